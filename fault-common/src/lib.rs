@@ -1,0 +1,2 @@
+//! The pure decisions of `fault`.
+#![no_std]

@@ -1,0 +1,2 @@
+//! The `fault` binary.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Builds, checks, tests and packages fault.
+fn main() {}
