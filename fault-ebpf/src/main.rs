@@ -1,9 +1,81 @@
-//! The eBPF programs of fault.
+//! The eBPF programs of `fault`: parse, match, act. What to do is decided in `fault-common`.
+//!
+//! Policy of every program: whatever goes wrong, the packet passes and a counter says why.
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        clippy::inline_always,
+        reason = "a call is a subprogram of its own to the kernel's verifier, with its own stack"
+    )
+)]
+
+mod act;
+mod answer;
+mod classify;
+mod counting;
+mod flows;
+mod maps;
+mod scope;
+mod skb;
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use fault_common::abi::ABI_VERSION;
+
+use crate::counting::{Fetch, NoFetch};
+use crate::skb::Skb;
+
+/// Read by the loader before anything else.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "fault_abi")]
+static FAULT_ABI: u32 = ABI_VERSION;
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+/// Egress of a device with Ethernet headers.
+#[classifier]
+pub fn fault_egress(ctx: TcContext) -> i32 {
+    classify::handle::<Fetch, true, 14>(Skb::new(&ctx))
+}
+
+/// Ingress of a device with Ethernet headers.
+#[classifier]
+pub fn fault_ingress(ctx: TcContext) -> i32 {
+    classify::handle::<Fetch, false, 14>(Skb::new(&ctx))
+}
+
+/// Egress of a device without a link layer header: a tun, `WireGuard`.
+#[classifier]
+pub fn fault_egress_l3(ctx: TcContext) -> i32 {
+    classify::handle::<Fetch, true, 0>(Skb::new(&ctx))
+}
+
+/// Ingress of a device without a link layer header.
+#[classifier]
+pub fn fault_ingress_l3(ctx: TcContext) -> i32 {
+    classify::handle::<Fetch, false, 0>(Skb::new(&ctx))
+}
+
+/// [`fault_egress`] for kernels before 5.12, which have no atomic fetch-and-add.
+#[classifier]
+pub fn fault_egress_old(ctx: TcContext) -> i32 {
+    classify::handle::<NoFetch, true, 14>(Skb::new(&ctx))
+}
+
+/// [`fault_ingress`] for kernels before 5.12.
+#[classifier]
+pub fn fault_ingress_old(ctx: TcContext) -> i32 {
+    classify::handle::<NoFetch, false, 14>(Skb::new(&ctx))
+}
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // No panic survives optimisation; the verifier refuses an endless loop if one ever does.
     loop {}
 }

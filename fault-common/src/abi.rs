@@ -1,0 +1,379 @@
+//! The layout of every BPF map value, shared by the programs and the loader.
+//!
+//! A change to anything here, or to what a field means, is a new [`ABI_VERSION`]: the loader refuses
+//! an object that carries another one.
+
+/// Version of this layout.
+pub const ABI_VERSION: u32 = 1;
+/// Name of the ELF section in which the object carries [`ABI_VERSION`].
+pub const ABI_SECTION: &str = "fault_abi";
+
+/// Largest number of rules in a set.
+pub const RULES_MAX: u32 = 4096;
+/// Largest number of 64-bit words of a rule vector: one bit for each rule.
+pub const WORDS_MAX: u32 = RULES_MAX / 64;
+/// How many matching rules are judged for one packet; the others are counted in
+/// [`Counter::TooManyMatches`].
+pub const MATCHES_MAX: usize = 8;
+/// How many rules keep their state for a connection inside the connection's own entry.
+pub const FLOW_SLOTS: usize = 4;
+/// How many cgroup levels a rule set may use as scopes.
+pub const SCOPE_LEVELS_MAX: usize = 4;
+/// Most bits that one `corrupt` flips in one packet.
+pub const CORRUPT_BITS_MAX: u32 = 64;
+
+/// Direction of a packet as seen from the service.
+pub mod direction {
+    /// To the service.
+    pub const TO_SERVER: u8 = 0;
+    /// From the service.
+    pub const TO_CLIENT: u8 = 1;
+    /// The bit of [`TO_SERVER`] in [`super::RuleEntry::directions`].
+    pub const BIT_TO_SERVER: u8 = 1;
+    /// The bit of [`TO_CLIENT`].
+    pub const BIT_TO_CLIENT: u8 = 2;
+}
+
+/// What a rule does; values of [`RuleEntry::fault`].
+pub mod fault {
+    /// Silent random loss: `arguments[0]` threshold.
+    pub const LOSS: u8 = 1;
+    /// Gilbert-Elliott loss: `arguments` p, r, 1-h, 1-k as thresholds.
+    pub const LOSS_GILBERT_ELLIOTT: u8 = 2;
+    /// Four-state Markov loss: `arguments` p13, p31, p32, p23, p14 as thresholds.
+    pub const LOSS_STATE: u8 = 3;
+    /// Silent drop of whatever the modifiers pick; also `blackhole`.
+    pub const DROP: u8 = 4;
+    /// Refusal: `arguments[0]` is a value of [`super::reject`].
+    pub const REJECT: u8 = 5;
+    /// RST to both ends.
+    pub const RESET: u8 = 6;
+    /// Bit flips the receiver reads: `arguments[0]` threshold, `[1]` bits.
+    pub const CORRUPT_VISIBLE: u8 = 7;
+    /// Bit flips the receiver's checksum catches: `arguments[0]` threshold.
+    pub const CORRUPT_LINK: u8 = 8;
+    /// The same packet twice: `arguments[0]` threshold.
+    pub const DUPLICATE: u8 = 9;
+    /// Drops larger packets: `arguments[0]` bytes, `[1]` 1 to answer with ICMP "too big".
+    pub const MTU: u8 = 10;
+    /// Marks ECT packets CE: `arguments[0]` threshold.
+    pub const ECN: u8 = 11;
+    /// The service is gone: refuses what is new, resets what is open.
+    pub const DOWN: u8 = 12;
+}
+
+/// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].
+pub mod reject {
+    /// RST for TCP, ICMP port unreachable for others.
+    pub const BY_PROTOCOL: u64 = 0;
+    /// A TCP RST.
+    pub const RST: u64 = 1;
+    /// ICMP port unreachable.
+    pub const ICMP_PORT: u64 = 2;
+    /// ICMP host unreachable (v6: address unreachable).
+    pub const ICMP_HOST: u64 = 3;
+    /// ICMP administratively prohibited.
+    pub const ICMP_ADMIN: u64 = 4;
+}
+
+/// Bits of [`RuleEntry::flags`].
+pub mod rule_flag {
+    /// Triggers count over the whole rule instead of per connection.
+    pub const COUNT_PER_RULE: u8 = 1;
+    /// The mix window of the rule is in use.
+    pub const MIX: u8 = 2;
+}
+
+/// One compiled rule. Times are nanoseconds since [`SetHeader::epoch_ns`]; thresholds are of 2^32.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleEntry {
+    /// Key of the rule's draws.
+    pub key: u64,
+    /// Key of the draw that a `mix` makes once per connection.
+    pub mix_key: u64,
+    /// The rule's part of the mix draw: from here ...
+    pub mix_from: u64,
+    /// ... up to, not including, here.
+    pub mix_to: u64,
+    /// When the rule begins.
+    pub at_ns: u64,
+    /// How long it lasts; 0: until it is removed.
+    pub length_ns: u64,
+    /// Length of one repetition; 0: no repetition.
+    pub period_ns: u64,
+    /// How long it is active at the start of each repetition.
+    pub active_ns: u64,
+    /// First count that fires, from 1.
+    pub count_from: u64,
+    /// Last count that fires.
+    pub count_to: u64,
+    /// Only multiples of this count fire; 1 for all.
+    pub count_step: u64,
+    /// The `p=` modifier.
+    pub probability: u64,
+    /// What the fault needs: see [`fault`].
+    pub arguments: [u64; 5],
+    /// First connection concerned, from 1.
+    pub connection_from: u32,
+    /// Last connection concerned.
+    pub connection_to: u32,
+    /// Smallest IP packet concerned, in bytes.
+    pub size_min: u32,
+    /// Largest IP packet concerned, in bytes.
+    pub size_max: u32,
+    /// Index of the rule's [`RuleState`] and [`RuleStats`]; its name in events.
+    pub state: u32,
+    /// Identity of the rule across rule sets, never reused; not 0.
+    pub uid: u32,
+    /// What it does: see [`fault`].
+    pub fault: u8,
+    /// Bits of [`crate::packet::kind`] of which one must be there; 0: any packet.
+    pub kinds: u8,
+    /// Bits of [`direction`].
+    pub directions: u8,
+    /// Bits of [`rule_flag`].
+    pub flags: u8,
+    /// Always zero.
+    pub padding: u32,
+}
+
+/// What all rules of one set share.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetHeader {
+    /// Time 0 of the rules' windows, on `CLOCK_MONOTONIC`.
+    pub epoch_ns: u64,
+    /// How many rules there are.
+    pub rules: u32,
+    /// Changes whenever the scopes do, so that a connection's scope is looked up again.
+    pub scope_version: u32,
+    /// 1 when a rule names a host.
+    pub has_hosts: u8,
+    /// 1 when a rule is scoped to a cgroup.
+    pub has_scopes: u8,
+    /// How many of `scope_levels` are in use.
+    pub scope_level_count: u8,
+    /// Distinct cgroup levels of the scopes, deepest first.
+    pub scope_levels: [u8; SCOPE_LEVELS_MAX],
+    /// Always zero.
+    pub padding: u8,
+    /// Class of the rules without a port: TCP, UDP, ICMP, others; by direction.
+    pub portless: [[u16; 2]; 4],
+    /// Class of the rules without a host.
+    pub any_host: u16,
+    /// Class of the rules without a cgroup.
+    pub any_scope: u16,
+    /// Always zero.
+    pub padding2: u32,
+}
+
+/// The classes of one port, by direction: the rules for packets to it and from it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortClasses {
+    /// Of TCP.
+    pub tcp: [u16; 2],
+    /// Of UDP.
+    pub udp: [u16; 2],
+}
+
+/// A host's classes, by direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScopeKey {
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// Generation of the rule set.
+    pub generation: u32,
+    /// Always zero.
+    pub padding: u32,
+}
+
+/// What the daemon tells the programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Past this `CLOCK_MONOTONIC` time every packet passes.
+    pub lease_until_ns: u64,
+    /// Which of the two rule sets is in force: 0 or 1.
+    pub generation: u32,
+    /// 1 when events are wanted.
+    pub events: u32,
+}
+
+/// What one rule remembers of one connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowRule {
+    /// The rule's [`RuleEntry::uid`]; 0 for a free slot.
+    pub uid: u32,
+    /// The connection's ordinal among those of the rule, from 1.
+    pub connection: u32,
+    /// Packets that passed the rule's filters, by direction.
+    pub packets: [u64; 2],
+    /// State of a Markov loss model, by direction.
+    pub markov: [u32; 2],
+}
+
+/// What is remembered of one connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Deepest scope that the sending or receiving socket here lies in; 0: none.
+    pub scope: u64,
+    /// The scope of the other end, where both are local.
+    pub peer_scope: u64,
+    /// [`SetHeader::scope_version`] for which the scopes were looked up.
+    pub scope_version: u32,
+    /// Sequence number of the SYN that began the connection.
+    pub initial_sequence: u32,
+    /// Which [`crate::flow::Side`] the service is.
+    pub server_side: u8,
+    /// 1 when the SYN has been seen.
+    pub has_initial: u8,
+    /// Always zero.
+    pub padding: [u8; 6],
+    /// What rules remember of it.
+    pub rules: [FlowRule; FLOW_SLOTS],
+}
+
+/// What one rule remembers of all connections.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleState {
+    /// Connections seen.
+    pub connections: u64,
+    /// Packets that passed the rule's filters.
+    pub packets: u64,
+}
+
+/// What one rule saw and did, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleStats {
+    /// Packets (socket buffers) that were the rule's by target, direction and scope.
+    pub seen_packets: u64,
+    /// The same in wire packets: a super-packet counts its segments.
+    pub seen_segments: u64,
+    /// The same in wire bytes.
+    pub seen_bytes: u64,
+    /// Packets that the fault was applied to.
+    pub hit_packets: u64,
+    /// The same in wire packets.
+    pub hit_segments: u64,
+    /// The same in wire bytes.
+    pub hit_bytes: u64,
+    /// Hits that could not be carried out; the packet passed.
+    pub failed_packets: u64,
+}
+
+/// What happened to a packet; values of [`Event::action`].
+pub mod action {
+    /// Dropped silently.
+    pub const DROP: u8 = 1;
+    /// Dropped as the receiver's checksum would have.
+    pub const DROP_CHECKSUM: u8 = 2;
+    /// Answered with an RST.
+    pub const REJECT_RST: u8 = 3;
+    /// Answered with an ICMP error.
+    pub const REJECT_ICMP: u8 = 4;
+    /// Reset at both ends.
+    pub const RESET: u8 = 5;
+    /// Bits flipped.
+    pub const CORRUPT: u8 = 6;
+    /// Sent twice.
+    pub const DUPLICATE: u8 = 7;
+    /// Marked CE.
+    pub const ECN: u8 = 8;
+}
+
+/// A decision that fired.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC` time.
+    pub time_ns: u64,
+    /// The packet's ordinal in its connection and direction, from 1.
+    pub packet: u64,
+    /// The rule's [`RuleEntry::uid`].
+    pub rule: u32,
+    /// The connection's ordinal among those of the rule, from 1.
+    pub connection: u32,
+    /// Bytes on the wire.
+    pub bytes: u32,
+    /// Wire packets.
+    pub segments: u16,
+    /// 0 to the server, 1 to the client.
+    pub direction: u8,
+    /// What was done: see [`action`].
+    pub action: u8,
+}
+
+/// Why a program let a packet pass; indexes of the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Not IP.
+    NotIp = 0,
+    /// Headers cut off.
+    Truncated,
+    /// Header fields that contradict each other.
+    Malformed,
+    /// Too many IPv6 extension headers.
+    Headers,
+    /// IPv6 neighbour discovery, never touched.
+    Discovery,
+    /// A fragment without a transport header, in a set with port rules only.
+    Fragment,
+    /// The lease had run out.
+    LeaseExpired,
+    /// A map lookup that can't fail did.
+    Internal,
+    /// The connection table could not take the connection.
+    FlowTableFull,
+    /// More than [`MATCHES_MAX`] rules matched.
+    TooManyMatches,
+    /// A reply, reset or rewrite that the kernel refused.
+    ActionFailed,
+    /// An event for which the ring buffer had no room.
+    EventLost,
+    /// A packet that has been judged before and came back: a duplicate or a reply of ours.
+    Own,
+}
+
+/// How many [`Counter`]s there are.
+pub const COUNTERS: u32 = Counter::Own as u32 + 1;
+
+const _: () = {
+    assert!(size_of::<RuleEntry>() == 168);
+    assert!(size_of::<SetHeader>() == 48);
+    assert!(size_of::<PortClasses>() == 8);
+    assert!(size_of::<ScopeKey>() == 16);
+    assert!(size_of::<Control>() == 16);
+    assert!(size_of::<FlowRule>() == 32);
+    assert!(size_of::<Flow>() == 32 + 32 * FLOW_SLOTS);
+    assert!(size_of::<RuleStats>() == 56);
+    assert!(size_of::<Event>() == 32);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{
+        Control, Flow, FlowRule, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader,
+    };
+    use crate::flow::FlowKey;
+
+    // SAFETY: every one of these is `repr(C)`, without implicit padding (their sizes are asserted), and
+    // any bit pattern is a value.
+    unsafe impl aya::Pod for RuleEntry {}
+    unsafe impl aya::Pod for SetHeader {}
+    unsafe impl aya::Pod for PortClasses {}
+    unsafe impl aya::Pod for ScopeKey {}
+    unsafe impl aya::Pod for Control {}
+    unsafe impl aya::Pod for FlowRule {}
+    unsafe impl aya::Pod for Flow {}
+    unsafe impl aya::Pod for RuleState {}
+    unsafe impl aya::Pod for RuleStats {}
+    unsafe impl aya::Pod for FlowKey {}
+}

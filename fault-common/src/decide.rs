@@ -1,0 +1,343 @@
+//! What one rule does to one packet.
+//!
+//! The order is that of the documentation: window, then filters (direction, kind, size, connection,
+//! mix), then the count, then the trigger, then `p=`, then the fault's own chance. Only packets that
+//! passed window and filters are counted.
+
+use crate::abi::{
+    CORRUPT_BITS_MAX, FlowRule, RuleEntry, RuleState, action, fault, reject, rule_flag,
+};
+use crate::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN};
+use crate::random::{ALWAYS, Lane, Ordinals, below, chance, draw, mix};
+
+/// One packet, as a rule sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Time since the rule set's epoch.
+    pub now_ns: u64,
+    /// Bytes of the largest wire packet in it, IP header included.
+    pub size: u32,
+    /// See [`crate::abi::direction`].
+    pub direction: u8,
+}
+
+/// What is done to a packet after all its rules have been asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// What ends the packet's way: a value of [`action`], 0 for nothing.
+    pub end: u8,
+    /// Whether a copy is sent.
+    pub duplicate: bool,
+    /// Whether it is marked CE.
+    pub mark_ce: bool,
+    /// ICMP code of a refusal: a value of [`reject`], or the MTU for [`REJECT_TOO_BIG`].
+    pub reject: u64,
+    /// Bits to flip; 0 for none.
+    pub corrupt_bits: u32,
+    /// Key of the draws that say which bits.
+    pub corrupt_key: u64,
+}
+
+/// Added to an MTU in [`Verdict::reject`]: "packet too big" with that MTU.
+pub const REJECT_TOO_BIG: u64 = 1 << 32;
+
+/// How a counter that other CPUs may add to is advanced.
+pub trait Counting {
+    /// Adds one and gives the new value.
+    fn next(counter: &mut u64) -> u64;
+}
+
+/// [`Counting`] for a single thread: tests and user space.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain;
+
+impl Counting for Plain {
+    fn next(counter: &mut u64) -> u64 {
+        *counter += 1;
+        *counter
+    }
+}
+
+/// Begins a connection for a rule: gives it the rule's next ordinal.
+#[inline(always)]
+pub fn open<C: Counting>(rule: &RuleEntry, state: &mut RuleState, flow: &mut FlowRule) {
+    let connection = C::next(&mut state.connections);
+    *flow = FlowRule {
+        uid: rule.uid,
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "wraps after 4 billion connections"
+        )]
+        connection: connection as u32,
+        packets: [0, 0],
+        markov: [0, 0],
+    };
+}
+
+/// Whether the rule is in its window at `now_ns` since the epoch.
+#[must_use]
+#[inline(always)]
+pub const fn in_window(rule: &RuleEntry, now_ns: u64) -> bool {
+    if now_ns < rule.at_ns {
+        return false;
+    }
+    let since = now_ns - rule.at_ns;
+    if rule.length_ns != 0 && since >= rule.length_ns {
+        return false;
+    }
+    rule.period_ns == 0 || since % rule.period_ns < rule.active_ns
+}
+
+#[inline(always)]
+const fn passes_filters(
+    rule: &RuleEntry,
+    sample: &Sample,
+    packet: &Packet,
+    connection: u32,
+) -> bool {
+    (rule.kinds == 0 || rule.kinds & packet.kinds != 0)
+        && sample.size >= rule.size_min
+        && sample.size <= rule.size_max
+        && connection >= rule.connection_from
+        && connection <= rule.connection_to
+        && (rule.flags & rule_flag::MIX == 0 || in_mix(rule, connection))
+}
+
+/// Whether a connection's one draw falls to this alternative of a `mix`.
+#[inline(always)]
+const fn in_mix(rule: &RuleEntry, connection: u32) -> bool {
+    let once = Ordinals {
+        connection,
+        packet: 0,
+        direction: 0,
+    };
+    let drawn = draw(rule.mix_key, once, Lane::Mix as u64) >> 32;
+    drawn >= rule.mix_from && drawn < rule.mix_to
+}
+
+/// Judges a packet by one rule: updates what the rule remembers and adds to the verdict. The ordinals
+/// are returned when the fault fired.
+#[inline(always)]
+pub fn judge<C: Counting>(
+    rule: &RuleEntry,
+    sample: &Sample,
+    packet: &Packet,
+    flow: &mut FlowRule,
+    state: &mut RuleState,
+    verdict: &mut Verdict,
+) -> Option<(Ordinals, u8)> {
+    if !in_window(rule, sample.now_ns) || !passes_filters(rule, sample, packet, flow.connection) {
+        return None;
+    }
+    let side = (sample.direction & 1) as usize;
+    let ordinals = Ordinals {
+        connection: flow.connection,
+        packet: C::next(&mut flow.packets[side]),
+        direction: sample.direction,
+    };
+    let count = if rule.flags & rule_flag::COUNT_PER_RULE == 0 {
+        ordinals.packet + flow.packets[1 - side]
+    } else {
+        C::next(&mut state.packets)
+    };
+    let triggered = count >= rule.count_from
+        && count <= rule.count_to
+        && (rule.count_step <= 1 || count % rule.count_step == 0);
+    if !triggered
+        || (rule.probability != ALWAYS
+            && !chance(
+                draw(rule.key, ordinals, Lane::Probability as u64),
+                rule.probability,
+            ))
+    {
+        return None;
+    }
+    let done = fire(
+        rule,
+        sample,
+        packet,
+        ordinals,
+        &mut flow.markov[side],
+        verdict,
+    );
+    if done == 0 {
+        None
+    } else {
+        Some((ordinals, done))
+    }
+}
+
+/// What the fault itself decides; gives the [`action`] it adds to the verdict, 0 for none.
+#[inline(always)]
+fn fire(
+    rule: &RuleEntry,
+    sample: &Sample,
+    packet: &Packet,
+    ordinals: Ordinals,
+    markov: &mut u32,
+    verdict: &mut Verdict,
+) -> u8 {
+    let drawn = draw(rule.key, ordinals, Lane::Fault as u64);
+    let own = rule.arguments[0];
+    match rule.fault {
+        fault::LOSS if chance(drawn, own) => end(verdict, action::DROP),
+        fault::LOSS_GILBERT_ELLIOTT if gilbert_elliott(rule, ordinals, drawn, markov) => {
+            end(verdict, action::DROP)
+        }
+        fault::LOSS_STATE if four_state(rule, drawn, markov) => end(verdict, action::DROP),
+        fault::DROP => end(verdict, action::DROP),
+        fault::CORRUPT_LINK if chance(drawn, own) => end(verdict, action::DROP_CHECKSUM),
+        fault::CORRUPT_VISIBLE if packet.payload_length() > 0 && chance(drawn, own) => {
+            corrupt(rule, ordinals, verdict)
+        }
+        fault::DUPLICATE if chance(drawn, own) => {
+            verdict.duplicate = true;
+            action::DUPLICATE
+        }
+        fault::ECN if (packet.ecn == 1 || packet.ecn == 2) && chance(drawn, own) => {
+            verdict.mark_ce = true;
+            action::ECN
+        }
+        fault::MTU if u64::from(sample.size) > own => too_big(rule, packet, verdict),
+        fault::REJECT => refuse(own, packet, verdict),
+        fault::RESET => reset(packet, verdict),
+        fault::DOWN => down(packet, verdict),
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+const fn end(verdict: &mut Verdict, action: u8) -> u8 {
+    verdict.end = action;
+    action
+}
+
+#[inline(always)]
+const fn corrupt(rule: &RuleEntry, ordinals: Ordinals, verdict: &mut Verdict) -> u8 {
+    verdict.corrupt_bits = (rule.arguments[1] & 0xffff_ffff) as u32;
+    verdict.corrupt_key = draw(rule.key, ordinals, Lane::Bit as u64);
+    action::CORRUPT
+}
+
+#[inline(always)]
+fn too_big(rule: &RuleEntry, packet: &Packet, verdict: &mut Verdict) -> u8 {
+    if rule.arguments[1] == 0 || !may_be_answered(packet) {
+        return end(verdict, action::DROP);
+    }
+    verdict.reject = REJECT_TOO_BIG | rule.arguments[0];
+    end(verdict, action::REJECT_ICMP)
+}
+
+/// ICMP errors are never sent about ICMP errors, nor about later fragments (RFC 1122, RFC 4443).
+#[inline(always)]
+const fn may_be_answered(packet: &Packet) -> bool {
+    packet.has_transport && (!packet.is_icmp() || packet.is_echo_request())
+}
+
+#[inline(always)]
+fn refuse(with: u64, packet: &Packet, verdict: &mut Verdict) -> u8 {
+    let tcp = packet.protocol == PROTOCOL_TCP && packet.has_transport;
+    if tcp && (with == reject::BY_PROTOCOL || with == reject::RST) {
+        // An RST is never answered by an RST.
+        let silent = packet.tcp_flags & TCP_RST != 0 || packet.is_fragment;
+        return end(
+            verdict,
+            if silent {
+                action::DROP
+            } else {
+                action::REJECT_RST
+            },
+        );
+    }
+    if !may_be_answered(packet) {
+        return end(verdict, action::DROP);
+    }
+    verdict.reject = if with == reject::BY_PROTOCOL || with == reject::RST {
+        reject::ICMP_PORT
+    } else {
+        with
+    };
+    end(verdict, action::REJECT_ICMP)
+}
+
+/// A connection that is being reset already needs no help, and what is not TCP can't be reset.
+#[inline(always)]
+const fn reset(packet: &Packet, verdict: &mut Verdict) -> u8 {
+    if packet.protocol != PROTOCOL_TCP
+        || !packet.has_transport
+        || packet.is_fragment
+        || packet.tcp_flags & TCP_RST != 0
+    {
+        return 0;
+    }
+    end(verdict, action::RESET)
+}
+
+#[inline(always)]
+fn down(packet: &Packet, verdict: &mut Verdict) -> u8 {
+    let is_new = packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    if packet.protocol == PROTOCOL_TCP && !is_new {
+        return reset(packet, verdict);
+    }
+    refuse(reject::BY_PROTOCOL, packet, verdict)
+}
+
+/// One step of the Gilbert-Elliott model: `arguments` are p (good to bad), r (bad to good), the loss in
+/// the bad state (1-h) and in the good one (1-k). The state changes first, then the packet is lost or
+/// not by the state it is in. Source: Elliott, "Estimates of error rates for codes on burst-noise
+/// channels", 1963; parameters as in tc-netem(8).
+#[inline(always)]
+fn gilbert_elliott(rule: &RuleEntry, ordinals: Ordinals, drawn: u64, bad: &mut u32) -> bool {
+    let transition = draw(rule.key, ordinals, Lane::Transition as u64);
+    let leaves = chance(transition, rule.arguments[usize::from(*bad & 1 != 0)]);
+    if leaves {
+        *bad ^= 1;
+    }
+    let loss = if *bad & 1 == 0 {
+        rule.arguments[3]
+    } else {
+        rule.arguments[2]
+    };
+    chance(drawn, loss)
+}
+
+/// One step of the four-state Markov model of tc-netem(8): 1 good, 2 good within a burst, 3 lost
+/// within a burst, 4 lost on its own; `arguments` are p13, p31, p32, p23, p14. `state` holds the
+/// state less one, so that a new connection is in state 1. Source: Salsano, Ludovici, Ordine,
+/// "Definition of a general and intuitive loss model for packet networks", 2009.
+#[inline(always)]
+fn four_state(rule: &RuleEntry, drawn: u64, state: &mut u32) -> bool {
+    let [p13, p31, p32, p23, p14] = rule.arguments;
+    *state = match *state & 3 {
+        0 if chance(drawn, p14) => 3,
+        0 if chance(drawn, p14 + p13) => 2,
+        1 if chance(drawn, p23) => 2,
+        1 => 1,
+        2 if chance(drawn, p32) => 1,
+        2 if chance(drawn, p32 + p31) => 0,
+        2 => 2,
+        _ => 0,
+    };
+    *state >= 2
+}
+
+/// The n-th bit (from 0) of `bits` to flip in a payload of `payload_bits`: the payload is divided
+/// into that many equal parts and one bit is drawn in each, so all are distinct.
+#[must_use]
+#[inline(always)]
+pub const fn corrupt_position(key: u64, n: u32, bits: u32, payload_bits: u32) -> u32 {
+    let part = payload_bits / bits;
+    n * part + below(mix(key ^ ((n as u64 + 1) << 40)), part)
+}
+
+/// How many bits can be flipped in a payload: `wanted`, at most [`CORRUPT_BITS_MAX`] and what is there.
+#[must_use]
+#[inline(always)]
+pub const fn corrupt_count(wanted: u32, payload_bits: u32) -> u32 {
+    let most = if payload_bits < CORRUPT_BITS_MAX {
+        payload_bits
+    } else {
+        CORRUPT_BITS_MAX
+    };
+    if wanted < most { wanted } else { most }
+}

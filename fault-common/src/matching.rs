@@ -1,0 +1,245 @@
+//! Narrows a rule set down to the rules that concern a packet, at a cost that does not grow with their
+//! number.
+//!
+//! Each field of a packet (port, host, cgroup) is looked up once and gives a *class*: the set of rules
+//! that the field's value satisfies, as a bit vector. The rules of the packet are the intersection of
+//! its classes. A 64-bit summary of each vector (a bit for every word that is not zero) tells, with
+//! one AND, that there is no rule at all, which is the common case, and which words to look at
+//! otherwise. Source: Lakshman and Stiliadis, "High-speed policy-based packet forwarding", SIGCOMM
+//! 1998; the summaries are those of Baboescu and Varghese, "Scalable packet classification", 2001.
+
+use crate::abi::{MATCHES_MAX, PortClasses, SetHeader, WORDS_MAX, direction};
+use crate::flow::{Address, Side};
+use crate::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN};
+
+/// Where classes and vectors are looked up: BPF maps in the kernel, arrays in tests. Class 0 is the
+/// empty set.
+pub trait Tables {
+    /// What all rules share.
+    fn header(&self) -> &SetHeader;
+    /// The classes of a port.
+    fn port(&self, port: u16) -> PortClasses;
+    /// The class of an address, the one of rules without a host included.
+    fn host(&self, address: &Address) -> u16;
+    /// The class of a scope, the one of rules without a scope included; nothing for an unknown one.
+    fn scope(&self, cgroup: u64) -> Option<u16>;
+    /// The summary of a class: bit n is set when word n is not zero.
+    fn summary(&self, class: u16) -> u64;
+    /// One word of a class.
+    fn word(&self, class: u16, index: u32) -> u64;
+}
+
+/// The classes of a packet by its ports and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Rules for which the packet is one *to* the service, by port.
+    to_server: u16,
+    /// Rules for which it is one *from* the service, by port.
+    to_client: u16,
+    /// Rules without a port, by direction.
+    portless: [u16; 2],
+}
+
+/// What the connection of a packet adds to what the packet itself says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The packet's [`direction`] by who began the connection, for rules that the ports say nothing
+    /// about.
+    pub direction: u8,
+    /// The cgroups of the connection's local ends; 0 for none.
+    pub scopes: [u64; 2],
+}
+
+/// A rule that concerns the packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Index of the rule in its set.
+    pub rule: u16,
+    /// The packet's direction as seen from the rule's service: see [`direction`].
+    pub direction: u16,
+}
+
+/// The matching rules of a packet, in the order of the rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Matches {
+    /// The first [`Matches::count`] are valid.
+    pub items: [Match; MATCHES_MAX],
+    /// How many there are.
+    pub count: u32,
+    /// 1 when there were more than fit.
+    pub overflow: u32,
+}
+
+#[inline(always)]
+const fn protocol_index(packet: &Packet) -> usize {
+    match packet.protocol {
+        PROTOCOL_TCP => 0,
+        PROTOCOL_UDP => 1,
+        _ if packet.is_icmp() => 2,
+        _ => 3,
+    }
+}
+
+/// Looks the ports up. Nothing is returned when no rule can concern the packet: the fast way out.
+#[inline(always)]
+pub fn ports<T: Tables>(tables: &T, header: &SetHeader, packet: &Packet) -> Option<Ports> {
+    let index = protocol_index(packet);
+    let mut ports = Ports {
+        to_server: 0,
+        to_client: 0,
+        portless: header.portless[index],
+    };
+    if packet.has_transport && index < 2 {
+        let to = tables.port(packet.destination_port);
+        let from = tables.port(packet.source_port);
+        if index == 0 {
+            ports.to_server = to.tcp[0];
+            ports.to_client = from.tcp[1];
+        } else {
+            ports.to_server = to.udp[0];
+            ports.to_client = from.udp[1];
+        }
+    }
+    let any = ports.to_server | ports.to_client | ports.portless[0] | ports.portless[1];
+    if any == 0 { None } else { Some(ports) }
+}
+
+/// Which side of a new connection the service is, by its first packet seen: a TCP SYN comes from the
+/// client, a SYN-ACK from the server, an ICMP echo request from the client. Otherwise the lower port is
+/// the service's; with equal ports the first packet is taken to be the client's.
+#[must_use]
+#[inline(always)]
+pub const fn server_side(packet: &Packet, sender: Side) -> Side {
+    let (own, other) = match sender {
+        Side::Low => (Side::Low, Side::High),
+        Side::High => (Side::High, Side::Low),
+    };
+    if packet.protocol == PROTOCOL_TCP && packet.tcp_flags & TCP_SYN != 0 {
+        return if packet.tcp_flags & TCP_ACK == 0 {
+            other
+        } else {
+            own
+        };
+    }
+    if packet.is_icmp() {
+        return if packet.is_echo_request() { other } else { own };
+    }
+    if packet.source_port < packet.destination_port {
+        own
+    } else {
+        other
+    }
+}
+
+/// Intersects the classes of a packet, vectors of `words` words, and lists the rules.
+#[inline(always)]
+pub fn select<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    ports: Ports,
+    connection: &Connection,
+    words: u32,
+    matches: &mut Matches,
+) {
+    let header = tables.header();
+    let guess = connection.direction;
+    let portless = if guess == direction::TO_SERVER {
+        [ports.portless[0], 0]
+    } else {
+        [0, ports.portless[1]]
+    };
+    let scope = if header.has_scopes == 0 {
+        [0, 0]
+    } else {
+        let class = |scope| tables.scope(scope).unwrap_or(header.any_scope);
+        [class(connection.scopes[0]), class(connection.scopes[1])]
+    };
+    let hosts = if header.has_hosts == 0 {
+        [0, 0]
+    } else {
+        [
+            tables.host(&packet.destination),
+            tables.host(&packet.source),
+        ]
+    };
+    let query = Query {
+        header,
+        to_server: [ports.to_server, portless[0]],
+        to_client: [ports.to_client, portless[1]],
+        hosts,
+        scope,
+    };
+    matches.count = 0;
+    matches.overflow = 0;
+    let summary = query.intersect(|class| tables.summary(class));
+    let mut left = summary[0] | summary[1];
+    for index in 0..WORDS_MAX {
+        if index >= words || left == 0 {
+            break;
+        }
+        if left & 1 != 0 {
+            let word = query.intersect(|class| tables.word(class, index));
+            collect(word, index, guess, matches);
+        }
+        left >>= 1;
+    }
+}
+
+/// The classes that a packet's rules must be in.
+struct Query<'a> {
+    header: &'a SetHeader,
+    to_server: [u16; 2],
+    to_client: [u16; 2],
+    hosts: [u16; 2],
+    scope: [u16; 2],
+}
+
+impl Query<'_> {
+    /// The intersection of all fields for each direction, of summaries or of one word.
+    #[inline(always)]
+    fn intersect(&self, bits: impl Fn(u16) -> u64) -> [u64; 2] {
+        let mut both = [
+            bits(self.to_server[0]) | bits(self.to_server[1]),
+            bits(self.to_client[0]) | bits(self.to_client[1]),
+        ];
+        if self.header.has_hosts != 0 {
+            both[0] &= bits(self.hosts[0]);
+            both[1] &= bits(self.hosts[1]);
+        }
+        if self.header.has_scopes != 0 {
+            let scope = bits(self.scope[0]) | bits(self.scope[1]);
+            both[0] &= scope;
+            both[1] &= scope;
+        }
+        both
+    }
+}
+
+/// Lists the bits of one word. A rule that both directions name (a range that holds both ports) takes
+/// the guessed one.
+#[inline(always)]
+fn collect(word: [u64; 2], index: u32, guess: u8, matches: &mut Matches) {
+    let mut bits = word[0] | word[1];
+    for _ in 0..=MATCHES_MAX {
+        if bits == 0 {
+            return;
+        }
+        let bit = bits.trailing_zeros();
+        let both = (word[0] >> bit) & (word[1] >> bit) & 1;
+        let direction = if both != 0 {
+            u16::from(guess)
+        } else {
+            u16::from((word[0] >> bit) & 1 == 0)
+        };
+        let at = matches.count as usize;
+        if at >= MATCHES_MAX {
+            matches.overflow = 1;
+            return;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "below RULES_MAX")]
+        let rule = (index * 64 + bit) as u16;
+        matches.items[at] = Match { rule, direction };
+        matches.count += 1;
+        bits &= bits - 1;
+    }
+}

@@ -1,0 +1,199 @@
+//! The headers of the packets that refusals and resets answer with.
+
+use crate::abi::reject;
+use crate::decide::REJECT_TOO_BIG;
+use crate::packet::{
+    PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
+};
+
+/// Bytes of a TCP header without options.
+pub const TCP_HEADER: u32 = 20;
+/// Bytes that an ICMP error for IPv4 puts in front of the packet it quotes: IPv4 and ICMP headers.
+pub const ICMP_ROOM_V4: u32 = 28;
+/// The same for IPv6.
+pub const ICMP_ROOM_V6: u32 = 48;
+/// Bytes of the quoted packet's transport header: its ports, as RFC 792 asks for.
+pub const QUOTED_TRANSPORT: u32 = 8;
+
+/// Adds up bytes as the Internet checksum does (RFC 1071), in 16-bit words of native order.
+#[must_use]
+#[inline(always)]
+pub const fn sum_word(sum: u64, word: u32) -> u64 {
+    sum + word as u64
+}
+
+/// Folds a sum of native-order words into 16 bits.
+#[must_use]
+#[inline(always)]
+pub const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// The sum of the pseudo header of a packet of `length` transport bytes; the same in both directions.
+#[must_use]
+#[inline(always)]
+pub const fn pseudo_sum(packet: &Packet, protocol: u8, length: u32) -> u64 {
+    let (s, d) = (&packet.source, &packet.destination);
+    let mut sum = s[3] as u64 + d[3] as u64;
+    if packet.ipv6 {
+        sum += s[0] as u64 + s[1] as u64 + s[2] as u64;
+        sum += d[0] as u64 + d[1] as u64 + d[2] as u64;
+    }
+    sum + length.to_be() as u64 + (protocol as u32).to_be() as u64
+}
+
+const fn word_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Writes a TCP header that resets: to the receiver of `packet` as if its sender had, or
+/// (`reversed`) to its sender as if its receiver had.
+///
+/// The sequence number is the one that the addressee expects next, so that RFC 5961's check accepts
+/// it. `partial` leaves the sum of the pseudo header in the checksum field, for a packet whose
+/// checksum the device completes.
+#[must_use]
+#[inline(always)]
+pub fn rst_header(packet: &Packet, reversed: bool, partial: bool) -> [u8; TCP_HEADER as usize] {
+    let control =
+        u32::from(packet.tcp_flags & TCP_SYN != 0) + u32::from(packet.tcp_flags & TCP_FIN != 0);
+    let behind = packet
+        .sequence
+        .wrapping_add(packet.payload_length())
+        .wrapping_add(control);
+    let (sequence, acknowledgement) = if reversed {
+        let sequence = if packet.tcp_flags & TCP_ACK == 0 {
+            0
+        } else {
+            packet.acknowledgement
+        };
+        (sequence, behind)
+    } else {
+        (packet.sequence, packet.acknowledgement)
+    };
+    let (from, to) = if reversed {
+        (packet.destination_port, packet.source_port)
+    } else {
+        (packet.source_port, packet.destination_port)
+    };
+    let (f, t) = (from.to_be_bytes(), to.to_be_bytes());
+    let (s, a) = (sequence.to_be_bytes(), acknowledgement.to_be_bytes());
+    let flags = TCP_RST | TCP_ACK;
+    let mut header = [
+        f[0], f[1], t[0], t[1], s[0], s[1], s[2], s[3], a[0], a[1], a[2], a[3], 0x50, flags, 0, 0,
+        0, 0, 0, 0,
+    ];
+    let pseudo = pseudo_sum(packet, PROTOCOL_TCP, TCP_HEADER);
+    let checksum = if partial {
+        fold(pseudo)
+    } else {
+        let sum = pseudo
+            + u64::from(word_at(&header, 0))
+            + u64::from(word_at(&header, 4))
+            + u64::from(word_at(&header, 8))
+            + u64::from(word_at(&header, 12));
+        !fold(sum)
+    };
+    let c = checksum.to_ne_bytes();
+    header[16] = c[0];
+    header[17] = c[1];
+    header
+}
+
+/// Type, code and the four bytes behind the checksum of an ICMP error.
+#[inline(always)]
+const fn icmp_kind(ipv6: bool, with: u64) -> (u8, u8, u32) {
+    if with & REJECT_TOO_BIG != 0 {
+        let mtu = (with & 0xffff_ffff) as u32;
+        // IPv4 has room for 16 bits of it (RFC 1191), IPv6 for 32 (RFC 4443).
+        return if ipv6 {
+            (2, 0, mtu)
+        } else {
+            (3, 4, mtu & 0xffff)
+        };
+    }
+    let code = match (ipv6, with) {
+        (false, reject::ICMP_HOST) => 1,
+        (false, reject::ICMP_ADMIN) => 13,
+        (true, reject::ICMP_HOST) => 3,
+        (true, reject::ICMP_ADMIN) => 1,
+        (false, _) => 3,
+        (true, _) => 4,
+    };
+    (if ipv6 { 1 } else { 3 }, code, 0)
+}
+
+/// The eight bytes of the ICMP header of an error about `packet`; `quoted` is the sum of the quoted
+/// bytes and `quote` their number.
+#[must_use]
+#[inline(always)]
+pub fn icmp_header(packet: &Packet, with: u64, quote: u32, quoted: u64) -> [u8; 8] {
+    let (kind, code, rest) = icmp_kind(packet.ipv6, with);
+    let r = rest.to_be_bytes();
+    let mut header = [kind, code, 0, 0, r[0], r[1], r[2], r[3]];
+    let mut sum = quoted + u64::from(word_at(&header, 0)) + u64::from(word_at(&header, 4));
+    if packet.ipv6 {
+        sum += pseudo_sum(packet, PROTOCOL_ICMPV6, quote + 8);
+    }
+    let c = (!fold(sum)).to_ne_bytes();
+    header[2] = c[0];
+    header[3] = c[1];
+    header
+}
+
+/// The IPv4 header of an ICMP error from the packet's destination to its source, quoting `quote` bytes.
+#[must_use]
+#[inline(always)]
+pub fn icmp_ipv4_header(packet: &Packet, quote: u32) -> [u8; 20] {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a quote is at most 68 bytes"
+    )]
+    let total = ((ICMP_ROOM_V4 + quote) as u16).to_be_bytes();
+    let s = packet.destination[3].to_ne_bytes();
+    let d = packet.source[3].to_ne_bytes();
+    // Type of service: internetwork control, as the kernel sends its own errors.
+    let mut header = [
+        0x45,
+        0xc0,
+        total[0],
+        total[1],
+        0,
+        0,
+        0,
+        0,
+        64,
+        PROTOCOL_ICMP,
+        0,
+        0,
+        s[0],
+        s[1],
+        s[2],
+        s[3],
+        d[0],
+        d[1],
+        d[2],
+        d[3],
+    ];
+    let sum = u64::from(word_at(&header, 0))
+        + u64::from(word_at(&header, 4))
+        + u64::from(word_at(&header, 8))
+        + u64::from(word_at(&header, 12))
+        + u64::from(word_at(&header, 16));
+    let c = (!fold(sum)).to_ne_bytes();
+    header[10] = c[0];
+    header[11] = c[1];
+    header
+}
+
+/// The first eight bytes of the IPv6 header of an ICMP error that quotes `quote` bytes.
+#[must_use]
+#[inline(always)]
+pub const fn icmp_ipv6_start(quote: u32) -> [u8; 8] {
+    let length = ((quote + 8) as u16).to_be_bytes();
+    [0x60, 0, 0, 0, length[0], length[1], PROTOCOL_ICMPV6, 64]
+}

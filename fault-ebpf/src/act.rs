@@ -1,0 +1,142 @@
+//! Carries a verdict out.
+
+use fault_common::abi::{Counter, action};
+use fault_common::decide::{Verdict, corrupt_count, corrupt_position};
+use fault_common::packet::{
+    Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
+};
+
+use crate::answer;
+use crate::maps::{Scratch, count};
+use crate::skb::{NEXT, OWN_MARK, Skb};
+use fault_common::abi::CORRUPT_BITS_MAX;
+
+/// Does what the rules decided. A change that the kernel refuses leaves the packet to pass.
+#[inline(never)]
+pub fn carry_out<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+) -> i32 {
+    let done = match scratch.verdict.end {
+        0 => alter(skb, scratch).map(|()| NEXT),
+        action::DROP | action::DROP_CHECKSUM => Ok(skb.vanish()),
+        action::REJECT_RST => answer::refuse_with_rst(skb, scratch),
+        action::REJECT_ICMP => answer::refuse_with_icmp(skb, scratch),
+        action::RESET => answer::reset_both(skb, scratch),
+        _ => Err(()),
+    };
+    done.unwrap_or_else(|()| {
+        count(Counter::ActionFailed);
+        NEXT
+    })
+}
+
+#[inline(always)]
+fn alter<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+) -> Result<(), ()> {
+    let (packet, verdict) = (&scratch.packet, &scratch.verdict);
+    if verdict.corrupt_bits != 0 {
+        corrupt(skb, packet, verdict)?;
+    }
+    if verdict.mark_ce {
+        mark_ce(skb, packet)?;
+    }
+    if verdict.duplicate {
+        duplicate(skb, scratch)?;
+    }
+    Ok(())
+}
+
+/// Flips bits of the payload and puts the checksum right, so that the receiver reads them.
+#[inline(always)]
+fn corrupt<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    packet: &Packet,
+    verdict: &Verdict,
+) -> Result<(), ()> {
+    let payload_bits = packet.payload_length() * 8;
+    let bits = corrupt_count(verdict.corrupt_bits, payload_bits);
+    for n in 0..CORRUPT_BITS_MAX {
+        if n >= bits {
+            break;
+        }
+        let position = corrupt_position(verdict.corrupt_key, n, bits, payload_bits);
+        flip(
+            skb,
+            packet,
+            packet.payload_offset + position / 8,
+            0x80 >> (position % 8),
+        )?;
+    }
+    Ok(())
+}
+
+/// Where the transport checksum is, from the start of the packet.
+#[inline(always)]
+fn checksum_offset(packet: &Packet) -> Option<u32> {
+    let within = match packet.protocol {
+        PROTOCOL_TCP => 16,
+        PROTOCOL_UDP => 6,
+        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => 2,
+        _ => return None,
+    };
+    if packet.has_transport {
+        Some(packet.transport_offset + within)
+    } else {
+        None
+    }
+}
+
+#[inline(always)]
+fn flip<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    packet: &Packet,
+    offset: u32,
+    mask: u8,
+) -> Result<(), ()> {
+    let [byte] = skb.load::<1>(offset).ok_or(())?;
+    let changed = byte ^ mask;
+    if let Some(sum) = checksum_offset(packet) {
+        // The checksum adds 16-bit words from the transport header on.
+        let second = (offset - packet.transport_offset) & 1 != 0;
+        let word = |byte| u16::from_ne_bytes(if second { [0, byte] } else { [byte, 0] });
+        let udp = packet.protocol == PROTOCOL_UDP;
+        skb.replace_l4_sum(sum, word(byte), word(changed), udp)?;
+    }
+    skb.store(offset, &[changed])
+}
+
+/// Sets both ECN bits, and the IPv4 header checksum with them.
+#[inline(always)]
+fn mark_ce<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    packet: &Packet,
+) -> Result<(), ()> {
+    let at = packet.network_offset;
+    let [first, second] = skb.load::<2>(at).ok_or(())?;
+    if packet.ipv6 {
+        return skb.store_summed(at, &[first, second | 0x30]);
+    }
+    let marked = [first, second | 0x03];
+    skb.replace_l3_sum(
+        at + 10,
+        u16::from_ne_bytes([first, second]),
+        u16::from_ne_bytes(marked),
+    )?;
+    skb.store(at, &marked)
+}
+
+/// Sends a copy, which our mark lets pass the hook.
+#[inline(always)]
+fn duplicate<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+) -> Result<(), ()> {
+    scratch.mark = skb.mark();
+    skb.set_mark(OWN_MARK);
+    let sent = skb.clone_onward();
+    skb.set_mark(scratch.mark);
+    sent
+}

@@ -1,0 +1,44 @@
+//! Counters that several CPUs advance. The target has no atomics that core knows of, so they are
+//! written out.
+
+use core::arch::asm;
+
+use fault_common::decide::Counting;
+
+/// One instruction that adds and fetches: no two packets get the same ordinal. Linux 5.12.
+pub struct Fetch;
+
+impl Counting for Fetch {
+    #[inline(always)]
+    fn next(counter: &mut u64) -> u64 {
+        let mut value = 1_u64;
+        // SAFETY: `counter` points to eight aligned bytes.
+        unsafe {
+            asm!(
+                "{value} = atomic_fetch_add((u64 *)({at} + 0), {value})",
+                at = in(reg) core::ptr::from_mut(counter),
+                value = inout(reg) value,
+            );
+        }
+        value + 1
+    }
+}
+
+/// For older kernels: the addition is atomic, but two CPUs may, rarely, read the same value before it.
+pub struct NoFetch;
+
+impl Counting for NoFetch {
+    #[inline(always)]
+    fn next(counter: &mut u64) -> u64 {
+        let before = *counter;
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "lock *(u64 *)({at} + 0) += {value}",
+                at = in(reg) core::ptr::from_mut(counter),
+                value = in(reg) 1_u64,
+            );
+        }
+        before + 1
+    }
+}

@@ -1,0 +1,134 @@
+//! The maps and constants that the programs share with the daemon. Sizes given here are defaults: the
+//! loader sets them for the rules at hand.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use fault_common::abi::{
+    COUNTERS, Control, Counter, Flow, FlowRule, PortClasses, RuleEntry, RuleState, RuleStats,
+    ScopeKey, SetHeader,
+};
+use fault_common::decide::Verdict;
+use fault_common::flow::FlowKey;
+use fault_common::matching::Matches;
+use fault_common::packet::Packet;
+
+/// Words of a rule vector.
+#[unsafe(no_mangle)]
+pub static WORDS: Global<u32> = Global::new(1);
+/// Classes of one rule set.
+#[unsafe(no_mangle)]
+pub static CLASSES: Global<u32> = Global::new(64);
+/// 1 where a TCX link holds the program, 0 for a netlink filter: they differ in how a packet is
+/// stolen without its sender being told.
+#[unsafe(no_mangle)]
+pub static TCX: Global<u32> = Global::new(1);
+
+/// Lease and generation; one entry.
+#[map]
+pub static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// The headers of the two generations.
+#[map]
+pub static SETS: Array<SetHeader> = Array::with_max_entries(2, 0);
+/// Rules: generation x capacity.
+#[map]
+pub static RULES: Array<RuleEntry> = Array::with_max_entries(128, BPF_F_MMAPABLE);
+/// Classes of ports: generation x 65536.
+#[map]
+pub static PORTS: Array<PortClasses> = Array::with_max_entries(2 << 16, BPF_F_MMAPABLE);
+/// Summaries: generation x classes.
+#[map]
+pub static SUMMARIES: Array<u64> = Array::with_max_entries(128, BPF_F_MMAPABLE);
+/// Vectors: generation x classes x words.
+#[map]
+pub static VECTORS: Array<u64> = Array::with_max_entries(128, BPF_F_MMAPABLE);
+/// Classes of hosts: generation (4 bytes), then the IPv6 or mapped address.
+#[map]
+pub static HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Classes of scopes.
+#[map]
+pub static SCOPES: HashMap<ScopeKey, u32> = HashMap::with_max_entries(16, 0);
+/// What is remembered of connections.
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(32768, 0);
+/// What rules beyond the slots of a connection's own entry remember of it.
+#[map]
+pub static FLOW_RULES: LruHashMap<FlowRuleKey, FlowRule> = LruHashMap::with_max_entries(16384, 0);
+/// What rules remember of all connections.
+#[map]
+pub static RULE_STATES: Array<RuleState> = Array::with_max_entries(64, 0);
+/// What rules saw and did.
+#[map]
+pub static RULE_STATS: PerCpuArray<RuleStats> = PerCpuArray::with_max_entries(64, 0);
+/// Why packets passed.
+#[map]
+pub static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
+/// Decisions that fired.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+/// Room for what does not fit the stack; one entry for each CPU.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Key of [`HOSTS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct HostKey {
+    pub generation: u32,
+    pub address: [u32; 4],
+}
+
+/// Key of [`FLOW_RULES`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FlowRuleKey {
+    pub flow: FlowKey,
+    pub rule: u32,
+}
+
+/// See [`SCRATCH`]. A program can't be interrupted by another one on its CPU, except by the clones
+/// that it sends itself.
+#[repr(C)]
+pub struct Scratch {
+    /// The packet at hand.
+    pub packet: Packet,
+    /// Its connection.
+    pub key: FlowKey,
+    /// Its matching rules.
+    pub matches: Matches,
+    /// A connection to be entered into [`FLOWS`].
+    pub flow: Flow,
+    /// What its rules decided.
+    pub verdict: Verdict,
+    /// When, where and how large it is.
+    pub sight: Sight,
+    /// The mark that a packet had before it was given ours for its way back through the hook.
+    pub mark: u32,
+}
+
+/// What is known of a packet before any rule is asked.
+#[repr(C)]
+pub struct Sight {
+    /// `CLOCK_MONOTONIC` time.
+    pub now_ns: u64,
+    /// Time since the rule set's epoch.
+    pub since_ns: u64,
+    /// Wire packets in it.
+    pub segments: u32,
+    /// Bytes of the largest of them, IP header included.
+    pub size: u32,
+    /// Bytes on the wire.
+    pub bytes: u32,
+    /// Which rule set is in force.
+    pub generation: u32,
+}
+
+/// Counts one packet that passes for a reason worth telling.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(cell) = COUNTS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is to this CPU's own entry of the map.
+        unsafe { *cell += 1 };
+    }
+}

@@ -1,0 +1,222 @@
+//! Access to a socket buffer: what aya's safe wrapper does not offer, in one place.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::{
+    bpf_clone_redirect, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
+    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
+use aya_ebpf::programs::TcContext;
+use fault_common::packet::{Load, Packet};
+
+use crate::maps::TCX;
+
+/// The next program or filter decides: `TCX_NEXT` and `TC_ACT_UNSPEC` are the same.
+pub const NEXT: i32 = -1;
+const TC_ACT_SHOT: i32 = 2;
+const TC_ACT_STOLEN: i32 = 4;
+/// The loopback device has this index in every network namespace.
+const LOOPBACK_IFINDEX: u32 = 1;
+const BPF_F_INGRESS: u64 = 1;
+const BPF_F_RECOMPUTE_CSUM: u64 = 1;
+const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
+const BPF_ADJ_ROOM_MAC: u32 = 1;
+
+/// On a packet of ours that passes the hook again. Cleared there; never seen outside.
+pub const OWN_MARK: u32 = 0xfa17_0e1f;
+
+/// A socket buffer at the egress or ingress hook of a device whose link layer header has `LINK` bytes.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Skb<const EGRESS: bool, const LINK: u32>(*mut __sk_buff);
+
+impl<const EGRESS: bool, const LINK: u32> Load for Skb<EGRESS, LINK> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes N bytes or fails.
+        unsafe {
+            let status =
+                bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32);
+            if status == 0 {
+                Some(bytes.assume_init())
+            } else {
+                None
+            }
+        }
+    }
+}
+
+impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> Self {
+        Self(ctx.skb.skb)
+    }
+
+    #[inline(always)]
+    pub fn raw(&self) -> *mut __sk_buff {
+        self.0
+    }
+
+    /// Bytes from the link layer header on, of all segments together.
+    #[inline(always)]
+    pub fn length(&self) -> u32 {
+        // SAFETY: the context is valid for as long as the program runs; so below.
+        unsafe { (*self.0).len }
+    }
+
+    /// `EtherType` in host byte order.
+    #[inline(always)]
+    pub fn ethertype(&self) -> u16 {
+        u16::from_be(unsafe { (*self.0).protocol } as u16)
+    }
+
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        unsafe { (*self.0).mark }
+    }
+
+    #[inline(always)]
+    pub fn set_mark(&self, mark: u32) {
+        unsafe { (*self.0).mark = mark };
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        unsafe { (*self.0).ifindex }
+    }
+
+    #[inline(always)]
+    pub fn is_loopback(&self) -> bool {
+        self.ifindex() == LOOPBACK_IFINDEX
+    }
+
+    /// Wire packets in this buffer: 1, or the segments of a super-packet.
+    #[inline(always)]
+    pub fn segments(&self, packet: &Packet) -> u32 {
+        let (segments, size) = unsafe { ((*self.0).gso_segs, (*self.0).gso_size) };
+        if size == 0 {
+            1
+        } else if segments == 0 {
+            // A forwarded super-packet of a dubious source comes without the count.
+            packet.payload_length().div_ceil(size).max(1)
+        } else {
+            segments
+        }
+    }
+
+    /// Bytes of the largest wire packet in this buffer, from its IP header on.
+    #[inline(always)]
+    pub fn segment_size(&self, packet: &Packet) -> u32 {
+        let size = unsafe { (*self.0).gso_size };
+        let headers = packet.payload_offset - packet.network_offset;
+        if size == 0 {
+            packet.length()
+        } else {
+            headers + size
+        }
+    }
+
+    #[inline(always)]
+    pub fn store<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> Result<(), ()> {
+        self.store_with(offset, bytes, 0)
+    }
+
+    /// Stores bytes that no checksum field has been adjusted for.
+    #[inline(always)]
+    pub fn store_summed<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> Result<(), ()> {
+        self.store_with(offset, bytes, BPF_F_RECOMPUTE_CSUM)
+    }
+
+    #[inline(always)]
+    fn store_with<const N: usize>(
+        &self,
+        offset: u32,
+        bytes: &[u8; N],
+        flags: u64,
+    ) -> Result<(), ()> {
+        // SAFETY: `bytes` is N bytes long.
+        let status =
+            unsafe { bpf_skb_store_bytes(self.0, offset, bytes.as_ptr().cast(), N as u32, flags) };
+        done(status)
+    }
+
+    /// Adjusts the IPv4 header checksum at `offset` for 16 bits that changed.
+    #[inline(always)]
+    pub fn replace_l3_sum(&self, offset: u32, from: u16, to: u16) -> Result<(), ()> {
+        done(unsafe { bpf_l3_csum_replace(self.0, offset, from.into(), to.into(), 2) })
+    }
+
+    /// Adjusts the transport checksum at `offset` for 16 bits of the payload that changed, unless the
+    /// device is going to compute it.
+    #[inline(always)]
+    pub fn replace_l4_sum(&self, offset: u32, from: u16, to: u16, udp: bool) -> Result<(), ()> {
+        let flags = 2 | if udp { BPF_F_MARK_MANGLED_0 } else { 0 };
+        done(unsafe { bpf_l4_csum_replace(self.0, offset, from.into(), to.into(), flags) })
+    }
+
+    /// Cuts off what is behind `length` bytes.
+    #[inline(always)]
+    pub fn truncate(&self, length: u32) -> Result<(), ()> {
+        done(unsafe { bpf_skb_change_tail(self.0, length, 0) })
+    }
+
+    /// Makes room between the link layer and the IP header.
+    #[inline(always)]
+    pub fn make_room(&self, bytes: u32) -> Result<(), ()> {
+        done(unsafe { bpf_skb_adjust_room(self.0, bytes as i32, BPF_ADJ_ROOM_MAC, 0) })
+    }
+
+    /// Sends a copy the way this packet goes.
+    #[inline(always)]
+    pub fn clone_onward(&self) -> Result<(), ()> {
+        let flags = if EGRESS { 0 } else { BPF_F_INGRESS };
+        done(unsafe { bpf_clone_redirect(self.0, self.ifindex(), flags) })
+    }
+
+    /// Sends a copy back to where this packet came from. On loopback both ways are the same, and only
+    /// the way out keeps the route that 127.0.0.0/8 needs.
+    #[inline(always)]
+    pub fn clone_back(&self) -> Result<(), ()> {
+        done(unsafe { bpf_clone_redirect(self.0, self.ifindex(), self.back_flags()) })
+    }
+
+    #[inline(always)]
+    fn back_flags(&self) -> u64 {
+        if EGRESS && !self.is_loopback() {
+            BPF_F_INGRESS
+        } else {
+            0
+        }
+    }
+
+    /// The return value that sends this packet back to where it came from.
+    #[inline(always)]
+    pub fn send_back(&self) -> i32 {
+        if EGRESS && self.is_loopback() {
+            return NEXT;
+        }
+        unsafe { bpf_redirect(self.ifindex(), self.back_flags()) as i32 }
+    }
+
+    /// The return value that makes this packet vanish without its sender being told.
+    #[inline(always)]
+    pub fn vanish(&self) -> i32 {
+        if !EGRESS {
+            return TC_ACT_SHOT;
+        }
+        // TC_ACT_SHOT at egress is a drop that the sender's socket hears of. TCX takes no STOLEN there,
+        // but a redirect to no device frees the packet quietly.
+        if TCX.load() == 1 {
+            unsafe { bpf_redirect(0, 0) as i32 }
+        } else {
+            TC_ACT_STOLEN
+        }
+    }
+}
+
+#[inline(always)]
+fn done(status: core::ffi::c_long) -> Result<(), ()> {
+    if status == 0 { Ok(()) } else { Err(()) }
+}
