@@ -1,0 +1,118 @@
+//! Where things are, and running other programs: what every subcommand needs.
+
+use std::{
+    env,
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The folder that holds the workspace's Cargo.toml.
+///
+/// Taken from the environment that `cargo run` sets rather than from the build, since a target
+/// folder may be shared by several checkouts.
+pub fn root() -> PathBuf {
+    let manifest = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    match manifest.parent() {
+        Some(parent) => parent.to_owned(),
+        None => manifest,
+    }
+}
+
+/// The `cargo` that started this program, or the one on the path.
+pub fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    // These describe the package xtask, and build scripts of other packages would read them.
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env_remove("CARGO_MANIFEST_DIR")
+        .env_remove("CARGO_MANIFEST_PATH");
+    command
+}
+
+/// The command as one would type it, for messages.
+pub fn shown(command: &Command) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect();
+    words.join(" ")
+}
+
+/// Runs a command whose output the user sees.
+///
+/// # Errors
+/// Fails when the program can't be started or does not succeed.
+pub fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("can't start `{}`", shown(command)))?;
+    if !status.success() {
+        bail!("`{}` failed: {status}", shown(command));
+    }
+    Ok(())
+}
+
+/// Runs a command and returns what it wrote to its standard output, without the space around it.
+///
+/// # Errors
+/// Fails, with what the command wrote to its standard error, when it can't be started or does not
+/// succeed.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("can't start `{}`", shown(command)))?;
+    if !output.status.success() {
+        bail!(
+            "`{}` failed: {}: {}",
+            shown(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    let text = String::from_utf8(output.stdout)
+        .with_context(|| format!("`{}` did not print UTF-8", shown(command)))?;
+    Ok(text.trim().to_owned())
+}
+
+/// The first folder of `PATH` that holds this program, as a path to it.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    // Debian keeps root's tools where an ordinary user's PATH does not look.
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
+/// Where a tool that `setup` installs into the project is, or would be installed.
+///
+/// A git worktree uses what the main worktree has installed, so that each need not build its own.
+pub fn tool(name: &str) -> PathBuf {
+    let own = root().join(".tools/bin").join(name);
+    if own.is_file() {
+        return own;
+    }
+    let common = output(Command::new("git").current_dir(root()).args([
+        "rev-parse",
+        "--path-format=absolute",
+        "--git-common-dir",
+    ]));
+    // Not a git checkout at all is an ordinary case: there is no other place to look, then.
+    match common {
+        Ok(folder) => {
+            let shared = Path::new(&folder).with_file_name(".tools/bin").join(name);
+            if shared.is_file() { shared } else { own }
+        }
+        Err(_) => own,
+    }
+}
