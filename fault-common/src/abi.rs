@@ -15,8 +15,9 @@ pub const WORDS_MAX: u32 = RULES_MAX / 64;
 /// How many matching rules are judged for one packet; the others are counted in
 /// [`Counter::TooManyMatches`].
 pub const MATCHES_MAX: usize = 8;
-/// How many rules keep their state for a connection inside the connection's own entry.
-pub const FLOW_SLOTS: usize = 4;
+/// How many rules can remember something of one connection; further ones are counted in
+/// [`Counter::TooManyMatches`] and do not apply to it.
+pub const FLOW_SLOTS: usize = 8;
 /// How many cgroup levels a rule set may use as scopes.
 pub const SCOPE_LEVELS_MAX: usize = 4;
 /// Most bits that one `corrupt` flips in one packet.
@@ -332,7 +333,7 @@ pub enum Counter {
     Internal,
     /// The connection table could not take the connection.
     FlowTableFull,
-    /// More than [`MATCHES_MAX`] rules matched.
+    /// More than [`MATCHES_MAX`] rules matched a packet, or more than [`FLOW_SLOTS`] a connection.
     TooManyMatches,
     /// A reply, reset or rewrite that the kernel refused.
     ActionFailed,

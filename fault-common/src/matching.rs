@@ -30,7 +30,7 @@ pub trait Tables {
 }
 
 /// The classes of a packet by its ports and protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ports {
     /// Rules for which the packet is one *to* the service, by port.
     to_server: u16,
@@ -41,7 +41,7 @@ pub struct Ports {
 }
 
 /// What the connection of a packet adds to what the packet itself says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connection {
     /// The packet's [`direction`] by who began the connection, for rules that the ports say nothing
     /// about.

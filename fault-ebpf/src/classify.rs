@@ -1,18 +1,15 @@
 //! The way of a packet through a tc program.
 
-use core::ptr::NonNull;
-
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
-    Counter, Event, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleStats, ScopeKey, SetHeader,
-    direction,
+    Counter, Event, FLOW_SLOTS, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState, RuleStats,
+    ScopeKey, SetHeader,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
-use fault_common::flow::{Address, flow_of};
-use fault_common::matching::{Connection, Ports, Tables, ports, select};
+use fault_common::flow::Address;
+use fault_common::matching::{Tables, ports, select};
 use fault_common::packet::{Unparsed, parse};
-use fault_common::random::Ordinals;
 
 use crate::maps::{
     CLASSES, CONTROL, EVENTS, HOSTS, HostKey, PORTS, RULE_STATES, RULE_STATS, RULES, SCOPES,
@@ -41,17 +38,18 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     let control = CONTROL.get(0).ok_or(Counter::Internal)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation).ok_or(Counter::Internal)?;
-    let packet = parse(&skb, skb.ethertype(), LINK, skb.length()).map_err(unparsed)?;
-    let Some(ports) = ports(&Maps { header, generation }, header, &packet) else {
-        // Policy: no rule can concern this packet.
-        if packet.is_fragment && !packet.has_transport {
-            return Err(Counter::Fragment);
-        }
-        return Ok(NEXT);
-    };
     let scratch = SCRATCH.get_ptr_mut(0).ok_or(Counter::Internal)?;
     // SAFETY: see `Scratch`.
     let scratch = unsafe { &mut *scratch };
+    let passes = read(skb, header, scratch, generation);
+    if passes != 0 {
+        // Policy: what can't be read passes and is counted; so does what no rule can concern, uncounted.
+        return if passes == NO_RULE {
+            Ok(NEXT)
+        } else {
+            Err(reason(passes))
+        };
+    }
     if skb.mark() == OWN_MARK {
         // Policy: a packet is judged once.
         skb.set_mark(if EGRESS { scratch.mark } else { 0 });
@@ -63,69 +61,100 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
         // Policy: without a living daemon nothing is touched.
         return Err(Counter::LeaseExpired);
     }
-    let segments = skb.segments(&packet);
+    see(skb, header, scratch, now_ns, generation);
+    let flow = flows::enter(skb, header, scratch).ok_or(Counter::FlowTableFull)?;
+    if !list_rules(header, scratch) {
+        // Policy: the port is a rule's, the host or the scope is not.
+        return Ok(NEXT);
+    }
+    if !judge_rules::<C>(scratch, flow.as_ptr(), control.events) {
+        // Policy: no fault fired.
+        return Ok(NEXT);
+    }
+    Ok(act::carry_out(skb, scratch))
+}
+
+/// [`read`] found no rule that can concern the packet.
+const NO_RULE: u32 = 1;
+
+/// Reads the headers and looks the ports up. 0 when rules may concern the packet, else [`NO_RULE`] or a
+/// code for [`reason`].
+#[inline(never)]
+fn read<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    header: &SetHeader,
+    scratch: &mut Scratch,
+    generation: u32,
+) -> u32 {
+    let packet = match parse(&skb, skb.ethertype(), LINK, skb.length()) {
+        Ok(packet) => packet,
+        Err(Unparsed::NotIp) => return 2,
+        Err(Unparsed::Truncated) => return 3,
+        Err(Unparsed::Malformed) => return 4,
+        Err(Unparsed::Headers) => return 5,
+        Err(Unparsed::Discovery) => return 6,
+    };
+    let Some(ports) = ports(&Maps { header, generation }, header, &packet) else {
+        let fragment = packet.is_fragment && !packet.has_transport;
+        return if fragment { 7 } else { NO_RULE };
+    };
+    scratch.packet = packet;
+    scratch.ports = ports;
+    0
+}
+
+#[inline(always)]
+fn reason(code: u32) -> Counter {
+    match code {
+        2 => Counter::NotIp,
+        3 => Counter::Truncated,
+        4 => Counter::Malformed,
+        5 => Counter::Headers,
+        6 => Counter::Discovery,
+        _ => Counter::Fragment,
+    }
+}
+
+/// Notes when the packet came and how large it is.
+#[inline(always)]
+fn see<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    header: &SetHeader,
+    scratch: &mut Scratch,
+    now_ns: u64,
+    generation: u32,
+) {
+    let segments = skb.segments(&scratch.packet);
     scratch.sight = Sight {
         now_ns,
         since_ns: now_ns.saturating_sub(header.epoch_ns),
         segments,
-        size: skb.segment_size(&packet),
-        bytes: skb.length() + (segments - 1) * packet.payload_offset,
+        size: skb.segment_size(&scratch.packet),
+        bytes: skb.length() + (segments - 1) * scratch.packet.payload_offset,
         generation,
     };
-    scratch.packet = packet;
-    if let Some(flow) = find_rules(skb, header, scratch, ports)?
-        && judge_rules::<C>(scratch, flow.as_ptr(), control.events)
-    {
-        return Ok(act::carry_out(skb, scratch));
-    }
-    Ok(NEXT)
 }
 
-#[inline(always)]
-fn unparsed(reason: Unparsed) -> Counter {
-    match reason {
-        Unparsed::NotIp => Counter::NotIp,
-        Unparsed::Truncated => Counter::Truncated,
-        Unparsed::Malformed => Counter::Malformed,
-        Unparsed::Headers => Counter::Headers,
-        Unparsed::Discovery => Counter::Discovery,
-    }
-}
-
-/// Enters the connection and lists the packet's rules; gives the connection when there are any.
-#[inline(always)]
-fn find_rules<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    header: &SetHeader,
-    scratch: &mut Scratch,
-    ports: Ports,
-) -> Result<Option<NonNull<Flow>>, Counter> {
-    let generation = scratch.sight.generation;
-    let (key, side) = flow_of(&scratch.packet);
-    scratch.key = key;
-    let entry = flows::enter(skb, header, scratch, side).ok_or(Counter::FlowTableFull)?;
-    // SAFETY: a map value lives until the program ends.
-    let flow = unsafe { entry.as_ref() };
-    let connection = Connection {
-        direction: if flow.server_side == side as u8 {
-            direction::TO_CLIENT
-        } else {
-            direction::TO_SERVER
-        },
-        scopes: [flow.scope, flow.peer_scope],
+/// Lists the packet's rules; says whether there are any.
+#[inline(never)]
+fn list_rules(header: &SetHeader, scratch: &mut Scratch) -> bool {
+    let maps = Maps {
+        header,
+        generation: scratch.sight.generation,
     };
-    let maps = Maps { header, generation };
     let (packet, matches) = (&scratch.packet, &mut scratch.matches);
-    select(&maps, packet, ports, &connection, WORDS.load(), matches);
+    select(
+        &maps,
+        packet,
+        scratch.ports,
+        &scratch.connection,
+        WORDS.load(),
+        matches,
+    );
     if matches.overflow != 0 {
         count(Counter::TooManyMatches);
     }
-    // Policy when there are none: the port is a rule's, the host or the scope is not.
-    Ok(if matches.count == 0 {
-        None
-    } else {
-        Some(entry)
-    })
+    matches.count != 0
 }
 
 /// Asks the rules in their order; the first one that ends the packet's way is the last. Says whether
@@ -133,61 +162,78 @@ fn find_rules<const EGRESS: bool, const LINK: u32>(
 #[inline(never)]
 fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
     scratch.verdict = Verdict::default();
-    let mut hits = 0;
+    scratch.hits = 0;
     for index in 0..MATCHES_MAX {
         if index >= scratch.matches.count as usize || scratch.verdict.end != 0 {
             break;
         }
-        match judge_one::<C>(scratch, flow, index, events) {
-            Some(hit) => hits += u32::from(hit),
-            None => count(Counter::Internal),
+        scratch.index = index as u32;
+        if !judge_one::<C>(scratch, flow, events) {
+            count(Counter::Internal);
         }
     }
-    hits != 0
+    scratch.hits != 0
 }
 
-#[inline(always)]
-fn judge_one<C: Counting>(
-    scratch: &mut Scratch,
-    flow: *mut Flow,
-    index: usize,
-    events: u32,
-) -> Option<bool> {
-    let found = scratch.matches.items[index];
+/// Asks one rule; false when a map lookup failed that can't.
+#[inline(never)]
+fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
+    let found = scratch.matches.items[scratch.index as usize % MATCHES_MAX];
     let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(found.rule);
-    let rule = RULES.get(at)?;
-    let stats = RULE_STATS.get_ptr_mut(rule.state)?;
-    let state = RULE_STATES.get_ptr_mut(rule.state)?;
+    let Some(rule) = RULES.get(at) else {
+        return false;
+    };
+    let Some(stats) = RULE_STATS.get_ptr_mut(rule.state) else {
+        return false;
+    };
+    let Some(state) = RULE_STATES.get_ptr_mut(rule.state) else {
+        return false;
+    };
     // SAFETY: map values live until the program ends; the statistics are this CPU's own.
-    let (stats, state, flow) = unsafe { (&mut *stats, &mut *state, &mut *flow) };
+    let stats = unsafe { &mut *stats };
     stats.seen_packets += 1;
     stats.seen_segments += u64::from(scratch.sight.segments);
     stats.seen_bytes += u64::from(scratch.sight.bytes);
+    if !flows::find_slot::<C>(scratch, flow, rule, state) {
+        count(Counter::TooManyMatches);
+        return true;
+    }
+    scratch.fired = 0;
+    ask::<C>(scratch, flow, rule, state, found.direction);
+    if scratch.fired != 0 {
+        hit(scratch, rule, stats, events);
+    }
+    true
+}
+
+/// Lets the rule decide.
+#[inline(never)]
+fn ask<C: Counting>(
+    scratch: &mut Scratch,
+    flow: *mut Flow,
+    rule: &RuleEntry,
+    state: *mut RuleState,
+    direction: u16,
+) {
+    // SAFETY: map values live until the program ends.
+    let (flow, state) = unsafe { (&mut *flow, &mut *state) };
+    let memory = &mut flow.rules[scratch.slot as usize % FLOW_SLOTS];
     let sample = Sample {
         now_ns: scratch.sight.since_ns,
         size: scratch.sight.size,
-        direction: found.direction as u8,
+        direction: direction as u8,
     };
-    let mut memory = flows::memory::<C>(flow, &scratch.key, rule, state)?;
-    // SAFETY: as above.
-    let memory = unsafe { memory.as_mut() };
     let (packet, verdict) = (&scratch.packet, &mut scratch.verdict);
-    let Some((ordinals, action)) = judge::<C>(rule, &sample, packet, memory, state, verdict) else {
-        return Some(false);
-    };
-    hit(&scratch.sight, rule, stats, ordinals, action, events);
-    Some(true)
+    if let Some((ordinals, action)) = judge::<C>(rule, &sample, packet, memory, state, verdict) {
+        scratch.ordinals = ordinals;
+        scratch.fired = u32::from(action);
+    }
 }
 
 #[inline(always)]
-fn hit(
-    sight: &Sight,
-    rule: &RuleEntry,
-    stats: &mut RuleStats,
-    ordinals: Ordinals,
-    action: u8,
-    events: u32,
-) {
+fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u32) {
+    scratch.hits += 1;
+    let sight = &scratch.sight;
     stats.hit_packets += 1;
     stats.hit_segments += u64::from(sight.segments);
     stats.hit_bytes += u64::from(sight.bytes);
@@ -196,13 +242,13 @@ fn hit(
     }
     let event = Event {
         time_ns: sight.now_ns,
-        packet: ordinals.packet,
+        packet: scratch.ordinals.packet,
         rule: rule.uid,
-        connection: ordinals.connection,
+        connection: scratch.ordinals.connection,
         bytes: sight.bytes,
         segments: sight.segments as u16,
-        direction: ordinals.direction,
-        action,
+        direction: scratch.ordinals.direction,
+        action: scratch.fired as u8,
     };
     if EVENTS.output::<Event>(&event, 0).is_err() {
         count(Counter::EventLost);

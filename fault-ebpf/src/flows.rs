@@ -2,21 +2,43 @@
 
 use core::ptr::NonNull;
 
-use fault_common::abi::{Counter, FLOW_SLOTS, Flow, FlowRule, RuleEntry, RuleState, SetHeader};
+use fault_common::abi::{Flow, RuleEntry, RuleState, SetHeader, direction};
 use fault_common::decide::{Counting, open};
-use fault_common::flow::{FlowKey, Side};
-use fault_common::matching::server_side;
+use fault_common::flow::{Side, flow_of};
+use fault_common::matching::{Connection, server_side};
 use fault_common::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_SYN};
 
-use crate::maps::{FLOW_RULES, FLOWS, FlowRuleKey, Scratch, count};
+use crate::maps::{FLOWS, Scratch};
 use crate::scope;
 use crate::skb::Skb;
 
 const BPF_NOEXIST: u64 = 1;
 
 /// The connection of a packet, entered when it is new, begun anew when its ports are used again.
-#[inline(always)]
+#[inline(never)]
 pub fn enter<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    header: &SetHeader,
+    scratch: &mut Scratch,
+) -> Option<NonNull<Flow>> {
+    let (key, side) = flow_of(&scratch.packet);
+    scratch.key = key;
+    let entry = enter_as(skb, header, scratch, side)?;
+    // SAFETY: a map value lives until the program ends.
+    let flow = unsafe { entry.as_ref() };
+    scratch.connection = Connection {
+        direction: if flow.server_side == side as u8 {
+            direction::TO_CLIENT
+        } else {
+            direction::TO_SERVER
+        },
+        scopes: [flow.scope, flow.peer_scope],
+    };
+    Some(entry)
+}
+
+#[inline(always)]
+fn enter_as<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     header: &SetHeader,
     scratch: &mut Scratch,
@@ -72,7 +94,7 @@ fn set_scopes<const EGRESS: bool, const LINK: u32>(
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn insert<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     header: &SetHeader,
@@ -92,37 +114,25 @@ fn insert<const EGRESS: bool, const LINK: u32>(
     NonNull::new(FLOWS.get_ptr_mut(key)?)
 }
 
-/// What `rule` remembers of the connection: a slot of its entry, or an entry of its own where the slots
-/// are taken.
-#[inline(always)]
-pub fn memory<C: Counting>(
-    flow: &mut Flow,
-    key: &FlowKey,
+/// Finds the slot in which `rule` remembers the connection, or begins one; says whether there is one.
+/// The slot's index is left in the scratch.
+#[inline(never)]
+pub fn find_slot<C: Counting>(
+    scratch: &mut Scratch,
+    flow: *mut Flow,
     rule: &RuleEntry,
-    state: &mut RuleState,
-) -> Option<NonNull<FlowRule>> {
-    for index in 0..FLOW_SLOTS {
-        let slot = &mut flow.rules[index];
-        if slot.uid == rule.uid {
-            return Some(NonNull::from(slot));
-        }
+    state: *mut RuleState,
+) -> bool {
+    // SAFETY: map values live until the program ends.
+    let (flow, state) = unsafe { (&mut *flow, &mut *state) };
+    for (index, slot) in (0..).zip(flow.rules.iter_mut()) {
         if slot.uid == 0 {
             open::<C>(rule, state, slot);
-            return Some(NonNull::from(slot));
+        }
+        if slot.uid == rule.uid {
+            scratch.slot = index;
+            return true;
         }
     }
-    let key = FlowRuleKey {
-        flow: *key,
-        rule: rule.uid,
-    };
-    if let Some(found) = FLOW_RULES.get_ptr_mut(&key) {
-        return NonNull::new(found);
-    }
-    let mut fresh = FlowRule::default();
-    open::<C>(rule, state, &mut fresh);
-    if FLOW_RULES.insert(&key, &fresh, BPF_NOEXIST).is_err() {
-        count(Counter::FlowTableFull);
-        return None;
-    }
-    NonNull::new(FLOW_RULES.get_ptr_mut(&key)?)
+    false
 }

@@ -21,9 +21,9 @@ mod maps;
 mod scope;
 mod skb;
 
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
-use fault_common::abi::ABI_VERSION;
+use aya_ebpf::macros::{cgroup_sock, classifier};
+use aya_ebpf::programs::{SockContext, TcContext};
+use fault_common::abi::{ABI_VERSION, Counter};
 
 use crate::counting::{Fetch, NoFetch};
 use crate::skb::Skb;
@@ -71,6 +71,28 @@ pub fn fault_egress_old(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn fault_ingress_old(ctx: TcContext) -> i32 {
     classify::handle::<NoFetch, false, 14>(Skb::new(&ctx))
+}
+
+/// [`fault_egress_l3`] for kernels before 5.12.
+#[classifier]
+pub fn fault_egress_l3_old(ctx: TcContext) -> i32 {
+    classify::handle::<NoFetch, true, 0>(Skb::new(&ctx))
+}
+
+/// [`fault_ingress_l3`] for kernels before 5.12.
+#[classifier]
+pub fn fault_ingress_l3_old(ctx: TcContext) -> i32 {
+    classify::handle::<NoFetch, false, 0>(Skb::new(&ctx))
+}
+
+/// Sockets made in a cgroup that rules are limited to.
+#[cgroup_sock(sock_create)]
+pub fn fault_socket(ctx: SockContext) -> i32 {
+    if scope::store(&ctx).is_none() {
+        // Policy: the socket is made all the same; packets that it sends tell its scope later.
+        maps::count(Counter::Internal);
+    }
+    1
 }
 
 #[cfg(target_arch = "bpf")]

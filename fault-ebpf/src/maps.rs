@@ -1,18 +1,22 @@
 //! The maps and constants that the programs share with the daemon. Sizes given here are defaults: the
 //! loader sets them for the rules at hand.
 
+use core::ffi::c_void;
+
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use fault_common::abi::{
-    COUNTERS, Control, Counter, Flow, FlowRule, PortClasses, RuleEntry, RuleState, RuleStats,
-    ScopeKey, SetHeader,
+    COUNTERS, Control, Counter, Flow, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey,
+    SetHeader,
 };
 use fault_common::decide::Verdict;
 use fault_common::flow::FlowKey;
-use fault_common::matching::Matches;
+use fault_common::matching::{Connection, Matches, Ports};
 use fault_common::packet::Packet;
+use fault_common::random::Ordinals;
 
 /// Words of a rule vector.
 #[unsafe(no_mangle)]
@@ -24,6 +28,43 @@ pub static CLASSES: Global<u32> = Global::new(64);
 /// stolen without its sender being told.
 #[unsafe(no_mangle)]
 pub static TCX: Global<u32> = Global::new(1);
+
+/// 1 when rules may be limited to cgroups.
+#[unsafe(no_mangle)]
+pub static SCOPED: Global<u32> = Global::new(1);
+
+/// A map that the kernel keeps with each socket and copies to the sockets that a listener accepts.
+/// aya's own type lacks the flag for that, hence this definition by BTF, in libbpf's form.
+#[repr(C)]
+pub struct SocketStorage {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const u64,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: nothing is ever read through these pointers; only their types matter.
+unsafe impl Sync for SocketStorage {}
+
+impl SocketStorage {
+    /// What the storage helpers take as the map.
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *mut c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// The scope that a socket was made in.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub static SOCKET_SCOPES: SocketStorage = SocketStorage {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};
 
 /// Lease and generation; one entry.
 #[map]
@@ -52,9 +93,6 @@ pub static SCOPES: HashMap<ScopeKey, u32> = HashMap::with_max_entries(16, 0);
 /// What is remembered of connections.
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(32768, 0);
-/// What rules beyond the slots of a connection's own entry remember of it.
-#[map]
-pub static FLOW_RULES: LruHashMap<FlowRuleKey, FlowRule> = LruHashMap::with_max_entries(16384, 0);
 /// What rules remember of all connections.
 #[map]
 pub static RULE_STATES: Array<RuleState> = Array::with_max_entries(64, 0);
@@ -79,15 +117,9 @@ pub struct HostKey {
     pub address: [u32; 4],
 }
 
-/// Key of [`FLOW_RULES`].
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct FlowRuleKey {
-    pub flow: FlowKey,
-    pub rule: u32,
-}
-
-/// See [`SCRATCH`]. A program can't be interrupted by another one on its CPU, except by the clones
+/// See [`SCRATCH`]. Results go from one step to the next through here rather than in registers: what
+/// comes from a map is one unknown value to the verifier, so the paths of a step do not multiply with
+/// those of the next. A program can't be interrupted by another one on its CPU, except by the clones
 /// that it sends itself.
 #[repr(C)]
 pub struct Scratch {
@@ -103,6 +135,20 @@ pub struct Scratch {
     pub verdict: Verdict,
     /// When, where and how large it is.
     pub sight: Sight,
+    /// The classes of its ports.
+    pub ports: Ports,
+    /// What its connection adds to them.
+    pub connection: Connection,
+    /// The slot of the connection's entry in which the rule at hand remembers it.
+    pub slot: u32,
+    /// Which of the matching rules is at hand.
+    pub index: u32,
+    /// How many of them have fired.
+    pub hits: u32,
+    /// What the rule at hand did: see [`fault_common::abi::action`]; 0 for nothing.
+    pub fired: u32,
+    /// The ordinals by which it did.
+    pub ordinals: Ordinals,
     /// The mark that a packet had before it was given ours for its way back through the hook.
     pub mark: u32,
 }

@@ -1,1 +1,4 @@
-//! The user-space half of `fault`.
+//! The user-space half of `fault`: the command line, the daemon, the relay, and the loader of the
+//! kernel programs.
+
+pub mod kernel;

@@ -28,6 +28,9 @@ const RECORD: &str = "fault-user/ebpf/fault.bpf.json";
 /// what aya-ebpf asks for; it chooses the layout of registers in kprobes, which fault has none of.
 const RUSTC_FLAGS: &[&str] = &[
     "-Cpanic=abort",
+    // 32-bit registers (Linux 5.1): without them the code is a third longer and the verifier loses
+    // track of bounds.
+    "-Ctarget-cpu=v3",
     "-Cdebuginfo=2",
     "-Ccodegen-units=1",
     "-Clink-arg=--btf",

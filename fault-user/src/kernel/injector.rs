@@ -1,0 +1,465 @@
+//! The loaded programs with their maps.
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
+use aya::programs::{SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+use fault_common::abi::{
+    COUNTERS, Counter, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader,
+};
+
+use super::clock::monotonic_ns;
+use super::events::Events;
+use super::lease::Lease;
+use super::mapped::MappedArray;
+use super::object::{OBJECT, check_abi};
+use super::ruleset::Tables;
+use super::verifier;
+
+/// Priority of our netlink filters: low, so that they come first, and uncommon, so that they are known.
+pub const FILTER_PRIORITY: u16 = 0x0f17;
+/// Handle of our netlink filters.
+pub const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x0fa1);
+
+/// How the programs are held at an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// A TCX link (Linux 6.6): dies with this process.
+    Tcx,
+    /// A clsact qdisc and a netlink filter: outlives a killed process, until the lease runs out.
+    Clsact,
+}
+
+impl std::fmt::Display for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// Where in the host's traffic a program sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Packets that leave through the interface.
+    Egress,
+    /// Packets that arrive at it.
+    Ingress,
+}
+
+/// How large the maps are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Rules; rounded up to a multiple of 64.
+    pub rules: u32,
+    /// Distinct classes of ports, hosts and scopes.
+    pub classes: u32,
+    /// Hosts named by rules.
+    pub hosts: u32,
+    /// Cgroups named by rules.
+    pub scopes: u32,
+}
+
+impl Capacity {
+    /// Just enough for one rule set that is not going to change.
+    ///
+    /// # Errors
+    /// Never for tables that [`super::ruleset::compile`] made.
+    pub fn of(tables: &Tables) -> Result<Self> {
+        Ok(Self {
+            rules: u32::try_from(tables.words() * 64)?,
+            classes: u32::try_from(tables.classes.len())?,
+            hosts: u32::try_from(tables.hosts.len().max(1))?,
+            scopes: u32::try_from(tables.scopes.len().max(1))?,
+        })
+    }
+
+    fn words(self) -> u32 {
+        self.rules.div_ceil(64).max(1)
+    }
+}
+
+/// How the programs are loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Map sizes.
+    pub capacity: Capacity,
+    /// Whether decisions that fire are reported as events.
+    pub events: bool,
+    /// Forces one attachment; otherwise TCX where the kernel has it.
+    pub attachment: Option<Attachment>,
+}
+
+/// Key of the map of hosts.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct HostKey {
+    generation: u32,
+    address: [u8; 16],
+}
+
+// SAFETY: `repr(C)` without padding; any bit pattern is a key.
+unsafe impl aya::Pod for HostKey {}
+
+/// The programs, loaded, with their maps; attached where [`Injector::attach`] was called.
+pub struct Injector {
+    attachment: Attachment,
+    capacity: Capacity,
+    /// Whether the kernel lacks fetching atomics (before 5.12).
+    old: bool,
+    scope_version: u32,
+    events_wanted: bool,
+    rules: MappedArray<RuleEntry>,
+    ports: MappedArray<PortClasses>,
+    summaries: MappedArray<u64>,
+    vectors: MappedArray<u64>,
+    /// Number of the rules in force.
+    rules_in_force: u32,
+    lease: Lease,
+    ebpf: Ebpf,
+}
+
+impl Injector {
+    /// Creates the maps. Programs are loaded into the kernel when they are attached, and do nothing
+    /// before [`Injector::install`].
+    ///
+    /// # Errors
+    /// An object of another version, or the kernel refuses: no rights, no BPF.
+    pub fn load(options: &Options) -> Result<Self> {
+        check_abi(OBJECT)?;
+        let attachment = options.attachment.unwrap_or_else(|| {
+            if kernel_at_least(6, 6) {
+                Attachment::Tcx
+            } else {
+                Attachment::Clsact
+            }
+        });
+        let capacity = options.capacity;
+        let mut ebpf = create_maps(capacity, attachment)?;
+        let lease = Lease::start(mapped(&mut ebpf, "CONTROL", 1)?)?;
+        Ok(Self {
+            attachment,
+            capacity,
+            old: !kernel_at_least(5, 12),
+            scope_version: 0,
+            events_wanted: options.events,
+            rules: mapped(&mut ebpf, "RULES", 2 * capacity.words() * 64)?,
+            ports: mapped(&mut ebpf, "PORTS", 2 << 16)?,
+            summaries: mapped(&mut ebpf, "SUMMARIES", 2 * capacity.classes)?,
+            vectors: mapped(&mut ebpf, "VECTORS", 2 * capacity.classes * capacity.words())?,
+            rules_in_force: 0,
+            lease,
+            ebpf,
+        })
+    }
+
+    /// How the programs are attached.
+    #[must_use]
+    pub fn attachment(&self) -> Attachment {
+        self.attachment
+    }
+
+    /// The name of the program for one side of an interface.
+    fn program_name(&self, side: Side, link_header: bool) -> &'static str {
+        match (side, link_header, self.old) {
+            (Side::Egress, true, false) => "fault_egress",
+            (Side::Ingress, true, false) => "fault_ingress",
+            (Side::Egress, false, false) => "fault_egress_l3",
+            (Side::Ingress, false, false) => "fault_ingress_l3",
+            (Side::Egress, true, true) => "fault_egress_old",
+            (Side::Ingress, true, true) => "fault_ingress_old",
+            (Side::Egress, false, true) => "fault_egress_l3_old",
+            (Side::Ingress, false, true) => "fault_ingress_l3_old",
+        }
+    }
+
+    /// The program for one side of an interface, loaded. `link_header` says whether its packets begin
+    /// with an Ethernet header.
+    ///
+    /// # Errors
+    /// The kernel refuses it, in one line.
+    pub fn program(&mut self, side: Side, link_header: bool) -> Result<&mut SchedClassifier> {
+        let name = self.program_name(side, link_header);
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?
+            .try_into()?;
+        if program.fd().is_err()
+            && let Err(error) = program.load()
+        {
+            let summary = verifier::summary(name, &error);
+            return Err(anyhow!(error).context(summary));
+        }
+        Ok(program)
+    }
+
+    /// Attaches to one side of an interface, in front of every other program there. A clsact qdisc must
+    /// be there already where [`Attachment::Clsact`] is used.
+    ///
+    /// # Errors
+    /// The interface is gone, or the kernel refuses.
+    pub fn attach(
+        &mut self,
+        interface: &str,
+        side: Side,
+        link_header: bool,
+    ) -> Result<SchedClassifierLinkId> {
+        let options = match self.attachment {
+            Attachment::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
+            Attachment::Clsact => TcAttachOptions::Netlink(NlOptions {
+                priority: FILTER_PRIORITY,
+                handle: FILTER_HANDLE,
+                classid: None,
+            }),
+        };
+        let kind = match side {
+            Side::Egress => TcAttachType::Egress,
+            Side::Ingress => TcAttachType::Ingress,
+        };
+        self.program(side, link_header)?
+            .attach_with_options(interface, kind, options)
+            .with_context(|| format!("attaching to {interface}"))
+    }
+
+    /// Detaches what [`Injector::attach`] attached.
+    ///
+    /// # Errors
+    /// The kernel refuses; an interface that is gone is no error.
+    pub fn detach(&mut self, side: Side, link_header: bool, link: SchedClassifierLinkId) -> Result<()> {
+        self.program(side, link_header)?.detach(link).context("detaching a program")
+    }
+
+    /// Puts a rule set in force, at once and as a whole: no packet is judged by a mixture of two sets.
+    /// Times of the rules count from `epoch_ns` (`CLOCK_MONOTONIC`).
+    ///
+    /// # Errors
+    /// The tables exceed the capacity that the maps were made with; then the old set stays in force.
+    pub fn install(&mut self, tables: &Tables, epoch_ns: u64) -> Result<()> {
+        let generation = 1 - self.lease.generation();
+        self.check_capacity(tables)?;
+        if self.scope_version != 0 {
+            wait_for_programs()?;
+        }
+        self.scope_version += 1;
+        self.write_vectors(tables, generation);
+        self.write_hosts(tables, generation)?;
+        self.write_scopes(tables, generation)?;
+        let header = SetHeader {
+            epoch_ns,
+            rules: u32::try_from(tables.rules.len())?,
+            scope_version: self.scope_version,
+            ..tables.header
+        };
+        let mut sets: Array<&mut MapData, SetHeader> = self.map_mut("SETS")?.try_into()?;
+        sets.set(generation, header, 0)?;
+        let events = u32::from(self.events_wanted);
+        self.lease.update(|control| {
+            control.generation = generation;
+            control.events = events;
+        });
+        self.rules_in_force = u32::try_from(tables.rules.len())?;
+        Ok(())
+    }
+
+    fn check_capacity(&self, tables: &Tables) -> Result<()> {
+        let needed = Capacity::of(tables)?;
+        let has = self.capacity;
+        for (what, needed, has) in [
+            ("rules", needed.rules, has.words() * 64),
+            ("classes", needed.classes, has.classes),
+            ("hosts", needed.hosts, has.hosts),
+            ("cgroups", needed.scopes, has.scopes),
+        ] {
+            if needed > has {
+                bail!("the rules need room for {needed} {what}, there is room for {has}");
+            }
+        }
+        Ok(())
+    }
+
+    fn write_vectors(&mut self, tables: &Tables, generation: u32) {
+        let words = self.capacity.words() as usize;
+        let generation = generation as usize;
+        let first = generation * self.capacity.classes as usize;
+        for (class, vector) in tables.classes.iter().enumerate() {
+            let mut summary = 0;
+            for word in 0..words {
+                let bits = vector.get(word).copied().unwrap_or(0);
+                summary |= u64::from(bits != 0) << word;
+                self.vectors.set((first + class) * words + word, bits);
+            }
+            self.summaries.set(first + class, summary);
+        }
+        for (index, rule) in tables.rules.iter().enumerate() {
+            self.rules.set(generation * words * 64 + index, *rule);
+        }
+        for (port, classes) in tables.ports.iter().enumerate() {
+            self.ports.set((generation << 16) + port, *classes);
+        }
+    }
+
+    fn write_hosts(&mut self, tables: &Tables, generation: u32) -> Result<()> {
+        let mut hosts: LpmTrie<&mut MapData, HostKey, u32> = self.map_mut("HOSTS")?.try_into()?;
+        let stale: Vec<_> = hosts
+            .keys()
+            .filter(|key| key.as_ref().map_or(true, |key| key.data().generation == generation))
+            .collect::<Result<_, _>>()?;
+        for key in stale {
+            hosts.remove(&key)?;
+        }
+        for (network, class) in &tables.hosts {
+            let key = HostKey {
+                generation,
+                address: network.address.to_be_bytes(),
+            };
+            hosts.insert(&Key::new(32 + u32::from(network.prefix), key), u32::from(*class), 0)?;
+        }
+        Ok(())
+    }
+
+    fn write_scopes(&mut self, tables: &Tables, generation: u32) -> Result<()> {
+        let mut scopes: HashMap<&mut MapData, ScopeKey, u32> = self.map_mut("SCOPES")?.try_into()?;
+        let stale: Vec<_> = scopes
+            .keys()
+            .filter(|key| key.as_ref().map_or(true, |key| key.generation == generation))
+            .collect::<Result<_, _>>()?;
+        for key in stale {
+            scopes.remove(&key)?;
+        }
+        for (cgroup, class) in &tables.scopes {
+            let key = ScopeKey {
+                cgroup: *cgroup,
+                generation,
+                padding: 0,
+            };
+            scopes.insert(key, u32::from(*class), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Clears what rule `state` (a [`RuleEntry::state`]) remembers and counted, for a new rule.
+    ///
+    /// # Errors
+    /// `state` is not below the capacity.
+    pub fn clear_state(&mut self, state: u32) -> Result<()> {
+        let mut states: Array<&mut MapData, RuleState> = self.map_mut("RULE_STATES")?.try_into()?;
+        states.set(state, RuleState::default(), 0)?;
+        let mut stats: PerCpuArray<&mut MapData, RuleStats> = self.map_mut("RULE_STATS")?.try_into()?;
+        let empty = vec![RuleStats::default(); aya::util::nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?];
+        stats.set(state, PerCpuValues::try_from(empty)?, 0)?;
+        Ok(())
+    }
+
+    /// What the rule with this [`RuleEntry::state`] saw and did, and how many connections it saw.
+    ///
+    /// # Errors
+    /// `state` is not below the capacity.
+    pub fn stats(&self, state: u32) -> Result<(RuleStats, u64)> {
+        let stats: PerCpuArray<&MapData, RuleStats> = self.map("RULE_STATS")?.try_into()?;
+        let mut sum = RuleStats::default();
+        for cpu in stats.get(&state, 0)?.iter() {
+            sum.seen_packets += cpu.seen_packets;
+            sum.seen_segments += cpu.seen_segments;
+            sum.seen_bytes += cpu.seen_bytes;
+            sum.hit_packets += cpu.hit_packets;
+            sum.hit_segments += cpu.hit_segments;
+            sum.hit_bytes += cpu.hit_bytes;
+            sum.failed_packets += cpu.failed_packets;
+        }
+        let states: Array<&MapData, RuleState> = self.map("RULE_STATES")?.try_into()?;
+        Ok((sum, states.get(&state, 0)?.connections))
+    }
+
+    /// How many packets passed for the reason `counter`.
+    ///
+    /// # Errors
+    /// The kernel refuses to read the map.
+    pub fn counter(&self, counter: Counter) -> Result<u64> {
+        Ok(self.counters()?[counter as usize])
+    }
+
+    /// All counters, by [`Counter`].
+    ///
+    /// # Errors
+    /// The kernel refuses to read the map.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        let counts: PerCpuArray<&MapData, u64> = self.map("COUNTS")?.try_into()?;
+        (0..COUNTERS)
+            .map(|index| Ok(counts.get(&index, 0)?.iter().sum()))
+            .collect()
+    }
+
+    /// The events; to be taken once.
+    ///
+    /// # Errors
+    /// They have been taken.
+    pub fn take_events(&mut self) -> Result<Events> {
+        Events::take(&mut self.ebpf)
+    }
+
+    fn map(&self, name: &str) -> Result<&aya::maps::Map> {
+        self.ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))
+    }
+
+    fn map_mut(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("the eBPF object has no map {name}"))
+    }
+}
+
+/// Whether this kernel is of that version or newer; one that does not tell its version counts as old.
+fn kernel_at_least(major: u8, minor: u8) -> bool {
+    KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(major, minor, 0))
+}
+
+fn create_maps(capacity: Capacity, attachment: Attachment) -> Result<Ebpf> {
+    let words = capacity.words();
+    let tcx = u32::from(attachment == Attachment::Tcx);
+    EbpfLoader::new()
+        .override_global("WORDS", &words, true)
+        .override_global("CLASSES", &capacity.classes, true)
+        .override_global("TCX", &tcx, true)
+        .map_max_entries("RULES", 2 * words * 64)
+        .map_max_entries("RULE_STATES", words * 64)
+        .map_max_entries("RULE_STATS", words * 64)
+        .map_max_entries("SUMMARIES", 2 * capacity.classes)
+        .map_max_entries("VECTORS", 2 * capacity.classes * words)
+        .map_max_entries("HOSTS", 2 * capacity.hosts)
+        .map_max_entries("SCOPES", 2 * capacity.scopes)
+        .load(OBJECT)
+        .context("creating the BPF maps")
+}
+
+fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
+    let map = ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
+    let aya::maps::Map::Array(data) = map else {
+        bail!("the eBPF object's map {name} is not an array");
+    };
+    MappedArray::new(data, entries)
+}
+
+/// Waits until no program is running that started before: the old rule set may be overwritten then.
+fn wait_for_programs() -> Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call has no memory arguments.
+    let status = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    nix::errno::Errno::result(status).context("membarrier")?;
+    Ok(())
+}
+
+impl std::fmt::Debug for Injector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Injector")
+            .field("attachment", &self.attachment)
+            .field("capacity", &self.capacity)
+            .field("rules", &self.rules_in_force)
+            .field("now_ns", &monotonic_ns())
+            .finish_non_exhaustive()
+    }
+}
+

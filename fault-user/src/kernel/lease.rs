@@ -1,0 +1,118 @@
+//! Keeps the programs acting for as long as this process lives.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use fault_common::abi::Control;
+
+use super::clock::monotonic_ns;
+use super::mapped::MappedArray;
+
+/// How long the programs go on acting after this process has stopped renewing.
+pub const LEASE: Duration = Duration::from_secs(3);
+/// How often it is renewed.
+const RENEWAL: Duration = Duration::from_millis(500);
+
+/// The control entry, and the thread that pushes its deadline forward.
+pub struct Lease {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    stop: Condvar,
+}
+
+struct State {
+    map: MappedArray<Control>,
+    control: Control,
+    stopped: bool,
+}
+
+impl State {
+    fn write(&mut self) {
+        self.map.set(0, self.control);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    /// Takes the control entry over. The programs pass everything until [`Lease::update`].
+    pub fn start(map: MappedArray<Control>) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                map,
+                control: Control::default(),
+                stopped: false,
+            }),
+            stop: Condvar::new(),
+        });
+        let renewed = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("lease".to_owned())
+            .spawn(move || renew(&renewed))
+            .context("starting the thread that keeps the rules alive")?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Changes what the programs are told, and renews.
+    pub fn update(&self, change: impl FnOnce(&mut Control)) {
+        let mut state = self.shared.lock();
+        change(&mut state.control);
+        state.control.lease_until_ns = deadline_ns();
+        state.write();
+    }
+
+    /// Which rule set is in force.
+    pub fn generation(&self) -> u32 {
+        self.shared.lock().control.generation
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        {
+            let mut state = self.shared.lock();
+            state.stopped = true;
+            state.control.lease_until_ns = 0;
+            state.write();
+        }
+        self.shared.stop.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("fault: the lease thread panicked; the rules ended with it");
+        }
+    }
+}
+
+fn deadline_ns() -> u64 {
+    monotonic_ns() + u64::try_from(LEASE.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn renew(shared: &Shared) {
+    let mut state = shared.lock();
+    while !state.stopped {
+        // A lease that has never been taken stays so.
+        if state.control.lease_until_ns != 0 {
+            state.control.lease_until_ns = deadline_ns();
+            state.write();
+        }
+        state = shared
+            .stop
+            .wait_timeout(state, RENEWAL)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+    }
+}

@@ -1,0 +1,13 @@
+//! The kernel half: loads the programs, attaches them, writes rules, reads what they did.
+//!
+//! Everything here belongs to this process: links, maps and the lease that keeps the programs acting
+//! die with it.
+
+pub mod clock;
+pub mod events;
+pub mod injector;
+mod lease;
+pub mod mapped;
+pub mod object;
+pub mod ruleset;
+pub mod verifier;
