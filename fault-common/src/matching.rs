@@ -131,16 +131,26 @@ pub const fn server_side(packet: &Packet, sender: Side) -> Side {
     }
 }
 
-/// Intersects the classes of a packet, vectors of `words` words, and lists the rules.
+/// The classes that a packet's rules must be in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    to_server: [u16; 2],
+    to_client: [u16; 2],
+    hosts: [u16; 2],
+    scope: [u16; 2],
+    has_hosts: bool,
+    has_scopes: bool,
+    guess: u8,
+}
+
+/// Looks the remaining classes of a packet up.
 #[inline(always)]
-pub fn select<T: Tables>(
+pub fn query<T: Tables>(
     tables: &T,
     packet: &Packet,
     ports: Ports,
     connection: &Connection,
-    words: u32,
-    matches: &mut Matches,
-) {
+) -> Query {
     let header = tables.header();
     let guess = connection.direction;
     let portless = if guess == direction::TO_SERVER {
@@ -162,39 +172,18 @@ pub fn select<T: Tables>(
             tables.host(&packet.source),
         ]
     };
-    let query = Query {
-        header,
+    Query {
         to_server: [ports.to_server, portless[0]],
         to_client: [ports.to_client, portless[1]],
         hosts,
         scope,
-    };
-    matches.count = 0;
-    matches.overflow = 0;
-    let summary = query.intersect(|class| tables.summary(class));
-    let mut left = summary[0] | summary[1];
-    for index in 0..WORDS_MAX {
-        if index >= words || left == 0 {
-            break;
-        }
-        if left & 1 != 0 {
-            let word = query.intersect(|class| tables.word(class, index));
-            collect(word, index, guess, matches);
-        }
-        left >>= 1;
+        has_hosts: header.has_hosts != 0,
+        has_scopes: header.has_scopes != 0,
+        guess,
     }
 }
 
-/// The classes that a packet's rules must be in.
-struct Query<'a> {
-    header: &'a SetHeader,
-    to_server: [u16; 2],
-    to_client: [u16; 2],
-    hosts: [u16; 2],
-    scope: [u16; 2],
-}
-
-impl Query<'_> {
+impl Query {
     /// The intersection of all fields for each direction, of summaries or of one word.
     #[inline(always)]
     fn intersect(&self, bits: impl Fn(u16) -> u64) -> [u64; 2] {
@@ -202,16 +191,48 @@ impl Query<'_> {
             bits(self.to_server[0]) | bits(self.to_server[1]),
             bits(self.to_client[0]) | bits(self.to_client[1]),
         ];
-        if self.header.has_hosts != 0 {
+        if self.has_hosts {
             both[0] &= bits(self.hosts[0]);
             both[1] &= bits(self.hosts[1]);
         }
-        if self.header.has_scopes != 0 {
+        if self.has_scopes {
             let scope = bits(self.scope[0]) | bits(self.scope[1]);
             both[0] &= scope;
             both[1] &= scope;
         }
         both
+    }
+
+    /// The words in which there may be matching rules.
+    #[inline(always)]
+    pub fn summary<T: Tables>(&self, tables: &T) -> u64 {
+        let [to_server, to_client] = self.intersect(|class| tables.summary(class));
+        to_server | to_client
+    }
+
+    /// Lists the matching rules of one word.
+    #[inline(always)]
+    pub fn collect<T: Tables>(&self, tables: &T, index: u32, matches: &mut Matches) {
+        let word = self.intersect(|class| tables.word(class, index));
+        collect(word, index, self.guess, matches);
+    }
+}
+
+/// Lists the rules of a packet: the order of the steps, for those who need not split them up.
+pub fn select<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    connection: &Connection,
+    matches: &mut Matches,
+) {
+    *matches = Matches::default();
+    let Some(ports) = ports(tables, tables.header(), packet) else {
+        return;
+    };
+    let query = query(tables, packet, ports, connection);
+    let summary = query.summary(tables);
+    for index in (0..WORDS_MAX).filter(|index| summary >> index & 1 != 0) {
+        query.collect(tables, index, matches);
     }
 }
 

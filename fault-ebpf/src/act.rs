@@ -1,15 +1,14 @@
 //! Carries a verdict out.
 
-use fault_common::abi::{Counter, action};
-use fault_common::decide::{Verdict, corrupt_count, corrupt_position};
+use fault_common::abi::{CORRUPT_BITS_MAX, Counter, action};
+use fault_common::decide::{corrupt_count, corrupt_position};
 use fault_common::packet::{
     Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
 };
 
 use crate::answer;
-use crate::maps::{Scratch, count};
+use crate::maps::{ACTIONS, Scratch, count};
 use crate::skb::{NEXT, OWN_MARK, Skb};
-use fault_common::abi::CORRUPT_BITS_MAX;
 
 /// Does what the rules decided. A change that the kernel refuses leaves the packet to pass.
 #[inline(never)]
@@ -20,9 +19,9 @@ pub fn carry_out<const EGRESS: bool, const LINK: u32>(
     let done = match scratch.verdict.end {
         0 => alter(skb, scratch).map(|()| NEXT),
         action::DROP | action::DROP_CHECKSUM => Ok(skb.vanish()),
-        action::REJECT_RST => answer::refuse_with_rst(skb, scratch),
-        action::REJECT_ICMP => answer::refuse_with_icmp(skb, scratch),
-        action::RESET => answer::reset_both(skb, scratch),
+        action::REJECT_RST if may(action::REJECT_RST) => answer::refuse_with_rst(skb, scratch),
+        action::REJECT_ICMP if may(action::REJECT_ICMP) => answer::refuse_with_icmp(skb, scratch),
+        action::RESET if may(action::RESET) => answer::reset_both(skb, scratch),
         _ => Err(()),
     };
     done.unwrap_or_else(|()| {
@@ -31,61 +30,69 @@ pub fn carry_out<const EGRESS: bool, const LINK: u32>(
     })
 }
 
+/// Whether a rule of this object may do `action`.
+#[inline(always)]
+fn may(action: u8) -> bool {
+    ACTIONS.load() & (1 << action) != 0
+}
+
 #[inline(always)]
 fn alter<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     scratch: &mut Scratch,
 ) -> Result<(), ()> {
-    let (packet, verdict) = (&scratch.packet, &scratch.verdict);
-    if verdict.corrupt_bits != 0 {
-        corrupt(skb, packet, verdict)?;
+    if may(action::CORRUPT) && scratch.verdict.corrupt_bits != 0 {
+        corrupt(skb, scratch)?;
     }
-    if verdict.mark_ce {
-        mark_ce(skb, packet)?;
+    if may(action::ECN) && scratch.verdict.mark_ce {
+        mark_ce(skb, &scratch.packet)?;
     }
-    if verdict.duplicate {
+    if may(action::DUPLICATE) && scratch.verdict.duplicate {
         duplicate(skb, scratch)?;
     }
     Ok(())
 }
 
 /// Flips bits of the payload and puts the checksum right, so that the receiver reads them.
-#[inline(always)]
+#[inline(never)]
 fn corrupt<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
-    packet: &Packet,
-    verdict: &Verdict,
+    scratch: &mut Scratch,
 ) -> Result<(), ()> {
+    let (packet, verdict) = (&scratch.packet, &scratch.verdict);
     let payload_bits = packet.payload_length() * 8;
     let bits = corrupt_count(verdict.corrupt_bits, payload_bits);
+    scratch.checksum_offset = checksum_offset(packet);
     for n in 0..CORRUPT_BITS_MAX {
         if n >= bits {
             break;
         }
         let position = corrupt_position(verdict.corrupt_key, n, bits, payload_bits);
+        let offset = packet.payload_offset + position / 8;
         flip(
             skb,
             packet,
-            packet.payload_offset + position / 8,
+            scratch.checksum_offset,
+            offset,
             0x80 >> (position % 8),
         )?;
     }
     Ok(())
 }
 
-/// Where the transport checksum is, from the start of the packet.
+/// Where the transport checksum is, from the start of the packet; 0 where there is none.
 #[inline(always)]
-fn checksum_offset(packet: &Packet) -> Option<u32> {
+fn checksum_offset(packet: &Packet) -> u32 {
     let within = match packet.protocol {
         PROTOCOL_TCP => 16,
         PROTOCOL_UDP => 6,
         PROTOCOL_ICMP | PROTOCOL_ICMPV6 => 2,
-        _ => return None,
+        _ => return 0,
     };
     if packet.has_transport {
-        Some(packet.transport_offset + within)
+        packet.transport_offset + within
     } else {
-        None
+        0
     }
 }
 
@@ -93,17 +100,22 @@ fn checksum_offset(packet: &Packet) -> Option<u32> {
 fn flip<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     packet: &Packet,
+    checksum: u32,
     offset: u32,
     mask: u8,
 ) -> Result<(), ()> {
     let [byte] = skb.load::<1>(offset).ok_or(())?;
     let changed = byte ^ mask;
-    if let Some(sum) = checksum_offset(packet) {
+    if checksum != 0 {
         // The checksum adds 16-bit words from the transport header on.
-        let second = (offset - packet.transport_offset) & 1 != 0;
-        let word = |byte| u16::from_ne_bytes(if second { [0, byte] } else { [byte, 0] });
-        let udp = packet.protocol == PROTOCOL_UDP;
-        skb.replace_l4_sum(sum, word(byte), word(changed), udp)?;
+        let shift = ((offset - packet.transport_offset) & 1) * 8;
+        let word = |byte| u16::from_le(u16::from(byte) << shift);
+        skb.replace_l4_sum(
+            checksum,
+            word(byte),
+            word(changed),
+            packet.protocol == PROTOCOL_UDP,
+        )?;
     }
     skb.store(offset, &[changed])
 }

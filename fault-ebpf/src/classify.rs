@@ -4,11 +4,11 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
     Counter, Event, FLOW_SLOTS, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState, RuleStats,
-    ScopeKey, SetHeader,
+    ScopeKey, SetHeader, WORDS_MAX,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
-use fault_common::matching::{Tables, ports, select};
+use fault_common::matching::{Tables, ports, query};
 use fault_common::packet::{Unparsed, parse};
 
 use crate::maps::{
@@ -142,19 +142,42 @@ fn list_rules(header: &SetHeader, scratch: &mut Scratch) -> bool {
         header,
         generation: scratch.sight.generation,
     };
-    let (packet, matches) = (&scratch.packet, &mut scratch.matches);
-    select(
-        &maps,
-        packet,
-        scratch.ports,
-        &scratch.connection,
-        WORDS.load(),
-        matches,
-    );
-    if matches.overflow != 0 {
+    scratch.query = query(&maps, &scratch.packet, scratch.ports, &scratch.connection);
+    scratch.matches.count = 0;
+    scratch.matches.overflow = 0;
+    let mut left = scratch.query.summary(&maps);
+    for index in 0..WORDS_MAX {
+        if index >= WORDS.load() || left == 0 {
+            break;
+        }
+        if left & 1 != 0 {
+            fault_collect(index);
+        }
+        left >>= 1;
+    }
+    if scratch.matches.overflow != 0 {
         count(Counter::TooManyMatches);
     }
-    matches.count != 0
+    scratch.matches.count != 0
+}
+
+/// Lists the matching rules of one word. A global function, which the verifier looks at once and not
+/// once for each word; it takes nothing but numbers, because before Linux 5.12 such functions do.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_collect(index: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: see `Scratch`; the caller does not use it meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let generation = scratch.sight.generation & 1;
+    let Some(header) = SETS.get(generation) else {
+        return 0;
+    };
+    let maps = Maps { header, generation };
+    scratch.query.collect(&maps, index, &mut scratch.matches);
+    1
 }
 
 /// Asks the rules in their order; the first one that ends the packet's way is the last. Says whether

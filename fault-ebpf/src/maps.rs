@@ -14,7 +14,7 @@ use fault_common::abi::{
 };
 use fault_common::decide::Verdict;
 use fault_common::flow::FlowKey;
-use fault_common::matching::{Connection, Matches, Ports};
+use fault_common::matching::{Connection, Matches, Ports, Query};
 use fault_common::packet::Packet;
 use fault_common::random::Ordinals;
 
@@ -29,6 +29,10 @@ pub static CLASSES: Global<u32> = Global::new(64);
 #[unsafe(no_mangle)]
 pub static TCX: Global<u32> = Global::new(1);
 
+/// What rules may do: a bit for each value of [`fault_common::abi::action`]. The verifier leaves out what
+/// is not needed.
+#[unsafe(no_mangle)]
+pub static ACTIONS: Global<u32> = Global::new(u32::MAX);
 /// 1 when rules may be limited to cgroups.
 #[unsafe(no_mangle)]
 pub static SCOPED: Global<u32> = Global::new(1);
@@ -139,6 +143,8 @@ pub struct Scratch {
     pub ports: Ports,
     /// What its connection adds to them.
     pub connection: Connection,
+    /// All its classes.
+    pub query: Query,
     /// The slot of the connection's entry in which the rule at hand remembers it.
     pub slot: u32,
     /// Which of the matching rules is at hand.
@@ -149,6 +155,8 @@ pub struct Scratch {
     pub fired: u32,
     /// The ordinals by which it did.
     pub ordinals: Ordinals,
+    /// Where the transport checksum of the packet is; 0 where there is none.
+    pub checksum_offset: u32,
     /// The mark that a packet had before it was given ours for its way back through the hook.
     pub mark: u32,
 }

@@ -14,7 +14,9 @@ pub struct Events {
 
 impl Events {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let map = ebpf.take_map("EVENTS").context("the eBPF object has no map EVENTS")?;
+        let map = ebpf
+            .take_map("EVENTS")
+            .context("the eBPF object has no map EVENTS")?;
         Ok(Self {
             ring: RingBuf::try_from(map)?,
         })

@@ -151,7 +151,11 @@ impl Injector {
             rules: mapped(&mut ebpf, "RULES", 2 * capacity.words() * 64)?,
             ports: mapped(&mut ebpf, "PORTS", 2 << 16)?,
             summaries: mapped(&mut ebpf, "SUMMARIES", 2 * capacity.classes)?,
-            vectors: mapped(&mut ebpf, "VECTORS", 2 * capacity.classes * capacity.words())?,
+            vectors: mapped(
+                &mut ebpf,
+                "VECTORS",
+                2 * capacity.classes * capacity.words(),
+            )?,
             rules_in_force: 0,
             lease,
             ebpf,
@@ -231,8 +235,15 @@ impl Injector {
     ///
     /// # Errors
     /// The kernel refuses; an interface that is gone is no error.
-    pub fn detach(&mut self, side: Side, link_header: bool, link: SchedClassifierLinkId) -> Result<()> {
-        self.program(side, link_header)?.detach(link).context("detaching a program")
+    pub fn detach(
+        &mut self,
+        side: Side,
+        link_header: bool,
+        link: SchedClassifierLinkId,
+    ) -> Result<()> {
+        self.program(side, link_header)?
+            .detach(link)
+            .context("detaching a program")
     }
 
     /// Puts a rule set in force, at once and as a whole: no packet is judged by a mixture of two sets.
@@ -308,7 +319,10 @@ impl Injector {
         let mut hosts: LpmTrie<&mut MapData, HostKey, u32> = self.map_mut("HOSTS")?.try_into()?;
         let stale: Vec<_> = hosts
             .keys()
-            .filter(|key| key.as_ref().map_or(true, |key| key.data().generation == generation))
+            .filter(|key| {
+                key.as_ref()
+                    .map_or(true, |key| key.data().generation == generation)
+            })
             .collect::<Result<_, _>>()?;
         for key in stale {
             hosts.remove(&key)?;
@@ -318,16 +332,24 @@ impl Injector {
                 generation,
                 address: network.address.to_be_bytes(),
             };
-            hosts.insert(&Key::new(32 + u32::from(network.prefix), key), u32::from(*class), 0)?;
+            hosts.insert(
+                &Key::new(32 + u32::from(network.prefix), key),
+                u32::from(*class),
+                0,
+            )?;
         }
         Ok(())
     }
 
     fn write_scopes(&mut self, tables: &Tables, generation: u32) -> Result<()> {
-        let mut scopes: HashMap<&mut MapData, ScopeKey, u32> = self.map_mut("SCOPES")?.try_into()?;
+        let mut scopes: HashMap<&mut MapData, ScopeKey, u32> =
+            self.map_mut("SCOPES")?.try_into()?;
         let stale: Vec<_> = scopes
             .keys()
-            .filter(|key| key.as_ref().map_or(true, |key| key.generation == generation))
+            .filter(|key| {
+                key.as_ref()
+                    .map_or(true, |key| key.generation == generation)
+            })
             .collect::<Result<_, _>>()?;
         for key in stale {
             scopes.remove(&key)?;
@@ -350,8 +372,12 @@ impl Injector {
     pub fn clear_state(&mut self, state: u32) -> Result<()> {
         let mut states: Array<&mut MapData, RuleState> = self.map_mut("RULE_STATES")?.try_into()?;
         states.set(state, RuleState::default(), 0)?;
-        let mut stats: PerCpuArray<&mut MapData, RuleStats> = self.map_mut("RULE_STATS")?.try_into()?;
-        let empty = vec![RuleStats::default(); aya::util::nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?];
+        let mut stats: PerCpuArray<&mut MapData, RuleStats> =
+            self.map_mut("RULE_STATS")?.try_into()?;
+        let empty = vec![
+            RuleStats::default();
+            aya::util::nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?
+        ];
         stats.set(state, PerCpuValues::try_from(empty)?, 0)?;
         Ok(())
     }
@@ -404,11 +430,15 @@ impl Injector {
     }
 
     fn map(&self, name: &str) -> Result<&aya::maps::Map> {
-        self.ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))
+        self.ebpf
+            .map(name)
+            .with_context(|| format!("the eBPF object has no map {name}"))
     }
 
     fn map_mut(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
-        self.ebpf.map_mut(name).with_context(|| format!("the eBPF object has no map {name}"))
+        self.ebpf
+            .map_mut(name)
+            .with_context(|| format!("the eBPF object has no map {name}"))
     }
 }
 
@@ -436,7 +466,9 @@ fn create_maps(capacity: Capacity, attachment: Attachment) -> Result<Ebpf> {
 }
 
 fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
-    let map = ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
+    let map = ebpf
+        .map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))?;
     let aya::maps::Map::Array(data) = map else {
         bail!("the eBPF object's map {name} is not an array");
     };
@@ -462,4 +494,3 @@ impl std::fmt::Debug for Injector {
             .finish_non_exhaustive()
     }
 }
-

@@ -39,8 +39,17 @@ impl<T: Pod> MappedArray<T> {
         let bytes = NonZeroUsize::new(length).context("an array without entries")?;
         let flags = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let base = unsafe { mmap(None, bytes, flags, MapFlags::MAP_SHARED, map.fd().as_fd(), 0) }
-            .context("mapping a BPF array")?;
+        let base = unsafe {
+            mmap(
+                None,
+                bytes,
+                flags,
+                MapFlags::MAP_SHARED,
+                map.fd().as_fd(),
+                0,
+            )
+        }
+        .context("mapping a BPF array")?;
         Ok(Self {
             base: base.cast(),
             entries: entries as usize,

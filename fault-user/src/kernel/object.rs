@@ -16,7 +16,10 @@ pub fn check_abi(object: &[u8]) -> Result<()> {
     let section = file
         .section_by_name(ABI_SECTION)
         .context("the eBPF object has no version: it is not one of fault's")?;
-    let found = section.data()?.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes));
+    let found = section
+        .data()?
+        .first_chunk::<4>()
+        .map(|bytes| u32::from_le_bytes(*bytes));
     if found != Some(ABI_VERSION) {
         let found = found.map_or_else(|| "none".to_owned(), |version| version.to_string());
         bail!(
@@ -39,7 +42,11 @@ mod tests {
     fn another_version_is_refused_in_one_line() {
         let mut object = OBJECT.to_vec();
         let file = object::File::parse(OBJECT).unwrap();
-        let (offset, _) = file.section_by_name(ABI_SECTION).unwrap().file_range().unwrap();
+        let (offset, _) = file
+            .section_by_name(ABI_SECTION)
+            .unwrap()
+            .file_range()
+            .unwrap();
         object[usize::try_from(offset).unwrap()] ^= 0x40;
         let error = check_abi(&object).unwrap_err().to_string();
         assert!(error.contains("ABI version 65"), "{error}");

@@ -52,7 +52,11 @@ impl Network {
             IpAddr::V4(v4) => (u128::from(v4.to_ipv6_mapped()), prefix + 96),
             IpAddr::V6(v6) => (u128::from(v6), prefix),
         };
-        let mask = if prefix == 0 { 0 } else { u128::MAX << (128 - u32::from(prefix)) };
+        let mask = if prefix == 0 {
+            0
+        } else {
+            u128::MAX << (128 - u32::from(prefix))
+        };
         Self {
             address: bits & mask,
             prefix,
@@ -127,7 +131,9 @@ impl Classes {
             return Ok(*class);
         }
         let Ok(class) = u16::try_from(self.vectors.len()) else {
-            bail!("the rules divide ports and hosts into more than 65,535 classes; use fewer or simpler rules");
+            bail!(
+                "the rules divide ports and hosts into more than 65,535 classes; use fewer or simpler rules"
+            );
         };
         self.known.insert(vector.to_vec(), class);
         self.vectors.push(vector.to_vec());
@@ -153,7 +159,10 @@ fn set(vector: &mut [u64], rule: usize) {
 /// More rules, classes or scope levels than the programs have room for.
 pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
     if rules.len() > RULES_MAX as usize {
-        bail!("{} rules are more than the {RULES_MAX} that fit; use fewer, or wider ones", rules.len());
+        bail!(
+            "{} rules are more than the {RULES_MAX} that fit; use fewer, or wider ones",
+            rules.len()
+        );
     }
     let words = rules.len().div_ceil(64).max(1);
     let mut classes = Classes::new(words);
@@ -168,7 +177,10 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
     }
     let ports = port_classes(rules, words, &mut classes)?;
     header.has_hosts = u8::from(rules.iter().any(|rule| !rule.hosts.is_empty()));
-    let hostless = rules.iter().enumerate().filter(|(_, rule)| rule.hosts.is_empty());
+    let hostless = rules
+        .iter()
+        .enumerate()
+        .filter(|(_, rule)| rule.hosts.is_empty());
     header.any_host = classes.of_rules(words, hostless.map(|(index, _)| index))?;
     let hosts = host_classes(rules, words, &mut classes)?;
     let scopes = scope_classes(rules, words, &mut classes, &mut header)?;
@@ -200,7 +212,9 @@ fn empty_header() -> SetHeader {
 }
 
 fn names(rule: &PacketRule, protocol: usize) -> bool {
-    rule.protocols.iter().any(|named| *named as usize == protocol)
+    rule.protocols
+        .iter()
+        .any(|named| *named as usize == protocol)
 }
 
 fn goes(rule: &PacketRule, direction: usize) -> bool {
@@ -299,10 +313,15 @@ fn host_classes(
     let mut open: Vec<(Network, Vec<u64>)> = Vec::new();
     let mut result = Vec::with_capacity(networks.len());
     for (network, indexes) in networks {
-        while open.last().is_some_and(|(wider, _)| !wider.contains(&network)) {
+        while open
+            .last()
+            .is_some_and(|(wider, _)| !wider.contains(&network))
+        {
             open.pop();
         }
-        let mut vector = open.last().map_or_else(|| base.clone(), |(_, vector)| vector.clone());
+        let mut vector = open
+            .last()
+            .map_or_else(|| base.clone(), |(_, vector)| vector.clone());
         for index in indexes {
             set(&mut vector, index);
         }
@@ -319,9 +338,15 @@ fn scope_classes(
     classes: &mut Classes,
     header: &mut SetHeader,
 ) -> Result<Vec<(u64, u16)>> {
-    let unscoped = rules.iter().enumerate().filter(|(_, rule)| rule.scope.is_none());
+    let unscoped = rules
+        .iter()
+        .enumerate()
+        .filter(|(_, rule)| rule.scope.is_none());
     header.any_scope = classes.of_rules(words, unscoped.map(|(index, _)| index))?;
-    let mut scopes: Vec<&Scope> = rules.iter().filter_map(|rule| rule.scope.as_ref()).collect();
+    let mut scopes: Vec<&Scope> = rules
+        .iter()
+        .filter_map(|rule| rule.scope.as_ref())
+        .collect();
     scopes.sort_unstable_by_key(|scope| scope.cgroup);
     scopes.dedup_by_key(|scope| scope.cgroup);
     header.has_scopes = u8::from(!scopes.is_empty());
@@ -339,7 +364,9 @@ fn scope_classes(
     let mut result = Vec::with_capacity(scopes.len());
     for scope in scopes {
         let within = rules.iter().enumerate().filter(|(_, rule)| {
-            rule.scope.as_ref().is_none_or(|other| scope.path.starts_with(&other.path))
+            rule.scope
+                .as_ref()
+                .is_none_or(|other| scope.path.starts_with(&other.path))
         });
         let class = classes.of_rules(words, within.map(|(index, _)| index))?;
         result.push((scope.cgroup, class));

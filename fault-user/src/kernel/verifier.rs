@@ -20,9 +20,12 @@ pub fn summary(name: &str, error: &ProgramError) -> String {
 
 /// The line in which the verifier says what is wrong: the last one that is not its statistics.
 fn last_word(log: &str) -> Option<&str> {
-    log.lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("verification time") && !line.starts_with("stack depth"))
+    log.lines().map(str::trim).rfind(|line| {
+        !line.is_empty()
+            && !line.starts_with("processed ")
+            && !line.starts_with("verification time")
+            && !line.starts_with("stack depth")
+    })
 }
 
 #[cfg(test)]
