@@ -1,1 +1,2 @@
-//! t
+//! What this machine can do.
+pub(crate) mod bpf;

@@ -218,3 +218,19 @@ pub fn header_u32(payload: &[u8], offset: usize) -> Result<u32> {
         .map(|bytes| u32::from_ne_bytes(*bytes))
         .context("a netlink answer shorter than its header")
 }
+
+/// Runs a test in a network namespace of its own, which ends with it. Skipped without root.
+#[cfg(test)]
+pub(crate) fn in_own_netns(test: impl FnOnce() + Send + 'static) {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}

@@ -133,7 +133,8 @@ impl Hierarchy {
                  the host's cgroups (--cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup)"
             )
         })?;
-        self.at(self.mount.join(below))
+        // Component by component: joining an empty path would add a slash at the end.
+        self.at(self.mount.join(below).components().collect())
     }
 
     /// The cgroup at a directory that is known to be below the mount.
@@ -445,8 +446,17 @@ fn create_below(
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error).context(format!("can't make {}", path.display())),
         }
-        // `None`: between the two calls somebody's `fault clean` took it for a dead one's.
-        let Some(lock) = lock(&path)? else { continue };
+        let Some(lock) = lock(&path)? else {
+            // Between the two calls somebody's `fault clean` or `fault doctor` took it for a dead
+            // one's, and may have removed it already.
+            match fs::remove_dir(&path) {
+                Ok(()) => continue,
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => {
+                    return Err(error).context(format!("can't remove {}", path.display()));
+                }
+            }
+        };
         let made = CommandCgroup {
             cgroup: hierarchy.at(path)?,
             leftovers,

@@ -9,4 +9,5 @@ pub mod command;
 pub mod proc;
 pub mod signals;
 pub mod sockets;
+pub mod tree;
 pub mod user;

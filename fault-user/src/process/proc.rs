@@ -46,6 +46,8 @@ impl ProcessId {
 struct Stat {
     parent: i32,
     start_ticks: u64,
+    /// It has ended, with all its threads, and waits to be reaped.
+    is_zombie: bool,
 }
 
 /// `None` when the process is gone.
@@ -62,11 +64,14 @@ fn stat(pid: Pid) -> Result<Option<Stat>> {
 }
 
 /// The name in parentheses may hold spaces and parentheses itself, so fields count from the last
-/// one: state is field 3, the parent field 4, the start field 22.
+/// one: state is field 3, the parent 4, the number of threads 20, the start 22.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, after_name) = text.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
+    let threads: u32 = fields.get(17)?.parse().ok()?;
     Some(Stat {
+        // A first thread that has ended stays as a zombie while others run.
+        is_zombie: *fields.first()? == "Z" && threads <= 1,
         parent: fields.get(1)?.parse().ok()?,
         start_ticks: fields.get(19)?.parse().ok()?,
     })
@@ -83,6 +88,7 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
 /// `root` and everything below it, parents before their children.
 ///
 /// A process whose parent has ended belongs to the nearest reaper, and so no longer to the tree.
+/// Zombies are left out: they do nothing any more.
 ///
 /// # Errors
 /// When there is no process `root`, or `/proc` can't be read.
@@ -94,7 +100,7 @@ pub fn tree(root: Pid) -> Result<Vec<ProcessId>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        let Some(stat) = stat(Pid::from_raw(pid))? else {
+        let Some(stat) = stat(Pid::from_raw(pid))?.filter(|stat| !stat.is_zombie) else {
             continue;
         };
         let process = ProcessId {
@@ -165,9 +171,12 @@ mod tests {
 
     #[test]
     fn a_name_with_spaces_and_parentheses_shifts_no_field() {
-        let text = "12 (a) S) R 7 12 12 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4242 0 0";
+        let text = "12 (a) S) Z 7 12 12 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4242 0 0";
         let stat = parse_stat(text).expect("it is well formed");
         assert_eq!((stat.parent, stat.start_ticks), (7, 4242));
+        assert!(stat.is_zombie);
+        let threads = parse_stat(&text.replace(" 1 0 4242", " 2 0 4242")).unwrap();
+        assert!(!threads.is_zombie);
         assert!(parse_stat("12 (a) S 1").is_none());
         assert!(parse_stat("").is_none());
     }
