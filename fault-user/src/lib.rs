@@ -1,4 +1,6 @@
 //! The user-space half of `fault`: the command line, the daemon, the relay, and the loader of the
 //! kernel programs.
 
+pub mod doctor;
 pub mod kernel;
+pub mod process;

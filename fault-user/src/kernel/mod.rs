@@ -4,10 +4,14 @@
 //! die with it.
 
 pub mod clock;
+pub mod clsact;
 pub mod events;
 pub mod injector;
+pub mod interfaces;
+pub mod leftovers;
 mod lease;
 pub mod mapped;
+pub mod netlink;
 pub mod object;
 pub mod ruleset;
 pub mod verifier;

@@ -1,0 +1,2 @@
+//! What this machine can do.
+pub(crate) mod bpf;

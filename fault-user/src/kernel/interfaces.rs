@@ -1,0 +1,261 @@
+//! Network interfaces: what there is, and which of them a command's traffic can pass.
+use super::netlink::{Netlink, attributes, header_u32, nested};
+use anyhow::{Context, Result, bail};
+use netlink_packet_core::{parse_string, parse_u32};
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
+
+/// Bytes of `struct ifinfomsg`, which every link message starts with (linux/rtnetlink.h).
+const HEADER_BYTES: usize = 16;
+
+/// How alike (Jaro-Winkler, 0 to 1) a name must be to be offered as what was meant.
+const NEAR_ENOUGH: f64 = 0.6;
+
+/// A network interface of the calling thread's network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// The index that the kernel knows it by, from 1.
+    pub index: u32,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// A second name that an administrator, or `fault` itself, wrote on it.
+    pub alias: Option<String>,
+    /// `IFF_UP`: it is switched on. A cable need not be there.
+    pub up: bool,
+    /// `IFF_LOOPBACK`.
+    pub loopback: bool,
+    /// `veth`, `vlan`, `bridge`, `ifb`, `tun`, `bond`…; `None` for hardware and for `lo`.
+    pub kind: Option<String>,
+    /// The index of the bridge, bond or VRF that it is a port of.
+    pub master: Option<u32>,
+    /// What that master is: `bridge`, `bond`, `vrf`, `team`, `openvswitch`.
+    pub master_kind: Option<String>,
+    /// The index of the interface below (of a VLAN) or at the other end (of a veth).
+    pub link: Option<u32>,
+    /// The largest packet in bytes, without the link header.
+    pub mtu_bytes: u32,
+    /// The largest segmentation-offload packet in bytes that the stack may hand it.
+    pub gso_max_bytes: Option<u32>,
+    /// The most segments in one such packet.
+    pub gso_max_segments: Option<u32>,
+}
+
+impl Interface {
+    /// Its packets are seen again on the bridge, bond or team that it is a port of, and are left to
+    /// that one. A port of a VRF is not such a slave: the VRF sees no packet that comes in.
+    #[must_use]
+    pub fn is_slave(&self) -> bool {
+        self.master.is_some() && self.master_kind.as_deref() != Some("vrf")
+    }
+}
+
+/// Lists the interfaces of the calling thread's network namespace, by index.
+///
+/// # Errors
+/// When the kernel refuses the list or answers what can't be read.
+pub fn list() -> Result<Vec<Interface>> {
+    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let mut found = Netlink::route()?
+        .dump(&request, |payload| decode(payload).map(Some))
+        .context("can't list the network interfaces")?;
+    found.sort_by_key(|interface| interface.index);
+    Ok(found)
+}
+
+/// Attribute numbers of `linux/if_link.h`.
+mod attribute {
+    pub const NAME: u16 = 3;
+    pub const MTU: u16 = 4;
+    pub const LINK: u16 = 5;
+    pub const MASTER: u16 = 10;
+    pub const LINKINFO: u16 = 18;
+    pub const ALIAS: u16 = 20;
+    pub const GSO_MAX_SEGMENTS: u16 = 40;
+    pub const GSO_MAX_BYTES: u16 = 41;
+    /// Inside `LINKINFO`.
+    pub const KIND: u16 = 1;
+    /// Inside `LINKINFO`: the kind of the master.
+    pub const SLAVE_KIND: u16 = 4;
+}
+
+/// Decodes one link message into what [`Interface`] keeps of it.
+fn decode(payload: &[u8]) -> Result<Interface> {
+    let flags = header_u32(payload, 8)?;
+    let mut interface = Interface {
+        index: header_u32(payload, 4)?,
+        name: String::new(),
+        alias: None,
+        up: flags & nix::libc::IFF_UP.cast_unsigned() != 0,
+        loopback: flags & nix::libc::IFF_LOOPBACK.cast_unsigned() != 0,
+        kind: None,
+        master: None,
+        master_kind: None,
+        link: None,
+        mtu_bytes: 0,
+        gso_max_bytes: None,
+        gso_max_segments: None,
+    };
+    for (kind, value) in attributes(payload, HEADER_BYTES)? {
+        match kind {
+            attribute::NAME => interface.name = parse_string(value)?,
+            attribute::MTU => interface.mtu_bytes = parse_u32(value)?,
+            attribute::LINK => interface.link = Some(parse_u32(value)?).filter(|link| *link != 0),
+            attribute::MASTER => interface.master = Some(parse_u32(value)?),
+            attribute::ALIAS => interface.alias = Some(parse_string(value)?),
+            attribute::GSO_MAX_SEGMENTS => interface.gso_max_segments = Some(parse_u32(value)?),
+            attribute::GSO_MAX_BYTES => interface.gso_max_bytes = Some(parse_u32(value)?),
+            attribute::LINKINFO => {
+                for (kind, value) in nested(value)? {
+                    match kind {
+                        attribute::KIND => interface.kind = Some(parse_string(value)?),
+                        attribute::SLAVE_KIND => interface.master_kind = Some(parse_string(value)?),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(interface)
+}
+
+/// Which interfaces a rule set works on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Selection {
+    /// Every interface that a command's traffic can pass: `lo` and all others that are up, except
+    /// ports of a bridge, bond or team, whose packets the master sees.
+    #[default]
+    Default,
+    /// Exactly these, by name, up or not.
+    Names(Vec<String>),
+}
+
+/// Picks from `all` what `selection` asks for, each interface once.
+///
+/// # Errors
+/// A name that no interface has (with the nearest that there is), an empty list of names, or no
+/// usable interface at all.
+pub fn select(all: &[Interface], selection: &Selection) -> Result<Vec<Interface>> {
+    let chosen: Vec<Interface> = match selection {
+        Selection::Default => all
+            .iter()
+            .filter(|interface| interface.loopback || (interface.up && !interface.is_slave()))
+            .cloned()
+            .collect(),
+        Selection::Names(names) => {
+            let mut chosen: Vec<Interface> = Vec::new();
+            for name in names {
+                let interface = find(all, name)?;
+                if !chosen.contains(interface) {
+                    chosen.push(interface.clone());
+                }
+            }
+            chosen
+        }
+    };
+    if chosen.is_empty() {
+        bail!("no network interface to work on: switch one on (ip link set lo up) or name one");
+    }
+    Ok(chosen)
+}
+
+fn find<'a>(all: &'a [Interface], name: &str) -> Result<&'a Interface> {
+    if let Some(found) = all.iter().find(|interface| interface.name == name) {
+        return Ok(found);
+    }
+    let nearest = all
+        .iter()
+        .map(|known| (strsim::jaro_winkler(&known.name, name), &known.name))
+        .filter(|(likeness, _)| *likeness >= NEAR_ENOUGH)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    if let Some((_, nearest)) = nearest {
+        bail!("no network interface `{name}` here: did you mean `{nearest}`?");
+    }
+    let names: Vec<&str> = all.iter().map(|known| known.name.as_str()).collect();
+    bail!(
+        "no network interface `{name}` here: there are {}",
+        names.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(index: u32, name: &str, up: bool, master: Option<(u32, &str)>) -> Interface {
+        Interface {
+            index,
+            name: name.to_owned(),
+            alias: None,
+            up,
+            loopback: name == "lo",
+            kind: None,
+            master: master.map(|(index, _)| index),
+            master_kind: master.map(|(_, kind)| kind.to_owned()),
+            link: None,
+            mtu_bytes: 1500,
+            gso_max_bytes: None,
+            gso_max_segments: None,
+        }
+    }
+
+    fn machine() -> Vec<Interface> {
+        vec![
+            interface(1, "lo", false, None),
+            interface(2, "eth0", true, None),
+            interface(3, "eth1", true, Some((5, "bridge"))),
+            interface(4, "eth2", false, None),
+            interface(5, "br0", true, None),
+            interface(6, "blue", true, Some((7, "vrf"))),
+        ]
+    }
+
+    fn names(selection: &Selection) -> Result<Vec<String>> {
+        Ok(select(&machine(), selection)?
+            .into_iter()
+            .map(|interface| interface.name)
+            .collect())
+    }
+
+    #[test]
+    fn default_is_lo_and_whatever_is_up_and_no_port_of_a_bridge() {
+        assert_eq!(
+            names(&Selection::Default).unwrap(),
+            ["lo", "eth0", "br0", "blue"]
+        );
+    }
+
+    #[test]
+    fn a_named_interface_is_taken_once_though_down_or_a_port() {
+        let wanted = ["eth2", "eth1", "eth2"].map(str::to_owned).to_vec();
+        assert_eq!(names(&Selection::Names(wanted)).unwrap(), ["eth2", "eth1"]);
+    }
+
+    #[test]
+    fn an_unknown_name_gets_the_nearest_or_the_list() {
+        let near = names(&Selection::Names(vec!["eht0".to_owned()])).unwrap_err();
+        assert_eq!(
+            near.to_string(),
+            "no network interface `eht0` here: did you mean `eth0`?"
+        );
+        let far = names(&Selection::Names(vec!["wlp3s0".to_owned()])).unwrap_err();
+        assert_eq!(
+            far.to_string(),
+            "no network interface `wlp3s0` here: there are lo, eth0, eth1, eth2, br0, blue"
+        );
+    }
+
+    #[test]
+    fn no_names_is_an_error() {
+        assert!(names(&Selection::Names(Vec::new())).is_err());
+    }
+
+    #[test]
+    fn a_truncated_message_is_an_error_and_no_panic() {
+        for length in 0..HEADER_BYTES {
+            assert!(decode(&vec![0; length]).is_err());
+        }
+        let mut bad = vec![0; HEADER_BYTES];
+        bad.extend([200, 0, 3, 0]);
+        assert!(decode(&bad).is_err());
+    }
+}

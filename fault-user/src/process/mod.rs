@@ -1,0 +1,13 @@
+//! The processes that a rule set is aimed at: CMD or a running tree, its cgroup, its user, its
+//! signals, its exit code, its sockets.
+//!
+//! The order of `fault run`: [`command::CommandSpec::resolve`] (can CMD be started at all?),
+//! [`cgroup::CommandCgroup::create`] (whose id the rules need), the rules, and only then
+//! [`command::Prepared::spawn`]. CMD is in its cgroup before its first instruction.
+pub mod cgroup;
+pub mod command;
+pub mod proc;
+pub mod signals;
+pub mod sockets;
+pub mod tree;
+pub mod user;

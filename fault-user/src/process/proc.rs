@@ -1,0 +1,215 @@
+//! What `/proc` tells of a process.
+use anyhow::{Context, Result};
+use nix::unistd::Pid;
+use std::collections::{HashMap, HashSet};
+use std::{fs, io};
+
+/// A process that can't be mistaken for a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct ProcessId {
+    /// Its number in the PID namespace of `/proc`.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot (field 22 of `/proc/PID/stat`).
+    pub start_ticks: u64,
+}
+
+impl ProcessId {
+    /// This very process.
+    ///
+    /// # Errors
+    /// When `/proc` is not mounted.
+    pub fn own() -> Result<Self> {
+        Self::of(Pid::this())?.context("/proc has no entry for this process: mount /proc")
+    }
+
+    /// The process that has this number now; `None` when there is none.
+    ///
+    /// # Errors
+    /// When `/proc` can't be read.
+    pub fn of(pid: Pid) -> Result<Option<Self>> {
+        Ok(stat(pid)?.map(|stat| Self {
+            pid: pid.as_raw(),
+            start_ticks: stat.start_ticks,
+        }))
+    }
+
+    /// Whether it is still there (a zombie is), and is not a later process of the same number.
+    ///
+    /// # Errors
+    /// When `/proc` can't be read.
+    pub fn is_alive(&self) -> Result<bool> {
+        Ok(Self::of(Pid::from_raw(self.pid))?.as_ref() == Some(self))
+    }
+}
+
+/// The fields of `/proc/PID/stat` that are used here.
+struct Stat {
+    parent: i32,
+    start_ticks: u64,
+    /// It has ended, with all its threads, and waits to be reaped.
+    is_zombie: bool,
+}
+
+/// `None` when the process is gone.
+fn stat(pid: Pid) -> Result<Option<Stat>> {
+    let path = format!("/proc/{pid}/stat");
+    let text = match fs::read(&path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("can't read {path}")),
+    };
+    parse_stat(&text)
+        .map(Some)
+        .with_context(|| format!("{path} is not in the form that proc(5) tells"))
+}
+
+/// The name in parentheses may hold spaces and parentheses itself, so fields count from the last
+/// one: state is field 3, the parent 4, the number of threads 20, the start 22.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (_, after_name) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
+    let threads: u32 = fields.get(17)?.parse().ok()?;
+    Some(Stat {
+        // A first thread that has ended stays as a zombie while others run.
+        is_zombie: *fields.first()? == "Z" && threads <= 1,
+        parent: fields.get(1)?.parse().ok()?,
+        start_ticks: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// Reading anything of a process that has just ended gives one of these.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(nix::libc::ENOENT | nix::libc::ESRCH)
+    )
+}
+
+/// `root` and everything below it, parents before their children.
+///
+/// A process whose parent has ended belongs to the nearest reaper, and so no longer to the tree.
+/// Zombies are left out: they do nothing any more.
+///
+/// # Errors
+/// When there is no process `root`, or `/proc` can't be read.
+pub fn tree(root: Pid) -> Result<Vec<ProcessId>> {
+    let mut children: HashMap<i32, Vec<ProcessId>> = HashMap::new();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("can't read /proc: mount it")? {
+        let name = entry.context("can't read /proc")?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Some(stat) = stat(Pid::from_raw(pid))?.filter(|stat| !stat.is_zombie) else {
+            continue;
+        };
+        let process = ProcessId {
+            pid,
+            start_ticks: stat.start_ticks,
+        };
+        if pid == root.as_raw() {
+            found.push(process);
+        } else {
+            children.entry(stat.parent).or_default().push(process);
+        }
+    }
+    if found.is_empty() {
+        anyhow::bail!("there is no process {root}");
+    }
+    let mut next = 0;
+    while let Some(process) = found.get(next) {
+        found.extend(children.remove(&process.pid).unwrap_or_default());
+        next += 1;
+    }
+    Ok(found)
+}
+
+/// The inodes of every socket that one of these processes has open. A process that ends meanwhile
+/// has none.
+///
+/// # Errors
+/// When a process's descriptors can't be read (not its owner, and no `CAP_SYS_PTRACE`).
+pub fn socket_inodes(processes: &[ProcessId]) -> Result<HashSet<u64>> {
+    let mut inodes = HashSet::new();
+    for process in processes {
+        let folder = format!("/proc/{}/fd", process.pid);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!("can't read {folder}: run as root or as that process's user")
+                });
+            }
+        };
+        for entry in entries {
+            // A descriptor may be closed, and the process may end, between the two system calls.
+            let target = match entry.and_then(|entry| fs::read_link(entry.path())) {
+                Ok(target) => target,
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => {
+                    return Err(error).with_context(|| format!("can't read {folder}"));
+                }
+            };
+            inodes.extend(target.to_str().and_then(socket_inode));
+        }
+    }
+    Ok(inodes)
+}
+
+/// The number in `socket:[12345]`.
+fn socket_inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_shifts_no_field() {
+        let text = "12 (a) S) Z 7 12 12 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4242 0 0";
+        let stat = parse_stat(text).expect("it is well formed");
+        assert_eq!((stat.parent, stat.start_ticks), (7, 4242));
+        assert!(stat.is_zombie);
+        let threads = parse_stat(&text.replace(" 1 0 4242", " 2 0 4242")).unwrap();
+        assert!(!threads.is_zombie);
+        assert!(parse_stat("12 (a) S 1").is_none());
+        assert!(parse_stat("").is_none());
+    }
+
+    #[test]
+    fn this_process_is_alive_and_one_started_earlier_with_its_number_is_not() {
+        let own = ProcessId::own().unwrap();
+        assert!(own.is_alive().unwrap());
+        let earlier = ProcessId {
+            start_ticks: own.start_ticks - 1,
+            ..own
+        };
+        assert!(!earlier.is_alive().unwrap());
+    }
+
+    #[test]
+    fn a_child_is_in_the_tree_and_its_parent_comes_first() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let found = tree(Pid::this()).unwrap();
+        assert_eq!(found[0], ProcessId::own().unwrap());
+        let number = i32::try_from(child.id()).unwrap();
+        assert!(found[1..].iter().any(|process| process.pid == number));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn only_sockets_have_a_socket_inode() {
+        assert_eq!(socket_inode("socket:[4711]"), Some(4711));
+        assert_eq!(socket_inode("pipe:[4711]"), None);
+        assert_eq!(socket_inode("socket:[]"), None);
+    }
+}

@@ -1,0 +1,332 @@
+//! CMD for real: its cgroup, its user, its exit code, what it leaves behind.
+//!
+//! Needs root and a writable cgroup2; says so and skips where there is none.
+use fault_user::process::cgroup::{CommandCgroup, Finished, Hierarchy, Leftovers};
+use fault_user::process::command::{CommandSpec, Ended, Prepared, Running, StartError};
+use fault_user::process::user::Identity;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, Uid, mkfifo};
+use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Long enough for anything that works, short enough for a hang to be seen.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn hierarchy() -> Option<Hierarchy> {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: needs root");
+        return None;
+    }
+    let found = Hierarchy::find().expect("a root test machine has cgroup2");
+    if !found.is_writable() {
+        eprintln!("skipped: cgroup2 is mounted read-only");
+        return None;
+    }
+    Some(found)
+}
+
+fn fresh(leftovers: Leftovers) -> Option<(Hierarchy, CommandCgroup)> {
+    let hierarchy = hierarchy()?;
+    let cgroup = CommandCgroup::create(&hierarchy, leftovers).unwrap();
+    Some((hierarchy, cgroup))
+}
+
+fn sh(script: &str, identity: Option<Identity>) -> Prepared {
+    let words = ["sh", "-c", script].map(OsString::from).to_vec();
+    let spec = CommandSpec::new(words, identity).unwrap();
+    spec.resolve().unwrap()
+}
+
+fn nobody() -> Identity {
+    let user = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let sudo = |name: &str| match name {
+        "SUDO_UID" => Some(user.uid.to_string().into()),
+        "SUDO_GID" => Some(user.gid.to_string().into()),
+        "SUDO_USER" => Some("nobody".into()),
+        _ => None,
+    };
+    Identity::choose(None, sudo).unwrap().unwrap()
+}
+
+async fn end(running: &mut Running) -> Ended {
+    let ended = tokio::time::timeout(LIMIT, running.wait()).await;
+    ended.expect("it ends").unwrap()
+}
+
+/// A named pipe in a folder that everyone can write: what CMD says, without a sleep anywhere.
+struct Channel {
+    folder: TempDir,
+}
+
+impl Channel {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let channel = Self { folder };
+        channel.fifo("pipe");
+        channel
+    }
+
+    fn fifo(&self, name: &str) -> String {
+        let path = self.folder.path().join(name);
+        mkfifo(&path, Mode::empty()).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        path.display().to_string()
+    }
+
+    fn path(&self) -> String {
+        self.folder.path().join("pipe").display().to_string()
+    }
+
+    /// Everything that is written until the last writer closes.
+    async fn read(&self) -> String {
+        let path = self.path();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            fs::File::open(path)?.read_to_string(&mut text)?;
+            std::io::Result::Ok(text)
+        });
+        let text = tokio::time::timeout(LIMIT, read).await;
+        text.expect("it writes").unwrap().unwrap()
+    }
+
+    async fn read_pid(&self) -> Pid {
+        Pid::from_raw(self.read().await.trim().parse().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn the_command_is_in_its_cgroup_from_its_first_instruction() {
+    let Some((hierarchy, cgroup)) = fresh(Leftovers::Release) else {
+        return;
+    };
+    let path = cgroup.cgroup().path().to_owned();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with(&format!("fault-{}-", Pid::this())));
+    let own = hierarchy.of(Pid::this()).unwrap();
+    assert_eq!(cgroup.cgroup().level(), own.level() + 1);
+    assert_eq!(hierarchy.open(&path).unwrap(), *cgroup.cgroup());
+
+    let channel = Channel::new();
+    let script = format!("cat /proc/self/cgroup > {}", channel.path());
+    let mut running = sh(&script, None).spawn(Some(&cgroup)).unwrap();
+    let said = channel.read().await;
+    let line = said.lines().find_map(|line| line.strip_prefix("0::"));
+    let seen = hierarchy.open(Path::new(line.unwrap())).unwrap();
+    assert_eq!(seen.id(), cgroup.cgroup().id());
+    assert_eq!(end(&mut running).await, Ended::Exited(0));
+    assert_eq!(cgroup.finish().unwrap(), Finished::default());
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn exit_codes() {
+    let Some((_, cgroup)) = fresh(Leftovers::Release) else {
+        return;
+    };
+    let cases = [
+        ("true", 0),
+        ("exit 7", 7),
+        ("exit 255", 255),
+        ("kill -9 $$", 137),
+        ("kill $$", 143),
+    ];
+    for (script, code) in cases {
+        let mut running = sh(script, None).spawn(Some(&cgroup)).unwrap();
+        assert_eq!(end(&mut running).await.exit_code(), code, "{script}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_run_is_found_out_before_anything_else() {
+    if hierarchy().is_none() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let program = folder.path().join("tool");
+    fs::write(&program, "#!/bin/sh\nexit 3\n").unwrap();
+    let resolve = |identity| {
+        let spec = CommandSpec::new(vec![program.clone().into()], identity);
+        spec.unwrap().resolve()
+    };
+    assert!(matches!(resolve(None), Err(StartError::NotExecutable(_))));
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut running = resolve(None).unwrap().spawn(None).unwrap();
+    assert_eq!(end(&mut running).await, Ended::Exited(3));
+    // Root may pass through the folder; the user that it would run as may not.
+    let error = resolve(Some(nobody())).unwrap_err();
+    assert_eq!(error.exit_code(), 126);
+    assert!(error.to_string().contains("as user nobody"), "{error}");
+}
+
+#[tokio::test]
+async fn an_interpreter_that_is_not_there_is_127_and_nothing_stays() {
+    let Some((_, cgroup)) = fresh(Leftovers::Release) else {
+        return;
+    };
+    let folder = TempDir::new().unwrap();
+    let program = folder.path().join("tool");
+    fs::write(&program, "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let spec = CommandSpec::new(vec![program.into()], None).unwrap();
+    let error = spec.resolve().unwrap().spawn(Some(&cgroup)).unwrap_err();
+    assert_eq!(error.exit_code(), 127, "{error}");
+    assert_eq!(cgroup.finish().unwrap(), Finished::default());
+}
+
+#[tokio::test]
+async fn under_sudo_it_is_the_callers_and_has_no_capability() {
+    let Some((_, cgroup)) = fresh(Leftovers::Release) else {
+        return;
+    };
+    let channel = Channel::new();
+    let script = format!(
+        "{{ id -u; id -g; id -G; echo $HOME $USER $LOGNAME $SHELL; \
+         grep -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status; }} > {}",
+        channel.path()
+    );
+    let prepared = sh(&script, Some(nobody()));
+    let mut running = prepared.spawn(Some(&cgroup)).unwrap();
+    let said = channel.read().await;
+    assert_eq!(end(&mut running).await, Ended::Exited(0));
+    let user = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], user.uid.to_string());
+    assert_eq!(lines[1], user.gid.to_string());
+    assert!(lines[2].split(' ').all(|group| group != "0"), "{said}");
+    let (home, shell) = (user.dir.display(), user.shell.display());
+    assert_eq!(lines[3], format!("{home} nobody nobody {shell}"));
+    assert_eq!(lines.len(), 8, "{said}");
+    for line in &lines[4..] {
+        assert!(line.ends_with("\t0000000000000000"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn it_inherits_no_descriptor_of_ours() {
+    let Some((_, cgroup)) = fresh(Leftovers::Release) else {
+        return;
+    };
+    let channel = Channel::new();
+    let script = format!("ls -l /proc/$$/fd > {}", channel.path());
+    let mut running = sh(&script, None).spawn(Some(&cgroup)).unwrap();
+    let said = channel.read().await;
+    assert_eq!(end(&mut running).await, Ended::Exited(0));
+    assert!(said.contains(" 2 -> "), "{said}");
+    for ours in ["cgroup", "pidfd", "eventpoll", "eventfd", "fault-"] {
+        assert!(!said.contains(ours), "{ours}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn what_it_leaves_running_lives_on_in_the_parent_cgroup() {
+    let Some((hierarchy, cgroup)) = fresh(Leftovers::Release) else {
+        return;
+    };
+    let path = cgroup.cgroup().path().to_owned();
+    let parent = hierarchy.of(Pid::this()).unwrap();
+    let channel = Channel::new();
+    let script = format!(
+        "sleep 1000 </dev/null >/dev/null 2>&1 & echo $! > {}",
+        channel.path()
+    );
+    let mut running = sh(&script, None).spawn(Some(&cgroup)).unwrap();
+    let orphan = KillOnDrop(channel.read_pid().await);
+    assert_eq!(end(&mut running).await, Ended::Exited(0));
+    assert_eq!(cgroup.cgroup().processes().unwrap(), [orphan.0]);
+    let released = vec![orphan.0];
+    let expected = Finished {
+        released,
+        kept: None,
+    };
+    assert_eq!(cgroup.finish().unwrap(), expected);
+    assert!(!path.exists());
+    assert_eq!(hierarchy.of(orphan.0).unwrap(), parent);
+}
+
+#[tokio::test]
+async fn dropped_with_kill_takes_everything_with_it_even_a_fork_storm() {
+    let Some((_, cgroup)) = fresh(Leftovers::Kill) else {
+        return;
+    };
+    let path = cgroup.cgroup().path().to_owned();
+    let channel = Channel::new();
+    // Each one starts the next and ends: by the time a list is read, it is out of date.
+    let script = format!(
+        "storm() {{ (storm) & }}; (storm) & sleep 1000 & echo up > {}; wait",
+        channel.path()
+    );
+    let mut running = sh(&script, None).spawn(Some(&cgroup)).unwrap();
+    assert_eq!(channel.read().await, "up\n");
+    drop(cgroup);
+    assert!(!path.exists());
+    let killed = Ended::Signalled(Signal::SIGKILL as i32);
+    assert_eq!(end(&mut running).await, killed);
+}
+
+#[tokio::test]
+async fn a_cgroup_that_the_command_made_inside_goes_too_unless_it_is_in_use() {
+    let Some((_, cgroup)) = fresh(Leftovers::Release) else {
+        return;
+    };
+    let path = cgroup.cgroup().path().to_owned();
+    fs::create_dir(path.join("empty")).unwrap();
+    fs::create_dir(path.join("used")).unwrap();
+    let channel = Channel::new();
+    let script = format!(
+        "echo 0 > {}/used/cgroup.procs; sleep 1000 </dev/null >/dev/null 2>&1 & echo $! > {}",
+        path.display(),
+        channel.path()
+    );
+    let mut running = sh(&script, None).spawn(Some(&cgroup)).unwrap();
+    let orphan = KillOnDrop(channel.read_pid().await);
+    end(&mut running).await;
+    let finished = cgroup.finish().unwrap();
+    assert_eq!(finished.kept.as_deref(), Some(path.as_path()));
+    assert!(path.join("used").exists() && !path.join("empty").exists());
+    drop(orphan);
+    let events = path.join("used/cgroup.events");
+    let is_empty = || {
+        let text = fs::read_to_string(&events).unwrap();
+        text.contains("populated 0")
+    };
+    wait_until(is_empty);
+    fs::remove_dir(path.join("used")).unwrap();
+    fs::remove_dir(&path).unwrap();
+}
+
+#[test]
+fn odd_paths_are_no_cgroups() {
+    let Some(hierarchy) = hierarchy() else { return };
+    for path in ["/no/such/cgroup", "/etc", "/proc", "../../etc"] {
+        assert!(hierarchy.open(Path::new(path)).is_err(), "{path}");
+    }
+    let root = hierarchy.open(hierarchy.path()).unwrap();
+    assert_eq!(root.level(), 0);
+    assert_eq!(hierarchy.open(Path::new("/")).unwrap(), root);
+    assert!(hierarchy.of(Pid::from_raw(i32::MAX)).is_err());
+}
+
+struct KillOnDrop(Pid);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        kill(self.0, Signal::SIGKILL).expect("it is still there");
+    }
+}
+
+/// For what has no event to wait for across processes.
+fn wait_until(done: impl Fn() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < deadline, "it never happened");
+        std::thread::yield_now();
+    }
+}
