@@ -1,1 +1,2 @@
 //! The user-space half of `fault`.
+pub mod rule;
