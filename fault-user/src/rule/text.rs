@@ -1,0 +1,392 @@
+//! The one-line form: `TARGET FAULT[=ARGS] [MODIFIER…]`, in both directions.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::args::{self, Args};
+use super::catalog::{self, MIX};
+use super::check::{self, Complaint};
+use super::error::{Piece, RuleError};
+use super::fault::{Fault, MixArm};
+use super::modifier::{MODIFIERS, ModifierReader, modifier};
+use super::target::{TargetRef, target_ref};
+use super::units;
+use super::{Rule, Target};
+
+/// The most bytes that a rule may have.
+pub const MAX_RULE_BYTES: usize = 16 * 1024;
+
+/// The characters that open and close what is not split.
+struct Splitter {
+    quoted: bool,
+    escaped: bool,
+    depth: usize,
+}
+
+impl Splitter {
+    /// Nothing is open.
+    fn new() -> Self {
+        Self {
+            quoted: false,
+            escaped: false,
+            depth: 0,
+        }
+    }
+
+    /// Takes the next character and says whether it may separate.
+    fn take(&mut self, c: char) -> bool {
+        let outside = !self.quoted && self.depth == 0;
+        if self.quoted {
+            let escape = c == '\\' && !self.escaped;
+            self.quoted = c != '"' || self.escaped;
+            self.escaped = escape;
+        } else {
+            match c {
+                '"' => self.quoted = true,
+                '(' => self.depth += 1,
+                ')' => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+        outside
+    }
+}
+
+/// Splits a text where `separates` says so, except within quotes and brackets.
+fn split(piece: Piece<'_>, separates: impl Fn(char) -> bool) -> Result<Vec<Piece<'_>>, RuleError> {
+    let mut splitter = Splitter::new();
+    let mut parts = Vec::new();
+    let mut start = 0;
+    for (at, c) in piece.text().char_indices() {
+        if splitter.take(c) && separates(c) {
+            parts.push(piece.slice(start..at));
+            start = at + c.len_utf8();
+        }
+    }
+    parts.push(piece.slice(start..piece.text().len()));
+    let last = parts.last().copied().unwrap_or(piece).trim();
+    if splitter.quoted {
+        return Err(last
+            .error("a quote is not closed")
+            .expected("`\"` at the end"));
+    }
+    if splitter.depth > 0 {
+        return Err(last
+            .error("a bracket is not closed")
+            .expected("`)` at the end"));
+    }
+    Ok(parts)
+}
+
+/// The words of a text.
+fn words(piece: Piece<'_>) -> Result<Vec<Piece<'_>>, RuleError> {
+    let mut words = split(piece, char::is_whitespace)?;
+    words.retain(|word| !word.text().is_empty());
+    Ok(words)
+}
+
+/// A fault that has been read, with what is needed to point at its parts.
+enum FaultReader<'a> {
+    /// A fault with arguments.
+    Plain(Args<'a>),
+    /// A mix, with the place of its name and arms.
+    Mix(Vec<MixArm>, Piece<'a>),
+}
+
+impl<'a> FaultReader<'a> {
+    /// Reads `FAULT[=ARGS]`.
+    fn start(piece: Piece<'a>) -> Result<Self, RuleError> {
+        let (name, arguments) = match piece.split_once('=') {
+            Some((name, arguments)) => (name, Some(arguments)),
+            None => (piece, None),
+        };
+        if name.text() == MIX.name {
+            return match arguments {
+                None => Ok(Self::Mix(Vec::new(), name)),
+                Some(arguments) => Err(arguments
+                    .error("the arms of `mix` are words of their own")
+                    .expected("`mix P%:FAULT P%:FAULT`")),
+            };
+        }
+        let Some(spec) = catalog::spec(name.text()) else {
+            return Err(unknown_fault(name));
+        };
+        let mut args = Args::new(spec, name);
+        if let Some(arguments) = arguments {
+            for part in split(arguments, |c| c == ',')? {
+                args.add(part)?;
+            }
+        }
+        Ok(Self::Plain(args))
+    }
+
+    /// Takes a further word where it belongs to the fault.
+    fn take(&mut self, word: Piece<'a>) -> Result<bool, RuleError> {
+        match self {
+            Self::Mix(arms, place) => {
+                if !word
+                    .text()
+                    .starts_with(|c: char| c.is_ascii_digit() || c == '.' || c == '-')
+                {
+                    return Ok(false);
+                }
+                arms.push(arm(word)?);
+                *place = place.to(word);
+                Ok(true)
+            }
+            Self::Plain(args) => {
+                if let Some((key, value)) = word.split_once('=') {
+                    return args.add_named(key.text(), value, word);
+                }
+                if args.add_word(word)? {
+                    return Ok(true);
+                }
+                // `slot=10ms 50ms`: a number can't be anything but the next argument.
+                let number = word.text().starts_with(|c: char| c.is_ascii_digit());
+                if number && args.spec.name == "slot" {
+                    return args.add_positional(word).map(|()| true);
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// The fault.
+    fn finish(&self) -> Result<Fault, RuleError> {
+        match self {
+            Self::Plain(args) => args.build(),
+            Self::Mix(arms, place) => {
+                let fault = Fault::Mix(arms.clone());
+                match fault.complaint() {
+                    Some(complaint) => Err(told(complaint, *place)),
+                    None => Ok(fault),
+                }
+            }
+        }
+    }
+
+    /// The place of the fault's name.
+    fn piece(&self) -> Piece<'a> {
+        match self {
+            Self::Plain(args) => args.name,
+            Self::Mix(_, place) => *place,
+        }
+    }
+
+    /// The further words that the fault would take, for suggestions.
+    fn names(&self) -> Vec<&'static str> {
+        match self {
+            Self::Plain(args) => args.spec.params.iter().map(|p| p.text).collect(),
+            Self::Mix(..) => Vec::new(),
+        }
+    }
+}
+
+/// A complaint at its place.
+fn told(complaint: Complaint, piece: Piece<'_>) -> RuleError {
+    let error = piece.error(complaint.message);
+    match complaint.expected {
+        Some(expected) => error.expected(expected),
+        None => error,
+    }
+}
+
+/// The error for a name that is no fault's.
+fn unknown_fault(name: Piece<'_>) -> RuleError {
+    let message = match name.text() {
+        "" => "the fault is missing".to_owned(),
+        text => format!("unknown fault `{text}`"),
+    };
+    let error = name.error(message).nearest(name.text(), catalog::names());
+    let list = "a fault such as loss, delay, blackhole, latency or down";
+    error.expected(list)
+}
+
+/// Reads an arm of a mix: `P%:FAULT[=ARGS]`.
+fn arm(word: Piece<'_>) -> Result<MixArm, RuleError> {
+    let Some((probability, fault)) = word.split_once(':') else {
+        return Err(word
+            .error("this arm of the mix has no fault")
+            .expected("P%:FAULT such as `10%:timeout`"));
+    };
+    Ok(MixArm {
+        probability: units::probability(probability)?,
+        fault: FaultReader::start(fault)?.finish()?,
+    })
+}
+
+/// Reads a fault on its own, as in the object form: `FAULT[=ARGS]`, or `mix` with its arms.
+pub(super) fn fault(piece: Piece<'_>) -> Result<Fault, RuleError> {
+    let words = words(piece)?;
+    let Some((first, rest)) = words.split_first() else {
+        return Err(unknown_fault(piece));
+    };
+    let mut reader = FaultReader::start(*first)?;
+    for word in rest {
+        if !reader.take(*word)? {
+            return Err(word
+                .error(format!("`{}` does not belong to the fault", word.text()))
+                .nearest(word.text(), reader.names()));
+        }
+    }
+    reader.finish()
+}
+
+/// The error for a word that is no modifier.
+fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>) -> RuleError {
+    let key = word.split_once('=').map_or(word, |(key, _)| key);
+    let keys = MODIFIERS.iter().map(|m| m.key);
+    let names: Vec<_> = keys.chain(reader.names()).collect();
+    if let Some(spec) = catalog::spec(key.text()) {
+        return key
+            .error(format!("a second fault `{}` in one rule", spec.name))
+            .expected("a rule for each fault");
+    }
+    if let Some(spec) = modifier(key.text()) {
+        return key
+            .error(format!("`{}` needs a value", spec.key))
+            .suggest(format!("{}={}", spec.key, spec.value));
+    }
+    key.error(format!("unknown modifier `{}`", key.text()))
+        .expected("p, first, after, nth, every, range, count, conn, match, size, dir, at, for, period, duty or reconnect")
+        .nearest(key.text(), names)
+}
+
+/// Reads a rule.
+pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
+    let whole = Piece::whole(text);
+    if text.len() > MAX_RULE_BYTES {
+        return Err(Piece::whole("").error(format!("a rule has at most {MAX_RULE_BYTES} bytes")));
+    }
+    let words = words(whole)?;
+    let form = "TARGET FAULT[=ARGS] [MODIFIER…] such as `tcp:5432 loss=30%`";
+    let (target_word, fault_word, rest) = match words.as_slice() {
+        [] => return Err(whole.error("the rule is empty").expected(form)),
+        [only] => {
+            let is_fault = only.split_once('=').map_or(*only, |(name, _)| name);
+            return Err(if catalog::spec(is_fault.text()).is_some() {
+                only.error("the target is missing").expected(form)
+            } else {
+                target_ref(*only)?;
+                only.error("the fault is missing").expected(form)
+            });
+        }
+        [target, fault, rest @ ..] => (*target, *fault, rest),
+    };
+    let target = target_ref(target_word)?;
+    let mut fault_reader = FaultReader::start(fault_word)?;
+    let mut reader = ModifierReader::default();
+    for word in rest {
+        let (key, value) = match word.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (*word, None),
+        };
+        match modifier(key.text()) {
+            Some(spec) if value.is_some() != spec.value.is_empty() => {
+                reader.set(spec, value.unwrap_or(key.slice(0..0)), *word)?;
+            }
+            _ if fault_reader.take(*word)? => {}
+            Some(spec) if spec.value.is_empty() => {
+                return Err(word
+                    .error(format!("`{}` takes no value", spec.key))
+                    .suggest(spec.key));
+            }
+            _ => return Err(unknown_modifier(*word, &fault_reader)),
+        }
+    }
+    let rule = Rule {
+        target,
+        fault: fault_reader.finish()?,
+        modifiers: reader.modifiers.clone(),
+    };
+    match rule.complaint(None) {
+        None => Ok(rule),
+        Some(complaint) => {
+            let piece = match complaint.param {
+                "target" => target_word,
+                "fault" => fault_reader.piece(),
+                key => reader.piece(key).unwrap_or(fault_reader.piece()),
+            };
+            Err(told(complaint, piece))
+        }
+    }
+}
+
+impl Rule {
+    /// What is wrong between the parts of this rule, with its target where that is known.
+    pub(super) fn complaint(&self, resolved: Option<&Target>) -> Option<Complaint> {
+        let written = match &self.target {
+            TargetRef::Spec(target) => Some(target),
+            TargetRef::Name(_) => resolved,
+        };
+        check::rule(written, &self.fault, &self.modifiers)
+    }
+
+    /// Checks a rule that was not read from text; what is read from text is checked already.
+    ///
+    /// # Errors
+    /// Where a value is out of its range, or two parts contradict each other.
+    pub fn check(&self) -> Result<(), RuleError> {
+        let complaint = self.fault.complaint().or_else(|| self.complaint(None));
+        match complaint {
+            None => Ok(()),
+            Some(complaint) => Err(told(complaint, Piece::whole(&self.to_string()))),
+        }
+    }
+
+    /// The error for a complaint that came up when the target became known.
+    pub(super) fn told(&self, complaint: Complaint) -> RuleError {
+        told(complaint, Piece::whole(&self.to_string()))
+    }
+}
+
+impl FromStr for Rule {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        rule(text)
+    }
+}
+
+impl FromStr for Fault {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        fault(Piece::whole(text))
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        if let Self::Mix(arms) = self {
+            for arm in arms {
+                write!(
+                    f,
+                    " {}:{}",
+                    units::show_probability(arm.probability),
+                    arm.fault
+                )?;
+            }
+            return Ok(());
+        }
+        let args = args::show(self.spec(), &self.given());
+        if args.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "={args}")
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.target, self.fault)?;
+        let modifiers = self.modifiers.to_string();
+        if modifiers.is_empty() {
+            Ok(())
+        } else {
+            write!(f, " {modifiers}")
+        }
+    }
+}
