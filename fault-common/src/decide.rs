@@ -136,7 +136,7 @@ pub fn judge<C: Counting>(
         direction: sample.direction,
     };
     let count = if rule.flags & rule_flag::COUNT_PER_RULE == 0 {
-        ordinals.packet + flow.packets[1 - side]
+        ordinals.packet
     } else {
         C::next(&mut state.packets)
     };

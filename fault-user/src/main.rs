@@ -1,2 +1,22 @@
 //! The `fault` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use fault_user::cli::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let verbose = cli.verbose;
+    match cli.run() {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            if verbose {
+                eprintln!("fault: {:?}", failure.error);
+            } else {
+                eprintln!("fault: {failure}");
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}

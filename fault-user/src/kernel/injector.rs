@@ -1,11 +1,13 @@
 //! The loaded programs with their maps.
 
+use std::os::fd::{AsFd as _, BorrowedFd};
+
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{CgroupAttachMode, CgroupSock, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use fault_common::abi::{
@@ -13,17 +15,14 @@ use fault_common::abi::{
 };
 
 use super::clock::monotonic_ns;
+use super::clsact;
 use super::events::Events;
+use super::interfaces::Interface;
 use super::lease::Lease;
 use super::mapped::MappedArray;
 use super::object::{OBJECT, check_abi};
 use super::ruleset::Tables;
 use super::verifier;
-
-/// Priority of our netlink filters: low, so that they come first, and uncommon, so that they are known.
-pub const FILTER_PRIORITY: u16 = 0x0f17;
-/// Handle of our netlink filters.
-pub const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x0fa1);
 
 /// How the programs are held at an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +92,10 @@ pub struct Options {
     pub events: bool,
     /// Forces one attachment; otherwise TCX where the kernel has it.
     pub attachment: Option<Attachment>,
+    /// What rules may do: bits by [`fault_common::abi::action`]. The kernel leaves out the rest.
+    pub actions: u32,
+    /// Whether rules may be limited to cgroups.
+    pub scoped: bool,
 }
 
 /// Key of the map of hosts.
@@ -140,7 +143,7 @@ impl Injector {
             }
         });
         let capacity = options.capacity;
-        let mut ebpf = create_maps(capacity, attachment)?;
+        let mut ebpf = create_maps(options, attachment)?;
         let lease = Lease::start(mapped(&mut ebpf, "CONTROL", 1)?)?;
         Ok(Self {
             attachment,
@@ -203,47 +206,69 @@ impl Injector {
         Ok(program)
     }
 
-    /// Attaches to one side of an interface, in front of every other program there. A clsact qdisc must
-    /// be there already where [`Attachment::Clsact`] is used.
+    /// Attaches to one side of an interface, in front of every other program there. With
+    /// [`Attachment::Clsact`] the qdisc must be there already.
     ///
     /// # Errors
     /// The interface is gone, or the kernel refuses.
-    pub fn attach(
-        &mut self,
-        interface: &str,
-        side: Side,
-        link_header: bool,
-    ) -> Result<SchedClassifierLinkId> {
-        let options = match self.attachment {
-            Attachment::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
-            Attachment::Clsact => TcAttachOptions::Netlink(NlOptions {
-                priority: FILTER_PRIORITY,
-                handle: FILTER_HANDLE,
-                classid: None,
-            }),
-        };
-        let kind = match side {
-            Side::Egress => TcAttachType::Egress,
-            Side::Ingress => TcAttachType::Ingress,
-        };
-        self.program(side, link_header)?
-            .attach_with_options(interface, kind, options)
-            .with_context(|| format!("attaching to {interface}"))
+    pub fn attach(&mut self, interface: &Interface, side: Side) -> Result<()> {
+        let attachment = self.attachment;
+        let name = self.program_name(side, interface.ethernet);
+        let program = self.program(side, interface.ethernet)?;
+        match attachment {
+            Attachment::Tcx => {
+                let kind = match side {
+                    Side::Egress => TcAttachType::Egress,
+                    Side::Ingress => TcAttachType::Ingress,
+                };
+                let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+                program.attach_with_options(&interface.name, kind, order).map(drop)?;
+            }
+            Attachment::Clsact => {
+                let direction = match side {
+                    Side::Egress => clsact::Direction::Egress,
+                    Side::Ingress => clsact::Direction::Ingress,
+                };
+                let fd = program.fd()?.as_fd();
+                clsact::attach(interface.index, direction, fd, name, std::process::id())?;
+            }
+        }
+        Ok(())
     }
 
-    /// Detaches what [`Injector::attach`] attached.
+    /// Makes sockets that are created in a cgroup from now on remember it, for rules limited to it:
+    /// without, a packet to a listening socket there would not be known as the cgroup's.
     ///
     /// # Errors
-    /// The kernel refuses; an interface that is gone is no error.
-    pub fn detach(
-        &mut self,
-        side: Side,
-        link_header: bool,
-        link: SchedClassifierLinkId,
-    ) -> Result<()> {
-        self.program(side, link_header)?
-            .detach(link)
-            .context("detaching a program")
+    /// The kernel refuses: no cgroup2, or no rights.
+    pub fn watch_cgroup(&mut self, cgroup: &std::path::Path) -> Result<()> {
+        const NAME: &str = "fault_socket";
+        let program: &mut CgroupSock = self
+            .ebpf
+            .program_mut(NAME)
+            .with_context(|| format!("the eBPF object has no program {NAME}"))?
+            .try_into()?;
+        if program.fd().is_err()
+            && let Err(error) = program.load()
+        {
+            let summary = verifier::summary(NAME, &error);
+            return Err(anyhow!(error).context(summary));
+        }
+        let folder = std::fs::File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
+        program
+            .attach(folder, CgroupAttachMode::AllowMultiple)
+            .with_context(|| format!("attaching to {}", cgroup.display()))?;
+        Ok(())
+    }
+
+    /// Makes a socket that is there already remember a cgroup, as [`Injector::watch_cgroup`] does for
+    /// new ones.
+    ///
+    /// # Errors
+    /// Not a socket, or the kernel refuses.
+    pub fn adopt_socket(&mut self, socket: BorrowedFd<'_>, cgroup: u64) -> Result<()> {
+        let mut scopes: SkStorage<&mut MapData, u64> = self.map_mut("SOCKET_SCOPES")?.try_into()?;
+        scopes.insert(&socket, cgroup, 0).context("marking a socket")
     }
 
     /// Puts a rule set in force, at once and as a whole: no packet is judged by a mixture of two sets.
@@ -447,13 +472,17 @@ fn kernel_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(major, minor, 0))
 }
 
-fn create_maps(capacity: Capacity, attachment: Attachment) -> Result<Ebpf> {
+fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
+    let capacity = options.capacity;
     let words = capacity.words();
+    let scoped = u32::from(options.scoped);
     let tcx = u32::from(attachment == Attachment::Tcx);
     EbpfLoader::new()
         .override_global("WORDS", &words, true)
         .override_global("CLASSES", &capacity.classes, true)
         .override_global("TCX", &tcx, true)
+        .override_global("ACTIONS", &options.actions, true)
+        .override_global("SCOPED", &scoped, true)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", words * 64)
         .map_max_entries("RULE_STATS", words * 64)

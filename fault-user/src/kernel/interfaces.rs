@@ -21,6 +21,8 @@ pub struct Interface {
     pub alias: Option<String>,
     /// `IFF_UP`: it is switched on. A cable need not be there.
     pub up: bool,
+    /// Whether its packets begin with an Ethernet header; those of a tun or `WireGuard` device do not.
+    pub ethernet: bool,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,
     /// `veth`, `vlan`, `bridge`, `ifb`, `tun`, `bond`…; `None` for hardware and for `lo`.
@@ -77,6 +79,16 @@ mod attribute {
     pub const SLAVE_KIND: u16 = 4;
 }
 
+/// Whether the link message's hardware type is Ethernet or loopback, which have the same header.
+fn is_ethernet(payload: &[u8]) -> Result<bool> {
+    const ARPHRD_ETHER: u16 = 1;
+    const ARPHRD_LOOPBACK: u16 = 772;
+    // `struct ifinfomsg`: family, padding, then the hardware type.
+    let word = header_u32(payload, 0)?.to_ne_bytes();
+    let kind = u16::from_ne_bytes([word[2], word[3]]);
+    Ok(kind == ARPHRD_ETHER || kind == ARPHRD_LOOPBACK)
+}
+
 /// Decodes one link message into what [`Interface`] keeps of it.
 fn decode(payload: &[u8]) -> Result<Interface> {
     let flags = header_u32(payload, 8)?;
@@ -85,6 +97,7 @@ fn decode(payload: &[u8]) -> Result<Interface> {
         name: String::new(),
         alias: None,
         up: flags & nix::libc::IFF_UP.cast_unsigned() != 0,
+        ethernet: is_ethernet(payload)?,
         loopback: flags & nix::libc::IFF_LOOPBACK.cast_unsigned() != 0,
         kind: None,
         master: None,
@@ -187,6 +200,7 @@ mod tests {
             name: name.to_owned(),
             alias: None,
             up,
+            ethernet: true,
             loopback: name == "lo",
             kind: None,
             master: master.map(|(index, _)| index),

@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod clsact;
 pub mod events;
+pub mod injection;
 pub mod injector;
 pub mod interfaces;
 pub mod leftovers;

@@ -85,6 +85,14 @@ pub(super) fn duration(piece: Piece<'_>) -> Result<u64, RuleError> {
 }
 
 /// A size in bytes: `64KiB`, `1500`, `10kB`, `1MiB`.
+/// A duration on its own, such as `30s`, in nanoseconds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_duration(text: &str) -> Result<u64, RuleError> {
+    duration(Piece::whole(text))
+}
+
 pub(super) fn size(piece: Piece<'_>) -> Result<u64, RuleError> {
     let expected = "a size such as `1500`, `64KiB` or `10kB`";
     with_unit(piece, SIZES, expected, "not a whole number of bytes", "")

@@ -1,0 +1,123 @@
+//! What the rules of a command line are aimed at: interfaces, and a cgroup or the whole host.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+use nix::unistd::Pid;
+
+use crate::kernel::injector::Attachment;
+use crate::kernel::interfaces::{self, Interface, Selection};
+use crate::kernel::leftovers::Journal;
+use crate::kernel::ruleset::Scope;
+use crate::process::cgroup::{Cgroup, Hierarchy};
+use crate::process::tree::Aim as Tree;
+
+/// Options that say whose traffic is touched.
+#[derive(Debug, Args)]
+pub struct Aim {
+    /// Only traffic of this process and its descendants.
+    #[arg(long, value_name = "PID", conflicts_with = "cgroup")]
+    pid: Option<i32>,
+    /// Only traffic of the processes in this cgroup (a directory of cgroup2).
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// Only this interface. Repeatable; default: lo and all that are up.
+    #[arg(long = "interface", short = 'i', value_name = "NAME")]
+    interfaces: Vec<String>,
+    /// How the programs are attached; default: tcx where the kernel has it.
+    #[arg(long, value_name = "HOW")]
+    attach: Option<Attach>,
+    /// Allow rules that reach port 22 or fault's control API on the whole host.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// The values of `--attach`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// TCX links (Linux 6.6): gone with the process.
+    Tcx,
+    /// A clsact qdisc and filters: gone after the lease of 3 s and `fault clean`.
+    Clsact,
+}
+
+/// A scope that exists, and what must be given back for it.
+#[derive(Debug)]
+pub struct Aimed {
+    /// The kernel's view of it.
+    pub scope: Scope,
+    /// The cgroup.
+    pub cgroup: Cgroup,
+    /// The process tree, when one was aimed at; dropping it moves the processes back.
+    pub tree: Option<Tree>,
+}
+
+impl Aim {
+    /// Whether a process or cgroup was named.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
+        self.pid.is_some() || self.cgroup.is_some()
+    }
+
+    /// The attachment that was asked for.
+    #[must_use]
+    pub fn attachment(&self) -> Option<Attachment> {
+        self.attach.map(|attach| match attach {
+            Attach::Tcx => Attachment::Tcx,
+            Attach::Clsact => Attachment::Clsact,
+        })
+    }
+
+    /// The interfaces that rules are put on.
+    ///
+    /// # Errors
+    /// An unknown one, with the nearest name.
+    pub fn interfaces(&self) -> Result<Vec<Interface>> {
+        let selection = if self.interfaces.is_empty() {
+            Selection::Default
+        } else {
+            Selection::Names(self.interfaces.clone())
+        };
+        interfaces::select(&interfaces::list()?, &selection)
+    }
+
+    /// Finds or makes the cgroup of `--pid` or `--cgroup`.
+    ///
+    /// # Errors
+    /// No such process or cgroup, no cgroup2, or no rights.
+    pub fn take(&self, journal: &mut Option<Journal>) -> Result<Option<Aimed>> {
+        if let Some(path) = &self.cgroup {
+            let cgroup = Hierarchy::find()?.open(path)?;
+            return Ok(Some(Aimed {
+                scope: scope_of(&cgroup)?,
+                cgroup,
+                tree: None,
+            }));
+        }
+        let Some(pid) = self.pid else {
+            return Ok(None);
+        };
+        let hierarchy = Hierarchy::find()?;
+        let journal = journal.insert(Journal::create()?);
+        let tree = Tree::at(&hierarchy, Pid::from_raw(pid), journal)
+            .with_context(|| format!("aiming at process {pid}"))?;
+        Ok(Some(Aimed {
+            scope: scope_of(tree.cgroup())?,
+            cgroup: tree.cgroup().clone(),
+            tree: Some(tree),
+        }))
+    }
+}
+
+/// The kernel's view of a cgroup.
+///
+/// # Errors
+/// A depth that no kernel has.
+pub fn scope_of(cgroup: &Cgroup) -> Result<Scope> {
+    Ok(Scope {
+        cgroup: cgroup.id(),
+        level: u8::try_from(cgroup.level()).context("the cgroup lies too deep")?,
+        path: cgroup.path().to_owned(),
+    })
+}

@@ -1,0 +1,36 @@
+//! `fault clean`.
+
+use clap::Args;
+
+use super::{Outcome, exit};
+use crate::kernel::leftovers::{Fate, Places, clean};
+
+/// Remove everything that a killed instance may have left. Safe at any time: what a living instance
+/// uses is not touched.
+#[derive(Debug, Args)]
+pub struct Clean {
+    /// Print what was found as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Clean {
+    /// Does it.
+    ///
+    /// # Errors
+    /// The places can't be looked at.
+    pub fn execute(self) -> Outcome {
+        let found = clean(&Places::of_this_machine())?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&found)?);
+        } else if found.is_empty() {
+            println!("nothing was left behind");
+        } else {
+            for leftover in &found {
+                println!("{leftover}");
+            }
+        }
+        let kept = found.iter().any(|leftover| matches!(leftover.fate, Fate::Kept(_)));
+        Ok(if kept { exit::FAILURE } else { exit::SUCCESS })
+    }
+}

@@ -1,0 +1,169 @@
+//! `fault demo`: its own client and server on loopback, before, during and after faults.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::Args;
+
+use super::{Outcome, exit};
+use crate::kernel::injection::{Wishes, prepare};
+use crate::kernel::interfaces::{Selection, list, select};
+use crate::plan::Plan;
+use crate::rule::{Rule, SystemResolver, Targets};
+
+/// Requests in each phase.
+const REQUESTS: usize = 60;
+/// How long a request may take before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The demo is the same every time.
+const SEED: u64 = 42;
+
+/// Show it: a client and a server before, during and after faults.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// The fault to show; the port is the demo's own.
+    #[arg(long, default_value = "loss=30%")]
+    fault: String,
+}
+
+impl Demo {
+    /// Does it.
+    ///
+    /// # Errors
+    /// No rights, or a fault that can't be carried out.
+    pub fn execute(self) -> Outcome {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("starting the demo's server")?;
+        let address = listener.local_addr()?;
+        std::thread::Builder::new()
+            .name("demo-server".to_owned())
+            .spawn(move || serve(&listener))
+            .context("starting the demo's server")?;
+        println!("An echo server on {address} and its client; {REQUESTS} requests in each phase.\n");
+        let before = measure(address)?;
+        show("before", &before);
+        let rule = format!("tcp:{} {}", address.port(), self.fault);
+        let during = hurt(&rule, address)?;
+        show(&self.fault, &during);
+        let after = measure(address)?;
+        show("healed", &after);
+        if after.iter().any(Option::is_none) {
+            return Err(anyhow!("requests still fail after healing").into());
+        }
+        println!("\nThe same on a program of yours:\n  fault run -r 'tcp:PORT {}' -- CMD", self.fault);
+        Ok(exit::SUCCESS)
+    }
+}
+
+/// Measures with a rule in force, and heals.
+fn hurt(text: &str, address: SocketAddr) -> Result<Vec<Option<Duration>>> {
+    let rule: Rule = text.parse()?;
+    let resolved = rule.resolve(&Targets::new(), &mut SystemResolver)?;
+    let plan = Plan::new(&[(rule, resolved)], SEED, None)?;
+    let loopback = select(&list()?, &Selection::Names(vec!["lo".to_owned()]))?;
+    let injection = prepare(&plan, &loopback, Wishes::default())?.start()?;
+    let times = measure(address);
+    injection.heal()?;
+    times
+}
+
+/// The time of each request, or nothing for one that failed.
+fn measure(address: SocketAddr) -> Result<Vec<Option<Duration>>> {
+    let mut times = Vec::with_capacity(REQUESTS);
+    let mut connection = None;
+    for _ in 0..REQUESTS {
+        let start = Instant::now();
+        let done = request(&mut connection, address);
+        let time = match done {
+            Ok(()) => Some(start.elapsed()),
+            Err(error) if is_network(error.kind()) => {
+                connection = None;
+                None
+            }
+            Err(error) => return Err(error).context("the demo's request"),
+        };
+        times.push(time);
+        // A server that is gone would make every further request wait its whole patience.
+        if times.iter().filter(|time| time.is_none()).count() >= 3 {
+            break;
+        }
+    }
+    Ok(times)
+}
+
+fn request(connection: &mut Option<TcpStream>, address: SocketAddr) -> std::io::Result<()> {
+    let stream = match connection {
+        Some(stream) => stream,
+        None => {
+            let fresh = TcpStream::connect_timeout(&address, PATIENCE)?;
+            fresh.set_nodelay(true)?;
+            fresh.set_read_timeout(Some(PATIENCE))?;
+            connection.insert(fresh)
+        }
+    };
+    let mut answer = [0; 5];
+    stream.write_all(b"hello")?;
+    stream.read_exact(&mut answer)
+}
+
+fn is_network(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::TimedOut
+            | ErrorKind::WouldBlock
+            | ErrorKind::ConnectionRefused
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+    )
+}
+
+/// Answers each client on a thread of its own, for as long as the process lives.
+fn serve(listener: &TcpListener) {
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else {
+            continue;
+        };
+        std::thread::spawn(move || {
+            let mut bytes = [0; 64];
+            while let Ok(count @ 1..) = stream.read(&mut bytes) {
+                if stream.write_all(&bytes[..count]).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// One bar for each request, on a logarithmic scale from 50 us to the patience.
+fn show(title: &str, times: &[Option<Duration>]) {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let picture: String = times
+        .iter()
+        .map(|time| match time {
+            None => '✗',
+            Some(time) => {
+                let decades = (time.as_secs_f64() / 50e-6).max(1.0).log10();
+                // 50 us to 3 s are almost five decades; a bar is never outside of the array.
+                let bar = BARS.iter().enumerate().take_while(|(n, _)| f64::from(u8::try_from(*n).unwrap_or(7)) * 0.6 <= decades);
+                bar.last().map_or(BARS[0], |(_, bar)| *bar)
+            }
+        })
+        .collect();
+    let mut sorted: Vec<Duration> = times.iter().flatten().copied().collect();
+    sorted.sort_unstable();
+    let failed = times.len() - sorted.len();
+    let median = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
+    let slowest = sorted.last().copied().unwrap_or_default();
+    println!("{title:>10}  {picture}");
+    println!(
+        "{:>10}  median {:.2} ms, slowest {:.1} ms, {failed} failed",
+        "",
+        median.as_secs_f64() * 1e3,
+        slowest.as_secs_f64() * 1e3
+    );
+}

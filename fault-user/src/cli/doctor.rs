@@ -1,0 +1,30 @@
+//! `fault doctor`.
+
+use clap::Args;
+
+use super::{Outcome, exit};
+use crate::doctor::Report;
+
+/// Tell what this machine can do: capabilities, kernel features, mechanisms, leftovers.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print it as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Doctor {
+    /// Does it. The exit code is 1 when nothing works here.
+    ///
+    /// # Errors
+    /// The machine can't be examined.
+    pub fn execute(self) -> Outcome {
+        let report = Report::gather()?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            print!("{report}");
+        }
+        Ok(if report.works() { exit::SUCCESS } else { exit::FAILURE })
+    }
+}

@@ -1,0 +1,50 @@
+//! `fault completions` and `fault man`.
+
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+use super::{Cli, Outcome, exit};
+
+/// Print a shell's completions.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell.
+    shell: Shell,
+}
+
+impl Completions {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Standard output is closed.
+    pub fn execute(self) -> Outcome {
+        let mut buffer = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "fault", &mut buffer);
+        write(&buffer)
+    }
+}
+
+/// Prints the manual page of `fault` and of each subcommand, one after the other.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn man() -> Outcome {
+    let mut buffer = Vec::new();
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    clap_mangen::Man::new(command.clone()).render(&mut buffer)?;
+    for sub in command.get_subcommands() {
+        let name = format!("fault-{}", sub.get_name());
+        clap_mangen::Man::new(sub.clone().name(name)).render(&mut buffer)?;
+    }
+    write(&buffer)
+}
+
+/// A reader that closes early (`| head`) is no failure.
+fn write(bytes: &[u8]) -> Outcome {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(exit::SUCCESS),
+    }
+}

@@ -1,0 +1,144 @@
+//! `fault run`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use super::aim::{Aim, scope_of};
+use super::rules::{Parsed, Rules};
+use super::{Failure, Outcome, exit};
+use crate::kernel::injection::{Injection, Wishes, prepare};
+use crate::plan::{Plan, guard_host};
+use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
+use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand};
+use crate::process::user::Identity;
+use crate::report::record::Recorder;
+use crate::report::summary;
+
+/// Apply rules while a command runs; heal when it ends, however it ends.
+///
+/// Only traffic of the command and of what it starts is touched. The exit code is the command's own; 120
+/// when it succeeded but a rule never fired; 125 when fault could not set up; 126 and 127 as env(1).
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    rules: Rules,
+    /// Whose traffic is touched: the command's, or everyone's.
+    #[arg(long, value_name = "WHOSE", default_value = "command")]
+    scope: ScopeKind,
+    #[command(flatten)]
+    aim: Aim,
+    /// Run the command as this user (NAME or UID, :GROUP); default: the one who called sudo.
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Accept that a rule never fired.
+    #[arg(long)]
+    allow_unfired: bool,
+    /// Write every decision that fired to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    events: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// The values of `--scope`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ScopeKind {
+    /// The command's process tree.
+    Command,
+    /// The whole host.
+    Host,
+}
+
+impl Run {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
+    pub fn execute(self) -> Outcome {
+        let parsed = self.rules.parse()?;
+        let host = self.scope == ScopeKind::Host;
+        if host && !self.aim.force {
+            guard_host(&parsed.rules).map_err(Failure::usage)?;
+        }
+        let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
+        let command = CommandSpec::new(self.command.clone(), identity)?.resolve()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("starting the runtime")?;
+        runtime.block_on(self.hurt(&parsed, &command))
+    }
+
+    async fn hurt(&self, parsed: &Parsed, command: &PreparedCommand) -> Outcome {
+        let interfaces = self.aim.interfaces()?;
+        let mut journal = None;
+        let aimed = self.aim.take(&mut journal)?;
+        let own = if self.scope == ScopeKind::Host {
+            None
+        } else {
+            Some(CommandCgroup::create(&Hierarchy::find()?, Leftovers::Release)?)
+        };
+        let scope = match (&aimed, &own) {
+            (Some(aimed), _) => Some(aimed.scope.clone()),
+            (None, Some(own)) => Some(scope_of(own.cgroup())?),
+            (None, None) => None,
+        };
+        let seed = parsed.seed()?;
+        let plan = Plan::new(&parsed.rules, seed, scope.as_ref()).map_err(Failure::usage)?;
+        let wishes = Wishes {
+            events: self.events.is_some(),
+            attachment: self.aim.attachment(),
+        };
+        let mut prepared = prepare(&plan, &interfaces, wishes)?;
+        if let Some(scope) = &scope {
+            prepared.watch(scope)?;
+        }
+        if let Some(aimed) = &aimed {
+            prepared.adopt(&aimed.cgroup, &aimed.scope)?;
+        }
+        let recorder = match &self.events {
+            Some(path) => Some(Recorder::start(prepared.take_events()?, path)?),
+            None => None,
+        };
+        eprintln!("fault: seed {seed}");
+        let injection = prepared.start()?;
+        let mut running = command.spawn(own.as_ref())?;
+        let ended = running.wait().await?;
+        if let Some(recorder) = recorder {
+            recorder.finish()?;
+        }
+        let code = self.conclude(&injection, &plan, ended)?;
+        injection.heal()?;
+        drop(aimed);
+        if let Some(own) = own {
+            let finished = own.finish()?;
+            if !finished.released.is_empty() {
+                eprintln!(
+                    "fault: {} background processes of the command run on, unhurt",
+                    finished.released.len()
+                );
+            }
+        }
+        Ok(code)
+    }
+
+    /// Prints the summary and chooses the exit code.
+    fn conclude(&self, injection: &Injection, plan: &Plan, ended: Ended) -> Outcome {
+        let hits = injection.hits(plan)?;
+        let counters = injection.counters()?;
+        eprint!("{}", summary::table(plan, &hits, injection, &counters));
+        let unfired = summary::unfired(plan, &hits);
+        for (rule, why) in &unfired {
+            eprintln!("fault: the rule `{rule}` never fired: {why}");
+        }
+        if ended.is_success() && !unfired.is_empty() && !self.allow_unfired {
+            eprintln!("fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)");
+            return Ok(exit::UNFIRED);
+        }
+        Ok(ended.exit_code())
+    }
+}

@@ -1,0 +1,316 @@
+//! A plan in force: programs loaded and attached, rules installed, and all of it taken back.
+
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use fault_common::abi::{Counter, RuleStats};
+use nix::errno::Errno;
+
+use super::clock::monotonic_ns;
+use super::clsact;
+use super::events::Events;
+use super::injector::{Attachment, Capacity, Injector, Options, Side};
+use super::interfaces::Interface;
+use super::leftovers::{Change, Journal};
+use super::ruleset::{Scope, Tables, compile};
+use crate::plan::Plan;
+use crate::process::cgroup::Cgroup;
+
+/// What the caller decides about an injection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// Report decisions that fire as events.
+    pub events: bool,
+    /// Force one way of attaching.
+    pub attachment: Option<Attachment>,
+}
+
+/// Programs attached, rules not yet in force.
+pub struct Prepared {
+    injector: Injector,
+    tables: Tables,
+    interfaces: Vec<Interface>,
+    journal: Option<Journal>,
+}
+
+/// Rules in force. Dropping this heals, and [`Injection::heal`] also says how that went.
+pub struct Injection {
+    prepared: Prepared,
+    started: Instant,
+    epoch_ns: u64,
+}
+
+/// What one rule of the plan saw and did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hits {
+    /// Packets, segments and bytes.
+    pub stats: RuleStats,
+    /// Connections that the rule met.
+    pub connections: u64,
+}
+
+/// Loads and attaches the programs for a plan. Nothing acts before [`Prepared::start`].
+///
+/// # Errors
+/// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
+pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<Prepared> {
+    let entries = plan.entries();
+    let tables = compile(&entries)?;
+    let options = Options {
+        capacity: Capacity::of(&tables)?,
+        events: wishes.events,
+        attachment: wishes.attachment,
+        actions: plan.actions(),
+        scoped: entries.iter().any(|rule| rule.scope.is_some()),
+    };
+    let injector = Injector::load(&options)?;
+    let mut prepared = Prepared {
+        injector,
+        tables,
+        interfaces: interfaces.to_vec(),
+        journal: None,
+    };
+    let attached = prepared.attach_all();
+    // Some vendors' kernels have the version of TCX but not TCX itself.
+    if attached.is_err()
+        && wishes.attachment.is_none()
+        && prepared.injector.attachment() == Attachment::Tcx
+        && attached.as_ref().is_err_and(is_tcx_missing)
+    {
+        return prepare(
+            plan,
+            interfaces,
+            Wishes {
+                attachment: Some(Attachment::Clsact),
+                ..wishes
+            },
+        );
+    }
+    attached?;
+    Ok(prepared)
+}
+
+/// Whether the kernel has no TCX, as opposed to having something against this attachment.
+fn is_tcx_missing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| {
+            matches!(
+                io.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EINVAL | Errno::EOPNOTSUPP)
+            )
+        })
+    })
+}
+
+impl Prepared {
+    fn attach_all(&mut self) -> Result<()> {
+        if self.injector.attachment() == Attachment::Clsact {
+            let mut journal = Journal::create()?;
+            for interface in &self.interfaces {
+                let interface_index = interface.index;
+                journal.record(Change::Clsact { interface_index })?;
+                clsact::ensure(interface_index)?;
+                journal.record(Change::Filters { interface_index })?;
+            }
+            self.journal = Some(journal);
+        }
+        for interface in &self.interfaces {
+            self.injector
+                .attach(interface, Side::Egress)
+                .with_context(|| format!("attaching to {}", interface.name))?;
+            // What passes loopback leaves before it arrives: it is judged when it leaves.
+            if !interface.loopback {
+                self.injector
+                    .attach(interface, Side::Ingress)
+                    .with_context(|| format!("attaching to {}", interface.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets sockets that are made in `scope` from now on be known by it, and those that are open there
+    /// already.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn watch(&mut self, scope: &Scope) -> Result<()> {
+        self.injector.watch_cgroup(&scope.path)
+    }
+
+    /// Marks the sockets that the processes of a cgroup have open as belonging to `scope`.
+    ///
+    /// # Errors
+    /// The processes can't be listed.
+    pub fn adopt(&mut self, cgroup: &Cgroup, scope: &Scope) -> Result<()> {
+        for pid in cgroup.processes()? {
+            adopt_sockets(&mut self.injector, pid.as_raw(), scope.cgroup)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the rules in force: from here on their time runs.
+    ///
+    /// # Errors
+    /// The kernel refuses a map.
+    pub fn start(mut self) -> Result<Injection> {
+        let epoch_ns = monotonic_ns();
+        self.injector.install(&self.tables, epoch_ns)?;
+        Ok(Injection {
+            prepared: self,
+            started: Instant::now(),
+            epoch_ns,
+        })
+    }
+
+    /// The decisions that fire, when they were asked for.
+    ///
+    /// # Errors
+    /// They have been taken already.
+    pub fn take_events(&mut self) -> Result<Events> {
+        self.injector.take_events()
+    }
+}
+
+/// Marks the sockets of one process. One that has ended meanwhile has none.
+fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
+    let folder = format!("/proc/{pid}/fd");
+    let Ok(entries) = std::fs::read_dir(Path::new(&folder)) else {
+        return Ok(());
+    };
+    let Some(process) = open_process(pid) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let is_socket = std::fs::read_link(entry.path())
+            .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"));
+        let number = entry.file_name().to_string_lossy().parse::<i32>();
+        let (true, Ok(number)) = (is_socket, number) else {
+            continue;
+        };
+        // SAFETY: two descriptors and no pointers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process_fd(&process), number, 0) };
+        let Ok(fd) = Errno::result(fd).map(i32::try_from) else {
+            continue;
+        };
+        // SAFETY: the call has just made it, and nobody else knows it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd?) };
+        if !is_internet(&socket) {
+            continue;
+        }
+        injector.adopt_socket(socket.as_fd(), cgroup)?;
+    }
+    Ok(())
+}
+
+fn process_fd(process: &OwnedFd) -> i32 {
+    use std::os::fd::AsRawFd as _;
+    process.as_raw_fd()
+}
+
+fn open_process(pid: i32) -> Option<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(Errno::result(fd).ok()?).ok()?;
+    // SAFETY: as above.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Unix sockets and the like have no packets.
+fn is_internet(socket: &OwnedFd) -> bool {
+    use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
+    use std::os::fd::AsRawFd as _;
+    getsockname::<SockaddrStorage>(socket.as_raw_fd()).is_ok_and(|address| {
+        matches!(address.family(), Some(AddressFamily::Inet | AddressFamily::Inet6))
+    })
+}
+
+impl Injection {
+    /// How the programs are attached.
+    #[must_use]
+    pub fn attachment(&self) -> Attachment {
+        self.prepared.injector.attachment()
+    }
+
+    /// Where.
+    #[must_use]
+    pub fn interfaces(&self) -> &[Interface] {
+        &self.prepared.interfaces
+    }
+
+    /// When the rules' time began.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The same on `CLOCK_MONOTONIC`, in nanoseconds.
+    #[must_use]
+    pub fn epoch_ns(&self) -> u64 {
+        self.epoch_ns
+    }
+
+    /// What each rule of the plan saw and did, in their order.
+    ///
+    /// # Errors
+    /// The kernel refuses to read a map.
+    pub fn hits(&self, plan: &Plan) -> Result<Vec<Hits>> {
+        let mut all = Vec::with_capacity(plan.rules.len());
+        for rule in &plan.rules {
+            let mut sum = Hits::default();
+            for (index, part) in rule.entries.iter().enumerate() {
+                let (stats, connections) = self.prepared.injector.stats(part.entry.state)?;
+                if index == 0 {
+                    // The arms of a mix all see the same packets.
+                    sum.stats = stats;
+                    sum.connections = connections;
+                    continue;
+                }
+                sum.stats.hit_packets += stats.hit_packets;
+                sum.stats.hit_segments += stats.hit_segments;
+                sum.stats.hit_bytes += stats.hit_bytes;
+            }
+            all.push(sum);
+        }
+        Ok(all)
+    }
+
+    /// How many packets passed for each reason: by [`Counter`].
+    ///
+    /// # Errors
+    /// The kernel refuses to read the map.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        self.prepared.injector.counters()
+    }
+
+    /// How many packets passed for one reason.
+    ///
+    /// # Errors
+    /// The kernel refuses to read the map.
+    pub fn counter(&self, counter: Counter) -> Result<u64> {
+        self.prepared.injector.counter(counter)
+    }
+
+    /// Takes everything away again.
+    ///
+    /// # Errors
+    /// A filter or qdisc that can't be removed.
+    pub fn heal(self) -> Result<()> {
+        self.prepared.heal()
+    }
+}
+
+impl Prepared {
+    fn heal(mut self) -> Result<()> {
+        let journal = self.journal.take();
+        drop(self.injector);
+        if let Some(journal) = journal {
+            if let Some(left) = journal.heal().first() {
+                anyhow::bail!("{left}: run `fault clean`");
+            }
+        }
+        Ok(())
+    }
+}
+

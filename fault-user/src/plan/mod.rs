@@ -1,0 +1,95 @@
+//! Rules become a validated plan: which mechanism carries which rule, and what the kernel is told.
+//!
+//! Nothing is changed on the machine here.
+
+pub mod packet;
+
+use anyhow::{Result, bail};
+
+use crate::kernel::ruleset::{PacketRule, Scope};
+use crate::rule::{Protocol, ResolvedRule, Rule};
+
+/// What is refused on the whole host without `--force`: the way in, and the way to stop it.
+const GUARDED_PORTS: [(u16, &str); 2] = [(22, "SSH"), (8474, "fault's own control API")];
+
+/// One rule and what carries it.
+#[derive(Clone, Debug)]
+pub struct PlannedRule {
+    /// The rule as it is printed.
+    pub text: String,
+    /// The target's name or text.
+    pub target: String,
+    /// Its entries for the kernel; more than one for a mix.
+    pub entries: Vec<PacketRule>,
+}
+
+/// All rules of a run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where all randomness comes from.
+    pub seed: u64,
+    /// The rules in their order.
+    pub rules: Vec<PlannedRule>,
+}
+
+impl Plan {
+    /// Plans `rules`, limited to `scope`, or to nothing when there is none.
+    ///
+    /// # Errors
+    /// A fault that can't be carried out, or too many rules.
+    pub fn new(rules: &[(Rule, ResolvedRule)], seed: u64, scope: Option<&Scope>) -> Result<Self> {
+        let mut planned = Vec::with_capacity(rules.len());
+        let mut states = 0;
+        for (ordinal, (rule, resolved)) in (0_u32..).zip(rules) {
+            let entries = packet::compile(resolved, seed, ordinal, states, scope)?;
+            states += u32::try_from(entries.len())?;
+            planned.push(PlannedRule {
+                text: rule.to_string(),
+                target: resolved.name.clone(),
+                entries,
+            });
+        }
+        Ok(Self {
+            seed,
+            rules: planned,
+        })
+    }
+
+    /// All entries, in the order of the rules.
+    #[must_use]
+    pub fn entries(&self) -> Vec<PacketRule> {
+        self.rules.iter().flat_map(|rule| rule.entries.iter().cloned()).collect()
+    }
+
+    /// What the kernel programs must be able to do: bits by [`fault_common::abi::action`].
+    #[must_use]
+    pub fn actions(&self) -> u32 {
+        self.rules
+            .iter()
+            .flat_map(|rule| &rule.entries)
+            .fold(0, |all, rule| all | packet::actions(&rule.entry))
+    }
+}
+
+/// Refuses rules for the whole host that would cut SSH or the control API.
+///
+/// # Errors
+/// The first rule that would.
+pub fn guard_host(rules: &[(Rule, ResolvedRule)]) -> Result<()> {
+    for (rule, resolved) in rules {
+        let target = &resolved.target;
+        if !matches!(target.protocol, Protocol::Any | Protocol::Tcp) {
+            continue;
+        }
+        for (port, what) in GUARDED_PORTS {
+            let hit = target.ports.is_empty()
+                || target.ports.iter().any(|range| range.first <= port && port <= range.last);
+            if hit {
+                bail!(
+                    "`{rule}` reaches port {port} ({what}) on the whole host: name other ports, or give --force"
+                );
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! Compiles a rule of the packet layer into what the kernel programs take.
+
+use anyhow::{Result, bail};
+use fault_common::abi::{RuleEntry, action, direction, fault, reject, rule_flag};
+use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
+
+use crate::kernel::ruleset::{Network, PacketRule, Protocol, Scope};
+use crate::rule::{
+    CorruptMode, CountScope, Direction, Fault, LossModel, MixArm, Modifiers, Protocol as Named,
+    RejectWith, ResolvedRule, ResolvedTarget, Trigger,
+};
+
+/// The key of a mix's draw is not that of its arms' faults.
+const MIX_SALT: u64 = 0x6d69_7800;
+
+/// What the kernel needs of a fault.
+struct Action {
+    fault: u8,
+    arguments: [u64; 5],
+}
+
+/// Compiles one rule: into one entry, or one for each arm of a mix.
+///
+/// `ordinal` is the rule's place in the list, from 0: its randomness depends on it. `first_state` is
+/// the first free index of rule states.
+///
+/// # Errors
+/// A fault that the packet layer can't do.
+pub fn compile(
+    rule: &ResolvedRule,
+    seed: u64,
+    ordinal: u32,
+    first_state: u32,
+    scope: Option<&Scope>,
+) -> Result<Vec<PacketRule>> {
+    let key = rule_key(seed, ordinal);
+    let whole = [MixArm {
+        probability: 1_000_000,
+        fault: rule.fault.clone(),
+    }];
+    let (arms, is_mix): (&[MixArm], bool) = match &rule.fault {
+        Fault::Mix(arms) => (arms, true),
+        _ => (&whole, false),
+    };
+    let mut compiled = Vec::with_capacity(arms.len());
+    let mut mix_from = 0;
+    for (index, arm) in (0_u32..).zip(arms) {
+        let mix_to = mix_from + threshold_from_ppm(arm.probability);
+        let mut entry = entry_of(&rule.modifiers, &action_of(&arm.fault)?);
+        entry.key = if index == 0 { key } else { rule_key(key, index) };
+        entry.mix_key = rule_key(key ^ MIX_SALT, 0);
+        entry.state = first_state + index;
+        entry.uid = entry.state + 1;
+        if is_mix {
+            entry.flags |= rule_flag::MIX;
+            entry.mix_from = mix_from;
+            entry.mix_to = mix_to.min(ALWAYS);
+        }
+        mix_from = mix_to;
+        compiled.push(PacketRule {
+            protocols: protocols(&rule.target),
+            ports: rule.target.ports.iter().map(|range| (range.first, range.last)).collect(),
+            hosts: rule
+                .target
+                .hosts
+                .iter()
+                .map(|host| Network::new(host.address(), host.prefix()))
+                .collect(),
+            scope: scope.cloned(),
+            entry,
+        });
+    }
+    Ok(compiled)
+}
+
+fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
+    match target.protocol {
+        Named::Tcp => vec![Protocol::Tcp],
+        Named::Udp => vec![Protocol::Udp],
+        Named::Icmp => vec![Protocol::Icmp],
+        // A port is one of TCP or of UDP.
+        Named::Any if !target.ports.is_empty() => vec![Protocol::Tcp, Protocol::Udp],
+        Named::Any => vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Other],
+    }
+}
+
+fn action_of(wanted: &Fault) -> Result<Action> {
+    let threshold = |ppm: &u32| threshold_from_ppm(*ppm);
+    let (fault, arguments): (u8, &[u64]) = match wanted {
+        Fault::Loss(model) => return Ok(loss(model)),
+        Fault::Drop | Fault::Blackhole => (fault::DROP, &[]),
+        Fault::Reject { with } => (fault::REJECT, &[reject_with(*with)]),
+        Fault::Reset => (fault::RESET, &[]),
+        Fault::Down => (fault::DOWN, &[]),
+        Fault::Corrupt {
+            probability,
+            bits,
+            mode,
+        } => {
+            let kind = match mode {
+                CorruptMode::Visible => fault::CORRUPT_VISIBLE,
+                CorruptMode::Link => fault::CORRUPT_LINK,
+            };
+            (kind, &[threshold(probability), u64::from(*bits)])
+        }
+        Fault::Duplicate { probability } => (fault::DUPLICATE, &[threshold(probability)]),
+        Fault::Ecn { probability } => (fault::ECN, &[threshold(probability)]),
+        Fault::Mtu { bytes, icmp } => (fault::MTU, &[u64::from(*bytes), u64::from(*icmp)]),
+        other => bail!(
+            "`{}` can't be carried out by this version of fault: `fault doctor` lists the faults that can",
+            other.name()
+        ),
+    };
+    let mut padded = [0; 5];
+    padded[..arguments.len()].copy_from_slice(arguments);
+    Ok(Action {
+        fault,
+        arguments: padded,
+    })
+}
+
+fn loss(model: &LossModel) -> Action {
+    let (fault, ppm) = match *model {
+        LossModel::Random(ppm) => (fault::LOSS, [ppm, 0, 0, 0, 0]),
+        LossModel::GilbertElliott {
+            p,
+            r,
+            one_minus_h,
+            one_minus_k,
+        } => (fault::LOSS_GILBERT_ELLIOTT, [p, r, one_minus_h, one_minus_k, 0]),
+        LossModel::State {
+            p13,
+            p31,
+            p32,
+            p23,
+            p14,
+        } => (fault::LOSS_STATE, [p13, p31, p32, p23, p14]),
+    };
+    Action {
+        fault,
+        arguments: ppm.map(threshold_from_ppm),
+    }
+}
+
+fn reject_with(with: Option<RejectWith>) -> u64 {
+    match with {
+        None => reject::BY_PROTOCOL,
+        Some(RejectWith::Rst) => reject::RST,
+        Some(RejectWith::IcmpPort) => reject::ICMP_PORT,
+        Some(RejectWith::IcmpHost) => reject::ICMP_HOST,
+        Some(RejectWith::IcmpAdmin) => reject::ICMP_ADMIN,
+    }
+}
+
+fn entry_of(modifiers: &Modifiers, action: &Action) -> RuleEntry {
+    let schedule = modifiers.schedule();
+    let (count_from, count_to, count_step) = counts(modifiers.trigger);
+    let connections = modifiers.connections;
+    let size = modifiers.size;
+    let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    let (length_ns, period_ns, active_ns) = match (schedule.period_ns, schedule.on_ns) {
+        (Some(period), on) => {
+            let length = schedule.end_ns.map_or(0, |end| end - schedule.start_ns);
+            (length, period, on.unwrap_or(period))
+        }
+        (None, on) => (on.unwrap_or(0), 0, 0),
+    };
+    RuleEntry {
+        key: 0,
+        mix_key: 0,
+        mix_from: 0,
+        mix_to: 0,
+        at_ns: schedule.start_ns,
+        length_ns,
+        period_ns,
+        active_ns,
+        count_from,
+        count_to,
+        count_step,
+        probability: threshold_from_ppm(modifiers.probability),
+        arguments: action.arguments,
+        connection_from: connections.map_or(0, |bounds| narrow(bounds.first)),
+        connection_to: connections.map_or(u32::MAX, |bounds| narrow(bounds.last)),
+        size_min: size.map_or(0, |bounds| narrow(bounds.first)),
+        size_max: size.map_or(u32::MAX, |bounds| narrow(bounds.last)),
+        state: 0,
+        uid: 0,
+        fault: action.fault,
+        kinds: modifiers.packets.bits(),
+        directions: match modifiers.direction {
+            Direction::ToServer => direction::BIT_TO_SERVER,
+            Direction::ToClient => direction::BIT_TO_CLIENT,
+            Direction::Both => direction::BIT_TO_SERVER | direction::BIT_TO_CLIENT,
+        },
+        flags: match modifiers.count {
+            CountScope::PerRule => rule_flag::COUNT_PER_RULE,
+            CountScope::PerConnection => 0,
+        },
+        padding: 0,
+    }
+}
+
+/// The counts that fire: from, to, and of these only the multiples.
+fn counts(trigger: Option<Trigger>) -> (u64, u64, u64) {
+    match trigger {
+        None => (1, u64::MAX, 1),
+        Some(Trigger::First(n)) => (1, n, 1),
+        Some(Trigger::After(n)) => (n.saturating_add(1), u64::MAX, 1),
+        Some(Trigger::Nth(n)) => (n, n, 1),
+        Some(Trigger::Every(n)) => (1, u64::MAX, n),
+        Some(Trigger::Range(bounds)) => (bounds.first, bounds.last, 1),
+    }
+}
+
+/// The actions that a rule may take, as bits by [`action`].
+#[must_use]
+pub fn actions(entry: &RuleEntry) -> u32 {
+    let bits: &[u8] = match entry.fault {
+        fault::CORRUPT_LINK => &[action::DROP_CHECKSUM],
+        fault::CORRUPT_VISIBLE => &[action::CORRUPT],
+        fault::DUPLICATE => &[action::DUPLICATE],
+        fault::ECN => &[action::ECN],
+        fault::RESET => &[action::RESET],
+        fault::DOWN => &[action::RESET, action::REJECT_RST, action::REJECT_ICMP, action::DROP],
+        fault::REJECT => &[action::REJECT_RST, action::REJECT_ICMP, action::DROP],
+        fault::MTU => &[action::REJECT_ICMP, action::DROP],
+        _ => &[action::DROP],
+    };
+    bits.iter().fold(0, |all, bit| all | 1 << bit)
+}

@@ -1,0 +1,4 @@
+//! What a run tells afterwards.
+
+pub mod record;
+pub mod summary;

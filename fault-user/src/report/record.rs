@@ -1,0 +1,127 @@
+//! Writes the decisions that fired to a file while they happen.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result, anyhow};
+use fault_common::abi::{Event, action, direction};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+
+use crate::kernel::events::Events;
+
+/// How long the recorder waits for events before it looks whether it is to end, in milliseconds.
+const PATIENCE_MS: u16 = 50;
+
+/// A decision that fired, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// The rule's entry, from 1, in the order of the rules.
+    pub rule: u32,
+    /// The connection's ordinal among those of the rule, from 1.
+    pub connection: u32,
+    /// The packet's ordinal in its connection and direction, from 1.
+    pub packet: u64,
+    /// `to-server` or `to-client`.
+    pub direction: &'static str,
+    /// What was done.
+    pub action: &'static str,
+    /// Bytes on the wire.
+    pub bytes: u32,
+    /// Wire packets.
+    pub segments: u16,
+    /// When, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
+}
+
+impl From<Event> for Decision {
+    fn from(event: Event) -> Self {
+        Self {
+            rule: event.rule,
+            connection: event.connection,
+            packet: event.packet,
+            direction: if event.direction == direction::TO_SERVER { "to-server" } else { "to-client" },
+            action: action_name(event.action),
+            bytes: event.bytes,
+            segments: event.segments,
+            time_ns: event.time_ns,
+        }
+    }
+}
+
+/// The name of an action in reports.
+#[must_use]
+pub fn action_name(action: u8) -> &'static str {
+    match action {
+        action::DROP => "drop",
+        action::DROP_CHECKSUM => "drop-checksum",
+        action::REJECT_RST => "reject-rst",
+        action::REJECT_ICMP => "reject-icmp",
+        action::RESET => "reset",
+        action::CORRUPT => "corrupt",
+        action::DUPLICATE => "duplicate",
+        action::ECN => "ecn",
+        _ => "unknown",
+    }
+}
+
+/// The thread that writes.
+pub struct Recorder {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+    path: PathBuf,
+}
+
+impl Recorder {
+    /// Starts writing what `events` gives to a new file at `path`, one JSON object a line.
+    ///
+    /// # Errors
+    /// The file can't be made.
+    pub fn start(events: Events, path: &Path) -> Result<Self> {
+        let file = File::create(path).with_context(|| format!("can't write {}", path.display()))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("events".to_owned())
+            .spawn(move || record(events, BufWriter::new(file), &stopped))
+            .context("starting the thread that records events")?;
+        Ok(Self {
+            stop,
+            thread,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Writes what is left and closes the file.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn finish(self) -> Result<()> {
+        self.stop.store(true, Ordering::Release);
+        let result = self.thread.join().map_err(|_| anyhow!("the recorder panicked"))?;
+        result.with_context(|| format!("can't write {}", self.path.display()))
+    }
+}
+
+fn record(mut events: Events, mut file: BufWriter<File>, stop: &AtomicBool) -> Result<()> {
+    let mut batch = Vec::new();
+    loop {
+        // Looked at first: what came before the end is still drained below.
+        let last = stop.load(Ordering::Acquire);
+        events.drain(&mut batch);
+        for event in batch.drain(..) {
+            serde_json::to_writer(&mut file, &Decision::from(event))?;
+            file.write_all(b"\n")?;
+        }
+        if last {
+            file.flush()?;
+            return Ok(());
+        }
+        let mut waiting = [PollFd::new(events.fd(), PollFlags::POLLIN)];
+        poll(&mut waiting, PollTimeout::from(PATIENCE_MS))?;
+    }
+}

@@ -1,0 +1,121 @@
+//! The closing summary: per rule, what it saw, what it hit, and by what mechanism.
+
+use std::fmt::Write as _;
+
+use fault_common::abi::Counter;
+
+use crate::kernel::injection::{Hits, Injection};
+use crate::plan::Plan;
+
+/// The counters that are worth a line when they are not zero.
+const NOTES: [(Counter, &str); 6] = [
+    (Counter::Malformed, "malformed packets passed"),
+    (Counter::Headers, "packets with too many IPv6 extension headers passed"),
+    (Counter::TooManyMatches, "packets matched more rules than are judged (8)"),
+    (Counter::ActionFailed, "hits could not be carried out; the packet passed"),
+    (Counter::FlowTableFull, "packets passed because the connection table was full"),
+    (Counter::EventLost, "events were lost: the ring buffer was full"),
+];
+
+/// The table that closes a run.
+#[must_use]
+pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]) -> String {
+    let places: Vec<&str> = injection.interfaces().iter().map(|one| one.name.as_str()).collect();
+    let mut text = format!(
+        "fault: healed after {:.1} s; tc programs by {} on {}; seed {}\n",
+        injection.started().elapsed().as_secs_f64(),
+        injection.attachment(),
+        places.join(", "),
+        plan.seed
+    );
+    let width = plan.rules.iter().map(|rule| rule.text.chars().count()).max().unwrap_or(0).max(4);
+    // Writing to a string can't fail.
+    let _ = writeln!(
+        text,
+        "  {:width$}  {:>24}  {:>24}  {:>6}  by",
+        "rule", "seen", "hit", "conns"
+    );
+    for (rule, hits) in plan.rules.iter().zip(hits) {
+        let stats = &hits.stats;
+        let _ = writeln!(
+            text,
+            "  {:width$}  {:>24}  {:>24}  {:>6}  tc ({})",
+            rule.text,
+            amount(stats.seen_packets, stats.seen_segments, stats.seen_bytes),
+            amount(stats.hit_packets, stats.hit_segments, stats.hit_bytes),
+            hits.connections,
+            injection.attachment(),
+        );
+    }
+    for (counter, what) in NOTES {
+        let count = counters.get(counter as usize).copied().unwrap_or(0);
+        if count != 0 {
+            let _ = writeln!(text, "  {count} {what}");
+        }
+    }
+    text
+}
+
+/// Packets and bytes; segments as well where they differ.
+fn amount(packets: u64, segments: u64, bytes: u64) -> String {
+    let bytes = human_bytes(bytes);
+    if packets == segments {
+        format!("{packets} pkts {bytes}")
+    } else {
+        format!("{packets} pkts/{segments} segs {bytes}")
+    }
+}
+
+/// Bytes in the largest unit of which there is at least one.
+#[must_use]
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut whole = bytes;
+    let mut rest = 0;
+    while whole >= 1024 && unit + 1 < UNITS.len() {
+        rest = whole % 1024;
+        whole /= 1024;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{whole} B")
+    } else {
+        format!("{whole}.{} {}", rest * 10 / 1024, UNITS[unit])
+    }
+}
+
+/// One line for a terminal, rewritten while rules are in force.
+#[must_use]
+pub fn line(plan: &Plan, hits: &[Hits]) -> String {
+    let parts: Vec<String> = plan
+        .rules
+        .iter()
+        .zip(hits)
+        .map(|(rule, hits)| {
+            format!(
+                "{}: {} of {}",
+                rule.text, hits.stats.hit_packets, hits.stats.seen_packets
+            )
+        })
+        .collect();
+    parts.join(" · ")
+}
+
+/// The rules that never fired, each with the likeliest reason.
+#[must_use]
+pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits]) -> Vec<(&'a str, &'static str)> {
+    plan.rules
+        .iter()
+        .zip(hits)
+        .filter(|(_, hits)| hits.stats.hit_packets == 0)
+        .map(|(rule, hits)| {
+            let why = if hits.stats.seen_packets == 0 {
+                "no packet of its target was seen (is it the right port, protocol and host, and did the command use it?)"
+            } else {
+                "its target was seen, but its modifiers and chance picked nothing"
+            };
+            (rule.text.as_str(), why)
+        })
+        .collect()
+}
