@@ -186,6 +186,8 @@ async fn under_sudo_it_is_the_callers_and_has_no_capability() {
     let Some((_, cgroup)) = fresh(Leftovers::Release) else {
         return;
     };
+    // A supplementary group that must not be handed down.
+    nix::unistd::setgroups(&[nix::unistd::Gid::from_raw(0)]).unwrap();
     let channel = Channel::new();
     let script = format!(
         "{{ id -u; id -g; id -G; echo $HOME $USER $LOGNAME $SHELL; \

@@ -2,8 +2,9 @@
 //!
 //! Needs root and a writable cgroup2; says so and skips where there is none.
 use fault_user::kernel::interfaces;
-use fault_user::kernel::leftovers::{Change, Fate, Journal, Places, clean, find};
+use fault_user::kernel::leftovers::{Change, Fate, Journal, Leftover, Places, clean, find};
 use fault_user::process::cgroup::{CommandCgroup, Hierarchy, Leftovers, move_process};
+use fault_user::process::command::CommandSpec;
 use fault_user::process::proc::ProcessId;
 use fault_user::process::sockets::{self, Protocol, State};
 use fault_user::process::tree::Aim;
@@ -15,6 +16,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
 
 fn hierarchy() -> Option<Hierarchy> {
@@ -149,9 +151,17 @@ fn nobody_and_ourselves_are_no_aims() {
     }
 }
 
+/// What looks like a dead instance's cgroup is cleaned by whichever test comes first.
+static DEAD_CGROUPS: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    DEAD_CGROUPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn clean_puts_a_dead_instances_tree_back() {
     let Some(place) = Place::new() else { return };
+    let _alone = alone();
     let tree = Tree::start();
     let before = place.path_of(tree.pid());
     // As a dead instance leaves it: the cgroup without its lock, the journal without its owner.
@@ -201,6 +211,7 @@ fn dead_pid() -> u32 {
 #[test]
 fn clean_removes_a_dead_instances_cgroups_and_no_live_ones() {
     let Some(place) = Place::new() else { return };
+    let _alone = alone();
     let live = CommandCgroup::create(&place.hierarchy, Leftovers::Release).unwrap();
     let parent = live.cgroup().path().parent().unwrap();
     let dead = parent.join(format!("fault-{}-0", dead_pid()));
@@ -224,6 +235,62 @@ fn clean_removes_a_dead_instances_cgroups_and_no_live_ones() {
     assert!(!dead.exists() && foreign.exists() && live.cgroup().path().exists());
     assert_eq!(place.path_of(tree.child), parent, "its process lives on");
     fs::remove_dir(&foreign).unwrap();
+}
+
+/// Set for [`stand_in`]: the folder of its journal.
+const STATE: &str = "FAULT_TEST_STATE";
+
+/// Not a test of its own: an instance with a journal, a cgroup and a command, to be killed.
+#[tokio::test]
+async fn stand_in() {
+    let Some(state) = std::env::var_os(STATE) else {
+        return;
+    };
+    let mut journal = Journal::create_in(state.as_ref()).unwrap();
+    let link = Change::Link {
+        name: format!("fault-{}", std::process::id()),
+    };
+    journal.record(link).unwrap();
+    let hierarchy = Hierarchy::find().unwrap();
+    let cgroup = CommandCgroup::create(&hierarchy, Leftovers::Release).unwrap();
+    let words = ["sh", "-c", "echo pid $$; exec sleep 1000"];
+    let spec = CommandSpec::new(words.map(Into::into).to_vec(), None).unwrap();
+    let mut running = spec.resolve().unwrap().spawn(Some(&cgroup)).unwrap();
+    running.wait().await.unwrap();
+}
+
+#[test]
+fn after_kill_9_clean_leaves_nothing_but_the_running_command() {
+    let Some(place) = Place::new() else { return };
+    let _alone = alone();
+    let mut stand_in = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "stand_in", "--nocapture", "--test-threads=1"])
+        .env(STATE, place.state.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(stand_in.stdout.take().unwrap());
+    let mut lines = said.lines().map(|line| line.unwrap());
+    let pid = lines.find_map(|line| line.split_once("pid ")?.1.parse().ok());
+    let command = Pid::from_raw(pid.expect("the command says its number"));
+    let folder = place.path_of(command);
+    let places = Places {
+        hierarchy: Some(place.hierarchy.clone()),
+        ..place.places()
+    };
+    let is_ours = |all: &[Leftover]| {
+        let folder = folder.display().to_string();
+        all.iter()
+            .any(|left| left.what == folder || left.kind == "journal")
+    };
+    assert!(!is_ours(&clean(&places).unwrap()), "it lives");
+    stand_in.kill().unwrap();
+    stand_in.wait().unwrap();
+    assert!(is_ours(&clean(&places).unwrap()), "it is dead");
+    assert!(!folder.exists());
+    assert_eq!(fs::read_dir(place.state.path()).unwrap().count(), 0);
+    assert_eq!(place.path_of(command), folder.parent().unwrap());
+    kill(command, Signal::SIGKILL).expect("the command goes on");
 }
 
 /// In a network namespace of its own: sysctls, an ifb device and sockets of a dead instance.

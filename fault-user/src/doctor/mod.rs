@@ -1,2 +1,441 @@
-//! What this machine can do.
+//! What this machine can do (`fault doctor`), and what must be there before a run ([`preflight`]).
+//!
+//! Every feature is tried rather than guessed from a version: vendor kernels carry features back,
+//! and containers take them away.
 pub(crate) mod bpf;
+pub mod capabilities;
+pub mod preflight;
+pub(crate) mod probe;
+
+use crate::kernel::leftovers::{self, Leftover, Places};
+use crate::process::cgroup::Hierarchy;
+use anyhow::{Context, Result};
+use aya::maps::MapType;
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
+use capabilities::{Capability, Rights};
+pub use preflight::{Need, Unmet, preflight};
+use serde::Serialize;
+use std::fmt;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What, for people.
+    pub name: String,
+    /// Whether it is there.
+    pub ok: bool,
+    /// What was found: where, which one, or the kernel's own error.
+    pub detail: String,
+    /// What to do about it; only where it is missing and something can be done.
+    pub advice: Option<String>,
+}
+
+impl Check {
+    fn new(name: &str, found: Result<String>, advice: &str) -> Self {
+        let (ok, detail) = match found {
+            Ok(detail) => (true, detail),
+            Err(error) => (false, format!("{error:#}")),
+        };
+        let advice = (!ok && !advice.is_empty()).then(|| advice.to_owned());
+        Self {
+            name: name.to_owned(),
+            ok,
+            detail,
+            advice,
+        }
+    }
+}
+
+/// How a group of faults would be carried out here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Mechanism {
+    /// The names of the faults.
+    pub faults: &'static str,
+    /// What this machine offers for them; `None` when nothing does.
+    pub mechanism: Option<&'static str>,
+    /// What it would take; only where nothing does.
+    pub advice: Option<&'static str>,
+}
+
+/// All that `fault doctor` tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Kernel release and architecture.
+    pub kernel: String,
+    /// Kernel, BTF, cgroups, what may block bpf(2).
+    pub system: Vec<Check>,
+    /// What this process may do.
+    pub capabilities: Vec<Check>,
+    /// Where programs can be attached and what they can use.
+    pub programs: Vec<Check>,
+    /// Qdiscs and devices.
+    pub traffic: Vec<Check>,
+    /// Faults and how they would be carried out.
+    pub mechanisms: Vec<Mechanism>,
+    /// What killed instances have left.
+    pub leftovers: Vec<Leftover>,
+}
+
+impl Report {
+    /// Looks at everything. Tries features in a network namespace and a cgroup of its own, and
+    /// changes nothing else.
+    ///
+    /// # Errors
+    /// When `/proc` can't be read.
+    pub fn gather() -> Result<Self> {
+        let rights = Rights::read()?;
+        let names = nix::sys::utsname::uname().context("can't ask for the kernel's version")?;
+        let kernel = format!(
+            "{} {}",
+            names.release().display(),
+            names.machine().display()
+        );
+        let mut system = system_checks(&rights);
+        let leftovers = leftovers::find(&Places::of_this_machine()).unwrap_or_else(|error| {
+            system.push(Check::new(
+                "leftovers",
+                Err(error),
+                "run with sudo to see them",
+            ));
+            Vec::new()
+        });
+        let programs = program_checks();
+        let traffic = traffic_checks();
+        Ok(Self {
+            system,
+            capabilities: capability_checks(&rights),
+            mechanisms: mechanisms(Found::new(&programs, &traffic)),
+            kernel,
+            programs,
+            traffic,
+            leftovers,
+        })
+    }
+
+    /// Whether any fault can be carried out in the kernel here; if not, `fault doctor` exits 1.
+    #[must_use]
+    pub fn works(&self) -> bool {
+        let packet = &self.mechanisms[0];
+        packet.mechanism.is_some()
+    }
+}
+
+fn system_checks(rights: &Rights) -> Vec<Check> {
+    let exists = |path: &str| -> Result<String> {
+        std::fs::metadata(path)?;
+        Ok(path.to_owned())
+    };
+    let cgroup = Hierarchy::find().and_then(|found| {
+        let path = found.path().display().to_string();
+        anyhow::ensure!(found.is_writable(), "{path} is mounted read-only");
+        Ok(path)
+    });
+    let blocked = bpf::load(bpf::program_type::SCHED_CLS, 0, -1)
+        .map(|_| "programs load".to_owned())
+        .map_err(|error| anyhow::anyhow!("{}", preflight::explain_bpf(&error, rights)));
+    let namespaces = probe::in_throw_away_netns(|| Ok("network namespaces".to_owned()));
+    let lockdown = rights.lockdown.as_deref().unwrap_or("none");
+    let lockdown = match lockdown {
+        "confidentiality" => Err(anyhow::anyhow!("confidentiality")),
+        mode => Ok(mode.to_owned()),
+    };
+    vec![
+        Check::new("bpf(2)", blocked, ""),
+        Check::new(
+            "BTF",
+            exists("/sys/kernel/btf/vmlinux"),
+            "not needed for tc programs; else CONFIG_DEBUG_INFO_BTF=y",
+        ),
+        Check::new(
+            "cgroup2",
+            cgroup,
+            "mount -t cgroup2 none /sys/fs/cgroup, or use --scope host",
+        ),
+        Check::new(
+            "namespaces",
+            namespaces,
+            "needs CAP_SYS_ADMIN; what is tried in one shows as missing",
+        ),
+        Check::new("lockdown", lockdown, "boot with lockdown=integrity or less"),
+    ]
+}
+
+fn capability_checks(rights: &Rights) -> Vec<Check> {
+    let check = |capability: Capability| {
+        let found = if rights.has(capability) {
+            Ok(capability.purpose().to_owned())
+        } else {
+            Err(anyhow::anyhow!("{}", capability.purpose()))
+        };
+        let advice = match (capability, rights.is_root) {
+            (Capability::SysResource, _) => String::new(),
+            (_, true) => format!("in a container: --cap-add {}", capability.name()),
+            (_, false) => "run with sudo".to_owned(),
+        };
+        Check::new(&format!("CAP_{}", capability.name()), found, &advice)
+    };
+    Capability::ALL.into_iter().map(check).collect()
+}
+
+/// The names under which [`Found`] looks checks up again.
+mod name {
+    pub const TCX: &str = "TCX";
+    pub const CLSACT: &str = "clsact";
+    pub const SK_LOOKUP: &str = "sk_lookup";
+    pub const CONNECT: &str = "cgroup connect";
+    pub const FQ: &str = "fq";
+    pub const NETEM: &str = "netem";
+    pub const TAP: &str = "tap";
+}
+
+fn program_checks() -> Vec<Check> {
+    let yes = |found: Result<()>| found.map(|()| "works".to_owned());
+    let apart = |try_it: fn() -> Result<()>| yes(probe::in_throw_away_netns(try_it));
+    let (tcx, clsact) = match probe::in_throw_away_netns(probe::tc_hooks) {
+        Ok(hooks) => hooks,
+        Err(error) => (Err(anyhow::anyhow!("{error:#}")), Err(error)),
+    };
+    let map = |kind| match is_map_supported(kind) {
+        Ok(true) => Ok("works".to_owned()),
+        Ok(false) => Err(anyhow::anyhow!("not in this kernel")),
+        Err(error) => Err(error.into()),
+    };
+    let helper = |helper| match is_helper_supported(ProgramType::SchedClassifier, helper) {
+        Ok(true) => Ok("works".to_owned()),
+        Ok(false) => Err(anyhow::anyhow!("not in this kernel")),
+        Err(error) => Err(error.into()),
+    };
+    vec![
+        Check::new(
+            name::TCX,
+            yes(tcx),
+            "Linux 6.6 or later; clsact does as well",
+        ),
+        Check::new(name::CLSACT, yes(clsact), "modprobe sch_ingress cls_bpf"),
+        Check::new("XDP", apart(probe::xdp), "Linux 5.9 or later"),
+        Check::new(
+            name::SK_LOOKUP,
+            apart(probe::sk_lookup),
+            "Linux 5.9 or later",
+        ),
+        Check::new(
+            name::CONNECT,
+            yes(probe::connect_hook()),
+            "Linux 5.7 or later, and a writable cgroup2",
+        ),
+        Check::new("ring buffer", map(MapType::RingBuf), "Linux 5.8 or later"),
+        Check::new(
+            "bpf_loop",
+            helper(BpfHelper::BPF_FUNC_loop),
+            "Linux 5.17 or later",
+        ),
+        Check::new(
+            "membarrier",
+            yes(probe::membarrier()),
+            "CONFIG_MEMBARRIER=y",
+        ),
+    ]
+}
+
+fn traffic_checks() -> Vec<Check> {
+    let yes = |found: Result<()>| found.map(|()| "works".to_owned());
+    let qdisc = |kind: &'static str| {
+        let found = probe::in_throw_away_netns(|| probe::qdisc(kind));
+        Check::new(kind, yes(found), &format!("modprobe sch_{kind}"))
+    };
+    let apart = |try_it: fn() -> Result<()>| yes(probe::in_throw_away_netns(try_it));
+    let tap_advice = "modprobe tun, or in a container --device /dev/net/tun";
+    let destroy_advice = "CONFIG_INET_DIAG_DESTROY=y; without it old connections stay as they are";
+    vec![
+        qdisc(name::FQ),
+        qdisc(name::NETEM),
+        qdisc("htb"),
+        qdisc("tbf"),
+        Check::new("ifb", apart(probe::ifb), "modprobe ifb"),
+        Check::new(name::TAP, apart(probe::tap), tap_advice),
+        Check::new("SOCK_DESTROY", apart(probe::sock_destroy), destroy_advice),
+    ]
+}
+
+/// What the choice of mechanisms depends on.
+#[derive(Debug, Clone, Copy, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one yes or no of the machine"
+)]
+struct Found {
+    tcx: bool,
+    clsact: bool,
+    fq: bool,
+    netem: bool,
+    tap: bool,
+    sk_lookup: bool,
+    connect: bool,
+}
+
+impl Found {
+    fn new(programs: &[Check], traffic: &[Check]) -> Self {
+        let has = |name: &str| {
+            let mut all = programs.iter().chain(traffic);
+            all.any(|check| check.name == name && check.ok)
+        };
+        Self {
+            tcx: has(name::TCX),
+            clsact: has(name::CLSACT),
+            fq: has(name::FQ),
+            netem: has(name::NETEM),
+            tap: has(name::TAP),
+            sk_lookup: has(name::SK_LOOKUP),
+            connect: has(name::CONNECT),
+        }
+    }
+}
+
+fn mechanisms(found: Found) -> Vec<Mechanism> {
+    let row = |faults, mechanism: Option<&'static str>, advice| Mechanism {
+        faults,
+        mechanism,
+        advice: mechanism.is_none().then_some(advice),
+    };
+    let tc = match (found.tcx, found.clsact) {
+        (true, _) => Some("eBPF at tc (TCX)"),
+        (false, true) => Some("eBPF at tc (clsact)"),
+        (false, false) => None,
+    };
+    // Each of them needs the programs at tc to pick the packets.
+    let holding = match (tc.is_some(), found.fq, found.netem, found.tap) {
+        (false, ..) | (true, false, false, false) => None,
+        (_, true, _, _) => Some("eBPF at tc and fq"),
+        (_, _, true, _) => Some("eBPF at tc and netem"),
+        (_, _, _, true) => Some("eBPF at tc and the delay line (tap)"),
+    };
+    let redirect = match (found.sk_lookup, found.connect) {
+        (true, true) => Some("relay, transparent for services (sk_lookup) and clients (connect)"),
+        (true, false) => Some("relay, transparent for services here (sk_lookup)"),
+        (false, true) => Some("relay, transparent for clients here (cgroup connect)"),
+        (false, false) => Some("relay on an address of its own"),
+    };
+    vec![
+        row(
+            "loss drop blackhole reject reset corrupt duplicate mtu ecn",
+            tc,
+            "needs TCX (Linux 6.6) or clsact and cls_bpf, with CAP_BPF and CAP_NET_ADMIN",
+        ),
+        row(
+            "delay reorder rate slot",
+            holding,
+            "needs the programs at tc and one of fq, netem, tap",
+        ),
+        row(
+            "latency bandwidth timeout reset_peer slicer limit_data down stall … (TCP, UDP)",
+            redirect,
+            "",
+        ),
+    ]
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Linux {}", self.kernel)?;
+        let sections = [
+            ("System", &self.system),
+            ("Capabilities", &self.capabilities),
+            ("Programs", &self.programs),
+            ("Traffic", &self.traffic),
+        ];
+        for (title, checks) in sections {
+            writeln!(f, "\n{title}")?;
+            for check in checks {
+                let mark = if check.ok { "yes" } else { "no" };
+                write!(f, "  {:<18} {mark:<4} {}", check.name, check.detail)?;
+                match &check.advice {
+                    Some(advice) => writeln!(f, " → {advice}")?,
+                    None => writeln!(f)?,
+                }
+            }
+        }
+        writeln!(f, "\nFaults and their mechanism here")?;
+        for row in &self.mechanisms {
+            let answer = row.mechanism.or(row.advice).unwrap_or_default();
+            let mark = if row.mechanism.is_some() { "yes" } else { "no" };
+            writeln!(f, "  {}\n  {:<18} {mark:<4} {answer}", row.faults, "")?;
+        }
+        writeln!(f, "\nLeftovers of killed instances")?;
+        if self.leftovers.is_empty() {
+            writeln!(f, "  none")?;
+        }
+        for leftover in &self.leftovers {
+            writeln!(f, "  {leftover} → fault clean")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mechanism(found: Found) -> Vec<Option<&'static str>> {
+        let rows = mechanisms(found);
+        rows.into_iter().map(|row| row.mechanism).collect()
+    }
+
+    #[test]
+    fn holding_packets_needs_tc_and_one_thing_that_holds() {
+        let all = Found {
+            tcx: true,
+            clsact: true,
+            fq: true,
+            netem: true,
+            tap: true,
+            ..Found::default()
+        };
+        assert_eq!(
+            mechanism(all)[..2],
+            [Some("eBPF at tc (TCX)"), Some("eBPF at tc and fq")]
+        );
+        let old = Found {
+            tcx: false,
+            fq: false,
+            ..all
+        };
+        assert_eq!(
+            mechanism(old)[..2],
+            [Some("eBPF at tc (clsact)"), Some("eBPF at tc and netem")]
+        );
+        let bare = Found {
+            fq: false,
+            netem: false,
+            tap: false,
+            ..all
+        };
+        assert_eq!(mechanism(bare)[1], None);
+        let none = Found {
+            tcx: false,
+            clsact: false,
+            ..all
+        };
+        assert_eq!(mechanism(none)[..2], [None, None]);
+        assert!(mechanisms(none)[0].advice.is_some());
+    }
+
+    #[test]
+    fn this_machine_is_told_about_and_left_as_it_was() {
+        if !nix::unistd::Uid::effective().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let before = crate::kernel::interfaces::list().unwrap();
+        let report = Report::gather().unwrap();
+        assert!(report.works(), "{report}");
+        assert_eq!(crate::kernel::interfaces::list().unwrap(), before);
+        let own = format!("fault-{}-", std::process::id());
+        let json = serde_json::to_string(&report).unwrap();
+        assert!(!json.contains(&own), "a probe left its cgroup: {json}");
+        for check in report.programs.iter().chain(&report.traffic) {
+            assert!(check.ok || check.advice.is_some(), "no advice: {check:?}");
+        }
+        println!("{report}");
+    }
+}

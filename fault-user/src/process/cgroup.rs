@@ -54,8 +54,8 @@ impl Hierarchy {
     /// # Errors
     /// When there is none.
     pub fn find() -> Result<Self> {
-        let text = fs::read_to_string("/proc/self/mountinfo")
-            .context("can't read /proc/self/mountinfo: mount /proc")?;
+        let text = fs::read_to_string("/proc/thread-self/mountinfo")
+            .context("can't read /proc/thread-self/mountinfo: mount /proc")?;
         parse_mountinfo(&text)
             .into_iter()
             // Another mount on top of it may hide it.

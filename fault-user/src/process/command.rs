@@ -343,7 +343,8 @@ fn enter(entrance: RawFd) -> io::Result<()> {
     Err(io::Error::from_raw_os_error(CGROUP_FAILED + errno))
 }
 
-/// CMD, running. Dropping this lets it run on.
+/// CMD, running. Dropping this lets it run on, and ends the passing on of signals; those that come
+/// later do nothing, so that they can't cut the healing short.
 #[derive(Debug)]
 pub struct Running {
     child: tokio::process::Child,
