@@ -38,9 +38,9 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     let control = CONTROL.get(0).ok_or(Counter::Internal)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation).ok_or(Counter::Internal)?;
-    let scratch = SCRATCH.get_ptr_mut(0).ok_or(Counter::Internal)?;
+    let shared = SCRATCH.get_ptr_mut(0).ok_or(Counter::Internal)?;
     // SAFETY: see `Scratch`.
-    let scratch = unsafe { &mut *scratch };
+    let scratch = unsafe { &mut *shared };
     let passes = read(skb, header, scratch, generation);
     if passes != 0 {
         // Policy: what can't be read passes and is counted; so does what no rule can concern, uncounted.
@@ -63,10 +63,12 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     }
     see(skb, header, scratch, now_ns, generation);
     let flow = flows::enter(skb, header, scratch).ok_or(Counter::FlowTableFull)?;
-    if !list_rules(header, scratch) {
+    if !list_rules(header, shared) {
         // Policy: the port is a rule's, the host or the scope is not.
         return Ok(NEXT);
     }
+    // SAFETY: as above; a fresh reference, since the list was written through another one.
+    let scratch = unsafe { &mut *shared };
     if !judge_rules::<C>(scratch, flow.as_ptr(), control.events) {
         // Policy: no fault fired.
         return Ok(NEXT);
@@ -135,17 +137,12 @@ fn see<const EGRESS: bool, const LINK: u32>(
     };
 }
 
-/// Lists the packet's rules; says whether there are any.
+/// Lists the packet's rules; says whether there are any. The scratch comes as a plain pointer, because
+/// [`fault_collect`] writes to it behind the back of whoever calls it.
 #[inline(never)]
-fn list_rules(header: &SetHeader, scratch: &mut Scratch) -> bool {
-    let maps = Maps {
-        header,
-        generation: scratch.sight.generation,
-    };
-    scratch.query = query(&maps, &scratch.packet, scratch.ports, &scratch.connection);
-    scratch.matches.count = 0;
-    scratch.matches.overflow = 0;
-    let mut left = scratch.query.summary(&maps);
+fn list_rules(header: &SetHeader, scratch: *mut Scratch) -> bool {
+    // SAFETY: see `Scratch`; no reference lives across a call of `fault_collect`.
+    let mut left = begin_list(header, unsafe { &mut *scratch });
     for index in 0..WORDS_MAX {
         if index >= WORDS.load() || left == 0 {
             break;
@@ -155,10 +152,25 @@ fn list_rules(header: &SetHeader, scratch: &mut Scratch) -> bool {
         }
         left >>= 1;
     }
-    if scratch.matches.overflow != 0 {
+    // SAFETY: as above.
+    let matches = unsafe { &(*scratch).matches };
+    if matches.overflow != 0 {
         count(Counter::TooManyMatches);
     }
-    scratch.matches.count != 0
+    matches.count != 0
+}
+
+/// Looks the packet's classes up and gives the words in which there may be rules.
+#[inline(never)]
+fn begin_list(header: &SetHeader, scratch: &mut Scratch) -> u64 {
+    let maps = Maps {
+        header,
+        generation: scratch.sight.generation,
+    };
+    scratch.query = query(&maps, &scratch.packet, scratch.ports, &scratch.connection);
+    scratch.matches.count = 0;
+    scratch.matches.overflow = 0;
+    scratch.query.summary(&maps)
 }
 
 /// Lists the matching rules of one word. A global function, which the verifier looks at once and not
@@ -169,7 +181,7 @@ pub extern "C" fn fault_collect(index: u32) -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return 0;
     };
-    // SAFETY: see `Scratch`; the caller does not use it meanwhile.
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
     let scratch = unsafe { &mut *scratch };
     let generation = scratch.sight.generation & 1;
     let Some(header) = SETS.get(generation) else {

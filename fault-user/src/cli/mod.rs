@@ -22,6 +22,7 @@ use crate::process::command::StartError;
 pub mod exit {
     /// Everything went well.
     pub const SUCCESS: u8 = 0;
+    /// Something that was asked for is not so: nothing works here, or leftovers could not be removed.
     pub const FAILURE: u8 = 1;
     /// The arguments, a rule or a file are wrong.
     pub const USAGE: u8 = 2;
@@ -57,7 +58,9 @@ impl Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        let code = error.downcast_ref().map_or(exit::SETUP, StartError::exit_code);
+        let code = error
+            .downcast_ref()
+            .map_or(exit::SETUP, StartError::exit_code);
         Self { code, error }
     }
 }
@@ -73,7 +76,12 @@ pub type Outcome = Result<u8, Failure>;
 
 /// Hurts the network of one command, service or host, in the kernel, and heals it again.
 #[derive(Debug, Parser)]
-#[command(name = "fault", version, max_term_width = 100, propagate_version = true)]
+#[command(
+    name = "fault",
+    version,
+    max_term_width = 100,
+    propagate_version = true
+)]
 pub struct Cli {
     /// Tell more: the chain of causes of an error, the verifier's log.
     #[arg(short, long, global = true)]
