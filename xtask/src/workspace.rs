@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
 
 /// The folder that holds the workspace's Cargo.toml.
 ///
@@ -45,6 +46,58 @@ pub fn shown(command: &Command) -> String {
         .map(OsStr::to_string_lossy)
         .collect();
     words.join(" ")
+}
+
+/// A program that cargo built.
+pub struct Executable {
+    /// The target's name: of a library, a binary, or a file under `tests`.
+    pub name: String,
+    /// Where it lies.
+    pub path: PathBuf,
+}
+
+/// Runs a cargo command that builds, and returns the programs that it made.
+///
+/// # Errors
+/// Fails when cargo does, whose messages the user sees.
+pub fn build_executables(command: &mut Command) -> Result<Vec<Executable>> {
+    let output = command
+        .arg("--message-format=json-render-diagnostics")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("can't start `{}`", shown(command)))?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", shown(command), output.status);
+    }
+    let mut built = Vec::new();
+    for line in output
+        .stdout
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        let message: Message =
+            serde_json::from_slice(line).context("can't read what cargo says")?;
+        if let (Some(path), Some(target)) = (message.executable, message.target) {
+            built.push(Executable {
+                name: target.name,
+                path,
+            });
+        }
+    }
+    Ok(built)
+}
+
+/// What we read of a line of `cargo build --message-format=json`.
+#[derive(Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
 }
 
 /// Runs a command whose output the user sees.
