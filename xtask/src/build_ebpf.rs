@@ -363,7 +363,8 @@ fn cargo_home() -> Result<PathBuf> {
         .join(".cargo"))
 }
 
-/// Removes what no loader reads: DWARF, and the relocations of BTF that only a linker needs.
+/// Removes what no loader reads, which is DWARF and the relocations of BTF that only a linker needs,
+/// and gives symbols the names that people know.
 fn stripped(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = Builder::read(object)?;
     for section in &mut builder.sections {
@@ -373,6 +374,14 @@ fn stripped(object: &[u8]) -> Result<Vec<u8>> {
             || name.starts_with(".rel.BTF");
     }
     builder.delete_orphans();
+    // A mangled name holds a hash over all that cargo built before, build scripts of dependencies
+    // included, which says nothing about the code.
+    for symbol in &mut builder.symbols {
+        let name = symbol.name.to_string();
+        symbol.name = format!("{:#}", rustc_demangle::demangle(&name))
+            .into_bytes()
+            .into();
+    }
     // LLVM keeps the names of sections among those of symbols; the writer wants a table for them.
     let names = builder.sections.add();
     names.name = ".shstrtab".into();
