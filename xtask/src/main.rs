@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod check;
+mod fuzz;
 mod run;
 mod setup;
 mod skip;
@@ -31,6 +32,7 @@ enum Task {
     Test(test::Arguments),
     Bench(bench::Arguments),
     Vm(vm::Arguments),
+    Fuzz(fuzz::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Vm(arguments) => vm::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,6 +26,8 @@ pub enum Need {
     Vm,
     /// `cargo xtask bench`
     Bench,
+    /// `cargo xtask fuzz`
+    Fuzz,
     /// The tests that aim at containers
     Containers,
 }
@@ -70,6 +72,7 @@ const PACKAGES: &[Package] = &[
     package("dpkg", Some("dpkg-deb"), &[Need::Vm]),
     package("xz-utils", Some("xz"), &[Need::Vm]),
     package("debian-archive-keyring", None, &[Need::Vm]),
+    package("g++", Some("c++"), &[Need::Fuzz]),
     package("podman", Some("podman"), &[Need::Containers]),
     package("runc", Some("runc"), &[Need::Containers]),
     package("iptables", Some("iptables"), &[Need::Containers]),
