@@ -12,7 +12,7 @@ use nix::unistd::Uid;
 
 use crate::{
     setup::{self, Need},
-    skip::Skip,
+    skip::{Line, Reader, SHOW_OUTPUT, Skip},
     workspace::{cargo, find_program, output, shown},
 };
 
@@ -34,6 +34,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     command
         .args(["test", "--locked", "--no-fail-fast"])
         .args(&arguments.arguments);
+    if !arguments.arguments.iter().any(|argument| argument == "--") {
+        command.arg("--");
+    }
+    command.arg(SHOW_OUTPUT);
     if !Uid::effective().is_root() {
         run_tests_by_sudo(&mut command)?;
     }
@@ -76,15 +80,21 @@ fn run_tests_by_sudo(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Writes each line on as it comes, and returns the skips among them.
+/// Writes the lines on as they come, but for what passing tests wrote, and returns the skips.
 fn pass_on(from: impl Read, mut to: impl Write) -> Result<Vec<Skip>> {
     let mut from = BufReader::new(from);
+    let mut reader = Reader::default();
     let mut skips = Vec::new();
     let mut line = Vec::new();
     while from.read_until(b'\n', &mut line)? > 0 {
-        to.write_all(&line)?;
-        to.flush()?;
-        skips.extend(Skip::parse(&String::from_utf8_lossy(&line)));
+        match reader.read(&String::from_utf8_lossy(&line)) {
+            Line::Skip(skip) => skips.push(skip),
+            Line::OfPassing => {}
+            Line::Other => {
+                to.write_all(&line)?;
+                to.flush()?;
+            }
+        }
         line.clear();
     }
     Ok(skips)

@@ -20,7 +20,8 @@ impl Check {
     /// The first mistake.
     pub fn execute(self) -> Outcome {
         let parsed = self.rules.parse()?;
-        let plan = Plan::new(&parsed.rules, parsed.seed.unwrap_or(0), None).map_err(Failure::usage)?;
+        let plan =
+            Plan::new(&parsed.rules, parsed.seed.unwrap_or(0), None).map_err(Failure::usage)?;
         for rule in &plan.rules {
             println!("{}  (by tc programs)", rule.text);
         }

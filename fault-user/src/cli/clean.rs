@@ -30,7 +30,9 @@ impl Clean {
                 println!("{leftover}");
             }
         }
-        let kept = found.iter().any(|leftover| matches!(leftover.fate, Fate::Kept(_)));
+        let kept = found
+            .iter()
+            .any(|leftover| matches!(leftover.fate, Fate::Kept(_)));
         Ok(if kept { exit::FAILURE } else { exit::SUCCESS })
     }
 }

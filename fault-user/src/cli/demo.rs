@@ -34,13 +34,16 @@ impl Demo {
     /// # Errors
     /// No rights, or a fault that can't be carried out.
     pub fn execute(self) -> Outcome {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("starting the demo's server")?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("starting the demo's server")?;
         let address = listener.local_addr()?;
         std::thread::Builder::new()
             .name("demo-server".to_owned())
             .spawn(move || serve(&listener))
             .context("starting the demo's server")?;
-        println!("An echo server on {address} and its client; {REQUESTS} requests in each phase.\n");
+        println!(
+            "An echo server on {address} and its client; {REQUESTS} requests in each phase.\n"
+        );
         let before = measure(address)?;
         show("before", &before);
         let rule = format!("tcp:{} {}", address.port(), self.fault);
@@ -51,7 +54,10 @@ impl Demo {
         if after.iter().any(Option::is_none) {
             return Err(anyhow!("requests still fail after healing").into());
         }
-        println!("\nThe same on a program of yours:\n  fault run -r 'tcp:PORT {}' -- CMD", self.fault);
+        println!(
+            "\nThe same on a program of yours:\n  fault run -r 'tcp:PORT {}' -- CMD",
+            self.fault
+        );
         Ok(exit::SUCCESS)
     }
 }
@@ -149,7 +155,10 @@ fn show(title: &str, times: &[Option<Duration>]) {
             Some(time) => {
                 let decades = (time.as_secs_f64() / 50e-6).max(1.0).log10();
                 // 50 us to 3 s are almost five decades; a bar is never outside of the array.
-                let bar = BARS.iter().enumerate().take_while(|(n, _)| f64::from(u8::try_from(*n).unwrap_or(7)) * 0.6 <= decades);
+                let bar = BARS
+                    .iter()
+                    .enumerate()
+                    .take_while(|(n, _)| f64::from(u8::try_from(*n).unwrap_or(7)) * 0.6 <= decades);
                 bar.last().map_or(BARS[0], |(_, bar)| *bar)
             }
         })

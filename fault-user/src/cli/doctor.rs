@@ -25,6 +25,10 @@ impl Doctor {
         } else {
             print!("{report}");
         }
-        Ok(if report.works() { exit::SUCCESS } else { exit::FAILURE })
+        Ok(if report.works() {
+            exit::SUCCESS
+        } else {
+            exit::FAILURE
+        })
     }
 }

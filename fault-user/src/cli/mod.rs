@@ -57,7 +57,9 @@ impl Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        let code = error.downcast_ref().map_or(exit::SETUP, StartError::exit_code);
+        let code = error
+            .downcast_ref()
+            .map_or(exit::SETUP, StartError::exit_code);
         Self { code, error }
     }
 }
@@ -73,7 +75,12 @@ pub type Outcome = Result<u8, Failure>;
 
 /// Hurts the network of one command, service or host, in the kernel, and heals it again.
 #[derive(Debug, Parser)]
-#[command(name = "fault", version, max_term_width = 100, propagate_version = true)]
+#[command(
+    name = "fault",
+    version,
+    max_term_width = 100,
+    propagate_version = true
+)]
 pub struct Cli {
     /// Tell more: the chain of causes of an error, the verifier's log.
     #[arg(short, long, global = true)]

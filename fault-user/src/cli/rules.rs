@@ -41,7 +41,9 @@ impl Rules {
         for text in &self.targets {
             let (name, target) = named_target(text).map_err(Failure::usage)?;
             if targets.insert(name.clone(), target).is_some() {
-                return Err(Failure::usage(anyhow::anyhow!("--target {name} is given twice")));
+                return Err(Failure::usage(anyhow::anyhow!(
+                    "--target {name} is given twice"
+                )));
             }
         }
         if self.rules.is_empty() {
@@ -52,7 +54,9 @@ impl Rules {
         let mut rules = Vec::with_capacity(self.rules.len());
         for text in &self.rules {
             let rule: Rule = text.parse().map_err(Failure::usage)?;
-            let resolved = rule.resolve(&targets, &mut SystemResolver).map_err(Failure::usage)?;
+            let resolved = rule
+                .resolve(&targets, &mut SystemResolver)
+                .map_err(Failure::usage)?;
             rules.push((rule, resolved));
         }
         Ok(Parsed {

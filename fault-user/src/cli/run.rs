@@ -80,7 +80,10 @@ impl Run {
         let own = if self.scope == ScopeKind::Host {
             None
         } else {
-            Some(CommandCgroup::create(&Hierarchy::find()?, Leftovers::Release)?)
+            Some(CommandCgroup::create(
+                &Hierarchy::find()?,
+                Leftovers::Release,
+            )?)
         };
         let scope = match (&aimed, &own) {
             (Some(aimed), _) => Some(aimed.scope.clone()),
@@ -136,7 +139,9 @@ impl Run {
             eprintln!("fault: the rule `{rule}` never fired: {why}");
         }
         if ended.is_success() && !unfired.is_empty() && !self.allow_unfired {
-            eprintln!("fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)");
+            eprintln!(
+                "fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)"
+            );
             return Ok(exit::UNFIRED);
         }
         Ok(ended.exit_code())

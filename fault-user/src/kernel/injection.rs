@@ -222,7 +222,10 @@ fn is_internet(socket: &OwnedFd) -> bool {
     use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
     use std::os::fd::AsRawFd as _;
     getsockname::<SockaddrStorage>(socket.as_raw_fd()).is_ok_and(|address| {
-        matches!(address.family(), Some(AddressFamily::Inet | AddressFamily::Inet6))
+        matches!(
+            address.family(),
+            Some(AddressFamily::Inet | AddressFamily::Inet6)
+        )
     })
 }
 
@@ -313,4 +316,3 @@ impl Prepared {
         Ok(())
     }
 }
-

@@ -222,7 +222,9 @@ impl Injector {
                     Side::Ingress => TcAttachType::Ingress,
                 };
                 let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-                program.attach_with_options(&interface.name, kind, order).map(drop)?;
+                program
+                    .attach_with_options(&interface.name, kind, order)
+                    .map(drop)?;
             }
             Attachment::Clsact => {
                 let direction = match side {
@@ -254,7 +256,8 @@ impl Injector {
             let summary = verifier::summary(NAME, &error);
             return Err(anyhow!(error).context(summary));
         }
-        let folder = std::fs::File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
+        let folder =
+            std::fs::File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
         program
             .attach(folder, CgroupAttachMode::AllowMultiple)
             .with_context(|| format!("attaching to {}", cgroup.display()))?;
@@ -268,7 +271,9 @@ impl Injector {
     /// Not a socket, or the kernel refuses.
     pub fn adopt_socket(&mut self, socket: BorrowedFd<'_>, cgroup: u64) -> Result<()> {
         let mut scopes: SkStorage<&mut MapData, u64> = self.map_mut("SOCKET_SCOPES")?.try_into()?;
-        scopes.insert(&socket, cgroup, 0).context("marking a socket")
+        scopes
+            .insert(&socket, cgroup, 0)
+            .context("marking a socket")
     }
 
     /// Puts a rule set in force, at once and as a whole: no packet is judged by a mixture of two sets.

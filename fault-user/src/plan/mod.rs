@@ -58,7 +58,10 @@ impl Plan {
     /// All entries, in the order of the rules.
     #[must_use]
     pub fn entries(&self) -> Vec<PacketRule> {
-        self.rules.iter().flat_map(|rule| rule.entries.iter().cloned()).collect()
+        self.rules
+            .iter()
+            .flat_map(|rule| rule.entries.iter().cloned())
+            .collect()
     }
 
     /// What the kernel programs must be able to do: bits by [`fault_common::abi::action`].
@@ -83,7 +86,10 @@ pub fn guard_host(rules: &[(Rule, ResolvedRule)]) -> Result<()> {
         }
         for (port, what) in GUARDED_PORTS {
             let hit = target.ports.is_empty()
-                || target.ports.iter().any(|range| range.first <= port && port <= range.last);
+                || target
+                    .ports
+                    .iter()
+                    .any(|range| range.first <= port && port <= range.last);
             if hit {
                 bail!(
                     "`{rule}` reaches port {port} ({what}) on the whole host: name other ports, or give --force"

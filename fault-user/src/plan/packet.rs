@@ -47,7 +47,11 @@ pub fn compile(
     for (index, arm) in (0_u32..).zip(arms) {
         let mix_to = mix_from + threshold_from_ppm(arm.probability);
         let mut entry = entry_of(&rule.modifiers, &action_of(&arm.fault)?);
-        entry.key = if index == 0 { key } else { rule_key(key, index) };
+        entry.key = if index == 0 {
+            key
+        } else {
+            rule_key(key, index)
+        };
         entry.mix_key = rule_key(key ^ MIX_SALT, 0);
         entry.state = first_state + index;
         entry.uid = entry.state + 1;
@@ -59,7 +63,12 @@ pub fn compile(
         mix_from = mix_to;
         compiled.push(PacketRule {
             protocols: protocols(&rule.target),
-            ports: rule.target.ports.iter().map(|range| (range.first, range.last)).collect(),
+            ports: rule
+                .target
+                .ports
+                .iter()
+                .map(|range| (range.first, range.last))
+                .collect(),
             hosts: rule
                 .target
                 .hosts
@@ -80,7 +89,12 @@ fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
         Named::Icmp => vec![Protocol::Icmp],
         // A port is one of TCP or of UDP.
         Named::Any if !target.ports.is_empty() => vec![Protocol::Tcp, Protocol::Udp],
-        Named::Any => vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Other],
+        Named::Any => vec![
+            Protocol::Tcp,
+            Protocol::Udp,
+            Protocol::Icmp,
+            Protocol::Other,
+        ],
     }
 }
 
@@ -127,7 +141,10 @@ fn loss(model: &LossModel) -> Action {
             r,
             one_minus_h,
             one_minus_k,
-        } => (fault::LOSS_GILBERT_ELLIOTT, [p, r, one_minus_h, one_minus_k, 0]),
+        } => (
+            fault::LOSS_GILBERT_ELLIOTT,
+            [p, r, one_minus_h, one_minus_k, 0],
+        ),
         LossModel::State {
             p13,
             p31,
@@ -221,7 +238,12 @@ pub fn actions(entry: &RuleEntry) -> u32 {
         fault::DUPLICATE => &[action::DUPLICATE],
         fault::ECN => &[action::ECN],
         fault::RESET => &[action::RESET],
-        fault::DOWN => &[action::RESET, action::REJECT_RST, action::REJECT_ICMP, action::DROP],
+        fault::DOWN => &[
+            action::RESET,
+            action::REJECT_RST,
+            action::REJECT_ICMP,
+            action::DROP,
+        ],
         fault::REJECT => &[action::REJECT_RST, action::REJECT_ICMP, action::DROP],
         fault::MTU => &[action::REJECT_ICMP, action::DROP],
         _ => &[action::DROP],

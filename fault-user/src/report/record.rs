@@ -44,7 +44,11 @@ impl From<Event> for Decision {
             rule: event.rule,
             connection: event.connection,
             packet: event.packet,
-            direction: if event.direction == direction::TO_SERVER { "to-server" } else { "to-client" },
+            direction: if event.direction == direction::TO_SERVER {
+                "to-server"
+            } else {
+                "to-client"
+            },
             action: action_name(event.action),
             bytes: event.bytes,
             segments: event.segments,
@@ -102,7 +106,10 @@ impl Recorder {
     /// The file could not be written.
     pub fn finish(self) -> Result<()> {
         self.stop.store(true, Ordering::Release);
-        let result = self.thread.join().map_err(|_| anyhow!("the recorder panicked"))?;
+        let result = self
+            .thread
+            .join()
+            .map_err(|_| anyhow!("the recorder panicked"))?;
         result.with_context(|| format!("can't write {}", self.path.display()))
     }
 }

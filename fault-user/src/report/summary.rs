@@ -10,17 +10,36 @@ use crate::plan::Plan;
 /// The counters that are worth a line when they are not zero.
 const NOTES: [(Counter, &str); 6] = [
     (Counter::Malformed, "malformed packets passed"),
-    (Counter::Headers, "packets with too many IPv6 extension headers passed"),
-    (Counter::TooManyMatches, "packets matched more rules than are judged (8)"),
-    (Counter::ActionFailed, "hits could not be carried out; the packet passed"),
-    (Counter::FlowTableFull, "packets passed because the connection table was full"),
-    (Counter::EventLost, "events were lost: the ring buffer was full"),
+    (
+        Counter::Headers,
+        "packets with too many IPv6 extension headers passed",
+    ),
+    (
+        Counter::TooManyMatches,
+        "packets matched more rules than are judged (8)",
+    ),
+    (
+        Counter::ActionFailed,
+        "hits could not be carried out; the packet passed",
+    ),
+    (
+        Counter::FlowTableFull,
+        "packets passed because the connection table was full",
+    ),
+    (
+        Counter::EventLost,
+        "events were lost: the ring buffer was full",
+    ),
 ];
 
 /// The table that closes a run.
 #[must_use]
 pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]) -> String {
-    let places: Vec<&str> = injection.interfaces().iter().map(|one| one.name.as_str()).collect();
+    let places: Vec<&str> = injection
+        .interfaces()
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
     let mut text = format!(
         "fault: healed after {:.1} s; tc programs by {} on {}; seed {}\n",
         injection.started().elapsed().as_secs_f64(),
@@ -28,7 +47,13 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         places.join(", "),
         plan.seed
     );
-    let width = plan.rules.iter().map(|rule| rule.text.chars().count()).max().unwrap_or(0).max(4);
+    let width = plan
+        .rules
+        .iter()
+        .map(|rule| rule.text.chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(4);
     // Writing to a string can't fail.
     let _ = writeln!(
         text,

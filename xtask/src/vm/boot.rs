@@ -14,7 +14,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{cache, kernel::Kernel};
-use crate::{skip::Skip, workspace::shown};
+use crate::{
+    skip::{Line, Reader, Skip},
+    workspace::shown,
+};
 
 const MEMORY: &str = "2G";
 
@@ -40,6 +43,7 @@ pub struct Outcome {
     /// Things that must not be.
     faults: Vec<String>,
     is_done: bool,
+    reader: Reader,
 }
 
 /// Boots a machine and reads its console until it is off, or until it is cut off.
@@ -153,7 +157,9 @@ impl Drop for Machine {
 
 impl Outcome {
     fn read(&mut self, line: &str) {
-        self.skips.extend(Skip::parse(line));
+        if let Line::Skip(skip) = self.reader.read(line) {
+            self.skips.push(skip);
+        }
         if let Some((passed, failed)) = test_result(line) {
             self.passed += passed;
             self.failed += failed;
@@ -199,9 +205,8 @@ impl Outcome {
         }
         for skip in &self.skips {
             if let Some(feature) = skip
-                .needs
-                .as_ref()
-                .filter(|need| self.features.contains(need))
+                .needs()
+                .filter(|need| self.features.iter().any(|has| has == need))
             {
                 problems.push(format!(
                     "{} skipped for want of {feature}, which is there",
@@ -249,7 +254,7 @@ mod tests {
         let run = outcome(&[
             "@@fault features btf,fq",
             "@@fault start common",
-            "skipped: order: needs tcx: kernel 5.10",
+            "skipped: needs tcx: kernel 5.10",
             "test result: ok. 3 passed; 0 failed; 0 ignored",
             "@@fault end common 0",
             "@@fault done",
@@ -262,7 +267,9 @@ mod tests {
     fn a_skip_of_what_the_kernel_can_do_is_a_problem() {
         let run = outcome(&[
             "@@fault features btf,fq",
-            "skipped: delay: needs fq",
+            "successes:",
+            "---- delay stdout ----",
+            "skipped: needs fq",
             "@@fault end common 0",
             "@@fault done",
         ]);

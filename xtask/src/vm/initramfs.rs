@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{Programs, kernel::Kernel};
-use crate::workspace::{find_program, shown};
+use crate::{
+    skip::SHOW_OUTPUT,
+    workspace::{find_program, shown},
+};
 
 /// What init and the tests call, each from this machine with the libraries it needs. The shell is not
 /// busybox, whose own `ip` and `tc` come before what is in PATH.
@@ -89,7 +92,8 @@ pub fn pack(
         .map(|suite| suite.name.as_str())
         .collect();
     root.file("tests/list", 0o644, lines(&names).as_bytes())?;
-    root.file("tests/arguments", 0o644, lines(arguments).as_bytes())?;
+    let arguments = [arguments, &[SHOW_OUTPUT.to_owned()]].concat();
+    root.file("tests/arguments", 0o644, lines(&arguments).as_bytes())?;
     cpio::newc::trailer(root.output)?.flush()?;
     Ok(())
 }
