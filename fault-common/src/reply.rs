@@ -151,7 +151,7 @@ pub fn icmp_header(packet: &Packet, with: u64, quote: u32, quoted: u64) -> [u8; 
 pub fn icmp_ipv4_header(packet: &Packet, quote: u32) -> [u8; 20] {
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "a quote is at most 68 bytes"
+        reason = "a quote is at most 80 bytes"
     )]
     let total = ((ICMP_ROOM_V4 + quote) as u16).to_be_bytes();
     let s = packet.destination[3].to_ne_bytes();

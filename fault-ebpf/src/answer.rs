@@ -2,8 +2,8 @@
 
 use fault_common::packet::{Load, Packet};
 use fault_common::reply::{
-    ICMP_ROOM_V4, ICMP_ROOM_V6, QUOTED_TRANSPORT, TCP_HEADER, icmp_header, icmp_ipv4_header,
-    icmp_ipv6_start, rst_header, sum_word,
+    ICMP_ROOM_V4, ICMP_ROOM_V6, TCP_HEADER, icmp_header, icmp_ipv4_header, icmp_ipv6_start,
+    quoted_transport, rst_header, sum_word,
 };
 
 use crate::maps::Scratch;
@@ -59,7 +59,7 @@ pub fn refuse_with_icmp<const EGRESS: bool, const LINK: u32>(
     let packet = &scratch.packet;
     let with = scratch.verdict.reject;
     let at = packet.network_offset;
-    let quote = packet.transport_offset - at + QUOTED_TRANSPORT;
+    let quote = packet.transport_offset - at + quoted_transport(packet);
     let quoted = sum_quote(skb, at, quote)?;
     skb.truncate(at + quote)?;
     if packet.ipv6 {

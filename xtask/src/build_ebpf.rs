@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use crate::workspace::{cargo, find_program, output, root, run as run_command, tool};
 
 /// Little-endian BPF: one object serves every little-endian CPU.
-pub const TARGET: &str = "bpfel-unknown-none";
+const TARGET: &str = "bpfel-unknown-none";
 const OBJECT: &str = "fault-user/ebpf/fault.bpf.o";
 const RECORD: &str = "fault-user/ebpf/fault.bpf.json";
 
@@ -58,7 +58,7 @@ pub enum Route {
 }
 
 /// A compiler that can make the object, and all that its output depends on.
-pub struct Toolchain {
+struct Toolchain {
     route: Route,
     cargo: PathBuf,
     rustc: PathBuf,
@@ -117,7 +117,14 @@ fn build(route: Option<Route>) -> Result<()> {
     Ok(())
 }
 
-fn check(route: Option<Route>) -> Result<()> {
+/// Fails unless the committed object is what the sources make.
+///
+/// The bytes are compared where the compiler and the linker that made it are here; the digest of
+/// the sources always is.
+///
+/// # Errors
+/// One line that says what is out of date.
+pub fn check(route: Option<Route>) -> Result<()> {
     const MEND: &str = "run `cargo xtask build-ebpf` and commit what it wrote";
     let text = fs::read_to_string(root().join(RECORD))
         .with_context(|| format!("can't read {RECORD}: {MEND}"))?;
@@ -159,12 +166,41 @@ fn check(route: Option<Route>) -> Result<()> {
     Ok(())
 }
 
+/// Lints the eBPF crate for its own target, where a toolchain with clippy is there.
+///
+/// # Errors
+/// Fails on any warning.
+pub fn clippy() -> Result<()> {
+    let toolchain = match Toolchain::find(None) {
+        Ok(toolchain) => toolchain,
+        Err(error) => {
+            println!("fault-ebpf is not linted: {error:#}");
+            return Ok(());
+        }
+    };
+    // Not through cargo, which would look for the subcommand in rustup's folder first.
+    let clippy = toolchain.cargo.with_file_name("cargo-clippy");
+    if !clippy.is_file() {
+        println!(
+            "fault-ebpf is not linted: no {}; {}",
+            clippy.display(),
+            instructions()
+        );
+        return Ok(());
+    }
+    let mut command = toolchain.command(&clippy, "clippy")?;
+    command
+        .env("CARGO", &toolchain.cargo)
+        .args(["--", "--deny=warnings"]);
+    run_command(&mut command)
+}
+
 impl Toolchain {
     /// The toolchain to use: Debian's where both are there, since that is what CI has.
     ///
     /// # Errors
     /// Says what to install where there is none.
-    pub fn find(route: Option<Route>) -> Result<Self> {
+    fn find(route: Option<Route>) -> Result<Self> {
         let mut found = Self::find_all(route)?;
         Ok(found.swap_remove(0))
     }
@@ -220,8 +256,8 @@ impl Toolchain {
         self.compiler == record.compiler && self.linker == record.linker
     }
 
-    /// A cargo command for the eBPF crate, to which the subcommand's own arguments are added.
-    pub fn cargo(&self, subcommand: &str) -> Result<Command> {
+    /// Cargo, or a part of it, with all that building the eBPF crate takes.
+    fn command(&self, program: &Path, subcommand: &str) -> Result<Command> {
         let mut flags: Vec<String> = RUSTC_FLAGS.iter().map(|&flag| flag.to_owned()).collect();
         flags.push(format!("-Clinker={}", tool("bpf-linker").display()));
         // Paths go into BTF and panic messages: the same sources must make the same bytes anywhere.
@@ -236,7 +272,7 @@ impl Toolchain {
             rust_source.display()
         ));
 
-        let mut command = toolchain_command(&self.cargo);
+        let mut command = toolchain_command(program);
         command
             .current_dir(root())
             .arg(subcommand)
@@ -262,7 +298,7 @@ impl Toolchain {
     }
 
     fn build(&self) -> Result<Vec<u8>> {
-        run_command(self.cargo("build")?.arg("--quiet"))?;
+        run_command(self.command(&self.cargo, "build")?.arg("--quiet"))?;
         let built = root()
             .join("target/ebpf")
             .join(TARGET)
@@ -287,7 +323,7 @@ impl Route {
 }
 
 /// What to type where the eBPF toolchain is missing.
-pub fn instructions() -> &'static str {
+fn instructions() -> &'static str {
     "run `cargo xtask setup --for build`, which installs it on Debian and says what to type elsewhere"
 }
 
@@ -327,7 +363,8 @@ fn cargo_home() -> Result<PathBuf> {
         .join(".cargo"))
 }
 
-/// Removes what no loader reads: DWARF, and the relocations of BTF that only a linker needs.
+/// Removes what no loader reads, which is DWARF and the relocations of BTF that only a linker needs,
+/// and gives symbols the names that people know.
 fn stripped(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = Builder::read(object)?;
     for section in &mut builder.sections {
@@ -337,6 +374,14 @@ fn stripped(object: &[u8]) -> Result<Vec<u8>> {
             || name.starts_with(".rel.BTF");
     }
     builder.delete_orphans();
+    // A mangled name holds a hash over all that cargo built before, build scripts of dependencies
+    // included, which says nothing about the code.
+    for symbol in &mut builder.symbols {
+        let name = symbol.name.to_string();
+        symbol.name = format!("{:#}", rustc_demangle::demangle(&name))
+            .into_bytes()
+            .into();
+    }
     // LLVM keeps the names of sections among those of symbols; the writer wants a table for them.
     let names = builder.sections.add();
     names.name = ".shstrtab".into();

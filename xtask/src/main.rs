@@ -1,6 +1,14 @@
 //! Builds, checks, tests and packages fault: one file per subcommand, this one only dispatches.
 
+mod bench;
 mod build_ebpf;
+mod check;
+mod fuzz;
+mod run;
+mod setup;
+mod skip;
+mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -17,13 +25,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Build the eBPF object from source, or check that the committed one is current
+    Setup(setup::Arguments),
     BuildEbpf(build_ebpf::Arguments),
+    Run(run::Arguments),
+    Check(check::Arguments),
+    Test(test::Arguments),
+    Bench(bench::Arguments),
+    Vm(vm::Arguments),
+    Fuzz(fuzz::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
+        Task::Setup(arguments) => setup::run(&arguments),
         Task::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Task::Run(arguments) => run::run(&arguments),
+        Task::Check(arguments) => check::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Vm(arguments) => vm::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

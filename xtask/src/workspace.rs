@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
 
 /// The folder that holds the workspace's Cargo.toml.
 ///
@@ -38,6 +39,27 @@ pub fn cargo() -> Command {
     command
 }
 
+/// What static programs are built for. glibc's, since rustup's musl is seldom installed.
+pub const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// A cargo command that builds static programs, which run on any kernel without a library.
+pub fn build_static(subcommand: &str) -> Command {
+    let mut command = cargo();
+    command
+        .args([
+            subcommand,
+            "--release",
+            "--locked",
+            "--target",
+            STATIC_TARGET,
+        ])
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-Ctarget-feature=+crt-static",
+        );
+    command
+}
+
 /// The command as one would type it, for messages.
 pub fn shown(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program())
@@ -45,6 +67,68 @@ pub fn shown(command: &Command) -> String {
         .map(OsStr::to_string_lossy)
         .collect();
     words.join(" ")
+}
+
+/// A program that cargo built.
+pub struct Executable {
+    /// The target's name: of a library, a binary, or a file under `tests`.
+    pub name: String,
+    /// Whether it is a program of tests, and not what users run.
+    pub is_test: bool,
+    /// Where it lies.
+    pub path: PathBuf,
+}
+
+/// Runs a cargo command that builds, and returns the programs that it made.
+///
+/// # Errors
+/// Fails when cargo does, whose messages the user sees.
+pub fn build_executables(command: &mut Command) -> Result<Vec<Executable>> {
+    let output = command
+        .arg("--message-format=json-render-diagnostics")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("can't start `{}`", shown(command)))?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", shown(command), output.status);
+    }
+    let mut built = Vec::new();
+    for line in output
+        .stdout
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        let message: Message =
+            serde_json::from_slice(line).context("can't read what cargo says")?;
+        if let (Some(path), Some(target)) = (message.executable, message.target) {
+            let is_test = message.profile.is_some_and(|profile| profile.test);
+            built.push(Executable {
+                name: target.name,
+                is_test,
+                path,
+            });
+        }
+    }
+    Ok(built)
+}
+
+/// What we read of a line of `cargo build --message-format=json`.
+#[derive(Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+    profile: Option<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
 }
 
 /// Runs a command whose output the user sees.
