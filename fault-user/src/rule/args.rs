@@ -164,7 +164,7 @@ impl<'a> Args<'a> {
     }
 
     /// Keeps a value; an argument that is given twice is an error.
-    fn insert(
+    pub fn insert(
         &mut self,
         param: &'static Param,
         value: Value,
@@ -271,7 +271,7 @@ fn is_key(text: &str) -> bool {
 }
 
 /// Reads the value of an argument.
-fn read(param: &'static Param, piece: Piece<'_>) -> Result<Value, RuleError> {
+pub(super) fn read(param: &'static Param, piece: Piece<'_>) -> Result<Value, RuleError> {
     match param.kind {
         Kind::Probability => units::probability(piece).map(Value::Probability),
         Kind::Duration => units::duration(piece).map(Value::Duration),

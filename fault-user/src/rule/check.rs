@@ -17,6 +17,16 @@ pub(super) struct Complaint {
     pub expected: Option<String>,
 }
 
+impl Complaint {
+    /// The complaint in one line, where it has no place in a text.
+    pub fn one_line(&self) -> String {
+        match &self.expected {
+            Some(expected) => format!("{}: expected {expected}", self.message),
+            None => self.message.clone(),
+        }
+    }
+}
+
 /// A complaint about an argument.
 #[expect(
     clippy::unnecessary_wraps,

@@ -11,6 +11,7 @@ mod check;
 mod error;
 mod fault;
 mod modifier;
+mod object;
 mod resolve;
 mod target;
 mod text;

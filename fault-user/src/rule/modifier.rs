@@ -384,11 +384,11 @@ pub(super) struct ModifierReader<'a> {
 }
 
 impl<'a> ModifierReader<'a> {
-    /// Reads one value; `piece` is the whole `key=value`, to point at.
+    /// Reads one value; `piece` is the whole `key=value`, to point at. The two may lie in different texts.
     pub fn set(
         &mut self,
         spec: &ModifierSpec,
-        value: Piece<'a>,
+        value: Piece<'_>,
         piece: Piece<'a>,
     ) -> Result<(), RuleError> {
         if self.piece(spec.key).is_some() {
@@ -416,7 +416,7 @@ impl<'a> ModifierReader<'a> {
     }
 
     /// Reads the value of a key.
-    fn read(&mut self, key: &str, value: Piece<'a>) -> Result<(), RuleError> {
+    fn read(&mut self, key: &str, value: Piece<'_>) -> Result<(), RuleError> {
         let to = &mut self.modifiers;
         match key {
             "p" => to.probability = units::probability(value)?,

@@ -274,7 +274,7 @@ fn wrong_protocol(piece: Piece<'_>) -> RuleError {
 }
 
 /// Whether a text can only be meant as ports.
-fn looks_like_ports(text: &str) -> bool {
+pub(super) fn looks_like_ports(text: &str) -> bool {
     text.bytes()
         .all(|b| b.is_ascii_digit() || b == b',' || b == b'-')
 }

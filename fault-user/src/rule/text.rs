@@ -203,7 +203,7 @@ fn unknown_fault(name: Piece<'_>) -> RuleError {
 }
 
 /// Reads an arm of a mix: `P%:FAULT[=ARGS]`.
-fn arm(word: Piece<'_>) -> Result<MixArm, RuleError> {
+pub(super) fn arm(word: Piece<'_>) -> Result<MixArm, RuleError> {
     let Some((probability, fault)) = word.split_once(':') else {
         return Err(word
             .error("this arm of the mix has no fault")
