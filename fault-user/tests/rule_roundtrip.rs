@@ -359,7 +359,7 @@ fn schedule() -> impl Strategy<Value = (u64, Option<u64>, Option<u64>, Option<u3
         ))),
         (time(100), 1..=PPM, of(0..1_000_000_u64)).prop_map(|(period, duty, more)| (
             0,
-            more.map(|more| period + PPM as u64 + more),
+            more.map(|more| period + u64::from(PPM) + more),
             Some(period + u64::from(PPM)),
             Some(duty)
         )),

@@ -13,8 +13,10 @@ mod fault;
 mod modifier;
 mod object;
 mod resolve;
+pub mod scenario;
 mod target;
 mod text;
+pub mod timeline;
 pub mod units;
 mod words;
 
@@ -29,10 +31,12 @@ pub use modifier::{
     Trigger,
 };
 pub use resolve::{ResolvedRule, ResolvedTarget, Resolver, SystemResolver};
+pub use scenario::{Scenario, ScenarioError};
 pub use target::{
     Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets, is_name, named_target,
 };
 pub use text::MAX_RULE_BYTES;
+pub use timeline::{horizon_ns, windows};
 
 /// One rule: what it is aimed at, what it does, and what decides whether it fires.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

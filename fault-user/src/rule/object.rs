@@ -377,6 +377,23 @@ impl<'de, T, O: Deserialize<'de>, F: FnOnce(&str) -> Result<Result<T, O>, RuleEr
     }
 }
 
+/// Reads a text by a function (the inner `Ok`), or an object by its type (the inner `Err`).
+pub(super) fn text_or<'de, D: Deserializer<'de>, T, O: Deserialize<'de>>(
+    deserializer: D,
+    expecting: &'static str,
+    read: impl FnOnce(&str) -> Result<Result<T, O>, RuleError>,
+) -> Result<Result<T, O>, D::Error> {
+    deserializer.deserialize_any(TextOr::new(expecting, read))
+}
+
+/// Reads a text or a number as a text.
+pub(super) fn plain_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    match Loose::deserialize(deserializer)? {
+        Loose::Text(text) | Loose::Number(text) => Ok(text),
+        _ => Err(D::Error::custom("this is not a text")),
+    }
+}
+
 /// The object of a target.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
