@@ -310,7 +310,7 @@ fn cidr() -> impl Strategy<Value = Cidr> {
 fn target(protocol: Protocol) -> impl Strategy<Value = Target> {
     let host = prop_oneof![
         cidr().prop_map(Host::Cidr),
-        "[a-z][a-z0-9-]{0,8}(\\.[a-z]{2,5}){0,2}".prop_map(Host::Name),
+        "[a-z]([a-z0-9-]{0,8}[a-z0-9])?(\\.[a-z]{2,5}){0,2}".prop_map(Host::Name),
     ];
     let range = (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| PortRange {
         first: a.min(b),
@@ -471,6 +471,7 @@ fn rule() -> impl Strategy<Value = Rule> {
             TargetRef::Name(_) => Protocol::Any,
         };
         if !matches!(protocol, Protocol::Any | Protocol::Tcp) {
+            modifiers.reconnect = false;
             modifiers.packets = PacketKinds::default();
         }
         match fault.layer() {
@@ -478,8 +479,8 @@ fn rule() -> impl Strategy<Value = Rule> {
                 modifiers.packets = PacketKinds::default();
                 modifiers.size = modifiers.size.filter(|_| protocol == Protocol::Udp);
             }
-            Layer::Packet => modifiers.reconnect = false,
-            _ => {}
+            Layer::Packet | Layer::Either => modifiers.reconnect = false,
+            Layer::Mixed => {}
         }
         Rule {
             target,

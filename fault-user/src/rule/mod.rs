@@ -10,6 +10,7 @@ pub mod catalog;
 mod check;
 mod error;
 mod fault;
+mod fuzz;
 mod modifier;
 mod object;
 mod resolve;
@@ -26,6 +27,7 @@ pub use fault::{
     CloseHow, CorruptAt, CorruptDataMode, CorruptMode, Distribution, ErrorReply, Fault, Layer,
     LifetimeFrom, LossModel, MixArm, RejectWith, untouched,
 };
+pub use fuzz::fuzz;
 pub use modifier::{
     Bounds, CountScope, Direction, MODIFIERS, ModifierSpec, Modifiers, PacketKinds, Schedule,
     Trigger,

@@ -432,7 +432,7 @@ impl TargetObject {
             (None, None) => {}
         }
         let line = parts.join(":");
-        target::target(Piece::whole(&line)).map_err(|error| error.one_line())
+        target::target(Piece::whole(&line)).map_err(|error| error.clause())
     }
 }
 

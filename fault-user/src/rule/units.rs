@@ -81,20 +81,20 @@ pub(super) fn probability(piece: Piece<'_>) -> Result<u32, RuleError> {
 /// A duration in nanoseconds: `200ms`, `5s`, `2m`, `10us`, `1h`, `1.5s`, `0`.
 pub(super) fn duration(piece: Piece<'_>) -> Result<u64, RuleError> {
     let expected = "a duration such as `200ms`, `5s` or `2m`";
-    with_unit(piece, DURATIONS, expected, "finer than a nanosecond", "ms")
+    with_unit(piece, DURATIONS, expected, "finer than a nanosecond")
 }
 
 /// A size in bytes: `64KiB`, `1500`, `10kB`, `1MiB`.
 pub(super) fn size(piece: Piece<'_>) -> Result<u64, RuleError> {
     let expected = "a size such as `1500`, `64KiB` or `10kB`";
-    with_unit(piece, SIZES, expected, "not a whole number of bytes", "")
+    with_unit(piece, SIZES, expected, "not a whole number of bytes")
 }
 
 /// A rate in bits per second: `10mbit`, `64KiB/s`, `100kbit`, `0`.
 pub(super) fn rate(piece: Piece<'_>) -> Result<u64, RuleError> {
     let expected = "a rate such as `10mbit`, `100kbit` or `64KiB/s`";
     let too_fine = "not a whole number of bits per second";
-    with_unit(piece, RATES, expected, too_fine, "kbit")
+    with_unit(piece, RATES, expected, too_fine)
 }
 
 /// A whole number: `3`.
@@ -126,7 +126,7 @@ pub fn show_probability(ppm: u32) -> String {
     let percent = exact(u128::from(ppm), u128::from(PPM / 100)).map(|text| text + "%");
     let plain = exact(u128::from(ppm), u128::from(PPM));
     match (percent, plain) {
-        (Some(percent), Some(plain)) if plain.len() < percent.len() && !ppm.is_multiple_of(PPM) => {
+        (Some(percent), Some(plain)) if plain.len() < percent.len() && (1..PPM).contains(&ppm) => {
             plain
         }
         (Some(percent), _) => percent,
@@ -207,13 +207,12 @@ fn decimal<'a>(piece: Piece<'a>, expected: &str) -> Result<(Decimal, Piece<'a>),
     Ok((Decimal { digits, decimals }, piece.slice(end..text.len())))
 }
 
-/// Reads a number with one of the units; `example` is the unit that a suggestion adds to a bare number.
+/// Reads a number with one of the units.
 fn with_unit(
     piece: Piece<'_>,
     units: &[Unit],
     expected: &str,
     too_fine: &str,
-    example: &str,
 ) -> Result<u64, RuleError> {
     let (number, rest) = decimal(piece, expected)?;
     if rest.text().is_empty() && number.digits == 0 {
@@ -224,7 +223,6 @@ fn with_unit(
             piece
                 .error(format!("`{}` has no unit", piece.text()))
                 .expected(expected)
-                .suggest(format!("{}{example}", piece.text()))
         } else {
             let names = units
                 .iter()

@@ -107,7 +107,7 @@ impl ConnectRate {
     /// Reads `N/TIME`, where the time's number may be left out.
     fn read(piece: Piece<'_>) -> Result<Self, RuleError> {
         let expected = "a number of connects in a time such as `10/s` or `5/10s`";
-        let Some((count, per)) = piece.split_once('/') else {
+        let Some((count, per)) = piece.split_once(&['/']) else {
             return Err(piece
                 .error(format!("`{}` has no time", piece.text()))
                 .expected(expected));
