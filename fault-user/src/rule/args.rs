@@ -119,9 +119,18 @@ impl<'a> Args<'a> {
         let Some(param) = params.clone().find(|p| !word(p)).or_else(|| params.next()) else {
             return Err(self.unknown(piece));
         };
+        // A word where a number belongs is most probably a misspelt word of another argument.
+        let letter = piece.text().starts_with(|c: char| c.is_ascii_alphabetic());
+        if letter
+            && param.kind != Kind::Text
+            && self.spec.params.iter().any(|p| word(&p))
+            && !word(&param)
+        {
+            return Err(self.unknown(piece));
+        }
         let parts = param
             .spread
-            .and_then(|name| Some((name, piece.split_once('~')?)));
+            .and_then(|name| Some((name, piece.split_once(&['~'])?)));
         let Some((name, (middle, jitter))) = parts else {
             return self.put(param, piece, piece);
         };
@@ -164,7 +173,7 @@ impl<'a> Args<'a> {
     }
 
     /// Keeps a value; an argument that is given twice is an error.
-    fn insert(
+    pub fn insert(
         &mut self,
         param: &'static Param,
         value: Value,
@@ -180,12 +189,20 @@ impl<'a> Args<'a> {
 
     /// Adds `name(…)`.
     fn add_call(&mut self, piece: Piece<'a>) -> Result<bool, RuleError> {
-        let Some((name, _)) = piece.split_once('(') else {
+        let Some((name, _)) = piece.split_once(&['(']) else {
             return Ok(false);
         };
         match self.spec.param(name.text()) {
             Some(param) if matches!(param.kind, Kind::Call { .. }) => {
                 self.put(param, piece, piece).map(|()| true)
+            }
+            _ if self
+                .spec
+                .params
+                .iter()
+                .any(|p| matches!(p.kind, Kind::Call { .. })) =>
+            {
+                Err(self.unknown(name))
             }
             _ => Ok(false),
         }
@@ -225,25 +242,32 @@ impl<'a> Args<'a> {
     }
 }
 
-/// The arguments of a fault as its reference shows them.
+/// The arguments of a fault as they are written: without a name in capitals, optional ones in brackets.
 pub(super) fn expected(spec: &Spec) -> String {
     let mut text = String::new();
+    let leads = spec.params.first().is_some_and(|param| param.positional);
     for param in spec.params {
         let item = match param.kind {
             Kind::Flag => param.text.to_owned(),
-            Kind::Word(words) => words.join("|"),
+            Kind::Word(words) if param.positional => words.join("|"),
+            Kind::Word(words) => format!("{}:{}", param.text, words.join("|")),
             Kind::Call { names, .. } => format!("{}({})", param.text, names.join(",")),
             _ if param.positional => param.text.to_uppercase(),
             _ => format!("{}:{}", param.text, unit_name(param.kind)),
         };
-        if !text.is_empty() {
-            text += if param.positional {
-                ", "
-            } else {
-                ", optional "
-            };
-        }
-        text += &item;
+        let reply = matches!(
+            param.kind,
+            Kind::Statuses | Kind::OptionalText | Kind::OptionalSize
+        );
+        let alternative = matches!(param.kind, Kind::Call { .. }) || (reply && !leads);
+        text = match text.as_str() {
+            "" => item,
+            _ if alternative => format!("{text} or {item}"),
+            _ if param.positional && !matches!(param.kind, Kind::Word(_)) => {
+                format!("{text},{item}")
+            }
+            _ => format!("{text}[,{item}]"),
+        };
     }
     text
 }
@@ -271,7 +295,7 @@ fn is_key(text: &str) -> bool {
 }
 
 /// Reads the value of an argument.
-fn read(param: &'static Param, piece: Piece<'_>) -> Result<Value, RuleError> {
+pub(super) fn read(param: &'static Param, piece: Piece<'_>) -> Result<Value, RuleError> {
     match param.kind {
         Kind::Probability => units::probability(piece).map(Value::Probability),
         Kind::Duration => units::duration(piece).map(Value::Duration),
@@ -322,7 +346,7 @@ fn statuses(piece: Piece<'_>) -> Result<Vec<u16>, RuleError> {
     let mut statuses = Vec::new();
     let mut rest = Some(piece);
     while let Some(part) = rest {
-        let (item, more) = match part.split_once('/') {
+        let (item, more) = match part.split_once(&['/']) {
             Some((item, more)) => (item, Some(more)),
             None => (part, None),
         };
@@ -332,8 +356,12 @@ fn statuses(piece: Piece<'_>) -> Result<Vec<u16>, RuleError> {
                 statuses.push(status);
             }
             _ => {
+                let message = match item.text() {
+                    "" => "a status is missing".to_owned(),
+                    text => format!("`{text}` is not an HTTP status"),
+                };
                 return Err(item
-                    .error(format!("`{}` is not an HTTP status", item.text()))
+                    .error(message)
                     .expected("100 to 599, several with `/` between them"));
             }
         }
@@ -353,7 +381,7 @@ fn call(piece: Piece<'_>, names: &[&str], required: usize) -> Result<Vec<u32>, R
     let mut values = Vec::new();
     let mut rest = Some(inner);
     while let Some(part) = rest {
-        let (item, more) = match part.split_once(',') {
+        let (item, more) = match part.split_once(&[',']) {
             Some((item, more)) => (item, Some(more)),
             None => (part, None),
         };

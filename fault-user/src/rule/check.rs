@@ -17,6 +17,16 @@ pub(super) struct Complaint {
     pub expected: Option<String>,
 }
 
+impl Complaint {
+    /// The complaint in one line, where it has no place in a text.
+    pub fn one_line(&self) -> String {
+        match &self.expected {
+            Some(expected) => format!("{}: expected {expected}", self.message),
+            None => self.message.clone(),
+        }
+    }
+}
+
 /// A complaint about an argument.
 #[expect(
     clippy::unnecessary_wraps,
@@ -102,7 +112,7 @@ impl Fault {
             } => jittered("delay", *delay_ns, *jitter_ns, MAX_DELAY_NS),
             Self::Rate {
                 bits_per_second, ..
-            } => rate(*bits_per_second, "`blackhole` for that"),
+            } => rate(*bits_per_second, "more, or `blackhole`"),
             Self::Mtu { bytes, .. } if !(68..=65_535).contains(bytes) => complain(
                 "bytes",
                 format!("{bytes} bytes are no MTU"),
@@ -156,7 +166,7 @@ impl Fault {
             } => jittered("latency", *latency_ns, *jitter_ns, MAX_LATENCY_NS),
             Self::Bandwidth {
                 bits_per_second, ..
-            } => rate(*bits_per_second, "`stall` for that"),
+            } => rate(*bits_per_second, "more, or `stall`"),
             Self::SlowClose { delay_ns } if *delay_ns == 0 => {
                 complain("delay", "a delay of 0 does nothing", "more than 0")
             }
@@ -441,9 +451,16 @@ pub(super) fn rule(
             return complain(key, message, "a fault of the packet layer");
         }
     }
-    if modifiers.reconnect && layer == Layer::Packet {
+    if modifiers.reconnect && matches!(layer, Layer::Packet | Layer::Either) {
         let message = format!("`{}` already acts on open connections", fault.name());
         return complain("reconnect", message, "`reconnect` with a stream fault");
+    }
+    if modifiers.reconnect && protocol == Protocol::Udp {
+        return complain(
+            "reconnect",
+            "UDP has no connections to reset",
+            "a tcp target",
+        );
     }
     modifiers.complaint()
 }

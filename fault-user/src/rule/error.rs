@@ -38,6 +38,14 @@ impl RuleError {
         line
     }
 
+    /// The error in one line without the text that was read, for values that have a place of their own.
+    pub(super) fn clause(&self) -> String {
+        match self.advice() {
+            Some(advice) => format!("{}: {advice}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     /// The text from expectation and suggestion, where there is one.
     fn advice(&self) -> Option<String> {
         match (&self.expected, &self.suggestion) {
@@ -108,10 +116,13 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// What lies before and after the first `separator`.
-    pub fn split_once(&self, separator: char) -> Option<(Self, Self)> {
-        let at = self.text().find(separator)?;
-        let rest = at + separator.len_utf8();
+    /// What lies before and after the first of the separators.
+    pub fn split_once(&self, separators: &[char]) -> Option<(Self, Self)> {
+        let (at, found) = self
+            .text()
+            .char_indices()
+            .find(|(_, c)| separators.contains(c))?;
+        let rest = at + found.len_utf8();
         Some((self.slice(0..at), self.slice(rest..self.text().len())))
     }
 

@@ -10,10 +10,14 @@ pub mod catalog;
 mod check;
 mod error;
 mod fault;
+mod fuzz;
 mod modifier;
+mod object;
 mod resolve;
+pub mod scenario;
 mod target;
 mod text;
+pub mod timeline;
 pub mod units;
 mod words;
 
@@ -23,15 +27,18 @@ pub use fault::{
     CloseHow, CorruptAt, CorruptDataMode, CorruptMode, Distribution, ErrorReply, Fault, Layer,
     LifetimeFrom, LossModel, MixArm, RejectWith, untouched,
 };
+pub use fuzz::fuzz;
 pub use modifier::{
     Bounds, CountScope, Direction, MODIFIERS, ModifierSpec, Modifiers, PacketKinds, Schedule,
     Trigger,
 };
 pub use resolve::{ResolvedRule, ResolvedTarget, Resolver, SystemResolver};
+pub use scenario::{Scenario, ScenarioError};
 pub use target::{
     Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets, is_name, named_target,
 };
 pub use text::MAX_RULE_BYTES;
+pub use timeline::{horizon_ns, windows};
 
 /// One rule: what it is aimed at, what it does, and what decides whether it fires.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -100,11 +100,11 @@ impl Bounds {
     }
 
     /// The bounds in the one-line form.
-    fn show(&self, smallest: u64, number: fn(u64) -> String) -> String {
+    fn show(&self, number: fn(u64) -> String) -> String {
         match (self.first, self.last) {
             (first, Self::OPEN) => format!("{}..", number(first)),
             (first, last) if first == last => number(first),
-            (first, last) if first == smallest => format!("..{}", number(last)),
+            (0, last) => format!("..{}", number(last)),
             (first, last) => format!("{}..{}", number(first), number(last)),
         }
     }
@@ -142,7 +142,7 @@ impl Trigger {
     fn show(&self) -> String {
         match self {
             Self::First(n) | Self::After(n) | Self::Nth(n) | Self::Every(n) => n.to_string(),
-            Self::Range(bounds) => bounds.show(1, |n| n.to_string()),
+            Self::Range(bounds) => bounds.show(|n| n.to_string()),
         }
     }
 
@@ -384,11 +384,11 @@ pub(super) struct ModifierReader<'a> {
 }
 
 impl<'a> ModifierReader<'a> {
-    /// Reads one value; `piece` is the whole `key=value`, to point at.
+    /// Reads one value; `piece` is the whole `key=value`, to point at. The two may lie in different texts.
     pub fn set(
         &mut self,
         spec: &ModifierSpec,
-        value: Piece<'a>,
+        value: Piece<'_>,
         piece: Piece<'a>,
     ) -> Result<(), RuleError> {
         if self.piece(spec.key).is_some() {
@@ -416,7 +416,7 @@ impl<'a> ModifierReader<'a> {
     }
 
     /// Reads the value of a key.
-    fn read(&mut self, key: &str, value: Piece<'a>) -> Result<(), RuleError> {
+    fn read(&mut self, key: &str, value: Piece<'_>) -> Result<(), RuleError> {
         let to = &mut self.modifiers;
         match key {
             "p" => to.probability = units::probability(value)?,
@@ -463,18 +463,21 @@ fn word<T>(
 ) -> Result<T, RuleError> {
     from_word(&piece.text().replace('_', "-")).ok_or_else(|| {
         piece
-            .error(format!("`{}` is not known here", piece.text()))
+            .error(match piece.text() {
+                "" => "a value is missing".to_owned(),
+                text => format!("`{text}` is not known here"),
+            })
             .expected(super::args::one_of(words))
             .nearest(piece.text(), words.iter().copied())
     })
 }
 
-/// Packet kinds with `/` between them.
+/// Packet kinds with `/` between them, or `,` as many write it.
 fn packet_kinds(piece: Piece<'_>) -> Result<PacketKinds, RuleError> {
     let mut kinds = PacketKinds::default();
     let mut rest = Some(piece);
     while let Some(part) = rest {
-        let (item, more) = match part.split_once('/') {
+        let (item, more) = match part.split_once(&['/', ',']) {
             Some((item, more)) => (item, Some(more)),
             None => (part, None),
         };
@@ -501,13 +504,13 @@ impl Modifiers {
             list.push(("count", self.count.to_string()));
         }
         if let Some(bounds) = &self.connections {
-            list.push(("conn", bounds.show(1, |n| n.to_string())));
+            list.push(("conn", bounds.show(|n| n.to_string())));
         }
         if !self.packets.is_empty() {
             list.push(("match", self.packets.words().collect::<Vec<_>>().join("/")));
         }
         if let Some(bounds) = &self.size {
-            list.push(("size", bounds.show(0, units::show_size)));
+            list.push(("size", bounds.show(units::show_size)));
         }
         if self.direction != Direction::default() {
             list.push(("dir", self.direction.to_string()));

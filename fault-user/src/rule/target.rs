@@ -191,7 +191,7 @@ pub(super) fn target(piece: Piece<'_>) -> Result<Target, RuleError> {
             ..Target::default()
         });
     }
-    let (protocol, rest) = match piece.split_once(':') {
+    let (protocol, rest) = match piece.split_once(&[':']) {
         Some((word, rest)) if Protocol::from_word(word.text()).is_some() => {
             (Protocol::from_word(word.text()), rest)
         }
@@ -249,7 +249,7 @@ fn host_and_ports(
     match text.matches(':').count() {
         0 => Ok((Some(rest), None)),
         1 => Ok(rest
-            .split_once(':')
+            .split_once(&[':'])
             .map_or((Some(rest), None), |(host, port)| (Some(host), Some(port)))),
         _ if text
             .split('/')
@@ -267,16 +267,19 @@ fn host_and_ports(
 
 /// The error for a first word that should have been a protocol.
 fn wrong_protocol(piece: Piece<'_>) -> RuleError {
-    let word = piece.split_once(':').map_or(piece, |(word, _)| word);
+    let word = piece.split_once(&[':']).map_or(piece, |(word, _)| word);
     word.error(format!("unknown protocol `{}`", word.text()))
         .expected("tcp, udp, icmp or any")
         .nearest(word.text(), Protocol::WORDS.iter().copied())
 }
 
 /// Whether a text can only be meant as ports.
-fn looks_like_ports(text: &str) -> bool {
-    text.bytes()
-        .all(|b| b.is_ascii_digit() || b == b',' || b == b'-')
+pub(super) fn looks_like_ports(text: &str) -> bool {
+    let digit = text.starts_with(|c: char| c.is_ascii_digit());
+    (digit && text.contains(',') && !text.contains(':'))
+        || text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b == b',' || b == b'-')
 }
 
 /// Reads a host: an address, a network or a name.
@@ -339,11 +342,11 @@ fn ports(piece: Piece<'_>) -> Result<Vec<PortRange>, RuleError> {
     let mut ranges = Vec::new();
     let mut rest = Some(piece);
     while let Some(part) = rest {
-        let (item, more) = match part.split_once(',') {
+        let (item, more) = match part.split_once(&[',']) {
             Some((item, more)) => (item, Some(more)),
             None => (part, None),
         };
-        ranges.push(match item.split_once('-') {
+        ranges.push(match item.split_once(&['-']) {
             None => {
                 let port = port(item)?;
                 PortRange {
@@ -380,7 +383,10 @@ fn port(piece: Piece<'_>) -> Result<u16, RuleError> {
             .error(format!("there is no port {text}"))
             .expected("a port from 1 to 65535")),
         _ => Err(piece
-            .error(format!("`{text}` is not a port"))
+            .error(match text {
+                "" => "a port is missing".to_owned(),
+                _ => format!("`{text}` is not a port"),
+            })
             .expected("a port from 1 to 65535")),
     }
 }
@@ -400,6 +406,8 @@ pub fn is_name(text: &str) -> bool {
 fn is_host_name(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
             && label
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
@@ -481,7 +489,7 @@ impl FromStr for TargetRef {
 /// Where the name is not one, is a protocol's, or the target is wrong.
 pub fn named_target(text: &str) -> Result<(String, Target), RuleError> {
     let piece = Piece::whole(text);
-    let Some((name, spec)) = piece.split_once('=') else {
+    let Some((name, spec)) = piece.split_once(&['=']) else {
         return Err(piece
             .error("the `=` is missing")
             .expected("NAME=TARGET such as `mysql=tcp:3306`"));

@@ -96,7 +96,7 @@ enum FaultReader<'a> {
 impl<'a> FaultReader<'a> {
     /// Reads `FAULT[=ARGS]`.
     fn start(piece: Piece<'a>) -> Result<Self, RuleError> {
-        let (name, arguments) = match piece.split_once('=') {
+        let (name, arguments) = match piece.split_once(&['=']) {
             Some((name, arguments)) => (name, Some(arguments)),
             None => (piece, None),
         };
@@ -124,6 +124,12 @@ impl<'a> FaultReader<'a> {
     fn take(&mut self, word: Piece<'a>) -> Result<bool, RuleError> {
         match self {
             Self::Mix(arms, place) => {
+                let name = word.split_once(&['=']).map_or(word, |(name, _)| name);
+                if catalog::spec(name.text()).is_some() {
+                    return Err(word
+                        .error("this arm of the mix has no probability")
+                        .suggest(format!("10%:{}", word.text())));
+                }
                 if !word
                     .text()
                     .starts_with(|c: char| c.is_ascii_digit() || c == '.' || c == '-')
@@ -135,7 +141,7 @@ impl<'a> FaultReader<'a> {
                 Ok(true)
             }
             Self::Plain(args) => {
-                if let Some((key, value)) = word.split_once('=') {
+                if let Some((key, value)) = word.split_once(&['=']) {
                     return args.add_named(key.text(), value, word);
                 }
                 if args.add_word(word)? {
@@ -203,8 +209,8 @@ fn unknown_fault(name: Piece<'_>) -> RuleError {
 }
 
 /// Reads an arm of a mix: `P%:FAULT[=ARGS]`.
-fn arm(word: Piece<'_>) -> Result<MixArm, RuleError> {
-    let Some((probability, fault)) = word.split_once(':') else {
+pub(super) fn arm(word: Piece<'_>) -> Result<MixArm, RuleError> {
+    let Some((probability, fault)) = word.split_once(&[':']) else {
         return Err(word
             .error("this arm of the mix has no fault")
             .expected("P%:FAULT such as `10%:timeout`"));
@@ -234,7 +240,7 @@ pub(super) fn fault(piece: Piece<'_>) -> Result<Fault, RuleError> {
 
 /// The error for a word that is no modifier.
 fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>) -> RuleError {
-    let key = word.split_once('=').map_or(word, |(key, _)| key);
+    let key = word.split_once(&['=']).map_or(word, |(key, _)| key);
     let keys = MODIFIERS.iter().map(|m| m.key);
     let names: Vec<_> = keys.chain(reader.names()).collect();
     if let Some(spec) = catalog::spec(key.text()) {
@@ -243,6 +249,10 @@ fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>) -> RuleError {
             .expected("a rule for each fault");
     }
     if let Some(spec) = modifier(key.text()) {
+        if spec.key != key.text() {
+            let message = format!("`{}` is the name in the object form", spec.name);
+            return key.error(message).suggest(spec.key);
+        }
         return key
             .error(format!("`{}` needs a value", spec.key))
             .suggest(format!("{}={}", spec.key, spec.value));
@@ -263,7 +273,7 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
     let (target_word, fault_word, rest) = match words.as_slice() {
         [] => return Err(whole.error("the rule is empty").expected(form)),
         [only] => {
-            let is_fault = only.split_once('=').map_or(*only, |(name, _)| name);
+            let is_fault = only.split_once(&['=']).map_or(*only, |(name, _)| name);
             return Err(if catalog::spec(is_fault.text()).is_some() {
                 only.error("the target is missing").expected(form)
             } else {
@@ -277,11 +287,11 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
     let mut fault_reader = FaultReader::start(fault_word)?;
     let mut reader = ModifierReader::default();
     for word in rest {
-        let (key, value) = match word.split_once('=') {
+        let (key, value) = match word.split_once(&['=']) {
             Some((key, value)) => (key, Some(value)),
             None => (*word, None),
         };
-        match modifier(key.text()) {
+        match modifier(key.text()).filter(|spec| spec.key == key.text()) {
             Some(spec) if value.is_some() != spec.value.is_empty() => {
                 reader.set(spec, value.unwrap_or(key.slice(0..0)), *word)?;
             }

@@ -81,7 +81,7 @@ pub(super) fn probability(piece: Piece<'_>) -> Result<u32, RuleError> {
 /// A duration in nanoseconds: `200ms`, `5s`, `2m`, `10us`, `1h`, `1.5s`, `0`.
 pub(super) fn duration(piece: Piece<'_>) -> Result<u64, RuleError> {
     let expected = "a duration such as `200ms`, `5s` or `2m`";
-    with_unit(piece, DURATIONS, expected, "finer than a nanosecond", "ms")
+    with_unit(piece, DURATIONS, expected, "finer than a nanosecond")
 }
 
 /// A size in bytes: `64KiB`, `1500`, `10kB`, `1MiB`.
@@ -95,14 +95,14 @@ pub fn parse_duration(text: &str) -> Result<u64, RuleError> {
 
 pub(super) fn size(piece: Piece<'_>) -> Result<u64, RuleError> {
     let expected = "a size such as `1500`, `64KiB` or `10kB`";
-    with_unit(piece, SIZES, expected, "not a whole number of bytes", "")
+    with_unit(piece, SIZES, expected, "not a whole number of bytes")
 }
 
 /// A rate in bits per second: `10mbit`, `64KiB/s`, `100kbit`, `0`.
 pub(super) fn rate(piece: Piece<'_>) -> Result<u64, RuleError> {
     let expected = "a rate such as `10mbit`, `100kbit` or `64KiB/s`";
     let too_fine = "not a whole number of bits per second";
-    with_unit(piece, RATES, expected, too_fine, "kbit")
+    with_unit(piece, RATES, expected, too_fine)
 }
 
 /// A whole number: `3`.
@@ -128,18 +128,12 @@ pub(super) fn signed(piece: Piece<'_>) -> Result<i64, RuleError> {
     })
 }
 
-/// The shortest exact text of a probability.
+/// The exact text of a probability: a percentage, which is never longer than the fraction.
 #[must_use]
 pub fn show_probability(ppm: u32) -> String {
-    let percent = exact(u128::from(ppm), u128::from(PPM / 100)).map(|text| text + "%");
-    let plain = exact(u128::from(ppm), u128::from(PPM));
-    match (percent, plain) {
-        (Some(percent), Some(plain)) if plain.len() < percent.len() && !ppm.is_multiple_of(PPM) => {
-            plain
-        }
-        (Some(percent), _) => percent,
-        (None, plain) => plain.unwrap_or_default(),
-    }
+    let (whole, rest) = (ppm / (PPM / 100), ppm % (PPM / 100));
+    let text = format!("{whole}.{rest:04}");
+    format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// The shortest exact text of a duration.
@@ -215,13 +209,12 @@ fn decimal<'a>(piece: Piece<'a>, expected: &str) -> Result<(Decimal, Piece<'a>),
     Ok((Decimal { digits, decimals }, piece.slice(end..text.len())))
 }
 
-/// Reads a number with one of the units; `example` is the unit that a suggestion adds to a bare number.
+/// Reads a number with one of the units.
 fn with_unit(
     piece: Piece<'_>,
     units: &[Unit],
     expected: &str,
     too_fine: &str,
-    example: &str,
 ) -> Result<u64, RuleError> {
     let (number, rest) = decimal(piece, expected)?;
     if rest.text().is_empty() && number.digits == 0 {
@@ -232,7 +225,6 @@ fn with_unit(
             piece
                 .error(format!("`{}` has no unit", piece.text()))
                 .expected(expected)
-                .suggest(format!("{}{example}", piece.text()))
         } else {
             let names = units
                 .iter()
@@ -296,4 +288,133 @@ fn shortest(value: u64, units: &[Unit], zero: &str) -> String {
         .filter_map(|(name, unit)| exact(u128::from(value), *unit).map(|text| text + name))
         .min_by_key(String::len)
         .unwrap_or_else(|| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads a whole text.
+    fn read<T>(reader: fn(Piece<'_>) -> Result<T, RuleError>, text: &str) -> Option<T> {
+        reader(Piece::whole(text)).ok()
+    }
+
+    #[test]
+    fn durations() {
+        for (text, ns) in [
+            ("0", 0),
+            ("1ns", 1),
+            ("10us", 10_000),
+            ("200ms", 200_000_000),
+            ("1.5s", 1_500_000_000),
+            ("90s", 90_000_000_000),
+            ("2m", 120_000_000_000),
+            ("1h", 3_600_000_000_000),
+            ("0.000000001s", 1),
+        ] {
+            assert_eq!(read(duration, text), Some(ns), "{text}");
+            assert_eq!(read(duration, &show_duration(ns)), Some(ns), "{text}");
+        }
+        for text in [
+            "",
+            "5",
+            "s",
+            "1.s",
+            ".5s",
+            "1e3s",
+            "-1s",
+            "+1s",
+            "0.5ns",
+            "99999999999h",
+            "5 s",
+            "5S",
+            "1,5s",
+        ] {
+            assert_eq!(read(duration, text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn shortest_texts() {
+        for (ns, text) in [
+            (0, "0s"),
+            (1, "1ns"),
+            (1_500, "1.5us"),
+            (200_000_000, "200ms"),
+            (90_000_000_000, "90s"),
+            (120_000_000_000, "2m"),
+        ] {
+            assert_eq!(show_duration(ns), text);
+        }
+        for (bytes, text) in [
+            (0, "0"),
+            (1500, "1500"),
+            (1536, "1536"),
+            (65_536, "64KiB"),
+            (10_000, "10kB"),
+            (1 << 20, "1MiB"),
+            (u64::MAX, "18446744073709551615"),
+        ] {
+            assert_eq!(show_size(bytes), text);
+            assert_eq!(read(size, text), Some(bytes));
+        }
+        for (bits, text) in [
+            (0, "0bit"),
+            (10_000_000, "10mbit"),
+            (524_288, "64KiB/s"),
+            (800, "800bit"),
+            (8_000_000, "8mbit"),
+        ] {
+            assert_eq!(show_rate(bits), text);
+            assert_eq!(read(rate, text), Some(bits));
+        }
+        for (ppm, text) in [
+            (0, "0%"),
+            (1, "0.0001%"),
+            (5_000, "0.5%"),
+            (300_000, "30%"),
+            (333_333, "33.3333%"),
+            (PPM, "100%"),
+        ] {
+            assert_eq!(show_probability(ppm), text);
+            assert_eq!(read(probability, text), Some(ppm));
+        }
+    }
+
+    #[test]
+    fn probabilities_are_exact() {
+        for ppm in 0..=PPM {
+            assert_eq!(read(probability, &show_probability(ppm)), Some(ppm));
+        }
+        for text in [
+            "100.0001%",
+            "1.000001",
+            "0.0000001",
+            "0.00001%",
+            "2",
+            "%",
+            "1%%",
+        ] {
+            assert_eq!(read(probability, text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_by_their_spellings() {
+        for text in [
+            "10mbit",
+            "10Mbit",
+            "10MBIT",
+            "10mbit/s",
+            "10000kbit",
+            "0.01gbit",
+            "1250kB/s",
+            "1.25MB/s",
+        ] {
+            assert_eq!(read(rate, text), Some(10_000_000), "{text}");
+        }
+        for text in ["10mb", "10MiB", "10", "10b", "10kb/s", "10bit/h"] {
+            assert_eq!(read(rate, text), None, "{text}");
+        }
+    }
 }

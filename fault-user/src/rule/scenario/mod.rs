@@ -1,0 +1,172 @@
+//! Scenario files: JSON, YAML or TOML, through one set of types.
+
+mod expect;
+mod locate;
+mod random;
+mod schema;
+mod validate;
+
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::error::{Piece, RuleError};
+use super::target::{Targets, check_name};
+use super::{Rule, units};
+
+pub use expect::{ConnectRate, During, Expect, NoTraffic, Probe, ProbeCheck};
+pub use locate::{Format, Place, Segment};
+pub use random::{Choice, Random, SpanNs};
+pub use schema::schema;
+
+/// A duration in nanoseconds that is written as in the one-line form: `200ms`, `5s`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Nanoseconds(pub u64);
+
+impl fmt::Display for Nanoseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&units::show_duration(self.0))
+    }
+}
+
+impl Serialize for Nanoseconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Nanoseconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer, |piece| units::duration(piece).map(Self))
+    }
+}
+
+/// Reads a value that is a text (or a number, which most of them refuse for its missing unit).
+fn from_text<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    read: impl FnOnce(Piece<'_>) -> Result<T, RuleError>,
+) -> Result<T, D::Error> {
+    let text = super::object::plain_text(deserializer)?;
+    read(Piece::whole(&text)).map_err(|error| serde::de::Error::custom(error.one_line()))
+}
+
+/// A scenario: rules with their timeline, and what must hold while they act.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scenario {
+    /// The schema that an editor checks the file with; it has no effect here.
+    #[serde(rename = "$schema", skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+    /// The seed of all decisions; drawn where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// How long the scenario lasts; to the end of the command where it is not given.
+    #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
+    pub length: Option<Nanoseconds>,
+    /// Named targets.
+    #[serde(
+        deserialize_with = "named_targets",
+        skip_serializing_if = "Targets::is_empty"
+    )]
+    pub targets: Targets,
+    /// The rules, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// What must hold.
+    #[serde(skip_serializing_if = "Expect::is_empty")]
+    pub expect: Expect,
+    /// Faults that are drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random: Option<Random>,
+}
+
+/// Reads the named targets and checks their names.
+fn named_targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Targets, D::Error> {
+    expect::unique_map(deserializer, |name| {
+        check_name(Piece::whole(name)).map_err(|error| error.one_line())
+    })
+}
+
+/// A mistake in a scenario file, with its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScenarioError {
+    /// The file as it was named.
+    pub file: String,
+    /// The line and the column, where they are known.
+    pub place: Option<Place>,
+    /// The field, such as `rules[1].fault`; empty for the whole file.
+    pub field: String,
+    /// What is wrong and what would be right, in one line.
+    pub message: String,
+}
+
+impl fmt::Display for ScenarioError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some(place) = self.place {
+            write!(f, ":{}:{}", place.line, place.column)?;
+        }
+        f.write_str(": ")?;
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ScenarioError {}
+
+/// The largest scenario file: 4 MiB.
+pub const MAX_FILE_BYTES: u64 = 4 << 20;
+
+impl Scenario {
+    /// Reads a scenario from a text and checks it as a whole; `file` is only for errors.
+    ///
+    /// # Errors
+    /// The first mistake, with its line and column.
+    pub fn read(text: &str, format: Format, file: &str) -> Result<Self, ScenarioError> {
+        let scenario: Self = locate::read(text, format).map_err(|error| ScenarioError {
+            file: file.to_owned(),
+            place: error.place,
+            field: error.field,
+            message: error.message,
+        })?;
+        match scenario.flaws().into_iter().next() {
+            None => Ok(scenario),
+            Some(flaw) => Err(ScenarioError {
+                file: file.to_owned(),
+                place: locate::place(text, format, &flaw.path),
+                field: locate::show(&flaw.path),
+                message: flaw.message,
+            }),
+        }
+    }
+
+    /// Reads a scenario file; its format goes by its name: `.json`, `.yaml`, `.yml`, `.toml`.
+    ///
+    /// # Errors
+    /// Where the file can't be read, its name says no format, or it has a mistake.
+    pub fn load(path: &Path) -> Result<Self, ScenarioError> {
+        let file = path.display().to_string();
+        let refuse = |message: String| ScenarioError {
+            file: file.clone(),
+            place: None,
+            field: String::new(),
+            message,
+        };
+        let format = Format::of(path).ok_or_else(|| {
+            refuse("the name says no format: expected .json, .yaml, .yml or .toml".to_owned())
+        })?;
+        let size = std::fs::metadata(path)
+            .map_err(|error| refuse(error.to_string()))?
+            .len();
+        if size > MAX_FILE_BYTES {
+            return Err(refuse(format!(
+                "a scenario has at most {MAX_FILE_BYTES} bytes"
+            )));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+        Self::read(&text, format, &file)
+    }
+}

@@ -1,0 +1,216 @@
+//! Scenario files: the same in each format, mistakes pointed at by line and column, the schema current.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use fault_user::rule::Scenario;
+use fault_user::rule::scenario::{Format, schema};
+
+/// A folder of this crate or of the repository.
+fn folder(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
+}
+
+/// The scenario of a text that must be right.
+fn good(text: &str, format: Format) -> Scenario {
+    Scenario::read(text, format, "file").unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// The scenario of the specification.
+const JSON: &str = r#"{ "seed": 42,
+  "targets": { "mysql": "tcp:3306", "redis": { "port": 6379, "protocol": "tcp", "host": "10.0.0.5" } },
+  "rules": [ "mysql down at=2s for=5s",
+             { "target": "redis", "fault": { "delay": { "delay": "200ms", "jitter": "50ms" } }, "direction": "to-client",
+               "probability": 0.2, "at": "3s", "for": "10s" } ],
+  "expect": { "exit": 0, "fired": ["mysql"], "max_connects": { "mysql": 20 }, "recovers_within": { "mysql": "3s" } } }"#;
+
+/// The same in YAML.
+const YAML: &str = "
+seed: 42
+targets:
+  mysql: tcp:3306
+  redis: { port: 6379, protocol: tcp, host: 10.0.0.5 }
+rules:
+  - mysql down at=2s for=5s
+  - target: redis
+    fault:
+      delay: { delay: 200ms, jitter: 50ms }
+    direction: to-client
+    probability: 20%
+    at: 3s
+    for: 10s
+expect:
+  exit: 0
+  fired: [mysql]
+  max_connects: { mysql: 20 }
+  recovers_within: { mysql: 3s }
+";
+
+/// The same in TOML.
+const TOML: &str = r#"
+seed = 42
+rules = [
+  "mysql down at=2s for=5s",
+  { target = "redis", fault = { delay = "200ms~50ms" }, direction = "to-client", probability = 0.2, at = "3s", for = "10s" },
+]
+
+[targets]
+mysql = "tcp:3306"
+redis = { port = 6379, protocol = "tcp", host = "10.0.0.5" }
+
+[expect]
+exit = 0
+fired = ["mysql"]
+max_connects = { mysql = 20 }
+recovers_within = { mysql = "3s" }
+"#;
+
+#[test]
+fn one_scenario_in_three_formats() {
+    let json = good(JSON, Format::Json);
+    assert_eq!(json, good(YAML, Format::Yaml));
+    assert_eq!(json, good(TOML, Format::Toml));
+    let rules: Vec<_> = json.rules.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        rules,
+        [
+            "mysql down at=2s for=5s",
+            "redis delay=200ms~50ms p=20% dir=to-client at=3s for=10s"
+        ]
+    );
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    let scenario = good(JSON, Format::Json);
+    let json = serde_json::to_string_pretty(&scenario).unwrap();
+    assert_eq!(good(&json, Format::Json), scenario);
+    assert_eq!(
+        good(&serde_saphyr::to_string(&scenario).unwrap(), Format::Yaml),
+        scenario
+    );
+    assert_eq!(
+        good(&toml::to_string(&scenario).unwrap(), Format::Toml),
+        scenario
+    );
+}
+
+/// Every file of a folder with one of these ends, sorted.
+fn files(folder: &Path, ends: &[&str]) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            ends.iter()
+                .any(|end| path.extension().is_some_and(|e| e == *end))
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// Each file under tests/rules/scenarios/bad begins or ends with nothing special: what is expected of
+/// `name.ext` stands in `name.ext.error`.
+#[test]
+fn mistakes_are_pointed_at() {
+    let bad = folder("tests/rules/scenarios/bad");
+    let all = files(&bad, &["json", "yaml", "toml"]);
+    assert!(all.len() >= 20, "{} bad scenarios", all.len());
+    let mut wrong = Vec::new();
+    for path in all {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = fs::read_to_string(&path).unwrap();
+        let error = match Scenario::read(&text, Format::of(&path).unwrap(), &name) {
+            Ok(_) => "no error\n".to_owned(),
+            Err(error) => format!("{error}\n"),
+        };
+        let golden = bad.join(format!("{name}.error"));
+        if std::env::var_os("FAULT_BLESS").is_some() {
+            fs::write(&golden, &error).unwrap();
+        }
+        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        if error != expected {
+            wrong.push(format!("  is:       {error}  expected: {expected}"));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "\n{}\n(FAULT_BLESS=1 writes what is)",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn good_files_are_read() {
+    let good = files(
+        &folder("tests/rules/scenarios/good"),
+        &["json", "yaml", "toml"],
+    );
+    assert!(good.len() >= 3, "{} good scenarios", good.len());
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    for path in good {
+        let scenario = Scenario::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        let json = serde_json::to_value(&scenario).unwrap();
+        assert!(
+            validator.is_valid(&json),
+            "{}: {:?}",
+            path.display(),
+            validator.iter_errors(&json).next()
+        );
+        let written = serde_json::from_value::<Scenario>(json).unwrap();
+        assert_eq!(written, scenario, "{}", path.display());
+    }
+}
+
+#[test]
+fn the_schema_is_current() {
+    let path = folder("../docs/scenario.schema.json");
+    let text = format!("{}\n", serde_json::to_string_pretty(&schema()).unwrap());
+    if std::env::var_os("FAULT_BLESS").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    let shipped = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        shipped == text,
+        "docs/scenario.schema.json is not what schema() gives (FAULT_BLESS=1 writes it)"
+    );
+}
+
+#[test]
+fn the_schema_knows_the_examples_and_refuses_unknown_fields() {
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    let valid = |text: &str| validator.is_valid(&serde_json::from_str(text).unwrap());
+    assert!(valid(JSON));
+    assert!(valid(
+        r#"{ "rules": [{ "target": "tcp:80", "fault": "down", "match": ["syn"], "conn": [1, 3] }] }"#
+    ));
+    assert!(!valid(r#"{ "ruels": [] }"#));
+    assert!(!valid(
+        r#"{ "rules": [{ "target": "tcp:80", "fault": { "dely": "1s" } }] }"#
+    ));
+    assert!(!valid(
+        r#"{ "rules": [{ "target": "tcp:80", "fault": { "delay": { "jiter": "1s" } } }] }"#
+    ));
+    assert!(!valid(r#"{ "rules": [{ "target": "tcp:80" }] }"#));
+    assert!(!valid(r#"{ "targets": { "tcp": "tcp:80" } }"#));
+    assert!(!valid(r#"{ "expect": { "exit": 256 } }"#));
+}
+
+#[test]
+fn files_by_name() {
+    let load = |name: &str, text: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        Scenario::load(&path).map_err(|error| error.message)
+    };
+    assert!(
+        load("a.json", JSON).is_ok() && load("a.yml", YAML).is_ok() && load("a.toml", TOML).is_ok()
+    );
+    let error = load("a.txt", JSON).unwrap_err();
+    assert_eq!(
+        error,
+        "the name says no format: expected .json, .yaml, .yml or .toml"
+    );
+    assert!(Scenario::load(Path::new("/nonexistent/a.json")).is_err());
+}
