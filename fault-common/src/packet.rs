@@ -33,7 +33,7 @@ pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
-/// IP protocol number of ICMPv6.
+/// IP protocol number of `ICMPv6`.
 pub const PROTOCOL_ICMPV6: u8 = 58;
 
 /// TCP flag FIN.
@@ -47,6 +47,10 @@ pub const TCP_ACK: u8 = 0x10;
 
 /// How many IPv6 extension headers are followed before a packet counts as [`Unparsed::Headers`].
 pub const EXTENSION_HEADERS_MAX: u32 = 6;
+/// The offset bits of IPv4's fragment field.
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+/// The flag in it that says that more fragments follow.
+const MORE_FRAGMENTS: u16 = 0x2000;
 /// How many VLAN tags are followed.
 pub const VLAN_TAGS_MAX: u32 = 2;
 
@@ -205,8 +209,8 @@ fn parse_ipv4<L: Load>(bytes: &L, offset: u32, length: u32) -> Result<Packet, Un
         destination: mapped(word([header[16], header[17], header[18], header[19]])),
         protocol: header[9],
         ipv6: false,
-        has_transport: fragment & 0x1fff == 0,
-        is_fragment: fragment & 0x3fff != 0,
+        has_transport: fragment & FRAGMENT_OFFSET == 0,
+        is_fragment: fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0,
         network_offset: offset,
         transport_offset: offset + header_length,
         payload_offset: offset + header_length,

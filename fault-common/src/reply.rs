@@ -12,8 +12,18 @@ pub const TCP_HEADER: u32 = 20;
 pub const ICMP_ROOM_V4: u32 = 28;
 /// The same for IPv6.
 pub const ICMP_ROOM_V6: u32 = 48;
-/// Bytes of the quoted packet's transport header: its ports, as RFC 792 asks for.
-pub const QUOTED_TRANSPORT: u32 = 8;
+/// How many bytes of a packet's transport header are quoted: the eight that RFC 792 asks for, but all of
+/// a TCP header, because the kernel lets no packet be cut in front of a checksum that is still to be
+/// computed.
+#[must_use]
+#[inline(always)]
+pub const fn quoted_transport(packet: &Packet) -> u32 {
+    if packet.protocol == PROTOCOL_TCP {
+        TCP_HEADER
+    } else {
+        8
+    }
+}
 
 /// Adds up bytes as the Internet checksum does (RFC 1071), in 16-bit words of native order.
 #[must_use]
@@ -30,7 +40,7 @@ pub const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+    (sum & 0xffff) as u16
 }
 
 /// The sum of the pseudo header of a packet of `length` transport bytes; the same in both directions.
@@ -80,12 +90,12 @@ pub fn rst_header(packet: &Packet, reversed: bool, partial: bool) -> [u8; TCP_HE
     } else {
         (packet.source_port, packet.destination_port)
     };
-    let (f, t) = (from.to_be_bytes(), to.to_be_bytes());
-    let (s, a) = (sequence.to_be_bytes(), acknowledgement.to_be_bytes());
+    let ports = [from.to_be_bytes(), to.to_be_bytes()];
+    let numbers = [sequence.to_be_bytes(), acknowledgement.to_be_bytes()];
+    let ([[f0, f1], [t0, t1]], [[s0, s1, s2, s3], [a0, a1, a2, a3]]) = (ports, numbers);
     let flags = TCP_RST | TCP_ACK;
     let mut header = [
-        f[0], f[1], t[0], t[1], s[0], s[1], s[2], s[3], a[0], a[1], a[2], a[3], 0x50, flags, 0, 0,
-        0, 0, 0, 0,
+        f0, f1, t0, t1, s0, s1, s2, s3, a0, a1, a2, a3, 0x50, flags, 0, 0, 0, 0, 0, 0,
     ];
     let pseudo = pseudo_sum(packet, PROTOCOL_TCP, TCP_HEADER);
     let checksum = if partial {
@@ -98,9 +108,7 @@ pub fn rst_header(packet: &Packet, reversed: bool, partial: bool) -> [u8; TCP_HE
             + u64::from(word_at(&header, 12));
         !fold(sum)
     };
-    let c = checksum.to_ne_bytes();
-    header[16] = c[0];
-    header[17] = c[1];
+    [header[16], header[17]] = checksum.to_ne_bytes();
     header
 }
 
@@ -116,13 +124,11 @@ const fn icmp_kind(ipv6: bool, with: u64) -> (u8, u8, u32) {
             (3, 4, mtu & 0xffff)
         };
     }
-    let code = match (ipv6, with) {
-        (false, reject::ICMP_HOST) => 1,
-        (false, reject::ICMP_ADMIN) => 13,
-        (true, reject::ICMP_HOST) => 3,
-        (true, reject::ICMP_ADMIN) => 1,
-        (false, _) => 3,
-        (true, _) => 4,
+    let (host, admin, port) = if ipv6 { (3, 1, 4) } else { (1, 13, 3) };
+    let code = match with {
+        reject::ICMP_HOST => host,
+        reject::ICMP_ADMIN => admin,
+        _ => port,
     };
     (if ipv6 { 1 } else { 3 }, code, 0)
 }
@@ -194,6 +200,6 @@ pub fn icmp_ipv4_header(packet: &Packet, quote: u32) -> [u8; 20] {
 #[must_use]
 #[inline(always)]
 pub const fn icmp_ipv6_start(quote: u32) -> [u8; 8] {
-    let length = ((quote + 8) as u16).to_be_bytes();
+    let length = (((quote + 8) & 0xffff) as u16).to_be_bytes();
     [0x60, 0, 0, 0, length[0], length[1], PROTOCOL_ICMPV6, 64]
 }

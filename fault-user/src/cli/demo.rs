@@ -99,14 +99,13 @@ fn measure(address: SocketAddr) -> Result<Vec<Option<Duration>>> {
 }
 
 fn request(connection: &mut Option<TcpStream>, address: SocketAddr) -> std::io::Result<()> {
-    let stream = match connection {
-        Some(stream) => stream,
-        None => {
-            let fresh = TcpStream::connect_timeout(&address, PATIENCE)?;
-            fresh.set_nodelay(true)?;
-            fresh.set_read_timeout(Some(PATIENCE))?;
-            connection.insert(fresh)
-        }
+    let stream = if let Some(stream) = connection {
+        stream
+    } else {
+        let fresh = TcpStream::connect_timeout(&address, PATIENCE)?;
+        fresh.set_nodelay(true)?;
+        fresh.set_read_timeout(Some(PATIENCE))?;
+        connection.insert(fresh)
     };
     let mut answer = [0; 5];
     stream.write_all(b"hello")?;

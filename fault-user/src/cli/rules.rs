@@ -13,7 +13,7 @@ use crate::rule::{ResolvedRule, Rule, SystemResolver, Targets, named_target};
 pub struct Rules {
     /// A rule: TARGET FAULT[=ARGS] [MODIFIER…], e.g. 'tcp:5432 loss=30%'. Repeatable; rules apply in order.
     #[arg(short = 'r', long = "rule", value_name = "RULE")]
-    rules: Vec<String>,
+    texts: Vec<String>,
     /// A name for a target, e.g. mysql=tcp:3306. Repeatable.
     #[arg(long = "target", value_name = "NAME=TARGET")]
     targets: Vec<String>,
@@ -46,13 +46,13 @@ impl Rules {
                 )));
             }
         }
-        if self.rules.is_empty() {
+        if self.texts.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
                 "no rule: give at least one, such as -r 'tcp:5432 loss=30%'"
             )));
         }
-        let mut rules = Vec::with_capacity(self.rules.len());
-        for text in &self.rules {
+        let mut rules = Vec::with_capacity(self.texts.len());
+        for text in &self.texts {
             let rule: Rule = text.parse().map_err(Failure::usage)?;
             let resolved = rule
                 .resolve(&targets, &mut SystemResolver)

@@ -308,10 +308,9 @@ impl Prepared {
     fn heal(mut self) -> Result<()> {
         let journal = self.journal.take();
         drop(self.injector);
-        if let Some(journal) = journal {
-            if let Some(left) = journal.heal().first() {
-                anyhow::bail!("{left}: run `fault clean`");
-            }
+        let left = journal.map(Journal::heal).unwrap_or_default();
+        if let Some(left) = left.first() {
+            anyhow::bail!("{left}: run `fault clean`");
         }
         Ok(())
     }

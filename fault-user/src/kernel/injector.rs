@@ -403,13 +403,13 @@ impl Injector {
     pub fn clear_state(&mut self, state: u32) -> Result<()> {
         let mut states: Array<&mut MapData, RuleState> = self.map_mut("RULE_STATES")?.try_into()?;
         states.set(state, RuleState::default(), 0)?;
-        let mut stats: PerCpuArray<&mut MapData, RuleStats> =
+        let mut counted: PerCpuArray<&mut MapData, RuleStats> =
             self.map_mut("RULE_STATS")?.try_into()?;
         let empty = vec![
             RuleStats::default();
             aya::util::nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?
         ];
-        stats.set(state, PerCpuValues::try_from(empty)?, 0)?;
+        counted.set(state, PerCpuValues::try_from(empty)?, 0)?;
         Ok(())
     }
 
@@ -418,9 +418,9 @@ impl Injector {
     /// # Errors
     /// `state` is not below the capacity.
     pub fn stats(&self, state: u32) -> Result<(RuleStats, u64)> {
-        let stats: PerCpuArray<&MapData, RuleStats> = self.map("RULE_STATS")?.try_into()?;
+        let counted: PerCpuArray<&MapData, RuleStats> = self.map("RULE_STATS")?.try_into()?;
         let mut sum = RuleStats::default();
-        for cpu in stats.get(&state, 0)?.iter() {
+        for cpu in counted.get(&state, 0)?.iter() {
             sum.seen_packets += cpu.seen_packets;
             sum.seen_segments += cpu.seen_segments;
             sum.seen_bytes += cpu.seen_bytes;
