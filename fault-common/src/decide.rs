@@ -7,7 +7,7 @@
 use crate::abi::{
     CORRUPT_BITS_MAX, FlowRule, RuleEntry, RuleState, action, fault, reject, rule_flag,
 };
-use crate::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN};
+use crate::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN, kind};
 use crate::random::{ALWAYS, Lane, Ordinals, below, chance, draw, mix};
 
 /// One packet, as a rule sees it.
@@ -200,7 +200,10 @@ fn fire(
         }
         fault::MTU if u64::from(sample.size) > own => too_big(rule, packet, verdict),
         fault::REJECT => refuse(own, packet, verdict),
-        fault::RESET => reset(packet, verdict),
+        // A connection that is still being opened is not live; who means it says `match=syn`.
+        fault::RESET if packet.tcp_flags & TCP_SYN == 0 || rule.kinds & kind::SYN != 0 => {
+            reset(packet, verdict)
+        }
         fault::DOWN => down(packet, verdict),
         _ => 0,
     }
