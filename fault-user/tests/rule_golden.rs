@@ -110,8 +110,13 @@ fn the_corpus_itself() {
     }
 }
 
+/// How many mutations are tried: `PROPTEST_CASES`, or 4,000.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").map_or(4_000, |cases| cases.parse().unwrap())
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     /// Pieces of the corpus cut, doubled, swapped and broken: never a panic, never a lossy text.
     #[test]

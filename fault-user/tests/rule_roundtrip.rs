@@ -1,7 +1,9 @@
 //! Every valid rule prints as a text and as an object that are read as the same rule.
 
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
+use fault_user::rule::scenario::schema;
 use fault_user::rule::{
     Bounds, Cidr, CloseHow, CorruptAt, CorruptDataMode, CorruptMode, CountScope, Direction,
     Distribution, ErrorReply, Fault, Host, LifetimeFrom, LossModel, MixArm, Modifiers, PacketKinds,
@@ -511,6 +513,14 @@ proptest! {
         prop_assert_eq!(back.to_object(), object);
         let text = serde_json::to_value(&rule).map_err(|error| TestCaseError::fail(error.to_string()))?;
         prop_assert_eq!(serde_json::from_value::<Rule>(text).ok(), Some(rule));
+    }
+
+    #[test]
+    fn the_schema_knows_every_object(rule in rule()) {
+        static VALIDATOR: LazyLock<jsonschema::Validator> = LazyLock::new(|| jsonschema::validator_for(&schema()).unwrap());
+        let scenario = serde_json::json!({ "rules": [rule.to_object(), rule.to_string()] });
+        let error = VALIDATOR.iter_errors(&scenario).next().map(|error| error.to_string());
+        prop_assert_eq!(error, None, "{}", scenario);
     }
 
     #[test]
