@@ -197,6 +197,30 @@ fn the_schema_knows_the_examples_and_refuses_unknown_fields() {
 }
 
 #[test]
+fn rules_that_only_touch_do_not_contradict() {
+    for rules in [
+        "[\"tcp:80 down at=2s for=5s\", \"tcp:80 blackhole at=7s for=5s\"]",
+        "[\"tcp:80 blackhole dir=to-server\", \"tcp:80 drop dir=to-client\"]",
+        "[\"tcp:80 down\", \"tcp:81 blackhole\", \"udp:80 blackhole\", \"icmp drop\"]",
+        "[\"tcp:80 down p=50%\", \"tcp:80 blackhole\"]",
+        "[\"10.0.0.1:80 down\", \"10.0.0.2:80 blackhole\"]",
+        "[\"tcp:80 down\", \"tcp:80 down for=1s\"]",
+    ] {
+        good(&format!("{{ \"rules\": {rules} }}"), Format::Json);
+    }
+}
+
+#[test]
+fn texts_in_objects_need_no_quotes() {
+    let text =
+        r#"{ "rules": [{ "target": "tcp:80", "fault": { "error": { "redis": "\"a\" b" } } }] }"#;
+    assert_eq!(
+        good(text, Format::Json).rules[0].to_string(),
+        r#"tcp:80 error=redis:"\"a\" b""#
+    );
+}
+
+#[test]
 fn files_by_name() {
     let load = |name: &str, text: &str| {
         let folder = tempfile::tempdir().unwrap();

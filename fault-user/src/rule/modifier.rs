@@ -635,3 +635,58 @@ impl fmt::Display for Modifiers {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn triggers_count_from_one_and_include_both_ends() {
+        let picked = |trigger: Trigger| (1..=7).filter(|n| trigger.picks(*n)).collect::<Vec<_>>();
+        assert_eq!(picked(Trigger::First(2)), [1, 2]);
+        assert_eq!(picked(Trigger::After(5)), [6, 7]);
+        assert_eq!(picked(Trigger::After(0)), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(picked(Trigger::Nth(5)), [5]);
+        assert_eq!(picked(Trigger::Every(3)), [3, 6]);
+        assert_eq!(
+            picked(Trigger::Range(Bounds { first: 4, last: 6 })),
+            [4, 5, 6]
+        );
+        assert_eq!(
+            picked(Trigger::Range(Bounds {
+                first: 6,
+                last: Bounds::OPEN
+            })),
+            [6, 7]
+        );
+    }
+
+    #[test]
+    fn schedules() {
+        let schedule = |text: &str| {
+            let rule: super::super::Rule = format!("tcp:1 drop {text}").parse().unwrap();
+            let s = rule.modifiers.schedule();
+            let seconds = |ns: u64| ns / 1_000_000_000;
+            (
+                seconds(s.start_ns),
+                s.on_ns.map(seconds),
+                s.period_ns.map(seconds),
+                s.end_ns.map(seconds),
+            )
+        };
+        assert_eq!(schedule("at=2s"), (2, None, None, None));
+        assert_eq!(schedule("at=2s for=5s"), (2, Some(5), None, Some(7)));
+        assert_eq!(
+            schedule("at=2s for=5s period=30s"),
+            (2, Some(5), Some(30), None)
+        );
+        assert_eq!(
+            schedule("at=2s period=30s duty=20%"),
+            (2, Some(6), Some(30), None)
+        );
+        assert_eq!(
+            schedule("at=2s for=60s period=30s duty=20%"),
+            (2, Some(6), Some(30), Some(62))
+        );
+    }
+}

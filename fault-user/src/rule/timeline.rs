@@ -201,6 +201,13 @@ mod tests {
             [(1, 3), (6, 7)]
         );
         assert_eq!(seconds("period=5s duty=100%", 10), [(0, 10)]);
+        // A part of a period that is shorter than a nanosecond.
+        let never = Modifiers {
+            period_ns: Some(10),
+            duty: Some(1),
+            ..Modifiers::default()
+        };
+        assert_eq!(windows(&never, 10).next(), None);
     }
 
     #[test]
