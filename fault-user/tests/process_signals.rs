@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -15,11 +16,12 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 /// Set for the stand-in: the shell script that it runs.
 const WRAPPED: &str = "FAULT_TEST_WRAPPED";
 
-/// Counts each signal it gets, and ends on a line from standard input with that count.
+/// Counts each signal it gets, and ends on a line from standard input with that count. A signal
+/// makes `read` fail as the end of input does, so a few failures are looked over.
 fn script(signal: Signal) -> String {
     format!(
         "trap 'count=$((count + 1)); echo got $count' {}; echo ready; \
-         until read -r line; do :; done; echo line $line; exit $((count + 8))",
+         until read -r line || test $((tries += 1)) = 9; do :; done; echo line $line; exit $((count + 8))",
         signal.as_str().trim_start_matches("SIG")
     )
 }
@@ -58,10 +60,35 @@ fn wait_for(lines: &mut impl BufRead, wanted: &str) {
     }
 }
 
-fn start(script: &str) -> (Child, BufReader<ChildStdout>) {
+/// A stand-in that a failing test doesn't leave behind. Its command ends with its input.
+struct StandIn(Child);
+
+impl Deref for StandIn {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for StandIn {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        // Does nothing to one that was waited for.
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn start(script: &str) -> (StandIn, BufReader<ChildStdout>) {
     let mut command = stand_in_command(script);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = StandIn(command.spawn().unwrap());
     let mut said = BufReader::new(child.stdout.take().unwrap());
     wait_for(&mut said, "ready");
     (child, said)
@@ -124,7 +151,7 @@ fn what_nohup_switched_off_stays_off() {
         });
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = StandIn(command.spawn().unwrap());
     let mut said = BufReader::new(child.stdout.take().unwrap());
     let mut ignored = String::new();
     while !ignored.contains("SigIgn") {
@@ -145,7 +172,7 @@ fn what_nohup_switched_off_stays_off() {
 }
 
 /// The stand-in in a session of its own with a new terminal, in its foreground.
-fn start_on_terminal(script: &str) -> (Child, File) {
+fn start_on_terminal(script: &str) -> (StandIn, File) {
     let pair = openpty(None, None).unwrap();
     let (terminal, slave) = (File::from(pair.master), File::from(pair.slave));
     let mut command = stand_in_command(script);
@@ -167,7 +194,7 @@ fn start_on_terminal(script: &str) -> (Child, File) {
             Ok(())
         });
     }
-    (command.spawn().unwrap(), terminal)
+    (StandIn(command.spawn().unwrap()), terminal)
 }
 
 /// Reads the terminal until it has shown `wanted`.
@@ -193,6 +220,24 @@ fn ctrl_c_on_the_terminal_reaches_the_command_once() {
     terminal.write_all(b"end\n").unwrap();
     wait_on_terminal(&mut terminal, "line end");
     assert_eq!(child.wait().unwrap().code(), Some(9), "8 and one Ctrl-C");
+}
+
+#[test]
+fn ctrl_c_is_not_passed_on_to_a_command_that_left_the_terminals_group() {
+    // In a session of its own the terminal's SIGINT can only come by way of the stand-in. SIGUSR1
+    // is passed on, and the kernel delivers it after a SIGINT that is pending too.
+    let script = "exec setsid sh -c 'trap \"echo interrupted\" INT; trap \"echo usr\" USR1; \
+                  echo ready; until read -r line || test $((tries += 1)) = 9; do :; done; exit 5'";
+    let (mut child, mut terminal) = start_on_terminal(script);
+    wait_on_terminal(&mut terminal, "ready");
+    terminal.write_all(b"\x03").unwrap();
+    // The terminal shows ^C once it has sent the signal.
+    wait_on_terminal(&mut terminal, "^C");
+    kill(pid(&child), Signal::SIGUSR1).unwrap();
+    let seen = wait_on_terminal(&mut terminal, "usr");
+    assert!(!seen.contains("interrupted"), "{seen}");
+    terminal.write_all(b"end\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5));
 }
 
 #[test]

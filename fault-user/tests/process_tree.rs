@@ -166,19 +166,17 @@ fn clean_puts_a_dead_instances_tree_back() {
     let before = place.path_of(tree.pid());
     // As a dead instance leaves it: the cgroup without its lock, the journal without its owner.
     let dead = dead_pid();
-    let folder = before.join(format!("fault-{dead}-0"));
-    fs::create_dir(&folder).unwrap();
+    let folder = Folder::create(before.join(format!("fault-{dead}-0")));
     let process = ProcessId::of(tree.pid()).unwrap().unwrap();
-    assert!(move_process(tree.pid(), &folder).unwrap());
-    let elsewhere = before.join(format!("test-{}", tree.pid()));
-    fs::create_dir(&elsewhere).unwrap();
+    assert!(move_process(tree.pid(), &folder.0).unwrap());
+    let elsewhere = Folder::create(before.join(format!("test-{}", tree.pid())));
     let moved = Change::Moved {
         process,
-        from: elsewhere.clone(),
+        from: elsewhere.0.clone(),
     };
     leave_journal(&place, dead, &moved);
     let report = clean(&place.places()).unwrap();
-    assert_eq!(place.path_of(tree.pid()), elsewhere);
+    assert_eq!(place.path_of(tree.pid()), elsewhere.0);
     assert!(
         report.iter().all(|left| left.fate == Fate::Removed),
         "{report:?}"
@@ -186,8 +184,6 @@ fn clean_puts_a_dead_instances_tree_back() {
     assert_eq!(report.len(), 2, "{report:?}");
     assert_eq!(find(&place.places()).unwrap(), []);
     assert!(move_process(tree.pid(), &before).unwrap());
-    fs::remove_dir(&elsewhere).unwrap();
-    fs::remove_dir(&folder).unwrap();
 }
 
 /// The journal of a process that is gone, with one change.
@@ -202,6 +198,25 @@ fn leave_journal(place: &Place, dead: u32, change: &Change) {
     fs::write(place.state.path().join(format!("{dead}.json")), text).unwrap();
 }
 
+/// A cgroup that a failing test doesn't leave behind.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn create(path: PathBuf) -> Self {
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Gone already where the test is that it goes.
+        if self.0.exists() {
+            fs::remove_dir(&self.0).unwrap();
+        }
+    }
+}
+
 fn dead_pid() -> u32 {
     let mut child = Command::new("true").spawn().unwrap();
     child.wait().unwrap();
@@ -214,12 +229,10 @@ fn clean_removes_a_dead_instances_cgroups_and_no_live_ones() {
     let _alone = alone();
     let live = CommandCgroup::create(&place.hierarchy, Leftovers::Release).unwrap();
     let parent = live.cgroup().path().parent().unwrap();
-    let dead = parent.join(format!("fault-{}-0", dead_pid()));
-    let foreign = parent.join(format!("fault-like-{}", Pid::this()));
-    fs::create_dir(&dead).unwrap();
-    fs::create_dir(&foreign).unwrap();
+    let dead = Folder::create(parent.join(format!("fault-{}-0", dead_pid())));
+    let foreign = Folder::create(parent.join(format!("fault-like-{}", Pid::this())));
     let tree = Tree::start();
-    assert!(move_process(tree.child, &dead).unwrap());
+    assert!(move_process(tree.child, &dead.0).unwrap());
     let places = Places {
         hierarchy: Some(place.hierarchy.clone()),
         ..place.places()
@@ -229,12 +242,11 @@ fn clean_removes_a_dead_instances_cgroups_and_no_live_ones() {
         all.iter()
             .any(|left| left.what == path.display().to_string())
     };
-    assert!(is_found(&dead));
-    assert!(!is_found(&foreign) && !is_found(&live.cgroup().path().to_owned()));
+    assert!(is_found(&dead.0));
+    assert!(!is_found(&foreign.0) && !is_found(&live.cgroup().path().to_owned()));
     clean(&places).unwrap();
-    assert!(!dead.exists() && foreign.exists() && live.cgroup().path().exists());
+    assert!(!dead.0.exists() && foreign.0.exists() && live.cgroup().path().exists());
     assert_eq!(place.path_of(tree.child), parent, "its process lives on");
-    fs::remove_dir(&foreign).unwrap();
 }
 
 /// Set for [`stand_in`]: the folder of its journal.
@@ -263,16 +275,17 @@ async fn stand_in() {
 fn after_kill_9_clean_leaves_nothing_but_the_running_command() {
     let Some(place) = Place::new() else { return };
     let _alone = alone();
-    let mut stand_in = Command::new(std::env::current_exe().unwrap())
+    let stand_in = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "stand_in", "--nocapture", "--test-threads=1"])
         .env(STATE, place.state.path())
         .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let said = BufReader::new(stand_in.stdout.take().unwrap());
+        .spawn();
+    let mut stand_in = KillOnDrop(stand_in.unwrap());
+    let said = BufReader::new(stand_in.0.stdout.take().unwrap());
     let mut lines = said.lines().map(|line| line.unwrap());
     let pid = lines.find_map(|line| line.split_once("pid ")?.1.parse().ok());
     let command = Pid::from_raw(pid.expect("the command says its number"));
+    let survivor = Survivor(command);
     let folder = place.path_of(command);
     let places = Places {
         hierarchy: Some(place.hierarchy.clone()),
@@ -284,13 +297,32 @@ fn after_kill_9_clean_leaves_nothing_but_the_running_command() {
             .any(|left| left.what == folder || left.kind == "journal")
     };
     assert!(!is_ours(&clean(&places).unwrap()), "it lives");
-    stand_in.kill().unwrap();
-    stand_in.wait().unwrap();
+    stand_in.0.kill().unwrap();
+    stand_in.0.wait().unwrap();
     assert!(is_ours(&clean(&places).unwrap()), "it is dead");
     assert!(!folder.exists());
     assert_eq!(fs::read_dir(place.state.path()).unwrap().count(), 0);
     assert_eq!(place.path_of(command), folder.parent().unwrap());
-    kill(command, Signal::SIGKILL).expect("the command goes on");
+    drop(survivor);
+}
+
+/// A process that a failing test doesn't leave behind.
+struct KillOnDrop(Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A process that must be there at the end of the test.
+struct Survivor(Pid);
+
+impl Drop for Survivor {
+    fn drop(&mut self) {
+        kill(self.0, Signal::SIGKILL).expect("the command goes on");
+    }
 }
 
 /// In a network namespace of its own: sysctls, an ifb device and sockets of a dead instance.
