@@ -85,8 +85,9 @@ pub fn boot(
             Ok(line) => {
                 let line = String::from_utf8_lossy(&line).trim_end().to_owned();
                 writeln!(log, "{line}")?;
-                outcome.read(&line);
-                println!("{:>6} | {line}", kernel.name);
+                if outcome.read(&line) {
+                    println!("{:>6} | {line}", kernel.name);
+                }
             }
             Err(RecvTimeoutError::Timeout) => {
                 let why = if start.elapsed() >= time_limit {
@@ -156,9 +157,15 @@ impl Drop for Machine {
 }
 
 impl Outcome {
-    fn read(&mut self, line: &str) {
-        if let Line::Skip(skip) = self.reader.read(line) {
-            self.skips.push(skip);
+    /// Takes a line in, and says whether people want to see it.
+    fn read(&mut self, line: &str) -> bool {
+        match self.reader.read(line) {
+            Line::Skip(skip) => {
+                self.skips.push(skip);
+                return false;
+            }
+            Line::OfPassing => return false,
+            Line::Other => {}
         }
         if let Some((passed, failed)) = test_result(line) {
             self.passed += passed;
@@ -166,7 +173,7 @@ impl Outcome {
         }
         // The kernel may write in the middle of a line, but not of one that is this short.
         let Some((_, said)) = line.split_once("@@fault ") else {
-            return;
+            return true;
         };
         let mut words = said.split_whitespace();
         match (words.next(), words.next(), words.next()) {
@@ -183,6 +190,7 @@ impl Outcome {
             (Some("done"), None, None) => self.is_done = true,
             _ => {}
         }
+        true
     }
 
     /// Everything for which this run has failed, in words; nothing when it passed.
