@@ -48,7 +48,8 @@ impl Inject {
         let aimed = self.aim.take(&mut journal)?;
         let scope = aimed.as_ref().map(|aimed| aimed.scope.clone());
         let seed = parsed.seed()?;
-        let plan = Plan::new(&parsed.rules, seed, scope.as_ref()).map_err(Failure::usage)?;
+        let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
+            .map_err(Failure::usage)?;
         let wishes = Wishes {
             events: false,
             attachment: self.aim.attachment(),

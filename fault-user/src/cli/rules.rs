@@ -1,11 +1,13 @@
-//! The rules of a command line.
+//! The rules of a command line and of a scenario file.
 
 use std::io::Read as _;
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 
 use super::Failure;
+use crate::rule::scenario::{Expect, Scenario};
 use crate::rule::{ResolvedRule, Rule, SystemResolver, Targets, named_target};
 
 /// Where rules come from.
@@ -14,6 +16,9 @@ pub struct Rules {
     /// A rule: TARGET FAULT[=ARGS] [MODIFIER…], e.g. 'tcp:5432 loss=30%'. Repeatable; rules apply in order.
     #[arg(short = 'r', long = "rule", value_name = "RULE")]
     texts: Vec<String>,
+    /// A scenario file (.json, .yaml, .toml); its rules come before those of --rule.
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    file: Option<PathBuf>,
     /// A name for a target, e.g. mysql=tcp:3306. Repeatable.
     #[arg(long = "target", value_name = "NAME=TARGET")]
     targets: Vec<String>,
@@ -29,41 +34,76 @@ pub struct Parsed {
     pub rules: Vec<(Rule, ResolvedRule)>,
     /// The seed that was given.
     pub seed: Option<u64>,
+    /// What the scenario expects.
+    pub expect: Expect,
+    /// How long the scenario lasts, in nanoseconds.
+    pub length_ns: Option<u64>,
 }
 
 impl Rules {
     /// Reads all rules.
     ///
     /// # Errors
-    /// The first mistake, with a caret under it.
+    /// The first mistake, with a caret under it, or with its place in the file.
     pub fn parse(&self) -> Result<Parsed, Failure> {
-        let mut targets = Targets::new();
-        for text in &self.targets {
-            let (name, target) = named_target(text).map_err(Failure::usage)?;
-            if targets.insert(name.clone(), target).is_some() {
-                return Err(Failure::usage(anyhow::anyhow!(
-                    "--target {name} is given twice"
-                )));
-            }
-        }
-        if self.texts.is_empty() {
-            return Err(Failure::usage(anyhow::anyhow!(
-                "no rule: give at least one, such as -r 'tcp:5432 loss=30%'"
+        self.parse_with(self.file.as_ref())
+    }
+
+    /// Reads all rules, with those of `file` first.
+    ///
+    /// # Errors
+    /// As [`Rules::parse`].
+    pub fn parse_with(&self, file: Option<&PathBuf>) -> Result<Parsed, Failure> {
+        let scenario = match file {
+            Some(path) => Scenario::load(path).map_err(Failure::usage)?,
+            None => Scenario::default(),
+        };
+        if scenario.random.is_some() {
+            return Err(Failure::usage(anyhow!(
+                "`random` in a scenario can't be carried out by this version of fault: write the rules out"
             )));
         }
-        let mut rules = Vec::with_capacity(self.texts.len());
+        let mut targets = scenario.targets.clone();
+        self.add_targets(&mut targets)?;
+        let mut rules = Vec::with_capacity(scenario.rules.len() + self.texts.len());
+        for rule in scenario.rules {
+            rules.push(resolve(rule, &targets)?);
+        }
         for text in &self.texts {
             let rule: Rule = text.parse().map_err(Failure::usage)?;
-            let resolved = rule
-                .resolve(&targets, &mut SystemResolver)
-                .map_err(Failure::usage)?;
-            rules.push((rule, resolved));
+            rules.push(resolve(rule, &targets)?);
+        }
+        if rules.is_empty() {
+            return Err(Failure::usage(anyhow!(
+                "no rule: give at least one, such as -r 'tcp:5432 loss=30%', or a file with -f"
+            )));
         }
         Ok(Parsed {
             rules,
-            seed: self.seed,
+            seed: self.seed.or(scenario.seed),
+            expect: scenario.expect,
+            length_ns: scenario.length.map(|length| length.0),
         })
     }
+
+    fn add_targets(&self, targets: &mut Targets) -> Result<(), Failure> {
+        for text in &self.targets {
+            let (name, target) = named_target(text).map_err(Failure::usage)?;
+            if targets.insert(name.clone(), target).is_some() {
+                return Err(Failure::usage(anyhow!(
+                    "the target `{name}` is defined twice: give each name once"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn resolve(rule: Rule, targets: &Targets) -> Result<(Rule, ResolvedRule), Failure> {
+    let resolved = rule
+        .resolve(targets, &mut SystemResolver)
+        .map_err(Failure::usage)?;
+    Ok((rule, resolved))
 }
 
 impl Parsed {

@@ -15,7 +15,8 @@ use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand};
 use crate::process::user::Identity;
 use crate::report::record::Recorder;
-use crate::report::summary;
+use crate::report::{expectations, summary};
+use crate::rule::scenario::Expect;
 
 /// Apply rules while a command runs; heal when it ends, however it ends.
 ///
@@ -60,6 +61,7 @@ impl Run {
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
         let parsed = self.rules.parse()?;
+        expectations::supported(&parsed.expect).map_err(Failure::usage)?;
         let host = self.scope == ScopeKind::Host;
         if host && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -91,7 +93,8 @@ impl Run {
             (None, None) => None,
         };
         let seed = parsed.seed()?;
-        let plan = Plan::new(&parsed.rules, seed, scope.as_ref()).map_err(Failure::usage)?;
+        let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
+            .map_err(Failure::usage)?;
         let wishes = Wishes {
             events: self.events.is_some(),
             attachment: self.aim.attachment(),
@@ -114,7 +117,7 @@ impl Run {
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
-        let code = self.conclude(&injection, &plan, ended)?;
+        let code = self.conclude(&injection, &plan, &parsed.expect, ended)?;
         injection.heal()?;
         drop(aimed);
         if let Some(own) = own {
@@ -130,7 +133,13 @@ impl Run {
     }
 
     /// Prints the summary and chooses the exit code.
-    fn conclude(&self, injection: &Injection, plan: &Plan, ended: Ended) -> Outcome {
+    fn conclude(
+        &self,
+        injection: &Injection,
+        plan: &Plan,
+        expect: &Expect,
+        ended: Ended,
+    ) -> Outcome {
         let hits = injection.hits(plan)?;
         let counters = injection.counters()?;
         eprint!("{}", summary::table(plan, &hits, injection, &counters));
@@ -138,12 +147,30 @@ impl Run {
         for (rule, why) in &unfired {
             eprintln!("fault: the rule `{rule}` never fired: {why}");
         }
-        if ended.is_success() && !unfired.is_empty() && !self.allow_unfired {
+        let verdicts = expectations::verdicts(expect, plan, &hits, ended);
+        for verdict in &verdicts {
+            let mark = if verdict.holds { "ok" } else { "FAILED" };
+            eprintln!("fault: {mark}: {}", verdict.text);
+        }
+        // A command that is expected to fail, and does, has succeeded.
+        let expected = expect.exit.is_some_and(|code| code == ended.exit_code());
+        if !ended.is_success() && !expected {
+            return Ok(ended.exit_code());
+        }
+        if verdicts.iter().any(|verdict| !verdict.holds) {
+            return Ok(exit::EXPECTATION);
+        }
+        if !unfired.is_empty() && !self.allow_unfired {
             eprintln!(
                 "fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)"
             );
             return Ok(exit::UNFIRED);
         }
-        Ok(ended.exit_code())
+        // A code that the scenario expects is a success, whatever it is.
+        Ok(if expected {
+            exit::SUCCESS
+        } else {
+            ended.exit_code()
+        })
     }
 }

@@ -33,15 +33,25 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans `rules`, limited to `scope`, or to nothing when there is none.
+    /// Plans `rules`, limited to `scope`, or to nothing when there is none. All end after `length_ns`.
     ///
     /// # Errors
     /// A fault that can't be carried out, or too many rules.
-    pub fn new(rules: &[(Rule, ResolvedRule)], seed: u64, scope: Option<&Scope>) -> Result<Self> {
+    pub fn new(
+        rules: &[(Rule, ResolvedRule)],
+        seed: u64,
+        scope: Option<&Scope>,
+        length_ns: Option<u64>,
+    ) -> Result<Self> {
         let mut planned = Vec::with_capacity(rules.len());
         let mut states = 0;
         for (ordinal, (rule, resolved)) in (0_u32..).zip(rules) {
-            let entries = packet::compile(resolved, seed, ordinal, states, scope)?;
+            let mut entries = packet::compile(resolved, seed, ordinal, states, scope)?;
+            if let Some(length_ns) = length_ns {
+                for rule in &mut entries {
+                    packet::end_at(&mut rule.entry, length_ns);
+                }
+            }
             states += u32::try_from(entries.len())?;
             planned.push(PlannedRule {
                 text: rule.to_string(),

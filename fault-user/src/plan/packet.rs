@@ -217,6 +217,17 @@ fn entry_of(modifiers: &Modifiers, action: &Action) -> RuleEntry {
     }
 }
 
+/// Ends a rule at `end_ns` after the start, if it does not end before.
+pub fn end_at(entry: &mut RuleEntry, end_ns: u64) {
+    let left = end_ns.saturating_sub(entry.at_ns);
+    if left == 0 {
+        // A length of 0 would mean no end at all.
+        entry.count_to = 0;
+    } else if entry.length_ns == 0 || entry.length_ns > left {
+        entry.length_ns = left;
+    }
+}
+
 /// The counts that fire: from, to, and of these only the multiples.
 fn counts(trigger: Option<Trigger>) -> (u64, u64, u64) {
     match trigger {

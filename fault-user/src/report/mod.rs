@@ -1,4 +1,5 @@
 //! What a run tells afterwards.
 
+pub mod expectations;
 pub mod record;
 pub mod summary;
