@@ -39,6 +39,11 @@ impl Inject {
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
         let parsed = self.rules.parse()?;
+        if !parsed.expect.is_empty() {
+            return Err(Failure::usage(anyhow::anyhow!(
+                "the scenario has expectations, which only `fault run` can check: use that, or take `expect` out"
+            )));
+        }
         let length = self.length.as_deref().map(parse_length).transpose()?;
         if !self.aim.is_given() && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
