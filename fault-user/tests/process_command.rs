@@ -260,9 +260,10 @@ async fn dropped_with_kill_takes_everything_with_it_even_a_fork_storm() {
     };
     let path = cgroup.cgroup().path().to_owned();
     let channel = Channel::new();
-    // Each one starts the next and ends: by the time a list is read, it is out of date.
+    // Each one starts the next and ends: by the time a list is read, it is out of date. Should the
+    // test fail, it ends with the channel.
     let script = format!(
-        "storm() {{ (storm) & }}; (storm) & sleep 1000 & echo up > {}; wait",
+        "storm() {{ test -e {0} && (storm) & }}; (storm) & sleep 1000 & echo up > {0}; wait",
         channel.path()
     );
     let mut running = sh(&script, None).spawn(Some(&cgroup)).unwrap();

@@ -12,9 +12,14 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 /// Set for the stand-in: the shell script that it runs.
 const WRAPPED: &str = "FAULT_TEST_WRAPPED";
+
+/// Long enough for anything that works, short enough for a hang to be seen.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Counts each signal it gets, and ends on a line from standard input with that count. A signal
 /// makes `read` fail as the end of input does, so a few failures are looked over.
@@ -60,35 +65,54 @@ fn wait_for(lines: &mut impl BufRead, wanted: &str) {
     }
 }
 
-/// A stand-in that a failing test doesn't leave behind. Its command ends with its input.
-struct StandIn(Child);
+/// A stand-in, leader of a process group, that a failing or hanging test doesn't leave behind. Its
+/// command ends with its input.
+struct StandIn {
+    child: Child,
+    /// Dropped with the rest, which ends the watchdog.
+    _done: mpsc::Sender<()>,
+}
+
+impl StandIn {
+    fn start(command: &mut Command) -> Self {
+        let child = command.spawn().unwrap();
+        let group = Pid::from_raw(-child.id().cast_signed());
+        let (done, watched) = mpsc::channel();
+        std::thread::spawn(move || {
+            if watched.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                kill(group, Signal::SIGKILL).expect("it hangs, so it is there");
+            }
+        });
+        Self { child, _done: done }
+    }
+}
 
 impl Deref for StandIn {
     type Target = Child;
 
     fn deref(&self) -> &Child {
-        &self.0
+        &self.child
     }
 }
 
 impl DerefMut for StandIn {
     fn deref_mut(&mut self) -> &mut Child {
-        &mut self.0
+        &mut self.child
     }
 }
 
 impl Drop for StandIn {
     fn drop(&mut self) {
         // Does nothing to one that was waited for.
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 
 fn start(script: &str) -> (StandIn, BufReader<ChildStdout>) {
     let mut command = stand_in_command(script);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = StandIn(command.spawn().unwrap());
+    let mut child = StandIn::start(command.process_group(0));
     let mut said = BufReader::new(child.stdout.take().unwrap());
     wait_for(&mut said, "ready");
     (child, said)
@@ -151,7 +175,7 @@ fn what_nohup_switched_off_stays_off() {
         });
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = StandIn(command.spawn().unwrap());
+    let mut child = StandIn::start(command.process_group(0));
     let mut said = BufReader::new(child.stdout.take().unwrap());
     let mut ignored = String::new();
     while !ignored.contains("SigIgn") {
@@ -194,7 +218,7 @@ fn start_on_terminal(script: &str) -> (StandIn, File) {
             Ok(())
         });
     }
-    (StandIn(command.spawn().unwrap()), terminal)
+    (StandIn::start(&mut command), terminal)
 }
 
 /// Reads the terminal until it has shown `wanted`.

@@ -98,8 +98,10 @@ impl Place {
 #[test]
 fn a_tree_that_shares_its_cgroup_is_moved_and_moved_back() {
     let Some(place) = Place::new() else { return };
+    let before = place.path_of(Pid::this());
+    let apart = Folder::create(before.join(format!("test-apart-{}", Pid::this())));
     let tree = Tree::start();
-    let before = place.path_of(tree.pid());
+    assert!(move_process(tree.child, &apart.0).unwrap());
     let mut journal = place.journal();
     let aim = Aim::at(&place.hierarchy, tree.pid(), &mut journal).unwrap();
     assert!(aim.is_moved());
@@ -110,9 +112,9 @@ fn a_tree_that_shares_its_cgroup_is_moved_and_moved_back() {
     assert_eq!(place.path_of(Pid::this()), before, "fault itself stays");
     drop(aim);
     assert!(!fresh.exists());
-    for pid in [tree.pid(), tree.child] {
-        assert_eq!(place.path_of(pid), before);
-    }
+    assert_eq!(place.path_of(tree.pid()), before);
+    assert_eq!(place.path_of(tree.child), apart.0);
+    assert!(move_process(tree.child, &before).unwrap());
     assert_eq!(journal.heal(), []);
     assert_eq!(fs::read_dir(place.state.path()).unwrap().count(), 0);
 }
@@ -323,6 +325,40 @@ impl Drop for Survivor {
     fn drop(&mut self) {
         kill(self.0, Signal::SIGKILL).expect("the command goes on");
     }
+}
+
+/// Set for [`aims_at_its_parent`]: the folder of its journal.
+const AIM: &str = "FAULT_TEST_AIM";
+
+/// Not a test of its own: an instance whose aim is the shell that started it.
+#[test]
+fn aims_at_its_parent() {
+    let Some(state) = std::env::var_os(AIM) else {
+        return;
+    };
+    let hierarchy = Hierarchy::find().unwrap();
+    let own = hierarchy.of(Pid::this()).unwrap();
+    let mut journal = Journal::create_in(state.as_ref()).unwrap();
+    let aim = Aim::at(&hierarchy, Pid::parent(), &mut journal).unwrap();
+    assert!(aim.is_moved());
+    assert_eq!(hierarchy.of(Pid::parent()).unwrap(), *aim.cgroup());
+    assert_eq!(hierarchy.of(Pid::this()).unwrap(), own);
+}
+
+#[test]
+fn an_instance_below_its_aim_does_not_hurt_itself() {
+    let Some(place) = Place::new() else { return };
+    // A command behind it keeps the shell from becoming the program.
+    let script = "\"$0\" --exact aims_at_its_parent --nocapture; exit $?";
+    let status = Command::new("sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .env(AIM, place.state.path())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    assert_eq!(fs::read_dir(place.state.path()).unwrap().count(), 0);
 }
 
 /// In a network namespace of its own: sysctls, an ifb device and sockets of a dead instance.
