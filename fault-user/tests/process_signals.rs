@@ -42,6 +42,7 @@ fn stand_in() {
         let words = ["sh", "-c", &script].map(Into::into).to_vec();
         let prepared = CommandSpec::new(words, None).unwrap().resolve().unwrap();
         let mut running = prepared.spawn(None).unwrap();
+        println!("spawned");
         running.wait().await.unwrap().exit_code()
     });
     // The harness would turn it into 0 or 101.
@@ -221,13 +222,23 @@ fn start_on_terminal(script: &str) -> (StandIn, File) {
     (StandIn::start(&mut command), terminal)
 }
 
-/// Reads the terminal until it has shown `wanted`.
+/// Waits until the command is ready and the stand-in knows that it has started it: a Ctrl-C in the
+/// instant between the two is passed on rather than lost, and so may come twice.
+fn wait_for_start(terminal: &mut File) {
+    wait_for_all(terminal, &["ready", "spawned"]);
+}
+
 fn wait_on_terminal(terminal: &mut File, wanted: &str) -> String {
+    wait_for_all(terminal, &[wanted])
+}
+
+/// Reads the terminal until it has shown all of `wanted`.
+fn wait_for_all(terminal: &mut File, wanted: &[&str]) -> String {
     let mut seen = String::new();
     let mut buffer = [0; 256];
-    while !seen.contains(wanted) {
+    while !wanted.iter().all(|wanted| seen.contains(wanted)) {
         let count = terminal.read(&mut buffer).unwrap_or_else(|error| {
-            panic!("{error} before `{wanted}`; seen: {seen}");
+            panic!("{error} before {wanted:?}; seen: {seen}");
         });
         seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
@@ -237,7 +248,7 @@ fn wait_on_terminal(terminal: &mut File, wanted: &str) -> String {
 #[test]
 fn ctrl_c_on_the_terminal_reaches_the_command_once() {
     let (mut child, mut terminal) = start_on_terminal(&script(Signal::SIGINT));
-    wait_on_terminal(&mut terminal, "ready");
+    wait_for_start(&mut terminal);
     terminal.write_all(b"\x03").unwrap();
     wait_on_terminal(&mut terminal, "got 1");
     // And it may read from the terminal.
@@ -253,7 +264,7 @@ fn ctrl_c_is_not_passed_on_to_a_command_that_left_the_terminals_group() {
     let script = "exec setsid sh -c 'trap \"echo interrupted\" INT; trap \"echo usr\" USR1; \
                   echo ready; until read -r line || test $((tries += 1)) = 9; do :; done; exit 5'";
     let (mut child, mut terminal) = start_on_terminal(script);
-    wait_on_terminal(&mut terminal, "ready");
+    wait_for_start(&mut terminal);
     terminal.write_all(b"\x03").unwrap();
     // The terminal shows ^C once it has sent the signal.
     wait_on_terminal(&mut terminal, "^C");
@@ -267,7 +278,7 @@ fn ctrl_c_is_not_passed_on_to_a_command_that_left_the_terminals_group() {
 #[test]
 fn ctrl_z_stops_both_and_both_go_on() {
     let (mut child, mut terminal) = start_on_terminal("echo ready; read -r line; exit 6");
-    wait_on_terminal(&mut terminal, "ready");
+    wait_for_start(&mut terminal);
     // A process group whose session has no other one is orphaned and would not be stopped by the
     // terminal, so this sends what the terminal would, as a signal that can't be ignored.
     kill(Pid::from_raw(-child.id().cast_signed()), Signal::SIGSTOP).unwrap();

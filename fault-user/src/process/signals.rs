@@ -65,7 +65,8 @@ pub struct Forwarder {
 
 impl Forwarder {
     /// Takes over [`FORWARDED`]. From here on they don't end `fault`; until [`Self::target`] they
-    /// are kept. Those that the caller had switched off (nohup(1), a shell's `&`) stay so.
+    /// are kept, a terminal's too: before its exec CMD can't have had it. (In the instant between
+    /// exec and [`Self::target`] it has, and gets a second one.) Those that the caller had switched off (nohup(1), a shell's `&`) stay so.
     ///
     /// # Errors
     /// When the kernel refuses a handler.
