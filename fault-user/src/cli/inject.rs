@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::aim::Aim;
 use super::rules::Rules;
 use super::{Failure, Outcome, exit};
+use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Injection, Wishes, prepare};
 use crate::plan::{Plan, guard_host};
 use crate::report::summary;
@@ -48,6 +49,7 @@ impl Inject {
         if !self.aim.is_given() && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
         }
+        preflight(&[Need::Programs])?;
         let interfaces = self.aim.interfaces()?;
         let mut journal = None;
         let aimed = self.aim.take(&mut journal)?;

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use super::aim::{Aim, scope_of};
 use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit};
+use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Injection, Wishes, prepare};
 use crate::plan::{Plan, guard_host};
 use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
@@ -66,6 +67,11 @@ impl Run {
         if host && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
         }
+        let mut needs = vec![Need::Programs];
+        if !host {
+            needs.push(Need::Cgroup);
+        }
+        preflight(&needs)?;
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
         let command = CommandSpec::new(self.command.clone(), identity)?.resolve()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
