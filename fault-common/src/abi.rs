@@ -339,7 +339,7 @@ pub enum Counter {
     ActionFailed,
     /// An event for which the ring buffer had no room.
     EventLost,
-    /// A packet that has been judged before and came back: a duplicate or a reply of ours.
+    /// A packet that has been judged at another hook, or that is a duplicate or an answer of ours.
     Own,
 }
 

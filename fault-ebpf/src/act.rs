@@ -8,7 +8,7 @@ use fault_common::packet::{
 
 use crate::answer;
 use crate::maps::{ACTIONS, Scratch, count};
-use crate::skb::{NEXT, OWN_MARK, Skb};
+use crate::skb::{NEXT, Skb};
 
 /// Does what the rules decided. A change that the kernel refuses leaves the packet to pass.
 #[inline(never)]
@@ -48,7 +48,7 @@ fn alter<const EGRESS: bool, const LINK: u32>(
         mark_ce(skb, &scratch.packet)?;
     }
     if may(action::DUPLICATE) && scratch.verdict.duplicate {
-        duplicate(skb, scratch)?;
+        skb.clone_onward()?;
     }
     Ok(())
 }
@@ -138,17 +138,4 @@ fn mark_ce<const EGRESS: bool, const LINK: u32>(
         u16::from_ne_bytes(marked),
     )?;
     skb.store(at, &marked)
-}
-
-/// Sends a copy, which our mark lets pass the hook.
-#[inline(always)]
-fn duplicate<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    scratch: &mut Scratch,
-) -> Result<(), ()> {
-    scratch.mark = skb.mark();
-    skb.set_mark(OWN_MARK);
-    let sent = skb.clone_onward();
-    skb.set_mark(scratch.mark);
-    sent
 }

@@ -7,7 +7,7 @@ use fault_common::reply::{
 };
 
 use crate::maps::Scratch;
-use crate::skb::{OWN_MARK, Skb};
+use crate::skb::Skb;
 
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: u32 = 16;
@@ -26,7 +26,7 @@ pub fn refuse_with_rst<const EGRESS: bool, const LINK: u32>(
     cut_to_rst(skb, packet)?;
     swap_ends(skb, packet)?;
     skb.store_summed(packet.transport_offset, &rst_header(packet, true, partial))?;
-    Ok(send_back_marked(skb, scratch))
+    Ok(skb.send_back())
 }
 
 /// Resets a connection at both ends: an RST back to the sender of the packet, and the packet becomes
@@ -41,10 +41,7 @@ pub fn reset_both<const EGRESS: bool, const LINK: u32>(
     cut_to_rst(skb, packet)?;
     swap_ends(skb, packet)?;
     skb.store_summed(packet.transport_offset, &rst_header(packet, true, partial))?;
-    scratch.mark = skb.mark();
-    skb.set_mark(OWN_MARK);
     let sent = skb.clone_back();
-    skb.set_mark(scratch.mark);
     restore_ends(skb, packet)?;
     skb.store_summed(packet.transport_offset, &rst_header(packet, false, partial))?;
     sent.map(|()| crate::skb::NEXT)
@@ -74,21 +71,7 @@ pub fn refuse_with_icmp<const EGRESS: bool, const LINK: u32>(
         skb.store(at + 20, &icmp_header(packet, with, quote, quoted))?;
     }
     swap_link(skb)?;
-    Ok(send_back_marked(skb, scratch))
-}
-
-#[inline(always)]
-fn send_back_marked<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    scratch: &mut Scratch,
-) -> i32 {
-    // On loopback the packet goes on from here and does not pass the hook again.
-    let action = skb.send_back();
-    if action != crate::skb::NEXT {
-        scratch.mark = skb.mark();
-        skb.set_mark(OWN_MARK);
-    }
-    action
+    Ok(skb.send_back())
 }
 
 /// Adds up the bytes that an ICMP error quotes. A longer chain of headers than fits is not answered.

@@ -15,7 +15,7 @@ use crate::maps::{
     CLASSES, CONTROL, EVENTS, HOSTS, HostKey, PORTS, RULE_STATES, RULE_STATS, RULES, SCOPES,
     SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
-use crate::skb::{NEXT, OWN_MARK, Skb};
+use crate::skb::{NEXT, Skb};
 use crate::{act, flows};
 
 /// Judges one packet and returns what tc is to do with it.
@@ -35,6 +35,11 @@ pub fn handle<C: Counting, const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS,
 fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
 ) -> Result<i32, Counter> {
+    if skb.is_judged() {
+        // Policy: a packet is judged once, at the first of our hooks that it passes. This comes before
+        // anything is written: a clone passes here while the packet that it was made of is still at it.
+        return Err(Counter::Own);
+    }
     let control = CONTROL.get(0).ok_or(Counter::Internal)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation).ok_or(Counter::Internal)?;
@@ -50,11 +55,6 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
             Err(reason(passes))
         };
     }
-    if skb.mark() == OWN_MARK {
-        // Policy: a packet is judged once.
-        skb.set_mark(if EGRESS { scratch.mark } else { 0 });
-        return Err(Counter::Own);
-    }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     if now_ns > control.lease_until_ns {
@@ -69,6 +69,7 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     }
     // SAFETY: as above; a fresh reference, since the list was written through another one.
     let scratch = unsafe { &mut *shared };
+    skb.set_judged();
     if !judge_rules::<C>(scratch, flow.as_ptr(), control.events) {
         // Policy: no fault fired.
         return Ok(NEXT);

@@ -33,6 +33,9 @@ pub static TCX: Global<u32> = Global::new(1);
 /// is not needed.
 #[unsafe(no_mangle)]
 pub static ACTIONS: Global<u32> = Global::new(u32::MAX);
+/// What this instance writes into `tc_index` of packets that it has judged.
+#[unsafe(no_mangle)]
+pub static INSTANCE: Global<u32> = Global::new(0xf000);
 /// 1 when rules may be limited to cgroups.
 #[unsafe(no_mangle)]
 pub static SCOPED: Global<u32> = Global::new(1);
@@ -124,7 +127,7 @@ pub struct HostKey {
 /// See [`SCRATCH`]. Results go from one step to the next through here rather than in registers: what
 /// comes from a map is one unknown value to the verifier, so the paths of a step do not multiply with
 /// those of the next. A program can't be interrupted by another one on its CPU, except by the clones
-/// that it sends itself.
+/// that it sends itself, and those are let pass before anything is written here.
 #[repr(C)]
 pub struct Scratch {
     /// The packet at hand.
@@ -157,8 +160,6 @@ pub struct Scratch {
     pub ordinals: Ordinals,
     /// Where the transport checksum of the packet is; 0 where there is none.
     pub checksum_offset: u32,
-    /// The mark that a packet had before it was given ours for its way back through the hook.
-    pub mark: u32,
 }
 
 /// What is known of a packet before any rule is asked.

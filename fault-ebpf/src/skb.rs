@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use fault_common::packet::{Load, Packet};
 
-use crate::maps::TCX;
+use crate::maps::{INSTANCE, TCX};
 
 /// The next program or filter decides: `TCX_NEXT` and `TC_ACT_UNSPEC` are the same.
 pub const NEXT: i32 = -1;
@@ -22,9 +22,6 @@ const BPF_F_INGRESS: u64 = 1;
 const BPF_F_RECOMPUTE_CSUM: u64 = 1;
 const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
 const BPF_ADJ_ROOM_MAC: u32 = 1;
-
-/// On a packet of ours that passes the hook again. Cleared there; never seen outside.
-pub const OWN_MARK: u32 = 0xfa17_0e1f;
 
 /// A socket buffer at the egress or ingress hook of a device whose link layer header has `LINK` bytes.
 #[derive(Clone, Copy)]
@@ -72,14 +69,17 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         u16::from_be(unsafe { (*self.0).protocol } as u16)
     }
 
+    /// Whether this instance has judged the packet at another hook, or made it.
     #[inline(always)]
-    pub fn mark(&self) -> u32 {
-        unsafe { (*self.0).mark }
+    pub fn is_judged(&self) -> bool {
+        (unsafe { (*self.0).tc_index }) == INSTANCE.load()
     }
 
+    /// Remembers that the packet is judged. The field stays with the packet and its copies through
+    /// forwarding, VLANs and bridges, and unlike the mark nobody routes or filters by it.
     #[inline(always)]
-    pub fn set_mark(&self, mark: u32) {
-        unsafe { (*self.0).mark = mark };
+    pub fn set_judged(&self) {
+        unsafe { (*self.0).tc_index = INSTANCE.load() };
     }
 
     #[inline(always)]

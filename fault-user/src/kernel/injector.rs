@@ -482,6 +482,8 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     let capacity = options.capacity;
     let words = capacity.words();
     let scoped = u32::from(options.scoped);
+    // 16 bits that a second instance on the same packet's way most likely does not share.
+    let instance = 0xf000 | (std::process::id() & 0x0fff);
     let tcx = u32::from(attachment == Attachment::Tcx);
     EbpfLoader::new()
         .override_global("WORDS", &words, true)
@@ -489,6 +491,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("TCX", &tcx, true)
         .override_global("ACTIONS", &options.actions, true)
         .override_global("SCOPED", &scoped, true)
+        .override_global("INSTANCE", &instance, true)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", words * 64)
         .map_max_entries("RULE_STATS", words * 64)
