@@ -15,7 +15,7 @@ use object::build::elf::{Builder, SectionData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::workspace::{cargo, find_program, output, root, run as run_command, tool};
+use crate::workspace::{cargo, cargo_home, find_program, output, root, run as run_command, tool};
 
 /// Little-endian BPF: one object serves every little-endian CPU.
 const TARGET: &str = "bpfel-unknown-none";
@@ -352,15 +352,6 @@ fn llvm_version(rustc: &Path) -> Result<String> {
     Ok(version
         .with_context(|| format!("{} names no LLVM version", rustc.display()))?
         .to_owned())
-}
-
-fn cargo_home() -> Result<PathBuf> {
-    if let Some(folder) = env::var_os("CARGO_HOME") {
-        return Ok(folder.into());
-    }
-    Ok(env::home_dir()
-        .context("no home folder; set CARGO_HOME")?
-        .join(".cargo"))
 }
 
 /// Removes what no loader reads, which is DWARF and the relocations of BTF that only a linker needs,

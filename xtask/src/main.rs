@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod check;
+mod dist;
 mod fuzz;
 mod run;
 mod setup;
@@ -33,6 +34,7 @@ enum Task {
     Bench(bench::Arguments),
     Vm(vm::Arguments),
     Fuzz(fuzz::Arguments),
+    Dist(dist::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Vm(arguments) => vm::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Dist(arguments) => dist::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -60,6 +60,19 @@ pub fn build_static(subcommand: &str) -> Command {
     command
 }
 
+/// Where cargo keeps the sources of other crates.
+///
+/// # Errors
+/// Fails for a user without a home folder who has not set `CARGO_HOME`.
+pub fn cargo_home() -> Result<PathBuf> {
+    if let Some(folder) = env::var_os("CARGO_HOME") {
+        return Ok(folder.into());
+    }
+    Ok(env::home_dir()
+        .context("no home folder; set CARGO_HOME")?
+        .join(".cargo"))
+}
+
 /// The command as one would type it, for messages.
 pub fn shown(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program())

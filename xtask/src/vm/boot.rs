@@ -159,22 +159,27 @@ impl Drop for Machine {
 impl Outcome {
     /// Takes a line in, and says whether people want to see it.
     fn read(&mut self, line: &str) -> bool {
-        match self.reader.read(line) {
-            Line::Skip(skip) => {
-                self.skips.push(skip);
-                return false;
-            }
-            Line::OfPassing => return false,
-            Line::Other => {}
+        // The kernel may write in the middle of a line, but not of one that is this short.
+        if let Some((_, said)) = line.split_once("@@fault ") {
+            self.read_init(said);
+            // What a suite left open, by dying, is not for the next one.
+            self.reader = Reader::default();
+            return true;
         }
         if let Some((passed, failed)) = test_result(line) {
             self.passed += passed;
             self.failed += failed;
         }
-        // The kernel may write in the middle of a line, but not of one that is this short.
-        let Some((_, said)) = line.split_once("@@fault ") else {
-            return true;
-        };
+        match self.reader.read(line) {
+            Line::Skip(skip) => self.skips.push(skip),
+            Line::OfPassing => {}
+            Line::Other => return true,
+        }
+        false
+    }
+
+    /// Takes in what `init.sh` says to us.
+    fn read_init(&mut self, said: &str) {
         let mut words = said.split_whitespace();
         match (words.next(), words.next(), words.next()) {
             (Some("features"), Some(list), None) => {
@@ -190,7 +195,6 @@ impl Outcome {
             (Some("done"), None, None) => self.is_done = true,
             _ => {}
         }
-        true
     }
 
     /// Everything for which this run has failed, in words; nothing when it passed.
