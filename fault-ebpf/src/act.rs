@@ -18,7 +18,7 @@ pub fn carry_out<const EGRESS: bool, const LINK: u32>(
 ) -> i32 {
     let done = match scratch.verdict.end {
         0 => alter(skb, scratch).map(|()| NEXT),
-        action::DROP | action::DROP_CHECKSUM => Ok(skb.vanish()),
+        action::DROP | action::DROP_CHECKSUM => Ok(Skb::<EGRESS, LINK>::vanish()),
         action::REJECT_RST if may(action::REJECT_RST) => answer::refuse_with_rst(skb, scratch),
         action::REJECT_ICMP if may(action::REJECT_ICMP) => answer::refuse_with_icmp(skb, scratch),
         action::RESET if may(action::RESET) => answer::reset_both(skb, scratch),

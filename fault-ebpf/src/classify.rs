@@ -222,7 +222,7 @@ fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -
     let Some(stats) = RULE_STATS.get_ptr_mut(rule.state) else {
         return false;
     };
-    let Some(state) = RULE_STATES.get_ptr_mut(rule.state) else {
+    let Some(memory) = RULE_STATES.get_ptr_mut(rule.state) else {
         return false;
     };
     // SAFETY: map values live until the program ends; the statistics are this CPU's own.
@@ -230,12 +230,12 @@ fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -
     stats.seen_packets += 1;
     stats.seen_segments += u64::from(scratch.sight.segments);
     stats.seen_bytes += u64::from(scratch.sight.bytes);
-    if !flows::find_slot::<C>(scratch, flow, rule, state) {
+    if !flows::find_slot::<C>(scratch, flow, rule, memory) {
         count(Counter::TooManyMatches);
         return true;
     }
     scratch.fired = 0;
-    ask::<C>(scratch, flow, rule, state, found.direction);
+    ask::<C>(scratch, flow, rule, memory, found.direction);
     if scratch.fired != 0 {
         hit(scratch, rule, stats, events);
     }
@@ -336,7 +336,7 @@ impl Tables for Maps<'_> {
             padding: 0,
         };
         // SAFETY: the value is copied at once; a stale one belongs to a set no longer in force.
-        unsafe { SCOPES.get(&key) }.map(|class| *class as u16)
+        unsafe { SCOPES.get(key) }.map(|class| *class as u16)
     }
 
     #[inline(always)]

@@ -44,7 +44,7 @@ fn enter_as<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     side: Side,
 ) -> Option<NonNull<Flow>> {
-    let Some(found) = FLOWS.get_ptr_mut(&scratch.key) else {
+    let Some(found) = FLOWS.get_ptr_mut(scratch.key) else {
         return insert(skb, header, scratch, side);
     };
     let (packet, generation) = (&scratch.packet, scratch.sight.generation);
@@ -108,7 +108,9 @@ fn insert<const EGRESS: bool, const LINK: u32>(
     begin(flow, packet, side);
     set_scopes(flow, skb, packet, header, generation);
     // Another CPU may have been faster: then its entry is as good.
-    if FLOWS.insert(key, &*flow, BPF_NOEXIST).is_err() && FLOWS.get_ptr(key).is_none() {
+    // A reference: a copy would not fit the stack.
+    let fresh: &Flow = flow;
+    if FLOWS.insert(key, fresh, BPF_NOEXIST).is_err() && FLOWS.get_ptr(key).is_none() {
         return None;
     }
     NonNull::new(FLOWS.get_ptr_mut(key)?)

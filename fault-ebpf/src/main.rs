@@ -4,12 +4,20 @@
 #![no_std]
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
-#![cfg_attr(
-    target_arch = "bpf",
-    expect(
-        clippy::inline_always,
-        reason = "a call is a subprogram of its own to the kernel's verifier, with its own stack"
-    )
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the kernel hands narrow values over in wide fields, and takes them back so"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    missing_docs,
+    reason = "the functions that aya's macros make of the entry points"
+)]
+#![expect(
+    clippy::inline_always,
+    clippy::trivially_copy_pass_by_ref,
+    reason = "a call is a subprogram of its own to the kernel's verifier, with its own stack"
 )]
 
 mod act;

@@ -52,7 +52,7 @@ fn known(scope: u64, generation: u32) -> u64 {
         padding: 0,
     };
     // SAFETY: the value is only compared with null.
-    if scope != 0 && unsafe { SCOPES.get(&key) }.is_some() {
+    if scope != 0 && unsafe { SCOPES.get(key) }.is_some() {
         scope
     } else {
         0

@@ -202,7 +202,7 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
 
     /// The return value that makes this packet vanish without its sender being told.
     #[inline(always)]
-    pub fn vanish(&self) -> i32 {
+    pub fn vanish() -> i32 {
         if !EGRESS {
             return TC_ACT_SHOT;
         }
