@@ -1,2 +1,7 @@
 //! The `fault` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fault_user::cli::main()
+}
