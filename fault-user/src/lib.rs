@@ -1,10 +1,12 @@
 //! The user-space half of `fault`: the command line, the daemon, the relay, and the loader of the
 //! kernel programs.
 
+pub mod api;
 pub mod cli;
 pub mod doctor;
 pub mod kernel;
 pub mod plan;
 pub mod process;
+pub mod relay;
 pub mod report;
 pub mod rule;

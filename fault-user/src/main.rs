@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use fault_user::cli::Cli;
+use fault_user::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(cli::arguments());
+    cli::start_log();
     let verbose = cli.verbose;
     match cli.run() {
         Ok(code) => ExitCode::from(code),

@@ -5,6 +5,8 @@
 pub mod aim;
 pub mod check;
 pub mod clean;
+pub mod client;
+pub mod daemon;
 pub mod demo;
 pub mod doctor;
 pub mod generate;
@@ -13,6 +15,8 @@ pub mod rules;
 pub mod run;
 
 use std::fmt;
+
+use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
@@ -107,6 +111,20 @@ pub enum Command {
     Clean(clean::Clean),
     /// Show it: a client and a server before, during and after faults.
     Demo(demo::Demo),
+    /// Run the control API (Toxiproxy's) and its proxies until told to stop.
+    Daemon(daemon::Args),
+    /// List the daemon's proxies and their toxics.
+    List(client::ListArgs),
+    /// Add a proxy or a toxic to the daemon.
+    Add(client::AddArgs),
+    /// Remove a proxy or a toxic from the daemon.
+    Remove(client::RemoveArgs),
+    /// Enable every proxy of the daemon and remove every toxic.
+    Reset(client::Target),
+    /// Show what the daemon's proxies have carried and what its toxics have done.
+    Stats(client::StatsArgs),
+    /// Show what happens in the daemon, line by line, until interrupted.
+    Events(client::Target),
     /// Print a shell's completions.
     Completions(generate::Completions),
     /// Print the manual page.
@@ -126,8 +144,74 @@ impl Cli {
             Command::Doctor(doctor) => doctor.execute(),
             Command::Clean(clean) => clean.execute(),
             Command::Demo(demo) => demo.execute(),
+            Command::Daemon(args) => Ok(daemon::run(&args).map(|()| exit::SUCCESS)?),
+            Command::List(args) => Ok(client::list(&args).map(|()| exit::SUCCESS)?),
+            Command::Add(args) => Ok(client::add(&args).map(|()| exit::SUCCESS)?),
+            Command::Remove(args) => Ok(client::remove(&args).map(|()| exit::SUCCESS)?),
+            Command::Reset(target) => Ok(client::reset(&target).map(|()| exit::SUCCESS)?),
+            Command::Stats(args) => Ok(client::stats(&args).map(|()| exit::SUCCESS)?),
+            Command::Events(target) => Ok(client::events(&target).map(|()| exit::SUCCESS)?),
             Command::Completions(completions) => completions.execute(),
             Command::Man => generate::man(),
         }
+    }
+}
+
+/// The process's arguments. Toxiproxy's server takes its options with one dash; scripts that do so go on
+/// working with `fault daemon`.
+#[must_use]
+pub fn arguments() -> Vec<OsString> {
+    with_two_dashes(std::env::args_os())
+}
+
+fn with_two_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    if arguments.get(1).is_some_and(|command| command == "daemon") {
+        for argument in arguments.iter_mut().skip(2) {
+            let text = argument.to_string_lossy().into_owned();
+            if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 {
+                *argument = format!("-{text}").into();
+            }
+        }
+    }
+    arguments
+}
+
+/// Starts the log. `LOG_LEVEL` is read as Toxiproxy does: trace, debug, info, warn, error, disabled.
+pub fn start_log() {
+    let level = match std::env::var("LOG_LEVEL")
+        .unwrap_or_default()
+        .to_ascii_lowercase()
+        .as_str()
+    {
+        "trace" => log::LevelFilter::Trace,
+        "debug" => log::LevelFilter::Debug,
+        "info" => log::LevelFilter::Info,
+        "error" | "fatal" | "panic" => log::LevelFilter::Error,
+        "disabled" => log::LevelFilter::Off,
+        _ => log::LevelFilter::Warn,
+    };
+    env_logger::Builder::new().filter_level(level).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn toxiproxys_single_dashes_are_understood() {
+        let arguments = ["fault", "daemon", "-port", "9000", "--seed=1", "-h"].map(OsString::from);
+        assert_eq!(
+            with_two_dashes(arguments)[2..],
+            ["--port", "9000", "--seed=1", "-h"].map(OsString::from)
+        );
+        let others = ["fault", "list", "-url", "x"].map(OsString::from);
+        assert_eq!(with_two_dashes(others.clone()), others);
     }
 }

@@ -1,0 +1,161 @@
+//! Reading request bodies as Toxiproxy's Go decoder does: the first JSON value counts, names are matched
+//! without regard to case, nulls and unknown fields are ignored.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::StatusCode;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+
+/// The largest body, in bytes.
+pub(crate) const LIMIT: usize = 2 << 20;
+/// How long a client may take to send its body.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// Collects a body.
+///
+/// # Errors
+///
+/// 413 when it is too large, 408 when it takes too long, 400 when it breaks off.
+pub(crate) async fn collect(body: Body) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout(WAIT, axum::body::to_bytes(body, LIMIT)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => {
+            let too_large = std::error::Error::source(&error)
+                .is_some_and(|source| source.to_string().contains("length limit"));
+            if too_large {
+                let message = format!("request body too large, the limit is {LIMIT} bytes");
+                return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+            }
+            Err(ApiError::bad_body(error))
+        }
+        Err(_elapsed) => Err(ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "the request body took too long",
+        )),
+    }
+}
+
+/// The first JSON value of a body.
+///
+/// # Errors
+///
+/// `bad request body`, with `EOF` for an empty one.
+pub(crate) fn value(body: &[u8]) -> Result<Value, ApiError> {
+    match serde_json::Deserializer::from_slice(body)
+        .into_iter::<Value>()
+        .next()
+    {
+        Some(value) => value.map_err(ApiError::bad_body),
+        None => Err(ApiError::bad_body("EOF")),
+    }
+}
+
+/// A JSON object whose fields are looked up as Go does.
+#[derive(Debug)]
+pub(crate) struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Takes an object, or null for an empty one.
+    ///
+    /// # Errors
+    ///
+    /// `bad request body` for anything else.
+    pub(crate) fn new(value: Value) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(fields) => Ok(Self(fields)),
+            Value::Null => Ok(Self(Map::new())),
+            other => Err(ApiError::bad_body(format!(
+                "cannot unmarshal {} into an object",
+                type_name(&other)
+            ))),
+        }
+    }
+
+    /// The object that a body holds.
+    ///
+    /// # Errors
+    ///
+    /// `bad request body`.
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        Self::new(value(body)?)
+    }
+
+    /// A field that is there and not null; of several that differ in case the last counts.
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
+        let fields = self
+            .0
+            .iter()
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        fields
+            .map(|(_, value)| value)
+            .rfind(|value| !value.is_null())
+    }
+
+    fn typed<'a, T>(
+        &'a self,
+        name: &str,
+        kind: &str,
+        convert: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let wrong = || {
+            ApiError::bad_body(format!(
+                "cannot unmarshal {} into field {name} of type {kind}",
+                type_name(value)
+            ))
+        };
+        convert(value).map(Some).ok_or_else(wrong)
+    }
+
+    /// A text.
+    ///
+    /// # Errors
+    ///
+    /// `bad request body` for another type.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<&str>, ApiError> {
+        self.typed(name, "string", Value::as_str)
+    }
+
+    /// A truth value.
+    ///
+    /// # Errors
+    ///
+    /// `bad request body` for another type.
+    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, ApiError> {
+        self.typed(name, "bool", Value::as_bool)
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    ///
+    /// `bad request body` for another type.
+    pub(crate) fn number(&self, name: &str) -> Result<Option<f64>, ApiError> {
+        self.typed(name, "float32", Value::as_f64)
+    }
+
+    /// A count.
+    ///
+    /// # Errors
+    ///
+    /// `bad request body` for another type, a fraction or a negative number.
+    pub(crate) fn count(&self, name: &str) -> Result<Option<u64>, ApiError> {
+        self.typed(name, "count", Value::as_u64)
+    }
+}
+
+const fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}

@@ -1,0 +1,46 @@
+//! What happens in the daemon, for those who watch.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+/// How many events a slow watcher may be behind before it misses some.
+const BEHIND: usize = 1024;
+
+/// A channel to all watchers.
+#[derive(Clone, Debug)]
+pub struct Events {
+    sender: broadcast::Sender<String>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            sender: broadcast::Sender::new(BEHIND),
+        }
+    }
+}
+
+impl Events {
+    /// Tells every watcher; nothing is made when there is none.
+    pub fn tell(&self, event: &str, proxy: &str, about: &Value) {
+        if self.sender.receiver_count() == 0 {
+            return;
+        }
+        let time_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |time| time.as_millis());
+        let line =
+            json!({"time_ms": time_ms, "event": event, "proxy": proxy, "about": about}).to_string();
+        if self.sender.send(line).is_err() {
+            log::debug!("the last watcher has gone");
+        }
+    }
+
+    /// Begins to watch.
+    #[must_use]
+    pub fn watch(&self) -> broadcast::Receiver<String> {
+        self.sender.subscribe()
+    }
+}

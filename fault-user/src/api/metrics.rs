@@ -1,0 +1,168 @@
+//! `GET /metrics`: Prometheus text with Toxiproxy's names and our own.
+
+use std::fmt::Write;
+
+use super::proxies::Proxies;
+use crate::relay::{Direction, RelayStats};
+
+struct Series {
+    labels: String,
+    stats: RelayStats,
+}
+
+/// A label's value with what the format asks to be escaped.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+/// All metrics as they are now.
+#[must_use]
+pub fn render(proxies: &Proxies) -> String {
+    let all: Vec<Series> = proxies
+        .all()
+        .iter()
+        .map(|proxy| {
+            let (listen, upstream) = proxy.addresses();
+            let labels = format!(
+                "listener=\"{}\",proxy=\"{}\",upstream=\"{}\"",
+                escaped(&listen),
+                escaped(proxy.relay().name()),
+                escaped(&upstream)
+            );
+            Series {
+                labels,
+                stats: proxy.relay().stats(),
+            }
+        })
+        .collect();
+    let mut text = String::new();
+    bytes(
+        &mut text,
+        "toxiproxy_proxy_received_bytes_total",
+        "Bytes that the proxy has read.",
+        &all,
+        |stats| stats.received_bytes,
+    );
+    bytes(
+        &mut text,
+        "toxiproxy_proxy_sent_bytes_total",
+        "Bytes that the proxy has written.",
+        &all,
+        |stats| stats.sent_bytes,
+    );
+    plain(
+        &mut text,
+        "fault_proxy_connections_open",
+        "gauge",
+        "Open connections or UDP clients.",
+        &all,
+        |stats| stats.open as u64,
+    );
+    plain(
+        &mut text,
+        "fault_proxy_connections_total",
+        "counter",
+        "Accepted connections or UDP clients.",
+        &all,
+        |stats| stats.accepted,
+    );
+    plain(
+        &mut text,
+        "fault_proxy_upstream_failures_total",
+        "counter",
+        "Connections whose upstream could not be reached.",
+        &all,
+        |stats| stats.refused,
+    );
+    toxics(
+        &mut text,
+        "fault_toxic_connections_total",
+        "Connections that a toxic was put on.",
+        &all,
+        |toxic| toxic.connections,
+    );
+    toxics(
+        &mut text,
+        "fault_toxic_hits_total",
+        "Chunks, datagrams, requests or ends that a toxic acted on.",
+        &all,
+        |toxic| toxic.hits,
+    );
+    text
+}
+
+fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+    line(text, format_args!("# HELP {name} {help}"));
+    line(text, format_args!("# TYPE {name} {kind}"));
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{line}").expect("writing to a string does not fail");
+}
+
+fn bytes(
+    text: &mut String,
+    name: &str,
+    help: &str,
+    all: &[Series],
+    of: impl Fn(&RelayStats) -> [u64; 2],
+) {
+    head(text, name, "counter", help);
+    for series in all {
+        for direction in Direction::ALL {
+            let value = of(&series.stats)[direction as usize];
+            line(
+                text,
+                format_args!(
+                    "{name}{{direction=\"{}\",{}}} {value}",
+                    direction.name(),
+                    series.labels
+                ),
+            );
+        }
+    }
+}
+
+fn plain(
+    text: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    all: &[Series],
+    of: impl Fn(&RelayStats) -> u64,
+) {
+    head(text, name, kind, help);
+    for series in all {
+        line(
+            text,
+            format_args!("{name}{{{}}} {}", series.labels, of(&series.stats)),
+        );
+    }
+}
+
+fn toxics(
+    text: &mut String,
+    name: &str,
+    help: &str,
+    all: &[Series],
+    of: impl Fn(&crate::relay::ToxicStats) -> u64,
+) {
+    head(text, name, "counter", help);
+    for series in all {
+        for toxic in &series.stats.toxics {
+            line(
+                text,
+                format_args!(
+                    "{name}{{direction=\"{}\",{},toxic=\"{}\",type=\"{}\"}} {}",
+                    toxic.stream,
+                    series.labels,
+                    escaped(&toxic.name),
+                    toxic.kind,
+                    of(toxic)
+                ),
+            );
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The HTTP control API of `fault daemon`: Toxiproxy's, and what tests need beyond it.
+
+mod body;
+mod error;
+mod events;
+mod gate;
+mod metrics;
+mod proxies;
+mod routes;
+mod security;
+mod server;
+
+pub use error::ApiError;
+pub use events::Events;
+pub use proxies::{Proxies, Proxy};
+pub use routes::{VERSION, router};
+pub use security::Guard;
+pub use server::{serve_tcp, serve_unix};

@@ -1,0 +1,592 @@
+//! The proxies of a daemon: relays with the names and texts that the API knows them by.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use serde_json::{Map, Value, json};
+use tokio::sync::Mutex;
+
+use super::body::Fields;
+use super::error::ApiError;
+use super::events::Events;
+use crate::relay::{
+    Direction, Engine, Fault, Listen, Relay, Settings, ToxicConfig, Transport, Upstream,
+    resolve_listen,
+};
+
+/// A relay and the texts of its addresses.
+pub struct Proxy {
+    relay: Arc<Relay>,
+    texts: RwLock<Texts>,
+    /// Changes of one proxy come one after another.
+    changing: Mutex<()>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Texts {
+    listen: String,
+    upstream: String,
+    enabled: bool,
+}
+
+/// What a client asks of a new proxy.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    name: String,
+    transport: Transport,
+    texts: Texts,
+    toxics: Vec<Value>,
+}
+
+impl Wanted {
+    fn read(fields: &Fields) -> Result<Self, ApiError> {
+        let text = |name| Ok::<_, ApiError>(fields.text(name)?.unwrap_or_default().to_owned());
+        let (transport, listen) = split_transport(&text("listen")?, &text("protocol")?)?;
+        let upstream = split_transport(&text("upstream")?, "")?.1;
+        let toxics = match fields.get("toxics") {
+            Some(Value::Array(toxics)) => toxics.clone(),
+            _ => Vec::new(),
+        };
+        Ok(Self {
+            name: text("name")?,
+            transport,
+            texts: Texts {
+                listen,
+                upstream,
+                enabled: fields.flag("enabled")?.unwrap_or(true),
+            },
+            toxics,
+        })
+    }
+
+    fn check(&self, place: &str) -> Result<(), ApiError> {
+        if self.name.is_empty() {
+            return Err(ApiError::missing(&format!("name{place}")));
+        }
+        if self.texts.upstream.is_empty() {
+            return Err(ApiError::missing(&format!("upstream{place}")));
+        }
+        Ok(())
+    }
+}
+
+/// `udp:HOST:PORT` and `udp://HOST:PORT` name the transport as well as a `protocol` field does.
+fn split_transport(text: &str, protocol: &str) -> Result<(Transport, String), ApiError> {
+    let prefixes = [
+        ("udp://", Transport::Udp),
+        ("udp:", Transport::Udp),
+        ("tcp://", Transport::Tcp),
+        ("tcp:", Transport::Tcp),
+    ];
+    let named = match protocol.to_ascii_lowercase().as_str() {
+        "" => None,
+        "tcp" => Some(Transport::Tcp),
+        "udp" => Some(Transport::Udp),
+        other => {
+            return Err(ApiError::bad_body(format!(
+                "protocol {other:?}, expected \"tcp\" or \"udp\""
+            )));
+        }
+    };
+    for (prefix, transport) in prefixes {
+        if let Some(rest) = text.strip_prefix(prefix) {
+            return Ok((named.unwrap_or(transport), rest.to_owned()));
+        }
+    }
+    Ok((named.unwrap_or_default(), text.to_owned()))
+}
+
+fn listen(transport: Transport, text: String) -> Listen {
+    match transport {
+        Transport::Tcp => Listen::Tcp(text),
+        Transport::Udp => Listen::Udp(text),
+    }
+}
+
+impl Proxy {
+    /// The relay behind it.
+    #[must_use]
+    pub const fn relay(&self) -> &Arc<Relay> {
+        &self.relay
+    }
+
+    fn texts(&self) -> Texts {
+        self.texts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_texts(&self, texts: Texts) {
+        *self.texts.write().unwrap_or_else(PoisonError::into_inner) = texts;
+    }
+
+    /// The listen and upstream addresses as they are shown.
+    #[must_use]
+    pub fn addresses(&self) -> (String, String) {
+        let texts = self.texts();
+        (texts.listen, texts.upstream)
+    }
+
+    /// As the API shows it, without toxics.
+    fn summary(&self) -> Map<String, Value> {
+        let texts = self.texts();
+        let mut shown = Map::new();
+        shown.insert("name".to_owned(), json!(self.relay.name()));
+        shown.insert("listen".to_owned(), json!(texts.listen));
+        shown.insert("upstream".to_owned(), json!(texts.upstream));
+        shown.insert("enabled".to_owned(), json!(texts.enabled));
+        if self.relay.transport() == Transport::Udp {
+            shown.insert("protocol".to_owned(), json!("udp"));
+        }
+        shown
+    }
+
+    /// As the API shows it.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let mut shown = self.summary();
+        shown.insert("toxics".to_owned(), Value::Array(self.toxics()));
+        Value::Object(shown)
+    }
+
+    /// The toxics as the API shows them: upstream first.
+    #[must_use]
+    pub fn toxics(&self) -> Vec<Value> {
+        let toxics = self.relay.toxics();
+        let of = |direction| {
+            toxics
+                .iter()
+                .filter(move |toxic| toxic.direction == direction)
+        };
+        Direction::ALL
+            .into_iter()
+            .flat_map(of)
+            .map(toxic_json)
+            .collect()
+    }
+
+    /// One toxic as the API shows it.
+    ///
+    /// # Errors
+    ///
+    /// 404.
+    pub fn toxic(&self, name: &str) -> Result<Value, ApiError> {
+        let toxics = self.relay.toxics();
+        let toxic = toxics.iter().find(|toxic| toxic.name == name);
+        toxic
+            .map(toxic_json)
+            .ok_or_else(|| crate::relay::ToxicError::NotFound.into())
+    }
+
+    /// Starts or stops it, and takes over the address that was really bound.
+    async fn set_enabled(&self, enabled: bool) -> Result<(), ApiError> {
+        let mut texts = self.texts();
+        let applied = self.relay.set_enabled(enabled).await;
+        texts.enabled = enabled && applied.is_ok();
+        self.bound(texts);
+        Ok(applied?)
+    }
+
+    fn bound(&self, mut texts: Texts) {
+        if let Some(address) = self.relay.address() {
+            texts.listen = address.to_string();
+        }
+        self.set_texts(texts);
+    }
+
+    /// Changes what a client asks to change.
+    async fn update(&self, fields: &Fields) -> Result<(), ApiError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let before = self.texts();
+        let transport = self.relay.transport();
+        let text = |name, old: &str| {
+            Ok::<_, ApiError>(match fields.text(name)? {
+                Some(text) => split_transport(text, "")?.1,
+                None => old.to_owned(),
+            })
+        };
+        let mut wanted = Texts {
+            listen: text("listen", &before.listen)?,
+            upstream: text("upstream", &before.upstream)?,
+            enabled: fields.flag("enabled")?.unwrap_or(before.enabled),
+        };
+        let moves = wanted.listen != before.listen
+            && resolve_listen(transport, &wanted.listen).await?.to_string() != before.listen;
+        if moves || wanted.upstream != before.upstream {
+            if !moves {
+                wanted.listen.clone_from(&before.listen);
+            }
+            self.relay.set_enabled(false).await?;
+            let upstream = Upstream::name(wanted.upstream.clone());
+            self.relay
+                .rewire(listen(transport, wanted.listen.clone()), upstream)
+                .await?;
+            self.set_texts(Texts {
+                enabled: false,
+                ..wanted.clone()
+            });
+        }
+        if wanted.enabled {
+            self.set_enabled(true).await
+        } else {
+            self.set_enabled(false).await
+        }
+    }
+
+    /// Adds a toxic. Checked in this order: stream, type, name, attributes.
+    async fn add_toxic(&self, fields: &Fields) -> Result<Value, ApiError> {
+        let invalid = |message: &str| ApiError::new(StatusCode::BAD_REQUEST, message);
+        let (name, kind) = (
+            fields.text("name")?,
+            fields.text("type")?.unwrap_or_default(),
+        );
+        let stream = fields.text("stream")?.unwrap_or("downstream");
+        let toxicity = fields.number("toxicity")?.unwrap_or(1.0);
+        let direction = Direction::parse(stream)
+            .ok_or_else(|| invalid("stream was invalid, can be either upstream or downstream"))?;
+        let fault = Fault::of_kind(kind).ok_or_else(|| invalid("invalid toxic type"))?;
+        let name = name
+            .filter(|name| !name.is_empty())
+            .map_or_else(|| format!("{kind}_{stream}"), str::to_owned);
+        if self.relay.toxics().iter().any(|toxic| toxic.name == name) {
+            return Err(crate::relay::ToxicError::Exists.into());
+        }
+        let attributes = fields.get("attributes").unwrap_or(&Value::Null);
+        let fault = fault
+            .with_attributes(attributes)
+            .map_err(ApiError::bad_body)?;
+        let config = ToxicConfig {
+            name,
+            direction,
+            stream: stream.to_owned(),
+            toxicity,
+            fault,
+        };
+        self.relay.add_toxic(config.clone()).await?;
+        Ok(toxic_json(&config))
+    }
+
+    async fn update_toxic(&self, name: &str, body: &[u8]) -> Result<Value, ApiError> {
+        let toxics = self.relay.toxics();
+        let toxic = toxics.iter().find(|toxic| toxic.name == name);
+        let toxic = toxic.ok_or(crate::relay::ToxicError::NotFound)?;
+        let fields = Fields::parse(body)?;
+        let toxicity = fields.number("toxicity")?;
+        let fault = match fields.get("attributes") {
+            Some(attributes) => Some(
+                toxic
+                    .fault
+                    .with_attributes(attributes)
+                    .map_err(ApiError::bad_body)?,
+            ),
+            None => None,
+        };
+        Ok(toxic_json(
+            &self.relay.update_toxic(name, fault, toxicity).await?,
+        ))
+    }
+}
+
+fn toxic_json(config: &ToxicConfig) -> Value {
+    json!({
+        "attributes": config.fault.attributes(),
+        "name": config.name,
+        "type": config.fault.kind(),
+        "stream": config.stream,
+        "toxicity": number(config.toxicity),
+    })
+}
+
+/// A whole number without a point, as Go prints it.
+fn number(value: f64) -> Value {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "only whole numbers of a small range are cast"
+    )]
+    if value.fract() == 0.0 && value.abs() < 1e9 {
+        json!(value as i64)
+    } else {
+        json!(value)
+    }
+}
+
+/// All proxies of a daemon.
+pub struct Proxies {
+    engine: Arc<Engine>,
+    seed: u64,
+    udp_idle: Duration,
+    events: Events,
+    by_name: RwLock<BTreeMap<String, Arc<Proxy>>>,
+    /// The set changes by one request at a time.
+    changing: Mutex<()>,
+}
+
+impl Proxies {
+    /// None yet; `seed` decides what every relay draws, `udp_idle` when a silent UDP client is forgotten.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>, seed: u64, udp_idle: Duration, events: Events) -> Self {
+        Self {
+            engine,
+            seed,
+            udp_idle,
+            events,
+            by_name: RwLock::default(),
+            changing: Mutex::new(()),
+        }
+    }
+
+    /// The events of all proxies.
+    #[must_use]
+    pub const fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// All, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Proxy>> {
+        self.by_name
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// One by name.
+    ///
+    /// # Errors
+    ///
+    /// 404.
+    pub fn get(&self, name: &str) -> Result<Arc<Proxy>, ApiError> {
+        let by_name = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
+        by_name.get(name).cloned().ok_or_else(ApiError::no_proxy)
+    }
+
+    fn insert(&self, proxy: &Arc<Proxy>) {
+        let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        by_name.insert(proxy.relay.name().to_owned(), Arc::clone(proxy));
+    }
+
+    fn make(&self, wanted: &Wanted) -> Proxy {
+        let settings = Settings {
+            name: wanted.name.clone(),
+            seed: self.seed,
+            listen: listen(wanted.transport, wanted.texts.listen.clone()),
+            upstream: Upstream::name(wanted.texts.upstream.clone()),
+            udp_idle: self.udp_idle,
+        };
+        Proxy {
+            relay: Relay::new(&self.engine, settings),
+            texts: RwLock::new(Texts {
+                enabled: false,
+                ..wanted.texts.clone()
+            }),
+            changing: Mutex::new(()),
+        }
+    }
+
+    /// Makes a proxy, starts it if it is to be, and keeps it.
+    async fn admit(&self, wanted: &Wanted) -> Result<Arc<Proxy>, ApiError> {
+        let proxy = Arc::new(self.make(wanted));
+        for toxic in &wanted.toxics {
+            proxy.add_toxic(&Fields::new(toxic.clone())?).await?;
+        }
+        if wanted.texts.enabled {
+            proxy.set_enabled(true).await?;
+        }
+        self.insert(&proxy);
+        self.events
+            .tell("proxy created", &wanted.name, &proxy.json());
+        Ok(proxy)
+    }
+
+    /// `POST /proxies`.
+    ///
+    /// # Errors
+    ///
+    /// 400, 409, 500.
+    pub async fn create(&self, body: &[u8]) -> Result<Arc<Proxy>, ApiError> {
+        let wanted = Wanted::read(&Fields::parse(body)?)?;
+        wanted.check("")?;
+        let _one_at_a_time = self.changing.lock().await;
+        if self.get(&wanted.name).is_ok() {
+            return Err(ApiError::new(StatusCode::CONFLICT, "proxy already exists"));
+        }
+        self.admit(&Wanted {
+            toxics: Vec::new(),
+            ..wanted
+        })
+        .await
+    }
+
+    /// `POST /populate`: the proxies made or kept, and what stopped it.
+    pub async fn populate(&self, body: &[u8]) -> (Vec<Arc<Proxy>>, Option<ApiError>) {
+        let wanted = match read_all(body) {
+            Ok(wanted) => wanted,
+            Err(error) => return (Vec::new(), Some(error)),
+        };
+        let _one_at_a_time = self.changing.lock().await;
+        let mut proxies = Vec::new();
+        for wanted in &wanted {
+            match self.admit_or_keep(wanted).await {
+                Ok(proxy) => proxies.push(proxy),
+                Err(error) => return (proxies, Some(error)),
+            }
+        }
+        (proxies, None)
+    }
+
+    async fn admit_or_keep(&self, wanted: &Wanted) -> Result<Arc<Proxy>, ApiError> {
+        if let Ok(proxy) = self.get(&wanted.name) {
+            if is_same(&proxy, wanted).await? {
+                return Ok(proxy);
+            }
+            self.forget(&proxy).await?;
+        }
+        self.admit(wanted).await
+    }
+
+    async fn forget(&self, proxy: &Arc<Proxy>) -> Result<(), ApiError> {
+        let _one_at_a_time = proxy.changing.lock().await;
+        proxy.set_enabled(false).await?;
+        self.by_name
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(proxy.relay.name());
+        self.events
+            .tell("proxy removed", proxy.relay.name(), &Value::Null);
+        Ok(())
+    }
+
+    /// `POST` or `PATCH /proxies/{name}`.
+    ///
+    /// # Errors
+    ///
+    /// 400, 404, 500.
+    pub async fn update(&self, name: &str, body: &[u8]) -> Result<Arc<Proxy>, ApiError> {
+        let proxy = self.get(name)?;
+        proxy.update(&Fields::parse(body)?).await?;
+        self.events.tell("proxy changed", name, &proxy.json());
+        Ok(proxy)
+    }
+
+    /// `DELETE /proxies/{name}`.
+    ///
+    /// # Errors
+    ///
+    /// 404.
+    pub async fn delete(&self, name: &str) -> Result<(), ApiError> {
+        let _one_at_a_time = self.changing.lock().await;
+        self.forget(&self.get(name)?).await
+    }
+
+    /// `POST /reset`: every proxy enabled, every toxic removed.
+    ///
+    /// # Errors
+    ///
+    /// 500 with the first proxy that can't listen; the others are reset all the same.
+    pub async fn reset(&self) -> Result<(), ApiError> {
+        let mut first = Ok(());
+        for proxy in self.all() {
+            let _one_at_a_time = proxy.changing.lock().await;
+            let reset = async {
+                proxy.relay.clear_toxics().await?;
+                proxy.set_enabled(true).await
+            };
+            first = first.and(reset.await);
+        }
+        self.events.tell("reset", "", &Value::Null);
+        first
+    }
+
+    /// Stops every proxy.
+    pub async fn stop(&self) {
+        for proxy in self.all() {
+            if let Err(error) = proxy.set_enabled(false).await {
+                log::warn!("{}: {error}", proxy.relay.name());
+            }
+        }
+    }
+
+    /// `POST /proxies/{name}/toxics`.
+    ///
+    /// # Errors
+    ///
+    /// 400, 404, 409.
+    pub async fn add_toxic(&self, name: &str, body: &[u8]) -> Result<Value, ApiError> {
+        let proxy = self.get(name)?;
+        let toxic = proxy.add_toxic(&Fields::parse(body)?).await?;
+        self.events.tell("toxic added", name, &toxic);
+        Ok(toxic)
+    }
+
+    /// `POST` or `PATCH /proxies/{name}/toxics/{toxic}`.
+    ///
+    /// # Errors
+    ///
+    /// 400, 404.
+    pub async fn update_toxic(
+        &self,
+        name: &str,
+        toxic: &str,
+        body: &[u8],
+    ) -> Result<Value, ApiError> {
+        let toxic = self.get(name)?.update_toxic(toxic, body).await?;
+        self.events.tell("toxic changed", name, &toxic);
+        Ok(toxic)
+    }
+
+    /// `DELETE /proxies/{name}/toxics/{toxic}`.
+    ///
+    /// # Errors
+    ///
+    /// 404.
+    pub async fn remove_toxic(&self, name: &str, toxic: &str) -> Result<(), ApiError> {
+        self.get(name)?.relay.remove_toxic(toxic).await?;
+        self.events
+            .tell("toxic removed", name, &json!({"name": toxic}));
+        Ok(())
+    }
+}
+
+/// The proxies of a populate body or config file, all checked.
+fn read_all(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
+    let values = match super::body::value(body)? {
+        Value::Array(values) => values,
+        Value::Null => Vec::new(),
+        _ => {
+            return Err(ApiError::bad_body(
+                "cannot unmarshal it into an array of proxies",
+            ));
+        }
+    };
+    let fields = values
+        .into_iter()
+        .map(Fields::new)
+        .collect::<Result<Vec<_>, _>>()?;
+    let wanted = fields
+        .iter()
+        .map(Wanted::read)
+        .collect::<Result<Vec<_>, _>>()?;
+    for (index, wanted) in wanted.iter().enumerate() {
+        wanted.check(&format!(" at proxy {}", index + 1))?;
+    }
+    Ok(wanted)
+}
+
+/// Whether a proxy listens where it is asked to, and has the upstream.
+async fn is_same(proxy: &Proxy, wanted: &Wanted) -> Result<bool, ApiError> {
+    let texts = proxy.texts();
+    if proxy.relay.transport() != wanted.transport || texts.upstream != wanted.texts.upstream {
+        return Ok(false);
+    }
+    if texts.listen == wanted.texts.listen {
+        return Ok(true);
+    }
+    let asked = resolve_listen(wanted.transport, &wanted.texts.listen).await?;
+    let has = resolve_listen(wanted.transport, &texts.listen).await?;
+    Ok(asked == has)
+}

@@ -1,0 +1,156 @@
+//! The routes of Toxiproxy's API.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderName, HeaderValue, Request, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Map, Value, json};
+
+use super::body::collect;
+use super::error::ApiError;
+use super::proxies::Proxies;
+use super::security::{self, Guard};
+use super::{gate, metrics};
+
+/// Which Toxiproxy this behaves like: clients choose their requests by it.
+pub const VERSION: &str = "2.12.0";
+
+type Api = State<Arc<Proxies>>;
+type Answer = Result<Response, ApiError>;
+
+/// The whole API, for a listener with this guard.
+pub fn router(proxies: Arc<Proxies>, guard: Guard) -> Router {
+    let routed = Router::new()
+        .route("/reset", post(reset))
+        .route("/proxies", get(index).post(create))
+        .route("/populate", post(populate))
+        .route(
+            "/proxies/{proxy}",
+            get(show).post(update).patch(update).delete(delete),
+        )
+        .route("/proxies/{proxy}/toxics", get(toxics).post(add_toxic))
+        .route(
+            "/proxies/{proxy}/toxics/{toxic}",
+            get(toxic)
+                .post(update_toxic)
+                .patch(update_toxic)
+                .delete(remove_toxic),
+        )
+        .route("/version", get(version))
+        .route("/metrics", get(show_metrics))
+        .merge(gate::routes())
+        .route_layer(middleware::from_fn(request_id));
+    routed
+        .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
+        .layer(middleware::from_fn_with_state(guard, security::check))
+        .with_state(proxies)
+}
+
+/// Answers carry an identifier, as Toxiproxy's do.
+async fn request_id(request: Request<Body>, next: Next) -> Response {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut response = next.run(request).await;
+    let value = format!("{:08x}-{id:08x}", std::process::id());
+    if let Ok(value) = HeaderValue::from_str(&value) {
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static("x-toxiproxy-request-id"), value);
+    }
+    response
+}
+
+async fn index(State(proxies): Api) -> Response {
+    let all: Map<String, Value> = proxies
+        .all()
+        .iter()
+        .map(|proxy| (proxy.relay().name().to_owned(), proxy.json()))
+        .collect();
+    Json(all).into_response()
+}
+
+async fn create(State(proxies): Api, body: Body) -> Answer {
+    let proxy = proxies.create(&collect(body).await?).await?;
+    Ok((StatusCode::CREATED, Json(proxy.json())).into_response())
+}
+
+async fn populate(State(proxies): Api, body: Body) -> Answer {
+    let (made, error) = proxies.populate(&collect(body).await?).await;
+    let made: Vec<Value> = made.iter().map(|proxy| proxy.json()).collect();
+    let (status, mut answer) = match error {
+        Some(error) => (error.status, error.json()),
+        None => (StatusCode::CREATED, json!({})),
+    };
+    answer["proxies"] = Value::Array(made);
+    Ok((status, Json(answer)).into_response())
+}
+
+async fn show(State(proxies): Api, Path(name): Path<String>) -> Answer {
+    Ok(Json(proxies.get(&name)?.json()).into_response())
+}
+
+async fn update(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answer {
+    // An unknown proxy is told before a bad body.
+    proxies.get(&name)?;
+    let proxy = proxies.update(&name, &collect(body).await?).await?;
+    Ok(Json(proxy.json()).into_response())
+}
+
+async fn delete(State(proxies): Api, Path(name): Path<String>) -> Answer {
+    proxies.delete(&name).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn toxics(State(proxies): Api, Path(name): Path<String>) -> Answer {
+    Ok(Json(proxies.get(&name)?.toxics()).into_response())
+}
+
+async fn add_toxic(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answer {
+    proxies.get(&name)?;
+    let toxic = proxies.add_toxic(&name, &collect(body).await?).await?;
+    Ok(Json(toxic).into_response())
+}
+
+async fn toxic(State(proxies): Api, Path((name, toxic)): Path<(String, String)>) -> Answer {
+    Ok(Json(proxies.get(&name)?.toxic(&toxic)?).into_response())
+}
+
+async fn update_toxic(
+    State(proxies): Api,
+    Path((name, toxic)): Path<(String, String)>,
+    body: Body,
+) -> Answer {
+    proxies.get(&name)?.toxic(&toxic)?;
+    let toxic = proxies
+        .update_toxic(&name, &toxic, &collect(body).await?)
+        .await?;
+    Ok(Json(toxic).into_response())
+}
+
+async fn remove_toxic(State(proxies): Api, Path((name, toxic)): Path<(String, String)>) -> Answer {
+    proxies.remove_toxic(&name, &toxic).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn reset(State(proxies): Api) -> Answer {
+    proxies.reset().await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn version() -> Response {
+    Json(json!({"version": VERSION})).into_response()
+}
+
+async fn show_metrics(State(proxies): Api) -> Response {
+    let kind = (
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+    );
+    ([kind], metrics::render(&proxies)).into_response()
+}

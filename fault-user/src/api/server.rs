@@ -1,0 +1,91 @@
+//! Serves the API on TCP and on a Unix socket. Slow clients can't keep others out: heads and bodies have a
+//! time limit, and when too many connections are open the oldest gives way.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinHandle;
+
+/// How many connections may be open at once.
+const CONNECTIONS: usize = 512;
+/// How long a client may take to send a request's head, or be silent between two requests.
+const HEAD_WAIT: Duration = Duration::from_secs(30);
+/// How long to wait when accepting fails, which is when descriptors have run out.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The connections of one listener, the oldest first.
+#[derive(Default)]
+struct Open(VecDeque<JoinHandle<()>>);
+
+impl Open {
+    fn add(&mut self, connection: JoinHandle<()>) {
+        if self.0.len() >= CONNECTIONS {
+            self.0.retain(|connection| !connection.is_finished());
+        }
+        if self.0.len() >= CONNECTIONS
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(connection);
+    }
+}
+
+fn serve<S>(stream: S, router: &Router) -> JoinHandle<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = TowerToHyperService::new(router.clone());
+    tokio::spawn(async move {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_WAIT);
+        if let Err(error) = builder
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+        {
+            log::debug!("an API connection ended: {error}");
+        }
+    })
+}
+
+async fn after(error: io::Error) {
+    log::error!("the API can't accept: {error}");
+    tokio::time::sleep(PAUSE).await;
+}
+
+/// Serves on a TCP listener, for ever.
+pub async fn serve_tcp(listener: TcpListener, router: Router) {
+    let mut open = Open::default();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Answers are small: each goes out at once.
+                if let Err(error) = stream.set_nodelay(true) {
+                    log::debug!("nodelay: {error}");
+                }
+                open.add(serve(stream, &router));
+            }
+            Err(error) => after(error).await,
+        }
+    }
+}
+
+/// Serves on a Unix socket, for ever.
+pub async fn serve_unix(listener: UnixListener, router: Router) {
+    let mut open = Open::default();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => open.add(serve(stream, &router)),
+            Err(error) => after(error).await,
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! `fault list`, `add`, `remove`, `reset`, `stats`, `events`: a client of the daemon's API.
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use axum::body::Bytes;
+use axum::http::{Method, Request, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::{Map, Value, json};
+use tokio::net::{TcpStream, UnixStream};
+
+/// Which daemon.
+#[derive(Debug, clap::Args)]
+pub struct Target {
+    /// The daemon's API: http://HOST:PORT, HOST:PORT, or unix:PATH
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TOXIPROXY_URL",
+        default_value = "http://127.0.0.1:8474"
+    )]
+    url: String,
+    /// The daemon's token
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "FAULT_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+}
+
+/// Options of `fault list`.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Options of `fault stats`.
+#[derive(Debug, clap::Args)]
+pub struct StatsArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What to add.
+#[derive(Debug, clap::Args)]
+pub struct AddArgs {
+    #[command(flatten)]
+    target: Target,
+    #[command(subcommand)]
+    what: Add,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Add {
+    /// A proxy
+    Proxy {
+        /// Its name
+        name: String,
+        /// Where it listens, HOST:PORT (udp:HOST:PORT for datagrams)
+        listen: String,
+        /// Where it connects to, HOST:PORT
+        upstream: String,
+        /// Does not start it yet
+        #[arg(long)]
+        disabled: bool,
+    },
+    /// A toxic
+    Toxic {
+        /// The proxy's name
+        proxy: String,
+        /// The fault: latency, bandwidth, timeout, …
+        kind: String,
+        /// Its attributes, NAME=VALUE each
+        #[arg(value_name = "NAME=VALUE")]
+        attributes: Vec<String>,
+        /// Its name; <TYPE>_<STREAM> when absent
+        #[arg(long)]
+        name: Option<String>,
+        /// upstream (to the server) or downstream (to the client)
+        #[arg(long, default_value = "downstream")]
+        stream: String,
+        /// The share of connections that it acts on, 0 to 1
+        #[arg(long, default_value_t = 1.0)]
+        toxicity: f64,
+    },
+}
+
+/// What to remove.
+#[derive(Debug, clap::Args)]
+pub struct RemoveArgs {
+    #[command(flatten)]
+    target: Target,
+    #[command(subcommand)]
+    what: Remove,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Remove {
+    /// A proxy
+    Proxy {
+        /// Its name
+        name: String,
+    },
+    /// A toxic
+    Toxic {
+        /// The proxy's name
+        proxy: String,
+        /// The toxic's name
+        name: String,
+    },
+}
+
+/// Prints the proxies and their toxics.
+///
+/// # Errors
+///
+/// When the daemon can't be asked or refuses.
+pub fn list(args: &ListArgs) -> anyhow::Result<()> {
+    let proxies = call(&args.target, Method::GET, "/proxies", None)?;
+    if args.json {
+        return print(&format!("{proxies:#}\n"));
+    }
+    let mut text = String::new();
+    for proxy in proxies.as_object().into_iter().flat_map(Map::values) {
+        let state = if proxy["enabled"] == true {
+            ""
+        } else {
+            " (disabled)"
+        };
+        text += &format!(
+            "{}  {} -> {}{state}\n",
+            plain(&proxy["name"]),
+            plain(&proxy["listen"]),
+            plain(&proxy["upstream"])
+        );
+        for toxic in proxy["toxics"].as_array().into_iter().flatten() {
+            text += &format!(
+                "  {}  {} {} toxicity={} {}\n",
+                plain(&toxic["name"]),
+                plain(&toxic["stream"]),
+                plain(&toxic["type"]),
+                toxic["toxicity"],
+                toxic["attributes"]
+            );
+        }
+    }
+    print(&text)
+}
+
+/// Adds a proxy or a toxic and prints it as JSON.
+///
+/// # Errors
+///
+/// When the daemon can't be asked or refuses, or an attribute is not NAME=VALUE.
+pub fn add(args: &AddArgs) -> anyhow::Result<()> {
+    let (path, body) = match &args.what {
+        Add::Proxy {
+            name,
+            listen,
+            upstream,
+            disabled,
+        } => {
+            let body =
+                json!({"name": name, "listen": listen, "upstream": upstream, "enabled": !disabled});
+            ("/proxies".to_owned(), body)
+        }
+        Add::Toxic {
+            proxy,
+            kind,
+            attributes,
+            name,
+            stream,
+            toxicity,
+        } => {
+            let attributes = attributes
+                .iter()
+                .map(|text| attribute(text))
+                .collect::<anyhow::Result<Map<_, _>>>()?;
+            let body = json!({"name": name, "type": kind, "stream": stream, "toxicity": toxicity, "attributes": attributes});
+            (format!("/proxies/{}/toxics", escaped(proxy)), body)
+        }
+    };
+    let added = call(&args.target, Method::POST, &path, Some(&body))?;
+    print(&format!("{added:#}\n"))
+}
+
+/// Reads NAME=VALUE; a value that is JSON is taken as such, any other is a text.
+fn attribute(text: &str) -> anyhow::Result<(String, Value)> {
+    let (name, value) = text
+        .split_once('=')
+        .with_context(|| format!("{text:?} is no attribute, expected NAME=VALUE"))?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_not_json| json!(value));
+    Ok((name.to_owned(), value))
+}
+
+/// Removes a proxy or a toxic.
+///
+/// # Errors
+///
+/// When the daemon can't be asked or refuses.
+pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
+    let path = match &args.what {
+        Remove::Proxy { name } => format!("/proxies/{}", escaped(name)),
+        Remove::Toxic { proxy, name } => {
+            format!("/proxies/{}/toxics/{}", escaped(proxy), escaped(name))
+        }
+    };
+    call(&args.target, Method::DELETE, &path, None).map(|_| ())
+}
+
+/// Enables every proxy and removes every toxic.
+///
+/// # Errors
+///
+/// When the daemon can't be asked or refuses.
+pub fn reset(target: &Target) -> anyhow::Result<()> {
+    call(target, Method::POST, "/reset", None).map(|_| ())
+}
+
+/// Prints what the proxies have carried.
+///
+/// # Errors
+///
+/// When the daemon can't be asked or refuses.
+pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
+    let stats = call(&args.target, Method::GET, "/v1/stats", None)?;
+    if args.json {
+        return print(&format!("{stats:#}\n"));
+    }
+    let mut text = String::new();
+    for (name, proxy) in stats.as_object().into_iter().flatten() {
+        text += &format!(
+            "{name}  open={} accepted={} refused={} upstream={}B downstream={}B\n",
+            proxy["open"],
+            proxy["accepted"],
+            proxy["refused"],
+            proxy["sent_bytes"][0],
+            proxy["sent_bytes"][1]
+        );
+        for toxic in proxy["toxics"].as_array().into_iter().flatten() {
+            text += &format!(
+                "  {}  {} {} connections={} hits={}\n",
+                plain(&toxic["name"]),
+                plain(&toxic["stream"]),
+                plain(&toxic["type"]),
+                toxic["connections"],
+                toxic["hits"]
+            );
+        }
+    }
+    print(&text)
+}
+
+/// Prints events, one JSON object per line, until the daemon ends or the output is closed.
+///
+/// # Errors
+///
+/// When the daemon can't be asked or refuses.
+pub fn events(target: &Target) -> anyhow::Result<()> {
+    runtime()?.block_on(async {
+        let mut answer = send(target, Method::GET, "/v1/events", None).await?;
+        let mut pending = String::new();
+        while let Some(frame) = answer.frame().await {
+            let frame = frame.context("the daemon has gone")?;
+            pending += &String::from_utf8_lossy(frame.data_ref().unwrap_or(&Bytes::new()));
+            while let Some(end) = pending.find('\n') {
+                let line: String = pending.drain(..=end).collect();
+                if let Some(event) = line.strip_prefix("data: ") {
+                    print(event)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+        .context("can't write to the standard output")
+}
+
+fn plain(value: &Value) -> &str {
+    value.as_str().unwrap_or("")
+}
+
+/// A name as a segment of a path.
+fn escaped(name: &str) -> String {
+    let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    name.bytes()
+        .map(|byte| {
+            if keep(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
+}
+
+fn call(
+    target: &Target,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<Value> {
+    runtime()?.block_on(async {
+        let answer = send(target, method, path, body).await?;
+        let bytes = answer
+            .collect()
+            .await
+            .context("the daemon's answer broke off")?
+            .to_bytes();
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&bytes)
+            .context("the daemon's answer is no JSON: is it a fault daemon?")
+    })
+}
+
+/// Sends a request; an answer that is no success is an error with the daemon's own words.
+async fn send(
+    target: &Target,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<Incoming> {
+    let url = target.url.trim_end_matches('/');
+    let hint = || {
+        format!(
+            "no daemon answers at {url}: start `fault daemon`, or say where it is with --url or TOXIPROXY_URL"
+        )
+    };
+    let (mut sender, host) = if let Some(path) = url.strip_prefix("unix:") {
+        let stream = UnixStream::connect(path).await.with_context(hint)?;
+        (
+            handshake(TokioIo::new(stream)).await?,
+            "localhost".to_owned(),
+        )
+    } else {
+        let address = url.strip_prefix("http://").unwrap_or(url);
+        let stream = TcpStream::connect(address).await.with_context(hint)?;
+        (handshake(TokioIo::new(stream)).await?, address.to_owned())
+    };
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, host);
+    if let Some(token) = &target.token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
+    let answer = sender
+        .send_request(request.body(Full::new(body))?)
+        .await
+        .context("the daemon does not answer")?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer.into_body());
+    }
+    let bytes = answer
+        .into_body()
+        .collect()
+        .await
+        .context("the daemon's answer broke off")?
+        .to_bytes();
+    let message = serde_json::from_slice::<Value>(&bytes)
+        .ok()
+        .and_then(|body| body["error"].as_str().map(str::to_owned));
+    bail!(
+        "the daemon refuses: {}",
+        message.unwrap_or_else(|| format!("{status} {}", String::from_utf8_lossy(&bytes).trim()))
+    )
+}
+
+async fn handshake<S>(stream: TokioIo<S>) -> anyhow::Result<http1::SendRequest<Full<Bytes>>>
+where
+    TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::handshake(stream)
+        .await
+        .context("the daemon speaks no HTTP")?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            log::debug!("the connection to the daemon: {error}");
+        }
+    });
+    Ok(sender)
+}

@@ -1,0 +1,121 @@
+//! The worker threads that carry the relay's connections.
+//!
+//! Each worker is a reactor of its own: a connection lives and dies on one thread, so that a byte which
+//! arrives is forwarded without waking another thread, and nothing that the control API does can hold it up.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+use super::timer;
+
+struct Worker {
+    handle: Handle,
+    load: Arc<AtomicUsize>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The threads; dropping it ends them and every connection that they carry.
+pub struct Engine {
+    workers: Vec<Worker>,
+}
+
+/// Counts one task of a worker for as long as it lives.
+struct Load(Arc<AtomicUsize>);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Engine {
+    /// Starts `threads` workers (at least one).
+    ///
+    /// # Errors
+    ///
+    /// When a thread or its reactor can't be made.
+    pub fn start(threads: usize) -> io::Result<Arc<Self>> {
+        let workers = (0..threads.max(1))
+            .map(start_worker)
+            .collect::<io::Result<_>>()?;
+        Ok(Arc::new(Self { workers }))
+    }
+
+    /// Starts one worker for each CPU that this process may use.
+    ///
+    /// # Errors
+    ///
+    /// When a thread or its reactor can't be made.
+    pub fn start_per_cpu() -> io::Result<Arc<Self>> {
+        Self::start(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// Runs a task on the worker that carries the fewest.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let least = self
+            .workers
+            .iter()
+            .min_by_key(|worker| worker.load.load(Ordering::Relaxed));
+        let worker = least.unwrap_or(&self.workers[0]);
+        worker.load.fetch_add(1, Ordering::Relaxed);
+        let load = Load(Arc::clone(&worker.load));
+        worker.handle.spawn(async move {
+            task.await;
+            drop(load);
+        });
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for worker in &mut self.workers {
+            // Dropping the sender is the signal.
+            drop(worker.stop.take());
+        }
+        for worker in &mut self.workers {
+            if let Some(thread) = worker
+                .thread
+                .take()
+                .filter(|thread| thread.thread().id() != std::thread::current().id())
+                && thread.join().is_err()
+            {
+                log::error!("a relay worker had panicked");
+            }
+        }
+    }
+}
+
+fn start_worker(index: usize) -> io::Result<Worker> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .event_interval(31)
+        .build()?;
+    let handle = runtime.handle().clone();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let thread = std::thread::Builder::new()
+        .name(format!("relay-{index}"))
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    // The sender is only ever dropped: that ends the worker.
+                    _closed = stopped => {}
+                    ended = timer::drive() => if let Err(error) = ended {
+                        log::error!("the relay's clock failed: {error}");
+                    }
+                }
+            });
+        })?;
+    Ok(Worker {
+        handle,
+        load: Arc::default(),
+        stop: Some(stop),
+        thread: Some(thread),
+    })
+}

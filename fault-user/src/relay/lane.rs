@@ -1,0 +1,398 @@
+//! One direction of a connection: from a socket through the stages to the other socket.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::fault::CloseMode;
+use super::pipe::Pipe;
+use super::stage::{Chunk, End, Item, Output, Owner, Pipeline, ROOM};
+use super::toxic::Toxic;
+
+/// What a read of a bare lane asks for; one that fills it says that splicing pays.
+const SMALL_READ: usize = 32 * 1024;
+/// A splice that moves less than this says that copying is cheaper.
+const SMALL_SPLICE: usize = 8 * 1024;
+/// How many steps a lane takes before others have their turn.
+const STEPS: usize = 16;
+
+thread_local! {
+    /// Where every read of this thread goes first: an idle connection has no buffer.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; ROOM]);
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Something moved.
+    Moved,
+    /// Nothing can move until a socket or a timer wakes the task.
+    Idle,
+}
+
+/// Why a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// A toxic, a peer or a command wants it so.
+    Close(CloseMode),
+    /// As `Close`, once the server's host has received everything.
+    Abort(CloseMode),
+}
+
+/// Waits for a socket's error while nothing is read from it.
+type ErrorWatch = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
+
+#[derive(Default)]
+pub(crate) struct Lane {
+    pipeline: Pipeline,
+    output: Output,
+    pipe: Option<Pipe>,
+    /// Splicing pays at the moment.
+    bulk: bool,
+    /// Nothing more comes from the source.
+    source_ended: bool,
+    /// The source's host has reset the connection: its end of stream is a reset, not a FIN.
+    source_broken: bool,
+    /// The end has been passed on, or there is nobody to pass it on to.
+    pub(crate) finished: bool,
+    watch: Option<ErrorWatch>,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// The ends of a lane and where it counts.
+pub(crate) struct Ports<'a> {
+    pub(crate) source: &'a Arc<TcpStream>,
+    pub(crate) sink: &'a Arc<TcpStream>,
+    pub(crate) received: &'a AtomicU64,
+    pub(crate) sent: &'a AtomicU64,
+}
+
+impl Lane {
+    /// Fits the stages to the toxics; what lies in the pipe goes through the new ones.
+    pub(crate) fn reconcile(
+        &mut self,
+        toxics: &[Arc<Toxic>],
+        owner: &Owner,
+        now: Instant,
+    ) -> io::Result<()> {
+        self.pipeline
+            .reconcile(toxics, owner, now, &mut self.output);
+        if !self.pipeline.is_bare()
+            && let Some(mut pipe) = self.pipe.take()
+        {
+            let data = Bytes::from(pipe.read_all()?);
+            if !data.is_empty() {
+                self.pipeline
+                    .push(Chunk { data, at: now }, &mut self.output);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts bytes in as if they had come from the source.
+    pub(crate) fn inject(&mut self, data: Bytes, now: Instant) {
+        if !self.finished && !self.source_ended {
+            self.pipeline
+                .push(Chunk { data, at: now }, &mut self.output);
+        }
+    }
+
+    /// Answers that the stages gave for the other direction.
+    pub(crate) fn take_replies(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.output.replies)
+    }
+
+    /// Whether nothing must go in the other direction any more.
+    pub(crate) const fn is_aborting(&self) -> bool {
+        self.output.aborting
+    }
+
+    /// The sink of the other lane, this one's source, does not take data any more: what it has sent is
+    /// still forwarded, then it is a reset.
+    pub(crate) fn source_is_broken(&mut self) {
+        self.source_broken = true;
+    }
+
+    /// Whether the source's end is known, so that no reset can be found by reading it.
+    pub(crate) const fn source_has_ended(&self) -> bool {
+        self.source_ended
+    }
+
+    /// Moves what can be moved.
+    ///
+    /// # Errors
+    ///
+    /// `Err(Some)` when the connection ends; `Err(None)` when the sink does not take data any more.
+    pub(crate) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        ports: &Ports<'_>,
+    ) -> Result<(), Option<Ending>> {
+        self.deadline = None;
+        for _ in 0..STEPS {
+            let mut now = None;
+            if !self.pipeline.is_bare() {
+                let instant = Instant::now();
+                self.deadline = self.pipeline.advance(instant, &mut self.output);
+                now = Some(instant);
+            }
+            if let Some(mode) = self.output.now {
+                return Err(Some(Ending::Close(mode)));
+            }
+            if self.finished {
+                return Ok(());
+            }
+            let had_items = !self.output.items.is_empty();
+            let flushed = self.flush(context, ports)?;
+            let filled = self.fill(context, ports, flushed.is_pending(), now);
+            // What was flushed has made room for what the stages may hold.
+            let may_advance = had_items && !flushed.is_pending() && !self.pipeline.is_bare();
+            if filled == Step::Idle && !may_advance {
+                return Ok(());
+            }
+        }
+        // Others have their turn, then it goes on.
+        context.waker().wake_by_ref();
+        Ok(())
+    }
+
+    /// Writes what has come out, as far as the sink takes it.
+    fn flush(
+        &mut self,
+        context: &mut Context<'_>,
+        ports: &Ports<'_>,
+    ) -> Result<Poll<()>, Option<Ending>> {
+        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
+            match ports
+                .sink
+                .try_io(Interest::WRITABLE, || pipe.drain(ports.sink))
+            {
+                Ok(count) => count_bytes(ports.sent, count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if ports.sink.poll_write_ready(context).is_pending() {
+                        return Ok(Poll::Pending);
+                    }
+                }
+                Err(error) => return Err(self.sink_failed(&error)),
+            }
+        }
+        loop {
+            match self.output.items.front_mut() {
+                None => return Ok(Poll::Ready(())),
+                Some(Item::End(end)) => {
+                    let end = *end;
+                    self.output.items.pop_front();
+                    self.pass_end(end, ports)?;
+                }
+                Some(Item::Data(data)) => match ports.sink.try_write(data) {
+                    Ok(count) => {
+                        count_bytes(ports.sent, count);
+                        self.output.bytes -= count;
+                        data.advance(count);
+                        if data.is_empty() {
+                            self.output.items.pop_front();
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        if ports.sink.poll_write_ready(context).is_pending() {
+                            return self.blocked();
+                        }
+                    }
+                    Err(error) => return Err(self.sink_failed(&error)),
+                },
+            }
+        }
+    }
+
+    /// The sink takes nothing. If the source has reset the connection nobody waits for the rest.
+    fn blocked(&self) -> Result<Poll<()>, Option<Ending>> {
+        match self.output.items.back() {
+            Some(Item::End(End::Close(CloseMode::Rst))) => Err(Some(Ending::Close(CloseMode::Rst))),
+            _ => Ok(Poll::Pending),
+        }
+    }
+
+    fn pass_end(&mut self, end: End, ports: &Ports<'_>) -> Result<(), Option<Ending>> {
+        match end {
+            End::Close(mode) => Err(Some(Ending::Close(mode))),
+            End::Abort(mode) => Err(Some(Ending::Abort(mode))),
+            End::Fin => {
+                self.finished = true;
+                let socket = socket2::SockRef::from(&**ports.sink);
+                socket
+                    .shutdown(std::net::Shutdown::Write)
+                    .map_err(|error| self.sink_failed(&error))
+            }
+        }
+    }
+
+    fn sink_failed(&mut self, error: &io::Error) -> Option<Ending> {
+        log::trace!("a write failed: {error}");
+        self.finished = true;
+        self.output.items = VecDeque::new();
+        self.output.bytes = 0;
+        self.pipe = None;
+        None
+    }
+
+    /// Reads what the stages or, without stages, the sink have room for.
+    fn fill(
+        &mut self,
+        context: &mut Context<'_>,
+        ports: &Ports<'_>,
+        is_blocked: bool,
+        now: Option<Instant>,
+    ) -> Step {
+        if self.source_ended || self.finished {
+            return Step::Idle;
+        }
+        let room = match now {
+            Some(now) => self.pipeline.room(now),
+            None if is_blocked || !self.output.items.is_empty() => 0,
+            None => SMALL_READ,
+        };
+        if room == 0 {
+            return self.watch_for_reset(context, ports);
+        }
+        self.watch = None;
+        let read = match now {
+            None if self.bulk => self.splice(ports),
+            None => self.copy(ports),
+            Some(now) => self.read(ports, room.min(ROOM), now),
+        };
+        match read {
+            Ok(0) => {
+                let end = if self.source_broken {
+                    End::Close(CloseMode::Rst)
+                } else {
+                    End::Fin
+                };
+                self.source_ends(end);
+                Step::Moved
+            }
+            Ok(count) => {
+                count_bytes(ports.received, count);
+                Step::Moved
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.pipe = None;
+                match ports.source.poll_read_ready(context) {
+                    Poll::Pending => Step::Idle,
+                    Poll::Ready(_) => Step::Moved,
+                }
+            }
+            Err(error) => {
+                log::trace!("a read failed: {error}");
+                self.source_ends(End::Close(CloseMode::Rst));
+                Step::Moved
+            }
+        }
+    }
+
+    fn source_ends(&mut self, end: End) {
+        self.source_ended = true;
+        self.pipeline.end(end, Instant::now(), &mut self.output);
+    }
+
+    /// Nothing is read now, so a reset can only be learnt from the socket's error. It ends the connection
+    /// unless a stage still has bytes that it holds on purpose.
+    fn watch_for_reset(&mut self, context: &mut Context<'_>, ports: &Ports<'_>) -> Step {
+        let watch = self.watch.get_or_insert_with(|| {
+            let source = Arc::clone(ports.source);
+            Box::pin(async move { source.ready(Interest::ERROR).await.map(|_| ()) })
+        });
+        if watch.as_mut().poll(context).is_pending() {
+            return Step::Idle;
+        }
+        if self.pipeline.is_bare() || self.pipeline.is_empty() && !self.output.items.is_empty() {
+            self.output.now = Some(CloseMode::Rst);
+            return Step::Moved;
+        }
+        Step::Idle
+    }
+
+    /// Reads into memory and tries to write it at once.
+    fn copy(&mut self, ports: &Ports<'_>) -> io::Result<usize> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let scratch = &mut scratch[..SMALL_READ];
+            let count = read_some(ports.source, scratch)?;
+            self.bulk = count == scratch.len();
+            let written = match ports.sink.try_write(&scratch[..count]) {
+                Ok(written) => written,
+                // Whatever it is, the next flush meets it again and handles it.
+                Err(_) => 0,
+            };
+            count_bytes(ports.sent, written);
+            if written < count {
+                self.output
+                    .push(Bytes::copy_from_slice(&scratch[written..count]));
+            }
+            Ok(count)
+        })
+    }
+
+    fn splice(&mut self, ports: &Ports<'_>) -> io::Result<usize> {
+        let pipe = match &mut self.pipe {
+            Some(pipe) => pipe,
+            None => match Pipe::take() {
+                Ok(pipe) => self.pipe.insert(pipe),
+                Err(error) => {
+                    log::debug!("no pipe to splice with: {error}");
+                    return self.copy(ports);
+                }
+            },
+        };
+        let spliced = ports
+            .source
+            .try_io(Interest::READABLE, || pipe.fill(ports.source));
+        match &spliced {
+            Ok(count) => self.bulk = *count >= SMALL_SPLICE,
+            Err(_) => self.bulk = false,
+        }
+        if !self.bulk && self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
+            self.pipe = None;
+        }
+        spliced
+    }
+
+    /// Reads into memory, for the stages.
+    fn read(&mut self, ports: &Ports<'_>, room: usize, now: Instant) -> io::Result<usize> {
+        let data = SCRATCH.with_borrow_mut(|scratch| {
+            let count = read_some(ports.source, &mut scratch[..room])?;
+            Ok::<_, io::Error>(Bytes::copy_from_slice(&scratch[..count]))
+        })?;
+        let count = data.len();
+        if count > 0 {
+            self.pipeline
+                .push(Chunk { data, at: now }, &mut self.output);
+        }
+        Ok(count)
+    }
+}
+
+fn count_bytes(counter: &AtomicU64, count: usize) {
+    counter.fetch_add(count as u64, Ordering::Relaxed);
+}
+
+/// Reads, and after a short read remembers that the socket is empty, so that the next read need not ask the
+/// kernel. Data that comes later makes the socket readable again, because readiness is edge-triggered and
+/// this thread is the only one to learn of it; an end of stream is never forgotten.
+fn read_some(source: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let count = source.try_read(buffer)?;
+    if count > 0 && count < buffer.len() {
+        let emptied: io::Result<()> =
+            source.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
+        debug_assert!(emptied.is_err(), "the closure only ever fails");
+    }
+    Ok(count)
+}

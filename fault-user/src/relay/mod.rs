@@ -1,0 +1,659 @@
+//! The relay in user space: TCP streams and UDP datagrams with every stream fault.
+//!
+//! A [`Relay`] listens, connects each client to its [`Upstream`] and puts [`Fault`]s on what passes. Faults can
+//! be added, changed and removed while connections are open. It needs no privileges and no HTTP: the control
+//! API is a layer on top. `docs/relay.md` says what each fault does.
+
+mod connection;
+mod engine;
+pub mod fault;
+mod lane;
+mod pipe;
+mod protocol;
+mod random;
+mod stage;
+mod tcp;
+mod timer;
+mod toxic;
+mod udp;
+mod upstream;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+
+pub use engine::Engine;
+pub use fault::{CloseMode, Fault, Transport};
+pub use toxic::{Direction, ToxicConfig, ToxicError};
+pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
+
+use tcp::{Command, Inner, Stats};
+use toxic::ToxicSet;
+
+/// The longest queue of handshakes that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Makes the listener of a TCP relay, each time that it starts to listen.
+pub type BindTcp = Arc<dyn Fn() -> io::Result<std::net::TcpListener> + Send + Sync>;
+/// Makes the socket of a UDP relay, each time that it starts to listen.
+pub type BindUdp = Arc<dyn Fn() -> io::Result<std::net::UdpSocket> + Send + Sync>;
+
+/// Where a relay listens.
+#[derive(Clone)]
+pub enum Listen {
+    /// TCP on `host:port`; port 0 lets the kernel choose, an empty host means every address.
+    Tcp(String),
+    /// UDP on `host:port`.
+    Udp(String),
+    /// TCP on a listener that is made elsewhere, for instance by what redirects a service to it.
+    TcpHook(BindTcp),
+    /// UDP on a socket that is made elsewhere.
+    UdpHook(BindUdp),
+}
+
+impl Listen {
+    /// Streams or datagrams.
+    #[must_use]
+    pub const fn transport(&self) -> Transport {
+        match self {
+            Self::Tcp(_) | Self::TcpHook(_) => Transport::Tcp,
+            Self::Udp(_) | Self::UdpHook(_) => Transport::Udp,
+        }
+    }
+}
+
+impl fmt::Debug for Listen {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(formatter, "tcp:{address}"),
+            Self::Udp(address) => write!(formatter, "udp:{address}"),
+            Self::TcpHook(_) => formatter.write_str("tcp hook"),
+            Self::UdpHook(_) => formatter.write_str("udp hook"),
+        }
+    }
+}
+
+/// What a relay is made of.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its name: together with the seed it decides what is drawn.
+    pub name: String,
+    /// The seed of all randomness.
+    pub seed: u64,
+    /// Where clients come.
+    pub listen: Listen,
+    /// Where they are brought to.
+    pub upstream: Upstream,
+    /// How long a UDP client may be silent before it is forgotten.
+    pub udp_idle: Duration,
+}
+
+impl Settings {
+    /// How long a UDP client may be silent when nothing else is said.
+    pub const UDP_IDLE: Duration = Duration::from_secs(60);
+}
+
+enum Running {
+    Tcp {
+        inner: Arc<Inner>,
+        commands: mpsc::UnboundedSender<Command>,
+    },
+    Udp {
+        inner: Arc<Inner>,
+        commands: mpsc::UnboundedSender<Command>,
+    },
+}
+
+impl Running {
+    const fn parts(&self) -> (&Arc<Inner>, &mpsc::UnboundedSender<Command>) {
+        match self {
+            Self::Tcp { inner, commands } | Self::Udp { inner, commands } => (inner, commands),
+        }
+    }
+}
+
+struct State {
+    listen: Listen,
+    upstream: Upstream,
+    enabled: bool,
+    gate_open: bool,
+    /// What the accepting task was last told.
+    accepts: bool,
+    running: Option<Running>,
+}
+
+/// A relay: a handle to be shared; dropping the last one stops it.
+pub struct Relay {
+    engine: Arc<Engine>,
+    name: String,
+    key: u64,
+    transport: Transport,
+    udp_idle: Duration,
+    toxics: Arc<ToxicSet>,
+    stats: Arc<Stats>,
+    ordinals: Arc<AtomicU64>,
+    changed: Arc<Notify>,
+    state: Mutex<State>,
+    /// The connections of now, where they can be seen without waiting for a change of state.
+    current: RwLock<Option<Arc<Inner>>>,
+    address: RwLock<Option<SocketAddr>>,
+}
+
+/// What a relay has carried, by direction where it is a pair: upstream, downstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RelayStats {
+    /// Connections (UDP: clients) that are open.
+    pub open: usize,
+    /// Connections that were accepted.
+    pub accepted: u64,
+    /// Connections whose server could not be reached.
+    pub refused: u64,
+    /// Bytes read from the side where they come from.
+    pub received_bytes: [u64; 2],
+    /// Bytes written to the side where they go.
+    pub sent_bytes: [u64; 2],
+    /// What each toxic did.
+    pub toxics: Vec<ToxicStats>,
+}
+
+/// What a toxic has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ToxicStats {
+    /// Its name.
+    pub name: String,
+    /// Its fault.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Its direction.
+    pub stream: &'static str,
+    /// Connections that it was put on.
+    pub connections: u64,
+    /// Chunks, datagrams, requests or ends that it did something to.
+    pub hits: u64,
+}
+
+/// An open connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConnectionInfo {
+    /// Its ordinal in the relay, from 1.
+    pub ordinal: u64,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// How long it has been open, in milliseconds.
+    pub age_ms: u128,
+}
+
+impl Relay {
+    /// Makes a relay that does not listen yet: [`Relay::set_enabled`] starts it.
+    #[must_use]
+    pub fn new(engine: &Arc<Engine>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            engine: Arc::clone(engine),
+            key: random::fold_text(random::fold(0, settings.seed), &settings.name),
+            name: settings.name,
+            transport: settings.listen.transport(),
+            udp_idle: settings.udp_idle,
+            toxics: Arc::default(),
+            stats: Arc::default(),
+            ordinals: Arc::default(),
+            changed: Arc::default(),
+            state: Mutex::new(State {
+                listen: settings.listen,
+                upstream: settings.upstream,
+                enabled: false,
+                gate_open: true,
+                accepts: true,
+                running: None,
+            }),
+            current: RwLock::new(None),
+            address: RwLock::new(None),
+        })
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Streams or datagrams.
+    #[must_use]
+    pub const fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// The address that it listens on now.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        *self.address.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts or stops it. Stopping closes the listener and every connection; on return it has happened.
+    ///
+    /// # Errors
+    ///
+    /// When it can't listen; then it stays stopped.
+    pub async fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        let mut state = self.state.lock().await;
+        state.enabled = enabled;
+        let applied = self.apply(&mut state).await;
+        if applied.is_err() {
+            state.enabled = false;
+        }
+        applied
+    }
+
+    /// Whether it is meant to listen (a `down` may keep it from it).
+    pub async fn is_enabled(&self) -> bool {
+        self.state.lock().await.enabled
+    }
+
+    /// Changes where it listens and connects to. Drops its connections; toxics stay.
+    ///
+    /// # Errors
+    ///
+    /// When it was enabled and can't listen; then it stays stopped.
+    pub async fn rewire(&self, listen: Listen, upstream: Upstream) -> io::Result<()> {
+        let mut state = self.state.lock().await;
+        self.stop(&mut state).await;
+        state.listen = listen;
+        state.upstream = upstream;
+        let applied = self.apply(&mut state).await;
+        if applied.is_err() {
+            state.enabled = false;
+        }
+        applied
+    }
+
+    /// Lets it accept connections, or lets them wait in the kernel's queue. On return it is so.
+    ///
+    /// # Errors
+    ///
+    /// When it can't listen.
+    pub async fn set_accepting(&self, accepting: bool) -> io::Result<()> {
+        let mut state = self.state.lock().await;
+        state.gate_open = accepting;
+        self.apply(&mut state).await
+    }
+
+    fn has(&self, wanted: impl Fn(&Fault) -> bool) -> bool {
+        self.toxics
+            .snapshot()
+            .1
+            .iter()
+            .any(|toxic| wanted(&toxic.config.fault))
+    }
+
+    /// Makes what runs fit what is wanted.
+    async fn apply(&self, state: &mut State) -> io::Result<()> {
+        let listens = state.enabled && !self.has(|fault| matches!(fault, Fault::Down(_)));
+        if !listens {
+            self.stop(state).await;
+            return Ok(());
+        }
+        let accepts = state.gate_open && !self.has(|fault| matches!(fault, Fault::NoAccept(_)));
+        let Some(running) = &state.running else {
+            state.accepts = accepts;
+            return self.start(state).await;
+        };
+        if state.accepts != accepts {
+            state.accepts = accepts;
+            tell(running.parts().1, |done| Command::Accept(accepts, done)).await;
+        }
+        Ok(())
+    }
+
+    async fn start(&self, state: &mut State) -> io::Result<()> {
+        let inner = Arc::new(Inner {
+            toxics: Arc::clone(&self.toxics),
+            key: self.key,
+            stats: Arc::clone(&self.stats),
+            upstream: state.upstream.clone(),
+            ordinals: Arc::clone(&self.ordinals),
+            open: std::sync::Mutex::default(),
+            changed: Arc::clone(&self.changed),
+        });
+        let (address, running) = match &state.listen {
+            Listen::Tcp(address) => {
+                self.start_tcp(&inner, bind_tcp(address).await?, state.accepts)?
+            }
+            Listen::TcpHook(bind) => self.start_tcp(&inner, bind()?, state.accepts)?,
+            Listen::Udp(address) => {
+                self.start_udp(&inner, bind_udp(address).await?, state.accepts)?
+            }
+            Listen::UdpHook(bind) => self.start_udp(&inner, bind()?, state.accepts)?,
+        };
+        // The same address again when it is stopped and started.
+        match &mut state.listen {
+            Listen::Tcp(text) | Listen::Udp(text) => *text = address.to_string(),
+            Listen::TcpHook(_) | Listen::UdpHook(_) => {}
+        }
+        state.running = Some(running);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(inner);
+        *self.address.write().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        Ok(())
+    }
+
+    fn start_tcp(
+        &self,
+        inner: &Arc<Inner>,
+        listener: std::net::TcpListener,
+        accepts: bool,
+    ) -> io::Result<(SocketAddr, Running)> {
+        listener.set_nonblocking(true)?;
+        let socket = socket2::SockRef::from(&listener);
+        // Accepted sockets inherit both.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_out_of_band_inline(true)?;
+        let address = listener.local_addr()?;
+        let commands = tcp::start(&self.engine, inner, listener, accepts);
+        Ok((
+            address,
+            Running::Tcp {
+                inner: Arc::clone(inner),
+                commands,
+            },
+        ))
+    }
+
+    fn start_udp(
+        &self,
+        inner: &Arc<Inner>,
+        socket: std::net::UdpSocket,
+        accepts: bool,
+    ) -> io::Result<(SocketAddr, Running)> {
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        let commands = udp::start(&self.engine, inner, socket, self.udp_idle, accepts);
+        Ok((
+            address,
+            Running::Udp {
+                inner: Arc::clone(inner),
+                commands,
+            },
+        ))
+    }
+
+    async fn stop(&self, state: &mut State) {
+        let Some(running) = state.running.take() else {
+            return;
+        };
+        *self.address.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let (inner, commands) = running.parts();
+        tell(commands, Command::Stop).await;
+        inner.close(usize::MAX, CloseMode::Fin).await;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn current(&self) -> Option<Arc<Inner>> {
+        self.current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The toxics in the order of adding.
+    #[must_use]
+    pub fn toxics(&self) -> Vec<ToxicConfig> {
+        self.toxics
+            .snapshot()
+            .1
+            .iter()
+            .map(|toxic| toxic.config.clone())
+            .collect()
+    }
+
+    /// Adds a toxic. What arrives after the return is subject to it, on open connections too.
+    ///
+    /// # Errors
+    ///
+    /// When its name is taken or its fault does not fit the transport.
+    pub async fn add_toxic(&self, config: ToxicConfig) -> Result<(), ToxicError> {
+        let close = match &config.fault {
+            Fault::Close(close) => Some((usize::try_from(close.count).unwrap_or(0), close.mode)),
+            _ => None,
+        };
+        let is_proxy_wide = config.fault.is_proxy_wide();
+        self.toxics.add(config, self.transport)?;
+        self.toxics_changed(is_proxy_wide).await;
+        if let Some((count, mode)) = close {
+            self.close_connections(if count == 0 { usize::MAX } else { count }, mode)
+                .await;
+        }
+        Ok(())
+    }
+
+    /// Changes a toxic's fault (of the same kind) or toxicity.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name.
+    pub async fn update_toxic(
+        &self,
+        name: &str,
+        fault: Option<Fault>,
+        toxicity: Option<f64>,
+    ) -> Result<ToxicConfig, ToxicError> {
+        let config = self.toxics.update(name, fault, toxicity)?;
+        self.toxics_changed(config.fault.is_proxy_wide()).await;
+        Ok(config)
+    }
+
+    /// Removes a toxic.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name.
+    pub async fn remove_toxic(&self, name: &str) -> Result<(), ToxicError> {
+        let config = self.toxics.remove(name)?;
+        self.toxics_changed(config.fault.is_proxy_wide()).await;
+        Ok(())
+    }
+
+    /// Removes every toxic, and opens the gate.
+    ///
+    /// # Errors
+    ///
+    /// When a toxic kept it from listening and now it can't.
+    pub async fn clear_toxics(&self) -> io::Result<()> {
+        self.toxics.clear();
+        let mut state = self.state.lock().await;
+        state.gate_open = true;
+        let applied = self.apply(&mut state).await;
+        self.wake();
+        applied
+    }
+
+    async fn toxics_changed(&self, is_proxy_wide: bool) {
+        if is_proxy_wide {
+            let mut state = self.state.lock().await;
+            if let Err(error) = self.apply(&mut state).await {
+                log::error!("{}: {error}", self.name);
+            }
+        }
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(inner) = self.current() {
+            for control in inner.controls() {
+                control.wake();
+            }
+        }
+    }
+
+    /// Closes up to `count` connections, the oldest first; on return they are closed. How many it were.
+    pub async fn close_connections(&self, count: usize, mode: CloseMode) -> usize {
+        match self.current() {
+            Some(inner) => inner.close(count, mode).await,
+            None => 0,
+        }
+    }
+
+    /// The open connections, the oldest first.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        let controls = self
+            .current()
+            .map_or_else(Vec::new, |inner| inner.controls());
+        let info = |control: &Arc<connection::Control>| ConnectionInfo {
+            ordinal: control.ordinal,
+            client: control.client,
+            age_ms: control.opened.elapsed().as_millis(),
+        };
+        controls.iter().map(info).collect()
+    }
+
+    fn open_count(&self) -> usize {
+        self.current().map_or(0, |inner| {
+            inner
+                .open
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .len()
+        })
+    }
+
+    /// Waits until a condition holds on the number of open and of ever accepted connections.
+    pub async fn wait_for(&self, holds: impl Fn(usize, u64) -> bool) -> (usize, u64) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let counts = (
+                self.open_count(),
+                self.stats.accepted.load(Ordering::Relaxed),
+            );
+            if holds(counts.0, counts.1) {
+                return counts;
+            }
+            changed.await;
+        }
+    }
+
+    /// What it has carried.
+    #[must_use]
+    pub fn stats(&self) -> RelayStats {
+        let pair = |counters: &[AtomicU64; 2]| {
+            [0, 1].map(|index: usize| counters[index].load(Ordering::Relaxed))
+        };
+        let toxics = self.toxics.snapshot().1;
+        RelayStats {
+            open: self.open_count(),
+            accepted: self.stats.accepted.load(Ordering::Relaxed),
+            refused: self.stats.refused.load(Ordering::Relaxed),
+            received_bytes: pair(&self.stats.received),
+            sent_bytes: pair(&self.stats.sent),
+            toxics: toxics
+                .iter()
+                .map(|toxic| ToxicStats {
+                    name: toxic.config.name.clone(),
+                    kind: toxic.config.fault.kind(),
+                    stream: toxic.config.direction.name(),
+                    connections: toxic.shared.counters.connections.load(Ordering::Relaxed),
+                    hits: toxic.shared.counters.hits.load(Ordering::Relaxed),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Tells the accepting task something and waits until it is done.
+async fn tell(
+    commands: &mpsc::UnboundedSender<Command>,
+    command: impl FnOnce(oneshot::Sender<()>) -> Command,
+) {
+    let (done, is_done) = oneshot::channel();
+    // Either way the task is gone when this fails, and with it its listener.
+    if commands.send(command(done)).is_err() || is_done.await.is_err() {
+        log::debug!("the accepting task is gone");
+    }
+}
+
+/// Resolves an address to listen on: an empty host is every address, of IPv6 and IPv4.
+///
+/// # Errors
+///
+/// As Toxiproxy words it: `listen tcp HOST:PORT: …`.
+pub async fn resolve_listen(transport: Transport, text: &str) -> io::Result<SocketAddr> {
+    let word = match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    };
+    let fail = |what: String| io::Error::other(format!("listen {word} {text}: {what}"));
+    if text.is_empty() {
+        return Ok(SocketAddr::from(([127, 0, 0, 1], 0)));
+    }
+    if let Some(port) = text.strip_prefix(':') {
+        let port = port
+            .parse()
+            .map_err(|_| fail(format!("invalid port {port:?}, expected 0 to 65535")))?;
+        return Ok(SocketAddr::from(([0_u16; 8], port)));
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if !text.contains(':') {
+        return Err(fail("missing port in address".to_owned()));
+    }
+    let addresses = upstream::resolve_name(text)
+        .await
+        .map_err(|error| fail(error.to_string()))?;
+    // As Go does: an IPv4 address where there is one.
+    let first = addresses
+        .iter()
+        .find(|address| address.is_ipv4())
+        .or(addresses.first());
+    first
+        .copied()
+        .ok_or_else(|| fail("no such host".to_owned()))
+}
+
+/// Words a failure to bind as Toxiproxy does.
+fn bind_error(word: &str, address: SocketAddr, error: &io::Error) -> io::Error {
+    let what = match error.kind() {
+        io::ErrorKind::AddrInUse => "address already in use".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "cannot assign requested address".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    };
+    io::Error::new(
+        error.kind(),
+        format!("listen {word} {address}: bind: {what}"),
+    )
+}
+
+fn socket(address: SocketAddr, kind: socket2::Type) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), kind, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if kind == socket2::Type::STREAM {
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&address.into())?;
+    if kind == socket2::Type::STREAM {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(socket)
+}
+
+async fn bind_tcp(text: &str) -> io::Result<std::net::TcpListener> {
+    let address = resolve_listen(Transport::Tcp, text).await?;
+    let socket = socket(address, socket2::Type::STREAM)
+        .map_err(|error| bind_error("tcp", address, &error))?;
+    Ok(socket.into())
+}
+
+async fn bind_udp(text: &str) -> io::Result<std::net::UdpSocket> {
+    let address = resolve_listen(Transport::Udp, text).await?;
+    let socket = socket(address, socket2::Type::DGRAM)
+        .map_err(|error| bind_error("udp", address, &error))?;
+    Ok(socket.into())
+}

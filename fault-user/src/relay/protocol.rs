@@ -1,0 +1,408 @@
+//! Just enough of each protocol to know where a request ends and how its server says that something failed.
+
+use super::fault::Protocol;
+use super::random::Draws;
+
+/// What the error answers say of themselves.
+const MESSAGE: &str = "injected by fault";
+/// The longest head of a request that is looked at, in bytes.
+const LONGEST_HEAD: usize = 64 * 1024;
+
+/// What stands at the beginning of the bytes that a client sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// Not enough to tell.
+    Partial,
+    /// A request of this length in bytes (more may be on its way than is here) and its error answer; empty
+    /// when the client expects none.
+    Request { length: u64, reply: Vec<u8> },
+    /// Bytes that are no request, such as a login: they must pass.
+    Through { length: u64 },
+}
+
+/// Guesses the protocol from the first bytes of a client.
+pub(crate) fn guess(data: &[u8]) -> Protocol {
+    let line = data.split(|byte| *byte == b'\n').next().unwrap_or(data);
+    let word: Vec<u8> = line
+        .iter()
+        .copied()
+        .take_while(u8::is_ascii_alphabetic)
+        .collect();
+    let word = String::from_utf8_lossy(&word);
+    let is_http = [&b" HTTP/1.1"[..], b" HTTP/1.0"]
+        .iter()
+        .any(|version| line.trim_ascii_end().ends_with(version));
+    match (data.first(), &*word) {
+        _ if is_http => Protocol::Http,
+        (Some(b'*'), _) | (_, "PING" | "HELLO") => Protocol::Redis,
+        (Some(0x80), _) => Protocol::Memcache,
+        (_, "EHLO" | "HELO" | "LHLO" | "ehlo" | "helo" | "MAIL" | "mail") => Protocol::Smtp,
+        (_, word) if MEMCACHE_COMMANDS.contains(&word) => Protocol::Memcache,
+        _ if mysql_length(data).is_some_and(|length| length == data.len() as u64) => {
+            Protocol::Mysql
+        }
+        _ => Protocol::Random,
+    }
+}
+
+/// Reads the first request.
+pub(crate) fn frame(protocol: Protocol, data: &[u8], status: &[u16], draws: &mut Draws) -> Frame {
+    if data.is_empty() {
+        return Frame::Partial;
+    }
+    let frame = match protocol {
+        Protocol::Http => http(data, status, draws),
+        Protocol::Redis => redis(data),
+        Protocol::Mysql => mysql(data),
+        Protocol::Memcache if data[0] == 0x80 => memcache_binary(data),
+        Protocol::Memcache => memcache(data),
+        Protocol::Smtp => smtp(data),
+        Protocol::Auto | Protocol::Random => random(data, draws),
+    };
+    match frame {
+        // What never ends is not this protocol: it gets the error all the same.
+        Frame::Partial if data.len() > LONGEST_HEAD => random(data, draws),
+        frame => frame,
+    }
+}
+
+fn random(data: &[u8], draws: &mut Draws) -> Frame {
+    let size = 16 + draws.below(112);
+    let reply = (0..size)
+        .map(|_| u8::try_from(draws.below(256)).unwrap_or(0))
+        .collect();
+    Frame::Request {
+        length: data.len() as u64,
+        reply,
+    }
+}
+
+/// The length of the first line with its line feed.
+fn line_length(data: &[u8]) -> Option<usize> {
+    data.iter()
+        .position(|byte| *byte == b'\n')
+        .map(|position| position + 1)
+}
+
+fn http(data: &[u8], status: &[u16], draws: &mut Draws) -> Frame {
+    let Some(head_end) = data.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return Frame::Partial;
+    };
+    let head = String::from_utf8_lossy(&data[..head_end]);
+    let header = |name: &str| {
+        head.lines().skip(1).find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.trim()
+                .eq_ignore_ascii_case(name)
+                .then(|| value.trim().to_owned())
+        })
+    };
+    let head_length = head_end + 4;
+    // A client that asks first has not sent the body, and does not after an error.
+    let asks_first =
+        header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
+    let is_chunked = header("transfer-encoding")
+        .is_some_and(|value| value.to_ascii_lowercase().contains("chunked"));
+    let body_length = if asks_first {
+        0
+    } else if is_chunked {
+        match chunked_length(&data[head_length..]) {
+            Some(length) => length,
+            None => return Frame::Partial,
+        }
+    } else {
+        header("content-length")
+            .and_then(|value| value.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let default = [500, 502, 503, 504];
+    let choices = if status.is_empty() {
+        &default[..]
+    } else {
+        status
+    };
+    let choice = usize::try_from(draws.below(choices.len() as u64)).unwrap_or(0);
+    let reply = http_reply(choices[choice], head.starts_with("HEAD "), asks_first);
+    Frame::Request {
+        length: head_length as u64 + body_length,
+        reply,
+    }
+}
+
+/// The length of a chunked body, once all of it is here.
+fn chunked_length(body: &[u8]) -> Option<u64> {
+    let mut at = 0;
+    loop {
+        let line = line_length(body.get(at..)?)?;
+        let size = String::from_utf8_lossy(&body[at..at + line]);
+        let size = usize::from_str_radix(size.split(';').next().unwrap_or("").trim(), 16).ok()?;
+        at += line;
+        if size == 0 {
+            // The trailers end with an empty line.
+            loop {
+                let line = line_length(body.get(at..)?)?;
+                at += line;
+                if line <= 2 {
+                    return Some(at as u64);
+                }
+            }
+        }
+        at = at.checked_add(size)?.checked_add(2)?;
+    }
+}
+
+fn http_reply(status: u16, is_head: bool, closes: bool) -> Vec<u8> {
+    let reason = axum::http::StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason());
+    let body = format!("{status} {MESSAGE}\n");
+    let has_body = status != 204 && status != 304;
+    let mut reply = format!("HTTP/1.1 {status} {}\r\n", reason.unwrap_or("Error"));
+    if has_body {
+        reply += &format!(
+            "Content-Type: text/plain\r\nContent-Length: {}\r\n",
+            body.len()
+        );
+    }
+    if closes {
+        reply += "Connection: close\r\n";
+    }
+    reply += "\r\n";
+    if has_body && !is_head {
+        reply += &body;
+    }
+    reply.into_bytes()
+}
+
+fn redis(data: &[u8]) -> Frame {
+    let reply = format!("-ERR {MESSAGE}\r\n").into_bytes();
+    let Some(mut at) = line_length(data) else {
+        return Frame::Partial;
+    };
+    if data[0] == b'*' {
+        let count = number(&data[1..at]).unwrap_or(0);
+        for _ in 0..count {
+            let Some(line) = data.get(at..).and_then(line_length) else {
+                return Frame::Partial;
+            };
+            let size = number(data.get(at + 1..at + line).unwrap_or(&[])).unwrap_or(0);
+            at += line;
+            at = match usize::try_from(size)
+                .ok()
+                .and_then(|size| at.checked_add(size + 2))
+            {
+                Some(at) if at <= data.len() => at,
+                _ => return Frame::Partial,
+            };
+        }
+    }
+    Frame::Request {
+        length: at as u64,
+        reply,
+    }
+}
+
+fn number(text: &[u8]) -> Option<u32> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
+}
+
+/// The length of the first `MySQL` packet with its header.
+fn mysql_length(data: &[u8]) -> Option<u64> {
+    let header = data.get(..4)?;
+    Some(u64::from(u32::from_le_bytes([header[0], header[1], header[2], 0])) + 4)
+}
+
+fn mysql(data: &[u8]) -> Frame {
+    let (Some(length), Some(command)) = (mysql_length(data), data.get(4)) else {
+        return Frame::Partial;
+    };
+    // A sequence number other than 0 belongs to a login or to the data of a command. COM_QUIT,
+    // COM_STMT_SEND_LONG_DATA and COM_STMT_CLOSE are not answered.
+    if data[3] != 0 || [0x01, 0x18, 0x19].contains(command) {
+        return Frame::Through { length };
+    }
+    // ERR_Packet: 0xff, the code of ER_UNKNOWN_ERROR, '#' and the SQL state, the text.
+    let mut payload = vec![0xff];
+    payload.extend_from_slice(&1105_u16.to_le_bytes());
+    payload.extend_from_slice(b"#HY000");
+    payload.extend_from_slice(MESSAGE.as_bytes());
+    let size = u8::try_from(payload.len()).unwrap_or(u8::MAX);
+    let mut reply = vec![size, 0, 0, 1];
+    reply.extend_from_slice(&payload);
+    Frame::Request { length, reply }
+}
+
+const MEMCACHE_COMMANDS: &[&str] = &[
+    "get",
+    "gets",
+    "gat",
+    "gats",
+    "set",
+    "add",
+    "replace",
+    "append",
+    "prepend",
+    "cas",
+    "delete",
+    "incr",
+    "decr",
+    "touch",
+    "stats",
+    "version",
+    "verbosity",
+    "mg",
+    "ms",
+    "md",
+    "ma",
+    "mn",
+    "me",
+];
+
+fn memcache(data: &[u8]) -> Frame {
+    let Some(line) = line_length(data) else {
+        return Frame::Partial;
+    };
+    let text = String::from_utf8_lossy(&data[..line]);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let size = match words.first().copied() {
+        Some("set" | "add" | "replace" | "append" | "prepend" | "cas") => words.get(4),
+        Some("ms") => words.get(2),
+        Some("quit") => {
+            return Frame::Through {
+                length: line as u64,
+            };
+        }
+        _ => None,
+    };
+    let block = size
+        .and_then(|size| size.parse::<u32>().ok())
+        .map_or(0, |size| u64::from(size) + 2);
+    let is_silent = words.last() == Some(&"noreply");
+    let reply = if is_silent {
+        Vec::new()
+    } else {
+        format!("SERVER_ERROR {MESSAGE}\r\n").into_bytes()
+    };
+    Frame::Request {
+        length: line as u64 + block,
+        reply,
+    }
+}
+
+fn memcache_binary(data: &[u8]) -> Frame {
+    let Some(header) = data.get(..24) else {
+        return Frame::Partial;
+    };
+    let body = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
+    let size = u8::try_from(MESSAGE.len()).unwrap_or(u8::MAX);
+    // Magic 0x81 (response), the opcode, no key and extras, status 0x0084 (internal error), the body's
+    // length, the request's opaque, no CAS.
+    let mut reply = vec![0x81, header[1], 0, 0, 0, 0, 0x00, 0x84, 0, 0, 0, size];
+    reply.extend_from_slice(&header[12..16]);
+    reply.extend_from_slice(&[0; 8]);
+    reply.extend_from_slice(MESSAGE.as_bytes());
+    Frame::Request {
+        length: u64::from(body) + 24,
+        reply,
+    }
+}
+
+fn smtp(data: &[u8]) -> Frame {
+    let Some(line) = line_length(data) else {
+        return Frame::Partial;
+    };
+    let length = line as u64;
+    if data[..line].trim_ascii().eq_ignore_ascii_case(b"QUIT") {
+        return Frame::Through { length };
+    }
+    Frame::Request {
+        length,
+        reply: format!("451 4.3.0 Requested action aborted: {MESSAGE}\r\n").into_bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn request(protocol: Protocol, data: &[u8]) -> (u64, String) {
+        match frame(protocol, data, &[503], &mut Draws::new(1)) {
+            Frame::Request { length, reply } => {
+                (length, String::from_utf8_lossy(&reply).into_owned())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_protocol_knows_where_a_request_ends() {
+        let cases: &[(Protocol, &[u8], u64)] = &[
+            (Protocol::Http, b"GET / HTTP/1.1\r\n\r\nGET /", 18),
+            (
+                Protocol::Http,
+                b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nabcdeX",
+                43,
+            ),
+            (
+                Protocol::Http,
+                b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nX",
+                60,
+            ),
+            (Protocol::Redis, b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n*1", 20),
+            (Protocol::Redis, b"PING\r\nPING\r\n", 6),
+            (Protocol::Mysql, b"\x05\x00\x00\x00\x03abcdX", 9),
+            (Protocol::Memcache, b"set k 0 0 3\r\nabc\r\nget", 18),
+            (Protocol::Memcache, b"get k\r\nget", 7),
+            (Protocol::Smtp, b"EHLO me\r\nMAIL", 9),
+        ];
+        for (protocol, data, length) in cases {
+            assert_eq!(
+                request(*protocol, data).0,
+                *length,
+                "{protocol:?} {:?}",
+                String::from_utf8_lossy(data)
+            );
+        }
+    }
+
+    #[test]
+    fn each_protocol_is_guessed_from_its_first_bytes() {
+        assert_eq!(guess(b"GET / HTTP/1.1\r\n"), Protocol::Http);
+        assert_eq!(guess(b"*1\r\n$4\r\nPING\r\n"), Protocol::Redis);
+        assert_eq!(guess(b"get key\r\n"), Protocol::Memcache);
+        assert_eq!(guess(b"EHLO host\r\n"), Protocol::Smtp);
+        assert_eq!(guess(b"\x05\x00\x00\x01\x03abcd"), Protocol::Mysql);
+        assert_eq!(guess(b"hello world"), Protocol::Random);
+    }
+
+    #[test]
+    fn what_is_no_command_passes() {
+        let frame = |protocol, data: &[u8]| frame(protocol, data, &[], &mut Draws::new(1));
+        assert_eq!(
+            frame(Protocol::Mysql, b"\x05\x00\x00\x01login"),
+            Frame::Through { length: 9 }
+        );
+        assert_eq!(
+            frame(Protocol::Smtp, b"quit\r\n"),
+            Frame::Through { length: 6 }
+        );
+        assert_eq!(frame(Protocol::Http, b"GET / HTTP/1.1\r\n"), Frame::Partial);
+        assert_eq!(frame(Protocol::Redis, b"*1\r\n$4\r\nPI"), Frame::Partial);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(data in proptest::collection::vec(any::<u8>(), 0..200), which in 0..7_usize) {
+            let protocol = [
+                Protocol::Auto, Protocol::Http, Protocol::Redis, Protocol::Mysql, Protocol::Memcache, Protocol::Smtp,
+                Protocol::Random,
+            ][which];
+            guess(&data);
+            match frame(protocol, &data, &[], &mut Draws::new(1)) {
+                Frame::Partial => {}
+                Frame::Request { length, .. } | Frame::Through { length } => prop_assert!(length > 0),
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! `error`, `transient`, `abort`: what the relay says in the server's name, or hides of what the server says.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Chunk, End, Place, Pop, ROOM, Rest, Stage};
+use crate::relay::fault::{CloseMode, Fault, Protocol};
+use crate::relay::protocol::{self, Frame};
+use crate::relay::random::Draws;
+use crate::relay::toxic::Shared;
+
+/// What is done with a request.
+enum Rule {
+    /// Each is answered.
+    Always,
+    /// The first so many are answered, by all connections together or by each.
+    First { count: u64, per_connection: bool },
+    /// The first reaches the server, its answer does not reach the client.
+    Abort(CloseMode),
+}
+
+/// Looks at what a client sends.
+pub(super) struct ReplyStage {
+    rule: Rule,
+    protocol: Protocol,
+    status: Vec<u16>,
+    draws: Draws,
+    answered: u64,
+    buffer: BytesMut,
+    /// Bytes of the request or login that are still to come.
+    rest: u64,
+    /// Whether those go to the server.
+    rest_passes: bool,
+    /// What to say once they have come.
+    reply: Option<Bytes>,
+    /// Nothing is looked at any more.
+    is_over: bool,
+    ready: VecDeque<Pop>,
+    at: Instant,
+    shared: Arc<Shared>,
+}
+
+impl ReplyStage {
+    pub(super) fn new(fault: &Fault, place: &Place) -> Option<Self> {
+        let mut stage = Self {
+            rule: Rule::Always,
+            protocol: Protocol::Auto,
+            status: Vec::new(),
+            draws: Draws::new(place.key),
+            answered: 0,
+            buffer: BytesMut::new(),
+            rest: 0,
+            rest_passes: false,
+            reply: None,
+            is_over: false,
+            ready: VecDeque::new(),
+            at: place.now,
+            shared: Arc::clone(&place.shared),
+        };
+        stage.set(fault).then_some(stage)
+    }
+
+    fn set(&mut self, fault: &Fault) -> bool {
+        match fault {
+            Fault::Error(attributes) => {
+                self.rule = Rule::Always;
+                self.protocol = attributes.protocol;
+                self.status.clone_from(&attributes.status);
+            }
+            Fault::Transient(attributes) => {
+                let count = attributes.count.max(0).unsigned_abs();
+                self.rule = Rule::First {
+                    count,
+                    per_connection: attributes.per_connection,
+                };
+                self.protocol = attributes.protocol;
+                self.status.clone_from(&attributes.status);
+            }
+            Fault::Abort(attributes) => {
+                self.rule = Rule::Abort(attributes.mode.unwrap_or(CloseMode::Rst));
+                self.protocol = attributes.protocol;
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Whether the next request is answered here.
+    fn claims(&mut self) -> bool {
+        match self.rule {
+            Rule::Always => true,
+            Rule::Abort(_) => false,
+            Rule::First {
+                count,
+                per_connection: true,
+            } => {
+                self.answered += 1;
+                self.answered <= count
+            }
+            Rule::First {
+                count,
+                per_connection: false,
+            } => self.shared.requests.fetch_add(1, Ordering::Relaxed) < count,
+        }
+    }
+
+    fn pass(&mut self, data: BytesMut) {
+        if !data.is_empty() {
+            self.ready.push_back(Pop::Chunk(Chunk {
+                data: data.freeze(),
+                at: self.at,
+            }));
+        }
+    }
+
+    /// Handles what is left of a request whose beginning has been handled.
+    fn continue_rest(&mut self) {
+        let here = usize::try_from(self.rest)
+            .unwrap_or(usize::MAX)
+            .min(self.buffer.len());
+        let data = self.buffer.split_to(here);
+        self.rest -= here as u64;
+        if self.rest_passes {
+            self.pass(data);
+        }
+        if self.rest > 0 {
+            return;
+        }
+        if let Some(reply) = self.reply.take().filter(|reply| !reply.is_empty()) {
+            self.ready.push_back(Pop::Reply(reply));
+        }
+        if self.rest_passes
+            && self.is_over
+            && let Rule::Abort(mode) = self.rule
+        {
+            self.ready.push_back(Pop::End(End::Abort(mode), self.at));
+        }
+    }
+
+    fn look(&mut self) {
+        while !self.buffer.is_empty() {
+            if self.rest > 0 {
+                self.continue_rest();
+                continue;
+            }
+            if self.is_over {
+                let data = self.buffer.split();
+                // After the request that is aborted nothing more goes to the server.
+                if !matches!(self.rule, Rule::Abort(_)) {
+                    self.pass(data);
+                }
+                return;
+            }
+            let protocol = match self.protocol {
+                Protocol::Auto => protocol::guess(&self.buffer),
+                protocol => protocol,
+            };
+            match protocol::frame(protocol, &self.buffer, &self.status, &mut self.draws) {
+                Frame::Partial => return,
+                Frame::Through { length } => {
+                    self.rest = length;
+                    self.rest_passes = true;
+                }
+                Frame::Request { length, reply } => self.request(length, reply),
+            }
+        }
+    }
+
+    fn request(&mut self, length: u64, reply: Vec<u8>) {
+        if self.claims() {
+            self.shared.counters.hit();
+            self.rest = length;
+            self.rest_passes = false;
+            self.reply = Some(reply.into());
+            return;
+        }
+        self.is_over = true;
+        if matches!(self.rule, Rule::Abort(_)) {
+            self.shared.counters.hit();
+            self.rest = length;
+            self.rest_passes = true;
+        }
+    }
+}
+
+impl Stage for ReplyStage {
+    fn room(&self, _now: Instant) -> usize {
+        if self.ready.len() > 64 { 0 } else { ROOM }
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        self.at = chunk.at;
+        self.buffer.extend_from_slice(&chunk.data);
+        self.look();
+    }
+
+    fn end(&mut self, end: End, at: Instant) {
+        let data = self.buffer.split();
+        // Half a request is the server's to judge.
+        self.pass(data);
+        self.ready.push_back(Pop::End(end, at));
+    }
+
+    fn pop(&mut self, _now: Instant) -> Pop {
+        self.ready.pop_front().unwrap_or(Pop::Wait(None))
+    }
+
+    fn update(&mut self, fault: &Fault, _now: Instant) {
+        if self.set(fault) && !matches!(self.rule, Rule::Abort(_)) {
+            self.is_over = false;
+        }
+    }
+
+    fn take(mut self: Box<Self>) -> Rest {
+        let mut rest = Rest::default();
+        for pop in std::mem::take(&mut self.ready) {
+            match pop {
+                Pop::Chunk(chunk) => rest.chunks.push(chunk),
+                Pop::End(end, at) => rest.end = Some((end, at)),
+                Pop::Reply(_) | Pop::Now(_) | Pop::Wait(_) => {}
+            }
+        }
+        if !self.buffer.is_empty() {
+            rest.chunks.push(Chunk {
+                data: self.buffer.freeze(),
+                at: self.at,
+            });
+        }
+        rest
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.buffer.is_empty()
+    }
+}

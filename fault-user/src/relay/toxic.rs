@@ -1,0 +1,308 @@
+//! Toxics: a fault with a name, a direction and a toxicity, and the ordered set that a relay has of them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
+
+use super::fault::{Fault, Transport};
+use super::random;
+
+/// A direction of a stream, as Toxiproxy names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// From the client to the server.
+    Upstream,
+    /// From the server to the client.
+    Downstream,
+}
+
+impl Direction {
+    /// Both, upstream first.
+    pub const ALL: [Self; 2] = [Self::Upstream, Self::Downstream];
+
+    /// Reads a direction without regard to case.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|direction| direction.name().eq_ignore_ascii_case(text))
+    }
+
+    /// The name in lower case.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Upstream => "upstream",
+            Self::Downstream => "downstream",
+        }
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// What a user says of a toxic.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToxicConfig {
+    /// Unique in its relay, over both directions.
+    pub name: String,
+    /// Where it acts.
+    pub direction: Direction,
+    /// The direction as the user wrote it, to be shown again.
+    pub stream: String,
+    /// The share of connections that it acts on; drawn once per connection, 0 to 1.
+    pub toxicity: f64,
+    /// What it does.
+    pub fault: Fault,
+}
+
+/// Why a toxic was not added, changed or removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToxicError {
+    /// There is one with that name.
+    Exists,
+    /// There is none with that name.
+    NotFound,
+    /// The fault has no meaning on the relay's transport.
+    Unfit {
+        /// The fault's name.
+        kind: &'static str,
+    },
+}
+
+impl fmt::Display for ToxicError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exists => formatter.write_str("toxic already exists"),
+            Self::NotFound => formatter.write_str("toxic not found"),
+            Self::Unfit { kind } => {
+                write!(formatter, "{kind} has no meaning on this proxy's transport")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ToxicError {}
+
+/// How often a toxic has acted.
+#[derive(Debug, Default)]
+pub struct ToxicCounters {
+    /// Connections that it was put on.
+    pub connections: AtomicU64,
+    /// Chunks, datagrams, requests or ends that it did something to.
+    pub hits: AtomicU64,
+}
+
+impl ToxicCounters {
+    pub(crate) fn hit(&self) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What a toxic has in common over all connections and all its changes.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) counters: ToxicCounters,
+    /// When the shared link of `bandwidth` is free again.
+    pub(crate) link_free_at: Mutex<Instant>,
+    /// Bytes that the shared `limit_data` has let through.
+    pub(crate) bytes: AtomicU64,
+    /// Requests that `transient` has answered.
+    pub(crate) requests: AtomicU64,
+}
+
+/// One version of a toxic.
+#[derive(Debug)]
+pub(crate) struct Toxic {
+    /// Tells a toxic from another of the same name that came before it.
+    pub(crate) id: u64,
+    /// Grows with each change.
+    pub(crate) revision: u64,
+    pub(crate) config: ToxicConfig,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Toxic {
+    /// What the toxic does to a connection, given the relay's key and the connection's ordinal.
+    pub(crate) fn on_connection(&self, relay_key: u64, connection: u64) -> Option<&Fault> {
+        let key = self.key(relay_key, connection);
+        if random::unit(random::fold(key, 1)) >= self.config.toxicity {
+            return None;
+        }
+        match &self.config.fault {
+            Fault::Mix(mix) => mix.choose(random::unit(random::fold(key, 2))),
+            fault => Some(fault),
+        }
+    }
+
+    /// The key of everything that is drawn for this toxic on this connection.
+    pub(crate) fn key(&self, relay_key: u64, connection: u64) -> u64 {
+        let key = random::fold(random::fold_text(relay_key, &self.config.name), connection);
+        random::fold(key, self.config.direction.index() as u64)
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    toxics: Arc<Vec<Arc<Toxic>>>,
+    next_id: u64,
+}
+
+/// The toxics of a relay, in the order of adding. Connections read it lock-free while nothing changes.
+#[derive(Debug, Default)]
+pub(crate) struct ToxicSet {
+    version: AtomicU64,
+    state: RwLock<State>,
+}
+
+impl ToxicSet {
+    /// Grows with each change of the set.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The toxics as they are, and the version that this is.
+    pub(crate) fn snapshot(&self) -> (u64, Arc<Vec<Arc<Toxic>>>) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        (self.version(), Arc::clone(&state.toxics))
+    }
+
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Vec<Arc<Toxic>>, &mut u64) -> Result<T, ToxicError>,
+    ) -> Result<T, ToxicError> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut toxics = state.toxics.as_ref().clone();
+        let changed = change(&mut toxics, &mut state.next_id)?;
+        state.toxics = Arc::new(toxics);
+        self.version.fetch_add(1, Ordering::Release);
+        Ok(changed)
+    }
+
+    pub(crate) fn add(&self, config: ToxicConfig, transport: Transport) -> Result<(), ToxicError> {
+        if !config.fault.acts_on(transport) {
+            return Err(ToxicError::Unfit {
+                kind: config.fault.kind(),
+            });
+        }
+        self.change(|toxics, next_id| {
+            if toxics.iter().any(|toxic| toxic.config.name == config.name) {
+                return Err(ToxicError::Exists);
+            }
+            *next_id += 1;
+            toxics.push(Arc::new(Toxic {
+                id: *next_id,
+                revision: 0,
+                config,
+                shared: Arc::new(Shared {
+                    counters: ToxicCounters::default(),
+                    link_free_at: Mutex::new(Instant::now()),
+                    bytes: AtomicU64::new(0),
+                    requests: AtomicU64::new(0),
+                }),
+            }));
+            Ok(())
+        })
+    }
+
+    pub(crate) fn update(
+        &self,
+        name: &str,
+        fault: Option<Fault>,
+        toxicity: Option<f64>,
+    ) -> Result<ToxicConfig, ToxicError> {
+        self.change(|toxics, _| {
+            let toxic = toxics
+                .iter_mut()
+                .find(|toxic| toxic.config.name == name)
+                .ok_or(ToxicError::NotFound)?;
+            let mut config = toxic.config.clone();
+            config.fault = fault.unwrap_or(config.fault);
+            config.toxicity = toxicity.unwrap_or(config.toxicity);
+            *toxic = Arc::new(Toxic {
+                id: toxic.id,
+                revision: toxic.revision + 1,
+                config: config.clone(),
+                shared: Arc::clone(&toxic.shared),
+            });
+            Ok(config)
+        })
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> Result<ToxicConfig, ToxicError> {
+        self.change(|toxics, _| {
+            let index = toxics
+                .iter()
+                .position(|toxic| toxic.config.name == name)
+                .ok_or(ToxicError::NotFound)?;
+            Ok(toxics.remove(index).config.clone())
+        })
+    }
+
+    pub(crate) fn clear(&self) {
+        let cleared = self.change(|toxics, _| {
+            toxics.clear();
+            Ok(())
+        });
+        debug_assert!(cleared.is_ok(), "clearing has no way to fail");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::fault::Latency;
+
+    fn config(name: &str, toxicity: f64) -> ToxicConfig {
+        ToxicConfig {
+            name: name.to_owned(),
+            direction: Direction::Downstream,
+            stream: "downstream".to_owned(),
+            toxicity,
+            fault: Fault::Latency(Latency::default()),
+        }
+    }
+
+    #[test]
+    fn toxicity_is_drawn_per_connection_and_does_not_change_with_other_toxics() {
+        let set = ToxicSet::default();
+        set.add(config("a", 0.3), Transport::Tcp).expect("new");
+        let hit = |set: &ToxicSet| -> Vec<u64> {
+            let (_, toxics) = set.snapshot();
+            (1..=1000)
+                .filter(|ordinal| toxics[0].on_connection(7, *ordinal).is_some())
+                .collect()
+        };
+        let before = hit(&set);
+        assert!(
+            (250..350).contains(&before.len()),
+            "{} of 1000 at 30%",
+            before.len()
+        );
+        set.add(config("b", 0.5), Transport::Tcp).expect("new");
+        assert_eq!(hit(&set), before);
+        set.update("a", None, Some(0.6)).expect("there");
+        let after = hit(&set);
+        assert!(
+            before.iter().all(|ordinal| after.contains(ordinal)),
+            "a higher toxicity only adds connections"
+        );
+    }
+
+    #[test]
+    fn names_are_unique_and_versions_grow() {
+        let set = ToxicSet::default();
+        set.add(config("a", 1.0), Transport::Tcp).expect("new");
+        let version = set.version();
+        assert_eq!(
+            set.add(config("a", 1.0), Transport::Tcp),
+            Err(ToxicError::Exists)
+        );
+        assert_eq!(set.version(), version, "a failed change is none");
+        assert_eq!(set.remove("b"), Err(ToxicError::NotFound));
+        set.remove("a").expect("there");
+        assert!(set.version() > version);
+    }
+}

@@ -1,0 +1,372 @@
+//! The UDP relay: each client has an upstream socket of its own, and is forgotten when it has been silent.
+//!
+//! A datagram is never cut or merged. What a stage has no room for is dropped, as a network would.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::io::ReadBuf;
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, oneshot};
+
+use super::connection::Control;
+use super::engine::Engine;
+use super::fault::CloseMode;
+use super::stage::{Chunk, Item, Output, Owner, Pipeline};
+use super::tcp::{Command, Inner, acknowledge};
+use super::timer::Timer;
+use super::toxic::Direction;
+use super::upstream::Accepted;
+
+/// The largest datagram, in bytes.
+const LARGEST: usize = 65_536;
+/// How many datagrams of one client may wait for its task.
+const WAITING: usize = 1024;
+/// When a full socket buffer is tried again.
+const RETRY: Duration = Duration::from_micros(500);
+
+/// Starts relaying.
+pub(crate) fn start(
+    engine: &Arc<Engine>,
+    inner: &Arc<Inner>,
+    socket: std::net::UdpSocket,
+    idle: Duration,
+    accepts: bool,
+) -> mpsc::UnboundedSender<Command> {
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let mut relay = UdpRelay {
+        engine: Arc::downgrade(engine),
+        inner: Arc::clone(inner),
+        idle,
+        accepts,
+        sessions: HashMap::new(),
+    };
+    engine.spawn(async move {
+        match UdpSocket::from_std(socket) {
+            Ok(socket) => relay.serve(Arc::new(socket), receiver).await,
+            Err(error) => log::error!("a socket can't be watched: {error}"),
+        }
+    });
+    commands
+}
+
+struct UdpRelay {
+    engine: Weak<Engine>,
+    inner: Arc<Inner>,
+    idle: Duration,
+    accepts: bool,
+    sessions: HashMap<SocketAddr, mpsc::Sender<Bytes>>,
+}
+
+impl UdpRelay {
+    async fn serve(
+        &mut self,
+        socket: Arc<UdpSocket>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) {
+        let mut buffer = vec![0; LARGEST];
+        let (closed, mut closings) = mpsc::unbounded_channel::<SocketAddr>();
+        let mut stopped: Option<oneshot::Sender<()>> = None;
+        while stopped.is_none() {
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(Command::Accept(accepts, done)) => {
+                        self.accepts = accepts;
+                        acknowledge(done);
+                    }
+                    Some(Command::Stop(done)) => stopped = Some(done),
+                    None => return,
+                },
+                Some(client) = closings.recv() => {
+                    // A new session of the same client may have taken the place of the one that ended.
+                    if self.sessions.get(&client).is_some_and(mpsc::Sender::is_closed) {
+                        self.sessions.remove(&client);
+                    }
+                }
+                received = socket.recv_from(&mut buffer) => match received {
+                    Ok((size, client)) => self.dispatch(&socket, client, &buffer[..size], &closed),
+                    // An ICMP error for an earlier answer is no reason to stop.
+                    Err(error) => log::debug!("receive: {error}"),
+                },
+            }
+        }
+        self.sessions.clear();
+        self.inner.close(usize::MAX, CloseMode::Fin).await;
+        drop(socket);
+        if let Some(done) = stopped {
+            acknowledge(done);
+        }
+    }
+
+    /// Hands a datagram to its client's session, which is made if need be.
+    fn dispatch(
+        &mut self,
+        socket: &Arc<UdpSocket>,
+        client: SocketAddr,
+        data: &[u8],
+        closed: &mpsc::UnboundedSender<SocketAddr>,
+    ) {
+        let data = Bytes::copy_from_slice(data);
+        let data = match self
+            .sessions
+            .get(&client)
+            .map(|session| session.try_send(data.clone()))
+        {
+            Some(Ok(())) => return,
+            Some(Err(mpsc::error::TrySendError::Full(_dropped))) => return,
+            Some(Err(mpsc::error::TrySendError::Closed(data))) => data,
+            None => data,
+        };
+        let Some(engine) = self.engine.upgrade().filter(|_| self.accepts) else {
+            return;
+        };
+        let (sender, datagrams) = mpsc::channel(WAITING);
+        if sender.try_send(data).is_err() {
+            log::error!("a new queue has room for a datagram");
+        }
+        self.sessions.insert(client, sender);
+        let control = self.inner.register(client);
+        let (inner, socket, idle, closed) = (
+            Arc::clone(&self.inner),
+            Arc::clone(socket),
+            self.idle,
+            closed.clone(),
+        );
+        engine.spawn(async move {
+            carry(&inner, &control, socket, datagrams, idle).await;
+            inner.unregister(&control);
+            if closed.send(client).is_err() {
+                log::trace!("the relay has stopped: nobody needs to know");
+            }
+        });
+    }
+}
+
+async fn carry(
+    inner: &Arc<Inner>,
+    control: &Arc<Control>,
+    listener: Arc<UdpSocket>,
+    datagrams: mpsc::Receiver<Bytes>,
+    idle: Duration,
+) {
+    let server = match connect(inner, control, &listener).await {
+        Ok(server) => server,
+        Err(error) => {
+            log::info!("upstream {:?}: {error}", inner.upstream);
+            inner.stats.refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+    };
+    let mut session = Session {
+        inner: Arc::clone(inner),
+        control: Arc::clone(control),
+        listener,
+        server,
+        datagrams,
+        pipelines: Default::default(),
+        outputs: Default::default(),
+        version: None,
+        idle,
+        last: Instant::now(),
+        retry: false,
+        timer: Timer::default(),
+    };
+    poll_fn(|context| session.poll(context)).await;
+}
+
+async fn connect(inner: &Inner, control: &Control, listener: &UdpSocket) -> io::Result<UdpSocket> {
+    let accepted = || {
+        Ok(Accepted {
+            client: control.client,
+            local: listener.local_addr()?,
+        })
+    };
+    let addresses = inner.upstream.resolve(accepted).await?;
+    let address = *addresses.first().ok_or(io::ErrorKind::NotFound)?;
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::DGRAM,
+        None,
+    )?;
+    socket.set_nonblocking(true)?;
+    if let Some(prepare) = &inner.upstream.prepare {
+        prepare(std::os::fd::AsFd::as_fd(&socket), address)?;
+    }
+    socket.connect(&address.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// One client.
+struct Session {
+    inner: Arc<Inner>,
+    control: Arc<Control>,
+    listener: Arc<UdpSocket>,
+    server: UdpSocket,
+    datagrams: mpsc::Receiver<Bytes>,
+    pipelines: [Pipeline; 2],
+    outputs: [Output; 2],
+    version: Option<u64>,
+    idle: Duration,
+    last: Instant,
+    retry: bool,
+    timer: Timer,
+}
+
+impl Session {
+    /// Ready when the session is over.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.control.poll_told_to_close(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let now = Instant::now();
+        self.reconcile(now);
+        let mut moved = self.from_client(context, now);
+        moved |= self.from_server(context, now);
+        if moved {
+            self.last = now;
+        }
+        let mut deadline = None;
+        self.retry = false;
+        for direction in Direction::ALL {
+            let index = direction.index();
+            let due = self.pipelines[index].advance(now, &mut self.outputs[index]);
+            if self.outputs[index].now.is_some() {
+                return Poll::Ready(());
+            }
+            if self.send(direction) {
+                self.last = now;
+            }
+            deadline = [deadline, due].into_iter().flatten().min();
+        }
+        if now >= self.last + self.idle {
+            if self.pipelines.iter().all(Pipeline::is_empty) {
+                return Poll::Ready(());
+            }
+            // What is held on purpose keeps the session alive.
+            self.last = now;
+        }
+        let idle = Some(self.last + self.idle);
+        let retry = self.retry.then(|| now + RETRY);
+        // After a send there may be more to advance than had room before.
+        let soon = self
+            .outputs
+            .iter()
+            .any(|output| !output.items.is_empty())
+            .then(|| now + RETRY);
+        let deadline = [deadline, idle, retry, soon].into_iter().flatten().min();
+        self.timer.set(deadline, context.waker());
+        Poll::Pending
+    }
+
+    fn reconcile(&mut self, now: Instant) {
+        if self.version == Some(self.inner.toxics.version()) {
+            return;
+        }
+        let (version, toxics) = self.inner.toxics.snapshot();
+        self.version = Some(version);
+        for direction in Direction::ALL {
+            let owner = Owner {
+                direction,
+                relay_key: self.inner.key,
+                connection: self.control.ordinal,
+                opened: self.control.opened,
+                is_datagram: true,
+            };
+            let index = direction.index();
+            self.pipelines[index].reconcile(&toxics, &owner, now, &mut self.outputs[index]);
+        }
+    }
+
+    fn push(&mut self, direction: Direction, data: Bytes, now: Instant) {
+        let index = direction.index();
+        count(&self.inner.stats.received[index], data.len());
+        if self.pipelines[index].room(now) > 0 {
+            self.pipelines[index].push(Chunk { data, at: now }, &mut self.outputs[index]);
+        }
+    }
+
+    fn from_client(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
+        for step in 0..WAITING {
+            match self.datagrams.poll_recv(context) {
+                Poll::Ready(Some(data)) => self.push(Direction::Upstream, data, now),
+                // The relay has stopped, or Pending.
+                Poll::Ready(None) | Poll::Pending => return step > 0,
+            }
+        }
+        context.waker().wake_by_ref();
+        true
+    }
+
+    fn from_server(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
+        let mut moved = false;
+        for _ in 0..64 {
+            let received = with_buffer(|buffer| {
+                let mut buffer = ReadBuf::new(buffer);
+                self.server
+                    .poll_recv(context, &mut buffer)
+                    .map_ok(|()| Bytes::copy_from_slice(buffer.filled()))
+            });
+            match received {
+                Poll::Ready(Ok(data)) => {
+                    moved = true;
+                    self.push(Direction::Downstream, data, now);
+                }
+                // The server's port was closed when an earlier datagram came: the next may find it open.
+                Poll::Ready(Err(error)) => log::debug!("receive from the server: {error}"),
+                Poll::Pending => return moved,
+            }
+        }
+        context.waker().wake_by_ref();
+        moved
+    }
+
+    /// Sends what came out; what a full socket does not take waits.
+    fn send(&mut self, direction: Direction) -> bool {
+        let index = direction.index();
+        let mut moved = false;
+        while let Some(item) = self.outputs[index].items.front() {
+            let Item::Data(data) = item else {
+                self.outputs[index].items.pop_front();
+                continue;
+            };
+            let sent = match direction {
+                Direction::Upstream => self.server.try_send(data),
+                Direction::Downstream => self.listener.try_send_to(data, self.control.client),
+            };
+            match sent {
+                Ok(size) => count(&self.inner.stats.sent[index], size),
+                // A full socket buffer: the sessions share the listener, so none of them can wait for it alone.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.retry = true;
+                    return moved;
+                }
+                Err(error) => log::debug!("send: {error}"),
+            }
+            moved = true;
+            let size = data.len();
+            self.outputs[index].bytes -= size;
+            self.outputs[index].items.pop_front();
+        }
+        moved
+    }
+}
+
+fn count(counter: &AtomicU64, size: usize) {
+    counter.fetch_add(size as u64, Ordering::Relaxed);
+}
+
+thread_local! {
+    static BUFFER: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; LARGEST]);
+}
+
+fn with_buffer<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|buffer| read(buffer))
+}
