@@ -6,11 +6,15 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use nix::unistd::Pid;
 
+use crate::kernel::injection::{Prepared, Wishes, prepare};
 use crate::kernel::injector::Attachment;
 use crate::kernel::interfaces::{self, Interface, Selection};
 use crate::kernel::leftovers::Journal;
 use crate::kernel::ruleset::Scope;
+use crate::plan::Plan;
 use crate::process::cgroup::{Cgroup, Hierarchy};
+use crate::process::container::{self, Container, Places};
+use crate::process::netns::NetworkNamespace;
 use crate::process::tree::Aim as Tree;
 
 /// Options that say whose traffic is touched.
@@ -22,6 +26,12 @@ pub struct Aim {
     /// Only traffic of the processes in this cgroup (a directory of cgroup2).
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
+    /// Only traffic of this container (Docker, Podman or containerd; by name or id).
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["pid", "cgroup", "netns"])]
+    container: Option<String>,
+    /// Only traffic in this network namespace (a path such as /proc/PID/ns/net, or a name of `ip netns`).
+    #[arg(long, value_name = "NS", conflicts_with_all = ["pid", "cgroup"])]
+    netns: Option<PathBuf>,
     /// Only this interface. Repeatable; default: lo and all that are up.
     #[arg(long = "interface", short = 'i', value_name = "NAME")]
     interfaces: Vec<String>,
@@ -54,10 +64,39 @@ pub struct Aimed {
 }
 
 impl Aim {
-    /// Whether a process or cgroup was named.
+    /// Whether something smaller than the host was named.
     #[must_use]
     pub fn is_given(&self) -> bool {
-        self.pid.is_some() || self.cgroup.is_some()
+        self.pid.is_some()
+            || self.cgroup.is_some()
+            || self.container.is_some()
+            || self.netns.is_some()
+    }
+
+    /// The network namespace in which to work, when it is not this one.
+    ///
+    /// # Errors
+    /// No such container or namespace.
+    pub fn elsewhere(&self) -> Result<Option<NetworkNamespace>> {
+        let namespace = if let Some(netns) = &self.netns {
+            NetworkNamespace::open(netns)?
+        } else if let Some(container) = self.container()? {
+            NetworkNamespace::of_process(container.pid)?
+        } else {
+            return Ok(None);
+        };
+        Ok(if namespace.is_own()? {
+            None
+        } else {
+            Some(namespace)
+        })
+    }
+
+    fn container(&self) -> Result<Option<Container>> {
+        self.container
+            .as_deref()
+            .map(|name| container::find(&Places::default(), name))
+            .transpose()
     }
 
     /// The attachment that was asked for.
@@ -82,13 +121,26 @@ impl Aim {
         interfaces::select(&interfaces::list()?, &selection)
     }
 
-    /// Finds or makes the cgroup of `--pid` or `--cgroup`.
+    /// Finds or makes the cgroup of `--pid`, `--cgroup`, or of a container that shares this network
+    /// namespace.
     ///
     /// # Errors
     /// No such process or cgroup, no cgroup2, or no rights.
     pub fn take(&self, journal: &mut Option<Journal>) -> Result<Option<Aimed>> {
+        if !self.is_given() {
+            return Ok(None);
+        }
         if let Some(path) = &self.cgroup {
             let cgroup = Hierarchy::find()?.open(path)?;
+            return Ok(Some(Aimed {
+                scope: scope_of(&cgroup)?,
+                cgroup,
+                tree: None,
+            }));
+        }
+        let hierarchy = Hierarchy::find()?;
+        if let Some(container) = self.container()? {
+            let cgroup = hierarchy.of(Pid::from_raw(container.pid))?;
             return Ok(Some(Aimed {
                 scope: scope_of(&cgroup)?,
                 cgroup,
@@ -98,7 +150,6 @@ impl Aim {
         let Some(pid) = self.pid else {
             return Ok(None);
         };
-        let hierarchy = Hierarchy::find()?;
         let journal = journal.insert(Journal::create()?);
         let tree = Tree::at(&hierarchy, Pid::from_raw(pid), journal)
             .with_context(|| format!("aiming at process {pid}"))?;
@@ -120,4 +171,21 @@ pub fn scope_of(cgroup: &Cgroup) -> Result<Scope> {
         level: u8::try_from(cgroup.level()).context("the cgroup lies too deep")?,
         path: cgroup.path().to_owned(),
     })
+}
+
+/// Loads and attaches the programs for a plan, in another network namespace where one is aimed at.
+///
+/// # Errors
+/// As [`prepare`], or the namespace can't be entered.
+pub fn prepare_in(
+    namespace: Option<&NetworkNamespace>,
+    plan: &Plan,
+    aim: &Aim,
+    wishes: Wishes,
+) -> Result<Prepared> {
+    let work = || prepare(plan, &aim.interfaces()?, wishes);
+    match namespace {
+        Some(namespace) => namespace.enter(work),
+        None => work(),
+    }
 }

@@ -7,11 +7,11 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::aim::Aim;
+use super::aim::{Aim, prepare_in};
 use super::rules::Rules;
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
-use crate::kernel::injection::{Injection, Wishes, prepare};
+use crate::kernel::injection::{Injection, Wishes};
 use crate::plan::{Plan, guard_host};
 use crate::report::summary;
 use crate::rule::units::parse_duration;
@@ -50,9 +50,12 @@ impl Inject {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
         }
         preflight(&[Need::Programs])?;
-        let interfaces = self.aim.interfaces()?;
+        let elsewhere = self.aim.elsewhere()?;
         let mut journal = None;
-        let aimed = self.aim.take(&mut journal)?;
+        let aimed = match elsewhere {
+            Some(_) => None,
+            None => self.aim.take(&mut journal)?,
+        };
         let scope = aimed.as_ref().map(|aimed| aimed.scope.clone());
         let seed = parsed.seed()?;
         let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
@@ -61,7 +64,7 @@ impl Inject {
             events: false,
             attachment: self.aim.attachment(),
         };
-        let mut prepared = prepare(&plan, &interfaces, wishes)?;
+        let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, wishes)?;
         if let Some(aimed) = &aimed {
             prepared.watch(&aimed.scope)?;
             prepared.adopt(&aimed.cgroup, &aimed.scope)?;

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use super::aim::{Aim, scope_of};
+use super::aim::{Aim, prepare_in, scope_of};
 use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
-use crate::kernel::injection::{Injection, Wishes, prepare};
+use crate::kernel::injection::{Injection, Wishes};
 use crate::plan::{Plan, guard_host};
 use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand};
@@ -82,10 +82,13 @@ impl Run {
     }
 
     async fn hurt(&self, parsed: &Parsed, command: &PreparedCommand) -> Outcome {
-        let interfaces = self.aim.interfaces()?;
+        let elsewhere = self.aim.elsewhere()?;
         let mut journal = None;
-        let aimed = self.aim.take(&mut journal)?;
-        let own = if self.scope == ScopeKind::Host {
+        let aimed = match elsewhere {
+            Some(_) => None,
+            None => self.aim.take(&mut journal)?,
+        };
+        let own = if self.scope == ScopeKind::Host || self.aim.is_given() {
             None
         } else {
             Some(CommandCgroup::create(
@@ -105,7 +108,7 @@ impl Run {
             events: self.events.is_some(),
             attachment: self.aim.attachment(),
         };
-        let mut prepared = prepare(&plan, &interfaces, wishes)?;
+        let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, wishes)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
         }

@@ -6,6 +6,8 @@
 //! [`command::Prepared::spawn`]. CMD is in its cgroup before its first instruction.
 pub mod cgroup;
 pub mod command;
+pub mod container;
+pub mod netns;
 pub mod proc;
 pub mod signals;
 pub mod sockets;
