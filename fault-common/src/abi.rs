@@ -65,7 +65,7 @@ pub mod fault {
 
 /// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].
 pub mod reject {
-    /// RST for TCP, ICMP port unreachable for others.
+    /// RST for TCP, ICMP host unreachable for ICMP, ICMP port unreachable for others.
     pub const BY_PROTOCOL: u64 = 0;
     /// A TCP RST.
     pub const RST: u64 = 1;

@@ -255,10 +255,11 @@ fn refuse(with: u64, packet: &Packet, verdict: &mut Verdict) -> u8 {
     if !may_be_answered(packet) {
         return end(verdict, action::DROP);
     }
-    verdict.reject = if with == reject::BY_PROTOCOL || with == reject::RST {
-        reject::ICMP_PORT
-    } else {
-        with
+    verdict.reject = match with {
+        // What has no ports is told that the host is not there.
+        reject::BY_PROTOCOL if packet.is_icmp() => reject::ICMP_HOST,
+        reject::BY_PROTOCOL | reject::RST => reject::ICMP_PORT,
+        other => other,
     };
     end(verdict, action::REJECT_ICMP)
 }
