@@ -139,20 +139,26 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
         } else {
             " (disabled)"
         };
-        text += &format!(
-            "{}  {} -> {}{state}\n",
-            plain(&proxy["name"]),
-            plain(&proxy["listen"]),
-            plain(&proxy["upstream"])
+        line(
+            &mut text,
+            format_args!(
+                "{}  {} -> {}{state}",
+                plain(&proxy["name"]),
+                plain(&proxy["listen"]),
+                plain(&proxy["upstream"])
+            ),
         );
         for toxic in proxy["toxics"].as_array().into_iter().flatten() {
-            text += &format!(
-                "  {}  {} {} toxicity={} {}\n",
-                plain(&toxic["name"]),
-                plain(&toxic["stream"]),
-                plain(&toxic["type"]),
-                toxic["toxicity"],
-                toxic["attributes"]
+            line(
+                &mut text,
+                format_args!(
+                    "  {}  {} {} toxicity={} {}",
+                    plain(&toxic["name"]),
+                    plain(&toxic["stream"]),
+                    plain(&toxic["type"]),
+                    toxic["toxicity"],
+                    toxic["attributes"]
+                ),
             );
         }
     }
@@ -241,22 +247,28 @@ pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
     }
     let mut text = String::new();
     for (name, proxy) in stats.as_object().into_iter().flatten() {
-        text += &format!(
-            "{name}  open={} accepted={} refused={} upstream={}B downstream={}B\n",
-            proxy["open"],
-            proxy["accepted"],
-            proxy["refused"],
-            proxy["sent_bytes"][0],
-            proxy["sent_bytes"][1]
+        line(
+            &mut text,
+            format_args!(
+                "{name}  open={} accepted={} refused={} upstream={}B downstream={}B",
+                proxy["open"],
+                proxy["accepted"],
+                proxy["refused"],
+                proxy["sent_bytes"][0],
+                proxy["sent_bytes"][1]
+            ),
         );
         for toxic in proxy["toxics"].as_array().into_iter().flatten() {
-            text += &format!(
-                "  {}  {} {} connections={} hits={}\n",
-                plain(&toxic["name"]),
-                plain(&toxic["stream"]),
-                plain(&toxic["type"]),
-                toxic["connections"],
-                toxic["hits"]
+            line(
+                &mut text,
+                format_args!(
+                    "  {}  {} {} connections={} hits={}",
+                    plain(&toxic["name"]),
+                    plain(&toxic["stream"]),
+                    plain(&toxic["type"]),
+                    toxic["connections"],
+                    toxic["hits"]
+                ),
             );
         }
     }
@@ -284,6 +296,11 @@ pub fn events(target: &Target) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    use std::fmt::Write;
+    writeln!(text, "{line}").expect("writing to a string does not fail");
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

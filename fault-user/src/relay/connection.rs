@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::lane::{Ending, Lane, Ports};
 use super::stage::Owner;
 use super::tcp::Inner;
 use super::timer::{Timer, sleep_until};
-use super::toxic::Direction;
+use super::toxic::{Direction, ToxicSet};
 
 /// How long a closed connection's sockets stay, so that what the peers still send does not turn the end
 /// of the stream into a reset before they have read it.
@@ -37,6 +37,8 @@ pub(crate) struct Control {
     pub(crate) opened: Instant,
     pub(crate) closed: AtomicBool,
     command: AtomicU8,
+    /// The version of the toxics that it acts by.
+    seen: AtomicU64,
     waker: AtomicWaker,
 }
 
@@ -48,6 +50,8 @@ impl Control {
             opened: Instant::now(),
             closed: AtomicBool::new(false),
             command: AtomicU8::new(RUN),
+            // Before its first look it can't act by anything old.
+            seen: AtomicU64::new(u64::MAX),
             waker: AtomicWaker::new(),
         }
     }
@@ -65,6 +69,24 @@ impl Control {
     /// Has the connection look at the toxics again.
     pub(crate) fn wake(&self) {
         self.waker.wake();
+    }
+
+    /// Declares that it acts by the newest toxics from now on, and says which version that is. What is
+    /// declared is visible before the version is read again: a change either meets the declaration, and
+    /// waits for the next one, or is part of this one.
+    pub(crate) fn declare(&self, toxics: &ToxicSet) -> u64 {
+        loop {
+            let version = toxics.version();
+            self.seen.store(version, Ordering::SeqCst);
+            if toxics.version() == version {
+                return version;
+            }
+        }
+    }
+
+    /// Whether it acts by this version or a later one.
+    pub(crate) fn acts_by(&self, version: u64) -> bool {
+        self.closed.load(Ordering::Acquire) || self.seen.load(Ordering::SeqCst) >= version
     }
 
     fn commanded(&self) -> Option<CloseMode> {
@@ -162,10 +184,13 @@ impl Connection {
         if let Poll::Ready(mode) = self.control.poll_told_to_close(context) {
             return Poll::Ready(Some(Ending::Close(mode)));
         }
-        if self.version != Some(self.relay.toxics.version())
-            && let Err(ending) = self.reconcile()
-        {
-            return Poll::Ready(Some(ending));
+        let newest = self.relay.toxics.version();
+        if self.version != Some(newest) {
+            self.control.declare(&self.relay.toxics);
+            if let Err(ending) = self.reconcile() {
+                return Poll::Ready(Some(ending));
+            }
+            self.relay.changed.notify_waiters();
         }
         match self.poll_lanes(context) {
             Err(ending) => Poll::Ready(Some(ending)),

@@ -365,7 +365,7 @@ macro_rules! faults {
                 match self { $(Self::$variant(attributes) => serde_json::to_value(attributes),)* }
             }
 
-            fn from_json(&self, value: Value) -> serde_json::Result<Self> {
+            fn of_same_kind(&self, value: Value) -> serde_json::Result<Self> {
                 match self { $(Self::$variant(_) => serde_json::from_value(value).map(Self::$variant),)* }
             }
         }
@@ -440,6 +440,10 @@ pub enum Transport {
 
 impl Fault {
     /// The attributes as a JSON object.
+    ///
+    /// # Panics
+    ///
+    /// Never: numbers, texts and lists of them can always be written as JSON.
     #[must_use]
     pub fn attributes(&self) -> Value {
         self.to_json()
@@ -471,7 +475,7 @@ impl Fault {
                 known.unwrap_or_else(|| self.canonical(&name.to_ascii_lowercase()).to_owned());
             merged.insert(name, value.clone());
         }
-        self.from_json(Value::Object(merged))
+        self.of_same_kind(Value::Object(merged))
             .map_err(|error| error.to_string())?
             .checked()
     }
@@ -516,28 +520,23 @@ impl Fault {
     /// Whether it has a meaning on this transport.
     #[must_use]
     pub fn acts_on(&self, transport: Transport) -> bool {
-        match (self, transport) {
-            (Self::Mix(mix), _) => mix
+        match self {
+            Self::Mix(mix) => mix
                 .faults
                 .iter()
                 .all(|share| share.fault.acts_on(transport)),
-            (
-                Self::Drop(_) | Self::Loss(_) | Self::Duplicate(_) | Self::Reorder(_),
-                Transport::Tcp,
-            ) => false,
-            (_, Transport::Tcp) => true,
-            (
-                Self::SlowClose(_)
-                | Self::ResetPeer(_)
-                | Self::Slicer(_)
-                | Self::CloseOnData(_)
-                | Self::Coalesce(_)
-                | Self::Error(_)
-                | Self::Transient(_)
-                | Self::Abort(_),
-                Transport::Udp,
-            ) => false,
-            (_, Transport::Udp) => true,
+            Self::Drop(_) | Self::Loss(_) | Self::Duplicate(_) | Self::Reorder(_) => {
+                transport == Transport::Udp
+            }
+            Self::SlowClose(_)
+            | Self::ResetPeer(_)
+            | Self::Slicer(_)
+            | Self::CloseOnData(_)
+            | Self::Coalesce(_)
+            | Self::Error(_)
+            | Self::Transient(_)
+            | Self::Abort(_) => transport == Transport::Tcp,
+            _ => true,
         }
     }
 }

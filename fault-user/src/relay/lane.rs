@@ -52,6 +52,17 @@ pub(crate) enum Ending {
 /// Waits for a socket's error while nothing is read from it.
 type ErrorWatch = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
 
+/// What is known of a lane's source.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Source {
+    #[default]
+    Open,
+    /// Its host has reset the connection: its end of stream is a reset, not a FIN.
+    Broken,
+    /// Nothing more comes from it.
+    Ended,
+}
+
 #[derive(Default)]
 pub(crate) struct Lane {
     pipeline: Pipeline,
@@ -59,10 +70,7 @@ pub(crate) struct Lane {
     pipe: Option<Pipe>,
     /// Splicing pays at the moment.
     bulk: bool,
-    /// Nothing more comes from the source.
-    source_ended: bool,
-    /// The source's host has reset the connection: its end of stream is a reset, not a FIN.
-    source_broken: bool,
+    source: Source,
     /// The end has been passed on, or there is nobody to pass it on to.
     pub(crate) finished: bool,
     watch: Option<ErrorWatch>,
@@ -101,7 +109,7 @@ impl Lane {
 
     /// Puts bytes in as if they had come from the source.
     pub(crate) fn inject(&mut self, data: Bytes, now: Instant) {
-        if !self.finished && !self.source_ended {
+        if !self.finished && self.source != Source::Ended {
             self.pipeline
                 .push(Chunk { data, at: now }, &mut self.output);
         }
@@ -120,12 +128,14 @@ impl Lane {
     /// The sink of the other lane, this one's source, does not take data any more: what it has sent is
     /// still forwarded, then it is a reset.
     pub(crate) fn source_is_broken(&mut self) {
-        self.source_broken = true;
+        if self.source == Source::Open {
+            self.source = Source::Broken;
+        }
     }
 
     /// Whether the source's end is known, so that no reset can be found by reading it.
-    pub(crate) const fn source_has_ended(&self) -> bool {
-        self.source_ended
+    pub(crate) fn source_has_ended(&self) -> bool {
+        self.source == Source::Ended
     }
 
     /// Moves what can be moved.
@@ -253,7 +263,7 @@ impl Lane {
         is_blocked: bool,
         now: Option<Instant>,
     ) -> Step {
-        if self.source_ended || self.finished {
+        if self.source == Source::Ended || self.finished {
             return Step::Idle;
         }
         let room = match now {
@@ -272,7 +282,7 @@ impl Lane {
         };
         match read {
             Ok(0) => {
-                let end = if self.source_broken {
+                let end = if self.source == Source::Broken {
                     End::Close(CloseMode::Rst)
                 } else {
                     End::Fin
@@ -300,7 +310,7 @@ impl Lane {
     }
 
     fn source_ends(&mut self, end: End) {
-        self.source_ended = true;
+        self.source = Source::Ended;
         self.pipeline.end(end, Instant::now(), &mut self.output);
     }
 
@@ -325,13 +335,10 @@ impl Lane {
     fn copy(&mut self, ports: &Ports<'_>) -> io::Result<usize> {
         SCRATCH.with_borrow_mut(|scratch| {
             let scratch = &mut scratch[..SMALL_READ];
-            let count = read_some(ports.source, scratch)?;
+            let count = ports.source.try_read(scratch)?;
             self.bulk = count == scratch.len();
-            let written = match ports.sink.try_write(&scratch[..count]) {
-                Ok(written) => written,
-                // Whatever it is, the next flush meets it again and handles it.
-                Err(_) => 0,
-            };
+            // Whatever a failure is, the next flush meets it again and handles it.
+            let written = ports.sink.try_write(&scratch[..count]).unwrap_or_default();
             count_bytes(ports.sent, written);
             if written < count {
                 self.output
@@ -368,7 +375,7 @@ impl Lane {
     /// Reads into memory, for the stages.
     fn read(&mut self, ports: &Ports<'_>, room: usize, now: Instant) -> io::Result<usize> {
         let data = SCRATCH.with_borrow_mut(|scratch| {
-            let count = read_some(ports.source, &mut scratch[..room])?;
+            let count = ports.source.try_read(&mut scratch[..room])?;
             Ok::<_, io::Error>(Bytes::copy_from_slice(&scratch[..count]))
         })?;
         let count = data.len();
@@ -382,17 +389,4 @@ impl Lane {
 
 fn count_bytes(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);
-}
-
-/// Reads, and after a short read remembers that the socket is empty, so that the next read need not ask the
-/// kernel. Data that comes later makes the socket readable again, because readiness is edge-triggered and
-/// this thread is the only one to learn of it; an end of stream is never forgotten.
-fn read_some(source: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let count = source.try_read(buffer)?;
-    if count > 0 && count < buffer.len() {
-        let emptied: io::Result<()> =
-            source.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
-        debug_assert!(emptied.is_err(), "the closure only ever fails");
-    }
-    Ok(count)
 }

@@ -96,7 +96,7 @@ pub struct Settings {
 
 impl Settings {
     /// How long a UDP client may be silent when nothing else is said.
-    pub const UDP_IDLE: Duration = Duration::from_secs(60);
+    pub const UDP_IDLE: Duration = Duration::from_mins(1);
 }
 
 enum Running {
@@ -466,7 +466,7 @@ impl Relay {
         let mut state = self.state.lock().await;
         state.gate_open = true;
         let applied = self.apply(&mut state).await;
-        self.wake();
+        self.wake().await;
         applied
     }
 
@@ -477,15 +477,27 @@ impl Relay {
                 log::error!("{}: {error}", self.name);
             }
         }
-        self.wake();
+        self.wake().await;
     }
 
-    fn wake(&self) {
-        if let Some(inner) = self.current() {
-            for control in inner.controls() {
-                control.wake();
-            }
+    /// Has every open connection act by the newest toxics, and waits until they do.
+    async fn wake(&self) {
+        let Some(inner) = self.current() else { return };
+        let version = self.toxics.version();
+        let controls = inner.controls();
+        for control in &controls {
+            control.wake();
         }
+        let mut waited_for = controls.iter().peekable();
+        inner
+            .wait_until(|| {
+                while waited_for
+                    .next_if(|control| control.acts_by(version))
+                    .is_some()
+                {}
+                waited_for.peek().is_none()
+            })
+            .await;
     }
 
     /// Closes up to `count` connections, the oldest first; on return they are closed. How many it were.

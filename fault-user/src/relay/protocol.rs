@@ -159,10 +159,9 @@ fn http_reply(status: u16, is_head: bool, closes: bool) -> Vec<u8> {
     let has_body = status != 204 && status != 304;
     let mut reply = format!("HTTP/1.1 {status} {}\r\n", reason.unwrap_or("Error"));
     if has_body {
-        reply += &format!(
-            "Content-Type: text/plain\r\nContent-Length: {}\r\n",
-            body.len()
-        );
+        reply.push_str("Content-Type: text/plain\r\nContent-Length: ");
+        reply.push_str(&body.len().to_string());
+        reply.push_str("\r\n");
     }
     if closes {
         reply += "Connection: close\r\n";

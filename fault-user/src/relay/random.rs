@@ -58,10 +58,6 @@ impl Draws {
     }
 
     /// The next number in `0..bound` (0 for a bound of 0), by multiplication (Lemire).
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the high half of a 128-bit product is 64 bits"
-    )]
     pub(crate) const fn below(&mut self, bound: u64) -> u64 {
         ((self.bits() as u128 * bound as u128) >> 64) as u64
     }

@@ -160,7 +160,7 @@ pub(crate) struct ToxicSet {
 impl ToxicSet {
     /// Grows with each change of the set.
     pub(crate) fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+        self.version.load(Ordering::SeqCst)
     }
 
     /// The toxics as they are, and the version that this is.
@@ -177,7 +177,7 @@ impl ToxicSet {
         let mut toxics = state.toxics.as_ref().clone();
         let changed = change(&mut toxics, &mut state.next_id)?;
         state.toxics = Arc::new(toxics);
-        self.version.fetch_add(1, Ordering::Release);
+        self.version.fetch_add(1, Ordering::SeqCst);
         Ok(changed)
     }
 

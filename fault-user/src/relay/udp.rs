@@ -228,8 +228,8 @@ impl Session {
         }
         let now = Instant::now();
         self.reconcile(now);
-        let mut moved = self.from_client(context, now);
-        moved |= self.from_server(context, now);
+        let mut moved = self.take_from_client(context, now);
+        moved |= self.take_from_server(context, now);
         if moved {
             self.last = now;
         }
@@ -270,8 +270,10 @@ impl Session {
         if self.version == Some(self.inner.toxics.version()) {
             return;
         }
+        self.control.declare(&self.inner.toxics);
         let (version, toxics) = self.inner.toxics.snapshot();
         self.version = Some(version);
+        self.inner.changed.notify_waiters();
         for direction in Direction::ALL {
             let owner = Owner {
                 direction,
@@ -293,7 +295,7 @@ impl Session {
         }
     }
 
-    fn from_client(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
+    fn take_from_client(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
         for step in 0..WAITING {
             match self.datagrams.poll_recv(context) {
                 Poll::Ready(Some(data)) => self.push(Direction::Upstream, data, now),
@@ -305,7 +307,7 @@ impl Session {
         true
     }
 
-    fn from_server(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
+    fn take_from_server(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
         for _ in 0..64 {
             let received = with_buffer(|buffer| {

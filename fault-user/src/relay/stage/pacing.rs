@@ -156,6 +156,9 @@ impl Stage for LatencyStage {
 /// link must not save up.
 const CATCH_UP: Duration = Duration::from_millis(20);
 
+/// What a `bandwidth` keeps of datagrams that come faster, in bytes; what comes beyond it is dropped.
+const QUEUED_DATAGRAMS: usize = 256 * 1024;
+
 /// Sends bytes at a rate: a quantum of them leaves when a link of that rate would have carried it.
 pub(super) struct BandwidthStage {
     /// Bytes per second.
@@ -229,10 +232,10 @@ fn carry_time(size: usize, rate: u64) -> Duration {
 impl Stage for BandwidthStage {
     fn room(&self, _now: Instant) -> usize {
         // At a rate of 0 nothing is read, so that the sender feels it.
-        if self.rate == 0 {
-            0
-        } else {
-            self.queue.room(ROOM.min(self.quantum().max(1024) * 4))
+        match (self.rate, self.is_datagram) {
+            (0, _) => 0,
+            (_, true) => self.queue.room(QUEUED_DATAGRAMS),
+            (_, false) => self.queue.room(ROOM.min(self.quantum().max(1024) * 4)),
         }
     }
 

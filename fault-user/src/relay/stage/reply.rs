@@ -108,6 +108,21 @@ impl ReplyStage {
         }
     }
 
+    /// Whether every request that is to be answered has been, by this connection or others.
+    fn is_used_up(&self) -> bool {
+        match self.rule {
+            Rule::Always | Rule::Abort(_) => false,
+            Rule::First {
+                count,
+                per_connection: true,
+            } => self.answered >= count,
+            Rule::First {
+                count,
+                per_connection: false,
+            } => self.shared.requests.load(Ordering::Relaxed) >= count,
+        }
+    }
+
     fn pass(&mut self, data: BytesMut) {
         if !data.is_empty() {
             self.ready.push_back(Pop::Chunk(Chunk {
@@ -147,7 +162,7 @@ impl ReplyStage {
                 self.continue_rest();
                 continue;
             }
-            if self.is_over {
+            if self.is_over || self.is_used_up() {
                 let data = self.buffer.split();
                 // After the request that is aborted nothing more goes to the server.
                 if !matches!(self.rule, Rule::Abort(_)) {

@@ -143,6 +143,8 @@ pub(super) struct SubstituteStage {
     fresh: bool,
     /// Each chunk is looked at for itself.
     is_datagram: bool,
+    /// Datagrams that have been looked at.
+    datagrams: Queue,
     end: Option<(End, Instant)>,
     shared: Arc<Shared>,
 }
@@ -156,6 +158,7 @@ impl SubstituteStage {
             held_at: place.now,
             fresh: false,
             is_datagram: place.is_datagram,
+            datagrams: Queue::default(),
             end: None,
             shared: Arc::clone(&place.shared),
         })
@@ -185,11 +188,22 @@ impl Stage for SubstituteStage {
         if self.end.is_some() || self.fresh {
             0
         } else {
-            ROOM
+            self.datagrams.room(ROOM)
         }
     }
 
     fn push(&mut self, chunk: Chunk) {
+        if self.is_datagram {
+            let (_, output, found) = self.replacer.replace(&chunk.data, true);
+            if found {
+                self.shared.counters.hit();
+            }
+            self.datagrams.push(Chunk {
+                data: output.freeze(),
+                at: chunk.at,
+            });
+            return;
+        }
         if self.held.is_empty() {
             self.held_at = chunk.at;
         }
@@ -202,9 +216,11 @@ impl Stage for SubstituteStage {
     }
 
     fn pop(&mut self, now: Instant) -> Pop {
+        if let Some(chunk) = self.datagrams.pop() {
+            return Pop::Chunk(chunk);
+        }
         let due = self.held_at + self.max_wait;
-        let is_final =
-            self.is_datagram || self.end.is_some() || due <= now || self.held.len() > ROOM * 2;
+        let is_final = self.end.is_some() || due <= now || self.held.len() > ROOM * 2;
         if !self.held.is_empty() && (self.fresh || is_final) {
             self.fresh = false;
             if let Some(data) = self.replace(is_final, now) {
@@ -228,7 +244,7 @@ impl Stage for SubstituteStage {
     }
 
     fn take(self: Box<Self>) -> Rest {
-        let mut queue = Queue::default();
+        let mut queue = self.datagrams;
         if !self.held.is_empty() {
             queue.push(Chunk {
                 data: self.held.freeze(),
@@ -240,7 +256,7 @@ impl Stage for SubstituteStage {
     }
 
     fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.end.is_none()
+        self.held.is_empty() && self.end.is_none() && self.datagrams.is_empty()
     }
 }
 

@@ -1,0 +1,114 @@
+//! A `fault daemon` in a process of its own, and a small HTTP client for it.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use serde_json::Value;
+
+pub struct Daemon {
+    pub child: Child,
+    pub api: SocketAddr,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already, which is what some tests are about.
+        self.child.kill().expect("it is our child");
+        self.child.wait().expect("it is our child");
+    }
+}
+
+impl Daemon {
+    pub fn start() -> Self {
+        Self::with(&["--seed", "42"])
+    }
+
+    /// Starts it on a free port and waits until it says where.
+    pub fn with(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fault"))
+            .args(["daemon", "--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cargo has built it");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped"));
+        let mut line = String::new();
+        lines.read_line(&mut line).expect("it says something");
+        let api = line
+            .split("http://")
+            .nth(1)
+            .and_then(|rest| rest.split(',').next());
+        let api = api
+            .unwrap_or_else(|| panic!("no address in {line:?}"))
+            .parse()
+            .expect("an address");
+        // What else it says must not fill the pipe.
+        thread::spawn(move || std::io::copy(&mut lines, &mut std::io::stderr()));
+        Self { child, api }
+    }
+
+    /// The status and the body.
+    pub fn raw(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.api).expect("the API listens");
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("write");
+        // A body that is refused may not be read to its end.
+        let _sent = stream.write_all(body);
+        let mut answer = Vec::new();
+        let _complete = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .unwrap_or_else(|| panic!("no status in {answer:?}"));
+        let body = answer
+            .split_once("\r\n\r\n")
+            .map_or("", |(_, body)| body)
+            .to_owned();
+        (status, body)
+    }
+
+    pub fn call(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let (status, body) = self.raw(method, path, "", body.as_bytes());
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    /// A proxy to this server; where it listens.
+    pub fn proxy(&self, name: &str, upstream: SocketAddr) -> SocketAddr {
+        let body = format!(r#"{{"name":"{name}","listen":"127.0.0.1:0","upstream":"{upstream}"}}"#);
+        let (status, proxy) = self.call("POST", "/proxies", &body);
+        assert_eq!(status, 201, "{proxy}");
+        proxy["listen"]
+            .as_str()
+            .expect("a text")
+            .parse()
+            .expect("an address")
+    }
+}
+
+/// A server that sends back what it gets.
+pub fn echo_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("accept");
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                    if stream.write_all(&buffer[..count]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}

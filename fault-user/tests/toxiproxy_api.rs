@@ -1,0 +1,709 @@
+//! The HTTP API: every route and error text, security, robustness, the gate.
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use daemon::{Daemon, echo_server};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// A port that nobody listens on.
+fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .expect("loopback")
+        .local_addr()
+        .expect("bound")
+}
+
+#[test]
+fn every_error_has_its_status_and_text() {
+    let daemon = Daemon::start();
+    let listen = daemon.proxy("p", nobody());
+    daemon.call("POST", "/proxies/p/toxics", r#"{"type":"latency"}"#);
+    let used = format!(r#"{{"name":"q","listen":"{listen}","upstream":"localhost:1"}}"#);
+    let in_use = format!("listen tcp {listen}: bind: address already in use");
+    let cases: &[(&str, &str, &str, u16, &str)] = &[
+        ("POST", "/proxies", "", 400, "bad request body: EOF"),
+        ("POST", "/proxies", "{", 400, "bad request body: …"),
+        ("POST", "/proxies", "[]", 400, "bad request body: …"),
+        (
+            "POST",
+            "/proxies",
+            r#"{"name":1}"#,
+            400,
+            "bad request body: …",
+        ),
+        (
+            "POST",
+            "/proxies",
+            "{}",
+            400,
+            "missing required field: name",
+        ),
+        (
+            "POST",
+            "/proxies",
+            r#"{"name":"q"}"#,
+            400,
+            "missing required field: upstream",
+        ),
+        (
+            "POST",
+            "/proxies",
+            r#"{"name":"p","upstream":"a:1"}"#,
+            409,
+            "proxy already exists",
+        ),
+        ("POST", "/proxies", &used, 500, &in_use),
+        (
+            "POST",
+            "/populate",
+            r#"[{"name":"q","upstream":"a:1"},{"upstream":"a:1"}]"#,
+            400,
+            "missing required field: name at proxy 2",
+        ),
+        (
+            "POST",
+            "/populate",
+            r#"[{"name":"q"}]"#,
+            400,
+            "missing required field: upstream at proxy 1",
+        ),
+        ("POST", "/populate", "{}", 400, "bad request body: …"),
+        ("GET", "/proxies/x", "", 404, "proxy not found"),
+        ("POST", "/proxies/x", "{", 404, "proxy not found"),
+        ("PATCH", "/proxies/p", "{", 400, "bad request body: …"),
+        ("DELETE", "/proxies/x", "", 404, "proxy not found"),
+        ("GET", "/proxies/x/toxics", "", 404, "proxy not found"),
+        ("POST", "/proxies/x/toxics", "{}", 404, "proxy not found"),
+        ("POST", "/proxies/p/toxics", "x", 400, "bad request body: …"),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            r#"{"stream":"x","type":"y"}"#,
+            400,
+            "stream was invalid, can be either upstream or downstream",
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            r#"{"type":"y"}"#,
+            400,
+            "invalid toxic type",
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            r#"{"type":"loss","name":"latency_downstream"}"#,
+            409,
+            "toxic already exists",
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            r#"{"type":"latency","attributes":{"latency":"1"}}"#,
+            409,
+            "toxic already exists",
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            r#"{"type":"latency","name":"n","attributes":{"latency":"1"}}"#,
+            400,
+            "bad request body: …",
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            r#"{"type":"latency","name":"n","attributes":{"latency":1.5}}"#,
+            400,
+            "bad request body: …",
+        ),
+        ("GET", "/proxies/p/toxics/x", "", 404, "toxic not found"),
+        ("POST", "/proxies/p/toxics/x", "{}", 404, "toxic not found"),
+        (
+            "POST",
+            "/proxies/p/toxics/latency_downstream",
+            "",
+            400,
+            "bad request body: EOF",
+        ),
+        (
+            "PATCH",
+            "/proxies/p/toxics/latency_downstream",
+            r#"{"toxicity":"x"}"#,
+            400,
+            "bad request body: …",
+        ),
+        ("DELETE", "/proxies/p/toxics/x", "", 404, "toxic not found"),
+        ("DELETE", "/proxies/x/toxics/x", "", 404, "proxy not found"),
+    ];
+    for (method, path, body, status, text) in cases {
+        let (got, answer) = daemon.call(method, path, body);
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert_eq!(got, *status, "{method} {path} {body}: {answer}");
+        assert_eq!(answer["status"], *status, "{method} {path} {body}");
+        match text.strip_suffix('…') {
+            Some(beginning) => assert!(
+                error.starts_with(beginning),
+                "{method} {path} {body}: {error}"
+            ),
+            None => assert_eq!(error, *text, "{method} {path} {body}"),
+        }
+    }
+    assert_eq!(daemon.raw("GET", "/nowhere", "", b"").0, 404);
+    assert_eq!(daemon.raw("PUT", "/proxies", "", b"").0, 405);
+    assert_eq!(daemon.raw("GET", "/reset", "", b"").0, 405);
+}
+
+#[test]
+fn proxies_and_toxics_are_shown_as_toxiproxy_shows_them() {
+    let daemon = Daemon::start();
+    let (_, version) = daemon.call("GET", "/version", "");
+    assert_eq!(version, json!({"version": "2.12.0"}));
+    let (status, proxy) = daemon.call(
+        "POST",
+        "/proxies",
+        r#"{"Name":"p","listen":"localhost:0","upstream":"localhost:1","enabled":null,"x":1}"#,
+    );
+    assert_eq!(status, 201);
+    let listen = proxy["listen"].as_str().expect("a text").to_owned();
+    assert!(
+        listen.starts_with("127.0.0.1:") && !listen.ends_with(":0"),
+        "{listen}"
+    );
+    assert_eq!(
+        proxy,
+        json!({"name": "p", "listen": listen, "upstream": "localhost:1", "enabled": true, "toxics": []})
+    );
+    let toxics = "/proxies/p/toxics";
+    let (status, first) = daemon.call("POST", toxics, r#"{"type":"latency","attributes":null}"#);
+    assert_eq!(status, 200);
+    assert_eq!(
+        first,
+        json!({"attributes": {"latency": 0, "jitter": 0}, "name": "latency_downstream", "type": "latency", "stream": "downstream", "toxicity": 1})
+    );
+    let (_, second) = daemon.call(
+        "POST",
+        toxics,
+        r#"{"type":"slicer","stream":"UPSTREAM","toxicity":0.5,"attributes":{"delay":5}}"#,
+    );
+    assert_eq!(second["name"], "slicer_UPSTREAM");
+    assert_eq!(second["stream"], "UPSTREAM");
+    assert_eq!(second["toxicity"], 0.5);
+    assert_eq!(daemon.call("GET", toxics, "").1, json!([second, first]));
+    let (status, changed) = daemon.call(
+        "PATCH",
+        "/proxies/p/toxics/slicer_UPSTREAM",
+        r#"{"attributes":{"average_size":9}}"#,
+    );
+    assert_eq!(status, 200);
+    assert_eq!(
+        changed["attributes"],
+        json!({"average_size": 9, "size_variation": 0, "delay": 5})
+    );
+    assert_eq!(changed["toxicity"], 0.5);
+    assert_eq!(
+        daemon
+            .call("DELETE", "/proxies/p/toxics/slicer_UPSTREAM", "")
+            .0,
+        204
+    );
+    // Disabled it keeps its text, enabled it has the same port again.
+    let (_, off) = daemon.call("POST", "/proxies/p", r#"{"enabled":false}"#);
+    assert_eq!(
+        (&off["enabled"], &off["listen"]),
+        (&json!(false), &json!(listen))
+    );
+    assert!(TcpStream::connect(&*listen).is_err());
+    assert_eq!(daemon.call("POST", "/reset", "").0, 204);
+    let (_, all) = daemon.call("GET", "/proxies", "");
+    assert_eq!(
+        all,
+        json!({"p": {"name": "p", "listen": listen, "upstream": "localhost:1", "enabled": true, "toxics": []}})
+    );
+    assert_eq!(daemon.call("DELETE", "/proxies/p", "").0, 204);
+    assert_eq!(daemon.call("GET", "/proxies", "").1, json!({}));
+    let (status, disabled) = daemon.call(
+        "POST",
+        "/proxies",
+        r#"{"name":"d","listen":"localhost:3310","upstream":"a:1","enabled":false}"#,
+    );
+    assert_eq!(
+        (status, &disabled["listen"]),
+        (201, &json!("localhost:3310"))
+    );
+}
+
+#[test]
+fn populate_keeps_equal_proxies_and_replaces_others() {
+    let daemon = Daemon::start();
+    let listen = daemon.proxy("a", "127.0.0.1:1".parse().expect("an address"));
+    daemon.call("POST", "/proxies/a/toxics", r#"{"type":"noop"}"#);
+    let port = listen.port();
+    let equal = format!(
+        r#"[{{"name":"a","listen":"localhost:{port}","upstream":"127.0.0.1:1"}},{{"name":"b","listen":"127.0.0.1:0","upstream":"c:1","enabled":false}}]"#
+    );
+    let (status, answer) = daemon.call("POST", "/populate", &equal);
+    assert_eq!(status, 201);
+    assert_eq!(
+        answer["proxies"][0]["toxics"].as_array().map(Vec::len),
+        Some(1)
+    );
+    assert_eq!(answer["proxies"][1]["enabled"], false);
+    let different = format!(
+        r#"[{{"name":"a","listen":"127.0.0.1:{port}","upstream":"127.0.0.1:2"}},{{"name":"z","listen":"127.0.0.1:{port}","upstream":"d:1"}}]"#
+    );
+    let (status, answer) = daemon.call("POST", "/populate", &different);
+    assert_eq!(status, 500);
+    assert_eq!(answer["status"], 500);
+    assert!(
+        answer["error"]
+            .as_str()
+            .expect("a text")
+            .ends_with("bind: address already in use"),
+        "{answer}"
+    );
+    assert_eq!(answer["proxies"].as_array().map(Vec::len), Some(1));
+    assert_eq!(answer["proxies"][0]["upstream"], "127.0.0.1:2");
+    assert_eq!(answer["proxies"][0]["toxics"], json!([]));
+}
+
+#[test]
+fn a_moved_proxy_drops_its_connections_and_keeps_its_toxics() {
+    let daemon = Daemon::start();
+    let listen = daemon.proxy("p", echo_server());
+    daemon.call("POST", "/proxies/p/toxics", r#"{"type":"noop"}"#);
+    let mut client = TcpStream::connect(listen).expect("it listens");
+    client
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .expect("a timeout");
+    daemon.call("POST", "/v1/proxies/p/wait", r#"{"open":1}"#);
+    let (status, moved) = daemon.call(
+        "PATCH",
+        "/proxies/p",
+        &format!(r#"{{"upstream":"{}"}}"#, echo_server()),
+    );
+    assert_eq!(status, 200);
+    assert_eq!(moved["listen"], listen.to_string());
+    assert_eq!(moved["toxics"].as_array().map(Vec::len), Some(1));
+    assert_eq!(client.read(&mut [0]).expect("an orderly end"), 0);
+    assert!(echoes(listen));
+}
+
+fn echoes(address: SocketAddr) -> bool {
+    let mut client = TcpStream::connect(address).expect("it listens");
+    client
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .expect("a timeout");
+    client.write_all(b"x").expect("write");
+    let mut byte = [0];
+    client.read_exact(&mut byte).is_ok() && byte == *b"x"
+}
+
+#[test]
+fn extreme_attributes_do_no_harm() {
+    let daemon = Daemon::start();
+    let listen = daemon.proxy("p", echo_server());
+    let extremes = [i64::MIN, -1, 0, i64::MAX];
+    for kind in [
+        "latency",
+        "bandwidth",
+        "slow_close",
+        "timeout",
+        "reset_peer",
+        "slicer",
+        "limit_data",
+        "lifetime",
+        "coalesce",
+    ] {
+        for value in extremes {
+            let names = [
+                "latency",
+                "jitter",
+                "rate",
+                "delay",
+                "timeout",
+                "average_size",
+                "size_variation",
+                "bytes",
+                "time",
+                "min_bytes",
+                "max_wait",
+            ];
+            let names = names.into_iter().filter(|name| {
+                !(kind == "lifetime" && *name == "timeout"
+                    || kind == "coalesce" && *name == "bytes")
+            });
+            let attributes: Value = names
+                .map(|name| (name.to_owned(), json!(value)))
+                .collect::<serde_json::Map<_, _>>()
+                .into();
+            let body = json!({"type": kind, "name": "t", "attributes": attributes}).to_string();
+            assert_eq!(
+                daemon.call("POST", "/proxies/p/toxics", &body).0,
+                200,
+                "{body}"
+            );
+            let mut client = TcpStream::connect(listen).expect("it listens");
+            client.write_all(b"x").expect("write");
+            client
+                .set_read_timeout(Some(Duration::from_millis(20)))
+                .expect("a timeout");
+            let _whatever_the_toxic_makes_of_it = client.read(&mut [0]);
+            assert_eq!(daemon.call("DELETE", "/proxies/p/toxics/t", "").0, 204);
+        }
+    }
+    assert!(echoes(listen));
+}
+
+#[test]
+fn browsers_strangers_and_giants_are_refused() {
+    let daemon = Daemon::start();
+    assert_eq!(
+        daemon
+            .raw("GET", "/version", "User-Agent: Mozilla/5.0\r\n", b"")
+            .0,
+        403
+    );
+    assert_eq!(
+        daemon.raw("GET", "/version", "Origin: http://a\r\n", b"").0,
+        403
+    );
+    assert_eq!(
+        daemon
+            .raw("GET", "/version", "User-Agent: toxiproxy-cli/2\r\n", b"")
+            .0,
+        200
+    );
+    assert_eq!(
+        daemon.raw("POST", "/populate", "", &vec![b' '; 3 << 20]).0,
+        413
+    );
+    let open = Command::new(env!("CARGO_BIN_EXE_fault"))
+        .args(["daemon", "--listen", "0.0.0.0:0"])
+        .output()
+        .expect("it runs");
+    assert_eq!(open.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&open.stderr).contains("--token"));
+    let guarded = Daemon::with(&["--token", "secret"]);
+    assert_eq!(guarded.raw("GET", "/version", "", b"").0, 401);
+    assert_eq!(
+        guarded
+            .raw("GET", "/version", "Authorization: Bearer secret\r\n", b"")
+            .0,
+        200
+    );
+}
+
+#[test]
+fn slow_clients_do_not_block_the_api() {
+    let daemon = Daemon::start();
+    let slow: Vec<TcpStream> = (0..600)
+        .map(|_| {
+            let mut stream = TcpStream::connect(daemon.api).expect("it listens");
+            stream
+                .write_all(b"POST /proxies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n")
+                .expect("write");
+            stream
+        })
+        .collect();
+    let start = Instant::now();
+    assert_eq!(daemon.call("GET", "/version", "").0, 200);
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+    drop(slow);
+}
+
+#[test]
+fn a_bad_config_or_a_port_in_use_is_fatal_and_a_good_one_has_toxics() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.json");
+    let run = |config: &str| {
+        std::fs::write(&path, config).expect("write");
+        let output = Command::new(env!("CARGO_BIN_EXE_fault"))
+            .args(["daemon", "-port", "0", "-config"])
+            .arg(&path)
+            .output()
+            .expect("it runs");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let taken = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = taken.local_addr().expect("bound");
+    let (code, error) = run("[{]");
+    assert_eq!(code, Some(125), "{error}");
+    assert!(error.contains("bad request body"), "{error}");
+    let (code, error) = run(&format!(
+        r#"[{{"name":"p","listen":"{address}","upstream":"a:1"}}]"#
+    ));
+    assert_eq!(code, Some(125), "{error}");
+    assert!(
+        error.contains("address already in use") && error.lines().count() == 1,
+        "{error}"
+    );
+    let good = r#"[{"name":"p","listen":"127.0.0.1:0","upstream":"a:1","toxics":[{"type":"latency","attributes":{"latency":7}}]}]"#;
+    std::fs::write(&path, good).expect("write");
+    let daemon = Daemon::with(&["--config", path.to_str().expect("UTF-8")]);
+    assert_eq!(
+        daemon
+            .call("GET", "/proxies/p/toxics/latency_downstream", "")
+            .1["attributes"]["latency"],
+        7
+    );
+}
+
+#[test]
+fn the_gate_counts_awaits_closes_and_stops() {
+    let daemon = Daemon::start();
+    let listen = daemon.proxy("p", echo_server());
+    let mut clients: Vec<TcpStream> = (0..3)
+        .map(|_| TcpStream::connect(listen).expect("it listens"))
+        .collect();
+    let gate = |what: &str, body: &str| daemon.call("POST", &format!("/v1/proxies/p/{what}"), body);
+    assert_eq!(
+        gate("wait", r#"{"exactly":3}"#),
+        (200, json!({"open": 3, "accepted": 3}))
+    );
+    assert_eq!(
+        gate("close", r#"{"count":2,"mode":"rst"}"#),
+        (200, json!({"closed": 2}))
+    );
+    assert_eq!(
+        daemon.call("GET", "/v1/proxies/p/connections", "").1["open"],
+        1
+    );
+    for client in &mut clients[..2] {
+        assert_eq!(
+            client.read(&mut [0]).map_err(|error| error.kind()),
+            Err(std::io::ErrorKind::ConnectionReset)
+        );
+    }
+    assert_eq!(
+        gate("accept", r#"{"accept":false}"#),
+        (200, json!({"accept": false}))
+    );
+    let waiting = TcpStream::connect(listen).expect("the kernel completes the handshake");
+    assert_eq!(gate("wait", r#"{"accepted":4,"timeout":50}"#).0, 408);
+    assert_eq!(gate("accept", r#"{"accept":true}"#).0, 200);
+    assert_eq!(gate("wait", r#"{"accepted":4}"#).0, 200);
+    assert_eq!(gate("close", ""), (200, json!({"closed": 2})));
+    assert_eq!(gate("close", r#"{"mode":"softly"}"#).0, 400);
+    assert_eq!(gate("wait", "{}").0, 400);
+    drop(waiting);
+}
+
+#[test]
+fn metrics_have_toxiproxys_names_and_count_while_connections_are_open() {
+    let daemon = Daemon::start();
+    let upstream = echo_server();
+    let listen = daemon.proxy("p", upstream);
+    daemon.call("POST", "/proxies/p/toxics", r#"{"type":"latency"}"#);
+    let mut client = TcpStream::connect(listen).expect("it listens");
+    client.write_all(b"12345").expect("write");
+    client.read_exact(&mut [0; 5]).expect("the echo");
+    let (_, text) = daemon.raw("GET", "/metrics", "", b"");
+    let labels = format!("listener=\"{listen}\",proxy=\"p\",upstream=\"{upstream}\"");
+    for line in [
+        format!("toxiproxy_proxy_received_bytes_total{{direction=\"upstream\",{labels}}} 5"),
+        format!("toxiproxy_proxy_sent_bytes_total{{direction=\"downstream\",{labels}}} 5"),
+        format!(
+            "fault_toxic_hits_total{{direction=\"downstream\",{labels},toxic=\"latency_downstream\",type=\"latency\"}} 1"
+        ),
+        format!("fault_proxy_connections_open{{{labels}}} 1"),
+    ] {
+        assert!(
+            text.lines().any(|found| found == line),
+            "no {line} in\n{text}"
+        );
+    }
+}
+
+#[test]
+fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_open() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("fault.sock");
+    let daemon = Daemon::with(&["--socket", socket.to_str().expect("UTF-8")]);
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(&socket)
+            .expect("it is there")
+            .permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+    for url in [
+        format!("http://{}", daemon.api),
+        format!("unix:{}", socket.display()),
+    ] {
+        let run = |arguments: &[&str]| {
+            let output = Command::new(env!("CARGO_BIN_EXE_fault"))
+                .args(arguments)
+                .env("TOXIPROXY_URL", &url)
+                .output()
+                .expect("it runs");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr);
+            (output.status.code(), text)
+        };
+        assert_eq!(
+            run(&["add", "proxy", "a b", "127.0.0.1:0", "127.0.0.1:1"]).0,
+            Some(0)
+        );
+        assert_eq!(
+            run(&[
+                "add",
+                "toxic",
+                "a b",
+                "latency",
+                "latency=5",
+                "--stream",
+                "upstream"
+            ])
+            .0,
+            Some(0)
+        );
+        let (_, list) = run(&["list"]);
+        assert!(
+            list.contains("a b  127.0.0.1:")
+                && list.contains("latency_upstream  upstream latency toxicity=1"),
+            "{list}"
+        );
+        assert!(run(&["stats", "--json"]).1.contains("\"accepted\": 0"));
+        assert_eq!(
+            run(&["remove", "toxic", "a b", "latency_upstream"]).0,
+            Some(0)
+        );
+        assert_eq!(run(&["reset"]).0, Some(0));
+        assert_eq!(run(&["remove", "proxy", "a b"]).0, Some(0));
+        let (code, error) = run(&["remove", "proxy", "a b"]);
+        assert_eq!(
+            (code, error.as_str()),
+            (Some(125), "fault: the daemon refuses: proxy not found\n")
+        );
+        assert_eq!(run(&["add", "proxy"]).0, Some(2));
+    }
+}
+
+#[test]
+fn events_are_sent_as_they_happen() {
+    let daemon = Daemon::start();
+    let mut stream = TcpStream::connect(daemon.api).expect("it listens");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .expect("a timeout");
+    stream
+        .write_all(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .expect("write");
+    let mut text = String::new();
+    let mut until = |wanted: &str| {
+        let mut buffer = [0; 4096];
+        while !text.contains(wanted) {
+            let count = stream.read(&mut buffer).expect("an event");
+            text += &String::from_utf8_lossy(&buffer[..count]);
+        }
+    };
+    until(": watching");
+    daemon.proxy("p", nobody());
+    until("\"event\":\"proxy created\"");
+}
+
+#[test]
+fn two_hundred_proxies_and_a_thousand_changes_a_second() {
+    let daemon = Daemon::start();
+    let upstream = echo_server();
+    let all: Vec<Value> = (0..200).map(|index| json!({"name": format!("p{index}"), "listen": "127.0.0.1:0", "upstream": upstream.to_string()})).collect();
+    let (status, answer) = daemon.call("POST", "/populate", &Value::Array(all).to_string());
+    assert_eq!(status, 201);
+    for proxy in answer["proxies"].as_array().expect("an array") {
+        assert!(echoes(
+            proxy["listen"]
+                .as_str()
+                .expect("a text")
+                .parse()
+                .expect("an address")
+        ));
+    }
+    let start = Instant::now();
+    for _ in 0..250 {
+        assert_eq!(
+            daemon
+                .call("POST", "/proxies/p7/toxics", r#"{"type":"latency"}"#)
+                .0,
+            200
+        );
+        assert_eq!(
+            daemon
+                .call("DELETE", "/proxies/p7/toxics/latency_downstream", "")
+                .0,
+            204
+        );
+    }
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "500 changes took {:?}",
+        start.elapsed()
+    );
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let names = "name|listen|upstream|enabled|type|stream|toxicity|attributes|toxics|latency|bytes|faults|share|regex|mode|[a-z]{1,3}";
+    let texts = "upstream|downstream|latency|mix|substitute|corrupt_data|error|udp:x|127.0.0.1:0|\\(\\[|[ -~]{0,6}";
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        texts.prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 32, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(names, inner, 0..6)
+                .prop_map(|map| map.into_iter().collect::<Value>()),
+        ]
+    })
+}
+
+#[test]
+fn no_body_makes_it_panic_or_hang() {
+    let daemon = Daemon::start();
+    daemon.proxy("p", nobody());
+    let paths = [
+        "/proxies",
+        "/populate",
+        "/proxies/p",
+        "/proxies/p/toxics",
+        "/proxies/p/toxics/t",
+        "/v1/proxies/p/wait",
+        "/v1/proxies/p/close",
+    ];
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let body = prop_oneof![
+        any_json().prop_map(|value| value.to_string().into_bytes()),
+        prop::collection::vec(any::<u8>(), 0..64),
+    ];
+    let outcome = runner.run(&(0..paths.len(), body), |(path, body)| {
+        // A wait may be meant to be long.
+        if paths[path].ends_with("wait") && String::from_utf8_lossy(&body).contains("timeout") {
+            return Ok(());
+        }
+        let (status, _) = daemon.raw("POST", paths[path], "", &body);
+        prop_assert!((200..=500).contains(&status), "{status}");
+        Ok(())
+    });
+    outcome.expect("every body is answered");
+    assert_eq!(daemon.call("GET", "/version", "").0, 200);
+}
