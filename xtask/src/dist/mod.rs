@@ -97,6 +97,8 @@ fn package(release: &Release) -> Result<Vec<(String, Vec<u8>)>> {
     let stem = format!("fault-{version}-linux-{machine}");
     let mut tarball = Tree::new(release.time_s);
     tarball.file(&format!("{stem}/fault"), 0o755, &fault);
+    let about = fs::read(root().join("README.md")).context("can't read README.md")?;
+    tarball.file(&format!("{stem}/README.md"), 0o644, &about);
     for (name, text) in &licences {
         tarball.file(&format!("{stem}/{name}"), 0o644, text);
     }
