@@ -74,6 +74,8 @@ pub(crate) struct Lane {
     /// The end has been passed on, or there is nobody to pass it on to.
     pub(crate) finished: bool,
     watch: Option<ErrorWatch>,
+    /// The socket has reported an error while nothing was read from it.
+    reset_seen: bool,
     pub(crate) deadline: Option<Instant>,
 }
 
@@ -317,12 +319,17 @@ impl Lane {
     /// Nothing is read now, so a reset can only be learnt from the socket's error. It ends the connection
     /// unless a stage still has bytes that it holds on purpose.
     fn watch_for_reset(&mut self, context: &mut Context<'_>, ports: &Ports<'_>) -> Step {
-        let watch = self.watch.get_or_insert_with(|| {
-            let source = Arc::clone(ports.source);
-            Box::pin(async move { source.ready(Interest::ERROR).await.map(|_| ()) })
-        });
-        if watch.as_mut().poll(context).is_pending() {
-            return Step::Idle;
+        if !self.reset_seen {
+            let watch = self.watch.get_or_insert_with(|| {
+                let source = Arc::clone(ports.source);
+                Box::pin(async move { source.ready(Interest::ERROR).await.map(|_| ()) })
+            });
+            if watch.as_mut().poll(context).is_pending() {
+                return Step::Idle;
+            }
+            // A future that is done must not be asked again.
+            self.watch = None;
+            self.reset_seen = true;
         }
         if self.pipeline.is_bare() || self.pipeline.is_empty() && !self.output.items.is_empty() {
             self.output.now = Some(CloseMode::Rst);
