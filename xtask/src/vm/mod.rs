@@ -22,6 +22,7 @@ use crate::{
 const SUITES: &[&str] = &[
     "fault_common",
     "fault_user",
+    "dataplane",
     "process_command",
     "process_tree",
 ];

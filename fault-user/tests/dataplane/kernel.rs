@@ -1,0 +1,148 @@
+//! The programs, loaded in a network namespace of the test's own and run by `BPF_PROG_TEST_RUN`.
+
+use aya::programs::{TestRun as _, TestRunOptions};
+use fault_common::abi::{COUNTERS, Counter, Event};
+use fault_user::kernel::clock::monotonic_ns;
+use fault_user::kernel::events::Events;
+use fault_user::kernel::injector::{Attachment, Capacity, Injector, Options, Side};
+use fault_user::kernel::ruleset::{PacketRule, compile};
+use fault_user::plan::Plan;
+use fault_user::rule::{Rule, SystemResolver, Targets};
+use nix::sched::{CloneFlags, unshare};
+
+/// What a program returned.
+pub const NEXT: u32 = u32::MAX;
+/// A packet that vanishes at egress under TCX: a redirect to nowhere.
+pub const VANISHED: u32 = 7;
+/// A packet that is dropped at ingress.
+pub const SHOT: u32 = 2;
+
+pub struct Kernel {
+    pub injector: Injector,
+    pub events: Events,
+    /// A device that is not loopback.
+    device: u32,
+}
+
+/// What became of one packet.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: u32,
+    pub frame: Vec<u8>,
+}
+
+impl Kernel {
+    /// A fresh network namespace, with loopback and a veth pair up, and maps of this size.
+    pub fn new(rules: u32, classes: u32) -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (run as root)");
+        for arguments in [
+            "link set lo up",
+            "link add t0 type veth peer name t1",
+            "link set t0 up",
+            "link set t1 up",
+        ] {
+            let done = std::process::Command::new("ip")
+                .args(arguments.split(' '))
+                .status();
+            assert!(done.expect("ip runs").success(), "ip {arguments}");
+        }
+        let device = nix::net::if_::if_nametoindex("t0").unwrap();
+        let mut injector = Injector::load(&Options {
+            capacity: Capacity {
+                rules,
+                classes,
+                hosts: 256,
+                scopes: 16,
+            },
+            events: true,
+            // Nothing is attached: this only fixes what is returned for a packet that vanishes.
+            attachment: Some(Attachment::Tcx),
+            actions: u32::MAX,
+            scoped: true,
+        })
+        .expect("the maps");
+        let events = injector.take_events().unwrap();
+        Self {
+            injector,
+            events,
+            device,
+        }
+    }
+
+    /// Puts rules written as text in force.
+    pub fn install(&mut self, rules: &[&str]) {
+        let rules: Vec<_> = rules
+            .iter()
+            .map(|text| {
+                let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
+                let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+                (rule, resolved)
+            })
+            .collect();
+        let plan = Plan::new(&rules, 7, None, None).unwrap();
+        self.install_entries(&plan.entries(), 0);
+    }
+
+    /// Puts compiled rules in force, as if they had been for `age_ns`.
+    pub fn install_entries(&mut self, rules: &[PacketRule], age_ns: u64) {
+        let tables = compile(rules).unwrap();
+        self.injector
+            .install(&tables, monotonic_ns() - age_ns)
+            .unwrap();
+    }
+
+    /// Runs a program on a frame as if it passed loopback (egress) or a veth device.
+    pub fn run(&mut self, side: Side, loopback: bool, frame: &[u8]) -> Ran {
+        let mut context = [0_u8; 192];
+        let device = if loopback { 1 } else { self.device };
+        context[40..44].copy_from_slice(&device.to_ne_bytes());
+        let mut output = vec![0; frame.len() + 256];
+        let program = self
+            .injector
+            .program(side, true)
+            .unwrap_or_else(|error| panic!("{error:?}"));
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut output);
+        options.ctx_in = Some(&context);
+        let result = program.test_run(options).expect("a test run");
+        output.truncate(usize::try_from(result.data_size_out).unwrap());
+        Ran {
+            code: result.return_value,
+            frame: output,
+        }
+    }
+
+    /// Runs the egress program of loopback.
+    pub fn out(&mut self, frame: &[u8]) -> Ran {
+        self.run(Side::Egress, true, frame)
+    }
+
+    pub fn take_events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.events.drain(&mut events);
+        events
+    }
+
+    /// The counters that are not what they were, by their number.
+    pub fn changed_since(&self, before: &[u64]) -> Vec<(u32, u64)> {
+        let now = self.injector.counters().unwrap();
+        (0..COUNTERS)
+            .zip(now.iter().zip(before))
+            .filter(|(_, (now, before))| now != before)
+            .map(|(index, (now, before))| (index, now - before))
+            .collect()
+    }
+
+    /// Asserts that running `frame` passes it unchanged and counts `counter` once and nothing else.
+    pub fn expect_pass(&mut self, what: &str, frame: &[u8], counter: Option<Counter>) {
+        let before = self.injector.counters().unwrap();
+        let ran = self.out(frame);
+        assert_eq!((ran.code, ran.frame.as_slice()), (NEXT, frame), "{what}");
+        let expected: Vec<_> = counter
+            .map(|counter| (counter as u32, 1))
+            .into_iter()
+            .collect();
+        assert_eq!(self.changed_since(&before), expected, "{what}");
+    }
+}

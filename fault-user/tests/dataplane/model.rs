@@ -1,0 +1,383 @@
+//! The host's model of the data plane: a linear search instead of bit vectors, plain maps instead of BPF
+//! maps, and [`fault_common::decide`] for the decision itself.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use fault_common::abi::{
+    Event, FLOW_SLOTS, FlowRule, MATCHES_MAX, RuleEntry, RuleState, action, direction,
+};
+use fault_common::decide::{Plain, Sample, Verdict, judge, open};
+use fault_common::flow::{FlowKey, Side as End, flow_of};
+use fault_common::matching::server_side;
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN, parse};
+use fault_user::kernel::injector::Side;
+use fault_user::kernel::ruleset::{Network, PacketRule, Protocol};
+
+use super::kernel::{Kernel, NEXT, VANISHED};
+use super::packets::Recipe;
+
+/// `SplitMix64`: the cases are the same on every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        fault_common::random::mix(self.0)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+#[derive(Default)]
+struct Flow {
+    server: u8,
+    initial: Option<u32>,
+    rules: Vec<FlowRule>,
+}
+
+#[derive(Default)]
+struct Model {
+    flows: HashMap<FlowKey, Flow>,
+    states: Vec<RuleState>,
+}
+
+impl Model {
+    /// What becomes of a packet, and the events that tell of it.
+    fn judge(&mut self, rules: &[PacketRule], frame: &[u8]) -> (Verdict, Vec<Event>) {
+        let mut verdict = Verdict::default();
+        let mut events = Vec::new();
+        let ethertype = u16::from_be_bytes([frame[12], frame[13]]);
+        let packet = parse(&frame, ethertype, 14, u32::try_from(frame.len()).unwrap()).unwrap();
+        if !rules.iter().any(|rule| may_concern(rule, &packet)) {
+            return (verdict, events);
+        }
+        let (key, end) = flow_of(&packet);
+        let server = server_side(&packet, end) as u8;
+        let flow = self.flows.entry(key).or_insert_with(|| Flow {
+            server,
+            ..Flow::default()
+        });
+        if packet.protocol == PROTOCOL_TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+            if flow
+                .initial
+                .is_some_and(|initial| initial != packet.sequence)
+            {
+                flow.rules.clear();
+                flow.server = server;
+            }
+            flow.initial = Some(packet.sequence);
+        }
+        let guess = guess(flow, end);
+        let mut judged = 0;
+        for (index, rule) in rules.iter().enumerate() {
+            let Some(direction) = concerns(rule, &packet, guess) else {
+                continue;
+            };
+            judged += 1;
+            if judged > MATCHES_MAX || verdict.end != 0 {
+                break;
+            }
+            let entry = &rule.entry;
+            let state = &mut self.states[index];
+            let Some(memory) = memory(flow, entry, state) else {
+                continue;
+            };
+            let sample = Sample {
+                now_ns: 1_000_000_000,
+                size: packet.length(),
+                direction,
+            };
+            if let Some((ordinals, action)) =
+                judge::<Plain>(entry, &sample, &packet, memory, state, &mut verdict)
+            {
+                events.push(Event {
+                    time_ns: 0,
+                    packet: ordinals.packet,
+                    rule: entry.uid,
+                    connection: ordinals.connection,
+                    bytes: u32::try_from(frame.len()).unwrap(),
+                    segments: 1,
+                    direction: ordinals.direction,
+                    action,
+                });
+            }
+        }
+        (verdict, events)
+    }
+}
+
+fn guess(flow: &Flow, end: End) -> u8 {
+    if flow.server == end as u8 {
+        direction::TO_CLIENT
+    } else {
+        direction::TO_SERVER
+    }
+}
+
+fn memory<'a>(
+    flow: &'a mut Flow,
+    entry: &RuleEntry,
+    state: &mut RuleState,
+) -> Option<&'a mut FlowRule> {
+    if let Some(at) = flow.rules.iter().position(|slot| slot.uid == entry.uid) {
+        return Some(&mut flow.rules[at]);
+    }
+    if flow.rules.len() == FLOW_SLOTS {
+        return None;
+    }
+    let mut slot = FlowRule::default();
+    open::<Plain>(entry, state, &mut slot);
+    flow.rules.push(slot);
+    flow.rules.last_mut()
+}
+
+fn protocol_of(packet: &Packet) -> Protocol {
+    match packet.protocol {
+        PROTOCOL_TCP => Protocol::Tcp,
+        PROTOCOL_UDP => Protocol::Udp,
+        _ if packet.is_icmp() => Protocol::Icmp,
+        _ => Protocol::Other,
+    }
+}
+
+fn in_ports(rule: &PacketRule, port: u16) -> bool {
+    rule.ports
+        .iter()
+        .any(|(first, last)| *first <= port && port <= *last)
+}
+
+/// Whether protocol and port alone leave it open that the rule concerns the packet.
+fn may_concern(rule: &PacketRule, packet: &Packet) -> bool {
+    [direction::TO_SERVER, direction::TO_CLIENT]
+        .iter()
+        .any(|way| by_port(rule, packet, *way))
+}
+
+fn by_port(rule: &PacketRule, packet: &Packet, way: u8) -> bool {
+    let port = if way == direction::TO_SERVER {
+        packet.destination_port
+    } else {
+        packet.source_port
+    };
+    rule.protocols.contains(&protocol_of(packet))
+        && rule.entry.directions & (1 << way) != 0
+        && (rule.ports.is_empty() || (!packet.is_icmp() && in_ports(rule, port)))
+}
+
+fn by_host(rule: &PacketRule, packet: &Packet, way: u8) -> bool {
+    let words = if way == direction::TO_SERVER {
+        packet.destination
+    } else {
+        packet.source
+    };
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let address = u128::from_be_bytes(bytes.try_into().unwrap());
+    rule.hosts.is_empty()
+        || rule.hosts.iter().any(|host| {
+            host.prefix == 0 || (address ^ host.address) >> (128 - u32::from(host.prefix)) == 0
+        })
+}
+
+/// The packet's direction as the rule sees it, when the rule concerns it.
+fn concerns(rule: &PacketRule, packet: &Packet, guess: u8) -> Option<u8> {
+    let matches = |way| by_port(rule, packet, way) && by_host(rule, packet, way);
+    if rule.ports.is_empty() {
+        return matches(guess).then_some(guess);
+    }
+    match (matches(direction::TO_SERVER), matches(direction::TO_CLIENT)) {
+        (true, true) => Some(guess),
+        (true, false) => Some(direction::TO_SERVER),
+        (false, true) => Some(direction::TO_CLIENT),
+        (false, false) => None,
+    }
+}
+
+/// Rules over few ports and hosts, so that they overlap.
+fn random_rules(random: &mut Random, first_uid: u32) -> Vec<PacketRule> {
+    let texts = [
+        "loss=50%",
+        "loss=ge(20%,30%,90%,5%)",
+        "loss=state(10%,50%,20%,40%,5%)",
+        "drop",
+        "reject",
+        "reject=icmp-host",
+        "reset",
+        "corrupt=40%,bits:3",
+        "corrupt=30%,link",
+        "duplicate=30%",
+        "mtu=90",
+        "mtu=90,icmp",
+        "ecn=50%",
+        "down",
+        "mix 30%:drop 40%:corrupt=100%",
+    ];
+    let targets = [
+        "tcp:80",
+        "tcp:80,443",
+        "udp:53",
+        "any:53-100",
+        "tcp:1000-50000",
+        "*",
+        "icmp",
+        "10.1.0.2:80",
+        "10.1.0.0/16",
+        "[fd00::2]:80",
+        "10.0.0.0/8:1-60000",
+        "tcp:10.1.0.1",
+        "udp:[fd00::/64]:53",
+    ];
+    let modifiers = [
+        "",
+        "",
+        "p=50%",
+        "first=3",
+        "after=2",
+        "nth=2",
+        "every=3",
+        "range=2..5",
+        "first=4 count=rule",
+        "conn=1..2",
+        "match=data",
+        "match=syn,ack",
+        "size=1..80",
+        "dir=to-server",
+        "dir=to-client",
+        "at=1h",
+        "every=2 dir=to-client",
+        "p=30% match=data dir=to-server",
+        "range=2..9 count=rule p=70%",
+        "at=0s for=1h",
+        "period=1h duty=50%",
+    ];
+    let count = 1 + random.below(10);
+    let mut entries = Vec::new();
+    for ordinal in 0..u32::try_from(count).unwrap() {
+        let fault = random.pick(&texts);
+        let (text, resolved) = loop {
+            let text = format!(
+                "{} {fault} {}",
+                random.pick(&targets),
+                random.pick(&modifiers)
+            );
+            // Not everything goes together: a reset of UDP, a match of SYN on ICMP, ...
+            let Ok(rule) = text.trim().parse::<fault_user::rule::Rule>() else {
+                continue;
+            };
+            let targets = fault_user::rule::Targets::new();
+            if let Ok(resolved) = rule.resolve(&targets, &mut fault_user::rule::SystemResolver) {
+                break (text, resolved);
+            }
+        };
+        let state = u32::try_from(entries.len()).unwrap();
+        let mut compiled =
+            fault_user::plan::packet::compile(&resolved, random.next(), ordinal, state, None)
+                .unwrap_or_else(|error| panic!("{text}: {error}"));
+        for rule in &mut compiled {
+            rule.entry.uid += first_uid;
+        }
+        entries.extend(compiled);
+    }
+    entries
+}
+
+fn random_recipe(random: &mut Random, set: u64) -> Recipe {
+    let base = match random.below(8) {
+        0 => Recipe::ping(b"echo echo"),
+        1 | 2 => Recipe::udp(b"datagram"),
+        _ => Recipe::tcp(*random.pick(&[2, 16, 16, 16, 24, 17, 4]), b""),
+    };
+    let mut recipe = if random.one_in(3) { base.v6() } else { base };
+    // Connections of this rule set alone; few of them, so that each has several packets.
+    recipe.source_port = u16::try_from(10_000 + (set * 3 + random.below(3)) % 20_000).unwrap();
+    recipe.destination_port = *random.pick(&[80, 443, 53, 60, 2000]);
+    if random.one_in(4) && recipe.source.is_ipv4() {
+        recipe.destination = IpAddr::from([10, 1, 0, *random.pick(&[3, 4])]);
+    }
+    recipe.sequence = 1000 + u32::try_from(random.below(2)).unwrap();
+    recipe.service = u8::try_from(random.below(4)).unwrap();
+    if recipe.flags & 2 == 0 && recipe.protocol == 6 && random.one_in(2) {
+        recipe.payload = vec![0x5a; usize::try_from(random.below(60)).unwrap()];
+    }
+    let identifier = recipe.source_port;
+    if random.one_in(3) {
+        recipe = recipe.reversed();
+    }
+    if matches!(recipe.protocol, 1 | 58) {
+        // An answer carries the identifier of its question.
+        recipe.source_port = identifier;
+    }
+    recipe
+}
+
+/// What the kernel returns for a verdict at egress of loopback.
+fn code(verdict: &Verdict) -> u32 {
+    match verdict.end {
+        action::DROP | action::DROP_CHECKSUM => VANISHED,
+        _ => NEXT,
+    }
+}
+
+/// Compares `packets` random packets under random rules: return code, events, statistics.
+pub fn compare(packets: u32) {
+    const PER_SET: u32 = 400;
+    let mut random = Random(0x000f_a017);
+    let mut kernel = Kernel::new(64, 2048);
+    for set in 0..packets.div_ceil(PER_SET) {
+        let rules = random_rules(&mut random, set * 64);
+        let mut model = Model {
+            states: vec![RuleState::default(); rules.len()],
+            ..Model::default()
+        };
+        for rule in &rules {
+            kernel.injector.clear_state(rule.entry.state).unwrap();
+        }
+        kernel.install_entries(&rules, 1_000_000_000);
+        let mut hits = vec![0; rules.len()];
+        for number in 0..PER_SET {
+            let recipe = random_recipe(&mut random, u64::from(set));
+            let frame = recipe.frame();
+            let (verdict, expected) = model.judge(&rules, &frame);
+            let ran = kernel.run(Side::Egress, true, &frame);
+            let found: Vec<Event> = kernel
+                .take_events()
+                .into_iter()
+                .map(|event| Event {
+                    time_ns: 0,
+                    ..event
+                })
+                .collect();
+            let told = || format!("packet {number} of set {set}: {recipe:?}\nunder {rules:#?}");
+            assert_eq!(found, expected, "{}", told());
+            assert_eq!(ran.code, code(&verdict), "{}", told());
+            for event in &expected {
+                let at = rules
+                    .iter()
+                    .position(|rule| rule.entry.uid == event.rule)
+                    .unwrap();
+                hits[at] += 1;
+            }
+        }
+        for (rule, hits) in rules.iter().zip(&hits) {
+            let (stats, _) = kernel.injector.stats(rule.entry.state).unwrap();
+            assert_eq!(stats.hit_packets, *hits);
+        }
+    }
+}
+
+/// Networks are compared by the model as the compiler makes them.
+#[test]
+fn a_network_keeps_only_its_prefix() {
+    let network = Network::new("10.1.2.3".parse().unwrap(), 8);
+    assert_eq!(network, Network::new("10.0.0.0".parse().unwrap(), 8));
+}
