@@ -1,0 +1,122 @@
+//! Published Toxiproxy clients, installed from their registries and unchanged, drive a real proxy.
+//!
+//! They are kept in the build's temporary folder, so that only the first run installs them. Where the tool of a
+//! language is missing its test says so and is skipped; where a registry can't be reached it fails.
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use daemon::{Daemon, echo_server};
+
+const DRIVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("clients")
+        .join(name);
+    std::fs::create_dir_all(&folder).expect("the build folder is writable");
+    folder
+}
+
+fn has(program: &str) -> bool {
+    let found = Command::new(program)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !found {
+        eprintln!("skipped: {program} is not installed");
+    }
+    found
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}\n{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+#[test]
+fn toxiproxy_node_client() {
+    if !has("node") || !has("npm") {
+        return;
+    }
+    let folder = folder("node");
+    if !folder.join("node_modules/toxiproxy-node-client").exists() {
+        run(Command::new("npm")
+            .args([
+                "install",
+                "--no-audit",
+                "--no-fund",
+                "toxiproxy-node-client@4.1.0",
+            ])
+            .current_dir(&folder));
+    }
+    let daemon = Daemon::start();
+    let mut driver = Command::new("node");
+    driver
+        .arg(format!("{DRIVERS}/driver.mjs"))
+        .arg(format!("http://{}", daemon.api))
+        .arg(echo_server().to_string());
+    assert!(run(driver.current_dir(&folder)).starts_with("driven"));
+}
+
+#[test]
+fn toxiproxy_python() {
+    if !has("python3") || !has("pip") {
+        return;
+    }
+    let folder = folder("python");
+    if !folder.join("toxiproxy").exists() {
+        let target = folder.to_str().expect("UTF-8");
+        run(Command::new("pip").args([
+            "install",
+            "--quiet",
+            "--target",
+            target,
+            "toxiproxy-python==0.1.1",
+        ]));
+    }
+    let daemon = Daemon::start();
+    let mut driver = Command::new("python3");
+    driver
+        .arg(format!("{DRIVERS}/driver.py"))
+        .arg(daemon.api.ip().to_string())
+        .arg(daemon.api.port().to_string());
+    assert!(
+        run(driver
+            .arg(echo_server().to_string())
+            .env("PYTHONPATH", &folder))
+        .starts_with("driven")
+    );
+}
+
+#[test]
+fn toxiproxy_rust() {
+    let folder = folder("rust");
+    let manifest = "[package]\nname = \"driver\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[[bin]]\nname = \"driver\"\npath = \"driver.rs\"\n\n\
+         [dependencies]\ntoxiproxy_rust = \"=0.1.6\"\n\n[workspace]\n";
+    std::fs::write(folder.join("Cargo.toml"), manifest).expect("write");
+    std::fs::copy(format!("{DRIVERS}/driver.rs"), folder.join("driver.rs")).expect("copy");
+    run(Command::new(env!("CARGO"))
+        .args(["build", "--quiet"])
+        .current_dir(&folder)
+        .env("CARGO_TARGET_DIR", folder.join("target")));
+    let daemon = Daemon::start();
+    let mut driver = Command::new(folder.join("target/debug/driver"));
+    assert_eq!(
+        run(driver
+            .arg(daemon.api.to_string())
+            .arg(echo_server().to_string())),
+        "driven\n"
+    );
+}
