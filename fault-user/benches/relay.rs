@@ -286,6 +286,20 @@ fn status(pid: u32, field: &str) -> f64 {
         .expect("a number")
 }
 
+/// How late this machine wakes a thread that only sleeps, in milliseconds, sorted.
+fn own_lateness(count: usize) -> Vec<f64> {
+    let base = Duration::from_millis(20);
+    let mut late: Vec<f64> = (0..count)
+        .map(|_| {
+            let start = Instant::now();
+            thread::sleep(base);
+            start.elapsed().saturating_sub(base).as_secs_f64() * 1e3
+        })
+        .collect();
+    late.sort_unstable_by(f64::total_cmp);
+    late
+}
+
 fn faults(proxy: &Proxy, direct_bulk: f64) {
     let api = proxy.api.expect("fault has an API");
     let before = status(proxy.child.id(), "VmRSS");
@@ -315,6 +329,11 @@ fn faults(proxy: &Proxy, direct_bulk: f64) {
         "latency of 20 ms: late by {:.2} ms (median), {:.2} ms (p99, goal: at most 1.5)",
         late(50),
         late(99)
+    );
+    let late = own_lateness(300);
+    println!(
+        "  a thread's own sleep of 20 ms here: late by {:.2} ms (median), {:.2} ms (p99)",
+        late[150], late[297]
     );
     let shifted = bulk(proxy.address);
     println!(

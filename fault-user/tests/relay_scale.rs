@@ -80,7 +80,7 @@ fn ten_thousand_open_connections_and_thousands_in_a_row() {
         let client = TcpStream::connect(listen).expect("it listens");
         pairs.push((client, listener.accept().expect("it connects").0));
     }
-    let each = (field(&daemon, "status", "VmRSS") - memory) as usize * 1024 / count;
+    let each = (field(&daemon, "status", "VmRSS") - memory) * 1024 / count as u64;
     assert!(each <= 16 * 1024, "{each} bytes for an idle connection");
     let before = cpu_ticks(&daemon);
     thread::sleep(Duration::from_secs(1));

@@ -47,11 +47,30 @@ fn a_reset_stays_a_reset_both_ways() {
 }
 
 #[test]
+fn a_reset_after_a_half_close_is_passed_on() {
+    let bed = Bed::tcp();
+    let (client, mut server) = bed.pair();
+    client.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(read_to_end(&mut server), b"");
+    abort(client);
+    bed.run(bed.relay.wait_for(|open, _| open == 0));
+    // The end of the client's stream has been read, so only a write meets the reset.
+    let written = server.write(b"x").map_err(|error| error.kind());
+    assert!(
+        matches!(
+            written,
+            Err(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+        ),
+        "{written:?}"
+    );
+}
+
+#[test]
 fn a_reset_is_passed_on_while_the_other_end_does_not_read() {
     let bed = Bed::tcp();
     for kind in [None, Some("latency")] {
         if let Some(kind) = kind {
-            bed.add(Direction::Upstream, kind, json!({}));
+            bed.add(Direction::Upstream, kind, &json!({}));
         }
         let (mut client, mut server) = bed.pair();
         fill(&mut client);
@@ -86,7 +105,7 @@ fn a_slow_reader_slows_the_writer_and_gets_everything() {
     for kind in [None, Some("latency"), Some("slicer"), Some("corrupt_data")] {
         for direction in Direction::ALL {
             if let Some(kind) = kind {
-                bed.add(direction, kind, json!({"probability": 0, "latency": 5}));
+                bed.add(direction, kind, &json!({"probability": 0, "latency": 5}));
             }
             let (mut client, mut server) = bed.pair();
             let (writer, reader) = ends(direction, &mut client, &mut server);
@@ -133,7 +152,7 @@ fn latency_shifts_each_direction_and_goes_at_once() {
     let bed = Bed::tcp();
     let (mut client, mut server) = bed.pair();
     for direction in Direction::ALL {
-        bed.add(direction, "latency", json!({"latency": 100}));
+        bed.add(direction, "latency", &json!({"latency": 100}));
         let (writer, reader) = ends(direction, &mut client, &mut server);
         let start = Instant::now();
         writer.write_all(b"x").expect("write");
@@ -153,7 +172,7 @@ fn latency_does_not_slow_a_stream_and_jitter_keeps_order() {
     bed.add(
         Direction::Downstream,
         "latency",
-        json!({"latency": 100, "jitter": 50}),
+        &json!({"latency": 100, "jitter": 50}),
     );
     let (mut client, mut server) = bed.pair();
     let sent = pattern(30_000_000);
@@ -170,7 +189,7 @@ fn latency_does_not_slow_a_stream_and_jitter_keeps_order() {
 #[test]
 fn a_latency_in_the_next_test_is_the_sum_of_several() {
     let bed = Bed::tcp();
-    bed.add(Direction::Upstream, "latency", json!({"latency": 40}));
+    bed.add(Direction::Upstream, "latency", &json!({"latency": 40}));
     let (mut client, mut server) = bed.pair();
     let config = fault_user::relay::ToxicConfig {
         name: "second".to_owned(),
@@ -193,7 +212,7 @@ fn a_latency_in_the_next_test_is_the_sum_of_several() {
 fn bandwidth_paces_each_direction() {
     let bed = Bed::tcp();
     for direction in Direction::ALL {
-        bed.add(direction, "bandwidth", json!({"rate": 1000}));
+        bed.add(direction, "bandwidth", &json!({"rate": 1000}));
         let (mut client, mut server) = bed.pair();
         let (writer, reader) = ends(direction, &mut client, &mut server);
         let start = Instant::now();
@@ -201,7 +220,7 @@ fn bandwidth_paces_each_direction() {
         assert_eq!(read_exactly(reader, 300_000), pattern(300_000));
         assert_between(start.elapsed(), 285, 400);
         writer.write_all(&pattern(50_000)).expect("write");
-        bed.update("bandwidth", json!({"rate": 1_000_000}));
+        bed.update("bandwidth", &json!({"rate": 1_000_000}));
         let start = Instant::now();
         read_exactly(reader, 50_000);
         assert_between(start.elapsed(), 0, 40);
@@ -216,7 +235,7 @@ fn a_shared_bandwidth_is_shared_and_a_rate_of_zero_stalls() {
     bed.add(
         Direction::Upstream,
         "bandwidth",
-        json!({"rate": 1000, "shared": true}),
+        &json!({"rate": 1000, "shared": true}),
     );
     let start = Instant::now();
     let readers: Vec<_> = (0..3)
@@ -228,11 +247,11 @@ fn a_shared_bandwidth_is_shared_and_a_rate_of_zero_stalls() {
             })
         })
         .collect();
-    readers
-        .into_iter()
-        .for_each(|reader| reader.join().expect("no panic"));
+    for reader in readers {
+        reader.join().expect("no panic");
+    }
     assert_between(start.elapsed(), 280, 450);
-    bed.update("bandwidth", json!({"rate": 0}));
+    bed.update("bandwidth", &json!({"rate": 0}));
     let (mut client, mut server) = bed.pair();
     client.write_all(b"x").expect("write");
     assert_silent(&server, Duration::from_millis(50));
@@ -244,7 +263,7 @@ fn a_shared_bandwidth_is_shared_and_a_rate_of_zero_stalls() {
 fn slow_close_holds_the_end_back_and_nothing_else() {
     let bed = Bed::tcp();
     for direction in Direction::ALL {
-        bed.add(direction, "slow_close", json!({"delay": 100}));
+        bed.add(direction, "slow_close", &json!({"delay": 100}));
         let (mut client, mut server) = bed.pair();
         let (writer, reader) = ends(direction, &mut client, &mut server);
         let start = Instant::now();
@@ -264,7 +283,7 @@ fn timeout_swallows_data_then_closes_and_removing_it_closes() {
     let bed = Bed::tcp();
     for direction in Direction::ALL {
         let (mut client, mut server) = bed.pair();
-        bed.add(direction, "timeout", json!({"timeout": 100}));
+        bed.add(direction, "timeout", &json!({"timeout": 100}));
         let start = Instant::now();
         {
             let (writer, reader) = ends(direction, &mut client, &mut server);
@@ -273,7 +292,7 @@ fn timeout_swallows_data_then_closes_and_removing_it_closes() {
             assert_between(start.elapsed(), 95, 200);
             assert_eq!(read_to_end(writer), b"");
         }
-        bed.update("timeout", json!({"timeout": 0}));
+        bed.update("timeout", &json!({"timeout": 0}));
         let (mut client, mut server) = bed.pair();
         let (writer, reader) = ends(direction, &mut client, &mut server);
         writer.write_all(b"lost").expect("write");
@@ -289,7 +308,7 @@ fn reset_peer_resets_an_idle_connection_that_was_open_before() {
     let bed = Bed::tcp();
     for direction in Direction::ALL {
         let (mut client, mut server) = bed.pair();
-        bed.add(direction, "reset_peer", json!({"timeout": 80}));
+        bed.add(direction, "reset_peer", &json!({"timeout": 80}));
         let start = Instant::now();
         assert_reset(&mut client);
         assert_between(start.elapsed(), 75, 150);
@@ -311,7 +330,7 @@ fn slicer_cuts_and_pauses() {
         bed.add(
             direction,
             "slicer",
-            json!({"average_size": 100, "size_variation": 20, "delay": 2000}),
+            &json!({"average_size": 100, "size_variation": 20, "delay": 2000}),
         );
         let (writer, reader) = ends(direction, &mut client, &mut server);
         let start = Instant::now();
@@ -326,7 +345,7 @@ fn slicer_cuts_and_pauses() {
         assert_eq!(got, pattern(2000));
         assert!(reads > 12, "{reads} reads");
         assert_between(start.elapsed(), 30, 90);
-        bed.update("slicer", json!({}));
+        bed.update("slicer", &json!({}));
         bed.assert_healthy(Some((&mut client, &mut server)));
         bed.remove("slicer");
     }
@@ -336,12 +355,12 @@ fn slicer_cuts_and_pauses() {
 fn limit_data_lets_exactly_so_many_through_and_keeps_count_over_an_update() {
     let bed = Bed::tcp();
     for direction in Direction::ALL {
-        bed.add(direction, "limit_data", json!({"bytes": 100}));
+        bed.add(direction, "limit_data", &json!({"bytes": 100}));
         let (mut client, mut server) = bed.pair();
         let (writer, reader) = ends(direction, &mut client, &mut server);
         writer.write_all(&pattern(60)).expect("write");
         assert_eq!(read_exactly(reader, 60), pattern(60));
-        bed.update("limit_data", json!({"bytes": 150}));
+        bed.update("limit_data", &json!({"bytes": 150}));
         writer.write_all(&pattern(1000)).expect("write");
         assert_eq!(read_to_end(reader), pattern(90));
         let (mut client, mut server) = bed.pair();
@@ -359,7 +378,7 @@ fn a_shared_limit_counts_over_all_connections() {
     bed.add(
         Direction::Upstream,
         "limit_data",
-        json!({"bytes": 100, "shared": true}),
+        &json!({"bytes": 100, "shared": true}),
     );
     let (mut client, mut server) = bed.pair();
     client.write_all(&pattern(70)).expect("write");
@@ -374,7 +393,7 @@ fn down_refuses_and_closes_and_comes_back_on_the_same_port() {
     let bed = Bed::tcp();
     let (mut client, mut server) = bed.pair();
     let address = bed.address();
-    bed.add(Direction::Downstream, "down", json!({}));
+    bed.add(Direction::Downstream, "down", &json!({}));
     assert_eq!(read_to_end(&mut client), b"");
     assert_eq!(read_to_end(&mut server), b"");
     let refused = TcpStream::connect(address).map_err(|error| error.kind());
@@ -388,7 +407,7 @@ fn down_refuses_and_closes_and_comes_back_on_the_same_port() {
 fn no_accept_completes_handshakes_and_serves_later() {
     let bed = Bed::tcp();
     let (mut old_client, mut old_server) = bed.pair();
-    bed.add(Direction::Downstream, "no_accept", json!({}));
+    bed.add(Direction::Downstream, "no_accept", &json!({}));
     let mut client = bed.connect();
     client.write_all(b"anyone?").expect("write");
     assert_silent(&client, Duration::from_millis(50));
@@ -404,7 +423,7 @@ fn stall_closes_the_window_and_loses_nothing() {
     let bed = Bed::tcp();
     for direction in Direction::ALL {
         let (mut client, mut server) = bed.pair();
-        bed.add(direction, "stall", json!({}));
+        bed.add(direction, "stall", &json!({}));
         {
             let (writer, reader) = ends(direction, &mut client, &mut server);
             let total = fill(writer);
@@ -417,11 +436,32 @@ fn stall_closes_the_window_and_loses_nothing() {
 }
 
 #[test]
+fn a_reset_while_stalled_is_passed_on_after_the_data() {
+    let bed = Bed::tcp();
+    for kind in ["stall", "reset_peer"] {
+        let (mut client, mut server) = bed.pair();
+        bed.add(Direction::Upstream, kind, &json!({"timeout": 60_000}));
+        client.write_all(b"last words").expect("write");
+        assert_silent(&server, Duration::from_millis(20));
+        abort(client);
+        // Changes of other toxics make the relay look at the dead connection again.
+        bed.add(Direction::Downstream, "noop", &json!({}));
+        bed.remove("noop");
+        assert_silent(&server, Duration::from_millis(20));
+        bed.remove(kind);
+        let mut got = Vec::new();
+        let end = server.read_to_end(&mut got).map_err(|error| error.kind());
+        assert_eq!(end, Err(ErrorKind::ConnectionReset));
+        assert!(got.is_empty() || got == b"last words", "{got:?}");
+    }
+}
+
+#[test]
 fn discard_reads_and_throws_away() {
     let bed = Bed::tcp();
     for direction in Direction::ALL {
         let (mut client, mut server) = bed.pair();
-        bed.add(direction, "discard", json!({}));
+        bed.add(direction, "discard", &json!({}));
         {
             let (writer, reader) = ends(direction, &mut client, &mut server);
             writer.write_all(&pattern(10_000_000)).expect("it is read");
@@ -438,7 +478,7 @@ fn close_on_data_closes_on_the_first_byte() {
     for direction in Direction::ALL {
         for mode in ["fin", "rst"] {
             let (mut client, mut server) = bed.pair();
-            bed.add(direction, "close_on_data", json!({"mode": mode}));
+            bed.add(direction, "close_on_data", &json!({"mode": mode}));
             let (writer, reader) = ends(direction, &mut client, &mut server);
             assert_silent(reader, Duration::from_millis(30));
             writer.write_all(b"x").expect("write");
@@ -462,7 +502,7 @@ fn close_closes_the_oldest_once_and_now() {
     bed.add(
         Direction::Downstream,
         "close",
-        json!({"count": 2, "mode": "rst"}),
+        &json!({"count": 2, "mode": "rst"}),
     );
     for (client, server) in &mut pairs[..2] {
         assert_reset(client);
@@ -484,7 +524,7 @@ fn corrupt_data_changes_bytes_in_each_mode() {
     for direction in Direction::ALL {
         let (mut client, mut server) = bed.pair();
         let check = |mode: serde_json::Value, client: &mut TcpStream, server: &mut TcpStream| {
-            bed.add(direction, "corrupt_data", mode);
+            bed.add(direction, "corrupt_data", &mode);
             let (writer, reader) = ends(direction, client, server);
             writer.write_all(&[0x55; 1000]).expect("write");
             let got = read_exactly(reader, 1000);
@@ -492,7 +532,7 @@ fn corrupt_data_changes_bytes_in_each_mode() {
             got
         };
         let got = check(json!({"mode": "flip"}), &mut client, &mut server);
-        assert!(got.iter().all(|byte| (byte ^ 0x55).count_ones() == 1));
+        assert!(got.iter().all(|byte| (byte ^ 0x55).is_power_of_two()));
         let got = check(
             json!({"mode": "zero", "offset": 3}),
             &mut client,
@@ -515,13 +555,13 @@ fn corrupt_data_changes_bytes_in_each_mode() {
 fn lifetime_is_a_timer_and_not_a_check() {
     let bed = Bed::tcp();
     for direction in Direction::ALL {
-        bed.add(direction, "lifetime", json!({"time": 100, "mode": "rst"}));
+        bed.add(direction, "lifetime", &json!({"time": 100, "mode": "rst"}));
         let start = Instant::now();
         let (mut client, mut server) = bed.pair();
         assert_echo(&mut client, &mut server);
         assert_reset(&mut client);
         assert_between(start.elapsed(), 95, 200);
-        bed.update("lifetime", json!({"time": 100, "from": "first-data"}));
+        bed.update("lifetime", &json!({"time": 100, "from": "first-data"}));
         let (mut client, mut server) = bed.pair();
         assert_silent(&client, Duration::from_millis(150));
         let start = Instant::now();
@@ -542,7 +582,7 @@ fn coalesce_collects_until_there_is_enough_or_time_is_up() {
         bed.add(
             direction,
             "coalesce",
-            json!({"min_bytes": 10, "max_wait": 100}),
+            &json!({"min_bytes": 10, "max_wait": 100}),
         );
         {
             let (writer, reader) = ends(direction, &mut client, &mut server);
@@ -571,7 +611,7 @@ fn substitute_works_across_chunks() {
         bed.add(
             direction,
             "substitute",
-            json!({"regex": "pass(word)?=[a-z]+;", "replacement": "pass$1=***;"}),
+            &json!({"regex": "pass(word)?=[a-z]+;", "replacement": "pass$1=***;"}),
         );
         {
             let (writer, reader) = ends(direction, &mut client, &mut server);
@@ -626,7 +666,7 @@ fn error_answers_in_the_servers_name_and_the_server_sees_nothing() {
             bed.add(
                 Direction::Downstream,
                 "error",
-                json!({"protocol": protocol, "status": [503]}),
+                &json!({"protocol": protocol, "status": [503]}),
             );
             for _ in 0..2 {
                 client.write_all(request).expect("write");
@@ -664,7 +704,7 @@ fn transient_fails_the_first_requests_and_then_passes() {
     bed.add(
         Direction::Downstream,
         "transient",
-        json!({"count": 2, "protocol": "redis"}),
+        &json!({"count": 2, "protocol": "redis"}),
     );
     let error = b"-ERR injected by fault\r\n";
     let (mut client, server) = bed.pair();
@@ -685,7 +725,7 @@ fn abort_breaks_after_the_request_has_reached_the_server() {
         bed.add(
             Direction::Downstream,
             "abort",
-            json!({"protocol": "redis", "mode": mode}),
+            &json!({"protocol": "redis", "mode": mode}),
         );
         let (mut client, mut server) = bed.pair();
         client.write_all(b"*1\r\n$4\r\n").expect("write");
@@ -709,7 +749,7 @@ fn drawn_by_mix(seed: u64, count: usize) -> Vec<char> {
     bed.add(
         Direction::Downstream,
         "mix",
-        json!({"faults": [
+        &json!({"faults": [
             {"share": "20%", "type": "discard"},
             {"share": 0.3, "type": "corrupt_data", "attributes": {"mode": "zero"}},
         ]}),
@@ -744,7 +784,7 @@ fn a_mix_is_one_draw_per_connection_from_the_seed() {
 #[test]
 fn toxicity_is_per_connection_and_follows_an_update() {
     let bed = Bed::tcp();
-    bed.add_with(Direction::Upstream, "discard", json!({}), 0.5);
+    bed.add_with(Direction::Upstream, "discard", &json!({}), 0.5);
     let mut pairs: Vec<_> = (0..60).map(|_| bed.pair()).collect();
     let hit = |pairs: &mut Vec<(TcpStream, TcpStream)>| -> usize {
         let mut hit = 0;
@@ -793,7 +833,7 @@ fn changing_toxics_under_load_loses_no_byte() {
     ];
     while !sending.is_finished() {
         for (kind, attributes) in &kinds {
-            bed.add(Direction::Downstream, kind, attributes.clone());
+            bed.add(Direction::Downstream, kind, attributes);
         }
         for (kind, _) in &kinds {
             bed.remove(kind);
@@ -809,12 +849,16 @@ fn a_toxic_acts_on_open_connections_within_5_ms() {
     let (mut client, mut server) = bed.pair();
     for _ in 0..20 {
         assert_echo(&mut client, &mut server);
-        bed.add(Direction::Upstream, "discard", json!({}));
+        bed.add(Direction::Upstream, "discard", &json!({}));
         client.write_all(b"x").expect("write");
         assert_silent(&server, Duration::from_millis(5));
         bed.remove("discard");
     }
-    bed.add(Direction::Upstream, "close_on_data", json!({"mode": "rst"}));
+    bed.add(
+        Direction::Upstream,
+        "close_on_data",
+        &json!({"mode": "rst"}),
+    );
     let start = Instant::now();
     client.write_all(b"x").expect("write");
     assert_reset(&mut client);

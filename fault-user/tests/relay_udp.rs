@@ -120,7 +120,7 @@ fn silent_clients_are_forgotten_and_welcome_again() {
 #[test]
 fn latency_shifts_and_its_removal_frees_what_is_in_flight() {
     both_ways(|bed, direction, client, receiver| {
-        bed.add(direction, "latency", json!({"latency": 100}));
+        bed.add(direction, "latency", &json!({"latency": 100}));
         let start = Instant::now();
         send(bed, direction, client, b"a");
         send(bed, direction, client, b"b");
@@ -139,7 +139,7 @@ fn latency_shifts_and_its_removal_frees_what_is_in_flight() {
 #[test]
 fn bandwidth_paces_whole_datagrams() {
     both_ways(|bed, direction, client, receiver| {
-        bed.add(direction, "bandwidth", json!({"rate": 100}));
+        bed.add(direction, "bandwidth", &json!({"rate": 100}));
         let start = Instant::now();
         for _ in 0..20 {
             send(bed, direction, client, &pattern(1000));
@@ -156,7 +156,7 @@ fn bandwidth_paces_whole_datagrams() {
 fn drop_discard_timeout_swallow() {
     both_ways(|bed, direction, client, receiver| {
         for kind in ["drop", "discard"] {
-            bed.add(direction, kind, json!({}));
+            bed.add(direction, kind, &json!({}));
             send(bed, direction, client, b"lost");
             assert_nothing(receiver, Duration::from_millis(40));
             bed.remove(kind);
@@ -167,7 +167,7 @@ fn drop_discard_timeout_swallow() {
 #[test]
 fn loss_loses_its_share() {
     both_ways(|bed, direction, client, receiver| {
-        bed.add(direction, "loss", json!({"probability": "30%"}));
+        bed.add(direction, "loss", &json!({"probability": "30%"}));
         for index in 0..100_u8 {
             send(bed, direction, client, &[index]);
         }
@@ -190,7 +190,7 @@ fn corrupt_data_changes_and_keeps_lengths() {
         bed.add(
             direction,
             "corrupt_data",
-            json!({"mode": "zero", "offset": 2}),
+            &json!({"mode": "zero", "offset": 2}),
         );
         for _ in 0..2 {
             send(bed, direction, client, b"abcdef");
@@ -206,7 +206,7 @@ fn substitute_looks_at_each_datagram() {
         bed.add(
             direction,
             "substitute",
-            json!({"regex": "secret", "replacement": "X"}),
+            &json!({"regex": "secret", "replacement": "X"}),
         );
         send(bed, direction, client, b"a secret!");
         send(bed, direction, client, b"sec");
@@ -219,7 +219,7 @@ fn substitute_looks_at_each_datagram() {
 #[test]
 fn duplicate_sends_twice() {
     both_ways(|bed, direction, client, receiver| {
-        bed.add(direction, "duplicate", json!({"probability": 1}));
+        bed.add(direction, "duplicate", &json!({"probability": 1}));
         send(bed, direction, client, b"twin");
         assert_eq!(
             (receive(receiver), receive(receiver)),
@@ -232,7 +232,7 @@ fn duplicate_sends_twice() {
 #[test]
 fn reorder_lets_others_overtake_and_forgets_nobody() {
     both_ways(|bed, direction, client, receiver| {
-        bed.add(direction, "reorder", json!({"probability": 0.3, "gap": 2}));
+        bed.add(direction, "reorder", &json!({"probability": 0.3, "gap": 2}));
         for index in 0..50 {
             send(bed, direction, client, &[index]);
         }
@@ -247,7 +247,7 @@ fn reorder_lets_others_overtake_and_forgets_nobody() {
 #[test]
 fn limit_data_drops_what_is_beyond() {
     both_ways(|bed, direction, client, receiver| {
-        bed.add(direction, "limit_data", json!({"bytes": 10}));
+        bed.add(direction, "limit_data", &json!({"bytes": 10}));
         for data in [&b"123456"[..], b"1234567", b"abcd"] {
             send(bed, direction, client, data);
         }
@@ -264,7 +264,7 @@ fn limit_data_drops_what_is_beyond() {
 #[test]
 fn stall_keeps_datagrams_and_lets_them_go() {
     both_ways(|bed, direction, client, receiver| {
-        bed.add(direction, "stall", json!({}));
+        bed.add(direction, "stall", &json!({}));
         send(bed, direction, client, b"later");
         assert_nothing(receiver, Duration::from_millis(40));
         bed.remove("stall");
@@ -276,14 +276,14 @@ fn stall_keeps_datagrams_and_lets_them_go() {
 fn down_closes_the_socket_and_no_accept_ignores_new_clients() {
     let bed = Bed::udp();
     let old = client(&bed);
-    bed.add(Direction::Upstream, "no_accept", json!({}));
+    bed.add(Direction::Upstream, "no_accept", &json!({}));
     let new = UdpSocket::bind("127.0.0.1:0").expect("loopback");
     new.connect(bed.address()).expect("connect");
     new.send(b"ignored").expect("send");
     send(&bed, Direction::Upstream, &old, b"known");
     assert_eq!(receive(&bed.datagrams), b"known");
     bed.remove("no_accept");
-    bed.add(Direction::Upstream, "down", json!({}));
+    bed.add(Direction::Upstream, "down", &json!({}));
     old.0.send(b"x").expect("send");
     let kind = old.0.recv(&mut [0; 10]).map_err(|error| error.kind());
     assert_eq!(kind, Err(ErrorKind::ConnectionRefused));

@@ -20,6 +20,123 @@ fn nobody() -> SocketAddr {
         .expect("bound")
 }
 
+/// Method, path, body, and the status and text of the error; `…` stands for the parser's own words.
+const ERRORS: &[(&str, &str, &str, u16, &str)] = &[
+    ("POST", "/proxies", "", 400, "bad request body: EOF"),
+    ("POST", "/proxies", "{", 400, "bad request body: …"),
+    ("POST", "/proxies", "[]", 400, "bad request body: …"),
+    (
+        "POST",
+        "/proxies",
+        r#"{"name":1}"#,
+        400,
+        "bad request body: …",
+    ),
+    (
+        "POST",
+        "/proxies",
+        "{}",
+        400,
+        "missing required field: name",
+    ),
+    (
+        "POST",
+        "/proxies",
+        r#"{"name":"q"}"#,
+        400,
+        "missing required field: upstream",
+    ),
+    (
+        "POST",
+        "/proxies",
+        r#"{"name":"p","upstream":"a:1"}"#,
+        409,
+        "proxy already exists",
+    ),
+    (
+        "POST",
+        "/populate",
+        r#"[{"name":"q","upstream":"a:1"},{"upstream":"a:1"}]"#,
+        400,
+        "missing required field: name at proxy 2",
+    ),
+    (
+        "POST",
+        "/populate",
+        r#"[{"name":"q"}]"#,
+        400,
+        "missing required field: upstream at proxy 1",
+    ),
+    ("POST", "/populate", "{}", 400, "bad request body: …"),
+    ("GET", "/proxies/x", "", 404, "proxy not found"),
+    ("POST", "/proxies/x", "{", 404, "proxy not found"),
+    ("PATCH", "/proxies/p", "{", 400, "bad request body: …"),
+    ("DELETE", "/proxies/x", "", 404, "proxy not found"),
+    ("GET", "/proxies/x/toxics", "", 404, "proxy not found"),
+    ("POST", "/proxies/x/toxics", "{}", 404, "proxy not found"),
+    ("POST", "/proxies/p/toxics", "x", 400, "bad request body: …"),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"stream":"x","type":"y"}"#,
+        400,
+        "stream was invalid, can be either upstream or downstream",
+    ),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"y"}"#,
+        400,
+        "invalid toxic type",
+    ),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"loss","name":"latency_downstream"}"#,
+        409,
+        "toxic already exists",
+    ),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"latency","attributes":{"latency":"1"}}"#,
+        409,
+        "toxic already exists",
+    ),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"latency","name":"n","attributes":{"latency":"1"}}"#,
+        400,
+        "bad request body: …",
+    ),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"latency","name":"n","attributes":{"latency":1.5}}"#,
+        400,
+        "bad request body: …",
+    ),
+    ("GET", "/proxies/p/toxics/x", "", 404, "toxic not found"),
+    ("POST", "/proxies/p/toxics/x", "{}", 404, "toxic not found"),
+    (
+        "POST",
+        "/proxies/p/toxics/latency_downstream",
+        "",
+        400,
+        "bad request body: EOF",
+    ),
+    (
+        "PATCH",
+        "/proxies/p/toxics/latency_downstream",
+        r#"{"toxicity":"x"}"#,
+        400,
+        "bad request body: …",
+    ),
+    ("DELETE", "/proxies/p/toxics/x", "", 404, "toxic not found"),
+    ("DELETE", "/proxies/x/toxics/x", "", 404, "proxy not found"),
+];
+
 #[test]
 fn every_error_has_its_status_and_text() {
     let daemon = Daemon::start();
@@ -27,123 +144,8 @@ fn every_error_has_its_status_and_text() {
     daemon.call("POST", "/proxies/p/toxics", r#"{"type":"latency"}"#);
     let used = format!(r#"{{"name":"q","listen":"{listen}","upstream":"localhost:1"}}"#);
     let in_use = format!("listen tcp {listen}: bind: address already in use");
-    let cases: &[(&str, &str, &str, u16, &str)] = &[
-        ("POST", "/proxies", "", 400, "bad request body: EOF"),
-        ("POST", "/proxies", "{", 400, "bad request body: …"),
-        ("POST", "/proxies", "[]", 400, "bad request body: …"),
-        (
-            "POST",
-            "/proxies",
-            r#"{"name":1}"#,
-            400,
-            "bad request body: …",
-        ),
-        (
-            "POST",
-            "/proxies",
-            "{}",
-            400,
-            "missing required field: name",
-        ),
-        (
-            "POST",
-            "/proxies",
-            r#"{"name":"q"}"#,
-            400,
-            "missing required field: upstream",
-        ),
-        (
-            "POST",
-            "/proxies",
-            r#"{"name":"p","upstream":"a:1"}"#,
-            409,
-            "proxy already exists",
-        ),
-        ("POST", "/proxies", &used, 500, &in_use),
-        (
-            "POST",
-            "/populate",
-            r#"[{"name":"q","upstream":"a:1"},{"upstream":"a:1"}]"#,
-            400,
-            "missing required field: name at proxy 2",
-        ),
-        (
-            "POST",
-            "/populate",
-            r#"[{"name":"q"}]"#,
-            400,
-            "missing required field: upstream at proxy 1",
-        ),
-        ("POST", "/populate", "{}", 400, "bad request body: …"),
-        ("GET", "/proxies/x", "", 404, "proxy not found"),
-        ("POST", "/proxies/x", "{", 404, "proxy not found"),
-        ("PATCH", "/proxies/p", "{", 400, "bad request body: …"),
-        ("DELETE", "/proxies/x", "", 404, "proxy not found"),
-        ("GET", "/proxies/x/toxics", "", 404, "proxy not found"),
-        ("POST", "/proxies/x/toxics", "{}", 404, "proxy not found"),
-        ("POST", "/proxies/p/toxics", "x", 400, "bad request body: …"),
-        (
-            "POST",
-            "/proxies/p/toxics",
-            r#"{"stream":"x","type":"y"}"#,
-            400,
-            "stream was invalid, can be either upstream or downstream",
-        ),
-        (
-            "POST",
-            "/proxies/p/toxics",
-            r#"{"type":"y"}"#,
-            400,
-            "invalid toxic type",
-        ),
-        (
-            "POST",
-            "/proxies/p/toxics",
-            r#"{"type":"loss","name":"latency_downstream"}"#,
-            409,
-            "toxic already exists",
-        ),
-        (
-            "POST",
-            "/proxies/p/toxics",
-            r#"{"type":"latency","attributes":{"latency":"1"}}"#,
-            409,
-            "toxic already exists",
-        ),
-        (
-            "POST",
-            "/proxies/p/toxics",
-            r#"{"type":"latency","name":"n","attributes":{"latency":"1"}}"#,
-            400,
-            "bad request body: …",
-        ),
-        (
-            "POST",
-            "/proxies/p/toxics",
-            r#"{"type":"latency","name":"n","attributes":{"latency":1.5}}"#,
-            400,
-            "bad request body: …",
-        ),
-        ("GET", "/proxies/p/toxics/x", "", 404, "toxic not found"),
-        ("POST", "/proxies/p/toxics/x", "{}", 404, "toxic not found"),
-        (
-            "POST",
-            "/proxies/p/toxics/latency_downstream",
-            "",
-            400,
-            "bad request body: EOF",
-        ),
-        (
-            "PATCH",
-            "/proxies/p/toxics/latency_downstream",
-            r#"{"toxicity":"x"}"#,
-            400,
-            "bad request body: …",
-        ),
-        ("DELETE", "/proxies/p/toxics/x", "", 404, "toxic not found"),
-        ("DELETE", "/proxies/x/toxics/x", "", 404, "proxy not found"),
-    ];
-    for (method, path, body, status, text) in cases {
+    let in_use = ("POST", "/proxies", &*used, 500, &*in_use);
+    for (method, path, body, status, text) in ERRORS.iter().chain([&in_use]) {
         let (got, answer) = daemon.call(method, path, body);
         let error = answer["error"].as_str().unwrap_or_default();
         assert_eq!(got, *status, "{method} {path} {body}: {answer}");

@@ -161,7 +161,7 @@ impl Lane {
             if let Some(mode) = self.output.now {
                 return Err(Some(Ending::Close(mode)));
             }
-            if self.finished {
+            if self.finished && self.source != Source::Ended {
                 return Ok(());
             }
             let had_items = !self.output.items.is_empty();
@@ -265,7 +265,11 @@ impl Lane {
         is_blocked: bool,
         now: Option<Instant>,
     ) -> Step {
-        if self.source == Source::Ended || self.finished {
+        if self.source == Source::Ended {
+            // Between its FIN and the other direction's the source can still reset the connection.
+            return self.watch_for_reset(context, ports);
+        }
+        if self.finished {
             return Step::Idle;
         }
         let room = match now {
@@ -331,7 +335,9 @@ impl Lane {
             self.watch = None;
             self.reset_seen = true;
         }
-        if self.pipeline.is_bare() || self.pipeline.is_empty() && !self.output.items.is_empty() {
+        self.watch = None;
+        let nothing_waits = !self.output.items.is_empty() || self.source == Source::Ended;
+        if self.pipeline.is_bare() || self.pipeline.is_empty() && nothing_waits {
             self.output.now = Some(CloseMode::Rst);
             return Step::Moved;
         }

@@ -92,14 +92,14 @@ impl Bed {
         prepared(self.listener.accept().expect("the relay connects").0)
     }
 
-    pub fn add(&self, direction: Direction, kind: &str, attributes: Value) {
+    pub fn add(&self, direction: Direction, kind: &str, attributes: &Value) {
         self.add_with(direction, kind, attributes, 1.0);
     }
 
-    pub fn add_with(&self, direction: Direction, kind: &str, attributes: Value, toxicity: f64) {
+    pub fn add_with(&self, direction: Direction, kind: &str, attributes: &Value, toxicity: f64) {
         let fault = Fault::of_kind(kind)
             .expect("a kind")
-            .with_attributes(&attributes)
+            .with_attributes(attributes)
             .expect("valid attributes");
         let config = ToxicConfig {
             name: kind.to_owned(),
@@ -111,10 +111,10 @@ impl Bed {
         self.run(self.relay.add_toxic(config)).expect("a new toxic");
     }
 
-    pub fn update(&self, kind: &str, attributes: Value) {
+    pub fn update(&self, kind: &str, attributes: &Value) {
         let fault = Fault::of_kind(kind)
             .expect("a kind")
-            .with_attributes(&attributes)
+            .with_attributes(attributes)
             .expect("valid attributes");
         self.run(self.relay.update_toxic(kind, Some(fault), None))
             .expect("a toxic");
