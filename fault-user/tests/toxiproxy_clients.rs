@@ -120,3 +120,25 @@ fn toxiproxy_rust() {
         "driven\n"
     );
 }
+
+#[test]
+fn libraries_understand_injected_errors_as_their_servers() {
+    if !has("python3") || !has("pip") {
+        return;
+    }
+    let folder = folder("errors");
+    if !folder.join("pymysql").exists() {
+        let target = folder.to_str().expect("UTF-8");
+        let packages = ["redis==5.2.1", "pymemcache==4.0.0", "PyMySQL==1.1.1"];
+        run(Command::new("pip")
+            .args(["install", "--quiet", "--target", target])
+            .args(packages));
+    }
+    let daemon = Daemon::start();
+    let mut driver = Command::new("python3");
+    driver
+        .arg(format!("{DRIVERS}/errors.py"))
+        .arg(daemon.api.ip().to_string())
+        .arg(daemon.api.port().to_string());
+    assert!(run(driver.env("PYTHONPATH", &folder)).starts_with("understood"));
+}

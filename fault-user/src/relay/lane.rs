@@ -31,6 +31,54 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; ROOM]);
 }
 
+/// A read that fills at least this much of a buffer gives the buffer away instead of being copied out of it.
+const LARGE_READ: usize = ROOM / 2;
+/// How many used buffers a thread keeps for reads to come.
+const KEPT_BUFFERS: usize = 64;
+
+thread_local! {
+    static USED: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer that a chunk owns; it goes back to its thread's store with the chunk.
+struct Filled {
+    buffer: Vec<u8>,
+    size: usize,
+}
+
+impl AsRef<[u8]> for Filled {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.size]
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        let kept = USED.try_with(|used| {
+            let mut used = used.borrow_mut();
+            if used.len() < KEPT_BUFFERS {
+                used.push(buffer);
+            }
+        });
+        if kept.is_err() {
+            log::trace!("the thread ends: its buffers are freed");
+        }
+    }
+}
+
+/// The first `size` bytes of a read as a chunk's data.
+fn keep(scratch: &mut Vec<u8>, size: usize) -> Bytes {
+    if size < LARGE_READ {
+        return Bytes::copy_from_slice(&scratch[..size]);
+    }
+    let next = USED
+        .with_borrow_mut(Vec::pop)
+        .unwrap_or_else(|| vec![0; ROOM]);
+    let buffer = std::mem::replace(scratch, next);
+    Bytes::from_owner(Filled { buffer, size })
+}
+
 /// What a step came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -389,7 +437,7 @@ impl Lane {
     fn read(&mut self, ports: &Ports<'_>, room: usize, now: Instant) -> io::Result<usize> {
         let data = SCRATCH.with_borrow_mut(|scratch| {
             let count = ports.source.try_read(&mut scratch[..room])?;
-            Ok::<_, io::Error>(Bytes::copy_from_slice(&scratch[..count]))
+            Ok::<_, io::Error>(keep(scratch, count))
         })?;
         let count = data.len();
         if count > 0 {
