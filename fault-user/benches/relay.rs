@@ -302,18 +302,6 @@ fn own_lateness(count: usize) -> Vec<f64> {
 
 fn faults(proxy: &Proxy, direct_bulk: f64) {
     let api = proxy.api.expect("fault has an API");
-    let before = status(proxy.child.id(), "VmRSS");
-    let mut idle: Vec<TcpStream> = (0..2000).map(|_| connect(proxy.address)).collect();
-    for stream in &mut idle {
-        stream.write_all(b"E").expect("write");
-        stream.read_exact(&mut [0]).expect("read");
-    }
-    let after = status(proxy.child.id(), "VmRSS");
-    println!(
-        "idle connection: {:.1} KiB of the daemon's memory (goal: at most 16)",
-        (after - before) / 2000.0
-    );
-    drop(idle);
     let toxics = "/proxies/p/toxics";
     request(
         api,
@@ -350,6 +338,18 @@ fn faults(proxy: &Proxy, direct_bulk: f64) {
         "API changes, a connection each: {:.0} per second (goal: 1000)",
         1000.0 / start.elapsed().as_secs_f64()
     );
+    let before = status(proxy.child.id(), "VmRSS");
+    let mut idle: Vec<TcpStream> = (0..2000).map(|_| connect(proxy.address)).collect();
+    for stream in &mut idle {
+        stream.write_all(b"E").expect("write");
+        stream.read_exact(&mut [0]).expect("read");
+    }
+    let after = status(proxy.child.id(), "VmRSS");
+    println!(
+        "idle connection: {:.1} KiB of the daemon's memory (goal: at most 16)",
+        (after - before) / 2000.0
+    );
+    drop(idle);
 }
 
 fn main() {

@@ -121,6 +121,31 @@ fn ten_thousand_open_connections_and_thousands_in_a_row() {
     );
 }
 
+#[test]
+#[ignore = "takes half a minute: cargo test -p fault-user --test relay_scale -- --ignored"]
+fn a_hundred_thousand_connections_leave_nothing_behind() {
+    open_files();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let daemon = Daemon::start();
+    let listen = daemon.proxy("p", listener.local_addr().expect("bound"));
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        one_after_another(&daemon, listen, &listener, 20_000);
+        let threads = field(&daemon, "status", "Threads");
+        seen.push((
+            descriptors(&daemon),
+            field(&daemon, "status", "VmRSS"),
+            threads,
+        ));
+    }
+    println!("descriptors, kB of memory and threads after each 20000 connections: {seen:?}");
+    let (first, last) = (seen[0], seen[4]);
+    assert!(
+        last.0 <= first.0 + 2 && last.1 <= first.1 + 1024 && last.2 == first.2,
+        "{seen:?}"
+    );
+}
+
 fn one_after_another(daemon: &Daemon, listen: SocketAddr, listener: &TcpListener, count: usize) {
     for index in 0..count {
         let mut client = TcpStream::connect(listen).expect("it listens");
