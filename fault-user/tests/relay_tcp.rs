@@ -95,7 +95,8 @@ fn fill(writer: &mut TcpStream) -> usize {
                 return total;
             }
         }
-        assert!(total < 100_000_000, "no backpressure");
+        // What the kernel may buffer for two sockets on each side, and well below what a `latency` may hold.
+        assert!(total < 40_000_000, "no backpressure");
     }
 }
 
