@@ -383,7 +383,6 @@ impl Lane {
             self.watch = None;
             self.reset_seen = true;
         }
-        self.watch = None;
         let nothing_waits = !self.output.items.is_empty() || self.source == Source::Ended;
         if self.pipeline.is_bare() || self.pipeline.is_empty() && nothing_waits {
             self.output.now = Some(CloseMode::Rst);
