@@ -466,6 +466,35 @@ fn a_bad_config_or_a_port_in_use_is_fatal_and_a_good_one_has_toxics() {
 }
 
 #[test]
+fn a_mix_comes_from_the_config_and_changes_live() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.json");
+    let upstream = echo_server();
+    let mix = |share: &str| json!({"faults": [{"share": share, "type": "close_on_data"}]});
+    let toxic = json!({"type": "mix", "name": "m", "attributes": mix("100%")});
+    let config = json!([{"name": "p", "listen": "127.0.0.1:0", "upstream": upstream.to_string(), "toxics": [toxic]}]);
+    std::fs::write(&path, config.to_string()).expect("write");
+    let daemon = Daemon::with(&["--seed", "3", "--config", path.to_str().expect("UTF-8")]);
+    let (_, proxy) = daemon.call("GET", "/proxies/p", "");
+    let listen: SocketAddr = proxy["listen"]
+        .as_str()
+        .expect("a text")
+        .parse()
+        .expect("an address");
+    assert!(!echoes(listen));
+    let change = |share: &str| {
+        let body = json!({"attributes": mix(share)}).to_string();
+        daemon.call("PATCH", "/proxies/p/toxics/m", &body).0
+    };
+    assert_eq!(change("0%"), 200);
+    assert!(echoes(listen));
+    assert_eq!(change("30%"), 200);
+    let spared = (0..100).filter(|_| echoes(listen)).count();
+    assert!((50..90).contains(&spared), "{spared} of 100 spared at 30%");
+    assert_eq!(change("130%"), 400);
+}
+
+#[test]
 fn the_gate_counts_awaits_closes_and_stops() {
     let daemon = Daemon::start();
     let listen = daemon.proxy("p", echo_server());
