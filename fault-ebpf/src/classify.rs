@@ -9,7 +9,9 @@ use fault_common::abi::{
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
 use fault_common::matching::{Tables, ports, query};
-use fault_common::packet::{Unparsed, parse};
+use fault_common::packet::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed, parse,
+};
 
 use crate::maps::{
     CLASSES, CONTROL, EVENTS, HOSTS, HostKey, PORTS, RULE_STATES, RULE_STATS, RULES, SCOPES,
@@ -43,6 +45,10 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     let control = CONTROL.get(0).ok_or(Counter::Internal)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation).ok_or(Counter::Internal)?;
+    if is_of_no_concern(skb, header, generation) {
+        // Policy: no rule can concern this packet. Nearly all packets end here.
+        return Ok(NEXT);
+    }
     let shared = SCRATCH.get_ptr_mut(0).ok_or(Counter::Internal)?;
     // SAFETY: see `Scratch`.
     let scratch = unsafe { &mut *shared };
@@ -75,6 +81,50 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
         return Ok(NEXT);
     }
     Ok(act::carry_out(skb, scratch))
+}
+
+/// Whether a glance at the ports tells that no rule can concern the packet. A packet that is not plain TCP
+/// or UDP is looked at in full.
+#[inline(always)]
+fn is_of_no_concern<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    header: &SetHeader,
+    generation: u32,
+) -> bool {
+    let (protocol, from, to) = if skb.ethertype() == ETHERTYPE_IPV4 {
+        let Some(bytes) = skb.glance::<24>() else {
+            return false;
+        };
+        // No options, and no fragment.
+        if bytes[0] != 0x45 || bytes[6] & 0x3f != 0 || bytes[7] != 0 {
+            return false;
+        }
+        (bytes[9], [bytes[20], bytes[21]], [bytes[22], bytes[23]])
+    } else if skb.ethertype() == ETHERTYPE_IPV6 {
+        let Some(bytes) = skb.glance::<44>() else {
+            return false;
+        };
+        (bytes[6], [bytes[40], bytes[41]], [bytes[42], bytes[43]])
+    } else {
+        return false;
+    };
+    let index = match protocol {
+        PROTOCOL_TCP => 0,
+        PROTOCOL_UDP => 1,
+        _ => return false,
+    };
+    let maps = Maps { header, generation };
+    let (from, to) = (
+        maps.port(u16::from_be_bytes(from)),
+        maps.port(u16::from_be_bytes(to)),
+    );
+    let classes = if index == 0 {
+        to.tcp[0] | from.tcp[1]
+    } else {
+        to.udp[0] | from.udp[1]
+    };
+    let [to_server, to_client] = header.portless[index];
+    classes | to_server | to_client == 0
 }
 
 /// [`read`] found no rule that can concern the packet.

@@ -92,6 +92,19 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         self.ifindex() == LOOPBACK_IFINDEX
     }
 
+    /// The first bytes of the IP header, up to behind the ports where it has no options, when they lie in
+    /// one piece: nothing is copied and no helper is called.
+    #[inline(always)]
+    pub fn glance<const N: usize>(&self) -> Option<&[u8; N]> {
+        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let at = data + LINK as usize;
+        if at + N > end {
+            return None;
+        }
+        // SAFETY: the bytes lie between the two bounds that the kernel gives.
+        Some(unsafe { &*(at as *const [u8; N]) })
+    }
+
     /// Wire packets in this buffer: 1, or the segments of a super-packet.
     #[inline(always)]
     pub fn segments(&self, packet: &Packet) -> u32 {

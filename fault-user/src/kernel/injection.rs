@@ -64,6 +64,7 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<
         attachment: wishes.attachment,
         actions: plan.actions(),
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
+        once: true,
     };
     let injector = Injector::load(&options)?;
     let mut prepared = Prepared {

@@ -96,6 +96,9 @@ pub struct Options {
     pub actions: u32,
     /// Whether rules may be limited to cgroups.
     pub scoped: bool,
+    /// Whether a packet remembers that it has been judged. Only a benchmark that judges one packet a
+    /// million times wants it otherwise.
+    pub once: bool,
 }
 
 /// Key of the map of hosts.
@@ -483,7 +486,12 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     let words = capacity.words();
     let scoped = u32::from(options.scoped);
     // 16 bits that a second instance on the same packet's way most likely does not share.
-    let instance = 0xf000 | (std::process::id() & 0x0fff);
+    // A value of more than 16 bits is never found in a packet.
+    let instance = if options.once {
+        0xf000 | (std::process::id() & 0x0fff)
+    } else {
+        1 << 16
+    };
     let tcx = u32::from(attachment == Attachment::Tcx);
     EbpfLoader::new()
         .override_global("WORDS", &words, true)

@@ -59,6 +59,7 @@ impl Kernel {
             attachment: Some(Attachment::Tcx),
             actions: u32::MAX,
             scoped: true,
+            once: true,
         })
         .expect("the maps");
         let events = injector.take_events().unwrap();
