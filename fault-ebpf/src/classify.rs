@@ -14,8 +14,8 @@ use fault_common::packet::{
 };
 
 use crate::maps::{
-    CLASSES, CONTROL, EVENTS, HOSTS, HostKey, PORTS, RULE_STATES, RULE_STATS, RULES, SCOPES,
-    SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
+    CLASSES, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS, RULES,
+    SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
 use crate::{act, flows};
@@ -250,7 +250,10 @@ fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32)
     scratch.verdict = Verdict::default();
     scratch.hits = 0;
     for index in 0..MATCHES_MAX {
-        if index >= scratch.matches.count as usize || scratch.verdict.end != 0 {
+        if index >= MATCHES.load() as usize
+            || index >= scratch.matches.count as usize
+            || scratch.verdict.end != 0
+        {
             break;
         }
         scratch.index = index as u32;

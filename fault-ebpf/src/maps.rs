@@ -9,8 +9,8 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use fault_common::abi::{
-    COUNTERS, Control, Counter, Flow, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey,
-    SetHeader,
+    COUNTERS, Control, Counter, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState, RuleStats,
+    ScopeKey, SetHeader,
 };
 use fault_common::decide::Verdict;
 use fault_common::flow::FlowKey;
@@ -33,6 +33,10 @@ pub static TCX: Global<u32> = Global::new(1);
 /// is not needed.
 #[unsafe(no_mangle)]
 pub static ACTIONS: Global<u32> = Global::new(u32::MAX);
+/// How many rules can match one packet, at most `MATCHES_MAX`: with few rules the verifier has less to
+/// look at.
+#[unsafe(no_mangle)]
+pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32);
 /// What this instance writes into `tc_index` of packets that it has judged.
 #[unsafe(no_mangle)]
 pub static INSTANCE: Global<u32> = Global::new(0xf000);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use fault_user::kernel::clock::monotonic_ns;
-use fault_user::kernel::injection::{Wishes, prepare};
+use fault_user::kernel::injection::{Prepared, Wishes, prepare};
 use fault_user::kernel::injector::{Capacity, Injector, Options, Side};
 use fault_user::kernel::interfaces::{Selection, list, select};
 use fault_user::kernel::ruleset::compile;
@@ -73,6 +73,7 @@ fn nanoseconds(rules: &[String]) -> f64 {
         attachment: None,
         actions: plan.actions(),
         scoped: false,
+        matches: plan.entries().len(),
         once: false,
     })
     .expect("the maps (run as root)");
@@ -148,6 +149,7 @@ fn installing() {
         attachment: None,
         actions: plan.actions(),
         scoped: false,
+        matches: plan.entries().len(),
         once: false,
     })
     .expect("the maps");
@@ -215,7 +217,7 @@ fn veth() {
     for _ in 0..ROUNDS {
         without.push(throughput(&mut stream));
         let injection = prepare(&plan, &devices, Wishes::default())
-            .and_then(|one| one.start())
+            .and_then(Prepared::start)
             .expect("rules");
         with.push(throughput(&mut stream));
         injection.heal().expect("healed");

@@ -64,6 +64,7 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<
         attachment: wishes.attachment,
         actions: plan.actions(),
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
+        matches: entries.len(),
         once: true,
     };
     let injector = Injector::load(&options)?;
@@ -117,6 +118,14 @@ impl Prepared {
             }
             self.journal = Some(journal);
         }
+        let mut wanted = Vec::new();
+        for interface in &self.interfaces {
+            wanted.push((Side::Egress, interface.ethernet));
+            if !interface.loopback {
+                wanted.push((Side::Ingress, interface.ethernet));
+            }
+        }
+        self.injector.load_programs(&wanted)?;
         for interface in &self.interfaces {
             self.injector
                 .attach(interface, Side::Egress)

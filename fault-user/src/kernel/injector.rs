@@ -11,7 +11,8 @@ use aya::programs::{CgroupAttachMode, CgroupSock, SchedClassifier, TcAttachType}
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use fault_common::abi::{
-    COUNTERS, Counter, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader,
+    COUNTERS, Counter, MATCHES_MAX, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey,
+    SetHeader,
 };
 
 use super::clock::monotonic_ns;
@@ -96,6 +97,9 @@ pub struct Options {
     pub actions: u32,
     /// Whether rules may be limited to cgroups.
     pub scoped: bool,
+    /// How many rules can match one packet, as far as their number tells; more than
+    /// [`fault_common::abi::MATCHES_MAX`] counts as that.
+    pub matches: usize,
     /// Whether a packet remembers that it has been judged. Only a benchmark that judges one packet a
     /// million times wants it otherwise.
     pub once: bool,
@@ -200,13 +204,35 @@ impl Injector {
             .program_mut(name)
             .with_context(|| format!("the eBPF object has no program {name}"))?
             .try_into()?;
-        if program.fd().is_err()
-            && let Err(error) = program.load()
-        {
-            let summary = verifier::summary(name, &error);
-            return Err(anyhow!(error).context(summary));
-        }
+        load_classifier(name, program)?;
         Ok(program)
+    }
+
+    /// Loads the programs for these sides of interfaces at once: the kernel's verifier takes most of the
+    /// time that a run needs to start.
+    ///
+    /// # Errors
+    /// The kernel refuses one, in one line.
+    pub fn load_programs(&mut self, wanted: &[(Side, bool)]) -> Result<()> {
+        let names: Vec<_> = wanted
+            .iter()
+            .map(|(side, ethernet)| self.program_name(*side, *ethernet))
+            .collect();
+        let programs = self
+            .ebpf
+            .programs_mut()
+            .filter(|(name, _)| names.contains(name));
+        std::thread::scope(|scope| {
+            let loading: Vec<_> = programs
+                .map(|(name, program)| {
+                    let name = name.to_owned();
+                    scope.spawn(move || load_classifier(&name, program.try_into()?))
+                })
+                .collect();
+            loading
+                .into_iter()
+                .try_for_each(|one| one.join().map_err(|_| anyhow!("a loader panicked"))?)
+        })
     }
 
     /// Attaches to one side of an interface, in front of every other program there. With
@@ -476,6 +502,17 @@ impl Injector {
     }
 }
 
+/// Loads a program that is not loaded yet.
+fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
+    if program.fd().is_err()
+        && let Err(error) = program.load()
+    {
+        let summary = verifier::summary(name, &error);
+        return Err(anyhow!(error).context(summary));
+    }
+    Ok(())
+}
+
 /// Whether this kernel is of that version or newer; one that does not tell its version counts as old.
 fn kernel_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(major, minor, 0))
@@ -485,6 +522,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     let capacity = options.capacity;
     let words = capacity.words();
     let scoped = u32::from(options.scoped);
+    let matches = u32::try_from(options.matches.clamp(1, MATCHES_MAX)).unwrap_or(1);
     // 16 bits that a second instance on the same packet's way most likely does not share.
     // A value of more than 16 bits is never found in a packet.
     let instance = if options.once {
@@ -499,6 +537,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("TCX", &tcx, true)
         .override_global("ACTIONS", &options.actions, true)
         .override_global("SCOPED", &scoped, true)
+        .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &instance, true)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", words * 64)

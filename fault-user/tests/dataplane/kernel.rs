@@ -59,6 +59,7 @@ impl Kernel {
             attachment: Some(Attachment::Tcx),
             actions: u32::MAX,
             scoped: true,
+            matches: usize::MAX,
             once: true,
         })
         .expect("the maps");
