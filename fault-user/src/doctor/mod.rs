@@ -105,7 +105,10 @@ impl Report {
         Ok(Self {
             system,
             capabilities: capability_checks(&rights),
-            mechanisms: mechanisms(Found::new(&programs, &traffic)),
+            mechanisms: mechanisms(|name| {
+                let mut all = programs.iter().chain(&traffic);
+                all.any(|check| check.name == name && check.ok)
+            }),
             kernel,
             programs,
             traffic,
@@ -258,78 +261,32 @@ fn traffic_checks() -> Vec<Check> {
     ]
 }
 
-/// What the choice of mechanisms depends on.
-#[derive(Debug, Clone, Copy, Default)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is one yes or no of the machine"
-)]
-struct Found {
-    tcx: bool,
-    clsact: bool,
-    fq: bool,
-    netem: bool,
-    tap: bool,
-    sk_lookup: bool,
-    connect: bool,
-}
-
-impl Found {
-    fn new(programs: &[Check], traffic: &[Check]) -> Self {
-        let has = |name: &str| {
-            let mut all = programs.iter().chain(traffic);
-            all.any(|check| check.name == name && check.ok)
-        };
-        Self {
-            tcx: has(name::TCX),
-            clsact: has(name::CLSACT),
-            fq: has(name::FQ),
-            netem: has(name::NETEM),
-            tap: has(name::TAP),
-            sk_lookup: has(name::SK_LOOKUP),
-            connect: has(name::CONNECT),
-        }
-    }
-}
-
-fn mechanisms(found: Found) -> Vec<Mechanism> {
+/// What each group of faults is carried out by; `has` tells whether a feature is there.
+fn mechanisms(has: impl Fn(&str) -> bool) -> Vec<Mechanism> {
+    let tc = match (has(name::TCX), has(name::CLSACT)) {
+        (true, _) => Some("eBPF at tc (TCX)"),
+        (false, true) => Some("eBPF at tc (clsact)"),
+        (false, false) => None,
+    };
     let row = |faults, mechanism: Option<&'static str>, advice| Mechanism {
         faults,
         mechanism,
         advice: mechanism.is_none().then_some(advice),
     };
-    let tc = match (found.tcx, found.clsact) {
-        (true, _) => Some("eBPF at tc (TCX)"),
-        (false, true) => Some("eBPF at tc (clsact)"),
-        (false, false) => None,
-    };
-    // Each of them needs the programs at tc to pick the packets.
-    let holding = match (tc.is_some(), found.fq, found.netem, found.tap) {
-        (false, ..) | (true, false, false, false) => None,
-        (_, true, _, _) => Some("eBPF at tc and fq"),
-        (_, _, true, _) => Some("eBPF at tc and netem"),
-        (_, _, _, true) => Some("eBPF at tc and the delay line (tap)"),
-    };
-    let redirect = match (found.sk_lookup, found.connect) {
-        (true, true) => Some("relay, transparent for services (sk_lookup) and clients (connect)"),
-        (true, false) => Some("relay, transparent for services here (sk_lookup)"),
-        (false, true) => Some("relay, transparent for clients here (cgroup connect)"),
-        (false, false) => Some("relay on an address of its own"),
-    };
     vec![
         row(
-            "loss drop blackhole reject reset corrupt duplicate mtu ecn",
+            "loss drop blackhole reject reset down corrupt duplicate mtu ecn",
             tc,
             "needs TCX (Linux 6.6) or clsact and cls_bpf, with CAP_BPF and CAP_NET_ADMIN",
         ),
         row(
             "delay reorder rate slot",
-            holding,
-            "needs the programs at tc and one of fq, netem, tap",
+            None,
+            "not in this version of fault",
         ),
         row(
-            "latency bandwidth timeout reset_peer slicer limit_data down stall … (TCP, UDP)",
-            redirect,
+            "latency bandwidth timeout reset_peer slicer limit_data stall … (TCP, UDP)",
+            Some("the relay: a proxy of `fault daemon`, with toxics"),
             "",
         ),
     ]
@@ -376,48 +333,18 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    fn mechanism(found: Found) -> Vec<Option<&'static str>> {
-        let rows = mechanisms(found);
-        rows.into_iter().map(|row| row.mechanism).collect()
-    }
-
     #[test]
-    fn holding_packets_needs_tc_and_one_thing_that_holds() {
-        let all = Found {
-            tcx: true,
-            clsact: true,
-            fq: true,
-            netem: true,
-            tap: true,
-            ..Found::default()
-        };
+    fn packet_faults_need_a_place_at_tc() {
+        let first =
+            |there: &'static [&'static str]| mechanisms(|name| there.contains(&name)).remove(0);
         assert_eq!(
-            mechanism(all)[..2],
-            [Some("eBPF at tc (TCX)"), Some("eBPF at tc and fq")]
+            first(&["TCX", "clsact"]).mechanism,
+            Some("eBPF at tc (TCX)")
         );
-        let old = Found {
-            tcx: false,
-            fq: false,
-            ..all
-        };
-        assert_eq!(
-            mechanism(old)[..2],
-            [Some("eBPF at tc (clsact)"), Some("eBPF at tc and netem")]
-        );
-        let bare = Found {
-            fq: false,
-            netem: false,
-            tap: false,
-            ..all
-        };
-        assert_eq!(mechanism(bare)[1], None);
-        let none = Found {
-            tcx: false,
-            clsact: false,
-            ..all
-        };
-        assert_eq!(mechanism(none)[..2], [None, None]);
-        assert!(mechanisms(none)[0].advice.is_some());
+        assert_eq!(first(&["clsact"]).mechanism, Some("eBPF at tc (clsact)"));
+        let none = first(&["fq"]);
+        assert_eq!(none.mechanism, None);
+        assert!(none.advice.is_some());
     }
 
     #[test]

@@ -6,8 +6,8 @@ use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
 
 use crate::kernel::ruleset::{Network, PacketRule, Protocol, Scope};
 use crate::rule::{
-    CorruptMode, CountScope, Direction, Fault, LossModel, MixArm, Modifiers, Protocol as Named,
-    RejectWith, ResolvedRule, ResolvedTarget, Trigger,
+    CorruptMode, CountScope, Direction, Fault, Layer, LossModel, MixArm, Modifiers,
+    Protocol as Named, RejectWith, ResolvedRule, ResolvedTarget, Trigger,
 };
 
 /// The key of a mix's draw is not that of its arms' faults.
@@ -120,8 +120,14 @@ fn action_of(wanted: &Fault) -> Result<Action> {
         Fault::Duplicate { probability } => (fault::DUPLICATE, &[threshold(probability)]),
         Fault::Ecn { probability } => (fault::ECN, &[threshold(probability)]),
         Fault::Mtu { bytes, icmp } => (fault::MTU, &[u64::from(*bytes), u64::from(*icmp)]),
+        other if other.layer() == Layer::Stream => bail!(
+            "`{0}` works on the byte stream, which rules can't reach in this version of fault: run `fault daemon`, and put \
+             the toxic `{0}` on a proxy (docs/relay.md)",
+            other.name()
+        ),
         other => bail!(
-            "`{}` can't be carried out by this version of fault: `fault doctor` lists the faults that can",
+            "`{}` holds packets back, which this version of fault can't: for TCP a proxy of `fault daemon` with the toxic \
+             `latency` or `bandwidth` comes close (docs/relay.md)",
             other.name()
         ),
     };
