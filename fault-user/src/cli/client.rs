@@ -85,7 +85,7 @@ enum Add {
         /// Its attributes, NAME=VALUE each
         #[arg(value_name = "NAME=VALUE")]
         attributes: Vec<String>,
-        /// Its name; TYPE_STREAM when absent
+        /// Its name; made of type and stream when absent
         #[arg(long)]
         name: Option<String>,
         /// upstream (to the server) or downstream (to the client)
