@@ -543,19 +543,28 @@ fn metrics_have_toxiproxys_names_and_count_while_connections_are_open() {
     let mut client = TcpStream::connect(listen).expect("it listens");
     client.write_all(b"12345").expect("write");
     client.read_exact(&mut [0; 5]).expect("the echo");
-    let (_, text) = daemon.raw("GET", "/metrics", "", b"");
     let labels = format!("listener=\"{listen}\",proxy=\"p\",upstream=\"{upstream}\"");
-    for line in [
+    let lines = [
         format!("toxiproxy_proxy_received_bytes_total{{direction=\"upstream\",{labels}}} 5"),
         format!("toxiproxy_proxy_sent_bytes_total{{direction=\"downstream\",{labels}}} 5"),
         format!(
             "fault_toxic_hits_total{{direction=\"downstream\",{labels},toxic=\"latency_downstream\",type=\"latency\"}} 1"
         ),
         format!("fault_proxy_connections_open{{{labels}}} 1"),
-    ] {
+    ];
+    // A byte can be with the client a moment before the relay has counted it.
+    let start = Instant::now();
+    loop {
+        let (_, text) = daemon.raw("GET", "/metrics", "", b"");
+        let missing = lines
+            .iter()
+            .find(|line| !text.lines().any(|found| found == line.as_str()));
+        let Some(missing) = missing else {
+            break;
+        };
         assert!(
-            text.lines().any(|found| found == line),
-            "no {line} in\n{text}"
+            start.elapsed() < Duration::from_secs(5),
+            "no {missing} in\n{text}"
         );
     }
 }

@@ -181,7 +181,7 @@ fn capability_checks(rights: &Rights) -> Vec<Check> {
     Capability::ALL.into_iter().map(check).collect()
 }
 
-/// The names under which [`Found`] looks checks up again.
+/// The names under which [`mechanisms`] looks checks up again.
 mod name {
     pub const TCX: &str = "TCX";
     pub const CLSACT: &str = "clsact";
