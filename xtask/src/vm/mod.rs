@@ -25,6 +25,7 @@ const SUITES: &[&str] = &[
     "dataplane",
     "process_command",
     "process_tree",
+    "traffic",
 ];
 
 /// Run the tests of the data plane on other kernels, in virtual machines.
