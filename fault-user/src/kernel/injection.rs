@@ -118,30 +118,29 @@ impl Prepared {
             }
             self.journal = Some(journal);
         }
-        let mut wanted = Vec::new();
+        let mut places = Vec::new();
         for interface in &self.interfaces {
-            wanted.push((Side::Egress, interface.ethernet));
-            if !interface.loopback {
-                wanted.push((Side::Ingress, interface.ethernet));
-            }
-        }
-        self.injector.load_programs(&wanted)?;
-        for interface in &self.interfaces {
-            self.injector
-                .attach(interface, Side::Egress)
-                .with_context(|| format!("attaching to {}", interface.name))?;
+            places.push((interface, Side::Egress));
             // What passes loopback leaves before it arrives: it is judged when it leaves.
             if !interface.loopback {
-                self.injector
-                    .attach(interface, Side::Ingress)
-                    .with_context(|| format!("attaching to {}", interface.name))?;
+                places.push((interface, Side::Ingress));
             }
+        }
+        let wanted: Vec<_> = places
+            .iter()
+            .map(|(interface, side)| (*side, interface.ethernet))
+            .collect();
+        self.injector.load_programs(&wanted)?;
+        for (interface, side) in places {
+            self.injector
+                .attach(interface, side)
+                .with_context(|| format!("attaching to {}", interface.name))?;
         }
         Ok(())
     }
 
-    /// Lets sockets that are made in `scope` from now on be known by it, and those that are open there
-    /// already.
+    /// Lets sockets that are made in `scope` from now on be known by it; [`Prepared::adopt`] is for those
+    /// that are open there already.
     ///
     /// # Errors
     /// The kernel refuses.
