@@ -17,7 +17,7 @@ pub const fn mapped(ipv4: u32) -> Address {
 
 /// A flow's two ends in an order that does not depend on who sent the packet.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey {
     /// The end whose (address, port) is the smaller one.
     pub low_address: Address,
@@ -27,10 +27,8 @@ pub struct FlowKey {
     pub low_port: u16,
     /// Port of the high end in host byte order.
     pub high_port: u16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Always zero: BPF hash maps compare every byte.
-    pub padding: [u8; 3],
+    /// IP protocol number, as wide as it takes to leave no padding: BPF hash maps compare every byte.
+    pub protocol: u32,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
@@ -65,27 +63,33 @@ fn comes_first(a: &Address, a_port: u16, b: &Address, b_port: u16) -> bool {
 
 /// The flow of a packet and the side it was sent from. ICMP echoes use their identifier as both ports.
 #[must_use]
-#[inline(always)]
 pub fn flow_of(packet: &Packet) -> (FlowKey, Side) {
+    let mut key = FlowKey::default();
+    let side = flow_into(packet, &mut key);
+    (key, side)
+}
+
+/// [`flow_of`], with the flow written to where it is to be.
+#[inline(always)]
+pub fn flow_into(packet: &Packet, key: &mut FlowKey) -> Side {
+    key.protocol = u32::from(packet.protocol);
     let from_low = comes_first(
         &packet.source,
         packet.source_port,
         &packet.destination,
         packet.destination_port,
     );
-    let mut key = FlowKey {
-        low_address: packet.source,
-        high_address: packet.destination,
-        low_port: packet.source_port,
-        high_port: packet.destination_port,
-        protocol: packet.protocol,
-        padding: [0; 3],
-    };
-    if !from_low {
+    if from_low {
+        key.low_address = packet.source;
+        key.high_address = packet.destination;
+        key.low_port = packet.source_port;
+        key.high_port = packet.destination_port;
+        Side::Low
+    } else {
         key.low_address = packet.destination;
         key.high_address = packet.source;
         key.low_port = packet.destination_port;
         key.high_port = packet.source_port;
+        Side::High
     }
-    (key, if from_low { Side::Low } else { Side::High })
 }

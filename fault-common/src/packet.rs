@@ -85,7 +85,7 @@ pub enum Unparsed {
 }
 
 /// The headers of one packet. Offsets count from the first byte that [`Load`] gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
     /// Source address.
     pub source: Address,
@@ -166,13 +166,31 @@ const fn word(bytes: [u8; 4]) -> u32 {
 ///
 /// # Errors
 /// [`Unparsed`] says why the packet must be left alone.
-#[inline(always)]
 pub fn parse<L: Load>(
     bytes: &L,
     ethertype: u16,
     offset: u32,
     length: u32,
 ) -> Result<Packet, Unparsed> {
+    let mut packet = Packet::default();
+    parse_network(bytes, ethertype, offset, length, &mut packet)?;
+    parse_transport(bytes, &mut packet)?;
+    Ok(packet)
+}
+
+/// The first half of [`parse`], written to where the packet is to be, because the kernel's programs have no room
+/// for copies: up to the transport header. After an error `packet` holds nothing of meaning.
+///
+/// # Errors
+/// As [`parse`].
+#[inline(always)]
+pub fn parse_network<L: Load>(
+    bytes: &L,
+    ethertype: u16,
+    offset: u32,
+    length: u32,
+    packet: &mut Packet,
+) -> Result<(), Unparsed> {
     let mut ethertype = ethertype;
     let mut offset = offset;
     for _ in 0..VLAN_TAGS_MAX {
@@ -184,16 +202,81 @@ pub fn parse<L: Load>(
         offset += 4;
     }
     match ethertype {
-        ETHERTYPE_IPV4 => parse_ipv4(bytes, offset, length),
-        ETHERTYPE_IPV6 => parse_ipv6(bytes, offset, length),
+        ETHERTYPE_IPV4 => {
+            let header: [u8; 20] = bytes.load(offset).ok_or(Unparsed::Truncated)?;
+            let header_length = u32::from(header[0] & 0x0f) * 4;
+            read_ipv4(&header, header_length, offset, length, packet)
+        }
+        ETHERTYPE_IPV6 => {
+            let header: [u8; 40] = bytes.load(offset).ok_or(Unparsed::Truncated)?;
+            read_ipv6(&header, offset, length, packet)?;
+            follow_extensions(bytes, packet)
+        }
         _ => Err(Unparsed::NotIp),
     }
 }
 
+/// [`parse`] for the common kind of IPv4 packet, whose first 34 bytes are given: TCP or UDP, without options
+/// and not a fragment, so that every field is where it always is. Nothing for any other kind.
 #[inline(always)]
-fn parse_ipv4<L: Load>(bytes: &L, offset: u32, length: u32) -> Result<Packet, Unparsed> {
-    let header: [u8; 20] = bytes.load(offset).ok_or(Unparsed::Truncated)?;
-    let header_length = u32::from(header[0] & 0x0f) * 4;
+pub fn parse_plain_ipv4(
+    bytes: &[u8; 34],
+    offset: u32,
+    length: u32,
+    packet: &mut Packet,
+) -> Option<Result<(), Unparsed>> {
+    if bytes[0] != 0x45 || bytes[6] & 0x3f != 0 || bytes[7] != 0 {
+        return None;
+    }
+    if bytes[9] != PROTOCOL_TCP && bytes[9] != PROTOCOL_UDP {
+        return None;
+    }
+    let header = bytes.first_chunk::<20>()?;
+    if let Err(error) = read_ipv4(header, 20, offset, length, packet) {
+        return Some(Err(error));
+    }
+    plain_transport(bytes[9], bytes.last_chunk::<14>()?, packet)
+}
+
+/// [`parse`] for the common kind of IPv6 packet, whose first 54 bytes are given: TCP or UDP without extension
+/// headers. Nothing for any other kind.
+#[inline(always)]
+pub fn parse_plain_ipv6(
+    bytes: &[u8; 54],
+    offset: u32,
+    length: u32,
+    packet: &mut Packet,
+) -> Option<Result<(), Unparsed>> {
+    if bytes[6] != PROTOCOL_TCP && bytes[6] != PROTOCOL_UDP {
+        return None;
+    }
+    if let Err(error) = read_ipv6(bytes.first_chunk()?, offset, length, packet) {
+        return Some(Err(error));
+    }
+    plain_transport(bytes[6], bytes.last_chunk::<14>()?, packet)
+}
+
+#[inline(always)]
+fn plain_transport(
+    protocol: u8,
+    header: &[u8; 14],
+    packet: &mut Packet,
+) -> Option<Result<(), Unparsed>> {
+    Some(if protocol == PROTOCOL_TCP {
+        read_tcp(header, packet)
+    } else {
+        read_udp(header.first_chunk()?, packet)
+    })
+}
+
+#[inline(always)]
+fn read_ipv4(
+    header: &[u8; 20],
+    header_length: u32,
+    offset: u32,
+    length: u32,
+    packet: &mut Packet,
+) -> Result<(), Unparsed> {
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
     if header[0] >> 4 != 4 || header_length < 20 {
         return Err(Unparsed::Malformed);
@@ -204,32 +287,26 @@ fn parse_ipv4<L: Load>(bytes: &L, offset: u32, length: u32) -> Result<Packet, Un
         return Err(Unparsed::Malformed);
     }
     let fragment = u16::from_be_bytes([header[6], header[7]]);
-    let packet = Packet {
-        source: mapped(word([header[12], header[13], header[14], header[15]])),
-        destination: mapped(word([header[16], header[17], header[18], header[19]])),
-        protocol: header[9],
-        ipv6: false,
-        has_transport: fragment & FRAGMENT_OFFSET == 0,
-        is_fragment: fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0,
-        network_offset: offset,
-        transport_offset: offset + header_length,
-        payload_offset: offset + header_length,
-        end,
-        source_port: 0,
-        destination_port: 0,
-        tcp_flags: 0,
-        icmp_type: 0,
-        kinds: 0,
-        ecn: header[1] & 3,
-        sequence: 0,
-        acknowledgement: 0,
-    };
-    parse_transport(bytes, packet)
+    packet.source = mapped(word([header[12], header[13], header[14], header[15]]));
+    packet.destination = mapped(word([header[16], header[17], header[18], header[19]]));
+    packet.protocol = header[9];
+    packet.ipv6 = false;
+    packet.has_transport = fragment & FRAGMENT_OFFSET == 0;
+    packet.is_fragment = fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
+    packet.network_offset = offset;
+    packet.transport_offset = offset + header_length;
+    packet.end = end;
+    packet.ecn = header[1] & 3;
+    Ok(())
 }
 
 #[inline(always)]
-fn parse_ipv6<L: Load>(bytes: &L, offset: u32, length: u32) -> Result<Packet, Unparsed> {
-    let header: [u8; 40] = bytes.load(offset).ok_or(Unparsed::Truncated)?;
+fn read_ipv6(
+    header: &[u8; 40],
+    offset: u32,
+    length: u32,
+    packet: &mut Packet,
+) -> Result<(), Unparsed> {
     let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
     if header[0] >> 4 != 6 {
         return Err(Unparsed::Malformed);
@@ -239,101 +316,92 @@ fn parse_ipv6<L: Load>(bytes: &L, offset: u32, length: u32) -> Result<Packet, Un
     } else {
         offset + 40 + payload
     };
-    if end > length {
-        return Err(Unparsed::Malformed);
-    }
-    let chain = follow_extensions(bytes, header[6], offset + 40)?;
-    if chain.offset > end {
+    if end > length || offset + 40 > end {
         return Err(Unparsed::Malformed);
     }
     let at = |i: usize| word([header[i], header[i + 1], header[i + 2], header[i + 3]]);
-    let packet = Packet {
-        source: [at(8), at(12), at(16), at(20)],
-        destination: [at(24), at(28), at(32), at(36)],
-        protocol: chain.protocol,
-        ipv6: true,
-        has_transport: chain.has_transport,
-        is_fragment: chain.is_fragment,
-        network_offset: offset,
-        transport_offset: chain.offset,
-        payload_offset: chain.offset,
-        end,
-        source_port: 0,
-        destination_port: 0,
-        tcp_flags: 0,
-        icmp_type: 0,
-        kinds: 0,
-        ecn: (header[1] >> 4) & 3,
-        sequence: 0,
-        acknowledgement: 0,
-    };
-    parse_transport(bytes, packet)
+    packet.source = [at(8), at(12), at(16), at(20)];
+    packet.destination = [at(24), at(28), at(32), at(36)];
+    packet.protocol = header[6];
+    packet.ipv6 = true;
+    packet.has_transport = true;
+    packet.is_fragment = false;
+    packet.network_offset = offset;
+    packet.transport_offset = offset + 40;
+    packet.end = end;
+    packet.ecn = (header[1] >> 4) & 3;
+    Ok(())
 }
 
-/// Where a chain of IPv6 extension headers ends.
-struct Chain {
-    protocol: u8,
-    offset: u32,
-    has_transport: bool,
-    is_fragment: bool,
-}
-
+/// Follows a chain of IPv6 extension headers to its end.
 #[inline(always)]
-fn follow_extensions<L: Load>(bytes: &L, next: u8, offset: u32) -> Result<Chain, Unparsed> {
-    let mut chain = Chain {
-        protocol: next,
-        offset,
-        has_transport: true,
-        is_fragment: false,
-    };
+fn follow_extensions<L: Load>(bytes: &L, packet: &mut Packet) -> Result<(), Unparsed> {
     for _ in 0..EXTENSION_HEADERS_MAX {
-        let unit = match chain.protocol {
+        let unit = match packet.protocol {
             // Hop-by-hop options, routing, destination options, mobility: length in 8 bytes less one.
             0 | 43 | 60 | 135 => 8,
             // Authentication header: length in 4 bytes less two.
             51 => 4,
             44 => 0,
-            _ => return Ok(chain),
+            _ => return Ok(()),
         };
-        let header: [u8; 4] = bytes.load(chain.offset).ok_or(Unparsed::Truncated)?;
-        if unit == 0 {
-            chain.is_fragment = true;
-            chain.has_transport = u16::from_be_bytes([header[2], header[3]]) & 0xfff8 == 0;
-            chain.offset += 8;
+        let at = packet.transport_offset;
+        let header: [u8; 4] = bytes.load(at).ok_or(Unparsed::Truncated)?;
+        let size = if unit == 0 {
+            packet.is_fragment = true;
+            packet.has_transport = u16::from_be_bytes([header[2], header[3]]) & 0xfff8 == 0;
+            8
         } else {
-            chain.offset += u32::from(header[1]) * unit + 8;
+            u32::from(header[1]) * unit + 8
+        };
+        if at + size > packet.end {
+            return Err(Unparsed::Malformed);
         }
-        chain.protocol = header[0];
-        if !chain.has_transport {
-            return Ok(chain);
+        packet.transport_offset = at + size;
+        packet.protocol = header[0];
+        if !packet.has_transport {
+            return Ok(());
         }
     }
     Err(Unparsed::Headers)
 }
 
+/// The second half of [`parse`].
+///
+/// # Errors
+/// As [`parse`].
 #[inline(always)]
-fn parse_transport<L: Load>(bytes: &L, mut packet: Packet) -> Result<Packet, Unparsed> {
-    if !packet.has_transport {
-        packet.payload_offset = packet.transport_offset;
-        packet.kinds = kind::DATA;
-        return Ok(packet);
-    }
+pub fn parse_transport<L: Load>(bytes: &L, packet: &mut Packet) -> Result<(), Unparsed> {
+    let at = packet.transport_offset;
     match packet.protocol {
-        PROTOCOL_TCP => parse_tcp(bytes, packet),
-        PROTOCOL_UDP => parse_udp(bytes, packet),
-        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => parse_icmp(bytes, packet),
-        _ => {
-            packet.has_transport = false;
-            packet.kinds = kind::DATA;
-            Ok(packet)
+        _ if !packet.has_transport => opaque(packet),
+        PROTOCOL_TCP => return read_tcp(&bytes.load(at).ok_or(Unparsed::Truncated)?, packet),
+        PROTOCOL_UDP => return read_udp(&bytes.load(at).ok_or(Unparsed::Truncated)?, packet),
+        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => {
+            return read_icmp(&bytes.load(at).ok_or(Unparsed::Truncated)?, packet);
         }
+        _ => opaque(packet),
     }
+    Ok(())
+}
+
+/// A packet in whose transport nothing is read.
+#[inline(always)]
+const fn opaque(packet: &mut Packet) {
+    packet.has_transport = false;
+    packet.source_port = 0;
+    packet.destination_port = 0;
+    packet.tcp_flags = 0;
+    packet.icmp_type = 0;
+    packet.kinds = kind::DATA;
+    packet.payload_offset = packet.transport_offset;
+    packet.sequence = 0;
+    packet.acknowledgement = 0;
 }
 
 #[inline(always)]
-fn parse_tcp<L: Load>(bytes: &L, mut packet: Packet) -> Result<Packet, Unparsed> {
+fn read_tcp(header: &[u8; 14], packet: &mut Packet) -> Result<(), Unparsed> {
     let at = packet.transport_offset;
-    let header: [u8; 14] = bytes.load(at).ok_or(Unparsed::Truncated)?;
     let header_length = u32::from(header[12] >> 4) * 4;
     if header_length < 20 || at + header_length > packet.end {
         return Err(Unparsed::Malformed);
@@ -343,9 +411,10 @@ fn parse_tcp<L: Load>(bytes: &L, mut packet: Packet) -> Result<Packet, Unparsed>
     packet.sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
     packet.acknowledgement = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
     packet.tcp_flags = header[13];
+    packet.icmp_type = 0;
     packet.payload_offset = at + header_length;
     packet.kinds = tcp_kinds(header[13], packet.payload_length());
-    Ok(packet)
+    Ok(())
 }
 
 #[inline(always)]
@@ -370,28 +439,18 @@ const fn tcp_kinds(flags: u8, payload: u32) -> u8 {
 }
 
 #[inline(always)]
-fn parse_udp<L: Load>(bytes: &L, mut packet: Packet) -> Result<Packet, Unparsed> {
-    let at = packet.transport_offset;
-    let header: [u8; 8] = bytes.load(at).ok_or(Unparsed::Truncated)?;
-    if at + 8 > packet.end {
-        return Err(Unparsed::Malformed);
-    }
+fn read_udp(header: &[u8; 8], packet: &mut Packet) -> Result<(), Unparsed> {
+    opaque(packet);
+    packet.has_transport = true;
     packet.source_port = u16::from_be_bytes([header[0], header[1]]);
     packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
-    packet.payload_offset = at + 8;
-    if packet.payload_length() > 0 {
-        packet.kinds = kind::DATA;
-    }
-    Ok(packet)
+    end_of_header(packet)
 }
 
 #[inline(always)]
-fn parse_icmp<L: Load>(bytes: &L, mut packet: Packet) -> Result<Packet, Unparsed> {
-    let at = packet.transport_offset;
-    let header: [u8; 8] = bytes.load(at).ok_or(Unparsed::Truncated)?;
-    if at + 8 > packet.end {
-        return Err(Unparsed::Malformed);
-    }
+fn read_icmp(header: &[u8; 8], packet: &mut Packet) -> Result<(), Unparsed> {
+    opaque(packet);
+    packet.has_transport = true;
     packet.icmp_type = header[0];
     if packet.protocol == PROTOCOL_ICMPV6 && header[0] >= 133 && header[0] <= 137 {
         return Err(Unparsed::Discovery);
@@ -405,9 +464,20 @@ fn parse_icmp<L: Load>(bytes: &L, mut packet: Packet) -> Result<Packet, Unparsed
         packet.source_port = identifier;
         packet.destination_port = identifier;
     }
-    packet.payload_offset = at + 8;
-    if packet.payload_length() > 0 {
-        packet.kinds = kind::DATA;
+    end_of_header(packet)
+}
+
+/// Where the payload begins behind a header of eight bytes.
+#[inline(always)]
+const fn end_of_header(packet: &mut Packet) -> Result<(), Unparsed> {
+    packet.payload_offset = packet.transport_offset + 8;
+    if packet.payload_offset > packet.end {
+        return Err(Unparsed::Malformed);
     }
-    Ok(packet)
+    packet.kinds = if packet.payload_length() > 0 {
+        kind::DATA
+    } else {
+        0
+    };
+    Ok(())
 }

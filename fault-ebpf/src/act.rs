@@ -1,7 +1,7 @@
 //! Carries a verdict out.
 
 use fault_common::abi::{CORRUPT_BITS_MAX, Counter, action};
-use fault_common::decide::{corrupt_count, corrupt_position};
+use fault_common::decide::{Verdict, corrupt_count, corrupt_position};
 use fault_common::packet::{
     Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
 };
@@ -10,7 +10,13 @@ use crate::answer;
 use crate::maps::{ACTIONS, Scratch, count};
 use crate::skb::{NEXT, Skb};
 
-/// Does what the rules decided. A change that the kernel refuses leaves the packet to pass.
+/// Whether the packet is to vanish and nothing else: most faults that fire do that.
+#[inline(always)]
+pub fn is_drop(verdict: &Verdict) -> bool {
+    verdict.end == action::DROP || verdict.end == action::DROP_CHECKSUM
+}
+
+/// Does what the rules decided, unless [`is_drop`]. A change that the kernel refuses leaves the packet to pass.
 #[inline(never)]
 pub fn carry_out<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
@@ -18,7 +24,6 @@ pub fn carry_out<const EGRESS: bool, const LINK: u32>(
 ) -> i32 {
     let done = match scratch.verdict.end {
         0 => alter(skb, scratch).map(|()| NEXT),
-        action::DROP | action::DROP_CHECKSUM => Ok(Skb::<EGRESS, LINK>::vanish()),
         action::REJECT_RST if may(action::REJECT_RST) => answer::refuse_with_rst(skb, scratch),
         action::REJECT_ICMP if may(action::REJECT_ICMP) => answer::refuse_with_icmp(skb, scratch),
         action::RESET if may(action::RESET) => answer::reset_both(skb, scratch),

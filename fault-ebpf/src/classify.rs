@@ -1,6 +1,6 @@
 //! The way of a packet through a tc program.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
     Counter, Event, FLOW_SLOTS, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState, RuleStats,
@@ -10,12 +10,13 @@ use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
 use fault_common::matching::{Tables, ports, query};
 use fault_common::packet::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed, parse,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed, parse_network,
+    parse_plain_ipv4, parse_plain_ipv6, parse_transport,
 };
 
 use crate::maps::{
-    CLASSES, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS, RULES,
-    SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
+    CLASSES, COARSE, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
+    RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
 use crate::{act, flows};
@@ -61,15 +62,19 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
             Err(reason(passes))
         };
     }
-    // SAFETY: the helper has no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now_ns = now_ns();
     if now_ns > control.lease_until_ns {
         // Policy: without a living daemon nothing is touched.
         return Err(Counter::LeaseExpired);
     }
     see(skb, header, scratch, now_ns, generation);
     let flow = flows::enter(skb, header, scratch).ok_or(Counter::FlowTableFull)?;
-    if !list_rules(header, shared) {
+    let any = if WORDS.load() == 1 {
+        list_one_word(header, scratch)
+    } else {
+        list_rules(header, shared)
+    };
+    if !any {
         // Policy: the port is a rule's, the host or the scope is not.
         return Ok(NEXT);
     }
@@ -80,7 +85,23 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
         // Policy: no fault fired.
         return Ok(NEXT);
     }
+    if act::is_drop(&scratch.verdict) {
+        return Ok(Skb::<EGRESS, LINK>::vanish());
+    }
     Ok(act::carry_out(skb, scratch))
+}
+
+/// The time. Without windows, events and delays a coarse clock will do, which is not read from hardware.
+#[inline(always)]
+fn now_ns() -> u64 {
+    // SAFETY: the helpers have no preconditions.
+    unsafe {
+        if COARSE.load() == 1 {
+            bpf_ktime_get_coarse_ns()
+        } else {
+            bpf_ktime_get_ns()
+        }
+    }
 }
 
 /// Whether a glance at the ports tells that no rule can concern the packet. A packet that is not plain TCP
@@ -129,31 +150,91 @@ fn is_of_no_concern<const EGRESS: bool, const LINK: u32>(
 
 /// [`read`] found no rule that can concern the packet.
 const NO_RULE: u32 = 1;
+/// [`read_plain`] leaves the packet to [`read_network`].
+const NOT_PLAIN: u32 = 8;
 
 /// Reads the headers and looks the ports up. 0 when rules may concern the packet, else [`NO_RULE`] or a
 /// code for [`reason`].
-#[inline(never)]
+#[inline(always)]
 fn read<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     header: &SetHeader,
     scratch: &mut Scratch,
     generation: u32,
 ) -> u32 {
-    let packet = match parse(&skb, skb.ethertype(), LINK, skb.length()) {
-        Ok(packet) => packet,
-        Err(Unparsed::NotIp) => return 2,
-        Err(Unparsed::Truncated) => return 3,
-        Err(Unparsed::Malformed) => return 4,
-        Err(Unparsed::Headers) => return 5,
-        Err(Unparsed::Discovery) => return 6,
-    };
-    let Some(ports) = ports(&Maps { header, generation }, header, &packet) else {
+    let mut code = read_plain(skb, scratch);
+    if code == NOT_PLAIN {
+        code = read_network(skb, scratch);
+        if code == 0 {
+            code = read_transport(skb, scratch);
+        }
+    }
+    if code != 0 {
+        return code;
+    }
+    let packet = &scratch.packet;
+    let Some(ports) = ports(&Maps { header, generation }, header, packet) else {
         let fragment = packet.is_fragment && !packet.has_transport;
         return if fragment { 7 } else { NO_RULE };
     };
-    scratch.packet = packet;
     scratch.ports = ports;
     0
+}
+
+/// Reads a packet of the common kind, whose headers lie in one piece, without a helper.
+#[inline(always)]
+fn read_plain<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+) -> u32 {
+    let (length, packet) = (skb.length(), &mut scratch.packet);
+    let read = match skb.ethertype() {
+        ETHERTYPE_IPV4 => skb
+            .glance()
+            .and_then(|bytes| parse_plain_ipv4(bytes, LINK, length, packet)),
+        ETHERTYPE_IPV6 => skb
+            .glance()
+            .and_then(|bytes| parse_plain_ipv6(bytes, LINK, length, packet)),
+        _ => None,
+    };
+    read.map_or(NOT_PLAIN, code)
+}
+
+/// Reads any packet up to its transport header.
+#[inline(never)]
+fn read_network<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+) -> u32 {
+    let packet = &mut scratch.packet;
+    code(parse_network(
+        &skb,
+        skb.ethertype(),
+        LINK,
+        skb.length(),
+        packet,
+    ))
+}
+
+/// Reads the transport header behind [`read_network`]: apart, because both together need too much stack.
+#[inline(never)]
+fn read_transport<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+) -> u32 {
+    code(parse_transport(&skb, &mut scratch.packet))
+}
+
+#[inline(always)]
+fn code(read: Result<(), Unparsed>) -> u32 {
+    match read {
+        Ok(()) => 0,
+        Err(Unparsed::NotIp) => 2,
+        Err(Unparsed::Truncated) => 3,
+        Err(Unparsed::Malformed) => 4,
+        Err(Unparsed::Headers) => 5,
+        Err(Unparsed::Discovery) => 6,
+    }
 }
 
 #[inline(always)]
@@ -211,6 +292,23 @@ fn list_rules(header: &SetHeader, scratch: *mut Scratch) -> bool {
     matches.count != 0
 }
 
+/// [`list_rules`] for a set that fits one word: there is nothing to skip, so no summary is asked.
+#[inline(always)]
+fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
+    let maps = Maps {
+        header,
+        generation: scratch.sight.generation,
+    };
+    let query = query(&maps, &scratch.packet, scratch.ports, &scratch.connection);
+    scratch.matches.count = 0;
+    scratch.matches.overflow = 0;
+    query.collect(&maps, 0, &mut scratch.matches);
+    if scratch.matches.overflow != 0 {
+        count(Counter::TooManyMatches);
+    }
+    scratch.matches.count != 0
+}
+
 /// Looks the packet's classes up and gives the words in which there may be rules.
 #[inline(never)]
 fn begin_list(header: &SetHeader, scratch: &mut Scratch) -> u64 {
@@ -245,10 +343,25 @@ pub extern "C" fn fault_collect(index: u32) -> u32 {
 
 /// Asks the rules in their order; the first one that ends the packet's way is the last. Says whether
 /// there is anything to do.
-#[inline(never)]
+#[inline(always)]
 fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
-    scratch.verdict = Verdict::default();
     scratch.hits = 0;
+    // Volatile: LLVM would make of plain stores a call of memset, which goes byte by byte here.
+    // SAFETY: a valid reference.
+    unsafe { core::ptr::write_volatile(&raw mut scratch.verdict, Verdict::default()) };
+    if MATCHES.load() == 1 {
+        scratch.index = 0;
+        if !judge_at::<C>(scratch, flow, events) {
+            count(Counter::Internal);
+        }
+        return scratch.hits != 0;
+    }
+    judge_several::<C>(scratch, flow, events);
+    scratch.hits != 0
+}
+
+#[inline(never)]
+fn judge_several<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) {
     for index in 0..MATCHES_MAX {
         if index >= MATCHES.load() as usize
             || index >= scratch.matches.count as usize
@@ -261,12 +374,17 @@ fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32)
             count(Counter::Internal);
         }
     }
-    scratch.hits != 0
 }
 
-/// Asks one rule; false when a map lookup failed that can't.
+/// [`judge_at`] as a function of its own, which the verifier looks at apart.
 #[inline(never)]
 fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
+    judge_at::<C>(scratch, flow, events)
+}
+
+/// Asks the rule at hand; false when a map lookup failed that can't.
+#[inline(always)]
+fn judge_at<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
     let found = scratch.matches.items[scratch.index as usize % MATCHES_MAX];
     let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(found.rule);
     let Some(rule) = RULES.get(at) else {
@@ -296,7 +414,7 @@ fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -
 }
 
 /// Lets the rule decide.
-#[inline(never)]
+#[inline(always)]
 fn ask<C: Counting>(
     scratch: &mut Scratch,
     flow: *mut Flow,

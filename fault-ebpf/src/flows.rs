@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use fault_common::abi::{Flow, RuleEntry, RuleState, SetHeader, direction};
 use fault_common::decide::{Counting, open};
-use fault_common::flow::{Side, flow_of};
+use fault_common::flow::{Side, flow_into};
 use fault_common::matching::{Connection, server_side};
 use fault_common::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_SYN};
 
@@ -15,16 +15,26 @@ use crate::skb::Skb;
 const BPF_NOEXIST: u64 = 1;
 
 /// The connection of a packet, entered when it is new, begun anew when its ports are used again.
-#[inline(never)]
+#[inline(always)]
 pub fn enter<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     header: &SetHeader,
     scratch: &mut Scratch,
 ) -> Option<NonNull<Flow>> {
-    let (key, side) = flow_of(&scratch.packet);
-    scratch.key = key;
-    let entry = enter_as(skb, header, scratch, side)?;
-    // SAFETY: a map value lives until the program ends.
+    let side = flow_into(&scratch.packet, &mut scratch.key);
+    let entry = match FLOWS.get_ptr_mut(&scratch.key) {
+        Some(found) => {
+            // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst
+            // costs an ordinal.
+            let flow = unsafe { &mut *found };
+            if is_initial(&scratch.packet) || flow.scope_version != header.scope_version {
+                renew(skb, header, scratch, flow);
+            }
+            NonNull::new(found)?
+        }
+        None => insert(skb, header, scratch)?,
+    };
+    // SAFETY: as above.
     let flow = unsafe { entry.as_ref() };
     scratch.connection = Connection {
         direction: if flow.server_side == side as u8 {
@@ -37,23 +47,19 @@ pub fn enter<const EGRESS: bool, const LINK: u32>(
     Some(entry)
 }
 
-#[inline(always)]
-fn enter_as<const EGRESS: bool, const LINK: u32>(
+/// Begins a known connection anew when its ports are used again, and looks its scopes up again when they have
+/// changed.
+#[inline(never)]
+fn renew<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     header: &SetHeader,
-    scratch: &mut Scratch,
-    side: Side,
-) -> Option<NonNull<Flow>> {
-    let Some(found) = FLOWS.get_ptr_mut(scratch.key) else {
-        return insert(skb, header, scratch, side);
-    };
+    scratch: &Scratch,
+    flow: &mut Flow,
+) {
     let (packet, generation) = (&scratch.packet, scratch.sight.generation);
-    // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst
-    // costs an ordinal.
-    let flow = unsafe { &mut *found };
     if is_initial(packet) {
         if flow.has_initial == 1 && flow.initial_sequence != packet.sequence {
-            begin(flow, packet, side);
+            begin(flow, packet, side(scratch));
             set_scopes(flow, skb, packet, header, generation);
         }
         flow.has_initial = 1;
@@ -62,7 +68,17 @@ fn enter_as<const EGRESS: bool, const LINK: u32>(
     if flow.scope_version != header.scope_version {
         set_scopes(flow, skb, packet, header, generation);
     }
-    NonNull::new(found)
+}
+
+/// From which end of the flow in the scratch its packet comes.
+#[inline(always)]
+fn side(scratch: &Scratch) -> Side {
+    let (packet, key) = (&scratch.packet, &scratch.key);
+    if packet.source_port == key.low_port && packet.source == key.low_address {
+        Side::Low
+    } else {
+        Side::High
+    }
 }
 
 #[inline(always)]
@@ -99,8 +115,8 @@ fn insert<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     header: &SetHeader,
     scratch: &mut Scratch,
-    side: Side,
 ) -> Option<NonNull<Flow>> {
+    let side = side(scratch);
     let (flow, packet, key) = (&mut scratch.flow, &scratch.packet, &scratch.key);
     let generation = scratch.sight.generation;
     flow.scope = 0;
@@ -118,7 +134,7 @@ fn insert<const EGRESS: bool, const LINK: u32>(
 
 /// Finds the slot in which `rule` remembers the connection, or begins one; says whether there is one.
 /// The slot's index is left in the scratch.
-#[inline(never)]
+#[inline(always)]
 pub fn find_slot<C: Counting>(
     scratch: &mut Scratch,
     flow: *mut Flow,

@@ -40,6 +40,10 @@ pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32);
 /// What this instance writes into `tc_index` of packets that it has judged.
 #[unsafe(no_mangle)]
 pub static INSTANCE: Global<u32> = Global::new(0xf000);
+/// 1 when no rule of this object asks for the time more precisely than a few milliseconds: the clock is not
+/// read then, but its last tick taken (Linux 5.11).
+#[unsafe(no_mangle)]
+pub static COARSE: Global<u32> = Global::new(0);
 /// 1 when rules may be limited to cgroups.
 #[unsafe(no_mangle)]
 pub static SCOPED: Global<u32> = Global::new(1);

@@ -74,6 +74,7 @@ fn nanoseconds(rules: &[String]) -> f64 {
         actions: plan.actions(),
         scoped: false,
         matches: plan.entries().len(),
+        timed: false,
         once: false,
     })
     .expect("the maps (run as root)");
@@ -150,6 +151,7 @@ fn installing() {
         actions: plan.actions(),
         scoped: false,
         matches: plan.entries().len(),
+        timed: false,
         once: false,
     })
     .expect("the maps");
@@ -280,8 +282,19 @@ fn starting() {
 fn main() {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (run as root)");
     ip("link set lo up");
-    packets();
-    installing();
-    veth();
-    starting();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with("--"))
+        .collect();
+    let groups: [(&str, fn()); 4] = [
+        ("packets", packets),
+        ("installing", installing),
+        ("veth", veth),
+        ("starting", starting),
+    ];
+    for (name, run) in groups {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            run();
+        }
+    }
 }

@@ -65,6 +65,10 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<
         actions: plan.actions(),
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
         matches: entries.len(),
+        timed: entries.iter().any(|rule| {
+            let entry = &rule.entry;
+            entry.at_ns != 0 || entry.length_ns != 0 || entry.period_ns != 0
+        }),
         once: true,
     };
     let injector = Injector::load(&options)?;

@@ -100,6 +100,9 @@ pub struct Options {
     /// How many rules can match one packet, as far as their number tells; more than
     /// [`fault_common::abi::MATCHES_MAX`] counts as that.
     pub matches: usize,
+    /// Whether rules have windows, so that the exact time matters. Without, and without events, the programs
+    /// take the kernel's last tick for the time.
+    pub timed: bool,
     /// Whether a packet remembers that it has been judged. Only a benchmark that judges one packet a
     /// million times wants it otherwise.
     pub once: bool,
@@ -531,6 +534,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         1 << 16
     };
     let tcx = u32::from(attachment == Attachment::Tcx);
+    let coarse = u32::from(!options.timed && !options.events && kernel_at_least(5, 11));
     EbpfLoader::new()
         .override_global("WORDS", &words, true)
         .override_global("CLASSES", &capacity.classes, true)
@@ -539,6 +543,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("SCOPED", &scoped, true)
         .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &instance, true)
+        .override_global("COARSE", &coarse, true)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", words * 64)
         .map_max_entries("RULE_STATS", words * 64)

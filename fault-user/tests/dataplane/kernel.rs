@@ -60,6 +60,7 @@ impl Kernel {
             actions: u32::MAX,
             scoped: true,
             matches: usize::MAX,
+            timed: true,
             once: true,
         })
         .expect("the maps");
