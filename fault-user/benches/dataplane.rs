@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use aya::programs::{TestRun as _, TestRunOptions};
 use fault_user::kernel::clock::monotonic_ns;
 use fault_user::kernel::injection::{Prepared, Wishes, prepare};
-use fault_user::kernel::injector::{Capacity, Injector, Options, Side};
+use fault_user::kernel::injector::{Capacity, Clock, Injector, Options, Side};
 use fault_user::kernel::interfaces::{Selection, list, select};
 use fault_user::kernel::ruleset::compile;
 use fault_user::plan::Plan;
@@ -74,7 +74,7 @@ fn nanoseconds(rules: &[String]) -> f64 {
         actions: plan.actions(),
         scoped: false,
         matches: plan.entries().len(),
-        timed: false,
+        clock: Clock::Tick,
         once: false,
     })
     .expect("the maps (run as root)");
@@ -151,7 +151,7 @@ fn installing() {
         actions: plan.actions(),
         scoped: false,
         matches: plan.entries().len(),
-        timed: false,
+        clock: Clock::Tick,
         once: false,
     })
     .expect("the maps");

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use fault_common::abi::{Counter, RuleStats};
+use fault_common::abi::{Counter, RuleEntry, RuleStats};
 use nix::errno::Errno;
 
 use super::clock::monotonic_ns;
 use super::clsact;
 use super::events::Events;
-use super::injector::{Attachment, Capacity, Injector, Options, Side};
+use super::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
 use super::interfaces::Interface;
 use super::leftovers::{Change, Journal};
 use super::ruleset::{Scope, Tables, compile};
@@ -65,10 +65,11 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<
         actions: plan.actions(),
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
         matches: entries.len(),
-        timed: entries.iter().any(|rule| {
-            let entry = &rule.entry;
-            entry.at_ns != 0 || entry.length_ns != 0 || entry.period_ns != 0
-        }),
+        clock: if entries.iter().any(|rule| has_window(&rule.entry)) {
+            Clock::Exact
+        } else {
+            Clock::Tick
+        },
         once: true,
     };
     let injector = Injector::load(&options)?;
@@ -96,6 +97,10 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<
     }
     attached?;
     Ok(prepared)
+}
+
+fn has_window(rule: &RuleEntry) -> bool {
+    rule.at_ns != 0 || rule.length_ns != 0 || rule.period_ns != 0
 }
 
 /// Whether the kernel has no TCX, as opposed to having something against this attachment.

@@ -52,6 +52,16 @@ pub enum Side {
     Ingress,
 }
 
+/// How exact the time is that the programs see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// To the nanosecond, for rules with windows.
+    Exact,
+    /// To the kernel's last tick, a few milliseconds: enough for the lease, and quicker. Events are exact all the
+    /// same.
+    Tick,
+}
+
 /// How large the maps are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -100,9 +110,8 @@ pub struct Options {
     /// How many rules can match one packet, as far as their number tells; more than
     /// [`fault_common::abi::MATCHES_MAX`] counts as that.
     pub matches: usize,
-    /// Whether rules have windows, so that the exact time matters. Without, and without events, the programs
-    /// take the kernel's last tick for the time.
-    pub timed: bool,
+    /// How exact the programs' time has to be.
+    pub clock: Clock,
     /// Whether a packet remembers that it has been judged. Only a benchmark that judges one packet a
     /// million times wants it otherwise.
     pub once: bool,
@@ -534,7 +543,8 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         1 << 16
     };
     let tcx = u32::from(attachment == Attachment::Tcx);
-    let coarse = u32::from(!options.timed && !options.events && kernel_at_least(5, 11));
+    let coarse =
+        u32::from(options.clock == Clock::Tick && !options.events && kernel_at_least(5, 11));
     EbpfLoader::new()
         .override_global("WORDS", &words, true)
         .override_global("CLASSES", &capacity.classes, true)

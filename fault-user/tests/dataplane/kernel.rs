@@ -4,7 +4,7 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use fault_common::abi::{COUNTERS, Counter, Event};
 use fault_user::kernel::clock::monotonic_ns;
 use fault_user::kernel::events::Events;
-use fault_user::kernel::injector::{Attachment, Capacity, Injector, Options, Side};
+use fault_user::kernel::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
 use fault_user::kernel::ruleset::{PacketRule, compile};
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
@@ -60,7 +60,7 @@ impl Kernel {
             actions: u32::MAX,
             scoped: true,
             matches: usize::MAX,
-            timed: true,
+            clock: Clock::Exact,
             once: true,
         })
         .expect("the maps");
