@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -47,7 +47,7 @@ pub mod fault {
     pub const DROP: u8 = 4;
     /// Refusal: `arguments[0]` is a value of [`super::reject`].
     pub const REJECT: u8 = 5;
-    /// RST to both ends.
+    /// RST to both ends, once `arguments[0]` bytes of payload have gone in the packet's direction.
     pub const RESET: u8 = 6;
     /// Bit flips the receiver reads: `arguments[0]` threshold, `[1]` bits.
     pub const CORRUPT_VISIBLE: u8 = 7;
@@ -77,12 +77,32 @@ pub mod reject {
     pub const ICMP_ADMIN: u64 = 4;
 }
 
+/// How many bits of a [`RuleEntry::uid`] are its [`RuleEntry::state`]; those above tell it from the rules that had
+/// the state before it.
+pub const STATE_BITS: u32 = 13;
+
+/// The [`RuleEntry::uid`] of the rule that has `state` as the `age`-th, from 1.
+#[must_use]
+pub const fn rule_uid(age: u32, state: u32) -> u32 {
+    (age << STATE_BITS) | state
+}
+
+/// The [`RuleEntry::state`] of the rule with this [`RuleEntry::uid`].
+#[must_use]
+#[inline(always)]
+pub const fn state_of(uid: u32) -> u32 {
+    uid & ((1 << STATE_BITS) - 1)
+}
+
 /// Bits of [`RuleEntry::flags`].
 pub mod rule_flag {
     /// Triggers count over the whole rule instead of per connection.
     pub const COUNT_PER_RULE: u8 = 1;
     /// The mix window of the rule is in use.
     pub const MIX: u8 = 2;
+    /// What the rule decides may differ from one wire packet to the next: a super-packet is divided before the
+    /// rule is asked.
+    pub const PER_SEGMENT: u8 = 4;
 }
 
 /// One compiled rule. Times are nanoseconds since [`SetHeader::epoch_ns`]; thresholds are of 2^32.
@@ -125,7 +145,7 @@ pub struct RuleEntry {
     pub size_max: u32,
     /// Index of the rule's [`RuleState`] and [`RuleStats`]; its name in events.
     pub state: u32,
-    /// Identity of the rule across rule sets, never reused; not 0.
+    /// Identity of the rule across rule sets, never reused and not 0: see [`rule_uid`].
     pub uid: u32,
     /// What it does: see [`fault`].
     pub fault: u8,
@@ -213,8 +233,9 @@ pub struct FlowRule {
     pub connection: u32,
     /// Packets that passed the rule's filters, by direction.
     pub packets: [u64; 2],
-    /// State of a Markov loss model, by direction.
-    pub markov: [u32; 2],
+    /// What the fault itself remembers, by direction: the state of a Markov loss model, or the payload bytes
+    /// towards a `reset`.
+    pub memory: [u32; 2],
 }
 
 /// What is remembered of one connection.
@@ -247,6 +268,10 @@ pub struct RuleState {
     pub connections: u64,
     /// Packets that passed the rule's filters.
     pub packets: u64,
+    /// [`RuleEntry::uid`] of the rule whose state this is; that of another one is no more.
+    pub uid: u32,
+    /// Always zero.
+    pub padding: u32,
 }
 
 /// What one rule saw and did, on one CPU.
@@ -265,8 +290,6 @@ pub struct RuleStats {
     pub hit_segments: u64,
     /// The same in wire bytes.
     pub hit_bytes: u64,
-    /// Hits that could not be carried out; the packet passed.
-    pub failed_packets: u64,
 }
 
 /// What happened to a packet; values of [`Event::action`].
@@ -354,7 +377,9 @@ const _: () = {
     assert!(size_of::<Control>() == 16);
     assert!(size_of::<FlowRule>() == 32);
     assert!(size_of::<Flow>() == 32 + 32 * FLOW_SLOTS);
-    assert!(size_of::<RuleStats>() == 56);
+    assert!(size_of::<RuleState>() == 24);
+    assert!(size_of::<RuleStats>() == 48);
+    assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 32);
 };
 

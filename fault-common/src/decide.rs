@@ -70,7 +70,7 @@ pub fn open<C: Counting>(rule: &RuleEntry, state: &mut RuleState, flow: &mut Flo
         )]
         connection: connection as u32,
         packets: [0, 0],
-        markov: [0, 0],
+        memory: [0, 0],
     };
 }
 
@@ -157,7 +157,7 @@ pub fn judge<C: Counting>(
         sample,
         packet,
         ordinals,
-        &mut flow.markov[side],
+        &mut flow.memory[side],
         verdict,
     );
     if done == 0 {
@@ -174,17 +174,17 @@ fn fire(
     sample: &Sample,
     packet: &Packet,
     ordinals: Ordinals,
-    markov: &mut u32,
+    memory: &mut u32,
     verdict: &mut Verdict,
 ) -> u8 {
     let drawn = draw(rule.key, ordinals, Lane::Fault as u64);
     let own = rule.arguments[0];
     match rule.fault {
         fault::LOSS if chance(drawn, own) => end(verdict, action::DROP),
-        fault::LOSS_GILBERT_ELLIOTT if gilbert_elliott(rule, ordinals, drawn, markov) => {
+        fault::LOSS_GILBERT_ELLIOTT if gilbert_elliott(rule, ordinals, drawn, memory) => {
             end(verdict, action::DROP)
         }
-        fault::LOSS_STATE if four_state(rule, drawn, markov) => end(verdict, action::DROP),
+        fault::LOSS_STATE if four_state(rule, drawn, memory) => end(verdict, action::DROP),
         fault::DROP => end(verdict, action::DROP),
         fault::CORRUPT_LINK if chance(drawn, own) => end(verdict, action::DROP_CHECKSUM),
         fault::CORRUPT_VISIBLE if packet.payload_length() > 0 && chance(drawn, own) => {
@@ -202,6 +202,10 @@ fn fire(
         fault::REJECT => refuse(own, packet, verdict),
         // A connection that is still being opened is not live; who means it says `match=syn`.
         fault::RESET if packet.tcp_flags & TCP_SYN == 0 || rule.kinds & kind::SYN != 0 => {
+            *memory = memory.saturating_add(packet.payload_length());
+            if u64::from(*memory) < own {
+                return 0;
+            }
             reset(packet, verdict)
         }
         fault::DOWN => down(packet, verdict),

@@ -19,7 +19,7 @@ use crate::maps::{
     RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
-use crate::{act, flows};
+use crate::{act, flows, split};
 
 /// Judges one packet and returns what tc is to do with it.
 #[inline(always)]
@@ -80,6 +80,19 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     }
     // SAFETY: as above; a fresh reference, since the list was written through another one.
     let scratch = unsafe { &mut *shared };
+    if scratch.sight.segments > 1 {
+        if let Some(segment) = split::segment_of(skb) {
+            if !become_segment(skb, header, scratch, segment) {
+                // Policy: a copy that can't be cut is not let pass, since the others carry its bytes too.
+                count(Counter::ActionFailed);
+                return Ok(Skb::<EGRESS, LINK>::vanish());
+            }
+        } else if split::is_wanted(scratch) && split::divide(skb, shared) {
+            return Ok(Skb::<EGRESS, LINK>::vanish());
+        }
+    }
+    // SAFETY: as above.
+    let scratch = unsafe { &mut *shared };
     skb.set_judged();
     if !judge_rules::<C>(scratch, flow.as_ptr(), control.events) {
         // Policy: no fault fired.
@@ -102,6 +115,25 @@ fn now_ns() -> u64 {
             bpf_ktime_get_ns()
         }
     }
+}
+
+/// Makes of a copy of a super-packet the segment that it stands for.
+#[inline(always)]
+fn become_segment<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    header: &SetHeader,
+    scratch: &mut Scratch,
+    segment: u32,
+) -> bool {
+    if split::cut(skb, scratch, segment).is_err()
+        || read_network(skb, scratch) != 0
+        || read_transport(skb, scratch) != 0
+    {
+        return false;
+    }
+    let (now_ns, generation) = (scratch.sight.now_ns, scratch.sight.generation);
+    see(skb, header, scratch, now_ns, generation);
+    true
 }
 
 /// Whether a glance at the ports tells that no rule can concern the packet. A packet that is not plain TCP

@@ -2,13 +2,13 @@
 
 use core::ptr::NonNull;
 
-use fault_common::abi::{Flow, RuleEntry, RuleState, SetHeader, direction};
+use fault_common::abi::{Flow, RuleEntry, RuleState, SetHeader, direction, state_of};
 use fault_common::decide::{Counting, open};
 use fault_common::flow::{Side, flow_into};
 use fault_common::matching::{Connection, server_side};
 use fault_common::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_SYN};
 
-use crate::maps::{FLOWS, Scratch};
+use crate::maps::{FLOWS, RULE_STATES, Scratch};
 use crate::scope;
 use crate::skb::Skb;
 
@@ -148,6 +148,27 @@ pub fn find_slot<C: Counting>(
             open::<C>(rule, state, slot);
         }
         if slot.uid == rule.uid {
+            scratch.slot = index;
+            return true;
+        }
+    }
+    reclaim::<C>(scratch, flow, rule, state)
+}
+
+/// Takes over the slot of a rule that is in force no more.
+#[inline(never)]
+fn reclaim<C: Counting>(
+    scratch: &mut Scratch,
+    flow: &mut Flow,
+    rule: &RuleEntry,
+    state: &mut RuleState,
+) -> bool {
+    for (index, slot) in (0..).zip(flow.rules.iter_mut()) {
+        let lives = RULE_STATES
+            .get(state_of(slot.uid))
+            .is_some_and(|owner| owner.uid == slot.uid);
+        if !lives {
+            open::<C>(rule, state, slot);
             scratch.slot = index;
             return true;
         }

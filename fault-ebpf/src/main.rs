@@ -28,6 +28,7 @@ mod flows;
 mod maps;
 mod scope;
 mod skb;
+mod split;
 
 use aya_ebpf::macros::{cgroup_sock, classifier};
 use aya_ebpf::programs::{SockContext, TcContext};

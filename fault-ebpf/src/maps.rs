@@ -124,6 +124,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
+/// Room for a part of a payload that is moved; one entry for each CPU.
+#[map]
+pub static PIECE: PerCpuArray<[u8; 2048]> = PerCpuArray::with_max_entries(1, 0);
+
 /// Key of [`HOSTS`].
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -135,7 +139,8 @@ pub struct HostKey {
 /// See [`SCRATCH`]. Results go from one step to the next through here rather than in registers: what
 /// comes from a map is one unknown value to the verifier, so the paths of a step do not multiply with
 /// those of the next. A program can't be interrupted by another one on its CPU, except by the clones
-/// that it sends itself, and those are let pass before anything is written here.
+/// that it sends itself: those are let pass before anything is written here, or they are the parts of a
+/// super-packet, whose sender keeps nothing here.
 #[repr(C)]
 pub struct Scratch {
     /// The packet at hand.

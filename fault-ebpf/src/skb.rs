@@ -21,6 +21,7 @@ const LOOPBACK_IFINDEX: u32 = 1;
 const BPF_F_INGRESS: u64 = 1;
 const BPF_F_RECOMPUTE_CSUM: u64 = 1;
 const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
+const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
 const BPF_ADJ_ROOM_MAC: u32 = 1;
 
 /// A socket buffer at the egress or ingress hook of a device whose link layer header has `LINK` bytes.
@@ -72,14 +73,31 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     /// Whether this instance has judged the packet at another hook, or made it.
     #[inline(always)]
     pub fn is_judged(&self) -> bool {
-        (unsafe { (*self.0).tc_index }) == INSTANCE.load()
+        self.tc_index() == INSTANCE.load()
+    }
+
+    /// 16 bits that stay with a packet and its copies.
+    #[inline(always)]
+    pub fn tc_index(&self) -> u32 {
+        unsafe { (*self.0).tc_index }
+    }
+
+    #[inline(always)]
+    pub fn set_tc_index(&self, index: u32) {
+        unsafe { (*self.0).tc_index = index };
     }
 
     /// Remembers that the packet is judged. The field stays with the packet and its copies through
     /// forwarding, VLANs and bridges, and unlike the mark nobody routes or filters by it.
     #[inline(always)]
     pub fn set_judged(&self) {
-        unsafe { (*self.0).tc_index = INSTANCE.load() };
+        self.set_tc_index(INSTANCE.load());
+    }
+
+    /// Payload bytes of each segment of a super-packet; 0 for an ordinary packet.
+    #[inline(always)]
+    pub fn gso_size(&self) -> u32 {
+        unsafe { (*self.0).gso_size }
     }
 
     #[inline(always)]
@@ -167,6 +185,32 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     pub fn replace_l4_sum(&self, offset: u32, from: u16, to: u16, udp: bool) -> Result<(), ()> {
         let flags = 2 | if udp { BPF_F_MARK_MANGLED_0 } else { 0 };
         done(unsafe { bpf_l4_csum_replace(self.0, offset, from.into(), to.into(), flags) })
+    }
+
+    /// Adjusts the transport checksum at `offset` for a changed length in the pseudo-header.
+    #[inline(always)]
+    pub fn replace_pseudo_length(&self, offset: u32, from: u16, to: u16) -> Result<(), ()> {
+        let word = |length: u16| u64::from(length.to_be());
+        let flags = 2 | BPF_F_PSEUDO_HDR;
+        done(unsafe { bpf_l4_csum_replace(self.0, offset, word(from), word(to), flags) })
+    }
+
+    /// Copies `length` bytes from `offset` on to `to`.
+    ///
+    /// # Safety
+    /// There is room for as many at `to`.
+    #[inline(always)]
+    pub unsafe fn load_raw(&self, offset: u32, to: *mut u8, length: u32) -> Result<(), ()> {
+        done(unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to.cast(), length) })
+    }
+
+    /// Overwrites `length` bytes from `offset` on; no checksum is adjusted.
+    ///
+    /// # Safety
+    /// There are as many at `from`.
+    #[inline(always)]
+    pub unsafe fn store_raw(&self, offset: u32, from: *const u8, length: u32) -> Result<(), ()> {
+        done(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast(), length, 0) })
     }
 
     /// Cuts off what is behind `length` bytes.

@@ -7,7 +7,7 @@ use fault_user::rule::scenario::schema;
 use fault_user::rule::{
     Bounds, Cidr, CloseHow, CorruptAt, CorruptDataMode, CorruptMode, CountScope, Direction,
     Distribution, ErrorReply, Fault, Host, LifetimeFrom, LossModel, MixArm, Modifiers, PacketKinds,
-    PortRange, Protocol, RejectWith, Rule, Target, TargetRef, Trigger,
+    PortRange, Protocol, RejectWith, Rule, Target, TargetRef, Triggers,
 };
 use proptest::option::of;
 use proptest::prelude::*;
@@ -223,7 +223,10 @@ fn tcp_fault() -> impl Strategy<Value = Fault> {
             }
         ),
         select(vec![
-            Fault::Reset,
+            Fault::Reset { bytes: None },
+            Fault::Reset {
+                bytes: Some(65_536)
+            },
             Fault::NoAccept,
             Fault::Stall,
             Fault::Abort
@@ -370,13 +373,27 @@ fn schedule() -> impl Strategy<Value = (u64, Option<u64>, Option<u64>, Option<u3
 
 fn modifiers() -> impl Strategy<Value = Modifiers> {
     let n = || 1..10_000_u64;
-    let trigger = prop_oneof![
-        n().prop_map(Trigger::First),
-        n().prop_map(Trigger::After),
-        n().prop_map(Trigger::Nth),
-        n().prop_map(Trigger::Every),
-        bounds(1).prop_map(Trigger::Range),
-    ];
+    let triggers = (of(n()), of(n()), of(n()), of(n()), of(bounds(1)))
+        .prop_map(|(first, after, nth, every, range)| Triggers {
+            first,
+            after,
+            nth,
+            every,
+            range,
+        })
+        .prop_map(|some| {
+            // Most combinations pick no packet, and are refused.
+            let bounds = some.bounds();
+            let multiple = bounds.first.checked_next_multiple_of(some.step());
+            if multiple.is_some_and(|multiple| multiple <= bounds.last) {
+                some
+            } else {
+                Triggers {
+                    every: some.every,
+                    ..Triggers::default()
+                }
+            }
+        });
     let kinds = prop::collection::vec(
         select(vec![
             PacketKinds::SYN,
@@ -399,7 +416,7 @@ fn modifiers() -> impl Strategy<Value = Modifiers> {
     ]);
     (
         ppm(),
-        of(trigger),
+        triggers,
         any::<bool>(),
         of(bounds(1)),
         kinds,
@@ -411,7 +428,7 @@ fn modifiers() -> impl Strategy<Value = Modifiers> {
         .prop_map(
             |(
                 probability,
-                trigger,
+                triggers,
                 per_rule,
                 connections,
                 packets,
@@ -420,16 +437,16 @@ fn modifiers() -> impl Strategy<Value = Modifiers> {
                 (at_ns, for_ns, period_ns, duty),
                 reconnect,
             )| {
-                let per_rule = per_rule && trigger.is_some();
+                let per_rule = per_rule && !triggers.is_empty();
                 Modifiers {
                     probability,
-                    trigger,
+                    triggers,
                     count: if per_rule {
                         CountScope::PerRule
                     } else {
                         CountScope::PerConnection
                     },
-                    connections: connections.filter(|_| !per_rule),
+                    connections,
                     packets,
                     size,
                     direction,

@@ -1,7 +1,8 @@
 //! `fault inject`.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -12,6 +13,7 @@ use super::rules::Rules;
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Injection, Wishes};
+use crate::kernel::ruleset::Scope;
 use crate::plan::{Plan, guard_host};
 use crate::report::summary;
 use crate::rule::units::parse_duration;
@@ -31,6 +33,9 @@ pub struct Inject {
     /// Heal after this time, e.g. 30s.
     #[arg(long = "for", value_name = "DURATION")]
     length: Option<String>,
+    /// Put the rules of the file in force anew whenever it changes, while traffic flows.
+    #[arg(long, requires = "file")]
+    watch: bool,
 }
 
 impl Inject {
@@ -58,10 +63,12 @@ impl Inject {
         };
         let scope = aimed.as_ref().map(|aimed| aimed.scope.clone());
         let seed = parsed.seed()?;
-        let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
+        let mut plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
             .map_err(Failure::usage)?;
+        let mut watched = self.rules.file().filter(|_| self.watch).map(Watched::new);
         let wishes = Wishes {
             events: false,
+            live: self.watch,
             attachment: self.aim.attachment(),
         };
         let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, wishes)?;
@@ -69,14 +76,31 @@ impl Inject {
             prepared.watch(&aimed.scope)?;
             prepared.adopt(&aimed.cgroup, &aimed.scope)?;
         }
-        let injection = prepared.start()?;
+        let mut injection = prepared.start()?;
         eprintln!("fault: seed {seed}");
         eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("starting the runtime")?;
-        runtime.block_on(wait(&injection, &plan, length))?;
+        runtime.block_on(wait(length, async |live| {
+            if watched.as_mut().is_some_and(Watched::has_changed) {
+                match self.reload(&mut injection, &plan, scope.as_ref()) {
+                    Ok(next) => {
+                        plan = next;
+                        eprintln!("fault: {} rules in force", plan.rules.len());
+                    }
+                    Err(failure) => {
+                        eprintln!("fault: the old rules stay in force: {:#}", failure.error);
+                    }
+                }
+            }
+            if live {
+                print!("\r\x1b[K{}", summary::line(&plan, &injection.hits(&plan)?));
+                std::io::stdout().flush()?;
+            }
+            Ok(())
+        }))?;
         let hits = injection.hits(&plan)?;
         let counters = injection.counters()?;
         eprint!("{}", summary::table(&plan, &hits, &injection, &counters));
@@ -86,14 +110,61 @@ impl Inject {
     }
 }
 
+impl Inject {
+    /// Reads the rules anew and puts them in force.
+    fn reload(
+        &self,
+        injection: &mut Injection,
+        old: &Plan,
+        scope: Option<&Scope>,
+    ) -> Result<Plan, Failure> {
+        let parsed = self.rules.parse()?;
+        if scope.is_none() && !self.aim.force {
+            guard_host(&parsed.rules).map_err(Failure::usage)?;
+        }
+        let mut plan =
+            Plan::new(&parsed.rules, old.seed, scope, parsed.length_ns).map_err(Failure::usage)?;
+        injection.replace(old, &mut plan)?;
+        Ok(plan)
+    }
+}
+
 fn parse_length(text: &str) -> Result<Duration, Failure> {
     parse_duration(text)
         .map(Duration::from_nanos)
         .map_err(|error| Failure::usage(anyhow::anyhow!("--for: {}", error.one_line())))
 }
 
-/// Waits for the end, with a line of hits where someone is looking.
-async fn wait(injection: &Injection, plan: &Plan, length: Option<Duration>) -> anyhow::Result<()> {
+/// A file that is looked at for changes.
+struct Watched<'a> {
+    path: &'a Path,
+    seen: Option<(SystemTime, u64)>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(path: &'a Path) -> Self {
+        let mut watched = Self { path, seen: None };
+        watched.has_changed();
+        watched
+    }
+
+    /// Whether it is another file than it was the last time. One that can't be read for the moment has not changed.
+    fn has_changed(&mut self) -> bool {
+        let Ok(status) = std::fs::metadata(self.path) else {
+            return false;
+        };
+        let now = status.modified().ok().map(|time| (time, status.len()));
+        let changed = now != self.seen;
+        self.seen = now;
+        changed
+    }
+}
+
+/// Waits for the end; `tick` is called now and then, and told whether someone is looking.
+async fn wait(
+    length: Option<Duration>,
+    mut tick: impl AsyncFnMut(bool) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -107,10 +178,7 @@ async fn wait(injection: &Injection, plan: &Plan, length: Option<Duration>) -> a
             _ = terminate.recv() => break,
             _ = hangup.recv() => break,
             () = &mut end => break,
-            _ = refresh.tick(), if live => {
-                print!("\r\x1b[K{}", summary::line(plan, &injection.hits(plan)?));
-                std::io::stdout().flush()?;
-            }
+            _ = refresh.tick() => tick(live).await?,
         }
     }
     if live {

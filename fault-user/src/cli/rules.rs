@@ -1,7 +1,7 @@
 //! The rules of a command line and of a scenario file.
 
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
@@ -41,6 +41,12 @@ pub struct Parsed {
 }
 
 impl Rules {
+    /// The scenario file.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// Reads all rules.
     ///
     /// # Errors

@@ -107,6 +107,7 @@ impl Run {
         let wishes = Wishes {
             events: self.events.is_some(),
             attachment: self.aim.attachment(),
+            live: false,
         };
         let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, wishes)?;
         if let Some(scope) = &scope {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use fault_common::abi::{Counter, RuleEntry, RuleStats};
+use fault_common::abi::{Counter, RULES_MAX, RuleEntry, RuleStats};
 use nix::errno::Errno;
 
 use super::clock::monotonic_ns;
@@ -14,7 +14,7 @@ use super::events::Events;
 use super::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
 use super::interfaces::Interface;
 use super::leftovers::{Change, Journal};
-use super::ruleset::{Scope, Tables, compile};
+use super::ruleset::{PacketRule, Scope, Tables, compile};
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
 
@@ -23,6 +23,8 @@ use crate::process::cgroup::Cgroup;
 pub struct Wishes {
     /// Report decisions that fire as events.
     pub events: bool,
+    /// The rules are going to be replaced: room for others, with other faults.
+    pub live: bool,
     /// Force one way of attaching.
     pub attachment: Option<Attachment>,
 }
@@ -40,6 +42,8 @@ pub struct Injection {
     prepared: Prepared,
     started: Instant,
     epoch_ns: u64,
+    /// How many plans there have been.
+    age: u32,
 }
 
 /// What one rule of the plan saw and did.
@@ -58,19 +62,10 @@ pub struct Hits {
 pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<Prepared> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
-    let options = Options {
-        capacity: Capacity::of(&tables)?,
-        events: wishes.events,
-        attachment: wishes.attachment,
-        actions: plan.actions(),
-        scoped: entries.iter().any(|rule| rule.scope.is_some()),
-        matches: entries.len(),
-        clock: if entries.iter().any(|rule| has_window(&rule.entry)) {
-            Clock::Exact
-        } else {
-            Clock::Tick
-        },
-        once: true,
+    let options = if wishes.live {
+        live_options(&tables, wishes)?
+    } else {
+        fixed_options(plan, &entries, &tables, wishes)?
     };
     let injector = Injector::load(&options)?;
     let mut prepared = Prepared {
@@ -97,6 +92,51 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<
     }
     attached?;
     Ok(prepared)
+}
+
+/// For rules that stay as they are: what they don't need is left out.
+fn fixed_options(
+    plan: &Plan,
+    entries: &[PacketRule],
+    tables: &Tables,
+    wishes: Wishes,
+) -> Result<Options> {
+    Ok(Options {
+        capacity: Capacity::of(tables)?,
+        events: wishes.events,
+        attachment: wishes.attachment,
+        actions: plan.actions(),
+        scoped: entries.iter().any(|rule| rule.scope.is_some()),
+        matches: entries.len(),
+        clock: if entries.iter().any(|rule| has_window(&rule.entry)) {
+            Clock::Exact
+        } else {
+            Clock::Tick
+        },
+        once: true,
+    })
+}
+
+/// For rules that others are going to follow.
+fn live_options(tables: &Tables, wishes: Wishes) -> Result<Options> {
+    /// Room for so many times what the first rules need.
+    const ROOM: u32 = 4;
+    let needed = Capacity::of(tables)?;
+    Ok(Options {
+        capacity: Capacity {
+            rules: (needed.rules * ROOM).clamp(256, RULES_MAX),
+            classes: (needed.classes * ROOM).max(1024),
+            hosts: (needed.hosts * ROOM).max(256),
+            scopes: (needed.scopes * ROOM).max(16),
+        },
+        events: wishes.events,
+        attachment: wishes.attachment,
+        actions: u32::MAX,
+        scoped: true,
+        matches: usize::MAX,
+        clock: Clock::Exact,
+        once: true,
+    })
 }
 
 fn has_window(rule: &RuleEntry) -> bool {
@@ -179,6 +219,7 @@ impl Prepared {
             prepared: self,
             started: Instant::now(),
             epoch_ns,
+            age: 1,
         })
     }
 
@@ -270,6 +311,21 @@ impl Injection {
     #[must_use]
     pub fn epoch_ns(&self) -> u64 {
         self.epoch_ns
+    }
+
+    /// Puts the rules of `plan` in force instead of those of `old`, at once and as a whole: every packet is judged by
+    /// the one set or by the other. Needs [`Wishes::live`].
+    ///
+    /// # Errors
+    /// More rules than there is room for; then the old ones stay in force.
+    pub fn replace(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
+        let elapsed_ns = monotonic_ns() - self.epoch_ns;
+        plan.succeed(old, self.age + 1, elapsed_ns)?;
+        let tables = compile(&plan.entries())?;
+        self.prepared.injector.install(&tables, self.epoch_ns)?;
+        self.age += 1;
+        self.prepared.tables = tables;
+        Ok(())
     }
 
     /// What each rule of the plan saw and did, in their order.

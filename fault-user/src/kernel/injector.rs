@@ -330,6 +330,9 @@ impl Injector {
             wait_for_programs()?;
         }
         self.scope_version += 1;
+        for rule in &tables.rules {
+            self.take_state(rule)?;
+        }
         self.write_vectors(tables, generation);
         self.write_hosts(tables, generation)?;
         self.write_scopes(tables, generation)?;
@@ -437,20 +440,28 @@ impl Injector {
         Ok(())
     }
 
-    /// Clears what rule `state` (a [`RuleEntry::state`]) remembers and counted, for a new rule.
-    ///
-    /// # Errors
-    /// `state` is not below the capacity.
-    pub fn clear_state(&mut self, state: u32) -> Result<()> {
+    /// Gives a rule its state, cleared, unless it is the rule's already.
+    fn take_state(&mut self, rule: &RuleEntry) -> Result<()> {
         let mut states: Array<&mut MapData, RuleState> = self.map_mut("RULE_STATES")?.try_into()?;
-        states.set(state, RuleState::default(), 0)?;
+        let before = states.get(&rule.state, 0)?.uid;
+        if before == rule.uid {
+            return Ok(());
+        }
+        let fresh = RuleState {
+            uid: rule.uid,
+            ..RuleState::default()
+        };
+        states.set(rule.state, fresh, 0)?;
+        if before == 0 {
+            return Ok(());
+        }
         let mut counted: PerCpuArray<&mut MapData, RuleStats> =
             self.map_mut("RULE_STATS")?.try_into()?;
         let empty = vec![
             RuleStats::default();
             aya::util::nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?
         ];
-        counted.set(state, PerCpuValues::try_from(empty)?, 0)?;
+        counted.set(rule.state, PerCpuValues::try_from(empty)?, 0)?;
         Ok(())
     }
 
@@ -468,7 +479,6 @@ impl Injector {
             sum.hit_packets += cpu.hit_packets;
             sum.hit_segments += cpu.hit_segments;
             sum.hit_bytes += cpu.hit_bytes;
-            sum.failed_packets += cpu.failed_packets;
         }
         let states: Array<&MapData, RuleState> = self.map("RULE_STATES")?.try_into()?;
         Ok((sum, states.get(&state, 0)?.connections))
@@ -555,8 +565,8 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("INSTANCE", &instance, true)
         .override_global("COARSE", &coarse, true)
         .map_max_entries("RULES", 2 * words * 64)
-        .map_max_entries("RULE_STATES", words * 64)
-        .map_max_entries("RULE_STATS", words * 64)
+        .map_max_entries("RULE_STATES", 2 * words * 64)
+        .map_max_entries("RULE_STATS", 2 * words * 64)
         .map_max_entries("SUMMARIES", 2 * capacity.classes)
         .map_max_entries("VECTORS", 2 * capacity.classes * words)
         .map_max_entries("HOSTS", 2 * capacity.hosts)

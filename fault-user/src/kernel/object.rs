@@ -47,7 +47,7 @@ mod tests {
             .unwrap()
             .file_range()
             .unwrap();
-        object[usize::try_from(offset).unwrap()] ^= 0x40;
+        object[usize::try_from(offset).unwrap()] = 65;
         let error = check_abi(&object).unwrap_err().to_string();
         assert!(error.contains("ABI version 65"), "{error}");
         assert!(!error.contains('\n'));

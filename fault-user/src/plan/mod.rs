@@ -2,6 +2,7 @@
 //!
 //! Nothing is changed on the machine here.
 
+pub mod live;
 pub mod packet;
 
 use anyhow::{Result, bail};

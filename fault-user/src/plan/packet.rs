@@ -1,13 +1,14 @@
 //! Compiles a rule of the packet layer into what the kernel programs take.
 
 use anyhow::{Result, bail};
-use fault_common::abi::{RuleEntry, action, direction, fault, reject, rule_flag};
+use fault_common::abi::{RuleEntry, action, direction, fault, reject, rule_flag, rule_uid};
+use fault_common::packet::kind;
 use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
 
 use crate::kernel::ruleset::{Network, PacketRule, Protocol, Scope};
 use crate::rule::{
     CorruptMode, CountScope, Direction, Fault, Layer, LossModel, MixArm, Modifiers,
-    Protocol as Named, RejectWith, ResolvedRule, ResolvedTarget, Trigger,
+    Protocol as Named, RejectWith, ResolvedRule, ResolvedTarget,
 };
 
 /// The key of a mix's draw is not that of its arms' faults.
@@ -54,11 +55,14 @@ pub fn compile(
         };
         entry.mix_key = rule_key(key ^ MIX_SALT, 0);
         entry.state = first_state + index;
-        entry.uid = entry.state + 1;
+        entry.uid = rule_uid(1, entry.state);
         if is_mix {
             entry.flags |= rule_flag::MIX;
             entry.mix_from = mix_from;
             entry.mix_to = mix_to.min(ALWAYS);
+        }
+        if is_per_segment(&entry) {
+            entry.flags |= rule_flag::PER_SEGMENT;
         }
         mix_from = mix_to;
         compiled.push(PacketRule {
@@ -104,7 +108,7 @@ fn action_of(wanted: &Fault) -> Result<Action> {
         Fault::Loss(model) => return Ok(loss(model)),
         Fault::Drop | Fault::Blackhole => (fault::DROP, &[]),
         Fault::Reject { with } => (fault::REJECT, &[reject_with(*with)]),
-        Fault::Reset => (fault::RESET, &[]),
+        Fault::Reset { bytes } => (fault::RESET, &[bytes.unwrap_or(0).into()]),
         Fault::Down => (fault::DOWN, &[]),
         Fault::Corrupt {
             probability,
@@ -177,7 +181,7 @@ fn reject_with(with: Option<RejectWith>) -> u64 {
 
 fn entry_of(modifiers: &Modifiers, action: &Action) -> RuleEntry {
     let schedule = modifiers.schedule();
-    let (count_from, count_to, count_step) = counts(modifiers.trigger);
+    let counts = modifiers.triggers.bounds();
     let connections = modifiers.connections;
     let size = modifiers.size;
     let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
@@ -197,9 +201,9 @@ fn entry_of(modifiers: &Modifiers, action: &Action) -> RuleEntry {
         length_ns,
         period_ns,
         active_ns,
-        count_from,
-        count_to,
-        count_step,
+        count_from: counts.first,
+        count_to: counts.last,
+        count_step: modifiers.triggers.step(),
         probability: threshold_from_ppm(modifiers.probability),
         arguments: action.arguments,
         connection_from: connections.map_or(0, |bounds| narrow(bounds.first)),
@@ -223,6 +227,24 @@ fn entry_of(modifiers: &Modifiers, action: &Action) -> RuleEntry {
     }
 }
 
+/// Whether a rule may decide differently about the wire packets of one super-packet: where it draws, counts, or asks
+/// for what only some of them have.
+fn is_per_segment(entry: &RuleEntry) -> bool {
+    let draws = match entry.fault {
+        fault::LOSS | fault::CORRUPT_LINK | fault::DUPLICATE | fault::ECN => {
+            entry.arguments[0] < ALWAYS
+        }
+        fault::RESET => entry.arguments[0] != 0,
+        fault::DROP | fault::REJECT | fault::DOWN => false,
+        _ => true,
+    };
+    draws
+        || entry.probability < ALWAYS
+        || (entry.count_from, entry.count_to, entry.count_step) != (1, u64::MAX, 1)
+        || (entry.size_min, entry.size_max) != (0, u32::MAX)
+        || entry.kinds & kind::FIN != 0
+}
+
 /// Ends a rule at `end_ns` after the start, if it does not end before.
 pub fn end_at(entry: &mut RuleEntry, end_ns: u64) {
     let left = end_ns.saturating_sub(entry.at_ns);
@@ -231,18 +253,6 @@ pub fn end_at(entry: &mut RuleEntry, end_ns: u64) {
         entry.count_to = 0;
     } else if entry.length_ns == 0 || entry.length_ns > left {
         entry.length_ns = left;
-    }
-}
-
-/// The counts that fire: from, to, and of these only the multiples.
-fn counts(trigger: Option<Trigger>) -> (u64, u64, u64) {
-    match trigger {
-        None => (1, u64::MAX, 1),
-        Some(Trigger::First(n)) => (1, n, 1),
-        Some(Trigger::After(n)) => (n.saturating_add(1), u64::MAX, 1),
-        Some(Trigger::Nth(n)) => (n, n, 1),
-        Some(Trigger::Every(n)) => (1, u64::MAX, n),
-        Some(Trigger::Range(bounds)) => (bounds.first, bounds.last, 1),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
-use fault_common::abi::{Event, action, direction};
+use fault_common::abi::{Event, action, direction, state_of};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
@@ -41,7 +41,7 @@ pub struct Decision {
 impl From<Event> for Decision {
     fn from(event: Event) -> Self {
         Self {
-            rule: event.rule,
+            rule: state_of(event.rule) + 1,
             connection: event.connection,
             packet: event.packet,
             direction: if event.direction == direction::TO_SERVER {

@@ -121,7 +121,9 @@ impl Args<'_> {
             "reject" => Fault::Reject {
                 with: self.word("with", RejectWith::from_word),
             },
-            "reset" => Fault::Reset,
+            "reset" => Fault::Reset {
+                bytes: self.small("bytes")?,
+            },
             "corrupt" => Fault::Corrupt {
                 probability: self.need("probability", self.ppm("probability"))?,
                 bits: self.small("bits")?.unwrap_or(1),
@@ -372,7 +374,7 @@ impl Fault {
             Self::Drop => "drop",
             Self::Blackhole => "blackhole",
             Self::Reject { .. } => "reject",
-            Self::Reset => "reset",
+            Self::Reset { .. } => "reset",
             Self::Corrupt { .. } => "corrupt",
             Self::Duplicate { .. } => "duplicate",
             Self::Reorder { .. } => "reorder",
@@ -435,6 +437,7 @@ impl Fault {
             ]),
             Self::Delay { .. } => self.delay_given(),
             Self::Rate { .. } => self.rate_given(),
+            Self::Reset { bytes } => given([bytes.map(|n| ("bytes", Value::Size(n.into())))]),
             Self::Mtu { bytes, icmp } => given([
                 Some(("bytes", Value::Size((*bytes).into()))),
                 when(*icmp, "icmp", Value::Bare),

@@ -269,7 +269,11 @@ pub const FAULTS: &[Spec] = &[
         icmp: false,
         ..packet(
             "reset",
-            &[],
+            &[first(
+                "bytes",
+                Kind::Size,
+                "only once so much payload has gone in the packet's direction since the rule began",
+            )],
             "live connections get an RST at both ends on their next packet",
         )
     },

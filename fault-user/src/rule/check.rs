@@ -113,6 +113,11 @@ impl Fault {
             Self::Rate {
                 bits_per_second, ..
             } => rate(*bits_per_second, "more, or `blackhole`"),
+            Self::Reset { bytes: Some(0) } => complain(
+                "bytes",
+                "after 0 bytes means at once".to_owned(),
+                "`reset` alone, or a size of 1 or more",
+            ),
             Self::Mtu { bytes, .. } if !(68..=65_535).contains(bytes) => complain(
                 "bytes",
                 format!("{bytes} bytes are no MTU"),

@@ -180,7 +180,11 @@ pub enum Fault {
         with: Option<RejectWith>,
     },
     /// Live connections get an RST at both ends on their next packet.
-    Reset,
+    Reset {
+        /// Only once so many bytes of payload have gone in the packet's direction since the rule began; nothing
+        /// means with the next packet.
+        bytes: Option<u32>,
+    },
     /// Bits of the payload are inverted.
     Corrupt {
         /// The share of the packets.

@@ -30,7 +30,7 @@ pub use fault::{
 pub use fuzz::fuzz;
 pub use modifier::{
     Bounds, CountScope, Direction, MODIFIERS, ModifierSpec, Modifiers, PacketKinds, Schedule,
-    Trigger,
+    Triggers,
 };
 pub use resolve::{ResolvedRule, ResolvedTarget, Resolver, SystemResolver};
 pub use scenario::{Scenario, ScenarioError};

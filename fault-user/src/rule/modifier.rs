@@ -110,52 +110,81 @@ impl Bounds {
     }
 }
 
-/// Which packets are picked by counting. Counts begin at 1 and include both ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Trigger {
+/// Which packets are picked by counting: those that every given trigger picks. Counts begin at 1 and include
+/// both ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Triggers {
     /// Packets 1 to N.
-    First(u64),
+    pub first: Option<u64>,
     /// Packets from N + 1 on.
-    After(u64),
+    pub after: Option<u64>,
     /// Packet N alone.
-    Nth(u64),
+    pub nth: Option<u64>,
     /// Packets N, 2 N, 3 N and so on.
-    Every(u64),
+    pub every: Option<u64>,
     /// Packets A to B.
-    Range(Bounds),
+    pub range: Option<Bounds>,
 }
 
-impl Trigger {
-    /// Its key in the language.
+impl Triggers {
+    /// Whether there is none.
     #[must_use]
-    pub fn key(&self) -> &'static str {
-        match self {
-            Self::First(_) => "first",
-            Self::After(_) => "after",
-            Self::Nth(_) => "nth",
-            Self::Every(_) => "every",
-            Self::Range(_) => "range",
-        }
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 
-    /// Its value in the language.
-    fn show(&self) -> String {
-        match self {
-            Self::First(n) | Self::After(n) | Self::Nth(n) | Self::Every(n) => n.to_string(),
-            Self::Range(bounds) => bounds.show(|n| n.to_string()),
-        }
-    }
-
-    /// Whether it picks the packet with this ordinal, which begins at 1.
+    /// Whether the packet with this ordinal, which begins at 1, is picked.
     #[must_use]
     pub fn picks(&self, ordinal: u64) -> bool {
-        match self {
-            Self::First(n) => ordinal <= *n,
-            Self::After(n) => ordinal > *n,
-            Self::Nth(n) => ordinal == *n,
-            Self::Every(n) => ordinal.is_multiple_of(*n),
-            Self::Range(bounds) => bounds.contains(ordinal),
+        self.bounds().contains(ordinal) && ordinal.is_multiple_of(self.step())
+    }
+
+    /// The first and the last ordinal that may be picked.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        let range = self.range.unwrap_or(Bounds {
+            first: 1,
+            last: Bounds::OPEN,
+        });
+        let after = self.after.map_or(1, |n| n.saturating_add(1));
+        let last = self.first.unwrap_or(u64::MAX);
+        Bounds {
+            first: range.first.max(after).max(self.nth.unwrap_or(1)),
+            last: range.last.min(last).min(self.nth.unwrap_or(u64::MAX)),
         }
+    }
+
+    /// Only multiples of this are picked; 1 for all.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.every.unwrap_or(1)
+    }
+
+    /// Whether no packet can be picked.
+    fn is_never(&self) -> bool {
+        let bounds = self.bounds();
+        bounds.first > bounds.last
+            || bounds
+                .first
+                .checked_next_multiple_of(self.step())
+                .is_none_or(|multiple| multiple > bounds.last)
+    }
+
+    /// Key and value of each, in the order of the table.
+    fn given(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let number = |n: Option<u64>| n.map(|n| n.to_string());
+        [
+            ("first", number(self.first)),
+            ("after", number(self.after)),
+            ("nth", number(self.nth)),
+            ("every", number(self.every)),
+            (
+                "range",
+                self.range.map(|bounds| bounds.show(|n| n.to_string())),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)))
     }
 }
 
@@ -222,9 +251,9 @@ impl PacketKinds {
 pub struct Modifiers {
     /// Per packet (packet layer) or per connection (stream layer); 1,000,000 where it was not given.
     pub probability: u32,
-    /// At most one counted trigger.
-    pub trigger: Option<Trigger>,
-    /// What the trigger counts over.
+    /// Counted triggers.
+    pub triggers: Triggers,
+    /// What they count over.
     pub count: CountScope,
     /// Which connections, in order of appearance from 1; nothing means all.
     pub connections: Option<Bounds>,
@@ -250,7 +279,7 @@ impl Default for Modifiers {
     fn default() -> Self {
         Self {
             probability: PPM,
-            trigger: None,
+            triggers: Triggers::default(),
             count: CountScope::default(),
             connections: None,
             packets: PacketKinds::default(),
@@ -366,9 +395,6 @@ pub const MODIFIERS: &[ModifierSpec] = &[
     ),
 ];
 
-/// The keys of the counted triggers.
-const TRIGGERS: [&str; 5] = ["first", "after", "nth", "every", "range"];
-
 /// The table's row for a key or a name of the object form.
 pub(super) fn modifier(key: &str) -> Option<&'static ModifierSpec> {
     MODIFIERS.iter().find(|m| m.key == key || m.name == key)
@@ -396,12 +422,6 @@ impl<'a> ModifierReader<'a> {
                 .error(format!("`{}` is given twice", spec.key))
                 .expected("it once"));
         }
-        let other = self.pieces.iter().find(|(key, _)| TRIGGERS.contains(key));
-        if let (Some((other, _)), true) = (other, TRIGGERS.contains(&spec.key)) {
-            return Err(piece
-                .error(format!("`{other}` and `{}` both count packets", spec.key))
-                .expected("one of them; two rules for two counts"));
-        }
         self.read(spec.key, value)?;
         self.pieces.push((spec.key, piece));
         Ok(())
@@ -420,11 +440,11 @@ impl<'a> ModifierReader<'a> {
         let to = &mut self.modifiers;
         match key {
             "p" => to.probability = units::probability(value)?,
-            "first" => to.trigger = Some(Trigger::First(ordinal(value)?)),
-            "after" => to.trigger = Some(Trigger::After(units::count(value)?)),
-            "nth" => to.trigger = Some(Trigger::Nth(ordinal(value)?)),
-            "every" => to.trigger = Some(Trigger::Every(ordinal(value)?)),
-            "range" => to.trigger = Some(Trigger::Range(Bounds::read(value, 1, units::count)?)),
+            "first" => to.triggers.first = Some(ordinal(value)?),
+            "after" => to.triggers.after = Some(units::count(value)?),
+            "nth" => to.triggers.nth = Some(ordinal(value)?),
+            "every" => to.triggers.every = Some(ordinal(value)?),
+            "range" => to.triggers.range = Some(Bounds::read(value, 1, units::count)?),
             "count" => to.count = word(value, CountScope::WORDS, CountScope::from_word)?,
             "conn" => to.connections = Some(Bounds::read(value, 1, units::count)?),
             "match" => to.packets = packet_kinds(value)?,
@@ -497,9 +517,7 @@ impl Modifiers {
         if self.probability != PPM {
             list.push(("p", units::show_probability(self.probability)));
         }
-        if let Some(trigger) = &self.trigger {
-            list.push((trigger.key(), trigger.show()));
-        }
+        list.extend(self.triggers.given());
         if self.count != CountScope::default() {
             list.push(("count", self.count.to_string()));
         }
@@ -564,18 +582,19 @@ impl Modifiers {
                 expected: Some(expected.to_owned()),
             })
         };
-        if self.count == CountScope::PerRule && self.trigger.is_none() {
+        if self.count == CountScope::PerRule && self.triggers.is_empty() {
             return complain(
                 "count",
                 "there is nothing to count",
                 "`first`, `after`, `nth`, `every` or `range` as well",
             );
         }
-        if self.count == CountScope::PerRule && self.connections.is_some() {
+        if self.triggers.is_never() {
+            let last = self.triggers.given().last().map_or("nth", |(key, _)| key);
             return complain(
-                "count",
-                "`conn` picks connections, `count=rule` counts over all of them",
-                "one of the two",
+                last,
+                "these counts together pick no packet",
+                "counts of which some packet fulfils all",
             );
         }
         let times = [
@@ -638,27 +657,23 @@ impl fmt::Display for Modifiers {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn triggers_count_from_one_and_include_both_ends() {
-        let picked = |trigger: Trigger| (1..=7).filter(|n| trigger.picks(*n)).collect::<Vec<_>>();
-        assert_eq!(picked(Trigger::First(2)), [1, 2]);
-        assert_eq!(picked(Trigger::After(5)), [6, 7]);
-        assert_eq!(picked(Trigger::After(0)), [1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(picked(Trigger::Nth(5)), [5]);
-        assert_eq!(picked(Trigger::Every(3)), [3, 6]);
-        assert_eq!(
-            picked(Trigger::Range(Bounds { first: 4, last: 6 })),
-            [4, 5, 6]
-        );
-        assert_eq!(
-            picked(Trigger::Range(Bounds {
-                first: 6,
-                last: Bounds::OPEN
-            })),
-            [6, 7]
-        );
+        let picked = |text: &str| {
+            let rule: super::super::Rule = format!("tcp:1 drop {text}").parse().unwrap();
+            let triggers = rule.modifiers.triggers;
+            (1..=9).filter(|n| triggers.picks(*n)).collect::<Vec<_>>()
+        };
+        assert_eq!(picked("first=2"), [1, 2]);
+        assert_eq!(picked("after=7"), [8, 9]);
+        assert_eq!(picked("after=0"), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(picked("nth=5"), [5]);
+        assert_eq!(picked("every=3"), [3, 6, 9]);
+        assert_eq!(picked("range=4..6"), [4, 5, 6]);
+        assert_eq!(picked("range=8.."), [8, 9]);
+        assert_eq!(picked("after=2 first=5"), [3, 4, 5]);
+        assert_eq!(picked("every=2 range=3..8"), [4, 6, 8]);
+        assert_eq!(picked("every=2 nth=4"), [4]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The programs, loaded in a network namespace of the test's own and run by `BPF_PROG_TEST_RUN`.
 
 use aya::programs::{TestRun as _, TestRunOptions};
-use fault_common::abi::{COUNTERS, Counter, Event};
+use fault_common::abi::{COUNTERS, Counter, Event, rule_uid};
 use fault_user::kernel::clock::monotonic_ns;
 use fault_user::kernel::events::Events;
 use fault_user::kernel::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
@@ -22,6 +22,8 @@ pub struct Kernel {
     pub events: Events,
     /// A device that is not loopback.
     device: u32,
+    /// How many rule sets there have been.
+    age: u32,
 }
 
 /// What became of one packet.
@@ -69,6 +71,7 @@ impl Kernel {
             injector,
             events,
             device,
+            age: 0,
         }
     }
 
@@ -82,8 +85,13 @@ impl Kernel {
                 (rule, resolved)
             })
             .collect();
-        let plan = Plan::new(&rules, 7, None, None).unwrap();
-        self.install_entries(&plan.entries(), 0);
+        let mut entries = Plan::new(&rules, 7, None, None).unwrap().entries();
+        // New rules each time, that remember nothing of those before them.
+        self.age += 1;
+        for rule in &mut entries {
+            rule.entry.uid = rule_uid(self.age, rule.entry.state);
+        }
+        self.install_entries(&entries, 0);
     }
 
     /// Puts compiled rules in force, as if they had been for `age_ns`.

@@ -25,7 +25,6 @@ fn expect(
     done: Option<u8>,
 ) -> Vec<u8> {
     kernel.install(&[rule]);
-    kernel.injector.clear_state(0).unwrap();
     kernel.take_events();
     let before = kernel.injector.counters().unwrap();
     let frame = packet.frame();
@@ -571,7 +570,6 @@ fn counts_are_per_connection_and_direction_or_per_rule() {
     let mut kernel = Kernel::new(64, 64);
     let pick = |kernel: &mut Kernel, rule: &str, recipes: &[&Recipe]| -> String {
         kernel.install(&[rule]);
-        kernel.injector.clear_state(0).unwrap();
         let codes = recipes
             .iter()
             .map(|recipe| kernel.out(&recipe.frame()).code);
@@ -592,6 +590,9 @@ fn counts_are_per_connection_and_direction_or_per_rule() {
         ("tcp:5432 drop nth=2 dir=to-server", "..x..x.."),
         ("tcp:5432 drop range=3..4 count=rule", "..xx...."),
         ("tcp:5432 drop conn=2", "....xx.."),
+        ("tcp:5432 drop after=1 first=2", "..xx.x.."),
+        ("tcp:5432 drop every=2 range=2..9", "..xx.x.."),
+        ("tcp:5432 drop nth=2 count=rule conn=2", ".....x.."),
     ] {
         let (a, answer, b) = flows();
         let sequence = [&a, &answer, &a, &answer, &b, &b, &a, &answer];
@@ -611,6 +612,23 @@ fn counts_are_per_connection_and_direction_or_per_rule() {
         ),
         "x.x."
     );
+}
+
+#[test]
+fn a_reset_may_wait_for_bytes() {
+    let mut kernel = Kernel::new(64, 64);
+    kernel.install(&["tcp:5432 reset=10 dir=to-server"]);
+    let packet = fresh(Recipe::tcp(ACK, b"data"));
+    let mut resets = 0;
+    for sent in [4, 8, 12] {
+        kernel.out(&packet.reversed().frame());
+        kernel.out(&packet.frame());
+        for event in kernel.take_events() {
+            assert_eq!((event.action, sent), (action::RESET, 12));
+            resets += 1;
+        }
+    }
+    assert_eq!(resets, 1);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use fault_common::abi::{
-    Event, FLOW_SLOTS, FlowRule, MATCHES_MAX, RuleEntry, RuleState, action, direction,
+    Event, FLOW_SLOTS, FlowRule, MATCHES_MAX, RuleEntry, RuleState, STATE_BITS, action, direction,
 };
 use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::flow::{FlowKey, Side as End, flow_of};
@@ -334,14 +334,11 @@ pub fn compare(packets: u32) {
     let mut random = Random(0x000f_a017);
     let mut kernel = Kernel::new(64, 2048);
     for set in 0..packets.div_ceil(PER_SET) {
-        let rules = random_rules(&mut random, set * 64);
+        let rules = random_rules(&mut random, set << STATE_BITS);
         let mut model = Model {
             states: vec![RuleState::default(); rules.len()],
             ..Model::default()
         };
-        for rule in &rules {
-            kernel.injector.clear_state(rule.entry.state).unwrap();
-        }
         kernel.install_entries(&rules, 1_000_000_000);
         let mut hits = vec![0; rules.len()];
         for number in 0..PER_SET {

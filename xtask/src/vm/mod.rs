@@ -26,6 +26,7 @@ const SUITES: &[&str] = &[
     "process_command",
     "process_tree",
     "traffic",
+    "super_packets",
 ];
 
 /// Run the tests of the data plane on other kernels, in virtual machines.

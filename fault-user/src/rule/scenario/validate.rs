@@ -224,7 +224,7 @@ impl Scenario {
 /// Whether a rule alone decides about all traffic of its target while it acts.
 fn decides(rule: &Rule) -> bool {
     let all = rule.modifiers.probability == PPM
-        && rule.modifiers.trigger.is_none()
+        && rule.modifiers.triggers.is_empty()
         && rule.modifiers.count == CountScope::PerConnection
         && rule.modifiers.connections.is_none()
         && rule.modifiers.packets.is_empty()
@@ -234,7 +234,7 @@ fn decides(rule: &Rule) -> bool {
         Fault::Drop
             | Fault::Blackhole
             | Fault::Reject { .. }
-            | Fault::Reset
+            | Fault::Reset { .. }
             | Fault::Down
             | Fault::NoAccept
             | Fault::Stall

@@ -1,0 +1,99 @@
+//! One plan follows another while traffic flows: rules that stay keep what they remember and counted.
+
+use std::collections::HashSet;
+
+use anyhow::{Context as _, Result};
+use fault_common::abi::{RULES_MAX, rule_uid};
+
+use super::{Plan, PlannedRule};
+
+impl Plan {
+    /// Makes this plan the successor of `old`, as the `age`-th plan (the first is 1), `elapsed_ns` after the start.
+    ///
+    /// A rule with the same text as one of the old plan is that rule still. The times of a new rule count from now
+    /// on; its state is one that no rule of the old plan has, because packets may still be judged by those.
+    ///
+    /// # Errors
+    /// Too many rules, old and new together.
+    pub fn succeed(&mut self, old: &Self, age: u32, elapsed_ns: u64) -> Result<()> {
+        let mut taken: HashSet<u32> = states(old).collect();
+        let mut claimed = HashSet::new();
+        for rule in &mut self.rules {
+            let same = old.rules.iter().enumerate().find(|(index, other)| {
+                other.text == rule.text
+                    && other.entries.len() == rule.entries.len()
+                    && !claimed.contains(index)
+            });
+            if let Some((index, other)) = same {
+                claimed.insert(index);
+                keep(rule, other);
+                continue;
+            }
+            for part in &mut rule.entries {
+                let state = (0..2 * RULES_MAX)
+                    .find(|state| taken.insert(*state))
+                    .context("too many rules, old and new together: use fewer")?;
+                part.entry.state = state;
+                part.entry.uid = rule_uid(age, state);
+                part.entry.at_ns += elapsed_ns;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn states(plan: &Plan) -> impl Iterator<Item = u32> {
+    let entries = plan.rules.iter().flat_map(|rule| &rule.entries);
+    entries.map(|part| part.entry.state)
+}
+
+/// Gives a rule what tells it from others: what it remembers, its randomness and its time.
+fn keep(rule: &mut PlannedRule, old: &PlannedRule) {
+    for (part, before) in rule.entries.iter_mut().zip(&old.entries) {
+        part.entry.state = before.entry.state;
+        part.entry.uid = before.entry.uid;
+        part.entry.key = before.entry.key;
+        part.entry.mix_key = before.entry.mix_key;
+        part.entry.at_ns = before.entry.at_ns;
+        part.entry.length_ns = before.entry.length_ns;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Rule, SystemResolver, Targets};
+
+    fn plan(texts: &[&str]) -> Plan {
+        let rules: Vec<_> = texts
+            .iter()
+            .map(|text| {
+                let rule: Rule = text.parse().unwrap();
+                let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+                (rule, resolved)
+            })
+            .collect();
+        Plan::new(&rules, 1, None, None).unwrap()
+    }
+
+    #[test]
+    fn a_rule_that_stays_is_the_same_and_a_new_one_begins_now() {
+        let old = plan(&["tcp:1 drop", "tcp:2 loss=5%", "tcp:2 loss=5%"]);
+        let mut new = plan(&[
+            "tcp:3 drop at=1s",
+            "tcp:2 loss=5%",
+            "tcp:2 loss=5%",
+            "tcp:2 loss=5%",
+        ]);
+        new.succeed(&old, 2, 10_000_000_000).unwrap();
+        let entry = |plan: &Plan, rule: usize| plan.rules[rule].entries[0].entry;
+        assert_eq!(entry(&new, 1), entry(&old, 1));
+        assert_eq!(entry(&new, 2), entry(&old, 2));
+        assert_eq!(
+            (entry(&new, 0).state, entry(&new, 0).uid),
+            (3, rule_uid(2, 3))
+        );
+        assert_eq!(entry(&new, 0).at_ns, 11_000_000_000);
+        assert_eq!(entry(&new, 3).state, 4);
+    }
+}

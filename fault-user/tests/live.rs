@@ -1,0 +1,176 @@
+//! Rules change while traffic flows.
+
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
+mod place;
+
+use std::io::{BufRead as _, BufReader};
+use std::net::UdpSocket;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fault_user::kernel::injection::{Injection, Wishes, prepare};
+use fault_user::kernel::interfaces::{Selection, list, select};
+use fault_user::plan::Plan;
+use fault_user::rule::{Rule, SystemResolver, Targets};
+use place::{PATIENCE, enter_fresh, fault, wait_for};
+
+fn plan(texts: &[String]) -> Plan {
+    let rules: Vec<_> = texts
+        .iter()
+        .map(|text| {
+            let rule: Rule = text.parse().unwrap();
+            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+            (rule, resolved)
+        })
+        .collect();
+    Plan::new(&rules, 1, None, None).unwrap()
+}
+
+fn start(plan: &Plan) -> Injection {
+    let wishes = Wishes {
+        live: true,
+        ..Wishes::default()
+    };
+    let devices = select(&list().unwrap(), &Selection::Default).unwrap();
+    prepare(plan, &devices, wishes).unwrap().start().unwrap()
+}
+
+/// A sender and a receiver on loopback, port 7000.
+fn pair() -> (UdpSocket, UdpSocket) {
+    let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sender.connect("127.0.0.1:7000").unwrap();
+    (sender, receiver)
+}
+
+#[test]
+fn no_packet_sees_half_a_rule_set() {
+    enter_fresh();
+    let (sender, receiver) = pair();
+    let small = ["udp:7000 drop".to_owned()];
+    let mut large: Vec<String> = (1..200).map(|port| format!("udp:{port} drop")).collect();
+    large.push("udp:1-8000 drop".to_owned());
+    let mut current = plan(&large);
+    let mut injection = start(&current);
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let sending = std::thread::spawn(move || {
+        let mut sent = 0_u64;
+        while !stopped.load(Ordering::Relaxed) {
+            sender.send(b"lost").unwrap();
+            sent += 1;
+        }
+        (sender, sent)
+    });
+    for turn in 0..200 {
+        let mut next = plan(if turn % 2 == 0 { &small } else { &large });
+        injection.replace(&current, &mut next).unwrap();
+        current = next;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (sender, sent) = sending.join().unwrap();
+    injection.heal().unwrap();
+    assert!(sent > 200, "{sent}");
+    sender.send(b"heal").unwrap();
+    let mut bytes = [0; 4];
+    assert_eq!(receiver.recv(&mut bytes).unwrap(), 4);
+    assert_eq!(&bytes, b"heal", "every packet before was lost");
+}
+
+#[test]
+fn a_connection_outlives_many_rule_sets() {
+    enter_fresh();
+    let (sender, receiver) = pair();
+    let mut current = plan(&["udp:7000 drop nth=1".to_owned()]);
+    let mut injection = start(&current);
+    for set in 1..40 {
+        // The first packet that each new rule sees is lost, the second comes: the rule has its own count.
+        sender.send(&[set, 1]).unwrap();
+        sender.send(&[set, 2]).unwrap();
+        let mut bytes = [0; 2];
+        receiver.recv(&mut bytes).unwrap();
+        assert_eq!(bytes, [set, 2]);
+        let hits = injection.hits(&current).unwrap();
+        assert_eq!(hits[0].stats.hit_packets, 1, "set {set}");
+        assert_eq!(hits[0].connections, 1);
+        let mut next = plan(&[format!(
+            "udp:7000 drop nth=1 size=1..{}",
+            1000 + u32::from(set)
+        )]);
+        injection.replace(&current, &mut next).unwrap();
+        current = next;
+    }
+    injection.heal().unwrap();
+}
+
+#[test]
+fn a_rule_that_stays_goes_on_counting() {
+    enter_fresh();
+    let (sender, _receiver) = pair();
+    let stays = "udp:7000 loss=0%".to_owned();
+    let mut current = plan(std::slice::from_ref(&stays));
+    let mut injection = start(&current);
+    for more in 0..5 {
+        sender.send(b"seen").unwrap();
+        let mut next = plan(&[format!("udp:{} drop", 8000 + more), stays.clone()]);
+        injection.replace(&current, &mut next).unwrap();
+        current = next;
+    }
+    assert_eq!(injection.hits(&current).unwrap()[1].stats.seen_packets, 5);
+    injection.heal().unwrap();
+}
+
+#[test]
+fn inject_follows_its_file() {
+    enter_fresh();
+    let (sender, receiver) = pair();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rules.yaml");
+    std::fs::write(&file, "rules: [\"udp:7000 drop\"]\n").unwrap();
+    let mut child = fault()
+        .args(["inject", "--watch", "-f"])
+        .arg(&file)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut until = |words: &str| {
+        let line = told.find(|line| line.as_ref().is_ok_and(|line| line.contains(words)));
+        line.unwrap_or_else(|| panic!("fault ends without {words:?}"))
+            .unwrap()
+    };
+    until("Ctrl-C heals");
+    sender.send(b"lost").unwrap();
+    std::fs::write(&file, "rules: [\"udp:7000 dorp\"]\n").unwrap();
+    let line = until("the old rules stay in force");
+    assert!(line.contains("dorp"), "{line}");
+    sender.send(b"lost").unwrap();
+    std::fs::write(&file, "rules: [\"udp:7001 drop\", \"udp:7002 drop\"]\n").unwrap();
+    until("2 rules in force");
+    sender.send(b"come").unwrap();
+    let mut bytes = [0; 4];
+    receiver.recv(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"come");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    wait_for(
+        || {
+            child
+                .try_wait()
+                .unwrap()
+                .is_some_and(|status| status.success())
+        },
+        "fault to end",
+    );
+    receiver
+        .set_read_timeout(Some(Duration::from_millis(1)))
+        .unwrap();
+    assert!(receiver.recv(&mut bytes).is_err(), "nothing else came");
+}

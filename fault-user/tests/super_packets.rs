@@ -1,0 +1,194 @@
+//! What the stack sends as one super-packet (GSO) is judged, and lost, by the wire packet.
+
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
+mod place;
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::thread::JoinHandle;
+
+use fault_user::process::netns::NetworkNamespace;
+use place::{Hurt, PATIENCE, Peer, enter_fresh};
+
+/// Bytes of a full datagram.
+const DATAGRAM: usize = 1000;
+/// Datagrams of a super-packet; the last one is half as long.
+const BURST: usize = 40;
+
+/// A number in the summary's only rule: `seen` (0) or `hit` (1).
+fn packets(summary: &str, column: usize) -> u64 {
+    let row = summary
+        .lines()
+        .find(|line| line.contains(" pkts"))
+        .unwrap_or_else(|| panic!("{summary}"));
+    assert!(!row.contains("segs"), "wire packets alone: {row}");
+    let before = row.split(" pkts").nth(column).expect("two columns");
+    before.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// Whether `hits` of `trials` at probability `p` lie within the two-sided 99.9% interval.
+fn assert_binomial(hits: u64, trials: u64, p: f64) {
+    let (hits, trials) = (
+        f64::from(u32::try_from(hits).unwrap()),
+        f64::from(u32::try_from(trials).unwrap()),
+    );
+    let deviation = (trials * p * (1.0 - p)).sqrt();
+    let off = (hits - trials * p).abs();
+    assert!(off <= 3.29 * deviation, "{hits} of {trials} at {p}");
+}
+
+fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) {
+    // SAFETY: the value is an int, as these options want it.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            4,
+        )
+    };
+    assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Receives until a datagram of one byte comes; how many came before it. Each must be as it was sent.
+fn receiver(peer: &NetworkNamespace, address: SocketAddr) -> JoinHandle<u64> {
+    let socket = peer.enter(|| Ok(UdpSocket::bind(address)?)).unwrap();
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 2000];
+        let mut came = 0;
+        loop {
+            let length = socket.recv(&mut bytes).expect("the end comes");
+            if length == 1 {
+                return came;
+            }
+            let number = usize::from(bytes[0]);
+            let whole = if number + 1 == BURST {
+                DATAGRAM / 2
+            } else {
+                DATAGRAM
+            };
+            assert_eq!(length, whole, "datagram {number}");
+            assert!(
+                bytes[..length]
+                    .iter()
+                    .all(|byte| usize::from(*byte) == number)
+            );
+            came += 1;
+        }
+    })
+}
+
+/// Sends 10,000 datagrams in super-packets under `loss=10%`.
+fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
+    let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
+    let receiver = receiver(peer, address);
+    let any: IpAddr = if address.is_ipv4() {
+        [0; 4].into()
+    } else {
+        [0_u16; 8].into()
+    };
+    let socket = UdpSocket::bind((any, 0)).unwrap();
+    socket.connect(address).unwrap();
+    let hurt = Hurt::begin(&["udp:7000 loss=10%"], options);
+    let mut burst: Vec<u8> = (0..40_u8).flat_map(|n| [n; DATAGRAM]).collect();
+    burst.truncate(BURST * DATAGRAM - DATAGRAM / 2);
+    set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
+    for _ in 0..250 {
+        assert_eq!(socket.send(&burst).unwrap(), burst.len());
+    }
+    let summary = hurt.end();
+    socket.send(b"e").unwrap();
+    let came = receiver.join().unwrap();
+    let lost = packets(&summary, 1);
+    assert_eq!(packets(&summary, 0), 10_000, "{summary}");
+    assert_eq!(came + lost, 10_000, "{summary}");
+    assert_binomial(lost, 10_000, 0.1);
+}
+
+fn peer_of(peer: &Peer) -> NetworkNamespace {
+    NetworkNamespace::open(Path::new(&peer.name)).unwrap()
+}
+
+#[test]
+fn datagrams_of_one_super_packet_are_lost_one_by_one() {
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = peer_of(&peer);
+    for host in ["10.77.0.2", "fd77::2"] {
+        lose_datagrams("--scope host", &namespace, host);
+        lose_datagrams("--scope host --attach clsact", &namespace, host);
+    }
+}
+
+#[test]
+fn arriving_super_packets_are_judged_by_the_datagram_too() {
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = peer_of(&peer);
+    for attach in ["", " --attach clsact"] {
+        let options = format!("--netns {}{attach}", peer.name);
+        lose_datagrams(&options, &namespace, "10.77.0.2");
+        lose_datagrams(&options, &namespace, "fd77::2");
+    }
+}
+
+#[test]
+fn bulk_tcp_loses_wire_packets_and_arrives_whole() {
+    const BYTES: usize = 24 << 20;
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = peer_of(&peer);
+    for (host, options) in [
+        ("10.77.0.2", "--scope host"),
+        ("fd77::2", "--scope host --attach clsact"),
+    ] {
+        let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
+        let listener = namespace.enter(|| Ok(TcpListener::bind(address)?)).unwrap();
+        let reader = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            all
+        });
+        let data: Vec<u8> = (0..BYTES).map(|n| (n / 997).to_le_bytes()[0]).collect();
+        let hurt = Hurt::begin(&["tcp:7000 loss=0.2% dir=to-server"], options);
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(&data).unwrap();
+        drop(stream);
+        assert!(
+            reader.join().unwrap() == data,
+            "what arrives is what was sent"
+        );
+        let summary = hurt.end();
+        let (seen, lost) = (packets(&summary, 0), packets(&summary, 1));
+        // Super-packets would be far fewer.
+        assert!(seen > (BYTES / 1500) as u64, "{summary}");
+        assert_binomial(lost, seen, 0.002);
+    }
+}
+
+#[test]
+fn a_counted_packet_is_a_wire_packet() {
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = peer_of(&peer);
+    let address: SocketAddr = "10.77.0.2:7000".parse().unwrap();
+    let receiver = receiver(&namespace, address);
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect(address).unwrap();
+    let hurt = Hurt::begin(&["udp:7000 drop every=10 range=1..25"], "--scope host");
+    set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
+    let burst: Vec<u8> = (0..30_u8).flat_map(|n| [n; DATAGRAM]).collect();
+    socket.send(&burst).unwrap();
+    let summary = hurt.end();
+    socket.send(b"e").unwrap();
+    assert_eq!(receiver.join().unwrap(), 28, "{summary}");
+    assert_eq!(packets(&summary, 1), 2, "{summary}");
+}
