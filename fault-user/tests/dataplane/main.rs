@@ -621,7 +621,7 @@ fn a_reset_may_wait_for_bytes() {
     let packet = fresh(Recipe::tcp(ACK, b"data"));
     let mut resets = 0;
     for sent in [4, 8, 12] {
-        kernel.out(&packet.reversed().frame());
+        kernel.out(&packet.clone().reversed().frame());
         kernel.out(&packet.frame());
         for event in kernel.take_events() {
             assert_eq!((event.action, sent), (action::RESET, 12));
