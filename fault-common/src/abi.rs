@@ -61,6 +61,15 @@ pub mod fault {
     pub const ECN: u8 = 11;
     /// The service is gone: refuses what is new, resets what is open.
     pub const DOWN: u8 = 12;
+    /// Held: `arguments` middle and jitter in nanoseconds, [`crate::delay::distribution`] with 0x100 for
+    /// keep-order, correlation (of 2^32).
+    pub const DELAY: u8 = 13;
+    /// Shaped: the delay line has the arguments.
+    pub const RATE: u8 = 14;
+    /// Overtakes what is held: `arguments[0]` threshold, `[1]` gap.
+    pub const REORDER: u8 = 15;
+    /// Held up to the next slot: the delay line has the arguments.
+    pub const SLOT: u8 = 16;
 }
 
 /// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].
@@ -310,7 +319,48 @@ pub mod action {
     pub const DUPLICATE: u8 = 7;
     /// Marked CE.
     pub const ECN: u8 = 8;
+    /// Held.
+    pub const HOLD: u8 = 9;
+    /// Sent ahead of what is held.
+    pub const OVERTAKE: u8 = 10;
 }
+
+/// What the programs tell the delay line about a packet that they hand to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// `CLOCK_MONOTONIC` time at which the packet came.
+    pub now_ns: u64,
+    /// How long it is held, beside rates and slots.
+    pub delay_ns: u64,
+    /// Identifies connection and direction, where its packets must keep their order; else 0.
+    pub flow: u64,
+    /// Index of the interface that it passes.
+    pub interface: u32,
+    /// Bytes on the wire.
+    pub bytes: u32,
+    /// [`RuleEntry::state`] of the rate that it is subject to, and 1; 0 for none.
+    pub rate: u16,
+    /// The same for slots.
+    pub slot: u16,
+    /// Bits of [`hold_flag`].
+    pub flags: u16,
+    /// Wire packets in it.
+    pub segments: u16,
+}
+
+/// Bits of [`Hold::flags`].
+pub mod hold_flag {
+    /// It was on its way in.
+    pub const INGRESS: u16 = 1;
+    /// It is sent twice.
+    pub const TWICE: u16 = 2;
+}
+
+/// How many packets can be on their way to the delay line at once.
+pub const HOLDS: u32 = 1 << 16;
+/// How many interfaces the delay line can send packets on at, each in both directions.
+pub const PLACES: u32 = 1 << 12;
 
 /// A decision that fired.
 #[repr(C)]
@@ -381,12 +431,14 @@ const _: () = {
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 32);
+    assert!(size_of::<Hold>() == 40);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, Flow, FlowRule, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader,
+        Control, Flow, FlowRule, Hold, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey,
+        SetHeader,
     };
     use crate::flow::FlowKey;
 
@@ -398,6 +450,7 @@ mod pod {
     unsafe impl aya::Pod for ScopeKey {}
     unsafe impl aya::Pod for Control {}
     unsafe impl aya::Pod for FlowRule {}
+    unsafe impl aya::Pod for Hold {}
     unsafe impl aya::Pod for Flow {}
     unsafe impl aya::Pod for RuleState {}
     unsafe impl aya::Pod for RuleStats {}

@@ -7,6 +7,7 @@
 use crate::abi::{
     CORRUPT_BITS_MAX, FlowRule, RuleEntry, RuleState, action, fault, reject, rule_flag,
 };
+use crate::delay::{correlated, delay_ns, distribution, table_index, uniform};
 use crate::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN, kind};
 use crate::random::{ALWAYS, Lane, Ordinals, below, chance, draw, mix};
 
@@ -36,6 +37,42 @@ pub struct Verdict {
     pub corrupt_bits: u32,
     /// Key of the draws that say which bits.
     pub corrupt_key: u64,
+    /// How long the packet is held.
+    pub delay_ns: u64,
+    /// What must keep its order while it is held: see [`Hold::flow`](crate::abi::Hold::flow).
+    pub flow: u64,
+    /// Rule state of the rate that holds it, and 1.
+    pub rate: u16,
+    /// Rule state of the slots that hold it, and 1.
+    pub slot: u16,
+    /// Whether it is held at all.
+    pub hold: bool,
+    /// Whether it was picked to overtake those that are held.
+    pub overtake: bool,
+    /// Whether it is one of those that others are to overtake.
+    pub overtaken: bool,
+}
+
+/// How long packets are held that a `reorder` lets others overtake, where no `delay` holds them.
+pub const OVERTAKEN_NS: u64 = 10_000_000;
+
+impl Verdict {
+    /// How long the packet is to be held; nothing when it is not.
+    #[must_use]
+    #[inline(always)]
+    pub const fn held_ns(&self) -> Option<u64> {
+        let shaped = self.rate != 0 || self.slot != 0;
+        if self.overtake {
+            return if shaped { Some(0) } else { None };
+        }
+        if self.hold {
+            Some(self.delay_ns)
+        } else if self.overtaken {
+            Some(OVERTAKEN_NS)
+        } else {
+            None
+        }
+    }
 }
 
 /// Added to an MTU in [`Verdict::reject`]: "packet too big" with that MTU.
@@ -45,6 +82,8 @@ pub const REJECT_TOO_BIG: u64 = 1 << 32;
 pub trait Counting {
     /// Adds one and gives the new value.
     fn next(counter: &mut u64) -> u64;
+    /// An entry of the tables of distributions: see [`crate::delay::table_index`].
+    fn spread(index: u32) -> i64;
 }
 
 /// [`Counting`] for a single thread: tests and user space.
@@ -55,6 +94,11 @@ impl Counting for Plain {
     fn next(counter: &mut u64) -> u64 {
         *counter += 1;
         *counter
+    }
+
+    /// There are no tables here: every value is the middle.
+    fn spread(_index: u32) -> i64 {
+        0
     }
 }
 
@@ -152,7 +196,7 @@ pub fn judge<C: Counting>(
     {
         return None;
     }
-    let done = fire(
+    let done = fire::<C>(
         rule,
         sample,
         packet,
@@ -169,7 +213,7 @@ pub fn judge<C: Counting>(
 
 /// What the fault itself decides; gives the [`action`] it adds to the verdict, 0 for none.
 #[inline(always)]
-fn fire(
+fn fire<C: Counting>(
     rule: &RuleEntry,
     sample: &Sample,
     packet: &Packet,
@@ -209,8 +253,75 @@ fn fire(
             reset(packet, verdict)
         }
         fault::DOWN => down(packet, verdict),
+        fault::DELAY => delay::<C>(rule, ordinals, drawn, memory, verdict),
+        fault::RATE => {
+            verdict.rate = shaper(verdict.rate, rule);
+            hold(verdict)
+        }
+        fault::SLOT => {
+            verdict.slot = shaper(verdict.slot, rule);
+            hold(verdict)
+        }
+        fault::REORDER => reorder(rule, ordinals, drawn, verdict),
         _ => 0,
     }
+}
+
+#[inline(always)]
+const fn hold(verdict: &mut Verdict) -> u8 {
+    verdict.hold = true;
+    action::HOLD
+}
+
+/// Of several shapers the first one holds.
+#[inline(always)]
+const fn shaper(taken: u16, rule: &RuleEntry) -> u16 {
+    if taken == 0 {
+        #[expect(clippy::cast_possible_truncation, reason = "below twice RULES_MAX")]
+        return (rule.state + 1) as u16;
+    }
+    taken
+}
+
+/// Set in `arguments[2]` of a delay that lets no packet of a connection overtake another.
+pub const KEEP_ORDER: u64 = 0x100;
+
+#[inline(always)]
+fn delay<C: Counting>(
+    rule: &RuleEntry,
+    ordinals: Ordinals,
+    drawn: u64,
+    last: &mut u32,
+    verdict: &mut Verdict,
+) -> u8 {
+    let [middle_ns, jitter_ns, form, correlation, _] = rule.arguments;
+    let spread = if jitter_ns == 0 {
+        0
+    } else {
+        let value = correlated((drawn >> 32) as u32, last, correlation);
+        match form & 0xff {
+            distribution::UNIFORM => uniform(value),
+            tabled => C::spread(table_index(tabled, value)),
+        }
+    };
+    verdict.delay_ns += delay_ns(middle_ns, jitter_ns, spread);
+    if form & KEEP_ORDER != 0 {
+        let connection = (u64::from(ordinals.connection) << 1) | u64::from(ordinals.direction & 1);
+        verdict.flow = mix(rule.key ^ connection) | 1;
+    }
+    hold(verdict)
+}
+
+/// Every gap-th packet may be picked, as by tc-netem(8).
+#[inline(always)]
+const fn reorder(rule: &RuleEntry, ordinals: Ordinals, drawn: u64, verdict: &mut Verdict) -> u8 {
+    let gap = rule.arguments[1];
+    if (gap <= 1 || ordinals.packet % gap == 0) && chance(drawn, rule.arguments[0]) {
+        verdict.overtake = true;
+        return action::OVERTAKE;
+    }
+    verdict.overtaken = true;
+    0
 }
 
 #[inline(always)]

@@ -20,6 +20,7 @@
 
 pub mod abi;
 pub mod decide;
+pub mod delay;
 pub mod flow;
 pub mod matching;
 pub mod packet;

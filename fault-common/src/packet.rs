@@ -174,12 +174,13 @@ pub fn parse<L: Load>(
 ) -> Result<Packet, Unparsed> {
     let mut packet = Packet::default();
     parse_network(bytes, ethertype, offset, length, &mut packet)?;
+    parse_extensions(bytes, &mut packet)?;
     parse_transport(bytes, &mut packet)?;
     Ok(packet)
 }
 
-/// The first half of [`parse`], written to where the packet is to be, because the kernel's programs have no room
-/// for copies: up to the transport header. After an error `packet` holds nothing of meaning.
+/// The first third of [`parse`], written to where the packet is to be, because the kernel's programs have no room
+/// for copies: the IP header. After an error `packet` holds nothing of meaning.
 ///
 /// # Errors
 /// As [`parse`].
@@ -209,8 +210,7 @@ pub fn parse_network<L: Load>(
         }
         ETHERTYPE_IPV6 => {
             let header: [u8; 40] = bytes.load(offset).ok_or(Unparsed::Truncated)?;
-            read_ipv6(&header, offset, length, packet)?;
-            follow_extensions(bytes, packet)
+            read_ipv6(&header, offset, length, packet)
         }
         _ => Err(Unparsed::NotIp),
     }
@@ -333,9 +333,15 @@ fn read_ipv6(
     Ok(())
 }
 
-/// Follows a chain of IPv6 extension headers to its end.
+/// The second third of [`parse`]: follows the chain of IPv6 extension headers to its end.
+///
+/// # Errors
+/// As [`parse`].
 #[inline(always)]
-fn follow_extensions<L: Load>(bytes: &L, packet: &mut Packet) -> Result<(), Unparsed> {
+pub fn parse_extensions<L: Load>(bytes: &L, packet: &mut Packet) -> Result<(), Unparsed> {
+    if !packet.ipv6 {
+        return Ok(());
+    }
     for _ in 0..EXTENSION_HEADERS_MAX {
         let unit = match packet.protocol {
             // Hop-by-hop options, routing, destination options, mobility: length in 8 bytes less one.
@@ -366,7 +372,7 @@ fn follow_extensions<L: Load>(bytes: &L, packet: &mut Packet) -> Result<(), Unpa
     Err(Unparsed::Headers)
 }
 
-/// The second half of [`parse`].
+/// The last third of [`parse`].
 ///
 /// # Errors
 /// As [`parse`].

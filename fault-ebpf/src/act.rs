@@ -1,14 +1,14 @@
 //! Carries a verdict out.
 
 use fault_common::abi::{CORRUPT_BITS_MAX, Counter, action};
-use fault_common::decide::{Verdict, corrupt_count, corrupt_position};
+use fault_common::decide::{Counting, Verdict, corrupt_count, corrupt_position};
 use fault_common::packet::{
     Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
 };
 
-use crate::answer;
 use crate::maps::{ACTIONS, Scratch, count};
 use crate::skb::{NEXT, Skb};
+use crate::{answer, hold};
 
 /// Whether the packet is to vanish and nothing else: most faults that fire do that.
 #[inline(always)]
@@ -18,12 +18,12 @@ pub fn is_drop(verdict: &Verdict) -> bool {
 
 /// Does what the rules decided, unless [`is_drop`]. A change that the kernel refuses leaves the packet to pass.
 #[inline(never)]
-pub fn carry_out<const EGRESS: bool, const LINK: u32>(
+pub fn carry_out<C: Counting, const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     scratch: &mut Scratch,
 ) -> i32 {
     let done = match scratch.verdict.end {
-        0 => alter(skb, scratch).map(|()| NEXT),
+        0 => alter::<C, EGRESS, LINK>(skb, scratch),
         action::REJECT_RST if may(action::REJECT_RST) => answer::refuse_with_rst(skb, scratch),
         action::REJECT_ICMP if may(action::REJECT_ICMP) => answer::refuse_with_icmp(skb, scratch),
         action::RESET if may(action::RESET) => answer::reset_both(skb, scratch),
@@ -42,20 +42,25 @@ fn may(action: u8) -> bool {
 }
 
 #[inline(always)]
-fn alter<const EGRESS: bool, const LINK: u32>(
+fn alter<C: Counting, const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     scratch: &mut Scratch,
-) -> Result<(), ()> {
+) -> Result<i32, ()> {
     if may(action::CORRUPT) && scratch.verdict.corrupt_bits != 0 {
         corrupt(skb, scratch)?;
     }
     if may(action::ECN) && scratch.verdict.mark_ce {
         mark_ce(skb, &scratch.packet)?;
     }
+    if may(action::HOLD)
+        && let Some(delay_ns) = scratch.verdict.held_ns()
+    {
+        return hold::hold::<C, EGRESS, LINK>(skb, scratch, delay_ns);
+    }
     if may(action::DUPLICATE) && scratch.verdict.duplicate {
         skb.clone_onward()?;
     }
-    Ok(())
+    Ok(NEXT)
 }
 
 /// Flips bits of the payload and puts the checksum right, so that the receiver reads them.

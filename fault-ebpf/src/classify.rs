@@ -10,8 +10,8 @@ use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
 use fault_common::matching::{Tables, ports, query};
 use fault_common::packet::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed, parse_network,
-    parse_plain_ipv4, parse_plain_ipv6, parse_transport,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed, parse_extensions,
+    parse_network, parse_plain_ipv4, parse_plain_ipv6, parse_transport,
 };
 
 use crate::maps::{
@@ -101,7 +101,7 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     if act::is_drop(&scratch.verdict) {
         return Ok(Skb::<EGRESS, LINK>::vanish());
     }
-    Ok(act::carry_out(skb, scratch))
+    Ok(act::carry_out::<C, EGRESS, LINK>(skb, scratch))
 }
 
 /// The time. Without windows, events and delays a coarse clock will do, which is not read from hardware.
@@ -125,10 +125,7 @@ fn become_segment<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     segment: u32,
 ) -> bool {
-    if split::cut(skb, scratch, segment).is_err()
-        || read_network(skb, scratch) != 0
-        || read_transport(skb, scratch) != 0
-    {
+    if split::cut(skb, scratch, segment).is_err() || read_any(skb, scratch) != 0 {
         return false;
     }
     let (now_ns, generation) = (scratch.sight.now_ns, scratch.sight.generation);
@@ -182,7 +179,7 @@ fn is_of_no_concern<const EGRESS: bool, const LINK: u32>(
 
 /// [`read`] found no rule that can concern the packet.
 const NO_RULE: u32 = 1;
-/// [`read_plain`] leaves the packet to [`read_network`].
+/// [`read_plain`] leaves the packet to [`read_any`].
 const NOT_PLAIN: u32 = 8;
 
 /// Reads the headers and looks the ports up. 0 when rules may concern the packet, else [`NO_RULE`] or a
@@ -196,10 +193,7 @@ fn read<const EGRESS: bool, const LINK: u32>(
 ) -> u32 {
     let mut code = read_plain(skb, scratch);
     if code == NOT_PLAIN {
-        code = read_network(skb, scratch);
-        if code == 0 {
-            code = read_transport(skb, scratch);
-        }
+        code = read_any(skb, scratch);
     }
     if code != 0 {
         return code;
@@ -232,7 +226,30 @@ fn read_plain<const EGRESS: bool, const LINK: u32>(
     read.map_or(NOT_PLAIN, code)
 }
 
-/// Reads any packet up to its transport header.
+/// Reads any packet, in steps, because all of them together need too much stack.
+#[inline(always)]
+fn read_any<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+) -> u32 {
+    let mut code = read_network(skb, scratch);
+    if code == 0 {
+        code = read_extensions(skb, scratch);
+    }
+    if code == 0 {
+        code = read_transport(skb, scratch);
+    }
+    code
+}
+
+#[inline(never)]
+fn read_extensions<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+) -> u32 {
+    code(parse_extensions(&skb, &mut scratch.packet))
+}
+
 #[inline(never)]
 fn read_network<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
@@ -248,7 +265,6 @@ fn read_network<const EGRESS: bool, const LINK: u32>(
     ))
 }
 
-/// Reads the transport header behind [`read_network`]: apart, because both together need too much stack.
 #[inline(never)]
 fn read_transport<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
@@ -383,13 +399,13 @@ fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32)
     unsafe { core::ptr::write_volatile(&raw mut scratch.verdict, Verdict::default()) };
     if MATCHES.load() == 1 {
         scratch.index = 0;
-        if !judge_at::<C>(scratch, flow, events) {
+        if !judge_one::<C>(scratch, flow, events) {
             count(Counter::Internal);
         }
-        return scratch.hits != 0;
+    } else {
+        judge_several::<C>(scratch, flow, events);
     }
-    judge_several::<C>(scratch, flow, events);
-    scratch.hits != 0
+    scratch.hits != 0 || scratch.verdict.overtaken
 }
 
 #[inline(never)]
@@ -408,15 +424,9 @@ fn judge_several<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u3
     }
 }
 
-/// [`judge_at`] as a function of its own, which the verifier looks at apart.
+/// Asks the rule at hand; false when a map lookup failed that can't.
 #[inline(never)]
 fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
-    judge_at::<C>(scratch, flow, events)
-}
-
-/// Asks the rule at hand; false when a map lookup failed that can't.
-#[inline(always)]
-fn judge_at<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
     let found = scratch.matches.items[scratch.index as usize % MATCHES_MAX];
     let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(found.rule);
     let Some(rule) = RULES.get(at) else {

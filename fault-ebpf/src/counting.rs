@@ -5,6 +5,8 @@ use core::arch::asm;
 
 use fault_common::decide::Counting;
 
+use crate::maps::SPREADS;
+
 /// One instruction that adds and fetches: no two packets get the same ordinal. Linux 5.12.
 pub struct Fetch;
 
@@ -21,6 +23,11 @@ impl Counting for Fetch {
             );
         }
         value + 1
+    }
+
+    #[inline(always)]
+    fn spread(index: u32) -> i64 {
+        tabled(index)
     }
 }
 
@@ -41,4 +48,14 @@ impl Counting for NoFetch {
         }
         before + 1
     }
+
+    #[inline(always)]
+    fn spread(index: u32) -> i64 {
+        tabled(index)
+    }
+}
+
+#[inline(always)]
+fn tabled(index: u32) -> i64 {
+    SPREADS.get(index).copied().unwrap_or(0)
 }

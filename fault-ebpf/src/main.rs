@@ -25,6 +25,7 @@ mod answer;
 mod classify;
 mod counting;
 mod flows;
+mod hold;
 mod maps;
 mod scope;
 mod skb;
@@ -92,6 +93,12 @@ pub fn fault_egress_l3_old(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn fault_ingress_l3_old(ctx: TcContext) -> i32 {
     classify::handle::<NoFetch, false, 0>(Skb::new(&ctx))
+}
+
+/// Ingress of the delay line's tap: packets that have been held long enough.
+#[classifier]
+pub fn fault_release(ctx: TcContext) -> i32 {
+    hold::release(Skb::new(&ctx))
 }
 
 /// Sockets made in a cgroup that rules are limited to.

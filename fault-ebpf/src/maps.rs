@@ -9,10 +9,11 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use fault_common::abi::{
-    COUNTERS, Control, Counter, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState, RuleStats,
-    ScopeKey, SetHeader,
+    COUNTERS, Control, Counter, Flow, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState,
+    RuleStats, ScopeKey, SetHeader,
 };
 use fault_common::decide::Verdict;
+use fault_common::delay::{TABLE_ENTRIES, distribution};
 use fault_common::flow::FlowKey;
 use fault_common::matching::{Connection, Matches, Ports, Query};
 use fault_common::packet::Packet;
@@ -37,6 +38,9 @@ pub static ACTIONS: Global<u32> = Global::new(u32::MAX);
 /// look at.
 #[unsafe(no_mangle)]
 pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32);
+/// Index of the delay line's tap device.
+#[unsafe(no_mangle)]
+pub static TAP: Global<u32> = Global::new(0);
 /// What this instance writes into `tc_index` of packets that it has judged.
 #[unsafe(no_mangle)]
 pub static INSTANCE: Global<u32> = Global::new(0xf000);
@@ -123,6 +127,21 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 /// Room for what does not fit the stack; one entry for each CPU.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// The tables of distributions: see [`fault_common::delay::table_index`].
+#[map]
+pub static SPREADS: Array<i64> =
+    Array::with_max_entries(distribution::TABLES * TABLE_ENTRIES, BPF_F_MMAPABLE);
+/// What the delay line is told about packets on their way to it, by their ticket.
+#[map]
+pub static HOLDS: Array<Hold> = Array::with_max_entries(fault_common::abi::HOLDS, BPF_F_MMAPABLE);
+/// The last ticket.
+#[map]
+pub static TICKETS: Array<u64> = Array::with_max_entries(1, 0);
+/// Where packets go that the delay line sends on, by the tag that they carry: twice the interface's index, and 1
+/// for its ingress.
+#[map]
+pub static RELEASES: Array<u64> = Array::with_max_entries(PLACES, BPF_F_MMAPABLE);
 
 /// Room for a part of a payload that is moved; one entry for each CPU.
 #[map]

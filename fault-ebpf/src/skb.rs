@@ -5,10 +5,11 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+    bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
-use fault_common::packet::{Load, Packet};
+use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, Packet};
 
 use crate::maps::{INSTANCE, TCX};
 
@@ -101,7 +102,7 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     }
 
     #[inline(always)]
-    fn ifindex(&self) -> u32 {
+    pub fn ifindex(&self) -> u32 {
         unsafe { (*self.0).ifindex }
     }
 
@@ -246,6 +247,42 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         } else {
             0
         }
+    }
+
+    /// Puts an 802.1ad tag in front.
+    #[inline(always)]
+    pub fn push_tag(&self, tag: u16) -> Result<(), ()> {
+        done(unsafe { bpf_skb_vlan_push(self.0, ETHERTYPE_SERVICE_VLAN.to_be(), tag) })
+    }
+
+    /// The tag in front, if there is one.
+    #[inline(always)]
+    pub fn tag(&self) -> Option<u16> {
+        unsafe {
+            if (*self.0).vlan_present == 0 {
+                None
+            } else {
+                Some((*self.0).vlan_tci as u16)
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub fn pop_tag(&self) -> Result<(), ()> {
+        done(unsafe { bpf_skb_vlan_pop(self.0) })
+    }
+
+    /// Makes the packet one that is for this host: what comes from the tap has the address of another device.
+    #[inline(always)]
+    pub fn set_for_this_host(&self) -> Result<(), ()> {
+        const PACKET_HOST: u32 = 0;
+        done(unsafe { bpf_skb_change_type(self.0, PACKET_HOST) })
+    }
+
+    /// The return value that sends this packet out through a device, or with flag 1 into it.
+    #[inline(always)]
+    pub fn redirect(&self, ifindex: u32, flags: u64) -> i32 {
+        unsafe { bpf_redirect(ifindex, flags) as i32 }
     }
 
     /// The return value that sends this packet back to where it came from.

@@ -14,13 +14,16 @@ use crate::skb::Skb;
 
 /// The most segments that are told apart; a super-packet of more is judged as one.
 const SEGMENTS_MAX: u32 = 64;
+/// The largest segment that a copy can be cut down to: what the kernel lets programs make of a packet is limited
+/// (`BPF_SKB_MAX_LEN`, less than 16 KiB). Loopback's super-packets have larger ones.
+const SEGMENT_BYTES_MAX: u32 = 12 << 10;
 /// Upper bits of `tc_index` of a copy that is to be cut, the lower ones being the segment. No instance has this: see
 /// `INSTANCE`.
 const PART: u32 = 0xe000;
 /// Bytes moved at a time.
 const PIECE_BYTES: u32 = 2048;
-/// Pieces of the largest segment there is.
-const PIECES_MAX: u32 = 32;
+/// Pieces of the largest segment.
+const PIECES_MAX: u32 = SEGMENT_BYTES_MAX / PIECE_BYTES + 1;
 
 const TCP_FIN_PSH: u8 = 0x09;
 const TCP_CWR: u8 = 0x80;
@@ -41,6 +44,7 @@ pub fn segment_of<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -
 pub fn is_wanted(scratch: &Scratch) -> bool {
     let packet = &scratch.packet;
     if scratch.sight.segments > SEGMENTS_MAX
+        || scratch.sight.size > SEGMENT_BYTES_MAX
         || (packet.protocol != PROTOCOL_TCP && packet.protocol != PROTOCOL_UDP)
     {
         return false;

@@ -74,6 +74,7 @@ fn nanoseconds(rules: &[String]) -> f64 {
         actions: plan.actions(),
         scoped: false,
         matches: plan.entries().len(),
+        tap: None,
         clock: Clock::Tick,
         once: false,
     })
@@ -151,6 +152,7 @@ fn installing() {
         actions: plan.actions(),
         scoped: false,
         matches: plan.entries().len(),
+        tap: None,
         clock: Clock::Tick,
         once: false,
     })

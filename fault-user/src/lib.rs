@@ -10,3 +10,4 @@ pub mod process;
 pub mod relay;
 pub mod report;
 pub mod rule;
+pub mod shaping;

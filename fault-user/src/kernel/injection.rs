@@ -12,11 +12,14 @@ use super::clock::monotonic_ns;
 use super::clsact;
 use super::events::Events;
 use super::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
-use super::interfaces::Interface;
+use super::interfaces::{Interface, list};
 use super::leftovers::{Change, Journal};
 use super::ruleset::{PacketRule, Scope, Tables, compile};
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
+use crate::shaping::line::{DelayLine, Figures};
+use crate::shaping::schedule::Shapers;
+use crate::shaping::tap::Tap;
 
 /// What the caller decides about an injection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,6 +38,7 @@ pub struct Prepared {
     tables: Tables,
     interfaces: Vec<Interface>,
     journal: Option<Journal>,
+    delay_line: Option<DelayLine>,
 }
 
 /// Rules in force. Dropping this heals, and [`Injection::heal`] also says how that went.
@@ -62,19 +66,26 @@ pub struct Hits {
 pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<Prepared> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
-    let options = if wishes.live {
+    let tap = if plan.holds() {
+        Some(Tap::create()?)
+    } else {
+        None
+    };
+    let mut options = if wishes.live {
         live_options(&tables, wishes)?
     } else {
         fixed_options(plan, &entries, &tables, wishes)?
     };
+    options.tap = tap.as_ref().map(Tap::index);
     let injector = Injector::load(&options)?;
     let mut prepared = Prepared {
         injector,
         tables,
         interfaces: interfaces.to_vec(),
         journal: None,
+        delay_line: None,
     };
-    let attached = prepared.attach_all();
+    let attached = prepared.attach_all(tap, &plan.shapers());
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
         && wishes.attachment.is_none()
@@ -108,12 +119,13 @@ fn fixed_options(
         actions: plan.actions(),
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
         matches: entries.len(),
-        clock: if entries.iter().any(|rule| has_window(&rule.entry)) {
+        clock: if plan.holds() || entries.iter().any(|rule| has_window(&rule.entry)) {
             Clock::Exact
         } else {
             Clock::Tick
         },
         once: true,
+        tap: None,
     })
 }
 
@@ -136,6 +148,7 @@ fn live_options(tables: &Tables, wishes: Wishes) -> Result<Options> {
         matches: usize::MAX,
         clock: Clock::Exact,
         once: true,
+        tap: None,
     })
 }
 
@@ -156,16 +169,17 @@ fn is_tcx_missing(error: &anyhow::Error) -> bool {
 }
 
 impl Prepared {
-    fn attach_all(&mut self) -> Result<()> {
+    fn attach_all(&mut self, tap: Option<Tap>, shapers: &Shapers) -> Result<()> {
         if self.injector.attachment() == Attachment::Clsact {
-            let mut journal = Journal::create()?;
-            for interface in &self.interfaces {
+            for interface in self.interfaces.clone() {
                 let interface_index = interface.index;
-                journal.record(Change::Clsact { interface_index })?;
+                self.record(Change::Clsact { interface_index })?;
                 clsact::ensure(interface_index)?;
-                journal.record(Change::Filters { interface_index })?;
+                self.record(Change::Filters { interface_index })?;
             }
-            self.journal = Some(journal);
+        }
+        if let Some(tap) = tap {
+            self.start_delay_line(tap, shapers)?;
         }
         let mut places = Vec::new();
         for interface in &self.interfaces {
@@ -184,6 +198,69 @@ impl Prepared {
             self.injector
                 .attach(interface, side)
                 .with_context(|| format!("attaching to {}", interface.name))?;
+        }
+        Ok(())
+    }
+
+    /// Notes a change that outlives this process, before it is made.
+    fn record(&mut self, change: Change) -> Result<()> {
+        let journal = match self.journal.take() {
+            Some(journal) => journal,
+            None => Journal::create()?,
+        };
+        self.journal.insert(journal).record(change)
+    }
+
+    /// Starts the delay line behind the programs.
+    fn start_delay_line(&mut self, tap: Tap, shapers: &Shapers) -> Result<()> {
+        let device = list()?
+            .into_iter()
+            .find(|interface| interface.index == tap.index())
+            .context("the tap device has vanished")?;
+        if self.injector.attachment() == Attachment::Clsact {
+            // The device goes with this process, and its filters with it.
+            clsact::ensure(device.index)?;
+        }
+        let places: Vec<_> = self
+            .interfaces
+            .iter()
+            .flat_map(|interface| [(interface.index, false), (interface.index, true)])
+            .collect();
+        let holds = self.injector.serve_delay_line(&device, &places)?;
+        if self.interfaces.iter().any(|interface| interface.loopback) {
+            self.let_loopback_come_back()?;
+        }
+        let numbered = places.into_iter().zip(1..).collect();
+        self.delay_line = Some(DelayLine::start(tap, holds, numbered, shapers)?);
+        Ok(())
+    }
+
+    /// A packet of loopback loses its route on the way through the delay line. Without it the kernel takes IPv4's local
+    /// addresses from nobody, unless told to.
+    fn let_loopback_come_back(&mut self) -> Result<()> {
+        for name in [
+            "net/ipv4/conf/lo/accept_local",
+            "net/ipv4/conf/lo/route_localnet",
+        ] {
+            let path = Path::new("/proc/sys").join(name);
+            let before = std::fs::read_to_string(&path)
+                .with_context(|| format!("reading {}", path.display()))?
+                .trim()
+                .to_owned();
+            if before == "1" {
+                continue;
+            }
+            self.record(Change::Sysctl {
+                name: name.to_owned(),
+                before,
+                after: "1".to_owned(),
+            })?;
+            std::fs::write(&path, "1").with_context(|| {
+                format!(
+                    "holding packets of loopback needs {}, which can't be written: use --interface for another one",
+                    path.display()
+                )
+            })?;
         }
         Ok(())
     }
@@ -369,6 +446,12 @@ impl Injection {
         self.prepared.injector.counter(counter)
     }
 
+    /// What the delay line has done, where there is one.
+    #[must_use]
+    pub fn delay_line(&self) -> Option<&Figures> {
+        self.prepared.delay_line.as_ref().map(DelayLine::figures)
+    }
+
     /// Takes everything away again.
     ///
     /// # Errors
@@ -381,6 +464,11 @@ impl Injection {
 impl Prepared {
     fn heal(mut self) -> Result<()> {
         let journal = self.journal.take();
+        if let Some(line) = self.delay_line.take() {
+            // Nothing is handed over any more; what is held goes on at once.
+            self.injector.rest();
+            line.finish()?;
+        }
         drop(self.injector);
         let left = journal.map(Journal::heal).unwrap_or_default();
         if let Some(left) = left.first() {

@@ -11,9 +11,11 @@ use aya::programs::{CgroupAttachMode, CgroupSock, SchedClassifier, TcAttachType}
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use fault_common::abi::{
-    COUNTERS, Counter, MATCHES_MAX, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey,
-    SetHeader,
+    COUNTERS, Counter, HOLDS, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState,
+    RuleStats, ScopeKey, SetHeader,
 };
+
+use fault_common::delay::{TABLE_ENTRIES, distribution};
 
 use super::clock::monotonic_ns;
 use super::clsact;
@@ -24,6 +26,7 @@ use super::mapped::MappedArray;
 use super::object::{OBJECT, check_abi};
 use super::ruleset::Tables;
 use super::verifier;
+use crate::shaping::spreads;
 
 /// How the programs are held at an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,12 +113,17 @@ pub struct Options {
     /// How many rules can match one packet, as far as their number tells; more than
     /// [`fault_common::abi::MATCHES_MAX`] counts as that.
     pub matches: usize,
+    /// Index of the delay line's tap device, where there is one.
+    pub tap: Option<u32>,
     /// How exact the programs' time has to be.
     pub clock: Clock,
     /// Whether a packet remembers that it has been judged. Only a benchmark that judges one packet a
     /// million times wants it otherwise.
     pub once: bool,
 }
+
+/// The program at the delay line's tap.
+const RELEASE: &str = "fault_release";
 
 /// Key of the map of hosts.
 #[repr(C)]
@@ -256,27 +264,48 @@ impl Injector {
         let attachment = self.attachment;
         let name = self.program_name(side, interface.ethernet);
         let program = self.program(side, interface.ethernet)?;
-        match attachment {
-            Attachment::Tcx => {
-                let kind = match side {
-                    Side::Egress => TcAttachType::Egress,
-                    Side::Ingress => TcAttachType::Ingress,
-                };
-                let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-                program
-                    .attach_with_options(&interface.name, kind, order)
-                    .map(drop)?;
-            }
-            Attachment::Clsact => {
-                let direction = match side {
-                    Side::Egress => clsact::Direction::Egress,
-                    Side::Ingress => clsact::Direction::Ingress,
-                };
-                let fd = program.fd()?.as_fd();
-                clsact::attach(interface.index, direction, fd, name, std::process::id())?;
-            }
+        attach_classifier(program, name, attachment, interface, side)
+    }
+
+    /// Gives the programs what they need to hand packets to a delay line at `tap`, and takes them back there. The
+    /// places where packets go on are numbered from 1, in the order of `places` (interface, whether inwards).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn serve_delay_line(
+        &mut self,
+        tap: &Interface,
+        places: &[(u32, bool)],
+    ) -> Result<MappedArray<Hold>> {
+        let tables = spreads::tables();
+        let mut spreads = mapped(
+            &mut self.ebpf,
+            "SPREADS",
+            distribution::TABLES * TABLE_ENTRIES,
+        )?;
+        for (index, value) in tables.into_iter().enumerate() {
+            spreads.set(index, value);
         }
-        Ok(())
+        let mut releases = mapped(&mut self.ebpf, "RELEASES", PLACES)?;
+        if places.len() >= PLACES as usize {
+            bail!("packets can be held on at most {} interfaces", PLACES / 2);
+        }
+        for (number, &(interface, inwards)) in (1..).zip(places) {
+            releases.set(number, u64::from(interface) << 1 | u64::from(inwards));
+        }
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(RELEASE)
+            .with_context(|| format!("the eBPF object has no program {RELEASE}"))?
+            .try_into()?;
+        load_classifier(RELEASE, program)?;
+        attach_classifier(program, RELEASE, self.attachment, tap, Side::Ingress)?;
+        mapped(&mut self.ebpf, "HOLDS", HOLDS)
+    }
+
+    /// From now on every packet passes, until the next [`Injector::install`].
+    pub fn rest(&mut self) {
+        self.lease.end();
     }
 
     /// Makes sockets that are created in a cgroup from now on remember it, for rules limited to it:
@@ -524,6 +553,36 @@ impl Injector {
     }
 }
 
+fn attach_classifier(
+    program: &mut SchedClassifier,
+    name: &str,
+    attachment: Attachment,
+    interface: &Interface,
+    side: Side,
+) -> Result<()> {
+    match attachment {
+        Attachment::Tcx => {
+            let kind = match side {
+                Side::Egress => TcAttachType::Egress,
+                Side::Ingress => TcAttachType::Ingress,
+            };
+            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+            program
+                .attach_with_options(&interface.name, kind, order)
+                .map(drop)?;
+        }
+        Attachment::Clsact => {
+            let direction = match side {
+                Side::Egress => clsact::Direction::Egress,
+                Side::Ingress => clsact::Direction::Ingress,
+            };
+            let fd = program.fd()?.as_fd();
+            clsact::attach(interface.index, direction, fd, name, std::process::id())?;
+        }
+    }
+    Ok(())
+}
+
 /// Loads a program that is not loaded yet.
 fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
     if program.fd().is_err()
@@ -555,7 +614,12 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     let tcx = u32::from(attachment == Attachment::Tcx);
     let coarse =
         u32::from(options.clock == Clock::Tick && !options.events && kernel_at_least(5, 11));
-    EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    if options.tap.is_none() {
+        // Megabytes that nobody asks for.
+        loader.map_max_entries("HOLDS", 1);
+    }
+    loader
         .override_global("WORDS", &words, true)
         .override_global("CLASSES", &capacity.classes, true)
         .override_global("TCX", &tcx, true)
@@ -564,6 +628,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &instance, true)
         .override_global("COARSE", &coarse, true)
+        .override_global("TAP", &options.tap.unwrap_or(0), true)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", 2 * words * 64)
         .map_max_entries("RULE_STATS", 2 * words * 64)

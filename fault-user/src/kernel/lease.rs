@@ -74,6 +74,13 @@ impl Lease {
         state.write();
     }
 
+    /// Lets every packet pass, until the next [`Lease::update`].
+    pub fn end(&self) {
+        let mut state = self.shared.lock();
+        state.control.lease_until_ns = 0;
+        state.write();
+    }
+
     /// Which rule set is in force.
     pub fn generation(&self) -> u32 {
         self.shared.lock().control.generation

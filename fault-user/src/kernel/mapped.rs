@@ -57,6 +57,17 @@ impl<T: Pod> MappedArray<T> {
         })
     }
 
+    /// Reads one entry.
+    ///
+    /// # Panics
+    /// When `index` is not below the number of entries.
+    #[must_use]
+    pub fn get(&self, index: usize) -> T {
+        assert!(index < self.entries, "index {index} of {}", self.entries);
+        // SAFETY: within the mapping; volatile because the kernel writes it too.
+        unsafe { self.base.add(index).read_volatile() }
+    }
+
     /// Writes one entry. Programs may be reading it: write what is in use in one word only.
     ///
     /// # Panics

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
+
+use crate::shaping::schedule::{Rate, Slots};
 use fault_common::abi::{
     PortClasses, RULES_MAX, RuleEntry, SCOPE_LEVELS_MAX, SetHeader, direction,
 };
@@ -84,6 +86,17 @@ pub struct PacketRule {
     pub scope: Option<Scope>,
     /// What it does. `directions` is read here as well.
     pub entry: RuleEntry,
+    /// What the delay line does for it.
+    pub shaper: Option<Shaper>,
+}
+
+/// What only the delay line needs to know of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shaper {
+    /// A rate.
+    Rate(Rate),
+    /// Slots.
+    Slots(Slots),
 }
 
 /// The tables of one rule set.

@@ -7,8 +7,11 @@ pub mod packet;
 
 use anyhow::{Result, bail};
 
-use crate::kernel::ruleset::{PacketRule, Scope};
+use fault_common::abi::action;
+
+use crate::kernel::ruleset::{PacketRule, Scope, Shaper};
 use crate::rule::{Protocol, ResolvedRule, Rule};
+use crate::shaping::schedule::Shapers;
 
 /// What is refused on the whole host without `--force`: the way in, and the way to stop it.
 const GUARDED_PORTS: [(u16, &str); 2] = [(22, "SSH"), (8474, "fault's own control API")];
@@ -73,6 +76,28 @@ impl Plan {
             .iter()
             .flat_map(|rule| rule.entries.iter().cloned())
             .collect()
+    }
+
+    /// What the delay line needs to know, by the rules' states.
+    #[must_use]
+    pub fn shapers(&self) -> Shapers {
+        let mut shapers = Shapers::default();
+        for part in self.rules.iter().flat_map(|rule| &rule.entries) {
+            // States are below twice RULES_MAX.
+            let state = u16::try_from(part.entry.state).unwrap_or(u16::MAX);
+            match part.shaper {
+                Some(Shaper::Rate(rate)) => drop(shapers.rates.insert(state, rate)),
+                Some(Shaper::Slots(slots)) => drop(shapers.slots.insert(state, slots)),
+                None => {}
+            }
+        }
+        shapers
+    }
+
+    /// Whether a rule holds packets.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.actions() & (1 << action::HOLD) != 0
     }
 
     /// What the kernel programs must be able to do: bits by [`fault_common::abi::action`].

@@ -2,14 +2,17 @@
 
 use anyhow::{Result, bail};
 use fault_common::abi::{RuleEntry, action, direction, fault, reject, rule_flag, rule_uid};
+use fault_common::decide::KEEP_ORDER;
+use fault_common::delay::distribution;
 use fault_common::packet::kind;
 use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
 
-use crate::kernel::ruleset::{Network, PacketRule, Protocol, Scope};
+use crate::kernel::ruleset::{Network, PacketRule, Protocol, Scope, Shaper};
 use crate::rule::{
-    CorruptMode, CountScope, Direction, Fault, Layer, LossModel, MixArm, Modifiers,
+    CorruptMode, CountScope, Direction, Distribution, Fault, Layer, LossModel, MixArm, Modifiers,
     Protocol as Named, RejectWith, ResolvedRule, ResolvedTarget,
 };
+use crate::shaping::schedule::{Rate, Slots};
 
 /// The key of a mix's draw is not that of its arms' faults.
 const MIX_SALT: u64 = 0x6d69_7800;
@@ -80,6 +83,7 @@ pub fn compile(
                 .map(|host| Network::new(host.address(), host.prefix()))
                 .collect(),
             scope: scope.cloned(),
+            shaper: shaper_of(&arm.fault, entry.key),
             entry,
         });
     }
@@ -129,11 +133,27 @@ fn action_of(wanted: &Fault) -> Result<Action> {
              the toxic `{0}` on a proxy (docs/relay.md)",
             other.name()
         ),
-        other => bail!(
-            "`{}` holds packets back, which this version of fault can't: for TCP a proxy of `fault daemon` with the toxic \
-             `latency` or `bandwidth` comes close (docs/relay.md)",
-            other.name()
-        ),
+        Fault::Delay {
+            delay_ns,
+            jitter_ns,
+            distribution,
+            correlation,
+            keep_order,
+            limit_packets: _,
+        } => {
+            let order = if *keep_order { KEEP_ORDER } else { 0 };
+            let form = form_of(*distribution) | order;
+            (
+                fault::DELAY,
+                &[*delay_ns, *jitter_ns, form, threshold(correlation)],
+            )
+        }
+        Fault::Rate { .. } => (fault::RATE, &[]),
+        Fault::Slot { .. } => (fault::SLOT, &[]),
+        Fault::Reorder { probability, gap } => {
+            (fault::REORDER, &[threshold(probability), u64::from(*gap)])
+        }
+        other => bail!("`{}` is no fault of packets", other.name()),
     };
     let mut padded = [0; 5];
     padded[..arguments.len()].copy_from_slice(arguments);
@@ -141,6 +161,52 @@ fn action_of(wanted: &Fault) -> Result<Action> {
         fault,
         arguments: padded,
     })
+}
+
+fn form_of(wanted: Distribution) -> u64 {
+    match wanted {
+        Distribution::Uniform => distribution::UNIFORM,
+        Distribution::Normal => distribution::NORMAL,
+        Distribution::Pareto => distribution::PARETO,
+        Distribution::ParetoNormal => distribution::PARETO_NORMAL,
+    }
+}
+
+/// Wire packets that wait for a rate where the rule does not say, as of tc-netem(8).
+const QUEUE_PACKETS: u32 = 1000;
+
+/// What the delay line is told of a fault.
+fn shaper_of(wanted: &Fault, key: u64) -> Option<Shaper> {
+    match *wanted {
+        Fault::Rate {
+            bits_per_second,
+            burst_bytes,
+            overhead_bytes,
+            cell_bytes,
+            cell_overhead_bytes,
+            limit_packets,
+        } => Some(Shaper::Rate(Rate {
+            bits_per_second,
+            burst_bytes: burst_bytes.unwrap_or(0),
+            overhead_bytes,
+            cell_bytes,
+            cell_overhead_bytes,
+            limit_packets: limit_packets.unwrap_or(QUEUE_PACKETS),
+        })),
+        Fault::Slot {
+            min_ns,
+            max_ns,
+            packets,
+            bytes,
+        } => Some(Shaper::Slots(Slots {
+            key,
+            min_ns,
+            max_ns,
+            packets: packets.map_or(u64::MAX, u64::from),
+            bytes: bytes.unwrap_or(u64::MAX),
+        })),
+        _ => None,
+    }
 }
 
 fn loss(model: &LossModel) -> Action {
@@ -235,6 +301,7 @@ fn is_per_segment(entry: &RuleEntry) -> bool {
             entry.arguments[0] < ALWAYS
         }
         fault::RESET => entry.arguments[0] != 0,
+        fault::DELAY => entry.arguments[1] != 0,
         fault::DROP | fault::REJECT | fault::DOWN => false,
         _ => true,
     };
@@ -271,6 +338,7 @@ pub fn actions(entry: &RuleEntry) -> u32 {
             action::REJECT_ICMP,
             action::DROP,
         ],
+        fault::DELAY | fault::RATE | fault::SLOT | fault::REORDER => &[action::HOLD],
         fault::REJECT => &[action::REJECT_RST, action::REJECT_ICMP, action::DROP],
         fault::MTU => &[action::REJECT_ICMP, action::DROP],
         _ => &[action::DROP],

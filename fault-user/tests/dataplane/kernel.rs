@@ -62,6 +62,7 @@ impl Kernel {
             actions: u32::MAX,
             scoped: true,
             matches: usize::MAX,
+            tap: None,
             clock: Clock::Exact,
             once: true,
         })

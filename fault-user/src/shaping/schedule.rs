@@ -1,0 +1,318 @@
+//! When a held packet goes on: delays, rates, slots and order. No clock and no packets in here, only times.
+
+use std::collections::HashMap;
+
+use fault_common::abi::Hold;
+use fault_common::random::mix;
+
+/// Nanoseconds of a second.
+const SECOND_NS: u128 = 1_000_000_000;
+/// How many connections are kept in order at most; beyond, those that are idle are forgotten.
+const ORDERED_MAX: usize = 65_536;
+
+/// A rate, as a rule gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Bits per second of the wire.
+    pub bits_per_second: u64,
+    /// Bytes that may go at once after a pause.
+    pub burst_bytes: u64,
+    /// Bytes that the link adds to each packet, or leaves out.
+    pub overhead_bytes: i32,
+    /// Cell size of the link; 0 for none.
+    pub cell_bytes: u32,
+    /// Bytes that each cell adds.
+    pub cell_overhead_bytes: i32,
+    /// Wire packets that may wait.
+    pub limit_packets: u32,
+}
+
+/// Slots, as a rule gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// Key of the draws of their lengths.
+    pub key: u64,
+    /// The shortest.
+    pub min_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+    /// Wire packets that go in one.
+    pub packets: u64,
+    /// Bytes that go in one.
+    pub bytes: u64,
+}
+
+/// What the rules that hold packets need to know, by the state of the rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shapers {
+    /// Rates.
+    pub rates: HashMap<u16, Rate>,
+    /// Slots.
+    pub slots: HashMap<u16, Slots>,
+}
+
+/// A rate at work, as a virtual clock that says when the wire is free again. Source: Zhang, "Virtual clock: a new
+/// traffic control algorithm for packet switching networks", SIGCOMM 1990.
+struct Wire {
+    rate: Rate,
+    free_ns: u64,
+}
+
+impl Wire {
+    /// When a packet that comes at `now_ns` has been sent; nothing when the queue is full.
+    fn send(&mut self, now_ns: u64, bytes: u32, segments: u16) -> Option<u64> {
+        let burst_ns = self.time_ns(self.rate.burst_bytes);
+        let size_ns = self.time_ns(self.wire_bytes(bytes, segments));
+        let start_ns = self.free_ns.max(now_ns.saturating_sub(burst_ns));
+        // What waits, in packets of this size.
+        let waiting_ns = start_ns.saturating_sub(now_ns);
+        let each_ns = (size_ns / u64::from(segments.max(1))).max(1);
+        if waiting_ns / each_ns >= u64::from(self.rate.limit_packets) {
+            return None;
+        }
+        self.free_ns = start_ns + size_ns;
+        Some(self.free_ns.max(now_ns))
+    }
+
+    fn time_ns(&self, bytes: u64) -> u64 {
+        let time = u128::from(bytes) * 8 * SECOND_NS / u128::from(self.rate.bits_per_second.max(1));
+        u64::try_from(time).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes on the link, with what it adds; cells as tc-netem(8) counts them.
+    fn wire_bytes(&self, bytes: u32, segments: u16) -> u64 {
+        let segments = i64::from(segments.max(1));
+        let rate = &self.rate;
+        let total = i64::from(bytes) + segments * i64::from(rate.overhead_bytes);
+        let total = if rate.cell_bytes == 0 {
+            total
+        } else {
+            let cell = i64::from(rate.cell_bytes);
+            let each = (total / segments).max(0);
+            let cells = (each + cell - 1) / cell;
+            segments * cells * (cell + i64::from(rate.cell_overhead_bytes))
+        };
+        u64::try_from(total).unwrap_or(0)
+    }
+}
+
+/// Slots at work: what comes during one goes at its end.
+struct Medium {
+    slots: Slots,
+    drawn: u64,
+    end_ns: u64,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Medium {
+    fn send(&mut self, now_ns: u64, bytes: u32, segments: u16) -> u64 {
+        if now_ns > self.end_ns {
+            self.next(now_ns);
+        }
+        let (packets, bytes) = (u64::from(segments.max(1)), u64::from(bytes));
+        let full =
+            self.packets + packets > self.slots.packets || self.bytes + bytes > self.slots.bytes;
+        // One that is larger than any slot has one to itself.
+        if full && self.packets != 0 {
+            self.next(self.end_ns);
+        }
+        self.packets += packets;
+        self.bytes += bytes;
+        self.end_ns
+    }
+
+    fn next(&mut self, from_ns: u64) {
+        self.drawn += 1;
+        let draw = mix(self.slots.key ^ self.drawn) >> 32;
+        let range = self.slots.max_ns - self.slots.min_ns;
+        let spread = (u128::from(draw) * (u128::from(range) + 1)) >> 32;
+        self.end_ns = from_ns + self.slots.min_ns + u64::try_from(spread).unwrap_or(range);
+        (self.packets, self.bytes) = (0, 0);
+    }
+}
+
+/// All rules that hold packets.
+pub struct Schedule {
+    wires: HashMap<u16, Wire>,
+    media: HashMap<u16, Medium>,
+    /// When the last packet of a connection's direction goes.
+    ordered: HashMap<u64, u64>,
+}
+
+impl Schedule {
+    /// Starts with free wires.
+    #[must_use]
+    pub fn new(shapers: &Shapers) -> Self {
+        let wires = shapers.rates.iter().map(|(&state, &rate)| {
+            let free_ns = 0;
+            (state, Wire { rate, free_ns })
+        });
+        let media = shapers.slots.iter().map(|(&state, &slots)| {
+            let medium = Medium {
+                slots,
+                drawn: 0,
+                end_ns: 0,
+                packets: 0,
+                bytes: 0,
+            };
+            (state, medium)
+        });
+        Self {
+            wires: wires.collect(),
+            media: media.collect(),
+            ordered: HashMap::new(),
+        }
+    }
+
+    /// When a packet goes on; nothing when the queue of its rate is full.
+    pub fn release_ns(&mut self, hold: &Hold) -> Option<u64> {
+        let mut release_ns = hold.now_ns;
+        if let Some(wire) = wire_of(hold.rate, &mut self.wires) {
+            release_ns = wire.send(release_ns, hold.bytes, hold.segments)?;
+        }
+        release_ns += hold.delay_ns;
+        if let Some(medium) = wire_of(hold.slot, &mut self.media) {
+            release_ns = medium.send(release_ns, hold.bytes, hold.segments);
+        }
+        if hold.flow != 0 {
+            if self.ordered.len() >= ORDERED_MAX {
+                let now_ns = hold.now_ns;
+                self.ordered.retain(|_, last_ns| *last_ns > now_ns);
+            }
+            let last_ns = self.ordered.entry(hold.flow).or_insert(0);
+            release_ns = release_ns.max(*last_ns);
+            *last_ns = release_ns;
+        }
+        Some(release_ns)
+    }
+}
+
+/// What a rule state, counted from 1, names.
+fn wire_of<T>(state: u16, all: &mut HashMap<u16, T>) -> Option<&mut T> {
+    all.get_mut(&state.checked_sub(1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn hold(now_ns: u64, bytes: u32) -> Hold {
+        Hold {
+            now_ns,
+            bytes,
+            segments: 1,
+            ..Hold::default()
+        }
+    }
+
+    fn rate(bits_per_second: u64, burst_bytes: u64, limit_packets: u32) -> Schedule {
+        let rate = Rate {
+            bits_per_second,
+            burst_bytes,
+            overhead_bytes: 0,
+            cell_bytes: 0,
+            cell_overhead_bytes: 0,
+            limit_packets,
+        };
+        Schedule::new(&Shapers {
+            rates: HashMap::from([(0, rate)]),
+            ..Shapers::default()
+        })
+    }
+
+    #[test]
+    fn a_rate_sends_one_packet_after_the_other() {
+        // 1,000 bytes at 8 Mbit/s are 1 ms.
+        let mut schedule = rate(8_000_000, 0, 3);
+        let mut send = |now_ns| {
+            schedule.release_ns(&Hold {
+                rate: 1,
+                ..hold(now_ns, 1000)
+            })
+        };
+        assert_eq!(send(10 * MS), Some(11 * MS));
+        assert_eq!(send(10 * MS), Some(12 * MS));
+        assert_eq!(send(10 * MS), Some(13 * MS));
+        assert_eq!(send(10 * MS), None, "three wait");
+        assert_eq!(send(12 * MS), Some(14 * MS));
+        assert_eq!(send(50 * MS), Some(51 * MS));
+    }
+
+    #[test]
+    fn a_burst_goes_at_once_and_no_more() {
+        let mut schedule = rate(8_000_000, 2000, 100);
+        let mut send = |now_ns| {
+            schedule.release_ns(&Hold {
+                rate: 1,
+                ..hold(now_ns, 1000)
+            })
+        };
+        let sent: Vec<_> = (0..4).map(|_| send(100 * MS).unwrap() / MS).collect();
+        assert_eq!(sent, [100, 100, 101, 102]);
+    }
+
+    #[test]
+    fn cells_round_packets_up() {
+        let mut wire = Wire {
+            rate: Rate {
+                bits_per_second: 1,
+                burst_bytes: 0,
+                overhead_bytes: 4,
+                cell_bytes: 48,
+                cell_overhead_bytes: 5,
+                limit_packets: 1,
+            },
+            free_ns: 0,
+        };
+        assert_eq!(wire.wire_bytes(44, 1), 53);
+        assert_eq!(wire.wire_bytes(45, 1), 106);
+        wire.rate.cell_bytes = 0;
+        wire.rate.overhead_bytes = -14;
+        assert_eq!(wire.wire_bytes(100, 2), 72);
+    }
+
+    #[test]
+    fn slots_deliver_at_their_ends_and_so_many_at_most() {
+        let slots = Slots {
+            key: 1,
+            min_ns: 10 * MS,
+            max_ns: 10 * MS,
+            packets: 2,
+            bytes: u64::MAX,
+        };
+        let mut schedule = Schedule::new(&Shapers {
+            slots: HashMap::from([(4, slots)]),
+            ..Shapers::default()
+        });
+        let mut send = |now_ns| {
+            let hold = Hold {
+                slot: 5,
+                ..hold(now_ns, 100)
+            };
+            schedule.release_ns(&hold).unwrap() / MS
+        };
+        let sent: Vec<_> = [100, 101, 102, 103, 104].map(|ms| send(ms * MS)).to_vec();
+        assert_eq!(sent, [110, 110, 120, 120, 130]);
+        assert_eq!(send(200 * MS), 210);
+    }
+
+    #[test]
+    fn a_kept_order_is_never_overtaken() {
+        let mut schedule = Schedule::new(&Shapers::default());
+        let mut send = |now_ns, delay_ns, flow| {
+            let hold = Hold {
+                delay_ns,
+                flow,
+                ..hold(now_ns, 100)
+            };
+            schedule.release_ns(&hold).unwrap()
+        };
+        assert_eq!(send(0, 50, 7), 50);
+        assert_eq!(send(10, 10, 7), 50);
+        assert_eq!(send(10, 10, 9), 20);
+        assert_eq!(send(10, 10, 0), 20);
+    }
+}
