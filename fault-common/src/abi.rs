@@ -355,6 +355,8 @@ pub mod hold_flag {
     pub const INGRESS: u16 = 1;
     /// It is sent twice.
     pub const TWICE: u16 = 2;
+    /// It comes from the service: each direction has wires and slots of its own.
+    pub const TO_CLIENT: u16 = 4;
 }
 
 /// How many packets can be on their way to the delay line at once.

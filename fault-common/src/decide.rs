@@ -45,6 +45,8 @@ pub struct Verdict {
     pub rate: u16,
     /// Rule state of the slots that hold it, and 1.
     pub slot: u16,
+    /// Whether that rule sees it come from the service.
+    pub to_client: bool,
     /// Whether it is held at all.
     pub hold: bool,
     /// Whether it was picked to overtake those that are held.
@@ -256,10 +258,12 @@ fn fire<C: Counting>(
         fault::DELAY => delay::<C>(rule, ordinals, drawn, memory, verdict),
         fault::RATE => {
             verdict.rate = shaper(verdict.rate, rule);
+            verdict.to_client = ordinals.direction != 0;
             hold(verdict)
         }
         fault::SLOT => {
             verdict.slot = shaper(verdict.slot, rule);
+            verdict.to_client = ordinals.direction != 0;
             hold(verdict)
         }
         fault::REORDER => reorder(rule, ordinals, drawn, verdict),

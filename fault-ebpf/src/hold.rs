@@ -32,6 +32,11 @@ pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
     } else {
         0
     };
+    let from = if verdict.to_client {
+        hold_flag::TO_CLIENT
+    } else {
+        0
+    };
     // SAFETY: as above; a ticket is given out again only after 65,536 others.
     unsafe {
         *told = Hold {
@@ -42,7 +47,7 @@ pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
             bytes: sight.bytes,
             rate: verdict.rate,
             slot: verdict.slot,
-            flags: way | twice,
+            flags: way | twice | from,
             segments: sight.segments as u16,
         };
     }

@@ -27,6 +27,18 @@ pub struct PlannedRule {
     pub entries: Vec<PacketRule>,
 }
 
+impl PlannedRule {
+    /// Whether it holds packets, so that a delay line is needed.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        let actions = self
+            .entries
+            .iter()
+            .fold(0, |all, part| all | packet::actions(&part.entry));
+        actions & (1 << action::HOLD) != 0
+    }
+}
+
 /// All rules of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -97,7 +109,7 @@ impl Plan {
     /// Whether a rule holds packets.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.actions() & (1 << action::HOLD) != 0
+        self.rules.iter().any(PlannedRule::holds)
     }
 
     /// What the kernel programs must be able to do: bits by [`fault_common::abi::action`].

@@ -1,11 +1,12 @@
 //! The closing summary: per rule, what it saw, what it hit, and by what mechanism.
 
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
 
 use fault_common::abi::Counter;
 
 use crate::kernel::injection::{Hits, Injection};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedRule};
 
 /// The counters that are worth a line when they are not zero.
 const NOTES: [(Counter, &str); 6] = [
@@ -64,13 +65,31 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         let stats = &hits.stats;
         let _ = writeln!(
             text,
-            "  {:width$}  {:>24}  {:>24}  {:>6}  tc ({})",
+            "  {:width$}  {:>24}  {:>24}  {:>6}  {}",
             rule.text,
             amount(stats.seen_packets, stats.seen_segments, stats.seen_bytes),
             amount(stats.hit_packets, stats.hit_segments, stats.hit_bytes),
             hits.connections,
-            injection.attachment(),
+            mechanism(rule, injection),
         );
+    }
+    if let Some(figures) = injection.delay_line() {
+        for (count, what) in [
+            (
+                &figures.queue_full,
+                "packets were lost in full queues of a rate",
+            ),
+            (
+                &figures.no_room,
+                "packets were lost because the delay line held all it may (256 MiB)",
+            ),
+            (&figures.refused, "held packets could not be sent on"),
+        ] {
+            let count = count.load(Ordering::Relaxed);
+            if count != 0 {
+                let _ = writeln!(text, "  {count} {what}");
+            }
+        }
     }
     for (counter, what) in NOTES {
         let count = counters.get(counter as usize).copied().unwrap_or(0);
@@ -79,6 +98,16 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         }
     }
     text
+}
+
+/// What carries a rule.
+fn mechanism(rule: &PlannedRule, injection: &Injection) -> String {
+    let by = injection.attachment();
+    if rule.holds() {
+        format!("tc ({by}), delay-line")
+    } else {
+        format!("tc ({by})")
+    }
 }
 
 /// Packets and bytes; segments as well where they differ.

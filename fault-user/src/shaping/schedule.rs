@@ -1,8 +1,8 @@
 //! When a held packet goes on: delays, rates, slots and order. No clock and no packets in here, only times.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
-use fault_common::abi::Hold;
+use fault_common::abi::{Hold, hold_flag};
 use fault_common::random::mix;
 
 /// Nanoseconds of a second.
@@ -56,21 +56,30 @@ pub struct Shapers {
 struct Wire {
     rate: Rate,
     free_ns: u64,
+    /// When each of the packets that wait will have been sent, and how many wire packets it is.
+    waiting: VecDeque<(u64, u16)>,
+    waiting_packets: u64,
 }
 
 impl Wire {
     /// When a packet that comes at `now_ns` has been sent; nothing when the queue is full.
     fn send(&mut self, now_ns: u64, bytes: u32, segments: u16) -> Option<u64> {
-        let burst_ns = self.time_ns(self.rate.burst_bytes);
-        let size_ns = self.time_ns(self.wire_bytes(bytes, segments));
-        let start_ns = self.free_ns.max(now_ns.saturating_sub(burst_ns));
-        // What waits, in packets of this size.
-        let waiting_ns = start_ns.saturating_sub(now_ns);
-        let each_ns = (size_ns / u64::from(segments.max(1))).max(1);
-        if waiting_ns / each_ns >= u64::from(self.rate.limit_packets) {
+        while let Some(&(sent_ns, packets)) = self.waiting.front()
+            && sent_ns <= now_ns
+        {
+            self.waiting.pop_front();
+            self.waiting_packets -= u64::from(packets);
+        }
+        if self.waiting_packets >= u64::from(self.rate.limit_packets) {
             return None;
         }
-        self.free_ns = start_ns + size_ns;
+        let burst_ns = self.time_ns(self.rate.burst_bytes);
+        let size_ns = self.time_ns(self.wire_bytes(bytes, segments));
+        self.free_ns = self.free_ns.max(now_ns.saturating_sub(burst_ns)) + size_ns;
+        if self.free_ns > now_ns {
+            self.waiting.push_back((self.free_ns, segments.max(1)));
+            self.waiting_packets += u64::from(segments.max(1));
+        }
         Some(self.free_ns.max(now_ns))
     }
 
@@ -134,8 +143,8 @@ impl Medium {
 
 /// All rules that hold packets.
 pub struct Schedule {
-    wires: HashMap<u16, Wire>,
-    media: HashMap<u16, Medium>,
+    wires: HashMap<(u16, bool), Wire>,
+    media: HashMap<(u16, bool), Medium>,
     /// When the last packet of a connection's direction goes.
     ordered: HashMap<u64, u64>,
 }
@@ -144,23 +153,23 @@ impl Schedule {
     /// Starts with free wires.
     #[must_use]
     pub fn new(shapers: &Shapers) -> Self {
-        let wires = shapers.rates.iter().map(|(&state, &rate)| {
-            let free_ns = 0;
-            (state, Wire { rate, free_ns })
+        let wires = both_ways(&shapers.rates, |rate, _| Wire {
+            rate,
+            free_ns: 0,
+            waiting: VecDeque::new(),
+            waiting_packets: 0,
         });
-        let media = shapers.slots.iter().map(|(&state, &slots)| {
-            let medium = Medium {
-                slots,
-                drawn: 0,
-                end_ns: 0,
-                packets: 0,
-                bytes: 0,
-            };
-            (state, medium)
+        let media = both_ways(&shapers.slots, |slots, to_client| Medium {
+            slots,
+            // Both ways draw lengths of their own.
+            drawn: u64::from(to_client) << 63,
+            end_ns: 0,
+            packets: 0,
+            bytes: 0,
         });
         Self {
-            wires: wires.collect(),
-            media: media.collect(),
+            wires,
+            media,
             ordered: HashMap::new(),
         }
     }
@@ -168,11 +177,12 @@ impl Schedule {
     /// When a packet goes on; nothing when the queue of its rate is full.
     pub fn release_ns(&mut self, hold: &Hold) -> Option<u64> {
         let mut release_ns = hold.now_ns;
-        if let Some(wire) = wire_of(hold.rate, &mut self.wires) {
+        let to_client = hold.flags & hold_flag::TO_CLIENT != 0;
+        if let Some(wire) = named(hold.rate, to_client, &mut self.wires) {
             release_ns = wire.send(release_ns, hold.bytes, hold.segments)?;
         }
         release_ns += hold.delay_ns;
-        if let Some(medium) = wire_of(hold.slot, &mut self.media) {
+        if let Some(medium) = named(hold.slot, to_client, &mut self.media) {
             release_ns = medium.send(release_ns, hold.bytes, hold.segments);
         }
         if hold.flow != 0 {
@@ -188,9 +198,20 @@ impl Schedule {
     }
 }
 
-/// What a rule state, counted from 1, names.
-fn wire_of<T>(state: u16, all: &mut HashMap<u16, T>) -> Option<&mut T> {
-    all.get_mut(&state.checked_sub(1)?)
+/// One for each rule state and direction.
+fn both_ways<T: Copy, W>(
+    all: &HashMap<u16, T>,
+    make: impl Fn(T, bool) -> W,
+) -> HashMap<(u16, bool), W> {
+    let one = |(&state, &given): (&u16, &T)| {
+        [false, true].map(|to_client| ((state, to_client), make(given, to_client)))
+    };
+    all.iter().flat_map(one).collect()
+}
+
+/// What a rule state, counted from 1, and a direction name.
+fn named<T>(state: u16, to_client: bool, all: &mut HashMap<(u16, bool), T>) -> Option<&mut T> {
+    all.get_mut(&(state.checked_sub(1)?, to_client))
 }
 
 #[cfg(test)]
@@ -266,6 +287,8 @@ mod tests {
                 limit_packets: 1,
             },
             free_ns: 0,
+            waiting: VecDeque::new(),
+            waiting_packets: 0,
         };
         assert_eq!(wire.wire_bytes(44, 1), 53);
         assert_eq!(wire.wire_bytes(45, 1), 106);

@@ -27,6 +27,8 @@ const SUITES: &[&str] = &[
     "process_tree",
     "traffic",
     "super_packets",
+    "live",
+    "delay",
 ];
 
 /// Run the tests of the data plane on other kernels, in virtual machines.

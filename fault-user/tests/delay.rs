@@ -1,0 +1,323 @@
+//! Packets that are held: delay, jitter, order, rate, slots, and what is left afterwards.
+
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
+mod place;
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fault_user::process::netns::NetworkNamespace;
+use place::{Hurt, PATIENCE, Peer, enter_fresh, fault, wait_for};
+
+const SETTINGS: [&str; 2] = [
+    "/proc/sys/net/ipv4/conf/lo/accept_local",
+    "/proc/sys/net/ipv4/conf/lo/route_localnet",
+];
+
+/// Starts UDP and TCP echoes on port 7000.
+fn echo(namespace: Option<&NetworkNamespace>, host: &str) -> SocketAddr {
+    let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
+    let bind = || Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?));
+    let (datagrams, listener) = match namespace {
+        Some(namespace) => namespace.enter(bind).unwrap(),
+        None => bind().unwrap(),
+    };
+    std::thread::spawn(move || {
+        let mut bytes = [0; 2000];
+        while let Ok((length, from)) = datagrams.recv_from(&mut bytes) {
+            datagrams.send_to(&bytes[..length], from).unwrap();
+        }
+    });
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut bytes = [0; 64];
+                while let Ok(read @ 1..) = stream.read(&mut bytes) {
+                    if stream.write_all(&bytes[..read]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A client's UDP socket.
+fn datagrams(address: SocketAddr) -> UdpSocket {
+    let any: IpAddr = if address.is_ipv4() {
+        [0; 4].into()
+    } else {
+        [0_u16; 8].into()
+    };
+    let socket = UdpSocket::bind((any, 0)).unwrap();
+    socket.connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+fn exchange(stream: &mut TcpStream) {
+    let mut answer = [0; 5];
+    stream.write_all(b"hello").unwrap();
+    stream.read_exact(&mut answer).unwrap();
+}
+
+/// Not shorter than it must be, and longer only by what a loaded machine takes.
+fn assert_about(took: Duration, ms: u64, what: &str) {
+    let least = Duration::from_millis(ms);
+    assert!(
+        took >= least && took < least + Duration::from_millis(40),
+        "{what}: {took:?}, expected {least:?}"
+    );
+}
+
+fn delays_all(address: SocketAddr, options: &str) {
+    let mut old = TcpStream::connect(address).unwrap();
+    old.set_nodelay(true).unwrap();
+    exchange(&mut old);
+    let socket = datagrams(address);
+    let mut byte = [0; 1];
+    let mut round_trip = || {
+        timed(|| {
+            socket.send(b"x").unwrap();
+            socket.recv(&mut byte).unwrap();
+        })
+    };
+    let hurt = Hurt::begin(&["7000 delay=60ms"], options);
+    assert_about(round_trip(), 120, "UDP");
+    let handshake = timed(|| drop(TcpStream::connect(address).unwrap()));
+    assert_about(handshake, 120, "the handshake");
+    assert_about(timed(|| exchange(&mut old)), 120, "an old connection");
+    let summary = hurt.end();
+    assert!(summary.contains("delay-line"), "{summary}");
+    assert!(round_trip() < Duration::from_millis(60), "healed");
+    assert!(timed(|| exchange(&mut old)) < Duration::from_millis(60));
+    let hurt = Hurt::begin(&["udp:7000 delay=60ms dir=to-client"], options);
+    assert_about(round_trip(), 60, "one way");
+    hurt.end();
+}
+
+#[test]
+fn loopback_is_delayed_and_its_settings_are_put_back() {
+    enter_fresh();
+    let before = SETTINGS.map(|path| std::fs::read_to_string(path).unwrap());
+    for host in ["127.0.0.1", "::1"] {
+        let address = echo(None, host);
+        delays_all(address, "--scope host");
+        delays_all(address, "--scope host --attach clsact");
+    }
+    assert_eq!(
+        SETTINGS.map(|path| std::fs::read_to_string(path).unwrap()),
+        before
+    );
+}
+
+#[test]
+fn both_ways_of_a_device_are_delayed() {
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    for host in ["10.77.0.2", "fd77::2"] {
+        delays_all(echo(Some(&namespace), host), "--scope host");
+    }
+}
+
+#[test]
+fn only_the_commands_own_packets_are_held() {
+    enter_fresh();
+    let address = echo(None, "127.0.0.1");
+    let hurt = Hurt::begin(&["7000 delay=2s"], "");
+    let socket = datagrams(address);
+    let mut byte = [0; 1];
+    let took = timed(|| {
+        socket.send(b"x").unwrap();
+        socket.recv(&mut byte).unwrap();
+    });
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    hurt.end();
+}
+
+#[test]
+fn what_is_held_goes_on_when_the_rule_ends() {
+    enter_fresh();
+    let address = echo(None, "127.0.0.1");
+    let hurt = Hurt::begin(&["udp:7000 delay=50s dir=to-server"], "--scope host");
+    let socket = datagrams(address);
+    socket.send(b"x").unwrap();
+    let summary = hurt.end();
+    assert!(summary.contains("1 pkts"), "{summary}");
+    let mut byte = [0; 1];
+    socket.recv(&mut byte).unwrap();
+}
+
+/// The numbers of 120 datagrams in the order in which they come back.
+fn order(rules: &[&str]) -> Vec<u16> {
+    let hurt = Hurt::begin(rules, "--scope host --seed 7");
+    let socket = datagrams("127.0.0.1:7000".parse().unwrap());
+    for number in 0..120_u16 {
+        socket.send(&number.to_be_bytes()).unwrap();
+    }
+    let mut bytes = [0; 2];
+    let numbers = (0..120)
+        .map(|_| {
+            socket.recv(&mut bytes).unwrap();
+            u16::from_be_bytes(bytes)
+        })
+        .collect();
+    hurt.end();
+    numbers
+}
+
+#[test]
+fn packets_overtake_each_other_where_they_may() {
+    enter_fresh();
+    echo(None, "127.0.0.1");
+    let in_order: Vec<u16> = (0..120).collect();
+    assert_eq!(order(&["udp:7000 delay=20ms"]), in_order);
+    assert_eq!(order(&["udp:7000 delay=20ms~20ms,keep-order"]), in_order);
+    for rule in [
+        "udp:7000 delay=20ms~20ms",
+        "udp:7000 delay=20ms~5ms,dist=normal",
+        "udp:7000 reorder=25%",
+        "udp:7000 reorder=50%,5",
+    ] {
+        let mut numbers = order(&[rule]);
+        assert_ne!(numbers, in_order, "{rule}");
+        numbers.sort_unstable();
+        assert_eq!(numbers, in_order, "{rule}: none is lost");
+    }
+    // What overtakes is not held, what does not is.
+    let mixed = order(&["udp:7000 delay=30ms", "udp:7000 reorder=100% dir=to-server"]);
+    assert_eq!(mixed, in_order);
+}
+
+#[test]
+fn a_rate_is_that_of_the_wire() {
+    const DATAGRAMS: u32 = 500;
+    const PAYLOAD: u32 = 958;
+    enter_fresh();
+    let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sender.connect("127.0.0.1:7000").unwrap();
+    // 1,000 bytes on the wire, headers of UDP, IP and Ethernet included, at 8 Mbit/s: 1 ms each.
+    let hurt = Hurt::begin(&["udp:7000 rate=8mbit"], "--scope host");
+    let took = timed(|| {
+        for _ in 0..DATAGRAMS {
+            sender.send(&[0; PAYLOAD as usize]).unwrap();
+        }
+        let mut bytes = [0; 2000];
+        for _ in 0..DATAGRAMS {
+            receiver.recv(&mut bytes).unwrap();
+        }
+    });
+    hurt.end();
+    let wanted = f64::from(DATAGRAMS) * 1e-3;
+    let off = (took.as_secs_f64() - wanted).abs() / wanted;
+    assert!(off < 0.1, "{took:?} instead of {wanted} s");
+}
+
+#[test]
+fn a_full_queue_loses_and_says_so() {
+    enter_fresh();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sender.connect("127.0.0.1:7000").unwrap();
+    let hurt = Hurt::begin(&["udp:7000 rate=8kbit,limit:5"], "--scope host");
+    for _ in 0..20 {
+        sender.send(&[0; 958]).unwrap();
+    }
+    // What is held goes on when the rule ends.
+    let summary = hurt.end();
+    assert!(
+        summary.contains("15 packets were lost in full queues"),
+        "{summary}"
+    );
+}
+
+#[test]
+fn slots_deliver_in_bursts() {
+    enter_fresh();
+    let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sender.connect("127.0.0.1:7000").unwrap();
+    let hurt = Hurt::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
+    let start = Instant::now();
+    for _ in 0..30 {
+        sender.send(b"x").unwrap();
+    }
+    let mut byte = [0; 1];
+    let arrivals: Vec<Duration> = (0..30)
+        .map(|_| {
+            receiver.recv(&mut byte).unwrap();
+            start.elapsed()
+        })
+        .collect();
+    hurt.end();
+    for (burst, ms) in arrivals.chunks(10).zip([100, 200, 300]) {
+        assert_about(burst[0], ms, "the start of a burst");
+        assert_about(burst[9], ms, "its end");
+    }
+}
+
+#[test]
+fn a_killed_instance_delays_nothing_and_its_settings_are_found() {
+    enter_fresh();
+    let before = SETTINGS.map(|path| std::fs::read_to_string(path).unwrap());
+    let address = echo(None, "127.0.0.1");
+    let hurt = Hurt::begin(&["udp:7000 delay=1s"], "--scope host");
+    let socket = datagrams(address);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(hurt.pid()).unwrap()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    let mut byte = [0; 1];
+    wait_for(
+        || {
+            socket.send(b"x").unwrap();
+            timed(|| drop(socket.recv(&mut byte))) < Duration::from_millis(200)
+        },
+        "packets to pass again",
+    );
+    drop(hurt);
+    let cleaned = fault().arg("clean").output().unwrap();
+    assert!(cleaned.status.success());
+    assert_eq!(
+        SETTINGS.map(|path| std::fs::read_to_string(path).unwrap()),
+        before
+    );
+    let devices = std::fs::read_to_string("/proc/net/dev").unwrap();
+    assert!(!devices.contains("fault-"), "{devices}");
+}
+
+#[test]
+fn without_a_tap_it_is_said_and_nothing_is_changed() {
+    enter_fresh();
+    let output = std::process::Command::new("unshare")
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            "mount --bind /dev/null /dev/net/tun && exec \"$0\" run -r 'udp:7000 delay=1s' -- true",
+        ])
+        .arg(env!("CARGO_BIN_EXE_fault"))
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{told}");
+    assert!(told.contains("tap device"), "{told}");
+}
