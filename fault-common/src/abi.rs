@@ -349,6 +349,31 @@ pub struct Hold {
     pub segments: u16,
 }
 
+/// How many targets can have their connections led to the relay: bits of an entry of `STEER_PORTS`.
+pub const STEERS: u32 = 64;
+
+/// Where connections to a target are led.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steer {
+    /// Port of the relay on 127.0.0.1, in host byte order.
+    pub port4: u16,
+    /// Port of the relay on `::1`; 0 where there is no IPv6.
+    pub port6: u16,
+    /// 1 when every host is concerned.
+    pub any_host: u32,
+}
+
+/// An address and a port of TCP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Destination {
+    /// The address, as in [`crate::flow`].
+    pub address: crate::flow::Address,
+    /// The port in host byte order.
+    pub port: u32,
+}
+
 /// Bits of [`Hold::flags`].
 pub mod hold_flag {
     /// It was on its way in.
@@ -439,8 +464,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, Flow, FlowRule, Hold, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey,
-        SetHeader,
+        Control, Destination, Flow, FlowRule, Hold, PortClasses, RuleEntry, RuleState, RuleStats,
+        ScopeKey, SetHeader,
     };
     use crate::flow::FlowKey;
 
@@ -453,6 +478,8 @@ mod pod {
     unsafe impl aya::Pod for Control {}
     unsafe impl aya::Pod for FlowRule {}
     unsafe impl aya::Pod for Hold {}
+    unsafe impl aya::Pod for Steer {}
+    unsafe impl aya::Pod for Destination {}
     unsafe impl aya::Pod for Flow {}
     unsafe impl aya::Pod for RuleState {}
     unsafe impl aya::Pod for RuleStats {}

@@ -45,14 +45,20 @@ pub struct Verdict {
     pub rate: u16,
     /// Rule state of the slots that hold it, and 1.
     pub slot: u16,
-    /// Whether that rule sees it come from the service.
-    pub to_client: bool,
-    /// Whether it is held at all.
-    pub hold: bool,
-    /// Whether it was picked to overtake those that are held.
-    pub overtake: bool,
-    /// Whether it is one of those that others are to overtake.
-    pub overtaken: bool,
+    /// Whether and how it is held: bits of [`holding`].
+    pub holding: u8,
+}
+
+/// Bits of [`Verdict::holding`].
+pub mod holding {
+    /// It is held.
+    pub const HOLD: u8 = 1;
+    /// It was picked to overtake those that are held.
+    pub const OVERTAKE: u8 = 2;
+    /// It is one of those that others are to overtake.
+    pub const OVERTAKEN: u8 = 4;
+    /// The rule of its rate or slots sees it come from the service.
+    pub const TO_CLIENT: u8 = 8;
 }
 
 /// How long packets are held that a `reorder` lets others overtake, where no `delay` holds them.
@@ -64,12 +70,12 @@ impl Verdict {
     #[inline(always)]
     pub const fn held_ns(&self) -> Option<u64> {
         let shaped = self.rate != 0 || self.slot != 0;
-        if self.overtake {
+        if self.holding & holding::OVERTAKE != 0 {
             return if shaped { Some(0) } else { None };
         }
-        if self.hold {
+        if self.holding & holding::HOLD != 0 {
             Some(self.delay_ns)
-        } else if self.overtaken {
+        } else if self.holding & holding::OVERTAKEN != 0 {
             Some(OVERTAKEN_NS)
         } else {
             None
@@ -258,13 +264,11 @@ fn fire<C: Counting>(
         fault::DELAY => delay::<C>(rule, ordinals, drawn, memory, verdict),
         fault::RATE => {
             verdict.rate = shaper(verdict.rate, rule);
-            verdict.to_client = ordinals.direction != 0;
-            hold(verdict)
+            shaped_way(ordinals, verdict)
         }
         fault::SLOT => {
             verdict.slot = shaper(verdict.slot, rule);
-            verdict.to_client = ordinals.direction != 0;
-            hold(verdict)
+            shaped_way(ordinals, verdict)
         }
         fault::REORDER => reorder(rule, ordinals, drawn, verdict),
         _ => 0,
@@ -273,8 +277,17 @@ fn fire<C: Counting>(
 
 #[inline(always)]
 const fn hold(verdict: &mut Verdict) -> u8 {
-    verdict.hold = true;
+    verdict.holding |= holding::HOLD;
     action::HOLD
+}
+
+/// Each direction has a wire of its own.
+#[inline(always)]
+const fn shaped_way(ordinals: Ordinals, verdict: &mut Verdict) -> u8 {
+    if ordinals.direction != 0 {
+        verdict.holding |= holding::TO_CLIENT;
+    }
+    hold(verdict)
 }
 
 /// Of several shapers the first one holds.
@@ -320,11 +333,11 @@ fn delay<C: Counting>(
 #[inline(always)]
 const fn reorder(rule: &RuleEntry, ordinals: Ordinals, drawn: u64, verdict: &mut Verdict) -> u8 {
     let gap = rule.arguments[1];
-    if (gap <= 1 || ordinals.packet % gap == 0) && chance(drawn, rule.arguments[0]) {
-        verdict.overtake = true;
+    if (gap <= 1 || ordinals.packet.is_multiple_of(gap)) && chance(drawn, rule.arguments[0]) {
+        verdict.holding |= holding::OVERTAKE;
         return action::OVERTAKE;
     }
-    verdict.overtaken = true;
+    verdict.holding |= holding::OVERTAKEN;
     0
 }
 

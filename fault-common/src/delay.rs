@@ -1,5 +1,5 @@
 //! How long a packet is held: distributions and their correlation, in whole numbers, so that the programs and the
-//! host work out the same.
+//! host work out the same. Delays are at most minutes: nothing here comes near 2^63 nanoseconds.
 
 /// A spread of one jitter: for `normal` the standard deviation, for `uniform` the largest. As tc-netem scales its
 /// tables.
@@ -25,25 +25,31 @@ pub mod distribution {
 #[must_use]
 #[inline(always)]
 pub const fn delay_ns(middle_ns: u64, jitter_ns: u64, spread: i64) -> u64 {
-    let delay = middle_ns as i64 + ((jitter_ns as i64 * spread) >> 13);
-    if delay < 0 { 0 } else { delay as u64 }
+    let delay = middle_ns.cast_signed() + ((jitter_ns.cast_signed() * spread) >> 13);
+    if delay < 0 { 0 } else { delay.cast_unsigned() }
 }
 
 /// The spread of a uniform distribution for a draw of 32 bits.
 #[must_use]
 #[inline(always)]
 pub const fn uniform(draw: u32) -> i64 {
-    (((draw as u64) * (2 * SPREAD_ONE as u64 + 1)) >> 32) as i64 - SPREAD_ONE
+    (((draw as u64) * (2 * SPREAD_ONE.cast_unsigned() + 1)) >> 32).cast_signed() - SPREAD_ONE
 }
 
 /// Index of the table entry for a draw of 32 bits from a distribution that has a table.
 #[must_use]
 #[inline(always)]
 pub const fn table_index(distribution: u64, draw: u32) -> u32 {
-    ((distribution as u32 - 1) & 3) * TABLE_ENTRIES + (draw >> 20)
+    (low(distribution - 1) & 3) * TABLE_ENTRIES + (draw >> 20)
 }
 
-/// A draw that resembles the one before: their weighted mean, as `get_crandom` of Linux' sch_netem makes it.
+/// The lower half of a number that has no other.
+#[inline(always)]
+const fn low(value: u64) -> u32 {
+    (value & 0xffff_ffff) as u32
+}
+
+/// A draw that resembles the one before: their weighted mean, as `get_crandom` of Linux' `sch_netem` makes it.
 /// `correlation` is of 2^32; `last` holds what came before, 0 for nothing.
 #[must_use]
 #[inline(always)]
@@ -52,7 +58,7 @@ pub const fn correlated(draw: u32, last: &mut u32, correlation: u64) -> u32 {
         draw
     } else {
         let weight = (1_u64 << 32) - correlation;
-        (((draw as u64 * (weight >> 1)) + (*last as u64 * (correlation >> 1))) >> 31) as u32
+        low(((draw as u64 * (weight >> 1)) + (*last as u64 * (correlation >> 1))) >> 31)
     };
     *last = value;
     value
@@ -85,8 +91,9 @@ mod tests {
     fn the_measured_correlation_is_the_wanted_one() {
         // The first-order autocorrelation of x' = (1-r) u + r x is r. 200,000 draws: its standard error is below
         // 1 / sqrt(n) = 0.0022; 3.29 of them are 0.0074.
-        for wanted in [0.0_f64, 0.25, 0.5, 0.9] {
-            let correlation = (wanted * 4_294_967_296.0) as u64;
+        for percent in [0_u32, 25, 50, 90] {
+            let wanted = f64::from(percent) / 100.0;
+            let correlation = (u64::from(percent) << 32) / 100;
             let mut last = 0;
             let middle = f64::from(u32::MAX) / 2.0;
             let (mut variance, mut together, mut before) = (0.0, 0.0, 0.0);

@@ -405,7 +405,7 @@ fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32)
     } else {
         judge_several::<C>(scratch, flow, events);
     }
-    scratch.hits != 0 || scratch.verdict.overtaken
+    scratch.hits != 0 || scratch.verdict.holding != 0
 }
 
 #[inline(never)]

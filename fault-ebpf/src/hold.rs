@@ -5,7 +5,7 @@
 //! goes on. A tag costs no room in the packet, so super-packets stay whole.
 
 use fault_common::abi::{Hold, hold_flag};
-use fault_common::decide::Counting;
+use fault_common::decide::{Counting, holding};
 
 use crate::maps::{HOLDS, RELEASES, Scratch, TAP, TICKETS};
 use crate::skb::{NEXT, Skb};
@@ -32,7 +32,7 @@ pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
     } else {
         0
     };
-    let from = if verdict.to_client {
+    let from = if verdict.holding & holding::TO_CLIENT != 0 {
         hold_flag::TO_CLIENT
     } else {
         0

@@ -30,9 +30,10 @@ mod maps;
 mod scope;
 mod skb;
 mod split;
+mod steer;
 
-use aya_ebpf::macros::{cgroup_sock, classifier};
-use aya_ebpf::programs::{SockContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext, TcContext};
 use fault_common::abi::{ABI_VERSION, Counter};
 
 use crate::counting::{Fetch, NoFetch};
@@ -109,6 +110,36 @@ pub fn fault_socket(ctx: SockContext) -> i32 {
         maps::count(Counter::Internal);
     }
     1
+}
+
+/// connect(2) over IPv4 in a cgroup whose connections are led to the relay.
+#[cgroup_sock_addr(connect4)]
+pub fn fault_connect4(ctx: SockAddrContext) -> i32 {
+    steer::connect4(&ctx)
+}
+
+/// connect(2) over IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn fault_connect6(ctx: SockAddrContext) -> i32 {
+    steer::connect6(&ctx)
+}
+
+/// getpeername(2) over IPv4.
+#[cgroup_sock_addr(getpeername4)]
+pub fn fault_peer4(ctx: SockAddrContext) -> i32 {
+    steer::peer4(&ctx)
+}
+
+/// getpeername(2) over IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn fault_peer6(ctx: SockAddrContext) -> i32 {
+    steer::peer6(&ctx)
+}
+
+/// Connections that are being opened in such a cgroup.
+#[sock_ops]
+pub fn fault_opening(ctx: SockOpsContext) -> u32 {
+    steer::opening(&ctx)
 }
 
 #[cfg(target_arch = "bpf")]

@@ -9,8 +9,8 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use fault_common::abi::{
-    COUNTERS, Control, Counter, Flow, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState,
-    RuleStats, ScopeKey, SetHeader,
+    COUNTERS, Control, Counter, Destination, Flow, Hold, MATCHES_MAX, PLACES, PortClasses,
+    RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -38,6 +38,12 @@ pub static ACTIONS: Global<u32> = Global::new(u32::MAX);
 /// look at.
 #[unsafe(no_mangle)]
 pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32);
+/// The mark of the relay's own sockets.
+#[unsafe(no_mangle)]
+pub static RELAY_MARK: Global<u32> = Global::new(0xfa17);
+/// Cookie of the network namespace that the relay is in; 0 where the kernel does not tell.
+#[unsafe(no_mangle)]
+pub static NETNS: Global<u64> = Global::new(0);
 /// Index of the delay line's tap device.
 #[unsafe(no_mangle)]
 pub static TAP: Global<u32> = Global::new(0);
@@ -142,6 +148,22 @@ pub static TICKETS: Array<u64> = Array::with_max_entries(1, 0);
 /// for its ingress.
 #[map]
 pub static RELEASES: Array<u64> = Array::with_max_entries(PLACES, BPF_F_MMAPABLE);
+
+/// Ports whose connections may be led to the relay: a bit for each entry of [`STEER_TABLE`].
+#[map]
+pub static STEER_PORTS: Array<u64> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
+/// Where to.
+#[map]
+pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMAPABLE);
+/// Hosts concerned, by entry of [`STEER_TABLE`].
+#[map]
+pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// What led connections were meant for, by the cookie of the client's socket.
+#[map]
+pub static ORIGINALS: LruHashMap<u64, Destination> = LruHashMap::with_max_entries(16384, 0);
+/// The same by the client's own address.
+#[map]
+pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_entries(16384, 0);
 
 /// Room for a part of a payload that is moved; one entry for each CPU.
 #[map]

@@ -281,8 +281,9 @@ fn mechanisms(has: impl Fn(&str) -> bool) -> Vec<Mechanism> {
         ),
         row(
             "delay reorder rate slot",
-            None,
-            "not in this version of fault",
+            tc.filter(|_| has(name::TAP))
+                .map(|_| "eBPF at tc, and a delay line behind a tap device"),
+            "needs tc as above, and /dev/net/tun with CAP_NET_ADMIN (in a container: --device /dev/net/tun)",
         ),
         row(
             "latency bandwidth timeout reset_peer slicer limit_data stall … (TCP, UDP)",

@@ -226,16 +226,12 @@ impl Line {
         kept.extend_from_slice(frame);
         kept[TAG_AT..TAG_AT + 2].copy_from_slice(&place);
         self.held_bytes += frame.len();
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.frames[slot] = kept;
-                slot
-            }
-            None => {
-                self.frames.push(kept);
-                self.frames.len() - 1
-            }
-        };
+        let slot = self.free.pop().unwrap_or(self.frames.len());
+        if slot == self.frames.len() {
+            self.frames.push(kept);
+        } else {
+            self.frames[slot] = kept;
+        }
         self.sequence += 1;
         self.heap.push(Reverse((release_ns, self.sequence, slot)));
     }

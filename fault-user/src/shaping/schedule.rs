@@ -271,8 +271,8 @@ mod tests {
                 ..hold(now_ns, 1000)
             })
         };
-        let sent: Vec<_> = (0..4).map(|_| send(100 * MS).unwrap() / MS).collect();
-        assert_eq!(sent, [100, 100, 101, 102]);
+        let times: Vec<_> = (0..4).map(|_| send(100 * MS).unwrap() / MS).collect();
+        assert_eq!(times, [100, 100, 101, 102]);
     }
 
     #[test]
@@ -317,8 +317,8 @@ mod tests {
             };
             schedule.release_ns(&hold).unwrap() / MS
         };
-        let sent: Vec<_> = [100, 101, 102, 103, 104].map(|ms| send(ms * MS)).to_vec();
-        assert_eq!(sent, [110, 110, 120, 120, 130]);
+        let times = [100, 101, 102, 103, 104].map(|ms| send(ms * MS));
+        assert_eq!(times, [110, 110, 120, 120, 130]);
         assert_eq!(send(200 * MS), 210);
     }
 

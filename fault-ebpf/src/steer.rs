@@ -1,0 +1,190 @@
+//! Leads a client's new connections to the relay, and lets the client believe that they go where it meant them to.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use fault_common::abi::{Destination, STEERS, Steer};
+use fault_common::flow::{Address, MAPPED_PREFIX, mapped};
+
+use crate::maps::{
+    HostKey, NETNS, ORIGINALS, PEERS, RELAY_MARK, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
+};
+
+/// The verdict that lets a system call go on.
+const GO_ON: i32 = 1;
+const SOCK_STREAM: u32 = 1;
+const AF_INET: u32 = 2;
+/// `BPF_SOCK_OPS_TCP_CONNECT_CB`: the connection is about to be opened, and has its own port already.
+const TCP_CONNECT_CB: u32 = 3;
+/// 127.0.0.1 in network byte order.
+const LOOPBACK_V4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
+/// The last word of `::1` in network byte order.
+const LOOPBACK_V6: u32 = u32::from_ne_bytes([0, 0, 0, 1]);
+
+/// connect(2) of an IPv4 socket.
+#[inline(always)]
+pub fn connect4(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the context is valid for as long as the program runs; so below.
+    let address = mapped(unsafe { (*ctx.sock_addr).user_ip4 });
+    if let Some(steer) = wanted(ctx, &address) {
+        unsafe {
+            (*ctx.sock_addr).user_ip4 = LOOPBACK_V4;
+            (*ctx.sock_addr).user_port = u32::from(steer.port4.to_be());
+        }
+    }
+    GO_ON
+}
+
+/// connect(2) of an IPv6 socket, which may go to an IPv4 address.
+#[inline(always)]
+pub fn connect6(ctx: &SockAddrContext) -> i32 {
+    let address = unsafe {
+        [
+            (*ctx.sock_addr).user_ip6[0],
+            (*ctx.sock_addr).user_ip6[1],
+            (*ctx.sock_addr).user_ip6[2],
+            (*ctx.sock_addr).user_ip6[3],
+        ]
+    };
+    if let Some(steer) = wanted(ctx, &address) {
+        let is_v4 = address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX;
+        let (last, port) = if is_v4 {
+            (LOOPBACK_V4, steer.port4)
+        } else {
+            (LOOPBACK_V6, steer.port6)
+        };
+        if port != 0 {
+            unsafe {
+                (*ctx.sock_addr).user_ip6[0] = 0;
+                (*ctx.sock_addr).user_ip6[1] = 0;
+                (*ctx.sock_addr).user_ip6[2] = if is_v4 { MAPPED_PREFIX } else { 0 };
+                (*ctx.sock_addr).user_ip6[3] = last;
+                (*ctx.sock_addr).user_port = u32::from(port.to_be());
+            }
+        }
+    }
+    GO_ON
+}
+
+/// Where a connection is to be led, if it is; what it was meant for is remembered.
+#[inline(always)]
+fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
+    let port = unsafe {
+        if (*ctx.sock_addr).type_ != SOCK_STREAM || is_the_relays(ctx) {
+            return None;
+        }
+        u16::from_be((*ctx.sock_addr).user_port as u16)
+    };
+    let mut left = *STEER_PORTS.get(u32::from(port))?;
+    if left == 0 {
+        // Policy: nearly every connection ends here.
+        return None;
+    }
+    if NETNS.load() != 0 && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != NETNS.load() {
+        // Policy: the relay is not there.
+        return None;
+    }
+    for _ in 0..STEERS {
+        if left == 0 {
+            return None;
+        }
+        let index = left.trailing_zeros();
+        left &= left - 1;
+        let steer = *STEER_TABLE.get(index)?;
+        if steer.any_host != 0 || names(index, address) {
+            let original = Destination {
+                address: *address,
+                port: u32::from(port),
+            };
+            // SAFETY: the helper has no preconditions.
+            let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+            ORIGINALS.insert(&cookie, &original, 0).ok()?;
+            return Some(steer);
+        }
+    }
+    None
+}
+
+/// The relay's own connections to its servers carry a mark.
+#[inline(always)]
+unsafe fn is_the_relays(ctx: &SockAddrContext) -> bool {
+    let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    !socket.is_null() && unsafe { (*socket).mark } == RELAY_MARK.load()
+}
+
+#[inline(always)]
+fn names(steer: u32, address: &Address) -> bool {
+    let key = Key::new(
+        32 + 128,
+        HostKey {
+            generation: steer,
+            address: *address,
+        },
+    );
+    STEER_HOSTS.get(&key).is_some()
+}
+
+/// Tells the relay what a connection that is being opened was meant for, by the address that the relay sees.
+#[inline(always)]
+pub fn opening(ctx: &SockOpsContext) -> u32 {
+    if ctx.op() != TCP_CONNECT_CB {
+        return 1;
+    }
+    // SAFETY: the helper has no preconditions.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: the value is copied at once.
+    let Some(original) = (unsafe { ORIGINALS.get(cookie) }).copied() else {
+        return 1;
+    };
+    let address = if ctx.family() == AF_INET {
+        mapped(ctx.local_ip4())
+    } else {
+        ctx.local_ip6()
+    };
+    let own = Destination {
+        address,
+        port: ctx.local_port(),
+    };
+    if PEERS.insert(&own, &original, 0).is_err() {
+        // Policy: the relay does not know the connection then, and resets it.
+        return 1;
+    }
+    1
+}
+
+/// getpeername(2): who was meant.
+#[inline(always)]
+pub fn peer4(ctx: &SockAddrContext) -> i32 {
+    if let Some(original) = original(ctx) {
+        unsafe {
+            (*ctx.sock_addr).user_ip4 = original.address[3];
+            (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
+        }
+    }
+    GO_ON
+}
+
+/// [`peer4`] of an IPv6 socket.
+#[inline(always)]
+pub fn peer6(ctx: &SockAddrContext) -> i32 {
+    if let Some(original) = original(ctx) {
+        unsafe {
+            (*ctx.sock_addr).user_ip6[0] = original.address[0];
+            (*ctx.sock_addr).user_ip6[1] = original.address[1];
+            (*ctx.sock_addr).user_ip6[2] = original.address[2];
+            (*ctx.sock_addr).user_ip6[3] = original.address[3];
+            (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
+        }
+    }
+    GO_ON
+}
+
+#[inline(always)]
+fn original(ctx: &SockAddrContext) -> Option<Destination> {
+    // SAFETY: the helper has no preconditions; the value is copied at once.
+    unsafe {
+        let cookie = bpf_get_socket_cookie(ctx.as_ptr());
+        ORIGINALS.get(cookie).copied()
+    }
+}
