@@ -465,7 +465,7 @@ const _: () = {
 mod pod {
     use super::{
         Control, Destination, Flow, FlowRule, Hold, PortClasses, RuleEntry, RuleState, RuleStats,
-        ScopeKey, SetHeader,
+        ScopeKey, SetHeader, Steer,
     };
     use crate::flow::FlowKey;
 

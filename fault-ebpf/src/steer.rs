@@ -137,20 +137,36 @@ pub fn opening(ctx: &SockOpsContext) -> u32 {
     let Some(original) = (unsafe { ORIGINALS.get(cookie) }).copied() else {
         return 1;
     };
-    let address = if ctx.family() == AF_INET {
-        mapped(ctx.local_ip4())
+    if ctx.family() == AF_INET {
+        note4(ctx, &original);
     } else {
-        ctx.local_ip6()
-    };
-    let own = Destination {
-        address,
-        port: ctx.local_port(),
-    };
-    if PEERS.insert(&own, &original, 0).is_err() {
-        // Policy: the relay does not know the connection then, and resets it.
-        return 1;
+        note6(ctx, &original);
     }
     1
+}
+
+/// [`note`] for IPv4. Apart from [`note6`], because the verifier wants every field of the context read from where it
+/// always is.
+#[inline(never)]
+fn note4(ctx: &SockOpsContext, original: &Destination) -> u32 {
+    note(mapped(ctx.local_ip4()), ctx.local_port(), original)
+}
+
+#[inline(never)]
+fn note6(ctx: &SockOpsContext, original: &Destination) -> u32 {
+    // Volatile, or LLVM would copy the array by a pointer of its own into the context.
+    // SAFETY: the context is valid for as long as the program runs.
+    let word = |at: usize| unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).local_ip6[at]) };
+    let address = [word(0), word(1), word(2), word(3)];
+    note(address, ctx.local_port(), original)
+}
+
+/// Remembers what the connection from this address is meant for. Policy: when that is not possible the relay does not
+/// know the connection, and resets it.
+#[inline(always)]
+fn note(address: Address, port: u32, original: &Destination) -> u32 {
+    let own = Destination { address, port };
+    u32::from(PEERS.insert(&own, original, 0).is_ok())
 }
 
 /// getpeername(2): who was meant.

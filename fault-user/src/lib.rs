@@ -11,3 +11,4 @@ pub mod relay;
 pub mod report;
 pub mod rule;
 pub mod shaping;
+pub mod steer;

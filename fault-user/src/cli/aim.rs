@@ -16,6 +16,7 @@ use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::container::{self, Container, Places};
 use crate::process::netns::NetworkNamespace;
 use crate::process::tree::Aim as Tree;
+use crate::steer::Steering;
 
 /// Options that say whose traffic is touched.
 #[derive(Debug, Args)]
@@ -97,6 +98,32 @@ impl Aim {
             .as_deref()
             .map(|name| container::find(&Places::default(), name))
             .transpose()
+    }
+
+    /// Leads connections to the relay, when the plan has stream rules: those of a scope, or of the whole host.
+    ///
+    /// # Errors
+    /// Another network namespace is aimed at, there is no cgroup2, or the kernel refuses.
+    pub async fn steer(&self, plan: &Plan, scope: Option<&Scope>) -> Result<Option<Steering>> {
+        let rules = plan.stream_rules();
+        let Some((_, first)) = rules.first() else {
+            return Ok(None);
+        };
+        if self.elsewhere()?.is_some() {
+            anyhow::bail!(
+                "`{}` needs the relay, which can't be put into another network namespace: run fault in there, or use packet \
+                 faults such as `delay`",
+                first.fault.name()
+            );
+        }
+        let root;
+        let cgroup = if let Some(scope) = scope {
+            &scope.path
+        } else {
+            root = Hierarchy::find()?;
+            root.path()
+        };
+        Steering::start(&rules, plan.seed, cgroup).await.map(Some)
     }
 
     /// The attachment that was asked for.

@@ -76,13 +76,14 @@ impl Inject {
             prepared.watch(&aimed.scope)?;
             prepared.adopt(&aimed.cgroup, &aimed.scope)?;
         }
-        let mut injection = prepared.start()?;
-        eprintln!("fault: seed {seed}");
-        eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("starting the runtime")?;
+        let steering = runtime.block_on(self.aim.steer(&plan, scope.as_ref()))?;
+        let mut injection = prepared.start()?;
+        eprintln!("fault: seed {seed}");
+        eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
         runtime.block_on(wait(length, async |live| {
             if watched.as_mut().is_some_and(Watched::has_changed) {
                 match self.reload(&mut injection, &plan, scope.as_ref()) {
@@ -96,14 +97,22 @@ impl Inject {
                 }
             }
             if live {
-                print!("\r\x1b[K{}", summary::line(&plan, &injection.hits(&plan)?));
+                let mut hits = injection.hits(&plan)?;
+                if let Some(steering) = &steering {
+                    steering.add_to(&mut hits);
+                }
+                print!("\r\x1b[K{}", summary::line(&plan, &hits));
                 std::io::stdout().flush()?;
             }
             Ok(())
         }))?;
-        let hits = injection.hits(&plan)?;
+        let mut hits = injection.hits(&plan)?;
+        if let Some(steering) = &steering {
+            steering.add_to(&mut hits);
+        }
         let counters = injection.counters()?;
         eprint!("{}", summary::table(&plan, &hits, &injection, &counters));
+        drop(steering);
         injection.heal()?;
         drop(aimed);
         Ok(exit::SUCCESS)
@@ -124,6 +133,11 @@ impl Inject {
         }
         let mut plan =
             Plan::new(&parsed.rules, old.seed, scope, parsed.length_ns).map_err(Failure::usage)?;
+        if !plan.stream_rules().is_empty() || !old.stream_rules().is_empty() {
+            return Err(Failure::usage(anyhow::anyhow!(
+                "stream faults can't be exchanged while they are in force: start again"
+            )));
+        }
         injection.replace(old, &mut plan)?;
         Ok(plan)
     }

@@ -71,7 +71,13 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
+        // One line: what spans several, such as the kernel's verifier log, is for -v. A rule with a caret under it is
+        // all there is, and stays as it is.
+        let mut causes = self.error.chain().map(ToString::to_string);
+        f.write_str(&causes.next().unwrap_or_default())?;
+        causes
+            .filter(|cause| !cause.contains('\n'))
+            .try_for_each(|cause| write!(f, ": {cause}"))
     }
 }
 

@@ -18,6 +18,7 @@ use crate::process::user::Identity;
 use crate::report::record::Recorder;
 use crate::report::{expectations, summary};
 use crate::rule::scenario::Expect;
+use crate::steer::Steering;
 
 /// Apply rules while a command runs; heal when it ends, however it ends.
 ///
@@ -121,13 +122,15 @@ impl Run {
             None => None,
         };
         eprintln!("fault: seed {seed}");
+        let steering = self.aim.steer(&plan, scope.as_ref()).await?;
         let injection = prepared.start()?;
         let mut running = command.spawn(own.as_ref())?;
         let ended = running.wait().await?;
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
-        let code = self.conclude(&injection, &plan, &parsed.expect, ended)?;
+        let code = self.conclude(&injection, steering.as_ref(), &plan, &parsed.expect, ended)?;
+        drop(steering);
         injection.heal()?;
         drop(aimed);
         if let Some(own) = own {
@@ -146,11 +149,15 @@ impl Run {
     fn conclude(
         &self,
         injection: &Injection,
+        steering: Option<&Steering>,
         plan: &Plan,
         expect: &Expect,
         ended: Ended,
     ) -> Outcome {
-        let hits = injection.hits(plan)?;
+        let mut hits = injection.hits(plan)?;
+        if let Some(steering) = steering {
+            steering.add_to(&mut hits);
+        }
         let counters = injection.counters()?;
         eprint!("{}", summary::table(plan, &hits, injection, &counters));
         let unfired = summary::unfired(plan, &hits);

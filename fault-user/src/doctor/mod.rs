@@ -287,7 +287,9 @@ fn mechanisms(has: impl Fn(&str) -> bool) -> Vec<Mechanism> {
         ),
         row(
             "latency bandwidth timeout reset_peer slicer limit_data stall … (TCP, UDP)",
-            Some("the relay: a proxy of `fault daemon`, with toxics"),
+            Some(
+                "the relay: behind hooks at connect(2) for rules (Linux 5.8), or as a proxy of `fault daemon`",
+            ),
             "",
         ),
     ]

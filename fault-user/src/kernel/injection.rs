@@ -50,7 +50,7 @@ pub struct Injection {
     age: u32,
 }
 
-/// What one rule of the plan saw and did.
+/// What one rule of the plan saw and did. For a stream rule packets are connections seen and things done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hits {
     /// Packets, segments and bytes.

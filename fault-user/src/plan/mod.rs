@@ -10,8 +10,9 @@ use anyhow::{Result, bail};
 use fault_common::abi::action;
 
 use crate::kernel::ruleset::{PacketRule, Scope, Shaper};
-use crate::rule::{Protocol, ResolvedRule, Rule};
+use crate::rule::{Layer, Protocol, ResolvedRule, Rule};
 use crate::shaping::schedule::Shapers;
+use crate::steer;
 
 /// What is refused on the whole host without `--force`: the way in, and the way to stop it.
 const GUARDED_PORTS: [(u16, &str); 2] = [(22, "SSH"), (8474, "fault's own control API")];
@@ -23,8 +24,10 @@ pub struct PlannedRule {
     pub text: String,
     /// The target's name or text.
     pub target: String,
-    /// Its entries for the kernel; more than one for a mix.
+    /// Its entries for the kernel; more than one for a mix, none for what the relay does.
     pub entries: Vec<PacketRule>,
+    /// What the relay does, when it is a stream fault.
+    pub stream: Option<ResolvedRule>,
 }
 
 impl PlannedRule {
@@ -62,6 +65,16 @@ impl Plan {
         let mut planned = Vec::with_capacity(rules.len());
         let mut states = 0;
         for (ordinal, (rule, resolved)) in (0_u32..).zip(rules) {
+            if resolved.fault.layer() == Layer::Stream {
+                steer::check(resolved)?;
+                planned.push(PlannedRule {
+                    text: rule.to_string(),
+                    target: resolved.name.clone(),
+                    entries: Vec::new(),
+                    stream: Some(resolved.clone()),
+                });
+                continue;
+            }
             let mut entries = packet::compile(resolved, seed, ordinal, states, scope)?;
             if let Some(length_ns) = length_ns {
                 for rule in &mut entries {
@@ -73,6 +86,7 @@ impl Plan {
                 text: rule.to_string(),
                 target: resolved.name.clone(),
                 entries,
+                stream: None,
             });
         }
         Ok(Self {
@@ -87,6 +101,16 @@ impl Plan {
         self.rules
             .iter()
             .flat_map(|rule| rule.entries.iter().cloned())
+            .collect()
+    }
+
+    /// The rules of the relay, each with its place among all.
+    #[must_use]
+    pub fn stream_rules(&self) -> Vec<(usize, &ResolvedRule)> {
+        self.rules
+            .iter()
+            .enumerate()
+            .filter_map(|(index, rule)| Some((index, rule.stream.as_ref()?)))
             .collect()
     }
 

@@ -9,7 +9,7 @@ use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
 
 use crate::kernel::ruleset::{Network, PacketRule, Protocol, Scope, Shaper};
 use crate::rule::{
-    CorruptMode, CountScope, Direction, Distribution, Fault, Layer, LossModel, MixArm, Modifiers,
+    CorruptMode, CountScope, Direction, Distribution, Fault, LossModel, MixArm, Modifiers,
     Protocol as Named, RejectWith, ResolvedRule, ResolvedTarget,
 };
 use crate::shaping::schedule::{Rate, Slots};
@@ -128,11 +128,6 @@ fn action_of(wanted: &Fault) -> Result<Action> {
         Fault::Duplicate { probability } => (fault::DUPLICATE, &[threshold(probability)]),
         Fault::Ecn { probability } => (fault::ECN, &[threshold(probability)]),
         Fault::Mtu { bytes, icmp } => (fault::MTU, &[u64::from(*bytes), u64::from(*icmp)]),
-        other if other.layer() == Layer::Stream => bail!(
-            "`{0}` works on the byte stream, which rules can't reach in this version of fault: run `fault daemon`, and put \
-             the toxic `{0}` on a proxy (docs/relay.md)",
-            other.name()
-        ),
         Fault::Delay {
             delay_ns,
             jitter_ns,
@@ -153,7 +148,10 @@ fn action_of(wanted: &Fault) -> Result<Action> {
         Fault::Reorder { probability, gap } => {
             (fault::REORDER, &[threshold(probability), u64::from(*gap)])
         }
-        other => bail!("`{}` is no fault of packets", other.name()),
+        other => bail!(
+            "`{}` works on streams, not on packets: a `mix` takes faults of one kind",
+            other.name()
+        ),
     };
     let mut padded = [0; 5];
     padded[..arguments.len()].copy_from_slice(arguments);

@@ -127,13 +127,22 @@ pub(crate) struct Toxic {
 impl Toxic {
     /// What the toxic does to a connection, given the relay's key and the connection's ordinal.
     pub(crate) fn on_connection(&self, relay_key: u64, connection: u64) -> Option<&Fault> {
-        let key = self.key(relay_key, connection);
+        let key = self.pair_key(relay_key, connection);
         if random::unit(random::fold(key, 1)) >= self.config.toxicity {
             return None;
         }
         match &self.config.fault {
             Fault::Mix(mix) => mix.choose(random::unit(random::fold(key, 2))),
             fault => Some(fault),
+        }
+    }
+
+    /// The key of the draws that decide whether and how the toxic acts on this connection. Toxics whose names are the
+    /// same up to an `@`, one for each direction, decide as one.
+    fn pair_key(&self, relay_key: u64, connection: u64) -> u64 {
+        match self.config.name.split_once('@') {
+            Some((name, _)) => random::fold(random::fold_text(relay_key, name), connection),
+            None => self.key(relay_key, connection),
         }
     }
 

@@ -63,12 +63,23 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
     );
     for (rule, hits) in plan.rules.iter().zip(hits) {
         let stats = &hits.stats;
+        let (seen, hit) = if rule.stream.is_some() {
+            (
+                format!("{} conns", stats.seen_packets),
+                format!("{} times", stats.hit_packets),
+            )
+        } else {
+            (
+                amount(stats.seen_packets, stats.seen_segments, stats.seen_bytes),
+                amount(stats.hit_packets, stats.hit_segments, stats.hit_bytes),
+            )
+        };
         let _ = writeln!(
             text,
             "  {:width$}  {:>24}  {:>24}  {:>6}  {}",
             rule.text,
-            amount(stats.seen_packets, stats.seen_segments, stats.seen_bytes),
-            amount(stats.hit_packets, stats.hit_segments, stats.hit_bytes),
+            seen,
+            hit,
             hits.connections,
             mechanism(rule, injection),
         );
@@ -103,7 +114,9 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
 /// What carries a rule.
 fn mechanism(rule: &PlannedRule, injection: &Injection) -> String {
     let by = injection.attachment();
-    if rule.holds() {
+    if rule.stream.is_some() {
+        "relay (connect hook)".to_owned()
+    } else if rule.holds() {
         format!("tc ({by}), delay-line")
     } else {
         format!("tc ({by})")
@@ -164,7 +177,9 @@ pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits]) -> Vec<(&'a str, &'static str)
         .zip(hits)
         .filter(|(_, hits)| hits.stats.hit_packets == 0)
         .map(|(rule, hits)| {
-            let why = if hits.stats.seen_packets == 0 {
+            let why = if rule.stream.is_some() && hits.stats.seen_packets == 0 {
+                "no new connection to its target was opened while it was in force (open ones stay as they are)"
+            } else if hits.stats.seen_packets == 0 {
                 "no packet of its target was seen (is it the right port, protocol and host, and did the command use it?)"
             } else {
                 "its target was seen, but its modifiers and chance picked nothing"

@@ -29,6 +29,7 @@ const SUITES: &[&str] = &[
     "super_packets",
     "live",
     "delay",
+    "steer",
 ];
 
 /// Run the tests of the data plane on other kernels, in virtual machines.

@@ -1,0 +1,205 @@
+//! A rule's stream fault as the relay takes it.
+
+use anyhow::{Result, bail};
+
+use crate::relay::Fault as Toxic;
+use crate::relay::fault;
+use crate::relay::fault::{CloseMode, Probability};
+use crate::rule::{CloseHow, CorruptAt, CorruptDataMode, ErrorReply, Fault, LifetimeFrom, MixArm};
+
+/// Parts per million as a share of one.
+#[must_use]
+pub fn share(ppm: u32) -> f64 {
+    f64::from(ppm) / 1e6
+}
+
+/// Whether the fault acts on each direction by itself, so that `dir=both` puts it on both.
+#[must_use]
+pub fn is_one_way(fault: &Fault) -> bool {
+    matches!(
+        fault,
+        Fault::Latency { .. }
+            | Fault::Bandwidth { .. }
+            | Fault::SlowClose { .. }
+            | Fault::Slicer { .. }
+            | Fault::LimitData { .. }
+            | Fault::Stall
+            | Fault::Discard
+            | Fault::CorruptData { .. }
+            | Fault::Coalesce { .. }
+            | Fault::Substitute { .. }
+    )
+}
+
+/// The relay's fault for a rule's.
+///
+/// # Errors
+/// What has no meaning on a stream, or is finer than the relay's milliseconds.
+pub fn toxic(rule: &Fault) -> Result<Toxic> {
+    Ok(match rule {
+        Fault::Latency {
+            latency_ns,
+            jitter_ns,
+        } => Toxic::Latency(fault::Latency {
+            latency: milliseconds(*latency_ns)?,
+            jitter: milliseconds(*jitter_ns)?,
+        }),
+        Fault::Bandwidth {
+            bits_per_second,
+            shared,
+        } => Toxic::Bandwidth(fault::Bandwidth {
+            rate: kilobytes(*bits_per_second)?,
+            shared: *shared,
+        }),
+        Fault::SlowClose { delay_ns } => Toxic::SlowClose(fault::SlowClose {
+            delay: milliseconds(*delay_ns)?,
+        }),
+        Fault::Timeout { timeout_ns } => Toxic::Timeout(fault::Timeout {
+            timeout: milliseconds(*timeout_ns)?,
+        }),
+        Fault::ResetPeer { timeout_ns } => Toxic::ResetPeer(fault::ResetPeer {
+            timeout: milliseconds(*timeout_ns)?,
+        }),
+        Fault::Slicer {
+            average_size_bytes,
+            size_variation_bytes,
+            delay_ns,
+        } => Toxic::Slicer(fault::Slicer {
+            average_size: number(*average_size_bytes),
+            size_variation: number(*size_variation_bytes),
+            delay: number(delay_ns / 1000),
+        }),
+        Fault::LimitData { bytes, shared } => Toxic::LimitData(fault::LimitData {
+            bytes: number(*bytes),
+            shared: *shared,
+        }),
+        other => return ending(other),
+    })
+}
+
+/// Faults that end connections, or change what they carry.
+fn ending(rule: &Fault) -> Result<Toxic> {
+    let nothing = fault::Nothing {};
+    Ok(match rule {
+        Fault::NoAccept => Toxic::NoAccept(nothing),
+        Fault::Stall => Toxic::Stall(nothing),
+        Fault::Discard => Toxic::Discard(nothing),
+        Fault::CloseOnData { how } => Toxic::CloseOnData(fault::CloseOnData { mode: mode(*how) }),
+        Fault::Close { count, how } => Toxic::Close(fault::Close {
+            count: number(count.unwrap_or(0)),
+            mode: mode(*how),
+        }),
+        Fault::CorruptData { mode, at } => Toxic::CorruptData(fault::CorruptData {
+            mode: match mode {
+                CorruptDataMode::Flip => fault::CorruptMode::Flip,
+                CorruptDataMode::Zero => fault::CorruptMode::Zero,
+                CorruptDataMode::Random => fault::CorruptMode::Random,
+            },
+            probability: match at {
+                CorruptAt::Probability(ppm) => Some(Probability(share(*ppm))),
+                CorruptAt::Offset(_) => None,
+            },
+            offset: match at {
+                CorruptAt::Probability(_) => None,
+                CorruptAt::Offset(offset) => Some(*offset),
+            },
+        }),
+        Fault::Lifetime {
+            time_ns,
+            jitter_ns,
+            from,
+        } => Toxic::Lifetime(fault::Lifetime {
+            time: milliseconds(*time_ns)?,
+            jitter: milliseconds(*jitter_ns)?,
+            from: match from {
+                LifetimeFrom::Connect => fault::LifetimeStart::Connect,
+                LifetimeFrom::FirstData => fault::LifetimeStart::FirstData,
+            },
+            mode: CloseMode::Fin,
+        }),
+        Fault::Coalesce {
+            min_bytes,
+            max_wait_ns,
+        } => Toxic::Coalesce(fault::Coalesce {
+            min_bytes: number(*min_bytes),
+            max_wait: milliseconds(*max_wait_ns)?,
+        }),
+        Fault::Substitute { regex, replacement } => Toxic::Substitute(fault::Substitute {
+            regex: regex.clone(),
+            replacement: replacement.clone(),
+            max_wait: 0,
+        }),
+        Fault::Error(reply) => {
+            let (protocol, status) = protocol(reply)?;
+            Toxic::Error(fault::ErrorReply { protocol, status })
+        }
+        Fault::Transient { errors, reply } => {
+            let (protocol, status) = match reply {
+                Some(reply) => protocol(reply)?,
+                None => (fault::Protocol::Auto, Vec::new()),
+            };
+            Toxic::Transient(fault::Transient {
+                count: number(*errors),
+                protocol,
+                status,
+                per_connection: false,
+            })
+        }
+        Fault::Abort => Toxic::Abort(fault::Abort::default()),
+        Fault::Mix(arms) => Toxic::Mix(fault::Mix {
+            faults: arms.iter().map(arm).collect::<Result<_>>()?,
+        }),
+        other => bail!("`{}` does not act on a stream", other.name()),
+    })
+}
+
+fn arm(arm: &MixArm) -> Result<fault::Share> {
+    Ok(fault::Share {
+        share: Probability(share(arm.probability)),
+        fault: toxic(&arm.fault)?,
+    })
+}
+
+fn protocol(reply: &ErrorReply) -> Result<(fault::Protocol, Vec<u16>)> {
+    let (protocol, text) = match reply {
+        ErrorReply::Http(statuses) => return Ok((fault::Protocol::Http, statuses.clone())),
+        ErrorReply::Redis(text) => (fault::Protocol::Redis, text),
+        ErrorReply::Mysql(text) => (fault::Protocol::Mysql, text),
+        ErrorReply::Smtp(text) => (fault::Protocol::Smtp, text),
+        ErrorReply::Memcache(text) => (fault::Protocol::Memcache, text),
+        ErrorReply::Random(_) => return Ok((fault::Protocol::Random, Vec::new())),
+    };
+    if text.is_some() {
+        bail!(
+            "an error reply with a text of one's own can't be sent in this version: leave the text out"
+        );
+    }
+    Ok((protocol, Vec::new()))
+}
+
+fn mode(how: CloseHow) -> CloseMode {
+    match how {
+        CloseHow::Fin => CloseMode::Fin,
+        CloseHow::Rst => CloseMode::Rst,
+    }
+}
+
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn milliseconds(ns: u64) -> Result<i64> {
+    if !ns.is_multiple_of(1_000_000) {
+        bail!("stream faults count time in whole milliseconds: use 1ms or a multiple");
+    }
+    Ok(number(ns / 1_000_000))
+}
+
+/// Kilobytes per second, at least one.
+fn kilobytes(bits_per_second: u64) -> Result<i64> {
+    let rate = bits_per_second / 8000;
+    if rate == 0 {
+        bail!("a stream can't be slowed below 8kbit (1 kB/s)");
+    }
+    Ok(number(rate))
+}

@@ -1,0 +1,398 @@
+//! Stream faults on an unchanged service: the connections of a cgroup are led to a relay on this host, which brings
+//! them to where they were meant to go.
+//!
+//! The relay's listeners are on loopback. While no rule of a target is in its window its connections go straight.
+
+mod convert;
+mod hooks;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use fault_common::abi::Steer;
+use tokio::task::JoinHandle;
+
+use crate::kernel::injection::Hits;
+use crate::kernel::ruleset::Network;
+use crate::relay::{
+    Direction as Way, Engine, Listen, Relay, Settings, Target, ToxicConfig, Upstream,
+};
+use crate::rule::{Direction, Protocol, ResolvedRule, ResolvedTarget};
+use hooks::{Entry, Hooks, Originals};
+
+/// Two are enough for what one command opens.
+const WORKERS: usize = 2;
+
+/// What one stream rule did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamHits {
+    /// Connections that came through the relay while it was in force.
+    pub connections: u64,
+    /// Chunks, ends and requests that it did something to.
+    pub hits: u64,
+}
+
+/// A rule, and which target it is for.
+struct StreamRule {
+    /// Its place among all rules.
+    index: usize,
+    target: usize,
+    rule: ResolvedRule,
+}
+
+/// A target with its relays, one for each version of IP.
+struct Led {
+    target: ResolvedTarget,
+    relays: Vec<Arc<Relay>>,
+}
+
+struct Shared {
+    hooks: Mutex<Hooks>,
+    led: Vec<Led>,
+    rules: Vec<StreamRule>,
+    /// How many rules of each target are in their windows.
+    active: Mutex<Vec<u32>>,
+    /// What each rule did in windows that are over.
+    past: Mutex<Vec<StreamHits>>,
+}
+
+/// Connections led to relays with the faults of some rules; dropping it lets new ones go straight and closes those that
+/// are led.
+pub struct Steering {
+    shared: Arc<Shared>,
+    timelines: Vec<JoinHandle<()>>,
+    _engine: Arc<Engine>,
+}
+
+/// Says what keeps a stream rule from being carried out, before anything is done.
+///
+/// # Errors
+/// One line.
+pub fn check(rule: &ResolvedRule) -> Result<()> {
+    let name = rule.fault.name();
+    if matches!(rule.target.protocol, Protocol::Udp | Protocol::Icmp) {
+        bail!(
+            "`{name}` works on streams of TCP: for datagrams there are `loss`, `delay`, `rate` and the other packet faults, or a \
+             UDP proxy of `fault daemon` (docs/relay.md)"
+        );
+    }
+    if rule.target.ports.is_empty() {
+        bail!("`{name}` needs the port of a service, such as tcp:5432");
+    }
+    if rule.modifiers.connections.is_some() {
+        bail!("`conn` picks connections for packet faults only: use `p=` or `mix` with `{name}`");
+    }
+    if rule.modifiers.reconnect {
+        bail!(
+            "`reconnect` can't be carried out by this version: connections that are open before the rule stay as they are"
+        );
+    }
+    convert::toxic(&rule.fault).map(drop)
+}
+
+impl Steering {
+    /// Leads the connections of the processes in `cgroup` to relays with the faults of `rules` (each with its place
+    /// among all rules). Rules that begin at once are in force on return.
+    ///
+    /// # Errors
+    /// A rule that can't be carried out, or the kernel refuses.
+    pub async fn start(rules: &[(usize, &ResolvedRule)], seed: u64, cgroup: &Path) -> Result<Self> {
+        let mut targets: Vec<ResolvedTarget> = Vec::new();
+        let mut stream_rules = Vec::new();
+        for &(index, rule) in rules {
+            check(rule)?;
+            let known = targets.iter().position(|target| *target == rule.target);
+            let target = known.unwrap_or_else(|| {
+                targets.push(rule.target.clone());
+                targets.len() - 1
+            });
+            stream_rules.push(StreamRule {
+                index,
+                target,
+                rule: rule.clone(),
+            });
+        }
+        let engine = Engine::start(WORKERS).context("starting the relay")?;
+        // 16 bits that two instances most likely do not share.
+        let mark = 0xfa17_0000 | (std::process::id() & 0xffff);
+        let ports = listeners(targets.len())?;
+        let entries: Vec<Entry> = targets.iter().zip(&ports).map(entry).collect();
+        let (hooks, originals) = Hooks::attach(cgroup, mark, &entries)?;
+        let mut led = Vec::with_capacity(targets.len());
+        for (number, (target, listeners)) in targets.into_iter().zip(ports).enumerate() {
+            let mut relays = Vec::new();
+            for listener in listeners.into_iter().flatten() {
+                let relay = relay(&engine, number, seed, listener, &originals, mark);
+                relay
+                    .set_enabled(true)
+                    .await
+                    .context("starting the relay")?;
+                relays.push(relay);
+            }
+            led.push(Led { target, relays });
+        }
+        let shared = Arc::new(Shared {
+            hooks: Mutex::new(hooks),
+            active: Mutex::new(vec![0; led.len()]),
+            past: Mutex::new(vec![StreamHits::default(); stream_rules.len()]),
+            led,
+            rules: stream_rules,
+        });
+        let mut timelines = Vec::new();
+        for rule in 0..shared.rules.len() {
+            timelines.push(begin(&shared, rule).await?);
+        }
+        Ok(Self {
+            shared,
+            timelines,
+            _engine: engine,
+        })
+    }
+
+    /// What each rule did, by its place among all rules.
+    #[must_use]
+    pub fn hits(&self) -> Vec<(usize, StreamHits)> {
+        let shared = &self.shared;
+        shared
+            .rules
+            .iter()
+            .enumerate()
+            .map(|(number, rule)| (rule.index, shared.hits(number)))
+            .collect()
+    }
+}
+
+impl Drop for Steering {
+    fn drop(&mut self) {
+        for timeline in &self.timelines {
+            timeline.abort();
+        }
+    }
+}
+
+/// A pair of listeners on loopback for each target: IPv4, and IPv6 where there is any.
+type Listeners = [Option<std::net::TcpListener>; 2];
+
+fn listeners(count: usize) -> Result<Vec<Listeners>> {
+    (0..count)
+        .map(|_| {
+            let v4 = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+                .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
+            Ok([
+                Some(v4),
+                std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok(),
+            ])
+        })
+        .collect()
+}
+
+fn entry((target, listeners): (&ResolvedTarget, &Listeners)) -> Entry {
+    let port = |listener: &Option<std::net::TcpListener>| {
+        let address = listener.as_ref().and_then(|one| one.local_addr().ok());
+        address.map_or(0, |address| address.port())
+    };
+    let hosts: Vec<Network> = target
+        .hosts
+        .iter()
+        .map(|host| Network::new(host.address(), host.prefix()))
+        .collect();
+    Entry {
+        steer: Steer {
+            port4: port(&listeners[0]),
+            port6: port(&listeners[1]),
+            any_host: u32::from(hosts.is_empty()),
+        },
+        hosts,
+    }
+}
+
+fn relay(
+    engine: &Arc<Engine>,
+    number: usize,
+    seed: u64,
+    listener: std::net::TcpListener,
+    originals: &Originals,
+    mark: u32,
+) -> Arc<Relay> {
+    let originals = originals.clone();
+    let settings = Settings {
+        name: format!("target {number}"),
+        seed,
+        listen: Listen::TcpHook(Arc::new(move || listener.try_clone())),
+        upstream: Upstream {
+            target: Target::Hook(Arc::new(move |accepted| originals.of(accepted.client))),
+            prepare: Some(Arc::new(move |socket, _: SocketAddr| {
+                // SAFETY: the value is four bytes long.
+                let status = unsafe {
+                    libc::setsockopt(
+                        socket.as_raw_fd(),
+                        libc::SOL_SOCKET,
+                        libc::SO_MARK,
+                        (&raw const mark).cast(),
+                        4,
+                    )
+                };
+                nix::errno::Errno::result(status).map(drop)?;
+                Ok(())
+            })),
+        },
+        udp_idle: Settings::UDP_IDLE,
+    };
+    Relay::new(engine, settings)
+}
+
+/// Begins the timeline of a rule; what begins at once has begun on return.
+async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
+    let schedule = shared.rules[number].rule.modifiers.schedule();
+    let first = schedule.start_ns == 0;
+    if first {
+        shared.open(number).await?;
+    }
+    let shared = Arc::clone(shared);
+    let started = tokio::time::Instant::now();
+    Ok(tokio::spawn(async move {
+        let at = |ns: u64| started + Duration::from_nanos(ns);
+        let mut start_ns = schedule.start_ns;
+        let mut is_open = first;
+        loop {
+            tokio::time::sleep_until(at(start_ns)).await;
+            if !is_open && let Err(error) = shared.open(number).await {
+                eprintln!("fault: a rule can't begin: {error:#}");
+                return;
+            }
+            is_open = false;
+            let end_ns = schedule.on_ns.map(|length| start_ns + length);
+            let end_ns = match (end_ns, schedule.end_ns) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            let Some(end_ns) = end_ns else {
+                return;
+            };
+            tokio::time::sleep_until(at(end_ns)).await;
+            shared.close(number).await;
+            match schedule.period_ns {
+                Some(period) if schedule.end_ns.is_none_or(|end| start_ns + period < end) => {
+                    start_ns += period;
+                }
+                _ => return,
+            }
+        }
+    }))
+}
+
+impl Shared {
+    /// The toxics of a rule: one, or one for each direction that draw as one.
+    fn toxics(&self, number: usize) -> Result<Vec<ToxicConfig>> {
+        let rule = &self.rules[number].rule;
+        let ways: &[Way] = match rule.modifiers.direction {
+            Direction::ToServer => &[Way::Upstream],
+            Direction::Both if convert::is_one_way(&rule.fault) => &Way::ALL,
+            Direction::ToClient | Direction::Both => &[Way::Downstream],
+        };
+        let fault = convert::toxic(&rule.fault)?;
+        Ok(ways
+            .iter()
+            .map(|way| ToxicConfig {
+                name: format!("{number}@{}", way.name()),
+                direction: *way,
+                stream: way.name().to_owned(),
+                toxicity: convert::share(rule.modifiers.probability),
+                fault: fault.clone(),
+            })
+            .collect())
+    }
+
+    /// Puts a rule in force.
+    async fn open(&self, number: usize) -> Result<()> {
+        let target = self.rules[number].target;
+        for toxic in self.toxics(number)? {
+            for relay in &self.led[target].relays {
+                relay
+                    .add_toxic(toxic.clone())
+                    .await
+                    .map_err(|error| anyhow::anyhow!("{error}"))?;
+            }
+        }
+        self.count(target, true);
+        Ok(())
+    }
+
+    /// Takes it back. Connections that are led stay so, without the fault.
+    async fn close(&self, number: usize) {
+        let target = self.rules[number].target;
+        self.count(target, false);
+        let Ok(toxics) = self.toxics(number) else {
+            return;
+        };
+        // A toxic's counts go with it.
+        let did = self.current_hits(number);
+        {
+            let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+            past[number].connections += did.connections;
+            past[number].hits += did.hits;
+        }
+        for toxic in toxics {
+            for relay in &self.led[target].relays {
+                if let Err(error) = relay.remove_toxic(&toxic.name).await {
+                    eprintln!("fault: a rule can't end: {error}");
+                }
+            }
+        }
+    }
+
+    /// Counts the rules in force of a target: its connections are led while there is one.
+    fn count(&self, target: usize, up: bool) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = active[target];
+        active[target] = if up { before + 1 } else { before - 1 };
+        if (before == 0) != (active[target] == 0) {
+            let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+            let index = u32::try_from(target).unwrap_or(u32::MAX);
+            hooks.switch(index, &self.led[target].target.ports, up);
+        }
+    }
+
+    fn hits(&self, number: usize) -> StreamHits {
+        let now = self.current_hits(number);
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner)[number];
+        StreamHits {
+            connections: past.connections + now.connections,
+            hits: past.hits + now.hits,
+        }
+    }
+
+    fn current_hits(&self, number: usize) -> StreamHits {
+        let prefix = format!("{number}@");
+        let mut sum = StreamHits::default();
+        for relay in &self.led[self.rules[number].target].relays {
+            let stats = relay.stats();
+            let own = stats
+                .toxics
+                .iter()
+                .filter(|toxic| toxic.name.starts_with(&prefix));
+            let mut connections = 0;
+            for toxic in own {
+                connections = connections.max(toxic.connections);
+                sum.hits += toxic.hits;
+            }
+            sum.connections += connections;
+        }
+        sum
+    }
+}
+
+impl Steering {
+    /// Enters what the stream rules did into the figures of all rules.
+    pub fn add_to(&self, hits: &mut [Hits]) {
+        for (index, did) in self.hits() {
+            hits[index].connections = did.connections;
+            hits[index].stats.seen_packets = did.connections;
+            hits[index].stats.hit_packets = did.hits;
+        }
+    }
+}
