@@ -242,6 +242,8 @@ pub struct FlowRule {
     pub connection: u32,
     /// Packets that passed the rule's filters, by direction.
     pub packets: [u64; 2],
+    /// Packets that passed the rule's filters, in its windows or not, by direction.
+    pub seen: [u32; 2],
     /// What the fault itself remembers, by direction: the state of a Markov loss model, or the payload bytes
     /// towards a `reset`.
     pub memory: [u32; 2],
@@ -389,6 +391,20 @@ pub const HOLDS: u32 = 1 << 16;
 /// How many interfaces the delay line can send packets on at, each in both directions.
 pub const PLACES: u32 = 1 << 12;
 
+/// A packet of one rule, by which a decision is found again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DecisionKey {
+    /// The rule's [`RuleEntry::uid`].
+    pub rule: u32,
+    /// The connection's ordinal among those of the rule, from 1.
+    pub connection: u32,
+    /// The packet's ordinal among those of its connection and direction that passed the filters, from 1.
+    pub seen: u32,
+    /// 0 to the server, 1 to the client.
+    pub direction: u32,
+}
+
 /// A decision that fired.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -401,6 +417,8 @@ pub struct Event {
     pub rule: u32,
     /// The connection's ordinal among those of the rule, from 1.
     pub connection: u32,
+    /// See [`DecisionKey::seen`].
+    pub seen: u32,
     /// Bytes on the wire.
     pub bytes: u32,
     /// Wire packets.
@@ -409,6 +427,8 @@ pub struct Event {
     pub direction: u8,
     /// What was done: see [`action`].
     pub action: u8,
+    /// Always zero.
+    pub padding: u32,
 }
 
 /// Why a program let a packet pass; indexes of the counters.
@@ -452,20 +472,20 @@ const _: () = {
     assert!(size_of::<PortClasses>() == 8);
     assert!(size_of::<ScopeKey>() == 16);
     assert!(size_of::<Control>() == 16);
-    assert!(size_of::<FlowRule>() == 32);
-    assert!(size_of::<Flow>() == 32 + 32 * FLOW_SLOTS);
+    assert!(size_of::<FlowRule>() == 40);
+    assert!(size_of::<Flow>() == 32 + 40 * FLOW_SLOTS);
     assert!(size_of::<RuleState>() == 24);
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
-    assert!(size_of::<Event>() == 32);
+    assert!(size_of::<Event>() == 40);
     assert!(size_of::<Hold>() == 40);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, Destination, Flow, FlowRule, Hold, PortClasses, RuleEntry, RuleState, RuleStats,
-        ScopeKey, SetHeader, Steer,
+        Control, DecisionKey, Destination, Flow, FlowRule, Hold, PortClasses, RuleEntry, RuleState,
+        RuleStats, ScopeKey, SetHeader, Steer,
     };
     use crate::flow::FlowKey;
 
@@ -480,6 +500,7 @@ mod pod {
     unsafe impl aya::Pod for Hold {}
     unsafe impl aya::Pod for Steer {}
     unsafe impl aya::Pod for Destination {}
+    unsafe impl aya::Pod for DecisionKey {}
     unsafe impl aya::Pod for Flow {}
     unsafe impl aya::Pod for RuleState {}
     unsafe impl aya::Pod for RuleStats {}

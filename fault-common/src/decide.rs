@@ -5,7 +5,7 @@
 //! passed window and filters are counted.
 
 use crate::abi::{
-    CORRUPT_BITS_MAX, FlowRule, RuleEntry, RuleState, action, fault, reject, rule_flag,
+    CORRUPT_BITS_MAX, DecisionKey, FlowRule, RuleEntry, RuleState, action, fault, reject, rule_flag,
 };
 use crate::delay::{correlated, delay_ns, distribution, table_index, uniform};
 use crate::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN, kind};
@@ -90,6 +90,10 @@ pub const REJECT_TOO_BIG: u64 = 1 << 32;
 pub trait Counting {
     /// Adds one and gives the new value.
     fn next(counter: &mut u64) -> u64;
+    /// Whether decisions are repeated instead of made.
+    fn replays() -> bool;
+    /// The ordinal by which a packet's decision was made that is to be repeated; nothing where there is none.
+    fn recall(key: &DecisionKey) -> Option<u64>;
     /// An entry of the tables of distributions: see [`crate::delay::table_index`].
     fn spread(index: u32) -> i64;
 }
@@ -102,6 +106,14 @@ impl Counting for Plain {
     fn next(counter: &mut u64) -> u64 {
         *counter += 1;
         *counter
+    }
+
+    fn replays() -> bool {
+        false
+    }
+
+    fn recall(_key: &DecisionKey) -> Option<u64> {
+        None
     }
 
     /// There are no tables here: every value is the middle.
@@ -122,6 +134,7 @@ pub fn open<C: Counting>(rule: &RuleEntry, state: &mut RuleState, flow: &mut Flo
         )]
         connection: connection as u32,
         packets: [0, 0],
+        seen: [0, 0],
         memory: [0, 0],
     };
 }
@@ -178,10 +191,17 @@ pub fn judge<C: Counting>(
     state: &mut RuleState,
     verdict: &mut Verdict,
 ) -> Option<(Ordinals, u8)> {
-    if !in_window(rule, sample.now_ns) || !passes_filters(rule, sample, packet, flow.connection) {
+    if !passes_filters(rule, sample, packet, flow.connection) {
         return None;
     }
     let side = (sample.direction & 1) as usize;
+    flow.seen[side] = flow.seen[side].wrapping_add(1);
+    if C::replays() {
+        return repeat::<C>(rule, sample, packet, flow, verdict);
+    }
+    if !in_window(rule, sample.now_ns) {
+        return None;
+    }
     let ordinals = Ordinals {
         connection: flow.connection,
         packet: C::next(&mut flow.packets[side]),
@@ -204,19 +224,48 @@ pub fn judge<C: Counting>(
     {
         return None;
     }
-    let done = fire::<C>(
-        rule,
-        sample,
-        packet,
-        ordinals,
-        &mut flow.memory[side],
-        verdict,
-    );
+    let memory = &mut flow.memory[side];
+    let done = fire::<C>(rule, sample, packet, ordinals, memory, verdict);
     if done == 0 {
         None
     } else {
         Some((ordinals, done))
     }
+}
+
+/// Does again what was done to this packet of the rule before, if anything was.
+#[inline(always)]
+fn repeat<C: Counting>(
+    rule: &RuleEntry,
+    sample: &Sample,
+    packet: &Packet,
+    flow: &mut FlowRule,
+    verdict: &mut Verdict,
+) -> Option<(Ordinals, u8)> {
+    let side = (sample.direction & 1) as usize;
+    let ordinals = Ordinals {
+        connection: flow.connection,
+        packet: C::recall(&DecisionKey {
+            rule: rule.uid,
+            connection: flow.connection,
+            seen: flow.seen[side],
+            direction: u32::from(sample.direction),
+        })?,
+        direction: sample.direction,
+    };
+    let memory = &mut flow.memory[side];
+    let done = fire::<C>(rule, sample, packet, ordinals, memory, verdict);
+    if done == 0 {
+        None
+    } else {
+        Some((ordinals, done))
+    }
+}
+
+/// Whether the fault's own chance picks the packet; one whose decision is repeated was picked.
+#[inline(always)]
+fn lucky<C: Counting>(drawn: u64, threshold: u64) -> bool {
+    C::replays() || chance(drawn, threshold)
 }
 
 /// What the fault itself decides; gives the [`action`] it adds to the verdict, 0 for none.
@@ -232,21 +281,25 @@ fn fire<C: Counting>(
     let drawn = draw(rule.key, ordinals, Lane::Fault as u64);
     let own = rule.arguments[0];
     match rule.fault {
-        fault::LOSS if chance(drawn, own) => end(verdict, action::DROP),
-        fault::LOSS_GILBERT_ELLIOTT if gilbert_elliott(rule, ordinals, drawn, memory) => {
+        fault::LOSS if lucky::<C>(drawn, own) => end(verdict, action::DROP),
+        fault::LOSS_GILBERT_ELLIOTT
+            if C::replays() || gilbert_elliott(rule, ordinals, drawn, memory) =>
+        {
             end(verdict, action::DROP)
         }
-        fault::LOSS_STATE if four_state(rule, drawn, memory) => end(verdict, action::DROP),
+        fault::LOSS_STATE if C::replays() || four_state(rule, drawn, memory) => {
+            end(verdict, action::DROP)
+        }
         fault::DROP => end(verdict, action::DROP),
-        fault::CORRUPT_LINK if chance(drawn, own) => end(verdict, action::DROP_CHECKSUM),
-        fault::CORRUPT_VISIBLE if packet.payload_length() > 0 && chance(drawn, own) => {
+        fault::CORRUPT_LINK if lucky::<C>(drawn, own) => end(verdict, action::DROP_CHECKSUM),
+        fault::CORRUPT_VISIBLE if packet.payload_length() > 0 && lucky::<C>(drawn, own) => {
             corrupt(rule, ordinals, verdict)
         }
-        fault::DUPLICATE if chance(drawn, own) => {
+        fault::DUPLICATE if lucky::<C>(drawn, own) => {
             verdict.duplicate = true;
             action::DUPLICATE
         }
-        fault::ECN if (packet.ecn == 1 || packet.ecn == 2) && chance(drawn, own) => {
+        fault::ECN if (packet.ecn == 1 || packet.ecn == 2) && lucky::<C>(drawn, own) => {
             verdict.mark_ce = true;
             action::ECN
         }
@@ -255,7 +308,7 @@ fn fire<C: Counting>(
         // A connection that is still being opened is not live; who means it says `match=syn`.
         fault::RESET if packet.tcp_flags & TCP_SYN == 0 || rule.kinds & kind::SYN != 0 => {
             *memory = memory.saturating_add(packet.payload_length());
-            if u64::from(*memory) < own {
+            if !C::replays() && u64::from(*memory) < own {
                 return 0;
             }
             reset(packet, verdict)
@@ -270,7 +323,7 @@ fn fire<C: Counting>(
             verdict.slot = shaper(verdict.slot, rule);
             shaped_way(ordinals, verdict)
         }
-        fault::REORDER => reorder(rule, ordinals, drawn, verdict),
+        fault::REORDER => reorder::<C>(rule, ordinals, drawn, verdict),
         _ => 0,
     }
 }
@@ -331,9 +384,15 @@ fn delay<C: Counting>(
 
 /// Every gap-th packet may be picked, as by tc-netem(8).
 #[inline(always)]
-const fn reorder(rule: &RuleEntry, ordinals: Ordinals, drawn: u64, verdict: &mut Verdict) -> u8 {
+fn reorder<C: Counting>(
+    rule: &RuleEntry,
+    ordinals: Ordinals,
+    drawn: u64,
+    verdict: &mut Verdict,
+) -> u8 {
     let gap = rule.arguments[1];
-    if (gap <= 1 || ordinals.packet.is_multiple_of(gap)) && chance(drawn, rule.arguments[0]) {
+    let is_candidate = gap <= 1 || ordinals.packet.is_multiple_of(gap);
+    if is_candidate && lucky::<C>(drawn, rule.arguments[0]) {
         verdict.holding |= holding::OVERTAKE;
         return action::OVERTAKE;
     }

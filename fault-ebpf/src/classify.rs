@@ -475,6 +475,7 @@ fn ask<C: Counting>(
     let (packet, verdict) = (&scratch.packet, &mut scratch.verdict);
     if let Some((ordinals, action)) = judge::<C>(rule, &sample, packet, memory, state, verdict) {
         scratch.ordinals = ordinals;
+        scratch.seen = memory.seen[(ordinals.direction & 1) as usize];
         scratch.fired = u32::from(action);
     }
 }
@@ -494,10 +495,12 @@ fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u
         packet: scratch.ordinals.packet,
         rule: rule.uid,
         connection: scratch.ordinals.connection,
+        seen: scratch.seen,
         bytes: sight.bytes,
         segments: sight.segments as u16,
         direction: scratch.ordinals.direction,
         action: scratch.fired as u8,
+        padding: 0,
     };
     if EVENTS.output::<Event>(&event, 0).is_err() {
         count(Counter::EventLost);

@@ -3,9 +3,10 @@
 
 use core::arch::asm;
 
+use fault_common::abi::DecisionKey;
 use fault_common::decide::Counting;
 
-use crate::maps::SPREADS;
+use crate::maps::{DECISIONS, REPLAY, SPREADS};
 
 /// One instruction that adds and fetches: no two packets get the same ordinal. Linux 5.12.
 pub struct Fetch;
@@ -23,6 +24,16 @@ impl Counting for Fetch {
             );
         }
         value + 1
+    }
+
+    #[inline(always)]
+    fn replays() -> bool {
+        REPLAY.load() == 1
+    }
+
+    #[inline(always)]
+    fn recall(key: &DecisionKey) -> Option<u64> {
+        recalled(key)
     }
 
     #[inline(always)]
@@ -50,9 +61,25 @@ impl Counting for NoFetch {
     }
 
     #[inline(always)]
+    fn replays() -> bool {
+        REPLAY.load() == 1
+    }
+
+    #[inline(always)]
+    fn recall(key: &DecisionKey) -> Option<u64> {
+        recalled(key)
+    }
+
+    #[inline(always)]
     fn spread(index: u32) -> i64 {
         tabled(index)
     }
+}
+
+#[inline(always)]
+fn recalled(key: &DecisionKey) -> Option<u64> {
+    // SAFETY: the map is written before the programs run, and not again.
+    unsafe { DECISIONS.get(key) }.copied()
 }
 
 #[inline(always)]

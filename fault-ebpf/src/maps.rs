@@ -9,8 +9,8 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use fault_common::abi::{
-    COUNTERS, Control, Counter, Destination, Flow, Hold, MATCHES_MAX, PLACES, PortClasses,
-    RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
+    COUNTERS, Control, Counter, DecisionKey, Destination, Flow, Hold, MATCHES_MAX, PLACES,
+    PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -38,6 +38,9 @@ pub static ACTIONS: Global<u32> = Global::new(u32::MAX);
 /// look at.
 #[unsafe(no_mangle)]
 pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32);
+/// 1 when decisions are repeated instead of made.
+#[unsafe(no_mangle)]
+pub static REPLAY: Global<u32> = Global::new(0);
 /// The mark of the relay's own sockets.
 #[unsafe(no_mangle)]
 pub static RELAY_MARK: Global<u32> = Global::new(0xfa17);
@@ -165,6 +168,10 @@ pub static ORIGINALS: LruHashMap<u64, Destination> = LruHashMap::with_max_entrie
 #[map]
 pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_entries(16384, 0);
 
+/// Decisions to be repeated, each with the ordinal of the packet by which it was made.
+#[map]
+pub static DECISIONS: HashMap<DecisionKey, u64> = HashMap::with_max_entries(1, 0);
+
 /// Room for a part of a payload that is moved; one entry for each CPU.
 #[map]
 pub static PIECE: PerCpuArray<[u8; 2048]> = PerCpuArray::with_max_entries(1, 0);
@@ -210,6 +217,8 @@ pub struct Scratch {
     pub hits: u32,
     /// What the rule at hand did: see [`fault_common::abi::action`]; 0 for nothing.
     pub fired: u32,
+    /// See [`fault_common::abi::DecisionKey::seen`].
+    pub seen: u32,
     /// The ordinals by which it did.
     pub ordinals: Ordinals,
     /// Where the transport checksum of the packet is; 0 where there is none.

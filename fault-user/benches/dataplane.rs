@@ -75,6 +75,7 @@ fn nanoseconds(rules: &[String]) -> f64 {
         scoped: false,
         matches: plan.entries().len(),
         tap: None,
+        replay: None,
         clock: Clock::Tick,
         once: false,
     })
@@ -153,6 +154,7 @@ fn installing() {
         scoped: false,
         matches: plan.entries().len(),
         tap: None,
+        replay: None,
         clock: Clock::Tick,
         once: false,
     })
@@ -220,7 +222,7 @@ fn veth() {
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         without.push(throughput(&mut stream));
-        let injection = prepare(&plan, &devices, Wishes::default())
+        let injection = prepare(&plan, &devices, &Wishes::default())
             .and_then(Prepared::start)
             .expect("rules");
         with.push(throughput(&mut stream));

@@ -35,7 +35,7 @@ fn start(plan: &Plan) -> Injection {
         ..Wishes::default()
     };
     let devices = select(&list().unwrap(), &Selection::Default).unwrap();
-    prepare(plan, &devices, wishes).unwrap().start().unwrap()
+    prepare(plan, &devices, &wishes).unwrap().start().unwrap()
 }
 
 /// A sender and a receiver on loopback, port 7000.

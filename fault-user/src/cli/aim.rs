@@ -208,7 +208,7 @@ pub fn prepare_in(
     namespace: Option<&NetworkNamespace>,
     plan: &Plan,
     aim: &Aim,
-    wishes: Wishes,
+    wishes: &Wishes,
 ) -> Result<Prepared> {
     let work = || prepare(plan, &aim.interfaces()?, wishes);
     match namespace {

@@ -68,7 +68,7 @@ fn hurt(text: &str, address: SocketAddr) -> Result<Vec<Option<Duration>>> {
     let resolved = rule.resolve(&Targets::new(), &mut SystemResolver)?;
     let plan = Plan::new(&[(rule, resolved)], SEED, None, None)?;
     let loopback = select(&list()?, &Selection::Names(vec!["lo".to_owned()]))?;
-    let injection = prepare(&plan, &loopback, Wishes::default())?.start()?;
+    let injection = prepare(&plan, &loopback, &Wishes::default())?.start()?;
     let times = measure(address);
     injection.heal()?;
     times

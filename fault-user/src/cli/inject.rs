@@ -69,9 +69,10 @@ impl Inject {
         let wishes = Wishes {
             events: false,
             live: self.watch,
+            replay: None,
             attachment: self.aim.attachment(),
         };
-        let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, wishes)?;
+        let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, &wishes)?;
         if let Some(aimed) = &aimed {
             prepared.watch(&aimed.scope)?;
             prepared.adopt(&aimed.cgroup, &aimed.scope)?;

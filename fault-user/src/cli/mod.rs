@@ -11,6 +11,7 @@ pub mod demo;
 pub mod doctor;
 pub mod generate;
 pub mod inject;
+pub mod replay;
 pub mod rules;
 pub mod run;
 
@@ -106,6 +107,8 @@ pub struct Cli {
 pub enum Command {
     /// Apply rules while a command runs; heal when it ends, however it ends.
     Run(run::Run),
+    /// Do again exactly what was done in a run, by its report.
+    Replay(replay::Replay),
     /// Apply rules until Ctrl-C, SIGTERM or --for.
     Inject(inject::Inject),
     /// Check rules without applying them.
@@ -145,6 +148,7 @@ impl Cli {
     pub fn run(self) -> Outcome {
         match self.command {
             Command::Run(run) => run.execute(),
+            Command::Replay(replay) => replay.execute(),
             Command::Inject(inject) => inject.execute(),
             Command::Check(check) => check.execute(),
             Command::Doctor(doctor) => doctor.execute(),

@@ -32,6 +32,8 @@ pub struct Rules {
 pub struct Parsed {
     /// Each as it was written and as it was resolved.
     pub rules: Vec<(Rule, ResolvedRule)>,
+    /// What names in the rules stand for.
+    pub targets: Targets,
     /// The seed that was given.
     pub seed: Option<u64>,
     /// What the scenario expects.
@@ -41,6 +43,17 @@ pub struct Parsed {
 }
 
 impl Rules {
+    /// Rules that were written down before.
+    #[must_use]
+    pub fn again(texts: Vec<String>, targets: Vec<String>, seed: u64) -> Self {
+        Self {
+            texts,
+            file: None,
+            targets,
+            seed: Some(seed),
+        }
+    }
+
     /// The scenario file.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
@@ -86,6 +99,7 @@ impl Rules {
         }
         Ok(Parsed {
             rules,
+            targets,
             seed: self.seed.or(scenario.seed),
             expect: scenario.expect,
             length_ns: scenario.length.map(|length| length.0),

@@ -1,24 +1,33 @@
 //! `fault run`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use fault_common::abi::DecisionKey;
 
 use super::aim::{Aim, prepare_in, scope_of};
 use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
-use crate::kernel::injection::{Injection, Wishes};
+use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::plan::{Plan, guard_host};
 use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
-use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand};
+use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand, Running};
 use crate::process::user::Identity;
+use crate::report::expectations::{self, Verdict};
+use crate::report::file::{self, Amount, Expectation, Report, RuleReport, Sample};
 use crate::report::record::Recorder;
-use crate::report::{expectations, summary};
-use crate::rule::scenario::Expect;
+use crate::report::{github, html, junit, summary};
+use crate::rule::windows;
 use crate::steer::Steering;
+
+/// How often figures are taken for a report.
+const SAMPLING: Duration = Duration::from_millis(100);
 
 /// Apply rules while a command runs; heal when it ends, however it ends.
 ///
@@ -40,8 +49,14 @@ pub struct Run {
     #[arg(long)]
     allow_unfired: bool,
     /// Write every decision that fired to this file, one JSON object a line.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "report")]
     events: Option<PathBuf>,
+    /// Write report.json, junit.xml, report.html and the decisions that fired into this folder.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// What `fault replay` repeats.
+    #[arg(skip)]
+    replay: Option<Arc<[(DecisionKey, u64)]>>,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -57,6 +72,31 @@ enum ScopeKind {
 }
 
 impl Run {
+    /// The same rules as in a report, with its decisions.
+    #[must_use]
+    pub fn again(
+        rules: Rules,
+        host: bool,
+        options: ReplayOptions,
+        decisions: Arc<[(DecisionKey, u64)]>,
+    ) -> Self {
+        Self {
+            rules,
+            scope: if host {
+                ScopeKind::Host
+            } else {
+                ScopeKind::Command
+            },
+            aim: options.aim,
+            user: options.user,
+            allow_unfired: options.allow_unfired,
+            events: None,
+            report: options.report,
+            replay: Some(decisions),
+            command: options.command,
+        }
+    }
+
     /// Does it.
     ///
     /// # Errors
@@ -105,19 +145,21 @@ impl Run {
         let seed = parsed.seed()?;
         let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
             .map_err(Failure::usage)?;
+        let events = self.events_file()?;
         let wishes = Wishes {
-            events: self.events.is_some(),
+            events: events.is_some(),
             attachment: self.aim.attachment(),
             live: false,
+            replay: self.replay.clone(),
         };
-        let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, wishes)?;
+        let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, &wishes)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
         }
         if let Some(aimed) = &aimed {
             prepared.adopt(&aimed.cgroup, &aimed.scope)?;
         }
-        let recorder = match &self.events {
+        let recorder = match &events {
             Some(path) => Some(Recorder::start(prepared.take_events()?, path)?),
             None => None,
         };
@@ -125,11 +167,17 @@ impl Run {
         let steering = self.aim.steer(&plan, scope.as_ref()).await?;
         let injection = prepared.start()?;
         let mut running = command.spawn(own.as_ref())?;
-        let ended = running.wait().await?;
+        let mut run = Course {
+            injection: &injection,
+            steering: steering.as_ref(),
+            plan: &plan,
+            samples: Vec::new(),
+        };
+        let ended = run.wait(&mut running, self.report.is_some()).await?;
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
-        let code = self.conclude(&injection, steering.as_ref(), &plan, &parsed.expect, ended)?;
+        let code = self.conclude(&run, parsed, ended)?;
         drop(steering);
         injection.heal()?;
         drop(aimed);
@@ -145,49 +193,227 @@ impl Run {
         Ok(code)
     }
 
-    /// Prints the summary and chooses the exit code.
-    fn conclude(
-        &self,
-        injection: &Injection,
-        steering: Option<&Steering>,
-        plan: &Plan,
-        expect: &Expect,
-        ended: Ended,
-    ) -> Outcome {
-        let mut hits = injection.hits(plan)?;
-        if let Some(steering) = steering {
-            steering.add_to(&mut hits);
-        }
+    /// Where the decisions that fire are written.
+    fn events_file(&self) -> anyhow::Result<Option<PathBuf>> {
+        let Some(folder) = &self.report else {
+            return Ok(self.events.clone());
+        };
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("can't make {}", folder.display()))?;
+        Ok(Some(folder.join(file::DECISIONS)))
+    }
+
+    /// Prints the summary, writes the report and chooses the exit code.
+    fn conclude(&self, run: &Course<'_>, parsed: &Parsed, ended: Ended) -> Outcome {
+        let (injection, plan) = (run.injection, run.plan);
+        let hits = run.hits()?;
         let counters = injection.counters()?;
         eprint!("{}", summary::table(plan, &hits, injection, &counters));
         let unfired = summary::unfired(plan, &hits);
         for (rule, why) in &unfired {
             eprintln!("fault: the rule `{rule}` never fired: {why}");
         }
-        let verdicts = expectations::verdicts(expect, plan, &hits, ended);
+        let verdicts = expectations::verdicts(&parsed.expect, plan, &hits, ended);
+        let code = self.exit_code(parsed, &verdicts, unfired.is_empty(), ended);
+        if let Some(folder) = &self.report {
+            let report = self.report_of(run, parsed, &hits, &verdicts, (ended, code));
+            write_report(folder, &report)?;
+        }
         for verdict in &verdicts {
             let mark = if verdict.holds { "ok" } else { "FAILED" };
             eprintln!("fault: {mark}: {}", verdict.text);
         }
-        // A command that is expected to fail, and does, has succeeded.
-        let expected = expect.exit.is_some_and(|code| code == ended.exit_code());
-        if !ended.is_success() && !expected {
-            return Ok(ended.exit_code());
-        }
-        if verdicts.iter().any(|verdict| !verdict.holds) {
-            return Ok(exit::EXPECTATION);
-        }
-        if !unfired.is_empty() && !self.allow_unfired {
+        if code == exit::UNFIRED {
             eprintln!(
                 "fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)"
             );
-            return Ok(exit::UNFIRED);
         }
-        // A code that the scenario expects is a success, whatever it is.
-        Ok(if expected {
+        Ok(code)
+    }
+
+    fn exit_code(
+        &self,
+        parsed: &Parsed,
+        verdicts: &[Verdict],
+        all_fired: bool,
+        ended: Ended,
+    ) -> u8 {
+        // A command that is expected to fail, and does, has succeeded.
+        let expected = parsed.expect.exit == Some(ended.exit_code());
+        if !ended.is_success() && !expected {
+            ended.exit_code()
+        } else if verdicts.iter().any(|verdict| !verdict.holds) {
+            exit::EXPECTATION
+        } else if !all_fired && !self.allow_unfired {
+            exit::UNFIRED
+        } else if expected {
+            // A code that the scenario expects is a success, whatever it is.
             exit::SUCCESS
         } else {
             ended.exit_code()
-        })
+        }
     }
+
+    fn report_of(
+        &self,
+        run: &Course<'_>,
+        parsed: &Parsed,
+        hits: &[Hits],
+        verdicts: &[Verdict],
+        (ended, exit): (Ended, u8),
+    ) -> Report {
+        let length = run.injection.started().elapsed();
+        let length_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        let (version, fault, kernel) = file::versions();
+        let command: Vec<String> = self
+            .command
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let targets: BTreeMap<_, _> = parsed
+            .targets
+            .iter()
+            .map(|(name, target)| (name.clone(), target.to_string()))
+            .collect();
+        let mut samples = run.samples.clone();
+        samples.push(Sample::of(length_ms, hits));
+        Report {
+            version,
+            fault,
+            kernel,
+            seed: run.plan.seed,
+            again: self.again_words(run.plan, &targets, &command),
+            command,
+            host: self.scope == ScopeKind::Host,
+            started_unix_s: file::unix_s().saturating_sub(length_ms / 1000),
+            length_ms,
+            command_exit: ended.exit_code(),
+            exit,
+            targets,
+            rules: rule_reports(run, parsed, hits, length_ms),
+            expectations: verdicts.iter().map(Expectation::from).collect(),
+            samples,
+        }
+    }
+
+    /// The words that make the same draws again.
+    fn again_words(
+        &self,
+        plan: &Plan,
+        targets: &BTreeMap<String, String>,
+        command: &[String],
+    ) -> Vec<String> {
+        let mut words = vec!["sudo".to_owned(), "fault".to_owned(), "run".to_owned()];
+        words.extend(["--seed".to_owned(), plan.seed.to_string()]);
+        if self.scope == ScopeKind::Host {
+            words.extend(["--scope".to_owned(), "host".to_owned()]);
+        }
+        for (name, target) in targets {
+            words.extend(["--target".to_owned(), format!("'{name}={target}'")]);
+        }
+        for rule in &plan.rules {
+            words.extend(["-r".to_owned(), format!("'{}'", rule.text)]);
+        }
+        words.push("--".to_owned());
+        words.extend(command.iter().cloned());
+        words
+    }
+}
+
+/// What `fault replay` may change about the run that it repeats.
+#[derive(Debug)]
+pub struct ReplayOptions {
+    /// Where the programs are attached.
+    pub aim: Aim,
+    /// Who runs the command.
+    pub user: Option<String>,
+    /// Whether a rule need not fire.
+    pub allow_unfired: bool,
+    /// Where a report of the repetition goes.
+    pub report: Option<PathBuf>,
+    /// The command.
+    pub command: Vec<OsString>,
+}
+
+/// A run while it lasts.
+struct Course<'a> {
+    injection: &'a Injection,
+    steering: Option<&'a Steering>,
+    plan: &'a Plan,
+    samples: Vec<Sample>,
+}
+
+impl Course<'_> {
+    /// Waits for the command; takes samples for a report meanwhile.
+    async fn wait(&mut self, running: &mut Running, sampled: bool) -> anyhow::Result<Ended> {
+        if !sampled {
+            return running.wait().await;
+        }
+        let mut ticks = tokio::time::interval(SAMPLING);
+        let ended = running.wait();
+        tokio::pin!(ended);
+        loop {
+            tokio::select! {
+                ended = &mut ended => return ended,
+                _ = ticks.tick() => {
+                    let at_ms = self.injection.started().elapsed().as_millis();
+                    let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
+                    let hits = self.hits()?;
+                    self.samples.push(Sample::of(at_ms, &hits));
+                }
+            }
+        }
+    }
+
+    fn hits(&self) -> anyhow::Result<Vec<Hits>> {
+        let mut hits = self.injection.hits(self.plan)?;
+        if let Some(steering) = self.steering {
+            steering.add_to(&mut hits);
+        }
+        Ok(hits)
+    }
+}
+
+fn rule_reports(
+    run: &Course<'_>,
+    parsed: &Parsed,
+    hits: &[Hits],
+    length_ms: u64,
+) -> Vec<RuleReport> {
+    const MS_NS: u64 = 1_000_000;
+    let rules = run.plan.rules.iter().zip(hits).zip(&parsed.rules);
+    rules
+        .map(|((rule, hits), (_, resolved))| RuleReport {
+            rule: rule.text.clone(),
+            target: rule.target.clone(),
+            mechanism: summary::mechanism(rule, run.injection),
+            fired: hits.stats.hit_packets != 0,
+            connections: hits.connections,
+            seen: Amount {
+                packets: hits.stats.seen_packets,
+                segments: hits.stats.seen_segments,
+                bytes: hits.stats.seen_bytes,
+            },
+            hit: Amount {
+                packets: hits.stats.hit_packets,
+                segments: hits.stats.hit_segments,
+                bytes: hits.stats.hit_bytes,
+            },
+            windows_ms: windows(&resolved.modifiers, length_ms.saturating_mul(MS_NS))
+                .map(|(from, to)| (from / MS_NS, to / MS_NS))
+                .collect(),
+        })
+        .collect()
+}
+
+/// Writes all files of a report.
+fn write_report(folder: &Path, report: &Report) -> anyhow::Result<()> {
+    let write = |name: &str, text: Vec<u8>| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
+    };
+    write(file::REPORT, serde_json::to_vec_pretty(report)?)?;
+    write("junit.xml", junit::render(report)?)?;
+    write("report.html", html::render(report).into_bytes())?;
+    github::tell(report)
 }

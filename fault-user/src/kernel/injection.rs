@@ -2,10 +2,11 @@
 
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use fault_common::abi::{Counter, RULES_MAX, RuleEntry, RuleStats};
+use fault_common::abi::{Counter, DecisionKey, RULES_MAX, RuleEntry, RuleStats};
 use nix::errno::Errno;
 
 use super::clock::monotonic_ns;
@@ -22,12 +23,14 @@ use crate::shaping::schedule::Shapers;
 use crate::shaping::tap::Tap;
 
 /// What the caller decides about an injection.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Wishes {
     /// Report decisions that fire as events.
     pub events: bool,
     /// The rules are going to be replaced: room for others, with other faults.
     pub live: bool,
+    /// Repeat these decisions instead of making new ones.
+    pub replay: Option<Arc<[(DecisionKey, u64)]>>,
     /// Force one way of attaching.
     pub attachment: Option<Attachment>,
 }
@@ -63,7 +66,7 @@ pub struct Hits {
 ///
 /// # Errors
 /// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
-pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<Prepared> {
+pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result<Prepared> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
     let tap = if plan.holds() {
@@ -77,7 +80,13 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<
         fixed_options(plan, &entries, &tables, wishes)?
     };
     options.tap = tap.as_ref().map(Tap::index);
-    let injector = Injector::load(&options)?;
+    let decisions = wishes.replay.as_deref();
+    options.replay = match decisions {
+        Some(decisions) => Some(u32::try_from(decisions.len())?),
+        None => None,
+    };
+    let mut injector = Injector::load(&options)?;
+    injector.repeat(decisions.unwrap_or_default())?;
     let mut prepared = Prepared {
         injector,
         tables,
@@ -95,9 +104,9 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: Wishes) -> Result<
         return prepare(
             plan,
             interfaces,
-            Wishes {
+            &Wishes {
                 attachment: Some(Attachment::Clsact),
-                ..wishes
+                ..wishes.clone()
             },
         );
     }
@@ -110,7 +119,7 @@ fn fixed_options(
     plan: &Plan,
     entries: &[PacketRule],
     tables: &Tables,
-    wishes: Wishes,
+    wishes: &Wishes,
 ) -> Result<Options> {
     Ok(Options {
         capacity: Capacity::of(tables)?,
@@ -126,11 +135,12 @@ fn fixed_options(
         },
         once: true,
         tap: None,
+        replay: None,
     })
 }
 
 /// For rules that others are going to follow.
-fn live_options(tables: &Tables, wishes: Wishes) -> Result<Options> {
+fn live_options(tables: &Tables, wishes: &Wishes) -> Result<Options> {
     /// Room for so many times what the first rules need.
     const ROOM: u32 = 4;
     let needed = Capacity::of(tables)?;
@@ -149,6 +159,7 @@ fn live_options(tables: &Tables, wishes: Wishes) -> Result<Options> {
         clock: Clock::Exact,
         once: true,
         tap: None,
+        replay: None,
     })
 }
 

@@ -11,8 +11,8 @@ use aya::programs::{CgroupAttachMode, CgroupSock, SchedClassifier, TcAttachType}
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use fault_common::abi::{
-    COUNTERS, Counter, HOLDS, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState,
-    RuleStats, ScopeKey, SetHeader,
+    COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
+    RuleState, RuleStats, ScopeKey, SetHeader,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -115,6 +115,8 @@ pub struct Options {
     pub matches: usize,
     /// Index of the delay line's tap device, where there is one.
     pub tap: Option<u32>,
+    /// How many decisions are to be repeated, instead of new ones being made.
+    pub replay: Option<u32>,
     /// How exact the programs' time has to be.
     pub clock: Clock,
     /// Whether a packet remembers that it has been judged. Only a benchmark that judges one packet a
@@ -301,6 +303,21 @@ impl Injector {
         load_classifier(RELEASE, program)?;
         attach_classifier(program, RELEASE, self.attachment, tap, Side::Ingress)?;
         mapped(&mut self.ebpf, "HOLDS", HOLDS)
+    }
+
+    /// Hands over the decisions that are to be repeated.
+    ///
+    /// # Errors
+    /// More than [`Options::replay`] said.
+    pub fn repeat(&mut self, decisions: &[(DecisionKey, u64)]) -> Result<()> {
+        let mut known: HashMap<&mut MapData, DecisionKey, u64> =
+            self.map_mut("DECISIONS")?.try_into()?;
+        for (key, packet) in decisions {
+            known
+                .insert(key, packet, 0)
+                .context("handing decisions to the programs")?;
+        }
+        Ok(())
     }
 
     /// From now on every packet passes, until the next [`Injector::install`].
@@ -628,6 +645,8 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &instance, true)
         .override_global("COARSE", &coarse, true)
+        .override_global("REPLAY", &u32::from(options.replay.is_some()), true)
+        .map_max_entries("DECISIONS", options.replay.unwrap_or(0).max(1))
         .override_global("TAP", &options.tap.unwrap_or(0), true)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", 2 * words * 64)

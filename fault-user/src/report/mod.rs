@@ -1,5 +1,9 @@
 //! What a run tells afterwards.
 
 pub mod expectations;
+pub mod file;
+pub mod github;
+pub mod html;
+pub mod junit;
 pub mod record;
 pub mod summary;

@@ -1,5 +1,6 @@
 //! Writes the decisions that fired to a file while they happen.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -8,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
-use fault_common::abi::{Event, action, direction, state_of};
+use fault_common::abi::{DecisionKey, Event, action, direction, rule_uid, state_of};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::kernel::events::Events;
 
@@ -18,7 +19,7 @@ use crate::kernel::events::Events;
 const PATIENCE_MS: u16 = 50;
 
 /// A decision that fired, as it is written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
     /// The rule's entry, from 1, in the order of the rules.
     pub rule: u32,
@@ -26,10 +27,13 @@ pub struct Decision {
     pub connection: u32,
     /// The packet's ordinal in its connection and direction, from 1.
     pub packet: u64,
+    /// The packet's ordinal among those that passed the rule's filters, in its windows or not: by this one it is found
+    /// again.
+    pub seen: u32,
     /// `to-server` or `to-client`.
-    pub direction: &'static str,
+    pub direction: Cow<'static, str>,
     /// What was done.
-    pub action: &'static str,
+    pub action: Cow<'static, str>,
     /// Bytes on the wire.
     pub bytes: u32,
     /// Wire packets.
@@ -44,16 +48,31 @@ impl From<Event> for Decision {
             rule: state_of(event.rule) + 1,
             connection: event.connection,
             packet: event.packet,
-            direction: if event.direction == direction::TO_SERVER {
+            seen: event.seen,
+            direction: Cow::Borrowed(if event.direction == direction::TO_SERVER {
                 "to-server"
             } else {
                 "to-client"
-            },
-            action: action_name(event.action),
+            }),
+            action: Cow::Borrowed(action_name(event.action)),
             bytes: event.bytes,
             segments: event.segments,
             time_ns: event.time_ns,
         }
+    }
+}
+
+impl Decision {
+    /// What the programs find the decision by, and the ordinal by which it was made.
+    #[must_use]
+    pub fn key(&self) -> (DecisionKey, u64) {
+        let key = DecisionKey {
+            rule: rule_uid(1, self.rule.saturating_sub(1)),
+            connection: self.connection,
+            seen: self.seen,
+            direction: u32::from(self.direction == "to-client"),
+        };
+        (key, self.packet)
     }
 }
 
@@ -69,6 +88,8 @@ pub fn action_name(action: u8) -> &'static str {
         action::CORRUPT => "corrupt",
         action::DUPLICATE => "duplicate",
         action::ECN => "ecn",
+        action::HOLD => "hold",
+        action::OVERTAKE => "overtake",
         _ => "unknown",
     }
 }

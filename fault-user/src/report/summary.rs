@@ -112,7 +112,8 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
 }
 
 /// What carries a rule.
-fn mechanism(rule: &PlannedRule, injection: &Injection) -> String {
+#[must_use]
+pub fn mechanism(rule: &PlannedRule, injection: &Injection) -> String {
     let by = injection.attachment();
     if rule.stream.is_some() {
         "relay (connect hook)".to_owned()

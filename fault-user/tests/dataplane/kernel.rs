@@ -63,6 +63,7 @@ impl Kernel {
             scoped: true,
             matches: usize::MAX,
             tap: None,
+            replay: None,
             clock: Clock::Exact,
             once: true,
         })

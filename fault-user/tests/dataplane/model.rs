@@ -106,10 +106,12 @@ impl Model {
                     packet: ordinals.packet,
                     rule: entry.uid,
                     connection: ordinals.connection,
+                    seen: memory.seen[usize::from(direction)],
                     bytes: u32::try_from(frame.len()).unwrap(),
                     segments: 1,
                     direction: ordinals.direction,
                     action,
+                    padding: 0,
                 });
             }
         }

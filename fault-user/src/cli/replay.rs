@@ -1,0 +1,65 @@
+//! `fault replay`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::aim::Aim;
+use super::rules::Rules;
+use super::run::{ReplayOptions, Run};
+use super::{Failure, Outcome};
+use crate::report::file::{Report, decisions};
+use crate::report::record::Decision;
+
+/// Do again exactly what was done in a run, by its report.
+///
+/// The packets that were hurt are found by their place in their connection, and the connections by their order: the
+/// same sequence of requests is hurt in the same places, whenever it comes. Stream faults draw again from the same seed.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// The folder that `fault run --report` wrote.
+    report: PathBuf,
+    #[command(flatten)]
+    aim: Aim,
+    /// Run the command as this user (NAME or UID, :GROUP); default: the one who called sudo.
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Accept that a rule never fired.
+    #[arg(long)]
+    allow_unfired: bool,
+    /// Write a report of the repetition into this folder.
+    #[arg(long = "report", value_name = "DIR", id = "new_report")]
+    new_report: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Replay {
+    /// Does it.
+    ///
+    /// # Errors
+    /// No report, or as `fault run`.
+    pub fn execute(self) -> Outcome {
+        let report = Report::read(&self.report).map_err(Failure::usage)?;
+        let decisions = decisions(&self.report).map_err(Failure::usage)?;
+        let keys = decisions.iter().map(Decision::key).collect();
+        eprintln!("fault: {} decisions are repeated", decisions.len());
+        let texts = report.rules.into_iter().map(|rule| rule.rule).collect();
+        let targets = report
+            .targets
+            .into_iter()
+            .map(|(name, target)| format!("{name}={target}"))
+            .collect();
+        let options = ReplayOptions {
+            aim: self.aim,
+            user: self.user,
+            allow_unfired: self.allow_unfired,
+            report: self.new_report,
+            command: self.command,
+        };
+        let rules = Rules::again(texts, targets, report.seed);
+        Run::again(rules, report.host, options, keys).execute()
+    }
+}

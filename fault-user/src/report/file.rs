@@ -1,0 +1,207 @@
+//! `report.json`: everything about a run, and what it takes to repeat it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::expectations::Verdict;
+use super::record::Decision;
+use crate::kernel::injection::Hits;
+
+/// The version of the file's form.
+const VERSION: u32 = 1;
+/// The name of the file.
+pub const REPORT: &str = "report.json";
+/// The name of the file with the decisions that fired, one JSON object a line.
+pub const DECISIONS: &str = "decisions.jsonl";
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// The form of this file.
+    pub version: u32,
+    /// The version of fault.
+    pub fault: String,
+    /// Where all randomness came from.
+    pub seed: u64,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// What does the same again: the same draws, and with `fault replay` the same decisions.
+    pub again: Vec<String>,
+    /// Whether the whole host was touched, not only the command.
+    pub host: bool,
+    /// When it began, in seconds since 1970.
+    pub started_unix_s: u64,
+    /// How long it took, in milliseconds.
+    pub length_ms: u64,
+    /// The command's exit code.
+    pub command_exit: u8,
+    /// The exit code of `fault`.
+    pub exit: u8,
+    /// The names of targets, as rules use them.
+    pub targets: BTreeMap<String, String>,
+    /// The rules.
+    pub rules: Vec<RuleReport>,
+    /// What was expected, and what came of it.
+    pub expectations: Vec<Expectation>,
+    /// Figures over time.
+    pub samples: Vec<Sample>,
+}
+
+/// A rule of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleReport {
+    /// As it is written.
+    pub rule: String,
+    /// Its target.
+    pub target: String,
+    /// What carried it.
+    pub mechanism: String,
+    /// Whether it did anything.
+    pub fired: bool,
+    /// Connections that it met.
+    pub connections: u64,
+    /// What was its own by target, direction and scope (of a stream rule: connections).
+    pub seen: Amount,
+    /// What it did something to (of a stream rule: how often).
+    pub hit: Amount,
+    /// When it acted, in milliseconds since the start: from, to.
+    pub windows_ms: Vec<(u64, u64)>,
+}
+
+/// Packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Amount {
+    /// Packets as the kernel hands them over.
+    pub packets: u64,
+    /// Wire packets.
+    pub segments: u64,
+    /// Bytes on the wire.
+    pub bytes: u64,
+}
+
+/// An expectation, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expectation {
+    /// What was expected and found.
+    pub text: String,
+    /// Whether it came true.
+    pub holds: bool,
+}
+
+/// The figures of all rules at one time, summed from the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    /// Milliseconds since the start.
+    pub at_ms: u64,
+    /// Bytes seen, by rule.
+    pub seen_bytes: Vec<u64>,
+    /// Hits, by rule.
+    pub hits: Vec<u64>,
+    /// Connections, by rule.
+    pub connections: Vec<u64>,
+}
+
+impl Sample {
+    /// The figures of now.
+    #[must_use]
+    pub fn of(at_ms: u64, hits: &[Hits]) -> Self {
+        Self {
+            at_ms,
+            seen_bytes: hits.iter().map(|hits| hits.stats.seen_bytes).collect(),
+            hits: hits.iter().map(|hits| hits.stats.hit_packets).collect(),
+            connections: hits.iter().map(|hits| hits.connections).collect(),
+        }
+    }
+}
+
+impl From<&Verdict> for Expectation {
+    fn from(verdict: &Verdict) -> Self {
+        Self {
+            text: verdict.text.clone(),
+            holds: verdict.holds,
+        }
+    }
+}
+
+/// What fault and the kernel are, for [`Report::fault`], [`Report::kernel`] and [`Report::version`].
+#[must_use]
+pub fn versions() -> (u32, String, String) {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    (
+        VERSION,
+        env!("CARGO_PKG_VERSION").to_owned(),
+        kernel.trim().to_owned(),
+    )
+}
+
+/// Seconds since 1970, now.
+#[must_use]
+pub fn unix_s() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+impl Report {
+    /// Whether everything went as it should.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.exit == 0
+    }
+
+    /// Reads a report: its folder, or the file in it.
+    ///
+    /// # Errors
+    /// No such file, or one that is no report.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = file_in(path, REPORT);
+        let text = fs::read(&file).with_context(|| format!("can't read {}", file.display()))?;
+        let report: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is no report of `fault run --report`", file.display()))?;
+        if report.version != VERSION {
+            bail!(
+                "{} is a report of form {}, this version reads {VERSION}",
+                file.display(),
+                report.version
+            );
+        }
+        Ok(report)
+    }
+}
+
+/// The decisions of a report, in the order in which they were made.
+///
+/// # Errors
+/// No such file, or a line that is no decision.
+pub fn decisions(report: &Path) -> Result<Vec<Decision>> {
+    let file = file_in(report, DECISIONS);
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+    text.lines()
+        .enumerate()
+        .map(|(number, line)| {
+            serde_json::from_str(line)
+                .with_context(|| format!("{}:{}: no decision", file.display(), number + 1))
+        })
+        .collect()
+}
+
+/// A file of the report at `path`, which is its folder or a file in it.
+fn file_in(path: &Path, name: &str) -> PathBuf {
+    if path.is_dir() {
+        return path.join(name);
+    }
+    path.parent().unwrap_or(Path::new("")).join(name)
+}

@@ -1,0 +1,90 @@
+//! What a job on GitHub shows: a table in its summary, and lines that point at what went wrong.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result};
+
+use super::file::Report;
+use super::summary::human_bytes;
+
+/// Appends to the file that `$GITHUB_STEP_SUMMARY` names, and prints `::error::` lines, where this is a job on GitHub.
+///
+/// # Errors
+/// The file can't be written.
+pub fn tell(report: &Report) -> Result<()> {
+    let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY") else {
+        return Ok(());
+    };
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(table(report).as_bytes()))
+        .with_context(|| format!("can't write {}", path.to_string_lossy()))?;
+    for line in errors(report) {
+        println!("::error::{line}");
+    }
+    Ok(())
+}
+
+/// The table, as Markdown.
+#[must_use]
+pub fn table(report: &Report) -> String {
+    let mark = |good: bool| if good { "✅" } else { "❌" };
+    let mut text = format!(
+        "### fault: `{}` {}\n\nSeed {}, {}.{} s, exit code {}.\n\n| rule | seen | hit | connections | by | |\n|---|---|---|---|---|---|\n",
+        cell(&report.command.join(" ")),
+        mark(report.is_good()),
+        report.seed,
+        report.length_ms / 1000,
+        report.length_ms % 1000 / 100,
+        report.exit,
+    );
+    for rule in &report.rules {
+        // Writing to a string can't fail.
+        let _ = writeln!(
+            text,
+            "| `{}` | {} ({}) | {} | {} | {} | {} |",
+            cell(&rule.rule),
+            rule.seen.packets,
+            human_bytes(rule.seen.bytes),
+            rule.hit.packets,
+            rule.connections,
+            rule.mechanism,
+            mark(rule.fired)
+        );
+    }
+    for expectation in &report.expectations {
+        let _ = writeln!(text, "\n{} {}", mark(expectation.holds), expectation.text);
+    }
+    let _ = writeln!(text, "\nAgain: `{}`\n", cell(&report.again.join(" ")));
+    text
+}
+
+/// A text for a cell of a Markdown table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '`'], " ")
+}
+
+/// What went wrong, one line each, escaped as GitHub wants it.
+#[must_use]
+pub fn errors(report: &Report) -> Vec<String> {
+    let escaped = |text: String| {
+        text.replace('%', "%25")
+            .replace('\r', "%0D")
+            .replace('\n', "%0A")
+    };
+    let rules = report
+        .rules
+        .iter()
+        .filter(|rule| !rule.fired)
+        .map(|rule| format!("fault: the rule `{}` never fired", rule.rule));
+    let expectations = report
+        .expectations
+        .iter()
+        .filter(|expectation| !expectation.holds)
+        .map(|expectation| format!("fault: {}", expectation.text));
+    rules.chain(expectations).map(escaped).collect()
+}

@@ -1,0 +1,84 @@
+//! `junit.xml`: what CI systems show as tests: the command, each rule (did it fire?), each expectation.
+
+use anyhow::{Context as _, Result};
+use quick_xml::Writer;
+use quick_xml::events::BytesText;
+
+use super::file::Report;
+
+/// One test of the suite.
+struct Case {
+    name: String,
+    failure: Option<String>,
+}
+
+/// The whole file.
+///
+/// # Errors
+/// Never: it is written to memory.
+pub fn render(report: &Report) -> Result<Vec<u8>> {
+    let cases = cases(report);
+    let failures = cases.iter().filter(|case| case.failure.is_some()).count();
+    let seconds = seconds(report.length_ms);
+    let mut writer = Writer::new_with_indent(
+        b"<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n".to_vec(),
+        b' ',
+        2,
+    );
+    writer
+        .create_element("testsuite")
+        .with_attribute(("name", "fault"))
+        .with_attribute(("tests", cases.len().to_string().as_str()))
+        .with_attribute(("failures", failures.to_string().as_str()))
+        .with_attribute(("time", seconds.as_str()))
+        .write_inner_content(|writer| {
+            for case in &cases {
+                let element = writer
+                    .create_element("testcase")
+                    .with_attribute(("classname", "fault"))
+                    .with_attribute(("name", case.name.as_str()))
+                    .with_attribute(("time", seconds.as_str()));
+                match &case.failure {
+                    None => element.write_empty()?,
+                    Some(why) => element.write_inner_content(|writer| {
+                        writer
+                            .create_element("failure")
+                            .with_attribute(("message", why.as_str()))
+                            .write_text_content(BytesText::new(why))?;
+                        Ok(())
+                    })?,
+                };
+            }
+            Ok(())
+        })
+        .context("writing junit.xml")?;
+    Ok(writer.into_inner())
+}
+
+fn cases(report: &Report) -> Vec<Case> {
+    let code = report.command_exit;
+    let expected = report
+        .expectations
+        .iter()
+        .any(|expectation| expectation.holds && expectation.text.starts_with("expect exit"));
+    let command = Case {
+        name: report.command.join(" "),
+        failure: (code != 0 && !expected).then(|| format!("the command ended with {code}")),
+    };
+    let rules = report.rules.iter().map(|rule| Case {
+        name: format!("the rule fires: {}", rule.rule),
+        failure: (!rule.fired).then(|| "it never fired: the run tested nothing by it".to_owned()),
+    });
+    let expectations = report.expectations.iter().map(|expectation| Case {
+        name: expectation.text.clone(),
+        failure: (!expectation.holds).then(|| expectation.text.clone()),
+    });
+    std::iter::once(command)
+        .chain(rules)
+        .chain(expectations)
+        .collect()
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{:03}", ms / 1000, ms % 1000)
+}

@@ -1,0 +1,144 @@
+//! A run is written down, and done again exactly.
+
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
+mod place;
+
+use std::fs;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::process::Output;
+
+use place::{PATIENCE, enter_fresh, fault};
+
+/// Sixty messages over one connection and twenty over as many.
+const SCRIPT: &str = "exec 3>/dev/udp/127.0.0.1/7000; \
+    for n in $(seq 60); do echo \"a $n\" >&3; done; \
+    for n in $(seq 20); do echo \"b $n\" >/dev/udp/127.0.0.1/7000; done; exit 3";
+
+/// What comes until nothing is left: everything that is sent waits in the socket before the command has ended.
+fn came(receiver: &UdpSocket) -> Vec<String> {
+    let mut messages = Vec::new();
+    let mut bytes = [0; 64];
+    while let Ok(length) = receiver.recv(&mut bytes) {
+        messages.push(String::from_utf8_lossy(&bytes[..length]).trim().to_owned());
+    }
+    messages
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs `fault` with these words and the script behind them.
+fn go(words: &[&str], folder: &Path) -> Output {
+    let mut command = fault();
+    for word in words {
+        if *word == "REPORT" {
+            command.arg(folder);
+        } else {
+            command.arg(word);
+        }
+    }
+    command.args(["--", "bash", "-c", SCRIPT]).output().unwrap()
+}
+
+#[test]
+fn the_same_packets_are_hurt_again_whenever_they_come() {
+    enter_fresh();
+    let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report");
+    for rule in [
+        "udp:7000 loss=30%",
+        "udp:7000 loss=ge(20%,40%)",
+        "udp:7000 drop p=40% after=3",
+        // Without the windows of the first run the draws alone would hurt other packets.
+        "udp:7000 drop p=50% at=1ms period=2ms duty=50%",
+    ] {
+        let first = go(&["run", "-r", rule, "--report", "REPORT"], &report);
+        assert_eq!(first.status.code(), Some(3), "{}", told(&first));
+        let expected = came(&receiver);
+        let lost = 80 - expected.len();
+        let written = fs::read_to_string(report.join("decisions.jsonl")).unwrap();
+        assert_eq!(written.lines().count(), lost, "{rule}");
+        assert!(lost > 0, "{rule}: {}", told(&first));
+        for _ in 0..2 {
+            let again = go(&["replay", "REPORT"], &report);
+            assert_eq!(again.status.code(), Some(3), "{}", told(&again));
+            assert_eq!(came(&receiver), expected, "{rule}");
+        }
+    }
+}
+
+#[test]
+fn a_report_tells_everything_in_every_form() {
+    enter_fresh();
+    let folder = tempfile::tempdir().unwrap();
+    let (report, summary) = (
+        folder.path().join("report"),
+        folder.path().join("summary.md"),
+    );
+    let _receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    let scenario = folder.path().join("scenario.yaml");
+    fs::write(
+        &scenario,
+        "targets: { service: \"udp:7000\" }\nrules: [\"service drop p=50%\", \"tcp:1 drop at=5ms\"]\nexpect: { exit: 0, fired: [service] }\n",
+    )
+    .unwrap();
+    let output = fault()
+        .args(["run", "--seed", "5", "-f"])
+        .arg(&scenario)
+        .arg("--report")
+        .arg(&report)
+        .args(["--", "bash", "-c", SCRIPT, "<&>\"'"])
+        .env("GITHUB_STEP_SUMMARY", &summary)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", told(&output));
+    let json: serde_json::Value =
+        serde_json::from_slice(&fs::read(report.join("report.json")).unwrap()).unwrap();
+    assert_eq!(json["seed"], 5);
+    assert_eq!(json["command_exit"], 3);
+    assert_eq!(json["targets"]["service"], "udp:7000");
+    assert_eq!(json["rules"][0]["seen"]["packets"], 80);
+    assert_eq!(json["rules"][1]["fired"], false);
+    assert_eq!(json["expectations"][0]["holds"], false);
+    assert!(json["samples"].as_array().unwrap().len() >= 2);
+    let junit = fs::read_to_string(report.join("junit.xml")).unwrap();
+    assert!(junit.contains("tests=\"5\" failures=\"3\""), "{junit}");
+    assert!(junit.contains("&lt;&amp;&gt;"), "{junit}");
+    let html = fs::read_to_string(report.join("report.html")).unwrap();
+    for part in [
+        "<svg",
+        "service drop p=50%",
+        "never fired",
+        "prefers-color-scheme",
+        "&lt;&amp;&gt;",
+    ] {
+        assert!(html.contains(part), "{part} is not in {html}");
+    }
+    assert!(!html.contains("http"), "nothing is fetched");
+    let summary = fs::read_to_string(&summary).unwrap();
+    assert!(summary.contains("| `service drop p=50%` |"), "{summary}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        printed.contains("::error::fault: the rule `tcp:1 drop at=5ms` never fired"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn what_is_no_report_is_said() {
+    enter_fresh();
+    let folder = tempfile::tempdir().unwrap();
+    let output = go(&["replay", "REPORT"], folder.path());
+    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+    assert!(told(&output).contains("report.json"), "{}", told(&output));
+    fs::write(folder.path().join("report.json"), "{}").unwrap();
+    let output = go(&["replay", "REPORT"], folder.path());
+    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+    assert!(told(&output).contains("no report"), "{}", told(&output));
+}
