@@ -5,8 +5,8 @@ use core::ptr::null_mut;
 
 use aya_ebpf::bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4};
 use aya_ebpf::helpers::{
-    bpf_get_current_ancestor_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
-    bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id,
+    bpf_get_current_ancestor_cgroup_id, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+    bpf_sk_release, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id,
 };
 use aya_ebpf::programs::SockContext;
 use fault_common::abi::{SCOPE_LEVELS_MAX, ScopeKey, SetHeader};
@@ -28,9 +28,15 @@ pub fn find<const EGRESS: bool, const LINK: u32>(
         return [0, 0];
     }
     let sender = if EGRESS {
-        first_scope(header, generation, |level| unsafe {
+        let scope = first_scope(header, generation, |level| unsafe {
             bpf_skb_ancestor_cgroup_id(skb.raw(), level)
-        })
+        });
+        // The relay's sockets belong to a scope without being in its cgroup.
+        if scope == 0 {
+            sender_mark(skb, generation)
+        } else {
+            scope
+        }
     } else {
         0
     };
@@ -41,6 +47,30 @@ pub fn find<const EGRESS: bool, const LINK: u32>(
         0
     };
     [sender, receiver]
+}
+
+/// The scope that the sending socket was marked with, or 0.
+#[inline(always)]
+fn sender_mark<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    generation: u32,
+) -> u64 {
+    // SAFETY: every pointer is looked at before it is used.
+    unsafe {
+        let socket = (*skb.raw()).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return 0;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        if socket.is_null() {
+            return 0;
+        }
+        let stored = bpf_sk_storage_get(SOCKET_SCOPES.as_ptr(), socket.cast(), null_mut(), 0);
+        if stored.is_null() {
+            return 0;
+        }
+        known(*stored.cast::<u64>(), generation)
+    }
 }
 
 /// A scope that rules still name, or 0.

@@ -38,6 +38,13 @@ fn start(plan: &Plan) -> Injection {
     prepare(plan, &devices, &wishes).unwrap().start().unwrap()
 }
 
+/// By clsact there is one journal for each process: one test at a time.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ONE.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// A sender and a receiver on loopback, port 7000.
 fn pair() -> (UdpSocket, UdpSocket) {
     let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
@@ -49,6 +56,7 @@ fn pair() -> (UdpSocket, UdpSocket) {
 
 #[test]
 fn no_packet_sees_half_a_rule_set() {
+    let _alone = alone();
     enter_fresh();
     let (sender, receiver) = pair();
     let small = ["udp:7000 drop".to_owned()];
@@ -83,6 +91,7 @@ fn no_packet_sees_half_a_rule_set() {
 
 #[test]
 fn a_connection_outlives_many_rule_sets() {
+    let _alone = alone();
     enter_fresh();
     let (sender, receiver) = pair();
     let mut current = plan(&["udp:7000 drop nth=1".to_owned()]);
@@ -109,6 +118,7 @@ fn a_connection_outlives_many_rule_sets() {
 
 #[test]
 fn a_rule_that_stays_goes_on_counting() {
+    let _alone = alone();
     enter_fresh();
     let (sender, _receiver) = pair();
     let stays = "udp:7000 loss=0%".to_owned();
@@ -126,6 +136,7 @@ fn a_rule_that_stays_goes_on_counting() {
 
 #[test]
 fn inject_follows_its_file() {
+    let _alone = alone();
     enter_fresh();
     let (sender, receiver) = pair();
     let folder = tempfile::tempdir().unwrap();

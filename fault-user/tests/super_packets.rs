@@ -84,6 +84,12 @@ fn receiver(peer: &NetworkNamespace, address: SocketAddr) -> JoinHandle<u64> {
     })
 }
 
+/// Until the peer's link address is known, packets wait in a short queue before any program sees them.
+fn know_the_neighbour(address: SocketAddr) {
+    let refused = TcpStream::connect(SocketAddr::new(address.ip(), 9));
+    assert!(refused.is_err(), "nobody listens there");
+}
+
 /// Sends 10,000 datagrams in super-packets under `loss=10%`.
 fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
     let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
@@ -95,6 +101,7 @@ fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
     };
     let socket = UdpSocket::bind((any, 0)).unwrap();
     socket.connect(address).unwrap();
+    know_the_neighbour(address);
     let hurt = Hurt::begin(&["udp:7000 loss=10%"], options);
     let mut burst: Vec<u8> = (0..40_u8).flat_map(|n| [n; DATAGRAM]).collect();
     burst.truncate(BURST * DATAGRAM - DATAGRAM / 2);
@@ -183,6 +190,7 @@ fn a_counted_packet_is_a_wire_packet() {
     let receiver = receiver(&namespace, address);
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(address).unwrap();
+    know_the_neighbour(address);
     let hurt = Hurt::begin(&["udp:7000 drop every=10 range=1..25"], "--scope host");
     set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
     let burst: Vec<u8> = (0..30_u8).flat_map(|n| [n; DATAGRAM]).collect();

@@ -104,7 +104,12 @@ impl Aim {
     ///
     /// # Errors
     /// Another network namespace is aimed at, there is no cgroup2, or the kernel refuses.
-    pub async fn steer(&self, plan: &Plan, scope: Option<&Scope>) -> Result<Option<Steering>> {
+    pub async fn steer(
+        &self,
+        plan: &Plan,
+        scope: Option<&Scope>,
+        prepared: &mut Prepared,
+    ) -> Result<Option<Steering>> {
         let rules = plan.stream_rules();
         let Some((_, first)) = rules.first() else {
             return Ok(None);
@@ -123,7 +128,11 @@ impl Aim {
             root = Hierarchy::find()?;
             root.path()
         };
-        Steering::start(&rules, plan.seed, cgroup).await.map(Some)
+        // What the relay sends for the command is the command's to packet rules.
+        let marker = scope.map(|scope| prepared.marker(scope)).transpose()?;
+        Steering::start(&rules, plan.seed, cgroup, marker)
+            .await
+            .map(Some)
     }
 
     /// The attachment that was asked for.

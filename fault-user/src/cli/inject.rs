@@ -81,7 +81,7 @@ impl Inject {
             .enable_all()
             .build()
             .context("starting the runtime")?;
-        let steering = runtime.block_on(self.aim.steer(&plan, scope.as_ref()))?;
+        let steering = runtime.block_on(self.aim.steer(&plan, scope.as_ref(), &mut prepared))?;
         let mut injection = prepared.start()?;
         eprintln!("fault: seed {seed}");
         eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());

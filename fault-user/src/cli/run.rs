@@ -164,7 +164,7 @@ impl Run {
             None => None,
         };
         eprintln!("fault: seed {seed}");
-        let steering = self.aim.steer(&plan, scope.as_ref()).await?;
+        let steering = self.aim.steer(&plan, scope.as_ref(), &mut prepared).await?;
         let injection = prepared.start()?;
         let mut running = command.spawn(own.as_ref())?;
         let mut run = Course {

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::clock::monotonic_ns;
 use super::clsact;
 use super::events::Events;
-use super::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
+use super::injector::{Attachment, Capacity, Clock, Injector, Marker, Options, Side};
 use super::interfaces::{Interface, list};
 use super::leftovers::{Change, Journal};
 use super::ruleset::{PacketRule, Scope, Tables, compile};
@@ -294,6 +294,14 @@ impl Prepared {
             adopt_sockets(&mut self.injector, pid.as_raw(), scope.cgroup)?;
         }
         Ok(())
+    }
+
+    /// What makes sockets of this process, such as the relay's, belong to `scope`. To be called last.
+    ///
+    /// # Errors
+    /// It has been called before.
+    pub fn marker(&mut self, scope: &Scope) -> Result<Marker> {
+        self.injector.take_marker(scope.cgroup)
     }
 
     /// Puts the rules in force: from here on their time runs.

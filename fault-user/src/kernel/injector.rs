@@ -7,8 +7,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{CgroupAttachMode, CgroupSock, SchedClassifier, TcAttachType};
-use aya::util::KernelVersion;
+use aya::programs::{CgroupSock, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
@@ -17,6 +16,7 @@ use fault_common::abi::{
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
 
+use super::cgroup_link::{CgroupLink, Hook};
 use super::clock::monotonic_ns;
 use super::clsact;
 use super::events::Events;
@@ -26,6 +26,7 @@ use super::mapped::MappedArray;
 use super::object::{OBJECT, check_abi};
 use super::ruleset::Tables;
 use super::verifier;
+use super::version;
 use crate::shaping::spreads;
 
 /// How the programs are held at an interface.
@@ -138,6 +139,9 @@ struct HostKey {
 // SAFETY: `repr(C)` without padding; any bit pattern is a key.
 unsafe impl aya::Pod for HostKey {}
 
+/// Marks a socket as belonging to a scope.
+pub type Marker = std::sync::Arc<dyn Fn(BorrowedFd<'_>) -> std::io::Result<()> + Send + Sync>;
+
 /// The programs, loaded, with their maps; attached where [`Injector::attach`] was called.
 pub struct Injector {
     attachment: Attachment,
@@ -153,6 +157,7 @@ pub struct Injector {
     /// Number of the rules in force.
     rules_in_force: u32,
     lease: Lease,
+    cgroup_links: Vec<CgroupLink>,
     ebpf: Ebpf,
 }
 
@@ -165,7 +170,7 @@ impl Injector {
     pub fn load(options: &Options) -> Result<Self> {
         check_abi(OBJECT)?;
         let attachment = options.attachment.unwrap_or_else(|| {
-            if kernel_at_least(6, 6) {
+            if version::at_least(6, 6) {
                 Attachment::Tcx
             } else {
                 Attachment::Clsact
@@ -177,7 +182,7 @@ impl Injector {
         Ok(Self {
             attachment,
             capacity,
-            old: !kernel_at_least(5, 12),
+            old: !version::at_least(5, 12),
             scope_version: 0,
             events_wanted: options.events,
             rules: mapped(&mut ebpf, "RULES", 2 * capacity.words() * 64)?,
@@ -190,6 +195,7 @@ impl Injector {
             )?,
             rules_in_force: 0,
             lease,
+            cgroup_links: Vec::new(),
             ebpf,
         })
     }
@@ -343,12 +349,8 @@ impl Injector {
             let summary = verifier::summary(NAME, &error);
             return Err(anyhow!(error).context(summary));
         }
-        let folder =
-            std::fs::File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
-        // A link always shares the cgroup with others; the flag that says so is for attaching without one.
-        program
-            .attach(folder, CgroupAttachMode::Single)
-            .with_context(|| format!("attaching to {}", cgroup.display()))?;
+        let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::SocketCreate)?;
+        self.cgroup_links.push(link);
         Ok(())
     }
 
@@ -362,6 +364,26 @@ impl Injector {
         scopes
             .insert(&socket, cgroup, 0)
             .context("marking a socket")
+    }
+
+    /// What marks sockets of this process as belonging to a cgroup, from now on; no socket can be adopted any more.
+    ///
+    /// # Errors
+    /// It has been taken.
+    pub fn take_marker(&mut self, cgroup: u64) -> Result<Marker> {
+        let map = self
+            .ebpf
+            .take_map("SOCKET_SCOPES")
+            .context("the eBPF object has no map SOCKET_SCOPES")?;
+        let scopes: SkStorage<MapData, u64> = map.try_into()?;
+        let scopes = std::sync::Mutex::new(scopes);
+        Ok(std::sync::Arc::new(move |socket| {
+            scopes
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .insert(&socket, cgroup, 0)
+                .map_err(std::io::Error::other)
+        }))
     }
 
     /// Puts a rule set in force, at once and as a whole: no packet is judged by a mixture of two sets.
@@ -611,11 +633,6 @@ fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
     Ok(())
 }
 
-/// Whether this kernel is of that version or newer; one that does not tell its version counts as old.
-fn kernel_at_least(major: u8, minor: u8) -> bool {
-    KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(major, minor, 0))
-}
-
 fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     let capacity = options.capacity;
     let words = capacity.words();
@@ -630,7 +647,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     };
     let tcx = u32::from(attachment == Attachment::Tcx);
     let coarse =
-        u32::from(options.clock == Clock::Tick && !options.events && kernel_at_least(5, 11));
+        u32::from(options.clock == Clock::Tick && !options.events && version::at_least(5, 11));
     let mut loader = EbpfLoader::new();
     if options.tap.is_none() {
         // Megabytes that nobody asks for.

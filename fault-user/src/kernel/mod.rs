@@ -3,6 +3,7 @@
 //! Everything here belongs to this process: links, maps and the lease that keeps the programs acting
 //! die with it.
 
+pub mod cgroup_link;
 pub mod clock;
 pub mod clsact;
 pub mod events;
@@ -16,3 +17,4 @@ pub mod netlink;
 pub mod object;
 pub mod ruleset;
 pub mod verifier;
+pub mod version;

@@ -1,21 +1,21 @@
 //! The programs that lead connections to the relay, and their maps.
 
 use std::collections::HashMap as StdHashMap;
-use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SockOps};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SockOps};
 use aya::{Ebpf, EbpfLoader, Pod};
 use fault_common::abi::{Destination, STEERS, Steer};
 use fault_common::flow::MAPPED_PREFIX;
 
+use crate::kernel::cgroup_link::{CgroupLink, Hook};
 use crate::kernel::mapped::MappedArray;
 use crate::kernel::object::{OBJECT, check_abi};
 use crate::kernel::ruleset::Network;
@@ -60,6 +60,7 @@ pub struct Hooks {
     ports: MappedArray<u64>,
     /// How often each entry is on, with its ports.
     on: StdHashMap<u32, Vec<PortRange>>,
+    _links: Vec<CgroupLink>,
     _ebpf: Ebpf,
 }
 
@@ -87,13 +88,24 @@ impl Hooks {
     ///
     /// # Errors
     /// The kernel refuses (the hooks are of Linux 5.8), or there are too many targets.
-    pub fn attach(cgroup: &Path, mark: u32, entries: &[Entry]) -> Result<(Self, Originals)> {
+    pub fn attach(
+        cgroup: &Path,
+        whole_host: bool,
+        mark: u32,
+        entries: &[Entry],
+    ) -> Result<(Self, Originals)> {
         ensure!(
             entries.len() <= STEERS as usize,
             "stream faults are possible on {STEERS} targets at once: use fewer"
         );
         check_abi(OBJECT)?;
         let netns = netns_cookie();
+        // Without it the connections of every container would be led to a relay that they can't reach.
+        ensure!(
+            netns != 0 || !whole_host,
+            "stream faults on the whole host need Linux 5.14, to tell network namespaces apart: use `fault run` without --scope \
+             host, or --pid or --cgroup"
+        );
         let hosts: usize = entries.iter().map(|entry| entry.hosts.len()).sum();
         let mut loader = EbpfLoader::new();
         loader
@@ -110,7 +122,7 @@ impl Hooks {
             table.set(index, entry.steer);
         }
         let ports = mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?;
-        attach_all(&mut ebpf, cgroup)?;
+        let links = attach_all(&mut ebpf, cgroup)?;
         let peers = ebpf
             .take_map("PEERS")
             .context("the eBPF object has no map PEERS")?;
@@ -118,6 +130,7 @@ impl Hooks {
         let hooks = Self {
             ports,
             on: StdHashMap::new(),
+            _links: links,
             _ebpf: ebpf,
         };
         Ok((hooks, originals))
@@ -142,28 +155,25 @@ impl Hooks {
     }
 }
 
-fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<()> {
-    let folder = File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
+fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
+    let mut links = Vec::new();
     // The hooks of connect(2) first: when this process is killed they go first as well, and no connection is led to a
     // relay that is gone. So far they lead nothing anywhere.
-    for name in [
-        "fault_connect4",
-        "fault_connect6",
-        "fault_peer4",
-        "fault_peer6",
+    for (name, at) in [
+        ("fault_connect4", Hook::Connect4),
+        ("fault_connect6", Hook::Connect6),
+        ("fault_peer4", Hook::PeerName4),
+        ("fault_peer6", Hook::PeerName6),
     ] {
         let hook: &mut CgroupSockAddr = program(ebpf, name)?;
         loaded(name, hook.load())?;
-        // A link always shares the cgroup with others; the flag that says so is for attaching without one.
-        hook.attach(&folder, CgroupAttachMode::Single)
-            .with_context(|| format!("attaching to {}", cgroup.display()))?;
+        links.push(CgroupLink::attach(hook.fd()?.as_fd(), cgroup, at)?);
     }
     let opening: &mut SockOps = program(ebpf, "fault_opening")?;
     loaded("fault_opening", opening.load())?;
-    opening
-        .attach(&folder, CgroupAttachMode::Single)
-        .with_context(|| format!("attaching to {}", cgroup.display()))?;
-    Ok(())
+    let opening = opening.fd()?.as_fd();
+    links.push(CgroupLink::attach(opening, cgroup, Hook::SocketOperations)?);
+    Ok(links)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

@@ -17,9 +17,10 @@ use fault_common::abi::Steer;
 use tokio::task::JoinHandle;
 
 use crate::kernel::injection::Hits;
+use crate::kernel::injector::Marker;
 use crate::kernel::ruleset::Network;
 use crate::relay::{
-    Direction as Way, Engine, Listen, Relay, Settings, Target, ToxicConfig, Upstream,
+    Direction as Way, Engine, Listen, Prepare, Relay, Settings, Target, ToxicConfig, Upstream,
 };
 use crate::rule::{Direction, Protocol, ResolvedRule, ResolvedTarget};
 use hooks::{Entry, Hooks, Originals};
@@ -96,11 +97,17 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
 
 impl Steering {
     /// Leads the connections of the processes in `cgroup` to relays with the faults of `rules` (each with its place
-    /// among all rules). Rules that begin at once are in force on return.
+    /// among all rules). Rules that begin at once are in force on return. `marker` is applied to the sockets that the
+    /// relay opens.
     ///
     /// # Errors
     /// A rule that can't be carried out, or the kernel refuses.
-    pub async fn start(rules: &[(usize, &ResolvedRule)], seed: u64, cgroup: &Path) -> Result<Self> {
+    pub async fn start(
+        rules: &[(usize, &ResolvedRule)],
+        seed: u64,
+        cgroup: &Path,
+        marker: Option<Marker>,
+    ) -> Result<Self> {
         let mut targets: Vec<ResolvedTarget> = Vec::new();
         let mut stream_rules = Vec::new();
         for &(index, rule) in rules {
@@ -121,12 +128,13 @@ impl Steering {
         let mark = 0xfa17_0000 | (std::process::id() & 0xffff);
         let ports = listeners(targets.len())?;
         let entries: Vec<Entry> = targets.iter().zip(&ports).map(entry).collect();
-        let (hooks, originals) = Hooks::attach(cgroup, mark, &entries)?;
+        let (hooks, originals) = Hooks::attach(cgroup, marker.is_none(), mark, &entries)?;
         let mut led = Vec::with_capacity(targets.len());
         for (number, (target, listeners)) in targets.into_iter().zip(ports).enumerate() {
             let mut relays = Vec::new();
             for listener in listeners.into_iter().flatten() {
-                let relay = relay(&engine, number, seed, listener, &originals, mark);
+                let prepare = prepare(mark, marker.clone());
+                let relay = relay(&engine, number, seed, listener, &originals, prepare);
                 relay
                     .set_enabled(true)
                     .await
@@ -216,7 +224,7 @@ fn relay(
     seed: u64,
     listener: std::net::TcpListener,
     originals: &Originals,
-    mark: u32,
+    prepare: Prepare,
 ) -> Arc<Relay> {
     let originals = originals.clone();
     let settings = Settings {
@@ -225,24 +233,29 @@ fn relay(
         listen: Listen::TcpHook(Arc::new(move || listener.try_clone())),
         upstream: Upstream {
             target: Target::Hook(Arc::new(move |accepted| originals.of(accepted.client))),
-            prepare: Some(Arc::new(move |socket, _: SocketAddr| {
-                // SAFETY: the value is four bytes long.
-                let status = unsafe {
-                    libc::setsockopt(
-                        socket.as_raw_fd(),
-                        libc::SOL_SOCKET,
-                        libc::SO_MARK,
-                        (&raw const mark).cast(),
-                        4,
-                    )
-                };
-                nix::errno::Errno::result(status).map(drop)?;
-                Ok(())
-            })),
+            prepare: Some(prepare),
         },
         udp_idle: Settings::UDP_IDLE,
     };
     Relay::new(engine, settings)
+}
+
+/// Marks a socket of the relay for the hooks, and for the packet programs.
+fn prepare(mark: u32, marker: Option<Marker>) -> Prepare {
+    Arc::new(move |socket, _: SocketAddr| {
+        // SAFETY: the value is four bytes long.
+        let status = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MARK,
+                (&raw const mark).cast(),
+                4,
+            )
+        };
+        nix::errno::Errno::result(status).map(drop)?;
+        marker.as_ref().map_or(Ok(()), |marker| marker(socket))
+    })
 }
 
 /// Begins the timeline of a rule; what begins at once has begun on return.

@@ -111,8 +111,10 @@ fn start_machine(kernel: &Kernel, initramfs: &Path) -> Result<Child> {
     command
         // KVM is often missing where CI runs, and hangs in some nested machines.
         .args([
+            // One thread for both CPUs: with two, code that the kernel patches while it runs (its static keys, as programs
+            // are attached) is now and then run half patched by the emulation, and the kernel dies of it.
             "-accel",
-            "tcg,thread=multi",
+            "tcg,thread=single",
             "-cpu",
             "max",
             "-smp",
