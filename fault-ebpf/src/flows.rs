@@ -22,7 +22,9 @@ pub fn enter<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
 ) -> Option<NonNull<Flow>> {
     let side = flow_into(&scratch.packet, &mut scratch.key);
-    let entry = match FLOWS.get_ptr_mut(&scratch.key) {
+    // A reference: a copy would not fit the stack.
+    let key = &scratch.key;
+    let entry = match FLOWS.get_ptr_mut(key) {
         Some(found) => {
             // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst
             // costs an ordinal.

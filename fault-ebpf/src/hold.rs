@@ -52,7 +52,7 @@ pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
         };
     }
     skb.push_tag(ticket as u16)?;
-    Ok(skb.redirect(TAP.load(), 0))
+    Ok(Skb::<EGRESS, LINK>::redirect(TAP.load(), 0))
 }
 
 /// Sends a packet of the delay line on its way, where it is not judged again.
@@ -69,5 +69,5 @@ pub fn release(skb: Skb<false, 14>) -> i32 {
         return NEXT;
     }
     skb.set_judged();
-    skb.redirect((place >> 1) as u32, place & 1)
+    Skb::<false, 14>::redirect((place >> 1) as u32, place & 1)
 }

@@ -281,7 +281,7 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
 
     /// The return value that sends this packet out through a device, or with flag 1 into it.
     #[inline(always)]
-    pub fn redirect(&self, ifindex: u32, flags: u64) -> i32 {
+    pub fn redirect(ifindex: u32, flags: u64) -> i32 {
         unsafe { bpf_redirect(ifindex, flags) as i32 }
     }
 

@@ -99,7 +99,7 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
             };
             // SAFETY: the helper has no preconditions.
             let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-            ORIGINALS.insert(&cookie, &original, 0).ok()?;
+            ORIGINALS.insert(cookie, original, 0).ok()?;
             return Some(steer);
         }
     }
@@ -166,7 +166,7 @@ fn note6(ctx: &SockOpsContext, original: &Destination) -> u32 {
 #[inline(always)]
 fn note(address: Address, port: u32, original: &Destination) -> u32 {
     let own = Destination { address, port };
-    u32::from(PEERS.insert(&own, original, 0).is_ok())
+    u32::from(PEERS.insert(own, original, 0).is_ok())
 }
 
 /// getpeername(2): who was meant.

@@ -72,11 +72,13 @@ fn exchange(stream: &mut TcpStream) {
     stream.read_exact(&mut answer).unwrap();
 }
 
-/// Not shorter than it must be, and longer only by what a loaded machine takes.
+/// Not shorter than it must be, and longer only by what a loaded machine takes, or an emulated one.
 fn assert_about(took: Duration, ms: u64, what: &str) {
+    let emulated = std::env::var_os("FAULT_VM_KERNEL").is_some();
+    let more = Duration::from_millis(if emulated { 400 } else { 40 });
     let least = Duration::from_millis(ms);
     assert!(
-        took >= least && took < least + Duration::from_millis(40),
+        took >= least && took < least + more,
         "{what}: {took:?}, expected {least:?}"
     );
 }
@@ -100,8 +102,8 @@ fn delays_all(address: SocketAddr, options: &str) {
     assert_about(timed(|| exchange(&mut old)), 120, "an old connection");
     let summary = hurt.end();
     assert!(summary.contains("delay-line"), "{summary}");
-    assert!(round_trip() < Duration::from_millis(60), "healed");
-    assert!(timed(|| exchange(&mut old)) < Duration::from_millis(60));
+    assert!(round_trip() < Duration::from_millis(120), "healed");
+    assert!(timed(|| exchange(&mut old)) < Duration::from_millis(120));
     let hurt = Hurt::begin(&["udp:7000 delay=60ms dir=to-client"], options);
     assert_about(round_trip(), 60, "one way");
     hurt.end();
