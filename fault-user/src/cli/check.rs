@@ -44,7 +44,7 @@ impl Check {
             .unwrap_or_else(|| timeline::horizon_ns(&rules));
         println!("{}", timeline::picture(&rules, horizon, width()));
         for rule in &plan.rules {
-            println!("{}  by tc programs", rule.text);
+            println!("{}  by {}", rule.text, rule.mechanism(None));
         }
         Ok(exit::SUCCESS)
     }

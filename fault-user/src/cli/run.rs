@@ -386,7 +386,7 @@ fn rule_reports(
         .map(|((rule, hits), (_, resolved))| RuleReport {
             rule: rule.text.clone(),
             target: rule.target.clone(),
-            mechanism: summary::mechanism(rule, run.injection),
+            mechanism: rule.mechanism(Some(run.injection.attachment())),
             fired: hits.stats.hit_packets != 0,
             connections: hits.connections,
             seen: Amount {

@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 
 use fault_common::abi::action;
 
+use crate::kernel::injector::Attachment;
 use crate::kernel::ruleset::{PacketRule, Scope, Shaper};
 use crate::rule::{Layer, Protocol, ResolvedRule, Rule};
 use crate::shaping::schedule::Shapers;
@@ -31,6 +32,19 @@ pub struct PlannedRule {
 }
 
 impl PlannedRule {
+    /// What carries it, where the programs are attached in the way `by` (nothing where that is not known yet).
+    #[must_use]
+    pub fn mechanism(&self, by: Option<Attachment>) -> String {
+        let tc = by.map_or_else(|| "tc".to_owned(), |by| format!("tc ({by})"));
+        if self.stream.is_some() {
+            "relay (connect hook)".to_owned()
+        } else if self.holds() {
+            format!("{tc}, delay-line")
+        } else {
+            tc
+        }
+    }
+
     /// Whether it holds packets, so that a delay line is needed.
     #[must_use]
     pub fn holds(&self) -> bool {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use fault_common::abi::Counter;
 
 use crate::kernel::injection::{Hits, Injection};
-use crate::plan::{Plan, PlannedRule};
+use crate::plan::Plan;
 
 /// The counters that are worth a line when they are not zero.
 const NOTES: [(Counter, &str); 6] = [
@@ -81,7 +81,7 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
             seen,
             hit,
             hits.connections,
-            mechanism(rule, injection),
+            rule.mechanism(Some(injection.attachment())),
         );
     }
     if let Some(figures) = injection.delay_line() {
@@ -109,19 +109,6 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         }
     }
     text
-}
-
-/// What carries a rule.
-#[must_use]
-pub fn mechanism(rule: &PlannedRule, injection: &Injection) -> String {
-    let by = injection.attachment();
-    if rule.stream.is_some() {
-        "relay (connect hook)".to_owned()
-    } else if rule.holds() {
-        format!("tc ({by}), delay-line")
-    } else {
-        format!("tc ({by})")
-    }
 }
 
 /// Packets and bytes; segments as well where they differ.
