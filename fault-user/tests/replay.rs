@@ -56,7 +56,7 @@ fn the_same_packets_are_hurt_again_whenever_they_come() {
         "udp:7000 loss=ge(20%,40%)",
         "udp:7000 drop p=40% after=3",
         // Without the windows of the first run the draws alone would hurt other packets.
-        "udp:7000 drop p=50% at=1ms period=2ms duty=50%",
+        "udp:7000 drop p=50% at=10us period=100us duty=50%",
     ] {
         let first = go(&["run", "-r", rule, "--report", "REPORT"], &report);
         assert_eq!(first.status.code(), Some(3), "{}", told(&first));
