@@ -85,7 +85,7 @@ impl Plan {
                     text: rule.to_string(),
                     target: resolved.name.clone(),
                     entries: Vec::new(),
-                    stream: Some(resolved.clone()),
+                    stream: Some(ended(resolved, length_ns)),
                 });
                 continue;
             }
@@ -158,6 +158,20 @@ impl Plan {
             .flat_map(|rule| &rule.entries)
             .fold(0, |all, rule| all | packet::actions(&rule.entry))
     }
+}
+
+/// A stream rule that ends with the scenario, if it does not end before.
+fn ended(rule: &ResolvedRule, length_ns: Option<u64>) -> ResolvedRule {
+    let mut rule = rule.clone();
+    let modifiers = &mut rule.modifiers;
+    // With a period and no duty `for` is the length of each window; such a rule ends with the command.
+    if let Some(length_ns) = length_ns
+        && (modifiers.period_ns.is_none() || modifiers.duty.is_some())
+    {
+        let left_ns = length_ns.saturating_sub(modifiers.at_ns);
+        modifiers.for_ns = Some(modifiers.for_ns.map_or(left_ns, |ns| ns.min(left_ns)));
+    }
+    rule
 }
 
 /// Refuses rules for the whole host that would cut SSH or the control API.

@@ -134,8 +134,14 @@ fn action_of(wanted: &Fault) -> Result<Action> {
             distribution,
             correlation,
             keep_order,
-            limit_packets: _,
+            limit_packets,
         } => {
+            if limit_packets.is_some() {
+                bail!(
+                    "`limit` of a delay can't be carried out: the delay line holds up to 256 MiB and counts what is lost \
+                     beyond; leave it out, or give it to a `rate`"
+                );
+            }
             let order = if *keep_order { KEEP_ORDER } else { 0 };
             let form = form_of(*distribution) | order;
             (
