@@ -14,6 +14,7 @@ use fault_common::packet::{
     parse_network, parse_plain_ipv4, parse_plain_ipv6, parse_transport,
 };
 
+use crate::frame::Frame;
 use crate::maps::{
     CLASSES, COARSE, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
     RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
@@ -106,7 +107,7 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
 
 /// The time. Without windows, events and delays a coarse clock will do, which is not read from hardware.
 #[inline(always)]
-fn now_ns() -> u64 {
+pub fn now_ns() -> u64 {
     // SAFETY: the helpers have no preconditions.
     unsafe {
         if COARSE.load() == 1 {
@@ -136,13 +137,9 @@ fn become_segment<const EGRESS: bool, const LINK: u32>(
 /// Whether a glance at the ports tells that no rule can concern the packet. A packet that is not plain TCP
 /// or UDP is looked at in full.
 #[inline(always)]
-fn is_of_no_concern<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    header: &SetHeader,
-    generation: u32,
-) -> bool {
-    let (protocol, from, to) = if skb.ethertype() == ETHERTYPE_IPV4 {
-        let Some(bytes) = skb.glance::<24>() else {
+pub fn is_of_no_concern<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> bool {
+    let (protocol, from, to) = if frame.ethertype() == ETHERTYPE_IPV4 {
+        let Some(bytes) = frame.glance::<24>() else {
             return false;
         };
         // No options, and no fragment.
@@ -150,8 +147,8 @@ fn is_of_no_concern<const EGRESS: bool, const LINK: u32>(
             return false;
         }
         (bytes[9], [bytes[20], bytes[21]], [bytes[22], bytes[23]])
-    } else if skb.ethertype() == ETHERTYPE_IPV6 {
-        let Some(bytes) = skb.glance::<44>() else {
+    } else if frame.ethertype() == ETHERTYPE_IPV6 {
+        let Some(bytes) = frame.glance::<44>() else {
             return false;
         };
         (bytes[6], [bytes[40], bytes[41]], [bytes[42], bytes[43]])
@@ -185,15 +182,10 @@ const NOT_PLAIN: u32 = 8;
 /// Reads the headers and looks the ports up. 0 when rules may concern the packet, else [`NO_RULE`] or a
 /// code for [`reason`].
 #[inline(always)]
-fn read<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    header: &SetHeader,
-    scratch: &mut Scratch,
-    generation: u32,
-) -> u32 {
-    let mut code = read_plain(skb, scratch);
+pub fn read<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, generation: u32) -> u32 {
+    let mut code = read_plain(frame, scratch);
     if code == NOT_PLAIN {
-        code = read_any(skb, scratch);
+        code = read_any(frame, scratch);
     }
     if code != 0 {
         return code;
@@ -209,18 +201,15 @@ fn read<const EGRESS: bool, const LINK: u32>(
 
 /// Reads a packet of the common kind, whose headers lie in one piece, without a helper.
 #[inline(always)]
-fn read_plain<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    scratch: &mut Scratch,
-) -> u32 {
-    let (length, packet) = (skb.length(), &mut scratch.packet);
-    let read = match skb.ethertype() {
-        ETHERTYPE_IPV4 => skb
+fn read_plain<F: Frame>(frame: F, scratch: &mut Scratch) -> u32 {
+    let (length, packet) = (frame.length(), &mut scratch.packet);
+    let read = match frame.ethertype() {
+        ETHERTYPE_IPV4 => frame
             .glance()
-            .and_then(|bytes| parse_plain_ipv4(bytes, LINK, length, packet)),
-        ETHERTYPE_IPV6 => skb
+            .and_then(|bytes| parse_plain_ipv4(bytes, F::LINK, length, packet)),
+        ETHERTYPE_IPV6 => frame
             .glance()
-            .and_then(|bytes| parse_plain_ipv6(bytes, LINK, length, packet)),
+            .and_then(|bytes| parse_plain_ipv6(bytes, F::LINK, length, packet)),
         _ => None,
     };
     read.map_or(NOT_PLAIN, code)
@@ -228,49 +217,37 @@ fn read_plain<const EGRESS: bool, const LINK: u32>(
 
 /// Reads any packet, in steps, because all of them together need too much stack.
 #[inline(always)]
-fn read_any<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    scratch: &mut Scratch,
-) -> u32 {
-    let mut code = read_network(skb, scratch);
+fn read_any<F: Frame>(frame: F, scratch: &mut Scratch) -> u32 {
+    let mut code = read_network(frame, scratch);
     if code == 0 {
-        code = read_extensions(skb, scratch);
+        code = read_extensions(frame, scratch);
     }
     if code == 0 {
-        code = read_transport(skb, scratch);
+        code = read_transport(frame, scratch);
     }
     code
 }
 
 #[inline(never)]
-fn read_extensions<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    scratch: &mut Scratch,
-) -> u32 {
-    code(parse_extensions(&skb, &mut scratch.packet))
+fn read_extensions<F: Frame>(frame: F, scratch: &mut Scratch) -> u32 {
+    code(parse_extensions(&frame, &mut scratch.packet))
 }
 
 #[inline(never)]
-fn read_network<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    scratch: &mut Scratch,
-) -> u32 {
+fn read_network<F: Frame>(frame: F, scratch: &mut Scratch) -> u32 {
     let packet = &mut scratch.packet;
     code(parse_network(
-        &skb,
-        skb.ethertype(),
-        LINK,
-        skb.length(),
+        &frame,
+        frame.ethertype(),
+        F::LINK,
+        frame.length(),
         packet,
     ))
 }
 
 #[inline(never)]
-fn read_transport<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    scratch: &mut Scratch,
-) -> u32 {
-    code(parse_transport(&skb, &mut scratch.packet))
+fn read_transport<F: Frame>(frame: F, scratch: &mut Scratch) -> u32 {
+    code(parse_transport(&frame, &mut scratch.packet))
 }
 
 #[inline(always)]
@@ -299,20 +276,20 @@ fn reason(code: u32) -> Counter {
 
 /// Notes when the packet came and how large it is.
 #[inline(always)]
-fn see<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
+pub fn see<F: Frame>(
+    frame: F,
     header: &SetHeader,
     scratch: &mut Scratch,
     now_ns: u64,
     generation: u32,
 ) {
-    let segments = skb.segments(&scratch.packet);
+    let segments = frame.segments(&scratch.packet);
     scratch.sight = Sight {
         now_ns,
         since_ns: now_ns.saturating_sub(header.epoch_ns),
         segments,
-        size: skb.segment_size(&scratch.packet),
-        bytes: skb.length() + (segments - 1) * scratch.packet.payload_offset,
+        size: frame.segment_size(&scratch.packet),
+        bytes: frame.length() + (segments - 1) * scratch.packet.payload_offset,
         generation,
     };
 }
@@ -320,7 +297,7 @@ fn see<const EGRESS: bool, const LINK: u32>(
 /// Lists the packet's rules; says whether there are any. The scratch comes as a plain pointer, because
 /// [`fault_collect`] writes to it behind the back of whoever calls it.
 #[inline(never)]
-fn list_rules(header: &SetHeader, scratch: *mut Scratch) -> bool {
+pub fn list_rules(header: &SetHeader, scratch: *mut Scratch) -> bool {
     // SAFETY: see `Scratch`; no reference lives across a call of `fault_collect`.
     let mut left = begin_list(header, unsafe { &mut *scratch });
     for index in 0..WORDS_MAX {
@@ -342,7 +319,7 @@ fn list_rules(header: &SetHeader, scratch: *mut Scratch) -> bool {
 
 /// [`list_rules`] for a set that fits one word: there is nothing to skip, so no summary is asked.
 #[inline(always)]
-fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
+pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
     let maps = Maps {
         header,
         generation: scratch.sight.generation,
@@ -392,7 +369,7 @@ pub extern "C" fn fault_collect(index: u32) -> u32 {
 /// Asks the rules in their order; the first one that ends the packet's way is the last. Says whether
 /// there is anything to do.
 #[inline(always)]
-fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
+pub fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
     scratch.hits = 0;
     // Volatile: LLVM would make of plain stores a call of memset, which goes byte by byte here.
     // SAFETY: a valid reference.

@@ -8,16 +8,15 @@ use fault_common::flow::{Side, flow_into};
 use fault_common::matching::{Connection, server_side};
 use fault_common::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_SYN};
 
+use crate::frame::Frame;
 use crate::maps::{FLOWS, RULE_STATES, Scratch};
-use crate::scope;
-use crate::skb::Skb;
 
 const BPF_NOEXIST: u64 = 1;
 
 /// The connection of a packet, entered when it is new, begun anew when its ports are used again.
 #[inline(always)]
-pub fn enter<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
+pub fn enter<F: Frame>(
+    frame: F,
     header: &SetHeader,
     scratch: &mut Scratch,
 ) -> Option<NonNull<Flow>> {
@@ -30,11 +29,11 @@ pub fn enter<const EGRESS: bool, const LINK: u32>(
             // costs an ordinal.
             let flow = unsafe { &mut *found };
             if is_initial(&scratch.packet) || flow.scope_version != header.scope_version {
-                renew(skb, header, scratch, flow);
+                renew(frame, header, scratch, flow);
             }
             NonNull::new(found)?
         }
-        None => insert(skb, header, scratch)?,
+        None => insert(frame, header, scratch)?,
     };
     // SAFETY: as above.
     let flow = unsafe { entry.as_ref() };
@@ -52,23 +51,18 @@ pub fn enter<const EGRESS: bool, const LINK: u32>(
 /// Begins a known connection anew when its ports are used again, and looks its scopes up again when they have
 /// changed.
 #[inline(never)]
-fn renew<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    header: &SetHeader,
-    scratch: &Scratch,
-    flow: &mut Flow,
-) {
+fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &Scratch, flow: &mut Flow) {
     let (packet, generation) = (&scratch.packet, scratch.sight.generation);
     if is_initial(packet) {
         if flow.has_initial == 1 && flow.initial_sequence != packet.sequence {
             begin(flow, packet, side(scratch));
-            set_scopes(flow, skb, packet, header, generation);
+            set_scopes(flow, frame, packet, header, generation);
         }
         flow.has_initial = 1;
         flow.initial_sequence = packet.sequence;
     }
     if flow.scope_version != header.scope_version {
-        set_scopes(flow, skb, packet, header, generation);
+        set_scopes(flow, frame, packet, header, generation);
     }
 }
 
@@ -99,32 +93,28 @@ fn begin(flow: &mut Flow, packet: &Packet, side: Side) {
 }
 
 #[inline(always)]
-fn set_scopes<const EGRESS: bool, const LINK: u32>(
+fn set_scopes<F: Frame>(
     flow: &mut Flow,
-    skb: Skb<EGRESS, LINK>,
+    frame: F,
     packet: &Packet,
     header: &SetHeader,
     generation: u32,
 ) {
     flow.scope_version = header.scope_version;
     if header.has_scopes != 0 {
-        [flow.scope, flow.peer_scope] = scope::find(skb, packet, header, generation);
+        [flow.scope, flow.peer_scope] = frame.scopes(packet, header, generation);
     }
 }
 
 #[inline(never)]
-fn insert<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    header: &SetHeader,
-    scratch: &mut Scratch,
-) -> Option<NonNull<Flow>> {
+fn insert<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Option<NonNull<Flow>> {
     let side = side(scratch);
     let (flow, packet, key) = (&mut scratch.flow, &scratch.packet, &scratch.key);
     let generation = scratch.sight.generation;
     flow.scope = 0;
     flow.peer_scope = 0;
     begin(flow, packet, side);
-    set_scopes(flow, skb, packet, header, generation);
+    set_scopes(flow, frame, packet, header, generation);
     // Another CPU may have been faster: then its entry is as good.
     // A reference: a copy would not fit the stack.
     let fresh: &Flow = flow;

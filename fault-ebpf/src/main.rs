@@ -25,15 +25,17 @@ mod answer;
 mod classify;
 mod counting;
 mod flows;
+mod frame;
 mod hold;
 mod maps;
 mod scope;
 mod skb;
 mod split;
 mod steer;
+mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sock_ops};
-use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sock_ops, xdp};
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext, TcContext, XdpContext};
 use fault_common::abi::{ABI_VERSION, Counter};
 
 use crate::counting::{Fetch, NoFetch};
@@ -94,6 +96,12 @@ pub fn fault_egress_l3_old(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn fault_ingress_l3_old(ctx: TcContext) -> i32 {
     classify::handle::<NoFetch, false, 0>(Skb::new(&ctx))
+}
+
+/// In front of [`fault_ingress`], where rules only lose packets.
+#[xdp]
+pub fn fault_xdp(ctx: XdpContext) -> u32 {
+    xdp::handle::<Fetch>(xdp::Raw::new(&ctx))
 }
 
 /// Ingress of the delay line's tap: packets that have been held long enough.

@@ -53,6 +53,9 @@ pub static TAP: Global<u32> = Global::new(0);
 /// What this instance writes into `tc_index` of packets that it has judged.
 #[unsafe(no_mangle)]
 pub static INSTANCE: Global<u32> = Global::new(0xf000);
+/// 1 when the XDP program may have judged what arrives.
+#[unsafe(no_mangle)]
+pub static XDP: Global<u32> = Global::new(0);
 /// 1 when no rule of this object asks for the time more precisely than a few milliseconds: the clock is not
 /// read then, but its last tick taken (Linux 5.11).
 #[unsafe(no_mangle)]

@@ -9,9 +9,12 @@ use aya_ebpf::helpers::{
     bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
+use fault_common::abi::SetHeader;
 use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, Packet};
 
-use crate::maps::{INSTANCE, TCX};
+use crate::frame::{Frame, JUDGED};
+use crate::maps::{INSTANCE, TCX, XDP};
+use crate::scope;
 
 /// The next program or filter decides: `TCX_NEXT` and `TC_ACT_UNSPEC` are the same.
 pub const NEXT: i32 = -1;
@@ -47,6 +50,61 @@ impl<const EGRESS: bool, const LINK: u32> Load for Skb<EGRESS, LINK> {
     }
 }
 
+impl<const EGRESS: bool, const LINK: u32> Frame for Skb<EGRESS, LINK> {
+    const LINK: u32 = LINK;
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context is valid for as long as the program runs; so below.
+        unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        u16::from_be(unsafe { (*self.0).protocol } as u16)
+    }
+
+    #[inline(always)]
+    fn glance<const N: usize>(&self) -> Option<&[u8; N]> {
+        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let at = data + LINK as usize;
+        if at + N > end {
+            return None;
+        }
+        // SAFETY: the bytes lie between the two bounds that the kernel gives.
+        Some(unsafe { &*(at as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn segments(&self, packet: &Packet) -> u32 {
+        let (segments, size) = unsafe { ((*self.0).gso_segs, (*self.0).gso_size) };
+        if size == 0 {
+            1
+        } else if segments == 0 {
+            // A forwarded super-packet of a dubious source comes without the count.
+            packet.payload_length().div_ceil(size).max(1)
+        } else {
+            segments
+        }
+    }
+
+    #[inline(always)]
+    fn segment_size(&self, packet: &Packet) -> u32 {
+        let size = unsafe { (*self.0).gso_size };
+        let headers = packet.payload_offset - packet.network_offset;
+        if size == 0 {
+            packet.length()
+        } else {
+            headers + size
+        }
+    }
+
+    #[inline(always)]
+    fn scopes(&self, packet: &Packet, header: &SetHeader, generation: u32) -> [u64; 2] {
+        scope::find(*self, packet, header, generation)
+    }
+}
+
 impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     #[inline(always)]
     pub fn new(ctx: &TcContext) -> Self {
@@ -58,23 +116,25 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         self.0
     }
 
-    /// Bytes from the link layer header on, of all segments together.
-    #[inline(always)]
-    pub fn length(&self) -> u32 {
-        // SAFETY: the context is valid for as long as the program runs; so below.
-        unsafe { (*self.0).len }
-    }
-
-    /// `EtherType` in host byte order.
-    #[inline(always)]
-    pub fn ethertype(&self) -> u16 {
-        u16::from_be(unsafe { (*self.0).protocol } as u16)
-    }
-
     /// Whether this instance has judged the packet at another hook, or made it.
     #[inline(always)]
     pub fn is_judged(&self) -> bool {
-        self.tc_index() == INSTANCE.load()
+        self.tc_index() == INSTANCE.load() || (!EGRESS && XDP.load() == 1 && self.came_judged())
+    }
+
+    /// Whether the XDP program in front has judged it. From here on the packet says so itself.
+    #[inline(always)]
+    fn came_judged(&self) -> bool {
+        let (at, end) = unsafe { ((*self.0).data_meta as usize, (*self.0).data as usize) };
+        if at + size_of::<u32>() > end {
+            return false;
+        }
+        // SAFETY: the bytes lie between the two bounds that the kernel gives.
+        let judged = unsafe { *(at as *const u32) } == JUDGED | INSTANCE.load();
+        if judged {
+            self.set_judged();
+        }
+        judged
     }
 
     /// 16 bits that stay with a packet and its copies.
@@ -109,45 +169,6 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     #[inline(always)]
     pub fn is_loopback(&self) -> bool {
         self.ifindex() == LOOPBACK_IFINDEX
-    }
-
-    /// The first bytes of the IP header, up to behind the ports where it has no options, when they lie in
-    /// one piece: nothing is copied and no helper is called.
-    #[inline(always)]
-    pub fn glance<const N: usize>(&self) -> Option<&[u8; N]> {
-        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
-        let at = data + LINK as usize;
-        if at + N > end {
-            return None;
-        }
-        // SAFETY: the bytes lie between the two bounds that the kernel gives.
-        Some(unsafe { &*(at as *const [u8; N]) })
-    }
-
-    /// Wire packets in this buffer: 1, or the segments of a super-packet.
-    #[inline(always)]
-    pub fn segments(&self, packet: &Packet) -> u32 {
-        let (segments, size) = unsafe { ((*self.0).gso_segs, (*self.0).gso_size) };
-        if size == 0 {
-            1
-        } else if segments == 0 {
-            // A forwarded super-packet of a dubious source comes without the count.
-            packet.payload_length().div_ceil(size).max(1)
-        } else {
-            segments
-        }
-    }
-
-    /// Bytes of the largest wire packet in this buffer, from its IP header on.
-    #[inline(always)]
-    pub fn segment_size(&self, packet: &Packet) -> u32 {
-        let size = unsafe { (*self.0).gso_size };
-        let headers = packet.payload_offset - packet.network_offset;
-        if size == 0 {
-            packet.length()
-        } else {
-            headers + size
-        }
     }
 
     #[inline(always)]

@@ -76,6 +76,7 @@ fn nanoseconds(rules: &[String]) -> f64 {
         matches: plan.entries().len(),
         tap: None,
         replay: None,
+        xdp: false,
         clock: Clock::Tick,
         once: false,
     })
@@ -155,6 +156,7 @@ fn installing() {
         matches: plan.entries().len(),
         tap: None,
         replay: None,
+        xdp: false,
         clock: Clock::Tick,
         once: false,
     })

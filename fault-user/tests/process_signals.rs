@@ -21,11 +21,14 @@ const WRAPPED: &str = "FAULT_TEST_WRAPPED";
 /// Long enough for anything that works, short enough for a hang to be seen.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Counts each signal it gets, and ends on a line from standard input with that count. A signal
-/// makes `read` fail as the end of input does, so a few failures are looked over.
+/// Counts each signal it gets, and after the first one ends on a line from standard input, with that count. The
+/// shell looks for signals between commands: one that comes in the instant before `read` blocks is not seen until there
+/// is a line, hence the loop. A second signal makes `read` fail as the end of input does, so a few failures are
+/// looked over.
 fn script(signal: Signal) -> String {
     format!(
         "trap 'count=$((count + 1)); echo got $count' {}; echo ready; \
+         until test $count; do sleep 0.01; done; \
          until read -r line || test $((tries += 1)) = 9; do :; done; echo line $line; exit $((count + 8))",
         signal.as_str().trim_start_matches("SIG")
     )
@@ -260,9 +263,9 @@ fn ctrl_c_on_the_terminal_reaches_the_command_once() {
 #[test]
 fn ctrl_c_is_not_passed_on_to_a_command_that_left_the_terminals_group() {
     // In a session of its own the terminal's SIGINT can only come by way of the stand-in. SIGUSR1
-    // is passed on, and the kernel delivers it after a SIGINT that is pending too.
-    let script = "exec setsid sh -c 'trap \"echo interrupted\" INT; trap \"echo usr\" USR1; \
-                  echo ready; until read -r line || test $((tries += 1)) = 9; do :; done; exit 5'";
+    // is passed on, and the kernel delivers it after a SIGINT that is pending too. The loop: see `script`.
+    let script = "exec setsid sh -c 'trap \"echo interrupted\" INT; trap \"echo usr; seen=1\" USR1; \
+                  echo ready; until test $seen; do sleep 0.01; done; read -r line; exit 5'";
     let (mut child, mut terminal) = start_on_terminal(script);
     wait_for_start(&mut terminal);
     terminal.write_all(b"\x03").unwrap();

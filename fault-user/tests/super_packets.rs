@@ -108,6 +108,8 @@ fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
     set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
     for _ in 0..250 {
         assert_eq!(socket.send(&burst).unwrap(), burst.len());
+        // What is divided as it arrives waits in the kernel's backlog of 1,000 packets, and the answer to this behind it.
+        know_the_neighbour(address);
     }
     let summary = hurt.end();
     socket.send(b"e").unwrap();

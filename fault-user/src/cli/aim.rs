@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use nix::unistd::Pid;
 
-use crate::kernel::injection::{Prepared, Wishes, prepare};
+use crate::kernel::injection::{Front, Prepared, Wishes, prepare};
 use crate::kernel::injector::Attachment;
 use crate::kernel::interfaces::{self, Interface, Selection};
 use crate::kernel::leftovers::Journal;
@@ -39,6 +39,10 @@ pub struct Aim {
     /// How the programs are attached; default: tcx where the kernel has it.
     #[arg(long, value_name = "HOW")]
     attach: Option<Attach>,
+    /// What judges packets that arrive; default: tc, and xdp on an interface that was named, if its driver has it
+    /// and the rules only lose packets.
+    #[arg(long, value_name = "WHAT")]
+    mechanism: Option<Mechanism>,
     /// Allow rules that reach port 22 or fault's control API on the whole host.
     #[arg(long)]
     pub force: bool,
@@ -51,6 +55,16 @@ pub enum Attach {
     Tcx,
     /// A clsact qdisc and filters: gone after the lease of 3 s and `fault clean`.
     Clsact,
+}
+
+/// The values of `--mechanism`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mechanism {
+    /// The tc programs alone.
+    Tc,
+    /// The XDP program in front of them, native where the driver can, else generic. It loses packets; rules that do more
+    /// stay with tc.
+    Xdp,
 }
 
 /// A scope that exists, and what must be given back for it.
@@ -144,6 +158,18 @@ impl Aim {
         })
     }
 
+    /// What judges packets that arrive. Native XDP makes some drivers set their queues up anew, and a veth's peer
+    /// send without segmentation offload, so it is only taken where the interface was named.
+    #[must_use]
+    pub fn front(&self) -> Front {
+        match self.mechanism {
+            Some(Mechanism::Tc) => Front::Tc,
+            Some(Mechanism::Xdp) => Front::Xdp,
+            None if self.interfaces.is_empty() => Front::Tc,
+            None => Front::NativeXdp,
+        }
+    }
+
     /// The interfaces that rules are put on.
     ///
     /// # Errors
@@ -220,8 +246,12 @@ pub fn prepare_in(
     wishes: &Wishes,
 ) -> Result<Prepared> {
     let work = || prepare(plan, &aim.interfaces()?, wishes);
-    match namespace {
+    let prepared = match namespace {
         Some(namespace) => namespace.enter(work),
         None => work(),
+    }?;
+    for note in prepared.notes() {
+        eprintln!("fault: {note}");
     }
+    Ok(prepared)
 }

@@ -71,6 +71,7 @@ impl Inject {
             live: self.watch,
             replay: None,
             attachment: self.aim.attachment(),
+            front: self.aim.front(),
         };
         let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, &wishes)?;
         if let Some(aimed) = &aimed {

@@ -149,6 +149,7 @@ impl Run {
         let wishes = Wishes {
             events: events.is_some(),
             attachment: self.aim.attachment(),
+            front: self.aim.front(),
             live: false,
             replay: self.replay.clone(),
         };
@@ -386,7 +387,7 @@ fn rule_reports(
         .map(|((rule, hits), (_, resolved))| RuleReport {
             rule: rule.text.clone(),
             target: rule.target.clone(),
-            mechanism: rule.mechanism(Some(run.injection.attachment())),
+            mechanism: rule.mechanism(Some(run.injection.hooks())),
             fired: hits.stats.hit_packets != 0,
             connections: hits.connections,
             seen: Amount {

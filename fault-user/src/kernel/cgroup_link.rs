@@ -1,11 +1,12 @@
-//! Links that hold programs at cgroups, made by hand: aya makes them only where it can read the kernel's version, and
-//! attaches otherwise in a way that outlives the process.
+//! Links that hold programs at cgroups.
 
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
+
+use super::link;
 
 /// Where in a cgroup a program sits: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,32 +45,7 @@ impl CgroupLink {
     }
 
     fn create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: Hook) -> Result<Self, Errno> {
-        const BPF_LINK_CREATE: libc::c_long = 28;
-        /// The start of `union bpf_attr` for that command.
-        #[repr(C)]
-        struct Attributes {
-            program: i32,
-            target: i32,
-            hook: u32,
-            flags: u32,
-        }
-        let attributes = Attributes {
-            program: program.as_raw_fd(),
-            target: cgroup.as_raw_fd(),
-            hook: hook as u32,
-            flags: 0,
-        };
-        // SAFETY: the structure lives through the call, and its size is told.
-        let link = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_LINK_CREATE,
-                &raw const attributes,
-                size_of::<Attributes>(),
-            )
-        };
-        let link = i32::try_from(Errno::result(link)?).map_err(|_| Errno::EOVERFLOW)?;
-        // SAFETY: the call has just made it, and nobody else knows it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(link) }))
+        let cgroup = cgroup.as_raw_fd().cast_unsigned();
+        link::create(program, cgroup, hook as u32, 0).map(Self)
     }
 }

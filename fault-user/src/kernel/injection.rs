@@ -16,6 +16,8 @@ use super::injector::{Attachment, Capacity, Clock, Injector, Marker, Options, Si
 use super::interfaces::{Interface, list};
 use super::leftovers::{Change, Journal};
 use super::ruleset::{PacketRule, Scope, Tables, compile};
+use super::version;
+use super::xdp::{self, Mode, XdpLink};
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
 use crate::shaping::line::{DelayLine, Figures};
@@ -33,6 +35,20 @@ pub struct Wishes {
     pub replay: Option<Arc<[(DecisionKey, u64)]>>,
     /// Force one way of attaching.
     pub attachment: Option<Attachment>,
+    /// Where packets that arrive are judged first.
+    pub front: Front,
+}
+
+/// Where packets that arrive are judged first, when the rules leave the choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Front {
+    /// In the tc program: it can do everything, and costs the traffic that no rule is about nothing more.
+    #[default]
+    Tc,
+    /// In the driver, where it can and is a real one: a veth's peer would have to send without offload.
+    NativeXdp,
+    /// In the driver, or else in front of the network stack.
+    Xdp,
 }
 
 /// Programs attached, rules not yet in force.
@@ -42,6 +58,8 @@ pub struct Prepared {
     interfaces: Vec<Interface>,
     journal: Option<Journal>,
     delay_line: Option<DelayLine>,
+    xdp: Vec<XdpLink>,
+    notes: Vec<String>,
 }
 
 /// Rules in force. Dropping this heals, and [`Injection::heal`] also says how that went.
@@ -51,6 +69,24 @@ pub struct Injection {
     epoch_ns: u64,
     /// How many plans there have been.
     age: u32,
+}
+
+/// How packets reach the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hooks {
+    /// How the tc programs are held.
+    pub attachment: Attachment,
+    /// How the XDP program in front of them is run, if there is one.
+    pub xdp: Option<Mode>,
+}
+
+impl std::fmt::Display for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(mode) = self.xdp {
+            write!(f, "xdp ({mode}), ")?;
+        }
+        write!(f, "tc ({})", self.attachment)
+    }
 }
 
 /// What one rule of the plan saw and did. For a stream rule packets are connections seen and things done.
@@ -85,6 +121,8 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         Some(decisions) => Some(u32::try_from(decisions.len())?),
         None => None,
     };
+    let front = choose_front(&entries, wishes);
+    options.xdp = front.is_ok_and(|front| front != Front::Tc);
     let mut injector = Injector::load(&options)?;
     injector.repeat(decisions.unwrap_or_default())?;
     let mut prepared = Prepared {
@@ -93,6 +131,8 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         interfaces: interfaces.to_vec(),
         journal: None,
         delay_line: None,
+        xdp: Vec::new(),
+        notes: Vec::new(),
     };
     let attached = prepared.attach_all(tap, &plan.shapers());
     // Some vendors' kernels have the version of TCX but not TCX itself.
@@ -111,7 +151,31 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         );
     }
     attached?;
+    match front {
+        Ok(front) => prepared.attach_xdp(front)?,
+        Err(reason) => prepared.notes.push(format!("XDP is not used: {reason}")),
+    }
     Ok(prepared)
+}
+
+/// Where packets are judged first; an error when what was wished for can't be.
+fn choose_front(entries: &[PacketRule], wishes: &Wishes) -> Result<Front, &'static str> {
+    if wishes.front == Front::Tc {
+        return Ok(Front::Tc);
+    }
+    let suits = if wishes.live {
+        Err("the rules are going to be replaced by others")
+    } else if !version::at_least(5, 12) {
+        Err("it needs Linux 5.12")
+    } else {
+        xdp::suits(entries)
+    };
+    match (suits, wishes.front) {
+        (Ok(()), front) => Ok(front),
+        (Err(reason), Front::Xdp) => Err(reason),
+        // Nobody asked for it.
+        (Err(_), _) => Ok(Front::Tc),
+    }
 }
 
 /// For rules that stay as they are: what they don't need is left out.
@@ -136,6 +200,7 @@ fn fixed_options(
         once: true,
         tap: None,
         replay: None,
+        xdp: false,
     })
 }
 
@@ -160,6 +225,7 @@ fn live_options(tables: &Tables, wishes: &Wishes) -> Result<Options> {
         once: true,
         tap: None,
         replay: None,
+        xdp: false,
     })
 }
 
@@ -211,6 +277,46 @@ impl Prepared {
                 .with_context(|| format!("attaching to {}", interface.name))?;
         }
         Ok(())
+    }
+
+    /// Puts the XDP program in front of the tc programs that see packets arrive. Where it can't be, tc does all.
+    fn attach_xdp(&mut self, front: Front) -> Result<()> {
+        let modes: &[Mode] = match front {
+            Front::Tc => return Ok(()),
+            Front::NativeXdp => &[Mode::Native],
+            Front::Xdp => &[Mode::Native, Mode::Generic],
+        };
+        for interface in &self.interfaces {
+            let virtually = front == Front::NativeXdp && interface.kind.is_some();
+            if interface.loopback || !interface.ethernet || virtually {
+                continue;
+            }
+            let program = self.injector.xdp_program()?.fd()?.as_fd();
+            let mut attached = Err(Errno::EOPNOTSUPP);
+            for mode in modes {
+                attached = XdpLink::attach(program, interface.index, *mode);
+                if matches!(attached, Ok(_) | Err(Errno::EBUSY)) {
+                    break;
+                }
+            }
+            match attached {
+                Ok(link) => self.xdp.push(link),
+                Err(error) if front == Front::Xdp => self.notes.push(not_by_xdp(interface, error)),
+                // Nobody asked for it.
+                Err(_) => {}
+            }
+        }
+        if front == Front::Xdp && self.xdp.is_empty() && self.notes.is_empty() {
+            self.notes
+                .push("XDP is not used: what passes loopback is judged as it leaves".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What the user should know of how the rules are carried out.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Notes a change that outlives this process, before it is made.
@@ -328,6 +434,18 @@ impl Prepared {
     }
 }
 
+fn not_by_xdp(interface: &Interface, error: Errno) -> String {
+    let name = &interface.name;
+    match error {
+        Errno::EBUSY => {
+            format!(
+                "XDP is not used on {name}: another program is there already (`ip link show {name}` tells)"
+            )
+        }
+        error => format!("XDP is not used on {name}: the kernel refuses it ({error})"),
+    }
+}
+
 /// Marks the sockets of one process. One that has ended meanwhile has none.
 fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
     let folder = format!("/proc/{pid}/fd");
@@ -385,10 +503,13 @@ fn is_internet(socket: &OwnedFd) -> bool {
 }
 
 impl Injection {
-    /// How the programs are attached.
+    /// How packets reach the programs.
     #[must_use]
-    pub fn attachment(&self) -> Attachment {
-        self.prepared.injector.attachment()
+    pub fn hooks(&self) -> Hooks {
+        Hooks {
+            attachment: self.prepared.injector.attachment(),
+            xdp: self.prepared.xdp.first().map(|link| link.mode),
+        }
     }
 
     /// Where.

@@ -7,7 +7,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{CgroupSock, SchedClassifier, TcAttachType};
+use aya::programs::{CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
@@ -118,6 +118,8 @@ pub struct Options {
     pub tap: Option<u32>,
     /// How many decisions are to be repeated, instead of new ones being made.
     pub replay: Option<u32>,
+    /// Whether an XDP program may stand in front of the tc programs.
+    pub xdp: bool,
     /// How exact the programs' time has to be.
     pub clock: Clock,
     /// Whether a packet remembers that it has been judged. Only a benchmark that judges one packet a
@@ -127,6 +129,9 @@ pub struct Options {
 
 /// The program at the delay line's tap.
 const RELEASE: &str = "fault_release";
+
+/// The program for XDP.
+const XDP: &str = "fault_xdp";
 
 /// Key of the map of hosts.
 #[repr(C)]
@@ -273,6 +278,25 @@ impl Injector {
         let name = self.program_name(side, interface.ethernet);
         let program = self.program(side, interface.ethernet)?;
         attach_classifier(program, name, attachment, interface, side)
+    }
+
+    /// The XDP program, loaded.
+    ///
+    /// # Errors
+    /// The kernel refuses it, in one line.
+    pub fn xdp_program(&mut self) -> Result<&mut Xdp> {
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(XDP)
+            .with_context(|| format!("the eBPF object has no program {XDP}"))?
+            .try_into()?;
+        if program.fd().is_err()
+            && let Err(error) = program.load()
+        {
+            let summary = verifier::summary(XDP, &error);
+            return Err(anyhow!(error).context(summary));
+        }
+        Ok(program)
     }
 
     /// Gives the programs what they need to hand packets to a delay line at `tap`, and takes them back there. The
@@ -662,6 +686,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &instance, true)
         .override_global("COARSE", &coarse, true)
+        .override_global("XDP", &u32::from(options.xdp), true)
         .override_global("REPLAY", &u32::from(options.replay.is_some()), true)
         .map_max_entries("DECISIONS", options.replay.unwrap_or(0).max(1))
         .override_global("TAP", &options.tap.unwrap_or(0), true)

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use fault_common::abi::action;
 
-use crate::kernel::injector::Attachment;
+use crate::kernel::injection::Hooks;
 use crate::kernel::ruleset::{PacketRule, Scope, Shaper};
 use crate::rule::{Layer, Protocol, ResolvedRule, Rule};
 use crate::shaping::schedule::Shapers;
@@ -32,10 +32,10 @@ pub struct PlannedRule {
 }
 
 impl PlannedRule {
-    /// What carries it, where the programs are attached in the way `by` (nothing where that is not known yet).
+    /// What carries it, where packets reach the programs by `hooks` (nothing where that is not known yet).
     #[must_use]
-    pub fn mechanism(&self, by: Option<Attachment>) -> String {
-        let tc = by.map_or_else(|| "tc".to_owned(), |by| format!("tc ({by})"));
+    pub fn mechanism(&self, hooks: Option<Hooks>) -> String {
+        let tc = hooks.map_or_else(|| "tc".to_owned(), |hooks| hooks.to_string());
         if self.stream.is_some() {
             "relay (connect hook)".to_owned()
         } else if self.holds() {

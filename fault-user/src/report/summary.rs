@@ -42,9 +42,9 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         .map(|one| one.name.as_str())
         .collect();
     let mut text = format!(
-        "fault: healed after {:.1} s; tc programs by {} on {}; seed {}\n",
+        "fault: healed after {:.1} s; by {} on {}; seed {}\n",
         injection.started().elapsed().as_secs_f64(),
-        injection.attachment(),
+        injection.hooks(),
         places.join(", "),
         plan.seed
     );
@@ -81,7 +81,7 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
             seen,
             hit,
             hits.connections,
-            rule.mechanism(Some(injection.attachment())),
+            rule.mechanism(Some(injection.hooks())),
         );
     }
     if let Some(figures) = injection.delay_line() {

@@ -16,6 +16,10 @@ pub const NEXT: u32 = u32::MAX;
 pub const VANISHED: u32 = 7;
 /// A packet that is dropped at ingress.
 pub const SHOT: u32 = 2;
+/// What XDP loses.
+pub const XDP_DROP: u32 = 1;
+/// What XDP lets pass.
+pub const XDP_PASS: u32 = 2;
 
 pub struct Kernel {
     pub injector: Injector,
@@ -64,6 +68,7 @@ impl Kernel {
             matches: usize::MAX,
             tap: None,
             replay: None,
+            xdp: false,
             clock: Clock::Exact,
             once: true,
         })
@@ -124,6 +129,19 @@ impl Kernel {
             code: result.return_value,
             frame: output,
         }
+    }
+
+    /// Runs the XDP program on a frame: what it returns.
+    pub fn run_xdp(&mut self, frame: &[u8]) -> u32 {
+        let program = self
+            .injector
+            .xdp_program()
+            .unwrap_or_else(|error| panic!("{error:?}"));
+        let mut output = vec![0; frame.len() + 256];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut output);
+        program.test_run(options).expect("a test run").return_value
     }
 
     /// Runs the egress program of loopback.

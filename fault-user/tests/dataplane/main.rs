@@ -8,7 +8,8 @@ mod packets;
 use fault_common::abi::{Counter, action};
 use fault_user::kernel::injector::Side;
 
-use kernel::{Kernel, NEXT, SHOT, VANISHED};
+use kernel::{Kernel, NEXT, SHOT, VANISHED, XDP_DROP, XDP_PASS};
+use model::At;
 use packets::{Recipe, checksum, ethernet, is_sound};
 
 const SYN: u8 = 2;
@@ -696,12 +697,55 @@ fn every_program_loads_within_its_budget() {
                 }
             }
         }
+        if has_fetching_atomics() {
+            let program = kernel
+                .injector
+                .xdp_program()
+                .unwrap_or_else(|error| panic!("{error:?}"));
+            if let Some(verified) = program.info().unwrap().verified_instruction_count() {
+                assert!(verified < BUDGET, "XDP: {verified}");
+            }
+        }
     }
 }
 
 #[test]
 fn the_host_and_the_kernel_take_the_same_decisions() {
-    model::compare(100_000);
+    model::compare(At::Egress, 100_000);
+}
+
+#[test]
+fn xdp_takes_the_same_decisions() {
+    if !has_fetching_atomics() {
+        return;
+    }
+    model::compare(At::Xdp, 20_000);
+}
+
+/// XDP is not used before Linux 5.12.
+fn has_fetching_atomics() -> bool {
+    let has = fault_user::kernel::version::at_least(5, 12);
+    if !has {
+        eprintln!("skipped: XDP is used from Linux 5.12 on");
+    }
+    has
+}
+
+#[test]
+fn xdp_leaves_to_tc_what_it_cannot_judge() {
+    if !has_fetching_atomics() {
+        return;
+    }
+    let mut kernel = Kernel::new(64, 64);
+    kernel.install(&["tcp:5432 blackhole"]);
+    let large = fresh(Recipe::tcp(ACK, &[0x55; 1600])).frame();
+    assert_eq!(kernel.run_xdp(&large), XDP_PASS, "maybe a super-packet");
+    let mut tagged = fresh(Recipe::tcp(ACK, b"data")).frame();
+    assert_eq!(kernel.run_xdp(&tagged), XDP_DROP);
+    tagged.splice(12..12, [0x81, 0, 0, 7]);
+    assert_eq!(kernel.run_xdp(&tagged), XDP_DROP, "a VLAN tag");
+    let (stats, _) = kernel.injector.stats(0).unwrap();
+    assert_eq!(stats.seen_packets, 2, "what is left to tc is counted there");
 }
 
 #[test]

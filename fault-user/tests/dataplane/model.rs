@@ -13,8 +13,9 @@ use fault_common::matching::server_side;
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN, parse};
 use fault_user::kernel::injector::Side;
 use fault_user::kernel::ruleset::{Network, PacketRule, Protocol};
+use fault_user::kernel::xdp;
 
-use super::kernel::{Kernel, NEXT, VANISHED};
+use super::kernel::{Kernel, NEXT, VANISHED, XDP_DROP, XDP_PASS};
 use super::packets::Recipe;
 
 /// `SplitMix64`: the cases are the same on every run.
@@ -322,21 +323,51 @@ fn random_recipe(random: &mut Random, set: u64) -> Recipe {
     recipe
 }
 
-/// What the kernel returns for a verdict at egress of loopback.
-fn code(verdict: &Verdict) -> u32 {
-    match verdict.end {
-        action::DROP | action::DROP_CHECKSUM => VANISHED,
-        _ => NEXT,
+/// The program that is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// tc at egress of loopback.
+    Egress,
+    /// XDP, with rules that it can carry out.
+    Xdp,
+}
+
+impl At {
+    /// What the kernel returns for a verdict.
+    fn code(self, verdict: &Verdict) -> u32 {
+        let lost = matches!(verdict.end, action::DROP | action::DROP_CHECKSUM);
+        match (self, lost) {
+            (Self::Egress, true) => VANISHED,
+            (Self::Egress, false) => NEXT,
+            (Self::Xdp, true) => XDP_DROP,
+            (Self::Xdp, false) => XDP_PASS,
+        }
+    }
+
+    fn run(self, kernel: &mut Kernel, frame: &[u8]) -> u32 {
+        match self {
+            Self::Egress => kernel.run(Side::Egress, true, frame).code,
+            Self::Xdp => kernel.run_xdp(frame),
+        }
+    }
+
+    fn rules(self, random: &mut Random, first_uid: u32) -> Vec<PacketRule> {
+        loop {
+            let rules = random_rules(random, first_uid);
+            if self == Self::Egress || xdp::suits(&rules).is_ok() {
+                return rules;
+            }
+        }
     }
 }
 
 /// Compares `packets` random packets under random rules: return code, events, statistics.
-pub fn compare(packets: u32) {
+pub fn compare(at: At, packets: u32) {
     const PER_SET: u32 = 400;
     let mut random = Random(0x000f_a017);
     let mut kernel = Kernel::new(64, 2048);
     for set in 0..packets.div_ceil(PER_SET) {
-        let rules = random_rules(&mut random, set << STATE_BITS);
+        let rules = at.rules(&mut random, set << STATE_BITS);
         let mut model = Model {
             states: vec![RuleState::default(); rules.len()],
             ..Model::default()
@@ -347,7 +378,7 @@ pub fn compare(packets: u32) {
             let recipe = random_recipe(&mut random, u64::from(set));
             let frame = recipe.frame();
             let (verdict, expected) = model.judge(&rules, &frame);
-            let ran = kernel.run(Side::Egress, true, &frame);
+            let code = at.run(&mut kernel, &frame);
             let found: Vec<Event> = kernel
                 .take_events()
                 .into_iter()
@@ -358,7 +389,7 @@ pub fn compare(packets: u32) {
                 .collect();
             let told = || format!("packet {number} of set {set}: {recipe:?}\nunder {rules:#?}");
             assert_eq!(found, expected, "{}", told());
-            assert_eq!(ran.code, code(&verdict), "{}", told());
+            assert_eq!(code, at.code(&verdict), "{}", told());
             for event in &expected {
                 let at = rules
                     .iter()

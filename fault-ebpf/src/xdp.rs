@@ -1,0 +1,179 @@
+//! The way of a packet through the XDP program, which loses packets before the kernel has made a buffer of them.
+//!
+//! It stands in front of the tc program at ingress, judges what it can, and leaves the rest to that one. What it has
+//! judged and let pass says so in its metadata, where the tc program finds it. Rules reach it only when none of them
+//! does more than lose packets, and none is limited to a cgroup: see `plan` of the daemon.
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::helpers::bpf_xdp_adjust_meta;
+use aya_ebpf::programs::XdpContext;
+use fault_common::abi::SetHeader;
+use fault_common::decide::Counting;
+use fault_common::packet::{Load, Packet};
+
+use crate::classify::{self, is_of_no_concern};
+use crate::frame::{Frame, JUDGED};
+use crate::maps::{CONTROL, INSTANCE, SCRATCH, SETS, WORDS};
+use crate::{act, flows};
+
+/// Headers are looked for in so many bytes.
+const HEADERS_MAX: u32 = 1024;
+/// What is longer, from the IP header on, may be a super-packet. XDP is not told; tc is.
+const PACKET_MAX: u32 = 1500;
+
+/// A frame with an Ethernet header, before there is a socket buffer.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Raw(*mut xdp_md);
+
+impl Raw {
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self(ctx.ctx)
+    }
+
+    /// Where the frame begins and ends.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let (data, end): (usize, usize);
+        // The fields are 32 bits wide, and LLVM copies such values by 32-bit moves, after which they are no pointers
+        // to the verifier any more. What comes out of here has 64 bits.
+        // SAFETY: the context is valid for as long as the program runs; the offsets are those of `struct xdp_md`.
+        unsafe {
+            asm!(
+                "{data} = *(u32 *)({context} + 0)",
+                "{end} = *(u32 *)({context} + 4)",
+                context = in(reg) self.0,
+                data = out(reg) data,
+                end = out(reg) end,
+                options(readonly, nostack)
+            );
+        }
+        (data, end)
+    }
+
+    /// Has the frame say that it is judged.
+    #[inline(always)]
+    fn set_judged(&self) -> Option<()> {
+        // SAFETY: the context is valid; the bounds are read anew.
+        unsafe {
+            if bpf_xdp_adjust_meta(self.0, -(size_of::<u32>() as i32)) != 0 {
+                return None;
+            }
+            let (at, end) = ((*self.0).data_meta as usize, (*self.0).data as usize);
+            if at + size_of::<u32>() > end {
+                return None;
+            }
+            *(at as *mut u32) = JUDGED | INSTANCE.load();
+        }
+        Some(())
+    }
+}
+
+impl Load for Raw {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        if offset > HEADERS_MAX {
+            return None;
+        }
+        let (data, end) = self.bounds();
+        let at = data + offset as usize;
+        if at + N > end {
+            return None;
+        }
+        // SAFETY: the bytes lie between the two bounds that the kernel gives.
+        Some(unsafe { *(at as *const [u8; N]) })
+    }
+}
+
+impl Frame for Raw {
+    const LINK: u32 = 14;
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        let (data, end) = self.bounds();
+        (end - data) as u32
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        self.load::<2>(12).map_or(0, u16::from_be_bytes)
+    }
+
+    #[inline(always)]
+    fn glance<const N: usize>(&self) -> Option<&[u8; N]> {
+        let (data, end) = self.bounds();
+        let at = data + Self::LINK as usize;
+        if at + N > end {
+            return None;
+        }
+        // SAFETY: the bytes lie between the two bounds that the kernel gives.
+        Some(unsafe { &*(at as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn segments(&self, _packet: &Packet) -> u32 {
+        1
+    }
+
+    #[inline(always)]
+    fn segment_size(&self, packet: &Packet) -> u32 {
+        packet.length()
+    }
+
+    #[inline(always)]
+    fn scopes(&self, _packet: &Packet, _header: &SetHeader, _generation: u32) -> [u64; 2] {
+        [0, 0]
+    }
+}
+
+/// Judges one packet and returns what is to be done with it.
+#[inline(always)]
+pub fn handle<C: Counting>(frame: Raw) -> u32 {
+    if is_lost::<C>(frame) == Some(true) {
+        xdp_action::XDP_DROP
+    } else {
+        // Policy: whatever can't be judged here is the tc program's, which also counts why it passes.
+        xdp_action::XDP_PASS
+    }
+}
+
+/// Whether a rule loses the packet; nothing when it is not judged here.
+#[inline(always)]
+fn is_lost<C: Counting>(frame: Raw) -> Option<bool> {
+    let control = CONTROL.get(0)?;
+    let generation = control.generation & 1;
+    let header = SETS.get(generation)?;
+    if frame.length() > Raw::LINK + PACKET_MAX || is_of_no_concern(frame, header, generation) {
+        return None;
+    }
+    let shared = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: see `Scratch`.
+    let scratch = unsafe { &mut *shared };
+    if classify::read(frame, header, scratch, generation) != 0 {
+        return None;
+    }
+    let now_ns = classify::now_ns();
+    if now_ns > control.lease_until_ns {
+        return None;
+    }
+    classify::see(frame, header, scratch, now_ns, generation);
+    let flow = flows::enter(frame, header, scratch)?;
+    let any = if WORDS.load() == 1 {
+        classify::list_one_word(header, scratch)
+    } else {
+        classify::list_rules(header, shared)
+    };
+    if !any {
+        return None;
+    }
+    frame.set_judged()?;
+    // SAFETY: as above; a fresh reference, since the list was written through another one.
+    let scratch = unsafe { &mut *shared };
+    Some(
+        classify::judge_rules::<C>(scratch, flow.as_ptr(), control.events)
+            && act::is_drop(&scratch.verdict),
+    )
+}
