@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -376,6 +376,50 @@ pub struct Destination {
     pub port: u32,
 }
 
+/// What is remembered of a connection that is watched.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// The targets that it goes to, as bits.
+    pub targets: u64,
+    /// When it was last told that data was sent (`CLOCK_MONOTONIC`).
+    pub sent_ns: u64,
+    /// The same of data received.
+    pub received_ns: u64,
+    /// 1 once its end has been told.
+    pub closed: u64,
+}
+
+/// Something that was seen of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Witness {
+    /// When (`CLOCK_MONOTONIC`).
+    pub time_ns: u64,
+    /// Which connection: the cookie of its socket.
+    pub cookie: u64,
+    /// The targets that it goes to, as bits.
+    pub targets: u64,
+    /// What: one of [`witness`].
+    pub kind: u64,
+}
+
+/// Values of [`Witness::kind`].
+pub mod witness {
+    /// connect(2) was called.
+    pub const CONNECT: u64 = 1;
+    /// The handshake is done.
+    pub const ESTABLISHED: u64 = 2;
+    /// The process has closed it, or it was reset or refused.
+    pub const CLOSED: u64 = 3;
+    /// The process sent data, for the first time in a millisecond.
+    pub const SENT: u64 = 4;
+    /// The process' socket received data, for the first time in a millisecond.
+    pub const RECEIVED: u64 = 5;
+    /// A connection came in.
+    pub const ACCEPTED: u64 = 6;
+}
+
 /// Bits of [`Hold::flags`].
 pub mod hold_flag {
     /// It was on its way in.
@@ -479,6 +523,8 @@ const _: () = {
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 40);
     assert!(size_of::<Hold>() == 40);
+    assert!(size_of::<Watched>() == 32);
+    assert!(size_of::<Witness>() == 32);
 };
 
 #[cfg(feature = "user")]

@@ -32,10 +32,13 @@ mod scope;
 mod skb;
 mod split;
 mod steer;
+mod watch;
 mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sock_ops, xdp};
-use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext, TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sock_ops, xdp};
+use aya_ebpf::programs::{
+    SkBuffContext, SockAddrContext, SockContext, SockOpsContext, TcContext, XdpContext,
+};
 use fault_common::abi::{ABI_VERSION, Counter};
 
 use crate::counting::{Fetch, NoFetch};
@@ -148,6 +151,37 @@ pub fn fault_peer6(ctx: SockAddrContext) -> i32 {
 #[sock_ops]
 pub fn fault_opening(ctx: SockOpsContext) -> u32 {
     steer::opening(&ctx)
+}
+
+/// connect(2) over IPv4 in a cgroup that is watched.
+#[cgroup_sock_addr(connect4)]
+pub fn fault_watch4(ctx: SockAddrContext) -> i32 {
+    watch::connect4(&ctx)
+}
+
+/// connect(2) over IPv6 in such a cgroup.
+#[cgroup_sock_addr(connect6)]
+pub fn fault_watch6(ctx: SockAddrContext) -> i32 {
+    watch::connect6(&ctx)
+}
+
+/// Connections of such a cgroup.
+#[sock_ops]
+pub fn fault_watch_state(ctx: SockOpsContext) -> u32 {
+    watch::opening(&ctx);
+    watch::state(&ctx)
+}
+
+/// What sockets of such a cgroup send.
+#[cgroup_skb(egress)]
+pub fn fault_watch_sent(ctx: SkBuffContext) -> i32 {
+    watch::packet::<true>(&ctx)
+}
+
+/// What they receive.
+#[cgroup_skb(ingress)]
+pub fn fault_watch_received(ctx: SkBuffContext) -> i32 {
+    watch::packet::<false>(&ctx)
 }
 
 #[cfg(target_arch = "bpf")]

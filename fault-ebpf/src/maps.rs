@@ -10,7 +10,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use fault_common::abi::{
     COUNTERS, Control, Counter, DecisionKey, Destination, Flow, Hold, MATCHES_MAX, PLACES,
-    PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
+    PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -170,6 +170,13 @@ pub static ORIGINALS: LruHashMap<u64, Destination> = LruHashMap::with_max_entrie
 /// The same by the client's own address.
 #[map]
 pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_entries(16384, 0);
+
+/// Connections that are watched, by the cookie of their socket.
+#[map]
+pub static WATCHED: LruHashMap<u64, Watched> = LruHashMap::with_max_entries(16384, 0);
+/// What is seen of them.
+#[map]
+pub static WITNESSES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// Decisions to be repeated, each with the ordinal of the packet by which it was made.
 #[map]

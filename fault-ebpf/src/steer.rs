@@ -108,7 +108,7 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
 
 /// The relay's own connections to its servers carry a mark.
 #[inline(always)]
-unsafe fn is_the_relays(ctx: &SockAddrContext) -> bool {
+pub unsafe fn is_the_relays(ctx: &SockAddrContext) -> bool {
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     !socket.is_null() && unsafe { (*socket).mark } == RELAY_MARK.load()
 }

@@ -12,3 +12,4 @@ pub mod report;
 pub mod rule;
 pub mod shaping;
 pub mod steer;
+pub mod watch;

@@ -34,7 +34,8 @@ impl Check {
             Some(path) => self.rules.parse_with(Some(path))?,
             None => self.rules.parse()?,
         };
-        expectations::supported(&parsed.expect).map_err(Failure::usage)?;
+        expectations::targets(&parsed.expect, &parsed.rules, &parsed.targets)
+            .map_err(Failure::usage)?;
         let seed = parsed.seed.unwrap_or(0);
         let plan =
             Plan::new(&parsed.rules, seed, None, parsed.length_ns).map_err(Failure::usage)?;

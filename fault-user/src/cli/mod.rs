@@ -11,6 +11,7 @@ pub mod demo;
 pub mod doctor;
 pub mod generate;
 pub mod inject;
+mod observe;
 pub mod replay;
 pub mod rules;
 pub mod run;

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use fault_common::abi::DecisionKey;
 
 use super::aim::{Aim, prepare_in, scope_of};
+use super::observe::Wanted;
 use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
@@ -19,7 +20,7 @@ use crate::plan::{Plan, guard_host};
 use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand, Running};
 use crate::process::user::Identity;
-use crate::report::expectations::{self, Verdict};
+use crate::report::expectations::{self, Facts, Verdict};
 use crate::report::file::{self, Amount, Expectation, Report, RuleReport, Sample};
 use crate::report::record::Recorder;
 use crate::report::{github, html, junit, summary};
@@ -28,6 +29,8 @@ use crate::steer::Steering;
 
 /// How often figures are taken for a report.
 const SAMPLING: Duration = Duration::from_millis(100);
+/// Nanoseconds of a millisecond.
+const MS_NS: u64 = 1_000_000;
 
 /// Apply rules while a command runs; heal when it ends, however it ends.
 ///
@@ -103,7 +106,6 @@ impl Run {
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
         let parsed = self.rules.parse()?;
-        expectations::supported(&parsed.expect).map_err(Failure::usage)?;
         let host = self.scope == ScopeKind::Host;
         if host && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -114,15 +116,22 @@ impl Run {
         }
         preflight(&needs)?;
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
+        let wanted = Wanted::new(&parsed, self.report.is_some(), identity.clone())?;
         let command = CommandSpec::new(self.command.clone(), identity)?.resolve()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("starting the runtime")?;
-        runtime.block_on(self.hurt(&parsed, &command))
+        runtime.block_on(self.hurt(&parsed, wanted, &command))
     }
 
-    async fn hurt(&self, parsed: &Parsed, command: &PreparedCommand) -> Outcome {
+    async fn hurt(
+        &self,
+        parsed: &Parsed,
+        wanted: Wanted<'_>,
+        command: &PreparedCommand,
+    ) -> Outcome {
+        wanted.before(parsed).await?;
         let elsewhere = self.aim.elsewhere()?;
         let mut journal = None;
         let aimed = match elsewhere {
@@ -165,9 +174,11 @@ impl Run {
             None => None,
         };
         eprintln!("fault: seed {seed}");
+        let mut observer = wanted.watch(scope.as_ref().map(|scope| scope.path.as_path()))?;
         let steering = self.aim.steer(&plan, scope.as_ref(), &mut prepared).await?;
-        let injection = prepared.start()?;
+        let mut injection = prepared.start()?;
         let mut running = command.spawn(own.as_ref())?;
+        observer.probe(injection.started());
         let mut run = Course {
             injection: &injection,
             steering: steering.as_ref(),
@@ -175,11 +186,26 @@ impl Run {
             samples: Vec::new(),
         };
         let ended = run.wait(&mut running, self.report.is_some()).await?;
+        let observed = observer.finish(injection.epoch_ns())?;
+        let hits = run.hits()?;
+        let samples = run.samples;
+        drop(steering);
+        injection.rest();
+        let healed = observer.healed().await;
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
-        let code = self.conclude(&run, parsed, ended)?;
-        drop(steering);
+        let facts = Facts {
+            plan: &plan,
+            rules: &parsed.rules,
+            hits: &hits,
+            ended,
+            rules_ns: parsed.length_ns,
+            history: &observed.history,
+            tries: &observed.tries,
+            healed: &healed,
+        };
+        let code = self.conclude(&injection, parsed, &facts, samples)?;
         injection.heal()?;
         drop(aimed);
         if let Some(own) = own {
@@ -205,19 +231,24 @@ impl Run {
     }
 
     /// Prints the summary, writes the report and chooses the exit code.
-    fn conclude(&self, run: &Course<'_>, parsed: &Parsed, ended: Ended) -> Outcome {
-        let (injection, plan) = (run.injection, run.plan);
-        let hits = run.hits()?;
+    fn conclude(
+        &self,
+        injection: &Injection,
+        parsed: &Parsed,
+        facts: &Facts<'_>,
+        samples: Vec<Sample>,
+    ) -> Outcome {
+        let (plan, hits, ended) = (facts.plan, facts.hits, facts.ended);
         let counters = injection.counters()?;
-        eprint!("{}", summary::table(plan, &hits, injection, &counters));
-        let unfired = summary::unfired(plan, &hits);
+        eprint!("{}", summary::table(plan, hits, injection, &counters));
+        let unfired = summary::unfired(plan, hits);
         for (rule, why) in &unfired {
             eprintln!("fault: the rule `{rule}` never fired: {why}");
         }
-        let verdicts = expectations::verdicts(&parsed.expect, plan, &hits, ended);
+        let verdicts = expectations::verdicts(&parsed.expect, facts);
         let code = self.exit_code(parsed, &verdicts, unfired.is_empty(), ended);
         if let Some(folder) = &self.report {
-            let report = self.report_of(run, parsed, &hits, &verdicts, (ended, code));
+            let report = self.report_of(injection, parsed, facts, samples, &verdicts, code);
             write_report(folder, &report)?;
         }
         for verdict in &verdicts {
@@ -257,14 +288,14 @@ impl Run {
 
     fn report_of(
         &self,
-        run: &Course<'_>,
+        injection: &Injection,
         parsed: &Parsed,
-        hits: &[Hits],
+        facts: &Facts<'_>,
+        mut samples: Vec<Sample>,
         verdicts: &[Verdict],
-        (ended, exit): (Ended, u8),
+        exit: u8,
     ) -> Report {
-        let length = run.injection.started().elapsed();
-        let length_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        let length_ms = facts.history.length_ns / MS_NS;
         let (version, fault, kernel) = file::versions();
         let command: Vec<String> = self
             .command
@@ -276,24 +307,24 @@ impl Run {
             .iter()
             .map(|(name, target)| (name.clone(), target.to_string()))
             .collect();
-        let mut samples = run.samples.clone();
-        samples.push(Sample::of(length_ms, hits));
+        samples.push(Sample::of(length_ms, facts.hits));
         Report {
             version,
             fault,
             kernel,
-            seed: run.plan.seed,
-            again: self.again_words(run.plan, &targets, &command),
+            seed: facts.plan.seed,
+            again: self.again_words(facts.plan, &targets, &command),
             command,
             host: self.scope == ScopeKind::Host,
             started_unix_s: file::unix_s().saturating_sub(length_ms / 1000),
             length_ms,
-            command_exit: ended.exit_code(),
+            command_exit: facts.ended.exit_code(),
             exit,
             targets,
-            rules: rule_reports(run, parsed, hits, length_ms),
+            rules: rule_reports(injection, facts, length_ms),
             expectations: verdicts.iter().map(Expectation::from).collect(),
             samples,
+            connects: file::connects(facts.history),
         }
     }
 
@@ -375,19 +406,13 @@ impl Course<'_> {
     }
 }
 
-fn rule_reports(
-    run: &Course<'_>,
-    parsed: &Parsed,
-    hits: &[Hits],
-    length_ms: u64,
-) -> Vec<RuleReport> {
-    const MS_NS: u64 = 1_000_000;
-    let rules = run.plan.rules.iter().zip(hits).zip(&parsed.rules);
+fn rule_reports(injection: &Injection, facts: &Facts<'_>, length_ms: u64) -> Vec<RuleReport> {
+    let rules = facts.plan.rules.iter().zip(facts.hits).zip(facts.rules);
     rules
         .map(|((rule, hits), (_, resolved))| RuleReport {
             rule: rule.text.clone(),
             target: rule.target.clone(),
-            mechanism: rule.mechanism(Some(run.injection.hooks())),
+            mechanism: rule.mechanism(Some(injection.hooks())),
             fired: hits.stats.hit_packets != 0,
             connections: hits.connections,
             seen: Amount {

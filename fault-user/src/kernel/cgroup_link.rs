@@ -12,6 +12,10 @@ use super::link;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Hook {
+    /// `BPF_CGROUP_INET_INGRESS`: packets that reach a socket.
+    Ingress = 0,
+    /// `BPF_CGROUP_INET_EGRESS`: packets that a socket sends.
+    Egress = 1,
     /// `BPF_CGROUP_INET_SOCK_CREATE`.
     SocketCreate = 2,
     /// `BPF_CGROUP_SOCK_OPS`.

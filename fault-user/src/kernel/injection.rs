@@ -503,6 +503,11 @@ fn is_internet(socket: &OwnedFd) -> bool {
 }
 
 impl Injection {
+    /// From now on every packet passes. The figures stay, and what is held goes on.
+    pub fn rest(&mut self) {
+        self.prepared.injector.rest();
+    }
+
     /// How packets reach the programs.
     #[must_use]
     pub fn hooks(&self) -> Hooks {

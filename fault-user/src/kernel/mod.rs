@@ -17,6 +17,7 @@ pub mod mapped;
 pub mod netlink;
 pub mod object;
 pub mod ruleset;
+pub mod services;
 pub mod verifier;
 pub mod version;
 pub mod xdp;

@@ -1,31 +1,59 @@
 //! Whether what a scenario expects has come true.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::kernel::injection::Hits;
 use crate::plan::Plan;
 use crate::process::command::Ended;
-use crate::rule::scenario::Expect;
+use crate::rule::scenario::{During, Expect, NoTraffic, Probe};
+use crate::rule::units::show_duration;
+use crate::rule::{ResolvedRule, ResolvedTarget, Rule, SystemResolver, Targets, windows};
+use crate::watch;
+use crate::watch::history::{History, Seen};
+use crate::watch::probe::{self, Try};
 
-/// Refuses expectations that this version can't check: an expectation that nobody looks at is worse than
-/// none.
+/// The targets that expectations are about, looked up, each once.
 ///
 /// # Errors
-/// The first one, by its field.
-pub fn supported(expect: &Expect) -> Result<()> {
-    let unchecked = [
-        ("max_connects", !expect.max_connects.is_empty()),
-        ("connect_rate", !expect.connect_rate.is_empty()),
-        ("recovers_within", !expect.recovers_within.is_empty()),
-        ("max_open", !expect.max_open.is_empty()),
-        ("no_traffic_while", !expect.no_traffic_while.is_empty()),
-        ("p99_connect", !expect.p99_connect.is_empty()),
-        ("probe", !expect.probe.is_empty()),
-    ];
-    if let Some((field, _)) = unchecked.iter().find(|(_, given)| *given) {
-        bail!("`expect.{field}` can't be checked by this version of fault: `exit` and `fired` can");
+/// One that is no service of TCP, or whose fault is waited for and that has none.
+pub fn targets(
+    expect: &Expect,
+    rules: &[(Rule, ResolvedRule)],
+    known: &Targets,
+) -> Result<Vec<(String, ResolvedTarget)>> {
+    let mut found: Vec<(String, ResolvedTarget)> = Vec::new();
+    for (field, name) in expect.names() {
+        let target = look_up(name, rules, known).with_context(|| format!("expect.{field}"))?;
+        watch::check(name, &target).with_context(|| format!("expect.{field}"))?;
+        if found.iter().all(|(other, _)| other != name) {
+            found.push((name.to_owned(), target));
+        }
     }
-    Ok(())
+    let recovering = expect
+        .recovers_within
+        .keys()
+        .map(|name| ("recovers_within", name));
+    let quiet = expect
+        .no_traffic_while
+        .iter()
+        .map(|(name, quiet)| ("no_traffic_while", quiet.faulted.as_ref().unwrap_or(name)));
+    for (field, name) in recovering.chain(quiet) {
+        if rules.iter().all(|(_, rule)| rule.name != *name) {
+            anyhow::bail!(
+                "expect.{field}: no rule is about `{name}`, so there is no fault to wait for"
+            );
+        }
+    }
+    Ok(found)
+}
+
+fn look_up(name: &str, rules: &[(Rule, ResolvedRule)], known: &Targets) -> Result<ResolvedTarget> {
+    if let Some((_, rule)) = rules.iter().find(|(_, rule)| rule.name == name) {
+        return Ok(rule.target.clone());
+    }
+    // A target is looked up as that of a rule.
+    let rule: Rule = format!("{name} drop").parse()?;
+    Ok(rule.resolve(known, &mut SystemResolver)?.target)
 }
 
 /// An expectation and what came of it.
@@ -37,31 +65,281 @@ pub struct Verdict {
     pub text: String,
 }
 
+/// What a run has come to.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The rules, as they were written and resolved.
+    pub rules: &'a [(Rule, ResolvedRule)],
+    /// What the rules did.
+    pub hits: &'a [Hits],
+    /// How the command ended.
+    pub ended: Ended,
+    /// After which time all rules ended, where the scenario says.
+    pub rules_ns: Option<u64>,
+    /// What was seen of connections; without targets where nobody asked.
+    pub history: &'a History,
+    /// The tries of each probe.
+    pub tries: &'a [Vec<Try>],
+    /// What each probe came to after everything was healed, where it was asked then: a complaint, if any.
+    pub healed: &'a [Option<Try>],
+}
+
 /// Checks every expectation.
 #[must_use]
-pub fn verdicts(expect: &Expect, plan: &Plan, hits: &[Hits], ended: Ended) -> Vec<Verdict> {
+pub fn verdicts(expect: &Expect, facts: &Facts<'_>) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     if let Some(code) = expect.exit {
         verdicts.push(Verdict {
-            holds: ended.exit_code() == code,
+            holds: facts.ended.exit_code() == code,
             text: format!(
                 "expect exit {code}: the command ended with {}",
-                ended.exit_code()
+                facts.ended.exit_code()
             ),
         });
     }
-    for target in &expect.fired {
-        let fired: u64 = plan
-            .rules
-            .iter()
-            .zip(hits)
-            .filter(|(rule, _)| rule.target == *target)
-            .map(|(_, hits)| hits.stats.hit_packets)
-            .sum();
-        verdicts.push(Verdict {
-            holds: fired > 0,
-            text: format!("expect {target} fired: {fired} packets hit"),
-        });
+    verdicts.extend(expect.fired.iter().map(|name| facts.fired(name)));
+    verdicts.extend(facts.counted(expect));
+    for (name, limit) in &expect.recovers_within {
+        verdicts.push(facts.recovers(name, limit.0));
+    }
+    for (name, quiet) in &expect.no_traffic_while {
+        verdicts.push(facts.quiet(name, quiet));
+    }
+    for (number, probe) in expect.probe.iter().enumerate() {
+        verdicts.push(facts.probed(number, probe));
     }
     verdicts
+}
+
+/// When a probe was tried, seen from the faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Before,
+    During,
+    Between,
+    After,
+}
+
+impl Facts<'_> {
+    fn fired(&self, name: &str) -> Verdict {
+        let of_target = self.plan.rules.iter().zip(self.hits);
+        let fired: u64 = of_target
+            .filter(|(rule, _)| rule.target == *name)
+            .map(|(_, hits)| hits.stats.hit_packets)
+            .sum();
+        Verdict {
+            holds: fired > 0,
+            text: format!("expect {name} fired: {fired} packets hit"),
+        }
+    }
+
+    /// The expectations that are a limit on a figure.
+    fn counted(&self, expect: &Expect) -> Vec<Verdict> {
+        let seen = |name: &str| self.history.of(name).cloned().unwrap_or_default();
+        let mut verdicts = Vec::new();
+        for (name, &limit) in &expect.max_connects {
+            let found = seen(name).connects.len() as u64;
+            verdicts.push(Verdict {
+                holds: found <= limit,
+                text: format!("expect at most {limit} connects to {name}: {found}"),
+            });
+        }
+        for (name, rate) in &expect.connect_rate {
+            let found = seen(name).busiest(rate.per_ns);
+            verdicts.push(Verdict {
+                holds: found <= rate.count,
+                text: format!("expect at most {rate} connects to {name}: {found} at the busiest"),
+            });
+        }
+        for (name, &limit) in &expect.max_open {
+            let found = seen(name).most_open();
+            verdicts.push(Verdict {
+                holds: found <= limit,
+                text: format!("expect at most {limit} open connections to {name}: {found}"),
+            });
+        }
+        for (name, limit) in &expect.p99_connect {
+            verdicts.push(self.p99(name, limit.0, &seen(name)));
+        }
+        verdicts
+    }
+
+    fn p99(&self, name: &str, limit_ns: u64, seen: &Seen) -> Verdict {
+        let limit = show_duration(limit_ns);
+        let expected = format!("expect 99 of 100 connects to {name} answered in {limit}");
+        match seen.p99_connect_ns(self.history.length_ns) {
+            Some(found) => Verdict {
+                holds: found <= limit_ns,
+                text: format!("{expected}: {} of {}", rounded(found), seen.connects.len()),
+            },
+            None => Verdict {
+                holds: false,
+                text: format!("{expected}: there was no connect"),
+            },
+        }
+    }
+
+    /// When faults of a target acted (of all, where none is named), merged.
+    fn windows(&self, name: Option<&str>) -> Vec<(u64, u64)> {
+        let rules = self
+            .rules
+            .iter()
+            .filter(|(_, rule)| name.is_none_or(|name| rule.name == name));
+        let horizon = self
+            .rules_ns
+            .unwrap_or(u64::MAX)
+            .min(self.history.length_ns);
+        let mut all: Vec<_> = rules
+            .flat_map(|(_, rule)| windows(&rule.modifiers, horizon))
+            .collect();
+        all.sort_unstable();
+        let mut merged: Vec<(u64, u64)> = Vec::new();
+        for (from, to) in all {
+            match merged.last_mut() {
+                Some(last) if from <= last.1 => last.1 = last.1.max(to),
+                _ => merged.push((from, to)),
+            }
+        }
+        merged
+    }
+
+    fn recovers(&self, name: &str, limit_ns: u64) -> Verdict {
+        let seen = self.history.of(name).cloned().unwrap_or_default();
+        let expected = format!(
+            "expect {name} to recover within {}",
+            show_duration(limit_ns)
+        );
+        let ends: Vec<u64> = self
+            .windows(Some(name))
+            .into_iter()
+            .map(|(_, end)| end)
+            .filter(|end| *end < self.history.length_ns)
+            .collect();
+        if ends.is_empty() {
+            return Verdict {
+                holds: false,
+                text: format!("{expected}: its fault lasted until the command had ended"),
+            };
+        }
+        let answers: Option<Vec<u64>> = ends
+            .iter()
+            .map(|end| seen.answered_after_ns(*end))
+            .collect();
+        let slowest = answers.and_then(|answers| answers.into_iter().max());
+        Verdict {
+            holds: slowest.is_some_and(|time| time <= limit_ns),
+            text: match slowest {
+                Some(time) => format!("{expected}: first answer {} after the fault", rounded(time)),
+                None => format!("{expected}: no answer after the fault"),
+            },
+        }
+    }
+
+    fn quiet(&self, name: &str, quiet: &NoTraffic) -> Verdict {
+        let faulted = quiet.faulted.as_deref().unwrap_or(name);
+        let seen = self.history.of(name).cloned().unwrap_or_default();
+        let after = quiet.after.0;
+        let expected = format!(
+            "expect no traffic to {name} from {} after the start of a fault of {faulted}",
+            show_duration(after)
+        );
+        let first = self
+            .windows(Some(faulted))
+            .into_iter()
+            .find_map(|(from, to)| Some(seen.traffic_in(from.saturating_add(after), to)? - from));
+        Verdict {
+            holds: first.is_none(),
+            text: match first {
+                Some(time) => format!("{expected}: there was some after {}", rounded(time)),
+                None => format!("{expected}: there was none"),
+            },
+        }
+    }
+
+    fn probed(&self, number: usize, probe: &Probe) -> Verdict {
+        let none = Vec::new();
+        let tries = self.tries.get(number).unwrap_or(&none);
+        let windows = self.windows(None);
+        let of = |wanted: Phase| {
+            tries
+                .iter()
+                .filter(|one| phase(&windows, one.at_ns) == wanted)
+                .collect::<Vec<_>>()
+        };
+        let starts_late = windows.first().is_none_or(|(from, _)| *from > 0);
+        let healed = self.healed.get(number).and_then(Option::as_ref);
+        let complaint = before(&of(Phase::Before), starts_late)
+            .or_else(|| during(&of(Phase::During), probe.during))
+            .or_else(|| after(of(Phase::After).last().copied().or(healed)));
+        Verdict {
+            holds: complaint.is_none(),
+            text: format!(
+                "expect the probe `{}` to hold: {}",
+                probe::name(probe),
+                complaint.unwrap_or_else(|| format!("it did ({} tries)", tries.len()))
+            ),
+        }
+    }
+}
+
+fn phase(windows: &[(u64, u64)], at_ns: u64) -> Phase {
+    if windows
+        .iter()
+        .any(|(from, to)| (*from..*to).contains(&at_ns))
+    {
+        Phase::During
+    } else if windows.first().is_none_or(|(from, _)| at_ns < *from) {
+        Phase::Before
+    } else if windows.last().is_some_and(|(_, to)| at_ns >= *to) {
+        Phase::After
+    } else {
+        Phase::Between
+    }
+}
+
+/// What is wrong with the tries before the first fault. Where that comes at once the probe was asked before anything was
+/// done.
+fn before(tries: &[&Try], asked: bool) -> Option<String> {
+    match tries.last() {
+        Some(last) => last
+            .complaint
+            .as_ref()
+            .map(|why| format!("not before the fault: {why}")),
+        None if asked => {
+            Some("it was not tried before the fault: give a shorter interval".to_owned())
+        }
+        None => None,
+    }
+}
+
+fn during(tries: &[&Try], wanted: During) -> Option<String> {
+    if wanted != During::MayFail && tries.is_empty() {
+        return Some("it was not tried during the fault: give a shorter interval".to_owned());
+    }
+    let failed = tries.iter().find_map(|one| one.complaint.as_ref());
+    match (wanted, failed) {
+        (During::MustHold, Some(why)) => Some(format!("not during the fault: {why}")),
+        (During::MustFail, None) => {
+            Some("it held during the fault too, where it must fail".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn after(last: Option<&Try>) -> Option<String> {
+    match last {
+        Some(last) => last
+            .complaint
+            .as_ref()
+            .map(|why| format!("not after the fault: {why}")),
+        None => Some("it was not tried after the fault: give a shorter interval".to_owned()),
+    }
+}
+
+/// A time that was measured, to the tenth of a millisecond.
+fn rounded(ns: u64) -> String {
+    const STEP: u64 = 100_000;
+    show_duration(ns.div_ceil(STEP) * STEP)
 }

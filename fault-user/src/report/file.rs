@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::expectations::Verdict;
 use super::record::Decision;
 use crate::kernel::injection::Hits;
+use crate::watch::history::History;
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
@@ -53,6 +54,9 @@ pub struct Report {
     pub expectations: Vec<Expectation>,
     /// Figures over time.
     pub samples: Vec<Sample>,
+    /// Connects to the targets.
+    #[serde(default)]
+    pub connects: Vec<ConnectReport>,
 }
 
 /// A rule of a run.
@@ -97,6 +101,40 @@ pub struct Expectation {
     pub text: String,
     /// Whether it came true.
     pub holds: bool,
+}
+
+/// One connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectReport {
+    /// The target's name.
+    pub target: String,
+    /// When it began, in microseconds since the start.
+    pub at_us: u64,
+    /// How long it took until it was answered, in microseconds; nothing when it never was.
+    pub took_us: Option<u64>,
+    /// Whether the answer was a connection.
+    pub connected: bool,
+}
+
+/// The connects of all targets, in order of time.
+#[must_use]
+pub fn connects(history: &History) -> Vec<ConnectReport> {
+    const US_NS: u64 = 1000;
+    let mut all: Vec<_> = history
+        .targets
+        .iter()
+        .flat_map(|seen| {
+            seen.connects.iter().map(|connect| ConnectReport {
+                target: seen.name.clone(),
+                at_us: connect.at_ns / US_NS,
+                took_us: connect.answered_ns().map(|ns| ns / US_NS),
+                connected: connect.established_ns.is_some(),
+            })
+        })
+        .collect();
+    all.sort_by_key(|connect| connect.at_us);
+    all
 }
 
 /// The figures of all rules at one time, summed from the start.

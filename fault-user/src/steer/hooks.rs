@@ -1,42 +1,24 @@
 //! The programs that lead connections to the relay, and their maps.
 
-use std::collections::HashMap as StdHashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use aya::maps::lpm_trie::{Key, LpmTrie};
+use anyhow::{Context as _, Result, ensure};
+use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SockOps};
-use aya::{Ebpf, EbpfLoader, Pod};
-use fault_common::abi::{Destination, STEERS, Steer};
+use aya::programs::{CgroupSockAddr, SockOps};
+use fault_common::abi::{Destination, STEERS};
 use fault_common::flow::MAPPED_PREFIX;
 
 use crate::kernel::cgroup_link::{CgroupLink, Hook};
-use crate::kernel::mapped::MappedArray;
-use crate::kernel::object::{OBJECT, check_abi};
-use crate::kernel::ruleset::Network;
-use crate::kernel::verifier;
+use crate::kernel::services::{self, Ports, Service, loaded, program};
 use crate::rule::PortRange;
 
 /// `SO_NETNS_COOKIE` of Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
-/// Maps of the same object that only the packet programs use, made as small as can be.
-const UNUSED_MAPS: [&str; 9] = [
-    "PORTS",
-    "HOLDS",
-    "RELEASES",
-    "SPREADS",
-    "FLOWS",
-    "RULES",
-    "VECTORS",
-    "SUMMARIES",
-    "SCOPES",
-];
-
 /// What connections were meant for, by the client's own address.
 #[derive(Clone)]
 pub struct Originals(Arc<Mutex<HashMap<MapData, Destination, Destination>>>);
@@ -57,48 +39,25 @@ impl Originals {
 
 /// Programs attached to a cgroup; they go with this value, and with the process.
 pub struct Hooks {
-    ports: MappedArray<u64>,
-    /// How often each entry is on, with its ports.
-    on: StdHashMap<u32, Vec<PortRange>>,
+    ports: Ports,
     _links: Vec<CgroupLink>,
     _ebpf: Ebpf,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct HostKey {
-    steer: u32,
-    address: [u8; 16],
-}
-
-// SAFETY: `repr(C)` without padding; any bit pattern is a key.
-unsafe impl Pod for HostKey {}
-
-/// A target whose connections are led somewhere.
-pub struct Entry {
-    /// Where to.
-    pub steer: Steer,
-    /// Its hosts; empty for all.
-    pub hosts: Vec<Network>,
-}
-
 impl Hooks {
-    /// Loads the programs and attaches them to a cgroup. Nothing is led anywhere before [`Hooks::switch`]. `mark` is
-    /// that of the relay's own sockets.
+    /// Loads the programs and attaches them to a cgroup. Nothing is led anywhere before [`Hooks::switch`].
     ///
     /// # Errors
     /// The kernel refuses (the hooks are of Linux 5.8), or there are too many targets.
     pub fn attach(
         cgroup: &Path,
         whole_host: bool,
-        mark: u32,
-        entries: &[Entry],
+        services: &[Service],
     ) -> Result<(Self, Originals)> {
         ensure!(
-            entries.len() <= STEERS as usize,
+            services.len() <= STEERS as usize,
             "stream faults are possible on {STEERS} targets at once: use fewer"
         );
-        check_abi(OBJECT)?;
         let netns = netns_cookie();
         // Without it the connections of every container would be led to a relay that they can't reach.
         ensure!(
@@ -106,22 +65,7 @@ impl Hooks {
             "stream faults on the whole host need Linux 5.14, to tell network namespaces apart: use `fault run` without --scope \
              host, or --pid or --cgroup"
         );
-        let hosts: usize = entries.iter().map(|entry| entry.hosts.len()).sum();
-        let mut loader = EbpfLoader::new();
-        loader
-            .override_global("RELAY_MARK", &mark, true)
-            .override_global("NETNS", &netns, true)
-            .map_max_entries("STEER_HOSTS", u32::try_from(hosts.max(1))?);
-        for name in UNUSED_MAPS {
-            loader.map_max_entries(name, 1);
-        }
-        let mut ebpf = loader.load(OBJECT).context("creating the BPF maps")?;
-        write_hosts(&mut ebpf, entries)?;
-        let mut table = mapped(&mut ebpf, "STEER_TABLE", STEERS)?;
-        for (index, entry) in entries.iter().enumerate() {
-            table.set(index, entry.steer);
-        }
-        let ports = mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?;
+        let (mut ebpf, ports) = services::load(services, netns)?;
         let links = attach_all(&mut ebpf, cgroup)?;
         let peers = ebpf
             .take_map("PEERS")
@@ -129,29 +73,15 @@ impl Hooks {
         let originals = Originals(Arc::new(Mutex::new(HashMap::try_from(peers)?)));
         let hooks = Self {
             ports,
-            on: StdHashMap::new(),
             _links: links,
             _ebpf: ebpf,
         };
         Ok((hooks, originals))
     }
 
-    /// From now on the connections to these ports of entry `index` are led to the relay, or go straight again.
+    /// From now on the connections to these ports of service `index` are led to the relay, or go straight again.
     pub fn switch(&mut self, index: u32, ports: &[PortRange], on: bool) {
-        if on {
-            self.on.insert(index, ports.to_vec());
-        } else {
-            self.on.remove(&index);
-        }
-        for range in ports {
-            for port in range.first..=range.last {
-                let at = usize::from(port);
-                let bit = 1_u64 << index;
-                let before = self.ports.get(at);
-                self.ports
-                    .set(at, if on { before | bit } else { before & !bit });
-            }
-        }
+        self.ports.switch(index, ports, on);
     }
 }
 
@@ -174,50 +104,6 @@ fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     let opening = opening.fd()?.as_fd();
     links.push(CgroupLink::attach(opening, cgroup, Hook::SocketOperations)?);
     Ok(links)
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    ebpf.program_mut(name)
-        .with_context(|| format!("the eBPF object has no program {name}"))?
-        .try_into()
-        .with_context(|| format!("{name} is a program of another kind"))
-}
-
-fn loaded(name: &str, status: Result<(), ProgramError>) -> Result<()> {
-    status.map_err(|error| {
-        let summary = verifier::summary(name, &error);
-        anyhow!(error).context(summary)
-    })
-}
-
-fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
-    let map = ebpf
-        .map(name)
-        .with_context(|| format!("the eBPF object has no map {name}"))?;
-    let aya::maps::Map::Array(data) = map else {
-        anyhow::bail!("the eBPF object's map {name} is not an array");
-    };
-    MappedArray::new(data, entries)
-}
-
-fn write_hosts(ebpf: &mut Ebpf, entries: &[Entry]) -> Result<()> {
-    let map = ebpf
-        .map_mut("STEER_HOSTS")
-        .context("the eBPF object has no map STEER_HOSTS")?;
-    let mut hosts: LpmTrie<&mut MapData, HostKey, u32> = map.try_into()?;
-    for (steer, entry) in (0_u32..).zip(entries) {
-        for network in &entry.hosts {
-            let key = HostKey {
-                steer,
-                address: network.address.to_be_bytes(),
-            };
-            hosts.insert(&Key::new(32 + u32::from(network.prefix), key), 1, 0)?;
-        }
-    }
-    Ok(())
 }
 
 /// The network namespace's cookie; 0 where the kernel does not tell it.

@@ -13,17 +13,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use fault_common::abi::Steer;
 use tokio::task::JoinHandle;
 
 use crate::kernel::injection::Hits;
 use crate::kernel::injector::Marker;
-use crate::kernel::ruleset::Network;
+use crate::kernel::services::{Service, relay_mark};
 use crate::relay::{
     Direction as Way, Engine, Listen, Prepare, Relay, Settings, Target, ToxicConfig, Upstream,
 };
 use crate::rule::{Direction, Protocol, ResolvedRule, ResolvedTarget};
-use hooks::{Entry, Hooks, Originals};
+use hooks::{Hooks, Originals};
 
 /// Two are enough for what one command opens.
 const WORKERS: usize = 2;
@@ -124,11 +123,10 @@ impl Steering {
             });
         }
         let engine = Engine::start(WORKERS).context("starting the relay")?;
-        // 16 bits that two instances most likely do not share.
-        let mark = 0xfa17_0000 | (std::process::id() & 0xffff);
+        let mark = relay_mark();
         let ports = listeners(targets.len())?;
-        let entries: Vec<Entry> = targets.iter().zip(&ports).map(entry).collect();
-        let (hooks, originals) = Hooks::attach(cgroup, marker.is_none(), mark, &entries)?;
+        let services: Vec<Service> = targets.iter().zip(&ports).map(service).collect();
+        let (hooks, originals) = Hooks::attach(cgroup, marker.is_none(), &services)?;
         let mut led = Vec::with_capacity(targets.len());
         for (number, (target, listeners)) in targets.into_iter().zip(ports).enumerate() {
             let mut relays = Vec::new();
@@ -198,24 +196,12 @@ fn listeners(count: usize) -> Result<Vec<Listeners>> {
         .collect()
 }
 
-fn entry((target, listeners): (&ResolvedTarget, &Listeners)) -> Entry {
+fn service((target, listeners): (&ResolvedTarget, &Listeners)) -> Service {
     let port = |listener: &Option<std::net::TcpListener>| {
         let address = listener.as_ref().and_then(|one| one.local_addr().ok());
         address.map_or(0, |address| address.port())
     };
-    let hosts: Vec<Network> = target
-        .hosts
-        .iter()
-        .map(|host| Network::new(host.address(), host.prefix()))
-        .collect();
-    Entry {
-        steer: Steer {
-            port4: port(&listeners[0]),
-            port6: port(&listeners[1]),
-            any_host: u32::from(hosts.is_empty()),
-        },
-        hosts,
-    }
+    Service::new(target, [port(&listeners[0]), port(&listeners[1])])
 }
 
 fn relay(

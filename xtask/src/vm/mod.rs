@@ -30,6 +30,7 @@ const SUITES: &[&str] = &[
     "live",
     "delay",
     "steer",
+    "xdp",
 ];
 
 /// Run the tests of the data plane on other kernels, in virtual machines.

@@ -77,7 +77,8 @@ impl Expect {
     }
 
     /// Every target that an expectation names, with the expectation's field.
-    pub(super) fn names(&self) -> Vec<(&'static str, &str)> {
+    #[must_use]
+    pub fn names(&self) -> Vec<(&'static str, &str)> {
         fn keys<'m, T>(
             field: &'static str,
             map: &'m PerTarget<T>,

@@ -1,0 +1,157 @@
+//! What `fault run` looks at while the command runs, for expectations and reports.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+
+use super::Failure;
+use super::rules::Parsed;
+use crate::kernel::clock::monotonic_ns;
+use crate::process::cgroup::Hierarchy;
+use crate::process::user::Identity;
+use crate::report::expectations;
+use crate::rule::scenario::Probe;
+use crate::rule::{ResolvedTarget, timeline::windows};
+use crate::watch::history::History;
+use crate::watch::probe::{self, Probing, Try};
+use crate::watch::{self, Watch};
+
+/// What is to be looked at.
+pub struct Wanted<'a> {
+    targets: Vec<(String, ResolvedTarget)>,
+    probes: &'a [Probe],
+    identity: Option<Identity>,
+}
+
+/// What is being looked at.
+pub struct Observer<'a> {
+    wanted: Wanted<'a>,
+    watch: Option<Watch>,
+    probing: Option<Probing>,
+}
+
+/// What was seen.
+pub struct Observed {
+    /// The connections.
+    pub history: History,
+    /// The tries of each probe while the rules were in force.
+    pub tries: Vec<Vec<Try>>,
+}
+
+impl<'a> Wanted<'a> {
+    /// What the scenario's expectations need, and what a report shows. Probes that are commands run as `identity`.
+    ///
+    /// # Errors
+    /// An expectation that can't be checked.
+    pub fn new(
+        parsed: &'a Parsed,
+        reported: bool,
+        identity: Option<Identity>,
+    ) -> Result<Self, Failure> {
+        let mut targets = expectations::targets(&parsed.expect, &parsed.rules, &parsed.targets)
+            .map_err(Failure::usage)?;
+        if reported {
+            for (_, rule) in &parsed.rules {
+                let known = targets.iter().any(|(name, _)| *name == rule.name);
+                if !known && watch::check(&rule.name, &rule.target).is_ok() {
+                    targets.push((rule.name.clone(), rule.target.clone()));
+                }
+            }
+        }
+        Ok(Self {
+            targets,
+            probes: &parsed.expect.probe,
+            identity,
+        })
+    }
+
+    /// Asks the probes before anything is done, when a fault comes at once. (Otherwise they are asked in the time
+    /// before it.)
+    ///
+    /// # Errors
+    /// The first one that does not hold.
+    pub async fn before(&self, parsed: &Parsed) -> Result<()> {
+        let at_once = parsed.rules.iter().any(|(_, rule)| {
+            windows(&rule.modifiers, u64::MAX)
+                .next()
+                .is_some_and(|(from, _)| from == 0)
+        });
+        if !at_once {
+            return Ok(());
+        }
+        for probe in self.probes {
+            probe::hold(probe, self.identity.as_ref())
+                .await
+                .with_context(|| {
+                    format!(
+                        "the probe `{}` does not hold before any fault, so nothing was done",
+                        probe::name(probe)
+                    )
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Begins to watch the connections of a cgroup, or of every process here. To be called before connections are led to
+    /// a relay.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn watch(self, cgroup: Option<&Path>) -> Result<Observer<'a>> {
+        let watch = if self.targets.is_empty() {
+            None
+        } else if let Some(cgroup) = cgroup {
+            Some(Watch::start(cgroup, &self.targets)?)
+        } else {
+            Some(Watch::start(Hierarchy::find()?.path(), &self.targets)?)
+        };
+        Ok(Observer {
+            wanted: self,
+            watch,
+            probing: None,
+        })
+    }
+}
+
+impl Observer<'_> {
+    /// Begins to try the probes: the rules are in force.
+    pub fn probe(&mut self, started: Instant) {
+        let Wanted {
+            probes, identity, ..
+        } = &self.wanted;
+        if !probes.is_empty() {
+            self.probing = Some(Probing::start(probes, identity.as_ref(), started));
+        }
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// Something was missed.
+    pub fn finish(&mut self, epoch_ns: u64) -> Result<Observed> {
+        let tries = self.probing.take().map(Probing::finish).unwrap_or_default();
+        let end_ns = monotonic_ns();
+        let history = match self.watch.take() {
+            Some(watch) => watch.finish(epoch_ns, end_ns)?,
+            None => History {
+                length_ns: end_ns.saturating_sub(epoch_ns),
+                targets: Vec::new(),
+            },
+        };
+        Ok(Observed { history, tries })
+    }
+
+    /// Asks the probes once everything is healed.
+    pub async fn healed(&self) -> Vec<Option<Try>> {
+        let mut healed = Vec::new();
+        for probe in self.wanted.probes {
+            let held = probe::hold(probe, self.wanted.identity.as_ref()).await;
+            healed.push(Some(Try {
+                at_ns: u64::MAX,
+                complaint: held.err().map(|error| format!("{error:#}")),
+            }));
+        }
+        healed
+    }
+}

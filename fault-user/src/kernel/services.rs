@@ -1,0 +1,182 @@
+//! Services that programs at cgroups know by their ports and hosts, and how such programs are loaded.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Map, MapData};
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader, Pod};
+use fault_common::abi::{STEERS, Steer};
+
+use super::mapped::MappedArray;
+use super::object::{OBJECT, check_abi};
+use super::ruleset::Network;
+use super::verifier;
+use crate::rule::{PortRange, ResolvedTarget};
+
+/// Maps of the same object that only the packet programs use, made as small as can be.
+const UNUSED_MAPS: [&str; 9] = [
+    "PORTS",
+    "HOLDS",
+    "RELEASES",
+    "SPREADS",
+    "FLOWS",
+    "RULES",
+    "VECTORS",
+    "SUMMARIES",
+    "SCOPES",
+];
+
+/// A target as the programs know it.
+pub struct Service {
+    /// Where its connections are led, if they are.
+    pub steer: Steer,
+    /// Its hosts; empty for all.
+    pub hosts: Vec<Network>,
+}
+
+impl Service {
+    /// A target whose connections are led to relays on these ports of loopback (IPv4, IPv6); 0 for none.
+    #[must_use]
+    pub fn new(target: &ResolvedTarget, [port4, port6]: [u16; 2]) -> Self {
+        let hosts: Vec<Network> = target
+            .hosts
+            .iter()
+            .map(|host| Network::new(host.address(), host.prefix()))
+            .collect();
+        Self {
+            steer: Steer {
+                port4,
+                port6,
+                any_host: u32::from(hosts.is_empty()),
+            },
+            hosts,
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct HostKey {
+    service: u32,
+    address: [u8; 16],
+}
+
+// SAFETY: `repr(C)` without padding; any bit pattern is a key.
+unsafe impl Pod for HostKey {}
+
+/// The mark of the relay's own sockets: 16 bits of it two instances most likely do not share.
+#[must_use]
+pub fn relay_mark() -> u32 {
+    0xfa17_0000 | (std::process::id() & 0xffff)
+}
+
+/// Creates the maps of the programs at cgroups, with these services in them. None is looked for before
+/// [`Ports::switch`]. `netns` is the cookie of the network namespace, or 0.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn load(services: &[Service], netns: u64) -> Result<(Ebpf, Ports)> {
+    check_abi(OBJECT)?;
+    let hosts: usize = services.iter().map(|service| service.hosts.len()).sum();
+    let mark = relay_mark();
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("RELAY_MARK", &mark, true)
+        .override_global("NETNS", &netns, true)
+        .map_max_entries("STEER_HOSTS", u32::try_from(hosts.max(1))?);
+    for name in UNUSED_MAPS {
+        loader.map_max_entries(name, 1);
+    }
+    let mut ebpf = loader.load(OBJECT).context("creating the BPF maps")?;
+    write_hosts(&mut ebpf, services)?;
+    let mut table = mapped(&mut ebpf, "STEER_TABLE", STEERS)?;
+    for (index, service) in services.iter().enumerate() {
+        table.set(index, service.steer);
+    }
+    let bits = mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?;
+    let ports = Ports {
+        bits,
+        on: HashMap::new(),
+    };
+    Ok((ebpf, ports))
+}
+
+/// Which services are looked for, by port.
+pub struct Ports {
+    bits: MappedArray<u64>,
+    on: HashMap<u32, Vec<PortRange>>,
+}
+
+impl Ports {
+    /// From now on service `index` is looked for at these ports, or no longer.
+    pub fn switch(&mut self, index: u32, ports: &[PortRange], on: bool) {
+        if on {
+            self.on.insert(index, ports.to_vec());
+        } else {
+            self.on.remove(&index);
+        }
+        for range in ports {
+            for port in range.first..=range.last {
+                let at = usize::from(port);
+                let bit = 1_u64 << index;
+                let before = self.bits.get(at);
+                let now = if on { before | bit } else { before & !bit };
+                self.bits.set(at, now);
+            }
+        }
+    }
+}
+
+fn write_hosts(ebpf: &mut Ebpf, services: &[Service]) -> Result<()> {
+    let map = ebpf
+        .map_mut("STEER_HOSTS")
+        .context("the eBPF object has no map STEER_HOSTS")?;
+    let mut hosts: LpmTrie<&mut MapData, HostKey, u32> = map.try_into()?;
+    for (number, service) in (0_u32..).zip(services) {
+        for network in &service.hosts {
+            let key = HostKey {
+                service: number,
+                address: network.address.to_be_bytes(),
+            };
+            hosts.insert(&Key::new(32 + u32::from(network.prefix), key), 1, 0)?;
+        }
+    }
+    Ok(())
+}
+
+fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
+    let map = ebpf
+        .map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))?;
+    let Map::Array(data) = map else {
+        anyhow::bail!("the eBPF object's map {name} is not an array");
+    };
+    MappedArray::new(data, entries)
+}
+
+/// A program of the object, by its name.
+///
+/// # Errors
+/// There is none, or it is of another kind.
+pub fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .with_context(|| format!("the eBPF object has no program {name}"))?
+        .try_into()
+        .with_context(|| format!("{name} is a program of another kind"))
+}
+
+/// What became of loading a program, in one line.
+///
+/// # Errors
+/// The kernel has refused it.
+pub fn loaded(name: &str, status: Result<(), ProgramError>) -> Result<()> {
+    status.map_err(|error| {
+        let summary = verifier::summary(name, &error);
+        anyhow!(error).context(summary)
+    })
+}

@@ -1,0 +1,326 @@
+//! What was seen of the targets' connections, in order, and the questions that expectations ask about it.
+//!
+//! Times are in nanoseconds since the rules came into force.
+
+use std::collections::HashMap;
+
+use fault_common::abi::{Witness, witness};
+
+/// Everything that was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// How long it is.
+    pub length_ns: u64,
+    /// By target, in the order in which they were given.
+    pub targets: Vec<Seen>,
+}
+
+/// What was seen of one target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Its name.
+    pub name: String,
+    /// Connects, in the order in which they began.
+    pub connects: Vec<Connect>,
+    /// When the application sent data; at most once in a millisecond for each connection.
+    pub sent_ns: Vec<u64>,
+    /// When it received some; likewise.
+    pub received_ns: Vec<u64>,
+}
+
+/// One call of connect(2) (or, where the command is the server, one connection that came in).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connect {
+    /// When it began.
+    pub at_ns: u64,
+    /// When the handshake was done.
+    pub established_ns: Option<u64>,
+    /// When the application closed it, or it was refused or reset.
+    pub closed_ns: Option<u64>,
+}
+
+impl Connect {
+    /// How long it took until connect(2) was answered: by a connection or by an error.
+    #[must_use]
+    pub fn answered_ns(&self) -> Option<u64> {
+        let answer = self.established_ns.or(self.closed_ns)?;
+        Some(answer - self.at_ns)
+    }
+}
+
+impl History {
+    /// Puts in order what the programs have told. Times of `witnesses` are of `CLOCK_MONOTONIC`, as are `epoch_ns`, when
+    /// the rules came into force, and `end_ns`.
+    #[must_use]
+    pub fn new(names: &[String], mut witnesses: Vec<Witness>, epoch_ns: u64, end_ns: u64) -> Self {
+        // Each CPU tells in order, but the buffer's order is that of reservation.
+        witnesses.sort_by_key(|seen| seen.time_ns);
+        let mut targets: Vec<Collector> = names.iter().map(|name| Collector::new(name)).collect();
+        for seen in &witnesses {
+            for (number, target) in targets.iter_mut().enumerate() {
+                if seen.targets & (1 << number) != 0 {
+                    target.take(seen, seen.time_ns.saturating_sub(epoch_ns));
+                }
+            }
+        }
+        Self {
+            length_ns: end_ns.saturating_sub(epoch_ns),
+            targets: targets.into_iter().map(Collector::finish).collect(),
+        }
+    }
+
+    /// What was seen of a target.
+    #[must_use]
+    pub fn of(&self, name: &str) -> Option<&Seen> {
+        self.targets.iter().find(|seen| seen.name == name)
+    }
+}
+
+/// Gathers what concerns one target.
+struct Collector {
+    seen: Seen,
+    /// Connections that came in. Where both ends of a connection are watched it is the client's that counts.
+    accepted: Vec<Connect>,
+    /// By socket, its latest connect: whether it came in, and its place.
+    latest: HashMap<u64, (bool, usize)>,
+}
+
+impl Collector {
+    fn new(name: &str) -> Self {
+        Self {
+            seen: Seen {
+                name: name.to_owned(),
+                ..Seen::default()
+            },
+            accepted: Vec::new(),
+            latest: HashMap::new(),
+        }
+    }
+
+    fn take(&mut self, seen: &Witness, at_ns: u64) {
+        match seen.kind {
+            witness::CONNECT | witness::ACCEPTED => self.begin(seen, at_ns),
+            witness::ESTABLISHED => {
+                if let Some(connect) = self.connect(seen.cookie) {
+                    connect.established_ns = Some(at_ns);
+                }
+            }
+            witness::CLOSED => {
+                if let Some(connect) = self.connect(seen.cookie) {
+                    connect.closed_ns.get_or_insert(at_ns);
+                }
+            }
+            witness::SENT => self.seen.sent_ns.push(at_ns),
+            witness::RECEIVED => self.seen.received_ns.push(at_ns),
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self, seen: &Witness, at_ns: u64) {
+        let came_in = seen.kind == witness::ACCEPTED;
+        let list = if came_in {
+            &mut self.accepted
+        } else {
+            &mut self.seen.connects
+        };
+        list.push(Connect {
+            at_ns,
+            established_ns: None,
+            closed_ns: None,
+        });
+        self.latest.insert(seen.cookie, (came_in, list.len() - 1));
+    }
+
+    fn connect(&mut self, cookie: u64) -> Option<&mut Connect> {
+        let &(came_in, place) = self.latest.get(&cookie)?;
+        if came_in {
+            self.accepted.get_mut(place)
+        } else {
+            self.seen.connects.get_mut(place)
+        }
+    }
+
+    fn finish(mut self) -> Seen {
+        if self.seen.connects.is_empty() {
+            self.seen.connects = self.accepted;
+        }
+        self.seen
+    }
+}
+
+impl Seen {
+    /// The most connects that began within any stretch of `per_ns`.
+    #[must_use]
+    pub fn busiest(&self, per_ns: u64) -> u64 {
+        let (mut first, mut most) = (0, 0);
+        for (last, connect) in self.connects.iter().enumerate() {
+            while connect.at_ns - self.connects[first].at_ns >= per_ns {
+                first += 1;
+            }
+            most = most.max(last - first + 1);
+        }
+        most as u64
+    }
+
+    /// The most connections that were open at once.
+    #[must_use]
+    pub fn most_open(&self) -> u64 {
+        let mut changes: Vec<(u64, i64)> = Vec::new();
+        for connect in &self.connects {
+            if let Some(at) = connect.established_ns {
+                changes.push((at, 1));
+                if let Some(end) = connect.closed_ns {
+                    changes.push((end, -1));
+                }
+            }
+        }
+        // At the same instant one ends before the next begins.
+        changes.sort_unstable();
+        let (mut open, mut most) = (0, 0);
+        for (_, change) in changes {
+            open += change;
+            most = most.max(open);
+        }
+        most.unsigned_abs()
+    }
+
+    /// The time in which 99 of 100 connects were answered; one that never was took until `end_ns`.
+    #[must_use]
+    pub fn p99_connect_ns(&self, end_ns: u64) -> Option<u64> {
+        let mut times: Vec<u64> = self
+            .connects
+            .iter()
+            .map(|connect| {
+                connect
+                    .answered_ns()
+                    .unwrap_or(end_ns.saturating_sub(connect.at_ns))
+            })
+            .collect();
+        times.sort_unstable();
+        let rank = (times.len() * 99).div_ceil(100);
+        times.get(rank.checked_sub(1)?).copied()
+    }
+
+    /// How long after `at_ns` the first data came back.
+    #[must_use]
+    pub fn answered_after_ns(&self, at_ns: u64) -> Option<u64> {
+        let next = self.received_ns.partition_point(|time| *time < at_ns);
+        Some(self.received_ns.get(next)? - at_ns)
+    }
+
+    /// When the application first connected or sent something from `from_ns` on and before `to_ns`.
+    #[must_use]
+    pub fn traffic_in(&self, from_ns: u64, to_ns: u64) -> Option<u64> {
+        let connects = self.connects.iter().map(|connect| connect.at_ns);
+        connects
+            .chain(self.sent_ns.iter().copied())
+            .filter(|time| (from_ns..to_ns).contains(time))
+            .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(time_ns: u64, cookie: u64, kind: u64) -> Witness {
+        Witness {
+            time_ns,
+            cookie,
+            targets: 1,
+            kind,
+        }
+    }
+
+    fn history(witnesses: Vec<Witness>) -> Seen {
+        History::new(&["db".to_owned()], witnesses, 100, 1100)
+            .of("db")
+            .expect("it is watched")
+            .clone()
+    }
+
+    #[test]
+    fn connects_are_counted_in_a_sliding_window() {
+        let seen = history(
+            [100, 110, 120, 190, 205]
+                .map(|time| told(time, time, witness::CONNECT))
+                .to_vec(),
+        );
+        assert_eq!(
+            seen.busiest(10),
+            1,
+            "a window ends before its length is over"
+        );
+        assert_eq!(seen.busiest(11), 2);
+        assert_eq!(seen.busiest(100), 4);
+        assert_eq!(seen.busiest(1000), 5);
+    }
+
+    #[test]
+    fn what_is_open_at_once_is_open_for_the_application() {
+        let seen = history(vec![
+            told(100, 1, witness::CONNECT),
+            told(110, 1, witness::ESTABLISHED),
+            told(120, 2, witness::CONNECT),
+            told(130, 2, witness::ESTABLISHED),
+            told(140, 1, witness::CLOSED),
+            told(140, 3, witness::CONNECT),
+            told(150, 3, witness::ESTABLISHED),
+            // Refused: never open.
+            told(160, 4, witness::CONNECT),
+            told(170, 4, witness::CLOSED),
+        ]);
+        assert_eq!(seen.most_open(), 2);
+        assert_eq!(seen.connects.len(), 4);
+    }
+
+    #[test]
+    fn a_connect_that_is_never_answered_took_until_the_end() {
+        let seen = history(vec![
+            told(100, 1, witness::CONNECT),
+            told(105, 1, witness::ESTABLISHED),
+            told(200, 2, witness::CONNECT),
+        ]);
+        assert_eq!(seen.p99_connect_ns(1000), Some(900));
+        let mut quick: Vec<_> = (0..200)
+            .flat_map(|n| {
+                [
+                    told(100 + n, n, witness::CONNECT),
+                    told(107 + n, n, witness::ESTABLISHED),
+                ]
+            })
+            .collect();
+        quick.push(told(500, 999, witness::CONNECT));
+        assert_eq!(history(quick).p99_connect_ns(1000), Some(7));
+        assert_eq!(history(Vec::new()).p99_connect_ns(1000), None);
+    }
+
+    #[test]
+    fn recovery_is_the_first_data_that_comes_back() {
+        let seen = history(vec![
+            told(150, 1, witness::RECEIVED),
+            told(400, 1, witness::SENT),
+            told(450, 1, witness::RECEIVED),
+        ]);
+        assert_eq!(seen.answered_after_ns(100), Some(250));
+        assert_eq!(seen.answered_after_ns(351), None);
+        assert_eq!(seen.traffic_in(0, 300), None);
+        assert_eq!(seen.traffic_in(0, 301), Some(300));
+    }
+
+    #[test]
+    fn both_ends_of_a_connection_count_once() {
+        let seen = history(vec![
+            told(100, 1, witness::CONNECT),
+            told(101, 2, witness::ACCEPTED),
+            told(101, 2, witness::ESTABLISHED),
+            told(102, 1, witness::ESTABLISHED),
+        ]);
+        assert_eq!(seen.connects.len(), 1);
+        let server = history(vec![
+            told(101, 2, witness::ACCEPTED),
+            told(101, 2, witness::ESTABLISHED),
+        ]);
+        assert_eq!(server.most_open(), 1);
+    }
+}

@@ -1,0 +1,184 @@
+//! Watches what the processes of a cgroup do with their targets, as the kernel sees it: when they connect, whether that
+//! succeeds, when something comes back. Expectations are judged by it, and reports drawn.
+
+pub mod history;
+pub mod probe;
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::Ebpf;
+use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::programs::{CgroupSkb, CgroupSockAddr, SockOps};
+use fault_common::abi::{Counter, STEERS, Witness};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::kernel::cgroup_link::{CgroupLink, Hook};
+use crate::kernel::services::{self, Service, loaded, program};
+use crate::rule::{Protocol, ResolvedTarget};
+use history::History;
+
+/// How long the thread waits for something to happen before it looks whether it is to end, in milliseconds.
+const PATIENCE_MS: u16 = 50;
+
+/// A cgroup that is watched, until this is dropped or finished.
+pub struct Watch {
+    stop: Arc<AtomicBool>,
+    collector: Option<JoinHandle<Vec<Witness>>>,
+    names: Vec<String>,
+    ebpf: Ebpf,
+    _links: Vec<CgroupLink>,
+}
+
+/// Says what keeps a target from being watched.
+///
+/// # Errors
+/// One line.
+pub fn check(name: &str, target: &ResolvedTarget) -> Result<()> {
+    if !matches!(target.protocol, Protocol::Tcp | Protocol::Any) || target.ports.is_empty() {
+        bail!(
+            "connections are counted for services of TCP: `{name}` is none, expected such as tcp:5432"
+        );
+    }
+    Ok(())
+}
+
+impl Watch {
+    /// Watches the connections of the processes in `cgroup` with these targets. To be called before connections are led
+    /// to a relay: what counts is where they were meant to go.
+    ///
+    /// # Errors
+    /// A target that can't be watched, too many of them, or the kernel refuses.
+    pub fn start(cgroup: &Path, targets: &[(String, ResolvedTarget)]) -> Result<Self> {
+        ensure!(
+            targets.len() <= STEERS as usize,
+            "{STEERS} targets can be watched at once: use fewer"
+        );
+        for (name, target) in targets {
+            check(name, target)?;
+        }
+        let services: Vec<_> = targets
+            .iter()
+            .map(|(_, target)| Service::new(target, [0, 0]))
+            .collect();
+        let (mut ebpf, mut ports) = services::load(&services, 0)?;
+        for (number, (_, target)) in (0..).zip(targets) {
+            ports.switch(number, &target.ports, true);
+        }
+        let ring = ebpf
+            .take_map("WITNESSES")
+            .context("the eBPF object has no map WITNESSES")?;
+        let ring = RingBuf::try_from(ring)?;
+        let links = attach(&mut ebpf, cgroup)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&stop);
+        let collector = std::thread::Builder::new()
+            .name("watch".to_owned())
+            .spawn(move || collect(ring, &until))
+            .context("starting a thread")?;
+        Ok(Self {
+            stop,
+            collector: Some(collector),
+            names: targets.iter().map(|(name, _)| name.clone()).collect(),
+            ebpf,
+            _links: links,
+        })
+    }
+
+    /// Ends it, and tells what was seen. Times count from `epoch_ns` of `CLOCK_MONOTONIC`.
+    ///
+    /// # Errors
+    /// Something was missed, so that nothing can be said for certain.
+    pub fn finish(mut self, epoch_ns: u64, end_ns: u64) -> Result<History> {
+        let seen = self.join()?;
+        let counts: PerCpuArray<&MapData, u64> = self
+            .ebpf
+            .map("COUNTS")
+            .context("the eBPF object has no map COUNTS")?
+            .try_into()?;
+        for (counter, what) in [
+            (Counter::EventLost, "events came faster than they were read"),
+            (
+                Counter::FlowTableFull,
+                "connections could not be remembered",
+            ),
+        ] {
+            let lost: u64 = counts.get(&(counter as u32), 0)?.iter().sum();
+            ensure!(
+                lost == 0,
+                "{lost} {what}, so the expectations can't be judged"
+            );
+        }
+        Ok(History::new(&self.names, seen, epoch_ns, end_ns))
+    }
+
+    fn join(&mut self) -> Result<Vec<Witness>> {
+        self.stop.store(true, Ordering::Release);
+        match self.collector.take() {
+            Some(collector) => collector
+                .join()
+                .map_err(|_| anyhow!("the watcher panicked")),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Err(error) = self.join() {
+            eprintln!("fault: {error}");
+        }
+    }
+}
+
+fn collect(mut ring: RingBuf<MapData>, stop: &AtomicBool) -> Vec<Witness> {
+    let mut seen = Vec::new();
+    loop {
+        let last = stop.load(Ordering::Acquire);
+        while let Some(item) = ring.next() {
+            if let Ok(bytes) = <&[u8; size_of::<Witness>()]>::try_from(&*item) {
+                // SAFETY: the programs write nothing else, and every bit pattern is one.
+                seen.push(unsafe { bytes.as_ptr().cast::<Witness>().read_unaligned() });
+            }
+        }
+        if last {
+            return seen;
+        }
+        let mut waiting = [PollFd::new(ring.as_fd(), PollFlags::POLLIN)];
+        // A signal is as good a reason to look again.
+        let _woken = poll(&mut waiting, PollTimeout::from(PATIENCE_MS));
+    }
+}
+
+fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
+    let mut links = Vec::new();
+    // What becomes of a connection first, or the start of one could be seen and its end not.
+    let state: &mut SockOps = program(ebpf, "fault_watch_state")?;
+    loaded("fault_watch_state", state.load())?;
+    links.push(CgroupLink::attach(
+        state.fd()?.as_fd(),
+        cgroup,
+        Hook::SocketOperations,
+    )?);
+    for (name, hook) in [
+        ("fault_watch_sent", Hook::Egress),
+        ("fault_watch_received", Hook::Ingress),
+    ] {
+        let packets: &mut CgroupSkb = program(ebpf, name)?;
+        loaded(name, packets.load())?;
+        links.push(CgroupLink::attach(packets.fd()?.as_fd(), cgroup, hook)?);
+    }
+    for (name, hook) in [
+        ("fault_watch4", Hook::Connect4),
+        ("fault_watch6", Hook::Connect6),
+    ] {
+        let connect: &mut CgroupSockAddr = program(ebpf, name)?;
+        loaded(name, connect.load())?;
+        links.push(CgroupLink::attach(connect.fd()?.as_fd(), cgroup, hook)?);
+    }
+    Ok(links)
+}

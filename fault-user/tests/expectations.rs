@@ -1,0 +1,209 @@
+//! Expectations of scenarios, judged on real connections.
+
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
+mod place;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::process::Output;
+
+use place::{enter_fresh, fault};
+use serde_json::{Value, json};
+
+/// A server on port 7000 that answers each line with itself.
+fn echo() {
+    for host in ["127.0.0.1", "::1"] {
+        let listener = TcpListener::bind((host, 7000)).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                    for line in lines.map_while(Result::ok) {
+                        if stream.write_all(format!("{line}\n").as_bytes()).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// One exchange in bash; fails when it can't be had.
+const EXCHANGE: &str =
+    "exchange() { exec 3<>/dev/tcp/127.0.0.1/7000 && echo hi >&3 && read -r x <&3; } 2>/dev/null; ";
+
+/// Runs a scenario with a script of bash.
+fn run(rules: &Value, expect: &Value, script: &str) -> Output {
+    let scenario = json!({
+        "seed": 1, "targets": { "svc": "tcp:7000" }, "rules": rules, "expect": expect,
+    });
+    let mut file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+    file.write_all(scenario.to_string().as_bytes()).unwrap();
+    fault()
+        .args(["run", "--allow-unfired", "-f"])
+        .arg(file.path())
+        .args(["--", "bash", "-c", &format!("{EXCHANGE}{script}")])
+        .output()
+        .unwrap()
+}
+
+/// What it wrote for people, after the exit code that it must have had.
+fn told(output: &Output, code: i32) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+#[track_caller]
+fn assert_told(text: &str, wanted: &[&str]) {
+    for wanted in wanted {
+        assert!(text.contains(wanted), "`{wanted}` is not in: {text}");
+    }
+}
+
+/// Tries until it succeeds.
+const STUBBORN: &str = "until exchange; do sleep 0.1; done";
+
+#[test]
+fn retries_are_counted_and_recovery_is_timed() {
+    enter_fresh();
+    echo();
+    let rules = json!(["svc down for=1s"]);
+    let generous = json!({
+        "exit": 0, "fired": ["svc"], "max_connects": { "svc": 12 }, "connect_rate": { "svc": "12/s" },
+        "recovers_within": { "svc": "800ms" }, "max_open": { "svc": 1 },
+    });
+    let text = told(&run(&rules, &generous, STUBBORN), 0);
+    assert_told(
+        &text,
+        &[
+            "ok: expect at most 12 connects to svc: ",
+            "ok: expect svc to recover within 800ms: first answer ",
+        ],
+    );
+    let strict = json!({
+        "max_connects": { "svc": 3 }, "connect_rate": { "svc": "2/500ms" }, "recovers_within": { "svc": "1us" },
+        "max_open": { "svc": 0 },
+    });
+    let text = told(&run(&rules, &strict, STUBBORN), 121);
+    assert_eq!(text.matches("FAILED: ").count(), 4, "{text}");
+}
+
+#[test]
+fn what_never_recovers_is_told() {
+    enter_fresh();
+    echo();
+    let expect = json!({ "recovers_within": { "svc": "1s" } });
+    let text = told(
+        &run(
+            &json!(["svc down for=300ms"]),
+            &expect,
+            "exchange; sleep 0.5",
+        ),
+        121,
+    );
+    assert_told(&text, &["no answer after the fault"]);
+    let text = told(&run(&json!(["svc down"]), &expect, "exchange; true"), 121);
+    assert_told(&text, &["lasted until the command had ended"]);
+}
+
+#[test]
+fn an_open_circuit_breaker_sends_nothing() {
+    enter_fresh();
+    echo();
+    let rules = json!(["svc down for=1s"]);
+    let expect = json!({ "no_traffic_while": { "svc": "200ms" } });
+    let patient = "exchange; sleep 1.1; exchange";
+    assert_told(
+        &told(&run(&rules, &expect, patient), 0),
+        &["there was none"],
+    );
+    assert_told(
+        &told(&run(&rules, &expect, STUBBORN), 121),
+        &["there was some after "],
+    );
+    // Data on a connection that is open is traffic too; what TCP sends again is not.
+    let rules = json!(["svc blackhole at=200ms for=1s"]);
+    let once = "exchange; sleep 0.3; echo lost >&3; sleep 1.5";
+    let expect = json!({ "no_traffic_while": { "svc": "400ms" } });
+    told(&run(&rules, &expect, once), 0);
+    let late = "exchange; sleep 0.8; echo lost >&3; sleep 1";
+    told(&run(&rules, &expect, late), 121);
+}
+
+#[test]
+fn slow_connects_are_felt() {
+    enter_fresh();
+    echo();
+    let rules = json!(["svc delay=100ms"]);
+    let limit = |time: &str| json!({ "p99_connect": { "svc": time } });
+    told(&run(&rules, &limit("2s"), "exchange"), 0);
+    let text = told(&run(&rules, &limit("150ms"), "exchange"), 121);
+    assert_told(&text, &["99 of 100 connects to svc answered in 150ms"]);
+    let text = told(&run(&rules, &limit("2s"), "true"), 121);
+    assert_told(&text, &["there was no connect"]);
+}
+
+#[test]
+fn what_is_led_to_the_relay_counts_as_it_was_dialled() {
+    enter_fresh();
+    echo();
+    let rules = json!(["svc latency=10ms"]);
+    // bash opens the second connection before it closes the first.
+    let expect = json!({ "max_connects": { "svc": 2 }, "max_open": { "svc": 2 } });
+    let text = told(&run(&rules, &expect, "exchange; exchange"), 0);
+    assert_told(&text, &["at most 2 connects to svc: 2"]);
+}
+
+#[test]
+fn probes_must_hold_before_and_after() {
+    enter_fresh();
+    echo();
+    let rules = json!(["svc blackhole"]);
+    let probe = |port: u16, during: &str| json!({ "probe": { "tcp": format!("127.0.0.1:{port}"), "during": during, "interval": "50ms" } });
+    let text = told(&run(&rules, &probe(7000, "must-hold"), "sleep 0.3"), 0);
+    assert_told(
+        &text,
+        &["ok: expect the probe `tcp 127.0.0.1:7000` to hold"],
+    );
+    let text = told(&run(&rules, &probe(7000, "must-fail"), "sleep 0.3"), 121);
+    assert_told(&text, &["it held during the fault too"]);
+    let output = run(&rules, &probe(9, "may-fail"), "echo started");
+    assert_told(
+        &told(&output, 125),
+        &["does not hold before any fault, so nothing was done"],
+    );
+    assert!(output.stdout.is_empty(), "the command is not started");
+    // The command is what is probed, and there is time before the fault and after it.
+    let rules = json!(["svc down at=300ms for=300ms"]);
+    let command =
+        json!({ "probe": { "command": ["test", "-e", "/proc/self"], "interval": "50ms" } });
+    told(&run(&rules, &command, "sleep 1"), 0);
+    let command = json!({ "probe": { "command": ["false"], "interval": "50ms" } });
+    assert_told(
+        &told(&run(&rules, &command, "sleep 1"), 121),
+        &["not before the fault: false ended with"],
+    );
+}
+
+#[test]
+fn what_cannot_be_judged_is_refused_before_anything_is_done() {
+    enter_fresh();
+    for (expect, complaint) in [
+        (
+            json!({ "max_connects": { "udp:53": 1 } }),
+            "connections are counted for services of TCP",
+        ),
+        (
+            json!({ "recovers_within": { "tcp:1234": "1s" } }),
+            "no rule is aimed at `tcp:1234`",
+        ),
+    ] {
+        let output = run(&json!(["svc loss=1%"]), &expect, "echo started");
+        assert_told(&told(&output, 2), &[complaint]);
+        assert!(output.stdout.is_empty());
+    }
+}
