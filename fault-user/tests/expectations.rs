@@ -148,6 +148,36 @@ fn slow_connects_are_felt() {
 }
 
 #[test]
+fn a_report_shows_each_connect() {
+    enter_fresh();
+    echo();
+    let folder = tempfile::tempdir().unwrap();
+    let output = fault()
+        .args(["run", "-r", "tcp:7000 down for=300ms", "--report"])
+        .arg(folder.path())
+        .args(["--", "bash", "-c", &format!("{EXCHANGE}{STUBBORN}")])
+        .output()
+        .unwrap();
+    told(&output, 0);
+    let text = std::fs::read_to_string(folder.path().join("report.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let connects = report["connects"].as_array().unwrap();
+    let (last, before) = connects.split_last().unwrap();
+    assert!(!before.is_empty());
+    assert!(
+        before
+            .iter()
+            .all(|one| one["connected"] == false && one["took_us"].is_u64())
+    );
+    assert_eq!(
+        (&last["connected"], &last["target"]),
+        (&json!(true), &json!("tcp:7000"))
+    );
+    let html = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert_eq!(html.matches("<circle").count(), connects.len());
+}
+
+#[test]
 fn what_is_led_to_the_relay_counts_as_it_was_dialled() {
     enter_fresh();
     echo();

@@ -186,7 +186,7 @@ impl Run {
             samples: Vec::new(),
         };
         let ended = run.wait(&mut running, self.report.is_some()).await?;
-        let observed = observer.finish(injection.epoch_ns())?;
+        let seen = observer.finish(injection.epoch_ns())?;
         let hits = run.hits()?;
         let samples = run.samples;
         drop(steering);
@@ -201,8 +201,8 @@ impl Run {
             hits: &hits,
             ended,
             rules_ns: parsed.length_ns,
-            history: &observed.history,
-            tries: &observed.tries,
+            history: &seen.history,
+            tries: &seen.tries,
             healed: &healed,
         };
         let code = self.conclude(&injection, parsed, &facts, samples)?;

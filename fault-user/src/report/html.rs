@@ -56,6 +56,14 @@ pub fn render(report: &Report) -> String {
                 h2 { "Over time" }
                 p.dim { "Blue: what the rule saw, per second. Red: what it did. Shaded: when it acted." }
                 @for (index, rule) in report.rules.iter().enumerate() { (picture(report, index, rule)) }
+                @if !report.connects.is_empty() {
+                    h2 { "Connects" }
+                    p.dim {
+                        "A dot is a connect of the application: how long until it was answered. Blue: by a connection. Red: by an \
+                         error, or (at the top) not at all."
+                    }
+                    @for name in targets(report) { (connects(report, name)) }
+                }
                 h2 { "Again" }
                 p { "The same draws for the same traffic:" }
                 pre { (report.again.join(" ")) }
@@ -130,6 +138,49 @@ fn picture(report: &Report, index: usize, rule: &RuleReport) -> Markup {
                 line x1="0" y1=(HEIGHT) x2=(WIDTH) y2=(HEIGHT) stroke="var(--edge)" {}
                 polyline fill="none" stroke="var(--line)" stroke-width="1.5" points=(line(&seen, report.length_ms)) {}
                 polyline fill="none" stroke="var(--hit)" stroke-width="1.5" points=(line(&hits, report.length_ms)) {}
+                text x="0" y=(HEIGHT + 13) { "0 s" }
+                text x=(WIDTH) y=(HEIGHT + 13) text-anchor="end" { (seconds(report.length_ms)) }
+            }
+        }
+    }
+}
+
+/// The targets that were connected to, each once.
+fn targets(report: &Report) -> Vec<&str> {
+    let mut names: Vec<_> = report
+        .connects
+        .iter()
+        .map(|connect| connect.target.as_str())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Connection latency over time, with the windows of the target's faults.
+fn connects(report: &Report, name: &str) -> Markup {
+    let of_target = || report.connects.iter().filter(|one| one.target == name);
+    let slowest = of_target().filter_map(|one| one.took_us).max();
+    let (slowest, count) = (slowest.unwrap_or(0).max(1), of_target().count());
+    let windows = report.rules.iter().filter(|rule| rule.target == name);
+    html! {
+        figure {
+            figcaption {
+                code { (name) } " "
+                span.dim { (count) " connects, answered in at most " (slowest / 1000) "." (slowest % 1000 / 100) " ms" }
+            }
+            svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT + 16) } role="img" {
+                @for (from, to) in windows.flat_map(|rule| &rule.windows_ms) {
+                    @let x = across(*from, report.length_ms);
+                    rect x=(x) y="0" width=(across(*to, report.length_ms).saturating_sub(x).max(1)) height=(HEIGHT)
+                        fill="var(--window)" {}
+                }
+                line x1="0" y1=(HEIGHT) x2=(WIDTH) y2=(HEIGHT) stroke="var(--edge)" {}
+                @for one in of_target() {
+                    @let took = one.took_us.unwrap_or(slowest).min(slowest);
+                    circle cx=(across(one.at_us / 1000, report.length_ms)) cy=(HEIGHT - took * (HEIGHT - 6) / slowest)
+                        r="2.5" fill=(if one.connected { "var(--line)" } else { "var(--hit)" }) {}
+                }
                 text x="0" y=(HEIGHT + 13) { "0 s" }
                 text x=(WIDTH) y=(HEIGHT + 13) text-anchor="end" { (seconds(report.length_ms)) }
             }
