@@ -363,7 +363,9 @@ pub struct Steer {
     /// Port of the relay on `::1`; 0 where there is no IPv6.
     pub port6: u16,
     /// 1 when every host is concerned.
-    pub any_host: u32,
+    pub any_host: u16,
+    /// 1 when connections from outside are refused.
+    pub refused: u16,
 }
 
 /// An address and a port of TCP.

@@ -35,9 +35,12 @@ mod steer;
 mod watch;
 mod xdp;
 
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sock_ops, xdp};
+use aya_ebpf::macros::{
+    cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sk_lookup, sock_ops, xdp,
+};
 use aya_ebpf::programs::{
-    SkBuffContext, SockAddrContext, SockContext, SockOpsContext, TcContext, XdpContext,
+    SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext,
+    XdpContext,
 };
 use fault_common::abi::{ABI_VERSION, Counter};
 
@@ -145,6 +148,12 @@ pub fn fault_peer4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn fault_peer6(ctx: SockAddrContext) -> i32 {
     steer::peer6(&ctx)
+}
+
+/// New connections to services of this network namespace, before the kernel looks for who listens.
+#[sk_lookup]
+pub fn fault_lookup(ctx: SkLookupContext) -> u32 {
+    steer::lookup(&ctx)
 }
 
 /// Connections that are being opened in such a cgroup.

@@ -7,7 +7,7 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
     COUNTERS, Control, Counter, DecisionKey, Destination, Flow, Hold, MATCHES_MAX, PLACES,
     PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
@@ -164,6 +164,9 @@ pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMA
 /// Hosts concerned, by entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// The relay's listeners: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
+#[map]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);
 /// What led connections were meant for, by the cookie of the client's socket.
 #[map]
 pub static ORIGINALS: LruHashMap<u64, Destination> = LruHashMap::with_max_entries(16384, 0);

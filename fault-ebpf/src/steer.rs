@@ -1,14 +1,17 @@
 //! Leads a client's new connections to the relay, and lets the client believe that they go where it meant them to.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
 use fault_common::abi::{Destination, STEERS, Steer};
 use fault_common::flow::{Address, MAPPED_PREFIX, mapped};
+use fault_common::packet::PROTOCOL_TCP;
 
 use crate::maps::{
-    HostKey, NETNS, ORIGINALS, PEERS, RELAY_MARK, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
+    HostKey, LISTENERS, NETNS, ORIGINALS, PEERS, RELAY_MARK, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
 };
 
 /// The verdict that lets a system call go on.
@@ -49,6 +52,8 @@ pub fn connect6(ctx: &SockAddrContext) -> i32 {
     };
     if let Some(steer) = wanted(ctx, &address) {
         let is_v4 = address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX;
+        // A relay without a listener of IPv6 is reached by IPv4, where the socket may use both.
+        let is_v4 = is_v4 || steer.port6 == 0;
         let (last, port) = if is_v4 {
             (LOOPBACK_V4, steer.port4)
         } else {
@@ -125,6 +130,87 @@ fn names(steer: u32, address: &Address) -> bool {
     STEER_HOSTS.get(&key).is_some()
 }
 
+/// Gives a new connection from outside to the relay. Those from this host are led by the hooks of connect(2), and the
+/// relay's own ones go straight.
+#[inline(always)]
+pub fn lookup(ctx: &SkLookupContext) -> u32 {
+    /// What the verdicts are called in `enum sk_action`.
+    const SK_DROP: u32 = 0;
+    const SK_PASS: u32 = 1;
+    // SAFETY: the context is valid for as long as the program runs; so below.
+    let (protocol, family, port) = unsafe {
+        (
+            (*ctx.lookup).protocol,
+            (*ctx.lookup).family,
+            (*ctx.lookup).local_port,
+        )
+    };
+    let Some(&candidates) = STEER_PORTS.get(port & 0xffff) else {
+        return SK_PASS;
+    };
+    if candidates == 0 || protocol != u32::from(PROTOCOL_TCP) {
+        // Policy: nearly every connection ends here.
+        return SK_PASS;
+    }
+    let index = if family == AF_INET {
+        lookup4(ctx, candidates)
+    } else {
+        lookup6(ctx, candidates)
+    };
+    let Some(steer) = STEER_TABLE.get(index) else {
+        return SK_PASS;
+    };
+    if steer.refused != 0 {
+        return SK_DROP;
+    }
+    let listener = index * 2 + u32::from(family != AF_INET);
+    // Policy: where the relay has no listener of this kind the connection goes straight.
+    let _led = LISTENERS.redirect_sk_lookup(ctx, listener, 0);
+    SK_PASS
+}
+
+/// The service that a connection is for, or `STEERS` for none or one that comes from this host.
+#[inline(never)]
+fn lookup4(ctx: &SkLookupContext, candidates: u64) -> u32 {
+    let (from, to) = unsafe { ((*ctx.lookup).remote_ip4, (*ctx.lookup).local_ip4) };
+    if from == to {
+        return STEERS;
+    }
+    service(candidates, &mapped(to))
+}
+
+#[inline(never)]
+fn lookup6(ctx: &SkLookupContext, candidates: u64) -> u32 {
+    // Volatile, or LLVM would copy the arrays by a pointer of its own into the context.
+    let from = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).remote_ip6[at]) };
+    let to = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).local_ip6[at]) };
+    let to = [to(0), to(1), to(2), to(3)];
+    if [from(0), from(1), from(2), from(3)] == to {
+        return STEERS;
+    }
+    service(candidates, &to)
+}
+
+/// The first of the candidates that has this host.
+#[inline(always)]
+fn service(candidates: u64, address: &Address) -> u32 {
+    let mut left = candidates;
+    for _ in 0..STEERS {
+        if left == 0 {
+            break;
+        }
+        let index = left.trailing_zeros();
+        left &= left - 1;
+        let Some(steer) = STEER_TABLE.get(index) else {
+            break;
+        };
+        if steer.any_host != 0 || names(index, address) {
+            return index;
+        }
+    }
+    STEERS
+}
+
 /// Tells the relay what a connection that is being opened was meant for, by the address that the relay sees.
 #[inline(always)]
 pub fn opening(ctx: &SockOpsContext) -> u32 {
@@ -156,7 +242,7 @@ fn note4(ctx: &SockOpsContext, original: &Destination) -> u32 {
 fn note6(ctx: &SockOpsContext, original: &Destination) -> u32 {
     // Volatile, or LLVM would copy the array by a pointer of its own into the context.
     // SAFETY: the context is valid for as long as the program runs.
-    let word = |at: usize| unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).local_ip6[at]) };
+    let word = |at: usize| unsafe { read_volatile(&raw const (*ctx.ops).local_ip6[at]) };
     let address = [word(0), word(1), word(2), word(3)];
     note(address, ctx.local_port(), original)
 }

@@ -13,13 +13,16 @@ use super::error::ApiError;
 use super::events::Events;
 use crate::relay::{
     Direction, Engine, Fault, Listen, Relay, Settings, ToxicConfig, Transport, Upstream,
-    resolve_listen,
+    resolve_listen, resolve_name,
 };
+use crate::steer::front::{Front, Place};
 
 /// A relay and the texts of its addresses.
 pub struct Proxy {
     relay: Arc<Relay>,
     texts: RwLock<Texts>,
+    /// Where it stands in front of its own upstream, when that is also where it listens.
+    place: Option<Arc<Place>>,
     /// Changes of one proxy come one after another.
     changing: Mutex<()>,
 }
@@ -184,6 +187,11 @@ impl Proxy {
     /// Starts or stops it, and takes over the address that was really bound.
     async fn set_enabled(&self, enabled: bool) -> Result<(), ApiError> {
         let mut texts = self.texts();
+        if let Some(place) = &self.place
+            && !enabled
+        {
+            place.refuse()?;
+        }
         let applied = self.relay.set_enabled(enabled).await;
         texts.enabled = enabled && applied.is_ok();
         self.bound(texts);
@@ -191,7 +199,9 @@ impl Proxy {
     }
 
     fn bound(&self, mut texts: Texts) {
-        if let Some(address) = self.relay.address() {
+        if let Some(address) = self.relay.address()
+            && self.place.is_none()
+        {
             texts.listen = address.to_string();
         }
         self.set_texts(texts);
@@ -213,7 +223,16 @@ impl Proxy {
             upstream: text("upstream", &before.upstream)?,
             enabled: fields.flag("enabled")?.unwrap_or(before.enabled),
         };
-        let moves = wanted.listen != before.listen
+        if self.place.is_some()
+            && (wanted.listen != before.listen || wanted.upstream != before.upstream)
+        {
+            return Err(ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "a transparent proxy stays where its service is: delete it and make another one",
+            ));
+        }
+        let moves = self.place.is_none()
+            && wanted.listen != before.listen
             && resolve_listen(transport, &wanted.listen).await?.to_string() != before.listen;
         if moves || wanted.upstream != before.upstream {
             if !moves {
@@ -319,6 +338,8 @@ pub struct Proxies {
     seed: u64,
     udp_idle: Duration,
     events: Events,
+    /// The hooks of transparent proxies, attached when the first one comes.
+    front: Mutex<Option<Arc<Front>>>,
     by_name: RwLock<BTreeMap<String, Arc<Proxy>>>,
     /// The set changes by one request at a time.
     changing: Mutex<()>,
@@ -333,6 +354,7 @@ impl Proxies {
             seed,
             udp_idle,
             events,
+            front: Mutex::new(None),
             by_name: RwLock::default(),
             changing: Mutex::new(()),
         }
@@ -370,27 +392,65 @@ impl Proxies {
         by_name.insert(proxy.relay.name().to_owned(), Arc::clone(proxy));
     }
 
-    fn make(&self, wanted: &Wanted) -> Proxy {
+    /// Stands in front of a proxy's upstream, when that is where it listens.
+    async fn place(&self, wanted: &Wanted) -> Result<Option<Arc<Place>>, ApiError> {
+        let texts = &wanted.texts;
+        if texts.listen != texts.upstream || texts.listen.is_empty() {
+            return Ok(None);
+        }
+        let refused = |error: anyhow::Error| {
+            let why = format!("a transparent proxy (listen equal to upstream): {error:#}");
+            ApiError::new(StatusCode::BAD_REQUEST, why)
+        };
+        if wanted.transport == Transport::Udp {
+            return Err(refused(anyhow::anyhow!(
+                "there is none for UDP: let it listen elsewhere"
+            )));
+        }
+        let addresses = resolve_name(&texts.upstream).await?;
+        let mut front = self.front.lock().await;
+        let open = match &*front {
+            Some(open) => Arc::clone(open),
+            None => Arc::clone(front.insert(Front::open().map_err(refused)?)),
+        };
+        Ok(Some(Arc::new(open.take(&addresses).map_err(refused)?)))
+    }
+
+    async fn make(&self, wanted: &Wanted) -> Result<Proxy, ApiError> {
+        let place = self.place(wanted).await?;
+        let mut upstream = Upstream::name(wanted.texts.upstream.clone());
+        let listen = match &place {
+            None => listen(wanted.transport, wanted.texts.listen.clone()),
+            Some(place) => {
+                upstream.prepare = Some(Place::prepare());
+                let place = Arc::downgrade(place);
+                Listen::TcpHook(Arc::new(move || match place.upgrade() {
+                    Some(place) => place.listen(),
+                    None => Err(std::io::Error::other("the proxy is gone")),
+                }))
+            }
+        };
         let settings = Settings {
             name: wanted.name.clone(),
             seed: self.seed,
-            listen: listen(wanted.transport, wanted.texts.listen.clone()),
-            upstream: Upstream::name(wanted.texts.upstream.clone()),
+            listen,
+            upstream,
             udp_idle: self.udp_idle,
         };
-        Proxy {
+        Ok(Proxy {
+            place,
             relay: Relay::new(&self.engine, settings),
             texts: RwLock::new(Texts {
                 enabled: false,
                 ..wanted.texts.clone()
             }),
             changing: Mutex::new(()),
-        }
+        })
     }
 
     /// Makes a proxy, starts it if it is to be, and keeps it.
     async fn admit(&self, wanted: &Wanted) -> Result<Arc<Proxy>, ApiError> {
-        let proxy = Arc::new(self.make(wanted));
+        let proxy = Arc::new(self.make(wanted).await?);
         for toxic in &wanted.toxics {
             proxy.add_toxic(&Fields::new(toxic.clone())?).await?;
         }

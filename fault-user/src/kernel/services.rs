@@ -1,7 +1,5 @@
 //! Services that programs at cgroups know by their ports and hosts, and how such programs are loaded.
 
-use std::collections::HashMap;
-
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData};
@@ -28,6 +26,9 @@ const UNUSED_MAPS: [&str; 9] = [
     "SCOPES",
 ];
 
+/// Room for so many hosts at least: services can come later.
+const HOSTS_LEAST: usize = 256;
+
 /// A target as the programs know it.
 pub struct Service {
     /// Where its connections are led, if they are.
@@ -49,7 +50,8 @@ impl Service {
             steer: Steer {
                 port4,
                 port6,
-                any_host: u32::from(hosts.is_empty()),
+                any_host: u16::from(hosts.is_empty()),
+                refused: 0,
             },
             hosts,
         }
@@ -73,77 +75,94 @@ pub fn relay_mark() -> u32 {
 }
 
 /// Creates the maps of the programs at cgroups, with these services in them. None is looked for before
-/// [`Ports::switch`]. `netns` is the cookie of the network namespace, or 0.
+/// [`Table::switch`]. `netns` is the cookie of the network namespace, or 0.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn load(services: &[Service], netns: u64) -> Result<(Ebpf, Ports)> {
+pub fn load(services: &[Service], netns: u64) -> Result<(Ebpf, Table)> {
     check_abi(OBJECT)?;
     let hosts: usize = services.iter().map(|service| service.hosts.len()).sum();
+    let hosts = hosts.max(HOSTS_LEAST);
     let mark = relay_mark();
     let mut loader = EbpfLoader::new();
     loader
         .override_global("RELAY_MARK", &mark, true)
         .override_global("NETNS", &netns, true)
-        .map_max_entries("STEER_HOSTS", u32::try_from(hosts.max(1))?);
+        .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?);
     for name in UNUSED_MAPS {
         loader.map_max_entries(name, 1);
     }
     let mut ebpf = loader.load(OBJECT).context("creating the BPF maps")?;
-    write_hosts(&mut ebpf, services)?;
-    let mut table = mapped(&mut ebpf, "STEER_TABLE", STEERS)?;
-    for (index, service) in services.iter().enumerate() {
-        table.set(index, service.steer);
-    }
-    let bits = mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?;
-    let ports = Ports {
-        bits,
-        on: HashMap::new(),
+    let hosts = ebpf
+        .take_map("STEER_HOSTS")
+        .context("the eBPF object has no map STEER_HOSTS")?;
+    let mut table = Table {
+        ports: mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?,
+        entries: mapped(&mut ebpf, "STEER_TABLE", STEERS)?,
+        hosts: hosts.try_into()?,
     };
-    Ok((ebpf, ports))
+    for (index, service) in (0_u32..).zip(services) {
+        table.set(index, service)?;
+    }
+    Ok((ebpf, table))
 }
 
-/// Which services are looked for, by port.
-pub struct Ports {
-    bits: MappedArray<u64>,
-    on: HashMap<u32, Vec<PortRange>>,
+/// The services, and which of them are looked for.
+pub struct Table {
+    /// By port, a bit for each service.
+    ports: MappedArray<u64>,
+    entries: MappedArray<Steer>,
+    hosts: LpmTrie<MapData, HostKey, u32>,
 }
 
-impl Ports {
+impl Table {
+    /// Puts a service in place `index`. It must not be looked for meanwhile.
+    ///
+    /// # Errors
+    /// The kernel refuses a host.
+    pub fn set(&mut self, index: u32, service: &Service) -> Result<()> {
+        for network in &service.hosts {
+            self.hosts
+                .insert(&host_key(index, network), 1, 0)
+                .context("entering a host")?;
+        }
+        self.lead(index, service.steer);
+        Ok(())
+    }
+
+    /// Leads the connections of service `index` elsewhere.
+    pub fn lead(&mut self, index: u32, steer: Steer) {
+        self.entries.set(index as usize, steer);
+    }
+
+    /// Forgets the hosts of service `index`.
+    pub fn clear(&mut self, index: u32, service: &Service) {
+        for network in &service.hosts {
+            // What is not there needs no removal.
+            let _gone = self.hosts.remove(&host_key(index, network));
+        }
+    }
+
     /// From now on service `index` is looked for at these ports, or no longer.
     pub fn switch(&mut self, index: u32, ports: &[PortRange], on: bool) {
-        if on {
-            self.on.insert(index, ports.to_vec());
-        } else {
-            self.on.remove(&index);
-        }
         for range in ports {
             for port in range.first..=range.last {
                 let at = usize::from(port);
                 let bit = 1_u64 << index;
-                let before = self.bits.get(at);
+                let before = self.ports.get(at);
                 let now = if on { before | bit } else { before & !bit };
-                self.bits.set(at, now);
+                self.ports.set(at, now);
             }
         }
     }
 }
 
-fn write_hosts(ebpf: &mut Ebpf, services: &[Service]) -> Result<()> {
-    let map = ebpf
-        .map_mut("STEER_HOSTS")
-        .context("the eBPF object has no map STEER_HOSTS")?;
-    let mut hosts: LpmTrie<&mut MapData, HostKey, u32> = map.try_into()?;
-    for (number, service) in (0_u32..).zip(services) {
-        for network in &service.hosts {
-            let key = HostKey {
-                service: number,
-                address: network.address.to_be_bytes(),
-            };
-            hosts.insert(&Key::new(32 + u32::from(network.prefix), key), 1, 0)?;
-        }
-    }
-    Ok(())
+fn host_key(service: u32, network: &Network) -> Key<HostKey> {
+    let key = HostKey {
+        service,
+        address: network.address.to_be_bytes(),
+    };
+    Key::new(32 + u32::from(network.prefix), key)
 }
 
 fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {

@@ -31,6 +31,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
 pub use toxic::{Direction, ToxicConfig, ToxicError};
+pub(crate) use upstream::resolve_name;
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
 
 use tcp::{Command, Inner, Stats};

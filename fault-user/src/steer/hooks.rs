@@ -2,19 +2,21 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData};
-use aya::programs::{CgroupSockAddr, SockOps};
+use aya::maps::{HashMap, MapData, SockMap};
+use aya::programs::{CgroupSockAddr, SkLookup, SockOps};
 use fault_common::abi::{Destination, STEERS};
 use fault_common::flow::MAPPED_PREFIX;
 
 use crate::kernel::cgroup_link::{CgroupLink, Hook};
-use crate::kernel::services::{self, Ports, Service, loaded, program};
+use crate::kernel::link;
+use crate::kernel::services::{self, Service, Table, loaded, program};
+use crate::relay::Accepted;
 use crate::rule::PortRange;
 
 /// `SO_NETNS_COOKIE` of Linux 5.14.
@@ -24,11 +26,16 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 pub struct Originals(Arc<Mutex<HashMap<MapData, Destination, Destination>>>);
 
 impl Originals {
-    /// Where a client's connection was meant to go.
+    /// Where a client's connection was meant to go that the listener at `relay` has accepted.
     ///
     /// # Errors
     /// A connection that was not led here: somebody connected to the relay by itself.
-    pub fn of(&self, client: SocketAddr) -> io::Result<SocketAddr> {
+    pub fn of(&self, accepted: Accepted, relay: SocketAddr) -> io::Result<SocketAddr> {
+        if accepted.local != relay {
+            // It came from outside, and was given to the relay as it is.
+            return Ok(accepted.local);
+        }
+        let client = accepted.client;
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let original = known
             .get(&destination(client), 0)
@@ -39,8 +46,11 @@ impl Originals {
 
 /// Programs attached to a cgroup; they go with this value, and with the process.
 pub struct Hooks {
-    ports: Ports,
+    table: Table,
+    listeners: SockMap<MapData>,
     _links: Vec<CgroupLink>,
+    /// Gives the relay what comes from outside.
+    _lookup: Option<OwnedFd>,
     _ebpf: Ebpf,
 }
 
@@ -65,15 +75,25 @@ impl Hooks {
             "stream faults on the whole host need Linux 5.14, to tell network namespaces apart: use `fault run` without --scope \
              host, or --pid or --cgroup"
         );
-        let (mut ebpf, ports) = services::load(services, netns)?;
+        let (mut ebpf, table) = services::load(services, netns)?;
         let links = attach_all(&mut ebpf, cgroup)?;
+        let lookup = if whole_host {
+            Some(attach_lookup(&mut ebpf)?)
+        } else {
+            None
+        };
+        let listeners = ebpf
+            .take_map("LISTENERS")
+            .context("the eBPF object has no map LISTENERS")?;
         let peers = ebpf
             .take_map("PEERS")
             .context("the eBPF object has no map PEERS")?;
         let originals = Originals(Arc::new(Mutex::new(HashMap::try_from(peers)?)));
         let hooks = Self {
-            ports,
+            table,
+            listeners: listeners.try_into()?,
             _links: links,
+            _lookup: lookup,
             _ebpf: ebpf,
         };
         Ok((hooks, originals))
@@ -81,7 +101,23 @@ impl Hooks {
 
     /// From now on the connections to these ports of service `index` are led to the relay, or go straight again.
     pub fn switch(&mut self, index: u32, ports: &[PortRange], on: bool) {
-        self.ports.switch(index, ports, on);
+        self.table.switch(index, ports, on);
+    }
+
+    /// Connections from outside to service `index` are given to this listener.
+    ///
+    /// # Errors
+    /// The kernel refuses the socket.
+    pub fn listen(&mut self, index: u32, listener: &std::net::TcpListener) -> Result<()> {
+        let v6 = u32::from(listener.local_addr()?.is_ipv6());
+        self.listeners
+            .set(index * 2 + v6, listener, 0)
+            .context("entering the relay's listener")
+    }
+
+    /// The services themselves.
+    pub fn table(&mut self) -> &mut Table {
+        &mut self.table
     }
 }
 
@@ -104,6 +140,22 @@ fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     let opening = opening.fd()?.as_fd();
     links.push(CgroupLink::attach(opening, cgroup, Hook::SocketOperations)?);
     Ok(links)
+}
+
+/// Puts the program in front of this network namespace's listeners.
+fn attach_lookup(ebpf: &mut Ebpf) -> Result<OwnedFd> {
+    const BPF_SK_LOOKUP: u32 = 36;
+    const NAME: &str = "fault_lookup";
+    let lookup: &mut SkLookup = program(ebpf, NAME)?;
+    loaded(NAME, lookup.load())?;
+    let namespace = std::fs::File::open("/proc/thread-self/ns/net")?;
+    link::create(
+        lookup.fd()?.as_fd(),
+        namespace.as_raw_fd().cast_unsigned(),
+        BPF_SK_LOOKUP,
+        0,
+    )
+    .context("attaching to the network namespace (sk_lookup is of Linux 5.9)")
 }
 
 /// The network namespace's cookie; 0 where the kernel does not tell it.

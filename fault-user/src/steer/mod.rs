@@ -4,6 +4,7 @@
 //! The relay's listeners are on loopback. While no rule of a target is in its window its connections go straight.
 
 mod convert;
+pub mod front;
 mod hooks;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -126,13 +127,17 @@ impl Steering {
         let mark = relay_mark();
         let ports = listeners(targets.len())?;
         let services: Vec<Service> = targets.iter().zip(&ports).map(service).collect();
-        let (hooks, originals) = Hooks::attach(cgroup, marker.is_none(), &services)?;
+        let whole_host = marker.is_none();
+        let (mut hooks, originals) = Hooks::attach(cgroup, whole_host, &services)?;
         let mut led = Vec::with_capacity(targets.len());
         for (number, (target, listeners)) in targets.into_iter().zip(ports).enumerate() {
             let mut relays = Vec::new();
             for listener in listeners.into_iter().flatten() {
+                if whole_host {
+                    hooks.listen(u32::try_from(number)?, &listener)?;
+                }
                 let prepare = prepare(mark, marker.clone());
-                let relay = relay(&engine, number, seed, listener, &originals, prepare);
+                let relay = relay(&engine, number, seed, listener, &originals, prepare)?;
                 relay
                     .set_enabled(true)
                     .await
@@ -211,23 +216,24 @@ fn relay(
     listener: std::net::TcpListener,
     originals: &Originals,
     prepare: Prepare,
-) -> Arc<Relay> {
+) -> Result<Arc<Relay>> {
     let originals = originals.clone();
+    let own = listener.local_addr()?;
     let settings = Settings {
         name: format!("target {number}"),
         seed,
         listen: Listen::TcpHook(Arc::new(move || listener.try_clone())),
         upstream: Upstream {
-            target: Target::Hook(Arc::new(move |accepted| originals.of(accepted.client))),
+            target: Target::Hook(Arc::new(move |accepted| originals.of(accepted, own))),
             prepare: Some(prepare),
         },
         udp_idle: Settings::UDP_IDLE,
     };
-    Relay::new(engine, settings)
+    Ok(Relay::new(engine, settings))
 }
 
 /// Marks a socket of the relay for the hooks, and for the packet programs.
-fn prepare(mark: u32, marker: Option<Marker>) -> Prepare {
+pub(crate) fn prepare(mark: u32, marker: Option<Marker>) -> Prepare {
     Arc::new(move |socket, _: SocketAddr| {
         // SAFETY: the value is four bytes long.
         let status = unsafe {

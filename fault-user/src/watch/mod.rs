@@ -65,9 +65,9 @@ impl Watch {
             .iter()
             .map(|(_, target)| Service::new(target, [0, 0]))
             .collect();
-        let (mut ebpf, mut ports) = services::load(&services, 0)?;
+        let (mut ebpf, mut table) = services::load(&services, 0)?;
         for (number, (_, target)) in (0..).zip(targets) {
-            ports.switch(number, &target.ports, true);
+            table.switch(number, &target.ports, true);
         }
         let ring = ebpf
             .take_map("WITNESSES")

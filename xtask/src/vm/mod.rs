@@ -31,6 +31,7 @@ const SUITES: &[&str] = &[
     "delay",
     "steer",
     "xdp",
+    "transparent",
 ];
 
 /// Run the tests of the data plane on other kernels, in virtual machines.

@@ -1,0 +1,197 @@
+//! Services that a long-lived relay stands in front of, one by one: the transparent proxies of the daemon.
+//!
+//! A service keeps its address, and so do its clients: their connections to it, from every process here and from
+//! outside, come to the relay. The relay's own ones reach the service.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Result, bail, ensure};
+use fault_common::abi::STEERS;
+use socket2::{Domain, Socket, Type};
+
+use super::hooks::Hooks;
+use super::prepare;
+use crate::kernel::ruleset::Network;
+use crate::kernel::services::{Service, relay_mark};
+use crate::process::cgroup::Hierarchy;
+use crate::relay::Prepare;
+use crate::rule::PortRange;
+
+/// The hooks of this host, shared by all services behind them.
+pub struct Front {
+    state: Mutex<State>,
+}
+
+struct State {
+    hooks: Hooks,
+    /// Places that are taken: a bit for each.
+    taken: u64,
+}
+
+/// A service with the relay in front of it, until this is dropped.
+pub struct Place {
+    front: Arc<Front>,
+    index: u32,
+    ports: [PortRange; 1],
+    service: Mutex<Service>,
+    is_v4: bool,
+    /// Bound, but nobody listens: where connections are led while the service is to be down.
+    nobody: Socket,
+}
+
+impl Front {
+    /// Attaches the hooks: nothing is led anywhere yet.
+    ///
+    /// # Errors
+    /// No cgroup2, no rights, or a kernel before 5.14.
+    pub fn open() -> Result<Arc<Self>> {
+        let (hooks, _originals) = Hooks::attach(Hierarchy::find()?.path(), true, &[])?;
+        Ok(Arc::new(Self {
+            state: Mutex::new(State { hooks, taken: 0 }),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stands in front of a service, which is refused until [`Place::listen`].
+    ///
+    /// # Errors
+    /// No address, one without a host, or no place left.
+    pub fn take(self: &Arc<Self>, addresses: &[SocketAddr]) -> Result<Place> {
+        let Some(first) = addresses.first() else {
+            bail!("the service has no address");
+        };
+        ensure!(
+            first.port() != 0 && addresses.iter().all(|one| !one.ip().is_unspecified()),
+            "a transparent proxy needs the address of its service: a host and a port"
+        );
+        let is_v4 = addresses.iter().any(SocketAddr::is_ipv4);
+        let nobody = nobody(is_v4)?;
+        let hosts = addresses
+            .iter()
+            .map(|one| Network::new(one.ip(), if one.is_ipv4() { 32 } else { 128 }))
+            .collect();
+        let mut service = Service {
+            steer: fault_common::abi::Steer::default(),
+            hosts,
+        };
+        service.lead_to(is_v4, port_of(&nobody)?);
+        service.steer.refused = 1;
+        let mut state = self.state();
+        let index = (!state.taken).trailing_zeros();
+        ensure!(
+            index < STEERS,
+            "{STEERS} transparent proxies are there already: remove one"
+        );
+        state.hooks.table().set(index, &service)?;
+        state.taken |= 1 << index;
+        let port = PortRange {
+            first: first.port(),
+            last: first.port(),
+        };
+        state.hooks.switch(index, &[port], true);
+        drop(state);
+        Ok(Place {
+            front: Arc::clone(self),
+            index,
+            ports: [port],
+            service: Mutex::new(service),
+            is_v4,
+            nobody,
+        })
+    }
+}
+
+impl Service {
+    fn lead_to(&mut self, is_v4: bool, port: u16) {
+        if is_v4 {
+            self.steer.port4 = port;
+        } else {
+            self.steer.port6 = port;
+        }
+    }
+}
+
+fn nobody(is_v4: bool) -> io::Result<Socket> {
+    let domain = if is_v4 { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::STREAM, None)?;
+    let address: SocketAddr = if is_v4 {
+        (Ipv4Addr::LOCALHOST, 0).into()
+    } else {
+        (Ipv6Addr::LOCALHOST, 0).into()
+    };
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn port_of(socket: &Socket) -> io::Result<u16> {
+    let address = socket.local_addr()?.as_socket();
+    address
+        .map(|address| address.port())
+        .ok_or_else(|| io::Error::other("a socket without a port"))
+}
+
+impl Place {
+    /// A listener of the relay's: from now on connections come to it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn listen(&self) -> io::Result<TcpListener> {
+        let listener = if self.is_v4 {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        } else {
+            TcpListener::bind((Ipv6Addr::LOCALHOST, 0))?
+        };
+        let port = listener.local_addr()?.port();
+        let mut state = self.front.state();
+        state
+            .hooks
+            .listen(self.index, &listener)
+            .map_err(io::Error::other)?;
+        let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner);
+        service.lead_to(self.is_v4, port);
+        service.steer.refused = 0;
+        state.hooks.table().lead(self.index, service.steer);
+        Ok(listener)
+    }
+
+    /// New connections are refused from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn refuse(&self) -> io::Result<()> {
+        let port = port_of(&self.nobody)?;
+        let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner);
+        service.lead_to(self.is_v4, port);
+        service.steer.refused = 1;
+        self.front
+            .state()
+            .hooks
+            .table()
+            .lead(self.index, service.steer);
+        Ok(())
+    }
+
+    /// What is done to the relay's own sockets, so that they reach the service.
+    #[must_use]
+    pub fn prepare() -> Prepare {
+        prepare(relay_mark(), None)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let service = self
+            .service
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.front.state();
+        state.hooks.switch(self.index, &self.ports, false);
+        state.hooks.table().clear(self.index, service);
+        state.taken &= !(1 << self.index);
+    }
+}

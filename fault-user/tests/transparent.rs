@@ -1,0 +1,214 @@
+//! The relay in front of a service that stays where it is: proxies of the daemon that listen where their upstream is, and
+//! clients that come from outside.
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
+mod place;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use daemon::Daemon;
+use fault_user::kernel::version;
+use fault_user::process::netns::NetworkNamespace;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use place::{PATIENCE, Peer, enter_fresh, fault, wait_for};
+
+/// A server that sends back what it gets.
+fn echo(address: SocketAddr) {
+    let listener = TcpListener::bind(address).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut bytes = [0; 64];
+                while let Ok(read @ 1..) = stream.read(&mut bytes) {
+                    if stream.write_all(&bytes[..read]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    assert_eq!(
+        stream.peer_addr()?,
+        address,
+        "the client sees whom it dialled"
+    );
+    Ok(stream)
+}
+
+/// How long an answer takes.
+fn exchange(stream: &mut TcpStream) -> std::io::Result<Duration> {
+    let start = Instant::now();
+    stream.write_all(b"hello")?;
+    stream.read_exact(&mut [0; 5])?;
+    Ok(start.elapsed())
+}
+
+fn took(address: SocketAddr) -> Duration {
+    exchange(&mut connect(address).unwrap()).unwrap()
+}
+
+/// `fault inject`, which a failing test does not leave behind.
+struct Inject(Child);
+
+impl Inject {
+    fn begin(rule: &str) -> Self {
+        let mut command = fault();
+        command.args(["inject", "-r", rule]).stdout(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    fn end(&mut self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Inject {
+    fn drop(&mut self) {
+        // It may have ended already.
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+const SLOW: Duration = Duration::from_millis(200);
+
+fn needs_netns_cookies() -> bool {
+    let has = version::at_least(5, 14);
+    if !has {
+        eprintln!("skipped: stream faults on the whole host need Linux 5.14");
+    }
+    has
+}
+
+fn ask(daemon: &Daemon, method: &str, path: &str, body: &str) -> (u16, String) {
+    daemon.raw(method, path, "", body.as_bytes())
+}
+
+#[test]
+fn a_proxy_that_listens_where_its_upstream_is() {
+    if !needs_netns_cookies() {
+        return;
+    }
+    enter_fresh();
+    for text in ["127.0.0.1:7000", "[::1]:7001"] {
+        let address: SocketAddr = text.parse().unwrap();
+        echo(address);
+        let daemon = Daemon::start();
+        let mut old = connect(address).unwrap();
+        let body = format!(r#"{{"name":"svc","listen":"{text}","upstream":"{text}"}}"#);
+        let (status, answer) = ask(&daemon, "POST", "/proxies", &body);
+        assert_eq!(status, 201, "{answer}");
+        assert!(
+            answer.contains(&format!(r#""listen":"{text}""#)),
+            "{answer}"
+        );
+        assert!(took(address) < SLOW);
+        let toxic = r#"{"type":"latency","attributes":{"latency":200}}"#;
+        let (status, answer) = ask(&daemon, "POST", "/proxies/svc/toxics", toxic);
+        assert_eq!(status, 200, "{answer}");
+        assert!(took(address) >= SLOW);
+        assert!(exchange(&mut old).unwrap() < SLOW, "it was there before");
+        let mut led = connect(address).unwrap();
+        exchange(&mut led).unwrap();
+        let (status, answer) = ask(&daemon, "POST", "/proxies/svc", r#"{"enabled":false}"#);
+        assert_eq!(status, 200, "{answer}");
+        let refused = TcpStream::connect(address).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert!(exchange(&mut led).is_err(), "it went through the relay");
+        ask(&daemon, "POST", "/reset", "");
+        assert!(took(address) < SLOW);
+        let (status, answer) = ask(
+            &daemon,
+            "POST",
+            "/proxies/svc",
+            r#"{"upstream":"127.0.0.1:1"}"#,
+        );
+        assert_eq!(status, 400, "{answer}");
+        assert_eq!(ask(&daemon, "DELETE", "/proxies/svc", "").0, 204);
+        assert!(took(address) < SLOW);
+    }
+}
+
+#[test]
+fn a_killed_daemon_leaves_the_service_to_itself() {
+    if !needs_netns_cookies() {
+        return;
+    }
+    enter_fresh();
+    let address: SocketAddr = "127.0.0.1:7000".parse().unwrap();
+    echo(address);
+    let daemon = Daemon::start();
+    let body = r#"{"name":"svc","listen":"127.0.0.1:7000","upstream":"127.0.0.1:7000"}"#;
+    assert_eq!(ask(&daemon, "POST", "/proxies", body).0, 201);
+    let mut led = connect(address).unwrap();
+    exchange(&mut led).unwrap();
+    // Dropping it kills it.
+    drop(daemon);
+    assert!(exchange(&mut led).is_err(), "a reset, not a hang");
+    assert!(took(address) < SLOW);
+}
+
+#[test]
+fn what_cannot_be_transparent_is_refused() {
+    enter_fresh();
+    let daemon = Daemon::start();
+    for (listen, protocol, why) in [
+        ("0.0.0.0:7000", "tcp", "needs the address of its service"),
+        ("127.0.0.1:7000", "udp", "there is none for UDP"),
+    ] {
+        let body = format!(
+            r#"{{"name":"svc","listen":"{listen}","upstream":"{listen}","protocol":"{protocol}"}}"#
+        );
+        let (status, answer) = ask(&daemon, "POST", "/proxies", &body);
+        assert_eq!(status, 400, "{answer}");
+        if version::at_least(5, 14) {
+            assert!(answer.contains(why), "{answer}");
+        }
+    }
+    assert_eq!(ask(&daemon, "GET", "/proxies", "").1.trim(), "{}");
+}
+
+#[test]
+fn clients_from_outside_are_led_too() {
+    if !needs_netns_cookies() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let outside = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    for (bound, dialled) in [
+        ("0.0.0.0:7000", "10.77.0.1:7000"),
+        ("[::]:7001", "[fd77::1]:7001"),
+    ] {
+        let address: SocketAddr = dialled.parse().unwrap();
+        echo(bound.parse().unwrap());
+        let took_outside = || outside.enter(|| Ok(took(address))).unwrap();
+        assert!(took_outside() < SLOW);
+        let rule = format!("tcp:{} latency=200ms", address.port());
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            let mut inject = Inject::begin(&rule);
+            wait_for(|| took_outside() >= SLOW, "the rule to be in force");
+            assert!(took(address) >= SLOW, "a client on this host");
+            let mut led = outside.enter(|| Ok(connect(address)?)).unwrap();
+            exchange(&mut led).unwrap();
+            inject.end(signal);
+            assert!(took_outside() < SLOW);
+            assert!(exchange(&mut led).is_err(), "a reset, not a hang");
+        }
+    }
+}
