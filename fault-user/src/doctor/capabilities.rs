@@ -84,11 +84,13 @@ impl Capability {
             Self::Kill => "passing signals on to a command of another user",
             Self::Setgid | Self::Setuid => "running the command as another user",
             Self::NetAdmin => "attaching programs, qdiscs, taps",
-            Self::NetRaw => "packets made by the delay line",
-            Self::SysPtrace => "the open sockets of other users' processes (--pid)",
-            Self::SysAdmin => "other namespaces (--netns, --container); BPF before Linux 5.8",
+            Self::NetRaw => "not needed: no raw socket is opened",
+            Self::SysPtrace => {
+                "looking into other containers' and users' processes (--container, --pid)"
+            }
+            Self::SysAdmin => "entering other namespaces (--netns, --container)",
             Self::SysResource => "not needed: no limit is raised",
-            Self::Perfmon => "the verifier's full pointer arithmetic",
+            Self::Perfmon => "loading programs: the verifier's full pointer arithmetic",
             Self::Bpf => "loading programs and maps",
         }
     }
