@@ -1,0 +1,406 @@
+//! Containers of Podman's, from the host and from inside: hurt, healed, and nothing left.
+
+mod engine;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use aya::programs::SchedClassifier;
+use aya::programs::tc::TcAttachType;
+use fault_user::kernel::{clsact, interfaces};
+use fault_user::process::netns::NetworkNamespace;
+
+use engine::{Engine, PAGE, PATIENCE, Watched, fault, wait_for};
+
+/// A rule that swallows everything of the server's.
+const SWALLOW: &str = "tcp:80 blackhole";
+
+/// Nothing of ours is left in the network namespace of this process, nor a note of it.
+fn is_clean(pid: i32) {
+    assert_eq!(attached(pid), Vec::<String>::new());
+    assert_eq!(journals(), 0);
+}
+
+/// What there is of ours in the network namespace of a process: programs, filters, interfaces.
+fn attached(pid: i32) -> Vec<String> {
+    let look = || {
+        let mut found = Vec::new();
+        for interface in interfaces::list()? {
+            let name = &interface.name;
+            if name.starts_with("fault-") {
+                found.push(format!("interface {name}"));
+            }
+            for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+                // An error: a kernel without TCX.
+                if let Ok((_, programs)) = SchedClassifier::query_tcx(name, side) {
+                    found.extend(programs.iter().map(|one| format!("{one:?} on {name}")));
+                }
+            }
+            for filter in clsact::filters(interface.index)? {
+                found.push(format!("{filter:?} on {name}"));
+            }
+        }
+        Ok(found)
+    };
+    let namespace = NetworkNamespace::of_process(pid).expect("a process");
+    namespace.enter(look).expect("it can be looked at")
+}
+
+/// How many instances have noted changes that are still to be undone.
+fn journals() -> usize {
+    match std::fs::read_dir("/run/fault") {
+        Ok(entries) => entries.count(),
+        Err(_) => 0,
+    }
+}
+
+/// Sends a request on a connection.
+fn ask(connection: &mut TcpStream) {
+    connection
+        .write_all(b"GET / HTTP/1.0\r\n\r\n")
+        .expect("sent");
+}
+
+/// The answer, for as long as it takes.
+fn answer(mut connection: TcpStream) -> String {
+    connection
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a timeout");
+    let mut text = String::new();
+    connection.read_to_string(&mut text).expect("an answer");
+    text
+}
+
+#[test]
+fn a_bridged_container_is_hurt_from_the_host_by_name_and_its_neighbour_is_not() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.server("other", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let (web, other) = (engine.address("web"), engine.address("other"));
+    assert!(engine.fetch("client", &web));
+
+    for options in [
+        &["--container", "web"][..],
+        &["--container", "web", "--attach", "clsact"],
+    ] {
+        let mut old = TcpStream::connect((web.as_str(), 80)).expect("a connection");
+        let hurt = Watched::inject(&[options, &["-r", SWALLOW]].concat());
+        assert_ne!(attached(engine.pid("web")).len(), 0);
+        ask(&mut old);
+        assert!(!engine.fetch("client", &web), "hurt");
+        assert!(engine.fetch("client", &other), "the neighbour is not");
+        let (code, told) = hurt.end();
+        assert_eq!(code, Some(0), "{told}");
+        assert!(engine.fetch("client", &web), "healed");
+        assert!(answer(old).ends_with(PAGE), "the old connection goes on");
+        is_clean(engine.pid("web"));
+    }
+}
+
+#[test]
+fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let web = engine.address("web");
+    let id = engine.podman(&["inspect", "--format", "{{.Id}}", "client"]);
+    let get = format!("http://{web}/");
+    // CMD runs on the host, and only the container is touched.
+    let mut here = TcpStream::connect((web.as_str(), 80)).expect("a connection");
+    let rule = format!("tcp:{web}:80 reject");
+    let words = ["run", "--container", &id[..12], "-r", &rule, "--"];
+    let command = ["podman", "exec", "client", "wget", "-q", "-O", "-", &get];
+    let output = fault(&[&words[..], &command].concat())
+        .output()
+        .expect("fault");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "wget fails: {told}");
+    assert!(told.contains("Connection refused"), "{told}");
+    ask(&mut here);
+    assert!(answer(here).ends_with(PAGE));
+    assert!(engine.fetch("client", &web), "healed");
+    is_clean(engine.pid("client"));
+}
+
+/// What a container that runs `fault` needs beside its network: the capabilities, and a profile that lets bpf(2) pass.
+const MINIMAL: [&str; 4] = [
+    "--cap-drop=all",
+    "--cap-add=BPF,PERFMON,NET_ADMIN",
+    "--security-opt",
+    "seccomp=unconfined",
+];
+
+#[test]
+fn a_sidecar_with_the_minimal_capabilities_hurts_the_application_whose_network_it_shares() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("app", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let address = engine.address("app");
+    let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
+    let mut old = TcpStream::connect((address.as_str(), 80)).expect("a connection");
+    let mut hurt = engine.watched(
+        &[&shared[..], &["--name", "sidecar"]].concat(),
+        &["fault", "inject", "-r", SWALLOW],
+        "in force",
+    );
+    ask(&mut old);
+    assert!(!engine.fetch("client", &address), "hurt from outside");
+    assert!(!engine.fetch("app", "127.0.0.1"), "hurt on its loopback");
+    engine.podman(&["stop", "sidecar"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("client", &address), "healed");
+    assert!(answer(old).ends_with(PAGE), "the old connection goes on");
+    is_clean(engine.pid("app"));
+}
+
+#[test]
+fn a_sidecar_that_is_killed_leaves_nothing() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("app", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let address = engine.address("app");
+    let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
+    let mut hurt = engine.watched(
+        &[&shared[..], &["--name", "sidecar"]].concat(),
+        &["fault", "inject", "-r", SWALLOW],
+        "in force",
+    );
+    assert!(!engine.fetch("client", &address), "hurt");
+    engine.podman(&["kill", "--signal", "KILL", "sidecar"]);
+    assert_eq!(hurt.finish().0, Some(137));
+    // At once by TCX; on kernels without it when the lease is over.
+    wait_for(|| engine.fetch("client", &address), "healing");
+}
+
+/// Each capability that is missing is named with what it is for, by `fault` and by its doctor.
+#[test]
+fn what_a_container_lacks_is_named() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    let open = ["--security-opt", "seccomp=unconfined"];
+    let inject = ["fault", "inject", "--for", "1ms", "-r", SWALLOW];
+    let told = |options: &[&str], command: &[&str]| {
+        let output = engine.once(options, command);
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    for missing in ["BPF", "PERFMON", "NET_ADMIN"] {
+        let others: Vec<&str> = ["BPF", "PERFMON", "NET_ADMIN"]
+            .into_iter()
+            .filter(|name| *name != missing)
+            .collect();
+        let others = format!("--cap-add={}", others.join(","));
+        let options = [&["--cap-drop=all", &others], &open[..]].concat();
+        let (code, text) = told(&options, &inject);
+        assert_eq!(code, Some(125), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains(&format!("--cap-add {missing} ")), "{text}");
+        let (_, text) = told(&options, &["fault", "doctor"]);
+        let line = text
+            .lines()
+            .find(|line| line.contains(&format!("CAP_{missing} ")));
+        assert!(line.is_some_and(|line| line.contains(" no ")), "{text}");
+    }
+    let (code, text) = told(&MINIMAL, &inject);
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = told(&MINIMAL, &["fault", "doctor"]);
+    assert_eq!(code, Some(0), "it works there: {text}");
+    // Podman's own profile of system calls.
+    let (code, text) = told(&MINIMAL[..2], &inject);
+    if code != Some(0) {
+        assert_eq!((code, text.lines().count()), (Some(125), 1), "{text}");
+        assert!(text.contains("seccomp"), "{text}");
+    }
+    let (code, text) = told(
+        &["--cap-drop=all", "--cap-add=SYS_ADMIN,NET_ADMIN"],
+        &inject,
+    );
+    assert_eq!(
+        code,
+        Some(0),
+        "SYS_ADMIN stands in, and the profile allows it: {text}"
+    );
+}
+
+#[test]
+fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("app", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let address = engine.address("app");
+    let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
+    let rule = "tcp:80 delay=2s";
+    let without = engine.once(&shared, &["fault", "inject", "-r", rule]);
+    let told = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert_eq!(without.status.code(), Some(125), "{told}");
+    assert!(told.contains("--device /dev/net/tun"), "{told}");
+    let with = [&shared[..], &["--device=/dev/net/tun", "--name=sidecar"]].concat();
+    let mut hurt = engine.watched(
+        &with,
+        &["fault", "inject", "-i", "eth0", "-r", rule],
+        "in force",
+    );
+    assert!(
+        !engine.fetch("client", &address),
+        "it takes longer than a second"
+    );
+    engine.podman(&["stop", "sidecar"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("client", &address), "healed");
+    is_clean(engine.pid("app"));
+}
+
+/// Options of a container that works on its host: the host's network and the host's cgroups.
+const ON_THE_HOST: [&str; 6] = [
+    "--privileged",
+    "--network=host",
+    "--cgroupns=host",
+    "--volume",
+    "/sys/fs/cgroup:/sys/fs/cgroup",
+    "--workdir=/tmp",
+];
+
+#[test]
+fn a_privileged_container_with_host_networking_hurts_its_command_only() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("neighbour", &["--network=host"], &["sleep", "1000"]);
+    let address = engine.address("web");
+    let get = format!("http://{address}/");
+    let wget = ["wget", "-q", "-O", "-", &get];
+    let run = ["fault", "run", "-r", "tcp:80 reject", "--"];
+    let output = engine.once(&ON_THE_HOST, &[&run[..], &wget].concat());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("refused"), "{told}");
+
+    // Its command's traffic, and not its neighbour's on the same network.
+    let mut hurt = engine.watched(
+        &[&ON_THE_HOST[..], &["--name=fault"]].concat(),
+        &[
+            "fault",
+            "run",
+            "--allow-unfired",
+            "-r",
+            SWALLOW,
+            "--",
+            "sh",
+            "-c",
+            "echo ready >&2; sleep 1000",
+        ],
+        "ready",
+    );
+    assert!(engine.fetch("neighbour", &address), "not the command's");
+    engine.podman(&["stop", "fault"]);
+    hurt.finish();
+
+    // All of the host's traffic.
+    let mut hurt = engine.watched(
+        &[&ON_THE_HOST[..], &["--name=fault"]].concat(),
+        &["fault", "inject", "-r", SWALLOW],
+        "in force",
+    );
+    assert!(!engine.fetch("neighbour", &address), "everyone's");
+    engine.podman(&["stop", "fault"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("neighbour", &address), "healed");
+    is_clean(i32::try_from(std::process::id()).expect("a number"));
+}
+
+/// A container on the host's network is told from others there by its cgroup.
+#[test]
+fn a_container_with_host_networking_is_hurt_by_its_cgroup() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    for name in ["one", "two"] {
+        engine.container(name, &["--network=host"], &["sleep", "1000"]);
+    }
+    let address = engine.address("web");
+    let hurt = Watched::inject(&["--container", "one", "-r", SWALLOW]);
+    assert!(!engine.fetch("one", &address), "hurt");
+    assert!(engine.fetch("two", &address), "not the other one");
+    let (code, told) = hurt.end();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("one", &address), "healed");
+}
+
+/// As a `DaemonSet` does: the host's processes and the runtime's state, read-only, and no `--privileged`.
+const ON_A_NODE: [&str; 8] = [
+    "--cap-drop=all",
+    "--cap-add=BPF,PERFMON,NET_ADMIN,SYS_ADMIN,SYS_PTRACE",
+    "--network=host",
+    "--pid=host",
+    "--volume",
+    "/run/containers:/run/containers:ro",
+    "--volume",
+    "/var/lib/containers/storage/overlay-containers:/var/lib/containers/storage/overlay-containers:ro",
+];
+
+#[test]
+fn a_container_aims_at_another_one_by_name() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let address = engine.address("web");
+    let inject = ["fault", "inject", "--container", "web", "-r", SWALLOW];
+    let mut hurt = engine.watched(
+        &[&ON_A_NODE[..], &["--name=agent"]].concat(),
+        &inject,
+        "in force",
+    );
+    assert!(!engine.fetch("client", &address), "hurt");
+    engine.podman(&["stop", "agent"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("client", &address), "healed");
+    is_clean(engine.pid("web"));
+
+    // What it can't do without.
+    let refused = |options: &[&str]| {
+        let output = engine.once(options, &inject);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            (output.status.code(), told.lines().count()),
+            (Some(125), 1),
+            "{told}"
+        );
+        told
+    };
+    let fewer = |capabilities| {
+        let mut options = ON_A_NODE.to_vec();
+        options[1] = capabilities;
+        options.extend(["--security-opt", "seccomp=unconfined"]);
+        refused(&options)
+    };
+    assert!(fewer("--cap-add=BPF,PERFMON,NET_ADMIN,SYS_ADMIN").contains("CAP_SYS_PTRACE"));
+    assert!(fewer("--cap-add=BPF,PERFMON,NET_ADMIN,SYS_PTRACE").contains("CAP_SYS_ADMIN"));
+    let own_processes: Vec<&str> = ON_A_NODE
+        .into_iter()
+        .filter(|option| *option != "--pid=host")
+        .collect();
+    assert!(refused(&own_processes).contains("--pid host"));
+}
