@@ -9,6 +9,7 @@ pub mod client;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
+pub mod follow;
 pub mod generate;
 pub mod inject;
 pub mod replay;

@@ -10,7 +10,8 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use fault_common::abi::DecisionKey;
 
-use super::aim::{Aim, prepare_in, scope_of};
+use super::aim::{Aim, Place, scope_of};
+use super::follow::{Follower, Moving};
 use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
@@ -104,6 +105,13 @@ impl Run {
     pub fn execute(self) -> Outcome {
         let parsed = self.rules.parse()?;
         expectations::supported(&parsed.expect).map_err(Failure::usage)?;
+        if self.aim.follow
+            && (self.events.is_some() || self.report.is_some() || self.replay.is_some())
+        {
+            return Err(Failure::usage(anyhow::anyhow!(
+                "--follow has no decisions of one run to write or repeat: take --events and --report away"
+            )));
+        }
         let host = self.scope == ScopeKind::Host;
         if host && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -123,12 +131,7 @@ impl Run {
     }
 
     async fn hurt(&self, parsed: &Parsed, command: &PreparedCommand) -> Outcome {
-        let elsewhere = self.aim.elsewhere()?;
-        let mut journal = None;
-        let aimed = match elsewhere {
-            Some(_) => None,
-            None => self.aim.take(&mut journal)?,
-        };
+        let mut place = self.aim.place()?;
         let own = if self.scope == ScopeKind::Host || self.aim.is_given() {
             None
         } else {
@@ -137,10 +140,9 @@ impl Run {
                 Leftovers::Release,
             )?)
         };
-        let scope = match (&aimed, &own) {
-            (Some(aimed), _) => Some(aimed.scope.clone()),
-            (None, Some(own)) => Some(scope_of(own.cgroup())?),
-            (None, None) => None,
+        let scope = match &own {
+            Some(own) => Some(scope_of(own.cgroup())?),
+            None => place.scope(),
         };
         let seed = parsed.seed()?;
         let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
@@ -152,35 +154,38 @@ impl Run {
             live: false,
             replay: self.replay.clone(),
         };
-        let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, &wishes)?;
+        let mut prepared = place.prepare(&plan, &self.aim, &wishes)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
         }
-        if let Some(aimed) = &aimed {
-            prepared.adopt(&aimed.cgroup, &aimed.scope)?;
-        }
+        place.adopt(&mut prepared)?;
         let recorder = match &events {
             Some(path) => Some(Recorder::start(prepared.take_events()?, path)?),
             None => None,
         };
         eprintln!("fault: seed {seed}");
-        let steering = self.aim.steer(&plan, scope.as_ref(), &mut prepared).await?;
-        let injection = prepared.start()?;
-        let mut running = command.spawn(own.as_ref())?;
+        let steering = self
+            .aim
+            .steer(&place, &plan, scope.as_ref(), &mut prepared)
+            .await?;
+        let mut follower = Follower::of(&self.aim, &place)?;
         let mut run = Course {
-            injection: &injection,
-            steering: steering.as_ref(),
-            plan: &plan,
+            run: self,
+            parsed,
+            wishes,
+            injection: prepared.start()?,
+            steering,
+            plan,
+            place,
             samples: Vec::new(),
         };
-        let ended = run.wait(&mut running, self.report.is_some()).await?;
+        let mut running = command.spawn(own.as_ref())?;
+        let ended = run.wait(&mut running, &mut follower).await?;
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
         let code = self.conclude(&run, parsed, ended)?;
-        drop(steering);
-        injection.heal()?;
-        drop(aimed);
+        run.heal()?;
         if let Some(own) = own {
             let finished = own.finish()?;
             if !finished.released.is_empty() {
@@ -205,7 +210,7 @@ impl Run {
 
     /// Prints the summary, writes the report and chooses the exit code.
     fn conclude(&self, run: &Course<'_>, parsed: &Parsed, ended: Ended) -> Outcome {
-        let (injection, plan) = (run.injection, run.plan);
+        let (injection, plan) = (&run.injection, &run.plan);
         let hits = run.hits()?;
         let counters = injection.counters()?;
         eprint!("{}", summary::table(plan, &hits, injection, &counters));
@@ -282,7 +287,7 @@ impl Run {
             fault,
             kernel,
             seed: run.plan.seed,
-            again: self.again_words(run.plan, &targets, &command),
+            again: self.again_words(&run.plan, &targets, &command),
             command,
             host: self.scope == ScopeKind::Host,
             started_unix_s: file::unix_s().saturating_sub(length_ms / 1000),
@@ -337,37 +342,64 @@ pub struct ReplayOptions {
 
 /// A run while it lasts.
 struct Course<'a> {
-    injection: &'a Injection,
-    steering: Option<&'a Steering>,
-    plan: &'a Plan,
+    run: &'a Run,
+    parsed: &'a Parsed,
+    wishes: Wishes,
+    injection: Injection,
+    steering: Option<Steering>,
+    plan: Plan,
+    place: Place,
     samples: Vec<Sample>,
 }
 
 impl Course<'_> {
-    /// Waits for the command; takes samples for a report meanwhile.
-    async fn wait(&mut self, running: &mut Running, sampled: bool) -> anyhow::Result<Ended> {
-        if !sampled {
-            return running.wait().await;
-        }
+    /// Waits for the command; takes samples for a report meanwhile, and goes with a container.
+    async fn wait(
+        &mut self,
+        running: &mut Running,
+        follower: &mut Option<Follower>,
+    ) -> anyhow::Result<Ended> {
+        let sampled = self.run.report.is_some();
         let mut ticks = tokio::time::interval(SAMPLING);
-        let ended = running.wait();
-        tokio::pin!(ended);
         loop {
             tokio::select! {
-                ended = &mut ended => return ended,
-                _ = ticks.tick() => {
+                ended = running.wait() => return ended,
+                _ = ticks.tick(), if sampled => {
                     let at_ms = self.injection.started().elapsed().as_millis();
                     let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
                     let hits = self.hits()?;
                     self.samples.push(Sample::of(at_ms, &hits));
                 }
+                turn = Follower::next(follower) => {
+                    if let Some(follower) = follower.as_mut() {
+                        follower.take(turn?, self.moving());
+                    }
+                }
             }
         }
     }
 
+    fn moving(&mut self) -> Moving<'_> {
+        Moving {
+            aim: &self.run.aim,
+            parsed: self.parsed,
+            wishes: &self.wishes,
+            place: &mut self.place,
+            plan: &mut self.plan,
+            injection: &mut self.injection,
+        }
+    }
+
+    fn heal(self) -> anyhow::Result<()> {
+        drop(self.steering);
+        self.injection.heal()?;
+        drop(self.place);
+        Ok(())
+    }
+
     fn hits(&self) -> anyhow::Result<Vec<Hits>> {
-        let mut hits = self.injection.hits(self.plan)?;
-        if let Some(steering) = self.steering {
+        let mut hits = self.injection.hits(&self.plan)?;
+        if let Some(steering) = &self.steering {
             steering.add_to(&mut hits);
         }
         Ok(hits)

@@ -18,6 +18,7 @@ use super::leftovers::{Change, Journal};
 use super::ruleset::{PacketRule, Scope, Tables, compile};
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
+use crate::process::proc::open_pidfd;
 use crate::shaping::line::{DelayLine, Figures};
 use crate::shaping::schedule::Shapers;
 use crate::shaping::tap::Tap;
@@ -51,6 +52,9 @@ pub struct Injection {
     epoch_ns: u64,
     /// How many plans there have been.
     age: u32,
+    /// What the rules did where they were before ([`Injection::move_to`]).
+    past: Vec<Hits>,
+    past_counters: Vec<u64>,
 }
 
 /// What one rule of the plan saw and did. For a stream rule packets are connections seen and things done.
@@ -67,6 +71,19 @@ pub struct Hits {
 /// # Errors
 /// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
 pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result<Prepared> {
+    prepare_noting(plan, interfaces, wishes, None)
+}
+
+/// As [`prepare`], for a caller who has begun this process's journal already.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_noting(
+    plan: &Plan,
+    interfaces: &[Interface],
+    wishes: &Wishes,
+    journal: Option<Journal>,
+) -> Result<Prepared> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
     let tap = if plan.holds() {
@@ -91,7 +108,7 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         injector,
         tables,
         interfaces: interfaces.to_vec(),
-        journal: None,
+        journal,
         delay_line: None,
     };
     let attached = prepared.attach_all(tap, &plan.shapers());
@@ -101,14 +118,13 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         && prepared.injector.attachment() == Attachment::Tcx
         && attached.as_ref().is_err_and(is_tcx_missing)
     {
-        return prepare(
-            plan,
-            interfaces,
-            &Wishes {
-                attachment: Some(Attachment::Clsact),
-                ..wishes.clone()
-            },
-        );
+        let journal = prepared.journal.take();
+        drop(prepared);
+        let wishes = Wishes {
+            attachment: Some(Attachment::Clsact),
+            ..wishes.clone()
+        };
+        return prepare_noting(plan, interfaces, &wishes, journal);
     }
     attached?;
     Ok(prepared)
@@ -316,6 +332,8 @@ impl Prepared {
             started: Instant::now(),
             epoch_ns,
             age: 1,
+            past: Vec::new(),
+            past_counters: Vec::new(),
         })
     }
 
@@ -334,7 +352,7 @@ fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(Path::new(&folder)) else {
         return Ok(());
     };
-    let Some(process) = open_process(pid) else {
+    let Ok(process) = open_pidfd(pid) else {
         return Ok(());
     };
     for entry in entries.flatten() {
@@ -362,14 +380,6 @@ fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
 fn process_fd(process: &OwnedFd) -> i32 {
     use std::os::fd::AsRawFd as _;
     process.as_raw_fd()
-}
-
-fn open_process(pid: i32) -> Option<OwnedFd> {
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = i32::try_from(Errno::result(fd).ok()?).ok()?;
-    // SAFETY: as above.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Unix sockets and the like have no packets.
@@ -424,13 +434,34 @@ impl Injection {
         Ok(())
     }
 
+    /// What the rules were put on has gone, or is going: undoes what would outlive this process. The figures stay.
+    ///
+    /// # Errors
+    /// A filter or qdisc that can't be removed.
+    pub fn settle(&mut self) -> Result<()> {
+        self.prepared.settle()
+    }
+
+    /// Goes on with other programs, in another place: the figures and the rules' time go on as they were. To be called
+    /// after [`Injection::settle`].
+    ///
+    /// # Errors
+    /// The kernel refuses a map.
+    pub fn move_to(&mut self, plan: &Plan, mut prepared: Prepared) -> Result<()> {
+        let (past, past_counters) = (self.hits(plan)?, self.counters()?);
+        prepared.injector.install(&prepared.tables, self.epoch_ns)?;
+        self.past = past;
+        self.past_counters = past_counters;
+        std::mem::replace(&mut self.prepared, prepared).heal()
+    }
+
     /// What each rule of the plan saw and did, in their order.
     ///
     /// # Errors
     /// The kernel refuses to read a map.
     pub fn hits(&self, plan: &Plan) -> Result<Vec<Hits>> {
         let mut all = Vec::with_capacity(plan.rules.len());
-        for rule in &plan.rules {
+        for (ordinal, rule) in plan.rules.iter().enumerate() {
             let mut sum = Hits::default();
             for (index, part) in rule.entries.iter().enumerate() {
                 let (stats, connections) = self.prepared.injector.stats(part.entry.state)?;
@@ -444,6 +475,9 @@ impl Injection {
                 sum.stats.hit_segments += stats.hit_segments;
                 sum.stats.hit_bytes += stats.hit_bytes;
             }
+            if let Some(past) = self.past.get(ordinal) {
+                sum.add(past);
+            }
             all.push(sum);
         }
         Ok(all)
@@ -454,7 +488,11 @@ impl Injection {
     /// # Errors
     /// The kernel refuses to read the map.
     pub fn counters(&self) -> Result<Vec<u64>> {
-        self.prepared.injector.counters()
+        let mut counters = self.prepared.injector.counters()?;
+        for (counter, past) in counters.iter_mut().zip(&self.past_counters) {
+            *counter += past;
+        }
+        Ok(counters)
     }
 
     /// How many packets passed for one reason.
@@ -482,17 +520,34 @@ impl Injection {
 
 impl Prepared {
     fn heal(mut self) -> Result<()> {
+        self.settle()
+    }
+
+    /// Takes away all but the programs, which go with this.
+    fn settle(&mut self) -> Result<()> {
         let journal = self.journal.take();
+        self.injector.rest();
         if let Some(line) = self.delay_line.take() {
             // Nothing is handed over any more; what is held goes on at once.
-            self.injector.rest();
             line.finish()?;
         }
-        drop(self.injector);
         let left = journal.map(Journal::heal).unwrap_or_default();
         if let Some(left) = left.first() {
             anyhow::bail!("{left}: run `fault clean`");
         }
         Ok(())
+    }
+}
+
+impl Hits {
+    fn add(&mut self, other: &Self) {
+        let (sum, stats) = (&mut self.stats, &other.stats);
+        sum.seen_packets += stats.seen_packets;
+        sum.seen_segments += stats.seen_segments;
+        sum.seen_bytes += stats.seen_bytes;
+        sum.hit_packets += stats.hit_packets;
+        sum.hit_segments += stats.hit_segments;
+        sum.hit_bytes += stats.hit_bytes;
+        self.connections += other.connections;
     }
 }

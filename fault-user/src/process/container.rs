@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use super::proc::is_running;
+
 /// Fewest characters of an id that stand for it, as in Docker.
 const ID_PREFIX_MIN: usize = 3;
 /// How long a runtime's socket may take to answer.
@@ -127,12 +129,14 @@ fn known(all: &[Container]) -> String {
             }
         })
         .collect();
-    if names.is_empty() {
-        return "no container of Docker, Podman or containerd is running here (a rootless runtime keeps its own \
-                elsewhere: use --pid with the container's process)"
-            .to_owned();
-    }
-    format!("there are {}", names.join(", "))
+    let there = if names.is_empty() {
+        "no container of Docker, Podman or containerd is running here".to_owned()
+    } else {
+        format!("there are {}", names.join(", "))
+    };
+    format!(
+        "{there} (those of a rootless runtime are not seen: use --pid with the container's process)"
+    )
 }
 
 fn text(value: &Value, field: &str) -> String {
@@ -308,8 +312,11 @@ impl Places {
     /// Whether a process is there, and is what the runtime meant by its number. Inside of a container the same number
     /// may be another process's; there the cgroup, which runtimes name by the container's id, tells.
     fn is_process_of(&self, pid: i32, id: &str) -> bool {
-        std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
-            .is_ok_and(|cgroups| self.hosts_processes || cgroups.contains(id))
+        let is_meant = || {
+            std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|cgroups| cgroups.contains(id))
+        };
+        is_running(pid) && (self.hosts_processes || is_meant())
     }
 }
 
@@ -372,7 +379,10 @@ mod tests {
         let stopped = find(&places, "web").unwrap_err().to_string();
         assert!(stopped.contains("is not running"), "{stopped}");
         let unknown = find(&places, "cache").unwrap_err().to_string();
-        assert_eq!(unknown, "no container `cache`: there are db");
+        assert!(
+            unknown.starts_with("no container `cache`: there are db (those of a rootless"),
+            "{unknown}"
+        );
         // Two characters are too few to be an id.
         assert!(find(&places, "01").is_err());
     }

@@ -404,3 +404,166 @@ fn a_container_aims_at_another_one_by_name() {
         .collect();
     assert!(refused(&own_processes).contains("--pid host"));
 }
+
+/// A container that is killed and started again, in a new network namespace.
+#[test]
+fn rules_follow_a_container_that_is_restarted() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    for options in [&[][..], &["--attach", "clsact"]] {
+        let words = [&["--container", "web", "--follow", "-r", SWALLOW], options].concat();
+        let mut hurt = Watched::inject(&words);
+        assert!(!engine.fetch("client", &engine.address("web")), "hurt");
+        for round in 0..2 {
+            let before = engine.pid("web");
+            engine.podman(&["kill", "--signal", "KILL", "web"]);
+            hurt.until("the container `web` has ended; the rules wait for it");
+            engine.podman(&["wait", "web"]);
+            engine.podman(&["start", "web"]);
+            hurt.until("the container `web` is back: 1 rules in force");
+            assert_ne!(engine.pid("web"), before);
+            let address = engine.address("web");
+            assert!(!engine.fetch("client", &address), "hurt again, {round}");
+        }
+        let (code, told) = hurt.end();
+        assert_eq!(code, Some(0), "{told}");
+        let connections = told
+            .lines()
+            .last()
+            .and_then(|line| line.split_whitespace().rev().nth(2));
+        let connections: u32 = connections.and_then(|text| text.parse().ok()).expect(&told);
+        assert!(
+            connections >= 3,
+            "the figures are those of all three: {told}"
+        );
+        wait_for(|| engine.fetch("client", &engine.address("web")), "healing");
+        is_clean(engine.pid("web"));
+    }
+}
+
+/// One that shares the host's network is followed by its cgroup, by a command too.
+#[test]
+fn rules_follow_a_restarted_container_on_the_hosts_network() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &["--network=host"], &["sleep", "1000"]);
+    let address = engine.address("web");
+    let words = [
+        "run",
+        "--container",
+        "client",
+        "--follow",
+        "-r",
+        SWALLOW,
+        "--",
+    ];
+    let mut hurt = Watched::start(
+        &mut fault(&[&words[..], &["sh", "-c", "echo ready >&2; exec sleep 1000"]].concat()),
+        "ready",
+    );
+    assert!(!engine.fetch("client", &address), "hurt");
+    engine.podman(&["restart", "--time", "0", "client"]);
+    hurt.until("is back");
+    assert!(!engine.fetch("client", &address), "hurt again");
+    let (code, told) = hurt.end();
+    assert_eq!(code, Some(143), "its command was ended: {told}");
+    assert!(engine.fetch("client", &address), "healed");
+}
+
+#[test]
+fn the_end_of_a_container_is_told_in_a_line() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    let mut hurt = Watched::inject(&["--container", "web", "-r", SWALLOW]);
+    engine.podman(&["kill", "web"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    let line = "fault: the container `web` has ended, and its rules with it (--follow goes on when it is back)";
+    assert!(told.lines().any(|one| one == line), "{told}");
+    assert_eq!(journals(), 0);
+}
+
+/// What can't be aimed at is refused in one line, and nothing is applied.
+#[test]
+fn what_can_not_be_aimed_at_is_refused_in_a_line() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("done", &[], &["sleep", "0"]);
+    engine.podman(&["wait", "done"]);
+    let id = engine.podman(&["inspect", "--format", "{{.Id}}", "web"]);
+    // A container whose name is the id of another one.
+    engine.container(&id, &[], &["sleep", "1000"]);
+    for (container, code, expected) in [
+        ("nobody", 125, "no container `nobody`: there are "),
+        ("we", 125, "no container `we`"),
+        (
+            "done",
+            125,
+            "the container `done` (podman) is not running: start it first",
+        ),
+        (
+            &id,
+            125,
+            "is the name of several containers: give the id of one",
+        ),
+        ("", 125, "no container ``"),
+    ] {
+        let mut words = vec!["inject", "--for", "1ms", "-r", SWALLOW];
+        words.push("--container");
+        words.push(container);
+        let output = fault(&words).output().expect("fault");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{container}: {told}");
+        assert!(told.contains(expected), "{container}: {told}");
+        if code == 125 {
+            assert_eq!(told.lines().count(), 1, "{container}: {told}");
+        }
+    }
+    for words in [
+        &["inject", "--follow", "-r", SWALLOW][..],
+        &[
+            "run",
+            "--container",
+            "web",
+            "--follow",
+            "--events",
+            "/dev/null",
+            "-r",
+            SWALLOW,
+            "--",
+            "true",
+        ],
+    ] {
+        let output = fault(words).output().expect("fault");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
+    assert_eq!(attached(engine.pid("web")).len(), 0);
+}
+
+/// Root in a user namespace, as in a rootless container, has no rights over the host's BPF.
+#[test]
+fn a_user_namespace_is_refused_in_a_line() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    let options = [
+        "--privileged",
+        "--uidmap=0:100000:65536",
+        "--gidmap=0:100000:65536",
+    ];
+    let inject = ["fault", "inject", "--for", "1ms", "-r", SWALLOW];
+    let output = engine.once(&options, &inject);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(told.contains("user namespace"), "{told}");
+}
