@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use nix::unistd::Pid;
 
-use crate::kernel::injection::{Prepared, Wishes, prepare_noting};
+use crate::doctor::capabilities::Capability;
+use crate::kernel::injection::{Injection, Prepared, Wishes, prepare_noting};
 use crate::kernel::injector::Attachment;
 use crate::kernel::interfaces::{self, Interface, Selection};
 use crate::kernel::leftovers::Journal;
@@ -98,6 +99,34 @@ impl Place {
             Some(aimed) => prepared.adopt(&aimed.cgroup, &aimed.scope),
             None => Ok(()),
         }
+    }
+}
+
+impl Place {
+    /// The capabilities that are still needed when all is set up: to read the figures, to undo what is noted, and to go
+    /// with a container.
+    #[must_use]
+    pub fn rights(&self, aim: &Aim, injection: &Injection) -> Vec<Capability> {
+        let mut rights = vec![Capability::Bpf];
+        if injection.has_notes() || aim.follow {
+            rights.push(Capability::NetAdmin);
+        }
+        if (injection.has_notes() && self.namespace.is_some()) || aim.follow {
+            rights.extend([Capability::SysAdmin, Capability::SysPtrace]);
+        }
+        if aim.follow {
+            rights.push(Capability::Perfmon);
+        }
+        // Processes that go back to cgroups which may be a user's; runtimes' files.
+        let moved = self
+            .aimed
+            .as_ref()
+            .and_then(|aimed| aimed.tree.as_ref())
+            .is_some_and(Tree::is_moved);
+        if moved || aim.follow {
+            rights.push(Capability::DacOverride);
+        }
+        rights
     }
 }
 

@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::aim::{Aim, Place};
 use super::follow::{Follower, Moving};
 use super::rules::{Parsed, Rules};
-use super::{Failure, Outcome, exit};
+use super::{Failure, Outcome, exit, give_up};
+use crate::doctor::capabilities::Capability;
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::kernel::ruleset::Scope;
@@ -77,6 +78,8 @@ impl Inject {
         plan: Plan,
         length: Option<Duration>,
     ) -> Outcome {
+        // Before anything is changed: what ends fault from here on heals first.
+        let mut ends = Ends::listen()?;
         let scope = place.scope();
         let wishes = Wishes {
             events: false,
@@ -97,6 +100,15 @@ impl Inject {
         let injection = prepared.start()?;
         eprintln!("fault: seed {}", plan.seed);
         eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
+        let mut rights = place.rights(&self.aim, &injection);
+        if self.watch {
+            // The file may be a user's.
+            rights.push(Capability::DacOverride);
+        }
+        if !plan.stream_rules().is_empty() {
+            rights.push(Capability::NetAdmin);
+        }
+        give_up(&rights);
         let mut course = Course {
             inject: self,
             parsed,
@@ -107,7 +119,7 @@ impl Inject {
             steering,
             place,
         };
-        course.last(length, &mut follower).await?;
+        course.last(&mut ends, length, &mut follower).await?;
         course.end()
     }
 
@@ -165,6 +177,29 @@ impl<'a> Watched<'a> {
     }
 }
 
+/// The signals that end it.
+struct Ends([Signal; 3]);
+
+impl Ends {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// Waits for one of them.
+    async fn come(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
 /// Rules in force, for as long as they last.
 struct Course<'a> {
     inject: &'a Inject,
@@ -181,21 +216,17 @@ impl Course<'_> {
     /// Waits for the end.
     async fn last(
         &mut self,
+        ends: &mut Ends,
         length: Option<Duration>,
         follower: &mut Option<Follower>,
     ) -> anyhow::Result<()> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         let end = tokio::time::sleep(length.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
         tokio::pin!(end);
         let mut refresh = tokio::time::interval(REFRESH);
         let live = std::io::stdout().is_terminal();
         loop {
             tokio::select! {
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-                _ = hangup.recv() => break,
+                () = ends.come() => break,
                 () = &mut end => break,
                 _ = refresh.tick() => self.tick(live)?,
                 turn = Follower::next(follower) => {

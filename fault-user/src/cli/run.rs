@@ -13,7 +13,8 @@ use fault_common::abi::DecisionKey;
 use super::aim::{Aim, Place, scope_of};
 use super::follow::{Follower, Moving};
 use super::rules::{Parsed, Rules};
-use super::{Failure, Outcome, exit};
+use super::{Failure, Outcome, exit, give_up};
+use crate::doctor::capabilities::Capability;
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::plan::{Plan, guard_host};
@@ -180,6 +181,7 @@ impl Run {
             samples: Vec::new(),
         };
         let mut running = command.spawn(own.as_ref())?;
+        give_up(&self.rights(&run, command, own.as_ref()));
         let ended = run.wait(&mut running, &mut follower).await?;
         if let Some(recorder) = recorder {
             recorder.finish()?;
@@ -196,6 +198,27 @@ impl Run {
             }
         }
         Ok(code)
+    }
+
+    /// What is still needed while the command runs, and to heal.
+    fn rights(
+        &self,
+        run: &Course<'_>,
+        command: &PreparedCommand,
+        own: Option<&CommandCgroup>,
+    ) -> Vec<Capability> {
+        let mut rights = run.place.rights(&self.aim, &run.injection);
+        if command.is_another_users() {
+            rights.push(Capability::Kill);
+        }
+        if !run.plan.stream_rules().is_empty() {
+            rights.push(Capability::NetAdmin);
+        }
+        let writes = self.report.is_some() || github::is_told();
+        if writes || own.is_some_and(CommandCgroup::is_protected) {
+            rights.push(Capability::DacOverride);
+        }
+        rights
     }
 
     /// Where the decisions that fire are written.

@@ -407,6 +407,12 @@ impl Injection {
         &self.prepared.interfaces
     }
 
+    /// Whether something is noted that must be undone at the end.
+    #[must_use]
+    pub fn has_notes(&self) -> bool {
+        self.prepared.journal.is_some()
+    }
+
     /// When the rules' time began.
     #[must_use]
     pub fn started(&self) -> Instant {
