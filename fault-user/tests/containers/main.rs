@@ -567,3 +567,83 @@ fn a_user_namespace_is_refused_in_a_line() {
     assert_eq!(told.lines().count(), 1, "{told}");
     assert!(told.contains("user namespace"), "{told}");
 }
+
+/// The script that `docs/kubernetes/daemonset.yaml` runs on each node, as it stands there.
+fn agent_script() -> String {
+    let manifest = include_str!("../../../docs/kubernetes/daemonset.yaml");
+    let (_, rest) = manifest.split_once("agent.sh: |\n").expect("the script");
+    let lines = rest.lines().take_while(|line| line.starts_with("    "));
+    lines.flat_map(|line| [&line[4..], "\n"]).collect()
+}
+
+/// The agent of the `DaemonSet` on a node without Kubernetes: `kubectl` is a script that lists two pods' containers, and
+/// containerd's state is made from Podman's.
+#[test]
+fn the_kubernetes_agent_hurts_the_pods_that_the_api_lists() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    let node = tempfile::tempdir().expect("a folder");
+    let (state, scripts) = (node.path().join("state"), node.path().join("scripts"));
+    std::fs::create_dir(&scripts).expect("a folder");
+    let mut listed = Vec::new();
+    for name in ["one", "two", "other"] {
+        engine.server(name, &[]);
+        let id = format!("{name}-of-kubernetes");
+        let task = state.join("k8s.io").join(&id);
+        std::fs::create_dir_all(&task).expect("a folder");
+        std::fs::write(task.join("init.pid"), engine.pid(name).to_string()).expect("written");
+        if name != "other" {
+            listed.push(format!("containerd://{id}"));
+        }
+    }
+    let kubectl = format!("#!/bin/sh\ncat <<'END'\n{}\nEND\n", listed.join("\n"));
+    std::fs::write(scripts.join("kubectl"), kubectl).expect("written");
+    std::fs::write(scripts.join("agent.sh"), agent_script()).expect("written");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(scripts.join("kubectl"), executable).expect("set");
+    engine.container("client", &[], &["sleep", "1000"]);
+
+    let volumes = [
+        format!(
+            "--volume={}:/run/containerd/io.containerd.runtime.v2.task:ro",
+            state.display()
+        ),
+        format!("--volume={}:/agent:ro", scripts.display()),
+    ];
+    let options = [
+        "--cap-drop=all",
+        "--cap-add=BPF,PERFMON,NET_ADMIN,SYS_ADMIN,SYS_PTRACE",
+        "--pid=host",
+        "--env=PATH=/agent:/bin",
+        "--env=TARGET_NAMESPACE=default",
+        "--env=TARGET_LABELS=app=web",
+        "--env=NODE_NAME=here",
+        "--env=RULE=tcp:80 blackhole",
+        "--name=agent",
+        &volumes[0],
+        &volumes[1],
+    ];
+    let mut agent = engine.watched(&options, &["sh", "/agent/agent.sh"], "in force");
+    agent.until("in force");
+    for name in ["one", "two"] {
+        assert!(
+            !engine.fetch("client", &engine.address(name)),
+            "{name}: hurt"
+        );
+    }
+    assert!(
+        engine.fetch("client", &engine.address("other")),
+        "not listed"
+    );
+    engine.podman(&["stop", "agent"]);
+    let (code, told) = agent.finish();
+    assert_eq!(code, Some(0), "{told}");
+    for name in ["one", "two"] {
+        assert!(
+            engine.fetch("client", &engine.address(name)),
+            "{name}: healed"
+        );
+        is_clean(engine.pid(name));
+    }
+}
