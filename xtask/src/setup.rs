@@ -67,15 +67,23 @@ const PACKAGES: &[Package] = &[
     package("redis-tools", Some("redis-cli"), &[Need::Test]),
     package("postgresql", Some("psql"), &[Need::Test]),
     package("qemu-system-x86", Some("qemu-system-x86_64"), &[Need::Vm]),
-    package("busybox-static", Some("busybox"), &[Need::Vm]),
+    package(
+        "busybox-static",
+        Some("busybox"),
+        &[Need::Test, Need::Vm, Need::Containers],
+    ),
     package("kmod", Some("depmod"), &[Need::Vm]),
     package("dpkg", Some("dpkg-deb"), &[Need::Vm]),
     package("xz-utils", Some("xz"), &[Need::Vm]),
     package("debian-archive-keyring", None, &[Need::Vm]),
     package("g++", Some("c++"), &[Need::Fuzz]),
-    package("podman", Some("podman"), &[Need::Containers]),
-    package("runc", Some("runc"), &[Need::Containers]),
-    package("iptables", Some("iptables"), &[Need::Containers]),
+    package("podman", Some("podman"), &[Need::Test, Need::Containers]),
+    package("runc", Some("runc"), &[Need::Test, Need::Containers]),
+    package(
+        "iptables",
+        Some("iptables"),
+        &[Need::Test, Need::Containers],
+    ),
 ];
 
 const fn package(
@@ -203,8 +211,12 @@ fn install(packages: &[&str]) -> Result<()> {
     run_command(&mut command)?;
     // policy-rc.d only holds until the next start of the machine.
     if Path::new("/run/systemd/system").is_dir() {
-        for service in ["redis-server", "postgresql"] {
-            if packages.contains(&service) {
+        for (package, service) in [
+            ("redis-server", "redis-server"),
+            ("postgresql", "postgresql"),
+            ("podman", "podman.socket"),
+        ] {
+            if packages.contains(&package) {
                 run_command(Command::new("systemctl").args(["disable", service]))?;
             }
         }

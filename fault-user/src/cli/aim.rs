@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use nix::unistd::Pid;
 
-use crate::kernel::injection::{Front, Prepared, Wishes, prepare};
+use crate::doctor::capabilities::Capability;
+use crate::kernel::injection::{Front, Injection, Prepared, Wishes, prepare_noting};
 use crate::kernel::injector::Attachment;
 use crate::kernel::interfaces::{self, Interface, Selection};
 use crate::kernel::leftovers::Journal;
@@ -29,7 +30,10 @@ pub struct Aim {
     cgroup: Option<PathBuf>,
     /// Only traffic of this container (Docker, Podman or containerd; by name or id).
     #[arg(long, value_name = "NAME", conflicts_with_all = ["pid", "cgroup", "netns"])]
-    container: Option<String>,
+    pub container: Option<String>,
+    /// Put the rules in force again whenever the container has been restarted.
+    #[arg(long, requires = "container")]
+    pub follow: bool,
     /// Only traffic in this network namespace (a path such as /proc/PID/ns/net, or a name of `ip netns`).
     #[arg(long, value_name = "NS", conflicts_with_all = ["pid", "cgroup"])]
     netns: Option<PathBuf>,
@@ -67,6 +71,83 @@ pub enum Mechanism {
     Xdp,
 }
 
+/// What the rules are put on: an aim that has been found.
+#[derive(Debug)]
+pub struct Place {
+    /// A cgroup in this network namespace.
+    pub aimed: Option<Aimed>,
+    /// Another network namespace.
+    pub namespace: Option<NetworkNamespace>,
+    /// The container that both are from.
+    pub container: Option<Container>,
+    /// What has been noted so far, until [`Place::prepare`].
+    journal: Option<Journal>,
+}
+
+impl Place {
+    /// The kernel's view of the cgroup.
+    #[must_use]
+    pub fn scope(&self) -> Option<Scope> {
+        self.aimed.as_ref().map(|aimed| aimed.scope.clone())
+    }
+
+    /// Loads and attaches the programs for a plan.
+    ///
+    /// # Errors
+    /// As [`prepare_noting`], or the namespace can't be entered.
+    pub fn prepare(&mut self, plan: &Plan, aim: &Aim, wishes: &Wishes) -> Result<Prepared> {
+        let journal = self.journal.take();
+        let work = || prepare_noting(plan, &aim.interfaces()?, wishes, journal);
+        let prepared = match &self.namespace {
+            Some(namespace) => namespace.enter(work),
+            None => work(),
+        }?;
+        for note in prepared.notes() {
+            eprintln!("fault: {note}");
+        }
+        Ok(prepared)
+    }
+
+    /// Lets the sockets that are open in the cgroup already be known as its own.
+    ///
+    /// # Errors
+    /// Its processes can't be listed.
+    pub fn adopt(&self, prepared: &mut Prepared) -> Result<()> {
+        match &self.aimed {
+            Some(aimed) => prepared.adopt(&aimed.cgroup, &aimed.scope),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Place {
+    /// The capabilities that are still needed when all is set up: to read the figures, to undo what is noted, and to go
+    /// with a container.
+    #[must_use]
+    pub fn rights(&self, aim: &Aim, injection: &Injection) -> Vec<Capability> {
+        let mut rights = vec![Capability::Bpf];
+        if injection.has_notes() || aim.follow {
+            rights.push(Capability::NetAdmin);
+        }
+        if (injection.has_notes() && self.namespace.is_some()) || aim.follow {
+            rights.extend([Capability::SysAdmin, Capability::SysPtrace]);
+        }
+        if aim.follow {
+            rights.push(Capability::Perfmon);
+        }
+        // Processes that go back to cgroups which may be a user's; runtimes' files.
+        let moved = self
+            .aimed
+            .as_ref()
+            .and_then(|aimed| aimed.tree.as_ref())
+            .is_some_and(Tree::is_moved);
+        if moved || aim.follow {
+            rights.push(Capability::DacOverride);
+        }
+        rights
+    }
+}
+
 /// A scope that exists, and what must be given back for it.
 #[derive(Debug)]
 pub struct Aimed {
@@ -88,22 +169,40 @@ impl Aim {
             || self.netns.is_some()
     }
 
-    /// The network namespace in which to work, when it is not this one.
+    /// Finds what is aimed at.
     ///
     /// # Errors
-    /// No such container or namespace.
-    pub fn elsewhere(&self) -> Result<Option<NetworkNamespace>> {
+    /// No such container, namespace, process or cgroup.
+    pub fn place(&self) -> Result<Place> {
+        self.place_of(self.container()?)
+    }
+
+    /// The same, with the container that has been found.
+    ///
+    /// # Errors
+    /// As [`Aim::place`].
+    pub fn place_of(&self, container: Option<Container>) -> Result<Place> {
         let namespace = if let Some(netns) = &self.netns {
-            NetworkNamespace::open(netns)?
-        } else if let Some(container) = self.container()? {
-            NetworkNamespace::of_process(container.pid)?
+            Some(NetworkNamespace::open(netns)?)
+        } else if let Some(container) = &container {
+            Some(NetworkNamespace::of_process(container.pid)?)
         } else {
-            return Ok(None);
-        };
-        Ok(if namespace.is_own()? {
             None
-        } else {
-            Some(namespace)
+        };
+        let namespace = match namespace {
+            Some(namespace) if !namespace.is_own()? => Some(namespace),
+            _ => None,
+        };
+        let mut journal = None;
+        let aimed = match namespace {
+            Some(_) => None,
+            None => self.take(container.as_ref(), &mut journal)?,
+        };
+        Ok(Place {
+            aimed,
+            namespace,
+            container,
+            journal,
         })
     }
 
@@ -120,6 +219,7 @@ impl Aim {
     /// Another network namespace is aimed at, there is no cgroup2, or the kernel refuses.
     pub async fn steer(
         &self,
+        place: &Place,
         plan: &Plan,
         scope: Option<&Scope>,
         prepared: &mut Prepared,
@@ -128,7 +228,14 @@ impl Aim {
         let Some((_, first)) = rules.first() else {
             return Ok(None);
         };
-        if self.elsewhere()?.is_some() {
+        if self.follow {
+            anyhow::bail!(
+                "`{}` needs the relay, which can't follow a container: take --follow away, or use packet faults such as \
+                 `delay`",
+                first.fault.name()
+            );
+        }
+        if place.namespace.is_some() {
             anyhow::bail!(
                 "`{}` needs the relay, which can't be put into another network namespace: run fault in there, or use packet \
                  faults such as `delay`",
@@ -188,7 +295,11 @@ impl Aim {
     ///
     /// # Errors
     /// No such process or cgroup, no cgroup2, or no rights.
-    pub fn take(&self, journal: &mut Option<Journal>) -> Result<Option<Aimed>> {
+    fn take(
+        &self,
+        container: Option<&Container>,
+        journal: &mut Option<Journal>,
+    ) -> Result<Option<Aimed>> {
         if !self.is_given() {
             return Ok(None);
         }
@@ -201,7 +312,7 @@ impl Aim {
             }));
         }
         let hierarchy = Hierarchy::find()?;
-        if let Some(container) = self.container()? {
+        if let Some(container) = container {
             let cgroup = hierarchy.of(Pid::from_raw(container.pid))?;
             return Ok(Some(Aimed {
                 scope: scope_of(&cgroup)?,
@@ -233,25 +344,4 @@ pub fn scope_of(cgroup: &Cgroup) -> Result<Scope> {
         level: u8::try_from(cgroup.level()).context("the cgroup lies too deep")?,
         path: cgroup.path().to_owned(),
     })
-}
-
-/// Loads and attaches the programs for a plan, in another network namespace where one is aimed at.
-///
-/// # Errors
-/// As [`prepare`], or the namespace can't be entered.
-pub fn prepare_in(
-    namespace: Option<&NetworkNamespace>,
-    plan: &Plan,
-    aim: &Aim,
-    wishes: &Wishes,
-) -> Result<Prepared> {
-    let work = || prepare(plan, &aim.interfaces()?, wishes);
-    let prepared = match namespace {
-        Some(namespace) => namespace.enter(work),
-        None => work(),
-    }?;
-    for note in prepared.notes() {
-        eprintln!("fault: {note}");
-    }
-    Ok(prepared)
 }

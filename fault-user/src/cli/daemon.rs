@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Events, Guard, Proxies};
+use crate::doctor::capabilities::Capability;
 use crate::relay::Engine;
 
 /// Options of `fault daemon`.
@@ -68,6 +69,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => draw_seed().context("can't draw a seed, give one with --seed")?,
     };
     raise_open_files();
+    let mut rights = vec![Capability::NetBindService];
+    if args.config.is_some() || args.socket.is_some() {
+        // They may lie in a user's folder. The relay's threads keep less.
+        rights.push(Capability::DacOverride);
+    }
+    super::give_up(&rights);
     let engine = match args.threads {
         Some(threads) => Engine::start(threads),
         None => Engine::start_per_cpu(),
@@ -109,6 +116,9 @@ async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<
             },
         );
         tokio::spawn(api::serve_unix(unix, router));
+    }
+    if args.socket.is_none() {
+        super::give_up(&[Capability::NetBindService]);
     }
     eprintln!("fault daemon: API on http://{address}, seed {seed}");
     tokio::select! {

@@ -6,24 +6,28 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::aim::{Aim, prepare_in};
-use super::rules::Rules;
-use super::{Failure, Outcome, exit};
+use super::aim::{Aim, Place};
+use super::follow::{Follower, Moving};
+use super::rules::{Parsed, Rules};
+use super::{Failure, Outcome, exit, give_up};
+use crate::doctor::capabilities::Capability;
 use crate::doctor::{Need, preflight};
-use crate::kernel::injection::{Injection, Wishes};
+use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::kernel::ruleset::Scope;
 use crate::plan::{Plan, guard_host};
 use crate::report::summary;
 use crate::rule::units::parse_duration;
+use crate::steer::Steering;
 
 /// How often the live line is written.
 const REFRESH: Duration = Duration::from_millis(500);
 
 /// Apply rules until Ctrl-C, SIGTERM or --for.
 ///
-/// The whole host is touched, unless --pid or --cgroup says whose traffic is.
+/// The whole host is touched, unless --container, --pid, --cgroup or --netns says whose traffic is. Rules on a container end
+/// with it, unless --follow is given.
 #[derive(Debug, Args)]
 pub struct Inject {
     #[command(flatten)]
@@ -34,7 +38,7 @@ pub struct Inject {
     #[arg(long = "for", value_name = "DURATION")]
     length: Option<String>,
     /// Put the rules of the file in force anew whenever it changes, while traffic flows.
-    #[arg(long, requires = "file")]
+    #[arg(long, requires = "file", conflicts_with = "follow")]
     watch: bool,
 }
 
@@ -55,17 +59,28 @@ impl Inject {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
         }
         preflight(&[Need::Programs])?;
-        let elsewhere = self.aim.elsewhere()?;
-        let mut journal = None;
-        let aimed = match elsewhere {
-            Some(_) => None,
-            None => self.aim.take(&mut journal)?,
-        };
-        let scope = aimed.as_ref().map(|aimed| aimed.scope.clone());
+        let place = self.aim.place()?;
+        let scope = place.scope();
         let seed = parsed.seed()?;
-        let mut plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
+        let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
             .map_err(Failure::usage)?;
-        let mut watched = self.rules.file().filter(|_| self.watch).map(Watched::new);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("starting the runtime")?;
+        runtime.block_on(self.hurt(&parsed, place, plan, length))
+    }
+
+    async fn hurt(
+        &self,
+        parsed: &Parsed,
+        mut place: Place,
+        plan: Plan,
+        length: Option<Duration>,
+    ) -> Outcome {
+        // Before anything is changed: what ends fault from here on heals first.
+        let mut ends = Ends::listen()?;
+        let scope = place.scope();
         let wishes = Wishes {
             events: false,
             live: self.watch,
@@ -73,55 +88,42 @@ impl Inject {
             attachment: self.aim.attachment(),
             front: self.aim.front(),
         };
-        let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, &wishes)?;
-        if let Some(aimed) = &aimed {
-            prepared.watch(&aimed.scope)?;
-            prepared.adopt(&aimed.cgroup, &aimed.scope)?;
+        let mut prepared = place.prepare(&plan, &self.aim, &wishes)?;
+        if let Some(scope) = &scope {
+            prepared.watch(scope)?;
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("starting the runtime")?;
-        let steering = runtime.block_on(self.aim.steer(&plan, scope.as_ref(), &mut prepared))?;
-        let mut injection = prepared.start()?;
-        eprintln!("fault: seed {seed}");
+        place.adopt(&mut prepared)?;
+        let steering = self
+            .aim
+            .steer(&place, &plan, scope.as_ref(), &mut prepared)
+            .await?;
+        let mut follower = Follower::of(&self.aim, &place)?;
+        let injection = prepared.start()?;
+        eprintln!("fault: seed {}", plan.seed);
         eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
-        runtime.block_on(wait(length, async |live| {
-            if watched.as_mut().is_some_and(Watched::has_changed) {
-                match self.reload(&mut injection, &plan, scope.as_ref()) {
-                    Ok(next) => {
-                        plan = next;
-                        eprintln!("fault: {} rules in force", plan.rules.len());
-                    }
-                    Err(failure) => {
-                        eprintln!("fault: the old rules stay in force: {:#}", failure.error);
-                    }
-                }
-            }
-            if live {
-                let mut hits = injection.hits(&plan)?;
-                if let Some(steering) = &steering {
-                    steering.add_to(&mut hits);
-                }
-                print!("\r\x1b[K{}", summary::line(&plan, &hits));
-                std::io::stdout().flush()?;
-            }
-            Ok(())
-        }))?;
-        let mut hits = injection.hits(&plan)?;
-        if let Some(steering) = &steering {
-            steering.add_to(&mut hits);
+        let mut rights = place.rights(&self.aim, &injection);
+        if self.watch {
+            // The file may be a user's.
+            rights.push(Capability::DacOverride);
         }
-        let counters = injection.counters()?;
-        eprint!("{}", summary::table(&plan, &hits, &injection, &counters));
-        drop(steering);
-        injection.heal()?;
-        drop(aimed);
-        Ok(exit::SUCCESS)
+        if !plan.stream_rules().is_empty() {
+            rights.push(Capability::NetAdmin);
+        }
+        give_up(&rights);
+        let mut course = Course {
+            inject: self,
+            parsed,
+            watched: self.rules.file().filter(|_| self.watch).map(Watched::new),
+            wishes,
+            injection,
+            plan,
+            steering,
+            place,
+        };
+        course.last(&mut ends, length, &mut follower).await?;
+        course.end()
     }
-}
 
-impl Inject {
     /// Reads the rules anew and puts them in force.
     fn reload(
         &self,
@@ -176,29 +178,126 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// Waits for the end; `tick` is called now and then, and told whether someone is looking.
-async fn wait(
-    length: Option<Duration>,
-    mut tick: impl AsyncFnMut(bool) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let end = tokio::time::sleep(length.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
-    tokio::pin!(end);
-    let mut refresh = tokio::time::interval(REFRESH);
-    let live = std::io::stdout().is_terminal();
-    loop {
+/// The signals that end it.
+struct Ends([Signal; 3]);
+
+impl Ends {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// Waits for one of them.
+    async fn come(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
-            _ = hangup.recv() => break,
-            () = &mut end => break,
-            _ = refresh.tick() => tick(live).await?,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
     }
-    if live {
-        println!();
+}
+
+/// Rules in force, for as long as they last.
+struct Course<'a> {
+    inject: &'a Inject,
+    parsed: &'a Parsed,
+    watched: Option<Watched<'a>>,
+    wishes: Wishes,
+    injection: Injection,
+    plan: Plan,
+    steering: Option<Steering>,
+    place: Place,
+}
+
+impl Course<'_> {
+    /// Waits for the end.
+    async fn last(
+        &mut self,
+        ends: &mut Ends,
+        length: Option<Duration>,
+        follower: &mut Option<Follower>,
+    ) -> anyhow::Result<()> {
+        let end = tokio::time::sleep(length.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
+        tokio::pin!(end);
+        let mut refresh = tokio::time::interval(REFRESH);
+        let live = std::io::stdout().is_terminal();
+        loop {
+            tokio::select! {
+                () = ends.come() => break,
+                () = &mut end => break,
+                _ = refresh.tick() => self.tick(live)?,
+                turn = Follower::next(follower) => {
+                    if let Some(follower) = follower.as_mut() {
+                        follower.take(turn?, self.moving());
+                        if !follower.follows {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        if live {
+            println!();
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn moving(&mut self) -> Moving<'_> {
+        Moving {
+            aim: &self.inject.aim,
+            parsed: self.parsed,
+            wishes: &self.wishes,
+            place: &mut self.place,
+            plan: &mut self.plan,
+            injection: &mut self.injection,
+        }
+    }
+
+    /// Done now and then; `live`: someone is looking.
+    fn tick(&mut self, live: bool) -> anyhow::Result<()> {
+        if self.watched.as_mut().is_some_and(Watched::has_changed) {
+            let scope = self.place.scope();
+            match self
+                .inject
+                .reload(&mut self.injection, &self.plan, scope.as_ref())
+            {
+                Ok(next) => {
+                    self.plan = next;
+                    eprintln!("fault: {} rules in force", self.plan.rules.len());
+                }
+                Err(failure) => {
+                    eprintln!("fault: the old rules stay in force: {:#}", failure.error);
+                }
+            }
+        }
+        if live {
+            print!("\r\x1b[K{}", summary::line(&self.plan, &self.hits()?));
+            std::io::stdout().flush()?;
+        }
+        Ok(())
+    }
+
+    fn hits(&self) -> anyhow::Result<Vec<Hits>> {
+        let mut hits = self.injection.hits(&self.plan)?;
+        if let Some(steering) = &self.steering {
+            steering.add_to(&mut hits);
+        }
+        Ok(hits)
+    }
+
+    /// Tells what was hit, and heals.
+    fn end(self) -> Outcome {
+        let hits = self.hits()?;
+        let counters = self.injection.counters()?;
+        let table = summary::table(&self.plan, &hits, &self.injection, &counters);
+        eprint!("{table}");
+        drop(self.steering);
+        self.injection.heal()?;
+        drop(self.place);
+        Ok(exit::SUCCESS)
+    }
 }

@@ -9,6 +9,7 @@ pub mod client;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
+pub mod follow;
 pub mod generate;
 pub mod inject;
 mod observe;
@@ -22,7 +23,9 @@ use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
+use crate::doctor::capabilities::Capability;
 use crate::process::command::StartError;
+use crate::process::rights;
 
 /// Exit codes: those of the documentation.
 pub mod exit {
@@ -165,6 +168,13 @@ impl Cli {
             Command::Completions(completions) => completions.execute(),
             Command::Man => generate::man(),
         }
+    }
+}
+
+/// Gives up all rights but these, now that everything is set up.
+fn give_up(keep: &[Capability]) {
+    if let Err(error) = rights::keep_only(keep) {
+        log::warn!("fault keeps rights that it does not need: {error:#}");
     }
 }
 

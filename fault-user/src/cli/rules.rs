@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 
 use super::Failure;
-use crate::rule::scenario::{Expect, Scenario};
+use crate::rule::scenario::{Expect, ProbeCheck, Scenario};
 use crate::rule::{ResolvedRule, Rule, SystemResolver, Targets, named_target};
 
 /// Where rules come from.
@@ -127,6 +127,13 @@ fn resolve(rule: Rule, targets: &Targets) -> Result<(Rule, ResolvedRule), Failur
 }
 
 impl Parsed {
+    /// Whether a probe runs a command.
+    #[must_use]
+    pub fn has_command_probes(&self) -> bool {
+        let mut probes = self.expect.probe.iter();
+        probes.any(|probe| matches!(probe.check, ProbeCheck::Command { .. }))
+    }
+
     /// The seed that was given, or a fresh one; short enough to be typed again.
     ///
     /// # Errors

@@ -10,10 +10,12 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use fault_common::abi::DecisionKey;
 
-use super::aim::{Aim, prepare_in, scope_of};
+use super::aim::{Aim, Place, scope_of};
+use super::follow::{Follower, Moving};
 use super::observe::Wanted;
 use super::rules::{Parsed, Rules};
-use super::{Failure, Outcome, exit};
+use super::{Failure, Outcome, exit, give_up};
+use crate::doctor::capabilities::Capability;
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::plan::{Plan, guard_host};
@@ -106,6 +108,13 @@ impl Run {
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
         let parsed = self.rules.parse()?;
+        if self.aim.follow
+            && (self.events.is_some() || self.report.is_some() || self.replay.is_some())
+        {
+            return Err(Failure::usage(anyhow::anyhow!(
+                "--follow has no decisions of one run to write or repeat: take --events and --report away"
+            )));
+        }
         let host = self.scope == ScopeKind::Host;
         if host && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -132,12 +141,7 @@ impl Run {
         command: &PreparedCommand,
     ) -> Outcome {
         wanted.before(parsed).await?;
-        let elsewhere = self.aim.elsewhere()?;
-        let mut journal = None;
-        let aimed = match elsewhere {
-            Some(_) => None,
-            None => self.aim.take(&mut journal)?,
-        };
+        let mut place = self.aim.place()?;
         let own = if self.scope == ScopeKind::Host || self.aim.is_given() {
             None
         } else {
@@ -146,10 +150,9 @@ impl Run {
                 Leftovers::Release,
             )?)
         };
-        let scope = match (&aimed, &own) {
-            (Some(aimed), _) => Some(aimed.scope.clone()),
-            (None, Some(own)) => Some(scope_of(own.cgroup())?),
-            (None, None) => None,
+        let scope = match &own {
+            Some(own) => Some(scope_of(own.cgroup())?),
+            None => place.scope(),
         };
         let seed = parsed.seed()?;
         let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
@@ -162,41 +165,45 @@ impl Run {
             live: false,
             replay: self.replay.clone(),
         };
-        let mut prepared = prepare_in(elsewhere.as_ref(), &plan, &self.aim, &wishes)?;
+        let mut prepared = place.prepare(&plan, &self.aim, &wishes)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
         }
-        if let Some(aimed) = &aimed {
-            prepared.adopt(&aimed.cgroup, &aimed.scope)?;
-        }
+        place.adopt(&mut prepared)?;
         let recorder = match &events {
             Some(path) => Some(Recorder::start(prepared.take_events()?, path)?),
             None => None,
         };
         eprintln!("fault: seed {seed}");
         let mut observer = wanted.watch(scope.as_ref().map(|scope| scope.path.as_path()))?;
-        let steering = self.aim.steer(&plan, scope.as_ref(), &mut prepared).await?;
-        let mut injection = prepared.start()?;
-        let mut running = command.spawn(own.as_ref())?;
-        observer.probe(injection.started());
+        let steering = self
+            .aim
+            .steer(&place, &plan, scope.as_ref(), &mut prepared)
+            .await?;
+        let mut follower = Follower::of(&self.aim, &place)?;
         let mut run = Course {
-            injection: &injection,
-            steering: steering.as_ref(),
-            plan: &plan,
+            run: self,
+            parsed,
+            wishes,
+            injection: prepared.start()?,
+            steering,
+            plan,
+            place,
             samples: Vec::new(),
         };
-        let ended = run.wait(&mut running, self.report.is_some()).await?;
-        let seen = observer.finish(injection.epoch_ns())?;
+        let mut running = command.spawn(own.as_ref())?;
+        give_up(&self.rights(&run, command, own.as_ref()));
+        observer.probe(run.injection.started());
+        let ended = run.wait(&mut running, &mut follower).await?;
+        let seen = observer.finish(run.injection.epoch_ns())?;
         let hits = run.hits()?;
-        let samples = run.samples;
-        drop(steering);
-        injection.rest();
+        run.rest();
         let healed = observer.healed().await;
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
         let facts = Facts {
-            plan: &plan,
+            plan: &run.plan,
             rules: &parsed.rules,
             hits: &hits,
             ended,
@@ -205,9 +212,8 @@ impl Run {
             tries: &seen.tries,
             healed: &healed,
         };
-        let code = self.conclude(&injection, parsed, &facts, samples)?;
-        injection.heal()?;
-        drop(aimed);
+        let code = self.conclude(&run, parsed, &facts)?;
+        run.heal()?;
         if let Some(own) = own {
             let finished = own.finish()?;
             if !finished.released.is_empty() {
@@ -218,6 +224,30 @@ impl Run {
             }
         }
         Ok(code)
+    }
+
+    /// What is still needed while the command runs, and to heal.
+    fn rights(
+        &self,
+        run: &Course<'_>,
+        command: &PreparedCommand,
+        own: Option<&CommandCgroup>,
+    ) -> Vec<Capability> {
+        let mut rights = run.place.rights(&self.aim, &run.injection);
+        if command.is_another_users() {
+            rights.push(Capability::Kill);
+            if run.parsed.has_command_probes() {
+                rights.extend([Capability::Setuid, Capability::Setgid]);
+            }
+        }
+        if !run.plan.stream_rules().is_empty() {
+            rights.push(Capability::NetAdmin);
+        }
+        let writes = self.report.is_some() || github::is_told();
+        if writes || own.is_some_and(CommandCgroup::is_protected) {
+            rights.push(Capability::DacOverride);
+        }
+        rights
     }
 
     /// Where the decisions that fire are written.
@@ -231,24 +261,18 @@ impl Run {
     }
 
     /// Prints the summary, writes the report and chooses the exit code.
-    fn conclude(
-        &self,
-        injection: &Injection,
-        parsed: &Parsed,
-        facts: &Facts<'_>,
-        samples: Vec<Sample>,
-    ) -> Outcome {
-        let (plan, hits, ended) = (facts.plan, facts.hits, facts.ended);
+    fn conclude(&self, run: &Course<'_>, parsed: &Parsed, facts: &Facts<'_>) -> Outcome {
+        let (injection, plan, ended) = (&run.injection, &run.plan, facts.ended);
         let counters = injection.counters()?;
-        eprint!("{}", summary::table(plan, hits, injection, &counters));
-        let unfired = summary::unfired(plan, hits);
+        eprint!("{}", summary::table(plan, facts.hits, injection, &counters));
+        let unfired = summary::unfired(plan, facts.hits);
         for (rule, why) in &unfired {
             eprintln!("fault: the rule `{rule}` never fired: {why}");
         }
         let verdicts = expectations::verdicts(&parsed.expect, facts);
         let code = self.exit_code(parsed, &verdicts, unfired.is_empty(), ended);
         if let Some(folder) = &self.report {
-            let report = self.report_of(injection, parsed, facts, samples, &verdicts, code);
+            let report = self.report_of(run, facts, &verdicts, code);
             write_report(folder, &report)?;
         }
         for verdict in &verdicts {
@@ -288,10 +312,8 @@ impl Run {
 
     fn report_of(
         &self,
-        injection: &Injection,
-        parsed: &Parsed,
+        run: &Course<'_>,
         facts: &Facts<'_>,
-        mut samples: Vec<Sample>,
         verdicts: &[Verdict],
         exit: u8,
     ) -> Report {
@@ -302,18 +324,20 @@ impl Run {
             .iter()
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        let targets: BTreeMap<_, _> = parsed
+        let targets: BTreeMap<_, _> = run
+            .parsed
             .targets
             .iter()
             .map(|(name, target)| (name.clone(), target.to_string()))
             .collect();
+        let mut samples = run.samples.clone();
         samples.push(Sample::of(length_ms, facts.hits));
         Report {
             version,
             fault,
             kernel,
-            seed: facts.plan.seed,
-            again: self.again_words(facts.plan, &targets, &command),
+            seed: run.plan.seed,
+            again: self.again_words(&run.plan, &targets, &command),
             command,
             host: self.scope == ScopeKind::Host,
             started_unix_s: file::unix_s().saturating_sub(length_ms / 1000),
@@ -321,7 +345,7 @@ impl Run {
             command_exit: facts.ended.exit_code(),
             exit,
             targets,
-            rules: rule_reports(injection, facts, length_ms),
+            rules: rule_reports(run, facts, length_ms),
             expectations: verdicts.iter().map(Expectation::from).collect(),
             samples,
             connects: file::connects(facts.history),
@@ -369,50 +393,82 @@ pub struct ReplayOptions {
 
 /// A run while it lasts.
 struct Course<'a> {
-    injection: &'a Injection,
-    steering: Option<&'a Steering>,
-    plan: &'a Plan,
+    run: &'a Run,
+    parsed: &'a Parsed,
+    wishes: Wishes,
+    injection: Injection,
+    steering: Option<Steering>,
+    plan: Plan,
+    place: Place,
     samples: Vec<Sample>,
 }
 
 impl Course<'_> {
-    /// Waits for the command; takes samples for a report meanwhile.
-    async fn wait(&mut self, running: &mut Running, sampled: bool) -> anyhow::Result<Ended> {
-        if !sampled {
-            return running.wait().await;
-        }
+    /// Waits for the command; takes samples for a report meanwhile, and goes with a container.
+    async fn wait(
+        &mut self,
+        running: &mut Running,
+        follower: &mut Option<Follower>,
+    ) -> anyhow::Result<Ended> {
+        let sampled = self.run.report.is_some();
         let mut ticks = tokio::time::interval(SAMPLING);
-        let ended = running.wait();
-        tokio::pin!(ended);
         loop {
             tokio::select! {
-                ended = &mut ended => return ended,
-                _ = ticks.tick() => {
+                ended = running.wait() => return ended,
+                _ = ticks.tick(), if sampled => {
                     let at_ms = self.injection.started().elapsed().as_millis();
                     let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
                     let hits = self.hits()?;
                     self.samples.push(Sample::of(at_ms, &hits));
                 }
+                turn = Follower::next(follower) => {
+                    if let Some(follower) = follower.as_mut() {
+                        follower.take(turn?, self.moving());
+                    }
+                }
             }
         }
     }
 
+    fn moving(&mut self) -> Moving<'_> {
+        Moving {
+            aim: &self.run.aim,
+            parsed: self.parsed,
+            wishes: &self.wishes,
+            place: &mut self.place,
+            plan: &mut self.plan,
+            injection: &mut self.injection,
+        }
+    }
+
+    /// Nothing is hurt any more; the figures stay.
+    fn rest(&mut self) {
+        self.steering = None;
+        self.injection.rest();
+    }
+
+    fn heal(self) -> anyhow::Result<()> {
+        self.injection.heal()?;
+        drop(self.place);
+        Ok(())
+    }
+
     fn hits(&self) -> anyhow::Result<Vec<Hits>> {
-        let mut hits = self.injection.hits(self.plan)?;
-        if let Some(steering) = self.steering {
+        let mut hits = self.injection.hits(&self.plan)?;
+        if let Some(steering) = &self.steering {
             steering.add_to(&mut hits);
         }
         Ok(hits)
     }
 }
 
-fn rule_reports(injection: &Injection, facts: &Facts<'_>, length_ms: u64) -> Vec<RuleReport> {
+fn rule_reports(run: &Course<'_>, facts: &Facts<'_>, length_ms: u64) -> Vec<RuleReport> {
     let rules = facts.plan.rules.iter().zip(facts.hits).zip(facts.rules);
     rules
         .map(|((rule, hits), (_, resolved))| RuleReport {
             rule: rule.text.clone(),
             target: rule.target.clone(),
-            mechanism: rule.mechanism(Some(injection.hooks())),
+            mechanism: rule.mechanism(Some(run.injection.hooks())),
             fired: hits.stats.hit_packets != 0,
             connections: hits.connections,
             seen: Amount {

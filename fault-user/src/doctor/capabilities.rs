@@ -7,12 +7,16 @@ use std::fs;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Capability {
+    /// Files of others.
+    DacOverride,
     /// Signals to any process.
     Kill,
     /// Another primary or supplementary group.
     Setgid,
     /// Another user.
     Setuid,
+    /// Listening on ports below 1024.
+    NetBindService,
     /// Interfaces, qdiscs, filters, taps; attaching network programs.
     NetAdmin,
     /// Raw sockets.
@@ -30,7 +34,7 @@ pub enum Capability {
 }
 
 impl Capability {
-    /// All of them, in the kernel's order.
+    /// Those that a machine or container may lack, in the kernel's order.
     pub const ALL: [Self; 10] = [
         Self::Kill,
         Self::Setgid,
@@ -45,11 +49,13 @@ impl Capability {
     ];
 
     /// Its number in `linux/capability.h`.
-    fn bit(self) -> u32 {
+    pub(crate) fn bit(self) -> u32 {
         match self {
+            Self::DacOverride => 1,
             Self::Kill => 5,
             Self::Setgid => 6,
             Self::Setuid => 7,
+            Self::NetBindService => 10,
             Self::NetAdmin => 12,
             Self::NetRaw => 13,
             Self::SysPtrace => 19,
@@ -64,9 +70,11 @@ impl Capability {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::DacOverride => "DAC_OVERRIDE",
             Self::Kill => "KILL",
             Self::Setgid => "SETGID",
             Self::Setuid => "SETUID",
+            Self::NetBindService => "NET_BIND_SERVICE",
             Self::NetAdmin => "NET_ADMIN",
             Self::NetRaw => "NET_RAW",
             Self::SysPtrace => "SYS_PTRACE",
@@ -81,14 +89,18 @@ impl Capability {
     #[must_use]
     pub fn purpose(self) -> &'static str {
         match self {
+            Self::DacOverride => "reports in folders of other users",
             Self::Kill => "passing signals on to a command of another user",
             Self::Setgid | Self::Setuid => "running the command as another user",
+            Self::NetBindService => "proxies on ports below 1024",
             Self::NetAdmin => "attaching programs, qdiscs, taps",
-            Self::NetRaw => "packets made by the delay line",
-            Self::SysPtrace => "the open sockets of other users' processes (--pid)",
-            Self::SysAdmin => "other namespaces (--netns, --container); BPF before Linux 5.8",
+            Self::NetRaw => "not needed: no raw socket is opened",
+            Self::SysPtrace => {
+                "looking into other containers' and users' processes (--container, --pid)"
+            }
+            Self::SysAdmin => "entering other namespaces (--netns, --container)",
             Self::SysResource => "not needed: no limit is raised",
-            Self::Perfmon => "the verifier's full pointer arithmetic",
+            Self::Perfmon => "loading programs: the verifier's full pointer arithmetic",
             Self::Bpf => "loading programs and maps",
         }
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 /// Something that a run depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Loading network programs and attaching them: `CAP_BPF`, `CAP_NET_ADMIN`, and bpf(2) itself.
+    /// Loading network programs and attaching them: `CAP_BPF`, `CAP_PERFMON`, `CAP_NET_ADMIN`, and bpf(2) itself.
     Programs,
     /// A place to attach at tc: TCX, or clsact with `cls_bpf`. Tried in a network namespace that is
     /// thrown away, which takes a few milliseconds.
@@ -77,7 +77,7 @@ fn missing_rights(rights: &Rights, needs: &[Need]) -> Vec<String> {
     let missing: Vec<Capability> = needs
         .iter()
         .flat_map(|need| match need {
-            Need::Programs => &[Capability::Bpf, Capability::NetAdmin][..],
+            Need::Programs => &[Capability::Bpf, Capability::Perfmon, Capability::NetAdmin][..],
             Need::SwitchUser => &[Capability::Setuid, Capability::Setgid],
             Need::Namespaces => &[Capability::SysAdmin],
             Need::TcHook | Need::Cgroup | Need::Btf => &[],
@@ -120,8 +120,8 @@ pub(crate) fn explain_bpf(error: &io::Error, rights: &Rights) -> String {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => "this kernel has no bpf(2): use one with CONFIG_BPF_SYSCALL=y".into(),
         Some(libc::EPERM | libc::EACCES) if rights.has_seccomp => {
-            "bpf(2) is blocked by seccomp: run the container with \
-             --security-opt seccomp=unconfined or --privileged"
+            "bpf(2) is blocked by seccomp: run the container with --security-opt seccomp=unconfined, with \
+             --cap-add SYS_ADMIN (many profiles then allow it), or with --privileged"
                 .into()
         }
         Some(libc::EPERM | libc::EACCES)

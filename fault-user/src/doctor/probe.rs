@@ -1,5 +1,5 @@
 //! Tries what the kernel can do, where it can hurt nobody: in a network namespace and a cgroup that
-//! are made for it and thrown away. Nothing here touches the caller's own interfaces.
+//! are made for it and thrown away. Nothing but [`tcx_here`] touches the caller's own interfaces.
 //!
 //! A kernel that has a qdisc or classifier as a module loads it when it is tried, as it would when
 //! `fault` came to use it.
@@ -57,6 +57,21 @@ pub(crate) fn tc_hooks() -> Result<(Result<()>, Result<()>)> {
         clsact::attach(LOOPBACK, Direction::Egress, program.as_fd(), name, owner)
     });
     Ok((tcx, clsact))
+}
+
+/// Whether TCX works, in the caller's own namespace: on `lo` for an instant, by a program that lets the next one decide.
+///
+/// # Errors
+/// The kernel's own.
+pub(crate) fn tcx_here() -> Result<()> {
+    let program = bpf::load(program_type::SCHED_CLS, 0, -1).context("can't load a tc program")?;
+    drop(bpf::link(
+        program.as_fd(),
+        LOOPBACK,
+        attach_type::TCX_INGRESS,
+        0,
+    )?);
+    Ok(())
 }
 
 /// XDP in generic mode, on `lo`. To be called in a namespace of its own.
@@ -128,14 +143,23 @@ pub(crate) fn ifb() -> Result<()> {
     Ok(())
 }
 
-/// A tap device with a virtio header, as the delay line needs it. To be called in a namespace of
-/// its own.
-pub(crate) fn tap() -> Result<()> {
-    let device = OpenOptions::new()
+/// The device that taps are made by, where no namespace can be made to make one in.
+pub(crate) fn tap_device() -> Result<()> {
+    open_tun().map(drop)
+}
+
+fn open_tun() -> Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/net/tun")
-        .context("can't open /dev/net/tun")?;
+        .context("can't open /dev/net/tun")
+}
+
+/// A tap device with a virtio header, as the delay line needs it. To be called in a namespace of
+/// its own.
+pub(crate) fn tap() -> Result<()> {
+    let device = open_tun()?;
     // SAFETY: ifreq is plain data for which all zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;

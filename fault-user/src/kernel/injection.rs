@@ -20,6 +20,7 @@ use super::version;
 use super::xdp::{self, Mode, XdpLink};
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
+use crate::process::proc::open_pidfd;
 use crate::shaping::line::{DelayLine, Figures};
 use crate::shaping::schedule::Shapers;
 use crate::shaping::tap::Tap;
@@ -69,6 +70,9 @@ pub struct Injection {
     epoch_ns: u64,
     /// How many plans there have been.
     age: u32,
+    /// What the rules did where they were before ([`Injection::move_to`]).
+    past: Vec<Hits>,
+    past_counters: Vec<u64>,
 }
 
 /// How packets reach the programs.
@@ -103,6 +107,19 @@ pub struct Hits {
 /// # Errors
 /// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
 pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result<Prepared> {
+    prepare_noting(plan, interfaces, wishes, None)
+}
+
+/// As [`prepare`], for a caller who has begun this process's journal already.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_noting(
+    plan: &Plan,
+    interfaces: &[Interface],
+    wishes: &Wishes,
+    journal: Option<Journal>,
+) -> Result<Prepared> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
     let tap = if plan.holds() {
@@ -129,7 +146,7 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         injector,
         tables,
         interfaces: interfaces.to_vec(),
-        journal: None,
+        journal,
         delay_line: None,
         xdp: Vec::new(),
         notes: Vec::new(),
@@ -141,14 +158,13 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         && prepared.injector.attachment() == Attachment::Tcx
         && attached.as_ref().is_err_and(is_tcx_missing)
     {
-        return prepare(
-            plan,
-            interfaces,
-            &Wishes {
-                attachment: Some(Attachment::Clsact),
-                ..wishes.clone()
-            },
-        );
+        let journal = prepared.journal.take();
+        drop(prepared);
+        let wishes = Wishes {
+            attachment: Some(Attachment::Clsact),
+            ..wishes.clone()
+        };
+        return prepare_noting(plan, interfaces, &wishes, journal);
     }
     attached?;
     match front {
@@ -422,6 +438,8 @@ impl Prepared {
             started: Instant::now(),
             epoch_ns,
             age: 1,
+            past: Vec::new(),
+            past_counters: Vec::new(),
         })
     }
 
@@ -452,7 +470,7 @@ fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(Path::new(&folder)) else {
         return Ok(());
     };
-    let Some(process) = open_process(pid) else {
+    let Ok(process) = open_pidfd(pid) else {
         return Ok(());
     };
     for entry in entries.flatten() {
@@ -480,14 +498,6 @@ fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
 fn process_fd(process: &OwnedFd) -> i32 {
     use std::os::fd::AsRawFd as _;
     process.as_raw_fd()
-}
-
-fn open_process(pid: i32) -> Option<OwnedFd> {
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = i32::try_from(Errno::result(fd).ok()?).ok()?;
-    // SAFETY: as above.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Unix sockets and the like have no packets.
@@ -523,6 +533,12 @@ impl Injection {
         &self.prepared.interfaces
     }
 
+    /// Whether something is noted that must be undone at the end.
+    #[must_use]
+    pub fn has_notes(&self) -> bool {
+        self.prepared.journal.is_some()
+    }
+
     /// When the rules' time began.
     #[must_use]
     pub fn started(&self) -> Instant {
@@ -550,13 +566,34 @@ impl Injection {
         Ok(())
     }
 
+    /// What the rules were put on has gone, or is going: undoes what would outlive this process. The figures stay.
+    ///
+    /// # Errors
+    /// A filter or qdisc that can't be removed.
+    pub fn settle(&mut self) -> Result<()> {
+        self.prepared.settle()
+    }
+
+    /// Goes on with other programs, in another place: the figures and the rules' time go on as they were. To be called
+    /// after [`Injection::settle`].
+    ///
+    /// # Errors
+    /// The kernel refuses a map.
+    pub fn move_to(&mut self, plan: &Plan, mut prepared: Prepared) -> Result<()> {
+        let (past, past_counters) = (self.hits(plan)?, self.counters()?);
+        prepared.injector.install(&prepared.tables, self.epoch_ns)?;
+        self.past = past;
+        self.past_counters = past_counters;
+        std::mem::replace(&mut self.prepared, prepared).heal()
+    }
+
     /// What each rule of the plan saw and did, in their order.
     ///
     /// # Errors
     /// The kernel refuses to read a map.
     pub fn hits(&self, plan: &Plan) -> Result<Vec<Hits>> {
         let mut all = Vec::with_capacity(plan.rules.len());
-        for rule in &plan.rules {
+        for (ordinal, rule) in plan.rules.iter().enumerate() {
             let mut sum = Hits::default();
             for (index, part) in rule.entries.iter().enumerate() {
                 let (stats, connections) = self.prepared.injector.stats(part.entry.state)?;
@@ -570,6 +607,9 @@ impl Injection {
                 sum.stats.hit_segments += stats.hit_segments;
                 sum.stats.hit_bytes += stats.hit_bytes;
             }
+            if let Some(past) = self.past.get(ordinal) {
+                sum.add(past);
+            }
             all.push(sum);
         }
         Ok(all)
@@ -580,7 +620,11 @@ impl Injection {
     /// # Errors
     /// The kernel refuses to read the map.
     pub fn counters(&self) -> Result<Vec<u64>> {
-        self.prepared.injector.counters()
+        let mut counters = self.prepared.injector.counters()?;
+        for (counter, past) in counters.iter_mut().zip(&self.past_counters) {
+            *counter += past;
+        }
+        Ok(counters)
     }
 
     /// How many packets passed for one reason.
@@ -608,17 +652,34 @@ impl Injection {
 
 impl Prepared {
     fn heal(mut self) -> Result<()> {
+        self.settle()
+    }
+
+    /// Takes away all but the programs, which go with this.
+    fn settle(&mut self) -> Result<()> {
         let journal = self.journal.take();
+        self.injector.rest();
         if let Some(line) = self.delay_line.take() {
             // Nothing is handed over any more; what is held goes on at once.
-            self.injector.rest();
             line.finish()?;
         }
-        drop(self.injector);
         let left = journal.map(Journal::heal).unwrap_or_default();
         if let Some(left) = left.first() {
             anyhow::bail!("{left}: run `fault clean`");
         }
         Ok(())
+    }
+}
+
+impl Hits {
+    fn add(&mut self, other: &Self) {
+        let (sum, stats) = (&mut self.stats, &other.stats);
+        sum.seen_packets += stats.seen_packets;
+        sum.seen_segments += stats.seen_segments;
+        sum.seen_bytes += stats.seen_bytes;
+        sum.hit_packets += stats.hit_packets;
+        sum.hit_segments += stats.hit_segments;
+        sum.hit_bytes += stats.hit_bytes;
+        self.connections += other.connections;
     }
 }

@@ -9,6 +9,7 @@ use fault_common::abi::Control;
 
 use super::clock::monotonic_ns;
 use super::mapped::MappedArray;
+use crate::process::rights::be_helper;
 
 /// How long the programs go on acting after this process has stopped renewing.
 pub const LEASE: Duration = Duration::from_secs(3);
@@ -58,7 +59,10 @@ impl Lease {
         let renewed = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("lease".to_owned())
-            .spawn(move || renew(&renewed))
+            .spawn(move || {
+                be_helper(&[]);
+                renew(&renewed);
+            })
             .context("starting the thread that keeps the rules alive")?;
         Ok(Self {
             shared,

@@ -356,6 +356,17 @@ pub struct CommandCgroup {
 }
 
 impl CommandCgroup {
+    /// Whether it lies where being root is not enough to remove it: the hierarchy's root can be written by nobody, a
+    /// delegated cgroup by a user.
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        let parent = self.cgroup.path.parent();
+        let parent = parent.and_then(|parent| fs::metadata(parent).ok());
+        parent.is_none_or(|parent| {
+            parent.uid() != nix::unistd::Uid::effective().as_raw() || parent.mode() & 0o200 == 0
+        })
+    }
+
     /// Makes a fresh cgroup `fault-<pid>-<n>`: below the caller's own cgroup where that is allowed,
     /// so that a delegated subtree and its limits stay as they are, else below the root.
     ///

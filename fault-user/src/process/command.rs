@@ -267,6 +267,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Whether it will run as somebody else than `fault`.
+    #[must_use]
+    pub fn is_another_users(&self) -> bool {
+        self.spec.identity.is_some()
+    }
+
     /// The file that will be executed.
     #[must_use]
     pub fn path(&self) -> &OsStr {

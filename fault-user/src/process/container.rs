@@ -2,12 +2,15 @@
 //! keep in their state folders, or answer on their socket, is read.
 
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+
+use super::proc::is_running;
 
 /// Fewest characters of an id that stand for it, as in Docker.
 const ID_PREFIX_MIN: usize = 3;
@@ -40,6 +43,8 @@ pub struct Places {
     pub podman_run: PathBuf,
     /// The folder of containerd's running tasks.
     pub containerd_tasks: PathBuf,
+    /// Whether process numbers here are those that runtimes write down: this is no PID namespace of a container's.
+    pub hosts_processes: bool,
 }
 
 impl Default for Places {
@@ -49,6 +54,7 @@ impl Default for Places {
             podman_list: "/var/lib/containers/storage/overlay-containers/containers.json".into(),
             podman_run: "/run/containers/storage/overlay-containers".into(),
             containerd_tasks: "/run/containerd/io.containerd.runtime.v2.task".into(),
+            hosts_processes: sees_the_hosts_processes(),
         }
     }
 }
@@ -79,8 +85,13 @@ pub fn find(places: &Places, wanted: &str) -> Result<Container> {
     };
     match matching.as_slice() {
         [one] if one.pid > 0 => Ok((*one).clone()),
-        [one] => bail!(
+        [one] if places.hosts_processes => bail!(
             "the container `{wanted}` ({}) is not running: start it first",
+            one.runtime
+        ),
+        [one] => bail!(
+            "the container `{wanted}` ({}) is not running, or its processes can't be seen from inside this one: give \
+             this one the host's with --pid host (hostPID in Kubernetes)",
             one.runtime
         ),
         [] => {
@@ -118,12 +129,14 @@ fn known(all: &[Container]) -> String {
             }
         })
         .collect();
-    if names.is_empty() {
-        return "no container of Docker, Podman or containerd is running here (a rootless runtime keeps its own \
-                elsewhere: use --pid with the container's process)"
-            .to_owned();
-    }
-    format!("there are {}", names.join(", "))
+    let there = if names.is_empty() {
+        "no container of Docker, Podman or containerd is running here".to_owned()
+    } else {
+        format!("there are {}", names.join(", "))
+    };
+    format!(
+        "{there} (those of a rootless runtime are not seen: use --pid with the container's process)"
+    )
 }
 
 fn text(value: &Value, field: &str) -> String {
@@ -159,6 +172,8 @@ fn docker(places: &Places) -> Result<Vec<Container>> {
             detail
                 .pointer("/State/Pid")
                 .and_then(Value::as_i64)
+                .and_then(|pid| i32::try_from(pid).ok())
+                .filter(|pid| places.is_process_of(*pid, &id))
                 .unwrap_or(0)
         } else {
             0
@@ -166,7 +181,7 @@ fn docker(places: &Places) -> Result<Vec<Container>> {
         found.push(Container {
             id,
             name: name.trim_start_matches('/').to_owned(),
-            pid: i32::try_from(pid)?,
+            pid,
             runtime: "docker",
         });
     }
@@ -214,7 +229,7 @@ fn podman(places: &Places) -> Result<Vec<Container>> {
             .and_then(|names| names.first())
             .and_then(Value::as_str)
             .unwrap_or_default();
-        let pid = read_pid(&places.podman_run.join(&id).join("userdata/pidfile"))?;
+        let pid = places.read_pid(&places.podman_run.join(&id).join("userdata/pidfile"), &id)?;
         found.push(Container {
             name: name.to_owned(),
             id,
@@ -240,10 +255,11 @@ fn containerd(places: &Places) -> Result<Vec<Container>> {
             continue;
         };
         for task in tasks.flatten() {
+            let id = task.file_name().to_string_lossy().into_owned();
             found.push(Container {
-                id: task.file_name().to_string_lossy().into_owned(),
                 name: cri_name(&task.path().join("config.json")),
-                pid: read_pid(&task.path().join("init.pid"))?,
+                pid: places.read_pid(&task.path().join("init.pid"), &id)?,
+                id,
                 runtime: "containerd",
             });
         }
@@ -276,22 +292,40 @@ fn cri_name(config: &Path) -> String {
     }
 }
 
-/// The number in a pid file, or 0 when there is none or its process is gone.
-fn read_pid(path: &Path) -> Result<i32> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
-    };
-    let pid: i32 = text
-        .trim()
-        .parse()
-        .with_context(|| format!("{} holds no number", path.display()))?;
-    Ok(if Path::new(&format!("/proc/{pid}")).exists() {
-        pid
-    } else {
-        0
-    })
+impl Places {
+    /// The number in a pid file, or 0 when there is none or its process is gone.
+    fn read_pid(&self, path: &Path, id: &str) -> Result<i32> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't read {}", path.display()));
+            }
+        };
+        let pid: i32 = text
+            .trim()
+            .parse()
+            .with_context(|| format!("{} holds no number", path.display()))?;
+        Ok(if self.is_process_of(pid, id) { pid } else { 0 })
+    }
+
+    /// Whether a process is there, and is what the runtime meant by its number. Inside of a container the same number
+    /// may be another process's; there the cgroup, which runtimes name by the container's id, tells.
+    fn is_process_of(&self, pid: i32, id: &str) -> bool {
+        let is_meant = || {
+            std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|cgroups| cgroups.contains(id))
+        };
+        is_running(pid) && (self.hosts_processes || is_meant())
+    }
+}
+
+/// Whether process numbers are the host's.
+fn sees_the_hosts_processes() -> bool {
+    /// `PROC_PID_INIT_INO` in `linux/proc_ns.h`.
+    const INITIAL_NAMESPACE_INODE: u64 = 0xEFFF_FFFC;
+    std::fs::metadata("/proc/self/ns/pid")
+        .is_ok_and(|namespace| namespace.ino() == INITIAL_NAMESPACE_INODE)
 }
 
 #[cfg(test)]
@@ -305,6 +339,7 @@ mod tests {
             podman_list: folder.join("containers.json"),
             podman_run: folder.join("run"),
             containerd_tasks: folder.join("tasks"),
+            hosts_processes: true,
         }
     }
 
@@ -344,9 +379,35 @@ mod tests {
         let stopped = find(&places, "web").unwrap_err().to_string();
         assert!(stopped.contains("is not running"), "{stopped}");
         let unknown = find(&places, "cache").unwrap_err().to_string();
-        assert_eq!(unknown, "no container `cache`: there are db");
+        assert!(
+            unknown.starts_with("no container `cache`: there are db (those of a rootless"),
+            "{unknown}"
+        );
         // Two characters are too few to be an id.
         assert!(find(&places, "01").is_err());
+    }
+
+    #[test]
+    fn a_process_of_the_same_number_is_not_taken_for_the_containers() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut places = places(folder.path());
+        places.hosts_processes = false;
+        add_podman(&places, &[("0123456789", "db", Some(std::process::id()))]);
+        let error = find(&places, "db").unwrap_err().to_string();
+        assert!(error.contains("--pid host"), "{error}");
+    }
+
+    #[test]
+    fn a_socket_that_may_not_be_asked_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        // Nobody listens: to connect(2) the same as a socket of somebody else's.
+        drop(std::os::unix::net::UnixListener::bind(&places.docker_socket).unwrap());
+        let error = format!("{:#}", find(&places, "db").unwrap_err());
+        assert!(
+            error.contains("can't ask Docker on") && error.contains("join the group docker"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -371,10 +432,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let places = places(folder.path());
         let listener = std::os::unix::net::UnixListener::bind(&places.docker_socket).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
         let server = std::thread::spawn(move || {
             for body in [
-                r#"[{"Id":"d0c4e4","Names":["/app"],"State":"running"}]"#,
-                r#"{"State":{"Pid":4711}}"#,
+                r#"[{"Id":"d0c4e4","Names":["/app"],"State":"running"}]"#.to_owned(),
+                format!(r#"{{"State":{{"Pid":{own}}}}}"#),
             ] {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut request = [0; 512];
@@ -387,7 +449,7 @@ mod tests {
         server.join().unwrap();
         assert_eq!(
             (app.id.as_str(), app.pid, app.runtime),
-            ("d0c4e4", 4711, "docker")
+            ("d0c4e4", own, "docker")
         );
     }
 

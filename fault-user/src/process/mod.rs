@@ -9,6 +9,7 @@ pub mod command;
 pub mod container;
 pub mod netns;
 pub mod proc;
+pub mod rights;
 pub mod signals;
 pub mod sockets;
 pub mod tree;

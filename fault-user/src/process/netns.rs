@@ -39,8 +39,9 @@ impl NetworkNamespace {
     /// No such process, or no rights to look.
     pub fn of_process(pid: i32) -> Result<Self> {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        let file = File::open(&path)
-            .with_context(|| format!("can't open the network namespace of process {pid}"))?;
+        let file = File::open(&path).with_context(|| {
+            format!("can't open the network namespace of process {pid} (needs CAP_SYS_PTRACE)")
+        })?;
         Ok(Self { file, path })
     }
 

@@ -1,7 +1,9 @@
 //! What `/proc` tells of a process.
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::{HashMap, HashSet};
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::{fs, io};
 
 /// A process that can't be mistaken for a later one with the same number.
@@ -75,6 +77,24 @@ fn parse_stat(text: &str) -> Option<Stat> {
         parent: fields.get(1)?.parse().ok()?,
         start_ticks: fields.get(19)?.parse().ok()?,
     })
+}
+
+/// A descriptor of a process, readable when it has ended (Linux 5.3); closed on exec.
+///
+/// # Errors
+/// `ESRCH` when there is none.
+pub fn open_pidfd(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
+    unsafe {
+        let fd = nix::libc::syscall(nix::libc::SYS_pidfd_open, pid, 0);
+        let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EOVERFLOW)?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Whether a process is there and runs: no zombie.
+pub(crate) fn is_running(pid: i32) -> bool {
+    stat(Pid::from_raw(pid)).is_ok_and(|stat| stat.is_some_and(|stat| !stat.is_zombie))
 }
 
 /// Reading anything of a process that has just ended gives one of these.

@@ -11,12 +11,13 @@
 //!
 //! The handler itself passes it on: `pidfd_send_signal` is a plain system call, it can't reach a
 //! later process of the same number, and it works however busy the rest of `fault` is.
+use super::proc::open_pidfd;
 use anyhow::{Context, Result};
 use nix::libc::{self, c_int, siginfo_t};
 use nix::sys::signal::Signal;
 use signal_hook_registry::{SigId, register_sigaction, unregister};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
@@ -101,7 +102,8 @@ impl Forwarder {
     /// # Errors
     /// When there is no such process.
     pub fn target(&mut self, pid: u32) -> Result<()> {
-        let pidfd = open(pid).with_context(|| format!("can't watch process {pid}"))?;
+        let pidfd = open_pidfd(i32::try_from(pid)?)
+            .with_context(|| format!("can't watch process {pid}"))?;
         self.shared.pidfd.store(pidfd.as_raw_fd(), Ordering::SeqCst);
         let pending = self.shared.pending.swap(0, Ordering::SeqCst);
         for signal in FORWARDED {
@@ -137,18 +139,6 @@ fn is_ignored(signal: c_int) -> io::Result<bool> {
             return Err(io::Error::last_os_error());
         }
         Ok(old.sa_sigaction == libc::SIG_IGN)
-    }
-}
-
-/// `pidfd_open` (Linux 5.3); the descriptor is closed on exec.
-fn open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-        match RawFd::try_from(fd) {
-            Ok(fd) if fd >= 0 => Ok(OwnedFd::from_raw_fd(fd)),
-            _ => Err(io::Error::last_os_error()),
-        }
     }
 }
 

@@ -54,7 +54,7 @@ impl Identity {
         if uid.is_root() {
             return Ok(None);
         }
-        let account = User::from_uid(uid).context("can't read the user database")?;
+        let account = account_of(uid)?;
         let gid = match (variable("SUDO_GID"), &account) {
             (Some(gid), _) => {
                 Gid::from_raw(number(&gid).context("SUDO_GID: unset it, or give --user")?)
@@ -71,7 +71,7 @@ impl Identity {
             None => (text, None),
         };
         // As chown(1): a name wins over a number.
-        let account = User::from_name(user).context("can't read the user database")?;
+        let account = known(User::from_name(user)).context("can't read the user database")?;
         let (uid, account) = if let Some(account) = account {
             (account.uid, Some(account))
         } else {
@@ -79,11 +79,13 @@ impl Identity {
                 format!("--user {text}: there is no user `{user}` (getent passwd lists them)")
             })?;
             let uid = Uid::from_raw(uid);
-            let account = User::from_uid(uid).context("can't read the user database")?;
+            let account = account_of(uid)?;
             (uid, account)
         };
         let gid = match (group, &account) {
-            (Some(group), _) => match Group::from_name(group).context("can't read the groups")? {
+            (Some(group), _) => match known(Group::from_name(group))
+                .context("can't read the groups")?
+            {
                 Some(group) => group.gid,
                 None => number(OsStr::new(group))
                     .map(Gid::from_raw)
@@ -148,6 +150,18 @@ impl fmt::Display for Identity {
             Some(account) => f.write_str(&account.name),
             None => write!(f, "{}:{}", self.uid, self.gid),
         }
+    }
+}
+
+fn account_of(uid: Uid) -> Result<Option<User>> {
+    known(User::from_uid(uid)).context("can't read the user database")
+}
+
+/// Where there is no database at all, as in an image of one program, nobody has an entry.
+fn known<T>(found: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
+    match found {
+        Err(nix::errno::Errno::ENOENT) => Ok(None),
+        other => other,
     }
 }
 

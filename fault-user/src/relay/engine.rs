@@ -13,6 +13,8 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 use super::timer;
+use crate::doctor::capabilities::Capability;
+use crate::process::rights::be_helper;
 
 struct Worker {
     handle: Handle,
@@ -92,6 +94,13 @@ impl Drop for Engine {
     }
 }
 
+/// What a worker keeps, if it has it: marking its sockets behind rules, and listening as a proxy.
+const RIGHTS: [Capability; 3] = [
+    Capability::NetAdmin,
+    Capability::Bpf,
+    Capability::NetBindService,
+];
+
 fn start_worker(index: usize) -> io::Result<Worker> {
     let runtime = Builder::new_current_thread()
         .enable_all()
@@ -102,6 +111,7 @@ fn start_worker(index: usize) -> io::Result<Worker> {
     let thread = std::thread::Builder::new()
         .name(format!("relay-{index}"))
         .spawn(move || {
+            be_helper(&RIGHTS);
             runtime.block_on(async {
                 tokio::select! {
                     // The sender is only ever dropped: that ends the worker.

@@ -9,6 +9,12 @@ use anyhow::{Context as _, Result};
 use super::file::Report;
 use super::summary::human_bytes;
 
+/// Whether this is a job on GitHub that takes a summary.
+#[must_use]
+pub fn is_told() -> bool {
+    std::env::var_os("GITHUB_STEP_SUMMARY").is_some()
+}
+
 /// Appends to the file that `$GITHUB_STEP_SUMMARY` names, and prints `::error::` lines, where this is a job on GitHub.
 ///
 /// # Errors

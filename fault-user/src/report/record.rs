@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::events::Events;
+use crate::process::rights::be_helper;
 
 /// How long the recorder waits for events before it looks whether it is to end, in milliseconds.
 const PATIENCE_MS: u16 = 50;
@@ -112,7 +113,10 @@ impl Recorder {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("events".to_owned())
-            .spawn(move || record(events, BufWriter::new(file), &stopped))
+            .spawn(move || {
+                be_helper(&[]);
+                record(events, BufWriter::new(file), &stopped)
+            })
             .context("starting the thread that records events")?;
         Ok(Self {
             stop,

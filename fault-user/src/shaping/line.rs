@@ -15,6 +15,7 @@ use super::schedule::{Schedule, Shapers};
 use super::tap::{FRAME_MAX, TAG_AT, Tap};
 use crate::kernel::clock::monotonic_ns;
 use crate::kernel::mapped::MappedArray;
+use crate::process::rights::be_helper;
 
 /// Bytes that are held at most; what comes on top is lost and counted. At 1 Gbit/s these are 2 s.
 pub const HELD_BYTES_MAX: usize = 256 << 20;
@@ -81,6 +82,7 @@ impl DelayLine {
             .name("delay-line".to_owned())
             .spawn(move || {
                 be_punctual();
+                be_helper(&[]);
                 line.run(&stopped, &woken)
             })
             .context("starting the delay line")?;

@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::kernel::cgroup_link::{CgroupLink, Hook};
 use crate::kernel::services::{self, Service, loaded, program};
+use crate::process::rights::be_helper;
 use crate::rule::{Protocol, ResolvedTarget};
 use history::History;
 
@@ -78,7 +79,10 @@ impl Watch {
         let until = Arc::clone(&stop);
         let collector = std::thread::Builder::new()
             .name("watch".to_owned())
-            .spawn(move || collect(ring, &until))
+            .spawn(move || {
+                be_helper(&[]);
+                collect(ring, &until)
+            })
             .context("starting a thread")?;
         Ok(Self {
             stop,

@@ -1,0 +1,176 @@
+//! The end of a container that is aimed at, and its return (`--follow`).
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Interval;
+
+use super::aim::{Aim, Place};
+use super::rules::Parsed;
+use crate::kernel::injection::{Injection, Wishes};
+use crate::plan::Plan;
+use crate::process::container::{self, Container, Places};
+use crate::process::proc::open_pidfd;
+
+/// How often a container that has ended is looked for.
+const PACE: Duration = Duration::from_millis(200);
+
+/// What has happened to the container.
+#[derive(Debug)]
+pub enum Turn {
+    /// Its first process has ended.
+    Ended,
+    /// It runs again, in another process.
+    Back(Container),
+}
+
+/// Watches a container.
+#[derive(Debug)]
+pub struct Follower {
+    name: String,
+    /// Whether the rules are to go with it.
+    pub follows: bool,
+    /// Its first process; `None` while it does not run.
+    process: Option<AsyncFd<OwnedFd>>,
+    pace: Interval,
+    /// Why it could not be followed the last time, said once.
+    refused: String,
+}
+
+impl Follower {
+    /// Watches the container that is aimed at, if one is. To be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel refuses to watch its process.
+    pub fn of(aim: &Aim, place: &Place) -> Result<Option<Self>> {
+        let (Some(name), Some(container)) = (&aim.container, &place.container) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            name: name.clone(),
+            follows: aim.follow,
+            process: watch(container.pid)?,
+            pace: tokio::time::interval(PACE),
+            refused: String::new(),
+        }))
+    }
+
+    /// Waits for the next turn; for ever where there is none. Safe to cancel.
+    ///
+    /// # Errors
+    /// The process can't be watched.
+    pub async fn next(follower: &mut Option<Self>) -> Result<Turn> {
+        match follower {
+            Some(follower) => follower.turn().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn turn(&mut self) -> Result<Turn> {
+        if let Some(process) = &self.process {
+            drop(process.readable().await.context("watching the container")?);
+            self.process = None;
+            return Ok(Turn::Ended);
+        }
+        if !self.follows {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            self.pace.tick().await;
+            // Stopped, being made, or gone for now.
+            if let Ok(container) = container::find(&Places::default(), &self.name)
+                && let Some(process) = watch(container.pid)?
+            {
+                self.process = Some(process);
+                return Ok(Turn::Back(container));
+            }
+        }
+    }
+
+    /// Says what has happened, and moves the rules when it is back.
+    pub fn take(&mut self, turn: Turn, course: Moving<'_>) {
+        let name = &self.name;
+        match turn {
+            Turn::Ended if self.follows => {
+                eprintln!("fault: the container `{name}` has ended; the rules wait for it");
+            }
+            Turn::Ended => eprintln!(
+                "fault: the container `{name}` has ended, and its rules with it (--follow goes on when it is back)"
+            ),
+            Turn::Back(container) => match course.to(container) {
+                Ok(rules) => {
+                    self.refused.clear();
+                    eprintln!("fault: the container `{name}` is back: {rules} rules in force");
+                }
+                Err(error) => self.refuse(&format!("{error:#}")),
+            },
+        }
+    }
+
+    /// Tries again later; most likely it has ended again meanwhile.
+    fn refuse(&mut self, error: &str) {
+        self.process = None;
+        if self.refused != error {
+            eprintln!(
+                "fault: the container `{}` is not followed yet: {error}",
+                self.name
+            );
+            error.clone_into(&mut self.refused);
+        }
+    }
+}
+
+/// Rules that go from one place to another.
+pub struct Moving<'a> {
+    /// What they are aimed at.
+    pub aim: &'a Aim,
+    /// The rules.
+    pub parsed: &'a Parsed,
+    /// How they are put in force.
+    pub wishes: &'a Wishes,
+    /// Where they are.
+    pub place: &'a mut Place,
+    /// The plan in force.
+    pub plan: &'a mut Plan,
+    /// Their programs.
+    pub injection: &'a mut Injection,
+}
+
+impl Moving<'_> {
+    /// Puts the rules in force in a container; gives how many.
+    fn to(self, container: Container) -> Result<usize> {
+        let mut place = self.aim.place_of(Some(container))?;
+        let scope = place.scope();
+        let plan = Plan::new(
+            &self.parsed.rules,
+            self.plan.seed,
+            scope.as_ref(),
+            self.parsed.length_ns,
+        )?;
+        self.injection.settle()?;
+        let mut prepared = place.prepare(&plan, self.aim, self.wishes)?;
+        if let Some(scope) = &scope {
+            prepared.watch(scope)?;
+        }
+        place.adopt(&mut prepared)?;
+        self.injection.move_to(self.plan, prepared)?;
+        *self.plan = plan;
+        *self.place = place;
+        Ok(self.plan.rules.len())
+    }
+}
+
+/// A descriptor that gets readable when the process ends; `None` when it has ended.
+fn watch(pid: i32) -> Result<Option<AsyncFd<OwnedFd>>> {
+    match open_pidfd(pid) {
+        // SAFETY: it owns the descriptor, and keeps it open for as long as it lives.
+        Ok(process) => unsafe { AsyncFd::register(process) }
+            .map(Some)
+            .context("watching the container"),
+        Err(Errno::ESRCH) => Ok(None),
+        Err(errno) => Err(errno).with_context(|| format!("watching process {pid}")),
+    }
+}

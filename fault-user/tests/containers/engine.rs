@@ -1,0 +1,342 @@
+//! Podman with a world of its own: its network namespace (and so the bridge and the firewall rules), its storage and
+//! its state exist for one test only, and go with it.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// How long anything may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// What the tests' image is called.
+const IMAGE: &str = "localhost/fault-test";
+/// What servers serve.
+pub const PAGE: &str = "well";
+
+/// Podman, for the thread that it was started on and what that starts.
+pub struct Engine {
+    /// The cgroup that its containers are put in, of this test only.
+    cgroup: String,
+    /// The words that every call begins with: Debian's Podman may have been built for crun and systemd.
+    words: [&'static str; 4],
+}
+
+impl Engine {
+    /// `None`, said aloud, where there is no Podman.
+    pub fn start() -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        for program in ["podman", "runc", "busybox", "iptables"] {
+            if find(program).is_none() {
+                eprintln!("skipped: no {program} (cargo xtask setup --for test)");
+                return None;
+            }
+        }
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        enter_a_world_of_its_own();
+        let engine = Self {
+            cgroup: format!("fault-test-{}-{number}", std::process::id()),
+            words: ["--runtime", "runc", "--cgroup-manager", "cgroupfs"],
+        };
+        engine.import();
+        Some(engine)
+    }
+
+    /// Makes the image: busybox, `fault`, and the libraries that `fault` as cargo builds it for tests wants.
+    fn import(&self) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path();
+        for name in ["proc", "sys", "dev", "tmp", "run", "etc", "bin", "www"] {
+            std::fs::create_dir(root.join(name)).expect("a folder");
+        }
+        std::fs::write(root.join("www/index.html"), PAGE).expect("a page");
+        let fault = Path::new(env!("CARGO_BIN_EXE_fault"));
+        copy(
+            &find("busybox").expect("looked for"),
+            &root.join("bin/busybox"),
+        );
+        copy(fault, &root.join("bin/fault"));
+        for applet in ["sh", "httpd", "wget", "sleep", "timeout", "cat", "grep"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).expect("a link");
+        }
+        for library in libraries(fault) {
+            copy(
+                &library,
+                &root.join(library.strip_prefix("/").expect("absolute")),
+            );
+        }
+        let archive = root.join("image.tar");
+        let packed = Command::new("tar")
+            .arg("-C")
+            .arg(root)
+            .args(["--exclude=./image.tar", "-cf"])
+            .arg(&archive)
+            .arg(".")
+            .status();
+        assert!(packed.expect("tar").success(), "tar");
+        self.podman(&["import", "--quiet", &archive.display().to_string(), IMAGE]);
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("podman");
+        command.args(self.words).args(words).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `podman` with these words, and gives what it prints.
+    pub fn podman(&self, words: &[&str]) -> String {
+        let output = self.command(words).output().expect("podman");
+        assert!(output.status.success(), "podman {words:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The words that start a container with these options and this command.
+    fn start_words<'a>(&'a self, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
+        let mut words = vec![
+            "run",
+            "--cgroup-parent",
+            &self.cgroup,
+            "--ulimit",
+            "nofile=1024:4096",
+            "--ulimit",
+            "nproc=1000:1000",
+        ];
+        words.extend(options);
+        words.push(IMAGE);
+        words.extend(command);
+        words
+    }
+
+    /// A container in the background.
+    pub fn container(&self, name: &str, options: &[&str], command: &[&str]) {
+        let options = [&["--detach", "--name", name], options].concat();
+        self.podman(&self.start_words(&options, command));
+    }
+
+    /// A server of [`PAGE`] on port 80 that answers.
+    pub fn server(&self, name: &str, options: &[&str]) {
+        self.container(name, options, &["httpd", "-f", "-p", "80", "-h", "/www"]);
+        wait_for(|| self.fetch(name, "127.0.0.1"), "the server to answer");
+    }
+
+    /// What this command does in a container of its own, to its end.
+    pub fn once(&self, options: &[&str], command: &[&str]) -> Output {
+        let options = [&["--rm"], options].concat();
+        self.command(&self.start_words(&options, command))
+            .output()
+            .expect("podman")
+    }
+
+    /// A container in the foreground, followed until its standard error has this text.
+    pub fn watched(&self, options: &[&str], command: &[&str], text: &str) -> Watched {
+        let options = [&["--rm"], options].concat();
+        Watched::start(
+            &mut self.command(&self.start_words(&options, command)),
+            text,
+        )
+    }
+
+    /// The process of a container.
+    pub fn pid(&self, name: &str) -> i32 {
+        self.podman(&["inspect", "--format", "{{.State.Pid}}", name])
+            .parse()
+            .expect("a number")
+    }
+
+    /// The address of a bridged container.
+    pub fn address(&self, name: &str) -> String {
+        self.podman(&[
+            "inspect",
+            "--format",
+            "{{.NetworkSettings.IPAddress}}",
+            name,
+        ])
+    }
+
+    /// Whether this container gets the page from that address, in a second.
+    pub fn fetch(&self, from: &str, address: &str) -> bool {
+        let url = format!("http://{address}/");
+        let words = ["exec", from, "timeout", "1", "wget", "-q", "-O", "-", &url];
+        let output = self.command(&words).output().expect("podman");
+        output.status.success() && output.stdout == PAGE.as_bytes()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Its bridge, storage and state are this thread's own and go with it; processes and cgroups don't.
+        for words in [
+            &["rm", "--all", "--force", "--time", "0"][..],
+            &["rmi", "--all", "--force"],
+        ] {
+            match self.command(words).output() {
+                Ok(output) if output.status.success() => {}
+                other => eprintln!("podman {words:?}: {other:?}"),
+            }
+        }
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            remove_cgroup(&hierarchy.path().join(&self.cgroup));
+        }
+        remove_cgroup(&Path::new("/sys/fs/cgroup").join(&self.cgroup));
+    }
+}
+
+/// Removes a cgroup and those below it; what still has processes stays.
+fn remove_cgroup(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let start = Instant::now();
+    // Podman's monitor ends a moment after its container.
+    while let Err(error) = std::fs::remove_dir(folder) {
+        if start.elapsed() > PATIENCE {
+            eprintln!("{}: {error}", folder.display());
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Namespaces for this thread and what it starts: no interface but loopback, empty folders where Podman keeps things.
+fn enter_a_world_of_its_own() {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces (run as root)");
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
+    for folder in ["/run", "/dev/shm", "/var/lib/containers", "/var/lib/cni"] {
+        std::fs::create_dir_all(folder).expect("a folder");
+        mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), none).expect("a tmpfs");
+    }
+    std::fs::create_dir("/run/lock").expect("a folder");
+    let up = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
+    assert!(up.expect("ip").success(), "ip link set lo up");
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
+    std::fs::copy(from, to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+}
+
+/// The files that a program's loader loads, and the loader: what ldd(1) names by a path.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    let output = Command::new("ldd").arg(program).output().expect("ldd");
+    String::from_utf8_lossy(&output.stdout)
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// Waits until something is so.
+pub fn wait_for(mut is_so: impl FnMut() -> bool, what: &str) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The binary under test, with these words.
+pub fn fault(words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fault"));
+    command
+        .args(words)
+        .stdin(Stdio::null())
+        .env_remove("SUDO_UID")
+        .env_remove("SUDO_GID");
+    command
+}
+
+/// A program whose standard error is read as it comes. Ended when this is dropped.
+pub struct Watched {
+    child: Child,
+    lines: BufReader<ChildStderr>,
+    /// What it has said so far.
+    pub told: String,
+}
+
+impl Watched {
+    /// Starts it, and waits until it says this.
+    pub fn start(command: &mut Command, text: &str) -> Self {
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let lines = BufReader::new(child.stderr.take().expect("a pipe"));
+        let mut watched = Self {
+            child,
+            lines,
+            told: String::new(),
+        };
+        watched.until(text);
+        watched
+    }
+
+    /// `fault inject` on the host, with its rules in force.
+    pub fn inject(words: &[&str]) -> Self {
+        Self::start(&mut fault(&[&["inject"], words].concat()), "in force")
+    }
+
+    /// Waits until a line says this.
+    pub fn until(&mut self, text: &str) {
+        let before = self.told.len();
+        while !self.told[before..].contains(text) {
+            let read = self.lines.read_line(&mut self.told).expect("text");
+            assert_ne!(read, 0, "no `{text}`: {}", self.told);
+        }
+    }
+
+    fn terminate(&self) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a number"));
+        if let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM) {
+            eprintln!("ending {pid}: {error}");
+        }
+    }
+
+    /// Ends it, if it has not ended by itself, and gives its exit code and all that it said.
+    pub fn end(mut self) -> (Option<i32>, String) {
+        self.terminate();
+        self.finish()
+    }
+
+    /// Waits for its end.
+    pub fn finish(&mut self) -> (Option<i32>, String) {
+        self.lines.read_to_string(&mut self.told).expect("text");
+        let status = self.child.wait().expect("it ends");
+        (status.code(), std::mem::take(&mut self.told))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // A test that failed; it heals, and nothing outlives it.
+            self.terminate();
+            if let Err(error) = self.child.wait() {
+                eprintln!("waiting: {error}");
+            }
+        }
+    }
+}

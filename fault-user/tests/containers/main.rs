@@ -1,0 +1,649 @@
+//! Containers of Podman's, from the host and from inside: hurt, healed, and nothing left.
+
+mod engine;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use aya::programs::SchedClassifier;
+use aya::programs::tc::TcAttachType;
+use fault_user::kernel::{clsact, interfaces};
+use fault_user::process::netns::NetworkNamespace;
+
+use engine::{Engine, PAGE, PATIENCE, Watched, fault, wait_for};
+
+/// A rule that swallows everything of the server's.
+const SWALLOW: &str = "tcp:80 blackhole";
+
+/// Nothing of ours is left in the network namespace of this process, nor a note of it.
+fn is_clean(pid: i32) {
+    assert_eq!(attached(pid), Vec::<String>::new());
+    assert_eq!(journals(), 0);
+}
+
+/// What there is of ours in the network namespace of a process: programs, filters, interfaces.
+fn attached(pid: i32) -> Vec<String> {
+    let look = || {
+        let mut found = Vec::new();
+        for interface in interfaces::list()? {
+            let name = &interface.name;
+            if name.starts_with("fault-") {
+                found.push(format!("interface {name}"));
+            }
+            for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+                // An error: a kernel without TCX.
+                if let Ok((_, programs)) = SchedClassifier::query_tcx(name, side) {
+                    found.extend(programs.iter().map(|one| format!("{one:?} on {name}")));
+                }
+            }
+            for filter in clsact::filters(interface.index)? {
+                found.push(format!("{filter:?} on {name}"));
+            }
+        }
+        Ok(found)
+    };
+    let namespace = NetworkNamespace::of_process(pid).expect("a process");
+    namespace.enter(look).expect("it can be looked at")
+}
+
+/// How many instances have noted changes that are still to be undone.
+fn journals() -> usize {
+    match std::fs::read_dir("/run/fault") {
+        Ok(entries) => entries.count(),
+        Err(_) => 0,
+    }
+}
+
+/// Sends a request on a connection.
+fn ask(connection: &mut TcpStream) {
+    connection
+        .write_all(b"GET / HTTP/1.0\r\n\r\n")
+        .expect("sent");
+}
+
+/// The answer, for as long as it takes.
+fn answer(mut connection: TcpStream) -> String {
+    connection
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a timeout");
+    let mut text = String::new();
+    connection.read_to_string(&mut text).expect("an answer");
+    text
+}
+
+#[test]
+fn a_bridged_container_is_hurt_from_the_host_by_name_and_its_neighbour_is_not() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.server("other", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let (web, other) = (engine.address("web"), engine.address("other"));
+    assert!(engine.fetch("client", &web));
+
+    for options in [
+        &["--container", "web"][..],
+        &["--container", "web", "--attach", "clsact"],
+    ] {
+        let mut old = TcpStream::connect((web.as_str(), 80)).expect("a connection");
+        let hurt = Watched::inject(&[options, &["-r", SWALLOW]].concat());
+        assert_ne!(attached(engine.pid("web")).len(), 0);
+        ask(&mut old);
+        assert!(!engine.fetch("client", &web), "hurt");
+        assert!(engine.fetch("client", &other), "the neighbour is not");
+        let (code, told) = hurt.end();
+        assert_eq!(code, Some(0), "{told}");
+        assert!(engine.fetch("client", &web), "healed");
+        assert!(answer(old).ends_with(PAGE), "the old connection goes on");
+        is_clean(engine.pid("web"));
+    }
+}
+
+#[test]
+fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let web = engine.address("web");
+    let id = engine.podman(&["inspect", "--format", "{{.Id}}", "client"]);
+    let get = format!("http://{web}/");
+    // CMD runs on the host, and only the container is touched.
+    let mut here = TcpStream::connect((web.as_str(), 80)).expect("a connection");
+    let rule = format!("tcp:{web}:80 reject");
+    let words = ["run", "--container", &id[..12], "-r", &rule, "--"];
+    let command = ["podman", "exec", "client", "wget", "-q", "-O", "-", &get];
+    let output = fault(&[&words[..], &command].concat())
+        .output()
+        .expect("fault");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "wget fails: {told}");
+    assert!(told.contains("Connection refused"), "{told}");
+    ask(&mut here);
+    assert!(answer(here).ends_with(PAGE));
+    assert!(engine.fetch("client", &web), "healed");
+    is_clean(engine.pid("client"));
+}
+
+/// What a container that runs `fault` needs beside its network: the capabilities, and a profile that lets bpf(2) pass.
+const MINIMAL: [&str; 4] = [
+    "--cap-drop=all",
+    "--cap-add=BPF,PERFMON,NET_ADMIN",
+    "--security-opt",
+    "seccomp=unconfined",
+];
+
+#[test]
+fn a_sidecar_with_the_minimal_capabilities_hurts_the_application_whose_network_it_shares() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("app", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let address = engine.address("app");
+    let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
+    let mut old = TcpStream::connect((address.as_str(), 80)).expect("a connection");
+    let mut hurt = engine.watched(
+        &[&shared[..], &["--name", "sidecar"]].concat(),
+        &["fault", "inject", "-r", SWALLOW],
+        "in force",
+    );
+    ask(&mut old);
+    assert!(!engine.fetch("client", &address), "hurt from outside");
+    assert!(!engine.fetch("app", "127.0.0.1"), "hurt on its loopback");
+    engine.podman(&["stop", "sidecar"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("client", &address), "healed");
+    assert!(answer(old).ends_with(PAGE), "the old connection goes on");
+    is_clean(engine.pid("app"));
+}
+
+#[test]
+fn a_sidecar_that_is_killed_leaves_nothing() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("app", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let address = engine.address("app");
+    let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
+    let mut hurt = engine.watched(
+        &[&shared[..], &["--name", "sidecar"]].concat(),
+        &["fault", "inject", "-r", SWALLOW],
+        "in force",
+    );
+    assert!(!engine.fetch("client", &address), "hurt");
+    engine.podman(&["kill", "--signal", "KILL", "sidecar"]);
+    assert_eq!(hurt.finish().0, Some(137));
+    // At once by TCX; on kernels without it when the lease is over.
+    wait_for(|| engine.fetch("client", &address), "healing");
+}
+
+/// Each capability that is missing is named with what it is for, by `fault` and by its doctor.
+#[test]
+fn what_a_container_lacks_is_named() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    let open = ["--security-opt", "seccomp=unconfined"];
+    let inject = ["fault", "inject", "--for", "1ms", "-r", SWALLOW];
+    let told = |options: &[&str], command: &[&str]| {
+        let output = engine.once(options, command);
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    for missing in ["BPF", "PERFMON", "NET_ADMIN"] {
+        let others: Vec<&str> = ["BPF", "PERFMON", "NET_ADMIN"]
+            .into_iter()
+            .filter(|name| *name != missing)
+            .collect();
+        let others = format!("--cap-add={}", others.join(","));
+        let options = [&["--cap-drop=all", &others], &open[..]].concat();
+        let (code, text) = told(&options, &inject);
+        assert_eq!(code, Some(125), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains(&format!("--cap-add {missing} ")), "{text}");
+        let (_, text) = told(&options, &["fault", "doctor"]);
+        let line = text
+            .lines()
+            .find(|line| line.contains(&format!("CAP_{missing} ")));
+        assert!(line.is_some_and(|line| line.contains(" no ")), "{text}");
+    }
+    let (code, text) = told(&MINIMAL, &inject);
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = told(&MINIMAL, &["fault", "doctor"]);
+    assert_eq!(code, Some(0), "it works there: {text}");
+    // Podman's own profile of system calls.
+    let (code, text) = told(&MINIMAL[..2], &inject);
+    if code != Some(0) {
+        assert_eq!((code, text.lines().count()), (Some(125), 1), "{text}");
+        assert!(text.contains("seccomp"), "{text}");
+    }
+    let (code, text) = told(
+        &["--cap-drop=all", "--cap-add=SYS_ADMIN,NET_ADMIN"],
+        &inject,
+    );
+    assert_eq!(
+        code,
+        Some(0),
+        "SYS_ADMIN stands in, and the profile allows it: {text}"
+    );
+}
+
+#[test]
+fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("app", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let address = engine.address("app");
+    let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
+    let rule = "tcp:80 delay=2s";
+    let without = engine.once(&shared, &["fault", "inject", "-r", rule]);
+    let told = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert_eq!(without.status.code(), Some(125), "{told}");
+    assert!(told.contains("--device /dev/net/tun"), "{told}");
+    let with = [&shared[..], &["--device=/dev/net/tun", "--name=sidecar"]].concat();
+    let mut hurt = engine.watched(
+        &with,
+        &["fault", "inject", "-i", "eth0", "-r", rule],
+        "in force",
+    );
+    assert!(
+        !engine.fetch("client", &address),
+        "it takes longer than a second"
+    );
+    engine.podman(&["stop", "sidecar"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("client", &address), "healed");
+    is_clean(engine.pid("app"));
+}
+
+/// Options of a container that works on its host: the host's network and the host's cgroups.
+const ON_THE_HOST: [&str; 6] = [
+    "--privileged",
+    "--network=host",
+    "--cgroupns=host",
+    "--volume",
+    "/sys/fs/cgroup:/sys/fs/cgroup",
+    "--workdir=/tmp",
+];
+
+#[test]
+fn a_privileged_container_with_host_networking_hurts_its_command_only() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("neighbour", &["--network=host"], &["sleep", "1000"]);
+    let address = engine.address("web");
+    let get = format!("http://{address}/");
+    let wget = ["wget", "-q", "-O", "-", &get];
+    let run = ["fault", "run", "-r", "tcp:80 reject", "--"];
+    let output = engine.once(&ON_THE_HOST, &[&run[..], &wget].concat());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("refused"), "{told}");
+
+    // Its command's traffic, and not its neighbour's on the same network.
+    let mut hurt = engine.watched(
+        &[&ON_THE_HOST[..], &["--name=fault"]].concat(),
+        &[
+            "fault",
+            "run",
+            "--allow-unfired",
+            "-r",
+            SWALLOW,
+            "--",
+            "sh",
+            "-c",
+            "echo ready >&2; sleep 1000",
+        ],
+        "ready",
+    );
+    assert!(engine.fetch("neighbour", &address), "not the command's");
+    engine.podman(&["stop", "fault"]);
+    hurt.finish();
+
+    // All of the host's traffic.
+    let mut hurt = engine.watched(
+        &[&ON_THE_HOST[..], &["--name=fault"]].concat(),
+        &["fault", "inject", "-r", SWALLOW],
+        "in force",
+    );
+    assert!(!engine.fetch("neighbour", &address), "everyone's");
+    engine.podman(&["stop", "fault"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("neighbour", &address), "healed");
+    is_clean(i32::try_from(std::process::id()).expect("a number"));
+}
+
+/// A container on the host's network is told from others there by its cgroup.
+#[test]
+fn a_container_with_host_networking_is_hurt_by_its_cgroup() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    for name in ["one", "two"] {
+        engine.container(name, &["--network=host"], &["sleep", "1000"]);
+    }
+    let address = engine.address("web");
+    let hurt = Watched::inject(&["--container", "one", "-r", SWALLOW]);
+    assert!(!engine.fetch("one", &address), "hurt");
+    assert!(engine.fetch("two", &address), "not the other one");
+    let (code, told) = hurt.end();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("one", &address), "healed");
+}
+
+/// As a `DaemonSet` does: the host's processes and the runtime's state, read-only, and no `--privileged`.
+const ON_A_NODE: [&str; 8] = [
+    "--cap-drop=all",
+    "--cap-add=BPF,PERFMON,NET_ADMIN,SYS_ADMIN,SYS_PTRACE",
+    "--network=host",
+    "--pid=host",
+    "--volume",
+    "/run/containers:/run/containers:ro",
+    "--volume",
+    "/var/lib/containers/storage/overlay-containers:/var/lib/containers/storage/overlay-containers:ro",
+];
+
+#[test]
+fn a_container_aims_at_another_one_by_name() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let address = engine.address("web");
+    let inject = ["fault", "inject", "--container", "web", "-r", SWALLOW];
+    let mut hurt = engine.watched(
+        &[&ON_A_NODE[..], &["--name=agent"]].concat(),
+        &inject,
+        "in force",
+    );
+    assert!(!engine.fetch("client", &address), "hurt");
+    engine.podman(&["stop", "agent"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(engine.fetch("client", &address), "healed");
+    is_clean(engine.pid("web"));
+
+    // What it can't do without.
+    let refused = |options: &[&str]| {
+        let output = engine.once(options, &inject);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            (output.status.code(), told.lines().count()),
+            (Some(125), 1),
+            "{told}"
+        );
+        told
+    };
+    let fewer = |capabilities| {
+        let mut options = ON_A_NODE.to_vec();
+        options[1] = capabilities;
+        options.extend(["--security-opt", "seccomp=unconfined"]);
+        refused(&options)
+    };
+    assert!(fewer("--cap-add=BPF,PERFMON,NET_ADMIN,SYS_ADMIN").contains("CAP_SYS_PTRACE"));
+    assert!(fewer("--cap-add=BPF,PERFMON,NET_ADMIN,SYS_PTRACE").contains("CAP_SYS_ADMIN"));
+    let own_processes: Vec<&str> = ON_A_NODE
+        .into_iter()
+        .filter(|option| *option != "--pid=host")
+        .collect();
+    assert!(refused(&own_processes).contains("--pid host"));
+}
+
+/// A container that is killed and started again, in a new network namespace.
+#[test]
+fn rules_follow_a_container_that_is_restarted() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    for options in [&[][..], &["--attach", "clsact"]] {
+        let words = [&["--container", "web", "--follow", "-r", SWALLOW], options].concat();
+        let mut hurt = Watched::inject(&words);
+        assert!(!engine.fetch("client", &engine.address("web")), "hurt");
+        for round in 0..2 {
+            let before = engine.pid("web");
+            engine.podman(&["kill", "--signal", "KILL", "web"]);
+            hurt.until("the container `web` has ended; the rules wait for it");
+            engine.podman(&["wait", "web"]);
+            engine.podman(&["start", "web"]);
+            hurt.until("the container `web` is back: 1 rules in force");
+            assert_ne!(engine.pid("web"), before);
+            let address = engine.address("web");
+            assert!(!engine.fetch("client", &address), "hurt again, {round}");
+        }
+        let (code, told) = hurt.end();
+        assert_eq!(code, Some(0), "{told}");
+        let connections = told
+            .lines()
+            .last()
+            .and_then(|line| line.split_whitespace().rev().nth(2));
+        let connections: u32 = connections.and_then(|text| text.parse().ok()).expect(&told);
+        assert!(
+            connections >= 3,
+            "the figures are those of all three: {told}"
+        );
+        wait_for(|| engine.fetch("client", &engine.address("web")), "healing");
+        is_clean(engine.pid("web"));
+    }
+}
+
+/// One that shares the host's network is followed by its cgroup, by a command too.
+#[test]
+fn rules_follow_a_restarted_container_on_the_hosts_network() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &["--network=host"], &["sleep", "1000"]);
+    let address = engine.address("web");
+    let words = [
+        "run",
+        "--container",
+        "client",
+        "--follow",
+        "-r",
+        SWALLOW,
+        "--",
+    ];
+    let mut hurt = Watched::start(
+        &mut fault(&[&words[..], &["sh", "-c", "echo ready >&2; exec sleep 1000"]].concat()),
+        "ready",
+    );
+    assert!(!engine.fetch("client", &address), "hurt");
+    engine.podman(&["restart", "--time", "0", "client"]);
+    hurt.until("is back");
+    assert!(!engine.fetch("client", &address), "hurt again");
+    let (code, told) = hurt.end();
+    assert_eq!(code, Some(143), "its command was ended: {told}");
+    assert!(engine.fetch("client", &address), "healed");
+}
+
+#[test]
+fn the_end_of_a_container_is_told_in_a_line() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    let mut hurt = Watched::inject(&["--container", "web", "-r", SWALLOW]);
+    engine.podman(&["kill", "web"]);
+    let (code, told) = hurt.finish();
+    assert_eq!(code, Some(0), "{told}");
+    let line = "fault: the container `web` has ended, and its rules with it (--follow goes on when it is back)";
+    assert!(told.lines().any(|one| one == line), "{told}");
+    assert_eq!(journals(), 0);
+}
+
+/// What can't be aimed at is refused in one line, and nothing is applied.
+#[test]
+fn what_can_not_be_aimed_at_is_refused_in_a_line() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("done", &[], &["sleep", "0"]);
+    engine.podman(&["wait", "done"]);
+    let id = engine.podman(&["inspect", "--format", "{{.Id}}", "web"]);
+    // A container whose name is the id of another one.
+    engine.container(&id, &[], &["sleep", "1000"]);
+    for (container, code, expected) in [
+        ("nobody", 125, "no container `nobody`: there are "),
+        ("we", 125, "no container `we`"),
+        (
+            "done",
+            125,
+            "the container `done` (podman) is not running: start it first",
+        ),
+        (
+            &id,
+            125,
+            "is the name of several containers: give the id of one",
+        ),
+        ("", 125, "no container ``"),
+    ] {
+        let mut words = vec!["inject", "--for", "1ms", "-r", SWALLOW];
+        words.push("--container");
+        words.push(container);
+        let output = fault(&words).output().expect("fault");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{container}: {told}");
+        assert!(told.contains(expected), "{container}: {told}");
+        if code == 125 {
+            assert_eq!(told.lines().count(), 1, "{container}: {told}");
+        }
+    }
+    for words in [
+        &["inject", "--follow", "-r", SWALLOW][..],
+        &[
+            "run",
+            "--container",
+            "web",
+            "--follow",
+            "--events",
+            "/dev/null",
+            "-r",
+            SWALLOW,
+            "--",
+            "true",
+        ],
+    ] {
+        let output = fault(words).output().expect("fault");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
+    assert_eq!(attached(engine.pid("web")).len(), 0);
+}
+
+/// Root in a user namespace, as in a rootless container, has no rights over the host's BPF.
+#[test]
+fn a_user_namespace_is_refused_in_a_line() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    let options = [
+        "--privileged",
+        "--uidmap=0:100000:65536",
+        "--gidmap=0:100000:65536",
+    ];
+    let inject = ["fault", "inject", "--for", "1ms", "-r", SWALLOW];
+    let output = engine.once(&options, &inject);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(told.contains("user namespace"), "{told}");
+}
+
+/// The script that `docs/kubernetes/daemonset.yaml` runs on each node, as it stands there.
+fn agent_script() -> String {
+    let manifest = include_str!("../../../docs/kubernetes/daemonset.yaml");
+    let (_, rest) = manifest.split_once("agent.sh: |\n").expect("the script");
+    let lines = rest.lines().take_while(|line| line.starts_with("    "));
+    lines.flat_map(|line| [&line[4..], "\n"]).collect()
+}
+
+/// The agent of the `DaemonSet` on a node without Kubernetes: `kubectl` is a script that lists two pods' containers, and
+/// containerd's state is made from Podman's.
+#[test]
+fn the_kubernetes_agent_hurts_the_pods_that_the_api_lists() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    let node = tempfile::tempdir().expect("a folder");
+    let (state, scripts) = (node.path().join("state"), node.path().join("scripts"));
+    std::fs::create_dir(&scripts).expect("a folder");
+    let mut listed = Vec::new();
+    for name in ["one", "two", "other"] {
+        engine.server(name, &[]);
+        let id = format!("{name}-of-kubernetes");
+        let task = state.join("k8s.io").join(&id);
+        std::fs::create_dir_all(&task).expect("a folder");
+        std::fs::write(task.join("init.pid"), engine.pid(name).to_string()).expect("written");
+        if name != "other" {
+            listed.push(format!("containerd://{id}"));
+        }
+    }
+    let kubectl = format!("#!/bin/sh\ncat <<'END'\n{}\nEND\n", listed.join("\n"));
+    std::fs::write(scripts.join("kubectl"), kubectl).expect("written");
+    std::fs::write(scripts.join("agent.sh"), agent_script()).expect("written");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(scripts.join("kubectl"), executable).expect("set");
+    engine.container("client", &[], &["sleep", "1000"]);
+
+    let volumes = [
+        format!(
+            "--volume={}:/run/containerd/io.containerd.runtime.v2.task:ro",
+            state.display()
+        ),
+        format!("--volume={}:/agent:ro", scripts.display()),
+    ];
+    let options = [
+        "--cap-drop=all",
+        "--cap-add=BPF,PERFMON,NET_ADMIN,SYS_ADMIN,SYS_PTRACE",
+        "--pid=host",
+        "--env=PATH=/agent:/bin",
+        "--env=TARGET_NAMESPACE=default",
+        "--env=TARGET_LABELS=app=web",
+        "--env=NODE_NAME=here",
+        "--env=RULE=tcp:80 blackhole",
+        "--name=agent",
+        &volumes[0],
+        &volumes[1],
+    ];
+    let mut agent = engine.watched(&options, &["sh", "/agent/agent.sh"], "in force");
+    agent.until("in force");
+    for name in ["one", "two"] {
+        assert!(
+            !engine.fetch("client", &engine.address(name)),
+            "{name}: hurt"
+        );
+    }
+    assert!(
+        engine.fetch("client", &engine.address("other")),
+        "not listed"
+    );
+    engine.podman(&["stop", "agent"]);
+    let (code, told) = agent.finish();
+    assert_eq!(code, Some(0), "{told}");
+    for name in ["one", "two"] {
+        assert!(
+            engine.fetch("client", &engine.address(name)),
+            "{name}: healed"
+        );
+        is_clean(engine.pid(name));
+    }
+}
