@@ -22,7 +22,7 @@ use crate::kernel::ruleset::Network;
 use crate::relay::{
     Direction as Way, Engine, Listen, Prepare, Relay, Settings, Target, ToxicConfig, Upstream,
 };
-use crate::rule::{Direction, Protocol, ResolvedRule, ResolvedTarget};
+use crate::rule::{Direction, Fault, Protocol, ResolvedRule, ResolvedTarget};
 use hooks::{Entry, Hooks, Originals};
 
 /// Two are enough for what one command opens.
@@ -49,6 +49,8 @@ struct StreamRule {
 struct Led {
     target: ResolvedTarget,
     relays: Vec<Arc<Relay>>,
+    /// Where they listen, to look at who waits.
+    listeners: Vec<std::net::TcpListener>,
 }
 
 struct Shared {
@@ -132,7 +134,9 @@ impl Steering {
         let mut led = Vec::with_capacity(targets.len());
         for (number, (target, listeners)) in targets.into_iter().zip(ports).enumerate() {
             let mut relays = Vec::new();
-            for listener in listeners.into_iter().flatten() {
+            let listeners: Vec<_> = listeners.into_iter().flatten().collect();
+            for listener in &listeners {
+                let listener = listener.try_clone().context("starting the relay")?;
                 let prepare = prepare(mark, marker.clone());
                 let relay = relay(&engine, number, seed, listener, &originals, prepare);
                 relay
@@ -141,7 +145,11 @@ impl Steering {
                     .context("starting the relay")?;
                 relays.push(relay);
             }
-            led.push(Led { target, relays });
+            led.push(Led {
+                target,
+                relays,
+                listeners,
+            });
         }
         let shared = Arc::new(Shared {
             hooks: Mutex::new(hooks),
@@ -395,7 +403,43 @@ impl Shared {
             }
             sum.connections += connections;
         }
+        if matches!(self.rules[number].rule.fault, Fault::NoAccept) {
+            sum = self.waiting(number);
+        }
         sum
+    }
+
+    /// What `no_accept` did: the connections that nobody has accepted. The relay has never met them.
+    fn waiting(&self, number: usize) -> StreamHits {
+        let led = &self.led[self.rules[number].target];
+        let count = led.listeners.iter().map(backlog).sum();
+        StreamHits {
+            connections: count,
+            hits: count,
+        }
+    }
+}
+
+/// How many connections wait to be accepted; 0 where the kernel does not tell.
+fn backlog(listener: &std::net::TcpListener) -> u64 {
+    // SAFETY: all zeros is a value of this structure of integers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = u32::try_from(size_of_val(&info)).unwrap_or(0);
+    // SAFETY: room for the structure, and a length that says so.
+    let status = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    // Of a listening socket the kernel reports the length of the queue in this field.
+    if status == 0 {
+        info.tcpi_unacked.into()
+    } else {
+        0
     }
 }
 
