@@ -66,6 +66,10 @@ const PACKAGES: &[Package] = &[
     package("redis-server", Some("redis-server"), &[Need::Test]),
     package("redis-tools", Some("redis-cli"), &[Need::Test]),
     package("postgresql", Some("psql"), &[Need::Test]),
+    package("mariadb-server", Some("mariadbd"), &[Need::Test]),
+    package("nats-server", Some("nats-server"), &[Need::Test]),
+    package("python3-pytest", None, &[Need::Test]),
+    package("python3-psycopg2", None, &[Need::Test]),
     package("qemu-system-x86", Some("qemu-system-x86_64"), &[Need::Vm]),
     package("busybox-static", Some("busybox"), &[Need::Vm]),
     package("kmod", Some("depmod"), &[Need::Vm]),
@@ -203,7 +207,7 @@ fn install(packages: &[&str]) -> Result<()> {
     run_command(&mut command)?;
     // policy-rc.d only holds until the next start of the machine.
     if Path::new("/run/systemd/system").is_dir() {
-        for service in ["redis-server", "postgresql"] {
+        for service in ["redis-server", "postgresql", "mariadb", "nats-server"] {
             if packages.contains(&service) {
                 run_command(Command::new("systemctl").args(["disable", service]))?;
             }
