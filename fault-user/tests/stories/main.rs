@@ -4,8 +4,16 @@
 #[expect(dead_code, reason = "most of it is for the suite end_to_end")]
 mod place;
 
+mod nats;
+mod slow_api;
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "cucumber hands a step what it has read"
+)]
+mod users;
+
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use place::{Server, enter_fresh};
 
@@ -14,6 +22,17 @@ fn story(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("examples")
         .join(name)
+}
+
+/// A process that ends with the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ended = self.0.kill();
+        self.0.wait().expect("it is our child");
+    }
 }
 
 /// Debian's Python, which has Debian's packages, in a story's folder.
