@@ -2,13 +2,15 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
+use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::aim::{Aim, prepare_in};
+use super::control::Control;
 use super::rules::Rules;
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
@@ -17,6 +19,7 @@ use crate::kernel::ruleset::Scope;
 use crate::plan::{Plan, guard_host};
 use crate::report::summary;
 use crate::rule::units::parse_duration;
+use crate::steer::Steering;
 
 /// How often the live line is written.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -65,7 +68,7 @@ impl Inject {
         let seed = parsed.seed()?;
         let mut plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
             .map_err(Failure::usage)?;
-        let mut watched = self.rules.file().filter(|_| self.watch).map(Watched::new);
+        let watched = self.rules.file().filter(|_| self.watch).map(Watched::new);
         let wishes = Wishes {
             events: false,
             live: self.watch,
@@ -85,28 +88,13 @@ impl Inject {
         let mut injection = prepared.start()?;
         eprintln!("fault: seed {seed}");
         eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
-        runtime.block_on(wait(length, async |live| {
-            if watched.as_mut().is_some_and(Watched::has_changed) {
-                match self.reload(&mut injection, &plan, scope.as_ref()) {
-                    Ok(next) => {
-                        plan = next;
-                        eprintln!("fault: {} rules in force", plan.rules.len());
-                    }
-                    Err(failure) => {
-                        eprintln!("fault: the old rules stay in force: {:#}", failure.error);
-                    }
-                }
-            }
-            if live {
-                let mut hits = injection.hits(&plan)?;
-                if let Some(steering) = &steering {
-                    steering.add_to(&mut hits);
-                }
-                print!("\r\x1b[K{}", summary::line(&plan, &hits));
-                std::io::stdout().flush()?;
-            }
-            Ok(())
-        }))?;
+        runtime.block_on(self.hold(
+            length,
+            (&mut injection, &mut plan),
+            steering.as_ref(),
+            scope.as_ref(),
+            watched,
+        ))?;
         let mut hits = injection.hits(&plan)?;
         if let Some(steering) = &steering {
             steering.add_to(&mut hits);
@@ -121,6 +109,50 @@ impl Inject {
 }
 
 impl Inject {
+    /// Holds the rules in force until the end, answers `fault top`, shows the live line, and looks at the file.
+    async fn hold(
+        &self,
+        length: Option<Duration>,
+        (injection, plan): (&mut Injection, &mut Plan),
+        steering: Option<&Steering>,
+        scope: Option<&Scope>,
+        mut watched: Option<Watched<'_>>,
+    ) -> anyhow::Result<()> {
+        let mut control = Control::open("fault inject".to_owned());
+        let mut end = End::new(length)?;
+        let mut refresh = tokio::time::interval(REFRESH);
+        let live = std::io::stdout().is_terminal();
+        loop {
+            tokio::select! {
+                () = end.comes() => break,
+                asked = control.next() => {
+                    control.answer(asked, injection, plan, steering).await;
+                    continue;
+                }
+                _ = refresh.tick() => {}
+            }
+            if watched.as_mut().is_some_and(Watched::has_changed) {
+                match self.reload(injection, plan, scope) {
+                    Ok(next) => {
+                        *plan = next;
+                        control.forget();
+                        eprintln!("fault: {} rules in force", plan.rules.len());
+                    }
+                    Err(failure) => {
+                        eprintln!("fault: the old rules stay in force: {:#}", failure.error);
+                    }
+                }
+            }
+            if live {
+                show(injection, plan, steering)?;
+            }
+        }
+        if live {
+            println!();
+        }
+        Ok(())
+    }
+
     /// Reads the rules anew and puts them in force.
     fn reload(
         &self,
@@ -175,29 +207,44 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// Waits for the end; `tick` is called now and then, and told whether someone is looking.
-async fn wait(
-    length: Option<Duration>,
-    mut tick: impl AsyncFnMut(bool) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let end = tokio::time::sleep(length.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
-    tokio::pin!(end);
-    let mut refresh = tokio::time::interval(REFRESH);
-    let live = std::io::stdout().is_terminal();
-    loop {
+/// Writes the live line.
+fn show(injection: &Injection, plan: &Plan, steering: Option<&Steering>) -> anyhow::Result<()> {
+    let mut hits = injection.hits(plan)?;
+    if let Some(steering) = steering {
+        steering.add_to(&mut hits);
+    }
+    print!("\r\x1b[K{}", summary::line(plan, &hits));
+    std::io::stdout().flush()?;
+    Ok(())
+}
+
+/// What ends an injection.
+struct End {
+    signals: [Signal; 3],
+    after: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl End {
+    fn new(length: Option<Duration>) -> anyhow::Result<Self> {
+        let length = length.unwrap_or(Duration::from_secs(u64::from(u32::MAX)));
+        Ok(Self {
+            signals: [
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::hangup())?,
+            ],
+            after: Box::pin(tokio::time::sleep(length)),
+        })
+    }
+
+    /// Waits for a signal or the end of the time.
+    async fn comes(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.signals;
         tokio::select! {
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
-            _ = hangup.recv() => break,
-            () = &mut end => break,
-            _ = refresh.tick() => tick(live).await?,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+            () = &mut self.after => {}
         }
     }
-    if live {
-        println!();
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@ pub mod aim;
 pub mod check;
 pub mod clean;
 pub mod client;
+pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
@@ -14,6 +15,7 @@ pub mod inject;
 pub mod replay;
 pub mod rules;
 pub mod run;
+pub mod top;
 
 use std::fmt;
 
@@ -134,6 +136,8 @@ pub enum Command {
     Stats(client::StatsArgs),
     /// Show what happens in the daemon, line by line, until interrupted.
     Events(client::Target),
+    /// Watch rules, hits, throughput and connections live; switch rules off and on.
+    Top(top::Top),
     /// Print a shell's completions.
     Completions(generate::Completions),
     /// Print the manual page.
@@ -161,6 +165,7 @@ impl Cli {
             Command::Reset(target) => Ok(client::reset(&target).map(|()| exit::SUCCESS)?),
             Command::Stats(args) => Ok(client::stats(&args).map(|()| exit::SUCCESS)?),
             Command::Events(target) => Ok(client::events(&target).map(|()| exit::SUCCESS)?),
+            Command::Top(top) => top.execute(),
             Command::Completions(completions) => completions.execute(),
             Command::Man => generate::man(),
         }

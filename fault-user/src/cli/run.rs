@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use fault_common::abi::DecisionKey;
 
 use super::aim::{Aim, prepare_in, scope_of};
+use super::control::Control;
 use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
@@ -165,15 +166,17 @@ impl Run {
         };
         eprintln!("fault: seed {seed}");
         let steering = self.aim.steer(&plan, scope.as_ref(), &mut prepared).await?;
-        let injection = prepared.start()?;
+        let mut injection = prepared.start()?;
         let mut running = command.spawn(own.as_ref())?;
         let mut run = Course {
-            injection: &injection,
+            injection: &mut injection,
             steering: steering.as_ref(),
             plan: &plan,
             samples: Vec::new(),
         };
-        let ended = run.wait(&mut running, self.report.is_some()).await?;
+        let ended = run
+            .wait(&mut running, self.title(), self.report.is_some())
+            .await?;
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
@@ -193,6 +196,12 @@ impl Run {
         Ok(code)
     }
 
+    /// What `fault top` calls it.
+    fn title(&self) -> String {
+        let words: Vec<_> = self.command.iter().map(|w| w.to_string_lossy()).collect();
+        format!("fault run -- {}", words.join(" "))
+    }
+
     /// Where the decisions that fire are written.
     fn events_file(&self) -> anyhow::Result<Option<PathBuf>> {
         let Some(folder) = &self.report else {
@@ -205,7 +214,7 @@ impl Run {
 
     /// Prints the summary, writes the report and chooses the exit code.
     fn conclude(&self, run: &Course<'_>, parsed: &Parsed, ended: Ended) -> Outcome {
-        let (injection, plan) = (run.injection, run.plan);
+        let (injection, plan) = (&*run.injection, run.plan);
         let hits = run.hits()?;
         let counters = injection.counters()?;
         eprint!("{}", summary::table(plan, &hits, injection, &counters));
@@ -337,25 +346,31 @@ pub struct ReplayOptions {
 
 /// A run while it lasts.
 struct Course<'a> {
-    injection: &'a Injection,
+    injection: &'a mut Injection,
     steering: Option<&'a Steering>,
     plan: &'a Plan,
     samples: Vec<Sample>,
 }
 
 impl Course<'_> {
-    /// Waits for the command; takes samples for a report meanwhile.
-    async fn wait(&mut self, running: &mut Running, sampled: bool) -> anyhow::Result<Ended> {
-        if !sampled {
-            return running.wait().await;
-        }
+    /// Waits for the command; answers `fault top` and takes samples for a report meanwhile.
+    async fn wait(
+        &mut self,
+        running: &mut Running,
+        title: String,
+        sampled: bool,
+    ) -> anyhow::Result<Ended> {
+        let mut control = Control::open(title);
         let mut ticks = tokio::time::interval(SAMPLING);
         let ended = running.wait();
         tokio::pin!(ended);
         loop {
             tokio::select! {
                 ended = &mut ended => return ended,
-                _ = ticks.tick() => {
+                asked = control.next() => {
+                    control.answer(asked, self.injection, self.plan, self.steering).await;
+                }
+                _ = ticks.tick(), if sampled => {
                     let at_ms = self.injection.started().elapsed().as_millis();
                     let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
                     let hits = self.hits()?;

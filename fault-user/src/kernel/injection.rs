@@ -1,5 +1,6 @@
 //! A plan in force: programs loaded and attached, rules installed, and all of it taken back.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -420,6 +421,24 @@ impl Injection {
         let tables = compile(&plan.entries())?;
         self.prepared.injector.install(&tables, self.epoch_ns)?;
         self.age += 1;
+        self.prepared.tables = tables;
+        Ok(())
+    }
+
+    /// Puts the rules of `plan` in force, except those whose places are in `off`. What rules remember and counted stays.
+    ///
+    /// # Errors
+    /// The kernel refuses; then all stays as it was.
+    pub fn leave_out(&mut self, plan: &Plan, off: &BTreeSet<usize>) -> Result<()> {
+        let entries: Vec<_> = plan
+            .rules
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !off.contains(index))
+            .flat_map(|(_, rule)| rule.entries.iter().cloned())
+            .collect();
+        let tables = compile(&entries)?;
+        self.prepared.injector.install(&tables, self.epoch_ns)?;
         self.prepared.tables = tables;
         Ok(())
     }
