@@ -17,6 +17,8 @@ use crate::kernel::injection::{Hits, Injection};
 use crate::plan::Plan;
 use crate::steer::Steering;
 
+use super::turns::Turns;
+
 /// What the socket's name begins with; the process's number follows.
 pub const NAME: &str = "fault-top-";
 
@@ -107,13 +109,22 @@ pub struct Control {
     asked: mpsc::Receiver<Asked>,
     /// The places of the rules that are switched off.
     off: BTreeSet<usize>,
+    turns: Turns,
     title: String,
+}
+
+/// What there is to do.
+pub enum Event {
+    /// Someone asks.
+    Asked(Asked),
+    /// A rule comes or goes.
+    Turn,
 }
 
 impl Control {
     /// Listens. To be called in a runtime. Where that can't be, nobody can ask, and all else goes on.
     #[must_use]
-    pub fn open(title: String) -> Self {
+    pub fn open(title: String, turns: Turns) -> Self {
         let (sender, asked) = mpsc::channel(1);
         match listen() {
             Ok(listener) => {
@@ -128,15 +139,17 @@ impl Control {
         Self {
             asked,
             off: BTreeSet::new(),
+            turns,
             title,
         }
     }
 
-    /// The next request; none ever comes after the socket has gone.
-    pub async fn next(&mut self) -> Asked {
-        match self.asked.recv().await {
-            Some(asked) => asked,
-            None => std::future::pending().await,
+    /// The next thing to do.
+    pub async fn next(&mut self) -> Event {
+        tokio::select! {
+            Some(asked) = self.asked.recv() => Event::Asked(asked),
+            () = self.turns.wait() => Event::Turn,
+            else => std::future::pending().await,
         }
     }
 
@@ -145,8 +158,52 @@ impl Control {
         self.off.clear();
     }
 
-    /// Does what was asked, and answers.
-    pub async fn answer(
+    /// Takes out the rules whose time has not come.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn begin(&mut self, injection: &mut Injection, plan: &Plan) -> Result<()> {
+        if self.turns.are_some() {
+            self.turn(injection, plan)?;
+        }
+        Ok(())
+    }
+
+    /// Lets rules come and go.
+    fn turn(&mut self, injection: &mut Injection, plan: &Plan) -> Result<()> {
+        let change = self.turns.look();
+        self.install(&self.off, injection, plan)?;
+        injection.retire(plan, &change.over)?;
+        for line in change.told {
+            eprintln!("fault: {line}");
+        }
+        Ok(())
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// The kernel refuses to let a rule come or go. Whoever asks is told of errors, and nobody else.
+    pub async fn handle(
+        &mut self,
+        event: Event,
+        injection: &mut Injection,
+        plan: &Plan,
+        steering: Option<&Steering>,
+    ) -> Result<()> {
+        match event {
+            Event::Asked(asked) => self.answer(asked, injection, plan, steering).await,
+            Event::Turn => self.turn(injection, plan)?,
+        }
+        Ok(())
+    }
+
+    /// Puts all rules in force but those that are switched off or not near.
+    fn install(&self, off: &BTreeSet<usize>, injection: &mut Injection, plan: &Plan) -> Result<()> {
+        injection.leave_out(plan, &off.union(&self.turns.resting).copied().collect())
+    }
+
+    async fn answer(
         &mut self,
         asked: Asked,
         injection: &mut Injection,
@@ -184,7 +241,7 @@ impl Control {
         }
         match steering {
             Some(steering) if planned.stream.is_some() => steering.switch(rule, on).await?,
-            _ => injection.leave_out(plan, &off)?,
+            _ => self.install(&off, injection, plan)?,
         }
         self.off = off;
         Ok(())

@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::aim::{Aim, prepare_in};
 use super::control::Control;
 use super::rules::Rules;
+use super::turns::Turns;
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Injection, Wishes};
@@ -53,6 +54,11 @@ impl Inject {
                 "the scenario has expectations, which only `fault run` can check: use that, or take `expect` out"
             )));
         }
+        if self.watch && !parsed.drawn.is_empty() {
+            return Err(Failure::usage(anyhow::anyhow!(
+                "drawn faults can't be exchanged while they are in force: leave --watch out"
+            )));
+        }
         let length = self.length.as_deref().map(parse_length).transpose()?;
         if !self.aim.is_given() && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -88,12 +94,19 @@ impl Inject {
         let mut injection = prepared.start()?;
         eprintln!("fault: seed {seed}");
         eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
+        let started = injection.started();
+        let turns = if self.watch {
+            Turns::none(started)
+        } else {
+            parsed.turns(started)
+        };
         runtime.block_on(self.hold(
             length,
             (&mut injection, &mut plan),
             steering.as_ref(),
             scope.as_ref(),
             watched,
+            turns,
         ))?;
         let mut hits = injection.hits(&plan)?;
         if let Some(steering) = &steering {
@@ -117,16 +130,18 @@ impl Inject {
         steering: Option<&Steering>,
         scope: Option<&Scope>,
         mut watched: Option<Watched<'_>>,
+        turns: Turns,
     ) -> anyhow::Result<()> {
-        let mut control = Control::open("fault inject".to_owned());
+        let mut control = Control::open("fault inject".to_owned(), turns);
+        control.begin(injection, plan)?;
         let mut end = End::new(length)?;
         let mut refresh = tokio::time::interval(REFRESH);
         let live = std::io::stdout().is_terminal();
         loop {
             tokio::select! {
                 () = end.comes() => break,
-                asked = control.next() => {
-                    control.answer(asked, injection, plan, steering).await;
+                event = control.next() => {
+                    control.handle(event, injection, plan, steering).await?;
                     continue;
                 }
                 _ = refresh.tick() => {}

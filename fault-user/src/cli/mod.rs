@@ -16,6 +16,7 @@ pub mod replay;
 pub mod rules;
 pub mod run;
 pub mod top;
+pub mod turns;
 
 use std::fmt;
 

@@ -167,6 +167,8 @@ impl Run {
         eprintln!("fault: seed {seed}");
         let steering = self.aim.steer(&plan, scope.as_ref(), &mut prepared).await?;
         let mut injection = prepared.start()?;
+        let mut control = Control::open(self.title(), parsed.turns(injection.started()));
+        control.begin(&mut injection, &plan)?;
         let mut running = command.spawn(own.as_ref())?;
         let mut run = Course {
             injection: &mut injection,
@@ -175,7 +177,7 @@ impl Run {
             samples: Vec::new(),
         };
         let ended = run
-            .wait(&mut running, self.title(), self.report.is_some())
+            .wait(&mut running, control, self.report.is_some())
             .await?;
         if let Some(recorder) = recorder {
             recorder.finish()?;
@@ -218,7 +220,11 @@ impl Run {
         let hits = run.hits()?;
         let counters = injection.counters()?;
         eprint!("{}", summary::table(plan, &hits, injection, &counters));
-        let unfired = summary::unfired(plan, &hits);
+        let mut unfired = summary::unfired(plan, &hits);
+        // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
+        if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
+            unfired.retain(|(rule, _)| !parsed.is_drawn(rule));
+        }
         for (rule, why) in &unfired {
             eprintln!("fault: the rule `{rule}` never fired: {why}");
         }
@@ -357,18 +363,17 @@ impl Course<'_> {
     async fn wait(
         &mut self,
         running: &mut Running,
-        title: String,
+        mut control: Control,
         sampled: bool,
     ) -> anyhow::Result<Ended> {
-        let mut control = Control::open(title);
         let mut ticks = tokio::time::interval(SAMPLING);
         let ended = running.wait();
         tokio::pin!(ended);
         loop {
             tokio::select! {
                 ended = &mut ended => return ended,
-                asked = control.next() => {
-                    control.answer(asked, self.injection, self.plan, self.steering).await;
+                event = control.next() => {
+                    control.handle(event, self.injection, self.plan, self.steering).await?;
                 }
                 _ = ticks.tick(), if sampled => {
                     let at_ms = self.injection.started().elapsed().as_millis();

@@ -443,6 +443,19 @@ impl Injection {
         Ok(())
     }
 
+    /// Lets connections forget rules that have been left out and never come back: they remember only a few at a time.
+    ///
+    /// # Errors
+    /// The kernel refuses to change a map.
+    pub fn retire(&mut self, plan: &Plan, over: &[usize]) -> Result<()> {
+        for rule in over.iter().filter_map(|index| plan.rules.get(*index)) {
+            for part in &rule.entries {
+                self.prepared.injector.retire(part.entry.state)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What each rule of the plan saw and did, in their order.
     ///
     /// # Errors
