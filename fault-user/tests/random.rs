@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use place::{Hurt, Redis, Server, enter_fresh, fault, wait_for};
 
 /// More faults than the kernel judges rules for one packet.
-const MANY: &str = "length=300ms..400ms,quiet=300ms..400ms,total=9s";
+const MANY: &str = "length=500ms..600ms,quiet=300ms..400ms,total=10s";
 
 /// How exactly a test sees when a window opens and closes.
 const BLUR: Duration = Duration::from_millis(150);
@@ -67,7 +67,7 @@ fn drawn_faults_hurt_in_their_windows_and_nothing_else_does() {
     );
     let start = Instant::now();
     let mut probes = Vec::new();
-    while start.elapsed() < Duration::from_secs(9) {
+    while start.elapsed() < Duration::from_secs(10) {
         let at = start.elapsed();
         let fine = Redis::connect("127.0.0.1", server.port).is_ok();
         probes.push((at, fine));
