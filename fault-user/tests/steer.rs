@@ -315,3 +315,23 @@ fn what_can_t_be_done_is_said_in_one_line() {
     assert_eq!(output.status.code(), Some(120), "{told}");
     assert!(told.contains("no new connection"), "{told}");
 }
+
+#[test]
+fn what_serves_nobody_and_reads_nothing_has_fired() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let address = local("127.0.0.1");
+    for rule in ["tcp:7000 no_accept", "tcp:7000 stall"] {
+        let hurt = Hurt::begin(&[rule], "--scope host");
+        let mut led = TcpStream::connect(address).expect("the handshake completes");
+        led.write_all(b"hello").unwrap();
+        led.set_read_timeout(Some(SLOW)).unwrap();
+        let error = led.read(&mut [0; 5]).expect_err("no answer");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "{rule}");
+        let summary = hurt.end();
+        assert!(!summary.contains("never fired"), "{summary}");
+        assert!(!is_slow(address), "{rule} healed");
+    }
+}

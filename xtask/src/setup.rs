@@ -66,6 +66,13 @@ const PACKAGES: &[Package] = &[
     package("redis-server", Some("redis-server"), &[Need::Test]),
     package("redis-tools", Some("redis-cli"), &[Need::Test]),
     package("postgresql", Some("psql"), &[Need::Test]),
+    package("mariadb-server", Some("mariadbd"), &[Need::Test]),
+    package("nats-server", Some("nats-server"), &[Need::Test]),
+    package("python3-pytest", None, &[Need::Test]),
+    package("python3-psycopg2", None, &[Need::Test]),
+    package("libnats-dev", None, &[Need::Test]),
+    package("python3-pymysql", None, &[Need::Test]),
+    package("python3-redis", None, &[Need::Test]),
     package("qemu-system-x86", Some("qemu-system-x86_64"), &[Need::Vm]),
     package(
         "busybox-static",
@@ -214,6 +221,8 @@ fn install(packages: &[&str]) -> Result<()> {
         for (package, service) in [
             ("redis-server", "redis-server"),
             ("postgresql", "postgresql"),
+            ("mariadb-server", "mariadb"),
+            ("nats-server", "nats-server"),
             ("podman", "podman.socket"),
         ] {
             if packages.contains(&package) {

@@ -316,7 +316,7 @@ fn plain(value: &Value) -> &str {
 }
 
 /// A name as a segment of a path.
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     name.bytes()
         .map(|byte| {
@@ -335,7 +335,11 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .build()?)
 }
 
-fn call(
+/// A request to the daemon, and its answer; null for an empty one.
+///
+/// # Errors
+/// It can't be asked, or refuses.
+pub(super) fn call(
     target: &Target,
     method: Method,
     path: &str,

@@ -9,8 +9,10 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::aim::{Aim, Place};
+use super::control::Control;
 use super::follow::{Follower, Moving};
 use super::rules::{Parsed, Rules};
+use super::turns::Turns;
 use super::{Failure, Outcome, exit, give_up};
 use crate::doctor::capabilities::Capability;
 use crate::doctor::{Need, preflight};
@@ -52,6 +54,11 @@ impl Inject {
         if !parsed.expect.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
                 "the scenario has expectations, which only `fault run` can check: use that, or take `expect` out"
+            )));
+        }
+        if self.watch && !parsed.drawn.is_empty() {
+            return Err(Failure::usage(anyhow::anyhow!(
+                "drawn faults can't be exchanged while they are in force: leave --watch out"
             )));
         }
         let length = self.length.as_deref().map(parse_length).transpose()?;
@@ -98,7 +105,7 @@ impl Inject {
             .steer(&place, &plan, scope.as_ref(), &mut prepared)
             .await?;
         let mut follower = Follower::of(&self.aim, &place)?;
-        let injection = prepared.start()?;
+        let mut injection = prepared.start()?;
         eprintln!("fault: seed {}", plan.seed);
         eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
         let mut rights = place.rights(&self.aim, &injection);
@@ -110,6 +117,13 @@ impl Inject {
             rights.push(Capability::NetAdmin);
         }
         give_up(&rights);
+        let turns = if self.watch {
+            Turns::none(injection.started())
+        } else {
+            parsed.turns(injection.started())
+        };
+        let mut control = Control::open("fault inject".to_owned(), turns);
+        control.begin(&mut injection, &plan)?;
         let mut course = Course {
             inject: self,
             parsed,
@@ -119,6 +133,7 @@ impl Inject {
             plan,
             steering,
             place,
+            control,
         };
         course.last(&mut ends, length, &mut follower).await?;
         course.end()
@@ -211,6 +226,7 @@ struct Course<'a> {
     plan: Plan,
     steering: Option<Steering>,
     place: Place,
+    control: Control,
 }
 
 impl Course<'_> {
@@ -229,6 +245,12 @@ impl Course<'_> {
             tokio::select! {
                 () = ends.come() => break,
                 () = &mut end => break,
+                event = self.control.next() => {
+                    let steering = self.steering.as_ref();
+                    self.control
+                        .handle(event, &mut self.injection, &self.plan, steering)
+                        .await?;
+                }
                 _ = refresh.tick() => self.tick(live)?,
                 turn = Follower::next(follower) => {
                     if let Some(follower) = follower.as_mut() {
@@ -267,6 +289,7 @@ impl Course<'_> {
             {
                 Ok(next) => {
                     self.plan = next;
+                    self.control.forget();
                     eprintln!("fault: {} rules in force", self.plan.rules.len());
                 }
                 Err(failure) => {

@@ -6,6 +6,7 @@ pub mod aim;
 pub mod check;
 pub mod clean;
 pub mod client;
+pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
@@ -16,6 +17,8 @@ mod observe;
 pub mod replay;
 pub mod rules;
 pub mod run;
+pub mod top;
+pub mod turns;
 
 use std::fmt;
 
@@ -138,6 +141,8 @@ pub enum Command {
     Stats(client::StatsArgs),
     /// Show what happens in the daemon, line by line, until interrupted.
     Events(client::Target),
+    /// Watch rules, hits, throughput and connections live; switch rules off and on.
+    Top(top::Top),
     /// Print a shell's completions.
     Completions(generate::Completions),
     /// Print the manual page.
@@ -165,6 +170,7 @@ impl Cli {
             Command::Reset(target) => Ok(client::reset(&target).map(|()| exit::SUCCESS)?),
             Command::Stats(args) => Ok(client::stats(&args).map(|()| exit::SUCCESS)?),
             Command::Events(target) => Ok(client::events(&target).map(|()| exit::SUCCESS)?),
+            Command::Top(top) => top.execute(),
             Command::Completions(completions) => completions.execute(),
             Command::Man => generate::man(),
         }

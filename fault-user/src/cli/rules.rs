@@ -1,13 +1,18 @@
 //! The rules of a command line and of a scenario file.
 
 use std::io::Read as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
+use fault_common::abi::RULES_MAX;
+use serde_json::json;
 
 use super::Failure;
-use crate::rule::scenario::{Expect, ProbeCheck, Scenario};
+use super::turns::Turns;
+use crate::rule::scenario::{Expect, Format, ProbeCheck, Random, Scenario, ScenarioError};
 use crate::rule::{ResolvedRule, Rule, SystemResolver, Targets, named_target};
 
 /// Where rules come from.
@@ -22,6 +27,11 @@ pub struct Rules {
     /// A name for a target, e.g. mysql=tcp:3306. Repeatable.
     #[arg(long = "target", value_name = "NAME=TARGET")]
     targets: Vec<String>,
+    /// Draw faults from the rules of -r within these limits, for environments that run for long.
+    /// Limits are length and total (needed), quiet, `at_a_time` and connections, e.g. length=2s..10s,quiet=20s,total=1h.
+    /// A rule that is given twice is drawn twice as often.
+    #[arg(long, value_name = "LIMITS", requires = "texts")]
+    random: Option<String>,
     /// Where all randomness comes from; drawn and printed when it is not given.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -40,6 +50,8 @@ pub struct Parsed {
     pub expect: Expect,
     /// How long the scenario lasts, in nanoseconds.
     pub length_ns: Option<u64>,
+    /// Which of the rules were drawn.
+    pub drawn: Range<usize>,
 }
 
 impl Rules {
@@ -50,6 +62,7 @@ impl Rules {
             texts,
             file: None,
             targets,
+            random: None,
             seed: Some(seed),
         }
     }
@@ -77,21 +90,36 @@ impl Rules {
             Some(path) => Scenario::load(path).map_err(Failure::usage)?,
             None => Scenario::default(),
         };
-        if scenario.random.is_some() {
-            return Err(Failure::usage(anyhow!(
-                "`random` in a scenario can't be carried out by this version of fault: write the rules out"
-            )));
-        }
         let mut targets = scenario.targets.clone();
         self.add_targets(&mut targets)?;
         let mut rules = Vec::with_capacity(scenario.rules.len() + self.texts.len());
         for rule in scenario.rules {
             rules.push(resolve(rule, &targets)?);
         }
-        for text in &self.texts {
-            let rule: Rule = text.parse().map_err(Failure::usage)?;
-            rules.push(resolve(rule, &targets)?);
+        let mut random = scenario.random;
+        if let Some(limits) = &self.random {
+            if random.is_some() {
+                return Err(Failure::usage(anyhow!(
+                    "the file has a `random` of its own: leave --random out"
+                )));
+            }
+            random = Some(self.choices(limits, &targets)?);
+        } else {
+            for text in &self.texts {
+                let rule: Rule = text.parse().map_err(Failure::usage)?;
+                rules.push(resolve(rule, &targets)?);
+            }
         }
+        let mut seed = self.seed.or(scenario.seed);
+        let first = rules.len();
+        if let Some(random) = random {
+            let from = seed.map_or_else(draw_seed, Ok)?;
+            seed = Some(from);
+            for rule in drawn(&random, from, first)? {
+                rules.push(resolve(rule, &targets)?);
+            }
+        }
+        let drawn = first..rules.len();
         if rules.is_empty() {
             return Err(Failure::usage(anyhow!(
                 "no rule: give at least one, such as -r 'tcp:5432 loss=30%', or a file with -f"
@@ -100,10 +128,39 @@ impl Rules {
         Ok(Parsed {
             rules,
             targets,
-            seed: self.seed.or(scenario.seed),
+            seed,
             expect: scenario.expect,
             length_ns: scenario.length.map(|length| length.0),
+            drawn,
         })
+    }
+
+    /// The rules of the command line as a list to draw from, within the limits of `--random`.
+    fn choices(&self, limits: &str, targets: &Targets) -> Result<Random, Failure> {
+        // Through the types of scenario files, so that the same mistakes are found.
+        let mut random = serde_json::Map::new();
+        let separators = |c: char| c == ',' || c.is_whitespace();
+        for limit in limits.split(separators).filter(|limit| !limit.is_empty()) {
+            let (name, value) = limit.split_once('=').ok_or_else(|| {
+                Failure::usage(anyhow!(
+                    "--random: `{limit}` is no limit: expected NAME=VALUE, such as total=1h"
+                ))
+            })?;
+            let number = value.parse::<u32>().ok().filter(|_| name == "at_a_time");
+            let value = number.map_or_else(|| json!(value), |number| json!(number));
+            random.insert(name.to_owned(), value);
+        }
+        random.insert("choices".to_owned(), json!(self.texts));
+        let text = json!({"targets": targets, "random": random}).to_string();
+        let scenario = Scenario::read(&text, Format::Json, "--random").map_err(|error| {
+            Failure::usage(ScenarioError {
+                place: None,
+                ..error
+            })
+        })?;
+        scenario
+            .random
+            .ok_or_else(|| Failure::usage(anyhow!("--random: no limits")))
     }
 
     fn add_targets(&self, targets: &mut Targets) -> Result<(), Failure> {
@@ -117,6 +174,24 @@ impl Rules {
         }
         Ok(())
     }
+}
+
+/// The faults of a seed; `others` rules act beside them.
+fn drawn(random: &Random, seed: u64, others: usize) -> Result<Vec<Rule>, Failure> {
+    let drawn = random.draw(seed);
+    let most = RULES_MAX as usize;
+    if drawn.is_empty() {
+        return Err(Failure::usage(anyhow!(
+            "`random` draws no fault with seed {seed}: give it a longer total, or less quiet"
+        )));
+    }
+    if others + drawn.len() > most {
+        return Err(Failure::usage(anyhow!(
+            "`random` draws {} faults, and at most {most} rules can be given: make the total shorter, or the quiet longer",
+            drawn.len()
+        )));
+    }
+    Ok(drawn)
 }
 
 fn resolve(rule: Rule, targets: &Targets) -> Result<(Rule, ResolvedRule), Failure> {
@@ -134,18 +209,34 @@ impl Parsed {
         probes.any(|probe| matches!(probe.check, ProbeCheck::Command { .. }))
     }
 
+    /// The rules that come and go, when all began at `started`.
+    #[must_use]
+    pub fn turns(&self, started: Instant) -> Turns {
+        let rules = self.rules.iter();
+        let rules = rules.map(|(rule, resolved)| (rule.to_string(), resolved));
+        Turns::of(rules, &self.drawn, started)
+    }
+
+    /// Whether the rule was drawn.
+    #[must_use]
+    pub fn is_drawn(&self, text: &str) -> bool {
+        let mut drawn = self.rules[self.drawn.clone()].iter();
+        drawn.any(|(rule, _)| rule.to_string() == text)
+    }
+
     /// The seed that was given, or a fresh one; short enough to be typed again.
     ///
     /// # Errors
     /// The kernel's random source can't be read.
     pub fn seed(&self) -> Result<u64> {
-        if let Some(seed) = self.seed {
-            return Ok(seed);
-        }
-        let mut bytes = [0; 4];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut source| source.read_exact(&mut bytes))
-            .context("drawing a seed from /dev/urandom (give --seed)")?;
-        Ok(u64::from(u32::from_ne_bytes(bytes)))
+        self.seed.map_or_else(draw_seed, Ok)
     }
+}
+
+fn draw_seed() -> Result<u64> {
+    let mut bytes = [0; 4];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut bytes))
+        .context("drawing a seed from /dev/urandom (give --seed)")?;
+    Ok(u64::from(u32::from_ne_bytes(bytes)))
 }

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use fault_common::abi::DecisionKey;
 
 use super::aim::{Aim, Place, scope_of};
+use super::control::Control;
 use super::follow::{Follower, Moving};
 use super::observe::Wanted;
 use super::rules::{Parsed, Rules};
@@ -191,10 +192,13 @@ impl Run {
             place,
             samples: Vec::new(),
         };
+        let started = run.injection.started();
+        let mut control = Control::open(self.title(), parsed.turns(started));
+        control.begin(&mut run.injection, &run.plan)?;
         let mut running = command.spawn(own.as_ref())?;
         give_up(&self.rights(&run, command, own.as_ref()));
-        observer.probe(run.injection.started());
-        let ended = run.wait(&mut running, &mut follower).await?;
+        observer.probe(started);
+        let ended = run.wait(&mut running, control, &mut follower).await?;
         let seen = observer.finish(run.injection.epoch_ns())?;
         let hits = run.hits()?;
         run.rest();
@@ -250,6 +254,12 @@ impl Run {
         rights
     }
 
+    /// What `fault top` calls it.
+    fn title(&self) -> String {
+        let words: Vec<_> = self.command.iter().map(|w| w.to_string_lossy()).collect();
+        format!("fault run -- {}", words.join(" "))
+    }
+
     /// Where the decisions that fire are written.
     fn events_file(&self) -> anyhow::Result<Option<PathBuf>> {
         let Some(folder) = &self.report else {
@@ -265,7 +275,11 @@ impl Run {
         let (injection, plan, ended) = (&run.injection, &run.plan, facts.ended);
         let counters = injection.counters()?;
         eprint!("{}", summary::table(plan, facts.hits, injection, &counters));
-        let unfired = summary::unfired(plan, facts.hits);
+        let mut unfired = summary::unfired(plan, facts.hits);
+        // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
+        if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
+            unfired.retain(|(rule, _)| !parsed.is_drawn(rule));
+        }
         for (rule, why) in &unfired {
             eprintln!("fault: the rule `{rule}` never fired: {why}");
         }
@@ -404,10 +418,11 @@ struct Course<'a> {
 }
 
 impl Course<'_> {
-    /// Waits for the command; takes samples for a report meanwhile, and goes with a container.
+    /// Waits for the command; answers `fault top`, takes samples for a report, and goes with a container meanwhile.
     async fn wait(
         &mut self,
         running: &mut Running,
+        mut control: Control,
         follower: &mut Option<Follower>,
     ) -> anyhow::Result<Ended> {
         let sampled = self.run.report.is_some();
@@ -415,6 +430,10 @@ impl Course<'_> {
         loop {
             tokio::select! {
                 ended = running.wait() => return ended,
+                event = control.next() => {
+                    let steering = self.steering.as_ref();
+                    control.handle(event, &mut self.injection, &self.plan, steering).await?;
+                }
                 _ = ticks.tick(), if sampled => {
                     let at_ms = self.injection.started().elapsed().as_millis();
                     let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);

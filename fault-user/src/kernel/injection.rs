@@ -1,5 +1,6 @@
 //! A plan in force: programs loaded and attached, rules installed, and all of it taken back.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -585,6 +586,37 @@ impl Injection {
         self.past = past;
         self.past_counters = past_counters;
         std::mem::replace(&mut self.prepared, prepared).heal()
+    }
+
+    /// Puts the rules of `plan` in force, except those whose places are in `off`. What rules remember and counted stays.
+    ///
+    /// # Errors
+    /// The kernel refuses; then all stays as it was.
+    pub fn leave_out(&mut self, plan: &Plan, off: &BTreeSet<usize>) -> Result<()> {
+        let entries: Vec<_> = plan
+            .rules
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !off.contains(index))
+            .flat_map(|(_, rule)| rule.entries.iter().cloned())
+            .collect();
+        let tables = compile(&entries)?;
+        self.prepared.injector.install(&tables, self.epoch_ns)?;
+        self.prepared.tables = tables;
+        Ok(())
+    }
+
+    /// Lets connections forget rules that have been left out and never come back: they remember only a few at a time.
+    ///
+    /// # Errors
+    /// The kernel refuses to change a map.
+    pub fn retire(&mut self, plan: &Plan, over: &[usize]) -> Result<()> {
+        for rule in over.iter().filter_map(|index| plan.rules.get(*index)) {
+            for part in &rule.entries {
+                self.prepared.injector.retire(part.entry.state)?;
+            }
+        }
+        Ok(())
     }
 
     /// What each rule of the plan saw and did, in their order.

@@ -557,6 +557,17 @@ impl Injector {
         Ok(())
     }
 
+    /// Takes a state from its rule, so that connections forget it. What was counted stays.
+    ///
+    /// # Errors
+    /// `state` is not below the capacity, or the kernel refuses.
+    pub fn retire(&mut self, state: u32) -> Result<()> {
+        let mut states: Array<&mut MapData, RuleState> = self.map_mut("RULE_STATES")?.try_into()?;
+        let before = states.get(&state, 0)?;
+        states.set(state, RuleState { uid: 0, ..before }, 0)?;
+        Ok(())
+    }
+
     /// What the rule with this [`RuleEntry::state`] saw and did, and how many connections it saw.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ use crate::kernel::services::{Service, relay_mark};
 use crate::relay::{
     Direction as Way, Engine, Listen, Prepare, Relay, Settings, Target, ToxicConfig, Upstream,
 };
-use crate::rule::{Direction, Protocol, ResolvedRule, ResolvedTarget};
+use crate::rule::{Direction, Fault, Protocol, ResolvedRule, ResolvedTarget};
 use hooks::{Hooks, Originals};
 
 /// Two are enough for what one command opens.
@@ -49,6 +49,8 @@ struct StreamRule {
 struct Led {
     target: ResolvedTarget,
     relays: Vec<Arc<Relay>>,
+    /// Where they listen, to look at who waits.
+    listeners: Vec<std::net::TcpListener>,
 }
 
 struct Shared {
@@ -59,6 +61,30 @@ struct Shared {
     active: Mutex<Vec<u32>>,
     /// What each rule did in windows that are over.
     past: Mutex<Vec<StreamHits>>,
+    /// Which rules act.
+    turns: tokio::sync::Mutex<Vec<Turn>>,
+}
+
+/// A rule acts while its window is open and nobody has switched it off.
+#[derive(Clone, Copy, Default)]
+struct Turn {
+    in_window: bool,
+    is_off: bool,
+}
+
+impl Turn {
+    const fn acts(self) -> bool {
+        self.in_window && !self.is_off
+    }
+}
+
+/// What a target's connections carry by way of the relay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes, both ways.
+    pub bytes: u64,
+    /// Connections that are open.
+    pub open: u64,
 }
 
 /// Connections led to relays with the faults of some rules; dropping it lets new ones go straight and closes those that
@@ -132,7 +158,9 @@ impl Steering {
         let mut led = Vec::with_capacity(targets.len());
         for (number, (target, listeners)) in targets.into_iter().zip(ports).enumerate() {
             let mut relays = Vec::new();
-            for listener in listeners.into_iter().flatten() {
+            let listeners: Vec<_> = listeners.into_iter().flatten().collect();
+            for listener in &listeners {
+                let listener = listener.try_clone().context("starting the relay")?;
                 if whole_host {
                     hooks.listen(u32::try_from(number)?, &listener)?;
                 }
@@ -144,12 +172,17 @@ impl Steering {
                     .context("starting the relay")?;
                 relays.push(relay);
             }
-            led.push(Led { target, relays });
+            led.push(Led {
+                target,
+                relays,
+                listeners,
+            });
         }
         let shared = Arc::new(Shared {
             hooks: Mutex::new(hooks),
             active: Mutex::new(vec![0; led.len()]),
             past: Mutex::new(vec![StreamHits::default(); stream_rules.len()]),
+            turns: tokio::sync::Mutex::new(vec![Turn::default(); stream_rules.len()]),
             led,
             rules: stream_rules,
         });
@@ -255,7 +288,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
     let schedule = shared.rules[number].rule.modifiers.schedule();
     let first = schedule.start_ns == 0;
     if first {
-        shared.open(number).await?;
+        shared.set_window(number, true).await?;
     }
     let shared = Arc::clone(shared);
     let started = tokio::time::Instant::now();
@@ -265,7 +298,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
         let mut is_open = first;
         loop {
             tokio::time::sleep_until(at(start_ns)).await;
-            if !is_open && let Err(error) = shared.open(number).await {
+            if !is_open && let Err(error) = shared.set_window(number, true).await {
                 eprintln!("fault: a rule can't begin: {error:#}");
                 return;
             }
@@ -279,7 +312,9 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
                 return;
             };
             tokio::time::sleep_until(at(end_ns)).await;
-            shared.close(number).await;
+            if let Err(error) = shared.set_window(number, false).await {
+                eprintln!("fault: a rule can't end: {error:#}");
+            }
             match schedule.period_ns {
                 Some(period) if schedule.end_ns.is_none_or(|end| start_ns + period < end) => {
                     start_ns += period;
@@ -312,8 +347,27 @@ impl Shared {
             .collect())
     }
 
+    /// Opens the window of a rule, or closes it.
+    async fn set_window(&self, number: usize, is_open: bool) -> Result<()> {
+        self.turn(number, |turn| turn.in_window = is_open).await
+    }
+
+    /// Changes what decides whether a rule acts, and has it do so.
+    async fn turn(&self, number: usize, change: impl FnOnce(&mut Turn)) -> Result<()> {
+        let mut turns = self.turns.lock().await;
+        let mut turn = turns[number];
+        change(&mut turn);
+        match (turns[number].acts(), turn.acts()) {
+            (false, true) => self.begin_to_act(number).await?,
+            (true, false) => self.stop_acting(number).await,
+            _ => {}
+        }
+        turns[number] = turn;
+        Ok(())
+    }
+
     /// Puts a rule in force.
-    async fn open(&self, number: usize) -> Result<()> {
+    async fn begin_to_act(&self, number: usize) -> Result<()> {
         let target = self.rules[number].target;
         for toxic in self.toxics(number)? {
             for relay in &self.led[target].relays {
@@ -328,7 +382,7 @@ impl Shared {
     }
 
     /// Takes it back. Connections that are led stay so, without the fault.
-    async fn close(&self, number: usize) {
+    async fn stop_acting(&self, number: usize) {
         let target = self.rules[number].target;
         self.count(target, false);
         let Ok(toxics) = self.toxics(number) else {
@@ -387,11 +441,74 @@ impl Shared {
             }
             sum.connections += connections;
         }
+        if matches!(self.rules[number].rule.fault, Fault::NoAccept) {
+            sum = self.waiting(number);
+        }
         sum
+    }
+
+    /// What `no_accept` did: the connections that nobody has accepted. The relay has never met them.
+    fn waiting(&self, number: usize) -> StreamHits {
+        let led = &self.led[self.rules[number].target];
+        let count = led.listeners.iter().map(backlog).sum();
+        StreamHits {
+            connections: count,
+            hits: count,
+        }
+    }
+}
+
+/// How many connections wait to be accepted; 0 where the kernel does not tell.
+fn backlog(listener: &std::net::TcpListener) -> u64 {
+    // SAFETY: all zeros is a value of this structure of integers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = u32::try_from(size_of_val(&info)).unwrap_or(0);
+    // SAFETY: room for the structure, and a length that says so.
+    let status = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    // Of a listening socket the kernel reports the length of the queue in this field.
+    if status == 0 {
+        info.tcpi_unacked.into()
+    } else {
+        0
     }
 }
 
 impl Steering {
+    /// Switches the rule at this place among all rules off or on; a packet rule is not here, and nothing happens.
+    ///
+    /// # Errors
+    /// The relay refuses the fault.
+    pub async fn switch(&self, index: usize, on: bool) -> Result<()> {
+        let rules = &self.shared.rules;
+        match rules.iter().position(|rule| rule.index == index) {
+            Some(number) => self.shared.turn(number, |turn| turn.is_off = !on).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What the target of each stream rule carries by way of the relay, by the rule's place among all rules.
+    #[must_use]
+    pub fn traffic(&self) -> Vec<(usize, Traffic)> {
+        let of = |rule: &StreamRule| {
+            let mut sum = Traffic::default();
+            for relay in &self.shared.led[rule.target].relays {
+                let stats = relay.stats();
+                sum.bytes += stats.sent_bytes.iter().sum::<u64>();
+                sum.open += stats.open as u64;
+            }
+            (rule.index, sum)
+        };
+        self.shared.rules.iter().map(of).collect()
+    }
+
     /// Enters what the stream rules did into the figures of all rules.
     pub fn add_to(&self, hits: &mut [Hits]) {
         for (index, did) in self.hits() {

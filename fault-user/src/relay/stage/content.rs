@@ -22,6 +22,8 @@ const STALLED_DATAGRAMS: usize = 4 << 20;
 
 impl StallStage {
     pub(super) fn new(place: &Place) -> Self {
+        // What it does is to read nothing, from now on: there is no later moment to count.
+        place.shared.counters.hit();
         Self {
             room: if place.is_datagram {
                 STALLED_DATAGRAMS

@@ -1,0 +1,223 @@
+//! Faults that are drawn, on real traffic.
+
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
+mod place;
+
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use place::{Hurt, Redis, Server, enter_fresh, fault, wait_for};
+
+/// More faults than the kernel judges rules for one packet.
+const MANY: &str = "length=500ms..600ms,quiet=300ms..400ms,total=10s";
+
+/// How exactly a test sees when a window opens and closes.
+const BLUR: Duration = Duration::from_millis(150);
+
+/// How often the server is tried.
+const PACE: Duration = Duration::from_millis(10);
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn check(arguments: &[&str]) -> Output {
+    fault().arg("check").args(arguments).output().unwrap()
+}
+
+/// The windows that a summary tells of, in milliseconds.
+fn windows(told: &str) -> Vec<(Duration, Duration)> {
+    let milliseconds = |text: &str| {
+        let text = text.trim_end_matches('`');
+        let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap());
+        let number: f64 = number.parse().unwrap();
+        let seconds = match unit {
+            "s" => number,
+            "ms" => number / 1e3,
+            "us" | "µs" => number / 1e6,
+            "ns" => number / 1e9,
+            _ => panic!("{text}"),
+        };
+        Duration::from_secs_f64(seconds)
+    };
+    let drawn = told
+        .lines()
+        .filter_map(|line| line.strip_prefix("fault: drawn: "));
+    drawn
+        .map(|rule| {
+            let word = |key: &str| {
+                let mut words = rule.split(' ');
+                words.find_map(|word| word.strip_prefix(key)).expect(key)
+            };
+            let at = milliseconds(word("at="));
+            (at, at + milliseconds(word("for=")))
+        })
+        .collect()
+}
+
+#[test]
+fn drawn_faults_hurt_in_their_windows_and_nothing_else_does() {
+    enter_fresh();
+    let server = Server::redis(6379, None);
+    let mut old = Redis::connect("127.0.0.1", server.port).unwrap();
+    let hurt = Hurt::begin(
+        &["tcp:6379 reject match=syn", "tcp:6379 reset match=syn"],
+        &format!("--scope host --seed 7 --random {MANY}"),
+    );
+    let start = Instant::now();
+    let mut probes = Vec::new();
+    while start.elapsed() < Duration::from_secs(10) {
+        let at = start.elapsed();
+        let fine = Redis::connect("127.0.0.1", server.port).is_ok();
+        probes.push((at, fine));
+        old.ping()
+            .expect("no packet of the old connection is a SYN");
+        // As many as there could be would use up the ports.
+        std::thread::sleep(PACE);
+    }
+    let summary = hurt.end();
+    let windows = windows(&summary);
+    assert!(windows.len() > 8, "{summary}");
+    for (from, to) in &windows {
+        let inside = |at: &Duration| *from + BLUR < *at && *at + BLUR < *to;
+        let mut inside = probes.iter().filter(|(at, _)| inside(at)).peekable();
+        assert!(inside.peek().is_some(), "{from:?} {summary}");
+        assert!(
+            inside.all(|(_, fine)| !fine),
+            "{from:?} to {to:?}: {summary}"
+        );
+    }
+    for (at, fine) in &probes {
+        let near = |(from, to): &(Duration, Duration)| *from < *at + BLUR && *at < *to + BLUR;
+        assert!(*fine || windows.iter().any(near), "{at:?}: {summary}");
+    }
+    let over = summary
+        .lines()
+        .filter(|line| line.starts_with("fault: over: "));
+    assert_eq!(over.count(), windows.len(), "each is logged: {summary}");
+}
+
+#[test]
+fn a_seed_is_all_that_matters() {
+    let rules = [
+        "-r",
+        "tcp:1 down",
+        "-r",
+        "tcp:2 loss=5%",
+        "-r",
+        "tcp:1 down",
+    ];
+    let drawn = |seed: &str, limits: &str| {
+        let mut words = vec!["--random", limits, "--seed", seed];
+        words.extend(rules);
+        let output = check(&words);
+        assert!(output.status.success(), "{}", told(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let limits = "length=1s..5s quiet=1s..5s total=5m at_a_time=2 connections=25%";
+    let first = drawn("3", limits);
+    assert_eq!(first, drawn("3", limits));
+    assert_ne!(first, drawn("4", limits));
+    assert!(first.contains("tcp:1 mix 25%:down at="), "{first}");
+    let count = |target: &str| first.matches(&format!("{target} mix")).count();
+    assert!(count("tcp:1") > count("tcp:2"), "twice the weight: {first}");
+}
+
+#[test]
+fn a_scenario_file_draws_too() {
+    enter_fresh();
+    let server = Server::redis(6379, None);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("chaos.yaml");
+    std::fs::write(
+        &file,
+        "seed: 5\ntargets: { redis: \"tcp:6379\" }\nrandom: { choices: [ \"redis reject\" ], length: 500ms, quiet: 50ms, total: 2s }\n",
+    )
+    .unwrap();
+    let mut inject = fault()
+        .arg("inject")
+        .arg("-f")
+        .arg(&file)
+        .args(["--for", "2s"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(
+        || Redis::connect("127.0.0.1", server.port).is_err(),
+        "a drawn fault",
+    );
+    inject.wait().unwrap();
+    assert!(Redis::connect("127.0.0.1", server.port).is_ok(), "healed");
+}
+
+#[test]
+fn a_run_with_drawn_faults_is_replayed() {
+    enter_fresh();
+    let _server = Server::redis(6379, None);
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report");
+    let command = [
+        "sh",
+        "-c",
+        "for i in $(seq 300); do redis-cli ping >/dev/null 2>&1; echo $?; done",
+    ];
+    let run = fault()
+        .args(["run", "--seed", "9", "-r", "tcp:6379 reject"])
+        .args([
+            "--random",
+            "length=100ms..200ms quiet=50ms..100ms total=700ms",
+        ])
+        .arg("--report")
+        .arg(&report)
+        .arg("--")
+        .args(command)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", told(&run));
+    let results = String::from_utf8(run.stdout).unwrap();
+    assert!(
+        results.contains("0\n") && results.contains("1\n"),
+        "{results}"
+    );
+    let again = fault()
+        .arg("replay")
+        .arg(&report)
+        .args(["--allow-unfired", "--"])
+        .args(command)
+        .output()
+        .unwrap();
+    assert!(again.status.success(), "{}", told(&again));
+    assert_eq!(results, String::from_utf8(again.stdout).unwrap());
+}
+
+#[test]
+fn mistakes_are_one_line() {
+    for (limits, message) in [
+        ("length=1s", "total"),
+        ("length=1s total=1h quiet", "`quiet` is no limit"),
+        ("length=9s total=2s", "not even one fault fits"),
+        ("length=1s total=1h lenght=2s", "lenght"),
+        ("length=1ms total=1h", "at most 4096 rules"),
+        (
+            "length=1s total=1h connections=0%",
+            "nothing would ever be touched",
+        ),
+    ] {
+        let output = check(&["--random", limits, "-r", "tcp:1 down", "--seed", "1"]);
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(2), "{limits}: {told}");
+        assert_eq!(told.lines().count(), 1, "{limits}: {told}");
+        assert!(told.contains(message), "{limits}: {told}");
+    }
+    let timed = check(&["--random", "length=1s total=1h", "-r", "tcp:1 down at=1s"]);
+    assert!(
+        told(&timed).contains("times of this rule are drawn"),
+        "{timed:?}"
+    );
+    let alone = Command::new(env!("CARGO_BIN_EXE_fault"))
+        .args(["check", "--random", "length=1s total=1h"])
+        .output()
+        .unwrap();
+    assert_eq!(alone.status.code(), Some(2), "{alone:?}");
+}

@@ -1,0 +1,198 @@
+//! `fault top` on a terminal, on instances and a daemon that run.
+
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
+mod place;
+#[path = "support/daemon.rs"]
+mod support;
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::pty::{Winsize, openpty};
+use place::{Hurt, Redis, Server, enter_fresh, fault, wait_for};
+use support::{Daemon, echo_server};
+
+/// `fault top` on a terminal of its own.
+struct Top {
+    child: Child,
+    keys: File,
+    shown: Arc<Mutex<String>>,
+}
+
+impl Top {
+    fn start(options: &[&str]) -> Self {
+        let size = Winsize {
+            ws_row: 24,
+            ws_col: 110,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let terminal = openpty(&size, None).unwrap();
+        let end = || Stdio::from(terminal.slave.try_clone().unwrap());
+        let child = fault()
+            .args(["top", "--every", "100ms"])
+            .args(options)
+            .stdin(end())
+            .stdout(end())
+            .stderr(end())
+            .spawn()
+            .unwrap();
+        let mut screen = File::from(terminal.master);
+        let keys = screen.try_clone().unwrap();
+        let shown = Arc::new(Mutex::new(String::new()));
+        let all = Arc::clone(&shown);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            // The terminal ends with its last user, by an error.
+            while let Ok(read @ 1..) = screen.read(&mut bytes) {
+                *all.lock().unwrap() += &String::from_utf8_lossy(&bytes[..read]);
+            }
+        });
+        Self { child, keys, shown }
+    }
+
+    fn shows(&self, what: &str) {
+        wait_for(|| self.shown.lock().unwrap().contains(what), what);
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Presses q; how it ended.
+    fn quit(mut self) -> ExitStatus {
+        self.press("q");
+        let status = self.child.wait().unwrap();
+        self.shows("\x1b[?1049l");
+        status
+    }
+}
+
+impl Drop for Top {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        let _ended = self.child.kill();
+        self.child.wait().expect("it is our child");
+    }
+}
+
+fn answers(port: u16) -> bool {
+    Redis::connect("127.0.0.1", port).is_ok_and(|mut redis| redis.ping().is_ok())
+}
+
+#[test]
+fn rules_are_shown_and_switched() {
+    enter_fresh();
+    let one = Server::redis(6379, None);
+    let two = Server::redis(6380, None);
+    let hurt = Hurt::begin(&["tcp:6379 reject", "tcp:6380 stall"], "--scope host");
+    assert!(!answers(one.port) && !answers(two.port));
+    let mut top = Top::start(&[]);
+    top.shows("fault run -- sh -c");
+    top.shows("tcp:6379 reject");
+    // Blanks that were there before are not written again.
+    top.shows("relay");
+
+    top.press(" ");
+    wait_for(|| answers(one.port), "the first rule to be off");
+    assert!(!answers(two.port), "the second one is on");
+    top.shows("OFF");
+    top.press(" ");
+    wait_for(|| !answers(one.port), "the first rule to be on again");
+
+    top.press("j ");
+    wait_for(|| answers(two.port), "the second rule to be off");
+    top.press(" ");
+    wait_for(|| !answers(two.port), "the second rule to be on again");
+    assert!(top.quit().success());
+    assert!(!answers(one.port), "top only looks on");
+    let summary = hurt.end();
+    assert!(!summary.contains("never fired"), "{summary}");
+    assert!(answers(one.port) && answers(two.port));
+}
+
+#[test]
+fn an_injection_is_shown_as_json() {
+    enter_fresh();
+    let server = Server::redis(6379, None);
+    let mut inject = fault()
+        .args(["inject", "-r", "tcp:6379 duplicate=100%", "--seed", "7"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let look = || {
+        let output = fault().args(["top", "--json"]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or(serde_json::Value::Null)
+    };
+    wait_for(|| look() != serde_json::Value::Null, "the injection");
+    assert!(answers(server.port));
+    let shown = look();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(inject.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(inject.wait().unwrap().success());
+    assert_eq!(shown[0]["title"], "fault inject");
+    assert_eq!(shown[0]["seed"], 7);
+    let rule = &shown[0]["rules"][0];
+    assert_eq!(rule["rule"], "tcp:6379 duplicate=100%");
+    assert_eq!(rule["on"], true);
+    assert!(rule["hits"].as_u64() > Some(3), "{shown}");
+    let target = &shown[0]["targets"][0];
+    assert_eq!(target["target"], "tcp:6379");
+    assert!(target["bytes"].as_u64() > Some(100), "{shown}");
+}
+
+#[test]
+fn a_daemons_toxics_are_shown_and_switched() {
+    enter_fresh();
+    let daemon = Daemon::start();
+    let echoes = |address: SocketAddr| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        stream.write_all(b"x").unwrap();
+        matches!(stream.read(&mut [0; 1]), Ok(1))
+    };
+    let address = daemon.proxy("echo", echo_server());
+    let toxic = r#"{"name":"t","type":"timeout","toxicity":1.0,"attributes":{"timeout":0}}"#;
+    daemon.call("POST", "/proxies/echo/toxics", toxic);
+    assert!(!echoes(address));
+    let url = format!("http://{}", daemon.api);
+    let mut top = Top::start(&["--url", &url]);
+    top.shows("fault daemon");
+    top.shows("echo timeout (downstream)");
+    top.press(" ");
+    wait_for(|| echoes(address), "the toxic to be off");
+    top.press(" ");
+    wait_for(|| !echoes(address), "the toxic to be on again");
+    assert!(top.quit().success());
+}
+
+#[test]
+fn what_can_t_be_shown_is_said_in_one_line() {
+    enter_fresh();
+    let told = |arguments: &[&str]| {
+        let output = fault().arg("top").args(arguments).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(told.lines().count(), 1, "{told}");
+        (output.status.code(), told)
+    };
+    let (code, text) = told(&[]);
+    assert_eq!(code, Some(125), "{text}");
+    assert!(
+        text.contains("nothing to show") && text.contains("start `fault daemon`"),
+        "{text}"
+    );
+    let (code, text) = told(&["--pid", "1"]);
+    assert_eq!(code, Some(125), "{text}");
+    let hurt = Hurt::begin(&["tcp:1 reject"], "--scope host");
+    let (code, text) = told(&[]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("--json"), "{text}");
+    hurt.end();
+}
