@@ -12,6 +12,7 @@ use crate::kernel::interfaces::{self, Interface, Selection};
 use crate::kernel::leftovers::Journal;
 use crate::kernel::ruleset::Scope;
 use crate::plan::Plan;
+use crate::plan::mechanism::Mechanism;
 use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::container::{self, Container, Places};
 use crate::process::netns::NetworkNamespace;
@@ -39,6 +40,9 @@ pub struct Aim {
     /// How the programs are attached; default: tcx where the kernel has it.
     #[arg(long, value_name = "HOW")]
     attach: Option<Attach>,
+    /// What holds packets that are late; default: the delay line, where a tap device can be had.
+    #[arg(long, value_name = "WHAT")]
+    mechanism: Option<Mechanism>,
     /// Allow rules that reach port 22 or fault's control API on the whole host.
     #[arg(long)]
     pub force: bool,
@@ -133,6 +137,12 @@ impl Aim {
         Steering::start(&rules, plan.seed, cgroup, marker)
             .await
             .map(Some)
+    }
+
+    /// The mechanism that was asked for.
+    #[must_use]
+    pub fn mechanism(&self) -> Option<Mechanism> {
+        self.mechanism
     }
 
     /// The attachment that was asked for.

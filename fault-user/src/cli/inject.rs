@@ -14,6 +14,7 @@ use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Injection, Wishes};
 use crate::kernel::ruleset::Scope;
+use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
 use crate::report::summary;
 use crate::rule::units::parse_duration;
@@ -44,7 +45,7 @@ impl Inject {
     /// # Errors
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
-        let parsed = self.rules.parse()?;
+        let mut parsed = self.rules.parse()?;
         if !parsed.expect.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
                 "the scenario has expectations, which only `fault run` can check: use that, or take `expect` out"
@@ -63,8 +64,10 @@ impl Inject {
         };
         let scope = aimed.as_ref().map(|aimed| aimed.scope.clone());
         let seed = parsed.seed()?;
+        let mechanism = choose(self.aim.mechanism(), &mut parsed.rules)?;
         let mut plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
             .map_err(Failure::usage)?;
+        plan.hold_by(mechanism);
         let mut watched = self.rules.file().filter(|_| self.watch).map(Watched::new);
         let wishes = Wishes {
             events: false,
@@ -134,6 +137,7 @@ impl Inject {
         }
         let mut plan =
             Plan::new(&parsed.rules, old.seed, scope, parsed.length_ns).map_err(Failure::usage)?;
+        plan.hold_by(old.held_by);
         if !plan.stream_rules().is_empty() || !old.stream_rules().is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
                 "stream faults can't be exchanged while they are in force: start again"

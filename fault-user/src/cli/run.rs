@@ -15,6 +15,7 @@ use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Hits, Injection, Wishes};
+use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::{Plan, guard_host};
 use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand, Running};
@@ -102,7 +103,7 @@ impl Run {
     /// # Errors
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
-        let parsed = self.rules.parse()?;
+        let mut parsed = self.rules.parse()?;
         expectations::supported(&parsed.expect).map_err(Failure::usage)?;
         let host = self.scope == ScopeKind::Host;
         if host && !self.aim.force {
@@ -115,14 +116,20 @@ impl Run {
         preflight(&needs)?;
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
         let command = CommandSpec::new(self.command.clone(), identity)?.resolve()?;
+        let mechanism = choose(self.aim.mechanism(), &mut parsed.rules)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("starting the runtime")?;
-        runtime.block_on(self.hurt(&parsed, &command))
+        runtime.block_on(self.hurt(&parsed, mechanism, &command))
     }
 
-    async fn hurt(&self, parsed: &Parsed, command: &PreparedCommand) -> Outcome {
+    async fn hurt(
+        &self,
+        parsed: &Parsed,
+        mechanism: Mechanism,
+        command: &PreparedCommand,
+    ) -> Outcome {
         let elsewhere = self.aim.elsewhere()?;
         let mut journal = None;
         let aimed = match elsewhere {
@@ -143,8 +150,9 @@ impl Run {
             (None, None) => None,
         };
         let seed = parsed.seed()?;
-        let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
+        let mut plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
             .map_err(Failure::usage)?;
+        plan.hold_by(mechanism);
         let events = self.events_file()?;
         let wishes = Wishes {
             events: events.is_some(),
@@ -307,6 +315,9 @@ impl Run {
         words.extend(["--seed".to_owned(), plan.seed.to_string()]);
         if self.scope == ScopeKind::Host {
             words.extend(["--scope".to_owned(), "host".to_owned()]);
+        }
+        if let Some(mechanism) = self.aim.mechanism() {
+            words.extend(["--mechanism".to_owned(), mechanism.to_string()]);
         }
         for (name, target) in targets {
             words.extend(["--target".to_owned(), format!("'{name}={target}'")]);

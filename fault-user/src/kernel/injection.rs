@@ -2,23 +2,26 @@
 
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use fault_common::abi::{Counter, DecisionKey, RULES_MAX, RuleEntry, RuleStats};
+use fault_common::abi::{Counter, DecisionKey, RULES_MAX, RuleEntry, RuleStats, holder};
 use nix::errno::Errno;
 
 use super::clock::monotonic_ns;
 use super::clsact;
 use super::events::Events;
 use super::injector::{Attachment, Capacity, Clock, Injector, Marker, Options, Side};
-use super::interfaces::{Interface, list};
+use super::interfaces::{Interface, list, list_by};
 use super::leftovers::{Change, Journal};
+use super::netlink::Netlink;
+use super::qdisc::leaf;
 use super::ruleset::{PacketRule, Scope, Tables, compile};
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
 use crate::shaping::line::{DelayLine, Figures};
+use crate::shaping::qdiscs::{Kind, Loss, Qdiscs};
 use crate::shaping::schedule::Shapers;
 use crate::shaping::tap::Tap;
 
@@ -41,7 +44,10 @@ pub struct Prepared {
     tables: Tables,
     interfaces: Vec<Interface>,
     journal: Option<Journal>,
+    qdiscs: Option<Qdiscs>,
     delay_line: Option<DelayLine>,
+    /// Of the network namespace that all this is in.
+    netlink: Mutex<Netlink>,
 }
 
 /// Rules in force. Dropping this heals, and [`Injection::heal`] also says how that went.
@@ -69,7 +75,14 @@ pub struct Hits {
 pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result<Prepared> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
-    let tap = if plan.holds() {
+    let mut journal = None;
+    let qdiscs = match plan.qdiscs()? {
+        Some(kind) => Some(Qdiscs::install(kind, interfaces, |change| {
+            note(&mut journal, change)
+        })?),
+        None => None,
+    };
+    let tap = if plan.needs_delay_line() {
         Some(Tap::create()?)
     } else {
         None
@@ -80,6 +93,11 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         fixed_options(plan, &entries, &tables, wishes)?
     };
     options.tap = tap.as_ref().map(Tap::index);
+    if let Some(qdiscs) = &qdiscs {
+        options.holder = plan.held_by.holder();
+        options.detour = qdiscs.detour().map(|(near, _)| near.index);
+        options.places = u32::try_from(interfaces.len())?;
+    }
     let decisions = wishes.replay.as_deref();
     options.replay = match decisions {
         Some(decisions) => Some(u32::try_from(decisions.len())?),
@@ -91,8 +109,10 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         injector,
         tables,
         interfaces: interfaces.to_vec(),
-        journal: None,
+        journal,
+        qdiscs,
         delay_line: None,
+        netlink: Mutex::new(Netlink::route()?),
     };
     let attached = prepared.attach_all(tap, &plan.shapers());
     // Some vendors' kernels have the version of TCX but not TCX itself.
@@ -101,6 +121,8 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
         && prepared.injector.attachment() == Attachment::Tcx
         && attached.as_ref().is_err_and(is_tcx_missing)
     {
+        // What it has changed is undone first.
+        drop(prepared);
         return prepare(
             plan,
             interfaces,
@@ -135,6 +157,9 @@ fn fixed_options(
         },
         once: true,
         tap: None,
+        holder: holder::DELAY_LINE,
+        detour: None,
+        places: 0,
         replay: None,
     })
 }
@@ -159,12 +184,52 @@ fn live_options(tables: &Tables, wishes: &Wishes) -> Result<Options> {
         clock: Clock::Exact,
         once: true,
         tap: None,
+        holder: holder::DELAY_LINE,
+        detour: None,
+        places: 0,
         replay: None,
     })
 }
 
 fn has_window(rule: &RuleEntry) -> bool {
     rule.at_ns != 0 || rule.length_ns != 0 || rule.period_ns != 0
+}
+
+/// Notes a change that outlives this process, before it is made.
+fn note(journal: &mut Option<Journal>, change: Change) -> Result<()> {
+    let begun = match journal.take() {
+        Some(journal) => journal,
+        None => Journal::create()?,
+    };
+    journal.insert(begun).record(change)
+}
+
+/// Lets the programs work with qdiscs that hold packets.
+fn serve(injector: &mut Injector, qdiscs: &Qdiscs, places: &[(u32, bool)]) -> Result<()> {
+    if let Kind::Netem(delays_ns) = qdiscs.kind() {
+        let leaves: Vec<_> = (0..)
+            .zip(delays_ns)
+            .map(|(number, delay_ns)| (*delay_ns, leaf(number)))
+            .collect();
+        injector.write_leaves(&leaves)?;
+    }
+    let Some((near, far)) = qdiscs.detour() else {
+        return Ok(());
+    };
+    if injector.attachment() == Attachment::Clsact {
+        // The devices go with the rules, and their filters with them.
+        clsact::ensure(near.index)?;
+        clsact::ensure(far.index)?;
+    }
+    injector.serve_detour(near, far, places, *qdiscs.kind() == Kind::Fq)
+}
+
+/// Where packets that are held can go on: each interface, outwards and inwards.
+fn places_of(interfaces: &[Interface]) -> Vec<(u32, bool)> {
+    interfaces
+        .iter()
+        .flat_map(|interface| [(interface.index, false), (interface.index, true)])
+        .collect()
 }
 
 /// Whether the kernel has no TCX, as opposed to having something against this attachment.
@@ -189,8 +254,14 @@ impl Prepared {
                 self.record(Change::Filters { interface_index })?;
             }
         }
+        if tap.is_some() || self.qdiscs.is_some() {
+            self.injector.write_spreads()?;
+        }
         if let Some(tap) = tap {
             self.start_delay_line(tap, shapers)?;
+        }
+        if let Some(qdiscs) = &self.qdiscs {
+            serve(&mut self.injector, qdiscs, &places_of(&self.interfaces))?;
         }
         let mut places = Vec::new();
         for interface in &self.interfaces {
@@ -215,11 +286,7 @@ impl Prepared {
 
     /// Notes a change that outlives this process, before it is made.
     fn record(&mut self, change: Change) -> Result<()> {
-        let journal = match self.journal.take() {
-            Some(journal) => journal,
-            None => Journal::create()?,
-        };
-        self.journal.insert(journal).record(change)
+        note(&mut self.journal, change)
     }
 
     /// Starts the delay line behind the programs.
@@ -232,11 +299,7 @@ impl Prepared {
             // The device goes with this process, and its filters with it.
             clsact::ensure(device.index)?;
         }
-        let places: Vec<_> = self
-            .interfaces
-            .iter()
-            .flat_map(|interface| [(interface.index, false), (interface.index, true)])
-            .collect();
+        let places = places_of(&self.interfaces);
         let holds = self.injector.serve_delay_line(&device, &places)?;
         if self.interfaces.iter().any(|interface| interface.loopback) {
             self.let_loopback_come_back()?;
@@ -416,11 +479,26 @@ impl Injection {
     /// More rules than there is room for; then the old ones stay in force.
     pub fn replace(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
         let elapsed_ns = monotonic_ns() - self.epoch_ns;
+        self.can_hold(plan)?;
         plan.succeed(old, self.age + 1, elapsed_ns)?;
         let tables = compile(&plan.entries())?;
         self.prepared.injector.install(&tables, self.epoch_ns)?;
         self.age += 1;
         self.prepared.tables = tables;
+        Ok(())
+    }
+
+    /// Refuses rules that hold packets for which there is nothing that does.
+    fn can_hold(&self, plan: &Plan) -> Result<()> {
+        let wanted = plan.qdiscs()?;
+        let there = self.prepared.qdiscs.as_ref().map(Qdiscs::kind);
+        if (plan.needs_delay_line() && self.prepared.delay_line.is_none())
+            || (wanted.is_some() && wanted.as_ref() != there)
+        {
+            anyhow::bail!(
+                "what is to hold packets now is not what the first rules needed: start again with these rules"
+            );
+        }
         Ok(())
     }
 
@@ -471,6 +549,31 @@ impl Injection {
         self.prepared.delay_line.as_ref().map(DelayLine::figures)
     }
 
+    /// What the qdiscs that hold packets have lost because they were full.
+    ///
+    /// # Errors
+    /// The kernel refuses to list them.
+    pub fn losses(&self) -> Result<Vec<Loss>> {
+        let qdiscs = self.prepared.qdiscs.as_ref();
+        Ok(qdiscs.map(Qdiscs::losses).transpose()?.unwrap_or_default())
+    }
+
+    /// The names of the interfaces that are gone since the rules were put on them.
+    ///
+    /// # Errors
+    /// The kernel refuses to list them.
+    pub fn vanished(&self) -> Result<Vec<&str>> {
+        let netlink = &self.prepared.netlink;
+        let mut netlink = netlink.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = list_by(&mut netlink)?;
+        let is_there = |one: &Interface| there.iter().any(|other| other.index == one.index);
+        let ours = self.prepared.interfaces.iter();
+        Ok(ours
+            .filter(|one| !is_there(one))
+            .map(|one| one.name.as_str())
+            .collect())
+    }
+
     /// Takes everything away again.
     ///
     /// # Errors
@@ -487,6 +590,12 @@ impl Prepared {
             // Nothing is handed over any more; what is held goes on at once.
             self.injector.rest();
             line.finish()?;
+        }
+        if let Some(qdiscs) = self.qdiscs.take() {
+            self.injector.rest();
+            for Loss { interface, packets } in qdiscs.drain()? {
+                eprintln!("fault: {packets} packets that {interface} still held were lost");
+            }
         }
         drop(self.injector);
         let left = journal.map(Journal::heal).unwrap_or_default();

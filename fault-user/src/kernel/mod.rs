@@ -15,6 +15,7 @@ pub mod leftovers;
 pub mod mapped;
 pub mod netlink;
 pub mod object;
+pub mod qdisc;
 pub mod ruleset;
 pub mod verifier;
 pub mod version;
