@@ -351,6 +351,21 @@ pub struct Hold {
     pub segments: u16,
 }
 
+/// What holds packets; values of the programs' constant `HOLDER`.
+pub mod holder {
+    /// The delay line, behind a tap device.
+    pub const DELAY_LINE: u32 = 0;
+    /// An fq qdisc, which keeps a packet until the departure time that the program sets.
+    pub const FQ: u32 = 1;
+    /// netem qdiscs, one for each delay, below a prio qdisc.
+    pub const NETEM: u32 = 2;
+}
+
+/// The major number of the handles of our qdiscs, which nobody else is likely to choose.
+pub const QDISC_MAJOR: u16 = 0xfa17;
+/// How many netem qdiscs there can be below one prio qdisc, whose first band is for packets that are not held.
+pub const LEAVES: u32 = 15;
+
 /// How many targets can have their connections led to the relay: bits of an entry of `STEER_PORTS`.
 pub const STEERS: u32 = 64;
 

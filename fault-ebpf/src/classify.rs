@@ -20,7 +20,7 @@ use crate::maps::{
     RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
-use crate::{act, flows, split};
+use crate::{act, flows, hold, split};
 
 /// Judges one packet and returns what tc is to do with it.
 #[inline(always)]
@@ -39,6 +39,10 @@ pub fn handle<C: Counting, const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS,
 fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
 ) -> Result<i32, Counter> {
+    if hold::departs(skb) {
+        // Policy: it goes where it is held.
+        return Err(Counter::Own);
+    }
     if skb.is_judged() {
         // Policy: a packet is judged once, at the first of our hooks that it passes. This comes before
         // anything is written: a clone passes here while the packet that it was made of is still at it.

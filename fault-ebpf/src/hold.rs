@@ -1,24 +1,177 @@
-//! Hands packets to the delay line, and takes them back from it.
+//! Hands packets to whatever holds them.
 //!
+//! The **delay line** holds any packet.
 //! A packet goes to the delay line through its tap device, with an 802.1ad tag in front that holds a ticket: the index
 //! of what the delay line is told about it. It comes back through the same device with another tag, which says where it
 //! goes on. A tag costs no room in the packet, so super-packets stay whole.
+//!
+//! **fq** at the root of the interface holds packets with a departure time. Those that come in make a detour through a
+//! veth pair, whose near end has an fq, and go on from its far end. It keeps packets of one hash in order behind the first that waits, so packets with another delay get another
+//! hash. What waits there is a copy, without its socket: the kernel lets a socket send little more while what it sent
+//! before is still on this side of the wire.
+//!
+//! **netem** holds packets by class: one class of a prio qdisc for each delay, chosen by the packet's priority. Unlike
+//! the mark nobody routes by that.
 
-use fault_common::abi::{Hold, hold_flag};
+use fault_common::abi::{Hold, QDISC_MAJOR, hold_flag, holder};
 use fault_common::decide::{Counting, holding};
+use fault_common::random::mix;
 
-use crate::maps::{HOLDS, RELEASES, Scratch, TAP, TICKETS};
+use crate::maps::{
+    DEPARTURE, DETOUR, DETOURS, HOLDER, HOLDS, LEAVES, ORDERS, RELEASES, Scratch, TAP, TICKETS,
+};
 use crate::skb::{NEXT, Skb};
 
-/// Gives the packet to the delay line.
-#[inline(never)]
+/// Gives the packet to what holds packets here.
+#[inline(always)]
 pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     scratch: &mut Scratch,
     delay_ns: u64,
 ) -> Result<i32, ()> {
-    if LINK == 0 {
-        // The tap is an Ethernet device.
+    let verdict = &scratch.verdict;
+    if HOLDER.load() == holder::FQ && verdict.rate | verdict.slot == 0 {
+        return into_fq(skb, scratch, delay_ns);
+    }
+    if HOLDER.load() == holder::NETEM
+        && verdict.rate | verdict.slot == 0
+        && verdict.flow == 0
+        // SAFETY: the value is copied at once, and never changes.
+        && let Some(&class) = unsafe { LEAVES.get(delay_ns) }
+    {
+        return into_netem(skb, scratch, class);
+    }
+    into_delay_line::<C, EGRESS, LINK>(skb, scratch, delay_ns)
+}
+
+/// Lets a packet that [`hold`] has sent on its way to a qdisc go on there. False for any other packet.
+#[inline(always)]
+pub fn departs<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> bool {
+    if HOLDER.load() == holder::DELAY_LINE {
+        return false;
+    }
+    if skb.is_departing() {
+        depart(skb);
+        return true;
+    }
+    if HOLDER.load() == holder::NETEM
+        && skb.is_judged()
+        && skb.priority() >> 16 == QDISC_MAJOR.into()
+    {
+        // It has been held at another interface, and is not to be held at this one again.
+        skb.set_priority(0);
+    }
+    false
+}
+
+#[inline(always)]
+fn depart<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) {
+    skb.set_judged();
+    if HOLDER.load() == holder::FQ
+        && let Some(&time_ns) = DEPARTURE.get(0)
+    {
+        skb.set_departure(time_ns);
+    }
+}
+
+/// Gives a packet its departure time that begins its detour.
+#[inline(always)]
+pub fn pass_detour(skb: Skb<true, 14>) -> i32 {
+    if let (Some(_), Some(&time_ns)) = (skb.detour(), DEPARTURE.get(0)) {
+        skb.set_departure(time_ns);
+    }
+    NEXT
+}
+
+/// Sends a packet that comes in to the device whose qdisc holds it.
+#[inline(always)]
+fn make_detour<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    twice: bool,
+) -> Result<i32, ()> {
+    // SAFETY: the value is copied at once, and never changes.
+    let number = unsafe { DETOURS.get(skb.ifindex()) }.copied().ok_or(())?;
+    skb.set_detour(number);
+    if twice && skb.clone_to(DETOUR.load()).is_err() {
+        skb.set_judged();
+        return Err(());
+    }
+    Ok(Skb::<EGRESS, LINK>::redirect(DETOUR.load(), 0))
+}
+
+#[inline(never)]
+fn into_fq<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+    delay_ns: u64,
+) -> Result<i32, ()> {
+    if !EGRESS && LINK == 0 {
+        // The detour is one of Ethernet devices.
+        return Err(());
+    }
+    let departure = DEPARTURE.get_ptr_mut(0).ok_or(())?;
+    let mut time_ns = scratch.sight.now_ns + delay_ns;
+    let flow = scratch.verdict.flow;
+    if flow == 0 {
+        skb.set_hash(mix(u64::from(skb.hash()) ^ (delay_ns << 1)) as u32);
+    } else {
+        // SAFETY: the value is copied at once; another CPU's may be missed, as on a wire with two ends.
+        if let Some(&last_ns) = unsafe { ORDERS.get(flow) }
+            && last_ns > time_ns
+        {
+            time_ns = last_ns;
+        }
+        ORDERS.insert(flow, time_ns, 0).map_err(|_| ())?;
+        skb.set_hash(flow as u32);
+    }
+    // SAFETY: this CPU's own entry; the copies pass `depart` before the next packet is looked at.
+    unsafe { *departure = time_ns };
+    let twice = scratch.verdict.duplicate;
+    if !EGRESS {
+        return make_detour(skb, twice);
+    }
+    skb.set_departing();
+    let sent = skb.clone_onward();
+    let sent = if twice && sent.is_ok() {
+        skb.clone_onward()
+    } else {
+        sent
+    };
+    skb.set_judged();
+    sent.map(|()| Skb::<EGRESS, LINK>::vanish())
+}
+
+#[inline(never)]
+fn into_netem<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+    class: u32,
+) -> Result<i32, ()> {
+    if !EGRESS && LINK == 0 {
+        return Err(());
+    }
+    skb.set_priority(class);
+    if !EGRESS {
+        return make_detour(skb, scratch.verdict.duplicate);
+    }
+    if scratch.verdict.duplicate {
+        skb.set_departing();
+        let sent = skb.clone_onward();
+        skb.set_judged();
+        sent?;
+    }
+    Ok(NEXT)
+}
+
+/// Gives the packet to the delay line.
+#[inline(never)]
+fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+    delay_ns: u64,
+) -> Result<i32, ()> {
+    if LINK == 0 || TAP.load() == 0 {
+        // The tap is an Ethernet device; and there is none where nothing was to need it.
         return Err(());
     }
     let tickets = TICKETS.get_ptr_mut(0).ok_or(())?;
@@ -55,17 +208,22 @@ pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
     Ok(Skb::<EGRESS, LINK>::redirect(TAP.load(), 0))
 }
 
-/// Sends a packet of the delay line on its way, where it is not judged again.
+/// Sends a packet that has been held on its way, where it is not judged again.
 #[inline(always)]
 pub fn release(skb: Skb<false, 14>) -> i32 {
-    let Some(tag) = skb.tag() else {
-        // Policy: what the stack itself sends through the tap is nobody's.
+    let (detour, tag) = (skb.detour(), skb.tag());
+    let Some(number) = detour.or(tag.map(u32::from)) else {
+        // Policy: what the stack itself sends this way is nobody's.
         return NEXT;
     };
-    let Some(&place) = RELEASES.get(u32::from(tag)) else {
+    let Some(&place) = RELEASES.get(number) else {
         return NEXT;
     };
-    if place == 0 || skb.pop_tag().is_err() || skb.set_for_this_host().is_err() {
+    // A tag on the detour is the packet's own.
+    if place == 0
+        || (detour.is_none() && skb.pop_tag().is_err())
+        || skb.set_for_this_host().is_err()
+    {
         return NEXT;
     }
     skb.set_judged();

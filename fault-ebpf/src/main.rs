@@ -110,10 +110,16 @@ pub fn fault_xdp(ctx: XdpContext) -> u32 {
     xdp::handle::<Fetch>(xdp::Raw::new(&ctx))
 }
 
-/// Ingress of the delay line's tap: packets that have been held long enough.
+/// Ingress of the delay line's tap, and of the far end of a detour: packets that have been held long enough.
 #[classifier]
 pub fn fault_release(ctx: TcContext) -> i32 {
     hold::release(Skb::new(&ctx))
+}
+
+/// Egress of the near end of the detour that packets make which an fq qdisc holds on their way in.
+#[classifier]
+pub fn fault_detour(ctx: TcContext) -> i32 {
+    hold::pass_detour(Skb::new(&ctx))
 }
 
 /// Sockets made in a cgroup that rules are limited to.

@@ -50,6 +50,15 @@ pub static NETNS: Global<u64> = Global::new(0);
 /// Index of the delay line's tap device.
 #[unsafe(no_mangle)]
 pub static TAP: Global<u32> = Global::new(0);
+/// What holds packets: see [`fault_common::abi::holder`].
+#[unsafe(no_mangle)]
+pub static HOLDER: Global<u32> = Global::new(0);
+/// Index of the device into which packets go that a qdisc holds on their way in.
+#[unsafe(no_mangle)]
+pub static DETOUR: Global<u32> = Global::new(0);
+/// 1 where the kernel tells departure times from times of arrival (Linux 5.18).
+#[unsafe(no_mangle)]
+pub static STAMPS: Global<u32> = Global::new(0);
 /// What this instance writes into `tc_index` of packets that it has judged.
 #[unsafe(no_mangle)]
 pub static INSTANCE: Global<u32> = Global::new(0xf000);
@@ -150,10 +159,23 @@ pub static HOLDS: Array<Hold> = Array::with_max_entries(fault_common::abi::HOLDS
 /// The last ticket.
 #[map]
 pub static TICKETS: Array<u64> = Array::with_max_entries(1, 0);
-/// Where packets go that the delay line sends on, by the tag that they carry: twice the interface's index, and 1
-/// for its ingress.
+/// Where packets go that have been held, by the number that they carry: twice the interface's index, and 1 for its
+/// ingress.
 #[map]
 pub static RELEASES: Array<u64> = Array::with_max_entries(PLACES, BPF_F_MMAPABLE);
+
+/// Which of [`RELEASES`] a packet goes to after the detour, by the interface that it came in by.
+#[map]
+pub static DETOURS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+/// When the packet departs that is on its way to an fq qdisc, on this CPU.
+#[map]
+pub static DEPARTURE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+/// When the last packet departs of those that must keep their order, by [`Verdict::flow`].
+#[map]
+pub static ORDERS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16, 0);
+/// The classes of a prio qdisc in which netem holds packets, by delay in nanoseconds.
+#[map]
+pub static LEAVES: HashMap<u64, u32> = HashMap::with_max_entries(fault_common::abi::LEAVES, 0);
 
 /// Ports whose connections may be led to the relay: a bit for each entry of [`STEER_TABLE`].
 #[map]

@@ -4,16 +4,17 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
-    bpf_clone_redirect, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
-    bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_clone_redirect, bpf_get_hash_recalc, bpf_l3_csum_replace, bpf_l4_csum_replace,
+    bpf_redirect, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
+    bpf_skb_load_bytes, bpf_skb_set_tstamp, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+    bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use fault_common::abi::SetHeader;
 use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, Packet};
 
 use crate::frame::{Frame, JUDGED};
-use crate::maps::{INSTANCE, TCX, XDP};
+use crate::maps::{INSTANCE, STAMPS, TCX, XDP};
 use crate::scope;
 
 /// The next program or filter decides: `TCX_NEXT` and `TC_ACT_UNSPEC` are the same.
@@ -155,6 +156,78 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         self.set_tc_index(INSTANCE.load());
     }
 
+    /// Whether this instance has sent the packet on its way to the qdisc that is to hold it.
+    #[inline(always)]
+    pub fn is_departing(&self) -> bool {
+        self.tc_index() == Self::departing()
+    }
+
+    /// See [`Self::is_departing`].
+    #[inline(always)]
+    pub fn set_departing(&self) {
+        self.set_tc_index(Self::departing());
+    }
+
+    /// The number of the place where the packet goes on, when it makes a detour.
+    #[inline(always)]
+    pub fn detour(&self) -> Option<u32> {
+        let index = self.tc_index();
+        if index & 0xf000 == 0xc000 {
+            Some(index & 0x0fff)
+        } else {
+            None
+        }
+    }
+
+    /// See [`Self::detour`].
+    #[inline(always)]
+    pub fn set_detour(&self, number: u32) {
+        self.set_tc_index(0xc000 | number & 0x0fff);
+    }
+
+    /// `INSTANCE` begins with 0xf, a part of a super-packet with 0xe, and a detour with 0xc.
+    #[inline(always)]
+    fn departing() -> u32 {
+        INSTANCE.load() & 0x0fff | 0xd000
+    }
+
+    #[inline(always)]
+    pub fn priority(&self) -> u32 {
+        unsafe { (*self.0).priority }
+    }
+
+    #[inline(always)]
+    pub fn set_priority(&self, priority: u32) {
+        unsafe { (*self.0).priority = priority };
+    }
+
+    /// A number that the packets of a connection share, made of its addresses and ports.
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        unsafe { bpf_get_hash_recalc(self.0) }
+    }
+
+    #[inline(always)]
+    pub fn set_hash(&self, hash: u32) {
+        // It never fails.
+        unsafe { bpf_set_hash(self.0, hash) };
+    }
+
+    /// Sets the time (`CLOCK_MONOTONIC`) at which the packet is to depart.
+    #[inline(always)]
+    pub fn set_departure(&self, time_ns: u64) {
+        const BPF_SKB_TSTAMP_DELIVERY_MONO: u32 = 1;
+        if STAMPS.load() == 1 {
+            // SAFETY: the helper takes numbers only.
+            let status =
+                unsafe { bpf_skb_set_tstamp(self.0, time_ns, BPF_SKB_TSTAMP_DELIVERY_MONO) };
+            if status == 0 {
+                return;
+            }
+        }
+        unsafe { (*self.0).tstamp = time_ns };
+    }
+
     /// Payload bytes of each segment of a super-packet; 0 for an ordinary packet.
     #[inline(always)]
     pub fn gso_size(&self) -> u32 {
@@ -252,6 +325,12 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     pub fn clone_onward(&self) -> Result<(), ()> {
         let flags = if EGRESS { 0 } else { BPF_F_INGRESS };
         done(unsafe { bpf_clone_redirect(self.0, self.ifindex(), flags) })
+    }
+
+    /// Sends a copy out through another device.
+    #[inline(always)]
+    pub fn clone_to(&self, ifindex: u32) -> Result<(), ()> {
+        done(unsafe { bpf_clone_redirect(self.0, ifindex, 0) })
     }
 
     /// Sends a copy back to where this packet came from. On loopback both ways are the same, and only

@@ -1,5 +1,6 @@
-//! How exact the delay line is, and how much it carries: round trips of an echo over a veth pair, a rate, bulk TCP and
-//! small packets. One JSON object per line and figure.
+//! How exact the mechanisms are that this kernel has, with tc's own netem as the reference where it has that; and how
+//! much the delay line carries: round trips of an echo over a veth pair, a rate, bulk TCP and small packets. One JSON
+//! object per line and figure.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use fault_user::kernel::injection::{Injection, Prepared, Wishes, prepare};
 use fault_user::kernel::interfaces::{Selection, list, select};
 use fault_user::plan::Plan;
+use fault_user::plan::mechanism::Mechanism;
 use fault_user::process::netns::NetworkNamespace;
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use nix::sched::{CloneFlags, unshare};
@@ -36,21 +38,25 @@ fn ip(words: &str) {
     assert!(done.expect("ip runs").success(), "ip {words}");
 }
 
-/// The rule in force on `va`.
+/// The rule in force on `va`, by the delay line.
 fn inject(text: &str) -> Injection {
+    inject_by(Mechanism::DelayLine, text).expect("rules")
+}
+
+/// The rule in force on `va`.
+fn inject_by(mechanism: Mechanism, text: &str) -> anyhow::Result<Injection> {
     let rule: Rule = text.parse().expect("a valid rule");
     let resolved = rule
         .resolve(&Targets::new(), &mut SystemResolver)
         .expect("a target");
-    let plan = Plan::new(&[(rule, resolved)], 1, None, None).expect("a plan");
+    let mut plan = Plan::new(&[(rule, resolved)], 1, None, None).expect("a plan");
+    plan.hold_by(mechanism);
     let devices = select(
         &list().expect("devices"),
         &Selection::Names(vec!["va".to_owned()]),
     )
     .expect("va");
-    prepare(&plan, &devices, &Wishes::default())
-        .and_then(Prepared::start)
-        .expect("rules")
+    prepare(&plan, &devices, &Wishes::default()).and_then(Prepared::start)
 }
 
 fn roomy(socket: &UdpSocket) {
@@ -116,34 +122,55 @@ fn sorted_round_trips(socket: &UdpSocket, count: usize) -> Vec<f64> {
     times
 }
 
+/// Median and 99th percentile under tc's own netem; nothing where the kernel has none.
+fn netems_own(socket: &UdpSocket, ms: u32, count: usize) -> Option<(f64, f64)> {
+    let tc = |words: &str| {
+        let done = Command::new("tc").args(words.split(' ')).output();
+        done.expect("tc runs").status.success()
+    };
+    if !tc(&format!("qdisc add dev va root netem delay {ms}ms")) {
+        return None;
+    }
+    let times = sorted_round_trips(socket, count);
+    assert!(tc("qdisc del dev va root"), "netem goes");
+    Some((times[count / 2], times[count * 99 / 100]))
+}
+
 fn round_trips() {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
     socket.connect(PEER).expect("connected");
     let direct = sorted_round_trips(&socket, 500)[250];
     for (ms, count) in [(1_u32, 1000), (10, 300), (100, 50), (1000, 6)] {
-        let injection = inject(&format!("udp:7000 delay={ms}ms dir=to-server"));
-        let times = sorted_round_trips(&socket, count);
-        injection.heal().expect("healed");
         let wanted = f64::from(ms) + direct;
-        let median = times[count / 2] - wanted;
-        let p99 = times[count * 99 / 100] - wanted;
+        let own = netems_own(&socket, ms, count);
         let most = (f64::from(ms) * 0.01).max(0.2);
-        measure(
-            &format!("delay={ms}ms: median error"),
-            median,
-            "ms",
-            None,
-            &format!("at most {most}"),
-            median.abs() <= most,
-        );
-        measure(
-            &format!("delay={ms}ms: p99 error"),
-            p99,
-            "ms",
-            None,
-            "at most 1",
-            p99.abs() <= 1.0,
-        );
+        for mechanism in [Mechanism::DelayLine, Mechanism::Fq, Mechanism::Netem] {
+            let rule = format!("udp:7000 delay={ms}ms dir=to-server");
+            let Ok(injection) = inject_by(mechanism, &rule) else {
+                eprintln!("no {mechanism} in this kernel");
+                continue;
+            };
+            let times = sorted_round_trips(&socket, count);
+            injection.heal().expect("healed");
+            let median = times[count / 2] - wanted;
+            let p99 = times[count * 99 / 100] - wanted;
+            measure(
+                &format!("delay={ms}ms by {mechanism}: median error"),
+                median,
+                "ms",
+                own.map(|(median, _)| median - wanted),
+                &format!("at most {most}"),
+                median.abs() <= most,
+            );
+            measure(
+                &format!("delay={ms}ms by {mechanism}: p99 error"),
+                p99,
+                "ms",
+                own.map(|(_, p99)| p99 - wanted),
+                "at most 1",
+                p99.abs() <= 1.0,
+            );
+        }
     }
 }
 

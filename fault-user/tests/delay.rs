@@ -4,12 +4,15 @@
 #[expect(dead_code, reason = "the servers are for the suite end_to_end")]
 mod place;
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+#[path = "delay/late.rs"]
+mod late;
+
+use std::net::UdpSocket;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
+use late::{assert_about, datagrams, delays_all, echo, timed};
 use place::{Hurt, PATIENCE, Peer, enter_fresh, fault, wait_for};
 
 const SETTINGS: [&str; 2] = [
@@ -17,106 +20,14 @@ const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/route_localnet",
 ];
 
-/// Starts UDP and TCP echoes on port 7000.
-fn echo(namespace: Option<&NetworkNamespace>, host: &str) -> SocketAddr {
-    let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
-    let bind = || Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?));
-    let (datagrams, listener) = match namespace {
-        Some(namespace) => namespace.enter(bind).unwrap(),
-        None => bind().unwrap(),
-    };
-    std::thread::spawn(move || {
-        let mut bytes = [0; 2000];
-        while let Ok((length, from)) = datagrams.recv_from(&mut bytes) {
-            datagrams.send_to(&bytes[..length], from).unwrap();
-        }
-    });
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut bytes = [0; 64];
-                while let Ok(read @ 1..) = stream.read(&mut bytes) {
-                    if stream.write_all(&bytes[..read]).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
-/// A client's UDP socket.
-fn datagrams(address: SocketAddr) -> UdpSocket {
-    let any: IpAddr = if address.is_ipv4() {
-        [0; 4].into()
-    } else {
-        [0_u16; 8].into()
-    };
-    let socket = UdpSocket::bind((any, 0)).unwrap();
-    socket.connect(address).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
-}
-
-fn timed(work: impl FnOnce()) -> Duration {
-    let start = Instant::now();
-    work();
-    start.elapsed()
-}
-
-fn exchange(stream: &mut TcpStream) {
-    let mut answer = [0; 5];
-    stream.write_all(b"hello").unwrap();
-    stream.read_exact(&mut answer).unwrap();
-}
-
-/// Not shorter than it must be, and longer only by what a loaded machine takes, or an emulated one.
-fn assert_about(took: Duration, ms: u64, what: &str) {
-    let emulated = std::env::var_os("FAULT_VM_KERNEL").is_some();
-    let more = Duration::from_millis(if emulated { 400 } else { 40 });
-    let least = Duration::from_millis(ms);
-    assert!(
-        took >= least && took < least + more,
-        "{what}: {took:?}, expected {least:?}"
-    );
-}
-
-fn delays_all(address: SocketAddr, options: &str) {
-    let mut old = TcpStream::connect(address).unwrap();
-    old.set_nodelay(true).unwrap();
-    exchange(&mut old);
-    let socket = datagrams(address);
-    let mut byte = [0; 1];
-    let mut round_trip = || {
-        timed(|| {
-            socket.send(b"x").unwrap();
-            socket.recv(&mut byte).unwrap();
-        })
-    };
-    let hurt = Hurt::begin(&["7000 delay=60ms"], options);
-    assert_about(round_trip(), 120, "UDP");
-    let handshake = timed(|| drop(TcpStream::connect(address).unwrap()));
-    assert_about(handshake, 120, "the handshake");
-    assert_about(timed(|| exchange(&mut old)), 120, "an old connection");
-    let summary = hurt.end();
-    assert!(summary.contains("delay-line"), "{summary}");
-    assert!(round_trip() < Duration::from_millis(120), "healed");
-    assert!(timed(|| exchange(&mut old)) < Duration::from_millis(120));
-    let hurt = Hurt::begin(&["udp:7000 delay=60ms dir=to-client"], options);
-    assert_about(round_trip(), 60, "one way");
-    hurt.end();
-}
-
 #[test]
 fn loopback_is_delayed_and_its_settings_are_put_back() {
     enter_fresh();
     let before = SETTINGS.map(|path| std::fs::read_to_string(path).unwrap());
     for host in ["127.0.0.1", "::1"] {
         let address = echo(None, host);
-        delays_all(address, "--scope host");
-        delays_all(address, "--scope host --attach clsact");
+        delays_all(address, "--scope host", "delay-line");
+        delays_all(address, "--scope host --attach clsact", "delay-line");
     }
     assert_eq!(
         SETTINGS.map(|path| std::fs::read_to_string(path).unwrap()),
@@ -130,7 +41,7 @@ fn both_ways_of_a_device_are_delayed() {
     let peer = Peer::joined();
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     for host in ["10.77.0.2", "fd77::2"] {
-        delays_all(echo(Some(&namespace), host), "--scope host");
+        delays_all(echo(Some(&namespace), host), "--scope host", "delay-line");
     }
 }
 
@@ -147,6 +58,29 @@ fn only_the_commands_own_packets_are_held() {
     });
     assert!(took < Duration::from_secs(1), "{took:?}");
     hurt.end();
+}
+
+#[test]
+fn a_process_that_runs_already_is_delayed_on_loopback() {
+    enter_fresh();
+    let address = echo(None, "127.0.0.1");
+    let mut child = std::process::Command::new("cat")
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its move to a cgroup and the settings of loopback are both noted.
+    let options = format!("--pid {}", child.id());
+    let hurt = Hurt::begin(&["udp:7000 delay=2s"], &options);
+    let socket = datagrams(address);
+    let mut byte = [0; 1];
+    let took = timed(|| {
+        socket.send(b"x").unwrap();
+        socket.recv(&mut byte).unwrap();
+    });
+    assert!(took < Duration::from_secs(1), "not this process: {took:?}");
+    hurt.end();
+    drop(child.stdin.take());
+    child.wait().unwrap();
 }
 
 #[test]
@@ -317,22 +251,4 @@ fn a_killed_instance_delays_nothing_and_its_settings_are_found() {
     );
     let devices = std::fs::read_to_string("/proc/net/dev").unwrap();
     assert!(!devices.contains("fault-"), "{devices}");
-}
-
-#[test]
-fn without_a_tap_it_is_said_and_nothing_is_changed() {
-    enter_fresh();
-    let output = std::process::Command::new("unshare")
-        .args([
-            "--mount",
-            "sh",
-            "-c",
-            "mount --bind /dev/null /dev/net/tun && exec \"$0\" run -r 'udp:7000 delay=1s' -- true",
-        ])
-        .arg(env!("CARGO_BIN_EXE_fault"))
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(125), "{told}");
-    assert!(told.contains("tap device"), "{told}");
 }

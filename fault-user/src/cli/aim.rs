@@ -13,6 +13,7 @@ use crate::kernel::interfaces::{self, Interface, Selection};
 use crate::kernel::leftovers::Journal;
 use crate::kernel::ruleset::Scope;
 use crate::plan::Plan;
+use crate::plan::mechanism::Mechanism;
 use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::container::{self, Container, Places};
 use crate::process::netns::NetworkNamespace;
@@ -43,10 +44,11 @@ pub struct Aim {
     /// How the programs are attached; default: tcx where the kernel has it.
     #[arg(long, value_name = "HOW")]
     attach: Option<Attach>,
-    /// What judges packets that arrive; default: tc, and xdp on an interface that was named, if its driver has it
-    /// and the rules only lose packets.
+    /// By what rules are carried out: `tc` or `xdp` for packets that arrive, `delay-line`, `fq` or `netem` for those that
+    /// are held. Repeatable. Default: tc (xdp on hardware that was named and has it, if rules only lose packets), and the
+    /// delay line, where a tap device can be had.
     #[arg(long, value_name = "WHAT")]
-    mechanism: Option<Mechanism>,
+    mechanism: Vec<Choice>,
     /// Allow rules that reach port 22 or fault's control API on the whole host.
     #[arg(long)]
     pub force: bool,
@@ -63,12 +65,18 @@ pub enum Attach {
 
 /// The values of `--mechanism`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Mechanism {
+pub enum Choice {
     /// The tc programs alone.
     Tc,
     /// The XDP program in front of them, native where the driver can, else generic. It loses packets; rules that do more
     /// stay with tc.
     Xdp,
+    /// A thread of fault behind a tap device: on every kernel, beside any qdisc.
+    DelayLine,
+    /// fq qdiscs hold what is delayed or reordered; the delay line what has a rate or slots.
+    Fq,
+    /// netem qdiscs hold what has a constant delay; the delay line all else.
+    Netem,
 }
 
 /// What the rules are put on: an aim that has been found.
@@ -256,6 +264,18 @@ impl Aim {
             .map(Some)
     }
 
+    /// What was asked to hold packets; the last one counts.
+    #[must_use]
+    pub fn mechanism(&self) -> Option<Mechanism> {
+        let mut wishes = self.mechanism.iter().rev();
+        wishes.find_map(|wish| match wish {
+            Choice::DelayLine => Some(Mechanism::DelayLine),
+            Choice::Fq => Some(Mechanism::Fq),
+            Choice::Netem => Some(Mechanism::Netem),
+            Choice::Tc | Choice::Xdp => None,
+        })
+    }
+
     /// The attachment that was asked for.
     #[must_use]
     pub fn attachment(&self) -> Option<Attachment> {
@@ -269,12 +289,17 @@ impl Aim {
     /// send without segmentation offload, so it is only taken where the interface was named.
     #[must_use]
     pub fn front(&self) -> Front {
-        match self.mechanism {
-            Some(Mechanism::Tc) => Front::Tc,
-            Some(Mechanism::Xdp) => Front::Xdp,
-            None if self.interfaces.is_empty() => Front::Tc,
-            None => Front::NativeXdp,
-        }
+        let mut wishes = self.mechanism.iter().rev();
+        let wish = wishes.find_map(|wish| match wish {
+            Choice::Tc => Some(Front::Tc),
+            Choice::Xdp => Some(Front::Xdp),
+            _ => None,
+        });
+        wish.unwrap_or(if self.interfaces.is_empty() {
+            Front::Tc
+        } else {
+            Front::NativeXdp
+        })
     }
 
     /// The interfaces that rules are put on.

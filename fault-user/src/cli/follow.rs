@@ -144,12 +144,13 @@ impl Moving<'_> {
     fn to(self, container: Container) -> Result<usize> {
         let mut place = self.aim.place_of(Some(container))?;
         let scope = place.scope();
-        let plan = Plan::new(
+        let mut plan = Plan::new(
             &self.parsed.rules,
             self.plan.seed,
             scope.as_ref(),
             self.parsed.length_ns,
         )?;
+        plan.hold_by(self.plan.held_by);
         self.injection.settle()?;
         let mut prepared = place.prepare(&plan, self.aim, self.wishes)?;
         if let Some(scope) = &scope {

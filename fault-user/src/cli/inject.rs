@@ -18,6 +18,7 @@ use crate::doctor::capabilities::Capability;
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::kernel::ruleset::Scope;
+use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
 use crate::report::summary;
 use crate::rule::units::parse_duration;
@@ -50,7 +51,7 @@ impl Inject {
     /// # Errors
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
-        let parsed = self.rules.parse()?;
+        let mut parsed = self.rules.parse()?;
         if !parsed.expect.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
                 "the scenario has expectations, which only `fault run` can check: use that, or take `expect` out"
@@ -69,8 +70,10 @@ impl Inject {
         let place = self.aim.place()?;
         let scope = place.scope();
         let seed = parsed.seed()?;
-        let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
+        let mechanism = choose(self.aim.mechanism(), &mut parsed.rules)?;
+        let mut plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
             .map_err(Failure::usage)?;
+        plan.hold_by(mechanism);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -152,6 +155,7 @@ impl Inject {
         }
         let mut plan =
             Plan::new(&parsed.rules, old.seed, scope, parsed.length_ns).map_err(Failure::usage)?;
+        plan.hold_by(old.held_by);
         if !plan.stream_rules().is_empty() || !old.stream_rules().is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
                 "stream faults can't be exchanged while they are in force: start again"

@@ -19,6 +19,7 @@ use super::{Failure, Outcome, exit, give_up};
 use crate::doctor::capabilities::Capability;
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Hits, Injection, Wishes};
+use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::{Plan, guard_host};
 use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand, Running};
@@ -108,7 +109,7 @@ impl Run {
     /// # Errors
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
-        let parsed = self.rules.parse()?;
+        let mut parsed = self.rules.parse()?;
         if self.aim.follow
             && (self.events.is_some() || self.report.is_some() || self.replay.is_some())
         {
@@ -126,19 +127,21 @@ impl Run {
         }
         preflight(&needs)?;
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
+        let mechanism = choose(self.aim.mechanism(), &mut parsed.rules)?;
         let wanted = Wanted::new(&parsed, self.report.is_some(), identity.clone())?;
         let command = CommandSpec::new(self.command.clone(), identity)?.resolve()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("starting the runtime")?;
-        runtime.block_on(self.hurt(&parsed, wanted, &command))
+        runtime.block_on(self.hurt(&parsed, wanted, mechanism, &command))
     }
 
     async fn hurt(
         &self,
         parsed: &Parsed,
         wanted: Wanted<'_>,
+        mechanism: Mechanism,
         command: &PreparedCommand,
     ) -> Outcome {
         wanted.before(parsed).await?;
@@ -156,8 +159,9 @@ impl Run {
             None => place.scope(),
         };
         let seed = parsed.seed()?;
-        let plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
+        let mut plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
             .map_err(Failure::usage)?;
+        plan.hold_by(mechanism);
         let events = self.events_file()?;
         let wishes = Wishes {
             events: events.is_some(),
@@ -377,6 +381,9 @@ impl Run {
         words.extend(["--seed".to_owned(), plan.seed.to_string()]);
         if self.scope == ScopeKind::Host {
             words.extend(["--scope".to_owned(), "host".to_owned()]);
+        }
+        if let Some(mechanism) = self.aim.mechanism() {
+            words.extend(["--mechanism".to_owned(), mechanism.to_string()]);
         }
         for (name, target) in targets {
             words.extend(["--target".to_owned(), format!("'{name}={target}'")]);

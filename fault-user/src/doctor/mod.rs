@@ -190,6 +190,7 @@ mod name {
     pub const CONNECT: &str = "cgroup connect";
     pub const FQ: &str = "fq";
     pub const NETEM: &str = "netem";
+    pub const PRIO: &str = "prio";
     pub const TAP: &str = "tap";
 }
 
@@ -243,6 +244,11 @@ fn program_checks() -> Vec<Check> {
     ]
 }
 
+/// Whether the kernel has these qdiscs, tried in a network namespace that is thrown away.
+pub(crate) fn has_qdiscs(kinds: &[&str]) -> bool {
+    probe::in_throw_away_netns(|| kinds.iter().try_for_each(|kind| probe::qdisc(kind))).is_ok()
+}
+
 fn traffic_checks() -> Vec<Check> {
     let yes = |found: Result<()>| found.map(|()| "works".to_owned());
     let qdisc = |kind: &'static str| {
@@ -255,6 +261,7 @@ fn traffic_checks() -> Vec<Check> {
     vec![
         qdisc(name::FQ),
         qdisc(name::NETEM),
+        qdisc(name::PRIO),
         qdisc("htb"),
         qdisc("tbf"),
         Check::new("ifb", apart(probe::ifb), "modprobe ifb"),
@@ -290,6 +297,18 @@ fn mechanisms(has: impl Fn(&str) -> bool) -> Vec<Mechanism> {
             tc.filter(|_| has(name::TAP))
                 .map(|_| "eBPF at tc, and a delay line behind a tap device"),
             "needs tc as above, and /dev/net/tun with CAP_NET_ADMIN (in a container: --device /dev/net/tun)",
+        ),
+        row(
+            "delay reorder, by --mechanism fq",
+            tc.filter(|_| has(name::FQ))
+                .map(|_| "eBPF at tc sets departure times, fq qdiscs hold; a veth pair for what comes in"),
+            "modprobe sch_fq; the delay line does without",
+        ),
+        row(
+            "delay (constant), by --mechanism netem",
+            tc.filter(|_| has(name::NETEM) && has(name::PRIO))
+                .map(|_| "eBPF at tc classifies, netem qdiscs below a prio hold; a veth pair for what comes in"),
+            "modprobe sch_netem sch_prio; the delay line does without",
         ),
         row(
             "latency bandwidth timeout reset_peer slicer limit_data stall … (TCP, UDP)",

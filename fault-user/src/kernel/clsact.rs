@@ -23,7 +23,7 @@ pub const PRIORITY: u16 = 0xFA17;
 pub const PROGRAM_PREFIX: &str = "fault_";
 
 /// Bytes of `struct tcmsg`, which every tc message starts with (`linux/rtnetlink.h`).
-const HEADER_BYTES: usize = 20;
+pub(super) const HEADER_BYTES: usize = 20;
 
 /// `ETH_P_ALL`: every ethertype.
 const ALL_PROTOCOLS: u16 = 3;
@@ -365,7 +365,7 @@ pub fn remove_qdisc(interface_index: u32, parent: u32, handle: u32, kind: &str) 
     }
 }
 
-fn message(interface_index: u32, fill: impl FnOnce(&mut TcHeader)) -> Result<TcMessage> {
+pub(super) fn message(interface_index: u32, fill: impl FnOnce(&mut TcHeader)) -> Result<TcMessage> {
     let mut header = TcHeader {
         index: i32::try_from(interface_index).context("an impossible interface index")?,
         ..TcHeader::default()
@@ -374,7 +374,7 @@ fn message(interface_index: u32, fill: impl FnOnce(&mut TcHeader)) -> Result<TcM
     Ok(TcMessage::from_parts(header, Vec::new()))
 }
 
-fn with_kind(mut message: TcMessage, kind: &str) -> TcMessage {
+pub(super) fn with_kind(mut message: TcMessage, kind: &str) -> TcMessage {
     message.attributes.push(TcAttribute::Kind(kind.to_owned()));
     message
 }

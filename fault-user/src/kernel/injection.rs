@@ -3,19 +3,21 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use fault_common::abi::{Counter, DecisionKey, RULES_MAX, RuleEntry, RuleStats};
+use fault_common::abi::{Counter, DecisionKey, RULES_MAX, RuleEntry, RuleStats, holder};
 use nix::errno::Errno;
 
 use super::clock::monotonic_ns;
 use super::clsact;
 use super::events::Events;
 use super::injector::{Attachment, Capacity, Clock, Injector, Marker, Options, Side};
-use super::interfaces::{Interface, list};
+use super::interfaces::{Interface, list, list_by};
 use super::leftovers::{Change, Journal};
+use super::netlink::Netlink;
+use super::qdisc::leaf;
 use super::ruleset::{PacketRule, Scope, Tables, compile};
 use super::version;
 use super::xdp::{self, Mode, XdpLink};
@@ -23,6 +25,7 @@ use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
 use crate::process::proc::open_pidfd;
 use crate::shaping::line::{DelayLine, Figures};
+use crate::shaping::qdiscs::{Kind, Loss, Qdiscs};
 use crate::shaping::schedule::Shapers;
 use crate::shaping::tap::Tap;
 
@@ -59,9 +62,12 @@ pub struct Prepared {
     tables: Tables,
     interfaces: Vec<Interface>,
     journal: Option<Journal>,
+    qdiscs: Option<Qdiscs>,
     delay_line: Option<DelayLine>,
     xdp: Vec<XdpLink>,
     notes: Vec<String>,
+    /// Of the network namespace that all this is in.
+    netlink: Mutex<Netlink>,
 }
 
 /// Rules in force. Dropping this heals, and [`Injection::heal`] also says how that went.
@@ -121,9 +127,27 @@ pub fn prepare_noting(
     wishes: &Wishes,
     journal: Option<Journal>,
 ) -> Result<Prepared> {
+    let mut journal = journal;
+    let qdiscs = match plan.qdiscs()? {
+        Some(kind) => Some(Qdiscs::install(kind, interfaces, |change| {
+            note(&mut journal, change)
+        })?),
+        None => None,
+    };
+    prepare_behind(qdiscs, plan, interfaces, wishes, journal)
+}
+
+/// As [`prepare_noting`], with the qdiscs that hold packets there already.
+fn prepare_behind(
+    qdiscs: Option<Qdiscs>,
+    plan: &Plan,
+    interfaces: &[Interface],
+    wishes: &Wishes,
+    journal: Option<Journal>,
+) -> Result<Prepared> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
-    let tap = if plan.holds() {
+    let tap = if plan.needs_delay_line() {
         Some(Tap::create()?)
     } else {
         None
@@ -134,6 +158,11 @@ pub fn prepare_noting(
         fixed_options(plan, &entries, &tables, wishes)?
     };
     options.tap = tap.as_ref().map(Tap::index);
+    if let Some(qdiscs) = &qdiscs {
+        options.holder = plan.held_by.holder();
+        options.detour = qdiscs.detour().map(|(near, _)| near.index);
+        options.places = u32::try_from(interfaces.len())?;
+    }
     let decisions = wishes.replay.as_deref();
     options.replay = match decisions {
         Some(decisions) => Some(u32::try_from(decisions.len())?),
@@ -148,7 +177,9 @@ pub fn prepare_noting(
         tables,
         interfaces: interfaces.to_vec(),
         journal,
+        qdiscs,
         delay_line: None,
+        netlink: Mutex::new(Netlink::route()?),
         xdp: Vec::new(),
         notes: Vec::new(),
     };
@@ -159,13 +190,13 @@ pub fn prepare_noting(
         && prepared.injector.attachment() == Attachment::Tcx
         && attached.as_ref().is_err_and(is_tcx_missing)
     {
-        let journal = prepared.journal.take();
+        let (qdiscs, journal) = (prepared.qdiscs.take(), prepared.journal.take());
         drop(prepared);
         let wishes = Wishes {
             attachment: Some(Attachment::Clsact),
             ..wishes.clone()
         };
-        return prepare_noting(plan, interfaces, &wishes, journal);
+        return prepare_behind(qdiscs, plan, interfaces, &wishes, journal);
     }
     attached?;
     match front {
@@ -216,6 +247,9 @@ fn fixed_options(
         },
         once: true,
         tap: None,
+        holder: holder::DELAY_LINE,
+        detour: None,
+        places: 0,
         replay: None,
         xdp: false,
     })
@@ -241,6 +275,9 @@ fn live_options(tables: &Tables, wishes: &Wishes) -> Result<Options> {
         clock: Clock::Exact,
         once: true,
         tap: None,
+        holder: holder::DELAY_LINE,
+        detour: None,
+        places: 0,
         replay: None,
         xdp: false,
     })
@@ -248,6 +285,43 @@ fn live_options(tables: &Tables, wishes: &Wishes) -> Result<Options> {
 
 fn has_window(rule: &RuleEntry) -> bool {
     rule.at_ns != 0 || rule.length_ns != 0 || rule.period_ns != 0
+}
+
+/// Notes a change that outlives this process, before it is made.
+fn note(journal: &mut Option<Journal>, change: Change) -> Result<()> {
+    let begun = match journal.take() {
+        Some(journal) => journal,
+        None => Journal::create()?,
+    };
+    journal.insert(begun).record(change)
+}
+
+/// Lets the programs work with qdiscs that hold packets.
+fn serve(injector: &mut Injector, qdiscs: &Qdiscs, places: &[(u32, bool)]) -> Result<()> {
+    if let Kind::Netem(delays_ns) = qdiscs.kind() {
+        let leaves: Vec<_> = (0..)
+            .zip(delays_ns)
+            .map(|(number, delay_ns)| (*delay_ns, leaf(number)))
+            .collect();
+        injector.write_leaves(&leaves)?;
+    }
+    let Some((near, far)) = qdiscs.detour() else {
+        return Ok(());
+    };
+    if injector.attachment() == Attachment::Clsact {
+        // The devices go with the rules, and their filters with them.
+        clsact::ensure(near.index)?;
+        clsact::ensure(far.index)?;
+    }
+    injector.serve_detour(near, far, places, *qdiscs.kind() == Kind::Fq)
+}
+
+/// Where packets that are held can go on: each interface, outwards and inwards.
+fn places_of(interfaces: &[Interface]) -> Vec<(u32, bool)> {
+    interfaces
+        .iter()
+        .flat_map(|interface| [(interface.index, false), (interface.index, true)])
+        .collect()
 }
 
 /// Whether the kernel has no TCX, as opposed to having something against this attachment.
@@ -272,8 +346,14 @@ impl Prepared {
                 self.record(Change::Filters { interface_index })?;
             }
         }
+        if tap.is_some() || self.qdiscs.is_some() {
+            self.injector.write_spreads()?;
+        }
         if let Some(tap) = tap {
             self.start_delay_line(tap, shapers)?;
+        }
+        if let Some(qdiscs) = &self.qdiscs {
+            serve(&mut self.injector, qdiscs, &places_of(&self.interfaces))?;
         }
         let mut places = Vec::new();
         for interface in &self.interfaces {
@@ -338,11 +418,7 @@ impl Prepared {
 
     /// Notes a change that outlives this process, before it is made.
     fn record(&mut self, change: Change) -> Result<()> {
-        let journal = match self.journal.take() {
-            Some(journal) => journal,
-            None => Journal::create()?,
-        };
-        self.journal.insert(journal).record(change)
+        note(&mut self.journal, change)
     }
 
     /// Starts the delay line behind the programs.
@@ -355,11 +431,7 @@ impl Prepared {
             // The device goes with this process, and its filters with it.
             clsact::ensure(device.index)?;
         }
-        let places: Vec<_> = self
-            .interfaces
-            .iter()
-            .flat_map(|interface| [(interface.index, false), (interface.index, true)])
-            .collect();
+        let places = places_of(&self.interfaces);
         let holds = self.injector.serve_delay_line(&device, &places)?;
         if self.interfaces.iter().any(|interface| interface.loopback) {
             self.let_loopback_come_back()?;
@@ -559,6 +631,7 @@ impl Injection {
     /// More rules than there is room for; then the old ones stay in force.
     pub fn replace(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
         let elapsed_ns = monotonic_ns() - self.epoch_ns;
+        self.can_hold(plan)?;
         plan.succeed(old, self.age + 1, elapsed_ns)?;
         let tables = compile(&plan.entries())?;
         self.prepared.injector.install(&tables, self.epoch_ns)?;
@@ -619,6 +692,20 @@ impl Injection {
         Ok(())
     }
 
+    /// Refuses rules that hold packets for which there is nothing that does.
+    fn can_hold(&self, plan: &Plan) -> Result<()> {
+        let wanted = plan.qdiscs()?;
+        let there = self.prepared.qdiscs.as_ref().map(Qdiscs::kind);
+        if (plan.needs_delay_line() && self.prepared.delay_line.is_none())
+            || (wanted.is_some() && wanted.as_ref() != there)
+        {
+            anyhow::bail!(
+                "what is to hold packets now is not what the first rules needed: start again with these rules"
+            );
+        }
+        Ok(())
+    }
+
     /// What each rule of the plan saw and did, in their order.
     ///
     /// # Errors
@@ -673,6 +760,31 @@ impl Injection {
         self.prepared.delay_line.as_ref().map(DelayLine::figures)
     }
 
+    /// What the qdiscs that hold packets have lost because they were full.
+    ///
+    /// # Errors
+    /// The kernel refuses to list them.
+    pub fn losses(&self) -> Result<Vec<Loss>> {
+        let qdiscs = self.prepared.qdiscs.as_ref();
+        Ok(qdiscs.map(Qdiscs::losses).transpose()?.unwrap_or_default())
+    }
+
+    /// The names of the interfaces that are gone since the rules were put on them.
+    ///
+    /// # Errors
+    /// The kernel refuses to list them.
+    pub fn vanished(&self) -> Result<Vec<&str>> {
+        let netlink = &self.prepared.netlink;
+        let mut netlink = netlink.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = list_by(&mut netlink)?;
+        let is_there = |one: &Interface| there.iter().any(|other| other.index == one.index);
+        let ours = self.prepared.interfaces.iter();
+        Ok(ours
+            .filter(|one| !is_there(one))
+            .map(|one| one.name.as_str())
+            .collect())
+    }
+
     /// Takes everything away again.
     ///
     /// # Errors
@@ -694,6 +806,11 @@ impl Prepared {
         if let Some(line) = self.delay_line.take() {
             // Nothing is handed over any more; what is held goes on at once.
             line.finish()?;
+        }
+        if let Some(qdiscs) = self.qdiscs.take() {
+            for Loss { interface, packets } in qdiscs.drain()? {
+                eprintln!("fault: {packets} packets that {interface} still held were lost");
+            }
         }
         let left = journal.map(Journal::heal).unwrap_or_default();
         if let Some(left) = left.first() {

@@ -11,7 +11,7 @@ use aya::programs::{CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
-    RuleState, RuleStats, ScopeKey, SetHeader,
+    RuleState, RuleStats, ScopeKey, SetHeader, holder,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -116,6 +116,12 @@ pub struct Options {
     pub matches: usize,
     /// Index of the delay line's tap device, where there is one.
     pub tap: Option<u32>,
+    /// What holds packets: see [`fault_common::abi::holder`].
+    pub holder: u32,
+    /// Index of the near end of the detour, where qdiscs hold packets that come in.
+    pub detour: Option<u32>,
+    /// How many interfaces there are.
+    pub places: u32,
     /// How many decisions are to be repeated, instead of new ones being made.
     pub replay: Option<u32>,
     /// Whether an XDP program may stand in front of the tc programs.
@@ -127,7 +133,12 @@ pub struct Options {
     pub once: bool,
 }
 
-/// The program at the delay line's tap.
+/// The program at the near end of the detour.
+const DETOUR: &str = "fault_detour";
+/// Connections whose packets fq keeps in order at most.
+const ORDERED_MAX: u32 = 65_536;
+
+/// The program at the delay line's tap and at the far end of the detour.
 const RELEASE: &str = "fault_release";
 
 /// The program for XDP.
@@ -309,15 +320,25 @@ impl Injector {
         tap: &Interface,
         places: &[(u32, bool)],
     ) -> Result<MappedArray<Hold>> {
-        let tables = spreads::tables();
-        let mut spreads = mapped(
-            &mut self.ebpf,
-            "SPREADS",
-            distribution::TABLES * TABLE_ENTRIES,
-        )?;
-        for (index, value) in tables.into_iter().enumerate() {
+        self.release_at(tap, places)?;
+        mapped(&mut self.ebpf, "HOLDS", HOLDS)
+    }
+
+    /// Gives the programs the tables of distributions that delays are drawn from.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn write_spreads(&mut self) -> Result<()> {
+        let entries = distribution::TABLES * TABLE_ENTRIES;
+        let mut spreads = mapped(&mut self.ebpf, "SPREADS", entries)?;
+        for (index, value) in spreads::tables().into_iter().enumerate() {
             spreads.set(index, value);
         }
+        Ok(())
+    }
+
+    /// Lets packets that have been held and come in by `device` go on at places: see [`Injector::serve_delay_line`].
+    fn release_at(&mut self, device: &Interface, places: &[(u32, bool)]) -> Result<()> {
         let mut releases = mapped(&mut self.ebpf, "RELEASES", PLACES)?;
         if places.len() >= PLACES as usize {
             bail!("packets can be held on at most {} interfaces", PLACES / 2);
@@ -325,14 +346,55 @@ impl Injector {
         for (number, &(interface, inwards)) in (1..).zip(places) {
             releases.set(number, u64::from(interface) << 1 | u64::from(inwards));
         }
+        self.attach_at(RELEASE, device, Side::Ingress)
+    }
+
+    /// Gives the programs what they need to have packets held that come in: those go out by `near` and come back by
+    /// `far`. `places` are those of [`Injector::serve_delay_line`]; `stamped` says whether a packet needs a departure
+    /// time.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn serve_detour(
+        &mut self,
+        near: &Interface,
+        far: &Interface,
+        places: &[(u32, bool)],
+        stamped: bool,
+    ) -> Result<()> {
+        self.release_at(far, places)?;
+        let mut detours: HashMap<&mut MapData, u32, u32> = self.map_mut("DETOURS")?.try_into()?;
+        for (number, &(interface, inwards)) in (1..).zip(places) {
+            if inwards {
+                detours.insert(interface, number, 0)?;
+            }
+        }
+        if stamped {
+            self.attach_at(DETOUR, near, Side::Egress)?;
+        }
+        Ok(())
+    }
+
+    fn attach_at(&mut self, name: &str, device: &Interface, side: Side) -> Result<()> {
         let program: &mut SchedClassifier = self
             .ebpf
-            .program_mut(RELEASE)
-            .with_context(|| format!("the eBPF object has no program {RELEASE}"))?
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?
             .try_into()?;
-        load_classifier(RELEASE, program)?;
-        attach_classifier(program, RELEASE, self.attachment, tap, Side::Ingress)?;
-        mapped(&mut self.ebpf, "HOLDS", HOLDS)
+        load_classifier(name, program)?;
+        attach_classifier(program, name, self.attachment, device, side)
+    }
+
+    /// Tells the programs which class of a prio qdisc holds packets for which delay in nanoseconds.
+    ///
+    /// # Errors
+    /// More than there is room for.
+    pub fn write_leaves(&mut self, leaves: &[(u64, u32)]) -> Result<()> {
+        let mut known: HashMap<&mut MapData, u64, u32> = self.map_mut("LEAVES")?.try_into()?;
+        for (delay_ns, class) in leaves {
+            known.insert(delay_ns, class, 0)?;
+        }
+        Ok(())
     }
 
     /// Hands over the decisions that are to be repeated.
@@ -688,6 +750,9 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         // Megabytes that nobody asks for.
         loader.map_max_entries("HOLDS", 1);
     }
+    if options.holder == holder::FQ {
+        loader.map_max_entries("ORDERS", ORDERED_MAX);
+    }
     loader
         .override_global("WORDS", &words, true)
         .override_global("CLASSES", &capacity.classes, true)
@@ -701,6 +766,10 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("REPLAY", &u32::from(options.replay.is_some()), true)
         .map_max_entries("DECISIONS", options.replay.unwrap_or(0).max(1))
         .override_global("TAP", &options.tap.unwrap_or(0), true)
+        .override_global("HOLDER", &options.holder, true)
+        .override_global("DETOUR", &options.detour.unwrap_or(0), true)
+        .map_max_entries("DETOURS", options.places.max(1))
+        .override_global("STAMPS", &u32::from(version::at_least(5, 18)), true)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", 2 * words * 64)
         .map_max_entries("RULE_STATS", 2 * words * 64)

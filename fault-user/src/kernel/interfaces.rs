@@ -55,8 +55,16 @@ impl Interface {
 /// # Errors
 /// When the kernel refuses the list or answers what can't be read.
 pub fn list() -> Result<Vec<Interface>> {
+    list_by(&mut Netlink::route()?)
+}
+
+/// Lists the interfaces of the network namespace in which `netlink` was opened, by index.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_by(netlink: &mut Netlink) -> Result<Vec<Interface>> {
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let mut found = Netlink::route()?
+    let mut found = netlink
         .dump(&request, |payload| decode(payload).map(Some))
         .context("can't list the network interfaces")?;
     found.sort_by_key(|interface| interface.index);

@@ -1,16 +1,17 @@
 //! What a killed instance leaves, and how the next one takes it away.
 //!
 //! Most of what `fault` does goes with its process: TCX, XDP, cgroup and `sk_lookup` links, tap
-//! devices, open maps. The rest is found again in four ways:
+//! devices, open maps. The rest is found again in five ways:
 //!
 //! - tc filters by their mark, which names the owner ([`super::clsact`]);
 //! - links by name: `fault-<pid>` and anything that is no digit behind it;
+//! - qdiscs at the root of an interface by their handle ([`super::qdisc::HANDLE`]);
 //! - cgroups by name, `fault-<pid>-<n>`, and by the lock on their directory
 //!   ([`crate::process::cgroup`]);
 //! - everything else (sysctls, qdiscs, moved processes) by a **journal**.
 //!
 //! # The journal
-//! `/run/fault/<pid>.json`, one JSON value a line: first a [`Header`], then an [`Entry`] for each
+//! `/run/fault/<pid>.json` (`<pid>-1.json` where there is one already), one JSON value a line: first a [`Header`], then an [`Entry`] for each
 //! change, written *before* the change is made. A torn last line is a change that was not made. The
 //! owner holds a `flock` on the file from before it has its name until it ends, so a journal that
 //! can be locked is a dead instance's, whatever has become of its process number.
@@ -20,6 +21,7 @@
 use super::clsact;
 use super::interfaces::{self, Interface};
 use super::netlink::Netlink;
+use super::qdisc;
 use crate::process::cgroup::{self, Hierarchy, Leftovers, NAME_PREFIX};
 use crate::process::proc::ProcessId;
 use anyhow::{Context, Result, bail};
@@ -96,7 +98,7 @@ pub enum Change {
         /// `fq`, `netem`, `prio`…
         kind: String,
     },
-    /// A link of ours that stays without us (ifb).
+    /// A link of ours that stays without us (a veth pair, by one end).
     Link {
         /// Its name, which starts with `fault-`.
         name: String,
@@ -124,7 +126,7 @@ impl Journal {
     /// Starts the journal of this process in [`STATE_FOLDER`].
     ///
     /// # Errors
-    /// When the folder can't be written, or this process has a journal already.
+    /// When the folder can't be written.
     pub fn create() -> Result<Self> {
         Self::create_in(Path::new(STATE_FOLDER))
     }
@@ -140,17 +142,7 @@ impl Journal {
             .create(folder)
             .with_context(|| format!("can't make {} (run as root)", folder.display()))?;
         let owner = ProcessId::own()?;
-        let path = folder.join(format!("{}.json", owner.pid));
-        // A dead process of our number may have left one, and what it tells must be undone first.
-        if let Some(dead) = Dead::open(&path)? {
-            dead.undo(&mut Vec::new());
-        }
-        if path.exists() {
-            bail!(
-                "{} is there already: one journal for each process (`fault clean` tells more)",
-                path.display()
-            );
-        }
+        let path = free_path(folder, owner.pid)?;
         let draft = folder.join(format!(".{}.new", owner.pid));
         let file = OpenOptions::new()
             .create(true)
@@ -172,7 +164,7 @@ impl Journal {
         };
         let version = VERSION;
         journal.append(&Header { version, owner })?;
-        // Without replacing one: two of one process would each undo half.
+        // Without replacing one, whoever made it.
         fs::hard_link(&draft, &journal.path)
             .with_context(|| format!("can't make {}", journal.path.display()))?;
         fs::remove_file(&draft).with_context(|| format!("can't remove {}", draft.display()))?;
@@ -322,8 +314,10 @@ pub fn clean(places: &Places) -> Result<Vec<Leftover>> {
 
 fn sweep(places: &Places, remove: bool) -> Result<Vec<Leftover>> {
     let mut report = Vec::new();
-    let owners = Owners::read(&places.state_folder)?;
     let all = interfaces::list()?;
+    // Before the journals, since a qdisc is in its owner's before it is there.
+    let roots = our_roots(&all)?;
+    let owners = Owners::read(&places.state_folder)?;
     for interface in &all {
         sweep_filters(interface, &owners, remove, &mut report)?;
     }
@@ -338,6 +332,15 @@ fn sweep(places: &Places, remove: bool) -> Result<Vec<Leftover>> {
             }));
         }
     }
+    for (interface, root) in roots {
+        if !owners.tell_of_qdisc(interface.index)? {
+            let what = format!("{} on {}", root.kind, interface.name);
+            report.push(settle("qdisc", what, remove, || {
+                clsact::remove_qdisc(interface.index, root.parent, root.handle, &root.kind)
+                    .map(drop)
+            }));
+        }
+    }
     for interface in &all {
         sweep_link(interface, &owners, remove, &mut report);
     }
@@ -345,6 +348,19 @@ fn sweep(places: &Places, remove: bool) -> Result<Vec<Leftover>> {
         sweep_cgroups(hierarchy.path(), remove, &mut report)?;
     }
     Ok(report)
+}
+
+/// The qdiscs at the roots of interfaces that have our handle.
+fn our_roots(all: &[Interface]) -> Result<Vec<(&Interface, clsact::Qdisc)>> {
+    let mut roots = Vec::new();
+    for interface in all {
+        let root = qdisc::root_of(interface.index)?;
+        roots.extend(
+            root.filter(|root| root.handle == qdisc::HANDLE)
+                .map(|root| (interface, root)),
+        );
+    }
+    Ok(roots)
 }
 
 /// Removes the filters on an interface whose owner is gone.
@@ -411,7 +427,7 @@ fn settle(
 
 /// The process that a link of ours belongs to: `fault-<pid>`, and no digit behind it.
 fn link_owner(interface: &Interface) -> Option<i32> {
-    if !matches!(interface.kind.as_deref(), Some("ifb" | "tun")) {
+    if !matches!(interface.kind.as_deref(), Some("ifb" | "tun" | "veth")) {
         return None;
     }
     let rest = interface.name.strip_prefix(NAME_PREFIX)?;
@@ -478,6 +494,8 @@ fn is_cgroup_name(name: &str) -> bool {
 struct Owners {
     live: HashSet<i32>,
     dead: Vec<Dead>,
+    /// What live ones have changed.
+    entries: Vec<Entry>,
 }
 
 impl Owners {
@@ -485,6 +503,7 @@ impl Owners {
         let mut owners = Self {
             live: HashSet::new(),
             dead: Vec::new(),
+            entries: Vec::new(),
         };
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
@@ -500,14 +519,26 @@ impl Owners {
             let Some(pid) = journal_owner(&path) else {
                 continue;
             };
-            match Dead::open(&path)? {
-                Some(dead) => owners.dead.push(dead),
-                None => {
-                    owners.live.insert(pid);
-                }
+            if let Some(dead) = Dead::open(&path)? {
+                owners.dead.push(dead);
+                continue;
             }
+            owners.live.insert(pid);
+            // It may have ended just now, or be of another version.
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            owners.entries.extend(parse(&text).unwrap_or_default());
         }
         Ok(owners)
+    }
+
+    /// Whether a journal tells of a qdisc of ours on this interface.
+    fn tell_of_qdisc(&self, interface: u32) -> Result<bool> {
+        let here = current_netns()?;
+        let of_dead = self.dead.iter().flat_map(|dead| &dead.entries);
+        Ok(self.entries.iter().chain(of_dead).any(|entry| {
+            matches!(entry.change, Change::Qdisc { interface_index, .. } if interface_index == interface)
+                && entry.netns == here
+        }))
     }
 
     /// Without a journal any process of that number counts: rather leave a thing than break one.
@@ -522,10 +553,33 @@ impl Owners {
     }
 }
 
-/// The number in `<pid>.json`.
+/// The number in `<pid>.json` or `<pid>-<n>.json`.
 fn journal_owner(path: &Path) -> Option<i32> {
-    let name = path.file_name()?.to_str()?;
-    name.strip_suffix(".json")?.parse().ok()
+    let name = path.file_name()?.to_str()?.strip_suffix(".json")?;
+    let pid = name.split_once('-').map_or(name, |(pid, _)| pid);
+    pid.parse().ok()
+}
+
+/// Where the next journal of a process goes; each has changes of its own.
+fn free_path(folder: &Path, pid: i32) -> Result<PathBuf> {
+    const JOURNALS_MAX: u32 = 8;
+    for number in 0..JOURNALS_MAX {
+        let path = folder.join(match number {
+            0 => format!("{pid}.json"),
+            _ => format!("{pid}-{number}.json"),
+        });
+        // A dead process of our number may have left one, and what it tells must be undone first.
+        if let Some(dead) = Dead::open(&path)? {
+            dead.undo(&mut Vec::new());
+        }
+        if !path.exists() {
+            return Ok(path);
+        }
+    }
+    bail!(
+        "this process has {JOURNALS_MAX} journals in {} already: run `fault clean`",
+        folder.display()
+    )
 }
 
 /// A dead instance's journal, locked so that nobody else undoes it at the same time.
@@ -867,6 +921,7 @@ mod tests {
             assert!(!is_cgroup_name(other), "{other}");
         }
         assert_eq!(journal_owner(Path::new("/x/12.json")), Some(12));
+        assert_eq!(journal_owner(Path::new("/x/12-1.json")), Some(12));
         assert_eq!(journal_owner(Path::new("/x/.12.json.new")), None);
     }
 

@@ -16,6 +16,7 @@ pub mod link;
 pub mod mapped;
 pub mod netlink;
 pub mod object;
+pub mod qdisc;
 pub mod ruleset;
 pub mod services;
 pub mod verifier;

@@ -3,17 +3,21 @@
 //! Nothing is changed on the machine here.
 
 pub mod live;
+pub mod mechanism;
 pub mod packet;
 
-use anyhow::{Result, bail};
+use std::collections::BTreeSet;
 
-use fault_common::abi::action;
+use anyhow::{Result, bail};
+use fault_common::abi::{LEAVES, RuleEntry, action};
 
 use crate::kernel::injection::Hooks;
 use crate::kernel::ruleset::{PacketRule, Scope, Shaper};
 use crate::rule::{Layer, Protocol, ResolvedRule, Rule};
+use crate::shaping::qdiscs::Kind;
 use crate::shaping::schedule::Shapers;
 use crate::steer;
+use mechanism::Mechanism;
 
 /// What is refused on the whole host without `--force`: the way in, and the way to stop it.
 const GUARDED_PORTS: [(u16, &str); 2] = [(22, "SSH"), (8474, "fault's own control API")];
@@ -29,6 +33,10 @@ pub struct PlannedRule {
     pub entries: Vec<PacketRule>,
     /// What the relay does, when it is a stream fault.
     pub stream: Option<ResolvedRule>,
+    /// Whether the relay stands in for what holds packets, for want of anything that does.
+    pub stands_in: bool,
+    /// What holds its packets, if it holds any.
+    pub held_by: Mechanism,
 }
 
 impl PlannedRule {
@@ -36,13 +44,19 @@ impl PlannedRule {
     #[must_use]
     pub fn mechanism(&self, hooks: Option<Hooks>) -> String {
         let tc = hooks.map_or_else(|| "tc".to_owned(), |hooks| hooks.to_string());
-        if self.stream.is_some() {
-            "relay (connect hook)".to_owned()
-        } else if self.holds() {
-            format!("{tc}, delay-line")
-        } else {
-            tc
+        if self.stands_in {
+            return "relay (connect hook), as there is no tap device, fq or netem".to_owned();
         }
+        if self.stream.is_some() {
+            return "relay (connect hook)".to_owned();
+        }
+        let held = self
+            .entries
+            .iter()
+            .filter_map(|part| self.held_by.of(&part.entry));
+        let held: BTreeSet<_> = held.collect();
+        held.into_iter()
+            .fold(tc, |all, one| format!("{all}, {one}"))
     }
 
     /// Whether it holds packets, so that a delay line is needed.
@@ -63,6 +77,8 @@ pub struct Plan {
     pub seed: u64,
     /// The rules in their order.
     pub rules: Vec<PlannedRule>,
+    /// What holds packets, as far as it can.
+    pub held_by: Mechanism,
 }
 
 impl Plan {
@@ -86,6 +102,8 @@ impl Plan {
                     target: resolved.name.clone(),
                     entries: Vec::new(),
                     stream: Some(ended(resolved, length_ns)),
+                    stands_in: rule.fault.layer() == Layer::Packet,
+                    held_by: Mechanism::default(),
                 });
                 continue;
             }
@@ -101,12 +119,59 @@ impl Plan {
                 target: resolved.name.clone(),
                 entries,
                 stream: None,
+                stands_in: false,
+                held_by: Mechanism::default(),
             });
         }
         Ok(Self {
             seed,
             rules: planned,
+            held_by: Mechanism::default(),
         })
+    }
+
+    /// Chooses what holds packets; the delay line otherwise.
+    pub fn hold_by(&mut self, mechanism: Mechanism) {
+        self.held_by = mechanism;
+        for rule in &mut self.rules {
+            rule.held_by = mechanism;
+        }
+    }
+
+    fn kernel_entries(&self) -> impl Iterator<Item = &RuleEntry> {
+        let parts = self.rules.iter().flat_map(|rule| &rule.entries);
+        parts.map(|part| &part.entry)
+    }
+
+    /// The qdiscs that are to hold packets.
+    ///
+    /// # Errors
+    /// More different delays than netem can have.
+    pub fn qdiscs(&self) -> Result<Option<Kind>> {
+        let is_held = |name| {
+            self.kernel_entries()
+                .any(|entry| self.held_by.of(entry) == Some(name))
+        };
+        Ok(match self.held_by {
+            Mechanism::Fq if is_held("fq") => Some(Kind::Fq),
+            Mechanism::Netem if is_held("netem") => {
+                let Some(delays_ns) = mechanism::netem_delays(self.kernel_entries()) else {
+                    bail!(
+                        "netem can hold packets for {LEAVES} different delays at most, sums of delays included: use \
+                         --mechanism fq, or leave it out for the delay line"
+                    );
+                };
+                Some(Kind::Netem(delays_ns))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether a rule holds packets that only the delay line can hold.
+    #[must_use]
+    pub fn needs_delay_line(&self) -> bool {
+        self.kernel_entries()
+            .any(|entry| self.held_by.of(entry) == Some("delay-line"))
     }
 
     /// All entries, in the order of the rules.

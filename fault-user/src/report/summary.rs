@@ -7,6 +7,7 @@ use fault_common::abi::Counter;
 
 use crate::kernel::injection::{Hits, Injection};
 use crate::plan::Plan;
+use crate::shaping::qdiscs::Loss;
 
 /// The counters that are worth a line when they are not zero.
 const NOTES: [(Counter, &str); 6] = [
@@ -100,6 +101,28 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
             if count != 0 {
                 let _ = writeln!(text, "  {count} {what}");
             }
+        }
+    }
+    match (injection.losses(), injection.vanished()) {
+        (Ok(losses), Ok(vanished)) => {
+            for Loss { interface, packets } in losses {
+                let _ = writeln!(
+                    text,
+                    "  {packets} packets were lost in the full queue of {interface}"
+                );
+            }
+            for name in vanished {
+                let _ = writeln!(
+                    text,
+                    "  {name} has vanished meanwhile: nothing was hurt there from then on"
+                );
+            }
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            let _ = writeln!(
+                text,
+                "  what became of the interfaces can't be told: {error:#}"
+            );
         }
     }
     for (counter, what) in NOTES {

@@ -5,6 +5,7 @@
 //! process, and without a living process the programs redirect nothing.
 
 pub mod line;
+pub mod qdiscs;
 pub mod schedule;
 pub mod spreads;
 pub mod tap;

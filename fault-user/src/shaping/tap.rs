@@ -34,6 +34,19 @@ pub struct Tap {
 }
 
 impl Tap {
+    /// Whether one can be made, as far as the device file tells.
+    #[must_use]
+    pub fn is_possible() -> bool {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        // Another file in its place, as containers put there, takes no requests.
+        options.open("/dev/net/tun").is_ok_and(|file| {
+            let mut features: libc::c_uint = 0;
+            // SAFETY: TUNGETFEATURES writes one number.
+            unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETFEATURES, &raw mut features) == 0 }
+        })
+    }
+
     /// Makes one in the calling thread's network namespace, and switches it on.
     ///
     /// # Errors
@@ -122,7 +135,7 @@ fn request(name: &str) -> libc::ifreq {
 
 /// Keeps the stack from sending router solicitations and the like through the device. Where the setting can't be
 /// written, as in many containers, they are sent and thrown away by the reader: nothing depends on it.
-fn be_quiet(name: &str) {
+pub(super) fn be_quiet(name: &str) {
     let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
     drop(std::fs::write(path, "1"));
 }

@@ -251,7 +251,11 @@ pub struct Hurt {
 impl Hurt {
     /// Puts rules in force with these options; CMD does nothing.
     pub fn begin(rules: &[&str], options: &str) -> Self {
-        let mut command = fault();
+        Self::begin_by(fault(), rules, options)
+    }
+
+    /// The same with `command` in the place of `fault`.
+    pub fn begin_by(mut command: Command, rules: &[&str], options: &str) -> Self {
         command.arg("run");
         for rule in rules {
             command.args(["-r", rule]);

@@ -29,6 +29,7 @@ const SUITES: &[&str] = &[
     "super_packets",
     "live",
     "delay",
+    "qdisc",
     "steer",
     "xdp",
     "transparent",
@@ -109,13 +110,8 @@ fn programs(arguments: &Arguments) -> Result<Programs> {
         .pop()
         .context("cargo built no program")?;
     let mut build = build_static("test");
-    build.args([
-        "--no-run",
-        "--package=fault-common",
-        "--package=fault-user",
-        "--lib",
-        "--tests",
-    ]);
+    build.args(["--no-run", "--package=fault-common", "--package=fault-user"]);
+    build.args(targets(&arguments.tests));
     let mut suites = build_executables(&mut build)?;
     suites.retain(|program| program.is_test);
     let wanted: Vec<&str> = if arguments.tests.is_empty() {
@@ -134,6 +130,18 @@ fn programs(arguments: &Arguments) -> Result<Programs> {
     }
     suites.retain(|program| wanted.iter().any(|pattern| fits(pattern, &program.name)));
     Ok(Programs { fault, suites })
+}
+
+/// What cargo is to build for these tests: the files that are named, where all are; else all files.
+fn targets(tests: &[String]) -> Vec<String> {
+    let folder = root().join("fault-user/tests");
+    let is_file = |name: &&String| {
+        folder.join(format!("{name}.rs")).is_file() || folder.join(name).join("main.rs").is_file()
+    };
+    if tests.is_empty() || !tests.iter().all(|name| is_file(&name)) {
+        return vec!["--lib".to_owned(), "--tests".to_owned()];
+    }
+    tests.iter().map(|name| format!("--test={name}")).collect()
 }
 
 fn fits(pattern: &str, name: &str) -> bool {

@@ -1,0 +1,253 @@
+//! What holds packets: chosen, or found out.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use fault_common::abi::{LEAVES, RuleEntry, fault, holder};
+use fault_common::decide::KEEP_ORDER;
+
+use crate::doctor;
+use crate::rule::{Distribution, Fault, MixArm, Modifiers, Protocol, ResolvedRule, Rule};
+use crate::shaping::tap::Tap;
+use crate::steer;
+
+/// The values of `--mechanism`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Mechanism {
+    /// A thread of fault behind a tap device: on every kernel, beside any qdisc.
+    #[default]
+    DelayLine,
+    /// fq qdiscs hold what is delayed or reordered; the delay line what has a rate or slots.
+    Fq,
+    /// netem qdiscs hold what has a constant delay; the delay line all else.
+    Netem,
+}
+
+impl std::fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::DelayLine => "delay-line",
+            Self::Fq => "fq",
+            Self::Netem => "netem",
+        })
+    }
+}
+
+impl Mechanism {
+    /// What the programs are told: see [`holder`].
+    #[must_use]
+    pub fn holder(self) -> u32 {
+        match self {
+            Self::DelayLine => holder::DELAY_LINE,
+            Self::Fq => holder::FQ,
+            Self::Netem => holder::NETEM,
+        }
+    }
+
+    /// What holds the packets of one rule; nothing where it holds none.
+    #[must_use]
+    pub fn of(self, entry: &RuleEntry) -> Option<&'static str> {
+        match (self, entry.fault) {
+            (Self::Fq, fault::DELAY | fault::REORDER) => Some("fq"),
+            (Self::Netem, fault::DELAY) if constant_ns(entry).is_some() => Some("netem"),
+            (_, fault::DELAY | fault::REORDER | fault::RATE | fault::SLOT) => Some("delay-line"),
+            _ => None,
+        }
+    }
+}
+
+/// The delay of a rule whose packets all have the same.
+fn constant_ns(entry: &RuleEntry) -> Option<u64> {
+    let [delay_ns, jitter_ns, form, ..] = entry.arguments;
+    let is_constant = entry.fault == fault::DELAY && jitter_ns == 0 && form & KEEP_ORDER == 0;
+    is_constant.then_some(delay_ns)
+}
+
+/// The delays that netem holds packets for: those of the rules, and their sums, since a packet of several rules has
+/// them all. Nothing where they are too many.
+pub(super) fn netem_delays<'a>(entries: impl Iterator<Item = &'a RuleEntry>) -> Option<Vec<u64>> {
+    let mut sums = BTreeSet::new();
+    for delay_ns in entries.filter_map(constant_ns) {
+        let more: Vec<u64> = sums.iter().map(|sum| sum + delay_ns).collect();
+        sums.extend(more);
+        sums.insert(delay_ns);
+        if sums.len() > LEAVES as usize {
+            return None;
+        }
+    }
+    Some(sums.into_iter().collect())
+}
+
+/// The mechanism that was asked for; else the delay line, where a tap device can be had. Without one fq or netem, if
+/// they can do all that is asked for; as a last resort the rules become stream rules, which the relay carries out.
+///
+/// # Errors
+/// Never for rules that can be carried out; what can't is refused later, by the mechanism.
+pub fn choose(wish: Option<Mechanism>, rules: &mut [(Rule, ResolvedRule)]) -> Result<Mechanism> {
+    let holds = rules.iter().any(|(_, rule)| holds(&rule.fault));
+    let Some(wish) = wish else {
+        if !holds || Tap::is_possible() {
+            return Ok(Mechanism::DelayLine);
+        }
+        return Ok(without_tap(rules));
+    };
+    Ok(wish)
+}
+
+fn without_tap(rules: &mut [(Rule, ResolvedRule)]) -> Mechanism {
+    let held = |is: fn(&Fault) -> bool| {
+        let mut faults = rules.iter().map(|(_, rule)| &rule.fault);
+        faults.all(|fault| !holds(fault) || is(fault))
+    };
+    if held(|fault| matches!(fault, Fault::Delay { .. } | Fault::Reorder { .. }))
+        && doctor::has_qdiscs(&["fq"])
+    {
+        return Mechanism::Fq;
+    }
+    if held(|fault| {
+        matches!(
+            fault,
+            Fault::Delay {
+                jitter_ns: 0,
+                keep_order: false,
+                ..
+            }
+        )
+    }) && doctor::has_qdiscs(&["prio", "netem"])
+    {
+        return Mechanism::Netem;
+    }
+    let streams: Option<Vec<_>> = rules
+        .iter()
+        .map(|(_, rule)| {
+            if holds(&rule.fault) {
+                as_latency(rule)
+            } else {
+                Some(rule.clone())
+            }
+        })
+        .collect();
+    for ((_, rule), stream) in rules.iter_mut().zip(streams.unwrap_or_default()) {
+        *rule = stream;
+    }
+    Mechanism::DelayLine
+}
+
+fn holds(fault: &Fault) -> bool {
+    let arm = |arm: &MixArm| holds(&arm.fault);
+    match fault {
+        Fault::Delay { .. } | Fault::Reorder { .. } | Fault::Rate { .. } | Fault::Slot { .. } => {
+            true
+        }
+        Fault::Mix(arms) => arms.iter().any(arm),
+        _ => false,
+    }
+}
+
+/// The stream rule that comes nearest to a delay of packets; nothing where that has no meaning.
+fn as_latency(rule: &ResolvedRule) -> Option<ResolvedRule> {
+    let Fault::Delay {
+        delay_ns,
+        jitter_ns,
+        distribution: Distribution::Uniform,
+        correlation: 0,
+        ..
+    } = rule.fault
+    else {
+        return None;
+    };
+    let modifiers = &rule.modifiers;
+    let plain = Modifiers::default();
+    let picks = (
+        modifiers.probability,
+        modifiers.triggers,
+        modifiers.packets,
+        modifiers.size,
+    ) != (plain.probability, plain.triggers, plain.packets, plain.size);
+    if picks || rule.target.protocol != Protocol::Tcp {
+        return None;
+    }
+    let mut stream = rule.clone();
+    stream.fault = Fault::Latency {
+        latency_ns: delay_ns,
+        jitter_ns,
+    };
+    steer::check(&stream).is_ok().then_some(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+    use crate::rule::{SystemResolver, Targets};
+
+    fn resolved(texts: &[&str]) -> Vec<(Rule, ResolvedRule)> {
+        let rules = texts.iter().map(|text| {
+            let rule: Rule = text.parse().unwrap();
+            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+            (rule, resolved)
+        });
+        rules.collect()
+    }
+
+    fn by(mechanism: Mechanism, text: &str) -> String {
+        let mut plan = Plan::new(&resolved(&[text]), 1, None, None).unwrap();
+        plan.hold_by(mechanism);
+        plan.rules[0].mechanism(None)
+    }
+
+    #[test]
+    fn each_rule_is_held_by_what_can_hold_it() {
+        for (text, fq, netem) in [
+            ("tcp:1 delay=1ms", "tc, fq", "tc, netem"),
+            ("tcp:1 delay=2ms~1ms", "tc, fq", "tc, delay-line"),
+            ("tcp:1 reorder=5%", "tc, fq", "tc, delay-line"),
+            ("tcp:1 rate=1mbit", "tc, delay-line", "tc, delay-line"),
+            ("tcp:1 drop", "tc", "tc"),
+        ] {
+            assert_eq!(by(Mechanism::Fq, text), fq);
+            assert_eq!(by(Mechanism::Netem, text), netem);
+            assert_eq!(
+                by(Mechanism::DelayLine, text).contains("line"),
+                text != "tcp:1 drop"
+            );
+        }
+    }
+
+    #[test]
+    fn netem_has_a_leaf_for_each_sum() {
+        let delays = |texts: &[&str]| {
+            let plan = Plan::new(&resolved(texts), 1, None, None).unwrap();
+            let entries = plan.entries();
+            netem_delays(entries.iter().map(|rule| &rule.entry))
+        };
+        let ms = |all: &[u64]| Some(all.iter().map(|ms| ms * 1_000_000).collect());
+        let two = ["tcp:1 delay=1ms", "tcp:2 delay=2ms", "tcp:1 delay=5ms~1ms"];
+        assert_eq!(delays(&two), ms(&[1, 2, 3]));
+        let many: Vec<_> = (0..5)
+            .map(|n| format!("tcp:1 delay={}ms", 1 << n))
+            .collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        assert_eq!(delays(&many[..4]).map(|all| all.len()), Some(15));
+        assert_eq!(delays(&many), None);
+    }
+
+    #[test]
+    fn a_delay_of_streams_becomes_a_latency() {
+        let latency = |text| as_latency(&resolved(&[text]).remove(0).1).map(|rule| rule.fault);
+        let expected = Fault::Latency {
+            latency_ns: 5_000_000,
+            jitter_ns: 0,
+        };
+        assert_eq!(latency("tcp:1 delay=5ms"), Some(expected));
+        for other in [
+            "udp:1 delay=5ms",
+            "tcp:1 delay=5ms p=5%",
+            "tcp:1 delay=5us",
+            "tcp:1 rate=1mbit",
+        ] {
+            assert_eq!(latency(other), None, "{other}");
+        }
+    }
+}
