@@ -203,7 +203,7 @@ impl Run {
         give_up(&self.rights(&run, command, own.as_ref()));
         observer.probe(started);
         let ended = run.wait(&mut running, control, &mut follower).await?;
-        let seen = observer.finish(run.injection.epoch_ns())?;
+        let witnessed = observer.finish(run.injection.epoch_ns())?;
         let hits = run.hits()?;
         run.rest();
         let healed = observer.healed().await;
@@ -216,8 +216,8 @@ impl Run {
             hits: &hits,
             ended,
             rules_ns: parsed.length_ns,
-            history: &seen.history,
-            tries: &seen.tries,
+            history: &witnessed.history,
+            tries: &witnessed.tries,
             healed: &healed,
         };
         let code = self.conclude(&run, parsed, &facts)?;
