@@ -335,3 +335,33 @@ fn what_serves_nobody_and_reads_nothing_has_fired() {
         assert!(!is_slow(address), "{rule} healed");
     }
 }
+
+#[test]
+fn reconnect_brings_open_connections_through_the_relay() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    for host in ["127.0.0.1", "::1"] {
+        let address = local(host);
+        let mut old = TcpStream::connect(address).unwrap();
+        exchange(&mut old).unwrap();
+        let hurt = Hurt::begin(&["tcp:7000 latency=100ms reconnect"], "");
+        assert!(
+            exchange(&mut old).unwrap() < SLOW,
+            "this process is not the command"
+        );
+        hurt.end();
+        let options = format!("--pid {}", std::process::id());
+        for options in ["--scope host", &options] {
+            let mut old = TcpStream::connect(address).unwrap();
+            exchange(&mut old).unwrap();
+            let hurt = Hurt::begin(&["tcp:7000 latency=100ms reconnect"], options);
+            let error = exchange(&mut old).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{options}");
+            assert!(is_slow(address), "{options}");
+            hurt.end();
+            assert!(!is_slow(address), "{options}");
+        }
+    }
+}

@@ -6,10 +6,11 @@
 mod convert;
 pub mod front;
 mod hooks;
+mod reconnect;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ struct Led {
 }
 
 struct Shared {
+    /// The cgroup whose connections are led; nothing for every process here.
+    scope: Option<PathBuf>,
     hooks: Mutex<Hooks>,
     led: Vec<Led>,
     rules: Vec<StreamRule>,
@@ -112,11 +115,6 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     }
     if rule.modifiers.connections.is_some() {
         bail!("`conn` picks connections for packet faults only: use `p=` or `mix` with `{name}`");
-    }
-    if rule.modifiers.reconnect {
-        bail!(
-            "`reconnect` can't be carried out by this version: connections that are open before the rule stay as they are"
-        );
     }
     convert::toxic(&rule.fault).map(drop)
 }
@@ -179,6 +177,7 @@ impl Steering {
             });
         }
         let shared = Arc::new(Shared {
+            scope: (!whole_host).then(|| cgroup.to_owned()),
             hooks: Mutex::new(hooks),
             active: Mutex::new(vec![0; led.len()]),
             past: Mutex::new(vec![StreamHits::default(); stream_rules.len()]),
@@ -378,6 +377,12 @@ impl Shared {
             }
         }
         self.count(target, true);
+        if self.rules[number].rule.modifiers.reconnect {
+            // New connections are led from here on: what is reset comes back through the relay.
+            let count = reconnect::reset(&self.led[target].target, self.scope.as_deref())?;
+            let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+            past[number].hits += count;
+        }
         Ok(())
     }
 
