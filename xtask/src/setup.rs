@@ -84,6 +84,8 @@ const PACKAGES: &[Package] = &[
     package("xz-utils", Some("xz"), &[Need::Vm]),
     package("debian-archive-keyring", None, &[Need::Vm]),
     package("g++", Some("c++"), &[Need::Fuzz]),
+    package("nftables", Some("nft"), &[Need::Bench]),
+    package("ethtool", Some("ethtool"), &[Need::Bench]),
     package("podman", Some("podman"), &[Need::Test, Need::Containers]),
     package("runc", Some("runc"), &[Need::Test, Need::Containers]),
     package(
