@@ -51,6 +51,8 @@ impl Inject {
     /// # Errors
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
+        // Before it is read: what is written from here on is a change.
+        let watched = self.rules.file().filter(|_| self.watch).map(Watched::new);
         let mut parsed = self.rules.parse()?;
         if !parsed.expect.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
@@ -78,12 +80,13 @@ impl Inject {
             .enable_all()
             .build()
             .context("starting the runtime")?;
-        runtime.block_on(self.hurt(&parsed, place, plan, length))
+        runtime.block_on(self.hurt(&parsed, watched, place, plan, length))
     }
 
     async fn hurt(
         &self,
         parsed: &Parsed,
+        watched: Option<Watched<'_>>,
         mut place: Place,
         plan: Plan,
         length: Option<Duration>,
@@ -130,7 +133,7 @@ impl Inject {
         let mut course = Course {
             inject: self,
             parsed,
-            watched: self.rules.file().filter(|_| self.watch).map(Watched::new),
+            watched,
             wishes,
             injection,
             plan,

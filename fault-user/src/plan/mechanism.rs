@@ -8,6 +8,7 @@ use fault_common::abi::{LEAVES, RuleEntry, fault, holder};
 use fault_common::decide::KEEP_ORDER;
 
 use crate::doctor;
+use crate::process::cgroup::Hierarchy;
 use crate::rule::{Distribution, Fault, MixArm, Modifiers, Protocol, ResolvedRule, Rule};
 use crate::shaping::tap::Tap;
 use crate::steer;
@@ -117,6 +118,10 @@ fn without_tap(rules: &mut [(Rule, ResolvedRule)]) -> Mechanism {
     }) && doctor::has_qdiscs(&["prio", "netem"])
     {
         return Mechanism::Netem;
+    }
+    if Hierarchy::find().is_err() {
+        // The relay could not be reached either: what is missing is the tap device.
+        return Mechanism::DelayLine;
     }
     let streams: Option<Vec<_>> = rules
         .iter()
