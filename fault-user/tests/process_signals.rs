@@ -57,6 +57,17 @@ fn stand_in_command(script: &str) -> Command {
     command
         .args(["--exact", "stand_in", "--nocapture", "--test-threads=1"])
         .env(WRAPPED, script);
+    // Whoever runs the tests in the background of a script has SIGINT and SIGQUIT switched off for them, and nohup(1)
+    // SIGHUP.
+    // SAFETY: signal(2) alone.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [nix::libc::SIGINT, nix::libc::SIGQUIT, nix::libc::SIGHUP] {
+                nix::libc::signal(signal, nix::libc::SIG_DFL);
+            }
+            Ok(())
+        });
+    }
     command
 }
 
