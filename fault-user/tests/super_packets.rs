@@ -11,7 +11,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 use fault_user::process::netns::NetworkNamespace;
-use place::{Hurt, PATIENCE, Peer, enter_fresh};
+use place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Bytes of a full datagram.
 const DATAGRAM: usize = 1000;
@@ -55,11 +55,12 @@ fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) {
 }
 
 /// Receives until a datagram of one byte comes; how many came before it. Each must be as it was sent.
-fn receiver(peer: &NetworkNamespace, address: SocketAddr) -> JoinHandle<u64> {
+fn receiver(peer: &NetworkNamespace, address: SocketAddr) -> (JoinHandle<u64>, UdpSocket) {
     let socket = peer.enter(|| Ok(UdpSocket::bind(address)?)).unwrap();
     set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    std::thread::spawn(move || {
+    let queue = socket.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
         let mut bytes = [0; 2000];
         let mut came = 0;
         loop {
@@ -81,7 +82,17 @@ fn receiver(peer: &NetworkNamespace, address: SocketAddr) -> JoinHandle<u64> {
             );
             came += 1;
         }
-    })
+    });
+    (reader, queue)
+}
+
+/// Bytes of the next datagram in a socket's queue; 0 for none.
+fn waiting(socket: &UdpSocket) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: the call writes an int.
+    let status = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
+    bytes
 }
 
 /// Until the peer's link address is known, packets wait in a short queue before any program sees them.
@@ -93,7 +104,7 @@ fn know_the_neighbour(address: SocketAddr) {
 /// Sends 10,000 datagrams in super-packets under `loss=10%`.
 fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
     let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
-    let receiver = receiver(peer, address);
+    let (receiver, queue) = receiver(peer, address);
     let any: IpAddr = if address.is_ipv4() {
         [0; 4].into()
     } else {
@@ -110,14 +121,36 @@ fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
         assert_eq!(socket.send(&burst).unwrap(), burst.len());
         // What is divided as it arrives waits in the kernel's backlog of 1,000 packets, and the answer to this behind it.
         know_the_neighbour(address);
+        // And each part counts for more than its size in the receive buffer.
+        wait_for(
+            || waiting(&queue) == 0,
+            "the receiver to have read everything",
+        );
     }
     let summary = hurt.end();
     socket.send(b"e").unwrap();
     let came = receiver.join().unwrap();
     let lost = packets(&summary, 1);
     assert_eq!(packets(&summary, 0), 10_000, "{summary}");
-    assert_eq!(came + lost, 10_000, "{summary}");
+    assert_eq!(came + lost, 10_000, "{summary}{}", elsewhere(peer));
     assert_binomial(lost, 10_000, 0.1);
+}
+
+/// Where else packets may have been lost.
+fn elsewhere(peer: &NetworkNamespace) -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+    let there = peer
+        .enter(|| Ok(read("/proc/thread-self/net/snmp")))
+        .unwrap();
+    let udp: Vec<_> = there
+        .lines()
+        .filter(|line| line.starts_with("Udp:"))
+        .collect();
+    let devices = peer
+        .enter(|| Ok(read("/proc/thread-self/net/dev")))
+        .unwrap();
+    let backlog = read("/proc/net/softnet_stat");
+    format!("{}\n{devices}{backlog}", udp.join("\n"))
 }
 
 fn peer_of(peer: &Peer) -> NetworkNamespace {
@@ -189,7 +222,7 @@ fn a_counted_packet_is_a_wire_packet() {
     let peer = Peer::joined();
     let namespace = peer_of(&peer);
     let address: SocketAddr = "10.77.0.2:7000".parse().unwrap();
-    let receiver = receiver(&namespace, address);
+    let (receiver, _) = receiver(&namespace, address);
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(address).unwrap();
     know_the_neighbour(address);

@@ -58,6 +58,14 @@ pub struct Args {
     runtime_metrics: bool,
 }
 
+/// What is needed to the end: low ports, and programs for transparent proxies, which are loaded when the first one comes.
+const RIGHTS: [Capability; 4] = [
+    Capability::NetBindService,
+    Capability::Bpf,
+    Capability::Perfmon,
+    Capability::NetAdmin,
+];
+
 /// Runs until SIGINT or SIGTERM.
 ///
 /// # Errors
@@ -69,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => draw_seed().context("can't draw a seed, give one with --seed")?,
     };
     raise_open_files();
-    let mut rights = vec![Capability::NetBindService];
+    let mut rights = RIGHTS.to_vec();
     if args.config.is_some() || args.socket.is_some() {
         // They may lie in a user's folder. The relay's threads keep less.
         rights.push(Capability::DacOverride);
@@ -118,7 +126,7 @@ async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<
         tokio::spawn(api::serve_unix(unix, router));
     }
     if args.socket.is_none() {
-        super::give_up(&[Capability::NetBindService]);
+        super::give_up(&RIGHTS);
     }
     eprintln!("fault daemon: API on http://{address}, seed {seed}");
     tokio::select! {
