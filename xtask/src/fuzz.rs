@@ -54,6 +54,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .arg("--target-dir")
         .arg(root().join("target/fuzz"))
         .env("CARGO_ENCODED_RUSTFLAGS", RUSTC_FLAGS.join("\u{1f}"))
+        // It is built longer than it runs.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
         .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
     let mut targets = build_executables(&mut build)?;
     let names: Vec<_> = targets.iter().map(|target| target.name.clone()).collect();

@@ -7,9 +7,9 @@ mod boot;
 mod initramfs;
 mod kernel;
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, thread, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use self::{boot::Outcome, kernel::Kernel};
 use crate::{
@@ -34,6 +34,9 @@ const SUITES: &[&str] = &[
     "xdp",
     "transparent",
 ];
+
+/// Machines that run at the same time: the emulation of one keeps one processor busy.
+const AT_ONCE: usize = 2;
 
 /// Run the tests of the data plane on other kernels, in virtual machines.
 #[derive(clap::Args)]
@@ -73,22 +76,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let programs = programs(arguments)?;
     let mut failed = Vec::new();
     let mut reports = Vec::new();
-    for name in names {
-        let kernel = Kernel::fetch(name, arguments.update)?;
-        let archive = cache().join("initramfs").join(format!("{name}.cpio"));
-        initramfs::pack(&archive, &kernel, &programs, &arguments.for_tests)?;
-        let outcome = boot::boot(
-            &kernel,
-            &archive,
-            Duration::from_secs(arguments.silence_limit_s),
-            Duration::from_secs(arguments.time_limit_s),
-        )?;
-        fs::remove_file(&archive).with_context(|| format!("can't remove {}", archive.display()))?;
-        let expected: BTreeSet<_> = programs.suites.iter().map(|suite| &*suite.name).collect();
-        let problems = outcome.problems(&expected);
-        reports.push(report(&kernel, &outcome, &problems));
-        if !problems.is_empty() {
-            failed.push(name);
+    let kernels: Vec<_> = names
+        .iter()
+        .map(|name| Kernel::fetch(name, arguments.update))
+        .collect::<Result<_>>()?;
+    let expected: BTreeSet<_> = programs.suites.iter().map(|suite| &*suite.name).collect();
+    for some in kernels.chunks(AT_ONCE) {
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let running: Vec<_> = some
+                .iter()
+                .map(|kernel| scope.spawn(|| test(kernel, &programs, arguments)))
+                .collect();
+            running
+                .into_iter()
+                .map(|one| {
+                    one.join()
+                        .map_err(|_| anyhow!("a machine's thread panicked"))?
+                })
+                .collect::<Result<_>>()
+        })?;
+        for (kernel, outcome) in some.iter().zip(&outcomes) {
+            let problems = outcome.problems(&expected);
+            reports.push(report(kernel, outcome, &problems));
+            if !problems.is_empty() {
+                failed.push(kernel.name);
+            }
         }
     }
     println!("\n{}", reports.join("\n"));
@@ -96,6 +108,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         bail!("failed on {}", failed.join(", "));
     }
     Ok(())
+}
+
+/// Runs the test programs on one kernel.
+fn test(kernel: &Kernel, programs: &Programs, arguments: &Arguments) -> Result<Outcome> {
+    let archive = cache()
+        .join("initramfs")
+        .join(format!("{}.cpio", kernel.name));
+    initramfs::pack(&archive, kernel, programs, &arguments.for_tests)?;
+    let outcome = boot::boot(
+        kernel,
+        &archive,
+        Duration::from_secs(arguments.silence_limit_s),
+        Duration::from_secs(arguments.time_limit_s),
+    )?;
+    fs::remove_file(&archive).with_context(|| format!("can't remove {}", archive.display()))?;
+    Ok(outcome)
 }
 
 /// What goes into the initramfs besides the tools.
@@ -132,13 +160,21 @@ fn programs(arguments: &Arguments) -> Result<Programs> {
     Ok(Programs { fault, suites })
 }
 
-/// What cargo is to build for these tests: the files that are named, where all are; else all files.
+/// What cargo is to build for these tests: the files that are named, where all are; else all files. Of none, `SUITES`.
 fn targets(tests: &[String]) -> Vec<String> {
     let folder = root().join("fault-user/tests");
     let is_file = |name: &&String| {
         folder.join(format!("{name}.rs")).is_file() || folder.join(name).join("main.rs").is_file()
     };
-    if tests.is_empty() || !tests.iter().all(|name| is_file(&name)) {
+    if tests.is_empty() {
+        let files = SUITES
+            .iter()
+            .map(|name| (*name).to_owned())
+            .filter(|name| is_file(&name));
+        let files = files.map(|name| format!("--test={name}"));
+        return files.chain(["--lib".to_owned()]).collect();
+    }
+    if !tests.iter().all(|name| is_file(&name)) {
         return vec!["--lib".to_owned(), "--tests".to_owned()];
     }
     tests.iter().map(|name| format!("--test={name}")).collect()
