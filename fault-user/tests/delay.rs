@@ -173,7 +173,13 @@ fn a_rate_is_that_of_the_wire() {
     hurt.end();
     let wanted = f64::from(DATAGRAMS) * 1e-3;
     let off = (took.as_secs_f64() - wanted).abs() / wanted;
-    assert!(off < 0.1, "{took:?} instead of {wanted} s");
+    // An emulated machine is slow to wake up.
+    let tolerance = if std::env::var_os("FAULT_VM_KERNEL").is_some() {
+        0.5
+    } else {
+        0.1
+    };
+    assert!(off < tolerance, "{took:?} instead of {wanted} s");
 }
 
 #[test]
