@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     let verbose = cli.verbose;
     match cli.run() {
         Ok(code) => ExitCode::from(code),
+        Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,
         Err(failure) => {
             if verbose {
                 eprintln!("fault: {:?}", failure.error);

@@ -86,10 +86,15 @@ fn retries_are_counted_and_recovery_is_timed() {
     );
     let strict = json!({
         "max_connects": { "svc": 3 }, "connect_rate": { "svc": "2/500ms" }, "recovers_within": { "svc": "1us" },
-        "max_open": { "svc": 0 },
     });
     let text = told(&run(&rules, &strict, STUBBORN), 121);
-    assert_eq!(text.matches("FAILED: ").count(), 4, "{text}");
+    assert_eq!(text.matches("FAILED: ").count(), 3, "{text}");
+    let closed = json!({ "max_open": { "svc": 0 } });
+    let text = told(&run(&rules, &closed, STUBBORN), 121);
+    assert_told(
+        &text,
+        &["FAILED: expect at most 0 open connections to svc: 1"],
+    );
 }
 
 #[test]
@@ -106,7 +111,10 @@ fn what_never_recovers_is_told() {
         121,
     );
     assert_told(&text, &["no answer after the fault"]);
-    let text = told(&run(&json!(["svc down"]), &expect, "exchange; true"), 121);
+    let text = told(
+        &run(&json!(["svc down for=1h"]), &expect, "exchange; true"),
+        121,
+    );
     assert_told(&text, &["lasted until the command had ended"]);
 }
 
@@ -236,4 +244,45 @@ fn what_cannot_be_judged_is_refused_before_anything_is_done() {
         assert_told(&told(&output, 2), &[complaint]);
         assert!(output.stdout.is_empty());
     }
+}
+
+#[test]
+fn rules_that_contradict_each_other_are_pointed_at() {
+    let check = |rules: &[&str]| {
+        let rules = rules.iter().flat_map(|rule| ["-r", rule]);
+        fault().arg("check").args(rules).output().unwrap()
+    };
+    let text = told(&check(&["tcp:80 blackhole", "tcp:80  loss=1% p=5%"]), 2);
+    assert_told(
+        &text,
+        &[
+            "`tcp:80 blackhole` leaves nothing for this rule",
+            "  tcp:80  loss=1% p=5%\n          ^^^^^^^ expected this rule before that one",
+        ],
+    );
+    told(&check(&["tcp:80 loss=1% p=5%", "tcp:80 blackhole"]), 0);
+}
+
+#[test]
+fn a_check_is_told_as_json_too() {
+    let output = fault()
+        .args(["check", "--json", "-r", "tcp:80 down at=2s for=5s"])
+        .output()
+        .unwrap();
+    let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        checked["rules"],
+        json!([{
+            "rule": "tcp:80 down at=2s for=5s", "target": "tcp:80", "mechanism": "tc", "windows_ms": [[2000, 7000]]
+        }])
+    );
+    // Whoever reads may stop.
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    let status = fault()
+        .args(["check", "-r", "tcp:80 down"])
+        .stdout(writer)
+        .status()
+        .unwrap();
+    assert!(status.success());
 }

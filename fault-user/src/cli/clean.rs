@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Outcome, exit};
+use super::{Outcome, exit, print_json};
 use crate::kernel::leftovers::{Fate, Places, clean};
 
 /// Remove everything that a killed instance may have left. Safe at any time: what a living instance
@@ -22,7 +22,7 @@ impl Clean {
     pub fn execute(self) -> Outcome {
         let found = clean(&Places::of_this_machine())?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&found)?);
+            print_json(&found)?;
         } else if found.is_empty() {
             println!("nothing was left behind");
         } else {

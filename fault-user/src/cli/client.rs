@@ -1,7 +1,5 @@
 //! `fault list`, `add`, `remove`, `reset`, `stats`, `events`: a client of the daemon's API.
 
-use std::io::Write;
-
 use anyhow::{Context, bail};
 use axum::body::Bytes;
 use axum::http::{Method, Request, header};
@@ -11,6 +9,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpStream, UnixStream};
+
+use super::print;
 
 /// Which daemon.
 #[derive(Debug, clap::Args)]
@@ -301,14 +301,6 @@ pub fn events(target: &Target) -> anyhow::Result<()> {
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     use std::fmt::Write;
     writeln!(text, "{line}").expect("writing to a string does not fail");
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut output = std::io::stdout().lock();
-    output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.flush())
-        .context("can't write to the standard output")
 }
 
 fn plain(value: &Value) -> &str {

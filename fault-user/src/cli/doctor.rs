@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Outcome, exit};
+use super::{Outcome, exit, print, print_json};
 use crate::doctor::Report;
 
 /// Tell what this machine can do: capabilities, kernel features, mechanisms, leftovers.
@@ -21,9 +21,9 @@ impl Doctor {
     pub fn execute(self) -> Outcome {
         let report = Report::gather()?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            print_json(&report)?;
         } else {
-            print!("{report}");
+            print(&report.to_string())?;
         }
         Ok(if report.works() {
             exit::SUCCESS

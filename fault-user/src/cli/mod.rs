@@ -20,11 +20,13 @@ pub mod run;
 pub mod top;
 pub mod turns;
 
-use std::fmt;
-
 use std::ffi::OsString;
+use std::fmt;
+use std::io::Write as _;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 use crate::doctor::capabilities::Capability;
 use crate::process::command::StartError;
@@ -56,6 +58,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whether it is only that nobody reads the output any more, which is no failure.
+    #[must_use]
+    pub fn is_reader_gone(&self) -> bool {
+        self.error.is::<ReaderGone>()
+    }
+
     /// The arguments are wrong.
     pub fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self {
@@ -175,6 +183,41 @@ impl Cli {
             Command::Man => generate::man(),
         }
     }
+}
+
+/// Whoever read the standard output has seen enough, as `head` has.
+#[derive(Debug)]
+struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads the standard output any more")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+/// Writes data to the standard output.
+///
+/// # Errors
+/// It can't be written to.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    let written = output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush());
+    match written {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        other => other.context("can't write to the standard output"),
+    }
+}
+
+/// Writes data to the standard output as JSON.
+///
+/// # Errors
+/// It can't be written to.
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
 /// Gives up all rights but these, now that everything is set up.
