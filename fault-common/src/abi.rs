@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -413,7 +413,7 @@ pub struct Watched {
 pub struct Witness {
     /// When (`CLOCK_MONOTONIC`).
     pub time_ns: u64,
-    /// Which connection: the cookie of its socket.
+    /// Which connection: the cookie of its socket; of datagrams one for each socket and target.
     pub cookie: u64,
     /// The targets that it goes to, as bits.
     pub targets: u64,
@@ -435,6 +435,18 @@ pub mod witness {
     pub const RECEIVED: u64 = 5;
     /// A connection came in.
     pub const ACCEPTED: u64 = 6;
+    /// As [`CLOSED`], but by a reset, of either end, while it was open.
+    pub const RESET: u64 = 7;
+}
+
+/// Entries of `WATCHED_TARGETS`: which targets, as bits, are watched over a protocol.
+pub mod watched {
+    /// Over TCP.
+    pub const TCP: u32 = 0;
+    /// Over UDP.
+    pub const UDP: u32 = 1;
+    /// How many entries there are.
+    pub const ENTRIES: u32 = 2;
 }
 
 /// Bits of [`Hold::flags`].

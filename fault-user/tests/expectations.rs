@@ -5,10 +5,12 @@
 mod place;
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
 use std::process::Output;
 
-use place::{enter_fresh, fault};
+use fault_user::process::netns::NetworkNamespace;
+use place::{Peer, enter_fresh, fault};
 use serde_json::{Value, json};
 
 /// A server on port 7000 that answers each line with itself.
@@ -37,13 +39,19 @@ const EXCHANGE: &str =
 
 /// Runs a scenario with a script of bash.
 fn run(rules: &Value, expect: &Value, script: &str) -> Output {
-    let scenario = json!({
-        "seed": 1, "targets": { "svc": "tcp:7000" }, "rules": rules, "expect": expect,
-    });
+    run_by(&[], rules, expect, script)
+}
+
+/// The same with options.
+fn run_by(options: &[&str], rules: &Value, expect: &Value, script: &str) -> Output {
+    let targets = json!({ "svc": "tcp:7000", "dns": "udp:7000" });
+    let scenario = json!({ "seed": 1, "targets": targets, "rules": rules, "expect": expect });
     let mut file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
     file.write_all(scenario.to_string().as_bytes()).unwrap();
     fault()
-        .args(["run", "--allow-unfired", "-f"])
+        .args(["run", "--allow-unfired"])
+        .args(options)
+        .arg("-f")
         .arg(file.path())
         .args(["--", "bash", "-c", &format!("{EXCHANGE}{script}")])
         .output()
@@ -224,6 +232,85 @@ fn probes_must_hold_before_and_after() {
     assert_told(
         &told(&run(&rules, &command, "sleep 1"), 121),
         &["not before the fault: false ended with"],
+    );
+}
+
+/// A server of datagrams on port 7000 that answers each with itself.
+fn echo_datagrams() {
+    let socket = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 100];
+        while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+            // Who asked may have gone.
+            let _gone = socket.send_to(&bytes[..length], from);
+        }
+    });
+}
+
+/// One exchange of datagrams in bash; fails when nothing comes back.
+const ASK: &str =
+    "exec 3<>/dev/udp/127.0.0.1/7000; ask() { echo hi >&3 && read -r -t 0.2 x <&3; }; ";
+
+#[test]
+fn datagrams_are_traffic_too() {
+    enter_fresh();
+    echo_datagrams();
+    let rules = json!(["dns drop at=300ms for=700ms"]);
+    let within = |time: &str| json!({ "fired": ["dns"], "recovers_within": { "dns": time } });
+    let stubborn = format!("{ASK} for n in $(seq 8); do ask || :; sleep 0.15; done");
+    let text = told(&run(&rules, &within("2s"), &stubborn), 0);
+    assert_told(
+        &text,
+        &["ok: expect dns to recover within 2s: first answer "],
+    );
+    told(&run(&rules, &within("1us"), &stubborn), 121);
+    let given_up = format!("{ASK} ask; sleep 0.4; ask || sleep 1");
+    let text = told(&run(&rules, &within("2s"), &given_up), 121);
+    assert_told(&text, &["no answer after the fault"]);
+    let quiet = json!({ "no_traffic_while": { "dns": "400ms" } });
+    told(&run(&rules, &quiet, &given_up), 0);
+    told(&run(&rules, &quiet, &stubborn), 121);
+    let count = json!({ "max_connects": { "dns": 1 } });
+    let text = told(&run(&rules, &count, "true"), 2);
+    assert_told(&text, &["connections are counted for services of TCP"]);
+}
+
+#[test]
+fn another_network_namespace_is_watched_alone() {
+    enter_fresh();
+    let peer = Peer::joined();
+    echo();
+    NetworkNamespace::open(Path::new(&peer.name))
+        .and_then(|there| {
+            there.enter(|| {
+                echo();
+                Ok(())
+            })
+        })
+        .unwrap();
+    // One connection there, to be refused first, and two here that nobody asked about.
+    let there = format!("{EXCHANGE}{STUBBORN}; sleep 0.1");
+    let script = format!(
+        "exchange; exchange; ip netns exec {} bash -c '{there}'",
+        peer.name
+    );
+    let rules = json!(["svc down for=600ms"]);
+    let expect =
+        json!({ "fired": ["svc"], "max_open": { "svc": 1 }, "recovers_within": { "svc": "5s" } });
+    let options = ["--netns", &peer.name];
+    let text = told(&run_by(&options, &rules, &expect, &script), 0);
+    assert_told(&text, &["open connections to svc: 1", "first answer "]);
+    let here = json!({ "max_connects": { "svc": 0 } });
+    told(&run_by(&options, &rules, &here, "exchange; exchange"), 0);
+    told(&run_by(&options, &rules, &here, &script), 121);
+    let datagrams = json!({ "no_traffic_while": { "dns": "1ms" } });
+    let text = told(
+        &run_by(&options, &json!(["dns drop for=1s"]), &datagrams, "true"),
+        125,
+    );
+    assert_told(
+        &text,
+        &["does not tell of datagrams which network namespace"],
     );
 }
 

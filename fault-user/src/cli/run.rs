@@ -117,6 +117,12 @@ impl Run {
                 "--follow has no decisions of one run to write or repeat: take --events and --report away"
             )));
         }
+        if self.aim.follow && !parsed.expect.names().is_empty() {
+            return Err(Failure::usage(anyhow::anyhow!(
+                "--follow: connections can't be counted across restarts of a container: take `{}` out of the expectations",
+                parsed.expect.names()[0].0
+            )));
+        }
         let host = self.scope == ScopeKind::Host;
         if host && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -180,7 +186,7 @@ impl Run {
             None => None,
         };
         eprintln!("fault: seed {seed}");
-        let mut observer = wanted.watch(scope.as_ref().map(|scope| scope.path.as_path()))?;
+        let mut observer = wanted.watch(&place, scope.as_ref())?;
         let steering = self
             .aim
             .steer(&place, &plan, scope.as_ref(), &mut prepared)
