@@ -279,8 +279,9 @@ impl Control {
     }
 }
 
-/// What the rules of each target have seen. Several see the same packets: the one that saw most counts.
-fn targets(plan: &Plan, hits: &[Hits], steering: Option<&Steering>) -> Vec<TargetLine> {
+/// What the rules of each target have seen, in the order of the rules. Several see the same packets: the one that saw most counts.
+#[must_use]
+pub fn targets(plan: &Plan, hits: &[Hits], steering: Option<&Steering>) -> Vec<TargetLine> {
     let led = steering.map(Steering::traffic).unwrap_or_default();
     let mut lines: Vec<TargetLine> = Vec::new();
     for (index, (rule, hits)) in plan.rules.iter().zip(hits).enumerate() {

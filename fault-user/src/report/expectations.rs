@@ -173,7 +173,11 @@ impl Facts<'_> {
         match seen.p99_connect_ns(self.history.length_ns) {
             Some(found) => Verdict {
                 holds: found <= limit_ns,
-                text: format!("{expected}: {} of {}", rounded(found), seen.connects.len()),
+                text: format!(
+                    "{expected}: it took {}, of {} connects",
+                    rounded(found),
+                    seen.connects.len()
+                ),
             },
             None => Verdict {
                 holds: false,
