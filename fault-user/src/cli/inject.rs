@@ -128,7 +128,8 @@ impl Inject {
         } else {
             parsed.turns(injection.started())
         };
-        let mut control = Control::open("fault inject".to_owned(), turns);
+        let sockets = self.aim.sockets(&place, scope.as_ref(), parsed);
+        let mut control = Control::open("fault inject".to_owned(), turns, sockets);
         control.begin(&mut injection, &plan)?;
         let mut course = Course {
             inject: self,
@@ -151,7 +152,7 @@ impl Inject {
         injection: &mut Injection,
         old: &Plan,
         scope: Option<&Scope>,
-    ) -> Result<Plan, Failure> {
+    ) -> Result<(Plan, Parsed), Failure> {
         let parsed = self.rules.parse()?;
         if scope.is_none() && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -165,7 +166,7 @@ impl Inject {
             )));
         }
         injection.replace(old, &mut plan)?;
-        Ok(plan)
+        Ok((plan, parsed))
     }
 }
 
@@ -294,9 +295,9 @@ impl Course<'_> {
                 .inject
                 .reload(&mut self.injection, &self.plan, scope.as_ref())
             {
-                Ok(next) => {
+                Ok((next, parsed)) => {
                     self.plan = next;
-                    self.control.forget();
+                    self.control.forget(&parsed);
                     eprintln!("fault: {} rules in force", self.plan.rules.len());
                 }
                 Err(failure) => {

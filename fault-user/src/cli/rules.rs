@@ -13,7 +13,9 @@ use serde_json::json;
 use super::Failure;
 use super::turns::Turns;
 use crate::rule::scenario::{Expect, Format, ProbeCheck, Random, Scenario, ScenarioError};
-use crate::rule::{ResolvedRule, Rule, RuleError, SystemResolver, Targets, conflict, named_target};
+use crate::rule::{
+    ResolvedRule, ResolvedTarget, Rule, RuleError, SystemResolver, Targets, conflict, named_target,
+};
 
 /// Where rules come from.
 #[derive(Debug, Args)]
@@ -244,6 +246,12 @@ impl Parsed {
         let rules = self.rules.iter();
         let rules = rules.map(|(rule, resolved)| (rule.to_string(), resolved));
         Turns::of(rules, &self.drawn, started)
+    }
+
+    /// The targets of the rules, with their names.
+    pub fn named_targets(&self) -> impl Iterator<Item = (&str, &ResolvedTarget)> {
+        let rules = self.rules.iter();
+        rules.map(|(_, rule)| (rule.name.as_str(), &rule.target))
     }
 
     /// Whether the rule was drawn.

@@ -190,6 +190,7 @@ impl Run {
             .steer(&place, &plan, scope.as_ref(), &mut prepared)
             .await?;
         let mut follower = Follower::of(&self.aim, &place)?;
+        let sockets = self.aim.sockets(&place, scope.as_ref(), parsed);
         let mut run = Course {
             run: self,
             parsed,
@@ -201,7 +202,7 @@ impl Run {
             samples: Samples::default(),
         };
         let started = run.injection.started();
-        let mut control = Control::open(self.title(), parsed.turns(started));
+        let mut control = Control::open(self.title(), parsed.turns(started), sockets);
         control.begin(&mut run.injection, &run.plan)?;
         let mut running = command.spawn(own.as_ref())?;
         give_up(&self.rights(&run, command, own.as_ref()));

@@ -6,7 +6,7 @@
 mod convert;
 pub mod front;
 mod hooks;
-mod reconnect;
+pub mod reconnect;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;

@@ -25,15 +25,17 @@ const MARK: u16 = 15;
 const CGROUP_ID: u16 = 21;
 
 /// One end of a connection in this network namespace.
-struct End {
+pub struct End {
     family: u8,
     id: SocketId,
-    local: SocketAddr,
-    remote: SocketAddr,
+    /// Its own address.
+    pub local: SocketAddr,
+    /// Its peer's.
+    pub remote: SocketAddr,
     inode: u32,
     cgroup: Option<u64>,
     /// Whether it is the relay's own.
-    ours: bool,
+    pub ours: bool,
 }
 
 /// Resets the connections to a target that clients in `cgroup` (with its descendants), or all clients here, have open.
@@ -45,7 +47,9 @@ struct End {
 pub fn reset(target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
     let scope = cgroup.map(Scope::of).transpose()?;
     let mut netlink = Netlink::sock_diag()?;
-    let ends = list(&mut netlink)?;
+    let mut states = StateFlags::all();
+    states.remove(StateFlags::LISTEN | StateFlags::TIME_WAIT);
+    let ends = list(&mut netlink, &states)?;
     let mut count = 0;
     for end in &ends {
         let in_scope = scope.as_ref().is_none_or(|scope| scope.has(end));
@@ -62,7 +66,9 @@ pub fn reset(target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
     Ok(count)
 }
 
-fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
+/// Whether a target has this address.
+#[must_use]
+pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
     let port = target
         .ports
         .iter()
@@ -72,13 +78,17 @@ fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
 }
 
 /// Sockets that belong to a cgroup: made in it or below, or open in a process that is there now.
-struct Scope {
+pub struct Scope {
     cgroups: HashSet<u64>,
     inodes: HashSet<u32>,
 }
 
 impl Scope {
-    fn of(path: &Path) -> Result<Self> {
+    /// What there is of a cgroup now.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn of(path: &Path) -> Result<Self> {
         let mut scope = Self {
             cgroups: HashSet::new(),
             inodes: HashSet::new(),
@@ -116,7 +126,9 @@ impl Scope {
         Ok(())
     }
 
-    fn has(&self, end: &End) -> bool {
+    /// Whether a socket is its own.
+    #[must_use]
+    pub fn has(&self, end: &End) -> bool {
         end.cgroup
             .is_some_and(|cgroup| self.cgroups.contains(&cgroup))
             || self.inodes.contains(&end.inode)
@@ -133,16 +145,18 @@ fn below(path: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn list(netlink: &mut Netlink) -> Result<Vec<End>> {
+/// The sockets of TCP in these states, in the network namespace of `netlink`.
+///
+/// # Errors
+/// The kernel does not list them.
+pub fn list(netlink: &mut Netlink, states: &StateFlags) -> Result<Vec<End>> {
     let mut ends = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let mut states = StateFlags::all();
-        states.remove(StateFlags::LISTEN | StateFlags::TIME_WAIT);
         let request = SockDiagMessage::InetRequest(InetRequest {
             family,
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
-            states,
+            states: states.clone(),
             socket_id: if family == AF_INET {
                 SocketId::new_v4()
             } else {

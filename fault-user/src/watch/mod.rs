@@ -2,6 +2,7 @@
 //! succeeds, when something comes back. Expectations are judged by it, and reports drawn.
 
 pub mod history;
+pub mod open;
 pub mod probe;
 
 use std::os::fd::AsFd as _;
