@@ -2,6 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use fault_common::abi::MATCHES_MAX;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{self, seconds};
@@ -83,6 +84,12 @@ pub fn render(report: &Report) -> String {
                 pre { (shell_line(&report.again)) }
                 p { "Exactly the decisions of this run, with the folder of this report:" }
                 pre { "sudo fault replay DIR -- " (command) }
+                @if report.rules.len() > MATCHES_MAX {
+                    p.dim {
+                        "Of more than " (MATCHES_MAX) " rules each is in force only around its times: packets are found again \
+                         as long as they come in the same window."
+                    }
+                }
             }
         }
     }
