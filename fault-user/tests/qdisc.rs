@@ -311,13 +311,58 @@ fn after_a_kill_netems_are_found_and_delay_nothing() {
     }
 }
 
-/// An interface that goes in the middle is told about; the rules end well all the same.
+#[test]
+fn fq_holds_packets_of_an_interface_that_appears() {
+    if enter_with(&["fq"]) {
+        appears(FQ);
+    }
+}
+
+#[test]
+fn netem_holds_packets_of_an_interface_that_appears() {
+    if enter_with(&["netem", "prio"]) {
+        appears(NETEM);
+    }
+}
+
+/// A second device, beside one that was there before.
+fn appears(options: &str) {
+    let peer = Peer::joined();
+    let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
+    ip("link add wa type veth peer name wb");
+    ip(&format!("link set wb netns {}", peer.name));
+    for (within, name, host) in [
+        (String::new(), "wa", 1),
+        (format!("-n {} ", peer.name), "wb", 2),
+    ] {
+        ip(&format!("{within}addr add 10.79.0.{host}/24 dev {name}"));
+        ip(&format!("{within}link set {name} up"));
+    }
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let socket = datagrams(echo(Some(&namespace), "10.79.0.2"));
+    let mut byte = [0; 1];
+    let mut round_trip = || {
+        timed(|| {
+            socket.send(b"x").unwrap();
+            socket.recv(&mut byte).unwrap();
+        })
+    };
+    let late = Duration::from_millis(120);
+    wait_for(|| round_trip() >= late, "the new device to be slow");
+    assert!(roots().contains("fa17: dev wa root"), "{}", roots());
+    let summary = hurt.end();
+    assert!(summary.contains(" on lo, va, wa;"), "{summary}");
+    assert!(!roots().contains("fa17:"), "{}", roots());
+}
+
+/// A named interface that goes in the middle is told about; the rules end well all the same.
 fn vanishes(options: &str) {
     for attach in ["", "--attach clsact"] {
         let peer = Peer::joined();
         let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
         let address = echo(Some(&namespace), "10.77.0.2");
-        let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &format!("{options} {attach}"));
+        let options = format!("{options} --interface va {attach}");
+        let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &options);
         let socket = datagrams(address);
         // One comes back, others are held when the interface goes.
         socket.send(b"x").unwrap();

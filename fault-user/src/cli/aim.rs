@@ -335,12 +335,17 @@ impl Aim {
     /// # Errors
     /// An unknown one, with the nearest name.
     pub fn interfaces(&self) -> Result<Vec<Interface>> {
-        let selection = if self.interfaces.is_empty() {
+        interfaces::select(&interfaces::list()?, &self.selection())
+    }
+
+    /// Which interfaces rules are put on, those that appear later included.
+    #[must_use]
+    pub fn selection(&self) -> Selection {
+        if self.interfaces.is_empty() {
             Selection::Default
         } else {
             Selection::Names(self.interfaces.clone())
-        };
-        interfaces::select(&interfaces::list()?, &selection)
+        }
     }
 
     /// Finds or makes the cgroup of `--pid`, `--cgroup`, or of a container that shares this network

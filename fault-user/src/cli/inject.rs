@@ -100,6 +100,7 @@ impl Inject {
             replay: None,
             attachment: self.aim.attachment(),
             front: self.aim.front(),
+            newcomers: Some(self.aim.selection()),
         };
         let mut prepared = place.prepare(&plan, &self.aim, &wishes)?;
         if let Some(scope) = &scope {

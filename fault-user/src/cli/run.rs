@@ -171,6 +171,7 @@ impl Run {
             events: events.is_some(),
             attachment: self.aim.attachment(),
             front: self.aim.front(),
+            newcomers: Some(self.aim.selection()),
             live: false,
             replay: self.replay.clone(),
         };

@@ -3,20 +3,21 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use fault_common::abi::{Counter, DecisionKey, RULES_MAX, RuleEntry, RuleStats, holder};
+use fault_common::abi::{Counter, DecisionKey, PLACES, RULES_MAX, RuleEntry, RuleStats, holder};
 use nix::errno::Errno;
 
 use super::clock::monotonic_ns;
 use super::clsact;
 use super::events::Events;
 use super::injector::{Attachment, Capacity, Clock, Injector, Marker, Options, Side};
-use super::interfaces::{Interface, list, list_by};
+use super::interfaces::{self, Interface, Selection, list, list_by};
 use super::leftovers::{Change, Journal};
 use super::netlink::Netlink;
+use super::newcomers::Newcomers;
 use super::qdisc::leaf;
 use super::ruleset::{PacketRule, Scope, Tables, compile};
 use super::version;
@@ -28,6 +29,7 @@ use crate::shaping::line::{DelayLine, Figures};
 use crate::shaping::qdiscs::{Kind, Loss, Qdiscs};
 use crate::shaping::schedule::Shapers;
 use crate::shaping::tap::Tap;
+use crate::shaping::ways::Ways;
 
 /// What the caller decides about an injection.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +44,8 @@ pub struct Wishes {
     pub attachment: Option<Attachment>,
     /// Where packets that arrive are judged first.
     pub front: Front,
+    /// Which of the interfaces that appear later the rules are put on too; none of them without this.
+    pub newcomers: Option<Selection>,
 }
 
 /// Where packets that arrive are judged first, when the rules leave the choice.
@@ -58,16 +62,29 @@ pub enum Front {
 
 /// Programs attached, rules not yet in force.
 pub struct Prepared {
-    injector: Injector,
+    /// Goes first: it works on the rest.
+    newcomers: Option<Newcomers>,
+    reach: Arc<Mutex<Reach>>,
     tables: Tables,
+}
+
+/// The programs, and all that they are on.
+pub(super) struct Reach {
+    injector: Injector,
     interfaces: Vec<Interface>,
+    /// The names of all interfaces that there have been.
+    names: Vec<String>,
+    /// Interfaces that rules could not be put on, which has been said.
+    refused: BTreeSet<u32>,
+    /// Where packets that are held can go on, where any are.
+    ways: Option<Ways>,
     journal: Option<Journal>,
     qdiscs: Option<Qdiscs>,
     delay_line: Option<DelayLine>,
     xdp: Vec<XdpLink>,
     notes: Vec<String>,
     /// Of the network namespace that all this is in.
-    netlink: Mutex<Netlink>,
+    netlink: Netlink,
 }
 
 /// Rules in force. Dropping this heals, and [`Injection::heal`] also says how that went.
@@ -161,7 +178,7 @@ fn prepare_behind(
     if let Some(qdiscs) = &qdiscs {
         options.holder = plan.held_by.holder();
         options.detour = qdiscs.detour().map(|(near, _)| near.index);
-        options.places = u32::try_from(interfaces.len())?;
+        options.places = PLACES / 2;
     }
     let decisions = wishes.replay.as_deref();
     options.replay = match decisions {
@@ -172,26 +189,28 @@ fn prepare_behind(
     options.xdp = front.is_ok_and(|front| front != Front::Tc);
     let mut injector = Injector::load(&options)?;
     injector.repeat(decisions.unwrap_or_default())?;
-    let mut prepared = Prepared {
+    let mut reach = Reach {
         injector,
-        tables,
         interfaces: interfaces.to_vec(),
+        names: interfaces.iter().map(|one| one.name.clone()).collect(),
+        refused: BTreeSet::new(),
+        ways: None,
         journal,
         qdiscs,
         delay_line: None,
-        netlink: Mutex::new(Netlink::route()?),
+        netlink: Netlink::route()?,
         xdp: Vec::new(),
         notes: Vec::new(),
     };
-    let attached = prepared.attach_all(tap, &plan.shapers());
+    let attached = reach.attach_all(tap, &plan.shapers());
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
         && wishes.attachment.is_none()
-        && prepared.injector.attachment() == Attachment::Tcx
+        && reach.injector.attachment() == Attachment::Tcx
         && attached.as_ref().is_err_and(is_tcx_missing)
     {
-        let (qdiscs, journal) = (prepared.qdiscs.take(), prepared.journal.take());
-        drop(prepared);
+        let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
+        drop(reach);
         let wishes = Wishes {
             attachment: Some(Attachment::Clsact),
             ..wishes.clone()
@@ -200,10 +219,20 @@ fn prepare_behind(
     }
     attached?;
     match front {
-        Ok(front) => prepared.attach_xdp(front)?,
-        Err(reason) => prepared.notes.push(format!("XDP is not used: {reason}")),
+        Ok(front) => reach.attach_xdp(front)?,
+        Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
     }
-    Ok(prepared)
+    let reach = Arc::new(Mutex::new(reach));
+    let newcomers = wishes
+        .newcomers
+        .clone()
+        .map(|selection| Newcomers::watch(selection, Arc::clone(&reach)))
+        .transpose()?;
+    Ok(Prepared {
+        newcomers,
+        reach,
+        tables,
+    })
 }
 
 /// Where packets are judged first; an error when what was wished for can't be.
@@ -297,7 +326,7 @@ fn note(journal: &mut Option<Journal>, change: Change) -> Result<()> {
 }
 
 /// Lets the programs work with qdiscs that hold packets.
-fn serve(injector: &mut Injector, qdiscs: &Qdiscs, places: &[(u32, bool)]) -> Result<()> {
+fn serve(injector: &mut Injector, qdiscs: &Qdiscs) -> Result<()> {
     if let Kind::Netem(delays_ns) = qdiscs.kind() {
         let leaves: Vec<_> = (0..)
             .zip(delays_ns)
@@ -313,15 +342,7 @@ fn serve(injector: &mut Injector, qdiscs: &Qdiscs, places: &[(u32, bool)]) -> Re
         clsact::ensure(near.index)?;
         clsact::ensure(far.index)?;
     }
-    injector.serve_detour(near, far, places, *qdiscs.kind() == Kind::Fq)
-}
-
-/// Where packets that are held can go on: each interface, outwards and inwards.
-fn places_of(interfaces: &[Interface]) -> Vec<(u32, bool)> {
-    interfaces
-        .iter()
-        .flat_map(|interface| [(interface.index, false), (interface.index, true)])
-        .collect()
+    injector.serve_detour(near, far, *qdiscs.kind() == Kind::Fq)
 }
 
 /// Whether the kernel has no TCX, as opposed to having something against this attachment.
@@ -336,24 +357,25 @@ fn is_tcx_missing(error: &anyhow::Error) -> bool {
     })
 }
 
-impl Prepared {
+impl Reach {
     fn attach_all(&mut self, tap: Option<Tap>, shapers: &Shapers) -> Result<()> {
         if self.injector.attachment() == Attachment::Clsact {
             for interface in self.interfaces.clone() {
-                let interface_index = interface.index;
-                self.record(Change::Clsact { interface_index })?;
-                clsact::ensure(interface_index)?;
-                self.record(Change::Filters { interface_index })?;
+                self.make_clsact(interface.index)?;
             }
         }
         if tap.is_some() || self.qdiscs.is_some() {
             self.injector.write_spreads()?;
+            self.ways = Some(Ways::default());
         }
         if let Some(tap) = tap {
             self.start_delay_line(tap, shapers)?;
         }
         if let Some(qdiscs) = &self.qdiscs {
-            serve(&mut self.injector, qdiscs, &places_of(&self.interfaces))?;
+            serve(&mut self.injector, qdiscs)?;
+        }
+        for interface in self.interfaces.clone() {
+            self.open_ways(interface.index)?;
         }
         let mut places = Vec::new();
         for interface in &self.interfaces {
@@ -372,6 +394,108 @@ impl Prepared {
             self.injector
                 .attach(interface, side)
                 .with_context(|| format!("attaching to {}", interface.name))?;
+        }
+        Ok(())
+    }
+
+    /// The qdisc that the programs are attached to on kernels without TCX.
+    fn make_clsact(&mut self, interface_index: u32) -> Result<()> {
+        self.record(Change::Clsact { interface_index })?;
+        clsact::ensure(interface_index)?;
+        self.record(Change::Filters { interface_index })
+    }
+
+    /// Lets packets that are held go on at an interface, where any are held.
+    fn open_ways(&mut self, interface_index: u32) -> Result<()> {
+        let Some(ways) = &mut self.ways else {
+            return Ok(());
+        };
+        let detoured = self
+            .qdiscs
+            .as_ref()
+            .is_some_and(|qdiscs| qdiscs.detour().is_some());
+        for (number, inwards) in ways.open(interface_index)? {
+            self.injector
+                .open_way(number, interface_index, inwards, detoured)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the rules on the interfaces that have come since, and leaves those that have gone.
+    pub(super) fn meet(&mut self, selection: &Selection) -> Result<()> {
+        let there = list_by(&mut self.netlink)?;
+        self.leave_gone(&there, selection);
+        for interface in interfaces::wanted(&there, selection) {
+            let known = self
+                .interfaces
+                .iter()
+                .any(|one| one.index == interface.index);
+            if known || self.refused.contains(&interface.index) {
+                continue;
+            }
+            let name = &interface.name;
+            match self.include(interface) {
+                Ok(()) => {
+                    log::info!("{name} has appeared: the rules act there too");
+                    self.interfaces.push(interface.clone());
+                    if !self.names.contains(name) {
+                        self.names.push(name.clone());
+                    }
+                }
+                Err(error) => self.refuse(interface, &error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets interfaces that are gone. One that was named is missed.
+    fn leave_gone(&mut self, there: &[Interface], selection: &Selection) {
+        let is_there = |index| there.iter().any(|one| one.index == index);
+        self.refused.retain(|index| is_there(*index));
+        let all = std::mem::take(&mut self.interfaces);
+        let (left, gone): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| is_there(one.index));
+        self.interfaces = left;
+        for Interface { index, name, .. } in gone {
+            self.leave(index);
+            if matches!(selection, Selection::Names(_)) {
+                eprintln!("fault: {name} has vanished: nothing is hurt there until it is back");
+            }
+        }
+    }
+
+    fn leave(&mut self, interface_index: u32) {
+        self.injector.leave(interface_index);
+        if let Some(ways) = &mut self.ways {
+            ways.close(interface_index);
+        }
+    }
+
+    /// Puts the rules on one more interface.
+    fn include(&mut self, interface: &Interface) -> Result<()> {
+        if let Some(qdiscs) = &mut self.qdiscs {
+            let journal = &mut self.journal;
+            qdiscs.include(interface, |change| note(journal, change))?;
+        }
+        self.open_ways(interface.index)?;
+        if self.injector.attachment() == Attachment::Clsact {
+            self.make_clsact(interface.index)?;
+        }
+        for side in [Side::Egress, Side::Ingress] {
+            self.injector.attach(interface, side)?;
+        }
+        Ok(())
+    }
+
+    /// Says that an interface is left alone, unless it has gone already.
+    fn refuse(&mut self, interface: &Interface, error: &anyhow::Error) -> Result<()> {
+        self.leave(interface.index);
+        let there = list_by(&mut self.netlink)?;
+        if there.iter().any(|one| one.index == interface.index) {
+            eprintln!(
+                "fault: {} has appeared, but the rules can't be put on it: {error:#}",
+                interface.name
+            );
+            self.refused.insert(interface.index);
         }
         Ok(())
     }
@@ -410,12 +534,6 @@ impl Prepared {
         Ok(())
     }
 
-    /// What the user should know of how the rules are carried out.
-    #[must_use]
-    pub fn notes(&self) -> &[String] {
-        &self.notes
-    }
-
     /// Notes a change that outlives this process, before it is made.
     fn record(&mut self, change: Change) -> Result<()> {
         note(&mut self.journal, change)
@@ -431,13 +549,12 @@ impl Prepared {
             // The device goes with this process, and its filters with it.
             clsact::ensure(device.index)?;
         }
-        let places = places_of(&self.interfaces);
-        let holds = self.injector.serve_delay_line(&device, &places)?;
+        let holds = self.injector.serve_delay_line(&device)?;
         if self.interfaces.iter().any(|interface| interface.loopback) {
             self.let_loopback_come_back()?;
         }
-        let numbered = places.into_iter().zip(1..).collect();
-        self.delay_line = Some(DelayLine::start(tap, holds, numbered, shapers)?);
+        let ways = self.ways.get_or_insert_default();
+        self.delay_line = Some(DelayLine::start(tap, holds, ways.places(), shapers)?);
         Ok(())
     }
 
@@ -470,6 +587,18 @@ impl Prepared {
         }
         Ok(())
     }
+}
+
+impl Prepared {
+    fn reach(&self) -> MutexGuard<'_, Reach> {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the user should know of how the rules are carried out.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.reach().notes.clone()
+    }
 
     /// Lets sockets that are made in `scope` from now on be known by it; [`Prepared::adopt`] is for those
     /// that are open there already.
@@ -477,7 +606,7 @@ impl Prepared {
     /// # Errors
     /// The kernel refuses.
     pub fn watch(&mut self, scope: &Scope) -> Result<()> {
-        self.injector.watch_cgroup(&scope.path)
+        self.reach().injector.watch_cgroup(&scope.path)
     }
 
     /// Marks the sockets that the processes of a cgroup have open as belonging to `scope`.
@@ -486,7 +615,7 @@ impl Prepared {
     /// The processes can't be listed.
     pub fn adopt(&mut self, cgroup: &Cgroup, scope: &Scope) -> Result<()> {
         for pid in cgroup.processes()? {
-            adopt_sockets(&mut self.injector, pid.as_raw(), scope.cgroup)?;
+            adopt_sockets(&mut self.reach().injector, pid.as_raw(), scope.cgroup)?;
         }
         Ok(())
     }
@@ -496,16 +625,16 @@ impl Prepared {
     /// # Errors
     /// It has been called before.
     pub fn marker(&mut self, scope: &Scope) -> Result<Marker> {
-        self.injector.take_marker(scope.cgroup)
+        self.reach().injector.take_marker(scope.cgroup)
     }
 
     /// Puts the rules in force: from here on their time runs.
     ///
     /// # Errors
     /// The kernel refuses a map.
-    pub fn start(mut self) -> Result<Injection> {
+    pub fn start(self) -> Result<Injection> {
         let epoch_ns = monotonic_ns();
-        self.injector.install(&self.tables, epoch_ns)?;
+        self.reach().injector.install(&self.tables, epoch_ns)?;
         Ok(Injection {
             prepared: self,
             started: Instant::now(),
@@ -521,7 +650,7 @@ impl Prepared {
     /// # Errors
     /// They have been taken already.
     pub fn take_events(&mut self) -> Result<Events> {
-        self.injector.take_events()
+        self.reach().injector.take_events()
     }
 }
 
@@ -588,28 +717,29 @@ fn is_internet(socket: &OwnedFd) -> bool {
 impl Injection {
     /// From now on every packet passes. The figures stay, and what is held goes on.
     pub fn rest(&mut self) {
-        self.prepared.injector.rest();
+        self.prepared.reach().injector.rest();
     }
 
     /// How packets reach the programs.
     #[must_use]
     pub fn hooks(&self) -> Hooks {
+        let reach = self.prepared.reach();
         Hooks {
-            attachment: self.prepared.injector.attachment(),
-            xdp: self.prepared.xdp.first().map(|link| link.mode),
+            attachment: reach.injector.attachment(),
+            xdp: reach.xdp.first().map(|link| link.mode),
         }
     }
 
-    /// Where.
+    /// The names of the interfaces that the rules are, or have been, on.
     #[must_use]
-    pub fn interfaces(&self) -> &[Interface] {
-        &self.prepared.interfaces
+    pub fn interfaces(&self) -> Vec<String> {
+        self.prepared.reach().names.clone()
     }
 
     /// Whether something is noted that must be undone at the end.
     #[must_use]
     pub fn has_notes(&self) -> bool {
-        self.prepared.journal.is_some()
+        self.prepared.reach().journal.is_some()
     }
 
     /// When the rules' time began.
@@ -634,7 +764,10 @@ impl Injection {
         self.can_hold(plan)?;
         plan.succeed(old, self.age + 1, elapsed_ns)?;
         let tables = compile(&plan.entries())?;
-        self.prepared.injector.install(&tables, self.epoch_ns)?;
+        self.prepared
+            .reach()
+            .injector
+            .install(&tables, self.epoch_ns)?;
         self.age += 1;
         self.prepared.tables = tables;
         Ok(())
@@ -653,9 +786,12 @@ impl Injection {
     ///
     /// # Errors
     /// The kernel refuses a map.
-    pub fn move_to(&mut self, plan: &Plan, mut prepared: Prepared) -> Result<()> {
+    pub fn move_to(&mut self, plan: &Plan, prepared: Prepared) -> Result<()> {
         let (past, past_counters) = (self.hits(plan)?, self.counters()?);
-        prepared.injector.install(&prepared.tables, self.epoch_ns)?;
+        prepared
+            .reach()
+            .injector
+            .install(&prepared.tables, self.epoch_ns)?;
         self.past = past;
         self.past_counters = past_counters;
         std::mem::replace(&mut self.prepared, prepared).heal()
@@ -674,7 +810,10 @@ impl Injection {
             .flat_map(|(_, rule)| rule.entries.iter().cloned())
             .collect();
         let tables = compile(&entries)?;
-        self.prepared.injector.install(&tables, self.epoch_ns)?;
+        self.prepared
+            .reach()
+            .injector
+            .install(&tables, self.epoch_ns)?;
         self.prepared.tables = tables;
         Ok(())
     }
@@ -686,7 +825,7 @@ impl Injection {
     pub fn retire(&mut self, plan: &Plan, over: &[usize]) -> Result<()> {
         for rule in over.iter().filter_map(|index| plan.rules.get(*index)) {
             for part in &rule.entries {
-                self.prepared.injector.retire(part.entry.state)?;
+                self.prepared.reach().injector.retire(part.entry.state)?;
             }
         }
         Ok(())
@@ -695,8 +834,9 @@ impl Injection {
     /// Refuses rules that hold packets for which there is nothing that does.
     fn can_hold(&self, plan: &Plan) -> Result<()> {
         let wanted = plan.qdiscs()?;
-        let there = self.prepared.qdiscs.as_ref().map(Qdiscs::kind);
-        if (plan.needs_delay_line() && self.prepared.delay_line.is_none())
+        let reach = self.prepared.reach();
+        let there = reach.qdiscs.as_ref().map(Qdiscs::kind);
+        if (plan.needs_delay_line() && reach.delay_line.is_none())
             || (wanted.is_some() && wanted.as_ref() != there)
         {
             anyhow::bail!(
@@ -715,7 +855,8 @@ impl Injection {
         for (ordinal, rule) in plan.rules.iter().enumerate() {
             let mut sum = Hits::default();
             for (index, part) in rule.entries.iter().enumerate() {
-                let (stats, connections) = self.prepared.injector.stats(part.entry.state)?;
+                let (stats, connections) =
+                    self.prepared.reach().injector.stats(part.entry.state)?;
                 if index == 0 {
                     // The arms of a mix all see the same packets.
                     sum.stats = stats;
@@ -739,7 +880,7 @@ impl Injection {
     /// # Errors
     /// The kernel refuses to read the map.
     pub fn counters(&self) -> Result<Vec<u64>> {
-        let mut counters = self.prepared.injector.counters()?;
+        let mut counters = self.prepared.reach().injector.counters()?;
         for (counter, past) in counters.iter_mut().zip(&self.past_counters) {
             *counter += past;
         }
@@ -751,13 +892,14 @@ impl Injection {
     /// # Errors
     /// The kernel refuses to read the map.
     pub fn counter(&self, counter: Counter) -> Result<u64> {
-        self.prepared.injector.counter(counter)
+        self.prepared.reach().injector.counter(counter)
     }
 
     /// What the delay line has done, where there is one.
     #[must_use]
-    pub fn delay_line(&self) -> Option<&Figures> {
-        self.prepared.delay_line.as_ref().map(DelayLine::figures)
+    pub fn delay_line(&self) -> Option<Arc<Figures>> {
+        let reach = self.prepared.reach();
+        reach.delay_line.as_ref().map(DelayLine::figures)
     }
 
     /// What the qdiscs that hold packets have lost because they were full.
@@ -765,24 +907,25 @@ impl Injection {
     /// # Errors
     /// The kernel refuses to list them.
     pub fn losses(&self) -> Result<Vec<Loss>> {
-        let qdiscs = self.prepared.qdiscs.as_ref();
+        let reach = self.prepared.reach();
+        let qdiscs = reach.qdiscs.as_ref();
         Ok(qdiscs.map(Qdiscs::losses).transpose()?.unwrap_or_default())
     }
 
-    /// The names of the interfaces that are gone since the rules were put on them.
+    /// The names of the interfaces that have gone and not come back, among those that the rules were to be on
+    /// whatever happens: all where none that appear later are asked for, else those that were named.
     ///
     /// # Errors
     /// The kernel refuses to list them.
-    pub fn vanished(&self) -> Result<Vec<&str>> {
-        let netlink = &self.prepared.netlink;
-        let mut netlink = netlink.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = list_by(&mut netlink)?;
-        let is_there = |one: &Interface| there.iter().any(|other| other.index == one.index);
-        let ours = self.prepared.interfaces.iter();
-        Ok(ours
-            .filter(|one| !is_there(one))
-            .map(|one| one.name.as_str())
-            .collect())
+    pub fn vanished(&self) -> Result<Vec<String>> {
+        let mut reach = self.prepared.reach();
+        let selection = self.prepared.newcomers.as_ref().map(Newcomers::selection);
+        if selection == Some(&Selection::Default) {
+            return Ok(Vec::new());
+        }
+        let there = list_by(&mut reach.netlink)?;
+        let is_gone = |name: &&String| !there.iter().any(|one| one.name == **name);
+        Ok(reach.names.iter().filter(is_gone).cloned().collect())
     }
 
     /// Takes everything away again.
@@ -799,6 +942,14 @@ impl Prepared {
         self.settle()
     }
 
+    /// Takes away all but the programs, which go with this.
+    fn settle(&mut self) -> Result<()> {
+        self.newcomers = None;
+        self.reach().settle()
+    }
+}
+
+impl Reach {
     /// Takes away all but the programs, which go with this.
     fn settle(&mut self) -> Result<()> {
         let journal = self.journal.take();

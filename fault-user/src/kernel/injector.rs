@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::TcAttachOptions;
+use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fault_common::abi::{
@@ -159,6 +159,9 @@ struct HostKey {
 // SAFETY: `repr(C)` without padding; any bit pattern is a key.
 unsafe impl aya::Pod for HostKey {}
 
+/// A program that holds on to an interface by TCX: the interface's index, the program's name, its link.
+type Held = (u32, &'static str, SchedClassifierLinkId);
+
 /// Marks a socket as belonging to a scope.
 pub type Marker = std::sync::Arc<dyn Fn(BorrowedFd<'_>) -> std::io::Result<()> + Send + Sync>;
 
@@ -178,6 +181,7 @@ pub struct Injector {
     rules_in_force: u32,
     lease: Lease,
     cgroup_links: Vec<CgroupLink>,
+    links: Vec<Held>,
     ebpf: Ebpf,
 }
 
@@ -216,6 +220,7 @@ impl Injector {
             rules_in_force: 0,
             lease,
             cgroup_links: Vec::new(),
+            links: Vec::new(),
             ebpf,
         })
     }
@@ -292,7 +297,10 @@ impl Injector {
         let attachment = self.attachment;
         let name = self.program_name(side, interface.ethernet);
         let program = self.program(side, interface.ethernet)?;
-        attach_classifier(program, name, attachment, interface, side)
+        let link = attach_classifier(program, name, attachment, interface, side)?;
+        self.links
+            .extend(link.map(|link| (interface.index, name, link)));
+        Ok(())
     }
 
     /// The XDP program, loaded.
@@ -314,18 +322,62 @@ impl Injector {
         Ok(program)
     }
 
-    /// Gives the programs what they need to hand packets to a delay line at `tap`, and takes them back there. The
-    /// places where packets go on are numbered from 1, in the order of `places` (interface, whether inwards).
+    /// Gives the programs what they need to hand packets to a delay line at `tap`, and takes them back there. Where they
+    /// go on [`Injector::open_way`] says.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn serve_delay_line(
-        &mut self,
-        tap: &Interface,
-        places: &[(u32, bool)],
-    ) -> Result<MappedArray<Hold>> {
-        self.release_at(tap, places)?;
+    pub fn serve_delay_line(&mut self, tap: &Interface) -> Result<MappedArray<Hold>> {
+        self.attach_at(RELEASE, tap, Side::Ingress)?;
         mapped(&mut self.ebpf, "HOLDS", HOLDS)
+    }
+
+    /// Lets packets that have been held go on at an interface, outwards or inwards, by this number; `detoured` says
+    /// whether those that come in are held by qdiscs.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open_way(
+        &mut self,
+        number: u16,
+        interface_index: u32,
+        inwards: bool,
+        detoured: bool,
+    ) -> Result<()> {
+        let mut releases = mapped(&mut self.ebpf, "RELEASES", PLACES)?;
+        let place = u64::from(interface_index) << 1 | u64::from(inwards);
+        releases.set(usize::from(number), place);
+        if inwards && detoured {
+            let mut detours: HashMap<&mut MapData, u32, u32> =
+                self.map_mut("DETOURS")?.try_into()?;
+            detours.insert(interface_index, u32::from(number), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of an interface that has vanished: a container that comes and goes must not cost descriptors.
+    pub fn leave(&mut self, interface_index: u32) {
+        let all = std::mem::take(&mut self.links);
+        let (gone, left) = all.into_iter().partition(|link| link.0 == interface_index);
+        self.links = left;
+        if let Ok(Ok(mut detours)) = self
+            .map_mut("DETOURS")
+            .map(HashMap::<&mut MapData, u32, u32>::try_from)
+            && let Err(error) = detours.remove(&interface_index)
+        {
+            log::debug!("interface {interface_index} had no detour: {error}");
+        }
+        let gone: Vec<Held> = gone;
+        for (_, name, link) in gone {
+            if let Some(Ok(program)) = self
+                .ebpf
+                .program_mut(name)
+                .map(<&mut SchedClassifier>::try_from)
+                && let Err(error) = program.detach(link)
+            {
+                log::debug!("{name} had left interface {interface_index} by itself: {error}");
+            }
+        }
     }
 
     /// Gives the programs the tables of distributions that delays are drawn from.
@@ -341,38 +393,13 @@ impl Injector {
         Ok(())
     }
 
-    /// Lets packets that have been held and come in by `device` go on at places: see [`Injector::serve_delay_line`].
-    fn release_at(&mut self, device: &Interface, places: &[(u32, bool)]) -> Result<()> {
-        let mut releases = mapped(&mut self.ebpf, "RELEASES", PLACES)?;
-        if places.len() >= PLACES as usize {
-            bail!("packets can be held on at most {} interfaces", PLACES / 2);
-        }
-        for (number, &(interface, inwards)) in (1..).zip(places) {
-            releases.set(number, u64::from(interface) << 1 | u64::from(inwards));
-        }
-        self.attach_at(RELEASE, device, Side::Ingress)
-    }
-
     /// Gives the programs what they need to have packets held that come in: those go out by `near` and come back by
-    /// `far`. `places` are those of [`Injector::serve_delay_line`]; `stamped` says whether a packet needs a departure
-    /// time.
+    /// `far`. `stamped` says whether a packet needs a departure time.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn serve_detour(
-        &mut self,
-        near: &Interface,
-        far: &Interface,
-        places: &[(u32, bool)],
-        stamped: bool,
-    ) -> Result<()> {
-        self.release_at(far, places)?;
-        let mut detours: HashMap<&mut MapData, u32, u32> = self.map_mut("DETOURS")?.try_into()?;
-        for (number, &(interface, inwards)) in (1..).zip(places) {
-            if inwards {
-                detours.insert(interface, number, 0)?;
-            }
-        }
+    pub fn serve_detour(&mut self, near: &Interface, far: &Interface, stamped: bool) -> Result<()> {
+        self.attach_at(RELEASE, far, Side::Ingress)?;
         if stamped {
             self.attach_at(DETOUR, near, Side::Egress)?;
         }
@@ -386,7 +413,7 @@ impl Injector {
             .with_context(|| format!("the eBPF object has no program {name}"))?
             .try_into()?;
         load_classifier(name, program)?;
-        attach_classifier(program, name, self.attachment, device, side)
+        attach_classifier(program, name, self.attachment, device, side).map(drop)
     }
 
     /// Tells the programs which class of a prio qdisc holds packets for which delay in nanoseconds.
@@ -699,7 +726,7 @@ fn attach_classifier(
     attachment: Attachment,
     interface: &Interface,
     side: Side,
-) -> Result<()> {
+) -> Result<Option<SchedClassifierLinkId>> {
     match attachment {
         Attachment::Tcx => {
             let kind = match side {
@@ -707,9 +734,8 @@ fn attach_classifier(
                 Side::Ingress => TcAttachType::Ingress,
             };
             let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            program
-                .attach_with_options(&interface.name, kind, order)
-                .map(drop)?;
+            let link = program.attach_with_options(&interface.name, kind, order)?;
+            Ok(Some(link))
         }
         Attachment::Clsact => {
             let direction = match side {
@@ -718,9 +744,9 @@ fn attach_classifier(
             };
             let fd = program.fd()?.as_fd();
             clsact::attach(interface.index, direction, fd, name, std::process::id())?;
+            Ok(None)
         }
     }
-    Ok(())
 }
 
 /// Loads a program that is not loaded yet.

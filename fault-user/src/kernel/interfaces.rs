@@ -48,6 +48,16 @@ impl Interface {
     pub fn is_slave(&self) -> bool {
         self.master.is_some() && self.master_kind.as_deref() != Some("vrf")
     }
+
+    /// A device through which an instance of `fault` holds packets: what passes there is judged elsewhere.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        let number = self.name.strip_prefix("fault-");
+        number.is_some_and(|rest| {
+            let digits = rest.trim_end_matches(['i', 'o']);
+            !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+        })
+    }
 }
 
 /// Lists the interfaces of the calling thread's network namespace, by index.
@@ -157,11 +167,7 @@ pub enum Selection {
 /// usable interface at all.
 pub fn select(all: &[Interface], selection: &Selection) -> Result<Vec<Interface>> {
     let chosen: Vec<Interface> = match selection {
-        Selection::Default => all
-            .iter()
-            .filter(|interface| interface.loopback || (interface.up && !interface.is_slave()))
-            .cloned()
-            .collect(),
+        Selection::Default => wanted(all, selection).cloned().collect(),
         Selection::Names(names) => {
             let mut chosen: Vec<Interface> = Vec::new();
             for name in names {
@@ -177,6 +183,20 @@ pub fn select(all: &[Interface], selection: &Selection) -> Result<Vec<Interface>
         bail!("no network interface to work on: switch one on (ip link set lo up) or name one");
     }
     Ok(chosen)
+}
+
+/// Those of `all` that `selection` asks for, whether or not there are any.
+pub fn wanted<'a>(
+    all: &'a [Interface],
+    selection: &'a Selection,
+) -> impl Iterator<Item = &'a Interface> {
+    all.iter().filter(move |interface| match selection {
+        Selection::Default => {
+            let is_used = interface.up && !interface.is_slave() && !interface.is_ours();
+            interface.loopback || is_used
+        }
+        Selection::Names(names) => names.contains(&interface.name),
+    })
 }
 
 fn find<'a>(all: &'a [Interface], name: &str) -> Result<&'a Interface> {

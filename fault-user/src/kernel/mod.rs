@@ -15,6 +15,7 @@ pub mod leftovers;
 pub mod link;
 pub mod mapped;
 pub mod netlink;
+mod newcomers;
 pub mod object;
 pub mod qdisc;
 pub mod ruleset;

@@ -37,16 +37,11 @@ const NOTES: [(Counter, &str); 6] = [
 /// The table that closes a run.
 #[must_use]
 pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]) -> String {
-    let places: Vec<&str> = injection
-        .interfaces()
-        .iter()
-        .map(|one| one.name.as_str())
-        .collect();
     let mut text = format!(
         "fault: healed after {:.1} s; by {} on {}; seed {}\n",
         injection.started().elapsed().as_secs_f64(),
         injection.hooks(),
-        places.join(", "),
+        places(&injection.interfaces()),
         plan.seed
     );
     let mut rows = vec![["rule", "seen", "hit", "conns", "by"].map(str::to_owned)];
@@ -145,6 +140,16 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
         format!("  {}\n", cells.collect::<Vec<_>>().join("  "))
     };
     rows.iter().map(line).collect()
+}
+
+/// Names, as many as fit a line.
+fn places(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    match names.len().checked_sub(SHOWN) {
+        None | Some(0) => shown,
+        Some(more) => format!("{shown} and {more} more"),
+    }
 }
 
 /// Packets and bytes; segments as well where they differ.

@@ -1,7 +1,7 @@
 //! The thread that holds packets.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +13,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::schedule::{Schedule, Shapers};
 use super::tap::{FRAME_MAX, TAG_AT, Tap};
+use super::ways::{Places, number_of};
 use crate::kernel::clock::monotonic_ns;
 use crate::kernel::mapped::MappedArray;
 use crate::process::rights::be_helper;
@@ -36,9 +37,6 @@ pub struct Figures {
     /// Frames that the kernel did not take back.
     pub refused: AtomicU64,
 }
-
-/// Where packets go on, as [`fault_common::abi::Hold`] names it: by interface and [`hold_flag::INGRESS`].
-pub type Places = HashMap<(u32, bool), u16>;
 
 /// The delay line at work.
 pub struct DelayLine {
@@ -96,8 +94,8 @@ impl DelayLine {
 
     /// What it has done so far.
     #[must_use]
-    pub fn figures(&self) -> &Figures {
-        &self.figures
+    pub fn figures(&self) -> Arc<Figures> {
+        Arc::clone(&self.figures)
     }
 
     /// Sends on all that is held, and ends. Nothing should be handed to it any more.
@@ -196,10 +194,8 @@ impl Line {
         }
         let ticket = u16::from_be_bytes([frame[TAG_AT], frame[TAG_AT + 1]]);
         let hold = self.holds.get(usize::from(ticket) % HOLDS as usize);
-        let Some(place) = self
-            .places
-            .get(&(hold.interface, hold.flags & hold_flag::INGRESS != 0))
-        else {
+        let way = (hold.interface, hold.flags & hold_flag::INGRESS != 0);
+        let Some(place) = number_of(&self.places, way) else {
             self.figures.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };

@@ -9,3 +9,4 @@ pub mod qdiscs;
 pub mod schedule;
 pub mod spreads;
 pub mod tap;
+pub mod ways;

@@ -93,17 +93,7 @@ impl Qdiscs {
         };
         let near = detour.as_ref().map(|(near, _)| near);
         for interface in near.into_iter().chain(chosen) {
-            record(Change::Qdisc {
-                interface_index: interface.index,
-                parent: ROOT,
-                handle: HANDLE,
-                kind: kind.root().to_owned(),
-            })?;
-            let added = match &kind {
-                Kind::Fq => add_fq(interface.index),
-                Kind::Netem(delays_ns) => add_netem(interface.index, delays_ns),
-            };
-            added.with_context(|| format!("holding packets of {}", interface.name))?;
+            put(&kind, interface, &mut record)?;
         }
         let netlink = Mutex::new(Netlink::route()?);
         Ok(Self {
@@ -112,6 +102,29 @@ impl Qdiscs {
             places,
             netlink,
         })
+    }
+
+    /// Puts them on one more interface.
+    ///
+    /// # Errors
+    /// As [`Qdiscs::install`], or there is no detour, because there was nothing but loopback.
+    pub fn include(
+        &mut self,
+        interface: &Interface,
+        mut record: impl FnMut(Change) -> Result<()>,
+    ) -> Result<()> {
+        self.places.retain(|(one, _)| one.index != interface.index);
+        if self.detour.is_none() && !interface.loopback {
+            bail!(
+                "{} holds packets of loopback alone here: start again",
+                self.kind.name()
+            );
+        }
+        let before = root_of(interface.index)?;
+        check_free(interface, before.as_ref(), self.kind.name())?;
+        put(&self.kind, interface, &mut record)?;
+        self.places.push((interface.clone(), before));
+        Ok(())
     }
 
     /// Which they are.
@@ -164,6 +177,24 @@ impl Qdiscs {
             std::thread::sleep(DRAIN_POLL);
         }
     }
+}
+
+fn put(
+    kind: &Kind,
+    interface: &Interface,
+    record: &mut impl FnMut(Change) -> Result<()>,
+) -> Result<()> {
+    record(Change::Qdisc {
+        interface_index: interface.index,
+        parent: ROOT,
+        handle: HANDLE,
+        kind: kind.root().to_owned(),
+    })?;
+    let added = match kind {
+        Kind::Fq => add_fq(interface.index),
+        Kind::Netem(delays_ns) => add_netem(interface.index, delays_ns),
+    };
+    added.with_context(|| format!("holding packets of {}", interface.name))
 }
 
 fn make_detour(record: &mut impl FnMut(Change) -> Result<()>) -> Result<(Interface, Interface)> {

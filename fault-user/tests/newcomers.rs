@@ -1,0 +1,144 @@
+//! Interfaces that appear after the rules are in force: those of containers, bridges and VPNs.
+
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
+mod place;
+
+#[path = "delay/late.rs"]
+#[expect(
+    dead_code,
+    reason = "what is measured on one device is for the suite delay"
+)]
+mod late;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use fault_user::process::netns::NetworkNamespace;
+use late::{datagrams, echo, timed};
+use place::{Hurt, Peer, enter_fresh, ip, wait_for};
+
+/// Both ways of a round trip are late.
+const LATE: Duration = Duration::from_millis(120);
+const RULE: &str = "udp:7000 delay=60ms";
+
+fn round_trip(address: SocketAddr) -> Duration {
+    let socket = datagrams(address);
+    let mut byte = [0; 1];
+    timed(|| {
+        socket.send(b"x").unwrap();
+        socket.recv(&mut byte).unwrap();
+    })
+}
+
+fn echo_in(name: &str, host: &str) -> SocketAddr {
+    echo(
+        Some(&NetworkNamespace::open(Path::new(name)).unwrap()),
+        host,
+    )
+}
+
+/// A second pair of devices between both namespaces, `wa` and `wb`.
+fn join_again(peer: &Peer) {
+    ip("link add wa type veth peer name wb");
+    ip(&format!("link set wb netns {}", peer.name));
+    ip("addr add 10.79.0.1/24 dev wa");
+    ip("link set wa up");
+    ip(&format!("-n {} addr add 10.79.0.2/24 dev wb", peer.name));
+    ip(&format!("-n {} link set wb up", peer.name));
+}
+
+/// The filters and the clsact qdisc of a device.
+fn clsact(device: &str) -> String {
+    let done = Command::new("tc")
+        .args(["qdisc", "show", "dev", device])
+        .output();
+    String::from_utf8(done.unwrap().stdout).unwrap()
+}
+
+#[test]
+fn rules_go_on_to_an_interface_that_appears() {
+    for options in ["--scope host", "--scope host --attach clsact"] {
+        enter_fresh();
+        let hurt = Hurt::begin(&[RULE], options);
+        let peer = Peer::joined();
+        let address = echo_in(&peer.name, "10.77.0.2");
+        wait_for(|| round_trip(address) >= LATE, "the new device to be slow");
+        let summary = hurt.end();
+        assert!(summary.contains(" on lo, va;"), "{summary}");
+        assert!(!clsact("va").contains("clsact"), "{options}");
+        assert!(round_trip(address) < LATE, "healed");
+    }
+}
+
+/// What `fault` tells when `wa` is removed and made again, hurt in between and afterwards.
+fn made_again(options: &str) -> String {
+    enter_fresh();
+    let peer = Peer::joined();
+    join_again(&peer);
+    let hurt = Hurt::begin(&[RULE], options);
+    let address = echo_in(&peer.name, "10.79.0.2");
+    assert!(round_trip(address) >= LATE);
+    ip("link del wa");
+    join_again(&peer);
+    wait_for(|| round_trip(address) >= LATE, "the device to be back");
+    let summary = hurt.end();
+    assert!(round_trip(address) < LATE, "healed");
+    summary
+}
+
+#[test]
+fn one_that_vanishes_is_missed_only_where_it_was_named() {
+    let line = "fault: wa has vanished: nothing is hurt there until it is back\n";
+    for attach in ["", "--attach clsact"] {
+        let summary = made_again(&format!("--scope host --interface wa {attach}"));
+        assert!(summary.contains(line), "{summary}");
+        assert!(!summary.contains("meanwhile"), "{summary}");
+    }
+    let summary = made_again("--scope host");
+    assert!(!summary.contains("vanished"), "{summary}");
+}
+
+#[test]
+fn rules_in_another_namespace_meet_its_new_interfaces() {
+    enter_fresh();
+    let peer = Peer::joined();
+    let hurt = Hurt::begin(&[RULE], &format!("--netns {}", peer.name));
+    join_again(&peer);
+    let address = echo_in(&peer.name, "10.79.0.2");
+    wait_for(|| round_trip(address) >= LATE, "the new device to be slow");
+    let summary = hurt.end();
+    assert!(summary.contains(", wb;"), "{summary}");
+}
+
+#[test]
+fn a_device_without_ethernet_headers_and_one_that_is_switched_on_late_are_met() {
+    enter_fresh();
+    ip("link add wa type veth peer name wb");
+    ip("addr add 10.80.0.1/24 dev wa");
+    ip("neigh add 10.80.0.2 lladdr 02:00:00:00:00:02 dev wa nud permanent");
+    let hurt = Hurt::begin(&["udp:7000 drop"], "--scope host --attach clsact");
+    ip("tuntap add dev tun7 mode tun");
+    ip("addr add 10.81.0.1/24 dev tun7");
+    for (device, host) in [("wa", "10.80.0.2:7000"), ("tun7", "10.81.0.2:7000")] {
+        ip(&format!("link set {device} up"));
+        wait_for(|| has_filters(device), device);
+        datagrams(host.parse().unwrap()).send(b"x").unwrap();
+    }
+    let summary = hurt.end();
+    assert!(summary.contains(" on lo, wa, tun7;"), "{summary}");
+    assert!(summary.contains("2 pkts"), "{summary}");
+}
+
+fn has_filters(device: &str) -> bool {
+    ["egress", "ingress"].iter().all(|side| {
+        let done = Command::new("tc")
+            .args(["filter", "show", "dev", device, side])
+            .output();
+        String::from_utf8(done.unwrap().stdout)
+            .unwrap()
+            .contains("fault_")
+    })
+}
