@@ -174,6 +174,9 @@ fn rules_in_force_need_next_to_nothing() {
     let fault = Fault::start(&["inject", "-r", "tcp:80 loss=1%"], false, "in force");
     let threads = fault.settled(first);
     assert_eq!(threads.get("lease"), Some(&0), "{threads:?}");
+    // Rules go on to interfaces that appear later.
+    let newcomers = threads.get("newcomers");
+    assert_eq!(newcomers, Some(&(BPF | NET_ADMIN | PERFMON)), "{threads:?}");
     assert_eq!(fault.end(), Some(0));
 }
 

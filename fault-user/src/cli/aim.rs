@@ -41,7 +41,7 @@ pub struct Aim {
     /// Only traffic in this network namespace (a path such as /proc/PID/ns/net, or a name of `ip netns`).
     #[arg(long, value_name = "NS", conflicts_with_all = ["pid", "cgroup"])]
     netns: Option<PathBuf>,
-    /// Only this interface. Repeatable; default: lo and all that are up.
+    /// Only this interface. Repeatable; default: lo and all that are up, those that appear later included.
     #[arg(long = "interface", short = 'i', value_name = "NAME")]
     interfaces: Vec<String>,
     /// How the programs are attached; default: tcx where the kernel has it.

@@ -4,7 +4,7 @@
 //! gives up. The kernel tells it that something has changed; what, it looks up.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
@@ -38,10 +38,13 @@ impl Newcomers {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_flags(flags)?);
         let (woken, wanted) = (Arc::clone(&wake), selection.clone());
+        let settled = Arc::new(Barrier::new(2));
+        let reached = Arc::clone(&settled);
         let thread = std::thread::Builder::new()
             .name("newcomers".to_owned())
             .spawn(move || {
                 be_helper(&[Capability::Bpf, Capability::NetAdmin, Capability::Perfmon]);
+                reached.wait();
                 if let Err(error) = serve(&news, &woken, &wanted, &reach) {
                     eprintln!(
                         "fault: new network interfaces are left alone from here on: {error:#}"
@@ -49,6 +52,8 @@ impl Newcomers {
                 }
             })
             .context("starting the thread that meets new network interfaces")?;
+        // No thread has more rights than it needs when the rules are in force.
+        settled.wait();
         Ok(Self {
             selection,
             wake,
