@@ -19,6 +19,7 @@ use crate::process::container::{self, Container, Places};
 use crate::process::netns::NetworkNamespace;
 use crate::process::tree::Aim as Tree;
 use crate::steer::Steering;
+use crate::tell::tell;
 
 /// Options that say whose traffic is touched.
 #[derive(Debug, Args)]
@@ -111,7 +112,7 @@ impl Place {
             None => work(),
         }?;
         for note in prepared.notes() {
-            eprintln!("fault: {note}");
+            tell!("fault: {note}");
         }
         Ok(prepared)
     }

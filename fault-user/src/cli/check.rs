@@ -9,6 +9,7 @@ use super::{Failure, Outcome, exit};
 use crate::plan::Plan;
 use crate::report::expectations;
 use crate::rule::timeline;
+use crate::tell;
 
 /// Columns of the picture where the terminal does not tell.
 const WIDTH: usize = 100;
@@ -43,9 +44,12 @@ impl Check {
         let horizon = parsed
             .length_ns
             .unwrap_or_else(|| timeline::horizon_ns(&rules));
-        println!("{}", timeline::picture(&rules, horizon, width()));
+        tell::data(&format!(
+            "{}\n",
+            timeline::picture(&rules, horizon, width())
+        ))?;
         for rule in &plan.rules {
-            println!("{}  by {}", rule.text, rule.mechanism(None));
+            tell::data(&format!("{}  by {}\n", rule.text, rule.mechanism(None)))?;
         }
         Ok(exit::SUCCESS)
     }

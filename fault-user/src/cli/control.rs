@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::kernel::injection::{Hits, Injection};
 use crate::plan::Plan;
 use crate::steer::Steering;
+use crate::tell::tell;
 
 use super::turns::Turns;
 
@@ -175,7 +176,7 @@ impl Control {
         self.install(&self.off, injection, plan)?;
         injection.retire(plan, &change.over)?;
         for line in change.told {
-            eprintln!("fault: {line}");
+            tell!("fault: {line}");
         }
         Ok(())
     }

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Events, Guard, Proxies};
 use crate::doctor::capabilities::Capability;
 use crate::relay::Engine;
+use crate::tell::tell;
+
+use super::inject::Ends;
 
 /// Options of `fault daemon`.
 #[derive(Debug, clap::Args)]
@@ -66,7 +68,7 @@ const RIGHTS: [Capability; 4] = [
     Capability::NetAdmin,
 ];
 
-/// Runs until SIGINT or SIGTERM.
+/// Runs until SIGINT, SIGTERM or SIGHUP.
 ///
 /// # Errors
 ///
@@ -98,8 +100,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<()> {
     // Before anything can be stopped half-way.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut ends = Ends::listen()?;
     let listener = listen(args).await?;
     let address = listener.local_addr()?;
     let unix = args.socket.as_deref().map(bind_socket).transpose()?;
@@ -128,11 +129,8 @@ async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<
     if args.socket.is_none() {
         super::give_up(&RIGHTS);
     }
-    eprintln!("fault daemon: API on http://{address}, seed {seed}");
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    tell!("fault daemon: API on http://{address}, seed {seed}");
+    ends.come().await;
     proxies.stop().await;
     if let Some(path) = &args.socket {
         std::fs::remove_file(path).with_context(|| format!("can't remove {}", path.display()))?;

@@ -11,6 +11,7 @@ use super::run::{ReplayOptions, Run};
 use super::{Failure, Outcome};
 use crate::report::file::{Report, decisions};
 use crate::report::record::Decision;
+use crate::tell::tell;
 
 /// Do again exactly what was done in a run, by its report.
 ///
@@ -45,7 +46,7 @@ impl Replay {
         let report = Report::read(&self.report).map_err(Failure::usage)?;
         let decisions = decisions(&self.report).map_err(Failure::usage)?;
         let keys = decisions.iter().map(Decision::key).collect();
-        eprintln!("fault: {} decisions are repeated", decisions.len());
+        tell!("fault: {} decisions are repeated", decisions.len());
         let texts = report.rules.into_iter().map(|rule| rule.rule).collect();
         let targets = report
             .targets

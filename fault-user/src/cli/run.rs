@@ -30,6 +30,7 @@ use crate::report::record::Recorder;
 use crate::report::{github, html, junit, summary};
 use crate::rule::windows;
 use crate::steer::Steering;
+use crate::tell::tell;
 
 /// How often figures are taken for a report.
 const SAMPLING: Duration = Duration::from_millis(100);
@@ -179,7 +180,7 @@ impl Run {
             Some(path) => Some(Recorder::start(prepared.take_events()?, path)?),
             None => None,
         };
-        eprintln!("fault: seed {seed}");
+        tell!("fault: seed {seed}");
         let mut observer = wanted.watch(scope.as_ref().map(|scope| scope.path.as_path()))?;
         let steering = self
             .aim
@@ -225,7 +226,7 @@ impl Run {
         if let Some(own) = own {
             let finished = own.finish()?;
             if !finished.released.is_empty() {
-                eprintln!(
+                tell!(
                     "fault: {} background processes of the command run on, unhurt",
                     finished.released.len()
                 );
@@ -278,14 +279,17 @@ impl Run {
     fn conclude(&self, run: &Course<'_>, parsed: &Parsed, facts: &Facts<'_>) -> Outcome {
         let (injection, plan, ended) = (&run.injection, &run.plan, facts.ended);
         let counters = injection.counters()?;
-        eprint!("{}", summary::table(plan, facts.hits, injection, &counters));
+        tell!(
+            "{}",
+            summary::table(plan, facts.hits, injection, &counters).trim_end()
+        );
         let mut unfired = summary::unfired(plan, facts.hits);
         // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
         if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
             unfired.retain(|(rule, _)| !parsed.is_drawn(rule));
         }
         for (rule, why) in &unfired {
-            eprintln!("fault: the rule `{rule}` never fired: {why}");
+            tell!("fault: the rule `{rule}` never fired: {why}");
         }
         let verdicts = expectations::verdicts(&parsed.expect, facts);
         let code = self.exit_code(parsed, &verdicts, unfired.is_empty(), ended);
@@ -295,10 +299,10 @@ impl Run {
         }
         for verdict in &verdicts {
             let mark = if verdict.holds { "ok" } else { "FAILED" };
-            eprintln!("fault: {mark}: {}", verdict.text);
+            tell!("fault: {mark}: {}", verdict.text);
         }
         if code == exit::UNFIRED {
-            eprintln!(
+            tell!(
                 "fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)"
             );
         }
