@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 
+use super::proc::is_gone;
+
 /// A network namespace that is not (or may not be) the caller's.
 #[derive(Debug)]
 pub struct NetworkNamespace {
@@ -24,12 +26,26 @@ impl NetworkNamespace {
         } else {
             Path::new("/run/netns").join(name)
         };
-        let file = File::open(&path).with_context(|| {
-            format!(
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if is_gone(&error) => bail!(
                 "no network namespace `{}`: give a path such as /proc/PID/ns/net, or a name that `ip netns` lists",
                 name.display()
-            )
-        })?;
+            ),
+            Err(error) => {
+                let path = path.display();
+                return Err(error).with_context(|| {
+                    format!("can't open the network namespace {path} (needs CAP_SYS_PTRACE)")
+                });
+            }
+        };
+        let kind = nix::sys::statfs::fstatfs(&file).map(|stat| stat.filesystem_type());
+        if kind != Ok(nix::sys::statfs::NSFS_MAGIC) {
+            bail!(
+                "{} is no network namespace: give a path such as /proc/PID/ns/net",
+                path.display()
+            );
+        }
         Ok(Self { file, path })
     }
 
