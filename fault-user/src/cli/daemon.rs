@@ -1,7 +1,7 @@
 //! `fault daemon`: the control API and its proxies.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::api::{self, Events, Guard, Proxies};
 use crate::doctor::capabilities::Capability;
+use crate::process::rights;
 use crate::relay::Engine;
 use crate::tell::tell;
 
@@ -129,6 +130,10 @@ async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<
     if args.socket.is_none() {
         super::give_up(&RIGHTS);
     }
+    // It reads what comes from the network from here on.
+    if let Err(error) = rights::confine(args.socket.as_deref()) {
+        log::warn!("fault may do more than it needs to: {error:#}");
+    }
     tell!("fault daemon: API on http://{address}, seed {seed}");
     ends.come().await;
     proxies.stop().await;
@@ -141,7 +146,7 @@ async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<
 async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
     let address = match args.listen {
         Some(address) => address,
-        None => resolve(&args.host, args.port).await?,
+        None => resolve(&args.host, args.port)?,
     };
     if !is_loopback(address.ip()) && args.token.as_deref().is_none_or(str::is_empty) {
         bail!(
@@ -157,10 +162,11 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-async fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
+/// Not by tokio, whose thread for it would keep rights that are given up here.
+fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let found = tokio::net::lookup_host((host, port)).await;
-    let addresses: Vec<SocketAddr> = found
+    let addresses: Vec<SocketAddr> = (host, port)
+        .to_socket_addrs()
         .with_context(|| format!("--host {host} can't be resolved"))?
         .collect();
     let first = addresses
