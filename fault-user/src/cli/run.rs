@@ -155,6 +155,7 @@ impl Run {
                 Leftovers::Release,
             )?)
         };
+        let waiting = command.begin(own.as_ref())?;
         let scope = match &own {
             Some(own) => Some(scope_of(own.cgroup())?),
             None => place.scope(),
@@ -200,7 +201,7 @@ impl Run {
         let started = run.injection.started();
         let mut control = Control::open(self.title(), parsed.turns(started));
         control.begin(&mut run.injection, &run.plan)?;
-        let mut running = command.spawn(own.as_ref())?;
+        let mut running = waiting.go()?;
         give_up(&self.rights(&run, command, own.as_ref()));
         observer.probe(started);
         let ended = run.wait(&mut running, control, &mut follower).await?;
