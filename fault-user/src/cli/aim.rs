@@ -19,6 +19,7 @@ use crate::process::container::{self, Container, Places};
 use crate::process::netns::NetworkNamespace;
 use crate::process::tree::Aim as Tree;
 use crate::steer::Steering;
+use crate::tell::tell;
 use crate::watch::open::Sockets;
 
 use super::rules::Parsed;
@@ -114,7 +115,7 @@ impl Place {
             None => work(),
         }?;
         for note in prepared.notes() {
-            eprintln!("fault: {note}");
+            tell!("fault: {note}");
         }
         Ok(prepared)
     }

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::print;
+use crate::tell;
 
 /// Which daemon.
 #[derive(Debug, clap::Args)]
@@ -130,7 +130,7 @@ enum Remove {
 pub fn list(args: &ListArgs) -> anyhow::Result<()> {
     let proxies = call(&args.target, Method::GET, "/proxies", None)?;
     if args.json {
-        return print(&format!("{proxies:#}\n"));
+        return tell::data(&format!("{proxies:#}\n"));
     }
     let mut text = String::new();
     for proxy in proxies.as_object().into_iter().flat_map(Map::values) {
@@ -162,7 +162,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
             );
         }
     }
-    print(&text)
+    tell::data(&text)
 }
 
 /// Adds a proxy or a toxic and prints it as JSON.
@@ -199,7 +199,7 @@ pub fn add(args: &AddArgs) -> anyhow::Result<()> {
         }
     };
     let added = call(&args.target, Method::POST, &path, Some(&body))?;
-    print(&format!("{added:#}\n"))
+    tell::data(&format!("{added:#}\n"))
 }
 
 /// Reads NAME=VALUE; a value that is JSON is taken as such, any other is a text.
@@ -243,7 +243,7 @@ pub fn reset(target: &Target) -> anyhow::Result<()> {
 pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
     let stats = call(&args.target, Method::GET, "/v1/stats", None)?;
     if args.json {
-        return print(&format!("{stats:#}\n"));
+        return tell::data(&format!("{stats:#}\n"));
     }
     let mut text = String::new();
     for (name, proxy) in stats.as_object().into_iter().flatten() {
@@ -272,7 +272,7 @@ pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
             );
         }
     }
-    print(&text)
+    tell::data(&text)
 }
 
 /// Prints events, one JSON object per line, until the daemon ends or the output is closed.
@@ -290,7 +290,7 @@ pub fn events(target: &Target) -> anyhow::Result<()> {
             while let Some(end) = pending.find('\n') {
                 let line: String = pending.drain(..=end).collect();
                 if let Some(event) = line.strip_prefix("data: ") {
-                    print(event)?;
+                    tell::data(event)?;
                 }
             }
         }

@@ -24,6 +24,7 @@ use crate::relay::{
     Direction as Way, Engine, Listen, Prepare, Relay, Settings, Target, ToxicConfig, Upstream,
 };
 use crate::rule::{Direction, Fault, Protocol, ResolvedRule, ResolvedTarget};
+use crate::tell::tell;
 use hooks::{Hooks, Originals};
 
 /// Two are enough for what one command opens.
@@ -298,7 +299,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
         loop {
             tokio::time::sleep_until(at(start_ns)).await;
             if !is_open && let Err(error) = shared.set_window(number, true).await {
-                eprintln!("fault: a rule can't begin: {error:#}");
+                tell!("fault: a rule can't begin: {error:#}");
                 return;
             }
             is_open = false;
@@ -312,7 +313,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
             };
             tokio::time::sleep_until(at(end_ns)).await;
             if let Err(error) = shared.set_window(number, false).await {
-                eprintln!("fault: a rule can't end: {error:#}");
+                tell!("fault: a rule can't end: {error:#}");
             }
             match schedule.period_ns {
                 Some(period) if schedule.end_ns.is_none_or(|end| start_ns + period < end) => {
@@ -403,7 +404,7 @@ impl Shared {
         for toxic in toxics {
             for relay in &self.led[target].relays {
                 if let Err(error) = relay.remove_toxic(&toxic.name).await {
-                    eprintln!("fault: a rule can't end: {error}");
+                    tell!("fault: a rule can't end: {error}");
                 }
             }
         }

@@ -22,6 +22,7 @@ use crate::kernel::cgroup_link::{CgroupLink, Hook};
 use crate::kernel::services::{self, Service, loaded, program};
 use crate::process::rights::be_helper;
 use crate::rule::{Protocol, ResolvedTarget};
+use crate::tell::tell;
 use history::History;
 
 /// How long the thread waits for something to happen before it looks whether it is to end, in milliseconds.
@@ -160,7 +161,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Err(error) = self.join() {
-            eprintln!("fault: {error}");
+            tell!("fault: {error}");
         }
     }
 }
