@@ -245,6 +245,51 @@ fn a_mix_draws_once_for_a_connection() {
 }
 
 #[test]
+fn connections_are_picked_by_their_order() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let addresses = [local("127.0.0.1"), local("::1")];
+    for (modifiers, expected) in [
+        ("conn=2..3", [false, true, true, false, false, false]),
+        (
+            "conn=2..5 every=2",
+            [false, false, true, false, true, false],
+        ),
+        ("after=5", [false, false, false, false, false, true]),
+    ] {
+        let rule = format!("tcp:7000 latency=100ms {modifiers}");
+        let hurt = Hurt::begin(&[&rule], "--scope host");
+        // Those of both versions of IP are counted as one.
+        let slow: Vec<bool> = (0..6).map(|n| is_slow(addresses[n % 2])).collect();
+        let summary = hurt.end();
+        assert_eq!(slow, expected, "{modifiers}: {summary}");
+        let count = expected.iter().filter(|slow| **slow).count();
+        assert!(summary.contains("6 conns"), "{summary}");
+        assert!(summary.contains(&format!("  {count}  relay")), "{summary}");
+    }
+}
+
+#[test]
+fn a_mix_acts_on_both_directions_as_its_faults_do() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let address = local("127.0.0.1");
+    let hurt = Hurt::begin(&["tcp:7000 mix 100%:latency=100ms"], "--scope host");
+    assert!(is_slow(address), "late both ways");
+    hurt.end();
+    let hurt = Hurt::begin(
+        &["tcp:7000 mix 100%:latency=100ms dir=to-client"],
+        "--scope host",
+    );
+    assert!(!is_slow(address), "late one way");
+    hurt.end();
+}
+
+#[test]
 fn a_window_leads_connections_only_while_it_is_open() {
     if !can_lead_the_host() {
         return;
@@ -299,7 +344,8 @@ fn what_can_t_be_done_is_said_in_one_line() {
     for (rule, expected) in [
         ("udp:7000 latency=1s", "UDP"),
         ("tcp latency=1s", "port"),
-        ("tcp:7000 latency=1s conn=1..2", "conn"),
+        ("tcp:7000 no_accept conn=1..2", "conn"),
+        ("tcp:7000 error=http dir=to-client", "`dir`"),
         (
             "tcp:7000 mix 10%:latency=1s 10%:loss=5%",
             "`loss` does not act on a stream",

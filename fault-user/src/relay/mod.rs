@@ -30,7 +30,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
-pub use toxic::{Direction, ToxicConfig, ToxicError};
+pub use toxic::{Direction, Picked, ToxicConfig, ToxicError};
 pub(crate) use upstream::resolve_name;
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
 
@@ -93,6 +93,8 @@ pub struct Settings {
     pub upstream: Upstream,
     /// How long a UDP client may be silent before it is forgotten.
     pub udp_idle: Duration,
+    /// Counts its connections; several relays may share it, so that theirs are numbered as one.
+    pub ordinals: Arc<AtomicU64>,
 }
 
 impl Settings {
@@ -202,7 +204,7 @@ impl Relay {
             udp_idle: settings.udp_idle,
             toxics: Arc::default(),
             stats: Arc::default(),
-            ordinals: Arc::default(),
+            ordinals: settings.ordinals,
             changed: Arc::default(),
             state: Mutex::new(State {
                 listen: settings.listen,

@@ -43,6 +43,37 @@ impl Direction {
     }
 }
 
+/// Numbers from `first` to `last`, both included, of which every `step`-th is picked, beginning to count after `base`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Picked {
+    /// The smallest.
+    pub first: u64,
+    /// The largest.
+    pub last: u64,
+    /// 1 for all.
+    pub step: u64,
+    /// Multiples of `step` above this.
+    pub base: u64,
+}
+
+impl Picked {
+    /// Every number.
+    pub const ALL: Self = Self {
+        first: 0,
+        last: u64::MAX,
+        step: 1,
+        base: 0,
+    };
+
+    /// Whether a number is among them.
+    #[must_use]
+    pub const fn has(&self, number: u64) -> bool {
+        number >= self.first
+            && number <= self.last
+            && number.saturating_sub(self.base).is_multiple_of(self.step)
+    }
+}
+
 /// What a user says of a toxic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToxicConfig {
@@ -54,6 +85,8 @@ pub struct ToxicConfig {
     pub stream: String,
     /// The share of connections that it acts on; drawn once per connection, 0 to 1.
     pub toxicity: f64,
+    /// Of which connections that share is, by their ordinals.
+    pub connections: Picked,
     /// What it does.
     pub fault: Fault,
 }
@@ -128,6 +161,9 @@ impl Toxic {
     /// What the toxic does to a connection, given the relay's key and the connection's ordinal.
     pub(crate) fn on_connection(&self, relay_key: u64, connection: u64) -> Option<&Fault> {
         let key = self.pair_key(relay_key, connection);
+        if !self.config.connections.has(connection) {
+            return None;
+        }
         if random::unit(random::fold(key, 1)) >= self.config.toxicity {
             return None;
         }
@@ -270,6 +306,7 @@ mod tests {
             direction: Direction::Downstream,
             stream: "downstream".to_owned(),
             toxicity,
+            connections: Picked::ALL,
             fault: Fault::Latency(Latency::default()),
         }
     }
@@ -298,6 +335,19 @@ mod tests {
             before.iter().all(|ordinal| after.contains(ordinal)),
             "a higher toxicity only adds connections"
         );
+    }
+
+    #[test]
+    fn numbers_are_picked_from_where_counting_begins() {
+        let picked = Picked {
+            first: 4,
+            last: 9,
+            step: 2,
+            base: 3,
+        };
+        let all: Vec<u64> = (1..=12).filter(|number| picked.has(*number)).collect();
+        assert_eq!(all, [5, 7, 9]);
+        assert!((1..=12).all(|number| Picked::ALL.has(number)));
     }
 
     #[test]

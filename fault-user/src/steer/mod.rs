@@ -3,6 +3,7 @@
 //!
 //! The relay's listeners are on loopback. While no rule of a target is in its window its connections go straight.
 
+mod check;
 mod convert;
 pub mod front;
 mod hooks;
@@ -11,10 +12,11 @@ mod reconnect;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::task::JoinHandle;
 
 use crate::kernel::injection::Hits;
@@ -23,7 +25,8 @@ use crate::kernel::services::{Service, relay_mark};
 use crate::relay::{
     Direction as Way, Engine, Listen, Prepare, Relay, Settings, Target, ToxicConfig, Upstream,
 };
-use crate::rule::{Direction, Fault, Protocol, ResolvedRule, ResolvedTarget};
+use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
+pub use check::check;
 use hooks::{Hooks, Originals};
 
 /// Two are enough for what one command opens.
@@ -33,6 +36,8 @@ const WORKERS: usize = 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamHits {
     /// Connections that came through the relay while it was in force.
+    pub seen: u64,
+    /// Those that it was put on.
     pub connections: u64,
     /// Chunks, ends and requests that it did something to.
     pub hits: u64,
@@ -64,6 +69,8 @@ struct Shared {
     active: Mutex<Vec<u32>>,
     /// What each rule did in windows that are over.
     past: Mutex<Vec<StreamHits>>,
+    /// How many connections there had been when the window opened that is open now.
+    before: Mutex<Vec<Option<u64>>>,
     /// Which rules act.
     turns: tokio::sync::Mutex<Vec<Turn>>,
 }
@@ -96,27 +103,6 @@ pub struct Steering {
     shared: Arc<Shared>,
     timelines: Vec<JoinHandle<()>>,
     _engine: Arc<Engine>,
-}
-
-/// Says what keeps a stream rule from being carried out, before anything is done.
-///
-/// # Errors
-/// One line.
-pub fn check(rule: &ResolvedRule) -> Result<()> {
-    let name = rule.fault.name();
-    if matches!(rule.target.protocol, Protocol::Udp | Protocol::Icmp) {
-        bail!(
-            "`{name}` works on streams of TCP: for datagrams there are `loss`, `delay`, `rate` and the other packet faults, or a \
-             UDP proxy of `fault daemon` (docs/relay.md)"
-        );
-    }
-    if rule.target.ports.is_empty() {
-        bail!("`{name}` needs the port of a service, such as tcp:5432");
-    }
-    if rule.modifiers.connections.is_some() {
-        bail!("`conn` picks connections for packet faults only: use `p=` or `mix` with `{name}`");
-    }
-    convert::toxic(&rule.fault).map(drop)
 }
 
 impl Steering {
@@ -157,13 +143,16 @@ impl Steering {
         for (number, (target, listeners)) in targets.into_iter().zip(ports).enumerate() {
             let mut relays = Vec::new();
             let listeners: Vec<_> = listeners.into_iter().flatten().collect();
+            let ordinals = Arc::default();
             for listener in &listeners {
                 let listener = listener.try_clone().context("starting the relay")?;
                 if whole_host {
                     hooks.listen(u32::try_from(number)?, &listener)?;
                 }
                 let prepare = prepare(mark, marker.clone());
-                let relay = relay(&engine, number, seed, listener, &originals, prepare)?;
+                let relay = relay(
+                    &engine, number, seed, listener, &originals, prepare, &ordinals,
+                )?;
                 relay
                     .set_enabled(true)
                     .await
@@ -181,6 +170,7 @@ impl Steering {
             hooks: Mutex::new(hooks),
             active: Mutex::new(vec![0; led.len()]),
             past: Mutex::new(vec![StreamHits::default(); stream_rules.len()]),
+            before: Mutex::new(vec![None; stream_rules.len()]),
             turns: tokio::sync::Mutex::new(vec![Turn::default(); stream_rules.len()]),
             led,
             rules: stream_rules,
@@ -248,6 +238,7 @@ fn relay(
     listener: std::net::TcpListener,
     originals: &Originals,
     prepare: Prepare,
+    ordinals: &Arc<AtomicU64>,
 ) -> Result<Arc<Relay>> {
     let originals = originals.clone();
     let own = listener.local_addr()?;
@@ -260,6 +251,7 @@ fn relay(
             prepare: Some(prepare),
         },
         udp_idle: Settings::UDP_IDLE,
+        ordinals: Arc::clone(ordinals),
     };
     Ok(Relay::new(engine, settings))
 }
@@ -333,17 +325,21 @@ impl Shared {
             Direction::Both if convert::is_one_way(&rule.fault) => &Way::ALL,
             Direction::ToClient | Direction::Both => &[Way::Downstream],
         };
-        let fault = convert::toxic(&rule.fault)?;
-        Ok(ways
-            .iter()
-            .map(|way| ToxicConfig {
+        let config = |way: &Way| {
+            Ok(ToxicConfig {
                 name: format!("{number}@{}", way.name()),
                 direction: *way,
                 stream: way.name().to_owned(),
                 toxicity: convert::share(rule.modifiers.probability),
-                fault: fault.clone(),
+                connections: check::connections(&rule.modifiers),
+                fault: if ways.len() == 2 && *way == Way::Upstream {
+                    convert::one_way_part(&rule.fault)?
+                } else {
+                    convert::toxic(&rule.fault)?
+                },
             })
-            .collect())
+        };
+        ways.iter().map(config).collect()
     }
 
     /// Opens the window of a rule, or closes it.
@@ -368,6 +364,7 @@ impl Shared {
     /// Puts a rule in force.
     async fn begin_to_act(&self, number: usize) -> Result<()> {
         let target = self.rules[number].target;
+        let accepted = self.accepted(target);
         for toxic in self.toxics(number)? {
             for relay in &self.led[target].relays {
                 relay
@@ -376,6 +373,7 @@ impl Shared {
                     .map_err(|error| anyhow::anyhow!("{error}"))?;
             }
         }
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(accepted);
         self.count(target, true);
         if self.rules[number].rule.modifiers.reconnect {
             // New connections are led from here on: what is reset comes back through the relay.
@@ -397,9 +395,11 @@ impl Shared {
         let did = self.current_hits(number);
         {
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+            past[number].seen += did.seen;
             past[number].connections += did.connections;
             past[number].hits += did.hits;
         }
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)[number] = None;
         for toxic in toxics {
             for relay in &self.led[target].relays {
                 if let Err(error) = relay.remove_toxic(&toxic.name).await {
@@ -425,6 +425,7 @@ impl Shared {
         let now = self.current_hits(number);
         let past = self.past.lock().unwrap_or_else(PoisonError::into_inner)[number];
         StreamHits {
+            seen: past.seen + now.seen,
             connections: past.connections + now.connections,
             hits: past.hits + now.hits,
         }
@@ -433,7 +434,8 @@ impl Shared {
     fn current_hits(&self, number: usize) -> StreamHits {
         let prefix = format!("{number}@");
         let mut sum = StreamHits::default();
-        for relay in &self.led[self.rules[number].target].relays {
+        let target = self.rules[number].target;
+        for relay in &self.led[target].relays {
             let stats = relay.stats();
             let own = stats
                 .toxics
@@ -447,9 +449,19 @@ impl Shared {
             sum.connections += connections;
         }
         if matches!(self.rules[number].rule.fault, Fault::NoAccept) {
-            sum = self.waiting(number);
+            return self.waiting(number);
         }
+        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner)[number];
+        let since = before.map_or(0, |before| self.accepted(target) - before);
+        // Some that it was put on had come before.
+        sum.seen = since.max(sum.connections);
         sum
+    }
+
+    /// How many connections to a target have come through the relay.
+    fn accepted(&self, target: usize) -> u64 {
+        let relays = self.led[target].relays.iter();
+        relays.map(|relay| relay.stats().accepted).sum()
     }
 
     /// What `no_accept` did: the connections that nobody has accepted. The relay has never met them.
@@ -457,6 +469,7 @@ impl Shared {
         let led = &self.led[self.rules[number].target];
         let count = led.listeners.iter().map(backlog).sum();
         StreamHits {
+            seen: count,
             connections: count,
             hits: count,
         }
@@ -518,7 +531,7 @@ impl Steering {
     pub fn add_to(&self, hits: &mut [Hits]) {
         for (index, did) in self.hits() {
             hits[index].connections = did.connections;
-            hits[index].stats.seen_packets = did.connections;
+            hits[index].stats.seen_packets = did.seen;
             hits[index].stats.hit_packets = did.hits;
         }
     }
