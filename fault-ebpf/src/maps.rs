@@ -186,6 +186,13 @@ pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMA
 /// Hosts concerned, by entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Ports of the relay's sockets for datagrams, in host byte order: for each entry of [`STEER_TABLE`] `SLOTS` of IPv4,
+/// then as many of IPv6.
+#[map]
+pub static SLOT_PORTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Which server each of these sockets stands for, by its address. What is in here stays.
+#[map]
+pub static CLAIMS: HashMap<Destination, Destination> = HashMap::with_max_entries(1, 0);
 /// The relay's listeners: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
 #[map]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);

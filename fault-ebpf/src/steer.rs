@@ -6,17 +6,19 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
-use fault_common::abi::{Destination, STEERS, Steer};
+use fault_common::abi::{Destination, SLOTS, STEERS, Steer, steered};
 use fault_common::flow::{Address, MAPPED_PREFIX, mapped};
-use fault_common::packet::PROTOCOL_TCP;
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
 use crate::maps::{
-    HostKey, LISTENERS, NETNS, ORIGINALS, PEERS, RELAY_MARK, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
+    CLAIMS, HostKey, LISTENERS, NETNS, ORIGINALS, PEERS, RELAY_MARK, SLOT_PORTS, STEER_HOSTS,
+    STEER_PORTS, STEER_TABLE,
 };
 
 /// The verdict that lets a system call go on.
 const GO_ON: i32 = 1;
 const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 const AF_INET: u32 = 2;
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: the connection is about to be opened, and has its own port already.
 const TCP_CONNECT_CB: u32 = 3;
@@ -25,7 +27,7 @@ const LOOPBACK_V4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
 /// The last word of `::1` in network byte order.
 const LOOPBACK_V6: u32 = u32::from_ne_bytes([0, 0, 0, 1]);
 
-/// connect(2) of an IPv4 socket.
+/// connect(2) of an IPv4 socket, and sendto(2).
 #[inline(always)]
 pub fn connect4(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the context is valid for as long as the program runs; so below.
@@ -39,7 +41,7 @@ pub fn connect4(ctx: &SockAddrContext) -> i32 {
     GO_ON
 }
 
-/// connect(2) of an IPv6 socket, which may go to an IPv4 address.
+/// connect(2) of an IPv6 socket, which may go to an IPv4 address, and sendto(2), which goes to none.
 #[inline(always)]
 pub fn connect6(ctx: &SockAddrContext) -> i32 {
     let address = unsafe {
@@ -51,9 +53,8 @@ pub fn connect6(ctx: &SockAddrContext) -> i32 {
         ]
     };
     if let Some(steer) = wanted(ctx, &address) {
-        let is_v4 = address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX;
         // A relay without a listener of IPv6 is reached by IPv4, where the socket may use both.
-        let is_v4 = is_v4 || steer.port6 == 0;
+        let is_v4 = is_v4(&address) || steer.port6 == 0;
         let (last, port) = if is_v4 {
             (LOOPBACK_V4, steer.port4)
         } else {
@@ -72,43 +73,113 @@ pub fn connect6(ctx: &SockAddrContext) -> i32 {
     GO_ON
 }
 
-/// Where a connection is to be led, if it is; what it was meant for is remembered.
+#[inline(always)]
+const fn is_v4(address: &Address) -> bool {
+    address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX
+}
+
+/// Which of [`steered`] a socket is of, or 0.
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> u32 {
+    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    match (kind, protocol as u8) {
+        (SOCK_STREAM, PROTOCOL_TCP) => steered::TCP,
+        (SOCK_DGRAM, PROTOCOL_UDP) => steered::UDP,
+        _ => 0,
+    }
+}
+
+/// Where a connection or datagram is to be led, if it is; what it was meant for is remembered.
 #[inline(always)]
 fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
+    let protocol = protocol(ctx);
     let port = unsafe {
-        if (*ctx.sock_addr).type_ != SOCK_STREAM || is_the_relays(ctx) {
+        if protocol == 0 || is_the_relays(ctx) {
             return None;
         }
         u16::from_be((*ctx.sock_addr).user_port as u16)
     };
-    let mut left = *STEER_PORTS.get(u32::from(port))?;
-    if left == 0 {
+    let candidates = *STEER_PORTS.get(u32::from(port))?;
+    if candidates == 0 {
         // Policy: nearly every connection ends here.
         return None;
     }
-    if NETNS.load() != 0 && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != NETNS.load() {
+    if !is_here(ctx) {
         // Policy: the relay is not there.
         return None;
     }
-    for _ in 0..STEERS {
-        if left == 0 {
+    let index = service(candidates, address, protocol);
+    let steer = *STEER_TABLE.get(index)?;
+    let original = Destination {
+        address: *address,
+        port: u32::from(port),
+    };
+    if protocol == steered::UDP {
+        if is_for_many(address) {
+            // Policy: the relay could not pass on the answers of several servers.
             return None;
         }
-        let index = left.trailing_zeros();
-        left &= left - 1;
-        let steer = *STEER_TABLE.get(index)?;
-        if steer.any_host != 0 || names(index, address) {
-            let original = Destination {
-                address: *address,
-                port: u32::from(port),
-            };
-            // SAFETY: the helper has no preconditions.
-            let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-            ORIGINALS.insert(cookie, original, 0).ok()?;
-            return Some(steer);
+        let port = claim(index, &original) as u16;
+        return (port != 0).then_some(Steer {
+            port4: port,
+            port6: port,
+            ..steer
+        });
+    }
+    // SAFETY: the helper has no preconditions.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    ORIGINALS.insert(cookie, original, 0).ok()?;
+    Some(steer)
+}
+
+/// Whether the socket is in the relay's network namespace, as far as the kernel tells.
+#[inline(always)]
+fn is_here(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the helper has no preconditions.
+    NETNS.load() == 0 || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == NETNS.load()
+}
+
+/// Whether an address is that of a multicast group or the local broadcast.
+#[inline(always)]
+const fn is_for_many(address: &Address) -> bool {
+    if is_v4(address) {
+        address[3].to_ne_bytes()[0] >= 224
+    } else {
+        address[0].to_ne_bytes()[0] == 0xff
+    }
+}
+
+/// The port of the relay that stands for a server; 0 where all are taken: then datagrams go straight.
+#[inline(never)]
+fn claim(index: u32, original: &Destination) -> u32 {
+    const NO_EXIST: u64 = 1;
+    let v4 = is_v4(&original.address);
+    let first = (index * 2 + u32::from(!v4)) * SLOTS;
+    let address = if v4 {
+        mapped(LOOPBACK_V4)
+    } else {
+        [0, 0, 0, LOOPBACK_V6]
+    };
+    // From where it is looked for matters little: servers are few.
+    let start = original.address[3] ^ original.port;
+    for step in 0..SLOTS {
+        let slot = (start.wrapping_add(step)) & (SLOTS - 1);
+        let Some(&port) = SLOT_PORTS.get(first + slot) else {
+            return 0;
+        };
+        let port = port as u32;
+        let own = Destination { address, port };
+        // SAFETY: an entry never changes.
+        if unsafe { CLAIMS.get(own) }.is_none() && port != 0 {
+            // It fails where another CPU was faster: then it is looked at again.
+            let _taken = CLAIMS.insert(own, *original, NO_EXIST);
+        }
+        // SAFETY: as above.
+        if unsafe { CLAIMS.get(own) }.is_some_and(|known| *known == *original) {
+            return port;
         }
     }
-    None
+    0
 }
 
 /// The relay's own connections to its servers carry a mark.
@@ -169,14 +240,15 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
     SK_PASS
 }
 
-/// The service that a connection is for, or `STEERS` for none or one that comes from this host.
+/// The service that a connection is for, or `STEERS` for none or one that comes from this host: nothing else
+/// comes from its own address, or to loopback.
 #[inline(never)]
 fn lookup4(ctx: &SkLookupContext, candidates: u64) -> u32 {
     let (from, to) = unsafe { ((*ctx.lookup).remote_ip4, (*ctx.lookup).local_ip4) };
-    if from == to {
+    if from == to || to.to_ne_bytes()[0] == 127 {
         return STEERS;
     }
-    service(candidates, &mapped(to))
+    service(candidates, &mapped(to), steered::TCP)
 }
 
 #[inline(never)]
@@ -188,12 +260,12 @@ fn lookup6(ctx: &SkLookupContext, candidates: u64) -> u32 {
     if [from(0), from(1), from(2), from(3)] == to {
         return STEERS;
     }
-    service(candidates, &to)
+    service(candidates, &to, steered::TCP)
 }
 
-/// The first of the candidates that has this host.
+/// The first of the candidates that has this host and protocol; `STEERS` for none.
 #[inline(always)]
-fn service(candidates: u64, address: &Address) -> u32 {
+fn service(candidates: u64, address: &Address, protocol: u32) -> u32 {
     let mut left = candidates;
     for _ in 0..STEERS {
         if left == 0 {
@@ -204,7 +276,7 @@ fn service(candidates: u64, address: &Address) -> u32 {
         let Some(steer) = STEER_TABLE.get(index) else {
             break;
         };
-        if steer.any_host != 0 || names(index, address) {
+        if steer.protocols & protocol != 0 && (steer.any_host != 0 || names(index, address)) {
             return index;
         }
     }
@@ -259,31 +331,92 @@ fn note(address: Address, port: u32, original: &Destination) -> u32 {
 #[inline(always)]
 pub fn peer4(ctx: &SockAddrContext) -> i32 {
     if let Some(original) = original(ctx) {
-        unsafe {
-            (*ctx.sock_addr).user_ip4 = original.address[3];
-            (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
-        }
+        show4(ctx, &original);
+        return GO_ON;
     }
-    GO_ON
+    receive4(ctx)
 }
 
 /// [`peer4`] of an IPv6 socket.
 #[inline(always)]
 pub fn peer6(ctx: &SockAddrContext) -> i32 {
     if let Some(original) = original(ctx) {
-        unsafe {
-            (*ctx.sock_addr).user_ip6[0] = original.address[0];
-            (*ctx.sock_addr).user_ip6[1] = original.address[1];
-            (*ctx.sock_addr).user_ip6[2] = original.address[2];
-            (*ctx.sock_addr).user_ip6[3] = original.address[3];
-            (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
-        }
+        show6(ctx, &original);
+        return GO_ON;
+    }
+    receive6(ctx)
+}
+
+/// recvfrom(2): the server that the relay stands for.
+#[inline(always)]
+pub fn receive4(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the context is valid for as long as the program runs; so below.
+    let address = unsafe { (*ctx.sock_addr).user_ip4 };
+    if address == LOOPBACK_V4
+        && let Some(original) = claimed(ctx, mapped(address))
+    {
+        show4(ctx, &original);
     }
     GO_ON
 }
 
+/// [`receive4`] of an IPv6 socket, to which an IPv4 server may have answered.
+#[inline(always)]
+pub fn receive6(ctx: &SockAddrContext) -> i32 {
+    let address = unsafe {
+        [
+            (*ctx.sock_addr).user_ip6[0],
+            (*ctx.sock_addr).user_ip6[1],
+            (*ctx.sock_addr).user_ip6[2],
+            (*ctx.sock_addr).user_ip6[3],
+        ]
+    };
+    let is_loopback = address == [0, 0, 0, LOOPBACK_V6] || address == mapped(LOOPBACK_V4);
+    if is_loopback && let Some(original) = claimed(ctx, address) {
+        show6(ctx, &original);
+    }
+    GO_ON
+}
+
+/// The server that a socket of the relay for datagrams stands for.
+#[inline(always)]
+fn claimed(ctx: &SockAddrContext, address: Address) -> Option<Destination> {
+    if protocol(ctx) != steered::UDP || !is_here(ctx) {
+        return None;
+    }
+    let own = Destination {
+        address,
+        port: u32::from(u16::from_be(unsafe { (*ctx.sock_addr).user_port } as u16)),
+    };
+    // SAFETY: an entry never changes.
+    unsafe { CLAIMS.get(own) }.copied()
+}
+
+#[inline(always)]
+fn show4(ctx: &SockAddrContext, original: &Destination) {
+    unsafe {
+        (*ctx.sock_addr).user_ip4 = original.address[3];
+        (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
+    }
+}
+
+#[inline(always)]
+fn show6(ctx: &SockAddrContext, original: &Destination) {
+    unsafe {
+        (*ctx.sock_addr).user_ip6[0] = original.address[0];
+        (*ctx.sock_addr).user_ip6[1] = original.address[1];
+        (*ctx.sock_addr).user_ip6[2] = original.address[2];
+        (*ctx.sock_addr).user_ip6[3] = original.address[3];
+        (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
+    }
+}
+
+/// What a connection of TCP was meant for.
 #[inline(always)]
 fn original(ctx: &SockAddrContext) -> Option<Destination> {
+    if protocol(ctx) != steered::TCP {
+        return None;
+    }
     // SAFETY: the helper has no preconditions; the value is copied at once.
     unsafe {
         let cookie = bpf_get_socket_cookie(ctx.as_ptr());

@@ -5,7 +5,7 @@
 mod place;
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -338,11 +338,221 @@ fn a_killed_instance_leads_nothing_any_more() {
     }
 }
 
+/// Starts a server of UDP that answers each datagram with it.
+fn udp_echo(socket: UdpSocket) -> SocketAddr {
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 2048];
+        loop {
+            // What a client has not waited for comes back as an error.
+            if let Ok((size, client)) = socket.recv_from(&mut bytes) {
+                let _sent = socket.send_to(&bytes[..size], client);
+            }
+        }
+    });
+    address
+}
+
+fn udp_client(of: SocketAddr) -> UdpSocket {
+    let any: SocketAddr = if of.is_ipv4() {
+        "0.0.0.0:0".parse().unwrap()
+    } else {
+        "[::]:0".parse().unwrap()
+    };
+    let client = UdpSocket::bind(any).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
+}
+
+/// A question and its answer without connect(2): the answer must come from who was asked.
+fn ask(client: &UdpSocket, server: SocketAddr, text: &str) -> (String, Duration) {
+    let start = Instant::now();
+    client.send_to(text.as_bytes(), server).unwrap();
+    let mut bytes = [0; 2048];
+    let (size, from) = client.recv_from(&mut bytes).expect("an answer");
+    assert_eq!(from, server, "who answers");
+    let answer = String::from_utf8_lossy(&bytes[..size]).into_owned();
+    (answer, start.elapsed())
+}
+
+#[test]
+fn datagrams_are_led_with_connect_and_without() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    for host in ["127.0.0.1", "::1"] {
+        let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7053);
+        let server = udp_echo(UdpSocket::bind(address).unwrap());
+        let old = udp_client(server);
+        old.connect(server).unwrap();
+        let hurt = Hurt::begin(&["udp:7053 latency=100ms"], "--scope host");
+        let client = udp_client(server);
+        assert!(ask(&client, server, "one").1 >= SLOW, "{host}");
+        let connected = udp_client(server);
+        connected.connect(server).unwrap();
+        assert_eq!(connected.peer_addr().unwrap(), server, "who was dialled");
+        let start = Instant::now();
+        connected.send(b"two").unwrap();
+        assert_eq!(connected.recv(&mut [0; 9]).unwrap(), 3);
+        assert!(start.elapsed() >= SLOW, "{host}");
+        let start = Instant::now();
+        old.send(b"three").unwrap();
+        old.recv(&mut [0; 9]).unwrap();
+        assert!(start.elapsed() < SLOW, "what was connected stays as it is");
+        let summary = hurt.end();
+        assert!(summary.contains("2 conns"), "{summary}");
+        // The same socket, straight again.
+        let (answer, took) = ask(&client, server, "four");
+        assert_eq!(answer, "four");
+        assert!(took < SLOW, "{host} healed");
+        let error = connected
+            .send(b"five")
+            .and_then(|_| connected.recv(&mut [0; 9]));
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn one_socket_with_several_servers_and_many_clients() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let servers: Vec<SocketAddr> = ["10.77.0.2:7053", "[fd77::2]:7053", "127.0.0.1:7053"]
+        .map(|text| text.parse().unwrap())
+        .to_vec();
+    for server in &servers {
+        let bind = || Ok(UdpSocket::bind(server)?);
+        let socket = if server.ip().is_loopback() {
+            bind().unwrap()
+        } else {
+            namespace.enter(bind).unwrap()
+        };
+        udp_echo(socket);
+    }
+    let hurt = Hurt::begin(
+        &["udp:7053 substitute=question,answered dir=to-client"],
+        "--scope host",
+    );
+    let client = UdpSocket::bind("[::]:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    for round in 0..3 {
+        for server in &servers {
+            let asked = match server {
+                SocketAddr::V4(v4) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+                SocketAddr::V6(_) => *server,
+            };
+            let (answer, _) = ask(&client, asked, &format!("question {round} for {server}"));
+            assert_eq!(answer, format!("answered {round} for {server}"));
+        }
+    }
+    let clients: Vec<UdpSocket> = (0..100).map(|_| udp_client(servers[0])).collect();
+    for (number, client) in clients.iter().enumerate() {
+        let text = format!("question {number}");
+        client
+            .send_to(text.as_bytes(), servers[number % 2 * 2])
+            .unwrap();
+    }
+    for (number, client) in clients.iter().enumerate() {
+        let mut bytes = [0; 64];
+        let (size, from) = client.recv_from(&mut bytes).expect("an answer");
+        assert_eq!(from, servers[number % 2 * 2]);
+        let expected = format!("answered {number}");
+        assert_eq!(String::from_utf8_lossy(&bytes[..size]), expected);
+    }
+    hurt.end();
+}
+
+#[test]
+fn more_servers_than_can_be_led_to_are_said() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let hurt = Hurt::begin(&["udp:7053 substitute=question,hurt"], "--scope host");
+    let server = udp_echo(UdpSocket::bind("127.0.1.1:7053").unwrap());
+    let client = udp_client(server);
+    assert_eq!(ask(&client, server, "question").0, "hurt");
+    for number in 2..=64 {
+        client
+            .send_to(b"x", format!("127.0.1.{number}:7053"))
+            .unwrap();
+    }
+    let further = udp_echo(UdpSocket::bind("127.0.1.65:7053").unwrap());
+    assert_eq!(ask(&client, further, "question").0, "question");
+    assert_eq!(ask(&client, server, "question").0, "hurt");
+    let group: SocketAddr = "239.1.2.3:7053".parse().unwrap();
+    // It fails for want of a route, or is sent: but it is not led.
+    let _sent = client.send_to(b"x", group);
+    let summary = hurt.end();
+    assert!(summary.contains("further ones went straight"), "{summary}");
+}
+
+#[test]
+fn datagrams_of_the_command_are_hurt_and_counted() {
+    if !std::path::Path::new("/usr/bin/python3").exists() {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    enter_fresh();
+    let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
+    let script = "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(0.4)
+for n in range(4):
+    s.sendto(b'query%d' % n, ('127.0.0.1', 7053))
+    try:
+        data, peer = s.recvfrom(100)
+        print(data.decode(), peer[1])
+    except TimeoutError:
+        print('nothing')
+";
+    for (rule, expected) in [
+        (
+            "udp:7053 discard first=2 dir=to-server",
+            "nothing nothing query2 7053 query3 7053",
+        ),
+        (
+            "udp:7053 discard every=2 dir=to-client",
+            "query0 7053 nothing query2 7053 nothing",
+        ),
+        (
+            "udp:7053 corrupt_data=zero,offset:0 dir=to-client nth=3",
+            "query0 7053 query1 7053 \0uery2 7053 query3 7053",
+        ),
+        (
+            "7053 limit_data=12",
+            "query0 7053 query1 7053 nothing nothing",
+        ),
+        (
+            "udp:7053 discard conn=2",
+            "query0 7053 query1 7053 query2 7053 query3 7053",
+        ),
+    ] {
+        let output = run(&[rule], "--allow-unfired", &["python3", "-c", script]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        let answers: Vec<&str> = lines.lines().collect();
+        assert_eq!(answers.join(" "), expected, "{rule}: {told}");
+    }
+    let outside = udp_client(server);
+    let hurt = Hurt::begin(&["udp:7053 discard"], "");
+    ask(&outside, server, "this process is not the command");
+    hurt.end();
+}
+
 #[test]
 fn what_can_t_be_done_is_said_in_one_line() {
     enter_fresh();
     for (rule, expected) in [
-        ("udp:7000 latency=1s", "UDP"),
+        ("udp:7000 timeout=1s", "`timeout` has no meaning on UDP"),
+        ("udp:7000 slicer=10", "`slicer` has no meaning on UDP"),
+        ("udp:7000 latency=1s size=1..9", "`size`"),
+        ("icmp latency=1s", "ICMP"),
         ("tcp latency=1s", "port"),
         ("tcp:7000 no_accept conn=1..2", "conn"),
         ("tcp:7000 error=http dir=to-client", "`dir`"),

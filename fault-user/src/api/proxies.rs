@@ -283,6 +283,7 @@ impl Proxy {
             stream: stream.to_owned(),
             toxicity,
             connections: Picked::ALL,
+            datagrams: None,
             fault,
         };
         self.relay.add_toxic(config.clone()).await?;

@@ -18,7 +18,7 @@ use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::container::{self, Container, Places};
 use crate::process::netns::NetworkNamespace;
 use crate::process::tree::Aim as Tree;
-use crate::steer::Steering;
+use crate::steer::{Steering, Whose};
 
 /// Options that say whose traffic is touched.
 #[derive(Debug, Args)]
@@ -259,9 +259,8 @@ impl Aim {
         };
         // What the relay sends for the command is the command's to packet rules.
         let marker = scope.map(|scope| prepared.marker(scope)).transpose()?;
-        Steering::start(&rules, plan.seed, cgroup, marker)
-            .await
-            .map(Some)
+        let whose = Whose { cgroup, marker };
+        Steering::start(&rules, plan.seed, whose).await.map(Some)
     }
 
     /// What was asked to hold packets; the last one counts.

@@ -1,17 +1,19 @@
 //! Services that programs at cgroups know by their ports and hosts, and how such programs are loaded.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, Pod};
-use fault_common::abi::{STEERS, Steer};
+use fault_common::abi::{SLOTS, STEERS, Steer, steered};
 
 use super::mapped::MappedArray;
 use super::object::{OBJECT, check_abi};
 use super::ruleset::Network;
 use super::verifier;
-use crate::rule::{PortRange, ResolvedTarget};
+use crate::rule::{PortRange, Protocol, ResolvedTarget};
 
 /// Maps of the same object that only the packet programs use, made as small as can be.
 const UNUSED_MAPS: [&str; 9] = [
@@ -38,7 +40,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// A target whose connections are led to relays on these ports of loopback (IPv4, IPv6); 0 for none.
+    /// A target whose connections are led to relays on these ports of loopback (IPv4, IPv6); 0 for none. Its datagrams are
+    /// led by [`Table::lead_datagrams`].
     #[must_use]
     pub fn new(target: &ResolvedTarget, [port4, port6]: [u16; 2]) -> Self {
         let hosts: Vec<Network> = target
@@ -52,9 +55,22 @@ impl Service {
                 port6,
                 any_host: u16::from(hosts.is_empty()),
                 refused: 0,
+                padding: 0,
+                protocols: match target.protocol {
+                    Protocol::Tcp => steered::TCP,
+                    Protocol::Udp => steered::UDP,
+                    Protocol::Any => steered::TCP | steered::UDP,
+                    Protocol::Icmp => 0,
+                },
             },
             hosts,
         }
+    }
+
+    /// Leads nothing but what a relay listens for.
+    pub fn limit_to(&mut self, tcp: bool, udp: bool) {
+        let listened = if tcp { steered::TCP } else { 0 } | if udp { steered::UDP } else { 0 };
+        self.steer.protocols &= listened;
     }
 }
 
@@ -84,11 +100,15 @@ pub fn load(services: &[Service], netns: u64) -> Result<(Ebpf, Table)> {
     let hosts: usize = services.iter().map(|service| service.hosts.len()).sum();
     let hosts = hosts.max(HOSTS_LEAST);
     let mark = relay_mark();
+    // Of both versions of IP.
+    let slots = u32::try_from(services.len().max(1))? * 2 * SLOTS;
     let mut loader = EbpfLoader::new();
     loader
         .override_global("RELAY_MARK", &mark, true)
         .override_global("NETNS", &netns, true)
-        .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?);
+        .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?)
+        .map_max_entries("SLOT_PORTS", slots)
+        .map_max_entries("CLAIMS", slots);
     for name in UNUSED_MAPS {
         loader.map_max_entries(name, 1);
     }
@@ -100,6 +120,7 @@ pub fn load(services: &[Service], netns: u64) -> Result<(Ebpf, Table)> {
         ports: mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?,
         entries: mapped(&mut ebpf, "STEER_TABLE", STEERS)?,
         hosts: hosts.try_into()?,
+        slots: mapped(&mut ebpf, "SLOT_PORTS", slots)?,
     };
     for (index, service) in (0_u32..).zip(services) {
         table.set(index, service)?;
@@ -113,6 +134,8 @@ pub struct Table {
     ports: MappedArray<u64>,
     entries: MappedArray<Steer>,
     hosts: LpmTrie<MapData, HostKey, u32>,
+    /// The relay's ports for datagrams.
+    slots: MappedArray<u64>,
 }
 
 impl Table {
@@ -133,6 +156,16 @@ impl Table {
     /// Leads the connections of service `index` elsewhere.
     pub fn lead(&mut self, index: u32, steer: Steer) {
         self.entries.set(index as usize, steer);
+    }
+
+    /// Leads the datagrams of service `index` to these ports of loopback (IPv4, IPv6), one for each of its servers.
+    pub fn lead_datagrams(&mut self, index: u32, addresses: &[Vec<SocketAddr>; 2]) {
+        for (version, addresses) in (0..).zip(addresses) {
+            let first = (index * 2 + version) * SLOTS;
+            for (slot, address) in (first..first + SLOTS).zip(addresses) {
+                self.slots.set(slot as usize, address.port().into());
+            }
+        }
     }
 
     /// Forgets the hosts of service `index`.

@@ -30,7 +30,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
-pub use toxic::{Direction, Picked, ToxicConfig, ToxicError};
+pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
 pub(crate) use upstream::resolve_name;
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
 
@@ -42,8 +42,8 @@ const BACKLOG: i32 = 4096;
 
 /// Makes the listener of a TCP relay, each time that it starts to listen.
 pub type BindTcp = Arc<dyn Fn() -> io::Result<std::net::TcpListener> + Send + Sync>;
-/// Makes the socket of a UDP relay, each time that it starts to listen.
-pub type BindUdp = Arc<dyn Fn() -> io::Result<std::net::UdpSocket> + Send + Sync>;
+/// Makes the sockets of a UDP relay, each time that it starts to listen; one at least.
+pub type BindUdp = Arc<dyn Fn() -> io::Result<Vec<std::net::UdpSocket>> + Send + Sync>;
 
 /// Where a relay listens.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ pub enum Listen {
     Udp(String),
     /// TCP on a listener that is made elsewhere, for instance by what redirects a service to it.
     TcpHook(BindTcp),
-    /// UDP on a socket that is made elsewhere.
+    /// UDP on sockets that are made elsewhere.
     UdpHook(BindUdp),
 }
 
@@ -328,7 +328,7 @@ impl Relay {
             }
             Listen::TcpHook(bind) => self.start_tcp(&inner, bind()?, state.accepts)?,
             Listen::Udp(address) => {
-                self.start_udp(&inner, bind_udp(address).await?, state.accepts)?
+                self.start_udp(&inner, vec![bind_udp(address).await?], state.accepts)?
             }
             Listen::UdpHook(bind) => self.start_udp(&inner, bind()?, state.accepts)?,
         };
@@ -368,12 +368,15 @@ impl Relay {
     fn start_udp(
         &self,
         inner: &Arc<Inner>,
-        socket: std::net::UdpSocket,
+        sockets: Vec<std::net::UdpSocket>,
         accepts: bool,
     ) -> io::Result<(SocketAddr, Running)> {
-        socket.set_nonblocking(true)?;
-        let address = socket.local_addr()?;
-        let commands = udp::start(&self.engine, inner, socket, self.udp_idle, accepts);
+        for socket in &sockets {
+            socket.set_nonblocking(true)?;
+        }
+        let first = sockets.first().ok_or(io::ErrorKind::NotFound)?;
+        let address = first.local_addr()?;
+        let commands = udp::start(&self.engine, inner, sockets, self.udp_idle, accepts);
         Ok((
             address,
             Running::Udp {

@@ -74,6 +74,15 @@ impl Picked {
     }
 }
 
+/// Which datagrams a toxic acts on, by counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagrams {
+    /// Their ordinals, from 1.
+    pub picked: Picked,
+    /// Over all clients, instead of each by itself.
+    pub count_all: bool,
+}
+
 /// What a user says of a toxic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToxicConfig {
@@ -87,6 +96,8 @@ pub struct ToxicConfig {
     pub toxicity: f64,
     /// Of which connections that share is, by their ordinals.
     pub connections: Picked,
+    /// Of their datagrams; nothing for all.
+    pub datagrams: Option<Datagrams>,
     /// What it does.
     pub fault: Fault,
 }
@@ -144,6 +155,8 @@ pub(crate) struct Shared {
     pub(crate) bytes: AtomicU64,
     /// Requests that `transient` has answered.
     pub(crate) requests: AtomicU64,
+    /// Datagrams of all clients.
+    pub(crate) datagrams: AtomicU64,
 }
 
 /// One version of a toxic.
@@ -246,6 +259,7 @@ impl ToxicSet {
                     link_free_at: Mutex::new(Instant::now()),
                     bytes: AtomicU64::new(0),
                     requests: AtomicU64::new(0),
+                    datagrams: AtomicU64::new(0),
                 }),
             }));
             Ok(())
@@ -307,6 +321,7 @@ mod tests {
             stream: "downstream".to_owned(),
             toxicity,
             connections: Picked::ALL,
+            datagrams: None,
             fault: Fault::Latency(Latency::default()),
         }
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, watch};
 
 use super::connection::Control;
 use super::engine::Engine;
@@ -32,58 +32,83 @@ const WAITING: usize = 1024;
 /// When a full socket buffer is tried again.
 const RETRY: Duration = Duration::from_micros(500);
 
-/// Starts relaying.
+/// Starts relaying what comes to any of the sockets.
 pub(crate) fn start(
     engine: &Arc<Engine>,
     inner: &Arc<Inner>,
-    socket: std::net::UdpSocket,
+    sockets: Vec<std::net::UdpSocket>,
     idle: Duration,
     accepts: bool,
 ) -> mpsc::UnboundedSender<Command> {
     let (commands, receiver) = mpsc::unbounded_channel();
-    let mut relay = UdpRelay {
-        engine: Arc::downgrade(engine),
-        inner: Arc::clone(inner),
-        idle,
-        accepts,
-        sessions: HashMap::new(),
-    };
-    engine.spawn(async move {
-        match UdpSocket::from_std(socket) {
-            Ok(socket) => relay.serve(Arc::new(socket), receiver).await,
-            Err(error) => log::error!("a socket can't be watched: {error}"),
-        }
-    });
+    let (state, accepts) = watch::channel(accepts);
+    // Each of them holds a sender: nothing more comes when all have ended.
+    let (alive, ended) = mpsc::channel(1);
+    for socket in sockets {
+        let mut listener = Listener {
+            engine: Arc::downgrade(engine),
+            inner: Arc::clone(inner),
+            idle,
+            accepts: accepts.clone(),
+            sessions: HashMap::new(),
+        };
+        let alive = alive.clone();
+        engine.spawn(async move {
+            match UdpSocket::from_std(socket) {
+                Ok(socket) => listener.serve(Arc::new(socket)).await,
+                Err(error) => log::error!("a socket can't be watched: {error}"),
+            }
+            drop(alive);
+        });
+    }
+    engine.spawn(command(Arc::clone(inner), receiver, state, ended));
     commands
 }
 
-struct UdpRelay {
+/// Carries out what the relay is told.
+async fn command(
+    inner: Arc<Inner>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    state: watch::Sender<bool>,
+    mut ended: mpsc::Receiver<()>,
+) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Accept(accepts, done) => {
+                state.send_replace(accepts);
+                acknowledge(done);
+            }
+            Command::Stop(done) => {
+                drop(state);
+                // Nobody ever sends here: it tells that all listeners have ended.
+                let _none = ended.recv().await;
+                inner.close(usize::MAX, CloseMode::Fin).await;
+                acknowledge(done);
+                return;
+            }
+        }
+    }
+}
+
+/// One socket that clients send to, and the clients.
+struct Listener {
     engine: Weak<Engine>,
     inner: Arc<Inner>,
     idle: Duration,
-    accepts: bool,
+    /// Whether new clients are served; closed when nothing is any more.
+    accepts: watch::Receiver<bool>,
     sessions: HashMap<SocketAddr, mpsc::Sender<Bytes>>,
 }
 
-impl UdpRelay {
-    async fn serve(
-        &mut self,
-        socket: Arc<UdpSocket>,
-        mut commands: mpsc::UnboundedReceiver<Command>,
-    ) {
+impl Listener {
+    async fn serve(&mut self, socket: Arc<UdpSocket>) {
         let mut buffer = vec![0; LARGEST];
         let (closed, mut closings) = mpsc::unbounded_channel::<SocketAddr>();
-        let mut stopped: Option<oneshot::Sender<()>> = None;
-        while stopped.is_none() {
+        loop {
             tokio::select! {
                 biased;
-                command = commands.recv() => match command {
-                    Some(Command::Accept(accepts, done)) => {
-                        self.accepts = accepts;
-                        acknowledge(done);
-                    }
-                    Some(Command::Stop(done)) => stopped = Some(done),
-                    None => return,
+                changed = self.accepts.changed() => if changed.is_err() {
+                    return;
                 },
                 Some(client) = closings.recv() => {
                     // A new session of the same client may have taken the place of the one that ended.
@@ -97,12 +122,6 @@ impl UdpRelay {
                     Err(error) => log::debug!("receive: {error}"),
                 },
             }
-        }
-        self.sessions.clear();
-        self.inner.close(usize::MAX, CloseMode::Fin).await;
-        drop(socket);
-        if let Some(done) = stopped {
-            acknowledge(done);
         }
     }
 
@@ -125,7 +144,7 @@ impl UdpRelay {
             Some(Err(mpsc::error::TrySendError::Closed(data))) => data,
             None => data,
         };
-        let Some(engine) = self.engine.upgrade().filter(|_| self.accepts) else {
+        let Some(engine) = self.engine.upgrade().filter(|_| *self.accepts.borrow()) else {
             return;
         };
         let (sender, datagrams) = mpsc::channel(WAITING);

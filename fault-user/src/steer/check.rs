@@ -3,8 +3,10 @@
 use anyhow::{Result, bail};
 
 use super::convert;
-use crate::relay::Picked;
-use crate::rule::{Bounds, Direction, Fault, Modifiers, Protocol, ResolvedRule};
+use crate::relay::{Datagrams, Picked, Transport};
+use crate::rule::{
+    Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
+};
 
 /// Says what keeps a stream rule from being carried out, before anything is done.
 ///
@@ -12,16 +14,22 @@ use crate::rule::{Bounds, Direction, Fault, Modifiers, Protocol, ResolvedRule};
 /// One line.
 pub fn check(rule: &ResolvedRule) -> Result<()> {
     let name = rule.fault.name();
-    if matches!(rule.target.protocol, Protocol::Udp | Protocol::Icmp) {
-        bail!(
-            "`{name}` works on streams of TCP: for datagrams there are `loss`, `delay`, `rate` and the other packet faults, or a \
-             UDP proxy of `fault daemon` (docs/relay.md)"
-        );
+    match rule.target.protocol {
+        Protocol::Icmp => bail!(
+            "`{name}` works on streams and datagrams: for ICMP there are `loss`, `delay`, `rate` and the other packet faults"
+        ),
+        Protocol::Udp if !convert::toxic(&rule.fault)?.acts_on(Transport::Udp) => {
+            bail!("`{name}` has no meaning on UDP: see docs/rules.md for what has")
+        }
+        _ => {}
     }
     if rule.target.ports.is_empty() {
         bail!("`{name}` needs the port of a service, such as tcp:5432");
     }
     convert::toxic(&rule.fault)?;
+    if rule.modifiers.size.is_some() {
+        bail!("`size` picks packets, and `{name}` works on what they carry: leave it out");
+    }
     modifiers(&rule.fault, &rule.modifiers)
 }
 
@@ -64,18 +72,51 @@ fn without_direction(fault: &Fault) -> Option<&'static str> {
     }
 }
 
-/// The connections that a rule on a stream picks. Its counts count those that `conn` lets pass.
-pub fn connections(modifiers: &Modifiers) -> Picked {
+/// Whether a rule that can be carried out has something to do on the relay of this transport.
+pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
+    let is_aimed = match rule.target.protocol {
+        Protocol::Any => true,
+        Protocol::Tcp => transport == Transport::Tcp,
+        Protocol::Udp => transport == Transport::Udp,
+        Protocol::Icmp => false,
+    };
+    is_aimed && convert::toxic(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
+}
+
+/// The datagrams that a rule picks, by counting.
+pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagrams> {
+    let triggers = &modifiers.triggers;
+    if transport == Transport::Tcp || triggers.is_empty() {
+        return None;
+    }
+    let bounds = triggers.bounds();
+    Some(Datagrams {
+        picked: Picked {
+            first: bounds.first,
+            last: bounds.last,
+            step: triggers.step(),
+            base: 0,
+        },
+        count_all: modifiers.count == CountScope::PerRule,
+    })
+}
+
+/// The connections that a rule picks. On a stream its counts count those that `conn` lets pass.
+pub fn connections(modifiers: &Modifiers, transport: Transport) -> Picked {
     let allowed = modifiers.connections.unwrap_or(Bounds {
         first: 1,
         last: Bounds::OPEN,
     });
     let base = allowed.first.saturating_sub(1);
-    let counted = modifiers.triggers.bounds();
+    let triggers = match transport {
+        Transport::Tcp => modifiers.triggers,
+        Transport::Udp => Triggers::default(),
+    };
+    let counted = triggers.bounds();
     Picked {
         first: base.saturating_add(counted.first),
         last: base.saturating_add(counted.last).min(allowed.last),
-        step: modifiers.triggers.step(),
+        step: triggers.step(),
         base,
     }
 }
@@ -93,7 +134,10 @@ mod tests {
     #[test]
     fn counts_pick_connections() {
         let picked = |text: &str| {
-            let picked = connections(&resolved(&format!("tcp:1 latency=1s {text}")).modifiers);
+            let picked = connections(
+                &resolved(&format!("tcp:1 latency=1s {text}")).modifiers,
+                Transport::Tcp,
+            );
             (1..=9).filter(|n| picked.has(*n)).collect::<Vec<_>>()
         };
         assert_eq!(picked(""), [1, 2, 3, 4, 5, 6, 7, 8, 9]);

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
-use fault_common::abi::STEERS;
+use fault_common::abi::{STEERS, steered};
 use socket2::{Domain, Socket, Type};
 
 use super::hooks::Hooks;
@@ -81,6 +81,7 @@ impl Front {
         };
         service.lead_to(is_v4, port_of(&nobody)?);
         service.steer.refused = 1;
+        service.steer.protocols = steered::TCP;
         let mut state = self.state();
         let index = (!state.taken).trailing_zeros();
         ensure!(

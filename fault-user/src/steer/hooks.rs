@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, SockMap};
+use aya::maps::{HashMap, MapData, MapError, SockMap};
 use aya::programs::{CgroupSockAddr, SkLookup, SockOps};
 use fault_common::abi::{Destination, STEERS};
 use fault_common::flow::MAPPED_PREFIX;
@@ -21,9 +21,17 @@ use crate::rule::PortRange;
 
 /// `SO_NETNS_COOKIE` of Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
-/// What connections were meant for, by the client's own address.
+/// Addresses that stand for others.
+type Addresses = Arc<Mutex<HashMap<MapData, Destination, Destination>>>;
+
+/// What was meant by what is led to the relay.
 #[derive(Clone)]
-pub struct Originals(Arc<Mutex<HashMap<MapData, Destination, Destination>>>);
+pub struct Originals {
+    /// Where connections were meant to go, by the client's own address.
+    peers: Addresses,
+    /// The servers of datagrams, by the address of the relay that stands for them.
+    claims: Addresses,
+}
 
 impl Originals {
     /// Where a client's connection was meant to go that the listener at `relay` has accepted.
@@ -35,11 +43,38 @@ impl Originals {
             // It came from outside, and was given to the relay as it is.
             return Ok(accepted.local);
         }
-        let client = accepted.client;
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::look_up(&self.peers, accepted.client)
+    }
+
+    /// The server that one of the relay's sockets for datagrams stands for.
+    ///
+    /// # Errors
+    /// None yet: somebody sent to the relay by itself.
+    pub fn server(&self, relay: SocketAddr) -> io::Result<SocketAddr> {
+        Self::look_up(&self.claims, relay)
+    }
+
+    /// Whether there are servers enough for all these ports of the relay.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn are_all_claimed(&self, ports: &[SocketAddr]) -> io::Result<bool> {
+        let known = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        for port in ports {
+            match known.get(&destination(*port), 0) {
+                Ok(_) => {}
+                Err(MapError::KeyNotFound) => return Ok(false),
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(!ports.is_empty())
+    }
+
+    fn look_up(known: &Addresses, key: SocketAddr) -> io::Result<SocketAddr> {
+        let known = known.lock().unwrap_or_else(PoisonError::into_inner);
         let original = known
-            .get(&destination(client), 0)
-            .map_err(|error| io::Error::other(format!("{client} was not led here: {error}")))?;
+            .get(&destination(key), 0)
+            .map_err(|error| io::Error::other(format!("{key} was not led here: {error}")))?;
         Ok(address(original))
     }
 }
@@ -85,10 +120,10 @@ impl Hooks {
         let listeners = ebpf
             .take_map("LISTENERS")
             .context("the eBPF object has no map LISTENERS")?;
-        let peers = ebpf
-            .take_map("PEERS")
-            .context("the eBPF object has no map PEERS")?;
-        let originals = Originals(Arc::new(Mutex::new(HashMap::try_from(peers)?)));
+        let originals = Originals {
+            peers: addresses(&mut ebpf, "PEERS")?,
+            claims: addresses(&mut ebpf, "CLAIMS")?,
+        };
         let hooks = Self {
             table,
             listeners: listeners.try_into()?,
@@ -121,6 +156,13 @@ impl Hooks {
     }
 }
 
+fn addresses(ebpf: &mut Ebpf, name: &str) -> Result<Addresses> {
+    let map = ebpf
+        .take_map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))?;
+    Ok(Arc::new(Mutex::new(HashMap::try_from(map)?)))
+}
+
 fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     let mut links = Vec::new();
     // The hooks of connect(2) first: when this process is killed they go first as well, and no connection is led to a
@@ -128,6 +170,10 @@ fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     for (name, at) in [
         ("fault_connect4", Hook::Connect4),
         ("fault_connect6", Hook::Connect6),
+        ("fault_send4", Hook::Send4),
+        ("fault_send6", Hook::Send6),
+        ("fault_receive4", Hook::Receive4),
+        ("fault_receive6", Hook::Receive6),
         ("fault_peer4", Hook::PeerName4),
         ("fault_peer6", Hook::PeerName6),
     ] {

@@ -8,26 +8,26 @@ mod convert;
 pub mod front;
 mod hooks;
 mod reconnect;
+mod relays;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use fault_common::abi::SLOTS;
 use tokio::task::JoinHandle;
 
 use crate::kernel::injection::Hits;
 use crate::kernel::injector::Marker;
 use crate::kernel::services::{Service, relay_mark};
-use crate::relay::{
-    Direction as Way, Engine, Listen, Prepare, Relay, Settings, Target, ToxicConfig, Upstream,
-};
+use crate::relay::{Direction as Way, Engine, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
 pub use check::check;
 use hooks::{Hooks, Originals};
+pub(crate) use relays::prepare;
+use relays::{Ends, Maker, backlog};
 
 /// Two are enough for what one command opens.
 const WORKERS: usize = 2;
@@ -53,16 +53,21 @@ struct StreamRule {
 
 /// A target with its relays, one for each version of IP.
 struct Led {
+    /// Its name or text.
+    name: String,
     target: ResolvedTarget,
     relays: Vec<Arc<Relay>>,
     /// Where they listen, to look at who waits.
     listeners: Vec<std::net::TcpListener>,
+    /// Where its servers' datagrams come to, over IPv4 and IPv6.
+    datagrams: [Vec<SocketAddr>; 2],
 }
 
 struct Shared {
     /// The cgroup whose connections are led; nothing for every process here.
     scope: Option<PathBuf>,
     hooks: Mutex<Hooks>,
+    originals: Originals,
     led: Vec<Led>,
     rules: Vec<StreamRule>,
     /// How many rules of each target are in their windows.
@@ -105,75 +110,81 @@ pub struct Steering {
     _engine: Arc<Engine>,
 }
 
+/// Whose connections and datagrams are led.
+pub struct Whose<'a> {
+    /// Those of processes in this cgroup.
+    pub cgroup: &'a Path,
+    /// Applied to the sockets that the relay opens, where nobody else's are led: so they belong to the command for packet
+    /// rules. Without it those of clients from outside are led as well.
+    pub marker: Option<Marker>,
+}
+
+/// Rules with their targets, each of which is there once.
+fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, Vec<StreamRule>)> {
+    let mut targets: Vec<ResolvedTarget> = Vec::new();
+    let mut stream_rules = Vec::new();
+    for &(index, rule) in rules {
+        check(rule)?;
+        let known = targets.iter().position(|target| *target == rule.target);
+        let target = known.unwrap_or_else(|| {
+            targets.push(rule.target.clone());
+            targets.len() - 1
+        });
+        stream_rules.push(StreamRule {
+            index,
+            target,
+            rule: rule.clone(),
+        });
+    }
+    Ok((targets, stream_rules))
+}
+
 impl Steering {
-    /// Leads the connections of the processes in `cgroup` to relays with the faults of `rules` (each with its place
-    /// among all rules). Rules that begin at once are in force on return. `marker` is applied to the sockets that the
-    /// relay opens.
+    /// Leads connections and datagrams to relays with the faults of `rules` (each with its place among all rules). Rules
+    /// that begin at once are in force on return.
     ///
     /// # Errors
     /// A rule that can't be carried out, or the kernel refuses.
     pub async fn start(
         rules: &[(usize, &ResolvedRule)],
         seed: u64,
-        cgroup: &Path,
-        marker: Option<Marker>,
+        whose: Whose<'_>,
     ) -> Result<Self> {
-        let mut targets: Vec<ResolvedTarget> = Vec::new();
-        let mut stream_rules = Vec::new();
-        for &(index, rule) in rules {
-            check(rule)?;
-            let known = targets.iter().position(|target| *target == rule.target);
-            let target = known.unwrap_or_else(|| {
-                targets.push(rule.target.clone());
-                targets.len() - 1
-            });
-            stream_rules.push(StreamRule {
-                index,
-                target,
-                rule: rule.clone(),
-            });
-        }
+        let (targets, rules) = by_target(rules)?;
         let engine = Engine::start(WORKERS).context("starting the relay")?;
-        let mark = relay_mark();
-        let ports = listeners(targets.len())?;
-        let services: Vec<Service> = targets.iter().zip(&ports).map(service).collect();
-        let whole_host = marker.is_none();
-        let (mut hooks, originals) = Hooks::attach(cgroup, whole_host, &services)?;
+        let mut ends = (0..targets.len())
+            .map(|target| Ends::open(&transports(target, &rules)))
+            .collect::<Result<Vec<_>>>()?;
+        let services: Vec<Service> = ends
+            .iter()
+            .zip(&targets)
+            .map(|(ends, target)| ends.service(target))
+            .collect();
+        let whole_host = whose.marker.is_none();
+        let (mut hooks, originals) = Hooks::attach(whose.cgroup, whole_host, &services)?;
+        let maker = Maker {
+            engine: &engine,
+            seed,
+            originals: &originals,
+            prepare: prepare(relay_mark(), whose.marker),
+        };
         let mut led = Vec::with_capacity(targets.len());
-        for (number, (target, listeners)) in targets.into_iter().zip(ports).enumerate() {
-            let mut relays = Vec::new();
-            let listeners: Vec<_> = listeners.into_iter().flatten().collect();
-            let ordinals = Arc::default();
-            for listener in &listeners {
-                let listener = listener.try_clone().context("starting the relay")?;
-                if whole_host {
-                    hooks.listen(u32::try_from(number)?, &listener)?;
-                }
-                let prepare = prepare(mark, marker.clone());
-                let relay = relay(
-                    &engine, number, seed, listener, &originals, prepare, &ordinals,
-                )?;
-                relay
-                    .set_enabled(true)
-                    .await
-                    .context("starting the relay")?;
-                relays.push(relay);
-            }
-            led.push(Led {
-                target,
-                relays,
-                listeners,
-            });
+        for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
+            let relays = ends.relays(&maker, number)?;
+            let target = Led::start(number, target, &rules, ends, relays).await?;
+            target.show(u32::try_from(number)?, &mut hooks, whole_host)?;
+            led.push(target);
         }
         let shared = Arc::new(Shared {
-            scope: (!whole_host).then(|| cgroup.to_owned()),
+            scope: (!whole_host).then(|| whose.cgroup.to_owned()),
             hooks: Mutex::new(hooks),
+            originals,
             active: Mutex::new(vec![0; led.len()]),
-            past: Mutex::new(vec![StreamHits::default(); stream_rules.len()]),
-            before: Mutex::new(vec![None; stream_rules.len()]),
-            turns: tokio::sync::Mutex::new(vec![Turn::default(); stream_rules.len()]),
+            past: Mutex::new(vec![StreamHits::default(); rules.len()]),
+            before: Mutex::new(vec![None; rules.len()]),
+            turns: tokio::sync::Mutex::new(vec![Turn::default(); rules.len()]),
             led,
-            rules: stream_rules,
+            rules,
         });
         let mut timelines = Vec::new();
         for rule in 0..shared.rules.len() {
@@ -199,79 +210,30 @@ impl Steering {
     }
 }
 
+/// What the relays of a target must carry for its rules.
+fn transports(target: usize, rules: &[StreamRule]) -> Vec<Transport> {
+    let is_needed = |transport: &Transport| {
+        let mut own = rules.iter().filter(|rule| rule.target == target);
+        own.any(|rule| check::acts_on(&rule.rule, *transport))
+    };
+    let all = [Transport::Tcp, Transport::Udp];
+    all.into_iter().filter(is_needed).collect()
+}
+
 impl Drop for Steering {
     fn drop(&mut self) {
         for timeline in &self.timelines {
             timeline.abort();
         }
+        for led in &self.shared.led {
+            if led.is_full(&self.shared.originals) {
+                eprintln!(
+                    "fault: {SLOTS} servers of {} were led to: datagrams to further ones went straight",
+                    led.name
+                );
+            }
+        }
     }
-}
-
-/// A pair of listeners on loopback for each target: IPv4, and IPv6 where there is any.
-type Listeners = [Option<std::net::TcpListener>; 2];
-
-fn listeners(count: usize) -> Result<Vec<Listeners>> {
-    (0..count)
-        .map(|_| {
-            let v4 = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-                .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
-            Ok([
-                Some(v4),
-                std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok(),
-            ])
-        })
-        .collect()
-}
-
-fn service((target, listeners): (&ResolvedTarget, &Listeners)) -> Service {
-    let port = |listener: &Option<std::net::TcpListener>| {
-        let address = listener.as_ref().and_then(|one| one.local_addr().ok());
-        address.map_or(0, |address| address.port())
-    };
-    Service::new(target, [port(&listeners[0]), port(&listeners[1])])
-}
-
-fn relay(
-    engine: &Arc<Engine>,
-    number: usize,
-    seed: u64,
-    listener: std::net::TcpListener,
-    originals: &Originals,
-    prepare: Prepare,
-    ordinals: &Arc<AtomicU64>,
-) -> Result<Arc<Relay>> {
-    let originals = originals.clone();
-    let own = listener.local_addr()?;
-    let settings = Settings {
-        name: format!("target {number}"),
-        seed,
-        listen: Listen::TcpHook(Arc::new(move || listener.try_clone())),
-        upstream: Upstream {
-            target: Target::Hook(Arc::new(move |accepted| originals.of(accepted, own))),
-            prepare: Some(prepare),
-        },
-        udp_idle: Settings::UDP_IDLE,
-        ordinals: Arc::clone(ordinals),
-    };
-    Ok(Relay::new(engine, settings))
-}
-
-/// Marks a socket of the relay for the hooks, and for the packet programs.
-pub(crate) fn prepare(mark: u32, marker: Option<Marker>) -> Prepare {
-    Arc::new(move |socket, _: SocketAddr| {
-        // SAFETY: the value is four bytes long.
-        let status = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_MARK,
-                (&raw const mark).cast(),
-                4,
-            )
-        };
-        nix::errno::Errno::result(status).map(drop)?;
-        marker.as_ref().map_or(Ok(()), |marker| marker(socket))
-    })
 }
 
 /// Begins the timeline of a rule; what begins at once has begun on return.
@@ -316,10 +278,64 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
     }))
 }
 
+impl Led {
+    /// Has the relays of target `number` listen.
+    async fn start(
+        number: usize,
+        target: ResolvedTarget,
+        rules: &[StreamRule],
+        ends: &mut Ends,
+        relays: Vec<Arc<Relay>>,
+    ) -> Result<Self> {
+        for relay in &relays {
+            let started = relay.set_enabled(true).await;
+            started.context("starting the relay")?;
+        }
+        let named = rules.iter().find(|rule| rule.target == number);
+        Ok(Self {
+            name: named.map_or_else(String::new, |rule| rule.rule.name.clone()),
+            target,
+            relays,
+            listeners: std::mem::take(&mut ends.streams)
+                .into_iter()
+                .flatten()
+                .collect(),
+            datagrams: ends.addresses.clone(),
+        })
+    }
+
+    /// Tells the hooks where it listens; `outside`: for clients from outside too.
+    fn show(&self, index: u32, hooks: &mut Hooks, outside: bool) -> Result<()> {
+        hooks.table().lead_datagrams(index, &self.datagrams);
+        if outside {
+            for listener in &self.listeners {
+                hooks.listen(index, listener)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether some of its datagrams may not have been led.
+    fn is_full(&self, originals: &Originals) -> bool {
+        let mut versions = self.datagrams.iter();
+        versions.any(|addresses| match originals.are_all_claimed(addresses) {
+            Ok(are) => are,
+            Err(error) => {
+                eprintln!("fault: looking at the servers of {}: {error}", self.name);
+                false
+            }
+        })
+    }
+}
+
 impl Shared {
-    /// The toxics of a rule: one, or one for each direction that draw as one.
-    fn toxics(&self, number: usize) -> Result<Vec<ToxicConfig>> {
+    /// The toxics of a rule: one, or one for each direction that draw as one; none on a relay of a transport on which its
+    /// fault has no meaning.
+    fn toxics(&self, number: usize, transport: Transport) -> Result<Vec<ToxicConfig>> {
         let rule = &self.rules[number].rule;
+        if !check::acts_on(rule, transport) {
+            return Ok(Vec::new());
+        }
         let ways: &[Way] = match rule.modifiers.direction {
             Direction::ToServer => &[Way::Upstream],
             Direction::Both if convert::is_one_way(&rule.fault) => &Way::ALL,
@@ -331,7 +347,8 @@ impl Shared {
                 direction: *way,
                 stream: way.name().to_owned(),
                 toxicity: convert::share(rule.modifiers.probability),
-                connections: check::connections(&rule.modifiers),
+                connections: check::connections(&rule.modifiers, transport),
+                datagrams: check::datagrams(&rule.modifiers, transport),
                 fault: if ways.len() == 2 && *way == Way::Upstream {
                     convert::one_way_part(&rule.fault)?
                 } else {
@@ -365,10 +382,10 @@ impl Shared {
     async fn begin_to_act(&self, number: usize) -> Result<()> {
         let target = self.rules[number].target;
         let accepted = self.accepted(target);
-        for toxic in self.toxics(number)? {
-            for relay in &self.led[target].relays {
+        for relay in &self.led[target].relays {
+            for toxic in self.toxics(number, relay.transport())? {
                 relay
-                    .add_toxic(toxic.clone())
+                    .add_toxic(toxic)
                     .await
                     .map_err(|error| anyhow::anyhow!("{error}"))?;
             }
@@ -388,9 +405,6 @@ impl Shared {
     async fn stop_acting(&self, number: usize) {
         let target = self.rules[number].target;
         self.count(target, false);
-        let Ok(toxics) = self.toxics(number) else {
-            return;
-        };
         // A toxic's counts go with it.
         let did = self.current_hits(number);
         {
@@ -400,8 +414,11 @@ impl Shared {
             past[number].hits += did.hits;
         }
         self.before.lock().unwrap_or_else(PoisonError::into_inner)[number] = None;
-        for toxic in toxics {
-            for relay in &self.led[target].relays {
+        for relay in &self.led[target].relays {
+            let Ok(toxics) = self.toxics(number, relay.transport()) else {
+                return;
+            };
+            for toxic in toxics {
                 if let Err(error) = relay.remove_toxic(&toxic.name).await {
                     eprintln!("fault: a rule can't end: {error}");
                 }
@@ -473,29 +490,6 @@ impl Shared {
             connections: count,
             hits: count,
         }
-    }
-}
-
-/// How many connections wait to be accepted; 0 where the kernel does not tell.
-fn backlog(listener: &std::net::TcpListener) -> u64 {
-    // SAFETY: all zeros is a value of this structure of integers.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut length = u32::try_from(size_of_val(&info)).unwrap_or(0);
-    // SAFETY: room for the structure, and a length that says so.
-    let status = unsafe {
-        libc::getsockopt(
-            listener.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
-    };
-    // Of a listening socket the kernel reports the length of the queue in this field.
-    if status == 0 {
-        info.tcpi_unacked.into()
-    } else {
-        0
     }
 }
 

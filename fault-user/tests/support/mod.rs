@@ -108,6 +108,7 @@ impl Bed {
             stream: direction.name().to_owned(),
             toxicity,
             connections: Picked::ALL,
+            datagrams: None,
             fault,
         };
         self.run(self.relay.add_toxic(config)).expect("a new toxic");

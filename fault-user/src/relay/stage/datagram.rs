@@ -2,12 +2,87 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage};
 use crate::relay::fault::{Duplicate, Fault, Loss, Reorder, milliseconds};
 use crate::relay::random::Draws;
-use crate::relay::toxic::Shared;
+use crate::relay::toxic::{Datagrams, Shared};
+
+/// Has another stage act on some; the others pass it by.
+pub(super) struct PickedStage {
+    stage: Box<dyn Stage>,
+    datagrams: Datagrams,
+    /// Those of this client in this direction.
+    count: u64,
+    passing: Queue,
+    shared: Arc<Shared>,
+}
+
+impl PickedStage {
+    pub(super) fn new(stage: Box<dyn Stage>, datagrams: Datagrams, place: &Place) -> Self {
+        Self {
+            stage,
+            datagrams,
+            count: 0,
+            passing: Queue::default(),
+            shared: Arc::clone(&place.shared),
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        if self.datagrams.count_all {
+            return self.shared.datagrams.fetch_add(1, Ordering::Relaxed) + 1;
+        }
+        self.count += 1;
+        self.count
+    }
+}
+
+impl Stage for PickedStage {
+    fn room(&self, now: Instant) -> usize {
+        self.stage.room(now).min(self.passing.room(ROOM))
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        let number = self.next();
+        if self.datagrams.picked.has(number) {
+            self.stage.push(chunk);
+        } else {
+            self.passing.push(chunk);
+        }
+    }
+
+    fn end(&mut self, end: End, at: Instant) {
+        self.stage.end(end, at);
+    }
+
+    fn pop(&mut self, now: Instant) -> Pop {
+        match self.passing.pop() {
+            Some(chunk) => Pop::Chunk(chunk),
+            None => self.stage.pop(now),
+        }
+    }
+
+    fn expired(&mut self, now: Instant) -> Pop {
+        self.stage.expired(now)
+    }
+
+    fn update(&mut self, fault: &Fault, now: Instant) {
+        self.stage.update(fault, now);
+    }
+
+    fn take(self: Box<Self>) -> Rest {
+        let mut rest = self.stage.take();
+        rest.chunks.extend(self.passing.into_rest().chunks);
+        rest
+    }
+
+    fn is_empty(&self) -> bool {
+        self.passing.is_empty() && self.stage.is_empty()
+    }
+}
 
 /// Drops some.
 pub(super) struct LossStage {
