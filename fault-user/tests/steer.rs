@@ -616,3 +616,44 @@ fn reconnect_brings_open_connections_through_the_relay() {
         assert!(!is_slow(address));
     }
 }
+
+#[test]
+fn another_network_namespace_with_its_clients_inside_and_outside() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let here = local("127.0.0.1");
+    let here_udp = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
+    for host in ["10.77.0.2", "fd77::2"] {
+        let there = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
+        let there_udp = SocketAddr::new(there.ip(), 7053);
+        let (tcp, udp) = namespace
+            .enter(|| Ok((TcpListener::bind(there)?, UdpSocket::bind(there_udp)?)))
+            .unwrap();
+        echo(tcp);
+        udp_echo(udp);
+        let is_slow_inside = || namespace.enter(|| Ok(is_slow(there))).unwrap();
+        let asked_inside = || {
+            let ask = || Ok(ask(&udp_client(there_udp), there_udp, "inside").1 >= SLOW);
+            namespace.enter(ask).unwrap()
+        };
+        let mut old = TcpStream::connect(there).unwrap();
+        exchange(&mut old).unwrap();
+        let hurt = Hurt::begin(
+            &["tcp:7000 latency=100ms reconnect", "udp:7053 latency=100ms"],
+            &format!("--netns {}", peer.name),
+        );
+        assert!(exchange(&mut old).is_err(), "{host}: reset");
+        assert!(is_slow_inside(), "{host}: a client in there");
+        assert!(asked_inside(), "{host}: a client of UDP in there");
+        assert!(is_slow(there), "{host}: a client from outside");
+        assert!(!is_slow(here), "another service at the same port elsewhere");
+        assert!(ask(&udp_client(here_udp), here_udp, "here").1 < SLOW);
+        hurt.end();
+        assert!(!is_slow_inside() && !asked_inside(), "{host} healed");
+        assert!(!is_slow(there), "{host} healed");
+    }
+}

@@ -57,6 +57,15 @@ impl NetworkNamespace {
         Ok((own.dev(), own.ino()) == (this.dev(), this.ino()))
     }
 
+    /// Moves the calling thread into the namespace, for good.
+    ///
+    /// # Errors
+    /// The namespace can't be entered.
+    pub fn join(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("entering {} (needs CAP_SYS_ADMIN)", self.path.display()))
+    }
+
     /// Runs `work` on a thread inside the namespace, and gives what it gives.
     ///
     /// # Errors
@@ -64,9 +73,7 @@ impl NetworkNamespace {
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| {
-                    format!("entering {} (needs CAP_SYS_ADMIN)", self.path.display())
-                })?;
+                self.join()?;
                 work()
             });
             match inside.join() {

@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 use fault_common::abi::{STEERS, steered};
 use socket2::{Domain, Socket, Type};
 
-use super::hooks::Hooks;
+use super::hooks::{Hooks, Reach};
 use super::prepare;
 use crate::kernel::ruleset::Network;
 use crate::kernel::services::{Service, relay_mark};
@@ -47,7 +47,11 @@ impl Front {
     /// # Errors
     /// No cgroup2, no rights, or a kernel before 5.14.
     pub fn open() -> Result<Arc<Self>> {
-        let (hooks, _originals) = Hooks::attach(Hierarchy::find()?.path(), true, &[])?;
+        let reach = Reach {
+            all_cgroups: true,
+            outside: true,
+        };
+        let (hooks, _originals) = Hooks::attach(Hierarchy::find()?.path(), reach, &[])?;
         Ok(Arc::new(Self {
             state: Mutex::new(State { hooks, taken: 0 }),
         }))

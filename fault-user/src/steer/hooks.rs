@@ -89,16 +89,21 @@ pub struct Hooks {
     _ebpf: Ebpf,
 }
 
+/// Whose connections the hooks meet.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    /// The cgroup is the root, with processes of every network namespace.
+    pub all_cgroups: bool,
+    /// Those of clients from outside of the network namespace as well.
+    pub outside: bool,
+}
+
 impl Hooks {
-    /// Loads the programs and attaches them to a cgroup. Nothing is led anywhere before [`Hooks::switch`].
+    /// Loads the programs and attaches them to a cgroup, for what is in this thread's network namespace. Nothing is led anywhere before [`Hooks::switch`].
     ///
     /// # Errors
     /// The kernel refuses (the hooks are of Linux 5.8), or there are too many targets.
-    pub fn attach(
-        cgroup: &Path,
-        whole_host: bool,
-        services: &[Service],
-    ) -> Result<(Self, Originals)> {
+    pub fn attach(cgroup: &Path, reach: Reach, services: &[Service]) -> Result<(Self, Originals)> {
         ensure!(
             services.len() <= STEERS as usize,
             "stream faults are possible on {STEERS} targets at once: use fewer"
@@ -106,13 +111,13 @@ impl Hooks {
         let netns = netns_cookie();
         // Without it the connections of every container would be led to a relay that they can't reach.
         ensure!(
-            netns != 0 || !whole_host,
-            "stream faults on the whole host need Linux 5.14, to tell network namespaces apart: use `fault run` without --scope \
-             host, or --pid or --cgroup"
+            netns != 0 || !reach.all_cgroups,
+            "stream faults on the whole host or network namespace need Linux 5.14, to tell network namespaces apart: use \
+             `fault run` without --scope host, or --pid, --cgroup or --container"
         );
         let (mut ebpf, table) = services::load(services, netns)?;
         let links = attach_all(&mut ebpf, cgroup)?;
-        let lookup = if whole_host {
+        let lookup = if reach.outside {
             Some(attach_lookup(&mut ebpf)?)
         } else {
             None

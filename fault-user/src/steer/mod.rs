@@ -15,17 +15,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use fault_common::abi::SLOTS;
 use tokio::task::JoinHandle;
 
 use crate::kernel::injection::Hits;
 use crate::kernel::injector::Marker;
+use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
+use crate::process::netns::NetworkNamespace;
 use crate::relay::{Direction as Way, Engine, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
 pub use check::check;
-use hooks::{Hooks, Originals};
+use hooks::{Hooks, Originals, Reach};
 pub(crate) use relays::prepare;
 use relays::{Ends, Maker, backlog};
 
@@ -66,6 +68,8 @@ struct Led {
 struct Shared {
     /// The cgroup whose connections are led; nothing for every process here.
     scope: Option<PathBuf>,
+    /// Knows and resets connections of the network namespace, if that is asked for.
+    diagnosis: Option<Mutex<Netlink>>,
     hooks: Mutex<Hooks>,
     originals: Originals,
     led: Vec<Led>,
@@ -114,6 +118,10 @@ pub struct Steering {
 pub struct Whose<'a> {
     /// Those of processes in this cgroup.
     pub cgroup: &'a Path,
+    /// It is the root.
+    pub all_cgroups: bool,
+    /// In this network namespace, if it is not the caller's: the relay works in there.
+    pub namespace: Option<&'a NetworkNamespace>,
     /// Applied to the sockets that the relay opens, where nobody else's are led: so they belong to the command for packet
     /// rules. Without it those of clients from outside are led as well.
     pub marker: Option<Marker>,
@@ -139,6 +147,45 @@ fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, V
     Ok((targets, stream_rules))
 }
 
+/// What is opened inside the network namespace.
+struct Opened {
+    ends: Vec<Ends>,
+    hooks: Hooks,
+    originals: Originals,
+    diagnosis: Option<Mutex<Netlink>>,
+}
+
+impl Opened {
+    fn new(
+        cgroup: &Path,
+        reach: Reach,
+        targets: &[ResolvedTarget],
+        rules: &[StreamRule],
+    ) -> Result<Self> {
+        let ends = (0..targets.len())
+            .map(|target| Ends::open(&transports(target, rules)))
+            .collect::<Result<Vec<_>>>()?;
+        let services: Vec<Service> = ends
+            .iter()
+            .zip(targets)
+            .map(|(ends, target)| ends.service(target))
+            .collect();
+        let (hooks, originals) = Hooks::attach(cgroup, reach, &services)?;
+        let resets = rules.iter().any(|rule| rule.rule.modifiers.reconnect);
+        let diagnosis = if resets {
+            Some(Mutex::new(Netlink::sock_diag()?))
+        } else {
+            None
+        };
+        Ok(Self {
+            ends,
+            hooks,
+            originals,
+            diagnosis,
+        })
+    }
+}
+
 impl Steering {
     /// Leads connections and datagrams to relays with the faults of `rules` (each with its place among all rules). Rules
     /// that begin at once are in force on return.
@@ -151,17 +198,22 @@ impl Steering {
         whose: Whose<'_>,
     ) -> Result<Self> {
         let (targets, rules) = by_target(rules)?;
-        let engine = Engine::start(WORKERS).context("starting the relay")?;
-        let mut ends = (0..targets.len())
-            .map(|target| Ends::open(&transports(target, &rules)))
-            .collect::<Result<Vec<_>>>()?;
-        let services: Vec<Service> = ends
-            .iter()
-            .zip(&targets)
-            .map(|(ends, target)| ends.service(target))
-            .collect();
-        let whole_host = whose.marker.is_none();
-        let (mut hooks, originals) = Hooks::attach(whose.cgroup, whole_host, &services)?;
+        let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
+        let outside = whose.marker.is_none();
+        let reach = Reach {
+            all_cgroups: whose.all_cgroups,
+            outside,
+        };
+        let open = || Opened::new(whose.cgroup, reach, &targets, &rules);
+        let Opened {
+            mut ends,
+            mut hooks,
+            originals,
+            diagnosis,
+        } = match whose.namespace {
+            Some(namespace) => namespace.enter(open)?,
+            None => open()?,
+        };
         let maker = Maker {
             engine: &engine,
             seed,
@@ -172,11 +224,12 @@ impl Steering {
         for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
             let relays = ends.relays(&maker, number)?;
             let target = Led::start(number, target, &rules, ends, relays).await?;
-            target.show(u32::try_from(number)?, &mut hooks, whole_host)?;
+            target.show(u32::try_from(number)?, &mut hooks, outside)?;
             led.push(target);
         }
         let shared = Arc::new(Shared {
-            scope: (!whole_host).then(|| whose.cgroup.to_owned()),
+            scope: (!outside).then(|| whose.cgroup.to_owned()),
+            diagnosis,
             hooks: Mutex::new(hooks),
             originals,
             active: Mutex::new(vec![0; led.len()]),
@@ -394,7 +447,12 @@ impl Shared {
         self.count(target, true);
         if self.rules[number].rule.modifiers.reconnect {
             // New connections are led from here on: what is reset comes back through the relay.
-            let count = reconnect::reset(&self.led[target].target, self.scope.as_deref())?;
+            let Some(diagnosis) = &self.diagnosis else {
+                bail!("nothing was opened to reset connections with");
+            };
+            let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
+            let target = &self.led[target].target;
+            let count = reconnect::reset(&mut netlink, target, self.scope.as_deref())?;
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             past[number].hits += count;
         }

@@ -36,26 +36,30 @@ struct End {
     ours: bool,
 }
 
-/// Resets the connections to a target that clients in `cgroup` (with its descendants), or all clients here, have open.
+/// Resets the connections to a target that processes in `cgroup` (with its descendants), or all clients here, have open; `netlink` tells where that is.
 /// Where the server is on this host it is its end that is closed, so that the client sees a reset and not
 /// `ECONNABORTED`. Gives how many.
 ///
 /// # Errors
 /// The kernel can't list or close sockets of others (`CONFIG_INET_DIAG_DESTROY`), or there are no rights.
-pub fn reset(target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
+pub fn reset(netlink: &mut Netlink, target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
     let scope = cgroup.map(Scope::of).transpose()?;
-    let mut netlink = Netlink::sock_diag()?;
-    let ends = list(&mut netlink)?;
+    let ends = list(netlink)?;
     let mut count = 0;
-    for end in &ends {
-        let in_scope = scope.as_ref().is_none_or(|scope| scope.has(end));
-        if end.ours || !in_scope || !is_aimed(target, end.remote) {
-            continue;
-        }
-        let server = ends
+    let is_led = |end: &End| !end.ours && scope.as_ref().is_none_or(|scope| scope.has(end));
+    for end in ends.iter().filter(|end| is_led(end)) {
+        let other = ends
             .iter()
             .find(|other| other.local == end.remote && other.remote == end.local);
-        if close(&mut netlink, server.unwrap_or(end))? {
+        let closed = if is_aimed(target, end.remote) {
+            other.unwrap_or(end)
+        } else if is_aimed(target, end.local) && other.is_none() {
+            // Its client is outside.
+            end
+        } else {
+            continue;
+        };
+        if close(netlink, closed)? {
             count += 1;
         }
     }

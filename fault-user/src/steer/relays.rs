@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -11,7 +11,7 @@ use fault_common::abi::SLOTS;
 
 use super::hooks::Originals;
 use crate::kernel::injector::Marker;
-use crate::kernel::services::Service;
+use crate::kernel::services::{Service, relay_mark};
 use crate::relay::{Engine, Listen, Prepare, Relay, Settings, Target, Transport, Upstream};
 use crate::rule::ResolvedTarget;
 
@@ -54,6 +54,10 @@ impl Ends {
                     let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
                         .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
                     let v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok();
+                    // What they accept inherits the mark: `reconnect` leaves it alone.
+                    for listener in [Some(&v4), v6.as_ref()].into_iter().flatten() {
+                        prepare(relay_mark(), None)(listener.as_fd(), listener.local_addr()?)?;
+                    }
                     ends.streams = [Some(v4), v6];
                 }
                 Transport::Udp => {
