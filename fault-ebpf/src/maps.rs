@@ -47,6 +47,9 @@ pub static RELAY_MARK: Global<u32> = Global::new(0xfa17);
 /// Cookie of the network namespace that the relay is in; 0 where the kernel does not tell.
 #[unsafe(no_mangle)]
 pub static NETNS: Global<u64> = Global::new(0);
+/// 1 when only connections to servers of the cgroup are given to the relay.
+#[unsafe(no_mangle)]
+pub static OWN_SERVERS: Global<u32> = Global::new(0);
 /// Index of the delay line's tap device.
 #[unsafe(no_mangle)]
 pub static TAP: Global<u32> = Global::new(0);
@@ -196,6 +199,12 @@ pub static CLAIMS: HashMap<Destination, Destination> = HashMap::with_max_entries
 /// The relay's listeners: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
 #[map]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);
+/// Where servers of the cgroup listen, and how many sockets.
+#[map]
+pub static SERVED: HashMap<Destination, u64> = HashMap::with_max_entries(1, 0);
+/// Ports from which the relay is connecting to such servers: how many sockets.
+#[map]
+pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
 /// What led connections were meant for, by the cookie of the client's socket.
 #[map]
 pub static ORIGINALS: LruHashMap<u64, Destination> = LruHashMap::with_max_entries(16384, 0);

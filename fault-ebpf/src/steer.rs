@@ -3,16 +3,17 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
 use fault_common::abi::{Destination, SLOTS, STEERS, Steer, steered};
 use fault_common::flow::{Address, MAPPED_PREFIX, mapped};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
+use crate::counting;
 use crate::maps::{
-    CLAIMS, HostKey, LISTENERS, NETNS, ORIGINALS, PEERS, RELAY_MARK, SLOT_PORTS, STEER_HOSTS,
-    STEER_PORTS, STEER_TABLE,
+    CLAIMS, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, PEERS, RELAY_MARK, RELAY_PORTS,
+    SERVED, SLOT_PORTS, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
 };
 
 /// The verdict that lets a system call go on.
@@ -22,6 +23,14 @@ const SOCK_DGRAM: u32 = 2;
 const AF_INET: u32 = 2;
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: the connection is about to be opened, and has its own port already.
 const TCP_CONNECT_CB: u32 = 3;
+/// `BPF_SOCK_OPS_STATE_CB`: a connection's or listener's state changes.
+const STATE_CB: u32 = 10;
+/// `BPF_SOCK_OPS_TCP_LISTEN_CB`: a socket has begun to listen.
+const TCP_LISTEN_CB: u32 = 11;
+/// `BPF_SOCK_OPS_STATE_CB_FLAG`: call again when the state changes.
+const STATE_FLAG: i32 = 1 << 2;
+/// `BPF_TCP_LISTEN`: the state.
+const LISTEN: u32 = 10;
 /// 127.0.0.1 in network byte order.
 const LOOPBACK_V4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
 /// The last word of `::1` in network byte order.
@@ -201,8 +210,8 @@ fn names(steer: u32, address: &Address) -> bool {
     STEER_HOSTS.get(&key).is_some()
 }
 
-/// Gives a new connection from outside to the relay. Those from this host are led by the hooks of connect(2), and the
-/// relay's own ones go straight.
+/// Gives a new connection to the relay: one from outside, or with [`OWN_SERVERS`] one to a server of the cgroup.
+/// Those that clients of the cgroup open are led by the hooks of connect(2), and the relay's own ones go straight.
 #[inline(always)]
 pub fn lookup(ctx: &SkLookupContext) -> u32 {
     /// What the verdicts are called in `enum sk_action`.
@@ -240,15 +249,17 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
     SK_PASS
 }
 
-/// The service that a connection is for, or `STEERS` for none or one that comes from this host: nothing else
-/// comes from its own address, or to loopback.
+/// The service that a connection is for, or `STEERS` for none or one that goes straight.
 #[inline(never)]
 fn lookup4(ctx: &SkLookupContext, candidates: u64) -> u32 {
     let (from, to) = unsafe { ((*ctx.lookup).remote_ip4, (*ctx.lookup).local_ip4) };
-    if from == to || to.to_ne_bytes()[0] == 127 {
+    // Nothing from outside comes from the server's own address, or to loopback.
+    let is_local = from == to || to.to_ne_bytes()[0] == 127;
+    let to = mapped(to);
+    if !may_be_led(ctx, is_local) || (OWN_SERVERS.load() != 0 && !serves(ctx, &to, true)) {
         return STEERS;
     }
-    service(candidates, &mapped(to), steered::TCP)
+    service(candidates, &to, steered::TCP)
 }
 
 #[inline(never)]
@@ -257,10 +268,33 @@ fn lookup6(ctx: &SkLookupContext, candidates: u64) -> u32 {
     let from = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).remote_ip6[at]) };
     let to = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).local_ip6[at]) };
     let to = [to(0), to(1), to(2), to(3)];
-    if [from(0), from(1), from(2), from(3)] == to {
+    let is_local = [from(0), from(1), from(2), from(3)] == to;
+    if !may_be_led(ctx, is_local) || (OWN_SERVERS.load() != 0 && !serves(ctx, &to, false)) {
         return STEERS;
     }
     service(candidates, &to, steered::TCP)
+}
+
+/// Whether neither the hooks of connect(2) have let the connection go straight, nor is it the relay's own.
+#[inline(always)]
+fn may_be_led(ctx: &SkLookupContext, is_local: bool) -> bool {
+    if OWN_SERVERS.load() == 0 {
+        return !is_local;
+    }
+    let port = unsafe { u16::from_be((*ctx.lookup).remote_port) };
+    let relays = RELAY_PORTS.get(u32::from(port)).copied().unwrap_or(0);
+    !is_local || relays == 0
+}
+
+/// Whether a server of the cgroup listens there: at this address, or at all of this version of IP or of both.
+#[inline(always)]
+fn serves(ctx: &SkLookupContext, address: &Address, v4: bool) -> bool {
+    let port = unsafe { (*ctx.lookup).local_port };
+    let is_there = |address: Address| {
+        // SAFETY: the count is copied at once.
+        unsafe { SERVED.get(Destination { address, port }) }.is_some_and(|count| *count != 0)
+    };
+    is_there(*address) || is_there([0; 4]) || (v4 && is_there(mapped(0)))
 }
 
 /// The first of the candidates that has this host and protocol; `STEERS` for none.
@@ -283,24 +317,72 @@ fn service(candidates: u64, address: &Address, protocol: u32) -> u32 {
     STEERS
 }
 
-/// Tells the relay what a connection that is being opened was meant for, by the address that the relay sees.
+/// Tells the relay what a connection that is being opened was meant for, by the address that the relay sees; and where
+/// servers listen.
 #[inline(always)]
 pub fn opening(ctx: &SockOpsContext) -> u32 {
-    if ctx.op() != TCP_CONNECT_CB {
-        return 1;
+    match ctx.op() {
+        TCP_CONNECT_CB => connecting(ctx),
+        TCP_LISTEN_CB if OWN_SERVERS.load() != 0 => {
+            // SAFETY: the helper has no preconditions. Policy: where it refuses, what comes to the port when the server is
+            // gone is given to the relay, which finds nobody either.
+            let _status = unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, STATE_FLAG) };
+            listening(ctx, 1);
+        }
+        STATE_CB if OWN_SERVERS.load() != 0 && ctx.arg(0) == LISTEN => listening(ctx, u64::MAX),
+        _ => {}
     }
+    1
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) {
     // SAFETY: the helper has no preconditions.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: the value is copied at once.
     let Some(original) = (unsafe { ORIGINALS.get(cookie) }).copied() else {
-        return 1;
+        return;
     };
     if ctx.family() == AF_INET {
         note4(ctx, &original);
     } else {
         note6(ctx, &original);
     }
-    1
+}
+
+/// A socket listens, or (`change` of -1) no longer.
+#[inline(always)]
+fn listening(ctx: &SockOpsContext, change: u64) {
+    if ctx.family() == AF_INET {
+        listening4(ctx, change);
+    } else {
+        listening6(ctx, change);
+    }
+}
+
+#[inline(never)]
+fn listening4(ctx: &SockOpsContext, change: u64) -> u32 {
+    count_listener(mapped(ctx.local_ip4()), ctx.local_port(), change)
+}
+
+#[inline(never)]
+fn listening6(ctx: &SockOpsContext, change: u64) -> u32 {
+    count_listener(local6(ctx), ctx.local_port(), change)
+}
+
+#[inline(always)]
+fn count_listener(address: Address, port: u32, change: u64) -> u32 {
+    let own = Destination { address, port };
+    if SERVED.get_ptr(own).is_none() {
+        const NO_EXIST: u64 = 1;
+        // Policy: without room the server's connections go straight. Another CPU may have been faster.
+        let _made = SERVED.insert(own, 0, NO_EXIST);
+    }
+    if let Some(count) = SERVED.get_ptr_mut(own) {
+        // SAFETY: the pointer is to eight aligned bytes of the map.
+        counting::add(unsafe { &mut *count }, change);
+    }
+    0
 }
 
 /// [`note`] for IPv4. Apart from [`note6`], because the verifier wants every field of the context read from where it
@@ -312,11 +394,15 @@ fn note4(ctx: &SockOpsContext, original: &Destination) -> u32 {
 
 #[inline(never)]
 fn note6(ctx: &SockOpsContext, original: &Destination) -> u32 {
+    note(local6(ctx), ctx.local_port(), original)
+}
+
+#[inline(always)]
+fn local6(ctx: &SockOpsContext) -> Address {
     // Volatile, or LLVM would copy the array by a pointer of its own into the context.
     // SAFETY: the context is valid for as long as the program runs.
     let word = |at: usize| unsafe { read_volatile(&raw const (*ctx.ops).local_ip6[at]) };
-    let address = [word(0), word(1), word(2), word(3)];
-    note(address, ctx.local_port(), original)
+    [word(0), word(1), word(2), word(3)]
 }
 
 /// Remembers what the connection from this address is meant for. Policy: when that is not possible the relay does not

@@ -657,3 +657,144 @@ fn another_network_namespace_with_its_clients_inside_and_outside() {
         assert!(!is_slow(there), "{host} healed");
     }
 }
+
+/// A server that is the command of `fault run`: it answers each message with it, at these addresses, until its input
+/// ends.
+struct Serving(std::process::Child);
+
+impl Serving {
+    fn begin(rules: &[&str], addresses: &str) -> Self {
+        let script = "
+import socket, sys, threading
+def serve(one):
+    while data := one.recv(100):
+        one.sendall(data)
+def accept(listener):
+    while True:
+        threading.Thread(target=serve, args=[listener.accept()[0]], daemon=True).start()
+for address in sys.argv[1].split():
+    host, port = address.rsplit(':', 1)
+    version = socket.AF_INET6 if ':' in host else socket.AF_INET
+    listener = socket.socket(version)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, int(port)))
+    listener.listen()
+    threading.Thread(target=accept, args=[listener], daemon=True).start()
+print('ready', flush=True)
+sys.stdin.read()
+";
+        let mut command = place::fault();
+        command.args(["run", "--allow-unfired"]);
+        for rule in rules {
+            command.args(["-r", rule]);
+        }
+        let mut child = command
+            .args(["--", "python3", "-c", script, addresses])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        let out = child.stdout.as_mut().unwrap();
+        out.read_exact(&mut ready).expect("the server is ready");
+        Self(child)
+    }
+
+    fn end(mut self) -> String {
+        drop(self.0.stdin.take());
+        let mut summary = String::new();
+        let mut told = self.0.stderr.take().unwrap();
+        told.read_to_string(&mut summary).unwrap();
+        assert!(self.0.wait().unwrap().success(), "{summary}");
+        summary
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        if let Err(error) = self.0.wait() {
+            eprintln!("waiting for fault: {error}");
+        }
+    }
+}
+
+#[test]
+fn the_command_is_the_server_and_its_clients_are_not() {
+    if !std::path::Path::new("/usr/bin/python3").exists() {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let others = local("127.0.0.1");
+    for (bound, dialled) in [
+        ("127.0.0.2:7000", ["127.0.0.2:7000"].as_slice()),
+        ("[::1]:7000", &["[::1]:7000"]),
+        ("10.77.0.1:7000", &["10.77.0.1:7000"]),
+        (
+            "[::]:7001 0.0.0.0:7002",
+            &["[fd77::1]:7001", "10.77.0.1:7001", "127.0.0.1:7002"],
+        ),
+    ] {
+        let listened = bound.replace(['[', ']'], "");
+        let serving = Serving::begin(&["tcp:7000-7002 latency=100ms"], &listened);
+        for address in dialled {
+            let address: SocketAddr = address.parse().unwrap();
+            assert!(is_slow(address), "{address}");
+            if !address.ip().is_loopback() {
+                let outside = namespace.enter(|| Ok(is_slow(address)));
+                assert!(outside.unwrap(), "{address} from outside");
+            }
+        }
+        assert!(!is_slow(others), "a server of somebody else's at that port");
+        // Many at once: none meets the relay twice, and none is let pass.
+        let address: SocketAddr = dialled[0].parse().unwrap();
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..20).map(|_| scope.spawn(|| is_slow(address))).collect();
+            assert!(clients.into_iter().all(|client| client.join().unwrap()));
+        });
+        let summary = serving.end();
+        assert!(!summary.contains(" 0 conns"), "{summary}");
+    }
+}
+
+#[test]
+fn a_port_that_the_commands_server_has_left_is_nobodys_of_the_relay() {
+    if !has_bash() || !std::path::Path::new("/usr/bin/python3").exists() {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    enter_fresh();
+    let script = "
+import socket, sys
+one = socket.create_server(('127.0.0.1', 7000))
+one.close()
+print('ready', flush=True)
+sys.stdin.read()
+";
+    let mut child = place::fault()
+        .args([
+            "run",
+            "-r",
+            "tcp:7000 latency=100ms",
+            "--allow-unfired",
+            "--",
+            "python3",
+            "-c",
+        ])
+        .arg(script)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    let out = child.stdout.as_mut().unwrap();
+    out.read_exact(&mut ready).expect("the command is ready");
+    let address = local("127.0.0.1");
+    assert!(!is_slow(address), "it is this process' now");
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+}

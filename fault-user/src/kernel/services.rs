@@ -28,6 +28,8 @@ const UNUSED_MAPS: [&str; 9] = [
     "SCOPES",
 ];
 
+/// How many addresses a cgroup's servers may listen at.
+const SERVERS: u32 = 1024;
 /// Room for so many hosts at least: services can come later.
 const HOSTS_LEAST: usize = 256;
 
@@ -91,21 +93,25 @@ pub fn relay_mark() -> u32 {
 }
 
 /// Creates the maps of the programs at cgroups, with these services in them. None is looked for before
-/// [`Table::switch`]. `netns` is the cookie of the network namespace, or 0.
+/// [`Table::switch`]. `netns` is the cookie of the network namespace, or 0; with `own_servers` only connections to servers
+/// of the cgroup are given to the relay.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn load(services: &[Service], netns: u64) -> Result<(Ebpf, Table)> {
+pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf, Table)> {
     check_abi(OBJECT)?;
     let hosts: usize = services.iter().map(|service| service.hosts.len()).sum();
     let hosts = hosts.max(HOSTS_LEAST);
     let mark = relay_mark();
+    let own_servers = u32::from(own_servers);
     // Of both versions of IP.
     let slots = u32::try_from(services.len().max(1))? * 2 * SLOTS;
     let mut loader = EbpfLoader::new();
     loader
         .override_global("RELAY_MARK", &mark, true)
         .override_global("NETNS", &netns, true)
+        .override_global("OWN_SERVERS", &own_servers, true)
+        .map_max_entries("SERVED", SERVERS)
         .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?)
         .map_max_entries("SLOT_PORTS", slots)
         .map_max_entries("CLAIMS", slots);
@@ -198,7 +204,11 @@ fn host_key(service: u32, network: &Network) -> Key<HostKey> {
     Key::new(32 + u32::from(network.prefix), key)
 }
 
-fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
+/// An array of the object, to be read and written in place.
+///
+/// # Errors
+/// There is none of that name and size, or it can't be mapped.
+pub fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
     let map = ebpf
         .map(name)
         .with_context(|| format!("the eBPF object has no map {name}"))?;

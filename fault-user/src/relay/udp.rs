@@ -216,9 +216,10 @@ async fn connect(inner: &Inner, control: &Control, listener: &UdpSocket) -> io::
         None,
     )?;
     socket.set_nonblocking(true)?;
-    if let Some(prepare) = &inner.upstream.prepare {
-        prepare(std::os::fd::AsFd::as_fd(&socket), address)?;
-    }
+    let _kept = match &inner.upstream.prepare {
+        Some(prepare) => prepare(std::os::fd::AsFd::as_fd(&socket), address)?,
+        None => None,
+    };
     socket.connect(&address.into())?;
     UdpSocket::from_std(socket.into())
 }

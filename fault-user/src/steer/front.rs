@@ -49,7 +49,7 @@ impl Front {
     pub fn open() -> Result<Arc<Self>> {
         let reach = Reach {
             all_cgroups: true,
-            outside: true,
+            all_servers: true,
         };
         let (hooks, _originals) = Hooks::attach(Hierarchy::find()?.path(), reach, &[])?;
         Ok(Arc::new(Self {
@@ -184,7 +184,7 @@ impl Place {
     /// What is done to the relay's own sockets, so that they reach the service.
     #[must_use]
     pub fn prepare() -> Prepare {
-        prepare(relay_mark(), None)
+        prepare(relay_mark(), None, None)
     }
 }
 

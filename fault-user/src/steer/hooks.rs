@@ -13,6 +13,7 @@ use aya::programs::{CgroupSockAddr, SkLookup, SockOps};
 use fault_common::abi::{Destination, STEERS};
 use fault_common::flow::MAPPED_PREFIX;
 
+use super::served::Served;
 use crate::kernel::cgroup_link::{CgroupLink, Hook};
 use crate::kernel::link;
 use crate::kernel::services::{self, Service, Table, loaded, program};
@@ -83,9 +84,10 @@ impl Originals {
 pub struct Hooks {
     table: Table,
     listeners: SockMap<MapData>,
+    served: Served,
     _links: Vec<CgroupLink>,
-    /// Gives the relay what comes from outside.
-    _lookup: Option<OwnedFd>,
+    /// Gives the relay what clients open that the others do not meet.
+    _lookup: OwnedFd,
     _ebpf: Ebpf,
 }
 
@@ -94,8 +96,8 @@ pub struct Hooks {
 pub struct Reach {
     /// The cgroup is the root, with processes of every network namespace.
     pub all_cgroups: bool,
-    /// Those of clients from outside of the network namespace as well.
-    pub outside: bool,
+    /// Every server in the network namespace is theirs, not only those of the cgroup.
+    pub all_servers: bool,
 }
 
 impl Hooks {
@@ -115,16 +117,13 @@ impl Hooks {
             "stream faults on the whole host or network namespace need Linux 5.14, to tell network namespaces apart: use \
              `fault run` without --scope host, or --pid, --cgroup or --container"
         );
-        let (mut ebpf, table) = services::load(services, netns)?;
+        let (mut ebpf, table) = services::load(services, netns, !reach.all_servers)?;
         let links = attach_all(&mut ebpf, cgroup)?;
-        let lookup = if reach.outside {
-            Some(attach_lookup(&mut ebpf)?)
-        } else {
-            None
-        };
+        let lookup = attach_lookup(&mut ebpf)?;
         let listeners = ebpf
             .take_map("LISTENERS")
             .context("the eBPF object has no map LISTENERS")?;
+        let served = Served::new(&mut ebpf)?;
         let originals = Originals {
             peers: addresses(&mut ebpf, "PEERS")?,
             claims: addresses(&mut ebpf, "CLAIMS")?,
@@ -132,6 +131,7 @@ impl Hooks {
         let hooks = Self {
             table,
             listeners: listeners.try_into()?,
+            served,
             _links: links,
             _lookup: lookup,
             _ebpf: ebpf,
@@ -153,6 +153,12 @@ impl Hooks {
         self.listeners
             .set(index * 2 + v6, listener, 0)
             .context("entering the relay's listener")
+    }
+
+    /// The cgroup's servers.
+    #[must_use]
+    pub fn served(&self) -> &Served {
+        &self.served
     }
 
     /// The services themselves.
@@ -230,7 +236,7 @@ fn netns_cookie() -> u64 {
 }
 
 /// An address as the maps have it.
-fn destination(of: SocketAddr) -> Destination {
+pub fn destination(of: SocketAddr) -> Destination {
     let bytes = match of.ip() {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),

@@ -9,6 +9,7 @@ pub mod front;
 mod hooks;
 mod reconnect;
 mod relays;
+mod served;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -123,7 +124,7 @@ pub struct Whose<'a> {
     /// In this network namespace, if it is not the caller's: the relay works in there.
     pub namespace: Option<&'a NetworkNamespace>,
     /// Applied to the sockets that the relay opens, where nobody else's are led: so they belong to the command for packet
-    /// rules. Without it those of clients from outside are led as well.
+    /// rules. What clients from outside open is led too: to the cgroup's servers, or without this to all.
     pub marker: Option<Marker>,
 }
 
@@ -171,6 +172,11 @@ impl Opened {
             .map(|(ends, target)| ends.service(target))
             .collect();
         let (hooks, originals) = Hooks::attach(cgroup, reach, &services)?;
+        if !reach.all_servers {
+            for listener in reconnect::listeners(cgroup)? {
+                hooks.served().add(listener)?;
+            }
+        }
         let resets = rules.iter().any(|rule| rule.rule.modifiers.reconnect);
         let diagnosis = if resets {
             Some(Mutex::new(Netlink::sock_diag()?))
@@ -199,10 +205,10 @@ impl Steering {
     ) -> Result<Self> {
         let (targets, rules) = by_target(rules)?;
         let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
-        let outside = whose.marker.is_none();
+        let all_servers = whose.marker.is_none();
         let reach = Reach {
             all_cgroups: whose.all_cgroups,
-            outside,
+            all_servers,
         };
         let open = || Opened::new(whose.cgroup, reach, &targets, &rules);
         let Opened {
@@ -218,17 +224,21 @@ impl Steering {
             engine: &engine,
             seed,
             originals: &originals,
-            prepare: prepare(relay_mark(), whose.marker),
+            prepare: prepare(
+                relay_mark(),
+                whose.marker,
+                (!all_servers).then(|| hooks.served().clone()),
+            ),
         };
         let mut led = Vec::with_capacity(targets.len());
         for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
             let relays = ends.relays(&maker, number)?;
             let target = Led::start(number, target, &rules, ends, relays).await?;
-            target.show(u32::try_from(number)?, &mut hooks, outside)?;
+            target.show(u32::try_from(number)?, &mut hooks)?;
             led.push(target);
         }
         let shared = Arc::new(Shared {
-            scope: (!outside).then(|| whose.cgroup.to_owned()),
+            scope: (!all_servers).then(|| whose.cgroup.to_owned()),
             diagnosis,
             hooks: Mutex::new(hooks),
             originals,
@@ -357,15 +367,11 @@ impl Led {
         })
     }
 
-    /// Tells the hooks where it listens; `outside`: for clients from outside too.
-    fn show(&self, index: u32, hooks: &mut Hooks, outside: bool) -> Result<()> {
+    /// Tells the hooks where it listens.
+    fn show(&self, index: u32, hooks: &mut Hooks) -> Result<()> {
         hooks.table().lead_datagrams(index, &self.datagrams);
-        if outside {
-            for listener in &self.listeners {
-                hooks.listen(index, listener)?;
-            }
-        }
-        Ok(())
+        let mut listeners = self.listeners.iter();
+        listeners.try_for_each(|listener| hooks.listen(index, listener))
     }
 
     /// Whether some of its datagrams may not have been led.

@@ -44,7 +44,9 @@ struct End {
 /// The kernel can't list or close sockets of others (`CONFIG_INET_DIAG_DESTROY`), or there are no rights.
 pub fn reset(netlink: &mut Netlink, target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
     let scope = cgroup.map(Scope::of).transpose()?;
-    let ends = list(netlink)?;
+    let mut states = StateFlags::all();
+    states.remove(StateFlags::LISTEN | StateFlags::TIME_WAIT);
+    let ends = list(netlink, &states)?;
     let mut count = 0;
     let is_led = |end: &End| !end.ours && scope.as_ref().is_none_or(|scope| scope.has(end));
     for end in ends.iter().filter(|end| is_led(end)) {
@@ -66,6 +68,21 @@ pub fn reset(netlink: &mut Netlink, target: &ResolvedTarget, cgroup: Option<&Pat
     Ok(count)
 }
 
+/// Where processes in a cgroup listen already.
+///
+/// # Errors
+/// The kernel can't list sockets of others, or the cgroup is gone.
+pub fn listeners(cgroup: &Path) -> Result<Vec<SocketAddr>> {
+    let scope = Scope::of(cgroup)?;
+    if scope.is_empty {
+        return Ok(Vec::new());
+    }
+    let mut netlink = Netlink::sock_diag()?;
+    let ends = list(&mut netlink, &StateFlags::LISTEN)?;
+    let own = ends.iter().filter(|end| scope.has(end));
+    Ok(own.map(|end| end.local).collect())
+}
+
 fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
     let port = target
         .ports
@@ -79,6 +96,8 @@ fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
 struct Scope {
     cgroups: HashSet<u64>,
     inodes: HashSet<u32>,
+    /// There are no processes in it.
+    is_empty: bool,
 }
 
 impl Scope {
@@ -86,6 +105,7 @@ impl Scope {
         let mut scope = Self {
             cgroups: HashSet::new(),
             inodes: HashSet::new(),
+            is_empty: true,
         };
         let mut left = vec![path.to_owned()];
         while let Some(path) = left.pop() {
@@ -102,6 +122,7 @@ impl Scope {
         let processes = std::fs::read_to_string(path.join("cgroup.procs"))
             .with_context(|| format!("listing the processes of {}", path.display()))?;
         for pid in processes.lines() {
+            self.is_empty = false;
             // One that has ended, or that may not be looked into, is known by its cgroup alone.
             let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
                 continue;
@@ -137,16 +158,14 @@ fn below(path: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn list(netlink: &mut Netlink) -> Result<Vec<End>> {
+fn list(netlink: &mut Netlink, states: &StateFlags) -> Result<Vec<End>> {
     let mut ends = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let mut states = StateFlags::all();
-        states.remove(StateFlags::LISTEN | StateFlags::TIME_WAIT);
         let request = SockDiagMessage::InetRequest(InetRequest {
             family,
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
-            states,
+            states: states.clone(),
             socket_id: if family == AF_INET {
                 SocketId::new_v4()
             } else {

@@ -2,14 +2,16 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context as _, Result};
 use fault_common::abi::SLOTS;
+use socket2::{SockRef, Type};
 
 use super::hooks::Originals;
+use super::served::Served;
 use crate::kernel::injector::Marker;
 use crate::kernel::services::{Service, relay_mark};
 use crate::relay::{Engine, Listen, Prepare, Relay, Settings, Target, Transport, Upstream};
@@ -56,7 +58,7 @@ impl Ends {
                     let v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok();
                     // What they accept inherits the mark: `reconnect` leaves it alone.
                     for listener in [Some(&v4), v6.as_ref()].into_iter().flatten() {
-                        prepare(relay_mark(), None)(listener.as_fd(), listener.local_addr()?)?;
+                        mark(listener.as_fd(), relay_mark())?;
                     }
                     ends.streams = [Some(v4), v6];
                 }
@@ -148,22 +150,36 @@ impl Maker<'_> {
     }
 }
 
-/// Marks a socket of the relay for the hooks, and for the packet programs.
-pub fn prepare(mark: u32, marker: Option<Marker>) -> Prepare {
-    Arc::new(move |socket, _: SocketAddr| {
-        // SAFETY: the value is four bytes long.
-        let status = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_MARK,
-                (&raw const mark).cast(),
-                4,
-            )
+/// Marks a socket of the relay for the hooks, and for the packet programs, and has it reach servers whose connections are
+/// given to the relay.
+pub fn prepare(number: u32, marker: Option<Marker>, served: Option<Served>) -> Prepare {
+    Arc::new(move |socket, server: SocketAddr| {
+        mark(socket, number)?;
+        if let Some(marker) = &marker {
+            marker(socket)?;
+        }
+        let is_stream = SockRef::from(&socket).r#type()? == Type::STREAM;
+        let approach = match &served {
+            Some(served) if is_stream => served.approach(socket, server)?,
+            _ => None,
         };
-        nix::errno::Errno::result(status).map(drop)?;
-        marker.as_ref().map_or(Ok(()), |marker| marker(socket))
+        Ok(approach.map(|approach| Box::new(approach) as Box<dyn Send>))
     })
+}
+
+fn mark(socket: BorrowedFd<'_>, number: u32) -> io::Result<()> {
+    // SAFETY: the value is four bytes long.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MARK,
+            (&raw const number).cast(),
+            4,
+        )
+    };
+    nix::errno::Errno::result(status)?;
+    Ok(())
 }
 
 /// How many connections wait to be accepted; 0 where the kernel does not tell.

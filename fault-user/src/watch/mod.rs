@@ -66,7 +66,7 @@ impl Watch {
             .iter()
             .map(|(_, target)| Service::new(target, [0, 0]))
             .collect();
-        let (mut ebpf, mut table) = services::load(&services, 0)?;
+        let (mut ebpf, mut table) = services::load(&services, 0, false)?;
         for (number, (_, target)) in (0..).zip(targets) {
             table.switch(number, &target.ports, true);
         }
