@@ -196,15 +196,17 @@ pub static SLOT_PORTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Which server each of these sockets stands for, by its address. What is in here stays.
 #[map]
 pub static CLAIMS: HashMap<Destination, Destination> = HashMap::with_max_entries(1, 0);
-/// The relay's listeners: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
+/// The relay's sockets for what comes from outside: for each entry of [`STEER_TABLE`] a listener of IPv4 and one of IPv6,
+/// and the same for datagrams.
 #[map]
-pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);
+pub static LISTENERS: SockMap = SockMap::with_max_entries(4 * STEERS, 0);
 /// Where servers of the cgroup listen, and how many sockets.
 #[map]
 pub static SERVED: HashMap<Destination, u64> = HashMap::with_max_entries(1, 0);
-/// Ports from which the relay is connecting to such servers: how many sockets.
+/// Ports from which the relay is connecting to such servers, and behind them those from which it sends datagrams: how many
+/// sockets.
 #[map]
-pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
+pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(2 << 16, BPF_F_MMAPABLE);
 /// What led connections were meant for, by the cookie of the client's socket.
 #[map]
 pub static ORIGINALS: LruHashMap<u64, Destination> = LruHashMap::with_max_entries(16384, 0);

@@ -124,8 +124,10 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
         port: u32::from(port),
     };
     if protocol == steered::UDP {
-        if is_for_many(address) {
-            // Policy: the relay could not pass on the answers of several servers.
+        let answered = RELAY_PORTS.get((1 << 16) + u32::from(port));
+        if is_for_many(address) || answered.is_some_and(|relays| *relays != 0) {
+            // Policy: the relay could not pass on the answers of several servers; and what goes to the relay's own socket is
+            // a server's answer.
             return None;
         }
         let port = claim(index, &original) as u16;
@@ -228,14 +230,20 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
     let Some(&candidates) = STEER_PORTS.get(port & 0xffff) else {
         return SK_PASS;
     };
-    if candidates == 0 || protocol != u32::from(PROTOCOL_TCP) {
+    if candidates == 0 {
         // Policy: nearly every connection ends here.
         return SK_PASS;
     }
+    let wanted = match protocol as u8 {
+        PROTOCOL_TCP => steered::TCP,
+        // Policy: where servers of the cgroup have bound sockets for datagrams is not known.
+        PROTOCOL_UDP if OWN_SERVERS.load() == 0 => steered::UDP,
+        _ => return SK_PASS,
+    };
     let index = if family == AF_INET {
-        lookup4(ctx, candidates)
+        lookup4(ctx, candidates, wanted)
     } else {
-        lookup6(ctx, candidates)
+        lookup6(ctx, candidates, wanted)
     };
     let Some(steer) = STEER_TABLE.get(index) else {
         return SK_PASS;
@@ -243,7 +251,8 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
     if steer.refused != 0 {
         return SK_DROP;
     }
-    let listener = index * 2 + u32::from(family != AF_INET);
+    let datagrams = if wanted == steered::UDP { 2 } else { 0 };
+    let listener = index * 4 + datagrams + u32::from(family != AF_INET);
     // Policy: where the relay has no listener of this kind the connection goes straight.
     let _led = LISTENERS.redirect_sk_lookup(ctx, listener, 0);
     SK_PASS
@@ -251,7 +260,7 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
 
 /// The service that a connection is for, or `STEERS` for none or one that goes straight.
 #[inline(never)]
-fn lookup4(ctx: &SkLookupContext, candidates: u64) -> u32 {
+fn lookup4(ctx: &SkLookupContext, candidates: u64, protocol: u32) -> u32 {
     let (from, to) = unsafe { ((*ctx.lookup).remote_ip4, (*ctx.lookup).local_ip4) };
     // Nothing from outside comes from the server's own address, or to loopback.
     let is_local = from == to || to.to_ne_bytes()[0] == 127;
@@ -259,11 +268,11 @@ fn lookup4(ctx: &SkLookupContext, candidates: u64) -> u32 {
     if !may_be_led(ctx, is_local) || (OWN_SERVERS.load() != 0 && !serves(ctx, &to, true)) {
         return STEERS;
     }
-    service(candidates, &to, steered::TCP)
+    service(candidates, &to, protocol)
 }
 
 #[inline(never)]
-fn lookup6(ctx: &SkLookupContext, candidates: u64) -> u32 {
+fn lookup6(ctx: &SkLookupContext, candidates: u64, protocol: u32) -> u32 {
     // Volatile, or LLVM would copy the arrays by a pointer of its own into the context.
     let from = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).remote_ip6[at]) };
     let to = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).local_ip6[at]) };
@@ -272,7 +281,7 @@ fn lookup6(ctx: &SkLookupContext, candidates: u64) -> u32 {
     if !may_be_led(ctx, is_local) || (OWN_SERVERS.load() != 0 && !serves(ctx, &to, false)) {
         return STEERS;
     }
-    service(candidates, &to, steered::TCP)
+    service(candidates, &to, protocol)
 }
 
 /// Whether neither the hooks of connect(2) have let the connection go straight, nor is it the relay's own.

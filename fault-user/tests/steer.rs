@@ -342,7 +342,7 @@ fn a_killed_instance_leads_nothing_any_more() {
 fn udp_echo(socket: UdpSocket) -> SocketAddr {
     let address = socket.local_addr().unwrap();
     std::thread::spawn(move || {
-        let mut bytes = [0; 2048];
+        let mut bytes = vec![0; 1 << 16];
         loop {
             // What a client has not waited for comes back as an error.
             if let Ok((size, client)) = socket.recv_from(&mut bytes) {
@@ -368,7 +368,7 @@ fn udp_client(of: SocketAddr) -> UdpSocket {
 fn ask(client: &UdpSocket, server: SocketAddr, text: &str) -> (String, Duration) {
     let start = Instant::now();
     client.send_to(text.as_bytes(), server).unwrap();
-    let mut bytes = [0; 2048];
+    let mut bytes = vec![0; 1 << 16];
     let (size, from) = client.recv_from(&mut bytes).expect("an answer");
     assert_eq!(from, server, "who answers");
     let answer = String::from_utf8_lossy(&bytes[..size]).into_owned();
@@ -500,44 +500,46 @@ fn datagrams_of_the_command_are_hurt_and_counted() {
     enter_fresh();
     let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
     let script = "
-import socket
+import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(0.4)
+s.settimeout(20)
 for n in range(4):
     s.sendto(b'query%d' % n, ('127.0.0.1', 7053))
-    try:
-        data, peer = s.recvfrom(100)
-        print(data.decode(), peer[1])
-    except TimeoutError:
-        print('nothing')
+for n in range(int(sys.argv[1])):
+    data, peer = s.recvfrom(100)
+    print(data.decode(), peer[1])
+s.settimeout(0.3)
+try:
+    print('one too many', s.recvfrom(100))
+except TimeoutError:
+    pass
 ";
     for (rule, expected) in [
         (
             "udp:7053 discard first=2 dir=to-server",
-            "nothing nothing query2 7053 query3 7053",
+            ["query2", "query3"].as_slice(),
         ),
         (
             "udp:7053 discard every=2 dir=to-client",
-            "query0 7053 nothing query2 7053 nothing",
+            &["query0", "query2"],
         ),
         (
             "udp:7053 corrupt_data=zero,offset:0 dir=to-client nth=3",
-            "query0 7053 query1 7053 \0uery2 7053 query3 7053",
+            &["query0", "query1", "\0uery2", "query3"],
         ),
-        (
-            "7053 limit_data=12",
-            "query0 7053 query1 7053 nothing nothing",
-        ),
+        ("7053 limit_data=12", &["query0", "query1"]),
         (
             "udp:7053 discard conn=2",
-            "query0 7053 query1 7053 query2 7053 query3 7053",
+            &["query0", "query1", "query2", "query3"],
         ),
     ] {
-        let output = run(&[rule], "--allow-unfired", &["python3", "-c", script]);
+        let count = expected.len().to_string();
+        let command = ["python3", "-c", script, &count];
+        let output = run(&[rule], "--allow-unfired", &command);
         let told = String::from_utf8_lossy(&output.stderr);
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-        let answers: Vec<&str> = lines.lines().collect();
-        assert_eq!(answers.join(" "), expected, "{rule}: {told}");
+        let expected = expected.iter().map(|answer| format!("{answer} 7053\n"));
+        assert_eq!(lines, expected.collect::<String>(), "{rule}: {told}");
     }
     let outside = udp_client(server);
     let hurt = Hurt::begin(&["udp:7053 discard"], "");
@@ -650,11 +652,27 @@ fn another_network_namespace_with_its_clients_inside_and_outside() {
         assert!(is_slow_inside(), "{host}: a client in there");
         assert!(asked_inside(), "{host}: a client of UDP in there");
         assert!(is_slow(there), "{host}: a client from outside");
+        // More than one packet, and an odd number of bytes.
+        let (answer, took) = ask(&udp_client(there_udp), there_udp, &"outside".repeat(501));
+        assert_eq!(answer, "outside".repeat(501), "{host}");
+        assert!(took >= SLOW, "{host}: a client of UDP from outside");
+        let connected = udp_client(there_udp);
+        connected.connect(there_udp).unwrap();
+        connected.send(b"").unwrap();
+        assert_eq!(
+            connected.recv(&mut [0; 9]).unwrap(),
+            0,
+            "{host}: nothing is something"
+        );
         assert!(!is_slow(here), "another service at the same port elsewhere");
         assert!(ask(&udp_client(here_udp), here_udp, "here").1 < SLOW);
         hurt.end();
         assert!(!is_slow_inside() && !asked_inside(), "{host} healed");
         assert!(!is_slow(there), "{host} healed");
+        assert!(
+            ask(&udp_client(there_udp), there_udp, "out").1 < SLOW,
+            "{host} healed"
+        );
     }
 }
 
@@ -797,4 +815,66 @@ sys.stdin.read()
     assert!(!is_slow(address), "it is this process' now");
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn what_is_missing_is_said_in_one_line() {
+    enter_fresh();
+    let lines = |output: &std::process::Output| {
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let count = told
+            .lines()
+            .filter(|line| line.starts_with("fault: "))
+            .count();
+        assert_eq!((output.status.code(), count), (Some(125), 1), "{told}");
+        told
+    };
+    let fault = env!("CARGO_BIN_EXE_fault");
+    for (words, expected) in [
+        (
+            // No cgroup2, in a mount namespace of its own.
+            "unshare --mount --propagation private sh -c \
+             'umount --all --types cgroup2; exec FAULT inject -r \"tcp:7000 latency=1s\" --for 1s'",
+            "cgroup2",
+        ),
+        (
+            "setpriv --reuid 65534 --clear-groups FAULT run --scope host -r 'tcp:7000 latency=1s' -- true",
+            "root",
+        ),
+    ] {
+        let program = words.split(' ').next().unwrap();
+        if !Path::new("/usr/bin").join(program).exists() {
+            eprintln!("skipped: there is no {program}");
+            continue;
+        }
+        let script = words.replace("FAULT", fault);
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .output();
+        let told = lines(&output.unwrap());
+        assert!(told.contains(expected), "{told}");
+    }
+}
+
+#[test]
+fn nobody_listens_and_every_port_is_the_rules() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    // The relay's own ports are among these: nothing goes around in a circle.
+    let rules = ["tcp:1-65535 latency=100ms", "udp:1-65535 latency=100ms"];
+    let hurt = Hurt::begin(&rules, "--scope host --force");
+    let address = local("127.0.0.1");
+    let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
+    assert!(is_slow(address));
+    assert!(ask(&udp_client(server), server, "question").1 >= SLOW);
+    let mut nobody = TcpStream::connect("127.0.0.1:7001").expect("the relay accepts");
+    let ended = nobody.read(&mut [0]).unwrap_err().kind();
+    assert_eq!(ended, ErrorKind::ConnectionReset);
+    let summary = hurt.end();
+    assert!(
+        summary.contains("1 connections to tcp:1-65535 found no server"),
+        "{summary}"
+    );
 }

@@ -7,6 +7,7 @@
 mod connection;
 mod engine;
 pub mod fault;
+mod inlet;
 mod lane;
 mod pipe;
 mod protocol;
@@ -30,6 +31,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
+pub use inlet::Inlet;
 pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
 pub(crate) use upstream::resolve_name;
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
@@ -43,7 +45,7 @@ const BACKLOG: i32 = 4096;
 /// Makes the listener of a TCP relay, each time that it starts to listen.
 pub type BindTcp = Arc<dyn Fn() -> io::Result<std::net::TcpListener> + Send + Sync>;
 /// Makes the sockets of a UDP relay, each time that it starts to listen; one at least.
-pub type BindUdp = Arc<dyn Fn() -> io::Result<Vec<std::net::UdpSocket>> + Send + Sync>;
+pub type BindUdp = Arc<dyn Fn() -> io::Result<Vec<Inlet>> + Send + Sync>;
 
 /// Where a relay listens.
 #[derive(Clone)]
@@ -327,9 +329,11 @@ impl Relay {
                 self.start_tcp(&inner, bind_tcp(address).await?, state.accepts)?
             }
             Listen::TcpHook(bind) => self.start_tcp(&inner, bind()?, state.accepts)?,
-            Listen::Udp(address) => {
-                self.start_udp(&inner, vec![bind_udp(address).await?], state.accepts)?
-            }
+            Listen::Udp(address) => self.start_udp(
+                &inner,
+                vec![Inlet::own(bind_udp(address).await?)],
+                state.accepts,
+            )?,
             Listen::UdpHook(bind) => self.start_udp(&inner, bind()?, state.accepts)?,
         };
         // The same address again when it is stopped and started.
@@ -368,15 +372,15 @@ impl Relay {
     fn start_udp(
         &self,
         inner: &Arc<Inner>,
-        sockets: Vec<std::net::UdpSocket>,
+        inlets: Vec<Inlet>,
         accepts: bool,
     ) -> io::Result<(SocketAddr, Running)> {
-        for socket in &sockets {
-            socket.set_nonblocking(true)?;
+        for inlet in &inlets {
+            inlet.socket().set_nonblocking(true)?;
         }
-        let first = sockets.first().ok_or(io::ErrorKind::NotFound)?;
-        let address = first.local_addr()?;
-        let commands = udp::start(&self.engine, inner, sockets, self.udp_idle, accepts);
+        let first = inlets.first().ok_or(io::ErrorKind::NotFound)?;
+        let address = first.socket().local_addr()?;
+        let commands = udp::start(&self.engine, inner, inlets, self.udp_idle, accepts);
         Ok((
             address,
             Running::Udp {

@@ -159,6 +159,18 @@ pub(crate) struct Shared {
     pub(crate) datagrams: AtomicU64,
 }
 
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            counters: ToxicCounters::default(),
+            link_free_at: Mutex::new(Instant::now()),
+            bytes: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            datagrams: AtomicU64::new(0),
+        }
+    }
+}
+
 /// One version of a toxic.
 #[derive(Debug)]
 pub(crate) struct Toxic {
@@ -254,13 +266,7 @@ impl ToxicSet {
                 id: *next_id,
                 revision: 0,
                 config,
-                shared: Arc::new(Shared {
-                    counters: ToxicCounters::default(),
-                    link_free_at: Mutex::new(Instant::now()),
-                    bytes: AtomicU64::new(0),
-                    requests: AtomicU64::new(0),
-                    datagrams: AtomicU64::new(0),
-                }),
+                shared: Arc::default(),
             }));
             Ok(())
         })

@@ -20,7 +20,7 @@ pub struct Accepted {
 /// Names the server of a connection.
 pub type Resolve = Arc<dyn Fn(Accepted) -> io::Result<SocketAddr> + Send + Sync>;
 /// Prepares a socket before it connects to an address: a mark, a source address. What is returned is kept until it has
-/// connected.
+/// connected, or for datagrams as long as the socket.
 pub type Prepare =
     Arc<dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<Option<Box<dyn Send>>> + Send + Sync>;
 

@@ -1,8 +1,8 @@
 //! The programs that lead connections to the relay, and their maps.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -148,11 +148,23 @@ impl Hooks {
     ///
     /// # Errors
     /// The kernel refuses the socket.
-    pub fn listen(&mut self, index: u32, listener: &std::net::TcpListener) -> Result<()> {
+    pub fn listen(&mut self, index: u32, listener: &TcpListener) -> Result<()> {
         let v6 = u32::from(listener.local_addr()?.is_ipv6());
-        self.listeners
-            .set(index * 2 + v6, listener, 0)
-            .context("entering the relay's listener")
+        self.enter(index * 4 + v6, listener)
+    }
+
+    /// Datagrams from outside to service `index` are given to this socket.
+    ///
+    /// # Errors
+    /// The kernel refuses the socket.
+    pub fn listen_for_datagrams(&mut self, index: u32, socket: &UdpSocket) -> Result<()> {
+        let v6 = u32::from(socket.local_addr()?.is_ipv6());
+        self.enter(index * 4 + 2 + v6, socket)
+    }
+
+    fn enter(&mut self, place: u32, socket: &impl AsRawFd) -> Result<()> {
+        let entered = self.listeners.set(place, socket, 0);
+        entered.context("entering a socket of the relay")
     }
 
     /// The cgroup's servers.

@@ -25,7 +25,7 @@ use crate::kernel::injector::Marker;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
-use crate::relay::{Direction as Way, Engine, Relay, ToxicConfig, Transport};
+use crate::relay::{Direction as Way, Engine, Inlet, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
 pub use check::check;
 use hooks::{Hooks, Originals, Reach};
@@ -62,6 +62,8 @@ struct Led {
     relays: Vec<Arc<Relay>>,
     /// Where they listen, to look at who waits.
     listeners: Vec<std::net::TcpListener>,
+    /// Where datagrams from outside come to.
+    outside: [Option<Inlet>; 2],
     /// Where its servers' datagrams come to, over IPv4 and IPv6.
     datagrams: [Vec<SocketAddr>; 2],
 }
@@ -164,7 +166,7 @@ impl Opened {
         rules: &[StreamRule],
     ) -> Result<Self> {
         let ends = (0..targets.len())
-            .map(|target| Ends::open(&transports(target, rules)))
+            .map(|target| Ends::open(&transports(target, rules), reach.all_servers))
             .collect::<Result<Vec<_>>>()?;
         let services: Vec<Service> = ends
             .iter()
@@ -224,11 +226,7 @@ impl Steering {
             engine: &engine,
             seed,
             originals: &originals,
-            prepare: prepare(
-                relay_mark(),
-                whose.marker,
-                (!all_servers).then(|| hooks.served().clone()),
-            ),
+            prepare: prepare(relay_mark(), whose.marker, Some(hooks.served().clone())),
         };
         let mut led = Vec::with_capacity(targets.len());
         for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
@@ -289,11 +287,8 @@ impl Drop for Steering {
             timeline.abort();
         }
         for led in &self.shared.led {
-            if led.is_full(&self.shared.originals) {
-                eprintln!(
-                    "fault: {SLOTS} servers of {} were led to: datagrams to further ones went straight",
-                    led.name
-                );
+            for note in led.notes(&self.shared.originals) {
+                eprintln!("fault: {note}");
             }
         }
     }
@@ -363,6 +358,7 @@ impl Led {
                 .into_iter()
                 .flatten()
                 .collect(),
+            outside: std::mem::take(&mut ends.outside),
             datagrams: ends.addresses.clone(),
         })
     }
@@ -370,20 +366,34 @@ impl Led {
     /// Tells the hooks where it listens.
     fn show(&self, index: u32, hooks: &mut Hooks) -> Result<()> {
         hooks.table().lead_datagrams(index, &self.datagrams);
-        let mut listeners = self.listeners.iter();
-        listeners.try_for_each(|listener| hooks.listen(index, listener))
+        for listener in &self.listeners {
+            hooks.listen(index, listener)?;
+        }
+        let mut outside = self.outside.iter().flatten();
+        outside.try_for_each(|inlet| hooks.listen_for_datagrams(index, inlet.socket()))
     }
 
-    /// Whether some of its datagrams may not have been led.
-    fn is_full(&self, originals: &Originals) -> bool {
-        let mut versions = self.datagrams.iter();
-        versions.any(|addresses| match originals.are_all_claimed(addresses) {
-            Ok(are) => are,
-            Err(error) => {
-                eprintln!("fault: looking at the servers of {}: {error}", self.name);
-                false
+    /// What else is worth a line when all is over.
+    fn notes(&self, originals: &Originals) -> Vec<String> {
+        let mut notes = Vec::new();
+        let name = &self.name;
+        for addresses in &self.datagrams {
+            match originals.are_all_claimed(addresses) {
+                Ok(true) => notes.push(format!(
+                    "{SLOTS} servers of {name} were led to: datagrams to further ones went straight"
+                )),
+                Ok(false) => {}
+                Err(error) => notes.push(format!("looking at the servers of {name}: {error}")),
             }
-        })
+        }
+        let refused: u64 = self.relays.iter().map(|relay| relay.stats().refused).sum();
+        if refused != 0 {
+            notes.push(format!(
+                "{refused} connections to {name} found no server (nobody listens, or it can't be reached from here): the \
+                 client was connected to the relay, and reset"
+            ));
+        }
+        notes
     }
 }
 

@@ -1,5 +1,6 @@
 //! The relays of one target: where they listen, and what they do to their own sockets.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
@@ -8,13 +9,12 @@ use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context as _, Result};
 use fault_common::abi::SLOTS;
-use socket2::{SockRef, Type};
 
 use super::hooks::Originals;
 use super::served::Served;
 use crate::kernel::injector::Marker;
 use crate::kernel::services::{Service, relay_mark};
-use crate::relay::{Engine, Listen, Prepare, Relay, Settings, Target, Transport, Upstream};
+use crate::relay::{Engine, Inlet, Listen, Prepare, Relay, Settings, Target, Transport, Upstream};
 use crate::rule::ResolvedTarget;
 
 /// Where the relays of one target listen, on loopback: IPv4, and IPv6 where there is any.
@@ -25,6 +25,8 @@ pub struct Ends {
     datagrams: [Vec<UdpSocket>; 2],
     /// Their addresses.
     pub addresses: [Vec<SocketAddr>; 2],
+    /// For datagrams from outside to services here.
+    pub outside: [Option<Inlet>; 2],
 }
 
 /// What the relays of all targets have in common.
@@ -40,15 +42,16 @@ pub struct Maker<'a> {
 }
 
 impl Ends {
-    /// Opens them, for connections, datagrams or both.
+    /// Opens them, for connections, datagrams or both; `outside`: also for datagrams from outside.
     ///
     /// # Errors
     /// There is no loopback, or too many files are open.
-    pub fn open(transports: &[Transport]) -> Result<Self> {
+    pub fn open(transports: &[Transport], outside: bool) -> Result<Self> {
         let mut ends = Self {
             streams: [None, None],
             datagrams: [Vec::new(), Vec::new()],
             addresses: [Vec::new(), Vec::new()],
+            outside: [None, None],
         };
         for transport in transports {
             match transport {
@@ -71,11 +74,16 @@ impl Ends {
                         ends.datagrams[1] = sockets(Ipv6Addr::LOCALHOST.into())
                             .context("the relay can't listen on ::1")?;
                     }
+                    if outside {
+                        ends.outside = from_outside(has_v6)?;
+                    }
                 }
             }
         }
         for (sockets, addresses) in ends.datagrams.iter().zip(&mut ends.addresses) {
             for socket in sockets {
+                // What it sends to clients is not led back.
+                mark(socket.as_fd(), relay_mark())?;
                 addresses.push(socket.local_addr()?);
             }
         }
@@ -111,11 +119,21 @@ impl Ends {
         }
         let [v4, v6] = std::mem::take(&mut self.datagrams);
         if !v4.is_empty() {
-            let sockets: Vec<UdpSocket> = v4.into_iter().chain(v6).collect();
+            let own: HashSet<SocketAddr> = self.addresses.iter().flatten().copied().collect();
             let originals = maker.originals.clone();
-            let target = Target::Hook(Arc::new(move |accepted| originals.server(accepted.local)));
+            let target = Target::Hook(Arc::new(move |accepted| {
+                if own.contains(&accepted.local) {
+                    originals.server(accepted.local)
+                } else {
+                    Ok(accepted.local)
+                }
+            }));
+            let mut inlets: Vec<Inlet> = v4.into_iter().chain(v6).map(Inlet::own).collect();
+            for inlet in self.outside.iter().flatten() {
+                inlets.push(inlet.try_clone().context("starting the relay")?);
+            }
             let listen = Listen::UdpHook(Arc::new(move || {
-                sockets.iter().map(UdpSocket::try_clone).collect()
+                inlets.iter().map(Inlet::try_clone).collect()
             }));
             relays.push(maker.relay(number, listen, target, &ordinals));
         }
@@ -125,6 +143,26 @@ impl Ends {
 
 fn sockets(host: IpAddr) -> io::Result<Vec<UdpSocket>> {
     (0..SLOTS).map(|_| UdpSocket::bind((host, 0))).collect()
+}
+
+/// Sockets for datagrams from outside; none, which is told, where answers can't be sent in the services' names.
+fn from_outside(has_v6: bool) -> Result<[Option<Inlet>; 2]> {
+    let open = |host: IpAddr| {
+        let socket = UdpSocket::bind((host, 0))?;
+        Inlet::of_services(socket)
+    };
+    let v4 = match open(Ipv4Addr::LOCALHOST.into()) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            eprintln!(
+                "fault: UDP clients from outside go straight: to answer them takes a raw socket (CAP_NET_RAW)"
+            );
+            return Ok([None, None]);
+        }
+        opened => opened.context("opening a raw socket for answers to clients from outside")?,
+    };
+    let v6 = has_v6.then(|| open(Ipv6Addr::LOCALHOST.into())).transpose();
+    let v6 = v6.context("opening a raw socket for answers over IPv6")?;
+    Ok([Some(v4), v6])
 }
 
 impl Maker<'_> {
@@ -158,10 +196,9 @@ pub fn prepare(number: u32, marker: Option<Marker>, served: Option<Served>) -> P
         if let Some(marker) = &marker {
             marker(socket)?;
         }
-        let is_stream = SockRef::from(&socket).r#type()? == Type::STREAM;
         let approach = match &served {
-            Some(served) if is_stream => served.approach(socket, server)?,
-            _ => None,
+            Some(served) => served.approach(socket, server)?,
+            None => None,
         };
         Ok(approach.map(|approach| Box::new(approach) as Box<dyn Send>))
     })

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError};
 use fault_common::abi::Destination;
-use socket2::SockRef;
+use socket2::{SockRef, Type};
 
 use super::hooks::destination;
 use crate::kernel::mapped::MappedArray;
@@ -24,10 +24,11 @@ struct Maps {
     relay_ports: MappedArray<u64>,
 }
 
-/// The relay is on its way to one of them.
+/// A socket of the relay's that the programs know by its port.
 pub struct Approach {
     served: Served,
-    port: u16,
+    /// Its place in the map.
+    place: usize,
 }
 
 impl Served {
@@ -41,7 +42,7 @@ impl Served {
             .context("the eBPF object has no map SERVED")?;
         Ok(Self(Arc::new(Mutex::new(Maps {
             listeners: listeners.try_into()?,
-            relay_ports: services::mapped(ebpf, "RELAY_PORTS", 1 << 16)?,
+            relay_ports: services::mapped(ebpf, "RELAY_PORTS", 2 << 16)?,
         }))))
     }
 
@@ -82,8 +83,8 @@ impl Served {
         Ok(false)
     }
 
-    /// Has a socket of the relay's, which is to be connected to this address, reach the server and not the relay; until
-    /// what is returned is dropped. The programs know it by its port.
+    /// Has a socket of the relay's, which is to be connected to this address, reach the server and not the relay; and, if
+    /// it is for datagrams, be reached by the server's answers. So it is until what is returned is dropped.
     ///
     /// # Errors
     /// There is no port left.
@@ -92,36 +93,40 @@ impl Served {
         socket: BorrowedFd<'_>,
         server: SocketAddr,
     ) -> io::Result<Option<Approach>> {
-        if !self.has(server)? {
+        let socket = SockRef::from(&socket);
+        let is_stream = socket.r#type()? == Type::STREAM;
+        if is_stream && !self.has(server)? {
             return Ok(None);
         }
-        let socket = SockRef::from(&socket);
         let any: IpAddr = if server.is_ipv4() {
             Ipv4Addr::UNSPECIFIED.into()
         } else {
             Ipv6Addr::UNSPECIFIED.into()
         };
-        // Ports of connections that have just ended are as good.
-        socket.set_reuse_address(true)?;
+        if is_stream {
+            // Ports of connections that have just ended are as good.
+            socket.set_reuse_address(true)?;
+        }
         socket.bind(&SocketAddr::new(any, 0).into())?;
         let own = socket.local_addr()?.as_socket();
-        let port = own.map_or(0, |own| own.port());
-        self.count(port, 1);
+        let port = own.map_or(0, |own| usize::from(own.port()));
+        let place = if is_stream { port } else { (1 << 16) + port };
+        self.count(place, 1);
         Ok(Some(Approach {
             served: self.clone(),
-            port,
+            place,
         }))
     }
 
-    fn count(&self, port: u16, change: i64) {
+    fn count(&self, place: usize, change: i64) {
         let ports = &mut self.maps().relay_ports;
-        let count = ports.get(port.into()).saturating_add_signed(change);
-        ports.set(port.into(), count);
+        let count = ports.get(place).saturating_add_signed(change);
+        ports.set(place, count);
     }
 }
 
 impl Drop for Approach {
     fn drop(&mut self) {
-        self.served.count(self.port, -1);
+        self.served.count(self.place, -1);
     }
 }
