@@ -55,6 +55,20 @@ impl Originals {
         Self::look_up(&self.claims, relay)
     }
 
+    /// All servers of datagrams that are led, by the address of the relay that stands for them.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn servers(&self) -> Result<std::collections::HashMap<SocketAddr, SocketAddr>> {
+        let known = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = std::collections::HashMap::new();
+        for entry in known.iter() {
+            let (relay, server) = entry.context("listing the servers of datagrams")?;
+            servers.insert(address(relay), address(server));
+        }
+        Ok(servers)
+    }
+
     /// Whether there are servers enough for all these ports of the relay.
     ///
     /// # Errors

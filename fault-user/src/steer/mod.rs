@@ -10,6 +10,7 @@ mod hooks;
 mod reconnect;
 mod relays;
 mod served;
+mod straighten;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,7 @@ struct Led {
 struct Shared {
     /// The cgroup whose connections are led; nothing for every process here.
     scope: Option<PathBuf>,
-    /// Knows and resets connections of the network namespace, if that is asked for.
+    /// Knows the sockets of the network namespace, if any are to be reset or connected anew.
     diagnosis: Option<Mutex<Netlink>>,
     hooks: Mutex<Hooks>,
     originals: Originals,
@@ -179,8 +180,10 @@ impl Opened {
                 hooks.served().add(listener)?;
             }
         }
-        let resets = rules.iter().any(|rule| rule.rule.modifiers.reconnect);
-        let diagnosis = if resets {
+        let looks = |rule: &StreamRule| {
+            rule.rule.modifiers.reconnect || check::acts_on(&rule.rule, Transport::Udp)
+        };
+        let diagnosis = if rules.iter().any(looks) {
             Some(Mutex::new(Netlink::sock_diag()?))
         } else {
             None
@@ -258,6 +261,13 @@ impl Steering {
         })
     }
 
+    /// Whether datagrams are led: then sockets of others are reached for at the end.
+    #[must_use]
+    pub fn leads_datagrams(&self) -> bool {
+        let mut relays = self.shared.led.iter().flat_map(|led| &led.relays);
+        relays.any(|relay| relay.transport() == Transport::Udp)
+    }
+
     /// What each rule did, by its place among all rules.
     #[must_use]
     pub fn hits(&self) -> Vec<(usize, StreamHits)> {
@@ -285,6 +295,9 @@ impl Drop for Steering {
     fn drop(&mut self) {
         for timeline in &self.timelines {
             timeline.abort();
+        }
+        if let Err(error) = self.shared.straighten() {
+            eprintln!("fault: connected UDP sockets may have to be opened anew: {error:#}");
         }
         for led in &self.shared.led {
             for note in led.notes(&self.shared.originals) {
@@ -509,6 +522,22 @@ impl Shared {
             let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
             let index = u32::try_from(target).unwrap_or(u32::MAX);
             hooks.switch(index, &self.led[target].target.ports, up);
+        }
+    }
+
+    /// Nothing is led any more, and sockets for datagrams are connected to whom they meant.
+    fn straighten(&self) -> Result<()> {
+        let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, led) in (0..).zip(&self.led) {
+            hooks.switch(index, &led.target.ports, false);
+        }
+        let servers = self.originals.servers()?;
+        match &self.diagnosis {
+            Some(diagnosis) if !servers.is_empty() => {
+                let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
+                straighten::straighten(&mut netlink, &servers)
+            }
+            _ => Ok(()),
         }
     }
 
