@@ -76,6 +76,19 @@ impl Counting for NoFetch {
     }
 }
 
+/// Adds to a counter.
+#[inline(always)]
+pub fn add(counter: &mut u64, value: u64) {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({at} + 0) += {value}",
+            at = in(reg) core::ptr::from_mut(counter),
+            value = in(reg) value,
+        );
+    }
+}
+
 #[inline(always)]
 fn recalled(key: &DecisionKey) -> Option<u64> {
     // SAFETY: the map is written before the programs run, and not again.

@@ -12,7 +12,7 @@ use super::body::Fields;
 use super::error::ApiError;
 use super::events::Events;
 use crate::relay::{
-    Direction, Engine, Fault, Listen, Relay, Settings, ToxicConfig, Transport, Upstream,
+    Direction, Engine, Fault, Listen, Picked, Relay, Settings, ToxicConfig, Transport, Upstream,
     resolve_listen, resolve_name,
 };
 use crate::steer::front::{Front, Place};
@@ -282,6 +282,8 @@ impl Proxy {
             direction,
             stream: stream.to_owned(),
             toxicity,
+            connections: Picked::ALL,
+            datagrams: None,
             fault,
         };
         self.relay.add_toxic(config.clone()).await?;
@@ -436,6 +438,7 @@ impl Proxies {
             listen,
             upstream,
             udp_idle: self.udp_idle,
+            ordinals: Arc::default(),
         };
         Ok(Proxy {
             place,
