@@ -230,6 +230,8 @@ pub struct Scratch {
     pub packet: Packet,
     /// Its connection.
     pub key: FlowKey,
+    /// From which [`Side`](fault_common::flow::Side) of it the packet comes.
+    pub side: u32,
     /// Its matching rules.
     pub matches: Matches,
     /// A connection to be entered into [`FLOWS`].
