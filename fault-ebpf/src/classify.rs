@@ -93,8 +93,15 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
                 count(Counter::ActionFailed);
                 return Ok(Skb::<EGRESS, LINK>::vanish());
             }
-        } else if split::is_wanted(scratch) && split::divide(skb, shared) {
-            return Ok(Skb::<EGRESS, LINK>::vanish());
+        } else if split::is_wanted(scratch) {
+            if split::all_pass::<C>(shared, flow.as_ptr(), skb.gso_size()) {
+                // Policy: no fault fired, for none of the wire packets.
+                skb.set_judged();
+                return Ok(NEXT);
+            }
+            if split::divide(skb, shared) {
+                return Ok(Skb::<EGRESS, LINK>::vanish());
+            }
         }
     }
     // SAFETY: as above.
