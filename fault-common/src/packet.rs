@@ -535,3 +535,37 @@ const fn end_of_header(packet: &mut Packet) -> Result<(), Unparsed> {
     };
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_parts_make_up_the_whole(payload in 1..70_000_u32, size in 1..9_000_u32, tcp_flags: u8) {
+            let whole = Packet {
+                protocol: PROTOCOL_TCP,
+                payload_offset: 54,
+                end: 54 + payload,
+                tcp_flags,
+                ..Packet::default()
+            };
+            let (mut end, mut number) = (0, 0);
+            let mut flags = 0;
+            while let Some(part) = whole.part(number, size) {
+                prop_assert_eq!(part.skipped, end);
+                prop_assert!(part.length > 0 && part.length <= size);
+                prop_assert!(number == 0 || part.tcp_flags & TCP_CWR == 0);
+                end += part.length;
+                number += 1;
+                flags |= part.tcp_flags;
+                prop_assert!(end == payload || part.tcp_flags & (TCP_FIN | TCP_PSH) == 0);
+                prop_assert!(part.kinds & kind::DATA != 0);
+            }
+            prop_assert_eq!(end, payload);
+            prop_assert_eq!(number, payload.div_ceil(size));
+            prop_assert_eq!(flags, tcp_flags);
+        }
+    }
+}
