@@ -43,11 +43,11 @@ pub fn router(proxies: Arc<Proxies>, guard: Guard) -> Router {
         )
         .route("/version", get(version))
         .route("/metrics", get(show_metrics))
-        .merge(gate::routes())
-        .route_layer(middleware::from_fn(request_id));
+        .merge(gate::routes());
     routed
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .layer(middleware::from_fn_with_state(guard, security::check))
+        .layer(middleware::from_fn(request_id))
         .with_state(proxies)
 }
 
@@ -143,8 +143,10 @@ async fn reset(State(proxies): Api) -> Answer {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// To the byte as Toxiproxy writes it: there are clients that compare the text.
 async fn version() -> Response {
-    Json(json!({"version": VERSION})).into_response()
+    let kind = (header::CONTENT_TYPE, "application/json;charset=utf-8");
+    ([kind], format!("{{\"version\": \"{VERSION}\"}}\n")).into_response()
 }
 
 async fn show_metrics(State(proxies): Api) -> Response {

@@ -50,8 +50,8 @@ impl Daemon {
         Self { child, api }
     }
 
-    /// The status and the body.
-    pub fn raw(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
+    /// The whole answer, with its head.
+    pub fn answer(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.api).expect("the API listens");
         let length = body.len();
         let head = format!(
@@ -62,7 +62,12 @@ impl Daemon {
         let _sent = stream.write_all(body);
         let mut answer = Vec::new();
         let _complete = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// The status and the body.
+    pub fn raw(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
+        let answer = self.answer(method, path, headers, body);
         let status = answer
             .split(' ')
             .nth(1)
