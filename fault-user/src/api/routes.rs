@@ -15,7 +15,7 @@ use super::body::collect;
 use super::error::ApiError;
 use super::proxies::Proxies;
 use super::security::{self, Guard};
-use super::{gate, metrics};
+use super::{gate, metrics, rules};
 
 /// Which Toxiproxy this behaves like: clients choose their requests by it.
 pub const VERSION: &str = "2.12.0";
@@ -43,7 +43,8 @@ pub fn router(proxies: Arc<Proxies>, guard: Guard) -> Router {
         )
         .route("/version", get(version))
         .route("/metrics", get(show_metrics))
-        .merge(gate::routes());
+        .merge(gate::routes())
+        .merge(rules::routes());
     routed
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .layer(middleware::from_fn_with_state(guard, security::check))
@@ -149,10 +150,11 @@ async fn version() -> Response {
     ([kind], format!("{{\"version\": \"{VERSION}\"}}\n")).into_response()
 }
 
-async fn show_metrics(State(proxies): Api) -> Response {
+async fn show_metrics(State(proxies): Api) -> Answer {
+    let rules = rules::off_the_runtime(proxies.rules(), rules::Rules::list).await?;
     let kind = (
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
     );
-    ([kind], metrics::render(&proxies)).into_response()
+    Ok(([kind], metrics::render(&proxies, &rules)).into_response())
 }

@@ -128,6 +128,7 @@ async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<
     if args.socket.is_none() {
         super::give_up(&RIGHTS);
     }
+    tokio::spawn(Arc::clone(proxies.rules()).tell(proxies.events().clone()));
     eprintln!("fault daemon: API on http://{address}, seed {seed}");
     tokio::select! {
         _ = interrupt.recv() => {}

@@ -26,9 +26,20 @@ impl Daemon {
         Self::with(&["--seed", "42"])
     }
 
+    /// One without any capability.
+    pub fn unprivileged() -> Self {
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args(["--bounding-set=-all", "--inh-caps=-all", "--"]);
+        Self::by(setpriv.arg(env!("CARGO_BIN_EXE_fault")), &[])
+    }
+
     /// Starts it on a free port and waits until it says where.
     pub fn with(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_fault"))
+        Self::by(&mut Command::new(env!("CARGO_BIN_EXE_fault")), arguments)
+    }
+
+    fn by(command: &mut Command, arguments: &[&str]) -> Self {
+        let mut child = command
             .args(["daemon", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .stderr(Stdio::piped())
