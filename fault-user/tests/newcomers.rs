@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use fault_user::process::netns::NetworkNamespace;
 use late::{datagrams, echo, timed};
-use place::{Hurt, Peer, enter_fresh, ip, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use place::{Hurt, Peer, enter_fresh, fault, ip, wait_for};
 
 /// Both ways of a round trip are late.
 const LATE: Duration = Duration::from_millis(120);
@@ -130,6 +132,30 @@ fn a_device_without_ethernet_headers_and_one_that_is_switched_on_late_are_met() 
     let summary = hurt.end();
     assert!(summary.contains(" on lo, wa, tun7;"), "{summary}");
     assert!(summary.contains("2 pkts"), "{summary}");
+}
+
+/// Whether an answer comes back in time. What is held or lost has come to nothing.
+fn passes(address: SocketAddr) -> bool {
+    let socket = datagrams(address);
+    socket.set_read_timeout(Some(LATE)).unwrap();
+    socket.send(b"x").unwrap();
+    socket.recv(&mut [0; 1]).is_ok()
+}
+
+#[test]
+fn after_a_kill_a_new_interface_is_found_and_passes() {
+    enter_fresh();
+    let hurt = Hurt::begin(&[RULE], "--scope host --attach clsact");
+    let peer = Peer::joined();
+    let address = echo_in(&peer.name, "10.77.0.2");
+    wait_for(|| !passes(address), "the new device to be slow");
+    kill(Pid::from_raw(hurt.pid().cast_signed()), Signal::SIGKILL).unwrap();
+    wait_for(|| passes(address), "packets to pass again");
+    drop(hurt);
+    assert!(has_filters("va"), "they outlive the process");
+    let cleaned = fault().arg("clean").output().unwrap();
+    assert!(cleaned.status.success(), "{cleaned:?}");
+    assert!(!clsact("va").contains("clsact"), "{}", clsact("va"));
 }
 
 fn has_filters(device: &str) -> bool {

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -71,7 +71,7 @@ impl Tap {
                 libc::TUNSETIFF,
                 &raw mut request,
             ))
-            .context("making a tap device for delays needs CAP_NET_ADMIN")?;
+            .map_err(not_made)?;
             let all = libc::c_ulong::from(OFFLOADS | OFFLOADS_UDP);
             if libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, all) != 0 {
                 let older = libc::c_ulong::from(OFFLOADS);
@@ -122,6 +122,19 @@ impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Why there is no device, and what to do.
+fn not_made(error: Errno) -> Error {
+    let hint = match error {
+        Errno::EPERM => "making a tap device for delays needs CAP_NET_ADMIN",
+        // Another file in its place, as containers put there.
+        Errno::ENOTTY => {
+            "a delay needs a tap device, but /dev/net/tun is none (in a container give it --device /dev/net/tun)"
+        }
+        _ => "the kernel makes no tap device for delays",
+    };
+    Error::new(error).context(hint)
 }
 
 fn request(name: &str) -> libc::ifreq {
