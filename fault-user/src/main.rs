@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use fault_user::cli::{self, Cli};
+use fault_user::tell;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(cli::arguments());
@@ -14,9 +15,9 @@ fn main() -> ExitCode {
         Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,
         Err(failure) => {
             if verbose {
-                eprintln!("fault: {:?}", failure.error);
+                tell::line(format_args!("fault: {:?}", failure.error));
             } else {
-                eprintln!("fault: {failure}");
+                tell::line(format_args!("fault: {failure}"));
             }
             ExitCode::from(failure.code)
         }

@@ -6,11 +6,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::rules::{Parsed, Rules};
-use super::{Failure, Outcome, exit, print, print_json};
+use super::{Failure, Outcome, exit, print_json};
 use crate::plan::Plan;
 use crate::report::expectations;
 use crate::rule::scenario::Expect;
 use crate::rule::timeline;
+use crate::tell;
 
 /// Columns of the picture where the terminal does not tell.
 const WIDTH: usize = 100;
@@ -60,7 +61,7 @@ impl Check {
             .rules
             .iter()
             .map(|rule| format!("{}  by {}\n", rule.text, rule.mechanism(None)));
-        print(&format!("{picture}\n{}", carried.collect::<String>()))?;
+        tell::data(&format!("{picture}\n{}", carried.collect::<String>()))?;
         Ok(exit::SUCCESS)
     }
 }

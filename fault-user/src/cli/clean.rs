@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::{Outcome, exit, print_json};
 use crate::kernel::leftovers::{Fate, Places, clean};
+use crate::tell;
 
 /// Remove everything that a killed instance may have left. Safe at any time: what a living instance
 /// uses is not touched.
@@ -24,10 +25,10 @@ impl Clean {
         if self.json {
             print_json(&found)?;
         } else if found.is_empty() {
-            println!("nothing was left behind");
+            tell::data("nothing was left behind\n")?;
         } else {
             for leftover in &found {
-                println!("{leftover}");
+                tell::data(&format!("{leftover}\n"))?;
             }
         }
         let kept = found

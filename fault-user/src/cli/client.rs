@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::print;
+use crate::tell;
 
 /// Which daemon.
 #[derive(Debug, clap::Args)]
@@ -64,6 +64,14 @@ pub struct AddArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Add {
+    /// A packet rule, for all traffic of the daemon's host (the daemon needs root)
+    Rule {
+        /// TARGET FAULT[=ARGS] [MODIFIER…], e.g. 'tcp:5432 loss=30%'
+        rule: String,
+        /// Accepts a rule that reaches SSH or the control API
+        #[arg(long)]
+        force: bool,
+    },
     /// A proxy
     Proxy {
         /// Its name
@@ -108,6 +116,11 @@ pub struct RemoveArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Remove {
+    /// A packet rule
+    Rule {
+        /// Its number, as `fault list` shows it
+        id: u64,
+    },
     /// A proxy
     Proxy {
         /// Its name
@@ -122,15 +135,17 @@ enum Remove {
     },
 }
 
-/// Prints the proxies and their toxics.
+/// Prints the proxies with their toxics, and the packet rules.
 ///
 /// # Errors
 ///
 /// When the daemon can't be asked or refuses.
 pub fn list(args: &ListArgs) -> anyhow::Result<()> {
     let proxies = call(&args.target, Method::GET, "/proxies", None)?;
+    let rules = call(&args.target, Method::GET, "/v1/rules", None)?;
     if args.json {
-        return print(&format!("{proxies:#}\n"));
+        let all = json!({"proxies": proxies, "rules": rules});
+        return tell::data(&format!("{all:#}\n"));
     }
     let mut text = String::new();
     for proxy in proxies.as_object().into_iter().flat_map(Map::values) {
@@ -162,16 +177,30 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
             );
         }
     }
-    print(&text)
+    for rule in rules.as_array().into_iter().flatten() {
+        line(
+            &mut text,
+            format_args!(
+                "rule {}  {}  hits={} of {} packets, by {}",
+                rule["id"],
+                plain(&rule["rule"]),
+                rule["hits"],
+                rule["seen"],
+                plain(&rule["mechanism"])
+            ),
+        );
+    }
+    tell::data(&text)
 }
 
-/// Adds a proxy or a toxic and prints it as JSON.
+/// Adds a rule, a proxy or a toxic and prints it as JSON.
 ///
 /// # Errors
 ///
 /// When the daemon can't be asked or refuses, or an attribute is not NAME=VALUE.
 pub fn add(args: &AddArgs) -> anyhow::Result<()> {
     let (path, body) = match &args.what {
+        Add::Rule { rule, force } => (format!("/v1/rules?force={force}"), json!(rule)),
         Add::Proxy {
             name,
             listen,
@@ -199,7 +228,7 @@ pub fn add(args: &AddArgs) -> anyhow::Result<()> {
         }
     };
     let added = call(&args.target, Method::POST, &path, Some(&body))?;
-    print(&format!("{added:#}\n"))
+    tell::data(&format!("{added:#}\n"))
 }
 
 /// Reads NAME=VALUE; a value that is JSON is taken as such, any other is a text.
@@ -211,13 +240,14 @@ fn attribute(text: &str) -> anyhow::Result<(String, Value)> {
     Ok((name.to_owned(), value))
 }
 
-/// Removes a proxy or a toxic.
+/// Removes a rule, a proxy or a toxic.
 ///
 /// # Errors
 ///
 /// When the daemon can't be asked or refuses.
 pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
     let path = match &args.what {
+        Remove::Rule { id } => format!("/v1/rules/{id}"),
         Remove::Proxy { name } => format!("/proxies/{}", escaped(name)),
         Remove::Toxic { proxy, name } => {
             format!("/proxies/{}/toxics/{}", escaped(proxy), escaped(name))
@@ -226,7 +256,7 @@ pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
     call(&args.target, Method::DELETE, &path, None).map(|_| ())
 }
 
-/// Enables every proxy and removes every toxic.
+/// Enables every proxy, removes every toxic and every rule.
 ///
 /// # Errors
 ///
@@ -243,7 +273,7 @@ pub fn reset(target: &Target) -> anyhow::Result<()> {
 pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
     let stats = call(&args.target, Method::GET, "/v1/stats", None)?;
     if args.json {
-        return print(&format!("{stats:#}\n"));
+        return tell::data(&format!("{stats:#}\n"));
     }
     let mut text = String::new();
     for (name, proxy) in stats.as_object().into_iter().flatten() {
@@ -272,7 +302,7 @@ pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
             );
         }
     }
-    print(&text)
+    tell::data(&text)
 }
 
 /// Prints events, one JSON object per line, until the daemon ends or the output is closed.
@@ -290,7 +320,7 @@ pub fn events(target: &Target) -> anyhow::Result<()> {
             while let Some(end) = pending.find('\n') {
                 let line: String = pending.drain(..=end).collect();
                 if let Some(event) = line.strip_prefix("data: ") {
-                    print(event)?;
+                    tell::data(event)?;
                 }
             }
         }

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::kernel::injection::{Hits, Injection};
 use crate::plan::Plan;
 use crate::steer::Steering;
+use crate::tell::tell;
 
 use super::rules::Parsed;
 use super::turns::Turns;
@@ -183,7 +184,7 @@ impl Control {
         self.install(&self.off, injection, plan)?;
         injection.retire(plan, &change.over)?;
         for line in change.told {
-            eprintln!("fault: {line}");
+            tell!("fault: {line}");
         }
         Ok(())
     }

@@ -2,8 +2,9 @@
 
 use clap::Args;
 
-use super::{Outcome, exit, print, print_json};
+use super::{Outcome, exit, print_json};
 use crate::doctor::Report;
+use crate::tell;
 
 /// Tell what this machine can do: capabilities, kernel features, mechanisms, leftovers.
 #[derive(Debug, Args)]
@@ -23,7 +24,7 @@ impl Doctor {
         if self.json {
             print_json(&report)?;
         } else {
-            print(&report.to_string())?;
+            tell::data(&report.to_string())?;
         }
         Ok(if report.works() {
             exit::SUCCESS

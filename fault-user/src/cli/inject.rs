@@ -1,6 +1,6 @@
 //! `fault inject`.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -20,9 +20,11 @@ use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::kernel::ruleset::Scope;
 use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
+use crate::process::signals;
 use crate::report::summary;
 use crate::rule::units::parse_duration;
 use crate::steer::Steering;
+use crate::tell::{self, tell};
 
 /// How often the live line is written.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -113,8 +115,8 @@ impl Inject {
             .await?;
         let mut follower = Follower::of(&self.aim, &place)?;
         let mut injection = prepared.start()?;
-        eprintln!("fault: seed {}", plan.seed);
-        eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
+        tell!("fault: seed {}", plan.seed);
+        tell!("fault: {} in force; Ctrl-C heals", many(plan.rules.len()));
         let mut rights = place.rights(&self.aim, &injection);
         if self.watch {
             // The file may be a user's.
@@ -122,6 +124,9 @@ impl Inject {
         }
         if !plan.stream_rules().is_empty() {
             rights.push(Capability::NetAdmin);
+        }
+        if steering.as_ref().is_some_and(Steering::leads_datagrams) {
+            rights.extend([Capability::SysPtrace, Capability::DacOverride]);
         }
         give_up(&rights);
         let turns = if self.watch {
@@ -171,6 +176,14 @@ impl Inject {
     }
 }
 
+/// A number of rules, in words.
+pub(super) fn many(rules: usize) -> String {
+    match rules {
+        1 => "1 rule".to_owned(),
+        rules => format!("{rules} rules"),
+    }
+}
+
 fn parse_length(text: &str) -> Result<Duration, Failure> {
     parse_duration(text)
         .map(Duration::from_nanos)
@@ -202,25 +215,40 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// The signals that end it.
-struct Ends([Signal; 3]);
+/// The signals that end `fault inject` and `fault daemon`.
+pub(super) struct Ends {
+    interrupt: Signal,
+    terminate: Signal,
+    /// `None` under nohup(1).
+    hangup: Option<Signal>,
+}
 
 impl Ends {
-    fn listen() -> anyhow::Result<Self> {
-        Ok(Self([
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-        ]))
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let hangup = if signals::is_ignored(libc::SIGHUP)? {
+            None
+        } else {
+            Some(signal(SignalKind::hangup())?)
+        };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup,
+        })
     }
 
     /// Waits for one of them.
-    async fn come(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
+    pub(super) async fn come(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = hangup => {}
         }
     }
 }
@@ -272,7 +300,7 @@ impl Course<'_> {
             }
         }
         if live {
-            println!();
+            tell::live(format_args!("\n"));
         }
         Ok(())
     }
@@ -299,16 +327,16 @@ impl Course<'_> {
                 Ok((next, parsed)) => {
                     self.plan = next;
                     self.control.forget(&parsed);
-                    eprintln!("fault: {} rules in force", self.plan.rules.len());
+                    tell!("fault: {} in force", many(self.plan.rules.len()));
                 }
                 Err(failure) => {
-                    eprintln!("fault: the old rules stay in force: {:#}", failure.error);
+                    tell!("fault: the old rules stay in force: {:#}", failure.error);
                 }
             }
         }
         if live {
-            print!("\r\x1b[K{}", summary::line(&self.plan, &self.hits()?));
-            std::io::stdout().flush()?;
+            let figures = summary::line(&self.plan, &self.hits()?);
+            tell::live(format_args!("\r\x1b[K{figures}"));
         }
         Ok(())
     }
@@ -326,7 +354,7 @@ impl Course<'_> {
         let hits = self.hits()?;
         let counters = self.injection.counters()?;
         let table = summary::table(&self.plan, &hits, &self.injection, &counters);
-        eprint!("{table}");
+        tell!("{}", table.trim_end());
         drop(self.steering);
         self.injection.heal()?;
         drop(self.place);

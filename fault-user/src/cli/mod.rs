@@ -22,15 +22,14 @@ pub mod turns;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::Write as _;
 
-use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::doctor::capabilities::Capability;
 use crate::process::command::StartError;
 use crate::process::rights;
+use crate::tell::{self, ReaderGone};
 
 /// Exit codes: those of the documentation.
 pub mod exit {
@@ -137,13 +136,13 @@ pub enum Command {
     Demo(demo::Demo),
     /// Run the control API (Toxiproxy's) and its proxies until told to stop.
     Daemon(daemon::Args),
-    /// List the daemon's proxies and their toxics.
+    /// List the daemon's proxies with their toxics, and its packet rules.
     List(client::ListArgs),
-    /// Add a proxy or a toxic to the daemon.
+    /// Add a packet rule, a proxy or a toxic to the daemon.
     Add(client::AddArgs),
-    /// Remove a proxy or a toxic from the daemon.
+    /// Remove a packet rule, a proxy or a toxic from the daemon.
     Remove(client::RemoveArgs),
-    /// Enable every proxy of the daemon and remove every toxic.
+    /// Enable every proxy of the daemon, remove every toxic and every packet rule.
     Reset(client::Target),
     /// Show what the daemon's proxies have carried and what its toxics have done.
     Stats(client::StatsArgs),
@@ -185,39 +184,12 @@ impl Cli {
     }
 }
 
-/// Whoever read the standard output has seen enough, as `head` has.
-#[derive(Debug)]
-struct ReaderGone;
-
-impl fmt::Display for ReaderGone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nobody reads the standard output any more")
-    }
-}
-
-impl std::error::Error for ReaderGone {}
-
-/// Writes data to the standard output.
-///
-/// # Errors
-/// It can't be written to.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut output = std::io::stdout().lock();
-    let written = output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.flush());
-    match written {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
-        other => other.context("can't write to the standard output"),
-    }
-}
-
 /// Writes data to the standard output as JSON.
 ///
 /// # Errors
 /// It can't be written to.
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+    tell::data(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
 /// Gives up all rights but these, now that everything is set up.

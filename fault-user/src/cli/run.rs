@@ -30,6 +30,7 @@ use crate::report::samples::{SAMPLING, Samples};
 use crate::report::{github, html, junit, summary};
 use crate::rule::windows;
 use crate::steer::Steering;
+use crate::tell::tell;
 
 /// Nanoseconds of a millisecond.
 const MS_NS: u64 = 1_000_000;
@@ -158,6 +159,7 @@ impl Run {
                 Leftovers::Release,
             )?)
         };
+        let waiting = command.begin(own.as_ref())?;
         let scope = match &own {
             Some(own) => Some(scope_of(own.cgroup())?),
             None => place.scope(),
@@ -184,7 +186,7 @@ impl Run {
             Some(path) => Some(Recorder::start(prepared.take_events()?, path)?),
             None => None,
         };
-        eprintln!("fault: seed {seed}");
+        tell!("fault: seed {seed}");
         let mut observer = wanted.watch(&place, scope.as_ref())?;
         let steering = self
             .aim
@@ -205,7 +207,7 @@ impl Run {
         let started = run.injection.started();
         let mut control = Control::open(self.title(), parsed.turns(started), sockets);
         control.begin(&mut run.injection, &run.plan)?;
-        let mut running = command.spawn(own.as_ref())?;
+        let mut running = waiting.go()?;
         give_up(&self.rights(&run, command, own.as_ref()));
         observer.probe(started);
         let ended = run.wait(&mut running, control, &mut follower).await?;
@@ -232,7 +234,7 @@ impl Run {
         if let Some(own) = own {
             let finished = own.finish()?;
             if !finished.released.is_empty() {
-                eprintln!(
+                tell!(
                     "fault: {} background processes of the command run on, unhurt",
                     finished.released.len()
                 );
@@ -257,6 +259,9 @@ impl Run {
         }
         if !run.plan.stream_rules().is_empty() {
             rights.push(Capability::NetAdmin);
+        }
+        if run.steering.as_ref().is_some_and(Steering::leads_datagrams) {
+            rights.extend([Capability::SysPtrace, Capability::DacOverride]);
         }
         let writes = self.report.is_some() || github::is_told();
         if writes || own.is_some_and(CommandCgroup::is_protected) {
@@ -285,14 +290,17 @@ impl Run {
     fn conclude(&self, run: &Course<'_>, parsed: &Parsed, facts: &Facts<'_>) -> Outcome {
         let (injection, plan, ended) = (&run.injection, &run.plan, facts.ended);
         let counters = injection.counters()?;
-        eprint!("{}", summary::table(plan, facts.hits, injection, &counters));
+        tell!(
+            "{}",
+            summary::table(plan, facts.hits, injection, &counters).trim_end()
+        );
         let mut unfired = summary::unfired(plan, facts.hits);
         // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
         if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
             unfired.retain(|(rule, _)| !parsed.is_drawn(rule));
         }
         for (rule, why) in &unfired {
-            eprintln!("fault: the rule `{rule}` never fired: {why}");
+            tell!("fault: the rule `{rule}` never fired: {why}");
         }
         let verdicts = expectations::verdicts(&parsed.expect, facts);
         let code = self.exit_code(parsed, &verdicts, unfired.is_empty(), ended);
@@ -302,10 +310,10 @@ impl Run {
         }
         for verdict in &verdicts {
             let mark = if verdict.holds { "ok" } else { "FAILED" };
-            eprintln!("fault: {mark}: {}", verdict.text);
+            tell!("fault: {mark}: {}", verdict.text);
         }
         if code == exit::UNFIRED {
-            eprintln!(
+            tell!(
                 "fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)"
             );
         }

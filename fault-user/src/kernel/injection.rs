@@ -30,6 +30,7 @@ use crate::shaping::qdiscs::{Kind, Loss, Qdiscs};
 use crate::shaping::schedule::Shapers;
 use crate::shaping::tap::Tap;
 use crate::shaping::ways::Ways;
+use crate::tell::tell;
 
 /// What the caller decides about an injection.
 #[derive(Clone, Debug, Default)]
@@ -458,7 +459,7 @@ impl Reach {
         for Interface { index, name, .. } in gone {
             self.leave(index);
             if matches!(selection, Selection::Names(_)) {
-                eprintln!("fault: {name} has vanished: nothing is hurt there until it is back");
+                tell!("fault: {name} has vanished: nothing is hurt there until it is back");
             }
         }
     }
@@ -491,7 +492,7 @@ impl Reach {
         self.leave(interface.index);
         let there = list_by(&mut self.netlink)?;
         if there.iter().any(|one| one.index == interface.index) {
-            eprintln!(
+            tell!(
                 "fault: {} has appeared, but the rules can't be put on it: {error:#}",
                 interface.name
             );
@@ -645,6 +646,22 @@ impl Prepared {
         })
     }
 
+    /// As [`Prepared::start`], for the rules' time and the plans that there have been: see [`Injection::follow`].
+    ///
+    /// # Errors
+    /// The kernel refuses a map.
+    pub fn start_after(self, old: &Injection) -> Result<Injection> {
+        self.reach().injector.install(&self.tables, old.epoch_ns)?;
+        Ok(Injection {
+            prepared: self,
+            started: old.started,
+            epoch_ns: old.epoch_ns,
+            age: old.age,
+            past: Vec::new(),
+            past_counters: Vec::new(),
+        })
+    }
+
     /// The decisions that fire, when they were asked for.
     ///
     /// # Errors
@@ -730,9 +747,15 @@ impl Injection {
         }
     }
 
+    /// Where the rules are.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<Interface> {
+        self.prepared.reach().interfaces.clone()
+    }
+
     /// The names of the interfaces that the rules are, or have been, on.
     #[must_use]
-    pub fn interfaces(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         self.prepared.reach().names.clone()
     }
 
@@ -770,6 +793,16 @@ impl Injection {
             .install(&tables, self.epoch_ns)?;
         self.age += 1;
         self.prepared.tables = tables;
+        Ok(())
+    }
+
+    /// Makes `plan` the successor of `old`, for programs that are loaded anew.
+    ///
+    /// # Errors
+    /// Too many rules, old and new together.
+    pub fn follow(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
+        plan.succeed(old, self.age + 1, monotonic_ns() - self.epoch_ns)?;
+        self.age += 1;
         Ok(())
     }
 
@@ -960,7 +993,7 @@ impl Reach {
         }
         if let Some(qdiscs) = self.qdiscs.take() {
             for Loss { interface, packets } in qdiscs.drain()? {
-                eprintln!("fault: {packets} packets that {interface} still held were lost");
+                tell!("fault: {packets} packets that {interface} still held were lost");
             }
         }
         let left = journal.map(Journal::heal).unwrap_or_default();
@@ -972,7 +1005,8 @@ impl Reach {
 }
 
 impl Hits {
-    fn add(&mut self, other: &Self) {
+    /// Adds what was done elsewhere.
+    pub fn add(&mut self, other: &Self) {
         let (sum, stats) = (&mut self.stats, &other.stats);
         sum.seen_packets += stats.seen_packets;
         sum.seen_segments += stats.seen_segments;

@@ -17,6 +17,7 @@ use super::injection::Reach;
 use super::interfaces::Selection;
 use crate::doctor::capabilities::Capability;
 use crate::process::rights::be_helper;
+use crate::tell::tell;
 
 /// `RTMGRP_LINK`: the group of sockets that are told of changes of interfaces.
 const LINKS: u32 = 1;
@@ -46,9 +47,7 @@ impl Newcomers {
                 be_helper(&[Capability::Bpf, Capability::NetAdmin, Capability::Perfmon]);
                 reached.wait();
                 if let Err(error) = serve(&news, &woken, &wanted, &reach) {
-                    eprintln!(
-                        "fault: new network interfaces are left alone from here on: {error:#}"
-                    );
+                    tell!("fault: new network interfaces are left alone from here on: {error:#}");
                 }
             })
             .context("starting the thread that meets new network interfaces")?;
@@ -73,7 +72,7 @@ impl Drop for Newcomers {
         if let Some(thread) = self.thread.take()
             && (woken.is_err() || thread.join().is_err())
         {
-            eprintln!("fault: the thread that meets new network interfaces did not end well");
+            tell!("fault: the thread that meets new network interfaces did not end well");
         }
     }
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
+use super::proc::is_gone;
+
 /// `SO_NETNS_COOKIE` of Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -28,12 +30,26 @@ impl NetworkNamespace {
         } else {
             Path::new("/run/netns").join(name)
         };
-        let file = File::open(&path).with_context(|| {
-            format!(
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if is_gone(&error) => bail!(
                 "no network namespace `{}`: give a path such as /proc/PID/ns/net, or a name that `ip netns` lists",
                 name.display()
-            )
-        })?;
+            ),
+            Err(error) => {
+                let path = path.display();
+                return Err(error).with_context(|| {
+                    format!("can't open the network namespace {path} (needs CAP_SYS_PTRACE)")
+                });
+            }
+        };
+        let kind = nix::sys::statfs::fstatfs(&file).map(|stat| stat.filesystem_type());
+        if kind != Ok(nix::sys::statfs::NSFS_MAGIC) {
+            bail!(
+                "{} is no network namespace: give a path such as /proc/PID/ns/net",
+                path.display()
+            );
+        }
         Ok(Self { file, path })
     }
 
@@ -74,6 +90,15 @@ impl NetworkNamespace {
         Ok(cookie)
     }
 
+    /// Moves the calling thread into the namespace, for good.
+    ///
+    /// # Errors
+    /// The namespace can't be entered.
+    pub fn join(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("entering {} (needs CAP_SYS_ADMIN)", self.path.display()))
+    }
+
     /// Runs `work` on a thread inside the namespace, and gives what it gives.
     ///
     /// # Errors
@@ -81,9 +106,7 @@ impl NetworkNamespace {
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| {
-                    format!("entering {} (needs CAP_SYS_ADMIN)", self.path.display())
-                })?;
+                self.join()?;
                 work()
             });
             match inside.join() {

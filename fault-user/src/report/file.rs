@@ -275,10 +275,9 @@ pub fn decisions(report: &Path) -> Result<Vec<Decision>> {
 
 /// A file of the report at `path`, which is its folder or a file in it.
 fn file_in(path: &Path, name: &str) -> PathBuf {
-    if path.is_dir() {
-        return path.join(name);
-    }
-    path.parent().unwrap_or(Path::new("")).join(name)
+    let is_file = path.is_file();
+    let folder = path.parent().filter(|_| is_file).unwrap_or(path);
+    folder.join(name)
 }
 
 #[cfg(test)]

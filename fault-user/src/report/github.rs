@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
+use crate::tell;
 use anyhow::{Context as _, Result};
 
 use super::file::{Report, shell_line};
@@ -30,7 +31,7 @@ pub fn tell(report: &Report) -> Result<()> {
         .and_then(|mut file| file.write_all(table(report).as_bytes()))
         .with_context(|| format!("can't write {}", path.to_string_lossy()))?;
     for line in errors(report) {
-        println!("::error::{line}");
+        tell::data(&format!("::error::{line}\n"))?;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use super::ways::{Places, number_of};
 use crate::kernel::clock::monotonic_ns;
 use crate::kernel::mapped::MappedArray;
 use crate::process::rights::be_helper;
+use crate::tell::tell;
 
 /// Bytes that are held at most; what comes on top is lost and counted. At 1 Gbit/s these are 2 s.
 pub const HELD_BYTES_MAX: usize = 256 << 20;
@@ -121,7 +122,7 @@ impl DelayLine {
 impl Drop for DelayLine {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            eprintln!("fault: the delay line: {error:#}");
+            tell!("fault: the delay line: {error:#}");
         }
     }
 }

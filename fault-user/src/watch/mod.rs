@@ -22,6 +22,7 @@ use crate::kernel::cgroup_link::{CgroupLink, Hook};
 use crate::kernel::services::{self, Service, loaded, program};
 use crate::process::rights::be_helper;
 use crate::rule::{Protocol, ResolvedTarget};
+use crate::tell::tell;
 use history::History;
 
 /// How long the thread waits for something to happen before it looks whether it is to end, in milliseconds.
@@ -85,7 +86,7 @@ impl Watch {
             .iter()
             .map(|(_, target)| Service::new(target, [0, 0]))
             .collect();
-        let (mut ebpf, mut table) = services::load(&services, whose.netns)?;
+        let (mut ebpf, mut table) = services::load(&services, whose.netns, false)?;
         tell_protocols(&mut ebpf, targets)?;
         for (number, (_, target)) in (0..).zip(targets) {
             table.switch(number, &target.ports, true);
@@ -160,7 +161,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Err(error) = self.join() {
-            eprintln!("fault: {error}");
+            tell!("fault: {error}");
         }
     }
 }

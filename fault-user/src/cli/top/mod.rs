@@ -12,6 +12,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use super::client::Target;
 use super::{Failure, Outcome, exit, print_json};
 use crate::rule::units::parse_duration;
+
 use source::Sources;
 use view::Screen;
 
