@@ -473,7 +473,13 @@ pub mod hold_flag {
     pub const TWICE: u16 = 2;
     /// It comes from the service: each direction has wires and slots of its own.
     pub const TO_CLIENT: u16 = 4;
+    /// Another instance has judged it before: see [`super::LAST`].
+    pub const JUDGED: u16 = 8;
 }
+
+/// Beside the number of a place, where a packet goes on: no instance is to judge it any more. Two that hold packets of one
+/// device would otherwise hand them to each other for ever, as a packet remembers only who judged it last.
+pub const LAST: u16 = 1 << 12;
 
 /// How many packets can be on their way to the delay line at once.
 pub const HOLDS: u32 = 1 << 16;

@@ -106,6 +106,7 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     }
     // SAFETY: as above.
     let scratch = unsafe { &mut *shared };
+    scratch.sight.judged = u32::from(skb.is_judged_by_another());
     skb.set_judged();
     if !judge_rules::<C>(scratch, flow.as_ptr(), control.events) {
         // Policy: no fault fired.
@@ -331,6 +332,8 @@ pub fn see<F: Frame>(
         size: frame.segment_size(&scratch.packet),
         bytes: frame.length() + (segments - 1) * scratch.packet.payload_offset,
         generation,
+        judged: 0,
+        reserved: 0,
     };
 }
 

@@ -13,7 +13,7 @@
 //! **netem** holds packets by class: one class of a prio qdisc for each delay, chosen by the packet's priority. Unlike
 //! the mark nobody routes by that.
 
-use fault_common::abi::{Hold, QDISC_MAJOR, hold_flag, holder};
+use fault_common::abi::{Hold, LAST, QDISC_MAJOR, hold_flag, holder};
 use fault_common::decide::{Counting, holding};
 use fault_common::random::mix;
 
@@ -190,6 +190,11 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
     } else {
         0
     };
+    let judged = if sight.judged == 0 {
+        0
+    } else {
+        hold_flag::JUDGED
+    };
     // SAFETY: as above; a ticket is given out again only after 65,536 others.
     unsafe {
         *told = Hold {
@@ -200,7 +205,7 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
             bytes: sight.bytes,
             rate: verdict.rate,
             slot: verdict.slot,
-            flags: way | twice | from,
+            flags: way | twice | from | judged,
             segments: sight.segments as u16,
         };
     }
@@ -216,7 +221,7 @@ pub fn release(skb: Skb<false, 14>) -> i32 {
         // Policy: what the stack itself sends this way is nobody's.
         return NEXT;
     };
-    let Some(&place) = RELEASES.get(number) else {
+    let Some(&place) = RELEASES.get(number & u32::from(LAST - 1)) else {
         return NEXT;
     };
     // A tag on the detour is the packet's own.
@@ -226,6 +231,10 @@ pub fn release(skb: Skb<false, 14>) -> i32 {
     {
         return NEXT;
     }
-    skb.set_judged();
+    if number & u32::from(LAST) == 0 {
+        skb.set_judged();
+    } else {
+        skb.set_judged_by_everyone();
+    }
     Skb::<false, 14>::redirect((place >> 1) as u32, place & 1)
 }

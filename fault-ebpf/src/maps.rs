@@ -304,6 +304,10 @@ pub struct Sight {
     pub bytes: u32,
     /// Which rule set is in force.
     pub generation: u32,
+    /// 1 when another instance has judged it before.
+    pub judged: u32,
+    /// So that there is no padding.
+    pub reserved: u32,
 }
 
 /// Counts one packet that passes for a reason worth telling.

@@ -19,6 +19,8 @@ use crate::scope;
 
 /// The next program or filter decides: `TCX_NEXT` and `TC_ACT_UNSPEC` are the same.
 pub const NEXT: i32 = -1;
+/// What a packet's `tc_index` says when no instance is to judge it any more. No instance has this.
+const EVERYONE: u32 = 0xffff;
 const TC_ACT_SHOT: i32 = 2;
 const TC_ACT_STOLEN: i32 = 4;
 /// The loopback device has this index in every network namespace.
@@ -120,7 +122,23 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     /// Whether this instance has judged the packet at another hook, or made it.
     #[inline(always)]
     pub fn is_judged(&self) -> bool {
-        self.tc_index() == INSTANCE.load() || (!EGRESS && XDP.load() == 1 && self.came_judged())
+        let index = self.tc_index();
+        index == INSTANCE.load()
+            || index == EVERYONE
+            || (!EGRESS && XDP.load() == 1 && self.came_judged())
+    }
+
+    /// Whether another instance has judged the packet.
+    #[inline(always)]
+    pub fn is_judged_by_another(&self) -> bool {
+        let index = self.tc_index();
+        index >> 12 == 0xf && index != INSTANCE.load()
+    }
+
+    /// No instance is to judge the packet any more.
+    #[inline(always)]
+    pub fn set_judged_by_everyone(&self) {
+        self.set_tc_index(EVERYONE);
     }
 
     /// Whether the XDP program in front has judged it. From here on the packet says so itself.

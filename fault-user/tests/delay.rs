@@ -61,6 +61,24 @@ fn only_the_commands_own_packets_are_held() {
 }
 
 #[test]
+fn what_two_instances_hold_is_delayed_by_both_and_arrives() {
+    enter_fresh();
+    let address = echo(None, "127.0.0.1");
+    let both = [0, 1].map(|_| Hurt::begin(&["udp:7000 delay=60ms"], "--scope host"));
+    let socket = datagrams(address);
+    let mut byte = [0; 1];
+    let took = timed(|| {
+        socket.send(b"x").unwrap();
+        socket.recv(&mut byte).unwrap();
+    });
+    assert!(took >= Duration::from_millis(240), "{took:?}");
+    for hurt in both {
+        let summary = hurt.end();
+        assert!(summary.contains("  2 pkts"), "each judges once: {summary}");
+    }
+}
+
+#[test]
 fn a_process_that_runs_already_is_delayed_on_loopback() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");

@@ -749,7 +749,7 @@ impl Injection {
 
     /// The names of the interfaces that the rules are, or have been, on.
     #[must_use]
-    pub fn interfaces(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         self.prepared.reach().names.clone()
     }
 

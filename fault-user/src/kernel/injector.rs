@@ -768,7 +768,8 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     // 16 bits that a second instance on the same packet's way most likely does not share.
     // A value of more than 16 bits is never found in a packet.
     let instance = if options.once {
-        0xf000 | (std::process::id() & 0x0fff)
+        // The last one stands for everyone.
+        0xf000 | (std::process::id() % 0x0fff)
     } else {
         1 << 16
     };

@@ -41,7 +41,7 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         "fault: healed after {:.1} s; by {} on {}; seed {}\n",
         injection.started().elapsed().as_secs_f64(),
         injection.hooks(),
-        places(&injection.interfaces()),
+        places(&injection.names()),
         plan.seed
     );
     let mut rows = vec![["rule", "seen", "hit", "conns", "by"].map(str::to_owned)];

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
-use fault_common::abi::{HOLDS, Hold, hold_flag};
+use fault_common::abi::{HOLDS, Hold, LAST, hold_flag};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::schedule::{Schedule, Shapers};
@@ -204,7 +204,12 @@ impl Line {
             self.figures.queue_full.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let place = place.to_be_bytes();
+        let last = if hold.flags & hold_flag::JUDGED == 0 {
+            0
+        } else {
+            LAST
+        };
+        let place = (place | last).to_be_bytes();
         let copies = if hold.flags & hold_flag::TWICE == 0 {
             1
         } else {
