@@ -429,7 +429,7 @@ pub struct Watched {
 pub struct Witness {
     /// When (`CLOCK_MONOTONIC`).
     pub time_ns: u64,
-    /// Which connection: the cookie of its socket.
+    /// Which connection: the cookie of its socket; of datagrams one for each socket and target.
     pub cookie: u64,
     /// The targets that it goes to, as bits.
     pub targets: u64,
@@ -451,6 +451,18 @@ pub mod witness {
     pub const RECEIVED: u64 = 5;
     /// A connection came in.
     pub const ACCEPTED: u64 = 6;
+    /// As [`CLOSED`], but by a reset, of either end, while it was open.
+    pub const RESET: u64 = 7;
+}
+
+/// Entries of `WATCHED_TARGETS`: which targets, as bits, are watched over a protocol.
+pub mod watched {
+    /// Over TCP.
+    pub const TCP: u32 = 0;
+    /// Over UDP.
+    pub const UDP: u32 = 1;
+    /// How many entries there are.
+    pub const ENTRIES: u32 = 2;
 }
 
 /// Bits of [`Hold::flags`].

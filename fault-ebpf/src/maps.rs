@@ -44,7 +44,7 @@ pub static REPLAY: Global<u32> = Global::new(0);
 /// The mark of the relay's own sockets.
 #[unsafe(no_mangle)]
 pub static RELAY_MARK: Global<u32> = Global::new(0xfa17);
-/// Cookie of the network namespace that the relay is in; 0 where the kernel does not tell.
+/// Cookie of the network namespace that the relay is in, or that is watched; 0 for any.
 #[unsafe(no_mangle)]
 pub static NETNS: Global<u64> = Global::new(0);
 /// 1 when only connections to servers of the cgroup are given to the relay.
@@ -217,6 +217,10 @@ pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_en
 /// Connections that are watched, by the cookie of their socket.
 #[map]
 pub static WATCHED: LruHashMap<u64, Watched> = LruHashMap::with_max_entries(16384, 0);
+/// Which targets are watched over which protocol: see [`fault_common::abi::watched`].
+#[map]
+pub static WATCHED_TARGETS: Array<u64> =
+    Array::with_max_entries(fault_common::abi::watched::ENTRIES, 0);
 /// What is seen of them.
 #[map]
 pub static WITNESSES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);

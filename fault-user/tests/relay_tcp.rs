@@ -463,6 +463,18 @@ fn a_reset_while_stalled_is_passed_on_after_the_data() {
     }
 }
 
+/// A change must not wait for a connection that takes its first look at the toxics at that very moment.
+#[test]
+fn a_toxic_that_is_added_while_a_connection_opens_is_acknowledged() {
+    let bed = Bed::tcp();
+    for _ in 0..2000 {
+        let client = bed.connect();
+        bed.add(Direction::Upstream, "noop", &json!({}));
+        bed.remove("noop");
+        drop((client, bed.accept()));
+    }
+}
+
 #[test]
 fn discard_reads_and_throws_away() {
     let bed = Bed::tcp();

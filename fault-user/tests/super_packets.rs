@@ -4,11 +4,10 @@
 #[expect(dead_code, reason = "the servers are for the suite end_to_end")]
 mod place;
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::thread::JoinHandle;
 
 use fault_user::process::netns::NetworkNamespace;
 use place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
@@ -54,20 +53,30 @@ fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) {
     assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Receives until a datagram of one byte comes; how many came before it. Each must be as it was sent.
-fn receiver(peer: &NetworkNamespace, address: SocketAddr) -> (JoinHandle<u64>, UdpSocket) {
-    let socket = peer.enter(|| Ok(UdpSocket::bind(address)?)).unwrap();
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let queue = socket.try_clone().unwrap();
-    let reader = std::thread::spawn(move || {
+/// The far end of a test. It is read by the thread that sends: what has arrived is there when the sending call and the next
+/// answer have returned, and no thread has to be woken for it.
+struct Receiver {
+    socket: UdpSocket,
+    came: u64,
+}
+
+impl Receiver {
+    fn new(peer: &NetworkNamespace, address: SocketAddr) -> Self {
+        let socket = peer.enter(|| Ok(UdpSocket::bind(address)?)).unwrap();
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
+        socket.set_nonblocking(true).unwrap();
+        Self { socket, came: 0 }
+    }
+
+    /// Takes what has come; each datagram must be as it was sent. How many have come in all.
+    fn read(&mut self) -> u64 {
         let mut bytes = [0; 2000];
-        let mut came = 0;
         loop {
-            let length = socket.recv(&mut bytes).expect("the end comes");
-            if length == 1 {
-                return came;
-            }
+            let length = match self.socket.recv(&mut bytes) {
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return self.came,
+                Err(error) => panic!("{error}"),
+            };
             let number = usize::from(bytes[0]);
             let whole = if number + 1 == BURST {
                 DATAGRAM / 2
@@ -80,19 +89,9 @@ fn receiver(peer: &NetworkNamespace, address: SocketAddr) -> (JoinHandle<u64>, U
                     .iter()
                     .all(|byte| usize::from(*byte) == number)
             );
-            came += 1;
+            self.came += 1;
         }
-    });
-    (reader, queue)
-}
-
-/// Bytes of the next datagram in a socket's queue; 0 for none.
-fn waiting(socket: &UdpSocket) -> i32 {
-    let mut bytes = 0;
-    // SAFETY: the call writes an int.
-    let status = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
-    assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
-    bytes
+    }
 }
 
 /// Until the peer's link address is known, packets wait in a short queue before any program sees them.
@@ -104,7 +103,7 @@ fn know_the_neighbour(address: SocketAddr) {
 /// Sends 10,000 datagrams in super-packets under `loss=10%`.
 fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
     let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
-    let (receiver, queue) = receiver(peer, address);
+    let mut receiver = Receiver::new(peer, address);
     let any: IpAddr = if address.is_ipv4() {
         [0; 4].into()
     } else {
@@ -122,17 +121,16 @@ fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
         // What is divided as it arrives waits in the kernel's backlog of 1,000 packets, and the answer to this behind it.
         know_the_neighbour(address);
         // And each part counts for more than its size in the receive buffer.
-        wait_for(
-            || waiting(&queue) == 0,
-            "the receiver to have read everything",
-        );
+        receiver.read();
     }
     let summary = hurt.end();
-    socket.send(b"e").unwrap();
-    let came = receiver.join().unwrap();
     let lost = packets(&summary, 1);
     assert_eq!(packets(&summary, 0), 10_000, "{summary}");
-    assert_eq!(came + lost, 10_000, "{summary}{}", elsewhere(peer));
+    wait_for(
+        || receiver.read() + lost >= 10_000,
+        &format!("the rest: {summary}{}", elsewhere(peer)),
+    );
+    assert_eq!(receiver.came + lost, 10_000, "{summary}");
     assert_binomial(lost, 10_000, 0.1);
 }
 
@@ -222,7 +220,7 @@ fn a_counted_packet_is_a_wire_packet() {
     let peer = Peer::joined();
     let namespace = peer_of(&peer);
     let address: SocketAddr = "10.77.0.2:7000".parse().unwrap();
-    let (receiver, _) = receiver(&namespace, address);
+    let mut receiver = Receiver::new(&namespace, address);
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(address).unwrap();
     know_the_neighbour(address);
@@ -231,7 +229,7 @@ fn a_counted_packet_is_a_wire_packet() {
     let burst: Vec<u8> = (0..30_u8).flat_map(|n| [n; DATAGRAM]).collect();
     socket.send(&burst).unwrap();
     let summary = hurt.end();
-    socket.send(b"e").unwrap();
-    assert_eq!(receiver.join().unwrap(), 28, "{summary}");
+    wait_for(|| receiver.read() >= 28, "what is not lost");
+    assert_eq!(receiver.came, 28, "{summary}");
     assert_eq!(packets(&summary, 1), 2, "{summary}");
 }

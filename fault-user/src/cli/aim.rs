@@ -19,6 +19,10 @@ use crate::process::container::{self, Container, Places};
 use crate::process::netns::NetworkNamespace;
 use crate::process::tree::Aim as Tree;
 use crate::steer::{Steering, Whose};
+use crate::tell::tell;
+use crate::watch::open::Sockets;
+
+use super::rules::Parsed;
 
 /// Options that say whose traffic is touched.
 #[derive(Debug, Args)]
@@ -111,7 +115,7 @@ impl Place {
             None => work(),
         }?;
         for note in prepared.notes() {
-            eprintln!("fault: {note}");
+            tell!("fault: {note}");
         }
         Ok(prepared)
     }
@@ -259,6 +263,31 @@ impl Aim {
             marker: scope.map(|scope| prepared.marker(scope)).transpose()?,
         };
         Steering::start(&rules, plan.seed, whose).await.map(Some)
+    }
+
+    /// What tells how many connections are open to the targets of the rules. Nothing where that can't be told: of a
+    /// container that is followed to other network namespaces, or without `CONFIG_INET_DIAG`.
+    #[must_use]
+    pub fn sockets(
+        &self,
+        place: &Place,
+        scope: Option<&Scope>,
+        parsed: &Parsed,
+    ) -> Option<Sockets> {
+        if self.follow {
+            return None;
+        }
+        let cgroup = scope.map(|scope| scope.path.clone());
+        match Sockets::new(cgroup, place.namespace.as_ref()) {
+            Ok(mut sockets) => {
+                sockets.look_at(parsed.named_targets());
+                Some(sockets)
+            }
+            Err(error) => {
+                log::warn!("`fault top` will not see how many connections are open: {error:#}");
+                None
+            }
+        }
     }
 
     /// What was asked to hold packets; the last one counts.

@@ -293,8 +293,7 @@ impl Session {
         if self.version == Some(self.inner.toxics.version()) {
             return;
         }
-        self.control.declare(&self.inner.toxics);
-        let (version, toxics) = self.inner.toxics.snapshot();
+        let (version, toxics) = self.control.declare(&self.inner.toxics);
         self.version = Some(version);
         self.inner.changed.notify_waiters();
         for direction in Direction::ALL {

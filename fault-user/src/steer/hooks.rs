@@ -17,11 +17,10 @@ use super::served::Served;
 use crate::kernel::cgroup_link::{CgroupLink, Hook};
 use crate::kernel::link;
 use crate::kernel::services::{self, Service, Table, loaded, program};
+use crate::process::netns::netns_cookie;
 use crate::relay::Accepted;
 use crate::rule::PortRange;
 
-/// `SO_NETNS_COOKIE` of Linux 5.14.
-const SO_NETNS_COOKIE: libc::c_int = 71;
 /// Addresses that stand for others.
 type Addresses = Arc<Mutex<HashMap<MapData, Destination, Destination>>>;
 
@@ -239,26 +238,6 @@ fn attach_lookup(ebpf: &mut Ebpf) -> Result<OwnedFd> {
         0,
     )
     .context("attaching to the network namespace (sk_lookup is of Linux 5.9)")
-}
-
-/// The network namespace's cookie; 0 where the kernel does not tell it.
-fn netns_cookie() -> u64 {
-    let Ok(socket) = std::net::UdpSocket::bind(("0.0.0.0", 0)) else {
-        return 0;
-    };
-    let mut cookie = 0_u64;
-    let mut length: libc::socklen_t = 8;
-    // SAFETY: eight bytes of room, and a length that says so.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if status == 0 { cookie } else { 0 }
 }
 
 /// An address as the maps have it.

@@ -7,7 +7,7 @@ mod check;
 mod convert;
 pub mod front;
 mod hooks;
-mod reconnect;
+pub mod reconnect;
 mod relays;
 mod served;
 mod straighten;
@@ -28,6 +28,7 @@ use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
 use crate::relay::{Direction as Way, Engine, Inlet, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
+use crate::tell::tell;
 pub use check::check;
 use hooks::{Hooks, Originals, Reach};
 pub(crate) use relays::prepare;
@@ -323,7 +324,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
         loop {
             tokio::time::sleep_until(at(start_ns)).await;
             if !is_open && let Err(error) = shared.set_window(number, true).await {
-                eprintln!("fault: a rule can't begin: {error:#}");
+                tell!("fault: a rule can't begin: {error:#}");
                 return;
             }
             is_open = false;
@@ -337,7 +338,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
             };
             tokio::time::sleep_until(at(end_ns)).await;
             if let Err(error) = shared.set_window(number, false).await {
-                eprintln!("fault: a rule can't end: {error:#}");
+                tell!("fault: a rule can't end: {error:#}");
             }
             match schedule.period_ns {
                 Some(period) if schedule.end_ns.is_none_or(|end| start_ns + period < end) => {
@@ -507,7 +508,7 @@ impl Shared {
             };
             for toxic in toxics {
                 if let Err(error) = relay.remove_toxic(&toxic.name).await {
-                    eprintln!("fault: a rule can't end: {error}");
+                    tell!("fault: a rule can't end: {error}");
                 }
             }
         }

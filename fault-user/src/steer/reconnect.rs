@@ -25,15 +25,17 @@ const MARK: u16 = 15;
 const CGROUP_ID: u16 = 21;
 
 /// One end of a connection in this network namespace.
-struct End {
+pub struct End {
     family: u8,
     id: SocketId,
-    local: SocketAddr,
-    remote: SocketAddr,
+    /// Its own address.
+    pub local: SocketAddr,
+    /// Its peer's.
+    pub remote: SocketAddr,
     inode: u32,
     cgroup: Option<u64>,
     /// Whether it is the relay's own.
-    ours: bool,
+    pub ours: bool,
 }
 
 /// Resets the connections to a target that processes in `cgroup` (with its descendants), or all clients here, have open; `netlink` tells where that is.
@@ -83,7 +85,9 @@ pub fn listeners(cgroup: &Path) -> Result<Vec<SocketAddr>> {
     Ok(own.map(|end| end.local).collect())
 }
 
-fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
+/// Whether a target has this address.
+#[must_use]
+pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
     let port = target
         .ports
         .iter()
@@ -93,7 +97,7 @@ fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
 }
 
 /// Sockets that belong to a cgroup: made in it or below, or open in a process that is there now.
-struct Scope {
+pub struct Scope {
     cgroups: HashSet<u64>,
     inodes: HashSet<u32>,
     /// There are no processes in it.
@@ -101,7 +105,11 @@ struct Scope {
 }
 
 impl Scope {
-    fn of(path: &Path) -> Result<Self> {
+    /// What there is of a cgroup now.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn of(path: &Path) -> Result<Self> {
         let mut scope = Self {
             cgroups: HashSet::new(),
             inodes: HashSet::new(),
@@ -141,7 +149,9 @@ impl Scope {
         Ok(())
     }
 
-    fn has(&self, end: &End) -> bool {
+    /// Whether a socket is its own.
+    #[must_use]
+    pub fn has(&self, end: &End) -> bool {
         end.cgroup
             .is_some_and(|cgroup| self.cgroups.contains(&cgroup))
             || self.inodes.contains(&end.inode)
@@ -158,7 +168,11 @@ fn below(path: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn list(netlink: &mut Netlink, states: &StateFlags) -> Result<Vec<End>> {
+/// The sockets of TCP in these states, in the network namespace of `netlink`.
+///
+/// # Errors
+/// The kernel does not list them.
+pub fn list(netlink: &mut Netlink, states: &StateFlags) -> Result<Vec<End>> {
     let mut ends = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let request = SockDiagMessage::InetRequest(InetRequest {

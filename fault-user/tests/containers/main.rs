@@ -156,6 +156,48 @@ fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
     is_clean(engine.pid("client"));
 }
 
+#[test]
+fn what_is_expected_of_a_container_is_judged_by_its_own_sockets() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let web = engine.address("web");
+    let mut file = tempfile::Builder::new()
+        .suffix(".json")
+        .tempfile()
+        .expect("a file");
+    let scenario = serde_json::json!({
+        "targets": { "web": format!("tcp:{web}:80") },
+        "rules": ["web reject for=1s"],
+        "expect": { "fired": ["web"], "max_open": { "web": 1 }, "recovers_within": { "web": "5s" } },
+    });
+    file.write_all(scenario.to_string().as_bytes())
+        .expect("written");
+    // The container tries until it is answered. What others do meanwhile, such as this host, is not its own.
+    let get = format!("until wget -q -O - http://{web}/ 2> /dev/null; do sleep 0.2; done");
+    let script = format!(
+        "exec 3<>/dev/tcp/{web}/80 4<>/dev/tcp/{web}/80; exec podman exec client sh -c '{get}'"
+    );
+    let command = ["bash", "-c", &script];
+    let words = ["run", "--container", "client", "-f"];
+    let words = [
+        &words[..],
+        &[file.path().to_str().expect("UTF-8"), "--"],
+        &command,
+    ]
+    .concat();
+    let output = fault(&words).output().expect("fault");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(
+        told.contains("ok: expect web to recover within 5s: first answer"),
+        "{told}"
+    );
+    assert!(told.contains("open connections to web: 1"), "{told}");
+}
+
 /// What a container that runs `fault` needs beside its network: the capabilities, and a profile that lets bpf(2) pass.
 const MINIMAL: [&str; 4] = [
     "--cap-drop=all",
