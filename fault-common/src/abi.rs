@@ -186,8 +186,8 @@ pub struct SetHeader {
     pub scope_level_count: u8,
     /// Distinct cgroup levels of the scopes, deepest first.
     pub scope_levels: [u8; SCOPE_LEVELS_MAX],
-    /// Always zero.
-    pub padding: u8,
+    /// 1 when a rule has no port.
+    pub has_portless: u8,
     /// Class of the rules without a port: TCP, UDP, ICMP, others; by direction.
     pub portless: [[u16; 2]; 4],
     /// Class of the rules without a host.

@@ -9,8 +9,9 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
-    COUNTERS, Control, Counter, DecisionKey, Destination, Flow, Hold, MATCHES_MAX, PLACES,
-    PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
+    COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule, Hold, MATCHES_MAX,
+    PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
+    Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -252,6 +253,8 @@ pub struct Scratch {
     pub packet: Packet,
     /// Its connection.
     pub key: FlowKey,
+    /// From which [`Side`](fault_common::flow::Side) of it the packet comes.
+    pub side: u32,
     /// Its matching rules.
     pub matches: Matches,
     /// A connection to be entered into [`FLOWS`].
@@ -278,6 +281,10 @@ pub struct Scratch {
     pub seen: u32,
     /// The ordinals by which it did.
     pub ordinals: Ordinals,
+    /// What the packet's rules remember of its connection, copied to judge ahead: see `split`.
+    pub foreseen: [FlowRule; MATCHES_MAX],
+    /// The slots of the connection's entry that these are copies of.
+    pub foreseen_slots: [u32; MATCHES_MAX],
     /// Where the transport checksum of the packet is; 0 where there is none.
     pub checksum_offset: u32,
 }
