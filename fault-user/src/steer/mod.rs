@@ -298,11 +298,11 @@ impl Drop for Steering {
             timeline.abort();
         }
         if let Err(error) = self.shared.straighten() {
-            eprintln!("fault: connected UDP sockets may have to be opened anew: {error:#}");
+            tell!("fault: connected UDP sockets may have to be opened anew: {error:#}");
         }
         for led in &self.shared.led {
             for note in led.notes(&self.shared.originals) {
-                eprintln!("fault: {note}");
+                tell!("fault: {note}");
             }
         }
     }

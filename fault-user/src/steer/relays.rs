@@ -16,6 +16,7 @@ use crate::kernel::injector::Marker;
 use crate::kernel::services::{Service, relay_mark};
 use crate::relay::{Engine, Inlet, Listen, Prepare, Relay, Settings, Target, Transport, Upstream};
 use crate::rule::ResolvedTarget;
+use crate::tell::tell;
 
 /// Where the relays of one target listen, on loopback: IPv4, and IPv6 where there is any.
 pub struct Ends {
@@ -153,7 +154,7 @@ fn from_outside(has_v6: bool) -> Result<[Option<Inlet>; 2]> {
     };
     let v4 = match open(Ipv4Addr::LOCALHOST.into()) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            eprintln!(
+            tell!(
                 "fault: UDP clients from outside go straight: to answer them takes a raw socket (CAP_NET_RAW)"
             );
             return Ok([None, None]);
