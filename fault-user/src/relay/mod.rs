@@ -602,39 +602,39 @@ async fn tell(
 ///
 /// # Errors
 ///
-/// As Toxiproxy words it: `listen tcp HOST:PORT: …`.
+/// As Toxiproxy words it: `listen tcp: address HOST: missing port in address`.
 pub async fn resolve_listen(transport: Transport, text: &str) -> io::Result<SocketAddr> {
     let word = match transport {
         Transport::Tcp => "tcp",
         Transport::Udp => "udp",
     };
-    let fail = |what: String| io::Error::other(format!("listen {word} {text}: {what}"));
+    let fail = |what: String| io::Error::other(format!("listen {word}: {what}"));
     if text.is_empty() {
         return Ok(SocketAddr::from(([127, 0, 0, 1], 0)));
-    }
-    if let Some(port) = text.strip_prefix(':') {
-        let port = port
-            .parse()
-            .map_err(|_| fail(format!("invalid port {port:?}, expected 0 to 65535")))?;
-        return Ok(SocketAddr::from(([0_u16; 8], port)));
     }
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    if !text.contains(':') {
-        return Err(fail("missing port in address".to_owned()));
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Err(fail(format!("address {text}: missing port in address")));
+    };
+    let port: u16 = port
+        .parse()
+        .map_err(|_| fail(format!("address {port}: invalid port")))?;
+    if host.is_empty() {
+        return Ok(SocketAddr::from(([0_u16; 8], port)));
     }
-    let addresses = upstream::resolve_name(text)
-        .await
-        .map_err(|error| fail(error.to_string()))?;
+    let no_such_host = || fail(format!("lookup {host}: no such host"));
+    let addresses = upstream::resolve_name(text).await.map_err(|error| {
+        log::debug!("{text}: {error}");
+        no_such_host()
+    })?;
     // As Go does: an IPv4 address where there is one.
     let first = addresses
         .iter()
         .find(|address| address.is_ipv4())
         .or(addresses.first());
-    first
-        .copied()
-        .ok_or_else(|| fail("no such host".to_owned()))
+    first.copied().ok_or_else(no_such_host)
 }
 
 /// Words a failure to bind as Toxiproxy does.
