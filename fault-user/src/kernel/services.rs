@@ -4,11 +4,11 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError};
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::{Ebpf, Pod};
 use fault_common::abi::{STEERS, Steer};
 
 use super::mapped::MappedArray;
-use super::object::{OBJECT, check_abi};
+use super::object::{OBJECT, check_abi, new_loader};
 use super::ruleset::Network;
 use super::verifier;
 use crate::rule::{PortRange, ResolvedTarget};
@@ -84,7 +84,7 @@ pub fn load(services: &[Service], netns: u64) -> Result<(Ebpf, Table)> {
     let hosts: usize = services.iter().map(|service| service.hosts.len()).sum();
     let hosts = hosts.max(HOSTS_LEAST);
     let mark = relay_mark();
-    let mut loader = EbpfLoader::new();
+    let mut loader = new_loader();
     loader
         .override_global("RELAY_MARK", &mark, true)
         .override_global("NETNS", &netns, true)
