@@ -75,11 +75,6 @@ mod tests {
         assert!(!error.contains('\n'));
         assert!(check_abi(b"no object").is_err());
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn a_loader_leaves_this_process_its_root() {
