@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     let verbose = cli.verbose;
     match cli.run() {
         Ok(code) => ExitCode::from(code),
+        Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,
         Err(failure) => {
             if verbose {
                 tell::line(format_args!("fault: {:?}", failure.error));

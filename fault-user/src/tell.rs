@@ -3,7 +3,7 @@
 //! A terminal can be closed and a reader can go away at any time. `eprintln!` and `println!` panic then, which would cost
 //! CMD its exit code and CI its report; so nothing here uses them (clippy watches).
 
-use std::fmt::Arguments;
+use std::fmt::{self, Arguments};
 use std::io::{self, ErrorKind, Write as _};
 
 use anyhow::{Context as _, Result};
@@ -26,19 +26,29 @@ pub(crate) fn live(what: Arguments<'_>) {
     drop(write!(terminal, "{what}").and_then(|()| terminal.flush()));
 }
 
-/// Data for whoever reads standard output. A reader that has seen enough (`| head`) is no failure.
+/// Whoever read the standard output has seen enough, as `head` has: the end of the work, and no failure.
+#[derive(Debug)]
+pub(crate) struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads the standard output any more")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+/// Data for whoever reads standard output.
 ///
 /// # Errors
-/// Standard output takes nothing: a full disk.
+/// [`ReaderGone`], or standard output takes nothing: a full disk.
 pub fn data(text: &str) -> Result<()> {
     let mut output = io::stdout().lock();
     match output
         .write_all(text.as_bytes())
         .and_then(|()| output.flush())
     {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(error).context("can't write to the standard output")
-        }
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        other => other.context("can't write to the standard output"),
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Outcome, exit};
+use super::{Outcome, exit, print_json};
 use crate::kernel::leftovers::{Fate, Places, clean};
 use crate::tell;
 
@@ -23,7 +23,7 @@ impl Clean {
     pub fn execute(self) -> Outcome {
         let found = clean(&Places::of_this_machine())?;
         if self.json {
-            tell::data(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
+            print_json(&found)?;
         } else if found.is_empty() {
             tell::data("nothing was left behind\n")?;
         } else {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Outcome, exit};
+use super::{Outcome, exit, print_json};
 use crate::doctor::Report;
 use crate::tell;
 
@@ -22,7 +22,7 @@ impl Doctor {
     pub fn execute(self) -> Outcome {
         let report = Report::gather()?;
         if self.json {
-            tell::data(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+            print_json(&report)?;
         } else {
             tell::data(&report.to_string())?;
         }

@@ -124,13 +124,17 @@ impl Inject {
         if !plan.stream_rules().is_empty() {
             rights.push(Capability::NetAdmin);
         }
+        if steering.as_ref().is_some_and(Steering::leads_datagrams) {
+            rights.extend([Capability::SysPtrace, Capability::DacOverride]);
+        }
         give_up(&rights);
         let turns = if self.watch {
             Turns::none(injection.started())
         } else {
             parsed.turns(injection.started())
         };
-        let mut control = Control::open("fault inject".to_owned(), turns);
+        let sockets = self.aim.sockets(&place, scope.as_ref(), parsed);
+        let mut control = Control::open("fault inject".to_owned(), turns, sockets);
         control.begin(&mut injection, &plan)?;
         let mut course = Course {
             inject: self,
@@ -153,7 +157,7 @@ impl Inject {
         injection: &mut Injection,
         old: &Plan,
         scope: Option<&Scope>,
-    ) -> Result<Plan, Failure> {
+    ) -> Result<(Plan, Parsed), Failure> {
         let parsed = self.rules.parse()?;
         if scope.is_none() && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -167,7 +171,7 @@ impl Inject {
             )));
         }
         injection.replace(old, &mut plan)?;
-        Ok(plan)
+        Ok((plan, parsed))
     }
 }
 
@@ -319,9 +323,9 @@ impl Course<'_> {
                 .inject
                 .reload(&mut self.injection, &self.plan, scope.as_ref())
             {
-                Ok(next) => {
+                Ok((next, parsed)) => {
                     self.plan = next;
-                    self.control.forget();
+                    self.control.forget(&parsed);
                     tell!("fault: {} in force", many(self.plan.rules.len()));
                 }
                 Err(failure) => {

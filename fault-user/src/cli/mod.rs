@@ -20,15 +20,16 @@ pub mod run;
 pub mod top;
 pub mod turns;
 
+use std::ffi::OsString;
 use std::fmt;
 
-use std::ffi::OsString;
-
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 use crate::doctor::capabilities::Capability;
 use crate::process::command::StartError;
 use crate::process::rights;
+use crate::tell::{self, ReaderGone};
 
 /// Exit codes: those of the documentation.
 pub mod exit {
@@ -56,6 +57,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whether it is only that nobody reads the output any more, which is no failure.
+    #[must_use]
+    pub fn is_reader_gone(&self) -> bool {
+        self.error.is::<ReaderGone>()
+    }
+
     /// The arguments are wrong.
     pub fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self {
@@ -129,13 +136,13 @@ pub enum Command {
     Demo(demo::Demo),
     /// Run the control API (Toxiproxy's) and its proxies until told to stop.
     Daemon(daemon::Args),
-    /// List the daemon's proxies and their toxics.
+    /// List the daemon's proxies with their toxics, and its packet rules.
     List(client::ListArgs),
-    /// Add a proxy or a toxic to the daemon.
+    /// Add a packet rule, a proxy or a toxic to the daemon.
     Add(client::AddArgs),
-    /// Remove a proxy or a toxic from the daemon.
+    /// Remove a packet rule, a proxy or a toxic from the daemon.
     Remove(client::RemoveArgs),
-    /// Enable every proxy of the daemon and remove every toxic.
+    /// Enable every proxy of the daemon, remove every toxic and every packet rule.
     Reset(client::Target),
     /// Show what the daemon's proxies have carried and what its toxics have done.
     Stats(client::StatsArgs),
@@ -175,6 +182,14 @@ impl Cli {
             Command::Man => generate::man(),
         }
     }
+}
+
+/// Writes data to the standard output as JSON.
+///
+/// # Errors
+/// It can't be written to.
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    tell::data(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
 /// Gives up all rights but these, now that everything is set up.
