@@ -201,6 +201,8 @@ fn a_latency_in_the_next_test_is_the_sum_of_several() {
         direction: Direction::Upstream,
         stream: "upstream".to_owned(),
         toxicity: 1.0,
+        connections: fault_user::relay::Picked::ALL,
+        datagrams: None,
         fault: fault_user::relay::Fault::Latency(fault_user::relay::fault::Latency {
             latency: 60,
             jitter: 0,

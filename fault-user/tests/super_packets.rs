@@ -9,7 +9,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
+use fault_common::abi::{FlowRule, RuleState, direction};
+use fault_common::decide::{Plain, Sample, Verdict, judge, open};
+use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::process::netns::NetworkNamespace;
+use fault_user::rule::{Rule, SystemResolver, Targets};
 use place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Bytes of a full datagram.
@@ -232,4 +236,113 @@ fn a_counted_packet_is_a_wire_packet() {
     wait_for(|| receiver.read() >= 28, "what is not lost");
     assert_eq!(receiver.came, 28, "{summary}");
     assert_eq!(packets(&summary, 1), 2, "{summary}");
+}
+
+/// Which of `count` datagrams of a connection, in bursts as [`numbered_burst`] makes them, the host says are lost.
+fn lost_by_the_model(rule: &str, seed: u64, count: u32) -> Vec<u32> {
+    let rule: Rule = rule.parse().unwrap();
+    let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+    let entry = fault_user::plan::packet::compile(&resolved, seed, 0, 0, None).unwrap()[0].entry;
+    let (mut memory, mut state) = (FlowRule::default(), RuleState::default());
+    open::<Plain>(&entry, &mut state, &mut memory);
+    let is_lost = |number: &u32| {
+        let packet = Packet {
+            protocol: PROTOCOL_UDP,
+            has_transport: true,
+            payload_offset: 28,
+            end: 28 + u32::try_from(length_of(*number)).unwrap(),
+            kinds: kind::DATA,
+            ..Packet::default()
+        };
+        let sample = Sample {
+            now_ns: 0,
+            size: packet.length(),
+            direction: direction::TO_SERVER,
+        };
+        let mut verdict = Verdict::default();
+        judge::<Plain>(
+            &entry,
+            &sample,
+            &packet,
+            &mut memory,
+            &mut state,
+            &mut verdict,
+        );
+        verdict.end != 0
+    };
+    (0..count).filter(is_lost).collect()
+}
+
+/// Bytes of a numbered datagram: the last one of each burst is half as long.
+fn length_of(number: u32) -> usize {
+    if number as usize % BURST + 1 == BURST {
+        DATAGRAM / 2
+    } else {
+        DATAGRAM
+    }
+}
+
+/// A burst of datagrams that begin with their numbers.
+fn numbered_burst(first: u32) -> Vec<u8> {
+    (first..)
+        .take(BURST)
+        .flat_map(|number| {
+            let mut bytes = vec![0; length_of(number)];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            bytes
+        })
+        .collect()
+}
+
+/// Most of these super-packets pass whole, some are divided: each wire packet meets the same either way.
+#[test]
+fn exactly_those_datagrams_are_lost_that_the_seed_says() {
+    const BURSTS: u32 = 100;
+    const SEED: u64 = 11;
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = peer_of(&peer);
+    let address: SocketAddr = "10.77.0.2:7000".parse().unwrap();
+    for faults in [
+        "loss=1%",
+        "loss=ge(0.5%,40%)",
+        "loss=state(0.3%,30%,20%,40%,0.2%)",
+        "drop every=170",
+        "drop p=20% size=..600",
+        "drop range=1001..1003",
+        "mtu=600",
+    ] {
+        let rule = format!("udp:7000 {faults} dir=to-server");
+        let count = BURSTS * u32::try_from(BURST).unwrap();
+        let expected = lost_by_the_model(&rule, SEED, count);
+        assert!(!expected.is_empty(), "{rule}");
+        let receiver = namespace.enter(|| Ok(UdpSocket::bind(address)?)).unwrap();
+        set_option(&receiver, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
+        receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect(address).unwrap();
+        know_the_neighbour(address);
+        let options = format!("--scope host --seed {SEED}");
+        let hurt = Hurt::begin(&[&rule], &options);
+        set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
+        let mut came = Vec::new();
+        let mut bytes = [0; 2000];
+        let alive = |number: &u32| expected.binary_search(number).is_err();
+        for burst in 0..BURSTS {
+            let first = burst * u32::try_from(BURST).unwrap();
+            let data = numbered_burst(first);
+            assert_eq!(socket.send(&data).unwrap(), data.len());
+            for _ in (first..).take(BURST).filter(alive) {
+                let length = receiver.recv(&mut bytes).expect("what is not lost comes");
+                let number = u32::from_be_bytes(*bytes.first_chunk().unwrap());
+                assert_eq!(length, length_of(number), "{rule}");
+                came.push(number);
+            }
+        }
+        let summary = hurt.end();
+        let kept: Vec<u32> = (0..count).filter(alive).collect();
+        assert!(came == kept, "{rule}: {summary}");
+        assert_eq!(packets(&summary, 0), u64::from(count), "{summary}");
+        assert_eq!(packets(&summary, 1), expected.len() as u64, "{summary}");
+    }
 }

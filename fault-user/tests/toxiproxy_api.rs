@@ -145,7 +145,27 @@ fn every_error_has_its_status_and_text() {
     let used = format!(r#"{{"name":"q","listen":"{listen}","upstream":"localhost:1"}}"#);
     let in_use = format!("listen tcp {listen}: bind: address already in use");
     let in_use = ("POST", "/proxies", &*used, 500, &*in_use);
-    for (method, path, body, status, text) in ERRORS.iter().chain([&in_use]) {
+    let places = [
+        (
+            "local373",
+            "listen tcp: address local373: missing port in address",
+        ),
+        ("127.0.0.1:99999", "listen tcp: address 99999: invalid port"),
+        (
+            "nobody.invalid:0",
+            "listen tcp: lookup nobody.invalid: no such host",
+        ),
+        (
+            "192.0.2.1:0",
+            "listen tcp 192.0.2.1:0: bind: cannot assign requested address",
+        ),
+    ];
+    let bodies = places
+        .map(|(listen, _)| json!({"name": "q", "listen": listen, "upstream": "a:1"}).to_string());
+    let places: Vec<_> = std::iter::zip(&bodies, places)
+        .map(|(body, (_, text))| ("POST", "/proxies", body.as_str(), 500, text))
+        .collect();
+    for (method, path, body, status, text) in ERRORS.iter().chain([&in_use]).chain(&places) {
         let (got, answer) = daemon.call(method, path, body);
         let error = answer["error"].as_str().unwrap_or_default();
         assert_eq!(got, *status, "{method} {path} {body}: {answer}");
@@ -166,8 +186,10 @@ fn every_error_has_its_status_and_text() {
 #[test]
 fn proxies_and_toxics_are_shown_as_toxiproxy_shows_them() {
     let daemon = Daemon::start();
-    let (_, version) = daemon.call("GET", "/version", "");
-    assert_eq!(version, json!({"version": "2.12.0"}));
+    assert_eq!(
+        daemon.raw("GET", "/version", "", b"").1,
+        "{\"version\": \"2.12.0\"}\n"
+    );
     let (status, proxy) = daemon.call(
         "POST",
         "/proxies",
@@ -367,6 +389,13 @@ fn extreme_attributes_do_no_harm() {
 #[test]
 fn browsers_strangers_and_giants_are_refused() {
     let daemon = Daemon::start();
+    let refused = daemon.answer("GET", "/version", "User-Agent: Mozilla/5.0\r\n", b"");
+    assert!(
+        refused
+            .to_ascii_lowercase()
+            .contains("x-toxiproxy-request-id: "),
+        "{refused}"
+    );
     assert_eq!(
         daemon
             .raw("GET", "/version", "User-Agent: Mozilla/5.0\r\n", b"")

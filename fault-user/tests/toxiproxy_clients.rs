@@ -101,6 +101,30 @@ fn toxiproxy_python() {
 }
 
 #[test]
+fn chaostoolkit_toxiproxy() {
+    if !has("python3") || !has("pip") {
+        return;
+    }
+    let folder = folder("chaostoolkit");
+    if !folder.join("chaostoxi").exists() {
+        let target = folder.to_str().expect("UTF-8");
+        let packages = ["chaostoolkit-toxiproxy==0.3.1", "chaostoolkit-lib==1.44.0"];
+        run(Command::new("pip")
+            .args(["install", "--quiet", "--target", target])
+            .args(packages));
+    }
+    let daemon = Daemon::start();
+    let upstream = echo_server();
+    let mut driver = Command::new("python3");
+    driver
+        .arg(format!("{DRIVERS}/chaostoolkit.py"))
+        .arg(format!("http://{}", daemon.api))
+        .arg(upstream.ip().to_string())
+        .arg(upstream.port().to_string());
+    assert_eq!(run(driver.env("PYTHONPATH", &folder)), "driven\n");
+}
+
+#[test]
 fn toxiproxy_rust() {
     let folder = folder("rust");
     let manifest = "[package]\nname = \"driver\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[[bin]]\nname = \"driver\"\npath = \"driver.rs\"\n\n\

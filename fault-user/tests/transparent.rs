@@ -144,6 +144,85 @@ fn a_proxy_that_listens_where_its_upstream_is() {
     }
 }
 
+/// Whether a new connection brings an answer.
+fn answers(address: SocketAddr) -> bool {
+    connect(address).is_ok_and(|mut stream| exchange(&mut stream).is_ok())
+}
+
+#[test]
+fn a_packet_fault_is_a_toxic_of_a_transparent_proxy() {
+    if !needs_netns_cookies() {
+        return;
+    }
+    enter_fresh();
+    let address: SocketAddr = "127.0.0.1:7000".parse().unwrap();
+    echo(address);
+    let daemon = Daemon::start();
+    let body = r#"{"name":"svc","listen":"127.0.0.1:7000","upstream":"127.0.0.1:7000"}"#;
+    assert_eq!(ask(&daemon, "POST", "/proxies", body).0, 201);
+    let add = |body: &str| daemon.call("POST", "/proxies/svc/toxics", body);
+    let (status, reject) = add(r#"{"type":"reject"}"#);
+    assert_eq!(status, 200, "{reject}");
+    assert_eq!(reject["name"], "reject_downstream");
+    assert_eq!(reject["rule"], "tcp:127.0.0.1:7000 reject");
+    assert!(!answers(address));
+    assert_eq!(add(r#"{"type":"noop","name":"reject_downstream"}"#).0, 409);
+    let rule = daemon.call("GET", "/v1/rules", "").1;
+    assert_eq!(rule[0]["toxic"], "reject_downstream of svc");
+    let path = format!("/v1/rules/{}", rule[0]["id"]);
+    assert_eq!(daemon.call("DELETE", &path, "").0, 409);
+    assert_eq!(
+        ask(
+            &daemon,
+            "DELETE",
+            "/proxies/svc/toxics/reject_downstream",
+            ""
+        )
+        .0,
+        204
+    );
+    assert!(answers(address));
+    if Path::new("/dev/net/tun").exists() {
+        let late =
+            r#"{"type":"delay","stream":"upstream","attributes":{"delay":"200ms","first":9}}"#;
+        let (status, late) = add(late);
+        assert_eq!(status, 200, "{late}");
+        assert_eq!(
+            late["rule"],
+            "tcp:127.0.0.1:7000 delay=200ms first=9 dir=to-server"
+        );
+        assert!(took(address) >= SLOW);
+        let change = r#"{"attributes":{"delay":"1ms"}}"#;
+        let (_, late) = daemon.call("PATCH", "/proxies/svc/toxics/delay_upstream", change);
+        assert_eq!(
+            late["attributes"],
+            serde_json::json!({"delay": "1ms", "first": 9})
+        );
+        assert!(took(address) < SLOW);
+    }
+    let (status, some) = add(r#"{"type":"drop","name":"half","toxicity":0.5}"#);
+    assert_eq!(status, 200, "{some}");
+    assert_eq!(some["rule"], "tcp:127.0.0.1:7000 mix 50%:drop");
+    assert_eq!(daemon.call("GET", "/proxies/svc/toxics/half", "").1, some);
+    let (status, wrong) = add(r#"{"type":"loss","attributes":{"probabilty":1}}"#);
+    assert_eq!(status, 400, "{wrong}");
+    assert_eq!(ask(&daemon, "POST", "/reset", "").0, 204);
+    assert_eq!(
+        daemon.call("GET", "/proxies/svc/toxics", "").1,
+        serde_json::json!([])
+    );
+    assert_eq!(daemon.call("GET", "/v1/rules", "").1, serde_json::json!([]));
+    assert!(took(address) < SLOW);
+    add(r#"{"type":"reject"}"#);
+    assert_eq!(ask(&daemon, "DELETE", "/proxies/svc", "").0, 204);
+    assert!(answers(address), "its rules go with a proxy");
+    daemon.proxy("plain", address);
+    let (status, refused) = daemon.call("POST", "/proxies/plain/toxics", r#"{"type":"reject"}"#);
+    assert_eq!(status, 400, "{refused}");
+    let why = refused["error"].as_str().unwrap();
+    assert!(why.contains("needs a transparent proxy"), "{why}");
+}
+
 #[test]
 fn a_killed_daemon_leaves_the_service_to_itself() {
     if !needs_netns_cookies() {

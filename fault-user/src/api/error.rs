@@ -62,6 +62,12 @@ impl From<io::Error> for ApiError {
     }
 }
 
+impl From<anyhow::Error> for ApiError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))
+    }
+}
+
 impl From<ToxicError> for ApiError {
     fn from(error: ToxicError) -> Self {
         let status = match error {

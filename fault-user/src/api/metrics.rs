@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use serde_json::Value;
+
 use super::proxies::Proxies;
 use crate::relay::{Direction, RelayStats};
 
@@ -17,9 +19,9 @@ fn escaped(text: &str) -> String {
         .replace('\n', "\\n")
 }
 
-/// All metrics as they are now.
+/// All metrics as they are now, with those of `rules` as the API lists them.
 #[must_use]
-pub fn render(proxies: &Proxies) -> String {
+pub fn render(proxies: &Proxies, rules: &[Value]) -> String {
     let all: Vec<Series> = proxies
         .all()
         .iter()
@@ -90,6 +92,28 @@ pub fn render(proxies: &Proxies) -> String {
         &all,
         |toxic| toxic.hits,
     );
+    for (name, help, field) in [
+        (
+            "fault_rule_seen_packets_total",
+            "Packets that a rule met.",
+            "seen",
+        ),
+        (
+            "fault_rule_hit_packets_total",
+            "Packets that a rule did something to.",
+            "hits",
+        ),
+    ] {
+        head(&mut text, name, "counter", help);
+        for rule in rules {
+            let shown = escaped(rule["rule"].as_str().unwrap_or_default());
+            let (id, value) = (&rule["id"], &rule[field]);
+            line(
+                &mut text,
+                format_args!("{name}{{id=\"{id}\",rule=\"{shown}\"}} {value}"),
+            );
+        }
+    }
     text
 }
 

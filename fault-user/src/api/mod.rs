@@ -5,8 +5,10 @@ mod error;
 mod events;
 mod gate;
 mod metrics;
+mod packet;
 mod proxies;
 mod routes;
+mod rules;
 mod security;
 mod server;
 
@@ -14,5 +16,6 @@ pub use error::ApiError;
 pub use events::Events;
 pub use proxies::{Proxies, Proxy};
 pub use routes::{VERSION, router};
+pub use rules::Rules;
 pub use security::Guard;
 pub use server::{serve_tcp, serve_unix};

@@ -1,7 +1,7 @@
 //! The proxies of a daemon: relays with the names and texts that the API knows them by.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -11,8 +11,10 @@ use tokio::sync::Mutex;
 use super::body::Fields;
 use super::error::ApiError;
 use super::events::Events;
+use super::packet::{self, PacketToxic};
+use super::rules::{Change, Rules, off_the_runtime};
 use crate::relay::{
-    Direction, Engine, Fault, Listen, Relay, Settings, ToxicConfig, Transport, Upstream,
+    Direction, Engine, Fault, Listen, Picked, Relay, Settings, ToxicConfig, Transport, Upstream,
     resolve_listen, resolve_name,
 };
 use crate::steer::front::{Front, Place};
@@ -23,6 +25,9 @@ pub struct Proxy {
     texts: RwLock<Texts>,
     /// Where it stands in front of its own upstream, when that is also where it listens.
     place: Option<Arc<Place>>,
+    /// The rules of the daemon, and the toxics that are among them.
+    rules: Arc<Rules>,
+    packets: std::sync::Mutex<Vec<PacketToxic>>,
     /// Changes of one proxy come one after another.
     changing: Mutex<()>,
 }
@@ -164,11 +169,25 @@ impl Proxy {
                 .iter()
                 .filter(move |toxic| toxic.direction == direction)
         };
-        Direction::ALL
-            .into_iter()
-            .flat_map(of)
-            .map(toxic_json)
-            .collect()
+        let packets = self.packets();
+        let shown = |direction| {
+            let rules = packets
+                .iter()
+                .filter(move |toxic| toxic.direction == direction);
+            of(direction)
+                .map(toxic_json)
+                .chain(rules.map(PacketToxic::json))
+        };
+        Direction::ALL.into_iter().flat_map(shown).collect()
+    }
+
+    fn packets(&self) -> MutexGuard<'_, Vec<PacketToxic>> {
+        self.packets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn packet_toxic(&self, name: &str) -> Option<PacketToxic> {
+        let packets = self.packets();
+        packets.iter().find(|toxic| toxic.name == name).cloned()
     }
 
     /// One toxic as the API shows it.
@@ -177,6 +196,9 @@ impl Proxy {
     ///
     /// 404.
     pub fn toxic(&self, name: &str) -> Result<Value, ApiError> {
+        if let Some(toxic) = self.packet_toxic(name) {
+            return Ok(toxic.json());
+        }
         let toxics = self.relay.toxics();
         let toxic = toxics.iter().find(|toxic| toxic.name == name);
         toxic
@@ -257,6 +279,7 @@ impl Proxy {
 
     /// Adds a toxic. Checked in this order: stream, type, name, attributes.
     async fn add_toxic(&self, fields: &Fields) -> Result<Value, ApiError> {
+        let _one_at_a_time = self.changing.lock().await;
         let invalid = |message: &str| ApiError::new(StatusCode::BAD_REQUEST, message);
         let (name, kind) = (
             fields.text("name")?,
@@ -266,13 +289,34 @@ impl Proxy {
         let toxicity = fields.number("toxicity")?.unwrap_or(1.0);
         let direction = Direction::parse(stream)
             .ok_or_else(|| invalid("stream was invalid, can be either upstream or downstream"))?;
-        let fault = Fault::of_kind(kind).ok_or_else(|| invalid("invalid toxic type"))?;
+        let packet = packet::kind(kind);
+        let fault = Fault::of_kind(kind);
+        if fault.is_none() && packet.is_none() {
+            return Err(invalid("invalid toxic type"));
+        }
         let name = name
             .filter(|name| !name.is_empty())
             .map_or_else(|| format!("{kind}_{stream}"), str::to_owned);
-        if self.relay.toxics().iter().any(|toxic| toxic.name == name) {
+        if self.relay.toxics().iter().any(|toxic| toxic.name == name)
+            || self.packet_toxic(&name).is_some()
+        {
             return Err(crate::relay::ToxicError::Exists.into());
         }
+        let fault = fault.filter(|fault| fault.acts_on(self.relay.transport()));
+        let Some(fault) = fault else {
+            let kind = packet.ok_or_else(|| unfit(kind))?;
+            let toxic = PacketToxic {
+                name,
+                kind,
+                direction,
+                stream: fields.text("stream")?.map(str::to_owned),
+                toxicity,
+                attributes: Map::new(),
+                rule: 0,
+                text: String::new(),
+            };
+            return self.put_packet(toxic, fields.get("attributes"), None).await;
+        };
         let attributes = fields.get("attributes").unwrap_or(&Value::Null);
         let fault = fault
             .with_attributes(attributes)
@@ -282,13 +326,74 @@ impl Proxy {
             direction,
             stream: stream.to_owned(),
             toxicity,
+            connections: Picked::ALL,
+            datagrams: None,
             fault,
         };
         self.relay.add_toxic(config.clone()).await?;
         Ok(toxic_json(&config))
     }
 
+    /// Puts a packet toxic in force, in the place of what it was.
+    async fn put_packet(
+        &self,
+        mut toxic: PacketToxic,
+        attributes: Option<&Value>,
+        toxicity: Option<f64>,
+    ) -> Result<Value, ApiError> {
+        if self.place.is_none() {
+            return Err(packet::refused(toxic.kind));
+        }
+        toxic.change(attributes, toxicity)?;
+        let upstream = self.texts().upstream;
+        let label = format!("{} of {}", toxic.name, self.relay.name());
+        let toxic = off_the_runtime(&self.rules, move |rules| {
+            let wanted = toxic.wanted(&upstream)?;
+            toxic.text = wanted.text();
+            let ids = rules.change(&Change {
+                add: vec![wanted],
+                toxic: Some(label),
+                remove: vec![toxic.rule],
+                force: false,
+            })?;
+            toxic.rule = ids.first().copied().unwrap_or_default();
+            Ok(toxic)
+        })
+        .await?;
+        let shown = toxic.json();
+        let mut packets = self.packets();
+        match packets.iter_mut().find(|there| there.name == toxic.name) {
+            Some(there) => *there = toxic,
+            None => packets.push(toxic),
+        }
+        Ok(shown)
+    }
+
+    /// Takes the packet toxics of this name away, or all.
+    async fn remove_packets(&self, name: Option<&str>) -> Result<bool, ApiError> {
+        let is_meant = |toxic: &PacketToxic| name.is_none_or(|name| toxic.name == name);
+        let ids: Vec<u64> = {
+            let packets = self.packets();
+            let meant = packets.iter().filter(|toxic| is_meant(toxic));
+            meant.map(|toxic| toxic.rule).collect()
+        };
+        if ids.is_empty() {
+            return Ok(false);
+        }
+        off_the_runtime(&self.rules, |rules| rules.remove(ids)).await?;
+        self.packets().retain(|toxic| !is_meant(toxic));
+        Ok(true)
+    }
+
     async fn update_toxic(&self, name: &str, body: &[u8]) -> Result<Value, ApiError> {
+        let _one_at_a_time = self.changing.lock().await;
+        if let Some(toxic) = self.packet_toxic(name) {
+            let fields = Fields::parse(body)?;
+            let toxicity = fields.number("toxicity")?;
+            return self
+                .put_packet(toxic, fields.get("attributes"), toxicity)
+                .await;
+        }
         let toxics = self.relay.toxics();
         let toxic = toxics.iter().find(|toxic| toxic.name == name);
         let toxic = toxic.ok_or(crate::relay::ToxicError::NotFound)?;
@@ -309,6 +414,11 @@ impl Proxy {
     }
 }
 
+fn unfit(kind: &str) -> ApiError {
+    let why = format!("{kind} has no meaning on this proxy's transport");
+    ApiError::new(StatusCode::BAD_REQUEST, why)
+}
+
 fn toxic_json(config: &ToxicConfig) -> Value {
     json!({
         "attributes": config.fault.attributes(),
@@ -320,7 +430,7 @@ fn toxic_json(config: &ToxicConfig) -> Value {
 }
 
 /// A whole number without a point, as Go prints it.
-fn number(value: f64) -> Value {
+pub(super) fn number(value: f64) -> Value {
     #[expect(
         clippy::cast_possible_truncation,
         reason = "only whole numbers of a small range are cast"
@@ -338,6 +448,8 @@ pub struct Proxies {
     seed: u64,
     udp_idle: Duration,
     events: Events,
+    /// The packet rules, of toxics and of their own.
+    rules: Arc<Rules>,
     /// The hooks of transparent proxies, attached when the first one comes.
     front: Mutex<Option<Arc<Front>>>,
     by_name: RwLock<BTreeMap<String, Arc<Proxy>>>,
@@ -347,23 +459,37 @@ pub struct Proxies {
 
 impl Proxies {
     /// None yet; `seed` decides what every relay draws, `udp_idle` when a silent UDP client is forgotten.
-    #[must_use]
-    pub fn new(engine: Arc<Engine>, seed: u64, udp_idle: Duration, events: Events) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// There can't be a thread for packet rules.
+    pub fn new(
+        engine: Arc<Engine>,
+        seed: u64,
+        udp_idle: Duration,
+        events: Events,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
             engine,
             seed,
             udp_idle,
             events,
+            rules: Arc::new(Rules::new(seed)?),
             front: Mutex::new(None),
             by_name: RwLock::default(),
             changing: Mutex::new(()),
-        }
+        })
     }
 
     /// The events of all proxies.
     #[must_use]
     pub const fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// The packet rules.
+    #[must_use]
+    pub const fn rules(&self) -> &Arc<Rules> {
+        &self.rules
     }
 
     /// All, by name.
@@ -436,9 +562,12 @@ impl Proxies {
             listen,
             upstream,
             udp_idle: self.udp_idle,
+            ordinals: Arc::default(),
         };
         Ok(Proxy {
             place,
+            rules: Arc::clone(&self.rules),
+            packets: std::sync::Mutex::default(),
             relay: Relay::new(&self.engine, settings),
             texts: RwLock::new(Texts {
                 enabled: false,
@@ -451,11 +580,9 @@ impl Proxies {
     /// Makes a proxy, starts it if it is to be, and keeps it.
     async fn admit(&self, wanted: &Wanted) -> Result<Arc<Proxy>, ApiError> {
         let proxy = Arc::new(self.make(wanted).await?);
-        for toxic in &wanted.toxics {
-            proxy.add_toxic(&Fields::new(toxic.clone())?).await?;
-        }
-        if wanted.texts.enabled {
-            proxy.set_enabled(true).await?;
+        if let Err(error) = begin(&proxy, wanted).await {
+            proxy.remove_packets(None).await?;
+            return Err(error);
         }
         self.insert(&proxy);
         self.events
@@ -512,6 +639,7 @@ impl Proxies {
     async fn forget(&self, proxy: &Arc<Proxy>) -> Result<(), ApiError> {
         let _one_at_a_time = proxy.changing.lock().await;
         proxy.set_enabled(false).await?;
+        proxy.remove_packets(None).await?;
         self.by_name
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -543,7 +671,7 @@ impl Proxies {
         self.forget(&self.get(name)?).await
     }
 
-    /// `POST /reset`: every proxy enabled, every toxic removed.
+    /// `POST /reset`: every proxy enabled, every toxic and every rule removed.
     ///
     /// # Errors
     ///
@@ -554,20 +682,25 @@ impl Proxies {
             let _one_at_a_time = proxy.changing.lock().await;
             let reset = async {
                 proxy.relay.clear_toxics().await?;
+                proxy.remove_packets(None).await?;
                 proxy.set_enabled(true).await
             };
             first = first.and(reset.await);
         }
+        first = first.and(off_the_runtime(&self.rules, Rules::clear).await);
         self.events.tell("reset", "", &Value::Null);
         first
     }
 
-    /// Stops every proxy.
+    /// Stops every proxy and takes all rules away.
     pub async fn stop(&self) {
         for proxy in self.all() {
             if let Err(error) = proxy.set_enabled(false).await {
                 log::warn!("{}: {error}", proxy.relay.name());
             }
+        }
+        if let Err(error) = off_the_runtime(&self.rules, Rules::clear).await {
+            log::error!("{error}");
         }
     }
 
@@ -605,11 +738,26 @@ impl Proxies {
     ///
     /// 404.
     pub async fn remove_toxic(&self, name: &str, toxic: &str) -> Result<(), ApiError> {
-        self.get(name)?.relay.remove_toxic(toxic).await?;
+        let proxy = self.get(name)?;
+        let _one_at_a_time = proxy.changing.lock().await;
+        if !proxy.remove_packets(Some(toxic)).await? {
+            proxy.relay.remove_toxic(toxic).await?;
+        }
         self.events
             .tell("toxic removed", name, &json!({"name": toxic}));
         Ok(())
     }
+}
+
+/// Adds its toxics, and starts it if it is to be.
+async fn begin(proxy: &Proxy, wanted: &Wanted) -> Result<(), ApiError> {
+    for toxic in &wanted.toxics {
+        proxy.add_toxic(&Fields::new(toxic.clone())?).await?;
+    }
+    if wanted.texts.enabled {
+        proxy.set_enabled(true).await?;
+    }
+    Ok(())
 }
 
 /// The proxies of a populate body or config file, all checked.

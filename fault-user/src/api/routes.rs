@@ -15,7 +15,7 @@ use super::body::collect;
 use super::error::ApiError;
 use super::proxies::Proxies;
 use super::security::{self, Guard};
-use super::{gate, metrics};
+use super::{gate, metrics, rules};
 
 /// Which Toxiproxy this behaves like: clients choose their requests by it.
 pub const VERSION: &str = "2.12.0";
@@ -44,10 +44,11 @@ pub fn router(proxies: Arc<Proxies>, guard: Guard) -> Router {
         .route("/version", get(version))
         .route("/metrics", get(show_metrics))
         .merge(gate::routes())
-        .route_layer(middleware::from_fn(request_id));
+        .merge(rules::routes());
     routed
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
         .layer(middleware::from_fn_with_state(guard, security::check))
+        .layer(middleware::from_fn(request_id))
         .with_state(proxies)
 }
 
@@ -143,14 +144,17 @@ async fn reset(State(proxies): Api) -> Answer {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// To the byte as Toxiproxy writes it: there are clients that compare the text.
 async fn version() -> Response {
-    Json(json!({"version": VERSION})).into_response()
+    let kind = (header::CONTENT_TYPE, "application/json;charset=utf-8");
+    ([kind], format!("{{\"version\": \"{VERSION}\"}}\n")).into_response()
 }
 
-async fn show_metrics(State(proxies): Api) -> Response {
+async fn show_metrics(State(proxies): Api) -> Answer {
+    let rules = rules::off_the_runtime(proxies.rules(), rules::Rules::list).await?;
     let kind = (
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
     );
-    ([kind], metrics::render(&proxies)).into_response()
+    Ok(([kind], metrics::render(&proxies, &rules)).into_response())
 }

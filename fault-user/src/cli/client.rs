@@ -64,6 +64,14 @@ pub struct AddArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Add {
+    /// A packet rule, for all traffic of the daemon's host (the daemon needs root)
+    Rule {
+        /// TARGET FAULT[=ARGS] [MODIFIER…], e.g. 'tcp:5432 loss=30%'
+        rule: String,
+        /// Accepts a rule that reaches SSH or the control API
+        #[arg(long)]
+        force: bool,
+    },
     /// A proxy
     Proxy {
         /// Its name
@@ -108,6 +116,11 @@ pub struct RemoveArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Remove {
+    /// A packet rule
+    Rule {
+        /// Its number, as `fault list` shows it
+        id: u64,
+    },
     /// A proxy
     Proxy {
         /// Its name
@@ -122,15 +135,17 @@ enum Remove {
     },
 }
 
-/// Prints the proxies and their toxics.
+/// Prints the proxies with their toxics, and the packet rules.
 ///
 /// # Errors
 ///
 /// When the daemon can't be asked or refuses.
 pub fn list(args: &ListArgs) -> anyhow::Result<()> {
     let proxies = call(&args.target, Method::GET, "/proxies", None)?;
+    let rules = call(&args.target, Method::GET, "/v1/rules", None)?;
     if args.json {
-        return tell::data(&format!("{proxies:#}\n"));
+        let all = json!({"proxies": proxies, "rules": rules});
+        return tell::data(&format!("{all:#}\n"));
     }
     let mut text = String::new();
     for proxy in proxies.as_object().into_iter().flat_map(Map::values) {
@@ -162,16 +177,30 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
             );
         }
     }
+    for rule in rules.as_array().into_iter().flatten() {
+        line(
+            &mut text,
+            format_args!(
+                "rule {}  {}  hits={} of {} packets, by {}",
+                rule["id"],
+                plain(&rule["rule"]),
+                rule["hits"],
+                rule["seen"],
+                plain(&rule["mechanism"])
+            ),
+        );
+    }
     tell::data(&text)
 }
 
-/// Adds a proxy or a toxic and prints it as JSON.
+/// Adds a rule, a proxy or a toxic and prints it as JSON.
 ///
 /// # Errors
 ///
 /// When the daemon can't be asked or refuses, or an attribute is not NAME=VALUE.
 pub fn add(args: &AddArgs) -> anyhow::Result<()> {
     let (path, body) = match &args.what {
+        Add::Rule { rule, force } => (format!("/v1/rules?force={force}"), json!(rule)),
         Add::Proxy {
             name,
             listen,
@@ -211,13 +240,14 @@ fn attribute(text: &str) -> anyhow::Result<(String, Value)> {
     Ok((name.to_owned(), value))
 }
 
-/// Removes a proxy or a toxic.
+/// Removes a rule, a proxy or a toxic.
 ///
 /// # Errors
 ///
 /// When the daemon can't be asked or refuses.
 pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
     let path = match &args.what {
+        Remove::Rule { id } => format!("/v1/rules/{id}"),
         Remove::Proxy { name } => format!("/proxies/{}", escaped(name)),
         Remove::Toxic { proxy, name } => {
             format!("/proxies/{}/toxics/{}", escaped(proxy), escaped(name))
@@ -226,7 +256,7 @@ pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
     call(&args.target, Method::DELETE, &path, None).map(|_| ())
 }
 
-/// Enables every proxy and removes every toxic.
+/// Enables every proxy, removes every toxic and every rule.
 ///
 /// # Errors
 ///

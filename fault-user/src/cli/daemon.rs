@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let engine = engine.context("can't start the relay's threads")?;
     let udp_idle = Duration::from_secs(args.udp_idle);
-    let proxies = Arc::new(Proxies::new(engine, seed, udp_idle, Events::default()));
+    let proxies = Arc::new(Proxies::new(engine, seed, udp_idle, Events::default())?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -134,6 +134,7 @@ async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<
     if let Err(error) = rights::confine(args.socket.as_deref()) {
         log::warn!("fault may do more than it needs to: {error:#}");
     }
+    tokio::spawn(Arc::clone(proxies.rules()).tell(proxies.events().clone()));
     tell!("fault daemon: API on http://{address}, seed {seed}");
     ends.come().await;
     proxies.stop().await;

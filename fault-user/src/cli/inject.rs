@@ -124,6 +124,9 @@ impl Inject {
         if !plan.stream_rules().is_empty() {
             rights.push(Capability::NetAdmin);
         }
+        if steering.as_ref().is_some_and(Steering::leads_datagrams) {
+            rights.extend([Capability::SysPtrace, Capability::DacOverride]);
+        }
         give_up(&rights);
         let turns = if self.watch {
             Turns::none(injection.started())

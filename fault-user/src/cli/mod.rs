@@ -136,13 +136,13 @@ pub enum Command {
     Demo(demo::Demo),
     /// Run the control API (Toxiproxy's) and its proxies until told to stop.
     Daemon(daemon::Args),
-    /// List the daemon's proxies and their toxics.
+    /// List the daemon's proxies with their toxics, and its packet rules.
     List(client::ListArgs),
-    /// Add a proxy or a toxic to the daemon.
+    /// Add a packet rule, a proxy or a toxic to the daemon.
     Add(client::AddArgs),
-    /// Remove a proxy or a toxic from the daemon.
+    /// Remove a packet rule, a proxy or a toxic from the daemon.
     Remove(client::RemoveArgs),
-    /// Enable every proxy of the daemon and remove every toxic.
+    /// Enable every proxy of the daemon, remove every toxic and every packet rule.
     Reset(client::Target),
     /// Show what the daemon's proxies have carried and what its toxics have done.
     Stats(client::StatsArgs),

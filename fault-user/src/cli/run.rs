@@ -259,6 +259,9 @@ impl Run {
         if !run.plan.stream_rules().is_empty() {
             rights.push(Capability::NetAdmin);
         }
+        if run.steering.as_ref().is_some_and(Steering::leads_datagrams) {
+            rights.extend([Capability::SysPtrace, Capability::DacOverride]);
+        }
         let writes = self.report.is_some() || github::is_told();
         if writes || own.is_some_and(CommandCgroup::is_protected) {
             rights.push(Capability::DacOverride);

@@ -517,6 +517,22 @@ impl Prepared {
         })
     }
 
+    /// As [`Prepared::start`], for the rules' time and the plans that there have been: see [`Injection::follow`].
+    ///
+    /// # Errors
+    /// The kernel refuses a map.
+    pub fn start_after(mut self, old: &Injection) -> Result<Injection> {
+        self.injector.install(&self.tables, old.epoch_ns)?;
+        Ok(Injection {
+            prepared: self,
+            started: old.started,
+            epoch_ns: old.epoch_ns,
+            age: old.age,
+            past: Vec::new(),
+            past_counters: Vec::new(),
+        })
+    }
+
     /// The decisions that fire, when they were asked for.
     ///
     /// # Errors
@@ -638,6 +654,16 @@ impl Injection {
         self.prepared.injector.install(&tables, self.epoch_ns)?;
         self.age += 1;
         self.prepared.tables = tables;
+        Ok(())
+    }
+
+    /// Makes `plan` the successor of `old`, for programs that are loaded anew.
+    ///
+    /// # Errors
+    /// Too many rules, old and new together.
+    pub fn follow(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
+        plan.succeed(old, self.age + 1, monotonic_ns() - self.epoch_ns)?;
+        self.age += 1;
         Ok(())
     }
 
@@ -822,7 +848,8 @@ impl Prepared {
 }
 
 impl Hits {
-    fn add(&mut self, other: &Self) {
+    /// Adds what was done elsewhere.
+    pub fn add(&mut self, other: &Self) {
         let (sum, stats) = (&mut self.stats, &other.stats);
         sum.seen_packets += stats.seen_packets;
         sum.seen_segments += stats.seen_segments;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
 use fault_common::abi::{RULES_MAX, rule_uid};
+use fault_common::random::rule_key;
 
 use super::{Plan, PlannedRule};
 
@@ -38,7 +39,38 @@ impl Plan {
                 part.entry.at_ns += elapsed_ns;
             }
         }
+        let old = old.rules.iter().flat_map(|rule| &rule.entries);
+        part_keys(&mut self.rules, &old.map(|part| part.entry.uid).collect());
         Ok(())
+    }
+}
+
+/// A new rule may stand where one stood that stays: it must not draw the same. `kept` are the identities of rules that
+/// stay.
+fn part_keys(rules: &mut [PlannedRule], kept: &HashSet<u32>) {
+    let is_kept = |rule: &PlannedRule| {
+        let mut parts = rule.entries.iter();
+        parts.all(|part| kept.contains(&part.entry.uid))
+    };
+    let keys = |rule: &PlannedRule| -> HashSet<u64> {
+        let parts = rule.entries.iter();
+        parts.map(|part| part.entry.key).collect()
+    };
+    let taken: HashSet<u64> = rules
+        .iter()
+        .filter(|rule| is_kept(rule))
+        .flat_map(keys)
+        .collect();
+    for rule in rules.iter_mut() {
+        if is_kept(rule) || keys(rule).is_disjoint(&taken) {
+            continue;
+        }
+        // The same for all arms of a mix, which share one draw.
+        let salt = rule.entries.first().map_or(0, |part| part.entry.uid);
+        for part in &mut rule.entries {
+            part.entry.key = rule_key(part.entry.key, salt);
+            part.entry.mix_key = rule_key(part.entry.mix_key, salt);
+        }
     }
 }
 
@@ -95,5 +127,15 @@ mod tests {
         );
         assert_eq!(entry(&new, 0).at_ns, 11_000_000_000);
         assert_eq!(entry(&new, 3).state, 4);
+    }
+    #[test]
+    fn a_new_rule_in_the_place_of_one_that_stays_draws_for_itself() {
+        let old = plan(&["tcp:1 drop", "tcp:2 loss=50%"]);
+        let mut new = plan(&["tcp:2 loss=50%", "tcp:2 mix 50%:drop 50%:reset"]);
+        new.succeed(&old, 2, 0).unwrap();
+        let entry = |rule: usize, arm: usize| new.rules[rule].entries[arm].entry;
+        assert_eq!(entry(0, 0).key, old.rules[1].entries[0].entry.key);
+        assert_ne!(entry(1, 0).key, entry(0, 0).key);
+        assert_eq!(entry(1, 0).mix_key, entry(1, 1).mix_key);
     }
 }

@@ -90,6 +90,15 @@ impl NetworkNamespace {
         Ok(cookie)
     }
 
+    /// Moves the calling thread into the namespace, for good.
+    ///
+    /// # Errors
+    /// The namespace can't be entered.
+    pub fn join(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("entering {} (needs CAP_SYS_ADMIN)", self.path.display()))
+    }
+
     /// Runs `work` on a thread inside the namespace, and gives what it gives.
     ///
     /// # Errors
@@ -97,9 +106,7 @@ impl NetworkNamespace {
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| {
-                    format!("entering {} (needs CAP_SYS_ADMIN)", self.path.display())
-                })?;
+                self.join()?;
                 work()
             });
             match inside.join() {

@@ -202,7 +202,7 @@ pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits]) -> Vec<(&'a str, &'static str)
         .filter(|(_, hits)| hits.stats.hit_packets == 0)
         .map(|(rule, hits)| {
             let why = if rule.stream.is_some() && hits.stats.seen_packets == 0 {
-                "no new connection to its target was opened while it was in force (open ones stay as they are)"
+                "no new connection to its target was opened, and no datagram sent, while it was in force (open connections stay as they are)"
             } else if hits.stats.seen_packets == 0 {
                 "no packet of its target was seen (is it the right port, protocol and host, and did the command use it?)"
             } else {

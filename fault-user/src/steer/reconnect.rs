@@ -38,32 +38,51 @@ pub struct End {
     pub ours: bool,
 }
 
-/// Resets the connections to a target that clients in `cgroup` (with its descendants), or all clients here, have open.
+/// Resets the connections to a target that processes in `cgroup` (with its descendants), or all clients here, have open; `netlink` tells where that is.
 /// Where the server is on this host it is its end that is closed, so that the client sees a reset and not
 /// `ECONNABORTED`. Gives how many.
 ///
 /// # Errors
 /// The kernel can't list or close sockets of others (`CONFIG_INET_DIAG_DESTROY`), or there are no rights.
-pub fn reset(target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
+pub fn reset(netlink: &mut Netlink, target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
     let scope = cgroup.map(Scope::of).transpose()?;
-    let mut netlink = Netlink::sock_diag()?;
     let mut states = StateFlags::all();
     states.remove(StateFlags::LISTEN | StateFlags::TIME_WAIT);
-    let ends = list(&mut netlink, &states)?;
+    let ends = list(netlink, &states)?;
     let mut count = 0;
-    for end in &ends {
-        let in_scope = scope.as_ref().is_none_or(|scope| scope.has(end));
-        if end.ours || !in_scope || !is_aimed(target, end.remote) {
-            continue;
-        }
-        let server = ends
+    let is_led = |end: &End| !end.ours && scope.as_ref().is_none_or(|scope| scope.has(end));
+    for end in ends.iter().filter(|end| is_led(end)) {
+        let other = ends
             .iter()
             .find(|other| other.local == end.remote && other.remote == end.local);
-        if close(&mut netlink, server.unwrap_or(end))? {
+        let closed = if is_aimed(target, end.remote) {
+            other.unwrap_or(end)
+        } else if is_aimed(target, end.local) && other.is_none() {
+            // Its client is outside.
+            end
+        } else {
+            continue;
+        };
+        if close(netlink, closed)? {
             count += 1;
         }
     }
     Ok(count)
+}
+
+/// Where processes in a cgroup listen already.
+///
+/// # Errors
+/// The kernel can't list sockets of others, or the cgroup is gone.
+pub fn listeners(cgroup: &Path) -> Result<Vec<SocketAddr>> {
+    let scope = Scope::of(cgroup)?;
+    if scope.is_empty {
+        return Ok(Vec::new());
+    }
+    let mut netlink = Netlink::sock_diag()?;
+    let ends = list(&mut netlink, &StateFlags::LISTEN)?;
+    let own = ends.iter().filter(|end| scope.has(end));
+    Ok(own.map(|end| end.local).collect())
 }
 
 /// Whether a target has this address.
@@ -81,6 +100,8 @@ pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
 pub struct Scope {
     cgroups: HashSet<u64>,
     inodes: HashSet<u32>,
+    /// There are no processes in it.
+    is_empty: bool,
 }
 
 impl Scope {
@@ -92,6 +113,7 @@ impl Scope {
         let mut scope = Self {
             cgroups: HashSet::new(),
             inodes: HashSet::new(),
+            is_empty: true,
         };
         let mut left = vec![path.to_owned()];
         while let Some(path) = left.pop() {
@@ -108,6 +130,7 @@ impl Scope {
         let processes = std::fs::read_to_string(path.join("cgroup.procs"))
             .with_context(|| format!("listing the processes of {}", path.display()))?;
         for pid in processes.lines() {
+            self.is_empty = false;
             // One that has ended, or that may not be looked into, is known by its cgroup alone.
             let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
                 continue;

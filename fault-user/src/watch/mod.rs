@@ -68,7 +68,7 @@ impl Watch {
             .iter()
             .map(|(_, target)| Service::new(target, [0, 0]))
             .collect();
-        let (mut ebpf, mut table) = services::load(&services, whose.netns)?;
+        let (mut ebpf, mut table) = services::load(&services, whose.netns, false)?;
         tell_protocols(&mut ebpf, targets)?;
         for (number, (_, target)) in (0..).zip(targets) {
             table.switch(number, &target.ports, true);

@@ -101,6 +101,35 @@ fn a_bridged_container_is_hurt_from_the_host_by_name_and_its_neighbour_is_not() 
 }
 
 #[test]
+fn stream_faults_of_a_container_as_server_and_as_client() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.server("other", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let (web, other) = (engine.address("web"), engine.address("other"));
+    let is_served = |server: &str| {
+        let mut connection = TcpStream::connect((server, 80)).expect("the handshake completes");
+        ask(&mut connection);
+        let mut text = String::new();
+        let read = connection.read_to_string(&mut text);
+        read.is_ok() && text.ends_with(PAGE)
+    };
+    for (name, faulted, reached) in [("web", &web, &other), ("client", &other, &web)] {
+        let rule = format!("tcp:{faulted}:80 reset_peer=100ms");
+        let hurt = Watched::inject(&["--container", name, "-r", &rule]);
+        assert!(!engine.fetch("client", faulted), "{name} is hurt");
+        assert!(engine.fetch("client", reached), "another service is not");
+        assert_eq!(is_served(&web), name != "web", "the host is outside");
+        let (code, told) = hurt.end();
+        assert_eq!(code, Some(0), "{told}");
+        assert!(engine.fetch("client", faulted), "healed: {told}");
+        assert!(is_served(&web), "healed: {told}");
+    }
+}
+
+#[test]
 fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
     let Some(engine) = Engine::start() else {
         return;

@@ -26,9 +26,20 @@ impl Daemon {
         Self::with(&["--seed", "42"])
     }
 
+    /// One without any capability.
+    pub fn unprivileged() -> Self {
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args(["--bounding-set=-all", "--inh-caps=-all", "--"]);
+        Self::by(setpriv.arg(env!("CARGO_BIN_EXE_fault")), &[])
+    }
+
     /// Starts it on a free port and waits until it says where.
     pub fn with(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_fault"))
+        Self::by(&mut Command::new(env!("CARGO_BIN_EXE_fault")), arguments)
+    }
+
+    fn by(command: &mut Command, arguments: &[&str]) -> Self {
+        let mut child = command
             .args(["daemon", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .stderr(Stdio::piped())
@@ -50,8 +61,8 @@ impl Daemon {
         Self { child, api }
     }
 
-    /// The status and the body.
-    pub fn raw(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
+    /// The whole answer, with its head.
+    pub fn answer(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.api).expect("the API listens");
         let length = body.len();
         let head = format!(
@@ -62,7 +73,12 @@ impl Daemon {
         let _sent = stream.write_all(body);
         let mut answer = Vec::new();
         let _complete = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// The status and the body.
+    pub fn raw(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
+        let answer = self.answer(method, path, headers, body);
         let status = answer
             .split(' ')
             .nth(1)

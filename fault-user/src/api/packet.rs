@@ -1,0 +1,115 @@
+//! Packet faults as toxics: on a transparent proxy each of them is a packet rule on the proxy's upstream.
+
+use axum::http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::rules::Wanted;
+use crate::relay::Direction;
+use crate::rule::{Layer, MODIFIERS, catalog};
+
+/// A toxic that the kernel carries out.
+#[derive(Clone, Debug)]
+pub(crate) struct PacketToxic {
+    /// Unique in its proxy, over all toxics.
+    pub(crate) name: String,
+    /// The fault's name.
+    pub(crate) kind: &'static str,
+    /// Where it is listed.
+    pub(crate) direction: Direction,
+    /// The direction as the client wrote it; without it the rule acts in both.
+    pub(crate) stream: Option<String>,
+    /// The share of connections that it acts on.
+    pub(crate) toxicity: f64,
+    /// The fault's arguments and the rule's modifiers, as in a rule object.
+    pub(crate) attributes: Map<String, Value>,
+    /// The number of its rule.
+    pub(crate) rule: u64,
+    /// The rule.
+    pub(crate) text: String,
+}
+
+/// The name of a packet fault; nothing for any other.
+pub(crate) fn kind(name: &str) -> Option<&'static str> {
+    let spec = catalog::spec(name).filter(|spec| spec.name == name)?;
+    matches!(spec.layer, Layer::Packet | Layer::Either).then_some(spec.name)
+}
+
+/// Why a packet fault is no toxic of an ordinary proxy.
+pub(crate) fn refused(kind: &str) -> ApiError {
+    let why = format!(
+        "{kind} acts on packets: it needs a transparent proxy (whose listen is its upstream), or a rule of /v1/rules"
+    );
+    ApiError::new(StatusCode::BAD_REQUEST, why)
+}
+
+impl PacketToxic {
+    /// Takes over what a client changes.
+    ///
+    /// # Errors
+    /// 400 for attributes that are no object.
+    pub(crate) fn change(
+        &mut self,
+        attributes: Option<&Value>,
+        toxicity: Option<f64>,
+    ) -> Result<(), ApiError> {
+        match attributes {
+            None => {}
+            Some(Value::Object(given)) => self.attributes.extend(given.clone()),
+            Some(other) => {
+                let why = format!("attributes must be an object, not {other}");
+                return Err(ApiError::bad_body(why));
+            }
+        }
+        self.toxicity = toxicity.unwrap_or(self.toxicity);
+        Ok(())
+    }
+
+    /// The rule on this upstream.
+    ///
+    /// # Errors
+    /// 400 for attributes that the rule can't have.
+    pub(crate) fn wanted(&self, upstream: &str) -> Result<Wanted, ApiError> {
+        let is_modifier = |name: &str| {
+            let mut modifiers = MODIFIERS.iter();
+            catalog::spec(self.kind).is_none_or(|spec| spec.param(name).is_none())
+                && modifiers.any(|spec| spec.key == name || spec.name == name)
+        };
+        let (mut rule, arguments): (Map<_, _>, Map<_, _>) = self
+            .attributes
+            .clone()
+            .into_iter()
+            .partition(|(name, _)| is_modifier(name));
+        let mut fault = if arguments.is_empty() {
+            json!(self.kind)
+        } else {
+            json!({ self.kind: arguments })
+        };
+        if self.toxicity < 1.0 {
+            // A mix draws once for a connection.
+            fault = json!({"mix": [{"probability": self.toxicity, "fault": fault}]});
+        }
+        rule.insert("fault".to_owned(), fault);
+        rule.insert("target".to_owned(), json!(format!("tcp:{upstream}")));
+        if self.stream.is_some() && !rule.contains_key("dir") && !rule.contains_key("direction") {
+            let direction = match self.direction {
+                Direction::Upstream => "to-server",
+                Direction::Downstream => "to-client",
+            };
+            rule.insert("direction".to_owned(), json!(direction));
+        }
+        Wanted::read(Value::Object(rule))
+    }
+
+    /// As the API shows it: as any toxic, with the rule that it is.
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "attributes": self.attributes,
+            "name": self.name,
+            "type": self.kind,
+            "stream": self.stream.as_deref().unwrap_or(self.direction.name()),
+            "toxicity": super::proxies::number(self.toxicity),
+            "rule": self.text,
+        })
+    }
+}

@@ -1,0 +1,259 @@
+//! Packet rules by the daemon's API: `/v1/rules`, their events, and `/v1/doctor`.
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "end_to_end/place.rs"]
+#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
+mod place;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use daemon::{Daemon, echo_server};
+use place::{PATIENCE, enter_fresh};
+use serde_json::{Value, json};
+
+/// What a connect to this address brings.
+fn dial(address: SocketAddr) -> Result<(), ErrorKind> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE);
+    stream.map(drop).map_err(|error| error.kind())
+}
+
+fn add(daemon: &Daemon, rule: &Value) -> Value {
+    let (status, answer) = daemon.call("POST", "/v1/rules", &rule.to_string());
+    assert_eq!(status, 201, "{answer}");
+    answer
+}
+
+/// The rule's line in the list.
+fn listed(daemon: &Daemon, id: &Value) -> Value {
+    let (status, rules) = daemon.call("GET", "/v1/rules", "");
+    assert_eq!(status, 200, "{rules}");
+    let rules = rules.as_array().expect("an array");
+    let found = rules.iter().find(|rule| rule["id"] == *id);
+    found
+        .unwrap_or_else(|| panic!("no {id} in {rules:?}"))
+        .clone()
+}
+
+#[test]
+fn rules_come_and_go_while_traffic_flows() {
+    enter_fresh();
+    let (one, two) = (echo_server(), echo_server());
+    let daemon = Daemon::start();
+    assert_eq!(daemon.call("GET", "/v1/rules", ""), (200, json!([])));
+    let refusing = add(&daemon, &json!(format!("tcp:{} reject", one.port())));
+    assert_eq!(dial(one), Err(ErrorKind::ConnectionRefused));
+    assert_eq!(dial(two), Ok(()));
+    let object = json!({"target": {"protocol": "tcp", "port": two.port()}, "fault": "reject"});
+    let another = add(&daemon, &json!([object]));
+    assert_eq!(dial(two), Err(ErrorKind::ConnectionRefused));
+    assert_eq!(
+        another[0]["rule"],
+        format!("tcp:{} reject", two.port()),
+        "an array is answered by an array"
+    );
+    let first = listed(&daemon, &refusing["id"]);
+    assert_eq!(
+        first["hits"], 1,
+        "what it did before is not forgotten: {first}"
+    );
+    let (_, metrics) = daemon.raw("GET", "/metrics", "", b"");
+    let line = format!(
+        "fault_rule_hit_packets_total{{id=\"1\",rule=\"tcp:{} reject\"}} 1\n",
+        one.port()
+    );
+    assert!(metrics.contains(&line), "no {line} in {metrics}");
+    let path = format!("/v1/rules/{}", refusing["id"]);
+    assert_eq!(daemon.call("GET", &path, "").1["id"], refusing["id"]);
+    assert_eq!(daemon.call("DELETE", &path, "").0, 204);
+    assert_eq!(daemon.call("DELETE", &path, "").0, 404);
+    assert_eq!(
+        (dial(one), dial(two)),
+        (Ok(()), Err(ErrorKind::ConnectionRefused))
+    );
+    assert_eq!(daemon.call("POST", "/reset", "").0, 204);
+    assert_eq!((dial(one), dial(two)), (Ok(()), Ok(())));
+    assert_eq!(daemon.call("GET", "/v1/rules", "").1, json!([]));
+    add(&daemon, &json!(format!("tcp:{} reject", one.port())));
+    assert_eq!(dial(one), Err(ErrorKind::ConnectionRefused));
+    // Dropping it kills it.
+    drop(daemon);
+    assert!(heals(one));
+}
+
+/// Whether connections succeed within the lease of a killed instance.
+fn heals(address: SocketAddr) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if dial(address).is_ok() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+/// A rule that holds packets needs programs that others do not: they are loaded anew, and nothing is forgotten.
+#[test]
+fn a_delay_joins_rules_that_are_in_force() {
+    enter_fresh();
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        eprintln!("skipped: no /dev/net/tun");
+        return;
+    }
+    let (one, two) = (echo_server(), echo_server());
+    let daemon = Daemon::start();
+    let refusing = add(&daemon, &json!(format!("tcp:{} reject", one.port())));
+    assert!(dial(one).is_err());
+    let start = Instant::now();
+    dial(two).expect("nothing is in the way");
+    assert!(start.elapsed() < Duration::from_millis(200));
+    let late = add(
+        &daemon,
+        &json!(format!("tcp:{} delay=200ms dir=to-client", two.port())),
+    );
+    let start = Instant::now();
+    dial(two).expect("late, but it comes");
+    assert!(start.elapsed() >= Duration::from_millis(200));
+    assert!(dial(one).is_err());
+    assert_eq!(listed(&daemon, &refusing["id"])["hits"], 2);
+    assert!(
+        late["mechanism"]
+            .as_str()
+            .is_some_and(|by| by.contains("delay-line")),
+        "{late}"
+    );
+    assert_eq!(daemon.call("DELETE", "/v1/rules", "").0, 204);
+    assert_eq!((dial(one), dial(two)), (Ok(()), Ok(())));
+}
+
+#[test]
+fn a_mistake_changes_nothing_and_is_one_line() {
+    enter_fresh();
+    let one = echo_server();
+    let daemon = Daemon::start();
+    let kept = format!("tcp:{} reject", one.port());
+    add(&daemon, &json!(kept));
+    let bad = [
+        (json!("tcp:1 loos=3%"), 400, "did you mean `loss`"),
+        (json!(["tcp:1 drop", "tcp:2"]), 400, "fault"),
+        (json!({"target": "tcp:1"}), 400, "missing field `fault`"),
+        (json!("tcp:1 latency=3ms"), 400, "about a stream"),
+        (json!("tcp:22 drop"), 400, "SSH"),
+        (json!(7), 400, "expected a rule"),
+    ];
+    for (body, status, why) in bad {
+        let (got, answer) = daemon.call("POST", "/v1/rules", &body.to_string());
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert_eq!(got, status, "{body}: {answer}");
+        assert!(
+            error.contains(why) && error.lines().count() == 1,
+            "{body}: {error}"
+        );
+    }
+    let (_, rules) = daemon.call("GET", "/v1/rules", "");
+    assert_eq!(rules.as_array().map(Vec::len), Some(1), "{rules}");
+    assert!(dial(one).is_err());
+    let (status, forced) = daemon.call("POST", "/v1/rules?force=true", "\"tcp:22 drop\"");
+    assert_eq!(status, 201, "{forced}");
+    let browser = daemon.raw(
+        "POST",
+        "/v1/rules",
+        "Origin: http://a\r\n",
+        b"\"tcp:1 drop\"",
+    );
+    assert_eq!(browser.0, 403);
+}
+
+#[test]
+fn without_rights_it_says_so() {
+    enter_fresh();
+    let daemon = Daemon::unprivileged();
+    let (status, answer) = daemon.call("POST", "/v1/rules", "\"tcp:1 drop\"");
+    assert_eq!(status, 403, "{answer}");
+    let error = answer["error"].as_str().expect("a text");
+    assert!(error.starts_with("packet rules need root: "), "{error}");
+}
+
+#[test]
+fn hits_are_events() {
+    enter_fresh();
+    let daemon = Daemon::start();
+    let server = UdpSocket::bind("127.0.0.1:0").expect("loopback");
+    let address = server.local_addr().expect("bound");
+    let mut events = TcpStream::connect(daemon.api).expect("it listens");
+    events.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    events
+        .write_all(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .expect("write");
+    let mut text = String::new();
+    let mut until = |wanted: &str| {
+        let mut buffer = [0; 4096];
+        while !text.contains(wanted) {
+            let count = events.read(&mut buffer).expect("an event");
+            text += &String::from_utf8_lossy(&buffer[..count]);
+        }
+    };
+    until(": watching");
+    add(
+        &daemon,
+        &json!(format!("udp:{} drop first=1", address.port())),
+    );
+    until("\"event\":\"rule added\"");
+    let client = UdpSocket::bind("127.0.0.1:0").expect("loopback");
+    client.send_to(b"lost", address).expect("it is sent");
+    until("\"event\":\"rule hit\"");
+    until("\"total\":1");
+    daemon.call("DELETE", "/v1/rules", "");
+    until("\"event\":\"rule removed\"");
+}
+
+#[test]
+fn the_doctor_is_asked_by_the_api() {
+    let daemon = Daemon::start();
+    let (status, report) = daemon.call("GET", "/v1/doctor", "");
+    assert_eq!(status, 200, "{report}");
+    assert!(
+        report["kernel"].is_string() && report["mechanisms"].is_array(),
+        "{report}"
+    );
+}
+
+#[test]
+fn the_command_line_knows_rules() {
+    enter_fresh();
+    let one = echo_server();
+    let daemon = Daemon::start();
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_fault"))
+            .args(arguments)
+            .env("TOXIPROXY_URL", format!("http://{}", daemon.api))
+            .output()
+            .expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (
+            output.status.code(),
+            text + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    let rule = format!("tcp:{} reject", one.port());
+    let (code, added) = run(&["add", "rule", &rule]);
+    assert_eq!(code, Some(0), "{added}");
+    assert!(dial(one).is_err());
+    let (_, list) = run(&["list"]);
+    assert!(
+        list.contains(&format!("rule 1  {rule}  hits=1 of 1 packets")),
+        "{list}"
+    );
+    assert_eq!(run(&["remove", "rule", "1"]).0, Some(0));
+    assert_eq!(dial(one), Ok(()));
+    let (code, refused) = run(&["add", "rule", "tcp:22 drop"]);
+    assert_eq!(code, Some(125));
+    assert!(refused.contains("SSH"), "{refused}");
+    assert_eq!(run(&["add", "rule", "tcp:22 drop", "--force"]).0, Some(0));
+    assert_eq!(run(&["reset"]).0, Some(0));
+    assert!(run(&["list"]).1.is_empty());
+}
