@@ -18,10 +18,9 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
 /// Frames for one figure.
-const FRAMES: u32 = 200_000;
-/// How often a figure is taken, in turns with the others; the smallest counts. Short and many: on a busy machine one of
-/// them is undisturbed.
-const ROUNDS: usize = 15;
+const FRAMES: u32 = 1_000_000;
+/// How often a figure is taken, in turns with the others; the smallest counts.
+const ROUNDS: usize = 5;
 /// The port that the frames go to: that of the last of many rules.
 const LAST_PORT: u16 = 10_999;
 
