@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -186,8 +186,8 @@ pub struct SetHeader {
     pub scope_level_count: u8,
     /// Distinct cgroup levels of the scopes, deepest first.
     pub scope_levels: [u8; SCOPE_LEVELS_MAX],
-    /// Always zero.
-    pub padding: u8,
+    /// 1 when a rule has no port.
+    pub has_portless: u8,
     /// Class of the rules without a port: TCP, UDP, ICMP, others; by direction.
     pub portless: [[u16; 2]; 4],
     /// Class of the rules without a host.
@@ -381,9 +381,25 @@ pub struct Steer {
     pub any_host: u16,
     /// 1 when connections from outside are refused.
     pub refused: u16,
+    /// Bits of [`steered`].
+    pub protocols: u32,
+    /// Always zero.
+    pub padding: u32,
 }
 
-/// An address and a port of TCP.
+/// Bits of [`Steer::protocols`].
+pub mod steered {
+    /// Connections of TCP.
+    pub const TCP: u32 = 1;
+    /// Datagrams of UDP.
+    pub const UDP: u32 = 2;
+}
+
+/// How many servers of one target can have their datagrams led to the relay, over each version of IP: the relay tells
+/// them apart by the port that the datagrams come to.
+pub const SLOTS: u32 = 64;
+
+/// An address and a port of TCP or UDP.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Destination {
@@ -413,7 +429,7 @@ pub struct Watched {
 pub struct Witness {
     /// When (`CLOCK_MONOTONIC`).
     pub time_ns: u64,
-    /// Which connection: the cookie of its socket.
+    /// Which connection: the cookie of its socket; of datagrams one for each socket and target.
     pub cookie: u64,
     /// The targets that it goes to, as bits.
     pub targets: u64,
@@ -435,6 +451,18 @@ pub mod witness {
     pub const RECEIVED: u64 = 5;
     /// A connection came in.
     pub const ACCEPTED: u64 = 6;
+    /// As [`CLOSED`], but by a reset, of either end, while it was open.
+    pub const RESET: u64 = 7;
+}
+
+/// Entries of `WATCHED_TARGETS`: which targets, as bits, are watched over a protocol.
+pub mod watched {
+    /// Over TCP.
+    pub const TCP: u32 = 0;
+    /// Over UDP.
+    pub const UDP: u32 = 1;
+    /// How many entries there are.
+    pub const ENTRIES: u32 = 2;
 }
 
 /// Bits of [`Hold::flags`].
@@ -540,6 +568,9 @@ const _: () = {
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 40);
     assert!(size_of::<Hold>() == 40);
+    assert!(size_of::<Steer>() == 16);
+    assert!(size_of::<Destination>() == 20);
+    assert!(SLOTS.is_power_of_two());
     assert!(size_of::<Watched>() == 32);
     assert!(size_of::<Witness>() == 32);
 };

@@ -1,6 +1,7 @@
 //! A connection's name, the same from both of its ends.
 
 use crate::packet::Packet;
+use crate::random::mix;
 
 /// An address as four words of network byte order; IPv4 is mapped (`::ffff:a.b.c.d`).
 pub type Address = [u32; 4];
@@ -15,23 +16,34 @@ pub const fn mapped(ipv4: u32) -> Address {
     [0, 0, MAPPED_PREFIX, ipv4]
 }
 
-/// A flow's two ends in an order that does not depend on who sent the packet.
+/// A flow's two ends in an order that does not depend on who sent the packet. It is short because hashing it is a
+/// large part of what judging a packet costs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey {
-    /// The end whose (address, port) is the smaller one.
-    pub low_address: Address,
-    /// The other end.
-    pub high_address: Address,
+    /// The IPv4 addresses, that of the end whose (address, port) is the smaller one first. Of IPv6 64 mixed bits of
+    /// both: two connections between equal ports are taken for one once in 2^64 pairs.
+    pub addresses: [u32; 2],
     /// Port of the low end in host byte order; 0 where the packet has no port.
     pub low_port: u16,
     /// Port of the high end in host byte order.
     pub high_port: u16,
-    /// IP protocol number, as wide as it takes to leave no padding: BPF hash maps compare every byte.
+    /// IP protocol number, and [`IPV6`].
     pub protocol: u32,
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 40);
+/// Set in [`FlowKey::protocol`] of IPv6.
+pub const IPV6: u32 = 1 << 8;
+
+const _: () = assert!(size_of::<FlowKey>() == 16);
+
+/// 64 bits that every bit of an address has an effect on.
+#[inline(always)]
+const fn digest(address: &Address) -> u64 {
+    let upper = ((address[0] as u64) << 32) | address[1] as u64;
+    let lower = ((address[2] as u64) << 32) | address[3] as u64;
+    mix(mix(upper) ^ lower)
+}
 
 /// Which end of a flow a packet comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,24 +84,77 @@ pub fn flow_of(packet: &Packet) -> (FlowKey, Side) {
 /// [`flow_of`], with the flow written to where it is to be.
 #[inline(always)]
 pub fn flow_into(packet: &Packet, key: &mut FlowKey) -> Side {
-    key.protocol = u32::from(packet.protocol);
     let from_low = comes_first(
         &packet.source,
         packet.source_port,
         &packet.destination,
         packet.destination_port,
     );
-    if from_low {
-        key.low_address = packet.source;
-        key.high_address = packet.destination;
+    let (low, high) = if from_low {
         key.low_port = packet.source_port;
         key.high_port = packet.destination_port;
-        Side::Low
+        (&packet.source, &packet.destination)
     } else {
-        key.low_address = packet.destination;
-        key.high_address = packet.source;
         key.low_port = packet.destination_port;
         key.high_port = packet.source_port;
-        Side::High
+        (&packet.destination, &packet.source)
+    };
+    key.protocol = u32::from(packet.protocol);
+    if packet.ipv6 {
+        key.protocol |= IPV6;
+        let both = mix(digest(low)).wrapping_add(digest(high));
+        #[expect(clippy::cast_possible_truncation, reason = "both halves are kept")]
+        let halves = [(both >> 32) as u32, both as u32];
+        key.addresses = halves;
+    } else {
+        key.addresses = [low[3], high[3]];
+    }
+    if from_low { Side::Low } else { Side::High }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    fn packet(ends: [(Address, u16); 2], ipv6: bool) -> Packet {
+        let [(source, source_port), (destination, destination_port)] = ends;
+        Packet {
+            source,
+            source_port,
+            destination,
+            destination_port,
+            ipv6,
+            protocol: 6,
+            ..Packet::default()
+        }
+    }
+
+    #[test]
+    fn connections_have_keys_of_their_own() {
+        let mut keys = std::collections::HashSet::new();
+        for n in 0..20_000_u32 {
+            // Addresses that differ in the last bits, in the first bits, and in the network alone.
+            for address in [[1, 2, 3, n], [n, 2, 3, 4 << 16], [1, n << 8, 3, 5 << 16]] {
+                let (key, _) = flow_of(&packet([(address, 80), ([9; 4], 443)], true));
+                assert!(keys.insert(key) || n <= 4, "{address:?}");
+            }
+            let (key, _) = flow_of(&packet([(mapped(n), 80), (mapped(9), 443)], false));
+            assert!(keys.insert(key));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn both_directions_have_one_key(a: Address, b: Address, ports: [u16; 2], ipv6: bool) {
+            let (a, b) = if ipv6 { (a, b) } else { (mapped(a[3]), mapped(b[3])) };
+            let ends = [(a, ports[0]), (b, ports[1])];
+            let (there, from) = flow_of(&packet(ends, ipv6));
+            let (back, to) = flow_of(&packet([ends[1], ends[0]], ipv6));
+            prop_assert_eq!(there, back);
+            prop_assert!(from != to || ends[0] == ends[1]);
+        }
     }
 }

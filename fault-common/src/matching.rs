@@ -80,28 +80,51 @@ const fn protocol_index(packet: &Packet) -> usize {
     }
 }
 
+impl Ports {
+    /// What the classes of a packet's two ports come to, and of having none. `index` is 0 for TCP, 1 for UDP.
+    /// Nothing when no rule can concern the packet.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(
+        index: usize,
+        header: &SetHeader,
+        to: PortClasses,
+        from: PortClasses,
+    ) -> Option<Self> {
+        let (to_server, to_client) = if index == 0 {
+            (to.tcp[0], from.tcp[1])
+        } else {
+            (to.udp[0], from.udp[1])
+        };
+        Self {
+            to_server,
+            to_client,
+            portless: header.portless[index],
+        }
+        .if_any()
+    }
+
+    #[inline(always)]
+    fn if_any(self) -> Option<Self> {
+        let any = self.to_server | self.to_client | self.portless[0] | self.portless[1];
+        if any == 0 { None } else { Some(self) }
+    }
+}
+
 /// Looks the ports up. Nothing is returned when no rule can concern the packet: the fast way out.
 #[inline(always)]
 pub fn ports<T: Tables>(tables: &T, header: &SetHeader, packet: &Packet) -> Option<Ports> {
     let index = protocol_index(packet);
-    let mut ports = Ports {
+    if packet.has_transport && index < 2 {
+        let to = tables.port(packet.destination_port);
+        return Ports::of(index, header, to, tables.port(packet.source_port));
+    }
+    Ports {
         to_server: 0,
         to_client: 0,
         portless: header.portless[index],
-    };
-    if packet.has_transport && index < 2 {
-        let to = tables.port(packet.destination_port);
-        let from = tables.port(packet.source_port);
-        if index == 0 {
-            ports.to_server = to.tcp[0];
-            ports.to_client = from.tcp[1];
-        } else {
-            ports.to_server = to.udp[0];
-            ports.to_client = from.udp[1];
-        }
     }
-    let any = ports.to_server | ports.to_client | ports.portless[0] | ports.portless[1];
-    if any == 0 { None } else { Some(ports) }
+    .if_any()
 }
 
 /// Which side of a new connection the service is, by its first packet seen: a TCP SYN comes from the
@@ -140,6 +163,7 @@ pub struct Query {
     scope: [u16; 2],
     has_hosts: bool,
     has_scopes: bool,
+    has_portless: bool,
     guess: u8,
 }
 
@@ -179,6 +203,7 @@ pub fn query<T: Tables>(
         scope,
         has_hosts: header.has_hosts != 0,
         has_scopes: header.has_scopes != 0,
+        has_portless: header.has_portless != 0,
         guess,
     }
 }
@@ -187,10 +212,11 @@ impl Query {
     /// The intersection of all fields for each direction, of summaries or of one word.
     #[inline(always)]
     fn intersect(&self, bits: impl Fn(u16) -> u64) -> [u64; 2] {
-        let mut both = [
-            bits(self.to_server[0]) | bits(self.to_server[1]),
-            bits(self.to_client[0]) | bits(self.to_client[1]),
-        ];
+        let mut both = [bits(self.to_server[0]), bits(self.to_client[0])];
+        if self.has_portless {
+            both[0] |= bits(self.to_server[1]);
+            both[1] |= bits(self.to_client[1]);
+        }
         if self.has_hosts {
             both[0] &= bits(self.hosts[0]);
             both[1] &= bits(self.hosts[1]);
@@ -233,6 +259,20 @@ pub fn select<T: Tables>(
     let summary = query.summary(tables);
     for index in (0..WORDS_MAX).filter(|index| summary >> index & 1 != 0) {
         query.collect(tables, index, matches);
+    }
+}
+
+impl Query {
+    /// The packet's direction by the only rule of a set, where that rule concerns it.
+    #[inline(always)]
+    pub fn only<T: Tables>(&self, tables: &T) -> Option<u16> {
+        let [to_server, to_client] = self.intersect(|class| tables.word(class, 0));
+        match (to_server & 1 != 0, to_client & 1 != 0) {
+            (true, true) => Some(u16::from(self.guess)),
+            (true, false) => Some(direction::TO_SERVER.into()),
+            (false, true) => Some(direction::TO_CLIENT.into()),
+            (false, false) => None,
+        }
     }
 }
 

@@ -42,6 +42,10 @@ pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;
 /// TCP flag RST.
 pub const TCP_RST: u8 = 0x04;
+/// TCP flag PSH.
+pub const TCP_PSH: u8 = 0x08;
+/// TCP flag CWR.
+pub const TCP_CWR: u8 = 0x80;
 /// TCP flag ACK.
 pub const TCP_ACK: u8 = 0x10;
 
@@ -125,6 +129,19 @@ pub struct Packet {
     pub acknowledgement: u32,
 }
 
+/// What a wire packet of a super-packet has of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Bytes of payload before it.
+    pub skipped: u32,
+    /// Bytes of payload in it.
+    pub length: u32,
+    /// Its TCP flags.
+    pub tcp_flags: u8,
+    /// What it is to `match=`.
+    pub kinds: u8,
+}
+
 impl Packet {
     /// Bytes of the IP packet, headers included.
     #[must_use]
@@ -138,6 +155,37 @@ impl Packet {
     #[inline(always)]
     pub const fn payload_length(&self) -> u32 {
         self.end - self.payload_offset
+    }
+
+    /// The `number`-th wire packet (from 0) of a super-packet whose segments have `size` bytes of payload, the last one
+    /// what is left. Nothing behind the last one. Source: `tcp_gso_segment` of Linux.
+    #[must_use]
+    #[inline(always)]
+    pub const fn part(&self, number: u32, size: u32) -> Option<Part> {
+        let (payload, skipped) = (self.payload_length(), number * size);
+        if size == 0 || skipped >= payload {
+            return None;
+        }
+        let rest = payload - skipped;
+        let length = if rest < size { rest } else { size };
+        let mut tcp_flags = self.tcp_flags;
+        if rest > length {
+            tcp_flags &= !(TCP_FIN | TCP_PSH);
+        }
+        if number != 0 {
+            tcp_flags &= !TCP_CWR;
+        }
+        let kinds = if self.protocol == PROTOCOL_TCP {
+            tcp_kinds(tcp_flags, length)
+        } else {
+            self.kinds
+        };
+        Some(Part {
+            skipped,
+            length,
+            tcp_flags,
+            kinds,
+        })
     }
 
     /// Whether this is ICMP, of either version.
@@ -486,4 +534,38 @@ const fn end_of_header(packet: &mut Packet) -> Result<(), Unparsed> {
         0
     };
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_parts_make_up_the_whole(payload in 1..70_000_u32, size in 1..9_000_u32, tcp_flags: u8) {
+            let whole = Packet {
+                protocol: PROTOCOL_TCP,
+                payload_offset: 54,
+                end: 54 + payload,
+                tcp_flags,
+                ..Packet::default()
+            };
+            let (mut end, mut number) = (0, 0);
+            let mut flags = 0;
+            while let Some(part) = whole.part(number, size) {
+                prop_assert_eq!(part.skipped, end);
+                prop_assert!(part.length > 0 && part.length <= size);
+                prop_assert!(number == 0 || part.tcp_flags & TCP_CWR == 0);
+                end += part.length;
+                number += 1;
+                flags |= part.tcp_flags;
+                prop_assert!(end == payload || part.tcp_flags & (TCP_FIN | TCP_PSH) == 0);
+                prop_assert!(part.kinds & kind::DATA != 0);
+            }
+            prop_assert_eq!(end, payload);
+            prop_assert_eq!(number, payload.div_ceil(size));
+            prop_assert_eq!(flags, tcp_flags);
+        }
+    }
 }

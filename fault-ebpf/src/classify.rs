@@ -8,7 +8,7 @@ use fault_common::abi::{
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
-use fault_common::matching::{Tables, ports, query};
+use fault_common::matching::{Match, Ports, Tables, ports, query};
 use fault_common::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed, parse_extensions,
     parse_network, parse_plain_ipv4, parse_plain_ipv6, parse_transport,
@@ -51,14 +51,15 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     let control = CONTROL.get(0).ok_or(Counter::Internal)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation).ok_or(Counter::Internal)?;
-    if is_of_no_concern(skb, header, generation) {
+    let glance = glance(skb, header, generation);
+    if matches!(glance, Glance::NoRule) {
         // Policy: no rule can concern this packet. Nearly all packets end here.
         return Ok(NEXT);
     }
     let shared = SCRATCH.get_ptr_mut(0).ok_or(Counter::Internal)?;
     // SAFETY: see `Scratch`.
     let scratch = unsafe { &mut *shared };
-    let passes = read(skb, header, scratch, generation);
+    let passes = read(skb, header, scratch, generation, glance);
     if passes != 0 {
         // Policy: what can't be read passes and is counted; so does what no rule can concern, uncounted.
         return if passes == NO_RULE {
@@ -92,8 +93,15 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
                 count(Counter::ActionFailed);
                 return Ok(Skb::<EGRESS, LINK>::vanish());
             }
-        } else if split::is_wanted(scratch) && split::divide(skb, shared) {
-            return Ok(Skb::<EGRESS, LINK>::vanish());
+        } else if split::is_wanted(scratch) {
+            if split::all_pass::<C>(shared, flow.as_ptr(), skb.gso_size()) {
+                // Policy: no fault fired, for none of the wire packets.
+                skb.set_judged();
+                return Ok(NEXT);
+            }
+            if split::divide(skb, shared) {
+                return Ok(Skb::<EGRESS, LINK>::vanish());
+            }
         }
     }
     // SAFETY: as above.
@@ -138,44 +146,48 @@ fn become_segment<const EGRESS: bool, const LINK: u32>(
     true
 }
 
-/// Whether a glance at the ports tells that no rule can concern the packet. A packet that is not plain TCP
-/// or UDP is looked at in full.
+/// What a glance at a packet's ports tells.
+#[derive(Clone, Copy)]
+pub enum Glance {
+    /// No rule can concern it.
+    NoRule,
+    /// It is not plain TCP or UDP, and is looked at in full.
+    Unknown,
+    /// These classes.
+    Ports(Ports),
+}
+
+/// Takes a glance at the ports.
 #[inline(always)]
-pub fn is_of_no_concern<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> bool {
+pub fn glance<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> Glance {
     let (protocol, from, to) = if frame.ethertype() == ETHERTYPE_IPV4 {
         let Some(bytes) = frame.glance::<24>() else {
-            return false;
+            return Glance::Unknown;
         };
         // No options, and no fragment.
         if bytes[0] != 0x45 || bytes[6] & 0x3f != 0 || bytes[7] != 0 {
-            return false;
+            return Glance::Unknown;
         }
         (bytes[9], [bytes[20], bytes[21]], [bytes[22], bytes[23]])
     } else if frame.ethertype() == ETHERTYPE_IPV6 {
         let Some(bytes) = frame.glance::<44>() else {
-            return false;
+            return Glance::Unknown;
         };
         (bytes[6], [bytes[40], bytes[41]], [bytes[42], bytes[43]])
     } else {
-        return false;
+        return Glance::Unknown;
     };
     let index = match protocol {
         PROTOCOL_TCP => 0,
         PROTOCOL_UDP => 1,
-        _ => return false,
+        _ => return Glance::Unknown,
     };
     let maps = Maps { header, generation };
     let (from, to) = (
         maps.port(u16::from_be_bytes(from)),
         maps.port(u16::from_be_bytes(to)),
     );
-    let classes = if index == 0 {
-        to.tcp[0] | from.tcp[1]
-    } else {
-        to.udp[0] | from.udp[1]
-    };
-    let [to_server, to_client] = header.portless[index];
-    classes | to_server | to_client == 0
+    Ports::of(index, header, to, from).map_or(Glance::NoRule, Glance::Ports)
 }
 
 /// [`read`] found no rule that can concern the packet.
@@ -183,14 +195,38 @@ const NO_RULE: u32 = 1;
 /// [`read_plain`] leaves the packet to [`read_any`].
 const NOT_PLAIN: u32 = 8;
 
-/// Reads the headers and looks the ports up. 0 when rules may concern the packet, else [`NO_RULE`] or a
-/// code for [`reason`].
+/// Reads the headers, and looks the ports up where the glance at them did not. 0 when rules may concern the packet,
+/// else [`NO_RULE`] or a code for [`reason`].
 #[inline(always)]
-pub fn read<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, generation: u32) -> u32 {
-    let mut code = read_plain(frame, scratch);
-    if code == NOT_PLAIN {
-        code = read_any(frame, scratch);
+pub fn read<F: Frame>(
+    frame: F,
+    header: &SetHeader,
+    scratch: &mut Scratch,
+    generation: u32,
+    glance: Glance,
+) -> u32 {
+    let code = read_plain(frame, scratch);
+    if code == 0
+        && let Glance::Ports(ports) = glance
+    {
+        scratch.ports = ports;
+        return 0;
     }
+    if code != NOT_PLAIN && code != 0 {
+        return code;
+    }
+    read_rest(frame, header, scratch, generation)
+}
+
+/// [`read`] for a packet that is not of the common kind.
+#[inline(always)]
+fn read_rest<F: Frame>(
+    frame: F,
+    header: &SetHeader,
+    scratch: &mut Scratch,
+    generation: u32,
+) -> u32 {
+    let code = read_any(frame, scratch);
     if code != 0 {
         return code;
     }
@@ -329,6 +365,16 @@ pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
         generation: scratch.sight.generation,
     };
     let query = query(&maps, &scratch.packet, scratch.ports, &scratch.connection);
+    if MATCHES.load() == 1 {
+        // Then there is no other rule.
+        let direction = query.only(&maps);
+        scratch.matches.count = u32::from(direction.is_some());
+        scratch.matches.items[0] = Match {
+            rule: 0,
+            direction: direction.unwrap_or(0),
+        };
+        return direction.is_some();
+    }
     scratch.matches.count = 0;
     scratch.matches.overflow = 0;
     query.collect(&maps, 0, &mut scratch.matches);

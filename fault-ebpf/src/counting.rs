@@ -76,6 +76,45 @@ impl Counting for NoFetch {
     }
 }
 
+/// For copies of counters, which nobody else advances.
+pub struct Foreseen;
+
+impl Counting for Foreseen {
+    #[inline(always)]
+    fn next(counter: &mut u64) -> u64 {
+        *counter += 1;
+        *counter
+    }
+
+    #[inline(always)]
+    fn replays() -> bool {
+        REPLAY.load() == 1
+    }
+
+    #[inline(always)]
+    fn recall(key: &DecisionKey) -> Option<u64> {
+        recalled(key)
+    }
+
+    #[inline(always)]
+    fn spread(index: u32) -> i64 {
+        tabled(index)
+    }
+}
+
+/// Adds to a counter.
+#[inline(always)]
+pub fn add(counter: &mut u64, value: u64) {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({at} + 0) += {value}",
+            at = in(reg) core::ptr::from_mut(counter),
+            value = in(reg) value,
+        );
+    }
+}
+
 #[inline(always)]
 fn recalled(key: &DecisionKey) -> Option<u64> {
     // SAFETY: the map is written before the programs run, and not again.

@@ -21,6 +21,7 @@ pub fn enter<F: Frame>(
     scratch: &mut Scratch,
 ) -> Option<NonNull<Flow>> {
     let side = flow_into(&scratch.packet, &mut scratch.key);
+    scratch.side = side as u32;
     // A reference: a copy would not fit the stack.
     let key = &scratch.key;
     let entry = match FLOWS.get_ptr_mut(key) {
@@ -69,8 +70,7 @@ fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &Scratch, flow: &mut F
 /// From which end of the flow in the scratch its packet comes.
 #[inline(always)]
 fn side(scratch: &Scratch) -> Side {
-    let (packet, key) = (&scratch.packet, &scratch.key);
-    if packet.source_port == key.low_port && packet.source == key.low_address {
+    if scratch.side == Side::Low as u32 {
         Side::Low
     } else {
         Side::High

@@ -9,8 +9,9 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
-    COUNTERS, Control, Counter, DecisionKey, Destination, Flow, Hold, MATCHES_MAX, PLACES,
-    PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
+    COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule, Hold, MATCHES_MAX,
+    PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
+    Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -44,9 +45,12 @@ pub static REPLAY: Global<u32> = Global::new(0);
 /// The mark of the relay's own sockets.
 #[unsafe(no_mangle)]
 pub static RELAY_MARK: Global<u32> = Global::new(0xfa17);
-/// Cookie of the network namespace that the relay is in; 0 where the kernel does not tell.
+/// Cookie of the network namespace that the relay is in, or that is watched; 0 for any.
 #[unsafe(no_mangle)]
 pub static NETNS: Global<u64> = Global::new(0);
+/// 1 when only connections to servers of the cgroup are given to the relay.
+#[unsafe(no_mangle)]
+pub static OWN_SERVERS: Global<u32> = Global::new(0);
 /// Index of the delay line's tap device.
 #[unsafe(no_mangle)]
 pub static TAP: Global<u32> = Global::new(0);
@@ -186,9 +190,24 @@ pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMA
 /// Hosts concerned, by entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// The relay's listeners: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
+/// Ports of the relay's sockets for datagrams, in host byte order: for each entry of [`STEER_TABLE`] `SLOTS` of IPv4,
+/// then as many of IPv6.
 #[map]
-pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);
+pub static SLOT_PORTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Which server each of these sockets stands for, by its address. What is in here stays.
+#[map]
+pub static CLAIMS: HashMap<Destination, Destination> = HashMap::with_max_entries(1, 0);
+/// The relay's sockets for what comes from outside: for each entry of [`STEER_TABLE`] a listener of IPv4 and one of IPv6,
+/// and the same for datagrams.
+#[map]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(4 * STEERS, 0);
+/// Where servers of the cgroup listen, and how many sockets.
+#[map]
+pub static SERVED: HashMap<Destination, u64> = HashMap::with_max_entries(1, 0);
+/// Ports from which the relay is connecting to such servers, and behind them those from which it sends datagrams: how many
+/// sockets.
+#[map]
+pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(2 << 16, BPF_F_MMAPABLE);
 /// What led connections were meant for, by the cookie of the client's socket.
 #[map]
 pub static ORIGINALS: LruHashMap<u64, Destination> = LruHashMap::with_max_entries(16384, 0);
@@ -199,6 +218,10 @@ pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_en
 /// Connections that are watched, by the cookie of their socket.
 #[map]
 pub static WATCHED: LruHashMap<u64, Watched> = LruHashMap::with_max_entries(16384, 0);
+/// Which targets are watched over which protocol: see [`fault_common::abi::watched`].
+#[map]
+pub static WATCHED_TARGETS: Array<u64> =
+    Array::with_max_entries(fault_common::abi::watched::ENTRIES, 0);
 /// What is seen of them.
 #[map]
 pub static WITNESSES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
@@ -230,6 +253,8 @@ pub struct Scratch {
     pub packet: Packet,
     /// Its connection.
     pub key: FlowKey,
+    /// From which [`Side`](fault_common::flow::Side) of it the packet comes.
+    pub side: u32,
     /// Its matching rules.
     pub matches: Matches,
     /// A connection to be entered into [`FLOWS`].
@@ -256,6 +281,10 @@ pub struct Scratch {
     pub seen: u32,
     /// The ordinals by which it did.
     pub ordinals: Ordinals,
+    /// What the packet's rules remember of its connection, copied to judge ahead: see `split`.
+    pub foreseen: [FlowRule; MATCHES_MAX],
+    /// The slots of the connection's entry that these are copies of.
+    pub foreseen_slots: [u32; MATCHES_MAX],
     /// Where the transport checksum of the packet is; 0 where there is none.
     pub checksum_offset: u32,
 }

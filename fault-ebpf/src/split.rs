@@ -1,15 +1,19 @@
 //! Divides a super-packet into the wire packets that it stands for, so that each of them is judged by itself: what
 //! the network would have lost, and nothing else, is lost.
 //!
-//! The whole is sent onward once for each segment, and every copy, when it comes by here again, is cut down to its
+//! First they are judged without anything being done ([`all_pass`]): a super-packet to none of whose wire packets
+//! anything is going to happen goes on as it is. Of any other
+//! the whole is sent onward once for each segment, and every copy, when it comes by here again, is cut down to its
 //! own part before it is judged. Which part that is, it carries in `tc_index`, as a judged packet carries who has
 //! judged it. A copy of another instance of `fault` is cut in the same way.
 
-use fault_common::abi::{Counter, MATCHES_MAX, rule_flag};
-use fault_common::decide::in_window;
+use fault_common::abi::{Counter, FLOW_SLOTS, Flow, MATCHES_MAX, RuleEntry, RuleState, rule_flag};
+use fault_common::decide::{Counting, Sample, in_window, judge};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
-use crate::maps::{MATCHES, PIECE, RULES, Scratch, WORDS, count};
+use crate::counting::Foreseen;
+use crate::flows;
+use crate::maps::{MATCHES, PIECE, RULE_STATES, RULE_STATS, RULES, SCRATCH, Scratch, WORDS, count};
 use crate::skb::Skb;
 
 /// The most segments that are told apart; a super-packet of more is judged as one.
@@ -24,9 +28,6 @@ const PART: u32 = 0xe000;
 const PIECE_BYTES: u32 = 2048;
 /// Pieces of the largest segment.
 const PIECES_MAX: u32 = SEGMENT_BYTES_MAX / PIECE_BYTES + 1;
-
-const TCP_FIN_PSH: u8 = 0x09;
-const TCP_CWR: u8 = 0x80;
 
 /// The segment that a copy of a super-packet is to be cut down to.
 #[inline(always)]
@@ -49,20 +50,158 @@ pub fn is_wanted(scratch: &Scratch) -> bool {
     {
         return false;
     }
-    for index in 0..MATCHES_MAX {
-        if index >= MATCHES.load() as usize || index >= scratch.matches.count as usize {
+    !each_match(|index| match rule_at(scratch, index) {
+        Some((rule, _)) if rule.flags & rule_flag::PER_SEGMENT != 0 => {
+            u32::from(!in_window(rule, scratch.sight.since_ns))
+        }
+        _ => 1,
+    })
+}
+
+/// Judges the wire packets of a super-packet on copies of what the rules remember of the connection. Where nothing
+/// happens to any of them, the copies become what is remembered, the packets are counted, and the answer is true: the
+/// whole may pass. Else nothing has changed.
+#[inline(never)]
+pub fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> bool {
+    // SAFETY: see `Scratch`; no reference lives across a call of `fault_foresee`.
+    let segments = unsafe { (*scratch).sight.segments };
+    // SAFETY: as above.
+    unsafe { (*scratch).verdict.holding = 0 };
+    if !each_match(|index| copy_memory::<C>(unsafe { &mut *scratch }, flow, index)) {
+        return false;
+    }
+    for segment in 0..SEGMENTS_MAX {
+        if segment >= segments {
             break;
         }
-        let found = scratch.matches.items[index];
-        let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(found.rule);
-        if let Some(rule) = RULES.get(at)
-            && rule.flags & rule_flag::PER_SEGMENT != 0
-            && in_window(rule, scratch.sight.since_ns)
-        {
-            return true;
+        if fault_foresee(segment, size) != 0 {
+            return false;
         }
     }
-    false
+    each_match(|index| keep_memory(unsafe { &mut *scratch }, flow, index))
+}
+
+/// Does something for each of the packet's rules, as long as it can be done.
+#[inline(always)]
+fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
+    for index in 0..MATCHES_MAX as u32 {
+        if index >= MATCHES.load() {
+            break;
+        }
+        if act(index) == 0 {
+            return false;
+        }
+    }
+    true
+}
+
+/// The rule of a packet at `index` of its list; nothing behind the last one.
+#[inline(always)]
+fn rule_at(scratch: &Scratch, index: u32) -> Option<(&'static RuleEntry, u8)> {
+    if index >= scratch.matches.count {
+        return None;
+    }
+    let found = scratch.matches.items[index as usize % MATCHES_MAX];
+    let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(found.rule);
+    Some((RULES.get(at)?, found.direction as u8))
+}
+
+/// Copies what the rule at `index` remembers of the connection; 0 when it can't be foreseen.
+#[inline(never)]
+fn copy_memory<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, index: u32) -> u32 {
+    let Some((rule, _)) = rule_at(scratch, index) else {
+        return 1;
+    };
+    let Some(state) = RULE_STATES.get_ptr_mut(rule.state) else {
+        return 0;
+    };
+    // What is counted over all connections changes under our hands.
+    if rule.flags & rule_flag::COUNT_PER_RULE != 0
+        || !flows::find_slot::<C>(scratch, flow, rule, state)
+    {
+        return 0;
+    }
+    let (at, slot) = (
+        index as usize % MATCHES_MAX,
+        scratch.slot as usize % FLOW_SLOTS,
+    );
+    // SAFETY: a map value lives until the program ends.
+    scratch.foreseen[at] = unsafe { (*flow).rules[slot] };
+    scratch.foreseen_slots[at] = slot as u32;
+    1
+}
+
+/// Keeps what the rule at `index` remembers after all wire packets, and counts them as if they had come one by one.
+#[inline(never)]
+fn keep_memory(scratch: &mut Scratch, flow: *mut Flow, index: u32) -> u32 {
+    let Some((rule, _)) = rule_at(scratch, index) else {
+        return 1;
+    };
+    let at = index as usize % MATCHES_MAX;
+    // SAFETY: as above; the statistics are this CPU's own.
+    unsafe {
+        (*flow).rules[scratch.foreseen_slots[at] as usize % FLOW_SLOTS] = scratch.foreseen[at];
+        if let Some(stats) = RULE_STATS.get_ptr_mut(rule.state) {
+            (*stats).seen_packets += u64::from(scratch.sight.segments);
+            (*stats).seen_segments += u64::from(scratch.sight.segments);
+            (*stats).seen_bytes += u64::from(scratch.sight.bytes);
+        }
+    }
+    1
+}
+
+/// Judges one wire packet of the super-packet at hand; 0 when nothing is going to happen to it. A global function: see
+/// `fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_foresee(segment: u32, size: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let whole = (
+        scratch.packet.end,
+        scratch.packet.tcp_flags,
+        scratch.packet.kinds,
+    );
+    let Some(part) = scratch.packet.part(segment, size) else {
+        return 1;
+    };
+    scratch.packet.end = scratch.packet.payload_offset + part.length;
+    scratch.packet.tcp_flags = part.tcp_flags;
+    scratch.packet.kinds = part.kinds;
+    let passes = each_match(|index| foresee_one(scratch, index));
+    (
+        scratch.packet.end,
+        scratch.packet.tcp_flags,
+        scratch.packet.kinds,
+    ) = whole;
+    u32::from(!passes)
+}
+
+/// Whether the rule at `index` lets the packet in the scratch be, by the copy of what it remembers.
+#[inline(never)]
+fn foresee_one(scratch: &mut Scratch, index: u32) -> u32 {
+    let Some((rule, direction)) = rule_at(scratch, index) else {
+        return 1;
+    };
+    let sample = Sample {
+        now_ns: scratch.sight.since_ns,
+        size: scratch.packet.length(),
+        direction,
+    };
+    let memory = &mut scratch.foreseen[index as usize % MATCHES_MAX];
+    let (packet, verdict) = (&scratch.packet, &mut scratch.verdict);
+    let fired = judge::<Foreseen>(
+        rule,
+        &sample,
+        packet,
+        memory,
+        &mut RuleState::default(),
+        verdict,
+    );
+    u32::from(fired.is_none() && verdict.holding == 0)
 }
 
 /// Sends the super-packet onward once for each segment. False when not even the first copy could be made: then the
@@ -101,14 +240,9 @@ pub fn cut<const EGRESS: bool, const LINK: u32>(
     segment: u32,
 ) -> Result<(), ()> {
     let packet = &scratch.packet;
-    let size = skb.gso_size();
-    let skipped = segment * size;
+    let part = packet.part(segment, skb.gso_size()).ok_or(())?;
+    let (skipped, length) = (part.skipped, part.length);
     let payload = packet.payload_length();
-    if size == 0 || skipped >= payload {
-        return Err(());
-    }
-    let rest = payload - skipped;
-    let length = if rest < size { rest } else { size };
     if segment != 0 {
         move_payload(skb, packet.payload_offset, skipped, length)?;
     }
@@ -134,14 +268,7 @@ pub fn cut<const EGRESS: bool, const LINK: u32>(
     }
     let sequence = packet.sequence.wrapping_add(skipped);
     skb.store(at + 4, &sequence.to_be_bytes())?;
-    let mut flags = packet.tcp_flags;
-    if rest > length {
-        flags &= !TCP_FIN_PSH;
-    }
-    if segment != 0 {
-        flags &= !TCP_CWR;
-    }
-    skb.store(at + 13, &[flags])?;
+    skb.store(at + 13, &[part.tcp_flags])?;
     skb.replace_pseudo_length(at + 16, before, after)
 }
 

@@ -3,29 +3,40 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
-use fault_common::abi::{Destination, STEERS, Steer};
+use fault_common::abi::{Destination, SLOTS, STEERS, Steer, steered};
 use fault_common::flow::{Address, MAPPED_PREFIX, mapped};
-use fault_common::packet::PROTOCOL_TCP;
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
+use crate::counting;
 use crate::maps::{
-    HostKey, LISTENERS, NETNS, ORIGINALS, PEERS, RELAY_MARK, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
+    CLAIMS, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, PEERS, RELAY_MARK, RELAY_PORTS,
+    SERVED, SLOT_PORTS, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
 };
 
 /// The verdict that lets a system call go on.
 const GO_ON: i32 = 1;
 const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 const AF_INET: u32 = 2;
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: the connection is about to be opened, and has its own port already.
 const TCP_CONNECT_CB: u32 = 3;
+/// `BPF_SOCK_OPS_STATE_CB`: a connection's or listener's state changes.
+const STATE_CB: u32 = 10;
+/// `BPF_SOCK_OPS_TCP_LISTEN_CB`: a socket has begun to listen.
+const TCP_LISTEN_CB: u32 = 11;
+/// `BPF_SOCK_OPS_STATE_CB_FLAG`: call again when the state changes.
+const STATE_FLAG: i32 = 1 << 2;
+/// `BPF_TCP_LISTEN`: the state.
+const LISTEN: u32 = 10;
 /// 127.0.0.1 in network byte order.
 const LOOPBACK_V4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
 /// The last word of `::1` in network byte order.
 const LOOPBACK_V6: u32 = u32::from_ne_bytes([0, 0, 0, 1]);
 
-/// connect(2) of an IPv4 socket.
+/// connect(2) of an IPv4 socket, and sendto(2).
 #[inline(always)]
 pub fn connect4(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the context is valid for as long as the program runs; so below.
@@ -39,7 +50,7 @@ pub fn connect4(ctx: &SockAddrContext) -> i32 {
     GO_ON
 }
 
-/// connect(2) of an IPv6 socket, which may go to an IPv4 address.
+/// connect(2) of an IPv6 socket, which may go to an IPv4 address, and sendto(2), which goes to none.
 #[inline(always)]
 pub fn connect6(ctx: &SockAddrContext) -> i32 {
     let address = unsafe {
@@ -51,9 +62,8 @@ pub fn connect6(ctx: &SockAddrContext) -> i32 {
         ]
     };
     if let Some(steer) = wanted(ctx, &address) {
-        let is_v4 = address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX;
         // A relay without a listener of IPv6 is reached by IPv4, where the socket may use both.
-        let is_v4 = is_v4 || steer.port6 == 0;
+        let is_v4 = is_v4(&address) || steer.port6 == 0;
         let (last, port) = if is_v4 {
             (LOOPBACK_V4, steer.port4)
         } else {
@@ -72,43 +82,115 @@ pub fn connect6(ctx: &SockAddrContext) -> i32 {
     GO_ON
 }
 
-/// Where a connection is to be led, if it is; what it was meant for is remembered.
+#[inline(always)]
+const fn is_v4(address: &Address) -> bool {
+    address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX
+}
+
+/// Which of [`steered`] a socket is of, or 0.
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> u32 {
+    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    match (kind, protocol as u8) {
+        (SOCK_STREAM, PROTOCOL_TCP) => steered::TCP,
+        (SOCK_DGRAM, PROTOCOL_UDP) => steered::UDP,
+        _ => 0,
+    }
+}
+
+/// Where a connection or datagram is to be led, if it is; what it was meant for is remembered.
 #[inline(always)]
 fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
+    let protocol = protocol(ctx);
     let port = unsafe {
-        if (*ctx.sock_addr).type_ != SOCK_STREAM || is_the_relays(ctx) {
+        if protocol == 0 || is_the_relays(ctx) {
             return None;
         }
         u16::from_be((*ctx.sock_addr).user_port as u16)
     };
-    let mut left = *STEER_PORTS.get(u32::from(port))?;
-    if left == 0 {
+    let candidates = *STEER_PORTS.get(u32::from(port))?;
+    if candidates == 0 {
         // Policy: nearly every connection ends here.
         return None;
     }
-    if NETNS.load() != 0 && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != NETNS.load() {
+    if !is_here(ctx) {
         // Policy: the relay is not there.
         return None;
     }
-    for _ in 0..STEERS {
-        if left == 0 {
+    let index = service(candidates, address, protocol);
+    let steer = *STEER_TABLE.get(index)?;
+    let original = Destination {
+        address: *address,
+        port: u32::from(port),
+    };
+    if protocol == steered::UDP {
+        let answered = RELAY_PORTS.get((1 << 16) + u32::from(port));
+        if is_for_many(address) || answered.is_some_and(|relays| *relays != 0) {
+            // Policy: the relay could not pass on the answers of several servers; and what goes to the relay's own socket is
+            // a server's answer.
             return None;
         }
-        let index = left.trailing_zeros();
-        left &= left - 1;
-        let steer = *STEER_TABLE.get(index)?;
-        if steer.any_host != 0 || names(index, address) {
-            let original = Destination {
-                address: *address,
-                port: u32::from(port),
-            };
-            // SAFETY: the helper has no preconditions.
-            let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-            ORIGINALS.insert(cookie, original, 0).ok()?;
-            return Some(steer);
+        let port = claim(index, &original) as u16;
+        return (port != 0).then_some(Steer {
+            port4: port,
+            port6: port,
+            ..steer
+        });
+    }
+    // SAFETY: the helper has no preconditions.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    ORIGINALS.insert(cookie, original, 0).ok()?;
+    Some(steer)
+}
+
+/// Whether the socket is in the relay's network namespace, as far as the kernel tells.
+#[inline(always)]
+fn is_here(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the helper has no preconditions.
+    NETNS.load() == 0 || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == NETNS.load()
+}
+
+/// Whether an address is that of a multicast group or the local broadcast.
+#[inline(always)]
+const fn is_for_many(address: &Address) -> bool {
+    if is_v4(address) {
+        address[3].to_ne_bytes()[0] >= 224
+    } else {
+        address[0].to_ne_bytes()[0] == 0xff
+    }
+}
+
+/// The port of the relay that stands for a server; 0 where all are taken: then datagrams go straight.
+#[inline(never)]
+fn claim(index: u32, original: &Destination) -> u32 {
+    const NO_EXIST: u64 = 1;
+    let v4 = is_v4(&original.address);
+    let first = (index * 2 + u32::from(!v4)) * SLOTS;
+    let address = if v4 {
+        mapped(LOOPBACK_V4)
+    } else {
+        [0, 0, 0, LOOPBACK_V6]
+    };
+    // From where it is looked for matters little: servers are few.
+    let start = original.address[3] ^ original.port;
+    for step in 0..SLOTS {
+        let slot = (start.wrapping_add(step)) & (SLOTS - 1);
+        let Some(&port) = SLOT_PORTS.get(first + slot) else {
+            return 0;
+        };
+        let port = port as u32;
+        let own = Destination { address, port };
+        // SAFETY: an entry never changes.
+        if unsafe { CLAIMS.get(own) }.is_none() && port != 0 {
+            // It fails where another CPU was faster: then it is looked at again.
+            let _taken = CLAIMS.insert(own, *original, NO_EXIST);
+        }
+        // SAFETY: as above.
+        if unsafe { CLAIMS.get(own) }.is_some_and(|known| *known == *original) {
+            return port;
         }
     }
-    None
+    0
 }
 
 /// The relay's own connections to its servers carry a mark.
@@ -130,8 +212,8 @@ fn names(steer: u32, address: &Address) -> bool {
     STEER_HOSTS.get(&key).is_some()
 }
 
-/// Gives a new connection from outside to the relay. Those from this host are led by the hooks of connect(2), and the
-/// relay's own ones go straight.
+/// Gives a new connection to the relay: one from outside, or with [`OWN_SERVERS`] one to a server of the cgroup.
+/// Those that clients of the cgroup open are led by the hooks of connect(2), and the relay's own ones go straight.
 #[inline(always)]
 pub fn lookup(ctx: &SkLookupContext) -> u32 {
     /// What the verdicts are called in `enum sk_action`.
@@ -148,14 +230,20 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
     let Some(&candidates) = STEER_PORTS.get(port & 0xffff) else {
         return SK_PASS;
     };
-    if candidates == 0 || protocol != u32::from(PROTOCOL_TCP) {
+    if candidates == 0 {
         // Policy: nearly every connection ends here.
         return SK_PASS;
     }
+    let wanted = match protocol as u8 {
+        PROTOCOL_TCP => steered::TCP,
+        // Policy: where servers of the cgroup have bound sockets for datagrams is not known.
+        PROTOCOL_UDP if OWN_SERVERS.load() == 0 => steered::UDP,
+        _ => return SK_PASS,
+    };
     let index = if family == AF_INET {
-        lookup4(ctx, candidates)
+        lookup4(ctx, candidates, wanted)
     } else {
-        lookup6(ctx, candidates)
+        lookup6(ctx, candidates, wanted)
     };
     let Some(steer) = STEER_TABLE.get(index) else {
         return SK_PASS;
@@ -163,37 +251,64 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
     if steer.refused != 0 {
         return SK_DROP;
     }
-    let listener = index * 2 + u32::from(family != AF_INET);
+    let datagrams = if wanted == steered::UDP { 2 } else { 0 };
+    let listener = index * 4 + datagrams + u32::from(family != AF_INET);
     // Policy: where the relay has no listener of this kind the connection goes straight.
     let _led = LISTENERS.redirect_sk_lookup(ctx, listener, 0);
     SK_PASS
 }
 
-/// The service that a connection is for, or `STEERS` for none or one that comes from this host.
+/// The service that a connection is for, or `STEERS` for none or one that goes straight.
 #[inline(never)]
-fn lookup4(ctx: &SkLookupContext, candidates: u64) -> u32 {
+fn lookup4(ctx: &SkLookupContext, candidates: u64, protocol: u32) -> u32 {
     let (from, to) = unsafe { ((*ctx.lookup).remote_ip4, (*ctx.lookup).local_ip4) };
-    if from == to {
+    // Nothing from outside comes from the server's own address, or to loopback.
+    let is_local = from == to || to.to_ne_bytes()[0] == 127;
+    let to = mapped(to);
+    if !may_be_led(ctx, is_local) || (OWN_SERVERS.load() != 0 && !serves(ctx, &to, true)) {
         return STEERS;
     }
-    service(candidates, &mapped(to))
+    service(candidates, &to, protocol)
 }
 
 #[inline(never)]
-fn lookup6(ctx: &SkLookupContext, candidates: u64) -> u32 {
+fn lookup6(ctx: &SkLookupContext, candidates: u64, protocol: u32) -> u32 {
     // Volatile, or LLVM would copy the arrays by a pointer of its own into the context.
     let from = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).remote_ip6[at]) };
     let to = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).local_ip6[at]) };
     let to = [to(0), to(1), to(2), to(3)];
-    if [from(0), from(1), from(2), from(3)] == to {
+    let is_local = [from(0), from(1), from(2), from(3)] == to;
+    if !may_be_led(ctx, is_local) || (OWN_SERVERS.load() != 0 && !serves(ctx, &to, false)) {
         return STEERS;
     }
-    service(candidates, &to)
+    service(candidates, &to, protocol)
 }
 
-/// The first of the candidates that has this host.
+/// Whether neither the hooks of connect(2) have let the connection go straight, nor is it the relay's own.
 #[inline(always)]
-fn service(candidates: u64, address: &Address) -> u32 {
+fn may_be_led(ctx: &SkLookupContext, is_local: bool) -> bool {
+    if OWN_SERVERS.load() == 0 {
+        return !is_local;
+    }
+    let port = unsafe { u16::from_be((*ctx.lookup).remote_port) };
+    let relays = RELAY_PORTS.get(u32::from(port)).copied().unwrap_or(0);
+    !is_local || relays == 0
+}
+
+/// Whether a server of the cgroup listens there: at this address, or at all of this version of IP or of both.
+#[inline(always)]
+fn serves(ctx: &SkLookupContext, address: &Address, v4: bool) -> bool {
+    let port = unsafe { (*ctx.lookup).local_port };
+    let is_there = |address: Address| {
+        // SAFETY: the count is copied at once.
+        unsafe { SERVED.get(Destination { address, port }) }.is_some_and(|count| *count != 0)
+    };
+    is_there(*address) || is_there([0; 4]) || (v4 && is_there(mapped(0)))
+}
+
+/// The first of the candidates that has this host and protocol; `STEERS` for none.
+#[inline(always)]
+fn service(candidates: u64, address: &Address, protocol: u32) -> u32 {
     let mut left = candidates;
     for _ in 0..STEERS {
         if left == 0 {
@@ -204,31 +319,79 @@ fn service(candidates: u64, address: &Address) -> u32 {
         let Some(steer) = STEER_TABLE.get(index) else {
             break;
         };
-        if steer.any_host != 0 || names(index, address) {
+        if steer.protocols & protocol != 0 && (steer.any_host != 0 || names(index, address)) {
             return index;
         }
     }
     STEERS
 }
 
-/// Tells the relay what a connection that is being opened was meant for, by the address that the relay sees.
+/// Tells the relay what a connection that is being opened was meant for, by the address that the relay sees; and where
+/// servers listen.
 #[inline(always)]
 pub fn opening(ctx: &SockOpsContext) -> u32 {
-    if ctx.op() != TCP_CONNECT_CB {
-        return 1;
+    match ctx.op() {
+        TCP_CONNECT_CB => connecting(ctx),
+        TCP_LISTEN_CB if OWN_SERVERS.load() != 0 => {
+            // SAFETY: the helper has no preconditions. Policy: where it refuses, what comes to the port when the server is
+            // gone is given to the relay, which finds nobody either.
+            let _status = unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, STATE_FLAG) };
+            listening(ctx, 1);
+        }
+        STATE_CB if OWN_SERVERS.load() != 0 && ctx.arg(0) == LISTEN => listening(ctx, u64::MAX),
+        _ => {}
     }
+    1
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) {
     // SAFETY: the helper has no preconditions.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: the value is copied at once.
     let Some(original) = (unsafe { ORIGINALS.get(cookie) }).copied() else {
-        return 1;
+        return;
     };
     if ctx.family() == AF_INET {
         note4(ctx, &original);
     } else {
         note6(ctx, &original);
     }
-    1
+}
+
+/// A socket listens, or (`change` of -1) no longer.
+#[inline(always)]
+fn listening(ctx: &SockOpsContext, change: u64) {
+    if ctx.family() == AF_INET {
+        listening4(ctx, change);
+    } else {
+        listening6(ctx, change);
+    }
+}
+
+#[inline(never)]
+fn listening4(ctx: &SockOpsContext, change: u64) -> u32 {
+    count_listener(mapped(ctx.local_ip4()), ctx.local_port(), change)
+}
+
+#[inline(never)]
+fn listening6(ctx: &SockOpsContext, change: u64) -> u32 {
+    count_listener(local6(ctx), ctx.local_port(), change)
+}
+
+#[inline(always)]
+fn count_listener(address: Address, port: u32, change: u64) -> u32 {
+    let own = Destination { address, port };
+    if SERVED.get_ptr(own).is_none() {
+        const NO_EXIST: u64 = 1;
+        // Policy: without room the server's connections go straight. Another CPU may have been faster.
+        let _made = SERVED.insert(own, 0, NO_EXIST);
+    }
+    if let Some(count) = SERVED.get_ptr_mut(own) {
+        // SAFETY: the pointer is to eight aligned bytes of the map.
+        counting::add(unsafe { &mut *count }, change);
+    }
+    0
 }
 
 /// [`note`] for IPv4. Apart from [`note6`], because the verifier wants every field of the context read from where it
@@ -240,11 +403,15 @@ fn note4(ctx: &SockOpsContext, original: &Destination) -> u32 {
 
 #[inline(never)]
 fn note6(ctx: &SockOpsContext, original: &Destination) -> u32 {
+    note(local6(ctx), ctx.local_port(), original)
+}
+
+#[inline(always)]
+fn local6(ctx: &SockOpsContext) -> Address {
     // Volatile, or LLVM would copy the array by a pointer of its own into the context.
     // SAFETY: the context is valid for as long as the program runs.
     let word = |at: usize| unsafe { read_volatile(&raw const (*ctx.ops).local_ip6[at]) };
-    let address = [word(0), word(1), word(2), word(3)];
-    note(address, ctx.local_port(), original)
+    [word(0), word(1), word(2), word(3)]
 }
 
 /// Remembers what the connection from this address is meant for. Policy: when that is not possible the relay does not
@@ -259,31 +426,92 @@ fn note(address: Address, port: u32, original: &Destination) -> u32 {
 #[inline(always)]
 pub fn peer4(ctx: &SockAddrContext) -> i32 {
     if let Some(original) = original(ctx) {
-        unsafe {
-            (*ctx.sock_addr).user_ip4 = original.address[3];
-            (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
-        }
+        show4(ctx, &original);
+        return GO_ON;
     }
-    GO_ON
+    receive4(ctx)
 }
 
 /// [`peer4`] of an IPv6 socket.
 #[inline(always)]
 pub fn peer6(ctx: &SockAddrContext) -> i32 {
     if let Some(original) = original(ctx) {
-        unsafe {
-            (*ctx.sock_addr).user_ip6[0] = original.address[0];
-            (*ctx.sock_addr).user_ip6[1] = original.address[1];
-            (*ctx.sock_addr).user_ip6[2] = original.address[2];
-            (*ctx.sock_addr).user_ip6[3] = original.address[3];
-            (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
-        }
+        show6(ctx, &original);
+        return GO_ON;
+    }
+    receive6(ctx)
+}
+
+/// recvfrom(2): the server that the relay stands for.
+#[inline(always)]
+pub fn receive4(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the context is valid for as long as the program runs; so below.
+    let address = unsafe { (*ctx.sock_addr).user_ip4 };
+    if address == LOOPBACK_V4
+        && let Some(original) = claimed(ctx, mapped(address))
+    {
+        show4(ctx, &original);
     }
     GO_ON
 }
 
+/// [`receive4`] of an IPv6 socket, to which an IPv4 server may have answered.
+#[inline(always)]
+pub fn receive6(ctx: &SockAddrContext) -> i32 {
+    let address = unsafe {
+        [
+            (*ctx.sock_addr).user_ip6[0],
+            (*ctx.sock_addr).user_ip6[1],
+            (*ctx.sock_addr).user_ip6[2],
+            (*ctx.sock_addr).user_ip6[3],
+        ]
+    };
+    let is_loopback = address == [0, 0, 0, LOOPBACK_V6] || address == mapped(LOOPBACK_V4);
+    if is_loopback && let Some(original) = claimed(ctx, address) {
+        show6(ctx, &original);
+    }
+    GO_ON
+}
+
+/// The server that a socket of the relay for datagrams stands for.
+#[inline(always)]
+fn claimed(ctx: &SockAddrContext, address: Address) -> Option<Destination> {
+    if protocol(ctx) != steered::UDP || !is_here(ctx) {
+        return None;
+    }
+    let own = Destination {
+        address,
+        port: u32::from(u16::from_be(unsafe { (*ctx.sock_addr).user_port } as u16)),
+    };
+    // SAFETY: an entry never changes.
+    unsafe { CLAIMS.get(own) }.copied()
+}
+
+#[inline(always)]
+fn show4(ctx: &SockAddrContext, original: &Destination) {
+    unsafe {
+        (*ctx.sock_addr).user_ip4 = original.address[3];
+        (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
+    }
+}
+
+#[inline(always)]
+fn show6(ctx: &SockAddrContext, original: &Destination) {
+    unsafe {
+        (*ctx.sock_addr).user_ip6[0] = original.address[0];
+        (*ctx.sock_addr).user_ip6[1] = original.address[1];
+        (*ctx.sock_addr).user_ip6[2] = original.address[2];
+        (*ctx.sock_addr).user_ip6[3] = original.address[3];
+        (*ctx.sock_addr).user_port = u32::from((original.port as u16).to_be());
+    }
+}
+
+/// What a connection of TCP was meant for.
 #[inline(always)]
 fn original(ctx: &SockAddrContext) -> Option<Destination> {
+    if protocol(ctx) != steered::TCP {
+        return None;
+    }
     // SAFETY: the helper has no preconditions; the value is copied at once.
     unsafe {
         let cookie = bpf_get_socket_cookie(ctx.as_ptr());

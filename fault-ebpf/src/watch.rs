@@ -1,18 +1,21 @@
 //! Watches what a cgroup's processes do with their targets: when they connect, whether that succeeds, when something
 //! comes back. This is what expectations are judged by: the application's own view, behind every fault.
 
-use aya_ebpf::EbpfContext as _;
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{
-    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_fullsock, bpf_skb_load_bytes,
-    bpf_sock_ops_cb_flags_set, bpf_tcp_sock,
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_fullsock,
+    bpf_skb_load_bytes, bpf_sock_ops_cb_flags_set, bpf_tcp_sock,
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
-use fault_common::abi::{Counter, STEERS, Watched, Witness, witness};
+use fault_common::abi::{Counter, STEERS, Watched, Witness, watched, witness};
 use fault_common::flow::{Address, mapped};
-use fault_common::packet::PROTOCOL_TCP;
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
-use crate::maps::{HostKey, STEER_HOSTS, STEER_PORTS, STEER_TABLE, WATCHED, WITNESSES, count};
+use crate::maps::{
+    HostKey, NETNS, STEER_HOSTS, STEER_PORTS, STEER_TABLE, WATCHED, WATCHED_TARGETS, WITNESSES,
+    count,
+};
 use crate::steer::is_the_relays;
 
 /// What every program here returns: everything goes on as if nobody watched.
@@ -25,12 +28,17 @@ const PASSIVE_ESTABLISHED: u32 = 5;
 const STATE: u32 = 10;
 /// `BPF_SOCK_OPS_STATE_CB_FLAG`: call again when the state changes.
 const STATE_FLAG: i32 = 1 << 2;
+/// States of TCP in which both ends can send, or this one can.
+const ESTABLISHED: u32 = 1;
+const CLOSE_WAIT: u32 = 8;
 /// States of TCP in which the process is done with a connection.
 const FIN_WAIT1: u32 = 4;
 const CLOSE: u32 = 7;
 const LAST_ACK: u32 = 9;
 /// Data of one connection is told once in such a time.
 const PAUSE_NS: u64 = 1_000_000;
+/// Odd, so that no two sets of targets become the same: 2^64 by the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// connect(2) over IPv4. Attached before the hooks that lead connections elsewhere.
 #[inline(always)]
@@ -62,8 +70,8 @@ fn dialled(ctx: &SockAddrContext, address: &Address) -> i32 {
         }
         u16::from_be((*ctx.sock_addr).user_port as u16)
     };
-    let targets = targets(port, address);
-    if targets != 0 {
+    let targets = targets(watched::TCP, port, address);
+    if targets != 0 && !is_elsewhere(ctx) {
         // SAFETY: the helper has no preconditions; so below.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
         begin(cookie, targets);
@@ -72,13 +80,23 @@ fn dialled(ctx: &SockAddrContext, address: &Address) -> i32 {
     GO_ON
 }
 
-/// The targets that a service belongs to, as bits.
+/// Whether this happens in another network namespace than the one that is watched, if it is but one.
 #[inline(always)]
-fn targets(port: u16, address: &Address) -> u64 {
-    let Some(&candidates) = STEER_PORTS.get(u32::from(port)) else {
+fn is_elsewhere(ctx: &impl EbpfContext) -> bool {
+    // SAFETY: the helper has no preconditions.
+    NETNS.load() != 0 && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != NETNS.load()
+}
+
+/// The targets that a service belongs to, as bits; `protocol` is one of [`watched`].
+#[inline(always)]
+fn targets(protocol: u32, port: u16, address: &Address) -> u64 {
+    let (Some(&of_protocol), Some(&of_port)) = (
+        WATCHED_TARGETS.get(protocol),
+        STEER_PORTS.get(u32::from(port)),
+    ) else {
         return 0;
     };
-    let (mut left, mut found) = (candidates, 0);
+    let (mut left, mut found) = (of_port & of_protocol, 0);
     for _ in 0..STEERS {
         if left == 0 {
             break;
@@ -141,13 +159,13 @@ pub fn state(ctx: &SockOpsContext) -> u32 {
             } else {
                 accepted6(ctx, port)
             };
-            if targets != 0 {
+            if targets != 0 && !is_elsewhere(ctx) {
                 begin(cookie, targets);
                 tell(cookie, targets, witness::ACCEPTED);
                 established(ctx, cookie);
             }
         }
-        STATE => changed(cookie, ctx.arg(1)),
+        STATE => changed(cookie, ctx.arg(0), ctx.arg(1)),
         _ => {}
     }
     1
@@ -156,7 +174,7 @@ pub fn state(ctx: &SockOpsContext) -> u32 {
 /// Apart from [`accepted6`], because the verifier wants every field of the context read from where it always is.
 #[inline(never)]
 fn accepted4(ctx: &SockOpsContext, port: u16) -> u64 {
-    targets(port, &mapped(ctx.local_ip4()))
+    targets(watched::TCP, port, &mapped(ctx.local_ip4()))
 }
 
 #[inline(never)]
@@ -164,7 +182,8 @@ fn accepted6(ctx: &SockOpsContext, port: u16) -> u64 {
     // Volatile, or LLVM would copy the array by a pointer of its own into the context.
     // SAFETY: the context is valid for as long as the program runs.
     let word = |at: usize| unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).local_ip6[at]) };
-    targets(port, &[word(0), word(1), word(2), word(3)])
+    let address = [word(0), word(1), word(2), word(3)];
+    targets(watched::TCP, port, &address)
 }
 
 #[inline(always)]
@@ -187,7 +206,7 @@ fn established(ctx: &SockOpsContext, cookie: u64) {
 }
 
 #[inline(always)]
-fn changed(cookie: u64, now: u32) {
+fn changed(cookie: u64, before: u32, now: u32) {
     if now != FIN_WAIT1 && now != LAST_ACK && now != CLOSE {
         return;
     }
@@ -201,7 +220,13 @@ fn changed(cookie: u64, now: u32) {
         ((*watched).targets, told)
     };
     if told == 0 {
-        tell(cookie, targets, witness::CLOSED);
+        let was_open = before == ESTABLISHED || before == CLOSE_WAIT;
+        let kind = if was_open && now == CLOSE {
+            witness::RESET
+        } else {
+            witness::CLOSED
+        };
+        tell(cookie, targets, kind);
     }
     if now == CLOSE {
         // It may have gone already, to make room.
@@ -229,51 +254,117 @@ pub fn opening(ctx: &SockOpsContext) {
 /// A packet of a cgroup's socket: one with data is told, but not more often than it is of use.
 #[inline(always)]
 pub fn packet<const EGRESS: bool>(ctx: &SkBuffContext) -> i32 {
+    let Some(header) = header(ctx) else {
+        return GO_ON;
+    };
     // SAFETY: see above.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let Some(watched) = WATCHED.get_ptr_mut(cookie) else {
-        return GO_ON;
-    };
-    let Some(sequence) = data(ctx) else {
-        return GO_ON;
-    };
-    if EGRESS && !is_new(ctx, sequence) {
+    if header.protocol == PROTOCOL_UDP {
+        datagram::<EGRESS>(ctx, &header, cookie);
+    } else if header.protocol == PROTOCOL_TCP
+        && let Some(watched) = WATCHED.get_ptr_mut(cookie)
+        && let Some(sequence) = data(ctx, header.end)
+    {
         // Policy: what TCP sends again is not the application's doing.
-        return GO_ON;
-    }
-    // SAFETY: a map value lives until the program ends; a race could at worst tell twice.
-    unsafe {
-        let last = if EGRESS {
-            &mut (*watched).sent_ns
-        } else {
-            &mut (*watched).received_ns
-        };
-        let now = bpf_ktime_get_ns();
-        if now - *last >= PAUSE_NS {
-            *last = now;
-            let kind = if EGRESS {
-                witness::SENT
-            } else {
-                witness::RECEIVED
-            };
-            tell(cookie, (*watched).targets, kind);
+        if !EGRESS || is_new(ctx, sequence) {
+            traffic::<EGRESS>(watched, cookie);
         }
     }
     GO_ON
 }
 
+/// Tells that there was data, unless that has just been told.
+#[inline(always)]
+fn traffic<const EGRESS: bool>(watched: *mut Watched, cookie: u64) {
+    // SAFETY: a map value lives until the program ends; a race could at worst tell twice.
+    unsafe {
+        let (last, kind) = if EGRESS {
+            (&mut (*watched).sent_ns, witness::SENT)
+        } else {
+            (&mut (*watched).received_ns, witness::RECEIVED)
+        };
+        let now = bpf_ktime_get_ns();
+        if now - *last >= PAUSE_NS {
+            *last = now;
+            tell(cookie, (*watched).targets, kind);
+        }
+    }
+}
+
+/// A datagram. Its socket may have several peers, so that each packet's addresses are looked up.
+#[inline(always)]
+fn datagram<const EGRESS: bool>(ctx: &SkBuffContext, header: &Header, cookie: u64) {
+    if WATCHED_TARGETS
+        .get(watched::UDP)
+        .is_none_or(|&some| some == 0)
+    {
+        return;
+    }
+    let Some([s0, s1, d0, d1]) = load::<4>(ctx, header.end) else {
+        return;
+    };
+    // Either end may be the service.
+    let targets = targets(watched::UDP, u16::from_be_bytes([d0, d1]), &header.to)
+        | targets(watched::UDP, u16::from_be_bytes([s0, s1]), &header.from);
+    if targets == 0 {
+        return;
+    }
+    let key = cookie ^ targets.wrapping_mul(SPREAD);
+    if WATCHED.get_ptr(key).is_none() {
+        begin(key, targets);
+    }
+    if let Some(watched) = WATCHED.get_ptr_mut(key) {
+        traffic::<EGRESS>(watched, key);
+    }
+}
+
+/// What is of interest in an IP header.
+struct Header {
+    protocol: u8,
+    from: Address,
+    to: Address,
+    /// Where it ends.
+    end: u32,
+}
+
+#[inline(always)]
+fn header(ctx: &SkBuffContext) -> Option<Header> {
+    let [first] = load::<1>(ctx, 0)?;
+    if first >> 4 == 4 {
+        let bytes = load::<20>(ctx, 0)?;
+        return Some(Header {
+            protocol: bytes[9],
+            from: mapped(word(&bytes, 12)),
+            to: mapped(word(&bytes, 16)),
+            end: u32::from(first & 0xf) * 4,
+        });
+    }
+    let bytes = load::<40>(ctx, 0)?;
+    let address = |at: usize| {
+        [
+            word(&bytes, at),
+            word(&bytes, at + 4),
+            word(&bytes, at + 8),
+            word(&bytes, at + 12),
+        ]
+    };
+    Some(Header {
+        protocol: bytes[6],
+        from: address(8),
+        to: address(24),
+        end: 40,
+    })
+}
+
+/// Four bytes as they are.
+#[inline(always)]
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
 /// The sequence number of a TCP segment with data.
 #[inline(always)]
-fn data(ctx: &SkBuffContext) -> Option<u32> {
-    let [first] = load::<1>(ctx, 0)?;
-    let (protocol, start) = if first >> 4 == 4 {
-        (load::<1>(ctx, 9)?[0], u32::from(first & 0xf) * 4)
-    } else {
-        (load::<1>(ctx, 6)?[0], 40)
-    };
-    if protocol != PROTOCOL_TCP {
-        return None;
-    }
+fn data(ctx: &SkBuffContext, start: u32) -> Option<u32> {
     let header = load::<16>(ctx, start)?;
     let payload = start + u32::from(header[12] >> 4) * 4;
     if ctx.len() <= payload {

@@ -13,7 +13,7 @@ use fault_common::abi::SetHeader;
 use fault_common::decide::Counting;
 use fault_common::packet::{Load, Packet};
 
-use crate::classify::{self, is_of_no_concern};
+use crate::classify::{self, Glance};
 use crate::frame::{Frame, JUDGED};
 use crate::maps::{CONTROL, INSTANCE, SCRATCH, SETS, WORDS};
 use crate::{act, flows};
@@ -146,13 +146,17 @@ fn is_lost<C: Counting>(frame: Raw) -> Option<bool> {
     let control = CONTROL.get(0)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation)?;
-    if frame.length() > Raw::LINK + PACKET_MAX || is_of_no_concern(frame, header, generation) {
+    if frame.length() > Raw::LINK + PACKET_MAX {
+        return None;
+    }
+    let glance = classify::glance(frame, header, generation);
+    if matches!(glance, Glance::NoRule) {
         return None;
     }
     let shared = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: see `Scratch`.
     let scratch = unsafe { &mut *shared };
-    if classify::read(frame, header, scratch, generation) != 0 {
+    if classify::read(frame, header, scratch, generation, glance) != 0 {
         return None;
     }
     let now_ns = classify::now_ns();

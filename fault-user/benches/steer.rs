@@ -93,11 +93,12 @@ fn door() -> SocketAddr {
 
 /// Gbit/s over a connection.
 fn throughput(stream: &mut TcpStream) -> f64 {
-    let bytes = vec![0; 256 << 10];
+    const BYTES: u32 = 256 << 10;
+    let bytes = vec![0; BYTES as usize];
     let (start, mut sent) = (Instant::now(), 0.0);
     while start.elapsed() < TIME {
         stream.write_all(&bytes).expect("the sink reads");
-        sent += 8.0 * (256 << 10) as f64;
+        sent += 8.0 * f64::from(BYTES);
     }
     sent / start.elapsed().as_secs_f64() / 1e9
 }

@@ -1,5 +1,13 @@
 //! The user-space half of `fault`: the command line, the daemon, the relay, and the loader of the
 //! kernel programs.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::print_stdout,
+        clippy::print_stderr,
+        reason = "`tell` does not panic"
+    )
+)]
 
 pub mod api;
 pub mod cli;
@@ -12,4 +20,5 @@ pub mod report;
 pub mod rule;
 pub mod shaping;
 pub mod steer;
+pub mod tell;
 pub mod watch;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use fault_user::cli::{self, Cli};
+use fault_user::tell;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(cli::arguments());
@@ -11,11 +12,12 @@ fn main() -> ExitCode {
     let verbose = cli.verbose;
     match cli.run() {
         Ok(code) => ExitCode::from(code),
+        Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,
         Err(failure) => {
             if verbose {
-                eprintln!("fault: {:?}", failure.error);
+                tell::line(format_args!("fault: {:?}", failure.error));
             } else {
-                eprintln!("fault: {failure}");
+                tell::line(format_args!("fault: {failure}"));
             }
             ExitCode::from(failure.code)
         }

@@ -5,10 +5,13 @@
 mod place;
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
 use std::process::Output;
 
-use place::{enter_fresh, fault};
+use fault_user::kernel::version;
+use fault_user::process::netns::NetworkNamespace;
+use place::{Peer, enter_fresh, fault};
 use serde_json::{Value, json};
 
 /// A server on port 7000 that answers each line with itself.
@@ -37,13 +40,19 @@ const EXCHANGE: &str =
 
 /// Runs a scenario with a script of bash.
 fn run(rules: &Value, expect: &Value, script: &str) -> Output {
-    let scenario = json!({
-        "seed": 1, "targets": { "svc": "tcp:7000" }, "rules": rules, "expect": expect,
-    });
+    run_by(&[], rules, expect, script)
+}
+
+/// The same with options.
+fn run_by(options: &[&str], rules: &Value, expect: &Value, script: &str) -> Output {
+    let targets = json!({ "svc": "tcp:7000", "dns": "udp:7000" });
+    let scenario = json!({ "seed": 1, "targets": targets, "rules": rules, "expect": expect });
     let mut file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
     file.write_all(scenario.to_string().as_bytes()).unwrap();
     fault()
-        .args(["run", "--allow-unfired", "-f"])
+        .args(["run", "--allow-unfired"])
+        .args(options)
+        .arg("-f")
         .arg(file.path())
         .args(["--", "bash", "-c", &format!("{EXCHANGE}{script}")])
         .output()
@@ -86,10 +95,15 @@ fn retries_are_counted_and_recovery_is_timed() {
     );
     let strict = json!({
         "max_connects": { "svc": 3 }, "connect_rate": { "svc": "2/500ms" }, "recovers_within": { "svc": "1us" },
-        "max_open": { "svc": 0 },
     });
     let text = told(&run(&rules, &strict, STUBBORN), 121);
-    assert_eq!(text.matches("FAILED: ").count(), 4, "{text}");
+    assert_eq!(text.matches("FAILED: ").count(), 3, "{text}");
+    let closed = json!({ "max_open": { "svc": 0 } });
+    let text = told(&run(&rules, &closed, STUBBORN), 121);
+    assert_told(
+        &text,
+        &["FAILED: expect at most 0 open connections to svc: 1"],
+    );
 }
 
 #[test]
@@ -106,7 +120,10 @@ fn what_never_recovers_is_told() {
         121,
     );
     assert_told(&text, &["no answer after the fault"]);
-    let text = told(&run(&json!(["svc down"]), &expect, "exchange; true"), 121);
+    let text = told(
+        &run(&json!(["svc down for=1h"]), &expect, "exchange; true"),
+        121,
+    );
     assert_told(&text, &["lasted until the command had ended"]);
 }
 
@@ -174,7 +191,49 @@ fn a_report_shows_each_connect() {
         (&json!(true), &json!("tcp:7000"))
     );
     let html = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
-    assert_eq!(html.matches("<circle").count(), connects.len());
+    // Dots that would lie on each other are one.
+    let dots = html.matches("<circle").count();
+    assert!(
+        (2..=connects.len()).contains(&dots),
+        "{dots} of {}",
+        connects.len()
+    );
+    for lane in ["bytes/s", "connects", "latency", "hits", "down for=300ms"] {
+        assert!(html.contains(lane), "{lane} is not drawn");
+    }
+    let carried = report["traffic"][0]["bytes"].as_array().unwrap();
+    assert_eq!(carried.len(), report["samples"].as_array().unwrap().len());
+    assert!(carried.last().unwrap().as_u64() > Some(100), "{carried:?}");
+    assert_eq!(report["again"][2], "run");
+}
+
+#[test]
+fn an_open_connection_that_is_reset_is_reported() {
+    enter_fresh();
+    echo();
+    let folder = tempfile::tempdir().unwrap();
+    let script = "exchange; echo hi >&3; until ! read -r x <&3; do :; done; exchange; exec 3<&-";
+    let output = fault()
+        .args([
+            "run",
+            "-r",
+            "tcp:7000 reset nth=5 dir=to-server conn=1",
+            "--report",
+        ])
+        .arg(folder.path())
+        .args(["--", "bash", "-c", &format!("{EXCHANGE}{script}")])
+        .output()
+        .unwrap();
+    told(&output, 0);
+    let text = std::fs::read_to_string(folder.path().join("report.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let resets: Vec<bool> = report["connects"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["reset_us"].is_u64())
+        .collect();
+    assert_eq!(resets, [true, false], "{text}");
 }
 
 #[test]
@@ -219,6 +278,89 @@ fn probes_must_hold_before_and_after() {
     );
 }
 
+/// A server of datagrams on port 7000 that answers each with itself.
+fn echo_datagrams() {
+    let socket = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 100];
+        while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+            // Who asked may have gone.
+            let _gone = socket.send_to(&bytes[..length], from);
+        }
+    });
+}
+
+/// One exchange of datagrams in bash; fails when nothing comes back.
+const ASK: &str =
+    "exec 3<>/dev/udp/127.0.0.1/7000; ask() { echo hi >&3 && read -r -t 0.2 x <&3; }; ";
+
+#[test]
+fn datagrams_are_traffic_too() {
+    enter_fresh();
+    echo_datagrams();
+    let rules = json!(["dns drop at=300ms for=700ms"]);
+    let within = |time: &str| json!({ "fired": ["dns"], "recovers_within": { "dns": time } });
+    let stubborn = format!("{ASK} for n in $(seq 8); do ask || :; sleep 0.15; done");
+    let text = told(&run(&rules, &within("2s"), &stubborn), 0);
+    assert_told(
+        &text,
+        &["ok: expect dns to recover within 2s: first answer "],
+    );
+    told(&run(&rules, &within("1us"), &stubborn), 121);
+    let given_up = format!("{ASK} ask; sleep 0.4; ask || sleep 1");
+    let text = told(&run(&rules, &within("2s"), &given_up), 121);
+    assert_told(&text, &["no answer after the fault"]);
+    let quiet = json!({ "no_traffic_while": { "dns": "400ms" } });
+    told(&run(&rules, &quiet, &given_up), 0);
+    told(&run(&rules, &quiet, &stubborn), 121);
+    let count = json!({ "max_connects": { "dns": 1 } });
+    let text = told(&run(&rules, &count, "true"), 2);
+    assert_told(&text, &["connections are counted for services of TCP"]);
+}
+
+#[test]
+fn another_network_namespace_is_watched_alone() {
+    if !version::at_least(5, 15) {
+        eprintln!("skipped: sock_ops programs know network namespaces from Linux 5.15 on");
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    echo();
+    NetworkNamespace::open(Path::new(&peer.name))
+        .and_then(|there| {
+            there.enter(|| {
+                echo();
+                Ok(())
+            })
+        })
+        .unwrap();
+    // One connection there, to be refused first, and two here that nobody asked about.
+    let there = format!("{EXCHANGE}{STUBBORN}; sleep 0.1");
+    let script = format!(
+        "exchange; exchange; ip netns exec {} bash -c '{there}'",
+        peer.name
+    );
+    let rules = json!(["svc down for=600ms"]);
+    let expect =
+        json!({ "fired": ["svc"], "max_open": { "svc": 1 }, "recovers_within": { "svc": "5s" } });
+    let options = ["--netns", &peer.name];
+    let text = told(&run_by(&options, &rules, &expect, &script), 0);
+    assert_told(&text, &["open connections to svc: 1", "first answer "]);
+    let here = json!({ "max_connects": { "svc": 0 } });
+    told(&run_by(&options, &rules, &here, "exchange; exchange"), 0);
+    told(&run_by(&options, &rules, &here, &script), 121);
+    let datagrams = json!({ "no_traffic_while": { "dns": "1ms" } });
+    let text = told(
+        &run_by(&options, &json!(["dns drop for=1s"]), &datagrams, "true"),
+        125,
+    );
+    assert_told(
+        &text,
+        &["does not tell of datagrams which network namespace"],
+    );
+}
+
 #[test]
 fn what_cannot_be_judged_is_refused_before_anything_is_done() {
     enter_fresh();
@@ -236,4 +378,45 @@ fn what_cannot_be_judged_is_refused_before_anything_is_done() {
         assert_told(&told(&output, 2), &[complaint]);
         assert!(output.stdout.is_empty());
     }
+}
+
+#[test]
+fn rules_that_contradict_each_other_are_pointed_at() {
+    let check = |rules: &[&str]| {
+        let rules = rules.iter().flat_map(|rule| ["-r", rule]);
+        fault().arg("check").args(rules).output().unwrap()
+    };
+    let text = told(&check(&["tcp:80 blackhole", "tcp:80  loss=1% p=5%"]), 2);
+    assert_told(
+        &text,
+        &[
+            "`tcp:80 blackhole` leaves nothing for this rule",
+            "  tcp:80  loss=1% p=5%\n          ^^^^^^^ expected this rule before that one",
+        ],
+    );
+    told(&check(&["tcp:80 loss=1% p=5%", "tcp:80 blackhole"]), 0);
+}
+
+#[test]
+fn a_check_is_told_as_json_too() {
+    let output = fault()
+        .args(["check", "--json", "-r", "tcp:80 down at=2s for=5s"])
+        .output()
+        .unwrap();
+    let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        checked["rules"],
+        json!([{
+            "rule": "tcp:80 down at=2s for=5s", "target": "tcp:80", "mechanism": "tc", "windows_ms": [[2000, 7000]]
+        }])
+    );
+    // Whoever reads may stop.
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    let status = fault()
+        .args(["check", "-r", "tcp:80 down"])
+        .stdout(writer)
+        .status()
+        .unwrap();
+    assert!(status.success());
 }

@@ -333,3 +333,27 @@ fn wait_until(done: impl Fn() -> bool) {
         std::thread::yield_now();
     }
 }
+
+/// Its process is in the cgroup before it is let go, and leaves nothing when it never is.
+#[tokio::test]
+async fn a_command_that_waits_has_not_begun_and_can_be_given_up() {
+    let Some((_, cgroup)) = fresh(Leftovers::Release) else {
+        return;
+    };
+    let folder = TempDir::new().unwrap();
+    let mark = folder.path().join("ran");
+    let command = sh(&format!("touch {}", mark.display()), None);
+    let waiting = command.begin(Some(&cgroup)).unwrap();
+    let start = Instant::now();
+    while cgroup.cgroup().processes().unwrap().is_empty() {
+        assert!(start.elapsed() < LIMIT, "it does not enter its cgroup");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(waiting);
+    assert_eq!(cgroup.cgroup().processes().unwrap(), []);
+    assert!(!mark.exists());
+    let mut running = command.begin(Some(&cgroup)).unwrap().go().unwrap();
+    assert_eq!(end(&mut running).await, Ended::Exited(0));
+    assert!(mark.exists());
+    assert_eq!(cgroup.finish().unwrap(), Finished::default());
+}

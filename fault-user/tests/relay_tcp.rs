@@ -201,6 +201,8 @@ fn a_latency_in_the_next_test_is_the_sum_of_several() {
         direction: Direction::Upstream,
         stream: "upstream".to_owned(),
         toxicity: 1.0,
+        connections: fault_user::relay::Picked::ALL,
+        datagrams: None,
         fault: fault_user::relay::Fault::Latency(fault_user::relay::fault::Latency {
             latency: 60,
             jitter: 0,
@@ -458,6 +460,18 @@ fn a_reset_while_stalled_is_passed_on_after_the_data() {
         let end = server.read_to_end(&mut got).map_err(|error| error.kind());
         assert_eq!(end, Err(ErrorKind::ConnectionReset));
         assert!(got.is_empty() || got == b"last words", "{got:?}");
+    }
+}
+
+/// A change must not wait for a connection that takes its first look at the toxics at that very moment.
+#[test]
+fn a_toxic_that_is_added_while_a_connection_opens_is_acknowledged() {
+    let bed = Bed::tcp();
+    for _ in 0..2000 {
+        let client = bed.connect();
+        bed.add(Direction::Upstream, "noop", &json!({}));
+        bed.remove("noop");
+        drop((client, bed.accept()));
     }
 }
 

@@ -300,6 +300,8 @@ fn a_fault_of_streams_is_refused() {
         direction: Direction::Upstream,
         stream: "upstream".to_owned(),
         toxicity: 1.0,
+        connections: fault_user::relay::Picked::ALL,
+        datagrams: None,
         fault: fault_user::relay::Fault::of_kind("slicer").expect("a kind"),
     };
     let error = bed

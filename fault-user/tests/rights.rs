@@ -97,6 +97,16 @@ impl Fault {
         found
     }
 
+    /// Whether each thread has a seccomp filter: the last thing that is set.
+    fn has_filters(&self) -> bool {
+        let folder = format!("/proc/{}/task", self.child.id());
+        let tasks = std::fs::read_dir(folder).expect("it runs").flatten();
+        tasks.into_iter().all(|task| {
+            let status = std::fs::read_to_string(task.path().join("status")).expect("a status");
+            status.lines().any(|line| line == "Seccomp:\t2")
+        })
+    }
+
     /// Waits until it has given up what it is going to give up: the set-up ends a moment after its last word.
     fn settled(&self, main: u64) -> BTreeMap<String, u64> {
         let start = std::time::Instant::now();
@@ -105,12 +115,12 @@ impl Fault {
             let status = std::fs::read_to_string(status).expect("it runs");
             let line = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
             let permitted = u64::from_str_radix(line.expect("a line").trim(), 16).expect("a set");
-            if permitted & !DAC_OVERRIDE == main {
+            if permitted & !DAC_OVERRIDE == main && self.has_filters() {
                 return self.threads();
             }
             assert!(
                 start.elapsed().as_secs() < 20,
-                "{permitted:x}, not {main:x}"
+                "{permitted:x}, not {main:x}, or a thread without a filter: {status}"
             );
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
@@ -205,20 +215,21 @@ fn setting() -> String {
         .to_owned()
 }
 
-/// The command is the calling user's, has no capability, and may use sudo: its bounding set is whole, and
-/// `no_new_privs` is not set. `fault` can still pass signals on to it.
+/// The command is the calling user's, has no capability, and may use sudo: its bounding set is whole,
+/// `no_new_privs` is not set and no filter is added. `fault` can still pass signals on to it.
 #[test]
 fn the_command_is_the_callers_and_signals_reach_it() {
     if !enter_fresh() {
         return;
     }
     let own = std::fs::read_to_string("/proc/self/status").expect("a status");
-    let bounding = own
-        .lines()
-        .find(|line| line.starts_with("CapBnd"))
-        .expect("a line");
+    let as_it_was = |name: &str| {
+        let line = own.lines().find(|line| line.starts_with(name));
+        line.expect("a line").to_owned()
+    };
+    let (bounding, filter) = (as_it_was("CapBnd"), as_it_was("Seccomp:"));
     let script = format!(
-        "grep -q '^{bounding}' /proc/self/status && grep -c 'Cap[IPEA].*:\t0*$' /proc/self/status && \
+        "grep -q '^{bounding}' /proc/self/status && grep -q '^{filter}' /proc/self/status && grep -c 'Cap[IPEA].*:\t0*$' /proc/self/status && \
          grep -q 'NoNewPrivs:\t0' /proc/self/status && trap 'exit 7' TERM && id -u && \
          while :; do sleep 0.1; done"
     );

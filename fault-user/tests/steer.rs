@@ -4,8 +4,8 @@
 #[expect(dead_code, reason = "most of it is for the suite end_to_end")]
 mod place;
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead as _, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -245,6 +245,51 @@ fn a_mix_draws_once_for_a_connection() {
 }
 
 #[test]
+fn connections_are_picked_by_their_order() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let addresses = [local("127.0.0.1"), local("::1")];
+    for (modifiers, expected) in [
+        ("conn=2..3", [false, true, true, false, false, false]),
+        (
+            "conn=2..5 every=2",
+            [false, false, true, false, true, false],
+        ),
+        ("after=5", [false, false, false, false, false, true]),
+    ] {
+        let rule = format!("tcp:7000 latency=100ms {modifiers}");
+        let hurt = Hurt::begin(&[&rule], "--scope host");
+        // Those of both versions of IP are counted as one.
+        let slow: Vec<bool> = (0..6).map(|n| is_slow(addresses[n % 2])).collect();
+        let summary = hurt.end();
+        assert_eq!(slow, expected, "{modifiers}: {summary}");
+        let count = expected.iter().filter(|slow| **slow).count();
+        assert!(summary.contains("6 conns"), "{summary}");
+        assert!(summary.contains(&format!("  {count}  relay")), "{summary}");
+    }
+}
+
+#[test]
+fn a_mix_acts_on_both_directions_as_its_faults_do() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let address = local("127.0.0.1");
+    let hurt = Hurt::begin(&["tcp:7000 mix 100%:latency=100ms"], "--scope host");
+    assert!(is_slow(address), "late both ways");
+    hurt.end();
+    let hurt = Hurt::begin(
+        &["tcp:7000 mix 100%:latency=100ms dir=to-client"],
+        "--scope host",
+    );
+    assert!(!is_slow(address), "late one way");
+    hurt.end();
+}
+
+#[test]
 fn a_window_leads_connections_only_while_it_is_open() {
     if !can_lead_the_host() {
         return;
@@ -266,8 +311,12 @@ fn a_killed_instance_leads_nothing_any_more() {
     }
     enter_fresh();
     let address = local("127.0.0.1");
+    let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
+    let rules = ["tcp:7000 latency=100ms", "udp:7053 latency=100ms"];
     for _ in 0..10 {
-        let hurt = Hurt::begin(&["tcp:7000 latency=100ms"], "--scope host");
+        let hurt = Hurt::begin(&rules, "--scope host");
+        let client = udp_client(server);
+        assert!(ask(&client, server, "question").1 >= SLOW);
         let mut led = TcpStream::connect(address).unwrap();
         exchange(&mut led).unwrap();
         nix::sys::signal::kill(
@@ -290,16 +339,308 @@ fn a_killed_instance_leads_nothing_any_more() {
             },
             "connections to go straight",
         );
+        client.set_read_timeout(Some(SLOW)).unwrap();
+        wait_for(
+            || {
+                client.send_to(b"question", server).unwrap();
+                // What is late was sent while the relay was still there.
+                client
+                    .recv_from(&mut [0; 9])
+                    .is_ok_and(|(_, from)| from == server)
+            },
+            "datagrams to go straight",
+        );
     }
+}
+
+/// Starts a server of UDP that answers each datagram with it.
+fn udp_echo(socket: UdpSocket) -> SocketAddr {
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = vec![0; 1 << 16];
+        loop {
+            // What a client has not waited for comes back as an error.
+            if let Ok((size, client)) = socket.recv_from(&mut bytes) {
+                let _sent = socket.send_to(&bytes[..size], client);
+            }
+        }
+    });
+    address
+}
+
+fn udp_client(of: SocketAddr) -> UdpSocket {
+    let any: SocketAddr = if of.is_ipv4() {
+        "0.0.0.0:0".parse().unwrap()
+    } else {
+        "[::]:0".parse().unwrap()
+    };
+    let client = UdpSocket::bind(any).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
+}
+
+/// A question and its answer without connect(2): the answer must come from who was asked.
+fn ask(client: &UdpSocket, server: SocketAddr, text: &str) -> (String, Duration) {
+    let start = Instant::now();
+    client.send_to(text.as_bytes(), server).unwrap();
+    let mut bytes = vec![0; 1 << 16];
+    let (size, from) = client.recv_from(&mut bytes).expect("an answer");
+    assert_eq!(from, server, "who answers");
+    let answer = String::from_utf8_lossy(&bytes[..size]).into_owned();
+    (answer, start.elapsed())
+}
+
+#[test]
+fn datagrams_are_led_with_connect_and_without() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    for host in ["127.0.0.1", "::1"] {
+        let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7053);
+        let server = udp_echo(UdpSocket::bind(address).unwrap());
+        let old = udp_client(server);
+        old.connect(server).unwrap();
+        let hurt = Hurt::begin(&["udp:7053 latency=100ms"], "--scope host");
+        let client = udp_client(server);
+        assert!(ask(&client, server, "one").1 >= SLOW, "{host}");
+        let connected = udp_client(server);
+        connected.connect(server).unwrap();
+        assert_eq!(connected.peer_addr().unwrap(), server, "who was dialled");
+        let start = Instant::now();
+        connected.send(b"two").unwrap();
+        assert_eq!(connected.recv(&mut [0; 9]).unwrap(), 3);
+        assert!(start.elapsed() >= SLOW, "{host}");
+        let start = Instant::now();
+        old.send(b"three").unwrap();
+        old.recv(&mut [0; 9]).unwrap();
+        assert!(start.elapsed() < SLOW, "what was connected stays as it is");
+        let summary = hurt.end();
+        assert!(summary.contains("2 conns"), "{summary}");
+        // The same socket, straight again.
+        let (answer, took) = ask(&client, server, "four");
+        assert_eq!(answer, "four");
+        assert!(took < SLOW, "{host} healed");
+        connected.send(b"five").unwrap();
+        assert_eq!(connected.recv(&mut [0; 9]).unwrap(), 4, "connected anew");
+        assert_eq!(connected.peer_addr().unwrap(), server);
+    }
+}
+
+#[test]
+fn one_socket_with_several_servers_and_many_clients() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let servers: Vec<SocketAddr> = ["10.77.0.2:7053", "[fd77::2]:7053", "127.0.0.1:7053"]
+        .map(|text| text.parse().unwrap())
+        .to_vec();
+    for server in &servers {
+        let bind = || Ok(UdpSocket::bind(server)?);
+        let socket = if server.ip().is_loopback() {
+            bind().unwrap()
+        } else {
+            namespace.enter(bind).unwrap()
+        };
+        udp_echo(socket);
+    }
+    let hurt = Hurt::begin(
+        &["udp:7053 substitute=question,answered dir=to-client"],
+        "--scope host",
+    );
+    let client = UdpSocket::bind("[::]:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    for round in 0..3 {
+        for server in &servers {
+            let asked = match server {
+                SocketAddr::V4(v4) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+                SocketAddr::V6(_) => *server,
+            };
+            let (answer, _) = ask(&client, asked, &format!("question {round} for {server}"));
+            assert_eq!(answer, format!("answered {round} for {server}"));
+        }
+    }
+    let clients: Vec<UdpSocket> = (0..100).map(|_| udp_client(servers[0])).collect();
+    for (number, client) in clients.iter().enumerate() {
+        let text = format!("question {number}");
+        client
+            .send_to(text.as_bytes(), servers[number % 2 * 2])
+            .unwrap();
+    }
+    for (number, client) in clients.iter().enumerate() {
+        let mut bytes = [0; 64];
+        let (size, from) = client.recv_from(&mut bytes).expect("an answer");
+        assert_eq!(from, servers[number % 2 * 2]);
+        let expected = format!("answered {number}");
+        assert_eq!(String::from_utf8_lossy(&bytes[..size]), expected);
+    }
+    let connected: Vec<UdpSocket> = servers
+        .iter()
+        .map(|server| {
+            let client = udp_client(*server);
+            client.connect(server).unwrap();
+            client
+        })
+        .collect();
+    let question = |client: &UdpSocket| {
+        client.send(b"question").unwrap();
+        let mut bytes = [0; 64];
+        let size = client.recv(&mut bytes).expect("an answer");
+        String::from_utf8_lossy(&bytes[..size]).into_owned()
+    };
+    assert!(
+        connected
+            .iter()
+            .all(|client| question(client) == "answered")
+    );
+    hurt.end();
+    // Their own address is no longer that of loopback, from which no other host is reached.
+    assert!(
+        connected
+            .iter()
+            .all(|client| question(client) == "question")
+    );
+}
+
+#[test]
+fn more_servers_than_can_be_led_to_are_said() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let hurt = Hurt::begin(&["udp:7053 substitute=question,hurt"], "--scope host");
+    let server = udp_echo(UdpSocket::bind("127.0.1.1:7053").unwrap());
+    let client = udp_client(server);
+    assert_eq!(ask(&client, server, "question").0, "hurt");
+    for number in 2..=64 {
+        client
+            .send_to(b"x", format!("127.0.1.{number}:7053"))
+            .unwrap();
+    }
+    let further = udp_echo(UdpSocket::bind("127.0.1.65:7053").unwrap());
+    assert_eq!(ask(&client, further, "question").0, "question");
+    assert_eq!(ask(&client, server, "question").0, "hurt");
+    let group: SocketAddr = "239.1.2.3:7053".parse().unwrap();
+    // It fails for want of a route, or is sent: but it is not led.
+    let _sent = client.send_to(b"x", group);
+    let summary = hurt.end();
+    assert!(summary.contains("further ones went straight"), "{summary}");
+}
+
+/// The words by which `fault` starts this program in a role of [`another_process`].
+fn role(words: &str) -> Vec<String> {
+    let program = std::env::current_exe().unwrap();
+    let program = program.to_str().unwrap();
+    let role = format!("FAULT_TEST_ROLE={words}");
+    let words = [
+        "env",
+        &role,
+        program,
+        "--exact",
+        "another_process",
+        "--nocapture",
+    ];
+    words.map(str::to_owned).to_vec()
+}
+
+/// Not a test: what this program does in the place of CMD. The virtual machines have neither bash nor Python.
+#[test]
+fn another_process() {
+    let Ok(role) = std::env::var("FAULT_TEST_ROLE") else {
+        return;
+    };
+    let mut words = role.split(' ');
+    match words.next().unwrap() {
+        "serve" => words.for_each(|address| {
+            echo(TcpListener::bind(address).unwrap());
+        }),
+        "leave" => drop(TcpListener::bind(words.next().unwrap()).unwrap()),
+        "ask" => {
+            ask_four(words.next().unwrap().parse().unwrap());
+            return;
+        }
+        other => panic!("{other}"),
+    }
+    println!("ready");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+}
+
+/// Sends four datagrams, and tells of so many answers.
+fn ask_four(count: usize) {
+    let client = udp_client("127.0.0.1:7053".parse().unwrap());
+    let mut bytes = [0; 100];
+    for number in 0..4 {
+        let text = format!("query{number}");
+        client.send_to(text.as_bytes(), "127.0.0.1:7053").unwrap();
+    }
+    for _ in 0..count {
+        let (size, from) = client.recv_from(&mut bytes).expect("an answer");
+        println!("answer {} {from}", String::from_utf8_lossy(&bytes[..size]));
+    }
+    client.set_read_timeout(Some(SLOW)).unwrap();
+    if let Ok((_, from)) = client.recv_from(&mut bytes) {
+        println!("answer one too many {from}");
+    }
+}
+
+#[test]
+fn datagrams_of_the_command_are_hurt_and_counted() {
+    enter_fresh();
+    let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
+    for (rule, expected) in [
+        (
+            "udp:7053 discard first=2 dir=to-server",
+            ["query2", "query3"].as_slice(),
+        ),
+        (
+            "udp:7053 discard every=2 dir=to-client",
+            &["query0", "query2"],
+        ),
+        (
+            "udp:7053 corrupt_data=zero,offset:0 dir=to-client nth=3",
+            &["query0", "query1", "\0uery2", "query3"],
+        ),
+        ("7053 limit_data=12", &["query0", "query1"]),
+        (
+            "udp:7053 discard conn=2",
+            &["query0", "query1", "query2", "query3"],
+        ),
+    ] {
+        let command = role(&format!("ask {}", expected.len()));
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        let output = run(&[rule], "--allow-unfired", &command);
+        let told = String::from_utf8_lossy(&output.stderr);
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        let answers: Vec<&str> = lines
+            .lines()
+            .filter_map(|line| line.strip_prefix("answer "))
+            .collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|answer| format!("{answer} 127.0.0.1:7053"))
+            .collect();
+        assert_eq!(answers, expected, "{rule}: {told}");
+    }
+    let outside = udp_client(server);
+    let hurt = Hurt::begin(&["udp:7053 discard"], "");
+    ask(&outside, server, "this process is not the command");
+    hurt.end();
 }
 
 #[test]
 fn what_can_t_be_done_is_said_in_one_line() {
     enter_fresh();
     for (rule, expected) in [
-        ("udp:7000 latency=1s", "UDP"),
+        ("udp:7000 timeout=1s", "`timeout` has no meaning on UDP"),
+        ("udp:7000 slicer=10", "`slicer` has no meaning on UDP"),
+        ("udp:7000 latency=1s size=1..9", "`size`"),
+        ("icmp latency=1s", "ICMP"),
         ("tcp latency=1s", "port"),
-        ("tcp:7000 latency=1s conn=1..2", "conn"),
+        ("tcp:7000 no_accept conn=1..2", "conn"),
+        ("tcp:7000 error=http dir=to-client", "`dir`"),
         (
             "tcp:7000 mix 10%:latency=1s 10%:loss=5%",
             "`loss` does not act on a stream",
@@ -359,4 +700,215 @@ fn reconnect_brings_open_connections_through_the_relay() {
         hurt.end();
         assert!(!is_slow(address));
     }
+}
+
+#[test]
+fn another_network_namespace_with_its_clients_inside_and_outside() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let here = local("127.0.0.1");
+    let here_udp = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
+    for host in ["10.77.0.2", "fd77::2"] {
+        let there = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
+        let there_udp = SocketAddr::new(there.ip(), 7053);
+        let (tcp, udp) = namespace
+            .enter(|| Ok((TcpListener::bind(there)?, UdpSocket::bind(there_udp)?)))
+            .unwrap();
+        echo(tcp);
+        udp_echo(udp);
+        let is_slow_inside = || namespace.enter(|| Ok(is_slow(there))).unwrap();
+        let asked_inside = || {
+            let ask = || Ok(ask(&udp_client(there_udp), there_udp, "inside").1 >= SLOW);
+            namespace.enter(ask).unwrap()
+        };
+        let mut old = TcpStream::connect(there).unwrap();
+        exchange(&mut old).unwrap();
+        let hurt = Hurt::begin(
+            &["tcp:7000 latency=100ms reconnect", "udp:7053 latency=100ms"],
+            &format!("--netns {}", peer.name),
+        );
+        assert!(exchange(&mut old).is_err(), "{host}: reset");
+        assert!(is_slow_inside(), "{host}: a client in there");
+        assert!(asked_inside(), "{host}: a client of UDP in there");
+        assert!(is_slow(there), "{host}: a client from outside");
+        // More than one packet, and an odd number of bytes.
+        let (answer, took) = ask(&udp_client(there_udp), there_udp, &"outside".repeat(501));
+        assert_eq!(answer, "outside".repeat(501), "{host}");
+        assert!(took >= SLOW, "{host}: a client of UDP from outside");
+        let connected = udp_client(there_udp);
+        connected.connect(there_udp).unwrap();
+        connected.send(b"").unwrap();
+        assert_eq!(
+            connected.recv(&mut [0; 9]).unwrap(),
+            0,
+            "{host}: nothing is something"
+        );
+        assert!(!is_slow(here), "another service at the same port elsewhere");
+        assert!(ask(&udp_client(here_udp), here_udp, "here").1 < SLOW);
+        hurt.end();
+        assert!(!is_slow_inside() && !asked_inside(), "{host} healed");
+        assert!(!is_slow(there), "{host} healed");
+        assert!(
+            ask(&udp_client(there_udp), there_udp, "out").1 < SLOW,
+            "{host} healed"
+        );
+    }
+}
+
+/// This program as the command of `fault run`, in a role in which it waits for the end of its input.
+struct Serving(std::process::Child);
+
+impl Serving {
+    fn begin(rules: &[&str], words: &str) -> Self {
+        let mut command = place::fault();
+        command.args(["run", "--allow-unfired"]);
+        for rule in rules {
+            command.args(["-r", rule]);
+        }
+        let mut child = command
+            .arg("--")
+            .args(role(words))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = std::io::BufReader::new(child.stdout.as_mut().unwrap());
+        let is_ready = out.lines().any(|line| line.unwrap().ends_with("ready"));
+        assert!(is_ready, "the command begins");
+        Self(child)
+    }
+
+    fn end(mut self) -> String {
+        drop(self.0.stdin.take());
+        let mut summary = String::new();
+        let mut told = self.0.stderr.take().unwrap();
+        told.read_to_string(&mut summary).unwrap();
+        assert!(self.0.wait().unwrap().success(), "{summary}");
+        summary
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        if let Err(error) = self.0.wait() {
+            eprintln!("waiting for fault: {error}");
+        }
+    }
+}
+
+#[test]
+fn the_command_is_the_server_and_its_clients_are_not() {
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let others = local("127.0.0.1");
+    for (bound, dialled) in [
+        ("127.0.0.2:7000", ["127.0.0.2:7000"].as_slice()),
+        ("[::1]:7000", &["[::1]:7000"]),
+        ("10.77.0.1:7000", &["10.77.0.1:7000"]),
+        (
+            "[::]:7001 0.0.0.0:7002",
+            &["[fd77::1]:7001", "10.77.0.1:7001", "127.0.0.1:7002"],
+        ),
+    ] {
+        let serving = Serving::begin(&["tcp:7000-7002 latency=100ms"], &format!("serve {bound}"));
+        for address in dialled {
+            let address: SocketAddr = address.parse().unwrap();
+            assert!(is_slow(address), "{address}");
+            if !address.ip().is_loopback() {
+                let outside = namespace.enter(|| Ok(is_slow(address)));
+                assert!(outside.unwrap(), "{address} from outside");
+            }
+        }
+        assert!(!is_slow(others), "a server of somebody else's at that port");
+        // Many at once: none meets the relay twice, and none is let pass.
+        let address: SocketAddr = dialled[0].parse().unwrap();
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..20).map(|_| scope.spawn(|| is_slow(address))).collect();
+            assert!(clients.into_iter().all(|client| client.join().unwrap()));
+        });
+        let summary = serving.end();
+        assert!(!summary.contains(" 0 conns"), "{summary}");
+    }
+}
+
+#[test]
+fn a_port_that_the_commands_server_has_left_is_led_no_more() {
+    enter_fresh();
+    let left = Serving::begin(&["tcp:7000 latency=100ms"], "leave 127.0.0.1:7000");
+    let address = local("127.0.0.1");
+    assert!(!is_slow(address), "it is this process' now");
+    left.end();
+}
+
+/// Moves this thread, and so all that it starts, to where no cgroup2 is mounted.
+fn leave_cgroups() {
+    let none = None::<&str>;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+    nix::mount::mount(none, "/", none, private, none).unwrap();
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    for line in mounts
+        .lines()
+        .rev()
+        .filter(|line| line.contains(" - cgroup2 "))
+    {
+        let place = line.split(' ').nth(4).unwrap();
+        nix::mount::umount2(place, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[test]
+fn what_is_missing_is_said_in_one_line() {
+    use std::os::unix::process::CommandExt as _;
+    enter_fresh();
+    let said = |output: std::io::Result<std::process::Output>, expected: &str| {
+        let output = output.unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(told.contains(expected), "{told}");
+    };
+    let rule = ["-r", "tcp:7000 latency=1s"];
+    let mut nobody = place::fault();
+    nobody
+        .args(["run", "--scope", "host"])
+        .args(rule)
+        .args(["--", "true"]);
+    said(nobody.uid(65534).gid(65534).output(), "root");
+    leave_cgroups();
+    let mut inject = place::fault();
+    said(
+        inject.args(["inject", "--for", "1s"]).args(rule).output(),
+        "cgroup2",
+    );
+}
+
+#[test]
+fn nobody_listens_and_every_port_is_the_rules() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    // The relay's own ports are among these: nothing goes around in a circle.
+    let rules = ["tcp:1-65535 latency=100ms", "udp:1-65535 latency=100ms"];
+    let hurt = Hurt::begin(&rules, "--scope host --force");
+    let address = local("127.0.0.1");
+    let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
+    assert!(is_slow(address));
+    assert!(ask(&udp_client(server), server, "question").1 >= SLOW);
+    let mut nobody = TcpStream::connect("127.0.0.1:7001").expect("the relay accepts");
+    let ended = nobody.read(&mut [0]).unwrap_err().kind();
+    assert_eq!(ended, ErrorKind::ConnectionReset);
+    let summary = hurt.end();
+    assert!(
+        summary.contains("1 connections to tcp:1-65535 found no server"),
+        "{summary}"
+    );
 }

@@ -131,7 +131,14 @@ fn an_injection_is_shown_as_json() {
     };
     wait_for(|| look() != serde_json::Value::Null, "the injection");
     assert!(answers(server.port));
+    let open = [(), ()].map(|()| Redis::connect("127.0.0.1", server.port).unwrap());
+    wait_for(
+        || look()[0]["targets"][0]["open"] == 2,
+        "two open connections",
+    );
     let shown = look();
+    drop(open);
+    wait_for(|| look()[0]["targets"][0]["open"] == 0, "none to be open");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(inject.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(inject.wait().unwrap().success());

@@ -10,6 +10,7 @@ mod setup;
 mod skip;
 mod test;
 mod vm;
+mod watchdog;
 mod workspace;
 
 use std::process::ExitCode;

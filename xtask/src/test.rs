@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead as _, BufReader, IsTerminal as _, Read, Write},
     process::{Command, Stdio},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -13,8 +14,12 @@ use nix::unistd::Uid;
 use crate::{
     setup::{self, Need},
     skip::{Line, Reader, SHOW_OUTPUT, Skip},
+    watchdog::{SignOfLife, Watchdog},
     workspace::{cargo, find_program, output, shown},
 };
+
+/// No test that does not hang is silent for so long; building may be.
+const SILENCE_LIMIT: Duration = Duration::from_mins(5);
 
 /// Run all tests, those that need root included.
 #[derive(clap::Args)]
@@ -49,15 +54,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("can't start `{}`", shown(&command)))?;
+    let watchdog = Watchdog::new(child.id(), SILENCE_LIMIT);
+    let signs = watchdog.sign_of_life();
     let stdout = child.stdout.take().context("no standard output")?;
     let stderr = child.stderr.take().context("no standard error")?;
-    let errors = thread::spawn(move || pass_on(stderr, io::stderr()));
-    let mut skips = pass_on(stdout, io::stdout())?;
+    let signs_on_stderr = signs.clone();
+    let errors = thread::spawn(move || pass_on(stderr, io::stderr(), &signs_on_stderr));
+    let mut skips = pass_on(stdout, io::stdout(), &signs)?;
     match errors.join() {
         Ok(more) => skips.extend(more?),
         Err(_) => bail!("reading what the tests print went wrong"),
     }
     let status = child.wait()?;
+    drop(watchdog);
     summarise(&skips);
     if !status.success() {
         bail!("`{}` failed: {status}", shown(&command));
@@ -81,12 +90,13 @@ fn run_tests_by_sudo(command: &mut Command) -> Result<()> {
 }
 
 /// Writes the lines on as they come, but for what passing tests wrote, and returns the skips.
-fn pass_on(from: impl Read, mut to: impl Write) -> Result<Vec<Skip>> {
+fn pass_on(from: impl Read, mut to: impl Write, signs: &SignOfLife) -> Result<Vec<Skip>> {
     let mut from = BufReader::new(from);
     let mut reader = Reader::default();
     let mut skips = Vec::new();
     let mut line = Vec::new();
     while from.read_until(b'\n', &mut line)? > 0 {
+        signs.give();
         match reader.read(&String::from_utf8_lossy(&line)) {
             Line::Skip(skip) => skips.push(skip),
             Line::OfPassing => {}

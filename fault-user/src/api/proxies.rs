@@ -14,7 +14,7 @@ use super::events::Events;
 use super::packet::{self, PacketToxic};
 use super::rules::{Change, Rules, off_the_runtime};
 use crate::relay::{
-    Direction, Engine, Fault, Listen, Relay, Settings, ToxicConfig, Transport, Upstream,
+    Direction, Engine, Fault, Listen, Picked, Relay, Settings, ToxicConfig, Transport, Upstream,
     resolve_listen, resolve_name,
 };
 use crate::steer::front::{Front, Place};
@@ -340,6 +340,8 @@ impl Proxy {
             direction,
             stream: stream.to_owned(),
             toxicity,
+            connections: Picked::ALL,
+            datagrams: None,
             fault,
         };
         self.relay.add_toxic(config.clone()).await?;
@@ -471,18 +473,25 @@ pub struct Proxies {
 
 impl Proxies {
     /// None yet; `seed` decides what every relay draws, `udp_idle` when a silent UDP client is forgotten.
-    #[must_use]
-    pub fn new(engine: Arc<Engine>, seed: u64, udp_idle: Duration, events: Events) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// There can't be a thread for packet rules.
+    pub fn new(
+        engine: Arc<Engine>,
+        seed: u64,
+        udp_idle: Duration,
+        events: Events,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
             engine,
             seed,
             udp_idle,
             events,
-            rules: Arc::new(Rules::new(seed)),
+            rules: Arc::new(Rules::new(seed)?),
             front: Mutex::new(None),
             by_name: RwLock::default(),
             changing: Mutex::new(()),
-        }
+        })
     }
 
     /// The events of all proxies.
@@ -567,6 +576,7 @@ impl Proxies {
             listen,
             upstream,
             udp_idle: self.udp_idle,
+            ordinals: Arc::default(),
         };
         Ok(Proxy {
             place,

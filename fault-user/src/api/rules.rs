@@ -2,9 +2,10 @@
 //! and only then.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
+use anyhow::anyhow;
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
@@ -12,8 +13,10 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use nix::sys::signal::SigSet;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::body::{self, collect};
@@ -91,10 +94,15 @@ struct Now {
     force: Option<Force>,
 }
 
+type Work = Box<dyn FnOnce() + Send>;
+
 /// The packet rules of a daemon.
 pub struct Rules {
     seed: u64,
     now: Mutex<Now>,
+    /// To the thread that puts them in force. It keeps the rights for that, when those that read what comes from the
+    /// network have given up theirs.
+    hand: mpsc::Sender<Work>,
 }
 
 /// What becomes of the rules.
@@ -111,13 +119,28 @@ pub struct Change {
 }
 
 impl Rules {
-    /// None yet; `seed` decides what they draw.
-    #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self {
+    /// None yet; `seed` decides what they draw. What the calling thread may do now they may do later.
+    ///
+    /// # Errors
+    /// There can't be a thread for them.
+    pub fn new(seed: u64) -> anyhow::Result<Self> {
+        let (hand, works) = mpsc::channel::<Work>();
+        // It ends with the sender.
+        std::thread::Builder::new()
+            .name("rules".to_owned())
+            .spawn(move || {
+                if let Err(error) = SigSet::all().thread_block() {
+                    log::warn!("signals may be lost: {error}");
+                }
+                for work in works {
+                    work();
+                }
+            })?;
+        Ok(Self {
             seed,
             now: Mutex::default(),
-        }
+            hand,
+        })
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -382,15 +405,23 @@ fn must_begin_anew(force: &Force, plan: &Plan) -> Result<bool, ApiError> {
         || shaped(&force.plan))
 }
 
-/// Does what may take long where it holds nobody up.
+/// Does what may take long, and what needs rights, on the thread that has them.
 pub(crate) async fn off_the_runtime<T: Send + 'static>(
     rules: &Arc<Rules>,
     work: impl FnOnce(&Rules) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let rules = Arc::clone(rules);
-    tokio::task::spawn_blocking(move || work(&rules))
-        .await
-        .map_err(anyhow::Error::from)?
+    let (done, result) = oneshot::channel();
+    let own = Arc::clone(rules);
+    let whole = move || {
+        // Whoever asked may have gone away meanwhile.
+        drop(done.send(work(&own)));
+    };
+    let gone = "the thread of the packet rules has ended: restart the daemon";
+    rules
+        .hand
+        .send(Box::new(whole))
+        .map_err(|_| anyhow!(gone))?;
+    result.await.map_err(|_| anyhow!(gone))?
 }
 
 pub(crate) fn routes() -> Router<Arc<Proxies>> {
@@ -494,8 +525,7 @@ async fn take_away(proxies: &Proxies, ids: Vec<u64>) -> Answer {
 }
 
 /// What this machine can do, as `fault doctor --json` tells it.
-async fn doctor() -> Answer {
-    let report = tokio::task::spawn_blocking(Report::gather).await;
-    let report = report.map_err(anyhow::Error::from)?;
-    Ok(Json(json!(report?)).into_response())
+async fn doctor(State(proxies): Api) -> Answer {
+    let report = off_the_runtime(proxies.rules(), |_rules| Ok(Report::gather()?)).await?;
+    Ok(Json(json!(report)).into_response())
 }

@@ -18,7 +18,11 @@ use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::container::{self, Container, Places};
 use crate::process::netns::NetworkNamespace;
 use crate::process::tree::Aim as Tree;
-use crate::steer::Steering;
+use crate::steer::{Steering, Whose};
+use crate::tell::tell;
+use crate::watch::open::Sockets;
+
+use super::rules::Parsed;
 
 /// Options that say whose traffic is touched.
 #[derive(Debug, Args)]
@@ -111,7 +115,7 @@ impl Place {
             None => work(),
         }?;
         for note in prepared.notes() {
-            eprintln!("fault: {note}");
+            tell!("fault: {note}");
         }
         Ok(prepared)
     }
@@ -221,10 +225,10 @@ impl Aim {
             .transpose()
     }
 
-    /// Leads connections to the relay, when the plan has stream rules: those of a scope, or of the whole host.
+    /// Leads connections to the relay, when the plan has stream rules: those of a scope, or of a whole network namespace.
     ///
     /// # Errors
-    /// Another network namespace is aimed at, there is no cgroup2, or the kernel refuses.
+    /// A container is to be followed, there is no cgroup2, or the kernel refuses.
     pub async fn steer(
         &self,
         place: &Place,
@@ -243,25 +247,47 @@ impl Aim {
                 first.fault.name()
             );
         }
-        if place.namespace.is_some() {
-            anyhow::bail!(
-                "`{}` needs the relay, which can't be put into another network namespace: run fault in there, or use packet \
-                 faults such as `delay`",
-                first.fault.name()
-            );
-        }
-        let root;
-        let cgroup = if let Some(scope) = scope {
-            &scope.path
-        } else {
-            root = Hierarchy::find()?;
-            root.path()
+        let (cgroup, all_cgroups) = match (scope, &place.container) {
+            (Some(scope), _) => (scope.path.clone(), false),
+            (None, Some(container)) => {
+                let own = Hierarchy::find()?.of(Pid::from_raw(container.pid))?;
+                (own.path().to_owned(), own.level() == 0)
+            }
+            (None, None) => (Hierarchy::find()?.path().to_owned(), true),
         };
-        // What the relay sends for the command is the command's to packet rules.
-        let marker = scope.map(|scope| prepared.marker(scope)).transpose()?;
-        Steering::start(&rules, plan.seed, cgroup, marker)
-            .await
-            .map(Some)
+        let whose = Whose {
+            cgroup: &cgroup,
+            all_cgroups,
+            namespace: place.namespace.as_ref(),
+            // What the relay sends for the command is the command's to packet rules.
+            marker: scope.map(|scope| prepared.marker(scope)).transpose()?,
+        };
+        Steering::start(&rules, plan.seed, whose).await.map(Some)
+    }
+
+    /// What tells how many connections are open to the targets of the rules. Nothing where that can't be told: of a
+    /// container that is followed to other network namespaces, or without `CONFIG_INET_DIAG`.
+    #[must_use]
+    pub fn sockets(
+        &self,
+        place: &Place,
+        scope: Option<&Scope>,
+        parsed: &Parsed,
+    ) -> Option<Sockets> {
+        if self.follow {
+            return None;
+        }
+        let cgroup = scope.map(|scope| scope.path.clone());
+        match Sockets::new(cgroup, place.namespace.as_ref()) {
+            Ok(mut sockets) => {
+                sockets.look_at(parsed.named_targets());
+                Some(sockets)
+            }
+            Err(error) => {
+                log::warn!("`fault top` will not see how many connections are open: {error:#}");
+                None
+            }
+        }
     }
 
     /// What was asked to hold packets; the last one counts.

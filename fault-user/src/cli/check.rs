@@ -3,15 +3,21 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 
-use super::rules::Rules;
-use super::{Failure, Outcome, exit};
+use super::rules::{Parsed, Rules};
+use super::{Failure, Outcome, exit, print_json};
 use crate::plan::Plan;
 use crate::report::expectations;
+use crate::rule::scenario::Expect;
 use crate::rule::timeline;
+use crate::tell;
 
 /// Columns of the picture where the terminal does not tell.
 const WIDTH: usize = 100;
+
+/// The most windows of a rule that are listed.
+const MOST_WINDOWS: usize = 1000;
 
 /// Check a scenario file or rules without applying them: prints the timeline, and the mechanism that each
 /// rule would get here.
@@ -22,6 +28,9 @@ pub struct Check {
     /// The scenario file (.json, .yaml, .toml).
     #[arg(value_name = "FILE", conflicts_with = "file")]
     scenario: Option<PathBuf>,
+    /// Print it as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Check {
@@ -43,11 +52,61 @@ impl Check {
         let horizon = parsed
             .length_ns
             .unwrap_or_else(|| timeline::horizon_ns(&rules));
-        println!("{}", timeline::picture(&rules, horizon, width()));
-        for rule in &plan.rules {
-            println!("{}  by {}", rule.text, rule.mechanism(None));
+        if self.json {
+            print_json(&Checked::new(&parsed, &plan, horizon))?;
+            return Ok(exit::SUCCESS);
         }
+        let picture = timeline::picture(&rules, horizon, width());
+        let carried = plan
+            .rules
+            .iter()
+            .map(|rule| format!("{}  by {}\n", rule.text, rule.mechanism(None)));
+        tell::data(&format!("{picture}\n{}", carried.collect::<String>()))?;
         Ok(exit::SUCCESS)
+    }
+}
+
+/// What was found, for programs.
+#[derive(Serialize)]
+struct Checked<'a> {
+    /// The seed, where one was given.
+    seed: Option<u64>,
+    /// How long the timeline is, in milliseconds.
+    length_ms: u64,
+    rules: Vec<CheckedRule<'a>>,
+    expect: &'a Expect,
+}
+
+/// A rule of it.
+#[derive(Serialize)]
+struct CheckedRule<'a> {
+    rule: &'a str,
+    target: &'a str,
+    /// What would carry it here.
+    mechanism: String,
+    /// When it acts, in milliseconds: from, to.
+    windows_ms: Vec<(u64, u64)>,
+}
+
+impl<'a> Checked<'a> {
+    fn new(parsed: &'a Parsed, plan: &'a Plan, horizon_ns: u64) -> Self {
+        const MS_NS: u64 = 1_000_000;
+        let rules = plan.rules.iter().zip(&parsed.rules);
+        let rules = rules.map(|(rule, (_, resolved))| CheckedRule {
+            rule: &rule.text,
+            target: &rule.target,
+            mechanism: rule.mechanism(None),
+            windows_ms: timeline::windows(&resolved.modifiers, horizon_ns)
+                .take(MOST_WINDOWS)
+                .map(|(from, to)| (from / MS_NS, to / MS_NS))
+                .collect(),
+        });
+        Self {
+            seed: parsed.seed,
+            length_ms: horizon_ns / MS_NS,
+            rules: rules.collect(),
+            expect: &parsed.expect,
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use clap::Args;
 
-use super::{Outcome, exit};
+use super::{Outcome, exit, print_json};
 use crate::kernel::leftovers::{Fate, Places, clean};
+use crate::tell;
 
 /// Remove everything that a killed instance may have left. Safe at any time: what a living instance
 /// uses is not touched.
@@ -22,12 +23,12 @@ impl Clean {
     pub fn execute(self) -> Outcome {
         let found = clean(&Places::of_this_machine())?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&found)?);
+            print_json(&found)?;
         } else if found.is_empty() {
-            println!("nothing was left behind");
+            tell::data("nothing was left behind\n")?;
         } else {
             for leftover in &found {
-                println!("{leftover}");
+                tell::data(&format!("{leftover}\n"))?;
             }
         }
         let kept = found

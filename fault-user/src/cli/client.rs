@@ -1,7 +1,5 @@
 //! `fault list`, `add`, `remove`, `reset`, `stats`, `events`: a client of the daemon's API.
 
-use std::io::Write;
-
 use anyhow::{Context, bail};
 use axum::body::Bytes;
 use axum::http::{Method, Request, header};
@@ -11,6 +9,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::tell;
 
 /// Which daemon.
 #[derive(Debug, clap::Args)]
@@ -145,7 +145,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
     let rules = call(&args.target, Method::GET, "/v1/rules", None)?;
     if args.json {
         let all = json!({"proxies": proxies, "rules": rules});
-        return print(&format!("{all:#}\n"));
+        return tell::data(&format!("{all:#}\n"));
     }
     let mut text = String::new();
     for proxy in proxies.as_object().into_iter().flat_map(Map::values) {
@@ -190,7 +190,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
             ),
         );
     }
-    print(&text)
+    tell::data(&text)
 }
 
 /// Adds a rule, a proxy or a toxic and prints it as JSON.
@@ -228,7 +228,7 @@ pub fn add(args: &AddArgs) -> anyhow::Result<()> {
         }
     };
     let added = call(&args.target, Method::POST, &path, Some(&body))?;
-    print(&format!("{added:#}\n"))
+    tell::data(&format!("{added:#}\n"))
 }
 
 /// Reads NAME=VALUE; a value that is JSON is taken as such, any other is a text.
@@ -273,7 +273,7 @@ pub fn reset(target: &Target) -> anyhow::Result<()> {
 pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
     let stats = call(&args.target, Method::GET, "/v1/stats", None)?;
     if args.json {
-        return print(&format!("{stats:#}\n"));
+        return tell::data(&format!("{stats:#}\n"));
     }
     let mut text = String::new();
     for (name, proxy) in stats.as_object().into_iter().flatten() {
@@ -302,7 +302,7 @@ pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
             );
         }
     }
-    print(&text)
+    tell::data(&text)
 }
 
 /// Prints events, one JSON object per line, until the daemon ends or the output is closed.
@@ -320,7 +320,7 @@ pub fn events(target: &Target) -> anyhow::Result<()> {
             while let Some(end) = pending.find('\n') {
                 let line: String = pending.drain(..=end).collect();
                 if let Some(event) = line.strip_prefix("data: ") {
-                    print(event)?;
+                    tell::data(event)?;
                 }
             }
         }
@@ -331,14 +331,6 @@ pub fn events(target: &Target) -> anyhow::Result<()> {
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     use std::fmt::Write;
     writeln!(text, "{line}").expect("writing to a string does not fail");
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut output = std::io::stdout().lock();
-    output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.flush())
-        .context("can't write to the standard output")
 }
 
 fn plain(value: &Value) -> &str {

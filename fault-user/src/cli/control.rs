@@ -16,8 +16,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::kernel::injection::{Hits, Injection};
 use crate::plan::Plan;
 use crate::steer::Steering;
+use crate::tell::tell;
 
+use super::rules::Parsed;
 use super::turns::Turns;
+use crate::watch::open::Sockets;
 
 /// What the socket's name begins with; the process's number follows.
 pub const NAME: &str = "fault-top-";
@@ -110,6 +113,8 @@ pub struct Control {
     /// The places of the rules that are switched off.
     off: BTreeSet<usize>,
     turns: Turns,
+    /// What tells how many connections are open, where that can be told.
+    sockets: Option<Sockets>,
     title: String,
 }
 
@@ -124,7 +129,7 @@ pub enum Event {
 impl Control {
     /// Listens. To be called in a runtime. Where that can't be, nobody can ask, and all else goes on.
     #[must_use]
-    pub fn open(title: String, turns: Turns) -> Self {
+    pub fn open(title: String, turns: Turns, sockets: Option<Sockets>) -> Self {
         let (sender, asked) = mpsc::channel(1);
         match listen() {
             Ok(listener) => {
@@ -140,6 +145,7 @@ impl Control {
             asked,
             off: BTreeSet::new(),
             turns,
+            sockets,
             title,
         }
     }
@@ -154,8 +160,11 @@ impl Control {
     }
 
     /// Other rules are in force now, all of them.
-    pub fn forget(&mut self) {
+    pub fn forget(&mut self, parsed: &Parsed) {
         self.off.clear();
+        if let Some(sockets) = &mut self.sockets {
+            sockets.look_at(parsed.named_targets());
+        }
     }
 
     /// Takes out the rules whose time has not come.
@@ -175,7 +184,7 @@ impl Control {
         self.install(&self.off, injection, plan)?;
         injection.retire(plan, &change.over)?;
         for line in change.told {
-            eprintln!("fault: {line}");
+            tell!("fault: {line}");
         }
         Ok(())
     }
@@ -248,7 +257,7 @@ impl Control {
     }
 
     fn snapshot(
-        &self,
+        &mut self,
         injection: &Injection,
         plan: &Plan,
         steering: Option<&Steering>,
@@ -268,19 +277,29 @@ impl Control {
             hits: hits.stats.hit_packets,
             connections: hits.connections,
         });
+        let rules: Vec<_> = rules.collect();
+        let mut targets = targets(plan, &hits, steering);
+        if let Some(sockets) = &mut self.sockets {
+            for (name, count) in sockets.count()? {
+                for line in targets.iter_mut().filter(|line| line.target == name) {
+                    line.open = Some(line.open.unwrap_or(0) + count);
+                }
+            }
+        }
         let elapsed_ms = injection.started().elapsed().as_millis();
         Ok(Snapshot {
             title: self.title.clone(),
             seed: Some(plan.seed),
             elapsed_ms: u64::try_from(elapsed_ms).unwrap_or(u64::MAX),
-            rules: rules.collect(),
-            targets: targets(plan, &hits, steering),
+            rules,
+            targets,
         })
     }
 }
 
-/// What the rules of each target have seen. Several see the same packets: the one that saw most counts.
-fn targets(plan: &Plan, hits: &[Hits], steering: Option<&Steering>) -> Vec<TargetLine> {
+/// What the rules of each target have seen, in the order of the rules. Several see the same packets: the one that saw most counts.
+#[must_use]
+pub fn targets(plan: &Plan, hits: &[Hits], steering: Option<&Steering>) -> Vec<TargetLine> {
     let led = steering.map(Steering::traffic).unwrap_or_default();
     let mut lines: Vec<TargetLine> = Vec::new();
     for (index, (rule, hits)) in plan.rules.iter().zip(hits).enumerate() {

@@ -1,7 +1,7 @@
 //! `fault daemon`: the control API and its proxies.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Events, Guard, Proxies};
 use crate::doctor::capabilities::Capability;
+use crate::process::rights;
 use crate::relay::Engine;
+use crate::tell::tell;
+
+use super::inject::Ends;
 
 /// Options of `fault daemon`.
 #[derive(Debug, clap::Args)]
@@ -66,7 +69,7 @@ const RIGHTS: [Capability; 4] = [
     Capability::NetAdmin,
 ];
 
-/// Runs until SIGINT or SIGTERM.
+/// Runs until SIGINT, SIGTERM or SIGHUP.
 ///
 /// # Errors
 ///
@@ -89,7 +92,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let engine = engine.context("can't start the relay's threads")?;
     let udp_idle = Duration::from_secs(args.udp_idle);
-    let proxies = Arc::new(Proxies::new(engine, seed, udp_idle, Events::default()));
+    let proxies = Arc::new(Proxies::new(engine, seed, udp_idle, Events::default())?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -98,8 +101,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<()> {
     // Before anything can be stopped half-way.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut ends = Ends::listen()?;
     let listener = listen(args).await?;
     let address = listener.local_addr()?;
     let unix = args.socket.as_deref().map(bind_socket).transpose()?;
@@ -128,12 +130,13 @@ async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<
     if args.socket.is_none() {
         super::give_up(&RIGHTS);
     }
-    tokio::spawn(Arc::clone(proxies.rules()).tell(proxies.events().clone()));
-    eprintln!("fault daemon: API on http://{address}, seed {seed}");
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    // It reads what comes from the network from here on.
+    if let Err(error) = rights::confine(args.socket.as_deref()) {
+        log::warn!("fault may do more than it needs to: {error:#}");
     }
+    tokio::spawn(Arc::clone(proxies.rules()).tell(proxies.events().clone()));
+    tell!("fault daemon: API on http://{address}, seed {seed}");
+    ends.come().await;
     proxies.stop().await;
     if let Some(path) = &args.socket {
         std::fs::remove_file(path).with_context(|| format!("can't remove {}", path.display()))?;
@@ -144,7 +147,7 @@ async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<
 async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
     let address = match args.listen {
         Some(address) => address,
-        None => resolve(&args.host, args.port).await?,
+        None => resolve(&args.host, args.port)?,
     };
     if !is_loopback(address.ip()) && args.token.as_deref().is_none_or(str::is_empty) {
         bail!(
@@ -160,10 +163,11 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-async fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
+/// Not by tokio, whose thread for it would keep rights that are given up here.
+fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let found = tokio::net::lookup_host((host, port)).await;
-    let addresses: Vec<SocketAddr> = found
+    let addresses: Vec<SocketAddr> = (host, port)
+        .to_socket_addrs()
         .with_context(|| format!("--host {host} can't be resolved"))?
         .collect();
     let first = addresses

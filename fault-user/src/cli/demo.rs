@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 
-use super::{Outcome, exit};
+use super::{Failure, Outcome, exit};
+use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Wishes, prepare};
 use crate::kernel::interfaces::{Selection, list, select};
 use crate::plan::Plan;
 use crate::rule::{Rule, SystemResolver, Targets};
+use crate::tell;
 
 /// Requests in each phase.
 const REQUESTS: usize = 60;
@@ -34,6 +36,7 @@ impl Demo {
     /// # Errors
     /// No rights, or a fault that can't be carried out.
     pub fn execute(self) -> Outcome {
+        preflight(&[Need::Programs])?;
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("starting the demo's server")?;
         let address = listener.local_addr()?;
@@ -41,34 +44,48 @@ impl Demo {
             .name("demo-server".to_owned())
             .spawn(move || serve(&listener))
             .context("starting the demo's server")?;
-        println!(
-            "An echo server on {address} and its client; {REQUESTS} requests in each phase.\n"
-        );
+        let rule: Rule = format!("tcp:{} {}", address.port(), self.fault)
+            .parse()
+            .map_err(Failure::usage)?;
+        let plan = plan_of(rule)?;
+        tell::data(&format!(
+            "An echo server on {address} and its client; {REQUESTS} requests in each phase.\n\n"
+        ))?;
         let before = measure(address)?;
-        show("before", &before);
-        let rule = format!("tcp:{} {}", address.port(), self.fault);
-        let during = hurt(&rule, address)?;
-        show(&self.fault, &during);
+        show("before", &before)?;
+        let during = hurt(&plan, address)?;
+        show(&self.fault, &during)?;
         let after = measure(address)?;
-        show("healed", &after);
+        show("healed", &after)?;
         if after.iter().any(Option::is_none) {
             return Err(anyhow!("requests still fail after healing").into());
         }
-        println!(
-            "\nThe same on a program of yours:\n  fault run -r 'tcp:PORT {}' -- CMD",
+        tell::data(&format!(
+            "\nThe same on a program of yours:\n  sudo fault run -r 'tcp:PORT {}' -- CMD\n",
             self.fault
-        );
+        ))?;
         Ok(exit::SUCCESS)
     }
 }
 
+fn plan_of(rule: Rule) -> Result<Plan, Failure> {
+    let resolved = rule
+        .resolve(&Targets::new(), &mut SystemResolver)
+        .map_err(Failure::usage)?;
+    let plan = Plan::new(&[(rule, resolved)], SEED, None, None).map_err(Failure::usage)?;
+    if let Some((_, stream)) = plan.stream_rules().first() {
+        return Err(Failure::usage(anyhow!(
+            "`{}` is a fault of the stream, and the demo shows those of packets, such as loss=30% or delay=50ms",
+            stream.fault.name()
+        )));
+    }
+    Ok(plan)
+}
+
 /// Measures with a rule in force, and heals.
-fn hurt(text: &str, address: SocketAddr) -> Result<Vec<Option<Duration>>> {
-    let rule: Rule = text.parse()?;
-    let resolved = rule.resolve(&Targets::new(), &mut SystemResolver)?;
-    let plan = Plan::new(&[(rule, resolved)], SEED, None, None)?;
+fn hurt(plan: &Plan, address: SocketAddr) -> Result<Vec<Option<Duration>>> {
     let loopback = select(&list()?, &Selection::Names(vec!["lo".to_owned()]))?;
-    let injection = prepare(&plan, &loopback, &Wishes::default())?.start()?;
+    let injection = prepare(plan, &loopback, &Wishes::default())?.start()?;
     let times = measure(address);
     injection.heal()?;
     times
@@ -145,7 +162,7 @@ fn serve(listener: &TcpListener) {
 }
 
 /// One bar for each request, on a logarithmic scale from 50 us to the patience.
-fn show(title: &str, times: &[Option<Duration>]) {
+fn show(title: &str, times: &[Option<Duration>]) -> Result<()> {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let picture: String = times
         .iter()
@@ -167,11 +184,10 @@ fn show(title: &str, times: &[Option<Duration>]) {
     let failed = times.len() - sorted.len();
     let median = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
     let slowest = sorted.last().copied().unwrap_or_default();
-    println!("{title:>10}  {picture}");
-    println!(
-        "{:>10}  median {:.2} ms, slowest {:.1} ms, {failed} failed",
+    tell::data(&format!(
+        "{title:>10}  {picture}\n{:>10}  median {:.2} ms, slowest {:.1} ms, {failed} failed\n",
         "",
         median.as_secs_f64() * 1e3,
         slowest.as_secs_f64() * 1e3
-    );
+    ))
 }

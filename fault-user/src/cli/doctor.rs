@@ -2,8 +2,9 @@
 
 use clap::Args;
 
-use super::{Outcome, exit};
+use super::{Outcome, exit, print_json};
 use crate::doctor::Report;
+use crate::tell;
 
 /// Tell what this machine can do: capabilities, kernel features, mechanisms, leftovers.
 #[derive(Debug, Args)]
@@ -21,9 +22,9 @@ impl Doctor {
     pub fn execute(self) -> Outcome {
         let report = Report::gather()?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            print_json(&report)?;
         } else {
-            print!("{report}");
+            tell::data(&report.to_string())?;
         }
         Ok(if report.works() {
             exit::SUCCESS

@@ -9,11 +9,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Interval;
 
 use super::aim::{Aim, Place};
+use super::inject::many;
 use super::rules::Parsed;
 use crate::kernel::injection::{Injection, Wishes};
 use crate::plan::Plan;
 use crate::process::container::{self, Container, Places};
 use crate::process::proc::open_pidfd;
+use crate::tell::tell;
 
 /// How often a container that has ended is looked for.
 const PACE: Duration = Duration::from_millis(200);
@@ -95,15 +97,18 @@ impl Follower {
         let name = &self.name;
         match turn {
             Turn::Ended if self.follows => {
-                eprintln!("fault: the container `{name}` has ended; the rules wait for it");
+                tell!("fault: the container `{name}` has ended; the rules wait for it");
             }
-            Turn::Ended => eprintln!(
+            Turn::Ended => tell!(
                 "fault: the container `{name}` has ended, and its rules with it (--follow goes on when it is back)"
             ),
             Turn::Back(container) => match course.to(container) {
                 Ok(rules) => {
                     self.refused.clear();
-                    eprintln!("fault: the container `{name}` is back: {rules} rules in force");
+                    tell!(
+                        "fault: the container `{name}` is back: {} in force",
+                        many(rules)
+                    );
                 }
                 Err(error) => self.refuse(&format!("{error:#}")),
             },
@@ -114,7 +119,7 @@ impl Follower {
     fn refuse(&mut self, error: &str) {
         self.process = None;
         if self.refused != error {
-            eprintln!(
+            tell!(
                 "fault: the container `{}` is not followed yet: {error}",
                 self.name
             );

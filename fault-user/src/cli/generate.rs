@@ -4,6 +4,7 @@ use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
 use super::{Cli, Outcome, exit};
+use crate::tell;
 
 /// Print a shell's completions.
 #[derive(Debug, Args)]
@@ -20,7 +21,8 @@ impl Completions {
     pub fn execute(self) -> Outcome {
         let mut buffer = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "fault", &mut buffer);
-        write(&buffer)
+        tell::data(&String::from_utf8(buffer)?)?;
+        Ok(exit::SUCCESS)
     }
 }
 
@@ -37,14 +39,6 @@ pub fn man() -> Outcome {
         let name = format!("fault-{}", sub.get_name());
         clap_mangen::Man::new(sub.clone().name(name)).render(&mut buffer)?;
     }
-    write(&buffer)
-}
-
-/// A reader that closes early (`| head`) is no failure.
-fn write(bytes: &[u8]) -> Outcome {
-    use std::io::Write as _;
-    match std::io::stdout().write_all(bytes) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(exit::SUCCESS),
-    }
+    tell::data(&String::from_utf8(buffer)?)?;
+    Ok(exit::SUCCESS)
 }

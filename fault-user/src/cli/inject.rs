@@ -1,6 +1,6 @@
 //! `fault inject`.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -20,9 +20,11 @@ use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::kernel::ruleset::Scope;
 use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
+use crate::process::signals;
 use crate::report::summary;
 use crate::rule::units::parse_duration;
 use crate::steer::Steering;
+use crate::tell::{self, tell};
 
 /// How often the live line is written.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -112,8 +114,8 @@ impl Inject {
             .await?;
         let mut follower = Follower::of(&self.aim, &place)?;
         let mut injection = prepared.start()?;
-        eprintln!("fault: seed {}", plan.seed);
-        eprintln!("fault: {} rules in force; Ctrl-C heals", plan.rules.len());
+        tell!("fault: seed {}", plan.seed);
+        tell!("fault: {} in force; Ctrl-C heals", many(plan.rules.len()));
         let mut rights = place.rights(&self.aim, &injection);
         if self.watch {
             // The file may be a user's.
@@ -122,13 +124,17 @@ impl Inject {
         if !plan.stream_rules().is_empty() {
             rights.push(Capability::NetAdmin);
         }
+        if steering.as_ref().is_some_and(Steering::leads_datagrams) {
+            rights.extend([Capability::SysPtrace, Capability::DacOverride]);
+        }
         give_up(&rights);
         let turns = if self.watch {
             Turns::none(injection.started())
         } else {
             parsed.turns(injection.started())
         };
-        let mut control = Control::open("fault inject".to_owned(), turns);
+        let sockets = self.aim.sockets(&place, scope.as_ref(), parsed);
+        let mut control = Control::open("fault inject".to_owned(), turns, sockets);
         control.begin(&mut injection, &plan)?;
         let mut course = Course {
             inject: self,
@@ -151,7 +157,7 @@ impl Inject {
         injection: &mut Injection,
         old: &Plan,
         scope: Option<&Scope>,
-    ) -> Result<Plan, Failure> {
+    ) -> Result<(Plan, Parsed), Failure> {
         let parsed = self.rules.parse()?;
         if scope.is_none() && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -165,7 +171,15 @@ impl Inject {
             )));
         }
         injection.replace(old, &mut plan)?;
-        Ok(plan)
+        Ok((plan, parsed))
+    }
+}
+
+/// A number of rules, in words.
+pub(super) fn many(rules: usize) -> String {
+    match rules {
+        1 => "1 rule".to_owned(),
+        rules => format!("{rules} rules"),
     }
 }
 
@@ -200,25 +214,40 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// The signals that end it.
-struct Ends([Signal; 3]);
+/// The signals that end `fault inject` and `fault daemon`.
+pub(super) struct Ends {
+    interrupt: Signal,
+    terminate: Signal,
+    /// `None` under nohup(1).
+    hangup: Option<Signal>,
+}
 
 impl Ends {
-    fn listen() -> anyhow::Result<Self> {
-        Ok(Self([
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-        ]))
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let hangup = if signals::is_ignored(libc::SIGHUP)? {
+            None
+        } else {
+            Some(signal(SignalKind::hangup())?)
+        };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup,
+        })
     }
 
     /// Waits for one of them.
-    async fn come(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
+    pub(super) async fn come(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = hangup => {}
         }
     }
 }
@@ -270,7 +299,7 @@ impl Course<'_> {
             }
         }
         if live {
-            println!();
+            tell::live(format_args!("\n"));
         }
         Ok(())
     }
@@ -294,19 +323,19 @@ impl Course<'_> {
                 .inject
                 .reload(&mut self.injection, &self.plan, scope.as_ref())
             {
-                Ok(next) => {
+                Ok((next, parsed)) => {
                     self.plan = next;
-                    self.control.forget();
-                    eprintln!("fault: {} rules in force", self.plan.rules.len());
+                    self.control.forget(&parsed);
+                    tell!("fault: {} in force", many(self.plan.rules.len()));
                 }
                 Err(failure) => {
-                    eprintln!("fault: the old rules stay in force: {:#}", failure.error);
+                    tell!("fault: the old rules stay in force: {:#}", failure.error);
                 }
             }
         }
         if live {
-            print!("\r\x1b[K{}", summary::line(&self.plan, &self.hits()?));
-            std::io::stdout().flush()?;
+            let figures = summary::line(&self.plan, &self.hits()?);
+            tell::live(format_args!("\r\x1b[K{figures}"));
         }
         Ok(())
     }
@@ -324,7 +353,7 @@ impl Course<'_> {
         let hits = self.hits()?;
         let counters = self.injection.counters()?;
         let table = summary::table(&self.plan, &hits, &self.injection, &counters);
-        eprint!("{table}");
+        tell!("{}", table.trim_end());
         drop(self.steering);
         self.injection.heal()?;
         drop(self.place);

@@ -20,15 +20,16 @@ pub mod run;
 pub mod top;
 pub mod turns;
 
+use std::ffi::OsString;
 use std::fmt;
 
-use std::ffi::OsString;
-
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 use crate::doctor::capabilities::Capability;
 use crate::process::command::StartError;
 use crate::process::rights;
+use crate::tell::{self, ReaderGone};
 
 /// Exit codes: those of the documentation.
 pub mod exit {
@@ -56,6 +57,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whether it is only that nobody reads the output any more, which is no failure.
+    #[must_use]
+    pub fn is_reader_gone(&self) -> bool {
+        self.error.is::<ReaderGone>()
+    }
+
     /// The arguments are wrong.
     pub fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self {
@@ -175,6 +182,14 @@ impl Cli {
             Command::Man => generate::man(),
         }
     }
+}
+
+/// Writes data to the standard output as JSON.
+///
+/// # Errors
+/// It can't be written to.
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    tell::data(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
 /// Gives up all rights but these, now that everything is set up.

@@ -1,21 +1,23 @@
 //! What `fault run` looks at while the command runs, for expectations and reports.
 
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use nix::unistd::Pid;
 
 use super::Failure;
+use super::aim::Place;
 use super::rules::Parsed;
 use crate::kernel::clock::monotonic_ns;
-use crate::process::cgroup::Hierarchy;
+use crate::kernel::ruleset::Scope;
+use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::user::Identity;
 use crate::report::expectations;
 use crate::rule::scenario::Probe;
 use crate::rule::{ResolvedTarget, timeline::windows};
 use crate::watch::history::History;
 use crate::watch::probe::{self, Probing, Try};
-use crate::watch::{self, Watch};
+use crate::watch::{self, Watch, Whose};
 
 /// What is to be looked at.
 pub struct Wanted<'a> {
@@ -54,7 +56,7 @@ impl<'a> Wanted<'a> {
         if reported {
             for (_, rule) in &parsed.rules {
                 let known = targets.iter().any(|(name, _)| *name == rule.name);
-                if !known && watch::check(&rule.name, &rule.target).is_ok() {
+                if !known && watch::check(&rule.name, &rule.target, true).is_ok() {
                     targets.push((rule.name.clone(), rule.target.clone()));
                 }
             }
@@ -93,18 +95,16 @@ impl<'a> Wanted<'a> {
         Ok(())
     }
 
-    /// Begins to watch the connections of a cgroup, or of every process here. To be called before connections are led to
-    /// a relay.
+    /// Begins to watch the connections of what is aimed at: a cgroup, a network namespace, or every process here. To be
+    /// called before connections are led to a relay.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn watch(self, cgroup: Option<&Path>) -> Result<Observer<'a>> {
+    pub fn watch(self, place: &Place, scope: Option<&Scope>) -> Result<Observer<'a>> {
         let watch = if self.targets.is_empty() {
             None
-        } else if let Some(cgroup) = cgroup {
-            Some(Watch::start(cgroup, &self.targets)?)
         } else {
-            Some(Watch::start(Hierarchy::find()?.path(), &self.targets)?)
+            Some(self.start(place, scope)?)
         };
         Ok(Observer {
             wanted: self,
@@ -112,6 +112,33 @@ impl<'a> Wanted<'a> {
             probing: None,
         })
     }
+
+    fn start(&self, place: &Place, scope: Option<&Scope>) -> Result<Watch> {
+        let hierarchy = Hierarchy::find()?;
+        let of_container;
+        let (cgroup, netns) = if let Some(scope) = scope {
+            (scope.path.as_path(), 0)
+        } else if let Some(namespace) = &place.namespace {
+            of_container = match &place.container {
+                Some(container) => own_cgroup(&hierarchy, container.pid)?,
+                None => None,
+            };
+            match &of_container {
+                Some(cgroup) => (cgroup.path(), 0),
+                None => (hierarchy.path(), namespace.cookie()?),
+            }
+        } else {
+            (hierarchy.path(), 0)
+        };
+        Watch::start(Whose { cgroup, netns }, &self.targets)
+    }
+}
+
+/// The cgroup of a container, unless it shares that with fault itself.
+fn own_cgroup(hierarchy: &Hierarchy, pid: i32) -> Result<Option<Cgroup>> {
+    let cgroup = hierarchy.of(Pid::from_raw(pid))?;
+    let ours = hierarchy.of(Pid::this())?;
+    Ok((!ours.path().starts_with(cgroup.path())).then_some(cgroup))
 }
 
 impl Observer<'_> {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
+use fault_common::abi::MATCHES_MAX;
 
 use super::aim::Aim;
 use super::rules::Rules;
@@ -11,6 +12,7 @@ use super::run::{ReplayOptions, Run};
 use super::{Failure, Outcome};
 use crate::report::file::{Report, decisions};
 use crate::report::record::Decision;
+use crate::tell::tell;
 
 /// Do again exactly what was done in a run, by its report.
 ///
@@ -45,7 +47,13 @@ impl Replay {
         let report = Report::read(&self.report).map_err(Failure::usage)?;
         let decisions = decisions(&self.report).map_err(Failure::usage)?;
         let keys = decisions.iter().map(Decision::key).collect();
-        eprintln!("fault: {} decisions are repeated", decisions.len());
+        tell!("fault: {} decisions are repeated", decisions.len());
+        if report.rules.len() > MATCHES_MAX {
+            tell!(
+                "fault: of more than {MATCHES_MAX} rules ({}) each is in force only around its times: packets are found again as long as they come in the same window",
+                report.rules.len()
+            );
+        }
         let texts = report.rules.into_iter().map(|rule| rule.rule).collect();
         let targets = report
             .targets

@@ -13,7 +13,9 @@ use serde_json::json;
 use super::Failure;
 use super::turns::Turns;
 use crate::rule::scenario::{Expect, Format, ProbeCheck, Random, Scenario, ScenarioError};
-use crate::rule::{ResolvedRule, Rule, SystemResolver, Targets, named_target};
+use crate::rule::{
+    ResolvedRule, ResolvedTarget, Rule, RuleError, SystemResolver, Targets, conflict, named_target,
+};
 
 /// Where rules come from.
 #[derive(Debug, Args)]
@@ -35,6 +37,9 @@ pub struct Rules {
     /// Where all randomness comes from; drawn and printed when it is not given.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// They have been in force before, drawn ones among them.
+    #[arg(skip)]
+    recorded: bool,
 }
 
 /// The rules, read and looked up.
@@ -64,6 +69,7 @@ impl Rules {
             targets,
             random: None,
             seed: Some(seed),
+            recorded: true,
         }
     }
 
@@ -110,6 +116,7 @@ impl Rules {
                 rules.push(resolve(rule, &targets)?);
             }
         }
+        self.refuse_conflict(&rules, &targets, scenario.length.map(|length| length.0))?;
         let mut seed = self.seed.or(scenario.seed);
         let first = rules.len();
         if let Some(random) = random {
@@ -161,6 +168,30 @@ impl Rules {
         scenario
             .random
             .ok_or_else(|| Failure::usage(anyhow!("--random: no limits")))
+    }
+
+    /// Refuses a rule of the command line that does not fit to one before it. (Those of the file have been compared.)
+    fn refuse_conflict(
+        &self,
+        rules: &[(Rule, ResolvedRule)],
+        targets: &Targets,
+        length_ns: Option<u64>,
+    ) -> Result<(), Failure> {
+        if self.recorded {
+            return Ok(());
+        }
+        let written: Vec<&Rule> = rules.iter().map(|(rule, _)| rule).collect();
+        let Some(found) = conflict::find(&written, targets, length_ns) else {
+            return Ok(());
+        };
+        let (first, second) = (written[found.first], written[found.second]);
+        // The file's rules come before those of the command line, as they were typed.
+        let nth = (found.second + self.texts.len()).checked_sub(rules.len());
+        let input = nth.map_or_else(|| second.to_string(), |nth| self.texts[nth].clone());
+        Err(Failure::usage(RuleError::of_fault(
+            input,
+            format!("`{first}` {}", found.why),
+        )))
     }
 
     fn add_targets(&self, targets: &mut Targets) -> Result<(), Failure> {
@@ -215,6 +246,12 @@ impl Parsed {
         let rules = self.rules.iter();
         let rules = rules.map(|(rule, resolved)| (rule.to_string(), resolved));
         Turns::of(rules, &self.drawn, started)
+    }
+
+    /// The targets of the rules, with their names.
+    pub fn named_targets(&self) -> impl Iterator<Item = (&str, &ResolvedTarget)> {
+        let rules = self.rules.iter();
+        rules.map(|(_, rule)| (rule.name.as_str(), &rule.target))
     }
 
     /// Whether the rule was drawn.

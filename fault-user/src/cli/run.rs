@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use fault_common::abi::DecisionKey;
 
 use super::aim::{Aim, Place, scope_of};
-use super::control::Control;
+use super::control::{self, Control};
 use super::follow::{Follower, Moving};
 use super::observe::Wanted;
 use super::rules::{Parsed, Rules};
@@ -25,14 +24,14 @@ use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand, Running};
 use crate::process::user::Identity;
 use crate::report::expectations::{self, Facts, Verdict};
-use crate::report::file::{self, Amount, Expectation, Report, RuleReport, Sample};
+use crate::report::file::{self, Amount, Expectation, Report, RuleReport};
 use crate::report::record::Recorder;
+use crate::report::samples::{SAMPLING, Samples};
 use crate::report::{github, html, junit, summary};
 use crate::rule::windows;
 use crate::steer::Steering;
+use crate::tell::tell;
 
-/// How often figures are taken for a report.
-const SAMPLING: Duration = Duration::from_millis(100);
 /// Nanoseconds of a millisecond.
 const MS_NS: u64 = 1_000_000;
 
@@ -117,6 +116,12 @@ impl Run {
                 "--follow has no decisions of one run to write or repeat: take --events and --report away"
             )));
         }
+        if self.aim.follow && !parsed.expect.names().is_empty() {
+            return Err(Failure::usage(anyhow::anyhow!(
+                "--follow: connections can't be counted across restarts of a container: take `{}` out of the expectations",
+                parsed.expect.names()[0].0
+            )));
+        }
         let host = self.scope == ScopeKind::Host;
         if host && !self.aim.force {
             guard_host(&parsed.rules).map_err(Failure::usage)?;
@@ -154,6 +159,7 @@ impl Run {
                 Leftovers::Release,
             )?)
         };
+        let waiting = command.begin(own.as_ref())?;
         let scope = match &own {
             Some(own) => Some(scope_of(own.cgroup())?),
             None => place.scope(),
@@ -179,13 +185,14 @@ impl Run {
             Some(path) => Some(Recorder::start(prepared.take_events()?, path)?),
             None => None,
         };
-        eprintln!("fault: seed {seed}");
-        let mut observer = wanted.watch(scope.as_ref().map(|scope| scope.path.as_path()))?;
+        tell!("fault: seed {seed}");
+        let mut observer = wanted.watch(&place, scope.as_ref())?;
         let steering = self
             .aim
             .steer(&place, &plan, scope.as_ref(), &mut prepared)
             .await?;
         let mut follower = Follower::of(&self.aim, &place)?;
+        let sockets = self.aim.sockets(&place, scope.as_ref(), parsed);
         let mut run = Course {
             run: self,
             parsed,
@@ -194,17 +201,18 @@ impl Run {
             steering,
             plan,
             place,
-            samples: Vec::new(),
+            samples: Samples::default(),
         };
         let started = run.injection.started();
-        let mut control = Control::open(self.title(), parsed.turns(started));
+        let mut control = Control::open(self.title(), parsed.turns(started), sockets);
         control.begin(&mut run.injection, &run.plan)?;
-        let mut running = command.spawn(own.as_ref())?;
+        let mut running = waiting.go()?;
         give_up(&self.rights(&run, command, own.as_ref()));
         observer.probe(started);
         let ended = run.wait(&mut running, control, &mut follower).await?;
         let witnessed = observer.finish(run.injection.epoch_ns())?;
         let hits = run.hits()?;
+        run.sample(witnessed.history.length_ns / MS_NS, &hits);
         run.rest();
         let healed = observer.healed().await;
         if let Some(recorder) = recorder {
@@ -225,7 +233,7 @@ impl Run {
         if let Some(own) = own {
             let finished = own.finish()?;
             if !finished.released.is_empty() {
-                eprintln!(
+                tell!(
                     "fault: {} background processes of the command run on, unhurt",
                     finished.released.len()
                 );
@@ -250,6 +258,9 @@ impl Run {
         }
         if !run.plan.stream_rules().is_empty() {
             rights.push(Capability::NetAdmin);
+        }
+        if run.steering.as_ref().is_some_and(Steering::leads_datagrams) {
+            rights.extend([Capability::SysPtrace, Capability::DacOverride]);
         }
         let writes = self.report.is_some() || github::is_told();
         if writes || own.is_some_and(CommandCgroup::is_protected) {
@@ -278,14 +289,17 @@ impl Run {
     fn conclude(&self, run: &Course<'_>, parsed: &Parsed, facts: &Facts<'_>) -> Outcome {
         let (injection, plan, ended) = (&run.injection, &run.plan, facts.ended);
         let counters = injection.counters()?;
-        eprint!("{}", summary::table(plan, facts.hits, injection, &counters));
+        tell!(
+            "{}",
+            summary::table(plan, facts.hits, injection, &counters).trim_end()
+        );
         let mut unfired = summary::unfired(plan, facts.hits);
         // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
         if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
             unfired.retain(|(rule, _)| !parsed.is_drawn(rule));
         }
         for (rule, why) in &unfired {
-            eprintln!("fault: the rule `{rule}` never fired: {why}");
+            tell!("fault: the rule `{rule}` never fired: {why}");
         }
         let verdicts = expectations::verdicts(&parsed.expect, facts);
         let code = self.exit_code(parsed, &verdicts, unfired.is_empty(), ended);
@@ -295,10 +309,10 @@ impl Run {
         }
         for verdict in &verdicts {
             let mark = if verdict.holds { "ok" } else { "FAILED" };
-            eprintln!("fault: {mark}: {}", verdict.text);
+            tell!("fault: {mark}: {}", verdict.text);
         }
         if code == exit::UNFIRED {
-            eprintln!(
+            tell!(
                 "fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)"
             );
         }
@@ -348,14 +362,15 @@ impl Run {
             .iter()
             .map(|(name, target)| (name.clone(), target.to_string()))
             .collect();
-        let mut samples = run.samples.clone();
-        samples.push(Sample::of(length_ms, facts.hits));
         Report {
             version,
             fault,
             kernel,
             seed: run.plan.seed,
-            again: self.again_words(&run.plan, &targets, &command),
+            again: again(
+                std::env::args_os().map(|word| word.to_string_lossy().into_owned()),
+                run.plan.seed,
+            ),
             command,
             host: self.scope == ScopeKind::Host,
             started_unix_s: file::unix_s().saturating_sub(length_ms / 1000),
@@ -365,36 +380,37 @@ impl Run {
             targets,
             rules: rule_reports(run, facts, length_ms),
             expectations: verdicts.iter().map(Expectation::from).collect(),
-            samples,
+            samples: run.samples.rules.clone(),
+            traffic: run.samples.traffic.clone(),
             connects: file::connects(facts.history),
         }
     }
+}
 
-    /// The words that make the same draws again.
-    fn again_words(
-        &self,
-        plan: &Plan,
-        targets: &BTreeMap<String, String>,
-        command: &[String],
-    ) -> Vec<String> {
-        let mut words = vec!["sudo".to_owned(), "fault".to_owned(), "run".to_owned()];
-        words.extend(["--seed".to_owned(), plan.seed.to_string()]);
-        if self.scope == ScopeKind::Host {
-            words.extend(["--scope".to_owned(), "host".to_owned()]);
+/// The words that were typed, with the seed that was drawn and without a place for the report.
+fn again(arguments: impl IntoIterator<Item = String>, seed: u64) -> Vec<String> {
+    let mut again = vec!["sudo".to_owned(), "fault".to_owned()];
+    let mut arguments = arguments.into_iter().skip(1);
+    again.extend(arguments.next());
+    let drawn = again.len();
+    let mut has_seed = again.last().is_none_or(|command| command != "run");
+    while let Some(word) = arguments.next() {
+        if word == "--" {
+            again.push(word);
+            again.extend(arguments);
+            break;
         }
-        if let Some(mechanism) = self.aim.mechanism() {
-            words.extend(["--mechanism".to_owned(), mechanism.to_string()]);
+        if word == "--report" {
+            arguments.next();
+        } else if !word.starts_with("--report=") {
+            has_seed |= word == "--seed" || word.starts_with("--seed=");
+            again.push(word);
         }
-        for (name, target) in targets {
-            words.extend(["--target".to_owned(), format!("'{name}={target}'")]);
-        }
-        for rule in &plan.rules {
-            words.extend(["-r".to_owned(), format!("'{}'", rule.text)]);
-        }
-        words.push("--".to_owned());
-        words.extend(command.iter().cloned());
-        words
     }
+    if !has_seed {
+        again.splice(drawn..drawn, ["--seed".to_owned(), seed.to_string()]);
+    }
+    again
 }
 
 /// What `fault replay` may change about the run that it repeats.
@@ -421,7 +437,7 @@ struct Course<'a> {
     steering: Option<Steering>,
     plan: Plan,
     place: Place,
-    samples: Vec<Sample>,
+    samples: Samples,
 }
 
 impl Course<'_> {
@@ -442,10 +458,11 @@ impl Course<'_> {
                     control.handle(event, &mut self.injection, &self.plan, steering).await?;
                 }
                 _ = ticks.tick(), if sampled => {
-                    let at_ms = self.injection.started().elapsed().as_millis();
-                    let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
-                    let hits = self.hits()?;
-                    self.samples.push(Sample::of(at_ms, &hits));
+                    let at = self.injection.started().elapsed();
+                    if self.samples.is_due(at) {
+                        let hits = self.hits()?;
+                        self.sample(u64::try_from(at.as_millis()).unwrap_or(u64::MAX), &hits);
+                    }
                 }
                 turn = Follower::next(follower) => {
                     if let Some(follower) = follower.as_mut() {
@@ -454,6 +471,13 @@ impl Course<'_> {
                 }
             }
         }
+    }
+
+    /// Takes the figures of now for a report.
+    fn sample(&mut self, at_ms: u64, hits: &[Hits]) {
+        let lines = control::targets(&self.plan, hits, self.steering.as_ref());
+        let bytes = lines.iter().map(|line| (line.target.as_str(), line.bytes));
+        self.samples.take(at_ms, hits, bytes);
     }
 
     fn moving(&mut self) -> Moving<'_> {
@@ -524,4 +548,27 @@ fn write_report(folder: &Path, report: &Report) -> anyhow::Result<()> {
     write("junit.xml", junit::render(report)?)?;
     write("report.html", html::render(report).into_bytes())?;
     github::tell(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_repeated_as_it_was_typed() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let repeated = |typed| again(words(typed), 7).join(" ");
+        assert_eq!(
+            repeated("./fault run --report out -f a.yaml --container db -- x --report y"),
+            "sudo fault run --seed 7 -f a.yaml --container db -- x --report y"
+        );
+        assert_eq!(
+            repeated("fault run --seed=3 -- x"),
+            "sudo fault run --seed=3 -- x"
+        );
+        assert_eq!(
+            repeated("fault replay out -- x"),
+            "sudo fault replay out -- x"
+        );
+    }
 }

@@ -19,14 +19,10 @@ pub enum Capability {
     NetBindService,
     /// Interfaces, qdiscs, filters, taps; attaching network programs.
     NetAdmin,
-    /// Raw sockets.
-    NetRaw,
     /// Other users' descriptors in `/proc`.
     SysPtrace,
     /// Other namespaces; stands in for `Bpf` and `Perfmon`, and is the only one before Linux 5.8.
     SysAdmin,
-    /// More than the resource limits allow.
-    SysResource,
     /// The verifier's full pointer arithmetic.
     Perfmon,
     /// Maps and programs.
@@ -35,15 +31,13 @@ pub enum Capability {
 
 impl Capability {
     /// Those that a machine or container may lack, in the kernel's order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 8] = [
         Self::Kill,
         Self::Setgid,
         Self::Setuid,
         Self::NetAdmin,
-        Self::NetRaw,
         Self::SysPtrace,
         Self::SysAdmin,
-        Self::SysResource,
         Self::Perfmon,
         Self::Bpf,
     ];
@@ -57,10 +51,8 @@ impl Capability {
             Self::Setuid => 7,
             Self::NetBindService => 10,
             Self::NetAdmin => 12,
-            Self::NetRaw => 13,
             Self::SysPtrace => 19,
             Self::SysAdmin => 21,
-            Self::SysResource => 24,
             Self::Perfmon => 38,
             Self::Bpf => 39,
         }
@@ -76,10 +68,8 @@ impl Capability {
             Self::Setuid => "SETUID",
             Self::NetBindService => "NET_BIND_SERVICE",
             Self::NetAdmin => "NET_ADMIN",
-            Self::NetRaw => "NET_RAW",
             Self::SysPtrace => "SYS_PTRACE",
             Self::SysAdmin => "SYS_ADMIN",
-            Self::SysResource => "SYS_RESOURCE",
             Self::Perfmon => "PERFMON",
             Self::Bpf => "BPF",
         }
@@ -94,12 +84,10 @@ impl Capability {
             Self::Setgid | Self::Setuid => "running the command as another user",
             Self::NetBindService => "proxies on ports below 1024",
             Self::NetAdmin => "attaching programs, qdiscs, taps",
-            Self::NetRaw => "not needed: no raw socket is opened",
             Self::SysPtrace => {
                 "looking into other containers' and users' processes (--container, --pid)"
             }
             Self::SysAdmin => "entering other namespaces (--netns, --container)",
-            Self::SysResource => "not needed: no limit is raised",
             Self::Perfmon => "loading programs: the verifier's full pointer arithmetic",
             Self::Bpf => "loading programs and maps",
         }

@@ -14,6 +14,7 @@ use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
 use capabilities::{Capability, Rights};
+use nix::errno::Errno;
 pub use preflight::{Need, Unmet, preflight};
 use serde::Serialize;
 use std::fmt;
@@ -25,6 +26,8 @@ pub struct Check {
     pub name: String,
     /// Whether it is there.
     pub ok: bool,
+    /// Whether that is known: without rights many things can't be tried.
+    pub tried: bool,
     /// What was found: where, which one, or the kernel's own error.
     pub detail: String,
     /// What to do about it; only where it is missing and something can be done.
@@ -33,18 +36,42 @@ pub struct Check {
 
 impl Check {
     fn new(name: &str, found: Result<String>, advice: &str) -> Self {
+        let tried = !found.as_ref().is_err_and(is_forbidden);
         let (ok, detail) = match found {
             Ok(detail) => (true, detail),
+            Err(_) if !tried => (false, "can't be tried without more rights".to_owned()),
             Err(error) => (false, format!("{error:#}")),
         };
-        let advice = (!ok && !advice.is_empty()).then(|| advice.to_owned());
+        let advice = (!ok && tried && !advice.is_empty()).then(|| advice.to_owned());
         Self {
             name: name.to_owned(),
             ok,
+            tried,
             detail,
             advice,
         }
     }
+}
+
+/// Yes, no, or nobody knows.
+fn mark(ok: bool, tried: bool) -> &'static str {
+    match (ok, tried) {
+        (true, _) => "yes",
+        (false, true) => "no",
+        (false, false) => "?",
+    }
+}
+
+/// Whether the kernel has refused even to try.
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    let is_right = |errno: i32| errno == nix::libc::EPERM || errno == nix::libc::EACCES;
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        let errno = cause.downcast_ref::<Errno>();
+        io.and_then(std::io::Error::raw_os_error)
+            .is_some_and(is_right)
+            || errno.is_some_and(|errno| is_right(*errno as i32))
+    })
 }
 
 /// How a group of faults would be carried out here.
@@ -54,6 +81,8 @@ pub struct Mechanism {
     pub faults: &'static str,
     /// What this machine offers for them; `None` when nothing does.
     pub mechanism: Option<&'static str>,
+    /// Whether what it depends on could be tried.
+    pub tried: bool,
     /// What it would take; only where nothing does.
     pub advice: Option<&'static str>,
 }
@@ -73,8 +102,8 @@ pub struct Report {
     pub traffic: Vec<Check>,
     /// Faults and how they would be carried out.
     pub mechanisms: Vec<Mechanism>,
-    /// What killed instances have left.
-    pub leftovers: Vec<Leftover>,
+    /// What killed instances have left; `None` where that may not be read.
+    pub leftovers: Option<Vec<Leftover>>,
 }
 
 impl Report {
@@ -92,23 +121,19 @@ impl Report {
             names.release().display(),
             names.machine().display()
         );
-        let mut system = system_checks(&rights);
-        let leftovers = leftovers::find(&Places::of_this_machine()).unwrap_or_else(|error| {
-            system.push(Check::new(
-                "leftovers",
-                Err(error),
-                "run with sudo to see them",
-            ));
-            Vec::new()
-        });
+        let leftovers = match leftovers::find(&Places::of_this_machine()) {
+            Err(error) if is_forbidden(&error) => None,
+            found => Some(found?),
+        };
         let programs = program_checks();
         let traffic = traffic_checks();
         Ok(Self {
-            system,
+            system: system_checks(&rights),
             capabilities: capability_checks(&rights),
             mechanisms: mechanisms(|name| {
                 let mut all = programs.iter().chain(&traffic);
-                all.any(|check| check.name == name && check.ok)
+                let check = all.find(|check| check.name == name)?;
+                check.tried.then_some(check.ok)
             }),
             kernel,
             programs,
@@ -159,7 +184,7 @@ fn system_checks(rights: &Rights) -> Vec<Check> {
         Check::new(
             "namespaces",
             namespaces,
-            "needs CAP_SYS_ADMIN; most of what is tried in one shows as missing",
+            "see /proc/sys/user/max_net_namespaces; most of what is tried in one shows as missing",
         ),
         Check::new("lockdown", lockdown, "boot with lockdown=integrity or less"),
     ]
@@ -172,10 +197,10 @@ fn capability_checks(rights: &Rights) -> Vec<Check> {
         } else {
             Err(anyhow::anyhow!("{}", capability.purpose()))
         };
-        let advice = match (capability, rights.is_root) {
-            (Capability::SysResource | Capability::NetRaw, _) => String::new(),
-            (_, true) => format!("in a container: --cap-add {}", capability.name()),
-            (_, false) => "run with sudo".to_owned(),
+        let advice = if rights.is_root {
+            format!("in a container: --cap-add {}", capability.name())
+        } else {
+            "run with sudo".to_owned()
         };
         Check::new(&format!("CAP_{}", capability.name()), found, &advice)
     };
@@ -253,7 +278,11 @@ fn traffic_checks() -> Vec<Check> {
     let yes = |found: Result<()>| found.map(|()| "works".to_owned());
     let qdisc = |kind: &'static str| {
         let found = probe::in_throw_away_netns(|| probe::qdisc(kind));
-        Check::new(kind, yes(found), &format!("modprobe sch_{kind}"))
+        Check::new(
+            kind,
+            yes(found),
+            &format!("modprobe sch_{kind}; only what is asked for by --mechanism needs it"),
+        )
     };
     let apart = |try_it: fn() -> Result<()>| yes(probe::in_throw_away_netns(try_it));
     let tap_advice = "modprobe tun, or in a container --device /dev/net/tun";
@@ -274,44 +303,59 @@ fn traffic_checks() -> Vec<Check> {
     ]
 }
 
-/// What each group of faults is carried out by; `has` tells whether a feature is there.
-fn mechanisms(has: impl Fn(&str) -> bool) -> Vec<Mechanism> {
+/// What each group of faults is carried out by; `look` tells whether a feature is there, if that is known.
+fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
+    let has = |name| look(name) == Some(true);
     let tc = match (has(name::TCX), has(name::CLSACT)) {
         (true, _) => Some("eBPF at tc (TCX)"),
         (false, true) => Some("eBPF at tc (clsact)"),
         (false, false) => None,
     };
-    let row = |faults, mechanism: Option<&'static str>, advice| Mechanism {
-        faults,
-        mechanism,
-        advice: mechanism.is_none().then_some(advice),
+    let row = |faults, needs: &[&str], mechanism: Option<&'static str>, advice| {
+        let tried = mechanism.is_some() || needs.iter().all(|name| look(name).is_some());
+        let advice = if tried {
+            advice
+        } else {
+            "can't be told without more rights: run with sudo, or with the capabilities above"
+        };
+        Mechanism {
+            faults,
+            mechanism,
+            tried,
+            advice: mechanism.is_none().then_some(advice),
+        }
     };
     vec![
         row(
             "loss drop blackhole reject reset down corrupt duplicate mtu ecn",
+            &[name::TCX],
             tc,
             "needs TCX (Linux 6.6) or clsact and cls_bpf, with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN",
         ),
         row(
             "delay reorder rate slot",
+            &[name::TCX, name::TAP],
             tc.filter(|_| has(name::TAP))
                 .map(|_| "eBPF at tc, and a delay line behind a tap device"),
             "needs tc as above, and /dev/net/tun with CAP_NET_ADMIN (in a container: --device /dev/net/tun)",
         ),
         row(
             "delay reorder, by --mechanism fq",
+            &[name::TCX, name::FQ],
             tc.filter(|_| has(name::FQ))
                 .map(|_| "eBPF at tc sets departure times, fq qdiscs hold; a veth pair for what comes in"),
             "modprobe sch_fq; the delay line does without",
         ),
         row(
             "delay (constant), by --mechanism netem",
+            &[name::TCX, name::NETEM],
             tc.filter(|_| has(name::NETEM) && has(name::PRIO))
                 .map(|_| "eBPF at tc classifies, netem qdiscs below a prio hold; a veth pair for what comes in"),
             "modprobe sch_netem sch_prio; the delay line does without",
         ),
         row(
             "latency bandwidth timeout reset_peer slicer limit_data stall … (TCP, UDP)",
+            &[],
             Some(
                 "the relay: behind hooks at connect(2) for rules (Linux 5.8), or as a proxy of `fault daemon`",
             ),
@@ -332,7 +376,7 @@ impl fmt::Display for Report {
         for (title, checks) in sections {
             writeln!(f, "\n{title}")?;
             for check in checks {
-                let mark = if check.ok { "yes" } else { "no" };
+                let mark = mark(check.ok, check.tried);
                 write!(f, "  {:<18} {mark:<4} {}", check.name, check.detail)?;
                 match &check.advice {
                     Some(advice) => writeln!(f, " → {advice}")?,
@@ -343,15 +387,18 @@ impl fmt::Display for Report {
         writeln!(f, "\nFaults and their mechanism here")?;
         for row in &self.mechanisms {
             let answer = row.mechanism.or(row.advice).unwrap_or_default();
-            let mark = if row.mechanism.is_some() { "yes" } else { "no" };
+            let mark = mark(row.mechanism.is_some(), row.tried);
             writeln!(f, "  {}\n  {:<18} {mark:<4} {answer}", row.faults, "")?;
         }
         writeln!(f, "\nLeftovers of killed instances")?;
-        if self.leftovers.is_empty() {
+        let Some(leftovers) = &self.leftovers else {
+            return writeln!(f, "  only root can see them → run with sudo");
+        };
+        if leftovers.is_empty() {
             writeln!(f, "  none")?;
         }
-        for leftover in &self.leftovers {
-            writeln!(f, "  {leftover} → fault clean")?;
+        for leftover in leftovers {
+            writeln!(f, "  {leftover} → sudo fault clean")?;
         }
         Ok(())
     }
@@ -363,8 +410,9 @@ mod tests {
 
     #[test]
     fn packet_faults_need_a_place_at_tc() {
-        let first =
-            |there: &'static [&'static str]| mechanisms(|name| there.contains(&name)).remove(0);
+        let first = |there: &'static [&'static str]| {
+            mechanisms(|name| Some(there.contains(&name))).remove(0)
+        };
         assert_eq!(
             first(&["TCX", "clsact"]).mechanism,
             Some("eBPF at tc (TCX)")
@@ -372,7 +420,20 @@ mod tests {
         assert_eq!(first(&["clsact"]).mechanism, Some("eBPF at tc (clsact)"));
         let none = first(&["fq"]);
         assert_eq!(none.mechanism, None);
-        assert!(none.advice.is_some());
+        assert!(none.tried && none.advice.is_some());
+    }
+
+    #[test]
+    fn what_can_not_be_tried_is_not_called_missing() {
+        let forbidden = anyhow::Error::from(Errno::EPERM).context("can't make a namespace");
+        let check = Check::new("fq", Err(forbidden), "modprobe sch_fq");
+        assert_eq!((check.ok, check.tried, check.advice), (false, false, None));
+        let missing = anyhow::Error::from(std::io::Error::from_raw_os_error(nix::libc::ENOENT));
+        let check = Check::new("fq", Err(missing), "modprobe sch_fq");
+        assert!(check.tried && check.advice.is_some());
+        let first = mechanisms(|_| None).remove(0);
+        assert_eq!((first.mechanism, first.tried), (None, false));
+        assert!(first.advice.is_some_and(|advice| advice.contains("sudo")));
     }
 
     #[test]
@@ -390,6 +451,7 @@ mod tests {
         assert!(!json.contains(&own), "a probe left its cgroup: {json}");
         for check in report.programs.iter().chain(&report.traffic) {
             assert!(check.ok || check.advice.is_some(), "no advice: {check:?}");
+            assert!(check.tried, "root may try everything: {check:?}");
         }
         println!("{report}");
     }

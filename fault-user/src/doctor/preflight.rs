@@ -119,6 +119,9 @@ fn bpf_error(rights: &Rights) -> Option<String> {
 pub(crate) fn explain_bpf(error: &io::Error, rights: &Rights) -> String {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => "this kernel has no bpf(2): use one with CONFIG_BPF_SYSCALL=y".into(),
+        Some(libc::EPERM | libc::EACCES) if !rights.has(Capability::Bpf) => {
+            "no CAP_BPF: run it with sudo, in a container with --cap-add BPF".into()
+        }
         Some(libc::EPERM | libc::EACCES) if rights.has_seccomp => {
             "bpf(2) is blocked by seccomp: run the container with --security-opt seccomp=unconfined, with \
              --cap-add SYS_ADMIN (many profiles then allow it), or with --privileged"

@@ -24,6 +24,14 @@ pub enum Hook {
     Connect4 = 10,
     /// `BPF_CGROUP_INET6_CONNECT`.
     Connect6 = 11,
+    /// `BPF_CGROUP_UDP4_SENDMSG`.
+    Send4 = 14,
+    /// `BPF_CGROUP_UDP6_SENDMSG`.
+    Send6 = 15,
+    /// `BPF_CGROUP_UDP4_RECVMSG`.
+    Receive4 = 19,
+    /// `BPF_CGROUP_UDP6_RECVMSG`.
+    Receive6 = 20,
     /// `BPF_CGROUP_INET4_GETPEERNAME`.
     PeerName4 = 29,
     /// `BPF_CGROUP_INET6_GETPEERNAME`.

@@ -28,6 +28,7 @@ use crate::shaping::line::{DelayLine, Figures};
 use crate::shaping::qdiscs::{Kind, Loss, Qdiscs};
 use crate::shaping::schedule::Shapers;
 use crate::shaping::tap::Tap;
+use crate::tell::tell;
 
 /// What the caller decides about an injection.
 #[derive(Clone, Debug, Default)]
@@ -835,7 +836,7 @@ impl Prepared {
         }
         if let Some(qdiscs) = self.qdiscs.take() {
             for Loss { interface, packets } in qdiscs.drain()? {
-                eprintln!("fault: {packets} packets that {interface} still held were lost");
+                tell!("fault: {packets} packets that {interface} still held were lost");
             }
         }
         let left = journal.map(Journal::heal).unwrap_or_default();

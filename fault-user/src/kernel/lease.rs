@@ -10,6 +10,7 @@ use fault_common::abi::Control;
 use super::clock::monotonic_ns;
 use super::mapped::MappedArray;
 use crate::process::rights::be_helper;
+use crate::tell::tell;
 
 /// How long the programs go on acting after this process has stopped renewing.
 pub const LEASE: Duration = Duration::from_secs(3);
@@ -103,7 +104,7 @@ impl Drop for Lease {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            eprintln!("fault: the lease thread panicked; the rules ended with it");
+            tell!("fault: the lease thread panicked; the rules ended with it");
         }
     }
 }

@@ -24,6 +24,7 @@ use super::netlink::Netlink;
 use super::qdisc;
 use crate::process::cgroup::{self, Hierarchy, Leftovers, NAME_PREFIX};
 use crate::process::proc::ProcessId;
+use crate::tell::tell;
 use anyhow::{Context, Result, bail};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkMessage;
@@ -224,7 +225,7 @@ impl Drop for Journal {
             return;
         }
         for leftover in self.undo_all() {
-            eprintln!("fault: {leftover}; `fault clean` tries again");
+            tell!("fault: {leftover}; `fault clean` tries again");
         }
     }
 }
@@ -509,7 +510,8 @@ impl Owners {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(owners),
             Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", folder.display()));
+                return Err(error)
+                    .with_context(|| format!("can't read {} (run with sudo)", folder.display()));
             }
         };
         for entry in entries {

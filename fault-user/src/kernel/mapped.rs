@@ -1,5 +1,6 @@
 //! A BPF array as memory of this process.
 
+use crate::tell::tell;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
@@ -83,7 +84,7 @@ impl<T: Pod> Drop for MappedArray<T> {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `new`, which nothing refers to any more.
         if let Err(error) = unsafe { munmap(self.base.cast(), self.bytes.get()) } {
-            eprintln!("fault: unmapping a BPF array: {error}");
+            tell!("fault: unmapping a BPF array: {error}");
         }
     }
 }

@@ -189,6 +189,7 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
         }
     }
     let ports = port_classes(rules, words, &mut classes)?;
+    header.has_portless = u8::from(rules.iter().any(|rule| rule.ports.is_empty()));
     header.has_hosts = u8::from(rules.iter().any(|rule| !rule.hosts.is_empty()));
     let hostless = rules
         .iter()
@@ -216,7 +217,7 @@ fn empty_header() -> SetHeader {
         has_scopes: 0,
         scope_level_count: 0,
         scope_levels: [0; SCOPE_LEVELS_MAX],
-        padding: 0,
+        has_portless: 0,
         portless: [[0; 2]; 4],
         any_host: 0,
         any_scope: 0,

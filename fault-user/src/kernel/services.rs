@@ -1,17 +1,19 @@
 //! Services that programs at cgroups know by their ports and hosts, and how such programs are loaded.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, Pod};
-use fault_common::abi::{STEERS, Steer};
+use fault_common::abi::{SLOTS, STEERS, Steer, steered};
 
 use super::mapped::MappedArray;
 use super::object::{OBJECT, check_abi};
 use super::ruleset::Network;
 use super::verifier;
-use crate::rule::{PortRange, ResolvedTarget};
+use crate::rule::{PortRange, Protocol, ResolvedTarget};
 
 /// Maps of the same object that only the packet programs use, made as small as can be.
 const UNUSED_MAPS: [&str; 9] = [
@@ -26,6 +28,8 @@ const UNUSED_MAPS: [&str; 9] = [
     "SCOPES",
 ];
 
+/// How many addresses a cgroup's servers may listen at.
+const SERVERS: u32 = 1024;
 /// Room for so many hosts at least: services can come later.
 const HOSTS_LEAST: usize = 256;
 
@@ -38,7 +42,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// A target whose connections are led to relays on these ports of loopback (IPv4, IPv6); 0 for none.
+    /// A target whose connections are led to relays on these ports of loopback (IPv4, IPv6); 0 for none. Its datagrams are
+    /// led by [`Table::lead_datagrams`].
     #[must_use]
     pub fn new(target: &ResolvedTarget, [port4, port6]: [u16; 2]) -> Self {
         let hosts: Vec<Network> = target
@@ -52,9 +57,22 @@ impl Service {
                 port6,
                 any_host: u16::from(hosts.is_empty()),
                 refused: 0,
+                padding: 0,
+                protocols: match target.protocol {
+                    Protocol::Tcp => steered::TCP,
+                    Protocol::Udp => steered::UDP,
+                    Protocol::Any => steered::TCP | steered::UDP,
+                    Protocol::Icmp => 0,
+                },
             },
             hosts,
         }
+    }
+
+    /// Leads nothing but what a relay listens for.
+    pub fn limit_to(&mut self, tcp: bool, udp: bool) {
+        let listened = if tcp { steered::TCP } else { 0 } | if udp { steered::UDP } else { 0 };
+        self.steer.protocols &= listened;
     }
 }
 
@@ -75,20 +93,28 @@ pub fn relay_mark() -> u32 {
 }
 
 /// Creates the maps of the programs at cgroups, with these services in them. None is looked for before
-/// [`Table::switch`]. `netns` is the cookie of the network namespace, or 0.
+/// [`Table::switch`]. `netns` is the cookie of the network namespace, or 0; with `own_servers` only connections to servers
+/// of the cgroup are given to the relay.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn load(services: &[Service], netns: u64) -> Result<(Ebpf, Table)> {
+pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf, Table)> {
     check_abi(OBJECT)?;
     let hosts: usize = services.iter().map(|service| service.hosts.len()).sum();
     let hosts = hosts.max(HOSTS_LEAST);
     let mark = relay_mark();
+    let own_servers = u32::from(own_servers);
+    // Of both versions of IP.
+    let slots = u32::try_from(services.len().max(1))? * 2 * SLOTS;
     let mut loader = EbpfLoader::new();
     loader
         .override_global("RELAY_MARK", &mark, true)
         .override_global("NETNS", &netns, true)
-        .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?);
+        .override_global("OWN_SERVERS", &own_servers, true)
+        .map_max_entries("SERVED", SERVERS)
+        .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?)
+        .map_max_entries("SLOT_PORTS", slots)
+        .map_max_entries("CLAIMS", slots);
     for name in UNUSED_MAPS {
         loader.map_max_entries(name, 1);
     }
@@ -100,6 +126,7 @@ pub fn load(services: &[Service], netns: u64) -> Result<(Ebpf, Table)> {
         ports: mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?,
         entries: mapped(&mut ebpf, "STEER_TABLE", STEERS)?,
         hosts: hosts.try_into()?,
+        slots: mapped(&mut ebpf, "SLOT_PORTS", slots)?,
     };
     for (index, service) in (0_u32..).zip(services) {
         table.set(index, service)?;
@@ -113,6 +140,8 @@ pub struct Table {
     ports: MappedArray<u64>,
     entries: MappedArray<Steer>,
     hosts: LpmTrie<MapData, HostKey, u32>,
+    /// The relay's ports for datagrams.
+    slots: MappedArray<u64>,
 }
 
 impl Table {
@@ -133,6 +162,16 @@ impl Table {
     /// Leads the connections of service `index` elsewhere.
     pub fn lead(&mut self, index: u32, steer: Steer) {
         self.entries.set(index as usize, steer);
+    }
+
+    /// Leads the datagrams of service `index` to these ports of loopback (IPv4, IPv6), one for each of its servers.
+    pub fn lead_datagrams(&mut self, index: u32, addresses: &[Vec<SocketAddr>; 2]) {
+        for (version, addresses) in (0..).zip(addresses) {
+            let first = (index * 2 + version) * SLOTS;
+            for (slot, address) in (first..first + SLOTS).zip(addresses) {
+                self.slots.set(slot as usize, address.port().into());
+            }
+        }
     }
 
     /// Forgets the hosts of service `index`.
@@ -165,7 +204,11 @@ fn host_key(service: u32, network: &Network) -> Key<HostKey> {
     Key::new(32 + u32::from(network.prefix), key)
 }
 
-fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
+/// An array of the object, to be read and written in place.
+///
+/// # Errors
+/// There is none of that name and size, or it can't be mapped.
+pub fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
     let map = ebpf
         .map(name)
         .with_context(|| format!("the eBPF object has no map {name}"))?;

@@ -8,6 +8,7 @@
 //! ends, however it ends, so [`crate::kernel::leftovers`] can tell a live instance's cgroup from a
 //! dead one's, across PID namespaces and reused process numbers.
 use super::proc::is_gone;
+use crate::tell::tell;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -436,7 +437,7 @@ impl Drop for CommandCgroup {
             return;
         }
         if let Err(error) = give_up(&self.cgroup.path, self.leftovers) {
-            eprintln!("fault: {error:#}; `fault clean` removes it");
+            tell!("fault: {error:#}; `fault clean` removes it");
         }
     }
 }

@@ -6,20 +6,27 @@
 //!   faults are gone with their links, or pass everything once the lease is over, and CMD just goes
 //!   on unhurt; its exit code is lost. A parent-death signal would also hit when the *thread* that
 //!   started CMD ends, which a tokio runtime is free to let happen.
+//! - **Its process is made early** ([`Prepared::begin`]): the kernel takes 10 to 20 ms to move a process into a cgroup, which
+//!   pass while programs are loaded. It waits in front of exec, and ends there when `fault` gives up or dies.
 //! - **What CMD leaves running** when it ends lives on, in the parent cgroup
 //!   ([`Leftovers::Release`](super::cgroup::Leftovers)).
 use super::cgroup::CommandCgroup;
 use super::signals::Forwarder;
 use super::user::{Identity, SUDO_VARIABLES};
 use anyhow::Context;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc::{self, c_int};
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
+use std::thread::JoinHandle;
+use tokio::process::Child;
 
 /// Where a program is looked for when there is no PATH (execvp(3)).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -28,6 +35,8 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// from exec's own errors by adding one of these to the error number.
 const CGROUP_FAILED: i32 = 10_000;
 const USER_FAILED: i32 = 20_000;
+/// `fault` gave up before CMD was started.
+const GIVEN_UP: i32 = 30_000;
 /// Likewise the answer of the probe: the index of the path that can be executed.
 const FOUND: i32 = 1_000_000;
 
@@ -126,7 +135,7 @@ impl CommandSpec {
                     Some(identity) => format!(" as user {identity}"),
                     None => String::new(),
                 };
-                let reason = nix::errno::Errno::from_raw(errno).desc();
+                let reason = Errno::from_raw(errno).desc();
                 StartError::NotExecutable(format!("{program}: can't be executed{user}: {reason}"))
             }
         }
@@ -173,13 +182,13 @@ fn can_execute(path: &CString) -> c_int {
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
         if libc::stat(path.as_ptr(), &raw mut stat) != 0 {
-            return nix::errno::Errno::last_raw();
+            return Errno::last_raw();
         }
         if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
             return libc::EACCES;
         }
         if libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::X_OK, libc::AT_EACCESS) != 0 {
-            return nix::errno::Errno::last_raw();
+            return Errno::last_raw();
         }
     }
     0
@@ -218,7 +227,7 @@ fn become_user(identity: &Identity) -> io::Result<()> {
     /// `_LINUX_CAPABILITY_VERSION_3`: two words of each set.
     const VERSION: u32 = 0x2008_0522;
     let failed = || {
-        let errno = nix::errno::Errno::last_raw();
+        let errno = Errno::last_raw();
         io::Error::from_raw_os_error(USER_FAILED + errno)
     };
     let (uid, gid) = (identity.uid.as_raw(), identity.gid.as_raw());
@@ -252,7 +261,7 @@ fn setup_error(code: i32, identity: Option<&Identity>) -> anyhow::Error {
         USER_FAILED.. => ("user", code - USER_FAILED),
         _ => ("cgroup", code - CGROUP_FAILED),
     };
-    let reason = nix::errno::Errno::from_raw(errno).desc();
+    let reason = Errno::from_raw(errno).desc();
     match (stage, identity) {
         ("user", Some(identity)) => anyhow::anyhow!("can't become user {identity}: {reason}"),
         _ => anyhow::anyhow!("can't enter the command's cgroup: {reason} (run as root)"),
@@ -279,14 +288,20 @@ impl Prepared {
         &self.path
     }
 
-    /// Starts it inside `cgroup` (`None` with `--scope host`), and starts passing signals on. Must be
+    /// [`Self::begin`] and [`Waiting::go`] at once.
+    ///
+    /// # Errors
+    /// As these.
+    pub fn spawn(&self, cgroup: Option<&CommandCgroup>) -> Result<Running, StartError> {
+        self.begin(cgroup)?.go()
+    }
+
+    /// Begins to make its process, which enters `cgroup` (`None` with `--scope host`), becomes the user's, and waits. Must be
     /// called within a tokio runtime.
     ///
     /// # Errors
-    /// [`StartError::Setup`] when the cgroup or the user can't be entered; the other two when the
-    /// program has changed since, or has a format or interpreter that the kernel can't run.
-    pub fn spawn(&self, cgroup: Option<&CommandCgroup>) -> Result<Running, StartError> {
-        let mut forwarder = Forwarder::start().map_err(StartError::Setup)?;
+    /// [`StartError::Setup`] when the cgroup has no way in, or there is no thread or pipe to be had.
+    pub fn begin(&self, cgroup: Option<&CommandCgroup>) -> Result<Waiting<'_>, StartError> {
         let entrance = cgroup
             .map(CommandCgroup::entrance)
             .transpose()
@@ -300,33 +315,41 @@ impl Prepared {
             command.envs(identity.variables());
         }
         let identity = self.spec.identity.clone();
-        let entrance_fd = entrance.as_ref().map(AsRawFd::as_raw_fd);
-        // SAFETY: enter and become_user make system calls only, and allocate nothing; the
-        // descriptor stays open until after the spawn.
+        let (inner, gate) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
+            .context("no pipe for the command")
+            .map_err(StartError::Setup)?;
+        let gate_fd = gate.as_raw_fd();
+        // SAFETY: the closure makes system calls only, and allocates nothing; its descriptors are its own, but for the
+        // gate, which stays open until the process is there: `Waiting` waits for that.
         unsafe {
             command.pre_exec(move || {
+                // Only fault itself holds the gate: when it dies, the other end tells.
+                libc::close(gate_fd);
                 // First the cgroup: its file is root's.
-                entrance_fd.map_or(Ok(()), enter)?;
-                identity.as_ref().map_or(Ok(()), become_user)
+                entrance.as_ref().map_or(Ok(()), enter)?;
+                identity.as_ref().map_or(Ok(()), become_user)?;
+                wait_at(&inner)
             });
         }
-        let spawned = tokio::process::Command::from(command).spawn();
-        drop(entrance);
-        let child = spawned.map_err(|error| self.spawn_error(error))?;
-        // tokio hasn't reaped it, so its number is still its own.
-        let pid = child.id().context("the command has no process number");
-        let pid = pid.map_err(StartError::Setup)?;
-        forwarder.target(pid).map_err(StartError::Setup)?;
-        Ok(Running {
-            child,
-            pid,
-            forwarder,
+        let runtime = tokio::runtime::Handle::current();
+        let starting = std::thread::Builder::new()
+            .name("command".to_owned())
+            .spawn(move || {
+                let _inside = runtime.enter();
+                tokio::process::Command::from(command).spawn()
+            })
+            .context("no thread to start the command")
+            .map_err(StartError::Setup)?;
+        Ok(Waiting {
+            command: self,
+            gate: Some(gate),
+            starting: Some(starting),
         })
     }
 
     fn spawn_error(&self, error: io::Error) -> StartError {
         match error.raw_os_error() {
-            Some(code @ CGROUP_FAILED..FOUND) => {
+            Some(code @ CGROUP_FAILED..GIVEN_UP) => {
                 StartError::Setup(setup_error(code, self.spec.identity.as_ref()))
             }
             // Fork's own errors, which exec doesn't have.
@@ -338,14 +361,83 @@ impl Prepared {
     }
 }
 
+/// CMD's process, which waits for its exec. Dropping this ends it.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    command: &'a Prepared,
+    /// A byte lets the process go on, the end makes it give up.
+    gate: Option<OwnedFd>,
+    starting: Option<JoinHandle<io::Result<Child>>>,
+}
+
+impl Waiting<'_> {
+    /// Starts the command, and starts passing signals on.
+    ///
+    /// # Errors
+    /// [`StartError::Setup`] when the cgroup or the user can't be entered; the other two when the
+    /// program has changed since, or has a format or interpreter that the kernel can't run.
+    pub fn go(mut self) -> Result<Running, StartError> {
+        let mut forwarder = Forwarder::start().map_err(StartError::Setup)?;
+        if let Some(gate) = self.gate.take() {
+            match nix::unistd::write(&gate, b"1") {
+                // It has ended early: how, the thread knows.
+                Ok(_) | Err(Errno::EPIPE) => {}
+                Err(error) => {
+                    let error = anyhow::Error::new(error).context("can't start the command");
+                    return Err(StartError::Setup(error));
+                }
+            }
+        }
+        let spawned = self.starting.take().map(JoinHandle::join);
+        let child = spawned
+            .and_then(Result::ok)
+            .context("the thread that starts the command panicked")
+            .map_err(StartError::Setup)?
+            .map_err(|error| self.command.spawn_error(error))?;
+        // tokio hasn't reaped it, so its number is still its own.
+        let pid = child.id().context("the command has no process number");
+        let pid = pid.map_err(StartError::Setup)?;
+        forwarder.target(pid).map_err(StartError::Setup)?;
+        Ok(Running {
+            child,
+            pid,
+            forwarder,
+        })
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        drop(self.gate.take());
+        // The process has left its cgroup when this returns; that it gave up is what was wanted.
+        if self.starting.take().is_some_and(|one| one.join().is_err()) {
+            log::error!("the thread that starts the command panicked");
+        }
+    }
+}
+
+/// Waits, between fork and exec, until `fault` has set up or has given up.
+fn wait_at(gate: &OwnedFd) -> io::Result<()> {
+    let mut byte = 0_u8;
+    loop {
+        // SAFETY: one byte into a variable of that size.
+        let read = unsafe { libc::read(gate.as_raw_fd(), (&raw mut byte).cast(), 1) };
+        match read {
+            1 => return Ok(()),
+            -1 if Errno::last_raw() == libc::EINTR => {}
+            _ => return Err(io::Error::from_raw_os_error(GIVEN_UP)),
+        }
+    }
+}
+
 /// Moves the calling process into the cgroup whose `cgroup.procs` this is.
-fn enter(entrance: RawFd) -> io::Result<()> {
+fn enter(entrance: &File) -> io::Result<()> {
     // SAFETY: one byte from a constant.
-    let written = unsafe { libc::write(entrance, c"0".as_ptr().cast(), 1) };
+    let written = unsafe { libc::write(entrance.as_raw_fd(), c"0".as_ptr().cast(), 1) };
     if written == 1 {
         return Ok(());
     }
-    let errno = nix::errno::Errno::last_raw();
+    let errno = Errno::last_raw();
     Err(io::Error::from_raw_os_error(CGROUP_FAILED + errno))
 }
 
@@ -353,7 +445,7 @@ fn enter(entrance: RawFd) -> io::Result<()> {
 /// later do nothing, so that they can't cut the healing short.
 #[derive(Debug)]
 pub struct Running {
-    child: tokio::process::Child,
+    child: Child,
     pid: u32,
     forwarder: Forwarder,
 }

@@ -1,10 +1,16 @@
 //! Work inside another network namespace.
 
 use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
+
+use super::proc::is_gone;
+
+/// `SO_NETNS_COOKIE` of Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// A network namespace that is not (or may not be) the caller's.
 #[derive(Debug)]
@@ -24,12 +30,26 @@ impl NetworkNamespace {
         } else {
             Path::new("/run/netns").join(name)
         };
-        let file = File::open(&path).with_context(|| {
-            format!(
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if is_gone(&error) => bail!(
                 "no network namespace `{}`: give a path such as /proc/PID/ns/net, or a name that `ip netns` lists",
                 name.display()
-            )
-        })?;
+            ),
+            Err(error) => {
+                let path = path.display();
+                return Err(error).with_context(|| {
+                    format!("can't open the network namespace {path} (needs CAP_SYS_PTRACE)")
+                });
+            }
+        };
+        let kind = nix::sys::statfs::fstatfs(&file).map(|stat| stat.filesystem_type());
+        if kind != Ok(nix::sys::statfs::NSFS_MAGIC) {
+            bail!(
+                "{} is no network namespace: give a path such as /proc/PID/ns/net",
+                path.display()
+            );
+        }
         Ok(Self { file, path })
     }
 
@@ -57,6 +77,28 @@ impl NetworkNamespace {
         Ok((own.dev(), own.ino()) == (this.dev(), this.ino()))
     }
 
+    /// What programs in the kernel know it by.
+    ///
+    /// # Errors
+    /// It can't be entered, or the kernel does not tell.
+    pub fn cookie(&self) -> Result<u64> {
+        let cookie = self.enter(|| Ok(netns_cookie()))?;
+        ensure!(
+            cookie != 0,
+            "counting connections in another network namespace needs Linux 5.15: run fault in there"
+        );
+        Ok(cookie)
+    }
+
+    /// Moves the calling thread into the namespace, for good.
+    ///
+    /// # Errors
+    /// The namespace can't be entered.
+    pub fn join(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("entering {} (needs CAP_SYS_ADMIN)", self.path.display()))
+    }
+
     /// Runs `work` on a thread inside the namespace, and gives what it gives.
     ///
     /// # Errors
@@ -64,9 +106,7 @@ impl NetworkNamespace {
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| {
-                    format!("entering {} (needs CAP_SYS_ADMIN)", self.path.display())
-                })?;
+                self.join()?;
                 work()
             });
             match inside.join() {
@@ -78,4 +118,25 @@ impl NetworkNamespace {
             }
         })
     }
+}
+
+/// The cookie of the network namespace that the caller is in; 0 where the kernel does not tell it.
+#[must_use]
+pub fn netns_cookie() -> u64 {
+    let Ok(socket) = std::net::UdpSocket::bind(("0.0.0.0", 0)) else {
+        return 0;
+    };
+    let mut cookie = 0_u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: eight bytes of room, and a length that says so.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if status == 0 { cookie } else { 0 }
 }

@@ -130,7 +130,11 @@ impl Drop for Forwarder {
     }
 }
 
-fn is_ignored(signal: c_int) -> io::Result<bool> {
+/// Whether the caller has switched a signal off.
+///
+/// # Errors
+/// There is no such signal.
+pub fn is_ignored(signal: c_int) -> io::Result<bool> {
     // SAFETY: sigaction is a plain structure for which all zeros are valid, and a null pointer for
     // the new action only asks for the old one.
     unsafe {

@@ -102,12 +102,22 @@ pub fn list() -> Result<Vec<OpenSocket>> {
     let mut netlink = Netlink::sock_diag()?;
     let mut found = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        for family in [AF_INET, AF_INET6] {
-            let listed = netlink.dump(&request(protocol, family), |payload| {
-                decode(protocol, payload).map(Some)
-            });
-            found.extend(listed.context("can't list the open sockets (CONFIG_INET_DIAG)")?);
-        }
+        found.extend(list_by(&mut netlink, protocol)?);
+    }
+    Ok(found)
+}
+
+/// Every socket of a protocol in the network namespace that a netlink socket is of.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_by(netlink: &mut Netlink, protocol: Protocol) -> Result<Vec<OpenSocket>> {
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let listed = netlink.dump(&request(protocol, family), |payload| {
+            decode(protocol, payload).map(Some)
+        });
+        found.extend(listed.context("can't list the open sockets (CONFIG_INET_DIAG)")?);
     }
     Ok(found)
 }

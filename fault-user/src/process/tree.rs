@@ -6,6 +6,7 @@ use super::cgroup::{Cgroup, CommandCgroup, Hierarchy, Leftovers, ROUNDS_MAX, mov
 use super::proc::{self, ProcessId};
 use super::sockets::{self, OpenSocket};
 use crate::kernel::leftovers::{Change, Journal};
+use crate::tell::tell;
 use anyhow::{Result, bail};
 use nix::unistd::Pid;
 use std::collections::{HashMap, HashSet};
@@ -145,7 +146,7 @@ impl Moved {
 impl Drop for Moved {
     fn drop(&mut self) {
         if let Err(error) = self.empty() {
-            eprintln!("fault: {error:#}; `fault clean` tries again");
+            tell!("fault: {error:#}; `fault clean` tries again");
         }
     }
 }

@@ -14,7 +14,7 @@ use super::lane::{Ending, Lane, Ports};
 use super::stage::Owner;
 use super::tcp::Inner;
 use super::timer::{Timer, sleep_until};
-use super::toxic::{Direction, ToxicSet};
+use super::toxic::{Direction, Toxic, ToxicSet};
 
 /// How long a closed connection's sockets stay, so that what the peers still send does not turn the end
 /// of the stream into a reset before they have read it.
@@ -71,15 +71,15 @@ impl Control {
         self.waker.wake();
     }
 
-    /// Declares that it acts by the newest toxics from now on, and says which version that is. What is
+    /// Declares that it acts by the newest toxics from now on, and returns them with their version. What is
     /// declared is visible before the version is read again: a change either meets the declaration, and
     /// waits for the next one, or is part of this one.
-    pub(crate) fn declare(&self, toxics: &ToxicSet) -> u64 {
+    pub(crate) fn declare(&self, toxics: &ToxicSet) -> (u64, Arc<Vec<Arc<Toxic>>>) {
         loop {
-            let version = toxics.version();
+            let (version, newest) = toxics.snapshot();
             self.seen.store(version, Ordering::SeqCst);
             if toxics.version() == version {
-                return version;
+                return (version, newest);
             }
         }
     }
@@ -186,7 +186,6 @@ impl Connection {
         }
         let newest = self.relay.toxics.version();
         if self.version != Some(newest) {
-            self.control.declare(&self.relay.toxics);
             if let Err(ending) = self.reconcile() {
                 return Poll::Ready(Some(ending));
             }
@@ -204,7 +203,7 @@ impl Connection {
     }
 
     fn reconcile(&mut self) -> Result<(), Ending> {
-        let (version, toxics) = self.relay.toxics.snapshot();
+        let (version, toxics) = self.control.declare(&self.relay.toxics);
         self.version = Some(version);
         let now = Instant::now();
         for direction in Direction::ALL {

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::timer;
 use crate::doctor::capabilities::Capability;
+use crate::process::netns::NetworkNamespace;
 use crate::process::rights::be_helper;
 
 struct Worker {
@@ -44,9 +45,27 @@ impl Engine {
     ///
     /// When a thread or its reactor can't be made.
     pub fn start(threads: usize) -> io::Result<Arc<Self>> {
-        let workers = (0..threads.max(1))
-            .map(start_worker)
-            .collect::<io::Result<_>>()?;
+        Self::start_in(threads, None).map_err(io::Error::other)
+    }
+
+    /// The same inside a network namespace: all sockets that the workers open are of it.
+    ///
+    /// # Errors
+    ///
+    /// When a thread or its reactor can't be made, or the namespace can't be entered.
+    pub fn start_in(
+        threads: usize,
+        namespace: Option<&NetworkNamespace>,
+    ) -> anyhow::Result<Arc<Self>> {
+        // A new thread is in the namespace of the one that starts it.
+        let start = || {
+            let workers = (0..threads.max(1)).map(start_worker);
+            Ok(workers.collect::<io::Result<_>>()?)
+        };
+        let workers = match namespace {
+            Some(namespace) => namespace.enter(start)?,
+            None => start()?,
+        };
         Ok(Arc::new(Self { workers }))
     }
 

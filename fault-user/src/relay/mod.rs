@@ -7,6 +7,7 @@
 mod connection;
 mod engine;
 pub mod fault;
+mod inlet;
 mod lane;
 mod pipe;
 mod protocol;
@@ -30,9 +31,10 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
-pub use toxic::{Direction, ToxicConfig, ToxicError};
-pub(crate) use upstream::resolve_name;
+pub use inlet::Inlet;
+pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
+pub(crate) use upstream::{is_own, resolve_name};
 
 use tcp::{Command, Inner, Stats};
 use toxic::ToxicSet;
@@ -42,8 +44,8 @@ const BACKLOG: i32 = 4096;
 
 /// Makes the listener of a TCP relay, each time that it starts to listen.
 pub type BindTcp = Arc<dyn Fn() -> io::Result<std::net::TcpListener> + Send + Sync>;
-/// Makes the socket of a UDP relay, each time that it starts to listen.
-pub type BindUdp = Arc<dyn Fn() -> io::Result<std::net::UdpSocket> + Send + Sync>;
+/// Makes the sockets of a UDP relay, each time that it starts to listen; one at least.
+pub type BindUdp = Arc<dyn Fn() -> io::Result<Vec<Inlet>> + Send + Sync>;
 
 /// Where a relay listens.
 #[derive(Clone)]
@@ -54,7 +56,7 @@ pub enum Listen {
     Udp(String),
     /// TCP on a listener that is made elsewhere, for instance by what redirects a service to it.
     TcpHook(BindTcp),
-    /// UDP on a socket that is made elsewhere.
+    /// UDP on sockets that are made elsewhere.
     UdpHook(BindUdp),
 }
 
@@ -93,6 +95,8 @@ pub struct Settings {
     pub upstream: Upstream,
     /// How long a UDP client may be silent before it is forgotten.
     pub udp_idle: Duration,
+    /// Counts its connections; several relays may share it, so that theirs are numbered as one.
+    pub ordinals: Arc<AtomicU64>,
 }
 
 impl Settings {
@@ -202,7 +206,7 @@ impl Relay {
             udp_idle: settings.udp_idle,
             toxics: Arc::default(),
             stats: Arc::default(),
-            ordinals: Arc::default(),
+            ordinals: settings.ordinals,
             changed: Arc::default(),
             state: Mutex::new(State {
                 listen: settings.listen,
@@ -325,9 +329,11 @@ impl Relay {
                 self.start_tcp(&inner, bind_tcp(address).await?, state.accepts)?
             }
             Listen::TcpHook(bind) => self.start_tcp(&inner, bind()?, state.accepts)?,
-            Listen::Udp(address) => {
-                self.start_udp(&inner, bind_udp(address).await?, state.accepts)?
-            }
+            Listen::Udp(address) => self.start_udp(
+                &inner,
+                vec![Inlet::own(bind_udp(address).await?)],
+                state.accepts,
+            )?,
             Listen::UdpHook(bind) => self.start_udp(&inner, bind()?, state.accepts)?,
         };
         // The same address again when it is stopped and started.
@@ -366,12 +372,15 @@ impl Relay {
     fn start_udp(
         &self,
         inner: &Arc<Inner>,
-        socket: std::net::UdpSocket,
+        inlets: Vec<Inlet>,
         accepts: bool,
     ) -> io::Result<(SocketAddr, Running)> {
-        socket.set_nonblocking(true)?;
-        let address = socket.local_addr()?;
-        let commands = udp::start(&self.engine, inner, socket, self.udp_idle, accepts);
+        for inlet in &inlets {
+            inlet.socket().set_nonblocking(true)?;
+        }
+        let first = inlets.first().ok_or(io::ErrorKind::NotFound)?;
+        let address = first.socket().local_addr()?;
+        let commands = udp::start(&self.engine, inner, inlets, self.udp_idle, accepts);
         Ok((
             address,
             Running::Udp {

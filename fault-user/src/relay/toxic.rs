@@ -43,6 +43,46 @@ impl Direction {
     }
 }
 
+/// Numbers from `first` to `last`, both included, of which every `step`-th is picked, beginning to count after `base`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Picked {
+    /// The smallest.
+    pub first: u64,
+    /// The largest.
+    pub last: u64,
+    /// 1 for all.
+    pub step: u64,
+    /// Multiples of `step` above this.
+    pub base: u64,
+}
+
+impl Picked {
+    /// Every number.
+    pub const ALL: Self = Self {
+        first: 0,
+        last: u64::MAX,
+        step: 1,
+        base: 0,
+    };
+
+    /// Whether a number is among them.
+    #[must_use]
+    pub const fn has(&self, number: u64) -> bool {
+        number >= self.first
+            && number <= self.last
+            && number.saturating_sub(self.base).is_multiple_of(self.step)
+    }
+}
+
+/// Which datagrams a toxic acts on, by counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagrams {
+    /// Their ordinals, from 1.
+    pub picked: Picked,
+    /// Over all clients, instead of each by itself.
+    pub count_all: bool,
+}
+
 /// What a user says of a toxic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToxicConfig {
@@ -54,6 +94,10 @@ pub struct ToxicConfig {
     pub stream: String,
     /// The share of connections that it acts on; drawn once per connection, 0 to 1.
     pub toxicity: f64,
+    /// Of which connections that share is, by their ordinals.
+    pub connections: Picked,
+    /// Of their datagrams; nothing for all.
+    pub datagrams: Option<Datagrams>,
     /// What it does.
     pub fault: Fault,
 }
@@ -111,6 +155,20 @@ pub(crate) struct Shared {
     pub(crate) bytes: AtomicU64,
     /// Requests that `transient` has answered.
     pub(crate) requests: AtomicU64,
+    /// Datagrams of all clients.
+    pub(crate) datagrams: AtomicU64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            counters: ToxicCounters::default(),
+            link_free_at: Mutex::new(Instant::now()),
+            bytes: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            datagrams: AtomicU64::new(0),
+        }
+    }
 }
 
 /// One version of a toxic.
@@ -128,6 +186,9 @@ impl Toxic {
     /// What the toxic does to a connection, given the relay's key and the connection's ordinal.
     pub(crate) fn on_connection(&self, relay_key: u64, connection: u64) -> Option<&Fault> {
         let key = self.pair_key(relay_key, connection);
+        if !self.config.connections.has(connection) {
+            return None;
+        }
         if random::unit(random::fold(key, 1)) >= self.config.toxicity {
             return None;
         }
@@ -205,12 +266,7 @@ impl ToxicSet {
                 id: *next_id,
                 revision: 0,
                 config,
-                shared: Arc::new(Shared {
-                    counters: ToxicCounters::default(),
-                    link_free_at: Mutex::new(Instant::now()),
-                    bytes: AtomicU64::new(0),
-                    requests: AtomicU64::new(0),
-                }),
+                shared: Arc::default(),
             }));
             Ok(())
         })
@@ -270,6 +326,8 @@ mod tests {
             direction: Direction::Downstream,
             stream: "downstream".to_owned(),
             toxicity,
+            connections: Picked::ALL,
+            datagrams: None,
             fault: Fault::Latency(Latency::default()),
         }
     }
@@ -298,6 +356,19 @@ mod tests {
             before.iter().all(|ordinal| after.contains(ordinal)),
             "a higher toxicity only adds connections"
         );
+    }
+
+    #[test]
+    fn numbers_are_picked_from_where_counting_begins() {
+        let picked = Picked {
+            first: 4,
+            last: 9,
+            step: 2,
+            base: 3,
+        };
+        let all: Vec<u64> = (1..=12).filter(|number| picked.has(*number)).collect();
+        assert_eq!(all, [5, 7, 9]);
+        assert!((1..=12).all(|number| Picked::ALL.has(number)));
     }
 
     #[test]

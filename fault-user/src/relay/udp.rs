@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -14,11 +13,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, watch};
 
 use super::connection::Control;
 use super::engine::Engine;
 use super::fault::CloseMode;
+use super::inlet::{Inlet, Pair, Watched};
 use super::stage::{Chunk, Item, Output, Owner, Pipeline};
 use super::tcp::{Command, Inner, acknowledge};
 use super::timer::Timer;
@@ -32,92 +32,111 @@ const WAITING: usize = 1024;
 /// When a full socket buffer is tried again.
 const RETRY: Duration = Duration::from_micros(500);
 
-/// Starts relaying.
+/// Starts relaying what comes in by any of the sockets.
 pub(crate) fn start(
     engine: &Arc<Engine>,
     inner: &Arc<Inner>,
-    socket: std::net::UdpSocket,
+    inlets: Vec<Inlet>,
     idle: Duration,
     accepts: bool,
 ) -> mpsc::UnboundedSender<Command> {
     let (commands, receiver) = mpsc::unbounded_channel();
-    let mut relay = UdpRelay {
-        engine: Arc::downgrade(engine),
-        inner: Arc::clone(inner),
-        idle,
-        accepts,
-        sessions: HashMap::new(),
-    };
-    engine.spawn(async move {
-        match UdpSocket::from_std(socket) {
-            Ok(socket) => relay.serve(Arc::new(socket), receiver).await,
-            Err(error) => log::error!("a socket can't be watched: {error}"),
-        }
-    });
+    let (state, accepts) = watch::channel(accepts);
+    // Each of them holds a sender: nothing more comes when all have ended.
+    let (alive, ended) = mpsc::channel(1);
+    for inlet in inlets {
+        let mut listener = Listener {
+            engine: Arc::downgrade(engine),
+            inner: Arc::clone(inner),
+            idle,
+            accepts: accepts.clone(),
+            sessions: HashMap::new(),
+        };
+        let alive = alive.clone();
+        engine.spawn(async move {
+            match inlet.watched() {
+                Ok(inlet) => listener.serve(Arc::new(inlet)).await,
+                Err(error) => log::error!("a socket can't be watched: {error}"),
+            }
+            drop(alive);
+        });
+    }
+    engine.spawn(command(Arc::clone(inner), receiver, state, ended));
     commands
 }
 
-struct UdpRelay {
+/// Carries out what the relay is told.
+async fn command(
+    inner: Arc<Inner>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    state: watch::Sender<bool>,
+    mut ended: mpsc::Receiver<()>,
+) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Accept(accepts, done) => {
+                state.send_replace(accepts);
+                acknowledge(done);
+            }
+            Command::Stop(done) => {
+                drop(state);
+                // Nobody ever sends here: it tells that all listeners have ended.
+                let _none = ended.recv().await;
+                inner.close(usize::MAX, CloseMode::Fin).await;
+                acknowledge(done);
+                return;
+            }
+        }
+    }
+}
+
+/// One socket that clients send to, and the clients.
+struct Listener {
     engine: Weak<Engine>,
     inner: Arc<Inner>,
     idle: Duration,
-    accepts: bool,
-    sessions: HashMap<SocketAddr, mpsc::Sender<Bytes>>,
+    /// Whether new clients are served; closed when nothing is any more.
+    accepts: watch::Receiver<bool>,
+    sessions: HashMap<Pair, mpsc::Sender<Bytes>>,
 }
 
-impl UdpRelay {
-    async fn serve(
-        &mut self,
-        socket: Arc<UdpSocket>,
-        mut commands: mpsc::UnboundedReceiver<Command>,
-    ) {
+impl Listener {
+    async fn serve(&mut self, inlet: Arc<Watched>) {
         let mut buffer = vec![0; LARGEST];
-        let (closed, mut closings) = mpsc::unbounded_channel::<SocketAddr>();
-        let mut stopped: Option<oneshot::Sender<()>> = None;
-        while stopped.is_none() {
+        let (closed, mut closings) = mpsc::unbounded_channel::<Pair>();
+        loop {
             tokio::select! {
                 biased;
-                command = commands.recv() => match command {
-                    Some(Command::Accept(accepts, done)) => {
-                        self.accepts = accepts;
-                        acknowledge(done);
-                    }
-                    Some(Command::Stop(done)) => stopped = Some(done),
-                    None => return,
+                changed = self.accepts.changed() => if changed.is_err() {
+                    return;
                 },
-                Some(client) = closings.recv() => {
+                Some(pair) = closings.recv() => {
                     // A new session of the same client may have taken the place of the one that ended.
-                    if self.sessions.get(&client).is_some_and(mpsc::Sender::is_closed) {
-                        self.sessions.remove(&client);
+                    if self.sessions.get(&pair).is_some_and(mpsc::Sender::is_closed) {
+                        self.sessions.remove(&pair);
                     }
                 }
-                received = socket.recv_from(&mut buffer) => match received {
-                    Ok((size, client)) => self.dispatch(&socket, client, &buffer[..size], &closed),
+                received = inlet.receive(&mut buffer) => match received {
+                    Ok((size, pair)) => self.dispatch(&inlet, pair, &buffer[..size], &closed),
                     // An ICMP error for an earlier answer is no reason to stop.
                     Err(error) => log::debug!("receive: {error}"),
                 },
             }
-        }
-        self.sessions.clear();
-        self.inner.close(usize::MAX, CloseMode::Fin).await;
-        drop(socket);
-        if let Some(done) = stopped {
-            acknowledge(done);
         }
     }
 
     /// Hands a datagram to its client's session, which is made if need be.
     fn dispatch(
         &mut self,
-        socket: &Arc<UdpSocket>,
-        client: SocketAddr,
+        inlet: &Arc<Watched>,
+        pair: Pair,
         data: &[u8],
-        closed: &mpsc::UnboundedSender<SocketAddr>,
+        closed: &mpsc::UnboundedSender<Pair>,
     ) {
         let data = Bytes::copy_from_slice(data);
         let data = match self
             .sessions
-            .get(&client)
+            .get(&pair)
             .map(|session| session.try_send(data.clone()))
         {
             Some(Ok(())) => return,
@@ -125,25 +144,25 @@ impl UdpRelay {
             Some(Err(mpsc::error::TrySendError::Closed(data))) => data,
             None => data,
         };
-        let Some(engine) = self.engine.upgrade().filter(|_| self.accepts) else {
+        let Some(engine) = self.engine.upgrade().filter(|_| *self.accepts.borrow()) else {
             return;
         };
         let (sender, datagrams) = mpsc::channel(WAITING);
         if sender.try_send(data).is_err() {
             log::error!("a new queue has room for a datagram");
         }
-        self.sessions.insert(client, sender);
-        let control = self.inner.register(client);
-        let (inner, socket, idle, closed) = (
+        self.sessions.insert(pair, sender);
+        let control = self.inner.register(pair.client);
+        let (inner, inlet, idle, closed) = (
             Arc::clone(&self.inner),
-            Arc::clone(socket),
+            Arc::clone(inlet),
             self.idle,
             closed.clone(),
         );
         engine.spawn(async move {
-            carry(&inner, &control, socket, datagrams, idle).await;
+            carry(&inner, &control, (inlet, pair), datagrams, idle).await;
             inner.unregister(&control);
-            if closed.send(client).is_err() {
+            if closed.send(pair).is_err() {
                 log::trace!("the relay has stopped: nobody needs to know");
             }
         });
@@ -153,11 +172,11 @@ impl UdpRelay {
 async fn carry(
     inner: &Arc<Inner>,
     control: &Arc<Control>,
-    listener: Arc<UdpSocket>,
+    (inlet, pair): (Arc<Watched>, Pair),
     datagrams: mpsc::Receiver<Bytes>,
     idle: Duration,
 ) {
-    let server = match connect(inner, control, &listener).await {
+    let (server, _kept) = match connect(inner, pair).await {
         Ok(server) => server,
         Err(error) => {
             log::info!("upstream {:?}: {error}", inner.upstream);
@@ -168,7 +187,8 @@ async fn carry(
     let mut session = Session {
         inner: Arc::clone(inner),
         control: Arc::clone(control),
-        listener,
+        inlet,
+        pair,
         server,
         datagrams,
         pipelines: Default::default(),
@@ -182,11 +202,12 @@ async fn carry(
     poll_fn(|context| session.poll(context)).await;
 }
 
-async fn connect(inner: &Inner, control: &Control, listener: &UdpSocket) -> io::Result<UdpSocket> {
+/// A socket to the server, and what is kept with it.
+async fn connect(inner: &Inner, pair: Pair) -> io::Result<(UdpSocket, Option<Box<dyn Send>>)> {
     let accepted = || {
         Ok(Accepted {
-            client: control.client,
-            local: listener.local_addr()?,
+            client: pair.client,
+            local: pair.local,
         })
     };
     let addresses = inner.upstream.resolve(accepted).await?;
@@ -197,18 +218,20 @@ async fn connect(inner: &Inner, control: &Control, listener: &UdpSocket) -> io::
         None,
     )?;
     socket.set_nonblocking(true)?;
-    if let Some(prepare) = &inner.upstream.prepare {
-        prepare(std::os::fd::AsFd::as_fd(&socket), address)?;
-    }
+    let kept = match &inner.upstream.prepare {
+        Some(prepare) => prepare(std::os::fd::AsFd::as_fd(&socket), address)?,
+        None => None,
+    };
     socket.connect(&address.into())?;
-    UdpSocket::from_std(socket.into())
+    Ok((UdpSocket::from_std(socket.into())?, kept))
 }
 
 /// One client.
 struct Session {
     inner: Arc<Inner>,
     control: Arc<Control>,
-    listener: Arc<UdpSocket>,
+    inlet: Arc<Watched>,
+    pair: Pair,
     server: UdpSocket,
     datagrams: mpsc::Receiver<Bytes>,
     pipelines: [Pipeline; 2],
@@ -270,8 +293,7 @@ impl Session {
         if self.version == Some(self.inner.toxics.version()) {
             return;
         }
-        self.control.declare(&self.inner.toxics);
-        let (version, toxics) = self.inner.toxics.snapshot();
+        let (version, toxics) = self.control.declare(&self.inner.toxics);
         self.version = Some(version);
         self.inner.changed.notify_waiters();
         for direction in Direction::ALL {
@@ -341,7 +363,7 @@ impl Session {
             };
             let sent = match direction {
                 Direction::Upstream => self.server.try_send(data),
-                Direction::Downstream => self.listener.try_send_to(data, self.control.client),
+                Direction::Downstream => self.inlet.try_answer(data, self.pair),
             };
             match sent {
                 Ok(size) => count(&self.inner.stats.sent[index], size),

@@ -19,8 +19,10 @@ pub struct Accepted {
 
 /// Names the server of a connection.
 pub type Resolve = Arc<dyn Fn(Accepted) -> io::Result<SocketAddr> + Send + Sync>;
-/// Prepares a socket before it connects to an address: a mark, a source address.
-pub type Prepare = Arc<dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync>;
+/// Prepares a socket before it connects to an address: a mark, a source address. What is returned is kept until it has
+/// connected, or for datagrams as long as the socket.
+pub type Prepare =
+    Arc<dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<Option<Box<dyn Send>>> + Send + Sync>;
 
 /// The server of a relay.
 #[derive(Clone)]
@@ -108,10 +110,11 @@ impl Upstream {
         socket.set_nodelay(true)?;
         // An urgent byte stays in the stream instead of being left behind.
         socket2::SockRef::from(&socket).set_out_of_band_inline(true)?;
-        if let Some(prepare) = &self.prepare {
-            prepare(socket.as_fd(), address)?;
-        }
-        if self.prepare.is_some() {
+        let kept = match &self.prepare {
+            Some(prepare) => prepare(socket.as_fd(), address)?,
+            None => None,
+        };
+        if self.prepare.is_some() && kept.is_none() {
             come_from_here(&socket, address)?;
         }
         socket.connect(address).await
@@ -143,7 +146,7 @@ fn come_from_here(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
 }
 
 /// Whether this host has the address.
-fn is_own(address: IpAddr) -> io::Result<bool> {
+pub(crate) fn is_own(address: IpAddr) -> io::Result<bool> {
     if address.is_loopback() {
         return Ok(true);
     }

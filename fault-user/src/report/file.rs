@@ -34,7 +34,7 @@ pub struct Report {
     pub kernel: String,
     /// The command and its arguments.
     pub command: Vec<String>,
-    /// What does the same again: the same draws, and with `fault replay` the same decisions.
+    /// What does the same again, word by word: the same rules and draws. (`fault replay` makes the same decisions.)
     pub again: Vec<String>,
     /// Whether the whole host was touched, not only the command.
     pub host: bool,
@@ -54,9 +54,22 @@ pub struct Report {
     pub expectations: Vec<Expectation>,
     /// Figures over time.
     pub samples: Vec<Sample>,
+    /// What the targets carried, at the times of the samples.
+    #[serde(default)]
+    pub traffic: Vec<Traffic>,
     /// Connects to the targets.
     #[serde(default)]
     pub connects: Vec<ConnectReport>,
+}
+
+/// What a target carried, both ways, with or without a fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traffic {
+    /// The target's name.
+    pub target: String,
+    /// Bytes since the start, one figure for each sample.
+    pub bytes: Vec<u64>,
 }
 
 /// A rule of a run.
@@ -115,6 +128,9 @@ pub struct ConnectReport {
     pub took_us: Option<u64>,
     /// Whether the answer was a connection.
     pub connected: bool,
+    /// When that was reset while it was open, in microseconds since the start.
+    #[serde(default)]
+    pub reset_us: Option<u64>,
 }
 
 /// The connects of all targets, in order of time.
@@ -130,6 +146,10 @@ pub fn connects(history: &History) -> Vec<ConnectReport> {
                 at_us: connect.at_ns / US_NS,
                 took_us: connect.answered_ns().map(|ns| ns / US_NS),
                 connected: connect.established_ns.is_some(),
+                reset_us: connect
+                    .closed_ns
+                    .filter(|_| connect.is_reset)
+                    .map(|ns| ns / US_NS),
             })
         })
         .collect();
@@ -182,6 +202,23 @@ pub fn versions() -> (u32, String, String) {
         env!("CARGO_PKG_VERSION").to_owned(),
         kernel.trim().to_owned(),
     )
+}
+
+/// Words as one types them into a shell.
+#[must_use]
+pub fn shell_line(words: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    let quoted: Vec<_> = words
+        .iter()
+        .map(|word| {
+            if !word.is_empty() && word.chars().all(plain) {
+                word.clone()
+            } else {
+                format!("'{}'", word.replace('\'', r"'\''"))
+            }
+        })
+        .collect();
+    quoted.join(" ")
 }
 
 /// Seconds since 1970, now.
@@ -238,8 +275,18 @@ pub fn decisions(report: &Path) -> Result<Vec<Decision>> {
 
 /// A file of the report at `path`, which is its folder or a file in it.
 fn file_in(path: &Path, name: &str) -> PathBuf {
-    if path.is_dir() {
-        return path.join(name);
+    let is_file = path.is_file();
+    let folder = path.parent().filter(|_| is_file).unwrap_or(path);
+    folder.join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        let words = ["sh", "-c", "echo it's", "", "tcp:80", "a=b"].map(str::to_owned);
+        assert_eq!(shell_line(&words), r"sh -c 'echo it'\''s' '' tcp:80 a=b");
     }
-    path.parent().unwrap_or(Path::new("")).join(name)
 }

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
+use crate::tell;
 use anyhow::{Context as _, Result};
 
-use super::file::Report;
+use super::file::{Report, shell_line};
 use super::summary::human_bytes;
 
 /// Whether this is a job on GitHub that takes a summary.
@@ -30,7 +31,7 @@ pub fn tell(report: &Report) -> Result<()> {
         .and_then(|mut file| file.write_all(table(report).as_bytes()))
         .with_context(|| format!("can't write {}", path.to_string_lossy()))?;
     for line in errors(report) {
-        println!("::error::{line}");
+        tell::data(&format!("::error::{line}\n"))?;
     }
     Ok(())
 }
@@ -41,7 +42,7 @@ pub fn table(report: &Report) -> String {
     let mark = |good: bool| if good { "✅" } else { "❌" };
     let mut text = format!(
         "### fault: `{}` {}\n\nSeed {}, {}.{} s, exit code {}.\n\n| rule | seen | hit | connections | by | |\n|---|---|---|---|---|---|\n",
-        cell(&report.command.join(" ")),
+        cell(&shell_line(&report.command)),
         mark(report.is_good()),
         report.seed,
         report.length_ms / 1000,
@@ -65,7 +66,7 @@ pub fn table(report: &Report) -> String {
     for expectation in &report.expectations {
         let _ = writeln!(text, "\n{} {}", mark(expectation.holds), expectation.text);
     }
-    let _ = writeln!(text, "\nAgain: `{}`\n", cell(&report.again.join(" ")));
+    let _ = writeln!(text, "\nAgain: `{}`\n", cell(&shell_line(&report.again)));
     text
 }
 

@@ -1,220 +1,208 @@
-//! `report.html`: one file that explains itself, without a network: timelines with the fault windows drawn in.
+//! `report.html`: one file that explains itself, without a network.
 
+use std::time::{Duration, UNIX_EPOCH};
+
+use fault_common::abi::MATCHES_MAX;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::file::{Report, RuleReport, Sample};
+use super::chart::{self, seconds};
+use super::file::{Report, shell_line};
 use super::summary::human_bytes;
 
-/// Size of a picture in its own units.
-const WIDTH: u64 = 880;
-const HEIGHT: u64 = 120;
-
 const STYLE: &str = "
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --dim: #6b7280; --line: #2563eb; --hit: #dc2626;
-  --window: #fca5a533; --edge: #e5e7eb; --good: #15803d; --bad: #b91c1c; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e5e7eb; --paper: #111827; --dim: #9ca3af; --line: #60a5fa;
-  --hit: #f87171; --window: #f8717133; --edge: #374151; --good: #4ade80; --bad: #f87171; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 960px;
+:root { color-scheme: light dark; --ink: #1f2328; --paper: #fff; --card: #f6f8fa; --dim: #59636e; --edge: #d1d9e0;
+  --line: #0969da; --area: #0969da26; --good: #1a7f37; --bad: #cf222e; --odd: #bc4c00; --fault: #bf8700;
+  --window: #d4a72c1f; --badpaper: #ffebe9; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --card: #151b23; --dim: #9198a1;
+  --edge: #3d444d; --line: #4493f8; --area: #4493f833; --good: #3fb950; --bad: #f85149; --odd: #f0883e;
+  --fault: #d29922; --window: #d2992224; --badpaper: #f851491a; } }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 980px;
   margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-code, pre { font: 13px ui-monospace, monospace; } pre { overflow-x: auto; padding: .7rem; border: 1px solid var(--edge); }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3rem .6rem;
-  border-bottom: 1px solid var(--edge); vertical-align: top; } td.n, th.n { text-align: right; white-space: nowrap; }
-th { color: var(--dim); font-weight: 500; } .good { color: var(--good); } .bad { color: var(--bad); }
-.dim { color: var(--dim); } svg { width: 100%; height: auto; display: block; } figure { margin: 0 0 1.2rem; }
-figcaption { margin-bottom: .2rem; } svg text { fill: var(--dim); font: 11px system-ui, sans-serif; }
+h1 { font-size: 1.25rem; margin: 0 0 .3rem; font-weight: 600; } h1 code { font-size: 1.05rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; } h3 { font-size: 1rem; margin: 0; }
+code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, monospace; font-size: 13px; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7rem .9rem; border: 1px solid var(--edge);
+  border-radius: 6px; background: var(--card); margin: .3rem 0 1rem; }
+.badge { display: inline-block; font-size: .8rem; font-weight: 600; color: #fff; padding: .1rem .6rem;
+  border-radius: 1rem; margin-right: .6rem; vertical-align: 2px; }
+.dim { color: var(--dim); } p { margin: .3rem 0; } .good { color: var(--good); } .bad { color: var(--bad); }
+.badge.good, .badge.bad { color: #fff; background: #1a7f37; } .badge.bad { background: #cf222e; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--edge); vertical-align: top; }
+th { color: var(--dim); font-weight: 500; font-size: .85rem; } td.n, th.n { text-align: right; white-space: nowrap; }
+tr.failed td { background: var(--badpaper); } td.mark { width: 1.5rem; font-weight: 600; }
+figure { margin: 0 0 1rem; padding: .8rem 1rem .6rem; border: 1px solid var(--edge); border-radius: 6px; }
+figcaption { margin-bottom: .6rem; } figcaption .dim { font-size: .9rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .9rem; color: var(--dim); margin-bottom: .8rem; }
+.legend i { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .4rem; }
+svg { width: 100%; height: auto; display: block; } svg text { fill: var(--dim); font: 11px system-ui, sans-serif; }
+svg text.name { fill: var(--ink); font-weight: 600; } svg text.rule { fill: var(--ink); font: 11px ui-monospace, monospace; }
+.grid { stroke: var(--edge); stroke-width: .7; } .tick { stroke: var(--dim); } .area { fill: var(--area); }
+.line { fill: none; stroke: var(--line); stroke-width: 1.5; stroke-linejoin: round; }
+.window { fill: var(--window); } .bar { fill: var(--fault); } rect.good, circle.good { fill: var(--line); }
+rect.bad, circle.bad { fill: var(--bad); } rect.odd { fill: var(--odd); }
 ";
 
 /// The whole file.
 #[must_use]
 pub fn render(report: &Report) -> String {
-    let title = format!("fault: {}", report.command.join(" "));
+    let command = shell_line(&report.command);
     html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width";
-                title { (title) }
+                title { (if report.is_good() { "✓" } else { "✗" }) " fault: " (command) }
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                h1 { code { (report.command.join(" ")) } " " (mark(report.is_good(), "passed", "failed")) }
-                p {
-                    "Under " (report.rules.len()) " rules for " (seconds(report.length_ms)) ", seed " (report.seed)
-                    ", Linux " (report.kernel) ". The command ended with " (report.command_exit)
-                    ", fault with " (report.exit) "."
-                }
+                (head(report))
                 @if !report.expectations.is_empty() {
                     h2 { "Expectations" }
-                    table { @for expectation in &report.expectations {
-                        tr { td { (mark(expectation.holds, "holds", "failed")) } td { (expectation.text) } }
-                    } }
+                    (expectations(report))
                 }
                 h2 { "Rules" }
                 (rules(report))
-                h2 { "Over time" }
-                p.dim { "Blue: what the rule saw, per second. Red: what it did. Shaded: when it acted." }
-                @for (index, rule) in report.rules.iter().enumerate() { (picture(report, index, rule)) }
-                @if !report.connects.is_empty() {
-                    h2 { "Connects" }
-                    p.dim {
-                        "A dot is a connect of the application: how long until it was answered. Blue: by a connection. Red: by an \
-                         error, or (at the top) not at all."
+                h2 { "What happened" }
+                (legend())
+                @for target in chart::targets(report) {
+                    figure {
+                        figcaption {
+                            h3 {
+                                (target.name)
+                                @if let Some(address) = report.targets.get(target.name) { " " code.dim { (address) } }
+                            }
+                            div.dim { (target.figures()) }
+                        }
+                        (target.picture())
                     }
-                    @for name in targets(report) { (connects(report, name)) }
                 }
                 h2 { "Again" }
-                p { "The same draws for the same traffic:" }
-                pre { (report.again.join(" ")) }
-                p { "Exactly the decisions of this run:" }
-                pre { "sudo fault replay REPORT -- " (report.command.join(" ")) }
+                p { "The same rules and draws:" }
+                pre { (shell_line(&report.again)) }
+                p { "Exactly the decisions of this run, with the folder of this report:" }
+                pre { "sudo fault replay DIR -- " (command) }
+                @if report.rules.len() > MATCHES_MAX {
+                    p.dim {
+                        "Of more than " (MATCHES_MAX) " rules each is in force only around its times: packets are found again \
+                         as long as they come in the same window."
+                    }
+                }
             }
         }
     }
     .into_string()
 }
 
-fn mark(good: bool, yes: &str, no: &str) -> Markup {
-    html! { span class=(if good { "good" } else { "bad" }) { (if good { yes } else { no }) } }
+/// What it comes to.
+fn head(report: &Report) -> Markup {
+    let good = report.is_good();
+    let started = UNIX_EPOCH + Duration::from_secs(report.started_unix_s);
+    html! {
+        h1 {
+            span class={ "badge " (if good { "good" } else { "bad" }) } { (if good { "passed" } else { "failed" }) }
+            code { (shell_line(&report.command)) }
+        }
+        p { (verdict(report)) }
+        p.dim {
+            (humantime::format_rfc3339_seconds(started)) " · " (seconds_of(report.length_ms)) " under "
+            (counted(report.rules.len(), "rule")) " · seed " (report.seed) " · "
+            (if report.host { "the whole host" } else { "the command's own traffic" })
+            " · fault " (report.fault) " on Linux " (report.kernel)
+        }
+    }
+}
+
+/// Why it passed or failed, in one sentence.
+fn verdict(report: &Report) -> String {
+    let failed = report.expectations.iter().filter(|one| !one.holds).count();
+    let unfired = report.rules.iter().filter(|rule| !rule.fired).count();
+    let mut parts = vec![format!("The command ended with {}", report.command_exit)];
+    if failed != 0 {
+        parts.push(format!(
+            "{failed} of {} failed",
+            counted(report.expectations.len(), "expectation")
+        ));
+    } else if !report.expectations.is_empty() {
+        parts.push("everything that was expected of it came true".to_owned());
+    }
+    if unfired != 0 {
+        parts.push(format!("{} never fired", counted(unfired, "rule")));
+    }
+    format!(
+        "{}; fault's exit code is {}.",
+        parts.join(", "),
+        report.exit
+    )
+}
+
+fn expectations(report: &Report) -> Markup {
+    html! {
+        table {
+            @for expectation in &report.expectations {
+                @let text = expectation.text.strip_prefix("expect ").unwrap_or(&expectation.text);
+                @let (wanted, found) = text.rsplit_once(": ").unwrap_or((text, ""));
+                tr.failed[!expectation.holds] {
+                    td.mark { (mark(expectation.holds)) }
+                    td { (wanted) }
+                    td { (found) }
+                }
+            }
+        }
+    }
+}
+
+fn mark(good: bool) -> Markup {
+    html! {
+        @if good { span.good title="holds" { "✓" } } @else { span.bad title="failed" { "✗" } }
+    }
 }
 
 fn rules(report: &Report) -> Markup {
     html! {
-        table {
-            tr { th { "rule" } th.n { "seen" } th.n { "hit" } th.n { "connections" } th { "by" } th {} }
+        div.scroll { table {
+            tr { th {} th { "rule" } th.n { "seen" } th.n { "hit" } th.n { "connections" } th { "by" } }
             @for rule in &report.rules {
-                tr {
-                    td { code { (rule.rule) } }
+                tr.failed[!rule.fired] {
+                    td.mark { (mark(rule.fired)) }
+                    td { code { (rule.rule) } @if !rule.fired { br; span.bad { "never fired" } } }
                     td.n { (rule.seen.packets) @if rule.seen.bytes != 0 { br; span.dim { (human_bytes(rule.seen.bytes)) } } }
                     td.n { (rule.hit.packets) @if rule.hit.bytes != 0 { br; span.dim { (human_bytes(rule.hit.bytes)) } } }
                     td.n { (rule.connections) }
                     td { (rule.mechanism) }
-                    td { (mark(rule.fired, "fired", "never fired")) }
                 }
             }
-        }
+        } }
     }
 }
 
-/// The rates between two samples: bytes, hits and connections per second.
-fn rates(samples: &[Sample], index: usize, of: fn(&Sample) -> &Vec<u64>) -> Vec<(u64, f64)> {
-    samples
-        .windows(2)
-        .map(|pair| {
-            let value = |sample: &Sample| of(sample).get(index).copied().unwrap_or(0);
-            let more = value(&pair[1]).saturating_sub(value(&pair[0]));
-            let ms = pair[1].at_ms.saturating_sub(pair[0].at_ms).max(1);
-            #[expect(clippy::cast_precision_loss, reason = "a picture")]
-            let rate = more as f64 * 1000.0 / ms as f64;
-            (pair[1].at_ms, rate)
-        })
-        .collect()
-}
-
-fn picture(report: &Report, index: usize, rule: &RuleReport) -> Markup {
-    let is_stream = rule.seen.bytes == 0;
-    let seen = rates(&report.samples, index, |sample| &sample.seen_bytes);
-    let connections = rates(&report.samples, index, |sample| &sample.connections);
-    let hits = rates(&report.samples, index, |sample| &sample.hits);
-    let (seen, unit) = if is_stream {
-        (connections, "connections/s")
-    } else {
-        (seen, "bytes/s")
-    };
-    let most = |points: &[(u64, f64)]| points.iter().map(|point| point.1).fold(0.0, f64::max);
+/// What the colours are.
+fn legend() -> Markup {
+    let parts = [
+        ("--fault", "a fault acts (shaded below)"),
+        ("--line", "traffic; a connect that succeeds"),
+        ("--bad", "a connect that fails, a hit"),
+        ("--odd", "an open connection is reset"),
+    ];
     html! {
-        figure {
-            figcaption {
-                code { (rule.rule) } " "
-                span.dim { "at most " (rounded(most(&seen))) " " (unit) ", " (rounded(most(&hits))) " hits/s" }
-            }
-            svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT + 16) } role="img" {
-                @for (from, to) in &rule.windows_ms {
-                    @let x = across(*from, report.length_ms);
-                    rect x=(x) y="0" width=(across(*to, report.length_ms).saturating_sub(x).max(1)) height=(HEIGHT)
-                        fill="var(--window)" {}
-                }
-                line x1="0" y1=(HEIGHT) x2=(WIDTH) y2=(HEIGHT) stroke="var(--edge)" {}
-                polyline fill="none" stroke="var(--line)" stroke-width="1.5" points=(line(&seen, report.length_ms)) {}
-                polyline fill="none" stroke="var(--hit)" stroke-width="1.5" points=(line(&hits, report.length_ms)) {}
-                text x="0" y=(HEIGHT + 13) { "0 s" }
-                text x=(WIDTH) y=(HEIGHT + 13) text-anchor="end" { (seconds(report.length_ms)) }
+        div.legend {
+            @for (colour, what) in parts {
+                span { i style={ "background: var(" (colour) ")" } {} (what) }
             }
         }
     }
 }
 
-/// The targets that were connected to, each once.
-fn targets(report: &Report) -> Vec<&str> {
-    let mut names: Vec<_> = report
-        .connects
-        .iter()
-        .map(|connect| connect.target.as_str())
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    names
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Connection latency over time, with the windows of the target's faults.
-fn connects(report: &Report, name: &str) -> Markup {
-    let of_target = || report.connects.iter().filter(|one| one.target == name);
-    let slowest = of_target().filter_map(|one| one.took_us).max();
-    let (slowest, count) = (slowest.unwrap_or(0).max(1), of_target().count());
-    let windows = report.rules.iter().filter(|rule| rule.target == name);
-    html! {
-        figure {
-            figcaption {
-                code { (name) } " "
-                span.dim { (count) " connects, answered in at most " (slowest / 1000) "." (slowest % 1000 / 100) " ms" }
-            }
-            svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT + 16) } role="img" {
-                @for (from, to) in windows.flat_map(|rule| &rule.windows_ms) {
-                    @let x = across(*from, report.length_ms);
-                    rect x=(x) y="0" width=(across(*to, report.length_ms).saturating_sub(x).max(1)) height=(HEIGHT)
-                        fill="var(--window)" {}
-                }
-                line x1="0" y1=(HEIGHT) x2=(WIDTH) y2=(HEIGHT) stroke="var(--edge)" {}
-                @for one in of_target() {
-                    @let took = one.took_us.unwrap_or(slowest).min(slowest);
-                    circle cx=(across(one.at_us / 1000, report.length_ms)) cy=(HEIGHT - took * (HEIGHT - 6) / slowest)
-                        r="2.5" fill=(if one.connected { "var(--line)" } else { "var(--hit)" }) {}
-                }
-                text x="0" y=(HEIGHT + 13) { "0 s" }
-                text x=(WIDTH) y=(HEIGHT + 13) text-anchor="end" { (seconds(report.length_ms)) }
-            }
-        }
-    }
-}
-
-fn across(ms: u64, length_ms: u64) -> u64 {
-    ms.min(length_ms) * WIDTH / length_ms.max(1)
-}
-
-/// The points of a line, scaled to the picture's height.
-fn line(points: &[(u64, f64)], length_ms: u64) -> String {
-    let most = points.iter().map(|point| point.1).fold(1.0, f64::max);
-    let text: Vec<String> = points
-        .iter()
-        .map(|&(at_ms, value)| {
-            #[expect(clippy::cast_precision_loss, reason = "a picture of 120 units")]
-            let y = HEIGHT as f64 * (1.0 - 0.95 * value / most);
-            format!("{},{y:.1}", across(at_ms, length_ms))
-        })
-        .collect();
-    text.join(" ")
-}
-
-fn rounded(value: f64) -> String {
-    match value {
-        value if value >= 1e9 => format!("{:.1} G", value / 1e9),
-        value if value >= 1e6 => format!("{:.1} M", value / 1e6),
-        value if value >= 1e3 => format!("{:.1} k", value / 1e3),
-        value => format!("{value:.0}"),
-    }
-}
-
-fn seconds(ms: u64) -> String {
-    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+fn seconds_of(ms: u64) -> String {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a run does not last for that long"
+    )]
+    seconds(ms as f64)
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
-use super::file::Report;
+use super::file::{Report, shell_line};
 
 /// One test of the suite.
 struct Case {
@@ -62,7 +62,7 @@ fn cases(report: &Report) -> Vec<Case> {
         .iter()
         .any(|expectation| expectation.holds && expectation.text.starts_with("expect exit"));
     let command = Case {
-        name: report.command.join(" "),
+        name: shell_line(&report.command),
         failure: (code != 0 && !expected).then(|| format!("the command ended with {code}")),
     };
     let rules = report.rules.iter().map(|rule| Case {

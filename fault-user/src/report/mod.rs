@@ -1,9 +1,11 @@
 //! What a run tells afterwards.
 
+pub mod chart;
 pub mod expectations;
 pub mod file;
 pub mod github;
 pub mod html;
 pub mod junit;
 pub mod record;
+pub mod samples;
 pub mod summary;

@@ -49,20 +49,8 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         places.join(", "),
         plan.seed
     );
-    let width = plan
-        .rules
-        .iter()
-        .map(|rule| rule.text.chars().count())
-        .max()
-        .unwrap_or(0)
-        .max(4);
-    // Writing to a string can't fail.
-    let _ = writeln!(
-        text,
-        "  {:width$}  {:>24}  {:>24}  {:>6}  by",
-        "rule", "seen", "hit", "conns"
-    );
-    for (rule, hits) in plan.rules.iter().zip(hits) {
+    let mut rows = vec![["rule", "seen", "hit", "conns", "by"].map(str::to_owned)];
+    rows.extend(plan.rules.iter().zip(hits).map(|(rule, hits)| {
         let stats = &hits.stats;
         let (seen, hit) = if rule.stream.is_some() {
             (
@@ -75,16 +63,16 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
                 amount(stats.hit_packets, stats.hit_segments, stats.hit_bytes),
             )
         };
-        let _ = writeln!(
-            text,
-            "  {:width$}  {:>24}  {:>24}  {:>6}  {}",
-            rule.text,
+        let by = rule.mechanism(Some(injection.hooks()));
+        [
+            rule.text.clone(),
             seen,
             hit,
-            hits.connections,
-            rule.mechanism(Some(injection.hooks())),
-        );
-    }
+            hits.connections.to_string(),
+            by,
+        ]
+    }));
+    text += &columns(&rows);
     if let Some(figures) = injection.delay_line() {
         for (count, what) in [
             (
@@ -132,6 +120,31 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         }
     }
     text
+}
+
+/// Rows in columns as wide as what is in them: the first and the last begin at the left, figures end at the right.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    });
+    let line = |row: &[String; N]| {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .enumerate()
+            .map(|(column, (cell, width))| {
+                if column == 0 {
+                    format!("{cell:width$}")
+                } else if column + 1 == N {
+                    cell.clone()
+                } else {
+                    format!("{cell:>width$}")
+                }
+            });
+        format!("  {}\n", cells.collect::<Vec<_>>().join("  "))
+    };
+    rows.iter().map(line).collect()
 }
 
 /// Packets and bytes; segments as well where they differ.
@@ -189,7 +202,7 @@ pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits]) -> Vec<(&'a str, &'static str)
         .filter(|(_, hits)| hits.stats.hit_packets == 0)
         .map(|(rule, hits)| {
             let why = if rule.stream.is_some() && hits.stats.seen_packets == 0 {
-                "no new connection to its target was opened while it was in force (open ones stay as they are)"
+                "no new connection to its target was opened, and no datagram sent, while it was in force (open connections stay as they are)"
             } else if hits.stats.seen_packets == 0 {
                 "no packet of its target was seen (is it the right port, protocol and host, and did the command use it?)"
             } else {
@@ -198,4 +211,19 @@ pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits]) -> Vec<(&'a str, &'static str)
             (rule.text.as_str(), why)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_need_be() {
+        let rows = [["rule", "seen", "by"], ["tcp:1 drop", "12 pkts", "tc"]];
+        let rows = rows.map(|row| row.map(str::to_owned));
+        assert_eq!(
+            columns(&rows),
+            "  rule           seen  by\n  tcp:1 drop  12 pkts  tc\n"
+        );
+    }
 }

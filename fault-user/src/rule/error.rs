@@ -22,6 +22,29 @@ pub struct RuleError {
 }
 
 impl RuleError {
+    /// An error about what a rule does: the caret stands under its second word. What was expected follows `: expected ` in
+    /// the message.
+    #[must_use]
+    pub fn of_fault(input: String, message: String) -> Self {
+        let rest = input
+            .trim_start()
+            .trim_start_matches(|c: char| !c.is_whitespace());
+        let start = input.len() - rest.trim_start().len();
+        let length = input[start..].find(char::is_whitespace);
+        let end = length.map_or(input.len(), |length| start + length);
+        let (message, expected) = match message.split_once(": expected ") {
+            Some((message, expected)) => (message.to_owned(), Some(expected.to_owned())),
+            None => (message, None),
+        };
+        Self {
+            input,
+            span: start..end,
+            message,
+            expected,
+            suggestion: None,
+        }
+    }
+
     /// The error in one line, for logs, file errors and the API.
     #[must_use]
     pub fn one_line(&self) -> String {

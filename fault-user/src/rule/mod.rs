@@ -8,6 +8,7 @@ mod args;
 mod build;
 pub mod catalog;
 mod check;
+pub mod conflict;
 mod error;
 mod fault;
 mod fuzz;

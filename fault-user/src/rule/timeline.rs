@@ -152,7 +152,8 @@ fn scale(horizon_ns: u64, columns: usize) -> String {
 }
 
 /// A round time of which about one fits into each eight columns.
-fn round_step(horizon_ns: u64, columns: usize) -> u64 {
+#[must_use]
+pub fn round_step(horizon_ns: u64, columns: usize) -> u64 {
     const SECOND: u64 = 1_000_000_000;
     const ROUND: [u64; 7] = [60, 120, 300, 600, 1_800, 3_600, 86_400];
     let ticks = (columns / 8).max(1) as u64;

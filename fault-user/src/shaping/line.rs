@@ -16,6 +16,7 @@ use super::tap::{FRAME_MAX, TAG_AT, Tap};
 use crate::kernel::clock::monotonic_ns;
 use crate::kernel::mapped::MappedArray;
 use crate::process::rights::be_helper;
+use crate::tell::tell;
 
 /// Bytes that are held at most; what comes on top is lost and counted. At 1 Gbit/s these are 2 s.
 pub const HELD_BYTES_MAX: usize = 256 << 20;
@@ -123,7 +124,7 @@ impl DelayLine {
 impl Drop for DelayLine {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            eprintln!("fault: the delay line: {error:#}");
+            tell!("fault: the delay line: {error:#}");
         }
     }
 }

@@ -28,7 +28,24 @@ pub fn is_one_way(fault: &Fault) -> bool {
             | Fault::CorruptData { .. }
             | Fault::Coalesce { .. }
             | Fault::Substitute { .. }
-    )
+    ) || matches!(fault, Fault::Mix(arms) if arms.iter().any(|arm| is_one_way(&arm.fault)))
+}
+
+/// What `dir=both` puts on the way to the server: of a mix only the arms that act on each direction by itself. The
+/// others act once, on the way to the client.
+///
+/// # Errors
+/// As [`toxic`].
+pub fn one_way_part(rule: &Fault) -> Result<Toxic> {
+    let mut toxic = toxic(rule)?;
+    if let (Toxic::Mix(mix), Fault::Mix(arms)) = (&mut toxic, rule) {
+        for (share, arm) in mix.faults.iter_mut().zip(arms) {
+            if !is_one_way(&arm.fault) {
+                share.fault = Toxic::Noop(fault::Nothing {});
+            }
+        }
+    }
+    Ok(toxic)
 }
 
 /// The relay's fault for a rule's.
@@ -154,9 +171,16 @@ fn ending(rule: &Fault) -> Result<Toxic> {
 }
 
 fn arm(arm: &MixArm) -> Result<fault::Share> {
+    let toxic = toxic(&arm.fault)?;
+    if toxic.is_proxy_wide() {
+        bail!(
+            "`{}` acts on the service as a whole: it can't be part of a mix",
+            arm.fault.name()
+        );
+    }
     Ok(fault::Share {
         share: Probability(share(arm.probability)),
-        fault: toxic(&arm.fault)?,
+        fault: toxic,
     })
 }
 

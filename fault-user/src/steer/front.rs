@@ -8,10 +8,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
-use fault_common::abi::STEERS;
+use fault_common::abi::{STEERS, steered};
 use socket2::{Domain, Socket, Type};
 
-use super::hooks::Hooks;
+use super::hooks::{Hooks, Reach};
 use super::prepare;
 use crate::kernel::ruleset::Network;
 use crate::kernel::services::{Service, relay_mark};
@@ -47,7 +47,11 @@ impl Front {
     /// # Errors
     /// No cgroup2, no rights, or a kernel before 5.14.
     pub fn open() -> Result<Arc<Self>> {
-        let (hooks, _originals) = Hooks::attach(Hierarchy::find()?.path(), true, &[])?;
+        let reach = Reach {
+            all_cgroups: true,
+            all_servers: true,
+        };
+        let (hooks, _originals) = Hooks::attach(Hierarchy::find()?.path(), reach, &[])?;
         Ok(Arc::new(Self {
             state: Mutex::new(State { hooks, taken: 0 }),
         }))
@@ -81,6 +85,7 @@ impl Front {
         };
         service.lead_to(is_v4, port_of(&nobody)?);
         service.steer.refused = 1;
+        service.steer.protocols = steered::TCP;
         let mut state = self.state();
         let index = (!state.taken).trailing_zeros();
         ensure!(
@@ -179,7 +184,7 @@ impl Place {
     /// What is done to the relay's own sockets, so that they reach the service.
     #[must_use]
     pub fn prepare() -> Prepare {
-        prepare(relay_mark(), None)
+        prepare(relay_mark(), None, None)
     }
 }
 

@@ -1,29 +1,37 @@
 //! The programs that lead connections to the relay, and their maps.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, SockMap};
+use aya::maps::{HashMap, MapData, MapError, SockMap};
 use aya::programs::{CgroupSockAddr, SkLookup, SockOps};
 use fault_common::abi::{Destination, STEERS};
 use fault_common::flow::MAPPED_PREFIX;
 
+use super::served::Served;
 use crate::kernel::cgroup_link::{CgroupLink, Hook};
 use crate::kernel::link;
 use crate::kernel::services::{self, Service, Table, loaded, program};
+use crate::process::netns::netns_cookie;
 use crate::relay::Accepted;
 use crate::rule::PortRange;
 
-/// `SO_NETNS_COOKIE` of Linux 5.14.
-const SO_NETNS_COOKIE: libc::c_int = 71;
-/// What connections were meant for, by the client's own address.
+/// Addresses that stand for others.
+type Addresses = Arc<Mutex<HashMap<MapData, Destination, Destination>>>;
+
+/// What was meant by what is led to the relay.
 #[derive(Clone)]
-pub struct Originals(Arc<Mutex<HashMap<MapData, Destination, Destination>>>);
+pub struct Originals {
+    /// Where connections were meant to go, by the client's own address.
+    peers: Addresses,
+    /// The servers of datagrams, by the address of the relay that stands for them.
+    claims: Addresses,
+}
 
 impl Originals {
     /// Where a client's connection was meant to go that the listener at `relay` has accepted.
@@ -35,11 +43,52 @@ impl Originals {
             // It came from outside, and was given to the relay as it is.
             return Ok(accepted.local);
         }
-        let client = accepted.client;
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::look_up(&self.peers, accepted.client)
+    }
+
+    /// The server that one of the relay's sockets for datagrams stands for.
+    ///
+    /// # Errors
+    /// None yet: somebody sent to the relay by itself.
+    pub fn server(&self, relay: SocketAddr) -> io::Result<SocketAddr> {
+        Self::look_up(&self.claims, relay)
+    }
+
+    /// All servers of datagrams that are led, by the address of the relay that stands for them.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn servers(&self) -> Result<std::collections::HashMap<SocketAddr, SocketAddr>> {
+        let known = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = std::collections::HashMap::new();
+        for entry in known.iter() {
+            let (relay, server) = entry.context("listing the servers of datagrams")?;
+            servers.insert(address(relay), address(server));
+        }
+        Ok(servers)
+    }
+
+    /// Whether there are servers enough for all these ports of the relay.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn are_all_claimed(&self, ports: &[SocketAddr]) -> io::Result<bool> {
+        let known = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        for port in ports {
+            match known.get(&destination(*port), 0) {
+                Ok(_) => {}
+                Err(MapError::KeyNotFound) => return Ok(false),
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(!ports.is_empty())
+    }
+
+    fn look_up(known: &Addresses, key: SocketAddr) -> io::Result<SocketAddr> {
+        let known = known.lock().unwrap_or_else(PoisonError::into_inner);
         let original = known
-            .get(&destination(client), 0)
-            .map_err(|error| io::Error::other(format!("{client} was not led here: {error}")))?;
+            .get(&destination(key), 0)
+            .map_err(|error| io::Error::other(format!("{key} was not led here: {error}")))?;
         Ok(address(original))
     }
 }
@@ -48,22 +97,28 @@ impl Originals {
 pub struct Hooks {
     table: Table,
     listeners: SockMap<MapData>,
+    served: Served,
     _links: Vec<CgroupLink>,
-    /// Gives the relay what comes from outside.
-    _lookup: Option<OwnedFd>,
+    /// Gives the relay what clients open that the others do not meet.
+    _lookup: OwnedFd,
     _ebpf: Ebpf,
 }
 
+/// Whose connections the hooks meet.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    /// The cgroup is the root, with processes of every network namespace.
+    pub all_cgroups: bool,
+    /// Every server in the network namespace is theirs, not only those of the cgroup.
+    pub all_servers: bool,
+}
+
 impl Hooks {
-    /// Loads the programs and attaches them to a cgroup. Nothing is led anywhere before [`Hooks::switch`].
+    /// Loads the programs and attaches them to a cgroup, for what is in this thread's network namespace. Nothing is led anywhere before [`Hooks::switch`].
     ///
     /// # Errors
     /// The kernel refuses (the hooks are of Linux 5.8), or there are too many targets.
-    pub fn attach(
-        cgroup: &Path,
-        whole_host: bool,
-        services: &[Service],
-    ) -> Result<(Self, Originals)> {
+    pub fn attach(cgroup: &Path, reach: Reach, services: &[Service]) -> Result<(Self, Originals)> {
         ensure!(
             services.len() <= STEERS as usize,
             "stream faults are possible on {STEERS} targets at once: use fewer"
@@ -71,27 +126,25 @@ impl Hooks {
         let netns = netns_cookie();
         // Without it the connections of every container would be led to a relay that they can't reach.
         ensure!(
-            netns != 0 || !whole_host,
-            "stream faults on the whole host need Linux 5.14, to tell network namespaces apart: use `fault run` without --scope \
-             host, or --pid or --cgroup"
+            netns != 0 || !reach.all_cgroups,
+            "stream faults on the whole host or network namespace need Linux 5.14, to tell network namespaces apart: use \
+             `fault run` without --scope host, or --pid, --cgroup or --container"
         );
-        let (mut ebpf, table) = services::load(services, netns)?;
+        let (mut ebpf, table) = services::load(services, netns, !reach.all_servers)?;
         let links = attach_all(&mut ebpf, cgroup)?;
-        let lookup = if whole_host {
-            Some(attach_lookup(&mut ebpf)?)
-        } else {
-            None
-        };
+        let lookup = attach_lookup(&mut ebpf)?;
         let listeners = ebpf
             .take_map("LISTENERS")
             .context("the eBPF object has no map LISTENERS")?;
-        let peers = ebpf
-            .take_map("PEERS")
-            .context("the eBPF object has no map PEERS")?;
-        let originals = Originals(Arc::new(Mutex::new(HashMap::try_from(peers)?)));
+        let served = Served::new(&mut ebpf)?;
+        let originals = Originals {
+            peers: addresses(&mut ebpf, "PEERS")?,
+            claims: addresses(&mut ebpf, "CLAIMS")?,
+        };
         let hooks = Self {
             table,
             listeners: listeners.try_into()?,
+            served,
             _links: links,
             _lookup: lookup,
             _ebpf: ebpf,
@@ -108,17 +161,42 @@ impl Hooks {
     ///
     /// # Errors
     /// The kernel refuses the socket.
-    pub fn listen(&mut self, index: u32, listener: &std::net::TcpListener) -> Result<()> {
+    pub fn listen(&mut self, index: u32, listener: &TcpListener) -> Result<()> {
         let v6 = u32::from(listener.local_addr()?.is_ipv6());
-        self.listeners
-            .set(index * 2 + v6, listener, 0)
-            .context("entering the relay's listener")
+        self.enter(index * 4 + v6, listener)
+    }
+
+    /// Datagrams from outside to service `index` are given to this socket.
+    ///
+    /// # Errors
+    /// The kernel refuses the socket.
+    pub fn listen_for_datagrams(&mut self, index: u32, socket: &UdpSocket) -> Result<()> {
+        let v6 = u32::from(socket.local_addr()?.is_ipv6());
+        self.enter(index * 4 + 2 + v6, socket)
+    }
+
+    fn enter(&mut self, place: u32, socket: &impl AsRawFd) -> Result<()> {
+        let entered = self.listeners.set(place, socket, 0);
+        entered.context("entering a socket of the relay")
+    }
+
+    /// The cgroup's servers.
+    #[must_use]
+    pub fn served(&self) -> &Served {
+        &self.served
     }
 
     /// The services themselves.
     pub fn table(&mut self) -> &mut Table {
         &mut self.table
     }
+}
+
+fn addresses(ebpf: &mut Ebpf, name: &str) -> Result<Addresses> {
+    let map = ebpf
+        .take_map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))?;
+    Ok(Arc::new(Mutex::new(HashMap::try_from(map)?)))
 }
 
 fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
@@ -128,6 +206,10 @@ fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     for (name, at) in [
         ("fault_connect4", Hook::Connect4),
         ("fault_connect6", Hook::Connect6),
+        ("fault_send4", Hook::Send4),
+        ("fault_send6", Hook::Send6),
+        ("fault_receive4", Hook::Receive4),
+        ("fault_receive6", Hook::Receive6),
         ("fault_peer4", Hook::PeerName4),
         ("fault_peer6", Hook::PeerName6),
     ] {
@@ -158,28 +240,8 @@ fn attach_lookup(ebpf: &mut Ebpf) -> Result<OwnedFd> {
     .context("attaching to the network namespace (sk_lookup is of Linux 5.9)")
 }
 
-/// The network namespace's cookie; 0 where the kernel does not tell it.
-fn netns_cookie() -> u64 {
-    let Ok(socket) = std::net::UdpSocket::bind(("0.0.0.0", 0)) else {
-        return 0;
-    };
-    let mut cookie = 0_u64;
-    let mut length: libc::socklen_t = 8;
-    // SAFETY: eight bytes of room, and a length that says so.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if status == 0 { cookie } else { 0 }
-}
-
 /// An address as the maps have it.
-fn destination(of: SocketAddr) -> Destination {
+pub fn destination(of: SocketAddr) -> Destination {
     let bytes = match of.ip() {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),

@@ -3,28 +3,36 @@
 //!
 //! The relay's listeners are on loopback. While no rule of a target is in its window its connections go straight.
 
+mod check;
 mod convert;
 pub mod front;
 mod hooks;
-mod reconnect;
+pub mod reconnect;
+mod relays;
+mod served;
+mod straighten;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use fault_common::abi::SLOTS;
 use tokio::task::JoinHandle;
 
 use crate::kernel::injection::Hits;
 use crate::kernel::injector::Marker;
+use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
-use crate::relay::{
-    Direction as Way, Engine, Listen, Prepare, Relay, Settings, Target, ToxicConfig, Upstream,
-};
-use crate::rule::{Direction, Fault, Protocol, ResolvedRule, ResolvedTarget};
-use hooks::{Hooks, Originals};
+use crate::process::netns::NetworkNamespace;
+use crate::relay::{Direction as Way, Engine, Inlet, Relay, ToxicConfig, Transport};
+use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
+use crate::tell::tell;
+pub use check::check;
+use hooks::{Hooks, Originals, Reach};
+pub(crate) use relays::prepare;
+use relays::{Ends, Maker, backlog};
 
 /// Two are enough for what one command opens.
 const WORKERS: usize = 2;
@@ -33,6 +41,8 @@ const WORKERS: usize = 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamHits {
     /// Connections that came through the relay while it was in force.
+    pub seen: u64,
+    /// Those that it was put on.
     pub connections: u64,
     /// Chunks, ends and requests that it did something to.
     pub hits: u64,
@@ -48,22 +58,33 @@ struct StreamRule {
 
 /// A target with its relays, one for each version of IP.
 struct Led {
+    /// Its name or text.
+    name: String,
     target: ResolvedTarget,
     relays: Vec<Arc<Relay>>,
     /// Where they listen, to look at who waits.
     listeners: Vec<std::net::TcpListener>,
+    /// Where datagrams from outside come to.
+    outside: [Option<Inlet>; 2],
+    /// Where its servers' datagrams come to, over IPv4 and IPv6.
+    datagrams: [Vec<SocketAddr>; 2],
 }
 
 struct Shared {
     /// The cgroup whose connections are led; nothing for every process here.
     scope: Option<PathBuf>,
+    /// Knows the sockets of the network namespace, if any are to be reset or connected anew.
+    diagnosis: Option<Mutex<Netlink>>,
     hooks: Mutex<Hooks>,
+    originals: Originals,
     led: Vec<Led>,
     rules: Vec<StreamRule>,
     /// How many rules of each target are in their windows.
     active: Mutex<Vec<u32>>,
     /// What each rule did in windows that are over.
     past: Mutex<Vec<StreamHits>>,
+    /// How many connections there had been when the window opened that is open now.
+    before: Mutex<Vec<Option<u64>>>,
     /// Which rules act.
     turns: tokio::sync::Mutex<Vec<Turn>>,
 }
@@ -98,92 +119,137 @@ pub struct Steering {
     _engine: Arc<Engine>,
 }
 
-/// Says what keeps a stream rule from being carried out, before anything is done.
-///
-/// # Errors
-/// One line.
-pub fn check(rule: &ResolvedRule) -> Result<()> {
-    let name = rule.fault.name();
-    if matches!(rule.target.protocol, Protocol::Udp | Protocol::Icmp) {
-        bail!(
-            "`{name}` works on streams of TCP: for datagrams there are `loss`, `delay`, `rate` and the other packet faults, or a \
-             UDP proxy of `fault daemon` (docs/relay.md)"
-        );
+/// Whose connections and datagrams are led.
+pub struct Whose<'a> {
+    /// Those of processes in this cgroup.
+    pub cgroup: &'a Path,
+    /// It is the root.
+    pub all_cgroups: bool,
+    /// In this network namespace, if it is not the caller's: the relay works in there.
+    pub namespace: Option<&'a NetworkNamespace>,
+    /// Applied to the sockets that the relay opens, where nobody else's are led: so they belong to the command for packet
+    /// rules. What clients from outside open is led too: to the cgroup's servers, or without this to all.
+    pub marker: Option<Marker>,
+}
+
+/// Rules with their targets, each of which is there once.
+fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, Vec<StreamRule>)> {
+    let mut targets: Vec<ResolvedTarget> = Vec::new();
+    let mut stream_rules = Vec::new();
+    for &(index, rule) in rules {
+        check(rule)?;
+        let known = targets.iter().position(|target| *target == rule.target);
+        let target = known.unwrap_or_else(|| {
+            targets.push(rule.target.clone());
+            targets.len() - 1
+        });
+        stream_rules.push(StreamRule {
+            index,
+            target,
+            rule: rule.clone(),
+        });
     }
-    if rule.target.ports.is_empty() {
-        bail!("`{name}` needs the port of a service, such as tcp:5432");
+    Ok((targets, stream_rules))
+}
+
+/// What is opened inside the network namespace.
+struct Opened {
+    ends: Vec<Ends>,
+    hooks: Hooks,
+    originals: Originals,
+    diagnosis: Option<Mutex<Netlink>>,
+}
+
+impl Opened {
+    fn new(
+        cgroup: &Path,
+        reach: Reach,
+        targets: &[ResolvedTarget],
+        rules: &[StreamRule],
+    ) -> Result<Self> {
+        let ends = (0..targets.len())
+            .map(|target| Ends::open(&transports(target, rules), reach.all_servers))
+            .collect::<Result<Vec<_>>>()?;
+        let services: Vec<Service> = ends
+            .iter()
+            .zip(targets)
+            .map(|(ends, target)| ends.service(target))
+            .collect();
+        let (hooks, originals) = Hooks::attach(cgroup, reach, &services)?;
+        if !reach.all_servers {
+            for listener in reconnect::listeners(cgroup)? {
+                hooks.served().add(listener)?;
+            }
+        }
+        let looks = |rule: &StreamRule| {
+            rule.rule.modifiers.reconnect || check::acts_on(&rule.rule, Transport::Udp)
+        };
+        let diagnosis = if rules.iter().any(looks) {
+            Some(Mutex::new(Netlink::sock_diag()?))
+        } else {
+            None
+        };
+        Ok(Self {
+            ends,
+            hooks,
+            originals,
+            diagnosis,
+        })
     }
-    if rule.modifiers.connections.is_some() {
-        bail!("`conn` picks connections for packet faults only: use `p=` or `mix` with `{name}`");
-    }
-    convert::toxic(&rule.fault).map(drop)
 }
 
 impl Steering {
-    /// Leads the connections of the processes in `cgroup` to relays with the faults of `rules` (each with its place
-    /// among all rules). Rules that begin at once are in force on return. `marker` is applied to the sockets that the
-    /// relay opens.
+    /// Leads connections and datagrams to relays with the faults of `rules` (each with its place among all rules). Rules
+    /// that begin at once are in force on return.
     ///
     /// # Errors
     /// A rule that can't be carried out, or the kernel refuses.
     pub async fn start(
         rules: &[(usize, &ResolvedRule)],
         seed: u64,
-        cgroup: &Path,
-        marker: Option<Marker>,
+        whose: Whose<'_>,
     ) -> Result<Self> {
-        let mut targets: Vec<ResolvedTarget> = Vec::new();
-        let mut stream_rules = Vec::new();
-        for &(index, rule) in rules {
-            check(rule)?;
-            let known = targets.iter().position(|target| *target == rule.target);
-            let target = known.unwrap_or_else(|| {
-                targets.push(rule.target.clone());
-                targets.len() - 1
-            });
-            stream_rules.push(StreamRule {
-                index,
-                target,
-                rule: rule.clone(),
-            });
-        }
-        let engine = Engine::start(WORKERS).context("starting the relay")?;
-        let mark = relay_mark();
-        let ports = listeners(targets.len())?;
-        let services: Vec<Service> = targets.iter().zip(&ports).map(service).collect();
-        let whole_host = marker.is_none();
-        let (mut hooks, originals) = Hooks::attach(cgroup, whole_host, &services)?;
+        let (targets, rules) = by_target(rules)?;
+        let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
+        let all_servers = whose.marker.is_none();
+        let reach = Reach {
+            all_cgroups: whose.all_cgroups,
+            all_servers,
+        };
+        let open = || Opened::new(whose.cgroup, reach, &targets, &rules);
+        let Opened {
+            mut ends,
+            mut hooks,
+            originals,
+            diagnosis,
+        } = match whose.namespace {
+            Some(namespace) => namespace.enter(open)?,
+            None => open()?,
+        };
+        let maker = Maker {
+            engine: &engine,
+            seed,
+            originals: &originals,
+            prepare: prepare(relay_mark(), whose.marker, Some(hooks.served().clone())),
+        };
         let mut led = Vec::with_capacity(targets.len());
-        for (number, (target, listeners)) in targets.into_iter().zip(ports).enumerate() {
-            let mut relays = Vec::new();
-            let listeners: Vec<_> = listeners.into_iter().flatten().collect();
-            for listener in &listeners {
-                let listener = listener.try_clone().context("starting the relay")?;
-                if whole_host {
-                    hooks.listen(u32::try_from(number)?, &listener)?;
-                }
-                let prepare = prepare(mark, marker.clone());
-                let relay = relay(&engine, number, seed, listener, &originals, prepare)?;
-                relay
-                    .set_enabled(true)
-                    .await
-                    .context("starting the relay")?;
-                relays.push(relay);
-            }
-            led.push(Led {
-                target,
-                relays,
-                listeners,
-            });
+        for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
+            let relays = ends.relays(&maker, number)?;
+            let target = Led::start(number, target, &rules, ends, relays).await?;
+            target.show(u32::try_from(number)?, &mut hooks)?;
+            led.push(target);
         }
         let shared = Arc::new(Shared {
-            scope: (!whole_host).then(|| cgroup.to_owned()),
+            scope: (!all_servers).then(|| whose.cgroup.to_owned()),
+            diagnosis,
             hooks: Mutex::new(hooks),
+            originals,
             active: Mutex::new(vec![0; led.len()]),
-            past: Mutex::new(vec![StreamHits::default(); stream_rules.len()]),
-            turns: tokio::sync::Mutex::new(vec![Turn::default(); stream_rules.len()]),
+            past: Mutex::new(vec![StreamHits::default(); rules.len()]),
+            before: Mutex::new(vec![None; rules.len()]),
+            turns: tokio::sync::Mutex::new(vec![Turn::default(); rules.len()]),
             led,
-            rules: stream_rules,
+            rules,
         });
         let mut timelines = Vec::new();
         for rule in 0..shared.rules.len() {
@@ -194,6 +260,13 @@ impl Steering {
             timelines,
             _engine: engine,
         })
+    }
+
+    /// Whether datagrams are led: then sockets of others are reached for at the end.
+    #[must_use]
+    pub fn leads_datagrams(&self) -> bool {
+        let mut relays = self.shared.led.iter().flat_map(|led| &led.relays);
+        relays.any(|relay| relay.transport() == Transport::Udp)
     }
 
     /// What each rule did, by its place among all rules.
@@ -209,77 +282,30 @@ impl Steering {
     }
 }
 
+/// What the relays of a target must carry for its rules.
+fn transports(target: usize, rules: &[StreamRule]) -> Vec<Transport> {
+    let is_needed = |transport: &Transport| {
+        let mut own = rules.iter().filter(|rule| rule.target == target);
+        own.any(|rule| check::acts_on(&rule.rule, *transport))
+    };
+    let all = [Transport::Tcp, Transport::Udp];
+    all.into_iter().filter(is_needed).collect()
+}
+
 impl Drop for Steering {
     fn drop(&mut self) {
         for timeline in &self.timelines {
             timeline.abort();
         }
+        if let Err(error) = self.shared.straighten() {
+            tell!("fault: connected UDP sockets may have to be opened anew: {error:#}");
+        }
+        for led in &self.shared.led {
+            for note in led.notes(&self.shared.originals) {
+                tell!("fault: {note}");
+            }
+        }
     }
-}
-
-/// A pair of listeners on loopback for each target: IPv4, and IPv6 where there is any.
-type Listeners = [Option<std::net::TcpListener>; 2];
-
-fn listeners(count: usize) -> Result<Vec<Listeners>> {
-    (0..count)
-        .map(|_| {
-            let v4 = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-                .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
-            Ok([
-                Some(v4),
-                std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok(),
-            ])
-        })
-        .collect()
-}
-
-fn service((target, listeners): (&ResolvedTarget, &Listeners)) -> Service {
-    let port = |listener: &Option<std::net::TcpListener>| {
-        let address = listener.as_ref().and_then(|one| one.local_addr().ok());
-        address.map_or(0, |address| address.port())
-    };
-    Service::new(target, [port(&listeners[0]), port(&listeners[1])])
-}
-
-fn relay(
-    engine: &Arc<Engine>,
-    number: usize,
-    seed: u64,
-    listener: std::net::TcpListener,
-    originals: &Originals,
-    prepare: Prepare,
-) -> Result<Arc<Relay>> {
-    let originals = originals.clone();
-    let own = listener.local_addr()?;
-    let settings = Settings {
-        name: format!("target {number}"),
-        seed,
-        listen: Listen::TcpHook(Arc::new(move || listener.try_clone())),
-        upstream: Upstream {
-            target: Target::Hook(Arc::new(move |accepted| originals.of(accepted, own))),
-            prepare: Some(prepare),
-        },
-        udp_idle: Settings::UDP_IDLE,
-    };
-    Ok(Relay::new(engine, settings))
-}
-
-/// Marks a socket of the relay for the hooks, and for the packet programs.
-pub(crate) fn prepare(mark: u32, marker: Option<Marker>) -> Prepare {
-    Arc::new(move |socket, _: SocketAddr| {
-        // SAFETY: the value is four bytes long.
-        let status = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_MARK,
-                (&raw const mark).cast(),
-                4,
-            )
-        };
-        nix::errno::Errno::result(status).map(drop)?;
-        marker.as_ref().map_or(Ok(()), |marker| marker(socket))
-    })
 }
 
 /// Begins the timeline of a rule; what begins at once has begun on return.
@@ -298,7 +324,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
         loop {
             tokio::time::sleep_until(at(start_ns)).await;
             if !is_open && let Err(error) = shared.set_window(number, true).await {
-                eprintln!("fault: a rule can't begin: {error:#}");
+                tell!("fault: a rule can't begin: {error:#}");
                 return;
             }
             is_open = false;
@@ -312,7 +338,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
             };
             tokio::time::sleep_until(at(end_ns)).await;
             if let Err(error) = shared.set_window(number, false).await {
-                eprintln!("fault: a rule can't end: {error:#}");
+                tell!("fault: a rule can't end: {error:#}");
             }
             match schedule.period_ns {
                 Some(period) if schedule.end_ns.is_none_or(|end| start_ns + period < end) => {
@@ -324,26 +350,96 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
     }))
 }
 
+impl Led {
+    /// Has the relays of target `number` listen.
+    async fn start(
+        number: usize,
+        target: ResolvedTarget,
+        rules: &[StreamRule],
+        ends: &mut Ends,
+        relays: Vec<Arc<Relay>>,
+    ) -> Result<Self> {
+        for relay in &relays {
+            let started = relay.set_enabled(true).await;
+            started.context("starting the relay")?;
+        }
+        let named = rules.iter().find(|rule| rule.target == number);
+        Ok(Self {
+            name: named.map_or_else(String::new, |rule| rule.rule.name.clone()),
+            target,
+            relays,
+            listeners: std::mem::take(&mut ends.streams)
+                .into_iter()
+                .flatten()
+                .collect(),
+            outside: std::mem::take(&mut ends.outside),
+            datagrams: ends.addresses.clone(),
+        })
+    }
+
+    /// Tells the hooks where it listens.
+    fn show(&self, index: u32, hooks: &mut Hooks) -> Result<()> {
+        hooks.table().lead_datagrams(index, &self.datagrams);
+        for listener in &self.listeners {
+            hooks.listen(index, listener)?;
+        }
+        let mut outside = self.outside.iter().flatten();
+        outside.try_for_each(|inlet| hooks.listen_for_datagrams(index, inlet.socket()))
+    }
+
+    /// What else is worth a line when all is over.
+    fn notes(&self, originals: &Originals) -> Vec<String> {
+        let mut notes = Vec::new();
+        let name = &self.name;
+        for addresses in &self.datagrams {
+            match originals.are_all_claimed(addresses) {
+                Ok(true) => notes.push(format!(
+                    "{SLOTS} servers of {name} were led to: datagrams to further ones went straight"
+                )),
+                Ok(false) => {}
+                Err(error) => notes.push(format!("looking at the servers of {name}: {error}")),
+            }
+        }
+        let refused: u64 = self.relays.iter().map(|relay| relay.stats().refused).sum();
+        if refused != 0 {
+            notes.push(format!(
+                "{refused} connections to {name} found no server (nobody listens, or it can't be reached from here): the \
+                 client was connected to the relay, and reset"
+            ));
+        }
+        notes
+    }
+}
+
 impl Shared {
-    /// The toxics of a rule: one, or one for each direction that draw as one.
-    fn toxics(&self, number: usize) -> Result<Vec<ToxicConfig>> {
+    /// The toxics of a rule: one, or one for each direction that draw as one; none on a relay of a transport on which its
+    /// fault has no meaning.
+    fn toxics(&self, number: usize, transport: Transport) -> Result<Vec<ToxicConfig>> {
         let rule = &self.rules[number].rule;
+        if !check::acts_on(rule, transport) {
+            return Ok(Vec::new());
+        }
         let ways: &[Way] = match rule.modifiers.direction {
             Direction::ToServer => &[Way::Upstream],
             Direction::Both if convert::is_one_way(&rule.fault) => &Way::ALL,
             Direction::ToClient | Direction::Both => &[Way::Downstream],
         };
-        let fault = convert::toxic(&rule.fault)?;
-        Ok(ways
-            .iter()
-            .map(|way| ToxicConfig {
+        let config = |way: &Way| {
+            Ok(ToxicConfig {
                 name: format!("{number}@{}", way.name()),
                 direction: *way,
                 stream: way.name().to_owned(),
                 toxicity: convert::share(rule.modifiers.probability),
-                fault: fault.clone(),
+                connections: check::connections(&rule.modifiers, transport),
+                datagrams: check::datagrams(&rule.modifiers, transport),
+                fault: if ways.len() == 2 && *way == Way::Upstream {
+                    convert::one_way_part(&rule.fault)?
+                } else {
+                    convert::toxic(&rule.fault)?
+                },
             })
-            .collect())
+        };
+        ways.iter().map(config).collect()
     }
 
     /// Opens the window of a rule, or closes it.
@@ -368,18 +464,25 @@ impl Shared {
     /// Puts a rule in force.
     async fn begin_to_act(&self, number: usize) -> Result<()> {
         let target = self.rules[number].target;
-        for toxic in self.toxics(number)? {
-            for relay in &self.led[target].relays {
+        let accepted = self.accepted(target);
+        for relay in &self.led[target].relays {
+            for toxic in self.toxics(number, relay.transport())? {
                 relay
-                    .add_toxic(toxic.clone())
+                    .add_toxic(toxic)
                     .await
                     .map_err(|error| anyhow::anyhow!("{error}"))?;
             }
         }
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(accepted);
         self.count(target, true);
         if self.rules[number].rule.modifiers.reconnect {
             // New connections are led from here on: what is reset comes back through the relay.
-            let count = reconnect::reset(&self.led[target].target, self.scope.as_deref())?;
+            let Some(diagnosis) = &self.diagnosis else {
+                bail!("nothing was opened to reset connections with");
+            };
+            let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
+            let target = &self.led[target].target;
+            let count = reconnect::reset(&mut netlink, target, self.scope.as_deref())?;
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             past[number].hits += count;
         }
@@ -390,20 +493,22 @@ impl Shared {
     async fn stop_acting(&self, number: usize) {
         let target = self.rules[number].target;
         self.count(target, false);
-        let Ok(toxics) = self.toxics(number) else {
-            return;
-        };
         // A toxic's counts go with it.
         let did = self.current_hits(number);
         {
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+            past[number].seen += did.seen;
             past[number].connections += did.connections;
             past[number].hits += did.hits;
         }
-        for toxic in toxics {
-            for relay in &self.led[target].relays {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)[number] = None;
+        for relay in &self.led[target].relays {
+            let Ok(toxics) = self.toxics(number, relay.transport()) else {
+                return;
+            };
+            for toxic in toxics {
                 if let Err(error) = relay.remove_toxic(&toxic.name).await {
-                    eprintln!("fault: a rule can't end: {error}");
+                    tell!("fault: a rule can't end: {error}");
                 }
             }
         }
@@ -421,10 +526,27 @@ impl Shared {
         }
     }
 
+    /// Nothing is led any more, and sockets for datagrams are connected to whom they meant.
+    fn straighten(&self) -> Result<()> {
+        let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, led) in (0..).zip(&self.led) {
+            hooks.switch(index, &led.target.ports, false);
+        }
+        let servers = self.originals.servers()?;
+        match &self.diagnosis {
+            Some(diagnosis) if !servers.is_empty() => {
+                let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
+                straighten::straighten(&mut netlink, &servers)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn hits(&self, number: usize) -> StreamHits {
         let now = self.current_hits(number);
         let past = self.past.lock().unwrap_or_else(PoisonError::into_inner)[number];
         StreamHits {
+            seen: past.seen + now.seen,
             connections: past.connections + now.connections,
             hits: past.hits + now.hits,
         }
@@ -433,7 +555,8 @@ impl Shared {
     fn current_hits(&self, number: usize) -> StreamHits {
         let prefix = format!("{number}@");
         let mut sum = StreamHits::default();
-        for relay in &self.led[self.rules[number].target].relays {
+        let target = self.rules[number].target;
+        for relay in &self.led[target].relays {
             let stats = relay.stats();
             let own = stats
                 .toxics
@@ -447,9 +570,19 @@ impl Shared {
             sum.connections += connections;
         }
         if matches!(self.rules[number].rule.fault, Fault::NoAccept) {
-            sum = self.waiting(number);
+            return self.waiting(number);
         }
+        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner)[number];
+        let since = before.map_or(0, |before| self.accepted(target) - before);
+        // Some that it was put on had come before.
+        sum.seen = since.max(sum.connections);
         sum
+    }
+
+    /// How many connections to a target have come through the relay.
+    fn accepted(&self, target: usize) -> u64 {
+        let relays = self.led[target].relays.iter();
+        relays.map(|relay| relay.stats().accepted).sum()
     }
 
     /// What `no_accept` did: the connections that nobody has accepted. The relay has never met them.
@@ -457,32 +590,10 @@ impl Shared {
         let led = &self.led[self.rules[number].target];
         let count = led.listeners.iter().map(backlog).sum();
         StreamHits {
+            seen: count,
             connections: count,
             hits: count,
         }
-    }
-}
-
-/// How many connections wait to be accepted; 0 where the kernel does not tell.
-fn backlog(listener: &std::net::TcpListener) -> u64 {
-    // SAFETY: all zeros is a value of this structure of integers.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut length = u32::try_from(size_of_val(&info)).unwrap_or(0);
-    // SAFETY: room for the structure, and a length that says so.
-    let status = unsafe {
-        libc::getsockopt(
-            listener.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
-    };
-    // Of a listening socket the kernel reports the length of the queue in this field.
-    if status == 0 {
-        info.tcpi_unacked.into()
-    } else {
-        0
     }
 }
 
@@ -518,7 +629,7 @@ impl Steering {
     pub fn add_to(&self, hits: &mut [Hits]) {
         for (index, did) in self.hits() {
             hits[index].connections = did.connections;
-            hits[index].stats.seen_packets = did.connections;
+            hits[index].stats.seen_packets = did.seen;
             hits[index].stats.hit_packets = did.hits;
         }
     }

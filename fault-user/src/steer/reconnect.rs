@@ -25,44 +25,69 @@ const MARK: u16 = 15;
 const CGROUP_ID: u16 = 21;
 
 /// One end of a connection in this network namespace.
-struct End {
+pub struct End {
     family: u8,
     id: SocketId,
-    local: SocketAddr,
-    remote: SocketAddr,
+    /// Its own address.
+    pub local: SocketAddr,
+    /// Its peer's.
+    pub remote: SocketAddr,
     inode: u32,
     cgroup: Option<u64>,
     /// Whether it is the relay's own.
-    ours: bool,
+    pub ours: bool,
 }
 
-/// Resets the connections to a target that clients in `cgroup` (with its descendants), or all clients here, have open.
+/// Resets the connections to a target that processes in `cgroup` (with its descendants), or all clients here, have open; `netlink` tells where that is.
 /// Where the server is on this host it is its end that is closed, so that the client sees a reset and not
 /// `ECONNABORTED`. Gives how many.
 ///
 /// # Errors
 /// The kernel can't list or close sockets of others (`CONFIG_INET_DIAG_DESTROY`), or there are no rights.
-pub fn reset(target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
+pub fn reset(netlink: &mut Netlink, target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
     let scope = cgroup.map(Scope::of).transpose()?;
-    let mut netlink = Netlink::sock_diag()?;
-    let ends = list(&mut netlink)?;
+    let mut states = StateFlags::all();
+    states.remove(StateFlags::LISTEN | StateFlags::TIME_WAIT);
+    let ends = list(netlink, &states)?;
     let mut count = 0;
-    for end in &ends {
-        let in_scope = scope.as_ref().is_none_or(|scope| scope.has(end));
-        if end.ours || !in_scope || !is_aimed(target, end.remote) {
-            continue;
-        }
-        let server = ends
+    let is_led = |end: &End| !end.ours && scope.as_ref().is_none_or(|scope| scope.has(end));
+    for end in ends.iter().filter(|end| is_led(end)) {
+        let other = ends
             .iter()
             .find(|other| other.local == end.remote && other.remote == end.local);
-        if close(&mut netlink, server.unwrap_or(end))? {
+        let closed = if is_aimed(target, end.remote) {
+            other.unwrap_or(end)
+        } else if is_aimed(target, end.local) && other.is_none() {
+            // Its client is outside.
+            end
+        } else {
+            continue;
+        };
+        if close(netlink, closed)? {
             count += 1;
         }
     }
     Ok(count)
 }
 
-fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
+/// Where processes in a cgroup listen already.
+///
+/// # Errors
+/// The kernel can't list sockets of others, or the cgroup is gone.
+pub fn listeners(cgroup: &Path) -> Result<Vec<SocketAddr>> {
+    let scope = Scope::of(cgroup)?;
+    if scope.is_empty {
+        return Ok(Vec::new());
+    }
+    let mut netlink = Netlink::sock_diag()?;
+    let ends = list(&mut netlink, &StateFlags::LISTEN)?;
+    let own = ends.iter().filter(|end| scope.has(end));
+    Ok(own.map(|end| end.local).collect())
+}
+
+/// Whether a target has this address.
+#[must_use]
+pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
     let port = target
         .ports
         .iter()
@@ -72,16 +97,23 @@ fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
 }
 
 /// Sockets that belong to a cgroup: made in it or below, or open in a process that is there now.
-struct Scope {
+pub struct Scope {
     cgroups: HashSet<u64>,
     inodes: HashSet<u32>,
+    /// There are no processes in it.
+    is_empty: bool,
 }
 
 impl Scope {
-    fn of(path: &Path) -> Result<Self> {
+    /// What there is of a cgroup now.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn of(path: &Path) -> Result<Self> {
         let mut scope = Self {
             cgroups: HashSet::new(),
             inodes: HashSet::new(),
+            is_empty: true,
         };
         let mut left = vec![path.to_owned()];
         while let Some(path) = left.pop() {
@@ -98,6 +130,7 @@ impl Scope {
         let processes = std::fs::read_to_string(path.join("cgroup.procs"))
             .with_context(|| format!("listing the processes of {}", path.display()))?;
         for pid in processes.lines() {
+            self.is_empty = false;
             // One that has ended, or that may not be looked into, is known by its cgroup alone.
             let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
                 continue;
@@ -116,7 +149,9 @@ impl Scope {
         Ok(())
     }
 
-    fn has(&self, end: &End) -> bool {
+    /// Whether a socket is its own.
+    #[must_use]
+    pub fn has(&self, end: &End) -> bool {
         end.cgroup
             .is_some_and(|cgroup| self.cgroups.contains(&cgroup))
             || self.inodes.contains(&end.inode)
@@ -133,16 +168,18 @@ fn below(path: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn list(netlink: &mut Netlink) -> Result<Vec<End>> {
+/// The sockets of TCP in these states, in the network namespace of `netlink`.
+///
+/// # Errors
+/// The kernel does not list them.
+pub fn list(netlink: &mut Netlink, states: &StateFlags) -> Result<Vec<End>> {
     let mut ends = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let mut states = StateFlags::all();
-        states.remove(StateFlags::LISTEN | StateFlags::TIME_WAIT);
         let request = SockDiagMessage::InetRequest(InetRequest {
             family,
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
-            states,
+            states: states.clone(),
             socket_id: if family == AF_INET {
                 SocketId::new_v4()
             } else {

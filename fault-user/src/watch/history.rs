@@ -28,7 +28,7 @@ pub struct Seen {
     pub received_ns: Vec<u64>,
 }
 
-/// One call of connect(2) (or, where the command is the server, one connection that came in).
+/// One call of connect(2) over TCP (or, where the command is the server, one connection that came in).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connect {
     /// When it began.
@@ -37,6 +37,8 @@ pub struct Connect {
     pub established_ns: Option<u64>,
     /// When the application closed it, or it was refused or reset.
     pub closed_ns: Option<u64>,
+    /// Whether it was open, and was reset.
+    pub is_reset: bool,
 }
 
 impl Connect {
@@ -105,9 +107,10 @@ impl Collector {
                     connect.established_ns = Some(at_ns);
                 }
             }
-            witness::CLOSED => {
+            witness::CLOSED | witness::RESET => {
                 if let Some(connect) = self.connect(seen.cookie) {
                     connect.closed_ns.get_or_insert(at_ns);
+                    connect.is_reset |= seen.kind == witness::RESET;
                 }
             }
             witness::SENT => self.seen.sent_ns.push(at_ns),
@@ -127,6 +130,7 @@ impl Collector {
             at_ns,
             established_ns: None,
             closed_ns: None,
+            is_reset: false,
         });
         self.latest.insert(seen.cookie, (came_in, list.len() - 1));
     }

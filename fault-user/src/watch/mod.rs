@@ -2,6 +2,7 @@
 //! succeeds, when something comes back. Expectations are judged by it, and reports drawn.
 
 pub mod history;
+pub mod open;
 pub mod probe;
 
 use std::os::fd::AsFd as _;
@@ -12,15 +13,16 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::Ebpf;
-use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupSkb, CgroupSockAddr, SockOps};
-use fault_common::abi::{Counter, STEERS, Witness};
+use fault_common::abi::{Counter, STEERS, Witness, watched};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::kernel::cgroup_link::{CgroupLink, Hook};
 use crate::kernel::services::{self, Service, loaded, program};
 use crate::process::rights::be_helper;
 use crate::rule::{Protocol, ResolvedTarget};
+use crate::tell::tell;
 use history::History;
 
 /// How long the thread waits for something to happen before it looks whether it is to end, in milliseconds.
@@ -35,12 +37,25 @@ pub struct Watch {
     _links: Vec<CgroupLink>,
 }
 
-/// Says what keeps a target from being watched.
+/// Whose sockets are watched.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose<'a> {
+    /// The processes of a cgroup.
+    pub cgroup: &'a Path,
+    /// Only where they are in this network namespace, by its cookie; 0 for any.
+    pub netns: u64,
+}
+
+/// Says what keeps a target from being watched; `connects`: connections are to be counted, not only traffic.
 ///
 /// # Errors
 /// One line.
-pub fn check(name: &str, target: &ResolvedTarget) -> Result<()> {
-    if !matches!(target.protocol, Protocol::Tcp | Protocol::Any) || target.ports.is_empty() {
+pub fn check(name: &str, target: &ResolvedTarget, connects: bool) -> Result<()> {
+    let is_udp = target.protocol == Protocol::Udp;
+    if target.ports.is_empty() || target.protocol == Protocol::Icmp {
+        bail!("`{name}` is no service with a port, expected such as tcp:5432");
+    }
+    if connects && is_udp {
         bail!(
             "connections are counted for services of TCP: `{name}` is none, expected such as tcp:5432"
         );
@@ -49,24 +64,30 @@ pub fn check(name: &str, target: &ResolvedTarget) -> Result<()> {
 }
 
 impl Watch {
-    /// Watches the connections of the processes in `cgroup` with these targets. To be called before connections are led
-    /// to a relay: what counts is where they were meant to go.
+    /// Watches what sockets do with these targets. To be called before connections are led to a relay: what counts is where
+    /// they were meant to go.
     ///
     /// # Errors
     /// A target that can't be watched, too many of them, or the kernel refuses.
-    pub fn start(cgroup: &Path, targets: &[(String, ResolvedTarget)]) -> Result<Self> {
+    pub fn start(whose: Whose<'_>, targets: &[(String, ResolvedTarget)]) -> Result<Self> {
         ensure!(
             targets.len() <= STEERS as usize,
             "{STEERS} targets can be watched at once: use fewer"
         );
         for (name, target) in targets {
-            check(name, target)?;
+            check(name, target, false)?;
+            ensure!(
+                whose.netns == 0 || target.protocol != Protocol::Udp,
+                "the kernel does not tell of datagrams which network namespace they are in: for `{name}` aim at the container, \
+                 or run fault in there"
+            );
         }
         let services: Vec<_> = targets
             .iter()
             .map(|(_, target)| Service::new(target, [0, 0]))
             .collect();
-        let (mut ebpf, mut table) = services::load(&services, 0)?;
+        let (mut ebpf, mut table) = services::load(&services, whose.netns, false)?;
+        tell_protocols(&mut ebpf, targets)?;
         for (number, (_, target)) in (0..).zip(targets) {
             table.switch(number, &target.ports, true);
         }
@@ -74,7 +95,13 @@ impl Watch {
             .take_map("WITNESSES")
             .context("the eBPF object has no map WITNESSES")?;
         let ring = RingBuf::try_from(ring)?;
-        let links = attach(&mut ebpf, cgroup)?;
+        let links = attach(&mut ebpf, whose.cgroup).with_context(|| {
+            if whose.netns == 0 {
+                "watching what sockets do"
+            } else {
+                "watching the sockets of another network namespace (needs Linux 5.15)"
+            }
+        })?;
         let stop = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&stop);
         let collector = std::thread::Builder::new()
@@ -134,7 +161,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Err(error) = self.join() {
-            eprintln!("fault: {error}");
+            tell!("fault: {error}");
         }
     }
 }
@@ -156,6 +183,25 @@ fn collect(mut ring: RingBuf<MapData>, stop: &AtomicBool) -> Vec<Witness> {
         // A signal is as good a reason to look again.
         let _woken = poll(&mut waiting, PollTimeout::from(PATIENCE_MS));
     }
+}
+
+/// Enters which targets are watched over which protocol.
+fn tell_protocols(ebpf: &mut Ebpf, targets: &[(String, ResolvedTarget)]) -> Result<()> {
+    let map = ebpf
+        .map_mut("WATCHED_TARGETS")
+        .context("the eBPF object has no map WATCHED_TARGETS")?;
+    let mut map: Array<_, u64> = map.try_into()?;
+    for (entry, protocol) in [(watched::TCP, Protocol::Tcp), (watched::UDP, Protocol::Udp)] {
+        let bits = targets
+            .iter()
+            .enumerate()
+            .fold(0, |bits, (number, (_, target))| {
+                let is_it = target.protocol == protocol || target.protocol == Protocol::Any;
+                bits | u64::from(is_it) << number
+            });
+        map.set(entry, bits, 0)?;
+    }
+    Ok(())
 }
 
 fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {

@@ -101,6 +101,35 @@ fn a_bridged_container_is_hurt_from_the_host_by_name_and_its_neighbour_is_not() 
 }
 
 #[test]
+fn stream_faults_of_a_container_as_server_and_as_client() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.server("other", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let (web, other) = (engine.address("web"), engine.address("other"));
+    let is_served = |server: &str| {
+        let mut connection = TcpStream::connect((server, 80)).expect("the handshake completes");
+        ask(&mut connection);
+        let mut text = String::new();
+        let read = connection.read_to_string(&mut text);
+        read.is_ok() && text.ends_with(PAGE)
+    };
+    for (name, faulted, reached) in [("web", &web, &other), ("client", &other, &web)] {
+        let rule = format!("tcp:{faulted}:80 reset_peer=100ms");
+        let hurt = Watched::inject(&["--container", name, "-r", &rule]);
+        assert!(!engine.fetch("client", faulted), "{name} is hurt");
+        assert!(engine.fetch("client", reached), "another service is not");
+        assert_eq!(is_served(&web), name != "web", "the host is outside");
+        let (code, told) = hurt.end();
+        assert_eq!(code, Some(0), "{told}");
+        assert!(engine.fetch("client", faulted), "healed: {told}");
+        assert!(is_served(&web), "healed: {told}");
+    }
+}
+
+#[test]
 fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
     let Some(engine) = Engine::start() else {
         return;
@@ -125,6 +154,48 @@ fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
     assert!(answer(here).ends_with(PAGE));
     assert!(engine.fetch("client", &web), "healed");
     is_clean(engine.pid("client"));
+}
+
+#[test]
+fn what_is_expected_of_a_container_is_judged_by_its_own_sockets() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.container("client", &[], &["sleep", "1000"]);
+    let web = engine.address("web");
+    let mut file = tempfile::Builder::new()
+        .suffix(".json")
+        .tempfile()
+        .expect("a file");
+    let scenario = serde_json::json!({
+        "targets": { "web": format!("tcp:{web}:80") },
+        "rules": ["web reject for=1s"],
+        "expect": { "fired": ["web"], "max_open": { "web": 1 }, "recovers_within": { "web": "5s" } },
+    });
+    file.write_all(scenario.to_string().as_bytes())
+        .expect("written");
+    // The container tries until it is answered. What others do meanwhile, such as this host, is not its own.
+    let get = format!("until wget -q -O - http://{web}/ 2> /dev/null; do sleep 0.2; done");
+    let script = format!(
+        "exec 3<>/dev/tcp/{web}/80 4<>/dev/tcp/{web}/80; exec podman exec client sh -c '{get}'"
+    );
+    let command = ["bash", "-c", &script];
+    let words = ["run", "--container", "client", "-f"];
+    let words = [
+        &words[..],
+        &[file.path().to_str().expect("UTF-8"), "--"],
+        &command,
+    ]
+    .concat();
+    let output = fault(&words).output().expect("fault");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(
+        told.contains("ok: expect web to recover within 5s: first answer"),
+        "{told}"
+    );
+    assert!(told.contains("open connections to web: 1"), "{told}");
 }
 
 /// What a container that runs `fault` needs beside its network: the capabilities, and a profile that lets bpf(2) pass.

@@ -14,6 +14,7 @@ use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN,
 use fault_user::kernel::injector::Side;
 use fault_user::kernel::ruleset::{Network, PacketRule, Protocol};
 use fault_user::kernel::xdp;
+use fault_user::rule::{ResolvedRule, Rule, SystemResolver, Targets};
 
 use super::kernel::{Kernel, NEXT, VANISHED, XDP_DROP, XDP_PASS};
 use super::packets::Recipe;
@@ -206,82 +207,127 @@ fn concerns(rule: &PacketRule, packet: &Packet, guess: u8) -> Option<u8> {
     }
 }
 
-/// Rules over few ports and hosts, so that they overlap.
-fn random_rules(random: &mut Random, first_uid: u32) -> Vec<PacketRule> {
-    let texts = [
-        "loss=50%",
-        "loss=ge(20%,30%,90%,5%)",
-        "loss=state(10%,50%,20%,40%,5%)",
-        "drop",
-        "reject",
-        "reject=icmp-host",
-        "reset",
-        "corrupt=40%,bits:3",
-        "corrupt=30%,link",
-        "duplicate=30%",
-        "mtu=90",
-        "mtu=90,icmp",
-        "ecn=50%",
-        "down",
-        "mix 30%:drop 40%:corrupt=100%",
-    ];
-    let targets = [
-        "tcp:80",
-        "tcp:80,443",
-        "udp:53",
-        "any:53-100",
-        "tcp:1000-50000",
-        "*",
-        "icmp",
-        "10.1.0.2:80",
-        "10.1.0.0/16",
-        "[fd00::2]:80",
-        "10.0.0.0/8:1-60000",
-        "tcp:10.1.0.1",
-        "udp:[fd00::/64]:53",
-    ];
-    let modifiers = [
-        "",
-        "",
-        "p=50%",
-        "first=3",
-        "after=2",
-        "nth=2",
-        "every=3",
-        "range=2..5",
-        "first=4 count=rule",
-        "conn=1..2",
-        "match=data",
-        "match=syn,ack",
-        "size=1..80",
-        "dir=to-server",
-        "dir=to-client",
-        "at=1h",
-        "every=2 dir=to-client",
-        "p=30% match=data dir=to-server",
-        "range=2..9 count=rule p=70%",
-        "at=0s for=1h",
-        "period=1h duty=50%",
-    ];
+/// Every fault.
+const FAULTS: &[&str] = &[
+    "loss=50%",
+    "loss=ge(20%,30%,90%,5%)",
+    "loss=state(10%,50%,20%,40%,5%)",
+    "drop",
+    "blackhole",
+    "reject",
+    "reject=rst",
+    "reject=icmp-port",
+    "reject=icmp-host",
+    "reject=icmp-admin",
+    "reset",
+    "reset=60",
+    "corrupt=40%,bits:3",
+    "corrupt=30%,link",
+    "duplicate=30%",
+    "mtu=90",
+    "mtu=90,icmp",
+    "ecn=50%",
+    "down",
+    "mix 30%:drop 40%:corrupt=100%",
+    "mix 50%:reset 20%:loss=30%",
+];
+
+/// Every modifier, and some together.
+const MODIFIERS: &[&str] = &[
+    "",
+    "p=50%",
+    "first=3",
+    "after=2",
+    "nth=2",
+    "every=3",
+    "range=2..5",
+    "first=4 count=rule",
+    "every=2 count=rule",
+    "conn=1..2",
+    "match=data",
+    "match=syn,ack",
+    "match=fin",
+    "match=rst",
+    "size=1..80",
+    "dir=to-server",
+    "dir=to-client",
+    "at=1h",
+    "at=0s for=1h",
+    "at=100ms for=800ms",
+    "period=1h duty=50%",
+    "at=500ms period=10h duty=1%",
+    "every=2 after=1 dir=to-client",
+    "range=2..9 count=rule p=70%",
+];
+
+/// What is put behind them.
+const MORE: &[&str] = &[
+    "",
+    "",
+    "",
+    "dir=to-server",
+    "dir=to-client",
+    "p=60%",
+    "conn=2..9",
+    "match=data",
+    "size=50..",
+    "count=rule first=20",
+    "every=2",
+    "for=1h",
+];
+
+/// Over few ports and hosts, so that rules overlap.
+const TARGETS: &[&str] = &[
+    "tcp:80",
+    "tcp:80,443",
+    "udp:53",
+    "any:53-100",
+    "tcp:1000-50000",
+    "*",
+    "icmp",
+    "10.1.0.2:80",
+    "10.1.0.0/16",
+    "[fd00::2]:80",
+    "10.0.0.0/8:1-60000",
+    "tcp:10.1.0.1",
+    "udp:[fd00::/64]:53",
+];
+
+/// Goes through all pairs of a fault and a modifier, over and over.
+#[derive(Default)]
+struct Pairs {
+    drawn: usize,
+}
+
+impl Pairs {
+    const COUNT: usize = FAULTS.len() * MODIFIERS.len();
+
+    /// A rule of the next pair that goes together: not a reset of UDP, nor a match of SYN on ICMP, ...
+    fn rule(&mut self, random: &mut Random) -> (String, ResolvedRule) {
+        const ATTEMPTS: usize = 60;
+        loop {
+            let fault = FAULTS[self.drawn % FAULTS.len()];
+            let modifier = MODIFIERS[self.drawn / FAULTS.len() % MODIFIERS.len()];
+            self.drawn += 1;
+            for _ in 0..ATTEMPTS {
+                let (target, more) = (random.pick(TARGETS), random.pick(MORE));
+                let text = format!("{target} {fault} {modifier} {more}");
+                let Ok(rule) = text.trim().parse::<Rule>() else {
+                    continue;
+                };
+                if let Ok(resolved) = rule.resolve(&Targets::new(), &mut SystemResolver) {
+                    return (text, resolved);
+                }
+            }
+        }
+    }
+}
+
+fn random_rules(random: &mut Random, pairs: &mut Pairs, first_uid: u32) -> Vec<PacketRule> {
     let count = 1 + random.below(10);
     let mut entries = Vec::new();
     for ordinal in 0..u32::try_from(count).unwrap() {
-        let fault = random.pick(&texts);
-        let (text, resolved) = loop {
-            let text = format!(
-                "{} {fault} {}",
-                random.pick(&targets),
-                random.pick(&modifiers)
-            );
-            // Not everything goes together: a reset of UDP, a match of SYN on ICMP, ...
-            let Ok(rule) = text.trim().parse::<fault_user::rule::Rule>() else {
-                continue;
-            };
-            let targets = fault_user::rule::Targets::new();
-            if let Ok(resolved) = rule.resolve(&targets, &mut fault_user::rule::SystemResolver) {
-                break (text, resolved);
-            }
-        };
+        let (text, resolved) = pairs.rule(random);
         let state = u32::try_from(entries.len()).unwrap();
         let mut compiled =
             fault_user::plan::packet::compile(&resolved, random.next(), ordinal, state, None)
@@ -351,9 +397,9 @@ impl At {
         }
     }
 
-    fn rules(self, random: &mut Random, first_uid: u32) -> Vec<PacketRule> {
+    fn rules(self, random: &mut Random, pairs: &mut Pairs, first_uid: u32) -> Vec<PacketRule> {
         loop {
-            let rules = random_rules(random, first_uid);
+            let rules = random_rules(random, pairs, first_uid);
             if self == Self::Egress || xdp::suits(&rules).is_ok() {
                 return rules;
             }
@@ -365,9 +411,10 @@ impl At {
 pub fn compare(at: At, packets: u32) {
     const PER_SET: u32 = 400;
     let mut random = Random(0x000f_a017);
+    let mut pairs = Pairs::default();
     let mut kernel = Kernel::new(64, 2048);
     for set in 0..packets.div_ceil(PER_SET) {
-        let rules = at.rules(&mut random, set << STATE_BITS);
+        let rules = at.rules(&mut random, &mut pairs, set << STATE_BITS);
         let mut model = Model {
             states: vec![RuleState::default(); rules.len()],
             ..Model::default()
@@ -403,6 +450,10 @@ pub fn compare(at: At, packets: u32) {
             assert_eq!(stats.hit_packets, *hits);
         }
     }
+    assert!(
+        pairs.drawn >= Pairs::COUNT,
+        "every fault with every modifier"
+    );
 }
 
 /// Networks are compared by the model as the compiler makes them.

@@ -7,6 +7,7 @@ It is told what to do line by line, and answers each with `ok MILLISECONDS` or `
 """
 
 import http.client
+import os
 import socket
 import ssl
 import sys
@@ -19,7 +20,7 @@ import redis
 
 PATIENCE = 20
 protocol, port = sys.argv[1], int(sys.argv[2])
-HOST = {"one-address": "127.0.0.2", "second-address": "10.78.0.2", "mapped": "::ffff:127.0.0.1"}.get(protocol, "127.0.0.1")
+HOST = os.environ.get("HOST") or {"one-address": "127.0.0.2", "second-address": "10.78.0.2", "mapped": "::ffff:127.0.0.1"}.get(protocol, "127.0.0.1")
 
 
 def bytes_client(greeting, question, answer, wrap=lambda connection: connection):

@@ -236,6 +236,19 @@ fn shared(port: u16) {
     }
 }
 
+/// What connects to the second address here comes from the first.
+fn two_addresses() {
+    for words in [
+        "link add va type veth peer name vb",
+        "addr add 10.78.0.1/24 dev va",
+        "addr add 10.78.0.2/24 dev va",
+        "link set va up",
+        "link set vb up",
+    ] {
+        place::ip(words);
+    }
+}
+
 /// Hurts new connections, then cuts all: before, meanwhile and afterwards.
 fn hurts_and_heals(protocol: &str, port: u16, latency: &str) {
     let mut client = Client::connect(protocol, port);
@@ -299,16 +312,7 @@ fn small_services_hurt_and_heal() {
     echo(bound("[::]:7001"));
     shared(7002);
     echo(bound("127.0.0.2:7003"));
-    // What connects to the second address comes from the first.
-    for words in [
-        "link add va type veth peer name vb",
-        "addr add 10.78.0.1/24 dev va",
-        "addr add 10.78.0.2/24 dev va",
-        "link set va up",
-        "link set vb up",
-    ] {
-        place::ip(words);
-    }
+    two_addresses();
     echo(bound("10.78.0.2:7004"));
     for (protocol, port) in [
         ("redis", 6379),
@@ -337,6 +341,33 @@ fn databases_and_a_pool_hurt_and_heal() {
     for (protocol, port) in [("postgres", 5432), ("pool", 5432), ("mariadb", 3306)] {
         hurts_and_heals(protocol, port, TWO_TRIPS);
     }
+}
+
+#[test]
+fn a_server_under_fault_on_a_second_address_is_reached_once() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    two_addresses();
+    let mut command = place::fault();
+    command
+        .args(["run", "-r", "tcp:8000 latency=250ms", "--", PYTHON])
+        .args([SERVER, "http", "8000"])
+        .env("HOST", "10.78.0.2")
+        .stdout(Stdio::null());
+    let mut server = command.spawn().expect("fault runs");
+    wait_for(
+        || TcpStream::connect(("10.78.0.2", 8000)).is_ok(),
+        "the server to listen",
+    );
+    let mut python = Command::new(PYTHON);
+    python.env("HOST", "10.78.0.2");
+    let mut client = Client::by(python, "http", 8000);
+    let took = client.told("new");
+    kill(Pid::from_raw(server.id().cast_signed()), Signal::SIGTERM).unwrap();
+    server.wait().unwrap();
+    assert!(took.as_ref().is_ok_and(|ms| *ms >= SLOW_MS), "{took:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 """A server of ordinary make: server.py http PORT, or server.py tls PORT CERTIFICATE"""
 
 import http.server
+import os
 import socket
 import socketserver
 import ssl
@@ -40,4 +41,4 @@ class Server(socketserver.ThreadingTCPServer):
         """Connections that break are what this is about."""
 
 
-Server(("127.0.0.1", int(sys.argv[2])), {"http": Http, "tls": Tls}[sys.argv[1]]).serve_forever()
+Server((os.environ.get("HOST", "127.0.0.1"), int(sys.argv[2])), {"http": Http, "tls": Tls}[sys.argv[1]]).serve_forever()

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fault_user::relay::{
-    Direction, Engine, Fault, Listen, Relay, Settings, ToxicConfig, Transport, Upstream,
+    Direction, Engine, Fault, Listen, Picked, Relay, Settings, ToxicConfig, Transport, Upstream,
 };
 use serde_json::Value;
 
@@ -54,6 +54,7 @@ impl Bed {
             listen,
             upstream: Upstream::name(server.expect("bound").to_string()),
             udp_idle,
+            ordinals: std::sync::Arc::default(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -106,6 +107,8 @@ impl Bed {
             direction,
             stream: direction.name().to_owned(),
             toxicity,
+            connections: Picked::ALL,
+            datagrams: None,
             fault,
         };
         self.run(self.relay.add_toxic(config)).expect("a new toxic");

@@ -10,8 +10,9 @@ use clap::Args;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 
 use super::client::Target;
-use super::{Failure, Outcome, exit};
+use super::{Failure, Outcome, exit, print_json};
 use crate::rule::units::parse_duration;
+
 use source::Sources;
 use view::Screen;
 
@@ -47,7 +48,7 @@ impl Top {
         let all = sources.look()?;
         if self.json {
             let all: Vec<_> = all.into_iter().map(|(_, snapshot)| snapshot).collect();
-            println!("{}", serde_json::to_string_pretty(&all)?);
+            print_json(&all)?;
             return Ok(exit::SUCCESS);
         }
         if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {

@@ -126,7 +126,7 @@ impl Screen {
         });
         let widths = [
             Constraint::Length(3),
-            Constraint::Fill(3),
+            Constraint::Fill(2),
             Constraint::Length(10),
             Constraint::Length(10),
             Constraint::Length(7),

@@ -387,6 +387,12 @@ impl Pipeline {
                 shared: Arc::clone(&toxic.shared),
             };
             if let Some(stage) = build(fault, &place) {
+                let stage = match toxic.config.datagrams {
+                    Some(datagrams) => {
+                        Box::new(datagram::PickedStage::new(stage, datagrams, &place))
+                    }
+                    None => stage,
+                };
                 toxic
                     .shared
                     .counters

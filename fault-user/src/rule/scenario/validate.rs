@@ -1,12 +1,10 @@
 //! What must fit together in a scenario.
 
 use super::super::fault::Fault;
-use super::super::modifier::{CountScope, Direction};
-use super::super::target::{Host, Protocol, Target, TargetRef};
-use super::super::timeline::windows;
-use super::super::units::{PPM, show_duration};
-use super::super::{Modifiers, PortRange, Rule, horizon_ns};
-use super::{Scenario, Segment};
+use super::super::target::TargetRef;
+use super::super::units::show_duration;
+use super::super::{Modifiers, Rule, conflict};
+use super::{NoTraffic, Scenario, Segment};
 
 /// Something that does not fit, with its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +36,7 @@ impl Scenario {
             let path = vec![key("rules"), Segment::Index(index)];
             flaws.extend(self.rule_flaw(rule, path));
         }
-        flaws.extend(self.contradiction());
+        flaws.extend(self.conflict());
         self.expect_flaws(&mut flaws);
         self.random_flaws(&mut flaws);
         flaws
@@ -67,88 +65,116 @@ impl Scenario {
         ))
     }
 
-    /// The first pair of rules that decide differently about the same traffic at the same time.
-    fn contradiction(&self) -> Option<Flaw> {
-        let horizon = self
-            .length
-            .map_or_else(|| horizon_ns(&self.rules), |length| length.0);
-        let decided: Vec<_> = self
-            .rules
-            .iter()
-            .enumerate()
-            .filter(|(_, rule)| decides(rule))
-            .filter_map(|(index, rule)| Some((index, rule, rule.target_in(&self.targets).ok()?)))
-            .collect();
-        for (nth, (second, b, b_target)) in decided.iter().enumerate() {
-            for (first, a, a_target) in &decided[..nth] {
-                let same = a.fault == b.fault;
-                let meet = meeting(&a.modifiers, &b.modifiers, horizon);
-                let Some((start, end)) = meet.filter(|_| !same && overlap(a_target, b_target))
-                else {
-                    continue;
-                };
-                let until = if end >= horizon {
-                    "on".to_owned()
-                } else {
-                    format!("to {}", show_duration(end))
-                };
-                return Some(flaw(
-                    [key("rules"), Segment::Index(*second)],
-                    format!(
-                        "contradicts rules[{first}]: from {} {until} `{}` and `{}` both decide about all of this traffic: expected other times, directions or targets",
-                        show_duration(start),
-                        a.fault,
-                        b.fault,
-                    ),
-                ));
-            }
-        }
-        None
+    /// The first two rules that can't both mean what they say.
+    fn conflict(&self) -> Option<Flaw> {
+        let rules: Vec<&Rule> = self.rules.iter().collect();
+        let length_ns = self.length.map(|length| length.0);
+        let found = conflict::find(&rules, &self.targets, length_ns)?;
+        let path = [key("rules"), Segment::Index(found.second)];
+        Some(flaw(path, format!("rules[{}] {}", found.first, found.why)))
     }
 
     /// What is wrong with the expectations.
     fn expect_flaws(&self, flaws: &mut Vec<Flaw>) {
-        let aimed = |name: &str| {
-            self.rules
-                .iter()
-                .any(|rule| rule.target.to_string() == name)
-        };
-        let drawn = |name: &str| {
-            let choices = self.random.iter().flat_map(|random| &random.choices);
-            choices
-                .into_iter()
-                .any(|choice| choice.rule.target.to_string() == name)
-        };
         for (index, name) in self.expect.fired.iter().enumerate() {
             let path = [key("expect"), key("fired"), Segment::Index(index)];
-            if !aimed(name) && !drawn(name) {
+            if !self.is_hurt(name) {
                 flaws.push(flaw(path, format!("no rule is aimed at `{name}`, so none can fire: expected the target of a rule")));
             }
         }
+        let mut at = |field: &str, name: &str, wrong: Option<String>| {
+            flaws.extend(wrong.map(|why| flaw([key("expect"), key(field), key(name)], why)));
+        };
         for (field, name) in self.expect.names() {
-            if let Err(message) = self.known(name) {
-                flaws.push(flaw([key("expect"), key(field), key(name)], message));
-            }
+            at(field, name, self.known(name).err());
         }
         for name in self.expect.recovers_within.keys() {
-            if !aimed(name) && !drawn(name) {
-                let path = [key("expect"), key("recovers_within"), key(name)];
-                flaws.push(flaw(
-                    path,
-                    format!("no rule is aimed at `{name}`: there is nothing to recover from"),
-                ));
-            }
+            at("recovers_within", name, self.never_recovers(name));
         }
-        for (name, while_) in &self.expect.no_traffic_while {
-            let faulted = while_.faulted.as_deref().unwrap_or(name);
-            if !aimed(faulted) && !drawn(faulted) {
-                let path = [key("expect"), key("no_traffic_while"), key(name)];
-                flaws.push(flaw(
-                    path,
-                    format!("no rule is aimed at `{faulted}`: there is no while"),
-                ));
-            }
+        for (name, quiet) in &self.expect.no_traffic_while {
+            at("no_traffic_while", name, self.never_quiet(name, quiet));
         }
+        for name in self.expect.p99_connect.keys() {
+            at("p99_connect", name, self.never_connects(name));
+        }
+    }
+
+    /// Whether a fault may act on a target.
+    fn is_hurt(&self, name: &str) -> bool {
+        let choices = self.random.iter().flat_map(|random| &random.choices);
+        let drawn = choices.map(|choice| &choice.rule);
+        let mut rules = self.rules.iter().chain(drawn);
+        rules.any(|rule| rule.target.to_string() == name)
+    }
+
+    /// The rules that are aimed at a target, with their times as they are written.
+    fn aimed_at<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Rule> {
+        let rules = self.rules.iter();
+        rules.filter(move |rule| rule.target.to_string() == name)
+    }
+
+    /// Why a target can't recover as is expected of it.
+    fn never_recovers(&self, name: &str) -> Option<String> {
+        if !self.is_hurt(name) {
+            return Some(format!(
+                "no rule is aimed at `{name}`: there is nothing to recover from"
+            ));
+        }
+        let lasts = |rule: &&Rule| {
+            let times = rule.modifiers.schedule();
+            times.end_ns.is_none() && times.on_ns.is_none()
+        };
+        if let Some(rule) = self.aimed_at(name).find(lasts)
+            && self.length.is_none()
+        {
+            return Some(format!(
+                "`{rule}` never ends, so there is nothing to recover from: expected a `for` of that rule or of the scenario"
+            ));
+        }
+        let closed = self.expect.max_open.get(name) == Some(&0);
+        let no_connection = closed.then(|| "max_open allows no connection".to_owned());
+        self.never_connects(name).or_else(|| {
+            no_connection.map(|why| {
+                format!("{why}, and nothing comes back without one: expected more there")
+            })
+        })
+    }
+
+    /// Why there is no connect to a target where one is expected.
+    fn never_connects(&self, name: &str) -> Option<String> {
+        let none = self.expect.max_connects.get(name) == Some(&0);
+        let never = self.expect.connect_rate.get(name);
+        let field = if none {
+            "max_connects"
+        } else if never.is_some_and(|rate| rate.count == 0) {
+            "connect_rate"
+        } else {
+            return None;
+        };
+        Some(format!(
+            "{field} allows no connect to `{name}`, and this needs one: expected more there"
+        ))
+    }
+
+    /// Why nothing is checked of the quiet that is expected of a target.
+    fn never_quiet(&self, name: &str, quiet: &NoTraffic) -> Option<String> {
+        let faulted = quiet.faulted.as_deref().unwrap_or(name);
+        if !self.is_hurt(faulted) {
+            return Some(format!(
+                "no rule is aimed at `{faulted}`: there is no while"
+            ));
+        }
+        // Faults of several rules may follow on each other, as one.
+        let mut lasts_ns: u64 = 0;
+        for rule in self.aimed_at(faulted) {
+            lasts_ns = lasts_ns.saturating_add(rule.modifiers.schedule().on_ns?);
+        }
+        (lasts_ns <= quiet.after.0 && self.random.is_none()).then(|| {
+            format!(
+                "no fault of `{faulted}` lasts longer than {}, so nothing would be checked: expected a time shorter than that",
+                show_duration(lasts_ns)
+            )
+        })
     }
 
     /// Whether a name of an expectation is a target's, or a target written out.
@@ -219,75 +245,4 @@ impl Scenario {
             ));
         }
     }
-}
-
-/// Whether a rule alone decides about all traffic of its target while it acts.
-fn decides(rule: &Rule) -> bool {
-    let all = rule.modifiers.probability == PPM
-        && rule.modifiers.triggers.is_empty()
-        && rule.modifiers.count == CountScope::PerConnection
-        && rule.modifiers.connections.is_none()
-        && rule.modifiers.packets.is_empty()
-        && rule.modifiers.size.is_none();
-    let verdict = matches!(
-        rule.fault,
-        Fault::Drop
-            | Fault::Blackhole
-            | Fault::Reject { .. }
-            | Fault::Reset { .. }
-            | Fault::Down
-            | Fault::NoAccept
-            | Fault::Stall
-            | Fault::Discard
-            | Fault::Timeout { .. }
-            | Fault::ResetPeer { .. }
-            | Fault::Error(_)
-            | Fault::Abort
-    );
-    all && verdict
-}
-
-/// The most windows of each rule that are compared.
-const MAX_WINDOWS: usize = 10_000;
-
-/// The first time in which two rules act on the same direction.
-fn meeting(a: &Modifiers, b: &Modifiers, horizon: u64) -> Option<(u64, u64)> {
-    let both = |d: Direction| d == Direction::Both;
-    if a.direction != b.direction && !both(a.direction) && !both(b.direction) {
-        return None;
-    }
-    let mut left = windows(a, horizon).take(MAX_WINDOWS).peekable();
-    let mut right = windows(b, horizon).take(MAX_WINDOWS).peekable();
-    while let (Some((a_start, a_end)), Some((b_start, b_end))) = (left.peek(), right.peek()) {
-        let (start, end) = (*a_start.max(b_start), *a_end.min(b_end));
-        if start < end {
-            return Some((start, end));
-        }
-        if a_end <= b_end {
-            left.next();
-        } else {
-            right.next();
-        }
-    }
-    None
-}
-
-/// Whether two targets have traffic in common, as far as that is known without looking names up.
-fn overlap(a: &Target, b: &Target) -> bool {
-    let protocol = match (a.protocol, b.protocol) {
-        (Protocol::Any, other) | (other, Protocol::Any) => {
-            other != Protocol::Icmp || (a.ports.is_empty() && b.ports.is_empty())
-        }
-        (a, b) => a == b,
-    };
-    let hosts = match (&a.host, &b.host) {
-        (None, _) | (_, None) => true,
-        (Some(Host::Cidr(a)), Some(Host::Cidr(b))) => a.overlaps(b),
-        (Some(a), Some(b)) => a == b,
-    };
-    let meet = |a: &PortRange, b: &PortRange| a.first <= b.last && b.first <= a.last;
-    let ports = a.ports.is_empty()
-        || b.ports.is_empty()
-        || a.ports.iter().any(|x| b.ports.iter().any(|y| meet(x, y)));
-    protocol && hosts && ports
 }

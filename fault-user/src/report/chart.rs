@@ -1,0 +1,537 @@
+//! What happened to one target over time, as a picture: its faults, and below them, on the same axis, its throughput, its
+//! connections, how long they took to open, and what was hurt.
+
+use std::collections::BTreeSet;
+
+use maud::{Markup, html};
+
+use super::file::{ConnectReport, Report, RuleReport};
+use crate::rule::timeline::round_step;
+
+/// Size of a picture in its own units.
+const WIDTH: f64 = 920.0;
+const LEFT: f64 = 76.0;
+const RIGHT: f64 = 12.0;
+/// Height of the line of a rule, of a lane, and of what is between two lanes.
+const RULE: f64 = 19.0;
+const LANE: f64 = 74.0;
+const GAP: f64 = 30.0;
+/// How many bars a lane has at most.
+const BARS: u16 = 140;
+/// Dots nearer to each other than this are one.
+const GRID: f64 = 2.0;
+/// Columns of text that would fit below the axis.
+const COLUMNS: usize = 88;
+const MS_NS: u64 = 1_000_000;
+/// Times are as exact as the figures are often, in milliseconds.
+const SAMPLE_MS: u64 = 100;
+/// The shortest time that the axis of latencies shows, in microseconds.
+const SHORTEST_US: f64 = 10.0;
+
+/// What a picture is drawn from.
+pub struct Target<'a> {
+    /// Its name.
+    pub name: &'a str,
+    report: &'a Report,
+    rules: Vec<(usize, &'a RuleReport)>,
+    connects: Vec<&'a ConnectReport>,
+}
+
+/// Everything that rules were about or connections went to, in the order of the rules.
+#[must_use]
+pub fn targets(report: &Report) -> Vec<Target<'_>> {
+    let rules = report.rules.iter().map(|rule| rule.target.as_str());
+    let connects = report.connects.iter().map(|one| one.target.as_str());
+    let mut names: Vec<&str> = Vec::new();
+    for name in rules.chain(connects) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let of = |name| Target {
+        name,
+        report,
+        rules: (0..)
+            .zip(&report.rules)
+            .filter(|(_, rule)| rule.target == name)
+            .collect(),
+        connects: report
+            .connects
+            .iter()
+            .filter(|one| one.target == name)
+            .collect(),
+    };
+    names.into_iter().map(of).collect()
+}
+
+/// Something at a time: milliseconds since the start, and how much.
+type Point = (f64, f64);
+
+impl Target<'_> {
+    /// The figures in one line.
+    #[must_use]
+    pub fn figures(&self) -> String {
+        let mut parts = Vec::new();
+        if let Some(bytes) = self.bytes().last() {
+            parts.push(format!("{}B carried", quantity(bytes.1)));
+        }
+        if !self.connects.is_empty() {
+            let failed = self.connects.iter().filter(|one| !one.connected).count();
+            let reset = self.connects.iter().filter(|one| one.reset_us.is_some());
+            parts.push(format!(
+                "{} connects, {failed} failed, {} reset",
+                self.connects.len(),
+                reset.count()
+            ));
+            let mut times: Vec<u64> = self.connects.iter().filter_map(|one| one.took_us).collect();
+            times.sort_unstable();
+            if let Some(middle) = times.get(times.len() / 2) {
+                parts.push(format!("half of them answered in {}", time(*middle)));
+            }
+        }
+        parts.join(" · ")
+    }
+
+    /// The picture.
+    #[must_use]
+    pub fn picture(&self) -> Markup {
+        let mut canvas = Canvas::new(self.report.length_ms, RULE * number(self.rules.len()) + GAP);
+        let throughput = self.throughput();
+        if throughput.iter().any(|(_, rate)| *rate > 0.0) {
+            canvas.area("bytes/s", &throughput);
+        }
+        if !self.connects.is_empty() {
+            self.connections(&mut canvas);
+            self.latency(&mut canvas);
+        }
+        let hits = self.hits();
+        if hits.iter().any(|(_, count)| *count > 0.0) {
+            canvas.bars("hits", &[("bad", "hits", hits)]);
+        }
+        let bottom = canvas.top;
+        html! {
+            svg viewBox={ "0 0 " (WIDTH) " " (bottom + 4.0) } role="img" aria-label={ "What happened to " (self.name) } {
+                @for (line, (_, rule)) in self.rules.iter().enumerate() {
+                    (canvas.windows(rule, RULE * number(line), bottom - GAP))
+                }
+                @for part in &canvas.parts { (part) }
+                (canvas.axis(bottom - GAP))
+            }
+        }
+    }
+
+    /// Bytes since the start.
+    fn bytes(&self) -> Vec<Point> {
+        let traffic = self
+            .report
+            .traffic
+            .iter()
+            .find(|one| one.target == self.name);
+        let bytes = traffic.map(|one| one.bytes.as_slice()).unwrap_or_default();
+        let samples = self.report.samples.iter();
+        samples
+            .zip(bytes)
+            .map(|(sample, bytes)| (real(sample.at_ms), real(*bytes)))
+            .collect()
+    }
+
+    fn throughput(&self) -> Vec<Point> {
+        let (bytes, bars) = (self.bytes(), bars(self.report.length_ms));
+        let per_second = |(at, amount): Point| (at, amount * 1000.0 / bars.width_ms);
+        bars.differences(&bytes)
+            .into_iter()
+            .map(per_second)
+            .collect()
+    }
+
+    /// What the rules of the target did something to, together.
+    fn hits(&self) -> Vec<Point> {
+        let sum = |hits: &[u64]| {
+            let ours = self.rules.iter();
+            ours.filter_map(|(index, _)| hits.get(*index)).sum::<u64>()
+        };
+        let samples = self.report.samples.iter();
+        let all: Vec<Point> = samples
+            .map(|sample| (real(sample.at_ms), real(sum(&sample.hits))))
+            .collect();
+        bars(self.report.length_ms).differences(&all)
+    }
+
+    fn connections(&self, canvas: &mut Canvas) {
+        let bars = bars(self.report.length_ms);
+        let began = |wanted: bool| {
+            let of_kind = self.connects.iter().filter(|one| one.connected == wanted);
+            bars.counts(of_kind.map(|one| one.at_us))
+        };
+        let resets = bars.counts(self.connects.iter().filter_map(|one| one.reset_us));
+        canvas.bars(
+            "connects",
+            &[
+                ("good", "connected", began(true)),
+                ("bad", "failed", began(false)),
+                ("odd", "reset while open", resets),
+            ],
+        );
+    }
+
+    /// How long each connect took, on a logarithmic scale.
+    fn latency(&self, canvas: &mut Canvas) {
+        let times = || self.connects.iter().filter_map(|one| one.took_us);
+        let shortest = real(times().min().unwrap_or(0)).max(SHORTEST_US);
+        let longest = real(times().max().unwrap_or(0)).max(shortest);
+        let (low, high) = (shortest.log10().floor(), longest.log10().ceil());
+        let high = high.max(low + 1.0);
+        let decades: Vec<f64> = std::iter::successors(Some(low), |at| Some(at + 1.0))
+            .take_while(|at| *at <= high)
+            .collect();
+        let (top, bottom) = canvas.lane("latency");
+        let y = |us: f64| {
+            let share = (us.max(SHORTEST_US).log10() - low) / (high - low);
+            bottom - share.clamp(0.0, 1.0) * LANE
+        };
+        let mut taken = BTreeSet::new();
+        // Those that failed are drawn over the others.
+        let mut sorted = self.connects.clone();
+        sorted.sort_by_key(|one| !one.connected);
+        let dots: Vec<_> = sorted
+            .into_iter()
+            .filter_map(|one| {
+                let x = canvas.x(real(one.at_us) / 1000.0);
+                let y = one.took_us.map_or(top, |us| y(real(us)));
+                let cell = ((x / GRID).round(), (y / GRID).round());
+                taken
+                    .insert((cell.0.to_bits(), cell.1.to_bits(), one.connected))
+                    .then_some((x, y, one))
+            })
+            .collect();
+        canvas.parts.push(html! {
+            @for decade in decades.iter().step_by(if decades.len() > 5 { 2 } else { 1 }) {
+                (line(y(10_f64.powf(*decade)), &time_of(10_f64.powf(*decade))))
+            }
+            @for (x, y, one) in dots {
+                @let answer = one.took_us.map_or_else(|| "never answered".to_owned(), |us| format!("answered in {}", time(us)));
+                circle cx=(short(x)) cy=(short(y)) r="2.6" class=(if one.connected { "good" } else { "bad" }) {
+                    title { "connect at " (seconds(real(one.at_us) / 1000.0)) ", " (answer) @if !one.connected { ", failed" } }
+                }
+            }
+        });
+    }
+}
+
+/// Equal parts of a run.
+#[derive(Clone, Copy)]
+struct Bars {
+    count: u16,
+    width_ms: f64,
+}
+
+fn bars(length_ms: u64) -> Bars {
+    // At most one for each of the figures, which are taken ten times in a second.
+    let count = u16::try_from(length_ms / SAMPLE_MS)
+        .unwrap_or(BARS)
+        .clamp(1, BARS);
+    Bars {
+        count,
+        width_ms: real(length_ms.max(1)) / f64::from(count),
+    }
+}
+
+impl Bars {
+    fn middles(self) -> impl Iterator<Item = f64> {
+        (0..self.count).map(move |bar| (f64::from(bar) + 0.5) * self.width_ms)
+    }
+
+    /// How much a sum that never falls has grown in each.
+    fn differences(self, sums: &[Point]) -> Vec<Point> {
+        let at = |ms: f64| {
+            let next = sums.partition_point(|(time, _)| *time < ms);
+            let (t1, v1) = sums.get(next).or(sums.last()).copied().unwrap_or_default();
+            let before = next.checked_sub(1).and_then(|place| sums.get(place));
+            let (t0, v0) = before.copied().unwrap_or_default();
+            if t1 > t0 {
+                v0 + (v1 - v0) * ((ms - t0) / (t1 - t0)).clamp(0.0, 1.0)
+            } else {
+                v1
+            }
+        };
+        let half = self.width_ms / 2.0;
+        let grown = |middle: f64| (at(middle + half) - at(middle - half)).max(0.0);
+        self.middles()
+            .map(|middle| (middle, grown(middle)))
+            .collect()
+    }
+
+    /// How many of these times, in microseconds, fall into each.
+    fn counts(self, times_us: impl Iterator<Item = u64>) -> Vec<Point> {
+        let mut counts = vec![0_u32; usize::from(self.count)];
+        for time_us in times_us {
+            let middles = self.width_ms * 1000.0;
+            let place = counts.len().min(floor(real(time_us) / middles) + 1) - 1;
+            counts[place] += 1;
+        }
+        self.middles()
+            .zip(counts.into_iter().map(f64::from))
+            .collect()
+    }
+}
+
+/// A picture while it is drawn, lane below lane.
+struct Canvas {
+    length_ms: u64,
+    top: f64,
+    parts: Vec<Markup>,
+}
+
+impl Canvas {
+    fn new(length_ms: u64, top: f64) -> Self {
+        Self {
+            length_ms: length_ms.max(1),
+            top,
+            parts: Vec::new(),
+        }
+    }
+
+    /// Where a time is.
+    fn x(&self, ms: f64) -> f64 {
+        LEFT + (ms / real(self.length_ms)).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
+    }
+
+    /// Begins a lane: its upper and lower edge.
+    fn lane(&mut self, name: &str) -> (f64, f64) {
+        let top = self.top;
+        self.top += LANE + GAP;
+        self.parts
+            .push(html! { text.name x="0" y=(short(top - 10.0)) { (name) } });
+        (top, top + LANE)
+    }
+
+    /// A lane with a scale from nothing to a round number above `most`: its lower edge, and that number.
+    fn scaled(&mut self, name: &str, most: f64) -> (f64, f64) {
+        let (_, bottom) = self.lane(name);
+        let most = round_up(most);
+        self.parts.push(html! {
+            (line(bottom, "0"))
+            @if most > 1.0 { (line(bottom - LANE / 2.0, &quantity(most / 2.0))) }
+            (line(bottom - LANE, &quantity(most)))
+        });
+        (bottom, most)
+    }
+
+    /// A lane with one value over time.
+    fn area(&mut self, name: &str, points: &[Point]) {
+        let most = points.iter().map(|point| point.1).fold(0.0, f64::max);
+        let (bottom, most) = self.scaled(name, most);
+        let y = |value: f64| short(bottom - value / most * LANE);
+        let points_of_line: Vec<String> = points
+            .iter()
+            .map(|&(ms, value)| format!("{},{}", short(self.x(ms)), y(value)))
+            .collect();
+        let path = format!("M {}", points_of_line.join(" L "));
+        let end = |point: Option<&Point>| short(self.x(point.map_or(0.0, |point| point.0)));
+        let closed = format!(
+            "{path} L {},{bottom} L {},{bottom} Z",
+            end(points.last()),
+            end(points.first())
+        );
+        self.parts.push(html! {
+            path.area d=(closed) {}
+            path.line d=(path) {}
+        });
+    }
+
+    /// A lane with counts over time, those of each kind upon the others'.
+    fn bars(&mut self, name: &str, kinds: &[(&str, &str, Vec<Point>)]) {
+        let places = kinds.first().map_or(0, |kind| kind.2.len());
+        let height = |place: usize| kinds.iter().map(|kind| kind.2[place].1).sum::<f64>();
+        let most = (0..places).map(height).fold(0.0, f64::max);
+        let (bottom, most) = self.scaled(name, most);
+        let width = (WIDTH - LEFT - RIGHT) / number(places.max(1));
+        let mut drawn = Vec::new();
+        for place in 0..places {
+            let mut from = bottom;
+            for (class, what, points) in kinds {
+                let (ms, count) = points[place];
+                if count > 0.0 {
+                    let high = count / most * LANE;
+                    from -= high;
+                    drawn.push(html! {
+                        rect class=(class) x=(short(self.x(ms) - width / 2.0 + 0.5)) y=(short(from))
+                            width=(short((width - 1.0).max(0.5))) height=(short(high)) {
+                            title { (short(count)) " " (what) " at " (seconds(ms)) }
+                        }
+                    });
+                }
+            }
+        }
+        self.parts.extend(drawn);
+    }
+
+    /// When a rule acted: a bar with its text, and its time shaded in all lanes.
+    fn windows(&self, rule: &RuleReport, top: f64, bottom: f64) -> Markup {
+        let text = rule.rule.strip_prefix(rule.target.as_str());
+        let text = text.unwrap_or(&rule.rule).trim_start();
+        let first = rule.windows_ms.first().map_or(0.0, |window| real(window.0));
+        let x = self.x(first);
+        // Beyond the middle there is more room on the left.
+        let is_late = x > WIDTH * 0.6;
+        let edge = rule
+            .windows_ms
+            .last()
+            .map_or(x, |window| self.x(real(window.1)));
+        html! {
+            @for (from, to) in &rule.windows_ms {
+                @let (x, end) = (self.x(real(*from)), self.x(real(*to)));
+                @let width = short((end - x).max(1.0));
+                // What acts all the time would only make the picture darker.
+                @if to.saturating_sub(*from) + SAMPLE_MS < self.length_ms {
+                    rect.window x=(short(x)) y=(short(top + RULE)) width=(width) height=(short(bottom - top - RULE)) {}
+                }
+                rect.bar x=(short(x)) y=(short(top + 14.0)) width=(width) height="3" {
+                    title { (rule.rule) ": " (seconds(real(*from))) " to " (seconds(real(*to))) }
+                }
+            }
+            @if is_late {
+                text.rule x=(short(edge)) y=(short(top + 11.0)) text-anchor="end" { (text) }
+            } @else {
+                text.rule x=(short(x)) y=(short(top + 11.0)) { (text) }
+            }
+        }
+    }
+
+    /// The times below the last lane.
+    fn axis(&self, bottom: f64) -> Markup {
+        let step_ms = round_step(self.length_ms.saturating_mul(MS_NS), COLUMNS).div_ceil(MS_NS);
+        let ticks = (0..)
+            .map(|tick| step_ms.max(1) * tick)
+            .take_while(|ms| *ms <= self.length_ms);
+        html! {
+            @for ms in ticks {
+                @let x = short(self.x(real(ms)));
+                line.tick x1=(x) x2=(x) y1=(short(bottom)) y2=(short(bottom + 4.0)) {}
+                text x=(x) y=(short(bottom + 16.0)) text-anchor=(if ms == 0 { "start" } else { "middle" }) {
+                    (seconds(real(ms)))
+                }
+            }
+        }
+    }
+}
+
+/// A line of a scale.
+fn line(y: f64, label: &str) -> Markup {
+    html! {
+        line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(short(y)) y2=(short(y)) {}
+        text x=(LEFT - 6.0) y=(short(y + 3.5)) text-anchor="end" { (label) }
+    }
+}
+
+/// The next of 1, 2, 4, 6 and 8 times a power of ten: its half is round too.
+fn round_up(value: f64) -> f64 {
+    if value <= 1.0 {
+        return 1.0;
+    }
+    let power = 10_f64.powf(value.log10().floor());
+    let factors = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0];
+    let round = factors.into_iter().map(|factor| factor * power);
+    round
+        .into_iter()
+        .find(|round| *round >= value * 0.999)
+        .unwrap_or(value)
+}
+
+/// A number with at most one digit behind the point.
+fn short(value: f64) -> String {
+    let text = format!("{value:.1}");
+    text.strip_suffix(".0").map(str::to_owned).unwrap_or(text)
+}
+
+/// A quantity with the prefix of its unit.
+fn quantity(value: f64) -> String {
+    let prefixes = [(1e9, "G"), (1e6, "M"), (1e3, "k")];
+    let (unit, prefix) = prefixes
+        .into_iter()
+        .find(|(unit, _)| value >= *unit)
+        .unwrap_or((1.0, ""));
+    let space = if prefix.is_empty() { "" } else { " " };
+    format!("{}{space}{prefix}", short(value / unit))
+}
+
+/// A time of so many microseconds.
+#[must_use]
+pub fn time(us: u64) -> String {
+    time_of(real(us))
+}
+
+fn time_of(us: f64) -> String {
+    match us {
+        us if us >= 1e6 => format!("{} s", short(us / 1e6)),
+        us if us >= 1e3 => format!("{} ms", short(us / 1e3)),
+        us => format!("{} µs", short(us)),
+    }
+}
+
+/// A time since the start.
+#[must_use]
+pub fn seconds(ms: f64) -> String {
+    format!("{} s", short(ms / 1000.0))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a picture")]
+fn real(value: u64) -> f64 {
+    value as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "few")]
+fn number(count: usize) -> f64 {
+    count as f64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "never negative, and cut off by who asks"
+)]
+fn floor(value: f64) -> usize {
+    value as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_round() {
+        for (value, round) in [
+            (0.0, 1.0),
+            (1.0, 1.0),
+            (1.5, 2.0),
+            (21.0, 40.0),
+            (5e6, 6e6),
+            (99.0, 100.0),
+        ] {
+            assert!((round_up(value) - round).abs() < 1e-9, "{value}");
+        }
+        assert_eq!(quantity(2_500_000.0), "2.5 M");
+        assert_eq!(quantity(50.0), "50");
+        assert_eq!(time(1500), "1.5 ms");
+        assert_eq!(seconds(10_400.0), "10.4 s");
+    }
+
+    #[test]
+    fn sums_become_what_came_in_each_part() {
+        let bars = bars(400);
+        assert_eq!(bars.count, 4);
+        let sums = [(0.0, 0.0), (100.0, 10.0), (300.0, 50.0), (400.0, 50.0)];
+        let grown: Vec<f64> = bars
+            .differences(&sums)
+            .into_iter()
+            .map(|point| point.1)
+            .collect();
+        assert_eq!(grown, [10.0, 20.0, 20.0, 0.0]);
+        let counts: Vec<f64> = bars
+            .counts([0, 99_999, 100_000, 999_999_999].into_iter())
+            .into_iter()
+            .map(|point| point.1)
+            .collect();
+        assert_eq!(counts, [2.0, 1.0, 0.0, 1.0]);
+    }
+}

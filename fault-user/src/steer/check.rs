@@ -1,0 +1,176 @@
+//! What a stream rule asks for that can't be carried out, and what its counts pick.
+
+use anyhow::{Result, bail};
+
+use super::convert;
+use crate::relay::{Datagrams, Picked, Transport};
+use crate::rule::{
+    Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
+};
+
+/// Says what keeps a stream rule from being carried out, before anything is done.
+///
+/// # Errors
+/// One line.
+pub fn check(rule: &ResolvedRule) -> Result<()> {
+    let name = rule.fault.name();
+    match rule.target.protocol {
+        Protocol::Icmp => bail!(
+            "`{name}` works on streams and datagrams: for ICMP there are `loss`, `delay`, `rate` and the other packet faults"
+        ),
+        Protocol::Udp if !convert::toxic(&rule.fault)?.acts_on(Transport::Udp) => {
+            bail!("`{name}` has no meaning on UDP: see docs/rules.md for what has")
+        }
+        _ => {}
+    }
+    if rule.target.ports.is_empty() {
+        bail!("`{name}` needs the port of a service, such as tcp:5432");
+    }
+    convert::toxic(&rule.fault)?;
+    if rule.modifiers.size.is_some() {
+        bail!("`size` picks packets, and `{name}` works on what they carry: leave it out");
+    }
+    modifiers(&rule.fault, &rule.modifiers)
+}
+
+/// A modifier is carried out or refused, never ignored.
+fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
+    let plain = Modifiers::default();
+    let name = fault.name();
+    if is_of_the_service(fault) {
+        let picking = [
+            ("p", modifiers.probability != plain.probability),
+            ("conn", modifiers.connections.is_some()),
+            ("a count", !modifiers.triggers.is_empty()),
+            ("dir", modifiers.direction != plain.direction),
+        ];
+        if let Some((key, _)) = picking.iter().find(|(_, given)| *given) {
+            bail!(
+                "`{name}` acts on the service as a whole, and {key} would pick some of its connections: leave it out"
+            );
+        }
+    }
+    if modifiers.direction != Direction::Both
+        && let Some(name) = without_direction(fault)
+    {
+        bail!("`{name}` acts on requests and their answers together: leave `dir` out");
+    }
+    Ok(())
+}
+
+/// Whether the fault acts on a service, not on single connections.
+fn is_of_the_service(fault: &Fault) -> bool {
+    matches!(fault, Fault::NoAccept | Fault::Close { .. })
+}
+
+/// The part of the fault that has no direction.
+fn without_direction(fault: &Fault) -> Option<&'static str> {
+    match fault {
+        Fault::Error(_) | Fault::Transient { .. } | Fault::Abort => Some(fault.name()),
+        Fault::Mix(arms) => arms.iter().find_map(|arm| without_direction(&arm.fault)),
+        _ => None,
+    }
+}
+
+/// Whether a rule that can be carried out has something to do on the relay of this transport.
+pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
+    let is_aimed = match rule.target.protocol {
+        Protocol::Any => true,
+        Protocol::Tcp => transport == Transport::Tcp,
+        Protocol::Udp => transport == Transport::Udp,
+        Protocol::Icmp => false,
+    };
+    is_aimed && convert::toxic(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
+}
+
+/// The datagrams that a rule picks, by counting.
+pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagrams> {
+    let triggers = &modifiers.triggers;
+    if transport == Transport::Tcp || triggers.is_empty() {
+        return None;
+    }
+    let bounds = triggers.bounds();
+    Some(Datagrams {
+        picked: Picked {
+            first: bounds.first,
+            last: bounds.last,
+            step: triggers.step(),
+            base: 0,
+        },
+        count_all: modifiers.count == CountScope::PerRule,
+    })
+}
+
+/// The connections that a rule picks. On a stream its counts count those that `conn` lets pass.
+pub fn connections(modifiers: &Modifiers, transport: Transport) -> Picked {
+    let allowed = modifiers.connections.unwrap_or(Bounds {
+        first: 1,
+        last: Bounds::OPEN,
+    });
+    let base = allowed.first.saturating_sub(1);
+    let triggers = match transport {
+        Transport::Tcp => modifiers.triggers,
+        Transport::Udp => Triggers::default(),
+    };
+    let counted = triggers.bounds();
+    Picked {
+        first: base.saturating_add(counted.first),
+        last: base.saturating_add(counted.last).min(allowed.last),
+        step: triggers.step(),
+        base,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Rule, SystemResolver, Targets};
+
+    fn resolved(text: &str) -> ResolvedRule {
+        let rule: Rule = text.parse().unwrap();
+        rule.resolve(&Targets::new(), &mut SystemResolver).unwrap()
+    }
+
+    #[test]
+    fn counts_pick_connections() {
+        let picked = |text: &str| {
+            let picked = connections(
+                &resolved(&format!("tcp:1 latency=1s {text}")).modifiers,
+                Transport::Tcp,
+            );
+            (1..=9).filter(|n| picked.has(*n)).collect::<Vec<_>>()
+        };
+        assert_eq!(picked(""), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(picked("conn=2..4"), [2, 3, 4]);
+        assert_eq!(picked("conn=8.."), [8, 9]);
+        assert_eq!(picked("first=2"), [1, 2]);
+        assert_eq!(picked("nth=3 count=rule"), [3]);
+        assert_eq!(picked("every=3"), [3, 6, 9]);
+        assert_eq!(picked("conn=4..8 every=2"), [5, 7]);
+        assert_eq!(picked("conn=4..6 after=1"), [5, 6]);
+    }
+
+    #[test]
+    fn no_modifier_is_ignored() {
+        for (text, expected) in [
+            ("tcp:1 no_accept p=50%", "leave it out"),
+            ("tcp:1 no_accept conn=2", "conn"),
+            ("tcp:1 close nth=2", "a count"),
+            ("tcp:1 close dir=to-server", "dir"),
+            ("tcp:1 error=http dir=to-client", "`error`"),
+            ("tcp:1 mix 10%:abort dir=to-client", "`abort`"),
+            ("tcp:1 mix 10%:no_accept", "part of a mix"),
+            ("tcp:1 mix 10%:loss=5% 10%:latency=1s", "`loss`"),
+        ] {
+            let error = check(&resolved(text)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        for text in [
+            "tcp:1 no_accept at=1s for=1s",
+            "tcp:1 error=http p=10% conn=1..3 every=2 period=2s duty=50%",
+            "tcp:1 mix 10%:latency=1s 10%:timeout dir=to-client reconnect",
+        ] {
+            check(&resolved(text)).unwrap();
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Servers of a cgroup: connections to them are led, except for those that the relay opens itself.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, MapError};
+use fault_common::abi::Destination;
+use socket2::{SockRef, Type};
+
+use super::hooks::destination;
+use crate::kernel::mapped::MappedArray;
+use crate::kernel::services;
+use crate::relay::is_own;
+
+/// Where they listen.
+#[derive(Clone)]
+pub struct Served(Arc<Mutex<Maps>>);
+
+struct Maps {
+    listeners: HashMap<MapData, Destination, u64>,
+    relay_ports: MappedArray<u64>,
+}
+
+/// A socket of the relay's that the programs know by its port.
+pub struct Approach {
+    served: Served,
+    /// Its place in the map.
+    place: usize,
+}
+
+impl Served {
+    /// The maps of the programs.
+    ///
+    /// # Errors
+    /// There are none, or they can't be mapped.
+    pub fn new(ebpf: &mut Ebpf) -> Result<Self> {
+        let listeners = ebpf
+            .take_map("SERVED")
+            .context("the eBPF object has no map SERVED")?;
+        Ok(Self(Arc::new(Mutex::new(Maps {
+            listeners: listeners.try_into()?,
+            relay_ports: services::mapped(ebpf, "RELAY_PORTS", 2 << 16)?,
+        }))))
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a server that listens already.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn add(&self, listener: SocketAddr) -> Result<()> {
+        let key = destination(listener);
+        let listeners = &mut self.maps().listeners;
+        let count = match listeners.get(&key, 0) {
+            Ok(count) => count,
+            Err(MapError::KeyNotFound) => 0,
+            Err(error) => return Err(error).context("looking up a server"),
+        };
+        listeners
+            .insert(key, count + 1, 0)
+            .context("entering a server")
+    }
+
+    /// Whether connections to this address are given to the relay.
+    fn has(&self, server: SocketAddr) -> io::Result<bool> {
+        let port = server.port();
+        let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let maps = self.maps();
+        for address in [server, any, any_v4] {
+            match maps.listeners.get(&destination(address), 0) {
+                Ok(0) | Err(MapError::KeyNotFound) => {}
+                Ok(_) => return Ok(true),
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Has a socket of the relay's, which is to be connected to this address, reach the server and not the relay; and, if
+    /// it is for datagrams, be reached by the server's answers. So it is until what is returned is dropped.
+    ///
+    /// # Errors
+    /// There is no port left.
+    pub fn approach(
+        &self,
+        socket: BorrowedFd<'_>,
+        server: SocketAddr,
+    ) -> io::Result<Option<Approach>> {
+        let socket = SockRef::from(&socket);
+        let is_stream = socket.r#type()? == Type::STREAM;
+        if is_stream && !self.has(server)? {
+            return Ok(None);
+        }
+        let here: IpAddr = if is_stream && is_own(server.ip().to_canonical())? {
+            // By that the hook knows that it does not come from outside.
+            server.ip()
+        } else if server.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        if is_stream {
+            // Ports of connections that have just ended are as good.
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&SocketAddr::new(here, 0).into())?;
+        let own = socket.local_addr()?.as_socket();
+        let port = own.map_or(0, |own| usize::from(own.port()));
+        let place = if is_stream { port } else { (1 << 16) + port };
+        self.count(place, 1);
+        Ok(Some(Approach {
+            served: self.clone(),
+            place,
+        }))
+    }
+
+    fn count(&self, place: usize, change: i64) {
+        let ports = &mut self.maps().relay_ports;
+        let count = ports.get(place).saturating_add_signed(change);
+        ports.set(place, count);
+    }
+}
+
+impl Drop for Approach {
+    fn drop(&mut self) {
+        self.served.count(self.place, -1);
+    }
+}

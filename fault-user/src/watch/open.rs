@@ -1,0 +1,90 @@
+//! Connections that are open now, as the kernel lists them: for `fault top`.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use netlink_packet_sock_diag::inet::StateFlags;
+
+use crate::kernel::netlink::Netlink;
+use crate::process::netns::NetworkNamespace;
+use crate::rule::{Protocol, ResolvedTarget};
+use crate::steer::reconnect::{End, Scope, is_aimed, list};
+
+/// Where connections are counted, and which.
+pub struct Sockets {
+    netlink: Netlink,
+    cgroup: Option<PathBuf>,
+    targets: Vec<(String, ResolvedTarget)>,
+}
+
+impl Sockets {
+    /// Those of a cgroup and what is below it (else all), in another network namespace than this (else here).
+    ///
+    /// # Errors
+    /// The kernel does not list sockets.
+    pub fn new(cgroup: Option<PathBuf>, namespace: Option<&NetworkNamespace>) -> Result<Self> {
+        let netlink = match namespace {
+            Some(namespace) => namespace.enter(Netlink::sock_diag),
+            None => Netlink::sock_diag(),
+        }?;
+        Ok(Self {
+            netlink,
+            cgroup,
+            targets: Vec::new(),
+        })
+    }
+
+    /// From now on these targets count, each once.
+    pub fn look_at<'a>(&mut self, targets: impl Iterator<Item = (&'a str, &'a ResolvedTarget)>) {
+        self.targets.clear();
+        for (name, target) in targets {
+            let is_known = self.targets.iter().any(|(known, _)| known == name);
+            let is_tcp = matches!(target.protocol, Protocol::Tcp | Protocol::Any);
+            if is_tcp && !target.ports.is_empty() && !is_known {
+                self.targets.push((name.to_owned(), target.clone()));
+            }
+        }
+    }
+
+    /// How many connections to each target are open. What is led to the relay is not among them.
+    ///
+    /// # Errors
+    /// The kernel does not list them, or the cgroup is gone.
+    pub fn count(&mut self) -> Result<Vec<(&str, u64)>> {
+        if self.targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ends = list(
+            &mut self.netlink,
+            &(StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT),
+        )?;
+        let scope = self.cgroup.as_deref().map(Scope::of).transpose()?;
+        let (ours, others): (Vec<&End>, Vec<&End>) = ends.iter().partition(|end| end.ours);
+        let own: Vec<&End> = others
+            .into_iter()
+            .filter(|end| scope.as_ref().is_none_or(|scope| scope.has(end)))
+            .collect();
+        let relayed: HashSet<_> = ours.iter().map(|end| (end.remote, end.local)).collect();
+        Ok(self
+            .targets
+            .iter()
+            .map(|(name, target)| (name.as_str(), open(target, &own, &relayed)))
+            .collect())
+    }
+}
+
+/// Connections of which one of `own` is an end. Where both are, they are one; `relayed` are ends whose peer is the relay.
+fn open(target: &ResolvedTarget, own: &[&End], relayed: &HashSet<(SocketAddr, SocketAddr)>) -> u64 {
+    let clients: HashSet<_> = own
+        .iter()
+        .filter(|end| is_aimed(target, end.remote))
+        .map(|end| (end.local, end.remote))
+        .collect();
+    let servers = own.iter().filter(|end| {
+        let known = clients.contains(&(end.remote, end.local));
+        is_aimed(target, end.local) && !known && !relayed.contains(&(end.local, end.remote))
+    });
+    (clients.len() + servers.count()) as u64
+}
