@@ -263,7 +263,10 @@ fn probes_must_hold_before_and_after() {
     let output = run(&rules, &probe(9, "may-fail"), "echo started");
     assert_told(
         &told(&output, 125),
-        &["does not hold before any fault, so nothing was done"],
+        &[
+            ".json:1:",
+            ": expect.probe[0]: the probe `tcp 127.0.0.1:9` does not hold before any fault, so nothing was done",
+        ],
     );
     assert!(output.stdout.is_empty(), "the command is not started");
     // The command is what is probed, and there is time before the fault and after it.

@@ -67,6 +67,13 @@ const ERRORS: &[(&str, &str, &str, u16, &str)] = &[
         400,
         "missing required field: upstream at proxy 1",
     ),
+    (
+        "POST",
+        "/proxies",
+        r#"{"name":"q","upstream":"/run/q"}"#,
+        400,
+        "/run/q is a Unix socket, which can't be relayed: give the HOST:PORT of the service",
+    ),
     ("POST", "/populate", "{}", 400, "bad request body: …"),
     ("GET", "/proxies/x", "", 404, "proxy not found"),
     ("POST", "/proxies/x", "{", 404, "proxy not found"),

@@ -65,6 +65,7 @@ const PACKAGES: &[Package] = &[
     package("iputils-ping", Some("ping"), &[Need::Test, Need::Vm]),
     package("redis-server", Some("redis-server"), &[Need::Test]),
     package("redis-tools", Some("redis-cli"), &[Need::Test]),
+    package("openssl", Some("openssl"), &[Need::Test]),
     package("postgresql", Some("psql"), &[Need::Test]),
     package("mariadb-server", Some("mariadbd"), &[Need::Test]),
     package("nats-server", Some("nats-server"), &[Need::Test]),

@@ -80,8 +80,22 @@ impl Wanted {
     }
 }
 
+/// A path where an address belongs.
+fn refuse_unix(text: &str) -> Result<(), ApiError> {
+    if text.starts_with("unix:") || text.starts_with('/') {
+        return Err(ApiError::new(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "{text} is a Unix socket, which can't be relayed: give the HOST:PORT of the service"
+            ),
+        ));
+    }
+    Ok(())
+}
+
 /// `udp:HOST:PORT` and `udp://HOST:PORT` name the transport as well as a `protocol` field does.
 fn split_transport(text: &str, protocol: &str) -> Result<(Transport, String), ApiError> {
+    refuse_unix(text)?;
     let prefixes = [
         ("udp://", Transport::Udp),
         ("udp:", Transport::Udp),

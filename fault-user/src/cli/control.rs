@@ -262,10 +262,7 @@ impl Control {
         plan: &Plan,
         steering: Option<&Steering>,
     ) -> Result<Snapshot> {
-        let mut hits = injection.hits(plan)?;
-        if let Some(steering) = steering {
-            steering.add_to(&mut hits);
-        }
+        let hits = hits(injection, plan, steering)?;
         let by = Some(injection.hooks());
         let rules = plan.rules.iter().zip(&hits).enumerate();
         let rules = rules.map(|(index, (rule, hits))| RuleLine {
@@ -295,6 +292,18 @@ impl Control {
             targets,
         })
     }
+}
+
+/// What the rules have done, by packets and in the relay.
+///
+/// # Errors
+/// The kernel's figures can't be read.
+pub fn hits(injection: &Injection, plan: &Plan, steering: Option<&Steering>) -> Result<Vec<Hits>> {
+    let mut hits = injection.hits(plan)?;
+    if let Some(steering) = steering {
+        steering.add_to(&mut hits);
+    }
+    Ok(hits)
 }
 
 /// What the rules of each target have seen, in the order of the rules. Several see the same packets: the one that saw most counts.

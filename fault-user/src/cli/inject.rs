@@ -9,7 +9,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::aim::{Aim, Place};
-use super::control::Control;
+use super::control::{self, Control};
 use super::follow::{Follower, Moving};
 use super::rules::{Parsed, Rules};
 use super::turns::Turns;
@@ -342,11 +342,7 @@ impl Course<'_> {
     }
 
     fn hits(&self) -> anyhow::Result<Vec<Hits>> {
-        let mut hits = self.injection.hits(&self.plan)?;
-        if let Some(steering) = &self.steering {
-            steering.add_to(&mut hits);
-        }
-        Ok(hits)
+        control::hits(&self.injection, &self.plan, self.steering.as_ref())
     }
 
     /// Tells what was hit, and heals.

@@ -13,11 +13,11 @@ use crate::kernel::ruleset::Scope;
 use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::user::Identity;
 use crate::report::expectations;
-use crate::rule::scenario::Probe;
-use crate::rule::{ResolvedTarget, timeline::windows};
+use crate::rule::scenario::{Probe, place_of_probe};
+use crate::rule::{Protocol, ResolvedTarget, timeline::windows};
 use crate::watch::history::History;
 use crate::watch::probe::{self, Probing, Try};
-use crate::watch::{self, Watch, Whose};
+use crate::watch::{Watch, Whose};
 
 /// What is to be looked at.
 pub struct Wanted<'a> {
@@ -56,7 +56,9 @@ impl<'a> Wanted<'a> {
         if reported {
             for (_, rule) in &parsed.rules {
                 let known = targets.iter().any(|(name, _)| *name == rule.name);
-                if !known && watch::check(&rule.name, &rule.target, true).is_ok() {
+                let counted =
+                    rule.target.protocol != Protocol::Udp && !rule.target.ports.is_empty();
+                if !known && counted {
                     targets.push((rule.name.clone(), rule.target.clone()));
                 }
             }
@@ -82,12 +84,15 @@ impl<'a> Wanted<'a> {
         if !at_once {
             return Ok(());
         }
-        for probe in self.probes {
+        for (index, probe) in self.probes.iter().enumerate() {
             probe::hold(probe, self.identity.as_ref())
                 .await
                 .with_context(|| {
+                    let place = parsed.file.as_deref();
+                    let place = place.map(|file| place_of_probe(file, index) + ": ");
                     format!(
-                        "the probe `{}` does not hold before any fault, so nothing was done",
+                        "{}the probe `{}` does not hold before any fault, so nothing was done",
+                        place.unwrap_or_default(),
                         probe::name(probe)
                     )
                 })?;

@@ -55,6 +55,8 @@ pub struct Parsed {
     pub expect: Expect,
     /// How long the scenario lasts, in nanoseconds.
     pub length_ns: Option<u64>,
+    /// The scenario file.
+    pub file: Option<PathBuf>,
     /// Which of the rules were drawn.
     pub drawn: Range<usize>,
 }
@@ -138,6 +140,7 @@ impl Rules {
             seed,
             expect: scenario.expect,
             length_ns: scenario.length.map(|length| length.0),
+            file: file.cloned(),
             drawn,
         })
     }

@@ -505,11 +505,7 @@ impl Course<'_> {
     }
 
     fn hits(&self) -> anyhow::Result<Vec<Hits>> {
-        let mut hits = self.injection.hits(&self.plan)?;
-        if let Some(steering) = &self.steering {
-            steering.add_to(&mut hits);
-        }
-        Ok(hits)
+        control::hits(&self.injection, &self.plan, self.steering.as_ref())
     }
 }
 

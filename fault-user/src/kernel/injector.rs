@@ -3,12 +3,12 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{CgroupSock, SchedClassifier, TcAttachType, Xdp};
-use aya::{Ebpf, EbpfLoader};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
     RuleState, RuleStats, ScopeKey, SetHeader, holder,
@@ -23,7 +23,7 @@ use super::events::Events;
 use super::interfaces::Interface;
 use super::lease::Lease;
 use super::mapped::MappedArray;
-use super::object::{OBJECT, check_abi};
+use super::object::{OBJECT, check_abi, new_loader};
 use super::ruleset::Tables;
 use super::verifier;
 use super::version;
@@ -776,7 +776,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     let tcx = u32::from(attachment == Attachment::Tcx);
     let coarse =
         u32::from(options.clock == Clock::Tick && !options.events && version::at_least(5, 11));
-    let mut loader = EbpfLoader::new();
+    let mut loader = new_loader();
     if options.tap.is_none() {
         // Megabytes that nobody asks for.
         loader.map_max_entries("HOLDS", 1);

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError};
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::{Ebpf, Pod};
 use fault_common::abi::{SLOTS, STEERS, Steer, steered};
 
 use super::mapped::MappedArray;
-use super::object::{OBJECT, check_abi};
+use super::object::{OBJECT, check_abi, new_loader};
 use super::ruleset::Network;
 use super::verifier;
 use crate::rule::{PortRange, Protocol, ResolvedTarget};
@@ -106,7 +106,7 @@ pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf
     let own_servers = u32::from(own_servers);
     // Of both versions of IP.
     let slots = u32::try_from(services.len().max(1))? * 2 * SLOTS;
-    let mut loader = EbpfLoader::new();
+    let mut loader = new_loader();
     loader
         .override_global("RELAY_MARK", &mark, true)
         .override_global("NETNS", &netns, true)

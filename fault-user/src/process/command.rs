@@ -296,12 +296,14 @@ impl Prepared {
         self.begin(cgroup)?.go()
     }
 
-    /// Begins to make its process, which enters `cgroup` (`None` with `--scope host`), becomes the user's, and waits. Must be
-    /// called within a tokio runtime.
+    /// Begins to make its process, which enters `cgroup` (`None` with `--scope host`), becomes the user's, and waits; keeps
+    /// signals for it from now on. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// [`StartError::Setup`] when the cgroup has no way in, or there is no thread or pipe to be had.
     pub fn begin(&self, cgroup: Option<&CommandCgroup>) -> Result<Waiting<'_>, StartError> {
+        // What comes during the set-up is for the command, which it ends as soon as it is there.
+        let forwarder = Forwarder::start().map_err(StartError::Setup)?;
         let entrance = cgroup
             .map(CommandCgroup::entrance)
             .transpose()
@@ -342,6 +344,7 @@ impl Prepared {
             .map_err(StartError::Setup)?;
         Ok(Waiting {
             command: self,
+            forwarder: Some(forwarder),
             gate: Some(gate),
             starting: Some(starting),
         })
@@ -365,19 +368,19 @@ impl Prepared {
 #[derive(Debug)]
 pub struct Waiting<'a> {
     command: &'a Prepared,
+    forwarder: Option<Forwarder>,
     /// A byte lets the process go on, the end makes it give up.
     gate: Option<OwnedFd>,
     starting: Option<JoinHandle<io::Result<Child>>>,
 }
 
 impl Waiting<'_> {
-    /// Starts the command, and starts passing signals on.
+    /// Starts the command, and passes signals on to it.
     ///
     /// # Errors
     /// [`StartError::Setup`] when the cgroup or the user can't be entered; the other two when the
     /// program has changed since, or has a format or interpreter that the kernel can't run.
     pub fn go(mut self) -> Result<Running, StartError> {
-        let mut forwarder = Forwarder::start().map_err(StartError::Setup)?;
         if let Some(gate) = self.gate.take() {
             match nix::unistd::write(&gate, b"1") {
                 // It has ended early: how, the thread knows.
@@ -397,6 +400,8 @@ impl Waiting<'_> {
         // tokio hasn't reaped it, so its number is still its own.
         let pid = child.id().context("the command has no process number");
         let pid = pid.map_err(StartError::Setup)?;
+        let forwarder = self.forwarder.take().context("the command goes once");
+        let mut forwarder = forwarder.map_err(StartError::Setup)?;
         forwarder.target(pid).map_err(StartError::Setup)?;
         Ok(Running {
             child,

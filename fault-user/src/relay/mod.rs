@@ -33,8 +33,8 @@ pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
 pub use inlet::Inlet;
 pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
-pub(crate) use upstream::resolve_name;
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
+pub(crate) use upstream::{is_own, resolve_name};
 
 use tcp::{Command, Inner, Stats};
 use toxic::ToxicSet;

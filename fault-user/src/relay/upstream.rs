@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use tokio::net::{TcpSocket, TcpStream};
@@ -110,12 +110,51 @@ impl Upstream {
         socket.set_nodelay(true)?;
         // An urgent byte stays in the stream instead of being left behind.
         socket2::SockRef::from(&socket).set_out_of_band_inline(true)?;
-        let _kept = match &self.prepare {
+        let kept = match &self.prepare {
             Some(prepare) => prepare(socket.as_fd(), address)?,
             None => None,
         };
+        if self.prepare.is_some() && kept.is_none() {
+            come_from_here(&socket, address)?;
+        }
         socket.connect(address).await
     }
+}
+
+/// Has a socket that connects to an address of this host come from that address, as it does by itself for 127.0.0.1. By that
+/// the hook for clients from outside knows what does not come from outside; it would lead the relay to itself.
+fn come_from_here(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
+    if !is_own(address.ip().to_canonical())? {
+        return Ok(());
+    }
+    let late: libc::c_int = 1;
+    // The port is chosen when it connects: one serves for many servers.
+    // SAFETY: the value is four bytes long.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const late).cast(),
+            4,
+        )
+    };
+    nix::errno::Errno::result(status)?;
+    let mut here = address;
+    here.set_port(0);
+    socket.bind(here)
+}
+
+/// Whether this host has the address.
+pub(crate) fn is_own(address: IpAddr) -> io::Result<bool> {
+    if address.is_loopback() {
+        return Ok(true);
+    }
+    let mut own = nix::ifaddrs::getifaddrs()?.filter_map(|interface| interface.address);
+    Ok(own.any(|own| match address {
+        IpAddr::V4(address) => own.as_sockaddr_in().is_some_and(|own| own.ip() == address),
+        IpAddr::V6(address) => own.as_sockaddr_in6().is_some_and(|own| own.ip() == address),
+    }))
 }
 
 /// Resolves `host:port`; an empty host is this one, as in Toxiproxy.

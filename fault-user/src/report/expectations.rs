@@ -5,10 +5,9 @@ use anyhow::{Context as _, Result};
 use crate::kernel::injection::Hits;
 use crate::plan::Plan;
 use crate::process::command::Ended;
-use crate::rule::scenario::{During, Expect, NoTraffic, Probe};
+use crate::rule::scenario::{During, Expect, NoTraffic, Probe, not_watchable};
 use crate::rule::units::show_duration;
 use crate::rule::{ResolvedRule, ResolvedTarget, Rule, SystemResolver, Targets, windows};
-use crate::watch;
 use crate::watch::history::{History, Seen};
 use crate::watch::probe::{self, Try};
 
@@ -24,8 +23,9 @@ pub fn targets(
     let mut found: Vec<(String, ResolvedTarget)> = Vec::new();
     for (field, name) in expect.names() {
         let target = look_up(name, rules, known).with_context(|| format!("expect.{field}"))?;
-        let connects = !matches!(field, "recovers_within" | "no_traffic_while");
-        watch::check(name, &target, connects).with_context(|| format!("expect.{field}"))?;
+        if let Some(why) = not_watchable(field, name, target.protocol, &target.ports) {
+            anyhow::bail!("expect.{field}: {why}");
+        }
         if found.iter().all(|(other, _)| other != name) {
             found.push((name.to_owned(), target));
         }

@@ -197,6 +197,11 @@ pub(super) fn target(piece: Piece<'_>) -> Result<Target, RuleError> {
         }
         _ => (None, piece),
     };
+    if text.starts_with("unix:") || rest.text().starts_with('/') {
+        return Err(piece
+            .error("a Unix socket sends no packets and has no port")
+            .expected("the TCP port of the service, such as `tcp:5432`, and clients that use it"));
+    }
     if rest.text() == "*" {
         return Ok(Target {
             protocol: protocol.unwrap_or_default(),

@@ -14,6 +14,7 @@ use socket2::{SockRef, Type};
 use super::hooks::destination;
 use crate::kernel::mapped::MappedArray;
 use crate::kernel::services;
+use crate::relay::is_own;
 
 /// Where they listen.
 #[derive(Clone)]
@@ -98,7 +99,10 @@ impl Served {
         if is_stream && !self.has(server)? {
             return Ok(None);
         }
-        let any: IpAddr = if server.is_ipv4() {
+        let here: IpAddr = if is_stream && is_own(server.ip().to_canonical())? {
+            // By that the hook knows that it does not come from outside.
+            server.ip()
+        } else if server.is_ipv4() {
             Ipv4Addr::UNSPECIFIED.into()
         } else {
             Ipv6Addr::UNSPECIFIED.into()
@@ -107,7 +111,7 @@ impl Served {
             // Ports of connections that have just ended are as good.
             socket.set_reuse_address(true)?;
         }
-        socket.bind(&SocketAddr::new(any, 0).into())?;
+        socket.bind(&SocketAddr::new(here, 0).into())?;
         let own = socket.local_addr()?.as_socket();
         let port = own.map_or(0, |own| usize::from(own.port()));
         let place = if is_stream { port } else { (1 << 16) + port };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupSkb, CgroupSockAddr, SockOps};
@@ -46,23 +46,6 @@ pub struct Whose<'a> {
     pub netns: u64,
 }
 
-/// Says what keeps a target from being watched; `connects`: connections are to be counted, not only traffic.
-///
-/// # Errors
-/// One line.
-pub fn check(name: &str, target: &ResolvedTarget, connects: bool) -> Result<()> {
-    let is_udp = target.protocol == Protocol::Udp;
-    if target.ports.is_empty() || target.protocol == Protocol::Icmp {
-        bail!("`{name}` is no service with a port, expected such as tcp:5432");
-    }
-    if connects && is_udp {
-        bail!(
-            "connections are counted for services of TCP: `{name}` is none, expected such as tcp:5432"
-        );
-    }
-    Ok(())
-}
-
 impl Watch {
     /// Watches what sockets do with these targets. To be called before connections are led to a relay: what counts is where
     /// they were meant to go.
@@ -75,7 +58,6 @@ impl Watch {
             "{STEERS} targets can be watched at once: use fewer"
         );
         for (name, target) in targets {
-            check(name, target, false)?;
             ensure!(
                 whose.netns == 0 || target.protocol != Protocol::Udp,
                 "the kernel does not tell of datagrams which network namespace they are in: for `{name}` aim at the container, \

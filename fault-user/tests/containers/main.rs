@@ -494,7 +494,7 @@ fn rules_follow_a_container_that_is_restarted() {
             hurt.until("the container `web` has ended; the rules wait for it");
             engine.podman(&["wait", "web"]);
             engine.podman(&["start", "web"]);
-            hurt.until("the container `web` is back: 1 rules in force");
+            hurt.until("the container `web` is back: 1 rule in force");
             assert_ne!(engine.pid("web"), before);
             let address = engine.address("web");
             assert!(!engine.fetch("client", &address), "hurt again, {round}");
@@ -668,8 +668,13 @@ fn the_kubernetes_agent_hurts_the_pods_that_the_api_lists() {
             listed.push(format!("containerd://{id}"));
         }
     }
-    let kubectl = format!("#!/bin/sh\ncat <<'END'\n{}\nEND\n", listed.join("\n"));
-    std::fs::write(scripts.join("kubectl"), kubectl).expect("written");
+    let list = |pods: &[String]| {
+        // At once: the agent never reads half a list.
+        std::fs::write(scripts.join("new"), pods.join("\n")).expect("written");
+        std::fs::rename(scripts.join("new"), scripts.join("pods")).expect("renamed");
+    };
+    list(&listed);
+    std::fs::write(scripts.join("kubectl"), "#!/bin/sh\ncat /agent/pods\n").expect("written");
     std::fs::write(scripts.join("agent.sh"), agent_script()).expect("written");
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(scripts.join("kubectl"), executable).expect("set");
@@ -707,10 +712,27 @@ fn the_kubernetes_agent_hurts_the_pods_that_the_api_lists() {
         engine.fetch("client", &engine.address("other")),
         "not listed"
     );
+    // One loses its label, another gets it.
+    list(&[
+        listed[0].clone(),
+        "containerd://other-of-kubernetes".to_owned(),
+    ]);
+    wait_for(
+        || engine.fetch("client", &engine.address("two")),
+        "it to be healed",
+    );
+    wait_for(
+        || !engine.fetch("client", &engine.address("other")),
+        "it to be hurt",
+    );
+    assert!(
+        !engine.fetch("client", &engine.address("one")),
+        "still hurt"
+    );
     engine.podman(&["stop", "agent"]);
     let (code, told) = agent.finish();
     assert_eq!(code, Some(0), "{told}");
-    for name in ["one", "two"] {
+    for name in ["one", "two", "other"] {
         assert!(
             engine.fetch("client", &engine.address(name)),
             "{name}: healed"

@@ -19,6 +19,7 @@ pub use expect::{ConnectRate, During, Expect, NoTraffic, Probe, ProbeCheck};
 pub use locate::{Format, Place, Segment};
 pub use random::{Choice, Random, SpanNs};
 pub use schema::schema;
+pub use validate::not_watchable;
 
 /// A duration in nanoseconds that is written as in the one-line form: `200ms`, `5s`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -169,4 +170,20 @@ impl Scenario {
         let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
         Self::read(&text, format, &file)
     }
+}
+
+/// Where a probe stands, as `FILE:LINE:COLUMN: expect.probe[N]`; without line and column where the file has changed since.
+#[must_use]
+pub fn place_of_probe(file: &Path, index: usize) -> String {
+    let path = [
+        Segment::Key("expect".to_owned()),
+        Segment::Key("probe".to_owned()),
+        Segment::Index(index),
+    ];
+    let text = std::fs::read_to_string(file).ok();
+    let place = text
+        .zip(Format::of(file))
+        .and_then(|(text, format)| locate::place(&text, format, &path));
+    let at = place.map_or_else(String::new, |at| format!(":{}:{}", at.line, at.column));
+    format!("{}{at}: {}", file.display(), locate::show(&path))
 }

@@ -1,9 +1,9 @@
 //! What must fit together in a scenario.
 
 use super::super::fault::Fault;
-use super::super::target::TargetRef;
+use super::super::target::{Protocol, TargetRef};
 use super::super::units::show_duration;
-use super::super::{Modifiers, Rule, conflict};
+use super::super::{Modifiers, PortRange, Rule, conflict};
 use super::{NoTraffic, Scenario, Segment};
 
 /// Something that does not fit, with its path.
@@ -86,7 +86,7 @@ impl Scenario {
             flaws.extend(wrong.map(|why| flaw([key("expect"), key(field), key(name)], why)));
         };
         for (field, name) in self.expect.names() {
-            at(field, name, self.known(name).err());
+            at(field, name, self.unwatched(field, name));
         }
         for name in self.expect.recovers_within.keys() {
             at("recovers_within", name, self.never_recovers(name));
@@ -177,22 +177,24 @@ impl Scenario {
         })
     }
 
-    /// Whether a name of an expectation is a target's, or a target written out.
-    fn known(&self, name: &str) -> Result<(), String> {
-        let target: TargetRef = name
-            .parse()
-            .map_err(|error: super::super::RuleError| error.one_line())?;
+    /// What keeps a target, by name or written out, from being watched for the expectation `field`.
+    fn unwatched(&self, field: &str, name: &str) -> Option<String> {
+        let target: TargetRef = match name.parse() {
+            Ok(target) => target,
+            Err(error) => return Some(super::super::RuleError::one_line(&error)),
+        };
         let rule = Rule {
             target,
             fault: Fault::Drop,
             modifiers: Modifiers::default(),
         };
-        rule.target_in(&self.targets)
-            .map(|_| ())
-            .map_err(|mut error| {
+        match rule.target_in(&self.targets) {
+            Ok(target) => not_watchable(field, name, target.protocol, &target.ports),
+            Err(mut error) => {
                 name.clone_into(&mut error.input);
-                error.one_line()
-            })
+                Some(error.one_line())
+            }
+        }
     }
 
     /// What is wrong with the drawn faults.
@@ -244,5 +246,27 @@ impl Scenario {
                 "nothing would ever be touched: expected more than 0%",
             ));
         }
+    }
+}
+
+/// Why what the expectation `field` is about can't be seen of a target.
+#[must_use]
+pub fn not_watchable(
+    field: &str,
+    name: &str,
+    protocol: Protocol,
+    ports: &[PortRange],
+) -> Option<String> {
+    let goes_by_traffic = matches!(field, "recovers_within" | "no_traffic_while");
+    if ports.is_empty() || protocol == Protocol::Icmp {
+        Some(format!(
+            "`{name}` is no service with a port: expected such as tcp:5432"
+        ))
+    } else if protocol == Protocol::Udp && !goes_by_traffic {
+        Some(format!(
+            "connections are counted for services of TCP, and `{name}` is none: expected such as tcp:5432"
+        ))
+    } else {
+        None
     }
 }

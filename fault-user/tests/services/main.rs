@@ -1,0 +1,466 @@
+//! A stream fault on services that nobody reconfigured hurts, and then heals: on old connections and on new ones, with real
+//! servers and with their ordinary clients.
+
+#[path = "../end_to_end/place.rs"]
+#[expect(dead_code, reason = "some of it is for the suite end_to_end")]
+mod place;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use place::{Hurt, Server, enter_fresh, run, wait_for};
+use socket2::{Domain, Socket, Type};
+
+const PYTHON: &str = "/usr/bin/python3";
+const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/client.py");
+const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/server.py");
+
+/// What is slower is hurt.
+const SLOW_MS: u64 = 500;
+
+/// Holds both ways of one round trip so long.
+const ONE_TRIP: &str = "latency=250ms";
+/// For clients that make two at least.
+const TWO_TRIPS: &str = "latency=130ms";
+
+/// A client in a process of its own.
+struct Client {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Client {
+    /// Connects, and has had an answer.
+    fn connect(protocol: &str, port: u16) -> Self {
+        Self::by(Command::new(PYTHON), protocol, port)
+    }
+
+    /// The same, of a command that takes the client's own words at its end.
+    fn by(mut command: Command, protocol: &str, port: u16) -> Self {
+        let mut child = command
+            .args([CLIENT, protocol, &port.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3");
+        let mut client = Self {
+            input: child.stdin.take().unwrap(),
+            output: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        };
+        assert_eq!(client.line(), "ready", "{protocol}");
+        client
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// What comes of an order: how many milliseconds it took, or the error.
+    fn told(&mut self, order: &str) -> Result<u64, String> {
+        writeln!(self.input, "{order}").unwrap();
+        let line = self.line();
+        match line.split_once(' ') {
+            Some(("ok", took)) => Ok(took.parse().unwrap()),
+            _ => Err(line),
+        }
+    }
+
+    fn took(&mut self, order: &str) -> u64 {
+        let took = self.told(order);
+        took.unwrap_or_else(|error| panic!("{order}: {error}"))
+    }
+
+    fn is_slow(&mut self, order: &str) -> bool {
+        self.took(order) >= SLOW_MS
+    }
+
+    /// A busy machine is slow now and then, what is hurt always is.
+    fn is_quick(&mut self, order: &str) -> bool {
+        (0..5).any(|_| self.took(order) < SLOW_MS)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ended = self.child.kill();
+        self.child.wait().expect("it is our child");
+    }
+}
+
+/// A server's process, which ends with the test.
+struct Killed {
+    child: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ended = self.child.kill();
+        self.child.wait().expect("it is our child");
+    }
+}
+
+/// Starts a server and waits until it listens.
+fn start(port: u16, folder: tempfile::TempDir, command: &mut Command) -> Killed {
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let server = Killed {
+        child: child.expect("cargo xtask setup --for test"),
+        _folder: folder,
+    };
+    wait_for(
+        || TcpStream::connect(("127.0.0.1", port)).is_ok(),
+        "the server to listen",
+    );
+    server
+}
+
+fn python(kind: &str, port: u16) -> Killed {
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = folder.path().join("certificate.pem");
+    if kind == "tls" {
+        let made = Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ed25519",
+                "-nodes",
+                "-subj",
+                "/CN=localhost",
+            ])
+            .arg("-keyout")
+            .arg(&certificate)
+            .arg("-out")
+            .arg(folder.path().join("public.pem"))
+            .output()
+            .expect("openssl");
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        let public = std::fs::read(folder.path().join("public.pem")).unwrap();
+        let mut both = std::fs::OpenOptions::new()
+            .append(true)
+            .open(&certificate)
+            .unwrap();
+        both.write_all(&public).unwrap();
+    }
+    let mut command = Command::new(PYTHON);
+    start(
+        port,
+        folder,
+        command
+            .args([SERVER, kind, &port.to_string()])
+            .arg(certificate),
+    )
+}
+
+fn nats(port: u16) -> Killed {
+    let mut command = Command::new("nats-server");
+    let words = ["-a", "127.0.0.1", "-p", &port.to_string()];
+    start(port, tempfile::tempdir().unwrap(), command.args(words))
+}
+
+fn mariadb(port: u16) -> Killed {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    // It runs as a user of its own.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let data = folder.path().join("data");
+    let data_words = format!("--datadir={}", data.display());
+    let made = Command::new("mariadb-install-db")
+        .args([
+            "--no-defaults",
+            "--user=mysql",
+            "--skip-test-db",
+            &data_words,
+        ])
+        .stdout(Stdio::null())
+        .status();
+    assert!(made.expect("cargo xtask setup --for test").success());
+    let mut command = Command::new("mariadbd");
+    command
+        .args(["--no-defaults", "--user=mysql", "--bind-address=127.0.0.1"])
+        .args(["--skip-grant-tables", "--skip-name-resolve", &data_words])
+        .arg(format!("--port={port}"))
+        .arg(format!("--socket={}", data.join("socket").display()));
+    start(port, folder, &mut command)
+}
+
+/// Answers with what it is sent; what ends each connection is told.
+fn echo(listener: TcpListener) -> Receiver<std::io::Result<usize>> {
+    let (sender, ends) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, sender) = (stream.unwrap(), sender.clone());
+            std::thread::spawn(move || {
+                let mut bytes = [0; 64];
+                let end = loop {
+                    match stream.read(&mut bytes) {
+                        Ok(read @ 1..) => stream.write_all(&bytes[..read]).unwrap_or_default(),
+                        end => break end,
+                    }
+                };
+                // Nobody may be interested.
+                let _told = sender.send(end);
+            });
+        }
+    });
+    ends
+}
+
+fn bound(address: &str) -> TcpListener {
+    TcpListener::bind(address).unwrap()
+}
+
+/// Two servers on one port.
+fn shared(port: u16) {
+    for _ in 0..2 {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_port(true).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        socket.bind(&address.into()).unwrap();
+        socket.listen(64).unwrap();
+        echo(socket.into());
+    }
+}
+
+/// What connects to the second address here comes from the first.
+fn two_addresses() {
+    for words in [
+        "link add va type veth peer name vb",
+        "addr add 10.78.0.1/24 dev va",
+        "addr add 10.78.0.2/24 dev va",
+        "link set va up",
+        "link set vb up",
+    ] {
+        place::ip(words);
+    }
+}
+
+/// Hurts new connections, then cuts all: before, meanwhile and afterwards.
+fn hurts_and_heals(protocol: &str, port: u16, latency: &str) {
+    let mut client = Client::connect(protocol, port);
+    assert!(
+        client.is_quick("kept") && client.is_quick("new"),
+        "{protocol}"
+    );
+    let hurt = Hurt::begin(&[&format!("tcp:{port} {latency}")], "--scope host");
+    assert!(client.is_slow("new"), "{protocol} hurts");
+    assert!(
+        client.is_quick("kept"),
+        "{protocol}: an open connection stays as it is"
+    );
+    let mut led = Client::connect(protocol, port);
+    assert!(
+        led.is_slow("kept"),
+        "{protocol} hurts for as long as it lasts"
+    );
+    let summary = hurt.end();
+    assert!(
+        summary.contains("relay (connect hook)"),
+        "{protocol}: {summary}"
+    );
+    assert!(
+        client.is_quick("new") && client.is_quick("kept"),
+        "{protocol} healed"
+    );
+    assert!(
+        led.is_quick("again"),
+        "{protocol}: who was led reconnects, straight"
+    );
+    let hurt = Hurt::begin(&[&format!("tcp:{port} down")], "--scope host");
+    for order in ["kept", "new", "again"] {
+        let error = client.told(order).expect_err("it is down");
+        assert!(!error.contains("imeout"), "{protocol}: at once: {error}");
+    }
+    let summary = hurt.end();
+    assert!(!summary.contains("never fired"), "{protocol}: {summary}");
+    assert!(
+        client.is_quick("new") && client.is_quick("again"),
+        "{protocol} is up again"
+    );
+}
+
+fn can_lead_the_host() -> bool {
+    let can = fault_user::kernel::version::at_least(5, 14);
+    if !can {
+        eprintln!("skipped: stream faults on the whole host need Linux 5.14");
+    }
+    can
+}
+
+#[test]
+fn small_services_hurt_and_heal() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let _redis = Server::redis(6379, None);
+    let _servers = [nats(4222), python("http", 8000), python("tls", 8443)];
+    echo(bound("[::]:7001"));
+    shared(7002);
+    echo(bound("127.0.0.2:7003"));
+    two_addresses();
+    echo(bound("10.78.0.2:7004"));
+    for (protocol, port) in [
+        ("redis", 6379),
+        ("nats", 4222),
+        ("http", 8000),
+        ("tls", 8443),
+        ("echo", 7001),
+        ("mapped", 7001),
+        ("echo", 7002),
+        ("one-address", 7003),
+        ("second-address", 7004),
+    ] {
+        eprintln!("{protocol} at {port}");
+        hurts_and_heals(protocol, port, ONE_TRIP);
+    }
+}
+
+#[test]
+fn databases_and_a_pool_hurt_and_heal() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let _postgres = Server::postgres(5432);
+    let _mariadb = mariadb(3306);
+    for (protocol, port) in [("postgres", 5432), ("pool", 5432), ("mariadb", 3306)] {
+        hurts_and_heals(protocol, port, TWO_TRIPS);
+    }
+}
+
+#[test]
+fn a_server_under_fault_on_a_second_address_is_reached_once() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    two_addresses();
+    let mut command = place::fault();
+    command
+        .args(["run", "-r", "tcp:8000 latency=250ms", "--", PYTHON])
+        .args([SERVER, "http", "8000"])
+        .env("HOST", "10.78.0.2")
+        .stdout(Stdio::null());
+    let mut server = command.spawn().expect("fault runs");
+    wait_for(
+        || TcpStream::connect(("10.78.0.2", 8000)).is_ok(),
+        "the server to listen",
+    );
+    let mut python = Command::new(PYTHON);
+    python.env("HOST", "10.78.0.2");
+    let mut client = Client::by(python, "http", 8000);
+    let took = client.told("new");
+    kill(Pid::from_raw(server.id().cast_signed()), Signal::SIGTERM).unwrap();
+    server.wait().unwrap();
+    assert!(took.as_ref().is_ok_and(|ms| *ms >= SLOW_MS), "{took:?}");
+}
+
+#[test]
+fn down_resets_both_ends() {
+    enter_fresh();
+    let ends = echo(bound("127.0.0.1:7000"));
+    let mut client = Client::connect("echo", 7000);
+    let hurt = Hurt::begin(&["tcp:7000 down"], "--scope host");
+    let error = client.told("kept").unwrap_err();
+    assert!(error.contains("ConnectionResetError"), "{error}");
+    let end = ends
+        .recv_timeout(place::PATIENCE)
+        .expect("the server's end");
+    assert_eq!(
+        end.map_err(|error| error.kind()),
+        Err(std::io::ErrorKind::ConnectionReset)
+    );
+    let error = client.told("new").unwrap_err();
+    assert!(error.contains("ConnectionRefusedError"), "{error}");
+    hurt.end();
+    assert!(client.is_quick("new") && client.is_quick("again"));
+}
+
+#[test]
+fn two_runs_on_one_port_do_not_meet() {
+    enter_fresh();
+    echo(bound("127.0.0.1:7000"));
+    let led = |rule: &str| {
+        let mut command = place::fault();
+        command.args(["run", "-r", rule, "--", PYTHON]);
+        Client::by(command, "echo", 7000)
+    };
+    let mut slow = led("tcp:7000 latency=250ms");
+    let mut slower = led("tcp:7000 latency=1s");
+    let mut free = Client::connect("echo", 7000);
+    for order in ["new", "kept"] {
+        let least = (0..3).map(|_| slow.took(order)).min().unwrap();
+        assert!((SLOW_MS..4 * SLOW_MS).contains(&least), "{order}: {least}");
+        let least = slower.took(order);
+        assert!(least >= 4 * SLOW_MS, "{order}: {least}");
+        assert!(free.is_quick(order));
+    }
+}
+
+/// Listeners in this namespace.
+fn listeners() -> usize {
+    let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let states = table
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().nth(3));
+    states.filter(|state| *state == "0A").count()
+}
+
+#[test]
+fn fifty_kills_leave_nothing() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    echo(bound("127.0.0.1:7000"));
+    let mut client = Client::connect("echo", 7000);
+    for turn in 0..50 {
+        let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+        let mut led = TcpStream::connect(("127.0.0.1", 7000)).unwrap();
+        led.set_read_timeout(Some(place::PATIENCE)).unwrap();
+        led.write_all(b"hello").unwrap();
+        led.read_exact(&mut [0; 5]).unwrap();
+        assert_eq!(listeners(), 2, "the service and the relay");
+        kill(Pid::from_raw(hurt.pid().cast_signed()), Signal::SIGKILL).unwrap();
+        let end = led.read(&mut [0; 5]).map_err(|error| error.kind());
+        assert!(
+            matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)),
+            "{turn}: no hang: {end:?}"
+        );
+        drop(hurt);
+        wait_for(|| listeners() == 1, "the relay to be gone");
+        assert!(
+            client.told("new").is_ok() && client.told("kept").is_ok(),
+            "{turn}"
+        );
+    }
+}
+
+#[test]
+fn a_unix_socket_is_refused_in_one_line() {
+    for target in ["unix:/run/service.sock", "/run/service.sock"] {
+        let output = run(&[&format!("{target} latency=1s")], "", &["true"]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains("a Unix socket sends no packets and has no port"),
+            "{told}"
+        );
+    }
+}
