@@ -189,6 +189,12 @@ attributes! {
         /// HTTP status codes to choose from; none means 500, 502, 503 and 504.
         #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
         status: Vec<u16>,
+        /// The error in the protocol's own words, such as `LOADING try later` or `421 try later`; one line.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// How many random bytes `random` answers with; none means 16 to 127.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
     }
 
     /// Answers the first requests with an error, then lets everything through.
@@ -201,6 +207,12 @@ attributes! {
         /// HTTP status codes to choose from; none means 500, 502, 503 and 504.
         #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
         status: Vec<u16>,
+        /// The error in the protocol's own words, such as `LOADING try later` or `421 try later`; one line.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// How many random bytes `random` answers with; none means 16 to 127.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
         /// Each connection counts for itself instead of all together.
         #[serde(skip_serializing_if = "is_false")]
         per_connection: bool,
@@ -342,7 +354,37 @@ macro_rules! faults {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Fault { $($(#[$meta])* $variant($type),)* }
 
-        impl Fault {
+        /// The longest text of an error reply, in bytes.
+const MESSAGE_MAX: usize = 400;
+/// The most random bytes of an error reply.
+const REPLY_MAX: u64 = 1 << 20;
+
+/// Says what is wrong with an error reply.
+///
+/// # Errors
+/// One line.
+pub(crate) fn check_reply(
+    status: &[u16],
+    message: Option<&str>,
+    size: Option<u64>,
+) -> Result<(), String> {
+    if let Some(status) = status.iter().find(|status| !(200..=599).contains(*status)) {
+        return Err(format!("{status} is no HTTP status, expected 200 to 599"));
+    }
+    if let Some(message) = message
+        && (message.len() > MESSAGE_MAX || message.contains(['\r', '\n']) || message.is_empty())
+    {
+        return Err(format!(
+            "the message of an error is one line of 1 to {MESSAGE_MAX} bytes"
+        ));
+    }
+    if size.is_some_and(|size| !(1..=REPLY_MAX).contains(&size)) {
+        return Err(format!("an error has 1 to {REPLY_MAX} random bytes"));
+    }
+    Ok(())
+}
+
+impl Fault {
             /// The names of all faults, as toxics are typed.
             pub const KINDS: &[&str] = &[$($name),*];
 
@@ -501,11 +543,18 @@ impl Fault {
                 regex::bytes::Regex::new(&attributes.regex).map_err(|error| error.to_string())?;
             }
             Self::Mix(mix) => mix.check()?,
-            Self::Error(ErrorReply { status, .. }) | Self::Transient(Transient { status, .. }) => {
-                if let Some(status) = status.iter().find(|status| !(200..=599).contains(*status)) {
-                    return Err(format!("{status} is no HTTP status, expected 200 to 599"));
-                }
-            }
+            Self::Error(ErrorReply {
+                status,
+                message,
+                size,
+                ..
+            })
+            | Self::Transient(Transient {
+                status,
+                message,
+                size,
+                ..
+            }) => check_reply(status, message.as_deref(), *size)?,
             _ => {}
         }
         Ok(self)

@@ -45,29 +45,51 @@ pub(crate) fn guess(data: &[u8]) -> Protocol {
     }
 }
 
+/// What an error says, where the toxic gives it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wording {
+    /// HTTP statuses to choose from.
+    pub(crate) status: Vec<u16>,
+    /// The error in the protocol's own words.
+    pub(crate) message: Option<String>,
+    /// How many random bytes.
+    pub(crate) size: Option<u64>,
+}
+
+impl Wording {
+    fn message_or<'a>(&'a self, usual: &'a str) -> &'a str {
+        self.message.as_deref().unwrap_or(usual)
+    }
+}
+
 /// Reads the first request.
-pub(crate) fn frame(protocol: Protocol, data: &[u8], status: &[u16], draws: &mut Draws) -> Frame {
+pub(crate) fn frame(
+    protocol: Protocol,
+    data: &[u8],
+    wording: &Wording,
+    draws: &mut Draws,
+) -> Frame {
     if data.is_empty() {
         return Frame::Partial;
     }
     let frame = match protocol {
-        Protocol::Http => http(data, status, draws),
-        Protocol::Redis => redis(data),
-        Protocol::Mysql => mysql(data),
-        Protocol::Memcache if data[0] == 0x80 => memcache_binary(data),
-        Protocol::Memcache => memcache(data),
-        Protocol::Smtp => smtp(data),
-        Protocol::Auto | Protocol::Random => random(data, draws),
+        Protocol::Http => http(data, wording, draws),
+        Protocol::Redis => redis(data, wording),
+        Protocol::Mysql => mysql(data, wording),
+        Protocol::Memcache if data[0] == 0x80 => memcache_binary(data, wording),
+        Protocol::Memcache => memcache(data, wording),
+        Protocol::Smtp => smtp(data, wording),
+        Protocol::Auto | Protocol::Random => random(data, wording, draws),
     };
     match frame {
         // What never ends is not this protocol: it gets the error all the same.
-        Frame::Partial if data.len() > LONGEST_HEAD => random(data, draws),
+        Frame::Partial if data.len() > LONGEST_HEAD => random(data, wording, draws),
         frame => frame,
     }
 }
 
-fn random(data: &[u8], draws: &mut Draws) -> Frame {
-    let size = 16 + draws.below(112);
+fn random(data: &[u8], wording: &Wording, draws: &mut Draws) -> Frame {
+    let size = wording.size.unwrap_or_else(|| 16 + draws.below(112));
     let reply = (0..size)
         .map(|_| u8::try_from(draws.below(256)).unwrap_or(0))
         .collect();
@@ -84,7 +106,8 @@ fn line_length(data: &[u8]) -> Option<usize> {
         .map(|position| position + 1)
 }
 
-fn http(data: &[u8], status: &[u16], draws: &mut Draws) -> Frame {
+fn http(data: &[u8], wording: &Wording, draws: &mut Draws) -> Frame {
+    let status = wording.status.as_slice();
     let Some(head_end) = data.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Frame::Partial;
     };
@@ -173,8 +196,9 @@ fn http_reply(status: u16, is_head: bool, closes: bool) -> Vec<u8> {
     reply.into_bytes()
 }
 
-fn redis(data: &[u8]) -> Frame {
-    let reply = format!("-ERR {MESSAGE}\r\n").into_bytes();
+fn redis(data: &[u8], wording: &Wording) -> Frame {
+    let usual = format!("ERR {MESSAGE}");
+    let reply = format!("-{}\r\n", wording.message_or(&usual)).into_bytes();
     let Some(mut at) = line_length(data) else {
         return Frame::Partial;
     };
@@ -211,7 +235,7 @@ fn mysql_length(data: &[u8]) -> Option<u64> {
     Some(u64::from(u32::from_le_bytes([header[0], header[1], header[2], 0])) + 4)
 }
 
-fn mysql(data: &[u8]) -> Frame {
+fn mysql(data: &[u8], wording: &Wording) -> Frame {
     let (Some(length), Some(command)) = (mysql_length(data), data.get(4)) else {
         return Frame::Partial;
     };
@@ -224,9 +248,12 @@ fn mysql(data: &[u8]) -> Frame {
     let mut payload = vec![0xff];
     payload.extend_from_slice(&1105_u16.to_le_bytes());
     payload.extend_from_slice(b"#HY000");
-    payload.extend_from_slice(MESSAGE.as_bytes());
-    let size = u8::try_from(payload.len()).unwrap_or(u8::MAX);
-    let mut reply = vec![size, 0, 0, 1];
+    payload.extend_from_slice(wording.message_or(MESSAGE).as_bytes());
+    // A message has at most a few hundred bytes.
+    let [low, high] = u16::try_from(payload.len())
+        .unwrap_or(u16::MAX)
+        .to_le_bytes();
+    let mut reply = vec![low, high, 0, 1];
     reply.extend_from_slice(&payload);
     Frame::Request { length, reply }
 }
@@ -257,7 +284,7 @@ const MEMCACHE_COMMANDS: &[&str] = &[
     "me",
 ];
 
-fn memcache(data: &[u8]) -> Frame {
+fn memcache(data: &[u8], wording: &Wording) -> Frame {
     let Some(line) = line_length(data) else {
         return Frame::Partial;
     };
@@ -280,7 +307,7 @@ fn memcache(data: &[u8]) -> Frame {
     let reply = if is_silent {
         Vec::new()
     } else {
-        format!("SERVER_ERROR {MESSAGE}\r\n").into_bytes()
+        format!("SERVER_ERROR {}\r\n", wording.message_or(MESSAGE)).into_bytes()
     };
     Frame::Request {
         length: line as u64 + block,
@@ -288,25 +315,28 @@ fn memcache(data: &[u8]) -> Frame {
     }
 }
 
-fn memcache_binary(data: &[u8]) -> Frame {
+fn memcache_binary(data: &[u8], wording: &Wording) -> Frame {
     let Some(header) = data.get(..24) else {
         return Frame::Partial;
     };
     let body = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
-    let size = u8::try_from(MESSAGE.len()).unwrap_or(u8::MAX);
+    let message = wording.message_or(MESSAGE);
+    let [high, low] = u16::try_from(message.len())
+        .unwrap_or(u16::MAX)
+        .to_be_bytes();
     // Magic 0x81 (response), the opcode, no key and extras, status 0x0084 (internal error), the body's
     // length, the request's opaque, no CAS.
-    let mut reply = vec![0x81, header[1], 0, 0, 0, 0, 0x00, 0x84, 0, 0, 0, size];
+    let mut reply = vec![0x81, header[1], 0, 0, 0, 0, 0x00, 0x84, 0, 0, high, low];
     reply.extend_from_slice(&header[12..16]);
     reply.extend_from_slice(&[0; 8]);
-    reply.extend_from_slice(MESSAGE.as_bytes());
+    reply.extend_from_slice(message.as_bytes());
     Frame::Request {
         length: u64::from(body) + 24,
         reply,
     }
 }
 
-fn smtp(data: &[u8]) -> Frame {
+fn smtp(data: &[u8], wording: &Wording) -> Frame {
     let Some(line) = line_length(data) else {
         return Frame::Partial;
     };
@@ -314,9 +344,10 @@ fn smtp(data: &[u8]) -> Frame {
     if data[..line].trim_ascii().eq_ignore_ascii_case(b"QUIT") {
         return Frame::Through { length };
     }
+    let usual = format!("451 4.3.0 Requested action aborted: {MESSAGE}");
     Frame::Request {
         length,
-        reply: format!("451 4.3.0 Requested action aborted: {MESSAGE}\r\n").into_bytes(),
+        reply: format!("{}\r\n", wording.message_or(&usual)).into_bytes(),
     }
 }
 
@@ -326,7 +357,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn request(protocol: Protocol, data: &[u8]) -> (u64, String) {
-        match frame(protocol, data, &[503], &mut Draws::new(1)) {
+        let wording = Wording {
+            status: vec![503],
+            ..Wording::default()
+        };
+        worded(protocol, data, &wording)
+    }
+
+    fn worded(protocol: Protocol, data: &[u8], wording: &Wording) -> (u64, String) {
+        match frame(protocol, data, wording, &mut Draws::new(1)) {
             Frame::Request { length, reply } => {
                 (length, String::from_utf8_lossy(&reply).into_owned())
             }
@@ -377,7 +416,8 @@ mod tests {
 
     #[test]
     fn what_is_no_command_passes() {
-        let frame = |protocol, data: &[u8]| frame(protocol, data, &[], &mut Draws::new(1));
+        let frame =
+            |protocol, data: &[u8]| frame(protocol, data, &Wording::default(), &mut Draws::new(1));
         assert_eq!(
             frame(Protocol::Mysql, b"\x05\x00\x00\x01login"),
             Frame::Through { length: 9 }
@@ -390,6 +430,35 @@ mod tests {
         assert_eq!(frame(Protocol::Redis, b"*1\r\n$4\r\nPI"), Frame::Partial);
     }
 
+    #[test]
+    fn an_error_says_what_it_is_told_to() {
+        let said = |protocol, data: &[u8], message: &str| {
+            let wording = Wording {
+                message: Some(message.to_owned()),
+                size: Some(5),
+                ..Wording::default()
+            };
+            worded(protocol, data, &wording).1
+        };
+        let redis = said(Protocol::Redis, b"PING\r\n", "LOADING wait");
+        assert_eq!(redis, "-LOADING wait\r\n");
+        let smtp = said(Protocol::Smtp, b"MAIL\r\n", "421 later");
+        assert_eq!(smtp, "421 later\r\n");
+        let memcache = said(Protocol::Memcache, b"get k\r\n", "full");
+        assert_eq!(memcache, "SERVER_ERROR full\r\n");
+        let long = "x".repeat(300);
+        let mysql = said(Protocol::Mysql, b"\x01\x00\x00\x00\x03", &long);
+        assert!(mysql.ends_with(&format!("#HY000{long}")), "{mysql}");
+        let wording = Wording {
+            size: Some(5),
+            ..Wording::default()
+        };
+        match frame(Protocol::Random, b"x", &wording, &mut Draws::new(1)) {
+            Frame::Request { reply, .. } => assert_eq!(reply.len(), 5),
+            other => panic!("{other:?}"),
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(data in proptest::collection::vec(any::<u8>(), 0..200), which in 0..7_usize) {
@@ -398,7 +467,7 @@ mod tests {
                 Protocol::Random,
             ][which];
             guess(&data);
-            match frame(protocol, &data, &[], &mut Draws::new(1)) {
+            match frame(protocol, &data, &Wording::default(), &mut Draws::new(1)) {
                 Frame::Partial => {}
                 Frame::Request { length, .. } | Frame::Through { length } => prop_assert!(length > 0),
             }

@@ -146,19 +146,16 @@ fn ending(rule: &Fault) -> Result<Toxic> {
             replacement: replacement.clone(),
             max_wait: 0,
         }),
-        Fault::Error(reply) => {
-            let (protocol, status) = protocol(reply)?;
-            Toxic::Error(fault::ErrorReply { protocol, status })
-        }
+        Fault::Error(reply) => Toxic::Error(error_reply(reply)?),
         Fault::Transient { errors, reply } => {
-            let (protocol, status) = match reply {
-                Some(reply) => protocol(reply)?,
-                None => (fault::Protocol::Auto, Vec::new()),
-            };
+            let reply = reply.as_ref().map(error_reply).transpose()?;
+            let reply = reply.unwrap_or_default();
             Toxic::Transient(fault::Transient {
                 count: number(*errors),
-                protocol,
-                status,
+                protocol: reply.protocol,
+                status: reply.status,
+                message: reply.message,
+                size: reply.size,
                 per_connection: false,
             })
         }
@@ -184,21 +181,31 @@ fn arm(arm: &MixArm) -> Result<fault::Share> {
     })
 }
 
-fn protocol(reply: &ErrorReply) -> Result<(fault::Protocol, Vec<u16>)> {
-    let (protocol, text) = match reply {
-        ErrorReply::Http(statuses) => return Ok((fault::Protocol::Http, statuses.clone())),
+/// A rule's error as the relay has it.
+fn error_reply(reply: &ErrorReply) -> Result<fault::ErrorReply> {
+    let (protocol, message) = match reply {
+        ErrorReply::Http(_) => (fault::Protocol::Http, &None),
         ErrorReply::Redis(text) => (fault::Protocol::Redis, text),
         ErrorReply::Mysql(text) => (fault::Protocol::Mysql, text),
         ErrorReply::Smtp(text) => (fault::Protocol::Smtp, text),
         ErrorReply::Memcache(text) => (fault::Protocol::Memcache, text),
-        ErrorReply::Random(_) => return Ok((fault::Protocol::Random, Vec::new())),
+        ErrorReply::Random(_) => (fault::Protocol::Random, &None),
     };
-    if text.is_some() {
-        bail!(
-            "an error reply with a text of one's own can't be sent in this version: leave the text out"
-        );
-    }
-    Ok((protocol, Vec::new()))
+    let status = match reply {
+        ErrorReply::Http(statuses) => statuses.clone(),
+        _ => Vec::new(),
+    };
+    let size = match reply {
+        ErrorReply::Random(bytes) => Some(*bytes),
+        _ => None,
+    };
+    fault::check_reply(&status, message.as_deref(), size).map_err(anyhow::Error::msg)?;
+    Ok(fault::ErrorReply {
+        protocol,
+        status,
+        message: message.clone(),
+        size,
+    })
 }
 
 fn mode(how: CloseHow) -> CloseMode {

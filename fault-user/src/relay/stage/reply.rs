@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Chunk, End, Place, Pop, ROOM, Rest, Stage};
 use crate::relay::fault::{CloseMode, Fault, Protocol};
-use crate::relay::protocol::{self, Frame};
+use crate::relay::protocol::{self, Frame, Wording};
 use crate::relay::random::Draws;
 use crate::relay::toxic::Shared;
 
@@ -27,7 +27,7 @@ enum Rule {
 pub(super) struct ReplyStage {
     rule: Rule,
     protocol: Protocol,
-    status: Vec<u16>,
+    wording: Wording,
     draws: Draws,
     answered: u64,
     buffer: BytesMut,
@@ -49,7 +49,7 @@ impl ReplyStage {
         let mut stage = Self {
             rule: Rule::Always,
             protocol: Protocol::Auto,
-            status: Vec::new(),
+            wording: Wording::default(),
             draws: Draws::new(place.key),
             answered: 0,
             buffer: BytesMut::new(),
@@ -69,7 +69,11 @@ impl ReplyStage {
             Fault::Error(attributes) => {
                 self.rule = Rule::Always;
                 self.protocol = attributes.protocol;
-                self.status.clone_from(&attributes.status);
+                self.wording = Wording {
+                    status: attributes.status.clone(),
+                    message: attributes.message.clone(),
+                    size: attributes.size,
+                };
             }
             Fault::Transient(attributes) => {
                 let count = attributes.count.max(0).unsigned_abs();
@@ -78,7 +82,11 @@ impl ReplyStage {
                     per_connection: attributes.per_connection,
                 };
                 self.protocol = attributes.protocol;
-                self.status.clone_from(&attributes.status);
+                self.wording = Wording {
+                    status: attributes.status.clone(),
+                    message: attributes.message.clone(),
+                    size: attributes.size,
+                };
             }
             Fault::Abort(attributes) => {
                 self.rule = Rule::Abort(attributes.mode.unwrap_or(CloseMode::Rst));
@@ -174,7 +182,7 @@ impl ReplyStage {
                 Protocol::Auto => protocol::guess(&self.buffer),
                 protocol => protocol,
             };
-            match protocol::frame(protocol, &self.buffer, &self.status, &mut self.draws) {
+            match protocol::frame(protocol, &self.buffer, &self.wording, &mut self.draws) {
                 Frame::Partial => return,
                 Frame::Through { length } => {
                     self.rest = length;
