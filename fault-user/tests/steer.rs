@@ -222,7 +222,7 @@ fn packet_faults_act_behind_the_relay_once() {
         assert!(answer != "relay" && answer != "hello", "{answers} {told}");
     }
     assert!(
-        told.contains("         3 pkts"),
+        told.contains("  3 pkts "),
         "three answers, each once: {told}"
     );
 }
