@@ -104,8 +104,11 @@ struct Killed {
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _ended = self.child.kill();
+        // It may have ended already. A `fault` passes the signal on to its command.
+        let _ended = kill(
+            Pid::from_raw(self.child.id().cast_signed()),
+            Signal::SIGTERM,
+        );
         self.child.wait().expect("it is our child");
     }
 }
@@ -356,7 +359,11 @@ fn a_server_under_fault_on_a_second_address_is_reached_once() {
         .args([SERVER, "http", "8000"])
         .env("HOST", "10.78.0.2")
         .stdout(Stdio::null());
-    let mut server = command.spawn().expect("fault runs");
+    // However the test ends, the server ends with its `fault`.
+    let server = Killed {
+        child: command.spawn().expect("fault runs"),
+        _folder: tempfile::tempdir().unwrap(),
+    };
     wait_for(
         || TcpStream::connect(("10.78.0.2", 8000)).is_ok(),
         "the server to listen",
@@ -365,8 +372,7 @@ fn a_server_under_fault_on_a_second_address_is_reached_once() {
     python.env("HOST", "10.78.0.2");
     let mut client = Client::by(python, "http", 8000);
     let took = client.told("new");
-    kill(Pid::from_raw(server.id().cast_signed()), Signal::SIGTERM).unwrap();
-    server.wait().unwrap();
+    drop(server);
     assert!(took.as_ref().is_ok_and(|ms| *ms >= SLOW_MS), "{took:?}");
 }
 
