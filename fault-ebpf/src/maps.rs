@@ -73,6 +73,10 @@ pub static XDP: Global<u32> = Global::new(0);
 /// read then, but its last tick taken (Linux 5.11).
 #[unsafe(no_mangle)]
 pub static COARSE: Global<u32> = Global::new(0);
+/// 1 when the verifier can be shown that a super-packet's wire packets are judged ahead; older ones do not see in time that
+/// the ways through it come together again.
+#[unsafe(no_mangle)]
+pub static FORESEES: Global<u32> = Global::new(0);
 /// 1 when rules may be limited to cgroups.
 #[unsafe(no_mangle)]
 pub static SCOPED: Global<u32> = Global::new(1);

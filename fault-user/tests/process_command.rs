@@ -12,6 +12,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -151,7 +152,13 @@ async fn a_program_that_cannot_run_is_found_out_before_anything_else() {
     let folder = TempDir::new().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
     let program = folder.path().join("tool");
-    fs::write(&program, "#!/bin/sh\nexit 3\n").unwrap();
+    // Written by another process: a child that a test beside this one starts now would keep the file open for writing.
+    let written = Command::new("sh")
+        .args(["-c", "printf '#!/bin/sh\\nexit 3\\n' > \"$0\""])
+        .arg(&program)
+        .status()
+        .unwrap();
+    assert!(written.success());
     let resolve = |identity| {
         let spec = CommandSpec::new(vec![program.clone().into()], identity);
         spec.unwrap().resolve()

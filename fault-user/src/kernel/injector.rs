@@ -793,6 +793,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &instance, true)
         .override_global("COARSE", &coarse, true)
+        .override_global("FORESEES", &u32::from(version::at_least(6, 12)), true)
         .override_global("XDP", &u32::from(options.xdp), true)
         .override_global("REPLAY", &u32::from(options.replay.is_some()), true)
         .map_max_entries("DECISIONS", options.replay.unwrap_or(0).max(1))
