@@ -41,7 +41,7 @@ impl std::error::Error for ReaderGone {}
 /// Data for whoever reads standard output.
 ///
 /// # Errors
-/// [`ReaderGone`], or standard output takes nothing: a full disk.
+/// `ReaderGone`, or standard output takes nothing: a full disk.
 pub fn data(text: &str) -> Result<()> {
     let mut output = io::stdout().lock();
     match output

@@ -82,7 +82,7 @@ struct Words {
 }
 
 /// From here on the calling thread has no capability but these, and only those of them that it had, and can't make the
-/// system calls of [`NEVER`]. Neither it nor what it starts can get any back.
+/// system calls of `NEVER`. Neither it nor what it starts can get any back.
 ///
 /// # Errors
 /// The kernel refuses, which a seccomp filter can make it do.
