@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -114,6 +114,28 @@ pub mod rule_flag {
     pub const PER_SEGMENT: u8 = 4;
 }
 
+/// What rules ask for beside their fault; bits of the programs' constant `MODIFIERS`.
+pub mod modifier {
+    /// A time at which it begins, ends or repeats.
+    pub const WINDOW: u32 = 1;
+    /// Only some counts fire.
+    pub const TRIGGER: u32 = 2;
+    /// See [`super::rule_flag::COUNT_PER_RULE`].
+    pub const COUNT_PER_RULE: u32 = 4;
+    /// `p=` of less than 100%.
+    pub const PROBABILITY: u32 = 8;
+    /// `match=`.
+    pub const KINDS: u32 = 16;
+    /// `size=`.
+    pub const SIZE: u32 = 32;
+    /// `conn=`.
+    pub const CONNECTION: u32 = 64;
+    /// See [`super::rule_flag::MIX`].
+    pub const MIX: u32 = 128;
+    /// See [`super::rule_flag::PER_SEGMENT`].
+    pub const PER_SEGMENT: u32 = 256;
+}
+
 /// One compiled rule. Times are nanoseconds since [`SetHeader::epoch_ns`]; thresholds are of 2^32.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,11 +242,21 @@ pub struct ScopeKey {
     pub padding: u32,
 }
 
+/// Which time the programs read; values of their constant `CLOCK`.
+pub mod clock {
+    /// To the nanosecond, from the hardware.
+    pub const EXACT: u32 = 0;
+    /// The kernel's last tick (Linux 5.11): a few milliseconds late, and quicker.
+    pub const TICK: u32 = 1;
+    /// None: where no rule has a window, and links take the programs away when the daemon dies, nobody asks for it.
+    pub const NONE: u32 = 2;
+}
+
 /// What the daemon tells the programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// Past this `CLOCK_MONOTONIC` time every packet passes.
+    /// Past this `CLOCK_MONOTONIC` time every packet passes; with [`clock::NONE`] when it is 0.
     pub lease_until_ns: u64,
     /// Which of the two rule sets is in force: 0 or 1.
     pub generation: u32,

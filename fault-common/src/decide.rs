@@ -5,7 +5,8 @@
 //! passed window and filters are counted.
 
 use crate::abi::{
-    CORRUPT_BITS_MAX, DecisionKey, FlowRule, RuleEntry, RuleState, action, fault, reject, rule_flag,
+    CORRUPT_BITS_MAX, DecisionKey, FlowRule, RuleEntry, RuleState, action, fault, modifier, reject,
+    rule_flag,
 };
 use crate::delay::{correlated, delay_ns, distribution, table_index, uniform};
 use crate::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN, kind};
@@ -96,6 +97,18 @@ pub trait Counting {
     fn recall(key: &DecisionKey) -> Option<u64>;
     /// An entry of the tables of distributions: see [`crate::delay::table_index`].
     fn spread(index: u32) -> i64;
+    /// Whether any rule has this [`fault`]. What no rule asks for need not be there at all.
+    #[must_use]
+    #[inline(always)]
+    fn may(_fault: u8) -> bool {
+        true
+    }
+    /// Whether any rule has this [`modifier`].
+    #[must_use]
+    #[inline(always)]
+    fn uses(_modifier: u32) -> bool {
+        true
+    }
 }
 
 /// [`Counting`] for a single thread: tests and user space.
@@ -154,18 +167,20 @@ pub const fn in_window(rule: &RuleEntry, now_ns: u64) -> bool {
 }
 
 #[inline(always)]
-const fn passes_filters(
+fn passes_filters<C: Counting>(
     rule: &RuleEntry,
     sample: &Sample,
     packet: &Packet,
     connection: u32,
 ) -> bool {
-    (rule.kinds == 0 || rule.kinds & packet.kinds != 0)
-        && sample.size >= rule.size_min
-        && sample.size <= rule.size_max
-        && connection >= rule.connection_from
-        && connection <= rule.connection_to
-        && (rule.flags & rule_flag::MIX == 0 || in_mix(rule, connection))
+    let is_kind = !C::uses(modifier::KINDS) || rule.kinds == 0 || rule.kinds & packet.kinds != 0;
+    let has_size =
+        !C::uses(modifier::SIZE) || (sample.size >= rule.size_min && sample.size <= rule.size_max);
+    let is_connection = !C::uses(modifier::CONNECTION)
+        || (connection >= rule.connection_from && connection <= rule.connection_to);
+    let is_alternative =
+        !C::uses(modifier::MIX) || rule.flags & rule_flag::MIX == 0 || in_mix(rule, connection);
+    is_kind && has_size && is_connection && is_alternative
 }
 
 /// Whether a connection's one draw falls to this alternative of a `mix`.
@@ -191,7 +206,7 @@ pub fn judge<C: Counting>(
     state: &mut RuleState,
     verdict: &mut Verdict,
 ) -> Option<(Ordinals, u8)> {
-    if !passes_filters(rule, sample, packet, flow.connection) {
+    if !passes_filters::<C>(rule, sample, packet, flow.connection) {
         return None;
     }
     let side = (sample.direction & 1) as usize;
@@ -199,7 +214,7 @@ pub fn judge<C: Counting>(
     if C::replays() {
         return repeat::<C>(rule, sample, packet, flow, verdict);
     }
-    if !in_window(rule, sample.now_ns) {
+    if C::uses(modifier::WINDOW) && !in_window(rule, sample.now_ns) {
         return None;
     }
     let ordinals = Ordinals {
@@ -207,21 +222,7 @@ pub fn judge<C: Counting>(
         packet: C::next(&mut flow.packets[side]),
         direction: sample.direction,
     };
-    let count = if rule.flags & rule_flag::COUNT_PER_RULE == 0 {
-        ordinals.packet
-    } else {
-        C::next(&mut state.packets)
-    };
-    let triggered = count >= rule.count_from
-        && count <= rule.count_to
-        && (rule.count_step <= 1 || count % rule.count_step == 0);
-    if !triggered
-        || (rule.probability != ALWAYS
-            && !chance(
-                draw(rule.key, ordinals, Lane::Probability as u64),
-                rule.probability,
-            ))
-    {
+    if !is_picked::<C>(rule, ordinals, state) {
         return None;
     }
     let memory = &mut flow.memory[side];
@@ -231,6 +232,28 @@ pub fn judge<C: Counting>(
     } else {
         Some((ordinals, done))
     }
+}
+
+/// Whether the trigger and `p=` pick the packet.
+#[inline(always)]
+fn is_picked<C: Counting>(rule: &RuleEntry, ordinals: Ordinals, state: &mut RuleState) -> bool {
+    let per_rule = C::uses(modifier::COUNT_PER_RULE) && rule.flags & rule_flag::COUNT_PER_RULE != 0;
+    let count = if per_rule {
+        C::next(&mut state.packets)
+    } else {
+        ordinals.packet
+    };
+    let triggered = !C::uses(modifier::TRIGGER)
+        || (count >= rule.count_from
+            && count <= rule.count_to
+            && (rule.count_step <= 1 || count % rule.count_step == 0));
+    triggered
+        && (!C::uses(modifier::PROBABILITY)
+            || rule.probability == ALWAYS
+            || chance(
+                draw(rule.key, ordinals, Lane::Probability as u64),
+                rule.probability,
+            ))
 }
 
 /// Does again what was done to this packet of the rule before, if anything was.
@@ -281,49 +304,67 @@ fn fire<C: Counting>(
     let drawn = draw(rule.key, ordinals, Lane::Fault as u64);
     let own = rule.arguments[0];
     match rule.fault {
-        fault::LOSS if lucky::<C>(drawn, own) => end(verdict, action::DROP),
+        fault::LOSS if C::may(fault::LOSS) && lucky::<C>(drawn, own) => end(verdict, action::DROP),
         fault::LOSS_GILBERT_ELLIOTT
-            if C::replays() || gilbert_elliott(rule, ordinals, drawn, memory) =>
+            if C::may(fault::LOSS_GILBERT_ELLIOTT)
+                && (C::replays() || gilbert_elliott(rule, ordinals, drawn, memory)) =>
         {
             end(verdict, action::DROP)
         }
-        fault::LOSS_STATE if C::replays() || four_state(rule, drawn, memory) => {
+        fault::LOSS_STATE
+            if C::may(fault::LOSS_STATE) && (C::replays() || four_state(rule, drawn, memory)) =>
+        {
             end(verdict, action::DROP)
         }
-        fault::DROP => end(verdict, action::DROP),
-        fault::CORRUPT_LINK if lucky::<C>(drawn, own) => end(verdict, action::DROP_CHECKSUM),
-        fault::CORRUPT_VISIBLE if packet.payload_length() > 0 && lucky::<C>(drawn, own) => {
+        fault::DROP if C::may(fault::DROP) => end(verdict, action::DROP),
+        fault::CORRUPT_LINK if C::may(fault::CORRUPT_LINK) && lucky::<C>(drawn, own) => {
+            end(verdict, action::DROP_CHECKSUM)
+        }
+        fault::CORRUPT_VISIBLE
+            if C::may(fault::CORRUPT_VISIBLE)
+                && packet.payload_length() > 0
+                && lucky::<C>(drawn, own) =>
+        {
             corrupt(rule, ordinals, verdict)
         }
-        fault::DUPLICATE if lucky::<C>(drawn, own) => {
+        fault::DUPLICATE if C::may(fault::DUPLICATE) && lucky::<C>(drawn, own) => {
             verdict.duplicate = true;
             action::DUPLICATE
         }
-        fault::ECN if (packet.ecn == 1 || packet.ecn == 2) && lucky::<C>(drawn, own) => {
+        fault::ECN
+            if C::may(fault::ECN)
+                && (packet.ecn == 1 || packet.ecn == 2)
+                && lucky::<C>(drawn, own) =>
+        {
             verdict.mark_ce = true;
             action::ECN
         }
-        fault::MTU if u64::from(sample.size) > own => too_big(rule, packet, verdict),
-        fault::REJECT => refuse(own, packet, verdict),
+        fault::MTU if C::may(fault::MTU) && u64::from(sample.size) > own => {
+            too_big(rule, packet, verdict)
+        }
+        fault::REJECT if C::may(fault::REJECT) => refuse(own, packet, verdict),
         // A connection that is still being opened is not live; who means it says `match=syn`.
-        fault::RESET if packet.tcp_flags & TCP_SYN == 0 || rule.kinds & kind::SYN != 0 => {
+        fault::RESET
+            if C::may(fault::RESET)
+                && (packet.tcp_flags & TCP_SYN == 0 || rule.kinds & kind::SYN != 0) =>
+        {
             *memory = memory.saturating_add(packet.payload_length());
             if !C::replays() && u64::from(*memory) < own {
                 return 0;
             }
             reset(packet, verdict)
         }
-        fault::DOWN => down(packet, verdict),
-        fault::DELAY => delay::<C>(rule, ordinals, drawn, memory, verdict),
-        fault::RATE => {
+        fault::DOWN if C::may(fault::DOWN) => down(packet, verdict),
+        fault::DELAY if C::may(fault::DELAY) => delay::<C>(rule, ordinals, drawn, memory, verdict),
+        fault::RATE if C::may(fault::RATE) => {
             verdict.rate = shaper(verdict.rate, rule);
             shaped_way(ordinals, verdict)
         }
-        fault::SLOT => {
+        fault::SLOT if C::may(fault::SLOT) => {
             verdict.slot = shaper(verdict.slot, rule);
             shaped_way(ordinals, verdict)
         }
-        fault::REORDER => reorder::<C>(rule, ordinals, drawn, verdict),
+        fault::REORDER if C::may(fault::REORDER) => reorder::<C>(rule, ordinals, drawn, verdict),
         _ => 0,
     }
 }

@@ -9,12 +9,70 @@ use crate::flow::{Address, mapped};
 pub trait Load {
     /// `N` bytes from `offset` on, or nothing when the packet is shorter than that.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// `N` times four bytes, each as they lie there.
+    fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
 }
 
 impl Load for &[u8] {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let start = offset as usize;
         self.get(start..start.checked_add(N)?)?.try_into().ok()
+    }
+
+    fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        for (at, word) in (offset..).step_by(4).zip(&mut words) {
+            *word = u32::from_ne_bytes(self.load(at)?);
+        }
+        Some(words)
+    }
+}
+
+/// The bytes of a header, read at places that are known when the program is built.
+pub trait Bytes {
+    /// The byte at `AT`.
+    fn byte<const AT: usize>(&self) -> u8;
+    /// 16 bits from `AT` on, out of network byte order.
+    fn half<const AT: usize>(&self) -> u16;
+    /// Four bytes from `AT` on, as they lie there.
+    fn word<const AT: usize>(&self) -> u32;
+}
+
+impl<const N: usize> Bytes for [u8; N] {
+    #[inline(always)]
+    fn byte<const AT: usize>(&self) -> u8 {
+        self[AT]
+    }
+
+    #[inline(always)]
+    fn half<const AT: usize>(&self) -> u16 {
+        u16::from_be_bytes([self[AT], self[AT + 1]])
+    }
+
+    #[inline(always)]
+    fn word<const AT: usize>(&self) -> u32 {
+        u32::from_ne_bytes([self[AT], self[AT + 1], self[AT + 2], self[AT + 3]])
+    }
+}
+
+impl<const N: usize> Bytes for [u32; N] {
+    #[inline(always)]
+    fn byte<const AT: usize>(&self) -> u8 {
+        self[AT / 4].to_ne_bytes()[AT % 4]
+    }
+
+    #[inline(always)]
+    fn half<const AT: usize>(&self) -> u16 {
+        u16::from_be_bytes([
+            self[AT / 4].to_ne_bytes()[AT % 4],
+            self[(AT + 1) / 4].to_ne_bytes()[(AT + 1) % 4],
+        ])
+    }
+
+    #[inline(always)]
+    fn word<const AT: usize>(&self) -> u32 {
+        const { assert!(AT.is_multiple_of(4)) };
+        self[AT / 4]
     }
 }
 
@@ -188,6 +246,17 @@ impl Packet {
         })
     }
 
+    /// Makes of a super-packet one of its wire packets.
+    #[inline(always)]
+    pub const fn become_part(&mut self, part: &Part) {
+        self.end = self.payload_offset + part.length;
+        self.tcp_flags = part.tcp_flags;
+        self.kinds = part.kinds;
+        if self.protocol == PROTOCOL_TCP {
+            self.sequence = self.sequence.wrapping_add(part.skipped);
+        }
+    }
+
     /// Whether this is ICMP, of either version.
     #[must_use]
     #[inline(always)]
@@ -202,11 +271,6 @@ impl Packet {
         (self.protocol == PROTOCOL_ICMP && self.icmp_type == 8)
             || (self.protocol == PROTOCOL_ICMPV6 && self.icmp_type == 128)
     }
-}
-
-#[inline(always)]
-const fn word(bytes: [u8; 4]) -> u32 {
-    u32::from_ne_bytes(bytes)
 }
 
 /// Reads a packet of `length` bytes whose network header starts at `offset` and whose `EtherType` (host
@@ -252,81 +316,85 @@ pub fn parse_network<L: Load>(
     }
     match ethertype {
         ETHERTYPE_IPV4 => {
-            let header: [u8; 20] = bytes.load(offset).ok_or(Unparsed::Truncated)?;
-            let header_length = u32::from(header[0] & 0x0f) * 4;
+            let header: [u32; 5] = bytes.load_words(offset).ok_or(Unparsed::Truncated)?;
+            let header_length = u32::from(header.byte::<0>() & 0x0f) * 4;
             read_ipv4(&header, header_length, offset, length, packet)
         }
         ETHERTYPE_IPV6 => {
-            let header: [u8; 40] = bytes.load(offset).ok_or(Unparsed::Truncated)?;
+            let header: [u32; 10] = bytes.load_words(offset).ok_or(Unparsed::Truncated)?;
             read_ipv6(&header, offset, length, packet)
         }
         _ => Err(Unparsed::NotIp),
     }
 }
 
-/// [`parse`] for the common kind of IPv4 packet, whose first 34 bytes are given: TCP or UDP, without options
-/// and not a fragment, so that every field is where it always is. Nothing for any other kind.
+/// [`parse`] for the common kind of IPv4 packet, of which 20 bytes of `network` and 14 of `transport` can be read: TCP or
+/// UDP, without options and not a fragment, so that every field is where it always is. Nothing for any other kind.
 #[inline(always)]
-pub fn parse_plain_ipv4(
-    bytes: &[u8; 34],
+pub fn parse_plain_ipv4<B: Bytes>(
+    network: &B,
+    transport: &B,
     offset: u32,
     length: u32,
     packet: &mut Packet,
 ) -> Option<Result<(), Unparsed>> {
-    if bytes[0] != 0x45 || bytes[6] & 0x3f != 0 || bytes[7] != 0 {
+    let is_fragment = network.half::<6>() & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
+    if network.byte::<0>() != 0x45 || is_fragment {
         return None;
     }
-    if bytes[9] != PROTOCOL_TCP && bytes[9] != PROTOCOL_UDP {
+    let protocol = network.byte::<9>();
+    if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
         return None;
     }
-    let header = bytes.first_chunk::<20>()?;
-    if let Err(error) = read_ipv4(header, 20, offset, length, packet) {
+    if let Err(error) = read_ipv4(network, 20, offset, length, packet) {
         return Some(Err(error));
     }
-    plain_transport(bytes[9], bytes.last_chunk::<14>()?, packet)
+    Some(plain_transport(protocol, transport, packet))
 }
 
-/// [`parse`] for the common kind of IPv6 packet, whose first 54 bytes are given: TCP or UDP without extension
-/// headers. Nothing for any other kind.
+/// [`parse`] for the common kind of IPv6 packet, of which 40 bytes of `network` and 14 of `transport` can be read: TCP or
+/// UDP without extension headers. Nothing for any other kind.
 #[inline(always)]
-pub fn parse_plain_ipv6(
-    bytes: &[u8; 54],
+pub fn parse_plain_ipv6<B: Bytes>(
+    network: &B,
+    transport: &B,
     offset: u32,
     length: u32,
     packet: &mut Packet,
 ) -> Option<Result<(), Unparsed>> {
-    if bytes[6] != PROTOCOL_TCP && bytes[6] != PROTOCOL_UDP {
+    let protocol = network.byte::<6>();
+    if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
         return None;
     }
-    if let Err(error) = read_ipv6(bytes.first_chunk()?, offset, length, packet) {
+    if let Err(error) = read_ipv6(network, offset, length, packet) {
         return Some(Err(error));
     }
-    plain_transport(bytes[6], bytes.last_chunk::<14>()?, packet)
+    Some(plain_transport(protocol, transport, packet))
 }
 
 #[inline(always)]
-fn plain_transport(
+fn plain_transport<B: Bytes>(
     protocol: u8,
-    header: &[u8; 14],
+    header: &B,
     packet: &mut Packet,
-) -> Option<Result<(), Unparsed>> {
-    Some(if protocol == PROTOCOL_TCP {
+) -> Result<(), Unparsed> {
+    if protocol == PROTOCOL_TCP {
         read_tcp(header, packet)
     } else {
-        read_udp(header.first_chunk()?, packet)
-    })
+        read_udp(header, packet)
+    }
 }
 
 #[inline(always)]
-fn read_ipv4(
-    header: &[u8; 20],
+fn read_ipv4<B: Bytes>(
+    header: &B,
     header_length: u32,
     offset: u32,
     length: u32,
     packet: &mut Packet,
 ) -> Result<(), Unparsed> {
-    let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
-    if header[0] >> 4 != 4 || header_length < 20 {
+    let total = u32::from(header.half::<2>());
+    if header.byte::<0>() >> 4 != 4 || header_length < 20 {
         return Err(Unparsed::Malformed);
     }
     // A super-packet of more than 64 KiB (BIG TCP) has a total length of 0.
@@ -334,29 +402,29 @@ fn read_ipv4(
     if end > length || offset + header_length > end {
         return Err(Unparsed::Malformed);
     }
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
-    packet.source = mapped(word([header[12], header[13], header[14], header[15]]));
-    packet.destination = mapped(word([header[16], header[17], header[18], header[19]]));
-    packet.protocol = header[9];
+    let fragment = header.half::<6>();
+    packet.source = mapped(header.word::<12>());
+    packet.destination = mapped(header.word::<16>());
+    packet.protocol = header.byte::<9>();
     packet.ipv6 = false;
     packet.has_transport = fragment & FRAGMENT_OFFSET == 0;
     packet.is_fragment = fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
     packet.network_offset = offset;
     packet.transport_offset = offset + header_length;
     packet.end = end;
-    packet.ecn = header[1] & 3;
+    packet.ecn = header.byte::<1>() & 3;
     Ok(())
 }
 
 #[inline(always)]
-fn read_ipv6(
-    header: &[u8; 40],
+fn read_ipv6<B: Bytes>(
+    header: &B,
     offset: u32,
     length: u32,
     packet: &mut Packet,
 ) -> Result<(), Unparsed> {
-    let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
-    if header[0] >> 4 != 6 {
+    let payload = u32::from(header.half::<4>());
+    if header.byte::<0>() >> 4 != 6 {
         return Err(Unparsed::Malformed);
     }
     let end = if payload == 0 {
@@ -367,17 +435,26 @@ fn read_ipv6(
     if end > length || offset + 40 > end {
         return Err(Unparsed::Malformed);
     }
-    let at = |i: usize| word([header[i], header[i + 1], header[i + 2], header[i + 3]]);
-    packet.source = [at(8), at(12), at(16), at(20)];
-    packet.destination = [at(24), at(28), at(32), at(36)];
-    packet.protocol = header[6];
+    packet.source = [
+        header.word::<8>(),
+        header.word::<12>(),
+        header.word::<16>(),
+        header.word::<20>(),
+    ];
+    packet.destination = [
+        header.word::<24>(),
+        header.word::<28>(),
+        header.word::<32>(),
+        header.word::<36>(),
+    ];
+    packet.protocol = header.byte::<6>();
     packet.ipv6 = true;
     packet.has_transport = true;
     packet.is_fragment = false;
     packet.network_offset = offset;
     packet.transport_offset = offset + 40;
     packet.end = end;
-    packet.ecn = (header[1] >> 4) & 3;
+    packet.ecn = (header.byte::<1>() >> 4) & 3;
     Ok(())
 }
 
@@ -429,8 +506,12 @@ pub fn parse_transport<L: Load>(bytes: &L, packet: &mut Packet) -> Result<(), Un
     let at = packet.transport_offset;
     match packet.protocol {
         _ if !packet.has_transport => opaque(packet),
-        PROTOCOL_TCP => return read_tcp(&bytes.load(at).ok_or(Unparsed::Truncated)?, packet),
-        PROTOCOL_UDP => return read_udp(&bytes.load(at).ok_or(Unparsed::Truncated)?, packet),
+        PROTOCOL_TCP => {
+            return read_tcp(&bytes.load::<14>(at).ok_or(Unparsed::Truncated)?, packet);
+        }
+        PROTOCOL_UDP => {
+            return read_udp(&bytes.load::<8>(at).ok_or(Unparsed::Truncated)?, packet);
+        }
         PROTOCOL_ICMP | PROTOCOL_ICMPV6 => {
             return read_icmp(&bytes.load(at).ok_or(Unparsed::Truncated)?, packet);
         }
@@ -454,20 +535,20 @@ const fn opaque(packet: &mut Packet) {
 }
 
 #[inline(always)]
-fn read_tcp(header: &[u8; 14], packet: &mut Packet) -> Result<(), Unparsed> {
+fn read_tcp<B: Bytes>(header: &B, packet: &mut Packet) -> Result<(), Unparsed> {
     let at = packet.transport_offset;
-    let header_length = u32::from(header[12] >> 4) * 4;
+    let header_length = u32::from(header.byte::<12>() >> 4) * 4;
     if header_length < 20 || at + header_length > packet.end {
         return Err(Unparsed::Malformed);
     }
-    packet.source_port = u16::from_be_bytes([header[0], header[1]]);
-    packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
-    packet.sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-    packet.acknowledgement = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
-    packet.tcp_flags = header[13];
+    packet.source_port = header.half::<0>();
+    packet.destination_port = header.half::<2>();
+    packet.sequence = u32::from_be(header.word::<4>());
+    packet.acknowledgement = u32::from_be(header.word::<8>());
+    packet.tcp_flags = header.byte::<13>();
     packet.icmp_type = 0;
     packet.payload_offset = at + header_length;
-    packet.kinds = tcp_kinds(header[13], packet.payload_length());
+    packet.kinds = tcp_kinds(packet.tcp_flags, packet.payload_length());
     Ok(())
 }
 
@@ -493,11 +574,11 @@ const fn tcp_kinds(flags: u8, payload: u32) -> u8 {
 }
 
 #[inline(always)]
-fn read_udp(header: &[u8; 8], packet: &mut Packet) -> Result<(), Unparsed> {
+fn read_udp<B: Bytes>(header: &B, packet: &mut Packet) -> Result<(), Unparsed> {
     opaque(packet);
     packet.has_transport = true;
-    packet.source_port = u16::from_be_bytes([header[0], header[1]]);
-    packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
+    packet.source_port = header.half::<0>();
+    packet.destination_port = header.half::<2>();
     end_of_header(packet)
 }
 

@@ -3,20 +3,20 @@
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
-    Counter, Event, FLOW_SLOTS, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState, RuleStats,
-    ScopeKey, SetHeader, WORDS_MAX,
+    Control, Counter, Event, FLOW_SLOTS, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState,
+    RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock, modifier,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
 use fault_common::matching::{Match, Ports, Tables, ports, query};
 use fault_common::packet::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed, parse_extensions,
-    parse_network, parse_plain_ipv4, parse_plain_ipv6, parse_transport,
+    Bytes as _, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed,
+    parse_extensions, parse_network, parse_plain_ipv4, parse_plain_ipv6, parse_transport,
 };
 
 use crate::frame::Frame;
 use crate::maps::{
-    CLASSES, COARSE, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
+    CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
     RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
@@ -68,11 +68,8 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
             Err(reason(passes))
         };
     }
-    let now_ns = now_ns();
-    if now_ns > control.lease_until_ns {
-        // Policy: without a living daemon nothing is touched.
-        return Err(Counter::LeaseExpired);
-    }
+    // Policy: without a living daemon nothing is touched.
+    let now_ns = leased_ns(control).ok_or(Counter::LeaseExpired)?;
     see(skb, header, scratch, now_ns, generation);
     let flow = flows::enter(skb, header, scratch).ok_or(Counter::FlowTableFull)?;
     let any = if WORDS.load() == 1 {
@@ -93,7 +90,7 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
                 count(Counter::ActionFailed);
                 return Ok(Skb::<EGRESS, LINK>::vanish());
             }
-        } else if split::is_wanted(scratch) {
+        } else if C::uses(modifier::PER_SEGMENT) && split::is_wanted(scratch) {
             if split::all_pass::<C>(shared, flow.as_ptr(), skb.gso_size()) {
                 // Policy: no fault fired, for none of the wire packets.
                 skb.set_judged();
@@ -118,17 +115,18 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     Ok(act::carry_out::<C, EGRESS, LINK>(skb, scratch))
 }
 
-/// The time. Without windows, events and delays a coarse clock will do, which is not read from hardware.
+/// The time, as long as the rules are in force.
 #[inline(always)]
-pub fn now_ns() -> u64 {
+pub fn leased_ns(control: &Control) -> Option<u64> {
     // SAFETY: the helpers have no preconditions.
-    unsafe {
-        if COARSE.load() == 1 {
-            bpf_ktime_get_coarse_ns()
-        } else {
-            bpf_ktime_get_ns()
+    let now_ns = unsafe {
+        match CLOCK.load() {
+            clock::NONE => return (control.lease_until_ns != 0).then_some(0),
+            clock::TICK => bpf_ktime_get_coarse_ns(),
+            _ => bpf_ktime_get_ns(),
         }
-    }
+    };
+    (now_ns <= control.lease_until_ns).then_some(now_ns)
 }
 
 /// Makes of a copy of a super-packet the segment that it stands for.
@@ -139,7 +137,7 @@ fn become_segment<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     segment: u32,
 ) -> bool {
-    if split::cut(skb, scratch, segment).is_err() || read_any(skb, scratch) != 0 {
+    if split::cut(skb, scratch, segment).is_err() {
         return false;
     }
     let (now_ns, generation) = (scratch.sight.now_ns, scratch.sight.generation);
@@ -161,22 +159,24 @@ pub enum Glance {
 /// Takes a glance at the ports.
 #[inline(always)]
 pub fn glance<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> Glance {
-    let (protocol, from, to) = if frame.ethertype() == ETHERTYPE_IPV4 {
-        let Some(bytes) = frame.glance::<24>() else {
-            return Glance::Unknown;
-        };
-        // No options, and no fragment.
-        if bytes[0] != 0x45 || bytes[6] & 0x3f != 0 || bytes[7] != 0 {
-            return Glance::Unknown;
+    let (protocol, from, to) = match frame.ethertype() {
+        ETHERTYPE_IPV4 => {
+            let Some(bytes) = frame.glance::<24>() else {
+                return Glance::Unknown;
+            };
+            // No options, and no fragment.
+            if bytes.byte::<0>() != 0x45 || bytes.half::<6>() & 0x3fff != 0 {
+                return Glance::Unknown;
+            }
+            (bytes.byte::<9>(), bytes.half::<20>(), bytes.half::<22>())
         }
-        (bytes[9], [bytes[20], bytes[21]], [bytes[22], bytes[23]])
-    } else if frame.ethertype() == ETHERTYPE_IPV6 {
-        let Some(bytes) = frame.glance::<44>() else {
-            return Glance::Unknown;
-        };
-        (bytes[6], [bytes[40], bytes[41]], [bytes[42], bytes[43]])
-    } else {
-        return Glance::Unknown;
+        ETHERTYPE_IPV6 => {
+            let Some(bytes) = frame.glance::<44>() else {
+                return Glance::Unknown;
+            };
+            (bytes.byte::<6>(), bytes.half::<40>(), bytes.half::<42>())
+        }
+        _ => return Glance::Unknown,
     };
     let index = match protocol {
         PROTOCOL_TCP => 0,
@@ -184,10 +184,7 @@ pub fn glance<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> Glance
         _ => return Glance::Unknown,
     };
     let maps = Maps { header, generation };
-    let (from, to) = (
-        maps.port(u16::from_be_bytes(from)),
-        maps.port(u16::from_be_bytes(to)),
-    );
+    let (from, to) = (maps.port(from), maps.port(to));
     Ports::of(index, header, to, from).map_or(Glance::NoRule, Glance::Ports)
 }
 
@@ -246,11 +243,11 @@ fn read_plain<F: Frame>(frame: F, scratch: &mut Scratch) -> u32 {
     let (length, packet) = (frame.length(), &mut scratch.packet);
     let read = match frame.ethertype() {
         ETHERTYPE_IPV4 => frame
-            .glance()
-            .and_then(|bytes| parse_plain_ipv4(bytes, F::LINK, length, packet)),
+            .glance::<34>()
+            .and_then(|bytes| parse_plain_ipv4(&bytes, &bytes.beyond(20), F::LINK, length, packet)),
         ETHERTYPE_IPV6 => frame
-            .glance()
-            .and_then(|bytes| parse_plain_ipv6(bytes, F::LINK, length, packet)),
+            .glance::<54>()
+            .and_then(|bytes| parse_plain_ipv6(&bytes, &bytes.beyond(40), F::LINK, length, packet)),
         _ => None,
     };
     read.map_or(NOT_PLAIN, code)
@@ -367,7 +364,10 @@ pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
         header,
         generation: scratch.sight.generation,
     };
-    let query = query(&maps, &scratch.packet, scratch.ports, &scratch.connection);
+    // Volatile: see `ask`.
+    // SAFETY: a valid reference.
+    let ports = unsafe { core::ptr::read_volatile(&raw const scratch.ports) };
+    let query = query(&maps, &scratch.packet, ports, &scratch.connection);
     if MATCHES.load() == 1 {
         // Then there is no other rule.
         let direction = query.only(&maps);
@@ -429,7 +429,7 @@ pub fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: 
     unsafe { core::ptr::write_volatile(&raw mut scratch.verdict, Verdict::default()) };
     if MATCHES.load() == 1 {
         scratch.index = 0;
-        if !judge_one::<C>(scratch, flow, events) {
+        if !judge_indexed::<C>(scratch, flow, events) {
             count(Counter::Internal);
         }
     } else {
@@ -454,9 +454,15 @@ fn judge_several<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u3
     }
 }
 
-/// Asks the rule at hand; false when a map lookup failed that can't.
+/// [`judge_indexed`] as a function of its own: eight times its instructions would be too many.
 #[inline(never)]
 fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
+    judge_indexed::<C>(scratch, flow, events)
+}
+
+/// Asks the rule at hand; false when a map lookup failed that can't.
+#[inline(always)]
+fn judge_indexed<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
     let found = scratch.matches.items[scratch.index as usize % MATCHES_MAX];
     let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(found.rule);
     let Some(rule) = RULES.get(at) else {
@@ -496,7 +502,10 @@ fn ask<C: Counting>(
 ) {
     // SAFETY: map values live until the program ends.
     let (flow, state) = unsafe { (&mut *flow, &mut *state) };
-    let memory = &mut flow.rules[scratch.slot as usize % FLOW_SLOTS];
+    // Volatile: else LLVM remembers in which of eight places it was found, and the verifier goes on eight times.
+    // SAFETY: a valid reference.
+    let slot = unsafe { core::ptr::read_volatile(&raw const scratch.slot) };
+    let memory = &mut flow.rules[slot as usize % FLOW_SLOTS];
     let sample = Sample {
         now_ns: scratch.sight.since_ns,
         size: scratch.sight.size,

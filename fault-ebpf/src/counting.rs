@@ -1,17 +1,24 @@
-//! Counters that several CPUs advance. The target has no atomics that core knows of, so they are
-//! written out.
+//! Counters that several CPUs advance, and what rules may ask for. The target has no atomics that core knows of, so
+//! they are written out.
 
 use core::arch::asm;
+use core::marker::PhantomData;
 
 use fault_common::abi::DecisionKey;
 use fault_common::decide::Counting;
 
-use crate::maps::{DECISIONS, REPLAY, SPREADS};
+use crate::maps::{DECISIONS, FAULTS, MODIFIERS, REPLAY, SPREADS};
+
+/// How a counter is advanced.
+pub trait Advance {
+    /// Adds one and gives the new value.
+    fn next(counter: &mut u64) -> u64;
+}
 
 /// One instruction that adds and fetches: no two packets get the same ordinal. Linux 5.12.
 pub struct Fetch;
 
-impl Counting for Fetch {
+impl Advance for Fetch {
     #[inline(always)]
     fn next(counter: &mut u64) -> u64 {
         let mut value = 1_u64;
@@ -25,66 +32,39 @@ impl Counting for Fetch {
         }
         value + 1
     }
-
-    #[inline(always)]
-    fn replays() -> bool {
-        REPLAY.load() == 1
-    }
-
-    #[inline(always)]
-    fn recall(key: &DecisionKey) -> Option<u64> {
-        recalled(key)
-    }
-
-    #[inline(always)]
-    fn spread(index: u32) -> i64 {
-        tabled(index)
-    }
 }
 
 /// For older kernels: the addition is atomic, but two CPUs may, rarely, read the same value before it.
 pub struct NoFetch;
 
-impl Counting for NoFetch {
+impl Advance for NoFetch {
     #[inline(always)]
     fn next(counter: &mut u64) -> u64 {
         let before = *counter;
-        // SAFETY: as above.
-        unsafe {
-            asm!(
-                "lock *(u64 *)({at} + 0) += {value}",
-                at = in(reg) core::ptr::from_mut(counter),
-                value = in(reg) 1_u64,
-            );
-        }
+        add(counter, 1);
         before + 1
-    }
-
-    #[inline(always)]
-    fn replays() -> bool {
-        REPLAY.load() == 1
-    }
-
-    #[inline(always)]
-    fn recall(key: &DecisionKey) -> Option<u64> {
-        recalled(key)
-    }
-
-    #[inline(always)]
-    fn spread(index: u32) -> i64 {
-        tabled(index)
     }
 }
 
 /// For copies of counters, which nobody else advances.
-pub struct Foreseen;
+pub struct Alone;
 
-impl Counting for Foreseen {
+impl Advance for Alone {
     #[inline(always)]
     fn next(counter: &mut u64) -> u64 {
         *counter += 1;
         *counter
     }
+}
+
+/// Decisions of the rules that the daemon has told of, by its maps and constants.
+pub struct InKernel<A>(PhantomData<A>);
+
+impl<A: Advance> Counting for InKernel<A> {
+    #[inline(always)]
+    fn next(counter: &mut u64) -> u64 {
+        A::next(counter)
+    }
 
     #[inline(always)]
     fn replays() -> bool {
@@ -93,19 +73,30 @@ impl Counting for Foreseen {
 
     #[inline(always)]
     fn recall(key: &DecisionKey) -> Option<u64> {
-        recalled(key)
+        // SAFETY: the map is written before the programs run, and not again.
+        unsafe { DECISIONS.get(key) }.copied()
     }
 
     #[inline(always)]
     fn spread(index: u32) -> i64 {
-        tabled(index)
+        SPREADS.get(index).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn may(fault: u8) -> bool {
+        FAULTS.load() & (1 << fault) != 0
+    }
+
+    #[inline(always)]
+    fn uses(modifier: u32) -> bool {
+        MODIFIERS.load() & modifier != 0
     }
 }
 
 /// Adds to a counter.
 #[inline(always)]
 pub fn add(counter: &mut u64, value: u64) {
-    // SAFETY: as above.
+    // SAFETY: `counter` points to eight aligned bytes.
     unsafe {
         asm!(
             "lock *(u64 *)({at} + 0) += {value}",
@@ -113,15 +104,4 @@ pub fn add(counter: &mut u64, value: u64) {
             value = in(reg) value,
         );
     }
-}
-
-#[inline(always)]
-fn recalled(key: &DecisionKey) -> Option<u64> {
-    // SAFETY: the map is written before the programs run, and not again.
-    unsafe { DECISIONS.get(key) }.copied()
-}
-
-#[inline(always)]
-fn tabled(index: u32) -> i64 {
-    SPREADS.get(index).copied().unwrap_or(0)
 }

@@ -1,7 +1,9 @@
 //! What tc and XDP programs have in common: a packet that can be read.
 
+use core::arch::asm;
+
 use fault_common::abi::SetHeader;
-use fault_common::packet::{Load, Packet};
+use fault_common::packet::{Bytes, Load, Packet};
 
 /// Upper half of the metadata that an XDP program puts before a packet that it has judged; `INSTANCE` is the lower one.
 pub const JUDGED: u32 = 0xfa17_0000;
@@ -17,9 +19,9 @@ pub trait Frame: Load + Copy {
     /// `EtherType` in host byte order.
     fn ethertype(&self) -> u16;
 
-    /// The first bytes of the IP header, up to behind the ports where it has no options, when they lie in
-    /// one piece: nothing is copied and no helper is called.
-    fn glance<const N: usize>(&self) -> Option<&[u8; N]>;
+    /// The first `N` bytes from the IP header on, when they lie in one piece: nothing is copied and no helper is
+    /// called.
+    fn glance<const N: usize>(&self) -> Option<Near>;
 
     /// Wire packets in this buffer: 1, or the segments of a super-packet.
     fn segments(&self, packet: &Packet) -> u32;
@@ -29,4 +31,64 @@ pub trait Frame: Load + Copy {
 
     /// The scopes of the connection's two ends: the sender's, the receiver's; 0 for none.
     fn scopes(&self, packet: &Packet, header: &SetHeader, generation: u32) -> [u64; 2];
+}
+
+/// Bytes of a packet where they lie. The words of a header need not be aligned, which the kernel's programs may read all
+/// the same; Rust would read them byte by byte.
+#[derive(Clone, Copy)]
+pub struct Near(*const u8);
+
+impl Near {
+    /// # Safety
+    /// All that is read lies between the bounds that the kernel gave, and does so for as long as this lives.
+    #[inline(always)]
+    pub unsafe fn new(at: *const u8) -> Self {
+        Self(at)
+    }
+
+    /// What lies `bytes` further on.
+    #[inline(always)]
+    pub fn beyond(self, bytes: usize) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+}
+
+impl Bytes for Near {
+    #[inline(always)]
+    fn byte<const AT: usize>(&self) -> u8 {
+        // SAFETY: see `Near::new`.
+        unsafe { *self.0.add(AT) }
+    }
+
+    #[inline(always)]
+    fn half<const AT: usize>(&self) -> u16 {
+        let value: u64;
+        // SAFETY: see `Near::new`.
+        unsafe {
+            asm!(
+                "{value} = *(u16 *)({at} + {offset})",
+                at = in(reg) self.0,
+                offset = const AT,
+                value = out(reg) value,
+                options(readonly, nostack)
+            );
+        }
+        u16::from_be(value as u16)
+    }
+
+    #[inline(always)]
+    fn word<const AT: usize>(&self) -> u32 {
+        let value: u64;
+        // SAFETY: see `Near::new`.
+        unsafe {
+            asm!(
+                "{value} = *(u32 *)({at} + {offset})",
+                at = in(reg) self.0,
+                offset = const AT,
+                value = out(reg) value,
+                options(readonly, nostack)
+            );
+        }
+        value as u32
+    }
 }

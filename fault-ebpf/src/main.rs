@@ -44,7 +44,7 @@ use aya_ebpf::programs::{
 };
 use fault_common::abi::{ABI_VERSION, Counter};
 
-use crate::counting::{Fetch, NoFetch};
+use crate::counting::{Fetch, InKernel, NoFetch};
 use crate::skb::Skb;
 
 /// Read by the loader before anything else.
@@ -59,55 +59,61 @@ static LICENSE: [u8; 4] = *b"GPL\0";
 /// Egress of a device with Ethernet headers.
 #[classifier]
 pub fn fault_egress(ctx: TcContext) -> i32 {
-    classify::handle::<Fetch, true, 14>(Skb::new(&ctx))
+    classify::handle::<InKernel<Fetch>, true, 14>(Skb::new(&ctx))
 }
 
 /// Ingress of a device with Ethernet headers.
 #[classifier]
 pub fn fault_ingress(ctx: TcContext) -> i32 {
-    classify::handle::<Fetch, false, 14>(Skb::new(&ctx))
+    classify::handle::<InKernel<Fetch>, false, 14>(Skb::new(&ctx))
 }
 
 /// Egress of a device without a link layer header: a tun, `WireGuard`.
 #[classifier]
 pub fn fault_egress_l3(ctx: TcContext) -> i32 {
-    classify::handle::<Fetch, true, 0>(Skb::new(&ctx))
+    classify::handle::<InKernel<Fetch>, true, 0>(Skb::new(&ctx))
 }
 
 /// Ingress of a device without a link layer header.
 #[classifier]
 pub fn fault_ingress_l3(ctx: TcContext) -> i32 {
-    classify::handle::<Fetch, false, 0>(Skb::new(&ctx))
+    classify::handle::<InKernel<Fetch>, false, 0>(Skb::new(&ctx))
 }
 
 /// [`fault_egress`] for kernels before 5.12, which have no atomic fetch-and-add.
 #[classifier]
 pub fn fault_egress_old(ctx: TcContext) -> i32 {
-    classify::handle::<NoFetch, true, 14>(Skb::new(&ctx))
+    classify::handle::<InKernel<NoFetch>, true, 14>(Skb::new(&ctx))
 }
 
 /// [`fault_ingress`] for kernels before 5.12.
 #[classifier]
 pub fn fault_ingress_old(ctx: TcContext) -> i32 {
-    classify::handle::<NoFetch, false, 14>(Skb::new(&ctx))
+    classify::handle::<InKernel<NoFetch>, false, 14>(Skb::new(&ctx))
 }
 
 /// [`fault_egress_l3`] for kernels before 5.12.
 #[classifier]
 pub fn fault_egress_l3_old(ctx: TcContext) -> i32 {
-    classify::handle::<NoFetch, true, 0>(Skb::new(&ctx))
+    classify::handle::<InKernel<NoFetch>, true, 0>(Skb::new(&ctx))
 }
 
 /// [`fault_ingress_l3`] for kernels before 5.12.
 #[classifier]
 pub fn fault_ingress_l3_old(ctx: TcContext) -> i32 {
-    classify::handle::<NoFetch, false, 0>(Skb::new(&ctx))
+    classify::handle::<InKernel<NoFetch>, false, 0>(Skb::new(&ctx))
+}
+
+/// Holds the place of one of these while the kernel verifies it.
+#[classifier]
+pub fn fault_placeholder(_ctx: TcContext) -> i32 {
+    skb::NEXT
 }
 
 /// In front of [`fault_ingress`], where rules only lose packets.
 #[xdp]
 pub fn fault_xdp(ctx: XdpContext) -> u32 {
-    xdp::handle::<Fetch>(xdp::Raw::new(&ctx))
+    xdp::handle::<InKernel<Fetch>>(xdp::Raw::new(&ctx))
 }
 
 /// Ingress of the delay line's tap, and of the far end of a detour: packets that have been held long enough.

@@ -35,6 +35,12 @@ pub static TCX: Global<u32> = Global::new(1);
 /// is not needed.
 #[unsafe(no_mangle)]
 pub static ACTIONS: Global<u32> = Global::new(u32::MAX);
+/// The faults that rules have: a bit for each value of [`fault_common::abi::fault`].
+#[unsafe(no_mangle)]
+pub static FAULTS: Global<u32> = Global::new(u32::MAX);
+/// What they have beside: bits of [`fault_common::abi::modifier`].
+#[unsafe(no_mangle)]
+pub static MODIFIERS: Global<u32> = Global::new(u32::MAX);
 /// How many rules can match one packet, at most `MATCHES_MAX`: with few rules the verifier has less to
 /// look at.
 #[unsafe(no_mangle)]
@@ -69,10 +75,9 @@ pub static INSTANCE: Global<u32> = Global::new(0xf000);
 /// 1 when the XDP program may have judged what arrives.
 #[unsafe(no_mangle)]
 pub static XDP: Global<u32> = Global::new(0);
-/// 1 when no rule of this object asks for the time more precisely than a few milliseconds: the clock is not
-/// read then, but its last tick taken (Linux 5.11).
+/// Which time is read: see [`fault_common::abi::clock`].
 #[unsafe(no_mangle)]
-pub static COARSE: Global<u32> = Global::new(0);
+pub static CLOCK: Global<u32> = Global::new(0);
 /// 1 when the verifier can be shown that a super-packet's wire packets are judged ahead; older ones do not see in time that
 /// the ways through it come together again.
 #[unsafe(no_mangle)]
@@ -317,8 +322,14 @@ pub struct Sight {
 /// Counts one packet that passes for a reason worth telling.
 #[inline(always)]
 pub fn count(counter: Counter) {
+    count_many(counter, 1);
+}
+
+/// [`count`] for several packets.
+#[inline(always)]
+pub fn count_many(counter: Counter, packets: u64) {
     if let Some(cell) = COUNTS.get_ptr_mut(counter as u32) {
         // SAFETY: the pointer is to this CPU's own entry of the map.
-        unsafe { *cell += 1 };
+        unsafe { *cell += packets };
     }
 }

@@ -13,7 +13,7 @@ use aya_ebpf::programs::TcContext;
 use fault_common::abi::SetHeader;
 use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, Packet};
 
-use crate::frame::{Frame, JUDGED};
+use crate::frame::{Frame, JUDGED, Near};
 use crate::maps::{INSTANCE, STAMPS, TCX, XDP};
 use crate::scope;
 
@@ -39,17 +39,14 @@ pub struct Skb<const EGRESS: bool, const LINK: u32>(*mut __sk_buff);
 impl<const EGRESS: bool, const LINK: u32> Load for Skb<EGRESS, LINK> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the helper writes N bytes or fails.
-        unsafe {
-            let status =
-                bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32);
-            if status == 0 {
-                Some(bytes.assume_init())
-            } else {
-                None
-            }
-        }
+        // SAFETY: any bytes are a value.
+        unsafe { self.load_any(offset) }
+    }
+
+    #[inline(always)]
+    fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        // SAFETY: as above.
+        unsafe { self.load_any(offset) }
     }
 }
 
@@ -68,14 +65,14 @@ impl<const EGRESS: bool, const LINK: u32> Frame for Skb<EGRESS, LINK> {
     }
 
     #[inline(always)]
-    fn glance<const N: usize>(&self) -> Option<&[u8; N]> {
+    fn glance<const N: usize>(&self) -> Option<Near> {
         let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
         let at = data + LINK as usize;
         if at + N > end {
             return None;
         }
         // SAFETY: the bytes lie between the two bounds that the kernel gives.
-        Some(unsafe { &*(at as *const [u8; N]) })
+        Some(unsafe { Near::new(at as *const u8) })
     }
 
     #[inline(always)]
@@ -112,6 +109,23 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     #[inline(always)]
     pub fn new(ctx: &TcContext) -> Self {
         Self(ctx.skb.skb)
+    }
+
+    /// # Safety
+    /// Any bytes are a value of `T`.
+    #[inline(always)]
+    unsafe fn load_any<T>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes as many bytes as it is told, or fails.
+        unsafe {
+            let (to, length) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
+            let status = bpf_skb_load_bytes(self.0.cast(), offset, to, length);
+            if status == 0 {
+                Some(value.assume_init())
+            } else {
+                None
+            }
+        }
     }
 
     #[inline(always)]

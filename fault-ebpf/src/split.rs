@@ -9,12 +9,13 @@
 
 use fault_common::abi::{Counter, FLOW_SLOTS, Flow, MATCHES_MAX, RuleEntry, RuleState, rule_flag};
 use fault_common::decide::{Counting, Sample, in_window, judge};
-use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, Part};
 
-use crate::counting::Foreseen;
+use crate::counting::{Alone, InKernel};
 use crate::flows;
 use crate::maps::{
     FORESEES, MATCHES, PIECE, RULE_STATES, RULE_STATS, RULES, SCRATCH, Scratch, WORDS, count,
+    count_many,
 };
 use crate::skb::Skb;
 
@@ -169,23 +170,17 @@ pub extern "C" fn fault_foresee(segment: u32, size: u32) -> u32 {
     };
     // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
     let scratch = unsafe { &mut *scratch };
-    let whole = (
-        scratch.packet.end,
-        scratch.packet.tcp_flags,
-        scratch.packet.kinds,
-    );
-    let Some(part) = scratch.packet.part(segment, size) else {
+    let packet = &mut scratch.packet;
+    let (end, tcp_flags, kinds, sequence) =
+        (packet.end, packet.tcp_flags, packet.kinds, packet.sequence);
+    let Some(part) = packet.part(segment, size) else {
         return 1;
     };
-    scratch.packet.end = scratch.packet.payload_offset + part.length;
-    scratch.packet.tcp_flags = part.tcp_flags;
-    scratch.packet.kinds = part.kinds;
+    packet.become_part(&part);
     let passes = each_match(|index| foresee_one(scratch, index));
-    (
-        scratch.packet.end,
-        scratch.packet.tcp_flags,
-        scratch.packet.kinds,
-    ) = whole;
+    let packet = &mut scratch.packet;
+    (packet.end, packet.tcp_flags, packet.kinds) = (end, tcp_flags, kinds);
+    packet.sequence = sequence;
     u32::from(!passes)
 }
 
@@ -202,7 +197,7 @@ fn foresee_one(scratch: &mut Scratch, index: u32) -> u32 {
     };
     let memory = &mut scratch.foreseen[index as usize % MATCHES_MAX];
     let (packet, verdict) = (&scratch.packet, &mut scratch.verdict);
-    let fired = judge::<Foreseen>(
+    let fired = judge::<InKernel<Alone>>(
         rule,
         &sample,
         packet,
@@ -222,22 +217,24 @@ pub fn divide<const EGRESS: bool, const LINK: u32>(
 ) -> bool {
     // SAFETY: see `Scratch`; no reference lives across the sending of a copy.
     let segments = unsafe { (*scratch).sight.segments };
+    let mut lost = 0;
     for segment in 0..SEGMENTS_MAX {
         if segment >= segments {
             break;
         }
         skb.set_tc_index(PART | segment);
-        if skb.clone_onward().is_err() {
+        let made = skb.clone_onward().is_ok();
+        if segment == 0 && !made {
             count(Counter::ActionFailed);
-            if segment == 0 {
-                return false;
-            }
+            return false;
         }
+        lost += u64::from(!made);
     }
+    count_many(Counter::ActionFailed, lost);
     true
 }
 
-/// Cuts a copy of a super-packet down to one segment. What it is then has to be read again.
+/// Cuts a copy of a super-packet down to one segment, and the packet in the scratch too.
 ///
 /// Everything that segmentation offload would write is written: lengths, the IPv4 identification, the TCP sequence
 /// number and flags. The checksum field of a super-packet holds the sum of its pseudo-header, of which only the length
@@ -245,11 +242,22 @@ pub fn divide<const EGRESS: bool, const LINK: u32>(
 #[inline(never)]
 pub fn cut<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
-    scratch: &Scratch,
+    scratch: &mut Scratch,
     segment: u32,
 ) -> Result<(), ()> {
-    let packet = &scratch.packet;
-    let part = packet.part(segment, skb.gso_size()).ok_or(())?;
+    let part = scratch.packet.part(segment, skb.gso_size()).ok_or(())?;
+    cut_to(skb, &scratch.packet, segment, &part)?;
+    scratch.packet.become_part(&part);
+    Ok(())
+}
+
+#[inline(always)]
+fn cut_to<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    packet: &Packet,
+    segment: u32,
+    part: &Part,
+) -> Result<(), ()> {
     let (skipped, length) = (part.skipped, part.length);
     let payload = packet.payload_length();
     if segment != 0 {

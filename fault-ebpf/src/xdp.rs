@@ -14,7 +14,7 @@ use fault_common::decide::Counting;
 use fault_common::packet::{Load, Packet};
 
 use crate::classify::{self, Glance};
-use crate::frame::{Frame, JUDGED};
+use crate::frame::{Frame, JUDGED, Near};
 use crate::maps::{CONTROL, INSTANCE, SCRATCH, SETS, WORDS};
 use crate::{act, flows};
 
@@ -54,6 +54,20 @@ impl Raw {
         (data, end)
     }
 
+    /// Where `bytes` bytes lie from `offset` on.
+    #[inline(always)]
+    fn at(&self, offset: u32, bytes: usize) -> Option<*const u8> {
+        if offset > HEADERS_MAX {
+            return None;
+        }
+        let (data, end) = self.bounds();
+        let at = data + offset as usize;
+        if at + bytes > end {
+            return None;
+        }
+        Some(at as *const u8)
+    }
+
     /// Has the frame say that it is judged.
     #[inline(always)]
     fn set_judged(&self) -> Option<()> {
@@ -75,16 +89,14 @@ impl Raw {
 impl Load for Raw {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        if offset > HEADERS_MAX {
-            return None;
-        }
-        let (data, end) = self.bounds();
-        let at = data + offset as usize;
-        if at + N > end {
-            return None;
-        }
-        // SAFETY: the bytes lie between the two bounds that the kernel gives.
-        Some(unsafe { *(at as *const [u8; N]) })
+        // SAFETY: any bytes are a value, and arrays of bytes lie anywhere.
+        Some(unsafe { *self.at(offset, N)?.cast() })
+    }
+
+    #[inline(always)]
+    fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        // SAFETY: any bytes are a value.
+        Some(unsafe { self.at(offset, 4 * N)?.cast::<[u32; N]>().read_unaligned() })
     }
 }
 
@@ -103,14 +115,14 @@ impl Frame for Raw {
     }
 
     #[inline(always)]
-    fn glance<const N: usize>(&self) -> Option<&[u8; N]> {
+    fn glance<const N: usize>(&self) -> Option<Near> {
         let (data, end) = self.bounds();
         let at = data + Self::LINK as usize;
         if at + N > end {
             return None;
         }
         // SAFETY: the bytes lie between the two bounds that the kernel gives.
-        Some(unsafe { &*(at as *const [u8; N]) })
+        Some(unsafe { Near::new(at as *const u8) })
     }
 
     #[inline(always)]
@@ -159,10 +171,7 @@ fn is_lost<C: Counting>(frame: Raw) -> Option<bool> {
     if classify::read(frame, header, scratch, generation, glance) != 0 {
         return None;
     }
-    let now_ns = classify::now_ns();
-    if now_ns > control.lease_until_ns {
-        return None;
-    }
+    let now_ns = classify::leased_ns(control)?;
     classify::see(frame, header, scratch, now_ns, generation);
     let flow = flows::enter(frame, header, scratch)?;
     let any = if WORDS.load() == 1 {

@@ -13,6 +13,7 @@ use fault_user::kernel::clock::monotonic_ns;
 use fault_user::kernel::injection::{Prepared, Wishes, prepare};
 use fault_user::kernel::injector::{Capacity, Clock, Injector, Options, Side};
 use fault_user::kernel::interfaces::{Selection, list, select};
+use fault_user::kernel::needs::Needs;
 use fault_user::kernel::ruleset::compile;
 use fault_user::plan::Plan;
 use fault_user::process::netns::NetworkNamespace;
@@ -71,7 +72,7 @@ fn nanoseconds(rules: &[String]) -> f64 {
         capacity: Capacity::of(&tables).expect("a capacity"),
         events: false,
         attachment: None,
-        actions: plan.actions(),
+        needs: Needs::of(&plan.entries()),
         scoped: false,
         matches: plan.entries().len(),
         tap: None,
@@ -154,7 +155,7 @@ fn installing() {
         },
         events: false,
         attachment: None,
-        actions: plan.actions(),
+        needs: Needs::of(&plan.entries()),
         scoped: false,
         matches: plan.entries().len(),
         tap: None,

@@ -34,6 +34,9 @@ const RUSTC_FLAGS: &[&str] = &[
     "-Cdebuginfo=2",
     "-Ccodegen-units=1",
     "-Clink-arg=--btf",
+    // Otherwise LLVM makes a call of every memset, which goes byte by byte, and which the verifier follows byte by
+    // byte.
+    "-Clink-arg=--disable-expand-memcpy-in-order",
     "--cfg=bpf_target_arch=\"x86_64\"",
 ];
 

@@ -16,6 +16,7 @@ use super::events::Events;
 use super::injector::{Attachment, Capacity, Clock, Injector, Marker, Options, Side};
 use super::interfaces::{self, Interface, Selection, list, list_by};
 use super::leftovers::{Change, Journal};
+use super::needs::Needs;
 use super::netlink::Netlink;
 use super::newcomers::Newcomers;
 use super::qdisc::leaf;
@@ -267,7 +268,7 @@ fn fixed_options(
         capacity: Capacity::of(tables)?,
         events: wishes.events,
         attachment: wishes.attachment,
-        actions: plan.actions(),
+        needs: Needs::of(entries),
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
         matches: entries.len(),
         clock: if plan.holds() || entries.iter().any(|rule| has_window(&rule.entry)) {
@@ -299,7 +300,7 @@ fn live_options(tables: &Tables, wishes: &Wishes) -> Result<Options> {
         },
         events: wishes.events,
         attachment: wishes.attachment,
-        actions: u32::MAX,
+        needs: Needs::ALL,
         scoped: true,
         matches: usize::MAX,
         clock: Clock::Exact,
@@ -386,17 +387,7 @@ impl Reach {
                 places.push((interface, Side::Ingress));
             }
         }
-        let wanted: Vec<_> = places
-            .iter()
-            .map(|(interface, side)| (*side, interface.ethernet))
-            .collect();
-        self.injector.load_programs(&wanted)?;
-        for (interface, side) in places {
-            self.injector
-                .attach(interface, side)
-                .with_context(|| format!("attaching to {}", interface.name))?;
-        }
-        Ok(())
+        self.injector.attach_all(&places)
     }
 
     /// The qdisc that the programs are attached to on kernels without TCX.

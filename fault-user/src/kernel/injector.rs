@@ -7,11 +7,11 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
+use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
-    RuleState, RuleStats, ScopeKey, SetHeader, holder,
+    RuleState, RuleStats, ScopeKey, SetHeader, clock, holder,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -23,6 +23,7 @@ use super::events::Events;
 use super::interfaces::Interface;
 use super::lease::Lease;
 use super::mapped::MappedArray;
+use super::needs::Needs;
 use super::object::{OBJECT, check_abi, new_loader};
 use super::ruleset::Tables;
 use super::verifier;
@@ -61,8 +62,8 @@ pub enum Side {
 pub enum Clock {
     /// To the nanosecond, for rules with windows.
     Exact,
-    /// To the kernel's last tick, a few milliseconds: enough for the lease, and quicker. Events are exact all the
-    /// same.
+    /// To the kernel's last tick, a few milliseconds: enough for the lease, and quicker. Where links stand in for the
+    /// lease the time is not read at all. Events are exact all the same.
     Tick,
 }
 
@@ -111,8 +112,8 @@ pub struct Options {
     pub events: bool,
     /// Forces one attachment; otherwise TCX where the kernel has it.
     pub attachment: Option<Attachment>,
-    /// What rules may do: bits by [`fault_common::abi::action`]. The kernel leaves out the rest.
-    pub actions: u32,
+    /// What rules ask for.
+    pub needs: Needs,
     /// Whether rules may be limited to cgroups.
     pub scoped: bool,
     /// How many rules can match one packet, as far as their number tells; more than
@@ -144,6 +145,9 @@ const ORDERED_MAX: u32 = 65_536;
 
 /// The program at the delay line's tap and at the far end of the detour.
 const RELEASE: &str = "fault_release";
+
+/// The program that holds the place of those that are being verified.
+const PLACEHOLDER: &str = "fault_placeholder";
 
 /// The program for XDP.
 const XDP: &str = "fault_xdp";
@@ -261,31 +265,55 @@ impl Injector {
         Ok(program)
     }
 
-    /// Loads the programs for these sides of interfaces at once: the kernel's verifier takes most of the
-    /// time that a run needs to start.
+    /// [`Injector::attach`] to all these places. The programs are verified at once, and meanwhile a placeholder is
+    /// attached in their stead: the one is work for the processor, the other waits for every processor to have taken
+    /// notice, and together they are most of what a run needs to start.
     ///
     /// # Errors
-    /// The kernel refuses one, in one line.
-    pub fn load_programs(&mut self, wanted: &[(Side, bool)]) -> Result<()> {
-        let names: Vec<_> = wanted
+    /// As [`Injector::attach`].
+    pub fn attach_all(&mut self, places: &[(&Interface, Side)]) -> Result<()> {
+        let names: Vec<_> = places
             .iter()
-            .map(|(side, ethernet)| self.program_name(*side, *ethernet))
+            .map(|(interface, side)| self.program_name(*side, interface.ethernet))
             .collect();
-        let programs = self
-            .ebpf
-            .programs_mut()
-            .filter(|(name, _)| names.contains(name));
-        std::thread::scope(|scope| {
+        let held = self.attachment == Attachment::Tcx;
+        let mut placeholder = None;
+        let mut programs = Vec::new();
+        for (name, program) in self.ebpf.programs_mut() {
+            if name == PLACEHOLDER {
+                placeholder = Some(<&mut SchedClassifier>::try_from(program)?);
+            } else if names.contains(&name) {
+                programs.push((name.to_owned(), <&mut SchedClassifier>::try_from(program)?));
+            }
+        }
+        let placeholder = placeholder.context("the eBPF object has no placeholder")?;
+        let links = std::thread::scope(|scope| {
             let loading: Vec<_> = programs
-                .map(|(name, program)| {
-                    let name = name.to_owned();
-                    scope.spawn(move || load_classifier(&name, program.try_into()?))
-                })
+                .into_iter()
+                .map(|(name, program)| scope.spawn(move || load_classifier(&name, program)))
                 .collect();
+            let links = if held {
+                hold_places(placeholder, places)
+            } else {
+                Ok(Vec::new())
+            };
             loading
                 .into_iter()
-                .try_for_each(|one| one.join().map_err(|_| anyhow!("a loader panicked"))?)
-        })
+                .try_for_each(|one| one.join().map_err(|_| anyhow!("a loader panicked"))?)?;
+            links
+        })?;
+        if !held {
+            return places
+                .iter()
+                .try_for_each(|(interface, side)| self.attach(interface, *side));
+        }
+        for (((interface, side), name), link) in places.iter().zip(names).zip(links) {
+            let link = self
+                .program(*side, interface.ethernet)?
+                .attach_to_link(link)?;
+            self.links.push((interface.index, name, link));
+        }
+        Ok(())
     }
 
     /// Attaches to one side of an interface, in front of every other program there. With
@@ -297,7 +325,8 @@ impl Injector {
         let attachment = self.attachment;
         let name = self.program_name(side, interface.ethernet);
         let program = self.program(side, interface.ethernet)?;
-        let link = attach_classifier(program, name, attachment, interface, side)?;
+        let link = attach_classifier(program, name, attachment, interface, side)
+            .with_context(|| format!("attaching to {}", interface.name))?;
         self.links
             .extend(link.map(|link| (interface.index, name, link)));
         Ok(())
@@ -728,15 +757,7 @@ fn attach_classifier(
     side: Side,
 ) -> Result<Option<SchedClassifierLinkId>> {
     match attachment {
-        Attachment::Tcx => {
-            let kind = match side {
-                Side::Egress => TcAttachType::Egress,
-                Side::Ingress => TcAttachType::Ingress,
-            };
-            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let link = program.attach_with_options(&interface.name, kind, order)?;
-            Ok(Some(link))
-        }
+        Attachment::Tcx => link_classifier(program, interface, side).map(Some),
         Attachment::Clsact => {
             let direction = match side {
                 Side::Egress => clsact::Direction::Egress,
@@ -747,6 +768,35 @@ fn attach_classifier(
             Ok(None)
         }
     }
+}
+
+fn link_classifier(
+    program: &mut SchedClassifier,
+    interface: &Interface,
+    side: Side,
+) -> Result<SchedClassifierLinkId> {
+    let kind = match side {
+        Side::Egress => TcAttachType::Egress,
+        Side::Ingress => TcAttachType::Ingress,
+    };
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    Ok(program.attach_with_options(&interface.name, kind, order)?)
+}
+
+/// Attaches the placeholder, and gives its links.
+fn hold_places(
+    placeholder: &mut SchedClassifier,
+    places: &[(&Interface, Side)],
+) -> Result<Vec<SchedClassifierLink>> {
+    load_classifier(PLACEHOLDER, placeholder)?;
+    places
+        .iter()
+        .map(|(interface, side)| {
+            let link = link_classifier(placeholder, interface, *side)
+                .with_context(|| format!("attaching to {}", interface.name))?;
+            Ok(placeholder.take_link(link)?)
+        })
+        .collect()
 }
 
 /// Loads a program that is not loaded yet.
@@ -774,8 +824,12 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         1 << 16
     };
     let tcx = u32::from(attachment == Attachment::Tcx);
-    let coarse =
-        u32::from(options.clock == Clock::Tick && !options.events && version::at_least(5, 11));
+    let clock = match options.clock {
+        Clock::Tick if options.events => clock::EXACT,
+        Clock::Tick if attachment == Attachment::Tcx => clock::NONE,
+        Clock::Tick if version::at_least(5, 11) => clock::TICK,
+        Clock::Tick | Clock::Exact => clock::EXACT,
+    };
     let mut loader = new_loader();
     if options.tap.is_none() {
         // Megabytes that nobody asks for.
@@ -788,11 +842,13 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("WORDS", &words, true)
         .override_global("CLASSES", &capacity.classes, true)
         .override_global("TCX", &tcx, true)
-        .override_global("ACTIONS", &options.actions, true)
+        .override_global("ACTIONS", &options.needs.actions, true)
+        .override_global("FAULTS", &options.needs.faults, true)
+        .override_global("MODIFIERS", &options.needs.modifiers, true)
         .override_global("SCOPED", &scoped, true)
         .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &instance, true)
-        .override_global("COARSE", &coarse, true)
+        .override_global("CLOCK", &clock, true)
         .override_global("FORESEES", &u32::from(version::at_least(6, 12)), true)
         .override_global("XDP", &u32::from(options.xdp), true)
         .override_global("REPLAY", &u32::from(options.replay.is_some()), true)

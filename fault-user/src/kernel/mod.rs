@@ -14,6 +14,7 @@ mod lease;
 pub mod leftovers;
 pub mod link;
 pub mod mapped;
+pub mod needs;
 pub mod netlink;
 mod newcomers;
 pub mod object;

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use fault_common::abi::{RuleEntry, action};
+use fault_common::abi::action;
 use nix::errno::Errno;
 
 use super::link;
+use super::needs::Needs;
 use super::ruleset::PacketRule;
-use crate::plan::packet;
 
 /// How an XDP program is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +67,9 @@ pub fn suits(rules: &[PacketRule]) -> Result<(), &'static str> {
     if rules.iter().any(|rule| rule.scope.is_some()) {
         return Err("it can't tell whose packets it sees, and the rules are limited to a cgroup");
     }
-    if rules.iter().any(|rule| !only_loses(&rule.entry)) {
+    let losing = 1 << action::DROP | 1 << action::DROP_CHECKSUM;
+    if Needs::of(rules).actions & !losing != 0 {
         return Err("it can only lose packets, and a rule does more than that");
     }
     Ok(())
-}
-
-fn only_loses(rule: &RuleEntry) -> bool {
-    packet::actions(rule) & !(1 << action::DROP | 1 << action::DROP_CHECKSUM) == 0
 }

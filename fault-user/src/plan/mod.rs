@@ -12,6 +12,7 @@ use anyhow::{Result, bail};
 use fault_common::abi::{LEAVES, RuleEntry, action};
 
 use crate::kernel::injection::Hooks;
+use crate::kernel::needs::Needs;
 use crate::kernel::ruleset::{PacketRule, Scope, Shaper};
 use crate::rule::{Layer, Protocol, ResolvedRule, Rule};
 use crate::shaping::qdiscs::Kind;
@@ -62,11 +63,7 @@ impl PlannedRule {
     /// Whether it holds packets, so that a delay line is needed.
     #[must_use]
     pub fn holds(&self) -> bool {
-        let actions = self
-            .entries
-            .iter()
-            .fold(0, |all, part| all | packet::actions(&part.entry));
-        actions & (1 << action::HOLD) != 0
+        Needs::of(&self.entries).actions & (1 << action::HOLD) != 0
     }
 }
 
@@ -213,15 +210,6 @@ impl Plan {
     #[must_use]
     pub fn holds(&self) -> bool {
         self.rules.iter().any(PlannedRule::holds)
-    }
-
-    /// What the kernel programs must be able to do: bits by [`fault_common::abi::action`].
-    #[must_use]
-    pub fn actions(&self) -> u32 {
-        self.rules
-            .iter()
-            .flat_map(|rule| &rule.entries)
-            .fold(0, |all, rule| all | packet::actions(&rule.entry))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Compiles a rule of the packet layer into what the kernel programs take.
 
 use anyhow::{Result, bail};
-use fault_common::abi::{RuleEntry, action, direction, fault, reject, rule_flag, rule_uid};
+use fault_common::abi::{RuleEntry, direction, fault, reject, rule_flag, rule_uid};
 use fault_common::decide::KEEP_ORDER;
 use fault_common::delay::distribution;
 use fault_common::packet::kind;
@@ -325,27 +325,4 @@ pub fn end_at(entry: &mut RuleEntry, end_ns: u64) {
     } else if entry.length_ns == 0 || entry.length_ns > left {
         entry.length_ns = left;
     }
-}
-
-/// The actions that a rule may take, as bits by [`action`].
-#[must_use]
-pub fn actions(entry: &RuleEntry) -> u32 {
-    let bits: &[u8] = match entry.fault {
-        fault::CORRUPT_LINK => &[action::DROP_CHECKSUM],
-        fault::CORRUPT_VISIBLE => &[action::CORRUPT],
-        fault::DUPLICATE => &[action::DUPLICATE],
-        fault::ECN => &[action::ECN],
-        fault::RESET => &[action::RESET],
-        fault::DOWN => &[
-            action::RESET,
-            action::REJECT_RST,
-            action::REJECT_ICMP,
-            action::DROP,
-        ],
-        fault::DELAY | fault::RATE | fault::SLOT | fault::REORDER => &[action::HOLD],
-        fault::REJECT => &[action::REJECT_RST, action::REJECT_ICMP, action::DROP],
-        fault::MTU => &[action::REJECT_ICMP, action::DROP],
-        _ => &[action::DROP],
-    };
-    bits.iter().fold(0, |all, bit| all | 1 << bit)
 }

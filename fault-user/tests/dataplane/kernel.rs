@@ -5,6 +5,7 @@ use fault_common::abi::{COUNTERS, Counter, Event, rule_uid};
 use fault_user::kernel::clock::monotonic_ns;
 use fault_user::kernel::events::Events;
 use fault_user::kernel::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
+use fault_user::kernel::needs::Needs;
 use fault_user::kernel::ruleset::{PacketRule, compile};
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
@@ -53,19 +54,30 @@ impl Kernel {
             assert!(done.expect("ip runs").success(), "ip {arguments}");
         }
         let device = nix::net::if_::if_nametoindex("t0").unwrap();
+        let capacity = Capacity {
+            rules,
+            classes,
+            hosts: 256,
+            scopes: 16,
+        };
+        Self::load(device, capacity, Needs::ALL, usize::MAX)
+    }
+
+    /// Programs for these rules alone, as a run loads them, in the same namespace.
+    pub fn fit(&mut self, rules: &[PacketRule]) {
+        let capacity = Capacity::of(&compile(rules).unwrap()).unwrap();
+        *self = Self::load(self.device, capacity, Needs::of(rules), rules.len());
+    }
+
+    fn load(device: u32, capacity: Capacity, needs: Needs, matches: usize) -> Self {
         let mut injector = Injector::load(&Options {
-            capacity: Capacity {
-                rules,
-                classes,
-                hosts: 256,
-                scopes: 16,
-            },
+            capacity,
             events: true,
             // Nothing is attached: this only fixes what is returned for a packet that vanishes.
             attachment: Some(Attachment::Tcx),
-            actions: u32::MAX,
+            needs,
             scoped: true,
-            matches: usize::MAX,
+            matches,
             tap: None,
             holder: 0,
             detour: None,

@@ -715,6 +715,11 @@ fn the_host_and_the_kernel_take_the_same_decisions() {
 }
 
 #[test]
+fn programs_made_for_few_rules_take_the_same_decisions() {
+    model::compare(At::Fitted, 22_000);
+}
+
+#[test]
 fn xdp_takes_the_same_decisions() {
     if !has_fetching_atomics() {
         return;
