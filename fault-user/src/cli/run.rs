@@ -202,6 +202,7 @@ impl Run {
             steering,
             plan,
             place,
+            is_limited: scope.is_some(),
             samples: Samples::default(),
         };
         let started = run.injection.started();
@@ -233,11 +234,10 @@ impl Run {
         run.heal()?;
         if let Some(own) = own {
             let finished = own.finish()?;
-            if !finished.released.is_empty() {
-                tell!(
-                    "fault: {} background processes of the command run on, unhurt",
-                    finished.released.len()
-                );
+            match finished.released.len() {
+                0 => {}
+                1 => tell!("fault: a background process of the command runs on, unhurt"),
+                many => tell!("fault: {many} background processes of the command run on, unhurt"),
             }
         }
         Ok(code)
@@ -294,7 +294,7 @@ impl Run {
             "{}",
             summary::table(plan, facts.hits, injection, &counters).trim_end()
         );
-        let mut unfired = summary::unfired(plan, facts.hits);
+        let mut unfired = summary::unfired(plan, facts.hits, run.is_limited);
         // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
         if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
             unfired.retain(|(rule, _)| !parsed.is_drawn(rule));
@@ -438,6 +438,8 @@ struct Course<'a> {
     steering: Option<Steering>,
     plan: Plan,
     place: Place,
+    /// The rules are about the command or other processes, not about everyone here.
+    is_limited: bool,
     samples: Samples,
 }
 
