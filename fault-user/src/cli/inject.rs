@@ -42,7 +42,8 @@ pub struct Inject {
     /// Heal after this time, e.g. 30s.
     #[arg(long = "for", value_name = "DURATION")]
     length: Option<String>,
-    /// Put the rules of the file in force anew whenever it changes, while traffic flows.
+    /// Put the rules of the file in force anew whenever it changes, while traffic flows. Rules that hold packets (delay,
+    /// rate, …) can come where the first ones held some too; stream faults can't be exchanged.
     #[arg(long, requires = "file", conflicts_with = "follow")]
     watch: bool,
 }

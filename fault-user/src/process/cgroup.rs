@@ -66,7 +66,8 @@ impl Hierarchy {
             .max_by_key(|found| (found.writable, found.root == Path::new("/")))
             .context(
                 "no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup \
-                 (in a container: give it the host's with -v /sys/fs/cgroup:/sys/fs/cgroup)",
+                 (in a container: give it the host's with -v /sys/fs/cgroup:/sys/fs/cgroup; `ip netns exec` hides it, \
+                 `nsenter --net=/run/netns/NAME` does not)",
             )
     }
 
