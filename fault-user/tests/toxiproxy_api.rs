@@ -113,9 +113,9 @@ const ERRORS: &[(&str, &str, &str, u16, &str)] = &[
     (
         "POST",
         "/proxies/p/toxics",
-        r#"{"type":"latency","name":"n","attributes":{"latency":"1"}}"#,
+        r#"{"type":"latency","name":"n","attributes":{"jitter":2,"latency":"1"}}"#,
         400,
-        "bad request body: …",
+        "bad request body: attributes.latency: …",
     ),
     (
         "POST",
@@ -303,6 +303,60 @@ fn populate_keeps_equal_proxies_and_replaces_others() {
     assert_eq!(answer["proxies"].as_array().map(Vec::len), Some(1));
     assert_eq!(answer["proxies"][0]["upstream"], "127.0.0.1:2");
     assert_eq!(answer["proxies"][0]["toxics"], json!([]));
+}
+
+#[test]
+fn populate_makes_a_disabled_proxy_anew_as_toxiproxy_does() {
+    let daemon = Daemon::start();
+    let port = nobody().port();
+    let body = |enabled| json!([{"name": "a", "listen": format!("localhost:{port}"), "upstream": "b:1", "enabled": enabled}]);
+    let populate = |enabled: bool| {
+        daemon
+            .call("POST", "/populate", &body(enabled).to_string())
+            .1
+    };
+    let listen = format!("localhost:{port}");
+    assert_eq!(populate(false)["proxies"][0]["listen"], *listen);
+    let enabled = &populate(true)["proxies"][0];
+    assert_eq!(
+        (&enabled["enabled"], &enabled["listen"]),
+        (&json!(true), &json!(format!("127.0.0.1:{port}")))
+    );
+}
+
+#[test]
+fn the_address_of_every_interface_is_ipv6s_too() {
+    let daemon = Daemon::start();
+    let upstream = echo_server();
+    let port = nobody().port();
+    for listen in [format!("0.0.0.0:{port}"), format!(":{port}")] {
+        let body = json!([{"name": "p", "listen": listen, "upstream": upstream.to_string()}]);
+        let (status, answer) = daemon.call("POST", "/populate", &body.to_string());
+        assert_eq!(status, 201, "{answer}");
+        assert_eq!(answer["proxies"][0]["listen"], format!("[::]:{port}"));
+        daemon.call("POST", "/proxies/p/toxics", r#"{"type":"noop"}"#);
+        assert!(echoes(([127, 0, 0, 1], port).into()));
+        assert!(echoes((std::net::Ipv6Addr::LOCALHOST, port).into()));
+    }
+    let (_, answer) = daemon.call("GET", "/proxies/p/toxics", "");
+    assert_eq!(answer[0]["name"], "noop_downstream", "it was kept");
+    let _client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    daemon.call("POST", "/v1/proxies/p/wait", r#"{"exactly":1}"#);
+    let (_, open) = daemon.call("GET", "/v1/proxies/p/connections", "");
+    let client = open["connections"][0]["client"].as_str().expect("a text");
+    assert!(client.starts_with("127.0.0.1:"), "{client}");
+}
+
+#[test]
+fn several_slashes_are_one() {
+    let daemon = Daemon::start();
+    let body = r#"{"name":"p","listen":"127.0.0.1:","upstream":"a:1"}"#;
+    assert_eq!(daemon.call("POST", "//proxies", body).0, 201);
+    let (status, toxic) = daemon.call("POST", "///proxies//p/toxics?x=//", r#"{"type":"noop"}"#);
+    assert_eq!((status, &toxic["type"]), (200, &json!("noop")));
+    let url = format!("http://{}//proxies/p", daemon.api);
+    assert_eq!(daemon.call("GET", &url, "").1["name"], "p");
+    assert_eq!(daemon.raw("GET", "//proxies//", "", b"").0, 404);
 }
 
 #[test]
