@@ -8,6 +8,8 @@ use std::thread;
 
 use serde_json::Value;
 
+const ANY_PORT: &str = "127.0.0.1:0";
+
 pub struct Daemon {
     pub child: Child,
     pub api: SocketAddr,
@@ -30,17 +32,27 @@ impl Daemon {
     pub fn unprivileged() -> Self {
         let mut setpriv = Command::new("setpriv");
         setpriv.args(["--bounding-set=-all", "--inh-caps=-all", "--"]);
-        Self::by(setpriv.arg(env!("CARGO_BIN_EXE_fault")), &[])
+        Self::by(setpriv.arg(env!("CARGO_BIN_EXE_fault")), ANY_PORT, &[])
+    }
+
+    /// One in a network namespace of its own, where Toxiproxy's address is free. The namespace goes with it.
+    pub fn alone() -> Self {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--net", "--", "sh", "-c"]);
+        unshare.args(["ip link set lo up && exec \"$@\"", "sh"]);
+        let fault = env!("CARGO_BIN_EXE_fault");
+        Self::by(unshare.arg(fault), "127.0.0.1:8474", &[])
     }
 
     /// Starts it on a free port and waits until it says where.
     pub fn with(arguments: &[&str]) -> Self {
-        Self::by(&mut Command::new(env!("CARGO_BIN_EXE_fault")), arguments)
+        let mut fault = Command::new(env!("CARGO_BIN_EXE_fault"));
+        Self::by(&mut fault, ANY_PORT, arguments)
     }
 
-    fn by(command: &mut Command, arguments: &[&str]) -> Self {
+    fn by(command: &mut Command, listen: &str, arguments: &[&str]) -> Self {
         let mut child = command
-            .args(["daemon", "--listen", "127.0.0.1:0"])
+            .args(["daemon", "--listen", listen])
             .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
