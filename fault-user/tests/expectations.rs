@@ -322,6 +322,26 @@ fn datagrams_are_traffic_too() {
 }
 
 #[test]
+fn another_protocol_at_the_same_port_is_another_service() {
+    enter_fresh();
+    echo();
+    echo_datagrams();
+    let datagrams = format!("{ASK} for n in $(seq 8); do ask || :; sleep 0.15; done");
+    let connections = "for n in $(seq 8); do exchange; sleep 0.15; done";
+    for (quiet, script) in [("svc", datagrams.as_str()), ("dns", connections)] {
+        let rules = json!([format!("{quiet} drop at=300ms for=700ms")]);
+        told(
+            &run(
+                &rules,
+                &json!({ "no_traffic_while": { quiet: "0s" } }),
+                script,
+            ),
+            0,
+        );
+    }
+}
+
+#[test]
 fn another_network_namespace_is_watched_alone() {
     if !version::at_least(5, 15) {
         eprintln!("skipped: sock_ops programs know network namespaces from Linux 5.15 on");
