@@ -1,10 +1,6 @@
 //! Packet rules by the daemon's API: `/v1/rules`, their events, and `/v1/doctor`.
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,10 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use daemon::{Daemon, echo_server};
 use fault_user::process::netns::NetworkNamespace;
-use place::{PATIENCE, Peer, enter_fresh, wait_for};
 use serde_json::{Value, json};
+use support::daemon::{Daemon, echo_server};
+use support::place::{PATIENCE, Peer, enter_fresh, wait_for};
 
 /// What a connect to this address brings.
 fn dial(address: SocketAddr) -> Result<(), ErrorKind> {

@@ -1,19 +1,14 @@
 //! Packets that are held: delay, jitter, order, rate, slots, and what is left afterwards.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
-
-#[path = "delay/late.rs"]
-mod late;
+mod support;
 
 use std::net::UdpSocket;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
-use late::{assert_about, datagrams, delays_all, echo, timed};
-use place::{Hurt, PATIENCE, Peer, enter_fresh, fault, wait_for};
+use support::late::{assert_about, datagrams, delays_all, echo, timed};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, wait_for};
 
 const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/accept_local",

@@ -1,8 +1,6 @@
 //! Expectations of scenarios, judged on real connections.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, UdpSocket};
@@ -11,8 +9,8 @@ use std::process::Output;
 
 use fault_user::kernel::version;
 use fault_user::process::netns::NetworkNamespace;
-use place::{Peer, enter_fresh, fault};
 use serde_json::{Value, json};
+use support::place::{Peer, enter_fresh, fault};
 
 /// A server on port 7000 that answers each line with itself.
 fn echo() {

@@ -1,8 +1,6 @@
 //! Rules change while traffic flows.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{BufRead as _, BufReader};
 use std::net::UdpSocket;
@@ -15,7 +13,7 @@ use fault_user::kernel::injection::{Injection, Wishes, prepare};
 use fault_user::kernel::interfaces::{Selection, list, select};
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
-use place::{PATIENCE, enter_fresh, fault, wait_for};
+use support::place::{PATIENCE, enter_fresh, fault, wait_for};
 
 fn plan(texts: &[String]) -> Plan {
     let rules: Vec<_> = texts

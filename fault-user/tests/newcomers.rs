@@ -1,15 +1,6 @@
 //! Interfaces that appear after the rules are in force: those of containers, bridges and VPNs.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
-
-#[path = "delay/late.rs"]
-#[expect(
-    dead_code,
-    reason = "what is measured on one device is for the suite delay"
-)]
-mod late;
+mod support;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,10 +8,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use fault_user::process::netns::NetworkNamespace;
-use late::{datagrams, echo, timed};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use place::{Hurt, Peer, enter_fresh, fault, ip, wait_for};
+use support::late::{datagrams, echo, timed};
+use support::place::{Hurt, Peer, enter_fresh, fault, ip, wait_for};
 
 /// Both ways of a round trip are late.
 const LATE: Duration = Duration::from_millis(120);

@@ -1,11 +1,6 @@
 //! Packets that fq and netem hold: as late as those of the delay line, and the qdiscs of others stay what they are.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
-
-#[path = "delay/late.rs"]
-mod late;
+mod support;
 
 use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
@@ -14,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
-use late::{assert_about, datagrams, delays_all, echo, exchange, timed};
-use place::{Hurt, PATIENCE, Peer, enter_fresh, fault, ip, run, wait_for};
+use support::late::{assert_about, datagrams, delays_all, echo, exchange, timed};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, ip, run, wait_for};
 
 const FQ: &str = "--scope host --mechanism fq";
 const NETEM: &str = "--scope host --mechanism netem";

@@ -1,13 +1,12 @@
 //! Faults that are drawn, on real traffic.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use place::{Hurt, Redis, Server, enter_fresh, fault, wait_for};
+use support::place::{Hurt, enter_fresh, fault, wait_for};
+use support::servers::{Redis, Server};
 
 /// More faults than the kernel judges rules for one packet.
 const MANY: &str = "length=500ms..600ms,quiet=300ms..400ms,total=10s";

@@ -1,8 +1,6 @@
 //! Stream faults on services that nobody reconfigured.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{BufRead as _, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -10,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
-use place::{Hurt, PATIENCE, Peer, enter_fresh, run, wait_for};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
 
 /// Whether the kernel tells network namespaces apart (Linux 5.14), without which the whole host can't be led.
 fn can_lead_the_host() -> bool {
@@ -764,7 +762,7 @@ struct Serving(std::process::Child);
 
 impl Serving {
     fn begin(rules: &[&str], words: &str) -> Self {
-        let mut command = place::fault();
+        let mut command = fault();
         command.args(["run", "--allow-unfired"]);
         for rule in rules {
             command.args(["-r", rule]);
@@ -876,14 +874,14 @@ fn what_is_missing_is_said_in_one_line() {
         assert!(told.contains(expected), "{told}");
     };
     let rule = ["-r", "tcp:7000 latency=1s"];
-    let mut nobody = place::fault();
+    let mut nobody = fault();
     nobody
         .args(["run", "--scope", "host"])
         .args(rule)
         .args(["--", "true"]);
     said(nobody.uid(65534).gid(65534).output(), "root");
     leave_cgroups();
-    let mut inject = place::fault();
+    let mut inject = fault();
     said(
         inject.args(["inject", "--for", "1s"]).args(rule).output(),
         "cgroup2",

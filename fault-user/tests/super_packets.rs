@@ -1,8 +1,6 @@
 //! What the stack sends as one super-packet (GSO) is judged, and lost, by the wire packet.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,7 +12,7 @@ use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::process::netns::NetworkNamespace;
 use fault_user::rule::{Rule, SystemResolver, Targets};
-use place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Bytes of a full datagram.
 const DATAGRAM: usize = 1000;

@@ -1,9 +1,5 @@
 //! `fault top` on a terminal, on instances and a daemon that run.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
-#[path = "support/daemon.rs"]
 mod support;
 
 use std::fs::File;
@@ -14,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
-use place::{Hurt, Redis, Server, enter_fresh, fault, wait_for};
-use support::{Daemon, echo_server};
+use support::daemon::{Daemon, echo_server};
+use support::place::{Hurt, enter_fresh, fault, wait_for};
+use support::servers::{Redis, Server};
 
 /// `fault top` on a terminal of its own.
 struct Top {

@@ -1,16 +1,15 @@
 //! The HTTP API: every route and error text, security, robustness, the gate.
 
-#[path = "support/daemon.rs"]
-mod daemon;
+mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use daemon::{Daemon, echo_server};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use support::daemon::{Daemon, echo_server};
 
 /// A port that nobody listens on.
 fn nobody() -> SocketAddr {

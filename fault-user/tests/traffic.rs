@@ -1,15 +1,13 @@
 //! The binary `fault` on real traffic with nothing but the standard library: what `cargo xtask vm` runs on every
 //! kernel, by TCX where the kernel has it and by clsact.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use place::{Hurt, enter_fresh, fault, wait_for};
+use support::place::{Hurt, enter_fresh, fault, run, wait_for};
 
 /// Starts a server on loopback that sends back what it gets.
 fn echo(host: &str) -> SocketAddr {
@@ -131,7 +129,7 @@ fn only_the_commands_own_sockets_are_touched() {
     let hurt = Hurt::begin(&["tcp:7000 blackhole"], "");
     assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
     hurt.end();
-    let output = place::run(&["tcp:7000 reject"], "", &["nc", "127.0.0.1", "7000"]);
+    let output = run(&["tcp:7000 reject"], "", &["nc", "127.0.0.1", "7000"]);
     let told = String::from_utf8_lossy(&output.stderr);
     assert_ne!(output.status.code(), Some(0), "{told}");
     assert!(!told.contains("never fired"), "{told}");

@@ -1,11 +1,7 @@
 //! The relay in front of a service that stays where it is: proxies of the daemon that listen where their upstream is, and
 //! clients that come from outside.
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,12 +9,12 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use daemon::Daemon;
 use fault_user::kernel::version;
 use fault_user::process::netns::NetworkNamespace;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use place::{PATIENCE, Peer, enter_fresh, fault, wait_for};
+use support::daemon::Daemon;
+use support::place::{PATIENCE, Peer, enter_fresh, fault, wait_for};
 
 /// A server that sends back what it gets.
 fn echo(address: SocketAddr) {

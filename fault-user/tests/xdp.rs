@@ -1,8 +1,6 @@
 //! The XDP program in front of the tc program, on a veth pair, whose driver has native XDP.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
@@ -15,7 +13,7 @@ use fault_user::kernel::object::OBJECT;
 use fault_user::kernel::version;
 use fault_user::kernel::xdp::{Mode, XdpLink};
 use fault_user::process::netns::NetworkNamespace;
-use place::{Hurt, Peer, enter_fresh, wait_for};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Datagrams sent at a time: as many as a socket keeps.
 const DATAGRAMS: u16 = 200;
@@ -39,7 +37,7 @@ fn arrived(peer: &NetworkNamespace, sender: &UdpSocket, receiver: &UdpSocket) ->
     let end = peer
         .enter(|| Ok(UdpSocket::bind((address.ip(), 7001))?))
         .unwrap();
-    end.set_read_timeout(Some(place::PATIENCE)).unwrap();
+    end.set_read_timeout(Some(PATIENCE)).unwrap();
     for number in 0..DATAGRAMS {
         sender.send(&number.to_be_bytes()).unwrap();
     }

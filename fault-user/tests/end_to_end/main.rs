@@ -1,13 +1,15 @@
 //! The binary `fault` on real traffic: real servers, real clients, in network namespaces of the tests' own.
 
-mod place;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use place::{Hurt, Peer, Redis, Server, enter_fresh, fault, psql, psql_words, run, wait_for};
+use support::place::{Hurt, Peer, enter_fresh, fault, run, wait_for};
+use support::servers::{Redis, Server, psql, psql_words};
 
 const PONG: &[u8; 7] = b"+PONG\r\n";
 

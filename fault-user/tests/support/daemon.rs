@@ -1,5 +1,4 @@
 //! A `fault daemon` in a process of its own, and a small HTTP client for it.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
 
-use crate::place::{Hurt, PATIENCE};
+use super::place::{Hurt, PATIENCE};
 
 /// Starts UDP and TCP echoes on port 7000.
 pub fn echo(namespace: Option<&NetworkNamespace>, host: &str) -> SocketAddr {
