@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use fault_user::relay::{Direction, Transport};
 use serde_json::json;
+use support::place::PATIENCE;
 use support::relay::*;
 
 /// A client that the server has heard of, and its address as the server sees it.

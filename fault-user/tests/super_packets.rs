@@ -12,6 +12,7 @@ use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::process::netns::NetworkNamespace;
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use support::echo::connected;
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Bytes of a full datagram.
@@ -106,13 +107,7 @@ fn know_the_neighbour(address: SocketAddr) {
 fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
     let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
     let mut receiver = Receiver::new(peer, address);
-    let any: IpAddr = if address.is_ipv4() {
-        [0; 4].into()
-    } else {
-        [0_u16; 8].into()
-    };
-    let socket = UdpSocket::bind((any, 0)).unwrap();
-    socket.connect(address).unwrap();
+    let socket = connected(address);
     know_the_neighbour(address);
     let hurt = Hurt::begin(&["udp:7000 loss=10%"], options);
     let mut burst: Vec<u8> = (0..40_u8).flat_map(|n| [n; DATAGRAM]).collect();

@@ -8,7 +8,8 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::daemon::{Daemon, echo_server};
+use support::daemon::Daemon;
+use support::echo::echo_server;
 
 const DRIVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 

@@ -13,6 +13,7 @@ use fault_user::kernel::object::OBJECT;
 use fault_user::kernel::version;
 use fault_user::kernel::xdp::{Mode, XdpLink};
 use fault_user::process::netns::NetworkNamespace;
+use support::echo::connected;
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Datagrams sent at a time: as many as a socket keeps.
@@ -21,13 +22,7 @@ const DATAGRAMS: u16 = 200;
 /// A socket in the other namespace, and one connected to it here.
 fn sockets(peer: &NetworkNamespace, host: &str) -> (UdpSocket, UdpSocket) {
     let receiver = peer.enter(|| Ok(UdpSocket::bind((host, 7000))?)).unwrap();
-    let any = if host.contains(':') {
-        "[::]:0"
-    } else {
-        "0.0.0.0:0"
-    };
-    let sender = UdpSocket::bind(any).unwrap();
-    sender.connect((host, 7000)).unwrap();
+    let sender = connected(receiver.local_addr().unwrap());
     (receiver, sender)
 }
 
@@ -181,10 +176,9 @@ fn a_killed_fault_takes_its_xdp_program_along() {
     enter_fresh();
     let peer = Peer::joined();
     let options = format!("--netns {} --mechanism xdp", peer.name);
-    let hurt = Hurt::begin(&["udp:7000 blackhole"], &options);
+    let mut hurt = Hurt::begin(&["udp:7000 blackhole"], &options);
     assert!(links(&peer).contains("xdp"));
-    let pid = nix::unistd::Pid::from_raw(hurt.pid().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    hurt.kill();
     wait_for(|| !links(&peer).contains("xdp"), "the program to go");
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     let (receiver, sender) = sockets(&namespace, "10.77.0.2");

@@ -424,10 +424,9 @@ fn kill_9_at_any_moment_leaves_nothing() {
 fn clsact_heals_by_the_lease_and_clean_removes_it() {
     enter_fresh();
     let server = Server::redis(6379, None);
-    let hurt = Hurt::begin(&["tcp:6379 blackhole"], "--scope host --attach clsact");
+    let mut hurt = Hurt::begin(&["tcp:6379 blackhole"], "--scope host --attach clsact");
     assert!(Redis::connect("127.0.0.1", server.port).is_err());
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(hurt.pid()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    hurt.kill();
     let start = std::time::Instant::now();
     wait_for(
         || Redis::connect("127.0.0.1", server.port).is_ok(),

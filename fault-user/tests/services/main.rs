@@ -435,13 +435,13 @@ fn fifty_kills_leave_nothing() {
     echo(bound("127.0.0.1:7000"));
     let mut client = Client::connect("echo", 7000);
     for turn in 0..50 {
-        let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+        let mut hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
         let mut led = TcpStream::connect(("127.0.0.1", 7000)).unwrap();
         led.set_read_timeout(Some(PATIENCE)).unwrap();
         led.write_all(b"hello").unwrap();
         led.read_exact(&mut [0; 5]).unwrap();
         assert_eq!(listeners(), 2, "the service and the relay");
-        kill(Pid::from_raw(hurt.pid().cast_signed()), Signal::SIGKILL).unwrap();
+        hurt.kill();
         let end = led.read(&mut [0; 5]).map_err(|error| error.kind());
         assert!(
             matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)),

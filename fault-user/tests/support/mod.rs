@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod daemon;
+pub mod echo;
 pub mod late;
 pub mod place;
 pub mod relay;
 pub mod servers;
+pub mod watched;

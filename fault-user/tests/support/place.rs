@@ -1,14 +1,17 @@
 //! A network namespace for a test, and the `fault` binary.
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use fault_user::process::cgroup::Hierarchy;
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::Uid;
 
 /// How long anything may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs `ip` with these words.
 pub fn ip(words: &str) {
@@ -75,13 +78,37 @@ pub fn wait_for(mut is_so: impl FnMut() -> bool, what: &str) {
     }
 }
 
+/// cgroup2, where this process may make cgroups; else why not is said.
+pub fn hierarchy() -> Option<Hierarchy> {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: needs root");
+        return None;
+    }
+    let found = Hierarchy::find().expect("a root test machine has cgroup2");
+    if !found.is_writable() {
+        eprintln!("skipped: cgroup2 is mounted read-only");
+        return None;
+    }
+    Some(found)
+}
+
+/// The virtual machines have no bash.
+pub fn has_bash() -> bool {
+    let found = Path::new("/bin/bash").exists();
+    if !found {
+        eprintln!("skipped: there is no bash");
+    }
+    found
+}
+
 /// The binary under test.
 pub fn fault() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fault"));
     command
         .stdin(Stdio::null())
         .env_remove("SUDO_UID")
-        .env_remove("SUDO_GID");
+        .env_remove("SUDO_GID")
+        .env_remove("GITHUB_STEP_SUMMARY");
     command
 }
 
@@ -143,6 +170,11 @@ impl Hurt {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// It heals nothing any more.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it runs");
     }
 
     /// Heals, and gives the summary.

@@ -11,8 +11,7 @@ use fault_user::relay::{
 };
 use serde_json::Value;
 
-/// How long anything may take that should happen.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+use super::place::PATIENCE;
 
 pub struct Bed {
     runtime: tokio::runtime::Runtime,
