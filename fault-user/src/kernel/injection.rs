@@ -1,7 +1,7 @@
 //! A plan in force: programs loaded and attached, rules installed, and all of it taken back.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -25,7 +25,7 @@ use super::version;
 use super::xdp::{self, Mode, XdpLink};
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
-use crate::process::proc::open_pidfd;
+use crate::process::proc::{open_pidfd, open_sockets, take_descriptor};
 use crate::shaping::line::{DelayLine, Figures};
 use crate::shaping::qdiscs::{Kind, Loss, Qdiscs};
 use crate::shaping::schedule::Shapers;
@@ -676,38 +676,33 @@ fn not_by_xdp(interface: &Interface, error: Errno) -> String {
 
 /// Marks the sockets of one process. One that has ended meanwhile has none.
 fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
-    let folder = format!("/proc/{pid}/fd");
-    let Ok(entries) = std::fs::read_dir(Path::new(&folder)) else {
-        return Ok(());
-    };
-    let Ok(process) = open_pidfd(pid) else {
-        return Ok(());
-    };
-    for entry in entries.flatten() {
-        let is_socket = std::fs::read_link(entry.path())
-            .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"));
-        let number = entry.file_name().to_string_lossy().parse::<i32>();
-        let (true, Ok(number)) = (is_socket, number) else {
-            continue;
-        };
-        // SAFETY: two descriptors and no pointers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process_fd(&process), number, 0) };
-        let Ok(fd) = Errno::result(fd).map(i32::try_from) else {
-            continue;
-        };
-        // SAFETY: the call has just made it, and nobody else knows it.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd?) };
-        if !is_internet(&socket) {
-            continue;
+    let sockets = match open_sockets(pid) {
+        Ok(sockets) => sockets,
+        // One that may not be looked into.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("listing the sockets of process {pid}"));
         }
-        injector.adopt_socket(socket.as_fd(), cgroup)?;
+    };
+    let process = match open_pidfd(pid) {
+        Ok(process) => process,
+        Err(Errno::ESRCH) => return Ok(()),
+        Err(errno) => return Err(errno).with_context(|| format!("opening process {pid}")),
+    };
+    for socket in sockets {
+        let socket = match take_descriptor(&process, socket.number) {
+            Ok(socket) => socket,
+            // It has been closed, or its process has ended or may not be looked into.
+            Err(Errno::EBADF | Errno::ESRCH | Errno::EPERM) => continue,
+            Err(errno) => {
+                return Err(errno).with_context(|| format!("taking a socket of process {pid}"));
+            }
+        };
+        if is_internet(&socket) {
+            injector.adopt_socket(socket.as_fd(), cgroup)?;
+        }
     }
     Ok(())
-}
-
-fn process_fd(process: &OwnedFd) -> i32 {
-    use std::os::fd::AsRawFd as _;
-    process.as_raw_fd()
 }
 
 /// Unix sockets and the like have no packets.

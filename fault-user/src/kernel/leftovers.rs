@@ -497,6 +497,8 @@ struct Owners {
     dead: Vec<Dead>,
     /// What live ones have changed.
     entries: Vec<Entry>,
+    /// Every live one's journal can be read.
+    all_told: bool,
 }
 
 impl Owners {
@@ -505,6 +507,7 @@ impl Owners {
             live: HashSet::new(),
             dead: Vec::new(),
             entries: Vec::new(),
+            all_told: true,
         };
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
@@ -526,15 +529,27 @@ impl Owners {
                 continue;
             }
             owners.live.insert(pid);
-            // It may have ended just now, or be of another version.
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            owners.entries.extend(parse(&text).unwrap_or_default());
+            let text = match fs::read_to_string(&path) {
+                Ok(text) => text,
+                // It has ended just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    return Err(error).with_context(|| format!("can't read {}", path.display()));
+                }
+            };
+            match parse(&text) {
+                Ok(entries) => owners.entries.extend(entries),
+                Err(_another_version) => owners.all_told = false,
+            }
         }
         Ok(owners)
     }
 
-    /// Whether a journal tells of a qdisc of ours on this interface.
+    /// Whether a journal tells of a qdisc of ours on this interface, or may do: rather leave a thing than break one.
     fn tell_of_qdisc(&self, interface: u32) -> Result<bool> {
+        if !self.all_told {
+            return Ok(true);
+        }
         let here = current_netns()?;
         let of_dead = self.dead.iter().flat_map(|dead| &dead.entries);
         Ok(self.entries.iter().chain(of_dead).any(|entry| {
@@ -812,7 +827,7 @@ fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bo
     if current_netns()? == inode {
         return undo();
     }
-    let Some(namespace) = find_netns(inode) else {
+    let Some(namespace) = find_netns(inode)? else {
         return Ok(false);
     };
     // A thread of its own, since there may be no way back into this one's namespace.
@@ -829,19 +844,31 @@ fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bo
 }
 
 /// Finds a network namespace by its inode: of a process, or one that `ip netns` or Docker keeps.
-fn find_netns(inode: u64) -> Option<File> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let kept = ["/run/netns", "/run/docker/netns"]
-        .into_iter()
-        .filter_map(|folder| fs::read_dir(folder).ok())
-        .flat_map(Iterator::flatten)
-        .map(|entry| entry.path());
-    processes
-        .map(|entry| entry.path().join("ns/net"))
-        .chain(kept)
-        // A process that has ended, or has no namespace any more, is not the one.
-        .filter(|path| fs::metadata(path).is_ok_and(|found| found.ino() == inode))
-        .find_map(|path| File::open(path).ok())
+fn find_netns(inode: u64) -> Result<Option<File>> {
+    let mut candidates = Vec::new();
+    for process in fs::read_dir("/proc").context("can't list /proc")? {
+        candidates.push(process.context("can't list /proc")?.path().join("ns/net"));
+    }
+    for folder in ["/run/netns", "/run/docker/netns"] {
+        match fs::read_dir(folder) {
+            Ok(kept) => candidates.extend(kept.flatten().map(|entry| entry.path())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("can't list {folder}")),
+        }
+    }
+    // A process that has ended, or has no namespace any more, is not the one.
+    candidates.retain(|path| fs::metadata(path).is_ok_and(|found| found.ino() == inode));
+    for path in candidates {
+        match File::open(&path) {
+            Ok(namespace) => return Ok(Some(namespace)),
+            // Its process has ended just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't open {}", path.display()));
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn has_errno(error: &anyhow::Error, errno: Errno) -> bool {
@@ -984,6 +1011,29 @@ mod tests {
             assert!(clsact::remove(&left[0]).unwrap() && !clsact::remove(&left[0]).unwrap());
             assert!(clsact::remove_if_unused(lo).unwrap());
             assert!(!clsact::remove_if_unused(lo).unwrap());
+        });
+    }
+
+    #[test]
+    fn a_qdisc_stays_while_an_instance_of_another_version_lives() {
+        in_own_netns(|| {
+            let lo = interfaces::list().unwrap()[0].index;
+            let folder = tempfile::tempdir().unwrap();
+            let journal = folder.path().join(format!("{}.json", std::process::id()));
+            let places = Places {
+                state_folder: folder.path().into(),
+                hierarchy: None,
+            };
+            fs::write(&journal, "{\"version\":9}\n").unwrap();
+            let file = File::open(&journal).unwrap();
+            let alive = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+            tc("qdisc add dev lo root handle fa17: pfifo");
+            assert_eq!(clean(&places).unwrap(), []);
+            assert!(qdisc::root_of(lo).unwrap().is_some());
+            drop(alive);
+            fs::remove_file(journal).unwrap();
+            assert_eq!(clean(&places).unwrap().len(), 1);
+            assert_eq!(qdisc::root_of(lo).unwrap(), None);
         });
     }
 
