@@ -9,9 +9,9 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
-    COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule, Hold, MATCHES_MAX,
-    PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
-    Watched,
+    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule, Hold,
+    MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader,
+    Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -41,6 +41,9 @@ pub static FAULTS: Global<u32> = Global::new(u32::MAX);
 /// What they have beside: bits of [`fault_common::abi::modifier`].
 #[unsafe(no_mangle)]
 pub static MODIFIERS: Global<u32> = Global::new(u32::MAX);
+/// The most bits that a rule flips in one packet.
+#[unsafe(no_mangle)]
+pub static CORRUPT_BITS: Global<u32> = Global::new(CORRUPT_BITS_MAX);
 /// How many rules can match one packet, at most `MATCHES_MAX`: with few rules the verifier has less to
 /// look at.
 #[unsafe(no_mangle)]
