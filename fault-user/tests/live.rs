@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use fault_user::kernel::injection::{Injection, Wishes, prepare};
+use fault_user::kernel::injection::{Injection, Wishes};
 use fault_user::kernel::interfaces::{Selection, list, select};
+use fault_user::kernel::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use support::place::{PATIENCE, enter_fresh};
