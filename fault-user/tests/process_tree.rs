@@ -4,8 +4,10 @@
 
 mod support;
 
+use fault_user::kernel::change::Change;
 use fault_user::kernel::interfaces;
-use fault_user::kernel::leftovers::{Change, Fate, Journal, Leftover, Places, clean, find};
+use fault_user::kernel::journal::Journal;
+use fault_user::kernel::leftovers::{Fate, Leftover, Places, clean, find};
 use fault_user::process::cgroup::{CommandCgroup, Hierarchy, Leftovers, move_process};
 use fault_user::process::command::CommandSpec;
 use fault_user::process::proc::ProcessId;

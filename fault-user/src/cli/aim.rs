@@ -10,7 +10,7 @@ use crate::doctor::capabilities::Capability;
 use crate::kernel::injection::{Front, Injection, Prepared, Wishes};
 use crate::kernel::injector::Attachment;
 use crate::kernel::interfaces::{self, Interface, Selection};
-use crate::kernel::leftovers::Journal;
+use crate::kernel::journal::Journal;
 use crate::kernel::preparation::prepare_noting;
 use crate::kernel::ruleset::Scope;
 use crate::plan::Plan;

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::injection::{Front, Prepared, Wishes};
 use super::injector::{Attachment, Capacity, Clock, Injector, Options};
 use super::interfaces::Interface;
-use super::leftovers::Journal;
+use super::journal::Journal;
 use super::needs::Needs;
 use super::netlink::Netlink;
 use super::newcomers::Newcomers;

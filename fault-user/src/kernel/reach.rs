@@ -7,11 +7,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 
+use super::change::Change;
 use super::clsact;
 use super::injection::Front;
 use super::injector::{Attachment, Injector, Side};
 use super::interfaces::{self, Interface, Selection, list, list_by};
-use super::leftovers::{Change, Journal};
+use super::journal::Journal;
 use super::netlink::Netlink;
 use super::qdisc::leaf;
 use super::xdp::{Mode, XdpLink};
