@@ -1,6 +1,5 @@
 //! From a plan to programs that are loaded and attached, with rules not yet in force.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
@@ -12,7 +11,6 @@ use super::injector::{Attachment, Capacity, Clock, Injector, Options};
 use super::interfaces::Interface;
 use super::journal::Journal;
 use super::needs::Needs;
-use super::netlink::Netlink;
 use super::newcomers::Newcomers;
 use super::reach::{Reach, note};
 use super::ruleset::{PacketRule, Tables, compile};
@@ -65,39 +63,15 @@ fn prepare_behind(
     } else {
         None
     };
-    let mut options = if wishes.live {
-        live_options(&tables, wishes)?
-    } else {
-        fixed_options(plan, &entries, &tables, wishes)?
-    };
-    options.tap = tap.as_ref().map(Tap::index);
-    if let Some(qdiscs) = &qdiscs {
-        options.holder = plan.held_by.holder();
-        options.detour = qdiscs.detour().map(|(near, _)| near.index);
-        options.places = PLACES / 2;
-    }
-    let decisions = wishes.replay.as_deref();
-    options.replay = match decisions {
-        Some(decisions) => Some(u32::try_from(decisions.len())?),
-        None => None,
-    };
     let front = choose_front(&entries, wishes);
-    options.xdp = front.is_ok_and(|front| front != Front::Tc);
-    let mut injector = Injector::load(&options)?;
-    injector.repeat(decisions.unwrap_or_default())?;
-    let mut reach = Reach {
-        injector,
-        interfaces: interfaces.to_vec(),
-        names: interfaces.iter().map(|one| one.name.clone()).collect(),
-        refused: BTreeSet::new(),
-        ways: None,
-        journal,
-        qdiscs,
-        delay_line: None,
-        netlink: Netlink::route()?,
-        xdp: Vec::new(),
-        notes: Vec::new(),
+    let options = Options {
+        tap: tap.as_ref().map(Tap::index),
+        xdp: front.is_ok_and(|front| front != Front::Tc),
+        ..options(plan, &entries, &tables, wishes, qdiscs.as_ref())?
     };
+    let mut injector = Injector::load(&options)?;
+    injector.repeat(wishes.replay.as_deref().unwrap_or_default())?;
+    let mut reach = Reach::new(injector, interfaces, qdiscs, journal)?;
     let attached = reach.attach_all(tap, &plan.shapers());
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
@@ -149,6 +123,30 @@ fn choose_front(entries: &[PacketRule], wishes: &Wishes) -> Result<Front, &'stat
         // Nobody asked for it.
         (Err(_), _) => Ok(Front::Tc),
     }
+}
+
+/// What is asked of the programs, but for a tap device and XDP.
+fn options(
+    plan: &Plan,
+    entries: &[PacketRule],
+    tables: &Tables,
+    wishes: &Wishes,
+    qdiscs: Option<&Qdiscs>,
+) -> Result<Options> {
+    let mut options = if wishes.live {
+        live_options(tables, wishes)?
+    } else {
+        fixed_options(plan, entries, tables, wishes)?
+    };
+    if let Some(qdiscs) = qdiscs {
+        options.holder = plan.held_by.holder();
+        options.detour = qdiscs.detour().map(|(near, _)| near.index);
+        options.places = PLACES / 2;
+    }
+    if let Some(decisions) = &wishes.replay {
+        options.replay = Some(u32::try_from(decisions.len())?);
+    }
+    Ok(options)
 }
 
 /// For rules that stay as they are: what they don't need is left out.

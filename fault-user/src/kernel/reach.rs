@@ -43,6 +43,28 @@ pub(super) struct Reach {
 }
 
 impl Reach {
+    /// Programs that are attached nowhere yet, for these interfaces.
+    pub(super) fn new(
+        injector: Injector,
+        interfaces: &[Interface],
+        qdiscs: Option<Qdiscs>,
+        journal: Option<Journal>,
+    ) -> Result<Self> {
+        Ok(Self {
+            injector,
+            interfaces: interfaces.to_vec(),
+            names: interfaces.iter().map(|one| one.name.clone()).collect(),
+            refused: BTreeSet::new(),
+            ways: None,
+            journal,
+            qdiscs,
+            delay_line: None,
+            netlink: Netlink::route()?,
+            xdp: Vec::new(),
+            notes: Vec::new(),
+        })
+    }
+
     pub(super) fn attach_all(&mut self, tap: Option<Tap>, shapers: &Shapers) -> Result<()> {
         if self.injector.attachment() == Attachment::Clsact {
             for interface in self.interfaces.clone() {
