@@ -193,10 +193,10 @@ pub static ORDERS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16, 0);
 #[map]
 pub static LEAVES: HashMap<u64, u32> = HashMap::with_max_entries(fault_common::abi::LEAVES, 0);
 
-/// Ports whose connections may be led to the relay: a bit for each entry of [`STEER_TABLE`].
+/// Ports whose connections may be led to the relay, or are watched: a bit for each entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_PORTS: Array<u64> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
-/// Where to.
+/// Over which protocols, and where to.
 #[map]
 pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMAPABLE);
 /// Hosts concerned, by entry of [`STEER_TABLE`].
@@ -230,10 +230,6 @@ pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_en
 /// Connections that are watched, by the cookie of their socket.
 #[map]
 pub static WATCHED: LruHashMap<u64, Watched> = LruHashMap::with_max_entries(16384, 0);
-/// Which targets are watched over which protocol: see [`fault_common::abi::watched`].
-#[map]
-pub static WATCHED_TARGETS: Array<u64> =
-    Array::with_max_entries(fault_common::abi::watched::ENTRIES, 0);
 /// What is seen of them.
 #[map]
 pub static WITNESSES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);

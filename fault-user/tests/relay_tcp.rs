@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use fault_user::relay::{CloseMode, Direction, Target, Upstream};
 use serde_json::json;
-use support::*;
+use support::relay::*;
 
 #[test]
 fn bytes_pass_unchanged_both_ways_and_half_close_keeps_the_other_way() {

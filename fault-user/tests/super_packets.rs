@@ -1,8 +1,6 @@
 //! What the stack sends as one super-packet (GSO) is judged, and lost, by the wire packet.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,7 +12,8 @@ use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::process::netns::NetworkNamespace;
 use fault_user::rule::{Rule, SystemResolver, Targets};
-use place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
+use support::echo::connected;
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Bytes of a full datagram.
 const DATAGRAM: usize = 1000;
@@ -108,13 +107,7 @@ fn know_the_neighbour(address: SocketAddr) {
 fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
     let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
     let mut receiver = Receiver::new(peer, address);
-    let any: IpAddr = if address.is_ipv4() {
-        [0; 4].into()
-    } else {
-        [0_u16; 8].into()
-    };
-    let socket = UdpSocket::bind((any, 0)).unwrap();
-    socket.connect(address).unwrap();
+    let socket = connected(address);
     know_the_neighbour(address);
     let hurt = Hurt::begin(&["udp:7000 loss=10%"], options);
     let mut burst: Vec<u8> = (0..40_u8).flat_map(|n| [n; DATAGRAM]).collect();

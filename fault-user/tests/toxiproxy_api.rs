@@ -1,16 +1,16 @@
 //! The HTTP API: every route and error text, security, robustness, the gate.
 
-#[path = "support/daemon.rs"]
-mod daemon;
+mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use daemon::{Daemon, echo_server};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use support::daemon::{Daemon, client};
+use support::echo::echo_server;
 
 /// A port that nobody listens on.
 fn nobody() -> SocketAddr {
@@ -674,16 +674,7 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
         format!("http://{}", daemon.api),
         format!("unix:{}", socket.display()),
     ] {
-        let run = |arguments: &[&str]| {
-            let output = Command::new(env!("CARGO_BIN_EXE_fault"))
-                .args(arguments)
-                .env("TOXIPROXY_URL", &url)
-                .output()
-                .expect("it runs");
-            let text = String::from_utf8_lossy(&output.stdout).into_owned()
-                + &String::from_utf8_lossy(&output.stderr);
-            (output.status.code(), text)
-        };
+        let run = |words: &[&str]| client(&url, words);
         assert_eq!(
             run(&["add", "proxy", "a b", "127.0.0.1:0", "127.0.0.1:1"]).0,
             Some(0)
@@ -726,24 +717,9 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
 #[test]
 fn events_are_sent_as_they_happen() {
     let daemon = Daemon::start();
-    let mut stream = TcpStream::connect(daemon.api).expect("it listens");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .expect("a timeout");
-    stream
-        .write_all(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .expect("write");
-    let mut text = String::new();
-    let mut until = |wanted: &str| {
-        let mut buffer = [0; 4096];
-        while !text.contains(wanted) {
-            let count = stream.read(&mut buffer).expect("an event");
-            text += &String::from_utf8_lossy(&buffer[..count]);
-        }
-    };
-    until(": watching");
+    let mut events = daemon.events();
     daemon.proxy("p", nobody());
-    until("\"event\":\"proxy created\"");
+    events.until("\"event\":\"proxy created\"");
 }
 
 #[test]

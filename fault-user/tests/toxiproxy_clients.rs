@@ -3,13 +3,13 @@
 //! They are kept in the build's temporary folder, so that only the first run installs them. Where the tool of a
 //! language is missing its test says so and is skipped; where a registry can't be reached it fails.
 
-#[path = "support/daemon.rs"]
-mod daemon;
+mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use daemon::{Daemon, echo_server};
+use support::daemon::Daemon;
+use support::echo::echo_server;
 
 const DRIVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 

@@ -4,6 +4,8 @@
 mod kernel;
 mod model;
 mod packets;
+#[path = "../support/mod.rs"]
+mod support;
 
 use fault_common::abi::{Counter, action};
 use fault_user::kernel::injector::Side;

@@ -1,12 +1,13 @@
 //! A `fault daemon` in a process of its own, and a small HTTP client for it.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use serde_json::Value;
+
+use super::place::{PATIENCE, fault};
 
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -46,8 +47,7 @@ impl Daemon {
 
     /// Starts it on a free port and waits until it says where.
     pub fn with(arguments: &[&str]) -> Self {
-        let mut fault = Command::new(env!("CARGO_BIN_EXE_fault"));
-        Self::by(&mut fault, ANY_PORT, arguments)
+        Self::by(&mut fault(), ANY_PORT, arguments)
     }
 
     fn by(command: &mut Command, listen: &str, arguments: &[&str]) -> Self {
@@ -119,24 +119,51 @@ impl Daemon {
             .parse()
             .expect("an address")
     }
+
+    /// `fault` with these words as a client of this daemon: its exit code, and what it says.
+    pub fn client(&self, words: &[&str]) -> (Option<i32>, String) {
+        client(&format!("http://{}", self.api), words)
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> Events {
+        let mut stream = TcpStream::connect(self.api).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
+            .write_all(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .expect("write");
+        let mut events = Events {
+            stream,
+            text: String::new(),
+        };
+        events.until(": watching");
+        events
+    }
 }
 
-/// A server that sends back what it gets.
-pub fn echo_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
-    let address = listener.local_addr().expect("bound");
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.expect("accept");
-            thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                    if stream.write_all(&buffer[..count]).is_err() {
-                        return;
-                    }
-                }
-            });
+/// `fault` with these words as a client of the daemon at `url`: its exit code, and what it says.
+pub fn client(url: &str, words: &[&str]) -> (Option<i32>, String) {
+    let mut command = fault();
+    let output = command.args(words).env("TOXIPROXY_URL", url).output();
+    let output = output.expect("it runs");
+    let text = [output.stdout, output.stderr].concat();
+    let code = output.status.code();
+    (code, String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A daemon's events as they come.
+pub struct Events {
+    stream: TcpStream,
+    text: String,
+}
+
+impl Events {
+    /// Waits until there has been this.
+    pub fn until(&mut self, wanted: &str) {
+        let mut buffer = [0; 4096];
+        while !self.text.contains(wanted) {
+            let count = self.stream.read(&mut buffer).expect("an event");
+            self.text += &String::from_utf8_lossy(&buffer[..count]);
         }
-    });
-    address
+    }
 }
