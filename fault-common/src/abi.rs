@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -398,10 +398,10 @@ pub const QDISC_MAJOR: u16 = 0xfa17;
 /// How many netem qdiscs there can be below one prio qdisc, whose first band is for packets that are not held.
 pub const LEAVES: u32 = 15;
 
-/// How many targets can have their connections led to the relay: bits of an entry of `STEER_PORTS`.
+/// How many targets can be watched, or have their connections led to the relay: bits of an entry of `STEER_PORTS`.
 pub const STEERS: u32 = 64;
 
-/// Where connections to a target are led.
+/// A target that is watched, or whose connections are led to the relay.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Steer {
@@ -413,7 +413,7 @@ pub struct Steer {
     pub any_host: u16,
     /// 1 when connections from outside are refused.
     pub refused: u16,
-    /// Bits of [`steered`].
+    /// What it is about: bits of [`steered`].
     pub protocols: u32,
     /// Always zero.
     pub padding: u32,
@@ -485,16 +485,6 @@ pub mod witness {
     pub const ACCEPTED: u64 = 6;
     /// As [`CLOSED`], but by a reset, of either end, while it was open.
     pub const RESET: u64 = 7;
-}
-
-/// Entries of `WATCHED_TARGETS`: which targets, as bits, are watched over a protocol.
-pub mod watched {
-    /// Over TCP.
-    pub const TCP: u32 = 0;
-    /// Over UDP.
-    pub const UDP: u32 = 1;
-    /// How many entries there are.
-    pub const ENTRIES: u32 = 2;
 }
 
 /// Bits of [`Hold::flags`].

@@ -6,7 +6,7 @@ use fault_common::packet::{
     Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
 };
 
-use crate::maps::{ACTIONS, Scratch, count};
+use crate::maps::{ACTIONS, CORRUPT_BITS, Scratch, count};
 use crate::skb::{NEXT, Skb};
 use crate::{answer, hold};
 
@@ -74,7 +74,7 @@ fn corrupt<const EGRESS: bool, const LINK: u32>(
     let bits = corrupt_count(verdict.corrupt_bits, payload_bits);
     scratch.checksum_offset = checksum_offset(packet);
     for n in 0..CORRUPT_BITS_MAX {
-        if n >= bits {
+        if n >= CORRUPT_BITS.load() || n >= bits {
             break;
         }
         let position = corrupt_position(verdict.corrupt_key, n, bits, payload_bits);

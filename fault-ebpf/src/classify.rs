@@ -4,7 +4,7 @@ use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
     Control, Counter, Event, FLOW_SLOTS, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState,
-    RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock, modifier,
+    RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
@@ -14,6 +14,7 @@ use fault_common::packet::{
     parse_extensions, parse_network, parse_plain_ipv4, parse_plain_ipv6, parse_transport,
 };
 
+use crate::counting::Judging;
 use crate::frame::Frame;
 use crate::maps::{
     CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
@@ -24,7 +25,7 @@ use crate::{act, flows, hold, split};
 
 /// Judges one packet and returns what tc is to do with it.
 #[inline(always)]
-pub fn handle<C: Counting, const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> i32 {
+pub fn handle<C: Judging, const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> i32 {
     match try_handle::<C, EGRESS, LINK>(skb) {
         Ok(action) => action,
         // Policy: what can't be read or looked up passes, and is counted.
@@ -36,7 +37,7 @@ pub fn handle<C: Counting, const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS,
 }
 
 #[inline(always)]
-fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
+fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
 ) -> Result<i32, Counter> {
     if hold::departs(skb) {
@@ -84,21 +85,11 @@ fn try_handle<C: Counting, const EGRESS: bool, const LINK: u32>(
     // SAFETY: as above; a fresh reference, since the list was written through another one.
     let scratch = unsafe { &mut *shared };
     if scratch.sight.segments > 1 {
-        if let Some(segment) = split::segment_of(skb) {
-            if !become_segment(skb, header, scratch, segment) {
-                // Policy: a copy that can't be cut is not let pass, since the others carry its bytes too.
-                count(Counter::ActionFailed);
-                return Ok(Skb::<EGRESS, LINK>::vanish());
-            }
-        } else if C::uses(modifier::PER_SEGMENT) && split::is_wanted(scratch) {
-            if split::all_pass::<C>(shared, flow.as_ptr(), skb.gso_size()) {
-                // Policy: no fault fired, for none of the wire packets.
-                skb.set_judged();
-                return Ok(NEXT);
-            }
-            if split::divide(skb, shared) {
-                return Ok(Skb::<EGRESS, LINK>::vanish());
-            }
+        let ingress = u32::from(!EGRESS);
+        match C::meet_super(skb.raw(), ingress) {
+            split::PASSES => return Ok(NEXT),
+            split::VANISHES => return Ok(Skb::<EGRESS, LINK>::vanish()),
+            _ => {}
         }
     }
     // SAFETY: as above.
@@ -127,22 +118,6 @@ pub fn leased_ns(control: &Control) -> Option<u64> {
         }
     };
     (now_ns <= control.lease_until_ns).then_some(now_ns)
-}
-
-/// Makes of a copy of a super-packet the segment that it stands for.
-#[inline(always)]
-fn become_segment<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    header: &SetHeader,
-    scratch: &mut Scratch,
-    segment: u32,
-) -> bool {
-    if split::cut(skb, scratch, segment).is_err() {
-        return false;
-    }
-    let (now_ns, generation) = (scratch.sight.now_ns, scratch.sight.generation);
-    see(skb, header, scratch, now_ns, generation);
-    true
 }
 
 /// What a glance at a packet's ports tells.
@@ -321,17 +296,26 @@ pub fn see<F: Frame>(
     now_ns: u64,
     generation: u32,
 ) {
-    let segments = frame.segments(&scratch.packet);
     scratch.sight = Sight {
         now_ns,
         since_ns: now_ns.saturating_sub(header.epoch_ns),
-        segments,
-        size: frame.segment_size(&scratch.packet),
-        bytes: frame.length() + (segments - 1) * scratch.packet.payload_offset,
+        segments: 0,
+        size: 0,
+        bytes: 0,
         generation,
         judged: 0,
         reserved: 0,
     };
+    measure(frame, scratch);
+}
+
+/// Notes how large the packet is.
+#[inline(always)]
+pub fn measure<F: Frame>(frame: F, scratch: &mut Scratch) {
+    let (packet, sight) = (&scratch.packet, &mut scratch.sight);
+    sight.segments = frame.segments(packet);
+    sight.size = frame.segment_size(packet);
+    sight.bytes = frame.length() + (sight.segments - 1) * packet.payload_offset;
 }
 
 /// Lists the packet's rules; says whether there are any. The scratch comes as a plain pointer, because

@@ -4,10 +4,12 @@
 use core::arch::asm;
 use core::marker::PhantomData;
 
+use aya_ebpf::bindings::__sk_buff;
 use fault_common::abi::DecisionKey;
 use fault_common::decide::Counting;
 
 use crate::maps::{DECISIONS, FAULTS, MODIFIERS, REPLAY, SPREADS};
+use crate::split;
 
 /// How a counter is advanced.
 pub trait Advance {
@@ -90,6 +92,26 @@ impl<A: Advance> Counting for InKernel<A> {
     #[inline(always)]
     fn uses(modifier: u32) -> bool {
         MODIFIERS.load() & modifier != 0
+    }
+}
+
+/// [`Counting`] of the programs that judge packets, each of which has the part of its own that meets super-packets.
+pub trait Judging: Counting {
+    /// See [`split::fault_meet_super`].
+    fn meet_super(skb: *mut __sk_buff, ingress: u32) -> u32;
+}
+
+impl Judging for InKernel<Fetch> {
+    #[inline(always)]
+    fn meet_super(skb: *mut __sk_buff, ingress: u32) -> u32 {
+        split::fault_meet_super(skb, ingress)
+    }
+}
+
+impl Judging for InKernel<NoFetch> {
+    #[inline(always)]
+    fn meet_super(skb: *mut __sk_buff, ingress: u32) -> u32 {
+        split::fault_meet_super_old(skb, ingress)
     }
 }
 

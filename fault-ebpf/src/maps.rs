@@ -9,9 +9,9 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
-    COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule, Hold, MATCHES_MAX,
-    PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
-    Watched,
+    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule, Hold,
+    MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader,
+    Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -41,6 +41,9 @@ pub static FAULTS: Global<u32> = Global::new(u32::MAX);
 /// What they have beside: bits of [`fault_common::abi::modifier`].
 #[unsafe(no_mangle)]
 pub static MODIFIERS: Global<u32> = Global::new(u32::MAX);
+/// The most bits that a rule flips in one packet.
+#[unsafe(no_mangle)]
+pub static CORRUPT_BITS: Global<u32> = Global::new(CORRUPT_BITS_MAX);
 /// How many rules can match one packet, at most `MATCHES_MAX`: with few rules the verifier has less to
 /// look at.
 #[unsafe(no_mangle)]
@@ -190,10 +193,10 @@ pub static ORDERS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16, 0);
 #[map]
 pub static LEAVES: HashMap<u64, u32> = HashMap::with_max_entries(fault_common::abi::LEAVES, 0);
 
-/// Ports whose connections may be led to the relay: a bit for each entry of [`STEER_TABLE`].
+/// Ports whose connections may be led to the relay, or are watched: a bit for each entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_PORTS: Array<u64> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
-/// Where to.
+/// Over which protocols, and where to.
 #[map]
 pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMAPABLE);
 /// Hosts concerned, by entry of [`STEER_TABLE`].
@@ -227,10 +230,6 @@ pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_en
 /// Connections that are watched, by the cookie of their socket.
 #[map]
 pub static WATCHED: LruHashMap<u64, Watched> = LruHashMap::with_max_entries(16384, 0);
-/// Which targets are watched over which protocol: see [`fault_common::abi::watched`].
-#[map]
-pub static WATCHED_TARGETS: Array<u64> =
-    Array::with_max_entries(fault_common::abi::watched::ENTRIES, 0);
 /// What is seen of them.
 #[map]
 pub static WITNESSES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);

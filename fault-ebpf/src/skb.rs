@@ -128,6 +128,12 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         }
     }
 
+    /// The buffer of a program's context, whose hook and device do not matter.
+    #[inline(always)]
+    pub fn of(buffer: *mut __sk_buff) -> Self {
+        Self(buffer)
+    }
+
     #[inline(always)]
     pub fn raw(&self) -> *mut __sk_buff {
         self.0
@@ -355,7 +361,13 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     /// Sends a copy the way this packet goes.
     #[inline(always)]
     pub fn clone_onward(&self) -> Result<(), ()> {
-        let flags = if EGRESS { 0 } else { BPF_F_INGRESS };
+        self.clone_to_side(u32::from(!EGRESS))
+    }
+
+    /// Sends a copy out through the packet's device, or with 1 into it.
+    #[inline(always)]
+    pub fn clone_to_side(&self, ingress: u32) -> Result<(), ()> {
+        let flags = u64::from(ingress) & BPF_F_INGRESS;
         done(unsafe { bpf_clone_redirect(self.0, self.ifindex(), flags) })
     }
 

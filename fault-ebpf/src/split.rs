@@ -7,17 +7,20 @@
 //! own part before it is judged. Which part that is, it carries in `tc_index`, as a judged packet carries who has
 //! judged it. A copy of another instance of `fault` is cut in the same way.
 
-use fault_common::abi::{Counter, FLOW_SLOTS, Flow, MATCHES_MAX, RuleEntry, RuleState, rule_flag};
+use aya_ebpf::bindings::__sk_buff;
+use fault_common::abi::{
+    Counter, FLOW_SLOTS, Flow, MATCHES_MAX, RuleEntry, RuleState, modifier, rule_flag,
+};
 use fault_common::decide::{Counting, Sample, in_window, judge};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, Part};
 
-use crate::counting::{Alone, InKernel};
-use crate::flows;
+use crate::counting::{Alone, Fetch, InKernel, NoFetch};
 use crate::maps::{
-    FORESEES, MATCHES, PIECE, RULE_STATES, RULE_STATS, RULES, SCRATCH, Scratch, WORDS, count,
-    count_many,
+    FLOWS, FORESEES, MATCHES, PIECE, RULE_STATES, RULE_STATS, RULES, SCRATCH, Scratch, WORDS,
+    count, count_many,
 };
 use crate::skb::Skb;
+use crate::{classify, flows};
 
 /// The most segments that are told apart; a super-packet of more is judged as one.
 const SEGMENTS_MAX: u32 = 64;
@@ -32,9 +35,70 @@ const PIECE_BYTES: u32 = 2048;
 /// Pieces of the largest segment.
 const PIECES_MAX: u32 = SEGMENT_BYTES_MAX / PIECE_BYTES + 1;
 
+/// A super-packet that has been met passes whole.
+pub const PASSES: u32 = 1;
+/// It vanishes: its parts go on in its stead, or it can't become one.
+pub const VANISHES: u32 = 2;
+/// It is judged like any packet.
+const IS_JUDGED: u32 = 0;
+
+/// Any of them: what they differ by is not asked here.
+type Any = Skb<true, 0>;
+
+/// What becomes of the super-packet in the scratch, which rules match: [`PASSES`], [`VANISHES`], or it is to be judged,
+/// as a whole or as the part that it has become. A global function: see `fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_meet_super(skb: *mut __sk_buff, ingress: u32) -> u32 {
+    meet::<InKernel<Fetch>>(Skb::of(skb), ingress)
+}
+
+/// [`fault_meet_super`] for kernels before 5.12.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_meet_super_old(skb: *mut __sk_buff, ingress: u32) -> u32 {
+    meet::<InKernel<NoFetch>>(Skb::of(skb), ingress)
+}
+
+#[inline(always)]
+fn meet<C: Counting>(skb: Any, ingress: u32) -> u32 {
+    let Some(shared) = SCRATCH.get_ptr_mut(0) else {
+        return IS_JUDGED;
+    };
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
+    let scratch = unsafe { &mut *shared };
+    if let Some(segment) = segment_of(skb) {
+        if cut(skb, scratch, segment).is_err() {
+            // Policy: a copy that can't be cut is not let pass, since the others carry its bytes too.
+            count(Counter::ActionFailed);
+            return VANISHES;
+        }
+        classify::measure(skb, scratch);
+        return IS_JUDGED;
+    }
+    if !C::uses(modifier::PER_SEGMENT) || !is_wanted(scratch) {
+        return IS_JUDGED;
+    }
+    let key = &scratch.key;
+    let Some(flow) = FLOWS.get_ptr_mut(key) else {
+        // Policy: its connection has just been forgotten, because there are too many: it is judged as one.
+        return IS_JUDGED;
+    };
+    if all_pass::<C>(shared, flow, skb.gso_size()) {
+        // Policy: no fault fired, for none of the wire packets.
+        skb.set_judged();
+        return PASSES;
+    }
+    if divide(skb, shared, ingress) {
+        VANISHES
+    } else {
+        IS_JUDGED
+    }
+}
+
 /// The segment that a copy of a super-packet is to be cut down to.
 #[inline(always)]
-pub fn segment_of<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> Option<u32> {
+fn segment_of(skb: Any) -> Option<u32> {
     let index = skb.tc_index();
     if index & 0xf000 == PART {
         Some(index & 0x0fff)
@@ -45,7 +109,7 @@ pub fn segment_of<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -
 
 /// Whether a rule that the super-packet matches asks for its wire packets one by one, and there are not too many.
 #[inline(never)]
-pub fn is_wanted(scratch: &Scratch) -> bool {
+fn is_wanted(scratch: &Scratch) -> bool {
     let packet = &scratch.packet;
     if scratch.sight.segments > SEGMENTS_MAX
         || scratch.sight.size > SEGMENT_BYTES_MAX
@@ -65,7 +129,7 @@ pub fn is_wanted(scratch: &Scratch) -> bool {
 /// happens to any of them, the copies become what is remembered, the packets are counted, and the answer is true: the
 /// whole may pass. Else nothing has changed.
 #[inline(never)]
-pub fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> bool {
+fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> bool {
     if FORESEES.load() == 0 {
         return false;
     }
@@ -211,10 +275,7 @@ fn foresee_one(scratch: &mut Scratch, index: u32) -> u32 {
 /// Sends the super-packet onward once for each segment. False when not even the first copy could be made: then the
 /// packet is still whole. The scratch comes as a plain pointer, because the copies are judged meanwhile.
 #[inline(never)]
-pub fn divide<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    scratch: *mut Scratch,
-) -> bool {
+fn divide(skb: Any, scratch: *mut Scratch, ingress: u32) -> bool {
     // SAFETY: see `Scratch`; no reference lives across the sending of a copy.
     let segments = unsafe { (*scratch).sight.segments };
     let mut lost = 0;
@@ -223,7 +284,7 @@ pub fn divide<const EGRESS: bool, const LINK: u32>(
             break;
         }
         skb.set_tc_index(PART | segment);
-        let made = skb.clone_onward().is_ok();
+        let made = skb.clone_to_side(ingress).is_ok();
         if segment == 0 && !made {
             count(Counter::ActionFailed);
             return false;
@@ -240,11 +301,7 @@ pub fn divide<const EGRESS: bool, const LINK: u32>(
 /// number and flags. The checksum field of a super-packet holds the sum of its pseudo-header, of which only the length
 /// changes. Source: `tcp_gso_segment`, `__udp_gso_segment`, `inet_gso_segment` of Linux.
 #[inline(never)]
-pub fn cut<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    scratch: &mut Scratch,
-    segment: u32,
-) -> Result<(), ()> {
+fn cut(skb: Any, scratch: &mut Scratch, segment: u32) -> Result<(), ()> {
     let part = scratch.packet.part(segment, skb.gso_size()).ok_or(())?;
     cut_to(skb, &scratch.packet, segment, &part)?;
     scratch.packet.become_part(&part);
@@ -252,12 +309,7 @@ pub fn cut<const EGRESS: bool, const LINK: u32>(
 }
 
 #[inline(always)]
-fn cut_to<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    packet: &Packet,
-    segment: u32,
-    part: &Part,
-) -> Result<(), ()> {
+fn cut_to(skb: Any, packet: &Packet, segment: u32, part: &Part) -> Result<(), ()> {
     let (skipped, length) = (part.skipped, part.length);
     let payload = packet.payload_length();
     if segment != 0 {
@@ -290,12 +342,7 @@ fn cut_to<const EGRESS: bool, const LINK: u32>(
 }
 
 #[inline(always)]
-fn replace_ipv4<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    at: u32,
-    checksum: u32,
-    change: impl Fn(u16) -> u16,
-) -> Result<(), ()> {
+fn replace_ipv4(skb: Any, at: u32, checksum: u32, change: impl Fn(u16) -> u16) -> Result<(), ()> {
     use fault_common::packet::Load as _;
     let before: [u8; 2] = skb.load(at).ok_or(())?;
     let after = change(u16::from_be_bytes(before)).to_be_bytes();
@@ -309,12 +356,7 @@ fn replace_ipv4<const EGRESS: bool, const LINK: u32>(
 
 /// Moves `length` bytes of payload to its start, from `skipped` bytes behind.
 #[inline(never)]
-fn move_payload<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    payload_offset: u32,
-    skipped: u32,
-    length: u32,
-) -> Result<(), ()> {
+fn move_payload(skb: Any, payload_offset: u32, skipped: u32, length: u32) -> Result<(), ()> {
     let piece = PIECE.get_ptr_mut(0).ok_or(())?.cast();
     for n in 0..PIECES_MAX {
         let done = n * PIECE_BYTES;

@@ -200,18 +200,6 @@ pub unsafe fn is_the_relays(ctx: &SockAddrContext) -> bool {
     !socket.is_null() && unsafe { (*socket).mark } == RELAY_MARK.load()
 }
 
-#[inline(always)]
-fn names(steer: u32, address: &Address) -> bool {
-    let key = Key::new(
-        32 + 128,
-        HostKey {
-            generation: steer,
-            address: *address,
-        },
-    );
-    STEER_HOSTS.get(&key).is_some()
-}
-
 /// Gives a new connection to the relay: one from outside, or with [`OWN_SERVERS`] one to a server of the cgroup.
 /// Those that clients of the cgroup open are led by the hooks of connect(2), and the relay's own ones go straight.
 #[inline(always)]
@@ -316,14 +304,27 @@ fn service(candidates: u64, address: &Address, protocol: u32) -> u32 {
         }
         let index = left.trailing_zeros();
         left &= left - 1;
-        let Some(steer) = STEER_TABLE.get(index) else {
-            break;
-        };
-        if steer.protocols & protocol != 0 && (steer.any_host != 0 || names(index, address)) {
+        if concerns(index, address, protocol) {
             return index;
         }
     }
     STEERS
+}
+
+/// Whether entry `index` of [`STEER_TABLE`] is about this host and this one of [`steered`].
+#[inline(always)]
+pub fn concerns(index: u32, address: &Address, protocol: u32) -> bool {
+    let Some(steer) = STEER_TABLE.get(index) else {
+        return false;
+    };
+    let key = Key::new(
+        32 + 128,
+        HostKey {
+            generation: index,
+            address: *address,
+        },
+    );
+    steer.protocols & protocol != 0 && (steer.any_host != 0 || STEER_HOSTS.get(&key).is_some())
 }
 
 /// Tells the relay what a connection that is being opened was meant for, by the address that the relay sees; and where

@@ -6,17 +6,13 @@ use aya_ebpf::helpers::{
     bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_fullsock,
     bpf_skb_load_bytes, bpf_sock_ops_cb_flags_set, bpf_tcp_sock,
 };
-use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
-use fault_common::abi::{Counter, STEERS, Watched, Witness, watched, witness};
+use fault_common::abi::{Counter, STEERS, Watched, Witness, steered, witness};
 use fault_common::flow::{Address, mapped};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
-use crate::maps::{
-    HostKey, NETNS, STEER_HOSTS, STEER_PORTS, STEER_TABLE, WATCHED, WATCHED_TARGETS, WITNESSES,
-    count,
-};
-use crate::steer::is_the_relays;
+use crate::maps::{NETNS, STEER_PORTS, WATCHED, WITNESSES, count};
+use crate::steer::{concerns, is_the_relays};
 
 /// What every program here returns: everything goes on as if nobody watched.
 const GO_ON: i32 = 1;
@@ -70,7 +66,7 @@ fn dialled(ctx: &SockAddrContext, address: &Address) -> i32 {
         }
         u16::from_be((*ctx.sock_addr).user_port as u16)
     };
-    let targets = targets(watched::TCP, port, address);
+    let targets = targets(steered::TCP, port, address);
     if targets != 0 && !is_elsewhere(ctx) {
         // SAFETY: the helper has no preconditions; so below.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
@@ -87,33 +83,20 @@ fn is_elsewhere(ctx: &impl EbpfContext) -> bool {
     NETNS.load() != 0 && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != NETNS.load()
 }
 
-/// The targets that a service belongs to, as bits; `protocol` is one of [`watched`].
+/// The targets that a service belongs to, as bits; `protocol` is one of [`steered`].
 #[inline(always)]
 fn targets(protocol: u32, port: u16, address: &Address) -> u64 {
-    let (Some(&of_protocol), Some(&of_port)) = (
-        WATCHED_TARGETS.get(protocol),
-        STEER_PORTS.get(u32::from(port)),
-    ) else {
+    let Some(&of_port) = STEER_PORTS.get(u32::from(port)) else {
         return 0;
     };
-    let (mut left, mut found) = (of_port & of_protocol, 0);
+    let (mut left, mut found) = (of_port, 0);
     for _ in 0..STEERS {
         if left == 0 {
             break;
         }
         let index = left.trailing_zeros();
         left &= left - 1;
-        let Some(entry) = STEER_TABLE.get(index) else {
-            break;
-        };
-        let key = Key::new(
-            32 + 128,
-            HostKey {
-                generation: index,
-                address: *address,
-            },
-        );
-        if entry.any_host != 0 || STEER_HOSTS.get(&key).is_some() {
+        if concerns(index, address, protocol) {
             found |= 1 << (index & 63);
         }
     }
@@ -174,7 +157,7 @@ pub fn state(ctx: &SockOpsContext) -> u32 {
 /// Apart from [`accepted6`], because the verifier wants every field of the context read from where it always is.
 #[inline(never)]
 fn accepted4(ctx: &SockOpsContext, port: u16) -> u64 {
-    targets(watched::TCP, port, &mapped(ctx.local_ip4()))
+    targets(steered::TCP, port, &mapped(ctx.local_ip4()))
 }
 
 #[inline(never)]
@@ -183,7 +166,7 @@ fn accepted6(ctx: &SockOpsContext, port: u16) -> u64 {
     // SAFETY: the context is valid for as long as the program runs.
     let word = |at: usize| unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).local_ip6[at]) };
     let address = [word(0), word(1), word(2), word(3)];
-    targets(watched::TCP, port, &address)
+    targets(steered::TCP, port, &address)
 }
 
 #[inline(always)]
@@ -294,18 +277,12 @@ fn traffic<const EGRESS: bool>(watched: *mut Watched, cookie: u64) {
 /// A datagram. Its socket may have several peers, so that each packet's addresses are looked up.
 #[inline(always)]
 fn datagram<const EGRESS: bool>(ctx: &SkBuffContext, header: &Header, cookie: u64) {
-    if WATCHED_TARGETS
-        .get(watched::UDP)
-        .is_none_or(|&some| some == 0)
-    {
-        return;
-    }
     let Some([s0, s1, d0, d1]) = load::<4>(ctx, header.end) else {
         return;
     };
     // Either end may be the service.
-    let targets = targets(watched::UDP, u16::from_be_bytes([d0, d1]), &header.to)
-        | targets(watched::UDP, u16::from_be_bytes([s0, s1]), &header.from);
+    let targets = targets(steered::UDP, u16::from_be_bytes([d0, d1]), &header.to)
+        | targets(steered::UDP, u16::from_be_bytes([s0, s1]), &header.from);
     if targets == 0 {
         return;
     }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use fault_user::kernel::clock::monotonic_ns;
-use fault_user::kernel::injection::{Prepared, Wishes, prepare};
+use fault_user::kernel::injection::{Prepared, Wishes};
 use fault_user::kernel::injector::{Capacity, Clock, Injector, Options, Side};
 use fault_user::kernel::interfaces::{Selection, list, select};
 use fault_user::kernel::needs::Needs;
+use fault_user::kernel::preparation::prepare;
 use fault_user::kernel::ruleset::compile;
 use fault_user::plan::Plan;
 use fault_user::process::netns::NetworkNamespace;

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fault_user::kernel::injection::{Injection, Prepared, Wishes, prepare};
+use fault_user::kernel::injection::{Injection, Prepared, Wishes};
 use fault_user::kernel::interfaces::{Selection, list, select};
+use fault_user::kernel::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::plan::mechanism::Mechanism;
 use fault_user::process::netns::NetworkNamespace;

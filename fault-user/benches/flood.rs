@@ -9,8 +9,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use fault_user::kernel::injection::{Front, Prepared, Wishes, prepare};
+use fault_user::kernel::injection::{Front, Prepared, Wishes};
 use fault_user::kernel::interfaces::{Selection, list, select};
+use fault_user::kernel::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::process::netns::NetworkNamespace;
 use fault_user::rule::{Rule, SystemResolver, Targets};

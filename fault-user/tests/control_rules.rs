@@ -1,21 +1,17 @@
 //! Packet rules by the daemon's API: `/v1/rules`, their events, and `/v1/doctor`.
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use daemon::{Daemon, echo_server};
 use fault_user::process::netns::NetworkNamespace;
-use place::{PATIENCE, Peer, enter_fresh, wait_for};
 use serde_json::{Value, json};
+use support::daemon::Daemon;
+use support::echo::echo_server;
+use support::place::{PATIENCE, Peer, enter_fresh, wait_for};
 
 /// What a connect to this address brings.
 fn dial(address: SocketAddr) -> Result<(), ErrorKind> {
@@ -203,31 +199,18 @@ fn hits_are_events() {
     let daemon = Daemon::start();
     let server = UdpSocket::bind("127.0.0.1:0").expect("loopback");
     let address = server.local_addr().expect("bound");
-    let mut events = TcpStream::connect(daemon.api).expect("it listens");
-    events.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    events
-        .write_all(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .expect("write");
-    let mut text = String::new();
-    let mut until = |wanted: &str| {
-        let mut buffer = [0; 4096];
-        while !text.contains(wanted) {
-            let count = events.read(&mut buffer).expect("an event");
-            text += &String::from_utf8_lossy(&buffer[..count]);
-        }
-    };
-    until(": watching");
+    let mut events = daemon.events();
     add(
         &daemon,
         &json!(format!("udp:{} drop first=1", address.port())),
     );
-    until("\"event\":\"rule added\"");
+    events.until("\"event\":\"rule added\"");
     let client = UdpSocket::bind("127.0.0.1:0").expect("loopback");
     client.send_to(b"lost", address).expect("it is sent");
-    until("\"event\":\"rule hit\"");
-    until("\"total\":1");
+    events.until("\"event\":\"rule hit\"");
+    events.until("\"total\":1");
     daemon.call("DELETE", "/v1/rules", "");
-    until("\"event\":\"rule removed\"");
+    events.until("\"event\":\"rule removed\"");
 }
 
 #[test]
@@ -246,18 +229,7 @@ fn the_command_line_knows_rules() {
     enter_fresh();
     let one = echo_server();
     let daemon = Daemon::start();
-    let run = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_fault"))
-            .args(arguments)
-            .env("TOXIPROXY_URL", format!("http://{}", daemon.api))
-            .output()
-            .expect("it runs");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        (
-            output.status.code(),
-            text + &String::from_utf8_lossy(&output.stderr),
-        )
-    };
+    let run = |words: &[&str]| daemon.client(words);
     let rule = format!("tcp:{} reject", one.port());
     let (code, added) = run(&["add", "rule", &rule]);
     assert_eq!(code, Some(0), "{added}");

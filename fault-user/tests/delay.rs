@@ -1,19 +1,15 @@
 //! Packets that are held: delay, jitter, order, rate, slots, and what is left afterwards.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
-
-#[path = "delay/late.rs"]
-mod late;
+mod support;
 
 use std::net::UdpSocket;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
-use late::{assert_about, datagrams, delays_all, echo, timed};
-use place::{Hurt, PATIENCE, Peer, enter_fresh, fault, wait_for};
+use support::echo::connected;
+use support::late::{assert_about, delays_all, echo, order, timed};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, wait_for};
 
 const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/accept_local",
@@ -50,7 +46,7 @@ fn only_the_commands_own_packets_are_held() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
     let hurt = Hurt::begin(&["7000 delay=2s"], "");
-    let socket = datagrams(address);
+    let socket = connected(address);
     let mut byte = [0; 1];
     let took = timed(|| {
         socket.send(b"x").unwrap();
@@ -65,7 +61,7 @@ fn what_two_instances_hold_is_delayed_by_both_and_arrives() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
     let both = [0, 1].map(|_| Hurt::begin(&["udp:7000 delay=60ms"], "--scope host"));
-    let socket = datagrams(address);
+    let socket = connected(address);
     let mut byte = [0; 1];
     let took = timed(|| {
         socket.send(b"x").unwrap();
@@ -89,7 +85,7 @@ fn a_process_that_runs_already_is_delayed_on_loopback() {
     // Its move to a cgroup and the settings of loopback are both noted.
     let options = format!("--pid {}", child.id());
     let hurt = Hurt::begin(&["udp:7000 delay=2s"], &options);
-    let socket = datagrams(address);
+    let socket = connected(address);
     let mut byte = [0; 1];
     let took = timed(|| {
         socket.send(b"x").unwrap();
@@ -106,7 +102,7 @@ fn what_is_held_goes_on_when_the_rule_ends() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
     let hurt = Hurt::begin(&["udp:7000 delay=50s dir=to-server"], "--scope host");
-    let socket = datagrams(address);
+    let socket = connected(address);
     socket.send(b"x").unwrap();
     let summary = hurt.end();
     assert!(summary.contains("1 pkts"), "{summary}");
@@ -114,44 +110,32 @@ fn what_is_held_goes_on_when_the_rule_ends() {
     socket.recv(&mut byte).unwrap();
 }
 
-/// The numbers of 120 datagrams in the order in which they come back.
-fn order(rules: &[&str]) -> Vec<u16> {
-    let hurt = Hurt::begin(rules, "--scope host --seed 7");
-    let socket = datagrams("127.0.0.1:7000".parse().unwrap());
-    for number in 0..120_u16 {
-        socket.send(&number.to_be_bytes()).unwrap();
-    }
-    let mut bytes = [0; 2];
-    let numbers = (0..120)
-        .map(|_| {
-            socket.recv(&mut bytes).unwrap();
-            u16::from_be_bytes(bytes)
-        })
-        .collect();
-    hurt.end();
-    numbers
-}
-
 #[test]
 fn packets_overtake_each_other_where_they_may() {
     enter_fresh();
     echo(None, "127.0.0.1");
     let in_order: Vec<u16> = (0..120).collect();
-    assert_eq!(order(&["udp:7000 delay=20ms"]), in_order);
-    assert_eq!(order(&["udp:7000 delay=20ms~20ms,keep-order"]), in_order);
+    assert_eq!(order(&["udp:7000 delay=20ms"], "--scope host"), in_order);
+    assert_eq!(
+        order(&["udp:7000 delay=20ms~20ms,keep-order"], "--scope host"),
+        in_order
+    );
     for rule in [
         "udp:7000 delay=20ms~20ms",
         "udp:7000 delay=20ms~5ms,dist=normal",
         "udp:7000 reorder=25%",
         "udp:7000 reorder=50%,5",
     ] {
-        let mut numbers = order(&[rule]);
+        let mut numbers = order(&[rule], "--scope host");
         assert_ne!(numbers, in_order, "{rule}");
         numbers.sort_unstable();
         assert_eq!(numbers, in_order, "{rule}: none is lost");
     }
     // What overtakes is not held, what does not is.
-    let mixed = order(&["udp:7000 delay=30ms", "udp:7000 reorder=100% dir=to-server"]);
+    let mixed = order(
+        &["udp:7000 delay=30ms", "udp:7000 reorder=100% dir=to-server"],
+        "--scope host",
+    );
     assert_eq!(mixed, in_order);
 }
 
@@ -248,13 +232,9 @@ fn a_killed_instance_delays_nothing_and_its_settings_are_found() {
     enter_fresh();
     let before = SETTINGS.map(|path| std::fs::read_to_string(path).unwrap());
     let address = echo(None, "127.0.0.1");
-    let hurt = Hurt::begin(&["udp:7000 delay=1s"], "--scope host");
-    let socket = datagrams(address);
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(hurt.pid()).unwrap()),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    let mut hurt = Hurt::begin(&["udp:7000 delay=1s"], "--scope host");
+    let socket = connected(address);
+    hurt.kill();
     socket
         .set_read_timeout(Some(Duration::from_millis(200)))
         .unwrap();

@@ -1,36 +1,22 @@
 //! Expectations of scenarios, judged on real connections.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Output;
 
 use fault_user::kernel::version;
 use fault_user::process::netns::NetworkNamespace;
-use place::{Peer, enter_fresh, fault};
 use serde_json::{Value, json};
+use support::echo::{tcp_echo, udp_echo};
+use support::place::{Peer, enter_fresh, fault};
 
 /// A server on port 7000 that answers each line with itself.
 fn echo() {
     for host in ["127.0.0.1", "::1"] {
-        let listener = TcpListener::bind((host, 7000)).unwrap();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                std::thread::spawn(move || {
-                    let lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                    for line in lines.map_while(Result::ok) {
-                        if stream.write_all(format!("{line}\n").as_bytes()).is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-        });
+        tcp_echo(TcpListener::bind((host, 7000)).unwrap());
     }
 }
 
@@ -282,17 +268,6 @@ fn probes_must_hold_before_and_after() {
 }
 
 /// A server of datagrams on port 7000 that answers each with itself.
-fn echo_datagrams() {
-    let socket = UdpSocket::bind("127.0.0.1:7000").unwrap();
-    std::thread::spawn(move || {
-        let mut bytes = [0; 100];
-        while let Ok((length, from)) = socket.recv_from(&mut bytes) {
-            // Who asked may have gone.
-            let _gone = socket.send_to(&bytes[..length], from);
-        }
-    });
-}
-
 /// One exchange of datagrams in bash; fails when nothing comes back.
 const ASK: &str =
     "exec 3<>/dev/udp/127.0.0.1/7000; ask() { echo hi >&3 && read -r -t 0.2 x <&3; }; ";
@@ -300,7 +275,7 @@ const ASK: &str =
 #[test]
 fn datagrams_are_traffic_too() {
     enter_fresh();
-    echo_datagrams();
+    udp_echo(UdpSocket::bind("127.0.0.1:7000").unwrap());
     let rules = json!(["dns drop at=300ms for=700ms"]);
     let within = |time: &str| json!({ "fired": ["dns"], "recovers_within": { "dns": time } });
     let stubborn = format!("{ASK} for n in $(seq 8); do ask || :; sleep 0.15; done");
@@ -319,6 +294,26 @@ fn datagrams_are_traffic_too() {
     let count = json!({ "max_connects": { "dns": 1 } });
     let text = told(&run(&rules, &count, "true"), 2);
     assert_told(&text, &["connections are counted for services of TCP"]);
+}
+
+#[test]
+fn another_protocol_at_the_same_port_is_another_service() {
+    enter_fresh();
+    echo();
+    udp_echo(UdpSocket::bind("127.0.0.1:7000").unwrap());
+    let datagrams = format!("{ASK} for n in $(seq 8); do ask || :; sleep 0.15; done");
+    let connections = "for n in $(seq 8); do exchange; sleep 0.15; done";
+    for (quiet, script) in [("svc", datagrams.as_str()), ("dns", connections)] {
+        let rules = json!([format!("{quiet} drop at=300ms for=700ms")]);
+        told(
+            &run(
+                &rules,
+                &json!({ "no_traffic_while": { quiet: "0s" } }),
+                script,
+            ),
+            0,
+        );
+    }
 }
 
 #[test]

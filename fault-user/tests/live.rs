@@ -1,21 +1,19 @@
 //! Rules change while traffic flows.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
+mod support;
 
-use std::io::{BufRead as _, BufReader};
 use std::net::UdpSocket;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fault_user::kernel::injection::{Injection, Wishes, prepare};
+use fault_user::kernel::injection::{Injection, Wishes};
 use fault_user::kernel::interfaces::{Selection, list, select};
+use fault_user::kernel::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
-use place::{PATIENCE, enter_fresh, fault, wait_for};
+use support::place::{PATIENCE, enter_fresh};
+use support::watched::Watched;
 
 fn plan(texts: &[String]) -> Plan {
     let rules: Vec<_> = texts
@@ -178,44 +176,20 @@ fn inject_follows_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("rules.yaml");
     std::fs::write(&file, "rules: [\"udp:7000 drop\"]\n").unwrap();
-    let mut child = fault()
-        .args(["inject", "--watch", "-f"])
-        .arg(&file)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
-    let mut until = |words: &str| {
-        let line = told.find(|line| line.as_ref().is_ok_and(|line| line.contains(words)));
-        line.unwrap_or_else(|| panic!("fault ends without {words:?}"))
-            .unwrap()
-    };
-    until("Ctrl-C heals");
+    let mut inject = Watched::inject(&["--watch", "-f", file.to_str().unwrap()]);
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7000 dorp\"]\n").unwrap();
-    let line = until("the old rules stay in force");
-    assert!(line.contains("dorp"), "{line}");
+    inject.until("the old rules stay in force");
+    assert!(inject.told.contains("dorp"), "{}", inject.told);
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7001 drop\", \"udp:7002 drop\"]\n").unwrap();
-    until("2 rules in force");
+    inject.until("2 rules in force");
     sender.send(b"come").unwrap();
     let mut bytes = [0; 4];
     receiver.recv(&mut bytes).unwrap();
     assert_eq!(&bytes, b"come");
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap()),
-        nix::sys::signal::Signal::SIGTERM,
-    )
-    .unwrap();
-    wait_for(
-        || {
-            child
-                .try_wait()
-                .unwrap()
-                .is_some_and(|status| status.success())
-        },
-        "fault to end",
-    );
+    let (code, told) = inject.end();
+    assert_eq!(code, Some(0), "{told}");
     receiver
         .set_read_timeout(Some(Duration::from_millis(1)))
         .unwrap();

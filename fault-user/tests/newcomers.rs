@@ -1,15 +1,6 @@
 //! Interfaces that appear after the rules are in force: those of containers, bridges and VPNs.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
-
-#[path = "delay/late.rs"]
-#[expect(
-    dead_code,
-    reason = "what is measured on one device is for the suite delay"
-)]
-mod late;
+mod support;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,17 +8,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use fault_user::process::netns::NetworkNamespace;
-use late::{datagrams, echo, timed};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use place::{Hurt, Peer, enter_fresh, fault, ip, wait_for};
+use support::echo::connected;
+use support::late::{echo, timed};
+use support::place::{Hurt, Peer, enter_fresh, fault, ip, wait_for};
 
 /// Both ways of a round trip are late.
 const LATE: Duration = Duration::from_millis(120);
 const RULE: &str = "udp:7000 delay=60ms";
 
 fn round_trip(address: SocketAddr) -> Duration {
-    let socket = datagrams(address);
+    let socket = connected(address);
     let mut byte = [0; 1];
     timed(|| {
         socket.send(b"x").unwrap();
@@ -127,7 +117,7 @@ fn a_device_without_ethernet_headers_and_one_that_is_switched_on_late_are_met() 
     for (device, host) in [("wa", "10.80.0.2:7000"), ("tun7", "10.81.0.2:7000")] {
         ip(&format!("link set {device} up"));
         wait_for(|| has_filters(device), device);
-        datagrams(host.parse().unwrap()).send(b"x").unwrap();
+        connected(host.parse().unwrap()).send(b"x").unwrap();
     }
     let summary = hurt.end();
     assert!(summary.contains(" on lo, wa, tun7;"), "{summary}");
@@ -136,7 +126,7 @@ fn a_device_without_ethernet_headers_and_one_that_is_switched_on_late_are_met() 
 
 /// Whether an answer comes back in time. What is held or lost has come to nothing.
 fn passes(address: SocketAddr) -> bool {
-    let socket = datagrams(address);
+    let socket = connected(address);
     socket.set_read_timeout(Some(LATE)).unwrap();
     socket.send(b"x").unwrap();
     socket.recv(&mut [0; 1]).is_ok()
@@ -145,11 +135,11 @@ fn passes(address: SocketAddr) -> bool {
 #[test]
 fn after_a_kill_a_new_interface_is_found_and_passes() {
     enter_fresh();
-    let hurt = Hurt::begin(&[RULE], "--scope host --attach clsact");
+    let mut hurt = Hurt::begin(&[RULE], "--scope host --attach clsact");
     let peer = Peer::joined();
     let address = echo_in(&peer.name, "10.77.0.2");
     wait_for(|| !passes(address), "the new device to be slow");
-    kill(Pid::from_raw(hurt.pid().cast_signed()), Signal::SIGKILL).unwrap();
+    hurt.kill();
     wait_for(|| passes(address), "packets to pass again");
     drop(hurt);
     assert!(has_filters("va"), "they outlive the process");

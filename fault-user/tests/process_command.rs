@@ -1,12 +1,15 @@
 //! CMD for real: its cgroup, its user, its exit code, what it leaves behind.
 //!
 //! Needs root and a writable cgroup2; says so and skips where there is none.
+
+mod support;
+
 use fault_user::process::cgroup::{CommandCgroup, Finished, Hierarchy, Leftovers};
 use fault_user::process::command::{CommandSpec, Ended, Prepared, Running, StartError};
 use fault_user::process::user::Identity;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, Uid, mkfifo};
+use nix::unistd::{Pid, mkfifo};
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
@@ -14,23 +17,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use support::place::hierarchy;
 use tempfile::TempDir;
 
 /// Long enough for anything that works, short enough for a hang to be seen.
 const LIMIT: Duration = Duration::from_secs(20);
-
-fn hierarchy() -> Option<Hierarchy> {
-    if !Uid::effective().is_root() {
-        eprintln!("skipped: needs root");
-        return None;
-    }
-    let found = Hierarchy::find().expect("a root test machine has cgroup2");
-    if !found.is_writable() {
-        eprintln!("skipped: cgroup2 is mounted read-only");
-        return None;
-    }
-    Some(found)
-}
 
 fn fresh(leftovers: Leftovers) -> Option<(Hierarchy, CommandCgroup)> {
     let hierarchy = hierarchy()?;

@@ -1,36 +1,29 @@
 //! `--pid` for real: which cgroup, moving a tree and back, its sockets; and `fault clean`.
 //!
 //! Needs root and a writable cgroup2; says so and skips where there is none.
+
+mod support;
+
+use fault_user::kernel::change::Change;
 use fault_user::kernel::interfaces;
-use fault_user::kernel::leftovers::{Change, Fate, Journal, Leftover, Places, clean, find};
+use fault_user::kernel::journal::Journal;
+use fault_user::kernel::leftovers::{Fate, Leftover, Places, clean, find};
 use fault_user::process::cgroup::{CommandCgroup, Hierarchy, Leftovers, move_process};
 use fault_user::process::command::CommandSpec;
 use fault_user::process::proc::ProcessId;
 use fault_user::process::sockets::{self, Protocol, State};
 use fault_user::process::tree::Aim;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::Pid;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use support::place::{enter_fresh, hierarchy, ip};
 use tempfile::TempDir;
-
-fn hierarchy() -> Option<Hierarchy> {
-    if !Uid::effective().is_root() {
-        eprintln!("skipped: needs root");
-        return None;
-    }
-    let found = Hierarchy::find().expect("a root test machine has cgroup2");
-    if !found.is_writable() {
-        eprintln!("skipped: cgroup2 is mounted read-only");
-        return None;
-    }
-    Some(found)
-}
 
 /// A shell with a child of its own.
 struct Tree {
@@ -364,21 +357,12 @@ fn an_instance_below_its_aim_does_not_hurt_itself() {
 /// In a network namespace of its own: sysctls, an ifb device and sockets of a dead instance.
 fn in_own_netns(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        ip("link set lo up");
+        enter_fresh();
         test();
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip")
-        .args(arguments.split(' '))
-        .status()
-        .unwrap();
-    assert!(status.success(), "ip {arguments}");
 }
 
 const SYSCTL: &str = "net/ipv4/conf/lo/accept_local";

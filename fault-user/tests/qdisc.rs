@@ -1,11 +1,6 @@
 //! Packets that fq and netem hold: as late as those of the delay line, and the qdiscs of others stay what they are.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
-
-#[path = "delay/late.rs"]
-mod late;
+mod support;
 
 use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
@@ -14,8 +9,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
-use late::{assert_about, datagrams, delays_all, echo, exchange, timed};
-use place::{Hurt, PATIENCE, Peer, enter_fresh, fault, ip, run, wait_for};
+use support::echo::connected;
+use support::late::{assert_about, delays_all, echo, exchange, order, timed};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, ip, run, wait_for};
 
 const FQ: &str = "--scope host --mechanism fq";
 const NETEM: &str = "--scope host --mechanism netem";
@@ -109,24 +105,6 @@ fn netem_delays_both_ways_of_a_device() {
     }
 }
 
-/// The numbers of 120 datagrams in the order in which they come back.
-fn order(rules: &[&str], options: &str) -> Vec<u16> {
-    let hurt = Hurt::begin(rules, &format!("{options} --seed 7"));
-    let socket = datagrams("127.0.0.1:7000".parse().unwrap());
-    for number in 0..120_u16 {
-        socket.send(&number.to_be_bytes()).unwrap();
-    }
-    let mut bytes = [0; 2];
-    let numbers = (0..120)
-        .map(|_| {
-            socket.recv(&mut bytes).unwrap();
-            u16::from_be_bytes(bytes)
-        })
-        .collect();
-    hurt.end();
-    numbers
-}
-
 #[test]
 fn fq_lets_packets_overtake_where_they_may() {
     if !enter_with(&["fq"]) {
@@ -198,7 +176,7 @@ fn what_qdiscs_cannot_hold_stays_with_the_delay_line() {
     echo(None, "127.0.0.1");
     let rules = ["udp:7000 delay=60ms", "udp:7001 rate=8mbit"];
     let hurt = Hurt::begin(&rules, FQ);
-    let socket = datagrams("127.0.0.1:7000".parse().unwrap());
+    let socket = connected("127.0.0.1:7000".parse().unwrap());
     let took = timed(|| {
         socket.send(b"x").unwrap();
         socket.recv(&mut [0; 1]).unwrap();
@@ -250,11 +228,6 @@ fn a_foreign_qdisc_is_named_and_stays() {
     assert_eq!(roots(), before);
 }
 
-fn kill(hurt: &Hurt) {
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(hurt.pid()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-}
-
 /// Packets pass again, and `clean` finds the qdiscs and the veth pair, by the journal or without it.
 fn killed(options: &str) {
     // What one of them lacks a journal for, another one's `clean` must not look at.
@@ -264,13 +237,13 @@ fn killed(options: &str) {
     let before = roots();
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     let address = echo(Some(&namespace), "10.77.0.2");
-    let socket = datagrams(address);
+    let socket = connected(address);
     let short = Duration::from_millis(200);
     socket.set_read_timeout(Some(short)).unwrap();
     for attach in ["", "--attach clsact"] {
         for has_journal in [true, false] {
-            let hurt = Hurt::begin(&["udp:7000 delay=1s"], &format!("{options} {attach}"));
-            kill(&hurt);
+            let mut hurt = Hurt::begin(&["udp:7000 delay=1s"], &format!("{options} {attach}"));
+            hurt.kill();
             wait_for(
                 || {
                     socket.send(b"x").unwrap();
@@ -339,7 +312,7 @@ fn appears(options: &str) {
         ip(&format!("{within}link set {name} up"));
     }
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
-    let socket = datagrams(echo(Some(&namespace), "10.79.0.2"));
+    let socket = connected(echo(Some(&namespace), "10.79.0.2"));
     let mut byte = [0; 1];
     let mut round_trip = || {
         timed(|| {
@@ -363,7 +336,7 @@ fn vanishes(options: &str) {
         let address = echo(Some(&namespace), "10.77.0.2");
         let options = format!("{options} --interface va {attach}");
         let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &options);
-        let socket = datagrams(address);
+        let socket = connected(address);
         // One comes back, others are held when the interface goes.
         socket.send(b"x").unwrap();
         socket.recv(&mut [0; 1]).unwrap();
@@ -445,7 +418,7 @@ fn figures_of_all_mechanisms_and_netems_own() {
     }
     let peer = Peer::joined();
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
-    let socket = datagrams(echo(Some(&namespace), "10.77.0.2"));
+    let socket = connected(echo(Some(&namespace), "10.77.0.2"));
     let (direct, _) = errors(&socket, 0, 100);
     println!("round trip without delay: {direct:.3} ms");
     for (ms, count) in [(1, 100), (10, 50), (100, 10), (1000, 3)] {

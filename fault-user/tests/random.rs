@@ -1,13 +1,13 @@
 //! Faults that are drawn, on real traffic.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use place::{Hurt, Redis, Server, enter_fresh, fault, wait_for};
+use support::place::{Hurt, enter_fresh, fault, wait_for};
+use support::servers::{Redis, Server};
+use support::watched::Watched;
 
 /// More faults than the kernel judges rules for one packet.
 const MANY: &str = "length=500ms..600ms,quiet=300ms..400ms,total=10s";
@@ -135,19 +135,12 @@ fn a_scenario_file_draws_too() {
         "seed: 5\ntargets: { redis: \"tcp:6379\" }\nrandom: { choices: [ \"redis reject\" ], length: 500ms, quiet: 50ms, total: 2s }\n",
     )
     .unwrap();
-    let mut inject = fault()
-        .arg("inject")
-        .arg("-f")
-        .arg(&file)
-        .args(["--for", "2s"])
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut inject = Watched::inject(&["-f", file.to_str().unwrap(), "--for", "2s"]);
     wait_for(
         || Redis::connect("127.0.0.1", server.port).is_err(),
         "a drawn fault",
     );
-    inject.wait().unwrap();
+    assert_eq!(inject.finish().0, Some(0));
     assert!(Redis::connect("127.0.0.1", server.port).is_ok(), "healed");
 }
 

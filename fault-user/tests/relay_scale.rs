@@ -1,15 +1,14 @@
 //! Ten thousand connections through one relay, and many more one after another: nothing is left behind.
 
-#[path = "support/daemon.rs"]
-mod daemon;
+mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use daemon::Daemon;
 use serde_json::json;
+use support::daemon::Daemon;
 
 fn open_files() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};

@@ -3,13 +3,14 @@
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fault_user::relay::{CloseMode, Direction};
+use fault_user::relay::{CloseMode, Direction, Target, Upstream};
 use serde_json::json;
-use support::*;
+use support::relay::*;
 
 #[test]
 fn bytes_pass_unchanged_both_ways_and_half_close_keeps_the_other_way() {
@@ -119,22 +120,39 @@ fn a_slow_reader_slows_the_writer_and_gets_everything() {
     }
 }
 
-#[test]
-fn a_refused_upstream_is_a_reset_to_the_client() {
-    let bed = Bed::tcp();
+/// Gives it an upstream that nobody listens at, made of that address.
+fn rewire_to_nobody(bed: &Bed, upstream: impl FnOnce(SocketAddr) -> Upstream) {
     let closed = std::net::TcpListener::bind("127.0.0.1:0")
         .expect("loopback")
         .local_addr()
         .expect("bound");
-    let rewired = bed.relay.rewire(
-        fault_user::relay::Listen::Tcp("127.0.0.1:0".to_owned()),
-        fault_user::relay::Upstream::name(closed.to_string()),
-    );
+    let listen = fault_user::relay::Listen::Tcp("127.0.0.1:0".to_owned());
+    let rewired = bed.relay.rewire(listen, upstream(closed));
     bed.run(rewired).expect("it can listen");
+}
+
+#[test]
+fn a_client_of_the_relay_gets_an_orderly_end_when_the_upstream_refuses() {
+    let bed = Bed::tcp();
+    rewire_to_nobody(&bed, |closed| Upstream::name(closed.to_string()));
+    for _ in 0..100 {
+        // A reset would make some connect(2) fail: Toxiproxy's clients take that for a proxy that is down.
+        assert_eq!(read_to_end(&mut bed.connect()), b"");
+    }
+    assert_eq!(bed.relay.stats().refused, 100);
+}
+
+#[test]
+fn a_client_of_the_server_is_reset_when_that_refuses() {
+    let bed = Bed::tcp();
+    rewire_to_nobody(&bed, |closed| Upstream {
+        target: Target::Hook(Arc::new(move |_| Ok(closed))),
+        prepare: None,
+    });
     // The reset may come before connect(2) has returned.
     match TcpStream::connect(bed.address()) {
         Ok(mut client) => assert_reset(&mut client),
-        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
     }
     assert_eq!(bed.relay.stats().refused, 1);
 }
@@ -145,7 +163,7 @@ fn names_are_resolved_and_ipv6_works() {
     let port = bed.listener.local_addr().expect("bound").port();
     let rewired = bed.relay.rewire(
         fault_user::relay::Listen::Tcp("[::1]:0".to_owned()),
-        fault_user::relay::Upstream::name(format!("localhost:{port}")),
+        Upstream::name(format!("localhost:{port}")),
     );
     bed.run(rewired).expect("it can listen on ::1");
     assert!(bed.address().is_ipv6());

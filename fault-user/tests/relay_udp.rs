@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use fault_user::relay::{Direction, Transport};
 use serde_json::json;
-use support::*;
+use support::place::PATIENCE;
+use support::relay::*;
 
 /// A client that the server has heard of, and its address as the server sees it.
 fn client(bed: &Bed) -> (UdpSocket, SocketAddr) {

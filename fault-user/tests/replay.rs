@@ -1,15 +1,13 @@
 //! A run is written down, and done again exactly.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::fs;
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Output;
 
-use place::{PATIENCE, enter_fresh, fault};
+use support::place::{PATIENCE, enter_fresh, fault};
 
 /// Sixty messages over one connection and twenty over as many.
 const SCRIPT: &str = "exec 3>/dev/udp/127.0.0.1/7000; \

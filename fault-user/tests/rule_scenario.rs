@@ -1,10 +1,14 @@
 //! Scenario files: the same in each format, mistakes pointed at by line and column, the schema current.
 
+mod support;
+
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 
 use fault_user::rule::Scenario;
 use fault_user::rule::scenario::{Format, schema};
+use support::place::fault;
 
 /// A folder of this crate or of the repository.
 fn folder(relative: &str) -> PathBuf {
@@ -109,24 +113,35 @@ fn files(folder: &Path, ends: &[&str]) -> Vec<PathBuf> {
     files
 }
 
-/// Each file under tests/rules/scenarios/bad begins or ends with nothing special: what is expected of
-/// `name.ext` stands in `name.ext.error`.
+/// What `fault check` makes of a scenario file.
+fn check(path: &Path) -> Output {
+    fault()
+        .arg("check")
+        .arg(path.file_name().unwrap())
+        .current_dir(path.parent().unwrap())
+        .output()
+        .unwrap()
+}
+
+/// What `fault check` says to each file under tests/rules/scenarios/bad, `name.ext`, stands in `name.ext.error`.
 #[test]
 fn mistakes_are_pointed_at() {
-    let bad = folder("tests/rules/scenarios/bad");
-    let all = files(&bad, &["json", "yaml", "toml"]);
+    let all = files(
+        &folder("tests/rules/scenarios/bad"),
+        &["json", "yaml", "toml"],
+    );
     assert!(all.len() >= 20, "{} bad scenarios", all.len());
     let mut wrong = Vec::new();
     for path in all {
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        let text = fs::read_to_string(&path).unwrap();
-        let error = match Scenario::read(&text, Format::of(&path).unwrap(), &name) {
-            Ok(_) => "no error\n".to_owned(),
-            Err(error) => format!("{error}\n"),
-        };
-        let golden = bad.join(format!("{name}.error"));
+        let output = check(&path);
+        assert_eq!(output.status.code(), Some(2), "{}", path.display());
+        assert_eq!(output.stdout, b"", "{}", path.display());
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(told.lines().count(), 1, "{told}");
+        let error = told.strip_prefix("fault: ").expect(&told);
+        let golden = PathBuf::from(format!("{}.error", path.display()));
         if std::env::var_os("FAULT_BLESS").is_some() {
-            fs::write(&golden, &error).unwrap();
+            fs::write(&golden, error).unwrap();
         }
         let expected = fs::read_to_string(&golden).unwrap_or_default();
         if error != expected {
@@ -140,8 +155,9 @@ fn mistakes_are_pointed_at() {
     );
 }
 
+/// Each file under tests/rules/scenarios/good, by the schema, as it is written again, and by `fault check`.
 #[test]
-fn good_files_are_read() {
+fn good_files_are_good() {
     let good = files(
         &folder("tests/rules/scenarios/good"),
         &["json", "yaml", "toml"],
@@ -159,6 +175,19 @@ fn good_files_are_read() {
         );
         let written = serde_json::from_value::<Scenario>(json).unwrap();
         assert_eq!(written, scenario, "{}", path.display());
+        let output = check(&path);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}: {output:?}",
+            path.display()
+        );
+        let picture = String::from_utf8(output.stdout).unwrap();
+        assert!(picture.contains("  by "), "{}: {picture}", path.display());
+        for rule in &scenario.rules {
+            let carried = format!("\n{rule}  by ");
+            assert!(picture.contains(&carried), "{rule}: {picture}");
+        }
     }
 }
 

@@ -1,8 +1,6 @@
 //! Stream faults on services that nobody reconfigured.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{BufRead as _, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -10,7 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
-use place::{Hurt, PATIENCE, Peer, enter_fresh, run, wait_for};
+use support::echo::{tcp_echo, udp_client, udp_echo};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, run, wait_for};
 
 /// Whether the kernel tells network namespaces apart (Linux 5.14), without which the whole host can't be led.
 fn can_lead_the_host() -> bool {
@@ -33,37 +32,9 @@ fn can_lead_the_host() -> bool {
     status == 0
 }
 
-/// The virtual machines have no bash.
-fn has_bash() -> bool {
-    let found = std::path::Path::new("/bin/bash").exists();
-    if !found {
-        eprintln!("skipped: there is no bash");
-    }
-    found
-}
-
-/// Starts a server that answers each message with it, and names its client's port on connection.
-fn echo(listener: TcpListener) -> SocketAddr {
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut bytes = [0; 64];
-                while let Ok(read @ 1..) = stream.read(&mut bytes) {
-                    if stream.write_all(&bytes[..read]).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
 fn local(host: &str) -> SocketAddr {
     let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
-    echo(TcpListener::bind(address).unwrap())
+    tcp_echo(TcpListener::bind(address).unwrap())
 }
 
 fn exchange(stream: &mut TcpStream) -> std::io::Result<Duration> {
@@ -125,7 +96,7 @@ fn a_listener_for_both_versions_and_a_mapped_address() {
         return;
     }
     enter_fresh();
-    echo(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 7000)).unwrap());
+    tcp_echo(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 7000)).unwrap());
     let hurt = Hurt::begin(&["127.0.0.1:7000 latency=100ms"], "--scope host");
     assert!(is_slow("127.0.0.1:7000".parse().unwrap()));
     assert!(is_slow("[::ffff:127.0.0.1]:7000".parse().unwrap()));
@@ -143,7 +114,7 @@ fn a_server_elsewhere_is_reached_through_the_relay() {
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     for host in ["10.77.0.2", "fd77::2"] {
         let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
-        echo(namespace.enter(|| Ok(TcpListener::bind(address)?)).unwrap());
+        tcp_echo(namespace.enter(|| Ok(TcpListener::bind(address)?)).unwrap());
         let hurt = Hurt::begin(&["tcp:7000 latency=100ms"], "--scope host");
         assert!(is_slow(address), "{host}");
         hurt.end();
@@ -314,16 +285,12 @@ fn a_killed_instance_leads_nothing_any_more() {
     let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
     let rules = ["tcp:7000 latency=100ms", "udp:7053 latency=100ms"];
     for _ in 0..5 {
-        let hurt = Hurt::begin(&rules, "--scope host");
+        let mut hurt = Hurt::begin(&rules, "--scope host");
         let client = udp_client(server);
         assert!(ask(&client, server, "question").1 >= SLOW);
         let mut led = TcpStream::connect(address).unwrap();
         exchange(&mut led).unwrap();
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(i32::try_from(hurt.pid()).unwrap()),
-            nix::sys::signal::Signal::SIGKILL,
-        )
-        .unwrap();
+        hurt.kill();
         let ended = exchange(&mut led).unwrap_err().kind();
         assert!(
             matches!(
@@ -354,31 +321,6 @@ fn a_killed_instance_leads_nothing_any_more() {
 }
 
 /// Starts a server of UDP that answers each datagram with it.
-fn udp_echo(socket: UdpSocket) -> SocketAddr {
-    let address = socket.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let mut bytes = vec![0; 1 << 16];
-        loop {
-            // What a client has not waited for comes back as an error.
-            if let Ok((size, client)) = socket.recv_from(&mut bytes) {
-                let _sent = socket.send_to(&bytes[..size], client);
-            }
-        }
-    });
-    address
-}
-
-fn udp_client(of: SocketAddr) -> UdpSocket {
-    let any: SocketAddr = if of.is_ipv4() {
-        "0.0.0.0:0".parse().unwrap()
-    } else {
-        "[::]:0".parse().unwrap()
-    };
-    let client = UdpSocket::bind(any).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client
-}
-
 /// A question and its answer without connect(2): the answer must come from who was asked.
 fn ask(client: &UdpSocket, server: SocketAddr, text: &str) -> (String, Duration) {
     let start = Instant::now();
@@ -555,7 +497,7 @@ fn another_process() {
     let mut words = role.split(' ');
     match words.next().unwrap() {
         "serve" => words.for_each(|address| {
-            echo(TcpListener::bind(address).unwrap());
+            tcp_echo(TcpListener::bind(address).unwrap());
         }),
         "leave" => drop(TcpListener::bind(words.next().unwrap()).unwrap()),
         "ask" => {
@@ -731,7 +673,7 @@ fn another_network_namespace_with_its_clients_inside_and_outside() {
         let (tcp, udp) = namespace
             .enter(|| Ok((TcpListener::bind(there)?, UdpSocket::bind(there_udp)?)))
             .unwrap();
-        echo(tcp);
+        tcp_echo(tcp);
         udp_echo(udp);
         let is_slow_inside = || namespace.enter(|| Ok(is_slow(there))).unwrap();
         let asked_inside = || {
@@ -777,7 +719,7 @@ struct Serving(std::process::Child);
 
 impl Serving {
     fn begin(rules: &[&str], words: &str) -> Self {
-        let mut command = place::fault();
+        let mut command = fault();
         command.args(["run", "--allow-unfired"]);
         for rule in rules {
             command.args(["-r", rule]);
@@ -889,14 +831,14 @@ fn what_is_missing_is_said_in_one_line() {
         assert!(told.contains(expected), "{told}");
     };
     let rule = ["-r", "tcp:7000 latency=1s"];
-    let mut nobody = place::fault();
+    let mut nobody = fault();
     nobody
         .args(["run", "--scope", "host"])
         .args(rule)
         .args(["--", "true"]);
     said(nobody.uid(65534).gid(65534).output(), "root");
     leave_cgroups();
-    let mut inject = place::fault();
+    let mut inject = fault();
     said(
         inject.args(["inject", "--for", "1s"]).args(rule).output(),
         "cgroup2",

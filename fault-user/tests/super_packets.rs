@@ -1,8 +1,6 @@
 //! What the stack sends as one super-packet (GSO) is judged, and lost, by the wire packet.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,7 +12,8 @@ use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::process::netns::NetworkNamespace;
 use fault_user::rule::{Rule, SystemResolver, Targets};
-use place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
+use support::echo::connected;
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Bytes of a full datagram.
 const DATAGRAM: usize = 1000;
@@ -108,13 +107,7 @@ fn know_the_neighbour(address: SocketAddr) {
 fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
     let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
     let mut receiver = Receiver::new(peer, address);
-    let any: IpAddr = if address.is_ipv4() {
-        [0; 4].into()
-    } else {
-        [0_u16; 8].into()
-    };
-    let socket = UdpSocket::bind((any, 0)).unwrap();
-    socket.connect(address).unwrap();
+    let socket = connected(address);
     know_the_neighbour(address);
     let hurt = Hurt::begin(&["udp:7000 loss=10%"], options);
     let mut burst: Vec<u8> = (0..40_u8).flat_map(|n| [n; DATAGRAM]).collect();
@@ -182,40 +175,52 @@ fn arriving_super_packets_are_judged_by_the_datagram_too() {
     }
 }
 
+/// Sends `bytes` bytes over each of `connections` at once, under a loss of `percent`.
+fn lose_of_tcp(peer: &NetworkNamespace, host: &str, options: &str, percent: f64, load: [usize; 2]) {
+    let [connections, bytes] = load;
+    let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
+    let listener = peer.enter(|| Ok(TcpListener::bind(address)?)).unwrap();
+    let data: Vec<u8> = (0..bytes).map(|n| (n / 997).to_le_bytes()[0]).collect();
+    let rule = format!("tcp:7000 loss={percent}% dir=to-server");
+    let hurt = Hurt::begin(&[&rule], options);
+    std::thread::scope(|scope| {
+        for _ in 0..connections {
+            scope.spawn(|| {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(&data).unwrap();
+            });
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).unwrap();
+                assert!(all == data, "what arrives is what was sent");
+            });
+        }
+    });
+    let summary = hurt.end();
+    let (seen, lost) = (packets(&summary, 0), packets(&summary, 1));
+    // Super-packets would be far fewer.
+    assert!(seen > (connections * bytes / 1500) as u64, "{summary}");
+    assert_binomial(lost, seen, percent / 100.0);
+}
+
 #[test]
 fn bulk_tcp_loses_wire_packets_and_arrives_whole() {
-    const BYTES: usize = 24 << 20;
     enter_fresh();
     let peer = Peer::joined();
     let namespace = peer_of(&peer);
-    for (host, options) in [
-        ("10.77.0.2", "--scope host"),
-        ("fd77::2", "--scope host --attach clsact"),
-    ] {
-        let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
-        let listener = namespace.enter(|| Ok(TcpListener::bind(address)?)).unwrap();
-        let reader = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let mut all = Vec::new();
-            stream.read_to_end(&mut all).unwrap();
-            all
-        });
-        let data: Vec<u8> = (0..BYTES).map(|n| (n / 997).to_le_bytes()[0]).collect();
-        let hurt = Hurt::begin(&["tcp:7000 loss=0.2% dir=to-server"], options);
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(&data).unwrap();
-        drop(stream);
-        assert!(
-            reader.join().unwrap() == data,
-            "what arrives is what was sent"
-        );
-        let summary = hurt.end();
-        let (seen, lost) = (packets(&summary, 0), packets(&summary, 1));
-        // Super-packets would be far fewer.
-        assert!(seen > (BYTES / 1500) as u64, "{summary}");
-        assert_binomial(lost, seen, 0.002);
-    }
+    let lose = |host, options, percent, load| lose_of_tcp(&namespace, host, options, percent, load);
+    lose("10.77.0.2", "--scope host", 0.2, [1, 24 << 20]);
+    lose(
+        "fd77::2",
+        "--scope host --attach clsact",
+        0.2,
+        [1, 24 << 20],
+    );
+    // Where much is lost one connection gets nowhere.
+    lose("10.77.0.2", "--scope host", 10.0, [48, 200 << 10]);
+    lose("fd77::2", "--scope host", 10.0, [48, 200 << 10]);
 }
 
 #[test]

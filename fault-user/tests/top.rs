@@ -1,9 +1,5 @@
 //! `fault top` on a terminal, on instances and a daemon that run.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
-#[path = "support/daemon.rs"]
 mod support;
 
 use std::fs::File;
@@ -14,8 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
-use place::{Hurt, Redis, Server, enter_fresh, fault, wait_for};
-use support::{Daemon, echo_server};
+use support::daemon::Daemon;
+use support::echo::echo_server;
+use support::place::{Hurt, enter_fresh, fault, wait_for};
+use support::servers::{Redis, Server};
+use support::watched::Watched;
 
 /// `fault top` on a terminal of its own.
 struct Top {
@@ -120,11 +119,7 @@ fn rules_are_shown_and_switched() {
 fn an_injection_is_shown_as_json() {
     enter_fresh();
     let server = Server::redis(6379, None);
-    let mut inject = fault()
-        .args(["inject", "-r", "tcp:6379 duplicate=100%", "--seed", "7"])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let inject = Watched::inject(&["-r", "tcp:6379 duplicate=100%", "--seed", "7"]);
     let look = || {
         let output = fault().args(["top", "--json"]).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or(serde_json::Value::Null)
@@ -139,9 +134,7 @@ fn an_injection_is_shown_as_json() {
     let shown = look();
     drop(open);
     wait_for(|| look()[0]["targets"][0]["open"] == 0, "none to be open");
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(inject.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert!(inject.wait().unwrap().success());
+    assert_eq!(inject.end().0, Some(0));
     assert_eq!(shown[0]["title"], "fault inject");
     assert_eq!(shown[0]["seed"], 7);
     let rule = &shown[0]["rules"][0];

@@ -1,16 +1,16 @@
 //! The HTTP API: every route and error text, security, robustness, the gate.
 
-#[path = "support/daemon.rs"]
-mod daemon;
+mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use daemon::{Daemon, echo_server};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use support::daemon::{Daemon, client};
+use support::echo::echo_server;
 
 /// A port that nobody listens on.
 fn nobody() -> SocketAddr {
@@ -113,9 +113,9 @@ const ERRORS: &[(&str, &str, &str, u16, &str)] = &[
     (
         "POST",
         "/proxies/p/toxics",
-        r#"{"type":"latency","name":"n","attributes":{"latency":"1"}}"#,
+        r#"{"type":"latency","name":"n","attributes":{"jitter":2,"latency":"1"}}"#,
         400,
-        "bad request body: …",
+        "bad request body: attributes.latency: …",
     ),
     (
         "POST",
@@ -303,6 +303,60 @@ fn populate_keeps_equal_proxies_and_replaces_others() {
     assert_eq!(answer["proxies"].as_array().map(Vec::len), Some(1));
     assert_eq!(answer["proxies"][0]["upstream"], "127.0.0.1:2");
     assert_eq!(answer["proxies"][0]["toxics"], json!([]));
+}
+
+#[test]
+fn populate_makes_a_disabled_proxy_anew_as_toxiproxy_does() {
+    let daemon = Daemon::start();
+    let port = nobody().port();
+    let body = |enabled| json!([{"name": "a", "listen": format!("localhost:{port}"), "upstream": "b:1", "enabled": enabled}]);
+    let populate = |enabled: bool| {
+        daemon
+            .call("POST", "/populate", &body(enabled).to_string())
+            .1
+    };
+    let listen = format!("localhost:{port}");
+    assert_eq!(populate(false)["proxies"][0]["listen"], *listen);
+    let enabled = &populate(true)["proxies"][0];
+    assert_eq!(
+        (&enabled["enabled"], &enabled["listen"]),
+        (&json!(true), &json!(format!("127.0.0.1:{port}")))
+    );
+}
+
+#[test]
+fn the_address_of_every_interface_is_ipv6s_too() {
+    let daemon = Daemon::start();
+    let upstream = echo_server();
+    let port = nobody().port();
+    for listen in [format!("0.0.0.0:{port}"), format!(":{port}")] {
+        let body = json!([{"name": "p", "listen": listen, "upstream": upstream.to_string()}]);
+        let (status, answer) = daemon.call("POST", "/populate", &body.to_string());
+        assert_eq!(status, 201, "{answer}");
+        assert_eq!(answer["proxies"][0]["listen"], format!("[::]:{port}"));
+        daemon.call("POST", "/proxies/p/toxics", r#"{"type":"noop"}"#);
+        assert!(echoes(([127, 0, 0, 1], port).into()));
+        assert!(echoes((std::net::Ipv6Addr::LOCALHOST, port).into()));
+    }
+    let (_, answer) = daemon.call("GET", "/proxies/p/toxics", "");
+    assert_eq!(answer[0]["name"], "noop_downstream", "it was kept");
+    let _client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    daemon.call("POST", "/v1/proxies/p/wait", r#"{"exactly":1}"#);
+    let (_, open) = daemon.call("GET", "/v1/proxies/p/connections", "");
+    let client = open["connections"][0]["client"].as_str().expect("a text");
+    assert!(client.starts_with("127.0.0.1:"), "{client}");
+}
+
+#[test]
+fn several_slashes_are_one() {
+    let daemon = Daemon::start();
+    let body = r#"{"name":"p","listen":"127.0.0.1:","upstream":"a:1"}"#;
+    assert_eq!(daemon.call("POST", "//proxies", body).0, 201);
+    let (status, toxic) = daemon.call("POST", "///proxies//p/toxics?x=//", r#"{"type":"noop"}"#);
+    assert_eq!((status, &toxic["type"]), (200, &json!("noop")));
+    let url = format!("http://{}//proxies/p", daemon.api);
+    assert_eq!(daemon.call("GET", &url, "").1["name"], "p");
+    assert_eq!(daemon.raw("GET", "//proxies//", "", b"").0, 404);
 }
 
 #[test]
@@ -620,16 +674,7 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
         format!("http://{}", daemon.api),
         format!("unix:{}", socket.display()),
     ] {
-        let run = |arguments: &[&str]| {
-            let output = Command::new(env!("CARGO_BIN_EXE_fault"))
-                .args(arguments)
-                .env("TOXIPROXY_URL", &url)
-                .output()
-                .expect("it runs");
-            let text = String::from_utf8_lossy(&output.stdout).into_owned()
-                + &String::from_utf8_lossy(&output.stderr);
-            (output.status.code(), text)
-        };
+        let run = |words: &[&str]| client(&url, words);
         assert_eq!(
             run(&["add", "proxy", "a b", "127.0.0.1:0", "127.0.0.1:1"]).0,
             Some(0)
@@ -672,24 +717,9 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
 #[test]
 fn events_are_sent_as_they_happen() {
     let daemon = Daemon::start();
-    let mut stream = TcpStream::connect(daemon.api).expect("it listens");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .expect("a timeout");
-    stream
-        .write_all(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .expect("write");
-    let mut text = String::new();
-    let mut until = |wanted: &str| {
-        let mut buffer = [0; 4096];
-        while !text.contains(wanted) {
-            let count = stream.read(&mut buffer).expect("an event");
-            text += &String::from_utf8_lossy(&buffer[..count]);
-        }
-    };
-    until(": watching");
+    let mut events = daemon.events();
     daemon.proxy("p", nobody());
-    until("\"event\":\"proxy created\"");
+    events.until("\"event\":\"proxy created\"");
 }
 
 #[test]

@@ -3,13 +3,13 @@
 //! They are kept in the build's temporary folder, so that only the first run installs them. Where the tool of a
 //! language is missing its test says so and is skipped; where a registry can't be reached it fails.
 
-#[path = "support/daemon.rs"]
-mod daemon;
+mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use daemon::{Daemon, echo_server};
+use support::daemon::Daemon;
+use support::echo::echo_server;
 
 const DRIVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
@@ -124,17 +124,27 @@ fn chaostoolkit_toxiproxy() {
     assert_eq!(run(driver.env("PYTHONPATH", &folder)), "driven\n");
 }
 
-#[test]
-fn toxiproxy_rust() {
+/// A project with the published Rust client and our driver of it; its folder.
+fn rust_project() -> PathBuf {
     let folder = folder("rust");
     let manifest = "[package]\nname = \"driver\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[[bin]]\nname = \"driver\"\npath = \"driver.rs\"\n\n\
          [dependencies]\ntoxiproxy_rust = \"=0.1.6\"\n\n[workspace]\n";
     std::fs::write(folder.join("Cargo.toml"), manifest).expect("write");
     std::fs::copy(format!("{DRIVERS}/driver.rs"), folder.join("driver.rs")).expect("copy");
-    run(Command::new(env!("CARGO"))
-        .args(["build", "--quiet"])
-        .current_dir(&folder)
-        .env("CARGO_TARGET_DIR", folder.join("target")));
+    folder
+}
+
+/// Has cargo work in that project.
+fn cargo(command: &mut Command, folder: &Path) -> String {
+    let target = folder.join("target");
+    run(command.current_dir(folder).env("CARGO_TARGET_DIR", target))
+}
+
+#[test]
+fn toxiproxy_rust() {
+    let folder = rust_project();
+    let mut build = Command::new(env!("CARGO"));
+    cargo(build.args(["build", "--quiet"]), &folder);
     let daemon = Daemon::start();
     let mut driver = Command::new(folder.join("target/debug/driver"));
     assert_eq!(
@@ -143,6 +153,28 @@ fn toxiproxy_rust() {
             .arg(echo_server().to_string())),
         "driven\n"
     );
+}
+
+#[test]
+fn the_rust_clients_own_tests_pass() {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: only root may make a network namespace");
+        return;
+    }
+    let folder = rust_project();
+    let own = ["--package", "toxiproxy_rust", "--test", "toxiproxy_rust"];
+    let mut build = Command::new(env!("CARGO"));
+    cargo(build.args(["test", "--no-run"]).args(own), &folder);
+    let daemon = Daemon::alone();
+    let mut tests = Command::new("nsenter");
+    tests
+        .arg(format!("--net=/proc/{}/ns/net", daemon.child.id()))
+        .args([env!("CARGO"), "test", "--offline"])
+        .args(own)
+        // They share one proxy.
+        .args(["--", "--test-threads=1"]);
+    let said = cargo(&mut tests, &folder);
+    assert!(said.contains("test result: ok. 11 passed"), "{said}");
 }
 
 #[test]

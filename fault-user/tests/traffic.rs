@@ -1,34 +1,18 @@
 //! The binary `fault` on real traffic with nothing but the standard library: what `cargo xtask vm` runs on every
 //! kernel, by TCX where the kernel has it and by clsact.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use place::{Hurt, enter_fresh, fault, wait_for};
+use support::echo::tcp_echo;
+use support::place::{Hurt, enter_fresh, fault, run, wait_for};
 
-/// Starts a server on loopback that sends back what it gets.
+/// Starts a server on loopback.
 fn echo(host: &str) -> SocketAddr {
-    let listener = TcpListener::bind((host, 7000)).unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut bytes = [0; 64];
-                while let Ok(read @ 1..) = stream.read(&mut bytes) {
-                    if stream.write_all(&bytes[..read]).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-    });
-    address
+    tcp_echo(TcpListener::bind((host, 7000)).unwrap())
 }
 
 fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
@@ -131,7 +115,7 @@ fn only_the_commands_own_sockets_are_touched() {
     let hurt = Hurt::begin(&["tcp:7000 blackhole"], "");
     assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
     hurt.end();
-    let output = place::run(&["tcp:7000 reject"], "", &["nc", "127.0.0.1", "7000"]);
+    let output = run(&["tcp:7000 reject"], "", &["nc", "127.0.0.1", "7000"]);
     let told = String::from_utf8_lossy(&output.stderr);
     assert_ne!(output.status.code(), Some(0), "{told}");
     assert!(!told.contains("never fired"), "{told}");
@@ -141,10 +125,9 @@ fn only_the_commands_own_sockets_are_touched() {
 fn a_killed_instance_hurts_nothing_after_its_lease() {
     enter_fresh();
     let address = echo("127.0.0.1");
-    let hurt = Hurt::begin(&["tcp:7000 blackhole"], "--scope host --attach clsact");
+    let mut hurt = Hurt::begin(&["tcp:7000 blackhole"], "--scope host --attach clsact");
     assert!(connect(address).is_err());
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(hurt.pid()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    hurt.kill();
     wait_for(|| connect(address).is_ok(), "the lease to end");
     drop(hurt);
     assert!(fault().arg("clean").output().unwrap().status.success());

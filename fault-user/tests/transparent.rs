@@ -1,42 +1,20 @@
 //! The relay in front of a service that stays where it is: proxies of the daemon that listen where their upstream is, and
 //! clients that come from outside.
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use daemon::Daemon;
 use fault_user::kernel::version;
 use fault_user::process::netns::NetworkNamespace;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use place::{PATIENCE, Peer, enter_fresh, fault, wait_for};
-
-/// A server that sends back what it gets.
-fn echo(address: SocketAddr) {
-    let listener = TcpListener::bind(address).unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut bytes = [0; 64];
-                while let Ok(read @ 1..) = stream.read(&mut bytes) {
-                    if stream.write_all(&bytes[..read]).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-    });
-}
+use nix::sys::signal::Signal;
+use support::daemon::Daemon;
+use support::echo::tcp_echo;
+use support::place::{PATIENCE, Peer, enter_fresh};
+use support::watched::Watched;
 
 fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
@@ -61,30 +39,6 @@ fn took(address: SocketAddr) -> Duration {
     exchange(&mut connect(address).unwrap()).unwrap()
 }
 
-/// `fault inject`, which a failing test does not leave behind.
-struct Inject(Child);
-
-impl Inject {
-    fn begin(rule: &str) -> Self {
-        let mut command = fault();
-        command.args(["inject", "-r", rule]).stdout(Stdio::null());
-        Self(command.spawn().unwrap())
-    }
-
-    fn end(&mut self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Inject {
-    fn drop(&mut self) {
-        // It may have ended already.
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
 const SLOW: Duration = Duration::from_millis(200);
 
 fn needs_netns_cookies() -> bool {
@@ -107,7 +61,7 @@ fn a_proxy_that_listens_where_its_upstream_is() {
     enter_fresh();
     for text in ["127.0.0.1:7000", "[::1]:7001"] {
         let address: SocketAddr = text.parse().unwrap();
-        echo(address);
+        tcp_echo(TcpListener::bind(address).unwrap());
         let daemon = Daemon::start();
         let mut old = connect(address).unwrap();
         let body = format!(r#"{{"name":"svc","listen":"{text}","upstream":"{text}"}}"#);
@@ -156,7 +110,7 @@ fn a_packet_fault_is_a_toxic_of_a_transparent_proxy() {
     }
     enter_fresh();
     let address: SocketAddr = "127.0.0.1:7000".parse().unwrap();
-    echo(address);
+    tcp_echo(TcpListener::bind(address).unwrap());
     let daemon = Daemon::start();
     let body = r#"{"name":"svc","listen":"127.0.0.1:7000","upstream":"127.0.0.1:7000"}"#;
     assert_eq!(ask(&daemon, "POST", "/proxies", body).0, 201);
@@ -230,7 +184,7 @@ fn a_killed_daemon_leaves_the_service_to_itself() {
     }
     enter_fresh();
     let address: SocketAddr = "127.0.0.1:7000".parse().unwrap();
-    echo(address);
+    tcp_echo(TcpListener::bind(address).unwrap());
     let daemon = Daemon::start();
     let body = r#"{"name":"svc","listen":"127.0.0.1:7000","upstream":"127.0.0.1:7000"}"#;
     assert_eq!(ask(&daemon, "POST", "/proxies", body).0, 201);
@@ -275,17 +229,18 @@ fn clients_from_outside_are_led_too() {
         ("[::]:7001", "[fd77::1]:7001"),
     ] {
         let address: SocketAddr = dialled.parse().unwrap();
-        echo(bound.parse().unwrap());
+        tcp_echo(TcpListener::bind(bound).unwrap());
         let took_outside = || outside.enter(|| Ok(took(address))).unwrap();
         assert!(took_outside() < SLOW);
         let rule = format!("tcp:{} latency=200ms", address.port());
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            let mut inject = Inject::begin(&rule);
-            wait_for(|| took_outside() >= SLOW, "the rule to be in force");
+            let mut inject = Watched::inject(&["-r", &rule]);
+            assert!(took_outside() >= SLOW, "a client from outside");
             assert!(took(address) >= SLOW, "a client on this host");
             let mut led = outside.enter(|| Ok(connect(address)?)).unwrap();
             exchange(&mut led).unwrap();
-            inject.end(signal);
+            inject.signal(signal);
+            inject.finish();
             assert!(took_outside() < SLOW);
             assert!(exchange(&mut led).is_err(), "a reset, not a hang");
         }

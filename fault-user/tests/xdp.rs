@@ -1,8 +1,6 @@
 //! The XDP program in front of the tc program, on a veth pair, whose driver has native XDP.
 
-#[path = "end_to_end/place.rs"]
-#[expect(dead_code, reason = "the servers are for the suite end_to_end")]
-mod place;
+mod support;
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
@@ -15,7 +13,8 @@ use fault_user::kernel::object::OBJECT;
 use fault_user::kernel::version;
 use fault_user::kernel::xdp::{Mode, XdpLink};
 use fault_user::process::netns::NetworkNamespace;
-use place::{Hurt, Peer, enter_fresh, wait_for};
+use support::echo::connected;
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Datagrams sent at a time: as many as a socket keeps.
 const DATAGRAMS: u16 = 200;
@@ -23,13 +22,7 @@ const DATAGRAMS: u16 = 200;
 /// A socket in the other namespace, and one connected to it here.
 fn sockets(peer: &NetworkNamespace, host: &str) -> (UdpSocket, UdpSocket) {
     let receiver = peer.enter(|| Ok(UdpSocket::bind((host, 7000))?)).unwrap();
-    let any = if host.contains(':') {
-        "[::]:0"
-    } else {
-        "0.0.0.0:0"
-    };
-    let sender = UdpSocket::bind(any).unwrap();
-    sender.connect((host, 7000)).unwrap();
+    let sender = connected(receiver.local_addr().unwrap());
     (receiver, sender)
 }
 
@@ -39,7 +32,7 @@ fn arrived(peer: &NetworkNamespace, sender: &UdpSocket, receiver: &UdpSocket) ->
     let end = peer
         .enter(|| Ok(UdpSocket::bind((address.ip(), 7001))?))
         .unwrap();
-    end.set_read_timeout(Some(place::PATIENCE)).unwrap();
+    end.set_read_timeout(Some(PATIENCE)).unwrap();
     for number in 0..DATAGRAMS {
         sender.send(&number.to_be_bytes()).unwrap();
     }
@@ -183,10 +176,9 @@ fn a_killed_fault_takes_its_xdp_program_along() {
     enter_fresh();
     let peer = Peer::joined();
     let options = format!("--netns {} --mechanism xdp", peer.name);
-    let hurt = Hurt::begin(&["udp:7000 blackhole"], &options);
+    let mut hurt = Hurt::begin(&["udp:7000 blackhole"], &options);
     assert!(links(&peer).contains("xdp"));
-    let pid = nix::unistd::Pid::from_raw(hurt.pid().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    hurt.kill();
     wait_for(|| !links(&peer).contains("xdp"), "the program to go");
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     let (receiver, sender) = sockets(&namespace, "10.77.0.2");

@@ -22,23 +22,7 @@ fn escaped(text: &str) -> String {
 /// All metrics as they are now, with those of `rules` as the API lists them.
 #[must_use]
 pub fn render(proxies: &Proxies, rules: &[Value]) -> String {
-    let all: Vec<Series> = proxies
-        .all()
-        .iter()
-        .map(|proxy| {
-            let (listen, upstream) = proxy.addresses();
-            let labels = format!(
-                "listener=\"{}\",proxy=\"{}\",upstream=\"{}\"",
-                escaped(&listen),
-                escaped(proxy.relay().name()),
-                escaped(&upstream)
-            );
-            Series {
-                labels,
-                stats: proxy.relay().stats(),
-            }
-        })
-        .collect();
+    let all = series(proxies);
     let mut text = String::new();
     bytes(
         &mut text,
@@ -92,6 +76,31 @@ pub fn render(proxies: &Proxies, rules: &[Value]) -> String {
         &all,
         |toxic| toxic.hits,
     );
+    packet_rules(&mut text, rules);
+    text
+}
+
+fn series(proxies: &Proxies) -> Vec<Series> {
+    proxies
+        .all()
+        .iter()
+        .map(|proxy| {
+            let (listen, upstream) = proxy.addresses();
+            let labels = format!(
+                "listener=\"{}\",proxy=\"{}\",upstream=\"{}\"",
+                escaped(&listen),
+                escaped(proxy.relay().name()),
+                escaped(&upstream)
+            );
+            Series {
+                labels,
+                stats: proxy.relay().stats(),
+            }
+        })
+        .collect()
+}
+
+fn packet_rules(text: &mut String, rules: &[Value]) {
     for (name, help, field) in [
         (
             "fault_rule_seen_packets_total",
@@ -104,17 +113,16 @@ pub fn render(proxies: &Proxies, rules: &[Value]) -> String {
             "hits",
         ),
     ] {
-        head(&mut text, name, "counter", help);
+        head(text, name, "counter", help);
         for rule in rules {
             let shown = escaped(rule["rule"].as_str().unwrap_or_default());
             let (id, value) = (&rule["id"], &rule[field]);
             line(
-                &mut text,
+                text,
                 format_args!("{name}{{id=\"{id}\",rule=\"{shown}\"}} {value}"),
             );
         }
     }
-    text
 }
 
 fn head(text: &mut String, name: &str, kind: &str, help: &str) {

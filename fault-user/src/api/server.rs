@@ -6,7 +6,10 @@ use std::io;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{Request, Uri};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -38,11 +41,35 @@ impl Open {
     }
 }
 
+/// Takes several slashes for one, which Toxiproxy does by a redirection: the URL that a client was given may end with one.
+fn join_slashes(uri: &mut Uri) {
+    if !uri.path().contains("//") {
+        return;
+    }
+    let mut path = uri.path().to_owned();
+    while path.contains("//") {
+        path = path.replace("//", "/");
+    }
+    if let Some(query) = uri.query() {
+        path = format!("{path}?{query}");
+    }
+    let mut parts = uri.clone().into_parts();
+    let joined = path.parse().map(|path| parts.path_and_query = Some(path));
+    match joined.map(|()| Uri::from_parts(parts)) {
+        Ok(Ok(joined)) => *uri = joined,
+        whatever => log::debug!("{uri}: {whatever:?}"),
+    }
+}
+
 fn serve<S>(stream: S, router: &Router) -> JoinHandle<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = TowerToHyperService::new(router.clone());
+    let router = TowerToHyperService::new(router.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        join_slashes(request.uri_mut());
+        router.call(request)
+    });
     tokio::spawn(async move {
         let mut builder = http1::Builder::new();
         builder

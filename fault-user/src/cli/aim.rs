@@ -7,10 +7,11 @@ use clap::{Args, ValueEnum};
 use nix::unistd::Pid;
 
 use crate::doctor::capabilities::Capability;
-use crate::kernel::injection::{Front, Injection, Prepared, Wishes, prepare_noting};
+use crate::kernel::injection::{Front, Injection, Prepared, Wishes};
 use crate::kernel::injector::Attachment;
 use crate::kernel::interfaces::{self, Interface, Selection};
-use crate::kernel::leftovers::Journal;
+use crate::kernel::journal::Journal;
+use crate::kernel::preparation::prepare_noting;
 use crate::kernel::ruleset::Scope;
 use crate::plan::Plan;
 use crate::plan::mechanism::Mechanism;
@@ -133,10 +134,15 @@ impl Place {
 }
 
 impl Place {
-    /// The capabilities that are still needed when all is set up: to read the figures, to undo what is noted, and to go
-    /// with a container.
+    /// The capabilities that are still needed when all is set up: to read the figures, to undo what is noted, to go
+    /// with a container, and to relay.
     #[must_use]
-    pub fn rights(&self, aim: &Aim, injection: &Injection) -> Vec<Capability> {
+    pub fn rights(
+        &self,
+        aim: &Aim,
+        injection: &Injection,
+        steering: Option<&Steering>,
+    ) -> Vec<Capability> {
         let mut rights = vec![Capability::Bpf];
         if injection.has_notes() || aim.follow {
             rights.push(Capability::NetAdmin);
@@ -155,6 +161,12 @@ impl Place {
             .is_some_and(Tree::is_moved);
         if moved || aim.follow {
             rights.push(Capability::DacOverride);
+        }
+        if let Some(steering) = steering {
+            rights.push(Capability::NetAdmin);
+            if steering.leads_datagrams() {
+                rights.extend([Capability::SysPtrace, Capability::DacOverride]);
+            }
         }
         rights
     }

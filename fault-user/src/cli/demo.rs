@@ -9,8 +9,9 @@ use clap::Args;
 
 use super::{Failure, Outcome, exit};
 use crate::doctor::{Need, preflight};
-use crate::kernel::injection::{Wishes, prepare};
+use crate::kernel::injection::Wishes;
 use crate::kernel::interfaces::{Selection, list, select};
+use crate::kernel::preparation::prepare;
 use crate::plan::Plan;
 use crate::rule::{Rule, SystemResolver, Targets};
 use crate::tell;

@@ -118,16 +118,10 @@ impl Inject {
         let mut injection = prepared.start()?;
         tell!("fault: seed {}", plan.seed);
         tell!("fault: {} in force; Ctrl-C heals", many(plan.rules.len()));
-        let mut rights = place.rights(&self.aim, &injection);
+        let mut rights = place.rights(&self.aim, &injection, steering.as_ref());
         if self.watch {
             // The file may be a user's.
             rights.push(Capability::DacOverride);
-        }
-        if !plan.stream_rules().is_empty() {
-            rights.push(Capability::NetAdmin);
-        }
-        if steering.as_ref().is_some_and(Steering::leads_datagrams) {
-            rights.extend([Capability::SysPtrace, Capability::DacOverride]);
         }
         give_up(&rights);
         let turns = if self.watch {

@@ -12,12 +12,13 @@ use fault_common::abi::DecisionKey;
 use super::aim::{Aim, Place, scope_of};
 use super::control::{self, Control};
 use super::follow::{Follower, Moving};
-use super::observe::Wanted;
+use super::observe::{Observer, Wanted};
 use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit, give_up};
 use crate::doctor::capabilities::Capability;
 use crate::doctor::{Need, preflight};
 use crate::kernel::injection::{Hits, Injection, Wishes};
+use crate::kernel::ruleset::Scope;
 use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::{Plan, guard_host};
 use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
@@ -151,34 +152,18 @@ impl Run {
     ) -> Outcome {
         wanted.before(parsed).await?;
         let mut place = self.aim.place()?;
-        let own = if self.scope == ScopeKind::Host || self.aim.is_given() {
-            None
-        } else {
-            Some(CommandCgroup::create(
-                &Hierarchy::find()?,
-                Leftovers::Release,
-            )?)
-        };
+        let own = self.own_cgroup()?;
         let waiting = command.begin(own.as_ref())?;
         let scope = match &own {
             Some(own) => Some(scope_of(own.cgroup())?),
             None => place.scope(),
         };
-        let seed = parsed.seed()?;
-        let mut plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
-            .map_err(Failure::usage)?;
-        plan.hold_by(mechanism);
+        let scope = scope.as_ref();
+        let plan = plan(parsed, scope, mechanism)?;
         let events = self.events_file()?;
-        let wishes = Wishes {
-            events: events.is_some(),
-            attachment: self.aim.attachment(),
-            front: self.aim.front(),
-            newcomers: Some(self.aim.selection()),
-            live: false,
-            replay: self.replay.clone(),
-        };
+        let wishes = self.wishes(events.is_some());
         let mut prepared = place.prepare(&plan, &self.aim, &wishes)?;
-        if let Some(scope) = &scope {
+        if let Some(scope) = scope {
             prepared.watch(scope)?;
         }
         place.adopt(&mut prepared)?;
@@ -186,14 +171,11 @@ impl Run {
             Some(path) => Some(Recorder::start(prepared.take_events()?, path)?),
             None => None,
         };
-        tell!("fault: seed {seed}");
-        let mut observer = wanted.watch(&place, scope.as_ref())?;
-        let steering = self
-            .aim
-            .steer(&place, &plan, scope.as_ref(), &mut prepared)
-            .await?;
+        tell!("fault: seed {}", plan.seed);
+        let mut observer = wanted.watch(&place, scope)?;
+        let steering = self.aim.steer(&place, &plan, scope, &mut prepared).await?;
         let mut follower = Follower::of(&self.aim, &place)?;
-        let sockets = self.aim.sockets(&place, scope.as_ref(), parsed);
+        let sockets = self.aim.sockets(&place, scope, parsed);
         let mut run = Course {
             run: self,
             parsed,
@@ -212,35 +194,31 @@ impl Run {
         give_up(&self.rights(&run, command, own.as_ref()));
         observer.probe(started);
         let ended = run.wait(&mut running, control, &mut follower).await?;
-        let witnessed = observer.finish(run.injection.epoch_ns())?;
-        let hits = run.hits()?;
-        run.sample(witnessed.history.length_ns / MS_NS, &hits);
-        run.rest();
-        let healed = observer.healed().await;
-        if let Some(recorder) = recorder {
-            recorder.finish()?;
-        }
-        let facts = Facts {
-            plan: &run.plan,
-            rules: &parsed.rules,
-            hits: &hits,
-            ended,
-            rules_ns: parsed.length_ns,
-            history: &witnessed.history,
-            tries: &witnessed.tries,
-            healed: &healed,
-        };
-        let code = self.conclude(&run, parsed, &facts)?;
+        let code = run.judge(ended, &mut observer, recorder).await?;
         run.heal()?;
         if let Some(own) = own {
-            let finished = own.finish()?;
-            match finished.released.len() {
-                0 => {}
-                1 => tell!("fault: a background process of the command runs on, unhurt"),
-                many => tell!("fault: {many} background processes of the command run on, unhurt"),
-            }
+            release(own)?;
         }
         Ok(code)
+    }
+
+    /// A cgroup for the command, unless everyone or somebody else is aimed at.
+    fn own_cgroup(&self) -> anyhow::Result<Option<CommandCgroup>> {
+        if self.scope == ScopeKind::Host || self.aim.is_given() {
+            return Ok(None);
+        }
+        CommandCgroup::create(&Hierarchy::find()?, Leftovers::Release).map(Some)
+    }
+
+    fn wishes(&self, events: bool) -> Wishes {
+        Wishes {
+            events,
+            attachment: self.aim.attachment(),
+            front: self.aim.front(),
+            newcomers: Some(self.aim.selection()),
+            live: false,
+            replay: self.replay.clone(),
+        }
     }
 
     /// What is still needed while the command runs, and to heal.
@@ -250,18 +228,13 @@ impl Run {
         command: &PreparedCommand,
         own: Option<&CommandCgroup>,
     ) -> Vec<Capability> {
-        let mut rights = run.place.rights(&self.aim, &run.injection);
+        let steering = run.steering.as_ref();
+        let mut rights = run.place.rights(&self.aim, &run.injection, steering);
         if command.is_another_users() {
             rights.push(Capability::Kill);
             if run.parsed.has_command_probes() {
                 rights.extend([Capability::Setuid, Capability::Setgid]);
             }
-        }
-        if !run.plan.stream_rules().is_empty() {
-            rights.push(Capability::NetAdmin);
-        }
-        if run.steering.as_ref().is_some_and(Steering::leads_datagrams) {
-            rights.extend([Capability::SysPtrace, Capability::DacOverride]);
         }
         let writes = self.report.is_some() || github::is_told();
         if writes || own.is_some_and(CommandCgroup::is_protected) {
@@ -388,6 +361,24 @@ impl Run {
     }
 }
 
+fn plan(parsed: &Parsed, scope: Option<&Scope>, mechanism: Mechanism) -> Result<Plan, Failure> {
+    let mut plan = Plan::new(&parsed.rules, parsed.seed()?, scope, parsed.length_ns)
+        .map_err(Failure::usage)?;
+    plan.hold_by(mechanism);
+    Ok(plan)
+}
+
+/// Gives the command's cgroup up, and says what goes on without it.
+fn release(own: CommandCgroup) -> anyhow::Result<()> {
+    let finished = own.finish()?;
+    match finished.released.len() {
+        0 => {}
+        1 => tell!("fault: a background process of the command runs on, unhurt"),
+        many => tell!("fault: {many} background processes of the command run on, unhurt"),
+    }
+    Ok(())
+}
+
 /// The words that were typed, with the seed that was drawn and without a place for the report.
 fn again(arguments: impl IntoIterator<Item = String>, seed: u64) -> Vec<String> {
     let mut again = vec!["sudo".to_owned(), "fault".to_owned()];
@@ -474,6 +465,34 @@ impl Course<'_> {
                 }
             }
         }
+    }
+
+    /// Nothing is hurt any more: what was done and seen is told, and the exit code chosen.
+    async fn judge(
+        &mut self,
+        ended: Ended,
+        observer: &mut Observer<'_>,
+        recorder: Option<Recorder>,
+    ) -> Outcome {
+        let witnessed = observer.finish(self.injection.epoch_ns())?;
+        let hits = self.hits()?;
+        self.sample(witnessed.history.length_ns / MS_NS, &hits);
+        self.rest();
+        let healed = observer.healed().await;
+        if let Some(recorder) = recorder {
+            recorder.finish()?;
+        }
+        let facts = Facts {
+            plan: &self.plan,
+            rules: &self.parsed.rules,
+            hits: &hits,
+            ended,
+            rules_ns: self.parsed.length_ns,
+            history: &witnessed.history,
+            tries: &witnessed.tries,
+            healed: &healed,
+        };
+        self.run.conclude(self, self.parsed, &facts)
     }
 
     /// Takes the figures of now for a report.

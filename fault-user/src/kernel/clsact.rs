@@ -207,7 +207,7 @@ fn decode_filter(direction: Direction, payload: &[u8]) -> Result<Option<Filter>>
 
 /// Makes sure that an interface has a clsact qdisc. `true`: it had none and has one now.
 ///
-/// The caller records that first ([`super::leftovers::Change::Clsact`]), so that it can be taken
+/// The caller records that first ([`super::change::Change::Clsact`]), so that it can be taken
 /// away again, by [`remove_if_unused`], however this process ends.
 ///
 /// # Errors

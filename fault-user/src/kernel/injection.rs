@@ -1,37 +1,27 @@
 //! A plan in force: programs loaded and attached, rules installed, and all of it taken back.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use fault_common::abi::{Counter, DecisionKey, PLACES, RULES_MAX, RuleEntry, RuleStats, holder};
+use fault_common::abi::{Counter, DecisionKey, RuleStats};
 use nix::errno::Errno;
 
 use super::clock::monotonic_ns;
-use super::clsact;
 use super::events::Events;
-use super::injector::{Attachment, Capacity, Clock, Injector, Marker, Options, Side};
-use super::interfaces::{self, Interface, Selection, list, list_by};
-use super::leftovers::{Change, Journal};
-use super::needs::Needs;
-use super::netlink::Netlink;
+use super::injector::{Attachment, Injector, Marker};
+use super::interfaces::{Selection, list_by};
 use super::newcomers::Newcomers;
-use super::qdisc::leaf;
-use super::ruleset::{PacketRule, Scope, Tables, compile};
-use super::version;
-use super::xdp::{self, Mode, XdpLink};
+use super::reach::Reach;
+use super::ruleset::{Scope, Tables, compile};
+use super::xdp::Mode;
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
-use crate::process::proc::open_pidfd;
+use crate::process::proc::{open_pidfd, open_sockets, take_descriptor};
 use crate::shaping::line::{DelayLine, Figures};
-use crate::shaping::qdiscs::{Kind, Loss, Qdiscs};
-use crate::shaping::schedule::Shapers;
-use crate::shaping::tap::Tap;
-use crate::shaping::ways::Ways;
-use crate::tell::tell;
+use crate::shaping::qdiscs::{Loss, Qdiscs};
 
 /// What the caller decides about an injection.
 #[derive(Clone, Debug, Default)]
@@ -65,28 +55,9 @@ pub enum Front {
 /// Programs attached, rules not yet in force.
 pub struct Prepared {
     /// Goes first: it works on the rest.
-    newcomers: Option<Newcomers>,
-    reach: Arc<Mutex<Reach>>,
-    tables: Tables,
-}
-
-/// The programs, and all that they are on.
-pub(super) struct Reach {
-    injector: Injector,
-    interfaces: Vec<Interface>,
-    /// The names of all interfaces that there have been.
-    names: Vec<String>,
-    /// Interfaces that rules could not be put on, which has been said.
-    refused: BTreeSet<u32>,
-    /// Where packets that are held can go on, where any are.
-    ways: Option<Ways>,
-    journal: Option<Journal>,
-    qdiscs: Option<Qdiscs>,
-    delay_line: Option<DelayLine>,
-    xdp: Vec<XdpLink>,
-    notes: Vec<String>,
-    /// Of the network namespace that all this is in.
-    netlink: Netlink,
+    pub(super) newcomers: Option<Newcomers>,
+    pub(super) reach: Arc<Mutex<Reach>>,
+    pub(super) tables: Tables,
 }
 
 /// Rules in force. Dropping this heals, and [`Injection::heal`] also says how that went.
@@ -126,459 +97,6 @@ pub struct Hits {
     pub stats: RuleStats,
     /// Connections that the rule met.
     pub connections: u64,
-}
-
-/// Loads and attaches the programs for a plan. Nothing acts before [`Prepared::start`].
-///
-/// # Errors
-/// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
-pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result<Prepared> {
-    prepare_noting(plan, interfaces, wishes, None)
-}
-
-/// As [`prepare`], for a caller who has begun this process's journal already.
-///
-/// # Errors
-/// As [`prepare`].
-pub fn prepare_noting(
-    plan: &Plan,
-    interfaces: &[Interface],
-    wishes: &Wishes,
-    journal: Option<Journal>,
-) -> Result<Prepared> {
-    let mut journal = journal;
-    let qdiscs = match plan.qdiscs()? {
-        Some(kind) => Some(Qdiscs::install(kind, interfaces, |change| {
-            note(&mut journal, change)
-        })?),
-        None => None,
-    };
-    prepare_behind(qdiscs, plan, interfaces, wishes, journal)
-}
-
-/// As [`prepare_noting`], with the qdiscs that hold packets there already.
-fn prepare_behind(
-    qdiscs: Option<Qdiscs>,
-    plan: &Plan,
-    interfaces: &[Interface],
-    wishes: &Wishes,
-    journal: Option<Journal>,
-) -> Result<Prepared> {
-    let entries = plan.entries();
-    let tables = compile(&entries)?;
-    let tap = if plan.needs_delay_line() {
-        Some(Tap::create()?)
-    } else {
-        None
-    };
-    let mut options = if wishes.live {
-        live_options(&tables, wishes)?
-    } else {
-        fixed_options(plan, &entries, &tables, wishes)?
-    };
-    options.tap = tap.as_ref().map(Tap::index);
-    if let Some(qdiscs) = &qdiscs {
-        options.holder = plan.held_by.holder();
-        options.detour = qdiscs.detour().map(|(near, _)| near.index);
-        options.places = PLACES / 2;
-    }
-    let decisions = wishes.replay.as_deref();
-    options.replay = match decisions {
-        Some(decisions) => Some(u32::try_from(decisions.len())?),
-        None => None,
-    };
-    let front = choose_front(&entries, wishes);
-    options.xdp = front.is_ok_and(|front| front != Front::Tc);
-    let mut injector = Injector::load(&options)?;
-    injector.repeat(decisions.unwrap_or_default())?;
-    let mut reach = Reach {
-        injector,
-        interfaces: interfaces.to_vec(),
-        names: interfaces.iter().map(|one| one.name.clone()).collect(),
-        refused: BTreeSet::new(),
-        ways: None,
-        journal,
-        qdiscs,
-        delay_line: None,
-        netlink: Netlink::route()?,
-        xdp: Vec::new(),
-        notes: Vec::new(),
-    };
-    let attached = reach.attach_all(tap, &plan.shapers());
-    // Some vendors' kernels have the version of TCX but not TCX itself.
-    if attached.is_err()
-        && wishes.attachment.is_none()
-        && reach.injector.attachment() == Attachment::Tcx
-        && attached.as_ref().is_err_and(is_tcx_missing)
-    {
-        let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
-        drop(reach);
-        let wishes = Wishes {
-            attachment: Some(Attachment::Clsact),
-            ..wishes.clone()
-        };
-        return prepare_behind(qdiscs, plan, interfaces, &wishes, journal);
-    }
-    attached?;
-    match front {
-        Ok(front) => reach.attach_xdp(front)?,
-        Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
-    }
-    let reach = Arc::new(Mutex::new(reach));
-    let newcomers = wishes
-        .newcomers
-        .clone()
-        .map(|selection| Newcomers::watch(selection, Arc::clone(&reach)))
-        .transpose()?;
-    Ok(Prepared {
-        newcomers,
-        reach,
-        tables,
-    })
-}
-
-/// Where packets are judged first; an error when what was wished for can't be.
-fn choose_front(entries: &[PacketRule], wishes: &Wishes) -> Result<Front, &'static str> {
-    if wishes.front == Front::Tc {
-        return Ok(Front::Tc);
-    }
-    let suits = if wishes.live {
-        Err("the rules are going to be replaced by others")
-    } else if !version::at_least(5, 12) {
-        Err("it needs Linux 5.12")
-    } else {
-        xdp::suits(entries)
-    };
-    match (suits, wishes.front) {
-        (Ok(()), front) => Ok(front),
-        (Err(reason), Front::Xdp) => Err(reason),
-        // Nobody asked for it.
-        (Err(_), _) => Ok(Front::Tc),
-    }
-}
-
-/// For rules that stay as they are: what they don't need is left out.
-fn fixed_options(
-    plan: &Plan,
-    entries: &[PacketRule],
-    tables: &Tables,
-    wishes: &Wishes,
-) -> Result<Options> {
-    Ok(Options {
-        capacity: Capacity::of(tables)?,
-        events: wishes.events,
-        attachment: wishes.attachment,
-        needs: Needs::of(entries),
-        scoped: entries.iter().any(|rule| rule.scope.is_some()),
-        matches: entries.len(),
-        clock: if plan.holds() || entries.iter().any(|rule| has_window(&rule.entry)) {
-            Clock::Exact
-        } else {
-            Clock::Tick
-        },
-        once: true,
-        tap: None,
-        holder: holder::DELAY_LINE,
-        detour: None,
-        places: 0,
-        replay: None,
-        xdp: false,
-    })
-}
-
-/// For rules that others are going to follow.
-fn live_options(tables: &Tables, wishes: &Wishes) -> Result<Options> {
-    /// Room for so many times what the first rules need.
-    const ROOM: u32 = 4;
-    let needed = Capacity::of(tables)?;
-    Ok(Options {
-        capacity: Capacity {
-            rules: (needed.rules * ROOM).clamp(256, RULES_MAX),
-            classes: (needed.classes * ROOM).max(1024),
-            hosts: (needed.hosts * ROOM).max(256),
-            scopes: (needed.scopes * ROOM).max(16),
-        },
-        events: wishes.events,
-        attachment: wishes.attachment,
-        needs: Needs::ALL,
-        scoped: true,
-        matches: usize::MAX,
-        clock: Clock::Exact,
-        once: true,
-        tap: None,
-        holder: holder::DELAY_LINE,
-        detour: None,
-        places: 0,
-        replay: None,
-        xdp: false,
-    })
-}
-
-fn has_window(rule: &RuleEntry) -> bool {
-    rule.at_ns != 0 || rule.length_ns != 0 || rule.period_ns != 0
-}
-
-/// Notes a change that outlives this process, before it is made.
-fn note(journal: &mut Option<Journal>, change: Change) -> Result<()> {
-    let begun = match journal.take() {
-        Some(journal) => journal,
-        None => Journal::create()?,
-    };
-    journal.insert(begun).record(change)
-}
-
-/// Lets the programs work with qdiscs that hold packets.
-fn serve(injector: &mut Injector, qdiscs: &Qdiscs) -> Result<()> {
-    if let Kind::Netem(delays_ns) = qdiscs.kind() {
-        let leaves: Vec<_> = (0..)
-            .zip(delays_ns)
-            .map(|(number, delay_ns)| (*delay_ns, leaf(number)))
-            .collect();
-        injector.write_leaves(&leaves)?;
-    }
-    let Some((near, far)) = qdiscs.detour() else {
-        return Ok(());
-    };
-    if injector.attachment() == Attachment::Clsact {
-        // The devices go with the rules, and their filters with them.
-        clsact::ensure(near.index)?;
-        clsact::ensure(far.index)?;
-    }
-    injector.serve_detour(near, far, *qdiscs.kind() == Kind::Fq)
-}
-
-/// Whether the kernel has no TCX, as opposed to having something against this attachment.
-fn is_tcx_missing(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|io| {
-            matches!(
-                io.raw_os_error().map(Errno::from_raw),
-                Some(Errno::EINVAL | Errno::EOPNOTSUPP)
-            )
-        })
-    })
-}
-
-impl Reach {
-    fn attach_all(&mut self, tap: Option<Tap>, shapers: &Shapers) -> Result<()> {
-        if self.injector.attachment() == Attachment::Clsact {
-            for interface in self.interfaces.clone() {
-                self.make_clsact(interface.index)?;
-            }
-        }
-        if tap.is_some() || self.qdiscs.is_some() {
-            self.injector.write_spreads()?;
-            self.ways = Some(Ways::default());
-        }
-        if let Some(tap) = tap {
-            self.start_delay_line(tap, shapers)?;
-        }
-        if let Some(qdiscs) = &self.qdiscs {
-            serve(&mut self.injector, qdiscs)?;
-        }
-        for interface in self.interfaces.clone() {
-            self.open_ways(interface.index)?;
-        }
-        let mut places = Vec::new();
-        for interface in &self.interfaces {
-            places.push((interface, Side::Egress));
-            // What passes loopback leaves before it arrives: it is judged when it leaves.
-            if !interface.loopback {
-                places.push((interface, Side::Ingress));
-            }
-        }
-        self.injector.attach_all(&places)
-    }
-
-    /// The qdisc that the programs are attached to on kernels without TCX.
-    fn make_clsact(&mut self, interface_index: u32) -> Result<()> {
-        self.record(Change::Clsact { interface_index })?;
-        clsact::ensure(interface_index)?;
-        self.record(Change::Filters { interface_index })
-    }
-
-    /// Lets packets that are held go on at an interface, where any are held.
-    fn open_ways(&mut self, interface_index: u32) -> Result<()> {
-        let Some(ways) = &mut self.ways else {
-            return Ok(());
-        };
-        let detoured = self
-            .qdiscs
-            .as_ref()
-            .is_some_and(|qdiscs| qdiscs.detour().is_some());
-        for (number, inwards) in ways.open(interface_index)? {
-            self.injector
-                .open_way(number, interface_index, inwards, detoured)?;
-        }
-        Ok(())
-    }
-
-    /// Puts the rules on the interfaces that have come since, and leaves those that have gone.
-    pub(super) fn meet(&mut self, selection: &Selection) -> Result<()> {
-        let there = list_by(&mut self.netlink)?;
-        self.leave_gone(&there, selection);
-        for interface in interfaces::wanted(&there, selection) {
-            let known = self
-                .interfaces
-                .iter()
-                .any(|one| one.index == interface.index);
-            if known || self.refused.contains(&interface.index) {
-                continue;
-            }
-            let name = &interface.name;
-            match self.include(interface) {
-                Ok(()) => {
-                    log::info!("{name} has appeared: the rules act there too");
-                    self.interfaces.push(interface.clone());
-                    if !self.names.contains(name) {
-                        self.names.push(name.clone());
-                    }
-                }
-                Err(error) => self.refuse(interface, &error)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Forgets interfaces that are gone. One that was named is missed.
-    fn leave_gone(&mut self, there: &[Interface], selection: &Selection) {
-        let is_there = |index| there.iter().any(|one| one.index == index);
-        self.refused.retain(|index| is_there(*index));
-        let all = std::mem::take(&mut self.interfaces);
-        let (left, gone): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| is_there(one.index));
-        self.interfaces = left;
-        for Interface { index, name, .. } in gone {
-            self.leave(index);
-            if matches!(selection, Selection::Names(_)) {
-                tell!("fault: {name} has vanished: nothing is hurt there until it is back");
-            }
-        }
-    }
-
-    fn leave(&mut self, interface_index: u32) {
-        self.injector.leave(interface_index);
-        if let Some(ways) = &mut self.ways {
-            ways.close(interface_index);
-        }
-    }
-
-    /// Puts the rules on one more interface.
-    fn include(&mut self, interface: &Interface) -> Result<()> {
-        if let Some(qdiscs) = &mut self.qdiscs {
-            let journal = &mut self.journal;
-            qdiscs.include(interface, |change| note(journal, change))?;
-        }
-        self.open_ways(interface.index)?;
-        if self.injector.attachment() == Attachment::Clsact {
-            self.make_clsact(interface.index)?;
-        }
-        for side in [Side::Egress, Side::Ingress] {
-            self.injector.attach(interface, side)?;
-        }
-        Ok(())
-    }
-
-    /// Says that an interface is left alone, unless it has gone already.
-    fn refuse(&mut self, interface: &Interface, error: &anyhow::Error) -> Result<()> {
-        self.leave(interface.index);
-        let there = list_by(&mut self.netlink)?;
-        if there.iter().any(|one| one.index == interface.index) {
-            tell!(
-                "fault: {} has appeared, but the rules can't be put on it: {error:#}",
-                interface.name
-            );
-            self.refused.insert(interface.index);
-        }
-        Ok(())
-    }
-
-    /// Puts the XDP program in front of the tc programs that see packets arrive. Where it can't be, tc does all.
-    fn attach_xdp(&mut self, front: Front) -> Result<()> {
-        let modes: &[Mode] = match front {
-            Front::Tc => return Ok(()),
-            Front::NativeXdp => &[Mode::Native],
-            Front::Xdp => &[Mode::Native, Mode::Generic],
-        };
-        for interface in &self.interfaces {
-            let virtually = front == Front::NativeXdp && interface.kind.is_some();
-            if interface.loopback || !interface.ethernet || virtually {
-                continue;
-            }
-            let program = self.injector.xdp_program()?.fd()?.as_fd();
-            let mut attached = Err(Errno::EOPNOTSUPP);
-            for mode in modes {
-                attached = XdpLink::attach(program, interface.index, *mode);
-                if matches!(attached, Ok(_) | Err(Errno::EBUSY)) {
-                    break;
-                }
-            }
-            match attached {
-                Ok(link) => self.xdp.push(link),
-                Err(error) if front == Front::Xdp => self.notes.push(not_by_xdp(interface, error)),
-                // Nobody asked for it.
-                Err(_) => {}
-            }
-        }
-        if front == Front::Xdp && self.xdp.is_empty() && self.notes.is_empty() {
-            self.notes
-                .push("XDP is not used: what passes loopback is judged as it leaves".to_owned());
-        }
-        Ok(())
-    }
-
-    /// Notes a change that outlives this process, before it is made.
-    fn record(&mut self, change: Change) -> Result<()> {
-        note(&mut self.journal, change)
-    }
-
-    /// Starts the delay line behind the programs.
-    fn start_delay_line(&mut self, tap: Tap, shapers: &Shapers) -> Result<()> {
-        let device = list()?
-            .into_iter()
-            .find(|interface| interface.index == tap.index())
-            .context("the tap device has vanished")?;
-        if self.injector.attachment() == Attachment::Clsact {
-            // The device goes with this process, and its filters with it.
-            clsact::ensure(device.index)?;
-        }
-        let holds = self.injector.serve_delay_line(&device)?;
-        if self.interfaces.iter().any(|interface| interface.loopback) {
-            self.let_loopback_come_back()?;
-        }
-        let ways = self.ways.get_or_insert_default();
-        self.delay_line = Some(DelayLine::start(tap, holds, ways.places(), shapers)?);
-        Ok(())
-    }
-
-    /// A packet of loopback loses its route on the way through the delay line. Without it the kernel takes IPv4's local
-    /// addresses from nobody, unless told to.
-    fn let_loopback_come_back(&mut self) -> Result<()> {
-        for name in [
-            "net/ipv4/conf/lo/accept_local",
-            "net/ipv4/conf/lo/route_localnet",
-        ] {
-            let path = Path::new("/proc/sys").join(name);
-            let before = std::fs::read_to_string(&path)
-                .with_context(|| format!("reading {}", path.display()))?
-                .trim()
-                .to_owned();
-            if before == "1" {
-                continue;
-            }
-            self.record(Change::Sysctl {
-                name: name.to_owned(),
-                before,
-                after: "1".to_owned(),
-            })?;
-            std::fs::write(&path, "1").with_context(|| {
-                format!(
-                    "holding packets of loopback needs {}, which can't be written: use --interface for another one",
-                    path.display()
-                )
-            })?;
-        }
-        Ok(())
-    }
 }
 
 impl Prepared {
@@ -662,52 +180,35 @@ impl Prepared {
     }
 }
 
-fn not_by_xdp(interface: &Interface, error: Errno) -> String {
-    let name = &interface.name;
-    match error {
-        Errno::EBUSY => {
-            format!(
-                "XDP is not used on {name}: another program is there already (`ip link show {name}` tells)"
-            )
-        }
-        error => format!("XDP is not used on {name}: the kernel refuses it ({error})"),
-    }
-}
-
 /// Marks the sockets of one process. One that has ended meanwhile has none.
 fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
-    let folder = format!("/proc/{pid}/fd");
-    let Ok(entries) = std::fs::read_dir(Path::new(&folder)) else {
-        return Ok(());
-    };
-    let Ok(process) = open_pidfd(pid) else {
-        return Ok(());
-    };
-    for entry in entries.flatten() {
-        let is_socket = std::fs::read_link(entry.path())
-            .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"));
-        let number = entry.file_name().to_string_lossy().parse::<i32>();
-        let (true, Ok(number)) = (is_socket, number) else {
-            continue;
-        };
-        // SAFETY: two descriptors and no pointers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process_fd(&process), number, 0) };
-        let Ok(fd) = Errno::result(fd).map(i32::try_from) else {
-            continue;
-        };
-        // SAFETY: the call has just made it, and nobody else knows it.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd?) };
-        if !is_internet(&socket) {
-            continue;
+    let sockets = match open_sockets(pid) {
+        Ok(sockets) => sockets,
+        // One that may not be looked into.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("listing the sockets of process {pid}"));
         }
-        injector.adopt_socket(socket.as_fd(), cgroup)?;
+    };
+    let process = match open_pidfd(pid) {
+        Ok(process) => process,
+        Err(Errno::ESRCH) => return Ok(()),
+        Err(errno) => return Err(errno).with_context(|| format!("opening process {pid}")),
+    };
+    for socket in sockets {
+        let socket = match take_descriptor(&process, socket.number) {
+            Ok(socket) => socket,
+            // It has been closed, or its process has ended or may not be looked into.
+            Err(Errno::EBADF | Errno::ESRCH | Errno::EPERM) => continue,
+            Err(errno) => {
+                return Err(errno).with_context(|| format!("taking a socket of process {pid}"));
+            }
+        };
+        if is_internet(&socket) {
+            injector.adopt_socket(socket.as_fd(), cgroup)?;
+        }
     }
     Ok(())
-}
-
-fn process_fd(process: &OwnedFd) -> i32 {
-    use std::os::fd::AsRawFd as _;
-    process.as_raw_fd()
 }
 
 /// Unix sockets and the like have no packets.
@@ -969,28 +470,6 @@ impl Prepared {
     fn settle(&mut self) -> Result<()> {
         self.newcomers = None;
         self.reach().settle()
-    }
-}
-
-impl Reach {
-    /// Takes away all but the programs, which go with this.
-    fn settle(&mut self) -> Result<()> {
-        let journal = self.journal.take();
-        self.injector.rest();
-        if let Some(line) = self.delay_line.take() {
-            // Nothing is handed over any more; what is held goes on at once.
-            line.finish()?;
-        }
-        if let Some(qdiscs) = self.qdiscs.take() {
-            for Loss { interface, packets } in qdiscs.drain()? {
-                tell!("fault: {packets} packets that {interface} still held were lost");
-            }
-        }
-        let left = journal.map(Journal::heal).unwrap_or_default();
-        if let Some(left) = left.first() {
-            anyhow::bail!("{left}: run `fault clean`");
-        }
-        Ok(())
     }
 }
 

@@ -845,6 +845,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("ACTIONS", &options.needs.actions, true)
         .override_global("FAULTS", &options.needs.faults, true)
         .override_global("MODIFIERS", &options.needs.modifiers, true)
+        .override_global("CORRUPT_BITS", &options.needs.corrupt_bits, true)
         .override_global("SCOPED", &scoped, true)
         .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &instance, true)

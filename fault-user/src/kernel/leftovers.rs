@@ -8,227 +8,28 @@
 //! - qdiscs at the root of an interface by their handle ([`super::qdisc::HANDLE`]);
 //! - cgroups by name, `fault-<pid>-<n>`, and by the lock on their directory
 //!   ([`crate::process::cgroup`]);
-//! - everything else (sysctls, qdiscs, moved processes) by a **journal**.
-//!
-//! # The journal
-//! `/run/fault/<pid>.json` (`<pid>-1.json` where there is one already), one JSON value a line: first a [`Header`], then an [`Entry`] for each
-//! change, written *before* the change is made. A torn last line is a change that was not made. The
-//! owner holds a `flock` on the file from before it has its name until it ends, so a journal that
-//! can be locked is a dead instance's, whatever has become of its process number.
+//! - everything else (sysctls, qdiscs, moved processes) by a **journal** ([`super::journal`]).
 //!
 //! Undoing is safe at any time: each step looks first whether the thing is still as `fault` left
 //! it, and leaves it alone if not.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use serde::Serialize;
+
+use super::change::{Change, current_netns, is_cgroup_name, link_owner, remove_link};
 use super::clsact;
 use super::interfaces::{self, Interface};
-use super::netlink::Netlink;
+use super::journal::{Dead, Entry, STATE_FOLDER, journal_owner, parse};
 use super::qdisc;
-use crate::process::cgroup::{self, Hierarchy, Leftovers, NAME_PREFIX};
+use crate::process::cgroup::{self, Hierarchy, Leftovers};
 use crate::process::proc::ProcessId;
-use crate::tell::tell;
-use anyhow::{Context, Result, bail};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkMessage;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use nix::sched::{CloneFlags, setns};
-use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
-
-/// Where journals are kept: a folder that only root can read, gone after a reboot.
-pub const STATE_FOLDER: &str = "/run/fault";
-
-/// The version of the journal's form.
-const VERSION: u32 = 1;
-
-/// The first line of a journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Header {
-    /// The form of what follows.
-    pub version: u32,
-    /// Who made the changes.
-    pub owner: ProcessId,
-}
-
-/// A change with the network namespace that it was made in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// The inode of the network namespace (`/proc/thread-self/ns/net`).
-    pub netns: u64,
-    /// What was changed.
-    #[serde(flatten)]
-    pub change: Change,
-}
-
-/// Something that outlives its maker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "change", rename_all = "kebab-case")]
-pub enum Change {
-    /// A file below `/proc/sys`.
-    Sysctl {
-        /// Relative to `/proc/sys`: `net/ipv4/conf/lo/accept_local`.
-        name: String,
-        /// What it was, without the newline.
-        before: String,
-        /// What it is set to.
-        after: String,
-    },
-    /// A clsact qdisc that was not there before.
-    Clsact {
-        /// On this interface.
-        interface_index: u32,
-    },
-    /// tc filters of ours.
-    Filters {
-        /// On this interface.
-        interface_index: u32,
-    },
-    /// A qdisc of ours. What was there before it is not put back: the kernel puts its default there.
-    Qdisc {
-        /// On this interface.
-        interface_index: u32,
-        /// What it is attached to, `0xFFFF_FFFF` for the root.
-        parent: u32,
-        /// Its own handle: choose one that nobody else would.
-        handle: u32,
-        /// `fq`, `netem`, `prio`…
-        kind: String,
-    },
-    /// A link of ours that stays without us (a veth pair, by one end).
-    Link {
-        /// Its name, which starts with `fault-`.
-        name: String,
-    },
-    /// A process that was moved into a cgroup of ours.
-    Moved {
-        /// Which.
-        process: ProcessId,
-        /// The directory of the cgroup that it came from.
-        from: PathBuf,
-    },
-}
-
-/// The journal of this process.
-#[derive(Debug)]
-pub struct Journal {
-    file: Flock<File>,
-    path: PathBuf,
-    owner: ProcessId,
-    entries: Vec<Entry>,
-    healed: bool,
-}
-
-impl Journal {
-    /// Starts the journal of this process in [`STATE_FOLDER`].
-    ///
-    /// # Errors
-    /// When the folder can't be written.
-    pub fn create() -> Result<Self> {
-        Self::create_in(Path::new(STATE_FOLDER))
-    }
-
-    /// Like [`Self::create`], in another folder.
-    ///
-    /// # Errors
-    /// As [`Self::create`].
-    pub fn create_in(folder: &Path) -> Result<Self> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .with_context(|| format!("can't make {} (run as root)", folder.display()))?;
-        let owner = ProcessId::own()?;
-        let path = free_path(folder, owner.pid)?;
-        let draft = folder.join(format!(".{}.new", owner.pid));
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&draft)
-            .with_context(|| format!("can't make {}", draft.display()))?;
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, errno)| errno)
-            .with_context(|| format!("can't lock {}", draft.display()))?;
-        file.set_len(0)
-            .with_context(|| format!("can't write {}", draft.display()))?;
-        let mut journal = Self {
-            file,
-            path,
-            owner,
-            entries: Vec::new(),
-            healed: true,
-        };
-        let version = VERSION;
-        journal.append(&Header { version, owner })?;
-        // Without replacing one, whoever made it.
-        fs::hard_link(&draft, &journal.path)
-            .with_context(|| format!("can't make {}", journal.path.display()))?;
-        fs::remove_file(&draft).with_context(|| format!("can't remove {}", draft.display()))?;
-        journal.healed = false;
-        Ok(journal)
-    }
-
-    /// Notes a change in the calling thread's network namespace. Call it *before* making it.
-    ///
-    /// # Errors
-    /// When it can't be written; then don't make the change.
-    pub fn record(&mut self, change: Change) -> Result<()> {
-        let netns = current_netns()?;
-        let entry = Entry { netns, change };
-        self.append(&entry)?;
-        self.entries.push(entry);
-        Ok(())
-    }
-
-    fn append(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut bytes = serde_json::to_vec(line).context("can't write a journal line")?;
-        bytes.push(b'\n');
-        // One write, so that a line is there or torn, but never mixed with another.
-        self.file
-            .write_all(&bytes)
-            .with_context(|| format!("can't write {}", self.path.display()))
-    }
-
-    /// Undoes everything, last change first, and removes the journal. Dropping it does the same.
-    /// Returns what could not be undone; then the journal stays for `fault clean`.
-    #[must_use = "what could not be undone must be told"]
-    pub fn heal(mut self) -> Vec<Leftover> {
-        self.undo_all()
-    }
-
-    fn undo_all(&mut self) -> Vec<Leftover> {
-        self.healed = true;
-        let mut report = Vec::new();
-        undo_entries(self.owner.pid, &self.entries, &mut report);
-        report.retain(|leftover| matches!(leftover.fate, Fate::Kept(_)));
-        if report.is_empty()
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            report.push(Leftover::kept(
-                "journal",
-                self.path.display().to_string(),
-                &error.into(),
-            ));
-        }
-        report
-    }
-}
-
-impl Drop for Journal {
-    fn drop(&mut self) {
-        if self.healed {
-            return;
-        }
-        for leftover in self.undo_all() {
-            tell!("fault: {leftover}; `fault clean` tries again");
-        }
-    }
-}
 
 /// What has become of something that a dead instance had left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -254,11 +55,11 @@ pub struct Leftover {
 }
 
 impl Leftover {
-    fn new(kind: &'static str, what: String, fate: Fate) -> Self {
+    pub(super) fn new(kind: &'static str, what: String, fate: Fate) -> Self {
         Self { kind, what, fate }
     }
 
-    fn kept(kind: &'static str, what: String, error: &anyhow::Error) -> Self {
+    pub(super) fn kept(kind: &'static str, what: String, error: &anyhow::Error) -> Self {
         Self::new(kind, what, Fate::Kept(format!("{error:#}")))
     }
 }
@@ -426,28 +227,6 @@ fn settle(
     }
 }
 
-/// The process that a link of ours belongs to: `fault-<pid>`, and no digit behind it.
-fn link_owner(interface: &Interface) -> Option<i32> {
-    if !matches!(interface.kind.as_deref(), Some("ifb" | "tun" | "veth")) {
-        return None;
-    }
-    let rest = interface.name.strip_prefix(NAME_PREFIX)?;
-    let digits = rest.find(|character: char| !character.is_ascii_digit());
-    rest[..digits.unwrap_or(rest.len())].parse().ok()
-}
-
-/// `false`: it was gone already.
-fn remove_link(interface: &Interface) -> Result<bool> {
-    let mut message = LinkMessage::default();
-    message.header.index = interface.index;
-    let request = RouteNetlinkMessage::DelLink(message);
-    match Netlink::route()?.change(request, 0) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("can't remove {}", interface.name)),
-    }
-}
-
 /// Removes the cgroups of ours below `folder` whose owner is gone; what runs in them lives on in
 /// the cgroup above.
 fn sweep_cgroups(folder: &Path, remove: bool, report: &mut Vec<Leftover>) -> Result<()> {
@@ -483,20 +262,14 @@ fn sweep_cgroups(folder: &Path, remove: bool, report: &mut Vec<Leftover>) -> Res
     Ok(())
 }
 
-/// `fault-<pid>-<n>`.
-fn is_cgroup_name(name: &str) -> bool {
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    name.strip_prefix(NAME_PREFIX)
-        .and_then(|rest| rest.split_once('-'))
-        .is_some_and(|(pid, number)| is_number(pid) && is_number(number))
-}
-
 /// Which instances live and which are gone, as their journals tell.
 struct Owners {
     live: HashSet<i32>,
     dead: Vec<Dead>,
     /// What live ones have changed.
     entries: Vec<Entry>,
+    /// Every live one's journal can be read.
+    all_told: bool,
 }
 
 impl Owners {
@@ -505,6 +278,7 @@ impl Owners {
             live: HashSet::new(),
             dead: Vec::new(),
             entries: Vec::new(),
+            all_told: true,
         };
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
@@ -526,15 +300,27 @@ impl Owners {
                 continue;
             }
             owners.live.insert(pid);
-            // It may have ended just now, or be of another version.
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            owners.entries.extend(parse(&text).unwrap_or_default());
+            let text = match fs::read_to_string(&path) {
+                Ok(text) => text,
+                // It has ended just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    return Err(error).with_context(|| format!("can't read {}", path.display()));
+                }
+            };
+            match parse(&text) {
+                Ok(entries) => owners.entries.extend(entries),
+                Err(_another_version) => owners.all_told = false,
+            }
         }
         Ok(owners)
     }
 
-    /// Whether a journal tells of a qdisc of ours on this interface.
+    /// Whether a journal tells of a qdisc of ours on this interface, or may do: rather leave a thing than break one.
     fn tell_of_qdisc(&self, interface: u32) -> Result<bool> {
+        if !self.all_told {
+            return Ok(true);
+        }
         let here = current_netns()?;
         let of_dead = self.dead.iter().flat_map(|dead| &dead.entries);
         Ok(self.entries.iter().chain(of_dead).any(|entry| {
@@ -555,295 +341,6 @@ impl Owners {
     }
 }
 
-/// The number in `<pid>.json` or `<pid>-<n>.json`.
-fn journal_owner(path: &Path) -> Option<i32> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".json")?;
-    let pid = name.split_once('-').map_or(name, |(pid, _)| pid);
-    pid.parse().ok()
-}
-
-/// Where the next journal of a process goes; each has changes of its own.
-fn free_path(folder: &Path, pid: i32) -> Result<PathBuf> {
-    const JOURNALS_MAX: u32 = 8;
-    for number in 0..JOURNALS_MAX {
-        let path = folder.join(match number {
-            0 => format!("{pid}.json"),
-            _ => format!("{pid}-{number}.json"),
-        });
-        // A dead process of our number may have left one, and what it tells must be undone first.
-        if let Some(dead) = Dead::open(&path)? {
-            dead.undo(&mut Vec::new());
-        }
-        if !path.exists() {
-            return Ok(path);
-        }
-    }
-    bail!(
-        "this process has {JOURNALS_MAX} journals in {} already: run `fault clean`",
-        folder.display()
-    )
-}
-
-/// A dead instance's journal, locked so that nobody else undoes it at the same time.
-struct Dead {
-    path: PathBuf,
-    pid: i32,
-    entries: Vec<Entry>,
-    /// Why the journal can't be read.
-    broken: Option<String>,
-    _lock: Flock<File>,
-}
-
-impl Dead {
-    /// `None`: there is no such journal, or its owner lives.
-    fn open(path: &Path) -> Result<Option<Self>> {
-        let file = match OpenOptions::new().read(true).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("can't read {} (run as root)", path.display()));
-            }
-        };
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-            Err((_, errno)) => {
-                return Err(errno).with_context(|| format!("can't lock {}", path.display()));
-            }
-        };
-        let text = fs::read_to_string(path);
-        let text = match text {
-            Ok(text) => text,
-            // Somebody else has just undone it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", path.display()));
-            }
-        };
-        let (entries, broken) = match parse(&text) {
-            Ok(entries) => (entries, None),
-            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
-        };
-        Ok(Some(Self {
-            path: path.to_owned(),
-            pid: journal_owner(path).context("a journal has its owner's number as its name")?,
-            entries,
-            broken,
-            _lock: lock,
-        }))
-    }
-
-    fn undo(&self, report: &mut Vec<Leftover>) {
-        let path = self.path.display().to_string();
-        if let Some(why) = &self.broken {
-            let why = Fate::Kept(format!("{why}: look into it, then delete it"));
-            report.push(Leftover::new("journal", path, why));
-            return;
-        }
-        let before = report.len();
-        undo_entries(self.pid, &self.entries, report);
-        let all_done = report[before..]
-            .iter()
-            .all(|leftover| !matches!(leftover.fate, Fate::Kept(_)));
-        if !all_done {
-            return;
-        }
-        report.push(match fs::remove_file(&self.path) {
-            Ok(()) => Leftover::new("journal", path, Fate::Removed),
-            Err(error) => Leftover::kept("journal", path, &error.into()),
-        });
-    }
-}
-
-/// Reads the lines of a journal; a torn last one is a change that was not made.
-fn parse(text: &str) -> Result<Vec<Entry>> {
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _torn)| whole);
-    let mut lines = whole.lines();
-    let Some(header) = lines.next() else {
-        return Ok(Vec::new());
-    };
-    let header: Header = serde_json::from_str(header).context("not a journal of fault")?;
-    if header.version != VERSION {
-        bail!("a journal of another version of fault ({})", header.version);
-    }
-    lines
-        .map(|line| serde_json::from_str(line).context("a journal line that can't be read"))
-        .collect()
-}
-
-/// Undoes changes of the process `owner`, the last one first.
-fn undo_entries(owner: i32, entries: &[Entry], report: &mut Vec<Leftover>) {
-    for entry in entries.iter().rev() {
-        let undone = if entry.change.is_in_netns() {
-            in_netns(entry.netns, || entry.change.undo(owner))
-        } else {
-            entry.change.undo(owner)
-        };
-        let (kind, what) = (entry.change.kind(), entry.change.describe());
-        match undone {
-            Ok(true) => report.push(Leftover::new(kind, what, Fate::Removed)),
-            Ok(false) => {}
-            Err(error) => report.push(Leftover::kept(kind, what, &error)),
-        }
-    }
-}
-
-impl Change {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Sysctl { .. } => "sysctl",
-            Self::Clsact { .. } | Self::Qdisc { .. } => "qdisc",
-            Self::Filters { .. } => "filter",
-            Self::Link { .. } => "link",
-            Self::Moved { .. } => "process",
-        }
-    }
-
-    fn describe(&self) -> String {
-        match self {
-            Self::Sysctl { name, before, .. } => format!("{name} (was {before})"),
-            Self::Clsact { interface_index } => format!("clsact on interface {interface_index}"),
-            Self::Filters { interface_index } => format!("on interface {interface_index}"),
-            Self::Qdisc {
-                interface_index,
-                kind,
-                ..
-            } => format!("{kind} on interface {interface_index}"),
-            Self::Link { name } => name.clone(),
-            Self::Moved { process, from } => format!("{} from {}", process.pid, from.display()),
-        }
-    }
-
-    /// It happened in one network namespace and can be undone only there.
-    fn is_in_netns(&self) -> bool {
-        match self {
-            Self::Sysctl { name, .. } => name.starts_with("net/"),
-            Self::Moved { .. } => false,
-            _ => true,
-        }
-    }
-
-    /// `false`: there was nothing to undo any more.
-    fn undo(&self, owner: i32) -> Result<bool> {
-        match self {
-            Self::Sysctl {
-                name,
-                before,
-                after,
-            } => undo_sysctl(name, before, after),
-            Self::Clsact { interface_index } => clsact::remove_if_unused(*interface_index),
-            Self::Filters { interface_index } => {
-                let removed = clsact::remove_of(*interface_index, owner)?;
-                Ok(removed > 0)
-            }
-            Self::Qdisc {
-                interface_index,
-                parent,
-                handle,
-                kind,
-            } => clsact::remove_qdisc(*interface_index, *parent, *handle, kind),
-            Self::Link { name } => {
-                let all = interfaces::list()?;
-                let found = all.iter().find(|interface| interface.name == *name);
-                match found {
-                    Some(interface) if link_owner(interface).is_some() => remove_link(interface),
-                    _ => Ok(false),
-                }
-            }
-            Self::Moved { process, from } => undo_move(*process, from),
-        }
-    }
-}
-
-/// Writes the old value back if the new one is still there.
-fn undo_sysctl(name: &str, before: &str, after: &str) -> Result<bool> {
-    let relative = Path::new(name);
-    let is_plain = relative
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
-    if !is_plain {
-        bail!("`{name}` is not below /proc/sys");
-    }
-    let path = Path::new("/proc/sys").join(relative);
-    let now = match fs::read_to_string(&path) {
-        Ok(now) => now,
-        // Its interface is gone.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
-    };
-    if now.trim_end() != after || before == after {
-        return Ok(false);
-    }
-    fs::write(&path, before).with_context(|| format!("can't write {}", path.display()))?;
-    Ok(true)
-}
-
-/// Moves a process back, if it is still in a cgroup of ours. Where its own cgroup is gone, it stays
-/// until ours goes, and then ends up above.
-fn undo_move(process: ProcessId, from: &Path) -> Result<bool> {
-    if !process.is_alive()? || !from.exists() {
-        return Ok(false);
-    }
-    let pid = Pid::from_raw(process.pid);
-    let Ok(hierarchy) = Hierarchy::find() else {
-        return Ok(false);
-    };
-    let now = hierarchy.of(pid)?;
-    let is_in_ours = now
-        .path()
-        .iter()
-        .any(|name| name.to_str().is_some_and(is_cgroup_name));
-    if !is_in_ours {
-        return Ok(false);
-    }
-    cgroup::move_process(pid, from)
-}
-
-/// The inode of the calling thread's network namespace.
-fn current_netns() -> Result<u64> {
-    let path = "/proc/thread-self/ns/net";
-    let metadata = fs::metadata(path).with_context(|| format!("can't read {path}: mount /proc"))?;
-    Ok(metadata.ino())
-}
-
-/// Runs `undo` inside a network namespace. `false` when that is gone: so is what was changed in it.
-fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bool> {
-    if current_netns()? == inode {
-        return undo();
-    }
-    let Some(namespace) = find_netns(inode) else {
-        return Ok(false);
-    };
-    // A thread of its own, since there may be no way back into this one's namespace.
-    std::thread::scope(|scope| {
-        let entered = scope.spawn(move || {
-            setns(namespace, CloneFlags::CLONE_NEWNET)
-                .context("can't enter the network namespace (needs CAP_SYS_ADMIN)")?;
-            undo()
-        });
-        entered
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-/// Finds a network namespace by its inode: of a process, or one that `ip netns` or Docker keeps.
-fn find_netns(inode: u64) -> Option<File> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let kept = ["/run/netns", "/run/docker/netns"]
-        .into_iter()
-        .filter_map(|folder| fs::read_dir(folder).ok())
-        .flat_map(Iterator::flatten)
-        .map(|entry| entry.path());
-    processes
-        .map(|entry| entry.path().join("ns/net"))
-        .chain(kept)
-        // A process that has ended, or has no namespace any more, is not the one.
-        .filter(|path| fs::metadata(path).is_ok_and(|found| found.ino() == inode))
-        .find_map(|path| File::open(path).ok())
-}
-
 fn has_errno(error: &anyhow::Error, errno: Errno) -> bool {
     error
         .root_cause()
@@ -853,78 +350,17 @@ fn has_errno(error: &anyhow::Error, errno: Errno) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd as _;
+
+    use nix::fcntl::{Flock, FlockArg};
+
+    use super::super::journal::{Header, VERSION};
     use super::super::netlink::in_own_netns;
     use super::*;
-    use std::os::fd::AsFd;
 
     fn line(value: &impl Serialize) -> String {
         serde_json::to_string(value).unwrap() + "\n"
-    }
-
-    fn header() -> Header {
-        Header {
-            version: VERSION,
-            owner: ProcessId {
-                pid: 1,
-                start_ticks: 2,
-            },
-        }
-    }
-
-    fn entry() -> Entry {
-        Entry {
-            netns: 3,
-            change: Change::Sysctl {
-                name: "net/ipv4/conf/lo/accept_local".into(),
-                before: "0".into(),
-                after: "1".into(),
-            },
-        }
-    }
-
-    #[test]
-    fn a_journal_reads_as_it_was_written_and_a_torn_line_is_no_change() {
-        let text = line(&header()) + &line(&entry()) + &line(&entry());
-        assert_eq!(parse(&text).unwrap(), [entry(), entry()]);
-        for cut in line(&header()).len()..text.len() {
-            let whole = text[..cut].matches('\n').count() - 1;
-            assert_eq!(parse(&text[..cut]).unwrap().len(), whole, "cut at {cut}");
-        }
-        assert_eq!(parse("").unwrap(), []);
-        assert!(parse("{\"version\":9,\"owner\":{\"pid\":1,\"start_ticks\":1}}\n").is_err());
-        assert!(parse("nonsense\n").is_err());
-    }
-
-    #[test]
-    fn the_form_of_a_line_is_stable() {
-        let expected = "{\"netns\":3,\"change\":\"sysctl\",\
-                        \"name\":\"net/ipv4/conf/lo/accept_local\",\"before\":\"0\",\"after\":\"1\"}";
-        assert_eq!(serde_json::to_string(&entry()).unwrap(), expected);
-    }
-
-    #[test]
-    fn a_path_out_of_proc_sys_is_refused() {
-        for name in ["../../etc/passwd", "/etc/passwd", "net/../../self/comm"] {
-            assert!(undo_sysctl(name, "x", "y").is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn only_names_of_our_form_are_ours() {
-        assert!(is_cgroup_name("fault-12-0"));
-        for other in [
-            "fault-12",
-            "fault--1",
-            "fault-a-1",
-            "fault-1-",
-            "default-1-2",
-            "fault-1-2-3",
-        ] {
-            assert!(!is_cgroup_name(other), "{other}");
-        }
-        assert_eq!(journal_owner(Path::new("/x/12.json")), Some(12));
-        assert_eq!(journal_owner(Path::new("/x/12-1.json")), Some(12));
-        assert_eq!(journal_owner(Path::new("/x/.12.json.new")), None);
     }
 
     /// A number that no process has.
@@ -984,6 +420,29 @@ mod tests {
             assert!(clsact::remove(&left[0]).unwrap() && !clsact::remove(&left[0]).unwrap());
             assert!(clsact::remove_if_unused(lo).unwrap());
             assert!(!clsact::remove_if_unused(lo).unwrap());
+        });
+    }
+
+    #[test]
+    fn a_qdisc_stays_while_an_instance_of_another_version_lives() {
+        in_own_netns(|| {
+            let lo = interfaces::list().unwrap()[0].index;
+            let folder = tempfile::tempdir().unwrap();
+            let journal = folder.path().join(format!("{}.json", std::process::id()));
+            let places = Places {
+                state_folder: folder.path().into(),
+                hierarchy: None,
+            };
+            fs::write(&journal, "{\"version\":9}\n").unwrap();
+            let file = File::open(&journal).unwrap();
+            let alive = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+            tc("qdisc add dev lo root handle fa17: pfifo");
+            assert_eq!(clean(&places).unwrap(), []);
+            assert!(qdisc::root_of(lo).unwrap().is_some());
+            drop(alive);
+            fs::remove_file(journal).unwrap();
+            assert_eq!(clean(&places).unwrap().len(), 1);
+            assert_eq!(qdisc::root_of(lo).unwrap(), None);
         });
     }
 

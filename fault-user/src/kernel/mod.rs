@@ -4,12 +4,14 @@
 //! die with it.
 
 pub mod cgroup_link;
+pub mod change;
 pub mod clock;
 pub mod clsact;
 pub mod events;
 pub mod injection;
 pub mod injector;
 pub mod interfaces;
+pub mod journal;
 mod lease;
 pub mod leftovers;
 pub mod link;
@@ -18,7 +20,9 @@ pub mod needs;
 pub mod netlink;
 mod newcomers;
 pub mod object;
+pub mod preparation;
 pub mod qdisc;
+mod reach;
 pub mod ruleset;
 pub mod services;
 pub mod verifier;

@@ -1,7 +1,7 @@
 //! What a rule set asks of the programs. The kernel is told before it verifies them, and leaves out the rest: a run
 //! starts sooner for it, and a packet is judged sooner.
 
-use fault_common::abi::{RuleEntry, action, fault, modifier, rule_flag};
+use fault_common::abi::{CORRUPT_BITS_MAX, RuleEntry, action, fault, modifier, rule_flag};
 use fault_common::random::ALWAYS;
 
 use super::ruleset::PacketRule;
@@ -15,6 +15,8 @@ pub struct Needs {
     pub faults: u32,
     /// Bits of [`modifier`].
     pub modifiers: u32,
+    /// The most bits that are flipped in one packet.
+    pub corrupt_bits: u32,
 }
 
 impl Needs {
@@ -23,6 +25,7 @@ impl Needs {
         actions: u32::MAX,
         faults: u32::MAX,
         modifiers: u32::MAX,
+        corrupt_bits: CORRUPT_BITS_MAX,
     };
 
     /// What these rules ask for.
@@ -32,11 +35,13 @@ impl Needs {
             actions: 0,
             faults: 0,
             modifiers: 0,
+            corrupt_bits: 0,
         };
         rules.iter().fold(nothing, |all, rule| Self {
             actions: all.actions | actions(&rule.entry),
             faults: all.faults | 1 << rule.entry.fault,
             modifiers: all.modifiers | modifiers(&rule.entry),
+            corrupt_bits: all.corrupt_bits.max(corrupt_bits(&rule.entry)),
         })
     }
 }
@@ -61,6 +66,16 @@ fn actions(entry: &RuleEntry) -> u32 {
         _ => &[action::DROP],
     };
     bits.iter().fold(0, |all, bit| all | 1 << bit)
+}
+
+/// How many bits a rule flips in one packet.
+fn corrupt_bits(entry: &RuleEntry) -> u32 {
+    if entry.fault == fault::CORRUPT_VISIBLE {
+        u32::try_from(entry.arguments[1])
+            .map_or(CORRUPT_BITS_MAX, |bits| bits.min(CORRUPT_BITS_MAX))
+    } else {
+        0
+    }
 }
 
 /// The modifiers of a rule, as bits of [`modifier`].

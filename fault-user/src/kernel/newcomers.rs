@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::injection::Reach;
 use super::interfaces::Selection;
+use super::reach::Reach;
 use crate::doctor::capabilities::Capability;
 use crate::process::rights::be_helper;
 use crate::tell::tell;

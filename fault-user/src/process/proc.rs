@@ -3,7 +3,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::{fs, io};
 
 /// A process that can't be mistaken for a later one with the same number.
@@ -152,29 +152,63 @@ pub fn tree(root: Pid) -> Result<Vec<ProcessId>> {
 pub fn socket_inodes(processes: &[ProcessId]) -> Result<HashSet<u64>> {
     let mut inodes = HashSet::new();
     for process in processes {
-        let folder = format!("/proc/{}/fd", process.pid);
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => {
-                return Err(error).with_context(|| {
-                    format!("can't read {folder}: run as root or as that process's user")
-                });
-            }
-        };
-        for entry in entries {
-            // A descriptor may be closed, and the process may end, between the two system calls.
-            let target = match entry.and_then(|entry| fs::read_link(entry.path())) {
-                Ok(target) => target,
-                Err(error) if is_gone(&error) => continue,
-                Err(error) => {
-                    return Err(error).with_context(|| format!("can't read {folder}"));
-                }
-            };
-            inodes.extend(target.to_str().and_then(socket_inode));
-        }
+        let sockets = open_sockets(process.pid).with_context(|| {
+            let pid = process.pid;
+            format!("can't read /proc/{pid}/fd: run as root or as that process's user")
+        })?;
+        inodes.extend(sockets.iter().map(|socket| socket.inode));
     }
     Ok(inodes)
+}
+
+/// A socket that a process has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenSocket {
+    /// Its descriptor there.
+    pub number: RawFd,
+    /// What tells it from all others.
+    pub inode: u64,
+}
+
+/// The sockets that a process has open. One that ends meanwhile has none.
+///
+/// # Errors
+/// `PermissionDenied` without being its owner and without `CAP_SYS_PTRACE`; too many files are open here.
+pub fn open_sockets(pid: i32) -> io::Result<Vec<OpenSocket>> {
+    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(entries) => entries,
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut sockets = Vec::new();
+    for entry in entries {
+        // A descriptor may be closed, and the process may end, between the two system calls.
+        let looked = entry.and_then(|entry| Ok((fs::read_link(entry.path())?, entry.file_name())));
+        let (link, number) = match looked {
+            Ok(looked) => looked,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        let inode = link.to_str().and_then(socket_inode);
+        let number = number.to_str().and_then(|number| number.parse().ok());
+        if let (Some(inode), Some(number)) = (inode, number) {
+            sockets.push(OpenSocket { number, inode });
+        }
+    }
+    Ok(sockets)
+}
+
+/// A second descriptor of what a process has open as `number` (Linux 5.6); closed on exec.
+///
+/// # Errors
+/// `ESRCH` when the process has ended, `EBADF` when it has closed it, `EPERM` when it may not be looked into.
+pub fn take_descriptor(process: &OwnedFd, number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes three integers and returns a new descriptor that nobody else owns.
+    unsafe {
+        let fd = nix::libc::syscall(nix::libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0);
+        let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EOVERFLOW)?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
 }
 
 /// The number in `socket:[12345]`.

@@ -5,7 +5,8 @@
 use super::cgroup::{Cgroup, CommandCgroup, Hierarchy, Leftovers, ROUNDS_MAX, move_process};
 use super::proc::{self, ProcessId};
 use super::sockets::{self, OpenSocket};
-use crate::kernel::leftovers::{Change, Journal};
+use crate::kernel::change::Change;
+use crate::kernel::journal::Journal;
 use crate::tell::tell;
 use anyhow::{Result, bail};
 use nix::unistd::Pid;

@@ -504,11 +504,19 @@ impl Fault {
             Value::Object(given) => given,
             other => return Err(format!("attributes must be an object, not {other}")),
         };
+        let changed = self.of_same_kind(self.merged(given));
+        changed
+            .map_err(|error| self.blamed(given, &error.to_string()))?
+            .checked()
+    }
+
+    /// Its attributes with those that are given, which are not null.
+    fn merged<'a>(&self, given: impl IntoIterator<Item = (&'a String, &'a Value)>) -> Value {
         let mut merged = match self.attributes() {
             Value::Object(attributes) => attributes,
             _ => Map::new(),
         };
-        for (name, value) in given.iter().filter(|(_, value)| !value.is_null()) {
+        for (name, value) in given.into_iter().filter(|(_, value)| !value.is_null()) {
             let known = merged
                 .keys()
                 .find(|known| known.eq_ignore_ascii_case(name))
@@ -517,9 +525,18 @@ impl Fault {
                 known.unwrap_or_else(|| self.canonical(&name.to_ascii_lowercase()).to_owned());
             merged.insert(name, value.clone());
         }
-        self.of_same_kind(Value::Object(merged))
-            .map_err(|error| error.to_string())?
-            .checked()
+        Value::Object(merged)
+    }
+
+    /// An error with the name of the attribute that it is about: the first that can't be given alone.
+    fn blamed(&self, given: &Map<String, Value>, error: &str) -> String {
+        let wrong = given
+            .iter()
+            .find(|one| self.of_same_kind(self.merged([*one])).is_err());
+        match wrong {
+            Some((name, _)) => format!("attributes.{name}: {error}"),
+            None => error.to_owned(),
+        }
     }
 
     /// An alias and the attribute that it stands for must not both be in the merged object.

@@ -21,7 +21,7 @@ mod upstream;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -526,7 +526,7 @@ impl Relay {
             .map_or_else(Vec::new, |inner| inner.controls());
         let info = |control: &Arc<connection::Control>| ConnectionInfo {
             ordinal: control.ordinal,
-            client: control.client,
+            client: SocketAddr::new(control.client.ip().to_canonical(), control.client.port()),
             age_ms: control.opened.elapsed().as_millis(),
         };
         controls.iter().map(info).collect()
@@ -598,7 +598,8 @@ async fn tell(
     }
 }
 
-/// Resolves an address to listen on: an empty host is every address, of IPv6 and IPv4.
+/// Resolves an address to listen on. An empty host is every address, of IPv6 and IPv4, and so is 0.0.0.0 for TCP, as in Go;
+/// an empty port is any.
 ///
 /// # Errors
 ///
@@ -612,29 +613,45 @@ pub async fn resolve_listen(transport: Transport, text: &str) -> io::Result<Sock
     if text.is_empty() {
         return Ok(SocketAddr::from(([127, 0, 0, 1], 0)));
     }
-    if let Ok(address) = text.parse() {
-        return Ok(address);
-    }
     let Some((host, port)) = text.rsplit_once(':') else {
         return Err(fail(format!("address {text}: missing port in address")));
     };
-    let port: u16 = port
-        .parse()
-        .map_err(|_| fail(format!("address {port}: invalid port")))?;
-    if host.is_empty() {
-        return Ok(SocketAddr::from(([0_u16; 8], port)));
+    let port: u16 = match port {
+        "" => 0,
+        _ => port
+            .parse()
+            .map_err(|_| fail(format!("address {port}: invalid port")))?,
+    };
+    if host.is_empty() || host == "0.0.0.0" && transport == Transport::Tcp {
+        return Ok(every_address(port));
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(address);
     }
     let no_such_host = || fail(format!("lookup {host}: no such host"));
-    let addresses = upstream::resolve_name(text).await.map_err(|error| {
-        log::debug!("{text}: {error}");
-        no_such_host()
-    })?;
+    let addresses = upstream::resolve_name(&format!("{host}:{port}"))
+        .await
+        .map_err(|error| {
+            log::debug!("{text}: {error}");
+            no_such_host()
+        })?;
     // As Go does: an IPv4 address where there is one.
     let first = addresses
         .iter()
         .find(|address| address.is_ipv4())
         .or(addresses.first());
     first.copied().ok_or_else(no_such_host)
+}
+
+/// The address that stands for all of this host: IPv6's, which takes IPv4 as well, where there is IPv6.
+fn every_address(port: u16) -> SocketAddr {
+    match socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None) {
+        Ok(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+        Err(error) => {
+            log::debug!("no IPv6 here: {error}");
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+        }
+    }
 }
 
 /// Words a failure to bind as Toxiproxy does.

@@ -215,7 +215,7 @@ async fn carry(inner: Arc<Inner>, control: Arc<Control>, client: TcpStream) {
         server = inner.upstream.connect(accepted) => server.map_err(|error| {
             log::info!("upstream {:?}: {error}", inner.upstream);
             inner.stats.refused.fetch_add(1, Ordering::Relaxed);
-            CloseMode::Rst
+            inner.upstream.unreachable()
         }),
         // A client that gives up while the server does not answer is not kept.
         _ready = client.ready(Interest::ERROR) => Err(CloseMode::Rst),

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::fault::CloseMode;
+
 /// What is known of an accepted connection when its upstream is looked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Accepted {
@@ -79,6 +81,16 @@ impl Upstream {
             },
             Target::Hook(hook) => hook(accepted()?).map(|address| vec![address]),
             Target::OriginalDestination => Ok(vec![accepted()?.local]),
+        }
+    }
+
+    /// How the client is told that its server can't be reached. One that dialled the relay's own address has connected to what it
+    /// asked for: it gets an orderly end, as from Toxiproxy, since a reset can overtake the return of its connect(2) and make that
+    /// fail. One that dialled the server gets what is nearest to a refusal.
+    pub(crate) const fn unreachable(&self) -> CloseMode {
+        match (&self.target, &self.prepare) {
+            (Target::Name(_), None) => CloseMode::Fin,
+            _ => CloseMode::Rst,
         }
     }
 

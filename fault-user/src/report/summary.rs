@@ -46,29 +46,46 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         plan.seed
     );
     let mut rows = vec![["rule", "seen", "hit", "conns", "by"].map(str::to_owned)];
-    rows.extend(plan.rules.iter().zip(hits).map(|(rule, hits)| {
-        let stats = &hits.stats;
-        let (seen, hit) = if rule.stream.is_some() {
-            (
-                format!("{} conns", stats.seen_packets),
-                format!("{} times", stats.hit_packets),
-            )
-        } else {
-            (
-                amount(stats.seen_packets, stats.seen_segments, stats.seen_bytes),
-                amount(stats.hit_packets, stats.hit_segments, stats.hit_bytes),
-            )
-        };
-        let by = rule.mechanism(Some(injection.hooks()));
-        [
-            rule.text.clone(),
-            seen,
-            hit,
-            hits.connections.to_string(),
-            by,
-        ]
-    }));
+    let rules = plan.rules.iter().zip(hits);
+    rows.extend(rules.map(|(rule, hits)| row(rule, hits, injection)));
     text += &columns(&rows);
+    held(&mut text, injection);
+    interfaces(&mut text, injection);
+    for (counter, what) in NOTES {
+        let count = counters.get(counter as usize).copied().unwrap_or(0);
+        if count != 0 {
+            let _ = writeln!(text, "  {count} {what}");
+        }
+    }
+    text
+}
+
+/// What one rule did.
+fn row(rule: &PlannedRule, hits: &Hits, injection: &Injection) -> [String; 5] {
+    let stats = &hits.stats;
+    let (seen, hit) = if rule.stream.is_some() {
+        (
+            format!("{} conns", stats.seen_packets),
+            format!("{} times", stats.hit_packets),
+        )
+    } else {
+        (
+            amount(stats.seen_packets, stats.seen_segments, stats.seen_bytes),
+            amount(stats.hit_packets, stats.hit_segments, stats.hit_bytes),
+        )
+    };
+    let by = rule.mechanism(Some(injection.hooks()));
+    [
+        rule.text.clone(),
+        seen,
+        hit,
+        hits.connections.to_string(),
+        by,
+    ]
+}
+
+/// What the delay line could not keep.
+fn held(text: &mut String, injection: &Injection) {
     if let Some(figures) = injection.delay_line() {
         for (count, what) in [
             (
@@ -87,6 +104,10 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
             }
         }
     }
+}
+
+/// What was lost at interfaces, and those that are gone.
+fn interfaces(text: &mut String, injection: &Injection) {
     match (injection.losses(), injection.vanished()) {
         (Ok(losses), Ok(vanished)) => {
             for Loss { interface, packets } in losses {
@@ -109,13 +130,6 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
             );
         }
     }
-    for (counter, what) in NOTES {
-        let count = counters.get(counter as usize).copied().unwrap_or(0);
-        if count != 0 {
-            let _ = writeln!(text, "  {count} {what}");
-        }
-    }
-    text
 }
 
 /// Rows in columns as wide as what is in them: the first and the last begin at the left, figures end at the right.

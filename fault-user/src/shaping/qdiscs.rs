@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::tap::be_quiet;
+use crate::kernel::change::Change;
 use crate::kernel::clsact::Qdisc;
 use crate::kernel::interfaces::{self, Interface};
-use crate::kernel::leftovers::Change;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::qdisc::{HANDLE, Queue, ROOT, add_fq, add_netem, add_veth, queues, root_of};
 

@@ -174,7 +174,7 @@ impl Opened {
             .iter()
             .zip(targets)
             .map(|(ends, target)| ends.service(target))
-            .collect();
+            .collect::<std::io::Result<_>>()?;
         let (hooks, originals) = Hooks::attach(cgroup, reach, &services)?;
         if !reach.all_servers {
             for listener in reconnect::listeners(cgroup)? {

@@ -1,6 +1,7 @@
 //! Resets connections that are open before a rule, so that they come back through the relay.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use netlink_packet_sock_diag::message::SockDiagDestroy;
 
 use crate::kernel::netlink::{Netlink, attributes};
 use crate::kernel::services::relay_mark;
+use crate::process::proc::open_sockets;
 use crate::rule::ResolvedTarget;
 
 /// Bytes of `struct inet_diag_msg` (`linux/inet_diag.h`).
@@ -99,7 +101,7 @@ pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
 /// Sockets that belong to a cgroup: made in it or below, or open in a process that is there now.
 pub struct Scope {
     cgroups: HashSet<u64>,
-    inodes: HashSet<u32>,
+    inodes: HashSet<u64>,
     /// There are no processes in it.
     is_empty: bool,
 }
@@ -131,20 +133,16 @@ impl Scope {
             .with_context(|| format!("listing the processes of {}", path.display()))?;
         for pid in processes.lines() {
             self.is_empty = false;
-            // One that has ended, or that may not be looked into, is known by its cgroup alone.
-            let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-                continue;
+            let sockets = match open_sockets(pid.parse()?) {
+                Ok(sockets) => sockets,
+                // One that may not be looked into is known by its cgroup alone.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("listing the sockets of process {pid}"));
+                }
             };
-            let links = files
-                .flatten()
-                .flat_map(|file| std::fs::read_link(file.path()));
-            self.inodes.extend(links.filter_map(|link| {
-                let text = link.to_str()?;
-                text.strip_prefix("socket:[")?
-                    .strip_suffix(']')?
-                    .parse::<u32>()
-                    .ok()
-            }));
+            self.inodes.extend(sockets.iter().map(|one| one.inode));
         }
         Ok(())
     }
@@ -154,7 +152,7 @@ impl Scope {
     pub fn has(&self, end: &End) -> bool {
         end.cgroup
             .is_some_and(|cgroup| self.cgroups.contains(&cgroup))
-            || self.inodes.contains(&end.inode)
+            || self.inodes.contains(&end.inode.into())
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context as _, Result};
 use fault_common::abi::SLOTS;
+use nix::errno::Errno;
 
 use super::hooks::Originals;
 use super::served::Served;
@@ -59,7 +60,8 @@ impl Ends {
                 Transport::Tcp => {
                     let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
                         .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
-                    let v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok();
+                    let v6 = unless_missing(TcpListener::bind((Ipv6Addr::LOCALHOST, 0)))
+                        .context("the relay can't listen on ::1")?;
                     // What they accept inherits the mark: `reconnect` leaves it alone.
                     for listener in [Some(&v4), v6.as_ref()].into_iter().flatten() {
                         mark(listener.as_fd(), relay_mark())?;
@@ -69,7 +71,9 @@ impl Ends {
                 Transport::Udp => {
                     let v4 = sockets(Ipv4Addr::LOCALHOST.into())
                         .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
-                    let has_v6 = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+                    let has_v6 = unless_missing(UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)))
+                        .context("the relay can't listen on ::1")?
+                        .is_some();
                     ends.datagrams[0] = v4;
                     if has_v6 {
                         ends.datagrams[1] = sockets(Ipv6Addr::LOCALHOST.into())
@@ -92,15 +96,18 @@ impl Ends {
     }
 
     /// The target as the hooks know it.
-    pub fn service(&self, target: &ResolvedTarget) -> Service {
-        let port = |listener: &Option<TcpListener>| {
-            let address = listener.as_ref().and_then(|one| one.local_addr().ok());
-            address.map_or(0, |address| address.port())
+    ///
+    /// # Errors
+    /// The kernel does not tell where a relay listens.
+    pub fn service(&self, target: &ResolvedTarget) -> io::Result<Service> {
+        let port = |listener: &Option<TcpListener>| match listener {
+            Some(listener) => Ok(listener.local_addr()?.port()),
+            None => io::Result::Ok(0),
         };
         let [v4, v6] = &self.streams;
-        let mut service = Service::new(target, [port(v4), port(v6)]);
+        let mut service = Service::new(target, [port(v4)?, port(v6)?]);
         service.limit_to(v4.is_some(), !self.datagrams[0].is_empty());
-        service
+        Ok(service)
     }
 
     /// Relays that do not listen yet. Their connections are numbered as one.
@@ -139,6 +146,17 @@ impl Ends {
             relays.push(maker.relay(number, listen, target, &ordinals));
         }
         Ok(relays)
+    }
+}
+
+/// Nothing where this machine, or this network namespace, has no IPv6; any other reason is an error.
+fn unless_missing<T>(bound: io::Result<T>) -> io::Result<Option<T>> {
+    match bound {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => Ok(None),
+            _ => Err(error),
+        },
     }
 }
 
@@ -216,7 +234,7 @@ fn mark(socket: BorrowedFd<'_>, number: u32) -> io::Result<()> {
             4,
         )
     };
-    nix::errno::Errno::result(status)?;
+    Errno::result(status)?;
     Ok(())
 }
 
@@ -240,5 +258,25 @@ pub fn backlog(listener: &TcpListener) -> u64 {
         info.tcpi_unacked.into()
     } else {
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_ipv6_is_no_error_and_too_many_files_are() {
+        let bound = |errno: Errno| unless_missing::<()>(Err(errno.into()));
+        for missing in [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL] {
+            assert!(
+                bound(missing).is_ok_and(|socket| socket.is_none()),
+                "{missing}"
+            );
+        }
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::EADDRINUSE] {
+            let error = bound(errno).expect_err("it must be told");
+            assert_eq!(error.raw_os_error(), Some(errno as i32));
+        }
     }
 }

@@ -4,15 +4,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use socket2::{Domain, SockAddr, SockRef};
 
 use crate::kernel::netlink::Netlink;
-use crate::process::proc::open_pidfd;
+use crate::process::proc::{open_pidfd, open_sockets, take_descriptor};
 use crate::process::sockets::{Protocol, list_by};
 
 /// Connects what is connected to the relay to its server, by the relay's address. Nothing must be led any more.
@@ -29,49 +28,36 @@ pub fn straighten(netlink: &mut Netlink, servers: &HashMap<SocketAddr, SocketAdd
         return Ok(());
     }
     let processes = std::fs::read_dir("/proc").context("listing processes")?;
-    for process in processes.flatten() {
-        let pid = process.file_name().to_string_lossy().parse::<i32>();
-        if let Ok(pid) = pid {
-            straighten_process(pid, &process.path(), &mut led)?;
+    for process in processes {
+        let name = process.context("listing processes")?.file_name();
+        if let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) {
+            straighten_process(pid, &mut led)?;
         }
     }
     Ok(())
 }
 
-/// One that has ended meanwhile, or that may not be looked into, has none.
-fn straighten_process(pid: i32, folder: &Path, led: &mut HashMap<u64, SocketAddr>) -> Result<()> {
-    let Ok(files) = std::fs::read_dir(folder.join("fd")) else {
-        return Ok(());
+fn straighten_process(pid: i32, led: &mut HashMap<u64, SocketAddr>) -> Result<()> {
+    let sockets = match open_sockets(pid) {
+        Ok(sockets) => sockets,
+        // One that may not be looked into.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("listing the sockets of process {pid}"));
+        }
     };
-    for file in files.flatten() {
-        let link = std::fs::read_link(file.path()).unwrap_or_default();
-        let inode = link.to_str().and_then(|text| {
-            text.strip_prefix("socket:[")?
-                .strip_suffix(']')?
-                .parse()
-                .ok()
-        });
-        let number = file.file_name().to_string_lossy().parse::<i32>();
-        let (Some(inode), Ok(number)) = (inode, number) else {
-            continue;
-        };
+    for socket in sockets {
         // Another process may have the same socket.
-        if let Some(server) = led.remove(&inode) {
-            let socket = take(pid, number).and_then(|socket| connect(&socket, server));
-            socket.with_context(|| format!("connecting a socket of process {pid} to {server}"))?;
+        if let Some(server) = led.remove(&socket.inode) {
+            let taken =
+                open_pidfd(pid).and_then(|process| take_descriptor(&process, socket.number));
+            taken
+                .map_err(io::Error::from)
+                .and_then(|socket| connect(&socket, server))
+                .with_context(|| format!("connecting a socket of process {pid} to {server}"))?;
         }
     }
     Ok(())
-}
-
-/// A second descriptor of a process's socket.
-fn take(pid: i32, number: i32) -> io::Result<OwnedFd> {
-    let process = open_pidfd(pid)?;
-    // SAFETY: two descriptors and no pointers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
-    let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
-    // SAFETY: the call has just made it, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn connect(socket: &OwnedFd, server: SocketAddr) -> io::Result<()> {

@@ -13,9 +13,9 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupSkb, CgroupSockAddr, SockOps};
-use fault_common::abi::{Counter, STEERS, Witness, watched};
+use fault_common::abi::{Counter, STEERS, Witness};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::kernel::cgroup_link::{CgroupLink, Hook};
@@ -69,7 +69,6 @@ impl Watch {
             .map(|(_, target)| Service::new(target, [0, 0]))
             .collect();
         let (mut ebpf, mut table) = services::load(&services, whose.netns, false)?;
-        tell_protocols(&mut ebpf, targets)?;
         for (number, (_, target)) in (0..).zip(targets) {
             table.switch(number, &target.ports, true);
         }
@@ -165,25 +164,6 @@ fn collect(mut ring: RingBuf<MapData>, stop: &AtomicBool) -> Vec<Witness> {
         // A signal is as good a reason to look again.
         let _woken = poll(&mut waiting, PollTimeout::from(PATIENCE_MS));
     }
-}
-
-/// Enters which targets are watched over which protocol.
-fn tell_protocols(ebpf: &mut Ebpf, targets: &[(String, ResolvedTarget)]) -> Result<()> {
-    let map = ebpf
-        .map_mut("WATCHED_TARGETS")
-        .context("the eBPF object has no map WATCHED_TARGETS")?;
-    let mut map: Array<_, u64> = map.try_into()?;
-    for (entry, protocol) in [(watched::TCP, Protocol::Tcp), (watched::UDP, Protocol::Udp)] {
-        let bits = targets
-            .iter()
-            .enumerate()
-            .fold(0, |bits, (number, (_, target))| {
-                let is_it = target.protocol == protocol || target.protocol == Protocol::Any;
-                bits | u64::from(is_it) << number
-            });
-        map.set(entry, bits, 0)?;
-    }
-    Ok(())
 }
 
 fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {

@@ -1,17 +1,17 @@
 //! Podman with a world of its own: its network namespace (and so the bridge and the firewall rules), its storage and
 //! its state exist for one test only, and go with it.
 
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// How long anything may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+use super::support::place::{PATIENCE, ip, wait_for};
+use super::support::watched::Watched;
+
 /// What the tests' image is called.
 const IMAGE: &str = "localhost/fault-test";
 /// What servers serve.
@@ -122,6 +122,11 @@ impl Engine {
         wait_for(|| self.fetch(name, "127.0.0.1"), "the server to answer");
     }
 
+    /// One that does nothing by itself.
+    pub fn idle(&self, name: &str, options: &[&str]) {
+        self.container(name, options, &["sleep", "1000"]);
+    }
+
     /// What this command does in a container of its own, to its end.
     pub fn once(&self, options: &[&str], command: &[&str]) -> Output {
         let options = [&["--rm"], options].concat();
@@ -219,10 +224,7 @@ fn enter_a_world_of_its_own() {
         mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), none).expect("a tmpfs");
     }
     std::fs::create_dir("/run/lock").expect("a folder");
-    let up = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status();
-    assert!(up.expect("ip").success(), "ip link set lo up");
+    ip("link set lo up");
 }
 
 fn find(program: &str) -> Option<PathBuf> {
@@ -246,97 +248,4 @@ fn libraries(program: &Path) -> Vec<PathBuf> {
         .filter(|word| word.starts_with('/'))
         .map(PathBuf::from)
         .collect()
-}
-
-/// Waits until something is so.
-pub fn wait_for(mut is_so: impl FnMut() -> bool, what: &str) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// The binary under test, with these words.
-pub fn fault(words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fault"));
-    command
-        .args(words)
-        .stdin(Stdio::null())
-        .env_remove("SUDO_UID")
-        .env_remove("SUDO_GID");
-    command
-}
-
-/// A program whose standard error is read as it comes. Ended when this is dropped.
-pub struct Watched {
-    child: Child,
-    lines: BufReader<ChildStderr>,
-    /// What it has said so far.
-    pub told: String,
-}
-
-impl Watched {
-    /// Starts it, and waits until it says this.
-    pub fn start(command: &mut Command, text: &str) -> Self {
-        let mut child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it starts");
-        let lines = BufReader::new(child.stderr.take().expect("a pipe"));
-        let mut watched = Self {
-            child,
-            lines,
-            told: String::new(),
-        };
-        watched.until(text);
-        watched
-    }
-
-    /// `fault inject` on the host, with its rules in force.
-    pub fn inject(words: &[&str]) -> Self {
-        Self::start(&mut fault(&[&["inject"], words].concat()), "in force")
-    }
-
-    /// Waits until a line says this.
-    pub fn until(&mut self, text: &str) {
-        let before = self.told.len();
-        while !self.told[before..].contains(text) {
-            let read = self.lines.read_line(&mut self.told).expect("text");
-            assert_ne!(read, 0, "no `{text}`: {}", self.told);
-        }
-    }
-
-    fn terminate(&self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a number"));
-        if let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM) {
-            eprintln!("ending {pid}: {error}");
-        }
-    }
-
-    /// Ends it, if it has not ended by itself, and gives its exit code and all that it said.
-    pub fn end(mut self) -> (Option<i32>, String) {
-        self.terminate();
-        self.finish()
-    }
-
-    /// Waits for its end.
-    pub fn finish(&mut self) -> (Option<i32>, String) {
-        self.lines.read_to_string(&mut self.told).expect("text");
-        let status = self.child.wait().expect("it ends");
-        (status.code(), std::mem::take(&mut self.told))
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
-            // A test that failed; it heals, and nothing outlives it.
-            self.terminate();
-            if let Err(error) = self.child.wait() {
-                eprintln!("waiting: {error}");
-            }
-        }
-    }
 }

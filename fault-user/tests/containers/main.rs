@@ -1,6 +1,8 @@
 //! Containers of Podman's, from the host and from inside: hurt, healed, and nothing left.
 
 mod engine;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,7 +12,9 @@ use aya::programs::tc::TcAttachType;
 use fault_user::kernel::{clsact, interfaces};
 use fault_user::process::netns::NetworkNamespace;
 
-use engine::{Engine, PAGE, PATIENCE, Watched, fault, wait_for};
+use engine::{Engine, PAGE};
+use support::place::{PATIENCE, fault, wait_for};
+use support::watched::Watched;
 
 /// A rule that swallows everything of the server's.
 const SWALLOW: &str = "tcp:80 blackhole";
@@ -78,7 +82,7 @@ fn a_bridged_container_is_hurt_from_the_host_by_name_and_its_neighbour_is_not() 
     };
     engine.server("web", &[]);
     engine.server("other", &[]);
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
     let (web, other) = (engine.address("web"), engine.address("other"));
     assert!(engine.fetch("client", &web));
 
@@ -107,7 +111,7 @@ fn stream_faults_of_a_container_as_server_and_as_client() {
     };
     engine.server("web", &[]);
     engine.server("other", &[]);
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
     let (web, other) = (engine.address("web"), engine.address("other"));
     let is_served = |server: &str| {
         let mut connection = TcpStream::connect((server, 80)).expect("the handshake completes");
@@ -135,7 +139,7 @@ fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
         return;
     };
     engine.server("web", &[]);
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
     let web = engine.address("web");
     let id = engine.podman(&["inspect", "--format", "{{.Id}}", "client"]);
     let get = format!("http://{web}/");
@@ -144,7 +148,8 @@ fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
     let rule = format!("tcp:{web}:80 reject");
     let words = ["run", "--container", &id[..12], "-r", &rule, "--"];
     let command = ["podman", "exec", "client", "wget", "-q", "-O", "-", &get];
-    let output = fault(&[&words[..], &command].concat())
+    let output = fault()
+        .args([&words[..], &command].concat())
         .output()
         .expect("fault");
     let told = String::from_utf8_lossy(&output.stderr);
@@ -162,7 +167,7 @@ fn what_is_expected_of_a_container_is_judged_by_its_own_sockets() {
         return;
     };
     engine.server("web", &[]);
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
     let web = engine.address("web");
     let mut file = tempfile::Builder::new()
         .suffix(".json")
@@ -188,7 +193,7 @@ fn what_is_expected_of_a_container_is_judged_by_its_own_sockets() {
         &command,
     ]
     .concat();
-    let output = fault(&words).output().expect("fault");
+    let output = fault().args(&words).output().expect("fault");
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{told}");
     assert!(
@@ -212,7 +217,7 @@ fn a_sidecar_with_the_minimal_capabilities_hurts_the_application_whose_network_i
         return;
     };
     engine.server("app", &[]);
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
     let address = engine.address("app");
     let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
     let mut old = TcpStream::connect((address.as_str(), 80)).expect("a connection");
@@ -238,7 +243,7 @@ fn a_sidecar_that_is_killed_leaves_nothing() {
         return;
     };
     engine.server("app", &[]);
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
     let address = engine.address("app");
     let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
     let mut hurt = engine.watched(
@@ -313,7 +318,7 @@ fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
         return;
     };
     engine.server("app", &[]);
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
     let address = engine.address("app");
     let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
     let rule = "tcp:80 delay=2s";
@@ -354,7 +359,7 @@ fn a_privileged_container_with_host_networking_hurts_its_command_only() {
         return;
     };
     engine.server("web", &[]);
-    engine.container("neighbour", &["--network=host"], &["sleep", "1000"]);
+    engine.idle("neighbour", &["--network=host"]);
     let address = engine.address("web");
     let get = format!("http://{address}/");
     let wget = ["wget", "-q", "-O", "-", &get];
@@ -406,7 +411,7 @@ fn a_container_with_host_networking_is_hurt_by_its_cgroup() {
     };
     engine.server("web", &[]);
     for name in ["one", "two"] {
-        engine.container(name, &["--network=host"], &["sleep", "1000"]);
+        engine.idle(name, &["--network=host"]);
     }
     let address = engine.address("web");
     let hurt = Watched::inject(&["--container", "one", "-r", SWALLOW]);
@@ -435,7 +440,7 @@ fn a_container_aims_at_another_one_by_name() {
         return;
     };
     engine.server("web", &[]);
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
     let address = engine.address("web");
     let inject = ["fault", "inject", "--container", "web", "-r", SWALLOW];
     let mut hurt = engine.watched(
@@ -483,7 +488,7 @@ fn rules_follow_a_container_that_is_restarted() {
         return;
     };
     engine.server("web", &[]);
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
     for options in [&[][..], &["--attach", "clsact"]] {
         let words = [&["--container", "web", "--follow", "-r", SWALLOW], options].concat();
         let mut hurt = Watched::inject(&words);
@@ -522,7 +527,7 @@ fn rules_follow_a_restarted_container_on_the_hosts_network() {
         return;
     };
     engine.server("web", &[]);
-    engine.container("client", &["--network=host"], &["sleep", "1000"]);
+    engine.idle("client", &["--network=host"]);
     let address = engine.address("web");
     let words = [
         "run",
@@ -534,7 +539,9 @@ fn rules_follow_a_restarted_container_on_the_hosts_network() {
         "--",
     ];
     let mut hurt = Watched::start(
-        &mut fault(&[&words[..], &["sh", "-c", "echo ready >&2; exec sleep 1000"]].concat()),
+        fault()
+            .args(words)
+            .args(["sh", "-c", "echo ready >&2; exec sleep 1000"]),
         "ready",
     );
     assert!(!engine.fetch("client", &address), "hurt");
@@ -572,7 +579,7 @@ fn what_can_not_be_aimed_at_is_refused_in_a_line() {
     engine.podman(&["wait", "done"]);
     let id = engine.podman(&["inspect", "--format", "{{.Id}}", "web"]);
     // A container whose name is the id of another one.
-    engine.container(&id, &[], &["sleep", "1000"]);
+    engine.idle(&id, &[]);
     for (container, code, expected) in [
         ("nobody", 125, "no container `nobody`: there are "),
         ("we", 125, "no container `we`"),
@@ -591,7 +598,7 @@ fn what_can_not_be_aimed_at_is_refused_in_a_line() {
         let mut words = vec!["inject", "--for", "1ms", "-r", SWALLOW];
         words.push("--container");
         words.push(container);
-        let output = fault(&words).output().expect("fault");
+        let output = fault().args(&words).output().expect("fault");
         let told = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{container}: {told}");
         assert!(told.contains(expected), "{container}: {told}");
@@ -614,7 +621,7 @@ fn what_can_not_be_aimed_at_is_refused_in_a_line() {
             "true",
         ],
     ] {
-        let output = fault(words).output().expect("fault");
+        let output = fault().args(words).output().expect("fault");
         assert_eq!(output.status.code(), Some(2), "{output:?}");
     }
     assert_eq!(attached(engine.pid("web")).len(), 0);
@@ -678,7 +685,7 @@ fn the_kubernetes_agent_hurts_the_pods_that_the_api_lists() {
     std::fs::write(scripts.join("agent.sh"), agent_script()).expect("written");
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(scripts.join("kubectl"), executable).expect("set");
-    engine.container("client", &[], &["sleep", "1000"]);
+    engine.idle("client", &[]);
 
     let volumes = [
         format!(

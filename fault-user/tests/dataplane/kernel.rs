@@ -9,7 +9,8 @@ use fault_user::kernel::needs::Needs;
 use fault_user::kernel::ruleset::{PacketRule, compile};
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
-use nix::sched::{CloneFlags, unshare};
+
+use super::support::place::{enter_fresh, ip};
 
 /// What a program returned.
 pub const NEXT: u32 = u32::MAX;
@@ -41,17 +42,13 @@ pub struct Ran {
 impl Kernel {
     /// A fresh network namespace, with loopback and a veth pair up, and maps of this size.
     pub fn new(rules: u32, classes: u32) -> Self {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (run as root)");
-        for arguments in [
-            "link set lo up",
+        enter_fresh();
+        for words in [
             "link add t0 type veth peer name t1",
             "link set t0 up",
             "link set t1 up",
         ] {
-            let done = std::process::Command::new("ip")
-                .args(arguments.split(' '))
-                .status();
-            assert!(done.expect("ip runs").success(), "ip {arguments}");
+            ip(words);
         }
         let device = nix::net::if_::if_nametoindex("t0").unwrap();
         let capacity = Capacity {

@@ -4,6 +4,8 @@
 mod kernel;
 mod model;
 mod packets;
+#[path = "../support/mod.rs"]
+mod support;
 
 use fault_common::abi::{Counter, action};
 use fault_user::kernel::injector::Side;
@@ -716,7 +718,7 @@ fn the_host_and_the_kernel_take_the_same_decisions() {
 
 #[test]
 fn programs_made_for_few_rules_take_the_same_decisions() {
-    model::compare(At::Fitted, 22_000);
+    model::compare(At::Fitted, 3_600);
 }
 
 #[test]

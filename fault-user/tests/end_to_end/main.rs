@@ -1,13 +1,15 @@
 //! The binary `fault` on real traffic: real servers, real clients, in network namespaces of the tests' own.
 
-mod place;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use place::{Hurt, Peer, Redis, Server, enter_fresh, fault, psql, psql_words, run, wait_for};
+use support::place::{Hurt, Peer, enter_fresh, fault, run, wait_for};
+use support::servers::{Redis, Server, psql, psql_words};
 
 const PONG: &[u8; 7] = b"+PONG\r\n";
 
@@ -422,10 +424,9 @@ fn kill_9_at_any_moment_leaves_nothing() {
 fn clsact_heals_by_the_lease_and_clean_removes_it() {
     enter_fresh();
     let server = Server::redis(6379, None);
-    let hurt = Hurt::begin(&["tcp:6379 blackhole"], "--scope host --attach clsact");
+    let mut hurt = Hurt::begin(&["tcp:6379 blackhole"], "--scope host --attach clsact");
     assert!(Redis::connect("127.0.0.1", server.port).is_err());
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(hurt.pid()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    hurt.kill();
     let start = std::time::Instant::now();
     wait_for(
         || Redis::connect("127.0.0.1", server.port).is_ok(),

@@ -1,9 +1,8 @@
 //! A stream fault on services that nobody reconfigured hurts, and then heals: on old connections and on new ones, with real
 //! servers and with their ordinary clients.
 
-#[path = "../end_to_end/place.rs"]
-#[expect(dead_code, reason = "some of it is for the suite end_to_end")]
-mod place;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,8 +11,9 @@ use std::sync::mpsc::{Receiver, channel};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use place::{Hurt, Server, enter_fresh, run, wait_for};
 use socket2::{Domain, Socket, Type};
+use support::place::{Hurt, PATIENCE, enter_fresh, fault, ip, run, wait_for};
+use support::servers::Server;
 
 const PYTHON: &str = "/usr/bin/python3";
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/client.py");
@@ -248,7 +248,7 @@ fn two_addresses() {
         "link set va up",
         "link set vb up",
     ] {
-        place::ip(words);
+        ip(words);
     }
 }
 
@@ -353,7 +353,7 @@ fn a_server_under_fault_on_a_second_address_is_reached_once() {
     }
     enter_fresh();
     two_addresses();
-    let mut command = place::fault();
+    let mut command = fault();
     command
         .args(["run", "-r", "tcp:8000 latency=250ms", "--", PYTHON])
         .args([SERVER, "http", "8000"])
@@ -384,9 +384,7 @@ fn down_resets_both_ends() {
     let hurt = Hurt::begin(&["tcp:7000 down"], "--scope host");
     let error = client.told("kept").unwrap_err();
     assert!(error.contains("ConnectionResetError"), "{error}");
-    let end = ends
-        .recv_timeout(place::PATIENCE)
-        .expect("the server's end");
+    let end = ends.recv_timeout(PATIENCE).expect("the server's end");
     assert_eq!(
         end.map_err(|error| error.kind()),
         Err(std::io::ErrorKind::ConnectionReset)
@@ -402,7 +400,7 @@ fn two_runs_on_one_port_do_not_meet() {
     enter_fresh();
     echo(bound("127.0.0.1:7000"));
     let led = |rule: &str| {
-        let mut command = place::fault();
+        let mut command = fault();
         command.args(["run", "-r", rule, "--", PYTHON]);
         Client::by(command, "echo", 7000)
     };
@@ -437,13 +435,13 @@ fn fifty_kills_leave_nothing() {
     echo(bound("127.0.0.1:7000"));
     let mut client = Client::connect("echo", 7000);
     for turn in 0..50 {
-        let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+        let mut hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
         let mut led = TcpStream::connect(("127.0.0.1", 7000)).unwrap();
-        led.set_read_timeout(Some(place::PATIENCE)).unwrap();
+        led.set_read_timeout(Some(PATIENCE)).unwrap();
         led.write_all(b"hello").unwrap();
         led.read_exact(&mut [0; 5]).unwrap();
         assert_eq!(listeners(), 2, "the service and the relay");
-        kill(Pid::from_raw(hurt.pid().cast_signed()), Signal::SIGKILL).unwrap();
+        hurt.kill();
         let end = led.read(&mut [0; 5]).map_err(|error| error.kind());
         assert!(
             matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)),

@@ -1,8 +1,7 @@
 //! The stories of `fault-user/examples`, on real servers.
 
-#[path = "../end_to_end/place.rs"]
-#[expect(dead_code, reason = "most of it is for the suite end_to_end")]
-mod place;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod nats;
 mod slow_api;
@@ -15,7 +14,8 @@ mod users;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use place::{Server, enter_fresh};
+use support::place::enter_fresh;
+use support::servers::Server;
 
 /// The folder of a story.
 fn story(name: &str) -> PathBuf {

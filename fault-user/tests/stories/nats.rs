@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use super::place::{Hurt, PATIENCE, enter_fresh, wait_for};
+use super::support::place::{Hurt, PATIENCE, enter_fresh, wait_for};
 use super::{Killed, story};
 
 const BROKER: &str = "127.0.0.1:4222";

@@ -2,7 +2,7 @@
 
 use std::net::TcpStream;
 
-use super::place::{enter_fresh, fault, wait_for};
+use super::support::place::{enter_fresh, fault, wait_for};
 use super::{Killed, python, story};
 
 /// Runs a scenario with these words after `fault run -f FILE --`; the exit code and what was told.

@@ -11,7 +11,8 @@ use std::time::Instant;
 use cucumber::{World, given, then, writer::Stats as _};
 use serde_json::Value;
 
-use super::place::{PATIENCE, Server, enter_fresh, wait_for};
+use super::support::place::{PATIENCE, enter_fresh, wait_for};
+use super::support::servers::Server;
 use super::{Killed, python, story};
 use fault_steps::{Faulty, Network, duration, with_fault_steps};
 

@@ -1,12 +1,15 @@
 //! A `fault daemon` in a process of its own, and a small HTTP client for it.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use serde_json::Value;
+
+use super::place::{PATIENCE, fault};
+
+const ANY_PORT: &str = "127.0.0.1:0";
 
 pub struct Daemon {
     pub child: Child,
@@ -30,17 +33,26 @@ impl Daemon {
     pub fn unprivileged() -> Self {
         let mut setpriv = Command::new("setpriv");
         setpriv.args(["--bounding-set=-all", "--inh-caps=-all", "--"]);
-        Self::by(setpriv.arg(env!("CARGO_BIN_EXE_fault")), &[])
+        Self::by(setpriv.arg(env!("CARGO_BIN_EXE_fault")), ANY_PORT, &[])
+    }
+
+    /// One in a network namespace of its own, where Toxiproxy's address is free. The namespace goes with it.
+    pub fn alone() -> Self {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--net", "--", "sh", "-c"]);
+        unshare.args(["ip link set lo up && exec \"$@\"", "sh"]);
+        let fault = env!("CARGO_BIN_EXE_fault");
+        Self::by(unshare.arg(fault), "127.0.0.1:8474", &[])
     }
 
     /// Starts it on a free port and waits until it says where.
     pub fn with(arguments: &[&str]) -> Self {
-        Self::by(&mut Command::new(env!("CARGO_BIN_EXE_fault")), arguments)
+        Self::by(&mut fault(), ANY_PORT, arguments)
     }
 
-    fn by(command: &mut Command, arguments: &[&str]) -> Self {
+    fn by(command: &mut Command, listen: &str, arguments: &[&str]) -> Self {
         let mut child = command
-            .args(["daemon", "--listen", "127.0.0.1:0"])
+            .args(["daemon", "--listen", listen])
             .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
@@ -107,24 +119,51 @@ impl Daemon {
             .parse()
             .expect("an address")
     }
+
+    /// `fault` with these words as a client of this daemon: its exit code, and what it says.
+    pub fn client(&self, words: &[&str]) -> (Option<i32>, String) {
+        client(&format!("http://{}", self.api), words)
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> Events {
+        let mut stream = TcpStream::connect(self.api).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
+            .write_all(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .expect("write");
+        let mut events = Events {
+            stream,
+            text: String::new(),
+        };
+        events.until(": watching");
+        events
+    }
 }
 
-/// A server that sends back what it gets.
-pub fn echo_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
-    let address = listener.local_addr().expect("bound");
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.expect("accept");
-            thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                    if stream.write_all(&buffer[..count]).is_err() {
-                        return;
-                    }
-                }
-            });
+/// `fault` with these words as a client of the daemon at `url`: its exit code, and what it says.
+pub fn client(url: &str, words: &[&str]) -> (Option<i32>, String) {
+    let mut command = fault();
+    let output = command.args(words).env("TOXIPROXY_URL", url).output();
+    let output = output.expect("it runs");
+    let text = [output.stdout, output.stderr].concat();
+    let code = output.status.code();
+    (code, String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A daemon's events as they come.
+pub struct Events {
+    stream: TcpStream,
+    text: String,
+}
+
+impl Events {
+    /// Waits until there has been this.
+    pub fn until(&mut self, wanted: &str) {
+        let mut buffer = [0; 4096];
+        while !self.text.contains(wanted) {
+            let count = self.stream.read(&mut buffer).expect("an event");
+            self.text += &String::from_utf8_lossy(&buffer[..count]);
         }
-    });
-    address
+    }
 }

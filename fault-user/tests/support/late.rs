@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
 
-use crate::place::{Hurt, PATIENCE};
+use super::echo::{connected, tcp_echo, udp_echo};
+use super::place::Hurt;
 
 /// Starts UDP and TCP echoes on port 7000.
 pub fn echo(namespace: Option<&NetworkNamespace>, host: &str) -> SocketAddr {
@@ -16,39 +17,8 @@ pub fn echo(namespace: Option<&NetworkNamespace>, host: &str) -> SocketAddr {
         Some(namespace) => namespace.enter(bind).unwrap(),
         None => bind().unwrap(),
     };
-    std::thread::spawn(move || {
-        let mut bytes = [0; 2000];
-        while let Ok((length, from)) = datagrams.recv_from(&mut bytes) {
-            datagrams.send_to(&bytes[..length], from).unwrap();
-        }
-    });
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut bytes = [0; 64];
-                while let Ok(read @ 1..) = stream.read(&mut bytes) {
-                    if stream.write_all(&bytes[..read]).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
-/// A client's UDP socket.
-pub fn datagrams(address: SocketAddr) -> UdpSocket {
-    let any: IpAddr = if address.is_ipv4() {
-        [0; 4].into()
-    } else {
-        [0_u16; 8].into()
-    };
-    let socket = UdpSocket::bind((any, 0)).unwrap();
-    socket.connect(address).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
+    udp_echo(datagrams);
+    tcp_echo(listener)
 }
 
 pub fn timed(work: impl FnOnce()) -> Duration {
@@ -79,7 +49,7 @@ pub fn delays_all(address: SocketAddr, options: &str, mechanism: &str) {
     let mut old = TcpStream::connect(address).unwrap();
     old.set_nodelay(true).unwrap();
     exchange(&mut old);
-    let socket = datagrams(address);
+    let socket = connected(address);
     let mut byte = [0; 1];
     let mut round_trip = || {
         timed(|| {
@@ -99,4 +69,22 @@ pub fn delays_all(address: SocketAddr, options: &str, mechanism: &str) {
     let hurt = Hurt::begin(&["udp:7000 delay=60ms dir=to-client"], options);
     assert_about(round_trip(), 60, "one way");
     hurt.end();
+}
+
+/// The numbers of 120 datagrams in the order in which they come back.
+pub fn order(rules: &[&str], options: &str) -> Vec<u16> {
+    let hurt = Hurt::begin(rules, &format!("{options} --seed 7"));
+    let socket = connected("127.0.0.1:7000".parse().unwrap());
+    for number in 0..120_u16 {
+        socket.send(&number.to_be_bytes()).unwrap();
+    }
+    let mut bytes = [0; 2];
+    let numbers = (0..120)
+        .map(|_| {
+            socket.recv(&mut bytes).unwrap();
+            u16::from_be_bytes(bytes)
+        })
+        .collect();
+    hurt.end();
+    numbers
 }

@@ -1,0 +1,223 @@
+//! From a plan to programs that are loaded and attached, with rules not yet in force.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use fault_common::abi::{PLACES, RULES_MAX, RuleEntry, holder};
+use nix::errno::Errno;
+
+use super::injection::{Front, Prepared, Wishes};
+use super::injector::{Attachment, Capacity, Clock, Injector, Options};
+use super::interfaces::Interface;
+use super::journal::Journal;
+use super::needs::Needs;
+use super::newcomers::Newcomers;
+use super::reach::{Reach, note};
+use super::ruleset::{PacketRule, Tables, compile};
+use super::version;
+use super::xdp;
+use crate::plan::Plan;
+use crate::shaping::qdiscs::Qdiscs;
+use crate::shaping::tap::Tap;
+
+/// Loads and attaches the programs for a plan. Nothing acts before [`Prepared::start`].
+///
+/// # Errors
+/// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
+pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result<Prepared> {
+    prepare_noting(plan, interfaces, wishes, None)
+}
+
+/// As [`prepare`], for a caller who has begun this process's journal already.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_noting(
+    plan: &Plan,
+    interfaces: &[Interface],
+    wishes: &Wishes,
+    journal: Option<Journal>,
+) -> Result<Prepared> {
+    let mut journal = journal;
+    let qdiscs = match plan.qdiscs()? {
+        Some(kind) => Some(Qdiscs::install(kind, interfaces, |change| {
+            note(&mut journal, change)
+        })?),
+        None => None,
+    };
+    prepare_behind(qdiscs, plan, interfaces, wishes, journal)
+}
+
+/// As [`prepare_noting`], with the qdiscs that hold packets there already.
+fn prepare_behind(
+    qdiscs: Option<Qdiscs>,
+    plan: &Plan,
+    interfaces: &[Interface],
+    wishes: &Wishes,
+    journal: Option<Journal>,
+) -> Result<Prepared> {
+    let entries = plan.entries();
+    let tables = compile(&entries)?;
+    let tap = if plan.needs_delay_line() {
+        Some(Tap::create()?)
+    } else {
+        None
+    };
+    let front = choose_front(&entries, wishes);
+    let options = Options {
+        tap: tap.as_ref().map(Tap::index),
+        xdp: front.is_ok_and(|front| front != Front::Tc),
+        ..options(plan, &entries, &tables, wishes, qdiscs.as_ref())?
+    };
+    let mut injector = Injector::load(&options)?;
+    injector.repeat(wishes.replay.as_deref().unwrap_or_default())?;
+    let mut reach = Reach::new(injector, interfaces, qdiscs, journal)?;
+    let attached = reach.attach_all(tap, &plan.shapers());
+    // Some vendors' kernels have the version of TCX but not TCX itself.
+    if attached.is_err()
+        && wishes.attachment.is_none()
+        && reach.injector.attachment() == Attachment::Tcx
+        && attached.as_ref().is_err_and(is_tcx_missing)
+    {
+        let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
+        drop(reach);
+        let wishes = Wishes {
+            attachment: Some(Attachment::Clsact),
+            ..wishes.clone()
+        };
+        return prepare_behind(qdiscs, plan, interfaces, &wishes, journal);
+    }
+    attached?;
+    match front {
+        Ok(front) => reach.attach_xdp(front)?,
+        Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
+    }
+    let reach = Arc::new(Mutex::new(reach));
+    let newcomers = wishes
+        .newcomers
+        .clone()
+        .map(|selection| Newcomers::watch(selection, Arc::clone(&reach)))
+        .transpose()?;
+    Ok(Prepared {
+        newcomers,
+        reach,
+        tables,
+    })
+}
+
+/// Where packets are judged first; an error when what was wished for can't be.
+fn choose_front(entries: &[PacketRule], wishes: &Wishes) -> Result<Front, &'static str> {
+    if wishes.front == Front::Tc {
+        return Ok(Front::Tc);
+    }
+    let suits = if wishes.live {
+        Err("the rules are going to be replaced by others")
+    } else if !version::at_least(5, 12) {
+        Err("it needs Linux 5.12")
+    } else {
+        xdp::suits(entries)
+    };
+    match (suits, wishes.front) {
+        (Ok(()), front) => Ok(front),
+        (Err(reason), Front::Xdp) => Err(reason),
+        // Nobody asked for it.
+        (Err(_), _) => Ok(Front::Tc),
+    }
+}
+
+/// What is asked of the programs, but for a tap device and XDP.
+fn options(
+    plan: &Plan,
+    entries: &[PacketRule],
+    tables: &Tables,
+    wishes: &Wishes,
+    qdiscs: Option<&Qdiscs>,
+) -> Result<Options> {
+    let mut options = if wishes.live {
+        live_options(tables, wishes)?
+    } else {
+        fixed_options(plan, entries, tables, wishes)?
+    };
+    if let Some(qdiscs) = qdiscs {
+        options.holder = plan.held_by.holder();
+        options.detour = qdiscs.detour().map(|(near, _)| near.index);
+        options.places = PLACES / 2;
+    }
+    if let Some(decisions) = &wishes.replay {
+        options.replay = Some(u32::try_from(decisions.len())?);
+    }
+    Ok(options)
+}
+
+/// For rules that stay as they are: what they don't need is left out.
+fn fixed_options(
+    plan: &Plan,
+    entries: &[PacketRule],
+    tables: &Tables,
+    wishes: &Wishes,
+) -> Result<Options> {
+    Ok(Options {
+        capacity: Capacity::of(tables)?,
+        events: wishes.events,
+        attachment: wishes.attachment,
+        needs: Needs::of(entries),
+        scoped: entries.iter().any(|rule| rule.scope.is_some()),
+        matches: entries.len(),
+        clock: if plan.holds() || entries.iter().any(|rule| has_window(&rule.entry)) {
+            Clock::Exact
+        } else {
+            Clock::Tick
+        },
+        once: true,
+        tap: None,
+        holder: holder::DELAY_LINE,
+        detour: None,
+        places: 0,
+        replay: None,
+        xdp: false,
+    })
+}
+
+/// For rules that others are going to follow.
+fn live_options(tables: &Tables, wishes: &Wishes) -> Result<Options> {
+    /// Room for so many times what the first rules need.
+    const ROOM: u32 = 4;
+    let needed = Capacity::of(tables)?;
+    Ok(Options {
+        capacity: Capacity {
+            rules: (needed.rules * ROOM).clamp(256, RULES_MAX),
+            classes: (needed.classes * ROOM).max(1024),
+            hosts: (needed.hosts * ROOM).max(256),
+            scopes: (needed.scopes * ROOM).max(16),
+        },
+        events: wishes.events,
+        attachment: wishes.attachment,
+        needs: Needs::ALL,
+        scoped: true,
+        matches: usize::MAX,
+        clock: Clock::Exact,
+        once: true,
+        tap: None,
+        holder: holder::DELAY_LINE,
+        detour: None,
+        places: 0,
+        replay: None,
+        xdp: false,
+    })
+}
+
+fn has_window(rule: &RuleEntry) -> bool {
+    rule.at_ns != 0 || rule.length_ns != 0 || rule.period_ns != 0
+}
+
+/// Whether the kernel has no TCX, as opposed to having something against this attachment.
+fn is_tcx_missing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| {
+            matches!(
+                io.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EINVAL | Errno::EOPNOTSUPP)
+            )
+        })
+    })
+}

@@ -1,0 +1,208 @@
+//! A network namespace for a test, and the `fault` binary.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use fault_user::process::cgroup::Hierarchy;
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::Uid;
+
+/// How long anything may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs `ip` with these words.
+pub fn ip(words: &str) {
+    let done = Command::new("ip").args(words.split(' ')).status();
+    assert!(done.expect("ip runs").success(), "ip {words}");
+}
+
+/// Moves this thread, and so all that it starts, into a fresh namespace with loopback up.
+pub fn enter_fresh() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (run as root)");
+    ip("link set lo up");
+}
+
+/// A second namespace, joined to this one by a veth pair: 10.77.0.1 and `fd77::1` here, .2 there.
+pub struct Peer {
+    pub name: String,
+}
+
+impl Peer {
+    pub fn joined() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("fault-test-{}-{number}", std::process::id());
+        ip(&format!("netns add {name}"));
+        let peer = Self { name };
+        ip("link add va type veth peer name vb");
+        ip(&format!("link set vb netns {}", peer.name));
+        for words in [
+            "addr add 10.77.0.1/24 dev va",
+            "-6 addr add fd77::1/64 dev va nodad",
+            "link set va up",
+        ] {
+            ip(words);
+        }
+        for words in [
+            "link set lo up",
+            "addr add 10.77.0.2/24 dev vb",
+            "-6 addr add fd77::2/64 dev vb nodad",
+            "link set vb up",
+        ] {
+            ip(&format!("-n {} {words}", peer.name));
+        }
+        peer
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let done = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+        if !done.is_ok_and(|status| status.success()) {
+            eprintln!("the namespace {} was not removed", self.name);
+        }
+    }
+}
+
+/// Waits until something is so.
+pub fn wait_for(mut is_so: impl FnMut() -> bool, what: &str) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// cgroup2, where this process may make cgroups; else why not is said.
+pub fn hierarchy() -> Option<Hierarchy> {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: needs root");
+        return None;
+    }
+    let found = Hierarchy::find().expect("a root test machine has cgroup2");
+    if !found.is_writable() {
+        eprintln!("skipped: cgroup2 is mounted read-only");
+        return None;
+    }
+    Some(found)
+}
+
+/// The virtual machines have no bash.
+pub fn has_bash() -> bool {
+    let found = Path::new("/bin/bash").exists();
+    if !found {
+        eprintln!("skipped: there is no bash");
+    }
+    found
+}
+
+/// The binary under test.
+pub fn fault() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fault"));
+    command
+        .stdin(Stdio::null())
+        .env_remove("SUDO_UID")
+        .env_remove("SUDO_GID")
+        .env_remove("GITHUB_STEP_SUMMARY");
+    command
+}
+
+/// `fault` with these words, split at spaces; `RULE` words are given whole.
+pub fn run(rules: &[&str], options: &str, command: &[&str]) -> Output {
+    let mut words: Vec<&str> = vec!["run"];
+    for rule in rules {
+        words.extend(["-r", rule]);
+    }
+    words.extend(options.split(' ').filter(|word| !word.is_empty()));
+    words.push("--");
+    words.extend(command);
+    fault().args(&words).output().expect("fault runs")
+}
+
+/// Rules in force for as long as this lives.
+pub struct Hurt {
+    child: Child,
+    input: Option<ChildStdin>,
+}
+
+impl Hurt {
+    /// Puts rules in force with these options; CMD does nothing.
+    pub fn begin(rules: &[&str], options: &str) -> Self {
+        Self::begin_by(fault(), rules, options)
+    }
+
+    /// The same with `command` in the place of `fault`.
+    pub fn begin_by(mut command: Command, rules: &[&str], options: &str) -> Self {
+        command.arg("run");
+        for rule in rules {
+            command.args(["-r", rule]);
+        }
+        command.args(options.split(' ').filter(|word| !word.is_empty()));
+        command.args(["--allow-unfired", "--", "sh", "-c", "echo ready; cat"]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = child.stdin.take();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        if line != "ready\n" {
+            let mut error = String::new();
+            child
+                .stderr
+                .take()
+                .unwrap()
+                .read_to_string(&mut error)
+                .unwrap();
+            panic!("{rules:?} {options}: {error}");
+        }
+        Self { child, input }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// It heals nothing any more.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it runs");
+    }
+
+    /// Heals, and gives the summary.
+    pub fn end(mut self) -> String {
+        self.input = None;
+        let mut summary = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut summary)
+            .unwrap();
+        assert!(self.child.wait().unwrap().success(), "{summary}");
+        summary
+    }
+}
+
+impl Drop for Hurt {
+    fn drop(&mut self) {
+        self.input = None;
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // A test that failed; nothing must outlive it.
+            if let Err(error) = self.child.kill() {
+                eprintln!("killing fault: {error}");
+            }
+        }
+        if let Err(error) = self.child.wait() {
+            eprintln!("waiting for fault: {error}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! A program that is followed by what it says.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::place::fault;
+
+/// A program whose standard error is read as it comes. Ended when this is dropped.
+pub struct Watched {
+    pub child: Child,
+    /// Gone when nobody reads any more.
+    lines: Option<BufReader<ChildStderr>>,
+    /// What it has said so far.
+    pub told: String,
+}
+
+impl Watched {
+    /// Starts it, and waits until it says this.
+    pub fn start(command: &mut Command, text: &str) -> Self {
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let lines = child.stderr.take().map(BufReader::new);
+        let mut watched = Self {
+            child,
+            lines,
+            told: String::new(),
+        };
+        watched.until(text);
+        watched
+    }
+
+    /// `fault inject` with its rules in force.
+    pub fn inject(words: &[&str]) -> Self {
+        Self::start(fault().arg("inject").args(words), "in force")
+    }
+
+    /// Waits until it says this, from now on.
+    pub fn until(&mut self, text: &str) {
+        let before = self.told.len();
+        let lines = self.lines.as_mut().expect("it is read");
+        while !self.told[before..].contains(text) {
+            let read = lines.read_line(&mut self.told).expect("text");
+            assert_ne!(read, 0, "no `{text}`: {}", self.told);
+        }
+    }
+
+    /// Nobody reads any more what it says.
+    pub fn stop_reading(&mut self) {
+        self.lines = None;
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        if let Err(error) = kill(pid, signal) {
+            eprintln!("{signal} to {pid}: {error}");
+        }
+    }
+
+    /// Ends it, if it has not ended by itself, and gives its exit code and all that it said.
+    pub fn end(mut self) -> (Option<i32>, String) {
+        self.signal(Signal::SIGTERM);
+        self.finish()
+    }
+
+    /// Waits for its end.
+    pub fn finish(&mut self) -> (Option<i32>, String) {
+        if let Some(lines) = &mut self.lines {
+            lines.read_to_string(&mut self.told).expect("text");
+        }
+        let status = self.child.wait().expect("it ends");
+        (status.code(), std::mem::take(&mut self.told))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // A test that failed; it heals, and nothing outlives it.
+            self.signal(Signal::SIGTERM);
+            if let Err(error) = self.child.wait() {
+                eprintln!("waiting: {error}");
+            }
+        }
+    }
+}
