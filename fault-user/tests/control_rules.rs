@@ -191,6 +191,15 @@ fn without_rights_it_says_so() {
     assert_eq!(status, 403, "{answer}");
     let error = answer["error"].as_str().expect("a text");
     assert!(error.starts_with("packet rules need root: "), "{error}");
+    let proxy = r#"{"name":"a","listen":"127.0.0.1:7000","upstream":"127.0.0.1:7000"}"#;
+    let (status, answer) = daemon.call("POST", "/proxies", proxy);
+    assert_eq!(status, 400, "{answer}");
+    let error = answer["error"].as_str().expect("a text");
+    assert!(
+        error.contains("transparent") && error.contains("CAP_BPF"),
+        "{error}"
+    );
+    assert!(!error.contains("EVENTS"), "it is asked before: {error}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::hooks::{Hooks, Reach};
 use super::prepare;
+use crate::doctor::{Need, preflight};
 use crate::kernel::ruleset::Network;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::cgroup::Hierarchy;
@@ -47,6 +48,7 @@ impl Front {
     /// # Errors
     /// No cgroup2, no rights, or a kernel before 5.14.
     pub fn open() -> Result<Arc<Self>> {
+        preflight(&[Need::Programs])?;
         let reach = Reach {
             all_cgroups: true,
             all_servers: true,
