@@ -5,7 +5,7 @@ mod support;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fault_user::kernel::injection::{Injection, Wishes};
 use fault_user::kernel::interfaces::{Selection, list, select};
@@ -129,6 +129,42 @@ fn a_rule_that_stays_goes_on_counting() {
         current = next;
     }
     assert_eq!(injection.hits(&current).unwrap()[1].stats.seen_packets, 5);
+    injection.heal().unwrap();
+}
+
+/// How long `count` datagrams of 972 bytes (1,000 with their headers) take, from the first sent to the last received.
+fn time_of(count: usize, (sender, receiver): &(UdpSocket, UdpSocket)) -> Duration {
+    let began = Instant::now();
+    for _ in 0..count {
+        sender.send(&[0; 972]).unwrap();
+    }
+    let mut bytes = [0; 972];
+    for _ in 0..count {
+        receiver.recv(&mut bytes).unwrap();
+    }
+    began.elapsed()
+}
+
+#[test]
+fn a_rate_and_slots_that_come_later_are_held() {
+    let _alone = alone();
+    enter_fresh();
+    let pair = pair();
+    let mut current = plan(&["udp:7000 delay=1ms".to_owned()]);
+    let mut injection = start(&current);
+    let mut turn_to = |rule: &str, count| {
+        let mut next = plan(&[rule.to_owned()]);
+        injection.replace(&current, &mut next).unwrap();
+        current = next;
+        time_of(count, &pair)
+    };
+    // 20 kB at 800 kbit/s are 200 ms; none of it goes at once.
+    let took = turn_to("udp:7000 rate=800kbit", 20);
+    assert!(took >= Duration::from_millis(200), "{took:?}");
+    let took = turn_to("udp:7000 slot=150ms,150ms", 1);
+    assert!(took >= Duration::from_millis(149), "{took:?}");
+    let took = turn_to("udp:7000 rate=400kbit", 10);
+    assert!(took >= Duration::from_millis(200), "{took:?}");
     injection.heal().unwrap();
 }
 

@@ -593,10 +593,23 @@ fn what_can_t_be_done_is_said_in_one_line() {
         assert_eq!(output.status.code(), Some(2), "{rule}: {told}");
         assert!(told.contains(expected), "{rule}: {told}");
     }
-    let output = run(&["tcp:7000 latency=1s"], "", &["true"]);
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(120), "{told}");
-    assert!(told.contains("no new connection"), "{told}");
+    for (rule, options, expected, advises) in [
+        ("tcp:7000 latency=1s", "", "no new connection", false),
+        // Servers' datagrams go straight only where the rule is about a command.
+        ("udp:7000 latency=1s", "", "no datagram", true),
+        ("udp:7000 latency=1s", "--scope host", "no datagram", false),
+        ("7000 latency=1s", "", "no new connection", true),
+    ] {
+        if !options.is_empty() && !can_lead_the_host() {
+            continue;
+        }
+        let output = run(&[rule], options, &["true"]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(120), "{rule}: {told}");
+        assert!(told.contains(expected), "{rule}: {told}");
+        let advice = told.contains("take a packet fault");
+        assert_eq!(advice, advises, "{rule} {options}: {told}");
+    }
 }
 
 #[test]

@@ -399,12 +399,9 @@ fn live() -> Wishes {
 
 /// What holds packets is set up with the programs.
 fn must_begin_anew(force: &Force, plan: &Plan) -> Result<bool, ApiError> {
-    let shaped = |plan: &Plan| plan.entries().iter().any(|part| part.shaper.is_some());
     Ok(plan.held_by != force.plan.held_by
         || plan.qdiscs()? != force.plan.qdiscs()?
-        || plan.needs_delay_line() && force.injection.delay_line().is_none()
-        || shaped(plan)
-        || shaped(&force.plan))
+        || plan.needs_delay_line() && force.injection.delay_line().is_none())
 }
 
 /// Does what may take long, and what needs rights, on the thread that has them.

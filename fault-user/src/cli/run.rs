@@ -184,6 +184,7 @@ impl Run {
             steering,
             plan,
             place,
+            is_limited: scope.is_some(),
             samples: Samples::default(),
         };
         let started = run.injection.started();
@@ -266,7 +267,7 @@ impl Run {
             "{}",
             summary::table(plan, facts.hits, injection, &counters).trim_end()
         );
-        let mut unfired = summary::unfired(plan, facts.hits);
+        let mut unfired = summary::unfired(plan, facts.hits, run.is_limited);
         // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
         if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
             unfired.retain(|(rule, _)| !parsed.is_drawn(rule));
@@ -370,11 +371,10 @@ fn plan(parsed: &Parsed, scope: Option<&Scope>, mechanism: Mechanism) -> Result<
 /// Gives the command's cgroup up, and says what goes on without it.
 fn release(own: CommandCgroup) -> anyhow::Result<()> {
     let finished = own.finish()?;
-    if !finished.released.is_empty() {
-        tell!(
-            "fault: {} background processes of the command run on, unhurt",
-            finished.released.len()
-        );
+    match finished.released.len() {
+        0 => {}
+        1 => tell!("fault: a background process of the command runs on, unhurt"),
+        many => tell!("fault: {many} background processes of the command run on, unhurt"),
     }
     Ok(())
 }
@@ -429,6 +429,8 @@ struct Course<'a> {
     steering: Option<Steering>,
     plan: Plan,
     place: Place,
+    /// The rules are about the command or other processes, not about everyone here.
+    is_limited: bool,
     samples: Samples,
 }
 

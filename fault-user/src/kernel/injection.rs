@@ -273,10 +273,15 @@ impl Injection {
         self.can_hold(plan)?;
         plan.succeed(old, self.age + 1, elapsed_ns)?;
         let tables = compile(&plan.entries())?;
-        self.prepared
-            .reach()
-            .injector
-            .install(&tables, self.epoch_ns)?;
+        let mut reach = self.prepared.reach();
+        if let Some(line) = &reach.delay_line {
+            // What the old rules have sent to it may still be on its way.
+            let mut shapers = old.shapers();
+            shapers.extend(plan.shapers());
+            line.reshape(&shapers);
+        }
+        reach.injector.install(&tables, self.epoch_ns)?;
+        drop(reach);
         self.age += 1;
         self.prepared.tables = tables;
         Ok(())

@@ -88,6 +88,7 @@ fn keep(rule: &mut PlannedRule, old: &PlannedRule) {
         part.entry.mix_key = before.entry.mix_key;
         part.entry.at_ns = before.entry.at_ns;
         part.entry.length_ns = before.entry.length_ns;
+        part.shaper = before.shaper;
     }
 }
 

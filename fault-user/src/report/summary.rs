@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
-use fault_common::abi::Counter;
+use fault_common::abi::{Counter, fault};
 
 use crate::kernel::injection::{Hits, Injection};
 use crate::plan::{Plan, PlannedRule};
+use crate::rule::Protocol;
 use crate::shaping::qdiscs::Loss;
 
 /// The counters that are worth a line when they are not zero.
@@ -212,29 +213,84 @@ pub fn line(plan: &Plan, hits: &[Hits]) -> String {
     parts.join(" · ")
 }
 
-/// The rules that never fired, each with the likeliest reason.
+/// The rules that never fired, each with the likeliest reason; `limited`: they are about a command or other processes, not
+/// about everyone here.
 #[must_use]
-pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits]) -> Vec<(&'a str, &'static str)> {
+pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits], limited: bool) -> Vec<(&'a str, String)> {
     plan.rules
         .iter()
         .zip(hits)
         .filter(|(_, hits)| hits.stats.hit_packets == 0)
         .map(|(rule, hits)| {
-            let why = if rule.stream.is_some() && hits.stats.seen_packets == 0 {
-                "no new connection to its target was opened, and no datagram sent, while it was in force (open connections stay as they are)"
-            } else if hits.stats.seen_packets == 0 {
-                "no packet of its target was seen (is it the right port, protocol and host, and did the command use it?)"
-            } else {
-                "its target was seen, but its modifiers and chance picked nothing"
+            let was_seen = hits.stats.seen_packets != 0;
+            let why = match &rule.stream {
+                Some(stream) if !was_seen => nothing_led(stream.target.protocol, limited),
+                Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
+                            happen there"
+                    .to_owned(),
+                None if !was_seen => "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
+                                      the command use it?)"
+                    .to_owned(),
+                None if only_marks(rule) => "its target was seen, but no packet on which it can mark congestion was picked \
+                                             (ECN is agreed on with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
+                    .to_owned(),
+                None => "its target was seen, but its modifiers and chance picked nothing".to_owned(),
             };
             (rule.text.as_str(), why)
         })
         .collect()
 }
 
+/// Why the relay has met nobody.
+fn nothing_led(protocol: Protocol, limited: bool) -> String {
+    let nothing = match protocol {
+        Protocol::Udp => "no datagram was sent to its target while it was in force",
+        Protocol::Tcp => {
+            "no new connection to its target was opened while it was in force (open connections stay as they are)"
+        }
+        _ => {
+            "no new connection to its target was opened, and no datagram sent, while it was in force (open connections \
+             stay as they are)"
+        }
+    };
+    let mut why = nothing.to_owned();
+    if limited && protocol != Protocol::Tcp {
+        why.push_str(
+            "; datagrams that come to the command as a server go straight: for those take a packet fault (`delay`, `loss`, \
+             `drop`) or a proxy of `fault daemon`",
+        );
+    }
+    why
+}
+
+/// Whether all that a rule does is to mark congestion.
+fn only_marks(rule: &PlannedRule) -> bool {
+    rule.entries
+        .iter()
+        .all(|part| part.entry.fault == fault::ECN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rule::{Rule, SystemResolver, Targets};
+
+    #[test]
+    fn what_marks_congestion_says_that_ecn_has_to_be_agreed_on() {
+        let rules = ["tcp:1 ecn=20%", "tcp:1 loss=20%"].map(|text| {
+            let rule: Rule = text.parse().unwrap();
+            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+            (rule, resolved)
+        });
+        let plan = Plan::new(&rules, 1, None, None).unwrap();
+        let mut seen = Hits::default();
+        seen.stats.seen_packets = 1;
+        let reasons = unfired(&plan, &[seen, seen], true);
+        let says = reasons.iter().map(|(_, why)| why.contains("tcp_ecn"));
+        assert_eq!(says.collect::<Vec<_>>(), [true, false]);
+        let reasons = unfired(&plan, &[Hits::default(); 2], true);
+        assert!(reasons.iter().all(|(_, why)| why.contains("right port")));
+    }
 
     #[test]
     fn columns_are_as_wide_as_need_be() {

@@ -3,8 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -42,6 +42,7 @@ pub struct Figures {
 /// The delay line at work.
 pub struct DelayLine {
     figures: Arc<Figures>,
+    schedule: Arc<Mutex<Schedule>>,
     stop: Arc<AtomicBool>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -59,6 +60,7 @@ impl DelayLine {
         shapers: &Shapers,
     ) -> Result<Self> {
         let figures = Arc::new(Figures::default());
+        let schedule = Arc::new(Mutex::new(Schedule::new(shapers)));
         let stop = Arc::new(AtomicBool::new(false));
         let wake = Arc::new(EventFd::from_flags(
             EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
@@ -67,7 +69,7 @@ impl DelayLine {
             tap,
             holds,
             places,
-            schedule: Schedule::new(shapers),
+            schedule: Arc::clone(&schedule),
             heap: BinaryHeap::new(),
             frames: Vec::new(),
             free: Vec::new(),
@@ -87,10 +89,16 @@ impl DelayLine {
             .context("starting the delay line")?;
         Ok(Self {
             figures,
+            schedule,
             stop,
             wake,
             thread: Some(thread),
         })
+    }
+
+    /// Goes on with these rates and slots, from the next packet on; those that stay as they are keep what waits.
+    pub fn reshape(&self, shapers: &Shapers) {
+        locked(&self.schedule).reshape(shapers);
     }
 
     /// What it has done so far.
@@ -142,11 +150,16 @@ fn be_punctual() {
     }
 }
 
+fn locked(schedule: &Mutex<Schedule>) -> MutexGuard<'_, Schedule> {
+    schedule.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Line {
     tap: Tap,
     holds: MappedArray<Hold>,
     places: Places,
-    schedule: Schedule,
+    /// Changed from outside when other rules come.
+    schedule: Arc<Mutex<Schedule>>,
     /// When which frame goes, and the order of those that go at the same time.
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
     frames: Vec<Vec<u8>>,
@@ -200,7 +213,8 @@ impl Line {
             self.figures.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let Some(release_ns) = self.schedule.release_ns(&hold) else {
+        let release_ns = locked(&self.schedule).release_ns(&hold);
+        let Some(release_ns) = release_ns else {
             self.figures.queue_full.fetch_add(1, Ordering::Relaxed);
             return;
         };

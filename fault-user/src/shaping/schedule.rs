@@ -51,6 +51,14 @@ pub struct Shapers {
     pub slots: HashMap<u16, Slots>,
 }
 
+impl Shapers {
+    /// Adds those of other rules.
+    pub fn extend(&mut self, others: Self) {
+        self.rates.extend(others.rates);
+        self.slots.extend(others.slots);
+    }
+}
+
 /// A rate at work, as a virtual clock that says when the wire is free again. Source: Zhang, "Virtual clock: a new
 /// traffic control algorithm for packet switching networks", SIGCOMM 1990.
 struct Wire {
@@ -62,6 +70,15 @@ struct Wire {
 }
 
 impl Wire {
+    fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            free_ns: 0,
+            waiting: VecDeque::new(),
+            waiting_packets: 0,
+        }
+    }
+
     /// When a packet that comes at `now_ns` has been sent; nothing when the queue is full.
     fn send(&mut self, now_ns: u64, bytes: u32, segments: u16) -> Option<u64> {
         while let Some(&(sent_ns, packets)) = self.waiting.front()
@@ -115,6 +132,17 @@ struct Medium {
 }
 
 impl Medium {
+    fn new(slots: Slots, to_client: bool) -> Self {
+        Self {
+            slots,
+            // Both ways draw lengths of their own.
+            drawn: u64::from(to_client) << 63,
+            end_ns: 0,
+            packets: 0,
+            bytes: 0,
+        }
+    }
+
     fn send(&mut self, now_ns: u64, bytes: u32, segments: u16) -> u64 {
         if now_ns > self.end_ns {
             self.next(now_ns);
@@ -153,25 +181,28 @@ impl Schedule {
     /// Starts with free wires.
     #[must_use]
     pub fn new(shapers: &Shapers) -> Self {
-        let wires = both_ways(&shapers.rates, |rate, _| Wire {
-            rate,
-            free_ns: 0,
-            waiting: VecDeque::new(),
-            waiting_packets: 0,
-        });
-        let media = both_ways(&shapers.slots, |slots, to_client| Medium {
-            slots,
-            // Both ways draw lengths of their own.
-            drawn: u64::from(to_client) << 63,
-            end_ns: 0,
-            packets: 0,
-            bytes: 0,
-        });
-        Self {
-            wires,
-            media,
+        let mut schedule = Self {
+            wires: HashMap::new(),
+            media: HashMap::new(),
             ordered: HashMap::new(),
-        }
+        };
+        schedule.reshape(shapers);
+        schedule
+    }
+
+    /// Goes on with these rates and slots. The same one for the same state goes on as it was; every other one starts with a
+    /// free wire.
+    pub fn reshape(&mut self, shapers: &Shapers) {
+        let mut before = std::mem::take(&mut self.wires);
+        self.wires = both_ways(&shapers.rates, |way, rate| {
+            let same = before.remove(&way).filter(|wire| wire.rate == rate);
+            same.unwrap_or_else(|| Wire::new(rate))
+        });
+        let mut before = std::mem::take(&mut self.media);
+        self.media = both_ways(&shapers.slots, |way, slots| {
+            let same = before.remove(&way).filter(|medium| medium.slots == slots);
+            same.unwrap_or_else(|| Medium::new(slots, way.1))
+        });
     }
 
     /// When a packet goes on; nothing when the queue of its rate is full.
@@ -201,10 +232,10 @@ impl Schedule {
 /// One for each rule state and direction.
 fn both_ways<T: Copy, W>(
     all: &HashMap<u16, T>,
-    make: impl Fn(T, bool) -> W,
+    mut make: impl FnMut((u16, bool), T) -> W,
 ) -> HashMap<(u16, bool), W> {
     let one = |(&state, &given): (&u16, &T)| {
-        [false, true].map(|to_client| ((state, to_client), make(given, to_client)))
+        [(state, false), (state, true)].map(|way| (way, make(way, given)))
     };
     all.iter().flat_map(one).collect()
 }
@@ -263,6 +294,38 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_goes_on_and_what_is_new_starts_afresh() {
+        let rates = |of: &[(u16, u64)]| Shapers {
+            rates: of
+                .iter()
+                .map(|&(state, bits_per_second)| {
+                    let wire = rate(bits_per_second, 0, 100).wires.remove(&(0, false));
+                    (state, wire.unwrap().rate)
+                })
+                .collect(),
+            ..Shapers::default()
+        };
+        let mut schedule = Schedule::new(&rates(&[(0, 8_000_000), (1, 8_000_000)]));
+        let send = |schedule: &mut Schedule, state: u16| {
+            let hold = Hold {
+                rate: state + 1,
+                ..hold(0, 1000)
+            };
+            schedule.release_ns(&hold).unwrap() / MS
+        };
+        for state in [0, 1] {
+            assert_eq!(send(&mut schedule, state), 1);
+        }
+        schedule.reshape(&rates(&[(0, 8_000_000), (1, 4_000_000), (2, 1_000_000)]));
+        assert_eq!(send(&mut schedule, 0), 2, "behind the one before");
+        assert_eq!(send(&mut schedule, 1), 2, "another rate, nothing waits");
+        assert_eq!(send(&mut schedule, 2), 8, "a new rule");
+        schedule.reshape(&rates(&[(2, 1_000_000)]));
+        assert_eq!(send(&mut schedule, 0), 0, "nobody's any more");
+        assert_eq!(send(&mut schedule, 2), 16);
+    }
+
+    #[test]
     fn a_burst_goes_at_once_and_no_more() {
         let mut schedule = rate(8_000_000, 2000, 100);
         let mut send = |now_ns| {
@@ -277,19 +340,14 @@ mod tests {
 
     #[test]
     fn cells_round_packets_up() {
-        let mut wire = Wire {
-            rate: Rate {
-                bits_per_second: 1,
-                burst_bytes: 0,
-                overhead_bytes: 4,
-                cell_bytes: 48,
-                cell_overhead_bytes: 5,
-                limit_packets: 1,
-            },
-            free_ns: 0,
-            waiting: VecDeque::new(),
-            waiting_packets: 0,
-        };
+        let mut wire = Wire::new(Rate {
+            bits_per_second: 1,
+            burst_bytes: 0,
+            overhead_bytes: 4,
+            cell_bytes: 48,
+            cell_overhead_bytes: 5,
+            limit_packets: 1,
+        });
         assert_eq!(wire.wire_bytes(44, 1), 53);
         assert_eq!(wire.wire_bytes(45, 1), 106);
         wire.rate.cell_bytes = 0;
