@@ -4,7 +4,7 @@ mod support;
 
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use support::place::{enter_fresh, fault};
 use support::watched::Watched;
 
@@ -61,8 +61,15 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     );
 }
 
+/// Where these tests are run under nohup themselves, all that they start would go on.
+fn hear_hangups() {
+    // SAFETY: no handler is installed.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl) }.expect("a signal that can be handled");
+}
+
 #[test]
 fn a_closed_terminal_heals_unless_nohup_says_otherwise() {
+    hear_hangups();
     enter_fresh();
     let words = ["inject", "-r", "tcp:1 loss=1%"];
     let mut inject = Watched::start(fault().args(words), "in force");
@@ -88,6 +95,7 @@ fn a_closed_terminal_heals_unless_nohup_says_otherwise() {
 
 #[test]
 fn a_daemon_whose_terminal_is_closed_takes_its_socket_away() {
+    hear_hangups();
     enter_fresh();
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("api");

@@ -182,8 +182,9 @@ fn a_killed_fault_takes_its_xdp_program_along() {
     wait_for(|| !links(&peer).contains("xdp"), "the program to go");
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     let (receiver, sender) = sockets(&namespace, "10.77.0.2");
-    assert_eq!(
-        arrived(&namespace, &sender, &receiver).len(),
-        usize::from(DATAGRAMS)
+    // The tc program behind it goes a moment later.
+    wait_for(
+        || arrived(&namespace, &sender, &receiver).len() == usize::from(DATAGRAMS),
+        "all to arrive",
     );
 }

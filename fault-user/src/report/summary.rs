@@ -228,8 +228,8 @@ pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits], limited: bool) -> Vec<(&'a str
                 Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
                             happen there"
                     .to_owned(),
-                None if !was_seen => "no packet of its target was seen (is it the right port, protocol, host and interface, and did the \
-                                      command use it?)"
+                None if !was_seen => "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
+                                      the command use it?)"
                     .to_owned(),
                 None if only_marks(rule) => "its target was seen, but no packet on which it can mark congestion was picked \
                                              (ECN is agreed on with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
