@@ -7,7 +7,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use fault_user::kernel::injection::{Prepared, Wishes};
+use fault_user::kernel::injector::Attachment;
+use fault_user::kernel::interfaces::{Selection, list, select};
+use fault_user::kernel::preparation::prepare;
+use fault_user::kernel::version;
+use fault_user::plan::Plan;
 use fault_user::process::netns::NetworkNamespace;
+use fault_user::rule::{Rule, SystemResolver, Targets};
 use support::echo::connected;
 use support::late::{echo, timed};
 use support::place::{Hurt, Peer, enter_fresh, fault, ip, wait_for};
@@ -157,4 +164,35 @@ fn has_filters(device: &str) -> bool {
             .unwrap()
             .contains("fault_")
     })
+}
+
+/// Between the list of interfaces and the programs on them a container may end.
+#[test]
+fn an_interface_that_vanishes_meanwhile_is_left_out() {
+    let rule: Rule = "udp:7000 loss=1%".parse().unwrap();
+    let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+    let plan = Plan::new(&[(rule, resolved)], 1, None, None).unwrap();
+    for attachment in [Attachment::Tcx, Attachment::Clsact] {
+        if attachment == Attachment::Tcx && !version::at_least(6, 6) {
+            eprintln!("skipped: TCX is there from Linux 6.6 on");
+            continue;
+        }
+        enter_fresh();
+        ip("link add wa type veth peer name wb");
+        ip("link set wa up");
+        let all = select(&list().unwrap(), &Selection::Default).unwrap();
+        let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["lo", "wa"]);
+        ip("link del wa");
+        let wishes = Wishes {
+            attachment: Some(attachment),
+            ..Wishes::default()
+        };
+        let injection = prepare(&plan, &all, &wishes)
+            .and_then(Prepared::start)
+            .unwrap_or_else(|error| panic!("{attachment}: {error:#}"));
+        injection.heal().unwrap();
+        let refused = prepare(&plan, &all[1..], &wishes).err().expect("nothing");
+        assert_eq!(format!("{refused:#}"), "wa has vanished", "{attachment}");
+    }
 }

@@ -267,7 +267,8 @@ impl Injector {
 
     /// [`Injector::attach`] to all these places. The programs are verified at once, and meanwhile a placeholder is
     /// attached in their stead: the one is work for the processor, the other waits for every processor to have taken
-    /// notice, and together they are most of what a run needs to start.
+    /// notice, and together they are most of what a run needs to start. Interfaces that have vanished meanwhile are left
+    /// out.
     ///
     /// # Errors
     /// As [`Injector::attach`].
@@ -303,15 +304,19 @@ impl Injector {
             links
         })?;
         if !held {
-            return places
-                .iter()
-                .try_for_each(|(interface, side)| self.attach(interface, *side));
+            for (interface, side) in places {
+                unless_vanished(interface, self.attach(interface, *side))?;
+            }
         }
         for (((interface, side), name), link) in places.iter().zip(names).zip(links) {
-            let link = self
-                .program(*side, interface.ethernet)?
-                .attach_to_link(link)?;
-            self.links.push((interface.index, name, link));
+            let Some(link) = link else {
+                continue;
+            };
+            let program = self.program(*side, interface.ethernet)?;
+            let link = program.attach_to_link(link).map_err(anyhow::Error::from);
+            let link = unless_vanished(interface, link)?;
+            self.links
+                .extend(link.map(|link| (interface.index, name, link)));
         }
         Ok(())
     }
@@ -783,18 +788,30 @@ fn link_classifier(
     Ok(program.attach_with_options(&interface.name, kind, order)?)
 }
 
-/// Attaches the placeholder, and gives its links.
+/// What was done at an interface; nothing, and no error, when it has vanished.
+fn unless_vanished<T>(interface: &Interface, done: Result<T>) -> Result<Option<T>> {
+    match done {
+        Err(error) if !interface.is_there() => {
+            log::debug!("{} has vanished: {error:#}", interface.name);
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// Attaches the placeholder, and gives its links; none where an interface has vanished.
 fn hold_places(
     placeholder: &mut SchedClassifier,
     places: &[(&Interface, Side)],
-) -> Result<Vec<SchedClassifierLink>> {
+) -> Result<Vec<Option<SchedClassifierLink>>> {
     load_classifier(PLACEHOLDER, placeholder)?;
     places
         .iter()
         .map(|(interface, side)| {
             let link = link_classifier(placeholder, interface, *side)
-                .with_context(|| format!("attaching to {}", interface.name))?;
-            Ok(placeholder.take_link(link)?)
+                .with_context(|| format!("attaching to {}", interface.name));
+            let link = unless_vanished(interface, link)?;
+            Ok(link.map(|link| placeholder.take_link(link)).transpose()?)
         })
         .collect()
 }

@@ -49,6 +49,12 @@ impl Interface {
         self.master.is_some() && self.master_kind.as_deref() != Some("vrf")
     }
 
+    /// Whether it is still in the calling thread's network namespace, by this name: those of containers come and go.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        nix::net::if_::if_nametoindex(self.name.as_str()).is_ok_and(|index| index == self.index)
+    }
+
     /// A device through which an instance of `fault` holds packets: what passes there is judged elsewhere.
     #[must_use]
     pub fn is_ours(&self) -> bool {

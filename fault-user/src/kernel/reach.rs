@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 
 use super::change::Change;
@@ -68,7 +68,11 @@ impl Reach {
     pub(super) fn attach_all(&mut self, tap: Option<Tap>, shapers: &Shapers) -> Result<()> {
         if self.injector.attachment() == Attachment::Clsact {
             for interface in self.interfaces.clone() {
-                self.make_clsact(interface.index)?;
+                if let Err(error) = self.make_clsact(interface.index)
+                    && interface.is_there()
+                {
+                    return Err(error);
+                }
             }
         }
         if tap.is_some() || self.qdiscs.is_some() {
@@ -92,7 +96,20 @@ impl Reach {
                 places.push((interface, Side::Ingress));
             }
         }
-        self.injector.attach_all(&places)
+        self.injector.attach_all(&places)?;
+        let (left, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.interfaces)
+            .into_iter()
+            .partition(Interface::is_there);
+        self.interfaces = left;
+        for Interface { name, .. } in &gone {
+            log::info!("{name} has vanished before the rules were on it");
+        }
+        if self.interfaces.is_empty()
+            && let Some(gone) = gone.first()
+        {
+            bail!("{} has vanished", gone.name);
+        }
+        Ok(())
     }
 
     /// The qdisc that the programs are attached to on kernels without TCX.
