@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
-use fault_common::abi::{PLACES, RULES_MAX, RuleEntry, holder};
+use fault_common::abi::{PLACES, RULES_MAX, holder, modifier};
 use nix::errno::Errno;
 
 use super::injection::{Front, Prepared, Wishes};
@@ -133,11 +133,10 @@ fn options(
     wishes: &Wishes,
     qdiscs: Option<&Qdiscs>,
 ) -> Result<Options> {
-    let mut options = if wishes.live {
-        live_options(tables, wishes)?
-    } else {
-        fixed_options(plan, entries, tables, wishes)?
-    };
+    let mut options = fixed_options(plan, entries, tables, wishes)?;
+    if wishes.live {
+        options = live_options(options);
+    }
     if let Some(qdiscs) = qdiscs {
         options.holder = plan.held_by.holder();
         options.detour = qdiscs.detour().map(|(near, _)| near.index);
@@ -156,14 +155,15 @@ fn fixed_options(
     tables: &Tables,
     wishes: &Wishes,
 ) -> Result<Options> {
+    let needs = Needs::of(entries);
     Ok(Options {
         capacity: Capacity::of(tables)?,
         events: wishes.events,
         attachment: wishes.attachment,
-        needs: Needs::of(entries),
+        needs,
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
         matches: entries.len(),
-        clock: if plan.holds() || entries.iter().any(|rule| has_window(&rule.entry)) {
+        clock: if plan.holds() || needs.modifiers & modifier::WINDOW != 0 {
             Clock::Exact
         } else {
             Clock::Tick
@@ -179,35 +179,23 @@ fn fixed_options(
 }
 
 /// For rules that others are going to follow.
-fn live_options(tables: &Tables, wishes: &Wishes) -> Result<Options> {
+fn live_options(first: Options) -> Options {
     /// Room for so many times what the first rules need.
     const ROOM: u32 = 4;
-    let needed = Capacity::of(tables)?;
-    Ok(Options {
+    let needed = first.capacity;
+    Options {
         capacity: Capacity {
             rules: (needed.rules * ROOM).clamp(256, RULES_MAX),
             classes: (needed.classes * ROOM).max(1024),
             hosts: (needed.hosts * ROOM).max(256),
             scopes: (needed.scopes * ROOM).max(16),
         },
-        events: wishes.events,
-        attachment: wishes.attachment,
         needs: Needs::ALL,
         scoped: true,
         matches: usize::MAX,
         clock: Clock::Exact,
-        once: true,
-        tap: None,
-        holder: holder::DELAY_LINE,
-        detour: None,
-        places: 0,
-        replay: None,
-        xdp: false,
-    })
-}
-
-fn has_window(rule: &RuleEntry) -> bool {
-    rule.at_ns != 0 || rule.length_ns != 0 || rule.period_ns != 0
+        ..first
+    }
 }
 
 /// Whether the kernel has no TCX, as opposed to having something against this attachment.
