@@ -153,7 +153,7 @@ fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> b
 
 /// Does something for each of the packet's rules, as long as it can be done.
 #[inline(always)]
-fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
+pub fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
     for index in 0..MATCHES_MAX as u32 {
         if index >= MATCHES.load() {
             break;
@@ -167,7 +167,7 @@ fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
 
 /// The rule of a packet at `index` of its list; nothing behind the last one.
 #[inline(always)]
-fn rule_at(scratch: &Scratch, index: u32) -> Option<(&'static RuleEntry, u8)> {
+pub fn rule_at(scratch: &Scratch, index: u32) -> Option<(&'static RuleEntry, u8)> {
     if index >= scratch.matches.count {
         return None;
     }

@@ -1,8 +1,8 @@
 //! What the rules of a command line are aimed at: interfaces, and a cgroup or the whole host.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use nix::unistd::Pid;
 
@@ -18,6 +18,7 @@ use crate::plan::mechanism::Mechanism;
 use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::container::{self, Container, Places};
 use crate::process::netns::NetworkNamespace;
+use crate::process::proc;
 use crate::process::tree::Aim as Tree;
 use crate::steer::{Steering, Whose};
 use crate::tell::tell;
@@ -28,7 +29,7 @@ use super::rules::Parsed;
 /// Options that say whose traffic is touched.
 #[derive(Debug, Args)]
 pub struct Aim {
-    /// Only traffic of this process and its descendants.
+    /// Only traffic of this process and its descendants, in the network namespace of this process.
     #[arg(long, value_name = "PID", conflicts_with = "cgroup")]
     pid: Option<i32>,
     /// Only traffic of the processes in this cgroup (a directory of cgroup2).
@@ -210,6 +211,10 @@ impl Aim {
             Some(NetworkNamespace::open(netns)?)
         } else if let Some(container) = &container {
             Some(NetworkNamespace::of_process(container.pid)?)
+        } else if let Some(pid) = self.pid {
+            Some(namespace_of_tree(pid)?)
+        } else if let Some(cgroup) = &self.cgroup {
+            namespace_of_cgroup(cgroup)?
         } else {
             None
         };
@@ -218,9 +223,11 @@ impl Aim {
             _ => None,
         };
         let mut journal = None;
-        let aimed = match namespace {
-            Some(_) => None,
-            None => self.take(container.as_ref(), &mut journal)?,
+        let is_whole = namespace.is_some() && self.pid.is_none() && self.cgroup.is_none();
+        let aimed = if is_whole {
+            None
+        } else {
+            self.take(container.as_ref(), &mut journal)?
         };
         Ok(Place {
             aimed,
@@ -400,6 +407,41 @@ impl Aim {
             tree: Some(tree),
         }))
     }
+}
+
+/// The network namespace of a process. Descendants in others are told of.
+fn namespace_of_tree(pid: i32) -> Result<NetworkNamespace> {
+    let aim = || format!("aiming at process {pid}");
+    let own = NetworkNamespace::of_process(pid).with_context(aim)?;
+    let tree = proc::tree(Pid::from_raw(pid)).with_context(aim)?;
+    let elsewhere = tree
+        .iter()
+        .filter(|process| NetworkNamespace::of_process(process.pid).is_ok_and(|other| other != own))
+        .count();
+    if elsewhere != 0 {
+        tell!(
+            "fault: warning: {elsewhere} of the processes below {pid} are in other network namespaces, where the rules do not apply"
+        );
+    }
+    Ok(own)
+}
+
+/// The network namespace that the processes of a cgroup are in, if there are any.
+fn namespace_of_cgroup(cgroup: &Path) -> Result<Option<NetworkNamespace>> {
+    let mut found: Option<NetworkNamespace> = None;
+    for pid in Hierarchy::find()?.open(cgroup)?.processes()? {
+        let Ok(namespace) = NetworkNamespace::of_process(pid.as_raw()) else {
+            // It has ended, or may not be looked into.
+            continue;
+        };
+        ensure!(
+            found.as_ref().is_none_or(|one| *one == namespace),
+            "the processes of {} are in several network namespaces: name one of them with --pid",
+            cgroup.display()
+        );
+        found = Some(namespace);
+    }
+    Ok(found)
 }
 
 /// The kernel's view of a cgroup.

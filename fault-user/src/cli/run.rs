@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use fault_common::abi::DecisionKey;
+use fault_common::abi::{Counter, DecisionKey};
 
 use super::aim::{Aim, Place, scope_of};
 use super::control::{self, Control};
@@ -267,7 +267,14 @@ impl Run {
             "{}",
             summary::table(plan, facts.hits, injection, &counters).trim_end()
         );
-        let mut unfired = summary::unfired(plan, facts.hits, run.is_limited);
+        let failed = counters[Counter::ActionFailed as usize];
+        let mut unfired = summary::unfired(
+            plan,
+            facts.hits,
+            run.is_limited,
+            failed,
+            injection.has_bridge(),
+        );
         // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
         if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
             unfired.retain(|(rule, _)| !parsed.is_drawn(rule));

@@ -94,7 +94,7 @@ fn held(text: &mut String, injection: &Injection) {
             ),
             (
                 &figures.no_room,
-                "packets were lost because the delay line held all it may (256 MiB)",
+                "packets were not delayed: the delay line held all it may (256 MiB)",
             ),
             (&figures.refused, "held packets could not be sent on"),
         ] {
@@ -214,9 +214,15 @@ pub fn line(plan: &Plan, hits: &[Hits]) -> String {
 }
 
 /// The rules that never fired, each with the likeliest reason; `limited`: they are about a command or other processes, not
-/// about everyone here.
+/// about everyone here; `failed`: how many hits could not be carried out; `bridged`: there is a bridge, as containers have.
 #[must_use]
-pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits], limited: bool) -> Vec<(&'a str, String)> {
+pub fn unfired<'a>(
+    plan: &'a Plan,
+    hits: &[Hits],
+    limited: bool,
+    failed: u64,
+    bridged: bool,
+) -> Vec<(&'a str, String)> {
     plan.rules
         .iter()
         .zip(hits)
@@ -228,12 +234,21 @@ pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits], limited: bool) -> Vec<(&'a str
                 Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
                             happen there"
                     .to_owned(),
-                None if !was_seen => "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
-                                      the command use it?)"
-                    .to_owned(),
+                None if !was_seen => {
+                    let nat = if bridged {
+                        "; of a published container port, name the container's own port"
+                    } else {
+                        ""
+                    };
+                    format!(
+                        "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
+                         the command use it?{nat})"
+                    )
+                }
                 None if only_marks(rule) => "its target was seen, but no packet on which it can mark congestion was picked \
                                              (ECN is agreed on with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
                     .to_owned(),
+                None if failed != 0 => "its target was seen, but none of its hits could be carried out".to_owned(),
                 None => "its target was seen, but its modifiers and chance picked nothing".to_owned(),
             };
             (rule.text.as_str(), why)
@@ -285,11 +300,13 @@ mod tests {
         let plan = Plan::new(&rules, 1, None, None).unwrap();
         let mut seen = Hits::default();
         seen.stats.seen_packets = 1;
-        let reasons = unfired(&plan, &[seen, seen], true);
+        let reasons = unfired(&plan, &[seen, seen], true, 0, false);
         let says = reasons.iter().map(|(_, why)| why.contains("tcp_ecn"));
         assert_eq!(says.collect::<Vec<_>>(), [true, false]);
-        let reasons = unfired(&plan, &[Hits::default(); 2], true);
+        let reasons = unfired(&plan, &[Hits::default(); 2], true, 0, false);
         assert!(reasons.iter().all(|(_, why)| why.contains("right port")));
+        let reasons = unfired(&plan, &[seen, seen], true, 1, false);
+        assert!(reasons[1].1.contains("carried out"), "{reasons:?}");
     }
 
     #[test]
