@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -27,13 +27,12 @@ pub enum Guard {
 }
 
 /// Who sends a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Caller {
-    /// Somebody who may use all of the daemon's rights: by the Unix socket or the token, or a process on this host that
-    /// runs as root or as the daemon's user.
+    /// Somebody who may use all of the daemon's rights, by the Unix socket or the token.
     Trusted,
-    /// Any other process on this host.
-    Local,
+    /// A process on this host, by the ends of its connection: trusted when it runs as root or as the daemon's user.
+    Local(Option<Ends>),
     /// Anyone, as the daemon is open.
     Anyone,
 }
@@ -46,7 +45,8 @@ impl Caller {
     pub(crate) fn require(self, what: &str) -> Result<(), ApiError> {
         let why = match self {
             Self::Trusted => return Ok(()),
-            Self::Local => format!(
+            Self::Local(ends) if ends.is_some_and(Ends::is_trusted) => return Ok(()),
+            Self::Local(_) => format!(
                 "{what} are only for root and the daemon's own user: use its Unix socket (--socket), a token (--token), or \
                  run the client as one of them"
             ),
@@ -62,7 +62,7 @@ impl Caller {
     /// # Errors
     /// 403 for a privileged port (`net.ipv4.ip_unprivileged_port_start`) and a caller that is not trusted.
     pub(crate) fn require_port(self, port: u16) -> Result<(), ApiError> {
-        if self == Self::Local && port != 0 && port < unprivileged_port_start() {
+        if matches!(self, Self::Local(_)) && port != 0 && port < unprivileged_port_start() {
             return self.require("privileged ports");
         }
         Ok(())
@@ -80,47 +80,44 @@ fn unprivileged_port_start() -> u16 {
 
 /// The two ends of a TCP connection to the API.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ends {
-    pub(crate) client: SocketAddr,
-    pub(crate) server: SocketAddr,
+pub struct Ends {
+    /// The client's.
+    pub client: SocketAddr,
+    /// The API's.
+    pub server: SocketAddr,
 }
 
 impl Ends {
+    fn is_trusted(self) -> bool {
+        self.is_owners().unwrap_or_else(|error| {
+            log::warn!("the user of an API client is unknown: {error:#}");
+            false
+        })
+    }
+
     /// Whether the client is a process on this host that runs as root or as the daemon's user. A connection of the daemon
     /// itself is not: a proxy to the API must not lend its rights to its clients.
-    fn is_trusted(self) -> anyhow::Result<bool> {
+    fn is_owners(self) -> anyhow::Result<bool> {
         if !self.client.ip().to_canonical().is_loopback() {
             return Ok(false);
         }
         let Some(owner) = sockets::owner(self.client, self.server)? else {
             return Ok(false);
         };
+        if owner.uid != 0 && owner.uid != nix::unistd::geteuid().as_raw() {
+            return Ok(false);
+        }
         let own = open_sockets(std::process::id().cast_signed())?;
-        let is_own = own.iter().any(|socket| socket.inode == owner.inode);
-        let uid = nix::unistd::geteuid().as_raw();
-        Ok(!is_own && (owner.uid == 0 || owner.uid == uid))
+        Ok(!own.iter().any(|socket| socket.inode == owner.inode))
     }
 }
 
 impl Guard {
-    /// Who sends a request, as far as it matters: all may read.
     fn caller(&self, request: &Request) -> Caller {
         match self {
             Self::Open => Caller::Anyone,
             Self::Socket | Self::Token(_) => Caller::Trusted,
-            Self::Loopback if request.method() == Method::GET => Caller::Local,
-            Self::Loopback => {
-                let ends = request.extensions().get::<Ends>();
-                let trusted = ends.map_or(Ok(false), |ends| ends.is_trusted());
-                match trusted {
-                    Ok(true) => Caller::Trusted,
-                    Ok(false) => Caller::Local,
-                    Err(error) => {
-                        log::warn!("the user of an API client is unknown: {error:#}");
-                        Caller::Local
-                    }
-                }
-            }
+            Self::Loopback => Caller::Local(request.extensions().get().copied()),
         }
     }
 }
@@ -329,11 +326,11 @@ mod tests {
     fn privileged_ports_are_not_for_every_local_user() {
         let first = unprivileged_port_start();
         if first > 1 {
-            assert!(Caller::Local.require_port(first - 1).is_err());
+            assert!(Caller::Local(None).require_port(first - 1).is_err());
             assert!(Caller::Trusted.require_port(first - 1).is_ok());
             assert!(Caller::Anyone.require_port(first - 1).is_ok());
         }
-        assert!(Caller::Local.require_port(first).is_ok());
-        assert!(Caller::Local.require_port(0).is_ok());
+        assert!(Caller::Local(None).require_port(first).is_ok());
+        assert!(Caller::Local(None).require_port(0).is_ok());
     }
 }
