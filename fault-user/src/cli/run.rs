@@ -564,8 +564,8 @@ struct Files {
 impl Files {
     /// Opens the report's folder, with the rights of the user who called sudo.
     fn open(run: &Run) -> anyhow::Result<Self> {
-        let writes = run.writes_decisions();
-        let writer = writes.then(Writer::start).transpose()?;
+        let is_needed = run.writes_decisions();
+        let writer = is_needed.then(Writer::start).transpose()?;
         let folder = match (&writer, run.report.clone()) {
             (Some(writer), Some(path)) => Some(Arc::new(writer.run(move || Folder::make(&path))?)),
             _ => None,

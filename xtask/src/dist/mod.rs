@@ -107,6 +107,7 @@ fn package(release: &Release) -> Result<Vec<(String, Vec<u8>)>> {
     }
     let deb = deb::pack(release, &fault, &documents, &licences)?;
     let image = |kind| image::pack(release, kind, &fault, &licences);
+    let (plain, toxiproxy) = (image(Kind::Fault)?, image(Kind::Toxiproxy)?);
     Ok(vec![
         (stem.clone(), fault),
         (format!("{stem}.tar.gz"), tarball.tar_gz()?),
@@ -114,10 +115,10 @@ fn package(release: &Release) -> Result<Vec<(String, Vec<u8>)>> {
             format!("fault_{version}_{}.deb", release.architecture.debian()),
             deb,
         ),
-        (format!("{stem}.oci.tar"), image(Kind::Fault)?),
+        (format!("{stem}.oci.tar"), plain),
         (
             format!("fault-toxiproxy-{version}-linux-{machine}.oci.tar"),
-            image(Kind::Toxiproxy)?,
+            toxiproxy,
         ),
     ])
 }
