@@ -181,7 +181,9 @@ impl Writer {
                 let has_begun = begin(caller.as_ref());
                 let is_ready = has_begun.is_ok();
                 if told.send(has_begun).is_ok() && is_ready {
-                    queue.into_iter().for_each(|work| work());
+                    for work in queue {
+                        work();
+                    }
                 }
             })
             .context("starting the thread that writes files")?;
