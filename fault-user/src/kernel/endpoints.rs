@@ -114,7 +114,7 @@ pub(super) fn read(ebpf: &Ebpf, netns: u64, only_here: bool) -> Result<Endpoints
             first("UNIX_CONNECTS")?
         },
     };
-    for entry in known.iter() {
+    for entry in &known {
         let (key, times) = entry?;
         let one = Endpoint::of(&key, times, netns);
         endpoints
