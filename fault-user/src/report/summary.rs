@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 
 use fault_common::abi::{Counter, fault};
 
+use super::instead::instead;
+use crate::kernel::endpoints::Endpoints;
 use crate::kernel::injection::{Hits, Injection};
 use crate::plan::{Plan, PlannedRule};
 use crate::rule::Protocol;
@@ -213,15 +215,27 @@ pub fn line(plan: &Plan, hits: &[Hits]) -> String {
     parts.join(" · ")
 }
 
-/// The rules that never fired, each with the likeliest reason; `limited`: they are about a command or other processes, not
-/// about everyone here; `failed`: how many hits could not be carried out; `bridged`: there is a bridge, as containers have.
+/// Whom rules are about, and what these did.
+#[derive(Clone, Copy, Debug)]
+pub struct Audience<'a> {
+    /// Who: `the command`.
+    pub who: &'a str,
+    /// They are a command or other processes, not everyone here.
+    pub is_limited: bool,
+    /// What they connected to, where that is known.
+    pub endpoints: Option<&'a Endpoints>,
+    /// How many hits could not be carried out.
+    pub failed: u64,
+    /// The rules are on a bridge, as containers have.
+    pub has_bridge: bool,
+}
+
+/// The rules that never fired, each with the likeliest reason.
 #[must_use]
 pub fn unfired<'a>(
     plan: &'a Plan,
     hits: &[Hits],
-    limited: bool,
-    failed: u64,
-    bridged: bool,
+    audience: &Audience<'_>,
 ) -> Vec<(&'a str, String)> {
     plan.rules
         .iter()
@@ -229,26 +243,31 @@ pub fn unfired<'a>(
         .filter(|(_, hits)| hits.stats.hit_packets == 0)
         .map(|(rule, hits)| {
             let was_seen = hits.stats.seen_packets != 0;
+            let instead = audience
+                .endpoints
+                .filter(|_| !was_seen)
+                .and_then(|used| instead(&rule.resolved, &rule.target, audience.who, used));
+            let published = if audience.has_bridge {
+                "; of a published container port, name the container's own port"
+            } else {
+                ""
+            };
             let why = match &rule.stream {
-                Some(stream) if !was_seen => nothing_led(stream.target.protocol, limited),
+                _ if instead.is_some() => instead.unwrap_or_default() + published,
+                Some(stream) if !was_seen => {
+                    nothing_led(stream.target.protocol, audience.is_limited)
+                }
                 Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
                             happen there"
                     .to_owned(),
-                None if !was_seen => {
-                    let nat = if bridged {
-                        "; of a published container port, name the container's own port"
-                    } else {
-                        ""
-                    };
-                    format!(
-                        "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
-                         the command use it?{nat})"
-                    )
-                }
+                None if !was_seen => format!(
+                    "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
+                     the command use it?{published})"
+                ),
                 None if only_marks(rule) => "its target was seen, but no packet on which it can mark congestion was picked \
                                              (ECN is agreed on with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
                     .to_owned(),
-                None if failed != 0 => "its target was seen, but none of its hits could be carried out".to_owned(),
+                None if audience.failed != 0 => "its target was seen, but none of its hits could be carried out".to_owned(),
                 None => "its target was seen, but its modifiers and chance picked nothing".to_owned(),
             };
             (rule.text.as_str(), why)
@@ -300,12 +319,26 @@ mod tests {
         let plan = Plan::new(&rules, 1, None, None).unwrap();
         let mut seen = Hits::default();
         seen.stats.seen_packets = 1;
-        let reasons = unfired(&plan, &[seen, seen], true, 0, false);
+        let audience = Audience {
+            who: "the command",
+            is_limited: true,
+            endpoints: None,
+            failed: 0,
+            has_bridge: false,
+        };
+        let reasons = unfired(&plan, &[seen, seen], &audience);
         let says = reasons.iter().map(|(_, why)| why.contains("tcp_ecn"));
         assert_eq!(says.collect::<Vec<_>>(), [true, false]);
-        let reasons = unfired(&plan, &[Hits::default(); 2], true, 0, false);
+        let reasons = unfired(&plan, &[Hits::default(); 2], &audience);
         assert!(reasons.iter().all(|(_, why)| why.contains("right port")));
-        let reasons = unfired(&plan, &[seen, seen], true, 1, false);
+        let reasons = unfired(
+            &plan,
+            &[seen, seen],
+            &Audience {
+                failed: 1,
+                ..audience
+            },
+        );
         assert!(reasons[1].1.contains("carried out"), "{reasons:?}");
     }
 
