@@ -435,7 +435,8 @@ impl TargetObject {
         }
         let mut line = parts.join(":");
         for exclusion in self.except {
-            line += &format!(",!{exclusion}");
+            line.push_str(",!");
+            line.push_str(&exclusion);
         }
         target::target(Piece::whole(&line)).map_err(|error| error.clause())
     }

@@ -228,9 +228,8 @@ fn without_ports(ports: Vec<PortRange>, holes: &[PortRange]) -> Vec<PortRange> {
                     first: range.first.max(first),
                     last: range.last,
                 });
-                let parts = [Some(below), above];
-                parts
-                    .into_iter()
+                let left = [Some(below), above];
+                left.into_iter()
                     .flatten()
                     .filter(|part| part.first <= part.last)
             })
@@ -338,6 +337,7 @@ fn merged(mut ports: Vec<PortRange>) -> Vec<PortRange> {
 
 #[cfg(test)]
 mod tests {
+    use super::Protocol::{Any, Icmp, Tcp, Udp};
     use super::*;
     use crate::rule::Targets;
 
@@ -391,7 +391,6 @@ mod tests {
         assert_eq!(of("tcp:!1,65535"), "2-65534");
         assert_eq!(of("tcp:20-30,!22-24,!30"), "20-21,25-29");
         assert_eq!(of("*,!10.0.0.1"), "");
-        use Protocol::{Any, Icmp, Tcp, Udp};
         assert_eq!(resolved("*,!22").portless, [Icmp, Any]);
         assert_eq!(resolved("!tcp:22").portless, [Udp, Icmp, Any]);
         assert_eq!(resolved("!udp:53").portless, [Tcp, Icmp, Any]);
