@@ -32,6 +32,8 @@ pub struct PlannedRule {
     pub text: String,
     /// The target's name or text.
     pub target: String,
+    /// What that stands for.
+    pub resolved: ResolvedTarget,
     /// Its entries for the kernel; more than one for a mix, none for what the relay does.
     pub entries: Vec<PacketRule>,
     /// What the relay does, when it is a stream fault.
@@ -99,6 +101,7 @@ impl Plan {
                 planned.push(PlannedRule {
                     text: rule.to_string(),
                     target: resolved.name.clone(),
+                    resolved: resolved.target.clone(),
                     entries: Vec::new(),
                     stream: Some(ended(resolved, length_ns)),
                     stands_in: rule.fault.layer() == Layer::Packet,
@@ -116,6 +119,7 @@ impl Plan {
             planned.push(PlannedRule {
                 text: rule.to_string(),
                 target: resolved.name.clone(),
+                resolved: resolved.target.clone(),
                 entries,
                 stream: None,
                 stands_in: false,
