@@ -13,6 +13,10 @@ const NEAR_ENOUGH: f64 = 0.6;
 
 /// A network interface of the calling thread's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what the kernel tells of it, each independent of the others"
+)]
 pub struct Interface {
     /// The index that the kernel knows it by, from 1.
     pub index: u32,
@@ -150,7 +154,7 @@ fn is_ethernet(hardware: u16) -> bool {
 }
 
 /// Whether the kernel takes the Ethernet header away from what is redirected to a device that wants none
-/// (`dev_is_mac_header_xmit`), and what the packet loses in user space is not needed there: IPsec's policies want to know
+/// (`dev_is_mac_header_xmit`), and what the packet loses in user space is not needed there: `IPsec`'s policies want to know
 /// how it was decrypted, and an ifb where it came from.
 fn can_hold(hardware: u16, kind: Option<&str>) -> bool {
     use nix::libc::{
