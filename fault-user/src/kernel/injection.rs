@@ -116,7 +116,12 @@ impl Prepared {
     /// # Errors
     /// The kernel refuses.
     pub fn watch(&mut self, scope: &Scope) -> Result<()> {
-        self.reach().injector.watch_cgroup(&scope.path)
+        let injector = &mut self.reach().injector;
+        injector.watch_cgroup(&scope.path)?;
+        if self.tables.concern_datagrams() {
+            injector.watch_groups(&scope.path)?;
+        }
+        Ok(())
     }
 
     /// Marks the sockets that the processes of a cgroup have open as belonging to `scope`.
