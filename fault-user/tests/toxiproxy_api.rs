@@ -815,3 +815,76 @@ fn no_body_makes_it_panic_or_hang() {
     outcome.expect("every body is answered");
     assert_eq!(daemon.call("GET", "/version", "").0, 200);
 }
+
+/// The answer to this request.
+fn answer_to(daemon: &Daemon, head: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(daemon.api).expect("the API listens");
+    let length = body.len();
+    let request = format!("{head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).expect("write");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn by_its_name_it_is_toxiproxys_server_and_open() {
+    let daemon = Daemon::toxiproxy_server(&[
+        "-host=0.0.0.0",
+        "-port",
+        "0",
+        "-seed",
+        "-7",
+        "-runtime-metrics",
+    ]);
+    assert!(daemon.api.ip().is_unspecified());
+    let with_name = answer_to(&daemon, "GET /version HTTP/1.1\r\nHost: toxiproxy:8474", "");
+    assert!(with_name.starts_with("HTTP/1.1 200"), "{with_name}");
+    let (status, metrics) = daemon.raw("GET", "/metrics", "", b"");
+    assert!(
+        status == 200 && metrics.contains("\nprocess_open_fds "),
+        "{metrics}"
+    );
+    let server = echo_server().to_string();
+    let refused = [
+        ("/v1/rules", json!("tcp:7600 loss=1%")),
+        (
+            "/proxies",
+            json!({"name": "t", "listen": server, "upstream": server}),
+        ),
+        (
+            "/populate",
+            json!([{"name": "t", "listen": server, "upstream": server}]),
+        ),
+    ];
+    for (path, body) in refused {
+        let (status, answer) = daemon.call("POST", path, &body.to_string());
+        assert_eq!(status, 403, "{answer}");
+        let why = answer["error"].as_str().expect("a text");
+        assert!(why.contains("unavailable in open mode"), "{why}");
+    }
+    let browser = daemon.raw("GET", "/version", "Origin: http://evil.example\r\n", b"");
+    assert_eq!(browser.0, 403);
+}
+
+#[test]
+fn an_api_beyond_loopback_is_secured_or_said_to_be_open() {
+    let run = |words: &[&str], open: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fault"));
+        let command = command.arg("daemon").args(words).env("FAULT_OPEN", open);
+        let output = command.env_remove("FAULT_TOKEN").output().expect("it runs");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, error) = run(&["--listen", "0.0.0.0:0"], "0");
+    assert!(code == Some(125) && error.contains("--open"), "{error}");
+    // It does start, and ends for want of the config.
+    let (code, error) = run(&["--listen", "0.0.0.0:0", "--config", "/none"], "1");
+    assert!(
+        code == Some(125) && error.contains("can't read the config"),
+        "{error}"
+    );
+    assert_eq!(run(&["--open", "--token", "x"], "").0, Some(2));
+}

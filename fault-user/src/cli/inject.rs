@@ -69,7 +69,7 @@ impl Inject {
         }
         let length = self.length.as_deref().map(parse_length).transpose()?;
         if !self.aim.is_given() && !self.aim.force {
-            guard_host(&parsed.rules).map_err(Failure::usage)?;
+            guard_host(&parsed.rules, None).map_err(Failure::usage)?;
         }
         preflight(&[Need::Programs])?;
         let place = self.aim.place()?;
@@ -156,7 +156,7 @@ impl Inject {
     ) -> Result<(Plan, Parsed), Failure> {
         let parsed = self.rules.parse()?;
         if scope.is_none() && !self.aim.force {
-            guard_host(&parsed.rules).map_err(Failure::usage)?;
+            guard_host(&parsed.rules, None).map_err(Failure::usage)?;
         }
         let mut plan =
             Plan::new(&parsed.rules, old.seed, scope, parsed.length_ns).map_err(Failure::usage)?;

@@ -20,8 +20,10 @@ use crate::shaping::schedule::Shapers;
 use crate::steer;
 use mechanism::Mechanism;
 
-/// What is refused on the whole host without `--force`: the way in, and the way to stop it.
-const GUARDED_PORTS: [(u16, &str); 2] = [(22, "SSH"), (8474, "fault's own control API")];
+/// The way into a host.
+const SSH_PORT: u16 = 22;
+/// Where the control API listens, unless told otherwise.
+const API_PORT: u16 = 8474;
 
 /// One rule and what carries it.
 #[derive(Clone, Debug)]
@@ -227,17 +229,22 @@ fn ended(rule: &ResolvedRule, length_ns: Option<u64>) -> ResolvedRule {
     rule
 }
 
-/// Refuses rules for the whole host that would cut SSH or the control API.
+/// Rejects rules for the whole host that would cut SSH or the control API, which listens on `api_port` (nothing: where it
+/// usually does).
 ///
 /// # Errors
 /// The first rule that would.
-pub fn guard_host(rules: &[(Rule, ResolvedRule)]) -> Result<()> {
+pub fn guard_host(rules: &[(Rule, ResolvedRule)], api_port: Option<u16>) -> Result<()> {
+    let guarded = [
+        (SSH_PORT, "SSH"),
+        (api_port.unwrap_or(API_PORT), "fault's own control API"),
+    ];
     for (rule, resolved) in rules {
         let target = &resolved.target;
         if !matches!(target.protocol, Protocol::Any | Protocol::Tcp) {
             continue;
         }
-        for (port, what) in GUARDED_PORTS {
+        for (port, what) in guarded {
             let hit = target.ports.is_empty()
                 || target
                     .ports
