@@ -163,8 +163,9 @@ const IS_COMMAND: &str = "FAULT_TEST_IS_COMMAND";
 /// The group and port of multicast.
 const GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 0, 7), 7400);
 
-/// What the command of a run does here: for each line that it reads, `PORT ADDRESS`, it sends a datagram from that port
-/// to that address; for `join` it receives multicast. It says so each time.
+/// What the command of a run does here: for each line that it reads, `send PORT ADDRESS`, it sends a datagram from that
+/// port to that address; for `ask PORT ADDRESS` it waits for a corrupted answer too; for `join` it receives multicast.
+/// It says so each time.
 #[test]
 fn what_the_command_does() {
     if std::env::var_os(IS_COMMAND).is_none() {
@@ -173,11 +174,18 @@ fn what_the_command_does() {
     let mut joined = Vec::new();
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
-        if line == "join" {
-            joined.push(join(Ipv4Addr::UNSPECIFIED));
-        } else {
-            let (port, address) = line.split_once(' ').unwrap();
-            send_from(port.parse().unwrap(), address.parse().unwrap(), b'c');
+        let words: Vec<&str> = line.split(' ').collect();
+        match *words {
+            ["join"] => joined.push(join(Ipv4Addr::UNSPECIFIED)),
+            [what, port, address] => {
+                let socket = send_from(port.parse().unwrap(), address.parse().unwrap(), b'c');
+                let mut byte = *b"c";
+                if what == "ask" {
+                    socket.recv(&mut byte).unwrap();
+                    assert_ne!(byte, *b"c");
+                }
+            }
+            _ => panic!("{line}"),
         }
         println!("done");
     }
@@ -241,8 +249,8 @@ impl Commanded {
     fn end(self, packets: usize) {
         let mut child = self.child;
         drop(child.stdin.take());
-        drop(self.said);
         let output = child.wait_with_output().unwrap();
+        drop(self.said);
         let told = String::from_utf8(output.stderr).unwrap();
         assert_hits(&told, packets);
     }
@@ -284,8 +292,11 @@ fn a_port_belongs_to_who_uses_it_now() {
         beyond("[fd77::2]:7000"),
     ];
     let servers = servers.map(|socket| (socket.local_addr().unwrap(), telling_echo(socket)));
-    for direction in ["to-server", "to-client"] {
-        let mut command = Commanded::start(&format!("udp:7000 blackhole dir={direction}"));
+    for (what, rule) in [
+        ("send", "udp:7000 blackhole dir=to-server"),
+        ("ask", "udp:7000 corrupt=100% dir=to-client"),
+    ] {
+        let mut command = Commanded::start(rule);
         for (round, (address, told)) in
             (0..ROUNDS).flat_map(|n| servers.iter().map(move |s| (n, s)))
         {
@@ -295,12 +306,13 @@ fn a_port_belongs_to_who_uses_it_now() {
                 let socket = send_from(port, *address, b'o');
                 let mut byte = [0];
                 let answer = socket.recv(&mut byte);
-                assert_eq!(answer.ok(), Some(1), "{address} {direction} round {round}");
+                assert_eq!(answer.ok(), Some(1), "{address} round {round}: {rule}");
+                assert_eq!(byte, *b"o", "{address} round {round}: {rule}");
                 assert_eq!(told.recv().ok(), Some(b'o'));
             };
             ask();
-            command.tell(&format!("{port} {address}"));
-            if direction == "to-client" {
+            command.tell(&format!("{what} {port} {address}"));
+            if what == "ask" {
                 assert_eq!(told.recv().ok(), Some(b'c'));
             }
             ask();
