@@ -257,10 +257,11 @@ pub fn unfired<'a>(
                 ""
             };
             let why = match &rule.stream {
-                _ if instead.is_some() => instead.unwrap_or_default() + published,
                 Some(stream) if !was_seen => {
-                    nothing_led(stream.target.protocol, audience.is_limited)
+                    let why = nothing_led(stream.target.protocol, audience.is_limited);
+                    instead.map_or_else(|| why.clone(), |instead| format!("{why}; {instead}"))
                 }
+                None if instead.is_some() => instead.unwrap_or_default() + published,
                 Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
                             happen there"
                     .to_owned(),
