@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -256,7 +256,8 @@ pub mod clock {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// Past this `CLOCK_MONOTONIC` time every packet passes; with [`clock::NONE`] when it is 0.
+    /// Past this `CLOCK_MONOTONIC` time every packet passes; 0 before the first rules and after the last.
+    /// `u64::MAX` where the kernel takes the programs away with the process.
     pub lease_until_ns: u64,
     /// Which of the two rule sets is in force: 0 or 1.
     pub generation: u32,
@@ -381,7 +382,25 @@ pub struct Hold {
     pub flags: u16,
     /// Wire packets in it.
     pub segments: u16,
+    /// The instances that have judged it, a bit each: see [`INSTANCES_MAX`].
+    pub judges: u64,
 }
+
+/// Where a packet goes on that the delay line has held.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    /// [`Hold::judges`].
+    pub judges: u64,
+    /// The number of the place, below [`PLACES`].
+    pub place: u64,
+}
+
+/// How many instances of `fault` there can be in one network namespace. Each has a number, and a bit of its own in what a
+/// packet remembers.
+pub const INSTANCES_MAX: u32 = 64;
+/// How many of them a packet remembers from one interface to the next.
+pub const INSTANCES_REMEMBERED: u32 = 8;
 
 /// What holds packets; values of the programs' constant `HOLDER`.
 pub mod holder {
@@ -495,15 +514,9 @@ pub mod hold_flag {
     pub const TWICE: u16 = 2;
     /// It comes from the service: each direction has wires and slots of its own.
     pub const TO_CLIENT: u16 = 4;
-    /// Another instance has judged it before: see [`super::LAST`].
-    pub const JUDGED: u16 = 8;
 }
 
-/// Beside the number of a place, where a packet goes on: no instance is to judge it any more. Two that hold packets of one
-/// device would otherwise hand them to each other for ever, as a packet remembers only who judged it last.
-pub const LAST: u16 = 1 << 12;
-
-/// How many packets can be on their way to the delay line at once.
+/// How many packets can be on their way to the delay line, or back from it, at once.
 pub const HOLDS: u32 = 1 << 16;
 /// How many interfaces the delay line can send packets on at, each in both directions.
 pub const PLACES: u32 = 1 << 12;
@@ -576,6 +589,8 @@ pub enum Counter {
     ActionFailed,
     /// An event for which the ring buffer had no room.
     EventLost,
+    /// A packet that was not held because the delay line did not run.
+    NotHeld,
     /// A packet that has been judged at another hook, or that is a duplicate or an answer of ours.
     Own,
 }
@@ -595,7 +610,7 @@ const _: () = {
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 40);
-    assert!(size_of::<Hold>() == 40);
+    assert!(size_of::<Hold>() == 48);
     assert!(size_of::<Steer>() == 16);
     assert!(size_of::<Destination>() == 20);
     assert!(SLOTS.is_power_of_two());
@@ -606,8 +621,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, DecisionKey, Destination, Flow, FlowRule, Hold, PortClasses, RuleEntry, RuleState,
-        RuleStats, ScopeKey, SetHeader, Steer,
+        Control, DecisionKey, Destination, Flow, FlowRule, Hold, PortClasses, Release, RuleEntry,
+        RuleState, RuleStats, ScopeKey, SetHeader, Steer,
     };
     use crate::flow::FlowKey;
 
@@ -620,6 +635,7 @@ mod pod {
     unsafe impl aya::Pod for Control {}
     unsafe impl aya::Pod for FlowRule {}
     unsafe impl aya::Pod for Hold {}
+    unsafe impl aya::Pod for Release {}
     unsafe impl aya::Pod for Steer {}
     unsafe impl aya::Pod for Destination {}
     unsafe impl aya::Pod for DecisionKey {}

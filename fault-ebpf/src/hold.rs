@@ -13,12 +13,15 @@
 //! **netem** holds packets by class: one class of a prio qdisc for each delay, chosen by the packet's priority. Unlike
 //! the mark nobody routes by that.
 
-use fault_common::abi::{Hold, LAST, QDISC_MAJOR, hold_flag, holder};
+use fault_common::abi::{
+    Counter, HOLDS as TICKETS_MAX, Hold, PLACES, QDISC_MAJOR, hold_flag, holder,
+};
 use fault_common::decide::{Counting, holding};
 use fault_common::random::mix;
 
 use crate::maps::{
-    DEPARTURE, DETOUR, DETOURS, HOLDER, HOLDS, LEAVES, ORDERS, RELEASES, Scratch, TAP, TICKETS,
+    DEPARTURE, DETOUR, DETOURS, HEARTBEAT, HOLDER, HOLDS, LEAVES, ORDERS, RELEASED, RELEASES,
+    Scratch, TAP, TICKETS, count,
 };
 use crate::skb::{NEXT, Skb};
 
@@ -174,9 +177,15 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
         // The tap is an Ethernet device; and there is none where nothing was to need it.
         return Err(());
     }
+    let alive_until_ns = HEARTBEAT.get(0).copied().unwrap_or(0);
+    if scratch.sight.now_ns > alive_until_ns {
+        // Policy: what nobody would send on passes at once.
+        count(Counter::NotHeld);
+        return Ok(NEXT);
+    }
     let tickets = TICKETS.get_ptr_mut(0).ok_or(())?;
     // SAFETY: a map value lives until the program ends.
-    let ticket = C::next(unsafe { &mut *tickets }) & 0xffff;
+    let ticket = C::next(unsafe { &mut *tickets }) & u64::from(TICKETS_MAX - 1);
     let told = HOLDS.get_ptr_mut(ticket as u32).ok_or(())?;
     let (sight, verdict) = (&scratch.sight, &scratch.verdict);
     let way = if EGRESS { 0 } else { hold_flag::INGRESS };
@@ -190,11 +199,6 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
     } else {
         0
     };
-    let judged = if sight.judged == 0 {
-        0
-    } else {
-        hold_flag::JUDGED
-    };
     // SAFETY: as above; a ticket is given out again only after 65,536 others.
     unsafe {
         *told = Hold {
@@ -205,8 +209,9 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
             bytes: sight.bytes,
             rate: verdict.rate,
             slot: verdict.slot,
-            flags: way | twice | from | judged,
+            flags: way | twice | from,
             segments: sight.segments as u16,
+            judges: skb.judges(),
         };
     }
     skb.push_tag(ticket as u16)?;
@@ -216,12 +221,19 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
 /// Sends a packet that has been held on its way, where it is not judged again.
 #[inline(always)]
 pub fn release(skb: Skb<false, 14>) -> i32 {
-    let (detour, tag) = (skb.detour(), skb.tag());
-    let Some(number) = detour.or(tag.map(u32::from)) else {
-        // Policy: what the stack itself sends this way is nobody's.
-        return NEXT;
+    let detour = skb.detour();
+    let (number, judges) = if let Some(number) = detour {
+        // Who has judged it is not known any more: nobody judges it again.
+        (number, u64::MAX)
+    } else {
+        let told = skb.tag().and_then(|ticket| RELEASED.get(ticket.into()));
+        let Some(told) = told else {
+            // Policy: what the stack itself sends this way is nobody's.
+            return NEXT;
+        };
+        (told.place as u32, told.judges)
     };
-    let Some(&place) = RELEASES.get(number & u32::from(LAST - 1)) else {
+    let Some(&place) = RELEASES.get(number & (PLACES - 1)) else {
         return NEXT;
     };
     // A tag on the detour is the packet's own.
@@ -231,10 +243,7 @@ pub fn release(skb: Skb<false, 14>) -> i32 {
     {
         return NEXT;
     }
-    if number & u32::from(LAST) == 0 {
-        skb.set_judged();
-    } else {
-        skb.set_judged_by_everyone();
-    }
-    Skb::<false, 14>::redirect((place >> 1) as u32, place & 1)
+    let (interface, ingress) = ((place >> 1) as u32, place as u32 & 1);
+    skb.set_judges(judges, interface, ingress == 0);
+    Skb::<false, 14>::redirect(interface, ingress.into())
 }

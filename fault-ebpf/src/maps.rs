@@ -10,8 +10,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
     CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule, Hold,
-    MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader,
-    Steer, Watched,
+    MATCHES_MAX, PLACES, PortClasses, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey,
+    SetHeader, Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -72,9 +72,15 @@ pub static DETOUR: Global<u32> = Global::new(0);
 /// 1 where the kernel tells departure times from times of arrival (Linux 5.18).
 #[unsafe(no_mangle)]
 pub static STAMPS: Global<u32> = Global::new(0);
-/// What this instance writes into `tc_index` of packets that it has judged.
+/// The bit of this instance among those of the network namespace that judge a packet; 0 judges every packet again.
 #[unsafe(no_mangle)]
-pub static INSTANCE: Global<u32> = Global::new(0xf000);
+pub static INSTANCE: Global<u64> = Global::new(1);
+/// 1 to 255: tells the marks of this network namespace's instances from those of others'.
+#[unsafe(no_mangle)]
+pub static NETNS_MARK: Global<u32> = Global::new(1);
+/// The same in 32 bits.
+#[unsafe(no_mangle)]
+pub static NETNS_TAG: Global<u32> = Global::new(1);
 /// 1 when the XDP program may have judged what arrives.
 #[unsafe(no_mangle)]
 pub static XDP: Global<u32> = Global::new(0);
@@ -175,10 +181,16 @@ pub static HOLDS: Array<Hold> = Array::with_max_entries(fault_common::abi::HOLDS
 /// The last ticket.
 #[map]
 pub static TICKETS: Array<u64> = Array::with_max_entries(1, 0);
-/// Where packets go that have been held, by the number that they carry: twice the interface's index, and 1 for its
-/// ingress.
+/// Places where packets go on that have been held, by their number: twice the interface's index, and 1 for its ingress.
 #[map]
 pub static RELEASES: Array<u64> = Array::with_max_entries(PLACES, BPF_F_MMAPABLE);
+/// What the delay line tells about packets on their way back from it, by their ticket.
+#[map]
+pub static RELEASED: Array<Release> =
+    Array::with_max_entries(fault_common::abi::HOLDS, BPF_F_MMAPABLE);
+/// Past this `CLOCK_MONOTONIC` time nothing is handed to the delay line, which pushes it forward while it runs; one entry.
+#[map]
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Which of [`RELEASES`] a packet goes to after the detour, by the interface that it came in by.
 #[map]
@@ -312,10 +324,6 @@ pub struct Sight {
     pub bytes: u32,
     /// Which rule set is in force.
     pub generation: u32,
-    /// 1 when another instance has judged it before.
-    pub judged: u32,
-    /// So that there is no padding.
-    pub reserved: u32,
 }
 
 /// Counts one packet that passes for a reason worth telling.

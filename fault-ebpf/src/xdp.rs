@@ -15,7 +15,7 @@ use fault_common::packet::{Load, Packet};
 
 use crate::classify::{self, Glance};
 use crate::frame::{Frame, JUDGED, Near};
-use crate::maps::{CONTROL, INSTANCE, SCRATCH, SETS, WORDS};
+use crate::maps::{CONTROL, NETNS_MARK, SCRATCH, SETS, WORDS};
 use crate::{act, flows};
 
 /// Headers are looked for in so many bytes.
@@ -80,7 +80,7 @@ impl Raw {
             if at + size_of::<u32>() > end {
                 return None;
             }
-            *(at as *mut u32) = JUDGED | INSTANCE.load();
+            *(at as *mut u32) = JUDGED | NETNS_MARK.load();
         }
         Some(())
     }
