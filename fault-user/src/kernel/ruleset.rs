@@ -65,7 +65,7 @@ impl Network {
         }
     }
 
-    fn contains(&self, other: &Self) -> bool {
+    pub(super) fn contains(&self, other: &Self) -> bool {
         if other.prefix < self.prefix {
             return false;
         }
