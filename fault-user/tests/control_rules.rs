@@ -357,11 +357,26 @@ fn rules_do_not_cut_the_api_wherever_it_listens() {
     ] {
         let (status, answer) = add(rule);
         let why = answer["error"].as_str().expect("a text");
-        assert!(
-            status == 400 && why.contains("on the whole host"),
-            "{answer}"
-        );
+        let named = format!("port {port} (fault's own control API)");
+        assert!(status == 400 && why.contains(&named), "{answer}");
     }
+    // The error shows what to write instead, which is accepted, also in the form in which it is listed.
+    let (_, answer) = add("127.0.0.1 drop".to_owned());
+    let why = answer["error"].as_str().expect("a text");
+    let instead = why
+        .split("write `")
+        .nth(1)
+        .and_then(|rest| rest.split('`').next());
+    assert_eq!(instead, Some(&*format!("127.0.0.1:!22,{port}")), "{why}");
+    let (status, added) = add(format!("{} loss=0.1%", instead.expect("just seen")));
+    assert_eq!(status, 201, "{added}");
+    assert_eq!(
+        daemon
+            .call("DELETE", &format!("/v1/rules/{}", added["id"]), "")
+            .0,
+        204
+    );
+    assert_eq!(daemon.call("POST", "/v1/rules", &added.to_string()).0, 201);
     // Nobody listens there.
     let (status, answer) = add("tcp:8474 drop".to_owned());
     assert_eq!(status, 201, "{answer}");

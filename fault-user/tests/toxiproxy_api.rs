@@ -888,3 +888,105 @@ fn an_api_beyond_loopback_is_secured_or_said_to_be_open() {
     );
     assert_eq!(run(&["--open", "--token", "x"], "").0, Some(2));
 }
+
+#[test]
+fn the_command_line_knows_attributes_and_units() {
+    let daemon = Daemon::start();
+    daemon.proxy("p", echo_server());
+    let add = |words: &[&str]| daemon.client(&[&["add", "toxic", "p"], words].concat());
+    let (code, shown) = add(&["latency", "latency=1.5s", "JITTER=20"]);
+    assert_eq!(code, Some(0), "{shown}");
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(shown["attributes"], json!({"latency": 1500, "jitter": 20}));
+    let (code, shown) = add(&["slicer", "delay=2ms"]);
+    assert!(
+        code == Some(0) && shown.contains("\"delay\": 2000"),
+        "{shown}"
+    );
+    for (words, why) in [
+        (
+            &["latency", "latencyy=5"][..],
+            "has no attribute `latencyy`, did you mean `latency`?: it has latency, jitter",
+        ),
+        (&["latency", "latency=5us"], "expected whole milliseconds"),
+        (
+            &["bandwith"],
+            "there is no toxic type `bandwith`, did you mean `bandwidth`?",
+        ),
+        (&["noop", "x=1"], "noop has no attribute `x`: it has none"),
+    ] {
+        let (code, said) = add(words);
+        assert!(code == Some(125) && said.contains(why), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    let (_, said) = daemon.client(&["add", "toxic", "q", "noop"]);
+    assert!(
+        said.ends_with("proxy not found; the daemon's proxies: p\n"),
+        "{said}"
+    );
+    // Over the API they are ignored, as by Toxiproxy.
+    let body = r#"{"type":"noop","name":"n","attributes":{"colour":"red"}}"#;
+    assert_eq!(daemon.call("POST", "/proxies/p/toxics", body).0, 200);
+}
+
+#[test]
+fn what_is_listed_can_be_sent_back() {
+    let daemon = Daemon::start();
+    daemon.proxy("p", echo_server());
+    daemon.call(
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"packet_loss","attributes":{"loss_rate":0.5}}"#,
+    );
+    let (_, proxies) = daemon.call("GET", "/proxies", "");
+    let toxic = &proxies["p"]["toxics"][0];
+    assert_eq!(
+        toxic["attributes"],
+        json!({"loss_rate": 0.5, "correlation": 0.0})
+    );
+    let another = Daemon::start();
+    let (status, answer) = another.call("POST", "/populate", &proxies.to_string());
+    assert_eq!(status, 500, "its port is the first daemon's: {answer}");
+    assert_eq!(daemon.call("DELETE", "/proxies/p", "").0, 204);
+    let (status, answer) = another.call("POST", "/populate", &proxies.to_string());
+    assert_eq!(status, 201, "{answer}");
+    assert_eq!(another.call("GET", "/proxies", "").1, proxies);
+    let toxic = &proxies["p"]["toxics"][0];
+    assert_eq!(
+        another
+            .call("DELETE", "/proxies/p/toxics/packet_loss_downstream", "")
+            .0,
+        204
+    );
+    let (status, sent) = another.call("POST", "/proxies/p/toxics", &toxic.to_string());
+    assert_eq!((status, &sent), (200, toxic));
+}
+
+#[test]
+fn packet_loss_drops_chunks_as_toxiproxys_does() {
+    let daemon = Daemon::start();
+    let listen = daemon.proxy("p", echo_server());
+    let lost = |attributes: &str| {
+        let body =
+            format!(r#"{{"type":"packet_loss","stream":"upstream","attributes":{attributes}}}"#);
+        assert_eq!(daemon.call("POST", "/proxies/p/toxics", &body).0, 200);
+        let mut client = TcpStream::connect(listen).expect("it listens");
+        client.write_all(b"lost or not").expect("write");
+        client.shutdown(std::net::Shutdown::Write).expect("an end");
+        let mut echo = Vec::new();
+        client
+            .read_to_end(&mut echo)
+            .expect("the end comes all the same");
+        assert_eq!(
+            daemon
+                .call("DELETE", "/proxies/p/toxics/packet_loss_upstream", "")
+                .0,
+            204
+        );
+        echo.is_empty()
+    };
+    assert!(lost(r#"{"loss_rate":1}"#));
+    assert!(lost(r#"{"loss_rate":7.5,"correlation":-3}"#));
+    assert!(!lost(r#"{"loss_rate":-1,"correlation":1}"#));
+    assert!(!lost("{}"));
+}

@@ -855,6 +855,10 @@ async fn begin(proxy: &Proxy, wanted: &Wanted) -> Result<(), ApiError> {
 fn read_all(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
     let values = match super::body::value(body)? {
         Value::Array(values) => values,
+        // As `GET /proxies` lists them, by name.
+        Value::Object(named) if named.values().any(Value::is_object) => {
+            named.into_iter().map(|(_, proxy)| proxy).collect()
+        }
         Value::Null => Vec::new(),
         _ => {
             return Err(ApiError::bad_body(

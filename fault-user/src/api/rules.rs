@@ -68,7 +68,8 @@ impl Wanted {
     /// 400.
     pub fn read(value: Value) -> Result<Self, ApiError> {
         let bad = |why: String| ApiError::new(StatusCode::BAD_REQUEST, why);
-        let rule: Rule = serde_json::from_value(value).map_err(|error| bad(error.to_string()))?;
+        let rule: Rule =
+            serde_json::from_value(text_of(value)).map_err(|error| bad(error.to_string()))?;
         if rule.fault.layer() == Layer::Stream {
             return Err(bad(format!(
                 "`{rule}` is about a stream: add a proxy whose listen is its upstream, and the toxic to that"
@@ -85,6 +86,12 @@ impl Wanted {
     pub fn text(&self) -> String {
         self.rule.to_string()
     }
+}
+
+/// The text of a rule in the form in which it is listed; anything else as it is.
+fn text_of(value: Value) -> Value {
+    let listed = value.get("rule").filter(|rule| rule.is_string());
+    listed.cloned().unwrap_or(value)
 }
 
 /// Rules in the kernel.

@@ -31,6 +31,7 @@ use crate::report::expectations::{self, Facts, Verdict};
 use crate::report::file::{self, Amount, Expectation, Report, RuleReport};
 use crate::report::record::Recorder;
 use crate::report::samples::{SAMPLING, Samples};
+use crate::report::summary::Audience;
 use crate::report::{github, html, junit, summary};
 use crate::rule::windows;
 use crate::steer::Steering;
@@ -175,6 +176,7 @@ impl Run {
             None => None,
         };
         tell!("fault: seed {}", plan.seed);
+        place.count_endpoints(scope, &mut prepared);
         let mut observer = wanted.watch(&place, scope)?;
         let steering = self.aim.steer(&place, &plan, scope, &mut prepared).await?;
         let mut follower = Follower::of(&self.aim, &place)?;
@@ -187,6 +189,7 @@ impl Run {
             injection: prepared.start()?,
             steering,
             plan,
+            who: place.who(scope),
             place,
             is_limited: scope.is_some(),
             samples: Samples::default(),
@@ -265,7 +268,13 @@ impl Run {
             "{}",
             summary::table(plan, facts.hits, injection, &counters).trim_end()
         );
-        let mut unfired = summary::unfired(plan, facts.hits, run.is_limited);
+        let endpoints = injection.endpoints()?;
+        let audience = Audience {
+            who: run.who,
+            is_limited: run.is_limited,
+            endpoints: endpoints.as_ref(),
+        };
+        let mut unfired = summary::unfired(plan, facts.hits, &audience);
         // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
         if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
             unfired.retain(|(rule, _)| !parsed.is_drawn(rule));
@@ -428,6 +437,8 @@ struct Course<'a> {
     steering: Option<Steering>,
     plan: Plan,
     place: Place,
+    /// Whom the rules are about.
+    who: &'static str,
     /// The rules are about the command or other processes, not about everyone here.
     is_limited: bool,
     samples: Samples,

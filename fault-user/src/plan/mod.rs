@@ -14,7 +14,7 @@ use fault_common::abi::{LEAVES, RuleEntry, action};
 use crate::kernel::injection::Hooks;
 use crate::kernel::needs::Needs;
 use crate::kernel::ruleset::{PacketRule, Scope, Shaper};
-use crate::rule::{Layer, Protocol, ResolvedRule, Rule};
+use crate::rule::{Layer, Protocol, ResolvedRule, ResolvedTarget, Rule, TargetRef};
 use crate::shaping::qdiscs::Kind;
 use crate::shaping::schedule::Shapers;
 use crate::steer;
@@ -32,6 +32,8 @@ pub struct PlannedRule {
     pub text: String,
     /// The target's name or text.
     pub target: String,
+    /// What that stands for.
+    pub resolved: ResolvedTarget,
     /// Its entries for the kernel; more than one for a mix, none for what the relay does.
     pub entries: Vec<PacketRule>,
     /// What the relay does, when it is a stream fault.
@@ -99,6 +101,7 @@ impl Plan {
                 planned.push(PlannedRule {
                     text: rule.to_string(),
                     target: resolved.name.clone(),
+                    resolved: resolved.target.clone(),
                     entries: Vec::new(),
                     stream: Some(ended(resolved, length_ns)),
                     stands_in: rule.fault.layer() == Layer::Packet,
@@ -116,6 +119,7 @@ impl Plan {
             planned.push(PlannedRule {
                 text: rule.to_string(),
                 target: resolved.name.clone(),
+                resolved: resolved.target.clone(),
                 entries,
                 stream: None,
                 stands_in: false,
@@ -240,22 +244,40 @@ pub fn guard_host(rules: &[(Rule, ResolvedRule)], api_port: Option<u16>) -> Resu
         (api_port.unwrap_or(API_PORT), "fault's own control API"),
     ];
     for (rule, resolved) in rules {
-        let target = &resolved.target;
-        if !matches!(target.protocol, Protocol::Any | Protocol::Tcp) {
+        let reached: Vec<_> = guarded
+            .iter()
+            .filter(|(port, _)| reaches(&resolved.target, *port))
+            .collect();
+        if reached.is_empty() {
             continue;
         }
-        for (port, what) in guarded {
-            let hit = target.ports.is_empty()
-                || target
-                    .ports
-                    .iter()
-                    .any(|range| range.first <= port && port <= range.last);
-            if hit {
-                bail!(
-                    "`{rule}` reaches port {port} ({what}) on the whole host: name other ports, or give --force"
-                );
-            }
-        }
+        let named: Vec<_> = reached
+            .iter()
+            .map(|(port, what)| format!("port {port} ({what})"))
+            .collect();
+        let ports: Vec<_> = reached.iter().map(|(port, _)| *port).collect();
+        let without = match &rule.target {
+            TargetRef::Spec(target) => target.excluding(&ports),
+            TargetRef::Name(_) => None,
+        };
+        let help = without.map_or_else(
+            || "name other ports".to_owned(),
+            |target| format!("write `{target}`"),
+        );
+        bail!(
+            "`{rule}` reaches {} on the whole host: {help}, or give --force",
+            named.join(" and ")
+        );
     }
     Ok(())
+}
+
+/// Whether a target has a TCP port.
+fn reaches(target: &ResolvedTarget, port: u16) -> bool {
+    let is_tcp = matches!(target.protocol, Protocol::Any | Protocol::Tcp);
+    let mut ranges = target.ports.iter();
+    is_tcp
+        && (target.ports.is_empty()
+            || target.portless.contains(&Protocol::Tcp)
+            || ranges.any(|range| range.first <= port && port <= range.last))
 }
