@@ -445,7 +445,9 @@ fn links_of_the_dead_go_by_name_and_kind() {
     let Some(place) = Place::new() else { return };
     in_own_netns(move || {
         let (living, dead) = (Instance::join().unwrap(), Instance::join().unwrap());
-        let (live, dead) = (living.number(), dead.number());
+        let (live, number) = (living.number(), dead.number());
+        drop(dead);
+        let dead = number;
         for (name, kind) in [
             (format!("fault-{dead}"), "ifb"),
             (format!("fault-{live}"), "ifb"),

@@ -150,7 +150,7 @@ impl Clock {
             .iter()
             .filter_map(|rule| next(now_ns + 1)(&rule))
             .min();
-        next_ns.map_or(Duration::from_secs(3600), |next_ns| {
+        next_ns.map_or(Duration::from_hours(1), |next_ns| {
             let now_ns = monotonic_ns().saturating_sub(self.epoch_ns);
             Duration::from_nanos(next_ns.saturating_sub(now_ns))
         })
@@ -193,10 +193,10 @@ fn wake(netlink: &mut Netlink, rules: &[&PacketRule]) -> Result<()> {
     let open = sockets.iter().filter(|one| {
         one.state == State::Established && (is_meant(one.local) || one.remote.is_some_and(is_meant))
     });
-    let wanted: HashMap<_, _> = open.map(|one| (one.inode, ())).collect();
-    take_sockets(wanted, |pid, socket, ()| {
+    let wanted: HashMap<_, _> = open.map(|one| (one.inode, one.local)).collect();
+    take_sockets(wanted, |pid, socket, local| {
         if let Err(error) = socket.and_then(|socket| Ok(probe(&socket)?)) {
-            log::warn!("an idle connection of process {pid} is not reset: {error}");
+            log::warn!("an idle connection of process {pid} at {local} is not reset: {error}");
         }
         Ok(())
     })

@@ -104,10 +104,6 @@ impl Capacity {
 
 /// How the programs are loaded.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each switches a part of the programs off, independent of the others"
-)]
 pub struct Options {
     /// Map sizes.
     pub capacity: Capacity,

@@ -306,7 +306,9 @@ mod tests {
             let program = crate::doctor::bpf::load(3, 0, -1).unwrap();
             let folder = tempfile::tempdir().unwrap();
             let (living, dead) = (Instance::join().unwrap(), Instance::join().unwrap());
-            let (alive, dead) = (living.number(), dead.number());
+            let (alive, number) = (living.number(), dead.number());
+            drop(dead);
+            let dead = number;
             let owner = ProcessId {
                 pid: dead_pid().cast_signed(),
                 start_ticks: 1,

@@ -42,7 +42,7 @@ pub fn effective(cgroup: BorrowedFd<'_>, hook: u32) -> Result<Vec<u32>, Errno> {
     const BPF_PROG_QUERY: libc::c_long = 16;
     const BPF_F_QUERY_EFFECTIVE: u32 = 1;
     /// More than a hierarchy can have at one hook in practice: 64 at each level.
-    const IDS_MAX: usize = 1024;
+    const IDS_MAX: u32 = 1024;
     /// The start of `union bpf_attr` for that command.
     #[repr(C)]
     struct Attributes {
@@ -54,14 +54,14 @@ pub fn effective(cgroup: BorrowedFd<'_>, hook: u32) -> Result<Vec<u32>, Errno> {
         count: u32,
         padding: u32,
     }
-    let mut ids = vec![0_u32; IDS_MAX];
+    let mut ids = vec![0_u32; IDS_MAX as usize];
     let mut attributes = Attributes {
         target: cgroup.as_raw_fd(),
         hook,
         query_flags: BPF_F_QUERY_EFFECTIVE,
         attach_flags: 0,
         ids: ids.as_mut_ptr().addr() as u64,
-        count: IDS_MAX as u32,
+        count: IDS_MAX,
         padding: 0,
     };
     bpf_mut(BPF_PROG_QUERY, &mut attributes)?;

@@ -3,6 +3,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::{fs, io};
 
@@ -175,8 +176,8 @@ pub struct OpenSocket {
 ///
 /// # Errors
 /// Processes or their descriptors can't be listed, or what `act` says.
-pub fn take_sockets<T>(
-    mut wanted: HashMap<u64, T>,
+pub fn take_sockets<T, S: BuildHasher>(
+    mut wanted: HashMap<u64, T, S>,
     mut act: impl FnMut(i32, io::Result<OwnedFd>, T) -> Result<()>,
 ) -> Result<()> {
     if wanted.is_empty() {

@@ -69,7 +69,7 @@ pub fn reset(
             .find(|other| other.local == end.remote && other.remote == end.local);
         match other {
             Some(other) if is_aimed(target, end.remote) => {
-                count += u64::from(close(netlink, other)?)
+                count += u64::from(close(netlink, other)?);
             }
             None if is_aimed(target, end.remote) || is_aimed(target, end.local) => {
                 alone.insert(u64::from(end.inode), end);
@@ -84,7 +84,7 @@ pub fn reset(
             Ok(true) => drop(left.remove(&u64::from(end.inode))),
             Ok(false) => {}
             Err(error) => {
-                log::info!("a connection of process {pid} is aborted, not reset: {error}")
+                log::info!("a connection of process {pid} is aborted, not reset: {error}");
             }
         }
         Ok(())
@@ -194,9 +194,9 @@ fn rst(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
     const HEADER: u8 = 20;
     const RST: u8 = 4;
     const HOPS: u8 = 64;
-    let mut segment = Vec::from([from.port(), to.port()].map(u16::to_be_bytes).concat());
+    let mut segment = [from.port(), to.port()].map(u16::to_be_bytes).concat();
     segment.extend(sequence.to_be_bytes());
-    segment.extend([0, 0, 0, 0, HEADER / 4 << 4, RST, 0, 0, 0, 0, 0, 0]);
+    segment.extend([0, 0, 0, 0, (HEADER / 4) << 4, RST, 0, 0, 0, 0, 0, 0]);
     let (mut packet, addresses) = match (from.ip(), to.ip()) {
         (IpAddr::V6(from), IpAddr::V6(to)) => (
             vec![0x60, 0, 0, 0, 0, HEADER, TCP, HOPS],
