@@ -11,6 +11,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use fault_user::process::netns::NetworkNamespace;
+use fault_user::process::proc;
+use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::echo::tcp_echo;
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
@@ -164,18 +166,25 @@ const IS_COMMAND: &str = "FAULT_TEST_IS_COMMAND";
 const GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 0, 7), 7400);
 
 /// What the command of a run does here: for each line that it reads, `send PORT ADDRESS`, it sends a datagram from that
-/// port to that address; for `ask PORT ADDRESS` it waits for a corrupted answer too; for `join` it receives multicast.
-/// It says so each time.
+/// port to that address; for `ask PORT ADDRESS` it waits for a corrupted answer too; for `join` it receives multicast,
+/// for `listen` it does so by MPTCP. It says so each time.
 #[test]
 fn what_the_command_does() {
     if std::env::var_os(IS_COMMAND).is_none() {
         return;
     }
-    let mut joined = Vec::new();
+    let (mut joined, mut listeners) = (Vec::new(), Vec::new());
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split(' ').collect();
         match *words {
+            ["listen"] => {
+                let socket = mptcp().expect("the test has tried");
+                let address = SocketAddr::from(([127, 0, 0, 1], 7000));
+                socket.bind(&address.into()).unwrap();
+                socket.listen(8).unwrap();
+                listeners.push(socket);
+            }
             ["join"] => joined.push(join(Ipv4Addr::UNSPECIFIED)),
             [what, port, address] => {
                 let socket = send_from(port.parse().unwrap(), address.parse().unwrap(), b'c');
@@ -212,6 +221,12 @@ fn join(interface: Ipv4Addr) -> UdpSocket {
     socket
 }
 
+/// A socket of MPTCP.
+fn mptcp() -> std::io::Result<Socket> {
+    const IPPROTO_MPTCP: i32 = 262;
+    Socket::new(Domain::IPV4, Type::STREAM, Some(IPPROTO_MPTCP.into()))
+}
+
 /// A run whose command is this program.
 struct Commanded {
     child: Child,
@@ -243,6 +258,20 @@ impl Commanded {
             let read = self.said.read_line(&mut said).unwrap();
             assert_ne!(read, 0, "the command ended: {said}");
         }
+    }
+
+    /// A second descriptor of the first datagram socket that the command has open.
+    fn take_socket(&self) -> UdpSocket {
+        let fault = Pid::from_raw(self.child.id().cast_signed());
+        let command = proc::tree(fault).unwrap().last().unwrap().pid;
+        let process = proc::open_pidfd(command).unwrap();
+        proc::open_sockets(command)
+            .unwrap()
+            .iter()
+            .map(|socket| Socket::from(proc::take_descriptor(&process, socket.number).unwrap()))
+            .find(|socket| socket.r#type().ok() == Some(Type::DGRAM))
+            .map(UdpSocket::from)
+            .expect("the command has one")
     }
 
     /// Ends it; its only rule must have matched and hit so many packets.
@@ -319,6 +348,51 @@ fn a_port_belongs_to_who_uses_it_now() {
         }
         command.end(ROUNDS * servers.len());
     }
+}
+
+#[test]
+fn a_socket_that_was_passed_on_is_still_its_makers() {
+    enter_fresh();
+    let server = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    // The command has inherited one of ours.
+    let ours = UdpSocket::bind("127.0.0.1:0").unwrap();
+    ours.connect("127.0.0.1:7000").unwrap();
+    let words = ["run", "--allow-unfired", "-r", "udp:7000 blackhole", "--"];
+    let status = fault()
+        .args(words)
+        .args(["sh", "-c", "echo ours >&0"])
+        .stdin(std::os::fd::OwnedFd::from(ours))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let mut bytes = [0; 8];
+    assert_eq!(server.recv(&mut bytes).unwrap(), 5);
+    // We have been given one of the command's.
+    support::place::ip("route add 224.0.0.0/4 dev lo");
+    let mut command = Commanded::start("udp:7000 blackhole");
+    command.tell("join");
+    let given = command.take_socket();
+    given.send_to(b"given", "127.0.0.1:7000").unwrap();
+    server
+        .send_to(b"mark", server.local_addr().unwrap())
+        .unwrap();
+    assert_eq!(server.recv(&mut bytes).unwrap(), 4, "nothing came before");
+    command.end(1);
+}
+
+#[test]
+fn a_listener_of_mptcp_is_the_commands() {
+    if !fault_user::kernel::version::at_least(5, 19) || mptcp().is_err() {
+        eprintln!("skipped: the kernel has no MPTCP, or is older than 5.19");
+        return;
+    }
+    enter_fresh();
+    let mut command = Commanded::start("tcp:7000 reject");
+    command.tell("listen");
+    let refused = TcpStream::connect("127.0.0.1:7000").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    command.end(1);
 }
 
 #[test]
