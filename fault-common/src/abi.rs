@@ -283,7 +283,8 @@ pub mod clock {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// Past this `CLOCK_MONOTONIC` time every packet passes; with [`clock::NONE`] when it is 0.
+    /// Past this `CLOCK_MONOTONIC` time every packet passes; 0 before the first rules and after the last.
+    /// `u64::MAX` where the kernel takes the programs away with the process.
     pub lease_until_ns: u64,
     /// Which of the two rule sets is in force: 0 or 1.
     pub generation: u32,
@@ -423,7 +424,25 @@ pub struct Hold {
     pub flags: u16,
     /// Wire packets in it.
     pub segments: u16,
+    /// The instances that have judged it, a bit each: see [`INSTANCES_MAX`].
+    pub judges: u64,
 }
+
+/// Where a packet goes on that the delay line has held.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    /// [`Hold::judges`].
+    pub judges: u64,
+    /// The number of the place, below [`PLACES`].
+    pub place: u64,
+}
+
+/// How many instances of `fault` there can be in one network namespace. Each has a number, and a bit of its own in what a
+/// packet remembers.
+pub const INSTANCES_MAX: u32 = 64;
+/// How many of them a packet remembers from one interface to the next.
+pub const INSTANCES_REMEMBERED: u32 = 8;
 
 /// What holds packets; values of the programs' constant `HOLDER`.
 pub mod holder {
@@ -566,23 +585,18 @@ pub mod hold_flag {
     pub const TWICE: u16 = 2;
     /// It comes from the service: each direction has wires and slots of its own.
     pub const TO_CLIENT: u16 = 4;
-    /// Another instance has judged it before: see [`super::LAST`].
-    pub const JUDGED: u16 = 8;
 }
 
-/// Beside the number of a place, where a packet goes on: no instance is to judge it any more. Two that hold packets of one
-/// device would otherwise hand them to each other for ever, as a packet remembers only who judged it last.
-pub const LAST: u16 = 1 << 12;
-
-/// How many packets the delay line can be told about at once.
+/// How many packets can be on their way to the delay line, or back from it, at once.
 pub const HOLDS: u32 = 1 << 16;
 /// How many packets wait for the delay line at most; its device has room for a few more. Further ones pass.
 pub const WAITING_MAX: u64 = 1 << 14;
 
 /// What the programs and the delay line tell each other; indexes of the entries of the map `LINE`.
 pub mod line {
-    /// 1 while the delay line takes packets; without it they pass.
-    pub const OPEN: u32 = 0;
+    /// Past this `CLOCK_MONOTONIC` time packets pass. The delay line pushes it forward while it runs, and takes it back to 0
+    /// when it takes no more.
+    pub const ALIVE_UNTIL: u32 = 0;
     /// How many tickets the programs have given out.
     pub const ISSUED: u32 = 1;
     /// How many of these the delay line has seen.
@@ -662,6 +676,8 @@ pub enum Counter {
     ActionFailed,
     /// An event for which the ring buffer had no room.
     EventLost,
+    /// A packet that was not held because the delay line did not run.
+    NotHeld,
     /// A packet that has been judged at another hook, or that is a duplicate or an answer of ours.
     Own,
     /// A packet that several sockets are given, which a rule for one of them would have done more than lose.
@@ -684,7 +700,7 @@ const _: () = {
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 40);
-    assert!(size_of::<Hold>() == 40);
+    assert!(size_of::<Hold>() == 48);
     assert!(size_of::<Steer>() == 16);
     assert!(size_of::<Destination>() == 20);
     assert!(SLOTS.is_power_of_two());
@@ -697,7 +713,7 @@ const _: () = {
 mod pod {
     use super::{
         Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, Hold, Owner, PortClasses,
-        RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
+        Release, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
     };
     use crate::flow::FlowKey;
 
@@ -710,6 +726,7 @@ mod pod {
     unsafe impl aya::Pod for Control {}
     unsafe impl aya::Pod for FlowRule {}
     unsafe impl aya::Pod for Hold {}
+    unsafe impl aya::Pod for Release {}
     unsafe impl aya::Pod for Steer {}
     unsafe impl aya::Pod for Destination {}
     unsafe impl aya::Pod for Endpoint {}

@@ -108,7 +108,6 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     }
     // SAFETY: as above.
     let scratch = unsafe { &mut *shared };
-    scratch.sight.judged = u32::from(skb.is_judged_by_another());
     skb.set_judged();
     if !judge_rules::<C>(scratch, flow.as_ptr(), control.events) {
         // Policy: no fault fired.
@@ -167,10 +166,13 @@ pub fn is_lost<C: Counting, F: Losing>(frame: F) -> Option<bool> {
 /// The time, as long as the rules are in force.
 #[inline(always)]
 pub fn leased_ns(control: &Control) -> Option<u64> {
+    if control.lease_until_ns == 0 {
+        return None;
+    }
     // SAFETY: the helpers have no preconditions.
     let now_ns = unsafe {
         match CLOCK.load() {
-            clock::NONE => return (control.lease_until_ns != 0).then_some(0),
+            clock::NONE => return Some(0),
             clock::TICK => bpf_ktime_get_coarse_ns(),
             _ => bpf_ktime_get_ns(),
         }
@@ -361,8 +363,6 @@ pub fn see<F: Frame>(
         size: 0,
         bytes: 0,
         generation,
-        judged: 0,
-        reserved: 0,
     };
     measure(frame, scratch);
 }

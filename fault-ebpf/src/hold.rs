@@ -13,12 +13,15 @@
 //! **netem** holds packets by class: one class of a prio qdisc for each delay, chosen by the packet's priority. Unlike
 //! the mark nobody routes by that.
 
-use fault_common::abi::{Hold, LAST, QDISC_MAJOR, WAITING_MAX, hold_flag, holder, line};
+use fault_common::abi::{
+    Counter, Hold, PLACES, QDISC_MAJOR, WAITING_MAX, hold_flag, holder, line,
+};
 use fault_common::decide::{Counting, holding};
 use fault_common::random::mix;
 
 use crate::maps::{
-    DEPARTURE, DETOUR, HOLDER, HOLDS, LEAVES, LINE, ORDERS, RELEASES, Scratch, TAP, WAYS,
+    DEPARTURE, DETOUR, HOLDER, HOLDS, LEAVES, LINE, ORDERS, RELEASED, RELEASES, Scratch, TAP, WAYS,
+    count,
 };
 use crate::skb::{NEXT, Skb};
 
@@ -171,7 +174,7 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
         return Err(());
     }
     way_of(skb)?;
-    let ticket = take_ticket::<C>()?;
+    let ticket = take_ticket::<C>(scratch.sight.now_ns)?;
     let told = HOLDS.get_ptr_mut(ticket as u32).ok_or(())?;
     let (sight, verdict) = (&scratch.sight, &scratch.verdict);
     let way = if EGRESS { 0 } else { hold_flag::INGRESS };
@@ -185,11 +188,6 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
     } else {
         0
     };
-    let judged = if sight.judged == 0 {
-        0
-    } else {
-        hold_flag::JUDGED
-    };
     // SAFETY: as above; a ticket is given out again only after 65,536 others.
     unsafe {
         *told = Hold {
@@ -200,8 +198,9 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
             bytes: sight.bytes,
             rate: verdict.rate,
             slot: verdict.slot,
-            flags: way | twice | from | judged,
+            flags: way | twice | from,
             segments: sight.segments as u16,
+            judges: skb.judges(),
         };
     }
     skb.push_link_header()?;
@@ -216,15 +215,19 @@ fn way_of<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> Result
     unsafe { WAYS.get(skb.ifindex()) }.copied().ok_or(())
 }
 
-/// The next ticket. An error where the delay line is gone, or so far behind that its device would lose the packet.
+/// The next ticket. An error where the delay line does not run, or is so far behind that its device would lose the packet.
 #[inline(always)]
-fn take_ticket<C: Counting>() -> Result<u64, ()> {
-    let [open, taken] = [line::OPEN, line::TAKEN].map(|at| LINE.get(at).copied());
+fn take_ticket<C: Counting>(now_ns: u64) -> Result<u64, ()> {
+    let [alive_until, taken] = [line::ALIVE_UNTIL, line::TAKEN].map(|at| LINE.get(at).copied());
+    if now_ns > alive_until.ok_or(())? {
+        count(Counter::NotHeld);
+        return Err(());
+    }
     let issued = LINE.get_ptr_mut(line::ISSUED).ok_or(())?;
     // SAFETY: a map value lives until the program ends.
     let issued = unsafe { &mut *issued };
     let waiting = issued.wrapping_sub(taken.ok_or(())?);
-    if open != Some(1) || waiting > WAITING_MAX {
+    if waiting > WAITING_MAX {
         return Err(());
     }
     Ok(C::next(issued) & 0xffff)
@@ -233,12 +236,19 @@ fn take_ticket<C: Counting>() -> Result<u64, ()> {
 /// Sends a packet that has been held on its way, where it is not judged again.
 #[inline(always)]
 pub fn release(skb: Skb<false, 14>) -> i32 {
-    let (detour, tag) = (skb.detour(), skb.tag());
-    let Some(number) = detour.or(tag.map(u32::from)) else {
-        // Policy: what the stack itself sends this way is nobody's.
-        return NEXT;
+    let detour = skb.detour();
+    let (number, judges) = if let Some(number) = detour {
+        // Who has judged it is not known any more: nobody judges it again.
+        (number, u64::MAX)
+    } else {
+        let told = skb.tag().and_then(|ticket| RELEASED.get(ticket.into()));
+        let Some(told) = told else {
+            // Policy: what the stack itself sends this way is nobody's.
+            return NEXT;
+        };
+        (told.place as u32, told.judges)
     };
-    let Some(&place) = RELEASES.get(number & u32::from(LAST - 1)) else {
+    let Some(&place) = RELEASES.get(number & (PLACES - 1)) else {
         return NEXT;
     };
     // A tag on the detour is the packet's own.
@@ -248,10 +258,7 @@ pub fn release(skb: Skb<false, 14>) -> i32 {
     {
         return NEXT;
     }
-    if number & u32::from(LAST) == 0 {
-        skb.set_judged();
-    } else {
-        skb.set_judged_by_everyone();
-    }
-    Skb::<false, 14>::redirect((place >> 1) as u32, place & 1)
+    let (interface, ingress) = ((place >> 1) as u32, place as u32 & 1);
+    skb.set_judges(judges, interface, ingress == 0);
+    Skb::<false, 14>::redirect(interface, ingress.into())
 }

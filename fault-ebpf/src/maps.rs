@@ -10,7 +10,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
     CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, ENDPOINTS_MAX,
-    Endpoint, Flow, FlowRule, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES, PortClasses,
+    Endpoint, Flow, FlowRule, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES, PortClasses, Release,
     RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
 };
 use fault_common::decide::Verdict;
@@ -72,9 +72,15 @@ pub static DETOUR: Global<u32> = Global::new(0);
 /// 1 where the kernel tells departure times from times of arrival (Linux 5.18).
 #[unsafe(no_mangle)]
 pub static STAMPS: Global<u32> = Global::new(0);
-/// What this instance writes into `tc_index` of packets that it has judged.
+/// The bit of this instance among those of the network namespace that judge a packet; 0 judges every packet again.
 #[unsafe(no_mangle)]
-pub static INSTANCE: Global<u32> = Global::new(0xf000);
+pub static INSTANCE: Global<u64> = Global::new(1);
+/// 1 to 255: tells the marks of this network namespace's instances from those of others'.
+#[unsafe(no_mangle)]
+pub static NETNS_MARK: Global<u32> = Global::new(1);
+/// The same in 32 bits.
+#[unsafe(no_mangle)]
+pub static NETNS_TAG: Global<u32> = Global::new(1);
 /// 1 when the XDP program may have judged what arrives.
 #[unsafe(no_mangle)]
 pub static XDP: Global<u32> = Global::new(0);
@@ -181,14 +187,17 @@ pub static SPREADS: Array<i64> =
 /// What the delay line is told about packets on their way to it, by their ticket.
 #[map]
 pub static HOLDS: Array<Hold> = Array::with_max_entries(fault_common::abi::HOLDS, BPF_F_MMAPABLE);
-/// Whether the delay line takes packets, and how many it has been sent: see [`fault_common::abi::line`].
+/// Until when the delay line takes packets, and how many it has been sent: see [`fault_common::abi::line`].
 #[map]
 pub static LINE: Array<u64> =
     Array::with_max_entries(fault_common::abi::line::ENTRIES, BPF_F_MMAPABLE);
-/// Where packets go that have been held, by the number that they carry: twice the interface's index, and 1 for its
-/// ingress.
+/// Places where packets go on that have been held, by their number: twice the interface's index, and 1 for its ingress.
 #[map]
 pub static RELEASES: Array<u64> = Array::with_max_entries(PLACES, BPF_F_MMAPABLE);
+/// What the delay line tells about packets on their way back from it, by their ticket.
+#[map]
+pub static RELEASED: Array<Release> =
+    Array::with_max_entries(fault_common::abi::HOLDS, BPF_F_MMAPABLE);
 
 /// The interfaces where packets can be held, each with the entry of [`RELEASES`] by which those that it receives go on.
 #[map]
@@ -353,10 +362,6 @@ pub struct Sight {
     pub bytes: u32,
     /// Which rule set is in force.
     pub generation: u32,
-    /// 1 when another instance has judged it before.
-    pub judged: u32,
-    /// So that there is no padding.
-    pub reserved: u32,
 }
 
 /// Counts one packet that passes for a reason worth telling.

@@ -5,6 +5,7 @@
 mod support;
 
 use fault_user::kernel::change::Change;
+use fault_user::kernel::instance::Instance;
 use fault_user::kernel::interfaces;
 use fault_user::kernel::journal::Journal;
 use fault_user::kernel::leftovers::{Fate, Leftover, Places, clean, find};
@@ -255,7 +256,7 @@ async fn stand_in() {
     };
     let mut journal = Journal::create_in(state.as_ref()).unwrap();
     let link = Change::Link {
-        name: format!("fault-{}", std::process::id()),
+        name: "fault-5".to_owned(),
     };
     journal.record(link).unwrap();
     let hierarchy = Hierarchy::find().unwrap();
@@ -443,7 +444,10 @@ fn a_live_instances_journal_is_left_alone_and_heals_itself() {
 fn links_of_the_dead_go_by_name_and_kind() {
     let Some(place) = Place::new() else { return };
     in_own_netns(move || {
-        let (dead, live) = (dead_pid(), std::process::id());
+        let (living, dead) = (Instance::join().unwrap(), Instance::join().unwrap());
+        let (live, number) = (living.number(), dead.number());
+        drop(dead);
+        let dead = number;
         for (name, kind) in [
             (format!("fault-{dead}"), "ifb"),
             (format!("fault-{live}"), "ifb"),

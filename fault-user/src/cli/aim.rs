@@ -196,7 +196,7 @@ impl Place {
         }
         if let Some(steering) = steering {
             rights.push(Capability::NetAdmin);
-            if steering.leads_datagrams() {
+            if steering.reaches_for_sockets() {
                 rights.extend([Capability::SysPtrace, Capability::DacOverride]);
             }
         }

@@ -6,8 +6,10 @@ use anyhow::{Result, ensure};
 use fault_common::abi::{PLACES, RULES_MAX, holder, modifier};
 use nix::errno::Errno;
 
+use super::idle::Idle;
 use super::injection::{Front, Prepared, Wishes};
 use super::injector::{Attachment, Capacity, Clock, Injector, Options};
+use super::instance::{Instance, Marks};
 use super::interfaces::Interface;
 use super::journal::Journal;
 use super::needs::Needs;
@@ -39,17 +41,21 @@ pub fn prepare_noting(
     journal: Option<Journal>,
 ) -> Result<Prepared> {
     let mut journal = journal;
+    let instance = Instance::join()?;
     let qdiscs = match plan.qdiscs()? {
-        Some(kind) => Some(Qdiscs::install(kind, interfaces, |change| {
-            note(&mut journal, change)
-        })?),
+        Some(kind) => {
+            let number = instance.number();
+            let record = |change| note(&mut journal, change);
+            Some(Qdiscs::install(kind, interfaces, number, record)?)
+        }
         None => None,
     };
-    prepare_behind(qdiscs, plan, interfaces, wishes, journal)
+    prepare_behind(instance, qdiscs, plan, interfaces, wishes, journal)
 }
 
 /// As [`prepare_noting`], with the qdiscs that hold packets there already.
 fn prepare_behind(
+    instance: Instance,
     qdiscs: Option<Qdiscs>,
     plan: &Plan,
     interfaces: &[Interface],
@@ -64,7 +70,7 @@ fn prepare_behind(
         None
     };
     let tap = if plan.needs_delay_line() {
-        Some(Tap::create()?)
+        Some(Tap::create(instance.number())?)
     } else {
         None
     };
@@ -72,11 +78,13 @@ fn prepare_behind(
     let options = Options {
         tap: tap.as_ref().map(Tap::index),
         xdp: front.is_ok_and(|front| front != Front::Tc),
+        number: instance.number(),
+        marks: instance.marks(),
         ..options(plan, &entries, &tables, wishes, qdiscs.as_ref())?
     };
     let mut injector = Injector::load(&options)?;
     injector.repeat(wishes.replay.as_deref().unwrap_or_default())?;
-    let mut reach = Reach::new(injector, interfaces, qdiscs, journal)?;
+    let mut reach = Reach::new(injector, interfaces, qdiscs, journal, instance)?;
     let attached = reach.attach_all(tap, &plan.shapers());
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
@@ -86,11 +94,13 @@ fn prepare_behind(
     {
         let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
         drop(reach);
+        // Of another number: what carries the first one may still be going.
+        let instance = Instance::join()?;
         let wishes = Wishes {
             attachment: Some(Attachment::Clsact),
             ..wishes.clone()
         };
-        return prepare_behind(qdiscs, plan, interfaces, &wishes, journal);
+        return prepare_behind(instance, qdiscs, plan, interfaces, &wishes, journal);
     }
     attached?;
     match front {
@@ -106,6 +116,8 @@ fn prepare_behind(
         .transpose()?;
     Ok(Prepared {
         newcomers,
+        idle: Idle::prepare(&entries, wishes.live)?,
+        entries,
         reach,
         tables,
     })
@@ -196,7 +208,8 @@ fn fixed_options(
         } else {
             Clock::Tick
         },
-        once: true,
+        number: 0,
+        marks: Marks::NONE,
         tap: None,
         holder: holder::DELAY_LINE,
         detour: None,

@@ -11,6 +11,7 @@ use super::change::Change;
 use super::clsact;
 use super::injection::Front;
 use super::injector::{Attachment, Injector, Side};
+use super::instance::{self, Instance};
 use super::interfaces::{self, Interface, Selection, list, list_by};
 use super::journal::Journal;
 use super::netlink::Netlink;
@@ -40,6 +41,8 @@ pub(super) struct Reach {
     pub(super) notes: Vec<String>,
     /// Of the network namespace that all this is in.
     pub(super) netlink: Netlink,
+    /// Goes last: what carries its number has gone then.
+    pub(super) instance: Instance,
 }
 
 impl Reach {
@@ -49,9 +52,11 @@ impl Reach {
         interfaces: &[Interface],
         qdiscs: Option<Qdiscs>,
         journal: Option<Journal>,
+        instance: Instance,
     ) -> Result<Self> {
         Ok(Self {
             injector,
+            instance,
             interfaces: interfaces.to_vec(),
             names: interfaces.iter().map(|one| one.name.clone()).collect(),
             refused: BTreeSet::new(),
@@ -135,9 +140,20 @@ impl Reach {
 
     /// The qdisc that the programs are attached to on kernels without TCX.
     fn make_clsact(&mut self, interface_index: u32) -> Result<()> {
-        self.record(Change::Clsact { interface_index })?;
-        clsact::ensure(interface_index)?;
-        self.record(Change::Filters { interface_index })
+        let journal = begun(&mut self.journal)?;
+        let lock = instance::lock()?;
+        let change = Change::Clsact { interface_index };
+        let what = change.shared().unwrap_or_default();
+        // Where there is one already and no instance has a share, it is somebody else's and stays.
+        if !clsact::is_there(interface_index)? || !instance::holders(&lock, &what)?.is_empty() {
+            let share = instance::hold(&lock, &what, "")?;
+            journal.record_share(change, Some(share))?;
+            clsact::ensure(interface_index)?;
+        }
+        journal.record(Change::Filters {
+            interface_index,
+            number: self.instance.number(),
+        })
     }
 
     /// Lets packets that are held go on at an interface, where any are held.
@@ -202,8 +218,8 @@ impl Reach {
             && !is_there(line.tap_index())
             && line.is_open()
         {
-            self.injector.close_delay_line()?;
             line.close("its network device is gone or down");
+            self.injector.close_delay_line()?;
         }
         Ok(())
     }
@@ -280,11 +296,6 @@ impl Reach {
         Ok(())
     }
 
-    /// Notes a change that outlives this process, before it is made.
-    fn record(&mut self, change: Change) -> Result<()> {
-        note(&mut self.journal, change)
-    }
-
     /// Starts the delay line behind the programs.
     fn start_delay_line(&mut self, tap: Tap, shapers: &Shapers) -> Result<()> {
         let device = list()?
@@ -295,12 +306,12 @@ impl Reach {
             // The device goes with this process, and its filters with it.
             clsact::ensure(device.index)?;
         }
-        let told = self.injector.serve_delay_line(&device)?;
+        let maps = self.injector.serve_delay_line(&device)?;
         if self.interfaces.iter().any(|interface| interface.loopback) {
             self.let_loopback_come_back()?;
         }
         let ways = self.ways.get_or_insert_default();
-        self.delay_line = Some(DelayLine::start(tap, told, ways.places(), shapers)?);
+        self.delay_line = Some(DelayLine::start(tap, maps, ways.places(), shapers)?);
         Ok(())
     }
 
@@ -311,25 +322,37 @@ impl Reach {
             "net/ipv4/conf/lo/accept_local",
             "net/ipv4/conf/lo/route_localnet",
         ] {
-            let path = Path::new("/proc/sys").join(name);
-            let before = std::fs::read_to_string(&path)
-                .with_context(|| format!("reading {}", path.display()))?
-                .trim()
-                .to_owned();
-            if before == "1" {
-                continue;
-            }
-            self.record(Change::Sysctl {
-                name: name.to_owned(),
-                before,
-                after: "1".to_owned(),
+            self.switch_on(name).with_context(|| {
+                format!("packets of loopback can't be held without {name}: use --interface for another one")
             })?;
-            std::fs::write(&path, "1").with_context(|| {
-                format!(
-                    "holding packets of loopback needs {}, which can't be written: use --interface for another one",
-                    path.display()
-                )
-            })?;
+        }
+        Ok(())
+    }
+
+    /// Sets a sysctl to 1 for as long as an instance needs it.
+    fn switch_on(&mut self, name: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(name);
+        let now = std::fs::read_to_string(&path)
+            .with_context(|| format!("can't read {}", path.display()))?;
+        let now = now.trim();
+        let journal = begun(&mut self.journal)?;
+        let lock = instance::lock()?;
+        // What it was before the first of them came.
+        let before = instance::holders(&lock, name)?.into_iter().next();
+        let before = before.unwrap_or_else(|| now.to_owned());
+        if before == "1" {
+            return Ok(());
+        }
+        let share = instance::hold(&lock, name, &before)?;
+        let change = Change::Sysctl {
+            name: name.to_owned(),
+            before,
+            after: "1".to_owned(),
+        };
+        journal.record_share(change, Some(share))?;
+        if now != "1" {
+            std::fs::write(&path, "1")
+                .with_context(|| format!("can't write {}", path.display()))?;
         }
         Ok(())
     }
@@ -355,13 +378,24 @@ impl Reach {
     }
 }
 
-/// Notes a change that outlives this process, before it is made.
+/// Notes a change that outlives this process, before it is made. Of what others may need, or take for a dead one's, a share
+/// is held.
 pub(super) fn note(journal: &mut Option<Journal>, change: Change) -> Result<()> {
+    let journal = begun(journal)?;
+    let share = match change.shared() {
+        Some(what) => Some(instance::hold(&instance::lock()?, &what, "")?),
+        None => None,
+    };
+    journal.record_share(change, share)
+}
+
+/// The journal, begun if it is not yet.
+fn begun(journal: &mut Option<Journal>) -> Result<&mut Journal> {
     let begun = match journal.take() {
         Some(journal) => journal,
         None => Journal::create()?,
     };
-    journal.insert(begun).record(change)
+    Ok(journal.insert(begun))
 }
 
 /// Lets the programs work with qdiscs that hold packets.

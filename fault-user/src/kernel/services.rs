@@ -1,6 +1,8 @@
 //! Services that programs at cgroups know by their ports and hosts, and how such programs are loaded.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -16,10 +18,11 @@ use super::verifier;
 use crate::rule::{PortRange, Protocol, ResolvedTarget};
 
 /// Maps of the same object that only the packet programs use, made as small as can be.
-const UNUSED_MAPS: [&str; 9] = [
+const UNUSED_MAPS: [&str; 10] = [
     "PORTS",
     "HOLDS",
     "RELEASES",
+    "RELEASED",
     "SPREADS",
     "FLOWS",
     "RULES",
@@ -86,10 +89,13 @@ struct HostKey {
 // SAFETY: `repr(C)` without padding; any bit pattern is a key.
 unsafe impl Pod for HostKey {}
 
-/// The mark of the relay's own sockets: 16 bits of it two instances most likely do not share.
+/// The mark of the relay's own sockets: 16 bits of it two instances most likely do not share. Their process numbers they
+/// may: each is 1 in a container of its own.
 #[must_use]
 pub fn relay_mark() -> u32 {
-    0xfa17_0000 | (std::process::id() & 0xffff)
+    static DRAWN: OnceLock<u64> = OnceLock::new();
+    let drawn = DRAWN.get_or_init(|| RandomState::new().hash_one(0));
+    0xfa17_0000 | u32::try_from(drawn & 0xffff).unwrap_or(0)
 }
 
 /// Creates the maps of the programs at cgroups, with these services in them. None is looked for before

@@ -75,6 +75,8 @@ struct Shared {
     scope: Option<PathBuf>,
     /// Knows the sockets of the network namespace, if any are to be reset or connected anew.
     diagnosis: Option<Mutex<Netlink>>,
+    /// Where connections to other hosts are to be reset.
+    peers: reconnect::Peers,
     hooks: Mutex<Hooks>,
     originals: Originals,
     led: Vec<Led>,
@@ -158,6 +160,7 @@ struct Opened {
     hooks: Hooks,
     originals: Originals,
     diagnosis: Option<Mutex<Netlink>>,
+    peers: reconnect::Peers,
 }
 
 impl Opened {
@@ -189,11 +192,17 @@ impl Opened {
         } else {
             None
         };
+        let peers = if rules.iter().any(|rule| rule.rule.modifiers.reconnect) {
+            reconnect::Peers::open()
+        } else {
+            reconnect::Peers::default()
+        };
         Ok(Self {
             ends,
             hooks,
             originals,
             diagnosis,
+            peers,
         })
     }
 }
@@ -222,6 +231,7 @@ impl Steering {
             mut hooks,
             originals,
             diagnosis,
+            peers,
         } = match whose.namespace {
             Some(namespace) => namespace.enter(open)?,
             None => open()?,
@@ -242,6 +252,7 @@ impl Steering {
         let shared = Arc::new(Shared {
             scope: (!all_servers).then(|| whose.cgroup.to_owned()),
             diagnosis,
+            peers,
             hooks: Mutex::new(hooks),
             originals,
             active: Mutex::new(vec![0; led.len()]),
@@ -262,9 +273,13 @@ impl Steering {
         })
     }
 
-    /// Whether datagrams are led: then sockets of others are reached for at the end.
+    /// Whether sockets of others are reached for: to reset connections, and at the end where datagrams are led.
     #[must_use]
-    pub fn leads_datagrams(&self) -> bool {
+    pub fn reaches_for_sockets(&self) -> bool {
+        self.shared.diagnosis.is_some() || self.leads_datagrams()
+    }
+
+    fn leads_datagrams(&self) -> bool {
         let mut relays = self.shared.led.iter().flat_map(|led| &led.relays);
         relays.any(|relay| relay.transport() == Transport::Udp)
     }
@@ -482,7 +497,7 @@ impl Shared {
             };
             let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
             let target = &self.led[target].target;
-            let count = reconnect::reset(&mut netlink, target, self.scope.as_deref())?;
+            let count = reconnect::reset(&mut netlink, &self.peers, target, self.scope.as_deref())?;
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             past[number].hits += count;
         }
