@@ -13,9 +13,7 @@
 //! **netem** holds packets by class: one class of a prio qdisc for each delay, chosen by the packet's priority. Unlike
 //! the mark nobody routes by that.
 
-use fault_common::abi::{
-    Counter, Hold, PLACES, QDISC_MAJOR, WAITING_MAX, hold_flag, holder, line,
-};
+use fault_common::abi::{Counter, Hold, PLACES, QDISC_MAJOR, WAITING_MAX, hold_flag, holder, line};
 use fault_common::decide::{Counting, holding};
 use fault_common::random::mix;
 

@@ -1,6 +1,7 @@
 //! What the rules of a command line are aimed at: interfaces, and a cgroup or the whole host.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -20,10 +21,14 @@ use crate::process::container::{self, Container, Places};
 use crate::process::netns::{NetworkNamespace, netns_cookie};
 use crate::process::proc;
 use crate::process::tree::Aim as Tree;
+use crate::relay::Cut;
+use crate::rule::{Fault, ResolvedRule, Rule};
 use crate::steer::{Steering, Whose};
 use crate::tell::tell;
 use crate::watch::open::Sockets;
 
+use super::Failure;
+use super::inject::{Ends, parse_time};
 use super::rules::Parsed;
 
 /// Options that say whose traffic is touched.
@@ -55,6 +60,10 @@ pub struct Aim {
     /// delay line, where a tap device can be had.
     #[arg(long, value_name = "WHAT")]
     mechanism: Vec<Choice>,
+    /// How long data on its way through a stream rule may take to arrive when the rules end, e.g. 30s; what has not
+    /// arrived by then is counted, and its connections are reset. Default: the rules' own delays and 10 s.
+    #[arg(long, value_name = "TIME")]
+    drain: Option<String>,
     /// Allow rules that reach port 22 or fault's control API on the whole host.
     #[arg(long)]
     pub force: bool,
@@ -313,6 +322,46 @@ impl Aim {
             marker: scope.map(|scope| prepared.marker(scope)).transpose()?,
         };
         Steering::start(&rules, plan.seed, whose).await.map(Some)
+    }
+
+    /// How long data may take to arrive when the rules end.
+    ///
+    /// # Errors
+    /// It is no time.
+    pub fn drain(&self) -> Result<Option<Duration>, Failure> {
+        let drain = self.drain.as_deref();
+        drain.map(|text| parse_time("--drain", text)).transpose()
+    }
+
+    /// Ends stream rules: what is on its way arrives, or its connections are reset, and a line says how many. Another
+    /// signal has all reset at once.
+    ///
+    /// # Errors
+    /// Signals can't be listened for.
+    pub async fn finish(
+        &self,
+        steering: &Steering,
+        rules: &[(Rule, ResolvedRule)],
+    ) -> Result<(), Failure> {
+        let mut ends = Ends::listen()?;
+        let held_ns = rules.iter().map(|(_, rule)| match rule.fault {
+            Fault::Delay {
+                delay_ns,
+                jitter_ns,
+                ..
+            } => delay_ns.saturating_add(jitter_ns),
+            _ => 0,
+        });
+        let transit = Duration::from_nanos(held_ns.max().unwrap_or(0));
+        let cut = steering.finish(self.drain()?, transit, ends.come()).await;
+        if cut != Cut::default() {
+            tell!(
+                "fault: {} connections were open at the end and were reset; {} bytes of them had not arrived",
+                cut.connections,
+                cut.bytes
+            );
+        }
+        Ok(())
     }
 
     /// What tells how many connections are open to the targets of the rules. Nothing where that can't be told: of a

@@ -114,6 +114,7 @@ impl Run {
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
         let mut parsed = self.rules.parse()?;
+        self.aim.drain()?;
         if self.aim.follow
             && (self.events.is_some() || self.report.is_some() || self.replay.is_some())
         {
@@ -487,6 +488,9 @@ impl Course<'_> {
         recorder: Option<Recorder>,
     ) -> Outcome {
         let witnessed = observer.finish(self.injection.epoch_ns())?;
+        if let Some(steering) = &self.steering {
+            self.run.aim.finish(steering, &self.parsed.rules).await?;
+        }
         let hits = self.hits()?;
         self.sample(witnessed.history.length_ns / MS_NS, &hits);
         self.rest();

@@ -12,7 +12,8 @@ use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOpti
 use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES,
-    PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder, line,
+    PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder,
+    line,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
