@@ -26,6 +26,7 @@ mod classify;
 mod counting;
 mod flows;
 mod frame;
+mod handshake;
 mod hold;
 mod maps;
 mod scope;
@@ -36,7 +37,7 @@ mod watch;
 mod xdp;
 
 use aya_ebpf::macros::{
-    cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sk_lookup, sock_ops, xdp,
+    cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sk_lookup, sock_ops, socket_filter, xdp,
 };
 use aya_ebpf::programs::{
     SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext,
@@ -196,6 +197,12 @@ pub fn fault_lookup(ctx: SkLookupContext) -> u32 {
 #[sock_ops]
 pub fn fault_opening(ctx: SockOpsContext) -> u32 {
     steer::opening(&ctx)
+}
+
+/// What comes in at a listener of the relay's: SYNs are held.
+#[socket_filter]
+pub fn fault_admit(ctx: SkBuffContext) -> i64 {
+    handshake::admit(&ctx)
 }
 
 /// connect(2) over IPv4 in a cgroup that is watched.

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod command;
 pub mod container;
 pub mod netns;
+pub mod open_files;
 pub mod proc;
 pub mod rights;
 pub mod signals;

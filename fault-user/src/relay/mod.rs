@@ -7,6 +7,7 @@
 mod connection;
 mod engine;
 pub mod fault;
+mod handshake;
 mod inlet;
 mod lane;
 mod pipe;
@@ -19,6 +20,7 @@ mod toxic;
 mod udp;
 mod upstream;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,7 +33,8 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
-pub use inlet::Inlet;
+pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
+pub use inlet::{Inlet, Pair};
 pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
 pub(crate) use upstream::{is_own, resolve_name};
@@ -39,11 +42,11 @@ pub(crate) use upstream::{is_own, resolve_name};
 use tcp::{Command, Inner, Stats};
 use toxic::ToxicSet;
 
-/// The longest queue of handshakes that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+/// The longest queue of connections that wait to be accepted: the kernel cuts it to `net.core.somaxconn`.
+pub(crate) const BACKLOG: i32 = i32::MAX;
 
 /// Makes the listener of a TCP relay, each time that it starts to listen.
-pub type BindTcp = Arc<dyn Fn() -> io::Result<std::net::TcpListener> + Send + Sync>;
+pub type BindTcp = Arc<dyn Fn() -> io::Result<TcpInlet> + Send + Sync>;
 /// Makes the sockets of a UDP relay, each time that it starts to listen; one at least.
 pub type BindUdp = Arc<dyn Fn() -> io::Result<Vec<Inlet>> + Send + Sync>;
 
@@ -157,8 +160,10 @@ pub struct RelayStats {
     pub open: usize,
     /// Connections that were accepted.
     pub accepted: u64,
-    /// Connections whose server could not be reached.
+    /// Connections that could not be opened.
     pub refused: u64,
+    /// The same by the reason.
+    pub failures: BTreeMap<String, u64>,
     /// Bytes read from the side where they come from.
     pub received_bytes: [u64; 2],
     /// Bytes written to the side where they go.
@@ -326,7 +331,11 @@ impl Relay {
         });
         let (address, running) = match &state.listen {
             Listen::Tcp(address) => {
-                self.start_tcp(&inner, bind_tcp(address).await?, state.accepts)?
+                let inlet = TcpInlet {
+                    listener: bind_tcp(address).await?,
+                    handshakes: None,
+                };
+                self.start_tcp(&inner, inlet, state.accepts)?
             }
             Listen::TcpHook(bind) => self.start_tcp(&inner, bind()?, state.accepts)?,
             Listen::Udp(address) => self.start_udp(
@@ -350,16 +359,16 @@ impl Relay {
     fn start_tcp(
         &self,
         inner: &Arc<Inner>,
-        listener: std::net::TcpListener,
+        inlet: TcpInlet,
         accepts: bool,
     ) -> io::Result<(SocketAddr, Running)> {
-        listener.set_nonblocking(true)?;
-        let socket = socket2::SockRef::from(&listener);
+        inlet.listener.set_nonblocking(true)?;
+        let socket = socket2::SockRef::from(&inlet.listener);
         // Accepted sockets inherit both.
         socket.set_tcp_nodelay(true)?;
         socket.set_out_of_band_inline(true)?;
-        let address = listener.local_addr()?;
-        let commands = tcp::start(&self.engine, inner, listener, accepts);
+        let address = inlet.listener.local_addr()?;
+        let commands = tcp::start(&self.engine, inner, inlet, accepts);
         Ok((
             address,
             Running::Tcp {
@@ -566,10 +575,13 @@ impl Relay {
             [0, 1].map(|index: usize| counters[index].load(Ordering::Relaxed))
         };
         let toxics = self.toxics.snapshot().1;
+        let failures = self.stats.failures.lock();
+        let failures = failures.unwrap_or_else(PoisonError::into_inner).clone();
         RelayStats {
             open: self.open_count(),
             accepted: self.stats.accepted.load(Ordering::Relaxed),
-            refused: self.stats.refused.load(Ordering::Relaxed),
+            refused: failures.values().sum(),
+            failures,
             received_bytes: pair(&self.stats.received),
             sent_bytes: pair(&self.stats.sent),
             toxics: toxics

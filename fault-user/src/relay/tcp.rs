@@ -1,10 +1,11 @@
 //! The TCP relay: accepts, connects, and keeps the books over its connections.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -14,6 +15,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::connection::{Connection, Control};
 use super::engine::Engine;
 use super::fault::CloseMode;
+use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
+use super::inlet::Pair;
 use super::toxic::ToxicSet;
 use super::upstream::{Accepted, Upstream};
 
@@ -25,8 +28,25 @@ pub(crate) struct Stats {
     /// Bytes written to the sink, by direction.
     pub(crate) sent: [AtomicU64; 2],
     pub(crate) accepted: AtomicU64,
-    /// Connections whose server could not be reached.
-    pub(crate) refused: AtomicU64,
+    /// Connections that could not be opened, by the reason.
+    pub(crate) failures: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Stats {
+    fn count_failure(&self, error: &io::Error) {
+        let reason = match error.raw_os_error() {
+            Some(libc::EMFILE) => {
+                "the relay has too many open files: raise the hard limit (ulimit -Hn)".to_owned()
+            }
+            Some(libc::EADDRNOTAVAIL) => {
+                "the relay has no local port left: widen net.ipv4.ip_local_port_range".to_owned()
+            }
+            Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+            None => error.to_string(),
+        };
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        *failures.entry(reason).or_default() += 1;
+    }
 }
 
 /// What the connections of a relay share.
@@ -114,55 +134,234 @@ pub(crate) enum Command {
 pub(crate) fn start(
     engine: &Arc<Engine>,
     inner: &Arc<Inner>,
-    listener: std::net::TcpListener,
+    inlet: TcpInlet,
     accepts: bool,
 ) -> mpsc::UnboundedSender<Command> {
     let (commands, receiver) = mpsc::unbounded_channel();
     let (worker, inner) = (Arc::downgrade(engine), Arc::clone(inner));
     engine.spawn(async move {
-        let listener = match TcpListener::from_std(listener) {
+        let listener = match TcpListener::from_std(inlet.listener) {
             Ok(listener) => listener,
             Err(error) => {
                 log::error!("a listener can't be watched: {error}");
                 return;
             }
         };
-        serve(&worker, &inner, listener, receiver, accepts).await;
+        let door = Door {
+            engine: worker,
+            inner,
+            listener,
+            openings: Arc::default(),
+        };
+        door.serve(inlet.handshakes, receiver, accepts).await;
     });
     commands
 }
 
-async fn serve(
-    engine: &std::sync::Weak<Engine>,
-    inner: &Arc<Inner>,
+/// A listener, and the clients that wait for its relay to reach their servers.
+struct Door {
+    engine: std::sync::Weak<Engine>,
+    inner: Arc<Inner>,
     listener: TcpListener,
-    mut commands: mpsc::UnboundedReceiver<Command>,
-    mut accepts: bool,
-) {
-    loop {
-        tokio::select! {
-            biased;
-            command = commands.recv() => match command {
-                Some(Command::Accept(wanted, done)) => {
-                    accepts = wanted;
-                    acknowledge(done);
-                }
-                Some(Command::Stop(done)) => {
-                    drop(listener);
-                    acknowledge(done);
-                    return;
-                }
-                None => return,
-            },
-            accepted = listener.accept(), if accepts => match accepted {
-                Ok((client, address)) => {
-                    let Some(engine) = engine.upgrade() else { return };
-                    dispatch(&engine, inner, client, address);
-                }
-                Err(error) => pause_after(&error).await,
-            },
+    openings: Openings,
+}
+
+/// Connections whose SYN is held, or was let in and is not accepted yet: the task that has the server takes the client.
+/// Dropping the sender ends it.
+type Openings = Arc<Mutex<HashMap<Pair, oneshot::Sender<Client>>>>;
+
+/// An accepted connection.
+type Client = (io::Result<std::net::TcpStream>, Arc<Control>);
+
+impl Door {
+    async fn serve(
+        &self,
+        mut handshakes: Option<mpsc::UnboundedReceiver<HandshakeEvent>>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        mut accepts: bool,
+    ) {
+        loop {
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(Command::Accept(wanted, done)) => {
+                        accepts = wanted;
+                        acknowledge(done);
+                    }
+                    Some(Command::Stop(done)) => {
+                        self.openings().clear();
+                        acknowledge(done);
+                        return;
+                    }
+                    None => return,
+                },
+                Some(event) = next(&mut handshakes) => self.shake(event, accepts),
+                accepted = self.listener.accept(), if accepts => match accepted {
+                    Ok((client, address)) => self.dispatch(client, address, handshakes.is_some()),
+                    Err(error) => {
+                        self.inner.stats.count_failure(&error);
+                        pause_after(&error).await;
+                    }
+                },
+            }
         }
     }
+
+    fn openings(&self) -> MutexGuard<'_, HashMap<Pair, oneshot::Sender<Client>>> {
+        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shake(&self, event: HandshakeEvent, accepts: bool) {
+        match event {
+            HandshakeEvent::Gone(pair) => {
+                self.openings().remove(&pair);
+            }
+            // Nobody is to accept it: it waits in the kernel's queue.
+            HandshakeEvent::Syn(syn) if !accepts => {
+                if let Err(error) = syn.admit() {
+                    log::warn!("{syn:?} can't be let in: {error}");
+                }
+            }
+            HandshakeEvent::Syn(syn) => {
+                let Some(engine) = self.engine.upgrade() else {
+                    return;
+                };
+                let (sender, client) = oneshot::channel();
+                match self.openings().entry(syn.pair) {
+                    Entry::Vacant(opening) => opening.insert(sender),
+                    // The client has sent it again.
+                    Entry::Occupied(_) => return,
+                };
+                let (inner, openings) = (Arc::clone(&self.inner), Arc::clone(&self.openings));
+                engine.spawn(async move {
+                    let pair = syn.pair;
+                    if !open(inner, syn, client).await {
+                        let mut openings = openings.lock().unwrap_or_else(PoisonError::into_inner);
+                        openings.remove(&pair);
+                    }
+                });
+            }
+        }
+    }
+
+    fn dispatch(&self, client: TcpStream, address: SocketAddr, is_held: bool) {
+        let Some(engine) = self.engine.upgrade() else {
+            return;
+        };
+        let control = self.inner.register(address);
+        let opening = is_held.then(|| self.opening_of(&client, address)).flatten();
+        // The connection belongs to the worker that carries it: it is registered there anew.
+        let mut client = (client.into_std(), control);
+        if let Some(opening) = opening {
+            match opening.send(client) {
+                Ok(()) => return,
+                Err(late) => client = late,
+            }
+        }
+        let inner = Arc::clone(&self.inner);
+        engine.spawn(async move { carry(inner, client).await });
+    }
+
+    /// Takes the opening of an accepted connection, whose later segments nobody need look at.
+    fn opening_of(
+        &self,
+        client: &TcpStream,
+        address: SocketAddr,
+    ) -> Option<oneshot::Sender<Client>> {
+        if let Err(error) = socket2::SockRef::from(client).detach_filter() {
+            log::debug!("a connection keeps its filter: {error}");
+        }
+        let local = client.local_addr().ok()?;
+        self.openings().remove(&pair(address, local))
+    }
+}
+
+/// The next event; none ever where no SYN is held.
+async fn next(
+    handshakes: &mut Option<mpsc::UnboundedReceiver<HandshakeEvent>>,
+) -> Option<HandshakeEvent> {
+    match handshakes {
+        Some(handshakes) => handshakes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How long the SYN that was sent again may take. When it is lost, the client's own next one is let in.
+const RESENT: Duration = Duration::from_millis(200);
+/// How long a server is kept for a client that does not come.
+const KEPT: Duration = Duration::from_mins(2);
+/// How often a client is told by ICMP that its server can't be reached: the kernel takes no notice while the client's
+/// connect(2) has not returned or begun to wait. Each time it is waited twice as long, from a millisecond on.
+const ERRORS: u32 = 8;
+
+/// Connects to the server of a client whose SYN is held, and lets the client connect or fail accordingly. False when the
+/// client has not been heard of meanwhile.
+async fn open(inner: Arc<Inner>, syn: HeldSyn, mut client: oneshot::Receiver<Client>) -> bool {
+    let accepted = || {
+        Ok(Accepted {
+            client: syn.pair.client,
+            local: syn.pair.local,
+        })
+    };
+    let server = tokio::select! {
+        biased;
+        _gone = &mut client => return true,
+        server = inner.upstream.connect(accepted) => server,
+    };
+    match server {
+        Ok(server) => match admit(&syn, client).await {
+            Some(Ok((client, control))) => {
+                let client = client.and_then(TcpStream::from_std);
+                match client {
+                    Ok(client) => carry_on(inner, control, client, server).await,
+                    Err(error) => unwatched(&inner, &control, &error),
+                }
+                true
+            }
+            // Its end of the channel is gone, and with it the opening.
+            Some(Err(_gone)) => true,
+            None => false,
+        },
+        Err(error) => {
+            inner.failed(&error);
+            refuse(&syn, &error, &mut client).await
+        }
+    }
+}
+
+async fn admit(
+    syn: &HeldSyn,
+    mut client: oneshot::Receiver<Client>,
+) -> Option<Result<Client, oneshot::error::RecvError>> {
+    let sent = syn.admit();
+    if sent.is_ok()
+        && let Ok(client) = tokio::time::timeout(RESENT, &mut client).await
+    {
+        return Some(client);
+    }
+    log::debug!("{syn:?} waits for the client's next: {sent:?}");
+    if let Err(error) = (syn.stop_holding)(syn.pair) {
+        log::warn!("{syn:?} can't be let in: {error}");
+    }
+    tokio::time::timeout(KEPT, client).await.ok()
+}
+
+async fn refuse(syn: &HeldSyn, error: &io::Error, client: &mut oneshot::Receiver<Client>) -> bool {
+    for attempt in 0..ERRORS {
+        match syn.refuse(error) {
+            Ok(Delivery::Certain) => return false,
+            Ok(Delivery::Doubtful) => {}
+            Err(error) => {
+                log::warn!("{syn:?} can't be refused: {error}");
+                return false;
+            }
+        }
+        let pause = Duration::from_millis(1 << attempt);
+        if tokio::time::timeout(pause, &mut *client).await.is_ok() {
+            return true;
+        }
+    }
+    false
 }
 
 pub(crate) fn acknowledge(done: oneshot::Sender<()>) {
@@ -186,23 +385,24 @@ async fn pause_after(error: &io::Error) {
     }
 }
 
-fn dispatch(engine: &Engine, inner: &Arc<Inner>, client: TcpStream, address: SocketAddr) {
-    let control = inner.register(address);
-    let inner = Arc::clone(inner);
-    // The connection belongs to the worker that carries it: it is registered there anew.
-    let client = client.into_std();
-    engine.spawn(async move {
-        match client.and_then(TcpStream::from_std) {
-            Ok(client) => carry(inner, control, client).await,
-            Err(error) => {
-                log::error!("a connection can't be watched: {error}");
-                inner.unregister(&control);
-            }
-        }
-    });
+impl Inner {
+    /// A connection could not be opened.
+    pub(crate) fn failed(&self, error: &io::Error) {
+        log::info!("upstream {:?}: {error}", self.upstream);
+        self.stats.count_failure(error);
+    }
 }
 
-async fn carry(inner: Arc<Inner>, control: Arc<Control>, client: TcpStream) {
+fn unwatched(inner: &Inner, control: &Control, error: &io::Error) {
+    log::error!("a connection can't be watched: {error}");
+    inner.unregister(control);
+}
+
+async fn carry(inner: Arc<Inner>, (client, control): Client) {
+    let client = match client.and_then(TcpStream::from_std) {
+        Ok(client) => client,
+        Err(error) => return unwatched(&inner, &control, &error),
+    };
     let accepted = || {
         Ok(Accepted {
             client: control.client,
@@ -213,15 +413,14 @@ async fn carry(inner: Arc<Inner>, control: Arc<Control>, client: TcpStream) {
         biased;
         mode = control.told_to_close() => Err(mode),
         server = inner.upstream.connect(accepted) => server.map_err(|error| {
-            log::info!("upstream {:?}: {error}", inner.upstream);
-            inner.stats.refused.fetch_add(1, Ordering::Relaxed);
+            inner.failed(&error);
             inner.upstream.unreachable()
         }),
         // A client that gives up while the server does not answer is not kept.
         _ready = client.ready(Interest::ERROR) => Err(CloseMode::Rst),
     };
-    let server = match server {
-        Ok(server) => server,
+    match server {
+        Ok(server) => carry_on(inner, control, client, server).await,
         Err(mode) => {
             if mode == CloseMode::Rst
                 && let Err(error) = client.set_zero_linger()
@@ -230,9 +429,12 @@ async fn carry(inner: Arc<Inner>, control: Arc<Control>, client: TcpStream) {
             }
             drop(client);
             inner.unregister(&control);
-            return;
         }
-    };
+    }
+}
+
+/// Carries what a client and its server send.
+async fn carry_on(inner: Arc<Inner>, control: Arc<Control>, client: TcpStream, server: TcpStream) {
     let mut connection = Connection::new(Arc::clone(&inner), Arc::clone(&control), client, server);
     let lingers = connection.run().await;
     if lingers {

@@ -179,8 +179,7 @@ async fn carry(
     let (server, _kept) = match connect(inner, pair).await {
         Ok(server) => server,
         Err(error) => {
-            log::info!("upstream {:?}: {error}", inner.upstream);
-            inner.stats.refused.fetch_add(1, Ordering::Relaxed);
+            inner.failed(&error);
             return;
         }
     };

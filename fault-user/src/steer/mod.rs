@@ -6,6 +6,7 @@
 mod check;
 mod convert;
 pub mod front;
+mod handshakes;
 mod hooks;
 pub mod reconnect;
 mod relays;
@@ -26,10 +27,12 @@ use crate::kernel::injector::Marker;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
+use crate::process::open_files;
 use crate::relay::{Direction as Way, Engine, Inlet, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::tell::tell;
 pub use check::check;
+use handshakes::Events;
 use hooks::{Hooks, Originals, Reach};
 pub(crate) use relays::prepare;
 use relays::{Ends, Maker, backlog};
@@ -157,6 +160,7 @@ struct Opened {
     ends: Vec<Ends>,
     hooks: Hooks,
     originals: Originals,
+    events: Events,
     diagnosis: Option<Mutex<Netlink>>,
 }
 
@@ -175,7 +179,7 @@ impl Opened {
             .zip(targets)
             .map(|(ends, target)| ends.service(target))
             .collect::<std::io::Result<_>>()?;
-        let (hooks, originals) = Hooks::attach(cgroup, reach, &services)?;
+        let (hooks, originals, events) = Hooks::attach(cgroup, reach, &services)?;
         if !reach.all_servers {
             for listener in reconnect::listeners(cgroup)? {
                 hooks.served().add(listener)?;
@@ -193,6 +197,7 @@ impl Opened {
             ends,
             hooks,
             originals,
+            events,
             diagnosis,
         })
     }
@@ -210,6 +215,7 @@ impl Steering {
         whose: Whose<'_>,
     ) -> Result<Self> {
         let (targets, rules) = by_target(rules)?;
+        open_files::raise();
         let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
         let all_servers = whose.marker.is_none();
         let reach = Reach {
@@ -221,15 +227,19 @@ impl Steering {
             mut ends,
             mut hooks,
             originals,
+            events,
             diagnosis,
         } = match whose.namespace {
             Some(namespace) => namespace.enter(open)?,
             None => open()?,
         };
+        events.follow(&engine);
+        let handshakes = hooks.handshakes().clone();
         let maker = Maker {
             engine: &engine,
             seed,
             originals: &originals,
+            handshakes: &handshakes,
             prepare: prepare(relay_mark(), whose.marker, Some(hooks.served().clone())),
         };
         let mut led = Vec::with_capacity(targets.len());
@@ -400,12 +410,10 @@ impl Led {
                 Err(error) => notes.push(format!("looking at the servers of {name}: {error}")),
             }
         }
-        let refused: u64 = self.relays.iter().map(|relay| relay.stats().refused).sum();
-        if refused != 0 {
-            notes.push(format!(
-                "{refused} connections to {name} found no server (nobody listens, or it can't be reached from here): the \
-                 client was connected to the relay, and reset"
-            ));
+        for relay in &self.relays {
+            for (reason, count) in relay.stats().failures {
+                notes.push(format!("{count} connections to {name} failed: {reason}"));
+            }
         }
         notes
     }
