@@ -75,7 +75,11 @@ impl Suite {
             !is_known(name)
                 && (0..AGAIN).all(|_| self.run(Some(rule), Some(name)).get(**name) != Some(&true))
         };
-        suspects.iter().filter(again).map(ToString::to_string).collect()
+        suspects
+            .iter()
+            .filter(again)
+            .map(ToString::to_string)
+            .collect()
     }
 
     fn check(&self) {
@@ -88,7 +92,10 @@ impl Suite {
                 .collect();
             for (rule, failures) in rules {
                 let failures = failures.join().expect("a rule's thread");
-                eprintln!("{} under {rule}: {passed} pass without it, all but {failures:?} with it", self.name);
+                eprintln!(
+                    "{} under {rule}: {passed} pass without it, all but {failures:?} with it",
+                    self.name
+                );
                 assert!(
                     failures.is_empty(),
                     "{} under {rule}: {failures:?}",
@@ -115,7 +122,12 @@ class Result(unittest.TextTestResult):
     def addSuccess(self, test): super().addSuccess(test); self.tell(test, 'ok')
     def addError(self, test, error): super().addError(test, error); self.tell(test, 'failed')
     def addFailure(self, test, error): super().addFailure(test, error); self.tell(test, 'failed')
-names = sys.argv[1:] or ['test.test_socket']
+names = sys.argv[1:]
+if not names:
+    import test.test_socket as suite
+    # A virtual machine's own sockets may hang: they are none of the network's.
+    names = ['test.test_socket.' + name for name, it in vars(suite).items()
+             if isinstance(it, type) and issubclass(it, unittest.TestCase) and 'VSOCK' not in name]
 unittest.TextTestRunner(resultclass=Result).run(unittest.defaultTestLoader.loadTestsFromNames(names))
 ";
     let found = Command::new(PYTHON)

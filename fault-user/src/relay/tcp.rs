@@ -33,6 +33,7 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
+    /// Counts it, and logs the first of its kind.
     fn count_failure(&self, error: &io::Error) {
         let reason = match error.raw_os_error() {
             Some(libc::EMFILE) => {
@@ -45,7 +46,11 @@ impl Stats {
             None => error.to_string(),
         };
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        *failures.entry(reason).or_default() += 1;
+        let count = failures.entry(reason).or_insert_with_key(|reason| {
+            log::warn!("a connection failed: {reason}");
+            0
+        });
+        *count += 1;
     }
 }
 
@@ -198,10 +203,7 @@ impl Door {
                 Some(event) = next(&mut handshakes) => self.shake(event, accepts),
                 accepted = self.listener.accept(), if accepts => match accepted {
                     Ok((client, address)) => self.dispatch(client, address, handshakes.is_some()),
-                    Err(error) => {
-                        self.inner.stats.count_failure(&error);
-                        pause_after(&error).await;
-                    }
+                    Err(error) => pause_after(&self.inner.stats, &error).await,
                 },
             }
         }
@@ -372,15 +374,13 @@ pub(crate) fn acknowledge(done: oneshot::Sender<()>) {
 
 /// An accept can fail because its client is gone again, or for lack of descriptors: then trying again at
 /// once would only burn time.
-async fn pause_after(error: &io::Error) {
+async fn pause_after(stats: &Stats, error: &io::Error) {
     let gone = matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
     );
     if !gone {
-        log::error!(
-            "accept: {error}; raise the limit of open files (ulimit -n) if that is what it says"
-        );
+        stats.count_failure(error);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
