@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -502,6 +502,64 @@ pub struct Destination {
     pub port: u32,
 }
 
+/// A connection of TCP that is being opened by way of the relay, as the relay's host sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handshake {
+    /// The client's own address.
+    pub client: Destination,
+    /// The address that its segments are sent to.
+    pub server: Destination,
+}
+
+/// Where the client of a [`Handshake`] meant to connect.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Original {
+    /// The server's address.
+    pub server: Destination,
+    /// 1 when the client's SYN is not held any more.
+    pub admitted: u32,
+}
+
+/// The longest header of TCP, in bytes.
+pub const TCP_HEADER_MAX: usize = 60;
+
+/// Something that happened to a connection on its way to the relay.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandshakeEvent {
+    /// The cookie of the relay's listener; 0 for [`handshake::GONE`].
+    pub listener: u64,
+    /// Which connection.
+    pub handshake: Handshake,
+    /// One of [`handshake`].
+    pub kind: u32,
+    /// Bytes of `header` that are used.
+    pub length: u32,
+    /// The SYN's header of TCP.
+    pub header: [u8; TCP_HEADER_MAX],
+    /// Always zero.
+    pub padding: u32,
+}
+
+/// Values of [`HandshakeEvent::kind`].
+pub mod handshake {
+    /// A SYN came in, and is held.
+    pub const SYN: u32 = 1;
+    /// The client has given up, or knows that it is refused.
+    pub const GONE: u32 = 2;
+}
+
+/// The relay's addresses in 127.0.0.0/8, one for each server over IPv4, are 127.64.0.0 and following: the second octet
+/// has the bits of [`alias::FIRST`] under [`alias::MASK`].
+pub mod alias {
+    /// See above.
+    pub const MASK: u8 = 0xc0;
+    /// See above.
+    pub const FIRST: u8 = 0x40;
+}
+
 /// What is remembered of a connection that is watched.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -702,6 +760,7 @@ const _: () = {
     assert!(size_of::<Event>() == 40);
     assert!(size_of::<Hold>() == 48);
     assert!(size_of::<Steer>() == 16);
+    assert!(size_of::<HandshakeEvent>() == 120);
     assert!(size_of::<Destination>() == 20);
     assert!(SLOTS.is_power_of_two());
     assert!(size_of::<Watched>() == 32);
@@ -712,8 +771,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, Hold, Owner, PortClasses,
-        Release, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
+        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, Handshake, Hold, Original,
+        Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
     };
     use crate::flow::FlowKey;
 
@@ -730,6 +789,8 @@ mod pod {
     unsafe impl aya::Pod for Steer {}
     unsafe impl aya::Pod for Destination {}
     unsafe impl aya::Pod for Endpoint {}
+    unsafe impl aya::Pod for Handshake {}
+    unsafe impl aya::Pod for Original {}
     unsafe impl aya::Pod for DecisionKey {}
     unsafe impl aya::Pod for Flow {}
     unsafe impl aya::Pod for Owner {}

@@ -10,8 +10,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
     CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, ENDPOINTS_MAX,
-    Endpoint, Flow, FlowRule, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES, PortClasses, Release,
-    RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
+    Endpoint, Flow, FlowRule, Handshake, Hold, MATCHES_MAX, NAMED_WORDS, Original, Owner, PLACES,
+    PortClasses, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
+    Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -101,18 +102,27 @@ pub static SCOPED: Global<u32> = Global::new(1);
 /// A map that the kernel keeps with each socket and copies to the sockets that a listener accepts.
 /// aya's own type lacks the flag for that, hence this definition by BTF, in libbpf's form.
 #[repr(C)]
-pub struct SocketStorage {
+pub struct SocketStorage<T: 'static> {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
-    value: *const Owner,
+    value: *const T,
     max_entries: *const [i32; 0],
     map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
 }
 
 // SAFETY: nothing is ever read through these pointers; only their types matter.
-unsafe impl Sync for SocketStorage {}
+unsafe impl<T> Sync for SocketStorage<T> {}
 
-impl SocketStorage {
+impl<T> SocketStorage<T> {
+    /// Only its type says what the map is like.
+    const NEW: Self = Self {
+        r#type: core::ptr::null(),
+        key: core::ptr::null(),
+        value: core::ptr::null(),
+        max_entries: core::ptr::null(),
+        map_flags: core::ptr::null(),
+    };
+
     /// What the storage helpers take as the map.
     #[inline(always)]
     pub fn as_ptr(&self) -> *mut c_void {
@@ -123,13 +133,7 @@ impl SocketStorage {
 /// Whose a socket is.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub static SOCKET_SCOPES: SocketStorage = SocketStorage {
-    r#type: core::ptr::null(),
-    key: core::ptr::null(),
-    value: core::ptr::null(),
-    max_entries: core::ptr::null(),
-    map_flags: core::ptr::null(),
-};
+pub static SOCKET_SCOPES: SocketStorage<Owner> = SocketStorage::NEW;
 
 /// Lease and generation; one entry.
 #[map]
@@ -239,15 +243,19 @@ pub static LISTENERS: SockMap = SockMap::with_max_entries(4 * STEERS, 0);
 #[map]
 pub static SERVED: HashMap<Destination, u64> = HashMap::with_max_entries(1, 0);
 /// Ports from which the relay is connecting to such servers, and behind them those from which it sends datagrams: how many
-/// sockets.
+/// sockets. Behind those the ports that it listens at over IPv4: one more than the place in [`LISTENERS`].
 #[map]
-pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(2 << 16, BPF_F_MMAPABLE);
-/// What led connections were meant for, by the cookie of the client's socket.
+pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(3 << 16, BPF_F_MMAPABLE);
+/// What redirected connections were meant for, with the client's socket.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub static ORIGINALS: SocketStorage<Destination> = SocketStorage::NEW;
+/// The same while they are being opened, and until the relay has accepted them.
 #[map]
-pub static ORIGINALS: LruHashMap<u64, Destination> = LruHashMap::with_max_entries(16384, 0);
-/// The same by the client's own address.
+pub static HANDSHAKES: LruHashMap<Handshake, Original> = LruHashMap::with_max_entries(1, 0);
+/// SYNs that are held, and clients that have given up.
 #[map]
-pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_entries(16384, 0);
+pub static HANDSHAKE_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// Connections that are watched, by the cookie of their socket.
 #[map]

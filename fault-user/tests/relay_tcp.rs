@@ -1064,9 +1064,12 @@ fn a_toxic_acts_on_open_connections_within_5_ms() {
 }
 
 #[test]
-fn urgent_data_is_kept_in_the_stream() {
+fn urgent_data_keeps_its_place() {
     let bed = Bed::tcp();
     let (mut client, mut server) = bed.pair();
+    socket2::SockRef::from(&server)
+        .set_out_of_band_inline(true)
+        .expect("an option");
     client.write_all(b"ab").expect("write");
     socket2::SockRef::from(&client)
         .send_out_of_band(b"!")

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::api::{self, Caller, Events, Guard, Proxies, VERSION};
 use crate::doctor::capabilities::Capability;
 use crate::process::files::{self, Folder};
-use crate::process::rights;
+use crate::process::{open_files, rights};
 use crate::relay::Engine;
 use crate::tell::{self, tell};
 
@@ -127,7 +127,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(seed) => seed,
         None => draw_seed().context("can't draw a seed, give one with --seed")?,
     };
-    raise_open_files();
+    open_files::raise();
     let mut rights = args.rights().to_vec();
     if args.config.is_some() || args.socket.is_some() {
         // They may lie in a user's folder. The relay's threads keep less.
@@ -302,14 +302,4 @@ fn draw_seed() -> io::Result<u64> {
     let mut bytes = [0; 8];
     io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
-}
-
-/// Each connection needs two descriptors: as many as this process may have.
-fn raise_open_files() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        log::warn!("the limit of open files stays as it is: {error}");
-    }
 }

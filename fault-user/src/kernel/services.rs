@@ -33,6 +33,8 @@ const UNUSED_MAPS: [&str; 10] = [
 
 /// How many addresses a cgroup's servers may listen at.
 const SERVERS: u32 = 1024;
+/// How many connections can be on their way to being accepted by the relay.
+const HANDSHAKES: u32 = 16_384;
 /// Room for so many hosts at least: services can come later.
 const HOSTS_LEAST: usize = 256;
 
@@ -118,6 +120,7 @@ pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf
         .override_global("NETNS", &netns, true)
         .override_global("OWN_SERVERS", &own_servers, true)
         .map_max_entries("SERVED", SERVERS)
+        .map_max_entries("HANDSHAKES", HANDSHAKES)
         .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?)
         .map_max_entries("SLOT_PORTS", slots)
         .map_max_entries("CLAIMS", slots);

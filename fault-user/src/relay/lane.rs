@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
+use nix::sys::socket::{MsgFlags, send};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -148,6 +150,46 @@ enum Source {
     Ended,
 }
 
+/// Urgent bytes on their way through a lane whose stages neither add nor remove bytes.
+#[derive(Default)]
+struct Urgent {
+    /// Bytes that were read, and written.
+    read: u64,
+    written: u64,
+    /// How many bytes come before each.
+    marks: VecDeque<u64>,
+}
+
+impl Urgent {
+    /// Writes what the sink takes of these bytes, those that are urgent as such.
+    fn write(&mut self, sink: &TcpStream, data: &[u8]) -> io::Result<usize> {
+        let before = self.marks.front().map(|mark| mark - self.written);
+        let count = match before.map(usize::try_from) {
+            Some(Ok(0)) => {
+                let send = || Ok(send(sink.as_raw_fd(), &data[..1], MsgFlags::MSG_OOB)?);
+                let count = sink.try_io(Interest::WRITABLE, send)?;
+                self.marks.pop_front();
+                count
+            }
+            Some(Ok(before)) => sink.try_write(&data[..before.min(data.len())])?,
+            Some(Err(_)) | None => sink.try_write(data)?,
+        };
+        self.written += count as u64;
+        Ok(count)
+    }
+}
+
+/// Whether the next byte of a socket is urgent.
+fn is_at_mark(socket: &TcpStream) -> bool {
+    let mut is_there: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one int.
+    let status = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCATMARK, &raw mut is_there) };
+    status == 0 && is_there != 0
+}
+
+/// `linux/sockios.h`.
+const SIOCATMARK: libc::Ioctl = 0x8905;
+
 #[derive(Default)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -155,6 +197,7 @@ enum Source {
 )]
 pub(crate) struct Lane {
     pipeline: Pipeline,
+    urgent: Urgent,
     output: Output,
     pipe: Option<Pipe>,
     /// Splicing pays at the moment.
@@ -203,6 +246,10 @@ impl Lane {
     ) -> io::Result<()> {
         self.pipeline
             .reconcile(toxics, owner, now, &mut self.output);
+        if !self.pipeline.keeps_length() {
+            // Where they end up is not known any more: they stay in the stream.
+            self.urgent.marks.clear();
+        }
         if !self.pipeline.is_bare()
             && let Some(mut pipe) = self.pipe.take()
         {
@@ -218,6 +265,7 @@ impl Lane {
     /// Puts bytes in as if they had come from the source.
     pub(crate) fn inject(&mut self, data: Bytes, now: Instant) {
         if !self.finished && self.source != Source::Ended {
+            self.urgent.read += data.len() as u64;
             self.pipeline
                 .push(Chunk { data, at: now }, &mut self.output);
         }
@@ -372,7 +420,10 @@ impl Lane {
                 .sink
                 .try_io(Interest::WRITABLE, || pipe.drain(ports.sink))
             {
-                Ok(count) => count_bytes(ports.sent, count),
+                Ok(count) => {
+                    self.urgent.written += count as u64;
+                    count_bytes(ports.sent, count);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if ports.sink.poll_write_ready(context).is_pending() {
                         return Ok(Flushed::Blocked);
@@ -390,7 +441,7 @@ impl Lane {
                     self.pass_end(end, ports)?;
                 }
                 Some(Item::Data(_)) if *writes == 0 => return Ok(Flushed::Paused),
-                Some(Item::Data(data)) => match ports.sink.try_write(data) {
+                Some(Item::Data(data)) => match self.urgent.write(ports.sink, data) {
                     Ok(count) => {
                         *writes -= 1;
                         self.moves += 1;
@@ -473,6 +524,7 @@ impl Lane {
         }
         self.watch = None;
         let read = match now {
+            _ if is_at_mark(ports.source) => self.read_urgent(ports, now),
             None if self.bulk => self.splice(ports),
             None => self.copy(ports),
             Some(now) => self.read(ports, room.min(ROOM), now),
@@ -489,6 +541,7 @@ impl Lane {
             }
             Ok(count) => {
                 self.has_read = true;
+                self.urgent.read += count as u64;
                 count_bytes(ports.received, count);
                 Step::Moved
             }
@@ -544,6 +597,7 @@ impl Lane {
             self.bulk = count == scratch.len();
             // Whatever a failure is, the next flush meets it again and handles it.
             let written = ports.sink.try_write(&scratch[..count]).unwrap_or_default();
+            self.urgent.written += written as u64;
             count_bytes(ports.sent, written);
             if written < count {
                 self.output
@@ -575,6 +629,24 @@ impl Lane {
             self.pipe = None;
         }
         spliced
+    }
+
+    /// Reads the urgent byte that comes next.
+    fn read_urgent(&mut self, ports: &Ports<'_>, now: Option<Instant>) -> io::Result<usize> {
+        let mut byte = [0];
+        let count = ports.source.try_read(&mut byte)?;
+        if count == 0 {
+            return Ok(0);
+        }
+        if self.pipeline.keeps_length() {
+            self.urgent.marks.push_back(self.urgent.read);
+        }
+        let chunk = Chunk {
+            data: Bytes::copy_from_slice(&byte),
+            at: now.unwrap_or_else(Instant::now),
+        };
+        self.pipeline.push(chunk, &mut self.output);
+        Ok(count)
     }
 
     /// Reads into memory, for the stages.

@@ -8,6 +8,7 @@ mod budget;
 mod connection;
 mod engine;
 pub mod fault;
+mod handshake;
 mod inlet;
 mod lane;
 mod mysql;
@@ -22,6 +23,7 @@ mod trouble;
 mod udp;
 mod upstream;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -35,7 +37,8 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 pub use connection::{Cut, Drain};
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
-pub use inlet::Inlet;
+pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
+pub use inlet::{Inlet, Pair};
 pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
 pub(crate) use upstream::{is_own, resolve_name};
@@ -44,8 +47,8 @@ use tcp::{Command, Inner, Stats};
 use toxic::ToxicSet;
 use trouble::Trouble;
 
-/// The longest queue of handshakes that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+/// The longest queue of connections that wait to be accepted: the kernel cuts it to `net.core.somaxconn`.
+pub(crate) const BACKLOG: i32 = i32::MAX;
 
 /// How long a change waits for every connection to have met it.
 const PROMPT: Duration = Duration::from_millis(50);
@@ -53,7 +56,7 @@ const PROMPT: Duration = Duration::from_millis(50);
 const LAST_TURN: Duration = Duration::from_secs(1);
 
 /// Makes the listener of a TCP relay, each time that it starts to listen.
-pub type BindTcp = Arc<dyn Fn() -> io::Result<std::net::TcpListener> + Send + Sync>;
+pub type BindTcp = Arc<dyn Fn() -> io::Result<TcpInlet> + Send + Sync>;
 /// Makes the sockets of a UDP relay, each time that it starts to listen; one at least.
 pub type BindUdp = Arc<dyn Fn() -> io::Result<Vec<Inlet>> + Send + Sync>;
 
@@ -170,8 +173,10 @@ pub struct RelayStats {
     pub open: usize,
     /// Connections that were accepted.
     pub accepted: u64,
-    /// Connections whose server could not be reached.
+    /// Connections that could not be opened.
     pub refused: u64,
+    /// The same by the reason.
+    pub failures: BTreeMap<String, u64>,
     /// Bytes read from the side where they come from.
     pub received_bytes: [u64; 2],
     /// Bytes written to the side where they go.
@@ -349,7 +354,11 @@ impl Relay {
         });
         let (address, running) = match &state.listen {
             Listen::Tcp(address) => {
-                self.start_tcp(&inner, bind_tcp(address).await?, state.accepts)?
+                let inlet = TcpInlet {
+                    listener: bind_tcp(address).await?,
+                    handshakes: None,
+                };
+                self.start_tcp(&inner, inlet, state.accepts)?
             }
             Listen::TcpHook(bind) => self.start_tcp(&inner, bind()?, state.accepts)?,
             Listen::Udp(address) => self.start_udp(
@@ -374,16 +383,16 @@ impl Relay {
     fn start_tcp(
         &self,
         inner: &Arc<Inner>,
-        listener: std::net::TcpListener,
+        inlet: TcpInlet,
         accepts: bool,
     ) -> io::Result<(SocketAddr, Running)> {
-        listener.set_nonblocking(true)?;
-        let socket = socket2::SockRef::from(&listener);
+        inlet.listener.set_nonblocking(true)?;
+        let socket = socket2::SockRef::from(&inlet.listener);
         // Accepted sockets inherit both.
         socket.set_tcp_nodelay(true)?;
         socket.set_out_of_band_inline(true)?;
-        let address = listener.local_addr()?;
-        let commands = tcp::start(&self.engine, inner, listener, accepts);
+        let address = inlet.listener.local_addr()?;
+        let commands = tcp::start(&self.engine, inner, inlet, accepts);
         Ok((
             address,
             Running::Tcp {
@@ -621,10 +630,13 @@ impl Relay {
             [0, 1].map(|index: usize| counters[index].load(Ordering::Relaxed))
         };
         let toxics = self.toxics.snapshot().1;
+        let failures = self.stats.failures.lock();
+        let failures = failures.unwrap_or_else(PoisonError::into_inner).clone();
         RelayStats {
             open: self.open_count(),
             accepted: self.stats.accepted.load(Ordering::Relaxed),
-            refused: self.stats.refused.load(Ordering::Relaxed),
+            refused: failures.values().sum(),
+            failures,
             received_bytes: pair(&self.stats.received),
             sent_bytes: pair(&self.stats.sent),
             toxics: toxics

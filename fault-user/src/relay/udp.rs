@@ -210,7 +210,7 @@ async fn carry(
     let (server, _kept) = match connect(inner, pair).await {
         Ok(server) => server,
         Err(error) => {
-            inner.refused(&error);
+            inner.failed(&error);
             return;
         }
     };

@@ -120,7 +120,7 @@ impl Upstream {
             TcpSocket::new_v6()?
         };
         socket.set_nodelay(true)?;
-        // An urgent byte stays in the stream instead of being left behind.
+        // An urgent byte comes in its place.
         socket2::SockRef::from(&socket).set_out_of_band_inline(true)?;
         let kept = match &self.prepare {
             Some(prepare) => prepare(socket.as_fd(), address)?,

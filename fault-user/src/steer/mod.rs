@@ -6,6 +6,7 @@
 mod check;
 mod convert;
 pub mod front;
+mod handshakes;
 mod hooks;
 pub mod reconnect;
 mod relays;
@@ -27,10 +28,12 @@ use crate::kernel::injector::Marker;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
+use crate::process::open_files;
 use crate::relay::{Cut, Direction as Way, Drain, Engine, Inlet, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::tell::tell;
 pub use check::check;
+use handshakes::Events;
 use hooks::{Hooks, Originals, Reach};
 pub(crate) use relays::prepare;
 use relays::{Ends, Maker, backlog};
@@ -173,6 +176,7 @@ struct Opened {
     ends: Vec<Ends>,
     hooks: Hooks,
     originals: Originals,
+    events: Events,
     diagnosis: Option<Mutex<Netlink>>,
     peers: reconnect::Peers,
 }
@@ -192,7 +196,7 @@ impl Opened {
             .zip(targets)
             .map(|(ends, target)| ends.service(target))
             .collect::<std::io::Result<_>>()?;
-        let (hooks, originals) = Hooks::attach(cgroup, reach, &services)?;
+        let (hooks, originals, events) = Hooks::attach(cgroup, reach, &services)?;
         if !reach.all_servers {
             for listener in reconnect::listeners(cgroup)? {
                 hooks.served().add(listener)?;
@@ -215,6 +219,7 @@ impl Opened {
             ends,
             hooks,
             originals,
+            events,
             diagnosis,
             peers,
         })
@@ -233,6 +238,7 @@ impl Steering {
         whose: Whose<'_>,
     ) -> Result<Self> {
         let (targets, rules) = by_target(rules)?;
+        open_files::raise();
         let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
         let all_servers = whose.marker.is_none();
         let reach = Reach {
@@ -244,16 +250,20 @@ impl Steering {
             mut ends,
             mut hooks,
             originals,
+            events,
             diagnosis,
             peers,
         } = match whose.namespace {
             Some(namespace) => namespace.enter(open)?,
             None => open()?,
         };
+        events.follow(&engine);
+        let handshakes = hooks.handshakes().clone();
         let maker = Maker {
             engine: &engine,
             seed,
             originals: &originals,
+            handshakes: &handshakes,
             prepare: prepare(relay_mark(), whose.marker, Some(hooks.served().clone())),
         };
         let mut led = Vec::with_capacity(targets.len());
@@ -494,12 +504,10 @@ impl Led {
                 Err(error) => notes.push(format!("looking at the servers of {name}: {error}")),
             }
         }
-        let refused: u64 = self.relays.iter().map(|relay| relay.stats().refused).sum();
-        if refused != 0 {
-            notes.push(format!(
-                "{refused} connections to {name} found no server (nobody listens, or it can't be reached from here): the \
-                 client was connected to the relay, and reset"
-            ));
+        for relay in &self.relays {
+            for (reason, count) in relay.stats().failures {
+                notes.push(format!("{count} connections to {name} failed: {reason}"));
+            }
         }
         notes
     }

@@ -340,6 +340,16 @@ impl Pipeline {
         self.slots.is_empty()
     }
 
+    /// Whether as many bytes come out as go in, until the end.
+    pub(crate) fn keeps_length(&self) -> bool {
+        !self.slots.iter().any(|slot| {
+            matches!(
+                slot.kind,
+                "discard" | "drop" | "substitute" | "error" | "transient" | "abort"
+            )
+        })
+    }
+
     /// Whether no stage holds anything.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.iter().all(|slot| slot.stage.is_empty())
