@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -12,11 +12,11 @@ pub const ABI_SECTION: &str = "fault_abi";
 pub const RULES_MAX: u32 = 4096;
 /// Largest number of 64-bit words of a rule vector: one bit for each rule.
 pub const WORDS_MAX: u32 = RULES_MAX / 64;
-/// How many matching rules are judged for one packet; the others are counted in
-/// [`Counter::TooManyMatches`].
+/// How many matching rules of one packet are listed before the first of them is judged. Those that
+/// follow are judged as well, but it takes longer.
 pub const MATCHES_MAX: usize = 8;
-/// How many rules can remember something of one connection; further ones are counted in
-/// [`Counter::TooManyMatches`] and do not apply to it.
+/// How many rules keep what they remember of a connection in its [`Flow`]. Further ones have an entry
+/// of their own, by [`FlowRuleKey`].
 pub const FLOW_SLOTS: usize = 8;
 /// How many cgroup levels a rule set may use as scopes.
 pub const SCOPE_LEVELS_MAX: usize = 4;
@@ -262,6 +262,10 @@ pub struct Control {
     pub generation: u32,
     /// 1 when events are wanted.
     pub events: u32,
+    /// Which round of the connection table's upkeep this is, from 1: see [`Flow::touched`].
+    pub round: u32,
+    /// Always zero.
+    pub padding: u32,
 }
 
 /// What one rule remembers of one connection.
@@ -272,14 +276,30 @@ pub struct FlowRule {
     pub uid: u32,
     /// The connection's ordinal among those of the rule, from 1.
     pub connection: u32,
-    /// Packets that passed the rule's filters, by direction.
+    /// Packets that passed the rule's window and filters, by direction.
     pub packets: [u64; 2],
-    /// Packets that passed the rule's filters, in its windows or not, by direction.
-    pub seen: [u32; 2],
+    /// Packets that passed the rule's filters outside its windows: the lower half counts those to the server, the upper
+    /// half those to the client.
+    pub outside: u64,
     /// What the fault itself remembers, by direction: the state of a Markov loss model, or the payload bytes
     /// towards a `reset`.
     pub memory: [u32; 2],
 }
+
+/// Names what a rule remembers of a connection whose [`Flow`] has no slot for it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowRuleKey {
+    /// The connection.
+    pub flow: crate::flow::FlowKey,
+    /// Its [`Flow::birth`].
+    pub birth: u32,
+    /// The rule's [`RuleEntry::uid`].
+    pub uid: u32,
+}
+
+/// The [`FlowRule::uid`] of a slot whose content has been moved to a [`FlowRuleKey`]; no rule has it.
+pub const MOVED: u32 = u32::MAX;
 
 /// What is remembered of one connection.
 #[repr(C)]
@@ -297,8 +317,14 @@ pub struct Flow {
     pub server_side: u8,
     /// 1 when the SYN has been seen.
     pub has_initial: u8,
+    /// 1 once a FIN has been seen, by the [`crate::flow::Side`] that sent it; both are 1 after an RST.
+    pub ended: [u8; 2],
+    /// [`Control::round`] of the last packet.
+    pub touched: u32,
+    /// Differs between two connections with the same [`crate::flow::FlowKey`].
+    pub birth: u32,
     /// Always zero.
-    pub padding: [u8; 6],
+    pub padding: u32,
     /// What rules remember of it.
     pub rules: [FlowRule; FLOW_SLOTS],
 }
@@ -570,27 +596,38 @@ pub enum Counter {
     Internal,
     /// The connection table could not take the connection.
     FlowTableFull,
-    /// More than [`MATCHES_MAX`] rules matched a packet, or more than [`FLOW_SLOTS`] a connection.
-    TooManyMatches,
+    /// The table of what rules beyond the first [`FLOW_SLOTS`] remember of connections could not take an entry.
+    FlowRuleTableFull,
     /// A reply, reset or rewrite that the kernel refused.
     ActionFailed,
     /// An event for which the ring buffer had no room.
     EventLost,
     /// A packet that has been judged at another hook, or that is a duplicate or an answer of ours.
     Own,
+    /// No packet: a connection was entered into the table.
+    FlowEntered,
+    /// No packet: a rule's entry beside a connection was made.
+    FlowRuleEntered,
+    /// Another CPU held the connection's ordinal for longer than a program can wait, or took packet ordinals that were
+    /// to be given back.
+    Contended,
+    /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,
+    /// because there were too many.
+    Forgotten,
 }
 
 /// How many [`Counter`]s there are.
-pub const COUNTERS: u32 = Counter::Own as u32 + 1;
+pub const COUNTERS: u32 = Counter::Forgotten as u32 + 1;
 
 const _: () = {
     assert!(size_of::<RuleEntry>() == 168);
     assert!(size_of::<SetHeader>() == 48);
     assert!(size_of::<PortClasses>() == 8);
     assert!(size_of::<ScopeKey>() == 16);
-    assert!(size_of::<Control>() == 16);
+    assert!(size_of::<Control>() == 24);
     assert!(size_of::<FlowRule>() == 40);
-    assert!(size_of::<Flow>() == 32 + 40 * FLOW_SLOTS);
+    assert!(size_of::<FlowRuleKey>() == 24);
+    assert!(size_of::<Flow>() == 40 + 40 * FLOW_SLOTS);
     assert!(size_of::<RuleState>() == 24);
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
@@ -606,8 +643,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, DecisionKey, Destination, Flow, FlowRule, Hold, PortClasses, RuleEntry, RuleState,
-        RuleStats, ScopeKey, SetHeader, Steer,
+        Control, DecisionKey, Destination, Flow, FlowRule, FlowRuleKey, Hold, PortClasses,
+        RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
     };
     use crate::flow::FlowKey;
 
@@ -619,6 +656,7 @@ mod pod {
     unsafe impl aya::Pod for ScopeKey {}
     unsafe impl aya::Pod for Control {}
     unsafe impl aya::Pod for FlowRule {}
+    unsafe impl aya::Pod for FlowRuleKey {}
     unsafe impl aya::Pod for Hold {}
     unsafe impl aya::Pod for Steer {}
     unsafe impl aya::Pod for Destination {}

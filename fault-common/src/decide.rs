@@ -91,6 +91,10 @@ pub const REJECT_TOO_BIG: u64 = 1 << 32;
 pub trait Counting {
     /// Adds one and gives the new value.
     fn next(counter: &mut u64) -> u64;
+    /// Adds `value`.
+    fn add(counter: &mut u64, value: u64);
+    /// Makes `to` of the counter if it is `from`; says whether it was.
+    fn swap(counter: &mut u64, from: u64, to: u64) -> bool;
     /// Whether decisions are repeated instead of made.
     fn replays() -> bool;
     /// The ordinal by which a packet's decision was made that is to be repeated; nothing where there is none.
@@ -121,6 +125,18 @@ impl Counting for Plain {
         *counter
     }
 
+    fn add(counter: &mut u64, value: u64) {
+        *counter += value;
+    }
+
+    fn swap(counter: &mut u64, from: u64, to: u64) -> bool {
+        let is_equal = *counter == from;
+        if is_equal {
+            *counter = to;
+        }
+        is_equal
+    }
+
     fn replays() -> bool {
         false
     }
@@ -146,9 +162,7 @@ pub fn open<C: Counting>(rule: &RuleEntry, state: &mut RuleState, flow: &mut Flo
             reason = "wraps after 4 billion connections"
         )]
         connection: connection as u32,
-        packets: [0, 0],
-        seen: [0, 0],
-        memory: [0, 0],
+        ..FlowRule::default()
     };
 }
 
@@ -195,8 +209,21 @@ const fn in_mix(rule: &RuleEntry, connection: u32) -> bool {
     drawn >= rule.mix_from && drawn < rule.mix_to
 }
 
-/// Judges a packet by one rule: updates what the rule remembers and adds to the verdict. The ordinals
-/// are returned when the fault fired.
+/// A fault that fired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fired {
+    /// By which it was decided.
+    pub ordinals: Ordinals,
+    /// See [`DecisionKey::seen`].
+    pub seen: u32,
+    /// What is done: a value of [`action`].
+    pub action: u8,
+}
+
+/// Judges a packet by one rule: updates what the rule remembers and adds to the verdict. Says so when the fault fired.
+///
+/// Packets of one direction may be judged by several CPUs at once: each takes an ordinal of its own, and what is decided
+/// depends on nothing else, except with faults that have a memory. Those are exact for packets that come one by one.
 #[inline(always)]
 pub fn judge<C: Counting>(
     rule: &RuleEntry,
@@ -205,33 +232,51 @@ pub fn judge<C: Counting>(
     flow: &mut FlowRule,
     state: &mut RuleState,
     verdict: &mut Verdict,
-) -> Option<(Ordinals, u8)> {
+) -> Option<Fired> {
     if !passes_filters::<C>(rule, sample, packet, flow.connection) {
         return None;
     }
     let side = (sample.direction & 1) as usize;
-    flow.seen[side] = flow.seen[side].wrapping_add(1);
-    if C::replays() {
-        return repeat::<C>(rule, sample, packet, flow, verdict);
-    }
-    if C::uses(modifier::WINDOW) && !in_window(rule, sample.now_ns) {
+    // The half of `FlowRule::outside` that counts this direction.
+    let half = 32 * (side as u32);
+    // What is repeated was in its window, whenever it comes now.
+    if C::uses(modifier::WINDOW) && !C::replays() && !in_window(rule, sample.now_ns) {
+        C::add(&mut flow.outside, 1 << half);
         return None;
     }
-    let ordinals = Ordinals {
+    let mut ordinals = Ordinals {
         connection: flow.connection,
         packet: C::next(&mut flow.packets[side]),
         direction: sample.direction,
     };
-    if !is_picked::<C>(rule, ordinals, state) {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "wraps after 4 billion packets"
+    )]
+    let seen = (ordinals.packet as u32).wrapping_add((flow.outside >> half) as u32);
+    if C::replays() {
+        ordinals.packet = recall::<C>(rule, ordinals, seen)?;
+    } else if !is_picked::<C>(rule, ordinals, state) {
         return None;
     }
     let memory = &mut flow.memory[side];
-    let done = fire::<C>(rule, sample, packet, ordinals, memory, verdict);
-    if done == 0 {
-        None
-    } else {
-        Some((ordinals, done))
-    }
+    let action = fire::<C>(rule, sample, packet, ordinals, memory, verdict);
+    (action != 0).then_some(Fired {
+        ordinals,
+        seen,
+        action,
+    })
+}
+
+/// The ordinal by which something was done to this packet of the rule before, if anything was.
+#[inline(always)]
+fn recall<C: Counting>(rule: &RuleEntry, ordinals: Ordinals, seen: u32) -> Option<u64> {
+    C::recall(&DecisionKey {
+        rule: rule.uid,
+        connection: ordinals.connection,
+        seen,
+        direction: u32::from(ordinals.direction),
+    })
 }
 
 /// Whether the trigger and `p=` pick the packet.
@@ -254,35 +299,6 @@ fn is_picked<C: Counting>(rule: &RuleEntry, ordinals: Ordinals, state: &mut Rule
                 draw(rule.key, ordinals, Lane::Probability as u64),
                 rule.probability,
             ))
-}
-
-/// Does again what was done to this packet of the rule before, if anything was.
-#[inline(always)]
-fn repeat<C: Counting>(
-    rule: &RuleEntry,
-    sample: &Sample,
-    packet: &Packet,
-    flow: &mut FlowRule,
-    verdict: &mut Verdict,
-) -> Option<(Ordinals, u8)> {
-    let side = (sample.direction & 1) as usize;
-    let ordinals = Ordinals {
-        connection: flow.connection,
-        packet: C::recall(&DecisionKey {
-            rule: rule.uid,
-            connection: flow.connection,
-            seen: flow.seen[side],
-            direction: u32::from(sample.direction),
-        })?,
-        direction: sample.direction,
-    };
-    let memory = &mut flow.memory[side];
-    let done = fire::<C>(rule, sample, packet, ordinals, memory, verdict);
-    if done == 0 {
-        None
-    } else {
-        Some((ordinals, done))
-    }
 }
 
 /// Whether the fault's own chance picks the packet; one whose decision is repeated was picked.

@@ -3,8 +3,8 @@
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
-    Control, Counter, Event, FLOW_SLOTS, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState,
-    RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock,
+    Control, Counter, Event, FLOW_SLOTS, Flow, FlowRule, MATCHES_MAX, PortClasses, RuleEntry,
+    RuleState, RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
@@ -14,7 +14,7 @@ use fault_common::packet::{
     parse_extensions, parse_network, parse_plain_ipv4, parse_plain_ipv6, parse_transport,
 };
 
-use crate::counting::Judging;
+use crate::counting::{Fetch, InKernel, Judging, NoFetch};
 use crate::frame::Frame;
 use crate::maps::{
     CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
@@ -93,13 +93,14 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         }
     }
     // SAFETY: as above.
-    let scratch = unsafe { &mut *shared };
-    scratch.sight.judged = u32::from(skb.is_judged_by_another());
+    unsafe { (*shared).sight.judged = u32::from(skb.is_judged_by_another()) };
     skb.set_judged();
-    if !judge_rules::<C>(scratch, flow.as_ptr(), control.events) {
+    if !judge_rules::<C>(shared, flow.as_ptr(), control.events) {
         // Policy: no fault fired.
         return Ok(NEXT);
     }
+    // SAFETY: as above.
+    let scratch = unsafe { &mut *shared };
     if act::is_drop(&scratch.verdict) {
         return Ok(Skb::<EGRESS, LINK>::vanish());
     }
@@ -334,11 +335,7 @@ pub fn list_rules(header: &SetHeader, scratch: *mut Scratch) -> bool {
         left >>= 1;
     }
     // SAFETY: as above.
-    let matches = unsafe { &(*scratch).matches };
-    if matches.overflow != 0 {
-        count(Counter::TooManyMatches);
-    }
-    matches.count != 0
+    unsafe { (*scratch).matches.count != 0 }
 }
 
 /// [`list_rules`] for a set that fits one word: there is nothing to skip, so no summary is asked.
@@ -365,8 +362,8 @@ pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
     scratch.matches.count = 0;
     scratch.matches.overflow = 0;
     query.collect(&maps, 0, &mut scratch.matches);
-    if scratch.matches.overflow != 0 {
-        count(Counter::TooManyMatches);
+    if MATCHES.load() > MATCHES_MAX as u32 && scratch.matches.overflow != 0 {
+        scratch.query = query;
     }
     scratch.matches.count != 0
 }
@@ -404,102 +401,239 @@ pub extern "C" fn fault_collect(index: u32) -> u32 {
 }
 
 /// Asks the rules in their order; the first one that ends the packet's way is the last. Says whether
-/// there is anything to do.
+/// there is anything to do. The scratch comes as a plain pointer: see [`list_rules`].
 #[inline(always)]
-pub fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
+pub fn judge_rules<C: Judging>(shared: *mut Scratch, flow: *mut Flow, events: u32) -> bool {
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    let scratch = unsafe { &mut *shared };
     scratch.hits = 0;
     // Volatile: LLVM would make of plain stores a call of memset, which goes byte by byte here.
     // SAFETY: a valid reference.
     unsafe { core::ptr::write_volatile(&raw mut scratch.verdict, Verdict::default()) };
     if MATCHES.load() == 1 {
         scratch.index = 0;
-        if !judge_indexed::<C>(scratch, flow, events) {
+        if judge_indexed::<C>(scratch, flow, events) == FAILED {
             count(Counter::Internal);
         }
     } else {
-        judge_several::<C>(scratch, flow, events);
+        judge_several::<C>(shared, flow, events);
     }
-    scratch.hits != 0 || scratch.verdict.holding != 0
+    // SAFETY: as above.
+    unsafe { (*shared).hits != 0 || (*shared).verdict.holding != 0 }
 }
 
+/// A map lookup failed that can't.
+const FAILED: u32 = 0;
+/// The rule has judged.
+const JUDGED: u32 = 1;
+/// The connection's entry has no slot for the rule.
+const APART: u32 = 2;
+
 #[inline(never)]
-fn judge_several<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) {
-    for index in 0..MATCHES_MAX {
-        if index >= MATCHES.load() as usize
-            || index >= scratch.matches.count as usize
-            || scratch.verdict.end != 0
-        {
-            break;
+fn judge_several<C: Judging>(shared: *mut Scratch, flow: *mut Flow, events: u32) {
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    unsafe {
+        for index in 0..MATCHES_MAX {
+            if index >= MATCHES.load() as usize
+                || index >= (*shared).matches.count as usize
+                || (*shared).verdict.end != 0
+            {
+                break;
+            }
+            (*shared).index = index as u32;
+            let mut judged = judge_one::<C>(&mut *shared, flow, events);
+            if MATCHES.load() > MATCHES_MAX as u32 && judged == APART {
+                judged = C::judge_apart(packed((*shared).matches.items[index]));
+            }
+            if judged != JUDGED {
+                count(Counter::Internal);
+            }
         }
-        scratch.index = index as u32;
-        if !judge_one::<C>(scratch, flow, events) {
-            count(Counter::Internal);
+        if MATCHES.load() > MATCHES_MAX as u32
+            && (*shared).matches.overflow != 0
+            && (*shared).verdict.end == 0
+        {
+            judge_beyond::<C>();
         }
     }
 }
 
 /// [`judge_indexed`] as a function of its own: eight times its instructions would be too many.
 #[inline(never)]
-fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
+fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> u32 {
     judge_indexed::<C>(scratch, flow, events)
 }
 
-/// Asks the rule at hand; false when a map lookup failed that can't.
+/// Asks the rules that did not fit the list.
 #[inline(always)]
-fn judge_indexed<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
+fn judge_beyond<C: Judging>() {
+    for index in 0..WORDS_MAX {
+        if index >= WORDS.load() || C::judge_word(index) != 0 {
+            break;
+        }
+    }
+}
+
+/// Asks the rules of one word that did not fit the list; not 0 when one of them ends the packet's way. A global function:
+/// see [`fault_collect`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_judge_word(index: u32) -> u32 {
+    judge_word::<InKernel<Fetch>>(index)
+}
+
+/// [`fault_judge_word`] for kernels before 5.12.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_judge_word_old(index: u32) -> u32 {
+    judge_word::<InKernel<NoFetch>>(index)
+}
+
+#[inline(always)]
+fn judge_word<C: Judging>(index: u32) -> u32 {
+    let Some(shared) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    if MATCHES.load() <= MATCHES_MAX as u32 {
+        // The verifier looks at global functions also where nobody calls them.
+        return 0;
+    }
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    let scratch = unsafe { &*shared };
+    let generation = scratch.sight.generation & 1;
+    let Some(header) = SETS.get(generation) else {
+        return 0;
+    };
+    let maps = Maps { header, generation };
+    let mut word = scratch.query.beyond(&maps, index, &scratch.matches);
+    for _ in 0..64 {
+        let Some(found) = word.next() else {
+            return 0;
+        };
+        if C::judge_apart(packed(found)) != JUDGED {
+            count(Counter::Internal);
+        }
+        // SAFETY: as above.
+        if unsafe { (*shared).verdict.end } != 0 {
+            return 1;
+        }
+    }
+    0
+}
+
+/// A match as one number.
+#[inline(always)]
+fn packed(found: Match) -> u32 {
+    u32::from(found.rule) | u32::from(found.direction) << 16
+}
+
+/// Asks a rule that keeps what it remembers of the connection in an entry of its own. A global function: see
+/// [`fault_collect`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_judge_apart(found: u32) -> u32 {
+    judge_apart::<InKernel<Fetch>>(found).unwrap_or(FAILED)
+}
+
+/// [`fault_judge_apart`] for kernels before 5.12.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_judge_apart_old(found: u32) -> u32 {
+    judge_apart::<InKernel<NoFetch>>(found).unwrap_or(FAILED)
+}
+
+#[inline(always)]
+fn judge_apart<C: Counting>(found: u32) -> Option<u32> {
+    if MATCHES.load() <= MATCHES_MAX as u32 {
+        return Some(JUDGED);
+    }
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
+    let scratch = unsafe { &mut *SCRATCH.get_ptr_mut(0)? };
+    let events = CONTROL.get(0)?.events;
+    let (rule, stats, state) = rule_at(scratch, found as u16)?;
+    if let Some(memory) = flows::find_apart::<C>(scratch, rule, state) {
+        ask::<C>(scratch, memory.as_ptr(), rule, state, (found >> 16) as u16);
+        conclude(scratch, rule, stats, events);
+    } else {
+        // Policy: the rule does not act on this packet.
+        count(Counter::FlowRuleTableFull);
+    }
+    Some(JUDGED)
+}
+
+/// A rule of the set in force, with what it counts and remembers.
+#[inline(always)]
+fn rule_at(
+    scratch: &Scratch,
+    rule: u16,
+) -> Option<(&'static RuleEntry, *mut RuleStats, *mut RuleState)> {
+    let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(rule);
+    let rule = RULES.get(at)?;
+    Some((
+        rule,
+        RULE_STATS.get_ptr_mut(rule.state)?,
+        RULE_STATES.get_ptr_mut(rule.state)?,
+    ))
+}
+
+/// Asks the rule at hand: [`FAILED`], [`JUDGED`] or [`APART`].
+#[inline(always)]
+fn judge_indexed<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> u32 {
     let found = scratch.matches.items[scratch.index as usize % MATCHES_MAX];
-    let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(found.rule);
-    let Some(rule) = RULES.get(at) else {
-        return false;
+    let Some((rule, stats, state)) = rule_at(scratch, found.rule) else {
+        return FAILED;
     };
-    let Some(stats) = RULE_STATS.get_ptr_mut(rule.state) else {
-        return false;
-    };
-    let Some(memory) = RULE_STATES.get_ptr_mut(rule.state) else {
-        return false;
-    };
-    // SAFETY: map values live until the program ends; the statistics are this CPU's own.
-    let stats = unsafe { &mut *stats };
-    stats.seen_packets += 1;
-    stats.seen_segments += u64::from(scratch.sight.segments);
-    stats.seen_bytes += u64::from(scratch.sight.bytes);
-    if !flows::find_slot::<C>(scratch, flow, rule, memory) {
-        count(Counter::TooManyMatches);
-        return true;
+    if !flows::find_slot::<C>(scratch, flow, rule, state) {
+        return APART;
     }
-    scratch.fired = 0;
-    ask::<C>(scratch, flow, rule, memory, found.direction);
-    if scratch.fired != 0 {
-        hit(scratch, rule, stats, events);
-    }
-    true
+    // Volatile: else LLVM remembers in which of eight places it was found, and the verifier goes on eight times.
+    // SAFETY: a valid reference.
+    let slot = unsafe { core::ptr::read_volatile(&raw const scratch.slot) };
+    // SAFETY: map values live until the program ends.
+    let memory = unsafe { &raw mut (*flow).rules[slot as usize % FLOW_SLOTS] };
+    ask::<C>(scratch, memory, rule, state, found.direction);
+    conclude(scratch, rule, stats, events);
+    JUDGED
 }
 
 /// Lets the rule decide.
 #[inline(always)]
 fn ask<C: Counting>(
     scratch: &mut Scratch,
-    flow: *mut Flow,
+    memory: *mut FlowRule,
     rule: &RuleEntry,
     state: *mut RuleState,
     direction: u16,
 ) {
     // SAFETY: map values live until the program ends.
-    let (flow, state) = unsafe { (&mut *flow, &mut *state) };
-    // Volatile: else LLVM remembers in which of eight places it was found, and the verifier goes on eight times.
-    // SAFETY: a valid reference.
-    let slot = unsafe { core::ptr::read_volatile(&raw const scratch.slot) };
-    let memory = &mut flow.rules[slot as usize % FLOW_SLOTS];
+    let (memory, state) = unsafe { (&mut *memory, &mut *state) };
+    if memory.connection == 0 {
+        flows::settle(memory);
+    }
     let sample = Sample {
         now_ns: scratch.sight.since_ns,
         size: scratch.sight.size,
         direction: direction as u8,
     };
+    scratch.fired = 0;
     let (packet, verdict) = (&scratch.packet, &mut scratch.verdict);
-    if let Some((ordinals, action)) = judge::<C>(rule, &sample, packet, memory, state, verdict) {
-        scratch.ordinals = ordinals;
-        scratch.seen = memory.seen[(ordinals.direction & 1) as usize];
-        scratch.fired = u32::from(action);
+    if let Some(fired) = judge::<C>(rule, &sample, packet, memory, state, verdict) {
+        scratch.ordinals = fired.ordinals;
+        scratch.seen = fired.seen;
+        scratch.fired = u32::from(fired.action);
+    }
+}
+
+/// Counts the packet for the rule at hand, and reports what it did.
+#[inline(always)]
+fn conclude(scratch: &mut Scratch, rule: &RuleEntry, stats: *mut RuleStats, events: u32) {
+    // SAFETY: map values live until the program ends; the statistics are this CPU's own.
+    let stats = unsafe { &mut *stats };
+    stats.seen_packets += 1;
+    stats.seen_segments += u64::from(scratch.sight.segments);
+    stats.seen_bytes += u64::from(scratch.sight.bytes);
+    if scratch.fired != 0 {
+        hit(scratch, rule, stats, events);
     }
 }
 

@@ -9,9 +9,9 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
-    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule, Hold,
-    MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader,
-    Steer, Watched,
+    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule,
+    FlowRuleKey, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS,
+    ScopeKey, SetHeader, Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -44,10 +44,10 @@ pub static MODIFIERS: Global<u32> = Global::new(u32::MAX);
 /// The most bits that a rule flips in one packet.
 #[unsafe(no_mangle)]
 pub static CORRUPT_BITS: Global<u32> = Global::new(CORRUPT_BITS_MAX);
-/// How many rules can match one packet, at most `MATCHES_MAX`: with few rules the verifier has less to
-/// look at.
+/// How many rules can match one packet; `MATCHES_MAX` and 1 stands for more than that. With few rules the
+/// verifier has less to look at.
 #[unsafe(no_mangle)]
-pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32);
+pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32 + 1);
 /// 1 when decisions are repeated instead of made.
 #[unsafe(no_mangle)]
 pub static REPLAY: Global<u32> = Global::new(0);
@@ -146,9 +146,16 @@ pub static HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_
 /// Classes of scopes.
 #[map]
 pub static SCOPES: HashMap<ScopeKey, u32> = HashMap::with_max_entries(16, 0);
-/// What is remembered of connections.
+/// What is remembered of connections. The kernel forgets none by itself: the daemon removes entries.
 #[map]
-pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(32768, 0);
+pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// What rules remember of connections whose entry has no slot for them.
+#[map]
+pub static FLOW_RULES: HashMap<FlowRuleKey, FlowRule> =
+    HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// How many connections have begun.
+#[map]
+pub static BIRTHS: Array<u64> = Array::with_max_entries(1, 0);
 /// What rules remember of all connections.
 #[map]
 pub static RULE_STATES: Array<RuleState> = Array::with_max_entries(64, 0);
@@ -229,7 +236,7 @@ pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_en
 
 /// Connections that are watched, by the cookie of their socket.
 #[map]
-pub static WATCHED: LruHashMap<u64, Watched> = LruHashMap::with_max_entries(16384, 0);
+pub static WATCHED: HashMap<u64, Watched> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// What is seen of them.
 #[map]
 pub static WITNESSES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
@@ -267,6 +274,10 @@ pub struct Scratch {
     pub matches: Matches,
     /// A connection to be entered into [`FLOWS`].
     pub flow: Flow,
+    /// Under what the rule at hand has an entry in [`FLOW_RULES`].
+    pub apart: FlowRuleKey,
+    /// Such an entry, to be made.
+    pub entry: FlowRule,
     /// What its rules decided.
     pub verdict: Verdict,
     /// When, where and how large it is.
@@ -293,6 +304,10 @@ pub struct Scratch {
     pub foreseen: [FlowRule; MATCHES_MAX],
     /// The slots of the connection's entry that these are copies of.
     pub foreseen_slots: [u32; MATCHES_MAX],
+    /// How many packets of the direction had been counted there.
+    pub foreseen_packets: [u64; MATCHES_MAX],
+    /// How many rules' packet ordinals have been taken.
+    pub taken: u32,
     /// Where the transport checksum of the packet is; 0 where there is none.
     pub checksum_offset: u32,
 }

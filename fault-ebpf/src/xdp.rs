@@ -10,10 +10,10 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::bpf_xdp_adjust_meta;
 use aya_ebpf::programs::XdpContext;
 use fault_common::abi::SetHeader;
-use fault_common::decide::Counting;
 use fault_common::packet::{Load, Packet};
 
 use crate::classify::{self, Glance};
+use crate::counting::Judging;
 use crate::frame::{Frame, JUDGED, Near};
 use crate::maps::{CONTROL, INSTANCE, SCRATCH, SETS, WORDS};
 use crate::{act, flows};
@@ -143,7 +143,7 @@ impl Frame for Raw {
 
 /// Judges one packet and returns what is to be done with it.
 #[inline(always)]
-pub fn handle<C: Counting>(frame: Raw) -> u32 {
+pub fn handle<C: Judging>(frame: Raw) -> u32 {
     if is_lost::<C>(frame) == Some(true) {
         xdp_action::XDP_DROP
     } else {
@@ -154,7 +154,7 @@ pub fn handle<C: Counting>(frame: Raw) -> u32 {
 
 /// Whether a rule loses the packet; nothing when it is not judged here.
 #[inline(always)]
-fn is_lost<C: Counting>(frame: Raw) -> Option<bool> {
+fn is_lost<C: Judging>(frame: Raw) -> Option<bool> {
     let control = CONTROL.get(0)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation)?;
@@ -183,10 +183,7 @@ fn is_lost<C: Counting>(frame: Raw) -> Option<bool> {
         return None;
     }
     frame.set_judged()?;
+    let is_hit = classify::judge_rules::<C>(shared, flow.as_ptr(), control.events);
     // SAFETY: as above; a fresh reference, since the list was written through another one.
-    let scratch = unsafe { &mut *shared };
-    Some(
-        classify::judge_rules::<C>(scratch, flow.as_ptr(), control.events)
-            && act::is_drop(&scratch.verdict),
-    )
+    Some(is_hit && act::is_drop(unsafe { &(*shared).verdict }))
 }

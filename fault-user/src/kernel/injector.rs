@@ -19,6 +19,7 @@ use fault_common::delay::{TABLE_ENTRIES, distribution};
 use super::cgroup_link::{CgroupLink, Hook};
 use super::clock::monotonic_ns;
 use super::clsact;
+use super::connections::{self, Connections};
 use super::events::Events;
 use super::interfaces::Interface;
 use super::lease::Lease;
@@ -78,6 +79,8 @@ pub struct Capacity {
     pub hosts: u32,
     /// Cgroups named by rules.
     pub scopes: u32,
+    /// Connections that are remembered at once.
+    pub connections: u32,
 }
 
 impl Capacity {
@@ -91,6 +94,7 @@ impl Capacity {
             classes: u32::try_from(tables.classes.len())?,
             hosts: u32::try_from(tables.hosts.len().max(1))?,
             scopes: u32::try_from(tables.scopes.len().max(1))?,
+            connections: connections::capacity(),
         })
     }
 
@@ -116,8 +120,7 @@ pub struct Options {
     pub needs: Needs,
     /// Whether rules may be limited to cgroups.
     pub scoped: bool,
-    /// How many rules can match one packet, as far as their number tells; more than
-    /// [`fault_common::abi::MATCHES_MAX`] counts as that.
+    /// How many rules can match one packet, as far as their number tells.
     pub matches: usize,
     /// Index of the delay line's tap device, where there is one.
     pub tap: Option<u32>,
@@ -184,6 +187,7 @@ pub struct Injector {
     /// Number of the rules in force.
     rules_in_force: u32,
     lease: Lease,
+    connections: Connections,
     cgroup_links: Vec<CgroupLink>,
     links: Vec<Held>,
     ebpf: Ebpf,
@@ -207,6 +211,7 @@ impl Injector {
         let capacity = options.capacity;
         let mut ebpf = create_maps(options, attachment)?;
         let lease = Lease::start(mapped(&mut ebpf, "CONTROL", 1)?)?;
+        let connections = Connections::look_after(&mut ebpf)?;
         Ok(Self {
             attachment,
             capacity,
@@ -223,6 +228,7 @@ impl Injector {
             )?,
             rules_in_force: 0,
             lease,
+            connections,
             cgroup_links: Vec::new(),
             links: Vec::new(),
             ebpf,
@@ -728,9 +734,11 @@ impl Injector {
     /// The kernel refuses to read the map.
     pub fn counters(&self) -> Result<Vec<u64>> {
         let counts: PerCpuArray<&MapData, u64> = self.map("COUNTS")?.try_into()?;
-        (0..COUNTERS)
+        let mut counters: Vec<u64> = (0..COUNTERS)
             .map(|index| Ok(counts.get(&index, 0)?.iter().sum()))
-            .collect()
+            .collect::<Result<_>>()?;
+        counters[Counter::Forgotten as usize] = self.connections.forgotten();
+        Ok(counters)
     }
 
     /// The events; to be taken once.
@@ -831,7 +839,13 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     let capacity = options.capacity;
     let words = capacity.words();
     let scoped = u32::from(options.scoped);
-    let matches = u32::try_from(options.matches.clamp(1, MATCHES_MAX)).unwrap_or(1);
+    // One more stands for any number.
+    let matches = u32::try_from(options.matches.clamp(1, MATCHES_MAX + 1)).unwrap_or(1);
+    let flow_rules = if options.matches > MATCHES_MAX {
+        capacity.connections
+    } else {
+        1
+    };
     // 16 bits that a second instance on the same packet's way most likely does not share.
     // A value of more than 16 bits is never found in a packet.
     let instance = if options.once {
@@ -876,6 +890,8 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("DETOUR", &options.detour.unwrap_or(0), true)
         .map_max_entries("DETOURS", options.places.max(1))
         .override_global("STAMPS", &u32::from(version::at_least(5, 18)), true)
+        .map_max_entries("FLOWS", capacity.connections)
+        .map_max_entries("FLOW_RULES", flow_rules)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", 2 * words * 64)
         .map_max_entries("RULE_STATS", 2 * words * 64)

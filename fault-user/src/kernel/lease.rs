@@ -14,8 +14,8 @@ use crate::tell::tell;
 
 /// How long the programs go on acting after this process has stopped renewing.
 pub const LEASE: Duration = Duration::from_secs(3);
-/// How often it is renewed.
-const RENEWAL: Duration = Duration::from_millis(500);
+/// How often it is renewed, and a round of the connection table's upkeep begins.
+pub const RENEWAL: Duration = Duration::from_millis(500);
 
 /// The control entry, and the thread that pushes its deadline forward.
 pub struct Lease {
@@ -119,6 +119,7 @@ fn renew(shared: &Shared) {
         // A lease that has never been taken stays so.
         if state.control.lease_until_ns != 0 {
             state.control.lease_until_ns = deadline_ns();
+            state.control.round = state.control.round.wrapping_add(1);
             state.write();
         }
         state = shared

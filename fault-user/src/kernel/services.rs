@@ -16,18 +16,19 @@ use super::verifier;
 use crate::rule::{PortRange, Protocol, ResolvedTarget};
 
 /// Maps of the same object that only the packet programs use, made as small as can be.
-const UNUSED_MAPS: [&str; 9] = [
+const UNUSED_MAPS: [&str; 8] = [
     "PORTS",
     "HOLDS",
     "RELEASES",
     "SPREADS",
-    "FLOWS",
     "RULES",
     "VECTORS",
     "SUMMARIES",
     "SCOPES",
 ];
 
+/// How many connections can be watched at once. One more is counted, and no expectation is judged then.
+const WATCHED: u32 = 1 << 18;
 /// How many addresses a cgroup's servers may listen at.
 const SERVERS: u32 = 1024;
 /// Room for so many hosts at least: services can come later.
@@ -112,6 +113,7 @@ pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf
         .override_global("NETNS", &netns, true)
         .override_global("OWN_SERVERS", &own_servers, true)
         .map_max_entries("SERVED", SERVERS)
+        .map_max_entries("WATCHED", WATCHED)
         .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?)
         .map_max_entries("SLOT_PORTS", slots)
         .map_max_entries("CLAIMS", slots);

@@ -7,10 +7,10 @@ mod packets;
 #[path = "../support/mod.rs"]
 mod support;
 
-use fault_common::abi::{Counter, action};
+use fault_common::abi::{Counter, action, rule_uid};
 use fault_user::kernel::injector::Side;
 
-use kernel::{Kernel, NEXT, SHOT, VANISHED, XDP_DROP, XDP_PASS};
+use kernel::{Kernel, NEXT, SHOT, VANISHED, XDP_DROP, XDP_PASS, compiled};
 use model::At;
 use packets::{Recipe, checksum, ethernet, is_sound};
 
@@ -632,6 +632,99 @@ fn a_reset_may_wait_for_bytes() {
         }
     }
     assert_eq!(resets, 1);
+}
+
+/// Rules that each drop packets of one size, the first time that they see it.
+#[test]
+fn every_rule_that_matches_a_packet_acts() {
+    let mut kernel = Kernel::new(128, 1024);
+    for count in [8, 9, 20, 70] {
+        let rules: Vec<String> = (0..count)
+            .map(|n| format!("udp:5432 drop size={0}..{0} first=1", 100 + n))
+            .collect();
+        let texts: Vec<&str> = rules.iter().map(String::as_str).collect();
+        kernel.install(&texts);
+        let connection = fresh(Recipe::udp(b""));
+        let before = kernel.injector.counters().unwrap();
+        for round in [VANISHED, NEXT] {
+            for n in 0..count {
+                let packet = Recipe {
+                    payload: vec![0; 100 + n - 28],
+                    ..connection.clone()
+                };
+                let code = kernel.out(&packet.frame()).code;
+                assert_eq!(code, round, "rule {n} of {count}");
+            }
+        }
+        assert_eq!(kernel.changed_since(&before), [], "{count} rules");
+        for state in 0..u32::try_from(count).unwrap() {
+            let (stats, connections) = kernel.injector.stats(state).unwrap();
+            assert_eq!((stats.hit_packets, connections), (1, 1), "rule {state}");
+        }
+    }
+}
+
+/// What a rule remembers stays when the rules before it become more than a connection's entry has slots for.
+#[test]
+fn a_rule_goes_on_counting_when_others_come_before_it() {
+    let mut kernel = Kernel::new(128, 1024);
+    let counting = compiled(&["udp:5432 drop nth=3"]).remove(0);
+    let before_it = |count: u32| {
+        let mut rules = compiled(&vec!["udp:5432 drop size=1400.."; count as usize]);
+        for (rule, state) in rules.iter_mut().zip(1..) {
+            rule.entry.state = state;
+            rule.entry.uid = rule_uid(1, state);
+        }
+        rules.push(counting.clone());
+        rules
+    };
+    let sets = [before_it(0), before_it(12), before_it(3)];
+    let packet = fresh(Recipe::udp(b"x")).frame();
+    for (set, code) in sets.iter().zip([NEXT, NEXT, VANISHED]) {
+        kernel.install_entries(set, 0);
+        assert_eq!(kernel.out(&packet).code, code);
+    }
+}
+
+#[test]
+fn a_full_table_of_connections_is_counted_and_those_that_ended_make_room() {
+    const ROOM: usize = 64;
+    let mut kernel = Kernel::remembering(64, 64, ROOM as u32);
+    kernel.install(&["tcp:5432 drop nth=2"]);
+    let connections: Vec<Recipe> = (0..=ROOM).map(|_| fresh(Recipe::tcp(ACK, b"x"))).collect();
+    let [known @ .., last] = &connections[..] else {
+        unreachable!()
+    };
+    for connection in known {
+        kernel.expect_pass("a known one", &connection.frame(), None);
+    }
+    for _ in 0..3 {
+        // Its packets are not counted: none of them is dropped.
+        kernel.expect_pass("one too many", &last.frame(), Some(Counter::FlowTableFull));
+    }
+    for connection in known {
+        assert_eq!(kernel.out(&connection.frame()).code, VANISHED);
+    }
+    for connection in &known[..ROOM / 2] {
+        let reset = Recipe {
+            flags: RST,
+            payload: Vec::new(),
+            ..connection.clone()
+        };
+        assert_eq!(kernel.out(&reset.frame()).code, NEXT);
+    }
+    let next = last.frame();
+    support::place::wait_for(
+        || {
+            let before = kernel.injector.counters().unwrap();
+            let code = kernel.out(&next).code;
+            code == NEXT && kernel.changed_since(&before).is_empty()
+        },
+        "room for another connection",
+    );
+    assert_eq!(kernel.out(&next).code, VANISHED, "its second packet");
+    let counters = kernel.injector.counters().unwrap();
+    assert_eq!(counters[Counter::Forgotten as usize], 0);
 }
 
 #[test]

@@ -4,10 +4,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use fault_common::abi::{
-    Event, FLOW_SLOTS, FlowRule, MATCHES_MAX, RuleEntry, RuleState, STATE_BITS, action, direction,
-};
-use fault_common::decide::{Plain, Sample, Verdict, judge, open};
+use fault_common::abi::{Event, FlowRule, RuleEntry, RuleState, STATE_BITS, action, direction};
+use fault_common::decide::{Fired, Plain, Sample, Verdict, judge, open};
 use fault_common::flow::{FlowKey, Side as End, flow_of};
 use fault_common::matching::server_side;
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN, parse};
@@ -81,34 +79,33 @@ impl Model {
             flow.initial = Some(packet.sequence);
         }
         let guess = guess(flow, end);
-        let mut judged = 0;
         for (index, rule) in rules.iter().enumerate() {
             let Some(direction) = concerns(rule, &packet, guess) else {
                 continue;
             };
-            judged += 1;
-            if judged > MATCHES_MAX || verdict.end != 0 {
+            if verdict.end != 0 {
                 break;
             }
             let entry = &rule.entry;
             let state = &mut self.states[index];
-            let Some(memory) = memory(flow, entry, state) else {
-                continue;
-            };
+            let memory = memory(flow, entry, state);
             let sample = Sample {
                 now_ns: 1_000_000_000,
                 size: packet.length(),
                 direction,
             };
-            if let Some((ordinals, action)) =
-                judge::<Plain>(entry, &sample, &packet, memory, state, &mut verdict)
+            if let Some(Fired {
+                ordinals,
+                seen,
+                action,
+            }) = judge::<Plain>(entry, &sample, &packet, memory, state, &mut verdict)
             {
                 events.push(Event {
                     time_ns: 0,
                     packet: ordinals.packet,
                     rule: entry.uid,
                     connection: ordinals.connection,
-                    seen: memory.seen[usize::from(direction)],
+                    seen,
                     bytes: u32::try_from(frame.len()).unwrap(),
                     segments: 1,
                     direction: ordinals.direction,
@@ -129,21 +126,15 @@ fn guess(flow: &Flow, end: End) -> u8 {
     }
 }
 
-fn memory<'a>(
-    flow: &'a mut Flow,
-    entry: &RuleEntry,
-    state: &mut RuleState,
-) -> Option<&'a mut FlowRule> {
-    if let Some(at) = flow.rules.iter().position(|slot| slot.uid == entry.uid) {
-        return Some(&mut flow.rules[at]);
-    }
-    if flow.rules.len() == FLOW_SLOTS {
-        return None;
-    }
-    let mut slot = FlowRule::default();
-    open::<Plain>(entry, state, &mut slot);
-    flow.rules.push(slot);
-    flow.rules.last_mut()
+fn memory<'a>(flow: &'a mut Flow, entry: &RuleEntry, state: &mut RuleState) -> &'a mut FlowRule {
+    let known = flow.rules.iter().position(|slot| slot.uid == entry.uid);
+    let at = known.unwrap_or_else(|| {
+        let mut slot = FlowRule::default();
+        open::<Plain>(entry, state, &mut slot);
+        flow.rules.push(slot);
+        flow.rules.len() - 1
+    });
+    &mut flow.rules[at]
 }
 
 fn protocol_of(packet: &Packet) -> Protocol {
@@ -420,7 +411,7 @@ impl At {
 
     fn rules(self, random: &mut Random, pairs: &mut Pairs, first_uid: u32) -> Vec<PacketRule> {
         // One rule is judged by a way of its own.
-        let most = if self == Self::Fitted { 2 } else { 10 };
+        let most = if self == Self::Fitted { 2 } else { 16 };
         loop {
             let rules = random_rules(random, pairs, first_uid, most);
             if self != Self::Xdp || xdp::suits(&rules).is_ok() {
