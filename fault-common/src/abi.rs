@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -513,6 +513,35 @@ pub mod witness {
     pub const RESET: u64 = 7;
 }
 
+/// Where a process connected to, sent a datagram to, or bound a socket to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// The cookie of its network namespace.
+    pub netns: u64,
+    /// The address, an IPv4 one mapped.
+    pub address: [u32; 4],
+    /// The port, in host order.
+    pub port: u16,
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    pub protocol: u8,
+    /// What the process did: one of [`endpoint`].
+    pub act: u8,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// Values of [`Endpoint::act`].
+pub mod endpoint {
+    /// It connected, or sent a datagram without connecting.
+    pub const DIALLED: u8 = 1;
+    /// It bound a socket.
+    pub const BOUND: u8 = 2;
+}
+
+/// How many different endpoints are told apart; further ones are only counted.
+pub const ENDPOINTS_MAX: u32 = 1024;
+
 /// Bits of [`Hold::flags`].
 pub mod hold_flag {
     /// It was on its way in.
@@ -638,13 +667,14 @@ const _: () = {
     assert!(SLOTS.is_power_of_two());
     assert!(size_of::<Watched>() == 32);
     assert!(size_of::<Witness>() == 32);
+    assert!(size_of::<Endpoint>() == 32);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, DecisionKey, Destination, Flow, FlowRule, FlowRuleKey, Hold, PortClasses,
-        RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
+        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, FlowRuleKey, Hold,
+        PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
     };
     use crate::flow::FlowKey;
 
@@ -660,6 +690,7 @@ mod pod {
     unsafe impl aya::Pod for Hold {}
     unsafe impl aya::Pod for Steer {}
     unsafe impl aya::Pod for Destination {}
+    unsafe impl aya::Pod for Endpoint {}
     unsafe impl aya::Pod for DecisionKey {}
     unsafe impl aya::Pod for Flow {}
     unsafe impl aya::Pod for RuleState {}

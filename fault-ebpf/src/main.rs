@@ -24,6 +24,7 @@ mod act;
 mod answer;
 mod classify;
 mod counting;
+mod endpoints;
 mod flows;
 mod frame;
 mod hold;
@@ -196,6 +197,42 @@ pub fn fault_lookup(ctx: SkLookupContext) -> u32 {
 #[sock_ops]
 pub fn fault_opening(ctx: SockOpsContext) -> u32 {
     steer::opening(&ctx)
+}
+
+/// connect(2) over IPv4, or sendto(2) to where the socket is not connected, in a cgroup whose endpoints are counted.
+#[cgroup_sock_addr(connect4)]
+pub fn fault_dial4(ctx: SockAddrContext) -> i32 {
+    endpoints::dial4(&ctx)
+}
+
+/// connect(2) over IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn fault_dial6(ctx: SockAddrContext) -> i32 {
+    endpoints::dial6(&ctx)
+}
+
+/// sendto(2) over IPv4 by a socket that is not connected.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn fault_dial_send4(ctx: SockAddrContext) -> i32 {
+    endpoints::dial4(&ctx)
+}
+
+/// sendto(2) over IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn fault_dial_send6(ctx: SockAddrContext) -> i32 {
+    endpoints::dial6(&ctx)
+}
+
+/// bind(2) over IPv4, once it has succeeded.
+#[cgroup_sock(post_bind4)]
+pub fn fault_bound4(ctx: SockContext) -> i32 {
+    endpoints::bound4(&ctx)
+}
+
+/// bind(2) over IPv6.
+#[cgroup_sock(post_bind6)]
+pub fn fault_bound6(ctx: SockContext) -> i32 {
+    endpoints::bound6(&ctx)
 }
 
 /// connect(2) over IPv4 in a cgroup that is watched.

@@ -9,9 +9,9 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
-    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule,
-    FlowRuleKey, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS,
-    ScopeKey, SetHeader, Steer, Watched,
+    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, ENDPOINTS_MAX,
+    Endpoint, Flow, FlowRule, FlowRuleKey, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
+    RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -240,6 +240,16 @@ pub static WATCHED: HashMap<u64, Watched> = HashMap::with_max_entries(1, BPF_F_N
 /// What is seen of them.
 #[map]
 pub static WITNESSES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// How often processes connected to, sent to or bound what; told when a rule never matched.
+#[map]
+pub static ENDPOINTS: HashMap<Endpoint, u64> = HashMap::with_max_entries(ENDPOINTS_MAX, 0);
+/// How often they did so with endpoints for which that had no room.
+#[map]
+pub static ENDPOINTS_LEFT_OUT: Array<u64> = Array::with_max_entries(1, 0);
+/// How often they connected to a Unix socket; counted by a program that the loader makes.
+#[map]
+pub static UNIX_CONNECTS: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Decisions to be repeated, each with the ordinal of the packet by which it was made.
 #[map]

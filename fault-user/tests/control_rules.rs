@@ -257,3 +257,127 @@ fn the_command_line_knows_rules() {
     assert_eq!(run(&["reset"]).0, Some(0));
     assert!(run(&["list"]).1.is_empty());
 }
+
+/// What a process of another user gets from the daemon: its sockets are those of a thread with that user's file rights.
+fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::unistd::setfsuid(65_534.into());
+            work()
+        });
+        thread.join().expect("no panic")
+    })
+}
+
+#[test]
+fn other_users_of_the_host_have_plain_proxies_and_no_more() {
+    enter_fresh();
+    let echo = echo_server();
+    let daemon = Daemon::start();
+    let transparent =
+        json!({"name": "t", "listen": echo.to_string(), "upstream": echo.to_string()});
+    let loopback =
+        json!({"name": "loop", "listen": "127.0.0.1:0", "upstream": daemon.api.to_string()});
+    let privileged = json!({"name": "w", "listen": "127.0.0.1:80", "upstream": echo.to_string()});
+    let rule = json!(format!("tcp:{} loss=100%", echo.port()));
+    let toxic = json!({"type": "timeout"});
+    let post = |path: &str, body: &Value| daemon.call("POST", path, &body.to_string());
+
+    let (status, plain) = as_nobody(|| post("/proxies", &loopback));
+    assert_eq!(status, 201, "{plain}");
+    let forbidden = |method: &str, path: &str, body: &Value| {
+        let (status, answer) = as_nobody(|| daemon.call(method, path, &body.to_string()));
+        assert_eq!(status, 403, "{method} {path}: {answer}");
+        let why = answer["error"].as_str().expect("a text");
+        assert!(why.contains("only for root"), "{why}");
+    };
+    forbidden("POST", "/v1/rules?force=true", &rule);
+    forbidden("POST", "/proxies", &transparent);
+    forbidden("POST", "/proxies", &privileged);
+    forbidden("POST", "/populate", &json!([transparent]));
+    forbidden("PATCH", "/proxies/loop", &json!({"listen": "127.0.0.1:80"}));
+
+    // Root may, but not by a proxy that would lend it the daemon's rights.
+    let by_proxy = Daemon {
+        child: std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("a child"),
+        api: plain["listen"]
+            .as_str()
+            .expect("a text")
+            .parse()
+            .expect("an address"),
+    };
+    let (status, answer) = by_proxy.call("POST", "/v1/rules", &rule.to_string());
+    assert_eq!(status, 403, "{answer}");
+    for (path, body) in [
+        ("/proxies", &transparent),
+        ("/proxies", &privileged),
+        ("/v1/rules", &rule),
+    ] {
+        let (status, answer) = post(path, body);
+        assert_eq!(status, 201, "{answer}");
+    }
+
+    forbidden("DELETE", "/v1/rules", &Value::Null);
+    forbidden("DELETE", "/v1/rules/1", &Value::Null);
+    forbidden("POST", "/reset", &Value::Null);
+    for proxy in ["t", "w"] {
+        forbidden("POST", &format!("/proxies/{proxy}/toxics"), &toxic);
+        forbidden(
+            "PATCH",
+            &format!("/proxies/{proxy}"),
+            &json!({"enabled": false}),
+        );
+        forbidden("DELETE", &format!("/proxies/{proxy}"), &Value::Null);
+        forbidden("POST", &format!("/v1/proxies/{proxy}/close"), &Value::Null);
+        forbidden(
+            "POST",
+            &format!("/v1/proxies/{proxy}/accept"),
+            &json!({"accept": false}),
+        );
+    }
+    let (status, answer) = as_nobody(|| post("/proxies/loop/toxics", &toxic));
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(as_nobody(|| daemon.call("GET", "/v1/rules", "")).0, 200);
+}
+
+#[test]
+fn rules_do_not_cut_the_api_wherever_it_listens() {
+    enter_fresh();
+    let daemon = Daemon::start();
+    let port = daemon.api.port();
+    let add = |rule: String| daemon.call("POST", "/v1/rules", &json!(rule).to_string());
+    for rule in [
+        format!("tcp:{port} drop"),
+        format!("tcp:{}-{port} delay=3s", port - 1),
+        "127.0.0.1 drop".to_owned(),
+        "* drop".to_owned(),
+    ] {
+        let (status, answer) = add(rule);
+        let why = answer["error"].as_str().expect("a text");
+        let named = format!("port {port} (fault's own control API)");
+        assert!(status == 400 && why.contains(&named), "{answer}");
+    }
+    // The error shows what to write instead, which is accepted, also in the form in which it is listed.
+    let (_, answer) = add("127.0.0.1 drop".to_owned());
+    let why = answer["error"].as_str().expect("a text");
+    let instead = why
+        .split("write `")
+        .nth(1)
+        .and_then(|rest| rest.split('`').next());
+    assert_eq!(instead, Some(&*format!("127.0.0.1:!22,{port}")), "{why}");
+    let (status, added) = add(format!("{} loss=0.1%", instead.expect("just seen")));
+    assert_eq!(status, 201, "{added}");
+    assert_eq!(
+        daemon
+            .call("DELETE", &format!("/v1/rules/{}", added["id"]), "")
+            .0,
+        204
+    );
+    assert_eq!(daemon.call("POST", "/v1/rules", &added.to_string()).0, 201);
+    // Nobody listens there.
+    let (status, answer) = add("tcp:8474 drop".to_owned());
+    assert_eq!(status, 201, "{answer}");
+}

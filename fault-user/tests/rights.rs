@@ -197,3 +197,64 @@ fn a_daemon_may_listen_and_load_programs_and_nothing_else() {
     assert_eq!(others, Vec::<&u64>::new(), "{threads:?}");
     end(fault, 0);
 }
+
+/// `fault run` in this folder, called by nobody through sudo, with a command that plants a link.
+fn run_by_sudo(folder: &std::path::Path, options: &[&str], script: &str) -> std::process::Output {
+    let mut command = fault();
+    command
+        .args(["run", "--allow-unfired", "-r", "tcp:5 loss=1%"])
+        .args(options)
+        .args(["--", "sh", "-c", script])
+        .current_dir(folder)
+        .env("SUDO_UID", "65534")
+        .env("SUDO_GID", "65534");
+    command.output().expect("it runs")
+}
+
+#[test]
+fn what_is_written_for_who_called_sudo_is_written_with_their_rights() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+    if support::place::hierarchy().is_none() {
+        return;
+    }
+    enter_fresh();
+    let kept = tempfile::tempdir().expect("a folder");
+    let root = std::fs::canonicalize(kept.path()).expect("a path");
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+    };
+    mode(&root, 0o755);
+    let secret = root.join("secret");
+    std::fs::write(&secret, "root's").expect("write");
+    mode(&secret, 0o600);
+    let own = root.join("own");
+    std::fs::create_dir(&own).expect("a folder");
+    chown(&own, Some(65_534), Some(65_534)).expect("chown");
+
+    let plant = "mv out moved && mkdir out && ln -s ../../secret out/report.json && ln -s ../../secret moved/junit.xml";
+    let output = run_by_sudo(&own, &["--report", "out"], plant);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{told}");
+    assert!(told.contains("symbolic link"), "{told}");
+    let written = std::fs::metadata(own.join("moved/report.json")).expect("a report");
+    assert_eq!(written.uid(), 65_534);
+
+    let output = run_by_sudo(&own, &["--events", "events"], "true");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        std::fs::metadata(own.join("events")).expect("a file").uid(),
+        65_534
+    );
+    symlink(&secret, own.join("link")).expect("a link");
+    for options in [
+        ["--events", "link"],
+        ["--events", "../new"],
+        ["--report", "../new"],
+    ] {
+        let output = run_by_sudo(&own, &options, "touch started");
+        assert_eq!(output.status.code(), Some(125), "{options:?}: {output:?}");
+        assert!(!own.join("started").exists(), "{options:?}");
+    }
+    assert_eq!(std::fs::read_to_string(&secret).expect("read"), "root's");
+    assert!(!root.join("new").exists());
+}

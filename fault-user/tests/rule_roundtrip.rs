@@ -328,14 +328,26 @@ fn target(protocol: Protocol) -> impl Strategy<Value = Target> {
         ],
         0..4,
     );
-    (of(host), ports).prop_map(move |(host, ports)| Target {
-        protocol,
-        host,
-        ports: if protocol == Protocol::Icmp {
-            Vec::new()
-        } else {
-            ports
-        },
+    let excluded = prop_oneof![
+        (1..=u16::MAX).prop_map(|p| (None, vec![PortRange { first: p, last: p }])),
+        cidr().prop_map(|network| (Some(Host::Cidr(network)), Vec::new())),
+    ];
+    let except = prop::collection::vec(excluded, 0..3);
+    (of(host), ports, except).prop_map(move |(host, ports, except)| {
+        let has_ports = protocol != Protocol::Icmp;
+        let except = except.into_iter().map(|(host, ports)| Target {
+            host,
+            ports,
+            ..Target::default()
+        });
+        Target {
+            protocol,
+            host,
+            ports: if has_ports { ports } else { Vec::new() },
+            except: except
+                .filter(|one| has_ports || one.host.is_some())
+                .collect(),
+        }
     })
 }
 

@@ -815,3 +815,178 @@ fn no_body_makes_it_panic_or_hang() {
     outcome.expect("every body is answered");
     assert_eq!(daemon.call("GET", "/version", "").0, 200);
 }
+
+/// The answer to this request.
+fn answer_to(daemon: &Daemon, head: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(daemon.api).expect("the API listens");
+    let length = body.len();
+    let request = format!("{head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).expect("write");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn by_its_name_it_is_toxiproxys_server_and_open() {
+    let daemon = Daemon::toxiproxy_server(&[
+        "-host=0.0.0.0",
+        "-port",
+        "0",
+        "-seed",
+        "-7",
+        "-runtime-metrics",
+    ]);
+    assert!(daemon.api.ip().is_unspecified());
+    let with_name = answer_to(&daemon, "GET /version HTTP/1.1\r\nHost: toxiproxy:8474", "");
+    assert!(with_name.starts_with("HTTP/1.1 200"), "{with_name}");
+    let (status, metrics) = daemon.raw("GET", "/metrics", "", b"");
+    assert!(
+        status == 200 && metrics.contains("\nprocess_open_fds "),
+        "{metrics}"
+    );
+    let server = echo_server().to_string();
+    let refused = [
+        ("/v1/rules", json!("tcp:7600 loss=1%")),
+        (
+            "/proxies",
+            json!({"name": "t", "listen": server, "upstream": server}),
+        ),
+        (
+            "/populate",
+            json!([{"name": "t", "listen": server, "upstream": server}]),
+        ),
+    ];
+    for (path, body) in refused {
+        let (status, answer) = daemon.call("POST", path, &body.to_string());
+        assert_eq!(status, 403, "{answer}");
+        let why = answer["error"].as_str().expect("a text");
+        assert!(why.contains("unavailable in open mode"), "{why}");
+    }
+    let browser = daemon.raw("GET", "/version", "Origin: http://evil.example\r\n", b"");
+    assert_eq!(browser.0, 403);
+}
+
+#[test]
+fn an_api_beyond_loopback_is_secured_or_said_to_be_open() {
+    let run = |words: &[&str], open: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fault"));
+        let command = command.arg("daemon").args(words).env("FAULT_OPEN", open);
+        let output = command.env_remove("FAULT_TOKEN").output().expect("it runs");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, error) = run(&["--listen", "0.0.0.0:0"], "0");
+    assert!(code == Some(125) && error.contains("--open"), "{error}");
+    // It does start, and ends for want of the config.
+    let (code, error) = run(&["--listen", "0.0.0.0:0", "--config", "/none"], "1");
+    assert!(
+        code == Some(125) && error.contains("can't read the config"),
+        "{error}"
+    );
+    assert_eq!(run(&["--open", "--token", "x"], "").0, Some(2));
+}
+
+#[test]
+fn the_command_line_knows_attributes_and_units() {
+    let daemon = Daemon::start();
+    daemon.proxy("p", echo_server());
+    let add = |words: &[&str]| daemon.client(&[&["add", "toxic", "p"], words].concat());
+    let (code, shown) = add(&["latency", "latency=1.5s", "JITTER=20"]);
+    assert_eq!(code, Some(0), "{shown}");
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(shown["attributes"], json!({"latency": 1500, "jitter": 20}));
+    let (code, shown) = add(&["slicer", "delay=2ms"]);
+    assert!(
+        code == Some(0) && shown.contains("\"delay\": 2000"),
+        "{shown}"
+    );
+    for (words, why) in [
+        (
+            &["latency", "latencyy=5"][..],
+            "has no attribute `latencyy`, did you mean `latency`?: it has latency, jitter",
+        ),
+        (&["latency", "latency=5us"], "expected whole milliseconds"),
+        (
+            &["bandwith"],
+            "there is no toxic type `bandwith`, did you mean `bandwidth`?",
+        ),
+        (&["noop", "x=1"], "noop has no attribute `x`: it has none"),
+    ] {
+        let (code, said) = add(words);
+        assert!(code == Some(125) && said.contains(why), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    let (_, said) = daemon.client(&["add", "toxic", "q", "noop"]);
+    assert!(
+        said.ends_with("proxy not found; the daemon's proxies: p\n"),
+        "{said}"
+    );
+    // Over the API they are ignored, as by Toxiproxy.
+    let body = r#"{"type":"noop","name":"n","attributes":{"colour":"red"}}"#;
+    assert_eq!(daemon.call("POST", "/proxies/p/toxics", body).0, 200);
+}
+
+#[test]
+fn what_is_listed_can_be_sent_back() {
+    let daemon = Daemon::start();
+    daemon.proxy("p", echo_server());
+    daemon.call(
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"packet_loss","attributes":{"loss_rate":0.5}}"#,
+    );
+    let (_, proxies) = daemon.call("GET", "/proxies", "");
+    let toxic = &proxies["p"]["toxics"][0];
+    assert_eq!(
+        toxic["attributes"],
+        json!({"loss_rate": 0.5, "correlation": 0.0})
+    );
+    let another = Daemon::start();
+    let (status, answer) = another.call("POST", "/populate", &proxies.to_string());
+    assert_eq!(status, 500, "its port is the first daemon's: {answer}");
+    assert_eq!(daemon.call("DELETE", "/proxies/p", "").0, 204);
+    let (status, answer) = another.call("POST", "/populate", &proxies.to_string());
+    assert_eq!(status, 201, "{answer}");
+    assert_eq!(another.call("GET", "/proxies", "").1, proxies);
+    let toxic = &proxies["p"]["toxics"][0];
+    assert_eq!(
+        another
+            .call("DELETE", "/proxies/p/toxics/packet_loss_downstream", "")
+            .0,
+        204
+    );
+    let (status, sent) = another.call("POST", "/proxies/p/toxics", &toxic.to_string());
+    assert_eq!((status, &sent), (200, toxic));
+}
+
+#[test]
+fn packet_loss_drops_chunks_as_toxiproxys_does() {
+    let daemon = Daemon::start();
+    let listen = daemon.proxy("p", echo_server());
+    let lost = |attributes: &str| {
+        let body =
+            format!(r#"{{"type":"packet_loss","stream":"upstream","attributes":{attributes}}}"#);
+        assert_eq!(daemon.call("POST", "/proxies/p/toxics", &body).0, 200);
+        let mut client = TcpStream::connect(listen).expect("it listens");
+        client.write_all(b"lost or not").expect("write");
+        client.shutdown(std::net::Shutdown::Write).expect("an end");
+        let mut echo = Vec::new();
+        client
+            .read_to_end(&mut echo)
+            .expect("the end comes all the same");
+        assert_eq!(
+            daemon
+                .call("DELETE", "/proxies/p/toxics/packet_loss_upstream", "")
+                .0,
+            204
+        );
+        echo.is_empty()
+    };
+    assert!(lost(r#"{"loss_rate":1}"#));
+    assert!(lost(r#"{"loss_rate":7.5,"correlation":-3}"#));
+    assert!(!lost(r#"{"loss_rate":-1,"correlation":1}"#));
+    assert!(!lost("{}"));
+}

@@ -115,10 +115,29 @@ fn only_the_commands_own_sockets_are_touched() {
     let hurt = Hurt::begin(&["tcp:7000 blackhole"], "");
     assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
     hurt.end();
-    let output = run(&["tcp:7000 reject"], "", &["nc", "127.0.0.1", "7000"]);
+    let output = run(
+        &["tcp:7000 reject"],
+        "",
+        &["busybox", "nc", "127.0.0.1", "7000"],
+    );
     let told = String::from_utf8_lossy(&output.stderr);
     assert_ne!(output.status.code(), Some(0), "{told}");
     assert!(!told.contains("never fired"), "{told}");
+}
+
+#[test]
+fn a_rule_that_never_matched_tells_what_the_command_used_instead() {
+    enter_fresh();
+    echo("127.0.0.1");
+    let output = run(
+        &["tcp:5432 loss=30%"],
+        "",
+        &["busybox", "nc", "127.0.0.1", "7000"],
+    );
+    let told = String::from_utf8_lossy(&output.stderr);
+    let expected = "the command connected to tcp:7000 (once), never to tcp:5432";
+    assert!(told.contains(expected), "{told}");
+    assert_eq!(output.status.code(), Some(120), "{told}");
 }
 
 #[test]

@@ -90,6 +90,11 @@ const PACKAGES: &[Package] = &[
     package("podman", Some("podman"), &[Need::Test, Need::Containers]),
     package("runc", Some("runc"), &[Need::Test, Need::Containers]),
     package(
+        "docker.io",
+        Some("dockerd"),
+        &[Need::Test, Need::Containers],
+    ),
+    package(
         "iptables",
         Some("iptables"),
         &[Need::Test, Need::Containers],
@@ -227,6 +232,8 @@ fn install(packages: &[&str]) -> Result<()> {
             ("mariadb-server", "mariadb"),
             ("nats-server", "nats-server"),
             ("podman", "podman.socket"),
+            ("docker.io", "docker.socket"),
+            ("docker.io", "docker.service"),
         ] {
             if packages.contains(&package) {
                 run_command(Command::new("systemctl").args(["disable", service]))?;

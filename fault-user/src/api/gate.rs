@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -17,6 +17,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::body::{Fields, collect};
 use super::error::ApiError;
 use super::proxies::Proxies;
+use super::security::Caller;
 use crate::relay::CloseMode;
 
 /// How long a wait lasts when the request does not say, in milliseconds.
@@ -120,8 +121,13 @@ async fn wait(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answ
 }
 
 /// Closes `count` connections (all without it), the oldest first, with `mode` `fin` or `rst`.
-async fn close(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answer {
-    let proxy = proxies.get(&name)?;
+async fn close(
+    State(proxies): Api,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Answer {
+    let proxy = proxies.get_for(&name, caller)?;
     let fields = fields(body).await?;
     let count = fields.count("count")?.map_or(usize::MAX, |count| {
         usize::try_from(count).unwrap_or(usize::MAX)
@@ -140,8 +146,13 @@ async fn close(State(proxies): Api, Path(name): Path<String>, body: Body) -> Ans
 }
 
 /// Stops (`{"accept": false}`) or starts accepting.
-async fn accept(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answer {
-    let proxy = proxies.get(&name)?;
+async fn accept(
+    State(proxies): Api,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Answer {
+    let proxy = proxies.get_for(&name, caller)?;
     let accept = fields(body)
         .await?
         .flag("accept")?

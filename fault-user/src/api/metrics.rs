@@ -1,6 +1,12 @@
 //! `GET /metrics`: Prometheus text with Toxiproxy's names and our own.
 
 use std::fmt::Write;
+use std::io;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
+use nix::sys::time::TimeValLike as _;
+use nix::unistd::{SysconfVar, sysconf};
 
 use serde_json::Value;
 
@@ -197,4 +203,58 @@ fn toxics(
             );
         }
     }
+}
+
+/// Adds what this process has used, with the names that Prometheus's clients have for it.
+///
+/// # Errors
+/// `/proc` can't be read.
+pub fn process(text: &mut String) -> io::Result<()> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let cpu = [usage.user_time(), usage.system_time()]
+        .map(|time| Duration::from_micros(time.num_microseconds().unsigned_abs()));
+    let pages = std::fs::read_to_string("/proc/self/statm")?;
+    let page_bytes = sysconf(SysconfVar::PAGE_SIZE)?.unwrap_or_default();
+    let mut memory = pages
+        .split_whitespace()
+        .map(|pages| pages.parse::<i64>().unwrap_or_default() * page_bytes);
+    let open_files = std::fs::read_dir("/proc/self/fd")?.count();
+    let (max_files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let figures = [
+        (
+            "process_cpu_seconds_total",
+            "counter",
+            "CPU time, of user and system.",
+            (cpu[0] + cpu[1]).as_secs_f64().to_string(),
+        ),
+        (
+            "process_virtual_memory_bytes",
+            "gauge",
+            "Virtual memory.",
+            memory.next().unwrap_or_default().to_string(),
+        ),
+        (
+            "process_resident_memory_bytes",
+            "gauge",
+            "Resident memory.",
+            memory.next().unwrap_or_default().to_string(),
+        ),
+        (
+            "process_open_fds",
+            "gauge",
+            "Open file descriptors.",
+            open_files.to_string(),
+        ),
+        (
+            "process_max_fds",
+            "gauge",
+            "The limit of open file descriptors.",
+            max_files.to_string(),
+        ),
+    ];
+    for (name, kind, help, value) in figures {
+        head(text, name, kind, help);
+        line(text, format_args!("{name} {value}"));
+    }
+    Ok(())
 }

@@ -17,5 +17,5 @@ pub use events::Events;
 pub use proxies::{Proxies, Proxy};
 pub use routes::{VERSION, router};
 pub use rules::Rules;
-pub use security::Guard;
+pub use security::{Caller, Guard};
 pub use server::{serve_tcp, serve_unix};

@@ -12,7 +12,8 @@ use super::body::Fields;
 use super::error::ApiError;
 use super::events::Events;
 use super::packet::{self, PacketToxic};
-use super::rules::{Change, Rules, off_the_runtime};
+use super::rules::{Change, PACKET_RULES, Rules, off_the_runtime};
+use super::security::Caller;
 use crate::relay::{
     Direction, Engine, Fault, Listen, Picked, Relay, Settings, ToxicConfig, Transport, Upstream,
     resolve_listen, resolve_name,
@@ -69,6 +70,19 @@ impl Wanted {
         })
     }
 
+    /// Whether it stands in front of its own upstream.
+    fn is_transparent(&self) -> bool {
+        !self.texts.listen.is_empty() && self.texts.listen == self.texts.upstream
+    }
+
+    /// Checks that the caller may have such a proxy.
+    fn allow(&self, caller: Caller) -> Result<(), ApiError> {
+        if self.is_transparent() {
+            return caller.require(TRANSPARENT);
+        }
+        caller.require_port(port_of(&self.texts.listen))
+    }
+
     fn check(&self, place: &str) -> Result<(), ApiError> {
         if self.name.is_empty() {
             return Err(ApiError::missing(&format!("name{place}")));
@@ -78,6 +92,15 @@ impl Wanted {
         }
         Ok(())
     }
+}
+
+/// What callers may not have who are told so.
+const TRANSPARENT: &str = "transparent proxies";
+
+/// The port of an address; 0 for none, and for what is no address.
+fn port_of(listen: &str) -> u16 {
+    let port = listen.rsplit_once(':').map(|(_, port)| port.parse());
+    port.and_then(Result::ok).unwrap_or_default()
 }
 
 /// A path where an address belongs.
@@ -220,6 +243,14 @@ impl Proxy {
             .ok_or_else(|| crate::relay::ToxicError::NotFound.into())
     }
 
+    /// Checks that the caller may change it.
+    fn allow(&self, caller: Caller) -> Result<(), ApiError> {
+        if self.place.is_some() {
+            return caller.require(TRANSPARENT);
+        }
+        caller.require_port(port_of(&self.texts().listen))
+    }
+
     /// Starts or stops it, and takes over the address that was really bound.
     async fn set_enabled(&self, enabled: bool) -> Result<(), ApiError> {
         let mut texts = self.texts();
@@ -244,7 +275,7 @@ impl Proxy {
     }
 
     /// Changes what a client asks to change.
-    async fn update(&self, fields: &Fields) -> Result<(), ApiError> {
+    async fn update(&self, fields: &Fields, caller: Caller) -> Result<(), ApiError> {
         let _one_at_a_time = self.changing.lock().await;
         let before = self.texts();
         let transport = self.relay.transport();
@@ -259,6 +290,7 @@ impl Proxy {
             upstream: text("upstream", &before.upstream)?,
             enabled: fields.flag("enabled")?.unwrap_or(before.enabled),
         };
+        caller.require_port(port_of(&wanted.listen))?;
         if self.place.is_some()
             && (wanted.listen != before.listen || wanted.upstream != before.upstream)
         {
@@ -472,7 +504,8 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// None yet; `seed` decides what every relay draws, `udp_idle` when a silent UDP client is forgotten.
+    /// None yet; `seed` decides what every relay draws, `udp_idle` when a silent UDP client is forgotten;
+    /// rules do not cut `api_port` without force.
     ///
     /// # Errors
     /// There can't be a thread for packet rules.
@@ -481,13 +514,14 @@ impl Proxies {
         seed: u64,
         udp_idle: Duration,
         events: Events,
+        api_port: Option<u16>,
     ) -> anyhow::Result<Self> {
         Ok(Self {
             engine,
             seed,
             udp_idle,
             events,
-            rules: Arc::new(Rules::new(seed)?),
+            rules: Arc::new(Rules::new(seed, api_port)?),
             front: Mutex::new(None),
             by_name: RwLock::default(),
             changing: Mutex::new(()),
@@ -527,6 +561,17 @@ impl Proxies {
         by_name.get(name).cloned().ok_or_else(ApiError::no_proxy)
     }
 
+    /// One by name, for a caller who changes it.
+    ///
+    /// # Errors
+    ///
+    /// 404, and 403 where the caller may not.
+    pub(super) fn get_for(&self, name: &str, caller: Caller) -> Result<Arc<Proxy>, ApiError> {
+        let proxy = self.get(name)?;
+        proxy.allow(caller)?;
+        Ok(proxy)
+    }
+
     fn insert(&self, proxy: &Arc<Proxy>) {
         let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
         by_name.insert(proxy.relay.name().to_owned(), Arc::clone(proxy));
@@ -535,7 +580,7 @@ impl Proxies {
     /// Stands in front of a proxy's upstream, when that is where it listens.
     async fn place(&self, wanted: &Wanted) -> Result<Option<Arc<Place>>, ApiError> {
         let texts = &wanted.texts;
-        if texts.listen != texts.upstream || texts.listen.is_empty() {
+        if !wanted.is_transparent() {
             return Ok(None);
         }
         let refused = |error: anyhow::Error| {
@@ -608,10 +653,11 @@ impl Proxies {
     ///
     /// # Errors
     ///
-    /// 400, 409, 500.
-    pub async fn create(&self, body: &[u8]) -> Result<Arc<Proxy>, ApiError> {
+    /// 400, 403, 409, 500.
+    pub async fn create(&self, body: &[u8], caller: Caller) -> Result<Arc<Proxy>, ApiError> {
         let wanted = Wanted::read(&Fields::parse(body)?)?;
         wanted.check("")?;
+        wanted.allow(caller)?;
         let _one_at_a_time = self.changing.lock().await;
         if self.get(&wanted.name).is_ok() {
             return Err(ApiError::new(StatusCode::CONFLICT, "proxy already exists"));
@@ -624,15 +670,21 @@ impl Proxies {
     }
 
     /// `POST /populate`: the proxies made or kept, and what stopped it.
-    pub async fn populate(&self, body: &[u8]) -> (Vec<Arc<Proxy>>, Option<ApiError>) {
-        let wanted = match read_all(body) {
+    pub async fn populate(
+        &self,
+        body: &[u8],
+        caller: Caller,
+    ) -> (Vec<Arc<Proxy>>, Option<ApiError>) {
+        let allowed = |wanted: &Vec<Wanted>| wanted.iter().try_for_each(|one| one.allow(caller));
+        let read = read_all(body).and_then(|wanted| allowed(&wanted).map(|()| wanted));
+        let wanted = match read {
             Ok(wanted) => wanted,
             Err(error) => return (Vec::new(), Some(error)),
         };
         let _one_at_a_time = self.changing.lock().await;
         let mut proxies = Vec::new();
         for wanted in &wanted {
-            match self.admit_or_keep(wanted).await {
+            match self.admit_or_keep(wanted, caller).await {
                 Ok(proxy) => proxies.push(proxy),
                 Err(error) => return (proxies, Some(error)),
             }
@@ -640,11 +692,12 @@ impl Proxies {
         (proxies, None)
     }
 
-    async fn admit_or_keep(&self, wanted: &Wanted) -> Result<Arc<Proxy>, ApiError> {
+    async fn admit_or_keep(&self, wanted: &Wanted, caller: Caller) -> Result<Arc<Proxy>, ApiError> {
         if let Ok(proxy) = self.get(&wanted.name) {
             if is_same(&proxy, wanted).await? {
                 return Ok(proxy);
             }
+            proxy.allow(caller)?;
             self.forget(&proxy).await?;
         }
         self.admit(wanted).await
@@ -667,10 +720,15 @@ impl Proxies {
     ///
     /// # Errors
     ///
-    /// 400, 404, 500.
-    pub async fn update(&self, name: &str, body: &[u8]) -> Result<Arc<Proxy>, ApiError> {
-        let proxy = self.get(name)?;
-        proxy.update(&Fields::parse(body)?).await?;
+    /// 400, 403, 404, 500.
+    pub async fn update(
+        &self,
+        name: &str,
+        body: &[u8],
+        caller: Caller,
+    ) -> Result<Arc<Proxy>, ApiError> {
+        let proxy = self.get_for(name, caller)?;
+        proxy.update(&Fields::parse(body)?, caller).await?;
         self.events.tell("proxy changed", name, &proxy.json());
         Ok(proxy)
     }
@@ -679,18 +737,25 @@ impl Proxies {
     ///
     /// # Errors
     ///
-    /// 404.
-    pub async fn delete(&self, name: &str) -> Result<(), ApiError> {
+    /// 403, 404.
+    pub async fn delete(&self, name: &str, caller: Caller) -> Result<(), ApiError> {
         let _one_at_a_time = self.changing.lock().await;
-        self.forget(&self.get(name)?).await
+        self.forget(&self.get_for(name, caller)?).await
     }
 
     /// `POST /reset`: every proxy enabled, every toxic and every rule removed.
     ///
     /// # Errors
     ///
-    /// 500 with the first proxy that can't listen; the others are reset all the same.
-    pub async fn reset(&self) -> Result<(), ApiError> {
+    /// 403 when something is there that the caller may not change; 500 with the first proxy that can't listen: the others
+    /// are reset all the same.
+    pub async fn reset(&self, caller: Caller) -> Result<(), ApiError> {
+        if !self.rules.is_empty() {
+            caller.require(PACKET_RULES)?;
+        }
+        self.all()
+            .iter()
+            .try_for_each(|proxy| proxy.allow(caller))?;
         let mut first = Ok(());
         for proxy in self.all() {
             let _one_at_a_time = proxy.changing.lock().await;
@@ -722,9 +787,14 @@ impl Proxies {
     ///
     /// # Errors
     ///
-    /// 400, 404, 409.
-    pub async fn add_toxic(&self, name: &str, body: &[u8]) -> Result<Value, ApiError> {
-        let proxy = self.get(name)?;
+    /// 400, 403, 404, 409.
+    pub async fn add_toxic(
+        &self,
+        name: &str,
+        body: &[u8],
+        caller: Caller,
+    ) -> Result<Value, ApiError> {
+        let proxy = self.get_for(name, caller)?;
         let toxic = proxy.add_toxic(&Fields::parse(body)?).await?;
         self.events.tell("toxic added", name, &toxic);
         Ok(toxic)
@@ -734,14 +804,16 @@ impl Proxies {
     ///
     /// # Errors
     ///
-    /// 400, 404.
+    /// 400, 403, 404.
     pub async fn update_toxic(
         &self,
         name: &str,
         toxic: &str,
         body: &[u8],
+        caller: Caller,
     ) -> Result<Value, ApiError> {
-        let toxic = self.get(name)?.update_toxic(toxic, body).await?;
+        let proxy = self.get_for(name, caller)?;
+        let toxic = proxy.update_toxic(toxic, body).await?;
         self.events.tell("toxic changed", name, &toxic);
         Ok(toxic)
     }
@@ -750,9 +822,14 @@ impl Proxies {
     ///
     /// # Errors
     ///
-    /// 404.
-    pub async fn remove_toxic(&self, name: &str, toxic: &str) -> Result<(), ApiError> {
-        let proxy = self.get(name)?;
+    /// 403, 404.
+    pub async fn remove_toxic(
+        &self,
+        name: &str,
+        toxic: &str,
+        caller: Caller,
+    ) -> Result<(), ApiError> {
+        let proxy = self.get_for(name, caller)?;
         let _one_at_a_time = proxy.changing.lock().await;
         if !proxy.remove_packets(Some(toxic)).await? {
             proxy.relay.remove_toxic(toxic).await?;
@@ -778,6 +855,10 @@ async fn begin(proxy: &Proxy, wanted: &Wanted) -> Result<(), ApiError> {
 fn read_all(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
     let values = match super::body::value(body)? {
         Value::Array(values) => values,
+        // As `GET /proxies` lists them, by name.
+        Value::Object(named) if named.values().any(Value::is_object) => {
+            named.into_iter().map(|(_, proxy)| proxy).collect()
+        }
         Value::Null => Vec::new(),
         _ => {
             return Err(ApiError::bad_body(

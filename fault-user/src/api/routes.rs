@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -14,17 +14,18 @@ use serde_json::{Map, Value, json};
 use super::body::collect;
 use super::error::ApiError;
 use super::proxies::Proxies;
-use super::security::{self, Guard};
+use super::security::{self, Caller, Guard};
 use super::{gate, metrics, rules};
 
 /// Which Toxiproxy this behaves like: clients choose their requests by it.
 pub const VERSION: &str = "2.12.0";
 
 type Api = State<Arc<Proxies>>;
+type By = Extension<Caller>;
 type Answer = Result<Response, ApiError>;
 
-/// The whole API, for a listener with this guard.
-pub fn router(proxies: Arc<Proxies>, guard: Guard) -> Router {
+/// The whole API, for a listener with this guard; `/metrics` shows this process too where it `has_runtime_metrics`.
+pub fn router(proxies: Arc<Proxies>, guard: Guard, has_runtime_metrics: bool) -> Router {
     let routed = Router::new()
         .route("/reset", post(reset))
         .route("/proxies", get(index).post(create))
@@ -42,7 +43,10 @@ pub fn router(proxies: Arc<Proxies>, guard: Guard) -> Router {
                 .delete(remove_toxic),
         )
         .route("/version", get(version))
-        .route("/metrics", get(show_metrics))
+        .route(
+            "/metrics",
+            get(move |proxies| show_metrics(proxies, has_runtime_metrics)),
+        )
         .merge(gate::routes())
         .merge(rules::routes());
     routed
@@ -76,13 +80,13 @@ async fn index(State(proxies): Api) -> Response {
     Json(all).into_response()
 }
 
-async fn create(State(proxies): Api, body: Body) -> Answer {
-    let proxy = proxies.create(&collect(body).await?).await?;
+async fn create(State(proxies): Api, Extension(caller): By, body: Body) -> Answer {
+    let proxy = proxies.create(&collect(body).await?, caller).await?;
     Ok((StatusCode::CREATED, Json(proxy.json())).into_response())
 }
 
-async fn populate(State(proxies): Api, body: Body) -> Answer {
-    let (made, error) = proxies.populate(&collect(body).await?).await;
+async fn populate(State(proxies): Api, Extension(caller): By, body: Body) -> Answer {
+    let (made, error) = proxies.populate(&collect(body).await?, caller).await;
     let made: Vec<Value> = made.iter().map(|proxy| proxy.json()).collect();
     let (status, mut answer) = match error {
         Some(error) => (error.status, error.json()),
@@ -96,15 +100,21 @@ async fn show(State(proxies): Api, Path(name): Path<String>) -> Answer {
     Ok(Json(proxies.get(&name)?.json()).into_response())
 }
 
-async fn update(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answer {
+async fn update(
+    State(proxies): Api,
+    Extension(caller): By,
+    Path(name): Path<String>,
+    body: Body,
+) -> Answer {
     // An unknown proxy is told before a bad body.
     proxies.get(&name)?;
-    let proxy = proxies.update(&name, &collect(body).await?).await?;
+    let body = collect(body).await?;
+    let proxy = proxies.update(&name, &body, caller).await?;
     Ok(Json(proxy.json()).into_response())
 }
 
-async fn delete(State(proxies): Api, Path(name): Path<String>) -> Answer {
-    proxies.delete(&name).await?;
+async fn delete(State(proxies): Api, Extension(caller): By, Path(name): Path<String>) -> Answer {
+    proxies.delete(&name, caller).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -112,9 +122,15 @@ async fn toxics(State(proxies): Api, Path(name): Path<String>) -> Answer {
     Ok(Json(proxies.get(&name)?.toxics()).into_response())
 }
 
-async fn add_toxic(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answer {
+async fn add_toxic(
+    State(proxies): Api,
+    Extension(caller): By,
+    Path(name): Path<String>,
+    body: Body,
+) -> Answer {
     proxies.get(&name)?;
-    let toxic = proxies.add_toxic(&name, &collect(body).await?).await?;
+    let body = collect(body).await?;
+    let toxic = proxies.add_toxic(&name, &body, caller).await?;
     Ok(Json(toxic).into_response())
 }
 
@@ -124,23 +140,27 @@ async fn toxic(State(proxies): Api, Path((name, toxic)): Path<(String, String)>)
 
 async fn update_toxic(
     State(proxies): Api,
+    Extension(caller): By,
     Path((name, toxic)): Path<(String, String)>,
     body: Body,
 ) -> Answer {
     proxies.get(&name)?.toxic(&toxic)?;
-    let toxic = proxies
-        .update_toxic(&name, &toxic, &collect(body).await?)
-        .await?;
+    let body = collect(body).await?;
+    let toxic = proxies.update_toxic(&name, &toxic, &body, caller).await?;
     Ok(Json(toxic).into_response())
 }
 
-async fn remove_toxic(State(proxies): Api, Path((name, toxic)): Path<(String, String)>) -> Answer {
-    proxies.remove_toxic(&name, &toxic).await?;
+async fn remove_toxic(
+    State(proxies): Api,
+    Extension(caller): By,
+    Path((name, toxic)): Path<(String, String)>,
+) -> Answer {
+    proxies.remove_toxic(&name, &toxic, caller).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn reset(State(proxies): Api) -> Answer {
-    proxies.reset().await?;
+async fn reset(State(proxies): Api, Extension(caller): By) -> Answer {
+    proxies.reset(caller).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -150,11 +170,15 @@ async fn version() -> Response {
     ([kind], format!("{{\"version\": \"{VERSION}\"}}\n")).into_response()
 }
 
-async fn show_metrics(State(proxies): Api) -> Answer {
+async fn show_metrics(State(proxies): Api, has_runtime_metrics: bool) -> Answer {
     let rules = rules::off_the_runtime(proxies.rules(), rules::Rules::list).await?;
     let kind = (
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
     );
-    Ok(([kind], metrics::render(&proxies, &rules)).into_response())
+    let mut text = metrics::render(&proxies, &rules);
+    if has_runtime_metrics {
+        metrics::process(&mut text)?;
+    }
+    Ok(([kind], text).into_response())
 }

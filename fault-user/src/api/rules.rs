@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -23,6 +23,7 @@ use super::body::{self, collect};
 use super::error::ApiError;
 use super::events::Events;
 use super::proxies::Proxies;
+use super::security::Caller;
 use crate::doctor::{Need, Report, preflight};
 use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::kernel::interfaces::{self, Interface, Selection};
@@ -35,7 +36,11 @@ use crate::rule::{Layer, ResolvedRule, Rule, SystemResolver, Targets};
 const TELL: Duration = Duration::from_millis(200);
 
 type Api = State<Arc<Proxies>>;
+type By = Extension<Caller>;
 type Answer = Result<Response, ApiError>;
+
+/// What callers may not have who are told so.
+pub(super) const PACKET_RULES: &str = "packet rules";
 
 /// A rule and what it is called.
 #[derive(Clone, Debug)]
@@ -63,7 +68,8 @@ impl Wanted {
     /// 400.
     pub fn read(value: Value) -> Result<Self, ApiError> {
         let bad = |why: String| ApiError::new(StatusCode::BAD_REQUEST, why);
-        let rule: Rule = serde_json::from_value(value).map_err(|error| bad(error.to_string()))?;
+        let rule: Rule =
+            serde_json::from_value(text_of(value)).map_err(|error| bad(error.to_string()))?;
         if rule.fault.layer() == Layer::Stream {
             return Err(bad(format!(
                 "`{rule}` is about a stream: add a proxy whose listen is its upstream, and the toxic to that"
@@ -80,6 +86,12 @@ impl Wanted {
     pub fn text(&self) -> String {
         self.rule.to_string()
     }
+}
+
+/// The text of a rule in the form in which it is listed; anything else as it is.
+fn text_of(value: Value) -> Value {
+    let listed = value.get("rule").filter(|rule| rule.is_string());
+    listed.cloned().unwrap_or(value)
 }
 
 /// Rules in the kernel.
@@ -100,6 +112,8 @@ type Work = Box<dyn FnOnce() + Send>;
 /// The packet rules of a daemon.
 pub struct Rules {
     seed: u64,
+    /// Where the API itself listens, which rules are not to cut without force.
+    api_port: Option<u16>,
     now: Mutex<Now>,
     /// To the thread that puts them in force. It keeps the rights for that, when those that read what comes from the
     /// network have given up theirs.
@@ -120,11 +134,11 @@ pub struct Change {
 }
 
 impl Rules {
-    /// None yet; `seed` decides what they draw. What the calling thread may do now they may do later.
+    /// None yet; `seed` decides what they draw, `api_port` is where the API listens. What the calling thread may do now they may do later.
     ///
     /// # Errors
     /// There can't be a thread for them.
-    pub fn new(seed: u64) -> anyhow::Result<Self> {
+    pub fn new(seed: u64, api_port: Option<u16>) -> anyhow::Result<Self> {
         let (hand, works) = mpsc::channel::<Work>();
         // It ends with the sender.
         std::thread::Builder::new()
@@ -139,6 +153,7 @@ impl Rules {
             })?;
         Ok(Self {
             seed,
+            api_port,
             now: Mutex::default(),
             hand,
         })
@@ -171,7 +186,7 @@ impl Rules {
             let bad =
                 |error: anyhow::Error| ApiError::new(StatusCode::BAD_REQUEST, format!("{error:#}"));
             if !change.force {
-                guard_host(&added).map_err(bad)?;
+                guard_host(&added, self.api_port).map_err(bad)?;
             }
             if now.force.is_none() {
                 preflight(&[Need::Programs]).map_err(|unmet| {
@@ -218,6 +233,11 @@ impl Rules {
     /// 500 when something can't be taken back.
     pub fn clear(&self) -> Result<(), ApiError> {
         self.now().put_in_force(Vec::new(), self.seed)
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.now().entries.is_empty()
     }
 
     /// The number of each rule and how many packets it hit.
@@ -443,7 +463,13 @@ struct Options {
 }
 
 /// Adds one rule, or all of an array: a text or an object each.
-async fn add(State(proxies): Api, Query(options): Query<Options>, body: Body) -> Answer {
+async fn add(
+    State(proxies): Api,
+    Extension(caller): By,
+    Query(options): Query<Options>,
+    body: Body,
+) -> Answer {
+    caller.require(PACKET_RULES)?;
     let value = body::value(&collect(body).await?)?;
     let (many, values) = match value {
         Value::Array(values) => (true, values),
@@ -493,7 +519,8 @@ async fn show(State(proxies): Api, Path(id): Path<String>) -> Answer {
     Ok(Json(find(&proxies, &id).await?.1).into_response())
 }
 
-async fn remove(State(proxies): Api, Path(id): Path<String>) -> Answer {
+async fn remove(State(proxies): Api, Extension(caller): By, Path(id): Path<String>) -> Answer {
+    caller.require(PACKET_RULES)?;
     let (id, rule) = find(&proxies, &id).await?;
     if let Some(toxic) = rule["toxic"].as_str() {
         let why = format!("the rule belongs to a toxic ({toxic}): remove that");
@@ -502,7 +529,8 @@ async fn remove(State(proxies): Api, Path(id): Path<String>) -> Answer {
     take_away(&proxies, vec![id]).await
 }
 
-async fn clear(State(proxies): Api) -> Answer {
+async fn clear(State(proxies): Api, Extension(caller): By) -> Answer {
+    caller.require(PACKET_RULES)?;
     let rules = off_the_runtime(proxies.rules(), Rules::list).await?;
     let own = rules.iter().filter(|rule| rule["toxic"].is_null());
     take_away(

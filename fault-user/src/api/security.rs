@@ -1,6 +1,7 @@
-//! Who may use the API: nobody whom a browser sends, and beyond loopback only those with the token.
+//! Who may use the API, and for what: nobody whom a browser sends; beyond loopback only those with the token, unless the
+//! daemon is open; and what takes root's rights only for those who have them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -9,22 +10,130 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use crate::process::proc::open_sockets;
+use crate::process::sockets;
 
 /// What a listener asks of its clients.
-#[derive(Clone, Debug, Default)]
-pub struct Guard {
-    /// The token that every request must carry.
-    pub token: Option<Arc<str>>,
+#[derive(Clone, Debug)]
+pub enum Guard {
     /// The Unix socket: its file mode says who may, and its requests have no meaningful Host.
-    pub is_socket: bool,
+    Socket,
+    /// Every request must carry this token.
+    Token(Arc<str>),
+    /// A loopback address: every user of this host.
+    Loopback,
+    /// Everyone who can connect, as with Toxiproxy.
+    Open,
 }
 
-/// Refuses what must not pass.
-pub(crate) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    match refusal(&guard, request.headers(), request.uri().host()) {
-        Some(error) => error,
-        None => next.run(request).await,
+/// Who sends a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Caller {
+    /// Somebody who may use all of the daemon's rights, by the Unix socket or the token.
+    Trusted,
+    /// A process on this host, by the ends of its connection: trusted when it runs as root or as the daemon's user.
+    Local(Option<Ends>),
+    /// Anyone, as the daemon is open.
+    Anyone,
+}
+
+impl Caller {
+    /// Checks that the caller may have `what`, a plural, which takes rights that not everybody has.
+    ///
+    /// # Errors
+    /// 403 for everyone but a trusted caller.
+    pub(crate) fn require(self, what: &str) -> Result<(), ApiError> {
+        let why = match self {
+            Self::Trusted => return Ok(()),
+            Self::Local(ends) if ends.is_some_and(Ends::is_trusted) => return Ok(()),
+            Self::Local(_) => format!(
+                "{what} are only for root and the daemon's own user: use its Unix socket (--socket), a token (--token), or \
+                 run the client as one of them"
+            ),
+            Self::Anyone => {
+                format!("{what} are unavailable in open mode: start the daemon without --open")
+            }
+        };
+        Err(ApiError::new(StatusCode::FORBIDDEN, why))
     }
+
+    /// Checks that the caller may listen on this port, or change who does. Open mode allows every port, as Toxiproxy does.
+    ///
+    /// # Errors
+    /// 403 for a privileged port (`net.ipv4.ip_unprivileged_port_start`) and a caller that is not trusted.
+    pub(crate) fn require_port(self, port: u16) -> Result<(), ApiError> {
+        if matches!(self, Self::Local(_)) && port != 0 && port < unprivileged_port_start() {
+            return self.require("privileged ports");
+        }
+        Ok(())
+    }
+}
+
+/// The first port that everybody may listen on.
+fn unprivileged_port_start() -> u16 {
+    const DEFAULT: u16 = 1024;
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(DEFAULT)
+}
+
+/// The two ends of a TCP connection to the API.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// The client's.
+    pub client: SocketAddr,
+    /// The API's.
+    pub server: SocketAddr,
+}
+
+impl Ends {
+    fn is_trusted(self) -> bool {
+        self.is_owners().unwrap_or_else(|error| {
+            log::warn!("the user of an API client is unknown: {error:#}");
+            false
+        })
+    }
+
+    /// Whether the client is a process on this host that runs as root or as the daemon's user. A connection of the daemon
+    /// itself is not: a proxy to the API must not lend its rights to its clients.
+    fn is_owners(self) -> anyhow::Result<bool> {
+        if !self.client.ip().to_canonical().is_loopback() {
+            return Ok(false);
+        }
+        let Some(owner) = sockets::owner(self.client, self.server)? else {
+            return Ok(false);
+        };
+        if owner.uid != 0 && owner.uid != nix::unistd::geteuid().as_raw() {
+            return Ok(false);
+        }
+        let own = open_sockets(std::process::id().cast_signed())?;
+        Ok(!own.iter().any(|socket| socket.inode == owner.inode))
+    }
+}
+
+impl Guard {
+    fn caller(&self, request: &Request) -> Caller {
+        match self {
+            Self::Open => Caller::Anyone,
+            Self::Socket | Self::Token(_) => Caller::Trusted,
+            Self::Loopback => Caller::Local(request.extensions().get().copied()),
+        }
+    }
+}
+
+/// Refuses what must not pass, and marks the rest with its [`Caller`].
+pub(crate) async fn check(
+    State(guard): State<Guard>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if let Some(error) = refusal(&guard, request.headers(), request.uri().host()) {
+        return error;
+    }
+    let caller = guard.caller(&request);
+    request.extensions_mut().insert(caller);
+    next.run(request).await
 }
 
 fn refusal(guard: &Guard, headers: &HeaderMap, target_host: Option<&str>) -> Option<Response> {
@@ -41,25 +150,24 @@ fn refusal(guard: &Guard, headers: &HeaderMap, target_host: Option<&str>) -> Opt
     if headers.contains_key(header::ORIGIN) {
         return forbid("requests from web pages are not allowed (they carry an Origin header)");
     }
-    if let Some(token) = &guard.token {
-        let given = text(header::AUTHORIZATION).and_then(given_token);
-        if given.is_none_or(|given| !is_equal(given.as_bytes(), token.as_bytes())) {
+    match guard {
+        Guard::Socket | Guard::Open => None,
+        Guard::Token(token) => {
+            let given = text(header::AUTHORIZATION).and_then(given_token);
+            if given.is_some_and(|given| is_equal(given.as_bytes(), token.as_bytes())) {
+                return None;
+            }
             let message = "the token is missing or wrong: send Authorization: Bearer TOKEN";
-            return Some(ApiError::new(StatusCode::UNAUTHORIZED, message).into_response());
+            Some(ApiError::new(StatusCode::UNAUTHORIZED, message).into_response())
         }
-        return None;
-    }
-    if guard.is_socket {
-        return None;
-    }
-    match headers
-        .get(header::HOST)
-        .map(|host| host.to_str())
-        .or(target_host.map(Ok))
-    {
-        None => None,
-        Some(Ok(host)) if is_local(host) => None,
-        Some(_) => forbid("the Host header must be localhost or an IP address"),
+        Guard::Loopback => {
+            let host = headers.get(header::HOST).map(|host| host.to_str());
+            match host.or(target_host.map(Ok)) {
+                None => None,
+                Some(Ok(host)) if is_local(host) => None,
+                Some(_) => forbid("the Host header must be localhost or an IP address"),
+            }
+        }
     }
 }
 
@@ -140,7 +248,7 @@ mod tests {
 
     #[test]
     fn browsers_and_rebound_names_are_refused() {
-        let guard = Guard::default();
+        let guard = Guard::Loopback;
         assert_eq!(status(&guard, &[]), None);
         assert_eq!(
             status(
@@ -170,10 +278,7 @@ mod tests {
 
     #[test]
     fn a_token_is_asked_for_and_lets_any_name_in() {
-        let guard = Guard {
-            token: Some("secret".into()),
-            is_socket: false,
-        };
+        let guard = Guard::Token("secret".into());
         assert_eq!(status(&guard, &[("host", "localhost")]), Some(401));
         assert_eq!(
             status(&guard, &[("authorization", "Bearer wrong!")]),
@@ -206,5 +311,26 @@ mod tests {
             ),
             Some(403)
         );
+    }
+
+    #[test]
+    fn an_open_api_takes_any_name_but_no_web_page() {
+        let host = ("host", "toxiproxy:8474");
+        assert_eq!(status(&Guard::Open, &[host]), None);
+        assert_eq!(status(&Guard::Loopback, &[host]), Some(403));
+        let origin = ("origin", "http://evil.example");
+        assert_eq!(status(&Guard::Open, &[host, origin]), Some(403));
+    }
+
+    #[test]
+    fn privileged_ports_are_not_for_every_local_user() {
+        let first = unprivileged_port_start();
+        if first > 1 {
+            assert!(Caller::Local(None).require_port(first - 1).is_err());
+            assert!(Caller::Trusted.require_port(first - 1).is_ok());
+            assert!(Caller::Anyone.require_port(first - 1).is_ok());
+        }
+        assert!(Caller::Local(None).require_port(first).is_ok());
+        assert!(Caller::Local(None).require_port(0).is_ok());
     }
 }

@@ -13,8 +13,10 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinHandle;
+
+use super::security::Ends;
 
 /// How many connections may be open at once.
 const CONNECTIONS: usize = 512;
@@ -61,13 +63,16 @@ fn join_slashes(uri: &mut Uri) {
     }
 }
 
-fn serve<S>(stream: S, router: &Router) -> JoinHandle<()>
+fn serve<S>(stream: S, ends: Option<Ends>, router: &Router) -> JoinHandle<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let router = TowerToHyperService::new(router.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         join_slashes(request.uri_mut());
+        if let Some(ends) = ends {
+            request.extensions_mut().insert(ends);
+        }
         router.call(request)
     });
     tokio::spawn(async move {
@@ -81,6 +86,14 @@ where
         {
             log::debug!("an API connection ended: {error}");
         }
+    })
+}
+
+/// The addresses of both ends; nothing when the connection is gone already.
+fn ends_of(stream: &TcpStream) -> Option<Ends> {
+    Some(Ends {
+        client: stream.peer_addr().ok()?,
+        server: stream.local_addr().ok()?,
     })
 }
 
@@ -99,7 +112,8 @@ pub async fn serve_tcp(listener: TcpListener, router: Router) {
                 if let Err(error) = stream.set_nodelay(true) {
                     log::debug!("nodelay: {error}");
                 }
-                open.add(serve(stream, &router));
+                let ends = ends_of(&stream);
+                open.add(serve(stream, ends, &router));
             }
             Err(error) => after(error).await,
         }
@@ -111,7 +125,7 @@ pub async fn serve_unix(listener: UnixListener, router: Router) {
     let mut open = Open::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => open.add(serve(stream, &router)),
+            Ok((stream, _)) => open.add(serve(stream, None, &router)),
             Err(error) => after(error).await,
         }
     }

@@ -17,7 +17,7 @@ use crate::plan::Plan;
 use crate::plan::mechanism::Mechanism;
 use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::container::{self, Container, Places};
-use crate::process::netns::NetworkNamespace;
+use crate::process::netns::{NetworkNamespace, netns_cookie};
 use crate::process::tree::Aim as Tree;
 use crate::steer::{Steering, Whose};
 use crate::tell::tell;
@@ -134,6 +134,37 @@ impl Place {
 }
 
 impl Place {
+    /// Counts from now on what the processes that rules are about connect to, for [`Injection::endpoints`]. Without it the
+    /// rules act all the same.
+    pub fn count_endpoints(&self, scope: Option<&Scope>, prepared: &mut Prepared) {
+        if let Err(error) = self.try_to_count_endpoints(scope, prepared) {
+            log::warn!("a rule that never matches will not tell what was used instead: {error:#}");
+        }
+    }
+
+    fn try_to_count_endpoints(&self, scope: Option<&Scope>, prepared: &mut Prepared) -> Result<()> {
+        let here = match &self.namespace {
+            Some(namespace) => namespace.enter(|| Ok(netns_cookie()))?,
+            None => netns_cookie(),
+        };
+        match scope {
+            Some(scope) => prepared.count_endpoints(&scope.path, here, false),
+            None => prepared.count_endpoints(Hierarchy::find()?.path(), here, true),
+        }
+    }
+
+    /// Whom the rules are about, for a message.
+    #[must_use]
+    pub fn who(&self, scope: Option<&Scope>) -> &'static str {
+        match (&self.aimed, &self.container, &self.namespace, scope) {
+            (_, Some(_), ..) => "the container",
+            (Some(_), ..) => "the processes aimed at",
+            (_, _, Some(_), _) => "the processes in the network namespace",
+            (.., Some(_)) => "the command",
+            (.., None) => "the processes on this host",
+        }
+    }
+
     /// The capabilities that are still needed when all is set up: to read the figures, to undo what is noted, to go
     /// with a container, and to relay.
     #[must_use]

@@ -1,6 +1,6 @@
 //! `fault list`, `add`, `remove`, `reset`, `stats`, `events`: a client of the daemon's API.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use axum::body::Bytes;
 use axum::http::{Method, Request, header};
 use http_body_util::{BodyExt, Full};
@@ -10,6 +10,9 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::relay::Fault;
+use crate::rule::units::parse_duration;
+use crate::rule::{catalog, nearest};
 use crate::tell;
 
 /// Which daemon.
@@ -219,25 +222,102 @@ pub fn add(args: &AddArgs) -> anyhow::Result<()> {
             stream,
             toxicity,
         } => {
+            let fault = known_kind(kind)?;
             let attributes = attributes
                 .iter()
-                .map(|text| attribute(text))
+                .map(|text| attribute(text, fault.as_ref()))
                 .collect::<anyhow::Result<Map<_, _>>>()?;
             let body = json!({"name": name, "type": kind, "stream": stream, "toxicity": toxicity, "attributes": attributes});
             (format!("/proxies/{}/toxics", escaped(proxy)), body)
         }
     };
-    let added = call(&args.target, Method::POST, &path, Some(&body))?;
+    let added = call(&args.target, Method::POST, &path, Some(&body))
+        .map_err(|error| with_proxies(&args.target, error))?;
     tell::data(&format!("{added:#}\n"))
 }
 
-/// Reads NAME=VALUE; a value that is JSON is taken as such, any other is a text.
-fn attribute(text: &str) -> anyhow::Result<(String, Value)> {
+/// The stream fault of a toxic type; nothing for a packet fault, whose attributes the daemon knows.
+fn known_kind(kind: &str) -> anyhow::Result<Option<Fault>> {
+    let fault = Fault::of_kind(kind);
+    if fault.is_some() || catalog::spec(kind).is_some() {
+        return Ok(fault);
+    }
+    bail!(
+        "there is no toxic type `{kind}`{}: {}",
+        did_you_mean(kind, Fault::KINDS),
+        Fault::KINDS.join(", ")
+    )
+}
+
+/// The nearest name, as a question.
+fn did_you_mean(wrong: &str, names: &[&str]) -> String {
+    let nearest = nearest(wrong, names.iter().copied());
+    nearest.map_or_else(String::new, |name| format!(", did you mean `{name}`?"))
+}
+
+/// Reads NAME=VALUE; a value that is JSON is taken as such, any other is a text. A time may have a unit.
+fn attribute(text: &str, fault: Option<&Fault>) -> anyhow::Result<(String, Value)> {
     let (name, value) = text
         .split_once('=')
         .with_context(|| format!("{text:?} is no attribute, expected NAME=VALUE"))?;
-    let value = serde_json::from_str(value).unwrap_or_else(|_not_json| json!(value));
-    Ok((name.to_owned(), value))
+    let read = || serde_json::from_str(value).unwrap_or_else(|_not_json| json!(value));
+    let Some(fault) = fault else {
+        return Ok((name.to_owned(), read()));
+    };
+    let names = fault.attribute_names();
+    let lower = name.to_ascii_lowercase();
+    let known = fault.canonical(&lower);
+    if !names.contains(&known) {
+        bail!(
+            "{} has no attribute `{name}`{}: it has {}",
+            fault.kind(),
+            did_you_mean(name, names),
+            if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(", ")
+            }
+        );
+    }
+    let read = match (read(), unit_of(fault, known)) {
+        (Value::String(text), Some((unit, unit_ns))) => time(known, &text, unit, unit_ns)?,
+        (other, _) => other,
+    };
+    Ok((known.to_owned(), read))
+}
+
+/// The unit of an attribute that is a time: its name, and its nanoseconds.
+fn unit_of(fault: &Fault, attribute: &str) -> Option<(&'static str, u64)> {
+    match (fault, attribute) {
+        (Fault::Slicer(_), "delay") => Some(("microseconds", 1_000)),
+        (_, "latency" | "jitter" | "delay" | "timeout" | "time" | "max_wait") => {
+            Some(("milliseconds", 1_000_000))
+        }
+        _ => None,
+    }
+}
+
+/// A time with a unit, as the number that the API takes.
+fn time(name: &str, text: &str, unit: &str, unit_ns: u64) -> anyhow::Result<Value> {
+    match parse_duration(text) {
+        Ok(ns) if ns.is_multiple_of(unit_ns) => Ok(json!(ns / unit_ns)),
+        _ => bail!("{name}={text}: expected whole {unit}, such as 200, or a time such as 200ms"),
+    }
+}
+
+/// Adds the names of the proxies to the error that there is no such proxy.
+fn with_proxies(target: &Target, error: anyhow::Error) -> anyhow::Error {
+    if !format!("{error:#}").ends_with("proxy not found") {
+        return error;
+    }
+    let names = match call(target, Method::GET, "/proxies", None) {
+        Ok(Value::Object(proxies)) if !proxies.is_empty() => {
+            let names: Vec<_> = proxies.keys().map(String::as_str).collect();
+            names.join(", ")
+        }
+        _ => "none".to_owned(),
+    };
+    anyhow!("{error:#}; the daemon's proxies: {names}")
 }
 
 /// Removes a rule, a proxy or a toxic.

@@ -1,20 +1,23 @@
 //! `fault daemon`: the control API and its proxies.
 
+use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::builder::{BoolishValueParser, FalseyValueParser};
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::api::{self, Events, Guard, Proxies};
+use crate::api::{self, Caller, Events, Guard, Proxies, VERSION};
 use crate::doctor::capabilities::Capability;
+use crate::process::files::{self, Folder};
 use crate::process::rights;
 use crate::relay::Engine;
-use crate::tell::tell;
+use crate::tell::{self, tell};
 
 use super::inject::Ends;
 
@@ -24,7 +27,7 @@ pub struct Args {
     /// A JSON array of proxies (as for toxiproxy-server), with toxics inside if wanted
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the API listens; beyond loopback it needs --token
+    /// Where the API listens; beyond loopback it needs --token or --open
     #[arg(long, value_name = "ADDR", conflicts_with_all = ["host", "port"])]
     listen: Option<SocketAddr>,
     /// The host of --listen, as toxiproxy-server takes it
@@ -44,8 +47,12 @@ pub struct Args {
         hide_env_values = true
     )]
     token: Option<String>,
+    /// Lets everyone who can connect use the API, as toxiproxy-server does; packet rules and transparent proxies are
+    /// rejected then
+    #[arg(long, env = "FAULT_OPEN", value_parser = FalseyValueParser::new(), conflicts_with = "token")]
+    open: bool,
     /// The seed of all randomness; drawn and printed when absent
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_seed, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// How many threads carry connections; one per CPU when absent
     #[arg(long, value_name = "N")]
@@ -53,12 +60,15 @@ pub struct Args {
     /// Seconds after which a silent UDP client is forgotten
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     udp_idle: u64,
-    /// Accepted for toxiproxy-server's sake: the metrics are always there
-    #[arg(long, hide = true)]
-    proxy_metrics: bool,
-    /// Accepted for toxiproxy-server's sake: there is no Go runtime to measure
-    #[arg(long, hide = true)]
-    runtime_metrics: bool,
+    /// Accepted as toxiproxy-server takes it: /metrics always has the proxies
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    proxy_metrics: Option<bool>,
+    /// Adds this process to /metrics: CPU time, memory, open files
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    runtime_metrics: Option<bool>,
+    /// Prints the version as toxiproxy-server does
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    toxiproxy_version: Option<bool>,
 }
 
 /// What is needed to the end: low ports, and programs for transparent proxies, which are loaded when the first one comes.
@@ -69,94 +79,145 @@ const RIGHTS: [Capability; 4] = [
     Capability::NetAdmin,
 ];
 
+impl Args {
+    /// What the daemon needs to the end: in open mode nothing but low ports.
+    fn rights(&self) -> &'static [Capability] {
+        if self.open { &RIGHTS[..1] } else { &RIGHTS }
+    }
+
+    /// The token, where there is one. An empty one is none.
+    fn token(&self) -> Option<&str> {
+        self.token.as_deref().filter(|token| !token.is_empty())
+    }
+
+    fn guard(&self) -> Guard {
+        match self.token() {
+            Some(token) => Guard::Token(Arc::from(token)),
+            None if self.open => Guard::Open,
+            None => Guard::Loopback,
+        }
+    }
+
+    /// Who the config file and the Unix socket count as.
+    fn owner(&self) -> Caller {
+        if self.open {
+            Caller::Anyone
+        } else {
+            Caller::Trusted
+        }
+    }
+}
+
+/// A seed, negative too as toxiproxy-server takes it.
+fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
+    text.parse()
+        .or_else(|error| text.parse().map(i64::cast_unsigned).map_err(|_| error))
+}
+
 /// Runs until SIGINT, SIGTERM or SIGHUP.
 ///
 /// # Errors
 ///
 /// When anything that was asked for can't be had: an address in use, a bad config file.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.toxiproxy_version == Some(true) {
+        return tell::data(&format!("toxiproxy-server version {VERSION}\n"));
+    }
     let seed = match args.seed {
         Some(seed) => seed,
         None => draw_seed().context("can't draw a seed, give one with --seed")?,
     };
     raise_open_files();
-    let mut rights = RIGHTS.to_vec();
+    let mut rights = args.rights().to_vec();
     if args.config.is_some() || args.socket.is_some() {
         // They may lie in a user's folder. The relay's threads keep less.
         rights.push(Capability::DacOverride);
     }
-    super::give_up(&rights);
+    // Its threads give up their rights themselves.
     let engine = match args.threads {
         Some(threads) => Engine::start(threads),
         None => Engine::start_per_cpu(),
     };
     let engine = engine.context("can't start the relay's threads")?;
+    super::give_up(&rights);
+    let listener = listen(args)?;
+    let port = listener.local_addr()?.port();
     let udp_idle = Duration::from_secs(args.udp_idle);
-    let proxies = Arc::new(Proxies::new(engine, seed, udp_idle, Events::default())?);
+    let proxies = Proxies::new(engine, seed, udp_idle, Events::default(), Some(port))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(args, seed, proxies))
+    runtime.block_on(serve(args, seed, Arc::new(proxies), listener))
 }
 
-async fn serve(args: &Args, seed: u64, proxies: Arc<Proxies>) -> anyhow::Result<()> {
+async fn serve(
+    args: &Args,
+    seed: u64,
+    proxies: Arc<Proxies>,
+    listener: std::net::TcpListener,
+) -> anyhow::Result<()> {
     // Before anything can be stopped half-way.
     let mut ends = Ends::listen()?;
-    let listener = listen(args).await?;
+    let listener = TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
-    let unix = args.socket.as_deref().map(bind_socket).transpose()?;
+    let mut socket = args.socket.as_deref().map(Socket::bind).transpose()?;
     if let Some(config) = &args.config {
-        populate(&proxies, config).await?;
+        populate(&proxies, config, args.owner()).await?;
     }
-    let token = args.token.as_deref().map(Arc::from);
-    let tcp = api::router(
-        Arc::clone(&proxies),
-        Guard {
-            token,
-            is_socket: false,
-        },
-    );
-    tokio::spawn(api::serve_tcp(listener, tcp));
-    if let Some(unix) = unix {
-        let router = api::router(
-            Arc::clone(&proxies),
-            Guard {
-                token: None,
-                is_socket: true,
-            },
-        );
-        tokio::spawn(api::serve_unix(unix, router));
-    }
-    if args.socket.is_none() {
-        super::give_up(&RIGHTS);
+    let has_runtime_metrics = args.runtime_metrics == Some(true);
+    let router = |guard| api::router(Arc::clone(&proxies), guard, has_runtime_metrics);
+    tokio::spawn(api::serve_tcp(listener, router(args.guard())));
+    if let Some(bound) = socket.as_mut().and_then(|socket| socket.bound.take()) {
+        let guard = if args.open {
+            Guard::Open
+        } else {
+            Guard::Socket
+        };
+        tokio::spawn(api::serve_unix(bound, router(guard)));
+    } else {
+        super::give_up(args.rights());
     }
     // It reads what comes from the network from here on.
     if let Err(error) = rights::confine(args.socket.as_deref()) {
         log::warn!("fault may do more than it needs to: {error:#}");
     }
     tokio::spawn(Arc::clone(proxies.rules()).tell(proxies.events().clone()));
-    tell!("fault daemon: API on http://{address}, seed {seed}");
+    let open = match args.guard() {
+        Guard::Open => {
+            ", open to everyone who can connect, without packet rules and transparent proxies"
+        }
+        _ => "",
+    };
+    tell!("fault daemon: API on http://{address}{open}, seed {seed}");
     ends.come().await;
     proxies.stop().await;
-    if let Some(path) = &args.socket {
-        std::fs::remove_file(path).with_context(|| format!("can't remove {}", path.display()))?;
-    }
-    Ok(())
+    socket.map_or(Ok(()), Socket::remove)
 }
 
-async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
+fn listen(args: &Args) -> anyhow::Result<std::net::TcpListener> {
     let address = match args.listen {
         Some(address) => address,
         None => resolve(&args.host, args.port)?,
     };
-    if !is_loopback(address.ip()) && args.token.as_deref().is_none_or(str::is_empty) {
+    if !is_loopback(address.ip()) && args.token().is_none() && !args.open {
         bail!(
-            "the API on {address} would be open to the network: give --token, or listen on 127.0.0.1"
+            "the API on {address} would be open to the network: give --token, listen on 127.0.0.1, or give --open to let \
+             everyone use it"
         );
     }
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("the API can't listen on {address}"))
+    let listener = bind(address).with_context(|| format!("the API can't listen on {address}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Every address of IPv4 means those of IPv6 too, where there is IPv6, as with toxiproxy-server.
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    if address.ip() == IpAddr::from([0; 4])
+        && let Ok(listener) = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port()))
+    {
+        return Ok(listener);
+    }
+    std::net::TcpListener::bind(address)
 }
 
 fn is_loopback(address: IpAddr) -> bool {
@@ -166,6 +227,9 @@ fn is_loopback(address: IpAddr) -> bool {
 /// Not by tokio, whose thread for it would keep rights that are given up here.
 fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() {
+        return Ok((Ipv6Addr::UNSPECIFIED, port).into());
+    }
     let addresses: Vec<SocketAddr> = (host, port)
         .to_socket_addrs()
         .with_context(|| format!("--host {host} can't be resolved"))?
@@ -179,44 +243,56 @@ fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
         .with_context(|| format!("--host {host} has no address"))
 }
 
-/// Binds the socket so that nobody else can ever open it.
-fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
-    remove_stale(path)?;
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(path);
-    nix::sys::stat::umask(mask);
-    bound.with_context(|| format!("the API can't listen on {}", path.display()))
+/// The API's Unix socket.
+struct Socket {
+    folder: Folder,
+    name: OsString,
+    bound: Option<UnixListener>,
+}
+
+impl Socket {
+    /// Binds it so that nobody else can ever open it, and through no symbolic link.
+    fn bind(path: &Path) -> anyhow::Result<Self> {
+        let (folder, name) = files::split(path)?;
+        let folder = Folder::open(&folder)?;
+        let inside = folder.inside(&name);
+        remove_stale(&inside).with_context(|| format!("--socket {}", path.display()))?;
+        let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(&inside);
+        nix::sys::stat::umask(mask);
+        let bound = bound.with_context(|| format!("the API can't listen on {}", path.display()))?;
+        Ok(Self {
+            folder,
+            name,
+            bound: Some(bound),
+        })
+    }
+
+    fn remove(self) -> anyhow::Result<()> {
+        self.folder.remove(&self.name)
+    }
 }
 
 /// Removes a socket that nobody listens on any more.
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("can't look at {}", path.display()));
-        }
+        Err(error) => return Err(error.into()),
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            bail!(
-                "{} exists and is no socket: choose another --socket",
-                path.display()
-            )
+            bail!("it exists and is no socket: choose another path")
         }
         Ok(_) => {}
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        bail!(
-            "another daemon listens on {}: stop it or choose another --socket",
-            path.display()
-        );
+        bail!("another daemon listens on it: stop that one or choose another path");
     }
-    std::fs::remove_file(path)
-        .with_context(|| format!("can't remove the stale socket {}", path.display()))
+    std::fs::remove_file(path).context("can't remove the stale socket")
 }
 
-async fn populate(proxies: &Proxies, path: &Path) -> anyhow::Result<()> {
+async fn populate(proxies: &Proxies, path: &Path, caller: Caller) -> anyhow::Result<()> {
     let config =
         std::fs::read(path).with_context(|| format!("can't read the config {}", path.display()))?;
-    match proxies.populate(&config).await.1 {
+    match proxies.populate(&config, caller).await.1 {
         None => Ok(()),
         Some(error) => bail!("the config {}: {error}", path.display()),
     }

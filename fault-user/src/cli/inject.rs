@@ -21,7 +21,7 @@ use crate::kernel::ruleset::Scope;
 use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
 use crate::process::signals;
-use crate::report::summary;
+use crate::report::summary::{self, Audience};
 use crate::rule::units::parse_duration;
 use crate::steer::Steering;
 use crate::tell::{self, tell};
@@ -69,7 +69,7 @@ impl Inject {
         }
         let length = self.length.as_deref().map(parse_length).transpose()?;
         if !self.aim.is_given() && !self.aim.force {
-            guard_host(&parsed.rules).map_err(Failure::usage)?;
+            guard_host(&parsed.rules, None).map_err(Failure::usage)?;
         }
         preflight(&[Need::Programs])?;
         let place = self.aim.place()?;
@@ -110,6 +110,7 @@ impl Inject {
             prepared.watch(scope)?;
         }
         place.adopt(&mut prepared)?;
+        place.count_endpoints(scope.as_ref(), &mut prepared);
         let steering = self
             .aim
             .steer(&place, &plan, scope.as_ref(), &mut prepared)
@@ -156,7 +157,7 @@ impl Inject {
     ) -> Result<(Plan, Parsed), Failure> {
         let parsed = self.rules.parse()?;
         if scope.is_none() && !self.aim.force {
-            guard_host(&parsed.rules).map_err(Failure::usage)?;
+            guard_host(&parsed.rules, None).map_err(Failure::usage)?;
         }
         let mut plan =
             Plan::new(&parsed.rules, old.seed, scope, parsed.length_ns).map_err(Failure::usage)?;
@@ -346,6 +347,16 @@ impl Course<'_> {
         let counters = self.injection.counters()?;
         let table = summary::table(&self.plan, &hits, &self.injection, &counters);
         tell!("{}", table.trim_end());
+        let scope = self.place.scope();
+        let endpoints = self.injection.endpoints()?;
+        let audience = Audience {
+            who: self.place.who(scope.as_ref()),
+            is_limited: scope.is_some(),
+            endpoints: endpoints.as_ref(),
+        };
+        for (rule, why) in summary::unfired(&self.plan, &hits, &audience) {
+            tell!("fault: the rule `{rule}` never fired: {why}");
+        }
         drop(self.steering);
         self.injection.heal()?;
         drop(self.place);

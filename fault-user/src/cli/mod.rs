@@ -22,6 +22,7 @@ pub mod turns;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::path::Path;
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
@@ -200,20 +201,42 @@ fn give_up(keep: &[Capability]) {
 }
 
 /// The process's arguments. Toxiproxy's server takes its options with one dash; scripts that do so go on
-/// working with `fault daemon`.
+/// working with `fault daemon`, and with `fault` under the name `toxiproxy-server`.
 #[must_use]
 pub fn arguments() -> Vec<OsString> {
-    with_two_dashes(std::env::args_os())
+    let is_secured = std::env::var_os("FAULT_TOKEN").is_some_and(|token| !token.is_empty());
+    ours(std::env::args_os(), is_secured)
 }
 
-fn with_two_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+/// The arguments in the form of `fault`. Toxiproxy's server is open to all, unless a token secures it.
+fn ours(arguments: impl IntoIterator<Item = OsString>, is_secured: bool) -> Vec<OsString> {
+    const SERVER: [&str; 2] = ["toxiproxy-server", "toxiproxy"];
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let name = arguments
+        .first()
+        .and_then(|path| Path::new(path).file_name());
+    let is_server = name.is_some_and(|name| SERVER.iter().any(|server| name == *server));
+    if is_server {
+        let open = (!is_secured).then_some("--open");
+        let daemon = ["fault", "daemon"].into_iter().chain(open);
+        arguments.splice(..1, daemon.map(OsString::from));
+    }
     if arguments.get(1).is_some_and(|command| command == "daemon") {
-        for argument in arguments.iter_mut().skip(2) {
-            let text = argument.to_string_lossy().into_owned();
-            if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 {
-                *argument = format!("-{text}").into();
-            }
+        for argument in &mut arguments[2..] {
+            let text = argument.to_string_lossy();
+            let is_go = text.starts_with('-') && text[1..].starts_with(|c: char| c.is_alphabetic());
+            let dashed = if is_go && text.len() > 2 {
+                format!("-{text}")
+            } else {
+                text.into_owned()
+            };
+            *argument = if is_server && dashed.starts_with("--version") {
+                dashed
+                    .replacen("--version", "--toxiproxy-version", 1)
+                    .into()
+            } else {
+                dashed.into()
+            };
         }
     }
     arguments
@@ -251,14 +274,49 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    fn ours_of(arguments: &[&str]) -> Vec<OsString> {
+        ours(arguments.iter().map(OsString::from), false)
+    }
+
     #[test]
     fn toxiproxys_single_dashes_are_understood() {
-        let arguments = ["fault", "daemon", "-port", "9000", "--seed=1", "-h"].map(OsString::from);
-        assert_eq!(
-            with_two_dashes(arguments)[2..],
-            ["--port", "9000", "--seed=1", "-h"].map(OsString::from)
-        );
-        let others = ["fault", "list", "-url", "x"].map(OsString::from);
-        assert_eq!(with_two_dashes(others.clone()), others);
+        let arguments = [
+            "fault",
+            "daemon",
+            "-port",
+            "9000",
+            "--seed=-15",
+            "-15",
+            "-h",
+        ];
+        let expected = ["--port", "9000", "--seed=-15", "-15", "-h"];
+        assert_eq!(ours_of(&arguments)[2..], expected);
+        let others = ["fault", "list", "-url", "x"];
+        assert_eq!(ours_of(&others), others);
+    }
+
+    #[test]
+    fn by_toxiproxys_name_it_is_toxiproxys_server() {
+        let arguments = [
+            "/usr/bin/toxiproxy-server",
+            "-host=0.0.0.0",
+            "-proxy-metrics=true",
+        ];
+        let expected = [
+            "fault",
+            "daemon",
+            "--open",
+            "--host=0.0.0.0",
+            "--proxy-metrics=true",
+        ];
+        assert_eq!(ours_of(&arguments), expected);
+        Cli::try_parse_from(ours_of(&arguments)).expect("all known");
+        let version = ["toxiproxy", "-version"];
+        assert_eq!(ours_of(&version)[3], "--toxiproxy-version");
+        let all = "toxiproxy-server -host 0.0.0.0 -port 8475 -config /a.json -seed -5 -runtime-metrics -proxy-metrics=false";
+        let all: Vec<_> = all.split(' ').collect();
+        Cli::try_parse_from(ours_of(&all)).expect("all known");
+        let secured = ours(["toxiproxy-server"].map(OsString::from), true);
+        assert_eq!(secured, ["fault", "daemon"]);
     }
 }

@@ -1,8 +1,10 @@
 //! `fault run`.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -23,11 +25,13 @@ use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::{Plan, guard_host};
 use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand, Running};
+use crate::process::files::{self, Folder, Writer};
 use crate::process::user::Identity;
 use crate::report::expectations::{self, Facts, Verdict};
 use crate::report::file::{self, Amount, Expectation, Report, RuleReport};
 use crate::report::record::Recorder;
 use crate::report::samples::{SAMPLING, Samples};
+use crate::report::summary::Audience;
 use crate::report::{github, html, junit, summary};
 use crate::rule::windows;
 use crate::steer::Steering;
@@ -125,7 +129,7 @@ impl Run {
         }
         let host = self.scope == ScopeKind::Host;
         if host && !self.aim.force {
-            guard_host(&parsed.rules).map_err(Failure::usage)?;
+            guard_host(&parsed.rules, None).map_err(Failure::usage)?;
         }
         let mut needs = vec![Need::Programs];
         if !host {
@@ -160,18 +164,19 @@ impl Run {
         };
         let scope = scope.as_ref();
         let plan = plan(parsed, scope, mechanism)?;
-        let events = self.events_file()?;
-        let wishes = self.wishes(events.is_some());
+        let files = Files::open(self)?;
+        let wishes = self.wishes(self.writes_decisions());
         let mut prepared = place.prepare(&plan, &self.aim, &wishes)?;
         if let Some(scope) = scope {
             prepared.watch(scope)?;
         }
         place.adopt(&mut prepared)?;
-        let recorder = match &events {
-            Some(path) => Some(Recorder::start(prepared.take_events()?, path)?),
+        let recorder = match files.decisions(self)? {
+            Some((file, path)) => Some(Recorder::start(prepared.take_events()?, file, path)?),
             None => None,
         };
         tell!("fault: seed {}", plan.seed);
+        place.count_endpoints(scope, &mut prepared);
         let mut observer = wanted.watch(&place, scope)?;
         let steering = self.aim.steer(&place, &plan, scope, &mut prepared).await?;
         let mut follower = Follower::of(&self.aim, &place)?;
@@ -180,9 +185,11 @@ impl Run {
             run: self,
             parsed,
             wishes,
+            files,
             injection: prepared.start()?,
             steering,
             plan,
+            who: place.who(scope),
             place,
             is_limited: scope.is_some(),
             samples: Samples::default(),
@@ -236,8 +243,7 @@ impl Run {
                 rights.extend([Capability::Setuid, Capability::Setgid]);
             }
         }
-        let writes = self.report.is_some() || github::is_told();
-        if writes || own.is_some_and(CommandCgroup::is_protected) {
+        if own.is_some_and(CommandCgroup::is_protected) {
             rights.push(Capability::DacOverride);
         }
         rights
@@ -249,14 +255,9 @@ impl Run {
         format!("fault run -- {}", words.join(" "))
     }
 
-    /// Where the decisions that fire are written.
-    fn events_file(&self) -> anyhow::Result<Option<PathBuf>> {
-        let Some(folder) = &self.report else {
-            return Ok(self.events.clone());
-        };
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("can't make {}", folder.display()))?;
-        Ok(Some(folder.join(file::DECISIONS)))
+    /// Whether the decisions that fire are written.
+    fn writes_decisions(&self) -> bool {
+        self.events.is_some() || self.report.is_some()
     }
 
     /// Prints the summary, writes the report and chooses the exit code.
@@ -267,7 +268,13 @@ impl Run {
             "{}",
             summary::table(plan, facts.hits, injection, &counters).trim_end()
         );
-        let mut unfired = summary::unfired(plan, facts.hits, run.is_limited);
+        let endpoints = injection.endpoints()?;
+        let audience = Audience {
+            who: run.who,
+            is_limited: run.is_limited,
+            endpoints: endpoints.as_ref(),
+        };
+        let mut unfired = summary::unfired(plan, facts.hits, &audience);
         // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
         if !parsed.drawn.is_empty() && unfired.len() < plan.rules.len() {
             unfired.retain(|(rule, _)| !parsed.is_drawn(rule));
@@ -277,9 +284,9 @@ impl Run {
         }
         let verdicts = expectations::verdicts(&parsed.expect, facts);
         let code = self.exit_code(parsed, &verdicts, unfired.is_empty(), ended);
-        if let Some(folder) = &self.report {
-            let report = self.report_of(run, facts, &verdicts, code);
-            write_report(folder, &report)?;
+        if self.report.is_some() {
+            run.files
+                .report(&self.report_of(run, facts, &verdicts, code))?;
         }
         for verdict in &verdicts {
             let mark = if verdict.holds { "ok" } else { "FAILED" };
@@ -425,10 +432,13 @@ struct Course<'a> {
     run: &'a Run,
     parsed: &'a Parsed,
     wishes: Wishes,
+    files: Files,
     injection: Injection,
     steering: Option<Steering>,
     plan: Plan,
     place: Place,
+    /// Whom the rules are about.
+    who: &'static str,
     /// The rules are about the command or other processes, not about everyone here.
     is_limited: bool,
     samples: Samples,
@@ -556,16 +566,61 @@ fn rule_reports(run: &Course<'_>, facts: &Facts<'_>, length_ms: u64) -> Vec<Rule
         .collect()
 }
 
-/// Writes all files of a report.
-fn write_report(folder: &Path, report: &Report) -> anyhow::Result<()> {
-    let write = |name: &str, text: Vec<u8>| {
-        let path = folder.join(name);
-        std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
-    };
-    write(file::REPORT, serde_json::to_vec_pretty(report)?)?;
-    write("junit.xml", junit::render(report)?)?;
-    write("report.html", html::render(report).into_bytes())?;
-    github::tell(report)
+/// What a run writes; opened before the command could put anything in its way.
+struct Files {
+    writer: Option<Writer>,
+    folder: Option<Arc<Folder>>,
+}
+
+impl Files {
+    /// Opens the report's folder, with the rights of the user who called sudo.
+    fn open(run: &Run) -> anyhow::Result<Self> {
+        let is_needed = run.writes_decisions();
+        let writer = is_needed.then(Writer::start).transpose()?;
+        let folder = match (&writer, run.report.clone()) {
+            (Some(writer), Some(path)) => Some(Arc::new(writer.run(move || Folder::make(&path))?)),
+            _ => None,
+        };
+        Ok(Self { writer, folder })
+    }
+
+    /// The file for the decisions that fire, and its path.
+    fn decisions(&self, run: &Run) -> anyhow::Result<Option<(File, PathBuf)>> {
+        let Some(writer) = &self.writer else {
+            return Ok(None);
+        };
+        let path = match (&run.report, &run.events) {
+            (Some(folder), _) => folder.join(file::DECISIONS),
+            (None, Some(path)) => path.clone(),
+            (None, None) => return Ok(None),
+        };
+        let (folder, named) = (self.folder.clone(), path.clone());
+        let file = writer.run(move || match folder {
+            Some(folder) => folder.create(OsStr::new(file::DECISIONS)),
+            None => files::create(&named),
+        })?;
+        Ok(Some((file, path)))
+    }
+
+    /// Writes all files of a report.
+    fn report(&self, report: &Report) -> anyhow::Result<()> {
+        let (Some(writer), Some(folder)) = (&self.writer, &self.folder) else {
+            return Ok(());
+        };
+        let texts = [
+            (file::REPORT, serde_json::to_vec_pretty(report)?),
+            ("junit.xml", junit::render(report)?),
+            ("report.html", html::render(report).into_bytes()),
+        ];
+        for (name, text) in texts {
+            let folder = Arc::clone(folder);
+            writer.run(move || {
+                let written = folder.create(OsStr::new(name))?.write_all(&text);
+                written.with_context(|| format!("can't write {name}"))
+            })?;
+        }
+        github::tell(report, writer)
+    }
 }
 
 #[cfg(test)]

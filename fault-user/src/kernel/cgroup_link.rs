@@ -24,6 +24,10 @@ pub enum Hook {
     Connect4 = 10,
     /// `BPF_CGROUP_INET6_CONNECT`.
     Connect6 = 11,
+    /// `BPF_CGROUP_INET4_POST_BIND`.
+    PostBind4 = 12,
+    /// `BPF_CGROUP_INET6_POST_BIND`.
+    PostBind6 = 13,
     /// `BPF_CGROUP_UDP4_SENDMSG`.
     Send4 = 14,
     /// `BPF_CGROUP_UDP6_SENDMSG`.
@@ -36,6 +40,8 @@ pub enum Hook {
     PeerName4 = 29,
     /// `BPF_CGROUP_INET6_GETPEERNAME`.
     PeerName6 = 30,
+    /// `BPF_CGROUP_UNIX_CONNECT` (Linux 6.7).
+    UnixConnect = 49,
 }
 
 /// A program at a cgroup, beside those of others, for as long as this lives and no longer than the process.

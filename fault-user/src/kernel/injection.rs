@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use fault_common::abi::{Counter, DecisionKey, RuleStats};
 use nix::errno::Errno;
 
 use super::clock::monotonic_ns;
+use super::endpoints::Endpoints;
 use super::events::Events;
 use super::injector::{Attachment, Injector, Marker};
 use super::interfaces::{Selection, list_by};
@@ -117,6 +119,17 @@ impl Prepared {
     /// The kernel refuses.
     pub fn watch(&mut self, scope: &Scope) -> Result<()> {
         self.reach().injector.watch_cgroup(&scope.path)
+    }
+
+    /// Counts from now on where the processes of a cgroup connect to: see [`Injection::endpoints`]. `netns` is the cookie
+    /// of the network namespace that the rules are in, 0 where the kernel does not tell it; `only_here` leaves out what
+    /// happens in others.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn count_endpoints(&mut self, cgroup: &Path, netns: u64, only_here: bool) -> Result<()> {
+        let injector = &mut self.reach().injector;
+        injector.count_endpoints(cgroup, netns, only_here)
     }
 
     /// Marks the sockets that the processes of a cgroup have open as belonging to `scope`.
@@ -397,6 +410,14 @@ impl Injection {
             all.push(sum);
         }
         Ok(all)
+    }
+
+    /// Where processes connected to; nothing where that was not counted.
+    ///
+    /// # Errors
+    /// The kernel refuses to read the map.
+    pub fn endpoints(&self) -> Result<Option<Endpoints>> {
+        self.prepared.reach().injector.endpoints()
     }
 
     /// How many packets passed for each reason: by [`Counter`].

@@ -20,6 +20,7 @@ use super::cgroup_link::{CgroupLink, Hook};
 use super::clock::monotonic_ns;
 use super::clsact;
 use super::connections::{self, Connections};
+use super::endpoints::{self, Endpoints};
 use super::events::Events;
 use super::interfaces::Interface;
 use super::lease::Lease;
@@ -189,6 +190,8 @@ pub struct Injector {
     lease: Lease,
     connections: Connections,
     cgroup_links: Vec<CgroupLink>,
+    /// The network namespace that endpoints are told from, and whether those of others are left out.
+    endpoints_of: Option<(u64, bool)>,
     links: Vec<Held>,
     ebpf: Ebpf,
 }
@@ -230,6 +233,7 @@ impl Injector {
             lease,
             connections,
             cgroup_links: Vec::new(),
+            endpoints_of: None,
             links: Vec::new(),
             ebpf,
         })
@@ -509,6 +513,34 @@ impl Injector {
         let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::SocketCreate)?;
         self.cgroup_links.push(link);
         Ok(())
+    }
+
+    /// Counts from now on where the processes of a cgroup connect to, send datagrams to and bind sockets. `netns` is the
+    /// cookie of the network namespace that the rules are in, 0 where the kernel does not tell it; `only_here` leaves out
+    /// what happens in others.
+    ///
+    /// # Errors
+    /// The kernel refuses: no cgroup2, or no rights.
+    pub fn count_endpoints(
+        &mut self,
+        cgroup: &std::path::Path,
+        netns: u64,
+        only_here: bool,
+    ) -> Result<()> {
+        let links = endpoints::attach(&mut self.ebpf, cgroup)?;
+        self.cgroup_links.extend(links);
+        self.endpoints_of = Some((netns, only_here));
+        Ok(())
+    }
+
+    /// What [`Injector::count_endpoints`] counted, if it was called.
+    ///
+    /// # Errors
+    /// The kernel refuses a map.
+    pub fn endpoints(&self) -> Result<Option<Endpoints>> {
+        self.endpoints_of
+            .map(|(netns, only_here)| endpoints::read(&self.ebpf, netns, only_here))
+            .transpose()
     }
 
     /// Makes a socket that is there already remember a cgroup, as [`Injector::watch_cgroup`] does for

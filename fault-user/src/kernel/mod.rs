@@ -8,6 +8,7 @@ pub mod change;
 pub mod clock;
 pub mod clsact;
 pub mod connections;
+pub mod endpoints;
 pub mod events;
 pub mod injection;
 pub mod injector;

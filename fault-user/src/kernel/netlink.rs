@@ -69,6 +69,34 @@ impl Netlink {
         }
     }
 
+    /// Asks for one thing, and keeps what `read` makes of the answer's payload; nothing when there is no such thing.
+    ///
+    /// # Errors
+    /// The kernel's error or `read`'s.
+    pub fn get<M: NetlinkSerializable, T>(
+        &mut self,
+        message: M,
+        read: impl FnOnce(&[u8]) -> Result<T>,
+    ) -> Result<Option<T>> {
+        self.send(message, NLM_F_REQUEST)?;
+        loop {
+            let (bytes, _) = self.socket.recv_from_full()?;
+            for packet in Packets(&bytes) {
+                let packet = packet?;
+                if packet.sequence_number() != self.sequence {
+                    continue;
+                }
+                if packet.message_type() != NLMSG_ERROR {
+                    return read(packet.payload()).map(Some);
+                }
+                return match error_code(&packet) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+                    _ => Ok(None),
+                };
+            }
+        }
+    }
+
     /// Lists: calls `each` with the payload of every entry and keeps what it makes of it.
     ///
     /// # Errors

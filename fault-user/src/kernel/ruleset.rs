@@ -80,6 +80,8 @@ pub struct PacketRule {
     pub protocols: Vec<Protocol>,
     /// The service's ports, both ends included; empty for all, and for protocols without ports.
     pub ports: Vec<(u16, u16)>,
+    /// Those of `protocols` that are meant at every port, although there are ports.
+    pub portless: Vec<Protocol>,
     /// The service's addresses; empty for all.
     pub hosts: Vec<Network>,
     /// The cgroup concerned; nothing for the whole host.
@@ -183,13 +185,17 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
     for (protocol, directions) in header.portless.iter_mut().enumerate() {
         for (direction, class) in directions.iter_mut().enumerate() {
             let named = rules.iter().enumerate().filter(|(_, rule)| {
-                rule.ports.is_empty() && names(rule, protocol) && goes(rule, direction)
+                is_portless(rule, protocol) && names(rule, protocol) && goes(rule, direction)
             });
             *class = classes.of_rules(words, named.map(|(index, _)| index))?;
         }
     }
     let ports = port_classes(rules, words, &mut classes)?;
-    header.has_portless = u8::from(rules.iter().any(|rule| rule.ports.is_empty()));
+    header.has_portless = u8::from(
+        rules
+            .iter()
+            .any(|rule| rule.ports.is_empty() || !rule.portless.is_empty()),
+    );
     header.has_hosts = u8::from(rules.iter().any(|rule| !rule.hosts.is_empty()));
     let hostless = rules
         .iter()
@@ -225,6 +231,12 @@ fn empty_header() -> SetHeader {
     }
 }
 
+/// Whether a rule means all packets of a protocol, whatever their ports.
+fn is_portless(rule: &PacketRule, protocol: usize) -> bool {
+    let mut portless = rule.portless.iter();
+    rule.ports.is_empty() || portless.any(|one| *one as usize == protocol)
+}
+
 fn names(rule: &PacketRule, protocol: usize) -> bool {
     rule.protocols
         .iter()
@@ -252,7 +264,8 @@ fn port_classes(
             // What changes at a port: (port, rule, +1 or -1 ranges of it).
             let mut changes: Vec<(u32, usize, i32)> = Vec::new();
             for (index, rule) in rules.iter().enumerate() {
-                if !names(rule, protocol as usize) || !goes(rule, direction) {
+                let named = names(rule, protocol as usize) && goes(rule, direction);
+                if !named || is_portless(rule, protocol as usize) {
                     continue;
                 }
                 for &(first, last) in &rule.ports {

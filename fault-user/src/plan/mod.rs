@@ -14,14 +14,16 @@ use fault_common::abi::{LEAVES, RuleEntry, action};
 use crate::kernel::injection::Hooks;
 use crate::kernel::needs::Needs;
 use crate::kernel::ruleset::{PacketRule, Scope, Shaper};
-use crate::rule::{Layer, Protocol, ResolvedRule, Rule};
+use crate::rule::{Layer, Protocol, ResolvedRule, ResolvedTarget, Rule, TargetRef};
 use crate::shaping::qdiscs::Kind;
 use crate::shaping::schedule::Shapers;
 use crate::steer;
 use mechanism::Mechanism;
 
-/// What is refused on the whole host without `--force`: the way in, and the way to stop it.
-const GUARDED_PORTS: [(u16, &str); 2] = [(22, "SSH"), (8474, "fault's own control API")];
+/// The way into a host.
+const SSH_PORT: u16 = 22;
+/// Where the control API listens, unless told otherwise.
+const API_PORT: u16 = 8474;
 
 /// One rule and what carries it.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub struct PlannedRule {
     pub text: String,
     /// The target's name or text.
     pub target: String,
+    /// What that stands for.
+    pub resolved: ResolvedTarget,
     /// Its entries for the kernel; more than one for a mix, none for what the relay does.
     pub entries: Vec<PacketRule>,
     /// What the relay does, when it is a stream fault.
@@ -97,6 +101,7 @@ impl Plan {
                 planned.push(PlannedRule {
                     text: rule.to_string(),
                     target: resolved.name.clone(),
+                    resolved: resolved.target.clone(),
                     entries: Vec::new(),
                     stream: Some(ended(resolved, length_ns)),
                     stands_in: rule.fault.layer() == Layer::Packet,
@@ -114,6 +119,7 @@ impl Plan {
             planned.push(PlannedRule {
                 text: rule.to_string(),
                 target: resolved.name.clone(),
+                resolved: resolved.target.clone(),
                 entries,
                 stream: None,
                 stands_in: false,
@@ -227,28 +233,51 @@ fn ended(rule: &ResolvedRule, length_ns: Option<u64>) -> ResolvedRule {
     rule
 }
 
-/// Refuses rules for the whole host that would cut SSH or the control API.
+/// Rejects rules for the whole host that would cut SSH or the control API, which listens on `api_port` (nothing: where it
+/// usually does).
 ///
 /// # Errors
 /// The first rule that would.
-pub fn guard_host(rules: &[(Rule, ResolvedRule)]) -> Result<()> {
+pub fn guard_host(rules: &[(Rule, ResolvedRule)], api_port: Option<u16>) -> Result<()> {
+    let guarded = [
+        (SSH_PORT, "SSH"),
+        (api_port.unwrap_or(API_PORT), "fault's own control API"),
+    ];
     for (rule, resolved) in rules {
-        let target = &resolved.target;
-        if !matches!(target.protocol, Protocol::Any | Protocol::Tcp) {
+        let reached: Vec<_> = guarded
+            .iter()
+            .filter(|(port, _)| reaches(&resolved.target, *port))
+            .collect();
+        if reached.is_empty() {
             continue;
         }
-        for (port, what) in GUARDED_PORTS {
-            let hit = target.ports.is_empty()
-                || target
-                    .ports
-                    .iter()
-                    .any(|range| range.first <= port && port <= range.last);
-            if hit {
-                bail!(
-                    "`{rule}` reaches port {port} ({what}) on the whole host: name other ports, or give --force"
-                );
-            }
-        }
+        let named: Vec<_> = reached
+            .iter()
+            .map(|(port, what)| format!("port {port} ({what})"))
+            .collect();
+        let ports: Vec<_> = reached.iter().map(|(port, _)| *port).collect();
+        let without = match &rule.target {
+            TargetRef::Spec(target) => target.excluding(&ports),
+            TargetRef::Name(_) => None,
+        };
+        let help = without.map_or_else(
+            || "name other ports".to_owned(),
+            |target| format!("write `{target}`"),
+        );
+        bail!(
+            "`{rule}` reaches {} on the whole host: {help}, or give --force",
+            named.join(" and ")
+        );
     }
     Ok(())
+}
+
+/// Whether a target has a TCP port.
+fn reaches(target: &ResolvedTarget, port: u16) -> bool {
+    let is_tcp = matches!(target.protocol, Protocol::Any | Protocol::Tcp);
+    let mut ranges = target.ports.iter();
+    is_tcp
+        && (target.ports.is_empty()
+            || target.portless.contains(&Protocol::Tcp)
+            || ranges.any(|range| range.first <= port && port <= range.last))
 }

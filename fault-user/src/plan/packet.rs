@@ -76,6 +76,7 @@ pub fn compile(
                 .iter()
                 .map(|range| (range.first, range.last))
                 .collect(),
+            portless: portless(&rule.target),
             hosts: rule
                 .target
                 .hosts
@@ -96,7 +97,9 @@ fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
         Named::Udp => vec![Protocol::Udp],
         Named::Icmp => vec![Protocol::Icmp],
         // A port is one of TCP or of UDP.
-        Named::Any if !target.ports.is_empty() => vec![Protocol::Tcp, Protocol::Udp],
+        Named::Any if !target.ports.is_empty() && target.portless.is_empty() => {
+            vec![Protocol::Tcp, Protocol::Udp]
+        }
         Named::Any => vec![
             Protocol::Tcp,
             Protocol::Udp,
@@ -104,6 +107,16 @@ fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
             Protocol::Other,
         ],
     }
+}
+
+fn portless(target: &ResolvedTarget) -> Vec<Protocol> {
+    let of = |named: &Named| match named {
+        Named::Tcp => Protocol::Tcp,
+        Named::Udp => Protocol::Udp,
+        Named::Icmp => Protocol::Icmp,
+        Named::Any => Protocol::Other,
+    };
+    target.portless.iter().map(of).collect()
 }
 
 fn action_of(wanted: &Fault) -> Result<Action> {

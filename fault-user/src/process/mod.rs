@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod command;
 pub mod container;
+pub mod files;
 pub mod netns;
 pub mod proc;
 pub mod rights;

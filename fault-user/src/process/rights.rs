@@ -163,6 +163,15 @@ fn keep_capabilities(capabilities: &[Capability]) -> Result<()> {
     Ok(())
 }
 
+/// From here on the sockets that the calling thread makes are nobody's instead of root's, where it has the right to say so.
+/// A relayed connection must not make its client pass for root with those who ask whose it is, as the control API does.
+pub fn disown_sockets() {
+    const NOBODY: u32 = 65_534;
+    if nix::unistd::geteuid().is_root() {
+        nix::unistd::setfsuid(NOBODY.into());
+    }
+}
+
 /// Makes the calling thread a helper: it keeps these capabilities, is confined, and signals are for the others. A handler that runs
 /// here could not pass them on.
 pub fn be_helper(capabilities: &[Capability]) {

@@ -122,6 +122,56 @@ pub fn list_by(netlink: &mut Netlink, protocol: Protocol) -> Result<Vec<OpenSock
     Ok(found)
 }
 
+/// Whose socket it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The user who made it.
+    pub uid: u32,
+    /// The inode by which `/proc/PID/fd` names it.
+    pub inode: u64,
+}
+
+/// Whose the TCP socket with these addresses is, in the calling thread's network namespace; nothing when there is none, or
+/// no process has it open any more: the kernel names root as the owner of those.
+///
+/// # Errors
+/// When the kernel can't be asked (no `CONFIG_INET_DIAG`) or answers what can't be read.
+pub fn owner(local: SocketAddr, remote: SocketAddr) -> Result<Option<Owner>> {
+    let (local_ip, remote_ip) = (local.ip().to_canonical(), remote.ip().to_canonical());
+    let family = if local_ip.is_ipv4() {
+        AF_INET
+    } else {
+        AF_INET6
+    };
+    let request = SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id: SocketId {
+            source_port: local.port(),
+            destination_port: remote.port(),
+            source_address: local_ip,
+            destination_address: remote_ip,
+            interface_id: 0,
+            // Any.
+            cookie: [0xff; 8],
+        },
+    });
+    let found = Netlink::sock_diag()?.get(request, |payload| {
+        InetResponseHeader::parse(payload).context("a malformed sock_diag answer")
+    });
+    let header = found.context("can't look a socket up (CONFIG_INET_DIAG)")?;
+    let exact = header.filter(|header| {
+        let id = &header.socket_id;
+        header.inode != 0 && (id.source_port, id.destination_port) == (local.port(), remote.port())
+    });
+    Ok(exact.map(|header| Owner {
+        uid: header.uid,
+        inode: header.inode.into(),
+    }))
+}
+
 fn request(protocol: Protocol, family: u8) -> SockDiagMessage {
     SockDiagMessage::InetRequest(InetRequest {
         family,

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::timer;
 use crate::doctor::capabilities::Capability;
 use crate::process::netns::NetworkNamespace;
-use crate::process::rights::be_helper;
+use crate::process::rights::{be_helper, disown_sockets};
 
 struct Worker {
     handle: Handle,
@@ -130,6 +130,7 @@ fn start_worker(index: usize) -> io::Result<Worker> {
     let thread = std::thread::Builder::new()
         .name(format!("relay-{index}"))
         .spawn(move || {
+            disown_sockets();
             be_helper(&RIGHTS);
             runtime.block_on(async {
                 tokio::select! {

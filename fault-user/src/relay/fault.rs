@@ -56,6 +56,10 @@ macro_rules! attributes {
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+
+        impl $name {
+            const ATTRIBUTES: &[&str] = &[$(stringify!($field)),*];
+        }
     )*};
 }
 
@@ -240,6 +244,14 @@ attributes! {
         probability: Probability,
     }
 
+    /// Loses chunks of a stream or datagrams, as Toxiproxy does: what is lost of a stream is missing in it.
+    PacketLoss {
+        /// The share that is lost; below 0 acts as 0, above 1 as 1.
+        loss_rate: f64,
+        /// What the share is higher by after a loss.
+        correlation: f64,
+    }
+
     /// Sends datagrams twice.
     Duplicate {
         /// The share that is sent twice.
@@ -403,6 +415,12 @@ impl Fault {
                 match self { $(Self::$variant(_) => $name,)* }
             }
 
+            /// The names of its attributes.
+            #[must_use]
+            pub const fn attribute_names(&self) -> &'static [&'static str] {
+                match self { $(Self::$variant(_) => <$type>::ATTRIBUTES,)* }
+            }
+
             fn to_json(&self) -> serde_json::Result<Value> {
                 match self { $(Self::$variant(attributes) => serde_json::to_value(attributes),)* }
             }
@@ -463,6 +481,8 @@ faults! {
     Drop(Nothing) = "drop",
     /// Some datagrams vanish.
     Loss(Loss) = "loss",
+    /// Some chunks vanish.
+    PacketLoss(PacketLoss) = "packet_loss",
     /// Some datagrams come twice.
     Duplicate(Duplicate) = "duplicate",
     /// Some datagrams come late.
@@ -539,8 +559,9 @@ impl Fault {
         }
     }
 
-    /// An alias and the attribute that it stands for must not both be in the merged object.
-    fn canonical<'a>(&self, name: &'a str) -> &'a str {
+    /// The attribute that a name or alias in lower case stands for.
+    #[must_use]
+    pub fn canonical<'a>(&self, name: &'a str) -> &'a str {
         match (self, name) {
             (Self::CloseOnData(_) | Self::Close(_) | Self::Lifetime(_) | Self::Abort(_), "how") => {
                 "mode"

@@ -1,9 +1,10 @@
 //! What a job on GitHub shows: a table in its summary, and lines that point at what went wrong.
 
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::path::Path;
 
+use crate::process::files::{Writer, append};
 use crate::tell;
 use anyhow::{Context as _, Result};
 
@@ -20,16 +21,15 @@ pub fn is_told() -> bool {
 ///
 /// # Errors
 /// The file can't be written.
-pub fn tell(report: &Report) -> Result<()> {
+pub fn tell(report: &Report, writer: &Writer) -> Result<()> {
     let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY") else {
         return Ok(());
     };
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(&path)
-        .and_then(|mut file| file.write_all(table(report).as_bytes()))
-        .with_context(|| format!("can't write {}", path.to_string_lossy()))?;
+    let table = table(report);
+    writer.run(move || {
+        let written = append(Path::new(&path))?.write_all(table.as_bytes());
+        written.with_context(|| format!("can't write {}", path.display()))
+    })?;
     for line in errors(report) {
         tell::data(&format!("::error::{line}\n"))?;
     }

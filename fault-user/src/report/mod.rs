@@ -5,6 +5,7 @@ pub mod expectations;
 pub mod file;
 pub mod github;
 pub mod html;
+pub mod instead;
 pub mod junit;
 pub mod record;
 pub mod samples;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -103,12 +103,11 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts writing what `events` gives to a new file at `path`, one JSON object a line.
+    /// Starts writing what `events` gives to `file`, which is at `path`, one JSON object a line.
     ///
     /// # Errors
-    /// The file can't be made.
-    pub fn start(events: Events, path: &Path) -> Result<Self> {
-        let file = File::create(path).with_context(|| format!("can't write {}", path.display()))?;
+    /// There is no thread for it.
+    pub fn start(events: Events, file: File, path: PathBuf) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
@@ -118,11 +117,7 @@ impl Recorder {
                 record(events, BufWriter::new(file), &stopped)
             })
             .context("starting the thread that records events")?;
-        Ok(Self {
-            stop,
-            thread,
-            path: path.to_owned(),
-        })
+        Ok(Self { stop, thread, path })
     }
 
     /// Writes what is left and closes the file.

@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 
 use fault_common::abi::{Counter, fault};
 
+use super::instead::instead;
+use crate::kernel::endpoints::Endpoints;
 use crate::kernel::injection::{Hits, Injection};
 use crate::plan::{Plan, PlannedRule};
 use crate::rule::Protocol;
@@ -221,18 +223,39 @@ pub fn line(plan: &Plan, hits: &[Hits]) -> String {
     parts.join(" · ")
 }
 
-/// The rules that never fired, each with the likeliest reason; `limited`: they are about a command or other processes, not
-/// about everyone here.
+/// Whom rules are about, and what these did.
+#[derive(Clone, Copy, Debug)]
+pub struct Audience<'a> {
+    /// Who: `the command`.
+    pub who: &'a str,
+    /// They are a command or other processes, not everyone here.
+    pub is_limited: bool,
+    /// What they connected to, where that is known.
+    pub endpoints: Option<&'a Endpoints>,
+}
+
+/// The rules that never fired, each with the likeliest reason.
 #[must_use]
-pub fn unfired<'a>(plan: &'a Plan, hits: &[Hits], limited: bool) -> Vec<(&'a str, String)> {
+pub fn unfired<'a>(
+    plan: &'a Plan,
+    hits: &[Hits],
+    audience: &Audience<'_>,
+) -> Vec<(&'a str, String)> {
     plan.rules
         .iter()
         .zip(hits)
         .filter(|(_, hits)| hits.stats.hit_packets == 0)
         .map(|(rule, hits)| {
             let was_seen = hits.stats.seen_packets != 0;
+            let instead = audience
+                .endpoints
+                .filter(|_| !was_seen)
+                .and_then(|used| instead(&rule.resolved, &rule.target, audience.who, used));
             let why = match &rule.stream {
-                Some(stream) if !was_seen => nothing_led(stream.target.protocol, limited),
+                _ if instead.is_some() => instead.unwrap_or_default(),
+                Some(stream) if !was_seen => {
+                    nothing_led(stream.target.protocol, audience.is_limited)
+                }
                 Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
                             happen there"
                     .to_owned(),
@@ -293,10 +316,15 @@ mod tests {
         let plan = Plan::new(&rules, 1, None, None).unwrap();
         let mut seen = Hits::default();
         seen.stats.seen_packets = 1;
-        let reasons = unfired(&plan, &[seen, seen], true);
+        let audience = Audience {
+            who: "the command",
+            is_limited: true,
+            endpoints: None,
+        };
+        let reasons = unfired(&plan, &[seen, seen], &audience);
         let says = reasons.iter().map(|(_, why)| why.contains("tcp_ecn"));
         assert_eq!(says.collect::<Vec<_>>(), [true, false]);
-        let reasons = unfired(&plan, &[Hits::default(); 2], true);
+        let reasons = unfired(&plan, &[Hits::default(); 2], &audience);
         assert!(reasons.iter().all(|(_, why)| why.contains("right port")));
     }
 

@@ -213,7 +213,8 @@ fn overlap(a: &Target, b: &Target) -> bool {
     let ports = a.ports.is_empty()
         || b.ports.is_empty()
         || a.ports.iter().any(|x| b.ports.iter().any(|y| meet(x, y)));
-    protocol && hosts && ports
+    let excluded = |from: &Target, other| from.except.iter().any(|one| covers(one, other));
+    protocol && hosts && ports && !excluded(a, b) && !excluded(b, a)
 }
 
 /// Whether all traffic of a target is another's too, as far as that is known without looking names up.
@@ -232,7 +233,7 @@ fn covers(outer: &Target, inner: &Target) -> bool {
         ranges.any(|range| range.first <= port.first && port.last <= range.last)
     };
     let ports = outer.ports.is_empty() || !inner.ports.is_empty() && inner.ports.iter().all(within);
-    protocol && hosts && ports
+    protocol && hosts && ports && outer.except.is_empty()
 }
 
 #[cfg(test)]

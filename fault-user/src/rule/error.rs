@@ -204,7 +204,7 @@ impl RuleError {
 ///
 /// Near means a Damerau-Levenshtein distance of at most a third of the length (and at least one), or
 /// a beginning of the name.
-pub(super) fn nearest<'n>(
+pub(crate) fn nearest<'n>(
     wrong: &str,
     names: impl IntoIterator<Item = &'n str>,
 ) -> Option<&'n str> {

@@ -24,6 +24,7 @@ mod words;
 
 pub use check::{MAX_CORRUPT_BITS, MAX_DELAY_NS, MAX_LATENCY_NS, MAX_RATE, MAX_TIME_NS};
 pub use error::RuleError;
+pub(crate) use error::nearest;
 pub use fault::{
     CloseHow, CorruptAt, CorruptDataMode, CorruptMode, Distribution, ErrorReply, Fault, Layer,
     LifetimeFrom, LossModel, MixArm, RejectWith, untouched,

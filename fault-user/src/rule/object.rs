@@ -402,6 +402,8 @@ struct TargetObject {
     host: Option<String>,
     port: Option<Loose>,
     ports: Option<Loose>,
+    #[serde(default)]
+    except: Vec<String>,
 }
 
 impl TargetObject {
@@ -431,7 +433,11 @@ impl TargetObject {
             (Some(list), None) | (None, Some(list)) => parts.push(list.into_text(",")?),
             (None, None) => {}
         }
-        let line = parts.join(":");
+        let mut line = parts.join(":");
+        for exclusion in self.except {
+            line.push_str(",!");
+            line.push_str(&exclusion);
+        }
         target::target(Piece::whole(&line)).map_err(|error| error.clause())
     }
 }
@@ -608,6 +614,10 @@ impl Target {
             several => {
                 object.insert("ports".to_owned(), several.iter().map(port).collect());
             }
+        }
+        if !self.except.is_empty() {
+            let except = self.except.iter().map(Self::to_string);
+            object.insert("except".to_owned(), except.collect());
         }
         Json::Object(object)
     }

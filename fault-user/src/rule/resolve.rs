@@ -1,7 +1,7 @@
 //! Names to addresses: what the plan compiles.
 
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 
 use super::error::{Piece, RuleError};
 use super::target::{Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets};
@@ -44,6 +44,9 @@ pub struct ResolvedTarget {
     pub hosts: Vec<Cidr>,
     /// The ports, sorted, without overlap; empty means any.
     pub ports: Vec<PortRange>,
+    /// Protocols that are meant at every port although there are ports, which are of the others; [`Protocol::Any`] stands
+    /// for those that are neither TCP, UDP nor ICMP.
+    pub portless: Vec<Protocol>,
 }
 
 /// A rule that is ready to be planned.
@@ -123,24 +126,188 @@ impl Rule {
     ) -> Result<ResolvedTarget, RuleError> {
         let text = self.to_string();
         let place = Piece::whole(&text).slice(0..self.target.to_string().len());
-        let hosts = match &target.host {
-            None => Vec::new(),
-            Some(Host::Cidr(network)) => vec![*network],
-            Some(Host::Name(name)) => {
+        let mut addresses = |host: &Host| match host {
+            Host::Cidr(network) => Ok(vec![*network]),
+            Host::Name(name) => {
                 let addresses = resolver.addresses(name).map_err(|error| {
                     place.error(format!("the host `{name}` can't be looked up: {error}"))
                 })?;
                 if addresses.is_empty() {
                     return Err(place.error(format!("the host `{name}` has no address")));
                 }
-                addresses.into_iter().map(Cidr::host).collect()
+                Ok(addresses.into_iter().map(Cidr::host).collect())
             }
         };
+        let mut hosts = match &target.host {
+            None => Vec::new(),
+            Some(host) => outermost(addresses(host)?),
+        };
+        for excluded in target.except.iter().filter_map(|one| one.host.as_ref()) {
+            for hole in addresses(excluded)? {
+                hosts = without_host(hosts, hole);
+                if hosts.is_empty() {
+                    return Err(place.error("the exclusions leave no host"));
+                }
+            }
+        }
+        let holes: Vec<_> = target
+            .except
+            .iter()
+            .flat_map(|one| one.ports.iter().copied())
+            .collect();
+        let ports = without_ports(merged(target.ports.clone()), &merged(holes.clone()));
+        if ports.is_empty() && !holes.is_empty() {
+            return Err(place.error("the exclusions leave no port"));
+        }
         Ok(ResolvedTarget {
             protocol: target.protocol,
-            hosts: outermost(hosts),
-            ports: merged(target.ports.clone()),
+            hosts,
+            ports,
+            portless: portless(target),
         })
+    }
+}
+
+impl Target {
+    /// The same target without these ports of TCP and UDP; nothing where that can't be said, or leaves none.
+    #[must_use]
+    pub fn excluding(&self, ports: &[u16]) -> Option<Self> {
+        let ports = ports.iter().map(|&first| PortRange { first, last: first });
+        let exclusion = Self {
+            ports: ports.collect(),
+            ..Self::default()
+        };
+        let mut holes = exclusion.ports.clone();
+        holes.extend(self.except.iter().flat_map(|one| one.ports.iter().copied()));
+        let left = without_ports(merged(self.ports.clone()), &merged(holes));
+        let mut target = self.clone();
+        target.except.push(exclusion);
+        // Reading it checks it.
+        let checked = target.to_string().parse().ok();
+        checked.filter(|_: &Self| !left.is_empty())
+    }
+}
+
+/// The protocols that a target means at every port although it excludes ports of others.
+fn portless(target: &Target) -> Vec<Protocol> {
+    let mut exclusions = target.except.iter().filter(|one| !one.ports.is_empty());
+    match exclusions.next() {
+        Some(excluded) if target.protocol == Protocol::Any && target.ports.is_empty() => {
+            let is_portless = |one: &Protocol| match one {
+                Protocol::Tcp | Protocol::Udp => {
+                    excluded.protocol != Protocol::Any && excluded.protocol != *one
+                }
+                Protocol::Icmp | Protocol::Any => true,
+            };
+            let all = [Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Any];
+            all.into_iter().filter(is_portless).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// These ports, all where there are none, without others; both are sorted and do not overlap.
+fn without_ports(ports: Vec<PortRange>, holes: &[PortRange]) -> Vec<PortRange> {
+    if holes.is_empty() {
+        return ports;
+    }
+    let all = PortRange {
+        first: 1,
+        last: u16::MAX,
+    };
+    let mut left = if ports.is_empty() { vec![all] } else { ports };
+    for hole in holes {
+        left = left
+            .into_iter()
+            .flat_map(|range| {
+                let below = PortRange {
+                    first: range.first,
+                    last: range.last.min(hole.first - 1),
+                };
+                let above = hole.last.checked_add(1).map(|first| PortRange {
+                    first: range.first.max(first),
+                    last: range.last,
+                });
+                let left = [Some(below), above];
+                left.into_iter()
+                    .flatten()
+                    .filter(|part| part.first <= part.last)
+            })
+            .collect();
+    }
+    left
+}
+
+/// These networks, or all addresses where there are none, without another: the siblings on the way down to it.
+fn without_host(hosts: Vec<Cidr>, hole: Cidr) -> Vec<Cidr> {
+    let all = Block { bits: 0, prefix: 0 };
+    let from = if hosts.is_empty() {
+        vec![all]
+    } else {
+        hosts.into_iter().map(Block::of).collect()
+    };
+    let hole = Block::of(hole);
+    let left = from.into_iter().flat_map(|block| block.without(&hole));
+    left.map(Block::into_cidr).collect()
+}
+
+/// A network in the space of IPv6, where IPv4 has its mapped addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Block {
+    bits: u128,
+    prefix: u8,
+}
+
+impl Block {
+    /// The prefix of the IPv4-mapped addresses.
+    const MAPPED: u8 = 96;
+
+    fn of(network: Cidr) -> Self {
+        match network.address() {
+            IpAddr::V4(v4) => Self {
+                bits: v4.to_ipv6_mapped().to_bits(),
+                prefix: network.prefix() + Self::MAPPED,
+            },
+            IpAddr::V6(v6) => Self {
+                bits: v6.to_bits(),
+                prefix: network.prefix(),
+            },
+        }
+    }
+
+    fn into_cidr(self) -> Cidr {
+        let address = Ipv6Addr::from_bits(self.bits);
+        let network = match address.to_ipv4_mapped() {
+            Some(v4) if self.prefix >= Self::MAPPED => {
+                Cidr::new(v4.into(), self.prefix - Self::MAPPED)
+            }
+            _ => Cidr::new(address.into(), self.prefix),
+        };
+        network.unwrap_or_else(|| Cidr::host(address.into()))
+    }
+
+    /// The leading bits of an address.
+    fn leading(bits: u128, prefix: u8) -> u128 {
+        let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+        bits & mask
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        self.prefix <= other.prefix && Self::leading(other.bits, self.prefix) == self.bits
+    }
+
+    fn without(self, hole: &Self) -> Vec<Self> {
+        if hole.covers(&self) {
+            return Vec::new();
+        }
+        if !self.covers(hole) {
+            return vec![self];
+        }
+        let sibling = |prefix: u8| Self {
+            bits: Self::leading(hole.bits, prefix) ^ 1 << (128 - u32::from(prefix)),
+            prefix,
+        };
+        (self.prefix + 1..=hole.prefix).map(sibling).collect()
     }
 }
 
@@ -166,4 +333,67 @@ fn merged(mut ports: Vec<PortRange>) -> Vec<PortRange> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Protocol::{Any, Icmp, Tcp, Udp};
+    use super::*;
+    use crate::rule::Targets;
+
+    fn resolved(text: &str) -> ResolvedTarget {
+        let rule: Rule = format!("{text} drop").parse().expect("a rule");
+        let nobody = &mut |_: &str| Ok(Vec::new());
+        rule.resolve(&Targets::new(), nobody)
+            .expect("resolved")
+            .target
+    }
+
+    #[test]
+    fn excluded_hosts_are_those_of_the_networks_and_no_others() {
+        let target = resolved("*,!10.0.0.0/8,![2001:db8::]/32");
+        let has = |address: &str| {
+            let address = address.parse().expect("an address");
+            let block = Block::of(Cidr::host(address));
+            target
+                .hosts
+                .iter()
+                .any(|host| Block::of(*host).covers(&block))
+        };
+        for inside in [
+            "10.0.0.0",
+            "10.255.255.255",
+            "2001:db8::1",
+            "2001:db8:ffff::",
+        ] {
+            assert!(!has(inside), "{inside}");
+        }
+        for outside in [
+            "9.255.255.255",
+            "11.0.0.0",
+            "0.0.0.0",
+            "255.255.255.255",
+            "::1",
+            "2001:db9::",
+        ] {
+            assert!(has(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn excluded_ports_leave_the_others_of_their_protocol() {
+        let text = |ports: &[PortRange]| {
+            let all: Vec<_> = ports.iter().map(ToString::to_string).collect();
+            all.join(",")
+        };
+        let of = |target: &str| text(&resolved(target).ports);
+        assert_eq!(of("tcp:!22"), "1-21,23-65535");
+        assert_eq!(of("tcp:!1,65535"), "2-65534");
+        assert_eq!(of("tcp:20-30,!22-24,!30"), "20-21,25-29");
+        assert_eq!(of("*,!10.0.0.1"), "");
+        assert_eq!(resolved("*,!22").portless, [Icmp, Any]);
+        assert_eq!(resolved("!tcp:22").portless, [Udp, Icmp, Any]);
+        assert_eq!(resolved("!udp:53").portless, [Tcp, Icmp, Any]);
+        assert_eq!(resolved("tcp:!22").portless, []);
+    }
 }

@@ -150,6 +150,8 @@ pub struct Target {
     pub host: Option<Host>,
     /// The service's ports; empty means any.
     pub ports: Vec<PortRange>,
+    /// What is not meant: each has a host or ports, and no exclusions of its own.
+    pub except: Vec<Target>,
 }
 
 /// A target as a rule names it.
@@ -179,8 +181,77 @@ pub(super) fn target_ref(piece: Piece<'_>) -> Result<TargetRef, RuleError> {
     target(piece).map(TargetRef::Spec)
 }
 
-/// Reads a target that is written out.
+/// Reads a target that is written out, with its exclusions: `tcp:!22`, `*,!10.0.0.0/8`, `!tcp:22`.
 pub(super) fn target(piece: Piece<'_>) -> Result<Target, RuleError> {
+    let text = piece.text();
+    let Some(at) = text.find('!') else {
+        return included(piece);
+    };
+    let mut target = match text[..at].strip_suffix([',', ':']) {
+        None if at == 0 => Target::default(),
+        Some(before) => included(piece.slice(0..before.len()))?,
+        None => {
+            return Err(piece
+                .slice(at..text.len())
+                .error("an exclusion stands alone or behind a comma or a colon")
+                .expected("`tcp:!22`, `*,!10.0.0.0/8` or `!tcp:22`"));
+        }
+    };
+    let mut start = at;
+    for excluded in text[at..].split(",!") {
+        let excluded = excluded.strip_prefix('!').unwrap_or(excluded);
+        start += usize::from(start == at);
+        let place = piece.slice(start..start + excluded.len());
+        start += excluded.len() + ",!".len();
+        let exclusion = included(place)?;
+        if let Some((message, expected)) = misfit(&target, &exclusion) {
+            return Err(place.error(message).expected(expected));
+        }
+        target.except.push(exclusion);
+    }
+    Ok(target)
+}
+
+/// What is wrong with an exclusion from a target, and what would be right.
+fn misfit(target: &Target, exclusion: &Target) -> Option<(&'static str, &'static str)> {
+    let same_protocol = exclusion.protocol == target.protocol;
+    let any_protocol = exclusion.protocol == Protocol::Any;
+    match (exclusion.host.is_some(), !exclusion.ports.is_empty()) {
+        (true, true) | (false, false) => Some((
+            "an exclusion names ports or a host, and not both",
+            "an exclusion such as `!22` or `!10.0.0.0/8`",
+        )),
+        (true, false) if any_protocol || same_protocol => None,
+        (true, false) => Some((
+            "a host is excluded for all protocols of the target",
+            "the exclusion without its protocol",
+        )),
+        (false, true) if target.protocol == Protocol::Icmp => {
+            Some(("ICMP has no ports", "the exclusion of a host"))
+        }
+        (false, true) if any_protocol || same_protocol => None,
+        (false, true) if target.protocol != Protocol::Any => Some((
+            "the exclusion is of another protocol than the target",
+            "the exclusion without its protocol",
+        )),
+        (false, true) if !target.ports.is_empty() => Some((
+            "the target's ports are of TCP and UDP, and the exclusion is of one of them",
+            "the target's own protocol, such as `tcp:8000-9000,!8080`",
+        )),
+        (false, true) => {
+            let mut others = target.except.iter().filter(|other| !other.ports.is_empty());
+            others
+                .any(|other| other.protocol != exclusion.protocol)
+                .then_some((
+                    "the ports that are excluded are of different protocols",
+                    "one rule for each protocol",
+                ))
+        }
+    }
+}
+
+/// Reads a target without exclusions.
+fn included(piece: Piece<'_>) -> Result<Target, RuleError> {
     let text = piece.text();
     if text == "*" {
         return Ok(Target::default());
@@ -222,6 +293,7 @@ pub(super) fn target(piece: Piece<'_>) -> Result<Target, RuleError> {
             protocol,
             host,
             ports,
+            except: Vec::new(),
         }),
     }
 }
@@ -456,10 +528,18 @@ impl fmt::Display for Target {
             let list: Vec<_> = self.ports.iter().map(PortRange::to_string).collect();
             parts.push(list.join(","));
         }
-        if parts.is_empty() {
-            return f.write_str("*");
+        let mut text = if parts.is_empty() {
+            "*".to_owned()
+        } else {
+            parts.join(":")
+        };
+        for exclusion in &self.except {
+            // Behind a protocol or a host the ports would follow, and so do those that are excluded.
+            let is_first_port = !parts.is_empty() && !text.contains('!') && self.ports.is_empty();
+            text.push_str(if is_first_port { ":!" } else { ",!" });
+            text.push_str(&exclusion.to_string());
         }
-        f.write_str(&parts.join(":"))
+        f.write_str(&text)
     }
 }
 

@@ -12,7 +12,7 @@ use fault_common::abi::{HOLDS, Hold, LAST, hold_flag};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::schedule::{Schedule, Shapers};
-use super::tap::{FRAME_MAX, TAG_AT, Tap};
+use super::tap::{FRAME_MAX, HEADER_BYTES, TAG_AT, TAG_BYTES, Tap, is_super_packet};
 use super::ways::{Places, number_of};
 use crate::kernel::clock::monotonic_ns;
 use crate::kernel::mapped::MappedArray;
@@ -154,6 +154,15 @@ fn locked(schedule: &Mutex<Schedule>) -> MutexGuard<'_, Schedule> {
     schedule.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Makes the sizes in `hold` those of `frame`. The kernel divides a super-packet that the tap does not take whole (one of
+/// more than 64 KiB on loopback, or of UDP before Linux 6.2), and each of its wire packets comes with the ticket of all.
+fn set_own_size(hold: &mut Hold, frame: &[u8]) {
+    if hold.segments > 1 && !is_super_packet(frame) {
+        hold.segments = 1;
+        hold.bytes = u32::try_from(frame.len() - HEADER_BYTES - TAG_BYTES).unwrap_or(u32::MAX);
+    }
+}
+
 struct Line {
     tap: Tap,
     holds: MappedArray<Hold>,
@@ -207,7 +216,8 @@ impl Line {
             return;
         }
         let ticket = u16::from_be_bytes([frame[TAG_AT], frame[TAG_AT + 1]]);
-        let hold = self.holds.get(usize::from(ticket) % HOLDS as usize);
+        let mut hold = self.holds.get(usize::from(ticket) % HOLDS as usize);
+        set_own_size(&mut hold, frame);
         let way = (hold.interface, hold.flags & hold_flag::INGRESS != 0);
         let Some(place) = number_of(&self.places, way) else {
             self.figures.refused.fetch_add(1, Ordering::Relaxed);
@@ -303,5 +313,34 @@ impl Line {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(error) => Err(error).context("waiting for packets"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_super_packet_has_the_size_of_its_own() {
+        let told = Hold {
+            bytes: 131_098,
+            segments: 2,
+            ..Hold::default()
+        };
+        let mut frame = vec![0; HEADER_BYTES + TAG_BYTES + 65_549];
+        for (kind, bytes, segments) in [(0, 65_549, 1), (1, 131_098, 2)] {
+            let mut hold = told;
+            frame[1] = kind;
+            set_own_size(&mut hold, &frame);
+            assert_eq!((hold.bytes, hold.segments), (bytes, segments));
+        }
+        // What is told of one packet holds, whatever passed before it.
+        let mut hold = Hold {
+            segments: 1,
+            ..told
+        };
+        frame[1] = 0;
+        set_own_size(&mut hold, &frame);
+        assert_eq!(hold.bytes, 131_098);
     }
 }

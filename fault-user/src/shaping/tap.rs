@@ -14,6 +14,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 pub const HEADER_BYTES: usize = 10;
 /// Where the tag is that the programs put in front of the frame's type.
 pub const TAG_AT: usize = HEADER_BYTES + 14;
+/// Bytes of that tag.
+pub const TAG_BYTES: usize = 4;
 /// The largest frame, its header included: a super-packet of 64 KiB, rounded up.
 pub const FRAME_MAX: usize = HEADER_BYTES + (64 << 10) + 64;
 /// Frames that wait in the kernel for this process to read them.
@@ -122,6 +124,14 @@ impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Whether a frame, with what the kernel puts in front of it, stands for several wire packets.
+#[must_use]
+pub fn is_super_packet(frame: &[u8]) -> bool {
+    /// Where `struct virtio_net_hdr` tells the kind of segmentation; 0 is none.
+    const SEGMENTATION_AT: usize = 1;
+    frame.get(SEGMENTATION_AT).is_some_and(|kind| *kind != 0)
 }
 
 /// Why there is no device, and what to do.

@@ -45,38 +45,10 @@ impl Engine {
         Some(engine)
     }
 
-    /// Makes the image: busybox, `fault`, and the libraries that `fault` as cargo builds it for tests wants.
+    /// Makes the image.
     fn import(&self) {
         let folder = tempfile::tempdir().expect("a folder");
-        let root = folder.path();
-        for name in ["proc", "sys", "dev", "tmp", "run", "etc", "bin", "www"] {
-            std::fs::create_dir(root.join(name)).expect("a folder");
-        }
-        std::fs::write(root.join("www/index.html"), PAGE).expect("a page");
-        let fault = Path::new(env!("CARGO_BIN_EXE_fault"));
-        copy(
-            &find("busybox").expect("looked for"),
-            &root.join("bin/busybox"),
-        );
-        copy(fault, &root.join("bin/fault"));
-        for applet in ["sh", "httpd", "wget", "sleep", "timeout", "cat", "grep"] {
-            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).expect("a link");
-        }
-        for library in libraries(fault) {
-            copy(
-                &library,
-                &root.join(library.strip_prefix("/").expect("absolute")),
-            );
-        }
-        let archive = root.join("image.tar");
-        let packed = Command::new("tar")
-            .arg("-C")
-            .arg(root)
-            .args(["--exclude=./image.tar", "-cf"])
-            .arg(&archive)
-            .arg(".")
-            .status();
-        assert!(packed.expect("tar").success(), "tar");
+        let archive = pack(folder.path());
         self.podman(&["import", "--quiet", &archive.display().to_string(), IMAGE]);
     }
 
@@ -182,15 +154,60 @@ impl Drop for Engine {
                 other => eprintln!("podman {words:?}: {other:?}"),
             }
         }
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            remove_cgroup(&hierarchy.path().join(&self.cgroup));
-        }
-        remove_cgroup(&Path::new("/sys/fs/cgroup").join(&self.cgroup));
+        remove_cgroups(&self.cgroup);
     }
+}
+
+/// Removes the cgroups of this name, in every hierarchy, with those below.
+pub fn remove_cgroups(name: &str) {
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        remove_cgroup(&hierarchy.path().join(name));
+    }
+    remove_cgroup(&Path::new("/sys/fs/cgroup").join(name));
+}
+
+/// Packs the files of an image below a folder: busybox with a page, `fault` (also as `toxiproxy-server`), and the libraries that `fault` as cargo
+/// builds it for tests wants. The archive.
+pub fn pack(folder: &Path) -> PathBuf {
+    let archive = folder.join("image.tar");
+    if archive.exists() {
+        return archive;
+    }
+    let root = &folder.join("image");
+    std::fs::create_dir(root).expect("a folder");
+    for name in ["proc", "sys", "dev", "tmp", "run", "etc", "bin", "www"] {
+        std::fs::create_dir(root.join(name)).expect("a folder");
+    }
+    std::fs::write(root.join("www/index.html"), PAGE).expect("a page");
+    let fault = Path::new(env!("CARGO_BIN_EXE_fault"));
+    copy(
+        &find("busybox").expect("looked for"),
+        &root.join("bin/busybox"),
+    );
+    copy(fault, &root.join("bin/fault"));
+    for applet in ["sh", "httpd", "wget", "sleep", "timeout", "cat", "grep"] {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).expect("a link");
+    }
+    std::os::unix::fs::symlink("fault", root.join("bin/toxiproxy-server")).expect("a link");
+    for library in libraries(fault) {
+        copy(
+            &library,
+            &root.join(library.strip_prefix("/").expect("absolute")),
+        );
+    }
+    let packed = Command::new("tar")
+        .arg("-C")
+        .arg(root)
+        .arg("-cf")
+        .arg(&archive)
+        .arg(".")
+        .status();
+    assert!(packed.expect("tar").success(), "tar");
+    archive
 }
 
 /// Removes a cgroup and those below it; what still has processes stays.
@@ -215,7 +232,7 @@ fn remove_cgroup(folder: &Path) {
 }
 
 /// Namespaces for this thread and what it starts: no interface but loopback, empty folders where Podman keeps things.
-fn enter_a_world_of_its_own() {
+pub fn enter_a_world_of_its_own() {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces (run as root)");
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
@@ -227,7 +244,7 @@ fn enter_a_world_of_its_own() {
     ip("link set lo up");
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .chain([PathBuf::from("/usr/sbin")])

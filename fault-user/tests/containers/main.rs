@@ -1,5 +1,6 @@
-//! Containers of Podman's, from the host and from inside: hurt, healed, and nothing left.
+//! Containers of Podman's and Docker's, from the host and from inside: hurt, healed, and nothing left.
 
+mod docker;
 mod engine;
 #[path = "../support/mod.rs"]
 mod support;

@@ -152,6 +152,11 @@ fn in_ports(rule: &PacketRule, port: u16) -> bool {
         .any(|(first, last)| *first <= port && port <= *last)
 }
 
+/// Whether the rule means all packets of this protocol.
+fn is_portless(rule: &PacketRule, packet: &Packet) -> bool {
+    rule.ports.is_empty() || rule.portless.contains(&protocol_of(packet))
+}
+
 /// Whether protocol and port alone leave it open that the rule concerns the packet.
 fn may_concern(rule: &PacketRule, packet: &Packet) -> bool {
     [direction::TO_SERVER, direction::TO_CLIENT]
@@ -167,7 +172,7 @@ fn by_port(rule: &PacketRule, packet: &Packet, way: u8) -> bool {
     };
     rule.protocols.contains(&protocol_of(packet))
         && rule.entry.directions & (1 << way) != 0
-        && (rule.ports.is_empty() || (!packet.is_icmp() && in_ports(rule, port)))
+        && (is_portless(rule, packet) || (!packet.is_icmp() && in_ports(rule, port)))
 }
 
 fn by_host(rule: &PacketRule, packet: &Packet, way: u8) -> bool {
@@ -187,7 +192,7 @@ fn by_host(rule: &PacketRule, packet: &Packet, way: u8) -> bool {
 /// The packet's direction as the rule sees it, when the rule concerns it.
 fn concerns(rule: &PacketRule, packet: &Packet, guess: u8) -> Option<u8> {
     let matches = |way| by_port(rule, packet, way) && by_host(rule, packet, way);
-    if rule.ports.is_empty() {
+    if is_portless(rule, packet) {
         return matches(guess).then_some(guess);
     }
     match (matches(direction::TO_SERVER), matches(direction::TO_CLIENT)) {
@@ -282,6 +287,11 @@ const TARGETS: &[&str] = &[
     "10.0.0.0/8:1-60000",
     "tcp:10.1.0.1",
     "udp:[fd00::/64]:53",
+    "tcp:!80",
+    "*,!53",
+    "!udp:53",
+    "*,!10.1.0.0/16",
+    "10.0.0.0/8:!443,!10.1.0.2",
 ];
 
 /// Goes through all pairs of a fault and a modifier, over and over, or through enough of them to meet each fault and each

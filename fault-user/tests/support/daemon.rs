@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
@@ -50,10 +51,18 @@ impl Daemon {
         Self::by(&mut fault(), ANY_PORT, arguments)
     }
 
+    /// One under the name of Toxiproxy's server, with its options.
+    pub fn toxiproxy_server(arguments: &[&str]) -> Self {
+        let mut command = fault();
+        Self::say_where(command.arg0("toxiproxy-server").args(arguments))
+    }
+
     fn by(command: &mut Command, listen: &str, arguments: &[&str]) -> Self {
+        Self::say_where(command.args(["daemon", "--listen", listen]).args(arguments))
+    }
+
+    fn say_where(command: &mut Command) -> Self {
         let mut child = command
-            .args(["daemon", "--listen", listen])
-            .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
             .expect("cargo has built it");

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum as _;
 use object::{build::elf::Builder, elf::PT_INTERP};
 
-use self::tree::Tree;
+use self::{image::Kind, tree::Tree};
 use crate::{
     build_ebpf::sha256,
     workspace::{build_executables, cargo, cargo_home, find_program, output, root},
@@ -106,7 +106,8 @@ fn package(release: &Release) -> Result<Vec<(String, Vec<u8>)>> {
         tarball.file(&format!("{stem}/{}", document.name), 0o644, &document.text);
     }
     let deb = deb::pack(release, &fault, &documents, &licences)?;
-    let image = image::pack(release, &fault, &licences)?;
+    let image = |kind| image::pack(release, kind, &fault, &licences);
+    let (plain, toxiproxy) = (image(Kind::Fault)?, image(Kind::Toxiproxy)?);
     Ok(vec![
         (stem.clone(), fault),
         (format!("{stem}.tar.gz"), tarball.tar_gz()?),
@@ -114,7 +115,11 @@ fn package(release: &Release) -> Result<Vec<(String, Vec<u8>)>> {
             format!("fault_{version}_{}.deb", release.architecture.debian()),
             deb,
         ),
-        (format!("{stem}.oci.tar"), image),
+        (format!("{stem}.oci.tar"), plain),
+        (
+            format!("fault-toxiproxy-{version}-linux-{machine}.oci.tar"),
+            toxiproxy,
+        ),
     ])
 }
 

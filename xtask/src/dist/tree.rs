@@ -9,6 +9,8 @@ use flate2::{Compression, GzBuilder};
 pub struct Tree {
     time_s: u64,
     files: BTreeMap<String, (u32, Vec<u8>)>,
+    /// Symbolic links, and where they lead.
+    links: BTreeMap<String, String>,
 }
 
 impl Tree {
@@ -17,6 +19,7 @@ impl Tree {
         Self {
             time_s,
             files: BTreeMap::new(),
+            links: BTreeMap::new(),
         }
     }
 
@@ -24,6 +27,11 @@ impl Tree {
     pub fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
         self.files
             .insert(path.to_owned(), (permissions, content.to_owned()));
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(&mut self, path: &str, target: &str) {
+        self.links.insert(path.to_owned(), target.to_owned());
     }
 
     /// The bytes of all files together.
@@ -52,6 +60,10 @@ impl Tree {
             }
             let mut header = self.header(tar::EntryType::Regular, *permissions, content.len());
             archive.append_data(&mut header, path, content.as_slice())?;
+        }
+        for (path, target) in &self.links {
+            let mut header = self.header(tar::EntryType::Symlink, 0o777, 0);
+            archive.append_link(&mut header, path, target)?;
         }
         Ok(archive.into_inner()?)
     }

@@ -1,4 +1,4 @@
-//! Stages that only make sense on datagrams: loss, duplicate, reorder.
+//! Stages that take chunks as datagrams: loss, duplicate, reorder.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage};
-use crate::relay::fault::{Duplicate, Fault, Loss, Reorder, milliseconds};
+use crate::relay::fault::{Duplicate, Fault, Reorder, milliseconds};
 use crate::relay::random::Draws;
 use crate::relay::toxic::{Datagrams, Shared};
 
@@ -99,19 +99,45 @@ impl Stage for PickedStage {
 
 /// Drops some.
 pub(super) struct LossStage {
-    probability: f64,
+    chances: Chances,
+    /// The last one was dropped.
+    has_lost: bool,
     draws: Draws,
     queue: Queue,
     shared: Arc<Shared>,
 }
 
 impl LossStage {
-    pub(super) fn new(attributes: &Loss, place: &Place) -> Self {
+    pub(super) fn new(fault: &Fault, place: &Place) -> Self {
         Self {
-            probability: attributes.probability.0,
+            chances: Chances::of(fault),
+            has_lost: false,
             draws: Draws::new(place.key),
             queue: Queue::default(),
             shared: Arc::clone(&place.shared),
+        }
+    }
+}
+
+/// How likely a chunk is dropped.
+struct Chances {
+    otherwise: f64,
+    after_a_loss: f64,
+}
+
+impl Chances {
+    fn of(fault: &Fault) -> Self {
+        let (otherwise, more) = match fault {
+            Fault::Loss(attributes) => (attributes.probability.0, 0.0),
+            Fault::PacketLoss(attributes) => (
+                attributes.loss_rate.clamp(0.0, 1.0),
+                attributes.correlation.clamp(0.0, 1.0),
+            ),
+            _ => (0.0, 0.0),
+        };
+        Self {
+            otherwise,
+            after_a_loss: otherwise + more,
         }
     }
 }
@@ -122,7 +148,13 @@ impl Stage for LossStage {
     }
 
     fn push(&mut self, chunk: Chunk) {
-        if self.draws.unit() < self.probability {
+        let chance = if self.has_lost {
+            self.chances.after_a_loss
+        } else {
+            self.chances.otherwise
+        };
+        self.has_lost = self.draws.unit() < chance;
+        if self.has_lost {
             self.shared.counters.hit();
         } else {
             self.queue.push(chunk);
@@ -134,13 +166,15 @@ impl Stage for LossStage {
     }
 
     fn pop(&mut self, _now: Instant) -> Pop {
-        self.queue.pop().map_or(Pop::Wait(None), Pop::Chunk)
+        if let Some(chunk) = self.queue.pop() {
+            return Pop::Chunk(chunk);
+        }
+        let end = self.queue.pop_end();
+        end.map_or(Pop::Wait(None), |(end, at)| Pop::End(end, at))
     }
 
     fn update(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::Loss(attributes) = fault {
-            self.probability = attributes.probability.0;
-        }
+        self.chances = Chances::of(fault);
     }
 
     fn take(self: Box<Self>) -> Rest {

@@ -198,7 +198,7 @@ fn build(fault: &Fault, place: &Place) -> Option<Box<dyn Stage>> {
         Fault::Noop(_) | Fault::Down(_) | Fault::NoAccept(_) | Fault::Close(_) | Fault::Mix(_) => {
             return None;
         }
-        Fault::Loss(a) => Box::new(datagram::LossStage::new(a, place)),
+        Fault::Loss(_) | Fault::PacketLoss(_) => Box::new(datagram::LossStage::new(fault, place)),
         Fault::Duplicate(a) => Box::new(datagram::DuplicateStage::new(a, place)),
         Fault::Reorder(a) => Box::new(datagram::ReorderStage::new(a, place)),
     })

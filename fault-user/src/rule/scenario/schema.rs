@@ -85,7 +85,7 @@ fn target() -> Json {
         { "type": "string", "pattern": "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$" }
     ] });
     json!({
-        "description": "[tcp:|udp:|icmp:|any:][host-or-CIDR:]port[,port|-port], icmp, *, or an object.",
+        "description": "[tcp:|udp:|icmp:|any:][host-or-CIDR:]port[,port|-port], icmp, *, each with exclusions (tcp:!22), or an object.",
         "anyOf": [
             { "type": "string", "minLength": 1 },
             { "type": "integer", "minimum": 1, "maximum": 65_535 },
@@ -99,7 +99,12 @@ fn target() -> Json {
                     "ports": { "anyOf": [
                         { "$ref": "#/$defs/target/$defs/port" },
                         { "type": "array", "items": { "$ref": "#/$defs/target/$defs/port" } }
-                    ] }
+                    ] },
+                    "except": {
+                        "type": "array",
+                        "items": { "type": "string", "minLength": 1 },
+                        "description": "Ports or hosts that are not meant."
+                    }
                 }
             }
         ],
