@@ -190,6 +190,23 @@ pub struct RuleEntry {
     pub padding: u32,
 }
 
+impl RuleEntry {
+    /// Whether all that the rule ever does to a packet is to lose it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn only_loses(&self) -> bool {
+        match self.fault {
+            fault::LOSS
+            | fault::LOSS_GILBERT_ELLIOTT
+            | fault::LOSS_STATE
+            | fault::DROP
+            | fault::CORRUPT_LINK => true,
+            fault::MTU => self.arguments[1] == 0,
+            _ => false,
+        }
+    }
+}
+
 /// What all rules of one set share.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,6 +245,16 @@ pub struct PortClasses {
     pub tcp: [u16; 2],
     /// Of UDP.
     pub udp: [u16; 2],
+}
+
+/// Words of the set of ports that rules give by themselves, not within a range: a bit for each port of TCP, then of UDP.
+pub const NAMED_WORDS: u32 = 2 << 10;
+
+/// Where a port of TCP (0) or UDP (1) is in that set: the word, and the bit.
+#[must_use]
+#[inline(always)]
+pub const fn named_at(protocol: u32, port: u16) -> (u32, u32) {
+    ((protocol << 10) | (port >> 6) as u32, port as u32 & 63)
 }
 
 /// A host's classes, by direction.
@@ -301,30 +328,45 @@ pub struct FlowRuleKey {
 /// The [`FlowRule::uid`] of a slot whose content has been moved to a [`FlowRuleKey`]; no rule has it.
 pub const MOVED: u32 = u32::MAX;
 
+/// Whose a socket is. Kept with the socket in the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// The deepest scope (a cgroup that rules are limited to) that the socket belongs to; 0: none.
+    pub scope: u64,
+    /// The socket's cookie; that of the listener where a listener accepted it.
+    pub socket: u64,
+}
+
 /// What is remembered of one connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Deepest scope that the sending or receiving socket here lies in; 0: none.
-    pub scope: u64,
-    /// The scope of the other end, where both are local.
-    pub peer_scope: u64,
+    /// The scopes of both ends, by [`crate::flow::Side`]; 0: none, or not known.
+    pub scopes: [u64; 2],
+    /// Which sockets sent and received the connection's datagrams, in this order, by side: see
+    /// [`Flow::is_taken_over`].
+    pub sockets: [[u32; 2]; 2],
     /// [`SetHeader::scope_version`] for which the scopes were looked up.
     pub scope_version: u32,
     /// Sequence number of the SYN that began the connection.
     pub initial_sequence: u32,
     /// Which [`crate::flow::Side`] the service is.
     pub server_side: u8,
+    /// 1 when that is certain: see [`crate::matching::Service`].
+    pub is_certain: u8,
     /// 1 when the SYN has been seen.
     pub has_initial: u8,
+    /// Which ends of a TCP connection have told whose they are: see [`Flow::unresolved`].
+    pub resolved: u8,
     /// 1 once a FIN has been seen, by the [`crate::flow::Side`] that sent it; both are 1 after an RST.
     pub ended: [u8; 2],
+    /// Always zero.
+    pub padding: [u8; 2],
     /// [`Control::round`] of the last packet.
     pub touched: u32,
     /// Differs between two connections with the same [`crate::flow::FlowKey`].
     pub birth: u32,
-    /// Always zero.
-    pub padding: u32,
     /// What rules remember of it.
     pub rules: [FlowRule; FLOW_SLOTS],
 }
@@ -633,6 +675,8 @@ pub enum Counter {
     EventLost,
     /// A packet that has been judged at another hook, or that is a duplicate or an answer of ours.
     Own,
+    /// A packet that several sockets are given, which a rule for one of them would have done more than lose.
+    Group,
     /// No packet: a connection was entered into the table.
     FlowEntered,
     /// No packet: a rule's entry beside a connection was made.
@@ -656,7 +700,8 @@ const _: () = {
     assert!(size_of::<Control>() == 24);
     assert!(size_of::<FlowRule>() == 40);
     assert!(size_of::<FlowRuleKey>() == 24);
-    assert!(size_of::<Flow>() == 40 + 40 * FLOW_SLOTS);
+    assert!(size_of::<Owner>() == 16);
+    assert!(size_of::<Flow>() == 56 + 40 * FLOW_SLOTS);
     assert!(size_of::<RuleState>() == 24);
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
@@ -673,7 +718,7 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, FlowRuleKey, Hold,
+        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, FlowRuleKey, Hold, Owner,
         PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
     };
     use crate::flow::FlowKey;
@@ -693,6 +738,7 @@ mod pod {
     unsafe impl aya::Pod for Endpoint {}
     unsafe impl aya::Pod for DecisionKey {}
     unsafe impl aya::Pod for Flow {}
+    unsafe impl aya::Pod for Owner {}
     unsafe impl aya::Pod for RuleState {}
     unsafe impl aya::Pod for RuleStats {}
     unsafe impl aya::Pod for FlowKey {}

@@ -1,5 +1,7 @@
 //! A connection's name, the same from both of its ends.
 
+use crate::abi::{Flow, Owner};
+use crate::matching::Service;
 use crate::packet::Packet;
 use crate::random::mix;
 
@@ -53,6 +55,181 @@ pub enum Side {
     Low = 0,
     /// From the high end.
     High = 1,
+}
+
+impl Side {
+    /// The other end.
+    #[must_use]
+    #[inline(always)]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Low => Self::High,
+            Self::High => Self::Low,
+        }
+    }
+}
+
+/// The ends of a packet, as bits.
+pub mod end {
+    /// Who sends it.
+    pub const SENDER: u32 = 1;
+    /// Who receives it.
+    pub const RECEIVER: u32 = 2;
+}
+
+/// What the sockets at a packet's ends tell of whose it is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Whose the sender's and the receiver's sockets are.
+    pub owners: [Owner; 2],
+    /// At which ends a socket of this host was looked for: bits of [`end`].
+    pub asked: u32,
+    /// At which of these there is one.
+    pub found: u32,
+}
+
+impl Told {
+    /// Whether a socket was found that belongs to a scope.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has_scope(&self) -> bool {
+        self.owners[0].scope | self.owners[1].scope != 0
+    }
+}
+
+/// A bit of [`Flow::resolved`] for each side: its end has sent something, and told whose it is.
+const SENT: u8 = 1;
+/// The same: it has been looked up as a receiver, or has sent something.
+const LOOKED_UP: u8 = 4;
+/// Stands in [`Flow::sockets`] for the sockets that belong to no scope.
+const STRANGER: u32 = u32::MAX;
+
+/// What [`Flow::sockets`] remembers of a socket; 0 is for one that has not been seen yet.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "cookies are counted up")]
+const fn trace(owner: &Owner) -> u32 {
+    if owner.scope == 0 {
+        STRANGER
+    } else {
+        owner.socket as u32 | 1 << 31
+    }
+}
+
+impl Flow {
+    /// Begins the connection that `packet` is the first one seen of.
+    #[inline(always)]
+    pub const fn begin(&mut self, packet: &Packet, service: Service) {
+        self.scopes = [0; 2];
+        self.sockets = [[0; 2]; 2];
+        self.resolved = 0;
+        self.ended = [0; 2];
+        self.serve(service);
+        self.has_initial = packet.is_initial() as u8;
+        self.initial_sequence = packet.sequence;
+        let mut index = 0;
+        while index < self.rules.len() {
+            self.rules[index].uid = 0;
+            index += 1;
+        }
+    }
+
+    /// Remembers which end the service is.
+    #[inline(always)]
+    pub const fn serve(&mut self, service: Service) {
+        self.server_side = service.side as u8;
+        self.is_certain = service.is_certain as u8;
+    }
+
+    /// Whether `packet` begins another connection between the same ports: a SYN that is not the one seen before.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_begun_anew(&self, packet: &Packet) -> bool {
+        packet.is_initial() && (self.has_initial == 0 || self.initial_sequence != packet.sequence)
+    }
+
+    /// Which of a packet's `ends` a TCP connection does not know the owner of. Each end is asked once, because a
+    /// connection keeps its sockets; the one that sends knows best.
+    #[must_use]
+    #[inline(always)]
+    pub const fn unresolved(&self, sender: Side, ends: u32) -> u32 {
+        let mut missing = 0;
+        if self.resolved & (SENT << sender as u8) == 0 {
+            missing |= end::SENDER;
+        }
+        if self.resolved & (LOOKED_UP << sender.other() as u8) == 0 {
+            missing |= end::RECEIVER;
+        }
+        missing & ends
+    }
+
+    /// Has all ends asked again.
+    #[inline(always)]
+    pub const fn forget_owners(&mut self) {
+        self.resolved = 0;
+    }
+
+    /// Takes over whose the ends of a TCP connection are.
+    #[inline(always)]
+    pub const fn resolve(&mut self, told: &Told, sender: Side) {
+        if told.asked & end::RECEIVER != 0 {
+            let side = sender.other();
+            self.scopes[side as usize & 1] = told.owners[1].scope;
+            self.resolved |= LOOKED_UP << side as u8;
+        }
+        if told.found & end::SENDER != 0 {
+            // What the kernel sends for a socket that has gone tells nothing about it.
+            if told.owners[0].scope != 0 {
+                self.scopes[sender as usize & 1] = told.owners[0].scope;
+            }
+            self.resolved |= (SENT | LOOKED_UP) << sender as u8;
+        }
+    }
+
+    /// Whether all sockets of a datagram are those remembered.
+    #[must_use]
+    #[inline(always)]
+    pub const fn knows(&self, told: &Told, sender: Side) -> bool {
+        let [sent, received] = self.traces(sender);
+        (told.found & end::SENDER == 0 || sent == trace(&told.owners[0]))
+            && (told.found & end::RECEIVER == 0 || received == trace(&told.owners[1]))
+    }
+
+    /// Whether a datagram is sent or received by another socket than the one that did so before: its port or
+    /// identifier is used again, and another connection begins. Sockets are told apart by what they do, because a
+    /// process may receive by one and answer by another.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_taken_over(&self, told: &Told, sender: Side) -> bool {
+        let [sent, received] = self.traces(sender);
+        (told.found & end::SENDER != 0 && sent != 0 && sent != trace(&told.owners[0]))
+            || (told.found & end::RECEIVER != 0
+                && received != 0
+                && received != trace(&told.owners[1]))
+    }
+
+    /// Remembers the sockets of a datagram.
+    #[inline(always)]
+    pub const fn remember(&mut self, told: &Told, sender: Side) {
+        if told.found & end::SENDER != 0 {
+            let at = sender as usize & 1;
+            self.sockets[0][at] = trace(&told.owners[0]);
+            self.scopes[at] = told.owners[0].scope;
+        }
+        if told.found & end::RECEIVER != 0 {
+            let at = sender.other() as usize & 1;
+            self.sockets[1][at] = trace(&told.owners[1]);
+            self.scopes[at] = told.owners[1].scope;
+        }
+    }
+
+    #[inline(always)]
+    const fn traces(&self, sender: Side) -> [u32; 2] {
+        [
+            self.sockets[0][sender as usize & 1],
+            self.sockets[1][sender.other() as usize & 1],
+        ]
+    }
 }
 
 #[inline(always)]

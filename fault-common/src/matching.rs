@@ -10,7 +10,7 @@
 
 use crate::abi::{MATCHES_MAX, PortClasses, SetHeader, WORDS_MAX, direction};
 use crate::flow::{Address, Side};
-use crate::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN};
+use crate::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK};
 
 /// Where classes and vectors are looked up: BPF maps in the kernel, arrays in tests. Class 0 is the
 /// empty set.
@@ -46,6 +46,8 @@ pub struct Connection {
     /// The packet's [`direction`] by who began the connection, for rules that the ports say nothing
     /// about.
     pub direction: u8,
+    /// Whether that is certain: then the client's port matches no rule.
+    pub is_certain: bool,
     /// The cgroups of the connection's local ends; 0 for none.
     pub scopes: [u64; 2],
 }
@@ -127,30 +129,61 @@ pub fn ports<T: Tables>(tables: &T, header: &SetHeader, packet: &Packet) -> Opti
     .if_any()
 }
 
-/// Which side of a new connection the service is, by its first packet seen: a TCP SYN comes from the
-/// client, a SYN-ACK from the server, an ICMP echo request from the client. Otherwise the lower port is
-/// the service's; with equal ports the first packet is taken to be the client's.
+/// Which end of a connection the service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The end.
+    pub side: Side,
+    /// Whether there is a good reason to say so. Otherwise a rule may name the port of either end.
+    pub is_certain: bool,
+}
+
+/// What tells the service's end of a packet, beside the packet: of its sender, then of its receiver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Whether a TCP socket of this host listens at the address and port.
+    pub listens: [bool; 2],
+    /// Whether a rule gives the port by itself, not within a range.
+    pub named: [bool; 2],
+}
+
+/// Ports below this are those of system services (RFC 6335).
+const SYSTEM_PORTS_END: u16 = 1024;
+
+/// Which end of a connection the service is, by its first packet seen. A TCP SYN comes from the client and a SYN-ACK
+/// from the server; an ICMP echo request comes from the client. Where the beginning was not seen, and over UDP, the
+/// service is the only end that listens on this host, else the only one whose port a rule gives by itself, else the
+/// only one with a port below 1024. Failing all that it is taken to be the end with the lower port, or the receiver,
+/// but that is not certain.
 #[must_use]
 #[inline(always)]
-pub const fn server_side(packet: &Packet, sender: Side) -> Side {
-    let (own, other) = match sender {
-        Side::Low => (Side::Low, Side::High),
-        Side::High => (Side::High, Side::Low),
+pub fn service(packet: &Packet, sender: Side, hints: Hints) -> Service {
+    let known = |is_sender: bool| Service {
+        side: if is_sender { sender } else { sender.other() },
+        is_certain: true,
     };
-    if packet.protocol == PROTOCOL_TCP && packet.tcp_flags & TCP_SYN != 0 {
-        return if packet.tcp_flags & TCP_ACK == 0 {
-            other
-        } else {
-            own
-        };
+    if packet.is_handshake() {
+        return known(packet.tcp_flags & TCP_ACK != 0);
     }
     if packet.is_icmp() {
-        return if packet.is_echo_request() { other } else { own };
+        return known(!packet.is_echo_request());
     }
-    if packet.source_port < packet.destination_port {
-        own
-    } else {
-        other
+    let (from, to) = (packet.source_port, packet.destination_port);
+    let [sends, receives] = hints.listens;
+    if sends != receives {
+        return known(sends);
+    }
+    let [sends, receives] = hints.named;
+    if sends != receives {
+        return known(sends);
+    }
+    let [sends, receives] = [from < SYSTEM_PORTS_END, to < SYSTEM_PORTS_END];
+    if sends != receives {
+        return known(sends);
+    }
+    Service {
+        is_certain: false,
+        ..known(from < to)
     }
 }
 
@@ -196,9 +229,16 @@ pub fn query<T: Tables>(
             tables.host(&packet.source),
         ]
     };
+    let ways = if !connection.is_certain {
+        [ports.to_server, ports.to_client]
+    } else if guess == direction::TO_SERVER {
+        [ports.to_server, 0]
+    } else {
+        [0, ports.to_client]
+    };
     Query {
-        to_server: [ports.to_server, portless[0]],
-        to_client: [ports.to_client, portless[1]],
+        to_server: [ways[0], portless[0]],
+        to_client: [ways[1], portless[1]],
         hosts,
         scope,
         has_hosts: header.has_hosts != 0,

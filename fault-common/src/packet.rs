@@ -181,7 +181,7 @@ pub struct Packet {
     pub payload_offset: u32,
     /// Offset behind the last byte of the IP packet, without Ethernet padding.
     pub end: u32,
-    /// TCP sequence number, host byte order.
+    /// TCP sequence number, or that of an ICMP echo, in host byte order.
     pub sequence: u32,
     /// TCP acknowledgement number, host byte order.
     pub acknowledgement: u32,
@@ -257,11 +257,55 @@ impl Packet {
         }
     }
 
+    /// Whether the destination is a multicast group, or everyone on the link.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_to_group(&self) -> bool {
+        if self.ipv6 {
+            return self.destination[0].to_ne_bytes()[0] == 0xff;
+        }
+        let address = self.destination[3];
+        address.to_ne_bytes()[0] >> 4 == 0xe || address == u32::MAX
+    }
+
+    /// Whether this is a SYN that is no answer: the first packet of a TCP connection.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_initial(&self) -> bool {
+        self.protocol == PROTOCOL_TCP && self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// Whether this is a SYN or a SYN-ACK, which tell who the server is.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_handshake(&self) -> bool {
+        self.protocol == PROTOCOL_TCP && self.tcp_flags & TCP_SYN != 0
+    }
+
     /// Whether this is ICMP, of either version.
     #[must_use]
     #[inline(always)]
     pub const fn is_icmp(&self) -> bool {
         self.protocol == PROTOCOL_ICMP || self.protocol == PROTOCOL_ICMPV6
+    }
+
+    /// Whether this is the answer to an ICMP echo request, of either version.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_echo_reply(&self) -> bool {
+        self.has_transport
+            && ((self.protocol == PROTOCOL_ICMP && self.icmp_type == 0)
+                || (self.protocol == PROTOCOL_ICMPV6 && self.icmp_type == 129))
+    }
+
+    /// Whether the packet itself tells the sockets at its ends, so that these need not be remembered: a datagram of
+    /// UDP, an ICMP echo.
+    #[must_use]
+    #[inline(always)]
+    pub const fn tells_sockets(&self) -> bool {
+        (self.has_transport && self.protocol == PROTOCOL_UDP)
+            || self.is_echo_request()
+            || self.is_echo_reply()
     }
 
     /// Whether this is an ICMP echo request, of either version.
@@ -598,6 +642,7 @@ fn read_icmp(header: &[u8; 8], packet: &mut Packet) -> Result<(), Unparsed> {
         let identifier = u16::from_be_bytes([header[4], header[5]]);
         packet.source_port = identifier;
         packet.destination_port = identifier;
+        packet.sequence = u16::from_be_bytes([header[6], header[7]]).into();
     }
     end_of_header(packet)
 }

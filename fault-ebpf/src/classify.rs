@@ -15,7 +15,8 @@ use fault_common::packet::{
 };
 
 use crate::counting::{Fetch, InKernel, Judging, NoFetch};
-use crate::frame::Frame;
+use crate::flows::Entered;
+use crate::frame::{Frame, Losing};
 use crate::maps::{
     CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
     RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
@@ -49,6 +50,10 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         // anything is written: a clone passes here while the packet that it was made of is still at it.
         return Err(Counter::Own);
     }
+    if skb.complete().is_err() {
+        // Policy: what was looped back passes when it can't be given the header that all others have.
+        return Err(Counter::ActionFailed);
+    }
     let control = CONTROL.get(0).ok_or(Counter::Internal)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation).ok_or(Counter::Internal)?;
@@ -72,7 +77,12 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     // Policy: without a living daemon nothing is touched.
     let now_ns = leased_ns(control).ok_or(Counter::LeaseExpired)?;
     see(skb, header, scratch, now_ns, generation);
-    let flow = flows::enter(skb, header, scratch).ok_or(Counter::FlowTableFull)?;
+    let flow = match flows::enter(skb, header, scratch) {
+        Entered::Flow(flow) => flow,
+        // Policy: it belongs to nobody whom the rules are limited to.
+        Entered::Nobody => return Ok(NEXT),
+        Entered::Full => return Err(Counter::FlowTableFull),
+    };
     let any = if WORDS.load() == 1 {
         list_one_word(header, scratch)
     } else {
@@ -105,6 +115,43 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         return Ok(Skb::<EGRESS, LINK>::vanish());
     }
     Ok(act::carry_out::<C, EGRESS, LINK>(skb, scratch))
+}
+
+/// Whether a rule loses the packet, at a hook that can do no more than that; nothing when it is not judged there.
+#[inline(always)]
+pub fn is_lost<C: Judging, F: Losing>(frame: F) -> Option<bool> {
+    let control = CONTROL.get(0)?;
+    let generation = control.generation & 1;
+    let header = SETS.get(generation)?;
+    let glance = glance(frame, header, generation);
+    if matches!(glance, Glance::NoRule) {
+        return None;
+    }
+    let shared = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: see `Scratch`.
+    let scratch = unsafe { &mut *shared };
+    if read(frame, header, scratch, generation, glance) != 0 || !frame.is_concerned(&scratch.packet)
+    {
+        return None;
+    }
+    let now_ns = leased_ns(control)?;
+    see(frame, header, scratch, now_ns, generation);
+    let Entered::Flow(flow) = flows::enter(frame, header, scratch) else {
+        return None;
+    };
+    let any = if WORDS.load() == 1 {
+        list_one_word(header, scratch)
+    } else {
+        list_rules(header, shared)
+    };
+    // SAFETY: as above; a fresh reference, since the list was written through another one.
+    let scratch = unsafe { &mut *shared };
+    if !any || !frame.may_judge(scratch) {
+        return None;
+    }
+    let is_hit = judge_rules::<C>(shared, flow.as_ptr(), control.events);
+    // SAFETY: as above.
+    Some(is_hit && act::is_drop(unsafe { &(*shared).verdict }))
 }
 
 /// The time, as long as the rules are in force.

@@ -3,28 +3,42 @@
 use core::ptr::NonNull;
 
 use fault_common::abi::{
-    Counter, Flow, FlowRule, FlowRuleKey, MOVED, RuleEntry, RuleState, SetHeader, direction,
+    Counter, Flow, FlowRule, FlowRuleKey, MOVED, NAMED_WORDS, RuleEntry, RuleState, SetHeader,
+    direction, named_at,
 };
 use fault_common::decide::Counting;
-use fault_common::flow::{Side, flow_into};
-use fault_common::matching::{Connection, server_side};
-use fault_common::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use fault_common::flow::{Side, Told, end, flow_into};
+use fault_common::matching::{Connection, Hints, Service, service};
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_FIN, TCP_RST};
 
 use crate::counting::{Advance as _, NoFetch};
 use crate::frame::Frame;
-use crate::maps::{BIRTHS, CONTROL, FLOW_RULES, FLOWS, Scratch, count};
+use crate::maps::{BIRTHS, CONTROL, FLOW_RULES, FLOWS, NAMED, SCOPED, Scratch, count};
 
 const BPF_NOEXIST: u64 = 1;
 
+/// What [`enter`] finds out about a packet.
+pub enum Entered {
+    /// Its connection.
+    Flow(NonNull<Flow>),
+    /// It belongs to nobody whom the rules are limited to.
+    Nobody,
+    /// There is no room for its connection.
+    Full,
+}
+
 /// The connection of a packet, entered when it is new, begun anew when its ports are used again.
 #[inline(always)]
-pub fn enter<F: Frame>(
-    frame: F,
-    header: &SetHeader,
-    scratch: &mut Scratch,
-) -> Option<NonNull<Flow>> {
+pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Entered {
     let side = flow_into(&scratch.packet, &mut scratch.key);
+    frame.single_out(&mut scratch.key);
     scratch.side = side as u32;
+    if is_scoped(header) && scratch.packet.protocol != PROTOCOL_TCP {
+        ask(frame, header, scratch, frame.ends());
+        if header.any_scope == 0 && scratch.packet.tells_sockets() && !scratch.told.has_scope() {
+            return Entered::Nobody;
+        }
+    }
     // A reference: a copy would not fit the stack.
     let key = &scratch.key;
     let entry = match FLOWS.get_ptr_mut(key) {
@@ -32,12 +46,15 @@ pub fn enter<F: Frame>(
             // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst
             // costs an ordinal.
             let flow = unsafe { &mut *found };
-            if is_initial(&scratch.packet) || flow.scope_version != header.scope_version {
+            if is_stale(frame, header, scratch, flow) {
                 renew(frame, header, scratch, flow);
             }
-            NonNull::new(found)?
+            NonNull::new(found)
         }
-        None => insert(frame, header, scratch)?,
+        None => insert(frame, header, scratch),
+    };
+    let Some(entry) = entry else {
+        return Entered::Full;
     };
     // SAFETY: as above.
     let flow = unsafe { &mut *entry.as_ptr() };
@@ -48,9 +65,13 @@ pub fn enter<F: Frame>(
         } else {
             direction::TO_SERVER
         },
-        scopes: [flow.scope, flow.peer_scope],
+        is_certain: flow.is_certain != 0,
+        scopes: [
+            flow.scopes[side as usize & 1],
+            flow.scopes[side.other() as usize & 1],
+        ],
     };
-    Some(entry)
+    Entered::Flow(entry)
 }
 
 /// Notes when the connection's last packet came, and whether it has ended: what its removal from the table depends on.
@@ -74,21 +95,80 @@ fn touch(flow: &mut Flow, packet: &Packet, side: Side) {
     }
 }
 
-/// Begins a known connection anew when its ports are used again, and looks its scopes up again when they have
-/// changed.
+/// Whether it matters whose a packet is.
+#[inline(always)]
+fn is_scoped(header: &SetHeader) -> bool {
+    SCOPED.load() != 0 && header.has_scopes != 0
+}
+
+/// Asks the sockets at a packet's ends whose it is. The answer is left in the scratch.
 #[inline(never)]
-fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &Scratch, flow: &mut Flow) {
-    let (packet, generation) = (&scratch.packet, scratch.sight.generation);
-    if is_initial(packet) {
-        if flow.has_initial == 1 && flow.initial_sequence != packet.sequence {
-            begin(flow, packet, side(scratch));
-            set_scopes(flow, frame, packet, header, generation);
-        }
-        flow.has_initial = 1;
-        flow.initial_sequence = packet.sequence;
+fn ask<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, ends: u32) {
+    scratch.told = Told::default();
+    let generation = scratch.sight.generation;
+    frame.ask(
+        &scratch.packet,
+        &scratch.key,
+        header,
+        generation,
+        ends,
+        &mut scratch.told,
+    );
+}
+
+/// Whether a packet tells something of its connection that is not remembered.
+#[inline(always)]
+fn is_stale<F: Frame>(frame: F, header: &SetHeader, scratch: &Scratch, flow: &Flow) -> bool {
+    let packet = &scratch.packet;
+    if packet.is_initial() || flow.scope_version != header.scope_version {
+        return true;
     }
-    if flow.scope_version != header.scope_version {
-        set_scopes(flow, frame, packet, header, generation);
+    if !is_scoped(header) {
+        return false;
+    }
+    let sender = side(scratch);
+    if packet.protocol == PROTOCOL_TCP {
+        flow.unresolved(sender, frame.ends()) != 0
+    } else {
+        !flow.knows(&scratch.told, sender)
+    }
+}
+
+/// Brings a known connection up to date: begins it anew when its ports are used again, and looks up what depends on
+/// rules when these have changed.
+#[inline(never)]
+fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, flow: &mut Flow) {
+    let sender = side(scratch);
+    let is_tcp = scratch.packet.protocol == PROTOCOL_TCP;
+    let is_new = if is_tcp {
+        flow.is_begun_anew(&scratch.packet)
+    } else {
+        is_scoped(header)
+            && scratch.packet.tells_sockets()
+            && flow.is_taken_over(&scratch.told, sender)
+    };
+    let changed = flow.scope_version != header.scope_version;
+    if is_new || (changed && flow.is_certain == 0) {
+        let service = find_service(frame, scratch);
+        if is_new {
+            begin(flow, &scratch.packet, service);
+        } else {
+            flow.serve(service);
+        }
+    }
+    if changed {
+        flow.scope_version = header.scope_version;
+        flow.forget_owners();
+    }
+    if !is_scoped(header) {
+        return;
+    }
+    if is_tcp {
+        let ends = flow.unresolved(sender, frame.ends());
+        ask(frame, header, scratch, ends);
+        flow.resolve(&scratch.told, sender);
+    } else {
+        flow.remember(&scratch.told, sender);
     }
 }
 
@@ -102,17 +182,46 @@ fn side(scratch: &Scratch) -> Side {
     }
 }
 
+/// Which end of the packet's connection the service is.
 #[inline(always)]
-fn is_initial(packet: &Packet) -> bool {
-    packet.protocol == PROTOCOL_TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+fn find_service<F: Frame>(frame: F, scratch: &Scratch) -> Service {
+    let packet = &scratch.packet;
+    let named = |port| is_named(packet.protocol, port, scratch.sight.generation);
+    let mut hints = Hints {
+        listens: [false; 2],
+        named: [named(packet.source_port), named(packet.destination_port)],
+    };
+    if packet.protocol == PROTOCOL_TCP && !packet.is_handshake() {
+        hints.listens = [
+            listens(frame, packet, end::SENDER),
+            listens(frame, packet, end::RECEIVER),
+        ];
+    }
+    service(packet, side(scratch), hints)
 }
 
+/// Whether a rule gives a port by itself.
+#[inline(never)]
+fn is_named(protocol: u8, port: u16, generation: u32) -> bool {
+    let protocol = match protocol {
+        PROTOCOL_TCP => 0,
+        PROTOCOL_UDP => 1,
+        _ => return false,
+    };
+    let (word, bit) = named_at(protocol, port);
+    let word = NAMED.get(generation * NAMED_WORDS + word);
+    word.is_some_and(|word| word >> bit & 1 != 0)
+}
+
+#[inline(never)]
+fn listens<F: Frame>(frame: F, packet: &Packet, end: u32) -> bool {
+    frame.ends() & end != 0 && frame.listens(packet, end)
+}
+
+/// Begins a connection, with slots that are free and empty.
 #[inline(always)]
-fn begin(flow: &mut Flow, packet: &Packet, side: Side) {
-    flow.server_side = server_side(packet, side) as u8;
-    flow.has_initial = u8::from(is_initial(packet));
-    flow.initial_sequence = packet.sequence;
-    flow.ended = [0, 0];
+fn begin(flow: &mut Flow, packet: &Packet, service: Service) {
+    flow.begin(packet, service);
     flow.birth = BIRTHS
         .get_ptr_mut(0)
         // SAFETY: a map value lives until the program ends. Where two CPUs get the same number, two connections with one
@@ -125,29 +234,24 @@ fn begin(flow: &mut Flow, packet: &Packet, side: Side) {
     }
 }
 
-#[inline(always)]
-fn set_scopes<F: Frame>(
-    flow: &mut Flow,
-    frame: F,
-    packet: &Packet,
-    header: &SetHeader,
-    generation: u32,
-) {
-    flow.scope_version = header.scope_version;
-    if header.has_scopes != 0 {
-        [flow.scope, flow.peer_scope] = frame.scopes(packet, header, generation);
-    }
-}
-
 #[inline(never)]
 fn insert<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Option<NonNull<Flow>> {
-    let side = side(scratch);
+    let is_tcp = scratch.packet.protocol == PROTOCOL_TCP;
+    if is_scoped(header) && is_tcp {
+        ask(frame, header, scratch, frame.ends());
+    }
+    let service = find_service(frame, scratch);
+    let sender = side(scratch);
     let (flow, packet, key) = (&mut scratch.flow, &scratch.packet, &scratch.key);
-    let generation = scratch.sight.generation;
-    flow.scope = 0;
-    flow.peer_scope = 0;
-    begin(flow, packet, side);
-    set_scopes(flow, frame, packet, header, generation);
+    begin(flow, packet, service);
+    flow.scope_version = header.scope_version;
+    if is_scoped(header) {
+        if is_tcp {
+            flow.resolve(&scratch.told, sender);
+        } else {
+            flow.remember(&scratch.told, sender);
+        }
+    }
     // Another CPU may have been faster: then its entry is as good.
     // A reference: a copy would not fit the stack.
     let fresh: &Flow = flow;

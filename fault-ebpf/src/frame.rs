@@ -3,7 +3,10 @@
 use core::arch::asm;
 
 use fault_common::abi::SetHeader;
+use fault_common::flow::{FlowKey, Told};
 use fault_common::packet::{Bytes, Load, Packet};
+
+use crate::maps::Scratch;
 
 /// Upper half of the metadata that an XDP program puts before a packet that it has judged; `INSTANCE` is the lower one.
 pub const JUDGED: u32 = 0xfa17_0000;
@@ -29,8 +32,35 @@ pub trait Frame: Load + Copy {
     /// Bytes of the largest wire packet in this buffer, from its IP header on.
     fn segment_size(&self, packet: &Packet) -> u32;
 
-    /// The scopes of the connection's two ends: the sender's, the receiver's; 0 for none.
-    fn scopes(&self, packet: &Packet, header: &SetHeader, generation: u32) -> [u64; 2];
+    /// At which ends of the packet there may be a socket of this host: bits of [`fault_common::flow::end`].
+    fn ends(&self) -> u32;
+
+    /// Asks the sockets at those of `ends` whose the packet is.
+    fn ask(
+        &self,
+        packet: &Packet,
+        key: &FlowKey,
+        header: &SetHeader,
+        generation: u32,
+        ends: u32,
+        told: &mut Told,
+    );
+
+    /// Whether a TCP socket of this host listens at that end of the packet.
+    fn listens(&self, packet: &Packet, end: u32) -> bool;
+
+    /// Makes the connection that of one receiver, where each of them is given the packet.
+    #[inline(always)]
+    fn single_out(&self, _key: &mut FlowKey) {}
+}
+
+/// A packet at a hook that can do no more than lose it.
+pub trait Losing: Frame {
+    /// Whether the packet is judged here at all.
+    fn is_concerned(&self, packet: &Packet) -> bool;
+
+    /// Whether it may be judged by the rules that it matches.
+    fn may_judge(&self, scratch: &Scratch) -> bool;
 }
 
 /// Bytes of a packet where they lie. The words of a header need not be aligned, which the kernel's programs may read all

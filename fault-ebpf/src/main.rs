@@ -27,6 +27,7 @@ mod counting;
 mod endpoints;
 mod flows;
 mod frame;
+mod group;
 mod hold;
 mod maps;
 mod scope;
@@ -115,6 +116,18 @@ pub fn fault_placeholder(_ctx: TcContext) -> i32 {
 #[xdp]
 pub fn fault_xdp(ctx: XdpContext) -> u32 {
     xdp::handle::<InKernel<Fetch>>(xdp::Raw::new(&ctx))
+}
+
+/// What sockets of a cgroup are given that rules are limited to.
+#[cgroup_skb(ingress)]
+pub fn fault_receive(ctx: SkBuffContext) -> i32 {
+    group::handle::<InKernel<Fetch>>(Skb::of(ctx.skb.skb))
+}
+
+/// [`fault_receive`] for kernels before 5.12.
+#[cgroup_skb(ingress)]
+pub fn fault_receive_old(ctx: SkBuffContext) -> i32 {
+    group::handle::<InKernel<NoFetch>>(Skb::of(ctx.skb.skb))
 }
 
 /// Ingress of the delay line's tap, and of the far end of a detour: packets that have been held long enough.

@@ -10,12 +10,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
     CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, ENDPOINTS_MAX,
-    Endpoint, Flow, FlowRule, FlowRuleKey, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
-    RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
+    Endpoint, Flow, FlowRule, FlowRuleKey, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES,
+    PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
-use fault_common::flow::FlowKey;
+use fault_common::flow::{FlowKey, Told};
 use fault_common::matching::{Connection, Matches, Ports, Query};
 use fault_common::packet::Packet;
 use fault_common::random::Ordinals;
@@ -85,6 +85,9 @@ pub static CLOCK: Global<u32> = Global::new(0);
 /// the ways through it come together again.
 #[unsafe(no_mangle)]
 pub static FORESEES: Global<u32> = Global::new(0);
+/// 1 where the kernel has MPTCP and programs can get from a subflow to its connection (Linux 5.19).
+#[unsafe(no_mangle)]
+pub static MPTCP: Global<u32> = Global::new(0);
 /// 1 when rules may be limited to cgroups.
 #[unsafe(no_mangle)]
 pub static SCOPED: Global<u32> = Global::new(1);
@@ -95,7 +98,7 @@ pub static SCOPED: Global<u32> = Global::new(1);
 pub struct SocketStorage {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
-    value: *const u64,
+    value: *const Owner,
     max_entries: *const [i32; 0],
     map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
 }
@@ -111,7 +114,7 @@ impl SocketStorage {
     }
 }
 
-/// The scope that a socket was made in.
+/// Whose a socket is.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 pub static SOCKET_SCOPES: SocketStorage = SocketStorage {
@@ -134,6 +137,9 @@ pub static RULES: Array<RuleEntry> = Array::with_max_entries(128, BPF_F_MMAPABLE
 /// Classes of ports: generation x 65536.
 #[map]
 pub static PORTS: Array<PortClasses> = Array::with_max_entries(2 << 16, BPF_F_MMAPABLE);
+/// Ports that rules give by themselves: generation x [`NAMED_WORDS`].
+#[map]
+pub static NAMED: Array<u64> = Array::with_max_entries(2 * NAMED_WORDS, BPF_F_MMAPABLE);
 /// Summaries: generation x classes.
 #[map]
 pub static SUMMARIES: Array<u64> = Array::with_max_entries(128, BPF_F_MMAPABLE);
@@ -156,6 +162,9 @@ pub static FLOW_RULES: HashMap<FlowRuleKey, FlowRule> =
 /// How many connections have begun.
 #[map]
 pub static BIRTHS: Array<u64> = Array::with_max_entries(1, 0);
+/// Whose the ICMP echo requests are that have been sent, for their answers.
+#[map]
+pub static ECHOES: LruHashMap<Echo, Owner> = LruHashMap::with_max_entries(1, 0);
 /// What rules remember of all connections.
 #[map]
 pub static RULE_STATES: Array<RuleState> = Array::with_max_entries(64, 0);
@@ -267,6 +276,16 @@ pub struct HostKey {
     pub address: [u32; 4],
 }
 
+/// Key of [`ECHOES`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Echo {
+    /// Between whom, with the identifier as both ports.
+    pub flow: FlowKey,
+    /// Sequence number.
+    pub sequence: u32,
+}
+
 /// See [`SCRATCH`]. Results go from one step to the next through here rather than in registers: what
 /// comes from a map is one unknown value to the verifier, so the paths of a step do not multiply with
 /// those of the next. A program can't be interrupted by another one on its CPU, except by the clones
@@ -280,6 +299,8 @@ pub struct Scratch {
     pub key: FlowKey,
     /// From which [`Side`](fault_common::flow::Side) of it the packet comes.
     pub side: u32,
+    /// Whose its sockets are, as far as they have been asked.
+    pub told: Told,
     /// Its matching rules.
     pub matches: Matches,
     /// A connection to be entered into [`FLOWS`].

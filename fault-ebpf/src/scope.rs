@@ -1,111 +1,174 @@
-//! Which scope (a cgroup that a rule is limited to) a connection belongs to.
+//! Whose a packet is: which scope (a cgroup that a rule is limited to) the sockets at its ends belong to.
+//!
+//! A socket belongs to the cgroup that it was made in, however it has been passed on since. `cgroup/sock_create`
+//! notes that with the socket, because a tc program can look a socket up, but not its cgroup; sockets that a listener
+//! accepts inherit what is noted. What the kernel makes for a socket is known by its cgroup as soon as it sends.
 
 use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6;
+use core::ffi::c_void;
 use core::ptr::null_mut;
 
-use aya_ebpf::bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4};
+use aya_ebpf::bindings::{
+    bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+};
 use aya_ebpf::helpers::{
-    bpf_get_current_ancestor_cgroup_id, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
-    bpf_sk_release, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_lookup_tcp,
+    bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id,
+    bpf_skc_to_mptcp_sock,
 };
 use aya_ebpf::programs::SockContext;
-use fault_common::abi::{SCOPE_LEVELS_MAX, ScopeKey, SetHeader};
+use fault_common::abi::{Owner, SCOPE_LEVELS_MAX, ScopeKey, SetHeader};
+use fault_common::flow::{FlowKey, Told, end};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet};
 
-use crate::maps::{CONTROL, SCOPED, SCOPES, SETS, SOCKET_SCOPES};
+use crate::maps::{CONTROL, ECHOES, Echo, MPTCP, SCOPES, SETS, SOCKET_SCOPES};
 use crate::skb::Skb;
 
-/// Finds the scopes of a connection's two ends: of the socket that sends the packet, known at egress
-/// only, and of the local socket that is going to receive it.
+/// `BPF_SK_STORAGE_GET_F_CREATE`.
+const CREATE: u64 = 1;
+/// `BPF_TCP_LISTEN`.
+const LISTEN: u32 = 10;
+
+/// Asks the sockets at `ends` of a packet whose it is.
 #[inline(always)]
-pub fn find<const EGRESS: bool, const LINK: u32>(
+pub fn ask<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     packet: &Packet,
+    key: &FlowKey,
     header: &SetHeader,
     generation: u32,
-) -> [u64; 2] {
-    if SCOPED.load() == 0 {
-        return [0, 0];
-    }
-    let sender = if EGRESS {
-        let scope = first_scope(header, generation, |level| unsafe {
-            bpf_skb_ancestor_cgroup_id(skb.raw(), level)
-        });
-        // The relay's sockets belong to a scope without being in its cgroup.
-        if scope == 0 {
-            sender_mark(skb, generation)
-        } else {
-            scope
+    ends: u32,
+    told: &mut Told,
+) {
+    told.asked = ends;
+    if EGRESS && ends & end::SENDER != 0 && holder(skb, header, generation, &mut told.owners[0]) {
+        told.found |= end::SENDER;
+        if packet.is_echo_request() {
+            note_echo(packet, key, &told.owners[0]);
         }
-    } else {
-        0
-    };
-    // Only on loopback can both ends be local to a packet on its way out.
-    let receiver = if !EGRESS || skb.is_loopback() {
-        receiver_scope(skb, packet, generation)
-    } else {
-        0
-    };
-    [sender, receiver]
+    }
+    if skb.is_group(packet) {
+        // Who receives it is known where it is received: see `group`.
+        if !EGRESS
+            && skb.is_looped_back()
+            && looked_up(skb, packet, end::SENDER, generation, &mut told.owners[0])
+        {
+            told.found |= end::SENDER;
+        }
+    } else if ends & end::RECEIVER != 0
+        && receiver(skb, packet, key, generation, &mut told.owners[1])
+    {
+        told.found |= end::RECEIVER;
+    }
 }
 
-/// The scope that the sending socket was marked with, or 0.
+/// Whose the socket is that the packet is with, which on its way out is the sender's; false where there is none.
 #[inline(always)]
-fn sender_mark<const EGRESS: bool, const LINK: u32>(
+pub fn holder<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
+    header: &SetHeader,
     generation: u32,
-) -> u64 {
+    owner: &mut Owner,
+) -> bool {
     // SAFETY: every pointer is looked at before it is used.
     unsafe {
         let socket = (*skb.raw()).__bindgen_anon_2.sk;
         if socket.is_null() {
-            return 0;
+            return false;
         }
         let socket = bpf_sk_fullsock(socket);
         if socket.is_null() {
-            return 0;
+            return false;
         }
-        let stored = bpf_sk_storage_get(SOCKET_SCOPES.as_ptr(), socket.cast(), null_mut(), 0);
-        if stored.is_null() {
-            return 0;
+        if noted(socket, generation, owner) {
+            return true;
         }
-        known(*stored.cast::<u64>(), generation)
+        let scope = first_scope(header, generation, |level| {
+            bpf_skb_ancestor_cgroup_id(skb.raw(), level)
+        });
+        if scope != 0 {
+            *owner = Owner {
+                scope,
+                socket: bpf_get_socket_cookie(skb.raw().cast()),
+            };
+            // What it receives is its own from now on. Without memory for that only what it sends is.
+            bpf_sk_storage_get(
+                SOCKET_SCOPES.as_ptr(),
+                socket.cast(),
+                core::ptr::from_mut(owner).cast(),
+                CREATE,
+            );
+        }
+        true
     }
 }
 
-/// A scope that rules still name, or 0.
+/// Whose a socket is by what is noted with it, or with the MPTCP connection that it is a subflow of.
+///
+/// # Safety
+/// `socket` is not null, and held.
 #[inline(always)]
-fn known(scope: u64, generation: u32) -> u64 {
+unsafe fn noted(socket: *mut bpf_sock, generation: u32, owner: &mut Owner) -> bool {
+    // SAFETY: every pointer is looked at before it is used.
+    unsafe {
+        if read(socket.cast(), generation, owner) {
+            return true;
+        }
+        if MPTCP.load() == 0 {
+            return false;
+        }
+        let connection = bpf_skc_to_mptcp_sock(socket.cast());
+        !connection.is_null() && read(connection.cast(), generation, owner)
+    }
+}
+
+/// # Safety
+/// `socket` is not null, and held.
+#[inline(always)]
+unsafe fn read(socket: *mut c_void, generation: u32, owner: &mut Owner) -> bool {
+    // SAFETY: the pointer is looked at before it is used.
+    unsafe {
+        let stored = bpf_sk_storage_get(SOCKET_SCOPES.as_ptr(), socket, null_mut(), 0);
+        let stored = stored.cast::<Owner>();
+        if stored.is_null() || !is_known((*stored).scope, generation) {
+            return false;
+        }
+        *owner = *stored;
+        true
+    }
+}
+
+/// Whether rules still name a scope.
+#[inline(always)]
+fn is_known(scope: u64, generation: u32) -> bool {
     let key = ScopeKey {
         cgroup: scope,
         generation,
         padding: 0,
     };
     // SAFETY: the value is only compared with null.
-    if scope != 0 && unsafe { SCOPES.get(key) }.is_some() {
-        scope
-    } else {
-        0
-    }
+    scope != 0 && unsafe { SCOPES.get(key) }.is_some()
 }
 
-/// Remembers with a new socket which scope it was made in. A tc program at ingress can look a socket up,
-/// but not its cgroup; sockets that a listener accepts inherit what is stored.
+/// Notes with a new socket which scope it was made in.
 #[inline(always)]
 pub fn store(ctx: &SockContext) -> Option<()> {
     let generation = CONTROL.get(0)?.generation & 1;
     let header = SETS.get(generation)?;
-    let mut scope = first_scope(header, generation, |level| unsafe {
+    let scope = first_scope(header, generation, |level| unsafe {
         bpf_get_current_ancestor_cgroup_id(level)
     });
     if scope != 0 {
-        const CREATE: u64 = 1;
-        // SAFETY: the socket is the context's own; the helper copies eight bytes.
+        // SAFETY: the socket is the context's own; the helper copies the owner.
         let stored = unsafe {
+            let mut owner = Owner {
+                scope,
+                socket: bpf_get_socket_cookie(ctx.sock.cast()),
+            };
             bpf_sk_storage_get(
                 SOCKET_SCOPES.as_ptr(),
                 ctx.sock.cast(),
-                (&raw mut scope).cast(),
+                (&raw mut owner).cast(),
                 CREATE,
             )
         };
@@ -124,60 +187,137 @@ fn first_scope(header: &SetHeader, generation: u32, ancestor: impl Fn(i32) -> u6
             break;
         }
         let key = ancestor(i32::from(header.scope_levels[index]));
-        if known(key, generation) != 0 {
+        if is_known(key, generation) {
             return key;
         }
     }
     0
 }
 
+/// Notes whose an echo request is. Nobody can look up the sockets that receive the answer: raw ones are all given it.
 #[inline(always)]
-fn receiver_scope<const EGRESS: bool, const LINK: u32>(
+fn note_echo(packet: &Packet, key: &FlowKey, owner: &Owner) {
+    let echo = Echo {
+        flow: *key,
+        sequence: packet.sequence,
+    };
+    let noted = if owner.scope == 0 {
+        // Someone else uses the identifier now.
+        ECHOES.remove(echo)
+    } else {
+        ECHOES.insert(echo, owner, 0)
+    };
+    // Nothing to be removed; or, which the kernel's choice of whom to forget rules out, no room.
+    noted.unwrap_or_default();
+}
+
+/// Whose the socket is that is going to receive the packet; false where there is none, or none that can be looked up.
+#[inline(always)]
+fn receiver<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     packet: &Packet,
+    key: &FlowKey,
     generation: u32,
-) -> u64 {
-    if packet.protocol != PROTOCOL_TCP && packet.protocol != PROTOCOL_UDP {
-        return 0;
+    owner: &mut Owner,
+) -> bool {
+    if packet.is_echo_reply() {
+        let echo = Echo {
+            flow: *key,
+            sequence: packet.sequence,
+        };
+        // SAFETY: the value is copied at once.
+        let Some(asked) = (unsafe { ECHOES.get(echo) }) else {
+            return false;
+        };
+        *owner = *asked;
+        return true;
     }
+    if !packet.has_transport || (packet.protocol != PROTOCOL_TCP && packet.protocol != PROTOCOL_UDP)
+    {
+        return false;
+    }
+    looked_up(skb, packet, end::RECEIVER, generation, owner)
+}
+
+/// Whose the socket at one end of the packet is; false where there is none.
+#[inline(always)]
+fn looked_up<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    packet: &Packet,
+    end: u32,
+    generation: u32,
+    owner: &mut Owner,
+) -> bool {
+    let port = if end == end::RECEIVER {
+        packet.source_port
+    } else {
+        packet.destination_port
+    };
+    // SAFETY: the reference to the socket is given back.
+    unsafe {
+        let socket = look_up(skb.raw().cast(), packet, end, port);
+        if socket.is_null() {
+            return false;
+        }
+        noted(socket, generation, owner);
+        bpf_sk_release(socket.cast());
+        true
+    }
+}
+
+/// Whether a TCP socket of this host listens at that end of a packet.
+#[inline(always)]
+pub fn listens(context: *mut c_void, packet: &Packet, end: u32) -> bool {
+    // SAFETY: the reference to the socket is given back.
+    unsafe {
+        // No connection comes from port 0, so only a listener is found.
+        let socket = look_up(context, packet, end, 0);
+        if socket.is_null() {
+            return false;
+        }
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        state == LISTEN
+    }
+}
+
+/// The socket at one end of a packet, for what comes from `port` of the other end. It is held, unless it is null.
+///
+/// # Safety
+/// `context` is the program's own.
+#[inline(always)]
+unsafe fn look_up(context: *mut c_void, packet: &Packet, end: u32, port: u16) -> *mut bpf_sock {
+    let (remote, local, local_port) = if end == end::RECEIVER {
+        (&packet.source, &packet.destination, packet.destination_port)
+    } else {
+        (&packet.destination, &packet.source, packet.source_port)
+    };
     // SAFETY: all zeroes is a tuple.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     let size = if packet.ipv6 {
         tuple.__bindgen_anon_1.ipv6 = Tuple6 {
-            saddr: packet.source,
-            daddr: packet.destination,
-            sport: packet.source_port.to_be(),
-            dport: packet.destination_port.to_be(),
+            saddr: *remote,
+            daddr: *local,
+            sport: port.to_be(),
+            dport: local_port.to_be(),
         };
         size_of::<Tuple6>()
     } else {
         tuple.__bindgen_anon_1.ipv4 = Tuple4 {
-            saddr: packet.source[3],
-            daddr: packet.destination[3],
-            sport: packet.source_port.to_be(),
-            dport: packet.destination_port.to_be(),
+            saddr: remote[3],
+            daddr: local[3],
+            sport: port.to_be(),
+            dport: local_port.to_be(),
         };
         size_of::<Tuple4>()
     };
-    // SAFETY: the tuple is `size` bytes long; -1 is the device's own network namespace; the reference
-    // to the socket is given back.
+    // SAFETY: the tuple is `size` bytes long; -1 is the device's own network namespace.
     unsafe {
-        let (context, tuple) = (skb.raw().cast(), &raw mut tuple);
-        let socket = if packet.protocol == PROTOCOL_TCP {
+        let tuple = &raw mut tuple;
+        if packet.protocol == PROTOCOL_TCP {
             bpf_sk_lookup_tcp(context, tuple, size as u32, u64::MAX, 0)
         } else {
             bpf_sk_lookup_udp(context, tuple, size as u32, u64::MAX, 0)
-        };
-        if socket.is_null() {
-            return 0;
         }
-        let stored = bpf_sk_storage_get(SOCKET_SCOPES.as_ptr(), socket.cast(), null_mut(), 0);
-        let scope = if stored.is_null() {
-            0
-        } else {
-            *stored.cast::<u64>()
-        };
-        bpf_sk_release(socket.cast());
-        known(scope, generation)
     }
 }

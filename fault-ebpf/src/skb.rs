@@ -5,13 +5,14 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_get_hash_recalc, bpf_l3_csum_replace, bpf_l4_csum_replace,
-    bpf_redirect, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
-    bpf_skb_load_bytes, bpf_skb_set_tstamp, bpf_skb_store_bytes, bpf_skb_vlan_pop,
-    bpf_skb_vlan_push,
+    bpf_redirect, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_set_tstamp, bpf_skb_store_bytes,
+    bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use fault_common::abi::SetHeader;
-use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, Packet};
+use fault_common::flow::{FlowKey, Told, end};
+use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, PROTOCOL_UDP, Packet};
 
 use crate::frame::{Frame, JUDGED, Near};
 use crate::maps::{INSTANCE, STAMPS, TCX, XDP};
@@ -23,6 +24,9 @@ pub const NEXT: i32 = -1;
 const EVERYONE: u32 = 0xffff;
 const TC_ACT_SHOT: i32 = 2;
 const TC_ACT_STOLEN: i32 = 4;
+/// Values of `pkt_type`: to everyone on the link, and a copy of what this host sends to a group that it is in itself.
+const PACKET_BROADCAST: u32 = 1;
+const PACKET_LOOPBACK: u32 = 5;
 /// The loopback device has this index in every network namespace.
 const LOOPBACK_IFINDEX: u32 = 1;
 const BPF_F_INGRESS: u64 = 1;
@@ -100,8 +104,33 @@ impl<const EGRESS: bool, const LINK: u32> Frame for Skb<EGRESS, LINK> {
     }
 
     #[inline(always)]
-    fn scopes(&self, packet: &Packet, header: &SetHeader, generation: u32) -> [u64; 2] {
-        scope::find(*self, packet, header, generation)
+    fn ends(&self) -> u32 {
+        if !EGRESS {
+            end::RECEIVER
+        } else if self.is_loopback() {
+            // Only there both ends are local to a packet on its way out.
+            end::SENDER | end::RECEIVER
+        } else {
+            end::SENDER
+        }
+    }
+
+    #[inline(always)]
+    fn ask(
+        &self,
+        packet: &Packet,
+        key: &FlowKey,
+        header: &SetHeader,
+        generation: u32,
+        ends: u32,
+        told: &mut Told,
+    ) {
+        scope::ask(*self, packet, key, header, generation, ends, told);
+    }
+
+    #[inline(always)]
+    fn listens(&self, packet: &Packet, end: u32) -> bool {
+        scope::listens(self.0.cast(), packet, end)
     }
 }
 
@@ -174,6 +203,46 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
             self.set_judged();
         }
         judged
+    }
+
+    /// Whether this instance has judged the packet at another hook, as far as the packet itself tells.
+    #[inline(always)]
+    pub fn is_marked(&self) -> bool {
+        self.tc_index() == INSTANCE.load()
+    }
+
+    #[inline(always)]
+    fn packet_type(&self) -> u32 {
+        unsafe { (*self.0).pkt_type }
+    }
+
+    /// Whether the packet is a copy of what this host sends to a group that it is in itself.
+    #[inline(always)]
+    pub fn is_looped_back(&self) -> bool {
+        self.packet_type() == PACKET_LOOPBACK
+    }
+
+    /// Whether every socket that wants the packet is given it, and not only one.
+    #[inline(always)]
+    pub fn is_group(&self, packet: &Packet) -> bool {
+        packet.protocol == PROTOCOL_UDP
+            && (packet.is_to_group()
+                || self.packet_type() == PACKET_BROADCAST
+                || self.is_looped_back())
+    }
+
+    /// Puts a link layer header in front of a packet that was looped back before it had one.
+    #[inline(always)]
+    pub fn complete(&self) -> Result<(), ()> {
+        if EGRESS || LINK == 0 || !self.is_looped_back() {
+            return Ok(());
+        }
+        let [first]: [u8; 1] = self.load(0).ok_or(())?;
+        if !matches!(first >> 4, 4 | 6) {
+            // Another instance has done so.
+            return Ok(());
+        }
+        done(unsafe { bpf_skb_change_head(self.0, LINK, 0) })
     }
 
     /// 16 bits that stay with a packet and its copies.

@@ -178,7 +178,7 @@ fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
 
 /// The rule of a packet at `index` of its list; nothing behind the last one.
 #[inline(always)]
-fn rule_at(scratch: &Scratch, index: u32) -> Option<(&'static RuleEntry, u8)> {
+pub fn rule_at(scratch: &Scratch, index: u32) -> Option<(&'static RuleEntry, u8)> {
     if index >= scratch.matches.count {
         return None;
     }

@@ -10,13 +10,14 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::bpf_xdp_adjust_meta;
 use aya_ebpf::programs::XdpContext;
 use fault_common::abi::SetHeader;
+use fault_common::flow::{FlowKey, Told, end};
 use fault_common::packet::{Load, Packet};
 
-use crate::classify::{self, Glance};
+use crate::classify;
 use crate::counting::Judging;
-use crate::frame::{Frame, JUDGED, Near};
-use crate::maps::{CONTROL, INSTANCE, SCRATCH, SETS, WORDS};
-use crate::{act, flows};
+use crate::frame::{Frame, JUDGED, Losing, Near};
+use crate::maps::{INSTANCE, Scratch};
+use crate::scope;
 
 /// Headers are looked for in so many bytes.
 const HEADERS_MAX: u32 = 1024;
@@ -136,54 +137,49 @@ impl Frame for Raw {
     }
 
     #[inline(always)]
-    fn scopes(&self, _packet: &Packet, _header: &SetHeader, _generation: u32) -> [u64; 2] {
-        [0, 0]
+    fn ends(&self) -> u32 {
+        end::RECEIVER
+    }
+
+    /// No rule is limited to a cgroup.
+    #[inline(always)]
+    fn ask(
+        &self,
+        _packet: &Packet,
+        _key: &FlowKey,
+        _header: &SetHeader,
+        _generation: u32,
+        _ends: u32,
+        _told: &mut Told,
+    ) {
+    }
+
+    #[inline(always)]
+    fn listens(&self, packet: &Packet, end: u32) -> bool {
+        scope::listens(self.0.cast(), packet, end)
+    }
+}
+
+impl Losing for Raw {
+    #[inline(always)]
+    fn is_concerned(&self, _packet: &Packet) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn may_judge(&self, _scratch: &Scratch) -> bool {
+        self.set_judged().is_some()
     }
 }
 
 /// Judges one packet and returns what is to be done with it.
 #[inline(always)]
 pub fn handle<C: Judging>(frame: Raw) -> u32 {
-    if is_lost::<C>(frame) == Some(true) {
+    let is_small = frame.length() <= Raw::LINK + PACKET_MAX;
+    if is_small && classify::is_lost::<C, Raw>(frame) == Some(true) {
         xdp_action::XDP_DROP
     } else {
         // Policy: whatever can't be judged here is the tc program's, which also counts why it passes.
         xdp_action::XDP_PASS
     }
-}
-
-/// Whether a rule loses the packet; nothing when it is not judged here.
-#[inline(always)]
-fn is_lost<C: Judging>(frame: Raw) -> Option<bool> {
-    let control = CONTROL.get(0)?;
-    let generation = control.generation & 1;
-    let header = SETS.get(generation)?;
-    if frame.length() > Raw::LINK + PACKET_MAX {
-        return None;
-    }
-    let glance = classify::glance(frame, header, generation);
-    if matches!(glance, Glance::NoRule) {
-        return None;
-    }
-    let shared = SCRATCH.get_ptr_mut(0)?;
-    // SAFETY: see `Scratch`.
-    let scratch = unsafe { &mut *shared };
-    if classify::read(frame, header, scratch, generation, glance) != 0 {
-        return None;
-    }
-    let now_ns = classify::leased_ns(control)?;
-    classify::see(frame, header, scratch, now_ns, generation);
-    let flow = flows::enter(frame, header, scratch)?;
-    let any = if WORDS.load() == 1 {
-        classify::list_one_word(header, scratch)
-    } else {
-        classify::list_rules(header, shared)
-    };
-    if !any {
-        return None;
-    }
-    frame.set_judged()?;
-    let is_hit = classify::judge_rules::<C>(shared, flow.as_ptr(), control.events);
-    // SAFETY: as above; a fresh reference, since the list was written through another one.
-    Some(is_hit && act::is_drop(unsafe { &(*shared).verdict }))
 }

@@ -3,12 +3,19 @@
 
 mod support;
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use fault_user::process::netns::NetworkNamespace;
+use fault_user::process::proc;
+use nix::unistd::Pid;
+use socket2::{Domain, Socket, Type};
 use support::echo::tcp_echo;
-use support::place::{Hurt, enter_fresh, fault, run, wait_for};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
 
 /// Starts a server on loopback.
 fn echo(host: &str) -> SocketAddr {
@@ -150,4 +157,284 @@ fn a_killed_instance_hurts_nothing_after_its_lease() {
     wait_for(|| connect(address).is_ok(), "the lease to end");
     drop(hurt);
     assert!(fault().arg("clean").output().unwrap().status.success());
+}
+
+/// Set where this program is the command of a run.
+const IS_COMMAND: &str = "FAULT_TEST_IS_COMMAND";
+
+/// The group and port of multicast.
+const GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 0, 7), 7400);
+
+/// What the command of a run does here: for each line that it reads, `send PORT ADDRESS`, it sends a datagram from that
+/// port to that address; for `ask PORT ADDRESS` it waits for a corrupted answer too; for `join` it receives multicast,
+/// for `listen` it does so by MPTCP. It says so each time.
+#[test]
+fn what_the_command_does() {
+    if std::env::var_os(IS_COMMAND).is_none() {
+        return;
+    }
+    let (mut joined, mut listeners) = (Vec::new(), Vec::new());
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        match *words {
+            ["listen"] => {
+                let socket = mptcp().expect("the test has tried");
+                let address = SocketAddr::from(([127, 0, 0, 1], 7000));
+                socket.bind(&address.into()).unwrap();
+                socket.listen(8).unwrap();
+                listeners.push(socket);
+            }
+            ["join"] => joined.push(join(Ipv4Addr::UNSPECIFIED)),
+            [what, port, address] => {
+                let socket = send_from(port.parse().unwrap(), address.parse().unwrap(), b'c');
+                let mut byte = *b"c";
+                if what == "ask" {
+                    socket.recv(&mut byte).unwrap();
+                    assert_ne!(byte, *b"c");
+                }
+            }
+            _ => panic!("{line}"),
+        }
+        println!("done");
+    }
+}
+
+/// A socket that has sent a byte from `port` to `address`.
+fn send_from(port: u16, address: SocketAddr, byte: u8) -> UdpSocket {
+    let any = if address.is_ipv4() { "0.0.0.0" } else { "::" };
+    let socket = UdpSocket::bind((any, port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.send_to(&[byte], address).unwrap();
+    socket
+}
+
+/// A socket that receives the group's datagrams on the interface with that address.
+fn join(interface: Ipv4Addr) -> UdpSocket {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, GROUP.1).into();
+    socket.bind(&any.into()).unwrap();
+    socket.join_multicast_v4(&GROUP.0, &interface).unwrap();
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// A socket of MPTCP.
+fn mptcp() -> std::io::Result<Socket> {
+    const IPPROTO_MPTCP: i32 = 262;
+    Socket::new(Domain::IPV4, Type::STREAM, Some(IPPROTO_MPTCP.into()))
+}
+
+/// A run whose command is this program.
+struct Commanded {
+    child: Child,
+    said: BufReader<std::process::ChildStdout>,
+}
+
+impl Commanded {
+    fn start(rule: &str) -> Self {
+        let own = std::env::current_exe().unwrap();
+        let mut child = fault()
+            .args(["run", "-r", rule, "--"])
+            .arg(own)
+            .args(["what_the_command_does", "--exact", "--nocapture"])
+            .env(IS_COMMAND, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        Self { child, said }
+    }
+
+    /// Has the command do something, and waits until it has.
+    fn tell(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+        let mut said = String::new();
+        while !said.ends_with("done\n") {
+            let read = self.said.read_line(&mut said).unwrap();
+            assert_ne!(read, 0, "the command ended: {said}");
+        }
+    }
+
+    /// A second descriptor of the first datagram socket that the command has open.
+    fn take_socket(&self) -> UdpSocket {
+        let fault = Pid::from_raw(self.child.id().cast_signed());
+        let command = proc::tree(fault).unwrap().last().unwrap().pid;
+        let process = proc::open_pidfd(command).unwrap();
+        proc::open_sockets(command)
+            .unwrap()
+            .iter()
+            .map(|socket| Socket::from(proc::take_descriptor(&process, socket.number).unwrap()))
+            .find(|socket| socket.r#type().ok() == Some(Type::DGRAM))
+            .map(UdpSocket::from)
+            .expect("the command has one")
+    }
+
+    /// Ends it; its only rule must have matched and hit so many packets.
+    fn end(self, packets: usize) {
+        let mut child = self.child;
+        drop(child.stdin.take());
+        let output = child.wait_with_output().unwrap();
+        drop(self.said);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_hits(&told, packets);
+    }
+}
+
+/// Asserts that the only rule of a summary has matched and hit so many packets.
+fn assert_hits(summary: &str, packets: usize) {
+    let both = summary.matches(&format!(" {packets} pkts")).count();
+    assert_eq!(both, 2, "{packets} packets: {summary}");
+}
+
+/// Sends datagrams back, and tells what they were once it has.
+fn telling_echo(socket: UdpSocket) -> Receiver<u8> {
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        while let Ok((_, client)) = socket.recv_from(&mut byte) {
+            socket.send_to(&byte, client).unwrap();
+            if tell.send(byte[0]).is_err() {
+                break;
+            }
+        }
+    });
+    told
+}
+
+#[test]
+fn a_port_belongs_to_who_uses_it_now() {
+    const ROUNDS: usize = 20;
+    enter_fresh();
+    let peer = Peer::joined();
+    let there = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let here = |address: &str| UdpSocket::bind(address).unwrap();
+    let beyond = |address: &str| there.enter(|| Ok(UdpSocket::bind(address)?)).unwrap();
+    let servers = [
+        here("127.0.0.1:7000"),
+        here("[::1]:7000"),
+        beyond("10.77.0.2:7000"),
+        beyond("[fd77::2]:7000"),
+    ];
+    let servers = servers.map(|socket| (socket.local_addr().unwrap(), telling_echo(socket)));
+    for (what, rule) in [
+        ("send", "udp:7000 blackhole dir=to-server"),
+        ("ask", "udp:7000 corrupt=100% dir=to-client"),
+    ] {
+        let mut command = Commanded::start(rule);
+        for (round, (address, told)) in
+            (0..ROUNDS).flat_map(|n| servers.iter().map(move |s| (n, s)))
+        {
+            let port = 33_333 + u16::try_from(round % 2).unwrap();
+            // Somebody else, before and after the command.
+            let ask = || {
+                let socket = send_from(port, *address, b'o');
+                let mut byte = [0];
+                let answer = socket.recv(&mut byte);
+                assert_eq!(answer.ok(), Some(1), "{address} round {round}: {rule}");
+                assert_eq!(byte, *b"o", "{address} round {round}: {rule}");
+                assert_eq!(told.recv().ok(), Some(b'o'));
+            };
+            ask();
+            command.tell(&format!("{what} {port} {address}"));
+            if what == "ask" {
+                assert_eq!(told.recv().ok(), Some(b'c'));
+            }
+            ask();
+        }
+        command.end(ROUNDS * servers.len());
+    }
+}
+
+#[test]
+fn a_socket_that_was_passed_on_is_still_its_makers() {
+    enter_fresh();
+    let server = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    // The command has inherited one of ours.
+    let ours = UdpSocket::bind("127.0.0.1:0").unwrap();
+    ours.connect("127.0.0.1:7000").unwrap();
+    let words = ["run", "--allow-unfired", "-r", "udp:7000 blackhole", "--"];
+    let status = fault()
+        .args(words)
+        .args(["sh", "-c", "echo ours >&0"])
+        .stdin(std::os::fd::OwnedFd::from(ours))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let mut bytes = [0; 8];
+    assert_eq!(server.recv(&mut bytes).unwrap(), 5);
+    // We have been given one of the command's.
+    support::place::ip("route add 224.0.0.0/4 dev lo");
+    let mut command = Commanded::start("udp:7000 blackhole");
+    command.tell("join");
+    let given = command.take_socket();
+    given.send_to(b"given", "127.0.0.1:7000").unwrap();
+    server
+        .send_to(b"mark", server.local_addr().unwrap())
+        .unwrap();
+    assert_eq!(server.recv(&mut bytes).unwrap(), 4, "nothing came before");
+    command.end(1);
+}
+
+#[test]
+fn a_listener_of_mptcp_is_the_commands() {
+    if !fault_user::kernel::version::at_least(5, 19) || mptcp().is_err() {
+        eprintln!("skipped: the kernel has no MPTCP, or is older than 5.19");
+        return;
+    }
+    enter_fresh();
+    let mut command = Commanded::start("tcp:7000 reject");
+    command.tell("listen");
+    let refused = TcpStream::connect("127.0.0.1:7000").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    command.end(1);
+}
+
+#[test]
+fn a_range_is_one_of_services_ports_not_of_clients() {
+    enter_fresh();
+    for host in ["127.0.0.1", "::1"] {
+        let address = echo(host);
+        let mut old = connect(address).unwrap();
+        exchange(&mut old).unwrap();
+        let hurt = Hurt::begin(&["tcp:1-6999,7001-65535 blackhole"], "--scope host --force");
+        assert_eq!(&exchange(&mut old).unwrap(), b"hello", "open before");
+        assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
+        assert_hits(&hurt.end(), 0);
+    }
+}
+
+#[test]
+fn each_receiver_of_multicast_is_judged_by_itself() {
+    const DATAGRAMS: usize = 10;
+    enter_fresh();
+    let peer = Peer::joined();
+    support::place::ip("route add 224.0.0.0/4 dev va");
+    let there = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let sender = there.enter(|| Ok(UdpSocket::bind("10.77.0.2:0")?)).unwrap();
+    let other = join(Ipv4Addr::new(10, 77, 0, 1));
+    let mut command = Commanded::start(&format!("udp:{} blackhole", GROUP.1));
+    command.tell("join");
+    sender.set_multicast_ttl_v4(1).unwrap();
+    for _ in 0..DATAGRAMS {
+        sender.send_to(b"m", GROUP).unwrap();
+        assert_eq!(other.recv(&mut [0]).unwrap(), 1);
+    }
+    command.end(DATAGRAMS);
+    // What is sent here goes out and is looped back.
+    let hurt = Hurt::begin(&[&format!("udp:{} blackhole", GROUP.1)], "--scope host");
+    let own = UdpSocket::bind("10.77.0.1:0").unwrap();
+    for _ in 0..DATAGRAMS {
+        own.send_to(b"m", GROUP).unwrap();
+    }
+    assert_hits(&hurt.end(), 2 * DATAGRAMS);
+    own.send_to(b"e", GROUP).unwrap();
+    let mut byte = [0];
+    other.recv(&mut byte).unwrap();
+    assert_eq!(&byte, b"e", "none of those before has arrived");
 }

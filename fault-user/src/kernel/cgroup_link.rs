@@ -1,4 +1,7 @@
 //! Links that hold programs at cgroups.
+//!
+//! A program that somebody has attached above with `BPF_F_ALLOW_OVERRIDE` no longer runs for a cgroup that gets one of its
+//! own. Where we are the ones to bring it, theirs are attached there as well, for as long as ours.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -7,6 +10,7 @@ use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 
 use super::link;
+use crate::tell::tell;
 
 /// Where in a cgroup a program sits: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +51,7 @@ pub enum Hook {
 /// A program at a cgroup, beside those of others, for as long as this lives and no longer than the process.
 #[derive(Debug)]
 pub struct CgroupLink(
-    #[expect(dead_code, reason = "held, so that the kernel keeps the link")] OwnedFd,
+    #[expect(dead_code, reason = "held, so that the kernel keeps the links")] Vec<OwnedFd>,
 );
 
 impl CgroupLink {
@@ -58,12 +62,41 @@ impl CgroupLink {
     pub fn attach(program: BorrowedFd<'_>, cgroup: &Path, hook: Hook) -> Result<Self> {
         let folder =
             std::fs::File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
-        Self::create(program, folder.as_fd(), hook)
-            .with_context(|| format!("attaching to {}", cgroup.display()))
+        let target = folder.as_raw_fd().cast_unsigned();
+        let before = running(folder.as_fd(), hook);
+        let own = match link::create(program, target, hook as u32, 0) {
+            Err(Errno::EPERM) if !before.is_empty() => {
+                return Err(Errno::EPERM).with_context(|| {
+                    format!(
+                        "program {} at a cgroup above {} allows none beside it (`bpftool cgroup tree` tells whose it is)",
+                        before[0],
+                        cgroup.display()
+                    )
+                });
+            }
+            other => other.with_context(|| format!("attaching to {}", cgroup.display()))?,
+        };
+        let mut links = vec![own];
+        let after = running(folder.as_fd(), hook);
+        for id in before.iter().filter(|id| !after.contains(id)) {
+            let kept = link::program(*id)
+                .and_then(|program| link::create(program.as_fd(), target, hook as u32, 0));
+            match kept {
+                Ok(link) => links.push(link),
+                Err(error) => tell!(
+                    "fault: warning: program {id} of another tool at {hook:?} does not run for {} meanwhile ({error}; `bpftool prog show id {id}` tells what it is)",
+                    cgroup.display()
+                ),
+            }
+        }
+        Ok(Self(links))
     }
+}
 
-    fn create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: Hook) -> Result<Self, Errno> {
-        let cgroup = cgroup.as_raw_fd().cast_unsigned();
-        link::create(program, cgroup, hook as u32, 0).map(Self)
-    }
+/// The programs that run for a cgroup at a hook, by their ids; none where the kernel does not tell.
+fn running(cgroup: BorrowedFd<'_>, hook: Hook) -> Vec<u32> {
+    link::effective(cgroup, hook as u32).unwrap_or_else(|error| {
+        log::debug!("the programs at a cgroup can't be listed: {error}");
+        Vec::new()
+    })
 }

@@ -118,7 +118,12 @@ impl Prepared {
     /// # Errors
     /// The kernel refuses.
     pub fn watch(&mut self, scope: &Scope) -> Result<()> {
-        self.reach().injector.watch_cgroup(&scope.path)
+        let injector = &mut self.reach().injector;
+        injector.watch_cgroup(&scope.path)?;
+        if self.tables.concern_datagrams() {
+            injector.watch_groups(&scope.path)?;
+        }
+        Ok(())
     }
 
     /// Counts from now on where the processes of a cgroup connect to: see [`Injection::endpoints`]. `netns` is the cookie

@@ -1,6 +1,7 @@
 //! The loaded programs with their maps.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
@@ -8,10 +9,10 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
-use aya::programs::{CgroupSock, SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use fault_common::abi::{
-    COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
-    RuleState, RuleStats, ScopeKey, SetHeader, clock, holder,
+    COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES,
+    PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -144,6 +145,8 @@ pub struct Options {
 
 /// The program at the near end of the detour.
 const DETOUR: &str = "fault_detour";
+/// ICMP echo requests whose answers are told apart by who asked; the oldest are forgotten.
+const ECHOES: u32 = 8192;
 /// Connections whose packets fq keeps in order at most.
 const ORDERED_MAX: u32 = 65_536;
 
@@ -183,6 +186,7 @@ pub struct Injector {
     events_wanted: bool,
     rules: MappedArray<RuleEntry>,
     ports: MappedArray<PortClasses>,
+    named: MappedArray<u64>,
     summaries: MappedArray<u64>,
     vectors: MappedArray<u64>,
     /// Number of the rules in force.
@@ -223,6 +227,7 @@ impl Injector {
             events_wanted: options.events,
             rules: mapped(&mut ebpf, "RULES", 2 * capacity.words() * 64)?,
             ports: mapped(&mut ebpf, "PORTS", 2 << 16)?,
+            named: mapped(&mut ebpf, "NAMED", 2 * NAMED_WORDS)?,
             summaries: mapped(&mut ebpf, "SUMMARIES", 2 * capacity.classes)?,
             vectors: mapped(
                 &mut ebpf,
@@ -497,7 +502,7 @@ impl Injector {
     ///
     /// # Errors
     /// The kernel refuses: no cgroup2, or no rights.
-    pub fn watch_cgroup(&mut self, cgroup: &std::path::Path) -> Result<()> {
+    pub fn watch_cgroup(&mut self, cgroup: &Path) -> Result<()> {
         const NAME: &str = "fault_socket";
         let program: &mut CgroupSock = self
             .ebpf
@@ -511,6 +516,33 @@ impl Injector {
             return Err(anyhow!(error).context(summary));
         }
         let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::SocketCreate)?;
+        self.cgroup_links.push(link);
+        Ok(())
+    }
+
+    /// Judges datagrams to a group, multicast or broadcast, for each socket of a cgroup that receives them: tc can't
+    /// tell these apart.
+    ///
+    /// # Errors
+    /// The kernel refuses: no cgroup2, or no rights.
+    pub fn watch_groups(&mut self, cgroup: &Path) -> Result<()> {
+        let name = if self.old {
+            "fault_receive_old"
+        } else {
+            "fault_receive"
+        };
+        let program: &mut CgroupSkb = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?
+            .try_into()?;
+        if program.fd().is_err()
+            && let Err(error) = program.load()
+        {
+            let summary = verifier::summary(name, &error);
+            return Err(anyhow!(error).context(summary));
+        }
+        let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::Ingress)?;
         self.cgroup_links.push(link);
         Ok(())
     }
@@ -549,10 +581,10 @@ impl Injector {
     /// # Errors
     /// Not a socket, or the kernel refuses.
     pub fn adopt_socket(&mut self, socket: BorrowedFd<'_>, cgroup: u64) -> Result<()> {
-        let mut scopes: SkStorage<&mut MapData, u64> = self.map_mut("SOCKET_SCOPES")?.try_into()?;
-        scopes
-            .insert(&socket, cgroup, 0)
-            .context("marking a socket")
+        let owner = owner_of(socket, cgroup).context("reading a socket's cookie")?;
+        let mut owners: SkStorage<&mut MapData, Owner> =
+            self.map_mut("SOCKET_SCOPES")?.try_into()?;
+        owners.insert(&socket, owner, 0).context("marking a socket")
     }
 
     /// What marks sockets of this process as belonging to a cgroup, from now on; no socket can be adopted any more.
@@ -564,13 +596,14 @@ impl Injector {
             .ebpf
             .take_map("SOCKET_SCOPES")
             .context("the eBPF object has no map SOCKET_SCOPES")?;
-        let scopes: SkStorage<MapData, u64> = map.try_into()?;
-        let scopes = std::sync::Mutex::new(scopes);
+        let owners: SkStorage<MapData, Owner> = map.try_into()?;
+        let owners = std::sync::Mutex::new(owners);
         Ok(std::sync::Arc::new(move |socket| {
-            scopes
+            let owner = owner_of(socket, cgroup)?;
+            owners
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .insert(&socket, cgroup, 0)
+                .insert(&socket, owner, 0)
                 .map_err(std::io::Error::other)
         }))
     }
@@ -644,6 +677,10 @@ impl Injector {
         }
         for (port, classes) in tables.ports.iter().enumerate() {
             self.ports.set((generation << 16) + port, *classes);
+        }
+        for (word, ports) in tables.named.iter().enumerate() {
+            self.named
+                .set(generation * NAMED_WORDS as usize + word, *ports);
         }
     }
 
@@ -794,6 +831,34 @@ impl Injector {
     }
 }
 
+/// What is noted with a socket that belongs to a cgroup.
+fn owner_of(socket: BorrowedFd<'_>, cgroup: u64) -> std::io::Result<Owner> {
+    let mut cookie = 0_u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: the kernel writes at most `length` bytes to the cookie, which has eight.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    nix::errno::Errno::result(status)?;
+    Ok(Owner {
+        scope: cgroup,
+        socket: cookie,
+    })
+}
+
+/// Whether programs can get from a subflow to its MPTCP connection: the kernel must have MPTCP, and say how it is made.
+fn knows_mptcp() -> bool {
+    version::at_least(5, 19)
+        && Path::new("/proc/sys/net/mptcp").exists()
+        && Path::new("/sys/kernel/btf/vmlinux").exists()
+}
+
 fn attach_classifier(
     program: &mut SchedClassifier,
     name: &str,
@@ -894,6 +959,9 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         Clock::Tick | Clock::Exact => clock::EXACT,
     };
     let mut loader = new_loader();
+    if options.scoped {
+        loader.map_max_entries("ECHOES", ECHOES);
+    }
     if options.tap.is_none() {
         // Megabytes that nobody asks for.
         loader.map_max_entries("HOLDS", 1);
@@ -910,6 +978,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("MODIFIERS", &options.needs.modifiers, true)
         .override_global("CORRUPT_BITS", &options.needs.corrupt_bits, true)
         .override_global("SCOPED", &scoped, true)
+        .override_global("MPTCP", &u32::from(knows_mptcp()), true)
         .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &instance, true)
         .override_global("CLOCK", &clock, true)

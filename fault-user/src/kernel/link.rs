@@ -31,16 +31,102 @@ pub fn create(
         hook,
         flags,
     };
-    // SAFETY: the structure lives through the call, and its size is told.
-    let link = unsafe {
+    own(bpf(BPF_LINK_CREATE, &attributes)?)
+}
+
+/// The ids of the programs that run for a cgroup at a hook, those of the cgroups above included.
+///
+/// # Errors
+/// The kernel refuses (`CAP_NET_ADMIN`).
+pub fn effective(cgroup: BorrowedFd<'_>, hook: u32) -> Result<Vec<u32>, Errno> {
+    const BPF_PROG_QUERY: libc::c_long = 16;
+    const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+    /// More than a hierarchy can have at one hook in practice: 64 at each level.
+    const IDS_MAX: u32 = 1024;
+    /// The start of `union bpf_attr` for that command.
+    #[repr(C)]
+    struct Attributes {
+        target: i32,
+        hook: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        padding: u32,
+    }
+    let mut ids = vec![0_u32; IDS_MAX as usize];
+    let mut attributes = Attributes {
+        target: cgroup.as_raw_fd(),
+        hook,
+        query_flags: BPF_F_QUERY_EFFECTIVE,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr().addr() as u64,
+        count: IDS_MAX,
+        padding: 0,
+    };
+    bpf_mut(BPF_PROG_QUERY, &mut attributes)?;
+    ids.truncate(attributes.count as usize);
+    Ok(ids)
+}
+
+/// A program by its id.
+///
+/// # Errors
+/// It is gone, or the kernel refuses (`CAP_SYS_ADMIN`).
+pub fn program(id: u32) -> Result<OwnedFd, Errno> {
+    const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+    /// The start of `union bpf_attr` for that command.
+    #[repr(C)]
+    struct Attributes {
+        id: u32,
+        next: u32,
+        flags: u32,
+    }
+    let attributes = Attributes {
+        id,
+        next: 0,
+        flags: 0,
+    };
+    own(bpf(BPF_PROG_GET_FD_BY_ID, &attributes)?)
+}
+
+/// bpf(2).
+///
+/// # Errors
+/// The kernel's own.
+pub fn bpf<T>(command: libc::c_long, attributes: &T) -> Result<libc::c_long, Errno> {
+    // SAFETY: the structure and what it points to live through the call, which does not write to it, and its size is told.
+    let status = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            BPF_LINK_CREATE,
-            &raw const attributes,
-            size_of::<Attributes>(),
+            command,
+            std::ptr::from_ref(attributes),
+            size_of::<T>(),
         )
     };
-    let link = i32::try_from(Errno::result(link)?).map_err(|_| Errno::EOVERFLOW)?;
+    Errno::result(status)
+}
+
+/// [`bpf`] where the kernel answers in the structure.
+fn bpf_mut<T>(command: libc::c_long, attributes: &mut T) -> Result<libc::c_long, Errno> {
+    // SAFETY: as above.
+    let status = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    Errno::result(status)
+}
+
+/// The descriptor that a call of [`bpf`] gave.
+///
+/// # Errors
+/// It gave none.
+pub fn own(descriptor: libc::c_long) -> Result<OwnedFd, Errno> {
+    let descriptor = i32::try_from(descriptor).map_err(|_| Errno::EOVERFLOW)?;
     // SAFETY: the call has just made it, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

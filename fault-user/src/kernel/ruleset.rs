@@ -10,7 +10,8 @@ use anyhow::{Result, bail};
 
 use crate::shaping::schedule::{Rate, Slots};
 use fault_common::abi::{
-    PortClasses, RULES_MAX, RuleEntry, SCOPE_LEVELS_MAX, SetHeader, direction,
+    NAMED_WORDS, PortClasses, RULES_MAX, RuleEntry, SCOPE_LEVELS_MAX, SetHeader, direction,
+    named_at,
 };
 
 /// The protocols a rule can name; indexes of [`SetHeader::portless`].
@@ -110,6 +111,8 @@ pub struct Tables {
     pub rules: Vec<RuleEntry>,
     /// The classes of all 65,536 ports.
     pub ports: Vec<PortClasses>,
+    /// The ports that rules give by themselves: see [`named_at`].
+    pub named: Vec<u64>,
     /// The vectors, by class; class 0 is empty.
     pub classes: Vec<Vec<u64>>,
     /// The classes of networks.
@@ -119,6 +122,13 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Whether a rule may concern datagrams of UDP.
+    #[must_use]
+    pub fn concern_datagrams(&self) -> bool {
+        let [_, portless, ..] = self.header.portless;
+        portless != [0, 0] || self.ports.iter().any(|port| port.udp != [0, 0])
+    }
+
     /// Words of each vector.
     #[must_use]
     pub fn words(&self) -> usize {
@@ -208,6 +218,7 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
         header,
         rules: rules.iter().map(|rule| rule.entry).collect(),
         ports,
+        named: named_ports(rules),
         classes: classes.vectors,
         hosts,
         scopes,
@@ -250,6 +261,22 @@ fn goes(rule: &PacketRule, direction: usize) -> bool {
         direction::BIT_TO_CLIENT
     };
     rule.entry.directions & bit != 0
+}
+
+/// The set of the ports that rules give by themselves.
+fn named_ports(rules: &[PacketRule]) -> Vec<u64> {
+    let mut set = vec![0; NAMED_WORDS as usize];
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let ports = rules
+            .iter()
+            .filter(|rule| names(rule, protocol as usize))
+            .flat_map(|rule| &rule.ports);
+        for &(port, _) in ports.filter(|(first, last)| first == last) {
+            let (word, bit) = named_at(protocol as u32, port);
+            set[word as usize] |= 1 << bit;
+        }
+    }
+    set
 }
 
 /// Sweeps over the ports, from each start or end of a range to the next.

@@ -459,22 +459,18 @@ fn create_below(
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error).context(format!("can't make {}", path.display())),
         }
-        let Some(lock) = lock(&path)? else {
+        let held = hold(hierarchy, &path, leftovers);
+        let Ok(Some(made)) = held else {
             // Between the two calls somebody's `fault clean` or `fault doctor` took it for a dead
-            // one's, and may have removed it already.
+            // one's, and may have removed it already. Or there is no descriptor to be had.
             match fs::remove_dir(&path) {
-                Ok(()) => continue,
-                Err(error) if is_gone(&error) => continue,
-                Err(error) => {
+                Err(error) if !is_gone(&error) => {
                     return Err(error).context(format!("can't remove {}", path.display()));
                 }
+                _ => {}
             }
-        };
-        let made = CommandCgroup {
-            cgroup: hierarchy.at(path)?,
-            leftovers,
-            _lock: lock,
-            finished: false,
+            held?;
+            continue;
         };
         // Below a threaded cgroup a new one takes no processes.
         let kind = fs::read_to_string(made.cgroup.path.join("cgroup.type"))
@@ -484,6 +480,19 @@ fn create_below(
         }
         return Ok(made);
     }
+}
+
+/// Takes a fresh cgroup for this instance. `None`: somebody else has it, or it is gone.
+fn hold(hierarchy: &Hierarchy, path: &Path, leftovers: Leftovers) -> Result<Option<CommandCgroup>> {
+    let Some(lock) = lock(path)? else {
+        return Ok(None);
+    };
+    Ok(Some(CommandCgroup {
+        cgroup: hierarchy.at(path.to_owned())?,
+        leftovers,
+        _lock: lock,
+        finished: false,
+    }))
 }
 
 /// Takes a cgroup's lock. `None`: somebody else has it, or the cgroup is gone.
@@ -506,7 +515,8 @@ pub(crate) fn lock(path: &Path) -> Result<Option<Flock<File>>> {
 /// Empties a cgroup of ours and removes it.
 pub(crate) fn give_up(folder: &Path, leftovers: Leftovers) -> Result<Finished> {
     let mut finished = Finished::default();
-    if !folder.exists() {
+    // Where it is empty this takes no descriptor, of which there may be none.
+    if fs::remove_dir(folder).is_ok() || !folder.exists() {
         return Ok(finished);
     }
     match leftovers {

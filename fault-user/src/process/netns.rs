@@ -105,10 +105,11 @@ impl NetworkNamespace {
     /// The namespace can't be entered, or what `work` says.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
+            let inside = std::thread::Builder::new().spawn_scoped(scope, || {
                 self.join()?;
                 work()
             });
+            let inside = inside.context("no thread to enter a network namespace")?;
             match inside.join() {
                 Ok(result) => result,
                 Err(_) => bail!(anyhow!(

@@ -7,7 +7,8 @@
 //!
 //! The terminal sends Ctrl-C to the whole group, so CMD has it already and gets no second one (many
 //! programs take a second one as "at once"). A signal that a process sent with kill(2) came to
-//! `fault` alone and is passed on. `si_code` tells the two apart.
+//! `fault` alone and is passed on. `si_code` tells the two apart. When the terminal is closed the kernel sends SIGHUP to
+//! the session's leader alone: where that is `fault`, with no shell around it, CMD gets it from here.
 //!
 //! The handler itself passes it on: `pidfd_send_signal` is a plain system call, it can't reach a
 //! later process of the same number, and it works however busy the rest of `fault` is.
@@ -15,6 +16,7 @@ use super::proc::open_pidfd;
 use anyhow::{Context, Result};
 use nix::libc::{self, c_int, siginfo_t};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use signal_hook_registry::{SigId, register_sigaction, unregister};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -40,6 +42,8 @@ struct Shared {
     pending: AtomicU32,
     /// The last signal, wherever it came from.
     last: AtomicI32,
+    /// `fault` leads its session.
+    leads: bool,
 }
 
 impl Shared {
@@ -49,7 +53,7 @@ impl Shared {
         let pidfd = self.pidfd.load(Ordering::SeqCst);
         if pidfd < 0 {
             self.pending.fetch_or(1 << signal, Ordering::SeqCst);
-        } else if info.si_code != libc::SI_KERNEL {
+        } else if info.si_code != libc::SI_KERNEL || (self.leads && signal == libc::SIGHUP) {
             send(pidfd, signal);
         }
     }
@@ -77,6 +81,7 @@ impl Forwarder {
                 pidfd: AtomicI32::new(-1),
                 pending: AtomicU32::new(0),
                 last: AtomicI32::new(0),
+                leads: nix::unistd::getsid(None).is_ok_and(|leader| leader == Pid::this()),
             }),
             handlers: Vec::new(),
             target: None,

@@ -13,7 +13,7 @@ use crate::rule::Protocol;
 use crate::shaping::qdiscs::Loss;
 
 /// The counters that are worth a line when they are not zero.
-const NOTES: [(Counter, &str); 8] = [
+const NOTES: [(Counter, &str); 9] = [
     (Counter::Malformed, "malformed packets passed"),
     (
         Counter::Headers,
@@ -26,6 +26,10 @@ const NOTES: [(Counter, &str); 8] = [
     (
         Counter::ActionFailed,
         "hits could not be carried out; the packet passed",
+    ),
+    (
+        Counter::Group,
+        "multicast or broadcast packets were delivered: for one of several receivers a rule can only drop them",
     ),
     (
         Counter::FlowTableFull,

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use fault_common::abi::{Event, FlowRule, RuleEntry, RuleState, STATE_BITS, action, direction};
 use fault_common::decide::{Fired, Plain, Sample, Verdict, judge, open};
 use fault_common::flow::{FlowKey, Side as End, flow_of};
-use fault_common::matching::server_side;
-use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN, parse};
+use fault_common::matching::{Hints, Service, service};
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, parse};
 use fault_user::kernel::injector::Side;
 use fault_user::kernel::ruleset::{Network, PacketRule, Protocol};
 use fault_user::kernel::xdp;
@@ -39,9 +39,8 @@ impl Random {
     }
 }
 
-#[derive(Default)]
 struct Flow {
-    server: u8,
+    service: Service,
     initial: Option<u32>,
     rules: Vec<FlowRule>,
 }
@@ -63,24 +62,29 @@ impl Model {
             return (verdict, events);
         }
         let (key, end) = flow_of(&packet);
-        let server = server_side(&packet, end) as u8;
+        let named = |port| rules.iter().any(|rule| names_alone(rule, &packet, port));
+        let hints = Hints {
+            // The tests' network namespace has no sockets.
+            listens: [false; 2],
+            named: [named(packet.source_port), named(packet.destination_port)],
+        };
+        let service = service(&packet, end, hints);
         let flow = self.flows.entry(key).or_insert_with(|| Flow {
-            server,
-            ..Flow::default()
+            service,
+            initial: None,
+            rules: Vec::new(),
         });
-        if packet.protocol == PROTOCOL_TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
-            if flow
-                .initial
-                .is_some_and(|initial| initial != packet.sequence)
-            {
-                flow.rules.clear();
-                flow.server = server;
-            }
-            flow.initial = Some(packet.sequence);
+        if packet.is_initial() && flow.initial != Some(packet.sequence) {
+            *flow = Flow {
+                service,
+                initial: Some(packet.sequence),
+                rules: Vec::new(),
+            };
         }
+        let is_certain = flow.service.is_certain;
         let guess = guess(flow, end);
         for (index, rule) in rules.iter().enumerate() {
-            let Some(direction) = concerns(rule, &packet, guess) else {
+            let Some(direction) = concerns(rule, &packet, guess, is_certain) else {
                 continue;
             };
             if verdict.end != 0 {
@@ -119,7 +123,7 @@ impl Model {
 }
 
 fn guess(flow: &Flow, end: End) -> u8 {
-    if flow.server == end as u8 {
+    if flow.service.side == end {
         direction::TO_CLIENT
     } else {
         direction::TO_SERVER
@@ -150,6 +154,13 @@ fn in_ports(rule: &PacketRule, port: u16) -> bool {
     rule.ports
         .iter()
         .any(|(first, last)| *first <= port && port <= *last)
+}
+
+/// Whether a rule gives this port by itself.
+fn names_alone(rule: &PacketRule, packet: &Packet, port: u16) -> bool {
+    !packet.is_icmp()
+        && rule.protocols.contains(&protocol_of(packet))
+        && rule.ports.contains(&(port, port))
 }
 
 /// Whether the rule means all packets of this protocol.
@@ -190,9 +201,9 @@ fn by_host(rule: &PacketRule, packet: &Packet, way: u8) -> bool {
 }
 
 /// The packet's direction as the rule sees it, when the rule concerns it.
-fn concerns(rule: &PacketRule, packet: &Packet, guess: u8) -> Option<u8> {
+fn concerns(rule: &PacketRule, packet: &Packet, guess: u8, is_certain: bool) -> Option<u8> {
     let matches = |way| by_port(rule, packet, way) && by_host(rule, packet, way);
-    if is_portless(rule, packet) {
+    if is_portless(rule, packet) || is_certain {
         return matches(guess).then_some(guess);
     }
     match (matches(direction::TO_SERVER), matches(direction::TO_CLIENT)) {
