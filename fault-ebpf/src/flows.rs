@@ -218,8 +218,8 @@ fn listens<F: Frame>(frame: F, packet: &Packet, end: u32) -> bool {
     frame.ends() & end != 0 && frame.listens(packet, end)
 }
 
-/// Begins a connection, with slots that are free and empty.
-#[inline(always)]
+/// Begins a connection, with slots that are free and empty. A function of its own for the sake of the stack.
+#[inline(never)]
 fn begin(flow: &mut Flow, packet: &Packet, service: Service) {
     flow.begin(packet, service);
     flow.birth = BIRTHS
