@@ -7,7 +7,7 @@ use fault_common::abi::{
     direction, named_at,
 };
 use fault_common::decide::Counting;
-use fault_common::flow::{Side, Told, end, flow_into};
+use fault_common::flow::{FlowKey, Side, Told, end, flow_into};
 use fault_common::matching::{Connection, Hints, Service, service};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_FIN, TCP_RST};
 
@@ -75,7 +75,7 @@ pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> E
 }
 
 /// Notes when the connection's last packet came, and whether it has ended: what its removal from the table depends on.
-#[inline(always)]
+#[inline(never)]
 fn touch(flow: &mut Flow, packet: &Packet, side: Side) {
     if let Some(control) = CONTROL.get(0)
         && flow.touched != control.round
@@ -252,13 +252,17 @@ fn insert<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Opti
             flow.remember(&scratch.told, sender);
         }
     }
+    store(key, flow);
+    NonNull::new(FLOWS.get_ptr_mut(key)?)
+}
+
+/// Enters a connection into the table. A function of its own for the sake of the stack.
+#[inline(never)]
+fn store(key: &FlowKey, flow: &Flow) {
     // Another CPU may have been faster: then its entry is as good.
-    // A reference: a copy would not fit the stack.
-    let fresh: &Flow = flow;
-    if FLOWS.insert(key, fresh, BPF_NOEXIST).is_ok() {
+    if FLOWS.insert(key, flow, BPF_NOEXIST).is_ok() {
         count(Counter::FlowEntered);
     }
-    NonNull::new(FLOWS.get_ptr_mut(key)?)
 }
 
 /// Finds the slot in which `rule` remembers the connection, or begins one; says whether there is one.
