@@ -410,7 +410,7 @@ pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
     scratch.matches.overflow = 0;
     query.collect(&maps, 0, &mut scratch.matches);
     if MATCHES.load() > MATCHES_MAX as u32 && scratch.matches.overflow != 0 {
-        scratch.query = query;
+        keep_query(header, scratch);
     }
     scratch.matches.count != 0
 }
@@ -426,6 +426,16 @@ fn begin_list(header: &SetHeader, scratch: &mut Scratch) -> u64 {
     scratch.matches.count = 0;
     scratch.matches.overflow = 0;
     scratch.query.summary(&maps)
+}
+
+/// Keeps the packet's classes for the rules that did not fit the list. Looked up again: there is no room on the stack.
+#[inline(never)]
+fn keep_query(header: &SetHeader, scratch: &mut Scratch) {
+    let maps = Maps {
+        header,
+        generation: scratch.sight.generation,
+    };
+    scratch.query = query(&maps, &scratch.packet, scratch.ports, &scratch.connection);
 }
 
 /// Lists the matching rules of one word. A global function, which the verifier looks at once and not
