@@ -25,6 +25,7 @@ mod answer;
 mod classify;
 mod counting;
 mod flows;
+mod fragments;
 mod frame;
 mod hold;
 mod maps;

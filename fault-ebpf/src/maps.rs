@@ -9,13 +9,14 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
-    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, Flow, FlowRule, Hold,
-    MATCHES_MAX, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader,
-    Steer, Watched,
+    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DATAGRAMS as DATAGRAMS_MAX, Datagram,
+    DecisionKey, Destination, Flow, FlowRule, Hold, MATCHES_MAX, PLACES, PortClasses, RuleEntry,
+    RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
 use fault_common::flow::FlowKey;
+use fault_common::fragment::DatagramKey;
 use fault_common::matching::{Connection, Matches, Ports, Query};
 use fault_common::packet::Packet;
 use fault_common::random::Ordinals;
@@ -149,6 +150,10 @@ pub static SCOPES: HashMap<ScopeKey, u32> = HashMap::with_max_entries(16, 0);
 /// What is remembered of connections.
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(32768, 0);
+/// What is remembered of datagrams that come in fragments.
+#[map]
+pub static DATAGRAMS: LruHashMap<DatagramKey, Datagram> =
+    LruHashMap::with_max_entries(DATAGRAMS_MAX, 0);
 /// What rules remember of all connections.
 #[map]
 pub static RULE_STATES: Array<RuleState> = Array::with_max_entries(64, 0);
@@ -267,6 +272,8 @@ pub struct Scratch {
     pub matches: Matches,
     /// A connection to be entered into [`FLOWS`].
     pub flow: Flow,
+    /// What is known of the datagram that it is a fragment of, where it is one.
+    pub datagram: Datagram,
     /// What its rules decided.
     pub verdict: Verdict,
     /// When, where and how large it is.
