@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -371,6 +371,87 @@ pub struct Flow {
     pub rules: [FlowRule; FLOW_SLOTS],
 }
 
+/// How many datagrams in fragments are remembered at once. Beyond, those that have been idle for longest are forgotten.
+pub const DATAGRAMS: u32 = 4096;
+/// How often rules are remembered that have judged one of these datagrams.
+pub const FOLLOWED: u32 = 8 * DATAGRAMS;
+
+/// What one rule made of a datagram that comes in fragments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// The rule's [`RuleEntry::uid`]; 0 for none.
+    pub uid: u32,
+    /// See [`DecisionKey::seen`].
+    pub seen: u32,
+    /// The datagram's ordinal in its connection and direction, from 1; 0 when window, filters, trigger or `p=` did not pick
+    /// it.
+    pub packet: u64,
+    /// How long the rule holds it; [`Followed::UNDRAWN`] before that is known.
+    pub delay_ns: u64,
+}
+
+impl Followed {
+    /// See [`Followed::delay_ns`].
+    pub const UNDRAWN: u64 = u64::MAX;
+    /// That of no rule.
+    pub const NONE: Self = Self {
+        uid: 0,
+        seen: 0,
+        packet: 0,
+        delay_ns: Self::UNDRAWN,
+    };
+}
+
+/// What is remembered of a datagram that comes in fragments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// When the fragment came that it was entered for (`CLOCK_MONOTONIC`).
+    pub time_ns: u64,
+    /// Bytes of later fragments that have passed before the first one.
+    pub early_bytes: u32,
+    /// See [`crate::packet::Packet::source_port`].
+    pub source_port: u16,
+    /// See [`crate::packet::Packet::destination_port`].
+    pub destination_port: u16,
+    /// IP protocol number of the transport header.
+    pub protocol: u8,
+    /// ICMP type, 0 for others.
+    pub icmp_type: u8,
+    /// What has become of it: see [`datagram`].
+    pub state: u8,
+    /// Always zero.
+    pub padding: u8,
+    /// How many rules one of its fragments was judged by, at most.
+    pub rules: u32,
+}
+
+impl Datagram {
+    /// One of which nothing is known.
+    pub const NONE: Self = Self {
+        time_ns: 0,
+        early_bytes: 0,
+        source_port: 0,
+        destination_port: 0,
+        protocol: 0,
+        icmp_type: 0,
+        state: datagram::EARLY,
+        padding: 0,
+        rules: 0,
+    };
+}
+
+/// Values of [`Datagram::state`].
+pub mod datagram {
+    /// Its first fragment has not come.
+    pub const EARLY: u8 = 0;
+    /// No rule concerns it.
+    pub const UNCONCERNED: u8 = 1;
+    /// Rules have judged its first fragment.
+    pub const JUDGED: u8 = 2;
+}
+
 /// What one rule remembers of all connections.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -616,7 +697,9 @@ pub struct DecisionKey {
     /// The packet's ordinal among those of its connection and direction that passed the filters, from 1.
     pub seen: u32,
     /// 0 to the server, 1 to the client.
-    pub direction: u32,
+    pub direction: u16,
+    /// See [`crate::packet::Packet::fragment`].
+    pub fragment: u16,
 }
 
 /// A decision that fired.
@@ -641,8 +724,10 @@ pub struct Event {
     pub direction: u8,
     /// What was done: see [`action`].
     pub action: u8,
+    /// See [`crate::packet::Packet::fragment`].
+    pub fragment: u16,
     /// Always zero.
-    pub padding: u32,
+    pub padding: u16,
 }
 
 /// Why a program let a packet pass; indexes of the counters.
@@ -659,7 +744,8 @@ pub enum Counter {
     Headers,
     /// IPv6 neighbour discovery, never touched.
     Discovery,
-    /// A fragment without a transport header, in a set with port rules only.
+    /// A later fragment whose first one is not known: no rule with a port can be asked about it. Or one for which it is
+    /// not known what a rule made of the first one: the rule counts it as a packet of its own.
     Fragment,
     /// The lease had run out.
     LeaseExpired,
@@ -702,6 +788,8 @@ const _: () = {
     assert!(size_of::<FlowRuleKey>() == 24);
     assert!(size_of::<Owner>() == 16);
     assert!(size_of::<Flow>() == 56 + 40 * FLOW_SLOTS);
+    assert!(size_of::<Datagram>() == 24);
+    assert!(size_of::<Followed>() == 24);
     assert!(size_of::<RuleState>() == 24);
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);

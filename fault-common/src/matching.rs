@@ -117,7 +117,7 @@ impl Ports {
 #[inline(always)]
 pub fn ports<T: Tables>(tables: &T, header: &SetHeader, packet: &Packet) -> Option<Ports> {
     let index = protocol_index(packet);
-    if packet.has_transport && index < 2 {
+    if (packet.has_transport || packet.follows) && index < 2 {
         let to = tables.port(packet.destination_port);
         return Ports::of(index, header, to, tables.port(packet.source_port));
     }

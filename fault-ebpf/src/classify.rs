@@ -4,10 +4,11 @@ use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
     Control, Counter, Event, FLOW_SLOTS, Flow, FlowRule, MATCHES_MAX, PortClasses, RuleEntry,
-    RuleState, RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock,
+    RuleState, RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock, datagram,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
+use fault_common::fragment::Place;
 use fault_common::matching::{Match, Ports, Tables, ports, query};
 use fault_common::packet::{
     Bytes as _, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed,
@@ -16,6 +17,7 @@ use fault_common::packet::{
 
 use crate::counting::{Fetch, InKernel, Judging, NoFetch};
 use crate::flows::Entered;
+use crate::fragments::{self, fault_keep_fragment, fault_meet_fragment};
 use crate::frame::{Frame, Losing};
 use crate::maps::{
     CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
@@ -65,7 +67,10 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     let shared = SCRATCH.get_ptr_mut(0).ok_or(Counter::Internal)?;
     // SAFETY: see `Scratch`.
     let scratch = unsafe { &mut *shared };
-    let passes = read(skb, header, scratch, generation, glance);
+    let mut passes = read(skb, header, scratch, generation, glance);
+    if passes == FRAGMENT {
+        passes = read_fragment(header, shared, generation);
+    }
     if passes != 0 {
         // Policy: what can't be read passes and is counted; so does what no rule can concern, uncounted.
         return if passes == NO_RULE {
@@ -76,6 +81,8 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     }
     // Policy: without a living daemon nothing is touched.
     let now_ns = leased_ns(control).ok_or(Counter::LeaseExpired)?;
+    // SAFETY: as above; a fresh reference, since `read_fragment` writes through another one.
+    let scratch = unsafe { &mut *shared };
     see(skb, header, scratch, now_ns, generation);
     let flow = match flows::enter(skb, header, scratch) {
         Entered::Flow(flow) => flow,
@@ -90,6 +97,7 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     };
     if !any {
         // Policy: the port is a rule's, the host or the scope is not.
+        keep_fragment(shared, datagram::UNCONCERNED);
         return Ok(NEXT);
     }
     // SAFETY: as above; a fresh reference, since the list was written through another one.
@@ -103,9 +111,15 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         }
     }
     // SAFETY: as above.
-    unsafe { (*shared).sight.judged = u32::from(skb.is_judged_by_another()) };
+    let scratch = unsafe { &mut *shared };
+    scratch.sight.judged = u32::from(skb.is_judged_by_another());
     skb.set_judged();
-    if !judge_rules::<C>(shared, flow.as_ptr(), control.events) {
+    if scratch.packet.is_fragment {
+        scratch.sight.bytes += scratch.datagram.early_bytes;
+    }
+    let fired = judge_rules::<C>(shared, flow.as_ptr(), control.events);
+    keep_fragment(shared, datagram::JUDGED);
+    if !fired {
         // Policy: no fault fired.
         return Ok(NEXT);
     }
@@ -213,6 +227,8 @@ pub fn glance<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> Glance
 
 /// [`read`] found no rule that can concern the packet.
 const NO_RULE: u32 = 1;
+/// [`read`] found a fragment, which is left to [`read_fragment`].
+const FRAGMENT: u32 = 9;
 /// [`read_plain`] leaves the packet to [`read_any`].
 const NOT_PLAIN: u32 = 8;
 
@@ -252,12 +268,50 @@ fn read_rest<F: Frame>(
         return code;
     }
     let packet = &scratch.packet;
+    if packet.is_fragment {
+        return FRAGMENT;
+    }
     let Some(ports) = ports(&Maps { header, generation }, header, packet) else {
-        let fragment = packet.is_fragment && !packet.has_transport;
-        return if fragment { 7 } else { NO_RULE };
+        return NO_RULE;
     };
     scratch.ports = ports;
     0
+}
+
+/// The rest of [`read`] for a fragment: a later one gets the ports of the first. The scratch comes as a plain pointer: see
+/// [`list_rules`].
+#[inline(never)]
+fn read_fragment(header: &SetHeader, scratch: *mut Scratch, generation: u32) -> u32 {
+    let place = fault_meet_fragment();
+    if place == Place::Unconcerned as u32 {
+        return NO_RULE;
+    }
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    let (packet, known) = unsafe { (&(*scratch).packet, &mut (*scratch).ports) };
+    let orphan = place == Place::Orphan as u32;
+    if let Some(ports) = ports(&Maps { header, generation }, header, packet) {
+        *known = ports;
+        if orphan {
+            // Policy: rules without a port judge it by its hosts.
+            count(Counter::Fragment);
+        }
+        return 0;
+    }
+    if orphan {
+        fault_keep_fragment(datagram::EARLY.into());
+        return 7;
+    }
+    fault_keep_fragment(datagram::UNCONCERNED.into());
+    NO_RULE
+}
+
+/// Remembers what has become of a datagram when the packet in the scratch is a fragment whose first one is known.
+#[inline(always)]
+fn keep_fragment(scratch: *mut Scratch, state: u8) {
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    if fragments::is_tracked(unsafe { &(*scratch).packet }) {
+        fault_keep_fragment(state.into());
+    }
 }
 
 /// Reads a packet of the common kind, whose headers lie in one piece, without a helper.
@@ -673,11 +727,19 @@ fn ask<C: Counting>(
         direction: direction as u8,
     };
     scratch.fired = 0;
+    let is_tracked = fragments::is_tracked(&scratch.packet);
+    if is_tracked {
+        fragments::recall(scratch, rule.uid);
+    }
     let (packet, verdict) = (&scratch.packet, &mut scratch.verdict);
-    if let Some(fired) = judge::<C>(rule, &sample, packet, memory, state, verdict) {
+    let followed = &mut scratch.followed;
+    if let Some(fired) = judge::<C>(rule, &sample, packet, followed, memory, state, verdict) {
         scratch.ordinals = fired.ordinals;
         scratch.seen = fired.seen;
         scratch.fired = u32::from(fired.action);
+    }
+    if is_tracked {
+        fragments::remember(scratch);
     }
 }
 
@@ -714,6 +776,7 @@ fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u
         segments: sight.segments as u16,
         direction: scratch.ordinals.direction,
         action: scratch.fired as u8,
+        fragment: scratch.ordinals.fragment,
         padding: 0,
     };
     if EVENTS.output::<Event>(&event, 0).is_err() {

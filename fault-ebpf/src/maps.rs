@@ -9,13 +9,15 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
-    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, ENDPOINTS_MAX,
-    Endpoint, Flow, FlowRule, FlowRuleKey, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES,
-    PortClasses, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
+    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DATAGRAMS as DATAGRAMS_MAX, Datagram,
+    DecisionKey, Destination, ENDPOINTS_MAX, Endpoint, FOLLOWED as FOLLOWED_MAX, Flow, FlowRule,
+    FlowRuleKey, Followed, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES, PortClasses, RuleEntry,
+    RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
 use fault_common::flow::{FlowKey, Told};
+use fault_common::fragment::{DatagramKey, FollowedKey};
 use fault_common::matching::{Connection, Matches, Ports, Query};
 use fault_common::packet::Packet;
 use fault_common::random::Ordinals;
@@ -165,6 +167,14 @@ pub static BIRTHS: Array<u64> = Array::with_max_entries(1, 0);
 /// Whose the ICMP echo requests are that have been sent, for their answers.
 #[map]
 pub static ECHOES: LruHashMap<Echo, Owner> = LruHashMap::with_max_entries(1, 0);
+/// What is remembered of datagrams that come in fragments.
+#[map]
+pub static DATAGRAMS: LruHashMap<DatagramKey, Datagram> =
+    LruHashMap::with_max_entries(DATAGRAMS_MAX, 0);
+/// What rules made of these.
+#[map]
+pub static FOLLOWED: LruHashMap<FollowedKey, Followed> =
+    LruHashMap::with_max_entries(FOLLOWED_MAX, 0);
 /// What rules remember of all connections.
 #[map]
 pub static RULE_STATES: Array<RuleState> = Array::with_max_entries(64, 0);
@@ -309,6 +319,14 @@ pub struct Scratch {
     pub apart: FlowRuleKey,
     /// Such an entry, to be made.
     pub entry: FlowRule,
+    /// What is known of the datagram that it is a fragment of, where it is one.
+    pub datagram: Datagram,
+    /// The name of what the rule at hand makes of that datagram.
+    pub followed_key: FollowedKey,
+    /// What it makes of it, or of a whole packet.
+    pub followed: Followed,
+    /// How many rules have judged the fragment.
+    pub rules: u32,
     /// What its rules decided.
     pub verdict: Verdict,
     /// When, where and how large it is.

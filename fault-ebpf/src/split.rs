@@ -332,10 +332,12 @@ fn foresee_one(scratch: &mut Scratch, index: u32) -> u32 {
     };
     let memory = &mut scratch.foreseen[index as usize % MATCHES_MAX];
     let (packet, verdict) = (&scratch.packet, &mut scratch.verdict);
+    let followed = &mut scratch.followed;
     let fired = judge::<InKernel<Alone>>(
         rule,
         &sample,
         packet,
+        followed,
         memory,
         &mut RuleState::default(),
         verdict,

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
-use fault_common::abi::{FlowRule, RuleState, direction};
+use fault_common::abi::{FlowRule, Followed, RuleState, direction};
 use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::process::netns::NetworkNamespace;
@@ -273,6 +273,7 @@ fn lost_of_direction(rule: &str, seed: u64, count: u32, direction: u8) -> Vec<u3
             &entry,
             &sample,
             &packet,
+            &mut { Followed::NONE },
             &mut memory,
             &mut state,
             &mut verdict,

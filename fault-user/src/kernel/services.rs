@@ -16,11 +16,13 @@ use super::verifier;
 use crate::rule::{PortRange, Protocol, ResolvedTarget};
 
 /// Maps of the same object that only the packet programs use, made as small as can be.
-const UNUSED_MAPS: [&str; 8] = [
+const UNUSED_MAPS: [&str; 10] = [
     "PORTS",
     "HOLDS",
     "RELEASES",
     "SPREADS",
+    "DATAGRAMS",
+    "FOLLOWED",
     "RULES",
     "VECTORS",
     "SUMMARIES",

@@ -13,11 +13,16 @@ use crate::rule::Protocol;
 use crate::shaping::qdiscs::Loss;
 
 /// The counters that are worth a line when they are not zero.
-const NOTES: [(Counter, &str); 9] = [
+const NOTES: [(Counter, &str); 10] = [
     (Counter::Malformed, "malformed packets passed"),
     (
         Counter::Headers,
         "packets with too many IPv6 extension headers passed",
+    ),
+    (
+        Counter::Fragment,
+        "later IP fragments were not matched by port: their first fragment did not arrive before them, or more than 4096 \
+         datagrams were in fragments at once",
     ),
     (
         Counter::FlowRuleTableFull,
