@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 11;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -283,16 +283,13 @@ pub mod clock {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// Past this `CLOCK_MONOTONIC` time every packet passes; with [`clock::NONE`] when it is 0.
+    /// Past this `CLOCK_MONOTONIC` time every packet passes; 0 before the first rules and after the last.
+    /// `u64::MAX` where the kernel takes the programs away with the process.
     pub lease_until_ns: u64,
     /// Which of the two rule sets is in force: 0 or 1.
     pub generation: u32,
     /// 1 when events are wanted.
     pub events: u32,
-    /// Which round of the connection table's upkeep this is, from 1: see [`Flow::touched`].
-    pub round: u32,
-    /// Always zero.
-    pub padding: u32,
 }
 
 /// What one rule remembers of one connection.
@@ -363,7 +360,7 @@ pub struct Flow {
     pub ended: [u8; 2],
     /// Always zero.
     pub padding: [u8; 2],
-    /// [`Control::round`] of the last packet.
+    /// The half second in which the last packet came, counted from the start of the run.
     pub touched: u32,
     /// Differs between two connections with the same [`crate::flow::FlowKey`].
     pub birth: u32,
@@ -530,7 +527,25 @@ pub struct Hold {
     pub flags: u16,
     /// Wire packets in it.
     pub segments: u16,
+    /// The instances that have judged it, a bit each: see [`INSTANCES_MAX`].
+    pub judges: u64,
 }
+
+/// Where a packet goes on that the delay line has held.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    /// [`Hold::judges`].
+    pub judges: u64,
+    /// The number of the place, below [`PLACES`].
+    pub place: u64,
+}
+
+/// How many instances of `fault` there can be in one network namespace. Each has a number, and a bit of its own in what a
+/// packet remembers.
+pub const INSTANCES_MAX: u32 = 64;
+/// How many of them a packet remembers from one interface to the next.
+pub const INSTANCES_REMEMBERED: u32 = 8;
 
 /// What holds packets; values of the programs' constant `HOLDER`.
 pub mod holder {
@@ -588,6 +603,64 @@ pub struct Destination {
     pub address: crate::flow::Address,
     /// The port in host byte order.
     pub port: u32,
+}
+
+/// A connection of TCP that is being opened by way of the relay, as the relay's host sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handshake {
+    /// The client's own address.
+    pub client: Destination,
+    /// The address that its segments are sent to.
+    pub server: Destination,
+}
+
+/// Where the client of a [`Handshake`] meant to connect.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Original {
+    /// The server's address.
+    pub server: Destination,
+    /// 1 when the client's SYN is not held any more.
+    pub admitted: u32,
+}
+
+/// The longest header of TCP, in bytes.
+pub const TCP_HEADER_MAX: usize = 60;
+
+/// Something that happened to a connection on its way to the relay.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandshakeEvent {
+    /// The cookie of the relay's listener; 0 for [`handshake::GONE`].
+    pub listener: u64,
+    /// Which connection.
+    pub handshake: Handshake,
+    /// One of [`handshake`].
+    pub kind: u32,
+    /// Bytes of `header` that are used.
+    pub length: u32,
+    /// The SYN's header of TCP.
+    pub header: [u8; TCP_HEADER_MAX],
+    /// Always zero.
+    pub padding: u32,
+}
+
+/// Values of [`HandshakeEvent::kind`].
+pub mod handshake {
+    /// A SYN came in, and is held.
+    pub const SYN: u32 = 1;
+    /// The client has given up, or knows that it is refused.
+    pub const GONE: u32 = 2;
+}
+
+/// The relay's addresses in 127.0.0.0/8, one for each server over IPv4, are 127.64.0.0 and following: the second octet
+/// has the bits of [`alias::FIRST`] under [`alias::MASK`].
+pub mod alias {
+    /// See above.
+    pub const MASK: u8 = 0xc0;
+    /// See above.
+    pub const FIRST: u8 = 0x40;
 }
 
 /// What is remembered of a connection that is watched.
@@ -673,16 +746,26 @@ pub mod hold_flag {
     pub const TWICE: u16 = 2;
     /// It comes from the service: each direction has wires and slots of its own.
     pub const TO_CLIENT: u16 = 4;
-    /// Another instance has judged it before: see [`super::LAST`].
-    pub const JUDGED: u16 = 8;
 }
 
-/// Beside the number of a place, where a packet goes on: no instance is to judge it any more. Two that hold packets of one
-/// device would otherwise hand them to each other for ever, as a packet remembers only who judged it last.
-pub const LAST: u16 = 1 << 12;
-
-/// How many packets can be on their way to the delay line at once.
+/// How many packets can be on their way to the delay line, or back from it, at once.
 pub const HOLDS: u32 = 1 << 16;
+/// How many packets wait for the delay line at most; its device has room for a few more. Further ones pass.
+pub const WAITING_MAX: u64 = 1 << 14;
+
+/// What the programs and the delay line tell each other; indexes of the entries of the map `LINE`.
+pub mod line {
+    /// Past this `CLOCK_MONOTONIC` time packets pass. The delay line pushes it forward while it runs, and takes it back to 0
+    /// when it takes no more.
+    pub const ALIVE_UNTIL: u32 = 0;
+    /// How many tickets the programs have given out.
+    pub const ISSUED: u32 = 1;
+    /// How many of these the delay line has seen.
+    pub const TAKEN: u32 = 2;
+    /// How many entries there are.
+    pub const ENTRIES: u32 = 3;
+}
+
 /// How many interfaces the delay line can send packets on at, each in both directions.
 pub const PLACES: u32 = 1 << 12;
 
@@ -759,6 +842,8 @@ pub enum Counter {
     ActionFailed,
     /// An event for which the ring buffer had no room.
     EventLost,
+    /// A packet that was not held because the delay line did not run.
+    NotHeld,
     /// A packet that has been judged at another hook, or that is a duplicate or an answer of ours.
     Own,
     /// A packet that several sockets are given, which a rule for one of them would have done more than lose.
@@ -783,7 +868,7 @@ const _: () = {
     assert!(size_of::<SetHeader>() == 48);
     assert!(size_of::<PortClasses>() == 8);
     assert!(size_of::<ScopeKey>() == 16);
-    assert!(size_of::<Control>() == 24);
+    assert!(size_of::<Control>() == 16);
     assert!(size_of::<FlowRule>() == 40);
     assert!(size_of::<FlowRuleKey>() == 24);
     assert!(size_of::<Owner>() == 16);
@@ -794,8 +879,9 @@ const _: () = {
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 40);
-    assert!(size_of::<Hold>() == 40);
+    assert!(size_of::<Hold>() == 48);
     assert!(size_of::<Steer>() == 16);
+    assert!(size_of::<HandshakeEvent>() == 120);
     assert!(size_of::<Destination>() == 20);
     assert!(SLOTS.is_power_of_two());
     assert!(size_of::<Watched>() == 32);
@@ -806,8 +892,9 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, FlowRuleKey, Hold, Owner,
-        PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
+        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, FlowRuleKey, Handshake, Hold,
+        Original, Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey,
+        SetHeader, Steer,
     };
     use crate::flow::FlowKey;
 
@@ -821,9 +908,12 @@ mod pod {
     unsafe impl aya::Pod for FlowRule {}
     unsafe impl aya::Pod for FlowRuleKey {}
     unsafe impl aya::Pod for Hold {}
+    unsafe impl aya::Pod for Release {}
     unsafe impl aya::Pod for Steer {}
     unsafe impl aya::Pod for Destination {}
     unsafe impl aya::Pod for Endpoint {}
+    unsafe impl aya::Pod for Handshake {}
+    unsafe impl aya::Pod for Original {}
     unsafe impl aya::Pod for DecisionKey {}
     unsafe impl aya::Pod for Flow {}
     unsafe impl aya::Pod for Owner {}

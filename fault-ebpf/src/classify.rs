@@ -20,8 +20,8 @@ use crate::flows::Entered;
 use crate::fragments::{self, fault_keep_fragment, fault_meet_fragment};
 use crate::frame::{Frame, Losing};
 use crate::maps::{
-    CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
-    RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
+    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES,
+    RULE_STATS, RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
 use crate::{act, flows, hold, split};
@@ -100,6 +100,10 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         keep_fragment(shared, datagram::UNCONCERNED);
         return Ok(NEXT);
     }
+    if EGRESS && is_between_ports(skb) {
+        // Policy: it is judged where it leaves the bridge.
+        return Ok(NEXT);
+    }
     // SAFETY: as above; a fresh reference, since the list was written through another one.
     let scratch = unsafe { &mut *shared };
     if scratch.sight.segments > 1 {
@@ -112,7 +116,6 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     }
     // SAFETY: as above.
     let scratch = unsafe { &mut *shared };
-    scratch.sight.judged = u32::from(skb.is_judged_by_another());
     skb.set_judged();
     if scratch.packet.is_fragment {
         scratch.sight.bytes += scratch.datagram.early_bytes;
@@ -129,6 +132,15 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         return Ok(Skb::<EGRESS, LINK>::vanish());
     }
     Ok(act::carry_out::<C, EGRESS, LINK>(skb, scratch))
+}
+
+/// Whether the packet goes from one port of a bridge to another, and is at the bridge's own device only because
+/// `br_netfilter` asks for the neighbour's address there. Its connection tracking is not done with it yet.
+#[inline(always)]
+fn is_between_ports<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> bool {
+    let from = skb.ingress_ifindex();
+    // SAFETY: the value is only compared.
+    from != 0 && unsafe { BRIDGE_PORTS.get(from) } == Some(&skb.ifindex())
 }
 
 /// Whether a rule loses the packet, at a hook that can do no more than that; nothing when it is not judged there.
@@ -171,10 +183,13 @@ pub fn is_lost<C: Judging, F: Losing>(frame: F) -> Option<bool> {
 /// The time, as long as the rules are in force.
 #[inline(always)]
 pub fn leased_ns(control: &Control) -> Option<u64> {
+    if control.lease_until_ns == 0 {
+        return None;
+    }
     // SAFETY: the helpers have no preconditions.
     let now_ns = unsafe {
         match CLOCK.load() {
-            clock::NONE => return (control.lease_until_ns != 0).then_some(0),
+            clock::NONE => return Some(0),
             clock::TICK => bpf_ktime_get_coarse_ns(),
             _ => bpf_ktime_get_ns(),
         }
@@ -405,8 +420,6 @@ pub fn see<F: Frame>(
         size: 0,
         bytes: 0,
         generation,
-        judged: 0,
-        reserved: 0,
     };
     measure(frame, scratch);
 }
@@ -518,6 +531,7 @@ pub fn judge_rules<C: Judging>(shared: *mut Scratch, flow: *mut Flow, events: u3
     // SAFETY: see `Scratch`; no reference lives across a call of a global function.
     let scratch = unsafe { &mut *shared };
     scratch.hits = 0;
+    scratch.hit_rules = 0;
     // Volatile: LLVM would make of plain stores a call of memset, which goes byte by byte here.
     // SAFETY: a valid reference.
     unsafe { core::ptr::write_volatile(&raw mut scratch.verdict, Verdict::default()) };
@@ -759,6 +773,7 @@ fn conclude(scratch: &mut Scratch, rule: &RuleEntry, stats: *mut RuleStats, even
 #[inline(always)]
 fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u32) {
     scratch.hits += 1;
+    scratch.hit_rules |= 1 << (scratch.index % MATCHES_MAX as u32);
     let sight = &scratch.sight;
     stats.hit_packets += 1;
     stats.hit_segments += u64::from(sight.segments);

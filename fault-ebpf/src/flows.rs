@@ -13,7 +13,7 @@ use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_FIN, TCP_RST}
 
 use crate::counting::{Advance as _, NoFetch};
 use crate::frame::Frame;
-use crate::maps::{BIRTHS, CONTROL, FLOW_RULES, FLOWS, NAMED, SCOPED, Scratch, count};
+use crate::maps::{BIRTHS, FLOW_RULES, FLOWS, NAMED, ROUND, SCOPED, Scratch, count};
 
 const BPF_NOEXIST: u64 = 1;
 
@@ -77,10 +77,10 @@ pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> E
 /// Notes when the connection's last packet came, and whether it has ended: what its removal from the table depends on.
 #[inline(never)]
 fn touch(flow: &mut Flow, packet: &Packet, side: Side) {
-    if let Some(control) = CONTROL.get(0)
-        && flow.touched != control.round
+    if let Some(round) = ROUND.get(0)
+        && flow.touched != *round
     {
-        flow.touched = control.round;
+        flow.touched = *round;
     }
     if packet.protocol == PROTOCOL_TCP && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
         let other = u8::from(packet.tcp_flags & TCP_RST != 0);

@@ -8,7 +8,8 @@ use fault_common::packet::{Bytes, Load, Packet};
 
 use crate::maps::Scratch;
 
-/// Upper half of the metadata that an XDP program puts before a packet that it has judged; `INSTANCE` is the lower one.
+/// Upper half of the metadata that an XDP program puts before a packet that it has judged; `NETNS_MARK` is the lower one.
+/// An interface has one XDP program at most.
 pub const JUDGED: u32 = 0xfa17_0000;
 
 /// A packet as a program is given it.

@@ -13,12 +13,13 @@
 //! **netem** holds packets by class: one class of a prio qdisc for each delay, chosen by the packet's priority. Unlike
 //! the mark nobody routes by that.
 
-use fault_common::abi::{Hold, LAST, QDISC_MAJOR, hold_flag, holder};
+use fault_common::abi::{Counter, Hold, PLACES, QDISC_MAJOR, WAITING_MAX, hold_flag, holder, line};
 use fault_common::decide::{Counting, holding};
 use fault_common::random::mix;
 
 use crate::maps::{
-    DEPARTURE, DETOUR, DETOURS, HOLDER, HOLDS, LEAVES, ORDERS, RELEASES, Scratch, TAP, TICKETS,
+    DEPARTURE, DETOUR, HOLDER, HOLDS, LEAVES, LINE, ORDERS, RELEASED, RELEASES, Scratch, TAP, WAYS,
+    count,
 };
 use crate::skb::{NEXT, Skb};
 
@@ -29,6 +30,9 @@ pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     delay_ns: u64,
 ) -> Result<i32, ()> {
+    if skb.has_tunnel_key() {
+        return Err(());
+    }
     let verdict = &scratch.verdict;
     if HOLDER.load() == holder::FQ && verdict.rate | verdict.slot == 0 {
         return into_fq(skb, scratch, delay_ns);
@@ -89,8 +93,8 @@ fn make_detour<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     twice: bool,
 ) -> Result<i32, ()> {
-    // SAFETY: the value is copied at once, and never changes.
-    let number = unsafe { DETOURS.get(skb.ifindex()) }.copied().ok_or(())?;
+    let number = way_of(skb)?;
+    skb.push_link_header()?;
     skb.set_detour(number);
     if twice && skb.clone_to(DETOUR.load()).is_err() {
         skb.set_judged();
@@ -105,10 +109,6 @@ fn into_fq<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     delay_ns: u64,
 ) -> Result<i32, ()> {
-    if !EGRESS && LINK == 0 {
-        // The detour is one of Ethernet devices.
-        return Err(());
-    }
     let departure = DEPARTURE.get_ptr_mut(0).ok_or(())?;
     let mut time_ns = scratch.sight.now_ns + delay_ns;
     let flow = scratch.verdict.flow;
@@ -147,9 +147,6 @@ fn into_netem<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     class: u32,
 ) -> Result<i32, ()> {
-    if !EGRESS && LINK == 0 {
-        return Err(());
-    }
     skb.set_priority(class);
     if !EGRESS {
         return make_detour(skb, scratch.verdict.duplicate);
@@ -170,13 +167,12 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     delay_ns: u64,
 ) -> Result<i32, ()> {
-    if LINK == 0 || TAP.load() == 0 {
-        // The tap is an Ethernet device; and there is none where nothing was to need it.
+    if TAP.load() == 0 {
+        // There is no delay line where nothing was to need it.
         return Err(());
     }
-    let tickets = TICKETS.get_ptr_mut(0).ok_or(())?;
-    // SAFETY: a map value lives until the program ends.
-    let ticket = C::next(unsafe { &mut *tickets }) & 0xffff;
+    way_of(skb)?;
+    let ticket = take_ticket::<C>(scratch.sight.now_ns)?;
     let told = HOLDS.get_ptr_mut(ticket as u32).ok_or(())?;
     let (sight, verdict) = (&scratch.sight, &scratch.verdict);
     let way = if EGRESS { 0 } else { hold_flag::INGRESS };
@@ -190,11 +186,6 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
     } else {
         0
     };
-    let judged = if sight.judged == 0 {
-        0
-    } else {
-        hold_flag::JUDGED
-    };
     // SAFETY: as above; a ticket is given out again only after 65,536 others.
     unsafe {
         *told = Hold {
@@ -205,23 +196,57 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
             bytes: sight.bytes,
             rate: verdict.rate,
             slot: verdict.slot,
-            flags: way | twice | from | judged,
+            flags: way | twice | from,
             segments: sight.segments as u16,
+            judges: skb.judges(),
         };
     }
+    skb.push_link_header()?;
     skb.push_tag(ticket as u16)?;
     Ok(Skb::<EGRESS, LINK>::redirect(TAP.load(), 0))
+}
+
+/// The number by which a packet that is received here goes on after it was held. An error where none can be held.
+#[inline(always)]
+fn way_of<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> Result<u32, ()> {
+    // SAFETY: the value is copied at once, and never changes.
+    unsafe { WAYS.get(skb.ifindex()) }.copied().ok_or(())
+}
+
+/// The next ticket. An error where the delay line does not run, or is so far behind that its device would lose the packet.
+#[inline(always)]
+fn take_ticket<C: Counting>(now_ns: u64) -> Result<u64, ()> {
+    let [alive_until, taken] = [line::ALIVE_UNTIL, line::TAKEN].map(|at| LINE.get(at).copied());
+    if now_ns > alive_until.ok_or(())? {
+        count(Counter::NotHeld);
+        return Err(());
+    }
+    let issued = LINE.get_ptr_mut(line::ISSUED).ok_or(())?;
+    // SAFETY: a map value lives until the program ends.
+    let issued = unsafe { &mut *issued };
+    let waiting = issued.wrapping_sub(taken.ok_or(())?);
+    if waiting > WAITING_MAX {
+        return Err(());
+    }
+    Ok(C::next(issued) & 0xffff)
 }
 
 /// Sends a packet that has been held on its way, where it is not judged again.
 #[inline(always)]
 pub fn release(skb: Skb<false, 14>) -> i32 {
-    let (detour, tag) = (skb.detour(), skb.tag());
-    let Some(number) = detour.or(tag.map(u32::from)) else {
-        // Policy: what the stack itself sends this way is nobody's.
-        return NEXT;
+    let detour = skb.detour();
+    let (number, judges) = if let Some(number) = detour {
+        // Who has judged it is not known any more: nobody judges it again.
+        (number, u64::MAX)
+    } else {
+        let told = skb.tag().and_then(|ticket| RELEASED.get(ticket.into()));
+        let Some(told) = told else {
+            // Policy: what the stack itself sends this way is nobody's.
+            return NEXT;
+        };
+        (told.place as u32, told.judges)
     };
-    let Some(&place) = RELEASES.get(number & u32::from(LAST - 1)) else {
+    let Some(&place) = RELEASES.get(number & (PLACES - 1)) else {
         return NEXT;
     };
     // A tag on the detour is the packet's own.
@@ -231,10 +256,7 @@ pub fn release(skb: Skb<false, 14>) -> i32 {
     {
         return NEXT;
     }
-    if number & u32::from(LAST) == 0 {
-        skb.set_judged();
-    } else {
-        skb.set_judged_by_everyone();
-    }
-    Skb::<false, 14>::redirect((place >> 1) as u32, place & 1)
+    let (interface, ingress) = ((place >> 1) as u32, place as u32 & 1);
+    skb.set_judges(judges, interface, ingress == 0);
+    Skb::<false, 14>::redirect(interface, ingress.into())
 }

@@ -29,6 +29,7 @@ mod flows;
 mod fragments;
 mod frame;
 mod group;
+mod handshake;
 mod hold;
 mod maps;
 mod scope;
@@ -39,7 +40,7 @@ mod watch;
 mod xdp;
 
 use aya_ebpf::macros::{
-    cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sk_lookup, sock_ops, xdp,
+    cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sk_lookup, sock_ops, socket_filter, xdp,
 };
 use aya_ebpf::programs::{
     SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext,
@@ -247,6 +248,12 @@ pub fn fault_bound4(ctx: SockContext) -> i32 {
 #[cgroup_sock(post_bind6)]
 pub fn fault_bound6(ctx: SockContext) -> i32 {
     endpoints::bound6(&ctx)
+}
+
+/// What comes in at a listener of the relay's: SYNs are held.
+#[socket_filter]
+pub fn fault_admit(ctx: SkBuffContext) -> i64 {
+    handshake::admit(&ctx)
 }
 
 /// connect(2) over IPv4 in a cgroup that is watched.

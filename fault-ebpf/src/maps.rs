@@ -11,8 +11,9 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, 
 use fault_common::abi::{
     CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DATAGRAMS as DATAGRAMS_MAX, Datagram,
     DecisionKey, Destination, ENDPOINTS_MAX, Endpoint, FOLLOWED as FOLLOWED_MAX, Flow, FlowRule,
-    FlowRuleKey, Followed, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES, PortClasses, RuleEntry,
-    RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer, Watched,
+    FlowRuleKey, Followed, Handshake, Hold, MATCHES_MAX, NAMED_WORDS, Original, Owner, PLACES,
+    PortClasses, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
+    Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -74,9 +75,15 @@ pub static DETOUR: Global<u32> = Global::new(0);
 /// 1 where the kernel tells departure times from times of arrival (Linux 5.18).
 #[unsafe(no_mangle)]
 pub static STAMPS: Global<u32> = Global::new(0);
-/// What this instance writes into `tc_index` of packets that it has judged.
+/// The bit of this instance among those of the network namespace that judge a packet; 0 judges every packet again.
 #[unsafe(no_mangle)]
-pub static INSTANCE: Global<u32> = Global::new(0xf000);
+pub static INSTANCE: Global<u64> = Global::new(1);
+/// 1 to 255: tells the marks of this network namespace's instances from those of others'.
+#[unsafe(no_mangle)]
+pub static NETNS_MARK: Global<u32> = Global::new(1);
+/// The same in 32 bits.
+#[unsafe(no_mangle)]
+pub static NETNS_TAG: Global<u32> = Global::new(1);
 /// 1 when the XDP program may have judged what arrives.
 #[unsafe(no_mangle)]
 pub static XDP: Global<u32> = Global::new(0);
@@ -97,18 +104,27 @@ pub static SCOPED: Global<u32> = Global::new(1);
 /// A map that the kernel keeps with each socket and copies to the sockets that a listener accepts.
 /// aya's own type lacks the flag for that, hence this definition by BTF, in libbpf's form.
 #[repr(C)]
-pub struct SocketStorage {
+pub struct SocketStorage<T: 'static> {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
-    value: *const Owner,
+    value: *const T,
     max_entries: *const [i32; 0],
     map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
 }
 
 // SAFETY: nothing is ever read through these pointers; only their types matter.
-unsafe impl Sync for SocketStorage {}
+unsafe impl<T> Sync for SocketStorage<T> {}
 
-impl SocketStorage {
+impl<T> SocketStorage<T> {
+    /// Only its type says what the map is like.
+    const NEW: Self = Self {
+        r#type: core::ptr::null(),
+        key: core::ptr::null(),
+        value: core::ptr::null(),
+        max_entries: core::ptr::null(),
+        map_flags: core::ptr::null(),
+    };
+
     /// What the storage helpers take as the map.
     #[inline(always)]
     pub fn as_ptr(&self) -> *mut c_void {
@@ -119,13 +135,7 @@ impl SocketStorage {
 /// Whose a socket is.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub static SOCKET_SCOPES: SocketStorage = SocketStorage {
-    r#type: core::ptr::null(),
-    key: core::ptr::null(),
-    value: core::ptr::null(),
-    max_entries: core::ptr::null(),
-    map_flags: core::ptr::null(),
-};
+pub static SOCKET_SCOPES: SocketStorage<Owner> = SocketStorage::NEW;
 
 /// Lease and generation; one entry.
 #[map]
@@ -161,6 +171,9 @@ pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, BPF_F_NO
 #[map]
 pub static FLOW_RULES: HashMap<FlowRuleKey, FlowRule> =
     HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// See [`Flow::touched`]; the daemon writes it.
+#[map]
+pub static ROUND: Array<u32> = Array::with_max_entries(1, 0);
 /// How many connections have begun.
 #[map]
 pub static BIRTHS: Array<u64> = Array::with_max_entries(1, 0);
@@ -198,17 +211,24 @@ pub static SPREADS: Array<i64> =
 /// What the delay line is told about packets on their way to it, by their ticket.
 #[map]
 pub static HOLDS: Array<Hold> = Array::with_max_entries(fault_common::abi::HOLDS, BPF_F_MMAPABLE);
-/// The last ticket.
+/// Until when the delay line takes packets, and how many it has been sent: see [`fault_common::abi::line`].
 #[map]
-pub static TICKETS: Array<u64> = Array::with_max_entries(1, 0);
-/// Where packets go that have been held, by the number that they carry: twice the interface's index, and 1 for its
-/// ingress.
+pub static LINE: Array<u64> =
+    Array::with_max_entries(fault_common::abi::line::ENTRIES, BPF_F_MMAPABLE);
+/// Places where packets go on that have been held, by their number: twice the interface's index, and 1 for its ingress.
 #[map]
 pub static RELEASES: Array<u64> = Array::with_max_entries(PLACES, BPF_F_MMAPABLE);
-
-/// Which of [`RELEASES`] a packet goes to after the detour, by the interface that it came in by.
+/// What the delay line tells about packets on their way back from it, by their ticket.
 #[map]
-pub static DETOURS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+pub static RELEASED: Array<Release> =
+    Array::with_max_entries(fault_common::abi::HOLDS, BPF_F_MMAPABLE);
+
+/// The interfaces where packets can be held, each with the entry of [`RELEASES`] by which those that it receives go on.
+#[map]
+pub static WAYS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+/// The bridges of interfaces that are ports, by index.
+#[map]
+pub static BRIDGE_PORTS: HashMap<u32, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// When the packet departs that is on its way to an fq qdisc, on this CPU.
 #[map]
 pub static DEPARTURE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
@@ -243,15 +263,19 @@ pub static LISTENERS: SockMap = SockMap::with_max_entries(4 * STEERS, 0);
 #[map]
 pub static SERVED: HashMap<Destination, u64> = HashMap::with_max_entries(1, 0);
 /// Ports from which the relay is connecting to such servers, and behind them those from which it sends datagrams: how many
-/// sockets.
+/// sockets. Behind those the ports that it listens at over IPv4: one more than the place in [`LISTENERS`].
 #[map]
-pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(2 << 16, BPF_F_MMAPABLE);
-/// What led connections were meant for, by the cookie of the client's socket.
+pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(3 << 16, BPF_F_MMAPABLE);
+/// What redirected connections were meant for, with the client's socket.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub static ORIGINALS: SocketStorage<Destination> = SocketStorage::NEW;
+/// The same while they are being opened, and until the relay has accepted them.
 #[map]
-pub static ORIGINALS: LruHashMap<u64, Destination> = LruHashMap::with_max_entries(16384, 0);
-/// The same by the client's own address.
+pub static HANDSHAKES: LruHashMap<Handshake, Original> = LruHashMap::with_max_entries(1, 0);
+/// SYNs that are held, and clients that have given up.
 #[map]
-pub static PEERS: LruHashMap<Destination, Destination> = LruHashMap::with_max_entries(16384, 0);
+pub static HANDSHAKE_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// Connections that are watched, by the cookie of their socket.
 #[map]
@@ -343,6 +367,12 @@ pub struct Scratch {
     pub index: u32,
     /// How many of them have fired.
     pub hits: u32,
+    /// The faults that have not been carried out yet: a bit for each value of [`fault_common::abi::fault`].
+    pub undone: u32,
+    /// So that there is no padding.
+    pub reserved: u32,
+    /// Which of the matching rules have fired: a bit for each.
+    pub hit_rules: u64,
     /// What the rule at hand did: see [`fault_common::abi::action`]; 0 for nothing.
     pub fired: u32,
     /// See [`fault_common::abi::DecisionKey::seen`].
@@ -376,10 +406,6 @@ pub struct Sight {
     pub bytes: u32,
     /// Which rule set is in force.
     pub generation: u32,
-    /// 1 when another instance has judged it before.
-    pub judged: u32,
-    /// So that there is no padding.
-    pub reserved: u32,
 }
 
 /// Counts one packet that passes for a reason worth telling.

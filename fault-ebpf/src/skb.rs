@@ -6,22 +6,33 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_get_hash_recalc, bpf_l3_csum_replace, bpf_l4_csum_replace,
     bpf_redirect, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_set_tstamp, bpf_skb_store_bytes,
-    bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tstamp,
+    bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
-use fault_common::abi::SetHeader;
+use fault_common::abi::{INSTANCES_REMEMBERED, SetHeader};
 use fault_common::flow::{FlowKey, Told, end};
 use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, PROTOCOL_UDP, Packet};
 
 use crate::frame::{Frame, JUDGED, Near};
-use crate::maps::{INSTANCE, STAMPS, TCX, XDP};
+use crate::maps::{INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, TCX, XDP};
 use crate::scope;
 
 /// The next program or filter decides: `TCX_NEXT` and `TC_ACT_UNSPEC` are the same.
 pub const NEXT: i32 = -1;
-/// What a packet's `tc_index` says when no instance is to judge it any more. No instance has this.
-const EVERYONE: u32 = 0xffff;
+/// The bits of `tc_index` that stand for instances.
+const REMEMBERED: u32 = (1 << INSTANCES_REMEMBERED) - 1;
+/// Words of the packet's control buffer in which instances leave notes for when it passes the same hook again. First,
+/// which hook that is: elsewhere these words are somebody else's.
+const NOTE_HOOK: usize = 0;
+/// Two words: the instances that have judged it.
+const NOTE_JUDGES: usize = 1;
+/// What it is on its way for: 0, [`DEPARTING`], or [`PART`] and a segment.
+const NOTE_WAY: usize = 3;
+/// It is on its way to the qdisc that is to hold it.
+const DEPARTING: u32 = 1 << 16;
+/// It is a copy of a super-packet that is to be cut down to a segment.
+const PART: u32 = 1 << 15;
 const TC_ACT_SHOT: i32 = 2;
 const TC_ACT_STOLEN: i32 = 4;
 /// Values of `pkt_type`: to everyone on the link, and a copy of what this host sends to a group that it is in itself.
@@ -168,26 +179,94 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         self.0
     }
 
-    /// Whether this instance has judged the packet at another hook, or made it.
+    /// Whether this instance has judged the packet, or made it.
     #[inline(always)]
     pub fn is_judged(&self) -> bool {
-        let index = self.tc_index();
-        index == INSTANCE.load()
-            || index == EVERYONE
+        (self.tc_index() != 0 && self.judges() & INSTANCE.load() != 0)
             || (!EGRESS && XDP.load() == 1 && self.came_judged())
     }
 
-    /// Whether another instance has judged the packet.
+    /// The instances that have judged the packet, a bit each. At the hook where they did, whenever it passes there again,
+    /// that is all of them; at another one it is the first [`INSTANCES_REMEMBERED`].
     #[inline(always)]
-    pub fn is_judged_by_another(&self) -> bool {
-        let index = self.tc_index();
-        index >> 12 == 0xf && index != INSTANCE.load()
+    pub fn judges(&self) -> u64 {
+        self.judges_at(EGRESS)
     }
 
-    /// No instance is to judge the packet any more.
     #[inline(always)]
-    pub fn set_judged_by_everyone(&self) {
-        self.set_tc_index(EVERYONE);
+    fn judges_at(&self, egress: bool) -> u64 {
+        let mut judges = self.remembered();
+        if self.note(NOTE_HOOK) == hook(self.ifindex(), egress) {
+            judges |=
+                u64::from(self.note(NOTE_JUDGES)) | u64::from(self.note(NOTE_JUDGES + 1)) << 32;
+        }
+        judges
+    }
+
+    /// Has the packet say who has judged it. `tc_index` stays with it and its copies through forwarding, VLANs and
+    /// bridges, and unlike the mark nobody routes or filters by it; it even stays when the packet goes to another network
+    /// namespace, so it says of which it speaks. The notes hold for one hook.
+    #[inline(always)]
+    pub fn set_judges(&self, judges: u64, ifindex: u32, egress: bool) {
+        self.set_tc_index(NETNS_MARK.load() << INSTANCES_REMEMBERED | judges as u32 & REMEMBERED);
+        self.set_note(NOTE_HOOK, hook(ifindex, egress));
+        self.set_note(NOTE_JUDGES, judges as u32);
+        self.set_note(NOTE_JUDGES + 1, (judges >> 32) as u32);
+        self.set_note(NOTE_WAY, 0);
+    }
+
+    /// Remembers that this instance has judged the packet.
+    #[inline(always)]
+    pub fn set_judged(&self) {
+        self.set_judged_at(EGRESS);
+    }
+
+    /// [`Self::set_judged`] where the type does not tell the side.
+    #[inline(always)]
+    pub fn set_judged_at(&self, egress: bool) {
+        self.set_judges(
+            self.judges_at(egress) | INSTANCE.load(),
+            self.ifindex(),
+            egress,
+        );
+    }
+
+    /// The segment that this copy of a super-packet is to be cut down to.
+    #[inline(always)]
+    pub fn part(&self, egress: bool) -> Option<u32> {
+        let way = self.way(egress);
+        if way & PART != 0 {
+            Some(way & (PART - 1))
+        } else {
+            None
+        }
+    }
+
+    /// See [`Self::part`]. Nobody has judged it who has not judged the whole.
+    #[inline(always)]
+    pub fn set_part(&self, segment: u32, egress: bool) {
+        self.set_judges(self.judges_at(egress), self.ifindex(), egress);
+        self.set_note(NOTE_WAY, PART | segment);
+    }
+
+    /// What it is on its way for, when it passes this hook again.
+    #[inline(always)]
+    fn way(&self, egress: bool) -> u32 {
+        if self.tc_index() != 0 && self.note(NOTE_HOOK) == hook(self.ifindex(), egress) {
+            self.note(NOTE_WAY)
+        } else {
+            0
+        }
+    }
+
+    #[inline(always)]
+    fn note(&self, index: usize) -> u32 {
+        unsafe { (*self.0).cb[index] }
+    }
+
+    #[inline(always)]
+    fn set_note(&self, index: usize, note: u32) {
+        unsafe { (*self.0).cb[index] = note };
     }
 
     /// Whether the XDP program in front has judged it. From here on the packet says so itself.
@@ -198,17 +277,28 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
             return false;
         }
         // SAFETY: the bytes lie between the two bounds that the kernel gives.
-        let judged = unsafe { *(at as *const u32) } == JUDGED | INSTANCE.load();
+        let judged = unsafe { *(at as *const u32) } == JUDGED | NETNS_MARK.load();
         if judged {
             self.set_judged();
         }
         judged
     }
 
-    /// Whether this instance has judged the packet at another hook, as far as the packet itself tells.
+    /// Whether this instance has judged the packet at another hook, as far as the packet itself tells: see
+    /// [`INSTANCES_REMEMBERED`].
     #[inline(always)]
     pub fn is_marked(&self) -> bool {
-        self.tc_index() == INSTANCE.load()
+        self.remembered() & INSTANCE.load() != 0
+    }
+
+    #[inline(always)]
+    fn remembered(&self) -> u64 {
+        let index = self.tc_index();
+        if index >> INSTANCES_REMEMBERED == NETNS_MARK.load() {
+            u64::from(index & REMEMBERED)
+        } else {
+            0
+        }
     }
 
     #[inline(always)]
@@ -256,23 +346,17 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         unsafe { (*self.0).tc_index = index };
     }
 
-    /// Remembers that the packet is judged. The field stays with the packet and its copies through
-    /// forwarding, VLANs and bridges, and unlike the mark nobody routes or filters by it.
-    #[inline(always)]
-    pub fn set_judged(&self) {
-        self.set_tc_index(INSTANCE.load());
-    }
-
     /// Whether this instance has sent the packet on its way to the qdisc that is to hold it.
     #[inline(always)]
     pub fn is_departing(&self) -> bool {
-        self.tc_index() == Self::departing()
+        self.way(EGRESS) == DEPARTING
     }
 
     /// See [`Self::is_departing`].
     #[inline(always)]
     pub fn set_departing(&self) {
-        self.set_tc_index(Self::departing());
+        self.set_judged();
+        self.set_note(NOTE_WAY, DEPARTING);
     }
 
     /// The number of the place where the packet goes on, when it makes a detour.
@@ -290,12 +374,6 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     #[inline(always)]
     pub fn set_detour(&self, number: u32) {
         self.set_tc_index(0xc000 | number & 0x0fff);
-    }
-
-    /// `INSTANCE` begins with 0xf, a part of a super-packet with 0xe, and a detour with 0xc.
-    #[inline(always)]
-    fn departing() -> u32 {
-        INSTANCE.load() & 0x0fff | 0xd000
     }
 
     #[inline(always)]
@@ -344,6 +422,12 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         unsafe { (*self.0).ifindex }
+    }
+
+    /// The interface that the packet was received by; 0 for what this host sends itself.
+    #[inline(always)]
+    pub fn ingress_ifindex(&self) -> u32 {
+        unsafe { (*self.0).ingress_ifindex }
     }
 
     #[inline(always)]
@@ -446,11 +530,22 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         done(unsafe { bpf_clone_redirect(self.0, ifindex, 0) })
     }
 
-    /// Sends a copy back to where this packet came from. On loopback both ways are the same, and only
+    /// Sends a copy back to where this packet came from, as an answer of ours. On loopback both ways are the same, and only
     /// the way out keeps the route that 127.0.0.0/8 needs.
     #[inline(always)]
     pub fn clone_back(&self) -> Result<(), ()> {
-        done(unsafe { bpf_clone_redirect(self.0, self.ifindex(), self.back_flags()) })
+        let judges = self.judges();
+        self.set_answer();
+        let sent = unsafe { bpf_clone_redirect(self.0, self.ifindex(), self.back_flags()) };
+        self.set_judges(judges, self.ifindex(), EGRESS);
+        done(sent)
+    }
+
+    /// Marks an answer of ours, which nobody else has judged.
+    #[inline(always)]
+    fn set_answer(&self) {
+        let egress = self.back_flags() != BPF_F_INGRESS;
+        self.set_judges(INSTANCE.load(), self.ifindex(), egress);
     }
 
     #[inline(always)]
@@ -460,6 +555,35 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         } else {
             0
         }
+    }
+
+    /// Puts an Ethernet header in front of a packet without one, as devices that take such headers want it. The kernel
+    /// takes it away again when the packet is redirected to a device without (`__bpf_redirect_no_mac`).
+    #[inline(always)]
+    pub fn push_link_header(&self) -> Result<(), ()> {
+        const HEADER_BYTES: u32 = 14;
+        const TYPE_AT: u32 = 12;
+        if LINK != 0 {
+            return Ok(());
+        }
+        let ethertype = self.ethertype().to_be_bytes();
+        done(unsafe { bpf_skb_change_head(self.0, HEADER_BYTES, 0) })?;
+        self.store(TYPE_AT, &ethertype)
+    }
+
+    /// Whether a tunnel device that serves several tunnels has noted with the packet which one it belongs to. That is
+    /// lost when the packet leaves the kernel.
+    #[inline(always)]
+    pub fn has_tunnel_key(&self) -> bool {
+        const EPROTO: core::ffi::c_long = -71;
+        /// `struct bpf_tunnel_key` up to `tunnel_label`, which the kernel takes too.
+        const KEY_BYTES: u32 = 24;
+        let mut key = [0_u32; KEY_BYTES as usize / 4];
+        // SAFETY: the helper writes as many bytes as it is told.
+        let status =
+            unsafe { bpf_skb_get_tunnel_key(self.0, key.as_mut_ptr().cast(), KEY_BYTES, 0) };
+        // The latter when its ends are of IPv6.
+        status == 0 || status == EPROTO
     }
 
     /// Puts an 802.1ad tag in front.
@@ -498,9 +622,10 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         unsafe { bpf_redirect(ifindex, flags) as i32 }
     }
 
-    /// The return value that sends this packet back to where it came from.
+    /// The return value that sends this packet back to where it came from, as an answer of ours.
     #[inline(always)]
     pub fn send_back(&self) -> i32 {
+        self.set_answer();
         if EGRESS && self.is_loopback() {
             return NEXT;
         }
@@ -521,6 +646,12 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
             TC_ACT_STOLEN
         }
     }
+}
+
+/// Stands for one hook of this network namespace.
+#[inline(always)]
+fn hook(ifindex: u32, egress: bool) -> u32 {
+    NETNS_TAG.load() ^ (ifindex << 1 | egress as u32)
 }
 
 #[inline(always)]

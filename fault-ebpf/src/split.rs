@@ -4,8 +4,8 @@
 //! First they are judged without anything being done ([`all_pass`]): a super-packet to none of whose wire packets
 //! anything is going to happen goes on as it is. Of any other
 //! the whole is sent onward once for each segment, and every copy, when it comes by here again, is cut down to its
-//! own part before it is judged. Which part that is, it carries in `tc_index`, as a judged packet carries who has
-//! judged it. A copy of another instance of `fault` is cut in the same way.
+//! own part before it is judged. Which part that is, it carries beside the instances that have
+//! judged it (`skb`). A copy of another instance of `fault` is cut in the same way.
 
 use aya_ebpf::bindings::__sk_buff;
 use fault_common::abi::{
@@ -27,9 +27,6 @@ const SEGMENTS_MAX: u32 = 64;
 /// The largest segment that a copy can be cut down to: what the kernel lets programs make of a packet is limited
 /// (`BPF_SKB_MAX_LEN`, less than 16 KiB). Loopback's super-packets have larger ones.
 const SEGMENT_BYTES_MAX: u32 = 12 << 10;
-/// Upper bits of `tc_index` of a copy that is to be cut, the lower ones being the segment. No instance has this: see
-/// `INSTANCE`.
-const PART: u32 = 0xe000;
 /// Bytes moved at a time.
 const PIECE_BYTES: u32 = 2048;
 /// Pieces of the largest segment.
@@ -67,7 +64,7 @@ fn meet<C: Counting>(skb: Any, ingress: u32) -> u32 {
     };
     // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
     let scratch = unsafe { &mut *shared };
-    if let Some(segment) = segment_of(skb) {
+    if let Some(segment) = skb.part(ingress == 0) {
         if cut(skb, scratch, segment).is_err() {
             // Policy: a copy that can't be cut is not let pass, since the others carry its bytes too.
             count(Counter::ActionFailed);
@@ -86,24 +83,13 @@ fn meet<C: Counting>(skb: Any, ingress: u32) -> u32 {
     };
     if all_pass::<C>(shared, flow, skb.gso_size()) {
         // Policy: no fault fired, for none of the wire packets.
-        skb.set_judged();
+        skb.set_judged_at(ingress == 0);
         return PASSES;
     }
     if divide(skb, shared, ingress) {
         VANISHES
     } else {
         IS_JUDGED
-    }
-}
-
-/// The segment that a copy of a super-packet is to be cut down to.
-#[inline(always)]
-fn segment_of(skb: Any) -> Option<u32> {
-    let index = skb.tc_index();
-    if index & 0xf000 == PART {
-        Some(index & 0x0fff)
-    } else {
-        None
     }
 }
 
@@ -164,7 +150,7 @@ fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> b
 
 /// Does something for each of the packet's rules, as long as it can be done.
 #[inline(always)]
-fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
+pub fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
     for index in 0..MATCHES_MAX as u32 {
         if index >= MATCHES.load() {
             break;
@@ -356,7 +342,7 @@ fn divide(skb: Any, scratch: *mut Scratch, ingress: u32) -> bool {
         if segment >= segments {
             break;
         }
-        skb.set_tc_index(PART | segment);
+        skb.set_part(segment, ingress == 0);
         let made = skb.clone_to_side(ingress).is_ok();
         if segment == 0 && !made {
             count(Counter::ActionFailed);

@@ -1,20 +1,23 @@
 //! Leads a client's new connections to the relay, and lets the client believe that they go where it meant them to.
 
-use core::ptr::read_volatile;
+use core::ptr::{null_mut, read_volatile};
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
+};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
-use fault_common::abi::{Destination, SLOTS, STEERS, Steer, steered};
+use fault_common::abi::{Destination, Handshake, Original, SLOTS, STEERS, alias, steered};
 use fault_common::flow::{Address, MAPPED_PREFIX, mapped};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
-use crate::counting;
 use crate::maps::{
-    CLAIMS, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, PEERS, RELAY_MARK, RELAY_PORTS,
+    CLAIMS, HANDSHAKES, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, RELAY_MARK, RELAY_PORTS,
     SERVED, SLOT_PORTS, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
 };
+use crate::{counting, handshake};
 
 /// The verdict that lets a system call go on.
 const GO_ON: i32 = 1;
@@ -29,7 +32,9 @@ const STATE_CB: u32 = 10;
 const TCP_LISTEN_CB: u32 = 11;
 /// `BPF_SOCK_OPS_STATE_CB_FLAG`: call again when the state changes.
 const STATE_FLAG: i32 = 1 << 2;
-/// `BPF_TCP_LISTEN`: the state.
+/// States of TCP.
+const SYN_SENT: u32 = 2;
+const CLOSE: u32 = 7;
 const LISTEN: u32 = 10;
 /// 127.0.0.1 in network byte order.
 const LOOPBACK_V4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
@@ -43,7 +48,7 @@ pub fn connect4(ctx: &SockAddrContext) -> i32 {
     let address = mapped(unsafe { (*ctx.sock_addr).user_ip4 });
     if let Some(steer) = wanted(ctx, &address) {
         unsafe {
-            (*ctx.sock_addr).user_ip4 = LOOPBACK_V4;
+            (*ctx.sock_addr).user_ip4 = steer.address4;
             (*ctx.sock_addr).user_port = u32::from(steer.port4.to_be());
         }
     }
@@ -65,7 +70,7 @@ pub fn connect6(ctx: &SockAddrContext) -> i32 {
         // A relay without a listener of IPv6 is reached by IPv4, where the socket may use both.
         let is_v4 = is_v4(&address) || steer.port6 == 0;
         let (last, port) = if is_v4 {
-            (LOOPBACK_V4, steer.port4)
+            (steer.address4, steer.port4)
         } else {
             (LOOPBACK_V6, steer.port6)
         };
@@ -87,6 +92,15 @@ const fn is_v4(address: &Address) -> bool {
     address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX
 }
 
+/// Where a client's connection or datagram is sent instead.
+struct Redirect {
+    /// In network byte order.
+    address4: u32,
+    /// In host byte order; 0 where the relay is not to be reached by that version of IP.
+    port4: u16,
+    port6: u16,
+}
+
 /// Which of [`steered`] a socket is of, or 0.
 #[inline(always)]
 fn protocol(ctx: &SockAddrContext) -> u32 {
@@ -100,7 +114,7 @@ fn protocol(ctx: &SockAddrContext) -> u32 {
 
 /// Where a connection or datagram is to be led, if it is; what it was meant for is remembered.
 #[inline(always)]
-fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
+fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Redirect> {
     let protocol = protocol(ctx);
     let port = unsafe {
         if protocol == 0 || is_the_relays(ctx) {
@@ -108,6 +122,11 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
         }
         u16::from_be((*ctx.sock_addr).user_port as u16)
     };
+    if protocol == steered::TCP {
+        // What an earlier connection of this socket was meant for. Most have none.
+        // SAFETY: the socket is the context's own.
+        let _none = unsafe { bpf_sk_storage_delete(ORIGINALS.as_ptr(), socket(ctx).cast()) };
+    }
     let candidates = *STEER_PORTS.get(u32::from(port))?;
     if candidates == 0 {
         // Policy: nearly every connection ends here.
@@ -119,7 +138,7 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
     }
     let index = service(candidates, address, protocol);
     let steer = *STEER_TABLE.get(index)?;
-    let original = Destination {
+    let mut original = Destination {
         address: *address,
         port: u32::from(port),
     };
@@ -131,16 +150,93 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Steer> {
             return None;
         }
         let port = claim(index, &original) as u16;
-        return (port != 0).then_some(Steer {
+        return (port != 0).then_some(Redirect {
+            address4: LOOPBACK_V4,
             port4: port,
             port6: port,
-            ..steer
         });
     }
-    // SAFETY: the helper has no preconditions.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    ORIGINALS.insert(cookie, original, 0).ok()?;
-    Some(steer)
+    if is_for_many(address) || needs_interface(address) {
+        // Policy: the kernel refuses these at once.
+        return None;
+    }
+    original.address = dialled(address);
+    if meets_itself(ctx, &original) {
+        // Policy: there is no server.
+        return None;
+    }
+    const CREATE: u64 = 1;
+    // SAFETY: the socket is the context's own; the helper copies the value.
+    let stored = unsafe {
+        bpf_sk_storage_get(
+            ORIGINALS.as_ptr(),
+            socket(ctx).cast(),
+            (&raw mut original).cast(),
+            CREATE,
+        )
+    };
+    // Policy: without memory it bypasses the relay.
+    (!stored.is_null()).then_some(Redirect {
+        address4: alias(&original),
+        port4: steer.port4,
+        port6: steer.port6,
+    })
+}
+
+/// The address that a socket is connected to: the kernel takes none for this host's.
+#[inline(always)]
+const fn dialled(address: &Address) -> Address {
+    match *address {
+        [0, 0, 0, 0] => [0, 0, 0, LOOPBACK_V6],
+        [0, 0, MAPPED_PREFIX, 0] => mapped(LOOPBACK_V4),
+        address => address,
+    }
+}
+
+/// Whether an address means nothing without an interface: the relay's own socket would not know which. The client's
+/// can't either unless it names one, which is not seen here.
+#[inline(always)]
+pub const fn needs_interface(address: &Address) -> bool {
+    let [first, second, ..] = address[0].to_ne_bytes();
+    first == 0xfe && second & 0xc0 == 0x80
+}
+
+/// Whether a socket is about to be connected to itself.
+#[inline(always)]
+fn meets_itself(ctx: &SockAddrContext, server: &Destination) -> bool {
+    let socket = socket(ctx);
+    // SAFETY: the kernel gives each such context a socket; the verifier sees to it that it is looked at first.
+    unsafe {
+        if socket.is_null() || (*socket).src_port != server.port {
+            return false;
+        }
+        if is_v4(&server.address) {
+            let own = (*socket).src_ip4;
+            own == server.address[3] || (own == 0 && server.address[3] == LOOPBACK_V4)
+        } else {
+            let own = [
+                (*socket).src_ip6[0],
+                (*socket).src_ip6[1],
+                (*socket).src_ip6[2],
+                (*socket).src_ip6[3],
+            ];
+            own == server.address || (own == [0; 4] && server.address == [0, 0, 0, LOOPBACK_V6])
+        }
+    }
+}
+
+/// The relay's address for a server: different ones can be connected to from the same port.
+#[inline(always)]
+const fn alias(server: &Destination) -> u32 {
+    // Odd constants spread what differs over the upper bits, of which 22 are used.
+    let hash = (server.address[0]
+        ^ server.address[1].rotate_left(7)
+        ^ server.address[2].rotate_left(14)
+        ^ server.address[3])
+        .wrapping_mul(0x9e37_79b1)
+        .wrapping_add(server.port.wrapping_mul(0x85eb_ca6b));
+    let [first, second, third, _] = hash.to_be_bytes();
+    u32::from_ne_bytes([127, alias::FIRST | first & !alias::MASK, second, third])
 }
 
 /// Whether the socket is in the relay's network namespace, as far as the kernel tells.
@@ -193,10 +289,16 @@ fn claim(index: u32, original: &Destination) -> u32 {
     0
 }
 
+#[inline(always)]
+fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: the context is valid for as long as the program runs.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+}
+
 /// The relay's own connections to its servers carry a mark.
 #[inline(always)]
 pub unsafe fn is_the_relays(ctx: &SockAddrContext) -> bool {
-    let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    let socket = socket(ctx);
     !socket.is_null() && unsafe { (*socket).mark } == RELAY_MARK.load()
 }
 
@@ -215,6 +317,13 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
             (*ctx.lookup).local_port,
         )
     };
+    if family == AF_INET && is_alias(unsafe { (*ctx.lookup).local_ip4 }) {
+        let place = RELAY_PORTS.get((2 << 16) + (port & 0xffff));
+        if let Some(&place @ 1..) = place {
+            let _given = LISTENERS.redirect_sk_lookup(ctx, place as u32 - 1, 0);
+            return SK_PASS;
+        }
+    }
     let Some(&candidates) = STEER_PORTS.get(port & 0xffff) else {
         return SK_PASS;
     };
@@ -244,6 +353,13 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
     // Policy: where the relay has no listener of this kind the connection goes straight.
     let _led = LISTENERS.redirect_sk_lookup(ctx, listener, 0);
     SK_PASS
+}
+
+/// Whether an address is one of those that [`alias`] makes.
+#[inline(always)]
+const fn is_alias(address: u32) -> bool {
+    let [first, second, ..] = address.to_ne_bytes();
+    first == 127 && second & alias::MASK == alias::FIRST
 }
 
 /// The service that a connection is for, or `STEERS` for none or one that goes straight.
@@ -334,30 +450,82 @@ pub fn opening(ctx: &SockOpsContext) -> u32 {
     match ctx.op() {
         TCP_CONNECT_CB => connecting(ctx),
         TCP_LISTEN_CB if OWN_SERVERS.load() != 0 => {
-            // SAFETY: the helper has no preconditions. Policy: where it refuses, what comes to the port when the server is
-            // gone is given to the relay, which finds nobody either.
-            let _status = unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, STATE_FLAG) };
+            // Policy: where it refuses, what comes to the port when the server is gone is given to the relay, which finds
+            // nobody either.
+            call_again(ctx);
             listening(ctx, 1);
         }
         STATE_CB if OWN_SERVERS.load() != 0 && ctx.arg(0) == LISTEN => listening(ctx, u64::MAX),
+        STATE_CB if ctx.arg(0) == SYN_SENT && ctx.arg(1) == CLOSE => ended(ctx),
         _ => {}
     }
     1
 }
 
+/// Has the kernel tell when the socket's state changes.
+#[inline(always)]
+fn call_again(ctx: &SockOpsContext) {
+    let flags = unsafe { (*ctx.ops).bpf_sock_ops_cb_flags } as i32;
+    // SAFETY: the helper has no preconditions.
+    let _status = unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, flags | STATE_FLAG) };
+}
+
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
-    // SAFETY: the helper has no preconditions.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: the value is copied at once.
-    let Some(original) = (unsafe { ORIGINALS.get(cookie) }).copied() else {
+    let Some(original) = opened_for(ctx) else {
         return;
     };
-    if ctx.family() == AF_INET {
-        note4(ctx, &original);
-    } else {
-        note6(ctx, &original);
+    // Policy: where it refuses, the relay learns late of a client that has given up.
+    call_again(ctx);
+    let original = Original {
+        server: original,
+        admitted: 0,
+    };
+    let handshake = handshake_of(ctx);
+    // Policy: when that is not possible the relay does not know the connection, and refuses it.
+    let _noted = HANDSHAKES.insert(handshake, original, 0);
+}
+
+/// A connection that was being opened has failed.
+#[inline(always)]
+fn ended(ctx: &SockOpsContext) {
+    if opened_for(ctx).is_some() {
+        handshake::tell_gone(handshake_of(ctx));
     }
+}
+
+/// What a connection was meant for, if it is redirected.
+#[inline(always)]
+fn opened_for(ctx: &SockOpsContext) -> Option<Destination> {
+    // SAFETY: the context is valid for as long as the program runs; what the helper gives is looked at before it is used.
+    unsafe {
+        let socket = (*ctx.ops).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return None;
+        }
+        let stored = bpf_sk_storage_get(ORIGINALS.as_ptr(), socket.cast(), null_mut(), 0);
+        (!stored.is_null()).then(|| *stored.cast::<Destination>())
+    }
+}
+
+#[inline(always)]
+fn handshake_of(ctx: &SockOpsContext) -> Handshake {
+    let mut handshake = Handshake {
+        client: Destination {
+            port: ctx.local_port(),
+            ..Destination::default()
+        },
+        server: Destination {
+            port: u32::from_be(ctx.remote_port()),
+            ..Destination::default()
+        },
+    };
+    if ctx.family() == AF_INET {
+        ends4(ctx, &mut handshake);
+    } else {
+        ends6(ctx, &mut handshake);
+    }
+    handshake
 }
 
 /// A socket listens, or (`change` of -1) no longer.
@@ -395,16 +563,23 @@ fn count_listener(address: Address, port: u32, change: u64) -> u32 {
     0
 }
 
-/// [`note`] for IPv4. Apart from [`note6`], because the verifier wants every field of the context read from where it
+/// The addresses of IPv4. Apart from [`ends6`], because the verifier wants every field of the context read from where it
 /// always is.
 #[inline(never)]
-fn note4(ctx: &SockOpsContext, original: &Destination) -> u32 {
-    note(mapped(ctx.local_ip4()), ctx.local_port(), original)
+fn ends4(ctx: &SockOpsContext, handshake: &mut Handshake) -> u32 {
+    handshake.client.address = mapped(ctx.local_ip4());
+    handshake.server.address = mapped(ctx.remote_ip4());
+    0
 }
 
 #[inline(never)]
-fn note6(ctx: &SockOpsContext, original: &Destination) -> u32 {
-    note(local6(ctx), ctx.local_port(), original)
+fn ends6(ctx: &SockOpsContext, handshake: &mut Handshake) -> u32 {
+    // Volatile: see [`local6`].
+    // SAFETY: the context is valid for as long as the program runs.
+    let word = |at: usize| unsafe { read_volatile(&raw const (*ctx.ops).remote_ip6[at]) };
+    handshake.client.address = local6(ctx);
+    handshake.server.address = [word(0), word(1), word(2), word(3)];
+    0
 }
 
 #[inline(always)]
@@ -413,14 +588,6 @@ fn local6(ctx: &SockOpsContext) -> Address {
     // SAFETY: the context is valid for as long as the program runs.
     let word = |at: usize| unsafe { read_volatile(&raw const (*ctx.ops).local_ip6[at]) };
     [word(0), word(1), word(2), word(3)]
-}
-
-/// Remembers what the connection from this address is meant for. Policy: when that is not possible the relay does not
-/// know the connection, and resets it.
-#[inline(always)]
-fn note(address: Address, port: u32, original: &Destination) -> u32 {
-    let own = Destination { address, port };
-    u32::from(PEERS.insert(own, original, 0).is_ok())
 }
 
 /// getpeername(2): who was meant.
@@ -513,9 +680,9 @@ fn original(ctx: &SockAddrContext) -> Option<Destination> {
     if protocol(ctx) != steered::TCP {
         return None;
     }
-    // SAFETY: the helper has no preconditions; the value is copied at once.
+    // SAFETY: the socket is the context's own; what the helper gives is looked at before it is used.
     unsafe {
-        let cookie = bpf_get_socket_cookie(ctx.as_ptr());
-        ORIGINALS.get(cookie).copied()
+        let stored = bpf_sk_storage_get(ORIGINALS.as_ptr(), socket(ctx).cast(), null_mut(), 0);
+        (!stored.is_null()).then(|| *stored.cast::<Destination>())
     }
 }

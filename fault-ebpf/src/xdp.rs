@@ -16,7 +16,7 @@ use fault_common::packet::{Load, Packet};
 use crate::classify;
 use crate::counting::Judging;
 use crate::frame::{Frame, JUDGED, Losing, Near};
-use crate::maps::{INSTANCE, Scratch};
+use crate::maps::{NETNS_MARK, Scratch};
 use crate::scope;
 
 /// Headers are looked for in so many bytes.
@@ -81,7 +81,7 @@ impl Raw {
             if at + size_of::<u32>() > end {
                 return None;
             }
-            *(at as *mut u32) = JUDGED | INSTANCE.load();
+            *(at as *mut u32) = JUDGED | NETNS_MARK.load();
         }
         Some(())
     }

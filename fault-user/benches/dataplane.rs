@@ -12,6 +12,7 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use fault_user::kernel::clock::monotonic_ns;
 use fault_user::kernel::injection::{Prepared, Wishes};
 use fault_user::kernel::injector::{Capacity, Clock, Injector, Options, Side};
+use fault_user::kernel::instance::Marks;
 use fault_user::kernel::interfaces::{Selection, list, select};
 use fault_user::kernel::needs::Needs;
 use fault_user::kernel::preparation::prepare;
@@ -83,7 +84,8 @@ fn nanoseconds(rules: &[String]) -> f64 {
         replay: None,
         xdp: false,
         clock: Clock::Tick,
-        once: false,
+        number: 0,
+        marks: Marks::NONE,
     })
     .expect("the maps (run as root)");
     injector.install(&tables, monotonic_ns()).expect("rules");
@@ -167,7 +169,8 @@ fn installing() {
         replay: None,
         xdp: false,
         clock: Clock::Tick,
-        once: false,
+        number: 0,
+        marks: Marks::NONE,
     })
     .expect("the maps");
     let start = Instant::now();

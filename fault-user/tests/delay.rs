@@ -2,15 +2,16 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
 use support::echo::connected;
-use support::late::{FRAGMENTED, assert_about, delays_all, echo, order, timed};
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, ip, wait_for};
+use support::late::{FRAGMENTED, assert_about, delays_all, echo, exchange, order, timed};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, run, wait_for};
 
 const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/accept_local",
@@ -245,7 +246,11 @@ fn fragments_of_a_datagram_are_late_together() {
 
 #[test]
 fn a_stream_on_loopback_gets_the_rate() {
-    const BYTES: usize = 16 << 20;
+    const BYTES: usize = 8 << 20;
+    if std::env::var_os("FAULT_VM_KERNEL").is_some() {
+        eprintln!("skipped: an emulated machine is too slow for this rate");
+        return;
+    }
     enter_fresh();
     let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
     let hurt = Hurt::begin(&["tcp:7000 rate=100mbit"], "--scope host");
@@ -335,4 +340,393 @@ fn a_killed_instance_delays_nothing_and_its_settings_are_found() {
     );
     let devices = std::fs::read_to_string("/proc/net/dev").unwrap();
     assert!(!devices.contains("fault-"), "{devices}");
+}
+
+/// A round trip of one byte.
+fn round_trip(socket: &UdpSocket) -> Duration {
+    timed(|| {
+        socket.send(b"x").unwrap();
+        socket.recv(&mut [0; 1]).unwrap();
+    })
+}
+
+/// Namespaces joined by a bridge here, `br0`, which is 10.77.0.1 and `fd77::1`; nothing where the kernel has no bridges.
+struct Bridge {
+    ends: Vec<(Peer, NetworkNamespace)>,
+}
+
+impl Bridge {
+    fn new() -> Option<Self> {
+        let made = Command::new("ip")
+            .args(["link", "add", "br0", "type", "bridge"])
+            .status();
+        if !made.unwrap().success() {
+            eprintln!("skipped: the kernel has no bridges");
+            return None;
+        }
+        ip("addr add 10.77.0.1/24 dev br0");
+        ip("-6 addr add fd77::1/64 dev br0 nodad");
+        ip("link set br0 up");
+        Some(Self { ends: Vec::new() })
+    }
+
+    /// One more namespace, 10.77.0.N and `fd77::N` with N from 2 on.
+    fn join(&mut self) -> &NetworkNamespace {
+        let peer = Peer::fresh();
+        let number = self.ends.len() + 2;
+        ip(&format!(
+            "link add port{number} type veth peer name eth0 netns {}",
+            peer.name
+        ));
+        ip(&format!("link set port{number} master br0 up"));
+        for words in [
+            format!("addr add 10.77.0.{number}/24 dev eth0"),
+            format!("-6 addr add fd77::{number}/64 dev eth0 nodad"),
+            "link set eth0 up".to_owned(),
+            "route add default via 10.77.0.1".to_owned(),
+            "-6 route add default via fd77::1".to_owned(),
+        ] {
+            ip(&format!("-n {} {words}", peer.name));
+        }
+        let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+        self.ends.push((peer, namespace));
+        &self.ends[number - 2].1
+    }
+}
+
+/// A socket of `namespace` that is connected to `server`.
+fn connected_in(namespace: &NetworkNamespace, server: SocketAddr) -> UdpSocket {
+    namespace.enter(|| Ok(connected(server))).unwrap()
+}
+
+#[test]
+fn frames_between_ports_of_a_bridge_are_delayed_and_judged_once() {
+    for (host, options) in [
+        ("10.77.0.2", "--scope host"),
+        ("fd77::2", "--scope host"),
+        ("10.77.0.2", "--scope host --attach clsact"),
+        ("10.77.0.2", "--interface br0 --scope host"),
+    ] {
+        enter_fresh();
+        let Some(mut bridge) = Bridge::new() else {
+            return;
+        };
+        let server = echo(Some(bridge.join()), host);
+        let client = connected_in(bridge.join(), server);
+        round_trip(&client);
+        let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
+        assert_about(round_trip(&client), 120, "from port to port");
+        assert_about(round_trip(&connected(server)), 120, "from this host");
+        // It appears when the rules are there already.
+        let late = connected_in(bridge.join(), server);
+        let mut packets = 4;
+        wait_for(
+            || {
+                packets += 2;
+                round_trip(&late) >= Duration::from_millis(120)
+            },
+            "the new port to be slow",
+        );
+        let summary = hurt.end();
+        // Before the rules were on the new port too they were on that of the server.
+        assert!(summary.contains(&format!("  {packets} pkts")), "{summary}");
+        assert!(round_trip(&client) < Duration::from_millis(120), "healed");
+    }
+}
+
+/// Has frames between ports of a bridge pass iptables; false where that can't be.
+fn lets_iptables_see_bridges() -> bool {
+    let settings =
+        ["iptables", "ip6tables"].map(|name| format!("/proc/sys/net/bridge/bridge-nf-call-{name}"));
+    let is_set = settings
+        .iter()
+        .all(|path| std::fs::write(path, "1").is_ok());
+    let has_nat = ["iptables", "ip6tables"].iter().all(|name| {
+        let done = Command::new(name).args(["-t", "nat", "-L"]).output();
+        done.is_ok_and(|done| done.status.success())
+    });
+    if !is_set || !has_nat {
+        eprintln!("skipped: there is no br_netfilter, or no NAT by iptables");
+    }
+    is_set && has_nat
+}
+
+fn translate(host: IpAddr, protocol: &str, port: u16, to: SocketAddr) {
+    let program = if host.is_ipv4() {
+        "iptables"
+    } else {
+        "ip6tables"
+    };
+    let words =
+        format!("-t nat -A PREROUTING -d {host} -p {protocol} --dport {port} -j DNAT --to {to}");
+    let done = Command::new(program).args(words.split(' ')).status();
+    assert!(done.unwrap().success(), "{words}");
+}
+
+/// How many connections the only rule met, as the summary says.
+fn connections(summary: &str) -> &str {
+    let mut rows = summary.lines().skip_while(|line| !line.contains("conns"));
+    let row = rows.nth(1).unwrap();
+    let mut columns = row
+        .split("  ")
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
+    columns.nth(3).unwrap()
+}
+
+/// As Kubernetes' nodes do: `br_netfilter` has translated a frame before the bridge gives it to the host.
+#[test]
+fn connections_through_a_bridge_that_translates_are_delayed_and_stay_one() {
+    enter_fresh();
+    if !lets_iptables_see_bridges() {
+        return;
+    }
+    let Some(mut bridge) = Bridge::new() else {
+        return;
+    };
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+    let outside = Peer::joined_by("10.78.0", "fd78:");
+    ip(&format!(
+        "-n {} route add default via 10.78.0.1",
+        outside.name
+    ));
+    ip(&format!(
+        "-n {} -6 route add default via fd78::1",
+        outside.name
+    ));
+    let beyond = NetworkNamespace::open(Path::new(&outside.name)).unwrap();
+    let inside = bridge.join();
+    let servers = [
+        (echo(Some(inside), "10.77.0.2"), "10.96.0.2"),
+        (echo(Some(inside), "fd77::2"), "fd96::2"),
+        (echo(Some(&beyond), "10.78.0.2"), "10.96.0.3"),
+        (echo(Some(&beyond), "fd78::2"), "fd96::3"),
+    ];
+    let client = bridge.join();
+    for (server, service) in servers {
+        let service = SocketAddr::new(service.parse().unwrap(), 80);
+        for protocol in ["tcp", "udp"] {
+            translate(service.ip(), protocol, 80, server);
+        }
+        let hurt = Hurt::begin(&["7000 delay=60ms"], "--scope host");
+        let handshake = || {
+            let mut stream = None;
+            let took = timed(|| {
+                stream = Some(client.enter(|| Ok(TcpStream::connect(service)?)).unwrap());
+            });
+            (took, stream.unwrap())
+        };
+        let (took, mut stream) = handshake();
+        assert_about(took, 120, "the handshake");
+        assert_about(timed(|| exchange(&mut stream)), 120, "an exchange");
+        assert_about(
+            round_trip(&connected_in(client, service)),
+            120,
+            "a datagram",
+        );
+        let summary = hurt.end();
+        assert_eq!(connections(&summary), "2", "{summary}");
+        // Of super-packets that are divided as they arrive, too.
+        let hurt = Hurt::begin(&["tcp:7000 duplicate=5%"], "--scope host");
+        let (_, mut stream) = handshake();
+        let mut writer = stream.try_clone().unwrap();
+        let sent = vec![7; 4 << 20];
+        let mut answer = vec![0; sent.len()];
+        std::thread::scope(|scope| {
+            scope.spawn(|| writer.write_all(&sent).unwrap());
+            stream.read_exact(&mut answer).unwrap();
+        });
+        let summary = hurt.end();
+        assert_eq!(connections(&summary), "1", "{summary}");
+    }
+}
+
+/// Makes `tun7`, at whose other end everything is sent back to where it comes from.
+fn tun_echo() {
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .unwrap();
+    // SAFETY: all zeroes is a request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"tun7") {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI).unwrap();
+    // SAFETY: the request lives through the call.
+    let made = unsafe {
+        libc::ioctl(
+            std::os::fd::AsRawFd::as_raw_fd(&file),
+            libc::TUNSETIFF,
+            &raw mut request,
+        )
+    };
+    assert_eq!(made, 0);
+    ip("addr add 10.81.0.1/24 dev tun7");
+    ip("-6 addr add fd81::1/64 dev tun7 nodad");
+    ip("link set tun7 up");
+    std::thread::spawn(move || {
+        let mut bytes = [0; 2000];
+        while let Ok(length) = (&file).read(&mut bytes) {
+            // Addresses and ports change places, which no checksum minds.
+            let (addresses, size) = if bytes[0] >> 4 == 4 { (12, 4) } else { (8, 16) };
+            let ports = addresses + 2 * size;
+            bytes[addresses..ports].rotate_left(size);
+            bytes[ports..ports + 4].rotate_left(2);
+            if (&file).write(&bytes[..length]).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn a_device_without_ethernet_headers_is_delayed() {
+    enter_fresh();
+    tun_echo();
+    for options in [
+        "--scope host",
+        "--scope host --interface tun7",
+        "--scope host --attach clsact",
+    ] {
+        for server in ["10.81.0.2:7000", "[fd81::2]:7000"] {
+            let socket = connected(server.parse().unwrap());
+            let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
+            assert_about(round_trip(&socket), 120, server);
+            let summary = hurt.end();
+            assert!(summary.contains("  2 pkts"), "{summary}");
+            assert!(!summary.contains("carried out"), "{summary}");
+            assert!(round_trip(&socket) < Duration::from_millis(120), "healed");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_nothing_can_be_held_at_is_refused_before_anything_starts() {
+    enter_fresh();
+    let made = Command::new("ip")
+        .args(["link", "add", "ifb7", "type", "ifb"])
+        .status();
+    if !made.unwrap().success() {
+        eprintln!("skipped: the kernel has no ifb");
+        return;
+    }
+    let refused = run(&["udp:7000 delay=60ms"], "--interface ifb7", &["true"]);
+    assert_eq!(refused.status.code(), Some(125));
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(error.contains("packets of ifb7 can't be held"), "{error}");
+    let passed = run(
+        &["udp:7000 loss=1%"],
+        "--interface ifb7 --allow-unfired",
+        &["true"],
+    );
+    assert!(passed.status.success(), "{passed:?}");
+}
+
+/// Whether a process still has its delay line.
+fn has_delay_line(pid: u32) -> bool {
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .any(|task| {
+            let name = std::fs::read_to_string(task.unwrap().path().join("comm"));
+            name.is_ok_and(|name| name == "delay-line\n")
+        })
+}
+
+#[test]
+fn packets_pass_when_the_tap_is_removed_or_switched_off() {
+    const WARNING: &str = "fault: warning: the delay line has stopped";
+    for attach in ["", "--attach clsact"] {
+        enter_fresh();
+        let socket = connected(echo(None, "127.0.0.1"));
+        let options = format!("--scope host {attach}");
+        let hurt = Hurt::begin(&["udp:7000 delay=60s"], &options);
+        ip(&format!("link del fault-{}", hurt.pid()));
+        wait_for(|| !has_delay_line(hurt.pid()), "the loss to be noticed");
+        assert!(round_trip(&socket) < Duration::from_secs(10));
+        let summary = hurt.end();
+        assert!(summary.starts_with("fault: seed"), "{summary}");
+        assert!(summary.contains(WARNING), "{summary}");
+        assert!(
+            summary.contains("2 hits could not be carried out"),
+            "{summary}"
+        );
+        assert!(
+            summary.contains("none of its hits could be carried out"),
+            "{summary}"
+        );
+
+        let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &options);
+        assert_about(round_trip(&socket), 120, "with its tap");
+        ip(&format!("link set fault-{} down", hurt.pid()));
+        socket
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        wait_for(
+            || {
+                socket.send(b"x").unwrap();
+                socket.recv(&mut [0; 1]).is_ok()
+            },
+            "packets to pass",
+        );
+        let summary = hurt.end();
+        assert_eq!(summary.matches(WARNING).count(), 1, "{summary}");
+    }
+}
+
+/// A shell that sends a byte to a server on each line that it reads, and answers with a line when the byte is back.
+fn pinger(namespace: &NetworkNamespace, server: SocketAddr) -> std::process::Child {
+    let script = format!(
+        "exec 3<>/dev/udp/{}/{}; while read -r line; do printf x >&3; read -r -N1 -u3; echo back; done",
+        server.ip(),
+        server.port()
+    );
+    namespace
+        .enter(|| {
+            let child = Command::new("bash")
+                .args(["-c", &script])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()?;
+            Ok(child)
+        })
+        .unwrap()
+}
+
+#[test]
+fn a_process_is_found_in_its_own_network_namespace() {
+    if !has_bash() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let server = echo(None, "10.77.0.1");
+    let mut child = pinger(&namespace, server);
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut ask = {
+        let mut input = child.stdin.take().unwrap();
+        move || {
+            timed(|| {
+                input.write_all(b"\n").unwrap();
+                let mut line = String::new();
+                lines.read_line(&mut line).unwrap();
+                assert_eq!(line, "back\n");
+            })
+        }
+    };
+    ask();
+    let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &format!("--pid {}", child.id()));
+    assert_about(ask(), 120, "the process");
+    let other = connected_in(&namespace, server);
+    assert!(
+        round_trip(&other) < Duration::from_millis(120),
+        "another one there"
+    );
+    let summary = hurt.end();
+    assert!(summary.contains("  2 pkts"), "{summary}");
+    drop(ask);
+    child.wait().unwrap();
 }

@@ -5,6 +5,7 @@
 mod support;
 
 use fault_user::kernel::change::Change;
+use fault_user::kernel::instance::Instance;
 use fault_user::kernel::interfaces;
 use fault_user::kernel::journal::Journal;
 use fault_user::kernel::leftovers::{Fate, Leftover, Places, clean, find};
@@ -255,7 +256,7 @@ async fn stand_in() {
     };
     let mut journal = Journal::create_in(state.as_ref()).unwrap();
     let link = Change::Link {
-        name: format!("fault-{}", std::process::id()),
+        name: "fault-5".to_owned(),
     };
     journal.record(link).unwrap();
     let hierarchy = Hierarchy::find().unwrap();
@@ -443,7 +444,10 @@ fn a_live_instances_journal_is_left_alone_and_heals_itself() {
 fn links_of_the_dead_go_by_name_and_kind() {
     let Some(place) = Place::new() else { return };
     in_own_netns(move || {
-        let (dead, live) = (dead_pid(), std::process::id());
+        let (living, dead) = (Instance::join().unwrap(), Instance::join().unwrap());
+        let (live, number) = (living.number(), dead.number());
+        drop(dead);
+        let dead = number;
         for (name, kind) in [
             (format!("fault-{dead}"), "ifb"),
             (format!("fault-{live}"), "ifb"),
@@ -490,11 +494,12 @@ fn interfaces_are_listed_as_they_are() {
         assert_eq!(br0.alias.as_deref(), Some("the-bridge"));
         assert_eq!((v0.kind.as_deref(), v0.mtu_bytes), (Some("veth"), 9000));
         assert_eq!((v0.master, v0.link), (Some(br0.index), Some(v1.index)));
-        assert!(v0.is_slave() && !v1.up);
+        assert!(v0.port_of() == Some(br0.index) && !v0.is_slave() && !v1.up);
+        assert_eq!((br0.bridge, v0.bridge), (Some(br0.index), None));
         assert!(v0.gso_max_bytes.is_some() && v0.gso_max_segments.is_some());
         let chosen = interfaces::select(&all, &interfaces::Selection::Default).unwrap();
         let names: Vec<&str> = chosen.iter().map(|found| found.name.as_str()).collect();
-        assert_eq!(names, ["lo", "br0"]);
+        assert_eq!(names, ["lo", "br0", "v0"]);
     });
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
+use socket2::{Domain, Socket, Type};
 use support::echo::{tcp_echo, udp_client, udp_echo};
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, run, wait_for};
 
@@ -500,6 +501,23 @@ fn another_process() {
             tcp_echo(TcpListener::bind(address).unwrap());
         }),
         "leave" => drop(TcpListener::bind(words.next().unwrap()).unwrap()),
+        "say" => {
+            let mut stream = TcpStream::connect(words.next().unwrap()).unwrap();
+            stream.write_all(&last_words()).unwrap();
+            drop(stream);
+            if words.next() == Some("die") {
+                nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+            }
+            return;
+        }
+        "reply" => {
+            let listener = TcpListener::bind(words.next().unwrap()).unwrap();
+            println!("ready");
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+            stream.write_all(&last_words()).unwrap();
+            return;
+        }
         "ask" => {
             ask_four(words.next().unwrap().parse().unwrap());
             return;
@@ -858,12 +876,346 @@ fn nobody_listens_and_every_port_is_the_rules() {
     let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
     assert!(is_slow(address));
     assert!(ask(&udp_client(server), server, "question").1 >= SLOW);
-    let mut nobody = TcpStream::connect("127.0.0.1:7001").expect("the relay accepts");
-    let ended = nobody.read(&mut [0]).unwrap_err().kind();
-    assert_eq!(ended, ErrorKind::ConnectionReset);
+    assert_eq!(
+        refusal("127.0.0.1:7001").raw_os_error(),
+        Some(libc::ECONNREFUSED)
+    );
     let summary = hurt.end();
     assert!(
-        summary.contains("1 connections to tcp:1-65535 found no server"),
+        summary.contains("1 connections to tcp:1-65535 failed: connection refused"),
         "{summary}"
     );
+}
+
+/// What a process sends before it is gone.
+fn last_words() -> Vec<u8> {
+    (0..50_000_u32)
+        .flat_map(u32::to_be_bytes)
+        .take(50_000)
+        .collect()
+}
+
+/// What comes by a connection until its end, and whether that is an orderly one.
+type Heard = (Vec<u8>, bool);
+
+fn hear(mut stream: TcpStream) -> Heard {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = Vec::new();
+    let is_orderly = stream.read_to_end(&mut bytes).is_ok();
+    (bytes, is_orderly)
+}
+
+/// What a server hears of the next connection.
+fn hear_next(listener: &TcpListener) -> std::thread::JoinHandle<Heard> {
+    let listener = listener.try_clone().unwrap();
+    std::thread::spawn(move || hear(listener.accept().unwrap().0))
+}
+
+#[test]
+fn the_last_words_of_a_command_arrive_or_the_server_is_reset() {
+    enter_fresh();
+    let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+    for (rule, options, arrives) in [
+        ("tcp:7000 latency=300ms dir=to-server", "", true),
+        ("tcp:7000 bandwidth=50kB/s", "", true),
+        ("tcp:7000 slicer=1000,delay:1ms", "", true),
+        ("tcp:7000 coalesce=1MiB,300ms", "", true),
+        ("tcp:7000 slow_close=300ms", "--drain 20s", true),
+        ("tcp:7000 stall for=3s", "", true),
+        ("tcp:7000 stall", "", false),
+        ("tcp:7000 latency=60s", "--drain 100ms", false),
+    ] {
+        for role_name in ["say 127.0.0.1:7000", "say 127.0.0.1:7000 die"] {
+            let hearing = hear_next(&listener);
+            let command = role(role_name);
+            let command: Vec<&str> = command.iter().map(String::as_str).collect();
+            let output = run(&[rule], &format!("--allow-unfired {options}"), &command);
+            let told = String::from_utf8_lossy(&output.stderr);
+            let (heard, is_orderly) = hearing.join().unwrap();
+            let case = format!("{rule} {role_name}: {} bytes, {told}", heard.len());
+            assert_eq!(is_orderly, arrives, "{case}");
+            assert_eq!(heard == last_words(), arrives, "{case}");
+            let counted = "1 connections were open at the end and were reset; 50000 bytes";
+            assert_eq!(told.contains(counted), !arrives, "{case}");
+        }
+    }
+}
+
+#[test]
+fn the_last_words_of_a_server_in_the_command_arrive() {
+    enter_fresh();
+    let address = "127.0.0.1:7000";
+    let serving = Serving::begin(&["tcp:7000 latency=300ms"], &format!("reply {address}"));
+    let mut client = TcpStream::connect(address).unwrap();
+    client.write_all(b"x").unwrap();
+    let (heard, is_orderly) = hear(client);
+    assert!(is_orderly && heard == last_words(), "{} bytes", heard.len());
+    serving.end();
+}
+
+#[test]
+fn no_end_of_inject_is_an_orderly_end_after_missing_bytes() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+    let talked_to = TcpListener::bind("127.0.0.1:7001").unwrap();
+    for options in [&["--for", "2s"][..], &[]] {
+        let mut inject = fault();
+        inject.args(["inject", "-r", "tcp:7000-7001 latency=200ms"]);
+        let mut inject = inject
+            .args(options)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = std::io::BufReader::new(inject.stderr.take().unwrap()).lines();
+        assert!(told.any(|line| line.unwrap().contains("in force")));
+        // Everything was said before the end, or the peers still talk when it comes.
+        let hearing = hear_next(&listener);
+        let mut client = TcpStream::connect("127.0.0.1:7000").unwrap();
+        let talking_to = hear_next(&talked_to);
+        let talker = TcpStream::connect("127.0.0.1:7001").unwrap();
+        client.write_all(&last_words()).unwrap();
+        drop(client);
+        let talking = std::thread::spawn(move || {
+            let mut talker = talker;
+            let mut sent = 0;
+            while talker.write_all(&[7; 1000]).is_ok() && sent < 10_000_000 {
+                sent += 1000;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        if options.is_empty() {
+            let pid = nix::unistd::Pid::from_raw(inject.id().try_into().unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        }
+        let rest: Vec<String> = told.map(Result::unwrap).collect();
+        assert!(inject.wait().unwrap().success(), "{rest:?}");
+        let (heard, is_orderly) = hearing.join().unwrap();
+        assert!(is_orderly && heard == last_words(), "{} bytes", heard.len());
+        let (_, is_orderly) = talking_to.join().unwrap();
+        assert!(!is_orderly, "who still talks is cut off aloud: {rest:?}");
+        assert!(talking.join().unwrap() < 10_000_000);
+        let counted = "1 connections were open at the end and were reset";
+        assert!(rest.iter().any(|line| line.contains(counted)), "{rest:?}");
+    }
+}
+
+/// Why a connection can't be opened.
+fn refusal(address: &str) -> std::io::Error {
+    let refused = TcpStream::connect_timeout(&address.parse().unwrap(), PATIENCE);
+    refused.expect_err("nobody is there")
+}
+
+#[test]
+fn a_connection_fails_as_it_does_without_a_rule() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let _peer = Peer::joined();
+    let addresses = [
+        "127.0.0.1:7001",
+        "[::1]:7001",
+        "10.77.0.2:7001",
+        "10.77.0.1:7001",
+        "[fd77::2]:7001",
+        "203.0.113.1:7001",
+        "[2001:db8::1]:7001",
+        "255.255.255.255:7001",
+        "224.0.0.1:7001",
+        "[ff02::1]:7001",
+        "[fe80::1]:7001",
+        // Nobody has this address: the kernel asks three times.
+        "10.77.0.99:7001",
+    ];
+    let all = || addresses.map(|address| refusal(address).raw_os_error());
+    let plain = all();
+    let hurt = Hurt::begin(&["tcp:7000-7009 latency=1ms"], "--scope host");
+    assert_eq!(all(), plain, "{addresses:?}");
+    // The way of programs that wait for events.
+    for (address, expected) in [
+        ("127.0.0.1:7001", libc::ECONNREFUSED),
+        ("203.0.113.1:7001", libc::ENETUNREACH),
+    ] {
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let address: SocketAddr = address.parse().unwrap();
+        let begun = client.connect(&address.into()).unwrap_err();
+        assert_eq!(begun.raw_os_error(), Some(libc::EINPROGRESS));
+        let mut error = None;
+        wait_for(
+            || {
+                error = client.take_error().unwrap();
+                error.is_some()
+            },
+            "an error of the socket",
+        );
+        assert_eq!(error.unwrap().raw_os_error(), Some(expected), "{address}");
+    }
+    // A script that waits for a port.
+    assert_eq!(
+        refusal("127.0.0.1:7000").kind(),
+        ErrorKind::ConnectionRefused
+    );
+    let address = local("127.0.0.1");
+    round_trip(address).unwrap();
+    let summary = hurt.end();
+    assert!(
+        summary.contains("failed: network is unreachable"),
+        "{summary}"
+    );
+}
+
+#[test]
+fn clients_from_outside_are_refused_where_nobody_listens() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], &format!("--netns {}", peer.name));
+    for address in ["10.77.0.2:7000", "[fd77::2]:7000"] {
+        assert_eq!(
+            refusal(address).kind(),
+            ErrorKind::ConnectionRefused,
+            "{address}"
+        );
+    }
+    hurt.end();
+}
+
+#[test]
+fn sockets_have_the_addresses_that_they_would_have() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let servers: Vec<SocketAddr> = ["127.0.0.1:7000", "127.0.0.1:7001", "127.0.0.2:7000"]
+        .iter()
+        .map(|address| tcp_echo(TcpListener::bind(address).unwrap()))
+        .collect();
+    tcp_echo(TcpListener::bind("[::1]:7002").unwrap());
+    let hurt = Hurt::begin(&["tcp:7000-7009 latency=1ms"], "--scope host");
+    let from = |port: u16| {
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        client.set_reuse_address(true).unwrap();
+        client
+            .bind(&SocketAddr::from(([127, 0, 0, 1], port)).into())
+            .unwrap();
+        client
+    };
+    // One port for several servers.
+    let clients: Vec<TcpStream> = servers
+        .iter()
+        .map(|server| {
+            let client = from(6000);
+            client.connect(&(*server).into()).unwrap();
+            client.into()
+        })
+        .collect();
+    for (client, server) in clients.into_iter().zip(&servers) {
+        let mut client = client;
+        assert_eq!(client.peer_addr().unwrap(), *server);
+        exchange(&mut client).unwrap();
+    }
+    // The kernel takes no address for this host's.
+    for (dialled, peer) in [
+        ("0.0.0.0:7000", "127.0.0.1:7000"),
+        ("[::]:7002", "[::1]:7002"),
+    ] {
+        let mut client = TcpStream::connect(dialled).unwrap();
+        assert_eq!(client.peer_addr().unwrap(), peer.parse().unwrap());
+        exchange(&mut client).unwrap();
+    }
+    // A socket that is connected to itself, and one that goes elsewhere after it was refused.
+    let mine = from(7005);
+    mine.connect(&mine.local_addr().unwrap()).unwrap();
+    mine.send(b"me").unwrap();
+    assert_eq!(std::io::Read::read(&mut &mine, &mut [0; 9]).unwrap(), 2);
+    let elsewhere = TcpListener::bind("127.0.0.1:6500").unwrap();
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 7009));
+    client.connect(&nobody.into()).expect_err("nobody listens");
+    client
+        .connect(&elsewhere.local_addr().unwrap().into())
+        .unwrap();
+    assert_eq!(
+        client.peer_addr().unwrap().as_socket(),
+        Some(elsewhere.local_addr().unwrap())
+    );
+    hurt.end();
+}
+
+#[test]
+fn an_urgent_byte_stays_out_of_the_stream() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    for rule in ["tcp:7000 latency=1ms", "tcp:7000 slicer=2,delay:1ms"] {
+        let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+        let hurt = Hurt::begin(&[rule], "--scope host");
+        let mut client = TcpStream::connect("127.0.0.1:7000").unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(b"ab").unwrap();
+        socket2::SockRef::from(&client)
+            .send_out_of_band(b"!")
+            .unwrap();
+        client.write_all(b"cd").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut urgent = [std::mem::MaybeUninit::new(0)];
+        wait_for(
+            || {
+                socket2::SockRef::from(&server)
+                    .recv_out_of_band(&mut urgent)
+                    .is_ok()
+            },
+            "the urgent byte",
+        );
+        // SAFETY: one byte was received.
+        assert_eq!(unsafe { urgent[0].assume_init() }, b'!', "{rule}");
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut text = String::new();
+        server.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "abcd", "{rule}");
+        hurt.end();
+    }
+}
+
+#[test]
+fn more_clients_than_a_short_queue_and_few_files_allow() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let address = local("127.0.0.1");
+    let by_few_files = || {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "ulimit -Sn 64; exec \"$0\" \"$@\""]);
+        shell.arg(fault().get_program());
+        shell
+    };
+    // Nobody accepts: they wait in the relay's queue, which is as long as the kernel allows.
+    let hurt = Hurt::begin_by(by_few_files(), &["tcp:7000 no_accept"], "--scope host");
+    let waiting: Vec<TcpStream> = (0..300)
+        .map(|_| TcpStream::connect_timeout(&address, PATIENCE).unwrap())
+        .collect();
+    drop(waiting);
+    hurt.end();
+    let hurt = Hurt::begin_by(by_few_files(), &["tcp:7000 latency=1ms"], "--scope host");
+    let mut clients: Vec<TcpStream> = (0..200)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    for client in &mut clients {
+        exchange(client).unwrap();
+    }
+    hurt.end();
+    // The command has what its caller has.
+    let mut shell = by_few_files();
+    shell.args(["run", "--allow-unfired", "-r", "tcp:7000 latency=1ms", "--"]);
+    let output = shell.args(["sh", "-c", "ulimit -Sn"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "64\n");
 }

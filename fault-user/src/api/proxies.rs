@@ -596,7 +596,7 @@ impl Proxies {
         let mut front = self.front.lock().await;
         let open = match &*front {
             Some(open) => Arc::clone(open),
-            None => Arc::clone(front.insert(Front::open().map_err(refused)?)),
+            None => Arc::clone(front.insert(Front::open(&self.engine).map_err(refused)?)),
         };
         Ok(Some(Arc::new(open.take(&addresses).map_err(refused)?)))
     }
@@ -617,6 +617,7 @@ impl Proxies {
         };
         let settings = Settings {
             name: wanted.name.clone(),
+            title: format!("proxy {}", wanted.name),
             seed: self.seed,
             listen,
             upstream,

@@ -127,7 +127,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(seed) => seed,
         None => draw_seed().context("can't draw a seed, give one with --seed")?,
     };
-    raise_open_files();
     let mut rights = args.rights().to_vec();
     if args.config.is_some() || args.socket.is_some() {
         // They may lie in a user's folder. The relay's threads keep less.
@@ -302,14 +301,4 @@ fn draw_seed() -> io::Result<u64> {
     let mut bytes = [0; 8];
     io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
-}
-
-/// Each connection needs two descriptors: as many as this process may have.
-fn raise_open_files() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        log::warn!("the limit of open files stays as it is: {error}");
-    }
 }

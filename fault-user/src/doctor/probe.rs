@@ -52,9 +52,8 @@ pub(crate) fn tc_hooks() -> Result<(Result<()>, Result<()>)> {
     let tcx = bpf::link(program.as_fd(), LOOPBACK, attach_type::TCX_INGRESS, 0);
     let tcx = tcx.map(drop).map_err(anyhow::Error::from);
     let clsact = clsact::ensure(LOOPBACK).and_then(|_| {
-        let owner = clsact::own_handle();
         let name = "fault_probe";
-        clsact::attach(LOOPBACK, Direction::Egress, program.as_fd(), name, owner)
+        clsact::attach(LOOPBACK, Direction::Egress, program.as_fd(), name, 0)
     });
     Ok((tcx, clsact))
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use fault_common::abi::INSTANCES_MAX;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkMessage;
 use nix::errno::Errno;
@@ -14,6 +15,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::clsact;
+use super::instance::{self, Instance, Share, current_netns};
 use super::interfaces::{self, Interface};
 use super::journal::Entry;
 use super::leftovers::{Fate, Leftover};
@@ -43,6 +45,9 @@ pub enum Change {
     Filters {
         /// On this interface.
         interface_index: u32,
+        /// [`Instance::number`] of whose they are.
+        #[serde(default)]
+        number: u32,
     },
     /// A qdisc of ours. What was there before it is not put back: the kernel puts its default there.
     Qdisc {
@@ -69,13 +74,25 @@ pub enum Change {
     },
 }
 
-/// Undoes changes of the process `owner`, the last one first.
-pub(super) fn undo_entries(owner: i32, entries: &[Entry], report: &mut Vec<Leftover>) {
-    for entry in entries.iter().rev() {
+/// Who undoes a change.
+#[derive(Debug)]
+pub(super) enum Undoing {
+    /// Its maker, who has perhaps held a share of it, and lets go now.
+    Own(Option<Share>),
+    /// Another one: its maker is dead.
+    Dead,
+}
+
+/// Undoes changes, the last one first.
+pub(super) fn undo_entries(
+    entries: impl DoubleEndedIterator<Item = (Entry, Undoing)>,
+    report: &mut Vec<Leftover>,
+) {
+    for (entry, undoing) in entries.rev() {
         let undone = if entry.change.is_in_netns() {
-            in_netns(entry.netns, || entry.change.undo(owner))
+            in_netns(entry.netns, || entry.change.undo(undoing))
         } else {
-            entry.change.undo(owner)
+            entry.change.undo(undoing)
         };
         let (kind, what) = (entry.change.kind(), entry.change.describe());
         match undone {
@@ -101,7 +118,9 @@ impl Change {
         match self {
             Self::Sysctl { name, before, .. } => format!("{name} (was {before})"),
             Self::Clsact { interface_index } => format!("clsact on interface {interface_index}"),
-            Self::Filters { interface_index } => format!("on interface {interface_index}"),
+            Self::Filters {
+                interface_index, ..
+            } => format!("on interface {interface_index}"),
             Self::Qdisc {
                 interface_index,
                 kind,
@@ -121,8 +140,37 @@ impl Change {
         }
     }
 
-    /// `false`: there was nothing to undo any more.
-    fn undo(&self, owner: i32) -> Result<bool> {
+    /// What others may have a share of, by its name among shares.
+    pub(super) fn shared(&self) -> Option<String> {
+        match self {
+            Self::Sysctl { name, .. } => Some(name.clone()),
+            Self::Clsact { interface_index } => Some(format!("clsact/{interface_index}")),
+            Self::Qdisc {
+                interface_index, ..
+            } => Some(qdisc_share(*interface_index)),
+            _ => None,
+        }
+    }
+
+    /// `false`: there was nothing to undo any more, or others need it.
+    fn undo(&self, undoing: Undoing) -> Result<bool> {
+        let is_dead = matches!(undoing, Undoing::Dead);
+        let Some(what) = self.shared() else {
+            return self.undo_alone(is_dead);
+        };
+        let lock = instance::lock()?;
+        if let Undoing::Own(share) = undoing {
+            drop(share);
+        }
+        if instance::holders(&lock, &what)?.is_empty() {
+            self.undo_alone(is_dead)
+        } else {
+            Ok(false)
+        }
+    }
+
+    /// [`Self::undo`] when nobody else needs it.
+    fn undo_alone(&self, is_dead: bool) -> Result<bool> {
         match self {
             Self::Sysctl {
                 name,
@@ -130,10 +178,12 @@ impl Change {
                 after,
             } => undo_sysctl(name, before, after),
             Self::Clsact { interface_index } => clsact::remove_if_unused(*interface_index),
-            Self::Filters { interface_index } => {
-                let removed = clsact::remove_of(*interface_index, owner)?;
-                Ok(removed > 0)
-            }
+            Self::Filters {
+                interface_index,
+                number,
+            } => undo_by_number(*number, is_dead, || {
+                Ok(clsact::remove_of(*interface_index, *number)? > 0)
+            }),
             Self::Qdisc {
                 interface_index,
                 parent,
@@ -143,14 +193,30 @@ impl Change {
             Self::Link { name } => {
                 let all = interfaces::list()?;
                 let found = all.iter().find(|interface| interface.name == *name);
-                match found {
-                    Some(interface) if link_owner(interface).is_some() => remove_link(interface),
-                    _ => Ok(false),
+                match found.and_then(|link| Some((link, link_owner(link)?))) {
+                    Some((link, number)) => undo_by_number(number, is_dead, || remove_link(link)),
+                    None => Ok(false),
                 }
             }
             Self::Moved { process, from } => undo_move(*process, from),
         }
     }
+}
+
+/// The name among shares of our qdisc at the root of an interface.
+pub(super) fn qdisc_share(interface_index: u32) -> String {
+    format!("qdisc/{interface_index}")
+}
+
+/// Undoes what carries the number of an instance, unless a living one has taken the number over from a dead one.
+fn undo_by_number(number: u32, is_dead: bool, undo: impl FnOnce() -> Result<bool>) -> Result<bool> {
+    if !is_dead {
+        return undo();
+    }
+    let Some(_claim) = Instance::claim(number)? else {
+        return Ok(false);
+    };
+    undo()
 }
 
 /// Writes the old value back if the new one is still there.
@@ -197,13 +263,6 @@ fn undo_move(process: ProcessId, from: &Path) -> Result<bool> {
     cgroup::move_process(pid, from)
 }
 
-/// The inode of the calling thread's network namespace.
-pub(super) fn current_netns() -> Result<u64> {
-    let path = "/proc/thread-self/ns/net";
-    let metadata = fs::metadata(path).with_context(|| format!("can't read {path}: mount /proc"))?;
-    Ok(metadata.ino())
-}
-
 /// Runs `undo` inside a network namespace. `false` when that is gone: so is what was changed in it.
 fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bool> {
     if current_netns()? == inode {
@@ -214,12 +273,13 @@ fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bo
     };
     // A thread of its own, since there may be no way back into this one's namespace.
     std::thread::scope(|scope| {
-        let entered = scope.spawn(move || {
+        let entered = std::thread::Builder::new().spawn_scoped(scope, move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)
                 .context("can't enter the network namespace (needs CAP_SYS_ADMIN)")?;
             undo()
         });
         entered
+            .context("no thread to enter the network namespace")?
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
@@ -253,14 +313,34 @@ fn find_netns(inode: u64) -> Result<Option<File>> {
     Ok(None)
 }
 
-/// The process that a link of ours belongs to: `fault-<pid>`, and no digit behind it.
-pub(super) fn link_owner(interface: &Interface) -> Option<i32> {
+/// What the links of an instance are called, and perhaps a letter behind it.
+#[must_use]
+pub fn link_name(number: u32) -> String {
+    format!("{NAME_PREFIX}{number}")
+}
+
+/// The number of the instance that a link of ours belongs to: see [`link_name`].
+pub(super) fn link_owner(interface: &Interface) -> Option<u32> {
     if !matches!(interface.kind.as_deref(), Some("ifb" | "tun" | "veth")) {
         return None;
     }
     let rest = interface.name.strip_prefix(NAME_PREFIX)?;
     let digits = rest.find(|character: char| !character.is_ascii_digit());
-    rest[..digits.unwrap_or(rest.len())].parse().ok()
+    let number = rest[..digits.unwrap_or(rest.len())].parse().ok()?;
+    (number < INSTANCES_MAX).then_some(number)
+}
+
+/// Removes the links that a dead instance has left whose number the caller has now.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_stale(number: u32) -> Result<()> {
+    for link in interfaces::list()? {
+        if link_owner(&link) == Some(number) && link.kind.as_deref() == Some("veth") {
+            remove_link(&link)?;
+        }
+    }
+    Ok(())
 }
 
 /// `false`: it was gone already.

@@ -2,9 +2,10 @@
 //!
 //! Unlike TCX links these outlive a killed process, so ours carry a mark that nobody else's have:
 //! [`PRIORITY`], a program name that starts with [`PROGRAM_PREFIX`], and as handle the number of
-//! the process that owns them. Whatever lacks any of it is somebody else's and is never touched.
+//! the instance that owns them, and 1. Whatever lacks any of it is somebody else's and is never touched.
 use super::netlink::{Netlink, attributes, header_u32, nested};
 use anyhow::{Context, Result, bail};
+use fault_common::abi::INSTANCES_MAX;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, parse_string, parse_u32};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
@@ -42,12 +43,6 @@ mod attribute {
     pub const BPF_NAME: u16 = 7;
     /// Inside `OPTIONS` of a BPF filter.
     pub const BPF_ID: u16 = 11;
-}
-
-/// The handle that this process's filters carry: its own number.
-#[must_use]
-pub fn own_handle() -> u32 {
-    std::process::id()
 }
 
 /// Which way packets go, seen from the host.
@@ -119,11 +114,11 @@ impl Filter {
                 .is_some_and(|name| name.starts_with(PROGRAM_PREFIX))
     }
 
-    /// The number of the process that owns it, if it is ours.
+    /// The number of the instance that owns it, if it is ours.
     #[must_use]
-    pub fn owner(&self) -> Option<i32> {
-        let owner = i32::try_from(self.handle).ok()?;
-        self.is_ours().then_some(owner)
+    pub fn owner(&self) -> Option<u32> {
+        let owner = self.handle.checked_sub(1)?;
+        (self.is_ours() && owner < INSTANCES_MAX).then_some(owner)
     }
 }
 
@@ -205,6 +200,15 @@ fn decode_filter(direction: Direction, payload: &[u8]) -> Result<Option<Filter>>
     Ok((filter.handle != 0).then_some(filter))
 }
 
+/// Whether an interface has a clsact qdisc.
+///
+/// # Errors
+/// When the kernel refuses the list.
+pub fn is_there(interface_index: u32) -> Result<bool> {
+    let present = qdiscs(interface_index)?;
+    Ok(present.iter().any(|qdisc| qdisc.kind == "clsact"))
+}
+
 /// Makes sure that an interface has a clsact qdisc. `true`: it had none and has one now.
 ///
 /// The caller records that first ([`super::change::Change::Clsact`]), so that it can be taken
@@ -213,10 +217,10 @@ fn decode_filter(direction: Direction, payload: &[u8]) -> Result<Option<Filter>>
 /// # Errors
 /// When the kernel has no clsact, or an `ingress` qdisc takes its place.
 pub fn ensure(interface_index: u32) -> Result<bool> {
-    let present = qdiscs(interface_index)?;
-    if present.iter().any(|qdisc| qdisc.kind == "clsact") {
+    if is_there(interface_index)? {
         return Ok(false);
     }
+    let present = qdiscs(interface_index)?;
     if present.iter().any(|qdisc| qdisc.kind == "ingress") {
         bail!(
             "interface {interface_index} has an ingress qdisc, which leaves no room for clsact: \
@@ -240,10 +244,11 @@ pub fn ensure(interface_index: u32) -> Result<bool> {
 }
 
 /// Attaches a program of type `BPF_PROG_TYPE_SCHED_CLS` with our whole mark, in direct-action mode.
-/// The interface needs a clsact qdisc ([`ensure`]). `name` must start with [`PROGRAM_PREFIX`].
+/// The interface needs a clsact qdisc ([`ensure`]). `name` must start with [`PROGRAM_PREFIX`]. What a dead instance of the
+/// same number has left there goes.
 ///
 /// # Errors
-/// When the name is not ours, `owner` has one there already, or the kernel refuses (no `cls_bpf`).
+/// When the name is not ours, or the kernel refuses (no `cls_bpf`).
 pub fn attach(
     interface_index: u32,
     direction: Direction,
@@ -251,12 +256,16 @@ pub fn attach(
     name: &str,
     owner: u32,
 ) -> Result<()> {
-    if !name.starts_with(PROGRAM_PREFIX) || owner == 0 {
+    if !name.starts_with(PROGRAM_PREFIX) || owner >= INSTANCES_MAX {
         bail!("a filter without our mark could never be found again");
+    }
+    let stale = filters(interface_index)?.into_iter();
+    for filter in stale.filter(|one| one.direction == direction && one.owner() == Some(owner)) {
+        remove(&filter)?;
     }
     let mut request = message(interface_index, |header| {
         header.parent = direction.parent();
-        header.handle = owner.into();
+        header.handle = (owner + 1).into();
         header.info = TcHandle {
             major: PRIORITY,
             minor: ALL_PROTOCOLS.to_be(),
@@ -305,11 +314,11 @@ pub fn remove(filter: &Filter) -> Result<bool> {
     }
 }
 
-/// Removes every filter on an interface that belongs to the process `owner`, and says how many.
+/// Removes every filter on an interface that belongs to the instance `owner`, and says how many.
 ///
 /// # Errors
 /// When the filters can't be listed or removed.
-pub fn remove_of(interface_index: u32, owner: i32) -> Result<usize> {
+pub fn remove_of(interface_index: u32, owner: u32) -> Result<usize> {
     let mut removed = 0;
     for filter in filters(interface_index)? {
         if filter.owner() == Some(owner) && remove(&filter)? {
@@ -326,9 +335,7 @@ pub fn remove_of(interface_index: u32, owner: i32) -> Result<usize> {
 /// # Errors
 /// When its filters can't be listed, or the kernel refuses.
 pub fn remove_if_unused(interface_index: u32) -> Result<bool> {
-    let present = qdiscs(interface_index)?;
-    if !present.iter().any(|qdisc| qdisc.kind == "clsact") || !filters(interface_index)?.is_empty()
-    {
+    if !is_there(interface_index)? || !filters(interface_index)?.is_empty() {
         return Ok(false);
     }
     remove_qdisc(
@@ -407,14 +414,14 @@ mod tests {
 
     #[test]
     fn a_filter_is_ours_only_by_the_whole_mark() {
-        let ours = filter(PRIORITY, 77, "bpf", Some("fault_egress"));
-        assert_eq!(ours.owner(), Some(77));
+        let ours = filter(PRIORITY, 8, "bpf", Some("fault_egress"));
+        assert_eq!(ours.owner(), Some(7));
         for other in [
-            filter(1, 77, "bpf", Some("fault_egress")),
+            filter(1, 8, "bpf", Some("fault_egress")),
             filter(PRIORITY, 0, "bpf", Some("fault_egress")),
-            filter(PRIORITY, 77, "u32", Some("fault_egress")),
-            filter(PRIORITY, 77, "bpf", Some("cil_to_netdev")),
-            filter(PRIORITY, 77, "bpf", None),
+            filter(PRIORITY, 8, "u32", Some("fault_egress")),
+            filter(PRIORITY, 8, "bpf", Some("cil_to_netdev")),
+            filter(PRIORITY, 8, "bpf", None),
         ] {
             assert_eq!(other.owner(), None, "{other:?}");
             assert!(remove(&other).is_err());

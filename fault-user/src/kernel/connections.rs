@@ -10,17 +10,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use fault_common::abi::{Control, Counter, Flow, FlowRule, FlowRuleKey, RuleState, state_of};
+use fault_common::abi::{Counter, Flow, FlowRule, FlowRuleKey, RuleState, state_of};
 use fault_common::flow::FlowKey;
 use fault_common::packet::PROTOCOL_TCP;
 use nix::unistd::Pid;
 
-use super::lease::RENEWAL;
 use crate::doctor::capabilities::Capability;
 use crate::process::cgroup::Hierarchy;
 use crate::process::rights::be_helper;
@@ -35,7 +34,10 @@ const CONNECTION_BYTES: u64 = 512 + 32;
 /// The share of the memory that connections may take.
 const MEMORY_SHARE: u64 = 8;
 
-/// For how long an ended connection is kept, in rounds of [`RENEWAL`]: 2 s.
+/// How often it is looked whether room is needed, and [`Flow::touched`] goes on.
+const ROUND: Duration = Duration::from_millis(500);
+
+/// For how long an ended connection is kept, in rounds: 2 s.
 const ENDED_ROUNDS: u32 = 4;
 /// The same of a flow without a connection's end: UDP, ICMP and others; 30 s.
 const DATAGRAMS_ROUNDS: u32 = 60;
@@ -144,7 +146,7 @@ struct Keeper {
     flows: HashMap<MapData, FlowKey, Flow>,
     flow_rules: HashMap<MapData, FlowRuleKey, FlowRule>,
     counts: PerCpuArray<MapData, u64>,
-    control: Array<MapData, Control>,
+    round: Array<MapData, u32>,
     states: Array<MapData, RuleState>,
     /// Entries removed, of connections and of rules.
     removed: [u64; 2],
@@ -162,17 +164,18 @@ impl Keeper {
             flows: Map::HashMap(flows).try_into()?,
             flow_rules: Map::HashMap(flow_rules).try_into()?,
             counts: Map::PerCpuArray(copy(ebpf, "COUNTS")?).try_into()?,
-            control: Map::Array(copy(ebpf, "CONTROL")?).try_into()?,
+            round: Map::Array(copy(ebpf, "ROUND")?).try_into()?,
             states: Map::Array(copy(ebpf, "RULE_STATES")?).try_into()?,
             removed: [0, 0],
             capacity,
         })
     }
 
-    /// Looks every [`RENEWAL`] whether room is needed. After a look through the table it waits for ten times as long as
+    /// Looks every [`ROUND`] whether room is needed. After a look through the table it waits for ten times as long as
     /// that has taken.
     fn run(&mut self, shared: &Shared) {
-        let mut pause = RENEWAL;
+        let start = Instant::now();
+        let mut due = start;
         let mut stopped = shared
             .stopped
             .lock()
@@ -180,29 +183,42 @@ impl Keeper {
         while !*stopped {
             stopped = shared
                 .stop
-                .wait_timeout(stopped, pause)
+                .wait_timeout(stopped, ROUND)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
             if *stopped {
                 return;
             }
             let began = Instant::now();
-            if let Err(error) = self.make_room(&shared.forgotten) {
+            let looked = self.begin_round(start).and_then(|round| {
+                if began >= due {
+                    self.make_room(round, &shared.forgotten)?;
+                    due = Instant::now() + 10 * began.elapsed();
+                }
+                Ok(())
+            });
+            if let Err(error) = looked {
                 tell!(
                     "fault: warning: the table of connections can't be looked through: {error:#}"
                 );
                 return;
             }
-            pause = RENEWAL.max(began.elapsed() * 10);
         }
     }
 
-    fn make_room(&mut self, forgotten: &AtomicU64) -> Result<()> {
+    /// Tells the programs, and gives, which half second this is.
+    fn begin_round(&mut self, start: Instant) -> Result<u32> {
+        let round = start.elapsed().as_millis() / ROUND.as_millis();
+        let round = u32::try_from(round).context("the run has lasted too long")?;
+        self.round.set(0, round, 0)?;
+        Ok(round)
+    }
+
+    fn make_room(&mut self, round: u32, forgotten: &AtomicU64) -> Result<()> {
         let entries = self.entries()?;
         let is_filling = |table: usize| 4 * entries[table] >= 3 * self.capacity[table];
         let (flows, rules) = (is_filling(0), self.capacity[1] > 1 && is_filling(1));
         if flows {
-            let round = self.control.get(&0, 0)?.round;
             let ended = self.remove_flows(|_, flow| has_ended(flow, round))?;
             if 8 * (entries[0] - ended) >= 7 * self.capacity[0] {
                 let idle = self.remove_flows(|key, flow| is_idle(key, flow, round))?;

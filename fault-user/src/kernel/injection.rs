@@ -13,11 +13,12 @@ use nix::errno::Errno;
 use super::clock::monotonic_ns;
 use super::endpoints::Endpoints;
 use super::events::Events;
+use super::idle::Idle;
 use super::injector::{Attachment, Injector, Marker};
 use super::interfaces::{Selection, list_by};
 use super::newcomers::Newcomers;
 use super::reach::Reach;
-use super::ruleset::{Scope, Tables, compile};
+use super::ruleset::{PacketRule, Scope, Tables, compile};
 use super::xdp::Mode;
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
@@ -58,6 +59,10 @@ pub enum Front {
 pub struct Prepared {
     /// Goes first: it works on the rest.
     pub(super) newcomers: Option<Newcomers>,
+    /// Has idle connections notice rules that reset them, once these are applied.
+    pub(super) idle: Idle,
+    /// The rules.
+    pub(super) entries: Vec<PacketRule>,
     pub(super) reach: Arc<Mutex<Reach>>,
     pub(super) tables: Tables,
 }
@@ -160,9 +165,9 @@ impl Prepared {
     ///
     /// # Errors
     /// The kernel refuses a map.
-    pub fn start(self) -> Result<Injection> {
+    pub fn start(mut self) -> Result<Injection> {
         let epoch_ns = monotonic_ns();
-        self.reach().injector.install(&self.tables, epoch_ns)?;
+        self.apply(epoch_ns)?;
         Ok(Injection {
             prepared: self,
             started: Instant::now(),
@@ -177,8 +182,8 @@ impl Prepared {
     ///
     /// # Errors
     /// The kernel refuses a map.
-    pub fn start_after(self, old: &Injection) -> Result<Injection> {
-        self.reach().injector.install(&self.tables, old.epoch_ns)?;
+    pub fn start_after(mut self, old: &Injection) -> Result<Injection> {
+        self.apply(old.epoch_ns)?;
         Ok(Injection {
             prepared: self,
             started: old.started,
@@ -187,6 +192,11 @@ impl Prepared {
             past: Vec::new(),
             past_counters: Vec::new(),
         })
+    }
+
+    fn apply(&mut self, epoch_ns: u64) -> Result<()> {
+        self.reach().injector.install(&self.tables, epoch_ns)?;
+        self.idle.follow(&self.entries, epoch_ns)
     }
 
     /// The decisions that fire, when they were asked for.
@@ -263,6 +273,13 @@ impl Injection {
         self.prepared.reach().names.clone()
     }
 
+    /// Whether the rules are on a bridge.
+    #[must_use]
+    pub fn has_bridge(&self) -> bool {
+        let reach = self.prepared.reach();
+        reach.interfaces.iter().any(|one| one.bridge.is_some())
+    }
+
     /// Whether something is noted that must be undone at the end.
     #[must_use]
     pub fn has_notes(&self) -> bool {
@@ -290,7 +307,8 @@ impl Injection {
         let elapsed_ns = monotonic_ns() - self.epoch_ns;
         self.can_hold(plan)?;
         plan.succeed(old, self.age + 1, elapsed_ns)?;
-        let tables = compile(&plan.entries())?;
+        let entries = plan.entries();
+        let tables = compile(&entries)?;
         let mut reach = self.prepared.reach();
         if let Some(line) = &reach.delay_line {
             // What the old rules have sent to it may still be on its way.
@@ -300,6 +318,7 @@ impl Injection {
         }
         reach.injector.install(&tables, self.epoch_ns)?;
         drop(reach);
+        self.prepared.idle.follow(&entries, self.epoch_ns)?;
         self.age += 1;
         self.prepared.tables = tables;
         Ok(())
@@ -328,12 +347,9 @@ impl Injection {
     ///
     /// # Errors
     /// The kernel refuses a map.
-    pub fn move_to(&mut self, plan: &Plan, prepared: Prepared) -> Result<()> {
+    pub fn move_to(&mut self, plan: &Plan, mut prepared: Prepared) -> Result<()> {
         let (past, past_counters) = (self.hits(plan)?, self.counters()?);
-        prepared
-            .reach()
-            .injector
-            .install(&prepared.tables, self.epoch_ns)?;
+        prepared.apply(self.epoch_ns)?;
         self.past = past;
         self.past_counters = past_counters;
         std::mem::replace(&mut self.prepared, prepared).heal()
@@ -495,6 +511,7 @@ impl Prepared {
     /// Takes away all but the programs, which go with this.
     fn settle(&mut self) -> Result<()> {
         self.newcomers = None;
+        self.idle = Idle::default();
         self.reach().settle()
     }
 }

@@ -12,7 +12,8 @@ use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOpti
 use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES,
-    PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder,
+    PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder,
+    line,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -23,6 +24,8 @@ use super::clsact;
 use super::connections::{self, Connections};
 use super::endpoints::{self, Endpoints};
 use super::events::Events;
+use super::grace;
+use super::instance::Marks;
 use super::interfaces::Interface;
 use super::lease::Lease;
 use super::mapped::MappedArray;
@@ -107,10 +110,6 @@ impl Capacity {
 
 /// How the programs are loaded.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each switches a part of the programs off, independent of the others"
-)]
 pub struct Options {
     /// Map sizes.
     pub capacity: Capacity,
@@ -130,7 +129,7 @@ pub struct Options {
     pub holder: u32,
     /// Index of the near end of the detour, where qdiscs hold packets that come in.
     pub detour: Option<u32>,
-    /// How many interfaces there are.
+    /// At how many interfaces packets can be held.
     pub places: u32,
     /// How many decisions are to be repeated, instead of new ones being made.
     pub replay: Option<u32>,
@@ -138,9 +137,10 @@ pub struct Options {
     pub xdp: bool,
     /// How exact the programs' time has to be.
     pub clock: Clock,
-    /// Whether a packet remembers that it has been judged. Only a benchmark that judges one packet a
-    /// million times wants it otherwise.
-    pub once: bool,
+    /// The number of this instance among those of the network namespace.
+    pub number: u32,
+    /// How a packet remembers that this instance has judged it.
+    pub marks: Marks,
 }
 
 /// The program at the near end of the detour.
@@ -170,6 +170,16 @@ struct HostKey {
 // SAFETY: `repr(C)` without padding; any bit pattern is a key.
 unsafe impl aya::Pod for HostKey {}
 
+/// What the programs and the delay line tell each other.
+pub struct LineMaps {
+    /// About packets on their way to it.
+    pub holds: MappedArray<Hold>,
+    /// About packets on their way back.
+    pub released: MappedArray<Release>,
+    /// See [`line`].
+    pub state: MappedArray<u64>,
+}
+
 /// A program that holds on to an interface by TCX: the interface's index, the program's name, its link.
 type Held = (u32, &'static str, SchedClassifierLinkId);
 
@@ -179,6 +189,8 @@ pub type Marker = std::sync::Arc<dyn Fn(BorrowedFd<'_>) -> std::io::Result<()> +
 /// The programs, loaded, with their maps; attached where [`Injector::attach`] was called.
 pub struct Injector {
     attachment: Attachment,
+    /// Of this instance.
+    number: u32,
     capacity: Capacity,
     /// Whether the kernel lacks fetching atomics (before 5.12).
     old: bool,
@@ -217,10 +229,12 @@ impl Injector {
         });
         let capacity = options.capacity;
         let mut ebpf = create_maps(options, attachment)?;
-        let lease = Lease::start(mapped(&mut ebpf, "CONTROL", 1)?)?;
+        let control = mapped(&mut ebpf, "CONTROL", 1)?;
+        let lease = Lease::start(control, attachment == Attachment::Tcx)?;
         let connections = Connections::look_after(&mut ebpf)?;
         Ok(Self {
             attachment,
+            number: options.number,
             capacity,
             old: !version::at_least(5, 12),
             scope_version: 0,
@@ -306,7 +320,11 @@ impl Injector {
         let links = std::thread::scope(|scope| {
             let loading: Vec<_> = programs
                 .into_iter()
-                .map(|(name, program)| scope.spawn(move || load_classifier(&name, program)))
+                .map(|(name, program)| {
+                    std::thread::Builder::new()
+                        .spawn_scoped(scope, move || load_classifier(&name, program))
+                        .context("no thread to load the programs")
+                })
                 .collect();
             let links = if held {
                 hold_places(placeholder, places)
@@ -315,7 +333,7 @@ impl Injector {
             };
             loading
                 .into_iter()
-                .try_for_each(|one| one.join().map_err(|_| anyhow!("a loader panicked"))?)?;
+                .try_for_each(|one| one?.join().map_err(|_| anyhow!("a loader panicked"))?)?;
             links
         })?;
         if !held {
@@ -342,10 +360,10 @@ impl Injector {
     /// # Errors
     /// The interface is gone, or the kernel refuses.
     pub fn attach(&mut self, interface: &Interface, side: Side) -> Result<()> {
-        let attachment = self.attachment;
+        let (attachment, number) = (self.attachment, self.number);
         let name = self.program_name(side, interface.ethernet);
         let program = self.program(side, interface.ethernet)?;
-        let link = attach_classifier(program, name, attachment, interface, side)
+        let link = attach_classifier(program, name, (attachment, number), interface, side)
             .with_context(|| format!("attaching to {}", interface.name))?;
         self.links
             .extend(link.map(|link| (interface.index, name, link)));
@@ -376,30 +394,52 @@ impl Injector {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn serve_delay_line(&mut self, tap: &Interface) -> Result<MappedArray<Hold>> {
+    pub fn serve_delay_line(&mut self, tap: &Interface) -> Result<LineMaps> {
         self.attach_at(RELEASE, tap, Side::Ingress)?;
-        mapped(&mut self.ebpf, "HOLDS", HOLDS)
+        Ok(LineMaps {
+            holds: mapped(&mut self.ebpf, "HOLDS", HOLDS)?,
+            released: mapped(&mut self.ebpf, "RELEASED", HOLDS)?,
+            state: mapped(&mut self.ebpf, "LINE", line::ENTRIES)?,
+        })
     }
 
-    /// Lets packets that have been held go on at an interface, outwards or inwards, by this number; `detoured` says
-    /// whether those that come in are held by qdiscs.
+    /// No packet is handed to the delay line any more: all pass.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn open_way(
-        &mut self,
-        number: u16,
-        interface_index: u32,
-        inwards: bool,
-        detoured: bool,
-    ) -> Result<()> {
+    pub fn close_delay_line(&mut self) -> Result<()> {
+        let mut entries: Array<&mut MapData, u64> = self.map_mut("LINE")?.try_into()?;
+        entries.set(line::ALIVE_UNTIL, 0, 0)?;
+        Ok(())
+    }
+
+    /// Tells the programs which interfaces are ports of bridges: pairs of indexes, the port's first.
+    ///
+    /// # Errors
+    /// There are more than [`PLACES`].
+    pub fn write_bridge_ports(&mut self, ports: impl Iterator<Item = (u32, u32)>) -> Result<()> {
+        let mut known: HashMap<&mut MapData, u32, u32> =
+            self.map_mut("BRIDGE_PORTS")?.try_into()?;
+        for (port, bridge) in ports {
+            known
+                .insert(port, bridge, 0)
+                .context("noting the ports of bridges")?;
+        }
+        Ok(())
+    }
+
+    /// Lets packets that have been held go on at an interface, outwards or inwards, by this number. From the latter on
+    /// packets are held there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open_way(&mut self, number: u16, interface_index: u32, inwards: bool) -> Result<()> {
         let mut releases = mapped(&mut self.ebpf, "RELEASES", PLACES)?;
         let place = u64::from(interface_index) << 1 | u64::from(inwards);
         releases.set(usize::from(number), place);
-        if inwards && detoured {
-            let mut detours: HashMap<&mut MapData, u32, u32> =
-                self.map_mut("DETOURS")?.try_into()?;
-            detours.insert(interface_index, u32::from(number), 0)?;
+        if inwards {
+            let mut ways: HashMap<&mut MapData, u32, u32> = self.map_mut("WAYS")?.try_into()?;
+            ways.insert(interface_index, u32::from(number), 0)?;
         }
         Ok(())
     }
@@ -409,12 +449,14 @@ impl Injector {
         let all = std::mem::take(&mut self.links);
         let (gone, left) = all.into_iter().partition(|link| link.0 == interface_index);
         self.links = left;
-        if let Ok(Ok(mut detours)) = self
-            .map_mut("DETOURS")
-            .map(HashMap::<&mut MapData, u32, u32>::try_from)
-            && let Err(error) = detours.remove(&interface_index)
-        {
-            log::debug!("interface {interface_index} had no detour: {error}");
+        for name in ["WAYS", "BRIDGE_PORTS"] {
+            if let Ok(Ok(mut known)) = self
+                .map_mut(name)
+                .map(HashMap::<&mut MapData, u32, u32>::try_from)
+                && let Err(error) = known.remove(&interface_index)
+            {
+                log::debug!("interface {interface_index} was not in {name}: {error}");
+            }
         }
         let gone: Vec<Held> = gone;
         for (_, name, link) in gone {
@@ -462,7 +504,8 @@ impl Injector {
             .with_context(|| format!("the eBPF object has no program {name}"))?
             .try_into()?;
         load_classifier(name, program)?;
-        attach_classifier(program, name, self.attachment, device, side).map(drop)
+        let how = (self.attachment, self.number);
+        attach_classifier(program, name, how, device, side).map(drop)
     }
 
     /// Tells the programs which class of a prio qdisc holds packets for which delay in nanoseconds.
@@ -617,7 +660,7 @@ impl Injector {
         let generation = 1 - self.lease.generation();
         self.check_capacity(tables)?;
         if self.scope_version != 0 {
-            wait_for_programs()?;
+            grace::wait_for_programs().context("waiting for running programs")?;
         }
         self.scope_version += 1;
         for rule in &tables.rules {
@@ -862,11 +905,11 @@ fn knows_mptcp() -> bool {
 fn attach_classifier(
     program: &mut SchedClassifier,
     name: &str,
-    attachment: Attachment,
+    how: (Attachment, u32),
     interface: &Interface,
     side: Side,
 ) -> Result<Option<SchedClassifierLinkId>> {
-    match attachment {
+    match how.0 {
         Attachment::Tcx => link_classifier(program, interface, side).map(Some),
         Attachment::Clsact => {
             let direction = match side {
@@ -874,7 +917,7 @@ fn attach_classifier(
                 Side::Ingress => clsact::Direction::Ingress,
             };
             let fd = program.fd()?.as_fd();
-            clsact::attach(interface.index, direction, fd, name, std::process::id())?;
+            clsact::attach(interface.index, direction, fd, name, how.1)?;
             Ok(None)
         }
     }
@@ -943,14 +986,6 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     } else {
         1
     };
-    // 16 bits that a second instance on the same packet's way most likely does not share.
-    // A value of more than 16 bits is never found in a packet.
-    let instance = if options.once {
-        // The last one stands for everyone.
-        0xf000 | (std::process::id() % 0x0fff)
-    } else {
-        1 << 16
-    };
     let tcx = u32::from(attachment == Attachment::Tcx);
     let clock = match options.clock {
         Clock::Tick if options.events => clock::EXACT,
@@ -965,6 +1000,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     if options.tap.is_none() {
         // Megabytes that nobody asks for.
         loader.map_max_entries("HOLDS", 1);
+        loader.map_max_entries("RELEASED", 1);
     }
     if options.holder == holder::FQ {
         loader.map_max_entries("ORDERS", ORDERED_MAX);
@@ -980,7 +1016,9 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("SCOPED", &scoped, true)
         .override_global("MPTCP", &u32::from(knows_mptcp()), true)
         .override_global("MATCHES", &matches, true)
-        .override_global("INSTANCE", &instance, true)
+        .override_global("INSTANCE", &options.marks.instance, true)
+        .override_global("NETNS_MARK", &options.marks.netns_mark, true)
+        .override_global("NETNS_TAG", &options.marks.netns_tag, true)
         .override_global("CLOCK", &clock, true)
         .override_global("FORESEES", &u32::from(version::at_least(6, 12)), true)
         .override_global("XDP", &u32::from(options.xdp), true)
@@ -989,7 +1027,8 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("TAP", &options.tap.unwrap_or(0), true)
         .override_global("HOLDER", &options.holder, true)
         .override_global("DETOUR", &options.detour.unwrap_or(0), true)
-        .map_max_entries("DETOURS", options.places.max(1))
+        .map_max_entries("WAYS", options.places.max(1))
+        .map_max_entries("BRIDGE_PORTS", PLACES)
         .override_global("STAMPS", &u32::from(version::at_least(5, 18)), true)
         .map_max_entries("FLOWS", capacity.connections)
         .map_max_entries("FLOW_RULES", flow_rules)
@@ -1012,15 +1051,6 @@ fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<Mapp
         bail!("the eBPF object's map {name} is not an array");
     };
     MappedArray::new(data, entries)
-}
-
-/// Waits until no program is running that started before: the old rule set may be overwritten then.
-fn wait_for_programs() -> Result<()> {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: the call has no memory arguments.
-    let status = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    nix::errno::Errno::result(status).context("membarrier")?;
-    Ok(())
 }
 
 impl std::fmt::Debug for Injector {

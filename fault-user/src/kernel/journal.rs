@@ -2,12 +2,12 @@
 //!
 //! `/run/fault/<pid>.json` (`<pid>-1.json` where there is one already), one JSON value a line: first a
 //! [`Header`], then an [`Entry`] for each change, written *before* the change is made. A torn last line is a change that was not made. The
-//! owner holds a `flock` on the file from before it has its name until it ends, so a journal that
+//! owner holds a `flock` on the file until it ends, so a journal that
 //! can be locked is a dead instance's, whatever has become of its process number.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -15,7 +15,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::change::{Change, current_netns, undo_entries};
+use super::change::{Change, Undoing, undo_entries};
+use super::instance::{Share, current_netns};
 use super::leftovers::{Fate, Leftover};
 use crate::process::proc::ProcessId;
 use crate::tell::tell;
@@ -51,13 +52,12 @@ pub struct Entry {
 pub struct Journal {
     file: Flock<File>,
     path: PathBuf,
-    owner: ProcessId,
-    entries: Vec<Entry>,
+    entries: Vec<(Entry, Undoing)>,
     healed: bool,
 }
 
 impl Journal {
-    /// Starts the journal of this process in [`STATE_FOLDER`].
+    /// Starts the journal of this process in [`STATE_FOLDER`]. First it undoes what dead ones there tell of.
     ///
     /// # Errors
     /// When the folder can't be written.
@@ -76,33 +76,16 @@ impl Journal {
             .create(folder)
             .with_context(|| format!("can't make {} (run as root)", folder.display()))?;
         let owner = ProcessId::own()?;
-        let path = free_path(folder, owner.pid)?;
-        let draft = folder.join(format!(".{}.new", owner.pid));
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&draft)
-            .with_context(|| format!("can't make {}", draft.display()))?;
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, errno)| errno)
-            .with_context(|| format!("can't lock {}", draft.display()))?;
-        file.set_len(0)
-            .with_context(|| format!("can't write {}", draft.display()))?;
+        undo_dead(folder)?;
+        let (file, path) = new_file(folder, owner.pid)?;
         let mut journal = Self {
             file,
             path,
-            owner,
             entries: Vec::new(),
-            healed: true,
+            healed: false,
         };
         let version = VERSION;
         journal.append(&Header { version, owner })?;
-        // Without replacing one, whoever made it.
-        fs::hard_link(&draft, &journal.path)
-            .with_context(|| format!("can't make {}", journal.path.display()))?;
-        fs::remove_file(&draft).with_context(|| format!("can't remove {}", draft.display()))?;
-        journal.healed = false;
         Ok(journal)
     }
 
@@ -111,10 +94,18 @@ impl Journal {
     /// # Errors
     /// When it can't be written; then don't make the change.
     pub fn record(&mut self, change: Change) -> Result<()> {
+        self.record_share(change, None)
+    }
+
+    /// [`Self::record`] of something that others may need too: it is undone by the last who holds a share.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub(super) fn record_share(&mut self, change: Change, share: Option<Share>) -> Result<()> {
         let netns = current_netns()?;
         let entry = Entry { netns, change };
         self.append(&entry)?;
-        self.entries.push(entry);
+        self.entries.push((entry, Undoing::Own(share)));
         Ok(())
     }
 
@@ -137,7 +128,7 @@ impl Journal {
     fn undo_all(&mut self) -> Vec<Leftover> {
         self.healed = true;
         let mut report = Vec::new();
-        undo_entries(self.owner.pid, &self.entries, &mut report);
+        undo_entries(self.entries.drain(..), &mut report);
         report.retain(|leftover| matches!(leftover.fate, Fate::Kept(_)));
         if report.is_empty()
             && let Err(error) = fs::remove_file(&self.path)
@@ -170,32 +161,65 @@ pub(super) fn journal_owner(path: &Path) -> Option<i32> {
     pid.parse().ok()
 }
 
-/// Where the next journal of a process goes; each has changes of its own.
-fn free_path(folder: &Path, pid: i32) -> Result<PathBuf> {
-    const JOURNALS_MAX: u32 = 8;
+/// Makes the next journal of a process; each has changes of its own. Containers that share the folder may have processes
+/// of the same number.
+fn new_file(folder: &Path, pid: i32) -> Result<(Flock<File>, PathBuf)> {
+    const JOURNALS_MAX: u32 = 1024;
     for number in 0..JOURNALS_MAX {
         let path = folder.join(match number {
             0 => format!("{pid}.json"),
             _ => format!("{pid}-{number}.json"),
         });
-        // A dead process of our number may have left one, and what it tells must be undone first.
-        if let Some(dead) = Dead::open(&path)? {
-            dead.undo(&mut Vec::new());
-        }
-        if !path.exists() {
-            return Ok(path);
+        let mut options = OpenOptions::new();
+        let file = match options
+            .create_new(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+        {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't make {}", path.display()));
+            }
+        };
+        // Until it is locked it looks like a dead instance's, and somebody may have taken it away.
+        if let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            && is_at(&file, &path)
+        {
+            return Ok((file, path));
         }
     }
     bail!(
-        "this process has {JOURNALS_MAX} journals in {} already: run `fault clean`",
+        "{} has {JOURNALS_MAX} journals of process {pid} already: run `fault clean`",
         folder.display()
     )
+}
+
+/// Whether the file still has this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(file), Ok(named)) => file.ino() == named.ino() && file.dev() == named.dev(),
+        _ => false,
+    }
+}
+
+/// Undoes what dead instances' journals tell of. What can't be undone stays for `fault clean`, which says why.
+fn undo_dead(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("can't read {}", folder.display()))? {
+        let path = entry?.path();
+        if journal_owner(&path).is_some()
+            && let Some(dead) = Dead::open(&path)?
+        {
+            dead.undo(&mut Vec::new());
+        }
+    }
+    Ok(())
 }
 
 /// A dead instance's journal, locked so that nobody else undoes it at the same time.
 pub(super) struct Dead {
     path: PathBuf,
-    pub(super) pid: i32,
     pub(super) entries: Vec<Entry>,
     /// Why the journal can't be read.
     broken: Option<String>,
@@ -235,7 +259,6 @@ impl Dead {
         };
         Ok(Some(Self {
             path: path.to_owned(),
-            pid: journal_owner(path).context("a journal has its owner's number as its name")?,
             entries,
             broken,
             _lock: lock,
@@ -250,7 +273,8 @@ impl Dead {
             return;
         }
         let before = report.len();
-        undo_entries(self.pid, &self.entries, report);
+        let entries = self.entries.iter().cloned();
+        undo_entries(entries.map(|entry| (entry, Undoing::Dead)), report);
         let all_done = report[before..]
             .iter()
             .all(|leftover| !matches!(leftover.fate, Fate::Kept(_)));

@@ -14,10 +14,10 @@ use crate::tell::tell;
 
 /// How long the programs go on acting after this process has stopped renewing.
 pub const LEASE: Duration = Duration::from_secs(3);
-/// How often it is renewed, and a round of the connection table's upkeep begins.
+/// How often it is renewed.
 pub const RENEWAL: Duration = Duration::from_millis(500);
 
-/// The control entry, and the thread that pushes its deadline forward.
+/// The control entry, and the thread that pushes its deadline forward where programs outlive this process.
 pub struct Lease {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -31,12 +31,19 @@ struct Shared {
 struct State {
     map: MappedArray<Control>,
     control: Control,
+    /// The kernel takes the programs away with this process.
+    linked: bool,
     stopped: bool,
 }
 
 impl State {
     fn write(&mut self) {
         self.map.set(0, self.control);
+    }
+
+    fn renew(&mut self) {
+        self.control.lease_until_ns = if self.linked { u64::MAX } else { deadline_ns() };
+        self.write();
     }
 }
 
@@ -47,16 +54,22 @@ impl Shared {
 }
 
 impl Lease {
-    /// Takes the control entry over. The programs pass everything until [`Lease::update`].
-    pub fn start(map: MappedArray<Control>) -> Result<Self> {
+    /// Takes the control entry over. The programs pass everything until [`Lease::update`]. Where they are `linked` to this
+    /// process there is nothing to renew: they act however long it is stopped.
+    pub fn start(map: MappedArray<Control>, linked: bool) -> Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 map,
                 control: Control::default(),
+                linked,
                 stopped: false,
             }),
             stop: Condvar::new(),
         });
+        if linked {
+            let thread = None;
+            return Ok(Self { shared, thread });
+        }
         let renewed = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("lease".to_owned())
@@ -75,8 +88,7 @@ impl Lease {
     pub fn update(&self, change: impl FnOnce(&mut Control)) {
         let mut state = self.shared.lock();
         change(&mut state.control);
-        state.control.lease_until_ns = deadline_ns();
-        state.write();
+        state.renew();
     }
 
     /// Lets every packet pass, until the next [`Lease::update`].
@@ -109,8 +121,20 @@ impl Drop for Lease {
     }
 }
 
-fn deadline_ns() -> u64 {
+/// Until when what is renewed now lasts.
+pub fn deadline_ns() -> u64 {
     monotonic_ns() + u64::try_from(LEASE.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Says that a deadline was missed, if it was, and for how long.
+pub fn tell_lapse(until_ns: u64, what: &str) {
+    let late_ns = monotonic_ns().saturating_sub(until_ns);
+    if until_ns != 0 && late_ns != 0 {
+        let lapse = Duration::from_nanos(late_ns).as_secs_f64();
+        tell!(
+            "fault: warning: {what} for {lapse:.1} s: fault was stopped, or got no processor time"
+        );
+    }
 }
 
 fn renew(shared: &Shared) {
@@ -118,9 +142,8 @@ fn renew(shared: &Shared) {
     while !state.stopped {
         // A lease that has never been taken stays so.
         if state.control.lease_until_ns != 0 {
-            state.control.lease_until_ns = deadline_ns();
-            state.control.round = state.control.round.wrapping_add(1);
-            state.write();
+            tell_lapse(state.control.lease_until_ns, "the rules were not applied");
+            state.renew();
         }
         state = shared
             .stop

@@ -3,9 +3,9 @@
 //! Most of what `fault` does goes with its process: TCX, XDP, cgroup and `sk_lookup` links, tap
 //! devices, open maps. The rest is found again in five ways:
 //!
-//! - tc filters by their mark, which names the owner ([`super::clsact`]);
-//! - links by name: `fault-<pid>` and anything that is no digit behind it;
-//! - qdiscs at the root of an interface by their handle ([`super::qdisc::HANDLE`]);
+//! - tc filters by their mark, which has the owner's number ([`super::clsact`]);
+//! - links by name: `fault-<number>` and anything that is no digit behind it;
+//! - qdiscs at the root of an interface by their handle ([`super::qdisc::HANDLE`]), when nobody holds a share;
 //! - cgroups by name, `fault-<pid>-<n>`, and by the lock on their directory
 //!   ([`crate::process::cgroup`]);
 //! - everything else (sysctls, qdiscs, moved processes) by a **journal** ([`super::journal`]).
@@ -13,23 +13,21 @@
 //! Undoing is safe at any time: each step looks first whether the thing is still as `fault` left
 //! it, and leaves it alone if not.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
-use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::change::{Change, current_netns, is_cgroup_name, link_owner, remove_link};
+use super::change::{is_cgroup_name, link_owner, qdisc_share, remove_link};
 use super::clsact;
+use super::instance::{self, Instance};
 use super::interfaces::{self, Interface};
-use super::journal::{Dead, Entry, STATE_FOLDER, journal_owner, parse};
+use super::journal::{Dead, STATE_FOLDER, journal_owner};
 use super::qdisc;
 use crate::process::cgroup::{self, Hierarchy, Leftovers};
-use crate::process::proc::ProcessId;
 
 /// What has become of something that a dead instance had left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -117,15 +115,13 @@ pub fn clean(places: &Places) -> Result<Vec<Leftover>> {
 fn sweep(places: &Places, remove: bool) -> Result<Vec<Leftover>> {
     let mut report = Vec::new();
     let all = interfaces::list()?;
-    // Before the journals, since a qdisc is in its owner's before it is there.
-    let roots = our_roots(&all)?;
-    let owners = Owners::read(&places.state_folder)?;
+    let dead = dead_journals(&places.state_folder)?;
     for interface in &all {
-        sweep_filters(interface, &owners, remove, &mut report)?;
+        sweep_filters(interface, remove, &mut report)?;
     }
     // After the filters, since a clsact qdisc goes only when it is empty; before the cgroups, since
     // processes go back to where they came from.
-    for dead in &owners.dead {
+    for dead in &dead {
         if remove {
             dead.undo(&mut report);
         } else {
@@ -134,17 +130,9 @@ fn sweep(places: &Places, remove: bool) -> Result<Vec<Leftover>> {
             }));
         }
     }
-    for (interface, root) in roots {
-        if !owners.tell_of_qdisc(interface.index)? {
-            let what = format!("{} on {}", root.kind, interface.name);
-            report.push(settle("qdisc", what, remove, || {
-                clsact::remove_qdisc(interface.index, root.parent, root.handle, &root.kind)
-                    .map(drop)
-            }));
-        }
-    }
     for interface in &all {
-        sweep_link(interface, &owners, remove, &mut report);
+        sweep_root(interface, remove, &mut report)?;
+        sweep_link(interface, remove, &mut report);
     }
     if let Some(hierarchy) = &places.hierarchy {
         sweep_cgroups(hierarchy.path(), remove, &mut report)?;
@@ -152,26 +140,24 @@ fn sweep(places: &Places, remove: bool) -> Result<Vec<Leftover>> {
     Ok(report)
 }
 
-/// The qdiscs at the roots of interfaces that have our handle.
-fn our_roots(all: &[Interface]) -> Result<Vec<(&Interface, clsact::Qdisc)>> {
-    let mut roots = Vec::new();
-    for interface in all {
-        let root = qdisc::root_of(interface.index)?;
-        roots.extend(
-            root.filter(|root| root.handle == qdisc::HANDLE)
-                .map(|root| (interface, root)),
-        );
+/// Removes the qdisc at the root of an interface that has our handle, if nobody holds a share of it.
+fn sweep_root(interface: &Interface, remove: bool, report: &mut Vec<Leftover>) -> Result<()> {
+    let lock = instance::lock()?;
+    let Some(root) = qdisc::root_of(interface.index)?.filter(|root| root.handle == qdisc::HANDLE)
+    else {
+        return Ok(());
+    };
+    if instance::holders(&lock, &qdisc_share(interface.index))?.is_empty() {
+        let what = format!("{} on {}", root.kind, interface.name);
+        report.push(settle("qdisc", what, remove, || {
+            clsact::remove_qdisc(interface.index, root.parent, root.handle, &root.kind).map(drop)
+        }));
     }
-    Ok(roots)
+    Ok(())
 }
 
 /// Removes the filters on an interface whose owner is gone.
-fn sweep_filters(
-    interface: &Interface,
-    owners: &Owners,
-    remove: bool,
-    report: &mut Vec<Leftover>,
-) -> Result<()> {
+fn sweep_filters(interface: &Interface, remove: bool, report: &mut Vec<Leftover>) -> Result<()> {
     let filters = match clsact::filters(interface.index) {
         Ok(filters) => filters,
         // The interface has gone meanwhile, and its filters with it.
@@ -182,13 +168,13 @@ fn sweep_filters(
         let Some(owner) = filter.owner() else {
             continue;
         };
-        if owners.is_live(owner)? {
+        let Some(_claim) = Instance::claim(owner)? else {
             continue;
-        }
+        };
         let name = filter.program_name.as_deref().unwrap_or_default();
         let direction = filter.direction;
         let what = format!(
-            "{name} on {} {direction:?} of process {owner}",
+            "{name} on {} {direction:?} of instance {owner}",
             interface.name
         );
         report.push(settle("filter", what, remove, || {
@@ -199,13 +185,13 @@ fn sweep_filters(
 }
 
 /// Removes an interface that is ours by its name if its owner is gone.
-fn sweep_link(interface: &Interface, owners: &Owners, remove: bool, report: &mut Vec<Leftover>) {
+fn sweep_link(interface: &Interface, remove: bool, report: &mut Vec<Leftover>) {
     let Some(owner) = link_owner(interface) else {
         return;
     };
-    match owners.is_live(owner) {
-        Ok(true) => {}
-        Ok(false) => report.push(settle("link", interface.name.clone(), remove, || {
+    match Instance::claim(owner) {
+        Ok(None) => {}
+        Ok(Some(_claim)) => report.push(settle("link", interface.name.clone(), remove, || {
             remove_link(interface).map(drop)
         })),
         Err(error) => report.push(Leftover::kept("link", interface.name.clone(), &error)),
@@ -262,83 +248,26 @@ fn sweep_cgroups(folder: &Path, remove: bool, report: &mut Vec<Leftover>) -> Res
     Ok(())
 }
 
-/// Which instances live and which are gone, as their journals tell.
-struct Owners {
-    live: HashSet<i32>,
-    dead: Vec<Dead>,
-    /// What live ones have changed.
-    entries: Vec<Entry>,
-    /// Every live one's journal can be read.
-    all_told: bool,
-}
-
-impl Owners {
-    fn read(folder: &Path) -> Result<Self> {
-        let mut owners = Self {
-            live: HashSet::new(),
-            dead: Vec::new(),
-            entries: Vec::new(),
-            all_told: true,
-        };
-        let entries = match fs::read_dir(folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(owners),
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("can't read {} (run with sudo)", folder.display()));
-            }
-        };
-        for entry in entries {
-            let path = entry
-                .with_context(|| format!("can't read {}", folder.display()))?
-                .path();
-            let Some(pid) = journal_owner(&path) else {
-                continue;
-            };
-            if let Some(dead) = Dead::open(&path)? {
-                owners.dead.push(dead);
-                continue;
-            }
-            owners.live.insert(pid);
-            let text = match fs::read_to_string(&path) {
-                Ok(text) => text,
-                // It has ended just now.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => {
-                    return Err(error).with_context(|| format!("can't read {}", path.display()));
-                }
-            };
-            match parse(&text) {
-                Ok(entries) => owners.entries.extend(entries),
-                Err(_another_version) => owners.all_told = false,
-            }
+/// The journals of dead instances.
+fn dead_journals(folder: &Path) -> Result<Vec<Dead>> {
+    let mut dead = Vec::new();
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(dead),
+        Err(error) => {
+            return Err(error)
+                .with_context(|| format!("can't read {} (run with sudo)", folder.display()));
         }
-        Ok(owners)
+    };
+    for entry in entries {
+        let path = entry
+            .with_context(|| format!("can't read {}", folder.display()))?
+            .path();
+        if journal_owner(&path).is_some() {
+            dead.extend(Dead::open(&path)?);
+        }
     }
-
-    /// Whether a journal tells of a qdisc of ours on this interface, or may do: rather leave a thing than break one.
-    fn tell_of_qdisc(&self, interface: u32) -> Result<bool> {
-        if !self.all_told {
-            return Ok(true);
-        }
-        let here = current_netns()?;
-        let of_dead = self.dead.iter().flat_map(|dead| &dead.entries);
-        Ok(self.entries.iter().chain(of_dead).any(|entry| {
-            matches!(entry.change, Change::Qdisc { interface_index, .. } if interface_index == interface)
-                && entry.netns == here
-        }))
-    }
-
-    /// Without a journal any process of that number counts: rather leave a thing than break one.
-    fn is_live(&self, pid: i32) -> Result<bool> {
-        if self.live.contains(&pid) {
-            return Ok(true);
-        }
-        if self.dead.iter().any(|dead| dead.pid == pid) {
-            return Ok(false);
-        }
-        Ok(ProcessId::of(Pid::from_raw(pid))?.is_some())
-    }
+    Ok(dead)
 }
 
 fn has_errno(error: &anyhow::Error, errno: Errno) -> bool {
@@ -350,14 +279,14 @@ fn has_errno(error: &anyhow::Error, errno: Errno) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::os::fd::AsFd as _;
 
-    use nix::fcntl::{Flock, FlockArg};
-
-    use super::super::journal::{Header, VERSION};
+    use super::super::change::Change;
+    use super::super::instance::current_netns;
+    use super::super::journal::{Entry, Header, VERSION};
     use super::super::netlink::in_own_netns;
     use super::*;
+    use crate::process::proc::ProcessId;
 
     fn line(value: &impl Serialize) -> String {
         serde_json::to_string(value).unwrap() + "\n"
@@ -376,9 +305,12 @@ mod tests {
             let lo = interfaces::list().unwrap()[0].index;
             let program = crate::doctor::bpf::load(3, 0, -1).unwrap();
             let folder = tempfile::tempdir().unwrap();
-            let (dead, alive) = (dead_pid(), std::process::id());
+            let (living, dead) = (Instance::join().unwrap(), Instance::join().unwrap());
+            let (alive, number) = (living.number(), dead.number());
+            drop(dead);
+            let dead = number;
             let owner = ProcessId {
-                pid: dead.cast_signed(),
+                pid: dead_pid().cast_signed(),
                 start_ticks: 1,
             };
             let netns = current_netns().unwrap();
@@ -415,7 +347,7 @@ mod tests {
             clean(&places).unwrap();
             let left = clsact::filters(lo).unwrap();
             assert_eq!(left.len(), 1);
-            assert_eq!(left[0].owner(), Some(alive.cast_signed()));
+            assert_eq!(left[0].owner(), Some(alive));
             assert_eq!(find(&places).unwrap(), []);
             assert!(clsact::remove(&left[0]).unwrap() && !clsact::remove(&left[0]).unwrap());
             assert!(clsact::remove_if_unused(lo).unwrap());
@@ -424,23 +356,21 @@ mod tests {
     }
 
     #[test]
-    fn a_qdisc_stays_while_an_instance_of_another_version_lives() {
+    fn a_qdisc_stays_while_somebody_holds_a_share() {
         in_own_netns(|| {
             let lo = interfaces::list().unwrap()[0].index;
             let folder = tempfile::tempdir().unwrap();
-            let journal = folder.path().join(format!("{}.json", std::process::id()));
             let places = Places {
                 state_folder: folder.path().into(),
                 hierarchy: None,
             };
-            fs::write(&journal, "{\"version\":9}\n").unwrap();
-            let file = File::open(&journal).unwrap();
-            let alive = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+            let lock = instance::lock().unwrap();
+            let share = instance::hold(&lock, &qdisc_share(lo), "").unwrap();
+            drop(lock);
             tc("qdisc add dev lo root handle fa17: pfifo");
             assert_eq!(clean(&places).unwrap(), []);
             assert!(qdisc::root_of(lo).unwrap().is_some());
-            drop(alive);
-            fs::remove_file(journal).unwrap();
+            drop(share);
             assert_eq!(clean(&places).unwrap().len(), 1);
             assert_eq!(qdisc::root_of(lo).unwrap(), None);
         });

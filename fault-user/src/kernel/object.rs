@@ -17,7 +17,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/fault.bpf.o")
 pub(crate) fn new_loader<'a>() -> EbpfLoader<'a> {
     const NO_TYPES_HERE: &str = "/proc/self";
     std::thread::scope(|scope| {
-        let apart = scope.spawn(|| {
+        let apart = std::thread::Builder::new().spawn_scoped(scope, || {
             if unshare(CloneFlags::CLONE_FS).is_ok()
                 && let Err(error) = nix::unistd::chroot(NO_TYPES_HERE)
             {
@@ -25,7 +25,11 @@ pub(crate) fn new_loader<'a>() -> EbpfLoader<'a> {
             }
             EbpfLoader::new()
         });
-        apart.join().unwrap_or_default()
+        // Where no thread is to be had they are read too.
+        apart.map_or_else(
+            |_no_thread| EbpfLoader::new(),
+            |apart| apart.join().unwrap_or_default(),
+        )
     })
 }
 

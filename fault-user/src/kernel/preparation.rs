@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use fault_common::abi::{PLACES, RULES_MAX, holder, modifier};
 use nix::errno::Errno;
 
+use super::idle::Idle;
 use super::injection::{Front, Prepared, Wishes};
 use super::injector::{Attachment, Capacity, Clock, Injector, Options};
+use super::instance::{Instance, Marks};
 use super::interfaces::Interface;
 use super::journal::Journal;
 use super::needs::Needs;
@@ -39,17 +41,21 @@ pub fn prepare_noting(
     journal: Option<Journal>,
 ) -> Result<Prepared> {
     let mut journal = journal;
+    let instance = Instance::join()?;
     let qdiscs = match plan.qdiscs()? {
-        Some(kind) => Some(Qdiscs::install(kind, interfaces, |change| {
-            note(&mut journal, change)
-        })?),
+        Some(kind) => {
+            let number = instance.number();
+            let record = |change| note(&mut journal, change);
+            Some(Qdiscs::install(kind, interfaces, number, record)?)
+        }
         None => None,
     };
-    prepare_behind(qdiscs, plan, interfaces, wishes, journal)
+    prepare_behind(instance, qdiscs, plan, interfaces, wishes, journal)
 }
 
 /// As [`prepare_noting`], with the qdiscs that hold packets there already.
 fn prepare_behind(
+    instance: Instance,
     qdiscs: Option<Qdiscs>,
     plan: &Plan,
     interfaces: &[Interface],
@@ -58,8 +64,13 @@ fn prepare_behind(
 ) -> Result<Prepared> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
+    let unheld = if plan.holds() {
+        check_holding(interfaces)?
+    } else {
+        None
+    };
     let tap = if plan.needs_delay_line() {
-        Some(Tap::create()?)
+        Some(Tap::create(instance.number())?)
     } else {
         None
     };
@@ -67,11 +78,13 @@ fn prepare_behind(
     let options = Options {
         tap: tap.as_ref().map(Tap::index),
         xdp: front.is_ok_and(|front| front != Front::Tc),
+        number: instance.number(),
+        marks: instance.marks(),
         ..options(plan, &entries, &tables, wishes, qdiscs.as_ref())?
     };
     let mut injector = Injector::load(&options)?;
     injector.repeat(wishes.replay.as_deref().unwrap_or_default())?;
-    let mut reach = Reach::new(injector, interfaces, qdiscs, journal)?;
+    let mut reach = Reach::new(injector, interfaces, qdiscs, journal, instance)?;
     let attached = reach.attach_all(tap, &plan.shapers());
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
@@ -81,17 +94,20 @@ fn prepare_behind(
     {
         let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
         drop(reach);
+        // Of another number: what carries the first one may still be going.
+        let instance = Instance::join()?;
         let wishes = Wishes {
             attachment: Some(Attachment::Clsact),
             ..wishes.clone()
         };
-        return prepare_behind(qdiscs, plan, interfaces, &wishes, journal);
+        return prepare_behind(instance, qdiscs, plan, interfaces, &wishes, journal);
     }
     attached?;
     match front {
         Ok(front) => reach.attach_xdp(front)?,
         Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
     }
+    reach.notes.extend(unheld);
     let reach = Arc::new(Mutex::new(reach));
     let newcomers = wishes
         .newcomers
@@ -100,9 +116,31 @@ fn prepare_behind(
         .transpose()?;
     Ok(Prepared {
         newcomers,
+        idle: Idle::prepare(&entries, wishes.live)?,
+        entries,
         reach,
         tables,
     })
+}
+
+/// What to tell of interfaces where packets can't be held.
+///
+/// # Errors
+/// There is no other.
+fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
+    let unable: Vec<_> = interfaces
+        .iter()
+        .filter(|one| !one.can_hold)
+        .map(|one| one.name.as_str())
+        .collect();
+    let names = unable.join(", ");
+    ensure!(
+        unable.len() < interfaces.len(),
+        "packets of {names} can't be held, which `delay`, `rate`, `reorder` and `slot` do: name another interface, or use \
+         a fault such as `loss`"
+    );
+    Ok((!unable.is_empty())
+        .then(|| format!("packets that only pass {names} can't be held: they pass")))
 }
 
 /// Where packets are judged first; an error when what was wished for can't be.
@@ -140,6 +178,8 @@ fn options(
     if let Some(qdiscs) = qdiscs {
         options.holder = plan.held_by.holder();
         options.detour = qdiscs.detour().map(|(near, _)| near.index);
+    }
+    if qdiscs.is_some() || plan.needs_delay_line() {
         options.places = PLACES / 2;
     }
     if let Some(decisions) = &wishes.replay {
@@ -168,7 +208,8 @@ fn fixed_options(
         } else {
             Clock::Tick
         },
-        once: true,
+        number: 0,
+        marks: Marks::NONE,
         tap: None,
         holder: holder::DELAY_LINE,
         detour: None,

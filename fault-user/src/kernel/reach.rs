@@ -11,6 +11,7 @@ use super::change::Change;
 use super::clsact;
 use super::injection::Front;
 use super::injector::{Attachment, Injector, Side};
+use super::instance::{self, Instance};
 use super::interfaces::{self, Interface, Selection, list, list_by};
 use super::journal::Journal;
 use super::netlink::Netlink;
@@ -40,6 +41,8 @@ pub(super) struct Reach {
     pub(super) notes: Vec<String>,
     /// Of the network namespace that all this is in.
     pub(super) netlink: Netlink,
+    /// Goes last: what carries its number has gone then.
+    pub(super) instance: Instance,
 }
 
 impl Reach {
@@ -49,9 +52,11 @@ impl Reach {
         interfaces: &[Interface],
         qdiscs: Option<Qdiscs>,
         journal: Option<Journal>,
+        instance: Instance,
     ) -> Result<Self> {
         Ok(Self {
             injector,
+            instance,
             interfaces: interfaces.to_vec(),
             names: interfaces.iter().map(|one| one.name.clone()).collect(),
             refused: BTreeSet::new(),
@@ -86,16 +91,15 @@ impl Reach {
             serve(&mut self.injector, qdiscs)?;
         }
         for interface in self.interfaces.clone() {
-            self.open_ways(interface.index)?;
+            self.open_ways(&interface)?;
         }
-        let mut places = Vec::new();
-        for interface in &self.interfaces {
-            places.push((interface, Side::Egress));
-            // What passes loopback leaves before it arrives: it is judged when it leaves.
-            if !interface.loopback {
-                places.push((interface, Side::Ingress));
-            }
-        }
+        let there = list_by(&mut self.netlink)?;
+        self.note_bridge_ports(&there)?;
+        let places: Vec<_> = self
+            .interfaces
+            .iter()
+            .flat_map(|one| self.sides(one).map(move |side| (one, side)))
+            .collect();
         self.injector.attach_all(&places)?;
         let (left, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.interfaces)
             .into_iter()
@@ -112,25 +116,53 @@ impl Reach {
         Ok(())
     }
 
+    /// Where packets are judged at an interface. What arrives at a bridge, or at a VLAN on one, has been judged at the
+    /// bridge's ports: `br_netfilter` may have translated it since, and it must not be held before the connection is
+    /// known.
+    fn sides(&self, interface: &Interface) -> impl Iterator<Item = Side> + use<> {
+        let has_bridge = interface
+            .bridge
+            .is_some_and(|bridge| self.interfaces.iter().any(|one| one.index == bridge));
+        // What passes loopback leaves before it arrives: it is judged when it leaves.
+        let is_seen_before = interface.loopback || has_bridge;
+        [Side::Egress]
+            .into_iter()
+            .chain((!is_seen_before).then_some(Side::Ingress))
+    }
+
+    /// Tells the programs which interfaces are ports of bridges.
+    fn note_bridge_ports(&mut self, there: &[Interface]) -> Result<()> {
+        let ports = there
+            .iter()
+            .filter_map(|one| Some((one.index, one.port_of()?)));
+        self.injector.write_bridge_ports(ports)
+    }
+
     /// The qdisc that the programs are attached to on kernels without TCX.
     fn make_clsact(&mut self, interface_index: u32) -> Result<()> {
-        self.record(Change::Clsact { interface_index })?;
-        clsact::ensure(interface_index)?;
-        self.record(Change::Filters { interface_index })
+        let journal = begun(&mut self.journal)?;
+        let lock = instance::lock()?;
+        let change = Change::Clsact { interface_index };
+        let what = change.shared().unwrap_or_default();
+        // Where there is one already and no instance has a share, it is somebody else's and stays.
+        if !clsact::is_there(interface_index)? || !instance::holders(&lock, &what)?.is_empty() {
+            let share = instance::hold(&lock, &what, "")?;
+            journal.record_share(change, Some(share))?;
+            clsact::ensure(interface_index)?;
+        }
+        journal.record(Change::Filters {
+            interface_index,
+            number: self.instance.number(),
+        })
     }
 
     /// Lets packets that are held go on at an interface, where any are held.
-    fn open_ways(&mut self, interface_index: u32) -> Result<()> {
-        let Some(ways) = &mut self.ways else {
+    fn open_ways(&mut self, interface: &Interface) -> Result<()> {
+        let Some(ways) = self.ways.as_mut().filter(|_| interface.can_hold) else {
             return Ok(());
         };
-        let detoured = self
-            .qdiscs
-            .as_ref()
-            .is_some_and(|qdiscs| qdiscs.detour().is_some());
-        for (number, inwards) in ways.open(interface_index)? {
-            self.injector
-                .open_way(number, interface_index, inwards, detoured)?;
+        for (number, inwards) in ways.open(interface.index)? {
+            self.injector.open_way(number, interface.index, inwards)?;
         }
         Ok(())
     }
@@ -139,6 +171,8 @@ impl Reach {
     pub(super) fn meet(&mut self, selection: &Selection) -> Result<()> {
         let there = list_by(&mut self.netlink)?;
         self.leave_gone(&there, selection);
+        self.miss_tap(&there)?;
+        self.note_bridge_ports(&there)?;
         for interface in interfaces::wanted(&there, selection) {
             let known = self
                 .interfaces
@@ -177,6 +211,19 @@ impl Reach {
         }
     }
 
+    /// Lets packets pass when the delay line's device has been removed or switched off.
+    fn miss_tap(&mut self, there: &[Interface]) -> Result<()> {
+        let is_there = |index| there.iter().any(|one| one.index == index && one.up);
+        if let Some(line) = self.delay_line.as_ref()
+            && !is_there(line.tap_index())
+            && line.is_open()
+        {
+            line.close("its network device is gone or down");
+            self.injector.close_delay_line()?;
+        }
+        Ok(())
+    }
+
     fn leave(&mut self, interface_index: u32) {
         self.injector.leave(interface_index);
         if let Some(ways) = &mut self.ways {
@@ -190,11 +237,11 @@ impl Reach {
             let journal = &mut self.journal;
             qdiscs.include(interface, |change| note(journal, change))?;
         }
-        self.open_ways(interface.index)?;
+        self.open_ways(interface)?;
         if self.injector.attachment() == Attachment::Clsact {
             self.make_clsact(interface.index)?;
         }
-        for side in [Side::Egress, Side::Ingress] {
+        for side in self.sides(interface) {
             self.injector.attach(interface, side)?;
         }
         Ok(())
@@ -223,7 +270,8 @@ impl Reach {
         };
         for interface in &self.interfaces {
             let virtually = front == Front::NativeXdp && interface.kind.is_some();
-            if interface.loopback || !interface.ethernet || virtually {
+            let arrives = self.sides(interface).any(|side| side == Side::Ingress);
+            if !arrives || !interface.ethernet || virtually {
                 continue;
             }
             let program = self.injector.xdp_program()?.fd()?.as_fd();
@@ -248,11 +296,6 @@ impl Reach {
         Ok(())
     }
 
-    /// Notes a change that outlives this process, before it is made.
-    fn record(&mut self, change: Change) -> Result<()> {
-        note(&mut self.journal, change)
-    }
-
     /// Starts the delay line behind the programs.
     fn start_delay_line(&mut self, tap: Tap, shapers: &Shapers) -> Result<()> {
         let device = list()?
@@ -263,12 +306,12 @@ impl Reach {
             // The device goes with this process, and its filters with it.
             clsact::ensure(device.index)?;
         }
-        let holds = self.injector.serve_delay_line(&device)?;
+        let maps = self.injector.serve_delay_line(&device)?;
         if self.interfaces.iter().any(|interface| interface.loopback) {
             self.let_loopback_come_back()?;
         }
         let ways = self.ways.get_or_insert_default();
-        self.delay_line = Some(DelayLine::start(tap, holds, ways.places(), shapers)?);
+        self.delay_line = Some(DelayLine::start(tap, maps, ways.places(), shapers)?);
         Ok(())
     }
 
@@ -279,25 +322,37 @@ impl Reach {
             "net/ipv4/conf/lo/accept_local",
             "net/ipv4/conf/lo/route_localnet",
         ] {
-            let path = Path::new("/proc/sys").join(name);
-            let before = std::fs::read_to_string(&path)
-                .with_context(|| format!("reading {}", path.display()))?
-                .trim()
-                .to_owned();
-            if before == "1" {
-                continue;
-            }
-            self.record(Change::Sysctl {
-                name: name.to_owned(),
-                before,
-                after: "1".to_owned(),
+            self.switch_on(name).with_context(|| {
+                format!("packets of loopback can't be held without {name}: use --interface for another one")
             })?;
-            std::fs::write(&path, "1").with_context(|| {
-                format!(
-                    "holding packets of loopback needs {}, which can't be written: use --interface for another one",
-                    path.display()
-                )
-            })?;
+        }
+        Ok(())
+    }
+
+    /// Sets a sysctl to 1 for as long as an instance needs it.
+    fn switch_on(&mut self, name: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(name);
+        let now = std::fs::read_to_string(&path)
+            .with_context(|| format!("can't read {}", path.display()))?;
+        let now = now.trim();
+        let journal = begun(&mut self.journal)?;
+        let lock = instance::lock()?;
+        // What it was before the first of them came.
+        let before = instance::holders(&lock, name)?.into_iter().next();
+        let before = before.unwrap_or_else(|| now.to_owned());
+        if before == "1" {
+            return Ok(());
+        }
+        let share = instance::hold(&lock, name, &before)?;
+        let change = Change::Sysctl {
+            name: name.to_owned(),
+            before,
+            after: "1".to_owned(),
+        };
+        journal.record_share(change, Some(share))?;
+        if now != "1" {
+            std::fs::write(&path, "1")
+                .with_context(|| format!("can't write {}", path.display()))?;
         }
         Ok(())
     }
@@ -323,13 +378,24 @@ impl Reach {
     }
 }
 
-/// Notes a change that outlives this process, before it is made.
+/// Notes a change that outlives this process, before it is made. Of what others may need, or take for a dead one's, a share
+/// is held.
 pub(super) fn note(journal: &mut Option<Journal>, change: Change) -> Result<()> {
+    let journal = begun(journal)?;
+    let share = match change.shared() {
+        Some(what) => Some(instance::hold(&instance::lock()?, &what, "")?),
+        None => None,
+    };
+    journal.record_share(change, share)
+}
+
+/// The journal, begun if it is not yet.
+fn begun(journal: &mut Option<Journal>) -> Result<&mut Journal> {
     let begun = match journal.take() {
         Some(journal) => journal,
         None => Journal::create()?,
     };
-    journal.insert(begun).record(change)
+    Ok(journal.insert(begun))
 }
 
 /// Lets the programs work with qdiscs that hold packets.

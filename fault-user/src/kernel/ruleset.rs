@@ -66,7 +66,7 @@ impl Network {
         }
     }
 
-    fn contains(&self, other: &Self) -> bool {
+    pub(super) fn contains(&self, other: &Self) -> bool {
         if other.prefix < self.prefix {
             return false;
         }

@@ -1,6 +1,8 @@
 //! Services that programs at cgroups know by their ports and hosts, and how such programs are loaded.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -16,10 +18,11 @@ use super::verifier;
 use crate::rule::{PortRange, Protocol, ResolvedTarget};
 
 /// Maps of the same object that only the packet programs use, made as small as can be.
-const UNUSED_MAPS: [&str; 10] = [
+const UNUSED_MAPS: [&str; 11] = [
     "PORTS",
     "HOLDS",
     "RELEASES",
+    "RELEASED",
     "SPREADS",
     "DATAGRAMS",
     "FOLLOWED",
@@ -33,6 +36,8 @@ const UNUSED_MAPS: [&str; 10] = [
 const WATCHED: u32 = 1 << 18;
 /// How many addresses a cgroup's servers may listen at.
 const SERVERS: u32 = 1024;
+/// How many connections can be on their way to being accepted by the relay.
+const HANDSHAKES: u32 = 16_384;
 /// Room for so many hosts at least: services can come later.
 const HOSTS_LEAST: usize = 256;
 
@@ -89,10 +94,13 @@ struct HostKey {
 // SAFETY: `repr(C)` without padding; any bit pattern is a key.
 unsafe impl Pod for HostKey {}
 
-/// The mark of the relay's own sockets: 16 bits of it two instances most likely do not share.
+/// The mark of the relay's own sockets: 16 bits of it two instances most likely do not share. Their process numbers they
+/// may: each is 1 in a container of its own.
 #[must_use]
 pub fn relay_mark() -> u32 {
-    0xfa17_0000 | (std::process::id() & 0xffff)
+    static DRAWN: OnceLock<u64> = OnceLock::new();
+    let drawn = DRAWN.get_or_init(|| RandomState::new().hash_one(0));
+    0xfa17_0000 | u32::try_from(drawn & 0xffff).unwrap_or(0)
 }
 
 /// Creates the maps of the programs at cgroups, with these services in them. None is looked for before
@@ -116,6 +124,7 @@ pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf
         .override_global("OWN_SERVERS", &own_servers, true)
         .map_max_entries("SERVED", SERVERS)
         .map_max_entries("WATCHED", WATCHED)
+        .map_max_entries("HANDSHAKES", HANDSHAKES)
         .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?)
         .map_max_entries("SLOT_PORTS", slots)
         .map_max_entries("CLAIMS", slots);

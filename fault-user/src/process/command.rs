@@ -11,6 +11,7 @@
 //! - **What CMD leaves running** when it ends lives on, in the parent cgroup
 //!   ([`Leftovers::Release`](super::cgroup::Leftovers)).
 use super::cgroup::CommandCgroup;
+use super::open_files;
 use super::signals::Forwarder;
 use super::user::{Identity, SUDO_VARIABLES};
 use anyhow::Context;
@@ -329,6 +330,7 @@ impl Prepared {
                 libc::close(gate_fd);
                 // First the cgroup: its file is root's.
                 entrance.as_ref().map_or(Ok(()), enter)?;
+                open_files::restore()?;
                 identity.as_ref().map_or(Ok(()), become_user)?;
                 wait_at(&inner)
             });

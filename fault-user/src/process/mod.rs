@@ -9,6 +9,7 @@ pub mod command;
 pub mod container;
 pub mod files;
 pub mod netns;
+pub mod open_files;
 pub mod proc;
 pub mod rights;
 pub mod signals;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -17,6 +18,22 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 pub struct NetworkNamespace {
     file: File,
     path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// Two are equal when they are the same namespace, whatever they were opened by.
+impl PartialEq for NetworkNamespace {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+}
+
+impl Eq for NetworkNamespace {}
+
+/// What tells one namespace from another: its file's device and inode.
+fn identity(file: &File) -> std::io::Result<(u64, u64)> {
+    let status = file.metadata()?;
+    Ok((status.dev(), status.ino()))
 }
 
 impl NetworkNamespace {
@@ -50,7 +67,7 @@ impl NetworkNamespace {
                 path.display()
             );
         }
-        Ok(Self { file, path })
+        Self::new(file, path)
     }
 
     /// The namespace of a process.
@@ -59,10 +76,24 @@ impl NetworkNamespace {
     /// No such process, or no rights to look.
     pub fn of_process(pid: i32) -> Result<Self> {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        let file = File::open(&path).with_context(|| {
-            format!("can't open the network namespace of process {pid} (needs CAP_SYS_PTRACE)")
-        })?;
-        Ok(Self { file, path })
+        match File::open(&path) {
+            Ok(file) => Self::new(file, path),
+            Err(error) if is_gone(&error) => {
+                bail!("there is no process {pid}")
+            }
+            Err(error) => Err(error).with_context(|| {
+                format!("can't open the network namespace of process {pid} (needs CAP_SYS_PTRACE)")
+            }),
+        }
+    }
+
+    fn new(file: File, path: PathBuf) -> Result<Self> {
+        let identity = identity(&file)?;
+        Ok(Self {
+            file,
+            path,
+            identity,
+        })
     }
 
     /// Whether this is the namespace that the caller is in.
@@ -70,11 +101,9 @@ impl NetworkNamespace {
     /// # Errors
     /// `/proc` can't be read.
     pub fn is_own(&self) -> Result<bool> {
-        use std::os::unix::fs::MetadataExt as _;
-        let own = std::fs::metadata("/proc/thread-self/ns/net")
-            .context("reading /proc/thread-self/ns/net")?;
-        let this = self.file.metadata()?;
-        Ok((own.dev(), own.ino()) == (this.dev(), this.ino()))
+        let own =
+            File::open("/proc/thread-self/ns/net").context("reading /proc/thread-self/ns/net")?;
+        Ok(identity(&own)? == self.identity)
     }
 
     /// What programs in the kernel know it by.

@@ -3,6 +3,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::{fs, io};
 
@@ -168,6 +169,42 @@ pub struct OpenSocket {
     pub number: RawFd,
     /// What tells it from all others.
     pub inode: u64,
+}
+
+/// Hands duplicates of the sockets with these inodes to `act`, with the process that each was found at, and with what is
+/// told of it here. Processes that may not be looked into are left out.
+///
+/// # Errors
+/// Processes or their descriptors can't be listed, or what `act` says.
+pub fn take_sockets<T, S: BuildHasher>(
+    mut wanted: HashMap<u64, T, S>,
+    mut act: impl FnMut(i32, io::Result<OwnedFd>, T) -> Result<()>,
+) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    for process in fs::read_dir("/proc").context("listing processes")? {
+        let name = process.context("listing processes")?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let sockets = match open_sockets(pid) {
+            Ok(sockets) => sockets,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+            Err(error) => {
+                return Err(error).with_context(|| format!("listing the sockets of process {pid}"));
+            }
+        };
+        for socket in sockets {
+            // Another process may have the same socket.
+            if let Some(told) = wanted.remove(&socket.inode) {
+                let taken =
+                    open_pidfd(pid).and_then(|process| take_descriptor(&process, socket.number));
+                act(pid, taken.map_err(io::Error::from), told)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The sockets that a process has open. One that ends meanwhile has none.

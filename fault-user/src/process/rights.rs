@@ -175,11 +175,20 @@ pub fn disown_sockets() {
 /// Makes the calling thread a helper: it keeps these capabilities, is confined, and signals are for the others. A handler that runs
 /// here could not pass them on.
 pub fn be_helper(capabilities: &[Capability]) {
+    settle(capabilities, || confine(None));
+}
+
+/// [`be_helper`] for one that reaches for sockets of other processes, which Landlock would forbid.
+pub fn be_helper_beside_others(capabilities: &[Capability]) {
+    settle(capabilities, || forbid(&NEVER_CONFINED));
+}
+
+fn settle(capabilities: &[Capability], confine: impl FnOnce() -> Result<()>) {
     let settled = SigSet::all()
         .thread_block()
         .context("blocking signals")
         .and_then(|()| keep_only(capabilities))
-        .and_then(|()| confine(None));
+        .and_then(|()| confine());
     if let Err(error) = settled {
         log::warn!("a helper thread keeps rights that it does not need: {error:#}");
     }

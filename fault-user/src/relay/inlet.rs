@@ -122,11 +122,13 @@ pub(crate) struct Watched {
     answers: Option<OwnedFd>,
 }
 
-/// Who sent a datagram, and to whom.
+/// Who sent something, and to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Pair {
-    pub(crate) client: SocketAddr,
-    pub(crate) local: SocketAddr,
+pub struct Pair {
+    /// The client.
+    pub client: SocketAddr,
+    /// The address that it sent to.
+    pub local: SocketAddr,
 }
 
 impl Watched {
@@ -238,7 +240,7 @@ fn header(data: &[u8], pair: Pair) -> io::Result<[u8; HEADER]> {
 }
 
 /// Adds 16-bit words in network byte order; at most 64 KiB do not overflow.
-fn add(sum: u32, bytes: &[u8]) -> u32 {
+pub(crate) fn add(sum: u32, bytes: &[u8]) -> u32 {
     let words = bytes.chunks(2);
     words.fold(sum, |sum, word| {
         let low = word.get(1).copied().unwrap_or(0);
@@ -247,7 +249,7 @@ fn add(sum: u32, bytes: &[u8]) -> u32 {
 }
 
 /// The ones' complement sum (RFC 1071).
-fn fold(mut sum: u32) -> u16 {
+pub(crate) fn fold(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

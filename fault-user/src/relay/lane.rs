@@ -4,16 +4,19 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
+use nix::sys::socket::{MsgFlags, send};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::budget::{self, Counted};
 use super::fault::CloseMode;
 use super::pipe::Pipe;
 use super::stage::{Chunk, End, Item, Output, Owner, Pipeline, ROOM};
@@ -25,6 +28,14 @@ const SMALL_READ: usize = 32 * 1024;
 const SMALL_SPLICE: usize = 8 * 1024;
 /// How many steps a lane takes before others have their turn.
 const STEPS: usize = 16;
+/// How many pieces it moves between its stages meanwhile.
+const PIECES: usize = 256;
+/// How many pieces it writes meanwhile.
+const WRITES: usize = 32;
+/// After how long it takes no further step.
+const TURN: Duration = Duration::from_micros(200);
+/// When a lane looks again whether there is memory to read into.
+const MEMORY_RETRY: Duration = Duration::from_millis(20);
 
 thread_local! {
     /// Where every read of this thread goes first: an idle connection has no buffer.
@@ -40,10 +51,22 @@ thread_local! {
     static USED: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer that a chunk owns; it goes back to its thread's store with the chunk.
+/// A buffer that a chunk owns; a large one goes back to its thread's store with the chunk.
 struct Filled {
     buffer: Vec<u8>,
     size: usize,
+    _counted: Counted,
+}
+
+impl Filled {
+    fn new(buffer: Vec<u8>, size: usize) -> Self {
+        let counted = Counted::new(buffer.len());
+        Self {
+            buffer,
+            size,
+            _counted: counted,
+        }
+    }
 }
 
 impl AsRef<[u8]> for Filled {
@@ -54,6 +77,9 @@ impl AsRef<[u8]> for Filled {
 
 impl Drop for Filled {
     fn drop(&mut self) {
+        if self.buffer.len() < ROOM {
+            return;
+        }
         let buffer = std::mem::take(&mut self.buffer);
         let kept = USED.try_with(|used| {
             let mut used = used.borrow_mut();
@@ -70,13 +96,13 @@ impl Drop for Filled {
 /// The first `size` bytes of a read as a chunk's data.
 fn keep(scratch: &mut Vec<u8>, size: usize) -> Bytes {
     if size < LARGE_READ {
-        return Bytes::copy_from_slice(&scratch[..size]);
+        return Bytes::from_owner(Filled::new(scratch[..size].to_vec(), size));
     }
     let next = USED
         .with_borrow_mut(Vec::pop)
         .unwrap_or_else(|| vec![0; ROOM]);
     let buffer = std::mem::replace(scratch, next);
-    Bytes::from_owner(Filled { buffer, size })
+    Bytes::from_owner(Filled::new(buffer, size))
 }
 
 /// What a step came to.
@@ -88,13 +114,26 @@ enum Step {
     Idle,
 }
 
+/// How far the output has been written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flushed {
+    All,
+    /// The sink takes nothing more at the moment.
+    Blocked,
+    /// Others have their turn first.
+    Paused,
+}
+
 /// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// A toxic, a peer or a command wants it so.
+    /// A toxic or a peer wants it so.
     Close(CloseMode),
     /// As `Close`, once the server's host has received everything.
     Abort(CloseMode),
+    /// The user or the end of the relay wants it so: each end that has got all that there was for it
+    /// gets an orderly end, any other a reset.
+    Leave,
 }
 
 /// Waits for a socket's error while nothing is read from it.
@@ -111,9 +150,54 @@ enum Source {
     Ended,
 }
 
+/// Urgent bytes on their way through a lane whose stages neither add nor remove bytes.
 #[derive(Default)]
+struct Urgent {
+    /// Bytes that were read, and written.
+    read: u64,
+    written: u64,
+    /// How many bytes come before each.
+    marks: VecDeque<u64>,
+}
+
+impl Urgent {
+    /// Writes what the sink takes of these bytes, those that are urgent as such.
+    fn write(&mut self, sink: &TcpStream, data: &[u8]) -> io::Result<usize> {
+        let before = self.marks.front().map(|mark| mark - self.written);
+        let count = match before.map(usize::try_from) {
+            Some(Ok(0)) => {
+                let send = || Ok(send(sink.as_raw_fd(), &data[..1], MsgFlags::MSG_OOB)?);
+                let count = sink.try_io(Interest::WRITABLE, send)?;
+                self.marks.pop_front();
+                count
+            }
+            Some(Ok(before)) => sink.try_write(&data[..before.min(data.len())])?,
+            Some(Err(_)) | None => sink.try_write(data)?,
+        };
+        self.written += count as u64;
+        Ok(count)
+    }
+}
+
+/// Whether the next byte of a socket is urgent.
+fn is_at_mark(socket: &TcpStream) -> bool {
+    let mut is_there: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one int.
+    let status = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCATMARK, &raw mut is_there) };
+    status == 0 && is_there != 0
+}
+
+/// `linux/sockios.h`.
+const SIOCATMARK: libc::Ioctl = 0x8905;
+
+#[derive(Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are independent of each other: no state machine has them for its states"
+)]
 pub(crate) struct Lane {
     pipeline: Pipeline,
+    urgent: Urgent,
     output: Output,
     pipe: Option<Pipe>,
     /// Splicing pays at the moment.
@@ -125,6 +209,23 @@ pub(crate) struct Lane {
     /// The socket has reported an error while nothing was read from it.
     reset_seen: bool,
     pub(crate) deadline: Option<Instant>,
+    /// Counts what it has moved, so that a change is seen.
+    pub(crate) moves: u64,
+    /// Something has come from its source, its end included.
+    pub(crate) has_read: bool,
+    /// It has let others have their turn, and goes on by itself.
+    is_paused: bool,
+}
+
+/// What a lane that goes on waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitsFor {
+    /// Its source has nothing.
+    Source,
+    /// What it holds goes on at some time, or when its sink takes it.
+    Time,
+    /// A change of its toxics: by themselves they let nothing pass.
+    Change,
 }
 
 /// The ends of a lane and where it counts.
@@ -140,11 +241,15 @@ impl Lane {
     pub(crate) fn reconcile(
         &mut self,
         toxics: &[Arc<Toxic>],
-        owner: &Owner,
+        owner: &Owner<'_>,
         now: Instant,
     ) -> io::Result<()> {
         self.pipeline
             .reconcile(toxics, owner, now, &mut self.output);
+        if !self.pipeline.keeps_length() {
+            // Where they end up is not known any more: they stay in the stream.
+            self.urgent.marks.clear();
+        }
         if !self.pipeline.is_bare()
             && let Some(mut pipe) = self.pipe.take()
         {
@@ -160,6 +265,7 @@ impl Lane {
     /// Puts bytes in as if they had come from the source.
     pub(crate) fn inject(&mut self, data: Bytes, now: Instant) {
         if !self.finished && self.source != Source::Ended {
+            self.urgent.read += data.len() as u64;
             self.pipeline
                 .push(Chunk { data, at: now }, &mut self.output);
         }
@@ -183,9 +289,68 @@ impl Lane {
         }
     }
 
+    /// Whether nothing more comes from the source than what it has sent.
+    pub(crate) fn is_ending(&self, source: &TcpStream) -> bool {
+        self.source == Source::Ended || has_peer_ended(source)
+    }
+
     /// Whether the source's end is known, so that no reset can be found by reading it.
     pub(crate) fn source_has_ended(&self) -> bool {
         self.source == Source::Ended
+    }
+
+    /// Whether something was said that concerns the relay's other connections.
+    pub(crate) fn take_concern(&mut self) -> bool {
+        std::mem::take(&mut self.output.concerns_others)
+    }
+
+    /// Whether something is on its way.
+    fn holds(&self) -> bool {
+        !self.output.items.is_empty() || self.piped() > 0 || !self.pipeline.is_empty()
+    }
+
+    fn piped(&self) -> usize {
+        self.pipe.as_ref().map_or(0, Pipe::held)
+    }
+
+    /// What it waits for after it has been polled; nothing more comes of one that is finished.
+    pub(crate) fn waits_for(&self) -> WaitsFor {
+        let is_closed = self.pipeline.room(Instant::now()) == 0 && self.source != Source::Ended;
+        if self.finished {
+            WaitsFor::Source
+        } else if self.is_paused {
+            WaitsFor::Time
+        } else if self.holds() {
+            let goes_on =
+                self.deadline.is_some() || !self.output.items.is_empty() || self.piped() > 0;
+            if goes_on {
+                WaitsFor::Time
+            } else {
+                WaitsFor::Change
+            }
+        } else if is_closed {
+            WaitsFor::Change
+        } else {
+            WaitsFor::Source
+        }
+    }
+
+    /// Bytes that are on their way, those that wait to be read from the source included.
+    pub(crate) fn undelivered(&self, source: &TcpStream) -> usize {
+        if self.finished {
+            return 0;
+        }
+        let unread = if self.source == Source::Ended {
+            0
+        } else {
+            unread(source)
+        };
+        self.pipeline.bytes() + self.output.bytes + self.piped() + unread
+    }
+
+    /// Whether bytes or an end for the sink are known to be on their way.
+    pub(crate) fn owes(&self, source: &TcpStream) -> bool {
+        !self.finished && (self.holds() || self.undelivered(source) > 0)
     }
 
     /// Moves what can be moved.
@@ -199,11 +364,19 @@ impl Lane {
         ports: &Ports<'_>,
     ) -> Result<(), Option<Ending>> {
         self.deadline = None;
+        self.is_paused = false;
+        let (mut pieces, mut writes) = (PIECES, WRITES);
+        let mut begun = None;
         for _ in 0..STEPS {
             let mut now = None;
             if !self.pipeline.is_bare() {
                 let instant = Instant::now();
-                self.deadline = self.pipeline.advance(instant, &mut self.output);
+                if instant > *begun.get_or_insert(instant) + TURN {
+                    break;
+                }
+                self.deadline = self
+                    .pipeline
+                    .advance(instant, &mut self.output, &mut pieces);
                 now = Some(instant);
             }
             if let Some(mode) = self.output.now {
@@ -213,34 +386,47 @@ impl Lane {
                 return Ok(());
             }
             let had_items = !self.output.items.is_empty();
-            let flushed = self.flush(context, ports)?;
-            let filled = self.fill(context, ports, flushed.is_pending(), now);
+            let flushed = self.flush(context, ports, &mut writes)?;
+            if flushed == Flushed::Paused || pieces == 0 {
+                break;
+            }
+            let filled = self.fill(context, ports, flushed == Flushed::Blocked, now);
             // What was flushed has made room for what the stages may hold.
-            let may_advance = had_items && !flushed.is_pending() && !self.pipeline.is_bare();
+            let may_advance = had_items && flushed == Flushed::All && !self.pipeline.is_bare();
             if filled == Step::Idle && !may_advance {
+                if flushed == Flushed::All {
+                    self.pipeline.starved();
+                }
                 return Ok(());
             }
+            self.moves += 1;
         }
         // Others have their turn, then it goes on.
+        self.is_paused = true;
+        self.moves += 1;
         context.waker().wake_by_ref();
         Ok(())
     }
 
-    /// Writes what has come out, as far as the sink takes it.
+    /// Writes what has come out, as far as the sink takes it, in at most so many `writes`.
     fn flush(
         &mut self,
         context: &mut Context<'_>,
         ports: &Ports<'_>,
-    ) -> Result<Poll<()>, Option<Ending>> {
+        writes: &mut usize,
+    ) -> Result<Flushed, Option<Ending>> {
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
             match ports
                 .sink
                 .try_io(Interest::WRITABLE, || pipe.drain(ports.sink))
             {
-                Ok(count) => count_bytes(ports.sent, count),
+                Ok(count) => {
+                    self.urgent.written += count as u64;
+                    count_bytes(ports.sent, count);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if ports.sink.poll_write_ready(context).is_pending() {
-                        return Ok(Poll::Pending);
+                        return Ok(Flushed::Blocked);
                     }
                 }
                 Err(error) => return Err(self.sink_failed(&error)),
@@ -248,14 +434,17 @@ impl Lane {
         }
         loop {
             match self.output.items.front_mut() {
-                None => return Ok(Poll::Ready(())),
+                None => return Ok(Flushed::All),
                 Some(Item::End(end)) => {
                     let end = *end;
                     self.output.items.pop_front();
                     self.pass_end(end, ports)?;
                 }
-                Some(Item::Data(data)) => match ports.sink.try_write(data) {
+                Some(Item::Data(_)) if *writes == 0 => return Ok(Flushed::Paused),
+                Some(Item::Data(data)) => match self.urgent.write(ports.sink, data) {
                     Ok(count) => {
+                        *writes -= 1;
+                        self.moves += 1;
                         count_bytes(ports.sent, count);
                         self.output.bytes -= count;
                         data.advance(count);
@@ -275,10 +464,10 @@ impl Lane {
     }
 
     /// The sink takes nothing. If the source has reset the connection nobody waits for the rest.
-    fn blocked(&self) -> Result<Poll<()>, Option<Ending>> {
+    fn blocked(&self) -> Result<Flushed, Option<Ending>> {
         match self.output.items.back() {
             Some(Item::End(End::Close(CloseMode::Rst))) => Err(Some(Ending::Close(CloseMode::Rst))),
-            _ => Ok(Poll::Pending),
+            _ => Ok(Flushed::Blocked),
         }
     }
 
@@ -328,8 +517,14 @@ impl Lane {
         if room == 0 {
             return self.watch_for_reset(context, ports);
         }
+        if now.is_some() && budget::is_used_up() && !self.pipeline.is_empty() {
+            let retry = Instant::now() + MEMORY_RETRY;
+            self.deadline = Some(self.deadline.map_or(retry, |deadline| deadline.min(retry)));
+            return self.watch_for_reset(context, ports);
+        }
         self.watch = None;
         let read = match now {
+            _ if is_at_mark(ports.source) => self.read_urgent(ports, now),
             None if self.bulk => self.splice(ports),
             None => self.copy(ports),
             Some(now) => self.read(ports, room.min(ROOM), now),
@@ -345,6 +540,8 @@ impl Lane {
                 Step::Moved
             }
             Ok(count) => {
+                self.has_read = true;
+                self.urgent.read += count as u64;
                 count_bytes(ports.received, count);
                 Step::Moved
             }
@@ -364,6 +561,7 @@ impl Lane {
     }
 
     fn source_ends(&mut self, end: End) {
+        self.has_read = true;
         self.source = Source::Ended;
         self.pipeline.end(end, Instant::now(), &mut self.output);
     }
@@ -399,6 +597,7 @@ impl Lane {
             self.bulk = count == scratch.len();
             // Whatever a failure is, the next flush meets it again and handles it.
             let written = ports.sink.try_write(&scratch[..count]).unwrap_or_default();
+            self.urgent.written += written as u64;
             count_bytes(ports.sent, written);
             if written < count {
                 self.output
@@ -432,6 +631,24 @@ impl Lane {
         spliced
     }
 
+    /// Reads the urgent byte that comes next.
+    fn read_urgent(&mut self, ports: &Ports<'_>, now: Option<Instant>) -> io::Result<usize> {
+        let mut byte = [0];
+        let count = ports.source.try_read(&mut byte)?;
+        if count == 0 {
+            return Ok(0);
+        }
+        if self.pipeline.keeps_length() {
+            self.urgent.marks.push_back(self.urgent.read);
+        }
+        let chunk = Chunk {
+            data: Bytes::copy_from_slice(&byte),
+            at: now.unwrap_or_else(Instant::now),
+        };
+        self.pipeline.push(chunk, &mut self.output);
+        Ok(count)
+    }
+
     /// Reads into memory, for the stages.
     fn read(&mut self, ports: &Ports<'_>, room: usize, now: Instant) -> io::Result<usize> {
         let data = SCRATCH.with_borrow_mut(|scratch| {
@@ -446,6 +663,42 @@ impl Lane {
         Ok(count)
     }
 }
+
+/// Bytes that have arrived at a socket and have not been read.
+pub(crate) fn unread(socket: &TcpStream) -> usize {
+    use std::os::fd::AsRawFd as _;
+    let mut count: libc::c_int = 0;
+    // SAFETY: the descriptor is open as long as `socket` lives, and FIONREAD writes one int.
+    let failed = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    // It fails on a socket that nothing can be read from any more.
+    if failed == 0 {
+        usize::try_from(count).unwrap_or(0)
+    } else {
+        0
+    }
+}
+
+/// Whether a socket's peer has ended its direction, be it that there are bytes to read before.
+fn has_peer_ended(socket: &TcpStream) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let mut state = 0_u8;
+    let mut length: libc::socklen_t = 1;
+    // SAFETY: the kernel writes no more of its structure, whose first byte is the state, than there is room for.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut length,
+        )
+    };
+    // A socket that tells nothing is as good as ended.
+    status != 0 || !OPEN_STATES.contains(&state)
+}
+
+/// The states in which a peer has not ended: `TCP_ESTABLISHED`, `TCP_FIN_WAIT1` and `TCP_FIN_WAIT2`.
+const OPEN_STATES: [u8; 3] = [1, 4, 5];
 
 fn count_bytes(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);

@@ -1,21 +1,26 @@
 //! The TCP relay: accepts, connects, and keeps the books over its connections.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::connection::{Connection, Control};
+use super::connection::{Connection, Control, Cut, Drain, close_in_order};
 use super::engine::Engine;
 use super::fault::CloseMode;
+use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
+use super::inlet::Pair;
+use super::lane::unread;
 use super::toxic::ToxicSet;
-use super::upstream::{Accepted, Upstream};
+use super::trouble::Trouble;
+use super::upstream::{Accepted, Target, Upstream};
 
 /// What a relay has carried.
 #[derive(Debug, Default)]
@@ -25,8 +30,41 @@ pub(crate) struct Stats {
     /// Bytes written to the sink, by direction.
     pub(crate) sent: [AtomicU64; 2],
     pub(crate) accepted: AtomicU64,
-    /// Connections whose server could not be reached.
-    pub(crate) refused: AtomicU64,
+    /// Connections that could not be opened, by the reason.
+    pub(crate) failures: Mutex<BTreeMap<String, u64>>,
+    /// Connections that were reset at the end, and the bytes that were lost by that.
+    cut: [AtomicU64; 2],
+}
+
+impl Stats {
+    /// What was lost at the end.
+    pub(crate) fn cut(&self) -> Cut {
+        let [connections, bytes] = self
+            .cut
+            .each_ref()
+            .map(|count| count.load(Ordering::Relaxed));
+        Cut { connections, bytes }
+    }
+
+    /// Counts it, and logs the first of its kind.
+    fn count_failure(&self, error: &io::Error) {
+        let reason = match error.raw_os_error() {
+            Some(libc::EMFILE) => {
+                "the relay has too many open files: raise the hard limit (ulimit -Hn)".to_owned()
+            }
+            Some(libc::EADDRNOTAVAIL) => {
+                "the relay has no local port left: widen net.ipv4.ip_local_port_range".to_owned()
+            }
+            Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+            None => error.to_string(),
+        };
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(reason).or_insert_with_key(|reason| {
+            log::warn!("a connection failed: {reason}");
+            0
+        });
+        *count += 1;
+    }
 }
 
 /// What the connections of a relay share.
@@ -42,9 +80,44 @@ pub(crate) struct Inner {
     pub(crate) open: Mutex<BTreeMap<u64, Arc<Control>>>,
     /// Tells that a connection was opened or closed.
     pub(crate) changed: Arc<Notify>,
+    pub(crate) trouble: Arc<Trouble>,
 }
 
 impl Inner {
+    /// Has every connection look at its stages.
+    pub(crate) fn wake_all(&self) {
+        for control in self.controls() {
+            control.wake();
+        }
+    }
+
+    /// The server of a connection could not be reached: counted, and told of a proxy whose clients do
+    /// not see why.
+    pub(crate) fn failed(&self, error: &io::Error) {
+        self.stats.count_failure(error);
+        match &self.upstream.target {
+            Target::Name(name) => {
+                let what = format_args!("can't reach its upstream {name}: {error}");
+                self.trouble.tell("upstream", what);
+            }
+            Target::Hook(_) | Target::OriginalDestination => log::info!("upstream: {error}"),
+        }
+    }
+
+    /// Counts a connection that is reset at the end.
+    pub(crate) fn count_cut(&self, bytes: usize) {
+        let [connections, lost] = &self.stats.cut;
+        connections.fetch_add(1, Ordering::Relaxed);
+        lost.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Has every connection end once nothing of it is on its way any more.
+    pub(crate) fn drain(&self, drain: Drain) {
+        for control in self.controls() {
+            control.drain(drain);
+        }
+    }
+
     pub(crate) fn controls(&self) -> Vec<Arc<Control>> {
         self.open
             .lock()
@@ -108,61 +181,280 @@ impl Inner {
 pub(crate) enum Command {
     Accept(bool, oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
+    /// As `Stop`, but what has come by then is still taken in.
+    Finish(oneshot::Sender<()>),
 }
 
 /// Starts accepting.
 pub(crate) fn start(
     engine: &Arc<Engine>,
     inner: &Arc<Inner>,
-    listener: std::net::TcpListener,
+    inlet: TcpInlet,
     accepts: bool,
 ) -> mpsc::UnboundedSender<Command> {
     let (commands, receiver) = mpsc::unbounded_channel();
     let (worker, inner) = (Arc::downgrade(engine), Arc::clone(inner));
     engine.spawn(async move {
-        let listener = match TcpListener::from_std(listener) {
+        let listener = match TcpListener::from_std(inlet.listener) {
             Ok(listener) => listener,
             Err(error) => {
                 log::error!("a listener can't be watched: {error}");
                 return;
             }
         };
-        serve(&worker, &inner, listener, receiver, accepts).await;
+        let door = Door {
+            engine: worker,
+            inner,
+            listener,
+            openings: Arc::default(),
+        };
+        door.serve(inlet.handshakes, receiver, accepts).await;
     });
     commands
 }
 
-async fn serve(
-    engine: &std::sync::Weak<Engine>,
-    inner: &Arc<Inner>,
+/// A listener, and the clients that wait for its relay to reach their servers.
+struct Door {
+    engine: std::sync::Weak<Engine>,
+    inner: Arc<Inner>,
     listener: TcpListener,
-    mut commands: mpsc::UnboundedReceiver<Command>,
-    mut accepts: bool,
-) {
-    loop {
-        tokio::select! {
-            biased;
-            command = commands.recv() => match command {
-                Some(Command::Accept(wanted, done)) => {
-                    accepts = wanted;
-                    acknowledge(done);
-                }
-                Some(Command::Stop(done)) => {
-                    drop(listener);
-                    acknowledge(done);
-                    return;
-                }
-                None => return,
-            },
-            accepted = listener.accept(), if accepts => match accepted {
-                Ok((client, address)) => {
-                    let Some(engine) = engine.upgrade() else { return };
-                    dispatch(&engine, inner, client, address);
-                }
-                Err(error) => pause_after(&error).await,
-            },
+    openings: Openings,
+}
+
+/// Connections whose SYN is held, or was let in and is not accepted yet: the task that has the server takes the client.
+/// Dropping the sender ends it.
+type Openings = Arc<Mutex<HashMap<Pair, oneshot::Sender<Client>>>>;
+
+/// An accepted connection.
+type Client = (io::Result<std::net::TcpStream>, Arc<Control>);
+
+impl Door {
+    async fn serve(
+        self,
+        mut handshakes: Option<mpsc::UnboundedReceiver<HandshakeEvent>>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        mut accepts: bool,
+    ) {
+        let done = loop {
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(Command::Accept(wanted, done)) => {
+                        accepts = wanted;
+                        acknowledge(done);
+                    }
+                    Some(Command::Stop(done)) => break done,
+                    Some(Command::Finish(done)) => {
+                        if accepts {
+                            self.accept_waiting(handshakes.is_some());
+                        }
+                        break done;
+                    }
+                    None => return,
+                },
+                Some(event) = next(&mut handshakes) => self.shake(event, accepts),
+                accepted = self.listener.accept(), if accepts => match accepted {
+                    Ok((client, address)) => {
+                        self.dispatch(client.into_std(), address, handshakes.is_some());
+                    }
+                    Err(error) => pause_after(&self.inner.stats, &error).await,
+                },
+            }
+        };
+        self.openings().clear();
+        drop(self.listener);
+        acknowledge(done);
+    }
+
+    /// Accepts what waits.
+    fn accept_waiting(&self, is_held: bool) {
+        let accept = || {
+            let (client, address) = socket2::SockRef::from(&self.listener).accept()?;
+            client.set_nonblocking(true)?;
+            let address = address.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+            Ok::<_, io::Error>((client.into(), address))
+        };
+        loop {
+            match accept() {
+                Ok((client, address)) => self.dispatch(Ok(client), address, is_held),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return self.inner.stats.count_failure(&error),
+            }
         }
     }
+
+    fn openings(&self) -> MutexGuard<'_, HashMap<Pair, oneshot::Sender<Client>>> {
+        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shake(&self, event: HandshakeEvent, accepts: bool) {
+        match event {
+            HandshakeEvent::Gone(pair) => {
+                self.openings().remove(&pair);
+            }
+            // Nobody is to accept it: it waits in the kernel's queue.
+            HandshakeEvent::Syn(syn) if !accepts => {
+                if let Err(error) = syn.admit() {
+                    log::warn!("{syn:?} can't be let in: {error}");
+                }
+            }
+            HandshakeEvent::Syn(syn) => {
+                let Some(engine) = self.engine.upgrade() else {
+                    return;
+                };
+                let (sender, client) = oneshot::channel();
+                match self.openings().entry(syn.pair) {
+                    Entry::Vacant(opening) => opening.insert(sender),
+                    // The client has sent it again.
+                    Entry::Occupied(_) => return,
+                };
+                let (inner, openings) = (Arc::clone(&self.inner), Arc::clone(&self.openings));
+                engine.spawn(async move {
+                    let pair = syn.pair;
+                    if !open(inner, syn, client).await {
+                        let mut openings = openings.lock().unwrap_or_else(PoisonError::into_inner);
+                        openings.remove(&pair);
+                    }
+                });
+            }
+        }
+    }
+
+    fn dispatch(
+        &self,
+        client: io::Result<std::net::TcpStream>,
+        address: SocketAddr,
+        is_held: bool,
+    ) {
+        let Some(engine) = self.engine.upgrade() else {
+            return;
+        };
+        let control = self.inner.register(address);
+        let opening = match &client {
+            Ok(client) if is_held => self.opening_of(client, address),
+            _ => None,
+        };
+        // The connection belongs to the worker that carries it: it is registered there anew.
+        let mut client = (client, control);
+        if let Some(opening) = opening {
+            match opening.send(client) {
+                Ok(()) => return,
+                Err(late) => client = late,
+            }
+        }
+        let inner = Arc::clone(&self.inner);
+        engine.spawn(async move { carry(inner, client).await });
+    }
+
+    /// Takes the opening of an accepted connection, whose later segments nobody need look at.
+    fn opening_of(
+        &self,
+        client: &std::net::TcpStream,
+        address: SocketAddr,
+    ) -> Option<oneshot::Sender<Client>> {
+        if let Err(error) = socket2::SockRef::from(client).detach_filter() {
+            log::debug!("a connection keeps its filter: {error}");
+        }
+        let local = client.local_addr().ok()?;
+        self.openings().remove(&pair(address, local))
+    }
+}
+
+/// The next event; none ever where no SYN is held.
+async fn next(
+    handshakes: &mut Option<mpsc::UnboundedReceiver<HandshakeEvent>>,
+) -> Option<HandshakeEvent> {
+    match handshakes {
+        Some(handshakes) => handshakes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How long the SYN that was sent again may take. When it is lost, the client's own next one is let in.
+const RESENT: Duration = Duration::from_millis(200);
+/// How long a server is kept for a client that does not come.
+const KEPT: Duration = Duration::from_mins(2);
+/// How often a client is told by ICMP that its server can't be reached: the kernel takes no notice while the client's
+/// connect(2) has not returned or begun to wait. Each time it is waited twice as long, from a millisecond on.
+const ERRORS: u32 = 8;
+
+/// Connects to the server of a client whose SYN is held, and lets the client connect or fail accordingly. False when the
+/// client has not been heard of meanwhile.
+async fn open(inner: Arc<Inner>, syn: HeldSyn, mut client: oneshot::Receiver<Client>) -> bool {
+    let accepted = || {
+        Ok(Accepted {
+            client: syn.pair.client,
+            local: syn.pair.local,
+        })
+    };
+    let server = tokio::select! {
+        biased;
+        _gone = &mut client => return true,
+        server = inner.upstream.connect(accepted) => server,
+    };
+    match server {
+        Ok(server) => match admit(&syn, client).await {
+            Some(Ok((client, control))) => {
+                let client = client.and_then(TcpStream::from_std);
+                match client {
+                    Ok(client) => carry_on(inner, control, client, server).await,
+                    Err(error) => unwatched(&inner, &control, &error),
+                }
+                true
+            }
+            // Its end of the channel is gone, and with it the opening.
+            Some(Err(_gone)) => true,
+            None => false,
+        },
+        Err(error) => {
+            inner.failed(&error);
+            refuse(&syn, &error, &mut client).await
+        }
+    }
+}
+
+async fn admit(
+    syn: &HeldSyn,
+    mut client: oneshot::Receiver<Client>,
+) -> Option<Result<Client, oneshot::error::RecvError>> {
+    let sent = syn.admit();
+    if sent.is_ok()
+        && let Ok(client) = tokio::time::timeout(RESENT, &mut client).await
+    {
+        return Some(client);
+    }
+    log::debug!("{syn:?} waits for the client's next: {sent:?}");
+    if let Err(error) = (syn.stop_holding)(syn.pair) {
+        log::warn!("{syn:?} can't be let in: {error}");
+    }
+    tokio::time::timeout(KEPT, client).await.ok()
+}
+
+async fn refuse(syn: &HeldSyn, error: &io::Error, client: &mut oneshot::Receiver<Client>) -> bool {
+    for attempt in 0..ERRORS {
+        match syn.refuse(error) {
+            Ok(Delivery::Certain) => return false,
+            Ok(Delivery::Doubtful) => {}
+            Err(error) => {
+                log::warn!("{syn:?} can't be refused: {error}");
+                return false;
+            }
+        }
+        let pause = Duration::from_millis(1 << attempt);
+        if tokio::time::timeout(pause, &mut *client).await.is_ok() {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether only a client that is gone again made an accept fail.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    )
 }
 
 pub(crate) fn acknowledge(done: oneshot::Sender<()>) {
@@ -173,66 +465,83 @@ pub(crate) fn acknowledge(done: oneshot::Sender<()>) {
 
 /// An accept can fail because its client is gone again, or for lack of descriptors: then trying again at
 /// once would only burn time.
-async fn pause_after(error: &io::Error) {
-    let gone = matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
-    );
-    if !gone {
-        log::error!(
-            "accept: {error}; raise the limit of open files (ulimit -n) if that is what it says"
-        );
+async fn pause_after(stats: &Stats, error: &io::Error) {
+    if !is_gone(error) {
+        stats.count_failure(error);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-fn dispatch(engine: &Engine, inner: &Arc<Inner>, client: TcpStream, address: SocketAddr) {
-    let control = inner.register(address);
-    let inner = Arc::clone(inner);
-    // The connection belongs to the worker that carries it: it is registered there anew.
-    let client = client.into_std();
-    engine.spawn(async move {
-        match client.and_then(TcpStream::from_std) {
-            Ok(client) => carry(inner, control, client).await,
-            Err(error) => {
-                log::error!("a connection can't be watched: {error}");
-                inner.unregister(&control);
-            }
-        }
-    });
+fn unwatched(inner: &Inner, control: &Control, error: &io::Error) {
+    log::error!("a connection can't be watched: {error}");
+    inner.unregister(control);
 }
 
-async fn carry(inner: Arc<Inner>, control: Arc<Control>, client: TcpStream) {
+/// What a server is given to answer when its client is to be closed meanwhile.
+const LAST_CHANCE: Duration = Duration::from_millis(10);
+
+/// Connects to the server of a client, else says how that is to be closed.
+async fn reach(
+    inner: &Inner,
+    control: &Control,
+    client: &TcpStream,
+) -> Result<TcpStream, CloseMode> {
     let accepted = || {
         Ok(Accepted {
             client: control.client,
             local: client.local_addr()?,
         })
     };
-    let server = tokio::select! {
+    let connecting = inner.upstream.connect(accepted);
+    tokio::pin!(connecting);
+    tokio::select! {
         biased;
-        mode = control.told_to_close() => Err(mode),
-        server = inner.upstream.connect(accepted) => server.map_err(|error| {
-            log::info!("upstream {:?}: {error}", inner.upstream);
-            inner.stats.refused.fetch_add(1, Ordering::Relaxed);
+        server = &mut connecting => server.map_err(|error| {
+            // It has accepted, and reset the connection at once: that is no failure to reach it.
+            if error.kind() == io::ErrorKind::ConnectionReset {
+                return CloseMode::Rst;
+            }
+            inner.failed(&error);
             inner.upstream.unreachable()
         }),
+        mode = control.told_to_close() => {
+            // A server that has accepted by now may have sent something.
+            let last = tokio::time::timeout(LAST_CHANCE, connecting).await;
+            last.ok().and_then(Result::ok).ok_or_else(|| {
+                if control.drains().is_some() {
+                    inner.count_cut(unread(client));
+                }
+                mode
+            })
+        }
         // A client that gives up while the server does not answer is not kept.
         _ready = client.ready(Interest::ERROR) => Err(CloseMode::Rst),
+    }
+}
+
+async fn carry(inner: Arc<Inner>, (client, control): Client) {
+    let client = match client.and_then(TcpStream::from_std) {
+        Ok(client) => client,
+        Err(error) => return unwatched(&inner, &control, &error),
     };
-    let server = match server {
-        Ok(server) => server,
-        Err(mode) => {
-            if mode == CloseMode::Rst
-                && let Err(error) = client.set_zero_linger()
-            {
+    match reach(&inner, &control, &client).await {
+        Ok(server) => carry_on(inner, control, client, server).await,
+        Err(CloseMode::Fin) => {
+            inner.unregister(&control);
+            close_in_order(client).await;
+        }
+        Err(CloseMode::Rst) => {
+            if let Err(error) = client.set_zero_linger() {
                 log::trace!("linger: {error}");
             }
             drop(client);
             inner.unregister(&control);
-            return;
         }
-    };
+    }
+}
+
+/// Carries what a client and its server send.
+async fn carry_on(inner: Arc<Inner>, control: Arc<Control>, client: TcpStream, server: TcpStream) {
     let mut connection = Connection::new(Arc::clone(&inner), Arc::clone(&control), client, server);
     let lingers = connection.run().await;
     if lingers {

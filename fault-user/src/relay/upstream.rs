@@ -120,7 +120,7 @@ impl Upstream {
             TcpSocket::new_v6()?
         };
         socket.set_nodelay(true)?;
-        // An urgent byte stays in the stream instead of being left behind.
+        // An urgent byte comes in its place.
         socket2::SockRef::from(&socket).set_out_of_band_inline(true)?;
         let kept = match &self.prepare {
             Some(prepare) => prepare(socket.as_fd(), address)?,
@@ -129,7 +129,12 @@ impl Upstream {
         if self.prepare.is_some() && kept.is_none() {
             come_from_here(&socket, address)?;
         }
-        socket.connect(address).await
+        // What gives up while it connects is a reset to a server that has accepted: nothing of the client has
+        // been sent to it.
+        socket.set_zero_linger()?;
+        let stream = socket.connect(address).await?;
+        socket2::SockRef::from(&stream).set_linger(None)?;
+        Ok(stream)
     }
 }
 

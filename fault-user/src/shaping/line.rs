@@ -7,24 +7,28 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use anyhow::{Context as _, Result, anyhow};
-use fault_common::abi::{HOLDS, Hold, LAST, hold_flag};
+use anyhow::{Context as _, Result};
+use fault_common::abi::{HOLDS, Hold, Release, hold_flag, line};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::schedule::{Schedule, Shapers};
 use super::tap::{FRAME_MAX, HEADER_BYTES, TAG_AT, TAG_BYTES, Tap, is_super_packet};
 use super::ways::{Places, number_of};
 use crate::kernel::clock::monotonic_ns;
-use crate::kernel::mapped::MappedArray;
+use crate::kernel::injector::LineMaps;
+use crate::kernel::lease::{RENEWAL, deadline_ns, tell_lapse};
 use crate::process::rights::be_helper;
 use crate::tell::tell;
 
-/// Bytes that are held at most; what comes on top is lost and counted. At 1 Gbit/s these are 2 s.
+/// Bytes that are held at most; further packets go on at once and are counted. At 1 Gbit/s these are 2 s.
 pub const HELD_BYTES_MAX: usize = 256 << 20;
 /// Frames read before the due ones are looked at again.
 const BATCH: usize = 64;
 /// Buffers that are kept for the next frames.
 const SPARE_BUFFERS: usize = 4096;
+/// How often the programs are told at least that packets are sent on here.
+#[expect(clippy::cast_possible_truncation, reason = "half a second")]
+const RENEWAL_NS: u64 = RENEWAL.as_nanos() as u64;
 
 /// What the delay line did.
 #[derive(Debug, Default)]
@@ -33,10 +37,23 @@ pub struct Figures {
     pub released: AtomicU64,
     /// Frames lost because the queue of a rate was full: the fault itself.
     pub queue_full: AtomicU64,
-    /// Frames lost for want of memory.
+    /// Frames sent on at once for want of memory.
     pub no_room: AtomicU64,
     /// Frames that the kernel did not take back.
     pub refused: AtomicU64,
+    /// Whether it has stopped taking packets, which has been told.
+    closed: AtomicBool,
+}
+
+impl Figures {
+    /// Says, once, that packets pass from now on.
+    fn close(&self, reason: &str) {
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            tell!(
+                "fault: warning: the delay line has stopped ({reason}): packets pass without delay from now on"
+            );
+        }
+    }
 }
 
 /// The delay line at work.
@@ -45,29 +62,28 @@ pub struct DelayLine {
     schedule: Arc<Mutex<Schedule>>,
     stop: Arc<AtomicBool>,
     wake: Arc<EventFd>,
-    thread: Option<JoinHandle<Result<()>>>,
+    tap_index: u32,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl DelayLine {
-    /// Starts it. `holds` is the map in which the programs tell of packets.
+    /// Starts it, with the maps in which it and the programs tell each other of packets.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(
-        tap: Tap,
-        holds: MappedArray<Hold>,
-        places: Places,
-        shapers: &Shapers,
-    ) -> Result<Self> {
+    pub fn start(tap: Tap, maps: LineMaps, places: Places, shapers: &Shapers) -> Result<Self> {
+        let tap_index = tap.index();
         let figures = Arc::new(Figures::default());
         let schedule = Arc::new(Mutex::new(Schedule::new(shapers)));
         let stop = Arc::new(AtomicBool::new(false));
         let wake = Arc::new(EventFd::from_flags(
             EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
         )?);
-        let line = Line {
+        let mut line = Line {
             tap,
-            holds,
+            maps,
+            alive_until_ns: 0,
+            ticket: 0,
             places,
             schedule: Arc::clone(&schedule),
             heap: BinaryHeap::new(),
@@ -78,13 +94,14 @@ impl DelayLine {
             held_bytes: 0,
             figures: Arc::clone(&figures),
         };
+        line.beat();
         let (stopped, woken) = (Arc::clone(&stop), Arc::clone(&wake));
         let thread = std::thread::Builder::new()
             .name("delay-line".to_owned())
             .spawn(move || {
                 be_punctual();
                 be_helper(&[]);
-                line.run(&stopped, &woken)
+                line.run(&stopped, &woken);
             })
             .context("starting the delay line")?;
         Ok(Self {
@@ -92,6 +109,7 @@ impl DelayLine {
             schedule,
             stop,
             wake,
+            tap_index,
             thread: Some(thread),
         })
     }
@@ -107,10 +125,27 @@ impl DelayLine {
         Arc::clone(&self.figures)
     }
 
+    /// The index of its network device.
+    #[must_use]
+    pub fn tap_index(&self) -> u32 {
+        self.tap_index
+    }
+
+    /// Whether it takes packets.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.figures.closed.load(Ordering::Acquire)
+    }
+
+    /// Says, once, that nothing is handed to it any more, and why.
+    pub fn close(&self, reason: &str) {
+        self.figures.close(reason);
+    }
+
     /// Sends on all that is held, and ends. Nothing should be handed to it any more.
     ///
     /// # Errors
-    /// It had ended before, because the tap device failed.
+    /// Its thread can't be told.
     pub fn finish(mut self) -> Result<()> {
         self.end()
     }
@@ -121,9 +156,9 @@ impl DelayLine {
         };
         self.stop.store(true, Ordering::Release);
         self.wake.write(1)?;
-        thread
-            .join()
-            .map_err(|_| anyhow!("the delay line panicked"))?
+        // Why it ended early, if it did, it has told.
+        drop(thread.join());
+        Ok(())
     }
 }
 
@@ -165,13 +200,17 @@ fn set_own_size(hold: &mut Hold, frame: &[u8]) {
 
 struct Line {
     tap: Tap,
-    holds: MappedArray<Hold>,
+    maps: LineMaps,
+    /// What the programs were told last.
+    alive_until_ns: u64,
+    /// The next of [`LineMaps::released`].
+    ticket: u16,
     places: Places,
     /// Changed from outside when other rules come.
     schedule: Arc<Mutex<Schedule>>,
     /// When which frame goes, and the order of those that go at the same time.
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
-    frames: Vec<Vec<u8>>,
+    frames: Vec<(Vec<u8>, Release)>,
     /// Entries of `frames` that are empty.
     free: Vec<usize>,
     /// Buffers to be used again.
@@ -181,13 +220,33 @@ struct Line {
     figures: Arc<Figures>,
 }
 
+impl Drop for Line {
+    /// However the thread ends, packets pass from now on.
+    fn drop(&mut self) {
+        self.maps.state.set(line::ALIVE_UNTIL as usize, 0);
+        if std::thread::panicking() {
+            self.figures.close("its thread panicked");
+        }
+        let left = u64::try_from(self.heap.len()).unwrap_or(u64::MAX);
+        self.figures.refused.fetch_add(left, Ordering::Relaxed);
+    }
+}
+
 impl Line {
-    fn run(mut self, stop: &AtomicBool, wake: &EventFd) -> Result<()> {
+    fn run(mut self, stop: &AtomicBool, wake: &EventFd) {
+        if let Err(error) = self.serve(stop, wake) {
+            self.maps.state.set(line::ALIVE_UNTIL as usize, 0);
+            self.figures.close(&format!("{error:#}"));
+        }
+    }
+
+    fn serve(&mut self, stop: &AtomicBool, wake: &EventFd) -> Result<()> {
         let mut buffer = vec![0; FRAME_MAX];
         loop {
             // Looked at first: what came before the end is still read below.
             let last = stop.load(Ordering::Acquire);
             let more = self.take_in(&mut buffer)?;
+            self.beat();
             let until_ns = if last { u64::MAX } else { monotonic_ns() };
             self.release_due(until_ns);
             if last && !more {
@@ -199,10 +258,27 @@ impl Line {
         }
     }
 
+    /// Tells the programs that packets are sent on here.
+    fn beat(&mut self) {
+        let until_ns = deadline_ns();
+        if until_ns.saturating_sub(self.alive_until_ns) >= RENEWAL_NS {
+            tell_lapse(self.alive_until_ns, "packets were not delayed");
+            self.alive_until_ns = until_ns;
+            self.maps.state.set(line::ALIVE_UNTIL as usize, until_ns);
+            // Looked at last: whoever closes it writes in the other order.
+            if self.figures.closed.load(Ordering::Acquire) {
+                self.maps.state.set(line::ALIVE_UNTIL as usize, 0);
+            }
+        }
+    }
+
     /// Reads what waits, a batch at most; whether there is more.
     fn take_in(&mut self, buffer: &mut [u8]) -> Result<bool> {
         for _ in 0..BATCH {
+            // Read first: further tickets may be given out meanwhile.
+            let issued = self.maps.state.get(line::ISSUED as usize);
             let Some(length) = self.tap.read(buffer)? else {
+                self.maps.state.set(line::TAKEN as usize, issued);
                 return Ok(false);
             };
             self.hold(&buffer[..length]);
@@ -216,7 +292,8 @@ impl Line {
             return;
         }
         let ticket = u16::from_be_bytes([frame[TAG_AT], frame[TAG_AT + 1]]);
-        let mut hold = self.holds.get(usize::from(ticket) % HOLDS as usize);
+        self.note_taken(ticket);
+        let mut hold = self.maps.holds.get(usize::from(ticket) % HOLDS as usize);
         set_own_size(&mut hold, frame);
         let way = (hold.interface, hold.flags & hold_flag::INGRESS != 0);
         let Some(place) = number_of(&self.places, way) else {
@@ -228,40 +305,69 @@ impl Line {
             self.figures.queue_full.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let last = if hold.flags & hold_flag::JUDGED == 0 {
-            0
-        } else {
-            LAST
+        let release = Release {
+            judges: hold.judges,
+            place: place.into(),
         };
-        let place = (place | last).to_be_bytes();
         let copies = if hold.flags & hold_flag::TWICE == 0 {
             1
         } else {
             2
         };
         for _ in 0..copies {
-            self.store(frame, place, release_ns);
+            self.store(frame, release, release_ns);
         }
     }
 
-    fn store(&mut self, frame: &[u8], place: [u8; 2], release_ns: u64) {
-        if self.held_bytes + frame.len() > HELD_BYTES_MAX {
-            self.figures.no_room.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
+    /// Lets the programs know how far it has come, by the lower half of the number of a ticket.
+    fn note_taken(&mut self, ticket: u16) {
+        let issued = self.maps.state.get(line::ISSUED as usize);
+        let [low, high, ..] = issued.to_le_bytes();
+        let behind = u16::from_le_bytes([low, high]).wrapping_sub(ticket);
+        let taken = issued.wrapping_sub(u64::from(behind));
+        self.maps.state.set(line::TAKEN as usize, taken);
+    }
+
+    /// Keeps a frame until its time, or sends it on at once when there is no room.
+    fn store(&mut self, frame: &[u8], release: Release, release_ns: u64) {
         let mut kept = self.spare.pop().unwrap_or_default();
         kept.clear();
+        let has_room = self.held_bytes + frame.len() <= HELD_BYTES_MAX
+            && kept.try_reserve(frame.len()).is_ok()
+            && self.heap.try_reserve(1).is_ok()
+            && self.frames.try_reserve(1).is_ok()
+            && (self.free)
+                .try_reserve((self.frames.len() + 1).saturating_sub(self.free.len()))
+                .is_ok();
+        if !has_room {
+            self.figures.no_room.fetch_add(1, Ordering::Relaxed);
+            self.send(frame, release);
+            return;
+        }
         kept.extend_from_slice(frame);
-        kept[TAG_AT..TAG_AT + 2].copy_from_slice(&place);
         self.held_bytes += frame.len();
         let slot = self.free.pop().unwrap_or(self.frames.len());
         if slot == self.frames.len() {
-            self.frames.push(kept);
+            self.frames.push((kept, release));
         } else {
-            self.frames[slot] = kept;
+            self.frames[slot] = (kept, release);
         }
         self.sequence += 1;
         self.heap.push(Reverse((release_ns, self.sequence, slot)));
+    }
+
+    /// Sends a frame on, and tells the programs where.
+    fn send(&mut self, frame: &[u8], release: Release) {
+        self.ticket = self.ticket.wrapping_add(1);
+        self.maps.released.set(self.ticket.into(), release);
+        let (before, after) = frame.split_at(TAG_AT);
+        let ticket = self.ticket.to_be_bytes();
+        let parts = [before, &ticket, &after[2..]].map(std::io::IoSlice::new);
+        let counter = match self.tap.write_parts(&parts) {
+            Ok(()) => &self.figures.released,
+            Err(_) => &self.figures.refused,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     fn release_due(&mut self, now_ns: u64) {
@@ -270,14 +376,10 @@ impl Line {
                 return;
             }
             self.heap.pop();
-            let frame = std::mem::take(&mut self.frames[slot]);
+            let (frame, release) = std::mem::take(&mut self.frames[slot]);
             self.free.push(slot);
             self.held_bytes -= frame.len();
-            let counter = match self.tap.write(&frame) {
-                Ok(()) => &self.figures.released,
-                Err(_) => &self.figures.refused,
-            };
-            counter.fetch_add(1, Ordering::Relaxed);
+            self.send(&frame, release);
             // Large buffers are given back, so that a burst does not keep its memory.
             if self.spare.len() < SPARE_BUFFERS && frame.capacity() <= 4096 {
                 self.spare.push(frame);
@@ -287,14 +389,17 @@ impl Line {
 
     /// Sleeps until a frame comes, one is due, or the end.
     fn wait(&self, wake: &EventFd) -> Result<()> {
-        let timeout = self.heap.peek().map(|Reverse((release_ns, _, _))| {
-            let left_ns = release_ns.saturating_sub(monotonic_ns());
-            libc::timespec {
-                tv_sec: libc::time_t::try_from(left_ns / 1_000_000_000)
-                    .unwrap_or(libc::time_t::MAX),
-                tv_nsec: libc::c_long::try_from(left_ns % 1_000_000_000).unwrap_or(0),
-            }
+        let next_ns = self
+            .heap
+            .peek()
+            .map(|Reverse((release_ns, _, _))| *release_ns);
+        let left_ns = next_ns.map_or(RENEWAL_NS, |next_ns| {
+            next_ns.saturating_sub(monotonic_ns()).min(RENEWAL_NS)
         });
+        let timeout = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: libc::c_long::try_from(left_ns).unwrap_or(0),
+        };
         let watch = |fd: i32| libc::pollfd {
             fd,
             events: libc::POLLIN,
@@ -304,11 +409,9 @@ impl Line {
             watch(self.tap.as_fd().as_raw_fd()),
             watch(wake.as_fd().as_raw_fd()),
         ];
-        let timeout = timeout
-            .as_ref()
-            .map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: two descriptors, and a timeout that lives through the call or none.
-        let status = unsafe { libc::ppoll(fds.as_mut_ptr(), 2, timeout, std::ptr::null()) };
+        // SAFETY: two descriptors, and a timeout that lives through the call.
+        let status =
+            unsafe { libc::ppoll(fds.as_mut_ptr(), 2, &raw const timeout, std::ptr::null()) };
         match nix::errno::Errno::result(status) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(error) => Err(error).context("waiting for packets"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::tap::be_quiet;
-use crate::kernel::change::Change;
+use crate::kernel::change::{Change, link_name, remove_stale};
 use crate::kernel::clsact::Qdisc;
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::netlink::Netlink;
@@ -69,8 +69,8 @@ pub struct Loss {
 }
 
 impl Qdiscs {
-    /// Makes the veth pair, where there is an interface besides loopback, and puts the qdiscs in place. `record` is
-    /// told of each change before it is made.
+    /// Makes the veth pair, where there is an interface besides loopback, and puts the qdiscs in place, for the instance
+    /// with this number. `record` is told of each change before it is made.
     ///
     /// # Errors
     /// A qdisc of somebody else's is in the way, or the kernel lacks something. Nothing else was changed then than what
@@ -78,6 +78,7 @@ impl Qdiscs {
     pub fn install(
         kind: Kind,
         chosen: &[Interface],
+        number: u32,
         mut record: impl FnMut(Change) -> Result<()>,
     ) -> Result<Self> {
         let mut places = Vec::with_capacity(chosen.len());
@@ -89,7 +90,7 @@ impl Qdiscs {
         let detour = if chosen.iter().all(|interface| interface.loopback) {
             None
         } else {
-            Some(make_detour(&mut record)?)
+            Some(make_detour(number, &mut record)?)
         };
         let near = detour.as_ref().map(|(near, _)| near);
         for interface in near.into_iter().chain(chosen) {
@@ -197,8 +198,12 @@ fn put(
     added.with_context(|| format!("holding packets of {}", interface.name))
 }
 
-fn make_detour(record: &mut impl FnMut(Change) -> Result<()>) -> Result<(Interface, Interface)> {
-    let names = ["i", "o"].map(|end| format!("fault-{}{end}", std::process::id()));
+fn make_detour(
+    number: u32,
+    record: &mut impl FnMut(Change) -> Result<()>,
+) -> Result<(Interface, Interface)> {
+    let names = ["i", "o"].map(|end| format!("{}{end}", link_name(number)));
+    remove_stale(number)?;
     record(Change::Link {
         name: names[0].clone(),
     })?;

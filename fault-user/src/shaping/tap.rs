@@ -1,10 +1,11 @@
 //! The tap device of the delay line.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
+use crate::kernel::change::link_name;
 use anyhow::{Context as _, Error, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -49,11 +50,11 @@ impl Tap {
         })
     }
 
-    /// Makes one in the calling thread's network namespace, and switches it on.
+    /// Makes the one of the instance with this number, in the calling thread's network namespace, and switches it on.
     ///
     /// # Errors
     /// No `/dev/net/tun`, or no rights to make a device.
-    pub fn create() -> Result<Self> {
+    pub fn create(number: u32) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -62,7 +63,7 @@ impl Tap {
             .context(
                 "a delay needs a tap device: /dev/net/tun can't be opened (in a container give it --device /dev/net/tun)",
             )?;
-        let name = format!("fault-{}", std::process::id());
+        let name = link_name(number);
         let mut request = request(&name);
         request.ifr_ifru.ifru_flags =
             i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
@@ -111,12 +112,13 @@ impl Tap {
         }
     }
 
-    /// Writes one frame.
+    /// Writes one frame that lies in pieces.
     ///
     /// # Errors
     /// The kernel refuses the frame.
-    pub fn write(&self, frame: &[u8]) -> std::io::Result<()> {
-        (&self.file).write_all(frame)
+    pub fn write_parts(&self, parts: &[IoSlice<'_>]) -> std::io::Result<()> {
+        // A device takes a frame as a whole or not at all.
+        (&self.file).write_vectored(parts).map(drop)
     }
 }
 

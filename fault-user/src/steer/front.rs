@@ -4,7 +4,7 @@
 //! outside, come to the relay. The relay's own ones reach the service.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
@@ -13,11 +13,12 @@ use socket2::{Domain, Socket, Type};
 
 use super::hooks::{Hooks, Reach};
 use super::prepare;
+use super::relays::listener;
 use crate::doctor::{Need, preflight};
 use crate::kernel::ruleset::Network;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::cgroup::Hierarchy;
-use crate::relay::Prepare;
+use crate::relay::{Engine, Prepare, TcpInlet};
 use crate::rule::PortRange;
 
 /// The hooks of this host, shared by all services behind them.
@@ -47,13 +48,14 @@ impl Front {
     ///
     /// # Errors
     /// No cgroup2, no rights, or a kernel before 5.14.
-    pub fn open() -> Result<Arc<Self>> {
+    pub fn open(engine: &Engine) -> Result<Arc<Self>> {
         preflight(&[Need::Programs])?;
         let reach = Reach {
             all_cgroups: true,
             all_servers: true,
         };
-        let (hooks, _originals) = Hooks::attach(Hierarchy::find()?.path(), reach, &[])?;
+        let (hooks, _originals, events) = Hooks::attach(Hierarchy::find()?.path(), reach, &[])?;
+        events.follow(engine);
         Ok(Arc::new(Self {
             state: Mutex::new(State { hooks, taken: 0 }),
         }))
@@ -147,12 +149,12 @@ impl Place {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn listen(&self) -> io::Result<TcpListener> {
-        let listener = if self.is_v4 {
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+    pub fn listen(&self) -> io::Result<TcpInlet> {
+        let listener = listener(if self.is_v4 {
+            Ipv4Addr::LOCALHOST.into()
         } else {
-            TcpListener::bind((Ipv6Addr::LOCALHOST, 0))?
-        };
+            Ipv6Addr::LOCALHOST.into()
+        })?;
         let port = listener.local_addr()?.port();
         let mut state = self.front.state();
         state
@@ -162,8 +164,9 @@ impl Place {
         let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner);
         service.lead_to(self.is_v4, port);
         service.steer.refused = 0;
+        let inlet = state.hooks.handshakes().hold(listener)?;
         state.hooks.table().lead(self.index, service.steer);
-        Ok(listener)
+        Ok(inlet)
     }
 
     /// New connections are refused from now on.

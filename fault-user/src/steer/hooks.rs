@@ -7,30 +7,31 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError, SockMap};
 use aya::programs::{CgroupSockAddr, SkLookup, SockOps};
-use fault_common::abi::{Destination, STEERS};
+use aya::{Ebpf, Pod};
+use fault_common::abi::{Destination, Handshake, Original, STEERS, alias};
 use fault_common::flow::MAPPED_PREFIX;
 
+use super::handshakes::{Events, Handshakes};
 use super::served::Served;
 use crate::kernel::cgroup_link::{CgroupLink, Hook};
 use crate::kernel::link;
 use crate::kernel::services::{self, Service, Table, loaded, program};
 use crate::process::netns::netns_cookie;
-use crate::relay::Accepted;
+use crate::relay::{Accepted, Pair};
 use crate::rule::PortRange;
 
-/// Addresses that stand for others.
-type Addresses = Arc<Mutex<HashMap<MapData, Destination, Destination>>>;
+/// A map of the programs, shared.
+type Shared<K, V> = Arc<Mutex<HashMap<MapData, K, V>>>;
 
 /// What was meant by what is led to the relay.
 #[derive(Clone)]
 pub struct Originals {
-    /// Where connections were meant to go, by the client's own address.
-    peers: Addresses,
+    /// Where connections were meant to go that are being opened.
+    handshakes: Shared<Handshake, Original>,
     /// The servers of datagrams, by the address of the relay that stands for them.
-    claims: Addresses,
+    claims: Shared<Destination, Destination>,
 }
 
 impl Originals {
@@ -39,11 +40,30 @@ impl Originals {
     /// # Errors
     /// A connection that was not led here: somebody connected to the relay by itself.
     pub fn of(&self, accepted: Accepted, relay: SocketAddr) -> io::Result<SocketAddr> {
-        if accepted.local != relay {
+        let local = accepted.local;
+        if local.port() != relay.port() || !is_relays(local.ip()) {
             // It came from outside, and was given to the relay as it is.
-            return Ok(accepted.local);
+            return Ok(local);
         }
-        Self::look_up(&self.peers, accepted.client)
+        let original = Self::look_up(&self.handshakes, &handshake(accepted.client, local))?;
+        Ok(address(original.server))
+    }
+
+    /// Has the SYNs of a connection let in from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn stop_holding(&self, pair: Pair) -> io::Result<()> {
+        let key = handshake(pair.client, pair.local);
+        let mut handshakes = self
+            .handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut original = handshakes.get(&key, 0).unwrap_or_default();
+        original.admitted = 1;
+        handshakes
+            .insert(key, original, 0)
+            .map_err(io::Error::other)
     }
 
     /// The server that one of the relay's sockets for datagrams stands for.
@@ -51,7 +71,7 @@ impl Originals {
     /// # Errors
     /// None yet: somebody sent to the relay by itself.
     pub fn server(&self, relay: SocketAddr) -> io::Result<SocketAddr> {
-        Self::look_up(&self.claims, relay)
+        Self::look_up(&self.claims, &destination(relay)).map(address)
     }
 
     /// All servers of datagrams that are led, by the address of the relay that stands for them.
@@ -84,12 +104,22 @@ impl Originals {
         Ok(!ports.is_empty())
     }
 
-    fn look_up(known: &Addresses, key: SocketAddr) -> io::Result<SocketAddr> {
+    fn look_up<K: Pod, V: Pod>(known: &Shared<K, V>, key: &K) -> io::Result<V> {
         let known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        let original = known
-            .get(&destination(key), 0)
-            .map_err(|error| io::Error::other(format!("{key} was not led here: {error}")))?;
-        Ok(address(original))
+        known
+            .get(key, 0)
+            .map_err(|error| io::Error::other(format!("it was not redirected here: {error}")))
+    }
+}
+
+/// Whether clients are redirected to this address: see [`alias`].
+fn is_relays(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [first, second, ..] = v4.octets();
+            first == 127 && second & alias::MASK == alias::FIRST
+        }
+        IpAddr::V6(v6) => v6.is_loopback(),
     }
 }
 
@@ -97,6 +127,7 @@ impl Originals {
 pub struct Hooks {
     table: Table,
     listeners: SockMap<MapData>,
+    handshakes: Handshakes,
     served: Served,
     _links: Vec<CgroupLink>,
     /// Gives the relay what clients open that the others do not meet.
@@ -115,10 +146,15 @@ pub struct Reach {
 
 impl Hooks {
     /// Loads the programs and attaches them to a cgroup, for what is in this thread's network namespace. Nothing is led anywhere before [`Hooks::switch`].
+    /// What the programs tell of handshakes has to be followed.
     ///
     /// # Errors
     /// The kernel refuses (the hooks are of Linux 5.8), or there are too many targets.
-    pub fn attach(cgroup: &Path, reach: Reach, services: &[Service]) -> Result<(Self, Originals)> {
+    pub fn attach(
+        cgroup: &Path,
+        reach: Reach,
+        services: &[Service],
+    ) -> Result<(Self, Originals, Events)> {
         ensure!(
             services.len() <= STEERS as usize,
             "stream faults are possible on {STEERS} targets at once: use fewer"
@@ -138,18 +174,20 @@ impl Hooks {
             .context("the eBPF object has no map LISTENERS")?;
         let served = Served::new(&mut ebpf)?;
         let originals = Originals {
-            peers: addresses(&mut ebpf, "PEERS")?,
-            claims: addresses(&mut ebpf, "CLAIMS")?,
+            handshakes: shared(&mut ebpf, "HANDSHAKES")?,
+            claims: shared(&mut ebpf, "CLAIMS")?,
         };
+        let (handshakes, events) = Handshakes::load(&mut ebpf, &originals)?;
         let hooks = Self {
             table,
             listeners: listeners.try_into()?,
+            handshakes,
             served,
             _links: links,
             _lookup: lookup,
             _ebpf: ebpf,
         };
-        Ok((hooks, originals))
+        Ok((hooks, originals, events))
     }
 
     /// From now on the connections to these ports of service `index` are led to the relay, or go straight again.
@@ -162,8 +200,14 @@ impl Hooks {
     /// # Errors
     /// The kernel refuses the socket.
     pub fn listen(&mut self, index: u32, listener: &TcpListener) -> Result<()> {
-        let v6 = u32::from(listener.local_addr()?.is_ipv6());
-        self.enter(index * 4 + v6, listener)
+        let address = listener.local_addr()?;
+        let place = index * 4 + u32::from(address.is_ipv6());
+        self.enter(place, listener)?;
+        if address.is_ipv4() {
+            // It is reached at many addresses.
+            self.served.show_listener(address.port(), place);
+        }
+        Ok(())
     }
 
     /// Datagrams from outside to service `index` are given to this socket.
@@ -180,6 +224,12 @@ impl Hooks {
         entered.context("entering a socket of the relay")
     }
 
+    /// Listeners at which SYNs are held.
+    #[must_use]
+    pub const fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
+    }
+
     /// The cgroup's servers.
     #[must_use]
     pub fn served(&self) -> &Served {
@@ -192,7 +242,7 @@ impl Hooks {
     }
 }
 
-fn addresses(ebpf: &mut Ebpf, name: &str) -> Result<Addresses> {
+fn shared<K: Pod, V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Shared<K, V>> {
     let map = ebpf
         .take_map(name)
         .with_context(|| format!("the eBPF object has no map {name}"))?;
@@ -254,8 +304,16 @@ pub fn destination(of: SocketAddr) -> Destination {
     }
 }
 
+/// The same of both ends of a connection.
+fn handshake(client: SocketAddr, server: SocketAddr) -> Handshake {
+    Handshake {
+        client: destination(client),
+        server: destination(server),
+    }
+}
+
 /// The address that the maps have.
-fn address(of: Destination) -> SocketAddr {
+pub fn address(of: Destination) -> SocketAddr {
     let port = u16::try_from(of.port).unwrap_or(0);
     if of.address[..3] == [0, 0, MAPPED_PREFIX] {
         return SocketAddr::from((of.address[3].to_ne_bytes(), port));

@@ -1,8 +1,9 @@
 //! Resets connections that are open before a rule, so that they come back through the relay.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -14,10 +15,13 @@ use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags,
 };
 use netlink_packet_sock_diag::message::SockDiagDestroy;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use socket2::{Domain, Socket, Type};
 
 use crate::kernel::netlink::{Netlink, attributes};
 use crate::kernel::services::relay_mark;
-use crate::process::proc::open_sockets;
+use crate::process::proc::{open_sockets, take_sockets};
 use crate::rule::ResolvedTarget;
 
 /// Bytes of `struct inet_diag_msg` (`linux/inet_diag.h`).
@@ -41,35 +45,183 @@ pub struct End {
 }
 
 /// Resets the connections to a target that processes in `cgroup` (with its descendants), or all clients here, have open; `netlink` tells where that is.
-/// Where the server is on this host it is its end that is closed, so that the client sees a reset and not
-/// `ECONNABORTED`. Gives how many.
+/// Where the other end is on this host it is that one which is closed, so that this one sees a reset and not
+/// `ECONNABORTED`; where it is not, an RST is sent in its name. Gives how many.
 ///
 /// # Errors
 /// The kernel can't list or close sockets of others (`CONFIG_INET_DIAG_DESTROY`), or there are no rights.
-pub fn reset(netlink: &mut Netlink, target: &ResolvedTarget, cgroup: Option<&Path>) -> Result<u64> {
+pub fn reset(
+    netlink: &mut Netlink,
+    peers: &Peers,
+    target: &ResolvedTarget,
+    cgroup: Option<&Path>,
+) -> Result<u64> {
     let scope = cgroup.map(Scope::of).transpose()?;
     let mut states = StateFlags::all();
     states.remove(StateFlags::LISTEN | StateFlags::TIME_WAIT);
     let ends = list(netlink, &states)?;
     let mut count = 0;
+    let mut alone = HashMap::new();
     let is_led = |end: &End| !end.ours && scope.as_ref().is_none_or(|scope| scope.has(end));
     for end in ends.iter().filter(|end| is_led(end)) {
         let other = ends
             .iter()
             .find(|other| other.local == end.remote && other.remote == end.local);
-        let closed = if is_aimed(target, end.remote) {
-            other.unwrap_or(end)
-        } else if is_aimed(target, end.local) && other.is_none() {
-            // Its client is outside.
-            end
-        } else {
-            continue;
-        };
-        if close(netlink, closed)? {
-            count += 1;
+        match other {
+            Some(other) if is_aimed(target, end.remote) => {
+                count += u64::from(close(netlink, other)?);
+            }
+            None if is_aimed(target, end.remote) || is_aimed(target, end.local) => {
+                alone.insert(u64::from(end.inode), end);
+            }
+            _ => {}
         }
     }
+    count += u64::try_from(alone.len())?;
+    let mut left: HashMap<u64, &End> = alone.clone();
+    take_sockets(alone, |pid, socket, end| {
+        match socket.and_then(|socket| peers.reset(&socket, end)) {
+            Ok(true) => drop(left.remove(&u64::from(end.inode))),
+            Ok(false) => {}
+            Err(error) => {
+                log::info!("a connection of process {pid} is aborted, not reset: {error}");
+            }
+        }
+        Ok(())
+    })?;
+    for end in left.values() {
+        close(netlink, end)?;
+    }
     Ok(count)
+}
+
+/// Sends RSTs in the name of either end of a connection.
+#[derive(Default)]
+pub struct Peers {
+    /// Over IPv4 and IPv6; none without `CAP_NET_RAW`.
+    raw: [Option<Socket>; 2],
+}
+
+/// How long a socket may take to notice an RST, before it is aborted.
+const NOTICE_MS: u16 = 200;
+
+impl Peers {
+    /// Opens raw sockets in the calling thread's network namespace. Where that is not allowed connections are aborted:
+    /// their owners see `ECONNABORTED`.
+    #[must_use]
+    pub fn open() -> Self {
+        let raw = [Domain::IPV4, Domain::IPV6].map(|domain| {
+            let protocol = socket2::Protocol::from(libc::IPPROTO_RAW);
+            Socket::new(domain, Type::RAW, Some(protocol))
+                .inspect_err(|error| {
+                    log::info!(
+                        "`reconnect` aborts connections to other hosts: no raw socket ({error})"
+                    );
+                })
+                .ok()
+        });
+        Self { raw }
+    }
+
+    /// Resets both ends of a connection, one of which is `socket`. False: it has not noticed.
+    fn reset(&self, socket: &OwnedFd, end: &End) -> std::io::Result<bool> {
+        let [sent, received] = sequences(socket)?;
+        self.send_rst(end.local, end.remote, sent)?;
+        self.send_rst(end.remote, end.local, received)?;
+        let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+        Ok(poll(&mut polled, NOTICE_MS)? != 0)
+    }
+
+    fn send_rst(&self, from: SocketAddr, to: SocketAddr, sequence: u32) -> std::io::Result<()> {
+        let raw = self.raw[usize::from(from.is_ipv6())].as_ref();
+        let raw = raw.ok_or(Errno::EPERM)?;
+        let packet = rst(from, to, sequence);
+        raw.send_to(&packet, &SocketAddr::new(to.ip(), 0).into())?;
+        Ok(())
+    }
+}
+
+/// The sequence numbers of what a socket sends next and of what it expects (`TCP_REPAIR`, tcp(7)).
+fn sequences(socket: &OwnedFd) -> std::io::Result<[u32; 2]> {
+    const TCP_RECV_QUEUE: libc::c_int = 1;
+    const TCP_SEND_QUEUE: libc::c_int = 2;
+    /// Without the window probe.
+    const OFF: libc::c_int = -1;
+    set_tcp(socket, libc::TCP_REPAIR, 1)?;
+    let read = [TCP_SEND_QUEUE, TCP_RECV_QUEUE].map(|queue| {
+        set_tcp(socket, libc::TCP_REPAIR_QUEUE, queue)?;
+        tcp(socket, libc::TCP_QUEUE_SEQ)
+    });
+    set_tcp(socket, libc::TCP_REPAIR, OFF)?;
+    let [sent, received] = read;
+    Ok([sent?, received?])
+}
+
+/// Sets an integer option of a TCP socket.
+///
+/// # Errors
+/// The kernel's own.
+pub fn set_tcp(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    // SAFETY: an integer of the size that is told, which lives through the call.
+    let status = unsafe {
+        let value = (&raw const value).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, value, length)
+    };
+    Errno::result(status).map(drop)
+}
+
+fn tcp(socket: &OwnedFd, option: libc::c_int) -> Result<u32, Errno> {
+    let mut value = 0_u32;
+    let mut length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    // SAFETY: room for an integer of the size that is told.
+    let status = unsafe {
+        let value = (&raw mut value).cast();
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            option,
+            value,
+            &raw mut length,
+        )
+    };
+    Errno::result(status).map(|_| value)
+}
+
+/// A packet that resets a connection, from its IP header on. The kernel fills in IPv4's length and checksum.
+fn rst(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
+    const TCP: u8 = 6;
+    const HEADER: u8 = 20;
+    const RST: u8 = 4;
+    const HOPS: u8 = 64;
+    let mut segment = [from.port(), to.port()].map(u16::to_be_bytes).concat();
+    segment.extend(sequence.to_be_bytes());
+    segment.extend([0, 0, 0, 0, (HEADER / 4) << 4, RST, 0, 0, 0, 0, 0, 0]);
+    let (mut packet, addresses) = match (from.ip(), to.ip()) {
+        (IpAddr::V6(from), IpAddr::V6(to)) => (
+            vec![0x60, 0, 0, 0, 0, HEADER, TCP, HOPS],
+            [from.octets(), to.octets()].concat(),
+        ),
+        (IpAddr::V4(from), IpAddr::V4(to)) => (
+            vec![0x45, 0, 0, 40, 0, 0, 0, 0, HOPS, TCP, 0, 0],
+            [from.octets(), to.octets()].concat(),
+        ),
+        // The ends of one connection are of one version.
+        _ => return Vec::new(),
+    };
+    let summed = addresses.chunks(2).chain(segment.chunks(2));
+    let mut sum: u32 = u32::from(HEADER) + u32::from(TCP);
+    for word in summed {
+        sum += u32::from(u16::from_be_bytes([word[0], word[1]]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let checksum = !u16::try_from(sum).unwrap_or(0);
+    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+    packet.extend(addresses);
+    packet.extend(segment);
+    packet
 }
 
 /// Where processes in a cgroup listen already.

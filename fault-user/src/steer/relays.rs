@@ -10,12 +10,16 @@ use std::sync::atomic::AtomicU64;
 use anyhow::{Context as _, Result};
 use fault_common::abi::SLOTS;
 use nix::errno::Errno;
+use socket2::{Domain, Socket, Type};
 
+use super::handshakes::Handshakes;
 use super::hooks::Originals;
 use super::served::Served;
 use crate::kernel::injector::Marker;
 use crate::kernel::services::{Service, relay_mark};
-use crate::relay::{Engine, Inlet, Listen, Prepare, Relay, Settings, Target, Transport, Upstream};
+use crate::relay::{
+    BACKLOG, Engine, Inlet, Listen, Prepare, Relay, Settings, Target, Transport, Upstream,
+};
 use crate::rule::ResolvedTarget;
 use crate::tell::tell;
 
@@ -39,6 +43,8 @@ pub struct Maker<'a> {
     pub seed: u64,
     /// What was meant by what is led to them.
     pub originals: &'a Originals,
+    /// Has SYNs held at their listeners.
+    pub handshakes: &'a Handshakes,
     /// What is done to the sockets that they open.
     pub prepare: Prepare,
 }
@@ -58,9 +64,9 @@ impl Ends {
         for transport in transports {
             match transport {
                 Transport::Tcp => {
-                    let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+                    let v4 = listener(Ipv4Addr::LOCALHOST.into())
                         .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
-                    let v6 = unless_missing(TcpListener::bind((Ipv6Addr::LOCALHOST, 0)))
+                    let v6 = unless_missing(listener(Ipv6Addr::LOCALHOST.into()))
                         .context("the relay can't listen on ::1")?;
                     // What they accept inherits the mark: `reconnect` leaves it alone.
                     for listener in [Some(&v4), v6.as_ref()].into_iter().flatten() {
@@ -110,11 +116,16 @@ impl Ends {
         Ok(service)
     }
 
-    /// Relays that do not listen yet. Their connections are numbered as one.
+    /// Relays of target `number`, which the user knows as `title`; they do not listen yet. Their connections are
+    /// numbered as one.
     ///
     /// # Errors
     /// The kernel refuses to share a socket.
-    pub fn relays(&mut self, maker: &Maker<'_>, number: usize) -> Result<Vec<Arc<Relay>>> {
+    pub fn relays(
+        &mut self,
+        maker: &Maker<'_>,
+        (number, title): (usize, &str),
+    ) -> Result<Vec<Arc<Relay>>> {
         let mut relays = Vec::new();
         let ordinals = Arc::default();
         for listener in self.streams.iter().flatten() {
@@ -122,8 +133,9 @@ impl Ends {
             let own = listener.local_addr()?;
             let originals = maker.originals.clone();
             let target = Target::Hook(Arc::new(move |accepted| originals.of(accepted, own)));
-            let listen = Listen::TcpHook(Arc::new(move || listener.try_clone()));
-            relays.push(maker.relay(number, listen, target, &ordinals));
+            let handshakes = maker.handshakes.clone();
+            let listen = Listen::TcpHook(Arc::new(move || handshakes.hold(listener.try_clone()?)));
+            relays.push(maker.relay((number, title), listen, target, &ordinals));
         }
         let [v4, v6] = std::mem::take(&mut self.datagrams);
         if !v4.is_empty() {
@@ -143,10 +155,22 @@ impl Ends {
             let listen = Listen::UdpHook(Arc::new(move || {
                 inlets.iter().map(Inlet::try_clone).collect()
             }));
-            relays.push(maker.relay(number, listen, target, &ordinals));
+            relays.push(maker.relay((number, title), listen, target, &ordinals));
         }
         Ok(relays)
     }
+}
+
+/// A listener of the relay's, with the longest queue that there may be.
+///
+/// # Errors
+/// There is no such address, or too many files are open.
+pub fn listener(host: IpAddr) -> io::Result<TcpListener> {
+    let address = SocketAddr::new(host, 0);
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Nothing where this machine, or this network namespace, has no IPv6; any other reason is an error.
@@ -187,13 +211,14 @@ fn from_outside(has_v6: bool) -> Result<[Option<Inlet>; 2]> {
 impl Maker<'_> {
     fn relay(
         &self,
-        number: usize,
+        (number, title): (usize, &str),
         listen: Listen,
         target: Target,
         ordinals: &Arc<AtomicU64>,
     ) -> Arc<Relay> {
         let settings = Settings {
             name: format!("target {number}"),
+            title: title.to_owned(),
             seed: self.seed,
             listen,
             upstream: Upstream {
@@ -223,7 +248,11 @@ pub fn prepare(number: u32, marker: Option<Marker>, served: Option<Served>) -> P
     })
 }
 
-fn mark(socket: BorrowedFd<'_>, number: u32) -> io::Result<()> {
+/// Marks a socket of the relay's.
+///
+/// # Errors
+/// No rights.
+pub fn mark(socket: BorrowedFd<'_>, number: u32) -> io::Result<()> {
     // SAFETY: the value is four bytes long.
     let status = unsafe {
         libc::setsockopt(

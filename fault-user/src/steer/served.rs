@@ -22,8 +22,11 @@ pub struct Served(Arc<Mutex<Maps>>);
 
 struct Maps {
     listeners: HashMap<MapData, Destination, u64>,
+    /// In three parts: see the map.
     relay_ports: MappedArray<u64>,
 }
+
+const PORTS: usize = 1 << 16;
 
 /// A socket of the relay's that the programs know by its port.
 pub struct Approach {
@@ -43,7 +46,7 @@ impl Served {
             .context("the eBPF object has no map SERVED")?;
         Ok(Self(Arc::new(Mutex::new(Maps {
             listeners: listeners.try_into()?,
-            relay_ports: services::mapped(ebpf, "RELAY_PORTS", 2 << 16)?,
+            relay_ports: services::mapped(ebpf, "RELAY_PORTS", 3 << 16)?,
         }))))
     }
 
@@ -114,12 +117,18 @@ impl Served {
         socket.bind(&SocketAddr::new(here, 0).into())?;
         let own = socket.local_addr()?.as_socket();
         let port = own.map_or(0, |own| usize::from(own.port()));
-        let place = if is_stream { port } else { (1 << 16) + port };
+        let place = if is_stream { port } else { PORTS + port };
         self.count(place, 1);
         Ok(Some(Approach {
             served: self.clone(),
             place,
         }))
+    }
+
+    /// A port that the relay listens at over IPv4, and the listener's place among all.
+    pub fn show_listener(&self, port: u16, listener: u32) {
+        let place = 2 * PORTS + usize::from(port);
+        self.maps().relay_ports.set(place, u64::from(listener) + 1);
     }
 
     fn count(&self, place: usize, change: i64) {

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use socket2::{Domain, SockAddr, SockRef};
 
 use crate::kernel::netlink::Netlink;
-use crate::process::proc::{open_pidfd, open_sockets, take_descriptor};
+use crate::process::proc::take_sockets;
 use crate::process::sockets::{Protocol, list_by};
 
 /// Connects what is connected to the relay to its server, by the relay's address. Nothing must be led any more.
@@ -20,44 +20,15 @@ use crate::process::sockets::{Protocol, list_by};
 /// The kernel can't list sockets, or a process that has such a one can't be reached (`CAP_SYS_PTRACE`).
 pub fn straighten(netlink: &mut Netlink, servers: &HashMap<SocketAddr, SocketAddr>) -> Result<()> {
     let sockets = list_by(netlink, Protocol::Udp)?;
-    let mut led: HashMap<u64, SocketAddr> = sockets
+    let led: HashMap<u64, SocketAddr> = sockets
         .iter()
         .filter_map(|socket| Some((socket.inode, *servers.get(&socket.remote?)?)))
         .collect();
-    if led.is_empty() {
-        return Ok(());
-    }
-    let processes = std::fs::read_dir("/proc").context("listing processes")?;
-    for process in processes {
-        let name = process.context("listing processes")?.file_name();
-        if let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) {
-            straighten_process(pid, &mut led)?;
-        }
-    }
-    Ok(())
-}
-
-fn straighten_process(pid: i32, led: &mut HashMap<u64, SocketAddr>) -> Result<()> {
-    let sockets = match open_sockets(pid) {
-        Ok(sockets) => sockets,
-        // One that may not be looked into.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("listing the sockets of process {pid}"));
-        }
-    };
-    for socket in sockets {
-        // Another process may have the same socket.
-        if let Some(server) = led.remove(&socket.inode) {
-            let taken =
-                open_pidfd(pid).and_then(|process| take_descriptor(&process, socket.number));
-            taken
-                .map_err(io::Error::from)
-                .and_then(|socket| connect(&socket, server))
-                .with_context(|| format!("connecting a socket of process {pid} to {server}"))?;
-        }
-    }
-    Ok(())
+    take_sockets(led, |pid, socket, server| {
+        socket
+            .and_then(|socket| connect(&socket, server))
+            .with_context(|| format!("connecting a socket of process {pid} to {server}"))
+    })
 }
 
 fn connect(socket: &OwnedFd, server: SocketAddr) -> io::Result<()> {

@@ -5,6 +5,7 @@ use fault_common::abi::{COUNTERS, Counter, Event, rule_uid};
 use fault_user::kernel::clock::monotonic_ns;
 use fault_user::kernel::events::Events;
 use fault_user::kernel::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
+use fault_user::kernel::instance::Marks;
 use fault_user::kernel::needs::Needs;
 use fault_user::kernel::ruleset::{PacketRule, compile};
 use fault_user::plan::Plan;
@@ -101,7 +102,12 @@ impl Kernel {
             replay: None,
             xdp: false,
             clock: Clock::Exact,
-            once: true,
+            number: 0,
+            marks: Marks {
+                instance: 1,
+                netns_mark: 1,
+                netns_tag: 1,
+            },
         })
         .expect("the maps");
         let events = injector.take_events().unwrap();

@@ -1,0 +1,197 @@
+//! Has SYNs held at the relay's listeners, and hands what the programs tell of them to the relays.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::{MapData, RingBuf};
+use aya::programs::SocketFilter;
+use fault_common::abi::{self, handshake};
+use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::hooks::{Originals, address};
+use super::relays::mark;
+use crate::kernel::services::{loaded, program, relay_mark};
+use crate::relay::{Engine, HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
+use crate::tell::tell;
+
+/// Listeners at which SYNs are held.
+#[derive(Clone)]
+pub struct Handshakes(Arc<Shared>);
+
+struct Shared {
+    filter: OwnedFd,
+    /// None where there are no rights for them: then nothing is held.
+    sockets: Option<Arc<RawSockets>>,
+    stop_holding: StopHolding,
+    relays: Mutex<HashMap<u64, Listening>>,
+}
+
+/// A relay that is told of its clients.
+struct Listening {
+    address: SocketAddr,
+    events: UnboundedSender<HandshakeEvent>,
+}
+
+impl Handshakes {
+    /// Loads the filter, for this thread's network namespace. [`Events::follow`] has to be called for what it tells.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn load(ebpf: &mut Ebpf, originals: &Originals) -> Result<(Self, Events)> {
+        const NAME: &str = "fault_admit";
+        let ring = ebpf
+            .take_map("HANDSHAKE_EVENTS")
+            .context("the eBPF object has no map HANDSHAKE_EVENTS")?;
+        let filter: &mut SocketFilter = program(ebpf, NAME)?;
+        loaded(NAME, filter.load())?;
+        let filter = filter.fd()?.as_fd().try_clone_to_owned()?;
+        let sockets = match RawSockets::open(|socket| mark(socket, relay_mark())) {
+            Ok(sockets) => Some(Arc::new(sockets)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tell!(
+                    "fault: warning: connections to a port where nobody listens succeed, and are reset: to refuse them takes a raw socket (CAP_NET_RAW)"
+                );
+                None
+            }
+            Err(error) => return Err(error).context("opening raw sockets for handshakes"),
+        };
+        let originals = originals.clone();
+        let shared = Arc::new(Shared {
+            filter,
+            sockets,
+            stop_holding: Arc::new(move |pair| originals.stop_holding(pair)),
+            relays: Mutex::default(),
+        });
+        let events = Events {
+            ring: RingBuf::try_from(ring)?,
+            shared: Arc::clone(&shared),
+        };
+        Ok((Self(shared), events))
+    }
+
+    /// Holds SYNs at a listener from now on, if that is possible.
+    ///
+    /// # Errors
+    /// The kernel refuses the filter.
+    pub fn hold(&self, listener: TcpListener) -> io::Result<TcpInlet> {
+        if self.0.sockets.is_none() {
+            return Ok(TcpInlet {
+                listener,
+                handshakes: None,
+            });
+        }
+        let (events, handshakes): (_, UnboundedReceiver<_>) = unbounded_channel();
+        let listening = Listening {
+            address: listener.local_addr()?,
+            events,
+        };
+        let cookie = socket2::SockRef::from(&listener).cookie()?;
+        self.0.relays().insert(cookie, listening);
+        attach(&listener, &self.0.filter)?;
+        Ok(TcpInlet {
+            listener,
+            handshakes: Some(handshakes),
+        })
+    }
+}
+
+fn attach(listener: &TcpListener, filter: &OwnedFd) -> io::Result<()> {
+    let filter = filter.as_raw_fd();
+    // SAFETY: the value is a descriptor, four bytes long.
+    let status = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_BPF,
+            (&raw const filter).cast(),
+            4,
+        )
+    };
+    Errno::result(status)?;
+    Ok(())
+}
+
+impl Shared {
+    fn relays(&self) -> MutexGuard<'_, HashMap<u64, Listening>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hand_on(&self, event: &abi::HandshakeEvent) {
+        let pair = pair(
+            address(event.handshake.client),
+            address(event.handshake.server),
+        );
+        let mut relays = self.relays();
+        if let (handshake::SYN, Some(sockets)) = (event.kind, &self.sockets) {
+            let length = usize::try_from(event.length).unwrap_or(0);
+            let syn = HeldSyn {
+                pair,
+                header: event.header.iter().copied().take(length).collect(),
+                sockets: Arc::clone(sockets),
+                stop_holding: Arc::clone(&self.stop_holding),
+            };
+            if let Some(relay) = relays.get(&event.listener)
+                && relay.events.send(HandshakeEvent::Syn(syn)).is_err()
+            {
+                // It has stopped listening.
+                relays.remove(&event.listener);
+            }
+        } else {
+            let is_theirs = |relay: &&Listening| {
+                relay.address.port() == pair.local.port()
+                    && relay.address.is_ipv4() == pair.local.is_ipv4()
+            };
+            for relay in relays.values().filter(is_theirs) {
+                // One that has stopped has nobody waiting.
+                let _stopped = relay.events.send(HandshakeEvent::Gone(pair));
+            }
+        }
+    }
+}
+
+/// What the programs tell.
+pub struct Events {
+    ring: RingBuf<MapData>,
+    shared: Arc<Shared>,
+}
+
+impl Events {
+    /// Hands it on to the relays, on a worker of theirs.
+    pub fn follow(self, engine: &Engine) {
+        engine.spawn(async move {
+            if let Err(error) = self.run().await {
+                log::error!("handshakes can't be followed: {error}");
+            }
+        });
+    }
+
+    async fn run(self) -> io::Result<()> {
+        let Self { mut ring, shared } = self;
+        let readable = ring.as_fd().try_clone_to_owned()?;
+        // SAFETY: the descriptor is the value's own, and open until the `AsyncFd` is dropped.
+        let readable = unsafe { AsyncFd::register(readable) }.map_err(io::Error::from)?;
+        loop {
+            let mut guard = readable.readable().await?;
+            while let Some(item) = ring.next() {
+                if let Ok(bytes) = <&[u8; size_of::<abi::HandshakeEvent>()]>::try_from(&*item) {
+                    // SAFETY: the programs write nothing else, and every bit pattern is one.
+                    let event = unsafe {
+                        bytes
+                            .as_ptr()
+                            .cast::<abi::HandshakeEvent>()
+                            .read_unaligned()
+                    };
+                    shared.hand_on(&event);
+                }
+            }
+            guard.clear_ready();
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The network tests of `CPython` and Go, under rules that change nothing but time: what passes without `fault` passes
+//! with it.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use support::place::{enter_fresh, fault};
+
+/// Rules under which every program works as ever.
+const NEUTRAL: [&str; 4] = [
+    "tcp:1-65535 latency=1ms",
+    "tcp:1-65535 bandwidth=100MB/s",
+    "tcp:1-65535 coalesce=4KiB,1ms",
+    "* delay=1ms",
+];
+
+/// A test that fails under a rule is run again so often, alone: a busy machine is not the rule's doing.
+const AGAIN: usize = 3;
+
+/// A test suite, and how it is run.
+struct Suite {
+    name: &'static str,
+    command: Vec<String>,
+    /// Words behind the command that limit it to one test.
+    only: fn(&str) -> Vec<String>,
+    folder: PathBuf,
+    /// A line that tells what became of a test, as its name and whether it passed.
+    outcome: fn(&str) -> Option<(String, bool)>,
+    /// Tests that do not pass under a rule, and why: those that measure time, or the server's view of its client's address.
+    exceptions: &'static [(&'static str, &'static str)],
+}
+
+impl Suite {
+    /// What became of each test: in a network namespace of its own, under a rule if there is one.
+    fn run(&self, rule: Option<&str>, only: Option<&str>) -> BTreeMap<String, bool> {
+        let thread = std::thread::scope(|scope| {
+            let run = scope.spawn(|| {
+                enter_fresh();
+                let mut command = match rule {
+                    Some(rule) => {
+                        let mut command = fault();
+                        command.args(["run", "--allow-unfired", "-r", rule, "--"]);
+                        command.arg(&self.command[0]);
+                        command
+                    }
+                    None => Command::new(&self.command[0]),
+                };
+                command.args(&self.command[1..]);
+                command.args(only.map_or_else(Vec::new, self.only));
+                command.current_dir(&self.folder).stdin(Stdio::null());
+                command.output().expect("the suite runs")
+            });
+            run.join().expect("the suite's thread")
+        });
+        let mut text = String::from_utf8_lossy(&thread.stdout).into_owned();
+        text += &String::from_utf8_lossy(&thread.stderr);
+        let outcomes: BTreeMap<_, _> = text.lines().filter_map(self.outcome).collect();
+        assert!(!outcomes.is_empty(), "{} {rule:?}: {text}", self.name);
+        outcomes
+    }
+
+    /// The tests that pass without a rule and fail under it, each time.
+    fn failures(&self, plain: &BTreeMap<String, bool>, rule: &str) -> Vec<String> {
+        let hit = self.run(Some(rule), None);
+        let fails = |name: &&String| hit.get(*name) != Some(&true);
+        let is_known = |name: &str| self.exceptions.iter().any(|(known, _)| *known == name);
+        let passed = plain.iter().filter(|(_, passed)| **passed);
+        let suspects: Vec<_> = passed.map(|(name, _)| name).filter(fails).collect();
+        eprintln!("{} under {rule}: suspects {suspects:?}", self.name);
+        let again = |name: &&&String| {
+            !is_known(name)
+                && (0..AGAIN).all(|_| self.run(Some(rule), Some(name)).get(**name) != Some(&true))
+        };
+        suspects
+            .iter()
+            .filter(again)
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    fn check(&self) {
+        let plain = self.run(None, None);
+        let passed = plain.values().filter(|passed| **passed).count();
+        std::thread::scope(|scope| {
+            let rules: Vec<_> = NEUTRAL
+                .iter()
+                .map(|rule| (rule, scope.spawn(|| self.failures(&plain, rule))))
+                .collect();
+            for (rule, failures) in rules {
+                let failures = failures.join().expect("a rule's thread");
+                eprintln!(
+                    "{} under {rule}: {passed} pass without it, all but {failures:?} with it",
+                    self.name
+                );
+                assert!(
+                    failures.is_empty(),
+                    "{} under {rule}: {failures:?}",
+                    self.name
+                );
+            }
+        });
+    }
+}
+
+/// Says that a test can't be run, and why.
+fn skip(reason: &str) {
+    eprintln!("skipped: {reason}");
+}
+
+#[test]
+fn cpythons_test_socket() {
+    const PYTHON: &str = "/usr/bin/python3";
+    // Prints a line for each test, which `-v` does not: it mixes them with what they print and document.
+    const RUNNER: &str = "
+import sys, unittest
+class Result(unittest.TextTestResult):
+    def tell(self, test, word): print(word, test.id(), flush=True)
+    def addSuccess(self, test): super().addSuccess(test); self.tell(test, 'ok')
+    def addError(self, test, error): super().addError(test, error); self.tell(test, 'failed')
+    def addFailure(self, test, error): super().addFailure(test, error); self.tell(test, 'failed')
+names = sys.argv[1:]
+if not names:
+    import test.test_socket as suite
+    # A virtual machine's own sockets may hang: they are none of the network's.
+    names = ['test.test_socket.' + name for name, it in vars(suite).items()
+             if isinstance(it, type) and issubclass(it, unittest.TestCase) and 'VSOCK' not in name]
+unittest.TextTestRunner(resultclass=Result).run(unittest.defaultTestLoader.loadTestsFromNames(names))
+";
+    let found = Command::new(PYTHON)
+        .args(["-c", "import test.test_socket"])
+        .output();
+    if !found.is_ok_and(|found| found.status.success()) {
+        skip("no test.test_socket: install libpython3.11-testsuite");
+        return;
+    }
+    let suite = Suite {
+        name: "test_socket",
+        command: [PYTHON, "-c", RUNNER].map(str::to_owned).to_vec(),
+        only: |name| vec![name.to_owned()],
+        folder: PathBuf::from("/"),
+        outcome: |line| {
+            let (word, name) = line.split_once(' ')?;
+            let is_one = name.starts_with("test.test_socket.") && !name.contains(' ');
+            (is_one && (word == "ok" || word == "failed")).then(|| (name.to_owned(), word == "ok"))
+        },
+        exceptions: &[],
+    };
+    suite.check();
+}
+
+#[test]
+fn gos_net() {
+    let folder = Path::new("/usr/lib/go/src/net");
+    let binary = std::env::temp_dir().join(format!("fault-go-net-{}.test", std::process::id()));
+    let built = Command::new("/usr/bin/go")
+        .args(["test", "-c", "-o"])
+        .arg(&binary)
+        .arg("net")
+        .env("CGO_ENABLED", "0")
+        .env("HOME", std::env::temp_dir())
+        .output();
+    match built {
+        Ok(built) if built.status.success() => {}
+        Ok(built) => panic!("{}", String::from_utf8_lossy(&built.stderr)),
+        Err(_) => {
+            skip("no go: install golang-go");
+            return;
+        }
+    }
+    let command = [
+        binary.to_str().expect("a path in UTF-8"),
+        "-test.v",
+        "-test.short",
+        "-test.timeout=100s",
+    ];
+    let suite = Suite {
+        name: "net",
+        command: command.map(str::to_owned).to_vec(),
+        only: |name| vec![format!("-test.run=^{name}$")],
+        folder: folder.to_owned(),
+        outcome: |line| {
+            let (word, rest) = line.strip_prefix("--- ")?.split_once(": ")?;
+            let name = rest.split(' ').next()?;
+            (word != "SKIP").then(|| (name.to_owned(), word == "PASS"))
+        },
+        exceptions: &[],
+    };
+    suite.check();
+    std::fs::remove_file(&binary).expect("removing the tests");
+}

@@ -1,0 +1,465 @@
+//! Several instances in one network namespace: none disturbs another, or whom no rule is about.
+
+mod support;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::echo::{connected, tcp_echo, udp_client, udp_echo};
+use support::late::{echo, timed};
+use support::place::{Hurt, PATIENCE, enter_fresh, fault, run, wait_for};
+
+const SETTINGS: [&str; 2] = [
+    "/proc/sys/net/ipv4/conf/lo/accept_local",
+    "/proc/sys/net/ipv4/conf/lo/route_localnet",
+];
+
+fn settings() -> String {
+    SETTINGS
+        .map(|path| std::fs::read_to_string(path).unwrap().trim().to_owned())
+        .concat()
+}
+
+/// A round trip of one datagram.
+fn round_trip(server: SocketAddr) -> Duration {
+    let socket = connected(server);
+    timed(|| {
+        socket.send(b"x").unwrap();
+        socket.recv(&mut [0; 1]).unwrap();
+    })
+}
+
+/// `fault clean` where neither processes nor `/run` are those of here, as in another container of a pod.
+fn clean_elsewhere() {
+    let script = "mount -t tmpfs none /run && exec \"$0\" clean";
+    let done = Command::new("unshare")
+        .args([
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+        ])
+        .arg(env!("CARGO_BIN_EXE_fault"))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+#[test]
+fn twelve_instances_judge_a_packet_once_each() {
+    enter_fresh();
+    let address = echo(None, "127.0.0.1");
+    let all: Vec<_> = (0..12)
+        .map(|_| Hurt::begin(&["udp:7000 delay=10ms"], "--scope host"))
+        .collect();
+    let took = round_trip(address);
+    assert!(took >= Duration::from_millis(240), "{took:?}");
+    for hurt in all {
+        let summary = hurt.end();
+        assert!(summary.contains("  2 pkts"), "each judges once: {summary}");
+    }
+    assert_eq!(settings(), "00");
+}
+
+#[test]
+fn the_end_of_one_leaves_the_others_delays() {
+    for attach in ["", "--attach clsact"] {
+        enter_fresh();
+        let address = echo(None, "127.0.0.1");
+        let options = format!("--scope host {attach}");
+        let rule = ["udp:7000 delay=60ms"];
+        let begin = || Hurt::begin(&rule, &options);
+        let [first, mut second, third] = [begin(), begin(), begin()];
+        let is_late = |times: u64| {
+            let took = round_trip(address);
+            assert!(
+                took >= Duration::from_millis(120 * times),
+                "{times}: {took:?}"
+            );
+            assert_eq!(settings(), "11");
+        };
+        is_late(3);
+        first.end();
+        is_late(2);
+        second.kill();
+        drop(second);
+        clean_elsewhere();
+        is_late(1);
+        // One that starts now knows what the settings were before all of them.
+        let fourth = begin();
+        third.end();
+        is_late(1);
+        assert!(fault().arg("clean").status().unwrap().success());
+        is_late(1);
+        fourth.end();
+        assert_eq!(settings(), "00");
+        let filters = Command::new("tc")
+            .args(["filter", "show", "dev", "lo", "egress"])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&filters.stdout), "");
+    }
+}
+
+#[test]
+fn an_empty_clsact_of_somebody_else_stays() {
+    enter_fresh();
+    let has_clsact = || {
+        let shown = Command::new("tc")
+            .args(["qdisc", "show", "dev", "lo"])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&shown.stdout).contains("clsact")
+    };
+    let options = "--scope host --attach clsact --allow-unfired";
+    run(&["udp:7000 loss=1%"], options, &["true"]);
+    assert!(!has_clsact(), "its own goes");
+    let done = Command::new("tc")
+        .args(["qdisc", "add", "dev", "lo", "clsact"])
+        .status();
+    assert!(done.unwrap().success());
+    run(&["udp:7000 loss=1%"], options, &["true"]);
+    assert!(has_clsact());
+    let mut killed = Hurt::begin(&["udp:7000 delay=1ms"], "--scope host --attach clsact");
+    killed.kill();
+    drop(killed);
+    assert!(fault().arg("clean").status().unwrap().success());
+    assert!(has_clsact());
+}
+
+/// Whether a connection is refused.
+fn is_refused(server: SocketAddr) -> bool {
+    match TcpStream::connect(server) {
+        Ok(_) => false,
+        Err(error) => error.kind() == ErrorKind::ConnectionRefused,
+    }
+}
+
+#[test]
+fn rules_beside_a_delay_act_while_fault_is_stopped() {
+    enter_fresh();
+    let server = tcp_echo(TcpListener::bind("127.0.0.1:7001").unwrap());
+    let address = echo(None, "127.0.0.1");
+    let rules = ["tcp:7001 reject", "udp:7000 delay=50ms"];
+    let hurt = Hurt::begin(&rules, "--scope host");
+    let is_linked = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let is_linked = is_linked
+        .split('.')
+        .filter_map(|part| part.parse::<u32>().ok())
+        .take(2)
+        .collect::<Vec<_>>()
+        >= vec![6, 6];
+    if !is_linked {
+        eprintln!("skipped: needs tcx");
+        return;
+    }
+    let process = Pid::from_raw(hurt.pid().cast_signed());
+    kill(process, Signal::SIGSTOP).unwrap();
+    // Nobody sends on what would be held: it passes, once that is known.
+    let socket = connected(address);
+    socket
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    wait_for(
+        || {
+            assert!(is_refused(server));
+            socket.send(b"x").unwrap();
+            socket.recv(&mut [0; 1]).is_ok()
+        },
+        "packets to pass",
+    );
+    kill(process, Signal::SIGCONT).unwrap();
+    wait_for(
+        || round_trip(address) >= Duration::from_millis(100),
+        "packets to be held again",
+    );
+    assert!(is_refused(server));
+    let summary = hurt.end();
+    assert!(
+        summary.contains("warning: packets were not delayed for"),
+        "{summary}"
+    );
+    assert!(
+        summary.contains("packets were not delayed because"),
+        "{summary}"
+    );
+}
+
+#[test]
+fn idle_connections_are_reset_when_the_service_goes_down() {
+    enter_fresh();
+    for host in ["127.0.0.1:7001", "[::1]:7001"] {
+        let server = tcp_echo(TcpListener::bind(host).unwrap());
+        let mut open: Vec<_> = (0..3)
+            .map(|_| TcpStream::connect(server).unwrap())
+            .collect();
+        let hurt = Hurt::begin(&["tcp:7001 down at=300ms"], "--scope host");
+        for stream in &mut open {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let error = stream.read(&mut [0; 1]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        }
+        hurt.end();
+    }
+}
+
+/// Both ends of a terminal.
+fn terminal() -> (OwnedFd, OwnedFd) {
+    let (mut master, mut slave) = (-1, -1);
+    let none = std::ptr::null_mut();
+    // SAFETY: two numbers to be written, which are descriptors of our own then.
+    unsafe {
+        let made = libc::openpty(
+            &raw mut master,
+            &raw mut slave,
+            none,
+            none.cast(),
+            none.cast(),
+        );
+        assert_eq!(made, 0, "a terminal");
+        let ends = [master, slave].map(|end| {
+            libc::fcntl(end, libc::F_SETFD, libc::FD_CLOEXEC);
+            OwnedFd::from_raw_fd(end)
+        });
+        ends.into()
+    }
+}
+
+#[test]
+fn a_closed_terminal_ends_the_run() {
+    enter_fresh();
+    let (master, slave) = terminal();
+    let mut command = fault();
+    command
+        .args(["run", "--allow-unfired", "-r", "tcp:7001 loss=1%", "--"])
+        .args(["sh", "-c", "echo ready; exec sleep 1000"])
+        .stdin(slave.try_clone().unwrap())
+        .stdout(Stdio::piped())
+        .stderr(slave.try_clone().unwrap());
+    // SAFETY: two system calls.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            if libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    drop((command, slave));
+    let mut ready = [0; 6];
+    child.stdout.take().unwrap().read_exact(&mut ready).unwrap();
+    drop(master);
+    let mut ended = None;
+    wait_for(
+        || {
+            ended = child.try_wait().unwrap();
+            ended.is_some()
+        },
+        "fault to end with its terminal",
+    );
+    assert_eq!(ended.unwrap().code(), Some(128 + libc::SIGHUP));
+}
+
+#[test]
+fn without_descriptors_nothing_is_left_and_nothing_panics() {
+    enter_fresh();
+    for limit in (8..60).step_by(3) {
+        let mut command = fault();
+        command.args([
+            "run",
+            "--allow-unfired",
+            "-r",
+            "tcp:7001 delay=1ms",
+            "--",
+            "true",
+        ]);
+        // SAFETY: one system call.
+        unsafe {
+            command.pre_exec(move || {
+                let few = libc::rlimit {
+                    rlim_cur: limit,
+                    rlim_max: limit,
+                };
+                if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let name = format!("fault-{}-0", child.id());
+        let done = child.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&done.stderr);
+        let code = done.status.code();
+        assert!(matches!(code, Some(0 | 125)), "{limit}: {code:?} {told}");
+        let left = Command::new("find")
+            .args(["/sys/fs/cgroup", "-name", &name])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&left.stdout), "", "{limit}: {told}");
+    }
+}
+
+/// Datagrams and connections that no rule is about, until it is stopped; each is answered once.
+struct Bystander {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<u64>>,
+}
+
+impl Bystander {
+    fn start() -> Self {
+        let datagrams = udp_echo(UdpSocket::bind("127.0.0.1:7100").unwrap());
+        let streams = tcp_echo(TcpListener::bind("127.0.0.1:7100").unwrap());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (first, second) = (Arc::clone(&stop), Arc::clone(&stop));
+        let by_datagrams = std::thread::spawn(move || {
+            let socket = udp_client(datagrams);
+            let mut number = 0_u64;
+            while !first.load(Ordering::Relaxed) {
+                number += 1;
+                socket.send_to(&number.to_ne_bytes(), datagrams).unwrap();
+                let mut answer = [0; 8];
+                socket.recv(&mut answer).expect("no datagram is lost");
+                assert_eq!(u64::from_ne_bytes(answer), number, "each comes once");
+            }
+            number
+        });
+        let by_streams = std::thread::spawn(move || {
+            let mut number = 0_u64;
+            while !second.load(Ordering::Relaxed) {
+                number += 1;
+                let mut stream = TcpStream::connect(streams).expect("no connection is refused");
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.write_all(&[7; 3000]).unwrap();
+                stream
+                    .read_exact(&mut [0; 3000])
+                    .expect("no connection is reset");
+            }
+            number
+        });
+        Self {
+            stop,
+            threads: vec![by_datagrams, by_streams],
+        }
+    }
+
+    fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        let counts = self
+            .threads
+            .into_iter()
+            .map(|one| one.join().expect("undisturbed"));
+        counts.sum()
+    }
+}
+
+/// Numbers that differ from run to run; the first is printed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.0 >> 33) % end
+    }
+
+    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+    }
+}
+
+#[test]
+fn twenty_instances_at_random_disturb_nobody() {
+    /// Overlapping, and none about port 7100.
+    const RULES: [&str; 9] = [
+        "udp:7000 loss=50%",
+        "udp:7000-7002 delay=5ms~3ms",
+        "tcp:7000-7003 reject",
+        "udp:7001 duplicate=50%",
+        "udp:7000-7003 rate=1mbit",
+        "tcp:7001 down",
+        "7002 blackhole",
+        "udp:7002 corrupt=50%",
+        "tcp:7003 delay=20ms",
+    ];
+    let seconds = std::env::var("FAULT_CHAOS_SECONDS").map_or(20, |text| text.parse().unwrap());
+    enter_fresh();
+    let servers: Vec<_> = (7000..7004)
+        .map(|port| {
+            tcp_echo(TcpListener::bind(("127.0.0.1", port)).unwrap());
+            udp_echo(UdpSocket::bind(("127.0.0.1", port)).unwrap())
+        })
+        .collect();
+    let seed = std::process::id().into();
+    eprintln!("seed {seed}");
+    let mut dice = Dice(seed);
+    // Somebody else's, which stays: when the kernel adds or removes one it drops what is on its way out just then.
+    let done = Command::new("tc")
+        .args(["qdisc", "add", "dev", "lo", "clsact"])
+        .status();
+    assert!(done.unwrap().success());
+    let bystander = Bystander::start();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut running: Vec<std::process::Child> = Vec::new();
+    let mut begun = 0;
+    let noise = UdpSocket::bind("127.0.0.1:0").unwrap();
+    noise.set_nonblocking(true).unwrap();
+    while Instant::now() < end {
+        for server in &servers {
+            // What the rules are about: whatever becomes of it.
+            let _lost = noise.send_to(b"noise", server);
+        }
+        if running.len() < 20 {
+            let mut command = fault();
+            command.args(["inject", "--force"]);
+            for _ in 0..=dice.below(2) {
+                command.args(["-r", dice.pick(&RULES)]);
+            }
+            command.args(["--attach", dice.pick(&["clsact", "tcx"])]);
+            command.stderr(Stdio::null());
+            running.push(command.spawn().unwrap());
+            begun += 1;
+        }
+        if dice.below(3) == 0 || running.len() == 20 {
+            let index = usize::try_from(dice.below(running.len() as u64)).unwrap();
+            let mut chosen = running.swap_remove(index);
+            let pid = Pid::from_raw(chosen.id().cast_signed());
+            let how = [Signal::SIGINT, Signal::SIGKILL, Signal::SIGTERM];
+            kill(pid, how[usize::try_from(dice.below(3)).unwrap()]).unwrap();
+            chosen.wait().unwrap();
+        }
+        if dice.below(10) == 0 {
+            clean_elsewhere();
+        }
+    }
+    for mut child in running {
+        let pid = Pid::from_raw(child.id().cast_signed());
+        kill(pid, Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+    }
+    let exchanges = bystander.end();
+    eprintln!("{begun} instances, {exchanges} exchanges beside them");
+    assert!(fault().arg("clean").status().unwrap().success());
+    assert_eq!(settings(), "00");
+    let shown = Command::new("tc")
+        .args(["filter", "show", "dev", "lo", "egress"])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&shown.stdout), "");
+}
