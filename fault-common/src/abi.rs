@@ -322,9 +322,6 @@ pub struct FlowRuleKey {
     pub uid: u32,
 }
 
-/// The [`FlowRule::uid`] of a slot whose content has been moved to a [`FlowRuleKey`]; no rule has it.
-pub const MOVED: u32 = u32::MAX;
-
 /// Whose a socket is. Kept with the socket in the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

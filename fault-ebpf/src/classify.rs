@@ -20,8 +20,9 @@ use crate::flows::Entered;
 use crate::fragments::{self, fault_keep_fragment, fault_meet_fragment};
 use crate::frame::{Frame, Losing};
 use crate::maps::{
-    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES,
-    RULE_STATS, RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
+    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, FLOWS, HOSTS, HostKey, MATCHES, PORTS,
+    RULE_STATES, RULE_STATS, RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS,
+    WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
 use crate::{act, flows, hold, split};
@@ -531,62 +532,36 @@ pub fn judge_rules<C: Judging>(shared: *mut Scratch, flow: *mut Flow, events: u3
     // SAFETY: see `Scratch`; no reference lives across a call of a global function.
     let scratch = unsafe { &mut *shared };
     scratch.hits = 0;
-    scratch.hit_rules = 0;
     // Volatile: LLVM would make of plain stores a call of memset, which goes byte by byte here.
     // SAFETY: a valid reference.
     unsafe { core::ptr::write_volatile(&raw mut scratch.verdict, Verdict::default()) };
     if MATCHES.load() == 1 {
-        scratch.index = 0;
-        if judge_indexed::<C>(scratch, flow, events) == FAILED {
+        let found = scratch.matches.items[0];
+        if judge_by::<C>(scratch, flow, found, events).is_none() {
             count(Counter::Internal);
         }
     } else {
-        judge_several::<C>(shared, flow, events);
+        judge_several::<C>(shared);
     }
     // SAFETY: as above.
     unsafe { (*shared).hits != 0 || (*shared).verdict.holding != 0 }
 }
 
-/// A map lookup failed that can't.
-const FAILED: u32 = 0;
-/// The rule has judged.
-const JUDGED: u32 = 1;
-/// The connection's entry has no slot for the rule.
-const APART: u32 = 2;
-
 #[inline(never)]
-fn judge_several<C: Judging>(shared: *mut Scratch, flow: *mut Flow, events: u32) {
-    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
-    unsafe {
-        for index in 0..MATCHES_MAX {
-            if index >= MATCHES.load() as usize
-                || index >= (*shared).matches.count as usize
-                || (*shared).verdict.end != 0
-            {
-                break;
-            }
-            (*shared).index = index as u32;
-            let mut judged = judge_one::<C>(&mut *shared, flow, events);
-            if MATCHES.load() > MATCHES_MAX as u32 && judged == APART {
-                judged = C::judge_apart(packed((*shared).matches.items[index]));
-            }
-            if judged != JUDGED {
-                count(Counter::Internal);
-            }
+fn judge_several<C: Judging>(shared: *mut Scratch) {
+    for index in 0..MATCHES_MAX {
+        // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+        let (matches, ended) = unsafe { (&(*shared).matches, (*shared).verdict.end != 0) };
+        if ended || index >= matches.count as usize {
+            return;
         }
-        if MATCHES.load() > MATCHES_MAX as u32
-            && (*shared).matches.overflow != 0
-            && (*shared).verdict.end == 0
-        {
-            judge_beyond::<C>();
-        }
+        C::judge(packed(matches.items[index]));
     }
-}
-
-/// [`judge_indexed`] as a function of its own: eight times its instructions would be too many.
-#[inline(never)]
-fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> u32 {
-    judge_indexed::<C>(scratch, flow, events)
+    // SAFETY: as above.
+    let (overflow, ended) = unsafe { ((*shared).matches.overflow, (*shared).verdict.end != 0) };
+    if MATCHES.load() > MATCHES_MAX as u32 && overflow != 0 && !ended {
+        judge_beyond::<C>();
+    }
 }
 
 /// Asks the rules that did not fit the list.
@@ -635,9 +610,7 @@ fn judge_word<C: Judging>(index: u32) -> u32 {
         let Some(found) = word.next() else {
             return 0;
         };
-        if C::judge_apart(packed(found)) != JUDGED {
-            count(Counter::Internal);
-        }
+        C::judge(packed(found));
         // SAFETY: as above.
         if unsafe { (*shared).verdict.end } != 0 {
             return 1;
@@ -652,43 +625,49 @@ fn packed(found: Match) -> u32 {
     u32::from(found.rule) | u32::from(found.direction) << 16
 }
 
-/// Asks a rule that keeps what it remembers of the connection in an entry of its own. A global function: see
-/// [`fault_collect`].
+/// Asks one of several rules. A global function: see [`fault_collect`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fault_judge_apart(found: u32) -> u32 {
-    judge_apart::<InKernel<Fetch>>(found).unwrap_or(FAILED)
+pub extern "C" fn fault_judge(found: u32) -> u32 {
+    judge_found::<InKernel<Fetch>>(found)
 }
 
-/// [`fault_judge_apart`] for kernels before 5.12.
+/// [`fault_judge`] for kernels before 5.12.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fault_judge_apart_old(found: u32) -> u32 {
-    judge_apart::<InKernel<NoFetch>>(found).unwrap_or(FAILED)
+pub extern "C" fn fault_judge_old(found: u32) -> u32 {
+    judge_found::<InKernel<NoFetch>>(found)
 }
 
 #[inline(always)]
-fn judge_apart<C: Counting>(found: u32) -> Option<u32> {
-    if MATCHES.load() <= MATCHES_MAX as u32 {
-        return Some(JUDGED);
+fn judge_found<C: Counting>(found: u32) -> u32 {
+    if MATCHES.load() == 1 {
+        // The verifier looks at global functions also where nobody calls them.
+        return 0;
     }
+    let (Some(shared), Some(control)) = (SCRATCH.get_ptr_mut(0), CONTROL.get(0)) else {
+        return 0;
+    };
     // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
-    let scratch = unsafe { &mut *SCRATCH.get_ptr_mut(0)? };
-    let events = CONTROL.get(0)?.events;
-    let (rule, stats, state) = rule_at(scratch, found as u16)?;
-    if let Some(memory) = flows::find_apart::<C>(scratch, rule, state) {
-        ask::<C>(scratch, memory.as_ptr(), rule, state, (found >> 16) as u16);
-        conclude(scratch, rule, stats, events);
-    } else {
-        // Policy: the rule does not act on this packet.
-        count(Counter::FlowRuleTableFull);
+    let scratch = unsafe { &mut *shared };
+    let found = Match {
+        rule: found as u16,
+        direction: (found >> 16) as u16,
+    };
+    // Looked up again, because before Linux 5.12 such a function takes no pointer.
+    let judged = match FLOWS.get_ptr_mut(&scratch.key) {
+        Some(flow) => judge_by::<C>(scratch, flow, found, control.events),
+        None => None,
+    };
+    if judged.is_none() {
+        count(Counter::Internal);
     }
-    Some(JUDGED)
+    0
 }
 
 /// A rule of the set in force, with what it counts and remembers.
 #[inline(always)]
-fn rule_at(
+pub fn rule_at(
     scratch: &Scratch,
     rule: u16,
 ) -> Option<(&'static RuleEntry, *mut RuleStats, *mut RuleState)> {
@@ -701,24 +680,33 @@ fn rule_at(
     ))
 }
 
-/// Asks the rule at hand: [`FAILED`], [`JUDGED`] or [`APART`].
+/// Asks one rule. Nothing when a map lookup fails that can't.
 #[inline(always)]
-fn judge_indexed<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> u32 {
-    let found = scratch.matches.items[scratch.index as usize % MATCHES_MAX];
-    let Some((rule, stats, state)) = rule_at(scratch, found.rule) else {
-        return FAILED;
+fn judge_by<C: Counting>(
+    scratch: &mut Scratch,
+    flow: *mut Flow,
+    found: Match,
+    events: u32,
+) -> Option<()> {
+    let (rule, stats, state) = rule_at(scratch, found.rule)?;
+    let memory = if flows::find_slot::<C>(scratch, flow, rule, state) {
+        // Volatile: else LLVM remembers in which of eight places it was found, and the verifier goes on eight times.
+        // SAFETY: a valid reference.
+        let slot = unsafe { core::ptr::read_volatile(&raw const scratch.slot) };
+        // SAFETY: map values live until the program ends.
+        unsafe { &raw mut (*flow).rules[slot as usize % FLOW_SLOTS] }
+    } else if MATCHES.load() > MATCHES_MAX as u32
+        && let Some(memory) = flows::find_apart::<C>(scratch, flow, rule, state)
+    {
+        memory.as_ptr()
+    } else {
+        // Policy: the rule does not act on this packet.
+        count(Counter::FlowRuleTableFull);
+        return Some(());
     };
-    if !flows::find_slot::<C>(scratch, flow, rule, state) {
-        return APART;
-    }
-    // Volatile: else LLVM remembers in which of eight places it was found, and the verifier goes on eight times.
-    // SAFETY: a valid reference.
-    let slot = unsafe { core::ptr::read_volatile(&raw const scratch.slot) };
-    // SAFETY: map values live until the program ends.
-    let memory = unsafe { &raw mut (*flow).rules[slot as usize % FLOW_SLOTS] };
     ask::<C>(scratch, memory, rule, state, found.direction);
-    conclude(scratch, rule, stats, events);
-    JUDGED
+    conclude(scratch, rule, stats, found.rule, events);
+    Some(())
 }
 
 /// Lets the rule decide.
@@ -759,13 +747,20 @@ fn ask<C: Counting>(
 
 /// Counts the packet for the rule at hand, and reports what it did.
 #[inline(always)]
-fn conclude(scratch: &mut Scratch, rule: &RuleEntry, stats: *mut RuleStats, events: u32) {
+fn conclude(
+    scratch: &mut Scratch,
+    rule: &RuleEntry,
+    stats: *mut RuleStats,
+    index: u16,
+    events: u32,
+) {
     // SAFETY: map values live until the program ends; the statistics are this CPU's own.
     let stats = unsafe { &mut *stats };
     stats.seen_packets += 1;
     stats.seen_segments += u64::from(scratch.sight.segments);
     stats.seen_bytes += u64::from(scratch.sight.bytes);
     if scratch.fired != 0 {
+        scratch.hit_rules[scratch.hits as usize % MATCHES_MAX] = index;
         hit(scratch, rule, stats, events);
     }
 }
@@ -773,7 +768,6 @@ fn conclude(scratch: &mut Scratch, rule: &RuleEntry, stats: *mut RuleStats, even
 #[inline(always)]
 fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u32) {
     scratch.hits += 1;
-    scratch.hit_rules |= 1 << (scratch.index % MATCHES_MAX as u32);
     let sight = &scratch.sight;
     stats.hit_packets += 1;
     stats.hit_segments += u64::from(sight.segments);

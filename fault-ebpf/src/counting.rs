@@ -145,8 +145,8 @@ impl<A: Advance> Counting for InKernel<A> {
 pub trait Judging: Counting {
     /// See [`split::fault_meet_super`].
     fn meet_super(skb: *mut __sk_buff, ingress: u32) -> u32;
-    /// See [`classify::fault_judge_apart`].
-    fn judge_apart(found: u32) -> u32;
+    /// See [`classify::fault_judge`].
+    fn judge(found: u32);
     /// See [`classify::fault_judge_word`].
     fn judge_word(index: u32) -> u32;
 }
@@ -158,8 +158,8 @@ impl Judging for InKernel<Fetch> {
     }
 
     #[inline(always)]
-    fn judge_apart(found: u32) -> u32 {
-        classify::fault_judge_apart(found)
+    fn judge(found: u32) {
+        classify::fault_judge(found);
     }
 
     #[inline(always)]
@@ -175,8 +175,8 @@ impl Judging for InKernel<NoFetch> {
     }
 
     #[inline(always)]
-    fn judge_apart(found: u32) -> u32 {
-        classify::fault_judge_apart_old(found)
+    fn judge(found: u32) {
+        classify::fault_judge_old(found);
     }
 
     #[inline(always)]

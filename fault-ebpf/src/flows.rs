@@ -3,8 +3,8 @@
 use core::ptr::NonNull;
 
 use fault_common::abi::{
-    Counter, Flow, FlowRule, FlowRuleKey, MOVED, NAMED_WORDS, RuleEntry, RuleState, SetHeader,
-    direction, named_at,
+    Counter, Flow, FlowRule, FlowRuleKey, NAMED_WORDS, RuleEntry, RuleState, SetHeader, direction,
+    named_at,
 };
 use fault_common::decide::Counting;
 use fault_common::flow::{FlowKey, Side, Told, end, flow_into};
@@ -34,7 +34,7 @@ pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> E
     frame.single_out(&mut scratch.key);
     scratch.side = side as u32;
     if is_scoped(header) && scratch.packet.protocol != PROTOCOL_TCP {
-        ask(frame, header, scratch, frame.ends());
+        ask(frame, scratch, frame.ends());
         if header.any_scope == 0 && scratch.packet.tells_sockets() && !scratch.told.has_scope() {
             return Entered::Nobody;
         }
@@ -101,19 +101,13 @@ fn is_scoped(header: &SetHeader) -> bool {
     SCOPED.load() != 0 && header.has_scopes != 0
 }
 
-/// Asks the sockets at a packet's ends whose it is. The answer is left in the scratch.
+/// Asks the sockets at a packet's ends whose it is. The answer is left in the scratch, which comes as a plain pointer
+/// because a global function writes it: see `classify::list_rules`.
 #[inline(never)]
-fn ask<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, ends: u32) {
-    scratch.told = Told::default();
-    let generation = scratch.sight.generation;
-    frame.ask(
-        &scratch.packet,
-        &scratch.key,
-        header,
-        generation,
-        ends,
-        &mut scratch.told,
-    );
+fn ask<F: Frame>(frame: F, scratch: *mut Scratch, ends: u32) {
+    // SAFETY: see `Scratch`.
+    unsafe { (*scratch).told = Told::default() };
+    frame.ask(scratch, ends);
 }
 
 /// Whether a packet tells something of its connection that is not remembered.
@@ -165,7 +159,7 @@ fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, flow: &m
     }
     if is_tcp {
         let ends = flow.unresolved(sender, frame.ends());
-        ask(frame, header, scratch, ends);
+        ask(frame, scratch, ends);
         flow.resolve(&scratch.told, sender);
     } else {
         flow.remember(&scratch.told, sender);
@@ -193,8 +187,8 @@ fn find_service<F: Frame>(frame: F, scratch: &Scratch) -> Service {
     };
     if packet.protocol == PROTOCOL_TCP && !packet.is_handshake() {
         hints.listens = [
-            listens(frame, packet, end::SENDER),
-            listens(frame, packet, end::RECEIVER),
+            listens(frame, scratch, end::SENDER),
+            listens(frame, scratch, end::RECEIVER),
         ];
     }
     service(packet, side(scratch), hints)
@@ -214,8 +208,8 @@ fn is_named(protocol: u8, port: u16, generation: u32) -> bool {
 }
 
 #[inline(never)]
-fn listens<F: Frame>(frame: F, packet: &Packet, end: u32) -> bool {
-    frame.ends() & end != 0 && frame.listens(packet, end)
+fn listens<F: Frame>(frame: F, scratch: &Scratch, end: u32) -> bool {
+    frame.ends() & end != 0 && frame.listens(&scratch.packet, end)
 }
 
 /// Begins a connection, with slots that are free and empty. A function of its own for the sake of the stack.
@@ -238,7 +232,7 @@ fn begin(flow: &mut Flow, packet: &Packet, service: Service) {
 fn insert<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Option<NonNull<Flow>> {
     let is_tcp = scratch.packet.protocol == PROTOCOL_TCP;
     if is_scoped(header) && is_tcp {
-        ask(frame, header, scratch, frame.ends());
+        ask(frame, scratch, frame.ends());
     }
     let service = find_service(frame, scratch);
     let sender = side(scratch);
@@ -326,53 +320,42 @@ pub fn settle(memory: &FlowRule) {
     count(Counter::Contended);
 }
 
-/// What `rule` remembers of the connection in the scratch, whose own entry has no slot for the rule.
+/// What `rule` remembers of a connection whose own entry has no slot for the rule.
 #[inline(always)]
 pub fn find_apart<C: Counting>(
     scratch: &mut Scratch,
+    flow: *mut Flow,
     rule: &RuleEntry,
     state: *mut RuleState,
 ) -> Option<NonNull<FlowRule>> {
-    let flow = FLOWS.get_ptr_mut(&scratch.key)?;
-    // SAFETY: map values live until the program ends.
-    let (flow, state) = unsafe { (&mut *flow, &mut *state) };
     scratch.apart = FlowRuleKey {
         flow: scratch.key,
-        birth: flow.birth,
+        // SAFETY: map values live until the program ends.
+        birth: unsafe { (*flow).birth },
         uid: rule.uid,
     };
     if FLOW_RULES.get_ptr(&scratch.apart).is_none() {
-        enter_apart::<C>(scratch, flow, rule, state);
+        // SAFETY: as above.
+        enter_apart::<C>(scratch, rule, unsafe { &mut *state });
     }
     NonNull::new(FLOW_RULES.get_ptr_mut(&scratch.apart)?)
 }
 
-/// Makes the entry, of what a slot of the connection's holds where the rule has had one.
 #[inline(never)]
-fn enter_apart<C: Counting>(
-    scratch: &mut Scratch,
-    flow: &mut Flow,
-    rule: &RuleEntry,
-    state: &mut RuleState,
-) {
+fn enter_apart<C: Counting>(scratch: &mut Scratch, rule: &RuleEntry, state: &mut RuleState) {
     // References: copies would not fit the stack.
     let (key, fresh) = (&scratch.apart, &mut scratch.entry);
-    *fresh = FlowRule::default();
-    for slot in &mut flow.rules {
-        if uid_of(slot) == rule.uid {
-            *fresh = *slot;
-            slot.uid = MOVED;
-        }
-    }
-    let is_new = fresh.uid == 0;
-    fresh.uid = rule.uid;
+    *fresh = FlowRule {
+        uid: rule.uid,
+        ..FlowRule::default()
+    };
     let fresh: &FlowRule = fresh;
     // Another CPU may have been faster: then its entry is as good.
     if FLOW_RULES.insert(key, fresh, BPF_NOEXIST).is_err() {
         return;
     }
     count(Counter::FlowRuleEntered);
-    if is_new && let Some(entry) = FLOW_RULES.get_ptr_mut(key) {
+    if let Some(entry) = FLOW_RULES.get_ptr_mut(key) {
         let ordinal = C::next(&mut state.connections) as u32;
         // SAFETY: a map value lives until the program ends; volatile, as others wait for it.
         unsafe { core::ptr::write_volatile(&raw mut (*entry).connection, ordinal) };

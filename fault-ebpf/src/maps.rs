@@ -363,16 +363,12 @@ pub struct Scratch {
     pub query: Query,
     /// The slot of the connection's entry in which the rule at hand remembers it.
     pub slot: u32,
-    /// Which of the matching rules is at hand.
-    pub index: u32,
-    /// How many of them have fired.
+    /// How many of the packet's rules have fired.
     pub hits: u32,
     /// The faults that have not been carried out yet: a bit for each value of [`fault_common::abi::fault`].
     pub undone: u32,
-    /// So that there is no padding.
-    pub reserved: u32,
-    /// Which of the matching rules have fired: a bit for each.
-    pub hit_rules: u64,
+    /// The first of them.
+    pub hit_rules: [u16; MATCHES_MAX],
     /// What the rule at hand did: see [`fault_common::abi::action`]; 0 for nothing.
     pub fired: u32,
     /// See [`fault_common::abi::DecisionKey::seen`].

@@ -19,7 +19,7 @@ use crate::maps::{
     FLOWS, FORESEES, MATCHES, PIECE, RULE_STATES, RULE_STATS, RULES, SCRATCH, Scratch, WORDS,
     count, count_many,
 };
-use crate::skb::Skb;
+use crate::skb::{Any, Skb};
 use crate::{classify, flows};
 
 /// The most segments that are told apart; a super-packet of more is judged as one.
@@ -38,9 +38,6 @@ pub const PASSES: u32 = 1;
 pub const VANISHES: u32 = 2;
 /// It is judged like any packet.
 const IS_JUDGED: u32 = 0;
-
-/// Any of them: what they differ by is not asked here.
-type Any = Skb<true, 0>;
 
 /// What becomes of the super-packet in the scratch, which rules match: [`PASSES`], [`VANISHES`], or it is to be judged,
 /// as a whole or as the part that it has become. A global function: see `fault_collect`.
@@ -150,7 +147,7 @@ fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> b
 
 /// Does something for each of the packet's rules, as long as it can be done.
 #[inline(always)]
-pub fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
+fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
     for index in 0..MATCHES_MAX as u32 {
         if index >= MATCHES.load() {
             break;

@@ -9,8 +9,7 @@ use core::arch::asm;
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::bpf_xdp_adjust_meta;
 use aya_ebpf::programs::XdpContext;
-use fault_common::abi::SetHeader;
-use fault_common::flow::{FlowKey, Told, end};
+use fault_common::flow::end;
 use fault_common::packet::{Load, Packet};
 
 use crate::classify;
@@ -143,16 +142,7 @@ impl Frame for Raw {
 
     /// No rule is limited to a cgroup.
     #[inline(always)]
-    fn ask(
-        &self,
-        _packet: &Packet,
-        _key: &FlowKey,
-        _header: &SetHeader,
-        _generation: u32,
-        _ends: u32,
-        _told: &mut Told,
-    ) {
-    }
+    fn ask(&self, _scratch: *mut Scratch, _ends: u32) {}
 
     #[inline(always)]
     fn listens(&self, packet: &Packet, end: u32) -> bool {
