@@ -26,6 +26,7 @@ mod classify;
 mod counting;
 mod endpoints;
 mod flows;
+mod fragments;
 mod frame;
 mod group;
 mod handshake;

@@ -18,19 +18,22 @@ use super::verifier;
 use crate::rule::{PortRange, Protocol, ResolvedTarget};
 
 /// Maps of the same object that only the packet programs use, made as small as can be.
-const UNUSED_MAPS: [&str; 10] = [
+const UNUSED_MAPS: [&str; 11] = [
     "PORTS",
     "HOLDS",
     "RELEASES",
     "RELEASED",
     "SPREADS",
-    "FLOWS",
+    "DATAGRAMS",
+    "FOLLOWED",
     "RULES",
     "VECTORS",
     "SUMMARIES",
     "SCOPES",
 ];
 
+/// How many connections can be watched at once. One more is counted, and no expectation is judged then.
+const WATCHED: u32 = 1 << 18;
 /// How many addresses a cgroup's servers may listen at.
 const SERVERS: u32 = 1024;
 /// How many connections can be on their way to being accepted by the relay.
@@ -120,6 +123,7 @@ pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf
         .override_global("NETNS", &netns, true)
         .override_global("OWN_SERVERS", &own_servers, true)
         .map_max_entries("SERVED", SERVERS)
+        .map_max_entries("WATCHED", WATCHED)
         .map_max_entries("HANDSHAKES", HANDSHAKES)
         .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?)
         .map_max_entries("SLOT_PORTS", slots)
