@@ -77,6 +77,7 @@ pub fn compile(
 }
 
 /// What gives the datagrams of a stream rule to relay `number`, while the rule is in its window.
+#[must_use]
 pub fn to_relay(
     rule: &ResolvedRule,
     number: usize,

@@ -58,11 +58,18 @@ struct Headers {
     to: SocketAddr,
 }
 
+/// What a packet carries.
+pub(crate) struct Unpacked {
+    pub(crate) pair: Pair,
+    pub(crate) direction: Direction,
+    pub(crate) datagrams: Vec<(Bytes, Carrier)>,
+}
+
 /// The datagrams of a packet, which are several in a super-packet.
 ///
 /// # Errors
 /// A packet that carries none, or a part of one: it comes back.
-pub(crate) fn unpack(packet: Packet) -> Result<(Pair, Direction, Vec<(Bytes, Carrier)>), Packet> {
+pub(crate) fn unpack(packet: Packet) -> Result<Unpacked, Packet> {
     let Some(headers) = Headers::find(&packet.frame) else {
         return Err(packet);
     };
@@ -98,7 +105,11 @@ pub(crate) fn unpack(packet: Packet) -> Result<(Pair, Direction, Vec<(Bytes, Car
             .collect(),
         None => vec![(data.clone(), carrier(None))],
     };
-    Ok((pair, direction, datagrams))
+    Ok(Unpacked {
+        pair,
+        direction,
+        datagrams,
+    })
 }
 
 /// The bytes of each datagram of a super-packet.

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::connection::Control;
 use super::engine::Engine;
 use super::fault::CloseMode;
-use super::packets::{self, Carrier, Pair};
+use super::packets::{self, Carrier, Pair, Unpacked};
 use super::stage::{Chunk, Item, Output, Owner, Pipeline};
 use super::tcp::{Command, Inner, acknowledge};
 use super::timer::Timer;
@@ -219,7 +219,11 @@ impl Listener {
     /// Takes the datagrams out of a packet.
     fn take(&mut self, exchange: &Arc<Exchange>, packet: Packet, closed: &Closed) {
         match packets::unpack(packet) {
-            Ok((pair, direction, datagrams)) => {
+            Ok(Unpacked {
+                pair,
+                direction,
+                datagrams,
+            }) => {
                 let way = Way::Packets(Arc::clone(exchange));
                 for (data, carrier) in datagrams {
                     let datagram = Datagram {

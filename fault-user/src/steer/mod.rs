@@ -25,7 +25,6 @@ use crate::kernel::injector::Marker;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
-use crate::process::open_files;
 use crate::relay::{Cut, Direction as Way, Drain, Engine, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::shaping::exchange::Exchange;
@@ -226,7 +225,6 @@ impl Steering {
         whose: Whose<'_>,
     ) -> Result<Self> {
         let (targets, rules) = by_target(rules)?;
-        open_files::raise();
         let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
         let all_servers = whose.marker.is_none();
         let reach = Reach {
