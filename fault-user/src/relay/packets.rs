@@ -367,3 +367,205 @@ pub(crate) fn fold(mut sum: u32) -> u16 {
     }
     u16::try_from(sum).unwrap_or(u16::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fault_common::abi::Release;
+
+    const V4: [&str; 2] = ["10.1.2.3:4000", "192.168.0.1:53"];
+    const V6: [&str; 2] = ["[fd00::1]:9", "[fd00::2]:53"];
+
+    /// A packet between these ends, with an option of IPv4 or a header of IPv6 between, and a VLAN's tag.
+    fn packet([from, to]: [&str; 2], data: &[u8]) -> Packet {
+        let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let mut frame = vec![0; TAG_AT + TAG_BYTES - 2];
+        frame.extend([0x81, 0x00, 0, 7]);
+        let load = [&udp_header(data, from, to).unwrap()[..], data].concat();
+        match (from.ip(), to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                frame.extend([0x08, 0x00]);
+                let network = frame.len();
+                frame.extend([0x46, 0x20, 0, 0, 0x12, 0x34, 0x40, 0, 5, UDP, 0, 0]);
+                frame.extend(from.octets());
+                frame.extend(to.octets());
+                frame.extend([1, 1, 1, 0]);
+                finish(&mut frame, network, 0x1234, &load, None);
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                frame.extend([0x86, 0xdd]);
+                let network = frame.len();
+                frame.extend([0x62, 0, 0, 1, 0, 0, DESTINATION, 5]);
+                frame.extend(from.octets());
+                frame.extend(to.octets());
+                frame.extend([UDP, 0, 1, 4, 0, 0, 0, 0]);
+                finish(&mut frame, network, 0, &load, None);
+            }
+            _ => unreachable!("both ends have one version"),
+        }
+        Packet {
+            frame: frame.into(),
+            release: Release {
+                judges: 1,
+                place: 2,
+            },
+            to_client: false,
+        }
+    }
+
+    fn carried(carrier: &Carrier, data: &[u8]) -> Vec<Packet> {
+        let mut sent = Vec::new();
+        let data = Bytes::copy_from_slice(data);
+        carrier.carry(&data, |packet| sent.push(packet)).unwrap();
+        sent
+    }
+
+    /// Both checksums of a packet are right, and its lengths are.
+    fn assert_sound(frame: &[u8]) {
+        let headers = Headers::find(frame).expect("a datagram");
+        let load = &frame[headers.transport..];
+        let length = usize::from(word(load, 4).unwrap());
+        assert_eq!(length, load.len());
+        let header = &frame[headers.network..headers.transport];
+        let whole = frame.len() - headers.network;
+        let pseudo = if header[0] >> 4 == 4 {
+            assert_eq!(usize::from(word(header, 2).unwrap()), whole);
+            assert_eq!(fold(add(0, header)), 0xffff);
+            &header[12..20]
+        } else {
+            assert_eq!(usize::from(word(header, 4).unwrap()), whole - V6_HEADER);
+            &header[8..40]
+        };
+        let sum = add(u32::from(UDP) + u32::try_from(length).unwrap(), pseudo);
+        assert_eq!(fold(add(sum, load)), 0xffff);
+    }
+
+    #[test]
+    fn what_is_not_changed_is_the_same_packet() {
+        for ends in [V4, V6] {
+            let packet = packet(ends, b"question");
+            let unpacked = unpack(packet.clone()).unwrap();
+            assert_eq!(unpacked.direction, Direction::Upstream);
+            assert_eq!(unpacked.pair.client, ends[0].parse().unwrap());
+            assert_eq!(unpacked.pair.local, ends[1].parse().unwrap());
+            let [(data, carrier)] = &unpacked.datagrams[..] else {
+                panic!("one datagram");
+            };
+            assert_eq!(data, "question");
+            let mut sent = Vec::new();
+            carrier.carry(data, |packet| sent.push(packet)).unwrap();
+            assert_eq!(sent, [packet]);
+        }
+    }
+
+    #[test]
+    fn what_is_changed_has_the_same_headers_and_right_sums() {
+        for ends in [V4, V6] {
+            let packet = packet(ends, b"question");
+            assert_sound(&packet.frame);
+            let unpacked = unpack(packet.clone()).unwrap();
+            let (_, carrier) = &unpacked.datagrams[0];
+            for data in [&b""[..], b"odd", b"the answer", &[255; 1100]] {
+                let [sent] = &carried(carrier, data)[..] else {
+                    panic!("one packet");
+                };
+                assert_sound(&sent.frame);
+                assert_eq!(sent.release, packet.release);
+                let again = unpack(sent.clone()).unwrap();
+                assert_eq!(again.pair, unpacked.pair);
+                assert_eq!(again.datagrams[0].0, data);
+                // The time to live, and the class of traffic.
+                let at = Headers::find(&packet.frame).unwrap().network;
+                for same in [at, at + 1, at + 7, at + 8] {
+                    let is_length = same == at + 7 && ends == V6;
+                    assert!(
+                        is_length || sent.frame[same] == packet.frame[same],
+                        "{same}"
+                    );
+                }
+            }
+            let too_large = Bytes::from(vec![0; 65_536]);
+            carrier.carry(&too_large, |_| ()).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_has_grown_beyond_a_link_goes_in_fragments() {
+        for ends in [V4, V6] {
+            let unpacked = unpack(packet(ends, &[1; 1400])).unwrap();
+            let data: Vec<u8> = (0..=255).cycle().take(4000).collect();
+            let sent = carried(&unpacked.datagrams[0].1, &data);
+            assert_eq!(sent.len(), 3);
+            let mut load = Vec::new();
+            let mut identities = std::collections::HashSet::new();
+            for (number, packet) in sent.iter().enumerate() {
+                let at = TAG_AT + TAG_BYTES + 4;
+                let (start, field, identity) = if ends == V4 {
+                    let field = word(&packet.frame, at + 6).unwrap();
+                    assert_eq!(fold(add(0, &packet.frame[at..at + 24])), 0xffff);
+                    (
+                        24,
+                        (field & 0x1fff) * 8 | field >> 13,
+                        &packet.frame[at + 4..at + 6],
+                    )
+                } else {
+                    let field = word(&packet.frame, at + 50).unwrap();
+                    assert_eq!(packet.frame[at + 40], FRAGMENT);
+                    assert_eq!(packet.frame[at + 48], UDP);
+                    (56, field, &packet.frame[at + 52..at + 56])
+                };
+                identities.insert(identity.to_vec());
+                assert_eq!(usize::from(field & !7), load.len());
+                assert_eq!(field & 1 == 1, number < 2, "more follow");
+                load.extend_from_slice(&packet.frame[at + start..]);
+                unpack(packet.clone()).map(|_| ()).unwrap_err();
+            }
+            assert_eq!(identities.len(), 1);
+            assert_eq!(load[HEADER..], data);
+        }
+    }
+
+    #[test]
+    fn a_super_packet_is_divided() {
+        for ends in [V4, V6] {
+            let mut whole = packet(ends, b"first second last");
+            let mut frame = whole.frame.to_vec();
+            frame[1] = 5;
+            frame[4..6].copy_from_slice(&7_u16.to_ne_bytes());
+            whole.frame = frame.into();
+            let unpacked = unpack(whole).unwrap();
+            let parts: Vec<_> = unpacked
+                .datagrams
+                .iter()
+                .map(|(data, _)| data.clone())
+                .collect();
+            assert_eq!(parts, ["first s", "econd l", "ast"]);
+            for (number, (data, carrier)) in (0..).zip(&unpacked.datagrams) {
+                let [sent] = &carried(carrier, data)[..] else {
+                    panic!("one packet");
+                };
+                assert_sound(&sent.frame);
+                assert_eq!(sent.frame[..HEADER_BYTES], [0; HEADER_BYTES]);
+                if ends == V4 {
+                    let at = TAG_AT + TAG_BYTES + 4;
+                    assert_eq!(word(&sent.frame, at + 4), Some(0x1234 + number));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_datagram_comes_back() {
+        let whole = packet(V4, b"question").frame;
+        for length in 0..whole.len() {
+            let packet = Packet {
+                frame: whole.slice(..length),
+                release: Release::default(),
+                to_client: false,
+            };
+            if length >= HEADER_BYTES {
+                unpack(packet).map(|_| ()).unwrap_err();
+            }
+        }
+    }
+}
