@@ -117,7 +117,7 @@ fn held(text: &mut String, injection: &Injection) {
             ),
             (
                 &figures.no_room,
-                "packets were not delayed: the delay line held all it may (256 MiB)",
+                "packets were not delayed or changed: all was held that may be (256 MiB, 16,384 datagrams of a target)",
             ),
             (&figures.refused, "held packets could not be sent on"),
         ] {
