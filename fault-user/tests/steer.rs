@@ -357,15 +357,15 @@ fn datagrams_are_led_with_connect_and_without() {
         let start = Instant::now();
         old.send(b"three").unwrap();
         old.recv(&mut [0; 9]).unwrap();
-        assert!(start.elapsed() < SLOW, "what was connected stays as it is");
+        assert!(start.elapsed() >= SLOW, "what was connected is hit too");
         let summary = hurt.end();
-        assert!(summary.contains("2 conns"), "{summary}");
-        // The same socket, straight again.
+        assert!(summary.contains("3 conns"), "{summary}");
+        // The same sockets, without the rule.
         let (answer, took) = ask(&client, server, "four");
         assert_eq!(answer, "four");
         assert!(took < SLOW, "{host} healed");
         connected.send(b"five").unwrap();
-        assert_eq!(connected.recv(&mut [0; 9]).unwrap(), 4, "connected anew");
+        assert_eq!(connected.recv(&mut [0; 9]).unwrap(), 4, "connected");
         assert_eq!(connected.peer_addr().unwrap(), server);
     }
 }
@@ -446,31 +446,6 @@ fn one_socket_with_several_servers_and_many_clients() {
             .iter()
             .all(|client| question(client) == "question")
     );
-}
-
-#[test]
-fn more_servers_than_can_be_led_to_are_said() {
-    if !can_lead_the_host() {
-        return;
-    }
-    enter_fresh();
-    let hurt = Hurt::begin(&["udp:7053 substitute=question,hurt"], "--scope host");
-    let server = udp_echo(UdpSocket::bind("127.0.1.1:7053").unwrap());
-    let client = udp_client(server);
-    assert_eq!(ask(&client, server, "question").0, "hurt");
-    for number in 2..=64 {
-        client
-            .send_to(b"x", format!("127.0.1.{number}:7053"))
-            .unwrap();
-    }
-    let further = udp_echo(UdpSocket::bind("127.0.1.65:7053").unwrap());
-    assert_eq!(ask(&client, further, "question").0, "question");
-    assert_eq!(ask(&client, server, "question").0, "hurt");
-    let group: SocketAddr = "239.1.2.3:7053".parse().unwrap();
-    // It fails for want of a route, or is sent: but it is not led.
-    let _sent = client.send_to(b"x", group);
-    let summary = hurt.end();
-    assert!(summary.contains("further ones went straight"), "{summary}");
 }
 
 /// The words by which `fault` starts this program in a role of [`another_process`].

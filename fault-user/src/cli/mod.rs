@@ -256,7 +256,12 @@ pub fn start_log() {
         "disabled" => log::LevelFilter::Off,
         _ => log::LevelFilter::Warn,
     };
-    env_logger::Builder::new().filter_level(level).init();
+    env_logger::Builder::new()
+        .filter_level(level)
+        // aya can't read the version of every kernel (`7.3-rc1`), says so each time that it looks, and takes it for an old
+        // one. What depends on it we do ourselves: links, and looking at the version.
+        .filter_module("aya::util", log::LevelFilter::Off)
+        .init();
 }
 
 #[cfg(test)]

@@ -13,15 +13,20 @@ use crate::rule::Protocol;
 use crate::shaping::qdiscs::Loss;
 
 /// The counters that are worth a line when they are not zero.
-const NOTES: [(Counter, &str); 8] = [
+const NOTES: [(Counter, &str); 11] = [
     (Counter::Malformed, "malformed packets passed"),
     (
         Counter::Headers,
         "packets with too many IPv6 extension headers passed",
     ),
     (
-        Counter::TooManyMatches,
-        "packets matched more rules than are judged (8)",
+        Counter::Fragment,
+        "later IP fragments were not matched by port: their first fragment did not arrive before them, or more than 4096 \
+         datagrams were in fragments at once",
+    ),
+    (
+        Counter::FlowRuleTableFull,
+        "times a rule did not act on a packet: too many connections match more than 8 rules",
     ),
     (
         Counter::ActionFailed,
@@ -37,7 +42,15 @@ const NOTES: [(Counter, &str); 8] = [
     ),
     (
         Counter::FlowTableFull,
-        "packets passed because the connection table was full",
+        "packets passed because the table of connections was full: their ordinals are not counted",
+    ),
+    (
+        Counter::Forgotten,
+        "idle connections were forgotten because the table of connections was full: they count as new if they go on",
+    ),
+    (
+        Counter::Contended,
+        "packets were judged by two CPUs at once, with inexact ordinals",
     ),
     (
         Counter::EventLost,
@@ -104,7 +117,7 @@ fn held(text: &mut String, injection: &Injection) {
             ),
             (
                 &figures.no_room,
-                "packets were not delayed: the delay line held all it may (256 MiB)",
+                "packets were not delayed or changed: all was held that may be (256 MiB, 16,384 datagrams of a target)",
             ),
             (&figures.refused, "held packets could not be sent on"),
         ] {

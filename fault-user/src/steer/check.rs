@@ -72,6 +72,18 @@ fn without_direction(fault: &Fault) -> Option<&'static str> {
     }
 }
 
+/// Whether datagrams are given to the relay for this rule.
+#[must_use]
+pub fn takes_datagrams(rule: &ResolvedRule) -> bool {
+    acts_on(rule, Transport::Udp)
+}
+
+/// Whether connections are.
+#[must_use]
+pub fn takes_streams(rule: &ResolvedRule) -> bool {
+    acts_on(rule, Transport::Tcp)
+}
+
 /// Whether a rule that can be carried out has something to do on the relay of this transport.
 pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
     let is_aimed = match rule.target.protocol {
