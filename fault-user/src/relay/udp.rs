@@ -498,6 +498,12 @@ impl Session {
     fn push(&mut self, datagram: Datagram, now: Instant) {
         let index = datagram.direction.index();
         count(&self.inner.stats.received[index], datagram.data.len());
+        if self.pipelines[index].room(now) == 0 {
+            // What is due makes room, though nothing has looked at it since.
+            let mut pieces = PIECES;
+            self.pipelines[index].advance(now, &mut self.outputs[index], &mut pieces);
+            self.send(datagram.direction);
+        }
         if self.pipelines[index].room(now) > 0 {
             let chunk = Chunk {
                 data: datagram.data,

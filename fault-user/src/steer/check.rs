@@ -23,7 +23,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
         }
         _ => {}
     }
-    if rule.target.ports.is_empty() {
+    if rule.target.ports.is_empty() && rule.target.protocol != Protocol::Udp {
         bail!("`{name}` needs the port of a service, such as tcp:5432");
     }
     convert::toxic(&rule.fault)?;
