@@ -4,11 +4,13 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use fault_user::cli::{self, Cli};
+use fault_user::process::open_files;
 use fault_user::tell;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(cli::arguments());
     cli::start_log();
+    open_files::raise();
     let verbose = cli.verbose;
     match cli.run() {
         Ok(code) => ExitCode::from(code),

@@ -1,4 +1,4 @@
-//! The network tests of CPython and Go, under rules that change nothing but time: what passes without `fault` passes
+//! The network tests of `CPython` and Go, under rules that change nothing but time: what passes without `fault` passes
 //! with it.
 
 mod support;

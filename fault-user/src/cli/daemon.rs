@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::api::{self, Caller, Events, Guard, Proxies, VERSION};
 use crate::doctor::capabilities::Capability;
 use crate::process::files::{self, Folder};
-use crate::process::{open_files, rights};
+use crate::process::rights;
 use crate::relay::Engine;
 use crate::tell::{self, tell};
 
@@ -127,7 +127,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(seed) => seed,
         None => draw_seed().context("can't draw a seed, give one with --seed")?,
     };
-    open_files::raise();
     let mut rights = args.rights().to_vec();
     if args.config.is_some() || args.socket.is_some() {
         // They may lie in a user's folder. The relay's threads keep less.

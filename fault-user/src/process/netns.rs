@@ -76,10 +76,15 @@ impl NetworkNamespace {
     /// No such process, or no rights to look.
     pub fn of_process(pid: i32) -> Result<Self> {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        let file = File::open(&path).with_context(|| {
-            format!("can't open the network namespace of process {pid} (needs CAP_SYS_PTRACE)")
-        })?;
-        Self::new(file, path)
+        match File::open(&path) {
+            Ok(file) => Self::new(file, path),
+            Err(error) if is_gone(&error) => {
+                bail!("there is no process {pid}")
+            }
+            Err(error) => Err(error).with_context(|| {
+                format!("can't open the network namespace of process {pid} (needs CAP_SYS_PTRACE)")
+            }),
+        }
     }
 
     fn new(file: File, path: PathBuf) -> Result<Self> {

@@ -1,4 +1,4 @@
-//! The limit of open files: the relay may have as many as the hard limit allows, CMD as many as the caller.
+//! The limit of open files: `fault` may have as many as the hard limit allows, CMD as many as the caller.
 
 use std::io;
 use std::sync::OnceLock;
@@ -8,7 +8,8 @@ use nix::errno::Errno;
 /// What the soft and the hard limit were before [`raise`].
 static BEFORE: OnceLock<libc::rlimit> = OnceLock::new();
 
-/// Raises the soft limit to the hard one: each connection of the relay needs two descriptors.
+/// Raises the soft limit to the hard one: the programs and their maps need a hundred descriptors, and each connection of the
+/// relay two.
 pub fn raise() {
     if let Err(error) = try_raise() {
         log::warn!("the limit of open files stays as it is: {error}");

@@ -129,31 +129,28 @@ impl Shared {
             address(event.handshake.server),
         );
         let mut relays = self.relays();
-        match (event.kind, &self.sockets) {
-            (handshake::SYN, Some(sockets)) => {
-                let length = usize::try_from(event.length).unwrap_or(0);
-                let syn = HeldSyn {
-                    pair,
-                    header: event.header.iter().copied().take(length).collect(),
-                    sockets: Arc::clone(sockets),
-                    stop_holding: Arc::clone(&self.stop_holding),
-                };
-                if let Some(relay) = relays.get(&event.listener)
-                    && relay.events.send(HandshakeEvent::Syn(syn)).is_err()
-                {
-                    // It has stopped listening.
-                    relays.remove(&event.listener);
-                }
+        if let (handshake::SYN, Some(sockets)) = (event.kind, &self.sockets) {
+            let length = usize::try_from(event.length).unwrap_or(0);
+            let syn = HeldSyn {
+                pair,
+                header: event.header.iter().copied().take(length).collect(),
+                sockets: Arc::clone(sockets),
+                stop_holding: Arc::clone(&self.stop_holding),
+            };
+            if let Some(relay) = relays.get(&event.listener)
+                && relay.events.send(HandshakeEvent::Syn(syn)).is_err()
+            {
+                // It has stopped listening.
+                relays.remove(&event.listener);
             }
-            _ => {
-                let is_theirs = |relay: &&Listening| {
-                    relay.address.port() == pair.local.port()
-                        && relay.address.is_ipv4() == pair.local.is_ipv4()
-                };
-                for relay in relays.values().filter(is_theirs) {
-                    // One that has stopped has nobody waiting.
-                    let _stopped = relay.events.send(HandshakeEvent::Gone(pair));
-                }
+        } else {
+            let is_theirs = |relay: &&Listening| {
+                relay.address.port() == pair.local.port()
+                    && relay.address.is_ipv4() == pair.local.is_ipv4()
+            };
+            for relay in relays.values().filter(is_theirs) {
+                // One that has stopped has nobody waiting.
+                let _stopped = relay.events.send(HandshakeEvent::Gone(pair));
             }
         }
     }

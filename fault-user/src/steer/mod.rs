@@ -28,7 +28,6 @@ use crate::kernel::injector::Marker;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
-use crate::process::open_files;
 use crate::relay::{Cut, Direction as Way, Drain, Engine, Inlet, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::tell::tell;
@@ -238,7 +237,6 @@ impl Steering {
         whose: Whose<'_>,
     ) -> Result<Self> {
         let (targets, rules) = by_target(rules)?;
-        open_files::raise();
         let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
         let all_servers = whose.marker.is_none();
         let reach = Reach {
