@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::connection::{Connection, Control, Cut, Drain, close_in_order};
+use super::connection::{Connection, Control, Cut, Drain, close_by_reset, close_in_order};
 use super::engine::Engine;
 use super::fault::CloseMode;
 use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
@@ -45,25 +45,18 @@ impl Stats {
             .map(|count| count.load(Ordering::Relaxed));
         Cut { connections, bytes }
     }
+}
 
-    /// Counts it, and logs the first of its kind.
-    fn count_failure(&self, error: &io::Error) {
-        let reason = match error.raw_os_error() {
-            Some(libc::EMFILE) => {
-                "the relay has too many open files: raise the hard limit (ulimit -Hn)".to_owned()
-            }
-            Some(libc::EADDRNOTAVAIL) => {
-                "the relay has no local port left: widen net.ipv4.ip_local_port_range".to_owned()
-            }
-            Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
-            None => error.to_string(),
-        };
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(reason).or_insert_with_key(|reason| {
-            log::warn!("a connection failed: {reason}");
-            0
-        });
-        *count += 1;
+/// What the relay itself lacked, and what to do about it.
+fn lack(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => {
+            Some("the relay has too many open files: raise the hard limit (ulimit -Hn)")
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            Some("the relay has no local port left: widen net.ipv4.ip_local_port_range")
+        }
+        _ => None,
     }
 }
 
@@ -91,11 +84,29 @@ impl Inner {
         }
     }
 
+    /// Counts a connection that could not be opened, and tells at once what the relay itself lacked.
+    fn count_failure(&self, error: &io::Error) {
+        let reason = match (lack(error), error.raw_os_error()) {
+            (Some(lack), _) => {
+                self.trouble.tell(lack, lack);
+                lack.to_owned()
+            }
+            (None, Some(number)) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+            (None, None) => error.to_string(),
+        };
+        let failures = self.stats.failures.lock();
+        *failures
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(reason)
+            .or_default() += 1;
+    }
+
     /// The server of a connection could not be reached: counted, and told of a proxy whose clients do
     /// not see why.
     pub(crate) fn failed(&self, error: &io::Error) {
-        self.stats.count_failure(error);
+        self.count_failure(error);
         match &self.upstream.target {
+            Target::Name(_) if lack(error).is_some() => {}
             Target::Name(name) => {
                 let what = format_args!("can't reach its upstream {name}: {error}");
                 self.trouble.tell("upstream", what);
@@ -257,7 +268,7 @@ impl Door {
                     Ok((client, address)) => {
                         self.dispatch(client.into_std(), address, handshakes.is_some());
                     }
-                    Err(error) => pause_after(&self.inner.stats, &error).await,
+                    Err(error) => pause_after(&self.inner, &error).await,
                 },
             }
         };
@@ -279,7 +290,7 @@ impl Door {
                 Ok((client, address)) => self.dispatch(Ok(client), address, is_held),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_gone(&error) => {}
-                Err(error) => return self.inner.stats.count_failure(&error),
+                Err(error) => return self.inner.count_failure(&error),
             }
         }
     }
@@ -393,25 +404,35 @@ async fn open(inner: Arc<Inner>, syn: HeldSyn, mut client: oneshot::Receiver<Cli
         _gone = &mut client => return true,
         server = inner.upstream.connect(accepted) => server,
     };
-    match server {
-        Ok(server) => match admit(&syn, client).await {
-            Some(Ok((client, control))) => {
-                let client = client.and_then(TcpStream::from_std);
-                match client {
-                    Ok(client) => carry_on(inner, control, client, server).await,
-                    Err(error) => unwatched(&inner, &control, &error),
-                }
-                true
-            }
-            // Its end of the channel is gone, and with it the opening.
-            Some(Err(_gone)) => true,
-            None => false,
-        },
+    let server = match server {
+        Ok(server) => Some(server),
+        Err(error) if is_reset_by(&error) => None,
         Err(error) => {
             inner.failed(&error);
-            refuse(&syn, &error, &mut client).await
+            return refuse(&syn, &error, &mut client).await;
         }
+    };
+    match admit(&syn, client).await {
+        Some(Ok((client, control))) => {
+            match (client.and_then(TcpStream::from_std), server) {
+                (Ok(client), Some(server)) => carry_on(inner, control, client, server).await,
+                (Ok(client), None) => {
+                    close_by_reset(client, &control).await;
+                    inner.unregister(&control);
+                }
+                (Err(error), _) => unwatched(&inner, &control, &error),
+            }
+            true
+        }
+        // Its end of the channel is gone, and with it the opening.
+        Some(Err(_gone)) => true,
+        None => false,
     }
+}
+
+/// Whether the server has accepted the relay's connection, and reset it at once: it was reached.
+fn is_reset_by(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionReset
 }
 
 async fn admit(
@@ -465,9 +486,9 @@ pub(crate) fn acknowledge(done: oneshot::Sender<()>) {
 
 /// An accept can fail because its client is gone again, or for lack of descriptors: then trying again at
 /// once would only burn time.
-async fn pause_after(stats: &Stats, error: &io::Error) {
+async fn pause_after(inner: &Inner, error: &io::Error) {
     if !is_gone(error) {
-        stats.count_failure(error);
+        inner.count_failure(error);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -497,8 +518,7 @@ async fn reach(
     tokio::select! {
         biased;
         server = &mut connecting => server.map_err(|error| {
-            // It has accepted, and reset the connection at once: that is no failure to reach it.
-            if error.kind() == io::ErrorKind::ConnectionReset {
+            if is_reset_by(&error) {
                 return CloseMode::Rst;
             }
             inner.failed(&error);
@@ -531,10 +551,7 @@ async fn carry(inner: Arc<Inner>, (client, control): Client) {
             close_in_order(client).await;
         }
         Err(CloseMode::Rst) => {
-            if let Err(error) = client.set_zero_linger() {
-                log::trace!("linger: {error}");
-            }
-            drop(client);
+            close_by_reset(client, &control).await;
             inner.unregister(&control);
         }
     }

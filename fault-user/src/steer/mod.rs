@@ -13,6 +13,7 @@ mod relays;
 mod served;
 mod straighten;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -502,10 +503,12 @@ impl Led {
                 Err(error) => notes.push(format!("looking at the servers of {name}: {error}")),
             }
         }
-        for relay in &self.relays {
-            for (reason, count) in relay.stats().failures {
-                notes.push(format!("{count} connections to {name} failed: {reason}"));
-            }
+        let mut failures = BTreeMap::new();
+        for (reason, count) in self.relays.iter().flat_map(|relay| relay.stats().failures) {
+            *failures.entry(reason).or_insert(0) += count;
+        }
+        for (reason, count) in failures {
+            notes.push(format!("{count} connections to {name} failed: {reason}"));
         }
         notes
     }
