@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -204,8 +204,9 @@ pub(crate) fn start(
     accepts: bool,
 ) -> mpsc::UnboundedSender<Command> {
     let (commands, receiver) = mpsc::unbounded_channel();
+    let is_held = inlet.handshakes.is_some();
     let (worker, inner) = (Arc::downgrade(engine), Arc::clone(inner));
-    engine.spawn(async move {
+    let task = async move {
         let listener = match TcpListener::from_std(inlet.listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -220,13 +221,18 @@ pub(crate) fn start(
             openings: Arc::default(),
         };
         door.serve(inlet.handshakes, receiver, accepts).await;
-    });
+    };
+    if is_held {
+        engine.spawn_beside_handshakes(task);
+    } else {
+        engine.spawn(task);
+    }
     commands
 }
 
 /// A listener, and the clients that wait for its relay to reach their servers.
 struct Door {
-    engine: std::sync::Weak<Engine>,
+    engine: Weak<Engine>,
     inner: Arc<Inner>,
     listener: TcpListener,
     openings: Openings,
@@ -238,6 +244,9 @@ type Openings = Arc<Mutex<HashMap<Pair, oneshot::Sender<Client>>>>;
 
 /// An accepted connection.
 type Client = (io::Result<std::net::TcpStream>, Arc<Control>);
+
+/// A server's connection, or how the client is to be closed for want of one.
+type Reached = Result<std::net::TcpStream, CloseMode>;
 
 impl Door {
     async fn serve(
@@ -311,9 +320,6 @@ impl Door {
                 }
             }
             HandshakeEvent::Syn(syn) => {
-                let Some(engine) = self.engine.upgrade() else {
-                    return;
-                };
                 let (sender, client) = oneshot::channel();
                 match self.openings().entry(syn.pair) {
                     Entry::Vacant(opening) => opening.insert(sender),
@@ -321,9 +327,11 @@ impl Door {
                     Entry::Occupied(_) => return,
                 };
                 let (inner, openings) = (Arc::clone(&self.inner), Arc::clone(&self.openings));
-                engine.spawn(async move {
+                let engine = self.engine.clone();
+                // On this worker: waking another would take longer than what is to be done.
+                tokio::spawn(async move {
                     let pair = syn.pair;
-                    if !open(inner, syn, client).await {
+                    if !open(engine, inner, syn, client).await {
                         let mut openings = openings.lock().unwrap_or_else(PoisonError::into_inner);
                         openings.remove(&pair);
                     }
@@ -338,15 +346,11 @@ impl Door {
         address: SocketAddr,
         is_held: bool,
     ) {
-        let Some(engine) = self.engine.upgrade() else {
-            return;
-        };
         let control = self.inner.register(address);
         let opening = match &client {
             Ok(client) if is_held => self.opening_of(client, address),
             _ => None,
         };
-        // The connection belongs to the worker that carries it: it is registered there anew.
         let mut client = (client, control);
         if let Some(opening) = opening {
             match opening.send(client) {
@@ -354,8 +358,7 @@ impl Door {
                 Err(late) => client = late,
             }
         }
-        let inner = Arc::clone(&self.inner);
-        engine.spawn(async move { carry(inner, client).await });
+        hand_over(&self.engine, Arc::clone(&self.inner), client, None);
     }
 
     /// Takes the opening of an accepted connection, whose later segments nobody need look at.
@@ -392,7 +395,12 @@ const ERRORS: u32 = 8;
 
 /// Connects to the server of a client whose SYN is held, and lets the client connect or fail accordingly. False when the
 /// client has not been heard of meanwhile.
-async fn open(inner: Arc<Inner>, syn: HeldSyn, mut client: oneshot::Receiver<Client>) -> bool {
+async fn open(
+    engine: Weak<Engine>,
+    inner: Arc<Inner>,
+    syn: HeldSyn,
+    mut client: oneshot::Receiver<Client>,
+) -> bool {
     let accepted = || {
         Ok(Accepted {
             client: syn.pair.client,
@@ -402,31 +410,31 @@ async fn open(inner: Arc<Inner>, syn: HeldSyn, mut client: oneshot::Receiver<Cli
     let server = tokio::select! {
         biased;
         _gone = &mut client => return true,
-        server = inner.upstream.connect(accepted) => server,
+        server = inner.upstream.connect(accepted) => server.and_then(TcpStream::into_std),
     };
     let server = match server {
-        Ok(server) => Some(server),
-        Err(error) if is_reset_by(&error) => None,
+        Ok(server) => Ok(server),
+        Err(error) if is_reset_by(&error) => Err(CloseMode::Rst),
         Err(error) => {
             inner.failed(&error);
             return refuse(&syn, &error, &mut client).await;
         }
     };
     match admit(&syn, client).await {
-        Some(Ok((client, control))) => {
-            match (client.and_then(TcpStream::from_std), server) {
-                (Ok(client), Some(server)) => carry_on(inner, control, client, server).await,
-                (Ok(client), None) => {
-                    close_by_reset(client, &control).await;
-                    inner.unregister(&control);
-                }
-                (Err(error), _) => unwatched(&inner, &control, &error),
-            }
+        Some(Ok(client)) => {
+            hand_over(&engine, inner, client, Some(server));
             true
         }
         // Its end of the channel is gone, and with it the opening.
         Some(Err(_gone)) => true,
         None => false,
+    }
+}
+
+/// Has a worker carry an accepted connection, which belongs to it from then on: its sockets are registered there anew.
+fn hand_over(engine: &Weak<Engine>, inner: Arc<Inner>, client: Client, server: Option<Reached>) {
+    if let Some(engine) = engine.upgrade() {
+        engine.spawn(async move { carry(inner, client, server).await });
     }
 }
 
@@ -539,13 +547,19 @@ async fn reach(
     }
 }
 
-async fn carry(inner: Arc<Inner>, (client, control): Client) {
+/// Carries a connection to a server that has been reached already, or is to be.
+async fn carry(inner: Arc<Inner>, (client, control): Client, server: Option<Reached>) {
     let client = match client.and_then(TcpStream::from_std) {
         Ok(client) => client,
         Err(error) => return unwatched(&inner, &control, &error),
     };
-    match reach(&inner, &control, &client).await {
-        Ok(server) => carry_on(inner, control, client, server).await,
+    let server = match server {
+        Some(reached) => reached.map(TcpStream::from_std),
+        None => reach(&inner, &control, &client).await.map(Ok),
+    };
+    match server {
+        Ok(Ok(server)) => carry_on(inner, control, client, server).await,
+        Ok(Err(error)) => unwatched(&inner, &control, &error),
         Err(CloseMode::Fin) => {
             inner.unregister(&control);
             close_in_order(client).await;
