@@ -216,15 +216,17 @@ fn way_of<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> Result
 /// The next ticket. An error where the delay line does not run, or is so far behind that its device would lose the packet.
 #[inline(always)]
 fn take_ticket<C: Counting>(now_ns: u64) -> Result<u64, ()> {
-    // Each is looked up where it is needed: LLVM would copy one that is not there, which the verifier refuses.
-    if now_ns > *LINE.get(line::ALIVE_UNTIL).ok_or(())? {
+    // Each is looked at before the next is read: the verifier knows no value of an entry that may be missing.
+    let alive_until = *LINE.get(line::ALIVE_UNTIL).ok_or(())?;
+    if now_ns > alive_until {
         count(Counter::NotHeld);
         return Err(());
     }
+    let taken = *LINE.get(line::TAKEN).ok_or(())?;
     let issued = LINE.get_ptr_mut(line::ISSUED).ok_or(())?;
     // SAFETY: a map value lives until the program ends.
     let issued = unsafe { &mut *issued };
-    let waiting = issued.wrapping_sub(*LINE.get(line::TAKEN).ok_or(())?);
+    let waiting = issued.wrapping_sub(taken);
     if waiting > WAITING_MAX {
         return Err(());
     }
