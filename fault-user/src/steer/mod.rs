@@ -12,6 +12,7 @@ pub mod reconnect;
 mod relays;
 mod served;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -464,10 +465,12 @@ impl Led {
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let name = &self.name;
-        for relay in &self.relays {
-            for (reason, count) in relay.stats().failures {
-                notes.push(format!("{count} connections to {name} failed: {reason}"));
-            }
+        let mut failures = BTreeMap::new();
+        for (reason, count) in self.relays.iter().flat_map(|relay| relay.stats().failures) {
+            *failures.entry(reason).or_insert(0) += count;
+        }
+        for (reason, count) in failures {
+            notes.push(format!("{count} connections to {name} failed: {reason}"));
         }
         notes
     }
