@@ -4,6 +4,7 @@
 //! of a rule, or between two rules. So the path to the wrong value is kept, and the file is walked once
 //! more along it, with the format's own parser telling where the value begins.
 
+use super::super::nearest;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -112,8 +113,23 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
         } else {
             show(&path)
         },
-        message: native.message,
+        message: advised(native.message),
     })
+}
+
+/// A reader's message with the nearest of the fields that it lists, or with the form of a list.
+fn advised(message: String) -> String {
+    if message.starts_with("invalid type: string") && message.ends_with("expected a sequence") {
+        return format!("{message}: write each rule on a line of its own, behind `- `");
+    }
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let field = quoted
+        .next()
+        .filter(|_| message.starts_with("unknown field"));
+    match field.and_then(|field| nearest(field, quoted)) {
+        Some(name) => format!("{message}; did you mean `{name}`?"),
+        None => message,
+    }
 }
 
 /// What a format's reader gives when it fails: how far it came, and why.
