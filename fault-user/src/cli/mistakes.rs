@@ -1,8 +1,10 @@
 //! Mistakes on the command line: what is wrong, and what to type instead.
 
+use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::rule::Rule;
+use super::Cli;
+use crate::rule::{Rule, nearest};
 
 /// An option that a subcommand does not have, and what to type instead.
 const OPTIONS: &[(&str, &[&str], &str)] = &[
@@ -52,8 +54,12 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
     let command = arguments.get(1)?;
     match error.kind() {
         ErrorKind::InvalidSubcommand => {
-            let (rule, _) = leading_rule(&arguments[1..])?;
-            Some(format!("fault run -r '{rule}' -- CMD"))
+            if let Some((rule, _)) = leading_rule(&arguments[1..]) {
+                return Some(format!("fault run -r '{rule}' -- CMD"));
+            }
+            let all = Cli::command();
+            let name = nearest(command, all.get_subcommands().map(clap::Command::get_name))?;
+            Some(format!("did you mean `{name}`?"))
         }
         ErrorKind::MissingRequiredArgument if command == "run" => Some(
             "name the command behind --: fault run -r 'tcp:5432 loss=30%' -- pytest".to_owned(),
@@ -129,7 +135,6 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::cli::Cli;
 
     #[test]
     fn a_mistake_is_told_with_what_to_type() {
