@@ -349,6 +349,9 @@ fn host_and_ports(
         {
             let error = rest.error("an IPv6 address is written in brackets");
             Err(match port_in_brackets(text) {
+                Some(meant) if Ipv6Addr::from_str(text).is_ok_and(is_ipv4_compatible) => {
+                    error.suggest(meant)
+                }
                 Some(meant) => error
                     .expected(format!("`[{text}]` if all of it is the address"))
                     .suggest(meant),

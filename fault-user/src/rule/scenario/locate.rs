@@ -119,14 +119,18 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
 
 /// A reader's message with the nearest of the fields that it lists, or with the form of a list.
 fn advised(message: String) -> String {
-    if message.starts_with("invalid type: string") && message.ends_with("expected a sequence") {
+    // YAML's reader, and those of JSON and TOML.
+    if message.ends_with("expected sequence start") || message.ends_with("expected a sequence") {
         return format!("{message}: write each rule on a line of its own, behind `- `");
     }
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let field = quoted
-        .next()
-        .filter(|_| message.starts_with("unknown field"));
-    match field.and_then(|field| nearest(field, quoted)) {
+    let named = message
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split_once("`, expected one of "));
+    let found = named.and_then(|(field, names)| {
+        let names = names.split(", ").map(|name| name.trim_matches('`'));
+        nearest(field, names)
+    });
+    match found {
         Some(name) => format!("{message}; did you mean `{name}`?"),
         None => message,
     }
