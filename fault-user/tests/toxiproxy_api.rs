@@ -710,7 +710,10 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
         let (code, error) = run(&["remove", "proxy", "a b"]);
         assert_eq!(
             (code, error.as_str()),
-            (Some(125), "fault: the daemon refuses: proxy not found\n")
+            (
+                Some(125),
+                "fault: error: the daemon refuses: proxy not found\n"
+            )
         );
         assert_eq!(run(&["add", "proxy"]).0, Some(2));
     }

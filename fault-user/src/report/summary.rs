@@ -9,7 +9,8 @@ use super::instead::instead;
 use crate::kernel::endpoints::Endpoints;
 use crate::kernel::injection::{Hits, Injection};
 use crate::plan::{Plan, PlannedRule};
-use crate::rule::Protocol;
+use crate::rule::units::show_size;
+use crate::rule::{Fault, Protocol, Rule};
 use crate::shaping::qdiscs::Loss;
 
 /// The counters that are worth a line when they are not zero.
@@ -288,7 +289,10 @@ pub fn unfired<'a>(
                                              (ECN is agreed on with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
                     .to_owned(),
                 None if audience.failed != 0 => "its target was seen, but none of its hits could be carried out".to_owned(),
-                None => "its target was seen, but its modifiers and chance picked nothing".to_owned(),
+                None => format!(
+                    "its target was seen, but {}",
+                    condition(rule).unwrap_or_else(|| "its modifiers and chance picked nothing".to_owned())
+                ),
             };
             (rule.text.as_str(), why)
         })
@@ -309,6 +313,24 @@ fn nothing_led(protocol: Protocol) -> &'static str {
     }
 }
 
+/// What did not happen, for a fault that waits for something; such a rule has one entry.
+fn condition(rule: &PlannedRule) -> Option<String> {
+    let Ok(written) = rule.text.parse::<Rule>() else {
+        return None;
+    };
+    match written.fault {
+        Fault::Mtu { bytes, .. } => Some(format!(
+            "no packet was larger than {bytes} bytes: name a smaller MTU, or send more at once (a packet has at most its \
+             interface's MTU)"
+        )),
+        Fault::Reset { bytes: Some(bytes) } => Some(format!(
+            "no connection sent {} in one direction since the rule began: name a smaller size, or send more",
+            show_size(u64::from(bytes))
+        )),
+        _ => None,
+    }
+}
+
 /// Whether all that a rule does is to mark congestion.
 fn only_marks(rule: &PlannedRule) -> bool {
     rule.entries
@@ -319,7 +341,36 @@ fn only_marks(rule: &PlannedRule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule::{Rule, SystemResolver, Targets};
+    use crate::rule::{SystemResolver, Targets};
+
+    #[test]
+    fn a_condition_that_was_not_met_is_named() {
+        for (text, part) in [
+            ("tcp:1 mtu=1400", "no packet was larger than 1400 bytes"),
+            (
+                "tcp:1 reset=1KiB",
+                "no connection sent 1KiB in one direction",
+            ),
+            (
+                "tcp:1 drop nth=9",
+                "its modifiers and chance picked nothing",
+            ),
+        ] {
+            let rule: Rule = text.parse().unwrap();
+            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+            let plan = Plan::new(&[(rule, resolved)], 1, None, None).unwrap();
+            let mut seen = Hits::default();
+            seen.stats.seen_packets = 1;
+            let audience = Audience {
+                who: "the command",
+                endpoints: None,
+                failed: 0,
+                has_bridge: false,
+            };
+            let why = &unfired(&plan, &[seen], &audience)[0].1;
+            assert!(why.contains(part), "{why}");
+        }
+    }
 
     #[test]
     fn what_marks_congestion_says_that_ecn_has_to_be_agreed_on() {
