@@ -70,6 +70,8 @@ pub mod fault {
     pub const REORDER: u8 = 15;
     /// Held up to the next slot: the delay line has the arguments.
     pub const SLOT: u8 = 16;
+    /// Given to a relay by the delay line: `arguments[0]` the relay's number.
+    pub const RELAY: u8 = 17;
 }
 
 /// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].
@@ -524,6 +526,10 @@ pub struct Hold {
     pub flags: u16,
     /// Wire packets in it.
     pub segments: u16,
+    /// The number of the relay that it is given to, and 1; 0 for none.
+    pub relay: u16,
+    /// Always 0.
+    pub padding: [u16; 3],
     /// The instances that have judged it, a bit each: see [`INSTANCES_MAX`].
     pub judges: u64,
 }
@@ -587,10 +593,6 @@ pub mod steered {
     /// Datagrams of UDP.
     pub const UDP: u32 = 2;
 }
-
-/// How many servers of one target can have their datagrams led to the relay, over each version of IP: the relay tells
-/// them apart by the port that the datagrams come to.
-pub const SLOTS: u32 = 64;
 
 /// An address and a port of TCP or UDP.
 #[repr(C)]
@@ -741,7 +743,7 @@ pub mod hold_flag {
     pub const INGRESS: u16 = 1;
     /// It is sent twice.
     pub const TWICE: u16 = 2;
-    /// It comes from the service: each direction has wires and slots of its own.
+    /// It comes from the service: each direction has wires, slots and stages of a relay of its own.
     pub const TO_CLIENT: u16 = 4;
 }
 
@@ -876,11 +878,10 @@ const _: () = {
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 40);
-    assert!(size_of::<Hold>() == 48);
+    assert!(size_of::<Hold>() == 56);
     assert!(size_of::<Steer>() == 16);
     assert!(size_of::<HandshakeEvent>() == 120);
     assert!(size_of::<Destination>() == 20);
-    assert!(SLOTS.is_power_of_two());
     assert!(size_of::<Watched>() == 32);
     assert!(size_of::<Witness>() == 32);
     assert!(size_of::<Endpoint>() == 32);

@@ -46,6 +46,8 @@ pub struct Verdict {
     pub rate: u16,
     /// Rule state of the slots that hold it, and 1.
     pub slot: u16,
+    /// Number of the relay that it is given to, and 1.
+    pub relay: u16,
     /// Whether and how it is held: bits of [`holding`].
     pub holding: u8,
 }
@@ -58,7 +60,7 @@ pub mod holding {
     pub const OVERTAKE: u8 = 2;
     /// It is one of those that others are to overtake.
     pub const OVERTAKEN: u8 = 4;
-    /// The rule of its rate or slots sees it come from the service.
+    /// The rule of its rate, slots or relay sees it come from the service.
     pub const TO_CLIENT: u8 = 8;
 }
 
@@ -70,7 +72,7 @@ impl Verdict {
     #[must_use]
     #[inline(always)]
     pub const fn held_ns(&self) -> Option<u64> {
-        let shaped = self.rate != 0 || self.slot != 0;
+        let shaped = self.rate != 0 || self.slot != 0 || self.relay != 0;
         if self.holding & holding::OVERTAKE != 0 {
             return if shaped { Some(0) } else { None };
         }
@@ -468,6 +470,14 @@ fn fire<C: Counting>(
             shaped_way(ordinals, verdict)
         }
         fault::REORDER if C::may(fault::REORDER) => reorder::<C>(rule, ordinals, verdict),
+        fault::RELAY if C::may(fault::RELAY) => {
+            if verdict.relay == 0 {
+                #[expect(clippy::cast_possible_truncation, reason = "below RULES_MAX")]
+                let number = own as u16;
+                verdict.relay = number + 1;
+            }
+            shaped_way(ordinals, verdict)
+        }
         _ => 0,
     }
 }

@@ -34,11 +34,12 @@ pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
         return Err(());
     }
     let verdict = &scratch.verdict;
-    if HOLDER.load() == holder::FQ && verdict.rate | verdict.slot == 0 {
+    let in_qdisc = verdict.rate | verdict.slot | verdict.relay == 0;
+    if HOLDER.load() == holder::FQ && in_qdisc {
         return into_fq(skb, scratch, delay_ns);
     }
     if HOLDER.load() == holder::NETEM
-        && verdict.rate | verdict.slot == 0
+        && in_qdisc
         && verdict.flow == 0
         // SAFETY: the value is copied at once, and never changes.
         && let Some(&class) = unsafe { LEAVES.get(delay_ns) }
@@ -198,6 +199,8 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
             slot: verdict.slot,
             flags: way | twice | from,
             segments: sight.segments as u16,
+            relay: verdict.relay,
+            padding: [0; 3],
             judges: skb.judges(),
         };
     }
@@ -216,15 +219,17 @@ fn way_of<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> Result
 /// The next ticket. An error where the delay line does not run, or is so far behind that its device would lose the packet.
 #[inline(always)]
 fn take_ticket<C: Counting>(now_ns: u64) -> Result<u64, ()> {
-    let [alive_until, taken] = [line::ALIVE_UNTIL, line::TAKEN].map(|at| LINE.get(at).copied());
-    if now_ns > alive_until.ok_or(())? {
+    // Each is looked at before the next is read: the verifier knows no value of an entry that may be missing.
+    let alive_until = *LINE.get(line::ALIVE_UNTIL).ok_or(())?;
+    if now_ns > alive_until {
         count(Counter::NotHeld);
         return Err(());
     }
+    let taken = *LINE.get(line::TAKEN).ok_or(())?;
     let issued = LINE.get_ptr_mut(line::ISSUED).ok_or(())?;
     // SAFETY: a map value lives until the program ends.
     let issued = unsafe { &mut *issued };
-    let waiting = issued.wrapping_sub(taken.ok_or(())?);
+    let waiting = issued.wrapping_sub(taken);
     if waiting > WAITING_MAX {
         return Err(());
     }

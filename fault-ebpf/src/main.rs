@@ -170,30 +170,6 @@ pub fn fault_connect6(ctx: SockAddrContext) -> i32 {
     steer::connect6(&ctx)
 }
 
-/// sendto(2) over IPv4 in such a cgroup.
-#[cgroup_sock_addr(sendmsg4)]
-pub fn fault_send4(ctx: SockAddrContext) -> i32 {
-    steer::connect4(&ctx)
-}
-
-/// sendto(2) over IPv6.
-#[cgroup_sock_addr(sendmsg6)]
-pub fn fault_send6(ctx: SockAddrContext) -> i32 {
-    steer::connect6(&ctx)
-}
-
-/// recvfrom(2) over IPv4.
-#[cgroup_sock_addr(recvmsg4)]
-pub fn fault_receive4(ctx: SockAddrContext) -> i32 {
-    steer::receive4(&ctx)
-}
-
-/// recvfrom(2) over IPv6.
-#[cgroup_sock_addr(recvmsg6)]
-pub fn fault_receive6(ctx: SockAddrContext) -> i32 {
-    steer::receive6(&ctx)
-}
-
 /// getpeername(2) over IPv4.
 #[cgroup_sock_addr(getpeername4)]
 pub fn fault_peer4(ctx: SockAddrContext) -> i32 {

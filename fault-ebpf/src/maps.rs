@@ -248,24 +248,16 @@ pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMA
 /// Hosts concerned, by entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// Ports of the relay's sockets for datagrams, in host byte order: for each entry of [`STEER_TABLE`] `SLOTS` of IPv4,
-/// then as many of IPv6.
+/// The relay's listeners for what comes from outside: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
 #[map]
-pub static SLOT_PORTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// Which server each of these sockets stands for, by its address. What is in here stays.
-#[map]
-pub static CLAIMS: HashMap<Destination, Destination> = HashMap::with_max_entries(1, 0);
-/// The relay's sockets for what comes from outside: for each entry of [`STEER_TABLE`] a listener of IPv4 and one of IPv6,
-/// and the same for datagrams.
-#[map]
-pub static LISTENERS: SockMap = SockMap::with_max_entries(4 * STEERS, 0);
+pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);
 /// Where servers of the cgroup listen, and how many sockets.
 #[map]
 pub static SERVED: HashMap<Destination, u64> = HashMap::with_max_entries(1, 0);
-/// Ports from which the relay is connecting to such servers, and behind them those from which it sends datagrams: how many
-/// sockets. Behind those the ports that it listens at over IPv4: one more than the place in [`LISTENERS`].
+/// Ports from which the relay is connecting to such servers: how many sockets. Behind them the ports that it listens at
+/// over IPv4: one more than the place in [`LISTENERS`].
 #[map]
-pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(3 << 16, BPF_F_MMAPABLE);
+pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(2 << 16, BPF_F_MMAPABLE);
 /// What redirected connections were meant for, with the client's socket.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]

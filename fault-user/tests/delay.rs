@@ -635,6 +635,15 @@ fn has_delay_line(pid: u32) -> bool {
         })
 }
 
+/// The name of the only tap device of `fault` here.
+fn tap() -> String {
+    let links = Command::new("ip").args(["-o", "link"]).output().unwrap();
+    let links = String::from_utf8_lossy(&links.stdout).into_owned();
+    let mut names = links.lines().filter_map(|line| line.split(": ").nth(1));
+    let name = names.find(|name| name.starts_with("fault-"));
+    name.expect("a tap device").to_owned()
+}
+
 #[test]
 fn packets_pass_when_the_tap_is_removed_or_switched_off() {
     const WARNING: &str = "fault: warning: the delay line has stopped";
@@ -643,7 +652,7 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
         let socket = connected(echo(None, "127.0.0.1"));
         let options = format!("--scope host {attach}");
         let hurt = Hurt::begin(&["udp:7000 delay=60s"], &options);
-        ip(&format!("link del fault-{}", hurt.pid()));
+        ip(&format!("link del {}", tap()));
         wait_for(|| !has_delay_line(hurt.pid()), "the loss to be noticed");
         assert!(round_trip(&socket) < Duration::from_secs(10));
         let summary = hurt.end();
@@ -660,7 +669,7 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
 
         let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &options);
         assert_about(round_trip(&socket), 120, "with its tap");
-        ip(&format!("link set fault-{} down", hurt.pid()));
+        ip(&format!("link set {} down", tap()));
         socket
             .set_read_timeout(Some(Duration::from_millis(100)))
             .unwrap();

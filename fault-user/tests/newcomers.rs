@@ -149,7 +149,7 @@ fn after_a_kill_a_new_interface_is_found_and_passes() {
     hurt.kill();
     wait_for(|| passes(address), "packets to pass again");
     drop(hurt);
-    assert!(has_filters("va"), "they outlive the process");
+    // The filters outlive the process, until the next instance, which may be another test's, or this takes them away.
     let cleaned = fault().arg("clean").output().unwrap();
     assert!(cleaned.status.success(), "{cleaned:?}");
     assert!(!clsact("va").contains("clsact"), "{}", clsact("va"));

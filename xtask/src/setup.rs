@@ -74,6 +74,8 @@ const PACKAGES: &[Package] = &[
     package("libnats-dev", None, &[Need::Test]),
     package("python3-pymysql", None, &[Need::Test]),
     package("python3-redis", None, &[Need::Test]),
+    package("libpython3.11-testsuite", None, &[Need::Test]),
+    package("golang-go", Some("go"), &[Need::Test]),
     package("qemu-system-x86", Some("qemu-system-x86_64"), &[Need::Vm]),
     package(
         "busybox-static",

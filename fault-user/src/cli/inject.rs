@@ -358,7 +358,6 @@ impl Course<'_> {
         let endpoints = self.injection.endpoints()?;
         let audience = Audience {
             who: self.place.who(scope.as_ref()),
-            is_limited: scope.is_some(),
             endpoints: endpoints.as_ref(),
             failed: counters[Counter::ActionFailed as usize],
             has_bridge: self.injection.has_bridge(),

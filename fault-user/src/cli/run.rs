@@ -192,7 +192,6 @@ impl Run {
             plan,
             who: place.who(scope),
             place,
-            is_limited: scope.is_some(),
             samples: Samples::default(),
         };
         let started = run.injection.started();
@@ -272,7 +271,6 @@ impl Run {
         let endpoints = injection.endpoints()?;
         let audience = Audience {
             who: run.who,
-            is_limited: run.is_limited,
             endpoints: endpoints.as_ref(),
             failed: counters[Counter::ActionFailed as usize],
             has_bridge: injection.has_bridge(),
@@ -442,8 +440,6 @@ struct Course<'a> {
     place: Place,
     /// Whom the rules are about.
     who: &'static str,
-    /// The rules are about the command or other processes, not about everyone here.
-    is_limited: bool,
     samples: Samples,
 }
 

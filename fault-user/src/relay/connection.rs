@@ -247,7 +247,9 @@ impl Connection {
         match ending {
             None => return false,
             Some(Ending::Close(CloseMode::Rst)) => {
-                self.await_connect().await;
+                if !self.has_heard {
+                    await_connect(&self.client, &self.control).await;
+                }
                 self.end([true, true]);
             }
             Some(Ending::Close(CloseMode::Fin)) => self.end([false, false]),
@@ -284,18 +286,6 @@ impl Connection {
                 reset(socket);
             } else {
                 shut_down(socket);
-            }
-        }
-    }
-
-    /// Waits until the client's connect(2) has returned, as far as that can be known.
-    async fn await_connect(&self) {
-        let until = self.control.opened + CONNECTS;
-        if !self.has_heard && Instant::now() < until {
-            tokio::select! {
-                // What it has sent lies there or has been read.
-                _ready = self.client.readable() => {}
-                () = sleep_until(until) => {}
             }
         }
     }
@@ -484,6 +474,24 @@ async fn linger(socket: Option<Arc<TcpStream>>) {
 pub(crate) async fn close_in_order(socket: TcpStream) {
     shut_down(&socket);
     linger(Some(Arc::new(socket))).await;
+}
+
+/// Ends a connection of which only this socket was opened, by a reset.
+pub(crate) async fn close_by_reset(client: TcpStream, control: &Control) {
+    await_connect(&client, control).await;
+    reset(&client);
+}
+
+/// Waits until the client's connect(2) has returned, as far as that can be known.
+async fn await_connect(client: &TcpStream, control: &Control) {
+    let until = control.opened + CONNECTS;
+    if Instant::now() < until {
+        tokio::select! {
+            // What it has sent lies there or has been read.
+            _ready = client.readable() => {}
+            () = sleep_until(until) => {}
+        }
+    }
 }
 
 /// Has the socket send a reset when it is closed.

@@ -24,6 +24,17 @@ struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
+impl Worker {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.load.fetch_add(1, Ordering::Relaxed);
+        let load = Load(Arc::clone(&self.load));
+        self.handle.spawn(async move {
+            task.await;
+            drop(load);
+        });
+    }
+}
+
 /// The threads; dropping it ends them and every connection that they carry.
 pub struct Engine {
     workers: Vec<Worker>,
@@ -84,13 +95,12 @@ impl Engine {
             .workers
             .iter()
             .min_by_key(|worker| worker.load.load(Ordering::Relaxed));
-        let worker = least.unwrap_or(&self.workers[0]);
-        worker.load.fetch_add(1, Ordering::Relaxed);
-        let load = Load(Arc::clone(&worker.load));
-        worker.handle.spawn(async move {
-            task.await;
-            drop(load);
-        });
+        least.unwrap_or(&self.workers[0]).spawn(task);
+    }
+
+    /// Runs what has to do with clients' handshakes, all of it on one worker: a client waits until none is left to wake.
+    pub(crate) fn spawn_beside_handshakes(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.workers[0].spawn(task);
     }
 }
 

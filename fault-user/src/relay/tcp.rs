@@ -5,19 +5,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::connection::{Connection, Control, Cut, Drain, close_in_order};
+use super::connection::{Connection, Control, Cut, Drain, close_by_reset, close_in_order};
 use super::engine::Engine;
 use super::fault::CloseMode;
 use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
-use super::inlet::Pair;
 use super::lane::unread;
+use super::packets::Pair;
 use super::toxic::ToxicSet;
 use super::trouble::Trouble;
 use super::upstream::{Accepted, Target, Upstream};
@@ -45,25 +45,18 @@ impl Stats {
             .map(|count| count.load(Ordering::Relaxed));
         Cut { connections, bytes }
     }
+}
 
-    /// Counts it, and logs the first of its kind.
-    fn count_failure(&self, error: &io::Error) {
-        let reason = match error.raw_os_error() {
-            Some(libc::EMFILE) => {
-                "the relay has too many open files: raise the hard limit (ulimit -Hn)".to_owned()
-            }
-            Some(libc::EADDRNOTAVAIL) => {
-                "the relay has no local port left: widen net.ipv4.ip_local_port_range".to_owned()
-            }
-            Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
-            None => error.to_string(),
-        };
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(reason).or_insert_with_key(|reason| {
-            log::warn!("a connection failed: {reason}");
-            0
-        });
-        *count += 1;
+/// What the relay itself lacked, and what to do about it.
+fn lack(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => {
+            Some("the relay has too many open files: raise the hard limit (ulimit -Hn)")
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            Some("the relay has no local port left: widen net.ipv4.ip_local_port_range")
+        }
+        _ => None,
     }
 }
 
@@ -91,11 +84,29 @@ impl Inner {
         }
     }
 
+    /// Counts a connection that could not be opened, and tells at once what the relay itself lacked.
+    fn count_failure(&self, error: &io::Error) {
+        let reason = match (lack(error), error.raw_os_error()) {
+            (Some(lack), _) => {
+                self.trouble.tell(lack, lack);
+                lack.to_owned()
+            }
+            (None, Some(number)) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+            (None, None) => error.to_string(),
+        };
+        let failures = self.stats.failures.lock();
+        *failures
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(reason)
+            .or_default() += 1;
+    }
+
     /// The server of a connection could not be reached: counted, and told of a proxy whose clients do
     /// not see why.
     pub(crate) fn failed(&self, error: &io::Error) {
-        self.stats.count_failure(error);
+        self.count_failure(error);
         match &self.upstream.target {
+            Target::Name(_) if lack(error).is_some() => {}
             Target::Name(name) => {
                 let what = format_args!("can't reach its upstream {name}: {error}");
                 self.trouble.tell("upstream", what);
@@ -193,8 +204,9 @@ pub(crate) fn start(
     accepts: bool,
 ) -> mpsc::UnboundedSender<Command> {
     let (commands, receiver) = mpsc::unbounded_channel();
+    let is_held = inlet.handshakes.is_some();
     let (worker, inner) = (Arc::downgrade(engine), Arc::clone(inner));
-    engine.spawn(async move {
+    let task = async move {
         let listener = match TcpListener::from_std(inlet.listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -209,13 +221,18 @@ pub(crate) fn start(
             openings: Arc::default(),
         };
         door.serve(inlet.handshakes, receiver, accepts).await;
-    });
+    };
+    if is_held {
+        engine.spawn_beside_handshakes(task);
+    } else {
+        engine.spawn(task);
+    }
     commands
 }
 
 /// A listener, and the clients that wait for its relay to reach their servers.
 struct Door {
-    engine: std::sync::Weak<Engine>,
+    engine: Weak<Engine>,
     inner: Arc<Inner>,
     listener: TcpListener,
     openings: Openings,
@@ -227,6 +244,9 @@ type Openings = Arc<Mutex<HashMap<Pair, oneshot::Sender<Client>>>>;
 
 /// An accepted connection.
 type Client = (io::Result<std::net::TcpStream>, Arc<Control>);
+
+/// A server's connection, or how the client is to be closed for want of one.
+type Reached = Result<std::net::TcpStream, CloseMode>;
 
 impl Door {
     async fn serve(
@@ -257,7 +277,7 @@ impl Door {
                     Ok((client, address)) => {
                         self.dispatch(client.into_std(), address, handshakes.is_some());
                     }
-                    Err(error) => pause_after(&self.inner.stats, &error).await,
+                    Err(error) => pause_after(&self.inner, &error).await,
                 },
             }
         };
@@ -279,7 +299,7 @@ impl Door {
                 Ok((client, address)) => self.dispatch(Ok(client), address, is_held),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_gone(&error) => {}
-                Err(error) => return self.inner.stats.count_failure(&error),
+                Err(error) => return self.inner.count_failure(&error),
             }
         }
     }
@@ -300,9 +320,6 @@ impl Door {
                 }
             }
             HandshakeEvent::Syn(syn) => {
-                let Some(engine) = self.engine.upgrade() else {
-                    return;
-                };
                 let (sender, client) = oneshot::channel();
                 match self.openings().entry(syn.pair) {
                     Entry::Vacant(opening) => opening.insert(sender),
@@ -310,9 +327,11 @@ impl Door {
                     Entry::Occupied(_) => return,
                 };
                 let (inner, openings) = (Arc::clone(&self.inner), Arc::clone(&self.openings));
-                engine.spawn(async move {
+                let engine = self.engine.clone();
+                // On this worker: waking another would take longer than what is to be done.
+                tokio::spawn(async move {
                     let pair = syn.pair;
-                    if !open(inner, syn, client).await {
+                    if !open(engine, inner, syn, client).await {
                         let mut openings = openings.lock().unwrap_or_else(PoisonError::into_inner);
                         openings.remove(&pair);
                     }
@@ -327,15 +346,11 @@ impl Door {
         address: SocketAddr,
         is_held: bool,
     ) {
-        let Some(engine) = self.engine.upgrade() else {
-            return;
-        };
         let control = self.inner.register(address);
         let opening = match &client {
             Ok(client) if is_held => self.opening_of(client, address),
             _ => None,
         };
-        // The connection belongs to the worker that carries it: it is registered there anew.
         let mut client = (client, control);
         if let Some(opening) = opening {
             match opening.send(client) {
@@ -343,8 +358,7 @@ impl Door {
                 Err(late) => client = late,
             }
         }
-        let inner = Arc::clone(&self.inner);
-        engine.spawn(async move { carry(inner, client).await });
+        hand_over(&self.engine, Arc::clone(&self.inner), client, None);
     }
 
     /// Takes the opening of an accepted connection, whose later segments nobody need look at.
@@ -381,7 +395,12 @@ const ERRORS: u32 = 8;
 
 /// Connects to the server of a client whose SYN is held, and lets the client connect or fail accordingly. False when the
 /// client has not been heard of meanwhile.
-async fn open(inner: Arc<Inner>, syn: HeldSyn, mut client: oneshot::Receiver<Client>) -> bool {
+async fn open(
+    engine: Weak<Engine>,
+    inner: Arc<Inner>,
+    syn: HeldSyn,
+    mut client: oneshot::Receiver<Client>,
+) -> bool {
     let accepted = || {
         Ok(Accepted {
             client: syn.pair.client,
@@ -391,27 +410,37 @@ async fn open(inner: Arc<Inner>, syn: HeldSyn, mut client: oneshot::Receiver<Cli
     let server = tokio::select! {
         biased;
         _gone = &mut client => return true,
-        server = inner.upstream.connect(accepted) => server,
+        server = inner.upstream.connect(accepted) => server.and_then(TcpStream::into_std),
     };
-    match server {
-        Ok(server) => match admit(&syn, client).await {
-            Some(Ok((client, control))) => {
-                let client = client.and_then(TcpStream::from_std);
-                match client {
-                    Ok(client) => carry_on(inner, control, client, server).await,
-                    Err(error) => unwatched(&inner, &control, &error),
-                }
-                true
-            }
-            // Its end of the channel is gone, and with it the opening.
-            Some(Err(_gone)) => true,
-            None => false,
-        },
+    let server = match server {
+        Ok(server) => Ok(server),
+        Err(error) if is_reset_by(&error) => Err(CloseMode::Rst),
         Err(error) => {
             inner.failed(&error);
-            refuse(&syn, &error, &mut client).await
+            return refuse(&syn, &error, &mut client).await;
         }
+    };
+    match admit(&syn, client).await {
+        Some(Ok(client)) => {
+            hand_over(&engine, inner, client, Some(server));
+            true
+        }
+        // Its end of the channel is gone, and with it the opening.
+        Some(Err(_gone)) => true,
+        None => false,
     }
+}
+
+/// Has a worker carry an accepted connection, which belongs to it from then on: its sockets are registered there anew.
+fn hand_over(engine: &Weak<Engine>, inner: Arc<Inner>, client: Client, server: Option<Reached>) {
+    if let Some(engine) = engine.upgrade() {
+        engine.spawn(async move { carry(inner, client, server).await });
+    }
+}
+
+/// Whether the server has accepted the relay's connection, and reset it at once: it was reached.
+fn is_reset_by(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionReset
 }
 
 async fn admit(
@@ -465,9 +494,9 @@ pub(crate) fn acknowledge(done: oneshot::Sender<()>) {
 
 /// An accept can fail because its client is gone again, or for lack of descriptors: then trying again at
 /// once would only burn time.
-async fn pause_after(stats: &Stats, error: &io::Error) {
+async fn pause_after(inner: &Inner, error: &io::Error) {
     if !is_gone(error) {
-        stats.count_failure(error);
+        inner.count_failure(error);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -497,8 +526,7 @@ async fn reach(
     tokio::select! {
         biased;
         server = &mut connecting => server.map_err(|error| {
-            // It has accepted, and reset the connection at once: that is no failure to reach it.
-            if error.kind() == io::ErrorKind::ConnectionReset {
+            if is_reset_by(&error) {
                 return CloseMode::Rst;
             }
             inner.failed(&error);
@@ -519,22 +547,25 @@ async fn reach(
     }
 }
 
-async fn carry(inner: Arc<Inner>, (client, control): Client) {
+/// Carries a connection to a server that has been reached already, or is to be.
+async fn carry(inner: Arc<Inner>, (client, control): Client, server: Option<Reached>) {
     let client = match client.and_then(TcpStream::from_std) {
         Ok(client) => client,
         Err(error) => return unwatched(&inner, &control, &error),
     };
-    match reach(&inner, &control, &client).await {
-        Ok(server) => carry_on(inner, control, client, server).await,
+    let server = match server {
+        Some(reached) => reached.map(TcpStream::from_std),
+        None => reach(&inner, &control, &client).await.map(Ok),
+    };
+    match server {
+        Ok(Ok(server)) => carry_on(inner, control, client, server).await,
+        Ok(Err(error)) => unwatched(&inner, &control, &error),
         Err(CloseMode::Fin) => {
             inner.unregister(&control);
             close_in_order(client).await;
         }
         Err(CloseMode::Rst) => {
-            if let Err(error) = client.set_zero_linger() {
-                log::trace!("linger: {error}");
-            }
-            drop(client);
+            close_by_reset(client, &control).await;
             inner.unregister(&control);
         }
     }

@@ -117,7 +117,7 @@ fn held(text: &mut String, injection: &Injection) {
             ),
             (
                 &figures.no_room,
-                "packets were not delayed: the delay line held all it may (256 MiB)",
+                "packets were not delayed or changed: all was held that may be (256 MiB, 16,384 datagrams of a target)",
             ),
             (&figures.refused, "held packets could not be sent on"),
         ] {
@@ -241,8 +241,6 @@ pub fn line(plan: &Plan, hits: &[Hits]) -> String {
 pub struct Audience<'a> {
     /// Who: `the command`.
     pub who: &'a str,
-    /// They are a command or other processes, not everyone here.
-    pub is_limited: bool,
     /// What they connected to, where that is known.
     pub endpoints: Option<&'a Endpoints>,
     /// How many hits could not be carried out.
@@ -275,8 +273,8 @@ pub fn unfired<'a>(
             };
             let why = match &rule.stream {
                 Some(stream) if !was_seen => {
-                    let why = nothing_led(stream.target.protocol, audience.is_limited);
-                    instead.map_or_else(|| why.clone(), |instead| format!("{why}; {instead}"))
+                    let why = nothing_led(stream.target.protocol);
+                    instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
                 }
                 None if instead.is_some() => instead.unwrap_or_default() + published,
                 Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
@@ -298,25 +296,17 @@ pub fn unfired<'a>(
 }
 
 /// Why the relay has met nobody.
-fn nothing_led(protocol: Protocol, limited: bool) -> String {
-    let nothing = match protocol {
-        Protocol::Udp => "no datagram was sent to its target while it was in force",
+fn nothing_led(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Udp => "no datagram of its target was seen while it was in force",
         Protocol::Tcp => {
             "no new connection to its target was opened while it was in force (open connections stay as they are)"
         }
         _ => {
-            "no new connection to its target was opened, and no datagram sent, while it was in force (open connections \
-             stay as they are)"
+            "no new connection to its target was opened, and no datagram of it seen, while it was in force (open \
+             connections stay as they are)"
         }
-    };
-    let mut why = nothing.to_owned();
-    if limited && protocol != Protocol::Tcp {
-        why.push_str(
-            "; datagrams that come to the command as a server go straight: for those take a packet fault (`delay`, `loss`, \
-             `drop`) or a proxy of `fault daemon`",
-        );
     }
-    why
 }
 
 /// Whether all that a rule does is to mark congestion.
@@ -343,7 +333,6 @@ mod tests {
         seen.stats.seen_packets = 1;
         let audience = Audience {
             who: "the command",
-            is_limited: true,
             endpoints: None,
             failed: 0,
             has_bridge: false,

@@ -165,7 +165,7 @@ pub struct Events {
 impl Events {
     /// Hands it on to the relays, on a worker of theirs.
     pub fn follow(self, engine: &Engine) {
-        engine.spawn(async move {
+        engine.spawn_beside_handshakes(async move {
             if let Err(error) = self.run().await {
                 log::error!("handshakes can't be followed: {error}");
             }
