@@ -309,7 +309,7 @@ fn pick<C: Counting>(
     }
     let side = (sample.direction & 1) as usize;
     // The half of `FlowRule::outside` that counts this direction.
-    let half = 32 * (side as u32);
+    let half = 32 * u32::from(sample.direction & 1);
     // What is repeated was in its window, whenever it comes now.
     if C::uses(modifier::WINDOW) && !C::replays() && !in_window(rule, sample.now_ns) {
         C::add(&mut flow.outside, 1 << half);

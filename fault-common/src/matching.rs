@@ -8,6 +8,8 @@
 //! otherwise. Source: Lakshman and Stiliadis, "High-speed policy-based packet forwarding", SIGCOMM
 //! 1998; the summaries are those of Baboescu and Varghese, "Scalable packet classification", 2001.
 
+use core::cmp::Ordering;
+
 use crate::abi::{MATCHES_MAX, PortClasses, SetHeader, WORDS_MAX, direction};
 use crate::flow::{Address, Side};
 use crate::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK};
@@ -372,13 +374,11 @@ impl Word {
     #[inline(always)]
     fn after(mut self, last: u16) -> Self {
         let word = u32::from(last) / 64;
-        let kept = if self.index < word {
-            0
-        } else if self.index > word {
-            u64::MAX
-        } else {
+        let kept = match self.index.cmp(&word) {
+            Ordering::Less => 0,
+            Ordering::Greater => u64::MAX,
             // Two shifts: one by 64 is none.
-            (u64::MAX << (last % 64)) << 1
+            Ordering::Equal => (u64::MAX << (last % 64)) << 1,
         };
         self.bits = [self.bits[0] & kept, self.bits[1] & kept];
         self

@@ -147,6 +147,7 @@ pub enum Unparsed {
 }
 
 /// The headers of one packet. Offsets count from the first byte that [`Load`] gives.
+#[expect(clippy::struct_excessive_bools, reason = "each says something else")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
     /// Source address.

@@ -688,7 +688,7 @@ fn judge_by<C: Counting>(
     found: Match,
     events: u32,
 ) -> Option<()> {
-    let (rule, stats, state) = rule_at(scratch, found.rule)?;
+    let (rule, counts, state) = rule_at(scratch, found.rule)?;
     let memory = if flows::find_slot::<C>(scratch, flow, rule, state) {
         // Volatile: else LLVM remembers in which of eight places it was found, and the verifier goes on eight times.
         // SAFETY: a valid reference.
@@ -705,7 +705,7 @@ fn judge_by<C: Counting>(
         return Some(());
     };
     ask::<C>(scratch, memory, rule, state, found.direction);
-    conclude(scratch, rule, stats, found.rule, events);
+    conclude(scratch, rule, counts, found.rule, events);
     Some(())
 }
 

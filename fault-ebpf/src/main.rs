@@ -19,6 +19,10 @@
     clippy::trivially_copy_pass_by_ref,
     reason = "a call is a subprogram of its own to the kernel's verifier, with its own stack"
 )]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a copy would not fit the stack"
+)]
 
 mod act;
 mod answer;

@@ -27,7 +27,7 @@ use crate::maps::{
 use crate::skb::{Any, Skb};
 
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
-const CREATE: u64 = 1;
+pub const CREATE: u64 = 1;
 /// `BPF_TCP_LISTEN`.
 const LISTEN: u32 = 10;
 

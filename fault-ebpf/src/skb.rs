@@ -646,7 +646,7 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
 /// Stands for one hook of this network namespace.
 #[inline(always)]
 fn hook(ifindex: u32, egress: bool) -> u32 {
-    NETNS_TAG.load() ^ (ifindex << 1 | egress as u32)
+    NETNS_TAG.load() ^ (ifindex << 1 | u32::from(egress))
 }
 
 #[inline(always)]

@@ -17,6 +17,7 @@ use crate::maps::{
     HANDSHAKES, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, RELAY_MARK, RELAY_PORTS, SERVED,
     STEER_HOSTS, STEER_PORTS, STEER_TABLE,
 };
+use crate::scope::CREATE;
 use crate::{counting, handshake};
 
 /// The verdict that lets a system call go on.
@@ -142,7 +143,6 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Redirect> {
         // Policy: there is no server.
         return None;
     }
-    const CREATE: u64 = 1;
     // SAFETY: the socket is the context's own; the helper copies the value.
     let stored = unsafe {
         bpf_sk_storage_get(

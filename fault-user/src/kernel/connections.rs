@@ -247,7 +247,7 @@ impl Keeper {
     /// Removes the connections that `goes` picks; how many they were.
     fn remove_flows(&mut self, goes: impl Fn(&FlowKey, &Flow) -> bool) -> Result<u64> {
         let mut going = Vec::new();
-        for entry in self.flows.iter() {
+        for entry in &self.flows {
             let (key, flow) = entry?;
             if goes(&key, &flow) {
                 going.push(key);

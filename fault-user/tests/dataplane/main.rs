@@ -837,7 +837,7 @@ fn a_rule_goes_on_counting_when_others_come_before_it() {
 #[test]
 fn a_full_table_of_connections_is_counted_and_those_that_ended_make_room() {
     const ROOM: usize = 64;
-    let mut kernel = Kernel::remembering(64, 64, ROOM as u32);
+    let mut kernel = Kernel::remembering(64, 64, u32::try_from(ROOM).unwrap());
     kernel.install(&["tcp:5432 drop nth=2"]);
     let connections: Vec<Recipe> = (0..=ROOM).map(|_| fresh(Recipe::tcp(ACK, b"x"))).collect();
     let [known @ .., last] = &connections[..] else {

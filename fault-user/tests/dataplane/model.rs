@@ -131,9 +131,9 @@ impl Model {
                 uid: rule.entry.uid,
             };
             // What is no fragment that the table knows has nothing to follow.
-            let followed = &mut Followed::NONE;
+            let mut followed = Followed::NONE;
             if packet.follows {
-                *followed = *self.followed.get(&name).unwrap_or(followed);
+                followed = *self.followed.get(&name).unwrap_or(&followed);
             }
             let entry = &rule.entry;
             let state = &mut self.states[index];
@@ -147,14 +147,14 @@ impl Model {
                 entry,
                 &sample,
                 &packet,
-                followed,
+                &mut followed,
                 memory,
                 state,
                 &mut verdict,
             );
             events.extend(fired.map(|fired| event(entry, &fired, bytes)));
             if packet.is_fragment && place != Place::Orphan {
-                self.followed.insert(name, *followed);
+                self.followed.insert(name, followed);
             }
         }
         if place != Place::Orphan {
