@@ -20,7 +20,7 @@ pub fn environment() -> Vec<(OsString, OsString)> {
     };
     let is_sudos = |name: &OsStr| name.to_string_lossy().starts_with("SUDO_");
     let is_kept = |name: &OsStr| std::env::var_os(name).is_some();
-    variables(bytes)
+    variables(&bytes)
         .filter(|(name, _)| !is_sudos(name))
         .filter(|(name, _)| REPLACED.iter().any(|one| name == one) || !is_kept(name))
         .collect()
@@ -59,7 +59,8 @@ pub fn go_through_sudo() {
     let Ok(quiet) = quiet else {
         return;
     };
-    if !quiet.success() && !(stdin.is_terminal() && io::stderr().is_terminal()) {
+    let is_attended = stdin.is_terminal() && io::stderr().is_terminal();
+    if !quiet.success() && !is_attended {
         return;
     }
     let error = Command::new("sudo")
@@ -75,7 +76,7 @@ fn environment_of(pid: u32) -> Option<Vec<u8>> {
 }
 
 /// `NAME=VALUE` strings that end with a zero byte each.
-fn variables(bytes: Vec<u8>) -> impl Iterator<Item = (OsString, OsString)> {
+fn variables(bytes: &[u8]) -> impl Iterator<Item = (OsString, OsString)> + use<> {
     let entries: Vec<_> = bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
     entries.into_iter().filter_map(|mut entry| {
         let at = entry
@@ -94,7 +95,7 @@ mod tests {
 
     #[test]
     fn variables_are_read_as_the_kernel_shows_them() {
-        let read: Vec<_> = variables(b"A=1=2\0=x\0B=\0junk\0".to_vec()).collect();
+        let read: Vec<_> = variables(b"A=1=2\0=x\0B=\0junk\0").collect();
         let expected = [("A", "1=2"), ("B", "")].map(|(a, b)| (a.into(), b.into()));
         assert_eq!(read, expected);
     }
