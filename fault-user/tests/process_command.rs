@@ -356,7 +356,7 @@ async fn a_command_that_waits_has_not_begun_and_can_be_given_up() {
     assert_eq!(cgroup.finish().unwrap(), Finished::default());
 }
 
-/// The real sudo, whose secure_path hides what only the caller's PATH has.
+/// The real sudo, whose `secure_path` hides what only the caller's PATH has.
 #[test]
 fn sudo_keeps_the_callers_environment() {
     let has_sudo = Command::new("sudo").args(["-n", "true"]).output();

@@ -127,8 +127,8 @@ fn advised(message: String) -> String {
         .strip_prefix("unknown field `")
         .and_then(|rest| rest.split_once("`, expected one of "));
     let found = named.and_then(|(field, names)| {
-        let names = names.split(", ").map(|name| name.trim_matches('`'));
-        nearest(field, names)
+        let fields = names.split(", ").map(|name| name.trim_matches('`'));
+        nearest(field, fields)
     });
     match found {
         Some(name) => format!("{message}; did you mean `{name}`?"),
