@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -12,11 +12,11 @@ pub const ABI_SECTION: &str = "fault_abi";
 pub const RULES_MAX: u32 = 4096;
 /// Largest number of 64-bit words of a rule vector: one bit for each rule.
 pub const WORDS_MAX: u32 = RULES_MAX / 64;
-/// How many matching rules are judged for one packet; the others are counted in
-/// [`Counter::TooManyMatches`].
+/// How many matching rules of one packet are listed before the first of them is judged. Those that
+/// follow are judged as well, but it takes longer.
 pub const MATCHES_MAX: usize = 8;
-/// How many rules can remember something of one connection; further ones are counted in
-/// [`Counter::TooManyMatches`] and do not apply to it.
+/// How many rules keep what they remember of a connection in its [`Flow`]. Further ones have an entry
+/// of their own, by [`FlowRuleKey`].
 pub const FLOW_SLOTS: usize = 8;
 /// How many cgroup levels a rule set may use as scopes.
 pub const SCOPE_LEVELS_MAX: usize = 4;
@@ -70,6 +70,8 @@ pub mod fault {
     pub const REORDER: u8 = 15;
     /// Held up to the next slot: the delay line has the arguments.
     pub const SLOT: u8 = 16;
+    /// Given to a relay by the delay line: `arguments[0]` the relay's number.
+    pub const RELAY: u8 = 17;
 }
 
 /// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].
@@ -300,13 +302,26 @@ pub struct FlowRule {
     pub uid: u32,
     /// The connection's ordinal among those of the rule, from 1.
     pub connection: u32,
-    /// Packets that passed the rule's filters, by direction.
+    /// Packets that passed the rule's window and filters, by direction.
     pub packets: [u64; 2],
-    /// Packets that passed the rule's filters, in its windows or not, by direction.
-    pub seen: [u32; 2],
+    /// Packets that passed the rule's filters outside its windows: the lower half counts those to the server, the upper
+    /// half those to the client.
+    pub outside: u64,
     /// What the fault itself remembers, by direction: the state of a Markov loss model, or the payload bytes
     /// towards a `reset`.
     pub memory: [u32; 2],
+}
+
+/// Names what a rule remembers of a connection whose [`Flow`] has no slot for it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowRuleKey {
+    /// The connection.
+    pub flow: crate::flow::FlowKey,
+    /// Its [`Flow::birth`].
+    pub birth: u32,
+    /// The rule's [`RuleEntry::uid`].
+    pub uid: u32,
 }
 
 /// Whose a socket is. Kept with the socket in the kernel.
@@ -340,10 +355,97 @@ pub struct Flow {
     pub has_initial: u8,
     /// Which ends of a TCP connection have told whose they are: see [`Flow::unresolved`].
     pub resolved: u8,
+    /// 1 once a FIN has been seen, by the [`crate::flow::Side`] that sent it; both are 1 after an RST.
+    pub ended: [u8; 2],
     /// Always zero.
-    pub padding: u32,
+    pub padding: [u8; 2],
+    /// The half second in which the last packet came, counted from the start of the run.
+    pub touched: u32,
+    /// Differs between two connections with the same [`crate::flow::FlowKey`].
+    pub birth: u32,
     /// What rules remember of it.
     pub rules: [FlowRule; FLOW_SLOTS],
+}
+
+/// How many datagrams in fragments are remembered at once. Beyond, those that have been idle for longest are forgotten.
+pub const DATAGRAMS: u32 = 4096;
+/// How often rules are remembered that have judged one of these datagrams.
+pub const FOLLOWED: u32 = 8 * DATAGRAMS;
+
+/// What one rule made of a datagram that comes in fragments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// The rule's [`RuleEntry::uid`]; 0 for none.
+    pub uid: u32,
+    /// See [`DecisionKey::seen`].
+    pub seen: u32,
+    /// The datagram's ordinal in its connection and direction, from 1; 0 when window, filters, trigger or `p=` did not pick
+    /// it.
+    pub packet: u64,
+    /// How long the rule holds it; [`Followed::UNDRAWN`] before that is known.
+    pub delay_ns: u64,
+}
+
+impl Followed {
+    /// See [`Followed::delay_ns`].
+    pub const UNDRAWN: u64 = u64::MAX;
+    /// That of no rule.
+    pub const NONE: Self = Self {
+        uid: 0,
+        seen: 0,
+        packet: 0,
+        delay_ns: Self::UNDRAWN,
+    };
+}
+
+/// What is remembered of a datagram that comes in fragments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// When the fragment came that it was entered for (`CLOCK_MONOTONIC`).
+    pub time_ns: u64,
+    /// Bytes of later fragments that have passed before the first one.
+    pub early_bytes: u32,
+    /// See [`crate::packet::Packet::source_port`].
+    pub source_port: u16,
+    /// See [`crate::packet::Packet::destination_port`].
+    pub destination_port: u16,
+    /// IP protocol number of the transport header.
+    pub protocol: u8,
+    /// ICMP type, 0 for others.
+    pub icmp_type: u8,
+    /// What has become of it: see [`datagram`].
+    pub state: u8,
+    /// Always zero.
+    pub padding: u8,
+    /// How many rules one of its fragments was judged by, at most.
+    pub rules: u32,
+}
+
+impl Datagram {
+    /// One of which nothing is known.
+    pub const NONE: Self = Self {
+        time_ns: 0,
+        early_bytes: 0,
+        source_port: 0,
+        destination_port: 0,
+        protocol: 0,
+        icmp_type: 0,
+        state: datagram::EARLY,
+        padding: 0,
+        rules: 0,
+    };
+}
+
+/// Values of [`Datagram::state`].
+pub mod datagram {
+    /// Its first fragment has not come.
+    pub const EARLY: u8 = 0;
+    /// No rule concerns it.
+    pub const UNCONCERNED: u8 = 1;
+    /// Rules have judged its first fragment.
+    pub const JUDGED: u8 = 2;
 }
 
 /// What one rule remembers of all connections.
@@ -424,6 +526,10 @@ pub struct Hold {
     pub flags: u16,
     /// Wire packets in it.
     pub segments: u16,
+    /// The number of the relay that it is given to, and 1; 0 for none.
+    pub relay: u16,
+    /// Always 0.
+    pub padding: [u16; 3],
     /// The instances that have judged it, a bit each: see [`INSTANCES_MAX`].
     pub judges: u64,
 }
@@ -487,10 +593,6 @@ pub mod steered {
     /// Datagrams of UDP.
     pub const UDP: u32 = 2;
 }
-
-/// How many servers of one target can have their datagrams led to the relay, over each version of IP: the relay tells
-/// them apart by the port that the datagrams come to.
-pub const SLOTS: u32 = 64;
 
 /// An address and a port of TCP or UDP.
 #[repr(C)]
@@ -641,7 +743,7 @@ pub mod hold_flag {
     pub const INGRESS: u16 = 1;
     /// It is sent twice.
     pub const TWICE: u16 = 2;
-    /// It comes from the service: each direction has wires and slots of its own.
+    /// It comes from the service: each direction has wires, slots and stages of a relay of its own.
     pub const TO_CLIENT: u16 = 4;
 }
 
@@ -677,7 +779,9 @@ pub struct DecisionKey {
     /// The packet's ordinal among those of its connection and direction that passed the filters, from 1.
     pub seen: u32,
     /// 0 to the server, 1 to the client.
-    pub direction: u32,
+    pub direction: u16,
+    /// See [`crate::packet::Packet::fragment`].
+    pub fragment: u16,
 }
 
 /// A decision that fired.
@@ -702,8 +806,10 @@ pub struct Event {
     pub direction: u8,
     /// What was done: see [`action`].
     pub action: u8,
+    /// See [`crate::packet::Packet::fragment`].
+    pub fragment: u16,
     /// Always zero.
-    pub padding: u32,
+    pub padding: u16,
 }
 
 /// Why a program let a packet pass; indexes of the counters.
@@ -720,7 +826,8 @@ pub enum Counter {
     Headers,
     /// IPv6 neighbour discovery, never touched.
     Discovery,
-    /// A fragment without a transport header, in a set with port rules only.
+    /// A later fragment whose first one is not known: no rule with a port can be asked about it. Or one for which it is
+    /// not known what a rule made of the first one: the rule counts it as a packet of its own.
     Fragment,
     /// The lease had run out.
     LeaseExpired,
@@ -728,8 +835,8 @@ pub enum Counter {
     Internal,
     /// The connection table could not take the connection.
     FlowTableFull,
-    /// More than [`MATCHES_MAX`] rules matched a packet, or more than [`FLOW_SLOTS`] a connection.
-    TooManyMatches,
+    /// The table of what rules beyond the first [`FLOW_SLOTS`] remember of connections could not take an entry.
+    FlowRuleTableFull,
     /// A reply, reset or rewrite that the kernel refused.
     ActionFailed,
     /// An event for which the ring buffer had no room.
@@ -740,10 +847,20 @@ pub enum Counter {
     Own,
     /// A packet that several sockets are given, which a rule for one of them would have done more than lose.
     Group,
+    /// No packet: a connection was entered into the table.
+    FlowEntered,
+    /// No packet: a rule's entry beside a connection was made.
+    FlowRuleEntered,
+    /// Another CPU held the connection's ordinal for longer than a program can wait, or took packet ordinals that were
+    /// to be given back.
+    Contended,
+    /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,
+    /// because there were too many.
+    Forgotten,
 }
 
 /// How many [`Counter`]s there are.
-pub const COUNTERS: u32 = Counter::Group as u32 + 1;
+pub const COUNTERS: u32 = Counter::Forgotten as u32 + 1;
 
 const _: () = {
     assert!(size_of::<RuleEntry>() == 168);
@@ -752,17 +869,19 @@ const _: () = {
     assert!(size_of::<ScopeKey>() == 16);
     assert!(size_of::<Control>() == 16);
     assert!(size_of::<FlowRule>() == 40);
+    assert!(size_of::<FlowRuleKey>() == 24);
     assert!(size_of::<Owner>() == 16);
-    assert!(size_of::<Flow>() == 48 + 40 * FLOW_SLOTS);
+    assert!(size_of::<Flow>() == 56 + 40 * FLOW_SLOTS);
+    assert!(size_of::<Datagram>() == 24);
+    assert!(size_of::<Followed>() == 24);
     assert!(size_of::<RuleState>() == 24);
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 40);
-    assert!(size_of::<Hold>() == 48);
+    assert!(size_of::<Hold>() == 56);
     assert!(size_of::<Steer>() == 16);
     assert!(size_of::<HandshakeEvent>() == 120);
     assert!(size_of::<Destination>() == 20);
-    assert!(SLOTS.is_power_of_two());
     assert!(size_of::<Watched>() == 32);
     assert!(size_of::<Witness>() == 32);
     assert!(size_of::<Endpoint>() == 32);
@@ -771,8 +890,9 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, Handshake, Hold, Original,
-        Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, Steer,
+        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, FlowRuleKey, Handshake, Hold,
+        Original, Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey,
+        SetHeader, Steer,
     };
     use crate::flow::FlowKey;
 
@@ -784,6 +904,7 @@ mod pod {
     unsafe impl aya::Pod for ScopeKey {}
     unsafe impl aya::Pod for Control {}
     unsafe impl aya::Pod for FlowRule {}
+    unsafe impl aya::Pod for FlowRuleKey {}
     unsafe impl aya::Pod for Hold {}
     unsafe impl aya::Pod for Release {}
     unsafe impl aya::Pod for Steer {}

@@ -5,8 +5,8 @@
 //! passed window and filters are counted.
 
 use crate::abi::{
-    CORRUPT_BITS_MAX, DecisionKey, FlowRule, RuleEntry, RuleState, action, fault, modifier, reject,
-    rule_flag,
+    CORRUPT_BITS_MAX, DecisionKey, FlowRule, Followed, RuleEntry, RuleState, action, fault,
+    modifier, reject, rule_flag,
 };
 use crate::delay::{correlated, delay_ns, distribution, table_index, uniform};
 use crate::packet::{PROTOCOL_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN, kind};
@@ -46,6 +46,8 @@ pub struct Verdict {
     pub rate: u16,
     /// Rule state of the slots that hold it, and 1.
     pub slot: u16,
+    /// Number of the relay that it is given to, and 1.
+    pub relay: u16,
     /// Whether and how it is held: bits of [`holding`].
     pub holding: u8,
 }
@@ -58,7 +60,7 @@ pub mod holding {
     pub const OVERTAKE: u8 = 2;
     /// It is one of those that others are to overtake.
     pub const OVERTAKEN: u8 = 4;
-    /// The rule of its rate or slots sees it come from the service.
+    /// The rule of its rate, slots or relay sees it come from the service.
     pub const TO_CLIENT: u8 = 8;
 }
 
@@ -70,7 +72,7 @@ impl Verdict {
     #[must_use]
     #[inline(always)]
     pub const fn held_ns(&self) -> Option<u64> {
-        let shaped = self.rate != 0 || self.slot != 0;
+        let shaped = self.rate != 0 || self.slot != 0 || self.relay != 0;
         if self.holding & holding::OVERTAKE != 0 {
             return if shaped { Some(0) } else { None };
         }
@@ -91,6 +93,10 @@ pub const REJECT_TOO_BIG: u64 = 1 << 32;
 pub trait Counting {
     /// Adds one and gives the new value.
     fn next(counter: &mut u64) -> u64;
+    /// Adds `value`.
+    fn add(counter: &mut u64, value: u64);
+    /// Makes `to` of the counter if it is `from`; says whether it was.
+    fn swap(counter: &mut u64, from: u64, to: u64) -> bool;
     /// Whether decisions are repeated instead of made.
     fn replays() -> bool;
     /// The ordinal by which a packet's decision was made that is to be repeated; nothing where there is none.
@@ -121,6 +127,18 @@ impl Counting for Plain {
         *counter
     }
 
+    fn add(counter: &mut u64, value: u64) {
+        *counter += value;
+    }
+
+    fn swap(counter: &mut u64, from: u64, to: u64) -> bool {
+        let is_equal = *counter == from;
+        if is_equal {
+            *counter = to;
+        }
+        is_equal
+    }
+
     fn replays() -> bool {
         false
     }
@@ -146,9 +164,7 @@ pub fn open<C: Counting>(rule: &RuleEntry, state: &mut RuleState, flow: &mut Flo
             reason = "wraps after 4 billion connections"
         )]
         connection: connection as u32,
-        packets: [0, 0],
-        seen: [0, 0],
-        memory: [0, 0],
+        ..FlowRule::default()
     };
 }
 
@@ -190,48 +206,137 @@ const fn in_mix(rule: &RuleEntry, connection: u32) -> bool {
         connection,
         packet: 0,
         direction: 0,
+        fragment: 0,
     };
     let drawn = draw(rule.mix_key, once, Lane::Mix as u64) >> 32;
     drawn >= rule.mix_from && drawn < rule.mix_to
 }
 
-/// Judges a packet by one rule: updates what the rule remembers and adds to the verdict. The ordinals
-/// are returned when the fault fired.
+/// A fault that fired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fired {
+    /// By which it was decided.
+    pub ordinals: Ordinals,
+    /// See [`DecisionKey::seen`].
+    pub seen: u32,
+    /// What is done: a value of [`action`].
+    pub action: u8,
+}
+
+/// A packet that a rule picks.
+struct Picked {
+    /// The ordinal by which it is decided what happens to it.
+    packet: u64,
+    /// See [`DecisionKey::seen`].
+    seen: u32,
+}
+
+/// Judges a packet by one rule: updates what the rule remembers and adds to the verdict. Says so when the fault fired.
+///
+/// Packets of one direction may be judged by several CPUs at once: each takes an ordinal of its own, and what is decided
+/// depends on nothing else, except with faults that have a memory. Those are exact for packets that come one by one.
+///
+/// `followed` is what the rule makes of the packet. It matters to fragments alone: those that come after the first one
+/// that the rule is asked about read it. They are not counted, filtered or picked by themselves. Only the fault's own chance
+/// is drawn for each, but that of a delay or `reorder`, so that all of them are late or none.
 #[inline(always)]
 pub fn judge<C: Counting>(
     rule: &RuleEntry,
     sample: &Sample,
     packet: &Packet,
+    followed: &mut Followed,
     flow: &mut FlowRule,
     state: &mut RuleState,
     verdict: &mut Verdict,
-) -> Option<(Ordinals, u8)> {
+) -> Option<Fired> {
+    let picked = if packet.follows && followed.uid == rule.uid {
+        follow::<C>(rule, sample, packet, followed, flow.connection)?
+    } else {
+        *followed = Followed {
+            uid: rule.uid,
+            ..Followed::NONE
+        };
+        pick::<C>(rule, sample, packet, followed, flow, state)?
+    };
+    let ordinals = Ordinals {
+        connection: flow.connection,
+        packet: picked.packet,
+        direction: sample.direction,
+        fragment: packet.fragment,
+    };
+    let held_ns = followed.delay_ns;
+    let before_ns = verdict.delay_ns;
+    let memory = &mut flow.memory[(sample.direction & 1) as usize];
+    let action = fire::<C>(rule, sample, packet, ordinals, held_ns, memory, verdict);
+    followed.delay_ns = verdict.delay_ns - before_ns;
+    (action != 0).then_some(Fired {
+        ordinals,
+        seen: picked.seen,
+        action,
+    })
+}
+
+/// A later fragment, where the rule has picked its datagram.
+#[inline(always)]
+fn follow<C: Counting>(
+    rule: &RuleEntry,
+    sample: &Sample,
+    packet: &Packet,
+    followed: &Followed,
+    connection: u32,
+) -> Option<Picked> {
+    let seen = followed.seen;
+    let packet = if C::replays() {
+        recall::<C>(rule, sample, packet, connection, seen)?
+    } else {
+        followed.packet
+    };
+    (packet != 0).then_some(Picked { packet, seen })
+}
+
+/// Counts a packet, and says whether the rule picks it.
+#[inline(always)]
+fn pick<C: Counting>(
+    rule: &RuleEntry,
+    sample: &Sample,
+    packet: &Packet,
+    followed: &mut Followed,
+    flow: &mut FlowRule,
+    state: &mut RuleState,
+) -> Option<Picked> {
     if !passes_filters::<C>(rule, sample, packet, flow.connection) {
         return None;
     }
     let side = (sample.direction & 1) as usize;
-    flow.seen[side] = flow.seen[side].wrapping_add(1);
-    if C::replays() {
-        return repeat::<C>(rule, sample, packet, flow, verdict);
-    }
-    if C::uses(modifier::WINDOW) && !in_window(rule, sample.now_ns) {
+    // The half of `FlowRule::outside` that counts this direction.
+    let half = 32 * u32::from(sample.direction & 1);
+    // What is repeated was in its window, whenever it comes now.
+    if C::uses(modifier::WINDOW) && !C::replays() && !in_window(rule, sample.now_ns) {
+        C::add(&mut flow.outside, 1 << half);
         return None;
     }
-    let ordinals = Ordinals {
+    let mut ordinals = Ordinals {
         connection: flow.connection,
         packet: C::next(&mut flow.packets[side]),
         direction: sample.direction,
+        fragment: 0,
     };
-    if !is_picked::<C>(rule, ordinals, state) {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "wraps after 4 billion packets"
+    )]
+    let seen = (ordinals.packet as u32).wrapping_add((flow.outside >> half) as u32);
+    followed.seen = seen;
+    if C::replays() {
+        ordinals.packet = recall::<C>(rule, sample, packet, flow.connection, seen)?;
+    } else if !is_picked::<C>(rule, ordinals, state) {
         return None;
     }
-    let memory = &mut flow.memory[side];
-    let done = fire::<C>(rule, sample, packet, ordinals, memory, verdict);
-    if done == 0 {
-        None
-    } else {
-        Some((ordinals, done))
-    }
+    followed.packet = ordinals.packet;
+    Some(Picked {
+        packet: ordinals.packet,
+        seen,
+    })
 }
 
 /// Whether the trigger and `p=` pick the packet.
@@ -256,33 +361,22 @@ fn is_picked<C: Counting>(rule: &RuleEntry, ordinals: Ordinals, state: &mut Rule
             ))
 }
 
-/// Does again what was done to this packet of the rule before, if anything was.
+/// The ordinal by which it was decided what is to be done again to this packet of the rule, if anything was done.
 #[inline(always)]
-fn repeat<C: Counting>(
+fn recall<C: Counting>(
     rule: &RuleEntry,
     sample: &Sample,
     packet: &Packet,
-    flow: &mut FlowRule,
-    verdict: &mut Verdict,
-) -> Option<(Ordinals, u8)> {
-    let side = (sample.direction & 1) as usize;
-    let ordinals = Ordinals {
-        connection: flow.connection,
-        packet: C::recall(&DecisionKey {
-            rule: rule.uid,
-            connection: flow.connection,
-            seen: flow.seen[side],
-            direction: u32::from(sample.direction),
-        })?,
-        direction: sample.direction,
-    };
-    let memory = &mut flow.memory[side];
-    let done = fire::<C>(rule, sample, packet, ordinals, memory, verdict);
-    if done == 0 {
-        None
-    } else {
-        Some((ordinals, done))
-    }
+    connection: u32,
+    seen: u32,
+) -> Option<u64> {
+    C::recall(&DecisionKey {
+        rule: rule.uid,
+        connection,
+        seen,
+        direction: u16::from(sample.direction),
+        fragment: packet.fragment,
+    })
 }
 
 /// Whether the fault's own chance picks the packet; one whose decision is repeated was picked.
@@ -298,6 +392,7 @@ fn fire<C: Counting>(
     sample: &Sample,
     packet: &Packet,
     ordinals: Ordinals,
+    held_ns: u64,
     memory: &mut u32,
     verdict: &mut Verdict,
 ) -> u8 {
@@ -323,6 +418,8 @@ fn fire<C: Counting>(
         fault::CORRUPT_VISIBLE
             if C::may(fault::CORRUPT_VISIBLE)
                 && packet.payload_length() > 0
+                // The checksum that has to be put right lies in the first fragment.
+                && packet.fragment == 0
                 && lucky::<C>(drawn, own) =>
         {
             corrupt(rule, ordinals, verdict)
@@ -355,7 +452,15 @@ fn fire<C: Counting>(
             reset(packet, verdict)
         }
         fault::DOWN if C::may(fault::DOWN) => down(packet, verdict),
-        fault::DELAY if C::may(fault::DELAY) => delay::<C>(rule, ordinals, drawn, memory, verdict),
+        fault::DELAY if C::may(fault::DELAY) => {
+            verdict.delay_ns += if held_ns == Followed::UNDRAWN {
+                delay::<C>(rule, drawn, memory)
+            } else {
+                held_ns
+            };
+            keep_order(rule, ordinals, verdict);
+            hold(verdict)
+        }
         fault::RATE if C::may(fault::RATE) => {
             verdict.rate = shaper(verdict.rate, rule);
             shaped_way(ordinals, verdict)
@@ -364,7 +469,15 @@ fn fire<C: Counting>(
             verdict.slot = shaper(verdict.slot, rule);
             shaped_way(ordinals, verdict)
         }
-        fault::REORDER if C::may(fault::REORDER) => reorder::<C>(rule, ordinals, drawn, verdict),
+        fault::REORDER if C::may(fault::REORDER) => reorder::<C>(rule, ordinals, verdict),
+        fault::RELAY if C::may(fault::RELAY) => {
+            if verdict.relay == 0 {
+                #[expect(clippy::cast_possible_truncation, reason = "below RULES_MAX")]
+                let number = own as u16;
+                verdict.relay = number + 1;
+            }
+            shaped_way(ordinals, verdict)
+        }
         _ => 0,
     }
 }
@@ -397,14 +510,9 @@ const fn shaper(taken: u16, rule: &RuleEntry) -> u16 {
 /// Set in `arguments[2]` of a delay that lets no packet of a connection overtake another.
 pub const KEEP_ORDER: u64 = 0x100;
 
+/// Draws how long a delay holds a packet, in nanoseconds.
 #[inline(always)]
-fn delay<C: Counting>(
-    rule: &RuleEntry,
-    ordinals: Ordinals,
-    drawn: u64,
-    last: &mut u32,
-    verdict: &mut Verdict,
-) -> u8 {
+fn delay<C: Counting>(rule: &RuleEntry, drawn: u64, last: &mut u32) -> u64 {
     let [middle_ns, jitter_ns, form, correlation, _] = rule.arguments;
     let spread = if jitter_ns == 0 {
         0
@@ -415,24 +523,29 @@ fn delay<C: Counting>(
             tabled => C::spread(table_index(tabled, value)),
         }
     };
-    verdict.delay_ns += delay_ns(middle_ns, jitter_ns, spread);
-    if form & KEEP_ORDER != 0 {
-        let connection = (u64::from(ordinals.connection) << 1) | u64::from(ordinals.direction & 1);
+    delay_ns(middle_ns, jitter_ns, spread)
+}
+
+/// Names what must not be overtaken while it is held, where the delay asks for that.
+#[inline(always)]
+const fn keep_order(rule: &RuleEntry, ordinals: Ordinals, verdict: &mut Verdict) {
+    if rule.arguments[2] & KEEP_ORDER != 0 {
+        let connection = ((ordinals.connection as u64) << 1) | (ordinals.direction as u64 & 1);
         verdict.flow = mix(rule.key ^ connection) | 1;
     }
-    hold(verdict)
 }
 
 /// Every gap-th packet may be picked, as by tc-netem(8).
 #[inline(always)]
-fn reorder<C: Counting>(
-    rule: &RuleEntry,
-    ordinals: Ordinals,
-    drawn: u64,
-    verdict: &mut Verdict,
-) -> u8 {
+fn reorder<C: Counting>(rule: &RuleEntry, ordinals: Ordinals, verdict: &mut Verdict) -> u8 {
     let gap = rule.arguments[1];
     let is_candidate = gap <= 1 || ordinals.packet.is_multiple_of(gap);
+    // All fragments of a datagram overtake, or none.
+    let whole = Ordinals {
+        fragment: 0,
+        ..ordinals
+    };
+    let drawn = draw(rule.key, whole, Lane::Fault as u64);
     if is_candidate && lucky::<C>(drawn, rule.arguments[0]) {
         verdict.holding |= holding::OVERTAKE;
         return action::OVERTAKE;
@@ -512,7 +625,7 @@ const fn reset(packet: &Packet, verdict: &mut Verdict) -> u8 {
 #[inline(always)]
 fn down(packet: &Packet, verdict: &mut Verdict) -> u8 {
     let is_new = packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-    if packet.protocol == PROTOCOL_TCP && !is_new {
+    if packet.protocol == PROTOCOL_TCP && !is_new && !packet.is_fragment {
         return reset(packet, verdict);
     }
     refuse(reject::BY_PROTOCOL, packet, verdict)

@@ -41,7 +41,7 @@ const _: () = assert!(size_of::<FlowKey>() == 16);
 
 /// 64 bits that every bit of an address has an effect on.
 #[inline(always)]
-const fn digest(address: &Address) -> u64 {
+pub(crate) const fn digest(address: &Address) -> u64 {
     let upper = ((address[0] as u64) << 32) | address[1] as u64;
     let lower = ((address[2] as u64) << 32) | address[3] as u64;
     mix(mix(upper) ^ lower)
@@ -123,6 +123,7 @@ impl Flow {
         self.scopes = [0; 2];
         self.sockets = [[0; 2]; 2];
         self.resolved = 0;
+        self.ended = [0; 2];
         self.serve(service);
         self.has_initial = packet.is_initial() as u8;
         self.initial_sequence = packet.sequence;

@@ -6,6 +6,7 @@
 //!
 //! * [`packet`] reads headers and never trusts a length in them;
 //! * [`flow`] names a connection the same way from both of its ends;
+//! * [`fragment`] has the later fragments of a datagram follow the first one;
 //! * [`matching`] narrows thousands of rules down to those that concern a packet;
 //! * [`decide`] says what one rule does to one packet;
 //! * [`random`] is the only source of chance: a pure function of the seed and of ordinals;
@@ -22,6 +23,7 @@ pub mod abi;
 pub mod decide;
 pub mod delay;
 pub mod flow;
+pub mod fragment;
 pub mod matching;
 pub mod packet;
 pub mod random;

@@ -8,6 +8,8 @@
 //! otherwise. Source: Lakshman and Stiliadis, "High-speed policy-based packet forwarding", SIGCOMM
 //! 1998; the summaries are those of Baboescu and Varghese, "Scalable packet classification", 2001.
 
+use core::cmp::Ordering;
+
 use crate::abi::{MATCHES_MAX, PortClasses, SetHeader, WORDS_MAX, direction};
 use crate::flow::{Address, Side};
 use crate::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK};
@@ -68,7 +70,7 @@ pub struct Matches {
     pub items: [Match; MATCHES_MAX],
     /// How many there are.
     pub count: u32,
-    /// 1 when there were more than fit.
+    /// 1 when there are more than fit: see [`Query::beyond`].
     pub overflow: u32,
 }
 
@@ -117,7 +119,7 @@ impl Ports {
 #[inline(always)]
 pub fn ports<T: Tables>(tables: &T, header: &SetHeader, packet: &Packet) -> Option<Ports> {
     let index = protocol_index(packet);
-    if packet.has_transport && index < 2 {
+    if (packet.has_transport || packet.follows) && index < 2 {
         let to = tables.port(packet.destination_port);
         return Ports::of(index, header, to, tables.port(packet.source_port));
     }
@@ -279,8 +281,23 @@ impl Query {
     /// Lists the matching rules of one word.
     #[inline(always)]
     pub fn collect<T: Tables>(&self, tables: &T, index: u32, matches: &mut Matches) {
-        let word = self.intersect(|class| tables.word(class, index));
-        collect(word, index, self.guess, matches);
+        collect(self.matching(tables, index), matches);
+    }
+
+    #[inline(always)]
+    fn matching<T: Tables>(&self, tables: &T, index: u32) -> Word {
+        Word {
+            bits: self.intersect(|class| tables.word(class, index)),
+            index,
+            guess: self.guess,
+        }
+    }
+
+    /// The matching rules of one word that lie behind those that fit the list.
+    #[inline(always)]
+    pub fn beyond<T: Tables>(&self, tables: &T, index: u32, matches: &Matches) -> Word {
+        self.matching(tables, index)
+            .after(matches.items[MATCHES_MAX - 1].rule)
     }
 }
 
@@ -316,31 +333,71 @@ impl Query {
     }
 }
 
-/// Lists the bits of one word. A rule that both directions name (a range that holds both ports) takes
-/// the guessed one.
-#[inline(always)]
-fn collect(word: [u64; 2], index: u32, guess: u8, matches: &mut Matches) {
-    let mut bits = word[0] | word[1];
-    for _ in 0..=MATCHES_MAX {
-        if bits == 0 {
-            return;
+/// Matching rules of one word that are yet to be judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// Those that see the packet go to the server, and to the client.
+    bits: [u64; 2],
+    /// Which word it is.
+    index: u32,
+    /// The direction for rules that see it go both ways: a range that holds both ports.
+    guess: u8,
+}
+
+impl Word {
+    /// The next rule; it is not given again.
+    #[inline(always)]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator is more than the verifier needs"
+    )]
+    pub fn next(&mut self) -> Option<Match> {
+        let [to_server, to_client] = self.bits;
+        let left = to_server | to_client;
+        if left == 0 {
+            return None;
         }
-        let bit = bits.trailing_zeros();
-        let both = (word[0] >> bit) & (word[1] >> bit) & 1;
-        let direction = if both != 0 {
-            u16::from(guess)
+        let bit = left.trailing_zeros();
+        let direction = if (to_server >> bit) & (to_client >> bit) & 1 != 0 {
+            u16::from(self.guess)
         } else {
-            u16::from((word[0] >> bit) & 1 == 0)
+            u16::from((to_server >> bit) & 1 == 0)
+        };
+        let others = !(left & left.wrapping_neg());
+        self.bits = [to_server & others, to_client & others];
+        #[expect(clippy::cast_possible_truncation, reason = "below RULES_MAX")]
+        let rule = (self.index * 64 + bit) as u16;
+        Some(Match { rule, direction })
+    }
+
+    /// Leaves out the rules up to `last`.
+    #[inline(always)]
+    fn after(mut self, last: u16) -> Self {
+        let word = u32::from(last) / 64;
+        let kept = match self.index.cmp(&word) {
+            Ordering::Less => 0,
+            Ordering::Greater => u64::MAX,
+            // Two shifts: one by 64 is none.
+            Ordering::Equal => (u64::MAX << (last % 64)) << 1,
+        };
+        self.bits = [self.bits[0] & kept, self.bits[1] & kept];
+        self
+    }
+}
+
+/// Lists the rules of one word, as far as they fit.
+#[inline(always)]
+fn collect(mut word: Word, matches: &mut Matches) {
+    for _ in 0..=MATCHES_MAX {
+        let Some(found) = word.next() else {
+            return;
         };
         let at = matches.count as usize;
         if at >= MATCHES_MAX {
             matches.overflow = 1;
             return;
         }
-        #[expect(clippy::cast_possible_truncation, reason = "below RULES_MAX")]
-        let rule = (index * 64 + bit) as u16;
-        matches.items[at] = Match { rule, direction };
+        matches.items[at] = found;
         matches.count += 1;
-        bits &= bits - 1;
     }
 }

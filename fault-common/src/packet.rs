@@ -147,6 +147,7 @@ pub enum Unparsed {
 }
 
 /// The headers of one packet. Offsets count from the first byte that [`Load`] gives.
+#[expect(clippy::struct_excessive_bools, reason = "each says something else")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
     /// Source address.
@@ -165,6 +166,12 @@ pub struct Packet {
     pub has_transport: bool,
     /// Whether this is a fragment, the first one included.
     pub is_fragment: bool,
+    /// Whether this is a later fragment that has got its ports from the first one: see [`crate::fragment`].
+    pub follows: bool,
+    /// Offset of a fragment in its datagram, in units of eight bytes; 0 for the first one and for a whole packet.
+    pub fragment: u16,
+    /// What the fragments of one datagram have in common, as it lies in the header. Only a fragment has one.
+    pub identification: u32,
     /// TCP flags, 0 for others.
     pub tcp_flags: u8,
     /// ICMP type, 0 for others.
@@ -447,12 +454,17 @@ fn read_ipv4<B: Bytes>(
         return Err(Unparsed::Malformed);
     }
     let fragment = header.half::<6>();
+    packet.fragment = fragment & FRAGMENT_OFFSET;
     packet.source = mapped(header.word::<12>());
     packet.destination = mapped(header.word::<16>());
     packet.protocol = header.byte::<9>();
     packet.ipv6 = false;
-    packet.has_transport = fragment & FRAGMENT_OFFSET == 0;
+    packet.has_transport = packet.fragment == 0;
     packet.is_fragment = fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
+    packet.follows = false;
+    if packet.is_fragment {
+        packet.identification = u32::from(header.half::<4>());
+    }
     packet.network_offset = offset;
     packet.transport_offset = offset + header_length;
     packet.end = end;
@@ -495,6 +507,8 @@ fn read_ipv6<B: Bytes>(
     packet.ipv6 = true;
     packet.has_transport = true;
     packet.is_fragment = false;
+    packet.follows = false;
+    packet.fragment = 0;
     packet.network_offset = offset;
     packet.transport_offset = offset + 40;
     packet.end = end;
@@ -521,19 +535,21 @@ pub fn parse_extensions<L: Load>(bytes: &L, packet: &mut Packet) -> Result<(), U
             _ => return Ok(()),
         };
         let at = packet.transport_offset;
-        let header: [u8; 4] = bytes.load(at).ok_or(Unparsed::Truncated)?;
+        let header: [u32; 2] = bytes.load_words(at).ok_or(Unparsed::Truncated)?;
         let size = if unit == 0 {
             packet.is_fragment = true;
-            packet.has_transport = u16::from_be_bytes([header[2], header[3]]) & 0xfff8 == 0;
+            packet.fragment = header.half::<2>() >> 3;
+            packet.has_transport = packet.fragment == 0;
+            packet.identification = header.word::<4>();
             8
         } else {
-            u32::from(header[1]) * unit + 8
+            u32::from(header.byte::<1>()) * unit + 8
         };
         if at + size > packet.end {
             return Err(Unparsed::Malformed);
         }
         packet.transport_offset = at + size;
-        packet.protocol = header[0];
+        packet.protocol = header.byte::<0>();
         if !packet.has_transport {
             return Ok(());
         }

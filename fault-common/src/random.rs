@@ -53,6 +53,8 @@ pub struct Ordinals {
     pub packet: u64,
     /// The direction: 0 to the server, 1 to the client.
     pub direction: u8,
+    /// Which fragment of the packet it is: see [`crate::packet::Packet::fragment`].
+    pub fragment: u16,
 }
 
 /// Draws 64 bits for one purpose (`lane`, a [`Lane`] or one that follows it) of one packet.
@@ -61,7 +63,8 @@ pub struct Ordinals {
 pub const fn draw(key: u64, ordinals: Ordinals, lane: u64) -> u64 {
     let connection = ((ordinals.connection as u64) << 1) | (ordinals.direction as u64 & 1);
     let stream = mix(key ^ connection.wrapping_mul(GOLDEN_GAMMA));
-    mix(stream.wrapping_add(ordinals.packet.wrapping_mul(GOLDEN_GAMMA)) ^ (lane << 48))
+    let purpose = (lane << 48) | ((ordinals.fragment as u64) << 32);
+    mix(stream.wrapping_add(ordinals.packet.wrapping_mul(GOLDEN_GAMMA)) ^ purpose)
 }
 
 /// Whether a draw falls below a probability of `threshold` / 2^32.
@@ -96,6 +99,7 @@ mod tests {
             connection,
             packet,
             direction,
+            fragment: 0,
         }
     }
 
@@ -146,6 +150,11 @@ mod tests {
         assert_ne!(base, draw(key, ordinals(1, 2, 0), 1));
         assert_ne!(base, draw(key, ordinals(1, 1, 1), 1));
         assert_ne!(base, draw(key, ordinals(1, 1, 0), 2));
+        let fragment = Ordinals {
+            fragment: 185,
+            ..ordinals(1, 1, 0)
+        };
+        assert_ne!(base, draw(key, fragment, 1));
         assert_ne!(base, draw(rule_key(42, 4), ordinals(1, 1, 0), 1));
         assert_ne!(base, draw(rule_key(43, 3), ordinals(1, 1, 0), 1));
     }

@@ -1,14 +1,15 @@
 //! Carries a verdict out.
 
-use fault_common::abi::{CORRUPT_BITS_MAX, Counter, action, fault};
+use aya_ebpf::bindings::__sk_buff;
+use fault_common::abi::{CORRUPT_BITS_MAX, Counter, MATCHES_MAX, action, fault};
 use fault_common::decide::{Counting, Verdict, corrupt_count, corrupt_position};
 use fault_common::packet::{
     Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
 };
 
-use crate::maps::{ACTIONS, CORRUPT_BITS, RULE_STATS, Scratch, count};
-use crate::skb::{NEXT, Skb};
-use crate::{answer, hold, split};
+use crate::maps::{ACTIONS, CORRUPT_BITS, SCRATCH, Scratch, count};
+use crate::skb::{Any, NEXT, Skb};
+use crate::{answer, classify, hold};
 
 /// Whether the packet is to vanish and nothing else: most faults that fire do that.
 #[inline(always)]
@@ -33,19 +34,22 @@ pub fn carry_out<C: Counting, const EGRESS: bool, const LINK: u32>(
     };
     done.unwrap_or_else(|()| {
         count(Counter::ActionFailed);
-        split::each_match(|index| withdraw_hit(scratch, index));
+        for index in 0..MATCHES_MAX as u32 {
+            withdraw_hit(scratch, index);
+        }
         NEXT
     })
 }
 
-/// Takes the hit back that the rule at `index` has been counted for a fault that is not carried out. Always 1.
+/// Takes a hit back, of those counted for the packet, when its fault is not carried out.
 #[inline(never)]
-fn withdraw_hit(scratch: &Scratch, index: u32) -> u32 {
-    let is_hit = scratch.hit_rules >> (index % u64::BITS) & 1 == 1;
-    if is_hit
-        && let Some((rule, _)) = split::rule_at(scratch, index)
+fn withdraw_hit(scratch: &Scratch, hit: u32) {
+    if hit >= scratch.hits {
+        return;
+    }
+    let rule = scratch.hit_rules[hit as usize % MATCHES_MAX];
+    if let Some((rule, stats, _)) = classify::rule_at(scratch, rule)
         && scratch.undone >> (rule.fault % 32) & 1 == 1
-        && let Some(stats) = RULE_STATS.get_ptr_mut(rule.state)
     {
         // SAFETY: the pointer is to this CPU's own entry of the map.
         let stats = unsafe { &mut *stats };
@@ -53,7 +57,6 @@ fn withdraw_hit(scratch: &Scratch, index: u32) -> u32 {
         stats.hit_segments -= u64::from(scratch.sight.segments);
         stats.hit_bytes -= u64::from(scratch.sight.bytes);
     }
-    1
 }
 
 /// Whether a rule of this object may do `action`.
@@ -90,27 +93,52 @@ fn alter<C: Counting, const EGRESS: bool, const LINK: u32>(
 #[inline(never)]
 fn corrupt<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
-    scratch: &mut Scratch,
+    scratch: *mut Scratch,
 ) -> Result<(), ()> {
-    let (packet, verdict) = (&scratch.packet, &scratch.verdict);
-    let payload_bits = packet.payload_length() * 8;
-    let bits = corrupt_count(verdict.corrupt_bits, payload_bits);
-    scratch.checksum_offset = checksum_offset(packet);
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    let bits = unsafe {
+        (*scratch).checksum_offset = checksum_offset(&(*scratch).packet);
+        bits_to_flip(&*scratch)
+    };
     for n in 0..CORRUPT_BITS_MAX {
         if n >= CORRUPT_BITS.load() || n >= bits {
             break;
         }
-        let position = corrupt_position(verdict.corrupt_key, n, bits, payload_bits);
-        let offset = packet.payload_offset + position / 8;
-        flip(
-            skb,
-            packet,
-            scratch.checksum_offset,
-            offset,
-            0x80 >> (position % 8),
-        )?;
+        if fault_flip(skb.raw(), n) == 0 {
+            return Err(());
+        }
     }
     Ok(())
+}
+
+#[inline(always)]
+fn bits_to_flip(scratch: &Scratch) -> u32 {
+    corrupt_count(
+        scratch.verdict.corrupt_bits,
+        scratch.packet.payload_length() * 8,
+    )
+}
+
+/// Flips the bit that the packet's draw number `n` picks; 0 when the kernel refuses. A global function: see
+/// `classify::fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_flip(skb: *mut __sk_buff, n: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: see `Scratch`; nothing is written.
+    let scratch = unsafe { &*scratch };
+    let (packet, key) = (&scratch.packet, scratch.verdict.corrupt_key);
+    let (bits, payload_bits) = (bits_to_flip(scratch), packet.payload_length() * 8);
+    if !may(action::CORRUPT) || n >= bits {
+        // The verifier looks at global functions also where nobody calls them.
+        return 0;
+    }
+    let position = corrupt_position(key, n, bits, payload_bits);
+    let offset = packet.payload_offset + position / 8;
+    let mask = 0x80 >> (position % 8);
+    u32::from(flip(Any::of(skb), packet, scratch.checksum_offset, offset, mask).is_ok())
 }
 
 /// Where the transport checksum is, from the start of the packet; 0 where there is none.
@@ -130,13 +158,7 @@ fn checksum_offset(packet: &Packet) -> u32 {
 }
 
 #[inline(always)]
-fn flip<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    packet: &Packet,
-    checksum: u32,
-    offset: u32,
-    mask: u8,
-) -> Result<(), ()> {
+fn flip(skb: Any, packet: &Packet, checksum: u32, offset: u32, mask: u8) -> Result<(), ()> {
     let [byte] = skb.load::<1>(offset).ok_or(())?;
     let changed = byte ^ mask;
     if checksum != 0 {

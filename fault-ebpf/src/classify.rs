@@ -3,23 +3,26 @@
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
-    Control, Counter, Event, FLOW_SLOTS, Flow, MATCHES_MAX, PortClasses, RuleEntry, RuleState,
-    RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock,
+    Control, Counter, Event, FLOW_SLOTS, Flow, FlowRule, MATCHES_MAX, PortClasses, RuleEntry,
+    RuleState, RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock, datagram,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
+use fault_common::fragment::Place;
 use fault_common::matching::{Match, Ports, Tables, ports, query};
 use fault_common::packet::{
     Bytes as _, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed,
     parse_extensions, parse_network, parse_plain_ipv4, parse_plain_ipv6, parse_transport,
 };
 
-use crate::counting::Judging;
+use crate::counting::{Fetch, InKernel, Judging, NoFetch};
 use crate::flows::Entered;
+use crate::fragments::{self, fault_keep_fragment, fault_meet_fragment};
 use crate::frame::{Frame, Losing};
 use crate::maps::{
-    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES,
-    RULE_STATS, RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
+    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, FLOWS, HOSTS, HostKey, MATCHES, PORTS,
+    RULE_STATES, RULE_STATS, RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS,
+    WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
 use crate::{act, flows, hold, split};
@@ -65,7 +68,10 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     let shared = SCRATCH.get_ptr_mut(0).ok_or(Counter::Internal)?;
     // SAFETY: see `Scratch`.
     let scratch = unsafe { &mut *shared };
-    let passes = read(skb, header, scratch, generation, glance);
+    let mut passes = read(skb, header, scratch, generation, glance);
+    if passes == FRAGMENT {
+        passes = read_fragment(header, shared, generation);
+    }
     if passes != 0 {
         // Policy: what can't be read passes and is counted; so does what no rule can concern, uncounted.
         return if passes == NO_RULE {
@@ -76,6 +82,8 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     }
     // Policy: without a living daemon nothing is touched.
     let now_ns = leased_ns(control).ok_or(Counter::LeaseExpired)?;
+    // SAFETY: as above; a fresh reference, since `read_fragment` writes through another one.
+    let scratch = unsafe { &mut *shared };
     see(skb, header, scratch, now_ns, generation);
     let flow = match flows::enter(skb, header, scratch) {
         Entered::Flow(flow) => flow,
@@ -90,6 +98,7 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     };
     if !any {
         // Policy: the port is a rule's, the host or the scope is not.
+        keep_fragment(shared, datagram::UNCONCERNED);
         return Ok(NEXT);
     }
     if EGRESS && is_between_ports(skb) {
@@ -109,10 +118,17 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     // SAFETY: as above.
     let scratch = unsafe { &mut *shared };
     skb.set_judged();
-    if !judge_rules::<C>(scratch, flow.as_ptr(), control.events) {
+    if scratch.packet.is_fragment {
+        scratch.sight.bytes += scratch.datagram.early_bytes;
+    }
+    let fired = judge_rules::<C>(shared, flow.as_ptr(), control.events);
+    keep_fragment(shared, datagram::JUDGED);
+    if !fired {
         // Policy: no fault fired.
         return Ok(NEXT);
     }
+    // SAFETY: as above.
+    let scratch = unsafe { &mut *shared };
     if act::is_drop(&scratch.verdict) {
         return Ok(Skb::<EGRESS, LINK>::vanish());
     }
@@ -130,7 +146,7 @@ fn is_between_ports<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>)
 
 /// Whether a rule loses the packet, at a hook that can do no more than that; nothing when it is not judged there.
 #[inline(always)]
-pub fn is_lost<C: Counting, F: Losing>(frame: F) -> Option<bool> {
+pub fn is_lost<C: Judging, F: Losing>(frame: F) -> Option<bool> {
     let control = CONTROL.get(0)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation)?;
@@ -160,7 +176,9 @@ pub fn is_lost<C: Counting, F: Losing>(frame: F) -> Option<bool> {
     if !any || !frame.may_judge(scratch) {
         return None;
     }
-    Some(judge_rules::<C>(scratch, flow.as_ptr(), control.events) && act::is_drop(&scratch.verdict))
+    let is_hit = judge_rules::<C>(shared, flow.as_ptr(), control.events);
+    // SAFETY: as above.
+    Some(is_hit && act::is_drop(unsafe { &(*shared).verdict }))
 }
 
 /// The time, as long as the rules are in force.
@@ -225,6 +243,8 @@ pub fn glance<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> Glance
 
 /// [`read`] found no rule that can concern the packet.
 const NO_RULE: u32 = 1;
+/// [`read`] found a fragment, which is left to [`read_fragment`].
+const FRAGMENT: u32 = 9;
 /// [`read_plain`] leaves the packet to [`read_any`].
 const NOT_PLAIN: u32 = 8;
 
@@ -264,12 +284,50 @@ fn read_rest<F: Frame>(
         return code;
     }
     let packet = &scratch.packet;
+    if packet.is_fragment {
+        return FRAGMENT;
+    }
     let Some(ports) = ports(&Maps { header, generation }, header, packet) else {
-        let fragment = packet.is_fragment && !packet.has_transport;
-        return if fragment { 7 } else { NO_RULE };
+        return NO_RULE;
     };
     scratch.ports = ports;
     0
+}
+
+/// The rest of [`read`] for a fragment: a later one gets the ports of the first. The scratch comes as a plain pointer: see
+/// [`list_rules`].
+#[inline(never)]
+fn read_fragment(header: &SetHeader, scratch: *mut Scratch, generation: u32) -> u32 {
+    let place = fault_meet_fragment();
+    if place == Place::Unconcerned as u32 {
+        return NO_RULE;
+    }
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    let (packet, known) = unsafe { (&(*scratch).packet, &mut (*scratch).ports) };
+    let orphan = place == Place::Orphan as u32;
+    if let Some(ports) = ports(&Maps { header, generation }, header, packet) {
+        *known = ports;
+        if orphan {
+            // Policy: rules without a port judge it by its hosts.
+            count(Counter::Fragment);
+        }
+        return 0;
+    }
+    if orphan {
+        fault_keep_fragment(datagram::EARLY.into());
+        return 7;
+    }
+    fault_keep_fragment(datagram::UNCONCERNED.into());
+    NO_RULE
+}
+
+/// Remembers what has become of a datagram when the packet in the scratch is a fragment whose first one is known.
+#[inline(always)]
+fn keep_fragment(scratch: *mut Scratch, state: u8) {
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    if fragments::is_tracked(unsafe { &(*scratch).packet }) {
+        fault_keep_fragment(state.into());
+    }
 }
 
 /// Reads a packet of the common kind, whose headers lie in one piece, without a helper.
@@ -392,11 +450,7 @@ pub fn list_rules(header: &SetHeader, scratch: *mut Scratch) -> bool {
         left >>= 1;
     }
     // SAFETY: as above.
-    let matches = unsafe { &(*scratch).matches };
-    if matches.overflow != 0 {
-        count(Counter::TooManyMatches);
-    }
-    matches.count != 0
+    unsafe { (*scratch).matches.count != 0 }
 }
 
 /// [`list_rules`] for a set that fits one word: there is nothing to skip, so no summary is asked.
@@ -423,8 +477,8 @@ pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
     scratch.matches.count = 0;
     scratch.matches.overflow = 0;
     query.collect(&maps, 0, &mut scratch.matches);
-    if scratch.matches.overflow != 0 {
-        count(Counter::TooManyMatches);
+    if MATCHES.load() > MATCHES_MAX as u32 && scratch.matches.overflow != 0 {
+        keep_query(header, scratch);
     }
     scratch.matches.count != 0
 }
@@ -440,6 +494,16 @@ fn begin_list(header: &SetHeader, scratch: &mut Scratch) -> u64 {
     scratch.matches.count = 0;
     scratch.matches.overflow = 0;
     scratch.query.summary(&maps)
+}
+
+/// Keeps the packet's classes for the rules that did not fit the list. Looked up again: there is no room on the stack.
+#[inline(never)]
+fn keep_query(header: &SetHeader, scratch: &mut Scratch) {
+    let maps = Maps {
+        header,
+        generation: scratch.sight.generation,
+    };
+    scratch.query = query(&maps, &scratch.packet, scratch.ports, &scratch.connection);
 }
 
 /// Lists the matching rules of one word. A global function, which the verifier looks at once and not
@@ -462,110 +526,248 @@ pub extern "C" fn fault_collect(index: u32) -> u32 {
 }
 
 /// Asks the rules in their order; the first one that ends the packet's way is the last. Says whether
-/// there is anything to do.
+/// there is anything to do. The scratch comes as a plain pointer: see [`list_rules`].
 #[inline(always)]
-pub fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
+pub fn judge_rules<C: Judging>(shared: *mut Scratch, flow: *mut Flow, events: u32) -> bool {
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    let scratch = unsafe { &mut *shared };
     scratch.hits = 0;
-    scratch.hit_rules = 0;
     // Volatile: LLVM would make of plain stores a call of memset, which goes byte by byte here.
     // SAFETY: a valid reference.
     unsafe { core::ptr::write_volatile(&raw mut scratch.verdict, Verdict::default()) };
     if MATCHES.load() == 1 {
-        scratch.index = 0;
-        if !judge_indexed::<C>(scratch, flow, events) {
+        let found = scratch.matches.items[0];
+        if judge_by::<C>(scratch, flow, found, events).is_none() {
             count(Counter::Internal);
         }
     } else {
-        judge_several::<C>(scratch, flow, events);
+        judge_several::<C>(shared);
     }
-    scratch.hits != 0 || scratch.verdict.holding != 0
+    // SAFETY: as above.
+    unsafe { (*shared).hits != 0 || (*shared).verdict.holding != 0 }
 }
 
 #[inline(never)]
-fn judge_several<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) {
+fn judge_several<C: Judging>(shared: *mut Scratch) {
     for index in 0..MATCHES_MAX {
-        if index >= MATCHES.load() as usize
-            || index >= scratch.matches.count as usize
-            || scratch.verdict.end != 0
-        {
+        // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+        let (matches, ended) = unsafe { (&(*shared).matches, (*shared).verdict.end != 0) };
+        if ended || index >= matches.count as usize {
+            return;
+        }
+        C::judge(packed(matches.items[index]));
+    }
+    // SAFETY: as above.
+    let (overflow, ended) = unsafe { ((*shared).matches.overflow, (*shared).verdict.end != 0) };
+    if MATCHES.load() > MATCHES_MAX as u32 && overflow != 0 && !ended {
+        judge_beyond::<C>();
+    }
+}
+
+/// Asks the rules that did not fit the list.
+#[inline(always)]
+fn judge_beyond<C: Judging>() {
+    for index in 0..WORDS_MAX {
+        if index >= WORDS.load() || C::judge_word(index) != 0 {
             break;
         }
-        scratch.index = index as u32;
-        if !judge_one::<C>(scratch, flow, events) {
-            count(Counter::Internal);
+    }
+}
+
+/// Asks the rules of one word that did not fit the list; not 0 when one of them ends the packet's way. A global function:
+/// see [`fault_collect`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_judge_word(index: u32) -> u32 {
+    judge_word::<InKernel<Fetch>>(index)
+}
+
+/// [`fault_judge_word`] for kernels before 5.12.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_judge_word_old(index: u32) -> u32 {
+    judge_word::<InKernel<NoFetch>>(index)
+}
+
+#[inline(always)]
+fn judge_word<C: Judging>(index: u32) -> u32 {
+    let Some(shared) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    if MATCHES.load() <= MATCHES_MAX as u32 {
+        // The verifier looks at global functions also where nobody calls them.
+        return 0;
+    }
+    // SAFETY: see `Scratch`; no reference lives across a call of a global function.
+    let scratch = unsafe { &*shared };
+    let generation = scratch.sight.generation & 1;
+    let Some(header) = SETS.get(generation) else {
+        return 0;
+    };
+    let maps = Maps { header, generation };
+    let mut word = scratch.query.beyond(&maps, index, &scratch.matches);
+    for _ in 0..64 {
+        let Some(found) = word.next() else {
+            return 0;
+        };
+        C::judge(packed(found));
+        // SAFETY: as above.
+        if unsafe { (*shared).verdict.end } != 0 {
+            return 1;
         }
     }
+    0
 }
 
-/// [`judge_indexed`] as a function of its own: eight times its instructions would be too many.
-#[inline(never)]
-fn judge_one<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
-    judge_indexed::<C>(scratch, flow, events)
-}
-
-/// Asks the rule at hand; false when a map lookup failed that can't.
+/// A match as one number.
 #[inline(always)]
-fn judge_indexed<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
-    let found = scratch.matches.items[scratch.index as usize % MATCHES_MAX];
-    let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(found.rule);
-    let Some(rule) = RULES.get(at) else {
-        return false;
-    };
-    let Some(stats) = RULE_STATS.get_ptr_mut(rule.state) else {
-        return false;
-    };
-    let Some(memory) = RULE_STATES.get_ptr_mut(rule.state) else {
-        return false;
-    };
-    // SAFETY: map values live until the program ends; the statistics are this CPU's own.
-    let stats = unsafe { &mut *stats };
-    stats.seen_packets += 1;
-    stats.seen_segments += u64::from(scratch.sight.segments);
-    stats.seen_bytes += u64::from(scratch.sight.bytes);
-    if !flows::find_slot::<C>(scratch, flow, rule, memory) {
-        count(Counter::TooManyMatches);
-        return true;
+fn packed(found: Match) -> u32 {
+    u32::from(found.rule) | u32::from(found.direction) << 16
+}
+
+/// Asks one of several rules. A global function: see [`fault_collect`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_judge(found: u32) -> u32 {
+    judge_found::<InKernel<Fetch>>(found)
+}
+
+/// [`fault_judge`] for kernels before 5.12.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_judge_old(found: u32) -> u32 {
+    judge_found::<InKernel<NoFetch>>(found)
+}
+
+#[inline(always)]
+fn judge_found<C: Counting>(found: u32) -> u32 {
+    if MATCHES.load() == 1 {
+        // The verifier looks at global functions also where nobody calls them.
+        return 0;
     }
-    scratch.fired = 0;
-    ask::<C>(scratch, flow, rule, memory, found.direction);
-    if scratch.fired != 0 {
-        hit(scratch, rule, stats, events);
+    let (Some(shared), Some(control)) = (SCRATCH.get_ptr_mut(0), CONTROL.get(0)) else {
+        return 0;
+    };
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
+    let scratch = unsafe { &mut *shared };
+    let found = Match {
+        rule: found as u16,
+        direction: (found >> 16) as u16,
+    };
+    // Looked up again, because before Linux 5.12 such a function takes no pointer.
+    let judged = match FLOWS.get_ptr_mut(&scratch.key) {
+        Some(flow) => judge_by::<C>(scratch, flow, found, control.events),
+        None => None,
+    };
+    if judged.is_none() {
+        count(Counter::Internal);
     }
-    true
+    0
+}
+
+/// A rule of the set in force, with what it counts and remembers.
+#[inline(always)]
+pub fn rule_at(
+    scratch: &Scratch,
+    rule: u16,
+) -> Option<(&'static RuleEntry, *mut RuleStats, *mut RuleState)> {
+    let at = scratch.sight.generation * WORDS.load() * 64 + u32::from(rule);
+    let rule = RULES.get(at)?;
+    Some((
+        rule,
+        RULE_STATS.get_ptr_mut(rule.state)?,
+        RULE_STATES.get_ptr_mut(rule.state)?,
+    ))
+}
+
+/// Asks one rule. Nothing when a map lookup fails that can't.
+#[inline(always)]
+fn judge_by<C: Counting>(
+    scratch: &mut Scratch,
+    flow: *mut Flow,
+    found: Match,
+    events: u32,
+) -> Option<()> {
+    let (rule, counts, state) = rule_at(scratch, found.rule)?;
+    let memory = if flows::find_slot::<C>(scratch, flow, rule, state) {
+        // Volatile: else LLVM remembers in which of eight places it was found, and the verifier goes on eight times.
+        // SAFETY: a valid reference.
+        let slot = unsafe { core::ptr::read_volatile(&raw const scratch.slot) };
+        // SAFETY: map values live until the program ends.
+        unsafe { &raw mut (*flow).rules[slot as usize % FLOW_SLOTS] }
+    } else if MATCHES.load() > MATCHES_MAX as u32
+        && let Some(memory) = flows::find_apart::<C>(scratch, flow, rule, state)
+    {
+        memory.as_ptr()
+    } else {
+        // Policy: the rule does not act on this packet.
+        count(Counter::FlowRuleTableFull);
+        return Some(());
+    };
+    ask::<C>(scratch, memory, rule, state, found.direction);
+    conclude(scratch, rule, counts, found.rule, events);
+    Some(())
 }
 
 /// Lets the rule decide.
 #[inline(always)]
 fn ask<C: Counting>(
     scratch: &mut Scratch,
-    flow: *mut Flow,
+    memory: *mut FlowRule,
     rule: &RuleEntry,
     state: *mut RuleState,
     direction: u16,
 ) {
     // SAFETY: map values live until the program ends.
-    let (flow, state) = unsafe { (&mut *flow, &mut *state) };
-    // Volatile: else LLVM remembers in which of eight places it was found, and the verifier goes on eight times.
-    // SAFETY: a valid reference.
-    let slot = unsafe { core::ptr::read_volatile(&raw const scratch.slot) };
-    let memory = &mut flow.rules[slot as usize % FLOW_SLOTS];
+    let (memory, state) = unsafe { (&mut *memory, &mut *state) };
+    if memory.connection == 0 {
+        flows::settle(memory);
+    }
     let sample = Sample {
         now_ns: scratch.sight.since_ns,
         size: scratch.sight.size,
         direction: direction as u8,
     };
+    scratch.fired = 0;
+    let is_tracked = fragments::is_tracked(&scratch.packet);
+    if is_tracked {
+        fragments::recall(scratch, rule.uid);
+    }
     let (packet, verdict) = (&scratch.packet, &mut scratch.verdict);
-    if let Some((ordinals, action)) = judge::<C>(rule, &sample, packet, memory, state, verdict) {
-        scratch.ordinals = ordinals;
-        scratch.seen = memory.seen[(ordinals.direction & 1) as usize];
-        scratch.fired = u32::from(action);
+    let followed = &mut scratch.followed;
+    if let Some(fired) = judge::<C>(rule, &sample, packet, followed, memory, state, verdict) {
+        scratch.ordinals = fired.ordinals;
+        scratch.seen = fired.seen;
+        scratch.fired = u32::from(fired.action);
+    }
+    if is_tracked {
+        fragments::remember(scratch);
+    }
+}
+
+/// Counts the packet for the rule at hand, and reports what it did.
+#[inline(always)]
+fn conclude(
+    scratch: &mut Scratch,
+    rule: &RuleEntry,
+    stats: *mut RuleStats,
+    index: u16,
+    events: u32,
+) {
+    // SAFETY: map values live until the program ends; the statistics are this CPU's own.
+    let stats = unsafe { &mut *stats };
+    stats.seen_packets += 1;
+    stats.seen_segments += u64::from(scratch.sight.segments);
+    stats.seen_bytes += u64::from(scratch.sight.bytes);
+    if scratch.fired != 0 {
+        scratch.hit_rules[scratch.hits as usize % MATCHES_MAX] = index;
+        hit(scratch, rule, stats, events);
     }
 }
 
 #[inline(always)]
 fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u32) {
     scratch.hits += 1;
-    scratch.hit_rules |= 1 << (scratch.index % MATCHES_MAX as u32);
     let sight = &scratch.sight;
     stats.hit_packets += 1;
     stats.hit_segments += u64::from(sight.segments);
@@ -583,6 +785,7 @@ fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u
         segments: sight.segments as u16,
         direction: scratch.ordinals.direction,
         action: scratch.fired as u8,
+        fragment: scratch.ordinals.fragment,
         padding: 0,
     };
     if EVENTS.output::<Event>(&event, 0).is_err() {

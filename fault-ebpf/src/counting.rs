@@ -9,12 +9,14 @@ use fault_common::abi::DecisionKey;
 use fault_common::decide::Counting;
 
 use crate::maps::{DECISIONS, FAULTS, MODIFIERS, REPLAY, SPREADS};
-use crate::split;
+use crate::{classify, split};
 
 /// How a counter is advanced.
 pub trait Advance {
     /// Adds one and gives the new value.
     fn next(counter: &mut u64) -> u64;
+    /// Makes `to` of the counter if it is `from`; says whether it was.
+    fn swap(counter: &mut u64, from: u64, to: u64) -> bool;
 }
 
 /// One instruction that adds and fetches: no two packets get the same ordinal. Linux 5.12.
@@ -34,6 +36,21 @@ impl Advance for Fetch {
         }
         value + 1
     }
+
+    #[inline(always)]
+    fn swap(counter: &mut u64, from: u64, to: u64) -> bool {
+        let mut found = from;
+        // SAFETY: `counter` points to eight aligned bytes.
+        unsafe {
+            asm!(
+                "r0 = cmpxchg_64({at} + 0, r0, {to})",
+                at = in(reg) core::ptr::from_mut(counter),
+                to = in(reg) to,
+                inout("r0") found,
+            );
+        }
+        found == from
+    }
 }
 
 /// For older kernels: the addition is atomic, but two CPUs may, rarely, read the same value before it.
@@ -46,6 +63,11 @@ impl Advance for NoFetch {
         add(counter, 1);
         before + 1
     }
+
+    #[inline(always)]
+    fn swap(counter: &mut u64, from: u64, to: u64) -> bool {
+        swap_alone(counter, from, to)
+    }
 }
 
 /// For copies of counters, which nobody else advances.
@@ -57,6 +79,20 @@ impl Advance for Alone {
         *counter += 1;
         *counter
     }
+
+    #[inline(always)]
+    fn swap(counter: &mut u64, from: u64, to: u64) -> bool {
+        swap_alone(counter, from, to)
+    }
+}
+
+#[inline(always)]
+fn swap_alone(counter: &mut u64, from: u64, to: u64) -> bool {
+    let is_equal = *counter == from;
+    if is_equal {
+        *counter = to;
+    }
+    is_equal
 }
 
 /// Decisions of the rules that the daemon has told of, by its maps and constants.
@@ -66,6 +102,16 @@ impl<A: Advance> Counting for InKernel<A> {
     #[inline(always)]
     fn next(counter: &mut u64) -> u64 {
         A::next(counter)
+    }
+
+    #[inline(always)]
+    fn add(counter: &mut u64, value: u64) {
+        add(counter, value);
+    }
+
+    #[inline(always)]
+    fn swap(counter: &mut u64, from: u64, to: u64) -> bool {
+        A::swap(counter, from, to)
     }
 
     #[inline(always)]
@@ -95,10 +141,14 @@ impl<A: Advance> Counting for InKernel<A> {
     }
 }
 
-/// [`Counting`] of the programs that judge packets, each of which has the part of its own that meets super-packets.
+/// [`Counting`] of the programs that judge packets, with global functions of their own.
 pub trait Judging: Counting {
     /// See [`split::fault_meet_super`].
     fn meet_super(skb: *mut __sk_buff, ingress: u32) -> u32;
+    /// See [`classify::fault_judge`].
+    fn judge(found: u32);
+    /// See [`classify::fault_judge_word`].
+    fn judge_word(index: u32) -> u32;
 }
 
 impl Judging for InKernel<Fetch> {
@@ -106,12 +156,32 @@ impl Judging for InKernel<Fetch> {
     fn meet_super(skb: *mut __sk_buff, ingress: u32) -> u32 {
         split::fault_meet_super(skb, ingress)
     }
+
+    #[inline(always)]
+    fn judge(found: u32) {
+        classify::fault_judge(found);
+    }
+
+    #[inline(always)]
+    fn judge_word(index: u32) -> u32 {
+        classify::fault_judge_word(index)
+    }
 }
 
 impl Judging for InKernel<NoFetch> {
     #[inline(always)]
     fn meet_super(skb: *mut __sk_buff, ingress: u32) -> u32 {
         split::fault_meet_super_old(skb, ingress)
+    }
+
+    #[inline(always)]
+    fn judge(found: u32) {
+        classify::fault_judge_old(found);
+    }
+
+    #[inline(always)]
+    fn judge_word(index: u32) -> u32 {
+        classify::fault_judge_word_old(index)
     }
 }
 

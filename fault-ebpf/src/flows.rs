@@ -3,15 +3,17 @@
 use core::ptr::NonNull;
 
 use fault_common::abi::{
-    Flow, NAMED_WORDS, RuleEntry, RuleState, SetHeader, direction, named_at, state_of,
+    Counter, Flow, FlowRule, FlowRuleKey, NAMED_WORDS, RuleEntry, RuleState, SetHeader, direction,
+    named_at,
 };
-use fault_common::decide::{Counting, open};
-use fault_common::flow::{Side, Told, end, flow_into};
+use fault_common::decide::Counting;
+use fault_common::flow::{FlowKey, Side, Told, end, flow_into};
 use fault_common::matching::{Connection, Hints, Service, service};
-use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet};
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_FIN, TCP_RST};
 
+use crate::counting::{Advance as _, NoFetch};
 use crate::frame::Frame;
-use crate::maps::{FLOWS, NAMED, RULE_STATES, SCOPED, Scratch};
+use crate::maps::{BIRTHS, FLOW_RULES, FLOWS, NAMED, ROUND, SCOPED, Scratch, count};
 
 const BPF_NOEXIST: u64 = 1;
 
@@ -32,7 +34,7 @@ pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> E
     frame.single_out(&mut scratch.key);
     scratch.side = side as u32;
     if is_scoped(header) && scratch.packet.protocol != PROTOCOL_TCP {
-        ask(frame, header, scratch, frame.ends());
+        ask(frame, scratch, frame.ends());
         if header.any_scope == 0 && scratch.packet.tells_sockets() && !scratch.told.has_scope() {
             return Entered::Nobody;
         }
@@ -55,7 +57,8 @@ pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> E
         return Entered::Full;
     };
     // SAFETY: as above.
-    let flow = unsafe { entry.as_ref() };
+    let flow = unsafe { &mut *entry.as_ptr() };
+    touch(flow, &scratch.packet, side);
     scratch.connection = Connection {
         direction: if flow.server_side == side as u8 {
             direction::TO_CLIENT
@@ -71,25 +74,40 @@ pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> E
     Entered::Flow(entry)
 }
 
+/// Notes when the connection's last packet came, and whether it has ended: what its removal from the table depends on.
+#[inline(never)]
+fn touch(flow: &mut Flow, packet: &Packet, side: Side) {
+    if let Some(round) = ROUND.get(0)
+        && flow.touched != *round
+    {
+        flow.touched = *round;
+    }
+    if packet.protocol == PROTOCOL_TCP && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+        let other = u8::from(packet.tcp_flags & TCP_RST != 0);
+        // A byte for each side: two CPUs write to different ones.
+        let [low, high] = &mut flow.ended;
+        let (own, peer) = match side {
+            Side::Low => (low, high),
+            Side::High => (high, low),
+        };
+        *own = 1;
+        *peer |= other;
+    }
+}
+
 /// Whether it matters whose a packet is.
 #[inline(always)]
 fn is_scoped(header: &SetHeader) -> bool {
     SCOPED.load() != 0 && header.has_scopes != 0
 }
 
-/// Asks the sockets at a packet's ends whose it is. The answer is left in the scratch.
+/// Asks the sockets at a packet's ends whose it is. The answer is left in the scratch, which comes as a plain pointer
+/// because a global function writes it: see `classify::list_rules`.
 #[inline(never)]
-fn ask<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, ends: u32) {
-    scratch.told = Told::default();
-    let generation = scratch.sight.generation;
-    frame.ask(
-        &scratch.packet,
-        &scratch.key,
-        header,
-        generation,
-        ends,
-        &mut scratch.told,
-    );
+fn ask<F: Frame>(frame: F, scratch: *mut Scratch, ends: u32) {
+    // SAFETY: see `Scratch`.
+    unsafe { (*scratch).told = Told::default() };
+    frame.ask(scratch, ends);
 }
 
 /// Whether a packet tells something of its connection that is not remembered.
@@ -127,7 +145,7 @@ fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, flow: &m
     if is_new || (changed && flow.is_certain == 0) {
         let service = find_service(frame, scratch);
         if is_new {
-            flow.begin(&scratch.packet, service);
+            begin(flow, &scratch.packet, service);
         } else {
             flow.serve(service);
         }
@@ -141,7 +159,7 @@ fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, flow: &m
     }
     if is_tcp {
         let ends = flow.unresolved(sender, frame.ends());
-        ask(frame, header, scratch, ends);
+        ask(frame, scratch, ends);
         flow.resolve(&scratch.told, sender);
     } else {
         flow.remember(&scratch.told, sender);
@@ -169,8 +187,8 @@ fn find_service<F: Frame>(frame: F, scratch: &Scratch) -> Service {
     };
     if packet.protocol == PROTOCOL_TCP && !packet.is_handshake() {
         hints.listens = [
-            listens(frame, packet, end::SENDER),
-            listens(frame, packet, end::RECEIVER),
+            listens(frame, scratch, end::SENDER),
+            listens(frame, scratch, end::RECEIVER),
         ];
     }
     service(packet, side(scratch), hints)
@@ -190,20 +208,36 @@ fn is_named(protocol: u8, port: u16, generation: u32) -> bool {
 }
 
 #[inline(never)]
-fn listens<F: Frame>(frame: F, packet: &Packet, end: u32) -> bool {
-    frame.ends() & end != 0 && frame.listens(packet, end)
+fn listens<F: Frame>(frame: F, scratch: &Scratch, end: u32) -> bool {
+    frame.ends() & end != 0 && frame.listens(&scratch.packet, end)
+}
+
+/// Begins a connection, with slots that are free and empty. A function of its own for the sake of the stack.
+#[inline(never)]
+fn begin(flow: &mut Flow, packet: &Packet, service: Service) {
+    flow.begin(packet, service);
+    flow.birth = BIRTHS
+        .get_ptr_mut(0)
+        // SAFETY: a map value lives until the program ends. Where two CPUs get the same number, two connections with one
+        // name would have to begin at once for it to matter.
+        .map_or(0, |births| NoFetch::next(unsafe { &mut *births }) as u32);
+    for rule in &mut flow.rules {
+        // Volatile: LLVM would make of plain stores a call of memset, which goes byte by byte here.
+        // SAFETY: a valid reference.
+        unsafe { core::ptr::write_volatile(rule, FlowRule::default()) };
+    }
 }
 
 #[inline(never)]
 fn insert<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Option<NonNull<Flow>> {
     let is_tcp = scratch.packet.protocol == PROTOCOL_TCP;
     if is_scoped(header) && is_tcp {
-        ask(frame, header, scratch, frame.ends());
+        ask(frame, scratch, frame.ends());
     }
     let service = find_service(frame, scratch);
     let sender = side(scratch);
     let (flow, packet, key) = (&mut scratch.flow, &scratch.packet, &scratch.key);
-    flow.begin(packet, service);
+    begin(flow, packet, service);
     flow.scope_version = header.scope_version;
     if is_scoped(header) {
         if is_tcp {
@@ -212,13 +246,17 @@ fn insert<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Opti
             flow.remember(&scratch.told, sender);
         }
     }
-    // Another CPU may have been faster: then its entry is as good.
-    // A reference: a copy would not fit the stack.
-    let fresh: &Flow = flow;
-    if FLOWS.insert(key, fresh, BPF_NOEXIST).is_err() && FLOWS.get_ptr(key).is_none() {
-        return None;
-    }
+    store(key, flow);
     NonNull::new(FLOWS.get_ptr_mut(key)?)
+}
+
+/// Enters a connection into the table. A function of its own for the sake of the stack.
+#[inline(never)]
+fn store(key: &FlowKey, flow: &Flow) {
+    // Another CPU may have been faster: then its entry is as good.
+    if FLOWS.insert(key, flow, BPF_NOEXIST).is_ok() {
+        count(Counter::FlowEntered);
+    }
 }
 
 /// Finds the slot in which `rule` remembers the connection, or begins one; says whether there is one.
@@ -233,34 +271,93 @@ pub fn find_slot<C: Counting>(
     // SAFETY: map values live until the program ends.
     let (flow, state) = unsafe { (&mut *flow, &mut *state) };
     for (index, slot) in (0..).zip(flow.rules.iter_mut()) {
-        if slot.uid == 0 {
-            open::<C>(rule, state, slot);
+        let mut uid = uid_of(slot);
+        if uid == 0 {
+            claim::<C>(rule, state, slot);
+            uid = uid_of(slot);
         }
-        if slot.uid == rule.uid {
-            scratch.slot = index;
-            return true;
-        }
-    }
-    reclaim::<C>(scratch, flow, rule, state)
-}
-
-/// Takes over the slot of a rule that is in force no more.
-#[inline(never)]
-fn reclaim<C: Counting>(
-    scratch: &mut Scratch,
-    flow: &mut Flow,
-    rule: &RuleEntry,
-    state: &mut RuleState,
-) -> bool {
-    for (index, slot) in (0..).zip(flow.rules.iter_mut()) {
-        let lives = RULE_STATES
-            .get(state_of(slot.uid))
-            .is_some_and(|owner| owner.uid == slot.uid);
-        if !lives {
-            open::<C>(rule, state, slot);
+        if uid == rule.uid {
             scratch.slot = index;
             return true;
         }
     }
     false
+}
+
+/// Whose slot it is. Volatile, because another CPU may be faster to claim it.
+#[inline(always)]
+fn uid_of(slot: &FlowRule) -> u32 {
+    // SAFETY: a valid reference.
+    unsafe { core::ptr::read_volatile(&raw const slot.uid) }
+}
+
+/// Claims a free slot for a rule, and gives the connection the rule's next ordinal. Of two CPUs one does.
+#[inline(never)]
+fn claim<C: Counting>(rule: &RuleEntry, state: &mut RuleState, slot: &mut FlowRule) -> bool {
+    const { assert!(core::mem::offset_of!(FlowRule, connection) == 4) };
+    // SAFETY: these are the first eight bytes of the slot, which begin with the identity; the rest are zero.
+    let head = unsafe { &mut *core::ptr::from_mut(slot).cast::<u64>() };
+    let is_ours = C::swap(head, 0, u64::from(rule.uid));
+    if is_ours {
+        let ordinal = C::next(&mut state.connections) as u32;
+        // SAFETY: a valid reference; volatile, as others wait for it.
+        unsafe { core::ptr::write_volatile(&raw mut slot.connection, ordinal) };
+    }
+    is_ours
+}
+
+/// Waits for the CPU that has claimed what a rule remembers to have told the connection's ordinal.
+#[inline(always)]
+pub fn settle(memory: &FlowRule) {
+    const ATTEMPTS: u32 = 256;
+    for _ in 0..ATTEMPTS {
+        // SAFETY: a valid reference; volatile, as another CPU writes it.
+        if unsafe { core::ptr::read_volatile(&raw const memory.connection) } != 0 {
+            return;
+        }
+    }
+    // Policy: the packet is judged as one of no known connection.
+    count(Counter::Contended);
+}
+
+/// What `rule` remembers of a connection whose own entry has no slot for the rule.
+#[inline(always)]
+pub fn find_apart<C: Counting>(
+    scratch: &mut Scratch,
+    flow: *mut Flow,
+    rule: &RuleEntry,
+    state: *mut RuleState,
+) -> Option<NonNull<FlowRule>> {
+    scratch.apart = FlowRuleKey {
+        flow: scratch.key,
+        // SAFETY: map values live until the program ends.
+        birth: unsafe { (*flow).birth },
+        uid: rule.uid,
+    };
+    if FLOW_RULES.get_ptr(&scratch.apart).is_none() {
+        // SAFETY: as above.
+        enter_apart::<C>(scratch, rule, unsafe { &mut *state });
+    }
+    NonNull::new(FLOW_RULES.get_ptr_mut(&scratch.apart)?)
+}
+
+#[inline(never)]
+fn enter_apart<C: Counting>(scratch: &mut Scratch, rule: &RuleEntry, state: &mut RuleState) {
+    // References: copies would not fit the stack.
+    let (key, fresh) = (&scratch.apart, &mut scratch.entry);
+    *fresh = FlowRule {
+        uid: rule.uid,
+        ..FlowRule::default()
+    };
+    let fresh: &FlowRule = fresh;
+    // Another CPU may have been faster: then its entry is as good.
+    if FLOW_RULES.insert(key, fresh, BPF_NOEXIST).is_err() {
+        return;
+    }
+    count(Counter::FlowRuleEntered);
+    if let Some(entry) = FLOW_RULES.get_ptr_mut(key) {
+        let ordinal = C::next(&mut state.connections) as u32;
+        // SAFETY: a map value lives until the program ends; volatile, as others wait for it.
+        unsafe { core::ptr::write_volatile(&raw mut (*entry).connection, ordinal) };
+    }
 }

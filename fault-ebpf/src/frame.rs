@@ -2,8 +2,7 @@
 
 use core::arch::asm;
 
-use fault_common::abi::SetHeader;
-use fault_common::flow::{FlowKey, Told};
+use fault_common::flow::FlowKey;
 use fault_common::packet::{Bytes, Load, Packet};
 
 use crate::maps::Scratch;
@@ -36,16 +35,8 @@ pub trait Frame: Load + Copy {
     /// At which ends of the packet there may be a socket of this host: bits of [`fault_common::flow::end`].
     fn ends(&self) -> u32;
 
-    /// Asks the sockets at those of `ends` whose the packet is.
-    fn ask(
-        &self,
-        packet: &Packet,
-        key: &FlowKey,
-        header: &SetHeader,
-        generation: u32,
-        ends: u32,
-        told: &mut Told,
-    );
+    /// Asks the sockets at those of `ends` whose the packet in the scratch is, and leaves the answer there.
+    fn ask(&self, scratch: *mut Scratch, ends: u32);
 
     /// Whether a TCP socket of this host listens at that end of the packet.
     fn listens(&self, packet: &Packet, end: u32) -> bool;

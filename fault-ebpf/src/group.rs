@@ -3,14 +3,14 @@
 //! A tc program sees such a packet once, whoever receives it. Where rules are limited to a cgroup, each socket in there
 //! is asked for itself, by a program at the cgroup. That one can lose a packet and do nothing else to it.
 
+use crate::counting::Judging;
 use aya_ebpf::helpers::bpf_get_socket_cookie;
-use fault_common::abi::{Counter, MATCHES_MAX, SetHeader};
-use fault_common::decide::Counting;
-use fault_common::flow::{FlowKey, Told, end};
+use fault_common::abi::{Counter, MATCHES_MAX};
+use fault_common::flow::{FlowKey, end};
 use fault_common::packet::{Load, Packet};
 
 use crate::frame::{Frame, Losing, Near};
-use crate::maps::{MATCHES, Scratch, count};
+use crate::maps::{MATCHES, SETS, Scratch, count};
 use crate::skb::Skb;
 use crate::{classify, scope, split};
 
@@ -71,16 +71,13 @@ impl Frame for Received {
     }
 
     #[inline(always)]
-    fn ask(
-        &self,
-        _packet: &Packet,
-        _key: &FlowKey,
-        header: &SetHeader,
-        generation: u32,
-        ends: u32,
-        told: &mut Told,
-    ) {
+    fn ask(&self, scratch: *mut Scratch, ends: u32) {
+        // SAFETY: see `Scratch`.
+        let (generation, told) = unsafe { ((*scratch).sight.generation & 1, &mut (*scratch).told) };
         told.asked = ends;
+        let Some(header) = SETS.get(generation) else {
+            return;
+        };
         if scope::holder(self.0, header, generation, &mut told.owners[1]) {
             told.found = end::RECEIVER;
         }
@@ -122,6 +119,10 @@ impl Losing for Received {
 /// Whether all that the packet's rules do is to lose it.
 #[inline(never)]
 fn only_lose(scratch: &Scratch) -> bool {
+    if scratch.matches.overflow != 0 {
+        // Nobody looks at what is beyond the list.
+        return false;
+    }
     for index in 0..MATCHES_MAX as u32 {
         if index >= MATCHES.load() {
             break;
@@ -137,7 +138,7 @@ fn only_lose(scratch: &Scratch) -> bool {
 
 /// Judges one packet and returns what is to be done with it.
 #[inline(always)]
-pub fn handle<C: Counting>(skb: Skb<false, 0>) -> i32 {
+pub fn handle<C: Judging>(skb: Skb<false, 0>) -> i32 {
     // Policy: what tc has judged, because of who sent it, is not judged again; what can't be judged passes.
     if !skb.is_marked() && classify::is_lost::<C, Received>(Received(skb)) == Some(true) {
         LOSE

@@ -34,11 +34,12 @@ pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
         return Err(());
     }
     let verdict = &scratch.verdict;
-    if HOLDER.load() == holder::FQ && verdict.rate | verdict.slot == 0 {
+    let in_qdisc = verdict.rate | verdict.slot | verdict.relay == 0;
+    if HOLDER.load() == holder::FQ && in_qdisc {
         return into_fq(skb, scratch, delay_ns);
     }
     if HOLDER.load() == holder::NETEM
-        && verdict.rate | verdict.slot == 0
+        && in_qdisc
         && verdict.flow == 0
         // SAFETY: the value is copied at once, and never changes.
         && let Some(&class) = unsafe { LEAVES.get(delay_ns) }
@@ -198,6 +199,8 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
             slot: verdict.slot,
             flags: way | twice | from,
             segments: sight.segments as u16,
+            relay: verdict.relay,
+            padding: [0; 3],
             judges: skb.judges(),
         };
     }

@@ -19,6 +19,10 @@
     clippy::trivially_copy_pass_by_ref,
     reason = "a call is a subprogram of its own to the kernel's verifier, with its own stack"
 )]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a copy would not fit the stack"
+)]
 
 mod act;
 mod answer;
@@ -26,6 +30,7 @@ mod classify;
 mod counting;
 mod endpoints;
 mod flows;
+mod fragments;
 mod frame;
 mod group;
 mod handshake;
@@ -163,30 +168,6 @@ pub fn fault_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn fault_connect6(ctx: SockAddrContext) -> i32 {
     steer::connect6(&ctx)
-}
-
-/// sendto(2) over IPv4 in such a cgroup.
-#[cgroup_sock_addr(sendmsg4)]
-pub fn fault_send4(ctx: SockAddrContext) -> i32 {
-    steer::connect4(&ctx)
-}
-
-/// sendto(2) over IPv6.
-#[cgroup_sock_addr(sendmsg6)]
-pub fn fault_send6(ctx: SockAddrContext) -> i32 {
-    steer::connect6(&ctx)
-}
-
-/// recvfrom(2) over IPv4.
-#[cgroup_sock_addr(recvmsg4)]
-pub fn fault_receive4(ctx: SockAddrContext) -> i32 {
-    steer::receive4(&ctx)
-}
-
-/// recvfrom(2) over IPv6.
-#[cgroup_sock_addr(recvmsg6)]
-pub fn fault_receive6(ctx: SockAddrContext) -> i32 {
-    steer::receive6(&ctx)
 }
 
 /// getpeername(2) over IPv4.

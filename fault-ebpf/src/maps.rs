@@ -9,14 +9,16 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
-    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DecisionKey, Destination, ENDPOINTS_MAX,
-    Endpoint, Flow, FlowRule, Handshake, Hold, MATCHES_MAX, NAMED_WORDS, Original, Owner, PLACES,
+    CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DATAGRAMS as DATAGRAMS_MAX, Datagram,
+    DecisionKey, Destination, ENDPOINTS_MAX, Endpoint, FOLLOWED as FOLLOWED_MAX, Flow, FlowRule,
+    FlowRuleKey, Followed, Handshake, Hold, MATCHES_MAX, NAMED_WORDS, Original, Owner, PLACES,
     PortClasses, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
     Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
 use fault_common::flow::{FlowKey, Told};
+use fault_common::fragment::{DatagramKey, FollowedKey};
 use fault_common::matching::{Connection, Matches, Ports, Query};
 use fault_common::packet::Packet;
 use fault_common::random::Ordinals;
@@ -45,10 +47,10 @@ pub static MODIFIERS: Global<u32> = Global::new(u32::MAX);
 /// The most bits that a rule flips in one packet.
 #[unsafe(no_mangle)]
 pub static CORRUPT_BITS: Global<u32> = Global::new(CORRUPT_BITS_MAX);
-/// How many rules can match one packet, at most `MATCHES_MAX`: with few rules the verifier has less to
-/// look at.
+/// How many rules can match one packet; `MATCHES_MAX` and 1 stands for more than that. With few rules the
+/// verifier has less to look at.
 #[unsafe(no_mangle)]
-pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32);
+pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32 + 1);
 /// 1 when decisions are repeated instead of made.
 #[unsafe(no_mangle)]
 pub static REPLAY: Global<u32> = Global::new(0);
@@ -162,12 +164,30 @@ pub static HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_
 /// Classes of scopes.
 #[map]
 pub static SCOPES: HashMap<ScopeKey, u32> = HashMap::with_max_entries(16, 0);
-/// What is remembered of connections.
+/// What is remembered of connections. The kernel forgets none by itself: the daemon removes entries.
 #[map]
-pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(32768, 0);
+pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// What rules remember of connections whose entry has no slot for them.
+#[map]
+pub static FLOW_RULES: HashMap<FlowRuleKey, FlowRule> =
+    HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// See [`Flow::touched`]; the daemon writes it.
+#[map]
+pub static ROUND: Array<u32> = Array::with_max_entries(1, 0);
+/// How many connections have begun.
+#[map]
+pub static BIRTHS: Array<u64> = Array::with_max_entries(1, 0);
 /// Whose the ICMP echo requests are that have been sent, for their answers.
 #[map]
 pub static ECHOES: LruHashMap<Echo, Owner> = LruHashMap::with_max_entries(1, 0);
+/// What is remembered of datagrams that come in fragments.
+#[map]
+pub static DATAGRAMS: LruHashMap<DatagramKey, Datagram> =
+    LruHashMap::with_max_entries(DATAGRAMS_MAX, 0);
+/// What rules made of these.
+#[map]
+pub static FOLLOWED: LruHashMap<FollowedKey, Followed> =
+    LruHashMap::with_max_entries(FOLLOWED_MAX, 0);
 /// What rules remember of all connections.
 #[map]
 pub static RULE_STATES: Array<RuleState> = Array::with_max_entries(64, 0);
@@ -228,24 +248,16 @@ pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMA
 /// Hosts concerned, by entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// Ports of the relay's sockets for datagrams, in host byte order: for each entry of [`STEER_TABLE`] `SLOTS` of IPv4,
-/// then as many of IPv6.
+/// The relay's listeners for what comes from outside: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
 #[map]
-pub static SLOT_PORTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// Which server each of these sockets stands for, by its address. What is in here stays.
-#[map]
-pub static CLAIMS: HashMap<Destination, Destination> = HashMap::with_max_entries(1, 0);
-/// The relay's sockets for what comes from outside: for each entry of [`STEER_TABLE`] a listener of IPv4 and one of IPv6,
-/// and the same for datagrams.
-#[map]
-pub static LISTENERS: SockMap = SockMap::with_max_entries(4 * STEERS, 0);
+pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);
 /// Where servers of the cgroup listen, and how many sockets.
 #[map]
 pub static SERVED: HashMap<Destination, u64> = HashMap::with_max_entries(1, 0);
-/// Ports from which the relay is connecting to such servers, and behind them those from which it sends datagrams: how many
-/// sockets. Behind those the ports that it listens at over IPv4: one more than the place in [`LISTENERS`].
+/// Ports from which the relay is connecting to such servers: how many sockets. Behind them the ports that it listens at
+/// over IPv4: one more than the place in [`LISTENERS`].
 #[map]
-pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(3 << 16, BPF_F_MMAPABLE);
+pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(2 << 16, BPF_F_MMAPABLE);
 /// What redirected connections were meant for, with the client's socket.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
@@ -259,7 +271,7 @@ pub static HANDSHAKE_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// Connections that are watched, by the cookie of their socket.
 #[map]
-pub static WATCHED: LruHashMap<u64, Watched> = LruHashMap::with_max_entries(16384, 0);
+pub static WATCHED: HashMap<u64, Watched> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// What is seen of them.
 #[map]
 pub static WITNESSES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
@@ -319,6 +331,18 @@ pub struct Scratch {
     pub matches: Matches,
     /// A connection to be entered into [`FLOWS`].
     pub flow: Flow,
+    /// Under what the rule at hand has an entry in [`FLOW_RULES`].
+    pub apart: FlowRuleKey,
+    /// Such an entry, to be made.
+    pub entry: FlowRule,
+    /// What is known of the datagram that it is a fragment of, where it is one.
+    pub datagram: Datagram,
+    /// The name of what the rule at hand makes of that datagram.
+    pub followed_key: FollowedKey,
+    /// What it makes of it, or of a whole packet.
+    pub followed: Followed,
+    /// How many rules have judged the fragment.
+    pub rules: u32,
     /// What its rules decided.
     pub verdict: Verdict,
     /// When, where and how large it is.
@@ -331,16 +355,12 @@ pub struct Scratch {
     pub query: Query,
     /// The slot of the connection's entry in which the rule at hand remembers it.
     pub slot: u32,
-    /// Which of the matching rules is at hand.
-    pub index: u32,
-    /// How many of them have fired.
+    /// How many of the packet's rules have fired.
     pub hits: u32,
     /// The faults that have not been carried out yet: a bit for each value of [`fault_common::abi::fault`].
     pub undone: u32,
-    /// So that there is no padding.
-    pub reserved: u32,
-    /// Which of the matching rules have fired: a bit for each.
-    pub hit_rules: u64,
+    /// The first of them.
+    pub hit_rules: [u16; MATCHES_MAX],
     /// What the rule at hand did: see [`fault_common::abi::action`]; 0 for nothing.
     pub fired: u32,
     /// See [`fault_common::abi::DecisionKey::seen`].
@@ -351,6 +371,10 @@ pub struct Scratch {
     pub foreseen: [FlowRule; MATCHES_MAX],
     /// The slots of the connection's entry that these are copies of.
     pub foreseen_slots: [u32; MATCHES_MAX],
+    /// How many packets of the direction had been counted there.
+    pub foreseen_packets: [u64; MATCHES_MAX],
+    /// How many rules' packet ordinals have been taken.
+    pub taken: u32,
     /// Where the transport checksum of the packet is; 0 where there is none.
     pub checksum_offset: u32,
 }

@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use core::ptr::null_mut;
 
 use aya_ebpf::bindings::{
-    bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+    __sk_buff, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
 };
 use aya_ebpf::helpers::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_lookup_tcp,
@@ -18,30 +18,44 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::SockContext;
 use fault_common::abi::{Owner, SCOPE_LEVELS_MAX, ScopeKey, SetHeader};
-use fault_common::flow::{FlowKey, Told, end};
+use fault_common::flow::{FlowKey, end};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet};
 
-use crate::maps::{CONTROL, ECHOES, Echo, MPTCP, SCOPES, SETS, SOCKET_SCOPES};
-use crate::skb::Skb;
+use crate::maps::{
+    CONTROL, ECHOES, Echo, MPTCP, SCOPED, SCOPES, SCRATCH, SETS, SOCKET_SCOPES, Scratch,
+};
+use crate::skb::{Any, Skb};
 
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
-const CREATE: u64 = 1;
+pub const CREATE: u64 = 1;
 /// `BPF_TCP_LISTEN`.
 const LISTEN: u32 = 10;
 
-/// Asks the sockets at `ends` of a packet whose it is.
+/// Asks the sockets at `ends` of the packet in the scratch whose it is. A global function: see
+/// `classify::fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_ask(skb: *mut __sk_buff, ends: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let generation = scratch.sight.generation & 1;
+    if SCOPED.load() != 0
+        && let Some(header) = SETS.get(generation)
+    {
+        ask(Skb::of(skb), scratch, header, generation, ends);
+    }
+    0
+}
+
+/// Only on its way out a packet is with the socket that sends it, and `ends` has the sender then.
 #[inline(always)]
-pub fn ask<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    packet: &Packet,
-    key: &FlowKey,
-    header: &SetHeader,
-    generation: u32,
-    ends: u32,
-    told: &mut Told,
-) {
+fn ask(skb: Any, scratch: &mut Scratch, header: &SetHeader, generation: u32, ends: u32) {
+    let (packet, key, told) = (&scratch.packet, &scratch.key, &mut scratch.told);
     told.asked = ends;
-    if EGRESS && ends & end::SENDER != 0 && holder(skb, header, generation, &mut told.owners[0]) {
+    if ends & end::SENDER != 0 && holder(skb, header, generation, &mut told.owners[0]) {
         told.found |= end::SENDER;
         if packet.is_echo_request() {
             note_echo(packet, key, &told.owners[0]);
@@ -49,7 +63,7 @@ pub fn ask<const EGRESS: bool, const LINK: u32>(
     }
     if skb.is_group(packet) {
         // Who receives it is known where it is received: see `group`.
-        if !EGRESS
+        if ends & end::SENDER == 0
             && skb.is_looped_back()
             && looked_up(skb, packet, end::SENDER, generation, &mut told.owners[0])
         {
@@ -213,13 +227,7 @@ fn note_echo(packet: &Packet, key: &FlowKey, owner: &Owner) {
 
 /// Whose the socket is that is going to receive the packet; false where there is none, or none that can be looked up.
 #[inline(always)]
-fn receiver<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    packet: &Packet,
-    key: &FlowKey,
-    generation: u32,
-    owner: &mut Owner,
-) -> bool {
+fn receiver(skb: Any, packet: &Packet, key: &FlowKey, generation: u32, owner: &mut Owner) -> bool {
     if packet.is_echo_reply() {
         let echo = Echo {
             flow: *key,
@@ -241,13 +249,7 @@ fn receiver<const EGRESS: bool, const LINK: u32>(
 
 /// Whose the socket at one end of the packet is; false where there is none.
 #[inline(always)]
-fn looked_up<const EGRESS: bool, const LINK: u32>(
-    skb: Skb<EGRESS, LINK>,
-    packet: &Packet,
-    end: u32,
-    generation: u32,
-    owner: &mut Owner,
-) -> bool {
+fn looked_up(skb: Any, packet: &Packet, end: u32, generation: u32, owner: &mut Owner) -> bool {
     let port = if end == end::RECEIVER {
         packet.source_port
     } else {
@@ -263,6 +265,19 @@ fn looked_up<const EGRESS: bool, const LINK: u32>(
         bpf_sk_release(socket.cast());
         true
     }
+}
+
+/// Whether a TCP socket of this host listens at that end of the packet in the scratch. A global function: see
+/// `classify::fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_listens(skb: *mut __sk_buff, end: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: see `Scratch`; nothing is written.
+    let packet = unsafe { &(*scratch).packet };
+    u32::from(listens(skb.cast(), packet, end))
 }
 
 /// Whether a TCP socket of this host listens at that end of a packet.

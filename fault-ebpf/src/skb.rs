@@ -10,12 +10,12 @@ use aya_ebpf::helpers::{
     bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
-use fault_common::abi::{INSTANCES_REMEMBERED, SetHeader};
-use fault_common::flow::{FlowKey, Told, end};
+use fault_common::abi::INSTANCES_REMEMBERED;
+use fault_common::flow::end;
 use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, PROTOCOL_UDP, Packet};
 
 use crate::frame::{Frame, JUDGED, Near};
-use crate::maps::{INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, TCX, XDP};
+use crate::maps::{INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, Scratch, TCX, XDP};
 use crate::scope;
 
 /// The next program or filter decides: `TCX_NEXT` and `TC_ACT_UNSPEC` are the same.
@@ -50,6 +50,9 @@ const BPF_ADJ_ROOM_MAC: u32 = 1;
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Skb<const EGRESS: bool, const LINK: u32>(*mut __sk_buff);
+
+/// A socket buffer for what does not depend on hook and device.
+pub type Any = Skb<true, 0>;
 
 impl<const EGRESS: bool, const LINK: u32> Load for Skb<EGRESS, LINK> {
     #[inline(always)]
@@ -127,21 +130,13 @@ impl<const EGRESS: bool, const LINK: u32> Frame for Skb<EGRESS, LINK> {
     }
 
     #[inline(always)]
-    fn ask(
-        &self,
-        packet: &Packet,
-        key: &FlowKey,
-        header: &SetHeader,
-        generation: u32,
-        ends: u32,
-        told: &mut Told,
-    ) {
-        scope::ask(*self, packet, key, header, generation, ends, told);
+    fn ask(&self, _scratch: *mut Scratch, ends: u32) {
+        scope::fault_ask(self.0, ends);
     }
 
     #[inline(always)]
-    fn listens(&self, packet: &Packet, end: u32) -> bool {
-        scope::listens(self.0.cast(), packet, end)
+    fn listens(&self, _packet: &Packet, end: u32) -> bool {
+        scope::fault_listens(self.0, end) != 0
     }
 }
 
@@ -651,7 +646,7 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
 /// Stands for one hook of this network namespace.
 #[inline(always)]
 fn hook(ifindex: u32, egress: bool) -> u32 {
-    NETNS_TAG.load() ^ (ifindex << 1 | egress as u32)
+    NETNS_TAG.load() ^ (ifindex << 1 | u32::from(egress))
 }
 
 #[inline(always)]

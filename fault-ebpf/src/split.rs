@@ -9,17 +9,17 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use fault_common::abi::{
-    Counter, FLOW_SLOTS, Flow, MATCHES_MAX, RuleEntry, RuleState, modifier, rule_flag,
+    Counter, FLOW_SLOTS, Flow, FlowRule, MATCHES_MAX, RuleEntry, RuleState, modifier, rule_flag,
 };
 use fault_common::decide::{Counting, Sample, in_window, judge};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, Part};
 
-use crate::counting::{Alone, Fetch, InKernel, NoFetch};
+use crate::counting::{Alone, Fetch, InKernel, NoFetch, add};
 use crate::maps::{
     FLOWS, FORESEES, MATCHES, PIECE, RULE_STATES, RULE_STATS, RULES, SCRATCH, Scratch, WORDS,
     count, count_many,
 };
-use crate::skb::Skb;
+use crate::skb::{Any, Skb};
 use crate::{classify, flows};
 
 /// The most segments that are told apart; a super-packet of more is judged as one.
@@ -38,9 +38,6 @@ pub const PASSES: u32 = 1;
 pub const VANISHES: u32 = 2;
 /// It is judged like any packet.
 const IS_JUDGED: u32 = 0;
-
-/// Any of them: what they differ by is not asked here.
-type Any = Skb<true, 0>;
 
 /// What becomes of the super-packet in the scratch, which rules match: [`PASSES`], [`VANISHES`], or it is to be judged,
 /// as a whole or as the part that it has become. A global function: see `fault_collect`.
@@ -103,6 +100,10 @@ fn is_wanted(scratch: &Scratch) -> bool {
     {
         return false;
     }
+    if scratch.matches.overflow != 0 {
+        // Nobody looks at what is beyond the list. A rule that does not ask does the same to each of them.
+        return true;
+    }
     !each_match(|index| match rule_at(scratch, index) {
         Some((rule, _)) if rule.flags & rule_flag::PER_SEGMENT != 0 => {
             u32::from(!in_window(rule, scratch.sight.since_ns))
@@ -112,17 +113,20 @@ fn is_wanted(scratch: &Scratch) -> bool {
 }
 
 /// Judges the wire packets of a super-packet on copies of what the rules remember of the connection. Where nothing
-/// happens to any of them, the copies become what is remembered, the packets are counted, and the answer is true: the
-/// whole may pass. Else nothing has changed.
+/// happens to any of them, their ordinals are taken, the packets are counted, and the answer is true: the whole may pass.
+/// Else nothing has changed; so it is when another CPU has taken ordinals of that direction meanwhile.
 #[inline(never)]
 fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> bool {
-    if FORESEES.load() == 0 {
+    // SAFETY: see `Scratch`; no reference lives across a call of `fault_foresee`.
+    let (segments, overflow) = unsafe { ((*scratch).sight.segments, (*scratch).matches.overflow) };
+    if FORESEES.load() == 0 || overflow != 0 {
         return false;
     }
-    // SAFETY: see `Scratch`; no reference lives across a call of `fault_foresee`.
-    let segments = unsafe { (*scratch).sight.segments };
     // SAFETY: as above.
-    unsafe { (*scratch).verdict.holding = 0 };
+    unsafe {
+        (*scratch).verdict.holding = 0;
+        (*scratch).taken = 0;
+    }
     if !each_match(|index| copy_memory::<C>(unsafe { &mut *scratch }, flow, index)) {
         return false;
     }
@@ -134,12 +138,16 @@ fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> b
             return false;
         }
     }
+    if !each_match(|index| take_ordinals::<C>(unsafe { &mut *scratch }, flow, index)) {
+        each_match(|index| give_back::<C>(unsafe { &mut *scratch }, flow, index));
+        return false;
+    }
     each_match(|index| keep_memory(unsafe { &mut *scratch }, flow, index))
 }
 
 /// Does something for each of the packet's rules, as long as it can be done.
 #[inline(always)]
-pub fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
+fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
     for index in 0..MATCHES_MAX as u32 {
         if index >= MATCHES.load() {
             break;
@@ -165,7 +173,7 @@ pub fn rule_at(scratch: &Scratch, index: u32) -> Option<(&'static RuleEntry, u8)
 /// Copies what the rule at `index` remembers of the connection; 0 when it can't be foreseen.
 #[inline(never)]
 fn copy_memory<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, index: u32) -> u32 {
-    let Some((rule, _)) = rule_at(scratch, index) else {
+    let Some((rule, direction)) = rule_at(scratch, index) else {
         return 1;
     };
     let Some(state) = RULE_STATES.get_ptr_mut(rule.state) else {
@@ -182,22 +190,82 @@ fn copy_memory<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, index: u32) 
         scratch.slot as usize % FLOW_SLOTS,
     );
     // SAFETY: a map value lives until the program ends.
-    scratch.foreseen[at] = unsafe { (*flow).rules[slot] };
+    let copy = unsafe { (*flow).rules[slot] };
+    scratch.foreseen_packets[at] = copy.packets[usize::from(direction & 1)];
     scratch.foreseen_slots[at] = slot as u32;
+    // What is added to it is what is to be added.
+    scratch.foreseen[at] = FlowRule { outside: 0, ..copy };
+    // A connection without an ordinal is just being entered by another CPU.
+    u32::from(copy.connection != 0)
+}
+
+/// Where the rule at `index` remembers the connection, and its place among the copies.
+#[inline(always)]
+fn remembered(scratch: &Scratch, flow: *mut Flow, index: u32) -> (&'static mut FlowRule, usize) {
+    let at = index as usize % MATCHES_MAX;
+    let slot = scratch.foreseen_slots[at] as usize % FLOW_SLOTS;
+    // SAFETY: a map value lives until the program ends.
+    (unsafe { &mut (*flow).rules[slot] }, at)
+}
+
+/// Takes the ordinals that the wire packets have by the rule at `index`, in one step; 0 when they have gone to others.
+#[inline(never)]
+fn take_ordinals<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, index: u32) -> u32 {
+    let Some((_, direction)) = rule_at(scratch, index) else {
+        return 1;
+    };
+    let (memory, at) = remembered(scratch, flow, index);
+    let side = usize::from(direction & 1);
+    let (from, to) = (
+        scratch.foreseen_packets[at],
+        scratch.foreseen[at].packets[side],
+    );
+    if !C::swap(&mut memory.packets[side], from, to) {
+        return 0;
+    }
+    scratch.taken = index + 1;
     1
 }
 
-/// Keeps what the rule at `index` remembers after all wire packets, and counts them as if they had come one by one.
+/// Gives ordinals back that [`take_ordinals`] has taken.
+#[inline(never)]
+fn give_back<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, index: u32) -> u32 {
+    let Some((_, direction)) = rule_at(scratch, index) else {
+        return 0;
+    };
+    if index >= scratch.taken {
+        return 0;
+    }
+    let (memory, at) = remembered(scratch, flow, index);
+    let side = usize::from(direction & 1);
+    let (from, to) = (
+        scratch.foreseen_packets[at],
+        scratch.foreseen[at].packets[side],
+    );
+    if !C::swap(&mut memory.packets[side], to, from) {
+        // Policy: no packet has these ordinals any more.
+        count(Counter::Contended);
+    }
+    1
+}
+
+/// Keeps what the rule at `index` remembers of the direction after all wire packets, and counts them as if they had come
+/// one by one.
 #[inline(never)]
 fn keep_memory(scratch: &mut Scratch, flow: *mut Flow, index: u32) -> u32 {
-    let Some((rule, _)) = rule_at(scratch, index) else {
+    let Some((rule, direction)) = rule_at(scratch, index) else {
         return 1;
     };
-    let at = index as usize % MATCHES_MAX;
-    // SAFETY: as above; the statistics are this CPU's own.
-    unsafe {
-        (*flow).rules[scratch.foreseen_slots[at] as usize % FLOW_SLOTS] = scratch.foreseen[at];
-        if let Some(stats) = RULE_STATS.get_ptr_mut(rule.state) {
+    let (memory, at) = remembered(scratch, flow, index);
+    let side = usize::from(direction & 1);
+    let copy = &scratch.foreseen[at];
+    memory.memory[side] = copy.memory[side];
+    if copy.outside != 0 {
+        add(&mut memory.outside, copy.outside);
+    }
+    if let Some(stats) = RULE_STATS.get_ptr_mut(rule.state) {
+        // SAFETY: the statistics are this CPU's own.
+        unsafe {
             (*stats).seen_packets += u64::from(scratch.sight.segments);
             (*stats).seen_segments += u64::from(scratch.sight.segments);
             (*stats).seen_bytes += u64::from(scratch.sight.bytes);
@@ -247,10 +315,12 @@ fn foresee_one(scratch: &mut Scratch, index: u32) -> u32 {
     };
     let memory = &mut scratch.foreseen[index as usize % MATCHES_MAX];
     let (packet, verdict) = (&scratch.packet, &mut scratch.verdict);
+    let followed = &mut scratch.followed;
     let fired = judge::<InKernel<Alone>>(
         rule,
         &sample,
         packet,
+        followed,
         memory,
         &mut RuleState::default(),
         verdict,

@@ -9,20 +9,20 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
-use fault_common::abi::{Destination, Handshake, Original, SLOTS, STEERS, alias, steered};
+use fault_common::abi::{Destination, Handshake, Original, STEERS, alias, steered};
 use fault_common::flow::{Address, MAPPED_PREFIX, mapped};
-use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
+use fault_common::packet::PROTOCOL_TCP;
 
 use crate::maps::{
-    CLAIMS, HANDSHAKES, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, RELAY_MARK, RELAY_PORTS,
-    SERVED, SLOT_PORTS, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
+    HANDSHAKES, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, RELAY_MARK, RELAY_PORTS, SERVED,
+    STEER_HOSTS, STEER_PORTS, STEER_TABLE,
 };
+use crate::scope::CREATE;
 use crate::{counting, handshake};
 
 /// The verdict that lets a system call go on.
 const GO_ON: i32 = 1;
 const SOCK_STREAM: u32 = 1;
-const SOCK_DGRAM: u32 = 2;
 const AF_INET: u32 = 2;
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: the connection is about to be opened, and has its own port already.
 const TCP_CONNECT_CB: u32 = 3;
@@ -41,7 +41,7 @@ const LOOPBACK_V4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
 /// The last word of `::1` in network byte order.
 const LOOPBACK_V6: u32 = u32::from_ne_bytes([0, 0, 0, 1]);
 
-/// connect(2) of an IPv4 socket, and sendto(2).
+/// connect(2) of an IPv4 socket.
 #[inline(always)]
 pub fn connect4(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the context is valid for as long as the program runs; so below.
@@ -55,7 +55,7 @@ pub fn connect4(ctx: &SockAddrContext) -> i32 {
     GO_ON
 }
 
-/// connect(2) of an IPv6 socket, which may go to an IPv4 address, and sendto(2), which goes to none.
+/// connect(2) of an IPv6 socket, which may go to an IPv4 address.
 #[inline(always)]
 pub fn connect6(ctx: &SockAddrContext) -> i32 {
     let address = unsafe {
@@ -101,32 +101,25 @@ struct Redirect {
     port6: u16,
 }
 
-/// Which of [`steered`] a socket is of, or 0.
+/// Whether a socket is of TCP: datagrams are met on their way.
 #[inline(always)]
-fn protocol(ctx: &SockAddrContext) -> u32 {
+fn is_stream(ctx: &SockAddrContext) -> bool {
     let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
-    match (kind, protocol as u8) {
-        (SOCK_STREAM, PROTOCOL_TCP) => steered::TCP,
-        (SOCK_DGRAM, PROTOCOL_UDP) => steered::UDP,
-        _ => 0,
-    }
+    kind == SOCK_STREAM && protocol as u8 == PROTOCOL_TCP
 }
 
-/// Where a connection or datagram is to be led, if it is; what it was meant for is remembered.
+/// Where a connection is to be led, if it is; what it was meant for is remembered.
 #[inline(always)]
 fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Redirect> {
-    let protocol = protocol(ctx);
     let port = unsafe {
-        if protocol == 0 || is_the_relays(ctx) {
+        if !is_stream(ctx) || is_the_relays(ctx) {
             return None;
         }
         u16::from_be((*ctx.sock_addr).user_port as u16)
     };
-    if protocol == steered::TCP {
-        // What an earlier connection of this socket was meant for. Most have none.
-        // SAFETY: the socket is the context's own.
-        let _none = unsafe { bpf_sk_storage_delete(ORIGINALS.as_ptr(), socket(ctx).cast()) };
-    }
+    // What an earlier connection of this socket was meant for. Most have none.
+    // SAFETY: the socket is the context's own.
+    let _none = unsafe { bpf_sk_storage_delete(ORIGINALS.as_ptr(), socket(ctx).cast()) };
     let candidates = *STEER_PORTS.get(u32::from(port))?;
     if candidates == 0 {
         // Policy: nearly every connection ends here.
@@ -136,36 +129,20 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Redirect> {
         // Policy: the relay is not there.
         return None;
     }
-    let index = service(candidates, address, protocol);
+    let index = service(candidates, address, steered::TCP);
     let steer = *STEER_TABLE.get(index)?;
-    let mut original = Destination {
-        address: *address,
-        port: u32::from(port),
-    };
-    if protocol == steered::UDP {
-        let answered = RELAY_PORTS.get((1 << 16) + u32::from(port));
-        if is_for_many(address) || answered.is_some_and(|relays| *relays != 0) {
-            // Policy: the relay could not pass on the answers of several servers; and what goes to the relay's own socket is
-            // a server's answer.
-            return None;
-        }
-        let port = claim(index, &original) as u16;
-        return (port != 0).then_some(Redirect {
-            address4: LOOPBACK_V4,
-            port4: port,
-            port6: port,
-        });
-    }
     if is_for_many(address) || needs_interface(address) {
         // Policy: the kernel refuses these at once.
         return None;
     }
-    original.address = dialled(address);
+    let mut original = Destination {
+        address: dialled(address),
+        port: u32::from(port),
+    };
     if meets_itself(ctx, &original) {
         // Policy: there is no server.
         return None;
     }
-    const CREATE: u64 = 1;
     // SAFETY: the socket is the context's own; the helper copies the value.
     let stored = unsafe {
         bpf_sk_storage_get(
@@ -256,39 +233,6 @@ const fn is_for_many(address: &Address) -> bool {
     }
 }
 
-/// The port of the relay that stands for a server; 0 where all are taken: then datagrams go straight.
-#[inline(never)]
-fn claim(index: u32, original: &Destination) -> u32 {
-    const NO_EXIST: u64 = 1;
-    let v4 = is_v4(&original.address);
-    let first = (index * 2 + u32::from(!v4)) * SLOTS;
-    let address = if v4 {
-        mapped(LOOPBACK_V4)
-    } else {
-        [0, 0, 0, LOOPBACK_V6]
-    };
-    // From where it is looked for matters little: servers are few.
-    let start = original.address[3] ^ original.port;
-    for step in 0..SLOTS {
-        let slot = (start.wrapping_add(step)) & (SLOTS - 1);
-        let Some(&port) = SLOT_PORTS.get(first + slot) else {
-            return 0;
-        };
-        let port = port as u32;
-        let own = Destination { address, port };
-        // SAFETY: an entry never changes.
-        if unsafe { CLAIMS.get(own) }.is_none() && port != 0 {
-            // It fails where another CPU was faster: then it is looked at again.
-            let _taken = CLAIMS.insert(own, *original, NO_EXIST);
-        }
-        // SAFETY: as above.
-        if unsafe { CLAIMS.get(own) }.is_some_and(|known| *known == *original) {
-            return port;
-        }
-    }
-    0
-}
-
 #[inline(always)]
 fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     // SAFETY: the context is valid for as long as the program runs.
@@ -318,7 +262,7 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
         )
     };
     if family == AF_INET && is_alias(unsafe { (*ctx.lookup).local_ip4 }) {
-        let place = RELAY_PORTS.get((2 << 16) + (port & 0xffff));
+        let place = RELAY_PORTS.get((1 << 16) + (port & 0xffff));
         if let Some(&place @ 1..) = place {
             let _given = LISTENERS.redirect_sk_lookup(ctx, place as u32 - 1, 0);
             return SK_PASS;
@@ -331,16 +275,14 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
         // Policy: nearly every connection ends here.
         return SK_PASS;
     }
-    let wanted = match protocol as u8 {
-        PROTOCOL_TCP => steered::TCP,
-        // Policy: where servers of the cgroup have bound sockets for datagrams is not known.
-        PROTOCOL_UDP if OWN_SERVERS.load() == 0 => steered::UDP,
-        _ => return SK_PASS,
-    };
+    if protocol as u8 != PROTOCOL_TCP {
+        // Policy: datagrams are met on their way.
+        return SK_PASS;
+    }
     let index = if family == AF_INET {
-        lookup4(ctx, candidates, wanted)
+        lookup4(ctx, candidates)
     } else {
-        lookup6(ctx, candidates, wanted)
+        lookup6(ctx, candidates)
     };
     let Some(steer) = STEER_TABLE.get(index) else {
         return SK_PASS;
@@ -348,8 +290,7 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
     if steer.refused != 0 {
         return SK_DROP;
     }
-    let datagrams = if wanted == steered::UDP { 2 } else { 0 };
-    let listener = index * 4 + datagrams + u32::from(family != AF_INET);
+    let listener = index * 2 + u32::from(family != AF_INET);
     // Policy: where the relay has no listener of this kind the connection goes straight.
     let _led = LISTENERS.redirect_sk_lookup(ctx, listener, 0);
     SK_PASS
@@ -364,7 +305,7 @@ const fn is_alias(address: u32) -> bool {
 
 /// The service that a connection is for, or `STEERS` for none or one that goes straight.
 #[inline(never)]
-fn lookup4(ctx: &SkLookupContext, candidates: u64, protocol: u32) -> u32 {
+fn lookup4(ctx: &SkLookupContext, candidates: u64) -> u32 {
     let (from, to) = unsafe { ((*ctx.lookup).remote_ip4, (*ctx.lookup).local_ip4) };
     // Nothing from outside comes from the server's own address, or to loopback.
     let is_local = from == to || to.to_ne_bytes()[0] == 127;
@@ -372,11 +313,11 @@ fn lookup4(ctx: &SkLookupContext, candidates: u64, protocol: u32) -> u32 {
     if !may_be_led(ctx, is_local) || (OWN_SERVERS.load() != 0 && !serves(ctx, &to, true)) {
         return STEERS;
     }
-    service(candidates, &to, protocol)
+    service(candidates, &to, steered::TCP)
 }
 
 #[inline(never)]
-fn lookup6(ctx: &SkLookupContext, candidates: u64, protocol: u32) -> u32 {
+fn lookup6(ctx: &SkLookupContext, candidates: u64) -> u32 {
     // Volatile, or LLVM would copy the arrays by a pointer of its own into the context.
     let from = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).remote_ip6[at]) };
     let to = |at: usize| unsafe { read_volatile(&raw const (*ctx.lookup).local_ip6[at]) };
@@ -385,7 +326,7 @@ fn lookup6(ctx: &SkLookupContext, candidates: u64, protocol: u32) -> u32 {
     if !may_be_led(ctx, is_local) || (OWN_SERVERS.load() != 0 && !serves(ctx, &to, false)) {
         return STEERS;
     }
-    service(candidates, &to, protocol)
+    service(candidates, &to, steered::TCP)
 }
 
 /// Whether neither the hooks of connect(2) have let the connection go straight, nor is it the relay's own.
@@ -595,9 +536,8 @@ fn local6(ctx: &SockOpsContext) -> Address {
 pub fn peer4(ctx: &SockAddrContext) -> i32 {
     if let Some(original) = original(ctx) {
         show4(ctx, &original);
-        return GO_ON;
     }
-    receive4(ctx)
+    GO_ON
 }
 
 /// [`peer4`] of an IPv6 socket.
@@ -605,54 +545,8 @@ pub fn peer4(ctx: &SockAddrContext) -> i32 {
 pub fn peer6(ctx: &SockAddrContext) -> i32 {
     if let Some(original) = original(ctx) {
         show6(ctx, &original);
-        return GO_ON;
-    }
-    receive6(ctx)
-}
-
-/// recvfrom(2): the server that the relay stands for.
-#[inline(always)]
-pub fn receive4(ctx: &SockAddrContext) -> i32 {
-    // SAFETY: the context is valid for as long as the program runs; so below.
-    let address = unsafe { (*ctx.sock_addr).user_ip4 };
-    if address == LOOPBACK_V4
-        && let Some(original) = claimed(ctx, mapped(address))
-    {
-        show4(ctx, &original);
     }
     GO_ON
-}
-
-/// [`receive4`] of an IPv6 socket, to which an IPv4 server may have answered.
-#[inline(always)]
-pub fn receive6(ctx: &SockAddrContext) -> i32 {
-    let address = unsafe {
-        [
-            (*ctx.sock_addr).user_ip6[0],
-            (*ctx.sock_addr).user_ip6[1],
-            (*ctx.sock_addr).user_ip6[2],
-            (*ctx.sock_addr).user_ip6[3],
-        ]
-    };
-    let is_loopback = address == [0, 0, 0, LOOPBACK_V6] || address == mapped(LOOPBACK_V4);
-    if is_loopback && let Some(original) = claimed(ctx, address) {
-        show6(ctx, &original);
-    }
-    GO_ON
-}
-
-/// The server that a socket of the relay for datagrams stands for.
-#[inline(always)]
-fn claimed(ctx: &SockAddrContext, address: Address) -> Option<Destination> {
-    if protocol(ctx) != steered::UDP || !is_here(ctx) {
-        return None;
-    }
-    let own = Destination {
-        address,
-        port: u32::from(u16::from_be(unsafe { (*ctx.sock_addr).user_port } as u16)),
-    };
-    // SAFETY: an entry never changes.
-    unsafe { CLAIMS.get(own) }.copied()
 }
 
 #[inline(always)]
@@ -677,7 +571,7 @@ fn show6(ctx: &SockAddrContext, original: &Destination) {
 /// What a connection of TCP was meant for.
 #[inline(always)]
 fn original(ctx: &SockAddrContext) -> Option<Destination> {
-    if protocol(ctx) != steered::TCP {
+    if !is_stream(ctx) {
         return None;
     }
     // SAFETY: the socket is the context's own; what the helper gives is looked at before it is used.

@@ -9,12 +9,11 @@ use core::arch::asm;
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::bpf_xdp_adjust_meta;
 use aya_ebpf::programs::XdpContext;
-use fault_common::abi::SetHeader;
-use fault_common::decide::Counting;
-use fault_common::flow::{FlowKey, Told, end};
+use fault_common::flow::end;
 use fault_common::packet::{Load, Packet};
 
 use crate::classify;
+use crate::counting::Judging;
 use crate::frame::{Frame, JUDGED, Losing, Near};
 use crate::maps::{NETNS_MARK, Scratch};
 use crate::scope;
@@ -143,16 +142,7 @@ impl Frame for Raw {
 
     /// No rule is limited to a cgroup.
     #[inline(always)]
-    fn ask(
-        &self,
-        _packet: &Packet,
-        _key: &FlowKey,
-        _header: &SetHeader,
-        _generation: u32,
-        _ends: u32,
-        _told: &mut Told,
-    ) {
-    }
+    fn ask(&self, _scratch: *mut Scratch, _ends: u32) {}
 
     #[inline(always)]
     fn listens(&self, packet: &Packet, end: u32) -> bool {
@@ -174,7 +164,7 @@ impl Losing for Raw {
 
 /// Judges one packet and returns what is to be done with it.
 #[inline(always)]
-pub fn handle<C: Counting>(frame: Raw) -> u32 {
+pub fn handle<C: Judging>(frame: Raw) -> u32 {
     let is_small = frame.length() <= Raw::LINK + PACKET_MAX;
     if is_small && classify::is_lost::<C, Raw>(frame) == Some(true) {
         xdp_action::XDP_DROP

@@ -155,6 +155,7 @@ fn installing() {
             classes: 8192,
             hosts: 1,
             scopes: 1,
+            connections: 1,
         },
         events: false,
         attachment: None,

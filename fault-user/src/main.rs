@@ -3,12 +3,25 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use fault_user::cli::{self, Cli};
+use fault_user::cli::{self, Cli, exit, mistakes};
 use fault_user::process::open_files;
 use fault_user::tell;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(cli::arguments());
+    let arguments = cli::arguments();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        // What was asked for: help, or the version.
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            let words = arguments
+                .iter()
+                .map(|word| word.to_string_lossy().into_owned());
+            let words: Vec<_> = words.collect();
+            tell::line(format_args!("{}", mistakes::message(&error, &words)));
+            return ExitCode::from(exit::USAGE);
+        }
+    };
     cli::start_log();
     open_files::raise();
     let verbose = cli.verbose;
@@ -17,9 +30,9 @@ fn main() -> ExitCode {
         Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,
         Err(failure) => {
             if verbose {
-                tell::line(format_args!("fault: {:?}", failure.error));
+                tell::line(format_args!("fault: error: {:?}", failure.error));
             } else {
-                tell::line(format_args!("fault: {failure}"));
+                tell::line(format_args!("fault: error: {failure}"));
             }
             ExitCode::from(failure.code)
         }

@@ -10,10 +10,12 @@ use std::process::{Command, Stdio};
 use support::place::{enter_fresh, fault};
 
 /// Rules under which every program works as ever.
-const NEUTRAL: [&str; 4] = [
+const NEUTRAL: [&str; 6] = [
     "tcp:1-65535 latency=1ms",
     "tcp:1-65535 bandwidth=100MB/s",
     "tcp:1-65535 coalesce=4KiB,1ms",
+    "udp:1-65535 latency=1ms",
+    "udp:1-65535 bandwidth=100MB/s",
     "* delay=1ms",
 ];
 

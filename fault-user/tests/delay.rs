@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
 use support::echo::connected;
-use support::late::{assert_about, delays_all, echo, exchange, order, timed};
+use support::late::{FRAGMENTED, assert_about, delays_all, echo, exchange, order, timed};
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, run, wait_for};
 
 const SETTINGS: [&str; 2] = [
@@ -184,6 +184,64 @@ fn a_rate_is_that_of_the_wire() {
         0.1
     };
     assert!(off < tolerance, "{took:?} instead of {wanted} s");
+}
+
+#[test]
+fn a_rate_counts_all_fragments_of_a_datagram() {
+    const DATAGRAMS: u32 = 25;
+    // 5,000 bytes, 8 of UDP, and in each of four fragments the headers of Ethernet and IP.
+    for (host, bytes) in [("127.0.0.1", 5008 + 4 * 34), ("::1", 5008 + 4 * 62)] {
+        enter_fresh();
+        ip("link set lo mtu 1500");
+        let address = echo(None, host);
+        let socket = connected(address);
+        let hurt = Hurt::begin(&["udp:7000 rate=2mbit dir=to-server"], "--scope host");
+        let took = timed(|| {
+            for _ in 0..DATAGRAMS {
+                socket.send(&[7; FRAGMENTED]).unwrap();
+            }
+            let mut answer = [0; FRAGMENTED];
+            for _ in 0..DATAGRAMS {
+                assert_eq!(socket.recv(&mut answer).unwrap(), FRAGMENTED);
+            }
+        });
+        let summary = hurt.end();
+        let wanted = f64::from(DATAGRAMS * bytes) * 8.0 / 2e6;
+        let took = took.as_secs_f64();
+        assert!(
+            took > 0.98 * wanted && took < 2.0 * wanted,
+            "{took} s instead of {wanted}: {summary}"
+        );
+        assert!(!summary.contains("fragments"), "{summary}");
+    }
+}
+
+#[test]
+fn fragments_of_a_datagram_are_late_together() {
+    enter_fresh();
+    ip("link set lo mtu 1500");
+    for host in ["127.0.0.1", "::1"] {
+        let socket = connected(echo(None, host));
+        let hurt = Hurt::begin(
+            &["udp:7000 delay=150ms~150ms dir=to-server"],
+            "--scope host --seed 4",
+        );
+        let mut answer = [0; FRAGMENTED];
+        let mut took: Vec<_> = (0..12)
+            .map(|_| {
+                timed(|| {
+                    socket.send(&[7; FRAGMENTED]).unwrap();
+                    assert_eq!(socket.recv(&mut answer).unwrap(), FRAGMENTED);
+                })
+            })
+            .collect();
+        hurt.end();
+        took.sort_unstable();
+        // The latest of four fragments that each have a delay of their own would be about 250 ms late.
+        let middle = took[took.len() / 2];
+        assert!(middle < Duration::from_millis(205), "{took:?}");
+        assert!(middle > Duration::from_millis(75), "{took:?}");
+    }
 }
 
 #[test]

@@ -389,7 +389,7 @@ fn rules_that_contradict_each_other_are_pointed_at() {
         &text,
         &[
             "`tcp:80 blackhole` leaves nothing for this rule",
-            "  tcp:80  loss=1% p=5%\n          ^^^^^^^ expected this rule before that one",
+            "  tcp:80  loss=1% p=5%\n          ^^^^^^^\nhelp: expected this rule before that one",
         ],
     );
     told(&check(&["tcp:80 loss=1% p=5%", "tcp:80 blackhole"]), 0);

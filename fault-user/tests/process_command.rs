@@ -355,3 +355,66 @@ async fn a_command_that_waits_has_not_begun_and_can_be_given_up() {
     assert!(mark.exists());
     assert_eq!(cgroup.finish().unwrap(), Finished::default());
 }
+
+/// The real sudo, whose `secure_path` hides what only the caller's PATH has.
+#[test]
+fn sudo_keeps_the_callers_environment() {
+    let has_sudo = Command::new("sudo").args(["-n", "true"]).output();
+    if hierarchy().is_none() || !has_sudo.is_ok_and(|tried| tried.status.success()) {
+        eprintln!("skipped: needs root, cgroup2 and sudo");
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let tool = folder.path().join("only-here");
+    fs::write(
+        &tool,
+        "#!/bin/sh\necho \"$MARK|$PATH|$PWD|$SUDO_USER\"\nexit 7\n",
+    )
+    .unwrap();
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", folder.path().display());
+    let run = |program: &str| {
+        Command::new("sudo")
+            .args(["-n", env!("CARGO_BIN_EXE_fault"), "run", "--allow-unfired"])
+            .args(["-r", "tcp:1 drop", "--", program])
+            .env("PATH", &path)
+            .env("MARK", "kept")
+            .current_dir(folder.path())
+            .output()
+            .unwrap()
+    };
+    let ended = run("only-here");
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(7), "{told}");
+    let here = fs::canonicalize(folder.path()).unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    let expected = format!("kept|{path}|{}|", here.display());
+    assert!(said.starts_with(&expected), "{said} is not {expected}");
+    let ended = run("nowhere");
+    assert_eq!(ended.status.code(), Some(127));
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert!(
+        told.contains("fault: error: nowhere: command not found in PATH"),
+        "{told}"
+    );
+}
+
+/// sudo that has gone, as behind `sudo nohup` or `sudo systemd-run`: its PATH is all that is known.
+#[test]
+fn a_path_that_sudo_replaced_is_told() {
+    let ended = Command::new(env!("CARGO_BIN_EXE_fault"))
+        .args(["run", "-r", "tcp:1 drop", "--", "nowhere"])
+        .env("SUDO_UID", "0")
+        .env("PATH", "/usr/sbin:/usr/bin")
+        .output()
+        .unwrap();
+    if ended.status.code() == Some(125) {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    assert_eq!(ended.status.code(), Some(127));
+    let told = String::from_utf8_lossy(&ended.stderr);
+    let expected = "nowhere: command not found in /usr/sbin:/usr/bin, the PATH that sudo sets (secure_path): type \
+                    `sudo env \"PATH=$PATH\" fault …`";
+    assert!(told.contains(expected), "{told}");
+}

@@ -218,7 +218,7 @@ fn a_foreign_qdisc_is_named_and_stays() {
         assert_eq!(
             told,
             format!(
-                "fault: lo has a tbf qdisc (handle 7:) at its root, which fault does not replace: leave out --mechanism \
+                "fault: error: lo has a tbf qdisc (handle 7:) at its root, which fault does not replace: leave out --mechanism \
                  {mechanism}, the delay line does without\n"
             )
         );

@@ -70,7 +70,7 @@ fn what_can_not_be_resolved() {
     let error = |rule: &str| resolve(rule).unwrap_err().to_string();
     assert_eq!(
         error("mysq1 down"),
-        "unknown target `mysq1`\n  mysq1 down\n  ^^^^^ expected one of dns, far, mysql or web; did you mean `mysql`?"
+        "unknown target `mysq1`\n  mysq1 down\n  ^^^^^\nhelp: expected one of dns, far, mysql or web; did you mean `mysql`?"
     );
     assert_eq!(
         error("near.example:80 down"),

@@ -138,7 +138,7 @@ fn mistakes_are_pointed_at() {
         assert_eq!(output.stdout, b"", "{}", path.display());
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(told.lines().count(), 1, "{told}");
-        let error = told.strip_prefix("fault: ").expect(&told);
+        let error = told.strip_prefix("fault: error: ").expect(&told);
         let golden = PathBuf::from(format!("{}.error", path.display()));
         if std::env::var_os("FAULT_BLESS").is_some() {
             fs::write(&golden, error).unwrap();

@@ -1,6 +1,6 @@
 //! The one-line form: what the specification shows is read, and prints as its canonical text.
 
-use fault_user::rule::Rule;
+use fault_user::rule::{Rule, Targets};
 
 /// Rules as people write them, and their canonical text.
 const RULES: &[(&str, &str)] = &[
@@ -41,4 +41,164 @@ fn examples() {
         assert_eq!(rule.to_string(), *canonical);
         assert_eq!(rule.to_string().parse(), Ok(rule), "{text}");
     }
+}
+
+/// Mistakes that people make, and what the error names.
+const MISTAKES: &[(&str, &str)] = &[
+    // Targets.
+    ("::1:5432 drop", "did you mean `[::1]:5432`?"),
+    ("tcp:::1:5432 drop", "did you mean `[::1]:5432`?"),
+    ("[::1:5432] drop", "did you mean `[::1]:5432`?"),
+    ("tcp:[::1:5432] drop", "did you mean `[::1]:5432`?"),
+    (
+        "fe80::1:80 drop",
+        "`[fe80::1:80]` if all of it is the address; did you mean `[fe80::1]:80`?",
+    ),
+    ("2001:db8::1 drop", "did you mean `[2001:db8::1]`?"),
+    ("tcp/5432 loss=1%", "did you mean `tcp:5432`?"),
+    ("TCP/5432 loss=1%", "did you mean `tcp:5432`?"),
+    ("5432/tcp loss=1%", "did you mean `tcp:5432`?"),
+    ("53/udp loss=1%", "did you mean `udp:53`?"),
+    ("tcp=5432 loss=1%", "did you mean `tcp:5432`?"),
+    ("port=5432 loss=1%", "did you mean `5432`?"),
+    (":5432 loss=1%", "did you mean `5432`?"),
+    ("tcp::5432 loss=1%", "did you mean `tcp:5432`?"),
+    ("*:5432 loss=1%", "did you mean `5432`?"),
+    ("tcp:*:5432 loss=1%", "did you mean `tcp:5432`?"),
+    ("TCP:5432 loss=1%", "did you mean `tcp`?"),
+    (
+        "tcp://h.example:1 loss=1%",
+        "did you mean `tcp:h.example:1`?",
+    ),
+    ("tcp://h:1 loss=1%", "did you mean `tcp:h:1`?"),
+    (
+        "https://api.example.com/v1?q loss=1%",
+        "did you mean `tcp:api.example.com:443`?",
+    ),
+    (
+        "http://localhost:8080 loss=1%",
+        "did you mean `tcp:localhost:8080`?",
+    ),
+    (
+        "http://[::1]:8080/ loss=1%",
+        "did you mean `tcp:[::1]:8080`?",
+    ),
+    (
+        "postgres://me:secret@db.example/app loss=1%",
+        "did you mean `tcp:db.example:5432`?",
+    ),
+    ("localhost:postgres loss=1%", "did you mean `5432`?"),
+    ("tcp:443,https loss=1%", "did you mean `443`?"),
+    ("tcp 5432 loss=1%", "did you mean `tcp:5432`?"),
+    ("localhost 5432 loss=1%", "did you mean `localhost:5432`?"),
+    ("tcp:80 443 loss=1%", "did you mean `tcp:80,443`?"),
+    // The order of words.
+    ("loss=30% tcp:5432", "did you mean `tcp:5432 loss=30%`?"),
+    ("drop tcp:5432 first=2", "did you mean `tcp:5432 drop`?"),
+    ("loss=30%", "the target is missing"),
+    ("tcp:5432", "the fault is missing"),
+    ("tcp:5432 30%", "did you mean `loss=30%`?"),
+    ("tcp:5432 200ms", "did you mean `delay=200ms`?"),
+    ("tcp:5432 10mbit", "did you mean `rate=10mbit`?"),
+    // Faults.
+    ("tcp:5432 kill", "did you mean `reset`?"),
+    ("tcp:5432 throttle=1mbit", "did you mean `bandwidth=1mbit`?"),
+    ("tcp:5432 throttle", "did you mean `bandwidth`?"),
+    ("tcp:5432 partition", "did you mean `blackhole`?"),
+    ("tcp:5432 packet-loss=3%", "did you mean `loss=3%`?"),
+    ("tcp:5432 LOSS=3%", "did you mean `loss`?"),
+    ("tcp:5432 Lag=3ms", "did you mean `delay=3ms`?"),
+    ("tcp:5432 delay 200ms", "did you mean `delay=200ms`?"),
+    ("tcp:5432 delay =200ms", "did you mean `delay=200ms`?"),
+    ("tcp:5432 delay:200ms", "did you mean `delay=200ms`?"),
+    ("tcp:5432 delay(200ms)", "did you mean `delay=200ms`?"),
+    (
+        "tcp:5432 delay=200ms 20ms",
+        "did you mean `delay=200ms~20ms`?",
+    ),
+    (
+        "tcp:5432 delay=200ms,20ms",
+        "did you mean `delay=200ms~20ms`?",
+    ),
+    ("tcp:5432 latency 1s", "did you mean `latency=1s`?"),
+    (
+        "tcp:5432 loss 30% dir=to-client",
+        "did you mean `loss=30%`?",
+    ),
+    ("tcp:80 error=503", "did you mean `error=http:503`?"),
+    ("tcp:80 error 503", "did you mean `error=http:503`?"),
+    ("tcp:80 error:503", "did you mean `error=http:503`?"),
+    // Numbers and units.
+    ("tcp:5432 delay=200", "did you mean `delay=200ms`?"),
+    ("tcp:5432 latency=200", "did you mean `latency=200ms`?"),
+    ("tcp:5432 latency=1sec", "unknown unit `sec`"),
+    ("tcp:5432 latency=1sec", "did you mean `s`?"),
+    ("tcp:5432 delay=1second", "did you mean `s`?"),
+    ("tcp:5432 delay=200MS", "did you mean `ms`?"),
+    ("tcp:5432 delay=200msec", "did you mean `ms`?"),
+    ("tcp:5432 loss=30", "did you mean `30%`?"),
+    ("tcp:5432 loss=0,5", "did you mean `loss=0.5`?"),
+    ("tcp:5432 loss=0,5%", "did you mean `loss=0.5%`?"),
+    ("tcp:5432 delay=1,5s", "did you mean `delay=1.5s`?"),
+    ("tcp:5432 drop p=0,5", "did you mean `0.5`?"),
+    ("tcp:5432 drop at=1,5s", "did you mean `1.5s`?"),
+    ("tcp:5432 rate=1Mbps", "did you mean `mbit`?"),
+    ("tcp:5432 rate=1mbps", "did you mean `mbit`?"),
+    ("tcp:5432 rate=1MBPS", "did you mean `mbit`?"),
+    ("tcp:5432 rate=1Mb/s", "did you mean `mbit`?"),
+    ("tcp:5432 rate=1Mb", "did you mean `mbit`?"),
+    ("tcp:5432 rate=1M", "did you mean `mbit`?"),
+    ("tcp:5432 rate=1MBps", "did you mean `MB/s`?"),
+    ("tcp:5432 rate=1MB", "did you mean `MB/s`?"),
+    ("tcp:5432 rate=1KB/s", "did you mean `kB/s`?"),
+    ("tcp:5432 rate=1kbps", "did you mean `kbit`?"),
+    ("tcp:5432 rate=1Gbps", "did you mean `gbit`?"),
+    ("tcp:5432 bandwidth=100Kbps", "did you mean `kbit`?"),
+    ("tcp:5432 reset=1K", "did you mean `kB`?"),
+    // Modifiers.
+    ("tcp:5432 drop every=10s", "did you mean `period=10s`?"),
+    ("tcp:5432 drop first=10s", "did you mean `for=10s`?"),
+    ("tcp:5432 drop after=2s", "did you mean `at=2s`?"),
+    ("tcp:5432 drop duration=2s", "did you mean `for`?"),
+    ("tcp:5432 drop chance=2%", "did you mean `p`?"),
+    ("tcp:5432 drop dir=upstream", "did you mean `to-server`?"),
+    ("tcp:5432 drop dir=down", "did you mean `to-client`?"),
+    ("tcp:5432 drop FOR=2s", "did you mean `for`?"),
+];
+
+#[test]
+fn a_mistake_is_told_with_what_is_right() {
+    let mut wrong = Vec::new();
+    for (text, part) in MISTAKES {
+        let line = match text.parse::<Rule>() {
+            Ok(rule) => format!("it is read as `{rule}`"),
+            Err(error) => error.one_line(),
+        };
+        if !line.contains(part) || line.contains('\n') {
+            wrong.push(format!("{text}: {line}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What can be a target's name or a host's is only a mistake when nothing of that name is there.
+#[test]
+fn a_services_name_is_told_its_port() {
+    for (text, part) in [
+        ("https loss=1%", "did you mean `tcp:443`?"),
+        ("redis loss=1%", "did you mean `tcp:6379`?"),
+        ("dns loss=1%", "did you mean `udp:53`?"),
+        ("tcp:postgres loss=1%", "did you mean `tcp:5432`?"),
+        ("tcp:https loss=1%", "did you mean `tcp:443`?"),
+        ("udp:dns loss=1%", "did you mean `udp:53`?"),
+    ] {
+        let rule: Rule = text.parse().unwrap();
+        let mut nothing = |_: &str| Err(std::io::Error::other("no such host"));
+        let error = rule.resolve(&Targets::new(), &mut nothing).unwrap_err();
+        let line = error.one_line();
+        assert!(line.contains(part), "{text}: {line}");
+    }
+    let rule: Rule = "tcp:postgres loss=1%".parse().unwrap();
+    let mut there = |_: &str| Ok(vec!["192.0.2.1".parse().unwrap()]);
+    assert!(rule.resolve(&Targets::new(), &mut there).is_ok());
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
-use fault_common::abi::{FlowRule, RuleState, direction};
+use fault_common::abi::{FlowRule, Followed, RuleState, direction};
 use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::process::netns::NetworkNamespace;
@@ -245,6 +245,10 @@ fn a_counted_packet_is_a_wire_packet() {
 
 /// Which of `count` datagrams of a connection, in bursts as [`numbered_burst`] makes them, the host says are lost.
 fn lost_by_the_model(rule: &str, seed: u64, count: u32) -> Vec<u32> {
+    lost_of_direction(rule, seed, count, direction::TO_SERVER)
+}
+
+fn lost_of_direction(rule: &str, seed: u64, count: u32, direction: u8) -> Vec<u32> {
     let rule: Rule = rule.parse().unwrap();
     let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
     let entry = fault_user::plan::packet::compile(&resolved, seed, 0, 0, None).unwrap()[0].entry;
@@ -262,13 +266,14 @@ fn lost_by_the_model(rule: &str, seed: u64, count: u32) -> Vec<u32> {
         let sample = Sample {
             now_ns: 0,
             size: packet.length(),
-            direction: direction::TO_SERVER,
+            direction,
         };
         let mut verdict = Verdict::default();
         judge::<Plain>(
             &entry,
             &sample,
             &packet,
+            &mut { Followed::NONE },
             &mut memory,
             &mut state,
             &mut verdict,
@@ -349,5 +354,69 @@ fn exactly_those_datagrams_are_lost_that_the_seed_says() {
         assert!(came == kept, "{rule}: {summary}");
         assert_eq!(packets(&summary, 0), u64::from(count), "{summary}");
         assert_eq!(packets(&summary, 1), expected.len() as u64, "{summary}");
+    }
+}
+
+/// Has the calling thread run on one processor.
+fn stay_on(cpu: usize) {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu).unwrap();
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).unwrap();
+}
+
+/// Sends super-packets back and forth over one connection, from both processors at once: each direction's ordinals are
+/// given to as many packets as were sent, none twice, so exactly as many are lost as the host says.
+#[test]
+fn two_processors_on_one_connection_take_the_same_decisions() {
+    const BURSTS: u32 = 1500;
+    const SEED: u64 = 23;
+    enter_fresh();
+    let processors = std::thread::available_parallelism().unwrap().get();
+    // Before Linux 5.12 there are no atomics by which two processors in one direction could be told apart.
+    let doubled = fault_user::kernel::version::at_least(5, 12);
+    for (fault, senders) in [
+        // The other direction from another processor.
+        ("loss=0.1%", 1),
+        ("loss=ge(0.5%,40%)", 1),
+        ("drop every=1700", 1),
+        // And another processor in the same direction.
+        ("loss=0.1%", 2),
+        ("drop every=1700", 2),
+        ("drop nth=3", 2),
+    ] {
+        if senders == 2 && !doubled {
+            continue;
+        }
+        let [client, server] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let port = server.local_addr().unwrap().port();
+        client.connect(server.local_addr().unwrap()).unwrap();
+        server.connect(client.local_addr().unwrap()).unwrap();
+        let rule = format!("udp:{port} {fault}");
+        let hurt = Hurt::begin(&[&rule], &format!("--scope host --seed {SEED}"));
+        for socket in [&client, &server] {
+            set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
+        }
+        let start = std::sync::Barrier::new(2 * senders);
+        std::thread::scope(|scope| {
+            for (socket, cpu) in [&client, &server].into_iter().cycle().zip(0..2 * senders) {
+                let start = &start;
+                scope.spawn(move || {
+                    stay_on((cpu + cpu / 2) % processors);
+                    let burst = numbered_burst(0);
+                    start.wait();
+                    for _ in 0..BURSTS {
+                        assert_eq!(socket.send(&burst).unwrap(), burst.len());
+                    }
+                });
+            }
+        });
+        let summary = hurt.end();
+        let each = BURSTS * u32::try_from(BURST * senders).unwrap();
+        let expected: usize = [direction::TO_SERVER, direction::TO_CLIENT]
+            .map(|direction| lost_of_direction(&rule, SEED, each, direction).len())
+            .iter()
+            .sum();
+        assert_eq!(packets(&summary, 0), 2 * u64::from(each), "{summary}");
+        assert_eq!(packets(&summary, 1), expected as u64, "{summary}");
     }
 }

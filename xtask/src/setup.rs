@@ -52,6 +52,7 @@ const PACKAGES: &[Package] = &[
         None,
         &[Need::Build, Need::Test, Need::Vm, Need::Bench],
     ),
+    package("sudo", Some("sudo"), &[Need::Test]),
     package("rustc-web", None, &[Need::Build]),
     package("cargo-web", None, &[Need::Build]),
     package("libstd-rust-web-dev-bpf", None, &[Need::Build]),

@@ -320,6 +320,7 @@ impl Aim {
             namespace: place.namespace.as_ref(),
             // What the relay sends for the command is the command's to packet rules.
             marker: scope.map(|scope| prepared.marker(scope)).transpose()?,
+            exchange: prepared.exchange(),
         };
         Steering::start(&rules, plan.seed, whose).await.map(Some)
     }

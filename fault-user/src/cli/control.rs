@@ -180,8 +180,11 @@ impl Control {
 
     /// Lets rules come and go.
     fn turn(&mut self, injection: &mut Injection, plan: &Plan) -> Result<()> {
+        let before = self.turns.resting.clone();
         let change = self.turns.look();
-        self.install(&self.off, injection, plan)?;
+        if before != self.turns.resting {
+            self.install(&self.off, injection, plan)?;
+        }
         injection.retire(plan, &change.over)?;
         for line in change.told {
             tell!("fault: {line}");

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use clap::Args;
 use fault_common::abi::Counter;
+use nix::unistd::Uid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::aim::{Aim, Place};
@@ -21,11 +22,11 @@ use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::kernel::ruleset::Scope;
 use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
-use crate::process::signals;
+use crate::process::{caller, signals};
 use crate::report::summary::{self, Audience};
 use crate::rule::units::parse_duration;
 use crate::steer::Steering;
-use crate::tell::{self, tell};
+use crate::tell::{self, Patience, tell};
 
 /// How often the live line is written.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -74,6 +75,10 @@ impl Inject {
         if !self.aim.is_given() && !self.aim.force {
             guard_host(&parsed.rules, None).map_err(Failure::usage)?;
         }
+        // Without root, sudo starts it again.
+        if !Uid::effective().is_root() && preflight(&[Need::Programs]).is_err() {
+            caller::go_through_sudo();
+        }
         preflight(&[Need::Programs])?;
         let place = self.aim.place()?;
         let scope = place.scope();
@@ -108,6 +113,7 @@ impl Inject {
             front: self.aim.front(),
             newcomers: Some(self.aim.selection()),
         };
+        let patience = Patience::start("setting up");
         let mut prepared = place.prepare(&plan, &self.aim, &wishes)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
@@ -120,6 +126,7 @@ impl Inject {
             .await?;
         let mut follower = Follower::of(&self.aim, &place)?;
         let mut injection = prepared.start()?;
+        drop(patience);
         tell!("fault: seed {}", plan.seed);
         tell!("fault: {} in force; Ctrl-C heals", many(plan.rules.len()));
         let mut rights = place.rights(&self.aim, &injection, steering.as_ref());
@@ -358,7 +365,6 @@ impl Course<'_> {
         let endpoints = self.injection.endpoints()?;
         let audience = Audience {
             who: self.place.who(scope.as_ref()),
-            is_limited: scope.is_some(),
             endpoints: endpoints.as_ref(),
             failed: counters[Counter::ActionFailed as usize],
             has_bridge: self.injection.has_bridge(),

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod follow;
 pub mod generate;
 pub mod inject;
+pub mod mistakes;
 mod observe;
 pub mod replay;
 pub mod rules;
@@ -22,6 +23,7 @@ pub mod turns;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io::Write as _;
 use std::path::Path;
 
 use clap::{Parser, Subcommand};
@@ -256,7 +258,23 @@ pub fn start_log() {
         "disabled" => log::LevelFilter::Off,
         _ => log::LevelFilter::Warn,
     };
-    env_logger::Builder::new().filter_level(level).init();
+    env_logger::Builder::new()
+        .filter_level(level)
+        // aya can't read the version of every kernel (`7.3-rc1`), says so each time that it looks, and takes it for an old
+        // one. What depends on it we do ourselves: links, and looking at the version.
+        .filter_module("aya::util", log::LevelFilter::Off)
+        .format(|out, record| {
+            let what = match record.level() {
+                log::Level::Error => "error",
+                log::Level::Warn => "warning",
+                log::Level::Info => "info",
+                log::Level::Debug => "debug",
+                log::Level::Trace => "trace",
+            };
+            let text = format!("fault: {what}: {}", record.args());
+            writeln!(out, "{}", tell::painted(&text, tell::has_color()))
+        })
+        .init();
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use fault_common::abi::{Counter, DecisionKey};
+use nix::unistd::Uid;
 
 use super::aim::{Aim, Place, scope_of};
 use super::control::{self, Control};
@@ -23,6 +24,7 @@ use crate::kernel::injection::{Hits, Injection, Wishes};
 use crate::kernel::ruleset::Scope;
 use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::{Plan, guard_host};
+use crate::process::caller;
 use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand, Running};
 use crate::process::files::{self, Folder, Writer};
@@ -35,7 +37,7 @@ use crate::report::summary::Audience;
 use crate::report::{github, html, junit, summary};
 use crate::rule::windows;
 use crate::steer::Steering;
-use crate::tell::tell;
+use crate::tell::{Patience, tell};
 
 /// Nanoseconds of a millisecond.
 const MS_NS: u64 = 1_000_000;
@@ -136,11 +138,22 @@ impl Run {
         if !host {
             needs.push(Need::Cgroup);
         }
+        // Without root, sudo starts it again.
+        if !Uid::effective().is_root() && preflight(&needs).is_err() {
+            caller::go_through_sudo();
+        }
         preflight(&needs)?;
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
         let mechanism = choose(self.aim.mechanism(), &mut parsed.rules)?;
         let wanted = Wanted::new(&parsed, self.report.is_some(), identity.clone())?;
-        let command = CommandSpec::new(self.command.clone(), identity)?.resolve()?;
+        // Another user that was asked for has an environment of its own.
+        let environment = match self.user {
+            None => caller::environment(),
+            Some(_) => Vec::new(),
+        };
+        let command = CommandSpec::new(self.command.clone(), identity)?
+            .with_environment(environment)
+            .resolve()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -156,6 +169,7 @@ impl Run {
         command: &PreparedCommand,
     ) -> Outcome {
         wanted.before(parsed).await?;
+        let patience = Patience::start("setting up");
         let mut place = self.aim.place()?;
         let own = self.own_cgroup()?;
         let waiting = command.begin(own.as_ref())?;
@@ -192,12 +206,12 @@ impl Run {
             plan,
             who: place.who(scope),
             place,
-            is_limited: scope.is_some(),
             samples: Samples::default(),
         };
         let started = run.injection.started();
         let mut control = Control::open(self.title(), parsed.turns(started), sockets);
         control.begin(&mut run.injection, &run.plan)?;
+        drop(patience);
         let mut running = waiting.go()?;
         give_up(&self.rights(&run, command, own.as_ref()));
         observer.probe(started);
@@ -272,7 +286,6 @@ impl Run {
         let endpoints = injection.endpoints()?;
         let audience = Audience {
             who: run.who,
-            is_limited: run.is_limited,
             endpoints: endpoints.as_ref(),
             failed: counters[Counter::ActionFailed as usize],
             has_bridge: injection.has_bridge(),
@@ -442,8 +455,6 @@ struct Course<'a> {
     place: Place,
     /// Whom the rules are about.
     who: &'static str,
-    /// The rules are about the command or other processes, not about everyone here.
-    is_limited: bool,
     samples: Samples,
 }
 

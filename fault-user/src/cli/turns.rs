@@ -20,8 +20,10 @@ struct Turn {
     rule: usize,
     from_ns: u64,
     to_ns: u64,
-    /// What is told of it, where it was drawn.
-    text: Option<String>,
+    /// The rule as it is printed, for what is told of it.
+    text: String,
+    /// Whether it was drawn by chance.
+    is_drawn: bool,
 }
 
 /// What changes with a look at the clock.
@@ -62,7 +64,7 @@ impl Turns {
         }
     }
 
-    /// The rules with one window, when there are many or some were drawn.
+    /// The rules that do not act all the time; with a period, from their first repetition to the last.
     pub fn of<'a>(
         rules: impl Iterator<Item = (String, &'a ResolvedRule)>,
         drawn: &Range<usize>,
@@ -71,17 +73,22 @@ impl Turns {
         let rules: Vec<_> = rules.collect();
         let mut turns = Self::none(started);
         turns.take_out = rules.len() > MATCHES_MAX;
-        if !turns.take_out && drawn.is_empty() {
-            return turns;
-        }
         for (index, (text, rule)) in rules.into_iter().enumerate() {
             let modifiers = &rule.modifiers;
-            if let (Some(length_ns), None) = (modifiers.for_ns, modifiers.period_ns) {
+            let schedule = modifiers.schedule();
+            let end_ns = match schedule.period_ns {
+                None => schedule
+                    .on_ns
+                    .map(|on_ns| schedule.start_ns.saturating_add(on_ns)),
+                Some(_) => schedule.end_ns,
+            };
+            if end_ns.is_some() || schedule.start_ns > 0 || schedule.period_ns.is_some() {
                 turns.all.push(Turn {
                     rule: index,
-                    from_ns: modifiers.at_ns,
-                    to_ns: modifiers.at_ns.saturating_add(length_ns),
-                    text: drawn.contains(&index).then_some(text),
+                    from_ns: schedule.start_ns,
+                    to_ns: end_ns.unwrap_or(u64::MAX),
+                    text,
+                    is_drawn: drawn.contains(&index),
                 });
             }
         }
@@ -122,20 +129,23 @@ impl Turns {
                 self.resting.insert(turn.rule);
             }
             let is_over = now_ns >= turn.to_ns;
-            if let Some(text) = &turn.text {
-                if is_in && self.told.insert(turn.rule) {
-                    change.told.push(format!("drawn: `{text}`"));
-                } else if is_over && !self.over.contains(&turn.rule) {
-                    change
-                        .told
-                        .push(format!("over: `{text}`, at {}", show_duration(turn.to_ns)));
-                }
+            let (begins, ends) = if turn.is_drawn {
+                ("drawn", "over")
+            } else {
+                ("begins", "ends")
+            };
+            let text = &turn.text;
+            if is_in && self.told.insert(turn.rule) {
+                change.told.push(format!("{begins}: `{text}`"));
+            } else if is_over && !self.over.contains(&turn.rule) {
+                let at = show_duration(turn.to_ns);
+                change.told.push(format!("{ends}: `{text}`, at {at}"));
             }
             if is_over && self.over.insert(turn.rule) && self.take_out {
                 change.over.push(turn.rule);
             }
             for moment_ns in [begin_ns, turn.to_ns] {
-                if moment_ns > now_ns {
+                if moment_ns > now_ns && moment_ns != u64::MAX {
                     next_ns = Some(next_ns.map_or(moment_ns, |next| next.min(moment_ns)));
                 }
             }
@@ -191,7 +201,8 @@ mod tests {
         let mut turns = turns(&texts, 0..0);
         assert_eq!(turns.look_at(0), Change::default());
         assert_eq!(turns.resting, [1, 2, 4, 5, 7, 8].into());
-        assert_eq!(turns.look_at(2 * S_NS), Change::default());
+        let told = turns.look_at(2 * S_NS).told;
+        assert_eq!(told, ["begins: `tcp:1 drop at=2s for=3s`"; 3]);
         assert_eq!(turns.resting, [2, 5, 8].into());
         assert_eq!(turns.look_at(5 * S_NS).over, [1, 4, 7]);
         turns.look_at(9 * S_NS);
@@ -202,8 +213,39 @@ mod tests {
     #[test]
     fn few_rules_stay_in() {
         let texts = ["tcp:1 drop at=2s for=3s"; MATCHES_MAX];
-        assert_eq!(turns(&texts, 0..0).next_ns, None);
+        let mut few = turns(&texts, 0..0);
+        few.look_at(0);
+        assert!(few.resting.is_empty() && few.look_at(5 * S_NS).over.is_empty());
         let texts = ["tcp:1 drop at=2s for=3s"; MATCHES_MAX + 1];
-        assert_eq!(turns(&texts, 0..0).next_ns, Some(0));
+        let mut many = turns(&texts, 0..0);
+        many.look_at(0);
+        assert_eq!(many.resting.len(), MATCHES_MAX + 1);
+    }
+
+    #[test]
+    fn windows_of_written_rules_are_told_of() {
+        let texts = [
+            "tcp:1 loss=1%",
+            "tcp:1 drop for=3s",
+            "tcp:1 drop at=1s",
+            "tcp:1 drop period=2s duty=50% for=4s",
+        ];
+        let mut turns = turns(&texts, 0..0);
+        let begun = [1, 3].map(|rule| format!("begins: `{}`", texts[rule]));
+        assert_eq!(turns.look_at(0).told, begun);
+        assert_eq!(
+            turns.look_at(S_NS).told,
+            [format!("begins: `{}`", texts[2])]
+        );
+        assert_eq!(turns.look_at(2 * S_NS).told, [""; 0], "a repetition");
+        assert_eq!(
+            turns.look_at(3 * S_NS).told,
+            [format!("ends: `{}`, at 3s", texts[1])]
+        );
+        assert_eq!(
+            turns.look_at(4 * S_NS).told,
+            [format!("ends: `{}`, at 4s", texts[3])]
+        );
+        assert_eq!(turns.next_ns, None);
     }
 }

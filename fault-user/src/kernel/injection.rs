@@ -23,6 +23,7 @@ use super::xdp::Mode;
 use crate::plan::Plan;
 use crate::process::cgroup::Cgroup;
 use crate::process::proc::{open_pidfd, open_sockets, take_descriptor};
+use crate::shaping::exchange::Exchange;
 use crate::shaping::line::{DelayLine, Figures};
 use crate::shaping::qdiscs::{Loss, Qdiscs};
 
@@ -107,6 +108,13 @@ pub struct Hits {
 }
 
 impl Prepared {
+    /// Where the delay line gives packets to relays; nothing where there is none.
+    #[must_use]
+    pub fn exchange(&self) -> Option<Arc<Exchange>> {
+        let reach = self.reach();
+        reach.delay_line.as_ref().map(DelayLine::exchange)
+    }
+
     fn reach(&self) -> MutexGuard<'_, Reach> {
         self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -21,6 +21,7 @@ use fault_common::delay::{TABLE_ENTRIES, distribution};
 use super::cgroup_link::{CgroupLink, Hook};
 use super::clock::monotonic_ns;
 use super::clsact;
+use super::connections::{self, Connections};
 use super::endpoints::{self, Endpoints};
 use super::events::Events;
 use super::grace;
@@ -83,6 +84,8 @@ pub struct Capacity {
     pub hosts: u32,
     /// Cgroups named by rules.
     pub scopes: u32,
+    /// Connections that are remembered at once.
+    pub connections: u32,
 }
 
 impl Capacity {
@@ -96,6 +99,7 @@ impl Capacity {
             classes: u32::try_from(tables.classes.len())?,
             hosts: u32::try_from(tables.hosts.len().max(1))?,
             scopes: u32::try_from(tables.scopes.len().max(1))?,
+            connections: connections::capacity(),
         })
     }
 
@@ -117,8 +121,7 @@ pub struct Options {
     pub needs: Needs,
     /// Whether rules may be limited to cgroups.
     pub scoped: bool,
-    /// How many rules can match one packet, as far as their number tells; more than
-    /// [`fault_common::abi::MATCHES_MAX`] counts as that.
+    /// How many rules can match one packet, as far as their number tells.
     pub matches: usize,
     /// Index of the delay line's tap device, where there is one.
     pub tap: Option<u32>,
@@ -201,6 +204,7 @@ pub struct Injector {
     /// Number of the rules in force.
     rules_in_force: u32,
     lease: Lease,
+    connections: Connections,
     cgroup_links: Vec<CgroupLink>,
     /// The network namespace that endpoints are told from, and whether those of others are left out.
     endpoints_of: Option<(u64, bool)>,
@@ -227,6 +231,7 @@ impl Injector {
         let mut ebpf = create_maps(options, attachment)?;
         let control = mapped(&mut ebpf, "CONTROL", 1)?;
         let lease = Lease::start(control, attachment == Attachment::Tcx)?;
+        let connections = Connections::look_after(&mut ebpf)?;
         Ok(Self {
             attachment,
             number: options.number,
@@ -245,6 +250,7 @@ impl Injector {
             )?,
             rules_in_force: 0,
             lease,
+            connections,
             cgroup_links: Vec::new(),
             endpoints_of: None,
             links: Vec::new(),
@@ -840,9 +846,11 @@ impl Injector {
     /// The kernel refuses to read the map.
     pub fn counters(&self) -> Result<Vec<u64>> {
         let counts: PerCpuArray<&MapData, u64> = self.map("COUNTS")?.try_into()?;
-        (0..COUNTERS)
+        let mut counters: Vec<u64> = (0..COUNTERS)
             .map(|index| Ok(counts.get(&index, 0)?.iter().sum()))
-            .collect()
+            .collect::<Result<_>>()?;
+        counters[Counter::Forgotten as usize] = self.connections.forgotten();
+        Ok(counters)
     }
 
     /// The events; to be taken once.
@@ -971,7 +979,13 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     let capacity = options.capacity;
     let words = capacity.words();
     let scoped = u32::from(options.scoped);
-    let matches = u32::try_from(options.matches.clamp(1, MATCHES_MAX)).unwrap_or(1);
+    // One more stands for any number.
+    let matches = u32::try_from(options.matches.clamp(1, MATCHES_MAX + 1)).unwrap_or(1);
+    let flow_rules = if options.matches > MATCHES_MAX {
+        capacity.connections
+    } else {
+        1
+    };
     let tcx = u32::from(attachment == Attachment::Tcx);
     let clock = match options.clock {
         Clock::Tick if options.events => clock::EXACT,
@@ -1016,6 +1030,8 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .map_max_entries("WAYS", options.places.max(1))
         .map_max_entries("BRIDGE_PORTS", PLACES)
         .override_global("STAMPS", &u32::from(version::at_least(5, 18)), true)
+        .map_max_entries("FLOWS", capacity.connections)
+        .map_max_entries("FLOW_RULES", flow_rules)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", 2 * words * 64)
         .map_max_entries("RULE_STATS", 2 * words * 64)

@@ -7,6 +7,7 @@ pub mod cgroup_link;
 pub mod change;
 pub mod clock;
 pub mod clsact;
+pub mod connections;
 pub mod endpoints;
 pub mod events;
 mod grace;

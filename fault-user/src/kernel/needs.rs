@@ -60,7 +60,7 @@ fn actions(entry: &RuleEntry) -> u32 {
             action::REJECT_ICMP,
             action::DROP,
         ],
-        fault::DELAY | fault::RATE | fault::SLOT | fault::REORDER => &[action::HOLD],
+        fault::DELAY | fault::RATE | fault::SLOT | fault::REORDER | fault::RELAY => &[action::HOLD],
         fault::REJECT => &[action::REJECT_RST, action::REJECT_ICMP, action::DROP],
         fault::MTU => &[action::REJECT_ICMP, action::DROP],
         _ => &[action::DROP],

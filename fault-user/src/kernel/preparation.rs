@@ -230,6 +230,7 @@ fn live_options(first: Options) -> Options {
             classes: (needed.classes * ROOM).max(1024),
             hosts: (needed.hosts * ROOM).max(256),
             scopes: (needed.scopes * ROOM).max(16),
+            connections: needed.connections,
         },
         needs: Needs::ALL,
         scoped: true,

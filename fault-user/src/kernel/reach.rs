@@ -332,11 +332,12 @@ impl Reach {
     /// Sets a sysctl to 1 for as long as an instance needs it.
     fn switch_on(&mut self, name: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(name);
+        // First: it takes back what a killed instance has set.
+        let journal = begun(&mut self.journal)?;
+        let lock = instance::lock()?;
         let now = std::fs::read_to_string(&path)
             .with_context(|| format!("can't read {}", path.display()))?;
         let now = now.trim();
-        let journal = begun(&mut self.journal)?;
-        let lock = instance::lock()?;
         // What it was before the first of them came.
         let before = instance::holders(&lock, name)?.into_iter().next();
         let before = before.unwrap_or_else(|| now.to_owned());

@@ -1,7 +1,6 @@
 //! Services that programs at cgroups know by their ports and hosts, and how such programs are loaded.
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::SocketAddr;
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -9,7 +8,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, Pod};
-use fault_common::abi::{SLOTS, STEERS, Steer, steered};
+use fault_common::abi::{STEERS, Steer, steered};
 
 use super::mapped::MappedArray;
 use super::object::{OBJECT, check_abi, new_loader};
@@ -18,19 +17,22 @@ use super::verifier;
 use crate::rule::{PortRange, Protocol, ResolvedTarget};
 
 /// Maps of the same object that only the packet programs use, made as small as can be.
-const UNUSED_MAPS: [&str; 10] = [
+const UNUSED_MAPS: [&str; 11] = [
     "PORTS",
     "HOLDS",
     "RELEASES",
     "RELEASED",
     "SPREADS",
-    "FLOWS",
+    "DATAGRAMS",
+    "FOLLOWED",
     "RULES",
     "VECTORS",
     "SUMMARIES",
     "SCOPES",
 ];
 
+/// How many connections can be watched at once. One more is counted, and no expectation is judged then.
+const WATCHED: u32 = 1 << 18;
 /// How many addresses a cgroup's servers may listen at.
 const SERVERS: u32 = 1024;
 /// How many connections can be on their way to being accepted by the relay.
@@ -47,8 +49,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A target whose connections are led to relays on these ports of loopback (IPv4, IPv6); 0 for none. Its datagrams are
-    /// led by [`Table::lead_datagrams`].
+    /// A target whose connections are led to relays on these ports of loopback (IPv4, IPv6); 0 for none.
     #[must_use]
     pub fn new(target: &ResolvedTarget, [port4, port6]: [u16; 2]) -> Self {
         let hosts: Vec<Network> = target
@@ -72,12 +73,6 @@ impl Service {
             },
             hosts,
         }
-    }
-
-    /// Leads nothing but what a relay listens for.
-    pub fn limit_to(&mut self, tcp: bool, udp: bool) {
-        let listened = if tcp { steered::TCP } else { 0 } | if udp { steered::UDP } else { 0 };
-        self.steer.protocols &= listened;
     }
 }
 
@@ -112,18 +107,15 @@ pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf
     let hosts = hosts.max(HOSTS_LEAST);
     let mark = relay_mark();
     let own_servers = u32::from(own_servers);
-    // Of both versions of IP.
-    let slots = u32::try_from(services.len().max(1))? * 2 * SLOTS;
     let mut loader = new_loader();
     loader
         .override_global("RELAY_MARK", &mark, true)
         .override_global("NETNS", &netns, true)
         .override_global("OWN_SERVERS", &own_servers, true)
         .map_max_entries("SERVED", SERVERS)
+        .map_max_entries("WATCHED", WATCHED)
         .map_max_entries("HANDSHAKES", HANDSHAKES)
-        .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?)
-        .map_max_entries("SLOT_PORTS", slots)
-        .map_max_entries("CLAIMS", slots);
+        .map_max_entries("STEER_HOSTS", u32::try_from(hosts)?);
     for name in UNUSED_MAPS {
         loader.map_max_entries(name, 1);
     }
@@ -135,7 +127,6 @@ pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf
         ports: mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?,
         entries: mapped(&mut ebpf, "STEER_TABLE", STEERS)?,
         hosts: hosts.try_into()?,
-        slots: mapped(&mut ebpf, "SLOT_PORTS", slots)?,
     };
     for (index, service) in (0_u32..).zip(services) {
         table.set(index, service)?;
@@ -149,8 +140,6 @@ pub struct Table {
     ports: MappedArray<u64>,
     entries: MappedArray<Steer>,
     hosts: LpmTrie<MapData, HostKey, u32>,
-    /// The relay's ports for datagrams.
-    slots: MappedArray<u64>,
 }
 
 impl Table {
@@ -171,16 +160,6 @@ impl Table {
     /// Leads the connections of service `index` elsewhere.
     pub fn lead(&mut self, index: u32, steer: Steer) {
         self.entries.set(index as usize, steer);
-    }
-
-    /// Leads the datagrams of service `index` to these ports of loopback (IPv4, IPv6), one for each of its servers.
-    pub fn lead_datagrams(&mut self, index: u32, addresses: &[Vec<SocketAddr>; 2]) {
-        for (version, addresses) in (0..).zip(addresses) {
-            let first = (index * 2 + version) * SLOTS;
-            for (slot, address) in (first..first + SLOTS).zip(addresses) {
-                self.slots.set(slot as usize, address.port().into());
-            }
-        }
     }
 
     /// Forgets the hosts of service `index`.

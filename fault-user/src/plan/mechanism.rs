@@ -52,7 +52,9 @@ impl Mechanism {
         match (self, entry.fault) {
             (Self::Fq, fault::DELAY | fault::REORDER) => Some("fq"),
             (Self::Netem, fault::DELAY) if constant_ns(entry).is_some() => Some("netem"),
-            (_, fault::DELAY | fault::REORDER | fault::RATE | fault::SLOT) => Some("delay-line"),
+            (_, fault::DELAY | fault::REORDER | fault::RATE | fault::SLOT | fault::RELAY) => {
+                Some("delay-line")
+            }
             _ => None,
         }
     }

@@ -34,7 +34,7 @@ pub struct PlannedRule {
     pub target: String,
     /// What that stands for.
     pub resolved: ResolvedTarget,
-    /// Its entries for the kernel; more than one for a mix, none for what the relay does.
+    /// Its entries for the kernel; more than one for a mix, or one that gives datagrams to the relay.
     pub entries: Vec<PacketRule>,
     /// What the relay does, when it is a stream fault.
     pub stream: Option<ResolvedRule>,
@@ -45,6 +45,12 @@ pub struct PlannedRule {
 }
 
 impl PlannedRule {
+    /// Whether it is a stream rule to which the packets of datagrams are given.
+    #[must_use]
+    pub fn takes_datagrams(&self) -> bool {
+        self.stream.as_ref().is_some_and(steer::takes_datagrams)
+    }
+
     /// What carries it, where packets reach the programs by `hooks` (nothing where that is not known yet).
     #[must_use]
     pub fn mechanism(&self, hooks: Option<Hooks>) -> String {
@@ -52,8 +58,13 @@ impl PlannedRule {
         if self.stands_in {
             return "relay (connect hook), as there is no tap device, fq or netem".to_owned();
         }
-        if self.stream.is_some() {
-            return "relay (connect hook)".to_owned();
+        if let Some(stream) = &self.stream {
+            let by = match (steer::takes_streams(stream), self.takes_datagrams()) {
+                (true, true) => "connect hook, delay-line",
+                (_, false) => "connect hook",
+                (false, true) => "delay-line",
+            };
+            return format!("relay ({by})");
         }
         let held = self
             .entries
@@ -98,12 +109,19 @@ impl Plan {
         for (ordinal, (rule, resolved)) in (0_u32..).zip(rules) {
             if resolved.fault.layer() == Layer::Stream {
                 steer::check(resolved)?;
+                let stream = ended(resolved, length_ns);
+                let mut entries = Vec::new();
+                if steer::takes_datagrams(&stream) {
+                    let number = relay_number(&planned, &stream.target);
+                    entries.push(packet::to_relay(&stream, number, states, scope));
+                    states += 1;
+                }
                 planned.push(PlannedRule {
                     text: rule.to_string(),
                     target: resolved.name.clone(),
                     resolved: resolved.target.clone(),
-                    entries: Vec::new(),
-                    stream: Some(ended(resolved, length_ns)),
+                    entries,
+                    stream: Some(stream),
                     stands_in: rule.fault.layer() == Layer::Packet,
                     held_by: Mechanism::default(),
                 });
@@ -217,6 +235,14 @@ impl Plan {
     pub fn holds(&self) -> bool {
         self.rules.iter().any(PlannedRule::holds)
     }
+}
+
+/// The number of the relay for the datagrams of a target: the place of the first rule that has it carry any.
+fn relay_number(earlier: &[PlannedRule], target: &ResolvedTarget) -> usize {
+    let known = earlier
+        .iter()
+        .position(|rule| rule.takes_datagrams() && rule.resolved == *target);
+    known.unwrap_or(earlier.len())
 }
 
 /// A stream rule that ends with the scenario, if it does not end before.

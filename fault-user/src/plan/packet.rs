@@ -69,26 +69,55 @@ pub fn compile(
         }
         mix_from = mix_to;
         compiled.push(PacketRule {
-            protocols: protocols(&rule.target),
-            ports: rule
-                .target
-                .ports
-                .iter()
-                .map(|range| (range.first, range.last))
-                .collect(),
-            portless: portless(&rule.target),
-            hosts: rule
-                .target
-                .hosts
-                .iter()
-                .map(|host| Network::new(host.address(), host.prefix()))
-                .collect(),
-            scope: scope.cloned(),
             shaper: shaper_of(&arm.fault, entry.key),
-            entry,
+            ..aimed(&rule.target, entry, scope)
         });
     }
     Ok(compiled)
+}
+
+/// What gives the datagrams of a stream rule to relay `number`, while the rule is in its window.
+#[must_use]
+pub fn to_relay(
+    rule: &ResolvedRule,
+    number: usize,
+    state: u32,
+    scope: Option<&Scope>,
+) -> PacketRule {
+    let modifiers = Modifiers {
+        at_ns: rule.modifiers.at_ns,
+        for_ns: rule.modifiers.for_ns,
+        period_ns: rule.modifiers.period_ns,
+        duty: rule.modifiers.duty,
+        ..Modifiers::default()
+    };
+    let action = Action {
+        fault: fault::RELAY,
+        arguments: [number as u64, 0, 0, 0, 0],
+    };
+    let mut entry = entry_of(&modifiers, &action);
+    entry.state = state;
+    entry.uid = rule_uid(1, state);
+    PacketRule {
+        protocols: vec![Protocol::Udp],
+        ..aimed(&rule.target, entry, scope)
+    }
+}
+
+fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> PacketRule {
+    let ports = target.ports.iter();
+    let hosts = target.hosts.iter();
+    PacketRule {
+        protocols: protocols(target),
+        ports: ports.map(|range| (range.first, range.last)).collect(),
+        portless: portless(target),
+        hosts: hosts
+            .map(|host| Network::new(host.address(), host.prefix()))
+            .collect(),
+        scope: scope.cloned(),
+        shaper: None,
+        entry,
+    }
 }
 
 fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
@@ -319,7 +348,7 @@ fn is_per_segment(entry: &RuleEntry) -> bool {
         }
         fault::RESET => entry.arguments[0] != 0,
         fault::DELAY => entry.arguments[1] != 0,
-        fault::DROP | fault::REJECT | fault::DOWN => false,
+        fault::DROP | fault::REJECT | fault::DOWN | fault::RELAY => false,
         _ => true,
     };
     draws

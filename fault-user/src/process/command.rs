@@ -81,6 +81,8 @@ pub struct CommandSpec {
     program: OsString,
     arguments: Vec<OsString>,
     identity: Option<Identity>,
+    /// What the caller of sudo has in its environment and `fault` has not.
+    environment: Vec<(OsString, OsString)>,
 }
 
 impl CommandSpec {
@@ -97,7 +99,21 @@ impl CommandSpec {
             program,
             arguments: words.collect(),
             identity,
+            environment: Vec::new(),
         })
+    }
+
+    /// The command gets these variables, PATH among them, in the place of those that `fault` has.
+    #[must_use]
+    pub fn with_environment(mut self, environment: Vec<(OsString, OsString)>) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// The folders in which the program is looked for.
+    fn search_path(&self) -> Option<OsString> {
+        let callers = self.environment.iter().find(|(name, _)| name == "PATH");
+        callers.map_or_else(|| std::env::var_os("PATH"), |(_, path)| Some(path.clone()))
     }
 
     /// Finds the program as execvp(3) would, with the rights of the user that it will run as.
@@ -106,7 +122,7 @@ impl CommandSpec {
     /// # Errors
     /// [`StartError::NotFound`] and [`StartError::NotExecutable`].
     pub fn resolve(self) -> Result<Prepared, StartError> {
-        let paths = candidates(&self.program, std::env::var_os("PATH"))?;
+        let paths = candidates(&self.program, self.search_path())?;
         let answer = match &self.identity {
             None => probe(&paths),
             Some(identity) => probe_as(identity, &paths)?,
@@ -129,7 +145,18 @@ impl CommandSpec {
                 StartError::NotFound(format!("{program}: no such file, or its #! names none"))
             }
             libc::ENOENT | libc::ENOTDIR => {
-                StartError::NotFound(format!("{program}: command not found in PATH"))
+                let is_replaced =
+                    std::env::var_os("SUDO_UID").is_some() && self.environment.is_empty();
+                let path = self.search_path().unwrap_or_else(|| DEFAULT_PATH.into());
+                StartError::NotFound(if is_replaced {
+                    format!(
+                        "{program}: command not found in {}, the PATH that sudo sets (secure_path): type \
+                         `sudo env \"PATH=$PATH\" fault …`, or the whole path of the command",
+                        path.display()
+                    )
+                } else {
+                    format!("{program}: command not found in PATH")
+                })
             }
             _ => {
                 let user = match &self.identity {
@@ -316,6 +343,9 @@ impl Prepared {
                 command.env_remove(name);
             }
             command.envs(identity.variables());
+        }
+        for (name, value) in &self.spec.environment {
+            command.env(name, value);
         }
         let identity = self.spec.identity.clone();
         let (inner, gate) = nix::unistd::pipe2(OFlag::O_CLOEXEC)

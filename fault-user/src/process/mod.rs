@@ -4,6 +4,7 @@
 //! The order of `fault run`: [`command::CommandSpec::resolve`] (can CMD be started at all?),
 //! [`cgroup::CommandCgroup::create`] (whose id the rules need), the rules, and only then
 //! [`command::Prepared::spawn`]. CMD is in its cgroup before its first instruction.
+pub mod caller;
 pub mod cgroup;
 pub mod command;
 pub mod container;

@@ -11,7 +11,7 @@ use nix::sys::socket::{MsgFlags, SockaddrIn, SockaddrIn6, sendto};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
-use super::inlet::{Pair, add, fold};
+use super::packets::{Pair, add, fold};
 
 /// Bytes of a header of TCP without options.
 const LEAST: usize = 20;

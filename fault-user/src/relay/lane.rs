@@ -255,8 +255,7 @@ impl Lane {
         {
             let data = Bytes::from(pipe.read_all()?);
             if !data.is_empty() {
-                self.pipeline
-                    .push(Chunk { data, at: now }, &mut self.output);
+                self.pipeline.push(Chunk::new(data, now), &mut self.output);
             }
         }
         Ok(())
@@ -266,8 +265,7 @@ impl Lane {
     pub(crate) fn inject(&mut self, data: Bytes, now: Instant) {
         if !self.finished && self.source != Source::Ended {
             self.urgent.read += data.len() as u64;
-            self.pipeline
-                .push(Chunk { data, at: now }, &mut self.output);
+            self.pipeline.push(Chunk::new(data, now), &mut self.output);
         }
     }
 
@@ -440,25 +438,29 @@ impl Lane {
                     self.output.items.pop_front();
                     self.pass_end(end, ports)?;
                 }
-                Some(Item::Data(_)) if *writes == 0 => return Ok(Flushed::Paused),
-                Some(Item::Data(data)) => match self.urgent.write(ports.sink, data) {
-                    Ok(count) => {
-                        *writes -= 1;
-                        self.moves += 1;
-                        count_bytes(ports.sent, count);
-                        self.output.bytes -= count;
-                        data.advance(count);
-                        if data.is_empty() {
-                            self.output.items.pop_front();
+                Some(Item::Data(_) | Item::Packet(..)) if *writes == 0 => {
+                    return Ok(Flushed::Paused);
+                }
+                Some(Item::Data(data) | Item::Packet(data, _)) => {
+                    match self.urgent.write(ports.sink, data) {
+                        Ok(count) => {
+                            *writes -= 1;
+                            self.moves += 1;
+                            count_bytes(ports.sent, count);
+                            self.output.bytes -= count;
+                            data.advance(count);
+                            if data.is_empty() {
+                                self.output.items.pop_front();
+                            }
                         }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        if ports.sink.poll_write_ready(context).is_pending() {
-                            return self.blocked();
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            if ports.sink.poll_write_ready(context).is_pending() {
+                                return self.blocked();
+                            }
                         }
+                        Err(error) => return Err(self.sink_failed(&error)),
                     }
-                    Err(error) => return Err(self.sink_failed(&error)),
-                },
+                }
             }
         }
     }
@@ -641,10 +643,8 @@ impl Lane {
         if self.pipeline.keeps_length() {
             self.urgent.marks.push_back(self.urgent.read);
         }
-        let chunk = Chunk {
-            data: Bytes::copy_from_slice(&byte),
-            at: now.unwrap_or_else(Instant::now),
-        };
+        let data = Bytes::copy_from_slice(&byte);
+        let chunk = Chunk::new(data, now.unwrap_or_else(Instant::now));
         self.pipeline.push(chunk, &mut self.output);
         Ok(count)
     }
@@ -657,8 +657,7 @@ impl Lane {
         })?;
         let count = data.len();
         if count > 0 {
-            self.pipeline
-                .push(Chunk { data, at: now }, &mut self.output);
+            self.pipeline.push(Chunk::new(data, now), &mut self.output);
         }
         Ok(count)
     }

@@ -9,9 +9,9 @@ mod connection;
 mod engine;
 pub mod fault;
 mod handshake;
-mod inlet;
 mod lane;
 mod mysql;
+mod packets;
 mod pipe;
 mod protocol;
 mod random;
@@ -38,11 +38,12 @@ pub use connection::{Cut, Drain};
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
 pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
-pub use inlet::{Inlet, Pair};
+pub use packets::Pair;
 pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
 pub(crate) use upstream::{is_own, resolve_name};
 
+use crate::shaping::exchange::Exchange;
 use tcp::{Command, Inner, Stats};
 use toxic::ToxicSet;
 use trouble::Trouble;
@@ -57,8 +58,6 @@ const LAST_TURN: Duration = Duration::from_secs(1);
 
 /// Makes the listener of a TCP relay, each time that it starts to listen.
 pub type BindTcp = Arc<dyn Fn() -> io::Result<TcpInlet> + Send + Sync>;
-/// Makes the sockets of a UDP relay, each time that it starts to listen; one at least.
-pub type BindUdp = Arc<dyn Fn() -> io::Result<Vec<Inlet>> + Send + Sync>;
 
 /// Where a relay listens.
 #[derive(Clone)]
@@ -69,8 +68,8 @@ pub enum Listen {
     Udp(String),
     /// TCP on a listener that is made elsewhere, for instance by what redirects a service to it.
     TcpHook(BindTcp),
-    /// UDP on sockets that are made elsewhere.
-    UdpHook(BindUdp),
+    /// UDP in packets on their way between others, which come by this number of an exchange.
+    Packets(Arc<Exchange>, usize),
 }
 
 impl Listen {
@@ -79,7 +78,7 @@ impl Listen {
     pub const fn transport(&self) -> Transport {
         match self {
             Self::Tcp(_) | Self::TcpHook(_) => Transport::Tcp,
-            Self::Udp(_) | Self::UdpHook(_) => Transport::Udp,
+            Self::Udp(_) | Self::Packets(..) => Transport::Udp,
         }
     }
 }
@@ -90,7 +89,7 @@ impl fmt::Debug for Listen {
             Self::Tcp(address) => write!(formatter, "tcp:{address}"),
             Self::Udp(address) => write!(formatter, "udp:{address}"),
             Self::TcpHook(_) => formatter.write_str("tcp hook"),
-            Self::UdpHook(_) => formatter.write_str("udp hook"),
+            Self::Packets(_, number) => write!(formatter, "packets for {number}"),
         }
     }
 }
@@ -361,22 +360,27 @@ impl Relay {
                 self.start_tcp(&inner, inlet, state.accepts)?
             }
             Listen::TcpHook(bind) => self.start_tcp(&inner, bind()?, state.accepts)?,
-            Listen::Udp(address) => self.start_udp(
-                &inner,
-                vec![Inlet::own(bind_udp(address).await?)],
-                state.accepts,
-            )?,
-            Listen::UdpHook(bind) => self.start_udp(&inner, bind()?, state.accepts)?,
+            Listen::Udp(address) => {
+                let socket = bind_udp(address).await?;
+                socket.set_nonblocking(true)?;
+                let address = socket.local_addr()?;
+                let source = udp::Source::Socket(socket, address);
+                (Some(address), self.start_udp(&inner, source, state.accepts))
+            }
+            Listen::Packets(exchange, number) => {
+                let source = udp::Source::Packets(Arc::clone(exchange), *number);
+                (None, self.start_udp(&inner, source, state.accepts))
+            }
         };
         // The same address again when it is stopped and started.
-        match &mut state.listen {
-            Listen::Tcp(text) | Listen::Udp(text) => *text = address.to_string(),
-            Listen::TcpHook(_) | Listen::UdpHook(_) => {}
+        if let (Listen::Tcp(text) | Listen::Udp(text), Some(address)) = (&mut state.listen, address)
+        {
+            *text = address.to_string();
         }
         state.running = Some(running);
         self.trouble.forget();
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(inner);
-        *self.address.write().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
         Ok(())
     }
 
@@ -385,7 +389,7 @@ impl Relay {
         inner: &Arc<Inner>,
         inlet: TcpInlet,
         accepts: bool,
-    ) -> io::Result<(SocketAddr, Running)> {
+    ) -> io::Result<(Option<SocketAddr>, Running)> {
         inlet.listener.set_nonblocking(true)?;
         let socket = socket2::SockRef::from(&inlet.listener);
         // Accepted sockets inherit both.
@@ -394,7 +398,7 @@ impl Relay {
         let address = inlet.listener.local_addr()?;
         let commands = tcp::start(&self.engine, inner, inlet, accepts);
         Ok((
-            address,
+            Some(address),
             Running::Tcp {
                 inner: Arc::clone(inner),
                 commands,
@@ -402,25 +406,11 @@ impl Relay {
         ))
     }
 
-    fn start_udp(
-        &self,
-        inner: &Arc<Inner>,
-        inlets: Vec<Inlet>,
-        accepts: bool,
-    ) -> io::Result<(SocketAddr, Running)> {
-        for inlet in &inlets {
-            inlet.socket().set_nonblocking(true)?;
+    fn start_udp(&self, inner: &Arc<Inner>, source: udp::Source, accepts: bool) -> Running {
+        Running::Udp {
+            inner: Arc::clone(inner),
+            commands: udp::start(&self.engine, inner, source, self.udp_idle, accepts),
         }
-        let first = inlets.first().ok_or(io::ErrorKind::NotFound)?;
-        let address = first.socket().local_addr()?;
-        let commands = udp::start(&self.engine, inner, inlets, self.udp_idle, accepts);
-        Ok((
-            address,
-            Running::Udp {
-                inner: Arc::clone(inner),
-                commands,
-            },
-        ))
     }
 
     async fn stop(&self, state: &mut State) {

@@ -16,8 +16,8 @@ use super::connection::{Connection, Control, Cut, Drain, close_by_reset, close_i
 use super::engine::Engine;
 use super::fault::CloseMode;
 use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
-use super::inlet::Pair;
 use super::lane::unread;
+use super::packets::Pair;
 use super::toxic::ToxicSet;
 use super::trouble::Trouble;
 use super::upstream::{Accepted, Target, Upstream};

@@ -1,10 +1,12 @@
-//! The UDP relay: each client has an upstream socket of its own, and is forgotten when it has been silent.
+//! The UDP relay: each client has an upstream socket of its own, or is met in its packets on their way. It is forgotten
+//! when it has been silent.
 //!
 //! A datagram is never cut or merged. What a stage has no room for is dropped, as a network would.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -18,12 +20,13 @@ use tokio::sync::{mpsc, watch};
 use super::connection::Control;
 use super::engine::Engine;
 use super::fault::CloseMode;
-use super::inlet::{Inlet, Pair, Watched};
+use super::packets::{self, Carrier, Pair, Unpacked};
 use super::stage::{Chunk, Item, Output, Owner, Pipeline};
 use super::tcp::{Command, Inner, acknowledge};
 use super::timer::Timer;
 use super::toxic::Direction;
 use super::upstream::Accepted;
+use crate::shaping::exchange::{Exchange, Packet};
 
 /// The largest datagram, in bytes.
 const LARGEST: usize = 65_536;
@@ -36,34 +39,48 @@ const PIECES: usize = 1024;
 /// When a full socket buffer is tried again.
 const RETRY: Duration = Duration::from_micros(500);
 
-/// Starts relaying what comes in by any of the sockets.
+/// Where datagrams come from.
+pub(crate) enum Source {
+    /// Clients send to this socket, which has this address.
+    Socket(std::net::UdpSocket, SocketAddr),
+    /// Packets on their way, which come by this number of the exchange.
+    Packets(Arc<Exchange>, usize),
+}
+
+/// Starts relaying what comes in.
 pub(crate) fn start(
     engine: &Arc<Engine>,
     inner: &Arc<Inner>,
-    inlets: Vec<Inlet>,
+    source: Source,
     idle: Duration,
     accepts: bool,
 ) -> mpsc::UnboundedSender<Command> {
     let (commands, receiver) = mpsc::unbounded_channel();
     let (state, accepts) = watch::channel(accepts);
-    // Each of them holds a sender: nothing more comes when all have ended.
+    // The listener holds the sender: nothing more comes when it has ended.
     let (alive, ended) = mpsc::channel(1);
-    for inlet in inlets {
-        let mut listener = Listener {
-            engine: Arc::downgrade(engine),
-            inner: Arc::clone(inner),
-            idle,
-            accepts: accepts.clone(),
-            sessions: HashMap::new(),
-        };
-        let alive = alive.clone();
-        engine.spawn(async move {
-            match inlet.watched() {
-                Ok(inlet) => listener.serve(Arc::new(inlet)).await,
+    let mut listener = Listener {
+        engine: Arc::downgrade(engine),
+        inner: Arc::clone(inner),
+        idle,
+        accepts,
+        sessions: HashMap::new(),
+    };
+    match source {
+        Source::Socket(socket, local) => engine.spawn(async move {
+            match UdpSocket::from_std(socket) {
+                Ok(socket) => listener.serve(&Arc::new(socket), local).await,
                 Err(error) => log::error!("a socket can't be watched: {error}"),
             }
             drop(alive);
-        });
+        }),
+        Source::Packets(exchange, number) => {
+            let packets = exchange.subscribe(number);
+            engine.spawn(async move {
+                listener.serve_packets(&exchange, packets).await;
+                drop(alive);
+            });
+        }
     }
     engine.spawn(command(Arc::clone(inner), receiver, state, ended));
     commands
@@ -104,35 +121,52 @@ async fn end(state: watch::Sender<bool>, ended: &mut mpsc::Receiver<()>) {
     let _none = ended.recv().await;
 }
 
-/// One socket that clients send to, and the clients.
+/// A datagram on its way.
+struct Datagram {
+    direction: Direction,
+    data: Bytes,
+    carrier: Option<Carrier>,
+}
+
+/// How the two ends of a client are reached.
+#[derive(Clone)]
+enum Way {
+    /// The client by this socket, and the server by one of the client's own.
+    Socket(Arc<UdpSocket>),
+    /// Both in the packets that they send.
+    Packets(Arc<Exchange>),
+}
+
+/// Where clients send to, and the clients.
 struct Listener {
     engine: Weak<Engine>,
     inner: Arc<Inner>,
     idle: Duration,
     /// Whether new clients are served; closed when nothing is any more.
     accepts: watch::Receiver<bool>,
-    sessions: HashMap<Pair, mpsc::Sender<Bytes>>,
+    sessions: HashMap<Pair, mpsc::Sender<Datagram>>,
 }
 
+type Closed = mpsc::UnboundedSender<Pair>;
+
 impl Listener {
-    async fn serve(&mut self, inlet: Arc<Watched>) {
+    async fn serve(&mut self, socket: &Arc<UdpSocket>, local: SocketAddr) {
         let mut buffer = vec![0; LARGEST];
-        let (closed, mut closings) = mpsc::unbounded_channel::<Pair>();
+        let way = Way::Socket(Arc::clone(socket));
+        let (closed, mut closings) = mpsc::unbounded_channel();
         loop {
             tokio::select! {
                 biased;
                 changed = self.accepts.changed() => if changed.is_err() {
-                    self.take_waiting(&inlet, &mut buffer, &closed).await;
+                    self.take_waiting(&way, local, &mut buffer, &closed).await;
                     return;
                 },
-                Some(pair) = closings.recv() => {
-                    // A new session of the same client may have taken the place of the one that ended.
-                    if self.sessions.get(&pair).is_some_and(mpsc::Sender::is_closed) {
-                        self.sessions.remove(&pair);
+                Some(pair) = closings.recv() => self.forget(pair),
+                received = socket.recv_from(&mut buffer) => match received {
+                    Ok((size, client)) => {
+                        let pair = Pair { client, local };
+                        self.dispatch(&way, pair, from_client(&buffer[..size]), &closed);
                     }
-                }
-                received = inlet.receive(&mut buffer) => match received {
-                    Ok((size, pair)) => self.dispatch(&inlet, pair, &buffer[..size], &closed),
                     // An ICMP error for an earlier answer is no reason to stop.
                     Err(error) => log::debug!("receive: {error}"),
                 },
@@ -143,55 +177,110 @@ impl Listener {
     /// Takes what has come before the end, and little more.
     async fn take_waiting(
         &mut self,
-        inlet: &Arc<Watched>,
+        way: &Way,
+        local: SocketAddr,
         buffer: &mut [u8],
-        closed: &mpsc::UnboundedSender<Pair>,
+        closed: &Closed,
     ) {
         let until = Instant::now() + LAST_DATAGRAMS;
-        while Instant::now() < until
-            && let Ok(Ok((size, pair))) =
-                tokio::time::timeout(LAST_DATAGRAMS / 10, inlet.receive(buffer)).await
+        while let Way::Socket(socket) = way
+            && Instant::now() < until
+            && let Ok(Ok((size, client))) =
+                tokio::time::timeout(LAST_DATAGRAMS / 10, socket.recv_from(buffer)).await
         {
-            self.dispatch(inlet, pair, &buffer[..size], closed);
+            let pair = Pair { client, local };
+            self.dispatch(way, pair, from_client(&buffer[..size]), closed);
+        }
+    }
+
+    /// Takes packets, up to those that have come before the end: later ones bypass the relay.
+    async fn serve_packets(
+        &mut self,
+        exchange: &Arc<Exchange>,
+        mut packets: mpsc::Receiver<Packet>,
+    ) {
+        let (closed, mut closings) = mpsc::unbounded_channel();
+        loop {
+            tokio::select! {
+                biased;
+                changed = self.accepts.changed() => if changed.is_err() {
+                    packets.close();
+                    while let Some(packet) = packets.recv().await {
+                        self.take(exchange, packet, &closed);
+                    }
+                    return;
+                },
+                Some(pair) = closings.recv() => self.forget(pair),
+                Some(packet) = packets.recv() => self.take(exchange, packet, &closed),
+            }
+        }
+    }
+
+    /// Takes the datagrams out of a packet.
+    fn take(&mut self, exchange: &Arc<Exchange>, packet: Packet, closed: &Closed) {
+        match packets::unpack(packet) {
+            Ok(Unpacked {
+                pair,
+                direction,
+                datagrams,
+            }) => {
+                let way = Way::Packets(Arc::clone(exchange));
+                for (data, carrier) in datagrams {
+                    let datagram = Datagram {
+                        direction,
+                        data,
+                        carrier: Some(carrier),
+                    };
+                    self.dispatch(&way, pair, datagram, closed);
+                }
+            }
+            Err(packet) => {
+                self.inner.trouble.tell(
+                    "fragments",
+                    "a datagram came in fragments, and passes as it is",
+                );
+                exchange.give_back(packet);
+            }
+        }
+    }
+
+    /// A session has ended. A new one of the same client may have taken its place.
+    fn forget(&mut self, pair: Pair) {
+        if self
+            .sessions
+            .get(&pair)
+            .is_some_and(mpsc::Sender::is_closed)
+        {
+            self.sessions.remove(&pair);
         }
     }
 
     /// Hands a datagram to its client's session, which is made if need be.
-    fn dispatch(
-        &mut self,
-        inlet: &Arc<Watched>,
-        pair: Pair,
-        data: &[u8],
-        closed: &mpsc::UnboundedSender<Pair>,
-    ) {
-        let data = Bytes::copy_from_slice(data);
-        let data = match self
-            .sessions
-            .get(&pair)
-            .map(|session| session.try_send(data.clone()))
-        {
-            Some(Ok(())) => return,
-            Some(Err(mpsc::error::TrySendError::Full(_dropped))) => return,
-            Some(Err(mpsc::error::TrySendError::Closed(data))) => data,
-            None => data,
+    fn dispatch(&mut self, way: &Way, pair: Pair, datagram: Datagram, closed: &Closed) {
+        let datagram = match self.sessions.get(&pair) {
+            None => datagram,
+            Some(session) => match session.try_send(datagram) {
+                Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => return,
+                Err(mpsc::error::TrySendError::Closed(datagram)) => datagram,
+            },
         };
         let Some(engine) = self.engine.upgrade().filter(|_| *self.accepts.borrow()) else {
             return;
         };
         let (sender, datagrams) = mpsc::channel(WAITING);
-        if sender.try_send(data).is_err() {
+        if sender.try_send(datagram).is_err() {
             log::error!("a new queue has room for a datagram");
         }
         self.sessions.insert(pair, sender);
         let control = self.inner.register(pair.client);
-        let (inner, inlet, idle, closed) = (
+        let (inner, way, idle, closed) = (
             Arc::clone(&self.inner),
-            Arc::clone(inlet),
+            way.clone(),
             self.idle,
             closed.clone(),
         );
         engine.spawn(async move {
-            carry(&inner, &control, (inlet, pair), datagrams, idle).await;
+            carry(&inner, &control, way, pair, datagrams, idle).await;
             inner.unregister(&control);
             if closed.send(pair).is_err() {
                 log::trace!("the relay has stopped: nobody needs to know");
@@ -200,26 +289,37 @@ impl Listener {
     }
 }
 
+fn from_client(data: &[u8]) -> Datagram {
+    Datagram {
+        direction: Direction::Upstream,
+        data: Bytes::copy_from_slice(data),
+        carrier: None,
+    }
+}
+
 async fn carry(
     inner: &Arc<Inner>,
     control: &Arc<Control>,
-    (inlet, pair): (Arc<Watched>, Pair),
-    datagrams: mpsc::Receiver<Bytes>,
+    way: Way,
+    pair: Pair,
+    datagrams: mpsc::Receiver<Datagram>,
     idle: Duration,
 ) {
-    let (server, _kept) = match connect(inner, pair).await {
-        Ok(server) => server,
-        Err(error) => {
-            inner.failed(&error);
-            return;
-        }
+    let (ends, _kept) = match way {
+        Way::Packets(exchange) => (Ends::Packets(exchange), None),
+        Way::Socket(client) => match connect(inner, pair).await {
+            Ok((server, kept)) => (Ends::Sockets { client, server }, kept),
+            Err(error) => {
+                inner.failed(&error);
+                return;
+            }
+        },
     };
     let mut session = Session {
         inner: Arc::clone(inner),
         control: Arc::clone(control),
-        inlet,
+        ends,
         pair,
-        server,
         datagrams,
         pipelines: Default::default(),
         outputs: Default::default(),
@@ -256,14 +356,24 @@ async fn connect(inner: &Inner, pair: Pair) -> io::Result<(UdpSocket, Option<Box
     Ok((UdpSocket::from_std(socket.into())?, kept))
 }
 
+/// Where a client's datagrams go.
+enum Ends {
+    /// To the client from the socket that it sent to, to the server from another.
+    Sockets {
+        client: Arc<UdpSocket>,
+        server: UdpSocket,
+    },
+    /// Back into the packets that they came in.
+    Packets(Arc<Exchange>),
+}
+
 /// One client.
 struct Session {
     inner: Arc<Inner>,
     control: Arc<Control>,
-    inlet: Arc<Watched>,
+    ends: Ends,
     pair: Pair,
-    server: UdpSocket,
-    datagrams: mpsc::Receiver<Bytes>,
+    datagrams: mpsc::Receiver<Datagram>,
     pipelines: [Pipeline; 2],
     outputs: [Output; 2],
     version: Option<u64>,
@@ -288,7 +398,7 @@ impl Session {
         }
         let now = Instant::now();
         self.reconcile(now);
-        let mut moved = self.take_from_client(context, now);
+        let mut moved = self.take_queued(context, now);
         moved |= self.take_from_server(context, now);
         if moved {
             self.last = now;
@@ -385,18 +495,29 @@ impl Session {
         }
     }
 
-    fn push(&mut self, direction: Direction, data: Bytes, now: Instant) {
-        let index = direction.index();
-        count(&self.inner.stats.received[index], data.len());
+    fn push(&mut self, datagram: Datagram, now: Instant) {
+        let index = datagram.direction.index();
+        count(&self.inner.stats.received[index], datagram.data.len());
+        if self.pipelines[index].room(now) == 0 {
+            // What is due makes room, though nothing has looked at it since.
+            let mut pieces = PIECES;
+            self.pipelines[index].advance(now, &mut self.outputs[index], &mut pieces);
+            self.send(datagram.direction);
+        }
         if self.pipelines[index].room(now) > 0 {
-            self.pipelines[index].push(Chunk { data, at: now }, &mut self.outputs[index]);
+            let chunk = Chunk {
+                data: datagram.data,
+                at: now,
+                carrier: datagram.carrier,
+            };
+            self.pipelines[index].push(chunk, &mut self.outputs[index]);
         }
     }
 
-    fn take_from_client(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
+    fn take_queued(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
         for step in 0..WAITING {
             match self.datagrams.poll_recv(context) {
-                Poll::Ready(Some(data)) => self.push(Direction::Upstream, data, now),
+                Poll::Ready(Some(datagram)) => self.push(datagram, now),
                 // The relay has stopped, or Pending.
                 Poll::Ready(None) | Poll::Pending => return step > 0,
             }
@@ -408,16 +529,24 @@ impl Session {
     fn take_from_server(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
         for _ in 0..64 {
+            let Ends::Sockets { server, .. } = &self.ends else {
+                return false;
+            };
             let received = with_buffer(|buffer| {
                 let mut buffer = ReadBuf::new(buffer);
-                self.server
+                server
                     .poll_recv(context, &mut buffer)
                     .map_ok(|()| Bytes::copy_from_slice(buffer.filled()))
             });
             match received {
                 Poll::Ready(Ok(data)) => {
                     moved = true;
-                    self.push(Direction::Downstream, data, now);
+                    let datagram = Datagram {
+                        direction: Direction::Downstream,
+                        data,
+                        carrier: None,
+                    };
+                    self.push(datagram, now);
                 }
                 // The server's port was closed when an earlier datagram came: the next may find it open.
                 Poll::Ready(Err(error)) => log::debug!("receive from the server: {error}"),
@@ -433,13 +562,20 @@ impl Session {
         let index = direction.index();
         let mut moved = false;
         while let Some(item) = self.outputs[index].items.front() {
-            let Item::Data(data) = item else {
+            let (Item::Data(data) | Item::Packet(data, _)) = item else {
                 self.outputs[index].items.pop_front();
                 continue;
             };
-            let sent = match direction {
-                Direction::Upstream => self.server.try_send(data),
-                Direction::Downstream => self.inlet.try_answer(data, self.pair),
+            let sent = match (&self.ends, item) {
+                (Ends::Packets(exchange), Item::Packet(data, carrier)) => carrier
+                    .carry(data, |packet| exchange.give_back(packet))
+                    .map(|()| data.len()),
+                (Ends::Sockets { client, server }, _) => match direction {
+                    Direction::Upstream => server.try_send(data),
+                    Direction::Downstream => client.try_send_to(data, self.pair.client),
+                },
+                // No stage makes up datagrams.
+                (Ends::Packets(_), _) => Ok(0),
             };
             match sent {
                 Ok(size) => count(&self.inner.stats.sent[index], size),

@@ -33,6 +33,9 @@ pub struct Decision {
     pub seen: u32,
     /// `to-server` or `to-client`.
     pub direction: Cow<'static, str>,
+    /// Of a later fragment its offset in the datagram, in units of eight bytes; else 0 and not written.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fragment: u16,
     /// What was done.
     pub action: Cow<'static, str>,
     /// Bytes on the wire.
@@ -55,6 +58,7 @@ impl From<Event> for Decision {
             } else {
                 "to-client"
             }),
+            fragment: event.fragment,
             action: Cow::Borrowed(action_name(event.action)),
             bytes: event.bytes,
             segments: event.segments,
@@ -71,10 +75,16 @@ impl Decision {
             rule: rule_uid(1, self.rule.saturating_sub(1)),
             connection: self.connection,
             seen: self.seen,
-            direction: u32::from(self.direction == "to-client"),
+            direction: u16::from(self.direction == "to-client"),
+            fragment: self.fragment,
         };
         (key, self.packet)
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
+fn is_zero(fragment: &u16) -> bool {
+    *fragment == 0
 }
 
 /// The name of an action in reports.

@@ -9,19 +9,25 @@ use super::instead::instead;
 use crate::kernel::endpoints::Endpoints;
 use crate::kernel::injection::{Hits, Injection};
 use crate::plan::{Plan, PlannedRule};
-use crate::rule::Protocol;
+use crate::rule::units::show_size;
+use crate::rule::{Fault, Protocol, Rule};
 use crate::shaping::qdiscs::Loss;
 
 /// The counters that are worth a line when they are not zero.
-const NOTES: [(Counter, &str); 8] = [
+const NOTES: [(Counter, &str); 11] = [
     (Counter::Malformed, "malformed packets passed"),
     (
         Counter::Headers,
         "packets with too many IPv6 extension headers passed",
     ),
     (
-        Counter::TooManyMatches,
-        "packets matched more rules than are judged (8)",
+        Counter::Fragment,
+        "later IP fragments were not matched by port: their first fragment did not arrive before them, or more than 4096 \
+         datagrams were in fragments at once",
+    ),
+    (
+        Counter::FlowRuleTableFull,
+        "times a rule did not act on a packet: too many connections match more than 8 rules",
     ),
     (
         Counter::ActionFailed,
@@ -37,7 +43,15 @@ const NOTES: [(Counter, &str); 8] = [
     ),
     (
         Counter::FlowTableFull,
-        "packets passed because the connection table was full",
+        "packets passed because the table of connections was full: their ordinals are not counted",
+    ),
+    (
+        Counter::Forgotten,
+        "idle connections were forgotten because the table of connections was full: they count as new if they go on",
+    ),
+    (
+        Counter::Contended,
+        "packets were judged by two CPUs at once, with inexact ordinals",
     ),
     (
         Counter::EventLost,
@@ -104,7 +118,7 @@ fn held(text: &mut String, injection: &Injection) {
             ),
             (
                 &figures.no_room,
-                "packets were not delayed: the delay line held all it may (256 MiB)",
+                "packets were not delayed or changed: all was held that may be (256 MiB, 16,384 datagrams of a target)",
             ),
             (&figures.refused, "held packets could not be sent on"),
         ] {
@@ -228,8 +242,6 @@ pub fn line(plan: &Plan, hits: &[Hits]) -> String {
 pub struct Audience<'a> {
     /// Who: `the command`.
     pub who: &'a str,
-    /// They are a command or other processes, not everyone here.
-    pub is_limited: bool,
     /// What they connected to, where that is known.
     pub endpoints: Option<&'a Endpoints>,
     /// How many hits could not be carried out.
@@ -262,8 +274,8 @@ pub fn unfired<'a>(
             };
             let why = match &rule.stream {
                 Some(stream) if !was_seen => {
-                    let why = nothing_led(stream.target.protocol, audience.is_limited);
-                    instead.map_or_else(|| why.clone(), |instead| format!("{why}; {instead}"))
+                    let why = nothing_led(stream.target.protocol);
+                    instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
                 }
                 None if instead.is_some() => instead.unwrap_or_default() + published,
                 Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
@@ -277,7 +289,10 @@ pub fn unfired<'a>(
                                              (ECN is agreed on with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
                     .to_owned(),
                 None if audience.failed != 0 => "its target was seen, but none of its hits could be carried out".to_owned(),
-                None => "its target was seen, but its modifiers and chance picked nothing".to_owned(),
+                None => format!(
+                    "its target was seen, but {}",
+                    condition(rule).unwrap_or_else(|| "its modifiers and chance picked nothing".to_owned())
+                ),
             };
             (rule.text.as_str(), why)
         })
@@ -285,25 +300,35 @@ pub fn unfired<'a>(
 }
 
 /// Why the relay has met nobody.
-fn nothing_led(protocol: Protocol, limited: bool) -> String {
-    let nothing = match protocol {
-        Protocol::Udp => "no datagram was sent to its target while it was in force",
+fn nothing_led(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Udp => "no datagram of its target was seen while it was in force",
         Protocol::Tcp => {
             "no new connection to its target was opened while it was in force (open connections stay as they are)"
         }
         _ => {
-            "no new connection to its target was opened, and no datagram sent, while it was in force (open connections \
-             stay as they are)"
+            "no new connection to its target was opened, and no datagram of it seen, while it was in force (open \
+             connections stay as they are)"
         }
-    };
-    let mut why = nothing.to_owned();
-    if limited && protocol != Protocol::Tcp {
-        why.push_str(
-            "; datagrams that come to the command as a server go straight: for those take a packet fault (`delay`, `loss`, \
-             `drop`) or a proxy of `fault daemon`",
-        );
     }
-    why
+}
+
+/// What did not happen, for a fault that waits for something; such a rule has one entry.
+fn condition(rule: &PlannedRule) -> Option<String> {
+    let Ok(written) = rule.text.parse::<Rule>() else {
+        return None;
+    };
+    match written.fault {
+        Fault::Mtu { bytes, .. } => Some(format!(
+            "no packet was larger than {bytes} bytes: name a smaller MTU, or send more at once (a packet has at most its \
+             interface's MTU)"
+        )),
+        Fault::Reset { bytes: Some(bytes) } => Some(format!(
+            "no connection sent {} in one direction since the rule began: name a smaller size, or send more",
+            show_size(u64::from(bytes))
+        )),
+        _ => None,
+    }
 }
 
 /// Whether all that a rule does is to mark congestion.
@@ -316,7 +341,36 @@ fn only_marks(rule: &PlannedRule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule::{Rule, SystemResolver, Targets};
+    use crate::rule::{SystemResolver, Targets};
+
+    #[test]
+    fn a_condition_that_was_not_met_is_named() {
+        for (text, part) in [
+            ("tcp:1 mtu=1400", "no packet was larger than 1400 bytes"),
+            (
+                "tcp:1 reset=1KiB",
+                "no connection sent 1KiB in one direction",
+            ),
+            (
+                "tcp:1 drop nth=9",
+                "its modifiers and chance picked nothing",
+            ),
+        ] {
+            let rule: Rule = text.parse().unwrap();
+            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+            let plan = Plan::new(&[(rule, resolved)], 1, None, None).unwrap();
+            let mut seen = Hits::default();
+            seen.stats.seen_packets = 1;
+            let audience = Audience {
+                who: "the command",
+                endpoints: None,
+                failed: 0,
+                has_bridge: false,
+            };
+            let why = &unfired(&plan, &[seen], &audience)[0].1;
+            assert!(why.contains(part), "{why}");
+        }
+    }
 
     #[test]
     fn what_marks_congestion_says_that_ecn_has_to_be_agreed_on() {
@@ -330,7 +384,6 @@ mod tests {
         seen.stats.seen_packets = 1;
         let audience = Audience {
             who: "the command",
-            is_limited: true,
             endpoints: None,
             failed: 0,
             has_bridge: false,

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 /// A mistake in a rule, or in a part of one.
 ///
-/// `Display` draws the picture that the command line shows: the message, the rule, a caret under the
-/// word, what was expected and the nearest valid name. [`RuleError::one_line`] says the same in one line.
+/// `Display` draws the picture that the command line shows: the message, the rule, a caret under the word, and a line of help
+/// with what was expected and the nearest valid name. [`RuleError::one_line`] says the same in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleError {
     /// The whole text that was read.
@@ -91,7 +91,7 @@ impl fmt::Display for RuleError {
         let width = self.input[self.span.clone()].chars().count().max(1);
         write!(f, "  {}{}", " ".repeat(before), "^".repeat(width))?;
         if let Some(advice) = self.advice() {
-            write!(f, " {advice}")?;
+            write!(f, "\nhelp: {advice}")?;
         }
         Ok(())
     }
@@ -186,6 +186,12 @@ impl RuleError {
     /// Adds a text to put in the place of the wrong one.
     pub(super) fn suggest(mut self, suggestion: impl Into<String>) -> Self {
         self.suggestion = Some(suggestion.into());
+        self
+    }
+
+    /// Adds a text to put in the place of the wrong one, if there is one.
+    pub(super) fn suggest_some(mut self, suggestion: Option<impl Into<String>>) -> Self {
+        self.suggestion = suggestion.map(Into::into).or(self.suggestion);
         self
     }
 

@@ -12,6 +12,7 @@ pub mod conflict;
 mod error;
 mod fault;
 mod fuzz;
+mod hints;
 mod modifier;
 mod object;
 mod resolve;

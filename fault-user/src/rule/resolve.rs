@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 
 use super::error::{Piece, RuleError};
+use super::hints;
 use super::target::{Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets};
 use super::{Fault, Modifiers, Rule};
 
@@ -87,7 +88,8 @@ impl Rule {
         let error = Piece::whole(&text)
             .slice(0..name.len())
             .error(format!("unknown target `{name}`"))
-            .nearest(name, known.iter().copied());
+            .nearest(name, known.iter().copied())
+            .suggest_some(hints::service(name, Protocol::Any));
         Err(if known.is_empty() {
             error.expected(format!(
                 "`--target {name}=tcp:PORT`, or the target itself such as `tcp:3306`"
@@ -126,11 +128,17 @@ impl Rule {
     ) -> Result<ResolvedTarget, RuleError> {
         let text = self.to_string();
         let place = Piece::whole(&text).slice(0..self.target.to_string().len());
+        let service = |name: &str| {
+            let is_alone = target.ports.is_empty() && target.except.is_empty();
+            hints::service(name, target.protocol).filter(|_| is_alone)
+        };
         let mut addresses = |host: &Host| match host {
             Host::Cidr(network) => Ok(vec![*network]),
             Host::Name(name) => {
                 let addresses = resolver.addresses(name).map_err(|error| {
-                    place.error(format!("the host `{name}` can't be looked up: {error}"))
+                    place
+                        .error(format!("the host `{name}` can't be looked up: {error}"))
+                        .suggest_some(service(name))
                 })?;
                 if addresses.is_empty() {
                     return Err(place.error(format!("the host `{name}` has no address")));

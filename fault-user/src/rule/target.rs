@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use super::error::{Piece, RuleError, nearest};
+use super::hints;
 use super::words::words;
 
 words! {
@@ -250,6 +251,21 @@ fn misfit(target: &Target, exclusion: &Target) -> Option<(&'static str, &'static
 
 /// Reads a target without exclusions.
 fn included(piece: Piece<'_>) -> Result<Target, RuleError> {
+    plain(piece).map_err(|error| match hints::target(piece.text()) {
+        Some(meant) if error.suggestion.is_none() => piece
+            .error(format!("`{}` is not a target", piece.text()))
+            .suggest(meant),
+        _ => error,
+    })
+}
+
+/// Whether a text is a target without exclusions.
+pub(super) fn is_plain(text: &str) -> bool {
+    plain(Piece::whole(text)).is_ok()
+}
+
+/// Reads a target without exclusions, and looks for no hint.
+fn plain(piece: Piece<'_>) -> Result<Target, RuleError> {
     let text = piece.text();
     if text == "*" {
         return Ok(Target::default());
@@ -331,13 +347,33 @@ fn host_and_ports(
             .next()
             .is_some_and(|ip| Ipv6Addr::from_str(ip).is_ok()) =>
         {
-            Err(rest
-                .error("an IPv6 address is written in brackets")
-                .suggest(format!("[{text}]")))
+            let error = rest.error("an IPv6 address is written in brackets");
+            Err(match port_in_brackets(text) {
+                Some(meant) if Ipv6Addr::from_str(text).is_ok_and(is_ipv4_compatible) => {
+                    error.suggest(meant)
+                }
+                Some(meant) => error
+                    .expected(format!("`[{text}]` if all of it is the address"))
+                    .suggest(meant),
+                None => error.suggest(format!("[{text}]")),
+            })
         }
         _ if has_protocol => Err(rest.error("too many colons").expected(EXPECTED)),
         _ => Err(wrong_protocol(rest)),
     }
+}
+
+/// `[::1]:5432` for `::1:5432`, whose last group may be meant as the port.
+fn port_in_brackets(text: &str) -> Option<String> {
+    let (address, port) = text.rsplit_once(':')?;
+    let is_address = Ipv6Addr::from_str(address).is_ok();
+    (is_address && looks_like_ports(port)).then(|| format!("[{address}]:{port}"))
+}
+
+/// Whether an address is of the form `::a.b.c.d`, which nothing uses any more: `::1:5432` is one.
+fn is_ipv4_compatible(address: Ipv6Addr) -> bool {
+    let bits = address.to_bits();
+    bits > 1 && bits <= u128::from(u32::MAX)
 }
 
 /// The error for a first word that should have been a protocol.
@@ -372,6 +408,13 @@ fn host(piece: Piece<'_>, has_protocol: bool) -> Result<Host, RuleError> {
         Ipv4Addr::from_str(address).ok().map(IpAddr::from)
     };
     match (parsed, prefix) {
+        (Some(IpAddr::V6(address)), None) if is_ipv4_compatible(address) => {
+            let error = piece.error(format!("{address} is no address that a host can have"));
+            Err(match port_in_brackets(&plain) {
+                Some(meant) => error.suggest(meant),
+                None => error.expected("an IPv6 address such as `[::1]`"),
+            })
+        }
         (Some(address), None) => Ok(Host::Cidr(Cidr::host(address))),
         (Some(address), Some(prefix)) => network(piece, address, prefix).map(Host::Cidr),
         (None, None) if !bracketed && is_host_name(text) => {
@@ -462,7 +505,8 @@ fn port(piece: Piece<'_>) -> Result<u16, RuleError> {
                 "" => "a port is missing".to_owned(),
                 _ => format!("`{text}` is not a port"),
             })
-            .expected("a port from 1 to 65535")),
+            .expected("a port from 1 to 65535")
+            .suggest_some(hints::service_port(text))),
     }
 }
 

@@ -8,8 +8,9 @@ use super::catalog::{self, MIX};
 use super::check::{self, Complaint};
 use super::error::{Piece, RuleError};
 use super::fault::{Fault, MixArm};
+use super::hints;
 use super::modifier::{MODIFIERS, ModifierReader, modifier};
-use super::target::{TargetRef, target_ref};
+use super::target::{TargetRef, looks_like_ports, target_ref};
 use super::units;
 use super::{Rule, Target};
 
@@ -238,8 +239,8 @@ pub(super) fn fault(piece: Piece<'_>) -> Result<Fault, RuleError> {
     reader.finish()
 }
 
-/// The error for a word that is no modifier.
-fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>) -> RuleError {
+/// The error for a word that is no modifier; `before` are the fault and what belongs to it.
+fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>, before: Piece<'_>) -> RuleError {
     let key = word.split_once(&['=']).map_or(word, |(key, _)| key);
     let keys = MODIFIERS.iter().map(|m| m.key);
     let names: Vec<_> = keys.chain(reader.names()).collect();
@@ -257,9 +258,30 @@ fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>) -> RuleError {
             .error(format!("`{}` needs a value", spec.key))
             .suggest(format!("{}={}", spec.key, spec.value));
     }
+    if let Some(error) = hints::detached(before, word) {
+        return error;
+    }
     key.error(format!("unknown modifier `{}`", key.text()))
         .expected("p, first, after, nth, every, range, count, conn, match, size, dir, at, for, period, duty or reconnect")
         .nearest(key.text(), names)
+        .suggest_some(hints::look_up(hints::MODIFIERS, key.text()))
+}
+
+/// The error for a fault in front of its target, and for a target of two words.
+fn misplaced(target: Piece<'_>, fault: Piece<'_>, rest: &[Piece<'_>]) -> Option<RuleError> {
+    let (first, second) = (target.text(), fault.text());
+    let both = target.to(fault);
+    if hints::is_fault(first) && !hints::is_fault(second) && target_ref(fault).is_ok() {
+        let error = both.error("the target comes before the fault");
+        return Some(error.suggest(format!("{second} {first}")));
+    }
+    if !looks_like_ports(second) || rest.is_empty() {
+        return None;
+    }
+    let last = first.rsplit(':').next().unwrap_or(first);
+    let separator = if looks_like_ports(last) { ',' } else { ':' };
+    let error = both.error("a target is one word");
+    Some(error.suggest(format!("{first}{separator}{second}")))
 }
 
 /// Reads a rule.
@@ -273,8 +295,7 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
     let (target_word, fault_word, rest) = match words.as_slice() {
         [] => return Err(whole.error("the rule is empty").expected(form)),
         [only] => {
-            let is_fault = only.split_once(&['=']).map_or(*only, |(name, _)| name);
-            return Err(if catalog::spec(is_fault.text()).is_some() {
+            return Err(if hints::is_fault(only.text()) {
                 only.error("the target is missing").expected(form)
             } else {
                 target_ref(*only)?;
@@ -283,8 +304,12 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
         }
         [target, fault, rest @ ..] => (*target, *fault, rest),
     };
+    if let Some(error) = misplaced(target_word, fault_word, rest) {
+        return Err(error);
+    }
     let target = target_ref(target_word)?;
-    let mut fault_reader = FaultReader::start(fault_word)?;
+    let mut fault_reader =
+        FaultReader::start(fault_word).map_err(|error| hints::fault(fault_word, error))?;
     let mut reader = ModifierReader::default();
     for word in rest {
         let (key, value) = match word.split_once(&['=']) {
@@ -293,7 +318,9 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
         };
         match modifier(key.text()).filter(|spec| spec.key == key.text()) {
             Some(spec) if value.is_some() != spec.value.is_empty() => {
-                reader.set(spec, value.unwrap_or(key.slice(0..0)), *word)?;
+                reader
+                    .set(spec, value.unwrap_or(key.slice(0..0)), *word)
+                    .map_err(|error| hints::modifier_value(spec.key, *word, error))?;
             }
             _ if fault_reader.take(*word)? => {}
             Some(spec) if spec.value.is_empty() => {
@@ -301,7 +328,7 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
                     .error(format!("`{}` takes no value", spec.key))
                     .suggest(spec.key));
             }
-            _ => return Err(unknown_modifier(*word, &fault_reader)),
+            _ => return Err(unknown_modifier(*word, &fault_reader, fault_word)),
         }
     }
     let rule = Rule {

@@ -5,6 +5,7 @@
 //! never rounded.
 
 use super::error::{Piece, RuleError};
+use super::hints;
 
 /// A whole, in parts per million.
 pub const PPM: u32 = 1_000_000;
@@ -84,7 +85,6 @@ pub(super) fn duration(piece: Piece<'_>) -> Result<u64, RuleError> {
     with_unit(piece, DURATIONS, expected, "finer than a nanosecond")
 }
 
-/// A size in bytes: `64KiB`, `1500`, `10kB`, `1MiB`.
 /// A duration on its own, such as `30s`, in nanoseconds.
 ///
 /// # Errors
@@ -93,6 +93,7 @@ pub fn parse_duration(text: &str) -> Result<u64, RuleError> {
     duration(Piece::whole(text))
 }
 
+/// A size in bytes: `64KiB`, `1500`, `10kB`, `1MiB`.
 pub(super) fn size(piece: Piece<'_>) -> Result<u64, RuleError> {
     let expected = "a size such as `1500`, `64KiB` or `10kB`";
     with_unit(piece, SIZES, expected, "not a whole number of bytes")
@@ -190,6 +191,13 @@ fn decimal<'a>(piece: Piece<'a>, expected: &str) -> Result<(Decimal, Piece<'a>),
     let end = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());
+    if text[end..].starts_with(',')
+        && let Some(meant) = hints::decimal_point(text)
+    {
+        return Err(piece
+            .error("a number has a decimal point and no comma")
+            .suggest(meant));
+    }
     let number = piece.slice(0..end);
     let (whole, fraction) = number.text().split_once('.').unwrap_or((number.text(), ""));
     if whole.is_empty() || fraction.contains('.') || number.text().ends_with('.') {
@@ -233,6 +241,7 @@ fn with_unit(
             rest.error(format!("unknown unit `{}`", rest.text()))
                 .expected(expected)
                 .nearest(rest.text(), names)
+                .suggest_some(meant(rest.text(), units))
         });
     };
     let value = number.times(factor).ok_or_else(|| {
@@ -241,6 +250,17 @@ fn with_unit(
             .expected(expected)
     })?;
     fits(value, piece)
+}
+
+/// The unit that is most probably meant by a word of other tools.
+fn meant(word: &str, units: &[Unit]) -> Option<String> {
+    let by_table = |table| hints::look_up(table, word).map(str::to_owned);
+    let meant = match units {
+        DURATIONS => by_table(hints::TIME_UNITS),
+        SIZES => by_table(hints::SIZE_UNITS),
+        _ => hints::rate_unit(word),
+    };
+    meant.filter(|meant| factor(meant, units).is_some())
 }
 
 /// The factor of a unit by its name.

@@ -8,9 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
+use bytes::Bytes;
 use fault_common::abi::{HOLDS, Hold, Release, hold_flag, line};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::mpsc::error::TrySendError;
 
+use super::exchange::{Exchange, Packet};
 use super::schedule::{Schedule, Shapers};
 use super::tap::{FRAME_MAX, HEADER_BYTES, TAG_AT, TAG_BYTES, Tap, is_super_packet};
 use super::ways::{Places, number_of};
@@ -62,6 +65,7 @@ pub struct DelayLine {
     schedule: Arc<Mutex<Schedule>>,
     stop: Arc<AtomicBool>,
     wake: Arc<EventFd>,
+    exchange: Arc<Exchange>,
     tap_index: u32,
     thread: Option<JoinHandle<()>>,
 }
@@ -79,6 +83,7 @@ impl DelayLine {
         let wake = Arc::new(EventFd::from_flags(
             EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
         )?);
+        let exchange = Arc::new(Exchange::new(Arc::clone(&wake)));
         let mut line = Line {
             tap,
             maps,
@@ -86,6 +91,7 @@ impl DelayLine {
             ticket: 0,
             places,
             schedule: Arc::clone(&schedule),
+            exchange: Arc::clone(&exchange),
             heap: BinaryHeap::new(),
             frames: Vec::new(),
             free: Vec::new(),
@@ -109,6 +115,7 @@ impl DelayLine {
             schedule,
             stop,
             wake,
+            exchange,
             tap_index,
             thread: Some(thread),
         })
@@ -123,6 +130,12 @@ impl DelayLine {
     #[must_use]
     pub fn figures(&self) -> Arc<Figures> {
         Arc::clone(&self.figures)
+    }
+
+    /// Where relays meet packets.
+    #[must_use]
+    pub fn exchange(&self) -> Arc<Exchange> {
+        Arc::clone(&self.exchange)
     }
 
     /// The index of its network device.
@@ -198,6 +211,15 @@ fn set_own_size(hold: &mut Hold, frame: &[u8]) {
     }
 }
 
+/// What becomes of a frame when its time has come.
+#[derive(Clone, Copy, Default)]
+struct Onward {
+    release: Release,
+    /// The number of the relay that it is given to, and 1; 0 for none.
+    relay: u16,
+    to_client: bool,
+}
+
 struct Line {
     tap: Tap,
     maps: LineMaps,
@@ -208,9 +230,10 @@ struct Line {
     places: Places,
     /// Changed from outside when other rules come.
     schedule: Arc<Mutex<Schedule>>,
+    exchange: Arc<Exchange>,
     /// When which frame goes, and the order of those that go at the same time.
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
-    frames: Vec<(Vec<u8>, Release)>,
+    frames: Vec<(Vec<u8>, Onward)>,
     /// Entries of `frames` that are empty.
     free: Vec<usize>,
     /// Buffers to be used again.
@@ -249,6 +272,9 @@ impl Line {
             self.beat();
             let until_ns = if last { u64::MAX } else { monotonic_ns() };
             self.release_due(until_ns);
+            for packet in self.exchange.returned() {
+                self.send(&packet.frame, packet.release);
+            }
             if last && !more {
                 return Ok(());
             }
@@ -305,9 +331,13 @@ impl Line {
             self.figures.queue_full.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let release = Release {
-            judges: hold.judges,
-            place: place.into(),
+        let onward = Onward {
+            release: Release {
+                judges: hold.judges,
+                place: place.into(),
+            },
+            relay: hold.relay,
+            to_client: hold.flags & hold_flag::TO_CLIENT != 0,
         };
         let copies = if hold.flags & hold_flag::TWICE == 0 {
             1
@@ -315,7 +345,7 @@ impl Line {
             2
         };
         for _ in 0..copies {
-            self.store(frame, release, release_ns);
+            self.store(frame, onward, release_ns);
         }
     }
 
@@ -329,7 +359,7 @@ impl Line {
     }
 
     /// Keeps a frame until its time, or sends it on at once when there is no room.
-    fn store(&mut self, frame: &[u8], release: Release, release_ns: u64) {
+    fn store(&mut self, frame: &[u8], onward: Onward, release_ns: u64) {
         let mut kept = self.spare.pop().unwrap_or_default();
         kept.clear();
         let has_room = self.held_bytes + frame.len() <= HELD_BYTES_MAX
@@ -341,16 +371,16 @@ impl Line {
                 .is_ok();
         if !has_room {
             self.figures.no_room.fetch_add(1, Ordering::Relaxed);
-            self.send(frame, release);
+            self.send(frame, onward.release);
             return;
         }
         kept.extend_from_slice(frame);
         self.held_bytes += frame.len();
         let slot = self.free.pop().unwrap_or(self.frames.len());
         if slot == self.frames.len() {
-            self.frames.push((kept, release));
+            self.frames.push((kept, onward));
         } else {
-            self.frames[slot] = (kept, release);
+            self.frames[slot] = (kept, onward);
         }
         self.sequence += 1;
         self.heap.push(Reverse((release_ns, self.sequence, slot)));
@@ -376,10 +406,14 @@ impl Line {
                 return;
             }
             self.heap.pop();
-            let (frame, release) = std::mem::take(&mut self.frames[slot]);
+            let (frame, onward) = std::mem::take(&mut self.frames[slot]);
             self.free.push(slot);
             self.held_bytes -= frame.len();
-            self.send(&frame, release);
+            if onward.relay != 0 {
+                self.give(frame, onward);
+                continue;
+            }
+            self.send(&frame, onward.release);
             // Large buffers are given back, so that a burst does not keep its memory.
             if self.spare.len() < SPARE_BUFFERS && frame.capacity() <= 4096 {
                 self.spare.push(frame);
@@ -387,7 +421,25 @@ impl Line {
         }
     }
 
-    /// Sleeps until a frame comes, one is due, or the end.
+    /// Gives a frame to its relay, or sends it on where the relay is not there or does not keep up.
+    fn give(&mut self, frame: Vec<u8>, onward: Onward) {
+        let packet = Packet {
+            frame: Bytes::from(frame),
+            release: onward.release,
+            to_client: onward.to_client,
+        };
+        let packet = match self.exchange.give(usize::from(onward.relay) - 1, packet) {
+            Ok(()) => return,
+            Err(TrySendError::Closed(packet)) => packet,
+            Err(TrySendError::Full(packet)) => {
+                self.figures.no_room.fetch_add(1, Ordering::Relaxed);
+                packet
+            }
+        };
+        self.send(&packet.frame, packet.release);
+    }
+
+    /// Sleeps until a frame comes, one is due or comes back from a relay, or the end.
     fn wait(&self, wake: &EventFd) -> Result<()> {
         let next_ns = self
             .heap
@@ -413,8 +465,12 @@ impl Line {
         let status =
             unsafe { libc::ppoll(fds.as_mut_ptr(), 2, &raw const timeout, std::ptr::null()) };
         match nix::errno::Errno::result(status) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-            Err(error) => Err(error).context("waiting for packets"),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error).context("waiting for packets"),
+        }
+        match wake.read() {
+            Ok(_) | Err(nix::errno::Errno::EAGAIN) => Ok(()),
+            Err(error) => Err(error).context("being woken"),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! it is told ([`schedule`]) and writes it back, from where a program sends it on its way. The tap goes with the
 //! process, and without a living process the programs redirect nothing.
 
+pub mod exchange;
 pub mod line;
 pub mod qdiscs;
 pub mod schedule;

@@ -23,7 +23,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
         }
         _ => {}
     }
-    if rule.target.ports.is_empty() {
+    if rule.target.ports.is_empty() && rule.target.protocol != Protocol::Udp {
         bail!("`{name}` needs the port of a service, such as tcp:5432");
     }
     convert::toxic(&rule.fault)?;
@@ -70,6 +70,18 @@ fn without_direction(fault: &Fault) -> Option<&'static str> {
         Fault::Mix(arms) => arms.iter().find_map(|arm| without_direction(&arm.fault)),
         _ => None,
     }
+}
+
+/// Whether datagrams are given to the relay for this rule.
+#[must_use]
+pub fn takes_datagrams(rule: &ResolvedRule) -> bool {
+    acts_on(rule, Transport::Udp)
+}
+
+/// Whether connections are.
+#[must_use]
+pub fn takes_streams(rule: &ResolvedRule) -> bool {
+    acts_on(rule, Transport::Tcp)
 }
 
 /// Whether a rule that can be carried out has something to do on the relay of this transport.

@@ -1,13 +1,13 @@
 //! The programs that lead connections to the relay, and their maps.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, MapData, MapError, SockMap};
+use aya::maps::{HashMap, MapData, SockMap};
 use aya::programs::{CgroupSockAddr, SkLookup, SockOps};
 use aya::{Ebpf, Pod};
 use fault_common::abi::{Destination, Handshake, Original, STEERS, alias};
@@ -30,8 +30,6 @@ type Shared<K, V> = Arc<Mutex<HashMap<MapData, K, V>>>;
 pub struct Originals {
     /// Where connections were meant to go that are being opened.
     handshakes: Shared<Handshake, Original>,
-    /// The servers of datagrams, by the address of the relay that stands for them.
-    claims: Shared<Destination, Destination>,
 }
 
 impl Originals {
@@ -64,44 +62,6 @@ impl Originals {
         handshakes
             .insert(key, original, 0)
             .map_err(io::Error::other)
-    }
-
-    /// The server that one of the relay's sockets for datagrams stands for.
-    ///
-    /// # Errors
-    /// None yet: somebody sent to the relay by itself.
-    pub fn server(&self, relay: SocketAddr) -> io::Result<SocketAddr> {
-        Self::look_up(&self.claims, &destination(relay)).map(address)
-    }
-
-    /// All servers of datagrams that are led, by the address of the relay that stands for them.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub fn servers(&self) -> Result<std::collections::HashMap<SocketAddr, SocketAddr>> {
-        let known = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut servers = std::collections::HashMap::new();
-        for entry in known.iter() {
-            let (relay, server) = entry.context("listing the servers of datagrams")?;
-            servers.insert(address(relay), address(server));
-        }
-        Ok(servers)
-    }
-
-    /// Whether there are servers enough for all these ports of the relay.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub fn are_all_claimed(&self, ports: &[SocketAddr]) -> io::Result<bool> {
-        let known = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        for port in ports {
-            match known.get(&destination(*port), 0) {
-                Ok(_) => {}
-                Err(MapError::KeyNotFound) => return Ok(false),
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        }
-        Ok(!ports.is_empty())
     }
 
     fn look_up<K: Pod, V: Pod>(known: &Shared<K, V>, key: &K) -> io::Result<V> {
@@ -175,7 +135,6 @@ impl Hooks {
         let served = Served::new(&mut ebpf)?;
         let originals = Originals {
             handshakes: shared(&mut ebpf, "HANDSHAKES")?,
-            claims: shared(&mut ebpf, "CLAIMS")?,
         };
         let (handshakes, events) = Handshakes::load(&mut ebpf, &originals)?;
         let hooks = Self {
@@ -201,22 +160,13 @@ impl Hooks {
     /// The kernel refuses the socket.
     pub fn listen(&mut self, index: u32, listener: &TcpListener) -> Result<()> {
         let address = listener.local_addr()?;
-        let place = index * 4 + u32::from(address.is_ipv6());
+        let place = index * 2 + u32::from(address.is_ipv6());
         self.enter(place, listener)?;
         if address.is_ipv4() {
             // It is reached at many addresses.
             self.served.show_listener(address.port(), place);
         }
         Ok(())
-    }
-
-    /// Datagrams from outside to service `index` are given to this socket.
-    ///
-    /// # Errors
-    /// The kernel refuses the socket.
-    pub fn listen_for_datagrams(&mut self, index: u32, socket: &UdpSocket) -> Result<()> {
-        let v6 = u32::from(socket.local_addr()?.is_ipv6());
-        self.enter(index * 4 + 2 + v6, socket)
     }
 
     fn enter(&mut self, place: u32, socket: &impl AsRawFd) -> Result<()> {
@@ -256,10 +206,6 @@ fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     for (name, at) in [
         ("fault_connect4", Hook::Connect4),
         ("fault_connect6", Hook::Connect6),
-        ("fault_send4", Hook::Send4),
-        ("fault_send6", Hook::Send6),
-        ("fault_receive4", Hook::Receive4),
-        ("fault_receive6", Hook::Receive6),
         ("fault_peer4", Hook::PeerName4),
         ("fault_peer6", Hook::PeerName6),
     ] {

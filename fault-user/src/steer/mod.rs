@@ -11,17 +11,14 @@ mod hooks;
 pub mod reconnect;
 mod relays;
 mod served;
-mod straighten;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use fault_common::abi::SLOTS;
 use tokio::task::JoinHandle;
 
 use crate::kernel::injection::Hits;
@@ -29,10 +26,11 @@ use crate::kernel::injector::Marker;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
-use crate::relay::{Cut, Direction as Way, Drain, Engine, Inlet, Relay, ToxicConfig, Transport};
+use crate::relay::{Cut, Direction as Way, Drain, Engine, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
+use crate::shaping::exchange::Exchange;
 use crate::tell::tell;
-pub use check::check;
+pub use check::{check, takes_datagrams, takes_streams};
 use handshakes::Events;
 use hooks::{Hooks, Originals, Reach};
 pub(crate) use relays::prepare;
@@ -70,7 +68,7 @@ struct StreamRule {
     rule: ResolvedRule,
 }
 
-/// A target with its relays, one for each version of IP.
+/// A target with its relays: one for each version of IP, and one for datagrams.
 struct Led {
     /// Its name or text.
     name: String,
@@ -78,21 +76,16 @@ struct Led {
     relays: Vec<Arc<Relay>>,
     /// Where they listen, to look at who waits.
     listeners: Vec<std::net::TcpListener>,
-    /// Where datagrams from outside come to.
-    outside: [Option<Inlet>; 2],
-    /// Where its servers' datagrams come to, over IPv4 and IPv6.
-    datagrams: [Vec<SocketAddr>; 2],
 }
 
 struct Shared {
     /// The cgroup whose connections are led; nothing for every process here.
     scope: Option<PathBuf>,
-    /// Knows the sockets of the network namespace, if any are to be reset or connected anew.
+    /// Knows the sockets of the network namespace, if any are to be reset.
     diagnosis: Option<Mutex<Netlink>>,
     /// Where connections to other hosts are to be reset.
     peers: reconnect::Peers,
     hooks: Mutex<Hooks>,
-    originals: Originals,
     led: Vec<Led>,
     rules: Vec<StreamRule>,
     /// How many rules of each target are in their windows.
@@ -149,6 +142,8 @@ pub struct Whose<'a> {
     /// Applied to the sockets that the relay opens, where nobody else's are led: so they belong to the command for packet
     /// rules. What clients from outside open is led too: to the cgroup's servers, or without this to all.
     pub marker: Option<Marker>,
+    /// Where the packets of datagrams come from; there is none without rules on UDP.
+    pub exchange: Option<Arc<Exchange>>,
 }
 
 /// Rules with their targets, each of which is there once.
@@ -189,7 +184,7 @@ impl Opened {
         rules: &[StreamRule],
     ) -> Result<Self> {
         let ends = (0..targets.len())
-            .map(|target| Ends::open(&transports(target, rules), reach.all_servers))
+            .map(|target| Ends::open(has(Transport::Tcp, target, rules).is_some()))
             .collect::<Result<Vec<_>>>()?;
         let services: Vec<Service> = ends
             .iter()
@@ -202,18 +197,11 @@ impl Opened {
                 hooks.served().add(listener)?;
             }
         }
-        let looks = |rule: &StreamRule| {
-            rule.rule.modifiers.reconnect || check::acts_on(&rule.rule, Transport::Udp)
-        };
-        let diagnosis = if rules.iter().any(looks) {
-            Some(Mutex::new(Netlink::sock_diag()?))
+        let (diagnosis, peers) = if rules.iter().any(|rule| rule.rule.modifiers.reconnect) {
+            let diagnosis = Mutex::new(Netlink::sock_diag()?);
+            (Some(diagnosis), reconnect::Peers::open())
         } else {
-            None
-        };
-        let peers = if rules.iter().any(|rule| rule.rule.modifiers.reconnect) {
-            reconnect::Peers::open()
-        } else {
-            reconnect::Peers::default()
+            (None, reconnect::Peers::default())
         };
         Ok(Self {
             ends,
@@ -264,12 +252,14 @@ impl Steering {
             originals: &originals,
             handshakes: &handshakes,
             prepare: prepare(relay_mark(), whose.marker, Some(hooks.served().clone())),
+            exchange: whose.exchange.as_ref(),
         };
         let mut led = Vec::with_capacity(targets.len());
         for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
             let named = rules.iter().find(|rule| rule.target == number);
             let title = named.map_or("", |rule| &rule.rule.name);
-            let relays = ends.relays(&maker, (number, title))?;
+            let packets = has(Transport::Udp, number, &rules);
+            let relays = ends.relays(&maker, (number, title), packets)?;
             let target = Led::start(number, target, &rules, ends, relays).await?;
             target.show(u32::try_from(number)?, &mut hooks)?;
             led.push(target);
@@ -279,7 +269,6 @@ impl Steering {
             diagnosis,
             peers,
             hooks: Mutex::new(hooks),
-            originals,
             active: Mutex::new(vec![0; led.len()]),
             past: Mutex::new(vec![StreamHits::default(); rules.len()]),
             before: Mutex::new(vec![None; rules.len()]),
@@ -309,9 +298,7 @@ impl Steering {
         transit: Duration,
         hurry: impl Future<Output = ()>,
     ) -> Cut {
-        if let Err(error) = self.shared.straighten() {
-            tell!("fault: connected UDP sockets may have to be opened anew: {error:#}");
-        }
+        self.shared.stop_redirecting();
         let all = Drain::within(limit.unwrap_or_else(|| self.delay() + SPARE));
         let drain = Drain {
             open_until: match limit {
@@ -361,15 +348,10 @@ impl Steering {
             .map(|end_ns| self.started + Duration::from_nanos(end_ns))
     }
 
-    /// Whether sockets of others are reached for: to reset connections, and at the end where datagrams are led.
+    /// Whether sockets of others are reached for, to reset connections.
     #[must_use]
     pub fn reaches_for_sockets(&self) -> bool {
-        self.shared.diagnosis.is_some() || self.leads_datagrams()
-    }
-
-    fn leads_datagrams(&self) -> bool {
-        let mut relays = self.shared.led.iter().flat_map(|led| &led.relays);
-        relays.any(|relay| relay.transport() == Transport::Udp)
+        self.shared.diagnosis.is_some()
     }
 
     /// What each rule did, by its place among all rules.
@@ -385,14 +367,11 @@ impl Steering {
     }
 }
 
-/// What the relays of a target must carry for its rules.
-fn transports(target: usize, rules: &[StreamRule]) -> Vec<Transport> {
-    let is_needed = |transport: &Transport| {
-        let mut own = rules.iter().filter(|rule| rule.target == target);
-        own.any(|rule| check::acts_on(&rule.rule, *transport))
-    };
-    let all = [Transport::Tcp, Transport::Udp];
-    all.into_iter().filter(is_needed).collect()
+/// The place among all rules of the first one that has the target's relays carry this; nothing where none has.
+fn has(transport: Transport, target: usize, rules: &[StreamRule]) -> Option<usize> {
+    let mut own = rules.iter().filter(|rule| rule.target == target);
+    own.find(|rule| check::acts_on(&rule.rule, transport))
+        .map(|rule| rule.index)
 }
 
 impl Drop for Steering {
@@ -400,11 +379,9 @@ impl Drop for Steering {
         for timeline in &self.timelines {
             timeline.abort();
         }
-        if let Err(error) = self.shared.straighten() {
-            tell!("fault: connected UDP sockets may have to be opened anew: {error:#}");
-        }
+        self.shared.stop_redirecting();
         for led in &self.shared.led {
-            for note in led.notes(&self.shared.originals) {
+            for note in led.notes() {
                 tell!("fault: {note}");
             }
         }
@@ -475,34 +452,19 @@ impl Led {
                 .into_iter()
                 .flatten()
                 .collect(),
-            outside: std::mem::take(&mut ends.outside),
-            datagrams: ends.addresses.clone(),
         })
     }
 
     /// Tells the hooks where it listens.
     fn show(&self, index: u32, hooks: &mut Hooks) -> Result<()> {
-        hooks.table().lead_datagrams(index, &self.datagrams);
-        for listener in &self.listeners {
-            hooks.listen(index, listener)?;
-        }
-        let mut outside = self.outside.iter().flatten();
-        outside.try_for_each(|inlet| hooks.listen_for_datagrams(index, inlet.socket()))
+        let mut listeners = self.listeners.iter();
+        listeners.try_for_each(|listener| hooks.listen(index, listener))
     }
 
     /// What else is worth a line when all is over.
-    fn notes(&self, originals: &Originals) -> Vec<String> {
+    fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let name = &self.name;
-        for addresses in &self.datagrams {
-            match originals.are_all_claimed(addresses) {
-                Ok(true) => notes.push(format!(
-                    "{SLOTS} servers of {name} were led to: datagrams to further ones went straight"
-                )),
-                Ok(false) => {}
-                Err(error) => notes.push(format!("looking at the servers of {name}: {error}")),
-            }
-        }
         let mut failures = BTreeMap::new();
         for (reason, count) in self.relays.iter().flat_map(|relay| relay.stats().failures) {
             *failures.entry(reason).or_insert(0) += count;
@@ -637,22 +599,12 @@ impl Shared {
         cuts.into_iter().sum()
     }
 
-    /// Nothing is redirected any more, and sockets for datagrams are connected to whom they meant.
-    fn straighten(&self) -> Result<()> {
+    /// Nothing is redirected any more.
+    fn stop_redirecting(&self) {
         let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_over.swap(true, Ordering::SeqCst) {
-            return Ok(());
-        }
+        self.is_over.store(true, Ordering::SeqCst);
         for (index, led) in (0..).zip(&self.led) {
             hooks.switch(index, &led.target.ports, false);
-        }
-        let servers = self.originals.servers()?;
-        match &self.diagnosis {
-            Some(diagnosis) if !servers.is_empty() => {
-                let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
-                straighten::straighten(&mut netlink, &servers)
-            }
-            _ => Ok(()),
         }
     }
 

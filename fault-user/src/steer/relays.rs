@@ -1,14 +1,13 @@
 //! The relays of one target: where they listen, and what they do to their own sockets.
 
-use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context as _, Result};
-use fault_common::abi::SLOTS;
+use fault_common::abi::steered;
 use nix::errno::Errno;
 use socket2::{Domain, Socket, Type};
 
@@ -17,22 +16,14 @@ use super::hooks::Originals;
 use super::served::Served;
 use crate::kernel::injector::Marker;
 use crate::kernel::services::{Service, relay_mark};
-use crate::relay::{
-    BACKLOG, Engine, Inlet, Listen, Prepare, Relay, Settings, Target, Transport, Upstream,
-};
+use crate::relay::{BACKLOG, Engine, Listen, Prepare, Relay, Settings, Target, Upstream};
 use crate::rule::ResolvedTarget;
-use crate::tell::tell;
+use crate::shaping::exchange::Exchange;
 
 /// Where the relays of one target listen, on loopback: IPv4, and IPv6 where there is any.
 pub struct Ends {
     /// For connections.
     pub streams: [Option<TcpListener>; 2],
-    /// For datagrams: a socket for each server.
-    datagrams: [Vec<UdpSocket>; 2],
-    /// Their addresses.
-    pub addresses: [Vec<SocketAddr>; 2],
-    /// For datagrams from outside to services here.
-    pub outside: [Option<Inlet>; 2],
 }
 
 /// What the relays of all targets have in common.
@@ -47,58 +38,32 @@ pub struct Maker<'a> {
     pub handshakes: &'a Handshakes,
     /// What is done to the sockets that they open.
     pub prepare: Prepare,
+    /// Where the packets of datagrams come from.
+    pub exchange: Option<&'a Arc<Exchange>>,
 }
 
 impl Ends {
-    /// Opens them, for connections, datagrams or both; `outside`: also for datagrams from outside.
+    /// Opens them, if there are to be any: a target may be for datagrams alone.
     ///
     /// # Errors
     /// There is no loopback, or too many files are open.
-    pub fn open(transports: &[Transport], outside: bool) -> Result<Self> {
-        let mut ends = Self {
-            streams: [None, None],
-            datagrams: [Vec::new(), Vec::new()],
-            addresses: [Vec::new(), Vec::new()],
-            outside: [None, None],
-        };
-        for transport in transports {
-            match transport {
-                Transport::Tcp => {
-                    let v4 = listener(Ipv4Addr::LOCALHOST.into())
-                        .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
-                    let v6 = unless_missing(listener(Ipv6Addr::LOCALHOST.into()))
-                        .context("the relay can't listen on ::1")?;
-                    // What they accept inherits the mark: `reconnect` leaves it alone.
-                    for listener in [Some(&v4), v6.as_ref()].into_iter().flatten() {
-                        mark(listener.as_fd(), relay_mark())?;
-                    }
-                    ends.streams = [Some(v4), v6];
-                }
-                Transport::Udp => {
-                    let v4 = sockets(Ipv4Addr::LOCALHOST.into())
-                        .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
-                    let has_v6 = unless_missing(UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)))
-                        .context("the relay can't listen on ::1")?
-                        .is_some();
-                    ends.datagrams[0] = v4;
-                    if has_v6 {
-                        ends.datagrams[1] = sockets(Ipv6Addr::LOCALHOST.into())
-                            .context("the relay can't listen on ::1")?;
-                    }
-                    if outside {
-                        ends.outside = from_outside(has_v6)?;
-                    }
-                }
-            }
+    pub fn open(has_streams: bool) -> Result<Self> {
+        if !has_streams {
+            return Ok(Self {
+                streams: [None, None],
+            });
         }
-        for (sockets, addresses) in ends.datagrams.iter().zip(&mut ends.addresses) {
-            for socket in sockets {
-                // What it sends to clients is not led back.
-                mark(socket.as_fd(), relay_mark())?;
-                addresses.push(socket.local_addr()?);
-            }
+        let v4 = listener(Ipv4Addr::LOCALHOST.into())
+            .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
+        let v6 = unless_missing(listener(Ipv6Addr::LOCALHOST.into()))
+            .context("the relay can't listen on ::1")?;
+        // What they accept inherits the mark: `reconnect` leaves it alone.
+        for listener in [Some(&v4), v6.as_ref()].into_iter().flatten() {
+            mark(listener.as_fd(), relay_mark())?;
         }
-        Ok(ends)
+        Ok(Self {
+            streams: [Some(v4), v6],
+        })
     }
 
     /// The target as the hooks know it.
@@ -112,19 +77,20 @@ impl Ends {
         };
         let [v4, v6] = &self.streams;
         let mut service = Service::new(target, [port(v4)?, port(v6)?]);
-        service.limit_to(v4.is_some(), !self.datagrams[0].is_empty());
+        service.steer.protocols = if v4.is_some() { steered::TCP } else { 0 };
         Ok(service)
     }
 
     /// Relays of target `number`, which the user knows as `title`; they do not listen yet. Their connections are
-    /// numbered as one.
+    /// numbered as one. Datagrams come by the number `packets` of the exchange, if any do.
     ///
     /// # Errors
-    /// The kernel refuses to share a socket.
+    /// The kernel refuses to share a socket, or there is no exchange.
     pub fn relays(
         &mut self,
         maker: &Maker<'_>,
         (number, title): (usize, &str),
+        packets: Option<usize>,
     ) -> Result<Vec<Arc<Relay>>> {
         let mut relays = Vec::new();
         let ordinals = Arc::default();
@@ -137,25 +103,17 @@ impl Ends {
             let listen = Listen::TcpHook(Arc::new(move || handshakes.hold(listener.try_clone()?)));
             relays.push(maker.relay((number, title), listen, target, &ordinals));
         }
-        let [v4, v6] = std::mem::take(&mut self.datagrams);
-        if !v4.is_empty() {
-            let own: HashSet<SocketAddr> = self.addresses.iter().flatten().copied().collect();
-            let originals = maker.originals.clone();
-            let target = Target::Hook(Arc::new(move |accepted| {
-                if own.contains(&accepted.local) {
-                    originals.server(accepted.local)
-                } else {
-                    Ok(accepted.local)
-                }
-            }));
-            let mut inlets: Vec<Inlet> = v4.into_iter().chain(v6).map(Inlet::own).collect();
-            for inlet in self.outside.iter().flatten() {
-                inlets.push(inlet.try_clone().context("starting the relay")?);
-            }
-            let listen = Listen::UdpHook(Arc::new(move || {
-                inlets.iter().map(Inlet::try_clone).collect()
-            }));
-            relays.push(maker.relay((number, title), listen, target, &ordinals));
+        if let Some(number) = packets {
+            let exchange = maker
+                .exchange
+                .context("nothing was opened to take datagrams from")?;
+            let listen = Listen::Packets(Arc::clone(exchange), number);
+            relays.push(maker.relay(
+                (number, title),
+                listen,
+                Target::OriginalDestination,
+                &ordinals,
+            ));
         }
         Ok(relays)
     }
@@ -182,30 +140,6 @@ fn unless_missing<T>(bound: io::Result<T>) -> io::Result<Option<T>> {
             _ => Err(error),
         },
     }
-}
-
-fn sockets(host: IpAddr) -> io::Result<Vec<UdpSocket>> {
-    (0..SLOTS).map(|_| UdpSocket::bind((host, 0))).collect()
-}
-
-/// Sockets for datagrams from outside; none, which is told, where answers can't be sent in the services' names.
-fn from_outside(has_v6: bool) -> Result<[Option<Inlet>; 2]> {
-    let open = |host: IpAddr| {
-        let socket = UdpSocket::bind((host, 0))?;
-        Inlet::of_services(socket)
-    };
-    let v4 = match open(Ipv4Addr::LOCALHOST.into()) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            tell!(
-                "fault: UDP clients from outside go straight: to answer them takes a raw socket (CAP_NET_RAW)"
-            );
-            return Ok([None, None]);
-        }
-        opened => opened.context("opening a raw socket for answers to clients from outside")?,
-    };
-    let v6 = has_v6.then(|| open(Ipv6Addr::LOCALHOST.into())).transpose();
-    let v6 = v6.context("opening a raw socket for answers over IPv6")?;
-    Ok([Some(v4), v6])
 }
 
 impl Maker<'_> {

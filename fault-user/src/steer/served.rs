@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError};
 use fault_common::abi::Destination;
-use socket2::{SockRef, Type};
+use socket2::SockRef;
 
 use super::hooks::destination;
 use crate::kernel::mapped::MappedArray;
@@ -22,7 +22,7 @@ pub struct Served(Arc<Mutex<Maps>>);
 
 struct Maps {
     listeners: HashMap<MapData, Destination, u64>,
-    /// In three parts: see the map.
+    /// In two parts: see the map.
     relay_ports: MappedArray<u64>,
 }
 
@@ -46,7 +46,7 @@ impl Served {
             .context("the eBPF object has no map SERVED")?;
         Ok(Self(Arc::new(Mutex::new(Maps {
             listeners: listeners.try_into()?,
-            relay_ports: services::mapped(ebpf, "RELAY_PORTS", 3 << 16)?,
+            relay_ports: services::mapped(ebpf, "RELAY_PORTS", 2 << 16)?,
         }))))
     }
 
@@ -87,8 +87,8 @@ impl Served {
         Ok(false)
     }
 
-    /// Has a socket of the relay's, which is to be connected to this address, reach the server and not the relay; and, if
-    /// it is for datagrams, be reached by the server's answers. So it is until what is returned is dropped.
+    /// Has a socket of the relay's, which is to be connected to this address, reach the server and not the relay. So it is
+    /// until what is returned is dropped.
     ///
     /// # Errors
     /// There is no port left.
@@ -97,12 +97,11 @@ impl Served {
         socket: BorrowedFd<'_>,
         server: SocketAddr,
     ) -> io::Result<Option<Approach>> {
-        let socket = SockRef::from(&socket);
-        let is_stream = socket.r#type()? == Type::STREAM;
-        if is_stream && !self.has(server)? {
+        if !self.has(server)? {
             return Ok(None);
         }
-        let here: IpAddr = if is_stream && is_own(server.ip().to_canonical())? {
+        let socket = SockRef::from(&socket);
+        let here: IpAddr = if is_own(server.ip().to_canonical())? {
             // By that the hook knows that it does not come from outside.
             server.ip()
         } else if server.is_ipv4() {
@@ -110,14 +109,11 @@ impl Served {
         } else {
             Ipv6Addr::UNSPECIFIED.into()
         };
-        if is_stream {
-            // Ports of connections that have just ended are as good.
-            socket.set_reuse_address(true)?;
-        }
+        // Ports of connections that have just ended are as good.
+        socket.set_reuse_address(true)?;
         socket.bind(&SocketAddr::new(here, 0).into())?;
         let own = socket.local_addr()?.as_socket();
-        let port = own.map_or(0, |own| usize::from(own.port()));
-        let place = if is_stream { port } else { PORTS + port };
+        let place = own.map_or(0, |own| usize::from(own.port()));
         self.count(place, 1);
         Ok(Some(Approach {
             served: self.clone(),
@@ -127,7 +123,7 @@ impl Served {
 
     /// A port that the relay listens at over IPv4, and the listener's place among all.
     pub fn show_listener(&self, port: u16, listener: u32) {
-        let place = 2 * PORTS + usize::from(port);
+        let place = PORTS + usize::from(port);
         self.maps().relay_ports.set(place, u64::from(listener) + 1);
     }
 

@@ -33,6 +33,19 @@ pub struct Kernel {
     age: u32,
 }
 
+/// Rules written as text, as the kernel takes them.
+pub fn compiled(rules: &[&str]) -> Vec<PacketRule> {
+    let rules: Vec<_> = rules
+        .iter()
+        .map(|text| {
+            let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
+            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+            (rule, resolved)
+        })
+        .collect();
+    Plan::new(&rules, 7, None, None).unwrap().entries()
+}
+
 /// What became of one packet.
 #[derive(Debug)]
 pub struct Ran {
@@ -43,6 +56,11 @@ pub struct Ran {
 impl Kernel {
     /// A fresh network namespace, with loopback and a veth pair up, and maps of this size.
     pub fn new(rules: u32, classes: u32) -> Self {
+        Self::remembering(rules, classes, 1 << 16)
+    }
+
+    /// The same with room for so many connections.
+    pub fn remembering(rules: u32, classes: u32, connections: u32) -> Self {
         enter_fresh();
         for words in [
             "link add t0 type veth peer name t1",
@@ -57,6 +75,7 @@ impl Kernel {
             classes,
             hosts: 256,
             scopes: 16,
+            connections,
         };
         Self::load(device, capacity, Needs::ALL, usize::MAX)
     }
@@ -102,15 +121,7 @@ impl Kernel {
 
     /// Puts rules written as text in force.
     pub fn install(&mut self, rules: &[&str]) {
-        let rules: Vec<_> = rules
-            .iter()
-            .map(|text| {
-                let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
-                let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
-                (rule, resolved)
-            })
-            .collect();
-        let mut entries = Plan::new(&rules, 7, None, None).unwrap().entries();
+        let mut entries = compiled(rules);
         // New rules each time, that remember nothing of those before them.
         self.age += 1;
         for rule in &mut entries {
@@ -173,11 +184,16 @@ impl Kernel {
         events
     }
 
-    /// The counters that are not what they were, by their number.
+    /// The counters that are not what they were, by their number, except those of no packet.
     pub fn changed_since(&self, before: &[u64]) -> Vec<(u32, u64)> {
         let now = self.injector.counters().unwrap();
         (0..COUNTERS)
             .zip(now.iter().zip(before))
+            .filter(|(index, _)| {
+                ![Counter::FlowEntered, Counter::FlowRuleEntered]
+                    .map(|counter| counter as u32)
+                    .contains(index)
+            })
             .filter(|(_, (now, before))| now != before)
             .map(|(index, (now, before))| (index, now - before))
             .collect()

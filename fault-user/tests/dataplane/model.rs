@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use fault_common::abi::{
-    Event, FLOW_SLOTS, FlowRule, MATCHES_MAX, RuleEntry, RuleState, STATE_BITS, action, direction,
+    Datagram, Event, FlowRule, Followed, RuleEntry, RuleState, STATE_BITS, action, datagram,
+    direction,
 };
-use fault_common::decide::{Plain, Sample, Verdict, judge, open};
+use fault_common::decide::{Fired, Plain, Sample, Verdict, judge, open};
 use fault_common::flow::{FlowKey, Side as End, flow_of};
+use fault_common::fragment::{DatagramKey, FollowedKey, Place, datagram_of, keep, meet};
 use fault_common::matching::{Hints, Service, service};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, parse};
 use fault_user::kernel::injector::Side;
@@ -51,18 +53,48 @@ struct Flow {
 struct Model {
     flows: HashMap<FlowKey, Flow>,
     states: Vec<RuleState>,
+    datagrams: HashMap<DatagramKey, Datagram>,
+    followed: HashMap<FollowedKey, Followed>,
 }
 
 impl Model {
+    /// What is known of a fragment's datagram, before rules are asked. What is not a fragment is the first of its own.
+    fn meet(&self, packet: &mut Packet) -> (Place, Datagram) {
+        let mut now = Datagram::NONE;
+        if !packet.is_fragment {
+            return (Place::First, now);
+        }
+        let known = self.datagrams.get(&datagram_of(packet));
+        (meet(known, 1, packet, &mut now), now)
+    }
+
+    fn keep(&mut self, packet: &Packet, mut now: Datagram, state: u8) {
+        if packet.is_fragment {
+            keep(&mut now, packet, state);
+            self.datagrams.insert(datagram_of(packet), now);
+        }
+    }
+
     /// What becomes of a packet, and the events that tell of it.
     fn judge(&mut self, rules: &[PacketRule], frame: &[u8]) -> (Verdict, Vec<Event>) {
         let mut verdict = Verdict::default();
         let mut events = Vec::new();
         let ethertype = u16::from_be_bytes([frame[12], frame[13]]);
-        let packet = parse(&frame, ethertype, 14, u32::try_from(frame.len()).unwrap()).unwrap();
-        if !rules.iter().any(|rule| may_concern(rule, &packet)) {
+        let mut packet = parse(&frame, ethertype, 14, u32::try_from(frame.len()).unwrap()).unwrap();
+        let (place, mut now) = self.meet(&mut packet);
+        if place == Place::Unconcerned {
             return (verdict, events);
         }
+        if !rules.iter().any(|rule| may_concern(rule, &packet)) {
+            let state = if place == Place::First {
+                datagram::UNCONCERNED
+            } else {
+                datagram::EARLY
+            };
+            self.keep(&packet, now, state);
+            return (verdict, events);
+        }
+        let bytes = u32::try_from(frame.len()).unwrap() + now.early_bytes;
         let (key, end) = flow_of(&packet);
         let named = |port| rules.iter().any(|rule| names_alone(rule, &packet, port));
         let hints = Hints {
@@ -90,38 +122,69 @@ impl Model {
             let Some(direction) = concerns(rule, &packet, guess, is_certain) else {
                 continue;
             };
-            judged += 1;
-            if judged > MATCHES_MAX || verdict.end != 0 {
+            if verdict.end != 0 {
                 break;
+            }
+            judged += 1;
+            let name = FollowedKey {
+                datagram: datagram_of(&packet),
+                uid: rule.entry.uid,
+            };
+            // What is no fragment that the table knows has nothing to follow.
+            let mut followed = Followed::NONE;
+            if packet.follows {
+                followed = *self.followed.get(&name).unwrap_or(&followed);
             }
             let entry = &rule.entry;
             let state = &mut self.states[index];
-            let Some(memory) = memory(flow, entry, state) else {
-                continue;
-            };
+            let memory = memory(flow, entry, state);
             let sample = Sample {
                 now_ns: 1_000_000_000,
                 size: packet.length(),
                 direction,
             };
-            if let Some((ordinals, action)) =
-                judge::<Plain>(entry, &sample, &packet, memory, state, &mut verdict)
-            {
-                events.push(Event {
-                    time_ns: 0,
-                    packet: ordinals.packet,
-                    rule: entry.uid,
-                    connection: ordinals.connection,
-                    seen: memory.seen[usize::from(direction)],
-                    bytes: u32::try_from(frame.len()).unwrap(),
-                    segments: 1,
-                    direction: ordinals.direction,
-                    action,
-                    padding: 0,
-                });
+            let fired = judge::<Plain>(
+                entry,
+                &sample,
+                &packet,
+                &mut followed,
+                memory,
+                state,
+                &mut verdict,
+            );
+            events.extend(fired.map(|fired| event(entry, &fired, bytes)));
+            if packet.is_fragment && place != Place::Orphan {
+                self.followed.insert(name, followed);
             }
         }
+        if place != Place::Orphan {
+            let state = if judged == 0 {
+                datagram::UNCONCERNED
+            } else {
+                datagram::JUDGED
+            };
+            now.rules = now.rules.max(judged);
+            self.keep(&packet, now, state);
+        }
         (verdict, events)
+    }
+}
+
+/// What is told of a rule that fired.
+fn event(entry: &RuleEntry, fired: &Fired, bytes: u32) -> Event {
+    let ordinals = fired.ordinals;
+    Event {
+        time_ns: 0,
+        packet: ordinals.packet,
+        rule: entry.uid,
+        connection: ordinals.connection,
+        seen: fired.seen,
+        bytes,
+        segments: 1,
+        direction: ordinals.direction,
+        action: fired.action,
+        fragment: ordinals.fragment,
+        padding: 0,
     }
 }
 
@@ -133,21 +196,15 @@ fn guess(flow: &Flow, end: End) -> u8 {
     }
 }
 
-fn memory<'a>(
-    flow: &'a mut Flow,
-    entry: &RuleEntry,
-    state: &mut RuleState,
-) -> Option<&'a mut FlowRule> {
-    if let Some(at) = flow.rules.iter().position(|slot| slot.uid == entry.uid) {
-        return Some(&mut flow.rules[at]);
-    }
-    if flow.rules.len() == FLOW_SLOTS {
-        return None;
-    }
-    let mut slot = FlowRule::default();
-    open::<Plain>(entry, state, &mut slot);
-    flow.rules.push(slot);
-    flow.rules.last_mut()
+fn memory<'a>(flow: &'a mut Flow, entry: &RuleEntry, state: &mut RuleState) -> &'a mut FlowRule {
+    let known = flow.rules.iter().position(|slot| slot.uid == entry.uid);
+    let at = known.unwrap_or_else(|| {
+        let mut slot = FlowRule::default();
+        open::<Plain>(entry, state, &mut slot);
+        flow.rules.push(slot);
+        flow.rules.len() - 1
+    });
+    &mut flow.rules[at]
 }
 
 fn protocol_of(packet: &Packet) -> Protocol {
@@ -409,6 +466,46 @@ fn random_recipe(random: &mut Random, set: u64) -> Recipe {
     recipe
 }
 
+/// The next frame: a whole packet mostly. The fragments of a datagram come one by one, out of order at times, and other
+/// packets between them.
+fn random_frame(random: &mut Random, set: u64, waiting: &mut Vec<Vec<u8>>) -> Vec<u8> {
+    if random.one_in(2)
+        && let Some(frame) = waiting.pop()
+    {
+        return frame;
+    }
+    let mut recipe = random_recipe(random, set);
+    if !random.one_in(6) {
+        return recipe.frame();
+    }
+    recipe.payload = vec![0x5a; usize::try_from(random.below(120)).unwrap()];
+    // Hosts of this rule set alone, since what comes before its first fragment has no ports.
+    let number = u16::try_from(set).unwrap();
+    let client = if recipe.source_port < recipe.destination_port {
+        &mut recipe.destination
+    } else {
+        &mut recipe.source
+    };
+    *client = match client {
+        IpAddr::V4(_) => IpAddr::from((0x0a02_0000 | u32::from(number)).to_be_bytes()),
+        IpAddr::V6(_) => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, number, 1]),
+    };
+    let identification = u16::try_from(random.below(1 << 16)).unwrap();
+    let mut fragments = recipe.fragments(identification, 24);
+    if random.one_in(4) {
+        let first = fragments.remove(0);
+        fragments.insert(
+            usize::try_from(random.below(fragments.len() as u64 + 1)).unwrap(),
+            first,
+        );
+    }
+    // The last one is taken first.
+    fragments.reverse();
+    let first = fragments.pop().unwrap();
+    waiting.extend(fragments);
+    first
+}
+
 /// The program that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
@@ -441,7 +538,7 @@ impl At {
 
     fn rules(self, random: &mut Random, pairs: &mut Pairs, first_uid: u32) -> Vec<PacketRule> {
         // One rule is judged by a way of its own.
-        let most = if self == Self::Fitted { 2 } else { 10 };
+        let most = if self == Self::Fitted { 2 } else { 16 };
         loop {
             let rules = random_rules(random, pairs, first_uid, most);
             if self != Self::Xdp || xdp::suits(&rules).is_ok() {
@@ -471,9 +568,14 @@ pub fn compare(at: At, packets: u32) {
         }
         kernel.install_entries(&rules, 1_000_000_000);
         let mut hits = vec![0; rules.len()];
+        let mut waiting = Vec::new();
         for number in 0..per_set {
-            let recipe = random_recipe(&mut random, u64::from(set));
-            let frame = recipe.frame();
+            // XDP leaves fragments to tc.
+            let frame = if at == At::Xdp {
+                random_recipe(&mut random, u64::from(set)).frame()
+            } else {
+                random_frame(&mut random, u64::from(set), &mut waiting)
+            };
             let (verdict, expected) = model.judge(&rules, &frame);
             let code = at.run(&mut kernel, &frame);
             let found: Vec<Event> = kernel
@@ -484,7 +586,7 @@ pub fn compare(at: At, packets: u32) {
                     ..event
                 })
                 .collect();
-            let told = || format!("packet {number} of set {set}: {recipe:?}\nunder {rules:#?}");
+            let told = || format!("packet {number} of set {set}: {frame:02x?}\nunder {rules:#?}");
             assert_eq!(found, expected, "{}", told());
             assert_eq!(code, at.code(&verdict), "{}", told());
             for event in &expected {

@@ -147,6 +147,39 @@ impl Recipe {
         bytes
     }
 
+    /// Its fragments as frames, each with `size` bytes (a multiple of eight) behind the IP header.
+    pub fn fragments(&self, identification: u16, size: usize) -> Vec<Vec<u8>> {
+        let whole = self.ip(&[]);
+        let is_v4 = self.source.is_ipv4();
+        let (header, payload) = whole.split_at(if is_v4 { 20 } else { 40 });
+        let count = payload.chunks(size).count();
+        let cut = |(number, part): (usize, &[u8])| {
+            let more = u16::from(number + 1 < count);
+            let units = u16::try_from(number * size / 8).unwrap();
+            let mut bytes = header.to_vec();
+            if is_v4 {
+                let total = u16::try_from(20 + part.len()).unwrap();
+                bytes[2..4].copy_from_slice(&total.to_be_bytes());
+                bytes[4..6].copy_from_slice(&identification.to_be_bytes());
+                bytes[6..8].copy_from_slice(&(more << 13 | units).to_be_bytes());
+                bytes[10..12].fill(0);
+                let sum = checksum(&[&bytes]);
+                bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+            } else {
+                let length = u16::try_from(8 + part.len()).unwrap();
+                bytes[4..6].copy_from_slice(&length.to_be_bytes());
+                bytes[6] = 44;
+                bytes.extend([self.protocol, 0]);
+                bytes.extend((units << 3 | more).to_be_bytes());
+                bytes.extend([0, 0]);
+                bytes.extend(identification.to_be_bytes());
+            }
+            bytes.extend(part);
+            ethernet(&bytes)
+        };
+        payload.chunks(size).enumerate().map(cut).collect()
+    }
+
     /// The frame, with an Ethernet header.
     pub fn frame(&self) -> Vec<u8> {
         ethernet(&self.ip(&[]))

@@ -9,6 +9,9 @@ use fault_user::process::netns::NetworkNamespace;
 use super::echo::{connected, tcp_echo, udp_echo};
 use super::place::Hurt;
 
+/// Bytes of a datagram that needs four fragments where packets have 1,500 bytes.
+pub const FRAGMENTED: usize = 5000;
+
 /// Starts UDP and TCP echoes on port 7000.
 pub fn echo(namespace: Option<&NetworkNamespace>, host: &str) -> SocketAddr {
     let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
@@ -50,24 +53,25 @@ pub fn delays_all(address: SocketAddr, options: &str, mechanism: &str) {
     old.set_nodelay(true).unwrap();
     exchange(&mut old);
     let socket = connected(address);
-    let mut byte = [0; 1];
-    let mut round_trip = || {
+    let mut answer = vec![0; FRAGMENTED];
+    let mut exchange_datagram = |bytes| {
         timed(|| {
-            socket.send(b"x").unwrap();
-            socket.recv(&mut byte).unwrap();
+            socket.send(&vec![7; bytes]).unwrap();
+            assert_eq!(socket.recv(&mut answer).unwrap(), bytes);
         })
     };
     let hurt = Hurt::begin(&["7000 delay=60ms"], options);
-    assert_about(round_trip(), 120, "UDP");
+    assert_about(exchange_datagram(1), 120, "UDP");
+    assert_about(exchange_datagram(FRAGMENTED), 120, "UDP in fragments");
     let handshake = timed(|| drop(TcpStream::connect(address).unwrap()));
     assert_about(handshake, 120, "the handshake");
     assert_about(timed(|| exchange(&mut old)), 120, "an old connection");
     let summary = hurt.end();
     assert!(summary.contains(mechanism), "{summary}");
-    assert!(round_trip() < Duration::from_millis(120), "healed");
+    assert!(exchange_datagram(1) < Duration::from_millis(120), "healed");
     assert!(timed(|| exchange(&mut old)) < Duration::from_millis(120));
     let hurt = Hurt::begin(&["udp:7000 delay=60ms dir=to-client"], options);
-    assert_about(round_trip(), 60, "one way");
+    assert_about(exchange_datagram(1), 60, "one way");
     hurt.end();
 }
 

@@ -222,7 +222,7 @@ impl Stage for CorruptStage {
         }
         Pop::Chunk(Chunk {
             data: changed.unwrap_or(chunk.data),
-            at: chunk.at,
+            ..chunk
         })
     }
 
@@ -272,10 +272,7 @@ impl CoalesceStage {
             joined.extend_from_slice(&chunk.data);
         }
         self.shared.counters.hit();
-        Chunk {
-            data: joined.freeze(),
-            at,
-        }
+        Chunk::new(joined.freeze(), at)
     }
 }
 

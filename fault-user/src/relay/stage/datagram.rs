@@ -406,7 +406,7 @@ mod tests {
     fn push(stage: &mut PickedStage, at: Instant, numbers: std::ops::RangeInclusive<u8>) {
         for number in numbers {
             let data = Bytes::copy_from_slice(&[number]);
-            stage.push(Chunk { data, at });
+            stage.push(Chunk::new(data, at));
         }
     }
 

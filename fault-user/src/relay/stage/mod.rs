@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::budget::PIECE_COST;
 use super::fault::{CloseMode, Fault};
+use super::packets::Carrier;
 use super::toxic::{Direction, Shared, Toxic};
 use super::trouble::Trouble;
 
@@ -28,6 +29,18 @@ pub(crate) const ROOM: usize = 64 * 1024;
 pub(crate) struct Chunk {
     pub(crate) data: Bytes,
     pub(crate) at: Instant,
+    /// The packet that it came in, where the relay works on packets: what goes on keeps its headers.
+    pub(crate) carrier: Option<Carrier>,
+}
+
+impl Chunk {
+    pub(crate) const fn new(data: Bytes, at: Instant) -> Self {
+        Self {
+            data,
+            at,
+            carrier: None,
+        }
+    }
 }
 
 /// What comes after the last byte.
@@ -138,6 +151,7 @@ impl Queue {
         Some(Chunk {
             data: front.data.split_to(size),
             at: front.at,
+            carrier: None,
         })
     }
 
@@ -311,6 +325,8 @@ pub(crate) struct Output {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Item {
     Data(Bytes),
+    /// A datagram in the headers of the packet that it came in.
+    Packet(Bytes, Carrier),
     End(End),
 }
 
@@ -325,6 +341,11 @@ impl Output {
     pub(crate) fn push(&mut self, data: Bytes) {
         self.bytes += data.len();
         self.items.push_back(Item::Data(data));
+    }
+
+    fn push_packet(&mut self, data: Bytes, carrier: Carrier) {
+        self.bytes += data.len();
+        self.items.push_back(Item::Packet(data, carrier));
     }
 }
 
@@ -385,7 +406,10 @@ impl Pipeline {
     fn push_at(&mut self, index: usize, chunk: Chunk, output: &mut Output) {
         match self.slots.get_mut(index) {
             Some(slot) => slot.stage.push(chunk),
-            None => output.push(chunk.data),
+            None => match chunk.carrier {
+                Some(carrier) => output.push_packet(chunk.data, carrier),
+                None => output.push(chunk.data),
+            },
         }
     }
 
@@ -607,7 +631,7 @@ mod tests {
 
         fn push(&mut self, size: usize, at: Instant) {
             let data = Bytes::from(vec![0; size]);
-            self.pipeline.push(Chunk { data, at }, &mut self.output);
+            self.pipeline.push(Chunk::new(data, at), &mut self.output);
         }
 
         /// What a lane does whose source has so many bytes ready and whose sink takes everything.
@@ -745,7 +769,7 @@ mod tests {
             .items
             .iter()
             .map(|item| match item {
-                Item::Data(data) => data.len(),
+                Item::Data(data) | Item::Packet(data, _) => data.len(),
                 Item::End(_) => 0,
             })
             .collect();

@@ -115,8 +115,8 @@ impl Stage for LatencyStage {
                 self.bytes -= chunk.data.len();
                 self.pieces.remove();
                 Pop::Chunk(Chunk {
-                    data: chunk.data,
                     at: flight.due,
+                    ..chunk
                 })
             }
             Err(end) => Pop::End(end, flight.due),
@@ -283,8 +283,8 @@ impl Stage for BandwidthStage {
         self.shared.counters.hit();
         self.queue.cut(size).map_or(Pop::Wait(None), |chunk| {
             Pop::Chunk(Chunk {
-                data: chunk.data,
                 at: finish,
+                ..chunk
             })
         })
     }
@@ -386,10 +386,7 @@ impl Stage for SlicerStage {
         self.next_at = Some(now + microseconds(self.attributes.delay));
         self.shared.counters.hit();
         self.queue.cut(size).map_or(Pop::Wait(None), |chunk| {
-            Pop::Chunk(Chunk {
-                data: chunk.data,
-                at: now,
-            })
+            Pop::Chunk(Chunk { at: now, ..chunk })
         })
     }
 

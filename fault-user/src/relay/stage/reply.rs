@@ -148,10 +148,8 @@ impl ReplyStage {
 
     fn pass(&mut self, data: BytesMut) {
         if !data.is_empty() {
-            self.ready.push_back(Pop::Chunk(Chunk {
-                data: data.freeze(),
-                at: self.at,
-            }));
+            self.ready
+                .push_back(Pop::Chunk(Chunk::new(data.freeze(), self.at)));
         }
     }
 
@@ -294,10 +292,8 @@ impl Stage for ReplyStage {
             }
         }
         if !self.buffer.is_empty() {
-            rest.chunks.push_back(Chunk {
-                data: self.buffer.freeze(),
-                at: self.at,
-            });
+            rest.chunks
+                .push_back(Chunk::new(self.buffer.freeze(), self.at));
         }
         rest
     }

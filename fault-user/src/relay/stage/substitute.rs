@@ -199,8 +199,8 @@ impl Stage for SubstituteStage {
                 self.shared.counters.hit();
             }
             self.datagrams.push(Chunk {
-                data: output.freeze(),
-                at: chunk.at,
+                data: if found { output.freeze() } else { chunk.data },
+                ..chunk
             });
             return;
         }
@@ -224,7 +224,7 @@ impl Stage for SubstituteStage {
         if !self.held.is_empty() && (self.fresh || is_final) {
             self.fresh = false;
             if let Some(data) = self.replace(is_final, now) {
-                return Pop::Chunk(Chunk { data, at: now });
+                return Pop::Chunk(Chunk::new(data, now));
             }
         }
         match self.end.take() {
@@ -246,10 +246,7 @@ impl Stage for SubstituteStage {
     fn take(self: Box<Self>) -> Rest {
         let mut queue = self.datagrams;
         if !self.held.is_empty() {
-            queue.push(Chunk {
-                data: self.held.freeze(),
-                at: self.held_at,
-            });
+            queue.push(Chunk::new(self.held.freeze(), self.held_at));
         }
         queue.end = self.end;
         queue.into_rest()

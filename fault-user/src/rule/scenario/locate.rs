@@ -4,6 +4,7 @@
 //! of a rule, or between two rules. So the path to the wrong value is kept, and the file is walked once
 //! more along it, with the format's own parser telling where the value begins.
 
+use super::super::nearest;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -112,8 +113,27 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
         } else {
             show(&path)
         },
-        message: native.message,
+        message: advised(native.message),
     })
+}
+
+/// A reader's message with the nearest of the fields that it lists, or with the form of a list.
+fn advised(message: String) -> String {
+    // YAML's reader, and those of JSON and TOML.
+    if message.ends_with("expected sequence start") || message.ends_with("expected a sequence") {
+        return format!("{message}: write each rule on a line of its own, behind `- `");
+    }
+    let named = message
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split_once("`, expected one of "));
+    let found = named.and_then(|(field, names)| {
+        let fields = names.split(", ").map(|name| name.trim_matches('`'));
+        nearest(field, fields)
+    });
+    match found {
+        Some(name) => format!("{message}; did you mean `{name}`?"),
+        None => message,
+    }
 }
 
 /// What a format's reader gives when it fails: how far it came, and why.

@@ -1,0 +1,204 @@
+//! Mistakes on the command line: what is wrong, and what to type instead.
+
+use clap::CommandFactory as _;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::Cli;
+use crate::rule::{Rule, nearest};
+
+/// An option that a subcommand does not have, and what to type instead.
+const OPTIONS: &[(&str, &[&str], &str)] = &[
+    (
+        "run",
+        &["--for", "--duration", "--timeout"],
+        "a run ends with its command; limit the rule: -r 'tcp:5432 loss=30% for=30s'",
+    ),
+    (
+        "inject",
+        &["--events", "--report", "--allow-unfired"],
+        "only a run has a command to report on: fault run --report DIR -r RULE -- CMD",
+    ),
+    (
+        "inject",
+        &["--duration", "--timeout"],
+        "name the time with --for, such as --for 30s",
+    ),
+    (
+        "inject",
+        &["--scope", "--host"],
+        "`fault inject` already acts on the whole host; --container, --pid, --cgroup and --netns narrow it",
+    ),
+    ("run", &["--host"], "name the whole host with --scope host"),
+];
+
+/// The error and its line of help, for a command line that can't be read.
+#[must_use]
+pub fn message(error: &clap::Error, arguments: &[String]) -> String {
+    let rendered = error.render().to_string();
+    let what = rendered.trim_start_matches("error: ");
+    let what = what.split("\n\n").next().unwrap_or(what);
+    let what: Vec<_> = what.split_whitespace().collect();
+    let help = help(error, arguments)
+        .or_else(|| similar(&rendered))
+        .unwrap_or_else(|| match arguments.get(1) {
+            Some(command) if error.kind() != ErrorKind::InvalidSubcommand => {
+                format!("`fault {command} --help` lists the options")
+            }
+            _ => "`fault --help` lists the commands".to_owned(),
+        });
+    format!("fault: error: {}\nhelp: {help}", what.join(" "))
+}
+
+/// What to type instead.
+fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
+    let command = arguments.get(1)?;
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            if let Some((rule, _)) = leading_rule(&arguments[1..]) {
+                return Some(format!("fault run -r '{rule}' -- CMD"));
+            }
+            let all = Cli::command();
+            let name = nearest(command, all.get_subcommands().map(clap::Command::get_name))?;
+            Some(format!("did you mean `{name}`?"))
+        }
+        ErrorKind::MissingRequiredArgument if command == "run" => Some(
+            "name the command behind --: fault run -r 'tcp:5432 loss=30%' -- pytest".to_owned(),
+        ),
+        ErrorKind::UnknownArgument => {
+            let ContextValue::String(wrong) = error.get(ContextKind::InvalidArg)? else {
+                return None;
+            };
+            option(command, wrong).or_else(|| words(command, wrong, arguments))
+        }
+        _ => None,
+    }
+}
+
+fn option(command: &str, wrong: &str) -> Option<String> {
+    let name = wrong.split('=').next().unwrap_or(wrong);
+    let mut rows = OPTIONS.iter();
+    let (_, _, help) = rows.find(|(of, names, _)| *of == command && names.contains(&name))?;
+    Some((*help).to_owned())
+}
+
+/// The help for words that stand alone: a rule without quotes, or without -r, and a command without `--`.
+fn words(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
+    if wrong.starts_with('-') {
+        return None;
+    }
+    let at = arguments.iter().position(|argument| argument == wrong)?;
+    let is_rule = |at: usize| matches!(arguments[at].as_str(), "-r" | "--rule");
+    let start = if at >= 2 && is_rule(at - 2) {
+        at - 1
+    } else {
+        at
+    };
+    let end = arguments.iter().position(|argument| argument == "--");
+    let free = &arguments[start..end.unwrap_or(arguments.len()).max(start)];
+    let (quoted, rest) = match leading_rule(free) {
+        Some((rule, rest)) => (format!("-r '{rule}'"), rest),
+        None => (String::new(), &arguments[at..free.len() + start]),
+    };
+    let is_command = command == "run" && end.is_none() && !rest.is_empty();
+    match (quoted.as_str(), is_command) {
+        ("", false) => None,
+        ("", true) => Some(format!(
+            "put -- in front of the command: -- {}",
+            rest.join(" ")
+        )),
+        (_, false) => Some(format!("put the rule into quotes behind -r: {quoted}")),
+        (_, true) => Some(format!(
+            "put the rule into quotes, and -- in front of the command: {quoted} -- {}",
+            rest.join(" ")
+        )),
+    }
+}
+
+/// The longest rule that the words begin with, and the words behind it.
+fn leading_rule(words: &[String]) -> Option<(String, &[String])> {
+    (1..=words.len()).rev().find_map(|count| {
+        let text = words[..count].join(" ");
+        let (_, rest) = words.split_at(count);
+        text.parse::<Rule>().is_ok().then_some((text, rest))
+    })
+}
+
+/// The option that the parser found to be similar.
+fn similar(rendered: &str) -> Option<String> {
+    let (_, tip) = rendered.split_once("similar ")?;
+    let name = tip.split('\'').nth(1)?;
+    Some(format!("did you mean `{name}`?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn a_mistake_is_told_with_what_to_type() {
+        let cases: &[(&[&str], &str)] = &[
+            (
+                &["run", "-r", "tcp:80 drop", "pytest", "-x"],
+                "-- pytest -x",
+            ),
+            (
+                &["run", "pytest"],
+                "put -- in front of the command: -- pytest",
+            ),
+            (&["run", "-r", "tcp:80 drop"], "-- pytest"),
+            (
+                &["run", "-r", "tcp:80", "loss=3%", "--", "pytest"],
+                "-r 'tcp:80 loss=3%'",
+            ),
+            (
+                &["run", "-r", "tcp:80", "loss=3%", "p=5%", "--", "pytest"],
+                "-r 'tcp:80 loss=3% p=5%'",
+            ),
+            (
+                &["run", "-r", "tcp:80", "drop", "pytest"],
+                "-r 'tcp:80 drop' -- pytest",
+            ),
+            (&["run", "tcp:80 drop", "--", "pytest"], "-r 'tcp:80 drop'"),
+            (&["inject", "-r", "tcp:80", "drop"], "-r 'tcp:80 drop'"),
+            (&["inject", "tcp:80", "drop"], "-r 'tcp:80 drop'"),
+            (&["tcp:80", "drop"], "fault run -r 'tcp:80 drop' -- CMD"),
+            (
+                &["run", "--for", "5s", "-r", "tcp:80 drop", "--", "x"],
+                "for=30s",
+            ),
+            (
+                &["run", "--for=5s", "-r", "tcp:80 drop", "--", "x"],
+                "for=30s",
+            ),
+            (&["run", "--duration", "5s"], "for=30s"),
+            (
+                &["inject", "--events", "f", "-r", "tcp:80 drop"],
+                "fault run --report DIR",
+            ),
+            (&["inject", "--report", "d"], "fault run --report DIR"),
+            (&["inject", "--duration", "3s"], "--for 30s"),
+            (&["run", "--ruel", "tcp:80 drop"], "did you mean `--rule`?"),
+            (&["rnu"], "did you mean `run`?"),
+            (&["doctor", "now"], "`fault doctor --help`"),
+            (&["run", "--seed", "x", "--", "y"], "`fault run --help`"),
+        ];
+        for (words, part) in cases {
+            let arguments: Vec<_> = ["fault"]
+                .iter()
+                .chain(*words)
+                .map(|word| (*word).to_owned())
+                .collect();
+            let error = Cli::try_parse_from(&arguments).unwrap_err();
+            let text = message(&error, &arguments);
+            let (what, help) = text.split_once("\nhelp: ").unwrap();
+            assert!(what.starts_with("fault: error: "), "{text}");
+            assert!(help.contains(part), "{words:?}: {text}");
+            assert!(
+                !text.contains("Usage") && text.lines().count() == 2,
+                "{text}"
+            );
+        }
+    }
+}
