@@ -505,7 +505,7 @@ mod tests {
                     assert_eq!(fold(add(0, &packet.frame[at..at + 24])), 0xffff);
                     (
                         24,
-                        (field & 0x1fff) * 8 | field >> 13,
+                        ((field & 0x1fff) * 8) | (field >> 13),
                         &packet.frame[at + 4..at + 6],
                     )
                 } else {
