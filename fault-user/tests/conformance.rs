@@ -148,9 +148,9 @@ unittest.TextTestRunner(resultclass=Result).run(unittest.defaultTestLoader.loadT
 
 #[test]
 fn gos_net() {
-    let folder = Path::new("/usr/lib/go/src/net");
     /// They ask the public servers of the domain name system, and wait for them.
     const PUBLIC: [&str; 3] = ["TestLookupCNAME", "TestLookupGmail", "TestLookupGoogle"];
+    let folder = Path::new("/usr/lib/go/src/net");
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let binary = scratch.join("go-net.test");
     let built = Command::new("/usr/bin/go")

@@ -13,6 +13,7 @@ const DAC_OVERRIDE: u64 = 1 << 1;
 const KILL: u64 = 1 << 5;
 const NET_BIND_SERVICE: u64 = 1 << 10;
 const NET_ADMIN: u64 = 1 << 12;
+const NET_RAW: u64 = 1 << 13;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 
@@ -192,7 +193,7 @@ fn the_relay_behind_rules_keeps_what_marks_its_sockets() {
 
 #[test]
 fn a_daemon_may_listen_and_load_programs_and_nothing_else() {
-    let kept = NET_BIND_SERVICE | BPF | PERFMON | NET_ADMIN;
+    let kept = NET_BIND_SERVICE | BPF | PERFMON | NET_ADMIN | NET_RAW;
     enter_fresh();
     let fault = start(&["daemon"], "API on");
     let threads = settled(&fault, kept);

@@ -98,6 +98,22 @@ fn a_proxy_that_listens_where_its_upstream_is() {
     }
 }
 
+#[test]
+fn a_service_that_does_not_listen_refuses_its_clients() {
+    if !needs_netns_cookies() {
+        return;
+    }
+    enter_fresh();
+    let daemon = Daemon::start();
+    for text in ["127.0.0.1:7000", "[::1]:7000"] {
+        let body = format!(r#"{{"name":"{text}","listen":"{text}","upstream":"{text}"}}"#);
+        let (status, answer) = ask(&daemon, "POST", "/proxies", &body);
+        assert_eq!(status, 201, "{answer}");
+        let refused = TcpStream::connect(text).expect_err("nobody listens");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{text}");
+    }
+}
+
 /// Whether a new connection brings an answer.
 fn answers(address: SocketAddr) -> bool {
     connect(address).is_ok_and(|mut stream| exchange(&mut stream).is_ok())

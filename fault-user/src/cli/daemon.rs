@@ -72,11 +72,12 @@ pub struct Args {
 }
 
 /// What is needed to the end: low ports, and programs for transparent proxies, which are loaded when the first one comes.
-const RIGHTS: [Capability; 4] = [
+const RIGHTS: [Capability; 5] = [
     Capability::NetBindService,
     Capability::Bpf,
     Capability::Perfmon,
     Capability::NetAdmin,
+    Capability::NetRaw,
 ];
 
 impl Args {

@@ -19,6 +19,8 @@ pub enum Capability {
     NetBindService,
     /// Interfaces, qdiscs, filters, taps; attaching network programs.
     NetAdmin,
+    /// Packets in the names of servers.
+    NetRaw,
     /// Other users' descriptors in `/proc`.
     SysPtrace,
     /// Other namespaces; stands in for `Bpf` and `Perfmon`, and is the only one before Linux 5.8.
@@ -51,6 +53,7 @@ impl Capability {
             Self::Setuid => 7,
             Self::NetBindService => 10,
             Self::NetAdmin => 12,
+            Self::NetRaw => 13,
             Self::SysPtrace => 19,
             Self::SysAdmin => 21,
             Self::Perfmon => 38,
@@ -68,6 +71,7 @@ impl Capability {
             Self::Setuid => "SETUID",
             Self::NetBindService => "NET_BIND_SERVICE",
             Self::NetAdmin => "NET_ADMIN",
+            Self::NetRaw => "NET_RAW",
             Self::SysPtrace => "SYS_PTRACE",
             Self::SysAdmin => "SYS_ADMIN",
             Self::Perfmon => "PERFMON",
@@ -84,6 +88,7 @@ impl Capability {
             Self::Setgid | Self::Setuid => "running the command as another user",
             Self::NetBindService => "proxies on ports below 1024",
             Self::NetAdmin => "attaching programs, qdiscs, taps",
+            Self::NetRaw => "answering clients in the names of their servers",
             Self::SysPtrace => {
                 "looking into other containers' and users' processes (--container, --pid)"
             }
