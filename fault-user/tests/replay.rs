@@ -72,6 +72,39 @@ fn the_same_packets_are_hurt_again_whenever_they_come() {
 }
 
 #[test]
+fn decisions_that_come_too_fast_are_missed_out_loud() {
+    enter_fresh();
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report");
+    // Twice as many as there is room for, while nobody reads them.
+    let flood = "kill -STOP $PPID; exec 3<>/dev/udp/127.0.0.1/7000
+        for ((n = 0; n < 40000; n++)); do printf x >&3; done; kill -CONT $PPID";
+    let first = fault()
+        .args(["run", "-r", "udp:7000 drop", "--report"])
+        .arg(&report)
+        .args(["--", "bash", "-c", flood])
+        .output()
+        .unwrap();
+    assert!(first.status.success(), "{}", told(&first));
+    let json: serde_json::Value =
+        serde_json::from_slice(&fs::read(report.join("report.json")).unwrap()).unwrap();
+    let lost = json["decisions_lost"].as_u64().unwrap();
+    assert!(lost > 0, "{}", told(&first));
+    assert!(told(&first).contains(&format!("{lost} events were lost")));
+    let written = fs::read_to_string(report.join("decisions.jsonl")).unwrap();
+    let hit = &json["rules"][0]["hit"]["packets"];
+    assert_eq!(written.lines().count() as u64 + lost, *hit);
+    let again = fault()
+        .arg("replay")
+        .arg(&report)
+        .args(["--", "bash", "-c", "echo > /dev/udp/127.0.0.1/7000"])
+        .output()
+        .unwrap();
+    let warning = format!("the report lacks {lost} decisions");
+    assert!(told(&again).contains(&warning), "{}", told(&again));
+}
+
+#[test]
 fn a_report_tells_everything_in_every_form() {
     enter_fresh();
     let folder = tempfile::tempdir().unwrap();

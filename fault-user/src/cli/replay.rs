@@ -48,6 +48,12 @@ impl Replay {
         let decisions = decisions(&self.report).map_err(Failure::usage)?;
         let keys = decisions.iter().map(Decision::key).collect();
         tell!("fault: {} decisions are repeated", decisions.len());
+        if report.decisions_lost != 0 {
+            tell!(
+                "fault: warning: the report lacks {} decisions, which came too fast to be written; these packets pass",
+                report.decisions_lost
+            );
+        }
         if report.rules.len() > MATCHES_MAX {
             tell!(
                 "fault: of more than {MATCHES_MAX} rules ({}) each is in force only around its times: packets are found again as long as they come in the same window",

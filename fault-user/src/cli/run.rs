@@ -301,8 +301,9 @@ impl Run {
         let verdicts = expectations::verdicts(&parsed.expect, facts);
         let code = self.exit_code(parsed, &verdicts, unfired.is_empty(), ended);
         if self.report.is_some() {
+            let lost = counters[Counter::EventLost as usize];
             run.files
-                .report(&self.report_of(run, facts, &verdicts, code))?;
+                .report(&self.report_of(run, facts, &verdicts, code, lost))?;
         }
         for verdict in &verdicts {
             let mark = if verdict.holds { "ok" } else { "FAILED" };
@@ -345,6 +346,7 @@ impl Run {
         facts: &Facts<'_>,
         verdicts: &[Verdict],
         exit: u8,
+        decisions_lost: u64,
     ) -> Report {
         let length_ms = facts.history.length_ns / MS_NS;
         let (version, fault, kernel) = file::versions();
@@ -380,6 +382,7 @@ impl Run {
             samples: run.samples.rules.clone(),
             traffic: run.samples.traffic.clone(),
             connects: file::connects(facts.history),
+            decisions_lost,
         }
     }
 }

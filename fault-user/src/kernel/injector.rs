@@ -176,7 +176,7 @@ pub struct LineMaps {
     pub holds: MappedArray<Hold>,
     /// About packets on their way back.
     pub released: MappedArray<Release>,
-    /// See [`line`].
+    /// See [`mod@line`].
     pub state: MappedArray<u64>,
 }
 

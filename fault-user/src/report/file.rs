@@ -60,6 +60,9 @@ pub struct Report {
     /// Connects to the targets.
     #[serde(default)]
     pub connects: Vec<ConnectReport>,
+    /// Decisions that fired and are missing from [`DECISIONS`], because they came faster than they could be written.
+    #[serde(default)]
+    pub decisions_lost: u64,
 }
 
 /// What a target carried, both ways, with or without a fault.

@@ -290,7 +290,7 @@ impl Steering {
     }
 
     /// Redirects nothing any more, and has what is on its way arrive as the rules have it, for `limit` at most;
-    /// without it for what the rules themselves need and [`SPARE`]. Connections of which something may be missing
+    /// without it for what the rules themselves need and 10 s more. Connections of which something may be missing
     /// then are reset, all of them as soon as `hurry` is ready. What was lost.
     pub async fn finish(
         &self,

@@ -2,7 +2,9 @@
 //! maps, and [`fault_common::decide`] for the decision itself.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use fault_common::abi::{
     Datagram, Event, FlowRule, Followed, RuleEntry, RuleState, STATE_BITS, action, datagram,
@@ -557,7 +559,13 @@ pub fn compare(at: At, packets: u32) {
         few: at == At::Fitted,
     };
     let mut kernel = Kernel::new(64, 2048);
+    let mut told = Instant::now();
     for set in 0..packets.div_ceil(per_set) {
+        if told.elapsed() > Duration::from_secs(30) {
+            // An emulated machine is slow, and taken for dead when it is silent. What the macros print is kept back.
+            let _ = writeln!(std::io::stderr(), "{at:?}: rule set {set}");
+            told = Instant::now();
+        }
         let rules = at.rules(&mut random, &mut pairs, set << STATE_BITS);
         let mut model = Model {
             states: vec![RuleState::default(); rules.len()],
