@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// No test that does not hang is silent for so long; building may be.
-const SILENCE_LIMIT: Duration = Duration::from_mins(5);
+const SILENCE_LIMIT: Duration = Duration::from_mins(10);
 
 /// Run all tests, those that need root included.
 #[derive(clap::Args)]
