@@ -24,7 +24,7 @@ fn echo(host: &str) -> SocketAddr {
 
 fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, Duration::from_millis(800))?;
-    stream.set_read_timeout(Some(Duration::from_millis(800)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
