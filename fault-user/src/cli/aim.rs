@@ -138,7 +138,7 @@ impl Place {
     /// rules act all the same.
     pub fn count_endpoints(&self, scope: Option<&Scope>, prepared: &mut Prepared) {
         if let Err(error) = self.try_to_count_endpoints(scope, prepared) {
-            log::warn!("a rule that never matches will not tell what was used instead: {error:#}");
+            log::info!("a rule that never matches will not tell what was used instead: {error:#}");
         }
     }
 

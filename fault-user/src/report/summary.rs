@@ -244,10 +244,11 @@ pub fn unfired<'a>(
                 .filter(|_| !was_seen)
                 .and_then(|used| instead(&rule.resolved, &rule.target, audience.who, used));
             let why = match &rule.stream {
-                _ if instead.is_some() => instead.unwrap_or_default(),
                 Some(stream) if !was_seen => {
-                    nothing_led(stream.target.protocol, audience.is_limited)
+                    let why = nothing_led(stream.target.protocol, audience.is_limited);
+                    instead.map_or_else(|| why.clone(), |instead| format!("{why}; {instead}"))
                 }
+                None if instead.is_some() => instead.unwrap_or_default(),
                 Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
                             happen there"
                     .to_owned(),
