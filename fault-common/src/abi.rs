@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 7;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -574,23 +574,8 @@ pub mod hold_flag {
 /// device would otherwise hand them to each other for ever, as a packet remembers only who judged it last.
 pub const LAST: u16 = 1 << 12;
 
-/// How many packets the delay line can be told about at once.
+/// How many packets can be on their way to the delay line at once.
 pub const HOLDS: u32 = 1 << 16;
-/// How many packets wait for the delay line at most; its device has room for a few more. Further ones pass.
-pub const WAITING_MAX: u64 = 1 << 14;
-
-/// What the programs and the delay line tell each other; indexes of the entries of the map `LINE`.
-pub mod line {
-    /// 1 while the delay line takes packets; without it they pass.
-    pub const OPEN: u32 = 0;
-    /// How many tickets the programs have given out.
-    pub const ISSUED: u32 = 1;
-    /// How many of these the delay line has seen.
-    pub const TAKEN: u32 = 2;
-    /// How many entries there are.
-    pub const ENTRIES: u32 = 3;
-}
-
 /// How many interfaces the delay line can send packets on at, each in both directions.
 pub const PLACES: u32 = 1 << 12;
 

@@ -1,14 +1,14 @@
 //! Carries a verdict out.
 
-use fault_common::abi::{CORRUPT_BITS_MAX, Counter, action, fault};
+use fault_common::abi::{CORRUPT_BITS_MAX, Counter, action};
 use fault_common::decide::{Counting, Verdict, corrupt_count, corrupt_position};
 use fault_common::packet::{
     Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
 };
 
-use crate::maps::{ACTIONS, CORRUPT_BITS, RULE_STATS, Scratch, count};
+use crate::maps::{ACTIONS, CORRUPT_BITS, Scratch, count};
 use crate::skb::{NEXT, Skb};
-use crate::{answer, hold, split};
+use crate::{answer, hold};
 
 /// Whether the packet is to vanish and nothing else: most faults that fire do that.
 #[inline(always)]
@@ -16,14 +16,12 @@ pub fn is_drop(verdict: &Verdict) -> bool {
     verdict.end == action::DROP || verdict.end == action::DROP_CHECKSUM
 }
 
-/// Does what the rules decided, unless [`is_drop`]. A change that the kernel refuses leaves the packet to pass, and is no
-/// hit.
+/// Does what the rules decided, unless [`is_drop`]. A change that the kernel refuses leaves the packet to pass.
 #[inline(never)]
 pub fn carry_out<C: Counting, const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     scratch: &mut Scratch,
 ) -> i32 {
-    scratch.undone = u32::MAX;
     let done = match scratch.verdict.end {
         0 => alter::<C, EGRESS, LINK>(skb, scratch),
         action::REJECT_RST if may(action::REJECT_RST) => answer::refuse_with_rst(skb, scratch),
@@ -33,27 +31,8 @@ pub fn carry_out<C: Counting, const EGRESS: bool, const LINK: u32>(
     };
     done.unwrap_or_else(|()| {
         count(Counter::ActionFailed);
-        split::each_match(|index| withdraw_hit(scratch, index));
         NEXT
     })
-}
-
-/// Takes the hit back that the rule at `index` has been counted for a fault that is not carried out. Always 1.
-#[inline(never)]
-fn withdraw_hit(scratch: &Scratch, index: u32) -> u32 {
-    let is_hit = scratch.hit_rules >> (index % u64::BITS) & 1 == 1;
-    if is_hit
-        && let Some((rule, _)) = split::rule_at(scratch, index)
-        && scratch.undone >> (rule.fault % 32) & 1 == 1
-        && let Some(stats) = RULE_STATS.get_ptr_mut(rule.state)
-    {
-        // SAFETY: the pointer is to this CPU's own entry of the map.
-        let stats = unsafe { &mut *stats };
-        stats.hit_packets -= 1;
-        stats.hit_segments -= u64::from(scratch.sight.segments);
-        stats.hit_bytes -= u64::from(scratch.sight.bytes);
-    }
-    1
 }
 
 /// Whether a rule of this object may do `action`.
@@ -69,11 +48,9 @@ fn alter<C: Counting, const EGRESS: bool, const LINK: u32>(
 ) -> Result<i32, ()> {
     if may(action::CORRUPT) && scratch.verdict.corrupt_bits != 0 {
         corrupt(skb, scratch)?;
-        scratch.undone &= !(1 << fault::CORRUPT_VISIBLE);
     }
     if may(action::ECN) && scratch.verdict.mark_ce {
         mark_ce(skb, &scratch.packet)?;
-        scratch.undone &= !(1 << fault::ECN);
     }
     if may(action::HOLD)
         && let Some(delay_ns) = scratch.verdict.held_ns()

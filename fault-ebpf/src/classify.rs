@@ -18,8 +18,8 @@ use crate::counting::Judging;
 use crate::flows::Entered;
 use crate::frame::{Frame, Losing};
 use crate::maps::{
-    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES,
-    RULE_STATS, RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
+    CLASSES, CLOCK, CONTROL, EVENTS, HOSTS, HostKey, MATCHES, PORTS, RULE_STATES, RULE_STATS,
+    RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
 use crate::{act, flows, hold, split};
@@ -92,10 +92,6 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         // Policy: the port is a rule's, the host or the scope is not.
         return Ok(NEXT);
     }
-    if EGRESS && is_between_ports(skb) {
-        // Policy: it is judged where it leaves the bridge.
-        return Ok(NEXT);
-    }
     // SAFETY: as above; a fresh reference, since the list was written through another one.
     let scratch = unsafe { &mut *shared };
     if scratch.sight.segments > 1 {
@@ -118,15 +114,6 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         return Ok(Skb::<EGRESS, LINK>::vanish());
     }
     Ok(act::carry_out::<C, EGRESS, LINK>(skb, scratch))
-}
-
-/// Whether the packet goes from one port of a bridge to another, and is at the bridge's own device only because
-/// `br_netfilter` asks for the neighbour's address there. Its connection tracking is not done with it yet.
-#[inline(always)]
-fn is_between_ports<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> bool {
-    let from = skb.ingress_ifindex();
-    // SAFETY: the value is only compared.
-    from != 0 && unsafe { BRIDGE_PORTS.get(from) } == Some(&skb.ifindex())
 }
 
 /// Whether a rule loses the packet, at a hook that can do no more than that; nothing when it is not judged there.
@@ -466,7 +453,6 @@ pub extern "C" fn fault_collect(index: u32) -> u32 {
 #[inline(always)]
 pub fn judge_rules<C: Counting>(scratch: &mut Scratch, flow: *mut Flow, events: u32) -> bool {
     scratch.hits = 0;
-    scratch.hit_rules = 0;
     // Volatile: LLVM would make of plain stores a call of memset, which goes byte by byte here.
     // SAFETY: a valid reference.
     unsafe { core::ptr::write_volatile(&raw mut scratch.verdict, Verdict::default()) };
@@ -565,7 +551,6 @@ fn ask<C: Counting>(
 #[inline(always)]
 fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u32) {
     scratch.hits += 1;
-    scratch.hit_rules |= 1 << (scratch.index % MATCHES_MAX as u32);
     let sight = &scratch.sight;
     stats.hit_packets += 1;
     stats.hit_segments += u64::from(sight.segments);

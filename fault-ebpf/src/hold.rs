@@ -13,12 +13,12 @@
 //! **netem** holds packets by class: one class of a prio qdisc for each delay, chosen by the packet's priority. Unlike
 //! the mark nobody routes by that.
 
-use fault_common::abi::{Hold, LAST, QDISC_MAJOR, WAITING_MAX, hold_flag, holder, line};
+use fault_common::abi::{Hold, LAST, QDISC_MAJOR, hold_flag, holder};
 use fault_common::decide::{Counting, holding};
 use fault_common::random::mix;
 
 use crate::maps::{
-    DEPARTURE, DETOUR, HOLDER, HOLDS, LEAVES, LINE, ORDERS, RELEASES, Scratch, TAP, WAYS,
+    DEPARTURE, DETOUR, DETOURS, HOLDER, HOLDS, LEAVES, ORDERS, RELEASES, Scratch, TAP, TICKETS,
 };
 use crate::skb::{NEXT, Skb};
 
@@ -29,9 +29,6 @@ pub fn hold<C: Counting, const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     delay_ns: u64,
 ) -> Result<i32, ()> {
-    if skb.has_tunnel_key() {
-        return Err(());
-    }
     let verdict = &scratch.verdict;
     if HOLDER.load() == holder::FQ && verdict.rate | verdict.slot == 0 {
         return into_fq(skb, scratch, delay_ns);
@@ -92,8 +89,8 @@ fn make_detour<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     twice: bool,
 ) -> Result<i32, ()> {
-    let number = way_of(skb)?;
-    skb.push_link_header()?;
+    // SAFETY: the value is copied at once, and never changes.
+    let number = unsafe { DETOURS.get(skb.ifindex()) }.copied().ok_or(())?;
     skb.set_detour(number);
     if twice && skb.clone_to(DETOUR.load()).is_err() {
         skb.set_judged();
@@ -108,6 +105,10 @@ fn into_fq<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     delay_ns: u64,
 ) -> Result<i32, ()> {
+    if !EGRESS && LINK == 0 {
+        // The detour is one of Ethernet devices.
+        return Err(());
+    }
     let departure = DEPARTURE.get_ptr_mut(0).ok_or(())?;
     let mut time_ns = scratch.sight.now_ns + delay_ns;
     let flow = scratch.verdict.flow;
@@ -146,6 +147,9 @@ fn into_netem<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     class: u32,
 ) -> Result<i32, ()> {
+    if !EGRESS && LINK == 0 {
+        return Err(());
+    }
     skb.set_priority(class);
     if !EGRESS {
         return make_detour(skb, scratch.verdict.duplicate);
@@ -166,12 +170,13 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
     delay_ns: u64,
 ) -> Result<i32, ()> {
-    if TAP.load() == 0 {
-        // There is no delay line where nothing was to need it.
+    if LINK == 0 || TAP.load() == 0 {
+        // The tap is an Ethernet device; and there is none where nothing was to need it.
         return Err(());
     }
-    way_of(skb)?;
-    let ticket = take_ticket::<C>()?;
+    let tickets = TICKETS.get_ptr_mut(0).ok_or(())?;
+    // SAFETY: a map value lives until the program ends.
+    let ticket = C::next(unsafe { &mut *tickets }) & 0xffff;
     let told = HOLDS.get_ptr_mut(ticket as u32).ok_or(())?;
     let (sight, verdict) = (&scratch.sight, &scratch.verdict);
     let way = if EGRESS { 0 } else { hold_flag::INGRESS };
@@ -204,30 +209,8 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
             segments: sight.segments as u16,
         };
     }
-    skb.push_link_header()?;
     skb.push_tag(ticket as u16)?;
     Ok(Skb::<EGRESS, LINK>::redirect(TAP.load(), 0))
-}
-
-/// The number by which a packet that is received here goes on after it was held. An error where none can be held.
-#[inline(always)]
-fn way_of<const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, LINK>) -> Result<u32, ()> {
-    // SAFETY: the value is copied at once, and never changes.
-    unsafe { WAYS.get(skb.ifindex()) }.copied().ok_or(())
-}
-
-/// The next ticket. An error where the delay line is gone, or so far behind that its device would lose the packet.
-#[inline(always)]
-fn take_ticket<C: Counting>() -> Result<u64, ()> {
-    let [open, taken] = [line::OPEN, line::TAKEN].map(|at| LINE.get(at).copied());
-    let issued = LINE.get_ptr_mut(line::ISSUED).ok_or(())?;
-    // SAFETY: a map value lives until the program ends.
-    let issued = unsafe { &mut *issued };
-    let waiting = issued.wrapping_sub(taken.ok_or(())?);
-    if open != Some(1) || waiting > WAITING_MAX {
-        return Err(());
-    }
-    Ok(C::next(issued) & 0xffff)
 }
 
 /// Sends a packet that has been held on its way, where it is not judged again.

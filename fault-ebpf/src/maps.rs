@@ -181,21 +181,17 @@ pub static SPREADS: Array<i64> =
 /// What the delay line is told about packets on their way to it, by their ticket.
 #[map]
 pub static HOLDS: Array<Hold> = Array::with_max_entries(fault_common::abi::HOLDS, BPF_F_MMAPABLE);
-/// Whether the delay line takes packets, and how many it has been sent: see [`fault_common::abi::line`].
+/// The last ticket.
 #[map]
-pub static LINE: Array<u64> =
-    Array::with_max_entries(fault_common::abi::line::ENTRIES, BPF_F_MMAPABLE);
+pub static TICKETS: Array<u64> = Array::with_max_entries(1, 0);
 /// Where packets go that have been held, by the number that they carry: twice the interface's index, and 1 for its
 /// ingress.
 #[map]
 pub static RELEASES: Array<u64> = Array::with_max_entries(PLACES, BPF_F_MMAPABLE);
 
-/// The interfaces where packets can be held, each with the entry of [`RELEASES`] by which those that it receives go on.
+/// Which of [`RELEASES`] a packet goes to after the detour, by the interface that it came in by.
 #[map]
-pub static WAYS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
-/// The bridges of interfaces that are ports, by index.
-#[map]
-pub static BRIDGE_PORTS: HashMap<u32, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+pub static DETOURS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 /// When the packet departs that is on its way to an fq qdisc, on this CPU.
 #[map]
 pub static DEPARTURE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
@@ -318,12 +314,6 @@ pub struct Scratch {
     pub index: u32,
     /// How many of them have fired.
     pub hits: u32,
-    /// The faults that have not been carried out yet: a bit for each value of [`fault_common::abi::fault`].
-    pub undone: u32,
-    /// So that there is no padding.
-    pub reserved: u32,
-    /// Which of the matching rules have fired: a bit for each.
-    pub hit_rules: u64,
     /// What the rule at hand did: see [`fault_common::abi::action`]; 0 for nothing.
     pub fired: u32,
     /// See [`fault_common::abi::DecisionKey::seen`].

@@ -6,8 +6,8 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_get_hash_recalc, bpf_l3_csum_replace, bpf_l4_csum_replace,
     bpf_redirect, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tstamp,
-    bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_set_tstamp, bpf_skb_store_bytes,
+    bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use fault_common::abi::SetHeader;
@@ -346,12 +346,6 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         unsafe { (*self.0).ifindex }
     }
 
-    /// The interface that the packet was received by; 0 for what this host sends itself.
-    #[inline(always)]
-    pub fn ingress_ifindex(&self) -> u32 {
-        unsafe { (*self.0).ingress_ifindex }
-    }
-
     #[inline(always)]
     pub fn is_loopback(&self) -> bool {
         self.ifindex() == LOOPBACK_IFINDEX
@@ -466,35 +460,6 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         } else {
             0
         }
-    }
-
-    /// Puts an Ethernet header in front of a packet without one, as devices that take such headers want it. The kernel
-    /// takes it away again when the packet is redirected to a device without (`__bpf_redirect_no_mac`).
-    #[inline(always)]
-    pub fn push_link_header(&self) -> Result<(), ()> {
-        const HEADER_BYTES: u32 = 14;
-        const TYPE_AT: u32 = 12;
-        if LINK != 0 {
-            return Ok(());
-        }
-        let ethertype = self.ethertype().to_be_bytes();
-        done(unsafe { bpf_skb_change_head(self.0, HEADER_BYTES, 0) })?;
-        self.store(TYPE_AT, &ethertype)
-    }
-
-    /// Whether a tunnel device that serves several tunnels has noted with the packet which one it belongs to. That is
-    /// lost when the packet leaves the kernel.
-    #[inline(always)]
-    pub fn has_tunnel_key(&self) -> bool {
-        const EPROTO: core::ffi::c_long = -71;
-        /// `struct bpf_tunnel_key` up to `tunnel_label`, which the kernel takes too.
-        const KEY_BYTES: u32 = 24;
-        let mut key = [0_u32; KEY_BYTES as usize / 4];
-        // SAFETY: the helper writes as many bytes as it is told.
-        let status =
-            unsafe { bpf_skb_get_tunnel_key(self.0, key.as_mut_ptr().cast(), KEY_BYTES, 0) };
-        // The latter when its ends are of IPv6.
-        status == 0 || status == EPROTO
     }
 
     /// Puts an 802.1ad tag in front.

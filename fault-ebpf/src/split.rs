@@ -153,7 +153,7 @@ fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> b
 
 /// Does something for each of the packet's rules, as long as it can be done.
 #[inline(always)]
-pub fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
+fn each_match(mut act: impl FnMut(u32) -> u32) -> bool {
     for index in 0..MATCHES_MAX as u32 {
         if index >= MATCHES.load() {
             break;

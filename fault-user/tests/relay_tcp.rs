@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fault_user::relay::{CloseMode, Direction, Target, Upstream};
+use fault_user::relay::{CloseMode, Cut, Direction, Drain, Target, Upstream};
 use serde_json::json;
+use support::place::PATIENCE;
 use support::relay::*;
 
 #[test]
@@ -347,6 +348,55 @@ fn reset_peer_resets_an_idle_connection_that_was_open_before() {
     }
 }
 
+/// A client that sends at once is connected and has sent when it is reset. What the server got.
+fn reset_while_reading(bed: &Bed) -> Vec<u8> {
+    let mut client = bed.connect();
+    client
+        .write_all(b"request")
+        .expect("the connection is open");
+    let mut server = bed.accept();
+    let mut request = [0; 7];
+    let got = match server.read_exact(&mut request) {
+        Ok(()) => {
+            server.write_all(b"answer").expect("write");
+            request.to_vec()
+        }
+        Err(_reset) => Vec::new(),
+    };
+    assert_reset(&mut client);
+    got
+}
+
+#[test]
+fn a_reset_at_once_meets_the_first_read_and_not_the_connect() {
+    let bed = Bed::tcp();
+    for timeout in [0, 1] {
+        bed.add(
+            Direction::Downstream,
+            "reset_peer",
+            &json!({ "timeout": timeout }),
+        );
+        for _ in 0..50 {
+            assert_eq!(reset_while_reading(&bed), b"request", "{timeout} ms");
+        }
+        bed.remove("reset_peer");
+        // As in Toxiproxy a request is not forwarded that a toxic on its way resets.
+        bed.add(
+            Direction::Upstream,
+            "reset_peer",
+            &json!({ "timeout": timeout }),
+        );
+        for _ in 0..50 {
+            assert_eq!(reset_while_reading(&bed), b"", "{timeout} ms");
+        }
+        // One that nobody says anything on is reset all the same.
+        let (mut client, mut server) = bed.pair();
+        assert_reset(&mut client);
+        assert_reset(&mut server);
+        bed.remove("reset_peer");
+    }
+}
+
 #[test]
 fn slicer_cuts_and_pauses() {
     let bed = Bed::tcp();
@@ -411,6 +461,68 @@ fn a_shared_limit_counts_over_all_connections() {
     let (mut client, mut server) = bed.pair();
     client.write_all(&pattern(70)).expect("write");
     assert_eq!(read_to_end(&mut server), pattern(30));
+}
+
+/// The ends are closed, without another byte.
+fn assert_ended(ends: &mut [&mut TcpStream]) {
+    for end in ends {
+        assert_eq!(read_to_end(end), b"");
+    }
+}
+
+#[test]
+fn a_shared_limit_closes_all_connections_when_it_is_reached() {
+    let bed = Bed::tcp();
+    for direction in Direction::ALL {
+        bed.add(
+            direction,
+            "limit_data",
+            &json!({"bytes": 12, "shared": true}),
+        );
+        let (mut client, mut server) = bed.pair();
+        let (mut idle_client, mut idle_server) = bed.pair();
+        // The relay carries it: a byte in the direction without a limit has passed.
+        let (reader, writer) = ends(direction, &mut idle_client, &mut idle_server);
+        writer.write_all(b"x").expect("write");
+        assert_eq!(read_exactly(reader, 1), b"x");
+        let (writer, reader) = ends(direction, &mut client, &mut server);
+        for piece in [&b"hello"[..], b"die now"] {
+            writer.write_all(piece).expect("write");
+            assert_eq!(read_exactly(reader, piece.len()), piece);
+        }
+        assert_ended(&mut [&mut client, &mut server, &mut idle_client, &mut idle_server]);
+        // It is used up: the first byte ends a new connection.
+        let (mut client, mut server) = bed.pair();
+        let (writer, reader) = ends(direction, &mut client, &mut server);
+        writer.write_all(b"x").expect("write");
+        assert_ended(&mut [reader]);
+        bed.remove("limit_data");
+        bed.assert_healthy(None);
+    }
+}
+
+#[test]
+fn all_connections_are_closed_every_so_many_bytes() {
+    let bed = Bed::tcp();
+    bed.add(
+        Direction::Upstream,
+        "limit_data",
+        &json!({"bytes": 8, "every": true}),
+    );
+    for _ in 0..3 {
+        let (mut first, mut first_server) = bed.pair();
+        let (mut second, mut second_server) = bed.pair();
+        first.write_all(b"hello").expect("write");
+        assert_eq!(read_exactly(&mut first_server, 5), b"hello");
+        second.write_all(b"die").expect("write");
+        assert_eq!(read_exactly(&mut second_server, 3), b"die");
+        assert_ended(&mut [
+            &mut first,
+            &mut first_server,
+            &mut second,
+            &mut second_server,
+        ]);
+    }
 }
 
 #[test]
@@ -756,6 +868,41 @@ fn transient_fails_the_first_requests_and_then_passes() {
 }
 
 #[test]
+fn transient_without_an_answer_resets() {
+    let bed = Bed::tcp();
+    bed.add(
+        Direction::Downstream,
+        "transient",
+        &json!({"count": 2, "protocol": "none"}),
+    );
+    for _ in 0..2 {
+        let (mut client, mut server) = bed.pair();
+        client.write_all(&[1, 2, 3, 250]).expect("write");
+        assert_reset(&mut client);
+        assert_eq!(read_to_end(&mut server), b"", "the server sees nothing");
+    }
+    bed.assert_healthy(None);
+}
+
+#[test]
+fn encrypted_connections_pass_what_reads_requests() {
+    let hello = b"\x16\x03\x01\x00\x2f\x01\x00\x00\x2b\x03\x03 and what follows";
+    let bed = Bed::tcp();
+    let protocols = ["http", "redis", "mysql", "memcache", "smtp", "auto"];
+    for kind in ["error", "transient", "abort"] {
+        for protocol in protocols {
+            let attributes = json!({"protocol": protocol, "count": 1});
+            bed.add(Direction::Downstream, kind, &attributes);
+            let (mut client, mut server) = bed.pair();
+            client.write_all(hello).expect("write");
+            assert_eq!(read_exactly(&mut server, hello.len()), hello);
+            bed.remove(kind);
+            assert_echo(&mut client, &mut server);
+        }
+    }
+}
+
+#[test]
 fn abort_breaks_after_the_request_has_reached_the_server() {
     let bed = Bed::tcp();
     for mode in ["rst", "fin"] {
@@ -945,4 +1092,162 @@ fn many_connections_leave_nothing_behind() {
         "{before} descriptors became {}",
         descriptors()
     );
+}
+
+/// In which order the peers end their directions.
+#[derive(Clone, Copy, Debug)]
+enum Closing {
+    /// Who has written closes, and the other answers by that.
+    Writer,
+    /// Who has written closes both directions at once.
+    WriterGone,
+    /// The reader has ended its direction before.
+    ReaderFirst,
+    /// Nobody does.
+    Nobody,
+}
+
+/// How the relay comes to its end.
+#[derive(Clone, Copy, Debug)]
+enum TheEnd {
+    /// With time enough for what is on its way.
+    Patient,
+    /// Without any.
+    AtOnce,
+    /// A command disables the proxy.
+    Disabled,
+    /// The toxic goes first, as at the end of a window.
+    Window,
+}
+
+/// The faults that delay what they carry and must not lose a byte of it.
+fn patient_faults() -> Vec<(&'static str, serde_json::Value)> {
+    vec![
+        ("noop", json!({})),
+        ("latency", json!({"latency": 60, "jitter": 20})),
+        ("bandwidth", json!({"rate": 2000})),
+        (
+            "slicer",
+            json!({"average_size": 900, "size_variation": 300, "delay": 100}),
+        ),
+        ("slow_close", json!({"delay": 60})),
+        ("coalesce", json!({"min_bytes": 1_000_000, "max_wait": 60})),
+        (
+            "substitute",
+            json!({"regex": "never matches \\d", "replacement": "x"}),
+        ),
+        ("corrupt_data", json!({"probability": 0})),
+        ("limit_data", json!({"bytes": 100_000_000})),
+    ]
+}
+
+/// Everything that comes until the end, and whether that is an orderly one.
+fn read_until_the_end(mut reader: TcpStream) -> (Vec<u8>, bool) {
+    let mut bytes = Vec::new();
+    let is_orderly = reader.read_to_end(&mut bytes).is_ok();
+    (bytes, is_orderly)
+}
+
+/// Sends `sent` through a fault while the relay comes to its end; what the reader saw.
+fn end_meanwhile(
+    (kind, attributes): &(&str, serde_json::Value),
+    direction: Direction,
+    closing: Closing,
+    end: TheEnd,
+    sent: &[u8],
+) -> (Vec<u8>, bool) {
+    let bed = Bed::tcp();
+    bed.add(direction, kind, attributes);
+    let (client, server) = bed.pair();
+    let (mut writer, reader) = match direction {
+        Direction::Upstream => (client, server),
+        Direction::Downstream => (server, client),
+    };
+    if matches!(closing, Closing::ReaderFirst) {
+        reader.shutdown(Shutdown::Write).expect("shutdown");
+        assert_eq!(read_to_end(&mut writer), b"");
+    }
+    let reading = thread::spawn(move || read_until_the_end(reader));
+    let written = writer.write_all(sent);
+    written.expect("the relay and the kernel take it");
+    let kept = match closing {
+        Closing::Writer => {
+            writer.shutdown(Shutdown::Write).expect("shutdown");
+            Some(writer)
+        }
+        Closing::WriterGone | Closing::ReaderFirst => None,
+        Closing::Nobody => Some(writer),
+    };
+    let drain = |time: Duration| bed.run(bed.relay.drain(Drain::within(time)));
+    match end {
+        TheEnd::Patient => drop(drain(PATIENCE)),
+        TheEnd::AtOnce => drop(drain(Duration::ZERO)),
+        TheEnd::Disabled => bed.run(bed.relay.set_enabled(false)).expect("it stops"),
+        TheEnd::Window => {
+            bed.remove(kind);
+            drain(PATIENCE);
+        }
+    }
+    drop(kept);
+    reading.join().expect("no panic")
+}
+
+#[test]
+fn no_end_of_the_relay_loses_a_byte_in_silence() {
+    let sent = pattern(60_000);
+    for fault in patient_faults() {
+        for direction in Direction::ALL {
+            for closing in [
+                Closing::Writer,
+                Closing::WriterGone,
+                Closing::ReaderFirst,
+                Closing::Nobody,
+            ] {
+                for end in [
+                    TheEnd::Patient,
+                    TheEnd::AtOnce,
+                    TheEnd::Disabled,
+                    TheEnd::Window,
+                ] {
+                    let (got, is_orderly) = end_meanwhile(&fault, direction, closing, end, &sent);
+                    let case = format!("{} {direction:?} {closing:?} {end:?}", fault.0);
+                    assert!(sent.starts_with(&got), "{case}: other bytes");
+                    assert!(
+                        !is_orderly || got.len() == sent.len(),
+                        "{case}: an orderly end after {} bytes of {}",
+                        got.len(),
+                        sent.len()
+                    );
+                    let is_patient = matches!(end, TheEnd::Patient | TheEnd::Window);
+                    assert!(
+                        !is_patient || got.len() == sent.len(),
+                        "{case}: {} bytes of {} arrived",
+                        got.len(),
+                        sent.len()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_lost_at_the_end_is_counted() {
+    let bed = Bed::tcp();
+    bed.add(Direction::Upstream, "latency", &json!({"latency": 60_000}));
+    let (mut client, mut server) = bed.pair();
+    client.write_all(&pattern(5000)).expect("write");
+    drop(client);
+    let (mut idle, mut idle_server) = bed.pair();
+    let cut = bed.run(bed.relay.drain(Drain::within(Duration::from_millis(500))));
+    assert_eq!(
+        cut,
+        Cut {
+            connections: 2,
+            bytes: 5000
+        }
+    );
+    for end in [&mut server, &mut idle, &mut idle_server] {
+        assert_reset(end);
+    }
 }

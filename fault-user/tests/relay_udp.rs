@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use fault_user::relay::{Direction, Transport};
+use fault_user::relay::{Cut, Direction, Drain, Transport};
 use serde_json::json;
 use support::place::PATIENCE;
 use support::relay::*;
@@ -291,6 +291,32 @@ fn down_closes_the_socket_and_no_accept_ignores_new_clients() {
     bed.remove("down");
     old.0.send(b"hello").expect("send");
     assert_eq!(receive(&bed.datagrams), b"hello");
+}
+
+#[test]
+fn close_on_data_forgets_the_client_and_drops_the_datagram() {
+    for direction in Direction::ALL {
+        let bed = Bed::udp();
+        let old = client(&bed);
+        bed.add(direction, "close_on_data", &json!({"mode": "fin"}));
+        send(&bed, direction, &old, b"the last");
+        bed.run(bed.relay.wait_for(|open, _| open == 0));
+        assert_nothing(receiver(&bed, direction, &old), Duration::from_millis(30));
+        bed.remove("close_on_data");
+        client(&bed);
+    }
+}
+
+#[test]
+fn datagrams_on_their_way_arrive_at_the_end() {
+    let bed = Bed::udp();
+    let client = client(&bed);
+    bed.add(Direction::Upstream, "latency", &json!({"latency": 100}));
+    send(&bed, Direction::Upstream, &client, b"last words");
+    let drain = Drain::within(Duration::from_secs(20));
+    let cut = bed.run(bed.relay.drain(drain));
+    assert_eq!(cut, Cut::default());
+    assert_eq!(receive(&bed.datagrams), b"last words");
 }
 
 #[test]

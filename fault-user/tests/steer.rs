@@ -500,6 +500,23 @@ fn another_process() {
             tcp_echo(TcpListener::bind(address).unwrap());
         }),
         "leave" => drop(TcpListener::bind(words.next().unwrap()).unwrap()),
+        "say" => {
+            let mut stream = TcpStream::connect(words.next().unwrap()).unwrap();
+            stream.write_all(&last_words()).unwrap();
+            drop(stream);
+            if words.next() == Some("die") {
+                nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+            }
+            return;
+        }
+        "reply" => {
+            let listener = TcpListener::bind(words.next().unwrap()).unwrap();
+            println!("ready");
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+            stream.write_all(&last_words()).unwrap();
+            return;
+        }
         "ask" => {
             ask_four(words.next().unwrap().parse().unwrap());
             return;
@@ -866,4 +883,120 @@ fn nobody_listens_and_every_port_is_the_rules() {
         summary.contains("1 connections to tcp:1-65535 found no server"),
         "{summary}"
     );
+}
+
+/// What a process sends before it is gone.
+fn last_words() -> Vec<u8> {
+    (0..50_000_u32)
+        .flat_map(u32::to_be_bytes)
+        .take(50_000)
+        .collect()
+}
+
+/// What comes by a connection until its end, and whether that is an orderly one.
+type Heard = (Vec<u8>, bool);
+
+fn hear(mut stream: TcpStream) -> Heard {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = Vec::new();
+    let is_orderly = stream.read_to_end(&mut bytes).is_ok();
+    (bytes, is_orderly)
+}
+
+/// What a server hears of the next connection.
+fn hear_next(listener: &TcpListener) -> std::thread::JoinHandle<Heard> {
+    let listener = listener.try_clone().unwrap();
+    std::thread::spawn(move || hear(listener.accept().unwrap().0))
+}
+
+#[test]
+fn the_last_words_of_a_command_arrive_or_the_server_is_reset() {
+    enter_fresh();
+    let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+    for (rule, options, arrives) in [
+        ("tcp:7000 latency=300ms dir=to-server", "", true),
+        ("tcp:7000 bandwidth=50kB/s", "", true),
+        ("tcp:7000 slicer=1000,delay:1ms", "", true),
+        ("tcp:7000 coalesce=1MiB,300ms", "", true),
+        ("tcp:7000 slow_close=300ms", "--drain 20s", true),
+        ("tcp:7000 stall for=3s", "", true),
+        ("tcp:7000 stall", "", false),
+        ("tcp:7000 latency=60s", "--drain 100ms", false),
+    ] {
+        for role_name in ["say 127.0.0.1:7000", "say 127.0.0.1:7000 die"] {
+            let hearing = hear_next(&listener);
+            let command = role(role_name);
+            let command: Vec<&str> = command.iter().map(String::as_str).collect();
+            let output = run(&[rule], &format!("--allow-unfired {options}"), &command);
+            let told = String::from_utf8_lossy(&output.stderr);
+            let (heard, is_orderly) = hearing.join().unwrap();
+            let case = format!("{rule} {role_name}: {} bytes, {told}", heard.len());
+            assert_eq!(is_orderly, arrives, "{case}");
+            assert_eq!(heard == last_words(), arrives, "{case}");
+            let counted = "1 connections were open at the end and were reset; 50000 bytes";
+            assert_eq!(told.contains(counted), !arrives, "{case}");
+        }
+    }
+}
+
+#[test]
+fn the_last_words_of_a_server_in_the_command_arrive() {
+    enter_fresh();
+    let address = "127.0.0.1:7000";
+    let serving = Serving::begin(&["tcp:7000 latency=300ms"], &format!("reply {address}"));
+    let mut client = TcpStream::connect(address).unwrap();
+    client.write_all(b"x").unwrap();
+    let (heard, is_orderly) = hear(client);
+    assert!(is_orderly && heard == last_words(), "{} bytes", heard.len());
+    serving.end();
+}
+
+#[test]
+fn no_end_of_inject_is_an_orderly_end_after_missing_bytes() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+    let talked_to = TcpListener::bind("127.0.0.1:7001").unwrap();
+    for options in [&["--for", "2s"][..], &[]] {
+        let mut inject = fault();
+        inject.args(["inject", "-r", "tcp:7000-7001 latency=200ms"]);
+        let mut inject = inject
+            .args(options)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = std::io::BufReader::new(inject.stderr.take().unwrap()).lines();
+        assert!(told.any(|line| line.unwrap().contains("in force")));
+        // Everything was said before the end, or the peers still talk when it comes.
+        let hearing = hear_next(&listener);
+        let mut client = TcpStream::connect("127.0.0.1:7000").unwrap();
+        let talking_to = hear_next(&talked_to);
+        let talker = TcpStream::connect("127.0.0.1:7001").unwrap();
+        client.write_all(&last_words()).unwrap();
+        drop(client);
+        let talking = std::thread::spawn(move || {
+            let mut talker = talker;
+            let mut sent = 0;
+            while talker.write_all(&[7; 1000]).is_ok() && sent < 10_000_000 {
+                sent += 1000;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        if options.is_empty() {
+            let pid = nix::unistd::Pid::from_raw(inject.id().try_into().unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        }
+        let rest: Vec<String> = told.map(Result::unwrap).collect();
+        assert!(inject.wait().unwrap().success(), "{rest:?}");
+        let (heard, is_orderly) = hearing.join().unwrap();
+        assert!(is_orderly && heard == last_words(), "{} bytes", heard.len());
+        let (_, is_orderly) = talking_to.join().unwrap();
+        assert!(!is_orderly, "who still talks is cut off aloud: {rest:?}");
+        assert!(talking.join().unwrap() < 10_000_000);
+        let counted = "1 connections were open at the end and were reset";
+        assert!(rest.iter().any(|line| line.contains(counted)), "{rest:?}");
+    }
 }

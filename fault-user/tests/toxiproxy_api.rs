@@ -543,7 +543,7 @@ fn a_bad_config_or_a_port_in_use_is_fatal_and_a_good_one_has_toxics() {
     ));
     assert_eq!(code, Some(125), "{error}");
     assert!(
-        error.contains("address already in use") && error.lines().count() == 1,
+        error.contains("address already in use") && error.lines().count() == 2,
         "{error}"
     );
     let good = r#"[{"name":"p","listen":"127.0.0.1:0","upstream":"a:1","toxics":[{"type":"latency","attributes":{"latency":7}}]}]"#;

@@ -617,6 +617,7 @@ impl Proxies {
         };
         let settings = Settings {
             name: wanted.name.clone(),
+            title: format!("proxy {}", wanted.name),
             seed: self.seed,
             listen,
             upstream,

@@ -1,8 +1,9 @@
 //! What the rules of a command line are aimed at: interfaces, and a cgroup or the whole host.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use nix::unistd::Pid;
 
@@ -18,18 +19,21 @@ use crate::plan::mechanism::Mechanism;
 use crate::process::cgroup::{Cgroup, Hierarchy};
 use crate::process::container::{self, Container, Places};
 use crate::process::netns::{NetworkNamespace, netns_cookie};
-use crate::process::proc;
 use crate::process::tree::Aim as Tree;
+use crate::relay::Cut;
+use crate::rule::{Fault, ResolvedRule, Rule};
 use crate::steer::{Steering, Whose};
 use crate::tell::tell;
 use crate::watch::open::Sockets;
 
+use super::Failure;
+use super::inject::{Ends, parse_time};
 use super::rules::Parsed;
 
 /// Options that say whose traffic is touched.
 #[derive(Debug, Args)]
 pub struct Aim {
-    /// Only traffic of this process and its descendants, in the network namespace of this process.
+    /// Only traffic of this process and its descendants.
     #[arg(long, value_name = "PID", conflicts_with = "cgroup")]
     pid: Option<i32>,
     /// Only traffic of the processes in this cgroup (a directory of cgroup2).
@@ -55,6 +59,10 @@ pub struct Aim {
     /// delay line, where a tap device can be had.
     #[arg(long, value_name = "WHAT")]
     mechanism: Vec<Choice>,
+    /// How long data on its way through a stream rule may take to arrive when the rules end, e.g. 30s; what has not
+    /// arrived by then is counted, and its connections are reset. Default: the rules' own delays and 10 s.
+    #[arg(long, value_name = "TIME")]
+    drain: Option<String>,
     /// Allow rules that reach port 22 or fault's control API on the whole host.
     #[arg(long)]
     pub force: bool,
@@ -242,10 +250,6 @@ impl Aim {
             Some(NetworkNamespace::open(netns)?)
         } else if let Some(container) = &container {
             Some(NetworkNamespace::of_process(container.pid)?)
-        } else if let Some(pid) = self.pid {
-            Some(namespace_of_tree(pid)?)
-        } else if let Some(cgroup) = &self.cgroup {
-            namespace_of_cgroup(cgroup)?
         } else {
             None
         };
@@ -254,11 +258,9 @@ impl Aim {
             _ => None,
         };
         let mut journal = None;
-        let is_whole = namespace.is_some() && self.pid.is_none() && self.cgroup.is_none();
-        let aimed = if is_whole {
-            None
-        } else {
-            self.take(container.as_ref(), &mut journal)?
+        let aimed = match namespace {
+            Some(_) => None,
+            None => self.take(container.as_ref(), &mut journal)?,
         };
         Ok(Place {
             aimed,
@@ -313,6 +315,46 @@ impl Aim {
             marker: scope.map(|scope| prepared.marker(scope)).transpose()?,
         };
         Steering::start(&rules, plan.seed, whose).await.map(Some)
+    }
+
+    /// How long data may take to arrive when the rules end.
+    ///
+    /// # Errors
+    /// It is no time.
+    pub fn drain(&self) -> Result<Option<Duration>, Failure> {
+        let drain = self.drain.as_deref();
+        drain.map(|text| parse_time("--drain", text)).transpose()
+    }
+
+    /// Ends stream rules: what is on its way arrives, or its connections are reset, and a line says how many. Another
+    /// signal has all reset at once.
+    ///
+    /// # Errors
+    /// Signals can't be listened for.
+    pub async fn finish(
+        &self,
+        steering: &Steering,
+        rules: &[(Rule, ResolvedRule)],
+    ) -> Result<(), Failure> {
+        let mut ends = Ends::listen()?;
+        let held_ns = rules.iter().map(|(_, rule)| match rule.fault {
+            Fault::Delay {
+                delay_ns,
+                jitter_ns,
+                ..
+            } => delay_ns.saturating_add(jitter_ns),
+            _ => 0,
+        });
+        let transit = Duration::from_nanos(held_ns.max().unwrap_or(0));
+        let cut = steering.finish(self.drain()?, transit, ends.come()).await;
+        if cut != Cut::default() {
+            tell!(
+                "fault: {} connections were open at the end and were reset; {} bytes of them had not arrived",
+                cut.connections,
+                cut.bytes
+            );
+        }
+        Ok(())
     }
 
     /// What tells how many connections are open to the targets of the rules. Nothing where that can't be told: of a
@@ -438,41 +480,6 @@ impl Aim {
             tree: Some(tree),
         }))
     }
-}
-
-/// The network namespace of a process. Descendants in others are told of.
-fn namespace_of_tree(pid: i32) -> Result<NetworkNamespace> {
-    let aim = || format!("aiming at process {pid}");
-    let own = NetworkNamespace::of_process(pid).with_context(aim)?;
-    let tree = proc::tree(Pid::from_raw(pid)).with_context(aim)?;
-    let elsewhere = tree
-        .iter()
-        .filter(|process| NetworkNamespace::of_process(process.pid).is_ok_and(|other| other != own))
-        .count();
-    if elsewhere != 0 {
-        tell!(
-            "fault: warning: {elsewhere} of the processes below {pid} are in other network namespaces, where the rules do not apply"
-        );
-    }
-    Ok(own)
-}
-
-/// The network namespace that the processes of a cgroup are in, if there are any.
-fn namespace_of_cgroup(cgroup: &Path) -> Result<Option<NetworkNamespace>> {
-    let mut found: Option<NetworkNamespace> = None;
-    for pid in Hierarchy::find()?.open(cgroup)?.processes()? {
-        let Ok(namespace) = NetworkNamespace::of_process(pid.as_raw()) else {
-            // It has ended, or may not be looked into.
-            continue;
-        };
-        ensure!(
-            found.as_ref().is_none_or(|one| *one == namespace),
-            "the processes of {} are in several network namespaces: name one of them with --pid",
-            cgroup.display()
-        );
-        found = Some(namespace);
-    }
-    Ok(found)
 }
 
 /// The kernel's view of a cgroup.

@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::Args;
-use fault_common::abi::Counter;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::aim::{Aim, Place};
@@ -68,7 +67,9 @@ impl Inject {
                 "drawn faults can't be exchanged while they are in force: leave --watch out"
             )));
         }
-        let length = self.length.as_deref().map(parse_length).transpose()?;
+        let length = self.length.as_deref();
+        let length = length.map(|text| parse_time("--for", text)).transpose()?;
+        self.aim.drain()?;
         if !self.aim.is_given() && !self.aim.force {
             guard_host(&parsed.rules, None).map_err(Failure::usage)?;
         }
@@ -146,7 +147,7 @@ impl Inject {
             control,
         };
         course.last(&mut ends, length, &mut follower).await?;
-        course.end()
+        course.end().await
     }
 
     /// Reads the rules anew and puts them in force.
@@ -181,10 +182,11 @@ pub(super) fn many(rules: usize) -> String {
     }
 }
 
-fn parse_length(text: &str) -> Result<Duration, Failure> {
+/// The time that is given by an option.
+pub(super) fn parse_time(option: &str, text: &str) -> Result<Duration, Failure> {
     parse_duration(text)
         .map(Duration::from_nanos)
-        .map_err(|error| Failure::usage(anyhow::anyhow!("--for: {}", error.one_line())))
+        .map_err(|error| Failure::usage(anyhow::anyhow!("{option}: {}", error.one_line())))
 }
 
 /// A file that is looked at for changes.
@@ -343,7 +345,10 @@ impl Course<'_> {
     }
 
     /// Tells what was hit, and heals.
-    fn end(self) -> Outcome {
+    async fn end(self) -> Outcome {
+        if let Some(steering) = &self.steering {
+            self.inject.aim.finish(steering, &self.parsed.rules).await?;
+        }
         let hits = self.hits()?;
         let counters = self.injection.counters()?;
         let table = summary::table(&self.plan, &hits, &self.injection, &counters);
@@ -354,8 +359,6 @@ impl Course<'_> {
             who: self.place.who(scope.as_ref()),
             is_limited: scope.is_some(),
             endpoints: endpoints.as_ref(),
-            failed: counters[Counter::ActionFailed as usize],
-            has_bridge: self.injection.has_bridge(),
         };
         for (rule, why) in summary::unfired(&self.plan, &hits, &audience) {
             tell!("fault: the rule `{rule}` never fired: {why}");

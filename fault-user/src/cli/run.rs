@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use fault_common::abi::{Counter, DecisionKey};
+use fault_common::abi::DecisionKey;
 
 use super::aim::{Aim, Place, scope_of};
 use super::control::{self, Control};
@@ -114,6 +114,7 @@ impl Run {
     /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
     pub fn execute(self) -> Outcome {
         let mut parsed = self.rules.parse()?;
+        self.aim.drain()?;
         if self.aim.follow
             && (self.events.is_some() || self.report.is_some() || self.replay.is_some())
         {
@@ -273,8 +274,6 @@ impl Run {
             who: run.who,
             is_limited: run.is_limited,
             endpoints: endpoints.as_ref(),
-            failed: counters[Counter::ActionFailed as usize],
-            has_bridge: injection.has_bridge(),
         };
         let mut unfired = summary::unfired(plan, facts.hits, &audience);
         // Drawn faults may come when nobody is there, or not before the command ends. One at least must have hurt.
@@ -487,6 +486,9 @@ impl Course<'_> {
         recorder: Option<Recorder>,
     ) -> Outcome {
         let witnessed = observer.finish(self.injection.epoch_ns())?;
+        if let Some(steering) = &self.steering {
+            self.run.aim.finish(steering, &self.parsed.rules).await?;
+        }
         let hits = self.hits()?;
         self.sample(witnessed.history.length_ns / MS_NS, &hits);
         self.rest();

@@ -263,13 +263,6 @@ impl Injection {
         self.prepared.reach().names.clone()
     }
 
-    /// Whether the rules are on a bridge.
-    #[must_use]
-    pub fn has_bridge(&self) -> bool {
-        let reach = self.prepared.reach();
-        reach.interfaces.iter().any(|one| one.bridge.is_some())
-    }
-
     /// Whether something is noted that must be undone at the end.
     #[must_use]
     pub fn has_notes(&self) -> bool {

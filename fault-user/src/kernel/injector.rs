@@ -12,7 +12,7 @@ use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOpti
 use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, HOLDS, Hold, MATCHES_MAX, NAMED_WORDS, Owner, PLACES,
-    PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder, line,
+    PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -127,7 +127,7 @@ pub struct Options {
     pub holder: u32,
     /// Index of the near end of the detour, where qdiscs hold packets that come in.
     pub detour: Option<u32>,
-    /// At how many interfaces packets can be held.
+    /// How many interfaces there are.
     pub places: u32,
     /// How many decisions are to be repeated, instead of new ones being made.
     pub replay: Option<u32>,
@@ -169,14 +169,6 @@ unsafe impl aya::Pod for HostKey {}
 
 /// A program that holds on to an interface by TCX: the interface's index, the program's name, its link.
 type Held = (u32, &'static str, SchedClassifierLinkId);
-
-/// What the programs and the delay line tell each other.
-pub struct Told {
-    /// About packets that are handed over, by ticket.
-    pub holds: MappedArray<Hold>,
-    /// See [`line`].
-    pub line: MappedArray<u64>,
-}
 
 /// Marks a socket as belonging to a scope.
 pub type Marker = std::sync::Arc<dyn Fn(BorrowedFd<'_>) -> std::io::Result<()> + Send + Sync>;
@@ -378,51 +370,30 @@ impl Injector {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn serve_delay_line(&mut self, tap: &Interface) -> Result<Told> {
+    pub fn serve_delay_line(&mut self, tap: &Interface) -> Result<MappedArray<Hold>> {
         self.attach_at(RELEASE, tap, Side::Ingress)?;
-        Ok(Told {
-            holds: mapped(&mut self.ebpf, "HOLDS", HOLDS)?,
-            line: mapped(&mut self.ebpf, "LINE", line::ENTRIES)?,
-        })
+        mapped(&mut self.ebpf, "HOLDS", HOLDS)
     }
 
-    /// No packet is handed to the delay line any more: all pass.
+    /// Lets packets that have been held go on at an interface, outwards or inwards, by this number; `detoured` says
+    /// whether those that come in are held by qdiscs.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn close_delay_line(&mut self) -> Result<()> {
-        let mut entries: Array<&mut MapData, u64> = self.map_mut("LINE")?.try_into()?;
-        entries.set(line::OPEN, 0, 0)?;
-        Ok(())
-    }
-
-    /// Tells the programs which interfaces are ports of bridges: pairs of indexes, the port's first.
-    ///
-    /// # Errors
-    /// There are more than [`PLACES`].
-    pub fn write_bridge_ports(&mut self, ports: impl Iterator<Item = (u32, u32)>) -> Result<()> {
-        let mut known: HashMap<&mut MapData, u32, u32> =
-            self.map_mut("BRIDGE_PORTS")?.try_into()?;
-        for (port, bridge) in ports {
-            known
-                .insert(port, bridge, 0)
-                .context("noting the ports of bridges")?;
-        }
-        Ok(())
-    }
-
-    /// Lets packets that have been held go on at an interface, outwards or inwards, by this number. From the latter on
-    /// packets are held there.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn open_way(&mut self, number: u16, interface_index: u32, inwards: bool) -> Result<()> {
+    pub fn open_way(
+        &mut self,
+        number: u16,
+        interface_index: u32,
+        inwards: bool,
+        detoured: bool,
+    ) -> Result<()> {
         let mut releases = mapped(&mut self.ebpf, "RELEASES", PLACES)?;
         let place = u64::from(interface_index) << 1 | u64::from(inwards);
         releases.set(usize::from(number), place);
-        if inwards {
-            let mut ways: HashMap<&mut MapData, u32, u32> = self.map_mut("WAYS")?.try_into()?;
-            ways.insert(interface_index, u32::from(number), 0)?;
+        if inwards && detoured {
+            let mut detours: HashMap<&mut MapData, u32, u32> =
+                self.map_mut("DETOURS")?.try_into()?;
+            detours.insert(interface_index, u32::from(number), 0)?;
         }
         Ok(())
     }
@@ -432,14 +403,12 @@ impl Injector {
         let all = std::mem::take(&mut self.links);
         let (gone, left) = all.into_iter().partition(|link| link.0 == interface_index);
         self.links = left;
-        for name in ["WAYS", "BRIDGE_PORTS"] {
-            if let Ok(Ok(mut known)) = self
-                .map_mut(name)
-                .map(HashMap::<&mut MapData, u32, u32>::try_from)
-                && let Err(error) = known.remove(&interface_index)
-            {
-                log::debug!("interface {interface_index} was not in {name}: {error}");
-            }
+        if let Ok(Ok(mut detours)) = self
+            .map_mut("DETOURS")
+            .map(HashMap::<&mut MapData, u32, u32>::try_from)
+            && let Err(error) = detours.remove(&interface_index)
+        {
+            log::debug!("interface {interface_index} had no detour: {error}");
         }
         let gone: Vec<Held> = gone;
         for (_, name, link) in gone {
@@ -1006,8 +975,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("TAP", &options.tap.unwrap_or(0), true)
         .override_global("HOLDER", &options.holder, true)
         .override_global("DETOUR", &options.detour.unwrap_or(0), true)
-        .map_max_entries("WAYS", options.places.max(1))
-        .map_max_entries("BRIDGE_PORTS", PLACES)
+        .map_max_entries("DETOURS", options.places.max(1))
         .override_global("STAMPS", &u32::from(version::at_least(5, 18)), true)
         .map_max_entries("RULES", 2 * words * 64)
         .map_max_entries("RULE_STATES", 2 * words * 64)

@@ -1,6 +1,5 @@
 //! Network interfaces: what there is, and which of them a command's traffic can pass.
 use super::netlink::{Netlink, attributes, header_u32, nested};
-use super::version;
 use anyhow::{Context, Result, bail};
 use netlink_packet_core::{parse_string, parse_u32};
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
@@ -13,10 +12,6 @@ const NEAR_ENOUGH: f64 = 0.6;
 
 /// A network interface of the calling thread's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "what the kernel tells of it, each independent of the others"
-)]
 pub struct Interface {
     /// The index that the kernel knows it by, from 1.
     pub index: u32,
@@ -28,8 +23,6 @@ pub struct Interface {
     pub up: bool,
     /// Whether its packets begin with an Ethernet header; those of a tun or `WireGuard` device do not.
     pub ethernet: bool,
-    /// Whether packets that were held can go on there.
-    pub can_hold: bool,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,
     /// `veth`, `vlan`, `bridge`, `ifb`, `tun`, `bond`…; `None` for hardware and for `lo`.
@@ -38,12 +31,8 @@ pub struct Interface {
     pub master: Option<u32>,
     /// What that master is: `bridge`, `bond`, `vrf`, `team`, `openvswitch`.
     pub master_kind: Option<String>,
-    /// The index of the interface below (of a VLAN) or at the other end (of a veth), if it is in the same network
-    /// namespace.
+    /// The index of the interface below (of a VLAN) or at the other end (of a veth).
     pub link: Option<u32>,
-    /// The index of the bridge that packets have come through when they arrive at this interface: its own for a bridge,
-    /// that of the bridge below for a VLAN on one.
-    pub bridge: Option<u32>,
     /// The largest packet in bytes, without the link header.
     pub mtu_bytes: u32,
     /// The largest segmentation-offload packet in bytes that the stack may hand it.
@@ -53,18 +42,11 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Its packets are seen again on the bond or team that it is a port of, and are left to that one. A VRF sees no
-    /// packet that comes in, and a bridge none that goes from port to port.
+    /// Its packets are seen again on the bridge, bond or team that it is a port of, and are left to
+    /// that one. A port of a VRF is not such a slave: the VRF sees no packet that comes in.
     #[must_use]
     pub fn is_slave(&self) -> bool {
-        self.master.is_some() && !matches!(self.master_kind.as_deref(), Some("vrf" | "bridge"))
-    }
-
-    /// The index of the bridge that it is a port of.
-    #[must_use]
-    pub fn port_of(&self) -> Option<u32> {
-        self.master
-            .filter(|_| self.master_kind.as_deref() == Some("bridge"))
+        self.master.is_some() && self.master_kind.as_deref() != Some("vrf")
     }
 
     /// Whether it is still in the calling thread's network namespace, by this name: those of containers come and go.
@@ -102,23 +84,7 @@ pub fn list_by(netlink: &mut Netlink) -> Result<Vec<Interface>> {
         .dump(&request, |payload| decode(payload).map(Some))
         .context("can't list the network interfaces")?;
     found.sort_by_key(|interface| interface.index);
-    find_bridges(&mut found);
     Ok(found)
-}
-
-/// Notes for each interface the bridge that its packets come through. Whatever is below has the smaller index.
-fn find_bridges(found: &mut [Interface]) {
-    for at in 0..found.len() {
-        let below = |index| {
-            let lower = found.iter().find(|one| one.index == index);
-            lower.and_then(|lower: &Interface| lower.bridge)
-        };
-        found[at].bridge = match found[at].kind.as_deref() {
-            Some("bridge") => Some(found[at].index),
-            Some("vlan" | "macvlan" | "macvtap" | "ipvlan") => found[at].link.and_then(below),
-            _ => None,
-        };
-    }
 }
 
 /// Attribute numbers of `linux/if_link.h`.
@@ -129,7 +95,6 @@ mod attribute {
     pub const MASTER: u16 = 10;
     pub const LINKINFO: u16 = 18;
     pub const ALIAS: u16 = 20;
-    pub const LINK_NETNSID: u16 = 37;
     pub const GSO_MAX_SEGMENTS: u16 = 40;
     pub const GSO_MAX_BYTES: u16 = 41;
     /// Inside `LINKINFO`.
@@ -138,62 +103,36 @@ mod attribute {
     pub const SLAVE_KIND: u16 = 4;
 }
 
-/// The link message's hardware type.
-fn hardware(payload: &[u8]) -> Result<u16> {
+/// Whether the link message's hardware type is Ethernet or loopback, which have the same header.
+fn is_ethernet(payload: &[u8]) -> Result<bool> {
+    const ARPHRD_ETHER: u16 = 1;
+    const ARPHRD_LOOPBACK: u16 = 772;
     // `struct ifinfomsg`: family, padding, then the hardware type.
     let word = header_u32(payload, 0)?.to_ne_bytes();
-    Ok(u16::from_ne_bytes([word[2], word[3]]))
-}
-
-/// Whether the hardware type is Ethernet or loopback, which have the same header.
-fn is_ethernet(hardware: u16) -> bool {
-    matches!(
-        hardware,
-        nix::libc::ARPHRD_ETHER | nix::libc::ARPHRD_LOOPBACK
-    )
-}
-
-/// Whether the kernel takes the Ethernet header away from what is redirected to a device that wants none
-/// (`dev_is_mac_header_xmit`), and what the packet loses in user space is not needed there: `IPsec`'s policies want to know
-/// how it was decrypted, and an ifb where it came from.
-fn can_hold(hardware: u16, kind: Option<&str>) -> bool {
-    use nix::libc::{
-        ARPHRD_IPGRE, ARPHRD_NONE, ARPHRD_PPP, ARPHRD_SIT, ARPHRD_TUNNEL, ARPHRD_TUNNEL6,
-    };
-    const ARPHRD_IP6GRE: u16 = 823;
-    let has_place = match hardware {
-        ARPHRD_TUNNEL | ARPHRD_TUNNEL6 | ARPHRD_SIT | ARPHRD_IPGRE | ARPHRD_NONE => true,
-        ARPHRD_PPP | ARPHRD_IP6GRE => version::at_least(6, 6),
-        other => is_ethernet(other),
-    };
-    has_place && !matches!(kind, Some("xfrm" | "vti" | "vti6" | "ifb"))
+    let kind = u16::from_ne_bytes([word[2], word[3]]);
+    Ok(kind == ARPHRD_ETHER || kind == ARPHRD_LOOPBACK)
 }
 
 /// Decodes one link message into what [`Interface`] keeps of it.
 fn decode(payload: &[u8]) -> Result<Interface> {
     let flags = header_u32(payload, 8)?;
-    let hardware = hardware(payload)?;
     let mut interface = Interface {
         index: header_u32(payload, 4)?,
         name: String::new(),
         alias: None,
         up: flags & nix::libc::IFF_UP.cast_unsigned() != 0,
-        ethernet: is_ethernet(hardware),
-        can_hold: false,
+        ethernet: is_ethernet(payload)?,
         loopback: flags & nix::libc::IFF_LOOPBACK.cast_unsigned() != 0,
         kind: None,
         master: None,
         master_kind: None,
         link: None,
-        bridge: None,
         mtu_bytes: 0,
         gso_max_bytes: None,
         gso_max_segments: None,
     };
-    let mut link_is_elsewhere = false;
     for (kind, value) in attributes(payload, HEADER_BYTES)? {
         match kind {
-            attribute::LINK_NETNSID => link_is_elsewhere = true,
             attribute::NAME => interface.name = parse_string(value)?,
             attribute::MTU => interface.mtu_bytes = parse_u32(value)?,
             attribute::LINK => interface.link = Some(parse_u32(value)?).filter(|link| *link != 0),
@@ -213,10 +152,6 @@ fn decode(payload: &[u8]) -> Result<Interface> {
             _ => {}
         }
     }
-    if link_is_elsewhere {
-        interface.link = None;
-    }
-    interface.can_hold = can_hold(hardware, interface.kind.as_deref());
     Ok(interface)
 }
 
@@ -224,10 +159,10 @@ fn decode(payload: &[u8]) -> Result<Interface> {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Selection {
     /// Every interface that a command's traffic can pass: `lo` and all others that are up, except
-    /// ports of a bond or team, whose packets the master sees.
+    /// ports of a bridge, bond or team, whose packets the master sees.
     #[default]
     Default,
-    /// These, by name, up or not, and the ports of those that are bridges.
+    /// Exactly these, by name, up or not.
     Names(Vec<String>),
 }
 
@@ -240,10 +175,14 @@ pub fn select(all: &[Interface], selection: &Selection) -> Result<Vec<Interface>
     let chosen: Vec<Interface> = match selection {
         Selection::Default => wanted(all, selection).cloned().collect(),
         Selection::Names(names) => {
+            let mut chosen: Vec<Interface> = Vec::new();
             for name in names {
-                find(all, name)?;
+                let interface = find(all, name)?;
+                if !chosen.contains(interface) {
+                    chosen.push(interface.clone());
+                }
             }
-            wanted(all, selection).cloned().collect()
+            chosen
         }
     };
     if chosen.is_empty() {
@@ -257,21 +196,12 @@ pub fn wanted<'a>(
     all: &'a [Interface],
     selection: &'a Selection,
 ) -> impl Iterator<Item = &'a Interface> {
-    let is_named = move |names: &[String], index| {
-        all.iter()
-            .any(|one| one.index == index && names.contains(&one.name))
-    };
     all.iter().filter(move |interface| match selection {
         Selection::Default => {
             let is_used = interface.up && !interface.is_slave() && !interface.is_ours();
             interface.loopback || is_used
         }
-        Selection::Names(names) => {
-            names.contains(&interface.name)
-                || interface
-                    .port_of()
-                    .is_some_and(|bridge| is_named(names, bridge))
-        }
+        Selection::Names(names) => names.contains(&interface.name),
     })
 }
 
@@ -305,13 +235,11 @@ mod tests {
             alias: None,
             up,
             ethernet: true,
-            can_hold: true,
             loopback: name == "lo",
-            kind: (name == "br0").then(|| "bridge".to_owned()),
+            kind: None,
             master: master.map(|(index, _)| index),
             master_kind: master.map(|(_, kind)| kind.to_owned()),
             link: None,
-            bridge: None,
             mtu_bytes: 1500,
             gso_max_bytes: None,
             gso_max_segments: None,
@@ -326,7 +254,6 @@ mod tests {
             interface(4, "eth2", false, None),
             interface(5, "br0", true, None),
             interface(6, "blue", true, Some((7, "vrf"))),
-            interface(8, "eth8", true, Some((9, "bond"))),
         ]
     }
 
@@ -338,45 +265,17 @@ mod tests {
     }
 
     #[test]
-    fn default_is_lo_and_whatever_is_up_and_no_port_of_a_bond() {
+    fn default_is_lo_and_whatever_is_up_and_no_port_of_a_bridge() {
         assert_eq!(
             names(&Selection::Default).unwrap(),
-            ["lo", "eth0", "eth1", "br0", "blue"]
+            ["lo", "eth0", "br0", "blue"]
         );
-    }
-
-    #[test]
-    fn a_bridge_is_taken_with_its_ports() {
-        let wanted = Selection::Names(vec!["br0".to_owned()]);
-        assert_eq!(names(&wanted).unwrap(), ["eth1", "br0"]);
-    }
-
-    #[test]
-    fn what_is_above_a_bridge_is_known() {
-        let mut all = machine();
-        let mut above = |index, kind: &str, link| {
-            all.push(Interface {
-                kind: Some(kind.to_owned()),
-                link: Some(link),
-                ..interface(index, "above", true, None)
-            });
-        };
-        above(10, "vlan", 5);
-        above(11, "macvlan", 10);
-        above(12, "vlan", 2);
-        above(13, "veth", 5);
-        find_bridges(&mut all);
-        let bridges: Vec<_> = all
-            .iter()
-            .filter_map(|one| one.bridge.map(|bridge| (one.index, bridge)))
-            .collect();
-        assert_eq!(bridges, [(5, 5), (10, 5), (11, 5)]);
     }
 
     #[test]
     fn a_named_interface_is_taken_once_though_down_or_a_port() {
         let wanted = ["eth2", "eth1", "eth2"].map(str::to_owned).to_vec();
-        assert_eq!(names(&Selection::Names(wanted)).unwrap(), ["eth1", "eth2"]);
+        assert_eq!(names(&Selection::Names(wanted)).unwrap(), ["eth2", "eth1"]);
     }
 
     #[test]
@@ -389,7 +288,7 @@ mod tests {
         let far = names(&Selection::Names(vec!["wlp3s0".to_owned()])).unwrap_err();
         assert_eq!(
             far.to_string(),
-            "no network interface `wlp3s0` here: there are lo, eth0, eth1, eth2, br0, blue, eth8"
+            "no network interface `wlp3s0` here: there are lo, eth0, eth1, eth2, br0, blue"
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use fault_common::abi::{PLACES, RULES_MAX, holder, modifier};
 use nix::errno::Errno;
 
@@ -58,11 +58,6 @@ fn prepare_behind(
 ) -> Result<Prepared> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
-    let unheld = if plan.holds() {
-        check_holding(interfaces)?
-    } else {
-        None
-    };
     let tap = if plan.needs_delay_line() {
         Some(Tap::create()?)
     } else {
@@ -97,7 +92,6 @@ fn prepare_behind(
         Ok(front) => reach.attach_xdp(front)?,
         Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
     }
-    reach.notes.extend(unheld);
     let reach = Arc::new(Mutex::new(reach));
     let newcomers = wishes
         .newcomers
@@ -109,26 +103,6 @@ fn prepare_behind(
         reach,
         tables,
     })
-}
-
-/// What to tell of interfaces where packets can't be held.
-///
-/// # Errors
-/// There is no other.
-fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
-    let unable: Vec<_> = interfaces
-        .iter()
-        .filter(|one| !one.can_hold)
-        .map(|one| one.name.as_str())
-        .collect();
-    let names = unable.join(", ");
-    ensure!(
-        unable.len() < interfaces.len(),
-        "packets of {names} can't be held, which `delay`, `rate`, `reorder` and `slot` do: name another interface, or use \
-         a fault such as `loss`"
-    );
-    Ok((!unable.is_empty())
-        .then(|| format!("packets that only pass {names} can't be held: they pass")))
 }
 
 /// Where packets are judged first; an error when what was wished for can't be.
@@ -166,8 +140,6 @@ fn options(
     if let Some(qdiscs) = qdiscs {
         options.holder = plan.held_by.holder();
         options.detour = qdiscs.detour().map(|(near, _)| near.index);
-    }
-    if qdiscs.is_some() || plan.needs_delay_line() {
         options.places = PLACES / 2;
     }
     if let Some(decisions) = &wishes.replay {

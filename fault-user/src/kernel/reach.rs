@@ -86,15 +86,16 @@ impl Reach {
             serve(&mut self.injector, qdiscs)?;
         }
         for interface in self.interfaces.clone() {
-            self.open_ways(&interface)?;
+            self.open_ways(interface.index)?;
         }
-        let there = list_by(&mut self.netlink)?;
-        self.note_bridge_ports(&there)?;
-        let places: Vec<_> = self
-            .interfaces
-            .iter()
-            .flat_map(|one| self.sides(one).map(move |side| (one, side)))
-            .collect();
+        let mut places = Vec::new();
+        for interface in &self.interfaces {
+            places.push((interface, Side::Egress));
+            // What passes loopback leaves before it arrives: it is judged when it leaves.
+            if !interface.loopback {
+                places.push((interface, Side::Ingress));
+            }
+        }
         self.injector.attach_all(&places)?;
         let (left, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.interfaces)
             .into_iter()
@@ -111,28 +112,6 @@ impl Reach {
         Ok(())
     }
 
-    /// Where packets are judged at an interface. What arrives at a bridge, or at a VLAN on one, has been judged at the
-    /// bridge's ports: `br_netfilter` may have translated it since, and it must not be held before the connection is
-    /// known.
-    fn sides(&self, interface: &Interface) -> impl Iterator<Item = Side> + use<> {
-        let has_bridge = interface
-            .bridge
-            .is_some_and(|bridge| self.interfaces.iter().any(|one| one.index == bridge));
-        // What passes loopback leaves before it arrives: it is judged when it leaves.
-        let is_seen_before = interface.loopback || has_bridge;
-        [Side::Egress]
-            .into_iter()
-            .chain((!is_seen_before).then_some(Side::Ingress))
-    }
-
-    /// Tells the programs which interfaces are ports of bridges.
-    fn note_bridge_ports(&mut self, there: &[Interface]) -> Result<()> {
-        let ports = there
-            .iter()
-            .filter_map(|one| Some((one.index, one.port_of()?)));
-        self.injector.write_bridge_ports(ports)
-    }
-
     /// The qdisc that the programs are attached to on kernels without TCX.
     fn make_clsact(&mut self, interface_index: u32) -> Result<()> {
         self.record(Change::Clsact { interface_index })?;
@@ -141,12 +120,17 @@ impl Reach {
     }
 
     /// Lets packets that are held go on at an interface, where any are held.
-    fn open_ways(&mut self, interface: &Interface) -> Result<()> {
-        let Some(ways) = self.ways.as_mut().filter(|_| interface.can_hold) else {
+    fn open_ways(&mut self, interface_index: u32) -> Result<()> {
+        let Some(ways) = &mut self.ways else {
             return Ok(());
         };
-        for (number, inwards) in ways.open(interface.index)? {
-            self.injector.open_way(number, interface.index, inwards)?;
+        let detoured = self
+            .qdiscs
+            .as_ref()
+            .is_some_and(|qdiscs| qdiscs.detour().is_some());
+        for (number, inwards) in ways.open(interface_index)? {
+            self.injector
+                .open_way(number, interface_index, inwards, detoured)?;
         }
         Ok(())
     }
@@ -155,8 +139,6 @@ impl Reach {
     pub(super) fn meet(&mut self, selection: &Selection) -> Result<()> {
         let there = list_by(&mut self.netlink)?;
         self.leave_gone(&there, selection);
-        self.miss_tap(&there)?;
-        self.note_bridge_ports(&there)?;
         for interface in interfaces::wanted(&there, selection) {
             let known = self
                 .interfaces
@@ -195,19 +177,6 @@ impl Reach {
         }
     }
 
-    /// Lets packets pass when the delay line's device has been removed or switched off.
-    fn miss_tap(&mut self, there: &[Interface]) -> Result<()> {
-        let is_there = |index| there.iter().any(|one| one.index == index && one.up);
-        if let Some(line) = self.delay_line.as_ref()
-            && !is_there(line.tap_index())
-            && line.is_open()
-        {
-            self.injector.close_delay_line()?;
-            line.close("its network device is gone or down");
-        }
-        Ok(())
-    }
-
     fn leave(&mut self, interface_index: u32) {
         self.injector.leave(interface_index);
         if let Some(ways) = &mut self.ways {
@@ -221,11 +190,11 @@ impl Reach {
             let journal = &mut self.journal;
             qdiscs.include(interface, |change| note(journal, change))?;
         }
-        self.open_ways(interface)?;
+        self.open_ways(interface.index)?;
         if self.injector.attachment() == Attachment::Clsact {
             self.make_clsact(interface.index)?;
         }
-        for side in self.sides(interface) {
+        for side in [Side::Egress, Side::Ingress] {
             self.injector.attach(interface, side)?;
         }
         Ok(())
@@ -254,8 +223,7 @@ impl Reach {
         };
         for interface in &self.interfaces {
             let virtually = front == Front::NativeXdp && interface.kind.is_some();
-            let arrives = self.sides(interface).any(|side| side == Side::Ingress);
-            if !arrives || !interface.ethernet || virtually {
+            if interface.loopback || !interface.ethernet || virtually {
                 continue;
             }
             let program = self.injector.xdp_program()?.fd()?.as_fd();
@@ -295,12 +263,12 @@ impl Reach {
             // The device goes with this process, and its filters with it.
             clsact::ensure(device.index)?;
         }
-        let told = self.injector.serve_delay_line(&device)?;
+        let holds = self.injector.serve_delay_line(&device)?;
         if self.interfaces.iter().any(|interface| interface.loopback) {
             self.let_loopback_come_back()?;
         }
         let ways = self.ways.get_or_insert_default();
-        self.delay_line = Some(DelayLine::start(tap, told, ways.places(), shapers)?);
+        self.delay_line = Some(DelayLine::start(tap, holds, ways.places(), shapers)?);
         Ok(())
     }
 

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -18,22 +17,6 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 pub struct NetworkNamespace {
     file: File,
     path: PathBuf,
-    identity: (u64, u64),
-}
-
-/// Two are equal when they are the same namespace, whatever they were opened by.
-impl PartialEq for NetworkNamespace {
-    fn eq(&self, other: &Self) -> bool {
-        self.identity == other.identity
-    }
-}
-
-impl Eq for NetworkNamespace {}
-
-/// What tells one namespace from another: its file's device and inode.
-fn identity(file: &File) -> std::io::Result<(u64, u64)> {
-    let status = file.metadata()?;
-    Ok((status.dev(), status.ino()))
 }
 
 impl NetworkNamespace {
@@ -67,7 +50,7 @@ impl NetworkNamespace {
                 path.display()
             );
         }
-        Self::new(file, path)
+        Ok(Self { file, path })
     }
 
     /// The namespace of a process.
@@ -79,16 +62,7 @@ impl NetworkNamespace {
         let file = File::open(&path).with_context(|| {
             format!("can't open the network namespace of process {pid} (needs CAP_SYS_PTRACE)")
         })?;
-        Self::new(file, path)
-    }
-
-    fn new(file: File, path: PathBuf) -> Result<Self> {
-        let identity = identity(&file)?;
-        Ok(Self {
-            file,
-            path,
-            identity,
-        })
+        Ok(Self { file, path })
     }
 
     /// Whether this is the namespace that the caller is in.
@@ -96,9 +70,11 @@ impl NetworkNamespace {
     /// # Errors
     /// `/proc` can't be read.
     pub fn is_own(&self) -> Result<bool> {
-        let own =
-            File::open("/proc/thread-self/ns/net").context("reading /proc/thread-self/ns/net")?;
-        Ok(identity(&own)? == self.identity)
+        use std::os::unix::fs::MetadataExt as _;
+        let own = std::fs::metadata("/proc/thread-self/ns/net")
+            .context("reading /proc/thread-self/ns/net")?;
+        let this = self.file.metadata()?;
+        Ok((own.dev(), own.ino()) == (this.dev(), this.ino()))
     }
 
     /// What programs in the kernel know it by.

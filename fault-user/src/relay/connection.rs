@@ -1,8 +1,8 @@
 //! One connection: two lanes, the toxics that act on it, the commands that it gets.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use futures_util::task::AtomicWaker;
 use tokio::net::TcpStream;
 
 use super::fault::CloseMode;
-use super::lane::{Ending, Lane, Ports};
+use super::lane::{Ending, Lane, Ports, WaitsFor};
 use super::stage::Owner;
 use super::tcp::Inner;
 use super::timer::{Timer, sleep_until};
@@ -23,6 +23,67 @@ const LINGER: Duration = Duration::from_millis(250);
 const LINGER_BYTES: usize = 256 * 1024;
 /// How long an `abort` waits for the server's host to receive the request.
 const ABORT_WAIT: Duration = Duration::from_secs(1);
+
+/// A reset that comes sooner than this after the acceptance waits for the client's first bytes: its
+/// connect(2) may not have returned yet, and would fail.
+const CONNECTS: Duration = Duration::from_millis(50);
+/// How long a connection that is to end in order is left to peers that are silent: both may still send.
+const SILENCE: Duration = Duration::from_millis(100);
+/// The same when one of them has ended its direction: the other is likely to answer.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// How a relay's connections come to their end while what is on its way still arrives.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// When it began.
+    pub since: Instant,
+    /// When all that is left is reset.
+    pub until: Instant,
+    /// When those are reset whose peers have both not ended: they may go on talking for ever.
+    pub open_until: Instant,
+    /// Until when connections that their toxics let nothing pass of are kept: a toxic is to change.
+    pub change_until: Instant,
+    /// How long bytes may be on their way to the relay.
+    pub transit: Duration,
+}
+
+impl Drain {
+    /// One that begins now and takes so long at most, whatever the peers do. No toxic changes meanwhile.
+    #[must_use]
+    pub fn within(time: Duration) -> Self {
+        let since = Instant::now();
+        Self {
+            since,
+            until: since + time,
+            open_until: since + time,
+            change_until: since,
+            transit: Duration::ZERO,
+        }
+    }
+
+    /// Until when peers that have been silent from its beginning may still send.
+    pub(crate) fn quiet_until(&self) -> Instant {
+        self.since + SILENCE + self.transit
+    }
+}
+
+/// What was lost at the end of relays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Connections that were reset while they were open; with UDP, clients whose datagrams were dropped.
+    pub connections: u64,
+    /// Bytes of them that were on their way, as far as they are known.
+    pub bytes: u64,
+}
+
+impl std::iter::Sum for Cut {
+    fn sum<I: Iterator<Item = Self>>(cuts: I) -> Self {
+        cuts.fold(Self::default(), |sum, cut| Self {
+            connections: sum.connections + cut.connections,
+            bytes: sum.bytes + cut.bytes,
+        })
+    }
+}
 
 const RUN: u8 = 0;
 const CLOSE_FIN: u8 = 1;
@@ -39,6 +100,9 @@ pub(crate) struct Control {
     command: AtomicU8,
     /// The version of the toxics that it acts by.
     seen: AtomicU64,
+    /// It is at work this moment.
+    is_busy: AtomicBool,
+    drain: Mutex<Option<Drain>>,
     waker: AtomicWaker,
 }
 
@@ -52,6 +116,8 @@ impl Control {
             command: AtomicU8::new(RUN),
             // Before its first look it can't act by anything old.
             seen: AtomicU64::new(u64::MAX),
+            is_busy: AtomicBool::new(false),
+            drain: Mutex::default(),
             waker: AtomicWaker::new(),
         }
     }
@@ -64,6 +130,27 @@ impl Control {
         };
         self.command.store(command, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// Has the connection end once nothing of it is on its way any more.
+    pub(crate) fn drain(&self, drain: Drain) {
+        *self.drain.lock().unwrap_or_else(PoisonError::into_inner) = Some(drain);
+        self.waker.wake();
+    }
+
+    /// Whether and how it is to end.
+    pub(crate) fn drains(&self) -> Option<Drain> {
+        *self.drain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its task begins or ends a turn. A turn begins with a look at the toxics.
+    pub(crate) fn set_busy(&self, is_busy: bool) {
+        self.is_busy.store(is_busy, Ordering::SeqCst);
+    }
+
+    /// Whether it is in the midst of a turn.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.is_busy.load(Ordering::SeqCst)
     }
 
     /// Has the connection look at the toxics again.
@@ -118,6 +205,12 @@ pub(crate) struct Connection {
     lanes: [Lane; 2],
     version: Option<u64>,
     timer: Timer,
+    /// What the lanes had moved when that was last looked at, and since when it is that much.
+    moved: (u64, Instant),
+    /// The client has sent something.
+    has_heard: bool,
+    /// The sockets that are reset: the client's and the server's.
+    is_reset: [bool; 2],
 }
 
 impl Connection {
@@ -135,38 +228,74 @@ impl Connection {
             lanes: Default::default(),
             version: None,
             timer: Timer::default(),
+            moved: (0, Instant::now()),
+            has_heard: false,
+            is_reset: [false; 2],
         }
     }
 
     /// Carries the connection until it ends; then its sockets are to be dropped, or (true) to linger first.
     pub(crate) async fn run(&mut self) -> bool {
         let ending = std::future::poll_fn(|context| self.poll(context)).await;
-        self.lanes = Default::default();
+        let owed = match ending {
+            Some(Ending::Leave) => self.owed(),
+            _ => [false, false],
+        };
+        self.has_heard = self.lanes[0].has_read;
         self.timer = Timer::default();
+        self.lanes = Default::default();
         match ending {
-            None => false,
-            Some(Ending::Close(mode)) => {
-                self.close(mode);
-                mode == CloseMode::Fin
+            None => return false,
+            Some(Ending::Close(CloseMode::Rst)) => {
+                self.await_connect().await;
+                self.end([true, true]);
             }
+            Some(Ending::Close(CloseMode::Fin)) => self.end([false, false]),
+            Some(Ending::Leave) => self.end(owed),
             Some(Ending::Abort(mode)) => {
                 self.await_delivery().await;
                 // The server ends in order whatever the client sees: a reset could cost it the request.
-                shut_down(&self.server);
-                match mode {
-                    CloseMode::Rst => reset(&self.client),
-                    CloseMode::Fin => shut_down(&self.client),
-                }
-                mode == CloseMode::Fin
+                self.end([mode == CloseMode::Rst, false]);
+            }
+        }
+        self.is_reset != [true, true]
+    }
+
+    /// Whether the client and the server miss something that is, or may be, on its way to them.
+    fn owed(&self) -> [bool; 2] {
+        if self.control.drains().is_some() {
+            // Nobody knows whether the other would have sent more.
+            let lost: usize =
+                self.lanes[0].undelivered(&self.client) + self.lanes[1].undelivered(&self.server);
+            self.relay.count_cut(lost);
+            return [!self.lanes[1].finished, !self.lanes[0].finished];
+        }
+        [
+            self.lanes[1].owes(&self.server),
+            self.lanes[0].owes(&self.client),
+        ]
+    }
+
+    /// Ends both sockets, with a reset or in order.
+    fn end(&mut self, is_reset: [bool; 2]) {
+        self.is_reset = is_reset;
+        for (socket, is_reset) in [&self.client, &self.server].into_iter().zip(is_reset) {
+            if is_reset {
+                reset(socket);
+            } else {
+                shut_down(socket);
             }
         }
     }
 
-    fn close(&self, mode: CloseMode) {
-        for socket in [&self.client, &self.server] {
-            match mode {
-                CloseMode::Rst => reset(socket),
-                CloseMode::Fin => shut_down(socket),
+    /// Waits until the client's connect(2) has returned, as far as that can be known.
+    async fn await_connect(&self) {
+        let until = self.control.opened + CONNECTS;
+        if !self.has_heard && Instant::now() < until {
+            tokio::select! {
+                // What it has sent lies there or has been read.
+                _ready = self.client.readable() => {}
+                () = sleep_until(until) => {}
             }
         }
     }
@@ -181,8 +310,18 @@ impl Connection {
 
     /// None when both directions have ended in order.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Ending>> {
+        self.control.set_busy(true);
+        let polled = self.poll_turn(context);
+        self.control.set_busy(false);
+        polled
+    }
+
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<Option<Ending>> {
         if let Poll::Ready(mode) = self.control.poll_told_to_close(context) {
-            return Poll::Ready(Some(Ending::Close(mode)));
+            return Poll::Ready(Some(match mode {
+                CloseMode::Rst => Ending::Close(mode),
+                CloseMode::Fin => Ending::Leave,
+            }));
         }
         let newest = self.relay.toxics.version();
         if self.version != Some(newest) {
@@ -191,15 +330,56 @@ impl Connection {
             }
             self.relay.changed.notify_waiters();
         }
-        match self.poll_lanes(context) {
+        let polled = self.poll_lanes(context);
+        let concerns = self.lanes.each_mut().map(Lane::take_concern);
+        if concerns.contains(&true) {
+            self.relay.wake_all();
+        }
+        match polled {
             Err(ending) => Poll::Ready(Some(ending)),
             Ok(()) if self.lanes.iter().all(|lane| lane.finished) => Poll::Ready(None),
             Ok(()) => {
-                let deadline = self.lanes.iter().filter_map(|lane| lane.deadline).min();
+                let patience = self.patience();
+                if patience.is_some_and(|patience| patience <= Instant::now()) {
+                    return Poll::Ready(Some(Ending::Leave));
+                }
+                let deadlines = self.lanes.iter().filter_map(|lane| lane.deadline);
+                let deadline = deadlines.chain(patience).min();
                 self.timer.set(deadline, context.waker());
                 Poll::Pending
             }
         }
+    }
+
+    /// When it is left, if its relay comes to its end and nothing moves any more.
+    fn patience(&mut self) -> Option<Instant> {
+        let drain = self.control.drains()?;
+        let moves = self.lanes[0].moves + self.lanes[1].moves;
+        if moves != self.moved.0 {
+            self.moved = (moves, Instant::now());
+        }
+        let waits = self.lanes.each_ref().map(Lane::waits_for);
+        let silence = if self.lanes.iter().any(|lane| lane.finished) {
+            ANSWER
+        } else {
+            SILENCE
+        };
+        let since = self.moved.1.max(drain.since);
+        let until = if waits.contains(&WaitsFor::Time) {
+            drain.until
+        } else if waits.contains(&WaitsFor::Change) {
+            drain.change_until
+        } else {
+            since + silence + drain.transit
+        };
+        let is_open =
+            !self.lanes[0].is_ending(&self.client) && !self.lanes[1].is_ending(&self.server);
+        let most = if is_open {
+            drain.open_until
+        } else {
+            drain.until
+        };
+        Some(until.min(most))
     }
 
     fn reconcile(&mut self) -> Result<(), Ending> {
@@ -213,6 +393,7 @@ impl Connection {
                 connection: self.control.ordinal,
                 opened: self.control.opened,
                 is_datagram: false,
+                trouble: &self.relay.trouble,
             };
             self.lanes[direction.index()]
                 .reconcile(&toxics, &owner, now)
@@ -275,17 +456,34 @@ impl Connection {
         }
     }
 
-    /// Keeps the sockets for a moment after an orderly close.
+    /// Keeps the sockets that were closed in order for a moment.
     pub(crate) async fn linger(self) {
-        let until = Instant::now() + LINGER;
-        let drained = async {
-            tokio::join!(drain(&self.client), drain(&self.server));
-        };
-        tokio::select! {
-            () = drained => {}
-            () = sleep_until(until) => {}
-        }
+        let Self {
+            client,
+            server,
+            is_reset,
+            ..
+        } = self;
+        let [client, server] = [(client, is_reset[0]), (server, is_reset[1])]
+            .map(|(socket, is_reset)| (!is_reset).then_some(socket));
+        tokio::join!(linger(client), linger(server));
     }
+}
+
+/// Keeps a socket that was closed in order for a moment.
+async fn linger(socket: Option<Arc<TcpStream>>) {
+    let Some(socket) = socket else { return };
+    tokio::select! {
+        () = drain(&socket) => {}
+        () = sleep_until(Instant::now() + LINGER) => {}
+    }
+}
+
+/// Ends a connection of which only this socket was opened, in order: what its peer has sent does not
+/// turn the end into a reset.
+pub(crate) async fn close_in_order(socket: TcpStream) {
+    shut_down(&socket);
+    linger(Some(Arc::new(socket))).await;
 }
 
 /// Has the socket send a reset when it is closed.

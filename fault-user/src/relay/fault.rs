@@ -50,6 +50,29 @@ impl<'de> Deserialize<'de> for Probability {
     }
 }
 
+/// Kilobytes (1000 bytes) per second. Whole numbers are shown as integers, as Toxiproxy does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct Rate(pub f64);
+
+impl Rate {
+    /// Bytes per second; 0 for a negative rate.
+    #[must_use]
+    pub fn bytes_per_second(self) -> f64 {
+        (self.0 * 1000.0).max(0.0)
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.fract() != 0.0 {
+            return serializer.serialize_f64(self.0);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "it is a whole number")]
+        serializer.serialize_i64(self.0 as i64)
+    }
+}
+
 macro_rules! attributes {
     ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* })*) => {$(
         $(#[$meta])*
@@ -77,8 +100,8 @@ attributes! {
 
     /// Paces the stream.
     Bandwidth {
-        /// Kilobytes (1000 bytes) per second; 0 lets nothing through.
-        rate: i64,
+        /// Kilobytes (1000 bytes) per second, also fractions; 0 lets nothing through.
+        rate: Rate,
         /// All connections share the rate instead of having it each.
         #[serde(skip_serializing_if = "is_false")]
         shared: bool,
@@ -116,12 +139,16 @@ attributes! {
     LimitData {
         /// Bytes.
         bytes: i64,
-        /// All connections share the bytes instead of having them each.
+        /// All connections share the bytes instead of having them each; at the limit all are closed.
         #[serde(skip_serializing_if = "is_false")]
         shared: bool,
+        /// Once the shared bytes are used up counting begins anew: every so many bytes all
+        /// connections are closed.
+        #[serde(skip_serializing_if = "is_false")]
+        every: bool,
     }
 
-    /// Closes the connection when data comes; the data is not forwarded.
+    /// Closes the connection when data comes; the data is not forwarded. A UDP client is forgotten.
     CloseOnData {
         /// `fin` or `rst`.
         #[serde(alias = "how")]
@@ -316,6 +343,8 @@ pub enum Protocol {
     Smtp,
     /// No protocol: random bytes.
     Random,
+    /// No answer: the connection is reset.
+    None,
 }
 
 /// One alternative of a `mix`.
@@ -618,7 +647,6 @@ impl Fault {
             Self::SlowClose(_)
             | Self::ResetPeer(_)
             | Self::Slicer(_)
-            | Self::CloseOnData(_)
             | Self::Coalesce(_)
             | Self::Error(_)
             | Self::Transient(_)
@@ -729,6 +757,20 @@ mod tests {
             json!({"average_size": 0, "size_variation": 0, "delay": 0})
         );
         assert_eq!(shown("limit_data"), json!({"bytes": 0}));
+    }
+
+    #[test]
+    fn a_rate_may_be_a_fraction_and_a_whole_one_is_shown_as_an_integer() {
+        let rate = |value: Value| {
+            let fault = Fault::Bandwidth(Bandwidth::default());
+            let changed = fault.with_attributes(&json!({ "rate": value }));
+            changed.map(|fault| fault.attributes()["rate"].clone())
+        };
+        for value in [json!(0.5), json!(0.002), json!(1000), json!(i64::MAX)] {
+            assert_eq!(rate(value.clone()), Ok(value));
+        }
+        assert_eq!(rate(json!(2.0)), Ok(json!(2)));
+        assert!(rate(json!("2")).is_err());
     }
 
     #[test]

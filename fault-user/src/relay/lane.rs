@@ -8,12 +8,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::budget::{self, Counted};
 use super::fault::CloseMode;
 use super::pipe::Pipe;
 use super::stage::{Chunk, End, Item, Output, Owner, Pipeline, ROOM};
@@ -25,6 +26,14 @@ const SMALL_READ: usize = 32 * 1024;
 const SMALL_SPLICE: usize = 8 * 1024;
 /// How many steps a lane takes before others have their turn.
 const STEPS: usize = 16;
+/// How many pieces it moves between its stages meanwhile.
+const PIECES: usize = 256;
+/// How many pieces it writes meanwhile.
+const WRITES: usize = 32;
+/// After how long it takes no further step.
+const TURN: Duration = Duration::from_micros(200);
+/// When a lane looks again whether there is memory to read into.
+const MEMORY_RETRY: Duration = Duration::from_millis(20);
 
 thread_local! {
     /// Where every read of this thread goes first: an idle connection has no buffer.
@@ -40,10 +49,22 @@ thread_local! {
     static USED: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer that a chunk owns; it goes back to its thread's store with the chunk.
+/// A buffer that a chunk owns; a large one goes back to its thread's store with the chunk.
 struct Filled {
     buffer: Vec<u8>,
     size: usize,
+    _counted: Counted,
+}
+
+impl Filled {
+    fn new(buffer: Vec<u8>, size: usize) -> Self {
+        let counted = Counted::new(buffer.len());
+        Self {
+            buffer,
+            size,
+            _counted: counted,
+        }
+    }
 }
 
 impl AsRef<[u8]> for Filled {
@@ -54,6 +75,9 @@ impl AsRef<[u8]> for Filled {
 
 impl Drop for Filled {
     fn drop(&mut self) {
+        if self.buffer.len() < ROOM {
+            return;
+        }
         let buffer = std::mem::take(&mut self.buffer);
         let kept = USED.try_with(|used| {
             let mut used = used.borrow_mut();
@@ -70,13 +94,13 @@ impl Drop for Filled {
 /// The first `size` bytes of a read as a chunk's data.
 fn keep(scratch: &mut Vec<u8>, size: usize) -> Bytes {
     if size < LARGE_READ {
-        return Bytes::copy_from_slice(&scratch[..size]);
+        return Bytes::from_owner(Filled::new(scratch[..size].to_vec(), size));
     }
     let next = USED
         .with_borrow_mut(Vec::pop)
         .unwrap_or_else(|| vec![0; ROOM]);
     let buffer = std::mem::replace(scratch, next);
-    Bytes::from_owner(Filled { buffer, size })
+    Bytes::from_owner(Filled::new(buffer, size))
 }
 
 /// What a step came to.
@@ -88,13 +112,26 @@ enum Step {
     Idle,
 }
 
+/// How far the output has been written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flushed {
+    All,
+    /// The sink takes nothing more at the moment.
+    Blocked,
+    /// Others have their turn first.
+    Paused,
+}
+
 /// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// A toxic, a peer or a command wants it so.
+    /// A toxic or a peer wants it so.
     Close(CloseMode),
     /// As `Close`, once the server's host has received everything.
     Abort(CloseMode),
+    /// The user or the end of the relay wants it so: each end that has got all that there was for it
+    /// gets an orderly end, any other a reset.
+    Leave,
 }
 
 /// Waits for a socket's error while nothing is read from it.
@@ -112,6 +149,10 @@ enum Source {
 }
 
 #[derive(Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are independent of each other: no state machine has them for its states"
+)]
 pub(crate) struct Lane {
     pipeline: Pipeline,
     output: Output,
@@ -125,6 +166,23 @@ pub(crate) struct Lane {
     /// The socket has reported an error while nothing was read from it.
     reset_seen: bool,
     pub(crate) deadline: Option<Instant>,
+    /// Counts what it has moved, so that a change is seen.
+    pub(crate) moves: u64,
+    /// Something has come from its source, its end included.
+    pub(crate) has_read: bool,
+    /// It has let others have their turn, and goes on by itself.
+    is_paused: bool,
+}
+
+/// What a lane that goes on waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitsFor {
+    /// Its source has nothing.
+    Source,
+    /// What it holds goes on at some time, or when its sink takes it.
+    Time,
+    /// A change of its toxics: by themselves they let nothing pass.
+    Change,
 }
 
 /// The ends of a lane and where it counts.
@@ -140,7 +198,7 @@ impl Lane {
     pub(crate) fn reconcile(
         &mut self,
         toxics: &[Arc<Toxic>],
-        owner: &Owner,
+        owner: &Owner<'_>,
         now: Instant,
     ) -> io::Result<()> {
         self.pipeline
@@ -183,9 +241,68 @@ impl Lane {
         }
     }
 
+    /// Whether nothing more comes from the source than what it has sent.
+    pub(crate) fn is_ending(&self, source: &TcpStream) -> bool {
+        self.source == Source::Ended || has_peer_ended(source)
+    }
+
     /// Whether the source's end is known, so that no reset can be found by reading it.
     pub(crate) fn source_has_ended(&self) -> bool {
         self.source == Source::Ended
+    }
+
+    /// Whether something was said that concerns the relay's other connections.
+    pub(crate) fn take_concern(&mut self) -> bool {
+        std::mem::take(&mut self.output.concerns_others)
+    }
+
+    /// Whether something is on its way.
+    fn holds(&self) -> bool {
+        !self.output.items.is_empty() || self.piped() > 0 || !self.pipeline.is_empty()
+    }
+
+    fn piped(&self) -> usize {
+        self.pipe.as_ref().map_or(0, Pipe::held)
+    }
+
+    /// What it waits for after it has been polled; nothing more comes of one that is finished.
+    pub(crate) fn waits_for(&self) -> WaitsFor {
+        let is_closed = self.pipeline.room(Instant::now()) == 0 && self.source != Source::Ended;
+        if self.finished {
+            WaitsFor::Source
+        } else if self.is_paused {
+            WaitsFor::Time
+        } else if self.holds() {
+            let goes_on =
+                self.deadline.is_some() || !self.output.items.is_empty() || self.piped() > 0;
+            if goes_on {
+                WaitsFor::Time
+            } else {
+                WaitsFor::Change
+            }
+        } else if is_closed {
+            WaitsFor::Change
+        } else {
+            WaitsFor::Source
+        }
+    }
+
+    /// Bytes that are on their way, those that wait to be read from the source included.
+    pub(crate) fn undelivered(&self, source: &TcpStream) -> usize {
+        if self.finished {
+            return 0;
+        }
+        let unread = if self.source == Source::Ended {
+            0
+        } else {
+            unread(source)
+        };
+        self.pipeline.bytes() + self.output.bytes + self.piped() + unread
+    }
+
+    /// Whether bytes or an end for the sink are known to be on their way.
+    pub(crate) fn owes(&self, source: &TcpStream) -> bool {
+        !self.finished && (self.holds() || self.undelivered(source) > 0)
     }
 
     /// Moves what can be moved.
@@ -199,11 +316,19 @@ impl Lane {
         ports: &Ports<'_>,
     ) -> Result<(), Option<Ending>> {
         self.deadline = None;
+        self.is_paused = false;
+        let (mut pieces, mut writes) = (PIECES, WRITES);
+        let mut begun = None;
         for _ in 0..STEPS {
             let mut now = None;
             if !self.pipeline.is_bare() {
                 let instant = Instant::now();
-                self.deadline = self.pipeline.advance(instant, &mut self.output);
+                if instant > *begun.get_or_insert(instant) + TURN {
+                    break;
+                }
+                self.deadline = self
+                    .pipeline
+                    .advance(instant, &mut self.output, &mut pieces);
                 now = Some(instant);
             }
             if let Some(mode) = self.output.now {
@@ -213,25 +338,35 @@ impl Lane {
                 return Ok(());
             }
             let had_items = !self.output.items.is_empty();
-            let flushed = self.flush(context, ports)?;
-            let filled = self.fill(context, ports, flushed.is_pending(), now);
+            let flushed = self.flush(context, ports, &mut writes)?;
+            if flushed == Flushed::Paused || pieces == 0 {
+                break;
+            }
+            let filled = self.fill(context, ports, flushed == Flushed::Blocked, now);
             // What was flushed has made room for what the stages may hold.
-            let may_advance = had_items && !flushed.is_pending() && !self.pipeline.is_bare();
+            let may_advance = had_items && flushed == Flushed::All && !self.pipeline.is_bare();
             if filled == Step::Idle && !may_advance {
+                if flushed == Flushed::All {
+                    self.pipeline.starved();
+                }
                 return Ok(());
             }
+            self.moves += 1;
         }
         // Others have their turn, then it goes on.
+        self.is_paused = true;
+        self.moves += 1;
         context.waker().wake_by_ref();
         Ok(())
     }
 
-    /// Writes what has come out, as far as the sink takes it.
+    /// Writes what has come out, as far as the sink takes it, in at most so many `writes`.
     fn flush(
         &mut self,
         context: &mut Context<'_>,
         ports: &Ports<'_>,
-    ) -> Result<Poll<()>, Option<Ending>> {
+        writes: &mut usize,
+    ) -> Result<Flushed, Option<Ending>> {
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
             match ports
                 .sink
@@ -240,7 +375,7 @@ impl Lane {
                 Ok(count) => count_bytes(ports.sent, count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if ports.sink.poll_write_ready(context).is_pending() {
-                        return Ok(Poll::Pending);
+                        return Ok(Flushed::Blocked);
                     }
                 }
                 Err(error) => return Err(self.sink_failed(&error)),
@@ -248,14 +383,17 @@ impl Lane {
         }
         loop {
             match self.output.items.front_mut() {
-                None => return Ok(Poll::Ready(())),
+                None => return Ok(Flushed::All),
                 Some(Item::End(end)) => {
                     let end = *end;
                     self.output.items.pop_front();
                     self.pass_end(end, ports)?;
                 }
+                Some(Item::Data(_)) if *writes == 0 => return Ok(Flushed::Paused),
                 Some(Item::Data(data)) => match ports.sink.try_write(data) {
                     Ok(count) => {
+                        *writes -= 1;
+                        self.moves += 1;
                         count_bytes(ports.sent, count);
                         self.output.bytes -= count;
                         data.advance(count);
@@ -275,10 +413,10 @@ impl Lane {
     }
 
     /// The sink takes nothing. If the source has reset the connection nobody waits for the rest.
-    fn blocked(&self) -> Result<Poll<()>, Option<Ending>> {
+    fn blocked(&self) -> Result<Flushed, Option<Ending>> {
         match self.output.items.back() {
             Some(Item::End(End::Close(CloseMode::Rst))) => Err(Some(Ending::Close(CloseMode::Rst))),
-            _ => Ok(Poll::Pending),
+            _ => Ok(Flushed::Blocked),
         }
     }
 
@@ -328,6 +466,11 @@ impl Lane {
         if room == 0 {
             return self.watch_for_reset(context, ports);
         }
+        if now.is_some() && budget::is_used_up() && !self.pipeline.is_empty() {
+            let retry = Instant::now() + MEMORY_RETRY;
+            self.deadline = Some(self.deadline.map_or(retry, |deadline| deadline.min(retry)));
+            return self.watch_for_reset(context, ports);
+        }
         self.watch = None;
         let read = match now {
             None if self.bulk => self.splice(ports),
@@ -345,6 +488,7 @@ impl Lane {
                 Step::Moved
             }
             Ok(count) => {
+                self.has_read = true;
                 count_bytes(ports.received, count);
                 Step::Moved
             }
@@ -364,6 +508,7 @@ impl Lane {
     }
 
     fn source_ends(&mut self, end: End) {
+        self.has_read = true;
         self.source = Source::Ended;
         self.pipeline.end(end, Instant::now(), &mut self.output);
     }
@@ -446,6 +591,42 @@ impl Lane {
         Ok(count)
     }
 }
+
+/// Bytes that have arrived at a socket and have not been read.
+pub(crate) fn unread(socket: &TcpStream) -> usize {
+    use std::os::fd::AsRawFd as _;
+    let mut count: libc::c_int = 0;
+    // SAFETY: the descriptor is open as long as `socket` lives, and FIONREAD writes one int.
+    let failed = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    // It fails on a socket that nothing can be read from any more.
+    if failed == 0 {
+        usize::try_from(count).unwrap_or(0)
+    } else {
+        0
+    }
+}
+
+/// Whether a socket's peer has ended its direction, be it that there are bytes to read before.
+fn has_peer_ended(socket: &TcpStream) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let mut state = 0_u8;
+    let mut length: libc::socklen_t = 1;
+    // SAFETY: the kernel writes no more of its structure, whose first byte is the state, than there is room for.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut length,
+        )
+    };
+    // A socket that tells nothing is as good as ended.
+    status != 0 || !OPEN_STATES.contains(&state)
+}
+
+/// The states in which a peer has not ended: `TCP_ESTABLISHED`, `TCP_FIN_WAIT1` and `TCP_FIN_WAIT2`.
+const OPEN_STATES: [u8; 3] = [1, 4, 5];
 
 fn count_bytes(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);

@@ -4,11 +4,13 @@
 //! be added, changed and removed while connections are open. It needs no privileges and no HTTP: the control
 //! API is a layer on top. `docs/relay.md` says what each fault does.
 
+mod budget;
 mod connection;
 mod engine;
 pub mod fault;
 mod inlet;
 mod lane;
+mod mysql;
 mod pipe;
 mod protocol;
 mod random;
@@ -16,6 +18,7 @@ mod stage;
 mod tcp;
 mod timer;
 mod toxic;
+mod trouble;
 mod udp;
 mod upstream;
 
@@ -24,11 +27,12 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
+pub use connection::{Cut, Drain};
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
 pub use inlet::Inlet;
@@ -38,9 +42,15 @@ pub(crate) use upstream::{is_own, resolve_name};
 
 use tcp::{Command, Inner, Stats};
 use toxic::ToxicSet;
+use trouble::Trouble;
 
 /// The longest queue of handshakes that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// How long a change waits for every connection to have met it.
+const PROMPT: Duration = Duration::from_millis(50);
+/// What connections are given to end when their time is over.
+const LAST_TURN: Duration = Duration::from_secs(1);
 
 /// Makes the listener of a TCP relay, each time that it starts to listen.
 pub type BindTcp = Arc<dyn Fn() -> io::Result<std::net::TcpListener> + Send + Sync>;
@@ -87,6 +97,8 @@ impl fmt::Debug for Listen {
 pub struct Settings {
     /// Its name: together with the seed it decides what is drawn.
     pub name: String,
+    /// What its user knows it by.
+    pub title: String,
     /// The seed of all randomness.
     pub seed: u64,
     /// Where clients come.
@@ -144,6 +156,7 @@ pub struct Relay {
     stats: Arc<Stats>,
     ordinals: Arc<AtomicU64>,
     changed: Arc<Notify>,
+    trouble: Arc<Trouble>,
     state: Mutex<State>,
     /// The connections of now, where they can be seen without waiting for a change of state.
     current: RwLock<Option<Arc<Inner>>>,
@@ -208,6 +221,7 @@ impl Relay {
             stats: Arc::default(),
             ordinals: settings.ordinals,
             changed: Arc::default(),
+            trouble: Arc::new(Trouble::of(settings.title)),
             state: Mutex::new(State {
                 listen: settings.listen,
                 upstream: settings.upstream,
@@ -297,6 +311,14 @@ impl Relay {
 
     /// Makes what runs fit what is wanted.
     async fn apply(&self, state: &mut State) -> io::Result<()> {
+        let applied = self.try_apply(state).await;
+        if let Err(error) = &applied {
+            self.trouble.tell("listen", error);
+        }
+        applied
+    }
+
+    async fn try_apply(&self, state: &mut State) -> io::Result<()> {
         let listens = state.enabled && !self.has(|fault| matches!(fault, Fault::Down(_)));
         if !listens {
             self.stop(state).await;
@@ -323,6 +345,7 @@ impl Relay {
             ordinals: Arc::clone(&self.ordinals),
             open: std::sync::Mutex::default(),
             changed: Arc::clone(&self.changed),
+            trouble: Arc::clone(&self.trouble),
         });
         let (address, running) = match &state.listen {
             Listen::Tcp(address) => {
@@ -342,6 +365,7 @@ impl Relay {
             Listen::TcpHook(_) | Listen::UdpHook(_) => {}
         }
         state.running = Some(running);
+        self.trouble.forget();
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(inner);
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = Some(address);
         Ok(())
@@ -396,9 +420,37 @@ impl Relay {
         };
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = None;
         let (inner, commands) = running.parts();
+        // Before others have their turns: a connection that is to close does nothing else any more.
+        for control in inner.controls() {
+            control.close(CloseMode::Fin);
+        }
         tell(commands, Command::Stop).await;
         inner.close(usize::MAX, CloseMode::Fin).await;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Ends it for good: nothing is accepted any more, and what is on its way by then still arrives, as
+    /// the toxics have it. Connections of which something may be missing at the end of that are reset.
+    /// What was lost; when it is called again, what has been lost altogether.
+    pub async fn drain(&self, drain: Drain) -> Cut {
+        {
+            let mut state = self.state.lock().await;
+            state.enabled = false;
+            if let Some(running) = state.running.take() {
+                tell(running.parts().1, Command::Finish).await;
+            }
+            *self.address.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        if let Some(inner) = self.current() {
+            inner.drain(drain);
+            let left = drain.until.saturating_duration_since(Instant::now()) + LAST_TURN;
+            let over = inner.wait_until(|| inner.controls().is_empty());
+            if tokio::time::timeout(left, over).await.is_err() {
+                // Those whose servers have not answered yet.
+                inner.close(usize::MAX, CloseMode::Rst).await;
+            }
+        }
+        self.stats.cut()
     }
 
     fn current(&self) -> Option<Arc<Inner>> {
@@ -484,7 +536,7 @@ impl Relay {
         if is_proxy_wide {
             let mut state = self.state.lock().await;
             if let Err(error) = self.apply(&mut state).await {
-                log::error!("{}: {error}", self.name);
+                log::debug!("{} stays stopped: {error}", self.name);
             }
         }
         self.wake().await;
@@ -494,20 +546,23 @@ impl Relay {
     async fn wake(&self) {
         let Some(inner) = self.current() else { return };
         let version = self.toxics.version();
-        let controls = inner.controls();
-        for control in &controls {
+        let mut waited_for = inner.controls();
+        for control in &waited_for {
             control.wake();
         }
-        let mut waited_for = controls.iter().peekable();
-        inner
-            .wait_until(|| {
-                while waited_for
-                    .next_if(|control| control.acts_by(version))
-                    .is_some()
-                {}
-                waited_for.peek().is_none()
-            })
-            .await;
+        let all_act = inner.wait_until(|| {
+            waited_for.retain(|control| !control.acts_by(version));
+            waited_for.is_empty()
+        });
+        if tokio::time::timeout(PROMPT, all_act).await.is_ok() {
+            return;
+        }
+        // The threads have much to do. A connection looks at the toxics before it takes anything in: all
+        // that comes from now on is subject to them, once none is in the midst of a turn that began before.
+        while !waited_for.is_empty() {
+            waited_for.retain(|control| control.is_busy() && !control.acts_by(version));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Closes up to `count` connections, the oldest first; on return they are closed. How many it were.

@@ -1,6 +1,7 @@
 //! Just enough of each protocol to know where a request ends and how its server says that something failed.
 
 use super::fault::Protocol;
+use super::mysql::ServerError;
 use super::random::Draws;
 
 /// What the error answers say of themselves.
@@ -45,6 +46,12 @@ pub(crate) fn guess(data: &[u8]) -> Protocol {
     }
 }
 
+/// Whether a client's bytes begin a TLS handshake: a record of the type handshake (22) of SSL 3.0 to
+/// TLS 1.3 with a `ClientHello` (1) inside (RFC 8446, sections 4 and 5.1).
+pub(crate) fn is_tls(data: &[u8]) -> bool {
+    matches!(data, [22, 3, 0..=4, _, _, 1, ..])
+}
+
 /// What an error says, where the toxic gives it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wording {
@@ -79,6 +86,10 @@ pub(crate) fn frame(
         Protocol::Memcache if data[0] == 0x80 => memcache_binary(data, wording),
         Protocol::Memcache => memcache(data, wording),
         Protocol::Smtp => smtp(data, wording),
+        Protocol::None => Frame::Request {
+            length: data.len() as u64,
+            reply: Vec::new(),
+        },
         Protocol::Auto | Protocol::Random => random(data, wording, draws),
     };
     match frame {
@@ -244,11 +255,11 @@ fn mysql(data: &[u8], wording: &Wording) -> Frame {
     if data[3] != 0 || [0x01, 0x18, 0x19].contains(command) {
         return Frame::Through { length };
     }
-    // ERR_Packet: 0xff, the code of ER_UNKNOWN_ERROR, '#' and the SQL state, the text.
+    let error = ServerError::meant_by(wording.message_or(MESSAGE));
+    // ERR_Packet: 0xff, the code, '#' and the SQLSTATE, the text.
     let mut payload = vec![0xff];
-    payload.extend_from_slice(&1105_u16.to_le_bytes());
-    payload.extend_from_slice(b"#HY000");
-    payload.extend_from_slice(wording.message_or(MESSAGE).as_bytes());
+    payload.extend_from_slice(&error.code.to_le_bytes());
+    payload.extend_from_slice(format!("#{}{}", error.state, error.text).as_bytes());
     // A message has at most a few hundred bytes.
     let [low, high] = u16::try_from(payload.len())
         .unwrap_or(u16::MAX)
@@ -412,6 +423,19 @@ mod tests {
         assert_eq!(guess(b"EHLO host\r\n"), Protocol::Smtp);
         assert_eq!(guess(b"\x05\x00\x00\x01\x03abcd"), Protocol::Mysql);
         assert_eq!(guess(b"hello world"), Protocol::Random);
+    }
+
+    #[test]
+    fn a_tls_handshake_is_known_by_its_client_hello() {
+        assert!(is_tls(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"));
+        for other in [
+            &b"\x16\x03\x01\x02\x00"[..],
+            b"\x16\x03\x09\x02\x00\x01",
+            b"\x16\x00\x00\x00\x03\x01select",
+            b"GET / HTTP/1.1\r\n",
+        ] {
+            assert!(!is_tls(other), "{other:?}");
+        }
     }
 
     #[test]

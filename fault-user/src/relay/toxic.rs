@@ -149,10 +149,14 @@ impl ToxicCounters {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) counters: ToxicCounters,
+    /// When it was added.
+    pub(crate) added: Instant,
     /// When the shared link of `bandwidth` is free again.
     pub(crate) link_free_at: Mutex<Instant>,
     /// Bytes that the shared `limit_data` has let through.
     pub(crate) bytes: AtomicU64,
+    /// How often those have been used up: each time all connections of then are closed.
+    pub(crate) closings: AtomicU64,
     /// Requests that `transient` has answered.
     pub(crate) requests: AtomicU64,
     /// Datagrams of all clients.
@@ -163,8 +167,10 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             counters: ToxicCounters::default(),
+            added: Instant::now(),
             link_free_at: Mutex::new(Instant::now()),
             bytes: AtomicU64::new(0),
+            closings: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             datagrams: AtomicU64::new(0),
         }

@@ -29,6 +29,10 @@ use super::upstream::Accepted;
 const LARGEST: usize = 65_536;
 /// How many datagrams of one client may wait for its task.
 const WAITING: usize = 1024;
+/// How long at most a socket is read whose relay comes to its end.
+const LAST_DATAGRAMS: Duration = Duration::from_millis(20);
+/// How many datagrams of one client are moved on before others have their turn.
+const PIECES: usize = 1024;
 /// When a full socket buffer is tried again.
 const RETRY: Duration = Duration::from_micros(500);
 
@@ -79,15 +83,25 @@ async fn command(
                 acknowledge(done);
             }
             Command::Stop(done) => {
-                drop(state);
-                // Nobody ever sends here: it tells that all listeners have ended.
-                let _none = ended.recv().await;
+                end(state, &mut ended).await;
                 inner.close(usize::MAX, CloseMode::Fin).await;
+                acknowledge(done);
+                return;
+            }
+            Command::Finish(done) => {
+                end(state, &mut ended).await;
                 acknowledge(done);
                 return;
             }
         }
     }
+}
+
+/// Has all listeners end, and waits until they have.
+async fn end(state: watch::Sender<bool>, ended: &mut mpsc::Receiver<()>) {
+    drop(state);
+    // Nobody ever sends here: it tells that all have ended.
+    let _none = ended.recv().await;
 }
 
 /// One socket that clients send to, and the clients.
@@ -108,6 +122,7 @@ impl Listener {
             tokio::select! {
                 biased;
                 changed = self.accepts.changed() => if changed.is_err() {
+                    self.take_waiting(&inlet, &mut buffer, &closed).await;
                     return;
                 },
                 Some(pair) = closings.recv() => {
@@ -122,6 +137,22 @@ impl Listener {
                     Err(error) => log::debug!("receive: {error}"),
                 },
             }
+        }
+    }
+
+    /// Takes what has come before the end, and little more.
+    async fn take_waiting(
+        &mut self,
+        inlet: &Arc<Watched>,
+        buffer: &mut [u8],
+        closed: &mpsc::UnboundedSender<Pair>,
+    ) {
+        let until = Instant::now() + LAST_DATAGRAMS;
+        while Instant::now() < until
+            && let Ok(Ok((size, pair))) =
+                tokio::time::timeout(LAST_DATAGRAMS / 10, inlet.receive(buffer)).await
+        {
+            self.dispatch(inlet, pair, &buffer[..size], closed);
         }
     }
 
@@ -179,8 +210,7 @@ async fn carry(
     let (server, _kept) = match connect(inner, pair).await {
         Ok(server) => server,
         Err(error) => {
-            log::info!("upstream {:?}: {error}", inner.upstream);
-            inner.stats.refused.fetch_add(1, Ordering::Relaxed);
+            inner.refused(&error);
             return;
         }
     };
@@ -246,6 +276,13 @@ struct Session {
 impl Session {
     /// Ready when the session is over.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.control.set_busy(true);
+        let polled = self.poll_turn(context);
+        self.control.set_busy(false);
+        polled
+    }
+
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.control.poll_told_to_close(context).is_ready() {
             return Poll::Ready(());
         }
@@ -260,17 +297,40 @@ impl Session {
         self.retry = false;
         for direction in Direction::ALL {
             let index = direction.index();
-            let due = self.pipelines[index].advance(now, &mut self.outputs[index]);
+            let mut pieces = PIECES;
+            let due = self.pipelines[index].advance(now, &mut self.outputs[index], &mut pieces);
             if self.outputs[index].now.is_some() {
                 return Poll::Ready(());
+            }
+            if std::mem::take(&mut self.outputs[index].concerns_others) {
+                self.inner.wake_all();
+            }
+            if pieces == 0 {
+                context.waker().wake_by_ref();
+            } else {
+                self.pipelines[index].starved();
             }
             if self.send(direction) {
                 self.last = now;
             }
             deadline = [deadline, due].into_iter().flatten().min();
         }
+        let is_empty = self.is_empty();
+        if let Some(drain) = self.control.drains() {
+            let until = match deadline {
+                // An answer may be on its way.
+                _ if is_empty => drain.quiet_until(),
+                Some(_) => drain.until,
+                None => drain.change_until,
+            };
+            if until.min(drain.until) <= now {
+                self.count_cut();
+                return Poll::Ready(());
+            }
+            deadline = [deadline, Some(until)].into_iter().flatten().min();
+        }
         if now >= self.last + self.idle {
-            if self.pipelines.iter().all(Pipeline::is_empty) {
+            if is_empty {
                 return Poll::Ready(());
             }
             // What is held on purpose keeps the session alive.
@@ -289,6 +349,21 @@ impl Session {
         Poll::Pending
     }
 
+    /// Whether nothing is on its way.
+    fn is_empty(&self) -> bool {
+        self.pipelines.iter().all(Pipeline::is_empty)
+            && self.outputs.iter().all(|output| output.items.is_empty())
+    }
+
+    /// Counts what is lost at the end.
+    fn count_cut(&self) {
+        let held: usize = self.pipelines.iter().map(Pipeline::bytes).sum();
+        let sending: usize = self.outputs.iter().map(|output| output.bytes).sum();
+        if held + sending > 0 {
+            self.inner.count_cut(held + sending);
+        }
+    }
+
     fn reconcile(&mut self, now: Instant) {
         if self.version == Some(self.inner.toxics.version()) {
             return;
@@ -303,6 +378,7 @@ impl Session {
                 connection: self.control.ordinal,
                 opened: self.control.opened,
                 is_datagram: true,
+                trouble: &self.inner.trouble,
             };
             let index = direction.index();
             self.pipelines[index].reconcile(&toxics, &owner, now, &mut self.outputs[index]);

@@ -129,7 +129,12 @@ impl Upstream {
         if self.prepare.is_some() && kept.is_none() {
             come_from_here(&socket, address)?;
         }
-        socket.connect(address).await
+        // What gives up while it connects is a reset to a server that has accepted: nothing of the client has
+        // been sent to it.
+        socket.set_zero_linger()?;
+        let stream = socket.connect(address).await?;
+        socket2::SockRef::from(&stream).set_linger(None)?;
+        Ok(stream)
     }
 }
 

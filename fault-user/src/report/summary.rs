@@ -100,7 +100,7 @@ fn held(text: &mut String, injection: &Injection) {
             ),
             (
                 &figures.no_room,
-                "packets were not delayed: the delay line held all it may (256 MiB)",
+                "packets were lost because the delay line held all it may (256 MiB)",
             ),
             (&figures.refused, "held packets could not be sent on"),
         ] {
@@ -228,10 +228,6 @@ pub struct Audience<'a> {
     pub is_limited: bool,
     /// What they connected to, where that is known.
     pub endpoints: Option<&'a Endpoints>,
-    /// How many hits could not be carried out.
-    pub failed: u64,
-    /// The rules are on a bridge, as containers have.
-    pub has_bridge: bool,
 }
 
 /// The rules that never fired, each with the likeliest reason.
@@ -251,27 +247,20 @@ pub fn unfired<'a>(
                 .endpoints
                 .filter(|_| !was_seen)
                 .and_then(|used| instead(&rule.resolved, &rule.target, audience.who, used));
-            let published = if audience.has_bridge {
-                "; of a published container port, name the container's own port"
-            } else {
-                ""
-            };
             let why = match &rule.stream {
-                _ if instead.is_some() => instead.unwrap_or_default() + published,
+                _ if instead.is_some() => instead.unwrap_or_default(),
                 Some(stream) if !was_seen => {
                     nothing_led(stream.target.protocol, audience.is_limited)
                 }
                 Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
                             happen there"
                     .to_owned(),
-                None if !was_seen => format!(
-                    "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
-                     the command use it?{published})"
-                ),
+                None if !was_seen => "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
+                                      the command use it?)"
+                    .to_owned(),
                 None if only_marks(rule) => "its target was seen, but no packet on which it can mark congestion was picked \
                                              (ECN is agreed on with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
                     .to_owned(),
-                None if audience.failed != 0 => "its target was seen, but none of its hits could be carried out".to_owned(),
                 None => "its target was seen, but its modifiers and chance picked nothing".to_owned(),
             };
             (rule.text.as_str(), why)
@@ -327,23 +316,12 @@ mod tests {
             who: "the command",
             is_limited: true,
             endpoints: None,
-            failed: 0,
-            has_bridge: false,
         };
         let reasons = unfired(&plan, &[seen, seen], &audience);
         let says = reasons.iter().map(|(_, why)| why.contains("tcp_ecn"));
         assert_eq!(says.collect::<Vec<_>>(), [true, false]);
         let reasons = unfired(&plan, &[Hits::default(); 2], &audience);
         assert!(reasons.iter().all(|(_, why)| why.contains("right port")));
-        let reasons = unfired(
-            &plan,
-            &[seen, seen],
-            &Audience {
-                failed: 1,
-                ..audience
-            },
-        );
-        assert!(reasons[1].1.contains("carried out"), "{reasons:?}");
     }
 
     #[test]

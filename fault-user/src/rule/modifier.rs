@@ -307,6 +307,21 @@ pub struct Schedule {
     pub end_ns: Option<u64>,
 }
 
+impl Schedule {
+    /// When the window that is open at this time closes; nothing if none is open, or it has no end.
+    #[must_use]
+    pub fn closes_after(&self, now_ns: u64) -> Option<u64> {
+        let since_ns = now_ns.checked_sub(self.start_ns)?;
+        let begin_ns = match self.period_ns {
+            Some(period_ns) if period_ns > 0 => now_ns - since_ns % period_ns,
+            _ => self.start_ns,
+        };
+        let closes_ns = self.on_ns.map(|on_ns| begin_ns.saturating_add(on_ns));
+        let first_ns = [closes_ns, self.end_ns].into_iter().flatten().min()?;
+        (first_ns > now_ns).then_some(first_ns)
+    }
+}
+
 /// A modifier's key and what it takes.
 #[derive(Debug, Clone, Copy)]
 pub struct ModifierSpec {

@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use anyhow::{Context as _, Result};
-use fault_common::abi::{HOLDS, Hold, LAST, hold_flag, line};
+use anyhow::{Context as _, Result, anyhow};
+use fault_common::abi::{HOLDS, Hold, LAST, hold_flag};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::schedule::{Schedule, Shapers};
 use super::tap::{FRAME_MAX, HEADER_BYTES, TAG_AT, TAG_BYTES, Tap, is_super_packet};
 use super::ways::{Places, number_of};
 use crate::kernel::clock::monotonic_ns;
-use crate::kernel::injector::Told;
+use crate::kernel::mapped::MappedArray;
 use crate::process::rights::be_helper;
 use crate::tell::tell;
 
-/// Bytes that are held at most; further packets go on at once and are counted. At 1 Gbit/s these are 2 s.
+/// Bytes that are held at most; what comes on top is lost and counted. At 1 Gbit/s these are 2 s.
 pub const HELD_BYTES_MAX: usize = 256 << 20;
 /// Frames read before the due ones are looked at again.
 const BATCH: usize = 64;
@@ -33,23 +33,10 @@ pub struct Figures {
     pub released: AtomicU64,
     /// Frames lost because the queue of a rate was full: the fault itself.
     pub queue_full: AtomicU64,
-    /// Frames sent on at once for want of memory.
+    /// Frames lost for want of memory.
     pub no_room: AtomicU64,
     /// Frames that the kernel did not take back.
     pub refused: AtomicU64,
-    /// Whether it has stopped taking packets, which has been told.
-    closed: AtomicBool,
-}
-
-impl Figures {
-    /// Says, once, that packets pass from now on.
-    fn close(&self, reason: &str) {
-        if !self.closed.swap(true, Ordering::AcqRel) {
-            tell!(
-                "fault: warning: the delay line has stopped ({reason}): packets pass without delay from now on"
-            );
-        }
-    }
 }
 
 /// The delay line at work.
@@ -58,18 +45,20 @@ pub struct DelayLine {
     schedule: Arc<Mutex<Schedule>>,
     stop: Arc<AtomicBool>,
     wake: Arc<EventFd>,
-    tap_index: u32,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl DelayLine {
-    /// Starts it. `told` is what the programs tell it, and it them.
+    /// Starts it. `holds` is the map in which the programs tell of packets.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(tap: Tap, mut told: Told, places: Places, shapers: &Shapers) -> Result<Self> {
-        let tap_index = tap.index();
-        told.line.set(line::OPEN as usize, 1);
+    pub fn start(
+        tap: Tap,
+        holds: MappedArray<Hold>,
+        places: Places,
+        shapers: &Shapers,
+    ) -> Result<Self> {
         let figures = Arc::new(Figures::default());
         let schedule = Arc::new(Mutex::new(Schedule::new(shapers)));
         let stop = Arc::new(AtomicBool::new(false));
@@ -78,7 +67,7 @@ impl DelayLine {
         )?);
         let line = Line {
             tap,
-            told,
+            holds,
             places,
             schedule: Arc::clone(&schedule),
             heap: BinaryHeap::new(),
@@ -95,7 +84,7 @@ impl DelayLine {
             .spawn(move || {
                 be_punctual();
                 be_helper(&[]);
-                line.run(&stopped, &woken);
+                line.run(&stopped, &woken)
             })
             .context("starting the delay line")?;
         Ok(Self {
@@ -103,7 +92,6 @@ impl DelayLine {
             schedule,
             stop,
             wake,
-            tap_index,
             thread: Some(thread),
         })
     }
@@ -119,27 +107,10 @@ impl DelayLine {
         Arc::clone(&self.figures)
     }
 
-    /// The index of its network device.
-    #[must_use]
-    pub fn tap_index(&self) -> u32 {
-        self.tap_index
-    }
-
-    /// Whether it takes packets.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        !self.figures.closed.load(Ordering::Acquire)
-    }
-
-    /// Says, once, that nothing is handed to it any more, and why.
-    pub fn close(&self, reason: &str) {
-        self.figures.close(reason);
-    }
-
     /// Sends on all that is held, and ends. Nothing should be handed to it any more.
     ///
     /// # Errors
-    /// Its thread can't be told.
+    /// It had ended before, because the tap device failed.
     pub fn finish(mut self) -> Result<()> {
         self.end()
     }
@@ -150,9 +121,9 @@ impl DelayLine {
         };
         self.stop.store(true, Ordering::Release);
         self.wake.write(1)?;
-        // Why it ended early, if it did, it has told.
-        drop(thread.join());
-        Ok(())
+        thread
+            .join()
+            .map_err(|_| anyhow!("the delay line panicked"))?
     }
 }
 
@@ -194,7 +165,7 @@ fn set_own_size(hold: &mut Hold, frame: &[u8]) {
 
 struct Line {
     tap: Tap,
-    told: Told,
+    holds: MappedArray<Hold>,
     places: Places,
     /// Changed from outside when other rules come.
     schedule: Arc<Mutex<Schedule>>,
@@ -210,27 +181,8 @@ struct Line {
     figures: Arc<Figures>,
 }
 
-impl Drop for Line {
-    /// However the thread ends, packets pass from now on.
-    fn drop(&mut self) {
-        self.told.line.set(line::OPEN as usize, 0);
-        if std::thread::panicking() {
-            self.figures.close("its thread panicked");
-        }
-        let left = u64::try_from(self.heap.len()).unwrap_or(u64::MAX);
-        self.figures.refused.fetch_add(left, Ordering::Relaxed);
-    }
-}
-
 impl Line {
-    fn run(mut self, stop: &AtomicBool, wake: &EventFd) {
-        if let Err(error) = self.serve(stop, wake) {
-            self.told.line.set(line::OPEN as usize, 0);
-            self.figures.close(&format!("{error:#}"));
-        }
-    }
-
-    fn serve(&mut self, stop: &AtomicBool, wake: &EventFd) -> Result<()> {
+    fn run(mut self, stop: &AtomicBool, wake: &EventFd) -> Result<()> {
         let mut buffer = vec![0; FRAME_MAX];
         loop {
             // Looked at first: what came before the end is still read below.
@@ -250,10 +202,7 @@ impl Line {
     /// Reads what waits, a batch at most; whether there is more.
     fn take_in(&mut self, buffer: &mut [u8]) -> Result<bool> {
         for _ in 0..BATCH {
-            // Read first: further tickets may be given out meanwhile.
-            let issued = self.told.line.get(line::ISSUED as usize);
             let Some(length) = self.tap.read(buffer)? else {
-                self.told.line.set(line::TAKEN as usize, issued);
                 return Ok(false);
             };
             self.hold(&buffer[..length]);
@@ -267,8 +216,7 @@ impl Line {
             return;
         }
         let ticket = u16::from_be_bytes([frame[TAG_AT], frame[TAG_AT + 1]]);
-        self.note_taken(ticket);
-        let mut hold = self.told.holds.get(usize::from(ticket) % HOLDS as usize);
+        let mut hold = self.holds.get(usize::from(ticket) % HOLDS as usize);
         set_own_size(&mut hold, frame);
         let way = (hold.interface, hold.flags & hold_flag::INGRESS != 0);
         let Some(place) = number_of(&self.places, way) else {
@@ -296,31 +244,13 @@ impl Line {
         }
     }
 
-    /// Lets the programs know how far it has come, by the lower half of the number of a ticket.
-    fn note_taken(&mut self, ticket: u16) {
-        let issued = self.told.line.get(line::ISSUED as usize);
-        let [low, high, ..] = issued.to_le_bytes();
-        let behind = u16::from_le_bytes([low, high]).wrapping_sub(ticket);
-        let taken = issued.wrapping_sub(u64::from(behind));
-        self.told.line.set(line::TAKEN as usize, taken);
-    }
-
-    /// Keeps a frame until its time, or sends it on at once when there is no room.
     fn store(&mut self, frame: &[u8], place: [u8; 2], release_ns: u64) {
-        let mut kept = self.spare.pop().unwrap_or_default();
-        kept.clear();
-        let has_room = self.held_bytes + frame.len() <= HELD_BYTES_MAX
-            && kept.try_reserve(frame.len()).is_ok()
-            && self.heap.try_reserve(1).is_ok()
-            && self.frames.try_reserve(1).is_ok()
-            && (self.free)
-                .try_reserve((self.frames.len() + 1).saturating_sub(self.free.len()))
-                .is_ok();
-        if !has_room {
+        if self.held_bytes + frame.len() > HELD_BYTES_MAX {
             self.figures.no_room.fetch_add(1, Ordering::Relaxed);
-            self.pass(frame, place);
             return;
         }
+        let mut kept = self.spare.pop().unwrap_or_default();
+        kept.clear();
         kept.extend_from_slice(frame);
         kept[TAG_AT..TAG_AT + 2].copy_from_slice(&place);
         self.held_bytes += frame.len();
@@ -332,15 +262,6 @@ impl Line {
         }
         self.sequence += 1;
         self.heap.push(Reverse((release_ns, self.sequence, slot)));
-    }
-
-    /// Sends a frame on that is not held.
-    fn pass(&mut self, frame: &[u8], place: [u8; 2]) {
-        let (before, after) = frame.split_at(TAG_AT);
-        let parts = [before, &place, &after[2..]].map(std::io::IoSlice::new);
-        if self.tap.write_parts(&parts).is_err() {
-            self.figures.refused.fetch_add(1, Ordering::Relaxed);
-        }
     }
 
     fn release_due(&mut self, now_ns: u64) {

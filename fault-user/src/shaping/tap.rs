@@ -1,7 +1,7 @@
 //! The tap device of the delay line.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
@@ -117,15 +117,6 @@ impl Tap {
     /// The kernel refuses the frame.
     pub fn write(&self, frame: &[u8]) -> std::io::Result<()> {
         (&self.file).write_all(frame)
-    }
-
-    /// Writes one frame that lies in pieces.
-    ///
-    /// # Errors
-    /// The kernel refuses the frame.
-    pub fn write_parts(&self, parts: &[IoSlice<'_>]) -> std::io::Result<()> {
-        // A device takes a frame as a whole or not at all.
-        (&self.file).write_vectored(parts).map(drop)
     }
 }
 

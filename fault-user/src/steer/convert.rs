@@ -1,5 +1,7 @@
 //! A rule's stream fault as the relay takes it.
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 
 use crate::relay::Fault as Toxic;
@@ -48,6 +50,29 @@ pub fn one_way_part(rule: &Fault) -> Result<Toxic> {
     Ok(toxic)
 }
 
+/// How long the fault holds each byte or end of a stream at most, where it says so itself.
+#[must_use]
+pub fn delay(fault: &Fault) -> Duration {
+    match fault {
+        Fault::Latency {
+            latency_ns,
+            jitter_ns,
+        } => Duration::from_nanos(latency_ns.saturating_add(*jitter_ns)),
+        Fault::SlowClose { delay_ns } | Fault::Slicer { delay_ns, .. } => {
+            Duration::from_nanos(*delay_ns)
+        }
+        Fault::Timeout { timeout_ns } | Fault::ResetPeer { timeout_ns } => {
+            Duration::from_nanos(*timeout_ns)
+        }
+        Fault::Coalesce { max_wait_ns, .. } => Duration::from_nanos(*max_wait_ns),
+        Fault::Mix(arms) => {
+            let delays = arms.iter().map(|arm| delay(&arm.fault));
+            delays.max().unwrap_or_default()
+        }
+        _ => Duration::ZERO,
+    }
+}
+
 /// The relay's fault for a rule's.
 ///
 /// # Errors
@@ -65,7 +90,7 @@ pub fn toxic(rule: &Fault) -> Result<Toxic> {
             bits_per_second,
             shared,
         } => Toxic::Bandwidth(fault::Bandwidth {
-            rate: kilobytes(*bits_per_second)?,
+            rate: fault::Rate(kilobytes(*bits_per_second)),
             shared: *shared,
         }),
         Fault::SlowClose { delay_ns } => Toxic::SlowClose(fault::SlowClose {
@@ -89,6 +114,7 @@ pub fn toxic(rule: &Fault) -> Result<Toxic> {
         Fault::LimitData { bytes, shared } => Toxic::LimitData(fault::LimitData {
             bytes: number(*bytes),
             shared: *shared,
+            every: false,
         }),
         other => return ending(other),
     })
@@ -149,7 +175,10 @@ fn ending(rule: &Fault) -> Result<Toxic> {
         Fault::Error(reply) => Toxic::Error(error_reply(reply)?),
         Fault::Transient { errors, reply } => {
             let reply = reply.as_ref().map(error_reply).transpose()?;
-            let reply = reply.unwrap_or_default();
+            let reply = reply.unwrap_or_else(|| fault::ErrorReply {
+                protocol: fault::Protocol::None,
+                ..fault::ErrorReply::default()
+            });
             Toxic::Transient(fault::Transient {
                 count: number(*errors),
                 protocol: reply.protocol,
@@ -226,11 +255,11 @@ fn milliseconds(ns: u64) -> Result<i64> {
     Ok(number(ns / 1_000_000))
 }
 
-/// Kilobytes per second, at least one.
-fn kilobytes(bits_per_second: u64) -> Result<i64> {
-    let rate = bits_per_second / 8000;
-    if rate == 0 {
-        bail!("a stream can't be slowed below 8kbit (1 kB/s)");
-    }
-    Ok(number(rate))
+/// Kilobytes per second.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "no link has a rate that needs more than 52 bits"
+)]
+fn kilobytes(bits_per_second: u64) -> f64 {
+    bits_per_second as f64 / 8000.0
 }

@@ -14,8 +14,9 @@ mod straighten;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use fault_common::abi::SLOTS;
@@ -26,7 +27,7 @@ use crate::kernel::injector::Marker;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
-use crate::relay::{Direction as Way, Engine, Inlet, Relay, ToxicConfig, Transport};
+use crate::relay::{Cut, Direction as Way, Drain, Engine, Inlet, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::tell::tell;
 pub use check::check;
@@ -36,6 +37,16 @@ use relays::{Ends, Maker, backlog};
 
 /// Two are enough for what one command opens.
 const WORKERS: usize = 2;
+
+/// What connections are given at the end beside the rules' own delays: bytes that a rate lets pass, peers
+/// that read slowly.
+const SPARE: Duration = Duration::from_secs(10);
+/// The same for connections whose peers still talk.
+const TALK: Duration = Duration::from_millis(500);
+/// What a rule's end is given to reach connections that wait for it.
+const CHANGE: Duration = Duration::from_secs(1);
+/// When the user is told that the end takes a while.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// What one stream rule did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +98,8 @@ struct Shared {
     before: Mutex<Vec<Option<u64>>>,
     /// Which rules act.
     turns: tokio::sync::Mutex<Vec<Turn>>,
+    /// Nothing is redirected any more, whatever windows open.
+    is_over: AtomicBool,
 }
 
 /// A rule acts while its window is open and nobody has switched it off.
@@ -116,6 +129,7 @@ pub struct Traffic {
 pub struct Steering {
     shared: Arc<Shared>,
     timelines: Vec<JoinHandle<()>>,
+    started: Instant,
     _engine: Arc<Engine>,
 }
 
@@ -234,7 +248,9 @@ impl Steering {
         };
         let mut led = Vec::with_capacity(targets.len());
         for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
-            let relays = ends.relays(&maker, number)?;
+            let named = rules.iter().find(|rule| rule.target == number);
+            let title = named.map_or("", |rule| &rule.rule.name);
+            let relays = ends.relays(&maker, (number, title))?;
             let target = Led::start(number, target, &rules, ends, relays).await?;
             target.show(u32::try_from(number)?, &mut hooks)?;
             led.push(target);
@@ -248,6 +264,7 @@ impl Steering {
             past: Mutex::new(vec![StreamHits::default(); rules.len()]),
             before: Mutex::new(vec![None; rules.len()]),
             turns: tokio::sync::Mutex::new(vec![Turn::default(); rules.len()]),
+            is_over: AtomicBool::new(false),
             led,
             rules,
         });
@@ -258,8 +275,70 @@ impl Steering {
         Ok(Self {
             shared,
             timelines,
+            started: Instant::now(),
             _engine: engine,
         })
+    }
+
+    /// Redirects nothing any more, and has what is on its way arrive as the rules have it, for `limit` at most;
+    /// without it for what the rules themselves need and [`SPARE`]. Connections of which something may be missing
+    /// then are reset, all of them as soon as `hurry` is ready. What was lost.
+    pub async fn finish(
+        &self,
+        limit: Option<Duration>,
+        transit: Duration,
+        hurry: impl Future<Output = ()>,
+    ) -> Cut {
+        if let Err(error) = self.shared.straighten() {
+            tell!("fault: connected UDP sockets may have to be opened anew: {error:#}");
+        }
+        let all = Drain::within(limit.unwrap_or_else(|| self.delay() + SPARE));
+        let drain = Drain {
+            open_until: match limit {
+                Some(_) => all.until,
+                None => all.since + self.delay() + TALK,
+            },
+            change_until: self
+                .change_by()
+                .map_or(all.since, |change| (change + CHANGE).min(all.until)),
+            transit,
+            ..all
+        };
+        tokio::pin!(hurry);
+        tokio::select! {
+            cut = self.shared.drain(drain) => return cut,
+            () = &mut hurry => {}
+            () = tokio::time::sleep(TOLD_AFTER) => {
+                let most = drain.until.saturating_duration_since(Instant::now()).as_secs() + 1;
+                tell!("fault: waiting for data on its way to arrive, {most} s at most (Ctrl-C resets its connections)");
+                tokio::select! {
+                    cut = self.shared.drain(drain) => return cut,
+                    () = hurry => {}
+                }
+            }
+        }
+        let now = Instant::now();
+        self.shared
+            .drain(Drain {
+                until: now,
+                ..drain
+            })
+            .await
+    }
+
+    /// How long the rules hold what is on its way, one after the other.
+    fn delay(&self) -> Duration {
+        let rules = self.shared.rules.iter();
+        rules.map(|rule| convert::delay(&rule.rule.fault)).sum()
+    }
+
+    /// When the last window that is open now closes.
+    fn change_by(&self) -> Option<Instant> {
+        let elapsed_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let rules = self.shared.rules.iter();
+        let ends = rules.filter_map(|rule| rule.rule.modifiers.schedule().closes_after(elapsed_ns));
+        ends.max()
+            .map(|end_ns| self.started + Duration::from_nanos(end_ns))
     }
 
     /// Whether datagrams are led: then sockets of others are reached for at the end.
@@ -522,13 +601,24 @@ impl Shared {
         if (before == 0) != (active[target] == 0) {
             let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
             let index = u32::try_from(target).unwrap_or(u32::MAX);
+            let up = up && !self.is_over.load(Ordering::SeqCst);
             hooks.switch(index, &self.led[target].target.ports, up);
         }
     }
 
-    /// Nothing is led any more, and sockets for datagrams are connected to whom they meant.
+    /// Has what is on its way through the relays arrive. What was lost.
+    async fn drain(&self, drain: Drain) -> Cut {
+        let relays = self.led.iter().flat_map(|led| &led.relays);
+        let cuts = futures_util::future::join_all(relays.map(|relay| relay.drain(drain))).await;
+        cuts.into_iter().sum()
+    }
+
+    /// Nothing is redirected any more, and sockets for datagrams are connected to whom they meant.
     fn straighten(&self) -> Result<()> {
         let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_over.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
         for (index, led) in (0..).zip(&self.led) {
             hooks.switch(index, &led.target.ports, false);
         }

@@ -110,11 +110,16 @@ impl Ends {
         Ok(service)
     }
 
-    /// Relays that do not listen yet. Their connections are numbered as one.
+    /// Relays of target `number`, which the user knows as `title`; they do not listen yet. Their connections are
+    /// numbered as one.
     ///
     /// # Errors
     /// The kernel refuses to share a socket.
-    pub fn relays(&mut self, maker: &Maker<'_>, number: usize) -> Result<Vec<Arc<Relay>>> {
+    pub fn relays(
+        &mut self,
+        maker: &Maker<'_>,
+        (number, title): (usize, &str),
+    ) -> Result<Vec<Arc<Relay>>> {
         let mut relays = Vec::new();
         let ordinals = Arc::default();
         for listener in self.streams.iter().flatten() {
@@ -123,7 +128,7 @@ impl Ends {
             let originals = maker.originals.clone();
             let target = Target::Hook(Arc::new(move |accepted| originals.of(accepted, own)));
             let listen = Listen::TcpHook(Arc::new(move || listener.try_clone()));
-            relays.push(maker.relay(number, listen, target, &ordinals));
+            relays.push(maker.relay((number, title), listen, target, &ordinals));
         }
         let [v4, v6] = std::mem::take(&mut self.datagrams);
         if !v4.is_empty() {
@@ -143,7 +148,7 @@ impl Ends {
             let listen = Listen::UdpHook(Arc::new(move || {
                 inlets.iter().map(Inlet::try_clone).collect()
             }));
-            relays.push(maker.relay(number, listen, target, &ordinals));
+            relays.push(maker.relay((number, title), listen, target, &ordinals));
         }
         Ok(relays)
     }
@@ -187,13 +192,14 @@ fn from_outside(has_v6: bool) -> Result<[Option<Inlet>; 2]> {
 impl Maker<'_> {
     fn relay(
         &self,
-        number: usize,
+        (number, title): (usize, &str),
         listen: Listen,
         target: Target,
         ordinals: &Arc<AtomicU64>,
     ) -> Arc<Relay> {
         let settings = Settings {
             name: format!("target {number}"),
+            title: title.to_owned(),
             seed: self.seed,
             listen,
             upstream: Upstream {

@@ -31,32 +31,28 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// One that is not joined yet, with loopback up.
-    pub fn fresh() -> Self {
+    pub fn joined() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("fault-test-{}-{number}", std::process::id());
         ip(&format!("netns add {name}"));
-        ip(&format!("-n {name} link set lo up"));
-        Self { name }
-    }
-
-    pub fn joined() -> Self {
-        Self::joined_by("10.77.0", "fd77:")
-    }
-
-    /// The same in other networks: /24 of IPv4 and /64 of IPv6, each without its last part.
-    pub fn joined_by(ipv4: &str, ipv6: &str) -> Self {
-        let peer = Self::fresh();
+        let peer = Self { name };
         ip("link add va type veth peer name vb");
         ip(&format!("link set vb netns {}", peer.name));
-        let there = format!("-n {} ", peer.name);
-        for (end, device, at) in [(1, "va", ""), (2, "vb", there.as_str())] {
-            ip(&format!("{at}addr add {ipv4}.{end}/24 dev {device}"));
-            ip(&format!(
-                "{at}-6 addr add {ipv6}:{end}/64 dev {device} nodad"
-            ));
-            ip(&format!("{at}link set {device} up"));
+        for words in [
+            "addr add 10.77.0.1/24 dev va",
+            "-6 addr add fd77::1/64 dev va nodad",
+            "link set va up",
+        ] {
+            ip(words);
+        }
+        for words in [
+            "link set lo up",
+            "addr add 10.77.0.2/24 dev vb",
+            "-6 addr add fd77::2/64 dev vb nodad",
+            "link set vb up",
+        ] {
+            ip(&format!("-n {} {words}", peer.name));
         }
         peer
     }

@@ -48,6 +48,7 @@ impl Bed {
         };
         let settings = Settings {
             name: "test".to_owned(),
+            title: "proxy test".to_owned(),
             seed,
             listen,
             upstream: Upstream::name(server.expect("bound").to_string()),

@@ -61,6 +61,10 @@ impl Stage for StallStage {
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
+    }
 }
 
 /// Reads everything and keeps nothing but the end.
@@ -108,6 +112,10 @@ impl Stage for DiscardStage {
 
     fn is_empty(&self) -> bool {
         self.end.is_none()
+    }
+
+    fn bytes(&self) -> usize {
+        0
     }
 }
 
@@ -231,6 +239,10 @@ impl Stage for CorruptStage {
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
+    }
 }
 
 /// The most that a `coalesce` collects, in bytes.
@@ -319,5 +331,9 @@ impl Stage for CoalesceStage {
 
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
     }
 }

@@ -81,19 +81,27 @@ impl Stage for PickedStage {
         self.stage.expired(now)
     }
 
+    fn starved(&mut self) {
+        self.stage.starved();
+    }
+
     fn update(&mut self, fault: &Fault, now: Instant) {
         self.stage.update(fault, now);
     }
 
     fn take(self: Box<Self>) -> Rest {
         let mut rest = self.stage.take();
-        let ready = self.ready.into_rest().chunks;
-        rest.chunks.splice(0..0, ready);
-        rest
+        let mut chunks = self.ready.into_rest().chunks;
+        chunks.append(&mut rest.chunks);
+        Rest { chunks, ..rest }
     }
 
     fn is_empty(&self) -> bool {
         self.ready.is_empty() && self.told.is_none() && self.stage.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.ready.bytes + self.stage.bytes()
     }
 }
 
@@ -184,6 +192,10 @@ impl Stage for LossStage {
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
+    }
 }
 
 /// Sends some twice.
@@ -238,6 +250,10 @@ impl Stage for DuplicateStage {
 
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
     }
 }
 
@@ -345,6 +361,11 @@ impl Stage for ReorderStage {
     fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.held.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        let held = self.held.iter().map(|held| held.chunk.data.len());
+        self.queue.bytes + held.sum::<usize>()
+    }
 }
 
 #[cfg(test)]
@@ -361,8 +382,10 @@ mod tests {
             key: 1,
             opened: now,
             now,
+            is_new: true,
             is_datagram: true,
             shared: Arc::default(),
+            trouble: Arc::default(),
         };
         let datagrams = Datagrams {
             picked: numbers,

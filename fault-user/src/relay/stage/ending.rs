@@ -1,5 +1,6 @@
 //! Stages that end a connection: timeout, reset, data limit, close on data, lifetime.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -72,7 +73,7 @@ impl Stage for TimeoutStage {
     fn take(self: Box<Self>) -> Rest {
         // What it threw away can't be brought back, so the connection must not go on.
         Rest {
-            chunks: Vec::new(),
+            chunks: VecDeque::new(),
             end: self.end,
             close: true,
         }
@@ -81,11 +82,22 @@ impl Stage for TimeoutStage {
     fn is_empty(&self) -> bool {
         self.end.is_none()
     }
+
+    fn bytes(&self) -> usize {
+        0
+    }
 }
+
+/// How long a `reset_peer` whose time is over waits for data on a new connection. A reset at once
+/// would meet a connect(2) that has not returned yet, and the request would not reach the server.
+const FIRST_DATA: Duration = Duration::from_millis(250);
 
 /// Holds data until its time is over, then resets.
 pub(super) struct ResetPeerStage {
-    deadline: Instant,
+    timeout: Duration,
+    since: Instant,
+    /// The connection was opened while the toxic was there.
+    is_new: bool,
     queue: Queue,
     shared: Arc<Shared>,
 }
@@ -93,16 +105,29 @@ pub(super) struct ResetPeerStage {
 impl ResetPeerStage {
     pub(super) fn new(attributes: &ResetPeer, place: &Place) -> Self {
         Self {
-            deadline: place.now + milliseconds(attributes.timeout),
+            timeout: milliseconds(attributes.timeout),
+            since: place.now,
+            is_new: place.is_new,
             queue: Queue::default(),
             shared: Arc::clone(&place.shared),
+        }
+    }
+
+    /// When it resets: on a new connection not before the first data has come, as in Toxiproxy, or is
+    /// overdue.
+    fn due(&self) -> Instant {
+        let due = self.since + self.timeout;
+        match self.queue.front() {
+            _ if !self.is_new => due,
+            Some(first) => due.max(first.at),
+            None => due.max(self.since + FIRST_DATA),
         }
     }
 }
 
 impl Stage for ResetPeerStage {
     fn room(&self, _now: Instant) -> usize {
-        0
+        self.queue.room(ROOM)
     }
 
     fn push(&mut self, chunk: Chunk) {
@@ -118,8 +143,9 @@ impl Stage for ResetPeerStage {
     }
 
     fn expired(&mut self, now: Instant) -> Pop {
-        if self.deadline > now {
-            return Pop::Wait(Some(self.deadline));
+        let due = self.due();
+        if due > now {
+            return Pop::Wait(Some(due));
         }
         self.shared.counters.hit();
         Pop::Now(CloseMode::Rst)
@@ -127,7 +153,9 @@ impl Stage for ResetPeerStage {
 
     fn update(&mut self, fault: &Fault, now: Instant) {
         if let Fault::ResetPeer(attributes) = fault {
-            self.deadline = now + milliseconds(attributes.timeout);
+            self.timeout = milliseconds(attributes.timeout);
+            self.since = now;
+            self.is_new = false;
         }
     }
 
@@ -138,14 +166,27 @@ impl Stage for ResetPeerStage {
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
+    }
 }
 
 /// Lets so many bytes through, then closes.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "three say what was asked for, and one what has happened"
+)]
 pub(super) struct LimitDataStage {
     limit: u64,
     is_shared: bool,
+    /// When the shared bytes are used up they are there again, for connections to come.
+    is_repeated: bool,
     is_datagram: bool,
+    /// Bytes of this connection.
     passed: u64,
+    /// How often the shared bytes had been used up when the connection began.
+    closings: u64,
     queue: Queue,
     closed: bool,
     shared: Arc<Shared>,
@@ -153,28 +194,46 @@ pub(super) struct LimitDataStage {
 
 impl LimitDataStage {
     pub(super) fn new(attributes: &LimitData, place: &Place) -> Self {
-        Self {
-            limit: attributes.bytes.max(0).unsigned_abs(),
-            is_shared: attributes.shared,
+        let mut stage = Self {
+            limit: 0,
+            is_shared: false,
+            is_repeated: false,
             is_datagram: place.is_datagram,
             passed: 0,
+            closings: place.shared.closings.load(Ordering::Relaxed),
             queue: Queue::default(),
             closed: false,
             shared: Arc::clone(&place.shared),
-        }
+        };
+        stage.set(attributes);
+        stage
     }
 
-    fn remaining(&self) -> u64 {
-        let passed = if self.is_shared {
+    fn set(&mut self, attributes: &LimitData) {
+        self.limit = attributes.bytes.max(0).unsigned_abs();
+        self.is_shared = attributes.shared || attributes.every;
+        self.is_repeated = attributes.every;
+    }
+
+    /// Bytes that count against the limit.
+    fn counted(&self) -> u64 {
+        if self.is_shared {
             self.shared.bytes.load(Ordering::Relaxed)
         } else {
             self.passed
-        };
-        self.limit.saturating_sub(passed)
+        }
     }
 
-    /// Takes up to `wanted` bytes off what remains; a datagram is taken whole or not at all.
-    fn claim(&mut self, wanted: u64) -> u64 {
+    /// Whether the limit is reached: one that this connection was part of, or could have been.
+    fn is_used_up(&self) -> bool {
+        let others =
+            self.is_shared && self.shared.closings.load(Ordering::Relaxed) != self.closings;
+        others || self.passed > 0 && self.counted() >= self.limit
+    }
+
+    /// Takes up to `wanted` bytes off what remains; a datagram is taken whole or not at all. The second
+    /// is whether the shared limit is reached by that.
+    fn claim(&mut self, wanted: u64) -> (u64, bool) {
         let (limit, is_datagram) = (self.limit, self.is_datagram);
         let grant = |passed: u64| {
             let remaining = limit.saturating_sub(passed);
@@ -187,23 +246,33 @@ impl LimitDataStage {
         if !self.is_shared {
             let granted = grant(self.passed);
             self.passed += granted;
-            return granted;
+            return (granted, false);
         }
-        let mut granted = 0;
+        let (mut granted, mut reached) = (0, false);
+        let is_repeated = self.is_repeated;
         self.shared
             .bytes
             .update(Ordering::Relaxed, Ordering::Relaxed, |passed| {
                 granted = grant(passed);
-                passed + granted
+                reached = granted > 0 && passed + granted >= limit;
+                if reached && is_repeated {
+                    0
+                } else {
+                    passed + granted
+                }
             });
-        granted
+        self.passed += granted;
+        if reached {
+            self.shared.closings.fetch_add(1, Ordering::Relaxed);
+        }
+        (granted, reached)
     }
 
     /// Datagrams beyond the limit are dropped: there is no connection to close.
     fn pop_datagram(&mut self) -> Pop {
         while let Some(chunk) = self.queue.pop() {
             let size = chunk.data.len() as u64;
-            if size > 0 && self.claim(size) == size {
+            if size > 0 && self.claim(size).0 == size {
                 return Pop::Chunk(chunk);
             }
             self.shared.counters.hit();
@@ -228,7 +297,8 @@ impl Stage for LimitDataStage {
             return self.queue.room(ROOM);
         }
         // One byte must be readable at the end of the allowance: it is what closes the connection.
-        let remaining = usize::try_from(self.remaining()).unwrap_or(ROOM).max(1);
+        let remaining = self.limit.saturating_sub(self.counted());
+        let remaining = usize::try_from(remaining).unwrap_or(ROOM).max(1);
         self.queue
             .room(ROOM)
             .min(remaining.saturating_sub(self.queue.bytes))
@@ -253,7 +323,7 @@ impl Stage for LimitDataStage {
         if self.closed {
             return Pop::Wait(None);
         }
-        if self.passed > 0 && self.passed >= self.limit {
+        if self.is_used_up() {
             return self.close(now);
         }
         if let Some((end, at)) = self.queue.pop_end() {
@@ -262,19 +332,21 @@ impl Stage for LimitDataStage {
         let Some(size) = self.queue.front().map(|chunk| chunk.data.len()) else {
             return Pop::Wait(None);
         };
-        let granted = self.claim(size as u64);
-        match usize::try_from(granted) {
-            Ok(granted) if granted > 0 => {
-                self.queue.cut(granted).map_or(Pop::Wait(None), Pop::Chunk)
-            }
-            _ => self.close(now),
+        let (granted, reached) = self.claim(size as u64);
+        let chunk = match usize::try_from(granted) {
+            Ok(granted) if granted > 0 => self.queue.cut(granted),
+            _ => return self.close(now),
+        };
+        match chunk {
+            Some(chunk) if reached => Pop::Last(chunk),
+            Some(chunk) => Pop::Chunk(chunk),
+            None => Pop::Wait(None),
         }
     }
 
     fn update(&mut self, fault: &Fault, _now: Instant) {
         if let Fault::LimitData(attributes) = fault {
-            self.limit = attributes.bytes.max(0).unsigned_abs();
-            self.is_shared = attributes.shared;
+            self.set(attributes);
         }
     }
 
@@ -285,11 +357,16 @@ impl Stage for LimitDataStage {
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
+    }
 }
 
 /// Closes on the first byte.
 pub(super) struct CloseOnDataStage {
     mode: CloseMode,
+    is_datagram: bool,
     queue: Queue,
     fired: bool,
     shared: Arc<Shared>,
@@ -299,6 +376,7 @@ impl CloseOnDataStage {
     pub(super) fn new(attributes: &CloseOnData, place: &Place) -> Self {
         Self {
             mode: attributes.mode,
+            is_datagram: place.is_datagram,
             queue: Queue::default(),
             fired: false,
             shared: Arc::clone(&place.shared),
@@ -332,6 +410,9 @@ impl Stage for CloseOnDataStage {
         self.fired = true;
         self.queue.clear();
         self.shared.counters.hit();
+        if self.is_datagram {
+            return Pop::Now(self.mode);
+        }
         Pop::End(End::Close(self.mode), chunk.at)
     }
 
@@ -347,6 +428,10 @@ impl Stage for CloseOnDataStage {
 
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
     }
 }
 
@@ -433,5 +518,9 @@ impl Stage for LifetimeStage {
 
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
     }
 }

@@ -16,14 +16,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::budget::PIECE_COST;
 use super::fault::{CloseMode, Fault};
 use super::toxic::{Direction, Shared, Toxic};
+use super::trouble::Trouble;
 
 /// What a stage that holds nothing on purpose takes in before the next one has taken it off.
 pub(crate) const ROOM: usize = 64 * 1024;
-/// What one chunk costs beside its bytes, so that a flood of tiny ones is bounded too.
-const CHUNK_COST: usize = 96;
-
 /// Bytes and when they arrived at the stage that has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chunk {
@@ -47,6 +46,8 @@ pub(crate) enum End {
 pub(crate) enum Pop {
     /// Bytes that go on.
     Chunk(Chunk),
+    /// The same, and the toxic's other connections must look at what it has come to.
+    Last(Chunk),
     /// The end goes on, and when it did so.
     End(End, Instant),
     /// An answer in the other end's name.
@@ -60,7 +61,7 @@ pub(crate) enum Pop {
 /// What a stage held when it was taken away.
 #[derive(Debug, Default)]
 pub(crate) struct Rest {
-    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) chunks: VecDeque<Chunk>,
     pub(crate) end: Option<(End, Instant)>,
     /// The connection must be closed, because bytes of it are lost.
     pub(crate) close: bool,
@@ -80,12 +81,16 @@ pub(crate) trait Stage: Send + Sync {
     fn expired(&mut self, _now: Instant) -> Pop {
         Pop::Wait(None)
     }
+    /// Is told that it had room and nothing came: its source is idle.
+    fn starved(&mut self) {}
     /// Changes the attributes.
     fn update(&mut self, fault: &Fault, now: Instant);
     /// Gives everything back.
     fn take(self: Box<Self>) -> Rest;
     /// Whether nothing is held.
     fn is_empty(&self) -> bool;
+    /// How many bytes are held.
+    fn bytes(&self) -> usize;
 }
 
 /// Chunks in order, and the end behind them.
@@ -110,7 +115,7 @@ impl Queue {
         if self.end.is_some() {
             return 0;
         }
-        limit.saturating_sub(self.bytes + self.chunks.len() * CHUNK_COST)
+        limit.saturating_sub(self.bytes + self.chunks.len() * PIECE_COST)
     }
 
     fn front(&self) -> Option<&Chunk> {
@@ -156,10 +161,59 @@ impl Queue {
 
     fn into_rest(self) -> Rest {
         Rest {
-            chunks: self.chunks.into(),
+            chunks: self.chunks,
             end: self.end,
             close: false,
         }
+    }
+}
+
+/// What is left of a toxic that was taken away: what it held goes on as fast as the next stage takes it.
+struct PassStage(Queue);
+
+impl From<Rest> for PassStage {
+    fn from(rest: Rest) -> Self {
+        Self(Queue {
+            bytes: rest.chunks.iter().map(|chunk| chunk.data.len()).sum(),
+            chunks: rest.chunks,
+            end: rest.end,
+        })
+    }
+}
+
+impl Stage for PassStage {
+    fn room(&self, _now: Instant) -> usize {
+        self.0.room(ROOM)
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        self.0.push(chunk);
+    }
+
+    fn end(&mut self, end: End, at: Instant) {
+        self.0.end(end, at);
+    }
+
+    fn pop(&mut self, _now: Instant) -> Pop {
+        if let Some(chunk) = self.0.pop() {
+            return Pop::Chunk(chunk);
+        }
+        let end = self.0.pop_end();
+        end.map_or(Pop::Wait(None), |(end, at)| Pop::End(end, at))
+    }
+
+    fn update(&mut self, _fault: &Fault, _now: Instant) {}
+
+    fn take(self: Box<Self>) -> Rest {
+        self.0.into_rest()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.bytes
     }
 }
 
@@ -171,9 +225,12 @@ pub(crate) struct Place {
     /// When the connection was accepted.
     pub(crate) opened: Instant,
     pub(crate) now: Instant,
+    /// The connection was opened when the toxic was there.
+    pub(crate) is_new: bool,
     /// Chunks are datagrams, which are neither cut nor joined.
     pub(crate) is_datagram: bool,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) trouble: Arc<Trouble>,
 }
 
 fn build(fault: &Fault, place: &Place) -> Option<Box<dyn Stage>> {
@@ -217,11 +274,13 @@ struct Slot {
     revision: u64,
     kind: &'static str,
     stage: Box<dyn Stage>,
+    /// Its toxic is gone: it goes with the last byte that it holds.
+    is_retired: bool,
 }
 
 /// Which connection a pipeline belongs to.
 #[derive(Clone, Copy)]
-pub(crate) struct Owner {
+pub(crate) struct Owner<'a> {
     pub(crate) direction: Direction,
     /// The relay's key: its seed and name.
     pub(crate) relay_key: u64,
@@ -230,6 +289,7 @@ pub(crate) struct Owner {
     pub(crate) opened: Instant,
     /// Chunks are datagrams.
     pub(crate) is_datagram: bool,
+    pub(crate) trouble: &'a Arc<Trouble>,
 }
 
 /// What came out of a pipeline.
@@ -244,6 +304,8 @@ pub(crate) struct Output {
     pub(crate) now: Option<CloseMode>,
     /// An abort is on its way: nothing must go in the other direction any more.
     pub(crate) aborting: bool,
+    /// The relay's other connections must look at their stages.
+    pub(crate) concerns_others: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -283,6 +345,18 @@ impl Pipeline {
         self.slots.iter().all(|slot| slot.stage.is_empty())
     }
 
+    /// How many bytes the stages hold.
+    pub(crate) fn bytes(&self) -> usize {
+        self.slots.iter().map(|slot| slot.stage.bytes()).sum()
+    }
+
+    /// Tells the stages that all has gone on that can: those that hold nothing wait for their source.
+    pub(crate) fn starved(&mut self) {
+        for slot in &mut self.slots {
+            slot.stage.starved();
+        }
+    }
+
     /// How many bytes may be read for it now.
     pub(crate) fn room(&self, now: Instant) -> usize {
         self.slots.first().map_or(ROOM, |slot| slot.stage.room(now))
@@ -315,8 +389,14 @@ impl Pipeline {
         }
     }
 
-    /// Moves everything on that may go on, and says when to look again.
-    pub(crate) fn advance(&mut self, now: Instant, output: &mut Output) -> Option<Instant> {
+    /// Moves on what may go on, and says when to look again; at most `budget` pieces, which are taken
+    /// off it. When that is used up there may be more.
+    pub(crate) fn advance(
+        &mut self,
+        now: Instant,
+        output: &mut Output,
+        budget: &mut usize,
+    ) -> Option<Instant> {
         loop {
             let mut deadline: Option<Instant> = None;
             let mut progress = false;
@@ -327,30 +407,45 @@ impl Pipeline {
                         None => output.has_room(),
                     };
                     let stage = &mut self.slots[index].stage;
-                    let popped = if room {
+                    let popped = if room && *budget > 0 {
                         stage.pop(now)
                     } else {
                         stage.expired(now)
                     };
                     match popped {
-                        Pop::Chunk(chunk) => self.push_at(index + 1, chunk, output),
-                        Pop::End(end, at) => self.end_at(index + 1, end, at, output),
-                        Pop::Reply(reply) => output.replies.push(reply),
-                        Pop::Now(mode) => {
-                            output.now = Some(mode);
-                            return None;
-                        }
                         Pop::Wait(until) => {
                             deadline = [deadline, until].into_iter().flatten().min();
                             break;
                         }
+                        Pop::Now(mode) => {
+                            output.now = Some(mode);
+                            return None;
+                        }
+                        popped => self.pass_on(index + 1, popped, output),
                     }
+                    *budget = budget.saturating_sub(1);
                     progress = true;
                 }
             }
-            if !progress {
+            if !progress || *budget == 0 {
+                self.slots
+                    .retain(|slot| !slot.is_retired || !slot.stage.is_empty());
                 return deadline;
             }
+        }
+    }
+
+    /// Gives what came out of a stage to the next one.
+    fn pass_on(&mut self, next: usize, popped: Pop, output: &mut Output) {
+        match popped {
+            Pop::Chunk(chunk) => self.push_at(next, chunk, output),
+            Pop::Last(chunk) => {
+                output.concerns_others = true;
+                self.push_at(next, chunk, output);
+            }
+            Pop::End(end, at) => self.end_at(next, end, at, output),
+            Pop::Reply(reply) => output.replies.push(reply),
+            Pop::Now(_) | Pop::Wait(_) => {}
         }
     }
 
@@ -358,7 +453,7 @@ impl Pipeline {
     pub(crate) fn reconcile(
         &mut self,
         toxics: &[Arc<Toxic>],
-        owner: &Owner,
+        owner: &Owner<'_>,
         now: Instant,
         output: &mut Output,
     ) {
@@ -371,7 +466,10 @@ impl Pipeline {
             .collect();
         self.retire(&wanted, output);
         for (toxic, fault) in wanted {
-            let known = self.slots.iter_mut().find(|slot| slot.id == toxic.id);
+            let known = self
+                .slots
+                .iter_mut()
+                .find(|slot| slot.id == toxic.id && !slot.is_retired);
             if let Some(slot) = known {
                 if slot.revision != toxic.revision {
                     slot.revision = toxic.revision;
@@ -383,8 +481,10 @@ impl Pipeline {
                 key: toxic.key(owner.relay_key, owner.connection),
                 opened: owner.opened,
                 now,
+                is_new: owner.opened >= toxic.shared.added,
                 is_datagram: owner.is_datagram,
                 shared: Arc::clone(&toxic.shared),
+                trouble: Arc::clone(owner.trouble),
             };
             if let Some(stage) = build(fault, &place) {
                 let stage = match toxic.config.datagrams {
@@ -403,34 +503,243 @@ impl Pipeline {
                     revision: toxic.revision,
                     kind: fault.kind(),
                     stage,
+                    is_retired: false,
                 };
                 // A toxic that comes to act later, by a higher toxicity, still has its place in the order.
+                // It stands before what is left of its past: those bytes came earlier.
                 let index = self.slots.partition_point(|other| other.id < toxic.id);
                 self.slots.insert(index, slot);
             }
         }
     }
 
-    /// Takes away the stages of toxics that are gone, the last first: what they held goes to the next one.
+    /// Takes away the stages of toxics that are gone; what they held goes on.
     fn retire(&mut self, wanted: &[(&Arc<Toxic>, &Fault)], output: &mut Output) {
-        for index in (0..self.slots.len()).rev() {
-            let slot = &self.slots[index];
-            if wanted
+        let is_wanted = |slot: &Slot| {
+            wanted
                 .iter()
                 .any(|(toxic, fault)| toxic.id == slot.id && fault.kind() == slot.kind)
-            {
+        };
+        for slot in std::mem::take(&mut self.slots) {
+            if slot.is_retired || is_wanted(&slot) {
+                self.slots.push(slot);
                 continue;
             }
-            let rest = self.slots.remove(index).stage.take();
-            for chunk in rest.chunks {
-                self.push_at(index, chunk, output);
-            }
-            if let Some((end, at)) = rest.end {
-                self.end_at(index, end, at, output);
-            }
+            let rest = slot.stage.take();
             if rest.close {
                 output.now = Some(CloseMode::Fin);
             }
+            let left = PassStage::from(rest);
+            if !left.is_empty() {
+                self.slots.push(Slot {
+                    stage: Box::new(left),
+                    is_retired: true,
+                    ..slot
+                });
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::Transport;
+    use crate::relay::fault::{Bandwidth, Latency, Rate, Slicer};
+    use crate::relay::toxic::{Picked, ToxicConfig, ToxicSet};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    /// A pipeline on which time is only what a test says.
+    struct Bench {
+        toxics: ToxicSet,
+        pipeline: Pipeline,
+        output: Output,
+    }
+
+    impl Bench {
+        fn new(faults: Vec<Fault>, now: Instant) -> Self {
+            let toxics = ToxicSet::default();
+            for (number, fault) in faults.into_iter().enumerate() {
+                let config = ToxicConfig {
+                    name: number.to_string(),
+                    direction: Direction::Upstream,
+                    stream: String::new(),
+                    toxicity: 1.0,
+                    connections: Picked::ALL,
+                    datagrams: None,
+                    fault,
+                };
+                toxics.add(config, Transport::Tcp).expect("a new name");
+            }
+            let mut bench = Self {
+                toxics,
+                pipeline: Pipeline::default(),
+                output: Output::default(),
+            };
+            bench.reconcile(now);
+            bench
+        }
+
+        fn reconcile(&mut self, now: Instant) {
+            let owner = Owner {
+                direction: Direction::Upstream,
+                relay_key: 1,
+                connection: 1,
+                opened: now,
+                is_datagram: false,
+                trouble: &Arc::default(),
+            };
+            let toxics = self.toxics.snapshot().1;
+            self.pipeline
+                .reconcile(&toxics, &owner, now, &mut self.output);
+        }
+
+        fn push(&mut self, size: usize, at: Instant) {
+            let data = Bytes::from(vec![0; size]);
+            self.pipeline.push(Chunk { data, at }, &mut self.output);
+        }
+
+        /// What a lane does whose source has so many bytes ready and whose sink takes everything.
+        fn turn(&mut self, ready: &mut usize, now: Instant) -> usize {
+            let mut sent = 0;
+            loop {
+                let mut pieces = usize::MAX;
+                self.pipeline.advance(now, &mut self.output, &mut pieces);
+                let took = std::mem::take(&mut self.output.bytes);
+                self.output.items.clear();
+                sent += took;
+                let read = self.pipeline.room(now).min(*ready).min(ROOM);
+                if read > 0 {
+                    *ready -= read;
+                    self.push(read, now);
+                } else if took == 0 {
+                    self.pipeline.starved();
+                    return sent;
+                }
+            }
+        }
+    }
+
+    fn bandwidth(rate: f64) -> Fault {
+        Fault::Bandwidth(Bandwidth {
+            rate: Rate(rate),
+            shared: false,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn late_timers_do_not_lower_a_rate(
+            rate in 0.5_f64..50_000.0,
+            late_ms in proptest::collection::vec(0_u64..400, 20..60),
+        ) {
+            let start = Instant::now();
+            let mut bench = Bench::new(vec![bandwidth(rate)], start);
+            let mut now = start;
+            let mut sent = bench.turn(&mut usize::MAX.clone(), now);
+            for late in late_ms {
+                now += Duration::from_millis(late);
+                sent += bench.turn(&mut usize::MAX.clone(), now);
+            }
+            let due = (now - start).as_secs_f64() * rate * 1000.0;
+            let spare = (due * 0.02).max(rate * 10.0).max(1.0) + 1.0;
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let off = (sent as f64 - due).abs();
+            prop_assert!(off <= spare, "{sent} of {due} at {rate} KB/s");
+        }
+    }
+
+    #[test]
+    fn an_idle_link_saves_nothing_up() {
+        let start = Instant::now();
+        let mut bench = Bench::new(vec![bandwidth(1000.0)], start);
+        bench.turn(&mut 20_000, start);
+        assert_eq!(
+            bench.turn(&mut 0, start + Duration::from_millis(20)),
+            20_000
+        );
+        let later = start + Duration::from_secs(10);
+        let mut ready = 100_000;
+        assert_eq!(bench.turn(&mut ready, later), 0, "nothing has been carried");
+        let sent = bench.turn(&mut ready, later + Duration::from_millis(50));
+        assert!((40_000..=50_000).contains(&sent), "{sent} in 50 ms");
+    }
+
+    #[test]
+    fn a_rate_below_a_byte_in_a_quantum_is_kept() {
+        let start = Instant::now();
+        let mut bench = Bench::new(vec![bandwidth(0.002)], start);
+        let mut sent = 0;
+        for second in 0..=10 {
+            sent += bench.turn(&mut 1000, start + Duration::from_secs(second));
+        }
+        assert_eq!(sent, 20);
+    }
+
+    #[test]
+    fn a_turn_moves_no_more_pieces_than_it_may() {
+        let start = Instant::now();
+        let slicer = Fault::Slicer(Slicer {
+            average_size: 1,
+            ..Slicer::default()
+        });
+        let latency = Fault::Latency(Latency {
+            latency: 1000,
+            jitter: 0,
+        });
+        let mut bench = Bench::new(vec![slicer, latency], start);
+        bench.push(50_000, start);
+        for turn in 1..=10 {
+            let mut pieces = 256;
+            bench
+                .pipeline
+                .advance(start, &mut bench.output, &mut pieces);
+            assert_eq!(pieces, 0);
+            let moved = bench.pipeline.slots[1].stage.bytes();
+            assert_eq!(moved, turn * 256);
+        }
+        // What a toxic held that is taken away goes on bit by bit, too.
+        bench.toxics.remove("1").expect("it is there");
+        bench.reconcile(start);
+        assert!(bench.output.items.is_empty());
+        assert_eq!(bench.pipeline.bytes(), 50_000);
+        let mut pieces = 256;
+        bench
+            .pipeline
+            .advance(start, &mut bench.output, &mut pieces);
+        assert_eq!(bench.output.items.len(), 256);
+    }
+
+    #[test]
+    fn what_is_left_of_a_toxic_stays_in_order_and_vanishes() {
+        let start = Instant::now();
+        let latency = |latency| Fault::Latency(Latency { latency, jitter: 0 });
+        let mut bench = Bench::new(vec![latency(50), latency(1000)], start);
+        bench.push(1, start);
+        let mut pieces = usize::MAX;
+        let later = start + Duration::from_millis(50);
+        bench
+            .pipeline
+            .advance(later, &mut bench.output, &mut pieces);
+        bench.push(2, later);
+        bench.toxics.clear();
+        bench.reconcile(later);
+        bench.push(3, later);
+        bench.pipeline.end(End::Fin, later, &mut bench.output);
+        bench
+            .pipeline
+            .advance(later, &mut bench.output, &mut pieces);
+        let sizes: Vec<usize> = bench
+            .output
+            .items
+            .iter()
+            .map(|item| match item {
+                Item::Data(data) => data.len(),
+                Item::End(_) => 0,
+            })
+            .collect();
+        assert_eq!(sizes, [1, 2, 3, 0]);
+        assert!(bench.pipeline.is_bare());
     }
 }

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{CHUNK_COST, Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage};
+use super::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage};
+use crate::relay::budget::Pieces;
 use crate::relay::fault::{
     Bandwidth, Fault, Latency, Slicer, SlowClose, microseconds, milliseconds,
 };
@@ -30,7 +31,8 @@ pub(super) struct LatencyStage {
     jitter: Duration,
     draws: Draws,
     flights: VecDeque<Flight>,
-    cost: usize,
+    bytes: usize,
+    pieces: Pieces,
     last_due: Option<Instant>,
     ended: bool,
     shared: Arc<Shared>,
@@ -43,7 +45,8 @@ impl LatencyStage {
             jitter: milliseconds(attributes.jitter),
             draws: Draws::new(place.key),
             flights: VecDeque::new(),
-            cost: 0,
+            bytes: 0,
+            pieces: Pieces::default(),
             last_due: None,
             ended: false,
             shared: Arc::clone(&place.shared),
@@ -74,11 +77,6 @@ impl LatencyStage {
     }
 }
 
-fn cost(load: &Result<Chunk, End>) -> usize {
-    load.as_ref()
-        .map_or(0, |chunk| chunk.data.len() + CHUNK_COST)
-}
-
 impl Stage for LatencyStage {
     fn room(&self, now: Instant) -> usize {
         // A chunk that is due and still here says that the reader is slow: then the writer must be too.
@@ -86,16 +84,15 @@ impl Stage for LatencyStage {
         if blocked || self.ended {
             0
         } else {
-            IN_FLIGHT.saturating_sub(self.cost)
+            IN_FLIGHT.saturating_sub(self.bytes + self.pieces.cost())
         }
     }
 
     fn push(&mut self, chunk: Chunk) {
         self.shared.counters.hit();
-        let at = chunk.at;
-        let load = Ok(chunk);
-        self.cost += cost(&load);
-        self.add(at, load);
+        self.bytes += chunk.data.len();
+        self.pieces.add();
+        self.add(chunk.at, Ok(chunk));
     }
 
     fn end(&mut self, end: End, at: Instant) {
@@ -112,13 +109,16 @@ impl Stage for LatencyStage {
         let Some(flight) = self.flights.pop_front() else {
             return Pop::Wait(None);
         };
-        self.cost -= cost(&flight.load);
         match flight.load {
             // The time at which it should have left, so that several latencies add up exactly.
-            Ok(chunk) => Pop::Chunk(Chunk {
-                data: chunk.data,
-                at: flight.due,
-            }),
+            Ok(chunk) => {
+                self.bytes -= chunk.data.len();
+                self.pieces.remove();
+                Pop::Chunk(Chunk {
+                    data: chunk.data,
+                    at: flight.due,
+                })
+            }
             Err(end) => Pop::End(end, flight.due),
         }
     }
@@ -140,7 +140,7 @@ impl Stage for LatencyStage {
         let mut rest = Rest::default();
         for flight in self.flights {
             match flight.load {
-                Ok(chunk) => rest.chunks.push(chunk),
+                Ok(chunk) => rest.chunks.push_back(chunk),
                 Err(end) => rest.end = Some((end, flight.at)),
             }
         }
@@ -150,23 +150,32 @@ impl Stage for LatencyStage {
     fn is_empty(&self) -> bool {
         self.flights.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
-/// What a pause may leave a `bandwidth` to catch up with: late timers must not lower the rate, and an idle
-/// link must not save up.
-const CATCH_UP: Duration = Duration::from_millis(20);
+/// The most that a `bandwidth` catches up with when its timer came late: so much of the rate leaves at
+/// once. Only a link that had bytes waiting all the time has something to catch up with.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// What a `bandwidth` keeps of datagrams that come faster, in bytes; what comes beyond it is dropped.
 const QUEUED_DATAGRAMS: usize = 256 * 1024;
 
+/// The longest time that a link takes for anything: ten years.
+const LONGEST_S: f64 = 10.0 * 365.0 * 24.0 * 3600.0;
+
 /// Sends bytes at a rate: a quantum of them leaves when a link of that rate would have carried it.
 pub(super) struct BandwidthStage {
     /// Bytes per second.
-    rate: u64,
+    rate: f64,
     is_shared: bool,
     is_datagram: bool,
     queue: Queue,
     free_at: Instant,
+    /// The link waited for bytes when there were none: it has nothing to catch up with.
+    was_idle: bool,
     /// The next quantum and when it has been carried.
     booked: Option<(usize, Instant)>,
     shared: Arc<Shared>,
@@ -175,30 +184,39 @@ pub(super) struct BandwidthStage {
 impl BandwidthStage {
     pub(super) fn new(attributes: &Bandwidth, place: &Place) -> Self {
         Self {
-            rate: rate(attributes),
+            rate: attributes.rate.bytes_per_second(),
             is_shared: attributes.shared,
             is_datagram: place.is_datagram,
             queue: Queue::default(),
             free_at: place.now,
+            was_idle: true,
             booked: None,
             shared: Arc::clone(&place.shared),
         }
     }
 
     /// Bytes that leave at once: what the rate carries in 10 ms.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "it is clamped to 1 to ROOM before"
+    )]
     fn quantum(&self) -> usize {
         if self.is_datagram {
             return usize::MAX;
         }
-        usize::try_from(self.rate / 100)
-            .unwrap_or(ROOM)
-            .clamp(1, ROOM)
+        (self.rate / 100.0).clamp(1.0, ROOM as f64) as usize
     }
 
     fn book(&mut self, now: Instant) -> Option<(usize, Instant)> {
         let front = self.queue.front()?;
         let size = front.data.len().min(self.quantum());
-        let earliest = front.at.max(now.checked_sub(CATCH_UP).unwrap_or(now));
+        let earliest = if std::mem::take(&mut self.was_idle) {
+            front.at
+        } else {
+            now.checked_sub(CATCH_UP).unwrap_or(now)
+        };
         let carries = carry_time(size, self.rate);
         let finish = if self.is_shared {
             let mut free_at = self
@@ -217,23 +235,20 @@ impl BandwidthStage {
     }
 }
 
-fn rate(attributes: &Bandwidth) -> u64 {
-    u64::try_from(attributes.rate)
-        .unwrap_or(0)
-        .saturating_mul(1000)
-}
-
 /// How long a link takes for so many bytes.
-fn carry_time(size: usize, rate: u64) -> Duration {
-    let nanoseconds = (size as u128 * 1_000_000_000).div_ceil(u128::from(rate.max(1)));
-    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a quantum has far fewer than 2^52 bytes"
+)]
+fn carry_time(size: usize, rate: f64) -> Duration {
+    Duration::from_secs_f64((size as f64 / rate).min(LONGEST_S))
 }
 
 impl Stage for BandwidthStage {
     fn room(&self, _now: Instant) -> usize {
         // At a rate of 0 nothing is read, so that the sender feels it.
-        match (self.rate, self.is_datagram) {
-            (0, _) => 0,
+        match (self.rate > 0.0, self.is_datagram) {
+            (false, _) => 0,
             (_, true) => self.queue.room(QUEUED_DATAGRAMS),
             (_, false) => self.queue.room(ROOM.min(self.quantum().max(1024) * 4)),
         }
@@ -247,11 +262,15 @@ impl Stage for BandwidthStage {
         self.queue.end(end, at);
     }
 
+    fn starved(&mut self) {
+        self.was_idle |= self.queue.is_empty();
+    }
+
     fn pop(&mut self, now: Instant) -> Pop {
         if let Some((end, at)) = self.queue.pop_end() {
             return Pop::End(end, at.max(self.free_at));
         }
-        if self.rate == 0 {
+        if self.rate <= 0.0 {
             return Pop::Wait(None);
         }
         let Some((size, finish)) = self.booked.or_else(|| self.book(now)) else {
@@ -272,17 +291,18 @@ impl Stage for BandwidthStage {
 
     fn update(&mut self, fault: &Fault, now: Instant) {
         if let Fault::Bandwidth(attributes) = fault {
-            self.rate = rate(attributes);
+            self.rate = attributes.rate.bytes_per_second();
             self.is_shared = attributes.shared;
-            // What a slow rate had booked for the far future must not hold a faster one up.
+            // What a slow rate had booked for the far future must not hold a faster one up, and what
+            // it has left to catch up with is not the new rate's.
             self.booked = None;
-            self.free_at = self.free_at.min(now);
-            let mut free_at = self
+            self.was_idle = false;
+            self.free_at = now;
+            *self
                 .shared
                 .link_free_at
                 .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *free_at = (*free_at).min(now);
+                .unwrap_or_else(PoisonError::into_inner) = now;
         }
     }
 
@@ -292,6 +312,10 @@ impl Stage for BandwidthStage {
 
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
     }
 }
 
@@ -383,6 +407,10 @@ impl Stage for SlicerStage {
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
+    }
 }
 
 /// Lets everything through, the end of the stream later.
@@ -450,5 +478,9 @@ impl Stage for SlowCloseStage {
 
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.queue.bytes
     }
 }

@@ -12,6 +12,7 @@ use crate::relay::fault::{CloseMode, Fault, Protocol};
 use crate::relay::protocol::{self, Frame, Wording};
 use crate::relay::random::Draws;
 use crate::relay::toxic::Shared;
+use crate::relay::trouble::Trouble;
 
 /// What is done with a request.
 enum Rule {
@@ -24,6 +25,10 @@ enum Rule {
 }
 
 /// Looks at what a client sends.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what is done with the rest of a request does not depend on how the connection ends"
+)]
 pub(super) struct ReplyStage {
     rule: Rule,
     protocol: Protocol,
@@ -39,9 +44,15 @@ pub(super) struct ReplyStage {
     reply: Option<Bytes>,
     /// Nothing is looked at any more.
     is_over: bool,
+    /// The connection was reset instead of an answer.
+    is_reset: bool,
+    /// The connection is encrypted: it passes.
+    is_encrypted: bool,
     ready: VecDeque<Pop>,
     at: Instant,
+    kind: &'static str,
     shared: Arc<Shared>,
+    trouble: Arc<Trouble>,
 }
 
 impl ReplyStage {
@@ -57,9 +68,13 @@ impl ReplyStage {
             rest_passes: false,
             reply: None,
             is_over: false,
+            is_reset: false,
+            is_encrypted: false,
             ready: VecDeque::new(),
             at: place.now,
+            kind: fault.kind(),
             shared: Arc::clone(&place.shared),
+            trouble: Arc::clone(&place.trouble),
         };
         stage.set(fault).then_some(stage)
     }
@@ -170,13 +185,25 @@ impl ReplyStage {
                 self.continue_rest();
                 continue;
             }
-            if self.is_over || self.is_used_up() {
+            if self.is_encrypted || self.is_over || self.is_used_up() {
                 let data = self.buffer.split();
                 // After the request that is aborted nothing more goes to the server.
-                if !matches!(self.rule, Rule::Abort(_)) {
+                if self.is_encrypted || !self.has_aborted() {
                     self.pass(data);
                 }
                 return;
+            }
+            if self.reads_requests() && protocol::is_tls(&self.buffer) {
+                self.is_encrypted = true;
+                self.trouble.tell(
+                    "tls",
+                    format_args!(
+                        "`{}` can't read TLS: encrypted connections pass; use it behind what \
+                         decrypts them, or a fault that does not look at requests",
+                        self.kind
+                    ),
+                );
+                continue;
             }
             let protocol = match self.protocol {
                 Protocol::Auto => protocol::guess(&self.buffer),
@@ -193,9 +220,28 @@ impl ReplyStage {
         }
     }
 
+    /// Whether the connection ends by a request that it has seen.
+    fn has_aborted(&self) -> bool {
+        self.is_reset || self.is_over && matches!(self.rule, Rule::Abort(_))
+    }
+
+    /// Whether what it does depends on what the requests say.
+    const fn reads_requests(&self) -> bool {
+        !matches!(self.protocol, Protocol::Random | Protocol::None)
+    }
+
     fn request(&mut self, length: u64, reply: Vec<u8>) {
         if self.claims() {
             self.shared.counters.hit();
+            if self.protocol == Protocol::None {
+                // The server, which has not seen the request, is not to blame: it gets an orderly end.
+                let end = End::Abort(CloseMode::Rst);
+                self.ready.push_back(Pop::End(end, self.at));
+                self.buffer.clear();
+                self.is_over = true;
+                self.is_reset = true;
+                return;
+            }
             self.rest = length;
             self.rest_passes = false;
             self.reply = Some(reply.into());
@@ -242,13 +288,13 @@ impl Stage for ReplyStage {
         let mut rest = Rest::default();
         for pop in std::mem::take(&mut self.ready) {
             match pop {
-                Pop::Chunk(chunk) => rest.chunks.push(chunk),
+                Pop::Chunk(chunk) => rest.chunks.push_back(chunk),
                 Pop::End(end, at) => rest.end = Some((end, at)),
-                Pop::Reply(_) | Pop::Now(_) | Pop::Wait(_) => {}
+                Pop::Reply(_) | Pop::Last(_) | Pop::Now(_) | Pop::Wait(_) => {}
             }
         }
         if !self.buffer.is_empty() {
-            rest.chunks.push(Chunk {
+            rest.chunks.push_back(Chunk {
                 data: self.buffer.freeze(),
                 at: self.at,
             });
@@ -258,5 +304,13 @@ impl Stage for ReplyStage {
 
     fn is_empty(&self) -> bool {
         self.ready.is_empty() && self.buffer.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        let ready = self.ready.iter().map(|pop| match pop {
+            Pop::Chunk(chunk) => chunk.data.len(),
+            _ => 0,
+        });
+        self.buffer.len() + ready.sum::<usize>()
     }
 }

@@ -258,6 +258,10 @@ impl Stage for SubstituteStage {
     fn is_empty(&self) -> bool {
         self.held.is_empty() && self.end.is_none() && self.datagrams.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        self.held.len() + self.datagrams.bytes
+    }
 }
 
 #[cfg(test)]
