@@ -203,7 +203,7 @@ fn a_stream_on_loopback_gets_the_rate() {
     // Headers are a small part of packets of 64 KiB. A machine with other work to do may be late, but not by as much as
     // when every super-packet takes the time of two.
     let rate = f64::from(u32::try_from(BYTES).unwrap()) * 8.0 / took.as_secs_f64() / 100e6;
-    assert!((0.75..1.05).contains(&rate), "{rate} of the rate");
+    assert!((0.6..1.05).contains(&rate), "{rate} of the rate");
 }
 
 #[test]
