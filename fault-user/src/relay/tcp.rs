@@ -215,7 +215,12 @@ async fn carry(inner: Arc<Inner>, control: Arc<Control>, client: TcpStream) {
         server = inner.upstream.connect(accepted) => server.map_err(|error| {
             log::info!("upstream {:?}: {error}", inner.upstream);
             inner.stats.refused.fetch_add(1, Ordering::Relaxed);
-            inner.upstream.unreachable()
+            if error.kind() == io::ErrorKind::ConnectionReset {
+                // A server that can't be reached refuses: this one had accepted.
+                CloseMode::Rst
+            } else {
+                inner.upstream.unreachable()
+            }
         }),
         // A client that gives up while the server does not answer is not kept.
         _ready = client.ready(Interest::ERROR) => Err(CloseMode::Rst),
