@@ -187,10 +187,14 @@ fn a_rate_is_that_of_the_wire() {
 
 #[test]
 fn a_stream_on_loopback_gets_the_rate() {
-    const BYTES: usize = 4 << 20;
+    const BYTES: usize = 8 << 20;
+    if std::env::var_os("FAULT_VM_KERNEL").is_some() {
+        eprintln!("skipped: an emulated machine is too slow for this rate");
+        return;
+    }
     enter_fresh();
     let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
-    let hurt = Hurt::begin(&["tcp:7000 rate=20mbit"], "--scope host");
+    let hurt = Hurt::begin(&["tcp:7000 rate=100mbit"], "--scope host");
     let sender = std::thread::spawn(|| {
         let mut stream = TcpStream::connect("127.0.0.1:7000").unwrap();
         stream.write_all(&vec![0; BYTES]).unwrap();
@@ -202,8 +206,8 @@ fn a_stream_on_loopback_gets_the_rate() {
     hurt.end();
     // Headers are a small part of packets of 64 KiB. A machine with other work to do may be late, but not by as much as
     // when every super-packet takes the time of two.
-    let rate = f64::from(u32::try_from(BYTES).unwrap()) * 8.0 / took.as_secs_f64() / 20e6;
-    assert!((0.6..1.05).contains(&rate), "{rate} of the rate");
+    let rate = f64::from(u32::try_from(BYTES).unwrap()) * 8.0 / took.as_secs_f64() / 100e6;
+    assert!((0.75..1.05).contains(&rate), "{rate} of the rate");
 }
 
 #[test]

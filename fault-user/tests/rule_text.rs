@@ -11,6 +11,10 @@ const RULES: &[(&str, &str)] = &[
     ("10.0.0.0/8:443 blackhole", ""),
     ("tcp:80 mix 10%:timeout 20%:latency=1s", ""),
     ("[::1]:8080 corrupt=5% dir=to-client", ""),
+    ("tcp:!22 drop", ""),
+    ("*,!10.0.0.0/8,!22 drop", ""),
+    ("tcp:!22,!!80 drop", "error"),
+    ("!dn,!!\u{514} drop", "error"),
     (
         "tcp:80 slicer=average_size:64,delay:10ms",
         "tcp:80 slicer=64,delay:10ms",

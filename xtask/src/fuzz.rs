@@ -30,6 +30,9 @@ pub struct Arguments {
     /// How long, shared by the targets
     #[arg(long = "seconds", value_name = "SECONDS", default_value_t = 60)]
     duration_s: u64,
+    /// Where libFuzzer's random numbers begin, so that a run can be repeated; 0: somewhere else each time
+    #[arg(long, default_value_t = 0)]
+    seed: u32,
     /// Only these targets, by the names of their files in fault-user/fuzz/src/bin
     targets: Vec<String>,
 }
@@ -81,6 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         println!("fuzzing {} for {share_s} s", target.name);
         let status = Command::new(&target.path)
             .arg(format!("-max_total_time={share_s}"))
+            .arg(format!("-seed={}", arguments.seed))
             .args(["-timeout=10", "-print_final_stats=1", "-verbosity=1"])
             .arg(format!("-artifact_prefix={}/", folder.display()))
             .arg(&corpus)

@@ -197,10 +197,8 @@ pub(super) fn target(piece: Piece<'_>) -> Result<Target, RuleError> {
                 .expected("`tcp:!22`, `*,!10.0.0.0/8` or `!tcp:22`"));
         }
     };
-    let mut start = at;
-    for excluded in text[at..].split(",!") {
-        let excluded = excluded.strip_prefix('!').unwrap_or(excluded);
-        start += usize::from(start == at);
+    let mut start = at + 1;
+    for excluded in text[start..].split(",!") {
         let place = piece.slice(start..start + excluded.len());
         start += excluded.len() + ",!".len();
         let exclusion = included(place)?;
