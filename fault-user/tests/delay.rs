@@ -187,7 +187,7 @@ fn a_rate_is_that_of_the_wire() {
 
 #[test]
 fn a_stream_on_loopback_gets_the_rate() {
-    const BYTES: usize = 8 << 20;
+    const BYTES: usize = 16 << 20;
     if std::env::var_os("FAULT_VM_KERNEL").is_some() {
         eprintln!("skipped: an emulated machine is too slow for this rate");
         return;
