@@ -246,7 +246,7 @@ fn fragments_of_a_datagram_are_late_together() {
 
 #[test]
 fn a_stream_on_loopback_gets_the_rate() {
-    const BYTES: usize = 8 << 20;
+    const BYTES: usize = 16 << 20;
     if std::env::var_os("FAULT_VM_KERNEL").is_some() {
         eprintln!("skipped: an emulated machine is too slow for this rate");
         return;

@@ -31,8 +31,6 @@ const SUITES: &[&str] = &[
     "live",
     "delay",
     "steer",
-    "transparent",
-    "expectations",
 ];
 
 /// Run the tests of the data plane on other kernels, in virtual machines.
