@@ -9,17 +9,17 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aya::programs::{TestRun as _, TestRunOptions};
-use fault_user::kernel::clock::monotonic_ns;
-use fault_user::kernel::injection::{Prepared, Wishes};
-use fault_user::kernel::injector::{Capacity, Clock, Injector, Options, Side};
-use fault_user::kernel::instance::Marks;
-use fault_user::kernel::interfaces::{Selection, list, select};
-use fault_user::kernel::needs::Needs;
-use fault_user::kernel::preparation::prepare;
-use fault_user::kernel::ruleset::compile;
+use fault_user::inject::injection::{Prepared, Wishes};
+use fault_user::inject::injector::{Capacity, Clock, Injector, Options, Side};
+use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::plan::needs::Needs;
+use fault_user::plan::tables::compile;
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::sys::clock::monotonic_ns;
+use fault_user::sys::net::interfaces::{Selection, list, select};
+use fault_user::sys::process::netns::NetworkNamespace;
+use fault_user::undo::instance::Marks;
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs of a program for one figure.

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fault_user::kernel::injection::{Injection, Prepared, Wishes};
-use fault_user::kernel::interfaces::{Selection, list, select};
-use fault_user::kernel::preparation::prepare;
+use fault_user::inject::injection::{Injection, Prepared, Wishes};
+use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::plan::mechanism::Mechanism;
-use fault_user::process::netns::NetworkNamespace;
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::sys::net::interfaces::{Selection, list, select};
+use fault_user::sys::process::netns::NetworkNamespace;
 use nix::sched::{CloneFlags, unshare};
 
 const PEER: &str = "10.78.0.2:7000";

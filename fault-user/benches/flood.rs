@@ -9,12 +9,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use fault_user::kernel::injection::{Front, Prepared, Wishes};
-use fault_user::kernel::interfaces::{Selection, list, select};
-use fault_user::kernel::preparation::prepare;
+use fault_user::inject::injection::{Front, Prepared, Wishes};
+use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
-use fault_user::process::netns::NetworkNamespace;
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::sys::net::interfaces::{Selection, list, select};
+use fault_user::sys::process::netns::NetworkNamespace;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 

@@ -1,5 +1,8 @@
 //! The user-space half of `fault`: the command line, the daemon, the relay, and the loader of the
 //! kernel programs.
+//!
+//! The modules are listed from the lowest to the highest: each imports only from those above it in this list.
+//! ARCHITECTURE.md has the table that `cargo xtask check` reads.
 #![cfg_attr(
     not(test),
     deny(
@@ -9,16 +12,32 @@
     )
 )]
 
-pub mod api;
-pub mod cli;
-pub mod doctor;
-pub mod kernel;
-pub mod plan;
-pub mod process;
-pub mod relay;
-pub mod report;
-pub mod rule;
-pub mod shaping;
-pub mod steer;
 pub mod tell;
+
+pub mod sys;
+
+pub mod rule;
+
+pub mod undo;
+
+pub mod relay;
+
+pub mod plan;
+
+pub mod hold;
+
+pub mod inject;
+
+pub mod steer;
+
 pub mod watch;
+
+pub mod report;
+
+pub mod session;
+
+pub mod api;
+
+pub mod doctor;
+
+pub mod cli;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use fault_user::cli::{self, Cli, exit, mistakes};
-use fault_user::process::open_files;
+use fault_user::sys::process::open_files;
 use fault_user::tell;
 
 fn main() -> ExitCode {

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::sys::process::netns::NetworkNamespace;
 use serde_json::{Value, json};
 use support::daemon::Daemon;
 use support::echo::echo_server;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::sys::process::netns::NetworkNamespace;
 use support::echo::connected;
 use support::late::{FRAGMENTED, assert_about, delays_all, echo, exchange, order, timed};
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, run, wait_for};

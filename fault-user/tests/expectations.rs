@@ -7,8 +7,8 @@ use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Output;
 
-use fault_user::kernel::version;
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::sys::process::netns::NetworkNamespace;
+use fault_user::sys::version;
 use serde_json::{Value, json};
 use support::echo::{tcp_echo, udp_echo};
 use support::place::{Peer, enter_fresh, fault};

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fault_user::kernel::injection::{Injection, Wishes};
-use fault_user::kernel::interfaces::{Selection, list, select};
-use fault_user::kernel::preparation::prepare;
+use fault_user::inject::injection::{Injection, Wishes};
+use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::sys::net::interfaces::{Selection, list, select};
 use support::place::{PATIENCE, enter_fresh};
 use support::watched::Watched;
 

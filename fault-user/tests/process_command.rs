@@ -4,9 +4,9 @@
 
 mod support;
 
-use fault_user::process::cgroup::{CommandCgroup, Finished, Hierarchy, Leftovers};
-use fault_user::process::command::{CommandSpec, Ended, Prepared, Running, StartError};
-use fault_user::process::user::Identity;
+use fault_user::sys::process::cgroup::{CommandCgroup, Finished, Hierarchy, Leftovers};
+use fault_user::sys::process::command::{CommandSpec, Ended, Prepared, Running, StartError};
+use fault_user::sys::process::user::Identity;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};

@@ -2,7 +2,7 @@
 //!
 //! Signals go to a whole process, so each case runs in a process of its own: this test program
 //! again, as a stand-in for `fault run`, with [`WRAPPED`] as its command.
-use fault_user::process::command::CommandSpec;
+use fault_user::sys::process::command::CommandSpec;
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};

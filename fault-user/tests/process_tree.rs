@@ -4,16 +4,17 @@
 
 mod support;
 
-use fault_user::kernel::change::Change;
-use fault_user::kernel::instance::Instance;
-use fault_user::kernel::interfaces;
-use fault_user::kernel::journal::Journal;
-use fault_user::kernel::leftovers::{Fate, Leftover, Places, clean, find};
-use fault_user::process::cgroup::{CommandCgroup, Hierarchy, Leftovers, move_process};
-use fault_user::process::command::CommandSpec;
-use fault_user::process::proc::ProcessId;
-use fault_user::process::sockets::{self, Protocol, State};
-use fault_user::process::tree::Aim;
+use fault_user::session::tree::Aim;
+use fault_user::sys::net::interfaces;
+use fault_user::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers, move_process};
+use fault_user::sys::process::command::CommandSpec;
+use fault_user::sys::process::proc::ProcessId;
+use fault_user::sys::process::sockets;
+use fault_user::sys::process::sockets::{Protocol, State};
+use fault_user::undo::change::Change;
+use fault_user::undo::instance::Instance;
+use fault_user::undo::journal::Journal;
+use fault_user::undo::leftovers::{Fate, Leftover, Places, clean, find};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::sys::process::netns::NetworkNamespace;
 use support::echo::connected;
 use support::late::{assert_about, delays_all, echo, exchange, order, timed};
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, ip, run, wait_for};

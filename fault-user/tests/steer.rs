@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::sys::process::netns::NetworkNamespace;
 use socket2::{Domain, Socket, Type};
 use support::echo::{tcp_echo, udp_client, udp_echo};
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, run, wait_for};

@@ -10,8 +10,8 @@ use std::path::Path;
 use fault_common::abi::{FlowRule, Followed, RuleState, direction};
 use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
-use fault_user::process::netns::NetworkNamespace;
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::sys::process::netns::NetworkNamespace;
 use support::echo::connected;
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 
@@ -373,7 +373,7 @@ fn two_processors_on_one_connection_take_the_same_decisions() {
     enter_fresh();
     let processors = std::thread::available_parallelism().unwrap().get();
     // Before Linux 5.12 there are no atomics by which two processors in one direction could be told apart.
-    let doubled = fault_user::kernel::version::at_least(5, 12);
+    let doubled = fault_user::sys::version::at_least(5, 12);
     for (fault, senders) in [
         // The other direction from another processor.
         ("loss=0.1%", 1),

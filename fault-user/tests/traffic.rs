@@ -10,8 +10,8 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use fault_user::process::netns::NetworkNamespace;
-use fault_user::process::proc;
+use fault_user::sys::process::netns::NetworkNamespace;
+use fault_user::sys::process::proc;
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::echo::tcp_echo;
@@ -383,7 +383,7 @@ fn a_socket_that_was_passed_on_is_still_its_makers() {
 
 #[test]
 fn a_listener_of_mptcp_is_the_commands() {
-    if !fault_user::kernel::version::at_least(5, 19) || mptcp().is_err() {
+    if !fault_user::sys::version::at_least(5, 19) || mptcp().is_err() {
         eprintln!("skipped: the kernel has no MPTCP, or is older than 5.19");
         return;
     }

@@ -8,8 +8,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use fault_user::kernel::version;
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::sys::process::netns::NetworkNamespace;
+use fault_user::sys::version;
 use nix::sys::signal::Signal;
 use support::daemon::Daemon;
 use support::echo::tcp_echo;

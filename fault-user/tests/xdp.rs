@@ -9,10 +9,10 @@ use std::path::Path;
 use std::process::Command;
 
 use aya::programs::Xdp;
-use fault_user::kernel::object::OBJECT;
-use fault_user::kernel::version;
-use fault_user::kernel::xdp::{Mode, XdpLink};
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::inject::xdp::{Mode, XdpLink};
+use fault_user::sys::bpf::object::OBJECT;
+use fault_user::sys::process::netns::NetworkNamespace;
+use fault_user::sys::version;
 use support::echo::connected;
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
 

@@ -24,13 +24,15 @@ use super::error::ApiError;
 use super::events::Events;
 use super::proxies::Proxies;
 use super::security::Caller;
-use crate::doctor::{Need, Report, preflight};
-use crate::kernel::injection::{Hits, Injection, Wishes};
-use crate::kernel::interfaces::{self, Interface, Selection};
-use crate::kernel::preparation::prepare;
+use crate::doctor::Report;
+use crate::inject::injection::{Hits, Injection, Wishes};
+use crate::inject::preparation::prepare;
 use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
 use crate::rule::{Layer, ResolvedRule, Rule, SystemResolver, Targets};
+use crate::sys::net::interfaces;
+use crate::sys::net::interfaces::{Interface, Selection};
+use crate::sys::preflight::{Need, preflight};
 
 /// How often watchers are told what rules have done.
 const TELL: Duration = Duration::from_millis(200);
@@ -299,7 +301,7 @@ impl Now {
             let mut shown = json!({
                 "id": entry.id,
                 "rule": entry.rule.to_string(),
-                "mechanism": planned.mechanism(Some(hooks)),
+                "mechanism": planned.mechanism(Some(hooks.to_string())),
                 "seen": hits.stats.seen_packets,
                 "hits": hits.stats.hit_packets,
                 "connections": hits.connections,

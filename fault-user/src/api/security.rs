@@ -10,8 +10,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
-use crate::process::proc::open_sockets;
-use crate::process::sockets;
+use crate::sys::process::proc::open_sockets;
+use crate::sys::process::sockets;
 
 /// What a listener asks of its clients.
 #[derive(Clone, Debug)]

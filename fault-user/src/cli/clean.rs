@@ -3,8 +3,11 @@
 use clap::Args;
 
 use super::{Outcome, exit, print_json};
-use crate::kernel::leftovers::{Fate, Places, clean};
 use crate::tell;
+use crate::undo::{
+    leftover::Fate,
+    leftovers::{Places, clean},
+};
 
 /// Remove everything that a killed instance may have left. Safe at any time: what a living instance
 /// uses is not touched.

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::kernel::injection::{Hits, Injection};
+use crate::inject::injection::{Hits, Injection};
 use crate::plan::Plan;
 use crate::steer::Steering;
 use crate::tell::tell;
@@ -266,12 +266,12 @@ impl Control {
         steering: Option<&Steering>,
     ) -> Result<Snapshot> {
         let hits = hits(injection, plan, steering)?;
-        let by = Some(injection.hooks());
+        let by = injection.hooks().to_string();
         let rules = plan.rules.iter().zip(&hits).enumerate();
         let rules = rules.map(|(index, (rule, hits))| RuleLine {
             rule: rule.text.clone(),
             target: rule.target.clone(),
-            by: rule.mechanism(by),
+            by: rule.mechanism(Some(by.clone())),
             on: !self.off.contains(&index),
             seen: hits.stats.seen_packets,
             hits: hits.stats.hit_packets,

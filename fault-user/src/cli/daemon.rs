@@ -13,10 +13,11 @@ use clap::builder::{BoolishValueParser, FalseyValueParser};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::api::{self, Caller, Events, Guard, Proxies, VERSION};
-use crate::doctor::capabilities::Capability;
-use crate::process::files::{self, Folder};
-use crate::process::rights;
 use crate::relay::Engine;
+use crate::sys::process::capabilities::Capability;
+use crate::sys::process::files;
+use crate::sys::process::files::Folder;
+use crate::sys::process::rights;
 use crate::tell::{self, tell};
 
 use super::inject::Ends;

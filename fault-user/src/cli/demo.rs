@@ -8,12 +8,12 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 
 use super::{Failure, Outcome, exit};
-use crate::doctor::{Need, preflight};
-use crate::kernel::injection::Wishes;
-use crate::kernel::interfaces::{Selection, list, select};
-use crate::kernel::preparation::prepare;
+use crate::inject::injection::Wishes;
+use crate::inject::preparation::prepare;
 use crate::plan::Plan;
 use crate::rule::{Rule, SystemResolver, Targets};
+use crate::sys::net::interfaces::{Selection, list, select};
+use crate::sys::preflight::{Need, preflight};
 use crate::tell;
 
 /// Requests in each phase.

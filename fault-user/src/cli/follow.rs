@@ -11,10 +11,11 @@ use tokio::time::Interval;
 use super::aim::{Aim, Place};
 use super::inject::many;
 use super::rules::Parsed;
-use crate::kernel::injection::{Injection, Wishes};
+use crate::inject::injection::{Injection, Wishes};
 use crate::plan::Plan;
-use crate::process::container::{self, Container, Places};
-use crate::process::proc::open_pidfd;
+use crate::sys::process::container;
+use crate::sys::process::container::{Container, Places};
+use crate::sys::process::proc::open_pidfd;
 use crate::tell::tell;
 
 /// How often a container that has ended is looked for.

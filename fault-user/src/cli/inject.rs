@@ -16,16 +16,16 @@ use super::follow::{Follower, Moving};
 use super::rules::{Parsed, Rules};
 use super::turns::Turns;
 use super::{Failure, Outcome, exit, give_up};
-use crate::doctor::capabilities::Capability;
-use crate::doctor::{Need, preflight};
-use crate::kernel::injection::{Hits, Injection, Wishes};
-use crate::kernel::ruleset::Scope;
+use crate::inject::injection::{Hits, Injection, Wishes};
 use crate::plan::mechanism::choose;
+use crate::plan::tables::Scope;
 use crate::plan::{Plan, guard_host};
-use crate::process::{caller, signals};
 use crate::report::summary::{self, Audience};
 use crate::rule::units::parse_duration;
 use crate::steer::Steering;
+use crate::sys::preflight::{Need, preflight};
+use crate::sys::process::capabilities::Capability;
+use crate::sys::process::{caller, signals};
 use crate::tell::{self, Patience, tell};
 
 /// How often the live line is written.

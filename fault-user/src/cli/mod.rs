@@ -29,9 +29,9 @@ use std::path::Path;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::doctor::capabilities::Capability;
-use crate::process::command::StartError;
-use crate::process::rights;
+use crate::sys::process::capabilities::Capability;
+use crate::sys::process::command::StartError;
+use crate::sys::process::rights;
 use crate::tell::{self, ReaderGone};
 
 /// Exit codes: those of the documentation.

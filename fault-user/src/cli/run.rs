@@ -18,17 +18,10 @@ use super::follow::{Follower, Moving};
 use super::observe::{Observer, Wanted};
 use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit, give_up};
-use crate::doctor::capabilities::Capability;
-use crate::doctor::{Need, preflight};
-use crate::kernel::injection::{Hits, Injection, Wishes};
-use crate::kernel::ruleset::Scope;
+use crate::inject::injection::{Hits, Injection, Wishes};
 use crate::plan::mechanism::{Mechanism, choose};
+use crate::plan::tables::Scope;
 use crate::plan::{Plan, guard_host};
-use crate::process::caller;
-use crate::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
-use crate::process::command::{CommandSpec, Ended, Prepared as PreparedCommand, Running};
-use crate::process::files::{self, Folder, Writer};
-use crate::process::user::Identity;
 use crate::report::expectations::{self, Facts, Verdict};
 use crate::report::file::{self, Amount, Expectation, Report, RuleReport};
 use crate::report::record::Recorder;
@@ -37,6 +30,14 @@ use crate::report::summary::Audience;
 use crate::report::{github, html, junit, summary};
 use crate::rule::windows;
 use crate::steer::Steering;
+use crate::sys::preflight::{Need, preflight};
+use crate::sys::process::caller;
+use crate::sys::process::capabilities::Capability;
+use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
+use crate::sys::process::command::{CommandSpec, Ended, Prepared as PreparedCommand, Running};
+use crate::sys::process::files;
+use crate::sys::process::files::{Folder, Writer};
+use crate::sys::process::user::Identity;
 use crate::tell::{Patience, tell};
 
 /// Nanoseconds of a millisecond.
@@ -566,7 +567,7 @@ fn rule_reports(run: &Course<'_>, facts: &Facts<'_>, length_ms: u64) -> Vec<Rule
         .map(|((rule, hits), (_, resolved))| RuleReport {
             rule: rule.text.clone(),
             target: rule.target.clone(),
-            mechanism: rule.mechanism(Some(run.injection.hooks())),
+            mechanism: rule.mechanism(Some(run.injection.hooks().to_string())),
             fired: hits.stats.hit_packets != 0,
             connections: hits.connections,
             seen: Amount {

@@ -2,20 +2,18 @@
 //!
 //! Every feature is tried rather than guessed from a version: vendor kernels carry features back,
 //! and containers take them away.
-pub(crate) mod bpf;
-pub mod capabilities;
-pub mod preflight;
-pub(crate) mod probe;
 
-use crate::kernel::leftovers::{self, Leftover, Places};
-use crate::process::cgroup::Hierarchy;
+use crate::sys::bpf::features as bpf;
+use crate::sys::process::capabilities::{Capability, Rights};
+use crate::sys::process::cgroup::Hierarchy;
+use crate::sys::{preflight, probe};
+use crate::undo::leftovers;
+use crate::undo::{leftover::Leftover, leftovers::Places};
 use anyhow::{Context, Result};
 use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
-use capabilities::{Capability, Rights};
 use nix::errno::Errno;
-pub use preflight::{Need, Unmet, preflight};
 use serde::Serialize;
 use std::fmt;
 
@@ -442,10 +440,10 @@ mod tests {
             eprintln!("skipped: needs root");
             return;
         }
-        let before = crate::kernel::interfaces::list().unwrap();
+        let before = crate::sys::net::interfaces::list().unwrap();
         let report = Report::gather().unwrap();
         assert!(report.works(), "{report}");
-        assert_eq!(crate::kernel::interfaces::list().unwrap(), before);
+        assert_eq!(crate::sys::net::interfaces::list().unwrap(), before);
         let own = format!("fault-{}-", std::process::id());
         let json = serde_json::to_string(&report).unwrap();
         assert!(!json.contains(&own), "a probe left its cgroup: {json}");

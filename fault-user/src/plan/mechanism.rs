@@ -7,11 +7,11 @@ use clap::ValueEnum;
 use fault_common::abi::{LEAVES, RuleEntry, fault, holder};
 use fault_common::decide::KEEP_ORDER;
 
+use super::stream;
 use crate::doctor;
-use crate::process::cgroup::Hierarchy;
 use crate::rule::{Distribution, Fault, MixArm, Modifiers, Protocol, ResolvedRule, Rule};
-use crate::shaping::tap::Tap;
-use crate::steer;
+use crate::sys::net::tap::Tap;
+use crate::sys::process::cgroup::Hierarchy;
 
 /// The values of `--mechanism`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -58,6 +58,15 @@ impl Mechanism {
             _ => None,
         }
     }
+}
+
+/// Which qdiscs hold packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HoldingQdiscs {
+    /// fq.
+    Fq,
+    /// netem, for these delays in nanoseconds.
+    Netem(Vec<u64>),
 }
 
 /// The delay of a rule whose packets all have the same.
@@ -180,7 +189,7 @@ fn as_latency(rule: &ResolvedRule) -> Option<ResolvedRule> {
         latency_ns: delay_ns,
         jitter_ns,
     };
-    steer::check(&stream).is_ok().then_some(stream)
+    stream::check(&stream).is_ok().then_some(stream)
 }
 
 #[cfg(test)]

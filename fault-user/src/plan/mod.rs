@@ -2,23 +2,26 @@
 //!
 //! Nothing is changed on the machine here.
 
+pub mod convert;
 pub mod live;
 pub mod mechanism;
+pub mod needs;
 pub mod packet;
+pub mod shapers;
+pub mod stream;
+pub mod tables;
 
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use fault_common::abi::{LEAVES, RuleEntry, action};
 
-use crate::kernel::injection::Hooks;
-use crate::kernel::needs::Needs;
-use crate::kernel::ruleset::{PacketRule, Scope, Shaper};
+use crate::plan::needs::Needs;
+use crate::plan::tables::{PacketRule, Scope, Shaper};
 use crate::rule::{Layer, Protocol, ResolvedRule, ResolvedTarget, Rule, TargetRef};
-use crate::shaping::qdiscs::Kind;
-use crate::shaping::schedule::Shapers;
-use crate::steer;
+use mechanism::HoldingQdiscs;
 use mechanism::Mechanism;
+use shapers::Shapers;
 
 /// The way into a host.
 const SSH_PORT: u16 = 22;
@@ -48,18 +51,18 @@ impl PlannedRule {
     /// Whether it is a stream rule to which the packets of datagrams are given.
     #[must_use]
     pub fn takes_datagrams(&self) -> bool {
-        self.stream.as_ref().is_some_and(steer::takes_datagrams)
+        self.stream.as_ref().is_some_and(stream::takes_datagrams)
     }
 
     /// What carries it, where packets reach the programs by `hooks` (nothing where that is not known yet).
     #[must_use]
-    pub fn mechanism(&self, hooks: Option<Hooks>) -> String {
-        let tc = hooks.map_or_else(|| "tc".to_owned(), |hooks| hooks.to_string());
+    pub fn mechanism(&self, hooks: Option<String>) -> String {
+        let tc = hooks.unwrap_or_else(|| "tc".to_owned());
         if self.stands_in {
             return "relay (connect hook), as there is no tap device, fq or netem".to_owned();
         }
         if let Some(stream) = &self.stream {
-            let by = match (steer::takes_streams(stream), self.takes_datagrams()) {
+            let by = match (stream::takes_streams(stream), self.takes_datagrams()) {
                 (true, true) => "connect hook, delay-line",
                 (_, false) => "connect hook",
                 (false, true) => "delay-line",
@@ -108,10 +111,10 @@ impl Plan {
         let mut states = 0;
         for (ordinal, (rule, resolved)) in (0_u32..).zip(rules) {
             if resolved.fault.layer() == Layer::Stream {
-                steer::check(resolved)?;
+                stream::check(resolved)?;
                 let stream = ended(resolved, length_ns);
                 let mut entries = Vec::new();
-                if steer::takes_datagrams(&stream) {
+                if stream::takes_datagrams(&stream) {
                     let number = relay_number(&planned, &stream.target);
                     entries.push(packet::to_relay(&stream, number, states, scope));
                     states += 1;
@@ -168,13 +171,13 @@ impl Plan {
     ///
     /// # Errors
     /// More different delays than netem can have.
-    pub fn qdiscs(&self) -> Result<Option<Kind>> {
+    pub fn qdiscs(&self) -> Result<Option<HoldingQdiscs>> {
         let is_held = |name| {
             self.kernel_entries()
                 .any(|entry| self.held_by.of(entry) == Some(name))
         };
         Ok(match self.held_by {
-            Mechanism::Fq if is_held("fq") => Some(Kind::Fq),
+            Mechanism::Fq if is_held("fq") => Some(HoldingQdiscs::Fq),
             Mechanism::Netem if is_held("netem") => {
                 let Some(delays_ns) = mechanism::netem_delays(self.kernel_entries()) else {
                     bail!(
@@ -182,7 +185,7 @@ impl Plan {
                          --mechanism fq, or leave it out for the delay line"
                     );
                 };
-                Some(Kind::Netem(delays_ns))
+                Some(HoldingQdiscs::Netem(delays_ns))
             }
             _ => None,
         })

@@ -7,12 +7,12 @@ use fault_common::delay::distribution;
 use fault_common::packet::kind;
 use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
 
-use crate::kernel::ruleset::{Network, PacketRule, Protocol, Scope, Shaper};
+use crate::plan::shapers::{Rate, Slots};
+use crate::plan::tables::{Network, PacketRule, Protocol, Scope, Shaper};
 use crate::rule::{
     CorruptMode, CountScope, Direction, Distribution, Fault, LossModel, MixArm, Modifiers,
     Protocol as Named, RejectWith, ResolvedRule, ResolvedTarget,
 };
-use crate::shaping::schedule::{Rate, Slots};
 
 /// The key of a mix's draw is not that of its arms' faults.
 const MIX_SALT: u64 = 0x6d69_7800;

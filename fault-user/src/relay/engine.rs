@@ -13,9 +13,9 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 use super::timer;
-use crate::doctor::capabilities::Capability;
-use crate::process::netns::NetworkNamespace;
-use crate::process::rights::{be_helper, disown_sockets};
+use crate::sys::process::capabilities::Capability;
+use crate::sys::process::netns::NetworkNamespace;
+use crate::sys::process::rights::{be_helper, disown_sockets};
 
 struct Worker {
     handle: Handle,

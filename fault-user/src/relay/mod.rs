@@ -7,6 +7,7 @@
 mod budget;
 mod connection;
 mod engine;
+pub mod exchange;
 pub mod fault;
 mod handshake;
 mod lane;
@@ -43,7 +44,7 @@ pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
 pub(crate) use upstream::{is_own, resolve_name};
 
-use crate::shaping::exchange::Exchange;
+use crate::relay::exchange::Exchange;
 use tcp::{Command, Inner, Stats};
 use toxic::ToxicSet;
 use trouble::Trouble;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 
 use super::toxic::Direction;
-use crate::shaping::exchange::Packet;
-use crate::shaping::tap::{HEADER_BYTES, TAG_AT, TAG_BYTES};
+use crate::relay::exchange::Packet;
+use crate::sys::net::tap::{HEADER_BYTES, TAG_AT, TAG_BYTES};
 
 /// Bytes of a UDP header.
 const HEADER: usize = 8;

@@ -26,7 +26,7 @@ use super::tcp::{Command, Inner, acknowledge};
 use super::timer::Timer;
 use super::toxic::Direction;
 use super::upstream::Accepted;
-use crate::shaping::exchange::{Exchange, Packet};
+use crate::relay::exchange::{Exchange, Packet};
 
 /// The largest datagram, in bytes.
 const LARGEST: usize = 65_536;

@@ -2,12 +2,12 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::kernel::injection::Hits;
+use crate::inject::injection::Hits;
 use crate::plan::Plan;
-use crate::process::command::Ended;
 use crate::rule::scenario::{During, Expect, NoTraffic, Probe, not_watchable};
 use crate::rule::units::show_duration;
 use crate::rule::{ResolvedRule, ResolvedTarget, Rule, SystemResolver, Targets, windows};
+use crate::sys::process::command::Ended;
 use crate::watch::history::{History, Seen};
 use crate::watch::probe::{self, Try};
 

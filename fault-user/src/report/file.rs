@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::expectations::Verdict;
 use super::record::Decision;
-use crate::kernel::injection::Hits;
+use crate::inject::injection::Hits;
 use crate::watch::history::History;
 
 /// The version of the file's form.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
-use crate::process::files::{Writer, append};
+use crate::sys::process::files::{Writer, append};
 use crate::tell;
 use anyhow::{Context as _, Result};
 

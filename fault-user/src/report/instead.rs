@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::kernel::endpoints::{Endpoint, Endpoints};
+use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::rule::{Protocol, ResolvedTarget};
 
 /// How many different endpoints are named.

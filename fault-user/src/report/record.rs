@@ -13,8 +13,8 @@ use fault_common::abi::{DecisionKey, Event, action, direction, rule_uid, state_o
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::events::Events;
-use crate::process::rights::be_helper;
+use crate::inject::events::Events;
+use crate::sys::process::rights::be_helper;
 
 /// How long the recorder waits for events before it looks whether it is to end, in milliseconds.
 const PATIENCE_MS: u16 = 50;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::file::{Sample, Traffic};
-use crate::kernel::injection::Hits;
+use crate::inject::injection::Hits;
 
 /// How often figures are taken, in a run that is not long.
 pub const SAMPLING: Duration = Duration::from_millis(100);

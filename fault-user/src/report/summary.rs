@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use fault_common::abi::{Counter, fault};
 
 use super::instead::instead;
-use crate::kernel::endpoints::Endpoints;
-use crate::kernel::injection::{Hits, Injection};
+use crate::hold::qdiscs::Loss;
+use crate::inject::endpoints::Endpoints;
+use crate::inject::injection::{Hits, Injection};
 use crate::plan::{Plan, PlannedRule};
 use crate::rule::units::show_size;
 use crate::rule::{Fault, Protocol, Rule};
-use crate::shaping::qdiscs::Loss;
 
 /// The counters that are worth a line when they are not zero.
 const NOTES: [(Counter, &str); 11] = [
@@ -98,7 +98,7 @@ fn row(rule: &PlannedRule, hits: &Hits, injection: &Injection) -> [String; 5] {
             amount(stats.hit_packets, stats.hit_segments, stats.hit_bytes),
         )
     };
-    let by = rule.mechanism(Some(injection.hooks()));
+    let by = rule.mechanism(Some(injection.hooks().to_string()));
     [
         rule.text.clone(),
         seen,

@@ -14,12 +14,12 @@ use socket2::{Domain, Socket, Type};
 use super::hooks::{Hooks, Reach};
 use super::prepare;
 use super::relays::listener;
-use crate::doctor::{Need, preflight};
-use crate::kernel::ruleset::Network;
-use crate::kernel::services::{Service, relay_mark};
-use crate::process::cgroup::Hierarchy;
+use crate::inject::services::{Service, relay_mark};
+use crate::plan::tables::Network;
 use crate::relay::{Engine, Prepare, TcpInlet};
 use crate::rule::PortRange;
+use crate::sys::preflight::{Need, preflight};
+use crate::sys::process::cgroup::Hierarchy;
 
 /// The hooks of this host, shared by all services behind them.
 pub struct Front {

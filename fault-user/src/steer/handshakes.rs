@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::hooks::{Originals, address};
 use super::relays::mark;
-use crate::kernel::services::{loaded, program, relay_mark};
+use crate::inject::services::{loaded, program, relay_mark};
 use crate::relay::{Engine, HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
 use crate::tell::tell;
 

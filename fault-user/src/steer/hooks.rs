@@ -15,12 +15,13 @@ use fault_common::flow::MAPPED_PREFIX;
 
 use super::handshakes::{Events, Handshakes};
 use super::served::Served;
-use crate::kernel::cgroup_link::{CgroupLink, Hook};
-use crate::kernel::link;
-use crate::kernel::services::{self, Service, Table, loaded, program};
-use crate::process::netns::netns_cookie;
+use crate::inject::services;
+use crate::inject::services::{Service, Table, loaded, program};
 use crate::relay::{Accepted, Pair};
 use crate::rule::PortRange;
+use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
+use crate::sys::bpf::link;
+use crate::sys::process::netns::netns_cookie;
 
 /// A map of the programs, shared.
 type Shared<K, V> = Arc<Mutex<HashMap<MapData, K, V>>>;

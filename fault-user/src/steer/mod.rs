@@ -3,8 +3,6 @@
 //!
 //! The relay's listeners are on loopback. While no rule of a target is in its window its connections go straight.
 
-mod check;
-mod convert;
 pub mod front;
 mod handshakes;
 mod hooks;
@@ -21,16 +19,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tokio::task::JoinHandle;
 
-use crate::kernel::injection::Hits;
-use crate::kernel::injector::Marker;
-use crate::kernel::netlink::Netlink;
-use crate::kernel::services::{Service, relay_mark};
-use crate::process::netns::NetworkNamespace;
+use crate::inject::injection::Hits;
+use crate::inject::injector::Marker;
+use crate::inject::services::{Service, relay_mark};
+use crate::plan::convert;
+use crate::plan::stream::{self, check};
+use crate::relay::exchange::Exchange;
 use crate::relay::{Cut, Direction as Way, Drain, Engine, Relay, ToxicConfig, Transport};
 use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
-use crate::shaping::exchange::Exchange;
+use crate::sys::net::netlink::Netlink;
+use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
-pub use check::{check, takes_datagrams, takes_streams};
 use handshakes::Events;
 use hooks::{Hooks, Originals, Reach};
 pub(crate) use relays::prepare;
@@ -370,7 +369,7 @@ impl Steering {
 /// The place among all rules of the first one that has the target's relays carry this; nothing where none has.
 fn has(transport: Transport, target: usize, rules: &[StreamRule]) -> Option<usize> {
     let mut own = rules.iter().filter(|rule| rule.target == target);
-    own.find(|rule| check::acts_on(&rule.rule, transport))
+    own.find(|rule| stream::acts_on(&rule.rule, transport))
         .map(|rule| rule.index)
 }
 
@@ -481,7 +480,7 @@ impl Shared {
     /// fault has no meaning.
     fn toxics(&self, number: usize, transport: Transport) -> Result<Vec<ToxicConfig>> {
         let rule = &self.rules[number].rule;
-        if !check::acts_on(rule, transport) {
+        if !stream::acts_on(rule, transport) {
             return Ok(Vec::new());
         }
         let ways: &[Way] = match rule.modifiers.direction {
@@ -495,8 +494,8 @@ impl Shared {
                 direction: *way,
                 stream: way.name().to_owned(),
                 toxicity: convert::share(rule.modifiers.probability),
-                connections: check::connections(&rule.modifiers, transport),
-                datagrams: check::datagrams(&rule.modifiers, transport),
+                connections: stream::connections(&rule.modifiers, transport),
+                datagrams: stream::datagrams(&rule.modifiers, transport),
                 fault: if ways.len() == 2 && *way == Way::Upstream {
                     convert::one_way_part(&rule.fault)?
                 } else {

@@ -19,10 +19,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use socket2::{Domain, Socket, Type};
 
-use crate::kernel::netlink::{Netlink, attributes};
-use crate::kernel::services::relay_mark;
-use crate::process::proc::{open_sockets, take_sockets};
+use crate::inject::services::relay_mark;
 use crate::rule::ResolvedTarget;
+use crate::sys::net::netlink::{Netlink, attributes};
+use crate::sys::process::proc::{open_sockets, take_sockets};
+use crate::sys::process::sockets::set_tcp;
 
 /// Bytes of `struct inet_diag_msg` (`linux/inet_diag.h`).
 const HEADER_BYTES: usize = 72;
@@ -155,20 +156,6 @@ fn sequences(socket: &OwnedFd) -> std::io::Result<[u32; 2]> {
     set_tcp(socket, libc::TCP_REPAIR, OFF)?;
     let [sent, received] = read;
     Ok([sent?, received?])
-}
-
-/// Sets an integer option of a TCP socket.
-///
-/// # Errors
-/// The kernel's own.
-pub fn set_tcp(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
-    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
-    // SAFETY: an integer of the size that is told, which lives through the call.
-    let status = unsafe {
-        let value = (&raw const value).cast();
-        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, value, length)
-    };
-    Errno::result(status).map(drop)
 }
 
 fn tcp(socket: &OwnedFd, option: libc::c_int) -> Result<u32, Errno> {

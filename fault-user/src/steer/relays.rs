@@ -14,11 +14,11 @@ use socket2::{Domain, Socket, Type};
 use super::handshakes::Handshakes;
 use super::hooks::Originals;
 use super::served::Served;
-use crate::kernel::injector::Marker;
-use crate::kernel::services::{Service, relay_mark};
+use crate::inject::injector::Marker;
+use crate::inject::services::{Service, relay_mark};
+use crate::relay::exchange::Exchange;
 use crate::relay::{BACKLOG, Engine, Listen, Prepare, Relay, Settings, Target, Upstream};
 use crate::rule::ResolvedTarget;
-use crate::shaping::exchange::Exchange;
 
 /// Where the relays of one target listen, on loopback: IPv4, and IPv6 where there is any.
 pub struct Ends {

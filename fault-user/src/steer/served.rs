@@ -12,9 +12,9 @@ use fault_common::abi::Destination;
 use socket2::SockRef;
 
 use super::hooks::destination;
-use crate::kernel::mapped::MappedArray;
-use crate::kernel::services;
+use crate::inject::services;
 use crate::relay::is_own;
+use crate::sys::bpf::mapped::MappedArray;
 
 /// Where they listen.
 #[derive(Clone)]

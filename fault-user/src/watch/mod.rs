@@ -18,10 +18,11 @@ use aya::programs::{CgroupSkb, CgroupSockAddr, SockOps};
 use fault_common::abi::{Counter, STEERS, Witness};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::kernel::cgroup_link::{CgroupLink, Hook};
-use crate::kernel::services::{self, Service, loaded, program};
-use crate::process::rights::be_helper;
+use crate::inject::services;
+use crate::inject::services::{Service, loaded, program};
 use crate::rule::{Protocol, ResolvedTarget};
+use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
+use crate::sys::process::rights::be_helper;
 use crate::tell::tell;
 use history::History;
 

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use netlink_packet_sock_diag::inet::StateFlags;
 
-use crate::kernel::netlink::Netlink;
-use crate::process::netns::NetworkNamespace;
 use crate::rule::{Protocol, ResolvedTarget};
 use crate::steer::reconnect::{End, Scope, is_aimed, list};
+use crate::sys::net::netlink::Netlink;
+use crate::sys::process::netns::NetworkNamespace;
 
 /// Where connections are counted, and which.
 pub struct Sockets {

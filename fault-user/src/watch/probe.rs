@@ -15,8 +15,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::process::user::Identity;
 use crate::rule::scenario::{Probe, ProbeCheck};
+use crate::sys::process::user::Identity;
 
 /// What one try of a probe came to.
 #[derive(Clone, Debug, PartialEq, Eq)]

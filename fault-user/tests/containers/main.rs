@@ -10,8 +10,8 @@ use std::net::TcpStream;
 
 use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
-use fault_user::kernel::{clsact, interfaces};
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::sys::net::{clsact, interfaces};
+use fault_user::sys::process::netns::NetworkNamespace;
 
 use engine::{Engine, PAGE};
 use support::place::{PATIENCE, fault, wait_for};

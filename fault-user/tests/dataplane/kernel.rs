@@ -2,14 +2,14 @@
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use fault_common::abi::{COUNTERS, Counter, Event, rule_uid};
-use fault_user::kernel::clock::monotonic_ns;
-use fault_user::kernel::events::Events;
-use fault_user::kernel::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
-use fault_user::kernel::instance::Marks;
-use fault_user::kernel::needs::Needs;
-use fault_user::kernel::ruleset::{PacketRule, compile};
+use fault_user::inject::events::Events;
+use fault_user::inject::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
 use fault_user::plan::Plan;
+use fault_user::plan::needs::Needs;
+use fault_user::plan::tables::{PacketRule, compile};
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::sys::clock::monotonic_ns;
+use fault_user::undo::instance::Marks;
 
 use super::support::place::{enter_fresh, ip};
 

@@ -9,7 +9,7 @@ mod support;
 
 use aya::programs::ProgramInfo;
 use fault_common::abi::{Counter, DATAGRAMS, action, rule_uid};
-use fault_user::kernel::injector::Side;
+use fault_user::inject::injector::Side;
 
 use kernel::{Kernel, NEXT, SHOT, VANISHED, XDP_DROP, XDP_PASS, compiled};
 use model::At;
@@ -974,7 +974,7 @@ fn xdp_takes_the_same_decisions() {
 
 /// XDP is not used before Linux 5.12.
 fn has_fetching_atomics() -> bool {
-    let has = fault_user::kernel::version::at_least(5, 12);
+    let has = fault_user::sys::version::at_least(5, 12);
     if !has {
         eprintln!("skipped: XDP is used from Linux 5.12 on");
     }

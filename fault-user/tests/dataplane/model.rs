@@ -15,9 +15,9 @@ use fault_common::flow::{FlowKey, Side as End, flow_of};
 use fault_common::fragment::{DatagramKey, FollowedKey, Place, datagram_of, keep, meet};
 use fault_common::matching::{Hints, Service, service};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, parse};
-use fault_user::kernel::injector::Side;
-use fault_user::kernel::ruleset::{Network, PacketRule, Protocol};
-use fault_user::kernel::xdp;
+use fault_user::inject::injector::Side;
+use fault_user::inject::xdp;
+use fault_user::plan::tables::{Network, PacketRule, Protocol};
 use fault_user::rule::{ResolvedRule, Rule, SystemResolver, Targets};
 
 use super::kernel::{Kernel, NEXT, VANISHED, XDP_DROP, XDP_PASS};

@@ -297,7 +297,7 @@ fn hurts_and_heals(protocol: &str, port: u16, latency: &str) {
 }
 
 fn can_lead_the_host() -> bool {
-    let can = fault_user::kernel::version::at_least(5, 14);
+    let can = fault_user::sys::version::at_least(5, 14);
     if !can {
         eprintln!("skipped: stream faults on the whole host need Linux 5.14");
     }

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use fault_user::process::netns::NetworkNamespace;
+use fault_user::sys::process::netns::NetworkNamespace;
 
 use super::echo::{connected, tcp_echo, udp_echo};
 use super::place::Hurt;

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use fault_user::process::cgroup::Hierarchy;
+use fault_user::sys::process::cgroup::Hierarchy;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Uid;
 

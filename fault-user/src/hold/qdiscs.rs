@@ -1,0 +1,287 @@
+//! fq or netem at the interfaces of a plan, for as long as its rules are in force.
+//!
+//! Only where the kernel's own default is there: that one comes back by itself when ours goes. Whatever somebody has
+//! set up stays, and the mechanism is refused.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::plan::mechanism::HoldingQdiscs;
+use crate::sys::net::clsact::Qdisc;
+use crate::sys::net::interfaces;
+use crate::sys::net::interfaces::Interface;
+use crate::sys::net::netlink::Netlink;
+use crate::sys::net::own_links::{link_name, remove_stale};
+use crate::sys::net::qdisc::{HANDLE, Queue, ROOT, add_fq, add_netem, add_veth, queues, root_of};
+use crate::sys::net::tap::be_quiet;
+use crate::undo::change::Change;
+
+/// How long what is held when the rules end may take to go on; then it is lost with its qdisc.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked at meanwhile.
+const DRAIN_POLL: Duration = Duration::from_millis(5);
+
+impl HoldingQdiscs {
+    /// The kind of the qdisc at the root.
+    fn root(&self) -> &'static str {
+        match self {
+            Self::Fq => "fq",
+            Self::Netem(_) => "prio",
+        }
+    }
+
+    /// The name of the mechanism.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Fq => "fq",
+            Self::Netem(_) => "netem",
+        }
+    }
+}
+
+/// Our qdiscs, in force.
+pub struct Qdiscs {
+    kind: HoldingQdiscs,
+    /// A veth pair, into one end of which packets go that come in, to come back by the other.
+    detour: Option<(Interface, Interface)>,
+    /// The interfaces, each with what was at its root before.
+    places: Vec<(Interface, Option<Qdisc>)>,
+    /// Of the network namespace that all this is in.
+    netlink: Mutex<Netlink>,
+}
+
+/// What became of a queue, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Where.
+    pub interface: String,
+    /// How many packets.
+    pub packets: u32,
+}
+
+impl Qdiscs {
+    /// Makes the veth pair, where there is an interface besides loopback, and puts the qdiscs in place, for the instance
+    /// with this number. `record` is told of each change before it is made.
+    ///
+    /// # Errors
+    /// A qdisc of somebody else's is in the way, or the kernel lacks something. Nothing else was changed then than what
+    /// `record` was told of.
+    pub fn install(
+        kind: HoldingQdiscs,
+        chosen: &[Interface],
+        number: u32,
+        mut record: impl FnMut(Change) -> Result<()>,
+    ) -> Result<Self> {
+        let mut places = Vec::with_capacity(chosen.len());
+        for interface in chosen {
+            let before = root_of(interface.index)?;
+            check_free(interface, before.as_ref(), kind.name())?;
+            places.push((interface.clone(), before));
+        }
+        let detour = if chosen.iter().all(|interface| interface.loopback) {
+            None
+        } else {
+            Some(make_detour(number, &mut record)?)
+        };
+        let near = detour.as_ref().map(|(near, _)| near);
+        for interface in near.into_iter().chain(chosen) {
+            put(&kind, interface, &mut record)?;
+        }
+        let netlink = Mutex::new(Netlink::route()?);
+        Ok(Self {
+            kind,
+            detour,
+            places,
+            netlink,
+        })
+    }
+
+    /// Puts them on one more interface.
+    ///
+    /// # Errors
+    /// As [`Qdiscs::install`], or there is no detour, because there was nothing but loopback.
+    pub fn include(
+        &mut self,
+        interface: &Interface,
+        mut record: impl FnMut(Change) -> Result<()>,
+    ) -> Result<()> {
+        self.places.retain(|(one, _)| one.index != interface.index);
+        if self.detour.is_none() && !interface.loopback {
+            bail!(
+                "{} holds packets of loopback alone here: start again",
+                self.kind.name()
+            );
+        }
+        let before = root_of(interface.index)?;
+        check_free(interface, before.as_ref(), self.kind.name())?;
+        put(&self.kind, interface, &mut record)?;
+        self.places.push((interface.clone(), before));
+        Ok(())
+    }
+
+    /// Which they are.
+    #[must_use]
+    pub fn kind(&self) -> &HoldingQdiscs {
+        &self.kind
+    }
+
+    /// The near and the far end of the pair through which packets go that come in.
+    #[must_use]
+    pub fn detour(&self) -> Option<(&Interface, &Interface)> {
+        self.detour.as_ref().map(|(near, far)| (near, far))
+    }
+
+    fn queues(&self) -> Result<Vec<(&Interface, Queue)>> {
+        let mut netlink = self.netlink.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = queues(&mut netlink)?;
+        let ours = self.places.iter().map(|(interface, _)| interface);
+        Ok(ours
+            .chain(self.detour.as_ref().map(|(near, _)| near))
+            .filter_map(|interface| {
+                let found = all.iter().find(|(index, _)| *index == interface.index);
+                Some((interface, found?.1))
+            })
+            .collect())
+    }
+
+    /// What was lost in full queues so far.
+    ///
+    /// # Errors
+    /// The kernel refuses the list.
+    pub fn losses(&self) -> Result<Vec<Loss>> {
+        let all = self.queues()?;
+        Ok(losses(all, |queue| queue.lost))
+    }
+
+    /// Waits until what is held has gone on, for 5 s at most; tells what has not and goes with the qdiscs. No packet
+    /// should be sent there to be held any more.
+    ///
+    /// # Errors
+    /// The kernel refuses the list.
+    pub fn drain(&self) -> Result<Vec<Loss>> {
+        let end = Instant::now() + DRAIN_MAX;
+        loop {
+            let all = self.queues()?;
+            let is_empty = all.iter().all(|(_, queue)| queue.waiting == 0);
+            if is_empty || Instant::now() >= end {
+                return Ok(losses(all, |queue| queue.waiting));
+            }
+            std::thread::sleep(DRAIN_POLL);
+        }
+    }
+}
+
+fn put(
+    kind: &HoldingQdiscs,
+    interface: &Interface,
+    record: &mut impl FnMut(Change) -> Result<()>,
+) -> Result<()> {
+    record(Change::Qdisc {
+        interface_index: interface.index,
+        parent: ROOT,
+        handle: HANDLE,
+        kind: kind.root().to_owned(),
+    })?;
+    let added = match kind {
+        HoldingQdiscs::Fq => add_fq(interface.index),
+        HoldingQdiscs::Netem(delays_ns) => add_netem(interface.index, delays_ns),
+    };
+    added.with_context(|| format!("holding packets of {}", interface.name))
+}
+
+fn make_detour(
+    number: u32,
+    record: &mut impl FnMut(Change) -> Result<()>,
+) -> Result<(Interface, Interface)> {
+    let names = ["i", "o"].map(|end| format!("{}{end}", link_name(number)));
+    remove_stale(number)?;
+    record(Change::Link {
+        name: names[0].clone(),
+    })?;
+    add_veth(&names[0], &names[1])?;
+    for name in &names {
+        be_quiet(name);
+    }
+    let all = interfaces::list()?;
+    let find = |name: &String| {
+        let found = all.iter().find(|one| one.name == *name);
+        found.cloned().context("the veth pair has vanished")
+    };
+    Ok((find(&names[0])?, find(&names[1])?))
+}
+
+fn losses(all: Vec<(&Interface, Queue)>, of: impl Fn(&Queue) -> u32) -> Vec<Loss> {
+    all.into_iter()
+        .filter(|(_, queue)| of(queue) != 0)
+        .map(|(interface, queue)| Loss {
+            interface: interface.name.clone(),
+            packets: of(&queue),
+        })
+        .collect()
+}
+
+/// Refuses an interface whose root the kernel would not make again by itself as it is.
+fn check_free(interface: &Interface, root: Option<&Qdisc>, mechanism: &str) -> Result<()> {
+    let Some(root) = root else {
+        return Ok(());
+    };
+    let Interface { name, .. } = interface;
+    let kind = &root.kind;
+    if root.handle == HANDLE {
+        bail!(
+            "{name} has the {kind} qdisc of another fault at its root: end that one or run `fault clean`, or leave out \
+             --mechanism {mechanism}, the delay line does beside it"
+        );
+    }
+    // What the kernel puts there by itself has no handle.
+    let is_default = root.handle == 0
+        && (["noqueue", "mq"].contains(&kind.as_str())
+            || default_kind().is_none_or(|one| one == *kind));
+    if !is_default {
+        bail!(
+            "{name} has a {kind} qdisc (handle {:x}:) at its root, which fault does not replace: leave out --mechanism \
+             {mechanism}, the delay line does without",
+            root.handle >> 16
+        );
+    }
+    Ok(())
+}
+
+/// What the kernel puts at the root of an interface with one queue; only the first network namespace tells.
+fn default_kind() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/net/core/default_qdisc").ok()?;
+    Some(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::net::netlink::in_own_netns;
+
+    fn root(kind: &str, handle: u32) -> Qdisc {
+        Qdisc {
+            interface_index: 1,
+            kind: kind.to_owned(),
+            handle,
+            parent: ROOT,
+        }
+    }
+
+    #[test]
+    fn only_what_the_kernel_put_there_gives_way() {
+        in_own_netns(|| {
+            let lo = &interfaces::list().unwrap()[0];
+            for kind in ["noqueue", "mq"] {
+                check_free(lo, Some(&root(kind, 0)), "fq").unwrap();
+            }
+            check_free(lo, None, "fq").unwrap();
+            let told = |root| check_free(lo, Some(&root), "fq").unwrap_err().to_string();
+            assert!(told(root("tbf", 0x8001_0000)).contains("lo has a tbf qdisc (handle 8001:)"));
+            assert!(told(root("fq_codel", 1 << 16)).contains("delay line does"));
+            assert!(told(root("fq", HANDLE)).contains("another fault"));
+        });
+    }
+}

@@ -1,0 +1,214 @@
+//! Where processes connected to, sent datagrams to and bound sockets: what is told when a rule never matched.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData};
+use aya::programs::{CgroupSock, CgroupSockAddr};
+use fault_common::abi::{Endpoint as Key, endpoint};
+use nix::errno::Errno;
+
+use crate::rule::Protocol;
+use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
+use crate::sys::bpf::verifier;
+
+/// An endpoint that processes used, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Whether a socket was bound to it; otherwise it was connected or sent to.
+    pub is_bound: bool,
+    /// Whether that was in another network namespace than the rules are in.
+    pub is_elsewhere: bool,
+    /// How often.
+    pub times: u64,
+}
+
+/// All endpoints that processes used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Those that are told apart.
+    pub known: Vec<Endpoint>,
+    /// How often others were used, for which there was no room.
+    pub left_out: u64,
+    /// How often a Unix socket was connected to, where the kernel tells (Linux 6.7).
+    pub unix: u64,
+}
+
+/// Attaches the programs that count what the processes of a cgroup do from now on.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
+    let mut links = Vec::new();
+    for (name, hook) in [
+        ("fault_dial4", Hook::Connect4),
+        ("fault_dial6", Hook::Connect6),
+        ("fault_dial_send4", Hook::Send4),
+        ("fault_dial_send6", Hook::Send6),
+    ] {
+        let program: &mut CgroupSockAddr = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?
+            .try_into()?;
+        program
+            .load()
+            .map_err(|error| anyhow!(verifier::summary(name, &error)))?;
+        links.push(CgroupLink::attach(program.fd()?.as_fd(), cgroup, hook)?);
+    }
+    for (name, hook) in [
+        ("fault_bound4", Hook::PostBind4),
+        ("fault_bound6", Hook::PostBind6),
+    ] {
+        let program: &mut CgroupSock = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?
+            .try_into()?;
+        program
+            .load()
+            .map_err(|error| anyhow!(verifier::summary(name, &error)))?;
+        links.push(CgroupLink::attach(program.fd()?.as_fd(), cgroup, hook)?);
+    }
+    let Some(Map::Array(counter)) = ebpf.map("UNIX_CONNECTS") else {
+        return Err(anyhow!("the eBPF object has no array UNIX_CONNECTS"));
+    };
+    match unix_connects(counter) {
+        Ok(program) => links.push(CgroupLink::attach(
+            program.as_fd(),
+            cgroup,
+            Hook::UnixConnect,
+        )?),
+        // Before Linux 6.7 nobody tells of them.
+        Err(Errno::EINVAL) => {}
+        Err(error) => return Err(error).context("loading the program that counts Unix sockets"),
+    }
+    Ok(links)
+}
+
+/// What was counted; `netns` is the cookie of the network namespace that the rules are in, 0 where the kernel does
+/// not tell it; `only_here` leaves out what happened in others.
+///
+/// # Errors
+/// The kernel refuses a map.
+pub(super) fn read(ebpf: &Ebpf, netns: u64, only_here: bool) -> Result<Endpoints> {
+    let known: HashMap<&MapData, Key, u64> = map(ebpf, "ENDPOINTS")?.try_into()?;
+    let first = |name| -> Result<u64> {
+        let array: Array<&MapData, u64> = map(ebpf, name)?.try_into()?;
+        Ok(array.get(&0, 0)?)
+    };
+    let mut endpoints = Endpoints {
+        known: Vec::new(),
+        left_out: first("ENDPOINTS_LEFT_OUT")?,
+        // Which namespace they are in is not counted.
+        unix: if only_here {
+            0
+        } else {
+            first("UNIX_CONNECTS")?
+        },
+    };
+    for entry in &known {
+        let (key, times) = entry?;
+        let one = Endpoint::of(&key, times, netns);
+        endpoints
+            .known
+            .extend(one.filter(|one| !(only_here && one.is_elsewhere)));
+    }
+    Ok(endpoints)
+}
+
+fn map<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Map> {
+    ebpf.map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))
+}
+
+impl Endpoint {
+    /// What a key says, unless it is of another protocol than TCP and UDP.
+    fn of(key: &Key, times: u64, netns: u64) -> Option<Self> {
+        let protocol = match i32::from(key.protocol) {
+            libc::IPPROTO_TCP => Protocol::Tcp,
+            libc::IPPROTO_UDP => Protocol::Udp,
+            _ => return None,
+        };
+        let mut bytes = [0; 16];
+        for (four, word) in bytes.chunks_exact_mut(4).zip(key.address) {
+            four.copy_from_slice(&word.to_ne_bytes());
+        }
+        Some(Self {
+            protocol,
+            address: Ipv6Addr::from(bytes).to_canonical(),
+            port: key.port,
+            is_bound: key.act == endpoint::BOUND,
+            is_elsewhere: netns != 0 && key.netns != netns,
+            times,
+        })
+    }
+}
+
+/// Loads a program for `BPF_CGROUP_UNIX_CONNECT` that counts its calls in the first entry of `counter`. Written out,
+/// because aya knows no such programs.
+fn unix_connects(counter: &MapData) -> Result<OwnedFd, Errno> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const CGROUP_SOCK_ADDR: u32 = 18;
+    /// The start of `union bpf_attr` for that command.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+        log: [u64; 2],
+        kernel_version: u32,
+        flags: u32,
+        name: [u8; 16],
+        interface: u32,
+        hook: u32,
+    }
+    let map = u64::from(counter.fd().as_fd().as_raw_fd().cast_unsigned());
+    // Each is code, registers (source and destination), offset, immediate value: `struct bpf_insn`.
+    let instruction = |code: u64, registers: u64, offset: i16, value: u64| {
+        code | registers << 8 | u64::from(offset.cast_unsigned()) << 16 | value << 32
+    };
+    let program = [
+        instruction(0x62, 0x0a, -4, 0),          // *(u32 *)(r10 - 4) = 0
+        instruction(0xbf, 0xa2, 0, 0),           // r2 = r10
+        instruction(0x07, 0x02, 0, 0xffff_fffc), // r2 += -4
+        instruction(0x18, 0x11, 0, map),         // r1 = the map
+        0,
+        instruction(0x85, 0, 0, 1),    // r0 = bpf_map_lookup_elem(r1, r2)
+        instruction(0x15, 0x00, 2, 0), // if r0 == 0 skip the next two
+        instruction(0xb7, 0x01, 0, 1), // r1 = 1
+        instruction(0xdb, 0x10, 0, 0), // lock *(u64 *)r0 += r1
+        instruction(0xb7, 0x00, 0, 1), // r0 = 1
+        instruction(0x95, 0, 0, 0),    // return r0
+    ];
+    let attributes = Attributes {
+        kind: CGROUP_SOCK_ADDR,
+        instruction_count: 11,
+        instructions: program.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        name: *b"fault_unix\0\0\0\0\0\0",
+        hook: Hook::UnixConnect as u32,
+        ..Attributes::default()
+    };
+    // SAFETY: what the structure points to lives through the call, and its size is told.
+    let program = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    let program = i32::try_from(Errno::result(program)?).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the call has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(program) })
+}

@@ -1,0 +1,1057 @@
+//! The loaded programs with their maps.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
+use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, TcAttachType, Xdp};
+use fault_common::abi::{
+    COUNTERS, Counter, DecisionKey, HOLDS, MATCHES_MAX, NAMED_WORDS, Owner, PLACES, PortClasses,
+    RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder, line,
+};
+
+use fault_common::delay::{TABLE_ENTRIES, distribution};
+
+use super::connections;
+use super::distributions;
+use super::endpoints;
+use crate::hold::line::LineMaps;
+use crate::inject::connections::Connections;
+use crate::inject::endpoints::Endpoints;
+use crate::inject::events::Events;
+use crate::plan::needs::Needs;
+use crate::plan::tables::Tables;
+use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
+use crate::sys::bpf::grace;
+use crate::sys::bpf::lease::Lease;
+use crate::sys::bpf::mapped::MappedArray;
+use crate::sys::bpf::object::{OBJECT, check_abi, new_loader};
+use crate::sys::bpf::verifier;
+use crate::sys::clock::monotonic_ns;
+use crate::sys::net::clsact;
+use crate::sys::net::interfaces::Interface;
+use crate::sys::version;
+use crate::undo::instance::Marks;
+
+/// How the programs are held at an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// A TCX link (Linux 6.6): dies with this process.
+    Tcx,
+    /// A clsact qdisc and a netlink filter: outlives a killed process, until the lease runs out.
+    Clsact,
+}
+
+impl std::fmt::Display for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// Where in the host's traffic a program sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Packets that leave through the interface.
+    Egress,
+    /// Packets that arrive at it.
+    Ingress,
+}
+
+/// How exact the time is that the programs see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// To the nanosecond, for rules with windows.
+    Exact,
+    /// To the kernel's last tick, a few milliseconds: enough for the lease, and quicker. Where links stand in for the
+    /// lease the time is not read at all. Events are exact all the same.
+    Tick,
+}
+
+/// How large the maps are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Rules; rounded up to a multiple of 64.
+    pub rules: u32,
+    /// Distinct classes of ports, hosts and scopes.
+    pub classes: u32,
+    /// Hosts named by rules.
+    pub hosts: u32,
+    /// Cgroups named by rules.
+    pub scopes: u32,
+    /// Connections that are remembered at once.
+    pub connections: u32,
+}
+
+impl Capacity {
+    /// Just enough for one rule set that is not going to change.
+    ///
+    /// # Errors
+    /// Never for tables that [`super::ruleset::compile`] made.
+    pub fn of(tables: &Tables) -> Result<Self> {
+        Ok(Self {
+            rules: u32::try_from(tables.words() * 64)?,
+            classes: u32::try_from(tables.classes.len())?,
+            hosts: u32::try_from(tables.hosts.len().max(1))?,
+            scopes: u32::try_from(tables.scopes.len().max(1))?,
+            connections: connections::capacity(),
+        })
+    }
+
+    fn words(self) -> u32 {
+        self.rules.div_ceil(64).max(1)
+    }
+}
+
+/// How the programs are loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Map sizes.
+    pub capacity: Capacity,
+    /// Whether decisions that fire are reported as events.
+    pub events: bool,
+    /// Forces one attachment; otherwise TCX where the kernel has it.
+    pub attachment: Option<Attachment>,
+    /// What rules ask for.
+    pub needs: Needs,
+    /// Whether rules may be limited to cgroups.
+    pub scoped: bool,
+    /// How many rules can match one packet, as far as their number tells.
+    pub matches: usize,
+    /// Index of the delay line's tap device, where there is one.
+    pub tap: Option<u32>,
+    /// What holds packets: see [`fault_common::abi::holder`].
+    pub holder: u32,
+    /// Index of the near end of the detour, where qdiscs hold packets that come in.
+    pub detour: Option<u32>,
+    /// At how many interfaces packets can be held.
+    pub places: u32,
+    /// How many decisions are to be repeated, instead of new ones being made.
+    pub replay: Option<u32>,
+    /// Whether an XDP program may stand in front of the tc programs.
+    pub xdp: bool,
+    /// How exact the programs' time has to be.
+    pub clock: Clock,
+    /// The number of this instance among those of the network namespace.
+    pub number: u32,
+    /// How a packet remembers that this instance has judged it.
+    pub marks: Marks,
+}
+
+/// The program at the near end of the detour.
+const DETOUR: &str = "fault_detour";
+/// ICMP echo requests whose answers are told apart by who asked; the oldest are forgotten.
+const ECHOES: u32 = 8192;
+/// Connections whose packets fq keeps in order at most.
+const ORDERED_MAX: u32 = 65_536;
+
+/// The program at the delay line's tap and at the far end of the detour.
+const RELEASE: &str = "fault_release";
+
+/// The program that holds the place of those that are being verified.
+const PLACEHOLDER: &str = "fault_placeholder";
+
+/// The program for XDP.
+const XDP: &str = "fault_xdp";
+
+/// Key of the map of hosts.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct HostKey {
+    generation: u32,
+    address: [u8; 16],
+}
+
+// SAFETY: `repr(C)` without padding; any bit pattern is a key.
+unsafe impl aya::Pod for HostKey {}
+
+/// A program that holds on to an interface by TCX: the interface's index, the program's name, its link.
+type Held = (u32, &'static str, SchedClassifierLinkId);
+
+/// Marks a socket as belonging to a scope.
+pub type Marker = std::sync::Arc<dyn Fn(BorrowedFd<'_>) -> std::io::Result<()> + Send + Sync>;
+
+/// The programs, loaded, with their maps; attached where [`Injector::attach`] was called.
+pub struct Injector {
+    attachment: Attachment,
+    /// Of this instance.
+    number: u32,
+    capacity: Capacity,
+    /// Whether the kernel lacks fetching atomics (before 5.12).
+    old: bool,
+    scope_version: u32,
+    events_wanted: bool,
+    rules: MappedArray<RuleEntry>,
+    ports: MappedArray<PortClasses>,
+    named: MappedArray<u64>,
+    summaries: MappedArray<u64>,
+    vectors: MappedArray<u64>,
+    /// Number of the rules in force.
+    rules_in_force: u32,
+    lease: Lease,
+    connections: Connections,
+    cgroup_links: Vec<CgroupLink>,
+    /// The network namespace that endpoints are told from, and whether those of others are left out.
+    endpoints_of: Option<(u64, bool)>,
+    links: Vec<Held>,
+    ebpf: Ebpf,
+}
+
+impl Injector {
+    /// Creates the maps. Programs are loaded into the kernel when they are attached, and do nothing
+    /// before [`Injector::install`].
+    ///
+    /// # Errors
+    /// An object of another version, or the kernel refuses: no rights, no BPF.
+    pub fn load(options: &Options) -> Result<Self> {
+        check_abi(OBJECT)?;
+        let attachment = options.attachment.unwrap_or_else(|| {
+            if version::at_least(6, 6) {
+                Attachment::Tcx
+            } else {
+                Attachment::Clsact
+            }
+        });
+        let capacity = options.capacity;
+        let mut ebpf = create_maps(options, attachment)?;
+        let control = mapped(&mut ebpf, "CONTROL", 1)?;
+        let lease = Lease::start(control, attachment == Attachment::Tcx)?;
+        let connections = Connections::look_after(&mut ebpf)?;
+        Ok(Self {
+            attachment,
+            number: options.number,
+            capacity,
+            old: !version::at_least(5, 12),
+            scope_version: 0,
+            events_wanted: options.events,
+            rules: mapped(&mut ebpf, "RULES", 2 * capacity.words() * 64)?,
+            ports: mapped(&mut ebpf, "PORTS", 2 << 16)?,
+            named: mapped(&mut ebpf, "NAMED", 2 * NAMED_WORDS)?,
+            summaries: mapped(&mut ebpf, "SUMMARIES", 2 * capacity.classes)?,
+            vectors: mapped(
+                &mut ebpf,
+                "VECTORS",
+                2 * capacity.classes * capacity.words(),
+            )?,
+            rules_in_force: 0,
+            lease,
+            connections,
+            cgroup_links: Vec::new(),
+            endpoints_of: None,
+            links: Vec::new(),
+            ebpf,
+        })
+    }
+
+    /// How the programs are attached.
+    #[must_use]
+    pub fn attachment(&self) -> Attachment {
+        self.attachment
+    }
+
+    /// The name of the program for one side of an interface.
+    fn program_name(&self, side: Side, link_header: bool) -> &'static str {
+        match (side, link_header, self.old) {
+            (Side::Egress, true, false) => "fault_egress",
+            (Side::Ingress, true, false) => "fault_ingress",
+            (Side::Egress, false, false) => "fault_egress_l3",
+            (Side::Ingress, false, false) => "fault_ingress_l3",
+            (Side::Egress, true, true) => "fault_egress_old",
+            (Side::Ingress, true, true) => "fault_ingress_old",
+            (Side::Egress, false, true) => "fault_egress_l3_old",
+            (Side::Ingress, false, true) => "fault_ingress_l3_old",
+        }
+    }
+
+    /// The program for one side of an interface, loaded. `link_header` says whether its packets begin
+    /// with an Ethernet header.
+    ///
+    /// # Errors
+    /// The kernel refuses it, in one line.
+    pub fn program(&mut self, side: Side, link_header: bool) -> Result<&mut SchedClassifier> {
+        let name = self.program_name(side, link_header);
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?
+            .try_into()?;
+        load_classifier(name, program)?;
+        Ok(program)
+    }
+
+    /// [`Injector::attach`] to all these places. The programs are verified at once, and meanwhile a placeholder is
+    /// attached in their stead: the one is work for the processor, the other waits for every processor to have taken
+    /// notice, and together they are most of what a run needs to start. Interfaces that have vanished meanwhile are left
+    /// out.
+    ///
+    /// # Errors
+    /// As [`Injector::attach`].
+    pub fn attach_all(&mut self, places: &[(&Interface, Side)]) -> Result<()> {
+        let names: Vec<_> = places
+            .iter()
+            .map(|(interface, side)| self.program_name(*side, interface.ethernet))
+            .collect();
+        let held = self.attachment == Attachment::Tcx;
+        let mut placeholder = None;
+        let mut programs = Vec::new();
+        for (name, program) in self.ebpf.programs_mut() {
+            if name == PLACEHOLDER {
+                placeholder = Some(<&mut SchedClassifier>::try_from(program)?);
+            } else if names.contains(&name) {
+                programs.push((name.to_owned(), <&mut SchedClassifier>::try_from(program)?));
+            }
+        }
+        let placeholder = placeholder.context("the eBPF object has no placeholder")?;
+        let links = std::thread::scope(|scope| {
+            let loading: Vec<_> = programs
+                .into_iter()
+                .map(|(name, program)| {
+                    std::thread::Builder::new()
+                        .spawn_scoped(scope, move || load_classifier(&name, program))
+                        .context("no thread to load the programs")
+                })
+                .collect();
+            let links = if held {
+                hold_places(placeholder, places)
+            } else {
+                Ok(Vec::new())
+            };
+            loading
+                .into_iter()
+                .try_for_each(|one| one?.join().map_err(|_| anyhow!("a loader panicked"))?)?;
+            links
+        })?;
+        if !held {
+            for (interface, side) in places {
+                unless_vanished(interface, self.attach(interface, *side))?;
+            }
+        }
+        for (((interface, side), name), link) in places.iter().zip(names).zip(links) {
+            let Some(link) = link else {
+                continue;
+            };
+            let program = self.program(*side, interface.ethernet)?;
+            let link = program.attach_to_link(link).map_err(anyhow::Error::from);
+            let link = unless_vanished(interface, link)?;
+            self.links
+                .extend(link.map(|link| (interface.index, name, link)));
+        }
+        Ok(())
+    }
+
+    /// Attaches to one side of an interface, in front of every other program there. With
+    /// [`Attachment::Clsact`] the qdisc must be there already.
+    ///
+    /// # Errors
+    /// The interface is gone, or the kernel refuses.
+    pub fn attach(&mut self, interface: &Interface, side: Side) -> Result<()> {
+        let (attachment, number) = (self.attachment, self.number);
+        let name = self.program_name(side, interface.ethernet);
+        let program = self.program(side, interface.ethernet)?;
+        let link = attach_classifier(program, name, (attachment, number), interface, side)
+            .with_context(|| format!("attaching to {}", interface.name))?;
+        self.links
+            .extend(link.map(|link| (interface.index, name, link)));
+        Ok(())
+    }
+
+    /// The XDP program, loaded.
+    ///
+    /// # Errors
+    /// The kernel refuses it, in one line.
+    pub fn xdp_program(&mut self) -> Result<&mut Xdp> {
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(XDP)
+            .with_context(|| format!("the eBPF object has no program {XDP}"))?
+            .try_into()?;
+        if program.fd().is_err()
+            && let Err(error) = program.load()
+        {
+            let summary = verifier::summary(XDP, &error);
+            return Err(anyhow!(error).context(summary));
+        }
+        Ok(program)
+    }
+
+    /// Gives the programs what they need to hand packets to a delay line at `tap`, and takes them back there. Where they
+    /// go on [`Injector::open_way`] says.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn serve_delay_line(&mut self, tap: &Interface) -> Result<LineMaps> {
+        self.attach_at(RELEASE, tap, Side::Ingress)?;
+        Ok(LineMaps {
+            holds: mapped(&mut self.ebpf, "HOLDS", HOLDS)?,
+            released: mapped(&mut self.ebpf, "RELEASED", HOLDS)?,
+            state: mapped(&mut self.ebpf, "LINE", line::ENTRIES)?,
+        })
+    }
+
+    /// No packet is handed to the delay line any more: all pass.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn close_delay_line(&mut self) -> Result<()> {
+        let mut entries: Array<&mut MapData, u64> = self.map_mut("LINE")?.try_into()?;
+        entries.set(line::ALIVE_UNTIL, 0, 0)?;
+        Ok(())
+    }
+
+    /// Tells the programs which interfaces are ports of bridges: pairs of indexes, the port's first.
+    ///
+    /// # Errors
+    /// There are more than [`PLACES`].
+    pub fn write_bridge_ports(&mut self, ports: impl Iterator<Item = (u32, u32)>) -> Result<()> {
+        let mut known: HashMap<&mut MapData, u32, u32> =
+            self.map_mut("BRIDGE_PORTS")?.try_into()?;
+        for (port, bridge) in ports {
+            known
+                .insert(port, bridge, 0)
+                .context("noting the ports of bridges")?;
+        }
+        Ok(())
+    }
+
+    /// Lets packets that have been held go on at an interface, outwards or inwards, by this number. From the latter on
+    /// packets are held there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open_way(&mut self, number: u16, interface_index: u32, inwards: bool) -> Result<()> {
+        let mut releases = mapped(&mut self.ebpf, "RELEASES", PLACES)?;
+        let place = u64::from(interface_index) << 1 | u64::from(inwards);
+        releases.set(usize::from(number), place);
+        if inwards {
+            let mut ways: HashMap<&mut MapData, u32, u32> = self.map_mut("WAYS")?.try_into()?;
+            ways.insert(interface_index, u32::from(number), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of an interface that has vanished: a container that comes and goes must not cost descriptors.
+    pub fn leave(&mut self, interface_index: u32) {
+        let all = std::mem::take(&mut self.links);
+        let (gone, left) = all.into_iter().partition(|link| link.0 == interface_index);
+        self.links = left;
+        for name in ["WAYS", "BRIDGE_PORTS"] {
+            if let Ok(Ok(mut known)) = self
+                .map_mut(name)
+                .map(HashMap::<&mut MapData, u32, u32>::try_from)
+                && let Err(error) = known.remove(&interface_index)
+            {
+                log::debug!("interface {interface_index} was not in {name}: {error}");
+            }
+        }
+        let gone: Vec<Held> = gone;
+        for (_, name, link) in gone {
+            if let Some(Ok(program)) = self
+                .ebpf
+                .program_mut(name)
+                .map(<&mut SchedClassifier>::try_from)
+                && let Err(error) = program.detach(link)
+            {
+                log::debug!("{name} had left interface {interface_index} by itself: {error}");
+            }
+        }
+    }
+
+    /// Gives the programs the tables of distributions that delays are drawn from.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn write_spreads(&mut self) -> Result<()> {
+        let entries = distribution::TABLES * TABLE_ENTRIES;
+        let mut spreads = mapped(&mut self.ebpf, "SPREADS", entries)?;
+        for (index, value) in distributions::tables().into_iter().enumerate() {
+            spreads.set(index, value);
+        }
+        Ok(())
+    }
+
+    /// Gives the programs what they need to have packets held that come in: those go out by `near` and come back by
+    /// `far`. `stamped` says whether a packet needs a departure time.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn serve_detour(&mut self, near: &Interface, far: &Interface, stamped: bool) -> Result<()> {
+        self.attach_at(RELEASE, far, Side::Ingress)?;
+        if stamped {
+            self.attach_at(DETOUR, near, Side::Egress)?;
+        }
+        Ok(())
+    }
+
+    fn attach_at(&mut self, name: &str, device: &Interface, side: Side) -> Result<()> {
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?
+            .try_into()?;
+        load_classifier(name, program)?;
+        let how = (self.attachment, self.number);
+        attach_classifier(program, name, how, device, side).map(drop)
+    }
+
+    /// Tells the programs which class of a prio qdisc holds packets for which delay in nanoseconds.
+    ///
+    /// # Errors
+    /// More than there is room for.
+    pub fn write_leaves(&mut self, leaves: &[(u64, u32)]) -> Result<()> {
+        let mut known: HashMap<&mut MapData, u64, u32> = self.map_mut("LEAVES")?.try_into()?;
+        for (delay_ns, class) in leaves {
+            known.insert(delay_ns, class, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Hands over the decisions that are to be repeated.
+    ///
+    /// # Errors
+    /// More than [`Options::replay`] said.
+    pub fn repeat(&mut self, decisions: &[(DecisionKey, u64)]) -> Result<()> {
+        let mut known: HashMap<&mut MapData, DecisionKey, u64> =
+            self.map_mut("DECISIONS")?.try_into()?;
+        for (key, packet) in decisions {
+            known
+                .insert(key, packet, 0)
+                .context("handing decisions to the programs")?;
+        }
+        Ok(())
+    }
+
+    /// From now on every packet passes, until the next [`Injector::install`].
+    pub fn rest(&mut self) {
+        self.lease.end();
+    }
+
+    /// Makes sockets that are created in a cgroup from now on remember it, for rules limited to it:
+    /// without, a packet to a listening socket there would not be known as the cgroup's.
+    ///
+    /// # Errors
+    /// The kernel refuses: no cgroup2, or no rights.
+    pub fn watch_cgroup(&mut self, cgroup: &Path) -> Result<()> {
+        const NAME: &str = "fault_socket";
+        let program: &mut CgroupSock = self
+            .ebpf
+            .program_mut(NAME)
+            .with_context(|| format!("the eBPF object has no program {NAME}"))?
+            .try_into()?;
+        if program.fd().is_err()
+            && let Err(error) = program.load()
+        {
+            let summary = verifier::summary(NAME, &error);
+            return Err(anyhow!(error).context(summary));
+        }
+        let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::SocketCreate)?;
+        self.cgroup_links.push(link);
+        Ok(())
+    }
+
+    /// Judges datagrams to a group, multicast or broadcast, for each socket of a cgroup that receives them: tc can't
+    /// tell these apart.
+    ///
+    /// # Errors
+    /// The kernel refuses: no cgroup2, or no rights.
+    pub fn watch_groups(&mut self, cgroup: &Path) -> Result<()> {
+        let name = if self.old {
+            "fault_receive_old"
+        } else {
+            "fault_receive"
+        };
+        let program: &mut CgroupSkb = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?
+            .try_into()?;
+        if program.fd().is_err()
+            && let Err(error) = program.load()
+        {
+            let summary = verifier::summary(name, &error);
+            return Err(anyhow!(error).context(summary));
+        }
+        let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::Ingress)?;
+        self.cgroup_links.push(link);
+        Ok(())
+    }
+
+    /// Counts from now on where the processes of a cgroup connect to, send datagrams to and bind sockets. `netns` is the
+    /// cookie of the network namespace that the rules are in, 0 where the kernel does not tell it; `only_here` leaves out
+    /// what happens in others.
+    ///
+    /// # Errors
+    /// The kernel refuses: no cgroup2, or no rights.
+    pub fn count_endpoints(
+        &mut self,
+        cgroup: &std::path::Path,
+        netns: u64,
+        only_here: bool,
+    ) -> Result<()> {
+        let links = endpoints::attach(&mut self.ebpf, cgroup)?;
+        self.cgroup_links.extend(links);
+        self.endpoints_of = Some((netns, only_here));
+        Ok(())
+    }
+
+    /// What [`Injector::count_endpoints`] counted, if it was called.
+    ///
+    /// # Errors
+    /// The kernel refuses a map.
+    pub fn endpoints(&self) -> Result<Option<Endpoints>> {
+        self.endpoints_of
+            .map(|(netns, only_here)| endpoints::read(&self.ebpf, netns, only_here))
+            .transpose()
+    }
+
+    /// Makes a socket that is there already remember a cgroup, as [`Injector::watch_cgroup`] does for
+    /// new ones.
+    ///
+    /// # Errors
+    /// Not a socket, or the kernel refuses.
+    pub fn adopt_socket(&mut self, socket: BorrowedFd<'_>, cgroup: u64) -> Result<()> {
+        let owner = owner_of(socket, cgroup).context("reading a socket's cookie")?;
+        let mut owners: SkStorage<&mut MapData, Owner> =
+            self.map_mut("SOCKET_SCOPES")?.try_into()?;
+        owners.insert(&socket, owner, 0).context("marking a socket")
+    }
+
+    /// What marks sockets of this process as belonging to a cgroup, from now on; no socket can be adopted any more.
+    ///
+    /// # Errors
+    /// It has been taken.
+    pub fn take_marker(&mut self, cgroup: u64) -> Result<Marker> {
+        let map = self
+            .ebpf
+            .take_map("SOCKET_SCOPES")
+            .context("the eBPF object has no map SOCKET_SCOPES")?;
+        let owners: SkStorage<MapData, Owner> = map.try_into()?;
+        let owners = std::sync::Mutex::new(owners);
+        Ok(std::sync::Arc::new(move |socket| {
+            let owner = owner_of(socket, cgroup)?;
+            owners
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .insert(&socket, owner, 0)
+                .map_err(std::io::Error::other)
+        }))
+    }
+
+    /// Puts a rule set in force, at once and as a whole: no packet is judged by a mixture of two sets.
+    /// Times of the rules count from `epoch_ns` (`CLOCK_MONOTONIC`).
+    ///
+    /// # Errors
+    /// The tables exceed the capacity that the maps were made with; then the old set stays in force.
+    pub fn install(&mut self, tables: &Tables, epoch_ns: u64) -> Result<()> {
+        let generation = 1 - self.lease.generation();
+        self.check_capacity(tables)?;
+        if self.scope_version != 0 {
+            grace::wait_for_programs().context("waiting for running programs")?;
+        }
+        self.scope_version += 1;
+        for rule in &tables.rules {
+            self.take_state(rule)?;
+        }
+        self.write_vectors(tables, generation);
+        self.write_hosts(tables, generation)?;
+        self.write_scopes(tables, generation)?;
+        let header = SetHeader {
+            epoch_ns,
+            rules: u32::try_from(tables.rules.len())?,
+            scope_version: self.scope_version,
+            ..tables.header
+        };
+        let mut sets: Array<&mut MapData, SetHeader> = self.map_mut("SETS")?.try_into()?;
+        sets.set(generation, header, 0)?;
+        let events = u32::from(self.events_wanted);
+        self.lease.update(|control| {
+            control.generation = generation;
+            control.events = events;
+        });
+        self.rules_in_force = u32::try_from(tables.rules.len())?;
+        Ok(())
+    }
+
+    fn check_capacity(&self, tables: &Tables) -> Result<()> {
+        let needed = Capacity::of(tables)?;
+        let has = self.capacity;
+        for (what, needed, has) in [
+            ("rules", needed.rules, has.words() * 64),
+            ("classes", needed.classes, has.classes),
+            ("hosts", needed.hosts, has.hosts),
+            ("cgroups", needed.scopes, has.scopes),
+        ] {
+            if needed > has {
+                bail!("the rules need room for {needed} {what}, there is room for {has}");
+            }
+        }
+        Ok(())
+    }
+
+    fn write_vectors(&mut self, tables: &Tables, generation: u32) {
+        let words = self.capacity.words() as usize;
+        let generation = generation as usize;
+        let first = generation * self.capacity.classes as usize;
+        for (class, vector) in tables.classes.iter().enumerate() {
+            let mut summary = 0;
+            for word in 0..words {
+                let bits = vector.get(word).copied().unwrap_or(0);
+                summary |= u64::from(bits != 0) << word;
+                self.vectors.set((first + class) * words + word, bits);
+            }
+            self.summaries.set(first + class, summary);
+        }
+        for (index, rule) in tables.rules.iter().enumerate() {
+            self.rules.set(generation * words * 64 + index, *rule);
+        }
+        for (port, classes) in tables.ports.iter().enumerate() {
+            self.ports.set((generation << 16) + port, *classes);
+        }
+        for (word, ports) in tables.named.iter().enumerate() {
+            self.named
+                .set(generation * NAMED_WORDS as usize + word, *ports);
+        }
+    }
+
+    fn write_hosts(&mut self, tables: &Tables, generation: u32) -> Result<()> {
+        let mut hosts: LpmTrie<&mut MapData, HostKey, u32> = self.map_mut("HOSTS")?.try_into()?;
+        let stale: Vec<_> = hosts
+            .keys()
+            .filter(|key| {
+                key.as_ref()
+                    .map_or(true, |key| key.data().generation == generation)
+            })
+            .collect::<Result<_, _>>()?;
+        for key in stale {
+            hosts.remove(&key)?;
+        }
+        for (network, class) in &tables.hosts {
+            let key = HostKey {
+                generation,
+                address: network.address.to_be_bytes(),
+            };
+            hosts.insert(
+                &Key::new(32 + u32::from(network.prefix), key),
+                u32::from(*class),
+                0,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn write_scopes(&mut self, tables: &Tables, generation: u32) -> Result<()> {
+        let mut scopes: HashMap<&mut MapData, ScopeKey, u32> =
+            self.map_mut("SCOPES")?.try_into()?;
+        let stale: Vec<_> = scopes
+            .keys()
+            .filter(|key| {
+                key.as_ref()
+                    .map_or(true, |key| key.generation == generation)
+            })
+            .collect::<Result<_, _>>()?;
+        for key in stale {
+            scopes.remove(&key)?;
+        }
+        for (cgroup, class) in &tables.scopes {
+            let key = ScopeKey {
+                cgroup: *cgroup,
+                generation,
+                padding: 0,
+            };
+            scopes.insert(key, u32::from(*class), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a rule its state, cleared, unless it is the rule's already.
+    fn take_state(&mut self, rule: &RuleEntry) -> Result<()> {
+        let mut states: Array<&mut MapData, RuleState> = self.map_mut("RULE_STATES")?.try_into()?;
+        let before = states.get(&rule.state, 0)?.uid;
+        if before == rule.uid {
+            return Ok(());
+        }
+        let fresh = RuleState {
+            uid: rule.uid,
+            ..RuleState::default()
+        };
+        states.set(rule.state, fresh, 0)?;
+        if before == 0 {
+            return Ok(());
+        }
+        let mut counted: PerCpuArray<&mut MapData, RuleStats> =
+            self.map_mut("RULE_STATS")?.try_into()?;
+        let empty = vec![
+            RuleStats::default();
+            aya::util::nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?
+        ];
+        counted.set(rule.state, PerCpuValues::try_from(empty)?, 0)?;
+        Ok(())
+    }
+
+    /// Takes a state from its rule, so that connections forget it. What was counted stays.
+    ///
+    /// # Errors
+    /// `state` is not below the capacity, or the kernel refuses.
+    pub fn retire(&mut self, state: u32) -> Result<()> {
+        let mut states: Array<&mut MapData, RuleState> = self.map_mut("RULE_STATES")?.try_into()?;
+        let before = states.get(&state, 0)?;
+        states.set(state, RuleState { uid: 0, ..before }, 0)?;
+        Ok(())
+    }
+
+    /// What the rule with this [`RuleEntry::state`] saw and did, and how many connections it saw.
+    ///
+    /// # Errors
+    /// `state` is not below the capacity.
+    pub fn stats(&self, state: u32) -> Result<(RuleStats, u64)> {
+        let counted: PerCpuArray<&MapData, RuleStats> = self.map("RULE_STATS")?.try_into()?;
+        let mut sum = RuleStats::default();
+        for cpu in counted.get(&state, 0)?.iter() {
+            sum.seen_packets += cpu.seen_packets;
+            sum.seen_segments += cpu.seen_segments;
+            sum.seen_bytes += cpu.seen_bytes;
+            sum.hit_packets += cpu.hit_packets;
+            sum.hit_segments += cpu.hit_segments;
+            sum.hit_bytes += cpu.hit_bytes;
+        }
+        let states: Array<&MapData, RuleState> = self.map("RULE_STATES")?.try_into()?;
+        Ok((sum, states.get(&state, 0)?.connections))
+    }
+
+    /// How many packets passed for the reason `counter`.
+    ///
+    /// # Errors
+    /// The kernel refuses to read the map.
+    pub fn counter(&self, counter: Counter) -> Result<u64> {
+        Ok(self.counters()?[counter as usize])
+    }
+
+    /// All counters, by [`Counter`].
+    ///
+    /// # Errors
+    /// The kernel refuses to read the map.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        let counts: PerCpuArray<&MapData, u64> = self.map("COUNTS")?.try_into()?;
+        let mut counters: Vec<u64> = (0..COUNTERS)
+            .map(|index| Ok(counts.get(&index, 0)?.iter().sum()))
+            .collect::<Result<_>>()?;
+        counters[Counter::Forgotten as usize] = self.connections.forgotten();
+        Ok(counters)
+    }
+
+    /// The events; to be taken once.
+    ///
+    /// # Errors
+    /// They have been taken.
+    pub fn take_events(&mut self) -> Result<Events> {
+        Events::take(&mut self.ebpf)
+    }
+
+    fn map(&self, name: &str) -> Result<&aya::maps::Map> {
+        self.ebpf
+            .map(name)
+            .with_context(|| format!("the eBPF object has no map {name}"))
+    }
+
+    fn map_mut(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
+        self.ebpf
+            .map_mut(name)
+            .with_context(|| format!("the eBPF object has no map {name}"))
+    }
+}
+
+/// What is noted with a socket that belongs to a cgroup.
+fn owner_of(socket: BorrowedFd<'_>, cgroup: u64) -> std::io::Result<Owner> {
+    let mut cookie = 0_u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: the kernel writes at most `length` bytes to the cookie, which has eight.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    nix::errno::Errno::result(status)?;
+    Ok(Owner {
+        scope: cgroup,
+        socket: cookie,
+    })
+}
+
+/// Whether programs can get from a subflow to its MPTCP connection: the kernel must have MPTCP, and say how it is made.
+fn knows_mptcp() -> bool {
+    version::at_least(5, 19)
+        && Path::new("/proc/sys/net/mptcp").exists()
+        && Path::new("/sys/kernel/btf/vmlinux").exists()
+}
+
+fn attach_classifier(
+    program: &mut SchedClassifier,
+    name: &str,
+    how: (Attachment, u32),
+    interface: &Interface,
+    side: Side,
+) -> Result<Option<SchedClassifierLinkId>> {
+    match how.0 {
+        Attachment::Tcx => link_classifier(program, interface, side).map(Some),
+        Attachment::Clsact => {
+            let direction = match side {
+                Side::Egress => clsact::Direction::Egress,
+                Side::Ingress => clsact::Direction::Ingress,
+            };
+            let fd = program.fd()?.as_fd();
+            clsact::attach(interface.index, direction, fd, name, how.1)?;
+            Ok(None)
+        }
+    }
+}
+
+fn link_classifier(
+    program: &mut SchedClassifier,
+    interface: &Interface,
+    side: Side,
+) -> Result<SchedClassifierLinkId> {
+    let kind = match side {
+        Side::Egress => TcAttachType::Egress,
+        Side::Ingress => TcAttachType::Ingress,
+    };
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    Ok(program.attach_with_options(&interface.name, kind, order)?)
+}
+
+/// What was done at an interface; nothing, and no error, when it has vanished.
+fn unless_vanished<T>(interface: &Interface, done: Result<T>) -> Result<Option<T>> {
+    match done {
+        Err(error) if !interface.is_there() => {
+            log::debug!("{} has vanished: {error:#}", interface.name);
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// Attaches the placeholder, and gives its links; none where an interface has vanished.
+fn hold_places(
+    placeholder: &mut SchedClassifier,
+    places: &[(&Interface, Side)],
+) -> Result<Vec<Option<SchedClassifierLink>>> {
+    load_classifier(PLACEHOLDER, placeholder)?;
+    places
+        .iter()
+        .map(|(interface, side)| {
+            let link = link_classifier(placeholder, interface, *side)
+                .with_context(|| format!("attaching to {}", interface.name));
+            let link = unless_vanished(interface, link)?;
+            Ok(link.map(|link| placeholder.take_link(link)).transpose()?)
+        })
+        .collect()
+}
+
+/// Loads a program that is not loaded yet.
+fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
+    if program.fd().is_err()
+        && let Err(error) = program.load()
+    {
+        let summary = verifier::summary(name, &error);
+        return Err(anyhow!(error).context(summary));
+    }
+    Ok(())
+}
+
+fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
+    let capacity = options.capacity;
+    let words = capacity.words();
+    let scoped = u32::from(options.scoped);
+    // One more stands for any number.
+    let matches = u32::try_from(options.matches.clamp(1, MATCHES_MAX + 1)).unwrap_or(1);
+    let flow_rules = if options.matches > MATCHES_MAX {
+        capacity.connections
+    } else {
+        1
+    };
+    let tcx = u32::from(attachment == Attachment::Tcx);
+    let clock = match options.clock {
+        Clock::Tick if options.events => clock::EXACT,
+        Clock::Tick if attachment == Attachment::Tcx => clock::NONE,
+        Clock::Tick if version::at_least(5, 11) => clock::TICK,
+        Clock::Tick | Clock::Exact => clock::EXACT,
+    };
+    let mut loader = new_loader();
+    if options.scoped {
+        loader.map_max_entries("ECHOES", ECHOES);
+    }
+    if options.tap.is_none() {
+        // Megabytes that nobody asks for.
+        loader.map_max_entries("HOLDS", 1);
+        loader.map_max_entries("RELEASED", 1);
+    }
+    if options.holder == holder::FQ {
+        loader.map_max_entries("ORDERS", ORDERED_MAX);
+    }
+    loader
+        .override_global("WORDS", &words, true)
+        .override_global("CLASSES", &capacity.classes, true)
+        .override_global("TCX", &tcx, true)
+        .override_global("ACTIONS", &options.needs.actions, true)
+        .override_global("FAULTS", &options.needs.faults, true)
+        .override_global("MODIFIERS", &options.needs.modifiers, true)
+        .override_global("CORRUPT_BITS", &options.needs.corrupt_bits, true)
+        .override_global("SCOPED", &scoped, true)
+        .override_global("MPTCP", &u32::from(knows_mptcp()), true)
+        .override_global("MATCHES", &matches, true)
+        .override_global("INSTANCE", &options.marks.instance, true)
+        .override_global("NETNS_MARK", &options.marks.netns_mark, true)
+        .override_global("NETNS_TAG", &options.marks.netns_tag, true)
+        .override_global("CLOCK", &clock, true)
+        .override_global("FORESEES", &u32::from(version::at_least(6, 12)), true)
+        .override_global("XDP", &u32::from(options.xdp), true)
+        .override_global("REPLAY", &u32::from(options.replay.is_some()), true)
+        .map_max_entries("DECISIONS", options.replay.unwrap_or(0).max(1))
+        .override_global("TAP", &options.tap.unwrap_or(0), true)
+        .override_global("HOLDER", &options.holder, true)
+        .override_global("DETOUR", &options.detour.unwrap_or(0), true)
+        .map_max_entries("WAYS", options.places.max(1))
+        .map_max_entries("BRIDGE_PORTS", PLACES)
+        .override_global("STAMPS", &u32::from(version::at_least(5, 18)), true)
+        .map_max_entries("FLOWS", capacity.connections)
+        .map_max_entries("FLOW_RULES", flow_rules)
+        .map_max_entries("RULES", 2 * words * 64)
+        .map_max_entries("RULE_STATES", 2 * words * 64)
+        .map_max_entries("RULE_STATS", 2 * words * 64)
+        .map_max_entries("SUMMARIES", 2 * capacity.classes)
+        .map_max_entries("VECTORS", 2 * capacity.classes * words)
+        .map_max_entries("HOSTS", 2 * capacity.hosts)
+        .map_max_entries("SCOPES", 2 * capacity.scopes)
+        .load(OBJECT)
+        .context("creating the BPF maps")
+}
+
+fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
+    let map = ebpf
+        .map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))?;
+    let aya::maps::Map::Array(data) = map else {
+        bail!("the eBPF object's map {name} is not an array");
+    };
+    MappedArray::new(data, entries)
+}
+
+impl std::fmt::Debug for Injector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Injector")
+            .field("attachment", &self.attachment)
+            .field("capacity", &self.capacity)
+            .field("rules", &self.rules_in_force)
+            .field("now_ns", &monotonic_ns())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,253 @@
+//! From a plan to programs that are loaded and attached, with rules not yet in force.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, ensure};
+use fault_common::abi::{PLACES, RULES_MAX, holder, modifier};
+use nix::errno::Errno;
+
+use super::xdp;
+use crate::hold::qdiscs::Qdiscs;
+use crate::inject::follow::Newcomers;
+use crate::inject::idle::Idle;
+use crate::inject::injection::{Front, Prepared, Wishes};
+use crate::inject::injector::{Attachment, Capacity, Clock, Injector, Options};
+use crate::inject::reach::{Reach, note};
+use crate::plan::Plan;
+use crate::plan::needs::Needs;
+use crate::plan::tables::{PacketRule, Tables, compile};
+use crate::sys::net::interfaces::Interface;
+use crate::sys::net::tap::Tap;
+use crate::sys::version;
+use crate::undo::instance::{Instance, Marks};
+use crate::undo::journal::Journal;
+
+/// Loads and attaches the programs for a plan. Nothing acts before [`Prepared::start`].
+///
+/// # Errors
+/// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
+pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result<Prepared> {
+    prepare_noting(plan, interfaces, wishes, None)
+}
+
+/// As [`prepare`], for a caller who has begun this process's journal already.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_noting(
+    plan: &Plan,
+    interfaces: &[Interface],
+    wishes: &Wishes,
+    journal: Option<Journal>,
+) -> Result<Prepared> {
+    let mut journal = journal;
+    let instance = Instance::join()?;
+    let qdiscs = match plan.qdiscs()? {
+        Some(kind) => {
+            let number = instance.number();
+            let record = |change| note(&mut journal, change);
+            Some(Qdiscs::install(kind, interfaces, number, record)?)
+        }
+        None => None,
+    };
+    prepare_behind(instance, qdiscs, plan, interfaces, wishes, journal)
+}
+
+/// As [`prepare_noting`], with the qdiscs that hold packets there already.
+fn prepare_behind(
+    instance: Instance,
+    qdiscs: Option<Qdiscs>,
+    plan: &Plan,
+    interfaces: &[Interface],
+    wishes: &Wishes,
+    journal: Option<Journal>,
+) -> Result<Prepared> {
+    let entries = plan.entries();
+    let tables = compile(&entries)?;
+    let unheld = if plan.holds() {
+        check_holding(interfaces)?
+    } else {
+        None
+    };
+    let tap = if plan.needs_delay_line() {
+        Some(Tap::create(instance.number())?)
+    } else {
+        None
+    };
+    let front = choose_front(&entries, wishes);
+    let options = Options {
+        tap: tap.as_ref().map(Tap::index),
+        xdp: front.is_ok_and(|front| front != Front::Tc),
+        number: instance.number(),
+        marks: instance.marks(),
+        ..options(plan, &entries, &tables, wishes, qdiscs.as_ref())?
+    };
+    let mut injector = Injector::load(&options)?;
+    injector.repeat(wishes.replay.as_deref().unwrap_or_default())?;
+    let mut reach = Reach::new(injector, interfaces, qdiscs, journal, instance)?;
+    let attached = reach.attach_all(tap, &plan.shapers());
+    // Some vendors' kernels have the version of TCX but not TCX itself.
+    if attached.is_err()
+        && wishes.attachment.is_none()
+        && reach.injector.attachment() == Attachment::Tcx
+        && attached.as_ref().is_err_and(is_tcx_missing)
+    {
+        let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
+        drop(reach);
+        // Of another number: what carries the first one may still be going.
+        let instance = Instance::join()?;
+        let wishes = Wishes {
+            attachment: Some(Attachment::Clsact),
+            ..wishes.clone()
+        };
+        return prepare_behind(instance, qdiscs, plan, interfaces, &wishes, journal);
+    }
+    attached?;
+    match front {
+        Ok(front) => reach.attach_xdp(front)?,
+        Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
+    }
+    reach.notes.extend(unheld);
+    let reach = Arc::new(Mutex::new(reach));
+    let newcomers = wishes
+        .newcomers
+        .clone()
+        .map(|selection| Newcomers::watch(selection, Arc::clone(&reach)))
+        .transpose()?;
+    Ok(Prepared {
+        newcomers,
+        idle: Idle::prepare(&entries, wishes.live)?,
+        entries,
+        reach,
+        tables,
+    })
+}
+
+/// What to tell of interfaces where packets can't be held.
+///
+/// # Errors
+/// There is no other.
+fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
+    let unable: Vec<_> = interfaces
+        .iter()
+        .filter(|one| !one.can_hold)
+        .map(|one| one.name.as_str())
+        .collect();
+    let names = unable.join(", ");
+    ensure!(
+        unable.len() < interfaces.len(),
+        "packets of {names} can't be held, which `delay`, `rate`, `reorder` and `slot` do: name another interface, or use \
+         a fault such as `loss`"
+    );
+    Ok((!unable.is_empty())
+        .then(|| format!("packets that only pass {names} can't be held: they pass")))
+}
+
+/// Where packets are judged first; an error when what was wished for can't be.
+fn choose_front(entries: &[PacketRule], wishes: &Wishes) -> Result<Front, &'static str> {
+    if wishes.front == Front::Tc {
+        return Ok(Front::Tc);
+    }
+    let suits = if wishes.live {
+        Err("the rules are going to be replaced by others")
+    } else if !version::at_least(5, 12) {
+        Err("it needs Linux 5.12")
+    } else {
+        xdp::suits(entries)
+    };
+    match (suits, wishes.front) {
+        (Ok(()), front) => Ok(front),
+        (Err(reason), Front::Xdp) => Err(reason),
+        // Nobody asked for it.
+        (Err(_), _) => Ok(Front::Tc),
+    }
+}
+
+/// What is asked of the programs, but for a tap device and XDP.
+fn options(
+    plan: &Plan,
+    entries: &[PacketRule],
+    tables: &Tables,
+    wishes: &Wishes,
+    qdiscs: Option<&Qdiscs>,
+) -> Result<Options> {
+    let mut options = fixed_options(plan, entries, tables, wishes)?;
+    if wishes.live {
+        options = live_options(options);
+    }
+    if let Some(qdiscs) = qdiscs {
+        options.holder = plan.held_by.holder();
+        options.detour = qdiscs.detour().map(|(near, _)| near.index);
+    }
+    if qdiscs.is_some() || plan.needs_delay_line() {
+        options.places = PLACES / 2;
+    }
+    if let Some(decisions) = &wishes.replay {
+        options.replay = Some(u32::try_from(decisions.len())?);
+    }
+    Ok(options)
+}
+
+/// For rules that stay as they are: what they don't need is left out.
+fn fixed_options(
+    plan: &Plan,
+    entries: &[PacketRule],
+    tables: &Tables,
+    wishes: &Wishes,
+) -> Result<Options> {
+    let needs = Needs::of(entries);
+    Ok(Options {
+        capacity: Capacity::of(tables)?,
+        events: wishes.events,
+        attachment: wishes.attachment,
+        needs,
+        scoped: entries.iter().any(|rule| rule.scope.is_some()),
+        matches: entries.len(),
+        clock: if plan.holds() || needs.modifiers & modifier::WINDOW != 0 {
+            Clock::Exact
+        } else {
+            Clock::Tick
+        },
+        number: 0,
+        marks: Marks::NONE,
+        tap: None,
+        holder: holder::DELAY_LINE,
+        detour: None,
+        places: 0,
+        replay: None,
+        xdp: false,
+    })
+}
+
+/// For rules that others are going to follow.
+fn live_options(first: Options) -> Options {
+    /// Room for so many times what the first rules need.
+    const ROOM: u32 = 4;
+    let needed = first.capacity;
+    Options {
+        capacity: Capacity {
+            rules: (needed.rules * ROOM).clamp(256, RULES_MAX),
+            classes: (needed.classes * ROOM).max(1024),
+            hosts: (needed.hosts * ROOM).max(256),
+            scopes: (needed.scopes * ROOM).max(16),
+            connections: needed.connections,
+        },
+        needs: Needs::ALL,
+        scoped: true,
+        matches: usize::MAX,
+        clock: Clock::Exact,
+        ..first
+    }
+}
+
+/// Whether the kernel has no TCX, as opposed to having something against this attachment.
+fn is_tcx_missing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| {
+            matches!(
+                io.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EINVAL | Errno::EOPNOTSUPP)
+            )
+        })
+    })
+}

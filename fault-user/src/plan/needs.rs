@@ -1,0 +1,106 @@
+//! What a rule set asks of the programs. The kernel is told before it verifies them, and leaves out the rest: a run
+//! starts sooner for it, and a packet is judged sooner.
+
+use fault_common::abi::{CORRUPT_BITS_MAX, RuleEntry, action, fault, modifier, rule_flag};
+use fault_common::random::ALWAYS;
+
+use crate::plan::tables::PacketRule;
+
+/// What the programs must be able to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// What may become of a packet: bits by [`action`].
+    pub actions: u32,
+    /// Bits by [`fault`].
+    pub faults: u32,
+    /// Bits of [`modifier`].
+    pub modifiers: u32,
+    /// The most bits that are flipped in one packet.
+    pub corrupt_bits: u32,
+}
+
+impl Needs {
+    /// Whatever a rule can ask for.
+    pub const ALL: Self = Self {
+        actions: u32::MAX,
+        faults: u32::MAX,
+        modifiers: u32::MAX,
+        corrupt_bits: CORRUPT_BITS_MAX,
+    };
+
+    /// What these rules ask for.
+    #[must_use]
+    pub fn of(rules: &[PacketRule]) -> Self {
+        let nothing = Self {
+            actions: 0,
+            faults: 0,
+            modifiers: 0,
+            corrupt_bits: 0,
+        };
+        rules.iter().fold(nothing, |all, rule| Self {
+            actions: all.actions | actions(&rule.entry),
+            faults: all.faults | 1 << rule.entry.fault,
+            modifiers: all.modifiers | modifiers(&rule.entry),
+            corrupt_bits: all.corrupt_bits.max(corrupt_bits(&rule.entry)),
+        })
+    }
+}
+
+/// The actions that a rule may take, as bits by [`action`].
+fn actions(entry: &RuleEntry) -> u32 {
+    let bits: &[u8] = match entry.fault {
+        fault::CORRUPT_LINK => &[action::DROP_CHECKSUM],
+        fault::CORRUPT_VISIBLE => &[action::CORRUPT],
+        fault::DUPLICATE => &[action::DUPLICATE],
+        fault::ECN => &[action::ECN],
+        fault::RESET => &[action::RESET],
+        fault::DOWN => &[
+            action::RESET,
+            action::REJECT_RST,
+            action::REJECT_ICMP,
+            action::DROP,
+        ],
+        fault::DELAY | fault::RATE | fault::SLOT | fault::REORDER | fault::RELAY => &[action::HOLD],
+        fault::REJECT => &[action::REJECT_RST, action::REJECT_ICMP, action::DROP],
+        fault::MTU => &[action::REJECT_ICMP, action::DROP],
+        _ => &[action::DROP],
+    };
+    bits.iter().fold(0, |all, bit| all | 1 << bit)
+}
+
+/// How many bits a rule flips in one packet.
+fn corrupt_bits(entry: &RuleEntry) -> u32 {
+    if entry.fault == fault::CORRUPT_VISIBLE {
+        u32::try_from(entry.arguments[1])
+            .map_or(CORRUPT_BITS_MAX, |bits| bits.min(CORRUPT_BITS_MAX))
+    } else {
+        0
+    }
+}
+
+/// The modifiers of a rule, as bits of [`modifier`].
+fn modifiers(entry: &RuleEntry) -> u32 {
+    let has_window = (entry.at_ns, entry.length_ns, entry.period_ns) != (0, 0, 0);
+    let has_trigger = (entry.count_from, entry.count_to, entry.count_step) != (1, u64::MAX, 1);
+    let flag = |flag| entry.flags & flag != 0;
+    [
+        (modifier::WINDOW, has_window),
+        (modifier::TRIGGER, has_trigger),
+        (modifier::COUNT_PER_RULE, flag(rule_flag::COUNT_PER_RULE)),
+        (modifier::PROBABILITY, entry.probability < ALWAYS),
+        (modifier::KINDS, entry.kinds != 0),
+        (
+            modifier::SIZE,
+            (entry.size_min, entry.size_max) != (0, u32::MAX),
+        ),
+        (
+            modifier::CONNECTION,
+            entry.connection_from > 1 || entry.connection_to != u32::MAX,
+        ),
+        (modifier::MIX, flag(rule_flag::MIX)),
+        (modifier::PER_SEGMENT, flag(rule_flag::PER_SEGMENT)),
+    ]
+    .into_iter()
+    .filter(|(_, is_used)| *is_used)
+    .fold(0, |all, (bit, _)| all | bit)
+}

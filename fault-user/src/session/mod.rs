@@ -1,0 +1,3 @@
+//! One run from its plan to its verdict.
+
+pub mod tree;

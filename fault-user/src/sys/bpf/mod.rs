@@ -1,0 +1,10 @@
+//! Programs, links and maps of BPF.
+
+pub mod cgroup_link;
+pub mod features;
+pub mod grace;
+pub mod lease;
+pub mod link;
+pub mod mapped;
+pub mod object;
+pub mod verifier;

@@ -1,0 +1,90 @@
+//! The eBPF object that this binary carries.
+
+use anyhow::{Context as _, Result, bail};
+use aya::EbpfLoader;
+use fault_common::abi::{ABI_SECTION, ABI_VERSION};
+use nix::sched::{CloneFlags, unshare};
+use object::{Object as _, ObjectSection as _};
+
+/// The committed object; `cargo xtask build-ebpf` makes it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/fault.bpf.o");
+
+/// What loads it, without the types of this kernel, which no program of ours refers to.
+///
+/// aya reads and parses them all whenever a loader is made, a third of the time that a run takes to start, unless there
+/// are none. So it is made where none can be seen: on a thread with a root of its own. Where that may not be changed they
+/// are read, which does no harm.
+pub(crate) fn new_loader<'a>() -> EbpfLoader<'a> {
+    const NO_TYPES_HERE: &str = "/proc/self";
+    std::thread::scope(|scope| {
+        let apart = std::thread::Builder::new().spawn_scoped(scope, || {
+            if unshare(CloneFlags::CLONE_FS).is_ok()
+                && let Err(error) = nix::unistd::chroot(NO_TYPES_HERE)
+            {
+                log::debug!("the kernel's types are read, for want of another root: {error}");
+            }
+            EbpfLoader::new()
+        });
+        // Where no thread is to be had they are read too.
+        apart.map_or_else(
+            |_no_thread| EbpfLoader::new(),
+            |apart| apart.join().unwrap_or_default(),
+        )
+    })
+}
+
+/// Checks that an object speaks this binary's version of the map layout.
+///
+/// # Errors
+/// Not an eBPF object of fault, or one of another version.
+pub fn check_abi(object: &[u8]) -> Result<()> {
+    let file = object::File::parse(object).context("the eBPF object is not an ELF file")?;
+    let section = file
+        .section_by_name(ABI_SECTION)
+        .context("the eBPF object has no version: it is not one of fault's")?;
+    let found = section
+        .data()?
+        .first_chunk::<4>()
+        .map(|bytes| u32::from_le_bytes(*bytes));
+    if found != Some(ABI_VERSION) {
+        let found = found.map_or_else(|| "none".to_owned(), |version| version.to_string());
+        bail!(
+            "the eBPF object has ABI version {found}, this binary needs {ABI_VERSION}: run `cargo xtask build-ebpf` and build again"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_object_has_this_version() {
+        check_abi(OBJECT).unwrap();
+    }
+
+    #[test]
+    fn another_version_is_refused_in_one_line() {
+        let mut object = OBJECT.to_vec();
+        let file = object::File::parse(OBJECT).unwrap();
+        let (offset, _) = file
+            .section_by_name(ABI_SECTION)
+            .unwrap()
+            .file_range()
+            .unwrap();
+        object[usize::try_from(offset).unwrap()] = 65;
+        let error = check_abi(&object).unwrap_err().to_string();
+        assert!(error.contains("ABI version 65"), "{error}");
+        assert!(!error.contains('\n'));
+        assert!(check_abi(b"no object").is_err());
+    }
+
+    #[test]
+    fn a_loader_leaves_this_process_its_root() {
+        let before = std::fs::read_link("/proc/self/root").unwrap();
+        drop(new_loader());
+        assert_eq!(std::fs::read_link("/proc/self/root").unwrap(), before);
+        assert!(std::path::Path::new("/proc/self/status").exists());
+    }
+}

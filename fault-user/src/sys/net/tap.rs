@@ -1,0 +1,198 @@
+//! The tap device of the delay line.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use super::own_links::link_name;
+use anyhow::{Context as _, Error, Result};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// What the kernel puts in front of each frame: `struct virtio_net_hdr`, which tells of checksums and segmentation
+/// that are still to be done.
+pub const HEADER_BYTES: usize = 10;
+/// Where the tag is that the programs put in front of the frame's type.
+pub const TAG_AT: usize = HEADER_BYTES + 14;
+/// Bytes of that tag.
+pub const TAG_BYTES: usize = 4;
+/// The largest frame, its header included: a super-packet of 64 KiB, rounded up.
+pub const FRAME_MAX: usize = HEADER_BYTES + (64 << 10) + 64;
+/// Frames that wait in the kernel for this process to read them.
+const QUEUE_FRAMES: i32 = 20_000;
+/// Bytes of the largest packet that a tap takes.
+const MTU_BYTES: i32 = 65_521;
+
+/// Offloads that the tap takes over: checksums, segmentation of TCP over both versions of IP, with ECN.
+const OFFLOADS: libc::c_uint = 0x01 | 0x02 | 0x04 | 0x08;
+/// Segmentation of UDP over both versions of IP (Linux 6.2).
+const OFFLOADS_UDP: libc::c_uint = 0x20 | 0x40;
+
+/// A tap device, which the kernel removes when this is dropped or the process ends.
+pub struct Tap {
+    file: File,
+    name: String,
+    index: u32,
+}
+
+impl Tap {
+    /// Whether one can be made, as far as the device file tells.
+    #[must_use]
+    pub fn is_possible() -> bool {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        // Another file in its place, as containers put there, takes no requests.
+        options.open("/dev/net/tun").is_ok_and(|file| {
+            let mut features: libc::c_uint = 0;
+            // SAFETY: TUNGETFEATURES writes one number.
+            unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETFEATURES, &raw mut features) == 0 }
+        })
+    }
+
+    /// Makes the one of the instance with this number, in the calling thread's network namespace, and switches it on.
+    ///
+    /// # Errors
+    /// No `/dev/net/tun`, or no rights to make a device.
+    pub fn create(number: u32) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open("/dev/net/tun")
+            .context(
+                "a delay needs a tap device: /dev/net/tun can't be opened (in a container give it --device /dev/net/tun)",
+            )?;
+        let name = link_name(number);
+        let mut request = request(&name);
+        request.ifr_ifru.ifru_flags =
+            i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
+        // SAFETY: the requests take what they are given, all of it alive.
+        unsafe {
+            Errno::result(libc::ioctl(
+                file.as_raw_fd(),
+                libc::TUNSETIFF,
+                &raw mut request,
+            ))
+            .map_err(not_made)?;
+            let all = libc::c_ulong::from(OFFLOADS | OFFLOADS_UDP);
+            if libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, all) != 0 {
+                let older = libc::c_ulong::from(OFFLOADS);
+                Errno::result(libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, older))
+                    .context("the tap device takes no offloads")?;
+            }
+        }
+        be_quiet(&name);
+        switch_on(&name).with_context(|| format!("switching {name} on"))?;
+        let index = nix::net::if_::if_nametoindex(name.as_str())?;
+        Ok(Self { file, name, index })
+    }
+
+    /// The device's index.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads one frame; nothing when none waits.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
+        match (&self.file).read(buffer) {
+            Ok(length) => Ok(Some(length)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error).context("reading from the tap device"),
+        }
+    }
+
+    /// Writes one frame that lies in pieces.
+    ///
+    /// # Errors
+    /// The kernel refuses the frame.
+    pub fn write_parts(&self, parts: &[IoSlice<'_>]) -> std::io::Result<()> {
+        // A device takes a frame as a whole or not at all.
+        (&self.file).write_vectored(parts).map(drop)
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Whether a frame, with what the kernel puts in front of it, stands for several wire packets.
+#[must_use]
+pub fn is_super_packet(frame: &[u8]) -> bool {
+    /// Where `struct virtio_net_hdr` tells the kind of segmentation; 0 is none.
+    const SEGMENTATION_AT: usize = 1;
+    frame.get(SEGMENTATION_AT).is_some_and(|kind| *kind != 0)
+}
+
+/// Why there is no device, and what to do.
+fn not_made(error: Errno) -> Error {
+    let hint = match error {
+        Errno::EPERM => "making a tap device for delays needs CAP_NET_ADMIN",
+        // Another file in its place, as containers put there.
+        Errno::ENOTTY => {
+            "a delay needs a tap device, but /dev/net/tun is none (in a container give it --device /dev/net/tun)"
+        }
+        _ => "the kernel makes no tap device for delays",
+    };
+    Error::new(error).context(hint)
+}
+
+fn request(name: &str) -> libc::ifreq {
+    // SAFETY: all zeroes is a request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request
+}
+
+/// Keeps the stack from sending router solicitations and the like through the device. Where the setting can't be
+/// written, as in many containers, they are sent and thrown away by the reader: nothing depends on it.
+pub fn be_quiet(name: &str) {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    drop(std::fs::write(path, "1"));
+}
+
+fn switch_on(name: &str) -> Result<()> {
+    let control = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let mut request = request(name);
+    // SAFETY: as above.
+    unsafe {
+        request.ifr_ifru.ifru_mtu = QUEUE_FRAMES;
+        Errno::result(libc::ioctl(
+            control.as_raw_fd(),
+            libc::SIOCSIFTXQLEN,
+            &raw mut request,
+        ))?;
+        request.ifr_ifru.ifru_mtu = MTU_BYTES;
+        Errno::result(libc::ioctl(
+            control.as_raw_fd(),
+            libc::SIOCSIFMTU,
+            &raw mut request,
+        ))?;
+        request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP)?;
+        Errno::result(libc::ioctl(
+            control.as_raw_fd(),
+            libc::SIOCSIFFLAGS,
+            &raw mut request,
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! Files that a user names for `fault` to write. A symbolic link in their path may have been planted by somebody with fewer
+//! rights, CMD included, so none is followed. Under sudo they are written with the rights of the user who called it.
+use crate::sys::process::capabilities::Capability;
+use crate::sys::process::rights::keep_only;
+use crate::sys::process::user::Identity;
+use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::libc;
+use nix::sys::signal::SigSet;
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, setfsgid, setfsuid, unlinkat};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+/// A folder that files are written to; it stays the same one when its path changes.
+#[derive(Debug)]
+pub struct Folder {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Opens a folder.
+    ///
+    /// # Errors
+    /// There is none, it may not be looked into, or a symbolic link leads to it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fd = open(path, OFlag::O_DIRECTORY).map_err(|errno| unopened(path, errno))?;
+        let path = path.to_owned();
+        Ok(Self { fd, path })
+    }
+
+    /// Opens a folder, and makes what is missing of it.
+    ///
+    /// # Errors
+    /// It can't be made, or a symbolic link leads to it.
+    pub fn make(path: &Path) -> Result<Self> {
+        if let Err(Errno::ENOENT) = open(path, OFlag::O_DIRECTORY) {
+            let (folder, name) = split(path)?;
+            let parent = Self::make(&folder)?;
+            match mkdirat(&parent.fd, &*name, Mode::from_bits_truncate(0o777)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => bail!("can't make {}: {}", path.display(), errno.desc()),
+            }
+        }
+        Self::open(path)
+    }
+
+    /// A path that leads to a file in this very folder, whatever becomes of the folder's own.
+    #[must_use]
+    pub fn inside(&self, name: &OsStr) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd())).join(name)
+    }
+
+    /// Makes a file anew, or opens a pipe or a device of that name.
+    ///
+    /// # Errors
+    /// It can't be made, or is a symbolic link or a folder.
+    pub fn create(&self, name: &OsStr) -> Result<File> {
+        let made = |flags| {
+            let how = OpenHow::new()
+                .flags(OFlag::O_WRONLY | OFlag::O_CLOEXEC | flags)
+                .mode(if flags.contains(OFlag::O_CREAT) {
+                    Mode::from_bits_truncate(0o666)
+                } else {
+                    Mode::empty()
+                })
+                .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+            openat2(&self.fd, name, how)
+        };
+        let fresh = OFlag::O_CREAT | OFlag::O_EXCL;
+        let file = match made(fresh) {
+            Err(Errno::EEXIST) if self.has_regular(name) => {
+                // Another name of the same file is somebody's own, and stays as it is.
+                self.remove(name)?;
+                made(fresh)
+            }
+            Err(Errno::EEXIST) => made(OFlag::empty()),
+            other => other,
+        };
+        let path = self.path.join(name);
+        file.map(File::from).map_err(|errno| unopened(&path, errno))
+    }
+
+    fn has_regular(&self, name: &OsStr) -> bool {
+        std::fs::symlink_metadata(self.inside(name)).is_ok_and(|file| file.is_file())
+    }
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// There is none, or it may not be removed.
+    pub fn remove(&self, name: &OsStr) -> Result<()> {
+        unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir).with_context(|| {
+            let path = self.path.join(name);
+            format!("can't remove {}", path.display())
+        })
+    }
+}
+
+/// Opens a file to write behind its end; makes it where there is none.
+///
+/// # Errors
+/// It can't be opened, or a symbolic link leads to it.
+pub fn append(path: &Path) -> Result<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_APPEND | OFlag::O_CREAT)
+        .mode(Mode::from_bits_truncate(0o666))
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let opened = openat2(AT_FDCWD, path, how);
+    opened
+        .map(File::from)
+        .map_err(|errno| unopened(path, errno))
+}
+
+/// Makes a file anew at this path, as [`Folder::create`] does.
+///
+/// # Errors
+/// As there.
+pub fn create(path: &Path) -> Result<File> {
+    let (folder, name) = split(path)?;
+    Folder::open(&folder)?.create(&name)
+}
+
+/// The folder that a path lies in, and its name there.
+///
+/// # Errors
+/// The path names no file.
+pub fn split(path: &Path) -> Result<(PathBuf, OsString)> {
+    let name = path
+        .file_name()
+        .with_context(|| format!("{} is no name of a file", path.display()))?;
+    let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
+    Ok((folder.unwrap_or(Path::new(".")).to_owned(), name.to_owned()))
+}
+
+fn open(path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | flags)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(AT_FDCWD, path, how)
+}
+
+fn unopened(path: &Path, errno: Errno) -> anyhow::Error {
+    let path = path.display();
+    match errno {
+        Errno::ELOOP => anyhow!(
+            "{path} leads through a symbolic link, which is not followed: give the path without it (realpath prints it)"
+        ),
+        errno => anyhow!("can't write {path}: {}", errno.desc()),
+    }
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread that writes files with the rights of the user who called sudo, or else those of the process.
+pub struct Writer {
+    works: mpsc::Sender<Work>,
+    /// Whose rights it has, if not the process's.
+    user: Option<String>,
+}
+
+impl Writer {
+    /// Starts it. What the calling thread may do now, root's writer may do later.
+    ///
+    /// # Errors
+    /// There is no thread for it, or it can't have the user's rights.
+    pub fn start() -> Result<Self> {
+        let caller = Identity::choose(None, |name| std::env::var_os(name))?;
+        let user = caller.as_ref().map(ToString::to_string);
+        let (works, queue) = mpsc::channel::<Work>();
+        let (told, ready) = mpsc::channel();
+        // It ends with the sender.
+        std::thread::Builder::new()
+            .name("files".to_owned())
+            .spawn(move || {
+                let has_begun = begin(caller.as_ref());
+                let is_ready = has_begun.is_ok();
+                if told.send(has_begun).is_ok() && is_ready {
+                    for work in queue {
+                        work();
+                    }
+                }
+            })
+            .context("starting the thread that writes files")?;
+        ready
+            .recv()
+            .context("the thread that writes files has ended")?
+            .context("taking the rights of the user who called sudo")?;
+        Ok(Self { works, user })
+    }
+
+    /// Has the thread do this, and waits for it.
+    ///
+    /// # Errors
+    /// What the work gives.
+    pub fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (done, result) = mpsc::channel();
+        let gone = "the thread that writes files has ended";
+        self.works
+            .send(Box::new(move || {
+                // Whoever asked waits for it.
+                drop(done.send(work()));
+            }))
+            .map_err(|_| anyhow!(gone))?;
+        let result = result.recv().context(gone)?;
+        result.map_err(|error| match &self.user {
+            Some(user) => anyhow!("{error:#} (written as {user}, who called sudo)"),
+            None => error,
+        })
+    }
+}
+
+/// Takes the rights of a user for the calling thread alone, and gives up all others.
+fn begin(user: Option<&Identity>) -> Result<()> {
+    SigSet::all().thread_block()?;
+    let Some(user) = user else {
+        return keep_only(&[Capability::DacOverride]);
+    };
+    let groups: Vec<libc::gid_t> = user.groups.iter().map(|group| group.as_raw()).collect();
+    // SAFETY: as many groups as said, which outlive the call. The C library's function would change all threads.
+    let set = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    Errno::result(set).context("setting the groups")?;
+    setfsgid(user.gid);
+    setfsuid(user.uid);
+    // They tell the old ones only; -1 changes nothing.
+    let is_set = setfsuid((-1_i32).cast_unsigned().into()) == user.uid;
+    if !is_set {
+        bail!("setting the user to {user}");
+    }
+    keep_only(&[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::Write as _;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_link_is_never_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        // The temporary folder itself may be named by a link.
+        let root = fs::canonicalize(folder.path()).unwrap();
+        let secret = root.join("secret");
+        fs::write(&secret, "as it was").unwrap();
+        fs::create_dir(root.join("there")).unwrap();
+        symlink(&secret, root.join("there/link")).unwrap();
+        symlink(root.join("there"), root.join("way")).unwrap();
+        let there = Folder::open(&root.join("there")).unwrap();
+        let refused = [
+            there.create(OsStr::new("link")).map(drop),
+            create(&root.join("way/new")).map(drop),
+            append(&root.join("there/link")).map(drop),
+            Folder::make(&root.join("way/a/b")).map(drop),
+        ];
+        for one in refused {
+            let error = format!("{:#}", one.unwrap_err());
+            assert!(error.contains("symbolic link"), "{error}");
+        }
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "as it was");
+        assert!(!root.join("there/new").exists());
+    }
+
+    #[test]
+    fn a_file_is_made_anew_where_the_folder_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(folder.path()).unwrap();
+        let other = root.join("other");
+        fs::write(&other, "as it was").unwrap();
+        let made = Folder::make(&root.join("a/b")).unwrap();
+        fs::hard_link(&other, root.join("a/b/report")).unwrap();
+        fs::rename(root.join("a/b"), root.join("moved")).unwrap();
+        let mut file = made.create(OsStr::new("report")).unwrap();
+        file.write_all(b"new").unwrap();
+        assert_eq!(
+            fs::read_to_string(root.join("moved/report")).unwrap(),
+            "new"
+        );
+        assert_eq!(fs::read_to_string(other).unwrap(), "as it was");
+    }
+}

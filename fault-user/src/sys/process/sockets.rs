@@ -1,0 +1,221 @@
+//! The sockets that a process tree has open already.
+//!
+//! A socket keeps the cgroup that its maker was in, so a tree that is moved into a fresh cgroup
+//! takes its new sockets along but not its old ones. Those are listed here, for the rules to know
+//! them by their addresses.
+use crate::sys::net::netlink::Netlink;
+use crate::sys::process::proc::{ProcessId, socket_inodes};
+use anyhow::{Context, Result};
+use netlink_packet_core::Parseable;
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags,
+};
+use nix::errno::Errno;
+use nix::libc;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+/// TCP or UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A TCP state as the kernel numbers them (`tcp_states.h`). A connected UDP socket is
+/// [`State::Established`], another one [`State::Close`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the states of RFC 9293 under their own names")]
+pub enum State {
+    Established,
+    SynSent,
+    SynReceived,
+    FinWait1,
+    FinWait2,
+    TimeWait,
+    Close,
+    CloseWait,
+    LastAck,
+    Listen,
+    Closing,
+    NewSynReceived,
+    /// A state that a later kernel has added.
+    Other(u8),
+}
+
+impl From<u8> for State {
+    fn from(number: u8) -> Self {
+        match number {
+            1 => Self::Established,
+            2 => Self::SynSent,
+            3 => Self::SynReceived,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            6 => Self::TimeWait,
+            7 => Self::Close,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            10 => Self::Listen,
+            11 => Self::Closing,
+            12 => Self::NewSynReceived,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// An open TCP or UDP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OpenSocket {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its own address. IPv4 on a dual-stack socket is given as IPv4: that is what its packets are.
+    pub local: SocketAddr,
+    /// The other end; `None` for a listener and an unconnected UDP socket.
+    pub remote: Option<SocketAddr>,
+    /// Its state.
+    pub state: State,
+    /// The inode by which `/proc/PID/fd` names it.
+    pub inode: u64,
+}
+
+/// The TCP and UDP sockets, IPv4 and IPv6, that these processes have open in the calling thread's
+/// network namespace.
+///
+/// # Errors
+/// When the processes' descriptors or the kernel's list of sockets can't be read.
+pub fn of_processes(processes: &[ProcessId]) -> Result<Vec<OpenSocket>> {
+    let inodes = socket_inodes(processes)?;
+    if inodes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut found = list()?;
+    found.retain(|socket| inodes.contains(&socket.inode));
+    Ok(found)
+}
+
+/// Every TCP and UDP socket of the calling thread's network namespace.
+///
+/// # Errors
+/// When the kernel refuses the list (no `CONFIG_INET_DIAG`) or answers what can't be read.
+pub fn list() -> Result<Vec<OpenSocket>> {
+    let mut netlink = Netlink::sock_diag()?;
+    let mut found = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        found.extend(list_by(&mut netlink, protocol)?);
+    }
+    Ok(found)
+}
+
+/// Every socket of a protocol in the network namespace that a netlink socket is of.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_by(netlink: &mut Netlink, protocol: Protocol) -> Result<Vec<OpenSocket>> {
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let listed = netlink.dump(&request(protocol, family), |payload| {
+            decode(protocol, payload).map(Some)
+        });
+        found.extend(listed.context("can't list the open sockets (CONFIG_INET_DIAG)")?);
+    }
+    Ok(found)
+}
+
+/// Whose socket it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The user who made it.
+    pub uid: u32,
+    /// The inode by which `/proc/PID/fd` names it.
+    pub inode: u64,
+}
+
+/// Whose the TCP socket with these addresses is, in the calling thread's network namespace; nothing when there is none, or
+/// no process has it open any more: the kernel names root as the owner of those.
+///
+/// # Errors
+/// When the kernel can't be asked (no `CONFIG_INET_DIAG`) or answers what can't be read.
+pub fn owner(local: SocketAddr, remote: SocketAddr) -> Result<Option<Owner>> {
+    let (local_ip, remote_ip) = (local.ip().to_canonical(), remote.ip().to_canonical());
+    let family = if local_ip.is_ipv4() {
+        AF_INET
+    } else {
+        AF_INET6
+    };
+    let request = SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id: SocketId {
+            source_port: local.port(),
+            destination_port: remote.port(),
+            source_address: local_ip,
+            destination_address: remote_ip,
+            interface_id: 0,
+            // Any.
+            cookie: [0xff; 8],
+        },
+    });
+    let found = Netlink::sock_diag()?.get(request, |payload| {
+        InetResponseHeader::parse(payload).context("a malformed sock_diag answer")
+    });
+    let header = found.context("can't look a socket up (CONFIG_INET_DIAG)")?;
+    let exact = header.filter(|header| {
+        let id = &header.socket_id;
+        header.inode != 0 && (id.source_port, id.destination_port) == (local.port(), remote.port())
+    });
+    Ok(exact.map(|header| Owner {
+        uid: header.uid,
+        inode: header.inode.into(),
+    }))
+}
+
+fn request(protocol: Protocol, family: u8) -> SockDiagMessage {
+    SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol: match protocol {
+            Protocol::Tcp => IPPROTO_TCP,
+            Protocol::Udp => IPPROTO_UDP,
+        },
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id: if family == AF_INET {
+            SocketId::new_v4()
+        } else {
+            SocketId::new_v6()
+        },
+    })
+}
+
+fn decode(protocol: Protocol, payload: &[u8]) -> Result<OpenSocket> {
+    let header = InetResponseHeader::parse(payload).context("a malformed sock_diag answer")?;
+    let id = header.socket_id;
+    let local = SocketAddr::new(id.source_address.to_canonical(), id.source_port);
+    let remote = SocketAddr::new(id.destination_address.to_canonical(), id.destination_port);
+    Ok(OpenSocket {
+        protocol,
+        local,
+        remote: (remote.port() != 0).then_some(remote),
+        state: State::from(header.state),
+        inode: header.inode.into(),
+    })
+}
+
+/// Sets an integer option of a TCP socket.
+///
+/// # Errors
+/// The kernel's own.
+pub fn set_tcp(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    // SAFETY: an integer of the size that is told, which lives through the call.
+    let status = unsafe {
+        let value = (&raw const value).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, value, length)
+    };
+    Errno::result(status).map(drop)
+}

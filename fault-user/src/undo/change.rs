@@ -1,0 +1,356 @@
+//! Changes that outlive their maker, and how each is undone: only where all is still as `fault` left it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::instance;
+use crate::sys::net::clsact;
+use crate::sys::net::interfaces;
+use crate::sys::net::own_links::{link_owner, remove_link};
+use crate::sys::process::cgroup;
+use crate::sys::process::cgroup::{Hierarchy, NAME_PREFIX};
+use crate::sys::process::proc::ProcessId;
+use crate::undo::instance::{Instance, Share, current_netns};
+use crate::undo::leftover::{Fate, Leftover};
+
+/// Something that outlives its maker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case")]
+pub enum Change {
+    /// A file below `/proc/sys`.
+    Sysctl {
+        /// Relative to `/proc/sys`: `net/ipv4/conf/lo/accept_local`.
+        name: String,
+        /// What it was, without the newline.
+        before: String,
+        /// What it is set to.
+        after: String,
+    },
+    /// A clsact qdisc that was not there before.
+    Clsact {
+        /// On this interface.
+        interface_index: u32,
+    },
+    /// tc filters of ours.
+    Filters {
+        /// On this interface.
+        interface_index: u32,
+        /// [`Instance::number`] of whose they are.
+        #[serde(default)]
+        number: u32,
+    },
+    /// A qdisc of ours. What was there before it is not put back: the kernel puts its default there.
+    Qdisc {
+        /// On this interface.
+        interface_index: u32,
+        /// What it is attached to, `0xFFFF_FFFF` for the root.
+        parent: u32,
+        /// Its own handle: choose one that nobody else would.
+        handle: u32,
+        /// `fq`, `netem`, `prio`…
+        kind: String,
+    },
+    /// A link of ours that stays without us (a veth pair, by one end).
+    Link {
+        /// Its name, which starts with `fault-`.
+        name: String,
+    },
+    /// A process that was moved into a cgroup of ours.
+    Moved {
+        /// Which.
+        process: ProcessId,
+        /// The directory of the cgroup that it came from.
+        from: PathBuf,
+    },
+}
+
+/// A change with the network namespace that it was made in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The inode of the network namespace (`/proc/thread-self/ns/net`).
+    pub netns: u64,
+    /// What was changed.
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+/// Who undoes a change.
+#[derive(Debug)]
+pub(super) enum Undoing {
+    /// Its maker, who has perhaps held a share of it, and lets go now.
+    Own(Option<Share>),
+    /// Another one: its maker is dead.
+    Dead,
+}
+
+/// Undoes changes, the last one first.
+pub(super) fn undo_entries(
+    entries: impl DoubleEndedIterator<Item = (Entry, Undoing)>,
+    report: &mut Vec<Leftover>,
+) {
+    for (entry, undoing) in entries.rev() {
+        let undone = if entry.change.is_in_netns() {
+            in_netns(entry.netns, || entry.change.undo(undoing))
+        } else {
+            entry.change.undo(undoing)
+        };
+        let (kind, what) = (entry.change.kind(), entry.change.describe());
+        match undone {
+            Ok(true) => report.push(Leftover::new(kind, what, Fate::Removed)),
+            Ok(false) => {}
+            Err(error) => report.push(Leftover::kept(kind, what, &error)),
+        }
+    }
+}
+
+impl Change {
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Sysctl { .. } => "sysctl",
+            Self::Clsact { .. } | Self::Qdisc { .. } => "qdisc",
+            Self::Filters { .. } => "filter",
+            Self::Link { .. } => "link",
+            Self::Moved { .. } => "process",
+        }
+    }
+
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Sysctl { name, before, .. } => format!("{name} (was {before})"),
+            Self::Clsact { interface_index } => format!("clsact on interface {interface_index}"),
+            Self::Filters {
+                interface_index, ..
+            } => format!("on interface {interface_index}"),
+            Self::Qdisc {
+                interface_index,
+                kind,
+                ..
+            } => format!("{kind} on interface {interface_index}"),
+            Self::Link { name } => name.clone(),
+            Self::Moved { process, from } => format!("{} from {}", process.pid, from.display()),
+        }
+    }
+
+    /// It happened in one network namespace and can be undone only there.
+    fn is_in_netns(&self) -> bool {
+        match self {
+            Self::Sysctl { name, .. } => name.starts_with("net/"),
+            Self::Moved { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// What others may have a share of, by its name among shares.
+    pub fn shared(&self) -> Option<String> {
+        match self {
+            Self::Sysctl { name, .. } => Some(name.clone()),
+            Self::Clsact { interface_index } => Some(format!("clsact/{interface_index}")),
+            Self::Qdisc {
+                interface_index, ..
+            } => Some(qdisc_share(*interface_index)),
+            _ => None,
+        }
+    }
+
+    /// `false`: there was nothing to undo any more, or others need it.
+    fn undo(&self, undoing: Undoing) -> Result<bool> {
+        let is_dead = matches!(undoing, Undoing::Dead);
+        let Some(what) = self.shared() else {
+            return self.undo_alone(is_dead);
+        };
+        let lock = instance::lock()?;
+        if let Undoing::Own(share) = undoing {
+            drop(share);
+        }
+        if instance::holders(&lock, &what)?.is_empty() {
+            self.undo_alone(is_dead)
+        } else {
+            Ok(false)
+        }
+    }
+
+    /// [`Self::undo`] when nobody else needs it.
+    fn undo_alone(&self, is_dead: bool) -> Result<bool> {
+        match self {
+            Self::Sysctl {
+                name,
+                before,
+                after,
+            } => undo_sysctl(name, before, after),
+            Self::Clsact { interface_index } => clsact::remove_if_unused(*interface_index),
+            Self::Filters {
+                interface_index,
+                number,
+            } => undo_by_number(*number, is_dead, || {
+                Ok(clsact::remove_of(*interface_index, *number)? > 0)
+            }),
+            Self::Qdisc {
+                interface_index,
+                parent,
+                handle,
+                kind,
+            } => clsact::remove_qdisc(*interface_index, *parent, *handle, kind),
+            Self::Link { name } => {
+                let all = interfaces::list()?;
+                let found = all.iter().find(|interface| interface.name == *name);
+                match found.and_then(|link| Some((link, link_owner(link)?))) {
+                    Some((link, number)) => undo_by_number(number, is_dead, || remove_link(link)),
+                    None => Ok(false),
+                }
+            }
+            Self::Moved { process, from } => undo_move(*process, from),
+        }
+    }
+}
+
+/// The name among shares of our qdisc at the root of an interface.
+pub(super) fn qdisc_share(interface_index: u32) -> String {
+    format!("qdisc/{interface_index}")
+}
+
+/// Undoes what carries the number of an instance, unless a living one has taken the number over from a dead one.
+fn undo_by_number(number: u32, is_dead: bool, undo: impl FnOnce() -> Result<bool>) -> Result<bool> {
+    if !is_dead {
+        return undo();
+    }
+    let Some(_claim) = Instance::claim(number)? else {
+        return Ok(false);
+    };
+    undo()
+}
+
+/// Writes the old value back if the new one is still there.
+fn undo_sysctl(name: &str, before: &str, after: &str) -> Result<bool> {
+    let relative = Path::new(name);
+    let is_plain = relative
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    if !is_plain {
+        bail!("`{name}` is not below /proc/sys");
+    }
+    let path = Path::new("/proc/sys").join(relative);
+    let now = match fs::read_to_string(&path) {
+        Ok(now) => now,
+        // Its interface is gone.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
+    };
+    if now.trim_end() != after || before == after {
+        return Ok(false);
+    }
+    fs::write(&path, before).with_context(|| format!("can't write {}", path.display()))?;
+    Ok(true)
+}
+
+/// Moves a process back, if it is still in a cgroup of ours. Where its own cgroup is gone, it stays
+/// until ours goes, and then ends up above.
+fn undo_move(process: ProcessId, from: &Path) -> Result<bool> {
+    if !process.is_alive()? || !from.exists() {
+        return Ok(false);
+    }
+    let pid = Pid::from_raw(process.pid);
+    let Ok(hierarchy) = Hierarchy::find() else {
+        return Ok(false);
+    };
+    let now = hierarchy.of(pid)?;
+    let is_in_ours = now
+        .path()
+        .iter()
+        .any(|name| name.to_str().is_some_and(is_cgroup_name));
+    if !is_in_ours {
+        return Ok(false);
+    }
+    cgroup::move_process(pid, from)
+}
+
+/// Runs `undo` inside a network namespace. `false` when that is gone: so is what was changed in it.
+fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bool> {
+    if current_netns()? == inode {
+        return undo();
+    }
+    let Some(namespace) = find_netns(inode)? else {
+        return Ok(false);
+    };
+    // A thread of its own, since there may be no way back into this one's namespace.
+    std::thread::scope(|scope| {
+        let entered = std::thread::Builder::new().spawn_scoped(scope, move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)
+                .context("can't enter the network namespace (needs CAP_SYS_ADMIN)")?;
+            undo()
+        });
+        entered
+            .context("no thread to enter the network namespace")?
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Finds a network namespace by its inode: of a process, or one that `ip netns` or Docker keeps.
+fn find_netns(inode: u64) -> Result<Option<File>> {
+    let mut candidates = Vec::new();
+    for process in fs::read_dir("/proc").context("can't list /proc")? {
+        candidates.push(process.context("can't list /proc")?.path().join("ns/net"));
+    }
+    for folder in ["/run/netns", "/run/docker/netns"] {
+        match fs::read_dir(folder) {
+            Ok(kept) => candidates.extend(kept.flatten().map(|entry| entry.path())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("can't list {folder}")),
+        }
+    }
+    // A process that has ended, or has no namespace any more, is not the one.
+    candidates.retain(|path| fs::metadata(path).is_ok_and(|found| found.ino() == inode));
+    for path in candidates {
+        match File::open(&path) {
+            Ok(namespace) => return Ok(Some(namespace)),
+            // Its process has ended just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't open {}", path.display()));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// `fault-<pid>-<n>`.
+pub(super) fn is_cgroup_name(name: &str) -> bool {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    name.strip_prefix(NAME_PREFIX)
+        .and_then(|rest| rest.split_once('-'))
+        .is_some_and(|(pid, number)| is_number(pid) && is_number(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_out_of_proc_sys_is_refused() {
+        for name in ["../../etc/passwd", "/etc/passwd", "net/../../self/comm"] {
+            assert!(undo_sysctl(name, "x", "y").is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_names_of_our_form_are_ours() {
+        assert!(is_cgroup_name("fault-12-0"));
+        for other in [
+            "fault-12",
+            "fault--1",
+            "fault-a-1",
+            "fault-1-",
+            "default-1-2",
+            "fault-1-2-3",
+        ] {
+            assert!(!is_cgroup_name(other), "{other}");
+        }
+    }
+}
