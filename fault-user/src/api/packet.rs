@@ -108,7 +108,7 @@ impl PacketToxic {
             "name": self.name,
             "type": self.kind,
             "stream": self.stream.as_deref().unwrap_or(self.direction.name()),
-            "toxicity": super::proxies::number(self.toxicity),
+            "toxicity": super::body::number(self.toxicity),
             "rule": self.text,
         })
     }

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
-use super::body::Fields;
+use super::body::{Fields, number};
 use super::error::ApiError;
 use super::events::Events;
 use super::packet::{self, PacketToxic};
@@ -473,19 +473,6 @@ fn toxic_json(config: &ToxicConfig) -> Value {
         "stream": config.stream,
         "toxicity": number(config.toxicity),
     })
-}
-
-/// A whole number without a point, as Go prints it.
-pub(super) fn number(value: f64) -> Value {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "only whole numbers of a small range are cast"
-    )]
-    if value.fract() == 0.0 && value.abs() < 1e9 {
-        json!(value as i64)
-    } else {
-        json!(value)
-    }
 }
 
 /// All proxies of a daemon.

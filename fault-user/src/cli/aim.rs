@@ -7,9 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use nix::unistd::Pid;
 
-use crate::inject::injection::{Front, Injection, Prepared, Wishes};
+use crate::inject::injection::{Injection, Prepared, Wishes};
 use crate::inject::injector::Attachment;
 use crate::inject::preparation::prepare_noting;
+use crate::inject::reach::Front;
 use crate::plan::Plan;
 use crate::plan::mechanism::Mechanism;
 use crate::plan::tables::Scope;

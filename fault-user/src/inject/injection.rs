@@ -17,7 +17,7 @@ use crate::inject::events::Events;
 use crate::inject::follow::Newcomers;
 use crate::inject::idle::Idle;
 use crate::inject::injector::{Attachment, Injector, Marker};
-use crate::inject::reach::Reach;
+use crate::inject::reach::{Front, Reach};
 use crate::inject::xdp::Mode;
 use crate::plan::Plan;
 use crate::plan::tables::{PacketRule, Scope, Tables, compile};
@@ -42,18 +42,6 @@ pub struct Wishes {
     pub front: Front,
     /// Which of the interfaces that appear later the rules are put on too; none of them without this.
     pub newcomers: Option<Selection>,
-}
-
-/// Where packets that arrive are judged first, when the rules leave the choice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Front {
-    /// In the tc program: it can do everything, and costs the traffic that no rule is about nothing more.
-    #[default]
-    Tc,
-    /// In the driver, where it can and is a real one: a veth's peer would have to send without offload.
-    NativeXdp,
-    /// In the driver, or else in front of the network stack.
-    Xdp,
 }
 
 /// Programs attached, rules not yet in force.

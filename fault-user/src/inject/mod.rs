@@ -12,6 +12,6 @@ mod idle;
 pub mod injection;
 pub mod injector;
 pub mod preparation;
-mod reach;
+pub mod reach;
 pub mod services;
 pub mod xdp;

@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use crate::hold::line::DelayLine;
 use crate::hold::qdiscs::{Loss, Qdiscs};
 use crate::hold::ways::Ways;
-use crate::inject::injection::Front;
 use crate::inject::injector::{Attachment, Injector, Side};
 use crate::inject::xdp::{Mode, XdpLink};
 use crate::plan::mechanism::HoldingQdiscs;
@@ -26,6 +25,18 @@ use crate::undo::change::Change;
 use crate::undo::instance;
 use crate::undo::instance::Instance;
 use crate::undo::journal::Journal;
+
+/// Where packets that arrive are judged first, when the rules leave the choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Front {
+    /// In the tc program: it can do everything, and costs the traffic that no rule is about nothing more.
+    #[default]
+    Tc,
+    /// In the driver, where it can and is a real one: a veth's peer would have to send without offload.
+    NativeXdp,
+    /// In the driver, or else in front of the network stack.
+    Xdp,
+}
 
 /// The programs, and all that they are on.
 pub(super) struct Reach {

@@ -6,10 +6,12 @@
 
 mod budget;
 mod connection;
+mod control;
 mod engine;
 pub mod exchange;
 pub mod fault;
 mod handshake;
+mod inner;
 mod lane;
 mod mysql;
 mod packets;
@@ -35,7 +37,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
-pub use connection::{Cut, Drain};
+pub use control::{Cut, Drain};
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
 pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
@@ -45,7 +47,8 @@ pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
 pub(crate) use upstream::{is_own, resolve_name};
 
 use crate::relay::exchange::Exchange;
-use tcp::{Command, Inner, Stats};
+use inner::{Inner, Stats};
+use tcp::Command;
 use toxic::ToxicSet;
 use trouble::Trouble;
 
@@ -579,7 +582,7 @@ impl Relay {
         let controls = self
             .current()
             .map_or_else(Vec::new, |inner| inner.controls());
-        let info = |control: &Arc<connection::Control>| ConnectionInfo {
+        let info = |control: &Arc<control::Control>| ConnectionInfo {
             ordinal: control.ordinal,
             client: SocketAddr::new(control.client.ip().to_canonical(), control.client.port()),
             age_ms: control.opened.elapsed().as_millis(),

@@ -1,192 +1,25 @@
 //! The TCP relay: accepts, connects, and keeps the books over its connections.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
-use super::connection::{Connection, Control, Cut, Drain, close_by_reset, close_in_order};
+use super::connection::{Connection, close_by_reset, close_in_order};
+use super::control::Control;
 use super::engine::Engine;
 use super::fault::CloseMode;
 use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
+use super::inner::Inner;
 use super::lane::unread;
 use super::packets::Pair;
-use super::toxic::ToxicSet;
-use super::trouble::Trouble;
-use super::upstream::{Accepted, Target, Upstream};
-
-/// What a relay has carried.
-#[derive(Debug, Default)]
-pub(crate) struct Stats {
-    /// Bytes read from the source, by direction.
-    pub(crate) received: [AtomicU64; 2],
-    /// Bytes written to the sink, by direction.
-    pub(crate) sent: [AtomicU64; 2],
-    pub(crate) accepted: AtomicU64,
-    /// Connections that could not be opened, by the reason.
-    pub(crate) failures: Mutex<BTreeMap<String, u64>>,
-    /// Connections that were reset at the end, and the bytes that were lost by that.
-    cut: [AtomicU64; 2],
-}
-
-impl Stats {
-    /// What was lost at the end.
-    pub(crate) fn cut(&self) -> Cut {
-        let [connections, bytes] = self
-            .cut
-            .each_ref()
-            .map(|count| count.load(Ordering::Relaxed));
-        Cut { connections, bytes }
-    }
-}
-
-/// What the relay itself lacked, and what to do about it.
-fn lack(error: &io::Error) -> Option<&'static str> {
-    match error.raw_os_error() {
-        Some(libc::EMFILE) => {
-            Some("the relay has too many open files: raise the hard limit (ulimit -Hn)")
-        }
-        Some(libc::EADDRNOTAVAIL) => {
-            Some("the relay has no local port left: widen net.ipv4.ip_local_port_range")
-        }
-        _ => None,
-    }
-}
-
-/// What the connections of a relay share.
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) toxics: Arc<ToxicSet>,
-    /// Everything that is drawn here is drawn under this key.
-    pub(crate) key: u64,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) upstream: Upstream,
-    /// Counts accepted connections over restarts, so that their ordinals go on.
-    pub(crate) ordinals: Arc<AtomicU64>,
-    pub(crate) open: Mutex<BTreeMap<u64, Arc<Control>>>,
-    /// Tells that a connection was opened or closed.
-    pub(crate) changed: Arc<Notify>,
-    pub(crate) trouble: Arc<Trouble>,
-}
-
-impl Inner {
-    /// Has every connection look at its stages.
-    pub(crate) fn wake_all(&self) {
-        for control in self.controls() {
-            control.wake();
-        }
-    }
-
-    /// Counts a connection that could not be opened, and tells at once what the relay itself lacked.
-    fn count_failure(&self, error: &io::Error) {
-        let reason = match (lack(error), error.raw_os_error()) {
-            (Some(lack), _) => {
-                self.trouble.tell(lack, lack);
-                lack.to_owned()
-            }
-            (None, Some(number)) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
-            (None, None) => error.to_string(),
-        };
-        let failures = self.stats.failures.lock();
-        *failures
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(reason)
-            .or_default() += 1;
-    }
-
-    /// The server of a connection could not be reached: counted, and told of a proxy whose clients do
-    /// not see why.
-    pub(crate) fn failed(&self, error: &io::Error) {
-        self.count_failure(error);
-        match &self.upstream.target {
-            Target::Name(_) if lack(error).is_some() => {}
-            Target::Name(name) => {
-                let what = format_args!("can't reach its upstream {name}: {error}");
-                self.trouble.tell("upstream", what);
-            }
-            Target::Hook(_) | Target::OriginalDestination => log::info!("upstream: {error}"),
-        }
-    }
-
-    /// Counts a connection that is reset at the end.
-    pub(crate) fn count_cut(&self, bytes: usize) {
-        let [connections, lost] = &self.stats.cut;
-        connections.fetch_add(1, Ordering::Relaxed);
-        lost.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Has every connection end once nothing of it is on its way any more.
-    pub(crate) fn drain(&self, drain: Drain) {
-        for control in self.controls() {
-            control.drain(drain);
-        }
-    }
-
-    pub(crate) fn controls(&self) -> Vec<Arc<Control>> {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
-    }
-
-    pub(crate) fn register(&self, client: SocketAddr) -> Arc<Control> {
-        let ordinal = self.ordinals.fetch_add(1, Ordering::Relaxed) + 1;
-        let control = Arc::new(Control::new(ordinal, client));
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.insert(ordinal, Arc::clone(&control));
-        drop(open);
-        self.stats.accepted.fetch_add(1, Ordering::Relaxed);
-        self.changed.notify_waiters();
-        control
-    }
-
-    pub(crate) fn unregister(&self, control: &Control) {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&control.ordinal);
-        control.closed.store(true, Ordering::Release);
-        self.changed.notify_waiters();
-    }
-
-    /// Closes up to `count` connections, the oldest first, and waits until it has happened.
-    pub(crate) async fn close(&self, count: usize, mode: CloseMode) -> usize {
-        let closing: Vec<_> = self.controls().into_iter().take(count).collect();
-        for control in &closing {
-            control.close(mode);
-        }
-        self.wait_until(|| {
-            closing
-                .iter()
-                .all(|control| control.closed.load(Ordering::Acquire))
-        })
-        .await;
-        closing.len()
-    }
-
-    /// Waits until a condition on the connections holds.
-    pub(crate) async fn wait_until(&self, mut holds: impl FnMut() -> bool) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Only a waiter that is enabled before the look can't miss a change after it.
-            changed.as_mut().enable();
-            if holds() {
-                return;
-            }
-            changed.await;
-        }
-    }
-}
+use super::upstream::Accepted;
 
 /// What an accepting task is told.
 pub(crate) enum Command {

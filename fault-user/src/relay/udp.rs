@@ -17,12 +17,13 @@ use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 
-use super::connection::Control;
+use super::control::Control;
 use super::engine::Engine;
 use super::fault::CloseMode;
+use super::inner::Inner;
 use super::packets::{self, Carrier, Pair, Unpacked};
 use super::stage::{Chunk, Item, Output, Owner, Pipeline};
-use super::tcp::{Command, Inner, acknowledge};
+use super::tcp::{Command, acknowledge};
 use super::timer::Timer;
 use super::toxic::Direction;
 use super::upstream::Accepted;

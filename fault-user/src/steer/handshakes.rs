@@ -15,10 +15,10 @@ use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::hooks::{Originals, address};
-use super::relays::mark;
+use super::originals::{Originals, address};
 use crate::inject::services::{loaded, program, relay_mark};
 use crate::relay::{Engine, HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
+use crate::sys::process::sockets::set_mark;
 use crate::tell::tell;
 
 /// Listeners at which SYNs are held.
@@ -52,7 +52,7 @@ impl Handshakes {
         let filter: &mut SocketFilter = program(ebpf, NAME)?;
         loaded(NAME, filter.load())?;
         let filter = filter.fd()?.as_fd().try_clone_to_owned()?;
-        let sockets = match RawSockets::open(|socket| mark(socket, relay_mark())) {
+        let sockets = match RawSockets::open(|socket| set_mark(socket, relay_mark())) {
             Ok(sockets) => Some(Arc::new(sockets)),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 tell!(

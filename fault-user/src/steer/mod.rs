@@ -6,6 +6,7 @@
 pub mod front;
 mod handshakes;
 mod hooks;
+mod originals;
 pub mod reconnect;
 mod relays;
 mod served;
@@ -31,7 +32,8 @@ use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
 use handshakes::Events;
-use hooks::{Hooks, Originals, Reach};
+use hooks::{Hooks, Reach};
+use originals::Originals;
 pub(crate) use relays::prepare;
 use relays::{Ends, Maker, backlog};
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -12,13 +12,14 @@ use nix::errno::Errno;
 use socket2::{Domain, Socket, Type};
 
 use super::handshakes::Handshakes;
-use super::hooks::Originals;
+use super::originals::Originals;
 use super::served::Served;
 use crate::inject::injector::Marker;
 use crate::inject::services::{Service, relay_mark};
 use crate::relay::exchange::Exchange;
 use crate::relay::{BACKLOG, Engine, Listen, Prepare, Relay, Settings, Target, Upstream};
 use crate::rule::ResolvedTarget;
+use crate::sys::process::sockets::set_mark;
 
 /// Where the relays of one target listen, on loopback: IPv4, and IPv6 where there is any.
 pub struct Ends {
@@ -59,7 +60,7 @@ impl Ends {
             .context("the relay can't listen on ::1")?;
         // What they accept inherits the mark: `reconnect` leaves it alone.
         for listener in [Some(&v4), v6.as_ref()].into_iter().flatten() {
-            mark(listener.as_fd(), relay_mark())?;
+            set_mark(listener.as_fd(), relay_mark())?;
         }
         Ok(Self {
             streams: [Some(v4), v6],
@@ -170,7 +171,7 @@ impl Maker<'_> {
 /// given to the relay.
 pub fn prepare(number: u32, marker: Option<Marker>, served: Option<Served>) -> Prepare {
     Arc::new(move |socket, server: SocketAddr| {
-        mark(socket, number)?;
+        set_mark(socket, number)?;
         if let Some(marker) = &marker {
             marker(socket)?;
         }
@@ -180,25 +181,6 @@ pub fn prepare(number: u32, marker: Option<Marker>, served: Option<Served>) -> P
         };
         Ok(approach.map(|approach| Box::new(approach) as Box<dyn Send>))
     })
-}
-
-/// Marks a socket of the relay's.
-///
-/// # Errors
-/// No rights.
-pub fn mark(socket: BorrowedFd<'_>, number: u32) -> io::Result<()> {
-    // SAFETY: the value is four bytes long.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MARK,
-            (&raw const number).cast(),
-            4,
-        )
-    };
-    Errno::result(status)?;
-    Ok(())
 }
 
 /// How many connections wait to be accepted; 0 where the kernel does not tell.

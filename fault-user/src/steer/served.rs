@@ -11,7 +11,7 @@ use aya::maps::{HashMap, MapData, MapError};
 use fault_common::abi::Destination;
 use socket2::SockRef;
 
-use super::hooks::destination;
+use super::originals::destination;
 use crate::inject::services;
 use crate::relay::is_own;
 use crate::sys::bpf::mapped::MappedArray;

@@ -14,8 +14,9 @@ use netlink_packet_sock_diag::inet::{
 };
 use nix::errno::Errno;
 use nix::libc;
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 /// TCP or UDP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -218,4 +219,23 @@ pub fn set_tcp(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> Res
         libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, value, length)
     };
     Errno::result(status).map(drop)
+}
+
+/// Sets a socket's mark (`SO_MARK`).
+///
+/// # Errors
+/// No rights.
+pub fn set_mark(socket: BorrowedFd<'_>, number: u32) -> io::Result<()> {
+    // SAFETY: the value is four bytes long.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MARK,
+            (&raw const number).cast(),
+            4,
+        )
+    };
+    Errno::result(status)?;
+    Ok(())
 }

@@ -1,0 +1,126 @@
+//! Where redirected connections were meant to go.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aya::Pod;
+use aya::maps::{HashMap, MapData};
+use fault_common::abi::{Destination, Handshake, Original, alias};
+use fault_common::flow::MAPPED_PREFIX;
+
+use crate::relay::{Accepted, Pair};
+
+/// A map of the programs, shared.
+pub(super) type Shared<K, V> = Arc<Mutex<HashMap<MapData, K, V>>>;
+
+/// What was meant by what is led to the relay.
+#[derive(Clone)]
+pub struct Originals {
+    /// Where connections were meant to go that are being opened.
+    pub(super) handshakes: Shared<Handshake, Original>,
+}
+
+impl Originals {
+    /// Where a client's connection was meant to go that the listener at `relay` has accepted.
+    ///
+    /// # Errors
+    /// A connection that was not led here: somebody connected to the relay by itself.
+    pub fn of(&self, accepted: Accepted, relay: SocketAddr) -> io::Result<SocketAddr> {
+        let local = accepted.local;
+        if local.port() != relay.port() || !is_relays(local.ip()) {
+            // It came from outside, and was given to the relay as it is.
+            return Ok(local);
+        }
+        let original = Self::look_up(&self.handshakes, &handshake(accepted.client, local))?;
+        Ok(address(original.server))
+    }
+
+    /// Has the SYNs of a connection let in from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn stop_holding(&self, pair: Pair) -> io::Result<()> {
+        let key = handshake(pair.client, pair.local);
+        let mut handshakes = self
+            .handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut original = handshakes.get(&key, 0).unwrap_or_default();
+        original.admitted = 1;
+        handshakes
+            .insert(key, original, 0)
+            .map_err(io::Error::other)
+    }
+
+    fn look_up<K: Pod, V: Pod>(known: &Shared<K, V>, key: &K) -> io::Result<V> {
+        let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        known
+            .get(key, 0)
+            .map_err(|error| io::Error::other(format!("it was not redirected here: {error}")))
+    }
+}
+
+/// Whether clients are redirected to this address: see [`alias`].
+fn is_relays(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [first, second, ..] = v4.octets();
+            first == 127 && second & alias::MASK == alias::FIRST
+        }
+        IpAddr::V6(v6) => v6.is_loopback(),
+    }
+}
+
+/// An address as the maps have it.
+pub fn destination(of: SocketAddr) -> Destination {
+    let bytes = match of.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let word =
+        |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    Destination {
+        address: [word(0), word(4), word(8), word(12)],
+        port: u32::from(of.port()),
+    }
+}
+
+/// The same of both ends of a connection.
+fn handshake(client: SocketAddr, server: SocketAddr) -> Handshake {
+    Handshake {
+        client: destination(client),
+        server: destination(server),
+    }
+}
+
+/// The address that the maps have.
+pub fn address(of: Destination) -> SocketAddr {
+    let port = u16::try_from(of.port).unwrap_or(0);
+    if of.address[..3] == [0, 0, MAPPED_PREFIX] {
+        return SocketAddr::from((of.address[3].to_ne_bytes(), port));
+    }
+    let mut bytes = [0; 16];
+    for (part, word) in bytes.chunks_exact_mut(4).zip(of.address) {
+        part.copy_from_slice(&word.to_ne_bytes());
+    }
+    SocketAddr::from((bytes, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_back_as_they_were() {
+        for text in [
+            "10.0.0.5:80",
+            "[fd77::2]:5432",
+            "[::1]:1",
+            "127.0.0.1:65535",
+        ] {
+            let there: SocketAddr = text.parse().unwrap();
+            assert_eq!(address(destination(there)), there);
+        }
+    }
+}
