@@ -24,6 +24,7 @@ use super::error::ApiError;
 use super::events::Events;
 use super::proxies::Proxies;
 use super::security::Caller;
+use crate::session::machine::ThisMachine;
 use crate::doctor::Report;
 use crate::inject::injection::{Hits, Injection, Wishes};
 use crate::inject::preparation::prepare;
@@ -389,7 +390,7 @@ fn plan(entries: &[Entry], seed: u64) -> Result<Plan, ApiError> {
         .iter()
         .map(|entry| (entry.rule.clone(), entry.resolved.clone()))
         .collect();
-    let mechanism = choose(None, &mut rules).map_err(refused)?;
+    let mechanism = choose(None, &mut rules, &ThisMachine).map_err(refused)?;
     let mut plan = Plan::new(&rules, seed, None, None).map_err(refused)?;
     plan.hold_by(mechanism);
     if let Some((index, _)) = plan.stream_rules().first() {

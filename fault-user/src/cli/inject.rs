@@ -16,6 +16,7 @@ use super::follow::{Follower, Moving};
 use super::rules::{Parsed, Rules};
 use super::turns::Turns;
 use super::{Failure, Outcome, exit, give_up};
+use crate::session::machine::ThisMachine;
 use crate::inject::injection::{Hits, Injection, Wishes};
 use crate::plan::mechanism::choose;
 use crate::plan::tables::Scope;
@@ -83,7 +84,7 @@ impl Inject {
         let place = self.aim.place()?;
         let scope = place.scope();
         let seed = parsed.seed()?;
-        let mechanism = choose(self.aim.mechanism(), &mut parsed.rules)?;
+        let mechanism = choose(self.aim.mechanism(), &mut parsed.rules, &ThisMachine)?;
         let mut plan = Plan::new(&parsed.rules, seed, scope.as_ref(), parsed.length_ns)
             .map_err(Failure::usage)?;
         plan.hold_by(mechanism);

@@ -18,6 +18,7 @@ use super::follow::{Follower, Moving};
 use super::observe::{Observer, Wanted};
 use super::rules::{Parsed, Rules};
 use super::{Failure, Outcome, exit, give_up};
+use crate::session::machine::ThisMachine;
 use crate::inject::injection::{Hits, Injection, Wishes};
 use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::tables::Scope;
@@ -145,7 +146,7 @@ impl Run {
         }
         preflight(&needs)?;
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
-        let mechanism = choose(self.aim.mechanism(), &mut parsed.rules)?;
+        let mechanism = choose(self.aim.mechanism(), &mut parsed.rules, &ThisMachine)?;
         let wanted = Wanted::new(&parsed, self.report.is_some(), identity.clone())?;
         // Another user that was asked for has an environment of its own.
         let environment = match self.user {

@@ -267,11 +267,6 @@ fn program_checks() -> Vec<Check> {
     ]
 }
 
-/// Whether the kernel has these qdiscs, tried in a network namespace that is thrown away.
-pub(crate) fn has_qdiscs(kinds: &[&str]) -> bool {
-    probe::in_throw_away_netns(|| kinds.iter().try_for_each(|kind| probe::qdisc(kind))).is_ok()
-}
-
 fn traffic_checks() -> Vec<Check> {
     let yes = |found: Result<()>| found.map(|()| "works".to_owned());
     let qdisc = |kind: &'static str| {

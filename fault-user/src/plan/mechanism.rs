@@ -8,10 +8,17 @@ use fault_common::abi::{LEAVES, RuleEntry, fault, holder};
 use fault_common::decide::KEEP_ORDER;
 
 use super::stream;
-use crate::doctor;
 use crate::rule::{Distribution, Fault, MixArm, Modifiers, Protocol, ResolvedRule, Rule};
-use crate::sys::net::tap::Tap;
-use crate::sys::process::cgroup::Hierarchy;
+
+/// What the machine offers; probed by whoever makes the plan, only where it matters.
+pub trait Machine {
+    /// Whether a tap device can be made.
+    fn has_tap(&self) -> bool;
+    /// Whether the kernel has all of these qdiscs.
+    fn has_qdiscs(&self, kinds: &[&str]) -> bool;
+    /// Whether there is a cgroup2 hierarchy.
+    fn has_cgroups(&self) -> bool;
+}
 
 /// The values of `--mechanism`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -96,24 +103,28 @@ pub(super) fn netem_delays<'a>(entries: impl Iterator<Item = &'a RuleEntry>) -> 
 ///
 /// # Errors
 /// Never for rules that can be carried out; what can't is refused later, by the mechanism.
-pub fn choose(wish: Option<Mechanism>, rules: &mut [(Rule, ResolvedRule)]) -> Result<Mechanism> {
+pub fn choose(
+    wish: Option<Mechanism>,
+    rules: &mut [(Rule, ResolvedRule)],
+    machine: &dyn Machine,
+) -> Result<Mechanism> {
     let holds = rules.iter().any(|(_, rule)| holds(&rule.fault));
     let Some(wish) = wish else {
-        if !holds || Tap::is_possible() {
+        if !holds || machine.has_tap() {
             return Ok(Mechanism::DelayLine);
         }
-        return Ok(without_tap(rules));
+        return Ok(without_tap(rules, machine));
     };
     Ok(wish)
 }
 
-fn without_tap(rules: &mut [(Rule, ResolvedRule)]) -> Mechanism {
+fn without_tap(rules: &mut [(Rule, ResolvedRule)], machine: &dyn Machine) -> Mechanism {
     let held = |is: fn(&Fault) -> bool| {
         let mut faults = rules.iter().map(|(_, rule)| &rule.fault);
         faults.all(|fault| !holds(fault) || is(fault))
     };
     if held(|fault| matches!(fault, Fault::Delay { .. } | Fault::Reorder { .. }))
-        && doctor::has_qdiscs(&["fq"])
+        && machine.has_qdiscs(&["fq"])
     {
         return Mechanism::Fq;
     }
@@ -126,11 +137,11 @@ fn without_tap(rules: &mut [(Rule, ResolvedRule)]) -> Mechanism {
                 ..
             }
         )
-    }) && doctor::has_qdiscs(&["prio", "netem"])
+    }) && machine.has_qdiscs(&["prio", "netem"])
     {
         return Mechanism::Netem;
     }
-    if Hierarchy::find().is_err() {
+    if !machine.has_cgroups() {
         // The relay could not be reached either: what is missing is the tap device.
         return Mechanism::DelayLine;
     }

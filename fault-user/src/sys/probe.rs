@@ -223,3 +223,9 @@ impl NetlinkSerializable for SockDestroy {
         self.0.serialize(buffer);
     }
 }
+
+/// Whether the kernel has these qdiscs, tried in a network namespace that is thrown away.
+#[must_use]
+pub fn has_qdiscs(kinds: &[&str]) -> bool {
+    in_throw_away_netns(|| kinds.iter().try_for_each(|kind| qdisc(kind))).is_ok()
+}
