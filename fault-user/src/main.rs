@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use fault_user::cli::{self, Cli, exit, mistakes};
+use fault_user::cli::{self, Cli, mistakes};
+use fault_user::session::outcome::exit;
 use fault_user::sys::process::open_files;
 use fault_user::tell;
 

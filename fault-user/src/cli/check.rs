@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::rules::{Parsed, Rules};
+use super::rules::Rules;
 use super::{Failure, Outcome, exit, print_json};
 use crate::plan::Plan;
 use crate::report::expectations;
 use crate::rule::scenario::Expect;
 use crate::rule::timeline;
+use crate::session::rules::RuleSet;
 use crate::tell;
 
 /// Columns of the picture where the terminal does not tell.
@@ -89,7 +90,7 @@ struct CheckedRule<'a> {
 }
 
 impl<'a> Checked<'a> {
-    fn new(parsed: &'a Parsed, plan: &'a Plan, horizon_ns: u64) -> Self {
+    fn new(parsed: &'a RuleSet, plan: &'a Plan, horizon_ns: u64) -> Self {
         const MS_NS: u64 = 1_000_000;
         let rules = plan.rules.iter().zip(&parsed.rules);
         let rules = rules.map(|(rule, (_, resolved))| CheckedRule {

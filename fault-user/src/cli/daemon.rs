@@ -20,7 +20,8 @@ use crate::sys::process::files::Folder;
 use crate::sys::process::rights;
 use crate::tell::{self, tell};
 
-use super::inject::Ends;
+use crate::session::outcome::give_up;
+use crate::session::signals::Ends;
 
 /// Options of `fault daemon`.
 #[derive(Debug, clap::Args)]
@@ -140,7 +141,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => Engine::start_per_cpu(),
     };
     let engine = engine.context("can't start the relay's threads")?;
-    super::give_up(&rights);
+    give_up(&rights);
     let listener = listen(args)?;
     let port = listener.local_addr()?.port();
     let udp_idle = Duration::from_secs(args.udp_idle);
@@ -176,7 +177,7 @@ async fn serve(
         };
         tokio::spawn(api::serve_unix(bound, router(guard)));
     } else {
-        super::give_up(args.rights());
+        give_up(args.rights());
     }
     // It reads what comes from the network from here on.
     if let Err(error) = rights::confine(args.socket.as_deref()) {

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use clap::Args;
 use fault_common::abi::MATCHES_MAX;
 
-use super::aim::Aim;
+use super::options::TrafficOptions;
 use super::rules::Rules;
-use super::run::{ReplayOptions, Run};
-use super::{Failure, Outcome};
 use crate::report::file::{Report, decisions};
 use crate::report::record::Decision;
+use crate::session::outcome::{Failure, Outcome};
+use crate::session::run::Run;
 use crate::tell::tell;
 
 /// Do again exactly what was done in a run, by its report.
@@ -23,7 +23,7 @@ pub struct Replay {
     /// The folder that `fault run --report` wrote.
     report: PathBuf,
     #[command(flatten)]
-    aim: Aim,
+    traffic: TrafficOptions,
     /// Run the command as this user (NAME or UID, :GROUP); default: the one who called sudo.
     #[arg(long, value_name = "USER")]
     user: Option<String>,
@@ -66,14 +66,17 @@ impl Replay {
             .into_iter()
             .map(|(name, target)| format!("{name}={target}"))
             .collect();
-        let options = ReplayOptions {
-            aim: self.aim,
+        let rules = Rules::again(texts, targets, report.seed).parse()?;
+        let run = Run {
+            options: self.traffic.read()?,
+            host: report.host,
             user: self.user,
             allow_unfired: self.allow_unfired,
+            events: None,
             report: self.new_report,
+            replay: Some(keys),
             command: self.command,
         };
-        let rules = Rules::again(texts, targets, report.seed);
-        Run::again(rules, report.host, options, keys).execute()
+        run.execute(rules)
     }
 }

@@ -10,15 +10,15 @@ use clap::Args;
 use fault_common::abi::RULES_MAX;
 use serde_json::json;
 
-use super::Failure;
-use super::turns::Turns;
 use crate::rule::scenario::{Expect, Format, ProbeCheck, Random, Scenario, ScenarioError};
 use crate::rule::{
     ResolvedRule, ResolvedTarget, Rule, RuleError, SystemResolver, Targets, conflict, named_target,
 };
+use crate::session::outcome::Failure;
+use crate::session::rules::{RuleSet, draw_seed};
 
 /// Where rules come from.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Rules {
     /// A rule: TARGET FAULT[=ARGS] [MODIFIER…], e.g. 'tcp:5432 loss=30%'. Repeatable; rules apply in order.
     #[arg(short = 'r', long = "rule", value_name = "RULE")]
@@ -40,25 +40,6 @@ pub struct Rules {
     /// They have been in force before, drawn ones among them.
     #[arg(skip)]
     recorded: bool,
-}
-
-/// The rules, read and looked up.
-#[derive(Debug)]
-pub struct Parsed {
-    /// Each as it was written and as it was resolved.
-    pub rules: Vec<(Rule, ResolvedRule)>,
-    /// What names in the rules stand for.
-    pub targets: Targets,
-    /// The seed that was given.
-    pub seed: Option<u64>,
-    /// What the scenario expects.
-    pub expect: Expect,
-    /// How long the scenario lasts, in nanoseconds.
-    pub length_ns: Option<u64>,
-    /// The scenario file.
-    pub file: Option<PathBuf>,
-    /// Which of the rules were drawn.
-    pub drawn: Range<usize>,
 }
 
 impl Rules {
@@ -85,7 +66,7 @@ impl Rules {
     ///
     /// # Errors
     /// The first mistake, with a caret under it, or with its place in the file.
-    pub fn parse(&self) -> Result<Parsed, Failure> {
+    pub fn parse(&self) -> Result<RuleSet, Failure> {
         self.parse_with(self.file.as_ref())
     }
 
@@ -93,7 +74,7 @@ impl Rules {
     ///
     /// # Errors
     /// As [`Rules::parse`].
-    pub fn parse_with(&self, file: Option<&PathBuf>) -> Result<Parsed, Failure> {
+    pub fn parse_with(&self, file: Option<&PathBuf>) -> Result<RuleSet, Failure> {
         let scenario = match file {
             Some(path) => Scenario::load(path).map_err(Failure::usage)?,
             None => Scenario::default(),
@@ -134,7 +115,7 @@ impl Rules {
                 "no rule: give at least one, such as -r 'tcp:5432 loss=30%', or a file with -f"
             )));
         }
-        Ok(Parsed {
+        Ok(RuleSet {
             rules,
             targets,
             seed,
@@ -233,50 +214,4 @@ fn resolve(rule: Rule, targets: &Targets) -> Result<(Rule, ResolvedRule), Failur
         .resolve(targets, &mut SystemResolver)
         .map_err(Failure::usage)?;
     Ok((rule, resolved))
-}
-
-impl Parsed {
-    /// Whether a probe runs a command.
-    #[must_use]
-    pub fn has_command_probes(&self) -> bool {
-        let mut probes = self.expect.probe.iter();
-        probes.any(|probe| matches!(probe.check, ProbeCheck::Command { .. }))
-    }
-
-    /// The rules that come and go, when all began at `started`.
-    #[must_use]
-    pub fn turns(&self, started: Instant) -> Turns {
-        let rules = self.rules.iter();
-        let rules = rules.map(|(rule, resolved)| (rule.to_string(), resolved));
-        Turns::of(rules, &self.drawn, started)
-    }
-
-    /// The targets of the rules, with their names.
-    pub fn named_targets(&self) -> impl Iterator<Item = (&str, &ResolvedTarget)> {
-        let rules = self.rules.iter();
-        rules.map(|(_, rule)| (rule.name.as_str(), &rule.target))
-    }
-
-    /// Whether the rule was drawn.
-    #[must_use]
-    pub fn is_drawn(&self, text: &str) -> bool {
-        let mut drawn = self.rules[self.drawn.clone()].iter();
-        drawn.any(|(rule, _)| rule.to_string() == text)
-    }
-
-    /// The seed that was given, or a fresh one; short enough to be typed again.
-    ///
-    /// # Errors
-    /// The kernel's random source can't be read.
-    pub fn seed(&self) -> Result<u64> {
-        self.seed.map_or_else(draw_seed, Ok)
-    }
-}
-
-fn draw_seed() -> Result<u64> {
-    let mut bytes = [0; 4];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut bytes))
-        .context("drawing a seed from /dev/urandom (give --seed)")?;
-    Ok(u64::from(u32::from_ne_bytes(bytes)))
 }

@@ -1,4 +1,363 @@
-//! One run from its plan to its verdict.
+//! One run from its plan to its verdict: what `run`, `inject` and `replay` share.
+//!
+//! [`Loaded`] has the programs on the interfaces, acting on nothing; a [`Session`] has its rules applied. A session that
+//! is dropped takes everything back.
 
+pub mod control;
+pub mod files;
+pub mod follow;
+pub mod inject;
 pub mod machine;
+pub mod observe;
+pub mod options;
+pub mod outcome;
+pub mod rules;
+pub mod run;
+pub mod signals;
+pub mod subject;
 pub mod tree;
+pub mod windows;
+
+use anyhow::{Context as _, Result};
+use fault_common::abi::Counter;
+use nix::unistd::Uid;
+
+use self::control::{Control, Event};
+use self::follow::{Follower, Moving, Turn};
+use self::machine::ThisMachine;
+use self::options::Options;
+use self::outcome::Failure;
+use self::rules::RuleSet;
+use self::subject::Subject;
+use self::windows::Windows;
+use crate::inject::events::Events;
+use crate::inject::injection::{Hits, Injection, Prepared, Wishes};
+use crate::plan::mechanism::{Mechanism, choose};
+use crate::plan::tables::Scope;
+use crate::plan::{Plan, guard_host};
+use crate::report::summary::{self, Audience};
+use crate::steer::Steering;
+use crate::sys::preflight::{Need, preflight};
+use crate::sys::process::caller;
+use crate::sys::process::capabilities::Capability;
+use crate::tell::tell;
+
+/// Checks what must be there before anything is changed. Without root, sudo starts the program again.
+///
+/// # Errors
+/// What is missing, one line each.
+pub fn require(needs: &[Need]) -> Result<()> {
+    if !Uid::effective().is_root() && preflight(needs).is_err() {
+        caller::go_through_sudo();
+    }
+    Ok(preflight(needs)?)
+}
+
+/// Rejects rules for the whole host that would cut the way in, unless `options` allow them.
+///
+/// # Errors
+/// The first such rule.
+pub fn guard(rules: &RuleSet, options: &Options) -> Result<(), Failure> {
+    if options.force {
+        return Ok(());
+    }
+    guard_host(&rules.rules, None).map_err(Failure::usage)
+}
+
+/// What holds packets: as `options` have it, or what this machine has. Rules may become stream rules.
+///
+/// # Errors
+/// As [`choose`].
+pub fn choose_mechanism(rules: &mut RuleSet, options: &Options) -> Result<Mechanism> {
+    choose(options.mechanism, &mut rules.rules, &ThisMachine)
+}
+
+/// The plan of a rule set.
+///
+/// # Errors
+/// A rule that can't be carried out, or no seed.
+pub fn plan(
+    rules: &RuleSet,
+    scope: Option<&Scope>,
+    mechanism: Mechanism,
+    seed: u64,
+) -> Result<Plan, Failure> {
+    let mut plan = Plan::new(&rules.rules, seed, scope, rules.length_ns).map_err(Failure::usage)?;
+    plan.hold_by(mechanism);
+    Ok(plan)
+}
+
+/// A runtime of one thread.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}
+
+/// Programs on the interfaces; the rules are not applied yet.
+pub struct Loaded<'a> {
+    options: &'a Options,
+    rules: &'a RuleSet,
+    wishes: Wishes,
+    plan: Plan,
+    scope: Option<Scope>,
+    /// Whose traffic it is.
+    pub subject: Subject,
+    prepared: Prepared,
+}
+
+impl<'a> Loaded<'a> {
+    /// Loads and attaches the programs of a plan.
+    ///
+    /// # Errors
+    /// The kernel refuses; then nothing has changed.
+    pub fn load(
+        options: &'a Options,
+        rules: &'a RuleSet,
+        mut subject: Subject,
+        scope: Option<Scope>,
+        plan: Plan,
+        wishes: Wishes,
+    ) -> Result<Self> {
+        let mut prepared = subject.load(&plan, options, &wishes)?;
+        if let Some(scope) = &scope {
+            prepared.watch(scope)?;
+        }
+        subject.adopt(&mut prepared)?;
+        Ok(Self {
+            options,
+            rules,
+            wishes,
+            plan,
+            scope,
+            subject,
+            prepared,
+        })
+    }
+
+    /// The cgroup that the rules are limited to.
+    #[must_use]
+    pub fn scope(&self) -> Option<&Scope> {
+        self.scope.as_ref()
+    }
+
+    /// The decisions that fire, where they were asked for.
+    ///
+    /// # Errors
+    /// They were not.
+    pub fn take_events(&mut self) -> Result<Events> {
+        self.prepared.take_events()
+    }
+
+    /// Counts from now on what is connected to, for rules that never match.
+    pub fn count_endpoints(&mut self) {
+        self.subject
+            .count_endpoints(self.scope.as_ref(), &mut self.prepared);
+    }
+
+    /// Applies the rules. `fault top` knows the session by its `title`; rules come and go where they `have_windows`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn start(mut self, title: String, have_windows: bool) -> Result<Session<'a>> {
+        let scope = self.scope.as_ref();
+        let steering = self
+            .options
+            .steer(&self.subject, &self.plan, scope, &mut self.prepared)
+            .await?;
+        let follower = Follower::of(self.options, &self.subject)?;
+        let sockets = self.options.sockets(&self.subject, scope, self.rules);
+        let mut injection = self.prepared.start()?;
+        let started = injection.started();
+        let windows = if have_windows {
+            self.rules.windows(started)
+        } else {
+            Windows::none(started)
+        };
+        let mut control = Control::open(title, windows, sockets);
+        control.begin(&mut injection, &self.plan)?;
+        Ok(Session {
+            who: self.subject.who(scope),
+            options: self.options,
+            rules: self.rules,
+            wishes: self.wishes,
+            subject: self.subject,
+            plan: self.plan,
+            injection,
+            steering,
+            control,
+            follower,
+        })
+    }
+}
+
+/// Something that a session has to do.
+pub enum Task {
+    /// Someone asks, or a rule comes or goes.
+    Control(Event),
+    /// The container has ended, or is back.
+    Container(Turn),
+}
+
+/// Rules that are applied.
+pub struct Session<'a> {
+    options: &'a Options,
+    rules: &'a RuleSet,
+    wishes: Wishes,
+    /// Whose traffic it is.
+    subject: Subject,
+    /// The same, for a message.
+    who: &'static str,
+    /// The plan that is carried out.
+    pub plan: Plan,
+    /// Its programs.
+    pub injection: Injection,
+    /// Its relay.
+    pub steering: Option<Steering>,
+    /// What answers `fault top`.
+    pub control: Control,
+    follower: Option<Follower>,
+}
+
+impl Session<'_> {
+    /// The rules.
+    #[must_use]
+    pub fn rules(&self) -> &RuleSet {
+        self.rules
+    }
+
+    /// Waits for something to do. Safe to cancel.
+    ///
+    /// # Errors
+    /// The container can't be watched.
+    pub async fn next(&mut self) -> Result<Task> {
+        tokio::select! {
+            event = self.control.next() => Ok(Task::Control(event)),
+            turn = Follower::next(&mut self.follower) => Ok(Task::Container(turn?)),
+        }
+    }
+
+    /// Does it. Gives whether the session goes on: rules on a container that is not followed end with it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn handle(&mut self, task: Task) -> Result<bool> {
+        match task {
+            Task::Control(event) => {
+                let steering = self.steering.as_ref();
+                self.control
+                    .handle(event, &mut self.injection, &self.plan, steering)
+                    .await?;
+                Ok(true)
+            }
+            Task::Container(turn) => {
+                let Some(follower) = &mut self.follower else {
+                    return Ok(true);
+                };
+                follower.take(
+                    turn,
+                    Moving {
+                        options: self.options,
+                        rules: self.rules,
+                        wishes: &self.wishes,
+                        subject: &mut self.subject,
+                        plan: &mut self.plan,
+                        injection: &mut self.injection,
+                    },
+                );
+                Ok(follower.follows)
+            }
+        }
+    }
+
+    /// The capabilities that are still needed.
+    #[must_use]
+    pub fn rights(&self) -> Vec<Capability> {
+        self.subject
+            .rights(self.options, &self.injection, self.steering.as_ref())
+    }
+
+    /// The cgroup that the rules are limited to now, where it was aimed at.
+    #[must_use]
+    pub fn scope(&self) -> Option<Scope> {
+        self.subject.scope()
+    }
+
+    /// What the rules have done.
+    ///
+    /// # Errors
+    /// The kernel's figures can't be read.
+    pub fn hits(&self) -> Result<Vec<Hits>> {
+        control::hits(&self.injection, &self.plan, self.steering.as_ref())
+    }
+
+    /// What is on its way through the relay arrives, or is reset and counted.
+    ///
+    /// # Errors
+    /// Signals can't be listened for.
+    pub async fn drain(&self) -> Result<(), Failure> {
+        match &self.steering {
+            Some(steering) => self.options.finish(steering, &self.rules.rules).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Prints what the rules have done, and gives those that never fired with the reason.
+    ///
+    /// # Errors
+    /// The kernel's figures can't be read.
+    pub fn summarize(&self, hits: &[Hits]) -> Result<Vec<(String, String)>> {
+        let counters = self.injection.counters()?;
+        let table = summary::table(&self.plan, hits, &self.injection, &counters);
+        tell!("{}", table.trim_end());
+        let endpoints = self.injection.endpoints()?;
+        let audience = Audience {
+            who: self.who,
+            endpoints: endpoints.as_ref(),
+            failed: counters[Counter::ActionFailed as usize],
+            has_bridge: self.injection.has_bridge(),
+        };
+        let unfired = summary::unfired(&self.plan, hits, &audience);
+        Ok(unfired
+            .into_iter()
+            .map(|(rule, why)| (rule.to_owned(), why))
+            .collect())
+    }
+
+    /// The rules act no more; their figures stay.
+    pub fn rest(&mut self) {
+        self.steering = None;
+        self.injection.rest();
+    }
+
+    /// Takes everything back.
+    ///
+    /// # Errors
+    /// Something can't be taken back.
+    pub fn restore(self) -> Result<()> {
+        drop(self.steering);
+        self.injection.heal()?;
+        drop(self.subject);
+        Ok(())
+    }
+}
+
+/// Says which rules never fired, and why.
+pub fn tell_unfired(unfired: &[(String, String)]) {
+    for (rule, why) in unfired {
+        tell!("fault: the rule `{rule}` never fired: {why}");
+    }
+}
+
+/// A number of rules, in words.
+#[must_use]
+pub fn many(rules: usize) -> String {
+    match rules {
+        1 => "1 rule".to_owned(),
+        rules => format!("{rules} rules"),
+    }
+}

@@ -12,7 +12,7 @@ use axum::http::Method;
 use serde_json::{Value, json};
 
 use crate::cli::client::{Target, call, escaped};
-use crate::cli::control::{NAME, Refusal, Request, RuleLine, Snapshot, Switch, TargetLine};
+use crate::session::control::{NAME, Refusal, Request, RuleLine, Snapshot, Switch, TargetLine};
 
 /// How long an instance may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -10,8 +10,8 @@ use ratatui::text::Line;
 use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState};
 
 use super::source::Source;
-use crate::cli::control::Snapshot;
 use crate::report::summary::human_bytes;
+use crate::session::control::Snapshot;
 
 /// How many rates are kept of each target.
 const HISTORY: usize = 24;
@@ -211,7 +211,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
-    use crate::cli::control::{RuleLine, TargetLine};
+    use crate::session::control::{RuleLine, TargetLine};
 
     fn snapshot(bytes: u64, on: bool) -> Vec<(Source, Snapshot)> {
         let rule = |rule: &str, on, hits| RuleLine {

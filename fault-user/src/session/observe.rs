@@ -5,9 +5,9 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use nix::unistd::Pid;
 
-use super::Failure;
-use super::aim::Place;
-use super::rules::Parsed;
+use super::outcome::Failure;
+use super::rules::RuleSet;
+use super::subject::Subject;
 use crate::plan::tables::Scope;
 use crate::report::expectations;
 use crate::rule::scenario::{Probe, place_of_probe};
@@ -47,14 +47,14 @@ impl<'a> Wanted<'a> {
     /// # Errors
     /// An expectation that can't be checked.
     pub fn new(
-        parsed: &'a Parsed,
+        rules: &'a RuleSet,
         reported: bool,
         identity: Option<Identity>,
     ) -> Result<Self, Failure> {
-        let mut targets = expectations::targets(&parsed.expect, &parsed.rules, &parsed.targets)
+        let mut targets = expectations::targets(&rules.expect, &rules.rules, &rules.targets)
             .map_err(Failure::usage)?;
         if reported {
-            for (_, rule) in &parsed.rules {
+            for (_, rule) in &rules.rules {
                 let known = targets.iter().any(|(name, _)| *name == rule.name);
                 let counted =
                     rule.target.protocol != Protocol::Udp && !rule.target.ports.is_empty();
@@ -65,7 +65,7 @@ impl<'a> Wanted<'a> {
         }
         Ok(Self {
             targets,
-            probes: &parsed.expect.probe,
+            probes: &rules.expect.probe,
             identity,
         })
     }
@@ -75,8 +75,8 @@ impl<'a> Wanted<'a> {
     ///
     /// # Errors
     /// The first one that does not hold.
-    pub async fn before(&self, parsed: &Parsed) -> Result<()> {
-        let at_once = parsed.rules.iter().any(|(_, rule)| {
+    pub async fn before(&self, rules: &RuleSet) -> Result<()> {
+        let at_once = rules.rules.iter().any(|(_, rule)| {
             windows(&rule.modifiers, u64::MAX)
                 .next()
                 .is_some_and(|(from, _)| from == 0)
@@ -88,7 +88,7 @@ impl<'a> Wanted<'a> {
             probe::hold(probe, self.identity.as_ref())
                 .await
                 .with_context(|| {
-                    let place = parsed.file.as_deref();
+                    let place = rules.file.as_deref();
                     let place = place.map(|file| place_of_probe(file, index) + ": ");
                     format!(
                         "{}the probe `{}` does not hold before any fault, so nothing was done",
@@ -105,11 +105,11 @@ impl<'a> Wanted<'a> {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn watch(self, place: &Place, scope: Option<&Scope>) -> Result<Observer<'a>> {
+    pub fn watch(self, subject: &Subject, scope: Option<&Scope>) -> Result<Observer<'a>> {
         let watch = if self.targets.is_empty() {
             None
         } else {
-            Some(self.start(place, scope)?)
+            Some(self.start(subject, scope)?)
         };
         Ok(Observer {
             wanted: self,
@@ -118,13 +118,13 @@ impl<'a> Wanted<'a> {
         })
     }
 
-    fn start(&self, place: &Place, scope: Option<&Scope>) -> Result<Watch> {
+    fn start(&self, subject: &Subject, scope: Option<&Scope>) -> Result<Watch> {
         let hierarchy = Hierarchy::find()?;
         let of_container;
         let (cgroup, netns) = if let Some(scope) = scope {
             (scope.path.as_path(), 0)
-        } else if let Some(namespace) = &place.namespace {
-            of_container = match &place.container {
+        } else if let Some(namespace) = &subject.namespace {
+            of_container = match &subject.container {
                 Some(container) => own_cgroup(&hierarchy, container.pid)?,
                 None => None,
             };

@@ -16,7 +16,7 @@ use crate::rule::units::show_duration;
 const LEAD_NS: u64 = 100_000_000;
 
 /// A rule with one window.
-struct Turn {
+struct Window {
     rule: usize,
     from_ns: u64,
     to_ns: u64,
@@ -36,8 +36,8 @@ pub struct Change {
 }
 
 /// The rules that come and go.
-pub struct Turns {
-    all: Vec<Turn>,
+pub struct Windows {
+    all: Vec<Window>,
     started: Instant,
     /// When to look next; nothing more happens when there is none.
     next_ns: Option<u64>,
@@ -49,7 +49,7 @@ pub struct Turns {
     over: BTreeSet<usize>,
 }
 
-impl Turns {
+impl Windows {
     /// All rules stay in.
     #[must_use]
     pub fn none(started: Instant) -> Self {
@@ -71,8 +71,8 @@ impl Turns {
         started: Instant,
     ) -> Self {
         let rules: Vec<_> = rules.collect();
-        let mut turns = Self::none(started);
-        turns.take_out = rules.len() > MATCHES_MAX;
+        let mut windows = Self::none(started);
+        windows.take_out = rules.len() > MATCHES_MAX;
         for (index, (text, rule)) in rules.into_iter().enumerate() {
             let modifiers = &rule.modifiers;
             let schedule = modifiers.schedule();
@@ -83,7 +83,7 @@ impl Turns {
                 Some(_) => schedule.end_ns,
             };
             if end_ns.is_some() || schedule.start_ns > 0 || schedule.period_ns.is_some() {
-                turns.all.push(Turn {
+                windows.all.push(Window {
                     rule: index,
                     from_ns: schedule.start_ns,
                     to_ns: end_ns.unwrap_or(u64::MAX),
@@ -92,8 +92,8 @@ impl Turns {
                 });
             }
         }
-        turns.next_ns = (!turns.all.is_empty()).then_some(0);
-        turns
+        windows.next_ns = (!windows.all.is_empty()).then_some(0);
+        windows
     }
 
     /// Whether rules come and go at all.
@@ -120,31 +120,31 @@ impl Turns {
     fn look_at(&mut self, now_ns: u64) -> Change {
         let mut change = Change::default();
         let mut next_ns: Option<u64> = None;
-        for turn in &self.all {
-            let begin_ns = turn.from_ns.saturating_sub(LEAD_NS);
-            let is_in = (begin_ns..turn.to_ns).contains(&now_ns);
+        for window in &self.all {
+            let begin_ns = window.from_ns.saturating_sub(LEAD_NS);
+            let is_in = (begin_ns..window.to_ns).contains(&now_ns);
             if is_in || !self.take_out {
-                self.resting.remove(&turn.rule);
+                self.resting.remove(&window.rule);
             } else {
-                self.resting.insert(turn.rule);
+                self.resting.insert(window.rule);
             }
-            let is_over = now_ns >= turn.to_ns;
-            let (begins, ends) = if turn.is_drawn {
+            let is_over = now_ns >= window.to_ns;
+            let (begins, ends) = if window.is_drawn {
                 ("drawn", "over")
             } else {
                 ("begins", "ends")
             };
-            let text = &turn.text;
-            if is_in && self.told.insert(turn.rule) {
+            let text = &window.text;
+            if is_in && self.told.insert(window.rule) {
                 change.told.push(format!("{begins}: `{text}`"));
-            } else if is_over && !self.over.contains(&turn.rule) {
-                let at = show_duration(turn.to_ns);
+            } else if is_over && !self.over.contains(&window.rule) {
+                let at = show_duration(window.to_ns);
                 change.told.push(format!("{ends}: `{text}`, at {at}"));
             }
-            if is_over && self.over.insert(turn.rule) && self.take_out {
-                change.over.push(turn.rule);
+            if is_over && self.over.insert(window.rule) && self.take_out {
+                change.over.push(window.rule);
             }
-            for moment_ns in [begin_ns, turn.to_ns] {
+            for moment_ns in [begin_ns, window.to_ns] {
                 if moment_ns > now_ns && moment_ns != u64::MAX {
                     next_ns = Some(next_ns.map_or(moment_ns, |next| next.min(moment_ns)));
                 }
@@ -162,7 +162,7 @@ mod tests {
 
     const S_NS: u64 = 1_000_000_000;
 
-    fn turns(texts: &[&str], drawn: Range<usize>) -> Turns {
+    fn windows(texts: &[&str], drawn: Range<usize>) -> Windows {
         let rules: Vec<_> = texts
             .iter()
             .map(|text| {
@@ -171,7 +171,7 @@ mod tests {
             })
             .collect();
         let named = texts.iter().map(|text| (*text).to_owned()).zip(&rules);
-        Turns::of(named, &drawn, Instant::now())
+        Windows::of(named, &drawn, Instant::now())
     }
 
     const TEXTS: [&str; 3] = [
@@ -182,42 +182,42 @@ mod tests {
 
     #[test]
     fn drawn_rules_are_told_of() {
-        let mut turns = turns(&TEXTS, 1..3);
-        assert_eq!(turns.look_at(0), Change::default());
-        assert_eq!(turns.next_ns, Some(2 * S_NS - LEAD_NS));
-        let told = turns.look_at(2 * S_NS).told;
+        let mut windows = windows(&TEXTS, 1..3);
+        assert_eq!(windows.look_at(0), Change::default());
+        assert_eq!(windows.next_ns, Some(2 * S_NS - LEAD_NS));
+        let told = windows.look_at(2 * S_NS).told;
         assert_eq!(told, ["drawn: `tcp:1 drop at=2s for=3s`"]);
-        let told = turns.look_at(5 * S_NS).told;
+        let told = windows.look_at(5 * S_NS).told;
         assert_eq!(told, ["over: `tcp:1 drop at=2s for=3s`, at 5s"]);
-        assert_eq!(turns.look_at(9 * S_NS).told.len(), 1);
-        assert_eq!(turns.look_at(10 * S_NS).told.len(), 1);
-        assert_eq!(turns.next_ns, None);
-        assert!(turns.resting.is_empty(), "few rules stay in");
+        assert_eq!(windows.look_at(9 * S_NS).told.len(), 1);
+        assert_eq!(windows.look_at(10 * S_NS).told.len(), 1);
+        assert_eq!(windows.next_ns, None);
+        assert!(windows.resting.is_empty(), "few rules stay in");
     }
 
     #[test]
     fn many_rules_come_and_go() {
         let texts: Vec<_> = TEXTS.iter().chain(&TEXTS).chain(&TEXTS).copied().collect();
-        let mut turns = turns(&texts, 0..0);
-        assert_eq!(turns.look_at(0), Change::default());
-        assert_eq!(turns.resting, [1, 2, 4, 5, 7, 8].into());
-        let told = turns.look_at(2 * S_NS).told;
+        let mut windows = windows(&texts, 0..0);
+        assert_eq!(windows.look_at(0), Change::default());
+        assert_eq!(windows.resting, [1, 2, 4, 5, 7, 8].into());
+        let told = windows.look_at(2 * S_NS).told;
         assert_eq!(told, ["begins: `tcp:1 drop at=2s for=3s`"; 3]);
-        assert_eq!(turns.resting, [2, 5, 8].into());
-        assert_eq!(turns.look_at(5 * S_NS).over, [1, 4, 7]);
-        turns.look_at(9 * S_NS);
-        assert_eq!(turns.resting, [1, 4, 7].into());
-        assert_eq!(turns.look_at(10 * S_NS).over, [2, 5, 8]);
+        assert_eq!(windows.resting, [2, 5, 8].into());
+        assert_eq!(windows.look_at(5 * S_NS).over, [1, 4, 7]);
+        windows.look_at(9 * S_NS);
+        assert_eq!(windows.resting, [1, 4, 7].into());
+        assert_eq!(windows.look_at(10 * S_NS).over, [2, 5, 8]);
     }
 
     #[test]
     fn few_rules_stay_in() {
         let texts = ["tcp:1 drop at=2s for=3s"; MATCHES_MAX];
-        let mut few = turns(&texts, 0..0);
+        let mut few = windows(&texts, 0..0);
         few.look_at(0);
         assert!(few.resting.is_empty() && few.look_at(5 * S_NS).over.is_empty());
         let texts = ["tcp:1 drop at=2s for=3s"; MATCHES_MAX + 1];
-        let mut many = turns(&texts, 0..0);
+        let mut many = windows(&texts, 0..0);
         many.look_at(0);
         assert_eq!(many.resting.len(), MATCHES_MAX + 1);
     }
@@ -230,22 +230,22 @@ mod tests {
             "tcp:1 drop at=1s",
             "tcp:1 drop period=2s duty=50% for=4s",
         ];
-        let mut turns = turns(&texts, 0..0);
+        let mut windows = windows(&texts, 0..0);
         let begun = [1, 3].map(|rule| format!("begins: `{}`", texts[rule]));
-        assert_eq!(turns.look_at(0).told, begun);
+        assert_eq!(windows.look_at(0).told, begun);
         assert_eq!(
-            turns.look_at(S_NS).told,
+            windows.look_at(S_NS).told,
             [format!("begins: `{}`", texts[2])]
         );
-        assert_eq!(turns.look_at(2 * S_NS).told, [""; 0], "a repetition");
+        assert_eq!(windows.look_at(2 * S_NS).told, [""; 0], "a repetition");
         assert_eq!(
-            turns.look_at(3 * S_NS).told,
+            windows.look_at(3 * S_NS).told,
             [format!("ends: `{}`, at 3s", texts[1])]
         );
         assert_eq!(
-            turns.look_at(4 * S_NS).told,
+            windows.look_at(4 * S_NS).told,
             [format!("ends: `{}`, at 4s", texts[3])]
         );
-        assert_eq!(turns.next_ns, None);
+        assert_eq!(windows.next_ns, None);
     }
 }

@@ -8,9 +8,10 @@ use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Interval;
 
-use super::aim::{Aim, Place};
-use super::inject::many;
-use super::rules::Parsed;
+use super::many;
+use super::options::Options;
+use super::rules::RuleSet;
+use super::subject::Subject;
 use crate::inject::injection::{Injection, Wishes};
 use crate::plan::Plan;
 use crate::sys::process::container;
@@ -48,13 +49,13 @@ impl Follower {
     ///
     /// # Errors
     /// The kernel refuses to watch its process.
-    pub fn of(aim: &Aim, place: &Place) -> Result<Option<Self>> {
-        let (Some(name), Some(container)) = (&aim.container, &place.container) else {
+    pub fn of(options: &Options, subject: &Subject) -> Result<Option<Self>> {
+        let (Some(name), Some(container)) = (&options.container, &subject.container) else {
             return Ok(None);
         };
         Ok(Some(Self {
             name: name.clone(),
-            follows: aim.follow,
+            follows: options.follow,
             process: watch(container.pid)?,
             pace: tokio::time::interval(PACE),
             refused: String::new(),
@@ -132,13 +133,13 @@ impl Follower {
 /// Rules that go from one place to another.
 pub struct Moving<'a> {
     /// What they are aimed at.
-    pub aim: &'a Aim,
+    pub options: &'a Options,
     /// The rules.
-    pub parsed: &'a Parsed,
+    pub rules: &'a RuleSet,
     /// How they are put in force.
     pub wishes: &'a Wishes,
     /// Where they are.
-    pub place: &'a mut Place,
+    pub subject: &'a mut Subject,
     /// The plan in force.
     pub plan: &'a mut Plan,
     /// Their programs.
@@ -148,24 +149,24 @@ pub struct Moving<'a> {
 impl Moving<'_> {
     /// Puts the rules in force in a container; gives how many.
     fn to(self, container: Container) -> Result<usize> {
-        let mut place = self.aim.place_of(Some(container))?;
-        let scope = place.scope();
+        let mut subject = self.options.subject_of(Some(container))?;
+        let scope = subject.scope();
         let mut plan = Plan::new(
-            &self.parsed.rules,
+            &self.rules.rules,
             self.plan.seed,
             scope.as_ref(),
-            self.parsed.length_ns,
+            self.rules.length_ns,
         )?;
         plan.hold_by(self.plan.held_by);
         self.injection.settle()?;
-        let mut prepared = place.prepare(&plan, self.aim, self.wishes)?;
+        let mut prepared = subject.load(&plan, self.options, self.wishes)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
         }
-        place.adopt(&mut prepared)?;
+        subject.adopt(&mut prepared)?;
         self.injection.move_to(self.plan, prepared)?;
         *self.plan = plan;
-        *self.place = place;
+        *self.subject = subject;
         Ok(self.plan.rules.len())
     }
 }

@@ -18,8 +18,8 @@ use crate::plan::Plan;
 use crate::steer::Steering;
 use crate::tell::tell;
 
-use super::rules::Parsed;
-use super::turns::Turns;
+use super::rules::RuleSet;
+use super::windows::Windows;
 use crate::watch::open::Sockets;
 
 /// What the socket's name begins with; the process's number follows.
@@ -112,7 +112,7 @@ pub struct Control {
     asked: mpsc::Receiver<Asked>,
     /// The places of the rules that are switched off.
     off: BTreeSet<usize>,
-    turns: Turns,
+    windows: Windows,
     /// What tells how many connections are open, where that can be told.
     sockets: Option<Sockets>,
     title: String,
@@ -129,7 +129,7 @@ pub enum Event {
 impl Control {
     /// Listens. To be called in a runtime. Where that can't be, nobody can ask, and all else goes on.
     #[must_use]
-    pub fn open(title: String, turns: Turns, sockets: Option<Sockets>) -> Self {
+    pub fn open(title: String, windows: Windows, sockets: Option<Sockets>) -> Self {
         let (sender, asked) = mpsc::channel(1);
         match listen() {
             Ok(listener) => {
@@ -144,7 +144,7 @@ impl Control {
         Self {
             asked,
             off: BTreeSet::new(),
-            turns,
+            windows,
             sockets,
             title,
         }
@@ -154,16 +154,16 @@ impl Control {
     pub async fn next(&mut self) -> Event {
         tokio::select! {
             Some(asked) = self.asked.recv() => Event::Asked(asked),
-            () = self.turns.wait() => Event::Turn,
+            () = self.windows.wait() => Event::Turn,
             else => std::future::pending().await,
         }
     }
 
     /// Other rules are in force now, all of them.
-    pub fn forget(&mut self, parsed: &Parsed) {
+    pub fn forget(&mut self, rules: &RuleSet) {
         self.off.clear();
         if let Some(sockets) = &mut self.sockets {
-            sockets.look_at(parsed.named_targets());
+            sockets.look_at(rules.named_targets());
         }
     }
 
@@ -172,7 +172,7 @@ impl Control {
     /// # Errors
     /// The kernel refuses.
     pub fn begin(&mut self, injection: &mut Injection, plan: &Plan) -> Result<()> {
-        if self.turns.are_some() {
+        if self.windows.are_some() {
             self.turn(injection, plan)?;
         }
         Ok(())
@@ -180,9 +180,9 @@ impl Control {
 
     /// Lets rules come and go.
     fn turn(&mut self, injection: &mut Injection, plan: &Plan) -> Result<()> {
-        let before = self.turns.resting.clone();
-        let change = self.turns.look();
-        if before != self.turns.resting {
+        let before = self.windows.resting.clone();
+        let change = self.windows.look();
+        if before != self.windows.resting {
             self.install(&self.off, injection, plan)?;
         }
         injection.retire(plan, &change.over)?;
@@ -212,7 +212,7 @@ impl Control {
 
     /// Puts all rules in force but those that are switched off or not near.
     fn install(&self, off: &BTreeSet<usize>, injection: &mut Injection, plan: &Plan) -> Result<()> {
-        injection.leave_out(plan, &off.union(&self.turns.resting).copied().collect())
+        injection.leave_out(plan, &off.union(&self.windows.resting).copied().collect())
     }
 
     async fn answer(

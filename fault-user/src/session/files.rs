@@ -1,0 +1,86 @@
+//! The files that a run writes.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use crate::report::file::{self, Report};
+use crate::report::{github, html, junit};
+use crate::sys::process::files::{self, Folder, Writer};
+
+/// What a run writes; opened before the command could put anything in its way.
+pub struct Files {
+    writer: Option<Writer>,
+    folder: Option<Arc<Folder>>,
+    report: Option<PathBuf>,
+    events: Option<PathBuf>,
+}
+
+impl Files {
+    /// Opens the report's folder, with the rights of the user who called sudo.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn open(report: Option<PathBuf>, events: Option<PathBuf>) -> anyhow::Result<Self> {
+        let is_needed = report.is_some() || events.is_some();
+        let writer = is_needed.then(Writer::start).transpose()?;
+        let folder = match (&writer, report.clone()) {
+            (Some(writer), Some(path)) => Some(Arc::new(writer.run(move || Folder::make(&path))?)),
+            _ => None,
+        };
+        Ok(Self {
+            writer,
+            folder,
+            report,
+            events,
+        })
+    }
+
+    /// The file for the decisions that fire, and its path; nothing when neither a report nor events were asked for.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn decisions(&self) -> anyhow::Result<Option<(File, PathBuf)>> {
+        let Some(writer) = &self.writer else {
+            return Ok(None);
+        };
+        let path = match (&self.report, &self.events) {
+            (Some(folder), _) => folder.join(file::DECISIONS),
+            (None, Some(path)) => path.clone(),
+            (None, None) => return Ok(None),
+        };
+        let (folder, named) = (self.folder.clone(), path.clone());
+        let file = writer.run(move || match folder {
+            Some(folder) => folder.create(OsStr::new(file::DECISIONS)),
+            None => files::create(&named),
+        })?;
+        Ok(Some((file, path)))
+    }
+
+    /// Writes all files of a report.
+    ///
+    /// # Errors
+    /// One of them can't be written.
+    pub fn report(&self, report: &Report) -> anyhow::Result<()> {
+        let (Some(writer), Some(folder)) = (&self.writer, &self.folder) else {
+            return Ok(());
+        };
+        let texts = [
+            (file::REPORT, serde_json::to_vec_pretty(report)?),
+            ("junit.xml", junit::render(report)?),
+            ("report.html", html::render(report).into_bytes()),
+        ];
+        for (name, text) in texts {
+            let folder = Arc::clone(folder);
+            writer.run(move || {
+                let written = folder.create(OsStr::new(name))?.write_all(&text);
+                written.with_context(|| format!("can't write {name}"))
+            })?;
+        }
+        github::tell(report, writer)
+    }
+}

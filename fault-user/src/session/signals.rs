@@ -1,0 +1,47 @@
+//! The signals that end `fault inject` and `fault daemon`.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::sys::process::signals;
+
+/// The signals that end `fault inject` and `fault daemon`.
+pub struct Ends {
+    interrupt: Signal,
+    terminate: Signal,
+    /// `None` under nohup(1).
+    hangup: Option<Signal>,
+}
+
+impl Ends {
+    /// Listens for them from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn listen() -> anyhow::Result<Self> {
+        let hangup = if signals::is_ignored(libc::SIGHUP)? {
+            None
+        } else {
+            Some(signal(SignalKind::hangup())?)
+        };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup,
+        })
+    }
+
+    /// Waits for one of them.
+    pub async fn come(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = hangup => {}
+        }
+    }
+}
