@@ -149,7 +149,7 @@ pub struct Moving<'a> {
 impl Moving<'_> {
     /// Puts the rules in force in a container; gives how many.
     fn to(self, container: Container) -> Result<usize> {
-        let mut subject = self.options.subject_of(Some(container))?;
+        let mut subject = Subject::of(self.options, Some(container))?;
         let scope = subject.scope();
         let mut plan = Plan::new(
             &self.rules.rules,

@@ -82,7 +82,7 @@ impl Inject {
             guard(&rules, &self.options)?;
         }
         require(&[Need::Programs])?;
-        let subject = self.options.subject()?;
+        let subject = Subject::find(&self.options)?;
         let mechanism = choose_mechanism(&mut rules, &self.options)?;
         let plan = plan(&rules, subject.scope().as_ref(), mechanism, rules.seed()?)?;
         let watched = self.watched.take();

@@ -18,6 +18,8 @@ pub mod subject;
 pub mod tree;
 pub mod windows;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use fault_common::abi::Counter;
 use nix::unistd::Uid;
@@ -28,6 +30,7 @@ use self::machine::ThisMachine;
 use self::options::Options;
 use self::outcome::Failure;
 use self::rules::RuleSet;
+use self::signals::Ends;
 use self::subject::Subject;
 use self::windows::Windows;
 use crate::inject::events::Events;
@@ -36,6 +39,8 @@ use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::tables::Scope;
 use crate::plan::{Plan, guard_host};
 use crate::report::summary::{self, Audience};
+use crate::relay::Cut;
+use crate::rule::Fault;
 use crate::steer::Steering;
 use crate::sys::preflight::{Need, preflight};
 use crate::sys::process::caller;
@@ -166,11 +171,11 @@ impl<'a> Loaded<'a> {
     pub async fn start(mut self, title: String, have_windows: bool) -> Result<Session<'a>> {
         let scope = self.scope.as_ref();
         let steering = self
-            .options
-            .steer(&self.subject, &self.plan, scope, &mut self.prepared)
+            .subject
+            .steer(self.options, &self.plan, scope, &mut self.prepared)
             .await?;
         let follower = Follower::of(self.options, &self.subject)?;
-        let sockets = self.options.sockets(&self.subject, scope, self.rules);
+        let sockets = self.subject.sockets(self.options, scope, self.rules);
         let mut injection = self.prepared.start()?;
         let started = injection.started();
         let windows = if have_windows {
@@ -295,15 +300,34 @@ impl Session<'_> {
         control::hits(&self.injection, &self.plan, self.steering.as_ref())
     }
 
-    /// What is on its way through the relay arrives, or is reset and counted.
+    /// Ends stream rules: what is on its way arrives, or its connections are reset, and a line says how many. Another
+    /// signal has all reset at once.
     ///
     /// # Errors
     /// Signals can't be listened for.
-    pub async fn drain(&self) -> Result<(), Failure> {
-        match &self.steering {
-            Some(steering) => self.options.finish(steering, &self.rules.rules).await,
-            None => Ok(()),
+    pub async fn drain(&self) -> Result<()> {
+        let Some(steering) = &self.steering else {
+            return Ok(());
+        };
+        let mut ends = Ends::listen()?;
+        let held_ns = self.rules.rules.iter().map(|(_, rule)| match rule.fault {
+            Fault::Delay {
+                delay_ns,
+                jitter_ns,
+                ..
+            } => delay_ns.saturating_add(jitter_ns),
+            _ => 0,
+        });
+        let transit = Duration::from_nanos(held_ns.max().unwrap_or(0));
+        let cut = steering.finish(self.options.drain, transit, ends.come()).await;
+        if cut != Cut::default() {
+            tell!(
+                "fault: {} connections were open at the end and were reset; {} bytes of them had not arrived",
+                cut.connections,
+                cut.bytes
+            );
         }
+        Ok(())
     }
 
     /// Prints what the rules have done, and gives those that never fired with the reason.

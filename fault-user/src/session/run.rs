@@ -12,7 +12,7 @@ use super::observe::{Observer, Wanted};
 use super::options::Options;
 use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
-use super::subject::scope_of;
+use super::subject::{Subject, scope_of};
 use super::{Loaded, Session, choose_mechanism, guard, plan, require, runtime, tell_unfired};
 use crate::inject::injection::{Hits, Wishes};
 use crate::plan::mechanism::Mechanism;
@@ -108,7 +108,7 @@ impl Run {
     ) -> Outcome {
         wanted.before(rules).await?;
         let patience = Patience::start("setting up");
-        let subject = self.options.subject()?;
+        let subject = Subject::find(&self.options)?;
         let own = self.own_cgroup()?;
         let waiting = command.begin(own.as_ref())?;
         let scope = match &own {

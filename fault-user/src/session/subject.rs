@@ -6,19 +6,21 @@ use anyhow::{Context as _, Result, ensure};
 use nix::unistd::Pid;
 
 use super::options::Options;
+use super::rules::RuleSet;
 use super::tree::Aim as Tree;
 use crate::inject::injection::{Injection, Prepared, Wishes};
 use crate::inject::preparation::prepare_noting;
 use crate::plan::Plan;
 use crate::plan::tables::Scope;
-use crate::steer::Steering;
+use crate::steer::{Steering, Whose};
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::cgroup::{Cgroup, Hierarchy};
-use crate::sys::process::container::Container;
+use crate::sys::process::container::{self, Container, Places};
 use crate::sys::process::netns::{NetworkNamespace, netns_cookie};
 use crate::sys::process::proc;
 use crate::tell::tell;
 use crate::undo::journal::Journal;
+use crate::watch::open::Sockets;
 
 /// Whose traffic the rules are about, found on this machine.
 #[derive(Debug)]
@@ -30,10 +32,55 @@ pub struct Subject {
     /// The container that both are from.
     pub container: Option<Container>,
     /// What has been noted so far, until [`Subject::load`].
-    pub(super) journal: Option<Journal>,
+    journal: Option<Journal>,
 }
 
 impl Subject {
+    /// Finds whose traffic `options` are about.
+    ///
+    /// # Errors
+    /// No such container, namespace, process or cgroup.
+    pub fn find(options: &Options) -> Result<Self> {
+        let container = options.container.as_deref();
+        let container = container.map(|name| container::find(&Places::default(), name));
+        Self::of(options, container.transpose()?)
+    }
+
+    /// The same, with the container that has been found.
+    ///
+    /// # Errors
+    /// As [`Subject::find`].
+    pub fn of(options: &Options, container: Option<Container>) -> Result<Self> {
+        let namespace = if let Some(netns) = &options.netns {
+            Some(NetworkNamespace::open(netns)?)
+        } else if let Some(container) = &container {
+            Some(NetworkNamespace::of_process(container.pid)?)
+        } else if let Some(pid) = options.pid {
+            Some(namespace_of_tree(pid)?)
+        } else if let Some(cgroup) = &options.cgroup {
+            namespace_of_cgroup(cgroup)?
+        } else {
+            None
+        };
+        let namespace = match namespace {
+            Some(namespace) if !namespace.is_own()? => Some(namespace),
+            _ => None,
+        };
+        let mut journal = None;
+        let is_whole = namespace.is_some() && options.pid.is_none() && options.cgroup.is_none();
+        let group = if is_whole {
+            None
+        } else {
+            Group::find(options, container.as_ref(), &mut journal)?
+        };
+        Ok(Self {
+            group,
+            namespace,
+            container,
+            journal,
+        })
+    }
+
     /// The kernel's view of the cgroup.
     #[must_use]
     pub fn scope(&self) -> Option<Scope> {
@@ -70,6 +117,72 @@ impl Subject {
 }
 
 impl Subject {
+    /// Redirects connections to the relay, when the plan has stream rules: those of a scope, or of a whole network namespace.
+    ///
+    /// # Errors
+    /// A container is to be followed, there is no cgroup2, or the kernel refuses.
+    pub async fn steer(
+        &self,
+        options: &Options,
+        plan: &Plan,
+        scope: Option<&Scope>,
+        prepared: &mut Prepared,
+    ) -> Result<Option<Steering>> {
+        let rules = plan.stream_rules();
+        let Some((_, first)) = rules.first() else {
+            return Ok(None);
+        };
+        if options.follow {
+            anyhow::bail!(
+                "`{}` needs the relay, which can't follow a container: take --follow away, or use packet faults such as \
+                 `delay`",
+                first.fault.name()
+            );
+        }
+        let (cgroup, all_cgroups) = match (scope, &self.container) {
+            (Some(scope), _) => (scope.path.clone(), false),
+            (None, Some(container)) => {
+                let own = Hierarchy::find()?.of(Pid::from_raw(container.pid))?;
+                (own.path().to_owned(), own.level() == 0)
+            }
+            (None, None) => (Hierarchy::find()?.path().to_owned(), true),
+        };
+        let whose = Whose {
+            cgroup: &cgroup,
+            all_cgroups,
+            namespace: self.namespace.as_ref(),
+            // What the relay sends for the command is the command's to packet rules.
+            marker: scope.map(|scope| prepared.marker(scope)).transpose()?,
+            exchange: prepared.exchange(),
+        };
+        Steering::start(&rules, plan.seed, whose).await.map(Some)
+    }
+
+    /// What tells how many connections are open to the targets of the rules. Nothing where that can't be told: of a
+    /// container that is followed to other network namespaces, or without `CONFIG_INET_DIAG`.
+    #[must_use]
+    pub fn sockets(
+        &self,
+        options: &Options,
+        scope: Option<&Scope>,
+        rules: &RuleSet,
+    ) -> Option<Sockets> {
+        if options.follow {
+            return None;
+        }
+        let cgroup = scope.map(|scope| scope.path.clone());
+        match Sockets::new(cgroup, self.namespace.as_ref()) {
+            Ok(mut sockets) => {
+                sockets.look_at(rules.named_targets());
+                Some(sockets)
+            }
+            Err(error) => {
+                log::warn!("`fault top` will not see how many connections are open: {error:#}");
+                None
+            }
+        }
+    }
+
     /// Counts from now on what the processes that rules are about connect to, for [`Injection::endpoints`]. Without it the
     /// rules act all the same.
     pub fn count_endpoints(&self, scope: Option<&Scope>, prepared: &mut Prepared) {
@@ -150,6 +263,51 @@ pub struct Group {
     pub tree: Option<Tree>,
 }
 
+impl Group {
+    /// Finds or makes the cgroup of `--pid`, `--cgroup`, or of a container that shares this network
+    /// namespace.
+    ///
+    /// # Errors
+    /// No such process or cgroup, no cgroup2, or no rights.
+    pub fn find(
+        options: &Options,
+        container: Option<&Container>,
+        journal: &mut Option<Journal>,
+    ) -> Result<Option<Self>> {
+        if !options.is_given() {
+            return Ok(None);
+        }
+        if let Some(path) = &options.cgroup {
+            let cgroup = Hierarchy::find()?.open(path)?;
+            return Ok(Some(Self {
+                scope: scope_of(&cgroup)?,
+                cgroup,
+                tree: None,
+            }));
+        }
+        let hierarchy = Hierarchy::find()?;
+        if let Some(container) = container {
+            let cgroup = hierarchy.of(Pid::from_raw(container.pid))?;
+            return Ok(Some(Self {
+                scope: scope_of(&cgroup)?,
+                cgroup,
+                tree: None,
+            }));
+        }
+        let Some(pid) = options.pid else {
+            return Ok(None);
+        };
+        let journal = journal.insert(Journal::create()?);
+        let tree = Tree::at(&hierarchy, Pid::from_raw(pid), journal)
+            .with_context(|| format!("aiming at process {pid}"))?;
+        Ok(Some(Self {
+            scope: scope_of(tree.cgroup())?,
+            cgroup: tree.cgroup().clone(),
+            tree: Some(tree),
+        }))
+    }
+}
+
 /// The kernel's view of a cgroup.
 ///
 /// # Errors
@@ -163,7 +321,7 @@ pub fn scope_of(cgroup: &Cgroup) -> Result<Scope> {
 }
 
 /// The network namespace of a process. Descendants in others are told of.
-pub(super) fn namespace_of_tree(pid: i32) -> Result<NetworkNamespace> {
+fn namespace_of_tree(pid: i32) -> Result<NetworkNamespace> {
     let aim = || format!("aiming at process {pid}");
     let own = NetworkNamespace::of_process(pid).with_context(aim)?;
     let tree = proc::tree(Pid::from_raw(pid)).with_context(aim)?;
@@ -180,7 +338,7 @@ pub(super) fn namespace_of_tree(pid: i32) -> Result<NetworkNamespace> {
 }
 
 /// The network namespace that the processes of a cgroup are in, if there are any.
-pub(super) fn namespace_of_cgroup(cgroup: &Path) -> Result<Option<NetworkNamespace>> {
+fn namespace_of_cgroup(cgroup: &Path) -> Result<Option<NetworkNamespace>> {
     let mut found: Option<NetworkNamespace> = None;
     for pid in Hierarchy::find()?.open(cgroup)?.processes()? {
         let Ok(namespace) = NetworkNamespace::of_process(pid.as_raw()) else {
