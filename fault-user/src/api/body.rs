@@ -9,6 +9,7 @@ use serde_json::json;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use crate::rule::Rule;
 
 /// The largest body, in bytes.
 pub(crate) const LIMIT: usize = 2 << 20;
@@ -172,4 +173,14 @@ pub(super) fn number(value: f64) -> Value {
     } else {
         json!(value)
     }
+}
+
+/// Reads a rule: a text, an object, or an object as rules are listed.
+///
+/// # Errors
+/// 400.
+pub(super) fn read_rule(value: Value) -> Result<Rule, ApiError> {
+    let listed = value.get("rule").filter(|rule| rule.is_string()).cloned();
+    let read = serde_json::from_value(listed.unwrap_or(value));
+    read.map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.to_string()))
 }

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::relay::ToxicError;
+use crate::session::standing::RulesError;
 
 /// An answer that says what went wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +77,16 @@ impl From<ToxicError> for ApiError {
             ToxicError::Unfit { .. } => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())
+    }
+}
+
+impl From<RulesError> for ApiError {
+    fn from(error: RulesError) -> Self {
+        match error {
+            RulesError::Bad(why) => Self::new(StatusCode::BAD_REQUEST, why),
+            RulesError::Forbidden(why) => Self::new(StatusCode::FORBIDDEN, why),
+            RulesError::Failed(error) => error.into(),
+        }
     }
 }
 

@@ -8,10 +8,9 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 use nix::sys::time::TimeValLike as _;
 use nix::unistd::{SysconfVar, sysconf};
 
-use serde_json::Value;
-
 use super::proxies::Proxies;
 use crate::relay::{Direction, RelayStats};
+use crate::session::standing::RuleStatus;
 
 struct Series {
     labels: String,
@@ -27,7 +26,7 @@ fn escaped(text: &str) -> String {
 
 /// All metrics as they are now, with those of `rules` as the API lists them.
 #[must_use]
-pub fn render(proxies: &Proxies, rules: &[Value]) -> String {
+pub fn render(proxies: &Proxies, rules: &[RuleStatus]) -> String {
     let all = series(proxies);
     let mut text = String::new();
     bytes(
@@ -106,23 +105,25 @@ fn series(proxies: &Proxies) -> Vec<Series> {
         .collect()
 }
 
-fn packet_rules(text: &mut String, rules: &[Value]) {
-    for (name, help, field) in [
+fn packet_rules(text: &mut String, rules: &[RuleStatus]) {
+    type Figure = fn(&RuleStatus) -> u64;
+    let figures: [(_, _, Figure); 2] = [
         (
             "fault_rule_seen_packets_total",
-            "Packets that a rule met.",
-            "seen",
+            "Packets that a rule matched.",
+            |rule| rule.seen,
         ),
         (
             "fault_rule_hit_packets_total",
             "Packets that a rule did something to.",
-            "hits",
+            |rule| rule.hits,
         ),
-    ] {
+    ];
+    for (name, help, figure) in figures {
         head(text, name, "counter", help);
         for rule in rules {
-            let shown = escaped(rule["rule"].as_str().unwrap_or_default());
-            let (id, value) = (&rule["id"], &rule[field]);
+            let shown = escaped(&rule.rule);
+            let (id, value) = (rule.id, figure(rule));
             line(
                 text,
                 format_args!("{name}{{id=\"{id}\",rule=\"{shown}\"}} {value}"),

@@ -16,6 +16,6 @@ pub use error::ApiError;
 pub use events::Events;
 pub use proxies::{Proxies, Proxy};
 pub use routes::{VERSION, router};
-pub use rules::Rules;
+pub use rules::tell_hits;
 pub use security::{Caller, Guard};
 pub use server::{serve_tcp, serve_unix};

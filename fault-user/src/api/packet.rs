@@ -3,10 +3,11 @@
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
+use super::body::read_rule;
 use super::error::ApiError;
-use super::rules::Wanted;
 use crate::relay::Direction;
 use crate::rule::{Layer, MODIFIERS, catalog};
+use crate::session::standing::NewRule;
 
 /// A toxic that the kernel carries out.
 #[derive(Clone, Debug)]
@@ -69,7 +70,7 @@ impl PacketToxic {
     ///
     /// # Errors
     /// 400 for attributes that the rule can't have.
-    pub(crate) fn wanted(&self, upstream: &str) -> Result<Wanted, ApiError> {
+    pub(crate) fn new_rule(&self, upstream: &str) -> Result<NewRule, ApiError> {
         let is_modifier = |name: &str| {
             let mut modifiers = MODIFIERS.iter();
             catalog::spec(self.kind).is_none_or(|spec| spec.param(name).is_none())
@@ -98,7 +99,7 @@ impl PacketToxic {
             };
             rule.insert("direction".to_owned(), json!(direction));
         }
-        Wanted::read(Value::Object(rule))
+        Ok(NewRule::new(read_rule(Value::Object(rule))?)?)
     }
 
     /// As the API shows it: as any toxic, with the rule that it is.

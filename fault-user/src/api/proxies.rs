@@ -12,12 +12,12 @@ use super::body::{Fields, number};
 use super::error::ApiError;
 use super::events::Events;
 use super::packet::{self, PacketToxic};
-use super::rules::{Change, PACKET_RULES, Rules, off_the_runtime};
 use super::security::Caller;
 use crate::relay::{
     Direction, Engine, Fault, Listen, Picked, Relay, Settings, ToxicConfig, Transport, Upstream,
     resolve_listen, resolve_name,
 };
+use crate::session::standing::{Rules, RulesChange, off_the_runtime};
 use crate::steer::front::{Front, Place};
 
 /// A relay and the texts of its addresses.
@@ -394,9 +394,9 @@ impl Proxy {
         let upstream = self.texts().upstream;
         let label = format!("{} of {}", toxic.name, self.relay.name());
         let toxic = off_the_runtime(&self.rules, move |rules| {
-            let wanted = toxic.wanted(&upstream)?;
-            toxic.text = wanted.text();
-            let ids = rules.change(&Change {
+            let wanted = toxic.new_rule(&upstream)?;
+            toxic.text = wanted.to_string();
+            let ids = rules.change(&RulesChange {
                 add: vec![wanted],
                 toxic: Some(label),
                 remove: vec![toxic.rule],
@@ -474,6 +474,9 @@ fn toxic_json(config: &ToxicConfig) -> Value {
         "toxicity": number(config.toxicity),
     })
 }
+
+/// What callers may not have who are told so.
+pub(super) const PACKET_RULES: &str = "packet rules";
 
 /// All proxies of a daemon.
 pub struct Proxies {
@@ -754,7 +757,11 @@ impl Proxies {
             };
             first = first.and(reset.await);
         }
-        first = first.and(off_the_runtime(&self.rules, Rules::clear).await);
+        first = first.and(
+            off_the_runtime(&self.rules, Rules::clear)
+                .await
+                .map_err(ApiError::from),
+        );
         self.events.tell("reset", "", &Value::Null);
         first
     }

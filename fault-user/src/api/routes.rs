@@ -16,6 +16,7 @@ use super::error::ApiError;
 use super::proxies::Proxies;
 use super::security::{self, Caller, Guard};
 use super::{gate, metrics, rules};
+use crate::session::standing::{Rules, off_the_runtime};
 
 /// Which Toxiproxy this behaves like: clients choose their requests by it.
 pub const VERSION: &str = "2.12.0";
@@ -171,7 +172,7 @@ async fn version() -> Response {
 }
 
 async fn show_metrics(State(proxies): Api, has_runtime_metrics: bool) -> Answer {
-    let rules = rules::off_the_runtime(proxies.rules(), rules::Rules::list).await?;
+    let rules = off_the_runtime(proxies.rules(), Rules::list).await?;
     let kind = (
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use clap::builder::{BoolishValueParser, FalseyValueParser};
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::api::{self, Caller, Events, Guard, Proxies, VERSION};
+use crate::api::{self, Caller, Events, Guard, Proxies, VERSION, tell_hits};
 use crate::relay::Engine;
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::files;
@@ -183,7 +183,10 @@ async fn serve(
     if let Err(error) = rights::confine(args.socket.as_deref()) {
         log::warn!("fault may do more than it needs to: {error:#}");
     }
-    tokio::spawn(Arc::clone(proxies.rules()).tell(proxies.events().clone()));
+    tokio::spawn(tell_hits(
+        Arc::clone(proxies.rules()),
+        proxies.events().clone(),
+    ));
     let open = match args.guard() {
         Guard::Open => {
             ", open to everyone who can connect, without packet rules and transparent proxies"

@@ -18,7 +18,6 @@ pub mod run;
 pub mod top;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -28,9 +27,6 @@ use serde::Serialize;
 
 use crate::rule::units::parse_duration;
 use crate::session::outcome::{Failure, Outcome, exit};
-use crate::sys::process::capabilities::Capability;
-use crate::sys::process::command::StartError;
-use crate::sys::process::rights;
 use crate::tell;
 
 /// Hurts the network of one command, service or host, in the kernel, and heals it again.

@@ -1,19 +1,15 @@
 //! The rules of a command line and of a scenario file.
 
 use std::io::Read as _;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use fault_common::abi::RULES_MAX;
 use serde_json::json;
 
-use crate::rule::scenario::{Expect, Format, ProbeCheck, Random, Scenario, ScenarioError};
-use crate::rule::{
-    ResolvedRule, ResolvedTarget, Rule, RuleError, SystemResolver, Targets, conflict, named_target,
-};
+use crate::rule::scenario::{Format, Random, Scenario, ScenarioError};
+use crate::rule::{ResolvedRule, Rule, RuleError, SystemResolver, Targets, conflict, named_target};
 use crate::session::outcome::Failure;
 use crate::session::rules::{RuleSet, draw_seed};
 

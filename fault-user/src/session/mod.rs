@@ -14,6 +14,7 @@ pub mod outcome;
 pub mod rules;
 pub mod run;
 pub mod signals;
+pub mod standing;
 pub mod subject;
 pub mod tree;
 pub mod windows;
@@ -38,8 +39,8 @@ use crate::inject::injection::{Hits, Injection, Prepared, Wishes};
 use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::tables::Scope;
 use crate::plan::{Plan, guard_host};
-use crate::report::summary::{self, Audience};
 use crate::relay::Cut;
+use crate::report::summary::{self, Audience};
 use crate::rule::Fault;
 use crate::steer::Steering;
 use crate::sys::preflight::{Need, preflight};
@@ -319,7 +320,9 @@ impl Session<'_> {
             _ => 0,
         });
         let transit = Duration::from_nanos(held_ns.max().unwrap_or(0));
-        let cut = steering.finish(self.options.drain, transit, ends.come()).await;
+        let cut = steering
+            .finish(self.options.drain, transit, ends.come())
+            .await;
         if cut != Cut::default() {
             tell!(
                 "fault: {} connections were open at the end and were reset; {} bytes of them had not arrived",

@@ -1,0 +1,435 @@
+//! The packet rules of a daemon, exchanged while traffic flows. The programs are there while there are rules, and only
+//! then.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+
+use anyhow::anyhow;
+use nix::sys::signal::SigSet;
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::machine::ThisMachine;
+use crate::inject::injection::{Hits, Injection, Wishes};
+use crate::inject::preparation::prepare;
+use crate::plan::mechanism::choose;
+use crate::plan::{Plan, guard_host};
+use crate::rule::{Layer, ResolvedRule, Rule, SystemResolver, Targets};
+use crate::sys::net::interfaces::{self, Interface, Selection};
+use crate::sys::preflight::{Need, preflight};
+
+/// A rule and what it is called.
+#[derive(Clone, Debug)]
+struct Entry {
+    id: u64,
+    rule: Rule,
+    resolved: ResolvedRule,
+    /// What it did before the programs were loaded anew.
+    past: Hits,
+    /// The toxic that it stands for.
+    toxic: Option<String>,
+}
+
+/// A rule that is to be added.
+#[derive(Clone, Debug)]
+pub struct NewRule {
+    rule: Rule,
+    resolved: ResolvedRule,
+}
+
+impl NewRule {
+    /// Looks the names of a rule up.
+    ///
+    /// # Errors
+    /// It is about a stream, or a name is unknown.
+    pub fn new(rule: Rule) -> Result<Self, RulesError> {
+        if rule.fault.layer() == Layer::Stream {
+            return Err(RulesError::Bad(format!(
+                "`{rule}` is about a stream: add a proxy whose listen is its upstream, and the toxic to that"
+            )));
+        }
+        let resolved = rule
+            .resolve(&Targets::new(), &mut SystemResolver)
+            .map_err(|error| RulesError::Bad(error.one_line()))?;
+        Ok(Self { rule, resolved })
+    }
+}
+
+impl fmt::Display for NewRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.rule.fmt(f)
+    }
+}
+
+/// A rule as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleStatus {
+    /// Its number.
+    pub id: u64,
+    /// The rule as it is printed.
+    pub rule: String,
+    /// What carries it.
+    pub mechanism: String,
+    /// Packets that it matched.
+    pub seen: u64,
+    /// Packets that it did something to.
+    pub hits: u64,
+    /// Connections that it matched.
+    pub connections: u64,
+    /// The toxic that it stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub toxic: Option<String>,
+}
+
+/// Why rules were not changed.
+#[derive(Debug)]
+pub enum RulesError {
+    /// A rule can't be carried out.
+    Bad(String),
+    /// The rights for it are missing.
+    Forbidden(String),
+    /// The machine does not let it.
+    Failed(anyhow::Error),
+}
+
+impl fmt::Display for RulesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bad(why) | Self::Forbidden(why) => f.write_str(why),
+            Self::Failed(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for RulesError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Rules in the kernel.
+struct Applied {
+    injection: Injection,
+    plan: Plan,
+}
+
+#[derive(Default)]
+struct Now {
+    next_id: u64,
+    entries: Vec<Entry>,
+    applied: Option<Applied>,
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// The packet rules of a daemon.
+pub struct Rules {
+    seed: u64,
+    /// Where the API itself listens, which rules are not to cut without force.
+    api_port: Option<u16>,
+    now: Mutex<Now>,
+    /// To the thread that puts them in force. It keeps the rights for that, when those that read what comes from the
+    /// network have given up theirs.
+    hand: mpsc::Sender<Work>,
+}
+
+/// What becomes of the rules.
+#[derive(Clone, Debug)]
+pub struct RulesChange {
+    /// These are added at the end, for a toxic or for none.
+    pub add: Vec<NewRule>,
+    /// The toxic that they stand for.
+    pub toxic: Option<String>,
+    /// These go.
+    pub remove: Vec<u64>,
+    /// Rules that cut SSH or the API are meant so.
+    pub force: bool,
+}
+
+impl Rules {
+    /// None yet; `seed` decides what they draw, `api_port` is where the API listens. What the calling thread may do now they may do later.
+    ///
+    /// # Errors
+    /// There can't be a thread for them.
+    pub fn new(seed: u64, api_port: Option<u16>) -> anyhow::Result<Self> {
+        let (hand, works) = mpsc::channel::<Work>();
+        // It ends with the sender.
+        std::thread::Builder::new()
+            .name("rules".to_owned())
+            .spawn(move || {
+                if let Err(error) = SigSet::all().thread_block() {
+                    log::warn!("signals may be lost: {error}");
+                }
+                for work in works {
+                    work();
+                }
+            })?;
+        Ok(Self {
+            seed,
+            api_port,
+            now: Mutex::default(),
+            hand,
+        })
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All rules as they stand.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn list(&self) -> Result<Vec<RuleStatus>, RulesError> {
+        self.now().list()
+    }
+
+    /// Changes the rules, all at once or not at all; the numbers of the new ones.
+    ///
+    /// # Errors
+    /// A rule that can't be carried out, missing rights, or the kernel refuses.
+    pub fn change(&self, change: &RulesChange) -> Result<Vec<u64>, RulesError> {
+        let mut now = self.now();
+        let added: Vec<_> = change
+            .add
+            .iter()
+            .map(|new| (new.rule.clone(), new.resolved.clone()))
+            .collect();
+        if !added.is_empty() {
+            let bad = |error: anyhow::Error| RulesError::Bad(format!("{error:#}"));
+            if !change.force {
+                guard_host(&added, self.api_port).map_err(bad)?;
+            }
+            if now.applied.is_none() {
+                preflight(&[Need::Programs]).map_err(|unmet| {
+                    let why = format!("packet rules need root: {}", unmet.lines().join("; "));
+                    RulesError::Forbidden(why)
+                })?;
+            }
+        }
+        let mut entries = now.entries.clone();
+        entries.retain(|entry| !change.remove.contains(&entry.id));
+        let mut ids = Vec::new();
+        for (rule, resolved) in added {
+            now.next_id += 1;
+            ids.push(now.next_id);
+            entries.push(Entry {
+                id: now.next_id,
+                rule,
+                resolved,
+                past: Hits::default(),
+                toxic: change.toxic.clone(),
+            });
+        }
+        now.apply(entries, self.seed)?;
+        Ok(ids)
+    }
+
+    /// Takes rules away.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove(&self, ids: Vec<u64>) -> Result<(), RulesError> {
+        let change = RulesChange {
+            add: Vec::new(),
+            toxic: None,
+            remove: ids,
+            force: false,
+        };
+        self.change(&change).map(|_none| ())
+    }
+
+    /// Takes all rules away.
+    ///
+    /// # Errors
+    /// Something can't be taken back.
+    pub fn clear(&self) -> Result<(), RulesError> {
+        self.now().apply(Vec::new(), self.seed)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.now().entries.is_empty()
+    }
+
+    /// The number of each rule, its text, and what it has done.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn hits(&self) -> Result<Vec<(u64, String, Hits)>, RulesError> {
+        let now = self.now();
+        let hits = now.hits()?;
+        let entries = now.entries.iter().zip(hits);
+        Ok(entries
+            .map(|(entry, hits)| (entry.id, entry.rule.to_string(), hits))
+            .collect())
+    }
+}
+
+impl Now {
+    fn hits(&self) -> Result<Vec<Hits>, RulesError> {
+        let mut all = match &self.applied {
+            Some(applied) => applied.injection.hits(&applied.plan)?,
+            None => Vec::new(),
+        };
+        for (hits, entry) in all.iter_mut().zip(&self.entries) {
+            hits.add(&entry.past);
+        }
+        Ok(all)
+    }
+
+    fn list(&self) -> Result<Vec<RuleStatus>, RulesError> {
+        let Some(applied) = &self.applied else {
+            return Ok(Vec::new());
+        };
+        let hooks = applied.injection.hooks().to_string();
+        let rules = self
+            .entries
+            .iter()
+            .zip(self.hits()?)
+            .zip(&applied.plan.rules);
+        let shown = rules.map(|((entry, hits), planned)| RuleStatus {
+            id: entry.id,
+            rule: entry.rule.to_string(),
+            mechanism: planned.mechanism(Some(hooks.clone())),
+            seen: hits.stats.seen_packets,
+            hits: hits.stats.hit_packets,
+            connections: hits.connections,
+            toxic: entry.toxic.clone(),
+        });
+        Ok(shown.collect())
+    }
+
+    /// Puts these rules in force instead of those that are.
+    fn apply(&mut self, mut entries: Vec<Entry>, seed: u64) -> Result<(), RulesError> {
+        if entries.is_empty() {
+            self.entries = entries;
+            return match self.applied.take() {
+                Some(applied) => applied.injection.heal().map_err(RulesError::from),
+                None => Ok(()),
+            };
+        }
+        let plan = plan(&entries, seed)?;
+        let Some(mut applied) = self.applied.take() else {
+            self.applied = Some(begin(plan)?);
+            self.entries = entries;
+            return Ok(());
+        };
+        let exchanged = if must_begin_anew(&applied, &plan)? {
+            None
+        } else {
+            let mut next = plan.clone();
+            let exchanged = applied.injection.replace(&applied.plan, &mut next);
+            // Without room for more they begin anew, with more room.
+            exchanged.is_ok().then_some(next)
+        };
+        if let Some(plan) = exchanged {
+            applied.plan = plan;
+            self.applied = Some(applied);
+        } else {
+            let hits = applied.injection.hits(&applied.plan)?;
+            for (old, hits) in self.entries.iter().zip(hits) {
+                if let Some(entry) = entries.iter_mut().find(|entry| entry.id == old.id) {
+                    entry.past.add(&hits);
+                }
+            }
+            self.begin_anew(applied, plan)?;
+        }
+        self.entries = entries;
+        Ok(())
+    }
+
+    /// Loads the programs anew, for the rules' time as it was. When that fails the old rules come back; if they don't,
+    /// there are none.
+    fn begin_anew(&mut self, mut old: Applied, mut plan: Plan) -> Result<(), RulesError> {
+        old.injection.follow(&old.plan, &mut plan)?;
+        // What lies outside the process is there once.
+        old.injection.settle()?;
+        let started =
+            |plan: &Plan| prepare(plan, &everywhere()?, &live())?.start_after(&old.injection);
+        let error = match started(&plan) {
+            Ok(injection) => {
+                self.applied = Some(Applied { injection, plan });
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        match started(&old.plan) {
+            Ok(injection) => {
+                let plan = old.plan;
+                self.applied = Some(Applied { injection, plan });
+            }
+            Err(again) => {
+                log::error!("the old rules did not come back: {again:#}");
+                self.entries.clear();
+            }
+        }
+        Err(error.into())
+    }
+}
+
+fn plan(entries: &[Entry], seed: u64) -> Result<Plan, RulesError> {
+    let refused = |error: anyhow::Error| RulesError::Bad(format!("{error:#}"));
+    let mut rules: Vec<_> = entries
+        .iter()
+        .map(|entry| (entry.rule.clone(), entry.resolved.clone()))
+        .collect();
+    let mechanism = choose(None, &mut rules, &ThisMachine).map_err(refused)?;
+    let mut plan = Plan::new(&rules, seed, None, None).map_err(refused)?;
+    plan.hold_by(mechanism);
+    if let Some((index, _)) = plan.stream_rules().first() {
+        let text = &plan.rules[*index].text;
+        return Err(refused(anyhow::anyhow!(
+            "nothing here can hold the packets of `{text}`: `fault doctor` tells what is missing"
+        )));
+    }
+    Ok(plan)
+}
+
+fn begin(plan: Plan) -> Result<Applied, RulesError> {
+    let begun = || prepare(&plan, &everywhere()?, &live())?.start();
+    let injection = begun()?;
+    Ok(Applied { injection, plan })
+}
+
+fn everywhere() -> anyhow::Result<Vec<Interface>> {
+    interfaces::select(&interfaces::list()?, &Selection::Default)
+}
+
+fn live() -> Wishes {
+    Wishes {
+        live: true,
+        newcomers: Some(Selection::Default),
+        ..Wishes::default()
+    }
+}
+
+/// What holds packets is set up with the programs.
+fn must_begin_anew(applied: &Applied, plan: &Plan) -> Result<bool, RulesError> {
+    Ok(plan.held_by != applied.plan.held_by
+        || plan.qdiscs()? != applied.plan.qdiscs()?
+        || plan.needs_delay_line() && applied.injection.delay_line().is_none())
+}
+
+/// Does what may take long, and what needs rights, on the thread that has them.
+///
+/// # Errors
+/// The thread is gone, or as `work`.
+pub async fn off_the_runtime<T: Send + 'static>(
+    rules: &Arc<Rules>,
+    work: impl FnOnce(&Rules) -> Result<T, RulesError> + Send + 'static,
+) -> Result<T, RulesError> {
+    let (done, result) = oneshot::channel();
+    let own = Arc::clone(rules);
+    let whole = move || {
+        // Whoever asked may have gone away meanwhile.
+        drop(done.send(work(&own)));
+    };
+    let gone = "the thread of the packet rules has ended: restart the daemon";
+    rules
+        .hand
+        .send(Box::new(whole))
+        .map_err(|_| anyhow!(gone))?;
+    result.await.map_err(|_| anyhow!(gone))?
+}
