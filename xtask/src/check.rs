@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    build_ebpf,
+    build_ebpf, layers,
     workspace::{cargo, run as run_command},
 };
 
@@ -16,6 +16,7 @@ pub struct Arguments {}
 /// # Errors
 /// Fails at the first check that does.
 pub fn run(_: &Arguments) -> Result<()> {
+    layers::check()?;
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
     run_command(cargo().args([
         "clippy",

@@ -5,6 +5,7 @@ mod build_ebpf;
 mod check;
 mod dist;
 mod fuzz;
+mod layers;
 mod run;
 mod setup;
 mod skip;
