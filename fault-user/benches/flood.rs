@@ -9,8 +9,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use fault_user::inject::injection::{Front, Prepared, Wishes};
+use fault_user::inject::injection::{Prepared, Wishes};
 use fault_user::inject::preparation::prepare;
+use fault_user::inject::reach::Front;
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::net::interfaces::{Selection, list, select};

@@ -15,6 +15,7 @@ use object::build::elf::{Builder, SectionData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::stack;
 use crate::workspace::{cargo, cargo_home, find_program, output, root, run as run_command, tool};
 
 /// Little-endian BPF: one object serves every little-endian CPU.
@@ -141,6 +142,7 @@ pub fn check(route: Option<Route>) -> Result<()> {
     if sources_sha256()? != record.sources_sha256 {
         bail!("{OBJECT} is older than its sources: {MEND}");
     }
+    stack::check(&committed)?;
     let toolchain = match Toolchain::find_all(route) {
         Ok(found) => found.into_iter().find(|toolchain| toolchain.made(&record)),
         Err(error) => {

@@ -43,7 +43,10 @@ type Imports = BTreeMap<Module, BTreeSet<Module>>;
 fn table(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let [begin, end] = MARKS;
     let rest = text.split_once(begin).context("no table of layers")?.1;
-    let rows = rest.split_once(end).context("the table of layers has no end")?.0;
+    let rows = rest
+        .split_once(end)
+        .context("the table of layers has no end")?
+        .0;
     let words = |cell: &str| -> BTreeSet<String> {
         let quoted = cell.split('`').skip(1).step_by(2);
         quoted.map(str::to_owned).collect()
@@ -66,7 +69,8 @@ fn modules(folder: &Path) -> Result<Imports> {
     let known: BTreeSet<Module> = files.iter().map(|(module, _)| module.clone()).collect();
     let mut imports = Imports::new();
     for (module, text) in files {
-        let file = syn::parse_file(&text).with_context(|| format!("{} can't be read", module.join("::")))?;
+        let file = syn::parse_file(&text)
+            .with_context(|| format!("{} can't be read", module.join("::")))?;
         let mut reader = Reader {
             module: &module,
             known: &known,
@@ -161,7 +165,11 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        let words: Vec<_> = path.segments.iter().map(|one| one.ident.to_string()).collect();
+        let words: Vec<_> = path
+            .segments
+            .iter()
+            .map(|one| one.ident.to_string())
+            .collect();
         self.take(&words);
         syn::visit::visit_path(self, path);
     }
@@ -211,7 +219,10 @@ fn circles(imports: &Imports) -> Vec<String> {
         }
         seen
     };
-    let in_circles: BTreeSet<_> = imports.keys().filter(|module| reached(module).contains(*module)).collect();
+    let in_circles: BTreeSet<_> = imports
+        .keys()
+        .filter(|module| reached(module).contains(*module))
+        .collect();
     in_circles
         .iter()
         .map(|module| {
@@ -220,7 +231,11 @@ fn circles(imports: &Imports) -> Vec<String> {
                 .filter(|other| in_circles.contains(other))
                 .map(|other| other.join("::"))
                 .collect();
-            format!("{} is in a circle of imports: {}", module.join("::"), others.join(", "))
+            format!(
+                "{} is in a circle of imports: {}",
+                module.join("::"),
+                others.join(", ")
+            )
         })
         .collect()
 }
@@ -251,15 +266,23 @@ mod tests {
 
     #[test]
     fn an_arrow_against_the_order_is_found() {
-        let text = "<!-- layers -->\n| `low` | x | nothing |\n| `high` | x | `low` |\n<!-- /layers -->";
+        let text =
+            "<!-- layers -->\n| `low` | x | nothing |\n| `high` | x | `low` |\n<!-- /layers -->";
         let allowed = table(text).unwrap();
         let right = imports_of(&[("low", ""), ("high", "use crate::low::Thing;")]);
         assert_eq!(against(&allowed, &right), [""; 0]);
-        for wrong in ["use crate::high::Thing;", "fn f() { crate::high::f(); }", "use super::{high::A};"] {
+        for wrong in [
+            "use crate::high::Thing;",
+            "fn f() { crate::high::f(); }",
+            "use super::{high::A};",
+        ] {
             let wrong = imports_of(&[("low", wrong), ("high", "")]);
             assert_eq!(against(&allowed, &wrong).len(), 1);
         }
-        let tested = imports_of(&[("low", "#[cfg(test)] mod tests { use crate::high; }"), ("high", "")]);
+        let tested = imports_of(&[
+            ("low", "#[cfg(test)] mod tests { use crate::high; }"),
+            ("high", ""),
+        ]);
         assert_eq!(against(&allowed, &tested), [""; 0]);
         assert_eq!(against(&allowed, &imports_of(&[("new", "")])).len(), 1);
     }

@@ -9,6 +9,7 @@ mod layers;
 mod run;
 mod setup;
 mod skip;
+mod stack;
 mod test;
 mod vm;
 mod watchdog;

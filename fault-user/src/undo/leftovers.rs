@@ -246,8 +246,9 @@ mod tests {
     use crate::sys::net::netlink::in_own_netns;
     use crate::sys::process::proc::ProcessId;
     use crate::undo::change::Change;
+    use crate::undo::change::Entry;
     use crate::undo::instance::current_netns;
-    use crate::undo::journal::{Entry, Header, VERSION};
+    use crate::undo::journal::{Header, VERSION};
 
     fn line(value: &impl Serialize) -> String {
         serde_json::to_string(value).unwrap() + "\n"
