@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd as _, OwnedFd};
@@ -12,6 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::echo::{connected, tcp_echo, udp_client, udp_echo};
@@ -462,4 +465,129 @@ fn twenty_instances_at_random_disturb_nobody() {
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&shown.stdout), "");
+}
+
+/// Starts a program, and kills it as one of its threads begins a system call, the `last` of all. Gives how many there were: fewer where it
+/// has ended by itself.
+fn kill_at(command: &mut Command, last: u64) -> (u32, u64) {
+    const OPTIONS: i32 =
+        libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+    const SYSTEM_CALL: i32 = libc::SIGTRAP | 0x80;
+    // SAFETY: one system call, which stops the program when it has begun.
+    unsafe {
+        command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let program = command.spawn().unwrap().id();
+    let leader = program.cast_signed();
+    let (mut calls, mut inside, mut is_known) = (0, HashSet::new(), false);
+    loop {
+        let mut status = 0;
+        // SAFETY: the status is ours. Children of other tests' threads are left to them.
+        let thread =
+            unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
+        assert!(thread > 0, "{}", std::io::Error::last_os_error());
+        if !libc::WIFSTOPPED(status) {
+            if thread == leader {
+                return (program, calls);
+            }
+            continue;
+        }
+        if !is_known {
+            // SAFETY: it has stopped.
+            let set = unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, leader, 0, OPTIONS) };
+            assert_eq!(set, 0);
+            is_known = true;
+        }
+        let signal = libc::WSTOPSIG(status);
+        if signal == SYSTEM_CALL && !inside.remove(&thread) {
+            inside.insert(thread);
+            calls += 1;
+            if calls == last {
+                kill(Pid::from_raw(leader), Signal::SIGKILL).unwrap();
+            }
+        }
+        let is_ours = [SYSTEM_CALL, libc::SIGTRAP, libc::SIGSTOP].contains(&signal);
+        let passed_on = if is_ours { 0 } else { signal };
+        // SAFETY: it has stopped. One that has been killed meanwhile does not go on.
+        unsafe { libc::ptrace(libc::PTRACE_SYSCALL, thread, 0, passed_on) };
+    }
+}
+
+/// An empty `/run` for this thread and what it starts.
+fn hide_run() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(none, "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+}
+
+fn said(words: &[&str]) -> String {
+    let done = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    String::from_utf8(done.stdout).unwrap()
+}
+
+/// What is left of what instances note in journals, and the journals.
+fn noted() -> String {
+    let mut left = said(&["find", "/run/fault", "-type", "f"]);
+    left += &said(&["tc", "filter", "show", "dev", "lo", "egress"]);
+    left += &said(&["ip", "-o", "link", "show", "type", "tun"]);
+    if said(&["tc", "qdisc", "show", "dev", "lo"]).contains("clsact") {
+        left += "clsact\n";
+    }
+    if settings() != "00" {
+        left += "settings\n";
+    }
+    left
+}
+
+/// The cgroups of a killed instance, which `fault clean` finds by their names.
+fn cgroups_of(program: u32) -> String {
+    let name = format!("fault-{program}-*");
+    said(&["find", "/sys/fs/cgroup", "-name", &name])
+}
+
+/// `FAULT_KILLS` kills, or one at each system call where that is `all`. The next run removes what is noted, and `fault clean` all.
+#[test]
+fn a_kill_at_any_system_call_leaves_nothing_that_is_not_removed() {
+    let kills = std::env::var("FAULT_KILLS").unwrap_or_else(|_| "20".to_owned());
+    enter_fresh();
+    hide_run();
+    let killed_at = |last| {
+        let mut command = fault();
+        command.args(["run", "--allow-unfired", "--attach", "clsact"]);
+        command.args(["-r", "udp:7000 delay=1ms", "--", "true"]);
+        kill_at(command.stderr(Stdio::null()), last)
+    };
+    let (program, all) = killed_at(u64::MAX);
+    assert_eq!(noted() + &cgroups_of(program), "");
+    let kills = if kills == "all" {
+        all
+    } else {
+        kills.parse().unwrap()
+    };
+    let stride = all.div_ceil(kills);
+    let first = u64::from(std::process::id()) % stride;
+    eprintln!("at every {stride}th of {all} system calls, from {first} on");
+    let mut removed = 0;
+    for (round, last) in (first.max(1)..all)
+        .step_by(usize::try_from(stride).unwrap())
+        .enumerate()
+    {
+        let (program, _) = killed_at(last);
+        removed += u64::from(!noted().is_empty());
+        if round % 2 == 1 {
+            let rule = ["udp:7000 delay=1ms"];
+            let done = run(&rule, "--allow-unfired", &["true"]);
+            assert!(done.status.success(), "{last}: {done:?}");
+            assert_eq!(noted(), "", "killed at {last}: {done:?}");
+        }
+        let done = fault().arg("clean").output().unwrap();
+        assert!(done.status.success(), "{last}: {done:?}");
+        let left = noted() + &cgroups_of(program);
+        assert_eq!(left, "", "killed at {last}: {done:?}");
+    }
+    assert!(removed > 0, "there was nothing to remove");
 }

@@ -208,7 +208,7 @@ pub(super) fn qdisc_share(interface_index: u32) -> String {
     format!("qdisc/{interface_index}")
 }
 
-/// Undoes what carries the number of an instance, unless a living one has taken the number over from a dead one.
+/// Undoes what carries the number of a dead instance. A living one that has taken the number over has removed it already ([`join`]).
 fn undo_by_number(number: u32, is_dead: bool, undo: impl FnOnce() -> Result<bool>) -> Result<bool> {
     if !is_dead {
         return undo();
@@ -330,11 +330,19 @@ pub(super) fn link_owner(interface: &Interface) -> Option<u32> {
     (number < INSTANCES_MAX).then_some(number)
 }
 
-/// Removes the links that a dead instance has left whose number the caller has now.
+/// Takes a number ([`Instance::join`]), and removes the links and filters that a dead instance of the same number has left: nobody
+/// could tell them from those of the new one any more.
 ///
 /// # Errors
-/// The kernel refuses.
-pub fn remove_stale(number: u32) -> Result<()> {
+/// As [`Instance::join`], or the kernel refuses.
+pub fn join() -> Result<Instance> {
+    let instance = Instance::join()?;
+    remove_stale(instance.number())?;
+    Ok(instance)
+}
+
+fn remove_stale(number: u32) -> Result<()> {
+    clsact::remove_all_of(number)?;
     for link in interfaces::list()? {
         if link_owner(&link) == Some(number) && link.kind.as_deref() == Some("veth") {
             remove_link(&link)?;

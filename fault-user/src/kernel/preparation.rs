@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use fault_common::abi::{PLACES, RULES_MAX, holder, modifier};
 use nix::errno::Errno;
 
+use super::change::join;
 use super::idle::Idle;
 use super::injection::{Front, Prepared, Wishes};
 use super::injector::{Attachment, Capacity, Clock, Injector, Options};
@@ -41,7 +42,7 @@ pub fn prepare_noting(
     journal: Option<Journal>,
 ) -> Result<Prepared> {
     let mut journal = journal;
-    let instance = Instance::join()?;
+    let instance = join()?;
     let qdiscs = match plan.qdiscs()? {
         Some(kind) => {
             let number = instance.number();
@@ -95,7 +96,7 @@ fn prepare_behind(
         let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
         drop(reach);
         // Of another number: what carries the first one may still be going.
-        let instance = Instance::join()?;
+        let instance = join()?;
         let wishes = Wishes {
             attachment: Some(Attachment::Clsact),
             ..wishes.clone()

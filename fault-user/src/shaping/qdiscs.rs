@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::tap::be_quiet;
-use crate::kernel::change::{Change, link_name, remove_stale};
+use crate::kernel::change::{Change, link_name};
 use crate::kernel::clsact::Qdisc;
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::netlink::Netlink;
@@ -203,7 +203,6 @@ fn make_detour(
     record: &mut impl FnMut(Change) -> Result<()>,
 ) -> Result<(Interface, Interface)> {
     let names = ["i", "o"].map(|end| format!("{}{end}", link_name(number)));
-    remove_stale(number)?;
     record(Change::Link {
         name: names[0].clone(),
     })?;
