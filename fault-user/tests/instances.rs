@@ -7,6 +7,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::echo::{connected, tcp_echo, udp_client, udp_echo};
 use support::late::{echo, timed};
-use support::place::{Hurt, PATIENCE, enter_fresh, fault, run, wait_for};
+use support::place::{Hurt, PATIENCE, enter_fresh, fault, hierarchy, run, wait_for};
 
 const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/accept_local",
@@ -303,17 +304,68 @@ fn without_descriptors_nothing_is_left_and_nothing_panics() {
                 Ok(())
             });
         }
-        let child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let name = format!("fault-{}-0", child.id());
-        let done = child.wait_with_output().unwrap();
-        let told = String::from_utf8_lossy(&done.stderr);
-        let code = done.status.code();
-        assert!(matches!(code, Some(0 | 125)), "{limit}: {code:?} {told}");
-        let left = Command::new("find")
-            .args(["/sys/fs/cgroup", "-name", &name])
-            .output()
-            .unwrap();
-        assert_eq!(String::from_utf8_lossy(&left.stdout), "", "{limit}: {told}");
+        fails_cleanly(&mut command, limit);
+    }
+}
+
+/// It succeeds, or says why it can't and leaves no cgroup.
+fn fails_cleanly(command: &mut Command, limit: u64) {
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let program = child.id();
+    let done = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&done.stderr);
+    let code = done.status.code();
+    assert!(matches!(code, Some(0 | 125)), "{limit}: {code:?} {told}");
+    assert_eq!(cgroups_of(program), "", "{limit}: {told}");
+}
+
+/// A cgroup that limits how many threads there are in it. Removed with this.
+struct Few(PathBuf);
+
+impl Few {
+    /// Nothing where the controller is not to be had.
+    fn new() -> Option<Self> {
+        let version_1 = PathBuf::from("/sys/fs/cgroup/pids");
+        let root = if version_1.exists() {
+            version_1
+        } else {
+            let root = hierarchy()?.path().to_owned();
+            std::fs::write(root.join("cgroup.subtree_control"), "+pids").ok()?;
+            root
+        };
+        let folder = root.join(format!("few-threads-{}", std::process::id()));
+        std::fs::create_dir(&folder).ok()?;
+        Some(Self(folder))
+    }
+}
+
+impl Drop for Few {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir(&self.0) {
+            eprintln!("{} was not removed: {error}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn without_threads_nothing_is_left_and_nothing_panics() {
+    let Some(few) = Few::new() else {
+        eprintln!("skipped: there is no controller of pids");
+        return;
+    };
+    enter_fresh();
+    for limit in 1..=10 {
+        std::fs::write(few.0.join("pids.max"), limit.to_string()).unwrap();
+        let procs = std::fs::OpenOptions::new()
+            .write(true)
+            .open(few.0.join("cgroup.procs"));
+        let mut procs = procs.unwrap();
+        let mut command = fault();
+        command.args(["run", "--allow-unfired", "-r", "7000 delay=5ms"]);
+        command.args(["-r", "tcp:7001 latency=5ms", "--", "true"]);
+        // SAFETY: one system call.
+        unsafe { command.pre_exec(move || procs.write_all(b"0")) };
+        fails_cleanly(&mut command, limit);
     }
 }
 
