@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::echo::{connected, tcp_echo, udp_client, udp_echo};
 use support::late::{echo, timed};
-use support::place::{Hurt, PATIENCE, enter_fresh, fault, hierarchy, run, wait_for};
+use support::place::{Hurt, PATIENCE, enter_fresh, fault, has_tcx, hierarchy, run, wait_for};
 
 const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/accept_local",
@@ -158,14 +158,7 @@ fn rules_beside_a_delay_act_while_fault_is_stopped() {
     let address = echo(None, "127.0.0.1");
     let rules = ["tcp:7001 reject", "udp:7000 delay=50ms"];
     let hurt = Hurt::begin(&rules, "--scope host");
-    let is_linked = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let is_linked = is_linked
-        .split('.')
-        .filter_map(|part| part.parse::<u32>().ok())
-        .take(2)
-        .collect::<Vec<_>>()
-        >= vec![6, 6];
-    if !is_linked {
+    if !has_tcx() {
         eprintln!("skipped: needs tcx");
         return;
     }

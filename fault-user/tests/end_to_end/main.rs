@@ -8,7 +8,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use support::place::{Hurt, Peer, enter_fresh, fault, run, wait_for};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
 use support::servers::{Redis, Server, psql, psql_words};
 
 const PONG: &[u8; 7] = b"+PONG\r\n";
@@ -280,9 +280,7 @@ fn silent_loss_is_not_told_to_the_sender() {
     }
     sender.send(b"back").unwrap();
     let mut bytes = [0; 8];
-    receiver
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let read = receiver.recv(&mut bytes).unwrap();
     assert_eq!(&bytes[..read], b"back");
 }
@@ -292,9 +290,7 @@ fn udp_is_duplicated_corrupted_and_refused() {
     enter_fresh();
     let peer = Peer::joined();
     let receiver = UdpSocket::bind("10.77.0.1:7000").unwrap();
-    receiver
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let send = format!(
         "ip netns exec {} bash -c 'echo -n ping >/dev/udp/10.77.0.1/7000'",
         peer.name
@@ -326,9 +322,7 @@ fn udp_is_duplicated_corrupted_and_refused() {
     client.connect("10.77.0.2:7001").unwrap();
     let hurt = Hurt::begin(&["udp:7001 reject"], "--scope host");
     client.send(b"question").unwrap();
-    client
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(
         client.recv(&mut bytes).unwrap_err().kind(),
         ErrorKind::ConnectionRefused

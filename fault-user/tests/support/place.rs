@@ -18,6 +18,11 @@ pub fn is_emulated() -> bool {
     std::env::var_os("FAULT_VM_KERNEL").is_some()
 }
 
+/// Whether links of TCX hold the programs, which end with the process.
+pub fn has_tcx() -> bool {
+    fault_user::kernel::version::at_least(6, 6)
+}
+
 /// Runs `ip` with these words.
 pub fn ip(words: &str) {
     let done = Command::new("ip").args(words.split(' ')).status();
