@@ -128,6 +128,30 @@ fn fq_lets_packets_overtake_where_they_may() {
     }
 }
 
+/// The entries of the maps of this name, as text.
+fn entries_of(map: &str) -> String {
+    let words = ["-j", "map", "dump", "name", map];
+    let done = Command::new("bpftool").args(words).output().unwrap();
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn fq_remembers_the_order_of_what_it_holds_and_then_no_more() {
+    if !enter_with(&["fq"]) {
+        return;
+    }
+    let socket = connected(echo(None, "127.0.0.1"));
+    let hurt = Hurt::begin(&["udp:7000 delay=40ms~40ms,keep-order"], FQ);
+    socket.send(b"x").unwrap();
+    socket.recv(&mut [0; 1]).unwrap();
+    assert!(entries_of("ORDERS").contains("key"));
+    wait_for(
+        || !entries_of("ORDERS").contains("key"),
+        "what has gone to be forgotten",
+    );
+    hurt.end();
+}
+
 #[test]
 fn a_packet_that_is_not_held_does_not_wait_for_one_that_is() {
     for (options, features) in [(FQ, &["fq"][..]), (NETEM, &["netem", "prio"])] {
