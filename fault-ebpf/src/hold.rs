@@ -122,6 +122,7 @@ fn into_fq<const EGRESS: bool, const LINK: u32>(
         {
             time_ns = last_ns;
         }
+        // Policy: without room for its order a packet is not held.
         ORDERS.insert(flow, time_ns, 0).map_err(|_| ())?;
         skb.set_hash(flow as u32);
     }

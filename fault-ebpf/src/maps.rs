@@ -232,9 +232,9 @@ pub static BRIDGE_PORTS: HashMap<u32, u32> = HashMap::with_max_entries(1, BPF_F_
 /// When the packet departs that is on its way to an fq qdisc, on this CPU.
 #[map]
 pub static DEPARTURE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
-/// When the last packet departs of those that must keep their order, by [`Verdict::flow`].
+/// When the last packet departs of those that must keep their order, by [`Verdict::flow`]. The daemon removes those that have departed.
 #[map]
-pub static ORDERS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16, 0);
+pub static ORDERS: HashMap<u64, u64> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// The classes of a prio qdisc in which netem holds packets, by delay in nanoseconds.
 #[map]
 pub static LEAVES: HashMap<u64, u32> = HashMap::with_max_entries(fault_common::abi::LEAVES, 0);
@@ -253,7 +253,7 @@ pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF
 pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);
 /// Where servers of the cgroup listen, and how many sockets.
 #[map]
-pub static SERVED: HashMap<Destination, u64> = HashMap::with_max_entries(1, 0);
+pub static SERVED: HashMap<Destination, u64> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// Ports from which the relay is connecting to such servers: how many sockets. Behind them the ports that it listens at
 /// over IPv4: one more than the place in [`LISTENERS`].
 #[map]

@@ -494,7 +494,7 @@ fn count_listener(address: Address, port: u32, change: u64) -> u32 {
     let own = Destination { address, port };
     if SERVED.get_ptr(own).is_none() {
         const NO_EXIST: u64 = 1;
-        // Policy: without room the server's connections go straight. Another CPU may have been faster.
+        // Policy: without room the server's connections bypass the relay, and the daemon says so. Another CPU may have been faster.
         let _made = SERVED.insert(own, 0, NO_EXIST);
     }
     if let Some(count) = SERVED.get_ptr_mut(own) {

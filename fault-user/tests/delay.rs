@@ -10,8 +10,12 @@ use std::time::{Duration, Instant};
 
 use fault_user::sys::process::netns::NetworkNamespace;
 use support::echo::connected;
-use support::late::{FRAGMENTED, assert_about, delays_all, echo, exchange, order, timed};
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, run, wait_for};
+use support::late::{
+    FRAGMENTED, assert_about, assert_within, delays_all, echo, exchange, order, timed,
+};
+use support::place::{
+    Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, is_emulated, run, wait_for,
+};
 
 const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/accept_local",
@@ -144,7 +148,7 @@ fn packets_overtake_each_other_where_they_may() {
 #[test]
 fn a_rate_is_that_of_the_wire() {
     const DATAGRAMS: u32 = 500;
-    const PAYLOAD: u32 = 958;
+    const PAYLOAD: usize = 958;
     enter_fresh();
     let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -165,25 +169,20 @@ fn a_rate_is_that_of_the_wire() {
     sender.connect("127.0.0.1:7000").unwrap();
     // 1,000 bytes on the wire, headers of UDP, IP and Ethernet included, at 8 Mbit/s: 1 ms each.
     let hurt = Hurt::begin(&["udp:7000 rate=8mbit"], "--scope host");
-    let took = timed(|| {
-        for _ in 0..DATAGRAMS {
-            sender.send(&[0; PAYLOAD as usize]).unwrap();
-        }
-        let mut bytes = [0; 2000];
-        for _ in 0..DATAGRAMS {
-            receiver.recv(&mut bytes).unwrap();
-        }
+    // An emulated machine is slow to wake up.
+    let off = if is_emulated() { 250 } else { 50 };
+    assert_within(500 - off..500 + off, "500 datagrams", || {
+        timed(|| {
+            for _ in 0..DATAGRAMS {
+                sender.send(&[0; PAYLOAD]).unwrap();
+            }
+            let mut bytes = [0; 2000];
+            for _ in 0..DATAGRAMS {
+                receiver.recv(&mut bytes).unwrap();
+            }
+        })
     });
     hurt.end();
-    let wanted = f64::from(DATAGRAMS) * 1e-3;
-    let off = (took.as_secs_f64() - wanted).abs() / wanted;
-    // An emulated machine is slow to wake up.
-    let tolerance = if std::env::var_os("FAULT_VM_KERNEL").is_some() {
-        0.5
-    } else {
-        0.1
-    };
-    assert!(off < tolerance, "{took:?} instead of {wanted} s");
 }
 
 #[test]
@@ -227,46 +226,46 @@ fn fragments_of_a_datagram_are_late_together() {
             "--scope host --seed 4",
         );
         let mut answer = [0; FRAGMENTED];
-        let mut took: Vec<_> = (0..12)
-            .map(|_| {
-                timed(|| {
-                    socket.send(&[7; FRAGMENTED]).unwrap();
-                    assert_eq!(socket.recv(&mut answer).unwrap(), FRAGMENTED);
-                })
-            })
-            .collect();
-        hurt.end();
-        took.sort_unstable();
         // The latest of four fragments that each have a delay of their own would be about 250 ms late.
-        let middle = took[took.len() / 2];
-        assert!(middle < Duration::from_millis(205), "{took:?}");
-        assert!(middle > Duration::from_millis(75), "{took:?}");
+        assert_within(75..205, "the median", || {
+            let mut took: Vec<_> = (0..12)
+                .map(|_| {
+                    timed(|| {
+                        socket.send(&[7; FRAGMENTED]).unwrap();
+                        assert_eq!(socket.recv(&mut answer).unwrap(), FRAGMENTED);
+                    })
+                })
+                .collect();
+            took.sort_unstable();
+            took[took.len() / 2]
+        });
+        hurt.end();
     }
 }
 
 #[test]
 fn a_stream_on_loopback_gets_the_rate() {
     const BYTES: usize = 16 << 20;
-    if std::env::var_os("FAULT_VM_KERNEL").is_some() {
+    if is_emulated() {
         eprintln!("skipped: an emulated machine is too slow for this rate");
         return;
     }
     enter_fresh();
     let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
     let hurt = Hurt::begin(&["tcp:7000 rate=100mbit"], "--scope host");
-    let sender = std::thread::spawn(|| {
-        let mut stream = TcpStream::connect("127.0.0.1:7000").unwrap();
-        stream.write_all(&vec![0; BYTES]).unwrap();
+    // At the rate it takes 1,342 ms. Headers are a small part of packets of 64 KiB.
+    assert_within(1278..1600, "16 MiB", || {
+        let sender = std::thread::spawn(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:7000").unwrap();
+            stream.write_all(&vec![0; BYTES]).unwrap();
+        });
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let took = timed(|| stream.read_exact(&mut vec![0; BYTES]).unwrap());
+        sender.join().unwrap();
+        took
     });
-    let (mut stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let took = timed(|| stream.read_exact(&mut vec![0; BYTES]).unwrap());
-    sender.join().unwrap();
     hurt.end();
-    // Headers are a small part of packets of 64 KiB. A machine with other work to do may be late, but not by as much as
-    // when every super-packet takes the time of two.
-    let rate = f64::from(u32::try_from(BYTES).unwrap()) * 8.0 / took.as_secs_f64() / 100e6;
-    assert!((0.75..1.05).contains(&rate), "{rate} of the rate");
 }
 
 #[test]
@@ -293,23 +292,22 @@ fn slots_deliver_in_bursts() {
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
-    let hurt = Hurt::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
-    let start = Instant::now();
-    for _ in 0..30 {
-        sender.send(b"x").unwrap();
-    }
-    let mut byte = [0; 1];
-    let arrivals: Vec<Duration> = (0..30)
-        .map(|_| {
-            receiver.recv(&mut byte).unwrap();
-            start.elapsed()
-        })
-        .collect();
-    hurt.end();
-    for (burst, ms) in arrivals.chunks(10).zip([100, 200, 300]) {
-        assert_about(burst[0], ms, "the start of a burst");
-        assert_about(burst[9], ms, "its end");
-    }
+    assert_about(0, "after the start of a slot", || {
+        let hurt = Hurt::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
+        let start = Instant::now();
+        for _ in 0..30 {
+            sender.send(b"x").unwrap();
+        }
+        let mut latest = Duration::ZERO;
+        for number in 0..30 {
+            receiver.recv(&mut [0; 1]).unwrap();
+            let slot = Duration::from_millis(100 * (1 + number / 10));
+            let after = start.elapsed().checked_sub(slot);
+            latest = latest.max(after.expect("not before its slot"));
+        }
+        hurt.end();
+        latest
+    });
 }
 
 #[test]
@@ -415,11 +413,11 @@ fn frames_between_ports_of_a_bridge_are_delayed_and_judged_once() {
         let client = connected_in(bridge.join(), server);
         round_trip(&client);
         let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
-        assert_about(round_trip(&client), 120, "from port to port");
-        assert_about(round_trip(&connected(server)), 120, "from this host");
+        let trips = assert_about(120, "from port to port", || round_trip(&client))
+            + assert_about(120, "from this host", || round_trip(&connected(server)));
         // It appears when the rules are there already.
         let late = connected_in(bridge.join(), server);
-        let mut packets = 4;
+        let mut packets = 2 * trips;
         wait_for(
             || {
                 packets += 2;
@@ -430,7 +428,7 @@ fn frames_between_ports_of_a_bridge_are_delayed_and_judged_once() {
         let summary = hurt.end();
         // Before the rules were on the new port too they were on that of the server.
         assert!(summary.contains(&format!("  {packets} pkts")), "{summary}");
-        assert!(round_trip(&client) < Duration::from_millis(120), "healed");
+        assert_within(0..120, "healed", || round_trip(&client));
     }
 }
 
@@ -517,16 +515,18 @@ fn connections_through_a_bridge_that_translates_are_delayed_and_stay_one() {
             });
             (took, stream.unwrap())
         };
-        let (took, mut stream) = handshake();
-        assert_about(took, 120, "the handshake");
-        assert_about(timed(|| exchange(&mut stream)), 120, "an exchange");
-        assert_about(
-            round_trip(&connected_in(client, service)),
-            120,
-            "a datagram",
-        );
+        let mut stream = None;
+        let opened = assert_about(120, "the handshake", || {
+            let (took, opened) = handshake();
+            stream = Some(opened);
+            took
+        });
+        let mut stream = stream.unwrap();
+        assert_about(120, "an exchange", || timed(|| exchange(&mut stream)));
+        let socket = connected_in(client, service);
+        assert_about(120, "a datagram", || round_trip(&socket));
         let summary = hurt.end();
-        assert_eq!(connections(&summary), "2", "{summary}");
+        assert_eq!(connections(&summary), (opened + 1).to_string(), "{summary}");
         // Of super-packets that are divided as they arrive, too.
         let hurt = Hurt::begin(&["tcp:7000 duplicate=5%"], "--scope host");
         let (_, mut stream) = handshake();
@@ -594,11 +594,14 @@ fn a_device_without_ethernet_headers_is_delayed() {
         for server in ["10.81.0.2:7000", "[fd81::2]:7000"] {
             let socket = connected(server.parse().unwrap());
             let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
-            assert_about(round_trip(&socket), 120, server);
+            let trips = assert_about(120, server, || round_trip(&socket));
             let summary = hurt.end();
-            assert!(summary.contains("  2 pkts"), "{summary}");
+            assert!(
+                summary.contains(&format!("  {} pkts", 2 * trips)),
+                "{summary}"
+            );
             assert!(!summary.contains("carried out"), "{summary}");
-            assert!(round_trip(&socket) < Duration::from_millis(120), "healed");
+            assert_within(0..120, "healed", || round_trip(&socket));
         }
     }
 }
@@ -668,7 +671,7 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
         );
 
         let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &options);
-        assert_about(round_trip(&socket), 120, "with its tap");
+        assert_about(120, "with its tap", || round_trip(&socket));
         ip(&format!("link set {} down", tap()));
         socket
             .set_read_timeout(Some(Duration::from_millis(100)))
@@ -728,14 +731,14 @@ fn a_process_is_found_in_its_own_network_namespace() {
     };
     ask();
     let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &format!("--pid {}", child.id()));
-    assert_about(ask(), 120, "the process");
+    let trips = assert_about(120, "the process", &mut ask);
     let other = connected_in(&namespace, server);
-    assert!(
-        round_trip(&other) < Duration::from_millis(120),
-        "another one there"
-    );
+    assert_within(0..120, "another one there", || round_trip(&other));
     let summary = hurt.end();
-    assert!(summary.contains("  2 pkts"), "{summary}");
+    assert!(
+        summary.contains(&format!("  {} pkts", 2 * trips)),
+        "{summary}"
+    );
     drop(ask);
     child.wait().unwrap();
 }

@@ -2,21 +2,26 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use socket2::{Domain, Socket, Type};
 use support::echo::{connected, tcp_echo, udp_client, udp_echo};
 use support::late::{echo, timed};
-use support::place::{Hurt, PATIENCE, enter_fresh, fault, run, wait_for};
+use support::place::{Hurt, PATIENCE, enter_fresh, fault, has_tcx, hierarchy, run, wait_for};
 
 const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/accept_local",
@@ -154,14 +159,7 @@ fn rules_beside_a_delay_act_while_fault_is_stopped() {
     let address = echo(None, "127.0.0.1");
     let rules = ["tcp:7001 reject", "udp:7000 delay=50ms"];
     let hurt = Hurt::begin(&rules, "--scope host");
-    let is_linked = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let is_linked = is_linked
-        .split('.')
-        .filter_map(|part| part.parse::<u32>().ok())
-        .take(2)
-        .collect::<Vec<_>>()
-        >= vec![6, 6];
-    if !is_linked {
+    if !has_tcx() {
         eprintln!("skipped: needs tcx");
         return;
     }
@@ -300,17 +298,68 @@ fn without_descriptors_nothing_is_left_and_nothing_panics() {
                 Ok(())
             });
         }
-        let child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let name = format!("fault-{}-0", child.id());
-        let done = child.wait_with_output().unwrap();
-        let told = String::from_utf8_lossy(&done.stderr);
-        let code = done.status.code();
-        assert!(matches!(code, Some(0 | 125)), "{limit}: {code:?} {told}");
-        let left = Command::new("find")
-            .args(["/sys/fs/cgroup", "-name", &name])
-            .output()
-            .unwrap();
-        assert_eq!(String::from_utf8_lossy(&left.stdout), "", "{limit}: {told}");
+        fails_cleanly(&mut command, limit);
+    }
+}
+
+/// It succeeds, or says why it can't and leaves no cgroup.
+fn fails_cleanly(command: &mut Command, limit: u64) {
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let program = child.id();
+    let done = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&done.stderr);
+    let code = done.status.code();
+    assert!(matches!(code, Some(0 | 125)), "{limit}: {code:?} {told}");
+    assert_eq!(cgroups_of(program), "", "{limit}: {told}");
+}
+
+/// A cgroup that limits how many threads there are in it. Removed with this.
+struct Few(PathBuf);
+
+impl Few {
+    /// Nothing where the controller is not to be had.
+    fn new() -> Option<Self> {
+        let version_1 = PathBuf::from("/sys/fs/cgroup/pids");
+        let root = if version_1.exists() {
+            version_1
+        } else {
+            let root = hierarchy()?.path().to_owned();
+            std::fs::write(root.join("cgroup.subtree_control"), "+pids").ok()?;
+            root
+        };
+        let folder = root.join(format!("few-threads-{}", std::process::id()));
+        std::fs::create_dir(&folder).ok()?;
+        Some(Self(folder))
+    }
+}
+
+impl Drop for Few {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir(&self.0) {
+            eprintln!("{} was not removed: {error}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn without_threads_nothing_is_left_and_nothing_panics() {
+    let Some(few) = Few::new() else {
+        eprintln!("skipped: there is no controller of pids");
+        return;
+    };
+    enter_fresh();
+    for limit in 1..=10 {
+        std::fs::write(few.0.join("pids.max"), limit.to_string()).unwrap();
+        let procs = std::fs::OpenOptions::new()
+            .write(true)
+            .open(few.0.join("cgroup.procs"));
+        let mut procs = procs.unwrap();
+        let mut command = fault();
+        command.args(["run", "--allow-unfired", "-r", "7000 delay=5ms"]);
+        command.args(["-r", "tcp:7001 latency=5ms", "--", "true"]);
+        // SAFETY: one system call.
+        unsafe { command.pre_exec(move || procs.write_all(b"0")) };
+        fails_cleanly(&mut command, limit);
     }
 }
 
@@ -387,7 +436,7 @@ impl Dice {
 #[test]
 fn twenty_instances_at_random_disturb_nobody() {
     /// Overlapping, and none about port 7100.
-    const RULES: [&str; 9] = [
+    const RULES: [&str; 10] = [
         "udp:7000 loss=50%",
         "udp:7000-7002 delay=5ms~3ms",
         "tcp:7000-7003 reject",
@@ -397,9 +446,11 @@ fn twenty_instances_at_random_disturb_nobody() {
         "7002 blackhole",
         "udp:7002 corrupt=50%",
         "tcp:7003 delay=20ms",
+        "tcp:7002-7003 latency=5ms",
     ];
     let seconds = std::env::var("FAULT_CHAOS_SECONDS").map_or(20, |text| text.parse().unwrap());
     enter_fresh();
+    hide_run();
     let servers: Vec<_> = (7000..7004)
         .map(|port| {
             tcp_echo(TcpListener::bind(("127.0.0.1", port)).unwrap());
@@ -424,6 +475,9 @@ fn twenty_instances_at_random_disturb_nobody() {
         for server in &servers {
             // What the rules are about: whatever becomes of it.
             let _lost = noise.send_to(b"noise", server);
+            let opened = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            opened.set_nonblocking(true).unwrap();
+            let _refused = opened.connect(&(*server).into());
         }
         if running.len() < 20 {
             let mut command = fault();
@@ -456,10 +510,134 @@ fn twenty_instances_at_random_disturb_nobody() {
     let exchanges = bystander.end();
     eprintln!("{begun} instances, {exchanges} exchanges beside them");
     assert!(fault().arg("clean").status().unwrap().success());
-    assert_eq!(settings(), "00");
-    let shown = Command::new("tc")
-        .args(["filter", "show", "dev", "lo", "egress"])
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&shown.stdout), "");
+    assert_eq!(
+        noted(),
+        "clsact\n",
+        "somebody else's stays, and nothing else"
+    );
+}
+
+/// Starts a program, and kills it as one of its threads begins a system call, the `last` of all. Gives how many there were: fewer where it
+/// has ended by itself.
+fn kill_at(command: &mut Command, last: u64) -> (u32, u64) {
+    const OPTIONS: i32 =
+        libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+    const SYSTEM_CALL: i32 = libc::SIGTRAP | 0x80;
+    // SAFETY: one system call, which stops the program when it has begun.
+    unsafe {
+        command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let program = command.spawn().unwrap().id();
+    let leader = program.cast_signed();
+    let (mut calls, mut inside, mut is_known) = (0, HashSet::new(), false);
+    loop {
+        let mut status = 0;
+        // SAFETY: the status is ours. Children of other tests' threads are left to them.
+        let thread =
+            unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
+        assert!(thread > 0, "{}", std::io::Error::last_os_error());
+        if !libc::WIFSTOPPED(status) {
+            if thread == leader {
+                return (program, calls);
+            }
+            continue;
+        }
+        if !is_known {
+            // SAFETY: it has stopped.
+            let set = unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, leader, 0, OPTIONS) };
+            assert_eq!(set, 0);
+            is_known = true;
+        }
+        let signal = libc::WSTOPSIG(status);
+        if signal == SYSTEM_CALL && !inside.remove(&thread) {
+            inside.insert(thread);
+            calls += 1;
+            if calls == last {
+                kill(Pid::from_raw(leader), Signal::SIGKILL).unwrap();
+            }
+        }
+        let is_ours = [SYSTEM_CALL, libc::SIGTRAP, libc::SIGSTOP].contains(&signal);
+        let passed_on = if is_ours { 0 } else { signal };
+        // SAFETY: it has stopped. One that has been killed meanwhile does not go on.
+        unsafe { libc::ptrace(libc::PTRACE_SYSCALL, thread, 0, passed_on) };
+    }
+}
+
+/// An empty `/run` for this thread and what it starts.
+fn hide_run() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(none, "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+}
+
+fn said(words: &[&str]) -> String {
+    let done = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    String::from_utf8(done.stdout).unwrap()
+}
+
+/// What is left of what instances note in journals, and the journals.
+fn noted() -> String {
+    let mut left = said(&["find", "/run/fault", "-type", "f"]);
+    left += &said(&["tc", "filter", "show", "dev", "lo", "egress"]);
+    left += &said(&["ip", "-o", "link", "show", "type", "tun"]);
+    if said(&["tc", "qdisc", "show", "dev", "lo"]).contains("clsact") {
+        left += "clsact\n";
+    }
+    if settings() != "00" {
+        left += "settings\n";
+    }
+    left
+}
+
+/// The cgroups of a killed instance, which `fault clean` finds by their names.
+fn cgroups_of(program: u32) -> String {
+    let name = format!("fault-{program}-*");
+    said(&["find", "/sys/fs/cgroup", "-name", &name])
+}
+
+/// `FAULT_KILLS` kills, or one at each system call where that is `all`. The next run removes what is noted, and `fault clean` all.
+#[test]
+fn a_kill_at_any_system_call_leaves_nothing_that_is_not_removed() {
+    let kills = std::env::var("FAULT_KILLS").unwrap_or_else(|_| "20".to_owned());
+    enter_fresh();
+    hide_run();
+    let killed_at = |last| {
+        let mut command = fault();
+        command.args(["run", "--allow-unfired", "--attach", "clsact"]);
+        command.args(["-r", "udp:7000 delay=1ms", "--", "true"]);
+        kill_at(command.stderr(Stdio::null()), last)
+    };
+    let (program, all) = killed_at(u64::MAX);
+    assert_eq!(noted() + &cgroups_of(program), "");
+    let kills = if kills == "all" {
+        all
+    } else {
+        kills.parse().unwrap()
+    };
+    let stride = all.div_ceil(kills);
+    let first = u64::from(std::process::id()) % stride;
+    eprintln!("at every {stride}th of {all} system calls, from {first} on");
+    let mut removed = 0;
+    for (round, last) in (first.max(1)..all)
+        .step_by(usize::try_from(stride).unwrap())
+        .enumerate()
+    {
+        let (program, _) = killed_at(last);
+        removed += u64::from(!noted().is_empty());
+        if round % 2 == 1 {
+            let rule = ["udp:7000 delay=1ms"];
+            let done = run(&rule, "--allow-unfired", &["true"]);
+            assert!(done.status.success(), "{last}: {done:?}");
+            assert_eq!(noted(), "", "killed at {last}: {done:?}");
+        }
+        let done = fault().arg("clean").output().unwrap();
+        assert!(done.status.success(), "{last}: {done:?}");
+        let left = noted() + &cgroups_of(program);
+        assert_eq!(left, "", "killed at {last}: {done:?}");
+    }
+    assert!(removed > 0, "there was nothing to remove");
 }

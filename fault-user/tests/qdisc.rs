@@ -80,11 +80,12 @@ fn device(options: &str, mechanism: &str) {
     }
     let hurt = Hurt::begin(&["icmp delay=60ms"], options);
     assert!(roots().contains("fa17:"), "{}", roots());
-    let took = timed(|| {
-        let done = Command::new("ping").args(["-c", "1", "10.77.0.2"]).output();
-        assert!(done.unwrap().status.success());
+    assert_about(120, "ICMP", || {
+        timed(|| {
+            let done = Command::new("ping").args(["-c", "1", "10.77.0.2"]).output();
+            assert!(done.unwrap().status.success());
+        })
     });
-    assert_about(took, 120, "ICMP");
     hurt.end();
     assert_eq!(roots(), before);
     let devices = std::fs::read_to_string("/proc/net/dev").unwrap();
@@ -127,6 +128,30 @@ fn fq_lets_packets_overtake_where_they_may() {
     }
 }
 
+/// The entries of the maps of this name, as text.
+fn entries_of(map: &str) -> String {
+    let words = ["-j", "map", "dump", "name", map];
+    let done = Command::new("bpftool").args(words).output().unwrap();
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn fq_remembers_the_order_of_what_it_holds_and_then_no_more() {
+    if !enter_with(&["fq"]) {
+        return;
+    }
+    let socket = connected(echo(None, "127.0.0.1"));
+    let hurt = Hurt::begin(&["udp:7000 delay=40ms~40ms,keep-order"], FQ);
+    socket.send(b"x").unwrap();
+    socket.recv(&mut [0; 1]).unwrap();
+    assert!(entries_of("ORDERS").contains("key"));
+    wait_for(
+        || !entries_of("ORDERS").contains("key"),
+        "what has gone to be forgotten",
+    );
+    hurt.end();
+}
+
 #[test]
 fn a_packet_that_is_not_held_does_not_wait_for_one_that_is() {
     for (options, features) in [(FQ, &["fq"][..]), (NETEM, &["netem", "prio"])] {
@@ -135,17 +160,18 @@ fn a_packet_that_is_not_held_does_not_wait_for_one_that_is() {
         }
         let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
         receiver.set_read_timeout(Some(PATIENCE)).unwrap();
-        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        sender.connect("127.0.0.1:7000").unwrap();
         let hurt = Hurt::begin(&["udp:7000 delay=700ms nth=1"], options);
-        let start = Instant::now();
-        sender.send(b"1").unwrap();
-        sender.send(b"2").unwrap();
-        let mut byte = [0; 1];
-        receiver.recv(&mut byte).unwrap();
-        assert_eq!(&byte, b"2", "{options}");
-        receiver.recv(&mut byte).unwrap();
-        assert_about(start.elapsed(), 700, options);
+        assert_about(700, options, || {
+            let sender = connected("127.0.0.1:7000".parse().unwrap());
+            let start = Instant::now();
+            sender.send(b"1").unwrap();
+            sender.send(b"2").unwrap();
+            let mut byte = [0; 1];
+            receiver.recv(&mut byte).unwrap();
+            assert_eq!(&byte, b"2", "{options}");
+            receiver.recv(&mut byte).unwrap();
+            start.elapsed()
+        });
         hurt.end();
     }
 }
@@ -160,11 +186,12 @@ fn fq_holds_packets_beyond_its_usual_horizon() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     let hurt = Hurt::begin(&["udp:7000 delay=11s"], FQ);
-    let took = timed(|| {
-        sender.send(b"x").unwrap();
-        receiver.recv(&mut [0; 1]).unwrap();
+    assert_about(11_000, "beyond 10 s", || {
+        timed(|| {
+            sender.send(b"x").unwrap();
+            receiver.recv(&mut [0; 1]).unwrap();
+        })
     });
-    assert_about(took, 11_000, "beyond 10 s");
     hurt.end();
 }
 
@@ -177,23 +204,25 @@ fn what_qdiscs_cannot_hold_stays_with_the_delay_line() {
     let rules = ["udp:7000 delay=60ms", "udp:7001 rate=8mbit"];
     let hurt = Hurt::begin(&rules, FQ);
     let socket = connected("127.0.0.1:7000".parse().unwrap());
-    let took = timed(|| {
-        socket.send(b"x").unwrap();
-        socket.recv(&mut [0; 1]).unwrap();
+    assert_about(120, "held by fq", || {
+        timed(|| {
+            socket.send(b"x").unwrap();
+            socket.recv(&mut [0; 1]).unwrap();
+        })
     });
-    assert_about(took, 120, "held by fq");
     let receiver = UdpSocket::bind("127.0.0.1:7001").unwrap();
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
-    let took = timed(|| {
-        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        for _ in 0..100 {
-            sender.send_to(&[0; 958], "127.0.0.1:7001").unwrap();
-        }
-        for _ in 0..100 {
-            receiver.recv(&mut [0; 1000]).unwrap();
-        }
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert_about(100, "shaped by the delay line", || {
+        timed(|| {
+            for _ in 0..100 {
+                sender.send_to(&[0; 958], "127.0.0.1:7001").unwrap();
+            }
+            for _ in 0..100 {
+                receiver.recv(&mut [0; 1000]).unwrap();
+            }
+        })
     });
-    assert_about(took, 100, "shaped by the delay line");
     let summary = hurt.end();
     assert!(
         summary.contains(", fq\n") && summary.contains(", delay-line\n"),
@@ -384,7 +413,7 @@ fn without_a_tap_something_else_holds_or_it_is_refused() {
     let address = echo(None, "127.0.0.1");
     let hurt = Hurt::begin_by(without_tap(), &["tcp:7000 delay=300ms"], "--scope host");
     let mut stream = TcpStream::connect(address).unwrap();
-    assert_about(timed(|| exchange(&mut stream)), 600, "an answer");
+    assert_about(600, "an answer", || timed(|| exchange(&mut stream)));
     let told = hurt.end();
     let by = if has_fq {
         ", fq\n"

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use support::place::{enter_fresh, fault};
+use support::place::{enter_fresh, fault, has_tcx};
 use support::watched::Watched;
 
 /// Kept where the command's cgroup lies in one that root may not write without.
@@ -77,18 +77,10 @@ fn settled(fault: &Watched, main: u64) -> BTreeMap<String, u64> {
     }
 }
 
-/// Where TCX is, nothing is noted that would have to be undone.
-fn has_tcx() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
-    let mut numbers = release
-        .split(['.', '-'])
-        .map_while(|one| one.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
-}
-
 #[test]
 fn rules_in_force_need_next_to_nothing() {
     enter_fresh();
+    // Where TCX is, nothing is noted that would have to be undone.
     let first = if has_tcx() { BPF } else { BPF | NET_ADMIN };
     let fault = start(&["inject", "-r", "tcp:80 loss=1%"], "in force");
     let threads = settled(&fault, first);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::process::proc;
+use io_uring::IoUring;
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::echo::tcp_echo;
@@ -23,9 +24,14 @@ fn echo(host: &str) -> SocketAddr {
 }
 
 fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, Duration::from_millis(800))?;
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
+}
+
+/// Whether no connection comes about in a moment.
+fn is_cut_off(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_millis(800)).is_err()
 }
 
 fn exchange(stream: &mut TcpStream) -> std::io::Result<[u8; 5]> {
@@ -40,14 +46,14 @@ fn hurt_and_heal(address: SocketAddr, options: &str) {
     let is_well = || assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
     is_well();
     let hurt = Hurt::begin(&[&rule("blackhole")], options);
-    assert!(connect(address).is_err(), "blackhole");
+    assert!(is_cut_off(address), "blackhole");
     hurt.end();
     is_well();
     for reject in ["reject", "reject=icmp-port"] {
         let hurt = Hurt::begin(&[&rule(reject)], options);
         // Over loopback and IPv6 the error can meet a socket that is still being worked on by connect(2);
         // the kernel drops it then, and it is the one about the SYN's retransmission that counts.
-        let refused = TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap_err();
+        let refused = connect(address).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{reject}");
         hurt.end();
     }
@@ -90,9 +96,7 @@ fn tcp_is_hurt_and_heals_by_clsact() {
 fn udp_is_dropped_and_sent_twice() {
     enter_fresh();
     let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
-    receiver
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     for options in ["--scope host", "--scope host --attach clsact"] {
@@ -152,9 +156,9 @@ fn a_killed_instance_hurts_nothing_after_its_lease() {
     enter_fresh();
     let address = echo("127.0.0.1");
     let mut hurt = Hurt::begin(&["tcp:7000 blackhole"], "--scope host --attach clsact");
-    assert!(connect(address).is_err());
+    assert!(is_cut_off(address));
     hurt.kill();
-    wait_for(|| connect(address).is_ok(), "the lease to end");
+    wait_for(|| !is_cut_off(address), "the lease to end");
     drop(hurt);
     assert!(fault().arg("clean").output().unwrap().status.success());
 }
@@ -167,7 +171,7 @@ const GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 0, 7), 7400);
 
 /// What the command of a run does here: for each line that it reads, `send PORT ADDRESS`, it sends a datagram from that
 /// port to that address; for `ask PORT ADDRESS` it waits for a corrupted answer too; for `join` it receives multicast,
-/// for `listen` it does so by MPTCP. It says so each time.
+/// for `listen` it does so by MPTCP, for `io_uring` it is refused by io_uring. It says so each time.
 #[test]
 fn what_the_command_does() {
     if std::env::var_os(IS_COMMAND).is_none() {
@@ -186,6 +190,7 @@ fn what_the_command_does() {
                 listeners.push(socket);
             }
             ["join"] => joined.push(join(Ipv4Addr::UNSPECIFIED)),
+            ["io_uring"] => refused_by_io_uring(),
             [what, port, address] => {
                 let socket = send_from(port.parse().unwrap(), address.parse().unwrap(), b'c');
                 let mut byte = *b"c";
@@ -219,6 +224,51 @@ fn join(interface: Ipv4Addr) -> UdpSocket {
     let socket = UdpSocket::from(socket);
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
+}
+
+/// A ring of `io_uring`, if the kernel has it, lets us, and makes sockets by it. The kernel has a thread that reads its queue.
+fn ring() -> Option<IoUring> {
+    let Ok(ring) = IoUring::builder().setup_sqpoll(1000).build(4) else {
+        return None;
+    };
+    let mut probe = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut probe).ok()?;
+    probe
+        .is_supported(io_uring::opcode::Socket::CODE)
+        .then_some(ring)
+}
+
+/// What becomes of one operation; negative where it is an error.
+fn by(ring: &mut IoUring, operation: &io_uring::squeue::Entry) -> i32 {
+    // SAFETY: what it points to lives until it has ended, which is waited for.
+    unsafe { ring.submission().push(operation) }.expect("room for one");
+    ring.submit_and_wait(1).unwrap();
+    ring.completion().next().expect("it has ended").result()
+}
+
+/// Opens connections to 127.0.0.1:7000, which must be refused, and sends datagrams there: by the thread that reads the queue and by a worker,
+/// neither of which the command has started.
+fn refused_by_io_uring() {
+    use io_uring::{opcode, squeue::Flags, types::Fd};
+    let mut ring = ring().expect("the test has tried");
+    let server = socket2::SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 7000)));
+    for flags in [Flags::empty(), Flags::ASYNC] {
+        for (kind, refused) in [
+            (libc::SOCK_STREAM, -libc::ECONNREFUSED),
+            (libc::SOCK_DGRAM, 0),
+        ] {
+            let socket = opcode::Socket::new(libc::AF_INET, kind, 0).build();
+            let socket = Fd(by(&mut ring, &socket.flags(flags)));
+            let connect = opcode::Connect::new(socket, server.as_ptr().cast(), server.len());
+            let connected = by(&mut ring, &connect.build().flags(flags));
+            assert_eq!(connected, refused, "{flags:?}");
+            if kind == libc::SOCK_DGRAM {
+                let send = opcode::Send::new(socket, b"c".as_ptr(), 1).build();
+                assert_eq!(by(&mut ring, &send.flags(flags)), 1, "{flags:?}");
+            }
+            assert_eq!(by(&mut ring, &opcode::Close::new(socket).build()), 0);
+        }
+    }
 }
 
 /// A socket of MPTCP.
@@ -379,6 +429,19 @@ fn a_socket_that_was_passed_on_is_still_its_makers() {
         .unwrap();
     assert_eq!(server.recv(&mut bytes).unwrap(), 4, "nothing came before");
     command.end(1);
+}
+
+#[test]
+fn a_socket_made_by_io_uring_is_the_commands() {
+    if ring().is_none() {
+        eprintln!("skipped: the kernel has no io_uring that makes sockets, or forbids it");
+        return;
+    }
+    enter_fresh();
+    let _service = echo("127.0.0.1");
+    let mut command = Commanded::start("7000 reject");
+    command.tell("io_uring");
+    command.end(4);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::sys::net::clsact::Qdisc;
 use crate::sys::net::interfaces;
 use crate::sys::net::interfaces::Interface;
 use crate::sys::net::netlink::Netlink;
-use crate::sys::net::own_links::{link_name, remove_stale};
+use crate::sys::net::own_links::link_name;
 use crate::sys::net::qdisc::{HANDLE, Queue, ROOT, add_fq, add_netem, add_veth, queues, root_of};
 use crate::sys::net::tap::be_quiet;
 use crate::undo::change::Change;
@@ -197,7 +197,6 @@ fn make_detour(
     record: &mut impl FnMut(Change) -> Result<()>,
 ) -> Result<(Interface, Interface)> {
     let names = ["i", "o"].map(|end| format!("{}{end}", link_name(number)));
-    remove_stale(number)?;
     record(Change::Link {
         name: names[0].clone(),
     })?;

@@ -9,8 +9,8 @@ use crate::plan::shapers::{Rate, Shapers, Slots};
 
 /// Nanoseconds of a second.
 const SECOND_NS: u128 = 1_000_000_000;
-/// How many connections are kept in order at most; beyond, those that are idle are forgotten.
-const ORDERED_MAX: usize = 65_536;
+/// With so many connections that are kept in order those are looked for that can be forgotten.
+const ORDERED: usize = 65_536;
 
 /// A rate at work, as a virtual clock that says when the wire is free again. Source: Zhang, "Virtual clock: a new
 /// traffic control algorithm for packet switching networks", SIGCOMM 1990.
@@ -128,6 +128,8 @@ pub struct Schedule {
     media: HashMap<(u16, bool), Medium>,
     /// When the last packet of a connection's direction goes.
     ordered: HashMap<u64, u64>,
+    /// With so many of them the idle ones are forgotten.
+    ordered_next: usize,
 }
 
 impl Schedule {
@@ -138,6 +140,7 @@ impl Schedule {
             wires: HashMap::new(),
             media: HashMap::new(),
             ordered: HashMap::new(),
+            ordered_next: ORDERED,
         };
         schedule.reshape(shapers);
         schedule
@@ -170,9 +173,11 @@ impl Schedule {
             release_ns = medium.send(release_ns, hold.bytes, hold.segments);
         }
         if hold.flow != 0 {
-            if self.ordered.len() >= ORDERED_MAX {
+            if self.ordered.len() >= self.ordered_next {
                 let now_ns = hold.now_ns;
                 self.ordered.retain(|_, last_ns| *last_ns > now_ns);
+                // Else every packet would look through all that are held.
+                self.ordered_next = ORDERED.max(2 * self.ordered.len());
             }
             let last_ns = self.ordered.entry(hold.flow).or_insert(0);
             release_ns = release_ns.max(*last_ns);
@@ -348,5 +353,21 @@ mod tests {
         assert_eq!(send(10, 10, 7), 50);
         assert_eq!(send(10, 10, 9), 20);
         assert_eq!(send(10, 10, 0), 20);
+    }
+
+    #[test]
+    fn any_number_of_connections_is_kept_in_order() {
+        let mut schedule = Schedule::new(&Shapers::default());
+        let connections = 4 * ORDERED as u64;
+        for (now_ns, delay_ns) in [(0, 100 * MS), (MS, MS)] {
+            for flow in 1..=connections {
+                let hold = Hold {
+                    flow,
+                    delay_ns,
+                    ..hold(now_ns, 100)
+                };
+                assert_eq!(schedule.release_ns(&hold), Some(100 * MS), "{flow}");
+            }
+        }
     }
 }

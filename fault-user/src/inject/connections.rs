@@ -20,6 +20,7 @@ use fault_common::flow::FlowKey;
 use fault_common::packet::PROTOCOL_TCP;
 use nix::unistd::Pid;
 
+use crate::sys::clock::monotonic_ns;
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::cgroup::Hierarchy;
 use crate::sys::process::rights::be_helper;
@@ -43,6 +44,8 @@ const ENDED_ROUNDS: u32 = 4;
 const DATAGRAMS_ROUNDS: u32 = 60;
 /// The same of a TCP connection whose end has not been seen: 10 min.
 const IDLE_ROUNDS: u32 = 1200;
+/// For how long the departure of a packet that must keep its order is kept after it: 1 s.
+const DEPARTED_NS: u64 = 1_000_000_000;
 
 /// How many connections are remembered at once: as many as an eighth of the memory holds that this process may use,
 /// at most 524,288.
@@ -147,6 +150,8 @@ struct Keeper {
     flow_rules: HashMap<MapData, FlowRuleKey, FlowRule>,
     counts: PerCpuArray<MapData, u64>,
     round: Array<MapData, u32>,
+    /// Where fq holds packets.
+    orders: Option<HashMap<MapData, u64, u64>>,
     states: Array<MapData, RuleState>,
     /// Entries removed, of connections and of rules.
     removed: [u64; 2],
@@ -160,11 +165,18 @@ impl Keeper {
         let flow_rules = copy(ebpf, "FLOW_RULES")?;
         let room = |map: &MapData| Ok::<_, anyhow::Error>(u64::from(map.info()?.max_entries()));
         let capacity = [room(&flows)?, room(&flow_rules)?];
+        let orders = copy(ebpf, "ORDERS")?;
+        let orders = if room(&orders)? > 1 {
+            Some(Map::HashMap(orders).try_into()?)
+        } else {
+            None
+        };
         Ok(Self {
             flows: Map::HashMap(flows).try_into()?,
             flow_rules: Map::HashMap(flow_rules).try_into()?,
             counts: Map::PerCpuArray(copy(ebpf, "COUNTS")?).try_into()?,
             round: Map::Array(copy(ebpf, "ROUND")?).try_into()?,
+            orders,
             states: Map::Array(copy(ebpf, "RULE_STATES")?).try_into()?,
             removed: [0, 0],
             capacity,
@@ -227,6 +239,26 @@ impl Keeper {
         }
         if rules {
             self.remove_flow_rules()?;
+        }
+        self.remove_departed()
+    }
+
+    /// Forgets the order of packets that fq has let go. (That of a packet which comes in the microseconds between the look and the removal is
+    /// forgotten too.)
+    fn remove_departed(&mut self) -> Result<()> {
+        let Some(orders) = &mut self.orders else {
+            return Ok(());
+        };
+        let now_ns = monotonic_ns();
+        let mut departed = Vec::new();
+        for entry in orders.iter() {
+            let (flow, last_ns) = entry?;
+            if last_ns + DEPARTED_NS < now_ns {
+                departed.push(flow);
+            }
+        }
+        for flow in departed {
+            orders.remove(&flow)?;
         }
         Ok(())
     }

@@ -149,8 +149,6 @@ pub struct Options {
 const DETOUR: &str = "fault_detour";
 /// ICMP echo requests whose answers are told apart by who asked; the oldest are forgotten.
 const ECHOES: u32 = 8192;
-/// Connections whose packets fq keeps in order at most.
-const ORDERED_MAX: u32 = 65_536;
 
 /// The program at the delay line's tap and at the far end of the detour.
 const RELEASE: &str = "fault_release";
@@ -995,7 +993,8 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         loader.map_max_entries("RELEASED", 1);
     }
     if options.holder == holder::FQ {
-        loader.map_max_entries("ORDERS", ORDERED_MAX);
+        // Both directions.
+        loader.map_max_entries("ORDERS", 2 * capacity.connections);
     }
     loader
         .override_global("WORDS", &words, true)

@@ -20,6 +20,7 @@ use crate::plan::tables::{PacketRule, Tables, compile};
 use crate::sys::net::interfaces::Interface;
 use crate::sys::net::tap::Tap;
 use crate::sys::version;
+use crate::undo::change::join;
 use crate::undo::instance::{Instance, Marks};
 use crate::undo::journal::Journal;
 
@@ -42,7 +43,7 @@ pub fn prepare_noting(
     journal: Option<Journal>,
 ) -> Result<Prepared> {
     let mut journal = journal;
-    let instance = Instance::join()?;
+    let instance = join()?;
     let qdiscs = match plan.qdiscs()? {
         Some(kind) => {
             let number = instance.number();
@@ -96,7 +97,7 @@ fn prepare_behind(
         let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
         drop(reach);
         // Of another number: what carries the first one may still be going.
-        let instance = Instance::join()?;
+        let instance = join()?;
         let wishes = Wishes {
             attachment: Some(Attachment::Clsact),
             ..wishes.clone()

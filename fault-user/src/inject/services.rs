@@ -33,8 +33,8 @@ const UNUSED_MAPS: [&str; 11] = [
 
 /// How many connections can be watched at once. One more is counted, and no expectation is judged then.
 const WATCHED: u32 = 1 << 18;
-/// How many addresses a cgroup's servers may listen at.
-const SERVERS: u32 = 1024;
+/// How many addresses and ports a cgroup's servers may listen at.
+pub const SERVERS: u32 = 65_536;
 /// How many connections can be on their way to being accepted by the relay.
 const HANDSHAKES: u32 = 16_384;
 /// Room for so many hosts at least: services can come later.

@@ -131,15 +131,25 @@ const RIGHTS: [Capability; 3] = [
 ];
 
 fn start_worker(index: usize) -> io::Result<Worker> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .event_interval(31)
-        .build()?;
-    let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
+    let (made, make) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new()
         .name(format!("relay-{index}"))
         .spawn(move || {
+            // Made here: without a thread there is no runtime either, which an asynchronous caller may not drop.
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .event_interval(31)
+                .build();
+            let (handle, runtime) = match runtime {
+                Ok(runtime) => (Ok(runtime.handle().clone()), Some(runtime)),
+                Err(error) => (Err(error), None),
+            };
+            // Who starts it waits for this.
+            let told = made.send(handle);
+            let (Some(runtime), Ok(())) = (runtime, told) else {
+                return;
+            };
             disown_sockets();
             be_helper(&RIGHTS);
             runtime.block_on(async {
@@ -153,7 +163,7 @@ fn start_worker(index: usize) -> io::Result<Worker> {
             });
         })?;
     Ok(Worker {
-        handle,
+        handle: make.recv().map_err(io::Error::other)??,
         load: Arc::default(),
         stop: Some(stop),
         thread: Some(thread),

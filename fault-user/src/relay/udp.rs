@@ -261,7 +261,16 @@ impl Listener {
         let datagram = match self.sessions.get(&pair) {
             None => datagram,
             Some(session) => match session.try_send(datagram) {
-                Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => return,
+                Ok(()) => return,
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    self.inner.trouble.tell(
+                        "waiting",
+                        format_args!(
+                            "a client's datagrams come faster than they can be relayed: what comes while {WAITING} wait is lost"
+                        ),
+                    );
+                    return;
+                }
                 Err(mpsc::error::TrySendError::Closed(datagram)) => datagram,
             },
         };

@@ -15,6 +15,7 @@ use super::originals::destination;
 use crate::inject::services;
 use crate::relay::is_own;
 use crate::sys::bpf::mapped::MappedArray;
+use crate::tell::tell;
 
 /// Where they listen.
 #[derive(Clone)]
@@ -131,6 +132,18 @@ impl Served {
         let ports = &mut self.maps().relay_ports;
         let count = ports.get(place).saturating_add_signed(change);
         ports.set(place, count);
+    }
+}
+
+impl Drop for Maps {
+    fn drop(&mut self) {
+        // The programs can't tell.
+        if self.listeners.keys().count() >= services::SERVERS as usize {
+            tell!(
+                "fault: warning: the command listened at more than {} addresses and ports: connections to the others bypassed the relay",
+                services::SERVERS
+            );
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::instance;
 use crate::sys::net::clsact;
 use crate::sys::net::interfaces;
-use crate::sys::net::own_links::{link_owner, remove_link};
+use crate::sys::net::own_links::{link_owner, remove_link, remove_stale};
 use crate::sys::process::cgroup;
 use crate::sys::process::cgroup::{Hierarchy, NAME_PREFIX};
 use crate::sys::process::proc::ProcessId;
@@ -215,7 +215,7 @@ pub(super) fn qdisc_share(interface_index: u32) -> String {
     format!("qdisc/{interface_index}")
 }
 
-/// Undoes what carries the number of an instance, unless a living one has taken the number over from a dead one.
+/// Undoes what carries the number of a dead instance. A living one that has taken the number over has removed it already ([`join`]).
 fn undo_by_number(number: u32, is_dead: bool, undo: impl FnOnce() -> Result<bool>) -> Result<bool> {
     if !is_dead {
         return undo();
@@ -318,6 +318,18 @@ fn find_netns(inode: u64) -> Result<Option<File>> {
         }
     }
     Ok(None)
+}
+
+/// Takes a number ([`Instance::join`]), and removes the links and filters that a dead instance of the same number has left: nobody
+/// could tell them from those of the new one any more.
+///
+/// # Errors
+/// As [`Instance::join`], or the kernel refuses.
+pub fn join() -> Result<Instance> {
+    let instance = Instance::join()?;
+    clsact::remove_all_of(instance.number())?;
+    remove_stale(instance.number())?;
+    Ok(instance)
 }
 
 /// `fault-<pid>-<n>`.

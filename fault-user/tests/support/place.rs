@@ -13,6 +13,16 @@ use nix::unistd::Uid;
 /// How long anything may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Whether this is a virtual machine without a processor of its own, where everything takes longer.
+pub fn is_emulated() -> bool {
+    std::env::var_os("FAULT_VM_KERNEL").is_some()
+}
+
+/// Whether links of TCX hold the programs, which end with the process.
+pub fn has_tcx() -> bool {
+    fault_user::sys::version::at_least(6, 6)
+}
+
 /// Runs `ip` with these words.
 pub fn ip(words: &str) {
     let done = Command::new("ip").args(words.split(' ')).status();

@@ -156,10 +156,19 @@ pub struct Redis(TcpStream);
 
 impl Redis {
     pub fn connect(host: &str, port: u16) -> std::io::Result<Self> {
+        Self::connect_within(PATIENCE, host, port)
+    }
+
+    /// A connection that is not waited for if it is not there at once, and neither are its answers: for those that may not come.
+    pub fn hasty(host: &str, port: u16) -> std::io::Result<Self> {
+        Self::connect_within(Duration::from_millis(800), host, port)
+    }
+
+    fn connect_within(limit: Duration, host: &str, port: u16) -> std::io::Result<Self> {
         let address = SocketAddr::new(host.parse().unwrap(), port);
-        let stream = TcpStream::connect_timeout(&address, Duration::from_millis(800))?;
+        let stream = TcpStream::connect_timeout(&address, limit)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_millis(800)))?;
+        stream.set_read_timeout(Some(limit))?;
         Ok(Self(stream))
     }
 

@@ -127,13 +127,16 @@ impl Filter {
 /// # Errors
 /// When the kernel refuses the list or answers what can't be read.
 pub fn qdiscs(interface_index: u32) -> Result<Vec<Qdisc>> {
-    let request = RouteNetlinkMessage::GetQueueDiscipline(message(interface_index, |_| {})?);
+    let mut found = all_qdiscs()?;
+    found.retain(|qdisc| qdisc.interface_index == interface_index);
+    Ok(found)
+}
+
+/// Those of all interfaces: the kernel lists no fewer.
+fn all_qdiscs() -> Result<Vec<Qdisc>> {
+    let request = RouteNetlinkMessage::GetQueueDiscipline(message(0, |_| {})?);
     Netlink::route()?
-        .dump(&request, |payload| {
-            // The kernel lists those of every interface, whatever was asked for.
-            let found = decode_qdisc(payload)?;
-            Ok((found.interface_index == interface_index).then_some(found))
-        })
+        .dump(&request, |payload| decode_qdisc(payload).map(Some))
         .context("can't list the qdiscs")
 }
 
@@ -326,6 +329,22 @@ pub fn remove_of(interface_index: u32, owner: u32) -> Result<usize> {
         }
     }
     Ok(removed)
+}
+
+/// [`remove_of`] on every interface of the calling thread's network namespace.
+///
+/// # Errors
+/// As [`remove_of`].
+pub(super) fn remove_all_of(owner: u32) -> Result<()> {
+    let qdiscs = all_qdiscs()?.into_iter();
+    for qdisc in qdiscs.filter(|qdisc| qdisc.kind == "clsact") {
+        match remove_of(qdisc.interface_index, owner) {
+            // With its interface, meanwhile.
+            Err(error) if error.root_cause().downcast_ref().is_some_and(is_gone) => {}
+            removed => drop(removed?),
+        }
+    }
+    Ok(())
 }
 
 /// Removes a clsact qdisc that [`ensure`] made, unless there is a filter on it, of whomever.
