@@ -5,12 +5,19 @@ mod support;
 use std::io::{BufRead as _, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use fault_user::process::netns::NetworkNamespace;
+use fault_user::relay::{
+    Engine, HandshakeEvent, HeldSyn, Listen, Pair, RawSockets, Relay, Settings, TcpInlet, Upstream,
+    pair,
+};
+use nix::unistd::Uid;
 use socket2::{Domain, Socket, Type};
 use support::echo::{tcp_echo, udp_client, udp_echo};
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, run, wait_for};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// Whether the kernel tells network namespaces apart (Linux 5.14), without which the whole host can't be led.
 fn can_lead_the_host() -> bool {
@@ -1038,6 +1045,137 @@ fn a_connection_fails_as_it_does_without_a_rule() {
         summary.contains("failed: network is unreachable"),
         "{summary}"
     );
+}
+
+/// A relay whose clients' SYNs are told of by the test; nothing holds them.
+struct Told {
+    _relay: std::sync::Arc<Relay>,
+    events: UnboundedSender<HandshakeEvent>,
+    sockets: std::sync::Arc<RawSockets>,
+    address: SocketAddr,
+    /// Tells that a server waits for its client.
+    reached: (Sender<Pair>, Receiver<Pair>),
+}
+
+impl Told {
+    fn of(server: &TcpListener) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (events, handshakes) = unbounded_channel();
+        let handshakes = Some(handshakes);
+        let inlet = std::sync::Mutex::new(Some(TcpInlet {
+            listener,
+            handshakes,
+        }));
+        let bind = move || Ok(inlet.lock().unwrap().take().expect("it starts once"));
+        let settings = Settings {
+            name: "test".to_owned(),
+            title: "test".to_owned(),
+            seed: 1,
+            listen: Listen::TcpHook(std::sync::Arc::new(bind)),
+            upstream: Upstream::name(server.local_addr().unwrap().to_string()),
+            udp_idle: Settings::UDP_IDLE,
+            ordinals: std::sync::Arc::default(),
+        };
+        let relay = Relay::new(&Engine::start(1).unwrap(), settings);
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(relay.set_enabled(true)).unwrap();
+        Self {
+            _relay: relay,
+            events,
+            sockets: std::sync::Arc::new(RawSockets::open(|_| Ok(())).unwrap()),
+            address,
+            reached: channel(),
+        }
+    }
+
+    /// A client of this port has sent, or has sent again, a SYN with this initial sequence number.
+    fn tell(&self, port: u16, sequence: u32) {
+        let mut header = [0; 20];
+        header[..2].copy_from_slice(&port.to_be_bytes());
+        header[2..4].copy_from_slice(&self.address.port().to_be_bytes());
+        header[4..8].copy_from_slice(&sequence.to_be_bytes());
+        header[12..14].copy_from_slice(&[5 << 4, 2]);
+        let reached = self.reached.0.clone();
+        let syn = HeldSyn {
+            pair: pair(([127, 0, 0, 1], port).into(), self.address),
+            header: header.to_vec(),
+            sockets: std::sync::Arc::clone(&self.sockets),
+            stop_holding: std::sync::Arc::new(move |pair| Ok(reached.send(pair).unwrap())),
+        };
+        self.events.send(HandshakeEvent::Syn(syn)).unwrap();
+    }
+
+    /// Connects as that client, whose server the relay has reached.
+    fn connect(&self, port: u16) -> TcpStream {
+        let reached = self.reached.1.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(reached.client.port(), port);
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let own = SocketAddr::from(([127, 0, 0, 1], port));
+        client.bind(&own.into()).unwrap();
+        client.connect(&self.address.into()).unwrap();
+        client.into()
+    }
+}
+
+#[test]
+fn a_syn_that_is_told_of_twice_opens_one_connection() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    enter_fresh();
+    let server = TcpListener::bind("127.0.0.1:7000").unwrap();
+    let accept = || {
+        let (accepted, _) = server.accept().unwrap();
+        accepted.set_read_timeout(Some(PATIENCE)).unwrap();
+        accepted
+    };
+    let arrives = |mut client: &TcpStream, mut server: &TcpStream, byte: u8| {
+        client.write_all(&[byte]).unwrap();
+        let mut got = [0];
+        server.read_exact(&mut got).unwrap();
+        assert_eq!(got, [byte]);
+    };
+    let told = Told::of(&server);
+
+    told.tell(6001, 1);
+    let first = accept();
+    let client = told.connect(6001);
+    arrives(&client, &first, b'1');
+    told.tell(6001, 1);
+    told.tell(6002, 5);
+    let second = accept();
+    arrives(&told.connect(6002), &second, b'2');
+
+    // Another connection of the same ends, of whose predecessor's end nobody has told.
+    told.tell(6003, 7);
+    let mut given_up = accept();
+    told.tell(6003, 8);
+    let third = accept();
+    assert!(!matches!(given_up.read(&mut [0]), Ok(1..)));
+    arrives(&told.connect(6003), &third, b'3');
+}
+
+#[test]
+fn a_port_that_is_used_again_at_once_connects() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let address = local("127.0.0.1");
+    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    for _ in 0..300 {
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let own: SocketAddr = "127.0.0.1:6000".parse().unwrap();
+        client.set_reuse_address(true).unwrap();
+        client.bind(&own.into()).unwrap();
+        client.set_linger(Some(Duration::ZERO)).unwrap();
+        client.connect(&address.into()).unwrap();
+    }
+    // Each has been connected by itself, in spite of the one before.
+    let summary = hurt.end();
+    assert!(summary.contains("300 conns"), "{summary}");
 }
 
 #[test]

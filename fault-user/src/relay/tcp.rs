@@ -235,12 +235,83 @@ struct Door {
     engine: Weak<Engine>,
     inner: Arc<Inner>,
     listener: TcpListener,
-    openings: Openings,
+    openings: Arc<Mutex<Openings>>,
 }
 
-/// Connections whose SYN is held, or was let in and is not accepted yet: the task that has the server takes the client.
-/// Dropping the sender ends it.
-type Openings = Arc<Mutex<HashMap<Pair, oneshot::Sender<Client>>>>;
+/// Connections that are being opened, by their ends.
+#[derive(Default)]
+struct Openings {
+    held: HashMap<Pair, Opening>,
+    accepted: LastAccepted,
+}
+
+/// A connection whose SYN is held, or was let in and is not accepted yet.
+struct Opening {
+    /// Its initial sequence number.
+    sequence: u32,
+    /// The task that has the server takes the client. Dropping the sender ends it.
+    client: oneshot::Sender<Client>,
+}
+
+/// Initial sequence numbers of the connections that were accepted last: a SYN that was sent a second time may be told of
+/// after the connection was accepted.
+#[derive(Default)]
+struct LastAccepted {
+    recent: HashMap<Pair, u32>,
+    /// Those before.
+    older: HashMap<Pair, u32>,
+}
+
+impl LastAccepted {
+    /// As many as are accepted at most, and many more, before what was told earlier is read.
+    const RECENT: usize = 8192;
+
+    fn note(&mut self, pair: Pair, sequence: u32) {
+        if self.recent.len() >= Self::RECENT {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        self.recent.insert(pair, sequence);
+    }
+
+    fn has(&self, pair: Pair, sequence: u32) -> bool {
+        [&self.recent, &self.older]
+            .iter()
+            .any(|some| some.get(&pair) == Some(&sequence))
+    }
+}
+
+impl Openings {
+    /// Begins one unless it has begun already, or is over; another of the same ends is given up. Who is to take the client.
+    fn begin(&mut self, pair: Pair, sequence: u32) -> Option<oneshot::Receiver<Client>> {
+        let is_known = |opening: &Opening| opening.sequence == sequence;
+        if self.held.get(&pair).is_some_and(is_known) || self.accepted.has(pair, sequence) {
+            return None;
+        }
+        let (sender, client) = oneshot::channel();
+        let opening = Opening {
+            sequence,
+            client: sender,
+        };
+        self.held.insert(pair, opening);
+        Some(client)
+    }
+
+    /// Takes the one that has been accepted.
+    fn accept(&mut self, pair: Pair) -> Option<oneshot::Sender<Client>> {
+        let opening = self.held.remove(&pair)?;
+        self.accepted.note(pair, opening.sequence);
+        Some(opening.client)
+    }
+
+    /// Forgets one, but not a later one of the same ends.
+    fn end(&mut self, pair: Pair, sequence: u32) {
+        if let Entry::Occupied(opening) = self.held.entry(pair)
+            && opening.get().sequence == sequence
+        {
+            opening.remove();
+        }
+    }
+}
 
 /// An accepted connection.
 type Client = (io::Result<std::net::TcpStream>, Arc<Control>);
@@ -281,7 +352,7 @@ impl Door {
                 },
             }
         };
-        self.openings().clear();
+        self.openings().held.clear();
         drop(self.listener);
         acknowledge(done);
     }
@@ -304,14 +375,14 @@ impl Door {
         }
     }
 
-    fn openings(&self) -> MutexGuard<'_, HashMap<Pair, oneshot::Sender<Client>>> {
+    fn openings(&self) -> MutexGuard<'_, Openings> {
         self.openings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shake(&self, event: HandshakeEvent, accepts: bool) {
         match event {
             HandshakeEvent::Gone(pair) => {
-                self.openings().remove(&pair);
+                self.openings().held.remove(&pair);
             }
             // Nobody is to accept it: it waits in the kernel's queue.
             HandshakeEvent::Syn(syn) if !accepts => {
@@ -320,24 +391,33 @@ impl Door {
                 }
             }
             HandshakeEvent::Syn(syn) => {
-                let (sender, client) = oneshot::channel();
-                match self.openings().entry(syn.pair) {
-                    Entry::Vacant(opening) => opening.insert(sender),
-                    // The client has sent it again.
-                    Entry::Occupied(_) => return,
-                };
-                let (inner, openings) = (Arc::clone(&self.inner), Arc::clone(&self.openings));
-                let engine = self.engine.clone();
-                // On this worker: waking another would take longer than what is to be done.
-                tokio::spawn(async move {
-                    let pair = syn.pair;
-                    if !open(engine, inner, syn, client).await {
-                        let mut openings = openings.lock().unwrap_or_else(PoisonError::into_inner);
-                        openings.remove(&pair);
-                    }
-                });
+                if let Err(error) = self.hold(syn) {
+                    log::warn!("a SYN can't be read: {error}");
+                }
             }
         }
+    }
+
+    /// Looks for the server of a client whose SYN is held.
+    fn hold(&self, syn: HeldSyn) -> io::Result<()> {
+        let (pair, sequence) = (syn.pair, syn.sequence()?);
+        if self.openings().held.contains_key(&pair) {
+            // The connection that had these ends before may be over already, and wait here to be accepted.
+            self.accept_waiting(true);
+        }
+        let Some(client) = self.openings().begin(pair, sequence) else {
+            return Ok(());
+        };
+        let (inner, openings) = (Arc::clone(&self.inner), Arc::clone(&self.openings));
+        let engine = self.engine.clone();
+        // On this worker: waking another would take longer than what is to be done.
+        tokio::spawn(async move {
+            if !open(engine, inner, syn, client).await {
+                let mut openings = openings.lock().unwrap_or_else(PoisonError::into_inner);
+                openings.end(pair, sequence);
+            }
+        });
+        Ok(())
     }
 
     fn dispatch(
@@ -371,7 +451,7 @@ impl Door {
             log::debug!("a connection keeps its filter: {error}");
         }
         let local = client.local_addr().ok()?;
-        self.openings().remove(&pair(address, local))
+        self.openings().accept(pair(address, local))
     }
 }
 
@@ -409,7 +489,12 @@ async fn open(
     };
     let server = tokio::select! {
         biased;
-        _gone = &mut client => return true,
+        client = &mut client => {
+            if let Ok(client) = client {
+                hand_over(&engine, inner, client, None);
+            }
+            return true;
+        }
         server = inner.upstream.connect(accepted) => server.and_then(TcpStream::into_std),
     };
     let server = match server {
