@@ -3,13 +3,16 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use tokio::io::Interest;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::connection::{Connection, Control, Cut, Drain, close_by_reset, close_in_order};
@@ -18,6 +21,7 @@ use super::fault::CloseMode;
 use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
 use super::lane::unread;
 use super::packets::Pair;
+use super::timer::sleep_until;
 use super::toxic::ToxicSet;
 use super::trouble::Trouble;
 use super::upstream::{Accepted, Target, Upstream};
@@ -91,7 +95,7 @@ impl Inner {
                 self.trouble.tell(lack, lack);
                 lack.to_owned()
             }
-            (None, Some(number)) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+            (None, Some(number)) => Errno::from_raw(number).desc().to_lowercase(),
             (None, None) => error.to_string(),
         };
         let failures = self.stats.failures.lock();
@@ -207,7 +211,8 @@ pub(crate) fn start(
     let is_held = inlet.handshakes.is_some();
     let (worker, inner) = (Arc::downgrade(engine), Arc::clone(inner));
     let task = async move {
-        let listener = match TcpListener::from_std(inlet.listener) {
+        // SAFETY: the descriptor is the value's own, and open until the `AsyncFd` is dropped.
+        let listener = match unsafe { AsyncFd::register(inlet.listener) } {
             Ok(listener) => listener,
             Err(error) => {
                 log::error!("a listener can't be watched: {error}");
@@ -234,7 +239,7 @@ pub(crate) fn start(
 struct Door {
     engine: Weak<Engine>,
     inner: Arc<Inner>,
-    listener: TcpListener,
+    listener: AsyncFd<TcpListener>,
     openings: Arc<Mutex<Openings>>,
 }
 
@@ -314,7 +319,7 @@ impl Openings {
 }
 
 /// An accepted connection.
-type Client = (io::Result<std::net::TcpStream>, Arc<Control>);
+type Client = (std::net::TcpStream, Arc<Control>);
 
 /// A server's connection, or how the client is to be closed for want of one.
 type Reached = Result<std::net::TcpStream, CloseMode>;
@@ -344,10 +349,8 @@ impl Door {
                     None => return,
                 },
                 Some(event) = next(&mut handshakes) => self.shake(event, accepts),
-                accepted = self.listener.accept(), if accepts => match accepted {
-                    Ok((client, address)) => {
-                        self.dispatch(client.into_std(), address, handshakes.is_some());
-                    }
+                accepted = self.accept(), if accepts => match accepted {
+                    Ok((client, address)) => self.dispatch(client, address, handshakes.is_some()),
                     Err(error) => pause_after(&self.inner, &error).await,
                 },
             }
@@ -357,17 +360,22 @@ impl Door {
         acknowledge(done);
     }
 
+    async fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+        // However many wait, others have their turns.
+        tokio::task::consume_budget().await;
+        loop {
+            let mut ready = self.listener.readable().await?;
+            if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
+                return accepted;
+            }
+        }
+    }
+
     /// Accepts what waits.
     fn accept_waiting(&self, is_held: bool) {
-        let accept = || {
-            let (client, address) = socket2::SockRef::from(&self.listener).accept()?;
-            client.set_nonblocking(true)?;
-            let address = address.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-            Ok::<_, io::Error>((client.into(), address))
-        };
         loop {
-            match accept() {
-                Ok((client, address)) => self.dispatch(Ok(client), address, is_held),
+            match accept(self.listener.get_ref()) {
+                Ok((client, address)) => self.dispatch(client, address, is_held),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return self.inner.count_failure(&error),
@@ -420,17 +428,9 @@ impl Door {
         Ok(())
     }
 
-    fn dispatch(
-        &self,
-        client: io::Result<std::net::TcpStream>,
-        address: SocketAddr,
-        is_held: bool,
-    ) {
+    fn dispatch(&self, client: std::net::TcpStream, address: SocketAddr, is_held: bool) {
         let control = self.inner.register(address);
-        let opening = match &client {
-            Ok(client) if is_held => self.opening_of(client, address),
-            _ => None,
-        };
+        let opening = is_held.then(|| self.opening_of(&client, address)).flatten();
         let mut client = (client, control);
         if let Some(opening) = opening {
             match opening.send(client) {
@@ -453,6 +453,23 @@ impl Door {
         let local = client.local_addr().ok()?;
         self.openings().accept(pair(address, local))
     }
+}
+
+/// Accepts a connection whose socket does not block.
+fn accept(listener: &TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let accept = |address: *mut socket2::SockAddrStorage, length: *mut _| {
+        // SAFETY: the address has room for what the length says.
+        let accepted =
+            unsafe { libc::accept4(listener.as_raw_fd(), address.cast(), length, flags) };
+        Ok(Errno::result(accepted)?)
+    };
+    // SAFETY: where it succeeds the kernel has written the address and its length.
+    let (accepted, address) = unsafe { socket2::SockAddr::try_init(accept) }?;
+    // SAFETY: the descriptor is new, and nobody else's.
+    let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+    let address = address.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok((accepted.into(), address))
 }
 
 /// The next event; none ever where no SYN is held.
@@ -495,7 +512,7 @@ async fn open(
             }
             return true;
         }
-        server = inner.upstream.connect(accepted) => server.and_then(TcpStream::into_std),
+        server = inner.upstream.connect(accepted) => server,
     };
     let server = match server {
         Ok(server) => Ok(server),
@@ -533,10 +550,12 @@ async fn admit(
     mut client: oneshot::Receiver<Client>,
 ) -> Option<Result<Client, oneshot::error::RecvError>> {
     let sent = syn.admit();
-    if sent.is_ok()
-        && let Ok(client) = tokio::time::timeout(RESENT, &mut client).await
-    {
-        return Some(client);
+    if sent.is_ok() {
+        tokio::select! {
+            biased;
+            client = &mut client => return Some(client),
+            () = sleep_until(Instant::now() + RESENT) => {}
+        }
     }
     log::debug!("{syn:?} waits for the client's next: {sent:?}");
     if let Err(error) = (syn.stop_holding)(syn.pair) {
@@ -595,11 +614,7 @@ fn unwatched(inner: &Inner, control: &Control, error: &io::Error) {
 const LAST_CHANCE: Duration = Duration::from_millis(10);
 
 /// Connects to the server of a client, else says how that is to be closed.
-async fn reach(
-    inner: &Inner,
-    control: &Control,
-    client: &TcpStream,
-) -> Result<TcpStream, CloseMode> {
+async fn reach(inner: &Inner, control: &Control, client: &TcpStream) -> Reached {
     let accepted = || {
         Ok(Accepted {
             client: control.client,
@@ -634,15 +649,15 @@ async fn reach(
 
 /// Carries a connection to a server that has been reached already, or is to be.
 async fn carry(inner: Arc<Inner>, (client, control): Client, server: Option<Reached>) {
-    let client = match client.and_then(TcpStream::from_std) {
+    let client = match TcpStream::from_std(client) {
         Ok(client) => client,
         Err(error) => return unwatched(&inner, &control, &error),
     };
-    let server = match server {
-        Some(reached) => reached.map(TcpStream::from_std),
-        None => reach(&inner, &control, &client).await.map(Ok),
+    let reached = match server {
+        Some(reached) => reached,
+        None => reach(&inner, &control, &client).await,
     };
-    match server {
+    match reached.map(TcpStream::from_std) {
         Ok(Ok(server)) => carry_on(inner, control, client, server).await,
         Ok(Err(error)) => unwatched(&inner, &control, &error),
         Err(CloseMode::Fin) => {

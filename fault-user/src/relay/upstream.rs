@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::fault::CloseMode;
 
@@ -114,14 +114,11 @@ impl Upstream {
     }
 
     async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let socket = if address.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
-        socket.set_nodelay(true)?;
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+        socket.set_tcp_nodelay(true)?;
         // An urgent byte comes in its place.
-        socket2::SockRef::from(&socket).set_out_of_band_inline(true)?;
+        socket.set_out_of_band_inline(true)?;
         let kept = match &self.prepare {
             Some(prepare) => prepare(socket.as_fd(), address)?,
             None => None,
@@ -129,19 +126,54 @@ impl Upstream {
         if self.prepare.is_some() && kept.is_none() {
             come_from_here(&socket, address)?;
         }
-        // What gives up while it connects is a reset to a server that has accepted: nothing of the client has
-        // been sent to it.
-        socket.set_zero_linger()?;
-        let stream = socket.connect(address).await?;
-        socket2::SockRef::from(&stream).set_linger(None)?;
-        Ok(stream)
+        match begin_to_connect(&socket, address)? {
+            Begun::Connected => Ok(socket.into()),
+            Begun::Connecting => finish_connecting(socket).await,
+        }
     }
 }
 
-/// Has a socket that connects to an address of this host come from that address, as it does by itself for 127.0.0.1. By that
+/// How far a connection has got.
+enum Begun {
+    Connected,
+    Connecting,
+}
+
+/// Has a socket connect. A server on this host has answered on return.
+fn begin_to_connect(socket: &Socket, address: SocketAddr) -> io::Result<Begun> {
+    let address = address.into();
+    for _ in 0..2 {
+        match socket.connect(&address) {
+            Ok(()) => return Ok(Begun::Connected),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EISCONN) => return Ok(Begun::Connected),
+                Some(libc::EINPROGRESS | libc::EALREADY) => {}
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(Begun::Connecting)
+}
+
+/// Waits until a socket has connected.
+async fn finish_connecting(socket: Socket) -> io::Result<TcpStream> {
+    // What gives up while it connects is a reset to a server that has accepted: nothing of the client has
+    // been sent to it.
+    socket.set_linger(Some(std::time::Duration::ZERO))?;
+    let stream = tokio::net::TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    socket2::SockRef::from(&stream).set_linger(None)?;
+    stream.into_std()
+}
+
+/// Has a socket that connects to an address of this host come from that address, as it does by itself for 127.0.0.1 and ::1. By that
 /// the hook for clients from outside knows what does not come from outside; it would lead the relay to itself.
-fn come_from_here(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
-    if !is_own(address.ip().to_canonical())? {
+fn come_from_here(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    let ip = address.ip().to_canonical();
+    if ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST || !is_own(ip)? {
         return Ok(());
     }
     let late: libc::c_int = 1;
@@ -159,7 +191,7 @@ fn come_from_here(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
     nix::errno::Errno::result(status)?;
     let mut here = address;
     here.set_port(0);
-    socket.bind(here)
+    socket.bind(&here.into())
 }
 
 /// Whether this host has the address.
