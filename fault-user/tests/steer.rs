@@ -1283,6 +1283,59 @@ fn sockets_have_the_addresses_that_they_would_have() {
     hurt.end();
 }
 
+#[test]
+fn servers_see_the_ports_of_their_clients() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let there = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    for (host, seen) in [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.9.9.9", "127.0.0.1"),
+        ("::1", "::1"),
+        ("10.77.0.1", "10.77.0.1"),
+        ("10.77.0.2", "10.77.0.1"),
+    ] {
+        let address = SocketAddr::new(host.parse().unwrap(), 7000);
+        let listen = || Ok(TcpListener::bind(address)?);
+        let server = if host == "10.77.0.2" {
+            there.enter(listen)
+        } else {
+            listen()
+        };
+        let server = server.unwrap();
+        let seen: IpAddr = seen.parse().unwrap();
+        for _ in 0..3 {
+            let client = TcpStream::connect(address).unwrap();
+            let (_accepted, from) = server.accept().unwrap();
+            let port = client.local_addr().unwrap().port();
+            assert_eq!(from, SocketAddr::new(seen, port), "{host}");
+        }
+        // A client that binds its port, again and again: it is served also while the server has an earlier connection from
+        // there.
+        let mut kept = Vec::new();
+        for _ in 0..3 {
+            let own = if address.is_ipv4() {
+                "127.0.0.1:6000"
+            } else {
+                "[::1]:6000"
+            };
+            let own: SocketAddr = own.parse().unwrap();
+            let client = Socket::new(Domain::for_address(own), Type::STREAM, None).unwrap();
+            client.set_reuse_address(true).unwrap();
+            client.bind(&own.into()).unwrap();
+            client.set_linger(Some(Duration::ZERO)).unwrap();
+            client.connect(&address.into()).unwrap();
+            kept.push(server.accept().unwrap());
+        }
+        assert_eq!(kept[0].1, SocketAddr::new(seen, 6000), "{host}");
+    }
+    hurt.end();
+}
+
 /// What a datagram and the messages beside it say: its bytes, its sender, the time to live or hop limit, and the class.
 fn hear_all(socket: &UdpSocket) -> (Vec<u8>, Option<SocketAddr>, Vec<i32>) {
     use nix::sys::socket::{ControlMessageOwned as Message, MsgFlags, SockaddrStorage, recvmsg};

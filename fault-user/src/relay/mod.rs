@@ -41,7 +41,7 @@ pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, 
 pub use packets::Pair;
 pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
-pub(crate) use upstream::{is_own, resolve_name};
+pub(crate) use upstream::{bind, resolve_name};
 
 use crate::shaping::exchange::Exchange;
 use tcp::{Command, Inner, Stats};
