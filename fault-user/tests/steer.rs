@@ -1284,6 +1284,37 @@ fn sockets_have_the_addresses_that_they_would_have() {
 }
 
 #[test]
+fn a_client_that_waits_for_its_server_connects_when_the_rules_end() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let server = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], 7000));
+    server.bind(&address.into()).unwrap();
+    server.listen(0).unwrap();
+    // Its queue is full: it answers nobody until it accepts.
+    let _waiting = TcpStream::connect(address).unwrap();
+    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host --drain 25s");
+    let (sender, connected) = channel();
+    std::thread::spawn(move || sender.send(TcpStream::connect(address)));
+    let waits = || std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let is_opening = |line: &str| line.contains("0100007F:1B58 02 ");
+    wait_for(|| waits().lines().any(is_opening), "the relay's SYN");
+    let accepting = std::thread::spawn(move || {
+        for _ in 0..2 {
+            std::mem::forget(server.accept().unwrap());
+        }
+    });
+    hurt.end();
+    connected
+        .recv_timeout(PATIENCE)
+        .unwrap()
+        .expect("the server has accepted");
+    accepting.join().unwrap();
+}
+
+#[test]
 fn servers_see_the_ports_of_their_clients() {
     if !can_lead_the_host() {
         return;

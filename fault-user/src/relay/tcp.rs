@@ -75,6 +75,10 @@ pub(crate) struct Inner {
     /// Counts accepted connections over restarts, so that their ordinals go on.
     pub(crate) ordinals: Arc<AtomicU64>,
     pub(crate) open: Mutex<BTreeMap<u64, Arc<Control>>>,
+    /// Those that are being opened while their clients' SYNs are held.
+    pub(crate) openings: Mutex<Openings>,
+    /// How connections end that are opened from now on, if the relay comes to its end.
+    pub(crate) drain: Mutex<Option<Drain>>,
     /// Tells that a connection was opened or closed.
     pub(crate) changed: Arc<Notify>,
     pub(crate) trouble: Arc<Trouble>,
@@ -128,6 +132,7 @@ impl Inner {
 
     /// Has every connection end once nothing of it is on its way any more.
     pub(crate) fn drain(&self, drain: Drain) {
+        *self.drain.lock().unwrap_or_else(PoisonError::into_inner) = Some(drain);
         for control in self.controls() {
             control.drain(drain);
         }
@@ -145,9 +150,15 @@ impl Inner {
     pub(crate) fn register(&self, client: SocketAddr) -> Arc<Control> {
         let ordinal = self.ordinals.fetch_add(1, Ordering::Relaxed) + 1;
         let control = Arc::new(Control::new(ordinal, client));
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.insert(ordinal, Arc::clone(&control));
-        drop(open);
+        {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.insert(ordinal, Arc::clone(&control));
+        }
+        // After it can be found: a drain that begins meanwhile reaches it one way or the other.
+        let drain = *self.drain.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(drain) = drain {
+            control.drain(drain);
+        }
         self.stats.accepted.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_waiters();
         control
@@ -160,6 +171,22 @@ impl Inner {
             .remove(&control.ordinal);
         control.closed.store(true, Ordering::Release);
         self.changed.notify_waiters();
+    }
+
+    fn openings(&self) -> MutexGuard<'_, Openings> {
+        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes which clients' SYNs are held.
+    fn change_openings<T>(&self, change: impl FnOnce(&mut Openings) -> T) -> T {
+        let changed = change(&mut self.openings());
+        self.changed.notify_waiters();
+        changed
+    }
+
+    /// Whether clients wait for the relay to reach their servers.
+    pub(crate) fn holds_clients(&self) -> bool {
+        !self.openings().held.is_empty()
     }
 
     /// Closes up to `count` connections, the oldest first, and waits until it has happened.
@@ -196,7 +223,7 @@ impl Inner {
 pub(crate) enum Command {
     Accept(bool, oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
-    /// As `Stop`, but what has come by then is still taken in.
+    /// What has come by then is still taken in, and clients whose SYNs are held. It stops when there are none.
     Finish(oneshot::Sender<()>),
 }
 
@@ -223,7 +250,6 @@ pub(crate) fn start(
             engine: worker,
             inner,
             listener,
-            openings: Arc::default(),
         };
         door.serve(inlet.handshakes, receiver, accepts).await;
     };
@@ -240,17 +266,17 @@ struct Door {
     engine: Weak<Engine>,
     inner: Arc<Inner>,
     listener: AsyncFd<TcpListener>,
-    openings: Arc<Mutex<Openings>>,
 }
 
 /// Connections that are being opened, by their ends.
-#[derive(Default)]
-struct Openings {
+#[derive(Debug, Default)]
+pub(crate) struct Openings {
     held: HashMap<Pair, Opening>,
     accepted: LastAccepted,
 }
 
 /// A connection whose SYN is held, or was let in and is not accepted yet.
+#[derive(Debug)]
 struct Opening {
     /// Its initial sequence number.
     sequence: u32,
@@ -260,7 +286,7 @@ struct Opening {
 
 /// Initial sequence numbers of the connections that were accepted last: a SYN that was sent a second time may be told of
 /// after the connection was accepted.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct LastAccepted {
     recent: HashMap<Pair, u32>,
     /// Those before.
@@ -331,7 +357,11 @@ impl Door {
         mut commands: mpsc::UnboundedReceiver<Command>,
         mut accepts: bool,
     ) {
+        let mut is_last = false;
         let done = loop {
+            if is_last && !self.inner.holds_clients() {
+                break None;
+            }
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
@@ -339,14 +369,15 @@ impl Door {
                         accepts = wanted;
                         acknowledge(done);
                     }
-                    Some(Command::Stop(done)) => break done,
+                    Some(Command::Stop(done)) => break Some(done),
                     Some(Command::Finish(done)) => {
                         if accepts {
                             self.accept_waiting(handshakes.is_some());
                         }
-                        break done;
+                        is_last = true;
+                        acknowledge(done);
                     }
-                    None => return,
+                    None => break None,
                 },
                 Some(event) = next(&mut handshakes) => self.shake(event, accepts),
                 accepted = self.accept(), if accepts => match accepted {
@@ -355,9 +386,11 @@ impl Door {
                 },
             }
         };
-        self.openings().held.clear();
+        self.inner.change_openings(|openings| openings.held.clear());
         drop(self.listener);
-        acknowledge(done);
+        if let Some(done) = done {
+            acknowledge(done);
+        }
     }
 
     async fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
@@ -383,14 +416,11 @@ impl Door {
         }
     }
 
-    fn openings(&self) -> MutexGuard<'_, Openings> {
-        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn shake(&self, event: HandshakeEvent, accepts: bool) {
         match event {
             HandshakeEvent::Gone(pair) => {
-                self.openings().held.remove(&pair);
+                self.inner
+                    .change_openings(|openings| openings.held.remove(&pair));
             }
             // Nobody is to accept it: it waits in the kernel's queue.
             HandshakeEvent::Syn(syn) if !accepts => {
@@ -409,20 +439,19 @@ impl Door {
     /// Looks for the server of a client whose SYN is held.
     fn hold(&self, syn: HeldSyn) -> io::Result<()> {
         let (pair, sequence) = (syn.pair, syn.sequence()?);
-        if self.openings().held.contains_key(&pair) {
+        if self.inner.openings().held.contains_key(&pair) {
             // The connection that had these ends before may be over already, and wait here to be accepted.
             self.accept_waiting(true);
         }
-        let Some(client) = self.openings().begin(pair, sequence) else {
+        let Some(client) = self.inner.openings().begin(pair, sequence) else {
             return Ok(());
         };
-        let (inner, openings) = (Arc::clone(&self.inner), Arc::clone(&self.openings));
+        let inner = Arc::clone(&self.inner);
         let engine = self.engine.clone();
         // On this worker: waking another would take longer than what is to be done.
         tokio::spawn(async move {
-            if !open(engine, inner, syn, client).await {
-                let mut openings = openings.lock().unwrap_or_else(PoisonError::into_inner);
-                openings.end(pair, sequence);
+            if !open(engine, Arc::clone(&inner), syn, client).await {
+                inner.change_openings(|openings| openings.end(pair, sequence));
             }
         });
         Ok(())
@@ -451,7 +480,8 @@ impl Door {
             log::debug!("a connection keeps its filter: {error}");
         }
         let local = client.local_addr().ok()?;
-        self.openings().accept(pair(address, local))
+        let pair = pair(address, local);
+        self.inner.change_openings(|openings| openings.accept(pair))
     }
 }
 
