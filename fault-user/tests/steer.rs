@@ -1367,6 +1367,27 @@ fn servers_see_the_ports_of_their_clients() {
     hurt.end();
 }
 
+#[test]
+fn a_datagram_that_closes_is_lost() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let server = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect("127.0.0.1:7000").unwrap();
+    let hurt = Hurt::begin(&["udp:7000 close_on_data"], "--scope host");
+    client.send(b"one").unwrap();
+    client.send(b"two").unwrap();
+    let summary = hurt.end();
+    assert!(summary.contains("2 conns  2 times"), "{summary}");
+    client.send(b"three").unwrap();
+    let mut buffer = [0; 9];
+    let (size, _) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..size], b"three");
+}
+
 /// What a datagram and the messages beside it say: its bytes, its sender, the time to live or hop limit, and the class.
 fn hear_all(socket: &UdpSocket) -> (Vec<u8>, Option<SocketAddr>, Vec<i32>) {
     use nix::sys::socket::{ControlMessageOwned as Message, MsgFlags, SockaddrStorage, recvmsg};
