@@ -1171,7 +1171,12 @@ fn a_port_that_is_used_again_at_once_connects() {
         client.set_reuse_address(true).unwrap();
         client.bind(&own.into()).unwrap();
         client.set_linger(Some(Duration::ZERO)).unwrap();
-        client.connect(&address.into()).unwrap();
+        // Other tests' processes may have the client before still, for a moment.
+        let connects = || match client.connect(&address.into()) {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => false,
+            connected => connected.map(|()| true).unwrap(),
+        };
+        wait_for(connects, "the client's ends to be free");
         // Its end is a reset, which nobody waits for.
         exchange(&mut client.into()).unwrap();
     }
@@ -1379,13 +1384,12 @@ fn a_datagram_that_closes_is_lost() {
     client.connect("127.0.0.1:7000").unwrap();
     let hurt = Hurt::begin(&["udp:7000 close_on_data"], "--scope host");
     client.send(b"one").unwrap();
-    client.send(b"two").unwrap();
     let summary = hurt.end();
-    assert!(summary.contains("2 conns  2 times"), "{summary}");
-    client.send(b"three").unwrap();
+    assert!(summary.contains("1 conns  1 times"), "{summary}");
+    client.send(b"two").unwrap();
     let mut buffer = [0; 9];
     let (size, _) = server.recv_from(&mut buffer).unwrap();
-    assert_eq!(&buffer[..size], b"three");
+    assert_eq!(&buffer[..size], b"two");
 }
 
 /// What a datagram and the messages beside it say: its bytes, its sender, the time to live or hop limit, and the class.
