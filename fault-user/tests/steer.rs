@@ -1101,7 +1101,10 @@ impl Told {
             pair: pair(([127, 0, 0, 1], port).into(), self.address),
             header: header.to_vec(),
             sockets: std::sync::Arc::clone(&self.sockets),
-            stop_holding: std::sync::Arc::new(move |pair| Ok(reached.send(pair).unwrap())),
+            stop_holding: std::sync::Arc::new(move |pair| {
+                reached.send(pair).unwrap();
+                Ok(())
+            }),
         };
         self.events.send(HandshakeEvent::Syn(syn)).unwrap();
     }
