@@ -28,7 +28,7 @@ const LIMIT_S: &str = "400";
 
 /// A test suite, and how it is run.
 struct Suite {
-    name: &'static str,
+    name: String,
     command: Vec<String>,
     /// Words behind the command that limit it to one test.
     only: fn(&str) -> Vec<String>,
@@ -131,7 +131,7 @@ unittest.TextTestRunner(resultclass=Result).run(unittest.defaultTestLoader.loadT
         return;
     }
     let suite = Suite {
-        name: "test_socket",
+        name: "test_socket".to_owned(),
         command: [PYTHON, "-c", RUNNER].map(str::to_owned).to_vec(),
         only: |name| vec![name.to_owned()],
         folder: PathBuf::from("/"),
@@ -146,17 +146,15 @@ unittest.TextTestRunner(resultclass=Result).run(unittest.defaultTestLoader.loadT
     suite.check();
 }
 
-#[test]
-fn gos_net() {
-    /// They ask the public servers of the domain name system, and wait for them.
-    const PUBLIC: [&str; 3] = ["TestLookupCNAME", "TestLookupGmail", "TestLookupGoogle"];
-    let folder = Path::new("/usr/lib/go/src/net");
+/// Runs the tests of one of Go's own packages, of which `least` pass at least; those with these beginnings are left out.
+fn check_go(package: &str, left_out: &[&str], least: usize) {
+    let folder = Path::new("/usr/lib/go/src").join(package);
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let binary = scratch.join("go-net.test");
+    let binary = scratch.join(format!("go-{}.test", package.replace('/', "-")));
     let built = Command::new("/usr/bin/go")
         .args(["test", "-c", "-o"])
         .arg(&binary)
-        .arg("net")
+        .arg(package)
         .env("CGO_ENABLED", "0")
         .env("HOME", scratch)
         .output();
@@ -170,22 +168,35 @@ fn gos_net() {
     }
     let list = Command::new(&binary).arg("-test.list=.").output();
     let list = String::from_utf8(list.expect("the tests are listed").stdout).expect("names");
-    let is_public = |name: &&str| PUBLIC.iter().any(|public| name.starts_with(public));
-    let names: Vec<_> = list.lines().filter(|name| !is_public(name)).collect();
+    let is_left_out = |name: &&str| left_out.iter().any(|start| name.starts_with(start));
+    let names: Vec<_> = list.lines().filter(|name| !is_left_out(name)).collect();
     let only = format!("-test.run=^({})$", names.join("|"));
     let command = [binary.to_str().expect("a path in UTF-8"), "-test.v", &only];
     let suite = Suite {
-        name: "net",
+        name: package.to_owned(),
         command: command.map(str::to_owned).to_vec(),
         only: |name| vec![format!("-test.run=^{name}$")],
-        folder: folder.to_owned(),
+        folder,
         outcome: |line| {
             let (word, rest) = line.strip_prefix("--- ")?.split_once(": ")?;
             let name = rest.split(' ').next()?;
             (word != "SKIP").then(|| (name.to_owned(), word == "PASS"))
         },
-        least: 200,
+        least,
         exceptions: &[],
     };
     suite.check();
+}
+
+#[test]
+fn gos_net() {
+    // They ask the public servers of the domain name system, and wait for them.
+    let public = ["TestLookupCNAME", "TestLookupGmail", "TestLookupGoogle"];
+    check_go("net", &public, 200);
+}
+
+/// Its servers check their clients' ports.
+#[test]
+fn gos_tls() {
+    check_go("crypto/tls", &[], 140);
 }

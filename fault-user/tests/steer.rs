@@ -5,12 +5,19 @@ mod support;
 use std::io::{BufRead as _, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use fault_user::relay::{
+    Engine, HandshakeEvent, HeldSyn, Listen, Pair, RawSockets, Relay, Settings, TcpInlet, Upstream,
+    pair,
+};
 use fault_user::sys::process::netns::NetworkNamespace;
+use nix::unistd::Uid;
 use socket2::{Domain, Socket, Type};
 use support::echo::{tcp_echo, udp_client, udp_echo};
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, run, wait_for};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// Whether the kernel tells network namespaces apart (Linux 5.14), without which the whole host can't be led.
 fn can_lead_the_host() -> bool {
@@ -1040,6 +1047,146 @@ fn a_connection_fails_as_it_does_without_a_rule() {
     );
 }
 
+/// A relay whose clients' SYNs are told of by the test; nothing holds them.
+struct Told {
+    _relay: std::sync::Arc<Relay>,
+    events: UnboundedSender<HandshakeEvent>,
+    sockets: std::sync::Arc<RawSockets>,
+    address: SocketAddr,
+    /// Tells that a server waits for its client.
+    reached: (Sender<Pair>, Receiver<Pair>),
+}
+
+impl Told {
+    fn of(server: &TcpListener) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (events, handshakes) = unbounded_channel();
+        let handshakes = Some(handshakes);
+        let inlet = std::sync::Mutex::new(Some(TcpInlet {
+            listener,
+            handshakes,
+        }));
+        let bind = move || Ok(inlet.lock().unwrap().take().expect("it starts once"));
+        let settings = Settings {
+            name: "test".to_owned(),
+            title: "test".to_owned(),
+            seed: 1,
+            listen: Listen::TcpHook(std::sync::Arc::new(bind)),
+            upstream: Upstream::name(server.local_addr().unwrap().to_string()),
+            udp_idle: Settings::UDP_IDLE,
+            ordinals: std::sync::Arc::default(),
+        };
+        let relay = Relay::new(&Engine::start(1).unwrap(), settings);
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(relay.set_enabled(true)).unwrap();
+        Self {
+            _relay: relay,
+            events,
+            sockets: std::sync::Arc::new(RawSockets::open(|_| Ok(())).unwrap()),
+            address,
+            reached: channel(),
+        }
+    }
+
+    /// A client of this port has sent, or has sent again, a SYN with this initial sequence number.
+    fn tell(&self, port: u16, sequence: u32) {
+        let mut header = [0; 20];
+        header[..2].copy_from_slice(&port.to_be_bytes());
+        header[2..4].copy_from_slice(&self.address.port().to_be_bytes());
+        header[4..8].copy_from_slice(&sequence.to_be_bytes());
+        header[12..14].copy_from_slice(&[5 << 4, 2]);
+        let reached = self.reached.0.clone();
+        let syn = HeldSyn {
+            pair: pair(([127, 0, 0, 1], port).into(), self.address),
+            header: header.to_vec(),
+            sockets: std::sync::Arc::clone(&self.sockets),
+            stop_holding: std::sync::Arc::new(move |pair| {
+                reached.send(pair).unwrap();
+                Ok(())
+            }),
+        };
+        self.events.send(HandshakeEvent::Syn(syn)).unwrap();
+    }
+
+    /// Connects as that client, whose server the relay has reached.
+    fn connect(&self, port: u16) -> TcpStream {
+        let reached = self.reached.1.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(reached.client.port(), port);
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let own = SocketAddr::from(([127, 0, 0, 1], port));
+        client.bind(&own.into()).unwrap();
+        client.connect(&self.address.into()).unwrap();
+        client.into()
+    }
+}
+
+#[test]
+fn a_syn_that_is_told_of_twice_opens_one_connection() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    enter_fresh();
+    let server = TcpListener::bind("127.0.0.1:7000").unwrap();
+    let accept = || {
+        let (accepted, _) = server.accept().unwrap();
+        accepted.set_read_timeout(Some(PATIENCE)).unwrap();
+        accepted
+    };
+    let arrives = |mut client: &TcpStream, mut server: &TcpStream, byte: u8| {
+        client.write_all(&[byte]).unwrap();
+        let mut got = [0];
+        server.read_exact(&mut got).unwrap();
+        assert_eq!(got, [byte]);
+    };
+    let told = Told::of(&server);
+
+    told.tell(6001, 1);
+    let first = accept();
+    let client = told.connect(6001);
+    arrives(&client, &first, b'1');
+    told.tell(6001, 1);
+    told.tell(6002, 5);
+    let second = accept();
+    arrives(&told.connect(6002), &second, b'2');
+
+    // Another connection of the same ends, of whose predecessor's end nobody has told.
+    told.tell(6003, 7);
+    let mut given_up = accept();
+    told.tell(6003, 8);
+    let third = accept();
+    assert!(!matches!(given_up.read(&mut [0]), Ok(1..)));
+    arrives(&told.connect(6003), &third, b'3');
+}
+
+#[test]
+fn a_port_that_is_used_again_at_once_connects() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let address = local("127.0.0.1");
+    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    for _ in 0..300 {
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let own: SocketAddr = "127.0.0.1:6000".parse().unwrap();
+        client.set_reuse_address(true).unwrap();
+        client.bind(&own.into()).unwrap();
+        client.set_linger(Some(Duration::ZERO)).unwrap();
+        // Other tests' processes may have the client before still, for a moment.
+        let connects = || match client.connect(&address.into()) {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => false,
+            connected => connected.map(|()| true).unwrap(),
+        };
+        wait_for(connects, "the client's ends to be free");
+        // Its end is a reset, which nobody waits for.
+        exchange(&mut client.into()).unwrap();
+    }
+    let summary = hurt.end();
+    assert!(summary.contains("300 conns"), "{summary}");
+}
+
 #[test]
 fn a_server_that_resets_at_once_has_accepted() {
     if !can_lead_the_host() {
@@ -1142,6 +1289,110 @@ fn sockets_have_the_addresses_that_they_would_have() {
         Some(elsewhere.local_addr().unwrap())
     );
     hurt.end();
+}
+
+#[test]
+fn a_client_that_waits_for_its_server_connects_when_the_rules_end() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let server = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], 7000));
+    server.bind(&address.into()).unwrap();
+    server.listen(0).unwrap();
+    // Its queue is full: it answers nobody until it accepts.
+    let _waiting = TcpStream::connect(address).unwrap();
+    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host --drain 25s");
+    let (sender, connected) = channel();
+    std::thread::spawn(move || sender.send(TcpStream::connect(address)));
+    let waits = || std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let is_opening = |line: &str| line.contains("0100007F:1B58 02 ");
+    wait_for(|| waits().lines().any(is_opening), "the relay's SYN");
+    let accepting = std::thread::spawn(move || {
+        for _ in 0..2 {
+            std::mem::forget(server.accept().unwrap());
+        }
+    });
+    hurt.end();
+    connected
+        .recv_timeout(PATIENCE)
+        .unwrap()
+        .expect("the server has accepted");
+    accepting.join().unwrap();
+}
+
+#[test]
+fn servers_see_the_ports_of_their_clients() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let there = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    for (host, seen) in [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.9.9.9", "127.0.0.1"),
+        ("::1", "::1"),
+        ("10.77.0.1", "10.77.0.1"),
+        ("10.77.0.2", "10.77.0.1"),
+    ] {
+        let address = SocketAddr::new(host.parse().unwrap(), 7000);
+        let listen = || Ok(TcpListener::bind(address)?);
+        let server = if host == "10.77.0.2" {
+            there.enter(listen)
+        } else {
+            listen()
+        };
+        let server = server.unwrap();
+        let seen: IpAddr = seen.parse().unwrap();
+        for _ in 0..3 {
+            let client = TcpStream::connect(address).unwrap();
+            let (_accepted, from) = server.accept().unwrap();
+            let port = client.local_addr().unwrap().port();
+            assert_eq!(from, SocketAddr::new(seen, port), "{host}");
+        }
+        // A client that binds its port, again and again: it is served also while the server has an earlier connection from
+        // there.
+        let mut kept = Vec::new();
+        for _ in 0..3 {
+            let own = if address.is_ipv4() {
+                "127.0.0.1:6000"
+            } else {
+                "[::1]:6000"
+            };
+            let own: SocketAddr = own.parse().unwrap();
+            let client = Socket::new(Domain::for_address(own), Type::STREAM, None).unwrap();
+            client.set_reuse_address(true).unwrap();
+            client.bind(&own.into()).unwrap();
+            client.set_linger(Some(Duration::ZERO)).unwrap();
+            client.connect(&address.into()).unwrap();
+            kept.push(server.accept().unwrap());
+        }
+        assert_eq!(kept[0].1, SocketAddr::new(seen, 6000), "{host}");
+    }
+    hurt.end();
+}
+
+#[test]
+fn a_datagram_that_closes_is_lost() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let server = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect("127.0.0.1:7000").unwrap();
+    let hurt = Hurt::begin(&["udp:7000 close_on_data"], "--scope host");
+    client.send(b"one").unwrap();
+    let summary = hurt.end();
+    assert!(summary.contains("1 conns  1 times"), "{summary}");
+    client.send(b"two").unwrap();
+    let mut buffer = [0; 9];
+    let (size, _) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..size], b"two");
 }
 
 /// What a datagram and the messages beside it say: its bytes, its sender, the time to live or hop limit, and the class.

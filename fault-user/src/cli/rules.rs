@@ -1,9 +1,8 @@
 //! The rules of a command line and of a scenario file.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use clap::Args;
 use fault_common::abi::RULES_MAX;
 use serde_json::json;

@@ -27,6 +27,7 @@ pub fn is_one_way(fault: &Fault) -> bool {
             | Fault::LimitData { .. }
             | Fault::Stall
             | Fault::Discard
+            | Fault::CloseOnData { .. }
             | Fault::CorruptData { .. }
             | Fault::Coalesce { .. }
             | Fault::Substitute { .. }

@@ -85,6 +85,7 @@ pub fn takes_streams(rule: &ResolvedRule) -> bool {
 }
 
 /// Whether a rule that can be carried out has something to do on the relay of this transport.
+#[must_use]
 pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
     let is_aimed = match rule.target.protocol {
         Protocol::Any => true,
@@ -96,6 +97,7 @@ pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
 }
 
 /// The datagrams that a rule picks, by counting.
+#[must_use]
 pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagrams> {
     let triggers = &modifiers.triggers;
     if transport == Transport::Tcp || triggers.is_empty() {
@@ -114,6 +116,7 @@ pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagram
 }
 
 /// The connections that a rule picks. On a stream its counts count those that `conn` lets pass.
+#[must_use]
 pub fn connections(modifiers: &Modifiers, transport: Transport) -> Picked {
     let allowed = modifiers.connections.unwrap_or(Bounds {
         first: 1,

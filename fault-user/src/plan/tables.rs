@@ -66,6 +66,8 @@ impl Network {
         }
     }
 
+    /// Whether another network lies within this one.
+    #[must_use]
     pub fn contains(&self, other: &Self) -> bool {
         if other.prefix < self.prefix {
             return false;

@@ -132,7 +132,7 @@ const RIGHTS: [Capability; 3] = [
 
 fn start_worker(index: usize) -> io::Result<Worker> {
     let (stop, stopped) = oneshot::channel::<()>();
-    let (made, make) = std::sync::mpsc::sync_channel(1);
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new()
         .name(format!("relay-{index}"))
         .spawn(move || {
@@ -146,7 +146,7 @@ fn start_worker(index: usize) -> io::Result<Worker> {
                 Err(error) => (Err(error), None),
             };
             // Who starts it waits for this.
-            let told = made.send(handle);
+            let told = sender.send(handle);
             let (Some(runtime), Ok(())) = (runtime, told) else {
                 return;
             };
@@ -163,7 +163,7 @@ fn start_worker(index: usize) -> io::Result<Worker> {
             });
         })?;
     Ok(Worker {
-        handle: make.recv().map_err(io::Error::other)??,
+        handle: receiver.recv().map_err(io::Error::other)??,
         load: Arc::default(),
         stop: Some(stop),
         thread: Some(thread),

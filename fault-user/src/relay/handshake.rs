@@ -146,6 +146,17 @@ impl Refusal {
 }
 
 impl HeldSyn {
+    /// The initial sequence number: another connection of the same ends has another.
+    ///
+    /// # Errors
+    /// The header is cut off.
+    pub fn sequence(&self) -> io::Result<u32> {
+        let sequence = self.header.get(4..8).and_then(|bytes| bytes.first_chunk());
+        Ok(u32::from_be_bytes(
+            *sequence.ok_or(io::ErrorKind::InvalidData)?,
+        ))
+    }
+
     /// Lets the client connect: the SYN is sent once more, with the relay's mark.
     ///
     /// # Errors
@@ -188,8 +199,7 @@ impl HeldSyn {
 
     /// The reset of a host where nobody listens (RFC 9293, 3.5.2).
     fn reset(&self) -> io::Result<[u8; LEAST]> {
-        let sequence = self.header.get(4..8).and_then(|bytes| bytes.first_chunk());
-        let sequence = u32::from_be_bytes(*sequence.ok_or(io::ErrorKind::InvalidData)?);
+        let sequence = self.sequence()?;
         let mut reset = [0; LEAST];
         reset[..2].copy_from_slice(&self.pair.local.port().to_be_bytes());
         reset[2..4].copy_from_slice(&self.pair.client.port().to_be_bytes());

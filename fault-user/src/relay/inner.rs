@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::errno::Errno;
 use nix::libc;
 use tokio::sync::Notify;
 
 use super::control::{Control, Cut, Drain};
 use super::fault::CloseMode;
+use super::openings::Openings;
 use super::toxic::ToxicSet;
 use super::trouble::Trouble;
 use super::upstream::{Target, Upstream};
@@ -40,6 +42,19 @@ impl Stats {
     }
 }
 
+/// What the relay itself lacked, and what to do about it.
+fn lack(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => {
+            Some("the relay has too many open files: raise the hard limit (ulimit -Hn)")
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            Some("the relay has no local port left: widen net.ipv4.ip_local_port_range")
+        }
+        _ => None,
+    }
+}
+
 /// What the connections of a relay share.
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -51,6 +66,10 @@ pub(crate) struct Inner {
     /// Counts accepted connections over restarts, so that their ordinals go on.
     pub(crate) ordinals: Arc<AtomicU64>,
     pub(crate) open: Mutex<BTreeMap<u64, Arc<Control>>>,
+    /// Those that are being opened while their clients' SYNs are held.
+    pub(crate) openings: Mutex<Openings>,
+    /// How connections end that are opened from now on, if the relay comes to its end.
+    pub(crate) drain: Mutex<Option<Drain>>,
     /// Tells that a connection was opened or closed.
     pub(crate) changed: Arc<Notify>,
     pub(crate) trouble: Arc<Trouble>,
@@ -71,7 +90,7 @@ impl Inner {
                 self.trouble.tell(lack, lack);
                 lack.to_owned()
             }
-            (None, Some(number)) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+            (None, Some(number)) => Errno::from_raw(number).desc().to_lowercase(),
             (None, None) => error.to_string(),
         };
         let failures = self.stats.failures.lock();
@@ -104,6 +123,7 @@ impl Inner {
 
     /// Has every connection end once nothing of it is on its way any more.
     pub(crate) fn drain(&self, drain: Drain) {
+        *self.drain.lock().unwrap_or_else(PoisonError::into_inner) = Some(drain);
         for control in self.controls() {
             control.drain(drain);
         }
@@ -121,9 +141,15 @@ impl Inner {
     pub(crate) fn register(&self, client: SocketAddr) -> Arc<Control> {
         let ordinal = self.ordinals.fetch_add(1, Ordering::Relaxed) + 1;
         let control = Arc::new(Control::new(ordinal, client));
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.insert(ordinal, Arc::clone(&control));
-        drop(open);
+        {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.insert(ordinal, Arc::clone(&control));
+        }
+        // After it can be found: a drain that begins meanwhile reaches it one way or the other.
+        let drain = *self.drain.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(drain) = drain {
+            control.drain(drain);
+        }
         self.stats.accepted.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_waiters();
         control
@@ -136,6 +162,22 @@ impl Inner {
             .remove(&control.ordinal);
         control.closed.store(true, Ordering::Release);
         self.changed.notify_waiters();
+    }
+
+    pub(crate) fn openings(&self) -> MutexGuard<'_, Openings> {
+        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes which clients' SYNs are held.
+    pub(crate) fn change_openings<T>(&self, change: impl FnOnce(&mut Openings) -> T) -> T {
+        let changed = change(&mut self.openings());
+        self.changed.notify_waiters();
+        changed
+    }
+
+    /// Whether clients wait for the relay to reach their servers.
+    pub(crate) fn holds_clients(&self) -> bool {
+        !self.openings().held.is_empty()
     }
 
     /// Closes up to `count` connections, the oldest first, and waits until it has happened.
@@ -165,18 +207,5 @@ impl Inner {
             }
             changed.await;
         }
-    }
-}
-
-/// What the relay itself lacked, and what to do about it.
-fn lack(error: &io::Error) -> Option<&'static str> {
-    match error.raw_os_error() {
-        Some(libc::EMFILE) => {
-            Some("the relay has too many open files: raise the hard limit (ulimit -Hn)")
-        }
-        Some(libc::EADDRNOTAVAIL) => {
-            Some("the relay has no local port left: widen net.ipv4.ip_local_port_range")
-        }
-        _ => None,
     }
 }

@@ -14,6 +14,7 @@ mod handshake;
 mod inner;
 mod lane;
 mod mysql;
+mod openings;
 mod packets;
 mod pipe;
 mod protocol;
@@ -44,7 +45,7 @@ pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, 
 pub use packets::Pair;
 pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
-pub(crate) use upstream::{is_own, resolve_name};
+pub(crate) use upstream::{bind, resolve_name};
 
 use crate::relay::exchange::Exchange;
 use inner::{Inner, Stats};
@@ -352,6 +353,8 @@ impl Relay {
             upstream: state.upstream.clone(),
             ordinals: Arc::clone(&self.ordinals),
             open: std::sync::Mutex::default(),
+            openings: std::sync::Mutex::default(),
+            drain: std::sync::Mutex::default(),
             changed: Arc::clone(&self.changed),
             trouble: Arc::clone(&self.trouble),
         });
@@ -436,16 +439,28 @@ impl Relay {
     /// the toxics have it. Connections of which something may be missing at the end of that are reset.
     /// What was lost; when it is called again, what has been lost altogether.
     pub async fn drain(&self, drain: Drain) -> Cut {
-        {
+        let running = {
             let mut state = self.state.lock().await;
             state.enabled = false;
-            if let Some(running) = state.running.take() {
+            let running = state.running.take();
+            if let Some(running) = &running {
                 tell(running.parts().1, Command::Finish).await;
             }
             *self.address.write().unwrap_or_else(PoisonError::into_inner) = None;
-        }
+            running
+        };
         if let Some(inner) = self.current() {
             inner.drain(drain);
+            // Clients whose servers have not answered yet connect if they do now, and are refused otherwise.
+            let left = drain.open_until.saturating_duration_since(Instant::now());
+            let answered = inner.wait_until(|| !inner.holds_clients());
+            if tokio::time::timeout(left, answered).await.is_err() {
+                log::debug!(
+                    "{}: clients are refused: their servers do not answer",
+                    self.name
+                );
+            }
+            drop(running);
             let left = drain.until.saturating_duration_since(Instant::now()) + LAST_TURN;
             let over = inner.wait_until(|| inner.controls().is_empty());
             if tokio::time::timeout(left, over).await.is_err() {

@@ -1,14 +1,15 @@
 //! The TCP relay: accepts, connects, and keeps the books over its connections.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use tokio::io::Interest;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::{Connection, close_by_reset, close_in_order};
@@ -18,14 +19,15 @@ use super::fault::CloseMode;
 use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
 use super::inner::Inner;
 use super::lane::unread;
-use super::packets::Pair;
+use super::openings::Client;
+use super::timer::sleep_until;
 use super::upstream::Accepted;
 
 /// What an accepting task is told.
 pub(crate) enum Command {
     Accept(bool, oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
-    /// As `Stop`, but what has come by then is still taken in.
+    /// What has come by then is still taken in, and clients whose SYNs are held. It stops when there are none.
     Finish(oneshot::Sender<()>),
 }
 
@@ -40,7 +42,8 @@ pub(crate) fn start(
     let is_held = inlet.handshakes.is_some();
     let (worker, inner) = (Arc::downgrade(engine), Arc::clone(inner));
     let task = async move {
-        let listener = match TcpListener::from_std(inlet.listener) {
+        // SAFETY: the descriptor is the value's own, and open until the `AsyncFd` is dropped.
+        let listener = match unsafe { AsyncFd::register(inlet.listener) } {
             Ok(listener) => listener,
             Err(error) => {
                 log::error!("a listener can't be watched: {error}");
@@ -51,7 +54,6 @@ pub(crate) fn start(
             engine: worker,
             inner,
             listener,
-            openings: Arc::default(),
         };
         door.serve(inlet.handshakes, receiver, accepts).await;
     };
@@ -67,16 +69,8 @@ pub(crate) fn start(
 struct Door {
     engine: Weak<Engine>,
     inner: Arc<Inner>,
-    listener: TcpListener,
-    openings: Openings,
+    listener: AsyncFd<TcpListener>,
 }
-
-/// Connections whose SYN is held, or was let in and is not accepted yet: the task that has the server takes the client.
-/// Dropping the sender ends it.
-type Openings = Arc<Mutex<HashMap<Pair, oneshot::Sender<Client>>>>;
-
-/// An accepted connection.
-type Client = (io::Result<std::net::TcpStream>, Arc<Control>);
 
 /// A server's connection, or how the client is to be closed for want of one.
 type Reached = Result<std::net::TcpStream, CloseMode>;
@@ -88,7 +82,11 @@ impl Door {
         mut commands: mpsc::UnboundedReceiver<Command>,
         mut accepts: bool,
     ) {
+        let mut is_last = false;
         let done = loop {
+            if is_last && !self.inner.holds_clients() {
+                break None;
+            }
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
@@ -96,40 +94,46 @@ impl Door {
                         accepts = wanted;
                         acknowledge(done);
                     }
-                    Some(Command::Stop(done)) => break done,
+                    Some(Command::Stop(done)) => break Some(done),
                     Some(Command::Finish(done)) => {
                         if accepts {
                             self.accept_waiting(handshakes.is_some());
                         }
-                        break done;
+                        is_last = true;
+                        acknowledge(done);
                     }
-                    None => return,
+                    None => break None,
                 },
                 Some(event) = next(&mut handshakes) => self.shake(event, accepts),
-                accepted = self.listener.accept(), if accepts => match accepted {
-                    Ok((client, address)) => {
-                        self.dispatch(client.into_std(), address, handshakes.is_some());
-                    }
+                accepted = self.accept(), if accepts => match accepted {
+                    Ok((client, address)) => self.dispatch(client, address, handshakes.is_some()),
                     Err(error) => pause_after(&self.inner, &error).await,
                 },
             }
         };
-        self.openings().clear();
+        self.inner.change_openings(|openings| openings.held.clear());
         drop(self.listener);
-        acknowledge(done);
+        if let Some(done) = done {
+            acknowledge(done);
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+        // However many wait, others have their turns.
+        tokio::task::consume_budget().await;
+        loop {
+            let mut ready = self.listener.readable().await?;
+            if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
+                return accepted;
+            }
+        }
     }
 
     /// Accepts what waits.
     fn accept_waiting(&self, is_held: bool) {
-        let accept = || {
-            let (client, address) = socket2::SockRef::from(&self.listener).accept()?;
-            client.set_nonblocking(true)?;
-            let address = address.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-            Ok::<_, io::Error>((client.into(), address))
-        };
         loop {
-            match accept() {
-                Ok((client, address)) => self.dispatch(Ok(client), address, is_held),
+            match accept(self.listener.get_ref()) {
+                Ok((client, address)) => self.dispatch(client, address, is_held),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return self.inner.count_failure(&error),
@@ -137,14 +141,11 @@ impl Door {
         }
     }
 
-    fn openings(&self) -> MutexGuard<'_, HashMap<Pair, oneshot::Sender<Client>>> {
-        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn shake(&self, event: HandshakeEvent, accepts: bool) {
         match event {
             HandshakeEvent::Gone(pair) => {
-                self.openings().remove(&pair);
+                self.inner
+                    .change_openings(|openings| openings.held.remove(&pair));
             }
             // Nobody is to accept it: it waits in the kernel's queue.
             HandshakeEvent::Syn(syn) if !accepts => {
@@ -153,37 +154,37 @@ impl Door {
                 }
             }
             HandshakeEvent::Syn(syn) => {
-                let (sender, client) = oneshot::channel();
-                match self.openings().entry(syn.pair) {
-                    Entry::Vacant(opening) => opening.insert(sender),
-                    // The client has sent it again.
-                    Entry::Occupied(_) => return,
-                };
-                let (inner, openings) = (Arc::clone(&self.inner), Arc::clone(&self.openings));
-                let engine = self.engine.clone();
-                // On this worker: waking another would take longer than what is to be done.
-                tokio::spawn(async move {
-                    let pair = syn.pair;
-                    if !open(engine, inner, syn, client).await {
-                        let mut openings = openings.lock().unwrap_or_else(PoisonError::into_inner);
-                        openings.remove(&pair);
-                    }
-                });
+                if let Err(error) = self.hold(syn) {
+                    log::warn!("a SYN can't be read: {error}");
+                }
             }
         }
     }
 
-    fn dispatch(
-        &self,
-        client: io::Result<std::net::TcpStream>,
-        address: SocketAddr,
-        is_held: bool,
-    ) {
-        let control = self.inner.register(address);
-        let opening = match &client {
-            Ok(client) if is_held => self.opening_of(client, address),
-            _ => None,
+    /// Looks for the server of a client whose SYN is held.
+    fn hold(&self, syn: HeldSyn) -> io::Result<()> {
+        let (pair, sequence) = (syn.pair, syn.sequence()?);
+        if self.inner.openings().held.contains_key(&pair) {
+            // The connection that had these ends before may be over already, and wait here to be accepted.
+            self.accept_waiting(true);
+        }
+        let Some(client) = self.inner.openings().begin(pair, sequence) else {
+            return Ok(());
         };
+        let inner = Arc::clone(&self.inner);
+        let engine = self.engine.clone();
+        // On this worker: waking another would take longer than what is to be done.
+        tokio::spawn(async move {
+            if !open(engine, Arc::clone(&inner), syn, client).await {
+                inner.change_openings(|openings| openings.end(pair, sequence));
+            }
+        });
+        Ok(())
+    }
+
+    fn dispatch(&self, client: std::net::TcpStream, address: SocketAddr, is_held: bool) {
+        let control = self.inner.register(address);
+        let opening = is_held.then(|| self.opening_of(&client, address)).flatten();
         let mut client = (client, control);
         if let Some(opening) = opening {
             match opening.send(client) {
@@ -204,8 +205,26 @@ impl Door {
             log::debug!("a connection keeps its filter: {error}");
         }
         let local = client.local_addr().ok()?;
-        self.openings().remove(&pair(address, local))
+        let pair = pair(address, local);
+        self.inner.change_openings(|openings| openings.accept(pair))
     }
+}
+
+/// Accepts a connection whose socket does not block.
+fn accept(listener: &TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let accept = |address: *mut socket2::SockAddrStorage, length: *mut _| {
+        // SAFETY: the address has room for what the length says.
+        let accepted =
+            unsafe { libc::accept4(listener.as_raw_fd(), address.cast(), length, flags) };
+        Ok(Errno::result(accepted)?)
+    };
+    // SAFETY: where it succeeds the kernel has written the address and its length.
+    let (accepted, address) = unsafe { socket2::SockAddr::try_init(accept) }?;
+    // SAFETY: the descriptor is new, and nobody else's.
+    let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+    let address = address.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok((accepted.into(), address))
 }
 
 /// The next event; none ever where no SYN is held.
@@ -242,8 +261,13 @@ async fn open(
     };
     let server = tokio::select! {
         biased;
-        _gone = &mut client => return true,
-        server = inner.upstream.connect(accepted) => server.and_then(TcpStream::into_std),
+        client = &mut client => {
+            if let Ok(client) = client {
+                hand_over(&engine, inner, client, None);
+            }
+            return true;
+        }
+        server = inner.upstream.connect(accepted) => server,
     };
     let server = match server {
         Ok(server) => Ok(server),
@@ -281,10 +305,12 @@ async fn admit(
     mut client: oneshot::Receiver<Client>,
 ) -> Option<Result<Client, oneshot::error::RecvError>> {
     let sent = syn.admit();
-    if sent.is_ok()
-        && let Ok(client) = tokio::time::timeout(RESENT, &mut client).await
-    {
-        return Some(client);
+    if sent.is_ok() {
+        tokio::select! {
+            biased;
+            client = &mut client => return Some(client),
+            () = sleep_until(Instant::now() + RESENT) => {}
+        }
     }
     log::debug!("{syn:?} waits for the client's next: {sent:?}");
     if let Err(error) = (syn.stop_holding)(syn.pair) {
@@ -343,11 +369,7 @@ fn unwatched(inner: &Inner, control: &Control, error: &io::Error) {
 const LAST_CHANCE: Duration = Duration::from_millis(10);
 
 /// Connects to the server of a client, else says how that is to be closed.
-async fn reach(
-    inner: &Inner,
-    control: &Control,
-    client: &TcpStream,
-) -> Result<TcpStream, CloseMode> {
+async fn reach(inner: &Inner, control: &Control, client: &TcpStream) -> Reached {
     let accepted = || {
         Ok(Accepted {
             client: control.client,
@@ -382,15 +404,15 @@ async fn reach(
 
 /// Carries a connection to a server that has been reached already, or is to be.
 async fn carry(inner: Arc<Inner>, (client, control): Client, server: Option<Reached>) {
-    let client = match client.and_then(TcpStream::from_std) {
+    let client = match TcpStream::from_std(client) {
         Ok(client) => client,
         Err(error) => return unwatched(&inner, &control, &error),
     };
-    let server = match server {
-        Some(reached) => reached.map(TcpStream::from_std),
-        None => reach(&inner, &control, &client).await.map(Ok),
+    let reached = match server {
+        Some(reached) => reached,
+        None => reach(&inner, &control, &client).await,
     };
-    match server {
+    match reached.map(TcpStream::from_std) {
         Ok(Ok(server)) => carry_on(inner, control, client, server).await,
         Ok(Err(error)) => unwatched(&inner, &control, &error),
         Err(CloseMode::Fin) => {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -359,7 +359,14 @@ async fn connect(inner: &Inner, pair: Pair) -> io::Result<(UdpSocket, Option<Box
     )?;
     socket.set_nonblocking(true)?;
     let kept = match &inner.upstream.prepare {
-        Some(prepare) => prepare(std::os::fd::AsFd::as_fd(&socket), address)?,
+        Some(prepare) => {
+            let any = if address.is_ipv4() {
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
+            } else {
+                SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
+            };
+            prepare(std::os::fd::AsFd::as_fd(&socket), any, address)?
+        }
         None => None,
     };
     socket.connect(&address.into())?;

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::fault::CloseMode;
+use super::handshake::pair;
 
 /// What is known of an accepted connection when its upstream is looked for.
 #[derive(Clone, Copy, Debug)]
@@ -21,10 +22,13 @@ pub struct Accepted {
 
 /// Names the server of a connection.
 pub type Resolve = Arc<dyn Fn(Accepted) -> io::Result<SocketAddr> + Send + Sync>;
-/// Prepares a socket before it connects to an address: a mark, a source address. What is returned is kept until it has
-/// connected, or for datagrams as long as the socket.
-pub type Prepare =
-    Arc<dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<Option<Box<dyn Send>>> + Send + Sync>;
+/// Prepares a socket before it connects from one address (port 0: any) to another: a mark, and where something is returned
+/// the source address. What is returned is kept until it has connected, or for datagrams as long as the socket.
+pub type Prepare = Arc<
+    dyn Fn(BorrowedFd<'_>, SocketAddr, SocketAddr) -> io::Result<Option<Box<dyn Send>>>
+        + Send
+        + Sync,
+>;
 
 /// The server of a relay.
 #[derive(Clone)]
@@ -72,7 +76,7 @@ impl Upstream {
     /// When the name has none or the hook fails.
     pub(crate) async fn resolve(
         &self,
-        accepted: impl FnOnce() -> io::Result<Accepted>,
+        accepted: impl Fn() -> io::Result<Accepted>,
     ) -> io::Result<Vec<SocketAddr>> {
         match &self.target {
             Target::Name(name) => match name.parse() {
@@ -94,18 +98,26 @@ impl Upstream {
         }
     }
 
-    /// Connects to the first address that answers.
+    /// Connects to the first address that answers. A server that the client dialled itself sees the client's own port,
+    /// where that can be.
     ///
     /// # Errors
     ///
     /// What the last address said.
     pub(crate) async fn connect(
         &self,
-        accepted: impl FnOnce() -> io::Result<Accepted>,
+        accepted: impl Fn() -> io::Result<Accepted>,
     ) -> io::Result<TcpStream> {
+        let client = match &self.prepare {
+            Some(_) => {
+                let Accepted { client, local } = accepted()?;
+                Some(pair(client, local).client)
+            }
+            None => None,
+        };
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the upstream has no address");
-        for address in self.resolve(accepted).await? {
-            match self.connect_to(address).await {
+        for address in self.resolve(&accepted).await? {
+            match self.connect_to(address, client).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
@@ -113,53 +125,168 @@ impl Upstream {
         Err(last)
     }
 
-    async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let socket = if address.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
+    async fn connect_to(
+        &self,
+        server: SocketAddr,
+        client: Option<SocketAddr>,
+    ) -> io::Result<TcpStream> {
+        let Some(client) = client else {
+            return self.connect_from(None, server).await;
         };
-        socket.set_nodelay(true)?;
-        // An urgent byte comes in its place.
-        socket2::SockRef::from(&socket).set_out_of_band_inline(true)?;
-        let kept = match &self.prepare {
-            Some(prepare) => prepare(socket.as_fd(), address)?,
-            None => None,
-        };
-        if self.prepare.is_some() && kept.is_none() {
-            come_from_here(&socket, address)?;
+        let source = source(client, server)?;
+        if source.port() != 0 {
+            match self.connect_from(Some(source), server).await {
+                // Another connection has these ends, or the port is not for the relay.
+                Err(error) if is_about_source(&error) => {}
+                connected => return connected,
+            }
         }
-        // What gives up while it connects is a reset to a server that has accepted: nothing of the client has
-        // been sent to it.
-        socket.set_zero_linger()?;
-        let stream = socket.connect(address).await?;
-        socket2::SockRef::from(&stream).set_linger(None)?;
-        Ok(stream)
+        let any_port = SocketAddr::new(source.ip(), 0);
+        self.connect_from(Some(any_port), server).await
+    }
+
+    async fn connect_from(
+        &self,
+        source: Option<SocketAddr>,
+        server: SocketAddr,
+    ) -> io::Result<TcpStream> {
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(server), kind, Some(Protocol::TCP))?;
+        socket.set_tcp_nodelay(true)?;
+        // An urgent byte comes in its place.
+        socket.set_out_of_band_inline(true)?;
+        let kept = match (&self.prepare, source) {
+            (Some(prepare), Some(source)) => {
+                let kept = prepare(socket.as_fd(), source, server)?;
+                if kept.is_none() {
+                    come_from(&socket, source)?;
+                }
+                kept
+            }
+            _ => None,
+        };
+        let connected = match begin_to_connect(&socket, server)? {
+            Begun::Connected => Ok(socket.into()),
+            Begun::Connecting => finish_connecting(socket).await,
+        };
+        drop(kept);
+        connected
     }
 }
 
-/// Has a socket that connects to an address of this host come from that address, as it does by itself for 127.0.0.1. By that
-/// the hook for clients from outside knows what does not come from outside; it would lead the relay to itself.
-fn come_from_here(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
-    if !is_own(address.ip().to_canonical())? {
+/// Where a connection to a server comes from, so that the server sees what it would see without the relay. To an address of
+/// this host it comes from one of this host: by that the hook for clients from outside knows what does not come from outside; it
+/// would lead the relay to itself. The port is that of a client which was redirected on this host, else 0.
+fn source(client: SocketAddr, server: SocketAddr) -> io::Result<SocketAddr> {
+    let (from, to) = (client.ip(), server.ip().to_canonical());
+    let is_redirected = from.is_loopback() && from.is_ipv4() == to.is_ipv4();
+    let ip = if to.is_loopback() && is_redirected {
+        from
+    } else if is_own(to)? {
+        server.ip()
+    } else if server.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    // From the server's own port it would be connected to itself.
+    let has_own_port = is_redirected && client.port() != server.port();
+    Ok(SocketAddr::new(
+        ip,
+        if has_own_port { client.port() } else { 0 },
+    ))
+}
+
+fn is_about_source(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrNotAvailable
+            | io::ErrorKind::AddrInUse
+            | io::ErrorKind::PermissionDenied
+    )
+}
+
+/// Has a socket connect from an address; one of port 0 is what it comes from by itself, or gets a port when it connects: one
+/// serves for many servers.
+fn come_from(socket: &Socket, source: SocketAddr) -> io::Result<()> {
+    if source.port() != 0 {
+        return bind(socket, source);
+    }
+    let ip = source.ip().to_canonical();
+    if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST {
         return Ok(());
     }
-    let late: libc::c_int = 1;
-    // The port is chosen when it connects: one serves for many servers.
+    set(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&source.into())
+}
+
+/// Binds a socket that is to connect. It shares its port with a client's socket.
+pub(crate) fn bind(socket: &Socket, source: SocketAddr) -> io::Result<()> {
+    const REPAIR: libc::c_int = 1;
+    const NO_REPAIR: libc::c_int = -1;
+    let shares = source.port() != 0;
+    if shares {
+        // So connections are restored whose ports are in use: only both ends together have to be unique.
+        set(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, REPAIR)?;
+    }
+    let bound = socket.bind(&source.into());
+    if shares {
+        set(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, NO_REPAIR)?;
+        // The client may bind its port once more.
+        socket.set_reuse_address(true)?;
+    }
+    bound
+}
+
+fn set(socket: &Socket, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the value is four bytes long.
     let status = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const late).cast(),
+            level,
+            name,
+            (&raw const value).cast(),
             4,
         )
     };
     nix::errno::Errno::result(status)?;
-    let mut here = address;
-    here.set_port(0);
-    socket.bind(here)
+    Ok(())
+}
+
+/// How far a connection has got.
+enum Begun {
+    Connected,
+    Connecting,
+}
+
+/// Has a socket connect. A server on this host has answered on return.
+fn begin_to_connect(socket: &Socket, address: SocketAddr) -> io::Result<Begun> {
+    let address = address.into();
+    for _ in 0..2 {
+        match socket.connect(&address) {
+            Ok(()) => return Ok(Begun::Connected),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EISCONN) => return Ok(Begun::Connected),
+                Some(libc::EINPROGRESS | libc::EALREADY) => {}
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(Begun::Connecting)
+}
+
+/// Waits until a socket has connected.
+async fn finish_connecting(socket: Socket) -> io::Result<TcpStream> {
+    // What gives up while it connects is a reset to a server that has accepted: nothing of the client has
+    // been sent to it.
+    socket.set_linger(Some(std::time::Duration::ZERO))?;
+    let stream = tokio::net::TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    SockRef::from(&stream).set_linger(None)?;
+    stream.into_std()
 }
 
 /// Whether this host has the address.

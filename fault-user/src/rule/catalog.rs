@@ -522,7 +522,7 @@ pub const FAULTS: &[Spec] = &[
     ),
     stream("stall", &[], "nothing is read, nothing is lost, it resumes"),
     datagram("discard", &[], "read and thrown away"),
-    stream(
+    datagram(
         "close_on_data",
         &[HOW],
         "the first data closes the connection",

@@ -68,6 +68,10 @@ impl RuleSet {
     }
 }
 
+/// A seed from the kernel, short enough to be typed again.
+///
+/// # Errors
+/// The kernel's random source can't be read.
 pub fn draw_seed() -> Result<u64> {
     let mut bytes = [0; 4];
     std::fs::File::open("/dev/urandom")

@@ -130,7 +130,7 @@ impl Run {
         let session = loaded.start(self.title(), true).await?;
         drop(patience);
         let mut running = waiting.go()?;
-        give_up(&self.rights(&session, command, own.as_ref()));
+        give_up(&rights(&session, command, own.as_ref()));
         let mut course = Course {
             run: self,
             files,
@@ -162,26 +162,6 @@ impl Run {
             replay: self.replay.clone(),
             ..self.options.wishes()
         }
-    }
-
-    /// What is still needed while the command runs, and to take everything back.
-    fn rights(
-        &self,
-        session: &Session<'_>,
-        command: &ReadyCommand,
-        own: Option<&CommandCgroup>,
-    ) -> Vec<Capability> {
-        let mut rights = session.rights();
-        if command.is_another_users() {
-            rights.push(Capability::Kill);
-            if session.rules().has_command_probes() {
-                rights.extend([Capability::Setuid, Capability::Setgid]);
-            }
-        }
-        if own.is_some_and(CommandCgroup::is_protected) {
-            rights.push(Capability::DacOverride);
-        }
-        rights
     }
 
     /// What `fault top` calls it.
@@ -355,6 +335,25 @@ impl Course<'_> {
         }
         Ok(code)
     }
+}
+
+/// What is still needed while the command runs, and to take everything back.
+fn rights(
+    session: &Session<'_>,
+    command: &ReadyCommand,
+    own: Option<&CommandCgroup>,
+) -> Vec<Capability> {
+    let mut rights = session.rights();
+    if command.is_another_users() {
+        rights.push(Capability::Kill);
+        if session.rules().has_command_probes() {
+            rights.extend([Capability::Setuid, Capability::Setgid]);
+        }
+    }
+    if own.is_some_and(CommandCgroup::is_protected) {
+        rights.push(Capability::DacOverride);
+    }
+    rights
 }
 
 /// Gives the command's cgroup up, and says what goes on without it.

@@ -170,13 +170,13 @@ impl Maker<'_> {
 /// Marks a socket of the relay for the hooks, and for the packet programs, and has it reach servers whose connections are
 /// given to the relay.
 pub fn prepare(number: u32, marker: Option<Marker>, served: Option<Served>) -> Prepare {
-    Arc::new(move |socket, server: SocketAddr| {
+    Arc::new(move |socket, source, server| {
         set_mark(socket, number)?;
         if let Some(marker) = &marker {
             marker(socket)?;
         }
         let approach = match &served {
-            Some(served) => served.approach(socket, server)?,
+            Some(served) => served.approach(socket, source, server)?,
             None => None,
         };
         Ok(approach.map(|approach| Box::new(approach) as Box<dyn Send>))

@@ -1,7 +1,7 @@
 //! Servers of a cgroup: connections to them are led, except for those that the relay opens itself.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use socket2::SockRef;
 
 use super::originals::destination;
 use crate::inject::services;
-use crate::relay::is_own;
+use crate::relay::bind;
 use crate::sys::bpf::mapped::MappedArray;
 use crate::tell::tell;
 
@@ -88,31 +88,24 @@ impl Served {
         Ok(false)
     }
 
-    /// Has a socket of the relay's, which is to be connected to this address, reach the server and not the relay. So it is
-    /// until what is returned is dropped.
+    /// Has a socket of the relay's, which is to be connected from one address (port 0: any) to another, reach the server and not
+    /// the relay. So it is until what is returned is dropped. Nothing for a server whose connections are not given to the relay.
     ///
     /// # Errors
-    /// There is no port left.
+    /// There is no port left, or not this one.
     pub fn approach(
         &self,
         socket: BorrowedFd<'_>,
+        source: SocketAddr,
         server: SocketAddr,
     ) -> io::Result<Option<Approach>> {
         if !self.has(server)? {
             return Ok(None);
         }
         let socket = SockRef::from(&socket);
-        let here: IpAddr = if is_own(server.ip().to_canonical())? {
-            // By that the hook knows that it does not come from outside.
-            server.ip()
-        } else if server.is_ipv4() {
-            Ipv4Addr::UNSPECIFIED.into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
         // Ports of connections that have just ended are as good.
         socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::new(here, 0).into())?;
+        bind(&socket, source)?;
         let own = socket.local_addr()?.as_socket();
         let place = own.map_or(0, |own| usize::from(own.port()));
         self.count(place, 1);

@@ -148,6 +148,7 @@ impl Change {
     }
 
     /// What others may have a share of, by its name among shares.
+    #[must_use]
     pub fn shared(&self) -> Option<String> {
         match self {
             Self::Sysctl { name, .. } => Some(name.clone()),

@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
-use serde::Serialize;
 
 use super::instance;
 use super::leftover::{Fate, Leftover};
@@ -250,7 +249,7 @@ mod tests {
     use crate::undo::instance::current_netns;
     use crate::undo::journal::{Header, VERSION};
 
-    fn line(value: &impl Serialize) -> String {
+    fn line(value: &impl serde::Serialize) -> String {
         serde_json::to_string(value).unwrap() + "\n"
     }
 

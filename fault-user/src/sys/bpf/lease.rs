@@ -56,6 +56,9 @@ impl Shared {
 impl Lease {
     /// Takes the control entry over. The programs pass everything until [`Lease::update`]. Where they are `linked` to this
     /// process there is nothing to renew: they act however long it is stopped.
+    ///
+    /// # Errors
+    /// There can be no thread for it.
     pub fn start(map: MappedArray<Control>, linked: bool) -> Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -99,6 +102,7 @@ impl Lease {
     }
 
     /// Which rule set is in force.
+    #[must_use]
     pub fn generation(&self) -> u32 {
         self.shared.lock().control.generation
     }
@@ -122,6 +126,7 @@ impl Drop for Lease {
 }
 
 /// Until when what is renewed now lasts.
+#[must_use]
 pub fn deadline_ns() -> u64 {
     monotonic_ns() + u64::try_from(LEASE.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -335,7 +335,7 @@ pub fn remove_of(interface_index: u32, owner: u32) -> Result<usize> {
 ///
 /// # Errors
 /// As [`remove_of`].
-pub(super) fn remove_all_of(owner: u32) -> Result<()> {
+pub fn remove_all_of(owner: u32) -> Result<()> {
     let qdiscs = all_qdiscs()?.into_iter();
     for qdisc in qdiscs.filter(|qdisc| qdisc.kind == "clsact") {
         match remove_of(qdisc.interface_index, owner) {
