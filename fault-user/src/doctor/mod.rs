@@ -1,4 +1,4 @@
-//! What this machine can do (`fault doctor`), and what must be there before a run ([`preflight()`]).
+//! What this machine can do (`fault doctor`).
 //!
 //! Every feature is tried rather than guessed from a version: vendor kernels carry features back,
 //! and containers take them away.

@@ -94,7 +94,7 @@ impl Capacity {
     /// Just enough for one rule set that is not going to change.
     ///
     /// # Errors
-    /// Never for tables that [`super::ruleset::compile`] made.
+    /// Never for tables that [`crate::plan::tables::compile`] made.
     pub fn of(tables: &Tables) -> Result<Self> {
         Ok(Self {
             rules: u32::try_from(tables.words() * 64)?,

@@ -1,5 +1,5 @@
 //! Tries what the kernel can do, where it can hurt nobody: in a network namespace and a cgroup that
-//! are made for it and thrown away. Nothing but [`tcx_here`] touches the caller's own interfaces.
+//! are made for it and thrown away. Nothing but `tcx_here` touches the caller's own interfaces.
 //!
 //! A kernel that has a qdisc or classifier as a module loads it when it is tried, as it would when
 //! `fault` came to use it.

@@ -6,7 +6,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
-    /// It is there; nothing was done ([`find`]).
+    /// It is there; nothing was done ([`super::leftovers::find`]).
     Found,
     /// It is gone, or is as it was before.
     Removed,

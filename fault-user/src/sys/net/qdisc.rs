@@ -1,7 +1,7 @@
 //! The qdiscs that hold packets, fq and netem below a prio, and the veth pair for packets that come in, by netlink.
 //!
 //! All of them outlive a killed process: the journal names them, and so do their handles, [`QDISC_MAJOR`], and the
-//! names of the pair ([`super::leftovers`]).
+//! names of the pair (`fault clean`).
 
 use anyhow::{Context as _, Result, bail};
 use fault_common::abi::{LEAVES, QDISC_MAJOR};
