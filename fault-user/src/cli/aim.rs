@@ -22,7 +22,7 @@ use crate::process::netns::{NetworkNamespace, netns_cookie};
 use crate::process::proc;
 use crate::process::tree::Aim as Tree;
 use crate::relay::Cut;
-use crate::rule::{Fault, ResolvedRule, Rule};
+use crate::rule::{Layer, ResolvedRule, Rule};
 use crate::steer::{Steering, Whose};
 use crate::tell::tell;
 use crate::watch::open::Sockets;
@@ -345,14 +345,10 @@ impl Aim {
         rules: &[(Rule, ResolvedRule)],
     ) -> Result<(), Failure> {
         let mut ends = Ends::listen()?;
-        let held_ns = rules.iter().map(|(_, rule)| match rule.fault {
-            Fault::Delay {
-                delay_ns,
-                jitter_ns,
-                ..
-            } => delay_ns.saturating_add(jitter_ns),
-            _ => 0,
-        });
+        let packets = rules
+            .iter()
+            .filter(|(_, rule)| rule.fault.layer() == Layer::Packet);
+        let held_ns = packets.map(|(_, rule)| rule.fault.held_ns());
         let transit = Duration::from_nanos(held_ns.max().unwrap_or(0));
         let cut = steering.finish(self.drain()?, transit, ends.come()).await;
         if cut != Cut::default() {

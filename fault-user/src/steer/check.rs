@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use super::convert;
 use crate::relay::{Datagrams, Picked, Transport};
 use crate::rule::{
-    Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
+    Acts, Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
 };
 
 /// Says what keeps a stream rule from being carried out, before anything is done.
@@ -37,7 +37,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
 fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
     let plain = Modifiers::default();
     let name = fault.name();
-    if is_of_the_service(fault) {
+    if fault.part_that(Acts::OnService).is_some() {
         let picking = [
             ("p", modifiers.probability != plain.probability),
             ("conn", modifiers.connections.is_some()),
@@ -51,25 +51,12 @@ fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
         }
     }
     if modifiers.direction != Direction::Both
-        && let Some(name) = without_direction(fault)
+        && let Some(part) = fault.part_that(Acts::OnRequests)
     {
+        let name = part.name();
         bail!("`{name}` acts on requests and their answers together: leave `dir` out");
     }
     Ok(())
-}
-
-/// Whether the fault acts on a service, not on single connections.
-fn is_of_the_service(fault: &Fault) -> bool {
-    matches!(fault, Fault::NoAccept | Fault::Close { .. })
-}
-
-/// The part of the fault that has no direction.
-fn without_direction(fault: &Fault) -> Option<&'static str> {
-    match fault {
-        Fault::Error(_) | Fault::Transient { .. } | Fault::Abort => Some(fault.name()),
-        Fault::Mix(arms) => arms.iter().find_map(|arm| without_direction(&arm.fault)),
-        _ => None,
-    }
 }
 
 /// Whether datagrams are given to the relay for this rule.

@@ -1,36 +1,18 @@
 //! A rule's stream fault as the relay takes it.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail};
 
 use crate::relay::Fault as Toxic;
 use crate::relay::fault;
 use crate::relay::fault::{CloseMode, Probability};
-use crate::rule::{CloseHow, CorruptAt, CorruptDataMode, ErrorReply, Fault, LifetimeFrom, MixArm};
+use crate::rule::{
+    Acts, CloseHow, CorruptAt, CorruptDataMode, ErrorReply, Fault, LifetimeFrom, MixArm, faults,
+};
 
 /// Parts per million as a share of one.
 #[must_use]
 pub fn share(ppm: u32) -> f64 {
     f64::from(ppm) / 1e6
-}
-
-/// Whether the fault acts on each direction by itself, so that `dir=both` puts it on both.
-#[must_use]
-pub fn is_one_way(fault: &Fault) -> bool {
-    matches!(
-        fault,
-        Fault::Latency { .. }
-            | Fault::Bandwidth { .. }
-            | Fault::SlowClose { .. }
-            | Fault::Slicer { .. }
-            | Fault::LimitData { .. }
-            | Fault::Stall
-            | Fault::Discard
-            | Fault::CorruptData { .. }
-            | Fault::Coalesce { .. }
-            | Fault::Substitute { .. }
-    ) || matches!(fault, Fault::Mix(arms) if arms.iter().any(|arm| is_one_way(&arm.fault)))
 }
 
 /// What `dir=both` puts on the way to the server: of a mix only the arms that act on each direction by itself. The
@@ -41,36 +23,13 @@ pub fn is_one_way(fault: &Fault) -> bool {
 pub fn one_way_part(rule: &Fault) -> Result<Toxic> {
     let mut toxic = toxic(rule)?;
     if let (Toxic::Mix(mix), Fault::Mix(arms)) = (&mut toxic, rule) {
-        for (share, arm) in mix.faults.iter_mut().zip(arms) {
-            if !is_one_way(&arm.fault) {
+        for (share, arm) in mix.faults.iter_mut().zip(&arms.arms) {
+            if arm.fault.part_that(Acts::OneWay).is_none() {
                 share.fault = Toxic::Noop(fault::Nothing {});
             }
         }
     }
     Ok(toxic)
-}
-
-/// How long the fault holds each byte or end of a stream at most, where it says so itself.
-#[must_use]
-pub fn delay(fault: &Fault) -> Duration {
-    match fault {
-        Fault::Latency {
-            latency_ns,
-            jitter_ns,
-        } => Duration::from_nanos(latency_ns.saturating_add(*jitter_ns)),
-        Fault::SlowClose { delay_ns } | Fault::Slicer { delay_ns, .. } => {
-            Duration::from_nanos(*delay_ns)
-        }
-        Fault::Timeout { timeout_ns } | Fault::ResetPeer { timeout_ns } => {
-            Duration::from_nanos(*timeout_ns)
-        }
-        Fault::Coalesce { max_wait_ns, .. } => Duration::from_nanos(*max_wait_ns),
-        Fault::Mix(arms) => {
-            let delays = arms.iter().map(|arm| delay(&arm.fault));
-            delays.max().unwrap_or_default()
-        }
-        _ => Duration::ZERO,
-    }
 }
 
 /// The relay's fault for a rule's.
@@ -79,43 +38,45 @@ pub fn delay(fault: &Fault) -> Duration {
 /// What has no meaning on a stream, or is finer than the relay's milliseconds.
 pub fn toxic(rule: &Fault) -> Result<Toxic> {
     Ok(match rule {
-        Fault::Latency {
+        Fault::Latency(faults::Latency {
             latency_ns,
             jitter_ns,
-        } => Toxic::Latency(fault::Latency {
+        }) => Toxic::Latency(fault::Latency {
             latency: milliseconds(*latency_ns)?,
             jitter: milliseconds(*jitter_ns)?,
         }),
-        Fault::Bandwidth {
+        Fault::Bandwidth(faults::Bandwidth {
             bits_per_second,
             shared,
-        } => Toxic::Bandwidth(fault::Bandwidth {
+        }) => Toxic::Bandwidth(fault::Bandwidth {
             rate: fault::Rate(kilobytes(*bits_per_second)),
             shared: *shared,
         }),
-        Fault::SlowClose { delay_ns } => Toxic::SlowClose(fault::SlowClose {
+        Fault::SlowClose(faults::SlowClose { delay_ns }) => Toxic::SlowClose(fault::SlowClose {
             delay: milliseconds(*delay_ns)?,
         }),
-        Fault::Timeout { timeout_ns } => Toxic::Timeout(fault::Timeout {
+        Fault::Timeout(faults::Timeout { timeout_ns }) => Toxic::Timeout(fault::Timeout {
             timeout: milliseconds(*timeout_ns)?,
         }),
-        Fault::ResetPeer { timeout_ns } => Toxic::ResetPeer(fault::ResetPeer {
+        Fault::ResetPeer(faults::ResetPeer { timeout_ns }) => Toxic::ResetPeer(fault::ResetPeer {
             timeout: milliseconds(*timeout_ns)?,
         }),
-        Fault::Slicer {
+        Fault::Slicer(faults::Slicer {
             average_size_bytes,
             size_variation_bytes,
             delay_ns,
-        } => Toxic::Slicer(fault::Slicer {
+        }) => Toxic::Slicer(fault::Slicer {
             average_size: number(*average_size_bytes),
             size_variation: number(*size_variation_bytes),
             delay: number(delay_ns / 1000),
         }),
-        Fault::LimitData { bytes, shared } => Toxic::LimitData(fault::LimitData {
-            bytes: number(*bytes),
-            shared: *shared,
-            every: false,
-        }),
+        Fault::LimitData(faults::LimitData { bytes, shared }) => {
+            Toxic::LimitData(fault::LimitData {
+                bytes: number(*bytes),
+                shared: *shared,
+                every: false,
+            })
+        }
         other => return ending(other),
     })
 }
@@ -124,34 +85,38 @@ pub fn toxic(rule: &Fault) -> Result<Toxic> {
 fn ending(rule: &Fault) -> Result<Toxic> {
     let nothing = fault::Nothing {};
     Ok(match rule {
-        Fault::NoAccept => Toxic::NoAccept(nothing),
-        Fault::Stall => Toxic::Stall(nothing),
-        Fault::Discard => Toxic::Discard(nothing),
-        Fault::CloseOnData { how } => Toxic::CloseOnData(fault::CloseOnData { mode: mode(*how) }),
-        Fault::Close { count, how } => Toxic::Close(fault::Close {
+        Fault::NoAccept(_) => Toxic::NoAccept(nothing),
+        Fault::Stall(_) => Toxic::Stall(nothing),
+        Fault::Discard(_) => Toxic::Discard(nothing),
+        Fault::CloseOnData(faults::CloseOnData { how }) => {
+            Toxic::CloseOnData(fault::CloseOnData { mode: mode(*how) })
+        }
+        Fault::Close(faults::Close { count, how }) => Toxic::Close(fault::Close {
             count: number(count.unwrap_or(0)),
             mode: mode(*how),
         }),
-        Fault::CorruptData { mode, at } => Toxic::CorruptData(fault::CorruptData {
-            mode: match mode {
-                CorruptDataMode::Flip => fault::CorruptMode::Flip,
-                CorruptDataMode::Zero => fault::CorruptMode::Zero,
-                CorruptDataMode::Random => fault::CorruptMode::Random,
-            },
-            probability: match at {
-                CorruptAt::Probability(ppm) => Some(Probability(share(*ppm))),
-                CorruptAt::Offset(_) => None,
-            },
-            offset: match at {
-                CorruptAt::Probability(_) => None,
-                CorruptAt::Offset(offset) => Some(*offset),
-            },
-        }),
-        Fault::Lifetime {
+        Fault::CorruptData(faults::CorruptData { mode, at }) => {
+            Toxic::CorruptData(fault::CorruptData {
+                mode: match mode {
+                    CorruptDataMode::Flip => fault::CorruptMode::Flip,
+                    CorruptDataMode::Zero => fault::CorruptMode::Zero,
+                    CorruptDataMode::Random => fault::CorruptMode::Random,
+                },
+                probability: match at {
+                    CorruptAt::Probability(ppm) => Some(Probability(share(*ppm))),
+                    CorruptAt::Offset(_) => None,
+                },
+                offset: match at {
+                    CorruptAt::Probability(_) => None,
+                    CorruptAt::Offset(offset) => Some(*offset),
+                },
+            })
+        }
+        Fault::Lifetime(faults::Lifetime {
             time_ns,
             jitter_ns,
             from,
-        } => Toxic::Lifetime(fault::Lifetime {
+        }) => Toxic::Lifetime(fault::Lifetime {
             time: milliseconds(*time_ns)?,
             jitter: milliseconds(*jitter_ns)?,
             from: match from {
@@ -160,20 +125,22 @@ fn ending(rule: &Fault) -> Result<Toxic> {
             },
             mode: CloseMode::Fin,
         }),
-        Fault::Coalesce {
+        Fault::Coalesce(faults::Coalesce {
             min_bytes,
             max_wait_ns,
-        } => Toxic::Coalesce(fault::Coalesce {
+        }) => Toxic::Coalesce(fault::Coalesce {
             min_bytes: number(*min_bytes),
             max_wait: milliseconds(*max_wait_ns)?,
         }),
-        Fault::Substitute { regex, replacement } => Toxic::Substitute(fault::Substitute {
-            regex: regex.clone(),
-            replacement: replacement.clone(),
-            max_wait: 0,
-        }),
-        Fault::Error(reply) => Toxic::Error(error_reply(reply)?),
-        Fault::Transient { errors, reply } => {
+        Fault::Substitute(faults::Substitute { regex, replacement }) => {
+            Toxic::Substitute(fault::Substitute {
+                regex: regex.clone(),
+                replacement: replacement.clone(),
+                max_wait: 0,
+            })
+        }
+        Fault::Error(error) => Toxic::Error(error_reply(&error.reply)?),
+        Fault::Transient(faults::Transient { errors, reply }) => {
             let reply = reply.as_ref().map(error_reply).transpose()?;
             let reply = reply.unwrap_or_else(|| fault::ErrorReply {
                 protocol: fault::Protocol::None,
@@ -188,9 +155,9 @@ fn ending(rule: &Fault) -> Result<Toxic> {
                 per_connection: false,
             })
         }
-        Fault::Abort => Toxic::Abort(fault::Abort::default()),
-        Fault::Mix(arms) => Toxic::Mix(fault::Mix {
-            faults: arms.iter().map(arm).collect::<Result<_>>()?,
+        Fault::Abort(_) => Toxic::Abort(fault::Abort::default()),
+        Fault::Mix(mix) => Toxic::Mix(fault::Mix {
+            faults: mix.arms.iter().map(arm).collect::<Result<_>>()?,
         }),
         other => bail!("`{}` does not act on a stream", other.name()),
     })

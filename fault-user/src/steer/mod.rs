@@ -27,7 +27,7 @@ use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
 use crate::relay::{Cut, Direction as Way, Drain, Engine, Relay, ToxicConfig, Transport};
-use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
+use crate::rule::{Acts, Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::shaping::exchange::Exchange;
 use crate::tell::tell;
 pub use check::{check, takes_datagrams, takes_streams};
@@ -336,7 +336,9 @@ impl Steering {
     /// How long the rules hold what is on its way, one after the other.
     fn delay(&self) -> Duration {
         let rules = self.shared.rules.iter();
-        rules.map(|rule| convert::delay(&rule.rule.fault)).sum()
+        rules
+            .map(|rule| Duration::from_nanos(rule.rule.fault.held_ns()))
+            .sum()
     }
 
     /// When the last window that is open now closes.
@@ -486,7 +488,7 @@ impl Shared {
         }
         let ways: &[Way] = match rule.modifiers.direction {
             Direction::ToServer => &[Way::Upstream],
-            Direction::Both if convert::is_one_way(&rule.fault) => &Way::ALL,
+            Direction::Both if rule.fault.part_that(Acts::OneWay).is_some() => &Way::ALL,
             Direction::ToClient | Direction::Both => &[Way::Downstream],
         };
         let config = |way: &Way| {
@@ -635,7 +637,7 @@ impl Shared {
             }
             sum.connections += connections;
         }
-        if matches!(self.rules[number].rule.fault, Fault::NoAccept) {
+        if matches!(self.rules[number].rule.fault, Fault::NoAccept(_)) {
             return self.waiting(number);
         }
         let before = self.before.lock().unwrap_or_else(PoisonError::into_inner)[number];

@@ -1,0 +1,44 @@
+//! `close`: open connections are closed, once.
+
+use super::Definition;
+use crate::rule::catalog::{Acts, Kind, Param, first, stream};
+use crate::rule::check::{Complaint, complain};
+use crate::rule::fields::fault;
+use crate::rule::words::words;
+
+words! {
+    /// How a connection is ended.
+    #[derive(Default)]
+    CloseHow {
+        /// In order, with FIN.
+        #[default]
+        Fin = "fin",
+        /// At once, with RST.
+        Rst = "rst",
+    }
+}
+
+impl CloseHow {
+    /// The argument of the faults that end connections.
+    pub(super) const PARAM: Param =
+        first("how", Kind::Word(Self::WORDS), "how; `fin` when absent");
+}
+
+fault! {
+    /// Open connections are closed, once.
+    Close: stream("close", "open connections are closed, once, the oldest first").listed(260).acting(Acts::OnService);
+
+    /// How many of them, the oldest first; all where it was not given.
+    count: Option<u64> = None => first("count", Kind::Count, "how many; all when absent");
+    /// How.
+    how: CloseHow = CloseHow::default() => CloseHow::PARAM;
+}
+
+impl Definition for Close {
+    fn complaint(&self) -> Option<Complaint> {
+        if self.count != Some(0) {
+            return None;
+        }
+        complain("count", "closing 0 connections does nothing", "1 or more")
+    }
+}

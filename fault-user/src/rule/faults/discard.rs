@@ -1,0 +1,16 @@
+//! `discard`: everything is read and nothing arrives.
+
+use super::{Definition, Overlap};
+use crate::rule::catalog::datagram;
+use crate::rule::fields::fault;
+
+fault! {
+    /// Read and thrown away.
+    Discard: datagram("discard", "read and thrown away").listed(240);
+}
+
+impl Definition for Discard {
+    fn overlap(&self) -> Overlap {
+        Overlap::Decides
+    }
+}

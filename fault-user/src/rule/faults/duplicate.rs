@@ -1,0 +1,25 @@
+//! `duplicate`: the same packet twice.
+
+use fault_common::abi::fault;
+use fault_common::random::threshold_from_ppm;
+
+use super::Definition;
+use crate::rule::catalog::{Kind, either, first};
+use crate::rule::fields::fault;
+use crate::rule::packet::PacketAction;
+use crate::rule::units::PPM;
+
+fault! {
+    /// The same packet twice.
+    Duplicate: either("duplicate", "the same packet twice").listed(70);
+
+    /// The share of the packets, in parts per million.
+    probability: u32 => first("probability", Kind::Probability, "share of the packets");
+}
+
+impl Definition for Duplicate {
+    fn packet(&self) -> Option<PacketAction> {
+        let action = PacketAction::new(fault::DUPLICATE, [threshold_from_ppm(self.probability)]);
+        Some(action.per_wire_packet(self.probability < PPM))
+    }
+}

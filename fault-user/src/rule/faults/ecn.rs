@@ -1,0 +1,25 @@
+//! `ecn`: congestion is marked.
+
+use fault_common::abi::fault;
+use fault_common::random::threshold_from_ppm;
+
+use super::Definition;
+use crate::rule::catalog::{Kind, first, packet};
+use crate::rule::fields::fault;
+use crate::rule::packet::PacketAction;
+use crate::rule::units::PPM;
+
+fault! {
+    /// ECT packets are marked CE.
+    Ecn: packet("ecn", "ECT packets are marked CE").listed(120);
+
+    /// The share of the packets, in parts per million.
+    probability: u32 => first("probability", Kind::Probability, "share of the ECT packets");
+}
+
+impl Definition for Ecn {
+    fn packet(&self) -> Option<PacketAction> {
+        let action = PacketAction::new(fault::ECN, [threshold_from_ppm(self.probability)]);
+        Some(action.per_wire_packet(self.probability < PPM))
+    }
+}
