@@ -8,7 +8,8 @@ use std::{env, fs, io};
 
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
-    list("src/rule/faults", "each_fault", "faults.rs")
+    list("src/rule/faults", "each_fault", "faults.rs")?;
+    list("src/relay/stage", "each_stage", "stages.rs")
 }
 
 /// Writes the macro `name` for the files of a folder.
@@ -23,11 +24,12 @@ fn list(folder: &str, name: &str, output: &str) -> io::Result<()> {
         }
     }
     modules.sort();
-    let mut text = format!("macro_rules! {name} {{ ($to:ident) => {{ $to! {{\n");
-    for module in &modules {
-        text += &format!("    {module} {} \"{module}\",\n", type_name(module));
-    }
-    text += "} } }\n";
+    let entries: Vec<_> = modules
+        .iter()
+        .map(|module| format!("    {module} {} \"{module}\",\n", type_name(module)))
+        .collect();
+    let entries = entries.concat();
+    let text = format!("macro_rules! {name} {{ ($to:ident) => {{ $to! {{\n{entries}}} }} }}\n");
     let folder = env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("cargo sets OUT_DIR"))?;
     fs::write(Path::new(&folder).join(output), text)
 }

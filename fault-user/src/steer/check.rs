@@ -2,8 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::convert;
-use crate::relay::{Datagrams, Picked, Transport};
+use crate::relay::{Datagrams, Fault as Relayed, Picked, Transport};
 use crate::rule::{
     Acts, Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
 };
@@ -18,7 +17,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
         Protocol::Icmp => bail!(
             "`{name}` works on streams and datagrams: for ICMP there are `loss`, `delay`, `rate` and the other packet faults"
         ),
-        Protocol::Udp if !convert::toxic(&rule.fault)?.acts_on(Transport::Udp) => {
+        Protocol::Udp if !Relayed::of_rule(&rule.fault)?.acts_on(Transport::Udp) => {
             bail!("`{name}` has no meaning on UDP: see docs/rules.md for what has")
         }
         _ => {}
@@ -26,7 +25,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     if rule.target.ports.is_empty() && rule.target.protocol != Protocol::Udp {
         bail!("`{name}` needs the port of a service, such as tcp:5432");
     }
-    convert::toxic(&rule.fault)?;
+    Relayed::of_rule(&rule.fault)?;
     if rule.modifiers.size.is_some() {
         bail!("`size` picks packets, and `{name}` works on what they carry: leave it out");
     }
@@ -79,7 +78,7 @@ pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
         Protocol::Udp => transport == Transport::Udp,
         Protocol::Icmp => false,
     };
-    is_aimed && convert::toxic(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
+    is_aimed && Relayed::of_rule(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
 }
 
 /// The datagrams that a rule picks, by counting.

@@ -4,7 +4,6 @@
 //! The relay's listeners are on loopback. While no rule of a target is in its window its connections go straight.
 
 mod check;
-mod convert;
 pub mod front;
 mod handshakes;
 mod hooks;
@@ -26,7 +25,10 @@ use crate::kernel::injector::Marker;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::services::{Service, relay_mark};
 use crate::process::netns::NetworkNamespace;
-use crate::relay::{Cut, Direction as Way, Drain, Engine, Relay, ToxicConfig, Transport};
+use crate::relay::fault::Probability;
+use crate::relay::{
+    Cut, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig, Transport,
+};
 use crate::rule::{Acts, Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::shaping::exchange::Exchange;
 use crate::tell::tell;
@@ -496,13 +498,13 @@ impl Shared {
                 name: format!("{number}@{}", way.name()),
                 direction: *way,
                 stream: way.name().to_owned(),
-                toxicity: convert::share(rule.modifiers.probability),
+                toxicity: Probability::of_ppm(rule.modifiers.probability).0,
                 connections: check::connections(&rule.modifiers, transport),
                 datagrams: check::datagrams(&rule.modifiers, transport),
                 fault: if ways.len() == 2 && *way == Way::Upstream {
-                    convert::one_way_part(&rule.fault)?
+                    Relayed::one_way_part(&rule.fault)?
                 } else {
-                    convert::toxic(&rule.fault)?
+                    Relayed::of_rule(&rule.fault)?
                 },
             })
         };

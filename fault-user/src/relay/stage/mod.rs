@@ -3,13 +3,6 @@
 //! A chunk is pushed in with the time at which it arrived, and popped out when it may go on. A
 //! [`Pipeline`] is a row of them. Time only comes in as an argument, so that a test can be exact.
 
-mod content;
-mod datagram;
-mod ending;
-mod pacing;
-mod reply;
-mod substitute;
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,8 +12,16 @@ use bytes::Bytes;
 use super::budget::PIECE_COST;
 use super::fault::{CloseMode, Fault};
 use super::packets::Carrier;
+use super::picked::PickedStage;
 use super::toxic::{Direction, Shared, Toxic};
 use super::trouble::Trouble;
+
+macro_rules! modules {
+    ($($module:ident $_fault:ident $_name:literal,)*) => {
+        $(pub(crate) mod $module;)*
+    };
+}
+each_stage!(modules);
 
 /// What a stage that holds nothing on purpose takes in before the next one has taken it off.
 pub(crate) const ROOM: usize = 64 * 1024;
@@ -106,6 +107,90 @@ pub(crate) trait Stage: Send + Sync {
     fn bytes(&self) -> usize;
 }
 
+/// A stage that keeps what it holds in a [`Queue`], and passes it on as it came where it says nothing else.
+pub(crate) trait Queued: Send + Sync {
+    /// Bytes of it are lost when it is taken away, so that the connection must be closed.
+    const LOSES: bool = false;
+
+    /// What it holds.
+    fn queue(&mut self) -> &mut Queue;
+    /// What it holds.
+    fn queued(&self) -> &Queue;
+    /// How many bytes it takes in while it is empty.
+    fn takes(&self) -> usize {
+        ROOM
+    }
+    /// See [`Stage::room`].
+    fn takes_now(&self) -> usize {
+        self.queued().room(self.takes())
+    }
+    /// See [`Stage::push`].
+    fn accept(&mut self, chunk: Chunk) {
+        self.queue().push(chunk);
+    }
+    /// See [`Stage::end`].
+    fn accept_end(&mut self, end: End, at: Instant) {
+        self.queue().end(end, at);
+    }
+    /// See [`Stage::pop`].
+    fn next(&mut self, _now: Instant) -> Pop {
+        self.queue().pass()
+    }
+    /// See [`Stage::expired`].
+    fn timer(&mut self, _now: Instant) -> Pop {
+        Pop::Wait(None)
+    }
+    /// See [`Stage::starved`].
+    fn source_is_idle(&mut self) {}
+    /// See [`Stage::update`].
+    fn change(&mut self, _fault: &Fault, _now: Instant) {}
+}
+
+impl<T: Queued> Stage for T {
+    fn room(&self, _now: Instant) -> usize {
+        self.takes_now()
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        self.accept(chunk);
+    }
+
+    fn end(&mut self, end: End, at: Instant) {
+        self.accept_end(end, at);
+    }
+
+    fn pop(&mut self, now: Instant) -> Pop {
+        self.next(now)
+    }
+
+    fn expired(&mut self, now: Instant) -> Pop {
+        self.timer(now)
+    }
+
+    fn starved(&mut self) {
+        self.source_is_idle();
+    }
+
+    fn update(&mut self, fault: &Fault, now: Instant) {
+        self.change(fault, now);
+    }
+
+    fn take(mut self: Box<Self>) -> Rest {
+        Rest {
+            close: T::LOSES,
+            ..std::mem::take(self.queue()).into_rest()
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queued().is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.queued().bytes
+    }
+}
+
 /// Chunks in order, and the end behind them.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
@@ -115,7 +200,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    fn push(&mut self, chunk: Chunk) {
+    pub(crate) fn push(&mut self, chunk: Chunk) {
         self.bytes += chunk.data.len();
         self.chunks.push_back(chunk);
     }
@@ -124,7 +209,7 @@ impl Queue {
         self.end.get_or_insert((end, at));
     }
 
-    fn room(&self, limit: usize) -> usize {
+    pub(crate) fn room(&self, limit: usize) -> usize {
         if self.end.is_some() {
             return 0;
         }
@@ -135,7 +220,7 @@ impl Queue {
         self.chunks.front()
     }
 
-    fn pop(&mut self) -> Option<Chunk> {
+    pub(crate) fn pop(&mut self) -> Option<Chunk> {
         let chunk = self.chunks.pop_front()?;
         self.bytes -= chunk.data.len();
         Some(chunk)
@@ -155,6 +240,15 @@ impl Queue {
         })
     }
 
+    /// The next chunk, or the end.
+    fn pass(&mut self) -> Pop {
+        if let Some(chunk) = self.pop() {
+            return Pop::Chunk(chunk);
+        }
+        let end = self.pop_end();
+        end.map_or(Pop::Wait(None), |(end, at)| Pop::End(end, at))
+    }
+
     /// The end, once all chunks are gone.
     fn pop_end(&mut self) -> Option<(End, Instant)> {
         if self.chunks.is_empty() {
@@ -164,7 +258,12 @@ impl Queue {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// How many bytes are held.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
         self.chunks.is_empty() && self.end.is_none()
     }
 
@@ -173,7 +272,7 @@ impl Queue {
         self.bytes = 0;
     }
 
-    fn into_rest(self) -> Rest {
+    pub(crate) fn into_rest(self) -> Rest {
         Rest {
             chunks: self.chunks,
             end: self.end,
@@ -195,39 +294,13 @@ impl From<Rest> for PassStage {
     }
 }
 
-impl Stage for PassStage {
-    fn room(&self, _now: Instant) -> usize {
-        self.0.room(ROOM)
+impl Queued for PassStage {
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.0
     }
 
-    fn push(&mut self, chunk: Chunk) {
-        self.0.push(chunk);
-    }
-
-    fn end(&mut self, end: End, at: Instant) {
-        self.0.end(end, at);
-    }
-
-    fn pop(&mut self, _now: Instant) -> Pop {
-        if let Some(chunk) = self.0.pop() {
-            return Pop::Chunk(chunk);
-        }
-        let end = self.0.pop_end();
-        end.map_or(Pop::Wait(None), |(end, at)| Pop::End(end, at))
-    }
-
-    fn update(&mut self, _fault: &Fault, _now: Instant) {}
-
-    fn take(self: Box<Self>) -> Rest {
-        self.0.into_rest()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn bytes(&self) -> usize {
-        self.0.bytes
+    fn queued(&self) -> &Queue {
+        &self.0
     }
 }
 
@@ -247,39 +320,12 @@ pub(crate) struct Place {
     pub(crate) trouble: Arc<Trouble>,
 }
 
-fn build(fault: &Fault, place: &Place) -> Option<Box<dyn Stage>> {
-    Some(match fault {
-        Fault::Latency(a) => Box::new(pacing::LatencyStage::new(a, place)),
-        Fault::Bandwidth(a) => Box::new(pacing::BandwidthStage::new(a, place)),
-        Fault::Slicer(a) => Box::new(pacing::SlicerStage::new(a, place)),
-        Fault::SlowClose(a) => Box::new(pacing::SlowCloseStage::new(a, place)),
-        Fault::Timeout(a) => Box::new(ending::TimeoutStage::new(a, place)),
-        Fault::ResetPeer(a) => Box::new(ending::ResetPeerStage::new(a, place)),
-        Fault::LimitData(a) => Box::new(ending::LimitDataStage::new(a, place)),
-        Fault::CloseOnData(a) => Box::new(ending::CloseOnDataStage::new(a, place)),
-        Fault::Lifetime(a) => Box::new(ending::LifetimeStage::new(a, place)),
-        Fault::Stall(_) => Box::new(content::StallStage::new(place)),
-        Fault::Discard(_) | Fault::Drop(_) => Box::new(content::DiscardStage::new(place)),
-        Fault::CorruptData(a) => Box::new(content::CorruptStage::new(a, place)),
-        Fault::Coalesce(a) => Box::new(content::CoalesceStage::new(a, place)),
-        Fault::Substitute(a) => Box::new(substitute::SubstituteStage::new(a, place)?),
-        Fault::Error(_) | Fault::Transient(_) | Fault::Abort(_) => {
-            Box::new(reply::ReplyStage::new(fault, place)?)
-        }
-        Fault::Noop(_) | Fault::Down(_) | Fault::NoAccept(_) | Fault::Close(_) | Fault::Mix(_) => {
-            return None;
-        }
-        Fault::Loss(_) | Fault::PacketLoss(_) => Box::new(datagram::LossStage::new(fault, place)),
-        Fault::Duplicate(a) => Box::new(datagram::DuplicateStage::new(a, place)),
-        Fault::Reorder(a) => Box::new(datagram::ReorderStage::new(a, place)),
-    })
-}
-
 /// Where a fault acts: those that answer in the server's name look at requests, whatever was asked for.
-const fn side(fault: &Fault, asked: Direction) -> Direction {
-    match fault {
-        Fault::Error(_) | Fault::Transient(_) | Fault::Abort(_) => Direction::Upstream,
-        _ => asked,
+fn side(fault: &Fault, asked: Direction) -> Direction {
+    if fault.handling().is_some() {
+        Direction::Upstream
+    } else {
+        asked
     }
 }
 
@@ -287,6 +333,8 @@ struct Slot {
     id: u64,
     revision: u64,
     kind: &'static str,
+    /// As many bytes come out as go in.
+    keeps_length: bool,
     stage: Box<dyn Stage>,
     /// Its toxic is gone: it goes with the last byte that it holds.
     is_retired: bool,
@@ -363,12 +411,7 @@ impl Pipeline {
 
     /// Whether as many bytes come out as go in, until the end.
     pub(crate) fn keeps_length(&self) -> bool {
-        !self.slots.iter().any(|slot| {
-            matches!(
-                slot.kind,
-                "discard" | "drop" | "substitute" | "error" | "transient" | "abort"
-            )
-        })
+        self.slots.iter().all(|slot| slot.keeps_length)
     }
 
     /// Whether no stage holds anything.
@@ -520,11 +563,9 @@ impl Pipeline {
                 shared: Arc::clone(&toxic.shared),
                 trouble: Arc::clone(owner.trouble),
             };
-            if let Some(stage) = build(fault, &place) {
+            if let Some(stage) = fault.stage(&place) {
                 let stage = match toxic.config.datagrams {
-                    Some(datagrams) => {
-                        Box::new(datagram::PickedStage::new(stage, datagrams, &place))
-                    }
+                    Some(datagrams) => Box::new(PickedStage::new(stage, datagrams, &place)),
                     None => stage,
                 };
                 toxic
@@ -536,6 +577,7 @@ impl Pipeline {
                     id: toxic.id,
                     revision: toxic.revision,
                     kind: fault.kind(),
+                    keeps_length: fault.keeps_length(),
                     stage,
                     is_retired: false,
                 };

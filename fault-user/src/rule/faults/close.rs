@@ -1,5 +1,7 @@
 //! `close`: open connections are closed, once.
 
+use serde::{Deserialize, Serialize};
+
 use super::Definition;
 use crate::rule::catalog::{Acts, Kind, Param, first, stream};
 use crate::rule::check::{Complaint, complain};
@@ -8,7 +10,8 @@ use crate::rule::words::words;
 
 words! {
     /// How a connection is ended.
-    #[derive(Default)]
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
     CloseHow {
         /// In order, with FIN.
         #[default]
@@ -20,8 +23,7 @@ words! {
 
 impl CloseHow {
     /// The argument of the faults that end connections.
-    pub(super) const PARAM: Param =
-        first("how", Kind::Word(Self::WORDS), "how; `fin` when absent");
+    pub(super) const PARAM: Param = first("how", Kind::Word(Self::WORDS), "how; `fin` when absent");
 }
 
 fault! {

@@ -1,5 +1,7 @@
 //! `corrupt_data`: bytes of the stream are changed.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Arguments, Definition};
 use crate::rule::args::Args;
 use crate::rule::catalog::{Kind, Param, Spec, datagram, first, named};
@@ -11,9 +13,10 @@ use crate::rule::words::words;
 
 words! {
     /// What `corrupt_data` makes of a byte.
-    #[derive(Default)]
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
     CorruptDataMode {
-        /// All its bits are inverted.
+        /// One of its bits is inverted.
         #[default]
         Flip = "flip",
         /// It becomes zero.

@@ -1,5 +1,7 @@
 //! `lifetime`: a connection ends when its time is over.
 
+use serde::{Deserialize, Serialize};
+
 use super::Definition;
 use crate::rule::catalog::{Kind, named, spread, stream};
 use crate::rule::check::{Complaint, MAX_TIME_NS, jittered};
@@ -8,12 +10,14 @@ use crate::rule::words::words;
 
 words! {
     /// From when `lifetime` is counted.
-    #[derive(Default)]
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
     LifetimeFrom {
         /// From the connection's start.
         #[default]
         Connect = "connect",
         /// From its first byte of data, in either direction.
+        #[serde(alias = "first_data")]
         FirstData = "first-data",
     }
 }

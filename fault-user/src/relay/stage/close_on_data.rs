@@ -1,0 +1,97 @@
+//! `close_on_data`: data ends the connection.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::{End, Place, Pop, Queue, Queued, ROOM, Stage};
+use crate::relay::fault::{CloseMode, Fault, Help, StreamFault, attributes};
+use crate::relay::toxic::Shared;
+use crate::rule;
+
+attributes! {
+    /// Closes the connection when data comes; the data is not forwarded. A UDP client is forgotten.
+    CloseOnData {
+        /// `fin` or `rst`.
+        #[serde(alias = "how")]
+        mode: CloseMode,
+    }
+}
+
+impl StreamFault for CloseOnData {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "`mode` `fin`/`rst`",
+            tcp: Some("the first byte closes the connection and is not forwarded"),
+            udp: Some("the client is forgotten, the datagram is not forwarded"),
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        let rule::Fault::CloseOnData(rule) = rule else {
+            return Ok(None);
+        };
+        Ok(Some(Self { mode: rule.how }))
+    }
+
+    fn canonical(&self, name: &str) -> Option<&'static str> {
+        (name == "how").then_some("mode")
+    }
+
+    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        Some(Box::new(CloseOnDataStage {
+            mode: self.mode,
+            is_datagram: place.is_datagram,
+            queue: Queue::default(),
+            fired: false,
+            shared: Arc::clone(&place.shared),
+        }))
+    }
+}
+
+/// Closes on the first byte.
+struct CloseOnDataStage {
+    mode: CloseMode,
+    is_datagram: bool,
+    queue: Queue,
+    fired: bool,
+    shared: Arc<Shared>,
+}
+
+impl Queued for CloseOnDataStage {
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    fn queued(&self) -> &Queue {
+        &self.queue
+    }
+
+    fn takes(&self) -> usize {
+        if self.fired { 0 } else { ROOM }
+    }
+
+    fn next(&mut self, _now: Instant) -> Pop {
+        if self.fired {
+            return Pop::Wait(None);
+        }
+        let chunk = match self.queue.pass() {
+            Pop::Chunk(chunk) => chunk,
+            other => return other,
+        };
+        self.fired = true;
+        self.queue.clear();
+        self.shared.counters.hit();
+        if self.is_datagram {
+            return Pop::Now(self.mode);
+        }
+        Pop::End(End::Close(self.mode), chunk.at)
+    }
+
+    fn change(&mut self, fault: &Fault, _now: Instant) {
+        if let Fault::CloseOnData(attributes) = fault {
+            self.mode = attributes.mode;
+        }
+    }
+}

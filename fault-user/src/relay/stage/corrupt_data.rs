@@ -1,0 +1,145 @@
+//! `corrupt_data`: bytes are changed on their way, never how many there are.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use bytes::Bytes;
+
+use super::{Chunk, Place, Pop, Queue, Queued, Stage};
+use crate::relay::fault::{Fault, Help, Probability, StreamFault, attributes};
+use crate::relay::random::{Draws, unit};
+use crate::relay::toxic::Shared;
+use crate::rule::{self, CorruptAt, CorruptDataMode};
+
+attributes! {
+    /// Changes bytes on their way; never how many there are.
+    CorruptData {
+        /// What becomes of a byte: one of its bits is inverted, it becomes 0, or another value at random.
+        mode: CorruptDataMode,
+        /// The share of bytes that are hit; without it and without `offset` every byte is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        probability: Option<Probability>,
+        /// Hits the byte at this offset (from 0) of the stream or datagram, and no other.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        offset: Option<u64>,
+    }
+}
+
+impl StreamFault for CorruptData {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "`mode` `flip`/`zero`/`random`; `probability` per byte, or `offset`",
+            tcp: Some(
+                "`flip` inverts one bit of a byte, `random` always gives another value. Neither given: every byte. `offset` counts from the beginning of the stream (from where the toxic came on)",
+            ),
+            udp: Some("`offset` counts in each datagram"),
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        let rule::Fault::CorruptData(rule) = rule else {
+            return Ok(None);
+        };
+        let (probability, offset) = match rule.at {
+            CorruptAt::Probability(ppm) => (Some(Probability::of_ppm(ppm)), None),
+            CorruptAt::Offset(offset) => (None, Some(offset)),
+        };
+        Ok(Some(Self {
+            mode: rule.mode,
+            probability,
+            offset,
+        }))
+    }
+
+    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        Some(Box::new(CorruptStage {
+            attributes: self.clone(),
+            draws: Draws::new(place.key),
+            passed: 0,
+            is_datagram: place.is_datagram,
+            queue: Queue::default(),
+            shared: Arc::clone(&place.shared),
+        }))
+    }
+}
+
+/// Changes bytes. Whether a byte is hit depends on its offset in the stream, not on how it was cut into chunks.
+struct CorruptStage {
+    attributes: CorruptData,
+    draws: Draws,
+    /// Bytes that came before.
+    passed: u64,
+    is_datagram: bool,
+    queue: Queue,
+    shared: Arc<Shared>,
+}
+
+impl CorruptStage {
+    /// The changed bytes, if any changed; `first` is the ordinal of the first byte's draw, `offset` its offset.
+    fn corrupt(&self, data: &[u8], first: u64, offset: u64) -> Option<Bytes> {
+        let mut changed: Option<Vec<u8>> = None;
+        let probability = self.attributes.probability.map_or(1.0, |share| share.0);
+        let range = match self.attributes.offset {
+            None => 0..data.len(),
+            Some(wanted) => {
+                let index = wanted.checked_sub(offset)?;
+                let index = usize::try_from(index).ok();
+                let index = index.filter(|index| *index < data.len())?;
+                index..index + 1
+            }
+        };
+        for index in range {
+            let draw = self.draws.at((first + index as u64) * 2);
+            if unit(draw) < probability {
+                let kind = self.draws.at((first + index as u64) * 2 + 1);
+                let bytes = changed.get_or_insert_with(|| data.to_vec());
+                bytes[index] = corrupted(data[index], self.attributes.mode, kind);
+            }
+        }
+        changed.map(Bytes::from)
+    }
+}
+
+fn corrupted(byte: u8, mode: CorruptDataMode, draw: u64) -> u8 {
+    match mode {
+        CorruptDataMode::Flip => byte ^ (1 << (draw & 7)),
+        CorruptDataMode::Zero => 0,
+        // Never the same value: a byte that is hit is changed.
+        CorruptDataMode::Random => byte ^ u8::try_from(draw % 255 + 1).unwrap_or(1),
+    }
+}
+
+impl Queued for CorruptStage {
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    fn queued(&self) -> &Queue {
+        &self.queue
+    }
+
+    fn next(&mut self, _now: Instant) -> Pop {
+        let chunk = match self.queue.pass() {
+            Pop::Chunk(chunk) => chunk,
+            other => return other,
+        };
+        // An offset counts from the beginning of the stream or of each datagram.
+        let offset = if self.is_datagram { 0 } else { self.passed };
+        let changed = self.corrupt(&chunk.data, self.passed, offset);
+        self.passed += chunk.data.len() as u64;
+        if changed.is_some() {
+            self.shared.counters.hit();
+        }
+        Pop::Chunk(Chunk {
+            data: changed.unwrap_or(chunk.data),
+            ..chunk
+        })
+    }
+
+    fn change(&mut self, fault: &Fault, _now: Instant) {
+        if let Fault::CorruptData(attributes) = fault {
+            self.attributes = attributes.clone();
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `discard`: everything is read and thrown away.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::{Chunk, Place, Queue, Queued, ROOM, Stage};
+use crate::relay::fault::{Help, StreamFault, attributes};
+use crate::relay::toxic::Shared;
+use crate::rule;
+
+attributes! {
+    /// Everything is read and thrown away.
+    Discard {}
+}
+
+impl StreamFault for Discard {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "-",
+            tcp: Some("read and thrown away; the end passes"),
+            udp: Some("thrown away"),
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        Ok(matches!(rule, rule::Fault::Discard(_)).then_some(Self {}))
+    }
+
+    fn keeps_length(&self) -> bool {
+        false
+    }
+
+    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        Some(Box::new(DiscardStage::new(place)))
+    }
+}
+
+/// Reads everything and keeps nothing but the end.
+pub(super) struct DiscardStage {
+    queue: Queue,
+    shared: Arc<Shared>,
+}
+
+impl DiscardStage {
+    pub(super) fn new(place: &Place) -> Self {
+        Self {
+            queue: Queue::default(),
+            shared: Arc::clone(&place.shared),
+        }
+    }
+}
+
+impl Queued for DiscardStage {
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    fn queued(&self) -> &Queue {
+        &self.queue
+    }
+
+    fn takes_now(&self) -> usize {
+        ROOM
+    }
+
+    fn accept(&mut self, _chunk: Chunk) {
+        self.shared.counters.hit();
+    }
+}

@@ -1,0 +1,68 @@
+//! `duplicate`: some datagrams come twice.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Chunk, Place, Queue, Queued, Stage};
+use crate::relay::fault::{Fault, Help, Probability, StreamFault, attributes};
+use crate::relay::random::Draws;
+use crate::relay::toxic::Shared;
+
+attributes! {
+    /// Sends datagrams twice.
+    Duplicate {
+        /// The share that is sent twice.
+        probability: Probability,
+    }
+}
+
+impl StreamFault for Duplicate {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "`probability`",
+            tcp: None,
+            udp: Some("per datagram"),
+        }
+    }
+
+    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        Some(Box::new(DuplicateStage {
+            probability: self.probability.0,
+            draws: Draws::new(place.key),
+            queue: Queue::default(),
+            shared: Arc::clone(&place.shared),
+        }))
+    }
+}
+
+/// Sends some twice.
+struct DuplicateStage {
+    probability: f64,
+    draws: Draws,
+    queue: Queue,
+    shared: Arc<Shared>,
+}
+
+impl Queued for DuplicateStage {
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    fn queued(&self) -> &Queue {
+        &self.queue
+    }
+
+    fn accept(&mut self, chunk: Chunk) {
+        if self.draws.unit() < self.probability {
+            self.shared.counters.hit();
+            self.queue.push(chunk.clone());
+        }
+        self.queue.push(chunk);
+    }
+
+    fn change(&mut self, fault: &Fault, _now: Instant) {
+        if let Fault::Duplicate(attributes) = fault {
+            self.probability = attributes.probability.0;
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `error`: requests are answered with an error in the server's name.
+
+use anyhow::Result;
+
+use crate::relay::fault::{Help, Protocol, StreamFault, attributes, one_or_many};
+use crate::relay::protocol::Wording;
+use crate::relay::requests::{Handling, Rule};
+use crate::rule::{self, ErrorReply};
+
+attributes! {
+    /// Answers requests with an error in the server's name; the server does not see them.
+    Error {
+        /// Whose language the error is in.
+        protocol: Protocol,
+        /// HTTP status codes to choose from; none means 500, 502, 503 and 504.
+        #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
+        status: Vec<u16>,
+        /// The error in the protocol's own words, such as `LOADING try later` or `421 try later`; one line.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// How many random bytes `random` answers with; none means 16 to 127.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+    }
+}
+
+/// The longest text of an error reply, in bytes.
+const MESSAGE_MAX: usize = 400;
+/// The most random bytes of an error reply.
+const REPLY_MAX: u64 = 1 << 20;
+
+impl Error {
+    /// The attributes for a rule's reply.
+    pub(super) fn of_reply(reply: &ErrorReply) -> Result<Self> {
+        let mut error = Self::default();
+        error.protocol = match reply {
+            ErrorReply::Http(statuses) => {
+                error.status.clone_from(statuses);
+                Protocol::Http
+            }
+            ErrorReply::Redis(text) => error.saying(text, Protocol::Redis),
+            ErrorReply::Mysql(text) => error.saying(text, Protocol::Mysql),
+            ErrorReply::Smtp(text) => error.saying(text, Protocol::Smtp),
+            ErrorReply::Memcache(text) => error.saying(text, Protocol::Memcache),
+            ErrorReply::Random(bytes) => {
+                error.size = Some(*bytes);
+                Protocol::Random
+            }
+        };
+        error.check().map_err(anyhow::Error::msg)?;
+        Ok(error)
+    }
+
+    fn saying(&mut self, text: &Option<String>, protocol: Protocol) -> Protocol {
+        self.message.clone_from(text);
+        protocol
+    }
+
+    /// What it says.
+    pub(super) fn wording(&self) -> Wording {
+        Wording {
+            status: self.status.clone(),
+            message: self.message.clone(),
+            size: self.size,
+        }
+    }
+}
+
+impl StreamFault for Error {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "`protocol`, `status`, `message`, `size`",
+            tcp: Some("each request is answered with an error, see below"),
+            udp: None,
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        let rule::Fault::Error(rule) = rule else {
+            return Ok(None);
+        };
+        Self::of_reply(&rule.reply).map(Some)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let wrong = self.status.iter().find(|s| !(200..=599).contains(*s));
+        if let Some(status) = wrong {
+            return Err(format!("{status} is no HTTP status, expected 200 to 599"));
+        }
+        if let Some(message) = &self.message
+            && (message.len() > MESSAGE_MAX || message.contains(['\r', '\n']) || message.is_empty())
+        {
+            return Err(format!(
+                "the message of an error is one line of 1 to {MESSAGE_MAX} bytes"
+            ));
+        }
+        if self
+            .size
+            .is_some_and(|size| !(1..=REPLY_MAX).contains(&size))
+        {
+            return Err(format!("an error has 1 to {REPLY_MAX} random bytes"));
+        }
+        Ok(())
+    }
+
+    fn handling(&self) -> Option<Handling> {
+        Some(Handling {
+            fault: "error",
+            rule: Rule::Always,
+            protocol: self.protocol,
+            wording: self.wording(),
+        })
+    }
+}

@@ -1,0 +1,69 @@
+//! `stall`: nothing is read, nothing is lost.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::{Place, Pop, Queue, Queued, Stage};
+use crate::relay::fault::{Help, StreamFault, attributes};
+use crate::rule;
+
+attributes! {
+    /// Nothing is read, nothing is lost.
+    Stall {}
+}
+
+impl StreamFault for Stall {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "-",
+            tcp: Some("nothing is read, the sender's window closes; it resumes without loss"),
+            udp: Some("kept up to 4 MiB per direction, then dropped"),
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        Ok(matches!(rule, rule::Fault::Stall(_)).then_some(Self {}))
+    }
+
+    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        // What it does is to read nothing, from now on: there is no later moment to count.
+        place.shared.counters.hit();
+        Some(Box::new(StallStage {
+            is_datagram: place.is_datagram,
+            queue: Queue::default(),
+        }))
+    }
+}
+
+/// What a stalled stream of datagrams keeps, in bytes; what comes beyond it is dropped.
+const STALLED_DATAGRAMS: usize = 4 << 20;
+
+/// Reads nothing and keeps what was on its way.
+struct StallStage {
+    is_datagram: bool,
+    queue: Queue,
+}
+
+impl Queued for StallStage {
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    fn queued(&self) -> &Queue {
+        &self.queue
+    }
+
+    fn takes(&self) -> usize {
+        // A stream waits in its sender, datagrams have nowhere else to wait.
+        if self.is_datagram {
+            STALLED_DATAGRAMS
+        } else {
+            0
+        }
+    }
+
+    fn next(&mut self, _now: Instant) -> Pop {
+        Pop::Wait(None)
+    }
+}

@@ -1,0 +1,98 @@
+//! `transient`: some requests are answered with an error, then everything passes.
+
+use anyhow::Result;
+
+use super::error::Error;
+use crate::relay::fault::{
+    Help, Protocol, StreamFault, attributes, is_default, one_or_many, whole,
+};
+use crate::relay::requests::{Handling, Rule};
+use crate::rule;
+
+attributes! {
+    /// Answers the first requests with an error, then lets everything through.
+    Transient {
+        /// How many requests get an error.
+        #[serde(alias = "errors", alias = "n")]
+        count: i64,
+        /// Whose language the error is in.
+        protocol: Protocol,
+        /// HTTP status codes to choose from; none means 500, 502, 503 and 504.
+        #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
+        status: Vec<u16>,
+        /// The error in the protocol's own words, such as `LOADING try later` or `421 try later`; one line.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// How many random bytes `random` answers with; none means 16 to 127.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+        /// Each connection counts for itself instead of all together.
+        #[serde(skip_serializing_if = "is_default")]
+        per_connection: bool,
+    }
+}
+
+impl Transient {
+    /// The error without the count.
+    fn error(&self) -> Error {
+        Error {
+            protocol: self.protocol,
+            status: self.status.clone(),
+            message: self.message.clone(),
+            size: self.size,
+        }
+    }
+}
+
+impl StreamFault for Transient {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "`count`, `protocol`, `status`, `message`, `size`, `per_connection`",
+            tcp: Some(
+                "the first `count` requests (of all connections together) are, then everything passes",
+            ),
+            udp: None,
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        let rule::Fault::Transient(rule) = rule else {
+            return Ok(None);
+        };
+        let error = match &rule.reply {
+            Some(reply) => Error::of_reply(reply)?,
+            None => Error {
+                protocol: Protocol::None,
+                ..Error::default()
+            },
+        };
+        Ok(Some(Self {
+            count: whole(rule.errors),
+            protocol: error.protocol,
+            status: error.status,
+            message: error.message,
+            size: error.size,
+            per_connection: false,
+        }))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.error().check()
+    }
+
+    fn canonical(&self, name: &str) -> Option<&'static str> {
+        matches!(name, "errors" | "n").then_some("count")
+    }
+
+    fn handling(&self) -> Option<Handling> {
+        Some(Handling {
+            fault: "transient",
+            rule: Rule::First {
+                count: self.count.max(0).unsigned_abs(),
+                per_connection: self.per_connection,
+            },
+            protocol: self.protocol,
+            wording: self.error().wording(),
+        })
+    }
+}
