@@ -1,6 +1,6 @@
 //! Lists the folders in which a file more is a fault more, so that a new fault has to be registered nowhere.
 //!
-//! For each it writes a macro that hands the list to another one: `name Type "name"` of every file, where
+//! For each it writes a macro that hands the list to another one: `name Type "name",` of every file, where
 //! `slow_close.rs` holds `SlowClose`.
 
 use std::path::Path;
@@ -26,7 +26,14 @@ fn list(folder: &str, name: &str, output: &str) -> io::Result<()> {
     modules.sort();
     let entries: Vec<_> = modules
         .iter()
-        .map(|module| format!("    {module} {} \"{module}\",\n", type_name(module)))
+        .map(|module| {
+            let cfg = if module == "example" {
+                "#[cfg(test)] "
+            } else {
+                ""
+            };
+            format!("    {cfg}{module} {} \"{module}\",\n", type_name(module))
+        })
         .collect();
     let entries = entries.concat();
     let text = format!("macro_rules! {name} {{ ($to:ident) => {{ $to! {{\n{entries}}} }} }}\n");

@@ -243,3 +243,27 @@ pub fn end_at(entry: &mut RuleEntry, end_ns: u64) {
         entry.length_ns = left;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fault_common::abi::action;
+
+    use super::*;
+    use crate::kernel::needs::Needs;
+    use crate::rule::{Rule, SystemResolver, Targets};
+
+    #[test]
+    fn what_a_fault_says_of_itself_is_what_the_programs_are_told() {
+        let rule: Rule = "tcp:80 example=9000".parse().unwrap();
+        let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+        let compiled = compile(&resolved, 1, 0, 0, None).unwrap();
+        let [rule] = compiled.as_slice() else {
+            panic!("one entry");
+        };
+        assert_eq!(rule.entry.fault, fault::MTU);
+        assert_eq!(rule.entry.arguments, [9000, 0, 0, 0, 0]);
+        assert_ne!(rule.entry.flags & rule_flag::PER_SEGMENT, 0);
+        let drops = (1 << action::DROP) | (1 << action::REJECT_ICMP);
+        assert_eq!(Needs::of(&compiled).actions, drops);
+    }
+}

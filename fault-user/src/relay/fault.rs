@@ -235,26 +235,26 @@ attributes! {
 }
 
 macro_rules! declare {
-    ($($module:ident $variant:ident $name:literal,)*) => {
-        $(pub use super::stage::$module::$variant;)*
+    ($($(#[$cfg:meta])* $module:ident $variant:ident $name:literal,)*) => {
+        $($(#[$cfg])* pub use super::stage::$module::$variant;)*
 
         /// What is done to a stream or to datagrams.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Fault {
-            $(#[doc = concat!("`", $name, "`.")] $variant($variant),)*
+            $($(#[$cfg])* #[doc = concat!("`", $name, "`.")] $variant($variant),)*
             /// One of several faults.
             Mix(Mix),
         }
 
         impl Fault {
             /// The names of all faults, as toxics are typed.
-            pub const KINDS: &[&str] = &[$($name,)* "mix"];
+            pub const KINDS: &[&str] = &[$($(#[$cfg])* $name,)* "mix"];
 
             /// The fault with this name and default attributes.
             #[must_use]
             pub fn of_kind(kind: &str) -> Option<Self> {
                 match kind {
-                    $($name => Some(Self::$variant($variant::default())),)*
+                    $($(#[$cfg])* $name => Some(Self::$variant($variant::default())),)*
                     "mix" => Some(Self::Mix(Mix::default())),
                     _ => None,
                 }
@@ -264,7 +264,7 @@ macro_rules! declare {
             #[must_use]
             pub const fn kind(&self) -> &'static str {
                 match self {
-                    $(Self::$variant(_) => $name,)*
+                    $($(#[$cfg])* Self::$variant(_) => $name,)*
                     Self::Mix(_) => "mix",
                 }
             }
@@ -273,21 +273,21 @@ macro_rules! declare {
             #[must_use]
             pub const fn attribute_names(&self) -> &'static [&'static str] {
                 match self {
-                    $(Self::$variant(_) => $variant::ATTRIBUTES,)*
+                    $($(#[$cfg])* Self::$variant(_) => $variant::ATTRIBUTES,)*
                     Self::Mix(_) => Mix::ATTRIBUTES,
                 }
             }
 
             fn to_json(&self) -> serde_json::Result<Value> {
                 match self {
-                    $(Self::$variant(attributes) => serde_json::to_value(attributes),)*
+                    $($(#[$cfg])* Self::$variant(attributes) => serde_json::to_value(attributes),)*
                     Self::Mix(attributes) => serde_json::to_value(attributes),
                 }
             }
 
             fn of_same_kind(&self, value: Value) -> serde_json::Result<Self> {
                 match self {
-                    $(Self::$variant(_) => serde_json::from_value(value).map(Self::$variant),)*
+                    $($(#[$cfg])* Self::$variant(_) => serde_json::from_value(value).map(Self::$variant),)*
                     Self::Mix(_) => serde_json::from_value(value).map(Self::Mix),
                 }
             }
@@ -297,7 +297,7 @@ macro_rules! declare {
             /// # Errors
             /// What has no meaning on a stream, or is finer than the relay's milliseconds.
             pub fn of_rule(rule: &rule::Fault) -> Result<Self> {
-                $(if let Some(fault) = $variant::of_rule(rule)? {
+                $($(#[$cfg])* if let Some(fault) = $variant::of_rule(rule)? {
                     return Ok(Self::$variant(fault));
                 })*
                 match Mix::of_rule(rule)? {
@@ -308,7 +308,7 @@ macro_rules! declare {
 
             fn definition(&self) -> &dyn StreamFault {
                 match self {
-                    $(Self::$variant(fault) => fault,)*
+                    $($(#[$cfg])* Self::$variant(fault) => fault,)*
                     Self::Mix(mix) => mix,
                 }
             }

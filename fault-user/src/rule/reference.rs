@@ -32,9 +32,10 @@ pub(super) fn row(spec: &Spec) -> String {
         [] => "-".to_owned(),
         arguments => arguments.join("<br>"),
     };
-    let mark = match on_packets(spec) {
-        false if spec.udp => " (UDP)",
-        _ => "",
+    let mark = if spec.udp && !on_packets(spec) {
+        " (UDP)"
+    } else {
+        ""
     };
     format!("| `{}`{mark} | {arguments} | {} |\n", spec.name, spec.help)
 }
@@ -45,11 +46,12 @@ fn syntax(spec: &Spec, param: &Param) -> String {
         Kind::Flag => return param.text.to_owned(),
         Kind::Call { names, required } => {
             let (must, may) = names.split_at(required);
-            let open: String = may.iter().map(|name| format!("[,{name}")).collect();
+            let open: Vec<_> = may.iter().map(|name| format!("[,{name}")).collect();
             return format!(
-                "{}({}{open}{})",
+                "{}({}{}{})",
                 param.text,
                 must.join(","),
+                open.concat(),
                 "]".repeat(may.len())
             );
         }

@@ -46,3 +46,20 @@ impl StreamFault for Abort {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn the_request_passes_and_then_the_connection_breaks() {
+        let mut bench = Bench::new("abort", &json!({ "protocol": "redis" }));
+        bench.push(0, "PING\r\n");
+        assert_eq!(bench.pop(0), "PING\r\n +abort-rst");
+        bench.push(0, "PING\r\n");
+        assert_eq!(bench.pop(0), "", "nothing more goes to the server");
+        assert_eq!(bench.hits(), 1);
+    }
+}

@@ -193,3 +193,37 @@ impl Queued for BandwidthStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn bytes_leave_when_a_link_of_the_rate_has_carried_them() {
+        let mut bench = Bench::new("bandwidth", &json!({ "rate": 1 }));
+        bench.push(0, &"x".repeat(20));
+        assert_eq!(bench.pop(0), "@10", "ten bytes take 10 ms at 1 KB/s");
+        assert_eq!(bench.pop(10), "xxxxxxxxxx @20");
+        assert_eq!(bench.pop(20), "xxxxxxxxxx");
+        assert_eq!(bench.hits(), 2);
+    }
+
+    #[test]
+    fn a_rate_of_0_reads_nothing() {
+        let mut bench = Bench::new("bandwidth", &json!({ "rate": 0 }));
+        assert_eq!(bench.room(0), 0);
+        bench.push(0, "a");
+        assert_eq!(bench.pop(1_000_000), "");
+        assert_eq!(bench.take(), ("a".to_owned(), false));
+    }
+
+    #[test]
+    fn a_datagram_is_carried_whole() {
+        let mut bench = Bench::datagrams("bandwidth", &json!({ "rate": 1 }));
+        bench.push(0, &"x".repeat(20));
+        assert_eq!(bench.pop(19), "@20");
+        assert_eq!(bench.pop(20), "x".repeat(20));
+    }
+}

@@ -95,3 +95,27 @@ impl Queued for CloseOnDataStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn the_first_byte_closes_and_is_not_forwarded() {
+        let mut bench = Bench::new("close_on_data", &json!({ "mode": "rst" }));
+        assert_eq!(bench.pop(1_000_000), "");
+        bench.push(0, "a");
+        bench.push(0, "b");
+        assert_eq!(bench.pop(0), "+close-rst");
+        assert_eq!((bench.room(0), bench.hits()), (0, 1));
+    }
+
+    #[test]
+    fn a_client_of_datagrams_is_forgotten() {
+        let mut bench = Bench::datagrams("close_on_data", &json!({}));
+        bench.push(0, "a");
+        assert_eq!(bench.pop(0), "!fin");
+    }
+}

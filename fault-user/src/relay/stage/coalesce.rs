@@ -127,3 +127,32 @@ impl Queued for CoalesceStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn chunks_are_joined_when_there_are_enough_bytes() {
+        let mut bench = Bench::new("coalesce", &json!({ "min_bytes": 4, "max_wait": 100 }));
+        bench.push(0, "ab");
+        assert_eq!(bench.pop(0), "@100");
+        bench.push(50, "cde");
+        assert_eq!(bench.pop(50), "abcde");
+        assert_eq!(bench.hits(), 1);
+    }
+
+    #[test]
+    fn the_first_byte_waits_no_longer_than_it_may() {
+        let mut bench = Bench::new("coalesce", &json!({ "min_bytes": 4, "max_wait": 100 }));
+        bench.push(10, "ab");
+        assert_eq!(bench.pop(110), "ab");
+        let mut bench = Bench::new("coalesce", &json!({ "min_bytes": 4 }));
+        bench.push(10, "ab");
+        assert_eq!(bench.pop(1_000_000), "", "0 waits for ever");
+        bench.fin(1_000_000);
+        assert_eq!(bench.pop(1_000_000), "ab +fin");
+    }
+}

@@ -143,3 +143,57 @@ impl Queued for CorruptStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn each_byte_is_changed_and_none_is_lost() {
+        for mode in ["flip", "zero", "random"] {
+            let mut bench = Bench::new("corrupt_data", &json!({ "mode": mode }));
+            bench.push(0, "abcdefgh");
+            let changed = bench.stage.pop(bench.start);
+            let crate::relay::stage::Pop::Chunk(chunk) = changed else {
+                panic!("{mode}: {changed:?}");
+            };
+            assert_eq!(chunk.data.len(), 8);
+            for (was, is) in b"abcdefgh".iter().zip(&chunk.data) {
+                assert_ne!(was, is, "{mode}");
+                assert!(mode != "flip" || (was ^ is).count_ones() == 1);
+                assert!(mode != "zero" || *is == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn an_offset_counts_in_the_stream_or_in_the_datagram() {
+        let attributes = json!({ "mode": "zero", "offset": 4 });
+        let mut bench = Bench::new("corrupt_data", &attributes);
+        bench.push(0, "abc");
+        bench.push(0, "defgh");
+        assert_eq!(bench.pop(0), "abc d\0fgh");
+        let mut bench = Bench::datagrams("corrupt_data", &attributes);
+        bench.push(0, "abc");
+        bench.push(0, "defgh");
+        assert_eq!(bench.pop(0), "abc defg\0");
+    }
+
+    #[test]
+    fn what_is_hit_does_not_depend_on_how_the_stream_is_cut() {
+        let attributes = json!({ "mode": "zero", "probability": 0.3 });
+        let text = "x".repeat(300);
+        let mut whole = Bench::new("corrupt_data", &attributes);
+        whole.push(0, &text);
+        let mut cut = Bench::new("corrupt_data", &attributes);
+        for _ in 0..100 {
+            cut.push(0, "xxx");
+        }
+        let (whole, cut) = (whole.pop(0), cut.pop(0).replace(' ', ""));
+        assert_eq!(whole, cut);
+        let hit = whole.matches('\0').count();
+        assert!((60..=120).contains(&hit), "{hit} of 300 at 30%");
+    }
+}

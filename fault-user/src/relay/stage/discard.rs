@@ -68,3 +68,20 @@ impl Queued for DiscardStage {
         self.shared.counters.hit();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn only_the_end_arrives() {
+        let mut bench = Bench::new("discard", &json!({}));
+        bench.push(0, "abc");
+        bench.fin(0);
+        assert_eq!(bench.pop(0), "+fin");
+        assert_eq!(bench.hits(), 1);
+        assert!(bench.room(0) > 0);
+    }
+}

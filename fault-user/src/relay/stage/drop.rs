@@ -26,3 +26,18 @@ impl StreamFault for Drop {
         Some(Box::new(DiscardStage::new(place)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn datagrams_vanish() {
+        let mut bench = Bench::datagrams("drop", &json!({}));
+        bench.push(0, "abc");
+        assert_eq!(bench.pop(0), "");
+        assert_eq!(bench.hits(), 1);
+    }
+}

@@ -66,3 +66,21 @@ impl Queued for DuplicateStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn the_share_of_datagrams_comes_twice() {
+        let mut bench = Bench::datagrams("duplicate", &json!({ "probability": 0.3 }));
+        for _ in 0..1000 {
+            bench.push(0, "a");
+        }
+        let arrived = bench.pop(0).matches('a').count();
+        assert!((1250..=1350).contains(&arrived), "{arrived} of 1000 at 30%");
+        assert_eq!(bench.hits(), arrived as u64 - 1000);
+    }
+}

@@ -32,28 +32,26 @@ const REPLY_MAX: u64 = 1 << 20;
 impl Error {
     /// The attributes for a rule's reply.
     pub(super) fn of_reply(reply: &ErrorReply) -> Result<Self> {
-        let mut error = Self::default();
-        error.protocol = match reply {
-            ErrorReply::Http(statuses) => {
-                error.status.clone_from(statuses);
-                Protocol::Http
-            }
-            ErrorReply::Redis(text) => error.saying(text, Protocol::Redis),
-            ErrorReply::Mysql(text) => error.saying(text, Protocol::Mysql),
-            ErrorReply::Smtp(text) => error.saying(text, Protocol::Smtp),
-            ErrorReply::Memcache(text) => error.saying(text, Protocol::Memcache),
-            ErrorReply::Random(bytes) => {
-                error.size = Some(*bytes);
-                Protocol::Random
-            }
+        let (protocol, message) = match reply {
+            ErrorReply::Http(_) => (Protocol::Http, &None),
+            ErrorReply::Redis(text) => (Protocol::Redis, text),
+            ErrorReply::Mysql(text) => (Protocol::Mysql, text),
+            ErrorReply::Smtp(text) => (Protocol::Smtp, text),
+            ErrorReply::Memcache(text) => (Protocol::Memcache, text),
+            ErrorReply::Random(_) => (Protocol::Random, &None),
         };
+        let mut error = Self {
+            protocol,
+            message: message.clone(),
+            ..Self::default()
+        };
+        match reply {
+            ErrorReply::Http(statuses) => error.status.clone_from(statuses),
+            ErrorReply::Random(bytes) => error.size = Some(*bytes),
+            _ => {}
+        }
         error.check().map_err(anyhow::Error::msg)?;
         Ok(error)
-    }
-
-    fn saying(&mut self, text: &Option<String>, protocol: Protocol) -> Protocol {
-        self.message.clone_from(text);
-        protocol
     }
 
     /// What it says.
@@ -110,5 +108,31 @@ impl StreamFault for Error {
             protocol: self.protocol,
             wording: self.wording(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn each_request_is_answered_and_the_server_sees_none() {
+        let attributes = json!({ "protocol": "redis", "message": "LOADING later" });
+        let mut bench = Bench::new("error", &attributes);
+        bench.push(0, "PING\r\n");
+        bench.push(0, "PING\r\n");
+        assert_eq!(bench.pop(0), "<-LOADING later\r\n <-LOADING later\r\n");
+        assert_eq!(bench.hits(), 2);
+    }
+
+    #[test]
+    fn half_a_request_is_the_servers_to_judge() {
+        let mut bench = Bench::new("error", &json!({ "protocol": "redis" }));
+        bench.push(0, "PI");
+        assert_eq!(bench.pop(1_000_000), "");
+        bench.fin(0);
+        assert_eq!(bench.pop(0), "PI +fin");
     }
 }

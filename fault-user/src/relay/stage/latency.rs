@@ -188,3 +188,41 @@ impl Stage for LatencyStage {
         self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn every_chunk_and_the_end_are_late_by_the_latency() {
+        let mut bench = Bench::new("latency", &json!({ "latency": 100 }));
+        bench.push(0, "a");
+        bench.push(30, "b");
+        bench.fin(40);
+        assert_eq!(bench.pop(99), "@100");
+        assert_eq!(bench.pop(100), "a @130");
+        assert_eq!(bench.pop(140), "b +fin");
+        assert_eq!(bench.hits(), 2);
+    }
+
+    #[test]
+    fn a_jitter_keeps_the_order_and_its_bounds() {
+        let mut bench = Bench::new("latency", &json!({ "latency": 100, "jitter": 50 }));
+        let text: Vec<_> = (b'a'..=b'z').map(|c| char::from(c).to_string()).collect();
+        for letter in &text {
+            bench.push(0, letter);
+        }
+        assert!(bench.pop(49).starts_with('@'));
+        assert_eq!(bench.pop(150), text.join(" "));
+    }
+
+    #[test]
+    fn an_update_moves_what_is_on_its_way() {
+        let mut bench = Bench::new("latency", &json!({ "latency": 1000 }));
+        bench.push(0, "a");
+        bench.update(10, &json!({ "latency": 20 }));
+        assert_eq!(bench.pop(20), "a");
+    }
+}

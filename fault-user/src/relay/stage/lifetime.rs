@@ -137,3 +137,36 @@ impl Queued for LifetimeStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn an_idle_connection_ends_too() {
+        let mut bench = Bench::new("lifetime", &json!({ "time": 100, "mode": "rst" }));
+        bench.push(0, "a");
+        assert_eq!(bench.pop(0), "a @100");
+        assert_eq!(bench.pop(100), "!rst");
+        assert_eq!(bench.hits(), 1);
+    }
+
+    #[test]
+    fn the_timer_may_start_with_the_first_data() {
+        let mut bench = Bench::new("lifetime", &json!({ "time": 100, "from": "first-data" }));
+        assert_eq!(bench.pop(1000), "");
+        bench.push(1000, "a");
+        assert_eq!(bench.pop(1000), "a @1100");
+        assert_eq!(bench.pop(1100), "!fin");
+    }
+
+    #[test]
+    fn a_jitter_stays_within_its_bounds() {
+        let mut bench = Bench::new("lifetime", &json!({ "time": 100, "jitter": 50 }));
+        let due = bench.pop(0);
+        let due: u64 = due[1..].parse().expect("a time");
+        assert!((50..=150).contains(&due), "{due}");
+    }
+}

@@ -227,3 +227,39 @@ impl Queued for LimitDataStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn exactly_so_many_bytes_pass() {
+        let mut bench = Bench::new("limit_data", &json!({ "bytes": 5 }));
+        bench.push(0, "abc");
+        assert_eq!(bench.pop(0), "abc");
+        assert_eq!(bench.room(0), 2);
+        bench.push(0, "defg");
+        assert_eq!(bench.pop(0), "de +close-fin");
+        assert_eq!(bench.room(0), 0);
+        assert_eq!(bench.hits(), 1);
+    }
+
+    #[test]
+    fn who_reaches_a_shared_limit_tells_the_others() {
+        let mut bench = Bench::new("limit_data", &json!({ "bytes": 3, "shared": true }));
+        bench.push(0, "abc");
+        assert_eq!(bench.pop(0), "abc| +close-fin");
+    }
+
+    #[test]
+    fn a_datagram_passes_whole_or_not_at_all() {
+        let mut bench = Bench::datagrams("limit_data", &json!({ "bytes": 5 }));
+        bench.push(0, "abc");
+        bench.push(0, "def");
+        bench.push(0, "gh");
+        assert_eq!(bench.pop(0), "abc gh");
+        assert_eq!(bench.hits(), 1);
+    }
+}

@@ -17,8 +17,8 @@ use super::toxic::{Direction, Shared, Toxic};
 use super::trouble::Trouble;
 
 macro_rules! modules {
-    ($($module:ident $_fault:ident $_name:literal,)*) => {
-        $(pub(crate) mod $module;)*
+    ($($(#[$cfg:meta])* $module:ident $_fault:ident $_name:literal,)*) => {
+        $($(#[$cfg])* pub(crate) mod $module;)*
     };
 }
 each_stage!(modules);
@@ -613,6 +613,125 @@ impl Pipeline {
                     ..slot
                 });
             }
+        }
+    }
+}
+
+/// Stages alone, on a clock that is only what a test says.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::time::Duration;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// A stage and the time at which it began.
+    pub(crate) struct Bench {
+        pub(crate) stage: Box<dyn Stage>,
+        pub(crate) start: Instant,
+        shared: Arc<Shared>,
+        fault: Fault,
+    }
+
+    impl Bench {
+        /// The stage of a toxic on a new connection.
+        pub(crate) fn new(kind: &str, attributes: &Value) -> Self {
+            Self::at(kind, attributes, false)
+        }
+
+        /// The stage of a toxic on datagrams.
+        pub(crate) fn datagrams(kind: &str, attributes: &Value) -> Self {
+            Self::at(kind, attributes, true)
+        }
+
+        fn at(kind: &str, attributes: &Value, is_datagram: bool) -> Self {
+            let fault = Fault::of_kind(kind).expect("a kind");
+            let fault = fault.with_attributes(attributes).expect("valid attributes");
+            let start = Instant::now();
+            let shared = Arc::<Shared>::default();
+            let place = Place {
+                key: 1,
+                opened: start,
+                now: start,
+                is_new: true,
+                is_datagram,
+                shared: Arc::clone(&shared),
+                trouble: Arc::default(),
+            };
+            Self {
+                stage: fault.stage(&place).expect("a stage"),
+                start,
+                shared,
+                fault,
+            }
+        }
+
+        fn time(&self, ms: u64) -> Instant {
+            self.start + Duration::from_millis(ms)
+        }
+
+        /// Puts bytes in at so many milliseconds.
+        pub(crate) fn push(&mut self, ms: u64, data: &str) {
+            let data = Bytes::copy_from_slice(data.as_bytes());
+            self.stage.push(Chunk::new(data, self.time(ms)));
+        }
+
+        /// Puts the end in.
+        pub(crate) fn fin(&mut self, ms: u64) {
+            self.stage.end(End::Fin, self.time(ms));
+        }
+
+        /// Changes attributes.
+        pub(crate) fn update(&mut self, ms: u64, attributes: &Value) {
+            self.fault = self.fault.with_attributes(attributes).expect("valid");
+            self.stage.update(&self.fault, self.time(ms));
+        }
+
+        /// How many bytes it would take in.
+        pub(crate) fn room(&self, ms: u64) -> usize {
+            self.stage.room(self.time(ms))
+        }
+
+        /// What it gives, one after the other: bytes, `+fin`, `!rst` and the like; then for when it waits, if it does.
+        pub(crate) fn pop(&mut self, ms: u64) -> String {
+            let mut given = Vec::new();
+            loop {
+                given.push(match self.stage.pop(self.time(ms)) {
+                    Pop::Chunk(chunk) => String::from_utf8_lossy(&chunk.data).into_owned(),
+                    Pop::Last(chunk) => format!("{}|", String::from_utf8_lossy(&chunk.data)),
+                    Pop::End(End::Fin, _) => "+fin".to_owned(),
+                    Pop::End(End::Close(mode), _) => format!("+close-{mode}"),
+                    Pop::End(End::Abort(mode), _) => format!("+abort-{mode}"),
+                    Pop::Reply(reply) => format!("<{}", String::from_utf8_lossy(&reply)),
+                    Pop::Now(mode) => {
+                        given.push(format!("!{mode}"));
+                        break;
+                    }
+                    Pop::Wait(None) => break,
+                    Pop::Wait(Some(until)) => {
+                        given.push(format!("@{}", (until - self.start).as_millis()));
+                        break;
+                    }
+                });
+            }
+            given.join(" ")
+        }
+
+        /// How often it has done something.
+        pub(crate) fn hits(&self) -> u64 {
+            let hits = &self.shared.counters.hits;
+            hits.load(std::sync::atomic::Ordering::Relaxed)
+        }
+
+        /// What it gives back when it is taken away, and whether the connection must end.
+        pub(crate) fn take(self) -> (String, bool) {
+            let rest = self.stage.take();
+            let data = rest.chunks.iter();
+            let data: Vec<_> = data
+                .map(|chunk| String::from_utf8_lossy(&chunk.data).into_owned())
+                .collect();
+            (data.concat(), rest.close)
         }
     }
 }

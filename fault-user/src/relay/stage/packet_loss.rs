@@ -112,3 +112,35 @@ impl Queued for LossStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn the_share_is_lost() {
+        let mut bench = Bench::new("packet_loss", &json!({ "loss_rate": 0.3 }));
+        for _ in 0..1000 {
+            bench.push(0, "a");
+        }
+        let arrived = bench.pop(0).matches('a').count();
+        assert!((650..=750).contains(&arrived), "{arrived} of 1000 at 30%");
+        assert_eq!(bench.hits(), 1000 - arrived as u64);
+    }
+
+    #[test]
+    fn a_loss_makes_the_next_one_likelier() {
+        // The chain stays in "lost" with 0.9, and comes there with 0.1: half of all is lost.
+        let mut bench = Bench::new(
+            "packet_loss",
+            &json!({ "loss_rate": 0.1, "correlation": 0.8 }),
+        );
+        for _ in 0..5000 {
+            bench.push(0, "a");
+        }
+        let arrived = bench.pop(0).matches('a').count();
+        assert!((2200..=2800).contains(&arrived), "{arrived} of 5000");
+    }
+}

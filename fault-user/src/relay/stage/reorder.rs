@@ -146,3 +146,30 @@ impl Stage for ReorderStage {
         self.queue.bytes + held.sum::<usize>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn a_datagram_waits_until_others_have_passed() {
+        let mut bench = Bench::datagrams("reorder", &json!({ "probability": 1, "gap": 2 }));
+        bench.push(0, "a");
+        bench.update(0, &json!({ "probability": 0 }));
+        bench.push(1, "b");
+        assert_eq!(bench.pop(1), "b @100");
+        bench.push(2, "c");
+        assert_eq!(bench.pop(2), "c a");
+        assert_eq!(bench.hits(), 1);
+    }
+
+    #[test]
+    fn a_datagram_that_nothing_overtakes_is_sent_on() {
+        let mut bench = Bench::datagrams("reorder", &json!({ "probability": 1, "max_wait": 30 }));
+        bench.push(0, "a");
+        assert_eq!(bench.pop(29), "@30");
+        assert_eq!(bench.pop(30), "a");
+    }
+}

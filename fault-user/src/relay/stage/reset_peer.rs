@@ -107,3 +107,32 @@ impl Queued for ResetPeerStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn data_waits_for_the_reset() {
+        let mut bench = Bench::new("reset_peer", &json!({ "timeout": 100 }));
+        bench.push(10, "a");
+        assert_eq!(bench.pop(99), "@100");
+        assert_eq!(bench.pop(100), "!rst");
+        assert_eq!(bench.take(), ("a".to_owned(), false));
+    }
+
+    #[test]
+    fn a_reset_at_once_waits_for_the_first_data_of_a_new_connection() {
+        let mut bench = Bench::new("reset_peer", &json!({}));
+        assert_eq!(bench.pop(0), "@250");
+        bench.push(20, "a");
+        assert_eq!(bench.pop(20), "!rst");
+        let mut bench = Bench::new("reset_peer", &json!({}));
+        assert_eq!(bench.pop(250), "!rst", "but not for ever");
+        let mut bench = Bench::new("reset_peer", &json!({ "timeout": 1000 }));
+        bench.update(5, &json!({ "timeout": 0 }));
+        assert_eq!(bench.pop(5), "!rst", "nor on one that is known to be open");
+    }
+}

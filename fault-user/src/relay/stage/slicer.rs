@@ -112,3 +112,39 @@ impl Queued for SlicerStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn pieces_have_the_size_and_a_pause_between_them() {
+        let mut bench = Bench::new("slicer", &json!({ "average_size": 2, "delay": 5000 }));
+        bench.push(0, "abcde");
+        bench.fin(0);
+        assert_eq!(bench.pop(0), "ab @5");
+        assert_eq!(bench.pop(5), "cd @10");
+        assert_eq!(bench.pop(10), "e +fin");
+        assert_eq!(bench.hits(), 3);
+    }
+
+    #[test]
+    fn sizes_vary_within_their_bounds() {
+        let mut bench = Bench::new("slicer", &json!({ "average_size": 5, "size_variation": 3 }));
+        bench.push(0, &"x".repeat(2000));
+        let sizes = bench.pop(0);
+        let mut sizes: Vec<_> = sizes.split(' ').map(str::len).collect();
+        sizes.pop();
+        assert!(sizes.iter().all(|size| (2..=8).contains(size)), "{sizes:?}");
+        assert!(sizes.contains(&2) && sizes.contains(&8), "{sizes:?}");
+    }
+
+    #[test]
+    fn size_0_cuts_nothing() {
+        let mut bench = Bench::new("slicer", &json!({}));
+        bench.push(0, "abc");
+        assert_eq!(bench.pop(0), "abc");
+    }
+}

@@ -89,3 +89,21 @@ impl Queued for SlowCloseStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn only_the_end_is_late() {
+        let mut bench = Bench::new("slow_close", &json!({ "delay": 100 }));
+        bench.push(0, "a");
+        bench.fin(10);
+        assert_eq!(bench.pop(10), "a @110");
+        assert_eq!(bench.hits(), 0);
+        assert_eq!(bench.pop(110), "+fin");
+        assert_eq!(bench.hits(), 1);
+    }
+}

@@ -67,3 +67,20 @@ impl Queued for StallStage {
         Pop::Wait(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn nothing_is_read_and_nothing_is_lost() {
+        let mut bench = Bench::new("stall", &json!({}));
+        assert_eq!(bench.room(0), 0);
+        bench.push(0, "what was on its way");
+        assert_eq!(bench.pop(1_000_000), "");
+        assert_eq!(bench.take(), ("what was on its way".to_owned(), false));
+        assert!(Bench::datagrams("stall", &json!({})).room(0) > 1 << 20);
+    }
+}

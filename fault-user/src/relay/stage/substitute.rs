@@ -379,4 +379,18 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn the_beginning_of_a_match_waits_no_longer_than_it_may() {
+        let attributes = serde_json::json!({ "regex": "secret", "replacement": "-" });
+        let mut bench = crate::relay::stage::testing::Bench::new("substitute", &attributes);
+        bench.push(0, "a sec");
+        assert_eq!(bench.pop(0), "a  @50");
+        assert_eq!(bench.pop(50), "sec");
+        bench.push(60, "a sec");
+        assert_eq!(bench.pop(60), "a  @110");
+        bench.push(70, "ret");
+        assert_eq!(bench.pop(70), "-");
+        assert_eq!(bench.hits(), 1);
+    }
 }

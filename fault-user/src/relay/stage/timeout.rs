@@ -103,3 +103,32 @@ impl Queued for TimeoutStage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn data_vanishes_until_the_connection_is_closed() {
+        let mut bench = Bench::new("timeout", &json!({ "timeout": 100 }));
+        bench.push(0, "a");
+        assert_eq!(bench.pop(99), "@100");
+        assert_eq!(bench.pop(100), "!fin");
+        assert_eq!(
+            bench.take(),
+            (String::new(), true),
+            "what is lost can't go on"
+        );
+    }
+
+    #[test]
+    fn a_timeout_of_0_never_closes() {
+        let mut bench = Bench::new("timeout", &json!({}));
+        bench.push(0, "a");
+        assert_eq!(bench.pop(1_000_000), "");
+        bench.fin(1_000_000);
+        assert_eq!(bench.pop(1_000_000), "+fin");
+    }
+}

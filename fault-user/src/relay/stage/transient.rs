@@ -96,3 +96,27 @@ impl StreamFault for Transient {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn the_first_requests_are_answered_then_all_passes() {
+        let attributes = json!({ "count": 1, "protocol": "redis", "message": "ERR once" });
+        let mut bench = Bench::new("transient", &attributes);
+        bench.push(0, "PING\r\n");
+        bench.push(0, "PING\r\n");
+        assert_eq!(bench.pop(0), "<-ERR once\r\n PING\r\n");
+        assert_eq!(bench.hits(), 1);
+    }
+
+    #[test]
+    fn without_a_reply_the_connection_is_reset() {
+        let mut bench = Bench::new("transient", &json!({ "count": 1, "protocol": "none" }));
+        bench.push(0, "PING\r\n");
+        assert_eq!(bench.pop(0), "+abort-rst");
+    }
+}

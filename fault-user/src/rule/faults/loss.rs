@@ -128,16 +128,13 @@ impl Arguments for Loss {
 
     fn given(&self) -> Given {
         let (param, mut values, defaults) = self.parts();
-        let value = match self {
-            Self::Random(p) => Value::Probability(*p),
-            _ => {
-                while defaults[values.len() - 1] == values.last().copied() {
-                    values.pop();
-                }
-                Value::Call(values)
-            }
-        };
-        vec![(param.name, value)]
+        if let Self::Random(p) = self {
+            return vec![(param.name, Value::Probability(*p))];
+        }
+        while defaults[values.len() - 1] == values.last().copied() {
+            values.pop();
+        }
+        vec![(param.name, Value::Call(values))]
     }
 }
 

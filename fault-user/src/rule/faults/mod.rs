@@ -78,27 +78,27 @@ pub enum Overlap {
 }
 
 macro_rules! declare {
-    ($($module:ident $fault:ident $name:literal,)*) => {
-        $(mod $module;)*
-        $(pub use $module::*;)*
+    ($($(#[$cfg:meta])* $module:ident $fault:ident $name:literal,)*) => {
+        $($(#[$cfg])* mod $module;)*
+        $($(#[$cfg])* pub use $module::*;)*
 
         /// A fault with its arguments: probabilities in parts per million, durations in nanoseconds, sizes
         /// in bytes, rates in bits per second.
         #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         pub enum Fault {
-            $(#[doc = concat!("`", $name, "`.")] $fault($fault),)*
+            $($(#[$cfg])* #[doc = concat!("`", $name, "`.")] $fault($fault),)*
             /// One draw per connection.
             Mix(Mix),
         }
 
         /// Every fault but `mix`, whose arms are faults and not arguments; in the order of lists.
-        pub const FAULTS: &[Spec] = &ranked([$($fault::SPEC),*]);
+        pub const FAULTS: &[Spec] = &ranked([$($(#[$cfg])* $fault::SPEC),*]);
 
         impl Fault {
             /// The fault that the arguments make.
             pub(super) fn read(args: &Args<'_>) -> Result<Self, RuleError> {
                 match args.spec.name {
-                    $($name => $fault::read(args).map(Self::$fault),)*
+                    $($(#[$cfg])* $name => $fault::read(args).map(Self::$fault),)*
                     _ => Mix::read(args).map(Self::Mix),
                 }
             }
@@ -107,7 +107,7 @@ macro_rules! declare {
             #[must_use]
             pub fn spec(&self) -> &'static Spec {
                 match self {
-                    $(Self::$fault(_) => &$fault::SPEC,)*
+                    $($(#[$cfg])* Self::$fault(_) => &$fault::SPEC,)*
                     Self::Mix(_) => &Mix::SPEC,
                 }
             }
@@ -115,14 +115,14 @@ macro_rules! declare {
             /// The arguments that differ from their defaults.
             pub(super) fn given(&self) -> Given {
                 match self {
-                    $(Self::$fault(fault) => fault.given(),)*
+                    $($(#[$cfg])* Self::$fault(fault) => fault.given(),)*
                     Self::Mix(mix) => mix.given(),
                 }
             }
 
             fn definition(&self) -> &dyn Definition {
                 match self {
-                    $(Self::$fault(fault) => fault,)*
+                    $($(#[$cfg])* Self::$fault(fault) => fault,)*
                     Self::Mix(mix) => mix,
                 }
             }
@@ -211,15 +211,74 @@ impl Fault {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::rule::{Rule, reference, scenario};
 
     #[test]
     fn a_file_has_the_name_of_its_fault() {
         macro_rules! names {
-            ($($module:ident $fault:ident $name:literal,)*) => { [$(($name, $fault::SPEC.name)),*] };
+            ($($(#[$cfg:meta])* $module:ident $fault:ident $name:literal,)*) => {
+                [$(($name, $fault::SPEC.name)),*]
+            };
         }
         for (file, name) in each_fault!(names) {
             assert_eq!(file, name);
         }
+    }
+
+    #[test]
+    fn a_packet_fault_becomes_one_of_its_name_in_the_programs() {
+        let known = |spec: &Spec| {
+            let text = match spec.name {
+                "slot" | "delay" => format!("{}=1ms", spec.name),
+                "rate" => "rate=1mbit".to_owned(),
+                "mtu" => "mtu=68".to_owned(),
+                name if spec.params.is_empty() || name == "reject" => name.to_owned(),
+                name => format!("{name}=1"),
+            };
+            let fault: Fault = text.parse().ok()?;
+            let number = fault.packet()?.fault;
+            fault_common::abi::fault::of(number).map(|known| known.name)
+        };
+        for spec in FAULTS.iter().filter(|spec| spec.layer != Layer::Stream) {
+            let expected = match spec.name {
+                "blackhole" => "drop",
+                "example" => "mtu",
+                name => name,
+            };
+            assert_eq!(known(spec), Some(expected), "{}", spec.name);
+        }
+    }
+
+    /// The example of CONTRIBUTING.md is a file of this folder, and nothing else had to be told of it.
+    #[test]
+    fn a_new_fault_is_one_file() {
+        let contributing = include_str!("../../../../CONTRIBUTING.md");
+        assert!(
+            contributing.contains(include_str!("example.rs")),
+            "CONTRIBUTING.md does not show what example.rs is"
+        );
+        let rule: Rule = "tcp:80 example=9000 p=5%".parse().unwrap();
+        assert_eq!(rule.to_string(), "tcp:80 example=9000 p=5%");
+        assert_eq!(
+            rule.fault.to_object(),
+            json!({ "example": { "bytes": "9000" } })
+        );
+        let object: Fault =
+            serde_json::from_value(json!({ "example": { "bytes": 9000 } })).unwrap();
+        assert_eq!(object, rule.fault);
+        assert_eq!("example".parse::<Fault>().unwrap().to_string(), "example");
+        let error = "tcp:80 example=0".parse::<Rule>().unwrap_err().to_string();
+        assert!(error.contains("no packet has 0 bytes"), "{error}");
+        let error = "tcp:80 exmaple".parse::<Rule>().unwrap_err().to_string();
+        assert!(error.contains("did you mean `example`?"), "{error}");
+
+        let forms = scenario::schema()["$defs"]["fault"]["anyOf"].clone();
+        let has_it = |form: &Value| form["properties"]["example"].is_object();
+        assert!(forms.as_array().unwrap().iter().any(has_it));
+        let [(_, table), _] = reference::tables();
+        assert!(table.ends_with("| `example` | `SIZE` the largest packet that passes; 1500 when absent | packets above a size vanish |\n"));
     }
 }
