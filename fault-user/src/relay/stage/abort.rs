@@ -1,11 +1,8 @@
 //! `abort`: a break between a request and its answer.
 
-use anyhow::Result;
-
-use crate::relay::fault::{CloseMode, Help, Protocol, StreamFault, attributes};
+use super::prelude::*;
 use crate::relay::protocol::Wording;
 use crate::relay::requests::{Handling, Rule};
-use crate::rule;
 
 attributes! {
     /// Breaks the connection after a request has reached the server and before its answer is seen.

@@ -1,14 +1,9 @@
 //! `bandwidth`: bytes are sent at a rate.
 
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::PoisonError;
 
-use anyhow::Result;
-
-use super::{Chunk, Place, Pop, Queue, Queued, ROOM, Stage};
-use crate::relay::fault::{Fault, Help, Rate, StreamFault, attributes, is_default};
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
+use crate::relay::fault::Rate;
 
 attributes! {
     /// Paces the stream.
@@ -132,13 +127,7 @@ fn carry_time(size: usize, rate: f64) -> Duration {
 }
 
 impl Queued for BandwidthStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn takes(&self) -> usize {
         // At a rate of 0 nothing is read, so that the sender feels it.

@@ -1,9 +1,6 @@
 //! `close`: connections that are open now are closed, once. The relay carries it out.
 
-use anyhow::Result;
-
-use crate::relay::fault::{CloseMode, Help, StreamFault, attributes, whole};
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Closes connections that are open now, once.

@@ -1,14 +1,6 @@
 //! `close_on_data`: data ends the connection.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use anyhow::Result;
-
-use super::{End, Place, Pop, Queue, Queued, ROOM, Stage};
-use crate::relay::fault::{CloseMode, Fault, Help, StreamFault, attributes};
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Closes the connection when data comes; the data is not forwarded. A UDP client is forgotten.
@@ -60,13 +52,7 @@ struct CloseOnDataStage {
 }
 
 impl Queued for CloseOnDataStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn takes(&self) -> usize {
         if self.fired { 0 } else { ROOM }

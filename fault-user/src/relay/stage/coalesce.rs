@@ -1,17 +1,8 @@
 //! `coalesce`: small chunks are collected into larger ones.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use anyhow::Result;
 use bytes::BytesMut;
 
-use super::{Chunk, Place, Pop, Queue, Queued, ROOM, Stage};
-use crate::relay::fault::{
-    Fault, Help, StreamFault, attributes, milliseconds, whole, whole_milliseconds,
-};
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Collects small chunks into larger ones.
@@ -91,13 +82,7 @@ impl CoalesceStage {
 }
 
 impl Queued for CoalesceStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn takes_now(&self) -> usize {
         // Many tiny chunks must fit as well: the bytes alone are counted.

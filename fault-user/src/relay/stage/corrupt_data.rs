@@ -1,16 +1,10 @@
 //! `corrupt_data`: bytes are changed on their way, never how many there are.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use anyhow::Result;
 use bytes::Bytes;
 
-use super::{Chunk, Place, Pop, Queue, Queued, Stage};
-use crate::relay::fault::{Fault, Help, Probability, StreamFault, attributes};
-use crate::relay::random::{Draws, unit};
-use crate::relay::toxic::Shared;
-use crate::rule::{self, CorruptAt, CorruptDataMode};
+use super::prelude::*;
+use crate::relay::random::unit;
+use crate::rule::{CorruptAt, CorruptDataMode};
 
 attributes! {
     /// Changes bytes on their way; never how many there are.
@@ -111,13 +105,7 @@ fn corrupted(byte: u8, mode: CorruptDataMode, draw: u64) -> u8 {
 }
 
 impl Queued for CorruptStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn next(&mut self, _now: Instant) -> Pop {
         let chunk = match self.queue.pass() {

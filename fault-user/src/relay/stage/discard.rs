@@ -1,13 +1,6 @@
 //! `discard`: everything is read and thrown away.
 
-use std::sync::Arc;
-
-use anyhow::Result;
-
-use super::{Chunk, Place, Queue, Queued, ROOM, Stage};
-use crate::relay::fault::{Help, StreamFault, attributes};
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Everything is read and thrown away.
@@ -52,13 +45,7 @@ impl DiscardStage {
 }
 
 impl Queued for DiscardStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn takes_now(&self) -> usize {
         ROOM

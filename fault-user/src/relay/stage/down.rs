@@ -1,6 +1,6 @@
 //! `down`: nobody is there. The relay carries it out: there is nothing to do to a connection.
 
-use crate::relay::fault::{Help, StreamFault, attributes};
+use super::prelude::*;
 
 attributes! {
     /// The whole proxy is down: connections are refused, open ones closed.

@@ -1,8 +1,7 @@
 //! `drop`: datagrams vanish.
 
 use super::discard::DiscardStage;
-use super::{Place, Stage};
-use crate::relay::fault::{Help, StreamFault, attributes};
+use super::prelude::*;
 
 attributes! {
     /// Datagrams vanish.

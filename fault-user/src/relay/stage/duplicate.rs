@@ -1,12 +1,6 @@
 //! `duplicate`: some datagrams come twice.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use super::{Chunk, Place, Queue, Queued, Stage};
-use crate::relay::fault::{Fault, Help, Probability, StreamFault, attributes};
-use crate::relay::random::Draws;
-use crate::relay::toxic::Shared;
+use super::prelude::*;
 
 attributes! {
     /// Sends datagrams twice.
@@ -44,13 +38,7 @@ struct DuplicateStage {
 }
 
 impl Queued for DuplicateStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn accept(&mut self, chunk: Chunk) {
         if self.draws.unit() < self.probability {

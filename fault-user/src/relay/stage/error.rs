@@ -1,11 +1,9 @@
 //! `error`: requests are answered with an error in the server's name.
 
-use anyhow::Result;
-
-use crate::relay::fault::{Help, Protocol, StreamFault, attributes, one_or_many};
+use super::prelude::*;
 use crate::relay::protocol::Wording;
 use crate::relay::requests::{Handling, Rule};
-use crate::rule::{self, ErrorReply};
+use crate::rule::ErrorReply;
 
 attributes! {
     /// Answers requests with an error in the server's name; the server does not see them.

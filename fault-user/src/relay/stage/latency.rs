@@ -1,17 +1,9 @@
 //! `latency`: the stream is shifted in time, and not slowed.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use anyhow::Result;
-
-use super::{Chunk, End, Place, Pop, Rest, Stage};
+use super::prelude::*;
 use crate::relay::budget::Pieces;
-use crate::relay::fault::{Fault, Help, StreamFault, attributes, milliseconds, whole_milliseconds};
-use crate::relay::random::Draws;
-use crate::relay::toxic::Shared;
-use crate::rule;
 
 attributes! {
     /// Holds every chunk for `latency` ± a uniform `jitter` from its arrival; the order is kept.

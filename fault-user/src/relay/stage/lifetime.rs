@@ -1,17 +1,7 @@
 //! `lifetime`: a timer ends the connection, idle or not.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use anyhow::Result;
-
-use super::{Chunk, Place, Pop, Queue, Queued, Stage};
-use crate::relay::fault::{
-    CloseMode, Fault, Help, StreamFault, attributes, is_default, milliseconds, whole_milliseconds,
-};
-use crate::relay::random::Draws;
-use crate::relay::toxic::Shared;
-use crate::rule::{self, LifetimeFrom};
+use super::prelude::*;
+use crate::rule::LifetimeFrom;
 
 attributes! {
     /// Closes the connection on a timer, idle or not.
@@ -98,13 +88,7 @@ impl LifetimeStage {
 }
 
 impl Queued for LifetimeStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn accept(&mut self, chunk: Chunk) {
         self.first_data.get_or_insert(chunk.at);

@@ -1,15 +1,8 @@
 //! `limit_data`: so many bytes and no more.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
-use anyhow::Result;
-
-use super::{Chunk, End, Place, Pop, Queue, Queued, ROOM, Stage};
-use crate::relay::fault::{CloseMode, Fault, Help, StreamFault, attributes, is_default, whole};
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Lets exactly so many bytes through, then closes the connection.
@@ -159,13 +152,7 @@ impl LimitDataStage {
 }
 
 impl Queued for LimitDataStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn takes_now(&self) -> usize {
         if self.closed {

@@ -1,8 +1,7 @@
 //! `loss`: some datagrams vanish.
 
 use super::packet_loss::{Chances, LossStage};
-use super::{Place, Stage};
-use crate::relay::fault::{Help, Probability, StreamFault, attributes};
+use super::prelude::*;
 
 attributes! {
     /// Loses datagrams.

@@ -16,6 +16,36 @@ use super::picked::PickedStage;
 use super::toxic::{Direction, Shared, Toxic};
 use super::trouble::Trouble;
 
+/// What the file of a stage needs.
+mod prelude {
+    pub(super) use std::sync::Arc;
+    pub(super) use std::time::{Duration, Instant};
+
+    pub(super) use anyhow::Result;
+
+    pub(super) use super::{Chunk, End, Place, Pop, Queue, Queued, ROOM, Rest, Stage};
+    pub(super) use crate::relay::fault::{
+        CloseMode, Fault, Help, Probability, Protocol, StreamFault, attributes, is_default,
+        milliseconds, one_or_many, whole, whole_milliseconds,
+    };
+    pub(super) use crate::relay::random::Draws;
+    pub(super) use crate::relay::toxic::Shared;
+    pub(super) use crate::rule;
+}
+
+/// Says that a [`Queued`] stage has what it holds in its field `queue`.
+macro_rules! held {
+    () => {
+        fn queue(&mut self) -> &mut Queue {
+            &mut self.queue
+        }
+
+        fn queued(&self) -> &Queue {
+            &self.queue
+        }
+    };
+}
+
 macro_rules! modules {
     ($($(#[$cfg:meta])* $module:ident $_fault:ident $_name:literal,)*) => {
         $($(#[$cfg])* pub(crate) mod $module;)*

@@ -1,9 +1,6 @@
 //! `no_accept`: handshakes complete, nobody serves. The relay carries it out: there is no connection yet.
 
-use anyhow::Result;
-
-use crate::relay::fault::{Help, StreamFault, attributes};
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// The whole proxy does not accept: handshakes complete, nobody serves.

@@ -1,6 +1,6 @@
 //! `noop`: nothing happens.
 
-use crate::relay::fault::{Help, StreamFault, attributes};
+use super::prelude::*;
 
 attributes! {
     /// No attributes.

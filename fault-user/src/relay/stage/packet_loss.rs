@@ -1,12 +1,6 @@
 //! `packet_loss`: Toxiproxy's loss of chunks, and the stage of `loss`.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use super::{Chunk, Place, Queue, Queued, Stage};
-use crate::relay::fault::{Fault, Help, StreamFault, attributes};
-use crate::relay::random::Draws;
-use crate::relay::toxic::Shared;
+use super::prelude::*;
 
 attributes! {
     /// Loses chunks of a stream or datagrams, as Toxiproxy does: what is lost of a stream is missing in it.
@@ -82,13 +76,7 @@ impl LossStage {
 }
 
 impl Queued for LossStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn accept(&mut self, chunk: Chunk) {
         let chance = if self.has_lost {

@@ -1,15 +1,8 @@
 //! `reorder`: some datagrams come late.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::Instant;
 
-use super::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage};
-use crate::relay::fault::{
-    Fault, Help, Probability, StreamFault, attributes, is_default, milliseconds,
-};
-use crate::relay::random::Draws;
-use crate::relay::toxic::Shared;
+use super::prelude::*;
 
 attributes! {
     /// Lets later datagrams overtake.

@@ -1,16 +1,6 @@
 //! `reset_peer`: a reset at both ends.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use anyhow::Result;
-
-use super::{Place, Pop, Queue, Queued, Stage};
-use crate::relay::fault::{
-    CloseMode, Fault, Help, StreamFault, attributes, milliseconds, whole_milliseconds,
-};
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Resets the connection at both ends; until then the data waits.
@@ -78,13 +68,7 @@ impl ResetPeerStage {
 }
 
 impl Queued for ResetPeerStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn next(&mut self, now: Instant) -> Pop {
         self.timer(now)

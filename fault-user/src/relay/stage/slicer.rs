@@ -1,15 +1,7 @@
 //! `slicer`: the stream is cut into pieces.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use anyhow::Result;
-
-use super::{Chunk, Place, Pop, Queue, Queued, Stage};
-use crate::relay::fault::{Fault, Help, StreamFault, attributes, microseconds, whole};
-use crate::relay::random::Draws;
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
+use crate::relay::fault::microseconds;
 
 attributes! {
     /// Cuts the stream into pieces.
@@ -79,13 +71,7 @@ impl SlicerStage {
 }
 
 impl Queued for SlicerStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn next(&mut self, now: Instant) -> Pop {
         if let Some((end, at)) = self.queue.pop_end() {

@@ -1,14 +1,6 @@
 //! `slow_close`: the end of the stream comes later.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use anyhow::Result;
-
-use super::{End, Place, Pop, Queue, Queued, Stage};
-use crate::relay::fault::{Fault, Help, StreamFault, attributes, milliseconds, whole_milliseconds};
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Holds the end of the stream back.
@@ -54,13 +46,7 @@ struct SlowCloseStage {
 }
 
 impl Queued for SlowCloseStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn next(&mut self, now: Instant) -> Pop {
         if let Some(chunk) = self.queue.pop() {

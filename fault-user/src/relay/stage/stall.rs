@@ -1,12 +1,6 @@
 //! `stall`: nothing is read, nothing is lost.
 
-use std::time::Instant;
-
-use anyhow::Result;
-
-use super::{Place, Pop, Queue, Queued, Stage};
-use crate::relay::fault::{Help, StreamFault, attributes};
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Nothing is read, nothing is lost.
@@ -46,13 +40,7 @@ struct StallStage {
 }
 
 impl Queued for StallStage {
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn takes(&self) -> usize {
         // A stream waits in its sender, datagrams have nowhere else to wait.

@@ -4,8 +4,6 @@
 //! the expression, started at each of the last bytes, says whether more bytes could still lead to a match.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use regex::bytes::Regex;
@@ -13,12 +11,7 @@ use regex_automata::hybrid::LazyStateID;
 use regex_automata::hybrid::dfa::{Cache, DFA};
 use regex_automata::{Anchored, Input};
 
-use anyhow::Result;
-
-use super::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage};
-use crate::relay::fault::{Fault, Help, StreamFault, attributes, is_default, milliseconds};
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Replaces what a regular expression matches, across chunk borders.

@@ -1,16 +1,6 @@
 //! `timeout`: silence, then an end.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use anyhow::Result;
-
-use super::{Chunk, Place, Pop, Queue, Queued, ROOM, Stage};
-use crate::relay::fault::{
-    CloseMode, Fault, Help, StreamFault, attributes, milliseconds, whole_milliseconds,
-};
-use crate::relay::toxic::Shared;
-use crate::rule;
+use super::prelude::*;
 
 attributes! {
     /// Throws the data away, then closes the connection.
@@ -64,13 +54,7 @@ impl Queued for TimeoutStage {
     /// What it threw away can't be brought back, so the connection must not go on without it.
     const LOSES: bool = true;
 
-    fn queue(&mut self) -> &mut Queue {
-        &mut self.queue
-    }
-
-    fn queued(&self) -> &Queue {
-        &self.queue
-    }
+    held!();
 
     fn takes_now(&self) -> usize {
         ROOM

@@ -1,13 +1,8 @@
 //! `transient`: some requests are answered with an error, then everything passes.
 
-use anyhow::Result;
-
 use super::error::Error;
-use crate::relay::fault::{
-    Help, Protocol, StreamFault, attributes, is_default, one_or_many, whole,
-};
+use super::prelude::*;
 use crate::relay::requests::{Handling, Rule};
-use crate::rule;
 
 attributes! {
     /// Answers the first requests with an error, then lets everything through.

@@ -1,8 +1,6 @@
 //! `abort`: the request reaches the server, its answer does not reach the client.
 
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Acts, stream};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// The connection is reset after the request has reached the server.

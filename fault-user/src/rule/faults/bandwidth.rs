@@ -1,9 +1,6 @@
 //! `bandwidth`: a stream is slowed.
 
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Kind, SHARED, datagram, first};
-use crate::rule::check::{Complaint, bad_rate};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// A stream is slowed.

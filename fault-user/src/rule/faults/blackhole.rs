@@ -1,11 +1,6 @@
 //! `blackhole`: everything vanishes.
 
-use fault_common::abi::fault;
-
-use super::{Definition, Overlap};
-use crate::rule::catalog::packet;
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
+use super::prelude::*;
 
 fault! {
     /// Everything vanishes silently, SYN included.

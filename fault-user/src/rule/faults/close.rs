@@ -2,11 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Definition;
-use crate::rule::catalog::{Acts, Kind, Param, first, stream};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::fields::fault;
-use crate::rule::words::words;
+use super::prelude::*;
 
 words! {
     /// How a connection is ended.

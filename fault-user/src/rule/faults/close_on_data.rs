@@ -1,8 +1,7 @@
 //! `close_on_data`: the first data closes the connection.
 
-use super::{CloseHow, Definition};
-use crate::rule::catalog::stream;
-use crate::rule::fields::fault;
+use super::CloseHow;
+use super::prelude::*;
 
 fault! {
     /// The first data closes the connection.

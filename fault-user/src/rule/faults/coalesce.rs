@@ -1,9 +1,7 @@
 //! `coalesce`: small parts are gathered into large ones.
 
-use super::{Definition, MAX_LATENCY_NS};
-use crate::rule::catalog::{Acts, Kind, first, short, stream};
-use crate::rule::check::{Complaint, complain, longer};
-use crate::rule::fields::fault;
+use super::MAX_LATENCY_NS;
+use super::prelude::*;
 
 fault! {
     /// Small parts are gathered into large ones.

@@ -1,15 +1,6 @@
 //! `corrupt`: bits of the payload are inverted.
 
-use fault_common::abi::fault;
-use fault_common::random::threshold_from_ppm;
-
-use super::Definition;
-use crate::rule::catalog::{Kind, first, named, packet};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
-use crate::rule::units::PPM;
-use crate::rule::words::words;
+use super::prelude::*;
 
 /// The most bits that `corrupt` inverts in a packet.
 pub const MAX_CORRUPT_BITS: u32 = 64;

@@ -2,14 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Arguments, Definition};
-use crate::rule::args::Args;
-use crate::rule::catalog::{Kind, Param, Spec, datagram, first, named};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::error::RuleError;
-use crate::rule::fields::{Given, give};
-use crate::rule::units::PPM;
-use crate::rule::words::words;
+use super::prelude::*;
 
 words! {
     /// What `corrupt_data` makes of a byte.

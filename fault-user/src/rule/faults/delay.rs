@@ -1,18 +1,10 @@
 //! `delay`: packets are held.
 
-use fault_common::abi::fault;
 use fault_common::decide::KEEP_ORDER;
 use fault_common::delay::distribution;
-use fault_common::random::threshold_from_ppm;
 
-use super::{Definition, Fault, Latency, Overlap};
-use crate::rule::args::Args;
-use crate::rule::catalog::{Kind, LIMIT, named, packet, short, spread};
-use crate::rule::check::{Complaint, SECOND, jittered, no_queue};
-use crate::rule::error::RuleError;
-use crate::rule::fields::{Field as _, fault};
-use crate::rule::packet::PacketAction;
-use crate::rule::words::words;
+use super::Latency;
+use super::prelude::*;
 
 /// The longest packet delay: 60 s.
 pub const MAX_DELAY_NS: u64 = 60 * SECOND;

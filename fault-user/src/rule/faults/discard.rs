@@ -1,8 +1,6 @@
 //! `discard`: everything is read and nothing arrives.
 
-use super::{Definition, Overlap};
-use crate::rule::catalog::datagram;
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// Read and thrown away.

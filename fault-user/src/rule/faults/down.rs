@@ -1,11 +1,6 @@
 //! `down`: nobody is there.
 
-use fault_common::abi::fault;
-
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Layer, Spec, datagram};
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
+use super::prelude::*;
 
 fault! {
     /// New connections are refused, open ones reset.

@@ -1,11 +1,6 @@
 //! `drop`: what the modifiers pick vanishes.
 
-use fault_common::abi::fault;
-
-use super::{Definition, Overlap};
-use crate::rule::catalog::either;
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
+use super::prelude::*;
 
 fault! {
     /// The packets that the modifiers pick vanish silently.

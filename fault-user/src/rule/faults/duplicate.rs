@@ -1,13 +1,6 @@
 //! `duplicate`: the same packet twice.
 
-use fault_common::abi::fault;
-use fault_common::random::threshold_from_ppm;
-
-use super::Definition;
-use crate::rule::catalog::{Kind, either, first};
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
-use crate::rule::units::PPM;
+use super::prelude::*;
 
 fault! {
     /// The same packet twice.

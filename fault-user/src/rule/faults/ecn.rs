@@ -1,13 +1,6 @@
 //! `ecn`: congestion is marked.
 
-use fault_common::abi::fault;
-use fault_common::random::threshold_from_ppm;
-
-use super::Definition;
-use crate::rule::catalog::{Kind, first, packet};
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
-use crate::rule::units::PPM;
+use super::prelude::*;
 
 fault! {
     /// ECT packets are marked CE.

@@ -1,11 +1,6 @@
 //! `error`: the client gets an error that it understands as one from its server.
 
-use super::{Arguments, Definition, Overlap};
-use crate::rule::args::{Args, Value};
-use crate::rule::catalog::{Acts, Kind, Param, Spec, named, stream};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::error::RuleError;
-use crate::rule::fields::{Field as _, Given};
+use super::prelude::*;
 
 /// The client gets an error that it understands as one from its server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

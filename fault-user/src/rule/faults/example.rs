@@ -1,12 +1,6 @@
 //! `example`: packets above a size vanish. The fault that CONTRIBUTING.md adds; only unit tests have it.
 
-use fault_common::abi::fault;
-
-use super::Definition;
-use crate::rule::catalog::{Kind, first, packet};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
+use super::prelude::*;
 
 fault! {
     /// Packets above a size vanish.

@@ -1,9 +1,6 @@
 //! `latency`: a stream is shifted in time.
 
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Kind, datagram, named, spread};
-use crate::rule::check::{Complaint, SECOND, jittered};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 /// The longest latency of a stream: an hour.
 pub const MAX_LATENCY_NS: u64 = 3_600 * SECOND;

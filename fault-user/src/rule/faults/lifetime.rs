@@ -2,11 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Definition;
-use crate::rule::catalog::{Kind, named, spread, stream};
-use crate::rule::check::{Complaint, MAX_TIME_NS, jittered};
-use crate::rule::fields::fault;
-use crate::rule::words::words;
+use super::prelude::*;
 
 words! {
     /// From when `lifetime` is counted.

@@ -1,8 +1,6 @@
 //! `limit_data`: so many bytes and no more.
 
-use super::Definition;
-use crate::rule::catalog::{Kind, SHARED, datagram, first};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// The connection ends after so many bytes.

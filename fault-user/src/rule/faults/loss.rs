@@ -1,16 +1,7 @@
 //! `loss`: silent loss, as on a wire.
 
-use fault_common::abi::fault;
-use fault_common::random::threshold_from_ppm;
-
-use super::{Arguments, Definition};
-use crate::rule::args::{Args, Value};
-use crate::rule::catalog::{Kind, Param, Spec, either, first, named};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::error::RuleError;
-use crate::rule::fields::Given;
-use crate::rule::packet::PacketAction;
-use crate::rule::units::{PPM, show_probability};
+use super::prelude::*;
+use crate::rule::units::show_probability;
 
 /// Which packets are lost. All probabilities are parts per million.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

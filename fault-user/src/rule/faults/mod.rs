@@ -12,6 +12,27 @@ use super::packet::PacketAction;
 
 include!(concat!(env!("OUT_DIR"), "/faults.rs"));
 
+/// What the file of a fault needs.
+mod prelude {
+    pub(super) use fault_common::abi::fault;
+    pub(super) use fault_common::random::threshold_from_ppm;
+
+    pub(super) use super::{Arguments, Definition, Fault, Overlap};
+    pub(super) use crate::rule::args::{Args, Value};
+    pub(super) use crate::rule::catalog::{
+        Acts, Kind, LIMIT, Layer, Param, SHARED, Spec, datagram, either, first, named, packet,
+        short, spread, stream,
+    };
+    pub(super) use crate::rule::check::{
+        Complaint, MAX_TIME_NS, SECOND, bad_rate, complain, jittered, longer, no_queue,
+    };
+    pub(super) use crate::rule::error::RuleError;
+    pub(super) use crate::rule::fields::{Field as _, Given, fault, give};
+    pub(super) use crate::rule::packet::{PacketAction, Shaper};
+    pub(super) use crate::rule::units::PPM;
+    pub(super) use crate::rule::words::words;
+}
+
 /// The arguments of a fault: read from what was given, and given back.
 pub(in crate::rule) trait Arguments: Sized {
     /// Its name, its arguments and where it works.
@@ -261,10 +282,10 @@ mod tests {
             "CONTRIBUTING.md does not show what example.rs is"
         );
         let rule: Rule = "tcp:80 example=9000 p=5%".parse().unwrap();
-        assert_eq!(rule.to_string(), "tcp:80 example=9000 p=5%");
+        assert_eq!(rule.to_string(), "tcp:80 example=9kB p=5%");
         assert_eq!(
             rule.fault.to_object(),
-            json!({ "example": { "bytes": "9000" } })
+            json!({ "example": { "bytes": "9kB" } })
         );
         let object: Fault =
             serde_json::from_value(json!({ "example": { "bytes": 9000 } })).unwrap();

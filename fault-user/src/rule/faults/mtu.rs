@@ -1,12 +1,6 @@
 //! `mtu`: larger packets vanish.
 
-use fault_common::abi::fault;
-
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Kind, first, named, packet};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
+use super::prelude::*;
 
 fault! {
     /// Larger packets vanish.

@@ -1,8 +1,6 @@
 //! `no_accept`: the handshake completes, nobody serves the connection.
 
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Acts, stream};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// The handshake completes, nobody serves the connection.

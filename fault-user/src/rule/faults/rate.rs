@@ -1,12 +1,6 @@
 //! `rate`: shaping at the rate of the wire.
 
-use fault_common::abi::fault;
-
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Kind, LIMIT, first, named, packet, short};
-use crate::rule::check::{Complaint, bad_rate, complain, no_queue};
-use crate::rule::fields::fault;
-use crate::rule::packet::{PacketAction, Shaper};
+use super::prelude::*;
 
 fault! {
     /// Shaping at a rate of the wire.

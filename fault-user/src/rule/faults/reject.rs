@@ -1,12 +1,8 @@
 //! `reject`: refused at once.
 
-use fault_common::abi::{fault, reject};
+use fault_common::abi::reject;
 
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Kind, first, packet};
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
-use crate::rule::words::words;
+use super::prelude::*;
 
 words! {
     /// How `reject` refuses a packet.

@@ -1,13 +1,6 @@
 //! `reorder`: picked packets overtake the others.
 
-use fault_common::abi::fault;
-use fault_common::random::threshold_from_ppm;
-
-use super::Definition;
-use crate::rule::catalog::{Kind, either, first};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
+use super::prelude::*;
 
 fault! {
     /// Picked packets overtake the others.

@@ -1,12 +1,6 @@
 //! `reset`: live connections get an RST at both ends.
 
-use fault_common::abi::fault;
-
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Kind, first, packet};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::fields::fault;
-use crate::rule::packet::PacketAction;
+use super::prelude::*;
 use crate::rule::units::show_size;
 
 fault! {

@@ -1,9 +1,6 @@
 //! `reset_peer`: a real RST.
 
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Kind, first, stream};
-use crate::rule::check::{Complaint, MAX_TIME_NS, longer};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// A real RST.

@@ -1,9 +1,7 @@
 //! `slicer`: data comes in small parts.
 
-use super::{Definition, MAX_LATENCY_NS};
-use crate::rule::catalog::{Acts, Kind, named, short, spread, stream};
-use crate::rule::check::{Complaint, complain, longer};
-use crate::rule::fields::fault;
+use super::MAX_LATENCY_NS;
+use super::prelude::*;
 
 fault! {
     /// Data comes in small parts.

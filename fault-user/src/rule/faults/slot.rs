@@ -1,14 +1,7 @@
 //! `slot`: bursty delivery.
 
-use fault_common::abi::fault;
-
-use super::{Arguments, Definition, MAX_DELAY_NS, Overlap};
-use crate::rule::args::Args;
-use crate::rule::catalog::{Kind, Param, Spec, first, named, packet};
-use crate::rule::check::{Complaint, complain, longer};
-use crate::rule::error::RuleError;
-use crate::rule::fields::{Given, give};
-use crate::rule::packet::{PacketAction, Shaper};
+use super::MAX_DELAY_NS;
+use super::prelude::*;
 use crate::rule::units::show_duration;
 
 /// Bursty delivery, as on a shared medium.

@@ -1,9 +1,6 @@
 //! `slow_close`: the FIN is held back.
 
-use super::Definition;
-use crate::rule::catalog::{Acts, Kind, first, stream};
-use crate::rule::check::{Complaint, MAX_TIME_NS, complain, longer};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// The FIN is held back.

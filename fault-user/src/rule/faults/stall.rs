@@ -1,8 +1,6 @@
 //! `stall`: nothing is read.
 
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Acts, stream};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// Nothing is read and nothing is lost.

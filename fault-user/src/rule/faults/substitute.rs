@@ -1,9 +1,6 @@
 //! `substitute`: matching bytes are replaced.
 
-use super::Definition;
-use crate::rule::catalog::{Kind, datagram, first};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// Matching bytes are replaced, across chunk borders too.

@@ -1,9 +1,6 @@
 //! `timeout`: silence, then the end of the connection.
 
-use super::{Definition, Overlap};
-use crate::rule::catalog::{Kind, first, stream};
-use crate::rule::check::{Complaint, MAX_TIME_NS, longer};
-use crate::rule::fields::fault;
+use super::prelude::*;
 
 fault! {
     /// Data is thrown away, then the connection is closed.

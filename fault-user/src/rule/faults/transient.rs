@@ -1,11 +1,7 @@
 //! `transient`: so many errors, then normal.
 
-use super::{Arguments, Definition, ErrorReply};
-use crate::rule::args::Args;
-use crate::rule::catalog::{Acts, Kind, Param, Spec, first, stream};
-use crate::rule::check::{Complaint, complain};
-use crate::rule::error::RuleError;
-use crate::rule::fields::{Given, give};
+use super::ErrorReply;
+use super::prelude::*;
 
 /// So many errors, then normal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
