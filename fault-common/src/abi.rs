@@ -122,19 +122,6 @@ faults! {
     RELAY = 17, "relay", Shaped, [HOLD];
 }
 
-/// The faults that only lose packets, as bits by [`fault`].
-const LOSSES: u32 = {
-    let (mut losses, mut index) = (0, 0);
-    while index < fault::ALL.len() {
-        let known = fault::ALL[index];
-        if known.actions & !(1 << action::DROP | 1 << action::DROP_CHECKSUM) == 0 {
-            losses |= 1 << known.number;
-        }
-        index += 1;
-    }
-    losses
-};
-
 /// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].
 pub mod reject {
     /// RST for TCP, ICMP host unreachable for ICMP, ICMP port unreachable for others.
@@ -258,7 +245,15 @@ impl RuleEntry {
     #[must_use]
     #[inline(always)]
     pub const fn only_loses(&self) -> bool {
-        LOSSES & (1 << self.fault) != 0 || self.fault == fault::MTU && self.arguments[1] == 0
+        match self.fault {
+            fault::LOSS
+            | fault::LOSS_GILBERT_ELLIOTT
+            | fault::LOSS_STATE
+            | fault::DROP
+            | fault::CORRUPT_LINK => true,
+            fault::MTU => self.arguments[1] == 0,
+            _ => false,
+        }
     }
 }
 

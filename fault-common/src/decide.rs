@@ -703,9 +703,9 @@ mod tests {
     /// How many packets a share is taken of.
     const PACKETS: u32 = 400_000;
 
-    /// The verdicts on the packets of one connection, one after the other: whether each was lost.
-    fn losses(fault: u8, ppm: [u32; 5]) -> impl Iterator<Item = bool> {
-        let rule = RuleEntry {
+    /// A rule for every packet, with these thresholds.
+    fn rule(fault: u8, ppm: [u32; 5]) -> RuleEntry {
+        RuleEntry {
             key: 7,
             mix_key: 0,
             mix_from: 0,
@@ -730,7 +730,12 @@ mod tests {
             directions: 3,
             flags: 0,
             padding: 0,
-        };
+        }
+    }
+
+    /// The verdicts on the packets of one connection, one after the other: whether each was lost.
+    fn losses(fault: u8, ppm: [u32; 5]) -> impl Iterator<Item = bool> {
+        let rule = rule(fault, ppm);
         let (mut state, mut flow) = (RuleState::default(), FlowRule::default());
         open::<Plain>(&rule, &mut state, &mut flow);
         (0..PACKETS).map(move |_| {
@@ -837,5 +842,18 @@ mod tests {
             assert!(known.number < 32, "a bit of a word stands for it");
             assert!(fault::ALL[..index].iter().all(|one| one.name != known.name));
         }
+    }
+
+    #[test]
+    fn a_fault_only_loses_packets_if_it_has_no_other_action() {
+        let losses = (1 << action::DROP) | (1 << action::DROP_CHECKSUM);
+        for known in fault::ALL {
+            let only_loses = rule(known.number, [1; 5]).only_loses();
+            assert_eq!(only_loses, known.actions & !losses == 0, "{}", known.name);
+        }
+        assert!(
+            rule(fault::MTU, [1, 0, 0, 0, 0]).only_loses(),
+            "without ICMP"
+        );
     }
 }
