@@ -547,7 +547,7 @@ pub fn judge_rules<C: Judging>(shared: *mut Scratch, flow: *mut Flow, events: u3
     unsafe { (*shared).hits != 0 || (*shared).verdict.holding != 0 }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn judge_several<C: Judging>(shared: *mut Scratch) {
     for index in 0..MATCHES_MAX {
         // SAFETY: see `Scratch`; no reference lives across a call of a global function.

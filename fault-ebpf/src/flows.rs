@@ -103,7 +103,7 @@ fn is_scoped(header: &SetHeader) -> bool {
 
 /// Asks the sockets at a packet's ends whose it is. The answer is left in the scratch, which comes as a plain pointer
 /// because a global function writes it: see `classify::list_rules`.
-#[inline(never)]
+#[inline(always)]
 fn ask<F: Frame>(frame: F, scratch: *mut Scratch, ends: u32) {
     // SAFETY: see `Scratch`.
     unsafe { (*scratch).told = Told::default() };

@@ -48,7 +48,8 @@ pub fn build_static(subcommand: &str) -> Command {
     command
         .args([
             subcommand,
-            "--release",
+            "--profile",
+            "vm",
             "--locked",
             "--target",
             STATIC_TARGET,

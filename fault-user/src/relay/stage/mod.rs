@@ -856,7 +856,7 @@ mod tests {
     proptest! {
         #[test]
         fn late_timers_do_not_lower_a_rate(
-            rate in 0.5_f64..50_000.0,
+            rate in 0.5_f64..2_000.0,
             late_ms in proptest::collection::vec(0_u64..400, 20..60),
         ) {
             let start = Instant::now();
