@@ -35,43 +35,91 @@ pub mod direction {
     pub const BIT_TO_CLIENT: u8 = 2;
 }
 
-/// What a rule does; values of [`RuleEntry::fault`].
-pub mod fault {
+/// What holds the packets of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing: they are not held.
+    No,
+    /// Whatever can keep a packet until a time: a qdisc, or the delay line.
+    Timed,
+    /// The delay line, which has the fault's arguments.
+    Shaped,
+}
+
+/// A fault, as the programs know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelFault {
+    /// The value of [`RuleEntry::fault`].
+    pub number: u8,
+    /// The fault of the rule language that becomes it, with the argument that chooses it.
+    pub name: &'static str,
+    /// What may become of a packet: bits by [`action`].
+    pub actions: u32,
+    /// What holds its packets.
+    pub held: Held,
+}
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $fault:ident = $number:literal, $name:literal, $held:ident, [$($action:ident),+];)+) => {
+        /// What a rule does; values of [`RuleEntry::fault`].
+        pub mod fault {
+            use super::{Held, KernelFault, action};
+
+            $($(#[$doc])* pub const $fault: u8 = $number;)+
+
+            /// All of them.
+            pub const ALL: &[KernelFault] = &[$(KernelFault {
+                number: $number,
+                name: $name,
+                actions: $(1 << action::$action)|+,
+                held: Held::$held,
+            }),+];
+
+            /// The fault of this number.
+            #[must_use]
+            pub fn of(number: u8) -> Option<&'static KernelFault> {
+                ALL.iter().find(|fault| fault.number == number)
+            }
+        }
+    };
+}
+
+faults! {
     /// Silent random loss: `arguments[0]` threshold.
-    pub const LOSS: u8 = 1;
+    LOSS = 1, "loss", No, [DROP];
     /// Gilbert-Elliott loss: `arguments` p, r, 1-h, 1-k as thresholds.
-    pub const LOSS_GILBERT_ELLIOTT: u8 = 2;
+    LOSS_GILBERT_ELLIOTT = 2, "loss=ge", No, [DROP];
     /// Four-state Markov loss: `arguments` p13, p31, p32, p23, p14 as thresholds.
-    pub const LOSS_STATE: u8 = 3;
+    LOSS_STATE = 3, "loss=state", No, [DROP];
     /// Silent drop of whatever the modifiers pick; also `blackhole`.
-    pub const DROP: u8 = 4;
+    DROP = 4, "drop", No, [DROP];
     /// Refusal: `arguments[0]` is a value of [`super::reject`].
-    pub const REJECT: u8 = 5;
+    REJECT = 5, "reject", No, [REJECT_RST, REJECT_ICMP, DROP];
     /// RST to both ends, once `arguments[0]` bytes of payload have gone in the packet's direction.
-    pub const RESET: u8 = 6;
+    RESET = 6, "reset", No, [RESET];
     /// Bit flips the receiver reads: `arguments[0]` threshold, `[1]` bits.
-    pub const CORRUPT_VISIBLE: u8 = 7;
+    CORRUPT_VISIBLE = 7, "corrupt", No, [CORRUPT];
     /// Bit flips the receiver's checksum catches: `arguments[0]` threshold.
-    pub const CORRUPT_LINK: u8 = 8;
+    CORRUPT_LINK = 8, "corrupt=link", No, [DROP_CHECKSUM];
     /// The same packet twice: `arguments[0]` threshold.
-    pub const DUPLICATE: u8 = 9;
+    DUPLICATE = 9, "duplicate", No, [DUPLICATE];
     /// Drops larger packets: `arguments[0]` bytes, `[1]` 1 to answer with ICMP "too big".
-    pub const MTU: u8 = 10;
+    MTU = 10, "mtu", No, [REJECT_ICMP, DROP];
     /// Marks ECT packets CE: `arguments[0]` threshold.
-    pub const ECN: u8 = 11;
+    ECN = 11, "ecn", No, [ECN];
     /// The service is gone: refuses what is new, resets what is open.
-    pub const DOWN: u8 = 12;
+    DOWN = 12, "down", No, [RESET, REJECT_RST, REJECT_ICMP, DROP];
     /// Held: `arguments` middle and jitter in nanoseconds, [`crate::delay::distribution`] with 0x100 for
     /// keep-order, correlation (of 2^32).
-    pub const DELAY: u8 = 13;
+    DELAY = 13, "delay", Timed, [HOLD];
     /// Shaped: the delay line has the arguments.
-    pub const RATE: u8 = 14;
+    RATE = 14, "rate", Shaped, [HOLD];
     /// Overtakes what is held: `arguments[0]` threshold, `[1]` gap.
-    pub const REORDER: u8 = 15;
+    REORDER = 15, "reorder", Timed, [HOLD];
     /// Held up to the next slot: the delay line has the arguments.
-    pub const SLOT: u8 = 16;
+    SLOT = 16, "slot", Shaped, [HOLD];
     /// Given to a relay by the delay line: `arguments[0]` the relay's number.
-    pub const RELAY: u8 = 17;
+    RELAY = 17, "relay", Shaped, [HOLD];
 }
 
 /// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].

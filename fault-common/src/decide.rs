@@ -690,3 +690,170 @@ pub const fn corrupt_count(wanted: u32, payload_bits: u32) -> u32 {
     };
     if wanted < most { wanted } else { most }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::format;
+
+    use super::*;
+    use crate::random::threshold_from_ppm;
+
+    /// How many packets a share is taken of.
+    const PACKETS: u32 = 400_000;
+
+    /// A rule for every packet, with these thresholds.
+    fn rule(fault: u8, ppm: [u32; 5]) -> RuleEntry {
+        RuleEntry {
+            key: 7,
+            mix_key: 0,
+            mix_from: 0,
+            mix_to: 0,
+            at_ns: 0,
+            length_ns: 0,
+            period_ns: 0,
+            active_ns: 0,
+            count_from: 1,
+            count_to: u64::MAX,
+            count_step: 1,
+            probability: ALWAYS,
+            arguments: ppm.map(threshold_from_ppm),
+            connection_from: 0,
+            connection_to: u32::MAX,
+            size_min: 0,
+            size_max: u32::MAX,
+            state: 0,
+            uid: 1,
+            fault,
+            kinds: 0,
+            directions: 3,
+            flags: 0,
+            padding: 0,
+        }
+    }
+
+    /// The verdicts on the packets of one connection, one after the other: whether each was lost.
+    fn losses(fault: u8, ppm: [u32; 5]) -> impl Iterator<Item = bool> {
+        let rule = rule(fault, ppm);
+        let (mut state, mut flow) = (RuleState::default(), FlowRule::default());
+        open::<Plain>(&rule, &mut state, &mut flow);
+        (0..PACKETS).map(move |_| {
+            let sample = Sample {
+                now_ns: 0,
+                size: 100,
+                direction: 0,
+            };
+            let (packet, mut verdict) = (Packet::default(), Verdict::default());
+            let mut followed = Followed::NONE;
+            let fired = judge::<Plain>(
+                &rule,
+                &sample,
+                &packet,
+                &mut followed,
+                &mut flow,
+                &mut state,
+                &mut verdict,
+            );
+            assert_eq!(fired.is_some(), verdict.end == action::DROP);
+            fired.is_some()
+        })
+    }
+
+    /// The share of lost packets, and the mean length of a run of them.
+    fn figures(fault: u8, ppm: [u32; 5]) -> (f64, f64) {
+        let (mut lost, mut runs, mut before) = (0_u32, 0_u32, false);
+        for is_lost in losses(fault, ppm) {
+            lost += u32::from(is_lost);
+            runs += u32::from(is_lost && !before);
+            before = is_lost;
+        }
+        let share = f64::from(lost) / f64::from(PACKETS);
+        (share, f64::from(lost) / f64::from(runs.max(1)))
+    }
+
+    /// Parts per million as a share of one.
+    fn share(ppm: u32) -> f64 {
+        f64::from(ppm) / 1e6
+    }
+
+    fn assert_near(what: &str, measured: f64, expected: f64) {
+        let off = (measured - expected).abs() / expected;
+        assert!(off < 0.05, "{what}: {measured} instead of {expected}");
+    }
+
+    #[test]
+    fn random_loss_has_its_share_and_runs_by_chance() {
+        let (lost, run) = figures(fault::LOSS, [300_000, 0, 0, 0, 0]);
+        assert_near("share", lost, 0.3);
+        assert_near("run", run, 1.0 / 0.7);
+    }
+
+    /// The chain is in the bad state for p / (p + r) of the packets; the share that is lost is
+    /// p / (p + r) * (1 - h) + r / (p + r) * (1 - k) (Elliott 1963; tc-netem(8)).
+    #[test]
+    fn gilbert_elliott_loses_what_its_stationary_distribution_says() {
+        for ppm in [
+            [10_000, 100_000, 1_000_000, 0],
+            [50_000, 300_000, 700_000, 20_000],
+            [400_000, 200_000, 500_000, 100_000],
+        ] {
+            let [p, r, one_minus_h, one_minus_k] = ppm.map(share);
+            let expected = p / (p + r) * one_minus_h + r / (p + r) * one_minus_k;
+            let [p, r, h, k] = ppm;
+            let (lost, _) = figures(fault::LOSS_GILBERT_ELLIOTT, [p, r, h, k, 0]);
+            assert_near(&format!("{ppm:?}"), lost, expected);
+        }
+    }
+
+    /// Where the bad state loses all and the good one nothing, a burst is as long as the bad state: 1 / r packets.
+    #[test]
+    fn a_burst_of_the_gilbert_model_has_its_length() {
+        let (_, run) = figures(
+            fault::LOSS_GILBERT_ELLIOTT,
+            [20_000, 250_000, 1_000_000, 0, 0],
+        );
+        assert_near("run", run, 4.0);
+    }
+
+    /// The four-state chain is in balance where what enters a state is what leaves it (Salsano, Ludovici, Ordine 2009):
+    /// 3 to 1 and back p13 * s1 = p31 * s3, 3 to 2 and back p32 * s3 = p23 * s2, 4 is left at once s4 = p14 * s1.
+    /// Lost are 3 and 4.
+    #[test]
+    fn the_four_state_chain_loses_what_its_stationary_distribution_says() {
+        for ppm in [
+            [10_000, 100_000, 0, 1_000_000, 5_000],
+            [20_000, 200_000, 300_000, 400_000, 0],
+            [50_000, 150_000, 250_000, 600_000, 30_000],
+        ] {
+            let [p13, p31, p32, p23, p14] = ppm.map(share);
+            let s3 = p13 / p31;
+            let s2 = s3 * p32 / p23;
+            let expected = (s3 + p14) / (1.0 + s2 + s3 + p14);
+            let (lost, _) = figures(fault::LOSS_STATE, ppm);
+            assert_near(&format!("{ppm:?}"), lost, expected);
+        }
+    }
+
+    #[test]
+    fn each_fault_of_the_programs_has_a_number_of_its_own() {
+        for (index, known) in fault::ALL.iter().enumerate() {
+            assert_eq!(fault::of(known.number), Some(known));
+            assert!(known.number < 32, "a bit of a word stands for it");
+            assert!(fault::ALL[..index].iter().all(|one| one.name != known.name));
+        }
+    }
+
+    #[test]
+    fn a_fault_only_loses_packets_if_it_has_no_other_action() {
+        let losses = (1 << action::DROP) | (1 << action::DROP_CHECKSUM);
+        for known in fault::ALL {
+            let only_loses = rule(known.number, [1; 5]).only_loses();
+            assert_eq!(only_loses, known.actions & !losses == 0, "{}", known.name);
+        }
+        assert!(
+            rule(fault::MTU, [1, 0, 0, 0, 0]).only_loses(),
+            "without ICMP"
+        );
+    }
+}

@@ -1,19 +1,27 @@
 //! docs/rules.md is complete, and its examples are what it says they are.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use fault_user::relay;
 use fault_user::rule::scenario::Format;
-use fault_user::rule::{MODIFIERS, Rule, Scenario, catalog};
+use fault_user::rule::{MODIFIERS, Rule, Scenario, catalog, reference};
+
+/// A file of the documentation.
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs")
+        .join(file)
+}
 
 /// The reference.
-fn reference() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/rules.md")).unwrap()
+fn text() -> String {
+    fs::read_to_string(path("rules.md")).unwrap()
 }
 
 /// The code blocks of a language, with the line of their fence.
 fn blocks(language: &str) -> Vec<(usize, String)> {
-    let text = reference();
+    let text = text();
     let mut blocks: Vec<(usize, String)> = Vec::new();
     let mut open = false;
     for (nth, line) in text.lines().enumerate() {
@@ -71,9 +79,34 @@ fn scenarios_are_read() {
     }
 }
 
+/// Compares a table with what stands at its place in a file, or writes it there.
+fn table_stands_in(file: &str, name: &str, table: &str) {
+    let text = fs::read_to_string(path(file)).unwrap();
+    let begin = format!("<!-- {name} -->\n");
+    let start = text.find(&begin).expect("the place of a table") + begin.len();
+    let end = start + text[start..].find("<!-- end -->").expect("its end");
+    if std::env::var_os("FAULT_BLESS").is_some() {
+        fs::write(path(file), [&text[..start], table, &text[end..]].concat()).unwrap();
+    } else {
+        assert_eq!(
+            &text[start..end],
+            table,
+            "docs/{file}, {name} (FAULT_BLESS=1 writes what is)"
+        );
+    }
+}
+
+#[test]
+fn the_tables_of_faults_are_what_the_faults_say() {
+    for (name, table) in reference::tables() {
+        table_stands_in("rules.md", name, &table);
+    }
+    table_stands_in("relay.md", "stream faults", &relay::fault::reference());
+}
+
 #[test]
 fn nothing_is_missing() {
-    let text = reference();
+    let text = text();
     let mut missing = Vec::new();
     for spec in catalog::FAULTS {
         if !text

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
+use fault_user::rule::faults::{self, Loss};
 use fault_user::rule::scenario::schema;
 use fault_user::rule::{
     Bounds, Cidr, CloseHow, CorruptAt, CorruptDataMode, CorruptMode, CountScope, Direction,
-    Distribution, ErrorReply, Fault, Host, LifetimeFrom, LossModel, MixArm, Modifiers, PacketKinds,
+    Distribution, ErrorReply, Fault, Host, LifetimeFrom, Mix, MixArm, Modifiers, PacketKinds,
     PortRange, Protocol, RejectWith, Rule, Target, TargetRef, Triggers,
 };
 use proptest::option::of;
@@ -52,32 +53,30 @@ fn jittered(limit: u64) -> impl Strategy<Value = (u64, u64)> {
     time(limit).prop_flat_map(|t| (Just(t), prop_oneof![Just(0), 0..=t]))
 }
 
-fn loss() -> impl Strategy<Value = LossModel> {
+fn loss() -> impl Strategy<Value = Loss> {
     let pair = || (ppm(), ppm()).prop_map(|(a, b)| (a, b.min(PPM - a)));
     prop_oneof![
-        ppm().prop_map(LossModel::Random),
+        ppm().prop_map(Loss::Random),
         (
             ppm(),
             ppm(),
             prop_oneof![Just(PPM), ppm()],
             prop_oneof![Just(0), ppm()]
         )
-            .prop_map(
-                |(p, r, one_minus_h, one_minus_k)| LossModel::GilbertElliott {
-                    p,
-                    r,
-                    one_minus_h,
-                    one_minus_k
-                }
-            ),
-        (pair(), pair(), ppm()).prop_map(|((p13, p14), (p31, p32), p23)| LossModel::State {
+            .prop_map(|(p, r, one_minus_h, one_minus_k)| Loss::GilbertElliott {
+                p,
+                r,
+                one_minus_h,
+                one_minus_k
+            }),
+        (pair(), pair(), ppm()).prop_map(|((p13, p14), (p31, p32), p23)| Loss::State {
             p13,
             p31,
             p32,
             p23,
             p14
         }),
-        ppm().prop_map(|p13| LossModel::State {
+        ppm().prop_map(|p13| Loss::State {
             p13,
             p31: PPM - p13,
             p32: 0,
@@ -103,7 +102,7 @@ fn delay() -> impl Strategy<Value = Fault> {
     )
         .prop_map(
             |((delay_ns, jitter_ns), distribution, correlation, keep_order, limit_packets)| {
-                Fault::Delay {
+                Fault::Delay(faults::Delay {
                     delay_ns,
                     jitter_ns,
                     // Neither has a meaning without a jitter.
@@ -115,7 +114,7 @@ fn delay() -> impl Strategy<Value = Fault> {
                     correlation: if jitter_ns == 0 { 0 } else { correlation },
                     keep_order,
                     limit_packets,
-                }
+                })
             },
         )
 }
@@ -138,13 +137,15 @@ fn rate() -> impl Strategy<Value = Fault> {
                 cell_bytes,
                 cell_overhead,
                 limit_packets,
-            )| Fault::Rate {
-                bits_per_second,
-                burst_bytes,
-                overhead_bytes,
-                cell_bytes,
-                cell_overhead_bytes: if cell_bytes == 0 { 0 } else { cell_overhead },
-                limit_packets,
+            )| {
+                Fault::Rate(faults::Rate {
+                    bits_per_second,
+                    burst_bytes,
+                    overhead_bytes,
+                    cell_bytes,
+                    cell_overhead_bytes: if cell_bytes == 0 { 0 } else { cell_overhead },
+                    limit_packets,
+                })
             },
         )
 }
@@ -153,37 +154,39 @@ fn rate() -> impl Strategy<Value = Fault> {
 fn packet_fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         loss().prop_map(Fault::Loss),
-        Just(Fault::Drop),
-        Just(Fault::Blackhole),
+        Just(Fault::Drop(faults::Drop)),
+        Just(Fault::Blackhole(faults::Blackhole)),
         of(select(vec![
             RejectWith::IcmpPort,
             RejectWith::IcmpHost,
             RejectWith::IcmpAdmin
         ]))
-        .prop_map(|with| Fault::Reject { with }),
+        .prop_map(|with| Fault::Reject(faults::Reject { with })),
         (
             ppm(),
             1..=64_u32,
             select(vec![CorruptMode::Visible, CorruptMode::Link])
         )
-            .prop_map(|(probability, bits, mode)| Fault::Corrupt {
+            .prop_map(|(probability, bits, mode)| Fault::Corrupt(faults::Corrupt {
                 probability,
                 bits,
                 mode
-            }),
-        ppm().prop_map(|probability| Fault::Duplicate { probability }),
-        (ppm(), 1..100_u32).prop_map(|(probability, gap)| Fault::Reorder { probability, gap }),
+            })),
+        ppm().prop_map(|probability| Fault::Duplicate(faults::Duplicate { probability })),
+        (ppm(), 1..100_u32)
+            .prop_map(|(probability, gap)| Fault::Reorder(faults::Reorder { probability, gap })),
         delay(),
         rate(),
-        (68..=65_535_u32, any::<bool>()).prop_map(|(bytes, icmp)| Fault::Mtu { bytes, icmp }),
-        ppm().prop_map(|probability| Fault::Ecn { probability }),
+        (68..=65_535_u32, any::<bool>())
+            .prop_map(|(bytes, icmp)| Fault::Mtu(faults::Mtu { bytes, icmp })),
+        ppm().prop_map(|probability| Fault::Ecn(faults::Ecn { probability })),
         (jittered(60), of(1..100_u32), of(size())).prop_map(
-            |((max_ns, min_ns), packets, bytes)| Fault::Slot {
+            |((max_ns, min_ns), packets, bytes)| Fault::Slot(faults::Slot {
                 min_ns,
                 max_ns,
                 packets,
                 bytes
-            }
+            })
         ),
     ]
 }
@@ -210,47 +213,54 @@ fn reply() -> impl Strategy<Value = ErrorReply> {
 fn tcp_fault() -> impl Strategy<Value = Fault> {
     let how = || select(vec![CloseHow::Fin, CloseHow::Rst]);
     prop_oneof![
-        time(1_000).prop_map(|delay_ns| Fault::SlowClose { delay_ns }),
-        prop_oneof![Just(0), time(1_000)].prop_map(|timeout_ns| Fault::Timeout { timeout_ns }),
-        prop_oneof![Just(0), time(1_000)].prop_map(|timeout_ns| Fault::ResetPeer { timeout_ns }),
+        time(1_000).prop_map(|delay_ns| Fault::SlowClose(faults::SlowClose { delay_ns })),
+        prop_oneof![Just(0), time(1_000)]
+            .prop_map(|timeout_ns| Fault::Timeout(faults::Timeout { timeout_ns })),
+        prop_oneof![Just(0), time(1_000)]
+            .prop_map(|timeout_ns| Fault::ResetPeer(faults::ResetPeer { timeout_ns })),
         (size(), 0..2_u64, prop_oneof![Just(0), time(3_600)]).prop_map(
             |(average_size_bytes, size_variation_bytes, delay_ns)| {
-                Fault::Slicer {
+                Fault::Slicer(faults::Slicer {
                     average_size_bytes,
                     size_variation_bytes,
                     delay_ns,
-                }
+                })
             }
         ),
         select(vec![
-            Fault::Reset { bytes: None },
-            Fault::Reset {
+            Fault::Reset(faults::Reset { bytes: None }),
+            Fault::Reset(faults::Reset {
                 bytes: Some(65_536)
-            },
-            Fault::NoAccept,
-            Fault::Stall,
-            Fault::Abort
+            }),
+            Fault::NoAccept(faults::NoAccept),
+            Fault::Stall(faults::Stall),
+            Fault::Abort(faults::Abort)
         ]),
-        Just(Fault::Reject {
+        Just(Fault::Reject(faults::Reject {
             with: Some(RejectWith::Rst)
-        }),
-        how().prop_map(|how| Fault::CloseOnData { how }),
-        (of(1..100_u64), how()).prop_map(|(count, how)| Fault::Close { count, how }),
+        })),
+        how().prop_map(|how| Fault::CloseOnData(faults::CloseOnData { how })),
+        (of(1..100_u64), how()).prop_map(|(count, how)| Fault::Close(faults::Close { count, how })),
         (
             jittered(10_000),
             select(vec![LifetimeFrom::Connect, LifetimeFrom::FirstData])
         )
-            .prop_map(|((time_ns, jitter_ns), from)| Fault::Lifetime {
-                time_ns,
-                jitter_ns,
-                from
-            }),
-        (size(), time(3_600)).prop_map(|(min_bytes, max_wait_ns)| Fault::Coalesce {
-            min_bytes,
-            max_wait_ns
-        }),
-        reply().prop_map(Fault::Error),
-        (1..100_u64, of(reply())).prop_map(|(errors, reply)| Fault::Transient { errors, reply }),
+            .prop_map(
+                |((time_ns, jitter_ns), from)| Fault::Lifetime(faults::Lifetime {
+                    time_ns,
+                    jitter_ns,
+                    from
+                })
+            ),
+        (size(), time(3_600)).prop_map(|(min_bytes, max_wait_ns)| Fault::Coalesce(
+            faults::Coalesce {
+                min_bytes,
+                max_wait_ns
+            }
+        )),
+        reply().prop_map(|reply| Fault::Error(faults::Error { reply })),
+        (1..100_u64, of(reply()))
+            .prop_map(|(errors, reply)| Fault::Transient(faults::Transient { errors, reply })),
     ]
 }
 
@@ -267,35 +277,42 @@ fn udp_fault() -> impl Strategy<Value = Fault> {
         any::<u64>().prop_map(CorruptAt::Offset)
     ];
     prop_oneof![
-        jittered(3_600).prop_map(|(latency_ns, jitter_ns)| Fault::Latency {
+        jittered(3_600).prop_map(|(latency_ns, jitter_ns)| Fault::Latency(faults::Latency {
             latency_ns,
             jitter_ns
-        }),
+        })),
         (1..1_000_000_000_u64, any::<bool>()).prop_map(|(bits_per_second, shared)| {
-            Fault::Bandwidth {
+            Fault::Bandwidth(faults::Bandwidth {
                 bits_per_second,
                 shared,
-            }
+            })
         }),
-        (size(), any::<bool>()).prop_map(|(bytes, shared)| Fault::LimitData { bytes, shared }),
-        select(vec![Fault::Discard, Fault::Down]),
-        (mode, at).prop_map(|(mode, at)| Fault::CorruptData { mode, at }),
+        (size(), any::<bool>())
+            .prop_map(|(bytes, shared)| Fault::LimitData(faults::LimitData { bytes, shared })),
+        select(vec![
+            Fault::Discard(faults::Discard),
+            Fault::Down(faults::Down)
+        ]),
+        (mode, at).prop_map(|(mode, at)| Fault::CorruptData(faults::CorruptData { mode, at })),
         (
             text().prop_filter("a regular expression", |t| !t.is_empty()
                 && regex::bytes::Regex::new(t).is_ok()),
             text()
         )
-            .prop_map(|(regex, replacement)| Fault::Substitute { regex, replacement }),
+            .prop_map(
+                |(regex, replacement)| Fault::Substitute(faults::Substitute { regex, replacement })
+            ),
     ]
 }
 
 fn mix(arm: impl Strategy<Value = Fault>) -> impl Strategy<Value = Fault> {
     prop::collection::vec((0..=PPM / 4, arm), 1..4).prop_map(|arms| {
-        Fault::Mix(
-            arms.into_iter()
-                .map(|(probability, fault)| MixArm { probability, fault })
-                .collect(),
-        )
+        let arms = arms
+            .into_iter()
+            .map(|(probability, fault)| MixArm { probability, fault });
+        Fault::Mix(Mix {
+            arms: arms.collect(),
+        })
     })
 }
 

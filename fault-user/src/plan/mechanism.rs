@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use fault_common::abi::{LEAVES, RuleEntry, fault, holder};
+use fault_common::abi::{Held, LEAVES, RuleEntry, fault, holder};
 use fault_common::decide::KEEP_ORDER;
 
 use super::stream;
-use crate::rule::{Distribution, Fault, MixArm, Modifiers, Protocol, ResolvedRule, Rule};
+use crate::rule::{Fault, Modifiers, PacketAction, Protocol, ResolvedRule, Rule};
 
 /// What the machine offers; probed by whoever makes the plan, only where it matters.
 pub trait Machine {
@@ -56,13 +56,11 @@ impl Mechanism {
     /// What holds the packets of one rule; nothing where it holds none.
     #[must_use]
     pub fn of(self, entry: &RuleEntry) -> Option<&'static str> {
-        match (self, entry.fault) {
-            (Self::Fq, fault::DELAY | fault::REORDER) => Some("fq"),
-            (Self::Netem, fault::DELAY) if constant_ns(entry).is_some() => Some("netem"),
-            (_, fault::DELAY | fault::REORDER | fault::RATE | fault::SLOT | fault::RELAY) => {
-                Some("delay-line")
-            }
-            _ => None,
+        match (self, held_by(entry.fault)) {
+            (_, Held::No) => None,
+            (Self::Fq, Held::Timed) => Some("fq"),
+            (Self::Netem, Held::Timed) if constant_ns(entry).is_some() => Some("netem"),
+            _ => Some("delay-line"),
         }
     }
 }
@@ -76,10 +74,20 @@ pub enum HoldingQdiscs {
     Netem(Vec<u64>),
 }
 
+/// What can hold the packets of a fault.
+fn held_by(number: u8) -> Held {
+    fault::of(number).map_or(Held::No, |fault| fault.held)
+}
+
 /// The delay of a rule whose packets all have the same.
 fn constant_ns(entry: &RuleEntry) -> Option<u64> {
-    let [delay_ns, jitter_ns, form, ..] = entry.arguments;
-    let is_constant = entry.fault == fault::DELAY && jitter_ns == 0 && form & KEEP_ORDER == 0;
+    constant_delay_ns(entry.fault, &entry.arguments)
+}
+
+/// The same of an action.
+fn constant_delay_ns(number: u8, arguments: &[u64; 5]) -> Option<u64> {
+    let [delay_ns, jitter_ns, form, ..] = *arguments;
+    let is_constant = number == fault::DELAY && jitter_ns == 0 && form & KEEP_ORDER == 0;
     is_constant.then_some(delay_ns)
 }
 
@@ -119,26 +127,20 @@ pub fn choose(
 }
 
 fn without_tap(rules: &mut [(Rule, ResolvedRule)], machine: &dyn Machine) -> Mechanism {
-    let held = |is: fn(&Fault) -> bool| {
-        let mut faults = rules.iter().map(|(_, rule)| &rule.fault);
-        faults.all(|fault| !holds(fault) || is(fault))
-    };
-    if held(|fault| matches!(fault, Fault::Delay { .. } | Fault::Reorder { .. }))
+    let held: Vec<PacketAction> = rules
+        .iter()
+        .flat_map(|(_, rule)| held_parts(&rule.fault))
+        .collect();
+    if held
+        .iter()
+        .all(|action| held_by(action.fault) == Held::Timed)
         && machine.has_qdiscs(&["fq"])
     {
         return Mechanism::Fq;
     }
-    if held(|fault| {
-        matches!(
-            fault,
-            Fault::Delay {
-                jitter_ns: 0,
-                keep_order: false,
-                ..
-            }
-        )
-    }) && machine.has_qdiscs(&["prio", "netem"])
-    {
+    let is_constant =
+        |action: &PacketAction| constant_delay_ns(action.fault, &action.arguments).is_some();
+    if held.iter().all(is_constant) && machine.has_qdiscs(&["prio", "netem"]) {
         return Mechanism::Netem;
     }
     if !machine.has_cgroups() {
@@ -149,7 +151,7 @@ fn without_tap(rules: &mut [(Rule, ResolvedRule)], machine: &dyn Machine) -> Mec
         .iter()
         .map(|(_, rule)| {
             if holds(&rule.fault) {
-                as_latency(rule)
+                as_stream(rule)
             } else {
                 Some(rule.clone())
             }
@@ -161,29 +163,19 @@ fn without_tap(rules: &mut [(Rule, ResolvedRule)], machine: &dyn Machine) -> Mec
     Mechanism::DelayLine
 }
 
-fn holds(fault: &Fault) -> bool {
-    let arm = |arm: &MixArm| holds(&arm.fault);
-    match fault {
-        Fault::Delay { .. } | Fault::Reorder { .. } | Fault::Rate { .. } | Fault::Slot { .. } => {
-            true
-        }
-        Fault::Mix(arms) => arms.iter().any(arm),
-        _ => false,
-    }
+/// The parts of a fault whose packets are held.
+fn held_parts(fault: &Fault) -> impl Iterator<Item = PacketAction> {
+    let actions = fault.parts().filter_map(Fault::packet);
+    actions.filter(|action| held_by(action.fault) != Held::No)
 }
 
-/// The stream rule that comes nearest to a delay of packets; nothing where that has no meaning.
-fn as_latency(rule: &ResolvedRule) -> Option<ResolvedRule> {
-    let Fault::Delay {
-        delay_ns,
-        jitter_ns,
-        distribution: Distribution::Uniform,
-        correlation: 0,
-        ..
-    } = rule.fault
-    else {
-        return None;
-    };
+/// Whether something has to hold packets for a fault.
+fn holds(fault: &Fault) -> bool {
+    held_parts(fault).next().is_some()
+}
+
+/// The stream rule that comes nearest to a rule that holds packets; nothing where that has no meaning.
+fn as_stream(rule: &ResolvedRule) -> Option<ResolvedRule> {
     let modifiers = &rule.modifiers;
     let plain = Modifiers::default();
     let picks = (
@@ -195,10 +187,9 @@ fn as_latency(rule: &ResolvedRule) -> Option<ResolvedRule> {
     if picks || rule.target.protocol != Protocol::Tcp {
         return None;
     }
-    let mut stream = rule.clone();
-    stream.fault = Fault::Latency {
-        latency_ns: delay_ns,
-        jitter_ns,
+    let stream = ResolvedRule {
+        fault: rule.fault.on_streams()?,
+        ..rule.clone()
     };
     stream::check(&stream).is_ok().then_some(stream)
 }
@@ -262,11 +253,8 @@ mod tests {
 
     #[test]
     fn a_delay_of_streams_becomes_a_latency() {
-        let latency = |text| as_latency(&resolved(&[text]).remove(0).1).map(|rule| rule.fault);
-        let expected = Fault::Latency {
-            latency_ns: 5_000_000,
-            jitter_ns: 0,
-        };
+        let latency = |text| as_stream(&resolved(&[text]).remove(0).1).map(|rule| rule.fault);
+        let expected: Fault = "latency=5ms".parse().unwrap();
         assert_eq!(latency("tcp:1 delay=5ms"), Some(expected));
         for other in [
             "udp:1 delay=5ms",

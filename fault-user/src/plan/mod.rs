@@ -2,7 +2,6 @@
 //!
 //! Nothing is changed on the machine here.
 
-pub mod convert;
 pub mod live;
 pub mod mechanism;
 pub mod needs;

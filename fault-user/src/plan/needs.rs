@@ -1,7 +1,7 @@
 //! What a rule set asks of the programs. The kernel is told before it verifies them, and leaves out the rest: a run
 //! starts sooner for it, and a packet is judged sooner.
 
-use fault_common::abi::{CORRUPT_BITS_MAX, RuleEntry, action, fault, modifier, rule_flag};
+use fault_common::abi::{CORRUPT_BITS_MAX, RuleEntry, fault, modifier, rule_flag};
 use fault_common::random::ALWAYS;
 
 use crate::plan::tables::PacketRule;
@@ -9,7 +9,7 @@ use crate::plan::tables::PacketRule;
 /// What the programs must be able to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// What may become of a packet: bits by [`action`].
+    /// What may become of a packet: bits by [`fault_common::abi::action`].
     pub actions: u32,
     /// Bits by [`fault`].
     pub faults: u32,
@@ -46,26 +46,9 @@ impl Needs {
     }
 }
 
-/// The actions that a rule may take, as bits by [`action`].
+/// The actions that a rule may take, as bits by [`fault_common::abi::action`].
 fn actions(entry: &RuleEntry) -> u32 {
-    let bits: &[u8] = match entry.fault {
-        fault::CORRUPT_LINK => &[action::DROP_CHECKSUM],
-        fault::CORRUPT_VISIBLE => &[action::CORRUPT],
-        fault::DUPLICATE => &[action::DUPLICATE],
-        fault::ECN => &[action::ECN],
-        fault::RESET => &[action::RESET],
-        fault::DOWN => &[
-            action::RESET,
-            action::REJECT_RST,
-            action::REJECT_ICMP,
-            action::DROP,
-        ],
-        fault::DELAY | fault::RATE | fault::SLOT | fault::REORDER | fault::RELAY => &[action::HOLD],
-        fault::REJECT => &[action::REJECT_RST, action::REJECT_ICMP, action::DROP],
-        fault::MTU => &[action::REJECT_ICMP, action::DROP],
-        _ => &[action::DROP],
-    };
-    bits.iter().fold(0, |all, bit| all | 1 << bit)
+    fault::of(entry.fault).map_or(u32::MAX, |fault| fault.actions)
 }
 
 /// How many bits a rule flips in one packet.

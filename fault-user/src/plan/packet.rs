@@ -1,27 +1,19 @@
 //! Compiles a rule of the packet layer into what the kernel programs take.
 
-use anyhow::{Result, bail};
-use fault_common::abi::{RuleEntry, direction, fault, reject, rule_flag, rule_uid};
-use fault_common::decide::KEEP_ORDER;
-use fault_common::delay::distribution;
+use anyhow::{Context as _, Result, bail};
+use fault_common::abi::{RuleEntry, direction, fault, rule_flag, rule_uid};
 use fault_common::packet::kind;
 use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
 
 use crate::plan::shapers::{Rate, Slots};
 use crate::plan::tables::{Network, PacketRule, Protocol, Scope, Shaper};
 use crate::rule::{
-    CorruptMode, CountScope, Direction, Distribution, Fault, LossModel, MixArm, Modifiers,
-    Protocol as Named, RejectWith, ResolvedRule, ResolvedTarget,
+    self, CountScope, Direction, Fault, MixArm, Modifiers, PacketAction, Protocol as Named,
+    ResolvedRule, ResolvedTarget,
 };
 
 /// The key of a mix's draw is not that of its arms' faults.
 const MIX_SALT: u64 = 0x6d69_7800;
-
-/// What the kernel needs of a fault.
-struct Action {
-    fault: u8,
-    arguments: [u64; 5],
-}
 
 /// Compiles one rule: into one entry, or one for each arm of a mix.
 ///
@@ -43,14 +35,15 @@ pub fn compile(
         fault: rule.fault.clone(),
     }];
     let (arms, is_mix): (&[MixArm], bool) = match &rule.fault {
-        Fault::Mix(arms) => (arms, true),
+        Fault::Mix(mix) => (&mix.arms, true),
         _ => (&whole, false),
     };
     let mut compiled = Vec::with_capacity(arms.len());
     let mut mix_from = 0;
     for (index, arm) in (0_u32..).zip(arms) {
         let mix_to = mix_from + threshold_from_ppm(arm.probability);
-        let mut entry = entry_of(&rule.modifiers, &action_of(&arm.fault)?);
+        let action = action_of(&arm.fault)?;
+        let mut entry = entry_of(&rule.modifiers, &action);
         entry.key = if index == 0 {
             key
         } else {
@@ -64,12 +57,9 @@ pub fn compile(
             entry.mix_from = mix_from;
             entry.mix_to = mix_to.min(ALWAYS);
         }
-        if is_per_segment(&entry) {
-            entry.flags |= rule_flag::PER_SEGMENT;
-        }
         mix_from = mix_to;
         compiled.push(PacketRule {
-            shaper: shaper_of(&arm.fault, entry.key),
+            shaper: action.shaper.map(|shaper| shaper_of(&shaper, entry.key)),
             ..aimed(&rule.target, entry, scope)
         });
     }
@@ -91,10 +81,7 @@ pub fn to_relay(
         duty: rule.modifiers.duty,
         ..Modifiers::default()
     };
-    let action = Action {
-        fault: fault::RELAY,
-        arguments: [number as u64, 0, 0, 0, 0],
-    };
+    let action = PacketAction::new(fault::RELAY, [number as u64]).per_wire_packet(false);
     let mut entry = entry_of(&modifiers, &action);
     entry.state = state;
     entry.uid = rule_uid(1, state);
@@ -148,150 +135,44 @@ fn portless(target: &ResolvedTarget) -> Vec<Protocol> {
     target.portless.iter().map(of).collect()
 }
 
-fn action_of(wanted: &Fault) -> Result<Action> {
-    let threshold = |ppm: &u32| threshold_from_ppm(*ppm);
-    let (fault, arguments): (u8, &[u64]) = match wanted {
-        Fault::Loss(model) => return Ok(loss(model)),
-        Fault::Drop | Fault::Blackhole => (fault::DROP, &[]),
-        Fault::Reject { with } => (fault::REJECT, &[reject_with(*with)]),
-        Fault::Reset { bytes } => (fault::RESET, &[bytes.unwrap_or(0).into()]),
-        Fault::Down => (fault::DOWN, &[]),
-        Fault::Corrupt {
-            probability,
-            bits,
-            mode,
-        } => {
-            let kind = match mode {
-                CorruptMode::Visible => fault::CORRUPT_VISIBLE,
-                CorruptMode::Link => fault::CORRUPT_LINK,
-            };
-            (kind, &[threshold(probability), u64::from(*bits)])
-        }
-        Fault::Duplicate { probability } => (fault::DUPLICATE, &[threshold(probability)]),
-        Fault::Ecn { probability } => (fault::ECN, &[threshold(probability)]),
-        Fault::Mtu { bytes, icmp } => (fault::MTU, &[u64::from(*bytes), u64::from(*icmp)]),
-        Fault::Delay {
-            delay_ns,
-            jitter_ns,
-            distribution,
-            correlation,
-            keep_order,
-            limit_packets,
-        } => {
-            if limit_packets.is_some() {
-                bail!(
-                    "`limit` of a delay can't be carried out: the delay line holds up to 256 MiB and counts what is lost \
-                     beyond; leave it out, or give it to a `rate`"
-                );
-            }
-            let order = if *keep_order { KEEP_ORDER } else { 0 };
-            let form = form_of(*distribution) | order;
-            (
-                fault::DELAY,
-                &[*delay_ns, *jitter_ns, form, threshold(correlation)],
-            )
-        }
-        Fault::Rate { .. } => (fault::RATE, &[]),
-        Fault::Slot { .. } => (fault::SLOT, &[]),
-        Fault::Reorder { probability, gap } => {
-            (fault::REORDER, &[threshold(probability), u64::from(*gap)])
-        }
-        other => bail!(
-            "`{}` works on streams, not on packets: a `mix` takes faults of one kind",
-            other.name()
-        ),
-    };
-    let mut padded = [0; 5];
-    padded[..arguments.len()].copy_from_slice(arguments);
-    Ok(Action {
-        fault,
-        arguments: padded,
-    })
-}
-
-fn form_of(wanted: Distribution) -> u64 {
-    match wanted {
-        Distribution::Uniform => distribution::UNIFORM,
-        Distribution::Normal => distribution::NORMAL,
-        Distribution::Pareto => distribution::PARETO,
-        Distribution::ParetoNormal => distribution::PARETO_NORMAL,
+/// What the programs are told of a fault.
+fn action_of(fault: &Fault) -> Result<PacketAction> {
+    if let Some(why) = fault.unsupported() {
+        bail!(why);
     }
+    fault.packet().with_context(|| {
+        format!(
+            "`{}` works on streams, not on packets: a `mix` takes faults of one kind",
+            fault.name()
+        )
+    })
 }
 
 /// Wire packets that wait for a rate where the rule does not say, as of tc-netem(8).
 const QUEUE_PACKETS: u32 = 1000;
 
-/// What the delay line is told of a fault.
-fn shaper_of(wanted: &Fault, key: u64) -> Option<Shaper> {
-    match *wanted {
-        Fault::Rate {
-            bits_per_second,
-            burst_bytes,
-            overhead_bytes,
-            cell_bytes,
-            cell_overhead_bytes,
-            limit_packets,
-        } => Some(Shaper::Rate(Rate {
-            bits_per_second,
-            burst_bytes: burst_bytes.unwrap_or(0),
-            overhead_bytes,
-            cell_bytes,
-            cell_overhead_bytes,
-            limit_packets: limit_packets.unwrap_or(QUEUE_PACKETS),
-        })),
-        Fault::Slot {
-            min_ns,
-            max_ns,
-            packets,
-            bytes,
-        } => Some(Shaper::Slots(Slots {
+/// What the delay line is told.
+fn shaper_of(shaper: &rule::Shaper, key: u64) -> Shaper {
+    match shaper {
+        rule::Shaper::Rate(rate) => Shaper::Rate(Rate {
+            bits_per_second: rate.bits_per_second,
+            burst_bytes: rate.burst_bytes.unwrap_or(0),
+            overhead_bytes: rate.overhead_bytes,
+            cell_bytes: rate.cell_bytes,
+            cell_overhead_bytes: rate.cell_overhead_bytes,
+            limit_packets: rate.limit_packets.unwrap_or(QUEUE_PACKETS),
+        }),
+        rule::Shaper::Slot(slot) => Shaper::Slots(Slots {
             key,
-            min_ns,
-            max_ns,
-            packets: packets.map_or(u64::MAX, u64::from),
-            bytes: bytes.unwrap_or(u64::MAX),
-        })),
-        _ => None,
+            min_ns: slot.min_ns,
+            max_ns: slot.max_ns,
+            packets: slot.packets.map_or(u64::MAX, u64::from),
+            bytes: slot.bytes.unwrap_or(u64::MAX),
+        }),
     }
 }
 
-fn loss(model: &LossModel) -> Action {
-    let (fault, ppm) = match *model {
-        LossModel::Random(ppm) => (fault::LOSS, [ppm, 0, 0, 0, 0]),
-        LossModel::GilbertElliott {
-            p,
-            r,
-            one_minus_h,
-            one_minus_k,
-        } => (
-            fault::LOSS_GILBERT_ELLIOTT,
-            [p, r, one_minus_h, one_minus_k, 0],
-        ),
-        LossModel::State {
-            p13,
-            p31,
-            p32,
-            p23,
-            p14,
-        } => (fault::LOSS_STATE, [p13, p31, p32, p23, p14]),
-    };
-    Action {
-        fault,
-        arguments: ppm.map(threshold_from_ppm),
-    }
-}
-
-fn reject_with(with: Option<RejectWith>) -> u64 {
-    match with {
-        None => reject::BY_PROTOCOL,
-        Some(RejectWith::Rst) => reject::RST,
-        Some(RejectWith::IcmpPort) => reject::ICMP_PORT,
-        Some(RejectWith::IcmpHost) => reject::ICMP_HOST,
-        Some(RejectWith::IcmpAdmin) => reject::ICMP_ADMIN,
-    }
-}
-
-fn entry_of(modifiers: &Modifiers, action: &Action) -> RuleEntry {
+fn entry_of(modifiers: &Modifiers, action: &PacketAction) -> RuleEntry {
     let schedule = modifiers.schedule();
     let counts = modifiers.triggers.bounds();
     let connections = modifiers.connections;
@@ -304,7 +185,7 @@ fn entry_of(modifiers: &Modifiers, action: &Action) -> RuleEntry {
         }
         (None, on) => (on.unwrap_or(0), 0, 0),
     };
-    RuleEntry {
+    let mut entry = RuleEntry {
         key: 0,
         mix_key: 0,
         mix_from: 0,
@@ -336,23 +217,17 @@ fn entry_of(modifiers: &Modifiers, action: &Action) -> RuleEntry {
             CountScope::PerConnection => 0,
         },
         padding: 0,
+    };
+    if action.is_per_wire_packet || picks_wire_packets(&entry) {
+        entry.flags |= rule_flag::PER_SEGMENT;
     }
+    entry
 }
 
-/// Whether a rule may decide differently about the wire packets of one super-packet: where it draws, counts, or asks
-/// for what only some of them have.
-fn is_per_segment(entry: &RuleEntry) -> bool {
-    let draws = match entry.fault {
-        fault::LOSS | fault::CORRUPT_LINK | fault::DUPLICATE | fault::ECN => {
-            entry.arguments[0] < ALWAYS
-        }
-        fault::RESET => entry.arguments[0] != 0,
-        fault::DELAY => entry.arguments[1] != 0,
-        fault::DROP | fault::REJECT | fault::DOWN | fault::RELAY => false,
-        _ => true,
-    };
-    draws
-        || entry.probability < ALWAYS
+/// Whether a rule may pick some of the wire packets of one super-packet: where it draws, counts, or asks for what only
+/// some of them have.
+fn picks_wire_packets(entry: &RuleEntry) -> bool {
+    entry.probability < ALWAYS
         || (entry.count_from, entry.count_to, entry.count_step) != (1, u64::MAX, 1)
         || (entry.size_min, entry.size_max) != (0, u32::MAX)
         || entry.kinds & kind::FIN != 0
@@ -366,5 +241,29 @@ pub fn end_at(entry: &mut RuleEntry, end_ns: u64) {
         entry.count_to = 0;
     } else if entry.length_ns == 0 || entry.length_ns > left {
         entry.length_ns = left;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fault_common::abi::action;
+
+    use super::*;
+    use crate::plan::needs::Needs;
+    use crate::rule::{Rule, SystemResolver, Targets};
+
+    #[test]
+    fn what_a_fault_says_of_itself_is_what_the_programs_are_told() {
+        let rule: Rule = "tcp:80 example=9000".parse().unwrap();
+        let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+        let compiled = compile(&resolved, 1, 0, 0, None).unwrap();
+        let [rule] = compiled.as_slice() else {
+            panic!("one entry");
+        };
+        assert_eq!(rule.entry.fault, fault::MTU);
+        assert_eq!(rule.entry.arguments, [9000, 0, 0, 0, 0]);
+        assert_ne!(rule.entry.flags & rule_flag::PER_SEGMENT, 0);
+        let drops = (1 << action::DROP) | (1 << action::REJECT_ICMP);
+        assert_eq!(Needs::of(&compiled).actions, drops);
     }
 }

@@ -2,10 +2,9 @@
 
 use anyhow::{Result, bail};
 
-use super::convert;
-use crate::relay::{Datagrams, Picked, Transport};
+use crate::relay::{Datagrams, Fault as Relayed, Picked, Transport};
 use crate::rule::{
-    Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
+    Acts, Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
 };
 
 /// Says what keeps a stream rule from being carried out, before anything is done.
@@ -18,7 +17,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
         Protocol::Icmp => bail!(
             "`{name}` works on streams and datagrams: for ICMP there are `loss`, `delay`, `rate` and the other packet faults"
         ),
-        Protocol::Udp if !convert::toxic(&rule.fault)?.acts_on(Transport::Udp) => {
+        Protocol::Udp if !Relayed::of_rule(&rule.fault)?.acts_on(Transport::Udp) => {
             bail!("`{name}` has no meaning on UDP: see docs/rules.md for what has")
         }
         _ => {}
@@ -26,7 +25,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     if rule.target.ports.is_empty() && rule.target.protocol != Protocol::Udp {
         bail!("`{name}` needs the port of a service, such as tcp:5432");
     }
-    convert::toxic(&rule.fault)?;
+    Relayed::of_rule(&rule.fault)?;
     if rule.modifiers.size.is_some() {
         bail!("`size` picks packets, and `{name}` works on what they carry: leave it out");
     }
@@ -37,7 +36,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
 fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
     let plain = Modifiers::default();
     let name = fault.name();
-    if is_of_the_service(fault) {
+    if fault.part_that(Acts::OnService).is_some() {
         let picking = [
             ("p", modifiers.probability != plain.probability),
             ("conn", modifiers.connections.is_some()),
@@ -51,25 +50,12 @@ fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
         }
     }
     if modifiers.direction != Direction::Both
-        && let Some(name) = without_direction(fault)
+        && let Some(part) = fault.part_that(Acts::OnRequests)
     {
+        let name = part.name();
         bail!("`{name}` acts on requests and their answers together: leave `dir` out");
     }
     Ok(())
-}
-
-/// Whether the fault acts on a service, not on single connections.
-fn is_of_the_service(fault: &Fault) -> bool {
-    matches!(fault, Fault::NoAccept | Fault::Close { .. })
-}
-
-/// The part of the fault that has no direction.
-fn without_direction(fault: &Fault) -> Option<&'static str> {
-    match fault {
-        Fault::Error(_) | Fault::Transient { .. } | Fault::Abort => Some(fault.name()),
-        Fault::Mix(arms) => arms.iter().find_map(|arm| without_direction(&arm.fault)),
-        _ => None,
-    }
 }
 
 /// Whether datagrams are given to the relay for this rule.
@@ -93,7 +79,7 @@ pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
         Protocol::Udp => transport == Transport::Udp,
         Protocol::Icmp => false,
     };
-    is_aimed && convert::toxic(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
+    is_aimed && Relayed::of_rule(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
 }
 
 /// The datagrams that a rule picks, by counting.

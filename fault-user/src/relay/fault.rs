@@ -6,25 +6,28 @@
 
 use std::time::Duration;
 
+use anyhow::{Result, bail};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-/// How a connection is closed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CloseMode {
-    /// In order: the bytes before it arrive, then the end of the stream.
-    #[default]
-    Fin,
-    /// With a reset at both ends.
-    Rst,
-}
+use super::requests::{Handling, RequestStage};
+use super::stage::{Place, Stage};
+pub use crate::rule::CloseHow as CloseMode;
+use crate::rule::{self, Acts, MixArm};
 
 /// A probability, 0 to 1; read from a number in that range or from a text such as `"20%"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Probability(pub f64);
+
+impl Probability {
+    /// That of so many parts per million.
+    #[must_use]
+    pub fn of_ppm(ppm: u32) -> Self {
+        Self(f64::from(ppm) / 1e6)
+    }
+}
 
 impl<'de> Deserialize<'de> for Probability {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -56,6 +59,16 @@ impl<'de> Deserialize<'de> for Probability {
 pub struct Rate(pub f64);
 
 impl Rate {
+    /// That of so many bits per second.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "no link has a rate that needs more than 52 bits"
+    )]
+    #[must_use]
+    pub fn of_bits(bits_per_second: u64) -> Self {
+        Self(bits_per_second as f64 / 8000.0)
+    }
+
     /// Bytes per second; 0 for a negative rate.
     #[must_use]
     pub fn bytes_per_second(self) -> f64 {
@@ -73,253 +86,76 @@ impl Serialize for Rate {
     }
 }
 
+/// Declares the attributes of a fault: the fields of an object of the control API.
 macro_rules! attributes {
-    ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* })*) => {$(
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
-        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(default)]
         pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
 
         impl $name {
-            const ATTRIBUTES: &[&str] = &[$(stringify!($field)),*];
+            pub(crate) const ATTRIBUTES: &[&str] = &[$(stringify!($field)),*];
         }
-    )*};
+    };
+}
+pub(super) use attributes;
+
+/// A fault as docs/relay.md describes it, in Markdown.
+pub struct Help {
+    /// Its attributes with their units.
+    pub attributes: &'static str,
+    /// What it does to a stream; nothing where it has no meaning.
+    pub tcp: Option<&'static str>,
+    /// The same for datagrams.
+    pub udp: Option<&'static str>,
 }
 
-attributes! {
-    /// No attributes.
-    Nothing {}
+/// A fault, by its attributes. The defaults are right for most faults.
+pub(crate) trait StreamFault {
+    /// What it does, and on which transports it has a meaning.
+    fn help(&self) -> Help;
 
-    /// Holds every chunk for `latency` ± a uniform `jitter` from its arrival; the order is kept.
-    Latency {
-        /// Milliseconds.
-        latency: i64,
-        /// Milliseconds to either side.
-        jitter: i64,
+    /// The attributes for a rule's fault; nothing where that is another one.
+    ///
+    /// # Errors
+    /// What is finer than the attributes' units.
+    fn of_rule(_rule: &rule::Fault) -> Result<Option<Self>>
+    where
+        Self: Sized,
+    {
+        Ok(None)
     }
 
-    /// Paces the stream.
-    Bandwidth {
-        /// Kilobytes (1000 bytes) per second, also fractions; 0 lets nothing through.
-        rate: Rate,
-        /// All connections share the rate instead of having it each.
-        #[serde(skip_serializing_if = "is_false")]
-        shared: bool,
+    /// The attribute that an alias in lower case stands for.
+    fn canonical(&self, _alias: &str) -> Option<&'static str> {
+        None
     }
 
-    /// Holds the end of the stream back.
-    SlowClose {
-        /// Milliseconds.
-        delay: i64,
+    /// Says what is wrong with the values.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
     }
 
-    /// Throws the data away, then closes the connection.
-    Timeout {
-        /// Milliseconds until the close; 0 never closes.
-        timeout: i64,
+    /// Whether it acts on the proxy as a whole, which the relay then does.
+    fn is_proxy_wide(&self) -> bool {
+        false
     }
 
-    /// Resets the connection at both ends; until then the data waits.
-    ResetPeer {
-        /// Milliseconds until the reset.
-        timeout: i64,
+    /// What it does with requests, where it looks at them.
+    fn handling(&self) -> Option<Handling> {
+        None
     }
 
-    /// Cuts the stream into pieces.
-    Slicer {
-        /// Bytes; 0 cuts nothing.
-        average_size: i64,
-        /// Bytes to either side of the average.
-        size_variation: i64,
-        /// Microseconds between two pieces.
-        delay: i64,
+    /// Whether as many bytes come out as go in, until the end.
+    fn keeps_length(&self) -> bool {
+        self.handling().is_none()
     }
 
-    /// Lets exactly so many bytes through, then closes the connection.
-    LimitData {
-        /// Bytes.
-        bytes: i64,
-        /// All connections share the bytes instead of having them each; at the limit all are closed.
-        #[serde(skip_serializing_if = "is_false")]
-        shared: bool,
-        /// Once the shared bytes are used up counting begins anew: every so many bytes all
-        /// connections are closed.
-        #[serde(skip_serializing_if = "is_false")]
-        every: bool,
+    /// What carries it out on one direction of one connection; nothing where the relay does.
+    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        Some(Box::new(RequestStage::new(self.handling()?, place)))
     }
-
-    /// Closes the connection when data comes; the data is not forwarded. A UDP client is forgotten.
-    CloseOnData {
-        /// `fin` or `rst`.
-        #[serde(alias = "how")]
-        mode: CloseMode,
-    }
-
-    /// Closes connections that are open now, once.
-    Close {
-        /// How many, the oldest first; 0 closes all.
-        count: i64,
-        /// `fin` or `rst`.
-        #[serde(alias = "how")]
-        mode: CloseMode,
-    }
-
-    /// Changes bytes on their way; never how many there are.
-    CorruptData {
-        /// What becomes of a byte.
-        mode: CorruptMode,
-        /// The share of bytes that are hit; without it and without `offset` every byte is.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        probability: Option<Probability>,
-        /// Hits the byte at this offset (from 0) of the stream or datagram, and no other.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        offset: Option<u64>,
-    }
-
-    /// Closes the connection on a timer, idle or not.
-    Lifetime {
-        /// Milliseconds.
-        #[serde(alias = "lifetime", alias = "timeout")]
-        time: i64,
-        /// Milliseconds to either side.
-        #[serde(skip_serializing_if = "is_zero")]
-        jitter: i64,
-        /// What starts the timer.
-        #[serde(skip_serializing_if = "is_default")]
-        from: LifetimeStart,
-        /// `fin` or `rst`.
-        #[serde(skip_serializing_if = "is_default", alias = "how")]
-        mode: CloseMode,
-    }
-
-    /// Collects small chunks into larger ones.
-    Coalesce {
-        /// Bytes that must have come before they are sent on.
-        #[serde(alias = "min", alias = "bytes")]
-        min_bytes: i64,
-        /// Milliseconds that the first byte waits at most; 0 waits for the bytes or the end.
-        #[serde(alias = "wait")]
-        max_wait: i64,
-    }
-
-    /// Replaces what a regular expression matches, across chunk borders.
-    Substitute {
-        /// The expression (the `regex` crate's syntax, on bytes).
-        regex: String,
-        /// What is put in its place; `$1` and `$name` stand for groups.
-        replacement: String,
-        /// Milliseconds that the beginning of a possible match is held back; 0 means 50.
-        #[serde(skip_serializing_if = "is_zero")]
-        max_wait: i64,
-    }
-
-    /// Answers requests with an error in the server's name; the server does not see them.
-    ErrorReply {
-        /// Whose language the error is in.
-        protocol: Protocol,
-        /// HTTP status codes to choose from; none means 500, 502, 503 and 504.
-        #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
-        status: Vec<u16>,
-        /// The error in the protocol's own words, such as `LOADING try later` or `421 try later`; one line.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        message: Option<String>,
-        /// How many random bytes `random` answers with; none means 16 to 127.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        size: Option<u64>,
-    }
-
-    /// Answers the first requests with an error, then lets everything through.
-    Transient {
-        /// How many requests get an error.
-        #[serde(alias = "errors", alias = "n")]
-        count: i64,
-        /// Whose language the error is in.
-        protocol: Protocol,
-        /// HTTP status codes to choose from; none means 500, 502, 503 and 504.
-        #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
-        status: Vec<u16>,
-        /// The error in the protocol's own words, such as `LOADING try later` or `421 try later`; one line.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        message: Option<String>,
-        /// How many random bytes `random` answers with; none means 16 to 127.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        size: Option<u64>,
-        /// Each connection counts for itself instead of all together.
-        #[serde(skip_serializing_if = "is_false")]
-        per_connection: bool,
-    }
-
-    /// Breaks the connection after a request has reached the server and before its answer is seen.
-    Abort {
-        /// Whose language says where a request ends.
-        protocol: Protocol,
-        /// What the client gets; unset means a reset.
-        #[serde(skip_serializing_if = "Option::is_none", alias = "how")]
-        mode: Option<CloseMode>,
-    }
-
-    /// One draw per connection decides which of these it gets, if any.
-    Mix {
-        /// The alternatives; their shares add up to 1 at most, the rest of the connections is untouched.
-        #[serde(alias = "choices")]
-        faults: Vec<Share>,
-    }
-
-    /// Loses datagrams.
-    Loss {
-        /// The share that is lost.
-        probability: Probability,
-    }
-
-    /// Loses chunks of a stream or datagrams, as Toxiproxy does: what is lost of a stream is missing in it.
-    PacketLoss {
-        /// The share that is lost; below 0 acts as 0, above 1 as 1.
-        loss_rate: f64,
-        /// What the share is higher by after a loss.
-        correlation: f64,
-    }
-
-    /// Sends datagrams twice.
-    Duplicate {
-        /// The share that is sent twice.
-        probability: Probability,
-    }
-
-    /// Lets later datagrams overtake.
-    Reorder {
-        /// The share that is held back.
-        probability: Probability,
-        /// How many datagrams overtake one that is held back; 0 means 1.
-        gap: i64,
-        /// Milliseconds after which a datagram that nothing overtook is sent on; 0 means 100.
-        #[serde(skip_serializing_if = "is_zero")]
-        max_wait: i64,
-    }
-}
-
-/// What becomes of a byte that `corrupt_data` hits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CorruptMode {
-    /// One of its bits is inverted.
-    #[default]
-    Flip,
-    /// It becomes 0.
-    Zero,
-    /// It becomes another value, at random.
-    Random,
-}
-
-/// What starts the timer of `lifetime`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LifetimeStart {
-    /// The acceptance of the connection.
-    #[default]
-    Connect,
-    /// The first byte in the toxic's direction.
-    #[serde(alias = "first_data")]
-    FirstData,
 }
 
 /// The protocol in which an error is put.
@@ -389,51 +225,37 @@ impl<'de> Deserialize<'de> for Share {
     }
 }
 
-macro_rules! faults {
-    ($($(#[$meta:meta])* $variant:ident($type:ty) = $name:literal,)*) => {
-        /// What is done to a stream or to datagrams.
-        #[derive(Clone, Debug, PartialEq)]
-        pub enum Fault { $($(#[$meta])* $variant($type),)* }
-
-        /// The longest text of an error reply, in bytes.
-const MESSAGE_MAX: usize = 400;
-/// The most random bytes of an error reply.
-const REPLY_MAX: u64 = 1 << 20;
-
-/// Says what is wrong with an error reply.
-///
-/// # Errors
-/// One line.
-pub(crate) fn check_reply(
-    status: &[u16],
-    message: Option<&str>,
-    size: Option<u64>,
-) -> Result<(), String> {
-    if let Some(status) = status.iter().find(|status| !(200..=599).contains(*status)) {
-        return Err(format!("{status} is no HTTP status, expected 200 to 599"));
+attributes! {
+    /// One draw per connection decides which of these it gets, if any.
+    Mix {
+        /// The alternatives; their shares add up to 1 at most, the rest of the connections is untouched.
+        #[serde(alias = "choices")]
+        faults: Vec<Share>,
     }
-    if let Some(message) = message
-        && (message.len() > MESSAGE_MAX || message.contains(['\r', '\n']) || message.is_empty())
-    {
-        return Err(format!(
-            "the message of an error is one line of 1 to {MESSAGE_MAX} bytes"
-        ));
-    }
-    if size.is_some_and(|size| !(1..=REPLY_MAX).contains(&size)) {
-        return Err(format!("an error has 1 to {REPLY_MAX} random bytes"));
-    }
-    Ok(())
 }
 
-impl Fault {
+macro_rules! declare {
+    ($($(#[$cfg:meta])* $module:ident $variant:ident $name:literal,)*) => {
+        $($(#[$cfg])* pub use super::stage::$module::$variant;)*
+
+        /// What is done to a stream or to datagrams.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Fault {
+            $($(#[$cfg])* #[doc = concat!("`", $name, "`.")] $variant($variant),)*
+            /// One of several faults.
+            Mix(Mix),
+        }
+
+        impl Fault {
             /// The names of all faults, as toxics are typed.
-            pub const KINDS: &[&str] = &[$($name),*];
+            pub const KINDS: &[&str] = &[$($(#[$cfg])* $name,)* "mix"];
 
             /// The fault with this name and default attributes.
             #[must_use]
             pub fn of_kind(kind: &str) -> Option<Self> {
                 match kind {
-                    $($name => Some(Self::$variant(<$type>::default())),)*
+                    $($(#[$cfg])* $name => Some(Self::$variant($variant::default())),)*
+                    "mix" => Some(Self::Mix(Mix::default())),
                     _ => None,
                 }
             }
@@ -441,81 +263,74 @@ impl Fault {
             /// The fault's name.
             #[must_use]
             pub const fn kind(&self) -> &'static str {
-                match self { $(Self::$variant(_) => $name,)* }
+                match self {
+                    $($(#[$cfg])* Self::$variant(_) => $name,)*
+                    Self::Mix(_) => "mix",
+                }
             }
 
             /// The names of its attributes.
             #[must_use]
             pub const fn attribute_names(&self) -> &'static [&'static str] {
-                match self { $(Self::$variant(_) => <$type>::ATTRIBUTES,)* }
+                match self {
+                    $($(#[$cfg])* Self::$variant(_) => $variant::ATTRIBUTES,)*
+                    Self::Mix(_) => Mix::ATTRIBUTES,
+                }
             }
 
             fn to_json(&self) -> serde_json::Result<Value> {
-                match self { $(Self::$variant(attributes) => serde_json::to_value(attributes),)* }
+                match self {
+                    $($(#[$cfg])* Self::$variant(attributes) => serde_json::to_value(attributes),)*
+                    Self::Mix(attributes) => serde_json::to_value(attributes),
+                }
             }
 
             fn of_same_kind(&self, value: Value) -> serde_json::Result<Self> {
-                match self { $(Self::$variant(_) => serde_json::from_value(value).map(Self::$variant),)* }
+                match self {
+                    $($(#[$cfg])* Self::$variant(_) => serde_json::from_value(value).map(Self::$variant),)*
+                    Self::Mix(_) => serde_json::from_value(value).map(Self::Mix),
+                }
+            }
+
+            /// The relay's fault for a rule's.
+            ///
+            /// # Errors
+            /// What has no meaning on a stream, or is finer than the relay's milliseconds.
+            pub fn of_rule(rule: &rule::Fault) -> Result<Self> {
+                $($(#[$cfg])* if let Some(fault) = $variant::of_rule(rule)? {
+                    return Ok(Self::$variant(fault));
+                })*
+                match Mix::of_rule(rule)? {
+                    Some(mix) => Ok(Self::Mix(mix)),
+                    None => bail!("`{}` does not act on a stream", rule.name()),
+                }
+            }
+
+            fn definition(&self) -> &dyn StreamFault {
+                match self {
+                    $($(#[$cfg])* Self::$variant(fault) => fault,)*
+                    Self::Mix(mix) => mix,
+                }
             }
         }
     };
 }
+each_stage!(declare);
 
-faults! {
-    /// Nothing.
-    Noop(Nothing) = "noop",
-    /// Delay.
-    Latency(Latency) = "latency",
-    /// Pacing.
-    Bandwidth(Bandwidth) = "bandwidth",
-    /// A late end.
-    SlowClose(SlowClose) = "slow_close",
-    /// Silence, then an end.
-    Timeout(Timeout) = "timeout",
-    /// A reset.
-    ResetPeer(ResetPeer) = "reset_peer",
-    /// Small pieces.
-    Slicer(Slicer) = "slicer",
-    /// So many bytes and no more.
-    LimitData(LimitData) = "limit_data",
-    /// The whole proxy is down: connections are refused, open ones closed.
-    Down(Nothing) = "down",
-    /// The whole proxy does not accept: handshakes complete, nobody serves.
-    NoAccept(Nothing) = "no_accept",
-    /// Nothing is read, nothing is lost.
-    Stall(Nothing) = "stall",
-    /// Everything is read and thrown away.
-    Discard(Nothing) = "discard",
-    /// Data ends the connection.
-    CloseOnData(CloseOnData) = "close_on_data",
-    /// The whole proxy closes connections, once, now.
-    Close(Close) = "close",
-    /// Changed bytes.
-    CorruptData(CorruptData) = "corrupt_data",
-    /// A timer ends the connection.
-    Lifetime(Lifetime) = "lifetime",
-    /// Larger chunks.
-    Coalesce(Coalesce) = "coalesce",
-    /// Replaced text.
-    Substitute(Substitute) = "substitute",
-    /// Error answers.
-    Error(ErrorReply) = "error",
-    /// Some error answers.
-    Transient(Transient) = "transient",
-    /// A break between request and answer.
-    Abort(Abort) = "abort",
-    /// One of several faults.
-    Mix(Mix) = "mix",
-    /// Datagrams vanish.
-    Drop(Nothing) = "drop",
-    /// Some datagrams vanish.
-    Loss(Loss) = "loss",
-    /// Some chunks vanish.
-    PacketLoss(PacketLoss) = "packet_loss",
-    /// Some datagrams come twice.
-    Duplicate(Duplicate) = "duplicate",
-    /// Some datagrams come late.
-    Reorder(Reorder) = "reorder",
+/// The table of docs/relay.md.
+#[must_use]
+pub fn reference() -> String {
+    let rank = |kind: &&&str| rule::catalog::spec(kind).map_or(u16::MAX, |spec| spec.rank);
+    let mut kinds: Vec<_> = Fault::KINDS.iter().collect();
+    kinds.sort_by_key(rank);
+    let head = "| type | attributes | TCP | UDP |\n|---|---|---|---|\n";
+    let rows = kinds.into_iter().filter_map(|kind| {
+        let help = Fault::of_kind(kind)?.definition().help();
+        let cell = |text: Option<&'static str>| text.unwrap_or("-");
+        let (attributes, tcp, udp) = (help.attributes, cell(help.tcp), cell(help.udp));
+        Some(format!("| `{kind}` | {attributes} | {tcp} | {udp} |\n"))
+    });
+    rows.fold(head.to_owned(), |table, row| table + &row)
 }
 
 /// What a relay carries.
@@ -591,72 +406,103 @@ impl Fault {
     /// The attribute that a name or alias in lower case stands for.
     #[must_use]
     pub fn canonical<'a>(&self, name: &'a str) -> &'a str {
-        match (self, name) {
-            (Self::CloseOnData(_) | Self::Close(_) | Self::Lifetime(_) | Self::Abort(_), "how") => {
-                "mode"
-            }
-            (Self::Lifetime(_), "lifetime" | "timeout") => "time",
-            (Self::Coalesce(_), "min" | "bytes") => "min_bytes",
-            (Self::Coalesce(_), "wait") => "max_wait",
-            (Self::Transient(_), "errors" | "n") => "count",
-            (Self::Mix(_), "choices") => "faults",
-            _ => name,
-        }
+        self.definition().canonical(name).unwrap_or(name)
     }
 
     fn checked(self) -> Result<Self, String> {
-        match &self {
-            Self::Substitute(attributes) => {
-                regex::bytes::Regex::new(&attributes.regex).map_err(|error| error.to_string())?;
-            }
-            Self::Mix(mix) => mix.check()?,
-            Self::Error(ErrorReply {
-                status,
-                message,
-                size,
-                ..
-            })
-            | Self::Transient(Transient {
-                status,
-                message,
-                size,
-                ..
-            }) => check_reply(status, message.as_deref(), *size)?,
-            _ => {}
-        }
+        self.definition().check()?;
         Ok(self)
     }
 
     /// Whether it acts on the proxy as a whole, not on single connections.
     #[must_use]
-    pub const fn is_proxy_wide(&self) -> bool {
-        matches!(self, Self::Down(_) | Self::NoAccept(_) | Self::Close(_))
+    pub fn is_proxy_wide(&self) -> bool {
+        self.definition().is_proxy_wide()
     }
 
     /// Whether it has a meaning on this transport.
     #[must_use]
     pub fn acts_on(&self, transport: Transport) -> bool {
-        match self {
-            Self::Mix(mix) => mix
-                .faults
-                .iter()
-                .all(|share| share.fault.acts_on(transport)),
-            Self::Drop(_) | Self::Loss(_) | Self::Duplicate(_) | Self::Reorder(_) => {
-                transport == Transport::Udp
-            }
-            Self::SlowClose(_)
-            | Self::ResetPeer(_)
-            | Self::Slicer(_)
-            | Self::Coalesce(_)
-            | Self::Error(_)
-            | Self::Transient(_)
-            | Self::Abort(_) => transport == Transport::Tcp,
-            _ => true,
+        if let Self::Mix(mix) = self {
+            let mut faults = mix.faults.iter();
+            return faults.all(|share| share.fault.acts_on(transport));
         }
+        let help = self.definition().help();
+        match transport {
+            Transport::Tcp => help.tcp.is_some(),
+            Transport::Udp => help.udp.is_some(),
+        }
+    }
+
+    /// What it does with requests, where it looks at them.
+    pub(crate) fn handling(&self) -> Option<Handling> {
+        self.definition().handling()
+    }
+
+    /// Whether as many bytes come out as go in, until the end.
+    pub(crate) fn keeps_length(&self) -> bool {
+        self.definition().keeps_length()
+    }
+
+    /// What carries it out on one direction of one connection; nothing where the relay does.
+    pub(crate) fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        self.definition().stage(place)
+    }
+
+    /// What a rule for both directions puts on the way to the server: of a mix only the arms that act on each
+    /// direction by itself. The others act once, on the way to the client.
+    ///
+    /// # Errors
+    /// As [`Self::of_rule`].
+    pub fn one_way_part(rule: &rule::Fault) -> Result<Self> {
+        let mut fault = Self::of_rule(rule)?;
+        if let (Self::Mix(mix), rule::Fault::Mix(arms)) = (&mut fault, rule) {
+            for (share, arm) in mix.faults.iter_mut().zip(&arms.arms) {
+                if arm.fault.part_that(Acts::OneWay).is_none() {
+                    share.fault = Self::Noop(Noop {});
+                }
+            }
+        }
+        Ok(fault)
     }
 }
 
-impl Mix {
+impl StreamFault for Mix {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "`faults`: list of `{share, type, attributes}`",
+            tcp: Some(
+                "one draw per connection gives it one of them or none; the shares (`0.1` or `\"10%\"`) add up to 1 at most",
+            ),
+            udp: Some("the same, per client"),
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        let rule::Fault::Mix(rule) = rule else {
+            return Ok(None);
+        };
+        let share = |arm: &MixArm| {
+            let fault = Fault::of_rule(&arm.fault)?;
+            if fault.is_proxy_wide() {
+                bail!(
+                    "`{}` acts on the service as a whole: it can't be part of a mix",
+                    arm.fault.name()
+                );
+            }
+            Ok(Share {
+                share: Probability::of_ppm(arm.probability),
+                fault,
+            })
+        };
+        let faults = rule.arms.iter().map(share).collect::<Result<_>>()?;
+        Ok(Some(Self { faults }))
+    }
+
+    fn canonical(&self, name: &str) -> Option<&'static str> {
+        (name == "choices").then_some("faults")
+    }
+
     fn check(&self) -> Result<(), String> {
         let total: f64 = self.faults.iter().map(|share| share.share.0).sum();
         if total > 1.0 + 1e-9 {
@@ -675,6 +521,13 @@ impl Mix {
         }
     }
 
+    /// Each connection has one of its faults, or none.
+    fn stage(&self, _place: &Place) -> Option<Box<dyn Stage>> {
+        None
+    }
+}
+
+impl Mix {
     /// The alternative of a connection whose draw is `unit` (0 to 1).
     #[must_use]
     pub fn choose(&self, unit: f64) -> Option<&Fault> {
@@ -701,21 +554,29 @@ pub fn microseconds(count: i64) -> Duration {
     Duration::from_micros(u64::try_from(count).unwrap_or(0).min(LONGEST_MS * 1000))
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-const fn is_false(value: &bool) -> bool {
-    !*value
+/// A number of bytes, connections or requests as an attribute has it.
+pub(super) fn whole(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-const fn is_zero(value: &i64) -> bool {
-    *value == 0
+/// Nanoseconds as an attribute in milliseconds.
+///
+/// # Errors
+/// Where they are no whole milliseconds.
+pub(super) fn whole_milliseconds(ns: u64) -> Result<i64> {
+    if !ns.is_multiple_of(1_000_000) {
+        bail!("stream faults count time in whole milliseconds: use 1ms or a multiple");
+    }
+    Ok(whole(ns / 1_000_000))
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Error> {
+pub(super) fn one_or_many<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<u16>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum OneOrMany {

@@ -4,6 +4,9 @@
 //! be added, changed and removed while connections are open. It needs no privileges and no HTTP: the control
 //! API is a layer on top. `docs/relay.md` says what each fault does.
 
+// `each_stage!`: the list of the faults, which are the files of `stage`.
+include!(concat!(env!("OUT_DIR"), "/stages.rs"));
+
 mod budget;
 mod connection;
 mod control;
@@ -16,9 +19,11 @@ mod lane;
 mod mysql;
 mod openings;
 mod packets;
+mod picked;
 mod pipe;
 mod protocol;
 mod random;
+mod requests;
 mod stage;
 mod tcp;
 mod timer;

@@ -10,8 +10,7 @@ use crate::hold::qdiscs::Loss;
 use crate::inject::endpoints::Endpoints;
 use crate::inject::injection::{Hits, Injection};
 use crate::plan::{Plan, PlannedRule};
-use crate::rule::units::show_size;
-use crate::rule::{Fault, Protocol, Rule};
+use crate::rule::{Protocol, Rule};
 
 /// The counters that are worth a line when they are not zero.
 const NOTES: [(Counter, &str); 11] = [
@@ -315,20 +314,7 @@ fn nothing_led(protocol: Protocol) -> &'static str {
 
 /// What did not happen, for a fault that waits for something; such a rule has one entry.
 fn condition(rule: &PlannedRule) -> Option<String> {
-    let Ok(written) = rule.text.parse::<Rule>() else {
-        return None;
-    };
-    match written.fault {
-        Fault::Mtu { bytes, .. } => Some(format!(
-            "no packet was larger than {bytes} bytes: name a smaller MTU, or send more at once (a packet has at most its \
-             interface's MTU)"
-        )),
-        Fault::Reset { bytes: Some(bytes) } => Some(format!(
-            "no connection sent {} in one direction since the rule began: name a smaller size, or send more",
-            show_size(u64::from(bytes))
-        )),
-        _ => None,
-    }
+    rule.text.parse::<Rule>().ok()?.fault.waits_for()
 }
 
 /// Whether all that a rule does is to mark congestion.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::catalog::{Kind, Param, Spec};
 use super::error::{Piece, RuleError};
+use super::faults::Fault;
 use super::units;
 
 /// The value of an argument.
@@ -152,6 +153,15 @@ impl<'a> Args<'a> {
         self.insert(param, value, piece)
     }
 
+    /// The fault that the arguments make.
+    pub fn build(&self) -> Result<Fault, RuleError> {
+        let fault = Fault::read(self)?;
+        match fault.complaint() {
+            Some(complaint) => Err(complaint.at(self.piece(complaint.param).unwrap_or(self.name))),
+            None => Ok(fault),
+        }
+    }
+
     /// Where an argument stands in the text, if it was given.
     pub fn piece(&self, name: &str) -> Option<Piece<'a>> {
         self.find(name).map(|(_, _, piece)| *piece)
@@ -273,7 +283,7 @@ pub(super) fn expected(spec: &Spec) -> String {
 }
 
 /// What stands behind the colon of a named argument.
-fn unit_name(kind: Kind) -> &'static str {
+pub(super) fn unit_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Probability => "P%",
         Kind::Duration => "TIME",

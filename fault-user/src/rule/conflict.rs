@@ -5,7 +5,8 @@
 //! differently; a rule behind one that lets nothing through to it; and two values of a fault, for the very same traffic, of
 //! which there can be but one. What a modifier picks (`p`, `first`, `match`, …) is never such a conflict.
 
-use super::fault::{Fault, Layer};
+use super::catalog::Layer;
+use super::faults::{Fault, Overlap};
 use super::modifier::{CountScope, Direction};
 use super::target::{Host, Protocol, Target, Targets};
 use super::timeline::{horizon_ns, windows};
@@ -90,13 +91,16 @@ fn between(first: &Aimed<'_>, second: &Aimed<'_>, horizon: u64) -> Option<String
         ));
     }
     let covered = covers(&first.target, &second.target) && all_within(b, a, horizon);
-    if covered && swallows(x) && matches!(y.layer(), Layer::Packet | Layer::Either) {
+    if covered
+        && x.overlap() == Overlap::Swallows
+        && matches!(y.layer(), Layer::Packet | Layer::Either)
+    {
         return Some(format!(
             "leaves nothing for this rule: whenever `{y}` acts, `{x}` has ended each packet's way before: expected this rule before that one, or other times"
         ));
     }
     let same = covers(&first.target, &second.target) && covers(&second.target, &first.target);
-    if all && (same || covered && first_counts(x)) && is_one_value(x, y) {
+    if all && (same || covered && x.overlap() == Overlap::FirstCounts) && is_one_value(x, y) {
         return Some(format!(
             "says otherwise: {from} `{x}` and `{y}` are two values for the same traffic: expected one of them, or other times, directions or targets"
         ));
@@ -118,43 +122,13 @@ impl Modifiers {
 
 /// Whether a fault alone decides what becomes of the traffic.
 fn decides(fault: &Fault) -> bool {
-    let stream = matches!(
-        fault,
-        Fault::NoAccept
-            | Fault::Stall
-            | Fault::Discard
-            | Fault::Timeout { .. }
-            | Fault::ResetPeer { .. }
-            | Fault::Error(_)
-            | Fault::Abort
-    );
-    stream || swallows(fault) || matches!(fault, Fault::Reset { bytes: None })
-}
-
-/// Whether a fault ends the way of every packet, so that no later rule sees one.
-fn swallows(fault: &Fault) -> bool {
-    matches!(
-        fault,
-        Fault::Drop | Fault::Blackhole | Fault::Reject { .. } | Fault::Down
-    )
+    matches!(fault.overlap(), Overlap::Decides | Overlap::Swallows)
 }
 
 /// Whether two faults give different values to what can have but one for the same traffic.
 fn is_one_value(a: &Fault, b: &Fault) -> bool {
-    matches!(
-        (a, b),
-        (Fault::Delay { .. }, Fault::Delay { .. })
-            | (Fault::Rate { .. }, Fault::Rate { .. })
-            | (Fault::Slot { .. }, Fault::Slot { .. })
-            | (Fault::Mtu { .. }, Fault::Mtu { .. })
-            | (Fault::Latency { .. }, Fault::Latency { .. })
-            | (Fault::Bandwidth { .. }, Fault::Bandwidth { .. })
-    )
-}
-
-/// Whether of several of this fault the first one that matches a packet is the only one that does anything.
-fn first_counts(fault: &Fault) -> bool {
-    matches!(fault, Fault::Rate { .. } | Fault::Slot { .. })
+    let has_one = matches!(a.overlap(), Overlap::OneValue | Overlap::FirstCounts);
+    has_one && a.name() == b.name()
 }
 
 fn directions_meet(a: &Modifiers, b: &Modifiers) -> bool {

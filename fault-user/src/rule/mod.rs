@@ -1,20 +1,23 @@
 //! The rule language: text, JSON, YAML and TOML <-> one set of types.
 //!
-//! `catalog` is the table of faults and their arguments and `modifier` that of modifiers; the parser
-//! (`text`, `args`, `build`), the checks (`check`), the object form, the schema and the errors all read
-//! them. Nothing here touches the kernel. See docs/rules.md for the language.
+//! `faults` has a file for each fault, `catalog` says what a fault is in general, and `modifier` is the
+//! table of modifiers; the parser (`text`, `args`, `fields`), the checks (`check`), the object form, the
+//! schema and the errors all read them. Nothing here touches the kernel. See docs/rules.md for the language.
 
 mod args;
-mod build;
 pub mod catalog;
 mod check;
 pub mod conflict;
 mod error;
-mod fault;
+pub mod faults;
+mod fields;
 mod fuzz;
 mod hints;
+mod mix;
 mod modifier;
 mod object;
+mod packet;
+pub mod reference;
 mod resolve;
 pub mod scenario;
 mod target;
@@ -23,18 +26,21 @@ pub mod timeline;
 pub mod units;
 mod words;
 
-pub use check::{MAX_CORRUPT_BITS, MAX_DELAY_NS, MAX_LATENCY_NS, MAX_RATE, MAX_TIME_NS};
+pub use catalog::{Acts, Layer};
+pub use check::{MAX_RATE, MAX_TIME_NS};
 pub use error::RuleError;
 pub(crate) use error::nearest;
-pub use fault::{
-    CloseHow, CorruptAt, CorruptDataMode, CorruptMode, Distribution, ErrorReply, Fault, Layer,
-    LifetimeFrom, LossModel, MixArm, RejectWith, untouched,
+pub use faults::{
+    CloseHow, CorruptAt, CorruptDataMode, CorruptMode, Distribution, ErrorReply, Fault,
+    LifetimeFrom, MAX_CORRUPT_BITS, MAX_DELAY_NS, MAX_LATENCY_NS, Overlap, RejectWith,
 };
 pub use fuzz::fuzz;
+pub use mix::{Mix, MixArm};
 pub use modifier::{
     Bounds, CountScope, Direction, MODIFIERS, ModifierSpec, Modifiers, PacketKinds, Schedule,
     Triggers,
 };
+pub use packet::{PacketAction, Shaper};
 pub use resolve::{ResolvedRule, ResolvedTarget, Resolver, SystemResolver};
 pub use scenario::{Scenario, ScenarioError};
 pub use target::{

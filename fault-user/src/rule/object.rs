@@ -13,7 +13,8 @@ use serde_json::{Map, Value as Json, json};
 use super::args::{self, Args, Value};
 use super::catalog::{self, Kind, MIX, Param};
 use super::error::{Piece, RuleError, nearest};
-use super::fault::{Fault, MixArm};
+use super::faults::Fault;
+use super::mix::{Mix, MixArm};
 use super::modifier::{MODIFIERS, ModifierReader, ModifierSpec, modifier};
 use super::target::{self, Protocol, Target, TargetRef};
 use super::{Rule, text, units};
@@ -278,7 +279,9 @@ impl<'de> Visitor<'de> for FaultVisitor {
             ));
         };
         let fault = if name == MIX.name {
-            let fault = Fault::Mix(map.next_value()?);
+            let fault = Fault::Mix(Mix {
+                arms: map.next_value()?,
+            });
             if let Some(complaint) = fault.complaint() {
                 return Err(A::Error::custom(complaint.one_line()));
             }
@@ -571,9 +574,9 @@ impl Fault {
     /// The fault in the object form; one without arguments is its name.
     #[must_use]
     pub fn to_object(&self) -> Json {
-        if let Self::Mix(arms) = self {
+        if let Self::Mix(mix) = self {
             let arm = |arm: &MixArm| json!({ "probability": units::show_probability(arm.probability), "fault": arm.fault.to_object() });
-            return json!({ "mix": arms.iter().map(arm).collect::<Vec<_>>() });
+            return json!({ "mix": mix.arms.iter().map(arm).collect::<Vec<_>>() });
         }
         let args: Map<_, _> = self
             .given()

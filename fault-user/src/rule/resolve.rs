@@ -110,7 +110,7 @@ impl Rule {
     ) -> Result<ResolvedRule, RuleError> {
         let target = self.target_in(targets)?;
         if let Some(complaint) = self.complaint(Some(&target)) {
-            return Err(self.told(complaint));
+            return Err(self.told(&complaint));
         }
         Ok(ResolvedRule {
             name: self.target.to_string(),

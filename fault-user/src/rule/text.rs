@@ -7,8 +7,9 @@ use super::args::{self, Args};
 use super::catalog::{self, MIX};
 use super::check::{self, Complaint};
 use super::error::{Piece, RuleError};
-use super::fault::{Fault, MixArm};
+use super::faults::Fault;
 use super::hints;
+use super::mix::{Mix, MixArm};
 use super::modifier::{MODIFIERS, ModifierReader, modifier};
 use super::target::{TargetRef, looks_like_ports, target_ref};
 use super::units;
@@ -163,9 +164,9 @@ impl<'a> FaultReader<'a> {
         match self {
             Self::Plain(args) => args.build(),
             Self::Mix(arms, place) => {
-                let fault = Fault::Mix(arms.clone());
+                let fault = Fault::Mix(Mix { arms: arms.clone() });
                 match fault.complaint() {
-                    Some(complaint) => Err(told(complaint, *place)),
+                    Some(complaint) => Err(complaint.at(*place)),
                     None => Ok(fault),
                 }
             }
@@ -186,15 +187,6 @@ impl<'a> FaultReader<'a> {
             Self::Plain(args) => args.spec.params.iter().map(|p| p.text).collect(),
             Self::Mix(..) => Vec::new(),
         }
-    }
-}
-
-/// A complaint at its place.
-fn told(complaint: Complaint, piece: Piece<'_>) -> RuleError {
-    let error = piece.error(complaint.message);
-    match complaint.expected {
-        Some(expected) => error.expected(expected),
-        None => error,
     }
 }
 
@@ -344,7 +336,7 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
                 "fault" => fault_reader.piece(),
                 key => reader.piece(key).unwrap_or(fault_reader.piece()),
             };
-            Err(told(complaint, piece))
+            Err(complaint.at(piece))
         }
     }
 }
@@ -367,13 +359,13 @@ impl Rule {
         let complaint = self.fault.complaint().or_else(|| self.complaint(None));
         match complaint {
             None => Ok(()),
-            Some(complaint) => Err(told(complaint, Piece::whole(&self.to_string()))),
+            Some(complaint) => Err(complaint.at(Piece::whole(&self.to_string()))),
         }
     }
 
     /// The error for a complaint that came up when the target became known.
-    pub(super) fn told(&self, complaint: Complaint) -> RuleError {
-        told(complaint, Piece::whole(&self.to_string()))
+    pub(super) fn told(&self, complaint: &Complaint) -> RuleError {
+        complaint.at(Piece::whole(&self.to_string()))
     }
 }
 
@@ -396,8 +388,8 @@ impl FromStr for Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
-        if let Self::Mix(arms) = self {
-            for arm in arms {
+        if let Self::Mix(mix) = self {
+            for arm in &mix.arms {
                 write!(
                     f,
                     " {}:{}",

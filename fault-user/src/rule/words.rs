@@ -1,5 +1,13 @@
 //! Enumerations whose values are words of the language.
 
+/// A value that a word of the language stands for.
+pub(super) trait Word: Copy {
+    /// The value of a word.
+    fn of(word: &str) -> Option<Self>;
+    /// The word of the value.
+    fn text(self) -> &'static str;
+}
+
 /// Declares an enumeration together with the word of each value.
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
@@ -23,6 +31,16 @@ macro_rules! words {
             #[must_use]
             pub fn from_word(word: &str) -> Option<Self> {
                 match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+
+        impl $crate::rule::words::Word for $name {
+            fn of(word: &str) -> Option<Self> {
+                Self::from_word(word)
+            }
+
+            fn text(self) -> &'static str {
+                self.word()
             }
         }
 

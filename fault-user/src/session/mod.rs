@@ -41,7 +41,7 @@ use crate::plan::tables::Scope;
 use crate::plan::{Plan, guard_host};
 use crate::relay::Cut;
 use crate::report::summary::{self, Audience};
-use crate::rule::Fault;
+use crate::rule::Layer;
 use crate::steer::Steering;
 use crate::sys::preflight::{Need, preflight};
 use crate::sys::process::caller;
@@ -311,14 +311,12 @@ impl Session<'_> {
             return Ok(());
         };
         let mut ends = Ends::listen()?;
-        let held_ns = self.rules.rules.iter().map(|(_, rule)| match rule.fault {
-            Fault::Delay {
-                delay_ns,
-                jitter_ns,
-                ..
-            } => delay_ns.saturating_add(jitter_ns),
-            _ => 0,
-        });
+        let packets = self
+            .rules
+            .rules
+            .iter()
+            .filter(|(_, rule)| rule.fault.layer() == Layer::Packet);
+        let held_ns = packets.map(|(_, rule)| rule.fault.held_ns());
         let transit = Duration::from_nanos(held_ns.max().unwrap_or(0));
         let cut = steering
             .finish(self.options.drain, transit, ends.come())

@@ -23,11 +23,13 @@ use tokio::task::JoinHandle;
 use crate::inject::injection::Hits;
 use crate::inject::injector::Marker;
 use crate::inject::services::{Service, relay_mark};
-use crate::plan::convert;
 use crate::plan::stream::{self, check};
 use crate::relay::exchange::Exchange;
-use crate::relay::{Cut, Direction as Way, Drain, Engine, Relay, ToxicConfig, Transport};
-use crate::rule::{Direction, Fault, ResolvedRule, ResolvedTarget};
+use crate::relay::fault::Probability;
+use crate::relay::{
+    Cut, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig, Transport,
+};
+use crate::rule::{Acts, Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
@@ -337,7 +339,9 @@ impl Steering {
     /// How long the rules hold what is on its way, one after the other.
     fn delay(&self) -> Duration {
         let rules = self.shared.rules.iter();
-        rules.map(|rule| convert::delay(&rule.rule.fault)).sum()
+        rules
+            .map(|rule| Duration::from_nanos(rule.rule.fault.held_ns()))
+            .sum()
     }
 
     /// When the last window that is open now closes.
@@ -487,7 +491,7 @@ impl Shared {
         }
         let ways: &[Way] = match rule.modifiers.direction {
             Direction::ToServer => &[Way::Upstream],
-            Direction::Both if convert::is_one_way(&rule.fault) => &Way::ALL,
+            Direction::Both if rule.fault.part_that(Acts::OneWay).is_some() => &Way::ALL,
             Direction::ToClient | Direction::Both => &[Way::Downstream],
         };
         let config = |way: &Way| {
@@ -495,13 +499,13 @@ impl Shared {
                 name: format!("{number}@{}", way.name()),
                 direction: *way,
                 stream: way.name().to_owned(),
-                toxicity: convert::share(rule.modifiers.probability),
+                toxicity: Probability::of_ppm(rule.modifiers.probability).0,
                 connections: stream::connections(&rule.modifiers, transport),
                 datagrams: stream::datagrams(&rule.modifiers, transport),
                 fault: if ways.len() == 2 && *way == Way::Upstream {
-                    convert::one_way_part(&rule.fault)?
+                    Relayed::one_way_part(&rule.fault)?
                 } else {
-                    convert::toxic(&rule.fault)?
+                    Relayed::of_rule(&rule.fault)?
                 },
             })
         };
@@ -636,7 +640,7 @@ impl Shared {
             }
             sum.connections += connections;
         }
-        if matches!(self.rules[number].rule.fault, Fault::NoAccept) {
+        if matches!(self.rules[number].rule.fault, Fault::NoAccept(_)) {
             return self.waiting(number);
         }
         let before = self.before.lock().unwrap_or_else(PoisonError::into_inner)[number];

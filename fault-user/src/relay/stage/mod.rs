@@ -3,13 +3,6 @@
 //! A chunk is pushed in with the time at which it arrived, and popped out when it may go on. A
 //! [`Pipeline`] is a row of them. Time only comes in as an argument, so that a test can be exact.
 
-mod content;
-mod datagram;
-mod ending;
-mod pacing;
-mod reply;
-mod substitute;
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,8 +12,46 @@ use bytes::Bytes;
 use super::budget::PIECE_COST;
 use super::fault::{CloseMode, Fault};
 use super::packets::Carrier;
+use super::picked::PickedStage;
 use super::toxic::{Direction, Shared, Toxic};
 use super::trouble::Trouble;
+
+/// What the file of a stage needs.
+mod prelude {
+    pub(super) use std::sync::Arc;
+    pub(super) use std::time::{Duration, Instant};
+
+    pub(super) use anyhow::Result;
+
+    pub(super) use super::{Chunk, End, Place, Pop, Queue, Queued, ROOM, Rest, Stage};
+    pub(super) use crate::relay::fault::{
+        CloseMode, Fault, Help, Probability, Protocol, StreamFault, attributes, is_default,
+        milliseconds, one_or_many, whole, whole_milliseconds,
+    };
+    pub(super) use crate::relay::random::Draws;
+    pub(super) use crate::relay::toxic::Shared;
+    pub(super) use crate::rule;
+}
+
+/// Says that a [`Queued`] stage has what it holds in its field `queue`.
+macro_rules! held {
+    () => {
+        fn queue(&mut self) -> &mut Queue {
+            &mut self.queue
+        }
+
+        fn queued(&self) -> &Queue {
+            &self.queue
+        }
+    };
+}
+
+macro_rules! modules {
+    ($($(#[$cfg:meta])* $module:ident $_fault:ident $_name:literal,)*) => {
+        $($(#[$cfg])* pub(crate) mod $module;)*
+    };
+}
+each_stage!(modules);
 
 /// What a stage that holds nothing on purpose takes in before the next one has taken it off.
 pub(crate) const ROOM: usize = 64 * 1024;
@@ -106,6 +137,90 @@ pub(crate) trait Stage: Send + Sync {
     fn bytes(&self) -> usize;
 }
 
+/// A stage that keeps what it holds in a [`Queue`], and passes it on as it came where it says nothing else.
+pub(crate) trait Queued: Send + Sync {
+    /// Bytes of it are lost when it is taken away, so that the connection must be closed.
+    const LOSES: bool = false;
+
+    /// What it holds.
+    fn queue(&mut self) -> &mut Queue;
+    /// What it holds.
+    fn queued(&self) -> &Queue;
+    /// How many bytes it takes in while it is empty.
+    fn takes(&self) -> usize {
+        ROOM
+    }
+    /// See [`Stage::room`].
+    fn takes_now(&self) -> usize {
+        self.queued().room(self.takes())
+    }
+    /// See [`Stage::push`].
+    fn accept(&mut self, chunk: Chunk) {
+        self.queue().push(chunk);
+    }
+    /// See [`Stage::end`].
+    fn accept_end(&mut self, end: End, at: Instant) {
+        self.queue().end(end, at);
+    }
+    /// See [`Stage::pop`].
+    fn next(&mut self, _now: Instant) -> Pop {
+        self.queue().pass()
+    }
+    /// See [`Stage::expired`].
+    fn timer(&mut self, _now: Instant) -> Pop {
+        Pop::Wait(None)
+    }
+    /// See [`Stage::starved`].
+    fn source_is_idle(&mut self) {}
+    /// See [`Stage::update`].
+    fn change(&mut self, _fault: &Fault, _now: Instant) {}
+}
+
+impl<T: Queued> Stage for T {
+    fn room(&self, _now: Instant) -> usize {
+        self.takes_now()
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        self.accept(chunk);
+    }
+
+    fn end(&mut self, end: End, at: Instant) {
+        self.accept_end(end, at);
+    }
+
+    fn pop(&mut self, now: Instant) -> Pop {
+        self.next(now)
+    }
+
+    fn expired(&mut self, now: Instant) -> Pop {
+        self.timer(now)
+    }
+
+    fn starved(&mut self) {
+        self.source_is_idle();
+    }
+
+    fn update(&mut self, fault: &Fault, now: Instant) {
+        self.change(fault, now);
+    }
+
+    fn take(mut self: Box<Self>) -> Rest {
+        Rest {
+            close: T::LOSES,
+            ..std::mem::take(self.queue()).into_rest()
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queued().is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.queued().bytes
+    }
+}
+
 /// Chunks in order, and the end behind them.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
@@ -115,7 +230,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    fn push(&mut self, chunk: Chunk) {
+    pub(crate) fn push(&mut self, chunk: Chunk) {
         self.bytes += chunk.data.len();
         self.chunks.push_back(chunk);
     }
@@ -124,7 +239,7 @@ impl Queue {
         self.end.get_or_insert((end, at));
     }
 
-    fn room(&self, limit: usize) -> usize {
+    pub(crate) fn room(&self, limit: usize) -> usize {
         if self.end.is_some() {
             return 0;
         }
@@ -135,7 +250,7 @@ impl Queue {
         self.chunks.front()
     }
 
-    fn pop(&mut self) -> Option<Chunk> {
+    pub(crate) fn pop(&mut self) -> Option<Chunk> {
         let chunk = self.chunks.pop_front()?;
         self.bytes -= chunk.data.len();
         Some(chunk)
@@ -155,6 +270,15 @@ impl Queue {
         })
     }
 
+    /// The next chunk, or the end.
+    fn pass(&mut self) -> Pop {
+        if let Some(chunk) = self.pop() {
+            return Pop::Chunk(chunk);
+        }
+        let end = self.pop_end();
+        end.map_or(Pop::Wait(None), |(end, at)| Pop::End(end, at))
+    }
+
     /// The end, once all chunks are gone.
     fn pop_end(&mut self) -> Option<(End, Instant)> {
         if self.chunks.is_empty() {
@@ -164,7 +288,12 @@ impl Queue {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// How many bytes are held.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
         self.chunks.is_empty() && self.end.is_none()
     }
 
@@ -173,7 +302,7 @@ impl Queue {
         self.bytes = 0;
     }
 
-    fn into_rest(self) -> Rest {
+    pub(crate) fn into_rest(self) -> Rest {
         Rest {
             chunks: self.chunks,
             end: self.end,
@@ -195,39 +324,13 @@ impl From<Rest> for PassStage {
     }
 }
 
-impl Stage for PassStage {
-    fn room(&self, _now: Instant) -> usize {
-        self.0.room(ROOM)
+impl Queued for PassStage {
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.0
     }
 
-    fn push(&mut self, chunk: Chunk) {
-        self.0.push(chunk);
-    }
-
-    fn end(&mut self, end: End, at: Instant) {
-        self.0.end(end, at);
-    }
-
-    fn pop(&mut self, _now: Instant) -> Pop {
-        if let Some(chunk) = self.0.pop() {
-            return Pop::Chunk(chunk);
-        }
-        let end = self.0.pop_end();
-        end.map_or(Pop::Wait(None), |(end, at)| Pop::End(end, at))
-    }
-
-    fn update(&mut self, _fault: &Fault, _now: Instant) {}
-
-    fn take(self: Box<Self>) -> Rest {
-        self.0.into_rest()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn bytes(&self) -> usize {
-        self.0.bytes
+    fn queued(&self) -> &Queue {
+        &self.0
     }
 }
 
@@ -247,39 +350,12 @@ pub(crate) struct Place {
     pub(crate) trouble: Arc<Trouble>,
 }
 
-fn build(fault: &Fault, place: &Place) -> Option<Box<dyn Stage>> {
-    Some(match fault {
-        Fault::Latency(a) => Box::new(pacing::LatencyStage::new(a, place)),
-        Fault::Bandwidth(a) => Box::new(pacing::BandwidthStage::new(a, place)),
-        Fault::Slicer(a) => Box::new(pacing::SlicerStage::new(a, place)),
-        Fault::SlowClose(a) => Box::new(pacing::SlowCloseStage::new(a, place)),
-        Fault::Timeout(a) => Box::new(ending::TimeoutStage::new(a, place)),
-        Fault::ResetPeer(a) => Box::new(ending::ResetPeerStage::new(a, place)),
-        Fault::LimitData(a) => Box::new(ending::LimitDataStage::new(a, place)),
-        Fault::CloseOnData(a) => Box::new(ending::CloseOnDataStage::new(a, place)),
-        Fault::Lifetime(a) => Box::new(ending::LifetimeStage::new(a, place)),
-        Fault::Stall(_) => Box::new(content::StallStage::new(place)),
-        Fault::Discard(_) | Fault::Drop(_) => Box::new(content::DiscardStage::new(place)),
-        Fault::CorruptData(a) => Box::new(content::CorruptStage::new(a, place)),
-        Fault::Coalesce(a) => Box::new(content::CoalesceStage::new(a, place)),
-        Fault::Substitute(a) => Box::new(substitute::SubstituteStage::new(a, place)?),
-        Fault::Error(_) | Fault::Transient(_) | Fault::Abort(_) => {
-            Box::new(reply::ReplyStage::new(fault, place)?)
-        }
-        Fault::Noop(_) | Fault::Down(_) | Fault::NoAccept(_) | Fault::Close(_) | Fault::Mix(_) => {
-            return None;
-        }
-        Fault::Loss(_) | Fault::PacketLoss(_) => Box::new(datagram::LossStage::new(fault, place)),
-        Fault::Duplicate(a) => Box::new(datagram::DuplicateStage::new(a, place)),
-        Fault::Reorder(a) => Box::new(datagram::ReorderStage::new(a, place)),
-    })
-}
-
 /// Where a fault acts: those that answer in the server's name look at requests, whatever was asked for.
-const fn side(fault: &Fault, asked: Direction) -> Direction {
-    match fault {
-        Fault::Error(_) | Fault::Transient(_) | Fault::Abort(_) => Direction::Upstream,
-        _ => asked,
+fn side(fault: &Fault, asked: Direction) -> Direction {
+    if fault.handling().is_some() {
+        Direction::Upstream
+    } else {
+        asked
     }
 }
 
@@ -287,6 +363,8 @@ struct Slot {
     id: u64,
     revision: u64,
     kind: &'static str,
+    /// As many bytes come out as go in.
+    keeps_length: bool,
     stage: Box<dyn Stage>,
     /// Its toxic is gone: it goes with the last byte that it holds.
     is_retired: bool,
@@ -363,12 +441,7 @@ impl Pipeline {
 
     /// Whether as many bytes come out as go in, until the end.
     pub(crate) fn keeps_length(&self) -> bool {
-        !self.slots.iter().any(|slot| {
-            matches!(
-                slot.kind,
-                "discard" | "drop" | "substitute" | "error" | "transient" | "abort"
-            )
-        })
+        self.slots.iter().all(|slot| slot.keeps_length)
     }
 
     /// Whether no stage holds anything.
@@ -520,11 +593,9 @@ impl Pipeline {
                 shared: Arc::clone(&toxic.shared),
                 trouble: Arc::clone(owner.trouble),
             };
-            if let Some(stage) = build(fault, &place) {
+            if let Some(stage) = fault.stage(&place) {
                 let stage = match toxic.config.datagrams {
-                    Some(datagrams) => {
-                        Box::new(datagram::PickedStage::new(stage, datagrams, &place))
-                    }
+                    Some(datagrams) => Box::new(PickedStage::new(stage, datagrams, &place)),
                     None => stage,
                 };
                 toxic
@@ -536,6 +607,7 @@ impl Pipeline {
                     id: toxic.id,
                     revision: toxic.revision,
                     kind: fault.kind(),
+                    keeps_length: fault.keeps_length(),
                     stage,
                     is_retired: false,
                 };
@@ -571,6 +643,125 @@ impl Pipeline {
                     ..slot
                 });
             }
+        }
+    }
+}
+
+/// Stages alone, on a clock that is only what a test says.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::time::Duration;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// A stage and the time at which it began.
+    pub(crate) struct Bench {
+        pub(crate) stage: Box<dyn Stage>,
+        pub(crate) start: Instant,
+        shared: Arc<Shared>,
+        fault: Fault,
+    }
+
+    impl Bench {
+        /// The stage of a toxic on a new connection.
+        pub(crate) fn new(kind: &str, attributes: &Value) -> Self {
+            Self::at(kind, attributes, false)
+        }
+
+        /// The stage of a toxic on datagrams.
+        pub(crate) fn datagrams(kind: &str, attributes: &Value) -> Self {
+            Self::at(kind, attributes, true)
+        }
+
+        fn at(kind: &str, attributes: &Value, is_datagram: bool) -> Self {
+            let fault = Fault::of_kind(kind).expect("a kind");
+            let fault = fault.with_attributes(attributes).expect("valid attributes");
+            let start = Instant::now();
+            let shared = Arc::<Shared>::default();
+            let place = Place {
+                key: 1,
+                opened: start,
+                now: start,
+                is_new: true,
+                is_datagram,
+                shared: Arc::clone(&shared),
+                trouble: Arc::default(),
+            };
+            Self {
+                stage: fault.stage(&place).expect("a stage"),
+                start,
+                shared,
+                fault,
+            }
+        }
+
+        fn time(&self, ms: u64) -> Instant {
+            self.start + Duration::from_millis(ms)
+        }
+
+        /// Puts bytes in at so many milliseconds.
+        pub(crate) fn push(&mut self, ms: u64, data: &str) {
+            let data = Bytes::copy_from_slice(data.as_bytes());
+            self.stage.push(Chunk::new(data, self.time(ms)));
+        }
+
+        /// Puts the end in.
+        pub(crate) fn fin(&mut self, ms: u64) {
+            self.stage.end(End::Fin, self.time(ms));
+        }
+
+        /// Changes attributes.
+        pub(crate) fn update(&mut self, ms: u64, attributes: &Value) {
+            self.fault = self.fault.with_attributes(attributes).expect("valid");
+            self.stage.update(&self.fault, self.time(ms));
+        }
+
+        /// How many bytes it would take in.
+        pub(crate) fn room(&self, ms: u64) -> usize {
+            self.stage.room(self.time(ms))
+        }
+
+        /// What it gives, one after the other: bytes, `+fin`, `!rst` and the like; then for when it waits, if it does.
+        pub(crate) fn pop(&mut self, ms: u64) -> String {
+            let mut given = Vec::new();
+            loop {
+                given.push(match self.stage.pop(self.time(ms)) {
+                    Pop::Chunk(chunk) => String::from_utf8_lossy(&chunk.data).into_owned(),
+                    Pop::Last(chunk) => format!("{}|", String::from_utf8_lossy(&chunk.data)),
+                    Pop::End(End::Fin, _) => "+fin".to_owned(),
+                    Pop::End(End::Close(mode), _) => format!("+close-{mode}"),
+                    Pop::End(End::Abort(mode), _) => format!("+abort-{mode}"),
+                    Pop::Reply(reply) => format!("<{}", String::from_utf8_lossy(&reply)),
+                    Pop::Now(mode) => {
+                        given.push(format!("!{mode}"));
+                        break;
+                    }
+                    Pop::Wait(None) => break,
+                    Pop::Wait(Some(until)) => {
+                        given.push(format!("@{}", (until - self.start).as_millis()));
+                        break;
+                    }
+                });
+            }
+            given.join(" ")
+        }
+
+        /// How often it has done something.
+        pub(crate) fn hits(&self) -> u64 {
+            let hits = &self.shared.counters.hits;
+            hits.load(std::sync::atomic::Ordering::Relaxed)
+        }
+
+        /// What it gives back when it is taken away, and whether the connection must end.
+        pub(crate) fn take(self) -> (String, bool) {
+            let rest = self.stage.take();
+            let data = rest.chunks.iter();
+            let data: Vec<_> = data
+                .map(|chunk| String::from_utf8_lossy(&chunk.data).into_owned())
+                .collect();
+            (data.concat(), rest.close)
         }
     }
 }

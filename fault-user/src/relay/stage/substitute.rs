@@ -4,8 +4,6 @@
 //! the expression, started at each of the last bytes, says whether more bytes could still lead to a match.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use regex::bytes::Regex;
@@ -13,9 +11,65 @@ use regex_automata::hybrid::LazyStateID;
 use regex_automata::hybrid::dfa::{Cache, DFA};
 use regex_automata::{Anchored, Input};
 
-use super::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage};
-use crate::relay::fault::{Fault, Substitute, milliseconds};
-use crate::relay::toxic::Shared;
+use super::prelude::*;
+
+attributes! {
+    /// Replaces what a regular expression matches, across chunk borders.
+    Substitute {
+        /// The expression (the `regex` crate's syntax, on bytes).
+        regex: String,
+        /// What is put in its place; `$1` and `$name` stand for groups.
+        replacement: String,
+        /// Milliseconds that the beginning of a possible match is held back; 0 means 50.
+        #[serde(skip_serializing_if = "is_default")]
+        max_wait: i64,
+    }
+}
+
+impl StreamFault for Substitute {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "`regex`, `replacement` (`$1`), `max_wait` ms",
+            tcp: Some("across chunk borders, see below"),
+            udp: Some("in each datagram"),
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        let rule::Fault::Substitute(rule) = rule else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            regex: rule.regex.clone(),
+            replacement: rule.replacement.clone(),
+            max_wait: 0,
+        }))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        Regex::new(&self.regex)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    }
+
+    fn keeps_length(&self) -> bool {
+        false
+    }
+
+    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        Some(Box::new(SubstituteStage {
+            replacer: Replacer::new(self)?,
+            max_wait: max_wait(self),
+            held: BytesMut::new(),
+            held_at: place.now,
+            fresh: false,
+            is_datagram: place.is_datagram,
+            datagrams: Queue::default(),
+            end: None,
+            shared: Arc::clone(&place.shared),
+        }))
+    }
+}
 
 /// How far from the end of the known bytes a match may begin and still be waited for.
 const WINDOW: usize = 4096;
@@ -133,7 +187,7 @@ fn can_go_on(dfa: &DFA, cache: &mut Cache, state: LazyStateID) -> Option<bool> {
 }
 
 /// Replaces matches in one direction of a connection.
-pub(super) struct SubstituteStage {
+struct SubstituteStage {
     replacer: Replacer,
     max_wait: Duration,
     held: BytesMut,
@@ -150,20 +204,6 @@ pub(super) struct SubstituteStage {
 }
 
 impl SubstituteStage {
-    pub(super) fn new(attributes: &Substitute, place: &Place) -> Option<Self> {
-        Some(Self {
-            replacer: Replacer::new(attributes)?,
-            max_wait: max_wait(attributes),
-            held: BytesMut::new(),
-            held_at: place.now,
-            fresh: false,
-            is_datagram: place.is_datagram,
-            datagrams: Queue::default(),
-            end: None,
-            shared: Arc::clone(&place.shared),
-        })
-    }
-
     fn replace(&mut self, is_final: bool, now: Instant) -> Option<Bytes> {
         let (done, output, found) = self.replacer.replace(&self.held, is_final);
         let _replaced = self.held.split_to(done);
@@ -331,5 +371,19 @@ mod tests {
                 "cut by {size}"
             );
         }
+    }
+
+    #[test]
+    fn the_beginning_of_a_match_waits_no_longer_than_it_may() {
+        let attributes = serde_json::json!({ "regex": "secret", "replacement": "-" });
+        let mut bench = crate::relay::stage::testing::Bench::new("substitute", &attributes);
+        bench.push(0, "a sec");
+        assert_eq!(bench.pop(0), "a  @50");
+        assert_eq!(bench.pop(50), "sec");
+        bench.push(60, "a sec");
+        assert_eq!(bench.pop(60), "a  @110");
+        bench.push(70, "ret");
+        assert_eq!(bench.pop(70), "-");
+        assert_eq!(bench.hits(), 1);
     }
 }

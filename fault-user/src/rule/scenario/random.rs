@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::super::error::{Piece, RuleError};
-use super::super::fault::{Fault, MixArm};
+use super::super::faults::Fault;
+use super::super::mix::{Mix, MixArm};
 use super::super::units::{self, PPM};
 use super::super::{Rule, TargetRef};
 use super::{Nanoseconds, from_text};
@@ -249,20 +250,21 @@ fn narrowed(fault: Fault, share: u32) -> Fault {
         let product = u64::from(ppm) * u64::from(share) / u64::from(PPM);
         u32::try_from(product).unwrap_or(share)
     };
-    match fault {
-        Fault::Mix(arms) => Fault::Mix(
-            arms.into_iter()
-                .map(|arm| MixArm {
-                    probability: scaled(arm.probability),
-                    ..arm
-                })
-                .collect(),
-        ),
-        fault => Fault::Mix(vec![MixArm {
+    let arms = match fault {
+        Fault::Mix(mix) => mix
+            .arms
+            .into_iter()
+            .map(|arm| MixArm {
+                probability: scaled(arm.probability),
+                ..arm
+            })
+            .collect(),
+        fault => vec![MixArm {
             probability: share,
             fault,
-        }]),
-    }
+        }],
+    };
+    Fault::Mix(Mix { arms })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What must fit together in a scenario.
 
-use super::super::fault::Fault;
+use super::super::faults::{Drop, Fault};
 use super::super::target::{Protocol, TargetRef};
 use super::super::units::show_duration;
 use super::super::{Modifiers, PortRange, Rule, conflict};
@@ -185,7 +185,7 @@ impl Scenario {
         };
         let rule = Rule {
             target,
-            fault: Fault::Drop,
+            fault: Fault::Drop(Drop),
             modifiers: Modifiers::default(),
         };
         match rule.target_in(&self.targets) {

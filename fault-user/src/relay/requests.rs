@@ -1,4 +1,5 @@
-//! `error`, `transient`, `abort`: what the relay says in the server's name, or hides of what the server says.
+//! The stage of `error`, `transient` and `abort`: what the relay says in the server's name, or hides of what the server
+//! says.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,15 +8,27 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Chunk, End, Place, Pop, ROOM, Rest, Stage};
-use crate::relay::fault::{CloseMode, Fault, Protocol};
-use crate::relay::protocol::{self, Frame, Wording};
-use crate::relay::random::Draws;
-use crate::relay::toxic::Shared;
-use crate::relay::trouble::Trouble;
+use super::fault::{CloseMode, Fault, Protocol};
+use super::protocol::{self, Frame, Wording};
+use super::random::Draws;
+use super::stage::{Chunk, End, Place, Pop, ROOM, Rest, Stage};
+use super::toxic::Shared;
+use super::trouble::Trouble;
+
+/// What is done with requests.
+pub(crate) struct Handling {
+    /// The fault's name.
+    pub(crate) fault: &'static str,
+    /// Which requests, and what becomes of them.
+    pub(crate) rule: Rule,
+    /// Their protocol.
+    pub(crate) protocol: Protocol,
+    /// What is answered.
+    pub(crate) wording: Wording,
+}
 
 /// What is done with a request.
-enum Rule {
+pub(crate) enum Rule {
     /// Each is answered.
     Always,
     /// The first so many are answered, by all connections together or by each.
@@ -29,10 +42,8 @@ enum Rule {
     clippy::struct_excessive_bools,
     reason = "what is done with the rest of a request does not depend on how the connection ends"
 )]
-pub(super) struct ReplyStage {
-    rule: Rule,
-    protocol: Protocol,
-    wording: Wording,
+pub(crate) struct RequestStage {
+    handling: Handling,
     draws: Draws,
     answered: u64,
     buffer: BytesMut,
@@ -50,17 +61,15 @@ pub(super) struct ReplyStage {
     is_encrypted: bool,
     ready: VecDeque<Pop>,
     at: Instant,
-    kind: &'static str,
     shared: Arc<Shared>,
     trouble: Arc<Trouble>,
 }
 
-impl ReplyStage {
-    pub(super) fn new(fault: &Fault, place: &Place) -> Option<Self> {
-        let mut stage = Self {
-            rule: Rule::Always,
-            protocol: Protocol::Auto,
-            wording: Wording::default(),
+impl RequestStage {
+    /// The stage that handles requests in this way.
+    pub(super) fn new(handling: Handling, place: &Place) -> Self {
+        Self {
+            handling,
             draws: Draws::new(place.key),
             answered: 0,
             buffer: BytesMut::new(),
@@ -72,49 +81,14 @@ impl ReplyStage {
             is_encrypted: false,
             ready: VecDeque::new(),
             at: place.now,
-            kind: fault.kind(),
             shared: Arc::clone(&place.shared),
             trouble: Arc::clone(&place.trouble),
-        };
-        stage.set(fault).then_some(stage)
-    }
-
-    fn set(&mut self, fault: &Fault) -> bool {
-        match fault {
-            Fault::Error(attributes) => {
-                self.rule = Rule::Always;
-                self.protocol = attributes.protocol;
-                self.wording = Wording {
-                    status: attributes.status.clone(),
-                    message: attributes.message.clone(),
-                    size: attributes.size,
-                };
-            }
-            Fault::Transient(attributes) => {
-                let count = attributes.count.max(0).unsigned_abs();
-                self.rule = Rule::First {
-                    count,
-                    per_connection: attributes.per_connection,
-                };
-                self.protocol = attributes.protocol;
-                self.wording = Wording {
-                    status: attributes.status.clone(),
-                    message: attributes.message.clone(),
-                    size: attributes.size,
-                };
-            }
-            Fault::Abort(attributes) => {
-                self.rule = Rule::Abort(attributes.mode.unwrap_or(CloseMode::Rst));
-                self.protocol = attributes.protocol;
-            }
-            _ => return false,
         }
-        true
     }
 
     /// Whether the next request is answered here.
     fn claims(&mut self) -> bool {
-        match self.rule {
+        match self.handling.rule {
             Rule::Always => true,
             Rule::Abort(_) => false,
             Rule::First {
@@ -133,7 +107,7 @@ impl ReplyStage {
 
     /// Whether every request that is to be answered has been, by this connection or others.
     fn is_used_up(&self) -> bool {
-        match self.rule {
+        match self.handling.rule {
             Rule::Always | Rule::Abort(_) => false,
             Rule::First {
                 count,
@@ -171,7 +145,7 @@ impl ReplyStage {
         }
         if self.rest_passes
             && self.is_over
-            && let Rule::Abort(mode) = self.rule
+            && let Rule::Abort(mode) = self.handling.rule
         {
             self.ready.push_back(Pop::End(End::Abort(mode), self.at));
         }
@@ -198,16 +172,21 @@ impl ReplyStage {
                     format_args!(
                         "`{}` can't read TLS: encrypted connections pass; use it behind what \
                          decrypts them, or a fault that does not look at requests",
-                        self.kind
+                        self.handling.fault
                     ),
                 );
                 continue;
             }
-            let protocol = match self.protocol {
+            let protocol = match self.handling.protocol {
                 Protocol::Auto => protocol::guess(&self.buffer),
                 protocol => protocol,
             };
-            match protocol::frame(protocol, &self.buffer, &self.wording, &mut self.draws) {
+            match protocol::frame(
+                protocol,
+                &self.buffer,
+                &self.handling.wording,
+                &mut self.draws,
+            ) {
                 Frame::Partial => return,
                 Frame::Through { length } => {
                     self.rest = length;
@@ -220,18 +199,18 @@ impl ReplyStage {
 
     /// Whether the connection ends by a request that it has seen.
     fn has_aborted(&self) -> bool {
-        self.is_reset || self.is_over && matches!(self.rule, Rule::Abort(_))
+        self.is_reset || self.is_over && matches!(self.handling.rule, Rule::Abort(_))
     }
 
     /// Whether what it does depends on what the requests say.
     const fn reads_requests(&self) -> bool {
-        !matches!(self.protocol, Protocol::Random | Protocol::None)
+        !matches!(self.handling.protocol, Protocol::Random | Protocol::None)
     }
 
     fn request(&mut self, length: u64, reply: Vec<u8>) {
         if self.claims() {
             self.shared.counters.hit();
-            if self.protocol == Protocol::None {
+            if self.handling.protocol == Protocol::None {
                 // The server, which has not seen the request, is not to blame: it gets an orderly end.
                 let end = End::Abort(CloseMode::Rst);
                 self.ready.push_back(Pop::End(end, self.at));
@@ -246,7 +225,7 @@ impl ReplyStage {
             return;
         }
         self.is_over = true;
-        if matches!(self.rule, Rule::Abort(_)) {
+        if matches!(self.handling.rule, Rule::Abort(_)) {
             self.shared.counters.hit();
             self.rest = length;
             self.rest_passes = true;
@@ -254,7 +233,7 @@ impl ReplyStage {
     }
 }
 
-impl Stage for ReplyStage {
+impl Stage for RequestStage {
     fn room(&self, _now: Instant) -> usize {
         if self.ready.len() > 64 { 0 } else { ROOM }
     }
@@ -277,8 +256,9 @@ impl Stage for ReplyStage {
     }
 
     fn update(&mut self, fault: &Fault, _now: Instant) {
-        if self.set(fault) && !matches!(self.rule, Rule::Abort(_)) {
-            self.is_over = false;
+        if let Some(handling) = fault.handling() {
+            self.handling = handling;
+            self.is_over &= matches!(self.handling.rule, Rule::Abort(_));
         }
     }
 

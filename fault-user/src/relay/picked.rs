@@ -1,0 +1,183 @@
+//! A stage of datagrams of which a rule picks some, by counting.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::fault::Fault;
+use super::stage::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage};
+use super::toxic::{Datagrams, Shared};
+
+/// Has another stage act on some; the others pass it by.
+pub(super) struct PickedStage {
+    stage: Box<dyn Stage>,
+    datagrams: Datagrams,
+    /// Those of this client in this direction.
+    count: u64,
+    /// What may go on.
+    ready: Queue,
+    /// What else the stage gave.
+    told: Option<Pop>,
+    shared: Arc<Shared>,
+}
+
+impl PickedStage {
+    pub(super) fn new(stage: Box<dyn Stage>, datagrams: Datagrams, place: &Place) -> Self {
+        Self {
+            stage,
+            datagrams,
+            count: 0,
+            ready: Queue::default(),
+            told: None,
+            shared: Arc::clone(&place.shared),
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        if self.datagrams.count_all {
+            return self.shared.datagrams.fetch_add(1, Ordering::Relaxed) + 1;
+        }
+        self.count += 1;
+        self.count
+    }
+}
+
+impl Stage for PickedStage {
+    fn room(&self, now: Instant) -> usize {
+        self.stage.room(now).min(self.ready.room(ROOM))
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        let number = self.next();
+        if self.datagrams.picked.has(number) {
+            self.stage.push(chunk);
+            return;
+        }
+        // What the stage does not hold stays ahead of it.
+        while self.told.is_none() {
+            match self.stage.pop(chunk.at) {
+                Pop::Chunk(earlier) => self.ready.push(earlier),
+                Pop::Wait(_) => break,
+                other => self.told = Some(other),
+            }
+        }
+        self.ready.push(chunk);
+    }
+
+    fn end(&mut self, end: End, at: Instant) {
+        self.stage.end(end, at);
+    }
+
+    fn pop(&mut self, now: Instant) -> Pop {
+        if let Some(chunk) = self.ready.pop() {
+            return Pop::Chunk(chunk);
+        }
+        self.told.take().unwrap_or_else(|| self.stage.pop(now))
+    }
+
+    fn expired(&mut self, now: Instant) -> Pop {
+        self.stage.expired(now)
+    }
+
+    fn starved(&mut self) {
+        self.stage.starved();
+    }
+
+    fn update(&mut self, fault: &Fault, now: Instant) {
+        self.stage.update(fault, now);
+    }
+
+    fn take(self: Box<Self>) -> Rest {
+        let mut rest = self.stage.take();
+        let mut chunks = self.ready.into_rest().chunks;
+        chunks.append(&mut rest.chunks);
+        Rest { chunks, ..rest }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.told.is_none() && self.stage.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.ready.bytes() + self.stage.bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::fault::{CorruptData, Latency};
+    use crate::relay::toxic::Picked;
+    use crate::rule::CorruptDataMode;
+    use bytes::Bytes;
+    use std::time::Duration;
+
+    fn picked(fault: &Fault, numbers: Picked) -> (PickedStage, Instant) {
+        let now = Instant::now();
+        let place = Place {
+            key: 1,
+            opened: now,
+            now,
+            is_new: true,
+            is_datagram: true,
+            shared: Arc::default(),
+            trouble: Arc::default(),
+        };
+        let datagrams = Datagrams {
+            picked: numbers,
+            count_all: false,
+        };
+        let stage = fault.stage(&place).expect("a stage");
+        (PickedStage::new(stage, datagrams, &place), now)
+    }
+
+    fn drain(stage: &mut PickedStage, now: Instant) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Pop::Chunk(chunk) = stage.pop(now) {
+            all.push(chunk.data[0]);
+        }
+        all
+    }
+
+    fn push(stage: &mut PickedStage, at: Instant, numbers: std::ops::RangeInclusive<u8>) {
+        for number in numbers {
+            let data = Bytes::copy_from_slice(&[number]);
+            stage.push(Chunk::new(data, at));
+        }
+    }
+
+    #[test]
+    fn what_is_not_held_stays_in_order() {
+        let fault = Fault::CorruptData(CorruptData {
+            mode: CorruptDataMode::Zero,
+            probability: None,
+            offset: None,
+        });
+        let every_second = Picked {
+            step: 2,
+            ..Picked::ALL
+        };
+        let (mut stage, now) = picked(&fault, every_second);
+        push(&mut stage, now, 1..=5);
+        assert_eq!(drain(&mut stage, now), [1, 0, 3, 0, 5]);
+        assert!(stage.is_empty());
+    }
+
+    #[test]
+    fn what_is_held_is_overtaken() {
+        let fault = Fault::Latency(Latency {
+            latency: 10,
+            jitter: 0,
+        });
+        let second = Picked {
+            first: 2,
+            last: 2,
+            ..Picked::ALL
+        };
+        let (mut stage, now) = picked(&fault, second);
+        push(&mut stage, now, 1..=3);
+        assert_eq!(drain(&mut stage, now), [1, 3]);
+        assert!(!stage.is_empty());
+        assert_eq!(drain(&mut stage, now + Duration::from_millis(10)), [2]);
+    }
+}

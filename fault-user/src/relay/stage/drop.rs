@@ -1,0 +1,42 @@
+//! `drop`: datagrams vanish.
+
+use super::discard::DiscardStage;
+use super::prelude::*;
+
+attributes! {
+    /// Datagrams vanish.
+    Drop {}
+}
+
+impl StreamFault for Drop {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "-",
+            tcp: None,
+            udp: Some("thrown away"),
+        }
+    }
+
+    fn keeps_length(&self) -> bool {
+        false
+    }
+
+    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        Some(Box::new(DiscardStage::new(place)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn datagrams_vanish() {
+        let mut bench = Bench::datagrams("drop", &json!({}));
+        bench.push(0, "abc");
+        assert_eq!(bench.pop(0), "");
+        assert_eq!(bench.hits(), 1);
+    }
+}

@@ -1,0 +1,136 @@
+//! `error`: requests are answered with an error in the server's name.
+
+use super::prelude::*;
+use crate::relay::protocol::Wording;
+use crate::relay::requests::{Handling, Rule};
+use crate::rule::ErrorReply;
+
+attributes! {
+    /// Answers requests with an error in the server's name; the server does not see them.
+    Error {
+        /// Whose language the error is in.
+        protocol: Protocol,
+        /// HTTP status codes to choose from; none means 500, 502, 503 and 504.
+        #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
+        status: Vec<u16>,
+        /// The error in the protocol's own words, such as `LOADING try later` or `421 try later`; one line.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// How many random bytes `random` answers with; none means 16 to 127.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+    }
+}
+
+/// The longest text of an error reply, in bytes.
+const MESSAGE_MAX: usize = 400;
+/// The most random bytes of an error reply.
+const REPLY_MAX: u64 = 1 << 20;
+
+impl Error {
+    /// The attributes for a rule's reply.
+    pub(super) fn of_reply(reply: &ErrorReply) -> Result<Self> {
+        let (protocol, message) = match reply {
+            ErrorReply::Http(_) => (Protocol::Http, &None),
+            ErrorReply::Redis(text) => (Protocol::Redis, text),
+            ErrorReply::Mysql(text) => (Protocol::Mysql, text),
+            ErrorReply::Smtp(text) => (Protocol::Smtp, text),
+            ErrorReply::Memcache(text) => (Protocol::Memcache, text),
+            ErrorReply::Random(_) => (Protocol::Random, &None),
+        };
+        let mut error = Self {
+            protocol,
+            message: message.clone(),
+            ..Self::default()
+        };
+        match reply {
+            ErrorReply::Http(statuses) => error.status.clone_from(statuses),
+            ErrorReply::Random(bytes) => error.size = Some(*bytes),
+            _ => {}
+        }
+        error.check().map_err(anyhow::Error::msg)?;
+        Ok(error)
+    }
+
+    /// What it says.
+    pub(super) fn wording(&self) -> Wording {
+        Wording {
+            status: self.status.clone(),
+            message: self.message.clone(),
+            size: self.size,
+        }
+    }
+}
+
+impl StreamFault for Error {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "`protocol`, `status`, `message`, `size`",
+            tcp: Some("each request is answered with an error, see below"),
+            udp: None,
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        let rule::Fault::Error(rule) = rule else {
+            return Ok(None);
+        };
+        Self::of_reply(&rule.reply).map(Some)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let wrong = self.status.iter().find(|s| !(200..=599).contains(*s));
+        if let Some(status) = wrong {
+            return Err(format!("{status} is no HTTP status, expected 200 to 599"));
+        }
+        if let Some(message) = &self.message
+            && (message.len() > MESSAGE_MAX || message.contains(['\r', '\n']) || message.is_empty())
+        {
+            return Err(format!(
+                "the message of an error is one line of 1 to {MESSAGE_MAX} bytes"
+            ));
+        }
+        if self
+            .size
+            .is_some_and(|size| !(1..=REPLY_MAX).contains(&size))
+        {
+            return Err(format!("an error has 1 to {REPLY_MAX} random bytes"));
+        }
+        Ok(())
+    }
+
+    fn handling(&self) -> Option<Handling> {
+        Some(Handling {
+            fault: "error",
+            rule: Rule::Always,
+            protocol: self.protocol,
+            wording: self.wording(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::relay::stage::testing::Bench;
+
+    #[test]
+    fn each_request_is_answered_and_the_server_sees_none() {
+        let attributes = json!({ "protocol": "redis", "message": "LOADING later" });
+        let mut bench = Bench::new("error", &attributes);
+        bench.push(0, "PING\r\n");
+        bench.push(0, "PING\r\n");
+        assert_eq!(bench.pop(0), "<-LOADING later\r\n <-LOADING later\r\n");
+        assert_eq!(bench.hits(), 2);
+    }
+
+    #[test]
+    fn half_a_request_is_the_servers_to_judge() {
+        let mut bench = Bench::new("error", &json!({ "protocol": "redis" }));
+        bench.push(0, "PI");
+        assert_eq!(bench.pop(1_000_000), "");
+        bench.fin(0);
+        assert_eq!(bench.pop(0), "PI +fin");
+    }
+}

@@ -1,0 +1,28 @@
+//! `no_accept`: handshakes complete, nobody serves. The relay carries it out: there is no connection yet.
+
+use super::prelude::*;
+
+attributes! {
+    /// The whole proxy does not accept: handshakes complete, nobody serves.
+    NoAccept {}
+}
+
+impl StreamFault for NoAccept {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "-",
+            tcp: Some(
+                "handshakes complete in the kernel, nobody serves them until it is removed. The whole proxy",
+            ),
+            udp: Some("new clients are ignored"),
+        }
+    }
+
+    fn of_rule(rule: &rule::Fault) -> Result<Option<Self>> {
+        Ok(matches!(rule, rule::Fault::NoAccept(_)).then_some(Self {}))
+    }
+
+    fn is_proxy_wide(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,18 @@
+//! `drop`: what the modifiers pick vanishes.
+
+use super::prelude::*;
+
+fault! {
+    /// The packets that the modifiers pick vanish silently.
+    Drop: either("drop", "the packets that the modifiers pick vanish silently").listed(20);
+}
+
+impl Definition for Drop {
+    fn packet(&self) -> Option<PacketAction> {
+        Some(PacketAction::new(fault::DROP, []).per_wire_packet(false))
+    }
+
+    fn overlap(&self) -> Overlap {
+        Overlap::Swallows
+    }
+}

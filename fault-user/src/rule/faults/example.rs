@@ -1,0 +1,24 @@
+//! `example`: packets above a size vanish. The fault that CONTRIBUTING.md adds; only unit tests have it.
+
+use super::prelude::*;
+
+fault! {
+    /// Packets above a size vanish.
+    Example: packet("example", "packets above a size vanish");
+
+    /// The largest packet that passes, in bytes.
+    bytes: u32 = 1500 => first("bytes", Kind::Size, "the largest packet that passes; 1500 when absent");
+}
+
+impl Definition for Example {
+    fn complaint(&self) -> Option<Complaint> {
+        if self.bytes > 0 {
+            return None;
+        }
+        complain("bytes", "no packet has 0 bytes", "1 or more")
+    }
+
+    fn packet(&self) -> Option<PacketAction> {
+        Some(PacketAction::new(fault::MTU, [self.bytes.into()]))
+    }
+}

@@ -1,0 +1,39 @@
+//! `substitute`: matching bytes are replaced.
+
+use super::prelude::*;
+
+fault! {
+    /// Matching bytes are replaced, across chunk borders too.
+    Substitute: datagram("substitute", "matching bytes are replaced, across chunk borders too").listed(300);
+
+    /// A regular expression of the `regex` crate over bytes.
+    regex: String => first("regex", Kind::Text, "a regular expression over bytes");
+    /// What replaces each match; `$1` and `${name}` stand for groups.
+    replacement: String => first(
+        "replacement",
+        Kind::Text,
+        "what replaces a match; `$1` stands for a group",
+    );
+}
+
+impl Definition for Substitute {
+    fn complaint(&self) -> Option<Complaint> {
+        if self.regex.is_empty() {
+            return complain(
+                "regex",
+                "an empty expression matches everywhere",
+                "a regular expression",
+            );
+        }
+        let error = regex::bytes::Regex::new(&self.regex).err()?;
+        // The crate draws a picture over several lines; its last line says what is wrong.
+        let text = error.to_string();
+        let last = text.lines().last().unwrap_or_default().trim();
+        let reason = last.strip_prefix("error: ").unwrap_or(last);
+        complain(
+            "regex",
+            format!("this is no regular expression: {reason}"),
+            "the syntax of the regex crate",
+        )
+    }
+}

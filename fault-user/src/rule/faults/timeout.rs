@@ -1,0 +1,29 @@
+//! `timeout`: silence, then the end of the connection.
+
+use super::prelude::*;
+
+fault! {
+    /// Data is thrown away, then the connection is closed.
+    Timeout: stream("timeout", "data is thrown away, then the connection is closed").listed(170);
+
+    /// After how long, in nanoseconds; 0 hangs until the rule is lifted.
+    timeout_ns: u64 = 0 => first(
+        "timeout",
+        Kind::Duration,
+        "after how long; absent or 0: hangs until the rule is lifted",
+    );
+}
+
+impl Definition for Timeout {
+    fn complaint(&self) -> Option<Complaint> {
+        longer("timeout", self.timeout_ns, MAX_TIME_NS)
+    }
+
+    fn held_ns(&self) -> u64 {
+        self.timeout_ns
+    }
+
+    fn overlap(&self) -> Overlap {
+        Overlap::Decides
+    }
+}
