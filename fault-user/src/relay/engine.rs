@@ -132,7 +132,7 @@ const RIGHTS: [Capability; 3] = [
 
 fn start_worker(index: usize) -> io::Result<Worker> {
     let (stop, stopped) = oneshot::channel::<()>();
-    let (made, make) = std::sync::mpsc::sync_channel(1);
+    let (tell, handle) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new()
         .name(format!("relay-{index}"))
         .spawn(move || {
@@ -141,12 +141,12 @@ fn start_worker(index: usize) -> io::Result<Worker> {
                 .enable_all()
                 .event_interval(31)
                 .build();
-            let (handle, runtime) = match runtime {
+            let (made, runtime) = match runtime {
                 Ok(runtime) => (Ok(runtime.handle().clone()), Some(runtime)),
                 Err(error) => (Err(error), None),
             };
             // Who starts it waits for this.
-            let told = made.send(handle);
+            let told = tell.send(made);
             let (Some(runtime), Ok(())) = (runtime, told) else {
                 return;
             };
@@ -163,7 +163,7 @@ fn start_worker(index: usize) -> io::Result<Worker> {
             });
         })?;
     Ok(Worker {
-        handle: make.recv().map_err(io::Error::other)??,
+        handle: handle.recv().map_err(io::Error::other)??,
         load: Arc::default(),
         stop: Some(stop),
         thread: Some(thread),
