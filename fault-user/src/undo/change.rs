@@ -189,9 +189,15 @@ impl Change {
             Self::Filters {
                 interface_index,
                 number,
-            } => undo_by_number(*number, is_dead, || {
-                Ok(clsact::remove_of(*interface_index, *number)? > 0)
-            }),
+            } => {
+                let mut filters = clsact::filters(*interface_index)?.into_iter();
+                if !filters.any(|filter| filter.owner() == Some(*number)) {
+                    return Ok(false);
+                }
+                undo_by_number(*number, is_dead, || {
+                    Ok(clsact::remove_of(*interface_index, *number)? > 0)
+                })
+            }
             Self::Qdisc {
                 interface_index,
                 parent,
@@ -216,13 +222,14 @@ pub(super) fn qdisc_share(interface_index: u32) -> String {
     format!("qdisc/{interface_index}")
 }
 
-/// Undoes what carries the number of a dead instance. A living one that has taken the number over has removed it already ([`join`]).
+/// Undoes what carries the number of a dead instance. One that takes the number over removes it ([`join`]); so who has the number is a process
+/// that the dead one has started, and that has not closed all its files yet.
 fn undo_by_number(number: u32, is_dead: bool, undo: impl FnOnce() -> Result<bool>) -> Result<bool> {
     if !is_dead {
         return undo();
     }
     let Some(_claim) = Instance::claim(number)? else {
-        return Ok(false);
+        bail!("instance {number}, whose it is, is still ending: try again");
     };
     undo()
 }
