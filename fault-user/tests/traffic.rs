@@ -171,7 +171,7 @@ const GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 0, 7), 7400);
 
 /// What the command of a run does here: for each line that it reads, `send PORT ADDRESS`, it sends a datagram from that
 /// port to that address; for `ask PORT ADDRESS` it waits for a corrupted answer too; for `join` it receives multicast,
-/// for `listen` it does so by MPTCP, for `io_uring` it is refused by an `io_uring`. It says so each time.
+/// for `listen` it does so by MPTCP, for `io_uring` it opens sockets by `io_uring`. It says so each time.
 #[test]
 fn what_the_command_does() {
     if std::env::var_os(IS_COMMAND).is_none() {
