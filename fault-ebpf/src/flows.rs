@@ -105,8 +105,12 @@ fn is_scoped(header: &SetHeader) -> bool {
 /// because a global function writes it: see `classify::list_rules`.
 #[inline(always)]
 fn ask<F: Frame>(frame: F, scratch: *mut Scratch, ends: u32) {
-    // SAFETY: see `Scratch`.
-    unsafe { (*scratch).told = Told::default() };
+    // SAFETY: see `Scratch`. The instruction does nothing, but tells the compiler that the function below may write there: to it
+    // the pointer would otherwise be known to this function alone.
+    unsafe {
+        (*scratch).told = Told::default();
+        core::arch::asm!("{0} = {0}", in(reg) scratch, options(nostack));
+    }
     frame.ask(scratch, ends);
 }
 
