@@ -403,7 +403,7 @@ impl Proxy {
                 force: false,
             })?;
             toxic.rule = ids.first().copied().unwrap_or_default();
-            Ok(toxic)
+            Ok::<_, ApiError>(toxic)
         })
         .await?;
         let shown = toxic.json();

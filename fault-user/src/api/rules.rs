@@ -105,7 +105,7 @@ async fn add(
         })?;
         let mut all = rules.list()?;
         all.retain(|rule| ids.contains(&rule.id));
-        Ok(all)
+        Ok::<_, ApiError>(all)
     })
     .await?;
     for rule in &added {
@@ -166,6 +166,6 @@ async fn take_away(proxies: &Proxies, ids: Vec<u64>) -> Answer {
 
 /// What this machine can do, as `fault doctor --json` tells it.
 async fn doctor(State(proxies): Api) -> Answer {
-    let report = off_the_runtime(proxies.rules(), |_rules| Ok(Report::gather()?)).await?;
+    let report = off_the_runtime(proxies.rules(), |_rules| Report::gather()).await?;
     Ok(Json(json!(report)).into_response())
 }

@@ -416,10 +416,14 @@ fn must_begin_anew(applied: &Applied, plan: &Plan) -> Result<bool, RulesError> {
 ///
 /// # Errors
 /// The thread is gone, or as `work`.
-pub async fn off_the_runtime<T: Send + 'static>(
+pub async fn off_the_runtime<T, E>(
     rules: &Arc<Rules>,
-    work: impl FnOnce(&Rules) -> Result<T, RulesError> + Send + 'static,
-) -> Result<T, RulesError> {
+    work: impl FnOnce(&Rules) -> Result<T, E> + Send + 'static,
+) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<anyhow::Error> + Send + 'static,
+{
     let (done, result) = oneshot::channel();
     let own = Arc::clone(rules);
     let whole = move || {
