@@ -208,7 +208,16 @@ fn what_the_command_does() {
 /// A socket that has sent a byte from `port` to `address`.
 fn send_from(port: u16, address: SocketAddr, byte: u8) -> UdpSocket {
     let any = if address.is_ipv4() { "0.0.0.0" } else { "::" };
-    let socket = UdpSocket::bind((any, port)).unwrap();
+    // The one who had the port before may be closing it still.
+    let mut bound = None;
+    wait_for(
+        || {
+            bound = UdpSocket::bind((any, port)).ok();
+            bound.is_some()
+        },
+        "the port to be free",
+    );
+    let socket = bound.unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket.send_to(&[byte], address).unwrap();
     socket
