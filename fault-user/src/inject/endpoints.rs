@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use crate::rule::Protocol;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
+use crate::sys::bpf::object::program;
 use crate::sys::bpf::verifier;
 
 /// An endpoint that processes used, and how often.
@@ -55,10 +56,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> 
         ("fault_dial_send4", Hook::Send4),
         ("fault_dial_send6", Hook::Send6),
     ] {
-        let program: &mut CgroupSockAddr = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the eBPF object has no program {name}"))?
-            .try_into()?;
+        let program: &mut CgroupSockAddr = program(ebpf, name)?;
         program
             .load()
             .map_err(|error| anyhow!(verifier::summary(name, &error)))?;
@@ -68,10 +66,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> 
         ("fault_bound4", Hook::PostBind4),
         ("fault_bound6", Hook::PostBind6),
     ] {
-        let program: &mut CgroupSock = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the eBPF object has no program {name}"))?
-            .try_into()?;
+        let program: &mut CgroupSock = program(ebpf, name)?;
         program
             .load()
             .map_err(|error| anyhow!(verifier::summary(name, &error)))?;

@@ -30,8 +30,7 @@ use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::grace;
 use crate::sys::bpf::lease::Lease;
 use crate::sys::bpf::mapped::MappedArray;
-use crate::sys::bpf::object::{OBJECT, check_abi, new_loader};
-use crate::sys::bpf::verifier;
+use crate::sys::bpf::object::{self, OBJECT, check_abi, mapped, new_loader};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::net::clsact;
 use crate::sys::net::interfaces::Interface;
@@ -275,11 +274,7 @@ impl Injector {
     /// The kernel refuses it, in one line.
     pub fn program(&mut self, side: Side, link_header: bool) -> Result<&mut SchedClassifier> {
         let name = self.program_name(side, link_header);
-        let program: &mut SchedClassifier = self
-            .ebpf
-            .program_mut(name)
-            .with_context(|| format!("the eBPF object has no program {name}"))?
-            .try_into()?;
+        let program: &mut SchedClassifier = object::program(&mut self.ebpf, name)?;
         load_classifier(name, program)?;
         Ok(program)
     }
@@ -365,16 +360,9 @@ impl Injector {
     /// # Errors
     /// The kernel refuses it, in one line.
     pub fn xdp_program(&mut self) -> Result<&mut Xdp> {
-        let program: &mut Xdp = self
-            .ebpf
-            .program_mut(XDP)
-            .with_context(|| format!("the eBPF object has no program {XDP}"))?
-            .try_into()?;
-        if program.fd().is_err()
-            && let Err(error) = program.load()
-        {
-            let summary = verifier::summary(XDP, &error);
-            return Err(anyhow!(error).context(summary));
+        let program: &mut Xdp = object::program(&mut self.ebpf, XDP)?;
+        if program.fd().is_err() {
+            object::loaded(XDP, program.load())?;
         }
         Ok(program)
     }
@@ -488,11 +476,7 @@ impl Injector {
     }
 
     fn attach_at(&mut self, name: &str, device: &Interface, side: Side) -> Result<()> {
-        let program: &mut SchedClassifier = self
-            .ebpf
-            .program_mut(name)
-            .with_context(|| format!("the eBPF object has no program {name}"))?
-            .try_into()?;
+        let program: &mut SchedClassifier = object::program(&mut self.ebpf, name)?;
         load_classifier(name, program)?;
         let how = (self.attachment, self.number);
         attach_classifier(program, name, how, device, side).map(drop)
@@ -537,16 +521,9 @@ impl Injector {
     /// The kernel refuses: no cgroup2, or no rights.
     pub fn watch_cgroup(&mut self, cgroup: &Path) -> Result<()> {
         const NAME: &str = "fault_socket";
-        let program: &mut CgroupSock = self
-            .ebpf
-            .program_mut(NAME)
-            .with_context(|| format!("the eBPF object has no program {NAME}"))?
-            .try_into()?;
-        if program.fd().is_err()
-            && let Err(error) = program.load()
-        {
-            let summary = verifier::summary(NAME, &error);
-            return Err(anyhow!(error).context(summary));
+        let program: &mut CgroupSock = object::program(&mut self.ebpf, NAME)?;
+        if program.fd().is_err() {
+            object::loaded(NAME, program.load())?;
         }
         let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::SocketCreate)?;
         self.cgroup_links.push(link);
@@ -564,16 +541,9 @@ impl Injector {
         } else {
             "fault_receive"
         };
-        let program: &mut CgroupSkb = self
-            .ebpf
-            .program_mut(name)
-            .with_context(|| format!("the eBPF object has no program {name}"))?
-            .try_into()?;
-        if program.fd().is_err()
-            && let Err(error) = program.load()
-        {
-            let summary = verifier::summary(name, &error);
-            return Err(anyhow!(error).context(summary));
+        let program: &mut CgroupSkb = object::program(&mut self.ebpf, name)?;
+        if program.fd().is_err() {
+            object::loaded(name, program.load())?;
         }
         let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::Ingress)?;
         self.cgroup_links.push(link);
@@ -956,11 +926,8 @@ fn hold_places(
 
 /// Loads a program that is not loaded yet.
 fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
-    if program.fd().is_err()
-        && let Err(error) = program.load()
-    {
-        let summary = verifier::summary(name, &error);
-        return Err(anyhow!(error).context(summary));
+    if program.fd().is_err() {
+        object::loaded(name, program.load())?;
     }
     Ok(())
 }
@@ -1032,16 +999,6 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .map_max_entries("SCOPES", 2 * capacity.scopes)
         .load(OBJECT)
         .context("creating the BPF maps")
-}
-
-fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
-    let map = ebpf
-        .map(name)
-        .with_context(|| format!("the eBPF object has no map {name}"))?;
-    let aya::maps::Map::Array(data) = map else {
-        bail!("the eBPF object's map {name} is not an array");
-    };
-    MappedArray::new(data, entries)
 }
 
 impl std::fmt::Debug for Injector {

@@ -3,18 +3,16 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::OnceLock;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
+use aya::maps::MapData;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Map, MapData};
-use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, Pod};
 use fault_common::abi::{STEERS, Steer, steered};
 
 use crate::plan::tables::Network;
 use crate::rule::{PortRange, Protocol, ResolvedTarget};
 use crate::sys::bpf::mapped::MappedArray;
-use crate::sys::bpf::object::{OBJECT, check_abi, new_loader};
-use crate::sys::bpf::verifier;
+use crate::sys::bpf::object::{OBJECT, check_abi, mapped, new_loader};
 
 /// Maps of the same object that only the packet programs use, made as small as can be.
 const UNUSED_MAPS: [&str; 11] = [
@@ -190,43 +188,4 @@ fn host_key(service: u32, network: &Network) -> Key<HostKey> {
         address: network.address.to_be_bytes(),
     };
     Key::new(32 + u32::from(network.prefix), key)
-}
-
-/// An array of the object, to be read and written in place.
-///
-/// # Errors
-/// There is none of that name and size, or it can't be mapped.
-pub fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
-    let map = ebpf
-        .map(name)
-        .with_context(|| format!("the eBPF object has no map {name}"))?;
-    let Map::Array(data) = map else {
-        anyhow::bail!("the eBPF object's map {name} is not an array");
-    };
-    MappedArray::new(data, entries)
-}
-
-/// A program of the object, by its name.
-///
-/// # Errors
-/// There is none, or it is of another kind.
-pub fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    ebpf.program_mut(name)
-        .with_context(|| format!("the eBPF object has no program {name}"))?
-        .try_into()
-        .with_context(|| format!("{name} is a program of another kind"))
-}
-
-/// What became of loading a program, in one line.
-///
-/// # Errors
-/// The kernel has refused it.
-pub fn loaded(name: &str, status: Result<(), ProgramError>) -> Result<()> {
-    status.map_err(|error| {
-        let summary = verifier::summary(name, &error);
-        anyhow!(error).context(summary)
-    })
 }

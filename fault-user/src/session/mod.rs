@@ -111,9 +111,10 @@ pub struct Loaded<'a> {
     wishes: Wishes,
     plan: Plan,
     scope: Option<Scope>,
+    // Where it ends early the programs go before what they are aimed at.
+    prepared: Prepared,
     /// Whose traffic it is.
     pub subject: Subject,
-    prepared: Prepared,
 }
 
 impl<'a> Loaded<'a> {
@@ -140,8 +141,8 @@ impl<'a> Loaded<'a> {
             wishes,
             plan,
             scope,
-            subject,
             prepared,
+            subject,
         })
     }
 
@@ -214,16 +215,17 @@ pub struct Session<'a> {
     options: &'a Options,
     rules: &'a RuleSet,
     wishes: Wishes,
-    /// Whose traffic it is.
-    subject: Subject,
-    /// The same, for a message.
-    who: &'static str,
     /// The plan that is carried out.
     pub plan: Plan,
+    // Where it ends early the programs go first, and last what they are aimed at.
     /// Its programs.
     pub injection: Injection,
     /// Its relay.
     pub steering: Option<Steering>,
+    /// Whose traffic it is.
+    subject: Subject,
+    /// The same, for a message.
+    who: &'static str,
     /// What answers `fault top`.
     pub control: Control,
     follower: Option<Follower>,

@@ -16,8 +16,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::originals::{Originals, address};
-use crate::inject::services::{loaded, program, relay_mark};
+use crate::inject::services::relay_mark;
 use crate::relay::{Engine, HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
+use crate::sys::bpf::object::{loaded, program};
 use crate::sys::process::sockets::set_mark;
 use crate::tell::tell;
 

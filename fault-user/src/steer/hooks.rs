@@ -15,10 +15,11 @@ use super::handshakes::{Events, Handshakes};
 use super::originals::{Originals, Shared};
 use super::served::Served;
 use crate::inject::services;
-use crate::inject::services::{Service, Table, loaded, program};
+use crate::inject::services::{Service, Table};
 use crate::rule::PortRange;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::link;
+use crate::sys::bpf::object::{loaded, program};
 use crate::sys::process::netns::netns_cookie;
 
 /// Programs attached to a cgroup; they go with this value, and with the process.

@@ -15,6 +15,7 @@ use super::originals::destination;
 use crate::inject::services;
 use crate::relay::bind;
 use crate::sys::bpf::mapped::MappedArray;
+use crate::sys::bpf::object::mapped;
 use crate::tell::tell;
 
 /// Where they listen.
@@ -47,7 +48,7 @@ impl Served {
             .context("the eBPF object has no map SERVED")?;
         Ok(Self(Arc::new(Mutex::new(Maps {
             listeners: listeners.try_into()?,
-            relay_ports: services::mapped(ebpf, "RELAY_PORTS", 2 << 16)?,
+            relay_ports: mapped(ebpf, "RELAY_PORTS", 2 << 16)?,
         }))))
     }
 

@@ -19,9 +19,10 @@ use fault_common::abi::{Counter, STEERS, Witness};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::inject::services;
-use crate::inject::services::{Service, loaded, program};
+use crate::inject::services::Service;
 use crate::rule::{Protocol, ResolvedTarget};
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
+use crate::sys::bpf::object::{loaded, program};
 use crate::sys::process::rights::be_helper;
 use crate::tell::tell;
 use history::History;

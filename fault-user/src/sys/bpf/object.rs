@@ -1,10 +1,15 @@
 //! The eBPF object that this binary carries.
 
-use anyhow::{Context as _, Result, bail};
-use aya::EbpfLoader;
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::maps::Map;
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader, Pod};
 use fault_common::abi::{ABI_SECTION, ABI_VERSION};
 use nix::sched::{CloneFlags, unshare};
 use object::{Object as _, ObjectSection as _};
+
+use super::mapped::MappedArray;
+use super::verifier;
 
 /// The committed object; `cargo xtask build-ebpf` makes it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/fault.bpf.o");
@@ -53,6 +58,45 @@ pub fn check_abi(object: &[u8]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A program of the object, by its name.
+///
+/// # Errors
+/// There is none, or it is of another kind.
+pub fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .with_context(|| format!("the eBPF object has no program {name}"))?
+        .try_into()
+        .with_context(|| format!("{name} is a program of another kind"))
+}
+
+/// What became of loading a program, in one line.
+///
+/// # Errors
+/// The kernel has refused it.
+pub fn loaded(name: &str, status: Result<(), ProgramError>) -> Result<()> {
+    status.map_err(|error| {
+        let summary = verifier::summary(name, &error);
+        anyhow!(error).context(summary)
+    })
+}
+
+/// An array of the object, to be read and written in place.
+///
+/// # Errors
+/// There is none of that name and size, or it can't be mapped.
+pub fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
+    let map = ebpf
+        .map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))?;
+    let Map::Array(data) = map else {
+        bail!("the eBPF object's map {name} is not an array");
+    };
+    MappedArray::new(data, entries)
 }
 
 #[cfg(test)]
