@@ -314,16 +314,20 @@ impl Steering {
             transit,
             ..all
         };
-        tokio::pin!(hurry);
-        tokio::select! {
-            cut = self.shared.drain(drain) => return cut,
-            () = &mut hurry => {}
-            () = tokio::time::sleep(TOLD_AFTER) => {
-                let most = drain.until.saturating_duration_since(Instant::now()).as_secs() + 1;
-                tell!("fault: waiting for data on its way to arrive, {most} s at most (Ctrl-C resets its connections)");
-                tokio::select! {
-                    cut = self.shared.drain(drain) => return cut,
-                    () = hurry => {}
+        {
+            // One and the same to the end: where it is given up, clients that wait for their servers are refused.
+            let draining = self.shared.drain(drain);
+            tokio::pin!(hurry, draining);
+            tokio::select! {
+                cut = &mut draining => return cut,
+                () = &mut hurry => {}
+                () = tokio::time::sleep(TOLD_AFTER) => {
+                    let most = drain.until.saturating_duration_since(Instant::now()).as_secs() + 1;
+                    tell!("fault: waiting for data on its way to arrive, {most} s at most (Ctrl-C resets its connections)");
+                    tokio::select! {
+                        cut = draining => return cut,
+                        () = hurry => {}
+                    }
                 }
             }
         }
