@@ -31,7 +31,8 @@ fn packets(summary: &str, column: usize) -> u64 {
     before.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// Whether `hits` of `trials` at probability `p` lie within the two-sided 99.9% interval.
+/// Whether `hits` of `trials` at probability `p` are what one run in a million is not: nobody chose the seed, and how often TCP
+/// sends again hangs on what is lost, which widens the interval by a tenth.
 fn assert_binomial(hits: u64, trials: u64, p: f64) {
     let (hits, trials) = (
         f64::from(u32::try_from(hits).unwrap()),
@@ -39,7 +40,7 @@ fn assert_binomial(hits: u64, trials: u64, p: f64) {
     );
     let deviation = (trials * p * (1.0 - p)).sqrt();
     let off = (hits - trials * p).abs();
-    assert!(off <= 3.29 * deviation, "{hits} of {trials} at {p}");
+    assert!(off <= 1.1 * 4.89 * deviation, "{hits} of {trials} at {p}");
 }
 
 fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) {
