@@ -902,6 +902,8 @@ pub enum Counter {
     /// Another CPU held the connection's ordinal for longer than a program can wait, or took packet ordinals that were
     /// to be given back.
     Contended,
+    /// An answer to an ICMP echo request of the command whose request is forgotten: see `ECHOES` of the programs.
+    EchoForgotten,
     /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,
     /// because there were too many.
     Forgotten,

@@ -171,7 +171,8 @@ const GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 0, 7), 7400);
 
 /// What the command of a run does here: for each line that it reads, `send PORT ADDRESS`, it sends a datagram from that
 /// port to that address; for `ask PORT ADDRESS` it waits for a corrupted answer too; for `join` it receives multicast,
-/// for `listen` it does so by MPTCP, for `io_uring` it opens sockets by `io_uring`. It says so each time.
+/// for `listen` it does so by MPTCP, for `io_uring` it opens sockets by `io_uring`, for `echoes` it sends one ICMP echo request
+/// more than are remembered. It says so each time.
 #[test]
 fn what_the_command_does() {
     if std::env::var_os(IS_COMMAND).is_none() {
@@ -191,6 +192,14 @@ fn what_the_command_does() {
             }
             ["join"] => joined.push(join(Ipv4Addr::UNSPECIFIED)),
             ["io_uring"] => refused_by_io_uring(),
+            ["echoes"] => {
+                let socket = icmp();
+                for number in 0..=ECHOES_REMEMBERED {
+                    let [.., a, b] = number.to_be_bytes();
+                    let identifier = [1, u8::from(number == ECHOES_REMEMBERED)];
+                    send_echo(&socket, ECHO_REQUEST, identifier, [a, b]);
+                }
+            }
             [what, port, address] => {
                 let socket = send_from(port.parse().unwrap(), address.parse().unwrap(), b'c');
                 let mut byte = *b"c";
@@ -286,6 +295,27 @@ fn mptcp() -> std::io::Result<Socket> {
     Socket::new(Domain::IPV4, Type::STREAM, Some(IPPROTO_MPTCP.into()))
 }
 
+/// How many ICMP echo requests are remembered: see docs/rules.md.
+const ECHOES_REMEMBERED: u32 = 65_536;
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REPLY: u8 = 0;
+
+fn icmp() -> Socket {
+    let kind = Type::RAW;
+    Socket::new(Domain::IPV4, kind, Some(socket2::Protocol::ICMPV4)).unwrap()
+}
+
+/// An ICMP echo message without data to loopback.
+fn send_echo(socket: &Socket, kind: u8, [i0, i1]: [u8; 2], [s0, s1]: [u8; 2]) {
+    let words = [[kind, 0], [i0, i1], [s0, s1]].map(u16::from_be_bytes);
+    let sum: u32 = words.iter().copied().map(u32::from).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let [.., c0, c1] = (!folded).to_be_bytes();
+    let message = [kind, 0, c0, c1, i0, i1, s0, s1];
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.send_to(&message, &loopback.into()).unwrap();
+}
+
 /// A run whose command is this program.
 struct Commanded {
     child: Child,
@@ -335,12 +365,16 @@ impl Commanded {
 
     /// Ends it; its only rule must have matched and hit so many packets.
     fn end(self, packets: usize) {
+        assert_hits(&self.summary(), packets);
+    }
+
+    /// Ends it, and gives the summary.
+    fn summary(self) -> String {
         let mut child = self.child;
         drop(child.stdin.take());
         let output = child.wait_with_output().unwrap();
         drop(self.said);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_hits(&told, packets);
+        String::from_utf8(output.stderr).unwrap()
     }
 }
 
@@ -451,6 +485,22 @@ fn a_socket_made_by_io_uring_is_the_commands() {
     let mut command = Commanded::start("7000 reject");
     command.tell("io_uring");
     command.end(4);
+}
+
+#[test]
+fn replies_to_pings_that_are_forgotten_are_counted() {
+    enter_fresh();
+    std::fs::write("/proc/sys/net/ipv4/icmp_echo_ignore_all", "1").unwrap();
+    let mut command = Commanded::start("icmp drop dir=to-client");
+    command.tell("echoes");
+    // The first request is forgotten, for it was one too many; the last is not.
+    for identifier in [[1, 0], [1, 1]] {
+        send_echo(&icmp(), ECHO_REPLY, identifier, [0, 0]);
+    }
+    let summary = command.summary();
+    assert_hits(&summary, 1);
+    let counted = "1 ICMP echo replies were not matched";
+    assert!(summary.contains(counted), "{summary}");
 }
 
 #[test]

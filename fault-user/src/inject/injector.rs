@@ -146,8 +146,8 @@ pub struct Options {
 
 /// The program at the near end of the detour.
 const DETOUR: &str = "fault_detour";
-/// ICMP echo requests whose answers are told apart by who asked; the oldest are forgotten.
-const ECHOES: u32 = 8192;
+/// ICMP echo requests whose answers are told apart by who asked; the oldest are forgotten: [`Counter::EchoForgotten`].
+const ECHOES: u32 = 65_536;
 
 /// The program at the delay line's tap and at the far end of the detour.
 const RELEASE: &str = "fault_release";

@@ -13,7 +13,7 @@ use crate::plan::{Plan, PlannedRule};
 use crate::rule::{Protocol, Rule};
 
 /// The counters that are worth a line when they are not zero.
-const NOTES: [(Counter, &str); 11] = [
+const NOTES: [(Counter, &str); 12] = [
     (Counter::Malformed, "malformed packets passed"),
     (
         Counter::Headers,
@@ -51,6 +51,10 @@ const NOTES: [(Counter, &str); 11] = [
     (
         Counter::Contended,
         "packets were judged by two CPUs at once, with inexact ordinals",
+    ),
+    (
+        Counter::EchoForgotten,
+        "ICMP echo replies were not matched: more than 65536 later requests had been sent",
     ),
     (
         Counter::EventLost,
