@@ -76,7 +76,7 @@ fn a_closed_terminal_heals_unless_nohup_says_otherwise() {
     inject.signal(Signal::SIGHUP);
     let (code, told) = inject.finish();
     assert_eq!(code, Some(0), "{told}");
-    assert!(told.contains("healed"), "{told}");
+    assert!(told.contains("rules removed"), "{told}");
 
     let mut command = Command::new("nohup");
     command

@@ -280,7 +280,7 @@ fn a_full_queue_loses_and_says_so() {
     // What is held goes on when the rule ends.
     let summary = hurt.end();
     assert!(
-        summary.contains("15 packets were lost in full queues"),
+        summary.contains("15 packets were dropped because the queue of a `rate` was full"),
         "{summary}"
     );
 }
@@ -666,7 +666,7 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
             "{summary}"
         );
         assert!(
-            summary.contains("none of its hits could be carried out"),
+            summary.contains("the fault could not be applied to any of them"),
             "{summary}"
         );
 

@@ -179,11 +179,11 @@ fn inject_follows_its_file() {
     let mut inject = Watched::inject(&["--watch", "-f", file.to_str().unwrap()]);
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7000 dorp\"]\n").unwrap();
-    inject.until("the old rules stay in force");
+    inject.until("the old rules stay applied");
     assert!(inject.told.contains("dorp"), "{}", inject.told);
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7001 drop\", \"udp:7002 drop\"]\n").unwrap();
-    inject.until("2 rules in force");
+    inject.until("2 rules reloaded");
     sender.send(b"come").unwrap();
     let mut bytes = [0; 4];
     receiver.recv(&mut bytes).unwrap();

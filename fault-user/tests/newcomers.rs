@@ -90,14 +90,14 @@ fn made_again(options: &str) -> String {
 
 #[test]
 fn one_that_vanishes_is_missed_only_where_it_was_named() {
-    let line = "fault: wa has vanished: nothing is hurt there until it is back\n";
+    let line = "fault: wa disappeared: the rules are applied again when it reappears\n";
     for attach in ["", "--attach clsact"] {
         let summary = made_again(&format!("--scope host --interface wa {attach}"));
         assert!(summary.contains(line), "{summary}");
         assert!(!summary.contains("meanwhile"), "{summary}");
     }
     let summary = made_again("--scope host");
-    assert!(!summary.contains("vanished"), "{summary}");
+    assert!(!summary.contains("disappeared"), "{summary}");
 }
 
 #[test]
@@ -193,6 +193,6 @@ fn an_interface_that_vanishes_meanwhile_is_left_out() {
             .unwrap_or_else(|error| panic!("{attachment}: {error:#}"));
         injection.heal().unwrap();
         let refused = prepare(&plan, &all[1..], &wishes).err().expect("nothing");
-        assert_eq!(format!("{refused:#}"), "wa has vanished", "{attachment}");
+        assert_eq!(format!("{refused:#}"), "wa has disappeared", "{attachment}");
     }
 }

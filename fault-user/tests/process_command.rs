@@ -414,7 +414,7 @@ fn a_path_that_sudo_replaced_is_told() {
     }
     assert_eq!(ended.status.code(), Some(127));
     let told = String::from_utf8_lossy(&ended.stderr);
-    let expected = "nowhere: command not found in /usr/sbin:/usr/bin, the PATH that sudo sets (secure_path): type \
-                    `sudo env \"PATH=$PATH\" fault …`";
+    let expected = "nowhere: command not found in /usr/sbin:/usr/bin, the PATH that sudo sets (secure_path): run \
+    `sudo env \"PATH=$PATH\" fault …`";
     assert!(told.contains(expected), "{told}");
 }

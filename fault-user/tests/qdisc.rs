@@ -247,8 +247,8 @@ fn a_foreign_qdisc_is_named_and_stays() {
         assert_eq!(
             told,
             format!(
-                "fault: error: lo has a tbf qdisc (handle 7:) at its root, which fault does not replace: leave out --mechanism \
-                 {mechanism}, the delay line does without\n"
+                "fault: error: lo has a tbf qdisc (handle 7:) at its root, which fault does not replace: leave out \
+                 --mechanism {mechanism} (the delay line works with any qdisc)\n"
             )
         );
         assert_eq!(roots(), before);
@@ -374,7 +374,7 @@ fn vanishes(options: &str) {
         }
         ip("link del va");
         let summary = hurt.end();
-        let line = "  va has vanished meanwhile: nothing was hurt there from then on\n";
+        let line = "  va disappeared during the run: no rule was applied there afterwards\n";
         assert!(summary.contains(line), "{options}: {summary}");
     }
 }

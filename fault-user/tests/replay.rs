@@ -102,7 +102,7 @@ fn decisions_that_come_too_fast_are_missed_out_loud() {
         .args(["--", "bash", "-c", "echo > /dev/udp/127.0.0.1/7000"])
         .output()
         .unwrap();
-    let warning = format!("the report lacks {lost} decisions");
+    let warning = format!("warning: {lost} decisions came too fast");
     assert!(told(&again).contains(&warning), "{}", told(&again));
 }
 

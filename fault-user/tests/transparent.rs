@@ -190,7 +190,7 @@ fn a_packet_fault_is_a_toxic_of_a_transparent_proxy() {
     let (status, refused) = daemon.call("POST", "/proxies/plain/toxics", r#"{"type":"reject"}"#);
     assert_eq!(status, 400, "{refused}");
     let why = refused["error"].as_str().unwrap();
-    assert!(why.contains("needs a transparent proxy"), "{why}");
+    assert!(why.contains("use a transparent proxy"), "{why}");
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn what_cannot_be_transparent_is_refused() {
     let daemon = Daemon::start();
     for (listen, protocol, why) in [
         ("0.0.0.0:7000", "tcp", "needs the address of its service"),
-        ("127.0.0.1:7000", "udp", "there is none for UDP"),
+        ("127.0.0.1:7000", "udp", "UDP is not supported"),
     ] {
         let body = format!(
             r#"{{"name":"svc","listen":"{listen}","upstream":"{listen}","protocol":"{protocol}"}}"#

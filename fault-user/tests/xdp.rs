@@ -137,7 +137,7 @@ fn where_xdp_cannot_be_tc_does_it_and_says_so() {
     assert_eq!(
         told(
             "udp:7000 corrupt=100%",
-            "it can only lose packets, and a rule does more"
+            "XDP can only drop packets, and a rule does more"
         ),
         all
     );
@@ -145,7 +145,7 @@ fn where_xdp_cannot_be_tc_does_it_and_says_so() {
     assert_eq!(
         told(
             "udp:7000 blackhole",
-            "XDP is not used on vb: another program is there"
+            "XDP is not used on vb: another XDP program is attached"
         ),
         0
     );

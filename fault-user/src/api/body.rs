@@ -166,7 +166,7 @@ const fn type_name(value: &Value) -> &'static str {
 pub(super) fn number(value: f64) -> Value {
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "only whole numbers of a small range are cast"
+        reason = "only whole numbers in a small range are cast"
     )]
     if value.fract() == 0.0 && value.abs() < 1e9 {
         json!(value as i64)

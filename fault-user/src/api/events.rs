@@ -34,7 +34,7 @@ impl Events {
         let line =
             json!({"time_ms": time_ms, "event": event, "proxy": proxy, "about": about}).to_string();
         if self.sender.send(line).is_err() {
-            log::debug!("the last watcher has gone");
+            log::debug!("the last reader has disconnected");
         }
     }
 

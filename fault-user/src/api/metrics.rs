@@ -70,7 +70,7 @@ pub fn render(proxies: &Proxies, rules: &[RuleStatus]) -> String {
     toxics(
         &mut text,
         "fault_toxic_connections_total",
-        "Connections that a toxic was put on.",
+        "Connections that a toxic was applied to.",
         &all,
         |toxic| toxic.connections,
     );
@@ -115,7 +115,7 @@ fn packet_rules(text: &mut String, rules: &[RuleStatus]) {
         ),
         (
             "fault_rule_hit_packets_total",
-            "Packets that a rule did something to.",
+            "Packets that a rule hit.",
             |rule| rule.hits,
         ),
     ];

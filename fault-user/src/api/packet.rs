@@ -39,7 +39,8 @@ pub(crate) fn kind(name: &str) -> Option<&'static str> {
 /// Why a packet fault is no toxic of an ordinary proxy.
 pub(crate) fn refused(kind: &str) -> ApiError {
     let why = format!(
-        "{kind} acts on packets: it needs a transparent proxy (whose listen is its upstream), or a rule of /v1/rules"
+        "{kind} is a packet fault: use a transparent proxy (its listen address equals its upstream) or a rule of \
+         /v1/rules"
     );
     ApiError::new(StatusCode::BAD_REQUEST, why)
 }

@@ -109,7 +109,7 @@ fn refuse_unix(text: &str) -> Result<(), ApiError> {
         return Err(ApiError::new(
             StatusCode::BAD_REQUEST,
             format!(
-                "{text} is a Unix socket, which can't be relayed: give the HOST:PORT of the service"
+                "{text} is a Unix socket, which is unsupported: give the HOST:PORT of the service"
             ),
         ));
     }
@@ -296,7 +296,7 @@ impl Proxy {
         {
             return Err(ApiError::new(
                 StatusCode::BAD_REQUEST,
-                "a transparent proxy stays where its service is: delete it and make another one",
+                "the address of a transparent proxy can't be changed: delete the proxy and create another one",
             ));
         }
         let moves = self.place.is_none()
@@ -461,7 +461,7 @@ impl Proxy {
 }
 
 fn unfit(kind: &str) -> ApiError {
-    let why = format!("{kind} has no meaning on this proxy's transport");
+    let why = format!("{kind} does not support this proxy's transport");
     ApiError::new(StatusCode::BAD_REQUEST, why)
 }
 
@@ -579,7 +579,7 @@ impl Proxies {
         };
         if wanted.transport == Transport::Udp {
             return Err(refused(anyhow::anyhow!(
-                "there is none for UDP: let it listen elsewhere"
+                "UDP is not supported: use another listen address"
             )));
         }
         let addresses = resolve_name(&texts.upstream).await?;
@@ -601,7 +601,7 @@ impl Proxies {
                 let place = Arc::downgrade(place);
                 Listen::TcpHook(Arc::new(move || match place.upgrade() {
                     Some(place) => place.listen(),
-                    None => Err(std::io::Error::other("the proxy is gone")),
+                    None => Err(std::io::Error::other("the proxy has been deleted")),
                 }))
             }
         };

@@ -140,7 +140,7 @@ async fn remove(State(proxies): Api, Extension(caller): By, Path(id): Path<Strin
     caller.require(PACKET_RULES)?;
     let (id, rule) = find(&proxies, &id).await?;
     if let Some(toxic) = &rule.toxic {
-        let why = format!("the rule belongs to a toxic ({toxic}): remove that");
+        let why = format!("the rule belongs to the toxic {toxic}: remove the toxic instead");
         return Err(ApiError::new(StatusCode::CONFLICT, why));
     }
     take_away(&proxies, vec![id]).await

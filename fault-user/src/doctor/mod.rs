@@ -37,7 +37,7 @@ impl Check {
         let tried = !found.as_ref().is_err_and(is_forbidden);
         let (ok, detail) = match found {
             Ok(detail) => (true, detail),
-            Err(_) if !tried => (false, "can't be tried without more rights".to_owned()),
+            Err(_) if !tried => (false, "can't be checked without more privileges".to_owned()),
             Err(error) => (false, format!("{error:#}")),
         };
         let advice = (!ok && tried && !advice.is_empty()).then(|| advice.to_owned());
@@ -172,7 +172,7 @@ fn system_checks(rights: &Rights) -> Vec<Check> {
         Check::new(
             "BTF",
             exists("/sys/kernel/btf/vmlinux"),
-            "not needed for tc programs; else CONFIG_DEBUG_INFO_BTF=y",
+            "not needed for tc programs; for the others CONFIG_DEBUG_INFO_BTF=y",
         ),
         Check::new(
             "cgroup2",
@@ -182,7 +182,8 @@ fn system_checks(rights: &Rights) -> Vec<Check> {
         Check::new(
             "namespaces",
             namespaces,
-            "see /proc/sys/user/max_net_namespaces; most of what is tried in one shows as missing",
+            "see /proc/sys/user/max_net_namespaces; most features are checked in a namespace and are shown as missing \
+             without it",
         ),
         Check::new("lockdown", lockdown, "boot with lockdown=integrity or less"),
     ]
@@ -274,12 +275,13 @@ fn traffic_checks() -> Vec<Check> {
         Check::new(
             kind,
             yes(found),
-            &format!("modprobe sch_{kind}; only what is asked for by --mechanism needs it"),
+            &format!("modprobe sch_{kind}; only --mechanism needs it"),
         )
     };
     let apart = |try_it: fn() -> Result<()>| yes(probe::in_throw_away_netns(try_it));
     let tap_advice = "modprobe tun, or in a container --device /dev/net/tun";
-    let destroy_advice = "CONFIG_INET_DIAG_DESTROY=y; without it old connections stay as they are";
+    let destroy_advice =
+        "CONFIG_INET_DIAG_DESTROY=y; without it existing connections can't be reset";
     vec![
         qdisc(name::FQ),
         qdisc(name::NETEM),
@@ -309,7 +311,7 @@ fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
         let advice = if tried {
             advice
         } else {
-            "can't be told without more rights: run with sudo, or with the capabilities above"
+            "can't be checked without more privileges: run with sudo, or with the capabilities above"
         };
         Mechanism {
             faults,
@@ -329,28 +331,29 @@ fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
             "delay reorder rate slot",
             &[name::TCX, name::TAP],
             tc.filter(|_| has(name::TAP))
-                .map(|_| "eBPF at tc, and a delay line behind a tap device"),
+                .map(|_| "eBPF at tc, delay line behind a tap device"),
             "needs tc as above, and /dev/net/tun with CAP_NET_ADMIN (in a container: --device /dev/net/tun)",
         ),
         row(
             "delay reorder, by --mechanism fq",
             &[name::TCX, name::FQ],
             tc.filter(|_| has(name::FQ))
-                .map(|_| "eBPF at tc sets departure times, fq qdiscs hold; a veth pair for what comes in"),
-            "modprobe sch_fq; the delay line does without",
+                .map(|_| "eBPF at tc sets departure times, fq qdiscs hold packets; a veth pair for incoming packets"),
+            "modprobe sch_fq; not needed with the delay line",
         ),
         row(
             "delay (constant), by --mechanism netem",
             &[name::TCX, name::NETEM],
             tc.filter(|_| has(name::NETEM) && has(name::PRIO))
-                .map(|_| "eBPF at tc classifies, netem qdiscs below a prio hold; a veth pair for what comes in"),
-            "modprobe sch_netem sch_prio; the delay line does without",
+                .map(|_| "eBPF at tc classifies, netem qdiscs below a prio qdisc hold packets; a veth pair for \
+                incoming packets"),
+            "modprobe sch_netem sch_prio; not needed with the delay line",
         ),
         row(
             "latency bandwidth timeout reset_peer slicer limit_data stall … (TCP, UDP)",
             &[],
             Some(
-                "the relay: behind hooks at connect(2) for rules (Linux 5.8), or as a proxy of `fault daemon`",
+                "the relay, reached by hooks at connect(2) (Linux 5.8) or as a proxy of `fault daemon`",
             ),
             "",
         ),
@@ -377,7 +380,7 @@ impl fmt::Display for Report {
                 }
             }
         }
-        writeln!(f, "\nFaults and their mechanism here")?;
+        writeln!(f, "\nFaults and their mechanisms on this machine")?;
         for row in &self.mechanisms {
             let answer = row.mechanism.or(row.advice).unwrap_or_default();
             let mark = mark(row.mechanism.is_some(), row.tried);
@@ -385,7 +388,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "\nLeftovers of killed instances")?;
         let Some(leftovers) = &self.leftovers else {
-            return writeln!(f, "  only root can see them → run with sudo");
+            return writeln!(f, "  only root can list them → run with sudo");
         };
         if leftovers.is_empty() {
             writeln!(f, "  none")?;

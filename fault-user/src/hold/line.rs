@@ -64,7 +64,7 @@ impl Figures {
     fn close(&self, reason: &str) {
         if !self.closed.swap(true, Ordering::AcqRel) {
             tell!(
-                "fault: warning: the delay line has stopped ({reason}): packets pass without delay from now on"
+                "fault: warning: the delay line has stopped ({reason}): packets are no longer delayed"
             );
         }
     }

@@ -111,7 +111,7 @@ impl Qdiscs {
         self.places.retain(|(one, _)| one.index != interface.index);
         if self.detour.is_none() && !interface.loopback {
             bail!(
-                "{} holds packets of loopback alone here: start again",
+                "{} was set up to hold only loopback's packets: restart fault",
                 self.kind.name()
             );
         }
@@ -207,7 +207,7 @@ fn make_detour(
     let all = interfaces::list()?;
     let find = |name: &String| {
         let found = all.iter().find(|one| one.name == *name);
-        found.cloned().context("the veth pair has vanished")
+        found.cloned().context("the veth pair has disappeared")
     };
     Ok((find(&names[0])?, find(&names[1])?))
 }
@@ -231,8 +231,8 @@ fn check_free(interface: &Interface, root: Option<&Qdisc>, mechanism: &str) -> R
     let kind = &root.kind;
     if root.handle == HANDLE {
         bail!(
-            "{name} has the {kind} qdisc of another fault at its root: end that one or run `fault clean`, or leave out \
-             --mechanism {mechanism}, the delay line does beside it"
+            "the root of {name} has a {kind} qdisc of another fault instance: end that instance, run `fault clean`, \
+             or leave out --mechanism {mechanism} (the delay line works with any qdisc)"
         );
     }
     // What the kernel puts there by itself has no handle.
@@ -241,8 +241,8 @@ fn check_free(interface: &Interface, root: Option<&Qdisc>, mechanism: &str) -> R
             || default_kind().is_none_or(|one| one == *kind));
     if !is_default {
         bail!(
-            "{name} has a {kind} qdisc (handle {:x}:) at its root, which fault does not replace: leave out --mechanism \
-             {mechanism}, the delay line does without",
+            "{name} has a {kind} qdisc (handle {:x}:) at its root, which fault does not replace: leave out \
+             --mechanism {mechanism} (the delay line works with any qdisc)",
             root.handle >> 16
         );
     }
@@ -279,7 +279,7 @@ mod tests {
             check_free(lo, None, "fq").unwrap();
             let told = |root| check_free(lo, Some(&root), "fq").unwrap_err().to_string();
             assert!(told(root("tbf", 0x8001_0000)).contains("lo has a tbf qdisc (handle 8001:)"));
-            assert!(told(root("fq_codel", 1 << 16)).contains("delay line does"));
+            assert!(told(root("fq_codel", 1 << 16)).contains("delay line works"));
             assert!(told(root("fq", HANDLE)).contains("another fault"));
         });
     }

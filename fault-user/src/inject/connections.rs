@@ -114,7 +114,7 @@ impl Connections {
                 be_helper(&[Capability::Bpf]);
                 keeper.run(&kept);
             })
-            .context("starting the thread that makes room for connections")?;
+            .context("starting the thread that cleans the connection table")?;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -139,7 +139,7 @@ impl Drop for Connections {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tell!("fault: warning: the thread that makes room for connections panicked");
+            tell!("fault: warning: the thread that cleans the connection table panicked");
         }
     }
 }
@@ -210,9 +210,7 @@ impl Keeper {
                 Ok(())
             });
             if let Err(error) = looked {
-                tell!(
-                    "fault: warning: the table of connections can't be looked through: {error:#}"
-                );
+                tell!("fault: warning: the connection table can't be read: {error:#}");
                 return;
             }
         }
@@ -328,7 +326,7 @@ fn copy(ebpf: &Ebpf, name: &str) -> Result<MapData> {
         .map(name)
         .with_context(|| format!("the eBPF object has no map {name}"))?;
     let (Map::HashMap(data) | Map::PerCpuArray(data) | Map::Array(data)) = map else {
-        return Err(anyhow!("the eBPF object's map {name} is of another kind"));
+        return Err(anyhow!("the eBPF object's map {name} has another type"));
     };
     Ok(MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?)?)
 }

@@ -35,7 +35,7 @@ impl Newcomers {
     /// # Errors
     /// The kernel refuses.
     pub fn watch(selection: Selection, reach: Arc<Mutex<Reach>>) -> Result<Self> {
-        let news = listen().context("can't be told of new network interfaces")?;
+        let news = listen().context("can't watch for new network interfaces")?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_flags(flags)?);
         let (woken, wanted) = (Arc::clone(&wake), selection.clone());
@@ -47,10 +47,10 @@ impl Newcomers {
                 be_helper(&[Capability::Bpf, Capability::NetAdmin, Capability::Perfmon]);
                 reached.wait();
                 if let Err(error) = serve(&news, &woken, &wanted, &reach) {
-                    tell!("fault: new network interfaces are left alone from here on: {error:#}");
+                    tell!("fault: warning: rules are no longer applied to new network interfaces: {error:#}");
                 }
             })
-            .context("starting the thread that meets new network interfaces")?;
+            .context("starting the thread that watches network interfaces")?;
         // No thread has more rights than it needs when the rules are in force.
         settled.wait();
         Ok(Self {
@@ -72,7 +72,7 @@ impl Drop for Newcomers {
         if let Some(thread) = self.thread.take()
             && (woken.is_err() || thread.join().is_err())
         {
-            tell!("fault: the thread that meets new network interfaces did not end well");
+            tell!("fault: warning: the thread that watches network interfaces panicked");
         }
     }
 }
@@ -96,7 +96,7 @@ fn serve(news: &Socket, wake: &EventFd, selection: &Selection, reach: &Mutex<Rea
         let mut both = [fd, wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut both, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error).context("waiting for news of interfaces"),
+            Err(error) => return Err(error).context("waiting for changes of interfaces"),
         }
         if both[1].any() == Some(true) {
             return Ok(());
@@ -113,7 +113,7 @@ fn take_all(news: &Socket) -> Result<()> {
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EAGAIN) => return Ok(()),
                 Some(Errno::ENOBUFS | Errno::EINTR) => {}
-                _ => return Err(error).context("reading news of interfaces"),
+                _ => return Err(error).context("reading changes of interfaces"),
             },
         }
     }

@@ -97,7 +97,7 @@ fn start(mut clock: Clock) -> Result<Started> {
                 }
             }
         })
-        .context("no thread to reset idle connections")?;
+        .context("starting the thread that resets idle connections")?;
     Ok(Started { rules, thread })
 }
 
@@ -108,7 +108,7 @@ impl Drop for Idle {
         };
         drop(rules);
         if thread.join().is_err() {
-            tell!("fault: the thread that resets idle connections panicked");
+            tell!("fault: warning: the thread that resets idle connections panicked");
         }
     }
 }

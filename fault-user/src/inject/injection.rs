@@ -394,7 +394,7 @@ impl Injection {
             || (wanted.is_some() && wanted.as_ref() != there)
         {
             anyhow::bail!(
-                "what is to hold packets now is not what the first rules needed: start again with these rules"
+                "these rules need another mechanism to hold packets than the first ones: restart fault with them"
             );
         }
         Ok(())

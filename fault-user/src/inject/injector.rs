@@ -308,7 +308,7 @@ impl Injector {
                 .map(|(name, program)| {
                     std::thread::Builder::new()
                         .spawn_scoped(scope, move || load_classifier(&name, program))
-                        .context("no thread to load the programs")
+                        .context("starting a thread to load the programs")
                 })
                 .collect();
             let links = if held {
@@ -656,7 +656,7 @@ impl Injector {
             ("cgroups", needed.scopes, has.scopes),
         ] {
             if needed > has {
-                bail!("the rules need room for {needed} {what}, there is room for {has}");
+                bail!("the rules need {needed} {what}, but only {has} fit");
             }
         }
         Ok(())
@@ -900,7 +900,7 @@ fn link_classifier(
 fn unless_vanished<T>(interface: &Interface, done: Result<T>) -> Result<Option<T>> {
     match done {
         Err(error) if !interface.is_there() => {
-            log::debug!("{} has vanished: {error:#}", interface.name);
+            log::debug!("{} has disappeared: {error:#}", interface.name);
             Ok(None)
         }
         other => other.map(Some),

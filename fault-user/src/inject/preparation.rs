@@ -138,11 +138,11 @@ fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
     let names = unable.join(", ");
     ensure!(
         unable.len() < interfaces.len(),
-        "packets of {names} can't be held, which `delay`, `rate`, `reorder` and `slot` do: name another interface, or use \
-         a fault such as `loss`"
+        "`delay`, `rate`, `reorder` and `slot` can't hold packets of {names}: name another interface, or use a fault \
+         such as `loss`"
     );
     Ok((!unable.is_empty())
-        .then(|| format!("packets that only pass {names} can't be held: they pass")))
+        .then(|| format!("forwarded packets of {names} can't be held: they are let through")))
 }
 
 /// Where packets are judged first; an error when what was wished for can't be.

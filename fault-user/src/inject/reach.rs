@@ -120,12 +120,12 @@ impl Reach {
             .partition(Interface::is_there);
         self.interfaces = left;
         for Interface { name, .. } in &gone {
-            log::info!("{name} has vanished before the rules were on it");
+            log::info!("{name} disappeared before the rules were applied to it");
         }
         if self.interfaces.is_empty()
             && let Some(gone) = gone.first()
         {
-            bail!("{} has vanished", gone.name);
+            bail!("{} has disappeared", gone.name);
         }
         Ok(())
     }
@@ -198,7 +198,7 @@ impl Reach {
             let name = &interface.name;
             match self.include(interface) {
                 Ok(()) => {
-                    log::info!("{name} has appeared: the rules act there too");
+                    log::info!("{name} appeared: the rules are applied to it");
                     self.interfaces.push(interface.clone());
                     if !self.names.contains(name) {
                         self.names.push(name.clone());
@@ -220,7 +220,7 @@ impl Reach {
         for Interface { index, name, .. } in gone {
             self.leave(index);
             if matches!(selection, Selection::Names(_)) {
-                tell!("fault: {name} has vanished: nothing is hurt there until it is back");
+                tell!("fault: {name} disappeared: the rules are applied again when it reappears");
             }
         }
     }
@@ -267,7 +267,7 @@ impl Reach {
         let there = list_by(&mut self.netlink)?;
         if there.iter().any(|one| one.index == interface.index) {
             tell!(
-                "fault: {} has appeared, but the rules can't be put on it: {error:#}",
+                "fault: warning: the rules can't be applied to the new interface {}: {error:#}",
                 interface.name
             );
             self.refused.insert(interface.index);
@@ -304,8 +304,9 @@ impl Reach {
             }
         }
         if front == Front::Xdp && self.xdp.is_empty() && self.notes.is_empty() {
-            self.notes
-                .push("XDP is not used: what passes loopback is judged as it leaves".to_owned());
+            self.notes.push(
+                "XDP is not used: packets on loopback are processed when they are sent".to_owned(),
+            );
         }
         Ok(())
     }
@@ -315,7 +316,7 @@ impl Reach {
         let device = list()?
             .into_iter()
             .find(|interface| interface.index == tap.index())
-            .context("the tap device has vanished")?;
+            .context("the tap device has disappeared")?;
         if self.injector.attachment() == Attachment::Clsact {
             // The device goes with this process, and its filters with it.
             clsact::ensure(device.index)?;
@@ -337,7 +338,7 @@ impl Reach {
             "net/ipv4/conf/lo/route_localnet",
         ] {
             self.switch_on(name).with_context(|| {
-                format!("packets of loopback can't be held without {name}: use --interface for another one")
+                format!("loopback's packets can't be held without {name}: name another interface with --interface")
             })?;
         }
         Ok(())
@@ -382,7 +383,7 @@ impl Reach {
         }
         if let Some(qdiscs) = self.qdiscs.take() {
             for Loss { interface, packets } in qdiscs.drain()? {
-                tell!("fault: {packets} packets that {interface} still held were lost");
+                tell!("fault: warning: {packets} packets still held by {interface} were dropped");
             }
         }
         let left = journal.map(Journal::heal).unwrap_or_default();
@@ -438,9 +439,9 @@ fn not_by_xdp(interface: &Interface, error: Errno) -> String {
     match error {
         Errno::EBUSY => {
             format!(
-                "XDP is not used on {name}: another program is there already (`ip link show {name}` tells)"
+                "XDP is not used on {name}: another XDP program is attached (see `ip link show {name}`)"
             )
         }
-        error => format!("XDP is not used on {name}: the kernel refuses it ({error})"),
+        error => format!("XDP is not used on {name}: the kernel rejects it ({error})"),
     }
 }

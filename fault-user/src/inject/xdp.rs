@@ -62,14 +62,14 @@ impl XdpLink {
 /// What stands against it, to be read after "XDP is not used: ".
 pub fn suits(rules: &[PacketRule]) -> Result<(), &'static str> {
     if rules.is_empty() {
-        return Err("no rule is about packets");
+        return Err("there is no packet rule");
     }
     if rules.iter().any(|rule| rule.scope.is_some()) {
-        return Err("it can't tell whose packets it sees, and the rules are limited to a cgroup");
+        return Err("the rules are limited to a cgroup, which XDP can't match");
     }
     let losing = 1 << action::DROP | 1 << action::DROP_CHECKSUM;
     if Needs::of(rules).actions & !losing != 0 {
-        return Err("it can only lose packets, and a rule does more than that");
+        return Err("XDP can only drop packets, and a rule does more");
     }
     Ok(())
 }

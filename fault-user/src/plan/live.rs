@@ -33,7 +33,7 @@ impl Plan {
             for part in &mut rule.entries {
                 let state = (0..2 * RULES_MAX)
                     .find(|state| taken.insert(*state))
-                    .context("too many rules, old and new together: use fewer")?;
+                    .context("the old and the new rules together are too many: use fewer rules")?;
                 part.entry.state = state;
                 part.entry.uid = rule_uid(age, state);
                 part.entry.at_ns += elapsed_ns;

@@ -180,8 +180,8 @@ impl Plan {
             Mechanism::Netem if is_held("netem") => {
                 let Some(delays_ns) = mechanism::netem_delays(self.kernel_entries()) else {
                     bail!(
-                        "netem can hold packets for {LEAVES} different delays at most, sums of delays included: use \
-                         --mechanism fq, or leave it out for the delay line"
+                        "netem supports at most {LEAVES} different delays, sums of delays included: use --mechanism \
+                         fq, or leave --mechanism out"
                     );
                 };
                 Some(HoldingQdiscs::Netem(delays_ns))
@@ -293,7 +293,7 @@ pub fn guard_host(rules: &[(Rule, ResolvedRule)], api_port: Option<u16>) -> Resu
             |target| format!("write `{target}`"),
         );
         bail!(
-            "`{rule}` reaches {} on the whole host: {help}, or give --force",
+            "`{rule}` matches {} on the whole host: {help}, or give --force",
             named.join(" and ")
         );
     }

@@ -142,7 +142,7 @@ fn action_of(fault: &Fault) -> Result<PacketAction> {
     }
     fault.packet().with_context(|| {
         format!(
-            "`{}` works on streams, not on packets: a `mix` takes faults of one kind",
+            "`{}` is a stream fault: a `mix` takes faults of one kind",
             fault.name()
         )
     })

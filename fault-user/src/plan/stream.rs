@@ -15,10 +15,10 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     let name = rule.fault.name();
     match rule.target.protocol {
         Protocol::Icmp => bail!(
-            "`{name}` works on streams and datagrams: for ICMP there are `loss`, `delay`, `rate` and the other packet faults"
+            "`{name}` does not support ICMP: use a packet fault such as `loss`, `delay` or `rate`"
         ),
         Protocol::Udp if !Relayed::of_rule(&rule.fault)?.acts_on(Transport::Udp) => {
-            bail!("`{name}` has no meaning on UDP: see docs/rules.md for what has")
+            bail!("`{name}` does not support UDP: `fault help rules` lists the faults that do")
         }
         _ => {}
     }
@@ -27,7 +27,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     }
     Relayed::of_rule(&rule.fault)?;
     if rule.modifiers.size.is_some() {
-        bail!("`size` picks packets, and `{name}` works on what they carry: leave it out");
+        bail!("`size` selects packets, but `{name}` is a stream fault: leave `size` out");
     }
     modifiers(&rule.fault, &rule.modifiers)
 }
@@ -45,7 +45,7 @@ fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
         ];
         if let Some((key, _)) = picking.iter().find(|(_, given)| *given) {
             bail!(
-                "`{name}` acts on the service as a whole, and {key} would pick some of its connections: leave it out"
+                "`{name}` applies to the whole service and can't be limited by {key}: leave it out"
             );
         }
     }
@@ -53,7 +53,7 @@ fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
         && let Some(part) = fault.part_that(Acts::OnRequests)
     {
         let name = part.name();
-        bail!("`{name}` acts on requests and their answers together: leave `dir` out");
+        bail!("`{name}` applies to requests together with their answers: leave `dir` out");
     }
     Ok(())
 }

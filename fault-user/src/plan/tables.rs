@@ -159,7 +159,7 @@ impl Classes {
         }
         let Ok(class) = u16::try_from(self.vectors.len()) else {
             bail!(
-                "the rules divide ports and hosts into more than 65,535 classes; use fewer or simpler rules"
+                "the rules divide ports and hosts into more than 65,535 classes: use fewer or simpler rules"
             );
         };
         self.known.insert(vector.to_vec(), class);
@@ -187,7 +187,7 @@ fn set(vector: &mut [u64], rule: usize) {
 pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
     if rules.len() > RULES_MAX as usize {
         bail!(
-            "{} rules are more than the {RULES_MAX} that fit; use fewer, or wider ones",
+            "{} rules are too many, at most {RULES_MAX} are possible: use fewer or wider rules",
             rules.len()
         );
     }

@@ -41,7 +41,7 @@ pub fn targets(
     for (field, name) in recovering.chain(quiet) {
         if rules.iter().all(|(_, rule)| rule.name != *name) {
             anyhow::bail!(
-                "expect.{field}: no rule is about `{name}`, so there is no fault to wait for"
+                "expect.{field}: no rule has the target `{name}`, so no fault can be waited for"
             );
         }
     }
@@ -169,7 +169,7 @@ impl Facts<'_> {
 
     fn p99(&self, name: &str, limit_ns: u64, seen: &Seen) -> Verdict {
         let limit = show_duration(limit_ns);
-        let expected = format!("expect 99 of 100 connects to {name} answered in {limit}");
+        let expected = format!("expect 99 of 100 connects to {name} to be answered within {limit}");
         match seen.p99_connect_ns(self.history.length_ns) {
             Some(found) => Verdict {
                 holds: found <= limit_ns,
@@ -181,7 +181,7 @@ impl Facts<'_> {
             },
             None => Verdict {
                 holds: false,
-                text: format!("{expected}: there was no connect"),
+                text: format!("{expected}: there was no connection attempt"),
             },
         }
     }
@@ -327,7 +327,7 @@ fn during(tries: &[&Try], wanted: During) -> Option<String> {
     match (wanted, failed) {
         (During::MustHold, Some(why)) => Some(format!("not during the fault: {why}")),
         (During::MustFail, None) => {
-            Some("it held during the fault too, where it must fail".to_owned())
+            Some("it also held during the fault, where it must fail".to_owned())
         }
         _ => None,
     }

@@ -246,11 +246,12 @@ impl Report {
     pub fn read(path: &Path) -> Result<Self> {
         let file = file_in(path, REPORT);
         let text = fs::read(&file).with_context(|| format!("can't read {}", file.display()))?;
-        let report: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is no report of `fault run --report`", file.display()))?;
+        let report: Self = serde_json::from_slice(&text).with_context(|| {
+            format!("{} is not a report of `fault run --report`", file.display())
+        })?;
         if report.version != VERSION {
             bail!(
-                "{} is a report of form {}, this version reads {VERSION}",
+                "{} is a report of format {}, but this version of fault reads format {VERSION}",
                 file.display(),
                 report.version
             );
@@ -271,7 +272,7 @@ pub fn decisions(report: &Path) -> Result<Vec<Decision>> {
         .enumerate()
         .map(|(number, line)| {
             serde_json::from_str(line)
-                .with_context(|| format!("{}:{}: no decision", file.display(), number + 1))
+                .with_context(|| format!("{}:{}: not a decision", file.display(), number + 1))
         })
         .collect()
 }

@@ -41,7 +41,8 @@ pub fn tell(report: &Report, writer: &Writer) -> Result<()> {
 pub fn table(report: &Report) -> String {
     let mark = |good: bool| if good { "✅" } else { "❌" };
     let mut text = format!(
-        "### fault: `{}` {}\n\nSeed {}, {}.{} s, exit code {}.\n\n| rule | seen | hit | connections | by | |\n|---|---|---|---|---|---|\n",
+        "### fault: `{}` {}\n\nSeed {}, {}.{} s, exit code {}.\n\n| rule | matched | hit | connections | by | \
+         |\n|---|---|---|---|---|---|\n",
         cell(&shell_line(&report.command)),
         mark(report.is_good()),
         report.seed,

@@ -36,8 +36,8 @@ pub fn instead(
         .sum();
     if elsewhere != 0 {
         return Some(format!(
-            "{who} used {name} {}, but in another network namespace than the rules are in (--netns, --container or --pid \
-             name another one)",
+            "{who} used {name} {}, but in another network namespace than that of the rules (select it with --netns, \
+             --container or --pid)",
             times(elsewhere)
         ));
     }

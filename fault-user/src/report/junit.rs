@@ -67,7 +67,8 @@ fn cases(report: &Report) -> Vec<Case> {
     };
     let rules = report.rules.iter().map(|rule| Case {
         name: format!("the rule fires: {}", rule.rule),
-        failure: (!rule.fired).then(|| "it never fired: the run tested nothing by it".to_owned()),
+        failure: (!rule.fired)
+            .then(|| "the rule never fired, so the run did not test it".to_owned()),
     });
     let expectations = report.expectations.iter().map(|expectation| Case {
         name: expectation.text.clone(),

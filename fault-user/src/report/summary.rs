@@ -14,10 +14,10 @@ use crate::rule::{Protocol, Rule};
 
 /// The counters that are worth a line when they are not zero.
 const NOTES: [(Counter, &str); 12] = [
-    (Counter::Malformed, "malformed packets passed"),
+    (Counter::Malformed, "malformed packets were let through"),
     (
         Counter::Headers,
-        "packets with too many IPv6 extension headers passed",
+        "packets with too many IPv6 extension headers were let through",
     ),
     (
         Counter::Fragment,
@@ -26,35 +26,36 @@ const NOTES: [(Counter, &str); 12] = [
     ),
     (
         Counter::FlowRuleTableFull,
-        "times a rule did not act on a packet: too many connections match more than 8 rules",
+        "packets were not checked against a rule: too many connections match more than 8 rules",
     ),
     (
         Counter::ActionFailed,
-        "hits could not be carried out; the packet passed",
+        "hits could not be carried out; the packets were let through",
     ),
     (
         Counter::NotHeld,
-        "packets were not delayed because fault did not run",
+        "packets were not delayed because fault was stopped or got no processor time",
     ),
     (
         Counter::Group,
-        "multicast or broadcast packets were delivered: for one of several receivers a rule can only drop them",
+        "multicast or broadcast packets were delivered unchanged: a rule can only drop them for one of several \
+         receivers",
     ),
     (
         Counter::FlowTableFull,
-        "packets passed because the table of connections was full: their ordinals are not counted",
+        "packets were let through because the connection table was full; they have no ordinals",
     ),
     (
         Counter::Forgotten,
-        "idle connections were forgotten because the table of connections was full: they count as new if they go on",
+        "idle connections were removed from the full connection table; they count as new if they continue",
     ),
     (
         Counter::Contended,
-        "packets were judged by two CPUs at once, with inexact ordinals",
+        "packets of one connection were processed by two CPUs at once; their ordinals are inexact",
     ),
     (
         Counter::EchoForgotten,
-        "ICMP echo replies were not matched: more than 65536 later requests had been sent",
+        "ICMP echo replies were not matched: more than 65,536 later requests had been sent",
     ),
     (
         Counter::EventLost,
@@ -66,13 +67,13 @@ const NOTES: [(Counter, &str); 12] = [
 #[must_use]
 pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]) -> String {
     let mut text = format!(
-        "fault: healed after {:.1} s; by {} on {}; seed {}\n",
+        "fault: rules removed after {:.1} s; attached by {} on {}; seed {}\n",
         injection.started().elapsed().as_secs_f64(),
         injection.hooks(),
         places(&injection.names()),
         plan.seed
     );
-    let mut rows = vec![["rule", "seen", "hit", "conns", "by"].map(str::to_owned)];
+    let mut rows = vec![["rule", "matched", "hit", "conns", "by"].map(str::to_owned)];
     let rules = plan.rules.iter().zip(hits);
     rows.extend(rules.map(|(rule, hits)| row(rule, hits, injection)));
     text += &columns(&rows);
@@ -117,13 +118,14 @@ fn held(text: &mut String, injection: &Injection) {
         for (count, what) in [
             (
                 &figures.queue_full,
-                "packets were lost in full queues of a rate",
+                "packets were dropped because the queue of a `rate` was full",
             ),
             (
                 &figures.no_room,
-                "packets were not delayed or changed: all was held that may be (256 MiB, 16,384 datagrams of a target)",
+                "packets were not delayed or changed: the limit of held packets was reached (256 MiB, or 16,384 \
+                 datagrams of a target)",
             ),
-            (&figures.refused, "held packets could not be sent on"),
+            (&figures.refused, "held packets could not be forwarded"),
         ] {
             let count = count.load(Ordering::Relaxed);
             if count != 0 {
@@ -140,21 +142,18 @@ fn interfaces(text: &mut String, injection: &Injection) {
             for Loss { interface, packets } in losses {
                 let _ = writeln!(
                     text,
-                    "  {packets} packets were lost in the full queue of {interface}"
+                    "  {packets} packets were dropped in the full queue of {interface}"
                 );
             }
             for name in vanished {
                 let _ = writeln!(
                     text,
-                    "  {name} has vanished meanwhile: nothing was hurt there from then on"
+                    "  {name} disappeared during the run: no rule was applied there afterwards"
                 );
             }
         }
         (Err(error), _) | (_, Err(error)) => {
-            let _ = writeln!(
-                text,
-                "  what became of the interfaces can't be told: {error:#}"
-            );
+            let _ = writeln!(text, "  the state of the interfaces is unknown: {error:#}");
         }
     }
 }
@@ -271,7 +270,7 @@ pub fn unfired<'a>(
                 .filter(|_| !was_seen)
                 .and_then(|used| instead(&rule.resolved, &rule.target, audience.who, used));
             let published = if audience.has_bridge {
-                "; of a published container port, name the container's own port"
+                "; for a published container port, name the container's own port"
             } else {
                 ""
             };
@@ -281,20 +280,21 @@ pub fn unfired<'a>(
                     instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
                 }
                 None if instead.is_some() => instead.unwrap_or_default() + published,
-                Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
-                            happen there"
+                Some(_) => "connections matched its target, but its modifiers or its probability selected nothing, or \
+                the event that it acts on did not occur"
                     .to_owned(),
                 None if !was_seen => format!(
-                    "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
-                     the command use it?{published})"
+                    "no packet matched its target; check the port, protocol, host and interface, and that the command \
+                     uses the target{published}"
                 ),
-                None if only_marks(rule) => "its target was seen, but no packet on which it can mark congestion was picked \
-                                             (ECN is agreed on with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
+                None if only_marks(rule) => "packets matched its target, but none of them supports ECN (enable it \
+                with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
                     .to_owned(),
-                None if audience.failed != 0 => "its target was seen, but none of its hits could be carried out".to_owned(),
+                None if audience.failed != 0 => "packets matched its target, but the fault could not be applied to \
+                any of them".to_owned(),
                 None => format!(
-                    "its target was seen, but {}",
-                    condition(rule).unwrap_or_else(|| "its modifiers and chance picked nothing".to_owned())
+                    "packets matched its target, but {}",
+                    condition(rule).unwrap_or_else(|| "its modifiers or its probability selected no packet".to_owned())
                 ),
             };
             (rule.text.as_str(), why)
@@ -305,13 +305,14 @@ pub fn unfired<'a>(
 /// Why the relay has met nobody.
 fn nothing_led(protocol: Protocol) -> &'static str {
     match protocol {
-        Protocol::Udp => "no datagram of its target was seen while it was in force",
+        Protocol::Udp => "no datagram matched its target while the rule was applied",
         Protocol::Tcp => {
-            "no new connection to its target was opened while it was in force (open connections stay as they are)"
+            "no new connection to its target was opened while the rule was applied (existing connections are \
+             unaffected unless `reconnect` is given)"
         }
         _ => {
-            "no new connection to its target was opened, and no datagram of it seen, while it was in force (open \
-             connections stay as they are)"
+            "no new connection to its target was opened and no datagram matched while the rule was applied (existing \
+             connections are unaffected unless `reconnect` is given)"
         }
     }
 }
@@ -343,7 +344,7 @@ mod tests {
             ),
             (
                 "tcp:1 drop nth=9",
-                "its modifiers and chance picked nothing",
+                "its modifiers or its probability selected no packet",
             ),
         ] {
             let rule: Rule = text.parse().unwrap();

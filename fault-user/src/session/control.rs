@@ -139,7 +139,7 @@ impl Control {
                     }
                 });
             }
-            Err(error) => log::warn!("`fault top` will not see this instance: {error}"),
+            Err(error) => log::warn!("`fault top` can't show this instance: {error}"),
         }
         Self {
             asked,
@@ -373,7 +373,7 @@ async fn ask(line: &str, asked: &mpsc::Sender<Asked>) -> Option<String> {
     let request = match serde_json::from_str(line) {
         Ok(request) => request,
         Err(error) => {
-            let error = format!("this is no request: {error}");
+            let error = format!("invalid request: {error}");
             return serde_json::to_string(&Refusal { error }).ok();
         }
     };

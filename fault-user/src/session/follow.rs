@@ -99,16 +99,17 @@ impl Follower {
         let name = &self.name;
         match turn {
             Turn::Ended if self.follows => {
-                tell!("fault: the container `{name}` has ended; the rules wait for it");
+                tell!("fault: the container `{name}` has ended; waiting for it to restart");
             }
             Turn::Ended => tell!(
-                "fault: the container `{name}` has ended, and its rules with it (--follow goes on when it is back)"
+                "fault: the container `{name}` has ended; its rules are removed (--follow applies them again after a \
+                 restart)"
             ),
             Turn::Back(container) => match course.to(container) {
                 Ok(rules) => {
                     self.refused.clear();
                     tell!(
-                        "fault: the container `{name}` is back: {} in force",
+                        "fault: the container `{name}` is running again: {} applied",
                         many(rules)
                     );
                 }
@@ -122,7 +123,7 @@ impl Follower {
         self.process = None;
         if self.refused != error {
             tell!(
-                "fault: the container `{}` is not followed yet: {error}",
+                "fault: warning: the rules can't be applied to the restarted container `{}` yet: {error}",
                 self.name
             );
             error.clone_into(&mut self.refused);

@@ -70,12 +70,12 @@ impl Inject {
     pub fn execute(mut self, mut rules: RuleSet) -> Outcome {
         if !rules.expect.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "the scenario has expectations, which only `fault run` can check: use that, or take `expect` out"
+                "the scenario has expectations, which only `fault run` checks: use `fault run`, or remove `expect`"
             )));
         }
         if self.watched.is_some() && !rules.drawn.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "drawn faults can't be exchanged while they are in force: leave --watch out"
+                "--watch can't be combined with randomly drawn faults: leave --watch out"
             )));
         }
         if !self.options.is_given() {
@@ -112,7 +112,7 @@ impl Inject {
         drop(patience);
         tell!("fault: seed {}", session.plan.seed);
         tell!(
-            "fault: {} in force; Ctrl-C heals",
+            "fault: {} in force; press Ctrl-C to stop",
             many(session.plan.rules.len())
         );
         let mut rights = session.rights();
@@ -167,9 +167,12 @@ impl Course<'_> {
     fn tick(&mut self, live: bool) -> anyhow::Result<()> {
         if self.watched.as_mut().is_some_and(Watched::has_changed) {
             match self.reload() {
-                Ok(()) => tell!("fault: {} in force", many(self.session.plan.rules.len())),
+                Ok(()) => tell!("fault: {} reloaded", many(self.session.plan.rules.len())),
                 Err(failure) => {
-                    tell!("fault: the old rules stay in force: {:#}", failure.error);
+                    tell!(
+                        "fault: warning: the old rules stay applied: {:#}",
+                        failure.error
+                    );
                 }
             }
         }
@@ -195,7 +198,7 @@ impl Course<'_> {
         let mut next = plan(&rules, scope.as_ref(), old.held_by, old.seed)?;
         if !next.stream_rules().is_empty() || !old.stream_rules().is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "stream faults can't be exchanged while they are in force: start again"
+                "stream faults can't be replaced during a run: restart fault"
             )));
         }
         session.injection.replace(&session.plan, &mut next)?;

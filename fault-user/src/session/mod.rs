@@ -325,7 +325,7 @@ impl Session<'_> {
             .await;
         if cut != Cut::default() {
             tell!(
-                "fault: {} connections were open at the end and were reset; {} bytes of them had not arrived",
+                "fault: {} connections were still open and were reset; {} of their bytes were not delivered",
                 cut.connections,
                 cut.bytes
             );

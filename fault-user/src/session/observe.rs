@@ -91,7 +91,7 @@ impl<'a> Wanted<'a> {
                     let place = rules.file.as_deref();
                     let place = place.map(|file| place_of_probe(file, index) + ": ");
                     format!(
-                        "{}the probe `{}` does not hold before any fault, so nothing was done",
+                        "{}the probe `{}` fails without any fault, so the run was not started",
                         place.unwrap_or_default(),
                         probe::name(probe)
                     )

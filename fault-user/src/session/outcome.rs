@@ -78,6 +78,6 @@ pub type Outcome = Result<u8, Failure>;
 /// Gives up all rights but these, now that everything is set up.
 pub fn give_up(keep: &[Capability]) {
     if let Err(error) = rights::keep_only(keep) {
-        log::warn!("fault keeps rights that it does not need: {error:#}");
+        log::warn!("fault keeps capabilities that it does not need: {error:#}");
     }
 }

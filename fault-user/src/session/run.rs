@@ -87,12 +87,13 @@ impl Run {
         }
         if self.events.is_some() || self.report.is_some() || self.replay.is_some() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "--follow has no decisions of one run to write or repeat: take --events and --report away"
+                "--events and --report do not work with --follow: leave one of them out"
             )));
         }
         match rules.expect.names().first() {
             Some(first) => Err(Failure::usage(anyhow::anyhow!(
-                "--follow: connections can't be counted across restarts of a container: take `{}` out of the expectations",
+                "--follow: connections can't be counted across restarts of a container: remove `{}` from the \
+                 expectations",
                 first.0
             ))),
             None => Ok(()),
@@ -330,7 +331,7 @@ impl Course<'_> {
         }
         if code == exit::UNFIRED {
             tell!(
-                "fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)"
+                "fault: exit code 120: a rule never fired, so the run did not test it (--allow-unfired accepts this)"
             );
         }
         Ok(code)
@@ -361,8 +362,10 @@ fn release(own: CommandCgroup) -> anyhow::Result<()> {
     let finished = own.finish()?;
     match finished.released.len() {
         0 => {}
-        1 => tell!("fault: a background process of the command runs on, unhurt"),
-        many => tell!("fault: {many} background processes of the command run on, unhurt"),
+        1 => tell!("fault: a background process of the command is still running, without faults"),
+        many => tell!(
+            "fault: {many} background processes of the command are still running, without faults"
+        ),
     }
     Ok(())
 }

@@ -45,7 +45,8 @@ impl NewRule {
     pub fn new(rule: Rule) -> Result<Self, RulesError> {
         if rule.fault.layer() == Layer::Stream {
             return Err(RulesError::Bad(format!(
-                "`{rule}` is about a stream: add a proxy whose listen is its upstream, and the toxic to that"
+                "`{rule}` is a stream fault: add a transparent proxy (its listen address equals its upstream), and \
+                 add the fault to it as a toxic"
             )));
         }
         let resolved = rule
@@ -361,7 +362,7 @@ impl Now {
                 self.applied = Some(Applied { injection, plan });
             }
             Err(again) => {
-                log::error!("the old rules did not come back: {again:#}");
+                log::error!("the old rules could not be restored: {again:#}");
                 self.entries.clear();
             }
         }
@@ -381,7 +382,7 @@ fn plan(entries: &[Entry], seed: u64) -> Result<Plan, RulesError> {
     if let Some((index, _)) = plan.stream_rules().first() {
         let text = &plan.rules[*index].text;
         return Err(refused(anyhow::anyhow!(
-            "nothing here can hold the packets of `{text}`: `fault doctor` tells what is missing"
+            "no mechanism on this machine can hold the packets of `{text}`: run `fault doctor` to see what is missing"
         )));
     }
     Ok(plan)
@@ -430,7 +431,7 @@ where
         // Whoever asked may have gone away meanwhile.
         drop(done.send(work(&own)));
     };
-    let gone = "the thread of the packet rules has ended: restart the daemon";
+    let gone = "the daemon's thread for packet rules has ended: restart the daemon";
     rules
         .hand
         .send(Box::new(whole))

@@ -134,8 +134,8 @@ impl Subject {
         };
         if options.follow {
             anyhow::bail!(
-                "`{}` needs the relay, which can't follow a container: take --follow away, or use packet faults such as \
-                 `delay`",
+                "`{}` needs the relay, which can't follow a container: leave --follow out, or use packet faults such \
+                 as `delay`",
                 first.fault.name()
             );
         }
@@ -177,7 +177,7 @@ impl Subject {
                 Some(sockets)
             }
             Err(error) => {
-                log::warn!("`fault top` will not see how many connections are open: {error:#}");
+                log::warn!("`fault top` can't show the number of open connections: {error:#}");
                 None
             }
         }
@@ -187,7 +187,9 @@ impl Subject {
     /// rules act all the same.
     pub fn count_endpoints(&self, scope: Option<&Scope>, prepared: &mut Prepared) {
         if let Err(error) = self.try_to_count_endpoints(scope, prepared) {
-            log::info!("a rule that never matches will not tell what was used instead: {error:#}");
+            log::info!(
+                "for a rule that never matches, the summary can't show what was used instead: {error:#}"
+            );
         }
     }
 
@@ -207,7 +209,7 @@ impl Subject {
     pub fn who(&self, scope: Option<&Scope>) -> &'static str {
         match (&self.group, &self.container, &self.namespace, scope) {
             (_, Some(_), ..) => "the container",
-            (Some(_), ..) => "the processes aimed at",
+            (Some(_), ..) => "the selected processes",
             (_, _, Some(_), _) => "the processes in the network namespace",
             (.., Some(_)) => "the command",
             (.., None) => "the processes on this host",
@@ -299,7 +301,7 @@ impl Group {
         };
         let journal = journal.insert(Journal::create()?);
         let tree = Tree::at(&hierarchy, Pid::from_raw(pid), journal)
-            .with_context(|| format!("aiming at process {pid}"))?;
+            .with_context(|| format!("attaching to process {pid}"))?;
         Ok(Some(Self {
             scope: scope_of(tree.cgroup())?,
             cgroup: tree.cgroup().clone(),
@@ -315,14 +317,14 @@ impl Group {
 pub fn scope_of(cgroup: &Cgroup) -> Result<Scope> {
     Ok(Scope {
         cgroup: cgroup.id(),
-        level: u8::try_from(cgroup.level()).context("the cgroup lies too deep")?,
+        level: u8::try_from(cgroup.level()).context("the cgroup is nested too deep")?,
         path: cgroup.path().to_owned(),
     })
 }
 
 /// The network namespace of a process. Descendants in others are told of.
 fn namespace_of_tree(pid: i32) -> Result<NetworkNamespace> {
-    let aim = || format!("aiming at process {pid}");
+    let aim = || format!("attaching to process {pid}");
     let own = NetworkNamespace::of_process(pid).with_context(aim)?;
     let tree = proc::tree(Pid::from_raw(pid)).with_context(aim)?;
     let elsewhere = tree
@@ -331,7 +333,8 @@ fn namespace_of_tree(pid: i32) -> Result<NetworkNamespace> {
         .count();
     if elsewhere != 0 {
         tell!(
-            "fault: warning: {elsewhere} of the processes below {pid} are in other network namespaces, where the rules do not apply"
+            "fault: warning: {elsewhere} descendants of process {pid} are in other network namespaces, where the \
+             rules do not apply"
         );
     }
     Ok(own)

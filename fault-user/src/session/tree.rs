@@ -47,7 +47,7 @@ impl Aim {
     /// grows faster than it can be moved. Whatever was moved is moved back.
     pub fn at(hierarchy: &Hierarchy, pid: Pid, journal: &mut Journal) -> Result<Self> {
         if pid == Pid::this() {
-            bail!("process {pid} is fault itself: name another one");
+            bail!("process {pid} is fault itself: give another one");
         }
         let home = hierarchy.of(pid)?;
         let tree = others(pid)?;
@@ -151,7 +151,7 @@ impl Moved {
 impl Drop for Moved {
     fn drop(&mut self) {
         if let Err(error) = self.empty() {
-            tell!("fault: {error:#}; `fault clean` tries again");
+            tell!("fault: warning: {error:#}; run `fault clean` to try again");
         }
     }
 }

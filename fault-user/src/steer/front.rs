@@ -94,7 +94,7 @@ impl Front {
         let index = (!state.taken).trailing_zeros();
         ensure!(
             index < STEERS,
-            "{STEERS} transparent proxies are there already: remove one"
+            "there are already {STEERS} transparent proxies, the most that are possible: remove one"
         );
         state.hooks.table().set(index, &service)?;
         state.taken |= 1 << index;

@@ -57,7 +57,8 @@ impl Handshakes {
             Ok(sockets) => Some(Arc::new(sockets)),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 tell!(
-                    "fault: warning: connections to a port where nobody listens succeed, and are reset: to refuse them takes a raw socket (CAP_NET_RAW)"
+                    "fault: warning: connections to closed ports are accepted and then reset: refusing them needs a \
+                     raw socket (CAP_NET_RAW)"
                 );
                 None
             }
@@ -168,7 +169,7 @@ impl Events {
     pub fn follow(self, engine: &Engine) {
         engine.spawn_beside_handshakes(async move {
             if let Err(error) = self.run().await {
-                log::error!("handshakes can't be followed: {error}");
+                log::error!("handshakes can't be delayed: {error}");
             }
         });
     }

@@ -56,14 +56,14 @@ impl Hooks {
     ) -> Result<(Self, Originals, Events)> {
         ensure!(
             services.len() <= STEERS as usize,
-            "stream faults are possible on {STEERS} targets at once: use fewer"
+            "stream faults support at most {STEERS} targets at once: use fewer"
         );
         let netns = netns_cookie();
         // Without it the connections of every container would be led to a relay that they can't reach.
         ensure!(
             netns != 0 || !reach.all_cgroups,
-            "stream faults on the whole host or network namespace need Linux 5.14, to tell network namespaces apart: use \
-             `fault run` without --scope host, or --pid, --cgroup or --container"
+            "stream faults on the whole host or network namespace need Linux 5.14: use `fault run` without --scope \
+             host, or --pid, --cgroup or --container"
         );
         let (mut ebpf, table) = services::load(services, netns, !reach.all_servers)?;
         let links = attach_all(&mut ebpf, cgroup)?;
@@ -110,7 +110,7 @@ impl Hooks {
 
     fn enter(&mut self, place: u32, socket: &impl AsRawFd) -> Result<()> {
         let entered = self.listeners.set(place, socket, 0);
-        entered.context("entering a socket of the relay")
+        entered.context("adding a socket of the relay")
     }
 
     /// Listeners at which SYNs are held.
@@ -172,5 +172,5 @@ fn attach_lookup(ebpf: &mut Ebpf) -> Result<OwnedFd> {
         BPF_SK_LOOKUP,
         0,
     )
-    .context("attaching to the network namespace (sk_lookup is of Linux 5.9)")
+    .context("attaching to the network namespace (sk_lookup needs Linux 5.9)")
 }

@@ -323,7 +323,8 @@ impl Steering {
                 () = &mut hurry => {}
                 () = tokio::time::sleep(TOLD_AFTER) => {
                     let most = drain.until.saturating_duration_since(Instant::now()).as_secs() + 1;
-                    tell!("fault: waiting for data on its way to arrive, {most} s at most (Ctrl-C resets its connections)");
+                    tell!("fault: waiting up to {most} s for data in transit to be delivered (Ctrl-C resets the \
+                    connections)");
                     tokio::select! {
                         cut = draining => return cut,
                         () = hurry => {}
@@ -413,7 +414,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
         loop {
             tokio::time::sleep_until(at(start_ns)).await;
             if !is_open && let Err(error) = shared.set_window(number, true).await {
-                tell!("fault: a rule can't begin: {error:#}");
+                tell!("fault: warning: a rule can't be applied: {error:#}");
                 return;
             }
             is_open = false;
@@ -427,7 +428,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
             };
             tokio::time::sleep_until(at(end_ns)).await;
             if let Err(error) = shared.set_window(number, false).await {
-                tell!("fault: a rule can't end: {error:#}");
+                tell!("fault: warning: a rule can't be removed: {error:#}");
             }
             match schedule.period_ns {
                 Some(period) if schedule.end_ns.is_none_or(|end| start_ns + period < end) => {
@@ -552,7 +553,7 @@ impl Shared {
         if self.rules[number].rule.modifiers.reconnect {
             // New connections are led from here on: what is reset comes back through the relay.
             let Some(diagnosis) = &self.diagnosis else {
-                bail!("nothing was opened to reset connections with");
+                bail!("no socket is open to reset connections with");
             };
             let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
             let target = &self.led[target].target;
@@ -582,7 +583,7 @@ impl Shared {
             };
             for toxic in toxics {
                 if let Err(error) = relay.remove_toxic(&toxic.name).await {
-                    tell!("fault: a rule can't end: {error}");
+                    tell!("fault: warning: a rule can't be removed: {error}");
                 }
             }
         }

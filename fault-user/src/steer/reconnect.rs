@@ -364,7 +364,7 @@ fn close(netlink: &mut Netlink, end: &End) -> Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => bail!(
-            "this kernel can't reset connections of others (CONFIG_INET_DIAG_DESTROY): leave `reconnect` out"
+            "this kernel can't reset connections of other processes (CONFIG_INET_DIAG_DESTROY): leave `reconnect` out"
         ),
         Err(error) => Err(error).context("resetting a connection"),
     }

@@ -107,7 +107,7 @@ impl Ends {
         if let Some(number) = packets {
             let exchange = maker
                 .exchange
-                .context("nothing was opened to take datagrams from")?;
+                .context("no tap device is open to take datagrams from")?;
             let listen = Listen::Packets(Arc::clone(exchange), number);
             relays.push(maker.relay(
                 (number, title),

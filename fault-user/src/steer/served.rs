@@ -70,7 +70,7 @@ impl Served {
         };
         listeners
             .insert(key, count + 1, 0)
-            .context("entering a server")
+            .context("adding a server")
     }
 
     /// Whether connections to this address are given to the relay.
@@ -134,7 +134,8 @@ impl Drop for Maps {
         // The programs can't tell.
         if self.listeners.keys().count() >= services::SERVERS as usize {
             tell!(
-                "fault: warning: the command listened at more than {} addresses and ports: connections to the others bypassed the relay",
+                "fault: warning: the command listened on more than {} addresses and ports: connections to the others \
+                 bypassed the relay",
                 services::SERVERS
             );
         }

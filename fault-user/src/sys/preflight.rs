@@ -88,8 +88,8 @@ fn missing_rights(rights: &Rights, needs: &[Need]) -> Vec<String> {
     if missing.is_empty() {
         if needs.contains(&Need::Programs) && rights.in_user_namespace {
             return vec![
-                "this is a user namespace (a rootless container): programs need the rights of the \
-                 host's root, so run fault on the host or in a rootful container"
+                "this is a user namespace (a rootless container), but loading programs needs root of the host: run \
+                 fault on the host or in a rootful container"
                     .to_owned(),
             ];
         }
@@ -98,7 +98,7 @@ fn missing_rights(rights: &Rights, needs: &[Need]) -> Vec<String> {
     if !rights.is_root {
         let names: Vec<&str> = missing.iter().map(|capability| capability.name()).collect();
         return vec![format!(
-            "no root, and no CAP_{}: run it with sudo",
+            "not root, and no CAP_{}: run fault with sudo",
             names.join(", CAP_")
         )];
     }
@@ -120,7 +120,7 @@ pub(crate) fn explain_bpf(error: &io::Error, rights: &Rights) -> String {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => "this kernel has no bpf(2): use one with CONFIG_BPF_SYSCALL=y".into(),
         Some(libc::EPERM | libc::EACCES) if !rights.has(Capability::Bpf) => {
-            "no CAP_BPF: run it with sudo, in a container with --cap-add BPF".into()
+            "no CAP_BPF: run fault with sudo, in a container with --cap-add BPF".into()
         }
         Some(libc::EPERM | libc::EACCES) if rights.has_seccomp => {
             "bpf(2) is blocked by seccomp: run the container with --security-opt seccomp=unconfined, with \
@@ -133,7 +133,7 @@ pub(crate) fn explain_bpf(error: &io::Error, rights: &Rights) -> String {
             "bpf(2) is blocked by kernel lockdown: boot with lockdown=integrity or less".into()
         }
         Some(libc::EPERM | libc::EACCES) => {
-            "bpf(2) is refused by a security module (SELinux, AppArmor): allow it for fault".into()
+            "bpf(2) is denied by a security module (SELinux, AppArmor): allow it for fault".into()
         }
         Some(libc::EINVAL) => {
             "this kernel has no tc programs: use one with CONFIG_NET_CLS_BPF=y (Linux 5.10 or later)"

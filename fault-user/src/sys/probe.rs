@@ -37,7 +37,7 @@ pub(crate) fn in_throw_away_netns<T: Send>(probe: impl FnOnce() -> Result<T> + S
     std::thread::scope(|scope| {
         let tried = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)
-                .context("can't make a network namespace to try it in (needs CAP_SYS_ADMIN)")?;
+                .context("can't create a network namespace for the check (needs CAP_SYS_ADMIN)")?;
             probe()
         });
         tried

@@ -229,7 +229,7 @@ fn undo_by_number(number: u32, is_dead: bool, undo: impl FnOnce() -> Result<bool
         return undo();
     }
     let Some(_claim) = Instance::claim(number)? else {
-        bail!("instance {number}, whose it is, is still ending: try again");
+        bail!("instance {number}, which owns it, is still ending: try again");
     };
     undo()
 }
@@ -294,7 +294,7 @@ fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bo
             undo()
         });
         entered
-            .context("no thread to enter the network namespace")?
+            .context("can't start a thread to enter the network namespace")?
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })

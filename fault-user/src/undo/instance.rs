@@ -46,7 +46,7 @@ impl Instance {
             }
         }
         bail!(
-            "{INSTANCES_MAX} instances of fault are running in this network namespace, which is the most there can be: \
+            "{INSTANCES_MAX} instances of fault are running in this network namespace, the most that are possible: \
              end one first"
         )
     }
@@ -126,7 +126,7 @@ pub fn lock() -> Result<Lock> {
         }
         if Instant::now() >= end {
             bail!(
-                "another instance of fault is stopped while it changes a shared setting: continue or end it"
+                "another instance of fault is stopped in the middle of changing a shared setting: continue or end it"
             );
         }
         std::thread::sleep(LOCK_POLL);
@@ -147,7 +147,7 @@ pub fn hold(_lock: &Lock, what: &str, told: &str) -> Result<Share> {
             return Ok(Share(socket));
         }
     }
-    bail!("no share of {what} is left")
+    bail!("too many instances share {what}")
 }
 
 /// What those told who hold a share of `what`.
@@ -172,7 +172,7 @@ fn bind(name: &str) -> Result<Option<UnixDatagram>> {
     match UnixDatagram::bind_addr(&address) {
         Ok(socket) => Ok(Some(socket)),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-        Err(error) => Err(error).context("can't make a Unix socket"),
+        Err(error) => Err(error).context("can't create a Unix socket"),
     }
 }
 

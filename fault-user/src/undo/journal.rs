@@ -64,7 +64,7 @@ impl Journal {
             .recursive(true)
             .mode(0o700)
             .create(folder)
-            .with_context(|| format!("can't make {} (run as root)", folder.display()))?;
+            .with_context(|| format!("can't create {} (run as root)", folder.display()))?;
         let owner = ProcessId::own()?;
         undo_dead(folder)?;
         let (file, path) = new_file(folder, owner.pid)?;
@@ -110,7 +110,7 @@ impl Journal {
 
     /// Undoes everything, last change first, and removes the journal. Dropping it does the same.
     /// Returns what could not be undone; then the journal stays for `fault clean`.
-    #[must_use = "what could not be undone must be told"]
+    #[must_use = "an Undone with leftovers must be reported"]
     pub fn heal(mut self) -> Vec<Leftover> {
         self.undo_all()
     }
@@ -139,7 +139,7 @@ impl Drop for Journal {
             return;
         }
         for leftover in self.undo_all() {
-            tell!("fault: {leftover}; `fault clean` tries again");
+            tell!("fault: warning: {leftover}; run `fault clean` to try again");
         }
     }
 }
@@ -170,7 +170,7 @@ fn new_file(folder: &Path, pid: i32) -> Result<(Flock<File>, PathBuf)> {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => {
-                return Err(error).with_context(|| format!("can't make {}", path.display()));
+                return Err(error).with_context(|| format!("can't create {}", path.display()));
             }
         };
         // Until it is locked it looks like a dead instance's, and somebody may have taken it away.
@@ -181,7 +181,7 @@ fn new_file(folder: &Path, pid: i32) -> Result<(Flock<File>, PathBuf)> {
         }
     }
     bail!(
-        "{} has {JOURNALS_MAX} journals of process {pid} already: run `fault clean`",
+        "{} already has {JOURNALS_MAX} journals of process {pid}: run `fault clean`",
         folder.display()
     )
 }
@@ -258,7 +258,7 @@ impl Dead {
     pub(super) fn undo(&self, report: &mut Vec<Leftover>) {
         let path = self.path.display().to_string();
         if let Some(why) = &self.broken {
-            let why = Fate::Kept(format!("{why}: look into it, then delete it"));
+            let why = Fate::Kept(format!("{why}: inspect it, then delete it"));
             report.push(Leftover::new("journal", path, why));
             return;
         }
@@ -290,7 +290,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Entry>> {
         bail!("a journal of another version of fault ({})", header.version);
     }
     lines
-        .map(|line| serde_json::from_str(line).context("a journal line that can't be read"))
+        .map(|line| serde_json::from_str(line).context("a journal line is malformed"))
         .collect()
 }
 

@@ -39,7 +39,7 @@ impl std::fmt::Display for Leftover {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}: ", self.kind, self.what)?;
         match &self.fate {
-            Fate::Found => f.write_str("left by an instance that is gone"),
+            Fate::Found => f.write_str("left by an instance that has ended"),
             Fate::Removed => f.write_str("removed"),
             Fate::Kept(why) => write!(f, "not removed: {why}"),
         }

@@ -200,7 +200,7 @@ fn sweep_cgroups(folder: &Path, remove: bool, report: &mut Vec<Leftover>) -> Res
         report.push(settle("cgroup", path.display().to_string(), remove, || {
             let finished = cgroup::give_up(&path, Leftovers::Release)?;
             if finished.kept.is_some() {
-                bail!("processes run in a cgroup that was made inside it");
+                bail!("processes run in a cgroup that was created inside it");
             }
             Ok(())
         }));

@@ -57,13 +57,13 @@ impl Watch {
     pub fn start(whose: Whose<'_>, targets: &[(String, ResolvedTarget)]) -> Result<Self> {
         ensure!(
             targets.len() <= STEERS as usize,
-            "{STEERS} targets can be watched at once: use fewer"
+            "at most {STEERS} targets can be watched at once: use fewer"
         );
         for (name, target) in targets {
             ensure!(
                 whose.netns == 0 || target.protocol != Protocol::Udp,
-                "the kernel does not tell of datagrams which network namespace they are in: for `{name}` aim at the container, \
-                 or run fault in there"
+                "the kernel does not report the network namespace of datagrams: for `{name}` use --container, or run \
+                 fault inside the namespace"
             );
         }
         let services: Vec<_> = targets
@@ -80,7 +80,7 @@ impl Watch {
         let ring = RingBuf::try_from(ring)?;
         let links = attach(&mut ebpf, whose.cgroup).with_context(|| {
             if whose.netns == 0 {
-                "watching what sockets do"
+                "watching sockets"
             } else {
                 "watching the sockets of another network namespace (needs Linux 5.15)"
             }
@@ -118,7 +118,7 @@ impl Watch {
             (Counter::EventLost, "events came faster than they were read"),
             (
                 Counter::FlowTableFull,
-                "connections could not be remembered",
+                "connections did not fit into the table",
             ),
         ] {
             let lost: u64 = counts.get(&(counter as u32), 0)?.iter().sum();

@@ -497,10 +497,10 @@ fn rules_follow_a_container_that_is_restarted() {
         for round in 0..2 {
             let before = engine.pid("web");
             engine.podman(&["kill", "--signal", "KILL", "web"]);
-            hurt.until("the container `web` has ended; the rules wait for it");
+            hurt.until("the container `web` has ended; waiting for it to restart");
             engine.podman(&["wait", "web"]);
             engine.podman(&["start", "web"]);
-            hurt.until("the container `web` is back: 1 rule in force");
+            hurt.until("the container `web` is running again: 1 rule applied");
             assert_ne!(engine.pid("web"), before);
             let address = engine.address("web");
             assert!(!engine.fetch("client", &address), "hurt again, {round}");
@@ -547,7 +547,7 @@ fn rules_follow_a_restarted_container_on_the_hosts_network() {
     );
     assert!(!engine.fetch("client", &address), "hurt");
     engine.podman(&["restart", "--time", "0", "client"]);
-    hurt.until("is back");
+    hurt.until("is running again");
     assert!(!engine.fetch("client", &address), "hurt again");
     let (code, told) = hurt.end();
     assert_eq!(code, Some(143), "its command was ended: {told}");
@@ -564,7 +564,8 @@ fn the_end_of_a_container_is_told_in_a_line() {
     engine.podman(&["kill", "web"]);
     let (code, told) = hurt.finish();
     assert_eq!(code, Some(0), "{told}");
-    let line = "fault: the container `web` has ended, and its rules with it (--follow goes on when it is back)";
+    let line = "fault: the container `web` has ended; its rules are removed (--follow applies them again after a \
+    restart)";
     assert!(told.lines().any(|one| one == line), "{told}");
     assert_eq!(journals(), 0);
 }
@@ -589,11 +590,7 @@ fn what_can_not_be_aimed_at_is_refused_in_a_line() {
             125,
             "the container `done` (podman) is not running: start it first",
         ),
-        (
-            &id,
-            125,
-            "is the name of several containers: give the id of one",
-        ),
+        (&id, 125, "several containers are named"),
         ("", 125, "no container ``"),
     ] {
         let mut words = vec!["inject", "--for", "1ms", "-r", SWALLOW];

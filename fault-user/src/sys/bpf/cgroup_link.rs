@@ -68,7 +68,7 @@ impl CgroupLink {
             Err(Errno::EPERM) if !before.is_empty() => {
                 return Err(Errno::EPERM).with_context(|| {
                     format!(
-                        "program {} at a cgroup above {} allows none beside it (`bpftool cgroup tree` tells whose it is)",
+                        "program {} at a cgroup above {} allows no second program (`bpftool cgroup tree` shows it)",
                         before[0],
                         cgroup.display()
                     )
@@ -84,7 +84,8 @@ impl CgroupLink {
             match kept {
                 Ok(link) => links.push(link),
                 Err(error) => tell!(
-                    "fault: warning: program {id} of another tool at {hook:?} does not run for {} meanwhile ({error}; `bpftool prog show id {id}` tells what it is)",
+                    "fault: warning: program {id} of another tool at {hook:?} does not run for {} during the run \
+                     ({error}; `bpftool prog show id {id}` shows it)",
                     cgroup.display()
                 ),
             }

@@ -80,7 +80,7 @@ impl Lease {
                 be_helper(&[]);
                 renew(&renewed);
             })
-            .context("starting the thread that keeps the rules alive")?;
+            .context("starting the thread that renews the lease")?;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -120,7 +120,9 @@ impl Drop for Lease {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tell!("fault: the lease thread panicked; the rules ended with it");
+            tell!(
+                "fault: warning: the thread that renews the lease panicked: the rules no longer apply"
+            );
         }
     }
 }

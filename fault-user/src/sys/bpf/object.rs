@@ -26,7 +26,7 @@ pub(crate) fn new_loader<'a>() -> EbpfLoader<'a> {
             if unshare(CloneFlags::CLONE_FS).is_ok()
                 && let Err(error) = nix::unistd::chroot(NO_TYPES_HERE)
             {
-                log::debug!("the kernel's types are read, for want of another root: {error}");
+                log::debug!("reading the kernel's types, as the root can't be changed: {error}");
             }
             EbpfLoader::new()
         });
@@ -46,7 +46,7 @@ pub fn check_abi(object: &[u8]) -> Result<()> {
     let file = object::File::parse(object).context("the eBPF object is not an ELF file")?;
     let section = file
         .section_by_name(ABI_SECTION)
-        .context("the eBPF object has no version: it is not one of fault's")?;
+        .context("the eBPF object has no version: it was not built for fault")?;
     let found = section
         .data()?
         .first_chunk::<4>()

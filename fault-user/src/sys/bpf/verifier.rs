@@ -12,9 +12,9 @@ pub fn summary(name: &str, error: &ProgramError) -> String {
         } => {
             let log = verifier_log.to_string();
             let reason = last_word(&log).unwrap_or("no verifier log");
-            format!("the kernel refused the program {name}: {io_error}: {reason}")
+            format!("the kernel rejected the program {name}: {io_error}: {reason}")
         }
-        other => format!("the kernel refused the program {name}: {other}"),
+        other => format!("the kernel rejected the program {name}: {other}"),
     }
 }
 

@@ -226,8 +226,8 @@ pub fn ensure(interface_index: u32) -> Result<bool> {
     let present = qdiscs(interface_index)?;
     if present.iter().any(|qdisc| qdisc.kind == "ingress") {
         bail!(
-            "interface {interface_index} has an ingress qdisc, which leaves no room for clsact: \
-             remove it (tc qdisc del dev NAME ingress) or use another interface"
+            "interface {interface_index} has an ingress qdisc, which excludes clsact: remove it (tc qdisc del dev \
+             NAME ingress) or use another interface"
         );
     }
     let request = message(interface_index, |header| {

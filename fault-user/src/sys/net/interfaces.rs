@@ -247,7 +247,9 @@ pub fn select(all: &[Interface], selection: &Selection) -> Result<Vec<Interface>
         }
     };
     if chosen.is_empty() {
-        bail!("no network interface to work on: switch one on (ip link set lo up) or name one");
+        bail!(
+            "no network interface is up: set one up (ip link set lo up) or name one with --interface"
+        );
     }
     Ok(chosen)
 }

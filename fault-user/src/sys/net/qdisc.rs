@@ -69,7 +69,7 @@ pub fn add_fq(interface_index: u32) -> Result<()> {
 pub fn add_netem(interface_index: u32, delays_ns: &[u64]) -> Result<()> {
     let bands = u32::try_from(delays_ns.len())? + 1;
     if bands > LEAVES + 1 {
-        bail!("netem can hold packets for {LEAVES} different delays at most");
+        bail!("netem supports at most {LEAVES} different delays");
     }
     // `struct tc_prio_qopt`: bands, and the first of them for every priority that is not a class.
     let mut options = bands.max(2).to_ne_bytes().to_vec();
@@ -119,9 +119,9 @@ fn add(interface_index: u32, parent: u32, handle: u32, kind: &str, options: Vec<
     let request = RouteNetlinkMessage::NewQueueDiscipline(request);
     match Netlink::route()?.change(request, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => Ok(()),
-        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => bail!(
-            "this kernel has no {kind} qdisc (modprobe sch_{kind}): leave out --mechanism, the delay line does without"
-        ),
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {
+            bail!("this kernel has no {kind} qdisc (modprobe sch_{kind}): leave --mechanism out")
+        }
         Err(error) => Err(error).with_context(|| format!("can't add a {kind} qdisc")),
     }
 }
@@ -188,8 +188,7 @@ pub fn add_veth(near: &str, far: &str) -> Result<()> {
     match netlink.change(request, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => bail!(
-            "this kernel has no veth devices, through which packets go that come in (modprobe veth): leave out \
-             --mechanism, the delay line does without"
+            "this kernel has no veth devices, which hold incoming packets (modprobe veth): leave --mechanism out"
         ),
         Err(error) => return Err(error).context("can't add a pair of veth devices"),
     }
@@ -200,7 +199,7 @@ pub fn add_veth(near: &str, far: &str) -> Result<()> {
         message.header.change_mask = LinkFlags::Up;
         netlink
             .change(RouteNetlinkMessage::NewLink(message), 0)
-            .with_context(|| format!("can't switch {name} on"))?;
+            .with_context(|| format!("can't set {name} up"))?;
     }
     Ok(())
 }

@@ -61,7 +61,7 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")
             .context(
-                "a delay needs a tap device: /dev/net/tun can't be opened (in a container give it --device /dev/net/tun)",
+                "a delay needs a tap device, but /dev/net/tun can't be opened (in a container: --device /dev/net/tun)",
             )?;
         let name = link_name(number);
         let mut request = request(&name);
@@ -79,11 +79,11 @@ impl Tap {
             if libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, all) != 0 {
                 let older = libc::c_ulong::from(OFFLOADS);
                 Errno::result(libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, older))
-                    .context("the tap device takes no offloads")?;
+                    .context("the tap device does not support offloads")?;
             }
         }
         be_quiet(&name);
-        switch_on(&name).with_context(|| format!("switching {name} on"))?;
+        switch_on(&name).with_context(|| format!("setting {name} up"))?;
         let index = nix::net::if_::if_nametoindex(name.as_str())?;
         Ok(Self { file, name, index })
     }
@@ -139,12 +139,12 @@ pub fn is_super_packet(frame: &[u8]) -> bool {
 /// Why there is no device, and what to do.
 fn not_made(error: Errno) -> Error {
     let hint = match error {
-        Errno::EPERM => "making a tap device for delays needs CAP_NET_ADMIN",
+        Errno::EPERM => "creating a tap device for delays needs CAP_NET_ADMIN",
         // Another file in its place, as containers put there.
         Errno::ENOTTY => {
-            "a delay needs a tap device, but /dev/net/tun is none (in a container give it --device /dev/net/tun)"
+            "a delay needs a tap device, but /dev/net/tun is not a tap device (in a container: --device /dev/net/tun)"
         }
-        _ => "the kernel makes no tap device for delays",
+        _ => "the kernel can't create a tap device for delays",
     };
     Error::new(error).context(hint)
 }

@@ -83,14 +83,14 @@ impl Capability {
     #[must_use]
     pub fn purpose(self) -> &'static str {
         match self {
-            Self::DacOverride => "reports in folders of other users",
+            Self::DacOverride => "writing reports into folders of other users",
             Self::Kill => "passing signals on to a command of another user",
             Self::Setgid | Self::Setuid => "running the command as another user",
-            Self::NetBindService => "proxies on ports below 1024",
+            Self::NetBindService => "listening on ports below 1024",
             Self::NetAdmin => "attaching programs, qdiscs, taps",
-            Self::NetRaw => "answering clients in the names of their servers",
+            Self::NetRaw => "answering clients from their servers' addresses",
             Self::SysPtrace => {
-                "looking into other containers' and users' processes (--container, --pid)"
+                "inspecting processes of other containers and users (--container, --pid)"
             }
             Self::SysAdmin => "entering other namespaces (--netns, --container)",
             Self::Perfmon => "loading programs: the verifier's full pointer arithmetic",
@@ -128,7 +128,7 @@ impl Rights {
         // Missing without the lockdown LSM, or without securityfs: then nobody can tell.
         let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").ok();
         Self::parse(&status, &map, lockdown.as_deref())
-            .with_context(|| format!("{path} is not in the form of proc(5)"))
+            .with_context(|| format!("{path} does not have the format of proc(5)"))
     }
 
     fn parse(status: &str, uid_map: &str, lockdown: Option<&str>) -> Option<Self> {

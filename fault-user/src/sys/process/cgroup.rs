@@ -65,9 +65,8 @@ impl Hierarchy {
             })
             .max_by_key(|found| (found.writable, found.root == Path::new("/")))
             .context(
-                "no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup \
-                 (in a container: give it the host's with -v /sys/fs/cgroup:/sys/fs/cgroup; `ip netns exec` hides it, \
-                 `nsenter --net=/run/netns/NAME` does not)",
+                "no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup (in a container: mount the \
+                 host's with -v /sys/fs/cgroup:/sys/fs/cgroup; `ip netns exec` hides it, `nsenter --net=/run/netns/NAME` does not)",
             )
     }
 
@@ -95,7 +94,7 @@ impl Hierarchy {
         match absolute {
             Some(path) if path.starts_with(&mount) => self.at(path),
             Some(path) => bail!(
-                "{} is on another cgroup2 mount than {}: name it below that one",
+                "{} is on another cgroup2 mount than {}: give its path below the latter",
                 path.display(),
                 mount.display()
             ),
@@ -131,8 +130,8 @@ impl Hierarchy {
             .with_context(|| format!("process {pid} is in no cgroup of version 2"))?;
         let below = below_root(Path::new(path), &self.root).with_context(|| {
             format!(
-                "the cgroup {path} of process {pid} can't be seen from here: give this container \
-                 the host's cgroups (--cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup)"
+                "the cgroup {path} of process {pid} is not visible from here: give this container the host's cgroups \
+                 (--cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup)"
             )
         })?;
         // Component by component: joining an empty path would add a slash at the end.
@@ -170,8 +169,8 @@ impl Hierarchy {
             return Ok(depth(&self.root));
         }
         bail!(
-            "this container sees only its own part of the cgroups: start it with --cgroupns=host \
-             and the host's /sys/fs/cgroup"
+            "only a part of the cgroups is visible in this container: start it with --cgroupns=host and the host's \
+             /sys/fs/cgroup"
         )
     }
 }
@@ -277,7 +276,7 @@ pub(crate) fn members(folder: &Path) -> Result<Vec<Pid>> {
             .lines()
             .map(|line| line.parse().map(Pid::from_raw))
             .collect::<Result<_, _>>()
-            .with_context(|| format!("{} holds no process numbers", file.display())),
+            .with_context(|| format!("{} does not contain process ids", file.display())),
         // ENODEV: it was removed after it was opened.
         Err(error) if is_gone(&error) || error.raw_os_error() == Some(nix::libc::ENODEV) => {
             Ok(Vec::new())
@@ -400,8 +399,8 @@ impl CommandCgroup {
                 Err(error) => refused = Some(error),
             }
         }
-        Err(refused.unwrap_or_else(|| anyhow::anyhow!("no cgroup to work below")))
-            .context("can't make a cgroup for the command (run as root, or --scope host)")
+        Err(refused.unwrap_or_else(|| anyhow::anyhow!("no cgroup to create the command's below")))
+            .context("can't create a cgroup for the command (run as root, or --scope host)")
     }
 
     /// The cgroup: its id and level are what the rules' scope is made of.
@@ -438,7 +437,7 @@ impl Drop for CommandCgroup {
             return;
         }
         if let Err(error) = give_up(&self.cgroup.path, self.leftovers) {
-            tell!("fault: {error:#}; `fault clean` removes it");
+            tell!("fault: warning: {error:#}; run `fault clean` to remove it");
         }
     }
 }
@@ -457,7 +456,7 @@ fn create_below(
         match fs::create_dir(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-            Err(error) => return Err(error).context(format!("can't make {}", path.display())),
+            Err(error) => return Err(error).context(format!("can't create {}", path.display())),
         }
         let held = hold(hierarchy, &path, leftovers);
         let Ok(Some(made)) = held else {
@@ -583,7 +582,7 @@ fn kill_all(folder: &Path) -> Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             bail!(
-                "processes in {} don't die (uninterruptible sleep?)",
+                "processes in {} can't be killed (uninterruptible sleep?)",
                 folder.display()
             );
         }
@@ -600,7 +599,7 @@ fn kill_all(folder: &Path) -> Result<()> {
             timeout,
         ) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno).context("can't wait for a cgroup to get empty"),
+            Err(errno) => return Err(errno).context("can't wait for a cgroup to become empty"),
         }
     }
 }
@@ -614,7 +613,7 @@ fn kill_once(folder: &Path) -> Result<bool> {
     {
         Ok(mut file) => {
             file.write_all(b"1")
-                .with_context(|| format!("can't kill what is in {}", folder.display()))?;
+                .with_context(|| format!("can't kill the processes in {}", folder.display()))?;
             return Ok(true);
         }
         Err(error) if is_gone(&error) => {}

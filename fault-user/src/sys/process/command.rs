@@ -142,7 +142,10 @@ impl CommandSpec {
         let program = self.program.display();
         match errno {
             libc::ENOENT | libc::ENOTDIR if self.program.as_bytes().contains(&b'/') => {
-                StartError::NotFound(format!("{program}: no such file, or its #! names none"))
+                StartError::NotFound(format!(
+                    "{program}: no such file, or its #! line names a program that does not \
+                exist"
+                ))
             }
             libc::ENOENT | libc::ENOTDIR => {
                 let is_replaced =
@@ -150,8 +153,8 @@ impl CommandSpec {
                 let path = self.search_path().unwrap_or_else(|| DEFAULT_PATH.into());
                 StartError::NotFound(if is_replaced {
                     format!(
-                        "{program}: command not found in {}, the PATH that sudo sets (secure_path): type \
-                         `sudo env \"PATH=$PATH\" fault …`, or the whole path of the command",
+                        "{program}: command not found in {}, the PATH that sudo sets (secure_path): run `sudo env \
+                         \"PATH=$PATH\" fault …`, or give the command's full path",
                         path.display()
                     )
                 } else {
@@ -174,7 +177,7 @@ impl CommandSpec {
 fn candidates(program: &OsStr, path: Option<OsString>) -> Result<Vec<CString>, StartError> {
     let to_c = |bytes: Vec<u8>| {
         CString::new(bytes)
-            .map_err(|_| StartError::NotFound("the command's name has a zero byte in it".into()))
+            .map_err(|_| StartError::NotFound("the command's name contains a NUL byte".into()))
     };
     if program.as_bytes().contains(&b'/') {
         return Ok(vec![to_c(program.as_bytes().to_vec())?]);
@@ -349,7 +352,7 @@ impl Prepared {
         }
         let identity = self.spec.identity.clone();
         let (inner, gate) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
-            .context("no pipe for the command")
+            .context("can't create a pipe for the command")
             .map_err(StartError::Setup)?;
         let gate_fd = gate.as_raw_fd();
         // SAFETY: the closure makes system calls only, and allocates nothing; its descriptors are its own, but for the
@@ -372,7 +375,7 @@ impl Prepared {
                 let _inside = runtime.enter();
                 tokio::process::Command::from(command).spawn()
             })
-            .context("no thread to start the command")
+            .context("can't start the thread that starts the command")
             .map_err(StartError::Setup)?;
         Ok(Waiting {
             command: self,
@@ -430,7 +433,7 @@ impl Waiting<'_> {
             .map_err(StartError::Setup)?
             .map_err(|error| self.command.spawn_error(error))?;
         // tokio hasn't reaped it, so its number is still its own.
-        let pid = child.id().context("the command has no process number");
+        let pid = child.id().context("the command has no process id");
         let pid = pid.map_err(StartError::Setup)?;
         let forwarder = self.forwarder.take().context("the command goes once");
         let mut forwarder = forwarder.map_err(StartError::Setup)?;

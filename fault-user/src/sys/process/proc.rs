@@ -63,7 +63,7 @@ fn stat(pid: Pid) -> Result<Option<Stat>> {
     };
     parse_stat(&text)
         .map(Some)
-        .with_context(|| format!("{path} is not in the form that proc(5) tells"))
+        .with_context(|| format!("{path} does not have the format of proc(5)"))
 }
 
 /// The name in parentheses may hold spaces and parentheses itself, so fields count from the last

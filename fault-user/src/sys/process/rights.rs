@@ -108,7 +108,9 @@ pub fn confine(socket: Option<&Path>) -> Result<()> {
         let folder = PathFd::new(folder.unwrap_or(Path::new(".")))?;
         rules = rules.add_rule(PathBeneath::new(folder, AccessFs::RemoveFile))?;
     }
-    rules.restrict_self().context("closing the files off")?;
+    rules
+        .restrict_self()
+        .context("restricting access to files")?;
     Ok(())
 }
 
@@ -158,7 +160,7 @@ fn keep_capabilities(capabilities: &[Capability]) -> Result<()> {
             words.inheritable = 0;
         }
         let set = libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr());
-        Errno::result(set).context("giving up capabilities")?;
+        Errno::result(set).context("dropping capabilities")?;
     }
     Ok(())
 }
@@ -190,7 +192,7 @@ fn settle(capabilities: &[Capability], confine: impl FnOnce() -> Result<()>) {
         .and_then(|()| keep_only(capabilities))
         .and_then(|()| confine());
     if let Err(error) = settled {
-        log::warn!("a helper thread keeps rights that it does not need: {error:#}");
+        log::warn!("a helper thread keeps capabilities that it does not need: {error:#}");
     }
 }
 

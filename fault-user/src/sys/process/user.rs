@@ -106,7 +106,7 @@ impl Identity {
         let groups = match &account {
             Some(account) => {
                 let name = CString::new(account.name.as_str())
-                    .context("a user name with a zero byte in it")?;
+                    .context("the user name contains a NUL byte")?;
                 getgrouplist(&name, gid)
                     .with_context(|| format!("can't list the groups of {}", account.name))?
             }
