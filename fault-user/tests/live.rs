@@ -180,7 +180,7 @@ fn inject_follows_its_file() {
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7000 dorp\"]\n").unwrap();
     inject.until("the old rules stay applied");
-    assert!(inject.told.contains("dorp"), "{}", inject.told);
+    assert!(inject.stderr_text.contains("dorp"), "{}", inject.stderr_text);
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7001 drop\", \"udp:7002 drop\"]\n").unwrap();
     inject.until("2 rules reloaded");
@@ -188,8 +188,8 @@ fn inject_follows_its_file() {
     let mut bytes = [0; 4];
     receiver.recv(&mut bytes).unwrap();
     assert_eq!(&bytes, b"come");
-    let (code, told) = inject.end();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = inject.end();
+    assert_eq!(code, Some(0), "{stderr_text}");
     receiver
         .set_read_timeout(Some(Duration::from_millis(1)))
         .unwrap();

@@ -384,24 +384,24 @@ fn sudo_keeps_the_callers_environment() {
             .unwrap()
     };
     let ended = run("only-here");
-    let told = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(7), "{told}");
+    let stderr_text = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(7), "{stderr_text}");
     let here = fs::canonicalize(folder.path()).unwrap();
     let said = String::from_utf8_lossy(&ended.stdout);
     let expected = format!("kept|{path}|{}|", here.display());
     assert!(said.starts_with(&expected), "{said} is not {expected}");
     let ended = run("nowhere");
     assert_eq!(ended.status.code(), Some(127));
-    let told = String::from_utf8_lossy(&ended.stderr);
+    let stderr_text = String::from_utf8_lossy(&ended.stderr);
     assert!(
-        told.contains("fault: error: nowhere: command not found in PATH"),
-        "{told}"
+        stderr_text.contains("fault: error: nowhere: command not found in PATH"),
+        "{stderr_text}"
     );
 }
 
 /// sudo that has gone, as behind `sudo nohup` or `sudo systemd-run`: its PATH is all that is known.
 #[test]
-fn a_path_that_sudo_replaced_is_told() {
+fn a_path_replaced_by_sudo_is_reported() {
     let ended = Command::new(env!("CARGO_BIN_EXE_fault"))
         .args(["run", "-r", "tcp:1 drop", "--", "nowhere"])
         .env("SUDO_UID", "0")
@@ -413,8 +413,8 @@ fn a_path_that_sudo_replaced_is_told() {
         return;
     }
     assert_eq!(ended.status.code(), Some(127));
-    let told = String::from_utf8_lossy(&ended.stderr);
+    let stderr_text = String::from_utf8_lossy(&ended.stderr);
     let expected = "nowhere: command not found in /usr/sbin:/usr/bin, the PATH that sudo sets (secure_path): run \
     `sudo env \"PATH=$PATH\" fault …`";
-    assert!(told.contains(expected), "{told}");
+    assert!(stderr_text.contains(expected), "{stderr_text}");
 }

@@ -141,7 +141,7 @@ fn a_tree_with_a_cgroup_of_its_own_stays_in_it() {
 }
 
 #[test]
-fn nobody_and_ourselves_are_no_aims() {
+fn fault_itself_and_missing_processes_are_rejected_as_targets() {
     let Some(place) = Place::new() else { return };
     let mut journal = place.journal();
     for pid in [Pid::from_raw(i32::MAX), Pid::this()] {
@@ -342,7 +342,7 @@ fn aims_at_its_parent() {
 }
 
 #[test]
-fn an_instance_below_its_aim_does_not_hurt_itself() {
+fn an_instance_below_its_target_process_does_not_affect_itself() {
     let Some(place) = Place::new() else { return };
     // A command behind it keeps the shell from becoming the program.
     let script = "\"$0\" --exact aims_at_its_parent --nocapture; exit $?";
@@ -422,7 +422,7 @@ fn clean_from_another_namespace_undoes_the_change_where_it_was_made() {
 }
 
 #[test]
-fn a_live_instances_journal_is_left_alone_and_heals_itself() {
+fn a_live_instances_journal_is_left_to_the_instance() {
     let Some(place) = Place::new() else { return };
     in_own_netns(move || {
         let mut journal = place.journal();
