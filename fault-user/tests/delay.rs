@@ -293,7 +293,8 @@ fn slots_deliver_in_bursts() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     assert_about(0, "after the start of a slot", || {
-        let applied = AppliedRules::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
+        let applied =
+            AppliedRules::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
         let start = Instant::now();
         for _ in 0..30 {
             sender.send(b"x").unwrap();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use fault_user::inject::injection::{Prepared, Wishes};
+use fault_user::inject::injection::{InjectionOptions, PreparedInjection};
 use fault_user::inject::injector::Attachment;
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
@@ -184,15 +184,17 @@ fn an_interface_that_vanishes_meanwhile_is_left_out() {
         let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["lo", "wa"]);
         ip("link del wa");
-        let wishes = Wishes {
+        let injection_options = InjectionOptions {
             attachment: Some(attachment),
-            ..Wishes::default()
+            ..InjectionOptions::default()
         };
-        let injection = prepare(&plan, &all, &wishes)
-            .and_then(Prepared::start)
+        let injection = prepare(&plan, &all, &injection_options)
+            .and_then(PreparedInjection::start)
             .unwrap_or_else(|error| panic!("{attachment}: {error:#}"));
-        injection.heal().unwrap();
-        let refused = prepare(&plan, &all[1..], &wishes).err().expect("nothing");
+        injection.remove().unwrap();
+        let refused = prepare(&plan, &all[1..], &injection_options)
+            .err()
+            .expect("nothing");
         assert_eq!(format!("{refused:#}"), "wa has disappeared", "{attachment}");
     }
 }

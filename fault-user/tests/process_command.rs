@@ -5,7 +5,7 @@
 mod support;
 
 use fault_user::sys::process::cgroup::{CommandCgroup, Finished, Hierarchy, Leftovers};
-use fault_user::sys::process::command::{CommandSpec, Ended, Prepared, Running, StartError};
+use fault_user::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running, StartError};
 use fault_user::sys::process::user::Identity;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -29,7 +29,7 @@ fn fresh(leftovers: Leftovers) -> Option<(Hierarchy, CommandCgroup)> {
     Some((hierarchy, cgroup))
 }
 
-fn sh(script: &str, identity: Option<Identity>) -> Prepared {
+fn sh(script: &str, identity: Option<Identity>) -> PreparedCommand {
     let words = ["sh", "-c", script].map(OsString::from).to_vec();
     let spec = CommandSpec::new(words, identity).unwrap();
     spec.resolve().unwrap()

@@ -271,7 +271,8 @@ fn killed(options: &str) {
     socket.set_read_timeout(Some(short)).unwrap();
     for attach in ["", "--attach clsact"] {
         for has_journal in [true, false] {
-            let mut applied = AppliedRules::begin(&["udp:7000 delay=1s"], &format!("{options} {attach}"));
+            let mut applied =
+                AppliedRules::begin(&["udp:7000 delay=1s"], &format!("{options} {attach}"));
             applied.kill();
             wait_for(
                 || {

@@ -150,7 +150,11 @@ fn only_the_command_is_redirected_and_two_instances_do_not_interfere() {
         &["bash", "-c", script],
     );
     let stderr_text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "hurt!\n", "{stderr_text}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "hurt!\n",
+        "{stderr_text}"
+    );
     assert_eq!(output.status.code(), Some(0), "{stderr_text}");
 }
 
@@ -198,7 +202,10 @@ fn packet_faults_act_behind_the_relay_once() {
     let answers = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(answers.lines().count(), 3, "{answers} {stderr_text}");
     for answer in answers.lines() {
-        assert!(answer != "relay" && answer != "hello", "{answers} {stderr_text}");
+        assert!(
+            answer != "relay" && answer != "hello",
+            "{answers} {stderr_text}"
+        );
     }
     assert!(
         stderr_text.contains("  3 pkts"),

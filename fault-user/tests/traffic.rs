@@ -524,7 +524,8 @@ fn a_range_is_one_of_services_ports_not_of_clients() {
         let address = echo(host);
         let mut old = connect(address).unwrap();
         exchange(&mut old).unwrap();
-        let applied = AppliedRules::begin(&["tcp:1-6999,7001-65535 blackhole"], "--scope host --force");
+        let applied =
+            AppliedRules::begin(&["tcp:1-6999,7001-65535 blackhole"], "--scope host --force");
         assert_eq!(&exchange(&mut old).unwrap(), b"hello", "open before");
         assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
         assert_hits(&applied.end(), 0);

@@ -83,7 +83,10 @@ fn a_proxy_that_listens_where_its_upstream_is() {
         assert_eq!(status, 200, "{answer}");
         let refused = TcpStream::connect(address).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-        assert!(exchange(&mut redirected).is_err(), "it went through the relay");
+        assert!(
+            exchange(&mut redirected).is_err(),
+            "it went through the relay"
+        );
         ask(&daemon, "POST", "/reset", "");
         assert!(took(address) < SLOW);
         let (status, answer) = ask(

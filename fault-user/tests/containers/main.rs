@@ -201,7 +201,10 @@ fn what_is_expected_of_a_container_is_judged_by_its_own_sockets() {
         stderr_text.contains("ok: expect web to recover within 5s: first answer"),
         "{stderr_text}"
     );
-    assert!(stderr_text.contains("open connections to web: 1"), "{stderr_text}");
+    assert!(
+        stderr_text.contains("open connections to web: 1"),
+        "{stderr_text}"
+    );
 }
 
 /// What a container that runs `fault` needs beside its network: the capabilities, and a profile that lets bpf(2) pass.
@@ -326,7 +329,10 @@ fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
     let without = engine.once(&shared, &["fault", "inject", "-r", rule]);
     let stderr_text = String::from_utf8_lossy(&without.stderr).into_owned();
     assert_eq!(without.status.code(), Some(125), "{stderr_text}");
-    assert!(stderr_text.contains("--device /dev/net/tun"), "{stderr_text}");
+    assert!(
+        stderr_text.contains("--device /dev/net/tun"),
+        "{stderr_text}"
+    );
     let with = [&shared[..], &["--device=/dev/net/tun", "--name=sidecar"]].concat();
     let mut applied = engine.watched(
         &with,
@@ -511,7 +517,9 @@ fn rules_follow_a_container_that_is_restarted() {
             .lines()
             .last()
             .and_then(|line| line.split_whitespace().rev().nth(2));
-        let connections: u32 = connections.and_then(|text| text.parse().ok()).expect(&stderr_text);
+        let connections: u32 = connections
+            .and_then(|text| text.parse().ok())
+            .expect(&stderr_text);
         assert!(
             connections >= 3,
             "the figures are those of all three: {stderr_text}"
@@ -598,7 +606,11 @@ fn what_can_not_be_aimed_at_is_refused_in_a_line() {
         words.push(container);
         let output = fault().args(&words).output().expect("fault");
         let stderr_text = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{container}: {stderr_text}");
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{container}: {stderr_text}"
+        );
         assert!(stderr_text.contains(expected), "{container}: {stderr_text}");
         if code == 125 {
             assert_eq!(stderr_text.lines().count(), 1, "{container}: {stderr_text}");

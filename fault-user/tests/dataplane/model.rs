@@ -594,7 +594,8 @@ pub fn compare(at: At, packets: u32) {
                     ..event
                 })
                 .collect();
-            let context = || format!("packet {number} of set {set}: {frame:02x?}\nunder {rules:#?}");
+            let context =
+                || format!("packet {number} of set {set}: {frame:02x?}\nunder {rules:#?}");
             assert_eq!(found, expected, "{}", context());
             assert_eq!(code, at.code(&verdict), "{}", context());
             for event in &expected {

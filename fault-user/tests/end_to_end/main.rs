@@ -578,7 +578,10 @@ fn exit_codes_and_messages_are_those_of_the_documentation() {
             Some(code),
             "{rules:?} {options}: {stderr_text}"
         );
-        assert!(stderr_text.contains(message), "{rules:?} {options}: {stderr_text}");
+        assert!(
+            stderr_text.contains(message),
+            "{rules:?} {options}: {stderr_text}"
+        );
     }
     let nobody = Command::new("setpriv")
         .args(["--reuid", "65534", "--clear-groups", "--inh-caps=-all"])
