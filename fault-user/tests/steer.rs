@@ -976,7 +976,7 @@ fn no_end_of_inject_is_an_orderly_end_after_missing_bytes() {
             let pid = nix::unistd::Pid::from_raw(inject.id().try_into().unwrap());
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         }
-        let rest: Vec<String> = stderr_text.map(Result::unwrap).collect();
+        let rest: Vec<String> = stderr.map(Result::unwrap).collect();
         assert!(inject.wait().unwrap().success(), "{rest:?}");
         let (heard, is_orderly) = hearing.join().unwrap();
         assert!(is_orderly && heard == last_words(), "{} bytes", heard.len());
@@ -1432,7 +1432,7 @@ fn hear_all(socket: &UdpSocket) -> (Vec<u8>, Option<SocketAddr>, Vec<i32>) {
     });
     let values = values.collect();
     let size = heard.bytes;
-    (bytes[..size].to_vec(), from, stderr_text)
+    (bytes[..size].to_vec(), from, values)
 }
 
 fn set(socket: &impl std::os::fd::AsRawFd, level: i32, name: i32, value: i32) {
