@@ -1,7 +1,8 @@
-//! Interfaces that come and go while rules are in force: containers' veths, bridges, VPNs.
+//! Applies rules to interfaces that appear later, such as containers' veths, bridges and VPNs, and releases those that
+//! disappear.
 //!
-//! A thread stays in the network namespace of the rules and keeps the rights to attach programs, which the first thread
-//! gives up. The kernel tells it that something has changed; what, it looks up.
+//! A thread in the rules' network namespace keeps the capabilities to attach programs, which the main thread drops. The
+//! kernel notifies it of changes, and it then lists the interfaces.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
@@ -19,10 +20,10 @@ use crate::sys::process::capabilities::Capability;
 use crate::sys::process::rights::be_helper;
 use crate::tell::tell;
 
-/// `RTMGRP_LINK`: the group of sockets that are told of changes of interfaces.
+/// `RTMGRP_LINK`: the multicast group for changes of interfaces.
 const LINKS: u32 = 1;
 
-/// The thread, until this is dropped.
+/// The watching thread. Dropping this ends it.
 pub(super) struct InterfaceWatcher {
     selection: Selection,
     wake: Arc<EventFd>,
@@ -30,10 +31,10 @@ pub(super) struct InterfaceWatcher {
 }
 
 impl InterfaceWatcher {
-    /// Starts it in the calling thread's network namespace.
+    /// Starts the thread in the caller's network namespace.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn watch(selection: Selection, reach: Arc<Mutex<InterfaceSet>>) -> Result<Self> {
         let news = listen().context("can't watch for new network interfaces")?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -51,7 +52,7 @@ impl InterfaceWatcher {
                 }
             })
             .context("starting the thread that watches network interfaces")?;
-        // No thread has more rights than it needs when the rules are in force.
+        // The thread drops its unneeded capabilities before the rules are applied.
         settled.wait();
         Ok(Self {
             selection,
@@ -60,7 +61,7 @@ impl InterfaceWatcher {
         })
     }
 
-    /// Which interfaces are wanted.
+    /// The interfaces that rules are applied to.
     pub fn selection(&self) -> &Selection {
         &self.selection
     }
@@ -93,7 +94,8 @@ fn serve(
     // SAFETY: the socket lives longer than this does.
     let fd = unsafe { BorrowedFd::borrow_raw(news.as_raw_fd()) };
     loop {
-        // Before it waits for the first time too: something may have come between the first list and the socket.
+        // Also before the first wait: an interface may have appeared between the first listing and the socket's
+        // creation.
         reach
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -110,7 +112,7 @@ fn serve(
     }
 }
 
-/// Takes all news at once. Some that were lost (`ENOBUFS`) are news as well.
+/// Drains all notifications. Lost ones (`ENOBUFS`) count as a notification as well.
 fn take_all(news: &Socket) -> Result<()> {
     loop {
         match news.recv_from_full() {

@@ -1,4 +1,4 @@
-//! From a plan to programs that are loaded and attached, with rules not yet in force.
+//! Loads and attaches the programs of a plan, without applying its rules.
 
 use std::sync::{Arc, Mutex};
 
@@ -24,10 +24,10 @@ use crate::undo::change::join;
 use crate::undo::instance::{Instance, Marks};
 use crate::undo::journal::Journal;
 
-/// Loads and attaches the programs for a plan. Nothing acts before [`PreparedInjection::start`].
+/// Loads and attaches the programs of a plan. They do nothing before [`PreparedInjection::start`].
 ///
 /// # Errors
-/// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
+/// A system call fails, or an interface can't be used; attached programs are then removed.
 pub fn prepare(
     plan: &Plan,
     interfaces: &[Interface],
@@ -36,7 +36,7 @@ pub fn prepare(
     prepare_noting(plan, interfaces, injection_options, None)
 }
 
-/// As [`prepare`], for a caller who has begun this process's journal already.
+/// As [`prepare`], for a caller that has already started this process's journal.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -66,7 +66,7 @@ pub fn prepare_noting(
     )
 }
 
-/// As [`prepare_noting`], with the qdiscs that hold packets there already.
+/// As [`prepare_noting`], with the qdiscs that hold packets already set up.
 fn prepare_behind(
     instance: Instance,
     qdiscs: Option<Qdiscs>,
@@ -107,7 +107,7 @@ fn prepare_behind(
     {
         let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
         drop(reach);
-        // Of another number: what carries the first one may still be going.
+        // With another number: links of the first one may still be disappearing.
         let instance = join()?;
         let injection_options = InjectionOptions {
             attachment: Some(Attachment::Clsact),
@@ -143,10 +143,10 @@ fn prepare_behind(
     })
 }
 
-/// What to tell of interfaces where packets can't be held.
+/// A note about interfaces on which packets can't be held.
 ///
 /// # Errors
-/// There is no other.
+/// There is no interface on which packets can be held.
 fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
     let unable: Vec<_> = interfaces
         .iter()
@@ -163,7 +163,7 @@ fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
         .then(|| format!("forwarded packets of {names} can't be held: they are let through")))
 }
 
-/// Where packets are judged first; an error when what was wished for can't be.
+/// Chooses the mechanism for incoming packets; an error if the requested one is unsupported.
 fn choose_front(
     entries: &[PacketRule],
     injection_options: &InjectionOptions,
@@ -181,12 +181,12 @@ fn choose_front(
     match (suits, injection_options.front) {
         (Ok(()), front) => Ok(front),
         (Err(reason), IngressMechanism::Xdp) => Err(reason),
-        // Nobody asked for it.
+        // XDP was not requested.
         (Err(_), _) => Ok(IngressMechanism::Tc),
     }
 }
 
-/// What is asked of the programs, but for a tap device and XDP.
+/// The options for loading the programs, without the tap device and XDP.
 fn options(
     plan: &Plan,
     entries: &[PacketRule],
@@ -211,7 +211,7 @@ fn options(
     Ok(options)
 }
 
-/// For rules that stay as they are: what they don't need is left out.
+/// Options for rules that are not replaced: unneeded features are left out.
 fn fixed_options(
     plan: &Plan,
     entries: &[PacketRule],
@@ -242,9 +242,9 @@ fn fixed_options(
     })
 }
 
-/// For rules that others are going to follow.
+/// Options for rules that may be replaced.
 fn live_options(first: Options) -> Options {
-    /// Room for so many times what the first rules need.
+    /// The maps are this many times larger than the first rules need.
     const ROOM: u32 = 4;
     let needed = first.capacity;
     Options {
@@ -263,7 +263,7 @@ fn live_options(first: Options) -> Options {
     }
 }
 
-/// Whether the kernel has no TCX, as opposed to having something against this attachment.
+/// Whether the error means that the kernel has no TCX.
 fn is_tcx_missing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| {

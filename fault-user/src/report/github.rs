@@ -1,4 +1,4 @@
-//! What a job on GitHub shows: a table in its summary, and lines that point at what went wrong.
+//! Output for GitHub jobs: a table in the job's summary, and error lines.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use super::file::{Report, shell_line};
 use super::summary::human_bytes;
 
-/// Whether this is a job on GitHub that takes a summary.
+/// Whether this is a GitHub job with a summary file.
 #[must_use]
 pub fn is_told() -> bool {
     std::env::var_os("GITHUB_STEP_SUMMARY").is_some()
@@ -76,7 +76,7 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace(['\n', '`'], " ")
 }
 
-/// What went wrong, one line each, escaped as GitHub wants it.
+/// The errors, one line each, escaped for GitHub.
 #[must_use]
 pub fn errors(report: &Report) -> Vec<String> {
     let escaped = |text: String| {

@@ -1,4 +1,4 @@
-//! `report.html`: one file that explains itself, without a network.
+//! `report.html`: a self-contained report.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -96,7 +96,7 @@ pub fn render(report: &Report) -> String {
     .into_string()
 }
 
-/// What it comes to.
+/// The head of the report.
 fn head(report: &Report) -> Markup {
     let good = report.is_good();
     let started = UNIX_EPOCH + Duration::from_secs(report.started_unix_s);
@@ -115,7 +115,7 @@ fn head(report: &Report) -> Markup {
     }
 }
 
-/// Why it passed or failed, in one sentence.
+/// The result in one sentence.
 fn verdict(report: &Report) -> String {
     let failed = report.expectations.iter().filter(|one| !one.holds).count();
     let unfired = report.rules.iter().filter(|rule| !rule.fired).count();
@@ -178,7 +178,7 @@ fn rules(report: &Report) -> Markup {
     }
 }
 
-/// What the colours are.
+/// The legend of colours.
 fn legend() -> Markup {
     let parts = [
         ("--fault", "fault active (shaded below)"),

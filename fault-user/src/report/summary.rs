@@ -1,4 +1,4 @@
-//! The closing summary: per rule, what it saw, what it hit, and by what mechanism.
+//! The summary at the end: for each rule the matched packets, the hits and the mechanism.
 
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use crate::inject::injection::{Hits, Injection};
 use crate::plan::{Plan, PlannedRule};
 use crate::rule::{Protocol, Rule};
 
-/// The counters that are worth a line when they are not zero.
+/// Counters that are printed when they are not zero.
 const NOTES: [(Counter, &str); 12] = [
     (Counter::Malformed, "malformed packets were let through"),
     (
@@ -63,7 +63,7 @@ const NOTES: [(Counter, &str); 12] = [
     ),
 ];
 
-/// The table that closes a run.
+/// The summary table.
 #[must_use]
 pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]) -> String {
     let mut text = format!(
@@ -88,7 +88,7 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
     text
 }
 
-/// What one rule did.
+/// The row of one rule.
 fn row(rule: &PlannedRule, hits: &Hits, injection: &Injection) -> [String; 5] {
     let stats = &hits.stats;
     let (seen, hit) = if rule.stream.is_some() {
@@ -112,7 +112,7 @@ fn row(rule: &PlannedRule, hits: &Hits, injection: &Injection) -> [String; 5] {
     ]
 }
 
-/// What the delay line could not keep.
+/// Lines about packets that the delay line could not hold.
 fn held(text: &mut String, injection: &Injection) {
     if let Some(figures) = injection.delay_line() {
         for (count, what) in [
@@ -135,7 +135,7 @@ fn held(text: &mut String, injection: &Injection) {
     }
 }
 
-/// What was lost at interfaces, and those that are gone.
+/// Lines about packets dropped at interfaces, and about interfaces that have disappeared.
 fn interfaces(text: &mut String, injection: &Injection) {
     match (injection.losses(), injection.vanished()) {
         (Ok(losses), Ok(vanished)) => {
@@ -158,7 +158,7 @@ fn interfaces(text: &mut String, injection: &Injection) {
     }
 }
 
-/// Rows in columns as wide as what is in them: the first and the last begin at the left, figures end at the right.
+/// Formats rows in columns. The first and the last column are left-aligned, the others right-aligned.
 fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(|column| {
         let cells = rows.iter().map(|row| row[column].chars().count());
@@ -183,7 +183,7 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// Names, as many as fit a line.
+/// Lists as many names as fit on a line.
 fn places(names: &[String]) -> String {
     const SHOWN: usize = 12;
     let shown = names[..names.len().min(SHOWN)].join(", ");
@@ -193,7 +193,7 @@ fn places(names: &[String]) -> String {
     }
 }
 
-/// Packets and bytes; segments as well where they differ.
+/// Formats packets and bytes, and segments if they differ.
 fn amount(packets: u64, segments: u64, bytes: u64) -> String {
     let bytes = human_bytes(bytes);
     if packets == segments {
@@ -203,7 +203,7 @@ fn amount(packets: u64, segments: u64, bytes: u64) -> String {
     }
 }
 
-/// Bytes in the largest unit of which there is at least one.
+/// Formats bytes in the largest suitable unit.
 #[must_use]
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -222,7 +222,7 @@ pub fn human_bytes(bytes: u64) -> String {
     }
 }
 
-/// One line for a terminal, rewritten while rules are in force.
+/// One line for a terminal, updated while the rules are applied.
 #[must_use]
 pub fn line(plan: &Plan, hits: &[Hits]) -> String {
     let parts: Vec<String> = plan
@@ -239,20 +239,20 @@ pub fn line(plan: &Plan, hits: &[Hits]) -> String {
     parts.join(" · ")
 }
 
-/// Whom rules are about, and what these did.
+/// The processes that rules apply to, for explaining rules that never fired.
 #[derive(Clone, Copy, Debug)]
 pub struct Audience<'a> {
-    /// Who: `the command`.
+    /// The name of the processes, such as `the command`.
     pub who: &'a str,
-    /// What they connected to, where that is known.
+    /// The endpoints that they used, if known.
     pub endpoints: Option<&'a Endpoints>,
-    /// How many hits could not be carried out.
+    /// The number of hits that could not be carried out.
     pub failed: u64,
-    /// The rules are on a bridge, as containers have.
+    /// Whether the rules are applied to a bridge, such as that of containers.
     pub has_bridge: bool,
 }
 
-/// The rules that never fired, each with the likeliest reason.
+/// The rules that never fired, each with the most likely reason.
 #[must_use]
 pub fn unfired<'a>(
     plan: &'a Plan,
@@ -302,7 +302,7 @@ pub fn unfired<'a>(
         .collect()
 }
 
-/// Why the relay has met nobody.
+/// The reason why no connection was redirected.
 fn never_redirected(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Udp => "no datagram matched its target while the rule was applied",
@@ -317,12 +317,12 @@ fn never_redirected(protocol: Protocol) -> &'static str {
     }
 }
 
-/// What did not happen, for a fault that waits for something; such a rule has one entry.
+/// The condition that was not met, for a fault with a condition; such a rule has one entry.
 fn condition(rule: &PlannedRule) -> Option<String> {
     rule.text.parse::<Rule>().ok()?.fault.waits_for()
 }
 
-/// Whether all that a rule does is to mark congestion.
+/// Whether a rule only marks congestion.
 fn only_marks(rule: &PlannedRule) -> bool {
     rule.entries
         .iter()
