@@ -39,12 +39,12 @@ fn ip(words: &str) {
     assert!(done.expect("ip runs").success(), "ip {words}");
 }
 
-/// The rule in force on `va`, by the delay line.
+/// The rule applied to `va`, by the delay line.
 fn inject(text: &str) -> Injection {
     inject_by(Mechanism::DelayLine, text).expect("rules")
 }
 
-/// The rule in force on `va`.
+/// The rule applied to `va`.
 fn inject_by(mechanism: Mechanism, text: &str) -> anyhow::Result<Injection> {
     let rule: Rule = text.parse().expect("a valid rule");
     let resolved = rule

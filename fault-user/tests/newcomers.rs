@@ -1,4 +1,4 @@
-//! Interfaces that appear after the rules are in force: those of containers, bridges and VPNs.
+//! Interfaces that appear after the rules were applied: those of containers, bridges and VPNs.
 
 mod support;
 

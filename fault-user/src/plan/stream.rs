@@ -1,4 +1,4 @@
-//! What a stream rule asks for that can't be carried out, and what its counts pick.
+//! Checks that stream rules are supported, and computes which connections their counts select.
 
 use anyhow::{Result, bail};
 
@@ -7,7 +7,7 @@ use crate::rule::{
     Acts, Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
 };
 
-/// Says what keeps a stream rule from being carried out, before anything is done.
+/// Checks that a stream rule is supported.
 ///
 /// # Errors
 /// One line.
@@ -32,7 +32,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     modifiers(&rule.fault, &rule.modifiers)
 }
 
-/// A modifier is carried out or refused, never ignored.
+/// A modifier is applied or rejected, never ignored.
 fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
     let plain = Modifiers::default();
     let name = fault.name();
@@ -58,19 +58,19 @@ fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
     Ok(())
 }
 
-/// Whether datagrams are given to the relay for this rule.
+/// Whether the relay gets datagrams for this rule.
 #[must_use]
 pub fn takes_datagrams(rule: &ResolvedRule) -> bool {
     acts_on(rule, Transport::Udp)
 }
 
-/// Whether connections are.
+/// Whether the relay gets connections for this rule.
 #[must_use]
 pub fn takes_streams(rule: &ResolvedRule) -> bool {
     acts_on(rule, Transport::Tcp)
 }
 
-/// Whether a rule that can be carried out has something to do on the relay of this transport.
+/// Whether a supported rule acts on the relay of this transport.
 #[must_use]
 pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
     let is_aimed = match rule.target.protocol {
@@ -82,7 +82,7 @@ pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
     is_aimed && Relayed::of_rule(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
 }
 
-/// The datagrams that a rule picks, by counting.
+/// The datagrams that a rule selects by counting.
 #[must_use]
 pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagrams> {
     let triggers = &modifiers.triggers;
@@ -101,7 +101,7 @@ pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagram
     })
 }
 
-/// The connections that a rule picks. On a stream its counts count those that `conn` lets pass.
+/// The connections that a rule selects. Its counts count those that `conn` selects.
 #[must_use]
 pub fn connections(modifiers: &Modifiers, transport: Transport) -> Picked {
     let allowed = modifiers.connections.unwrap_or(Bounds {

@@ -1,4 +1,4 @@
-//! What must be true before anything is changed; one line for each thing that isn't.
+//! Checks requirements before anything is changed; an unmet one gives one line.
 use super::probe;
 use crate::sys::bpf::features::{load, program_type};
 use crate::sys::process::capabilities::{Capability, Rights};
@@ -8,15 +8,15 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-/// Something that a run depends on.
+/// A requirement of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// Loading network programs and attaching them: `CAP_BPF`, `CAP_PERFMON`, `CAP_NET_ADMIN`, and bpf(2) itself.
     Programs,
-    /// A place to attach at tc: TCX, or clsact with `cls_bpf`. Tried in a network namespace that is
-    /// thrown away, which takes a few milliseconds.
+    /// A tc hook: TCX, or clsact with `cls_bpf`. Checked in a temporary network namespace, which takes a few
+    /// milliseconds.
     TcHook,
-    /// A cgroup of our own for the command.
+    /// A cgroup for the command.
     Cgroup,
     /// Becoming another user.
     SwitchUser,
@@ -26,12 +26,12 @@ pub enum Need {
     Btf,
 }
 
-/// The needs that are not met.
+/// The unmet requirements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unmet(Vec<String>);
 
 impl Unmet {
-    /// One line for each missing thing, with what to do about it.
+    /// One line for each unmet requirement, with a remedy.
     #[must_use]
     pub fn lines(&self) -> &[String] {
         &self.0
@@ -46,16 +46,16 @@ impl fmt::Display for Unmet {
 
 impl std::error::Error for Unmet {}
 
-/// Checks all needs, and changes nothing that outlives the call.
+/// Checks all requirements without lasting changes.
 ///
 /// # Errors
-/// [`Unmet`] with every missing thing at once.
+/// [`Unmet`] with all unmet requirements.
 pub fn preflight(needs: &[Need]) -> Result<(), Unmet> {
     let rights = Rights::read().map_err(|error| Unmet(vec![format!("{error:#}")]))?;
     let mut lines = missing_rights(&rights, needs);
     for need in needs {
         let missing = match need {
-            // Without the right to load, trying tells nothing new.
+            // Without the privilege to load programs, the check is pointless.
             Need::Programs | Need::TcHook if !lines.is_empty() => None,
             Need::Programs => bpf_error(&rights),
             Need::TcHook => tc_error(),
@@ -72,7 +72,7 @@ pub fn preflight(needs: &[Need]) -> Result<(), Unmet> {
     }
 }
 
-/// The capabilities that are needed and not there, in one line for an ordinary user.
+/// The missing capabilities; one line for an ordinary user.
 fn missing_rights(rights: &Rights, needs: &[Need]) -> Vec<String> {
     let missing: Vec<Capability> = needs
         .iter()
@@ -110,7 +110,7 @@ fn missing_rights(rights: &Rights, needs: &[Need]) -> Vec<String> {
     missing.iter().map(line).collect()
 }
 
-/// Why bpf(2) doesn't load a program of two instructions.
+/// The reason why bpf(2) doesn't load a program of two instructions.
 fn bpf_error(rights: &Rights) -> Option<String> {
     let error = load(program_type::SCHED_CLS, 0, -1).err()?;
     Some(explain_bpf(&error, rights))
@@ -151,7 +151,7 @@ fn tc_error() -> Option<String> {
              cls_bpf"
                 .to_owned(),
         ),
-        // Where no namespace can be made, attaching itself will tell.
+        // If no namespace can be created, attaching itself will fail.
         Ok(_) | Err(_) => None,
     }
 }

@@ -1,4 +1,5 @@
-//! Containers of Podman's and Docker's, from the host and from inside: hurt, healed, and nothing left.
+//! Containers of Podman and Docker, from the host and from inside: rules are applied, removed, and nothing is left
+//! behind.
 
 mod docker;
 mod engine;
@@ -578,7 +579,7 @@ fn the_end_of_a_container_is_reported_in_one_line() {
     assert_eq!(journals(), 0);
 }
 
-/// What can't be aimed at is refused in one line, and nothing is applied.
+/// A container that can't be selected is rejected with one line, and nothing is applied.
 #[test]
 fn what_can_not_be_aimed_at_is_refused_in_a_line() {
     let Some(engine) = Engine::start() else {

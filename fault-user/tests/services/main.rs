@@ -1,5 +1,5 @@
-//! A stream fault on services that nobody reconfigured hurts, and then heals: on old connections and on new ones, with real
-//! servers and with their ordinary clients.
+//! Stream faults on services that are not reconfigured are applied and removed: on old connections and on new ones,
+//! with real servers and with their ordinary clients.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,8 +1,8 @@
-//! Says in one line what the kernel has against a program.
+//! Summarizes the verifier's errors in one line.
 
 use aya::programs::ProgramError;
 
-/// A load error in one line: the verifier's last word instead of its whole log.
+/// A load error in one line: the verifier's reason instead of its whole log.
 #[must_use]
 pub fn summary(name: &str, error: &ProgramError) -> String {
     match error {
@@ -18,7 +18,7 @@ pub fn summary(name: &str, error: &ProgramError) -> String {
     }
 }
 
-/// The line in which the verifier says what is wrong: the last one that is not its statistics.
+/// The line with the verifier's reason: the last one before its statistics.
 fn last_word(log: &str) -> Option<&str> {
     log.lines().map(str::trim).rfind(|line| {
         !line.is_empty()
