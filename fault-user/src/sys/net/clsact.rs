@@ -214,7 +214,7 @@ pub fn is_there(interface_index: u32) -> Result<bool> {
 
 /// Makes sure that an interface has a clsact qdisc. `true`: it had none and has one now.
 ///
-/// The caller records that first ([`crate::undo::change::Change::Clsact`]), so that it can be taken
+/// The caller records that first ([`crate::undo::change::SystemChange::Clsact`]), so that it can be taken
 /// away again, by [`remove_if_unused`], however this process ends.
 ///
 /// # Errors

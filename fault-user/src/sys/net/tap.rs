@@ -37,12 +37,12 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Whether one can be made, as far as the device file tells.
+    /// Whether a tap device can be created, according to the device file.
     #[must_use]
     pub fn is_possible() -> bool {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        // Another file in its place, as containers put there, takes no requests.
+        // Containers may have another file in its place, which supports no requests.
         options.open("/dev/net/tun").is_ok_and(|file| {
             let mut features: libc::c_uint = 0;
             // SAFETY: TUNGETFEATURES writes one number.
@@ -50,7 +50,8 @@ impl Tap {
         })
     }
 
-    /// Makes the one of the instance with this number, in the calling thread's network namespace, and switches it on.
+    /// Creates the tap device of the instance with this number in the calling thread's network namespace, and sets it
+    /// up.
     ///
     /// # Errors
     /// No `/dev/net/tun`, or no rights to make a device.
@@ -100,10 +101,10 @@ impl Tap {
         &self.name
     }
 
-    /// Reads one frame; nothing when none waits.
+    /// Reads one frame; `None` if none is waiting.
     ///
     /// # Errors
-    /// The device is gone.
+    /// The device was removed.
     pub fn read(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
         match (&self.file).read(buffer) {
             Ok(length) => Ok(Some(length)),
@@ -112,7 +113,7 @@ impl Tap {
         }
     }
 
-    /// Writes one frame that lies in pieces.
+    /// Writes one frame given in parts.
     ///
     /// # Errors
     /// The kernel refuses the frame.
@@ -140,7 +141,7 @@ pub fn is_super_packet(frame: &[u8]) -> bool {
 fn not_made(error: Errno) -> Error {
     let hint = match error {
         Errno::EPERM => "creating a tap device for delays needs CAP_NET_ADMIN",
-        // Another file in its place, as containers put there.
+        // Containers may have another file in its place.
         Errno::ENOTTY => {
             "a delay needs a tap device, but /dev/net/tun is not a tap device (in a container: --device /dev/net/tun)"
         }
@@ -158,8 +159,8 @@ fn request(name: &str) -> libc::ifreq {
     request
 }
 
-/// Keeps the stack from sending router solicitations and the like through the device. Where the setting can't be
-/// written, as in many containers, they are sent and thrown away by the reader: nothing depends on it.
+/// Keeps the network stack from sending router solicitations and the like through the device. If the setting can't be
+/// written, as in many containers, the reader discards them.
 pub fn be_quiet(name: &str) {
     let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
     drop(std::fs::write(path, "1"));

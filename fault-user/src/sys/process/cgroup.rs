@@ -1,4 +1,4 @@
-//! Control groups of version 2: where they are mounted, and one of our own around CMD.
+//! Control groups of version 2: their mount, and a cgroup for CMD.
 //!
 //! A BPF program knows the sender of a packet by the id of its cgroup, which is the inode of the
 //! cgroup's directory, and by the ids of that cgroup's ancestors. So a fresh cgroup marks exactly
@@ -24,14 +24,13 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// What the name of every cgroup of ours starts with: `fault-<pid>-<n>`.
+/// The prefix of the names of fault's cgroups: `fault-<pid>-<n>`.
 pub const NAME_PREFIX: &str = "fault-";
 
-/// How long killed processes may take to be gone before their cgroup is given up on. A process in
-/// uninterruptible sleep (a dead NFS server) can take for ever.
+/// Killed processes must end within this time. One in uninterruptible sleep (a dead NFS server) may never end.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a list of processes is read again because it grew while it was worked through.
+/// Maximum number of times that a growing list of processes is read again.
 pub(crate) const ROUNDS_MAX: usize = 1000;
 
 /// The inode of the initial cgroup namespace (`PROC_CGROUP_INIT_INO` in `linux/proc_ns.h`).
@@ -327,38 +326,38 @@ pub fn move_process(pid: Pid, folder: &Path) -> Result<bool> {
     }
 }
 
-/// What happens to the processes that are still in our cgroup when it goes.
+/// What happens to the remaining processes when the cgroup is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leftovers {
-    /// They live on, in the cgroup's parent.
+    /// They keep running, in the parent cgroup.
     Release,
     /// They are killed.
     Kill,
 }
 
-/// What was left when a cgroup was given up.
+/// The processes that remained when a cgroup was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finished {
-    /// Processes that live on in the parent cgroup.
+    /// Processes that keep running in the parent cgroup.
     pub released: Vec<Pid>,
-    /// The cgroup could not go: someone runs processes in a cgroup that they made inside it.
-    /// `fault clean` removes it once those have ended.
+    /// The cgroup, if it could not be removed because processes run in a cgroup created inside it. `fault clean`
+    /// removes it once they have ended.
     pub kept: Option<PathBuf>,
 }
 
-/// A cgroup of our own, removed when this is dropped.
+/// A cgroup of fault, removed when this is dropped.
 #[derive(Debug)]
 pub struct CommandCgroup {
     cgroup: Cgroup,
     leftovers: Leftovers,
-    /// Held for as long as this instance lives: see the module's text.
+    /// Held until this is dropped: see the module's documentation.
     _lock: Flock<File>,
     finished: bool,
 }
 
 impl CommandCgroup {
-    /// Whether it lies where being root is not enough to remove it: the hierarchy's root can be written by nobody, a
-    /// delegated cgroup by a user.
+    /// Whether a capability is needed to remove it: root can't write to the hierarchy's root or to a cgroup delegated
+    /// to a user without one.
     #[must_use]
     pub fn is_protected(&self) -> bool {
         let parent = self.cgroup.path.parent();
@@ -368,8 +367,8 @@ impl CommandCgroup {
         })
     }
 
-    /// Makes a fresh cgroup `fault-<pid>-<n>`: below the caller's own cgroup where that is allowed,
-    /// so that a delegated subtree and its limits stay as they are, else below the root.
+    /// Creates a cgroup `fault-<pid>-<n>`. If permitted it is below the caller's own cgroup, so that a delegated
+    /// subtree and its limits still apply; otherwise below the root.
     ///
     /// # Errors
     /// When the mount is read-only or neither place can be written.

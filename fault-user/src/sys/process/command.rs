@@ -2,10 +2,10 @@
 //!
 //! - **Descriptors**: 0, 1, 2 and whatever the caller handed down pass through; everything that
 //!   `fault` opens is closed on exec.
-//! - **Death of `fault`**: CMD does not die with it (no `PR_SET_PDEATHSIG`). After a `kill -9` the
-//!   faults are gone with their links, or pass everything once the lease is over, and CMD just goes
-//!   on unhurt; its exit code is lost. A parent-death signal would also hit when the *thread* that
-//!   started CMD ends, which a tokio runtime is free to let happen.
+//! - **Death of `fault`**: CMD does not die with it (no `PR_SET_PDEATHSIG`). After a `kill -9` the programs disappear
+//!   with their links, or let everything through once the lease has expired. CMD keeps running without faults; its exit
+//!   code is lost. A parent-death signal would also hit when the *thread* that started CMD ends, which a tokio runtime
+//!   is free to let happen.
 //! - **Its process is made early** ([`PreparedCommand::begin`]): the kernel takes 10 to 20 ms to move a process into a cgroup, which
 //!   pass while programs are loaded. It waits in front of exec, and ends there when `fault` gives up or dies.
 //! - **What CMD leaves running** when it ends lives on, in the parent cgroup
@@ -481,8 +481,8 @@ fn enter(entrance: &File) -> io::Result<()> {
     Err(io::Error::from_raw_os_error(CGROUP_FAILED + errno))
 }
 
-/// CMD, running. Dropping this lets it run on, and ends the passing on of signals; those that come
-/// later do nothing, so that they can't cut the healing short.
+/// CMD, running. Dropping this lets it run on, and ends the forwarding of signals. Later signals are ignored, so that
+/// they can't interrupt the cleanup.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
