@@ -504,7 +504,7 @@ mod tests {
             set_own_size(&mut hold, &frame);
             assert_eq!((hold.bytes, hold.segments), (bytes, segments));
         }
-        // What is told of one packet holds, whatever passed before it.
+        // The description of a packet does not depend on earlier packets.
         let mut hold = Hold {
             segments: 1,
             ..told

@@ -303,7 +303,7 @@ impl InterfaceSet {
                 Err(error) if front == IngressMechanism::Xdp => {
                     self.notes.push(not_by_xdp(interface, error))
                 }
-                // Nobody asked for it.
+                // XDP was not requested.
                 Err(_) => {}
             }
         }

@@ -5,7 +5,8 @@
 //!
 //! - tc filters by their mark, which has the owner's number ([`crate::sys::net::clsact`]);
 //! - links by name: `fault-<number>` and anything that is no digit behind it;
-//! - qdiscs at the root of an interface by their handle ([`crate::sys::net::qdisc::HANDLE`]), when nobody holds a share;
+//! - qdiscs at the root of an interface by their handle ([`crate::sys::net::qdisc::HANDLE`]), if no instance holds a
+//!   share;
 //! - cgroups by name, `fault-<pid>-<n>`, and by the lock on their directory
 //!   ([`crate::sys::process::cgroup`]);
 //! - everything else (sysctls, qdiscs, moved processes) by a **journal** ([`super::journal`]).

@@ -28,7 +28,7 @@ pub struct Interface {
     pub up: bool,
     /// Whether its packets begin with an Ethernet header; those of a tun or `WireGuard` device do not.
     pub ethernet: bool,
-    /// Whether packets that were held can go on there.
+    /// Whether held packets can continue there.
     pub can_hold: bool,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,

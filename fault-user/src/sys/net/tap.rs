@@ -10,7 +10,7 @@ use anyhow::{Context as _, Error, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// What the kernel puts in front of each frame: `struct virtio_net_hdr`, which tells of checksums and segmentation
+/// What the kernel puts in front of each frame: `struct virtio_net_hdr`, which describes checksums and segmentation
 /// that are still to be done.
 pub const HEADER_BYTES: usize = 10;
 /// Where the tag is that the programs put in front of the frame's type.
@@ -132,7 +132,7 @@ impl AsFd for Tap {
 /// Whether a frame, with what the kernel puts in front of it, stands for several wire packets.
 #[must_use]
 pub fn is_super_packet(frame: &[u8]) -> bool {
-    /// Where `struct virtio_net_hdr` tells the kind of segmentation; 0 is none.
+    /// Offset of the type of segmentation in `struct virtio_net_hdr`; 0 is none.
     const SEGMENTATION_AT: usize = 1;
     frame.get(SEGMENTATION_AT).is_some_and(|kind| *kind != 0)
 }

@@ -420,7 +420,7 @@ impl CommandCgroup {
             .with_context(|| format!("can't open {}", file.display()))
     }
 
-    /// Empties and removes it, and tells what was left. Dropping it does the same, silently.
+    /// Empties and removes it, and returns the remaining processes. Dropping it does the same silently.
     ///
     /// # Errors
     /// When processes can't be moved or killed, or the kernel keeps the directory.
@@ -480,7 +480,7 @@ fn create_below(
     }
 }
 
-/// Takes a fresh cgroup for this instance. `None`: somebody else has it, or it is gone.
+/// Takes a fresh cgroup for this instance. `None` if another process has it, or it no longer exists.
 fn hold(hierarchy: &Hierarchy, path: &Path, leftovers: Leftovers) -> Result<Option<CommandCgroup>> {
     let Some(lock) = lock(path)? else {
         return Ok(None);
@@ -493,7 +493,7 @@ fn hold(hierarchy: &Hierarchy, path: &Path, leftovers: Leftovers) -> Result<Opti
     }))
 }
 
-/// Takes a cgroup's lock. `None`: somebody else has it, or the cgroup is gone.
+/// Takes a cgroup's lock. `None` if another process has it, or the cgroup no longer exists.
 ///
 /// # Errors
 /// When the directory can't be opened or locked for any other reason.

@@ -307,7 +307,7 @@ pub struct PreparedCommand {
 }
 
 impl PreparedCommand {
-    /// Whether it will run as somebody else than `fault`.
+    /// Whether it will run as another user than `fault`.
     #[must_use]
     pub fn is_another_users(&self) -> bool {
         self.spec.identity.is_some()
@@ -359,7 +359,7 @@ impl PreparedCommand {
         // gate, which stays open until the process is there: `Waiting` waits for that.
         unsafe {
             command.pre_exec(move || {
-                // Only fault itself holds the gate: when it dies, the other end tells.
+                // Only fault itself holds the gate: when it dies, the other end is closed.
                 libc::close(gate_fd);
                 // First the cgroup: its file is root's.
                 entrance.as_ref().map_or(Ok(()), enter)?;
@@ -404,7 +404,7 @@ impl PreparedCommand {
 pub struct Waiting<'a> {
     command: &'a PreparedCommand,
     forwarder: Option<Forwarder>,
-    /// A byte lets the process go on, the end makes it give up.
+    /// A byte lets the process continue; closing it makes the process end.
     gate: Option<OwnedFd>,
     starting: Option<JoinHandle<io::Result<Child>>>,
 }

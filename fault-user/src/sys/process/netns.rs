@@ -30,7 +30,7 @@ impl PartialEq for NetworkNamespace {
 
 impl Eq for NetworkNamespace {}
 
-/// What tells one namespace from another: its file's device and inode.
+/// The identity of a namespace: its file's device and inode.
 fn identity(file: &File) -> std::io::Result<(u64, u64)> {
     let status = file.metadata()?;
     Ok((status.dev(), status.ino()))

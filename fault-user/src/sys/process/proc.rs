@@ -1,4 +1,4 @@
-//! What `/proc` tells of a process.
+//! Information about processes from `/proc`.
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -167,7 +167,7 @@ pub fn socket_inodes(processes: &[ProcessId]) -> Result<HashSet<u64>> {
 pub struct SocketDescriptor {
     /// Its descriptor there.
     pub number: RawFd,
-    /// What tells it from all others.
+    /// Its unique inode.
     pub inode: u64,
 }
 

@@ -28,7 +28,7 @@ struct Account {
 }
 
 impl Identity {
-    /// Who CMD is to run as; `None`: as whoever runs `fault`.
+    /// Chooses the user for CMD; `None` for the user that runs `fault`.
     ///
     /// `user` is the argument of `--user`: `NAME`, `UID`, each with `:GROUP` or `:GID`.
     /// `variable` looks up an environment variable (sudo's `SUDO_UID` and `SUDO_GID`).
