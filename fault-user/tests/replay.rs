@@ -182,7 +182,7 @@ fn what_is_no_report_is_said() {
     let output = go(&["replay", "REPORT"], folder.path());
     assert_eq!(output.status.code(), Some(2), "{}", stderr_text(&output));
     assert!(
-        stderr_text(&output).contains("no report"),
+        stderr_text(&output).contains("not a report"),
         "{}",
         stderr_text(&output)
     );

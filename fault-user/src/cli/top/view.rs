@@ -262,7 +262,7 @@ mod tests {
         let shown = lines(&screen);
         assert_eq!(shown[0], " fault inject   2.5 s   seed 7");
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(words(&shown[1]), "rule hits seen conns by");
+        assert_eq!(words(&shown[1]), "rule hits matched conns by");
         assert_eq!(words(&shown[2]), "on redis loss=30% 12 40 3 tc (tcx)");
         assert_eq!(words(&shown[3]), "OFF redis down 0 40 3 tc (tcx)");
         assert!(
