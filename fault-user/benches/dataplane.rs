@@ -240,7 +240,7 @@ fn veth() {
             .and_then(PreparedInjection::start)
             .expect("rules");
         with.push(throughput(&mut stream));
-        injection.remove().expect("healed");
+        injection.remove().expect("restored");
     }
     drop(stream);
     reader.join().expect("the reader ends");

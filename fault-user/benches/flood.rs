@@ -196,7 +196,7 @@ impl Obstacle for Fault {
                 hits.iter().any(|hits| hits.stats.hit_packets > 0),
                 "the rule at the port fires"
             );
-            injection.remove().expect("healed");
+            injection.remove().expect("restored");
         })
     }
 }

@@ -145,7 +145,10 @@ fn slow_connects_are_felt() {
     let limit = |time: &str| json!({ "p99_connect": { "svc": time } });
     stderr_text(&run(&rules, &limit("2s"), "exchange"), 0);
     let text = stderr_text(&run(&rules, &limit("150ms"), "exchange"), 121);
-    assert_stderr_has(&text, &["99 of 100 connects to svc to be answered within 150ms"]);
+    assert_stderr_has(
+        &text,
+        &["99 of 100 connects to svc to be answered within 150ms"],
+    );
     let text = stderr_text(&run(&rules, &limit("2s"), "true"), 121);
     assert_stderr_has(&text, &["there was no connection attempt"]);
 }

@@ -68,7 +68,7 @@ fn rules_go_on_to_an_interface_that_appears() {
         let summary = applied.end();
         assert!(summary.contains(" on lo, va;"), "{summary}");
         assert!(!clsact("va").contains("clsact"), "{options}");
-        assert!(round_trip(address) < LATE, "healed");
+        assert!(round_trip(address) < LATE, "restored");
     }
 }
 
@@ -84,7 +84,7 @@ fn made_again(options: &str) -> String {
     join_again(&peer);
     wait_for(|| round_trip(address) >= LATE, "the device to be back");
     let summary = applied.end();
-    assert!(round_trip(address) < LATE, "healed");
+    assert!(round_trip(address) < LATE, "restored");
     summary
 }
 

@@ -90,7 +90,7 @@ fn a_hosts_connections_are_redirected_while_the_rule_is_applied() {
         exchange(&mut redirected).unwrap();
         let summary = applied.end();
         assert!(summary.contains("relay (connect hook)"), "{summary}");
-        assert!(!is_slow(address), "{host} healed");
+        assert!(!is_slow(address), "{host} restored");
         assert!(
             exchange(&mut redirected).is_err(),
             "what was led ends, and does not hang"
@@ -126,7 +126,7 @@ fn a_server_elsewhere_is_reached_through_the_relay() {
         let applied = AppliedRules::begin(&["tcp:7000 latency=100ms"], "--scope host");
         assert!(is_slow(address), "{host}");
         applied.end();
-        assert!(!is_slow(address), "{host} healed");
+        assert!(!is_slow(address), "{host} restored");
     }
 }
 
@@ -379,7 +379,7 @@ fn datagrams_are_redirected_with_connect_and_without() {
         // The same sockets, without the rule.
         let (answer, took) = ask(&client, server, "four");
         assert_eq!(answer, "four");
-        assert!(took < SLOW, "{host} healed");
+        assert!(took < SLOW, "{host} restored");
         connected.send(b"five").unwrap();
         assert_eq!(connected.recv(&mut [0; 9]).unwrap(), 4, "connected");
         assert_eq!(connected.peer_addr().unwrap(), server);
@@ -631,7 +631,7 @@ fn a_rule_on_an_unused_connection_has_fired() {
         assert_eq!(error.kind(), ErrorKind::WouldBlock, "{rule}");
         let summary = applied.end();
         assert!(!summary.contains("never fired"), "{summary}");
-        assert!(!is_slow(address), "{rule} healed");
+        assert!(!is_slow(address), "{rule} restored");
     }
 }
 
@@ -708,11 +708,11 @@ fn another_network_namespace_with_its_clients_inside_and_outside() {
         assert!(!is_slow(here), "another service at the same port elsewhere");
         assert!(ask(&udp_client(here_udp), here_udp, "here").1 < SLOW);
         applied.end();
-        assert!(!is_slow_inside() && !asked_inside(), "{host} healed");
-        assert!(!is_slow(there), "{host} healed");
+        assert!(!is_slow_inside() && !asked_inside(), "{host} restored");
+        assert!(!is_slow(there), "{host} restored");
         assert!(
             ask(&udp_client(there_udp), there_udp, "out").1 < SLOW,
-            "{host} healed"
+            "{host} restored"
         );
     }
 }

@@ -908,7 +908,7 @@ fn the_command_line_knows_attributes_and_units() {
         (&["latency", "latency=5us"], "expected whole milliseconds"),
         (
             &["bandwith"],
-            "there is no toxic type `bandwith`, did you mean `bandwidth`?",
+            "unknown toxic type `bandwith`, did you mean `bandwidth`?",
         ),
         (&["noop", "x=1"], "noop has no attribute `x`: it has none"),
     ] {

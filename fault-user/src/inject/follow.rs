@@ -43,7 +43,7 @@ impl InterfaceWatcher {
         let settled = Arc::new(Barrier::new(2));
         let reached = Arc::clone(&settled);
         let thread = std::thread::Builder::new()
-            .name("newcomers".to_owned())
+            .name("interfaces".to_owned())
             .spawn(move || {
                 be_helper(&[Capability::Bpf, Capability::NetAdmin, Capability::Perfmon]);
                 reached.wait();

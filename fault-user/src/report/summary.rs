@@ -383,7 +383,11 @@ mod tests {
         let says = reasons.iter().map(|(_, why)| why.contains("tcp_ecn"));
         assert_eq!(says.collect::<Vec<_>>(), [true, false]);
         let reasons = unfired(&plan, &[Hits::default(); 2], &audience);
-        assert!(reasons.iter().all(|(_, why)| why.contains("check the port")));
+        assert!(
+            reasons
+                .iter()
+                .all(|(_, why)| why.contains("check the port"))
+        );
         let reasons = unfired(
             &plan,
             &[seen, seen],

@@ -100,7 +100,7 @@ fn a_bridged_container_is_faulted_from_the_host_by_name_without_its_neighbour() 
         assert!(engine.fetch("client", &other), "the neighbour is not");
         let (code, stderr_text) = applied.end();
         assert_eq!(code, Some(0), "{stderr_text}");
-        assert!(engine.fetch("client", &web), "healed");
+        assert!(engine.fetch("client", &web), "restored");
         assert!(answer(old).ends_with(PAGE), "the old connection goes on");
         is_clean(engine.pid("web"));
     }
@@ -125,13 +125,13 @@ fn stream_faults_of_a_container_as_server_and_as_client() {
     for (name, faulted, reached) in [("web", &web, &other), ("client", &other, &web)] {
         let rule = format!("tcp:{faulted}:80 reset_peer=100ms");
         let applied = Watched::inject(&["--container", name, "-r", &rule]);
-        assert!(!engine.fetch("client", faulted), "{name} is hurt");
+        assert!(!engine.fetch("client", faulted), "{name} is faulted");
         assert!(engine.fetch("client", reached), "another service is not");
         assert_eq!(is_served(&web), name != "web", "the host is outside");
         let (code, stderr_text) = applied.end();
         assert_eq!(code, Some(0), "{stderr_text}");
-        assert!(engine.fetch("client", faulted), "healed: {stderr_text}");
-        assert!(is_served(&web), "healed: {stderr_text}");
+        assert!(engine.fetch("client", faulted), "restored: {stderr_text}");
+        assert!(is_served(&web), "restored: {stderr_text}");
     }
 }
 
@@ -159,7 +159,7 @@ fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
     assert!(stderr_text.contains("Connection refused"), "{stderr_text}");
     ask(&mut here);
     assert!(answer(here).ends_with(PAGE));
-    assert!(engine.fetch("client", &web), "healed");
+    assert!(engine.fetch("client", &web), "restored");
     is_clean(engine.pid("client"));
 }
 
@@ -237,7 +237,7 @@ fn a_sidecar_with_minimal_capabilities_faults_the_application_in_its_network() {
     engine.podman(&["stop", "sidecar"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("client", &address), "healed");
+    assert!(engine.fetch("client", &address), "restored");
     assert!(answer(old).ends_with(PAGE), "the old connection goes on");
     is_clean(engine.pid("app"));
 }
@@ -260,7 +260,10 @@ fn a_sidecar_that_is_killed_leaves_nothing() {
     engine.podman(&["kill", "--signal", "KILL", "sidecar"]);
     assert_eq!(applied.finish().0, Some(137));
     // At once by TCX; on kernels without it when the lease is over.
-    wait_for(|| engine.fetch("client", &address), "healing");
+    wait_for(
+        || engine.fetch("client", &address),
+        "the network to be restored",
+    );
 }
 
 /// Each capability that is missing is named with what it is for, by `fault` and by its doctor.
@@ -347,7 +350,7 @@ fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
     engine.podman(&["stop", "sidecar"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("client", &address), "healed");
+    assert!(engine.fetch("client", &address), "restored");
     is_clean(engine.pid("app"));
 }
 
@@ -407,7 +410,7 @@ fn a_privileged_container_with_host_networking_faults_only_its_command() {
     engine.podman(&["stop", "fault"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("neighbour", &address), "healed");
+    assert!(engine.fetch("neighbour", &address), "restored");
     is_clean(i32::try_from(std::process::id()).expect("a number"));
 }
 
@@ -427,7 +430,7 @@ fn a_container_with_host_networking_is_faulted_by_its_cgroup() {
     assert!(engine.fetch("two", &address), "not the other one");
     let (code, stderr_text) = applied.end();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("one", &address), "healed");
+    assert!(engine.fetch("one", &address), "restored");
 }
 
 /// As a `DaemonSet` does: the host's processes and the runtime's state, read-only, and no `--privileged`.
@@ -460,7 +463,7 @@ fn a_container_aims_at_another_one_by_name() {
     engine.podman(&["stop", "agent"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("client", &address), "healed");
+    assert!(engine.fetch("client", &address), "restored");
     is_clean(engine.pid("web"));
 
     // What it can't do without.
@@ -525,7 +528,10 @@ fn rules_follow_a_container_that_is_restarted() {
             connections >= 3,
             "the figures are those of all three: {stderr_text}"
         );
-        wait_for(|| engine.fetch("client", &engine.address("web")), "healing");
+        wait_for(
+            || engine.fetch("client", &engine.address("web")),
+            "the network to be restored",
+        );
         is_clean(engine.pid("web"));
     }
 }
@@ -560,7 +566,7 @@ fn rules_follow_a_restarted_container_on_the_hosts_network() {
     assert!(!engine.fetch("client", &address), "hurt again");
     let (code, stderr_text) = applied.end();
     assert_eq!(code, Some(143), "its command was ended: {stderr_text}");
-    assert!(engine.fetch("client", &address), "healed");
+    assert!(engine.fetch("client", &address), "restored");
 }
 
 #[test]
@@ -737,7 +743,7 @@ fn the_kubernetes_agent_faults_the_pods_that_the_api_lists() {
     ]);
     wait_for(
         || engine.fetch("client", &engine.address("two")),
-        "it to be healed",
+        "it to be restored",
     );
     wait_for(
         || !engine.fetch("client", &engine.address("other")),
@@ -753,7 +759,7 @@ fn the_kubernetes_agent_faults_the_pods_that_the_api_lists() {
     for name in ["one", "two", "other"] {
         assert!(
             engine.fetch("client", &engine.address(name)),
-            "{name}: healed"
+            "{name}: restored"
         );
         is_clean(engine.pid(name));
     }

@@ -19,7 +19,7 @@ fn is_well(host: &str, port: u16) {
     assert_eq!(&redis.ping().expect("an answer"), PONG);
 }
 
-/// Hurts an old and a new connection to Redis by each fault, and looks at both again after healing.
+/// Hurts an old and a new connection to Redis by each fault, and looks at both again after the rules are removed.
 fn inject_and_restore(host: &str, port: u16, options: &str) {
     let rule = |fault: &str| format!("tcp:{port} {fault}");
     let old = || {
@@ -173,7 +173,7 @@ fn postgres_recovers_from_faults() {
         assert!(stderr_text.contains(message), "{rule}: {stderr_text}");
         assert!(
             psql(server.port, 10).status.success(),
-            "healed after {rule}"
+            "restored after {rule}"
         );
     }
 }

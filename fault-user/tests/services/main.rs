@@ -277,7 +277,7 @@ fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
     );
     assert!(
         client.is_quick("new") && client.is_quick("kept"),
-        "{protocol} healed"
+        "{protocol} restored"
     );
     assert!(
         redirected.is_quick("again"),
