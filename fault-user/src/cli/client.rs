@@ -96,7 +96,7 @@ enum Add {
         /// Its attributes, NAME=VALUE each
         #[arg(value_name = "NAME=VALUE")]
         attributes: Vec<String>,
-        /// Its name; default: TYPE_STREAM
+        /// Its name; default: made of type and stream
         #[arg(long)]
         name: Option<String>,
         /// upstream (to the server) or downstream (to the client)

@@ -301,7 +301,7 @@ impl InterfaceSet {
             match attached {
                 Ok(link) => self.xdp.push(link),
                 Err(error) if front == IngressMechanism::Xdp => {
-                    self.notes.push(not_by_xdp(interface, error))
+                    self.notes.push(not_by_xdp(interface, error));
                 }
                 // XDP was not requested.
                 Err(_) => {}
