@@ -396,7 +396,7 @@ mod tests {
                 ..audience
             },
         );
-        assert!(reasons[1].1.contains("carried out"), "{reasons:?}");
+        assert!(reasons[1].1.contains("could not be applied"), "{reasons:?}");
     }
 
     #[test]
