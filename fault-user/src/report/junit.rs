@@ -1,4 +1,4 @@
-//! `junit.xml`: what CI systems show as tests: the command, each rule (did it fire?), each expectation.
+//! `junit.xml`: the command, each rule (whether it fired) and each expectation as test cases for CI systems.
 
 use anyhow::{Context as _, Result};
 use quick_xml::Writer;
@@ -6,7 +6,7 @@ use quick_xml::events::BytesText;
 
 use super::file::{Report, shell_line};
 
-/// One test of the suite.
+/// A test case.
 struct Case {
     name: String,
     failure: Option<String>,
@@ -15,7 +15,7 @@ struct Case {
 /// The whole file.
 ///
 /// # Errors
-/// Never: it is written to memory.
+/// None: it is written to memory.
 pub fn render(report: &Report) -> Result<Vec<u8>> {
     let cases = cases(report);
     let failures = cases.iter().filter(|case| case.failure.is_some()).count();
@@ -67,7 +67,8 @@ fn cases(report: &Report) -> Vec<Case> {
     };
     let rules = report.rules.iter().map(|rule| Case {
         name: format!("the rule fires: {}", rule.rule),
-        failure: (!rule.fired).then(|| "it never fired: the run tested nothing by it".to_owned()),
+        failure: (!rule.fired)
+            .then(|| "the rule never fired, so the run did not test it".to_owned()),
     });
     let expectations = report.expectations.iter().map(|expectation| Case {
         name: expectation.text.clone(),

@@ -1,4 +1,4 @@
-//! The files that a run writes.
+//! The output files of a run.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,7 +12,7 @@ use crate::report::file::{self, Report};
 use crate::report::{github, html, junit};
 use crate::sys::process::files::{self, Folder, Writer};
 
-/// What a run writes; opened before the command could put anything in its way.
+/// The output files of a run. They are opened before the command starts, which could otherwise interfere.
 pub struct Files {
     writer: Option<Writer>,
     folder: Option<Arc<Folder>>,
@@ -24,7 +24,7 @@ impl Files {
     /// Opens the report's folder, with the rights of the user who called sudo.
     ///
     /// # Errors
-    /// It can't be made.
+    /// The file or folder can't be created.
     pub fn open(report: Option<PathBuf>, events: Option<PathBuf>) -> anyhow::Result<Self> {
         let is_needed = report.is_some() || events.is_some();
         let writer = is_needed.then(Writer::start).transpose()?;
@@ -40,10 +40,10 @@ impl Files {
         })
     }
 
-    /// The file for the decisions that fire, and its path; nothing when neither a report nor events were asked for.
+    /// The file for decisions that fire, and its path. `None` if neither a report nor events were requested.
     ///
     /// # Errors
-    /// It can't be made.
+    /// The file or folder can't be created.
     pub fn decisions(&self) -> anyhow::Result<Option<(File, PathBuf)>> {
         let Some(writer) = &self.writer else {
             return Ok(None);
