@@ -1,6 +1,7 @@
 //! `fault explore`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -55,6 +56,9 @@ pub struct Explore {
     /// A line for the shell that must succeed after each run, without faults: what must hold whatever fails.
     #[arg(long, value_name = "LINE")]
     check: Option<String>,
+    /// Write report.json, junit.xml and report.html into this folder.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Where all randomness comes from; drawn and printed when it is not given.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -88,6 +92,7 @@ impl Explore {
             timeout: time("--timeout", self.timeout)?,
             budget: time("--budget", self.budget)?,
             shrinks: !self.no_shrink,
+            report: self.report,
             before: self.before,
             after: self.after,
             check: self.check,

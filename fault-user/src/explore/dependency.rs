@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::flows::Flow;
@@ -113,7 +113,7 @@ fn word(protocol: Protocol) -> &'static str {
     }
 }
 
-/// What tells one dependency from another. Loopback is one host, whatever version of IP it is reached by.
+/// What tells one dependency from another. `localhost` is one host, whatever version of IP it is reached by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Host {
     Loopback,
@@ -123,7 +123,7 @@ enum Host {
 
 impl Host {
     fn of(address: IpAddr, names: &Names) -> Self {
-        if address.is_loopback() {
+        if address == Ipv4Addr::LOCALHOST || address == Ipv6Addr::LOCALHOST {
             return Self::Loopback;
         }
         match names.of(address) {
@@ -267,7 +267,8 @@ fn usage(flows: &[&Flow]) -> Usage {
     usage
 }
 
-/// Gives each the shortest target that no other one has: `tcp:6379`, or with its address or name.
+/// Names each as a rule does: `tcp:6379` on localhost, else with its address. What has several addresses is named by
+/// its port alone where no other one has that, else by its name.
 fn name_targets(dependencies: &mut [Dependency], endpoints: &[Endpoint]) {
     let places: Vec<_> = dependencies
         .iter()
@@ -279,12 +280,16 @@ fn name_targets(dependencies: &mut [Dependency], endpoints: &[Endpoint]) {
             .iter()
             .any(|other| other.is_bound && (other.protocol, other.port) == place);
         let is_shared = is_bound || places.iter().filter(|other| **other == place).count() > 1;
+        let is_local = one.addresses.iter().all(IpAddr::is_loopback) && one.name.is_some();
         let mut addresses = one.addresses.iter();
-        let host = match (is_shared, addresses.next(), &one.name) {
-            (false, ..) | (_, None, _) => String::new(),
-            (_, Some(_), Some(name)) if addresses.next().is_some() => format!("{name}:"),
-            (_, Some(IpAddr::V4(address)), _) => format!("{address}:"),
-            (_, Some(IpAddr::V6(address)), _) => format!("[{address}]:"),
+        let first = addresses.next();
+        let host = match (first, addresses.next(), &one.name) {
+            (None, ..) => String::new(),
+            (Some(_), Some(_), _) if !is_shared => String::new(),
+            (Some(_), None, _) if !is_shared && is_local => String::new(),
+            (Some(_), Some(_), Some(name)) => format!("{name}:"),
+            (Some(IpAddr::V4(address)), ..) => format!("{address}:"),
+            (Some(IpAddr::V6(address)), ..) => format!("[{address}]:"),
         };
         one.target = format!("{}:{host}{}", word(one.protocol), one.port);
     }

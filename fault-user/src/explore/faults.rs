@@ -280,7 +280,7 @@ fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
         FaultKind::RefusedLater => {
             // The first handshake passes at least.
             let passes = two_thirds(usage.answered + usage.to_server_packets).max(1);
-            format!("reset after={passes} match=syn/data count=rule dir=to-server")
+            format!("reset after={passes} count=rule match=syn/data dir=to-server")
         }
         // Their text depends on a magnitude.
         FaultKind::Outage | FaultKind::Slow => String::new(),

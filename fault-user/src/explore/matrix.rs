@@ -5,13 +5,24 @@ use std::time::Duration;
 
 use super::dependency::{Dependency, Found};
 use super::experimenter::Cell;
-use super::faults::{Experiment, FaultKind};
+use super::faults::{Experiment, FAULTS, FaultKind};
 use super::verdict::End;
 use crate::report::file::shell_line;
 use crate::report::summary::human_bytes;
 
 /// What the symbols mean.
-const LEGEND: &str = "✓ survived  s slow  ! retry storm  F failed  H hung  R no recovery  B broken  ? flaky  · not reached";
+pub const LEGEND: &str = "✓ survived  s slow  ! retry storm  F failed  H hung  R no recovery  B broken  ? flaky  · not reached";
+
+/// The names of all faults, in the order of columns.
+pub const FAULT_NAMES: [&str; FAULTS.len()] = {
+    let mut names = [""; FAULTS.len()];
+    let mut place = 0;
+    while place < names.len() {
+        names[place] = FAULTS[place].1;
+        place += 1;
+    }
+    names
+};
 
 /// How many of the last lines of a command's output are shown.
 const LINES: usize = 3;
@@ -225,9 +236,9 @@ mod tests {
         assert_eq!(
             lines[..3],
             [
-                "                   refused  slow",
-                "  redis tcp:6379   ✓",
-                "  unknown tcp:80   F        H"
+                "                  refused  slow",
+                "  redis tcp:6379  ✓",
+                "  unknown tcp:80  F        H"
             ],
             "{text}"
         );

@@ -13,10 +13,12 @@ mod kind;
 mod lane;
 mod matrix;
 mod names;
+mod report;
 mod shrink;
 mod verdict;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
@@ -28,7 +30,10 @@ use self::experimenter::{Cell, Explored, Manner, Measured, Stop, explore};
 use self::faults::{Experiment, FaultKind, experiments};
 use self::lane::{Commands, Lane};
 use self::names::Names;
+use self::report::Report;
 use self::verdict::{End, Observation};
+use crate::report::file;
+use crate::session::files::{Files, HTML, JUNIT};
 use crate::session::options::Options;
 use crate::session::outcome::{Failure, Outcome, exit};
 use crate::session::rules::draw_seed;
@@ -75,6 +80,8 @@ pub struct Explore {
     pub budget: Option<Duration>,
     /// Whether failures are made smaller.
     pub shrinks: bool,
+    /// The folder of the report.
+    pub report: Option<PathBuf>,
     /// Done before each run.
     pub before: Option<String>,
     /// Done after each run.
@@ -100,14 +107,15 @@ impl Explore {
         let faults = self.faults()?;
         require(&[Need::Programs, Need::Cgroup])?;
         let seed = self.seed.map_or_else(draw_seed, Ok)?;
+        // Before hours of work are lost for want of a folder.
+        let files = Files::open(self.report.clone(), None)?;
         let commands = self.commands()?;
         runtime()?.block_on(async {
-            let begun = Instant::now();
             let patience = Patience::start("setting up");
             let limit = self.timeout.unwrap_or(NO_LIMIT);
             let mut lane = Lane::open(&commands, &self.options, seed, limit)?;
             drop(patience);
-            let outcome = self.explore(&mut lane, &faults, seed, begun).await;
+            let outcome = self.explore(&mut lane, &faults, seed, &files).await;
             lane.close()?;
             outcome
         })
@@ -151,8 +159,9 @@ impl Explore {
         lane: &mut Lane<'_>,
         faults: &[FaultKind],
         seed: u64,
-        begun: Instant,
+        files: &Files,
     ) -> Outcome {
+        let begun = Instant::now();
         let Some(baseline) = self.baseline(lane).await? else {
             tell!("fault: interrupted before anything was known");
             return Ok(INTERRUPTED);
@@ -188,7 +197,18 @@ impl Explore {
             );
         })
         .await;
-        self.conclude(&baseline.found, explored, seed)
+        let words = self.command.iter();
+        let command: Vec<String> = words
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let found = &baseline.found;
+        let report = Report::new(found, &measured, &explored, &command, seed, begun.elapsed());
+        files.write([
+            (file::REPORT, report.json()?),
+            (JUNIT, report.junit()?),
+            (HTML, report.html().into_bytes()),
+        ])?;
+        conclude(found, explored, &command, seed)
     }
 
     /// Runs the command without faults; nothing when it was interrupted.
@@ -270,36 +290,31 @@ impl Explore {
         let all = dependencies.iter().enumerate();
         Ok(all.filter(|(_, one)| is_chosen(one)).collect())
     }
+}
 
-    /// Prints what was found, and chooses the exit code.
-    fn conclude(&self, found: &Found, explored: Explored, seed: u64) -> Outcome {
-        let (dependencies, cells) = (&found.dependencies, &explored.cells);
-        let words = self
-            .command
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned());
-        let command: Vec<String> = words.collect();
-        let mut text = format!(
-            "\n{}",
-            matrix::matrix(dependencies, cells, tell::has_color())
+/// Prints what was found, and chooses the exit code.
+fn conclude(found: &Found, explored: Explored, command: &[String], seed: u64) -> Outcome {
+    let (dependencies, cells) = (&found.dependencies, &explored.cells);
+    let mut text = format!(
+        "\n{}",
+        matrix::matrix(dependencies, cells, tell::has_color())
+    );
+    for cell in cells.iter().filter(|cell| is_told(cell)) {
+        text += &format!(
+            "\n{}\n  output: {}\n  {}\n",
+            matrix::happened(dependencies, cell),
+            matrix::last_lines(&cell.first.seen.output),
+            matrix::reproduction(seed, cell, command)
         );
-        for cell in cells.iter().filter(|cell| is_told(cell)) {
-            text += &format!(
-                "\n{}\n  output: {}\n  {}\n",
-                matrix::happened(dependencies, cell),
-                matrix::last_lines(&cell.first.seen.output),
-                matrix::reproduction(seed, cell, &command)
-            );
-        }
-        text += &format!("\n{}\n", summary(found, &explored));
-        tell::data(&text)?;
-        let fails = cells.iter().any(Cell::is_failure);
-        match explored.stopped {
-            Some(Stop::Error(error)) => Err(error.into()),
-            Some(Stop::Interrupted) => Ok(INTERRUPTED),
-            None if fails => Ok(exit::EXPECTATION),
-            None => Ok(exit::SUCCESS),
-        }
+    }
+    text += &format!("\n{}\n", summary(found, &explored));
+    tell::data(&text)?;
+    let fails = cells.iter().any(Cell::is_failure);
+    match explored.stopped {
+        Some(Stop::Error(error)) => Err(error.into()),
+        Some(Stop::Interrupted) => Ok(INTERRUPTED),
+        None if fails => Ok(exit::EXPECTATION),
+        None => Ok(exit::SUCCESS),
     }
 }
 
