@@ -182,7 +182,7 @@ async fn cell(
     let Some(second) = attempt(runner, measured, experiment).await? else {
         return Ok(None);
     };
-    if second.verdict != cell.first.verdict {
+    if !second.verdict.agrees_with(cell.first.verdict) {
         cell.differs = Some(second.verdict);
     } else if shrinks {
         cell.smallest = shrink(runner, measured, experiment).await?;

@@ -167,18 +167,66 @@ impl<'a> Lane<'a> {
     /// # Errors
     /// As [`Runner::run`], or packets can't be looked at.
     pub async fn observe(&mut self, limit: Duration) -> Result<Option<(Observation, Sighting)>> {
-        let before = self.endpoints()?;
-        let capture = Capture::start()?;
-        let seen = self.run(&[], limit).await?;
-        let (flows, names) = capture.finish()?;
-        let after = self.endpoints()?;
-        let sighting = Sighting {
-            endpoints: since(&before, &after),
-            unix: after.unix - before.unix,
-            flows,
-            names,
-        };
+        let mut sighting = Sighting::default();
+        let seen = self.attempt(&[], limit, Some(&mut sighting)).await?;
         Ok(seen.map(|seen| (seen, sighting)))
+    }
+
+    /// Runs the command once, with what comes before and after it. Its conversations are looked at where there is a
+    /// `sighting` to be filled in.
+    async fn attempt(
+        &mut self,
+        rules: &[String],
+        limit: Duration,
+        sighting: Option<&mut Sighting>,
+    ) -> Result<Option<Observation>> {
+        let commands = self.commands;
+        let before = self.endpoints()?;
+        if self
+            .must("--before", commands.before.as_ref())
+            .await?
+            .is_none()
+        {
+            return Ok(None);
+        }
+        let capture = sighting.is_some().then(Capture::start).transpose()?;
+        let main = self.main(rules, limit).await?;
+        let conversations = capture.map(Capture::finish).transpose()?;
+        let Some((ran, hits)) = main else {
+            return Ok(None);
+        };
+        let after = self.endpoints()?;
+        let used = since(&before, &after);
+        let Some(check) = self.beside(commands.check.as_ref()).await? else {
+            return Ok(None);
+        };
+        if self
+            .must("--after", commands.after.as_ref())
+            .await?
+            .is_none()
+        {
+            return Ok(None);
+        }
+        let connects = self.dependencies.iter().map(|one| connects(one, &used));
+        let connects = connects.collect();
+        if let (Some(sighting), Some((flows, names))) = (sighting, conversations) {
+            *sighting = Sighting {
+                endpoints: used,
+                unix: after.unix - before.unix,
+                flows,
+                names,
+            };
+        }
+        Ok(Some(Observation {
+            end: ran.end,
+            took: ran.took,
+            hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
+            connects,
+            output: ran.output,
+            waited_for: in_words(&ran.waited_for, &self.dependencies, rules),
+            broken: (check.end != End::Exited(0)).then(|| check.why()),
+            left_behind: ran.left_behind,
+        }))
     }
 
     fn endpoints(&self) -> Result<Endpoints> {
@@ -286,44 +334,7 @@ impl<'a> Lane<'a> {
 
 impl Runner for Lane<'_> {
     async fn run(&mut self, rules: &[String], limit: Duration) -> Result<Option<Observation>> {
-        let commands = self.commands;
-        let before = self.endpoints()?;
-        if self
-            .must("--before", commands.before.as_ref())
-            .await?
-            .is_none()
-        {
-            return Ok(None);
-        }
-        let Some((ran, hits)) = self.main(rules, limit).await? else {
-            return Ok(None);
-        };
-        let Some(check) = self.beside(commands.check.as_ref()).await? else {
-            return Ok(None);
-        };
-        if self
-            .must("--after", commands.after.as_ref())
-            .await?
-            .is_none()
-        {
-            return Ok(None);
-        }
-        let used = since(&before, &self.endpoints()?);
-        Ok(Some(Observation {
-            end: ran.end,
-            took: ran.took,
-            matched: hits.iter().map(|hits| hits.stats.seen_packets).sum(),
-            hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
-            connects: self
-                .dependencies
-                .iter()
-                .map(|one| connects(one, &used))
-                .collect(),
-            output: ran.output,
-            waited_for: in_words(&ran.waited_for, &self.dependencies, rules),
-            broken: (check.end != End::Exited(0)).then(|| check.why()),
-            left_behind: ran.left_behind,
-        }))
+        self.attempt(rules, limit, None).await
     }
 }
 
@@ -424,11 +435,7 @@ fn connects(dependency: &Dependency, used: &[Endpoint]) -> u64 {
     let own = used.iter().filter(|one| {
         !one.is_bound
             && (one.protocol, one.port) == (dependency.protocol, dependency.port)
-            && (dependency.addresses.contains(&one.address)
-                || dependency
-                    .addresses
-                    .iter()
-                    .any(|own| own.is_loopback() && one.address.is_loopback()))
+            && dependency.addresses.contains(&one.address)
     });
     own.map(|one| one.times).sum()
 }
