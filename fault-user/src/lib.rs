@@ -36,6 +36,8 @@ pub mod report;
 
 pub mod session;
 
+pub mod explore;
+
 pub mod api;
 
 pub mod doctor;

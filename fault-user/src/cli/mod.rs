@@ -8,6 +8,7 @@ pub mod client;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
+pub mod explore;
 pub mod generate;
 pub mod inject;
 pub mod mistakes;
@@ -51,6 +52,8 @@ pub struct Cli {
 pub enum Command {
     /// Apply rules while a command runs; remove them when it ends, however it ends.
     Run(run::Run),
+    /// Find what makes a command fail: one fault on one of its dependencies at a time.
+    Explore(explore::Explore),
     /// Repeat the decisions of an earlier run, from its report.
     Replay(replay::Replay),
     /// Apply rules until Ctrl-C, SIGTERM or --for.
@@ -94,6 +97,7 @@ impl Cli {
     pub fn run(self) -> Outcome {
         match self.command {
             Command::Run(run) => run.execute(),
+            Command::Explore(explore) => explore.execute(),
             Command::Replay(replay) => replay.execute(),
             Command::Inject(inject) => inject.execute(),
             Command::Check(check) => check.execute(),

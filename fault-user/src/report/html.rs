@@ -44,56 +44,71 @@ svg text.name { fill: var(--ink); font-weight: 600; } svg text.rule { fill: var(
 rect.bad, circle.bad { fill: var(--bad); } rect.odd { fill: var(--odd); }
 ";
 
-/// The whole file.
+/// The whole file of a run.
 #[must_use]
 pub fn render(report: &Report) -> String {
-    let command = shell_line(&report.command);
+    let title = format!(
+        "{} fault: {}",
+        if report.is_good() { "✓" } else { "✗" },
+        shell_line(&report.command)
+    );
+    page(&title, &body(report))
+}
+
+/// A page that needs no other file.
+#[must_use]
+pub fn page(title: &str, body: &Markup) -> String {
     html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width";
-                title { (if report.is_good() { "✓" } else { "✗" }) " fault: " (command) }
+                title { (title) }
                 style { (PreEscaped(STYLE)) }
             }
-            body {
-                (head(report))
-                @if !report.expectations.is_empty() {
-                    h2 { "Expectations" }
-                    (expectations(report))
-                }
-                h2 { "Rules" }
-                (rules(report))
-                h2 { "What happened" }
-                (legend())
-                @for target in chart::targets(report) {
-                    figure {
-                        figcaption {
-                            h3 {
-                                (target.name)
-                                @if let Some(address) = report.targets.get(target.name) { " " code.dim { (address) } }
-                            }
-                            div.dim { (target.figures()) }
-                        }
-                        (target.picture())
-                    }
-                }
-                h2 { "Again" }
-                p { "The same rules with the same random draws:" }
-                pre { (shell_line(&report.again)) }
-                p { "Exactly the decisions of this run, given the folder of this report:" }
-                pre { "sudo fault replay DIR -- " (command) }
-                @if report.rules.len() > MATCHES_MAX {
-                    p.dim {
-                        "Of more than " (MATCHES_MAX) " rules each is loaded only around its windows: a packet is \
-                         found again only if it arrives in the same window."
-                    }
-                }
-            }
+            body { (body) }
         }
     }
     .into_string()
+}
+
+fn body(report: &Report) -> Markup {
+    let command = shell_line(&report.command);
+    html! {
+        (head(report))
+        @if !report.expectations.is_empty() {
+            h2 { "Expectations" }
+            (expectations(report))
+        }
+        h2 { "Rules" }
+        (rules(report))
+        h2 { "What happened" }
+        (legend())
+        @for target in chart::targets(report) {
+            figure {
+                figcaption {
+                    h3 {
+                        (target.name)
+                        @if let Some(address) = report.targets.get(target.name) { " " code.dim { (address) } }
+                    }
+                    div.dim { (target.figures()) }
+                }
+                (target.picture())
+            }
+        }
+        h2 { "Again" }
+        p { "The same rules with the same random draws:" }
+        pre { (shell_line(&report.again)) }
+        p { "Exactly the decisions of this run, given the folder of this report:" }
+        pre { "sudo fault replay DIR -- " (command) }
+        @if report.rules.len() > MATCHES_MAX {
+            p.dim {
+                "Of more than " (MATCHES_MAX) " rules each is loaded only around its windows: a packet is \
+                 found again only if it arrives in the same window."
+            }
+        }
+    }
 }
 
 /// The head of the report.

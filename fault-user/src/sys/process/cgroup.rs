@@ -420,6 +420,18 @@ impl CommandCgroup {
             .with_context(|| format!("can't open {}", file.display()))
     }
 
+    /// Kills every process in it, and tells how many there were. It can be used again.
+    ///
+    /// # Errors
+    /// When the processes can't be listed or killed, or don't end.
+    pub fn empty(&self) -> Result<usize> {
+        let present = self.cgroup.processes()?.len();
+        if present != 0 {
+            kill_all(&self.cgroup.path)?;
+        }
+        Ok(present)
+    }
+
     /// Empties and removes it, and returns the remaining processes. Dropping it does the same silently.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use tokio::process::Child;
 
@@ -333,6 +333,19 @@ impl PreparedCommand {
     /// # Errors
     /// [`StartError::Setup`] when the cgroup has no way in, or there is no thread or pipe to be had.
     pub fn begin(&self, cgroup: Option<&CommandCgroup>) -> Result<Waiting<'_>, StartError> {
+        self.begin_writing(cgroup, None)
+    }
+
+    /// As [`Self::begin`]. With an `output` its process writes to that file instead of the caller's terminal, and reads
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn begin_writing(
+        &self,
+        cgroup: Option<&CommandCgroup>,
+        output: Option<&File>,
+    ) -> Result<Waiting<'_>, StartError> {
         // What comes during the set-up is for the command, which it ends as soon as it is there.
         let forwarder = Forwarder::start().map_err(StartError::Setup)?;
         let entrance = cgroup
@@ -341,6 +354,12 @@ impl PreparedCommand {
             .map_err(StartError::Setup)?;
         let mut command = Command::new(&self.path);
         command.arg0(&self.spec.program).args(&self.spec.arguments);
+        if let Some(output) = output {
+            let writer = || output.try_clone().context("no descriptor for the output");
+            command.stdin(Stdio::null());
+            command.stdout(writer().map_err(StartError::Setup)?);
+            command.stderr(writer().map_err(StartError::Setup)?);
+        }
         if let Some(identity) = &self.spec.identity {
             for name in SUDO_VARIABLES {
                 command.env_remove(name);
