@@ -14,9 +14,9 @@ pub enum Kind {
     Grpc,
     /// TLS, with the server's name (SNI).
     Tls(Option<String>),
-    /// PostgreSQL.
+    /// `PostgreSQL`.
     Postgres,
-    /// MySQL and MariaDB.
+    /// `MySQL` and `MariaDB`.
     Mysql,
     /// Redis.
     Redis,
@@ -24,7 +24,7 @@ pub enum Kind {
     Nats,
     /// AMQP.
     Amqp,
-    /// MongoDB.
+    /// `MongoDB`.
     Mongo,
     /// Kafka.
     Kafka,
@@ -77,8 +77,8 @@ pub fn of_datagram(port: u16, to_server: &[u8]) -> Kind {
 }
 
 fn by_client(data: &[u8]) -> Option<Kind> {
-    if let Some(host) = http_host(data) {
-        return Some(Kind::Http(host));
+    if let Some(http) = http(data) {
+        return Some(http);
     }
     if data.starts_with(b"PRI * HTTP/2") {
         return Some(Kind::Grpc);
@@ -122,8 +122,8 @@ fn by_server(data: &[u8], to_server: &[u8]) -> Option<Kind> {
     }
 }
 
-/// The host of an HTTP request, where it is one and names one.
-fn http_host(data: &[u8]) -> Option<Option<String>> {
+/// HTTP/1, where it is that.
+fn http(data: &[u8]) -> Option<Kind> {
     const METHODS: [&str; 8] = [
         "GET ", "POST ", "PUT ", "HEAD ", "DELETE ", "PATCH ", "OPTIONS ", "CONNECT ",
     ];
@@ -139,7 +139,7 @@ fn http_host(data: &[u8]) -> Option<Option<String>> {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("host").then(|| value.trim())
     });
-    Some(host.map(without_port))
+    Some(Kind::Http(host.map(without_port)))
 }
 
 fn without_port(host: &str) -> String {

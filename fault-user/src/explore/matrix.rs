@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::dependency::{Dependency, Found};
 use super::experimenter::Cell;
 use super::faults::{Experiment, FAULTS, FaultKind};
+use super::shrink::Smallest;
 use super::verdict::End;
 use crate::report::file::shell_line;
 use crate::report::summary::human_bytes;
@@ -62,10 +63,10 @@ pub fn dependencies(found: &Found) -> String {
                 time.map(|time| format!("{what} within {:.1} ms", time.as_secs_f64() * 1e3)),
             );
         }
-        text += &format!("  {number}. {one}: {}\n", parts.join(", "));
+        text.extend([format!("  {number}. {one}: {}\n", parts.join(", "))]);
     }
     for line in &found.out_of_reach {
-        text += &format!("  out of reach: {line}\n");
+        text.extend([format!("  out of reach: {line}\n")]);
     }
     text
 }
@@ -106,18 +107,18 @@ pub fn matrix(dependencies: &[Dependency], cells: &[Cell], has_color: bool) -> S
     let width = width.unwrap_or(0);
     let mut text = format!("  {:width$}", "");
     for fault in &columns {
-        text += &format!("  {fault}");
+        text.extend([format!("  {fault}")]);
     }
     text.push('\n');
     for (number, name) in rows {
-        text += &format!("  {name:width$}");
+        text.extend([format!("  {name:width$}")]);
         for fault in &columns {
             let is_it = |cell: &&Cell| {
                 (cell.experiment.dependency, cell.experiment.fault) == (number, *fault)
             };
             let symbol = cells.iter().find(is_it).map_or(" ", |cell| cell.symbol());
             let space = " ".repeat(fault.name().len() - 1);
-            text += &format!("  {}{space}", painted(symbol, has_color));
+            text.extend([format!("  {}{space}", painted(symbol, has_color))]);
         }
         text = text.trim_end().to_owned() + "\n";
     }
@@ -154,17 +155,17 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
         seconds(seen.took)
     );
     if let Some(why) = &seen.broken {
-        text += &format!("; the check failed: {why}");
+        text.extend([format!("; the check failed: {why}")]);
     }
     if !seen.waited_for.is_empty() {
-        text += &format!("; it waited for {}", seen.waited_for.join(", "));
+        text.extend([format!("; it waited for {}", seen.waited_for.join(", "))]);
     }
     if let Some(times) = cell.storm {
-        text += &format!("; {times} times the usual connects");
+        text.extend([format!("; {times} times the usual connects")]);
     }
-    let smallest = cell.smallest.as_ref().map(|smallest| smallest.in_words());
+    let smallest = cell.smallest.as_ref().map(Smallest::in_words);
     if let Some(smallest) = smallest.filter(|words| !words.is_empty()) {
-        text += &format!("; {smallest}");
+        text.extend([format!("; {smallest}")]);
     }
     text
 }
@@ -205,7 +206,6 @@ mod tests {
     use super::super::experimenter::Attempt;
     use super::super::faults::experiment;
     use super::super::kind::Kind;
-    use super::super::shrink::Smallest;
     use super::super::verdict::Verdict;
     use super::super::verdict::tests::seen;
     use super::*;

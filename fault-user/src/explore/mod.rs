@@ -49,7 +49,7 @@ const TIMEOUT_LEAST: Duration = Duration::from_secs(10);
 /// So many times as long as without faults a run may take.
 const TIMEOUT_TIMES: u32 = 5;
 /// Without `--timeout` a run without faults may take as long as it likes.
-const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
+const NO_LIMIT: Duration = Duration::from_hours(365 * 24);
 /// The exit code after Ctrl-C, as shells count.
 const INTERRUPTED: u8 = 130;
 
@@ -300,14 +300,14 @@ fn conclude(found: &Found, explored: Explored, command: &[String], seed: u64) ->
         matrix::matrix(dependencies, cells, tell::has_color())
     );
     for cell in cells.iter().filter(|cell| is_told(cell)) {
-        text += &format!(
+        text.extend([format!(
             "\n{}\n  output: {}\n  {}\n",
             matrix::happened(dependencies, cell),
             matrix::last_lines(&cell.first.seen.output),
             matrix::reproduction(seed, cell, command)
-        );
+        )]);
     }
-    text += &format!("\n{}\n", summary(found, &explored));
+    text.extend([format!("\n{}\n", summary(found, &explored))]);
     tell::data(&text)?;
     let fails = cells.iter().any(Cell::is_failure);
     match explored.stopped {
@@ -372,21 +372,21 @@ fn summary(found: &Found, explored: &Explored) -> String {
     let flaky = cells.iter().filter(|cell| cell.differs.is_some()).count();
     let mut text = format!("{} experiments: {failures} failures", cells.len());
     if flaky != 0 {
-        text += &format!(", {flaky} flaky");
+        text.extend([format!(", {flaky} flaky")]);
     }
     if !explored.left_out.is_empty() {
-        text += &format!(", {} not run", explored.left_out.len());
+        text.extend([format!(", {} not run", explored.left_out.len())]);
     }
     for (number, one) in found.dependencies.iter().enumerate() {
         let mut own = cells
             .iter()
             .filter(|cell| cell.experiment.dependency == number);
         if own.all(|cell| cell.first.seen.hits == 0) {
-            text += &format!("\nno experiment reached {one}");
+            text.extend([format!("\nno experiment reached {one}")]);
         }
     }
     for line in &found.out_of_reach {
-        text += &format!("\nout of reach: {line}");
+        text.extend([format!("\nout of reach: {line}")]);
     }
     text
 }

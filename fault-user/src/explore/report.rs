@@ -268,7 +268,7 @@ impl DependencyReport {
 
 impl CellReport {
     fn new(dependencies: &[Dependency], cell: &Cell, command: &[String], seed: u64) -> Self {
-        let (experiment, seen) = (&cell.experiment, &cell.first.seen);
+        let (experiment, run) = (&cell.experiment, &cell.first.seen);
         let fault: FaultKind = experiment.fault;
         Self {
             target: dependencies[experiment.dependency].target.clone(),
@@ -279,19 +279,19 @@ impl CellReport {
             symbol: cell.symbol(),
             summary: matrix::happened(dependencies, cell),
             rules: experiment.rules.clone(),
-            took_ms: ms(seen.took),
-            exit_code: match seen.end {
+            took_ms: ms(run.took),
+            exit_code: match run.end {
                 End::Exited(code) => Some(code),
                 _ => None,
             },
-            signal: match seen.end {
+            signal: match run.end {
                 End::Signalled(signal) => Some(signal),
                 _ => None,
             },
-            hits: seen.hits,
-            connects: seen.connects.clone(),
-            waited_for: seen.waited_for.clone(),
-            broken: seen.broken.clone(),
+            hits: run.hits,
+            connects: run.connects.clone(),
+            waited_for: run.waited_for.clone(),
+            broken: run.broken.clone(),
             storm: cell.storm,
             smallest: cell.smallest.as_ref().map(|smallest| SmallestReport {
                 rules: smallest.rules.clone(),
@@ -300,7 +300,7 @@ impl CellReport {
                 one_packet: smallest.is_one_packet,
             }),
             reproduce: matrix::reproduction(seed, cell, command),
-            output: seen.output.clone(),
+            output: run.output.clone(),
         }
     }
 
