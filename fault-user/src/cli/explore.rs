@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::parse_time;
 use crate::explore;
-use crate::inject::reach::Front;
+use crate::inject::reach::IngressMechanism;
 use crate::session::options::Options;
 use crate::session::outcome::{Failure, Outcome};
 use crate::sys::net::interfaces::Selection;
@@ -112,7 +112,7 @@ fn options() -> Options {
         netns: None,
         selection: Selection::Default,
         attachment: None,
-        front: Front::Tc,
+        front: IngressMechanism::Tc,
         mechanism: None,
         drain: None,
         force: false,

@@ -26,11 +26,11 @@ use crate::relay::exchange::Exchange;
 use crate::rule::{ResolvedRule, Rule, SystemResolver, Targets};
 use crate::session::machine::ThisMachine;
 use crate::session::options::Options;
-use crate::session::signals::Ends;
+use crate::session::signals::EndSignals;
 use crate::session::subject::{Subject, scope_of};
-use crate::steer::{Steering, Whose};
+use crate::steer::{Steering, SteeringScope};
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
-use crate::sys::process::command::{CommandSpec, Ended, Prepared as ReadyCommand, Running};
+use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running};
 use crate::sys::process::proc::ProcessId;
 use crate::sys::process::sockets::{self, State};
 use crate::sys::process::user::Identity;
@@ -44,13 +44,13 @@ const OUTPUT_MAX: u64 = 16 << 10;
 #[derive(Debug)]
 pub struct Commands {
     /// What is explored.
-    pub main: ReadyCommand,
+    pub main: PreparedCommand,
     /// Done before each run.
-    pub before: Option<ReadyCommand>,
+    pub before: Option<PreparedCommand>,
     /// Done after each run.
-    pub after: Option<ReadyCommand>,
+    pub after: Option<PreparedCommand>,
     /// Must succeed after each run.
-    pub check: Option<ReadyCommand>,
+    pub check: Option<PreparedCommand>,
 }
 
 impl Commands {
@@ -62,7 +62,7 @@ impl Commands {
         line: &str,
         identity: Option<Identity>,
         environment: Vec<(OsString, OsString)>,
-    ) -> Result<ReadyCommand> {
+    ) -> Result<PreparedCommand> {
         let words = ["/bin/sh", "-c", line].map(OsString::from).to_vec();
         Ok(CommandSpec::new(words, identity)?
             .with_environment(environment)
@@ -78,7 +78,7 @@ pub struct Lane<'a> {
     patience: Duration,
     /// What is counted for each run.
     dependencies: Vec<Dependency>,
-    ends: Ends,
+    ends: EndSignals,
     injection: Injection,
     plan: Plan,
     marker: Marker,
@@ -113,7 +113,7 @@ impl<'a> Lane<'a> {
         patience: Duration,
     ) -> Result<Self> {
         // Before anything is changed: what ends fault from here on takes everything back first.
-        let ends = Ends::listen()?;
+        let ends = EndSignals::listen()?;
         let mut subject = Subject::find(options)?;
         let hierarchy = Hierarchy::find()?;
         let cgroup = CommandCgroup::create(&hierarchy, Leftovers::Kill)?;
@@ -156,7 +156,7 @@ impl<'a> Lane<'a> {
     /// # Errors
     /// Something can't be taken back.
     pub fn close(self) -> Result<()> {
-        self.injection.heal()?;
+        self.injection.remove()?;
         self.cgroup.finish()?;
         self.beside.finish()?;
         Ok(())
@@ -249,7 +249,7 @@ impl<'a> Lane<'a> {
         if rules.is_empty() {
             return Ok(None);
         }
-        let whose = Whose {
+        let whose = SteeringScope {
             cgroup: &self.scope.path,
             all_cgroups: false,
             namespace: None,
@@ -295,7 +295,7 @@ impl<'a> Lane<'a> {
     }
 
     /// Runs a command beside the explored one; nothing when it was interrupted.
-    async fn beside(&mut self, command: Option<&ReadyCommand>) -> Result<Option<Ran>> {
+    async fn beside(&mut self, command: Option<&PreparedCommand>) -> Result<Option<Ran>> {
         let Some(command) = command else {
             let (end, took) = (End::Exited(0), Duration::ZERO);
             return Ok(Some(Ran {
@@ -321,7 +321,11 @@ impl<'a> Lane<'a> {
     }
 
     /// Runs what comes before or after; an error when that fails.
-    async fn must(&mut self, option: &str, command: Option<&ReadyCommand>) -> Result<Option<()>> {
+    async fn must(
+        &mut self,
+        option: &str,
+        command: Option<&PreparedCommand>,
+    ) -> Result<Option<()>> {
         let ran = self.beside(command).await?;
         match ran {
             Some(ran) if ran.end != End::Exited(0) => {
@@ -363,7 +367,7 @@ async fn wait(
     mut running: Running,
     cgroup: &CommandCgroup,
     limit: Duration,
-    ends: &mut Ends,
+    ends: &mut EndSignals,
     output: &File,
 ) -> Result<Option<Ran>> {
     let started = Instant::now();
