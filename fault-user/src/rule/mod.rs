@@ -20,6 +20,7 @@ mod packet;
 pub mod reference;
 mod resolve;
 pub mod scenario;
+pub(crate) mod servers;
 mod target;
 mod text;
 pub mod timeline;

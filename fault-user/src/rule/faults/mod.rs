@@ -24,7 +24,7 @@ mod prelude {
         short, spread, stream,
     };
     pub(super) use crate::rule::check::{
-        Complaint, MAX_TIME_NS, SECOND, bad_rate, complain, jittered, longer, no_queue,
+        Complaint, MAX_TIME_NS, SECOND, bad_rate, bad_regex, complain, jittered, longer, no_queue,
     };
     pub(super) use crate::rule::error::RuleError;
     pub(super) use crate::rule::fields::{Field as _, Given, fault, give};
