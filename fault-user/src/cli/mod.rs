@@ -12,6 +12,7 @@ pub mod generate;
 pub mod inject;
 pub mod mistakes;
 pub mod options;
+pub mod profiles;
 pub mod replay;
 pub mod rules;
 pub mod run;
@@ -57,6 +58,8 @@ pub enum Command {
     Inject(inject::Inject),
     /// Check rules without applying them.
     Check(check::Check),
+    /// List the profiles of links.
+    Profiles(profiles::List),
     /// Tell what this machine can do.
     Doctor(doctor::Doctor),
 
@@ -97,6 +100,7 @@ impl Cli {
             Command::Replay(replay) => replay.execute(),
             Command::Inject(inject) => inject.execute(),
             Command::Check(check) => check.execute(),
+            Command::Profiles(profiles) => profiles.execute(),
             Command::Doctor(doctor) => doctor.execute(),
             Command::Clean(clean) => clean.execute(),
             Command::Demo(demo) => demo.execute(),

@@ -192,6 +192,22 @@ pub(super) fn rule(
             return complain(key, message, "a fault of the packet layer");
         }
     }
+    if let Fault::Profile(_) = fault {
+        let plain = Modifiers::default();
+        let picking = [
+            (modifiers.probability != plain.probability, "p"),
+            (!modifiers.triggers.is_empty(), "count"),
+            (!modifiers.packets.is_empty(), "match"),
+            (modifiers.size.is_some(), "size"),
+        ];
+        if let Some((_, key)) = picking.iter().find(|(wrong, _)| *wrong) {
+            return complain(
+                key,
+                "a profile is a whole link, and this would pick some of its packets",
+                "`conn`, `dir` or times, or the faults of the profile one by one",
+            );
+        }
+    }
     if modifiers.reconnect && matches!(layer, Layer::Packet | Layer::Either) {
         let message = format!("`{}` already acts on open connections", fault.name());
         return complain("reconnect", message, "`reconnect` with a stream fault");
