@@ -126,7 +126,11 @@ fn spread(address: SocketAddr, count: usize, size: usize) -> Duration {
     }
     let mut buffer = [0; 2048];
     socket.recv(&mut buffer).unwrap();
-    timed(|| (1..count).for_each(|_| drop(socket.recv(&mut buffer).unwrap())))
+    timed(|| {
+        for _ in 1..count {
+            socket.recv(&mut buffer).unwrap();
+        }
+    })
 }
 
 /// Whether the best of some measurements, which a busy machine makes longer, is within 5 % of a figure.
