@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fault_user::sys::process::netns::NetworkNamespace;
+use nix::sys::socket::{setsockopt, sockopt};
 use support::echo::connected;
 use support::late::{
     FRAGMENTED, assert_about, assert_within, delays_all, echo, exchange, order, timed,
@@ -114,6 +115,107 @@ fn what_is_held_goes_on_when_the_rule_ends() {
     assert!(summary.contains("1 pkts"), "{summary}");
     let mut byte = [0; 1];
     socket.recv(&mut byte).unwrap();
+}
+
+/// How long the last of so many datagrams of `size` bytes comes behind the first.
+fn spread(address: SocketAddr, count: usize, size: usize) -> Duration {
+    let socket = connected(address);
+    let datagram = vec![0; size];
+    for _ in 0..count {
+        socket.send(&datagram).unwrap();
+    }
+    let mut buffer = [0; 2048];
+    socket.recv(&mut buffer).unwrap();
+    timed(|| {
+        for _ in 1..count {
+            socket.recv(&mut buffer).unwrap();
+        }
+    })
+}
+
+/// Whether the best of some measurements, which a busy machine makes longer, is within 5 % of a figure.
+fn assert_figure(what: &str, figure: Duration, measure: impl FnMut() -> Duration) {
+    let best = std::iter::repeat_with(measure).take(5).min().unwrap();
+    let (least, most) = (figure.mul_f64(0.95), figure.mul_f64(1.05));
+    assert!(
+        (least..=most).contains(&best),
+        "{what}: {best:?}, not {figure:?}"
+    );
+}
+
+#[test]
+fn a_profile_has_the_round_trip_and_the_rates_of_its_figures() {
+    const COUNT: usize = 30;
+    const PAYLOAD: usize = 1200;
+    // The headers of Ethernet, IPv4 and UDP are on the wire too.
+    const WIRE_BITS: f64 = 8.0 * (1200.0 + 14.0 + 20.0 + 8.0);
+    enter_fresh();
+    let address = echo(None, "127.0.0.1");
+    let took = |bits_per_second: f64| Duration::from_secs_f64(29.0 * WIRE_BITS / bits_per_second);
+    let applied = AppliedRules::begin(&["udp:7000 profile=3g"], "--scope host");
+    assert_figure("round trip", Duration::from_millis(300), || {
+        let socket = connected(address);
+        timed(|| {
+            socket.send(b"x").unwrap();
+            socket.recv(&mut [0; 1]).unwrap();
+        })
+    });
+    assert_figure("to the server", took(768e3), || {
+        spread(address, COUNT, PAYLOAD)
+    });
+    let summary = applied.end();
+    assert!(
+        summary.contains("udp:7000 rate=1.6mbit dir=to-client"),
+        "{summary}"
+    );
+    let applied = AppliedRules::begin(&["udp:7000 profile=3g dir=to-client"], "--scope host");
+    assert_figure("to the client", took(1600e3), || {
+        spread(address, COUNT, PAYLOAD)
+    });
+    applied.end();
+}
+
+#[test]
+fn a_profile_loses_what_its_figures_say() {
+    const COUNT: u32 = 60_000;
+    enter_fresh();
+    let server = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Room for all of them: what gets lost is lost by the rule.
+    setsockopt(&server, sockopt::RcvBufForce, &(128 << 20)).unwrap();
+    let counting = std::thread::spawn(move || {
+        let mut buffer = [0; 1];
+        let came = std::iter::from_fn(|| {
+            server.recv(&mut buffer).unwrap();
+            (buffer == *b"x").then_some(())
+        });
+        u32::try_from(came.count()).unwrap()
+    });
+    // The same packets are lost each time, since the seed is the same.
+    let applied = AppliedRules::begin(
+        &["udp:7000 profile=wifi-lossy dir=to-server"],
+        "--scope host --seed 1",
+    );
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect("127.0.0.1:7000").unwrap();
+    for nth in 0..COUNT {
+        client.send(b"x").unwrap();
+        if nth % 64 == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    while !counting.is_finished() {
+        client.send(b".").unwrap();
+        std::thread::yield_now();
+    }
+    applied.end();
+    let lost = f64::from(COUNT - counting.join().unwrap());
+    // From good to bad 1 %, back 50 %.
+    let expected = f64::from(COUNT) * 0.01 / 0.51;
+    assert!(
+        (lost / expected - 1.0).abs() <= 0.05,
+        "{lost}, not {expected}"
+    );
 }
 
 #[test]

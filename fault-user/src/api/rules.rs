@@ -77,7 +77,7 @@ struct Options {
     force: bool,
 }
 
-/// Adds one rule, or all of an array: a text or an object each.
+/// Adds one rule, or all of an array: a text or an object each. A profile adds those that it stands for.
 async fn add(
     State(proxies): Api,
     Extension(caller): By,
@@ -92,11 +92,11 @@ async fn add(
     };
     let written = values.into_iter().map(read_rule);
     let written: Vec<Rule> = written.collect::<Result<_, _>>()?;
-    let mut added = off_the_runtime(proxies.rules(), move |rules| {
-        let add = written
-            .into_iter()
-            .map(NewRule::new)
-            .collect::<Result<_, _>>()?;
+    let added = off_the_runtime(proxies.rules(), move |rules| {
+        let mut add = Vec::new();
+        for rule in &written {
+            add.extend(NewRule::all_of(rule)?);
+        }
         let ids = rules.change(&RulesChange {
             add,
             toxic: None,
@@ -111,12 +111,10 @@ async fn add(
     for rule in &added {
         proxies.events().tell("rule added", "", &json!(rule));
     }
-    let answer = match added.pop() {
-        Some(one) if !many => json!(one),
-        last => {
-            added.extend(last);
-            json!(added)
-        }
+    // One rule that is a profile is several.
+    let answer = match added.as_slice() {
+        [one] if !many => json!(one),
+        all => json!(all),
     };
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }

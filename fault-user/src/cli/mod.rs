@@ -13,6 +13,7 @@ pub mod generate;
 pub mod inject;
 pub mod mistakes;
 pub mod options;
+pub mod profiles;
 pub mod replay;
 pub mod rules;
 pub mod run;
@@ -60,6 +61,8 @@ pub enum Command {
     Inject(inject::Inject),
     /// Check rules without applying them.
     Check(check::Check),
+    /// List the link profiles (`profile=NAME`) with their figures and sources.
+    Profiles(profiles::List),
     /// Show what this machine supports.
     Doctor(doctor::Doctor),
 
@@ -101,6 +104,7 @@ impl Cli {
             Command::Replay(replay) => replay.execute(),
             Command::Inject(inject) => inject.execute(),
             Command::Check(check) => check.execute(),
+            Command::Profiles(profiles) => profiles.execute(),
             Command::Doctor(doctor) => doctor.execute(),
             Command::Clean(clean) => clean.execute(),
             Command::Demo(demo) => demo.execute(),

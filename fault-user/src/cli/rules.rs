@@ -8,7 +8,9 @@ use fault_common::abi::RULES_MAX;
 use serde_json::json;
 
 use crate::rule::scenario::{Format, Random, Scenario, ScenarioError};
-use crate::rule::{ResolvedRule, Rule, RuleError, SystemResolver, Targets, conflict, named_target};
+use crate::rule::{
+    Profiles, ResolvedRule, Rule, RuleError, SystemResolver, Targets, conflict, named_target,
+};
 use crate::session::outcome::Failure;
 use crate::session::rules::{RuleSet, draw_seed};
 
@@ -77,9 +79,11 @@ impl Rules {
         let mut targets = scenario.targets.clone();
         self.add_targets(&mut targets)?;
         let mut rules = Vec::with_capacity(scenario.rules.len() + self.texts.len());
+        let profiles = scenario.profiles;
         for rule in scenario.rules {
-            rules.push(resolve(rule, &targets)?);
+            resolve(&rule, (&profiles, &targets), &mut rules)?;
         }
+        let mut typed = vec![None; rules.len()];
         let mut random = scenario.random;
         if let Some(limits) = &self.random {
             if random.is_some() {
@@ -91,17 +95,19 @@ impl Rules {
         } else {
             for text in &self.texts {
                 let rule: Rule = text.parse().map_err(Failure::usage)?;
-                rules.push(resolve(rule, &targets)?);
+                resolve(&rule, (&profiles, &targets), &mut rules)?;
+                typed.resize(rules.len(), Some(text.as_str()));
             }
         }
-        self.refuse_conflict(&rules, &targets, scenario.length.map(|length| length.0))?;
+        let length_ns = scenario.length.map(|length| length.0);
+        self.refuse_conflict((&rules, &typed), &targets, length_ns)?;
         let mut seed = self.seed.or(scenario.seed);
         let first = rules.len();
         if let Some(random) = random {
             let from = seed.map_or_else(draw_seed, Ok)?;
             seed = Some(from);
             for rule in drawn(&random, from, first)? {
-                rules.push(resolve(rule, &targets)?);
+                resolve(&rule, (&profiles, &targets), &mut rules)?;
             }
         }
         let drawn = first..rules.len();
@@ -115,7 +121,7 @@ impl Rules {
             targets,
             seed,
             expect: scenario.expect,
-            length_ns: scenario.length.map(|length| length.0),
+            length_ns,
             file: file.cloned(),
             drawn,
         })
@@ -152,7 +158,7 @@ impl Rules {
     /// Rejects a rule of the command line that conflicts with an earlier one. (Rules of the file are already checked.)
     fn refuse_conflict(
         &self,
-        rules: &[(Rule, ResolvedRule)],
+        (rules, typed): (&[(Rule, ResolvedRule)], &[Option<&str>]),
         targets: &Targets,
         length_ns: Option<u64>,
     ) -> Result<(), Failure> {
@@ -164,9 +170,7 @@ impl Rules {
             return Ok(());
         };
         let (first, second) = (written[found.first], written[found.second]);
-        // The file's rules come before those of the command line, as they were typed.
-        let nth = (found.second + self.texts.len()).checked_sub(rules.len());
-        let input = nth.map_or_else(|| second.to_string(), |nth| self.texts[nth].clone());
+        let input = typed[found.second].map_or_else(|| second.to_string(), str::to_owned);
         Err(Failure::usage(RuleError::of_fault(
             input,
             format!("`{first}` {}", found.why),
@@ -204,9 +208,17 @@ fn drawn(random: &Random, seed: u64, others: usize) -> Result<Vec<Rule>, Failure
     Ok(drawn)
 }
 
-fn resolve(rule: Rule, targets: &Targets) -> Result<(Rule, ResolvedRule), Failure> {
-    let resolved = rule
-        .resolve(targets, &mut SystemResolver)
-        .map_err(Failure::usage)?;
-    Ok((rule, resolved))
+/// Looks up what a rule, or each that its profile stands for, is aimed at.
+fn resolve(
+    rule: &Rule,
+    (profiles, targets): (&Profiles, &Targets),
+    rules: &mut Vec<(Rule, ResolvedRule)>,
+) -> Result<(), Failure> {
+    for rule in rule.expanded(profiles).map_err(Failure::usage)? {
+        let resolved = rule
+            .resolve(targets, &mut SystemResolver)
+            .map_err(Failure::usage)?;
+        rules.push((rule, resolved));
+    }
+    Ok(())
 }

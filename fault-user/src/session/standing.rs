@@ -14,7 +14,7 @@ use crate::inject::injection::{Hits, Injection, InjectionOptions};
 use crate::inject::preparation::prepare;
 use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
-use crate::rule::{Layer, ResolvedRule, Rule, SystemResolver, Targets};
+use crate::rule::{Layer, Profiles, ResolvedRule, Rule, SystemResolver, Targets};
 use crate::sys::net::interfaces::{self, Interface, Selection};
 use crate::sys::preflight::{Need, preflight};
 
@@ -38,6 +38,17 @@ pub struct NewRule {
 }
 
 impl NewRule {
+    /// Looks the names of a rule up, or of those that its profile stands for.
+    ///
+    /// # Errors
+    /// It is about a stream, or a name is unknown.
+    pub fn all_of(rule: &Rule) -> Result<Vec<Self>, RulesError> {
+        let rules = rule
+            .expanded(&Profiles::new())
+            .map_err(|error| RulesError::Bad(error.one_line()))?;
+        rules.into_iter().map(Self::new).collect()
+    }
+
     /// Resolves the names in a rule.
     ///
     /// # Errors

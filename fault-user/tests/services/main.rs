@@ -346,6 +346,49 @@ fn databases_and_a_pool_recover_from_stream_faults() {
     }
 }
 
+/// What a client makes of errors that are injected into what it says to its server.
+fn understands(case: &str, port: u16, rules: &[&str]) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/errors.py");
+    let output = run(rules, "", &[PYTHON, script, case, &port.to_string()]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("understood"), "{case}: {said}{stderr_text}");
+    assert!(!stderr_text.contains("never"), "{case}: {stderr_text}");
+}
+
+#[test]
+fn clients_take_errors_for_their_servers_own() {
+    enter_fresh();
+    let _postgres = Server::postgres(5432);
+    let table = "create table counted as select 0 as n";
+    let mut psql = Command::new("psql");
+    psql.args(["-h", "127.0.0.1", "-U", "postgres", "-qc", table]);
+    assert!(psql.status().expect("psql").success());
+    let update = r#"query="^UPDATE""#;
+    for (case, rule) in [
+        ("retries", format!("transient=2,postgres:40001 {update}")),
+        ("prepared", format!("transient=3,postgres:40P01 {update}")),
+        (
+            "commit",
+            r#"error=postgres:"40001 try again" query="^commit""#.to_owned(),
+        ),
+        ("login", "error=postgres:53300".to_owned()),
+        ("farewell", "error=postgres:57P01".to_owned()),
+    ] {
+        understands(case, 5432, &[&format!("tcp:5432 {rule}")]);
+    }
+    let _redis = Server::redis(6379, None);
+    let redis = [
+        r#"tcp:6379 error=redis:READONLY query="^SET""#,
+        r#"tcp:6379 error=redis:LOADING query="^LPUSH list""#,
+        r#"tcp:6379 error=redis:"MOVED 12 10.0.0.2:6380" query="^INCR""#,
+    ];
+    understands("redis_prefixes", 6379, &redis);
+    let _mariadb = mariadb(3306);
+    let mysql = format!("tcp:3306 error=mysql:1213 {update}");
+    understands("mysql", 3306, &[&mysql]);
+}
+
 #[test]
 fn a_server_under_fault_on_a_second_address_is_reached_once() {
     if !can_lead_the_host() {
