@@ -762,7 +762,6 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
         wait_for(|| !has_delay_line(applied.pid()), "the loss to be noticed");
         assert!(round_trip(&socket) < Duration::from_secs(10));
         let summary = applied.end();
-        assert!(summary.starts_with("fault: seed"), "{summary}");
         assert!(summary.contains(WARNING), "{summary}");
         assert!(
             summary.contains("2 hits could not be carried out"),
