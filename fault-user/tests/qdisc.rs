@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use fault_user::sys::process::netns::NetworkNamespace;
 use support::echo::connected;
 use support::late::{assert_about, delays_all, echo, exchange, order, timed};
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, ip, run, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, ip, run, wait_for,
+};
 
 const FQ: &str = "--scope host --mechanism fq";
 const NETEM: &str = "--scope host --mechanism netem";
@@ -408,7 +410,7 @@ fn without_a_tap_something_else_holds_or_it_is_refused() {
     let stderr_text = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(125), "{stderr_text}");
     assert!(
-        stderr_text.contains("tap device") && stderr_text.lines().count() == 1,
+        stderr_text.contains("tap device") && count_lines(&stderr_text) == 1,
         "{stderr_text}"
     );
     let address = echo(None, "127.0.0.1");

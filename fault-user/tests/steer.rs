@@ -16,7 +16,9 @@ use fault_user::sys::process::netns::NetworkNamespace;
 use nix::unistd::Uid;
 use socket2::{Domain, Socket, Type};
 use support::echo::{tcp_echo, udp_client, udp_echo};
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, run, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, has_bash, run, wait_for,
+};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// Whether the kernel tells network namespaces apart (Linux 5.14), without which the whole host can't be led.
@@ -830,7 +832,7 @@ fn what_is_missing_is_said_in_one_line() {
         let output = output.unwrap();
         let stderr_text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(125), "{stderr_text}");
-        assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+        assert_eq!(count_lines(&stderr_text), 1, "{stderr_text}");
         assert!(stderr_text.contains(expected), "{stderr_text}");
     };
     let rule = ["-r", "tcp:7000 latency=1s"];

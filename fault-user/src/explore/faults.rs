@@ -293,10 +293,7 @@ fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
             format!("drop{after} match=data dir=to-client")
         }
         FaultKind::Loss => "loss=30%".to_owned(),
-        FaultKind::Cut => format!(
-            "limit_data={}B dir=to-client",
-            middle(usage.response_bytes)?
-        ),
+        FaultKind::Cut => format!("limit_data={} dir=to-client", middle(usage.response_bytes)?),
         FaultKind::Stall => format!(
             "slicer={}B,delay:1h dir=to-client",
             middle(usage.response_bytes)?

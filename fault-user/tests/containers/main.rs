@@ -15,7 +15,7 @@ use fault_user::sys::net::{clsact, interfaces};
 use fault_user::sys::process::netns::NetworkNamespace;
 
 use engine::{Engine, PAGE};
-use support::place::{PATIENCE, fault, wait_for};
+use support::place::{PATIENCE, count_lines, fault, wait_for};
 use support::watched::Watched;
 
 /// A rule that swallows everything of the server's.
@@ -291,7 +291,7 @@ fn what_a_container_lacks_is_named() {
         let options = [&["--cap-drop=all", &others], &open[..]].concat();
         let (code, text) = attempt(&options, &inject);
         assert_eq!(code, Some(125), "{text}");
-        assert_eq!(text.lines().count(), 1, "{text}");
+        assert_eq!(count_lines(&text), 1, "{text}");
         assert!(text.contains(&format!("--cap-add {missing} ")), "{text}");
         let (_, text) = attempt(&options, &["fault", "doctor"]);
         let line = text
@@ -306,7 +306,7 @@ fn what_a_container_lacks_is_named() {
     // Podman's own profile of system calls.
     let (code, text) = attempt(&MINIMAL[..2], &inject);
     if code != Some(0) {
-        assert_eq!((code, text.lines().count()), (Some(125), 1), "{text}");
+        assert_eq!((code, count_lines(&text)), (Some(125), 1), "{text}");
         assert!(text.contains("seccomp"), "{text}");
     }
     let (code, text) = attempt(
@@ -471,7 +471,7 @@ fn a_container_aims_at_another_one_by_name() {
         let output = engine.once(options, &inject);
         let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(
-            (output.status.code(), stderr_text.lines().count()),
+            (output.status.code(), count_lines(&stderr_text)),
             (Some(125), 1),
             "{stderr_text}"
         );
@@ -620,7 +620,7 @@ fn what_can_not_be_aimed_at_is_refused_in_a_line() {
         );
         assert!(stderr_text.contains(expected), "{container}: {stderr_text}");
         if code == 125 {
-            assert_eq!(stderr_text.lines().count(), 1, "{container}: {stderr_text}");
+            assert_eq!(count_lines(&stderr_text), 1, "{container}: {stderr_text}");
         }
     }
     for words in [
@@ -659,7 +659,7 @@ fn a_user_namespace_is_refused_in_a_line() {
     let output = engine.once(&options, &inject);
     let stderr_text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{stderr_text}");
-    assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+    assert_eq!(count_lines(&stderr_text), 1, "{stderr_text}");
     assert!(stderr_text.contains("user namespace"), "{stderr_text}");
 }
 

@@ -8,7 +8,9 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, run, wait_for,
+};
 use support::servers::{Redis, Server, psql, psql_words};
 
 const PONG: &[u8; 7] = b"+PONG\r\n";
@@ -591,7 +593,7 @@ fn exit_codes_and_messages_are_those_of_the_documentation() {
         .unwrap();
     let stderr_text = String::from_utf8_lossy(&nobody.stderr);
     assert_eq!(nobody.status.code(), Some(125), "{stderr_text}");
-    assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+    assert_eq!(count_lines(&stderr_text), 1, "{stderr_text}");
     assert!(stderr_text.contains("sudo"), "{stderr_text}");
 }
 

@@ -126,6 +126,15 @@ pub fn fault() -> Command {
     command
 }
 
+/// How many lines there are, apart from those by which a slow machine says that it is still setting up.
+pub fn count_lines(stderr_text: &str) -> usize {
+    let is_progress = |line: &&str| line.starts_with("fault: setting up");
+    stderr_text
+        .lines()
+        .filter(|line| !is_progress(line))
+        .count()
+}
+
 /// `fault` with these words, split at spaces; `RULE` words are given whole.
 pub fn run(rules: &[&str], options: &str, command: &[&str]) -> Output {
     let mut words: Vec<&str> = vec!["run"];
