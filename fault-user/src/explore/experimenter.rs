@@ -1,50 +1,16 @@
-//! Tries one fault after the other, confirms what fails, and has it made smaller. How a command is run is somebody else's
-//! matter.
+//! Tries one fault after the other, confirms failures, and has them made smaller.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
-use super::dependency::Dependency;
+use super::attempt::{Attempt, Measured, Runner, attempt};
 use super::faults::Experiment;
 use super::shrink::{Smallest, shrink};
-use super::verdict::{Measure, Observation, Verdict};
+use super::verdict::Verdict;
 
 /// So many times the usual number of connects are a storm.
 const STORM: u64 = 10;
-
-/// Runs the command.
-pub trait Runner {
-    /// Runs it under rules, and kills it when it takes longer than `limit`. Nothing when it was interrupted.
-    ///
-    /// # Errors
-    /// The rules can't be injected, or the command can't be started.
-    fn run(
-        &mut self,
-        rules: &[String],
-        limit: Duration,
-    ) -> impl Future<Output = Result<Option<Observation>>>;
-}
-
-/// What is known from the runs without faults.
-#[derive(Clone, Copy, Debug)]
-pub struct Measured<'a> {
-    /// What the command talks to.
-    pub dependencies: &'a [Dependency],
-    /// How long it takes.
-    pub baseline: Duration,
-    /// How long it may take under a fault, besides the time that the fault itself adds.
-    pub limit: Duration,
-}
-
-/// A run, judged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attempt {
-    /// What it came to.
-    pub verdict: Verdict,
-    /// What was seen.
-    pub seen: Observation,
-}
 
 /// What an experiment came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,28 +156,6 @@ async fn cell(
     Ok(Some(cell))
 }
 
-/// Runs the command once under an experiment, and judges that; nothing when it was interrupted.
-///
-/// # Errors
-/// As [`Runner::run`].
-pub async fn attempt(
-    runner: &mut impl Runner,
-    measured: &Measured<'_>,
-    experiment: &Experiment,
-) -> Result<Option<Attempt>> {
-    let limit = measured.limit + experiment.adds;
-    let seen = runner.run(&experiment.rules, limit).await?;
-    let measure = Measure {
-        baseline: measured.baseline,
-        adds: experiment.adds,
-        over: experiment.over,
-    };
-    Ok(seen.map(|seen| Attempt {
-        verdict: Verdict::of(&seen, &measure),
-        seen,
-    }))
-}
-
 /// How many times the usual number of connects a run made that survived, where that is a storm.
 fn storm(measured: &Measured<'_>, experiment: &Experiment, run: &Attempt) -> Option<u64> {
     let usual = measured.dependencies[experiment.dependency]
@@ -224,11 +168,13 @@ fn storm(measured: &Measured<'_>, experiment: &Experiment, run: &Attempt) -> Opt
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use super::super::dependency::tests::example;
     use super::super::faults::{FAULTS, experiments};
     use super::super::kind::Kind;
-    use super::super::verdict::End;
     use super::super::verdict::tests::seen;
+    use super::super::verdict::{End, Observation};
     use super::*;
     use crate::rule::Rule;
 

@@ -295,7 +295,7 @@ fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
         FaultKind::Loss => "loss=30%".to_owned(),
         FaultKind::Cut => format!("limit_data={} dir=to-client", middle(usage.response_bytes)?),
         FaultKind::Stall => format!(
-            "slicer={}B,delay:1h dir=to-client",
+            "slicer={},delay:1h dir=to-client",
             middle(usage.response_bytes)?
         ),
         FaultKind::Error => format!("error={}", error_of(&dependency.kind)?),

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::attempt::Runner;
 use super::capture::Capture;
 use super::dependency::{Dependency, Sighting};
-use super::experimenter::Runner;
 use super::verdict::{End, Observation};
 use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::inject::injection::{Hits, Injection, InjectionOptions};

@@ -202,8 +202,8 @@ pub fn reproduction(seed: u64, cell: &Cell, command: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::attempt::Attempt;
     use super::super::dependency::tests::example;
-    use super::super::experimenter::Attempt;
     use super::super::faults::experiment;
     use super::super::kind::Kind;
     use super::super::verdict::Verdict;

@@ -4,6 +4,7 @@
 //! `experimenter` tries them, `verdict` judges the runs and `shrink` makes faults smaller; `matrix` is what is printed.
 //! All of these are pure but for `capture` and `lane`, which runs the command.
 
+mod attempt;
 mod capture;
 mod dependency;
 mod experimenter;
@@ -25,8 +26,9 @@ use anyhow::{Context as _, anyhow};
 
 pub use self::faults::FAULTS;
 
+use self::attempt::Measured;
 use self::dependency::{Dependency, Found, Sighting, differences, find};
-use self::experimenter::{Cell, Explored, Manner, Measured, Stop, explore};
+use self::experimenter::{Cell, Explored, Manner, Stop, explore};
 use self::faults::{Experiment, FaultKind, experiments};
 use self::lane::{Commands, Lane};
 use self::names::Names;

@@ -4,8 +4,9 @@ use anyhow::Result;
 use maud::{Markup, html};
 use serde::Serialize;
 
+use super::attempt::Measured;
 use super::dependency::{Dependency, Found};
-use super::experimenter::{Cell, Explored, Measured, Stop};
+use super::experimenter::{Cell, Explored, Stop};
 use super::faults::FaultKind;
 use super::matrix;
 use super::verdict::{End, Verdict};
@@ -338,8 +339,8 @@ impl CellReport {
 mod tests {
     use std::time::Duration;
 
+    use super::super::attempt::Attempt;
     use super::super::dependency::tests::example;
-    use super::super::experimenter::Attempt;
     use super::super::faults::experiment;
     use super::super::kind::Kind;
     use super::super::verdict::tests::seen;

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
+use super::attempt::{Measured, Runner, attempt};
 use super::dependency::Dependency;
-use super::experimenter::{Measured, Runner, attempt};
 use super::faults::{Experiment, FaultKind, Magnitude};
 use crate::rule::units::show_duration;
 
