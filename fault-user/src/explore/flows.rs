@@ -1,16 +1,16 @@
 //! Conversations put together from the packets that were seen: who began them, what was said first, how much.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use fault_common::flow::Address;
 use fault_common::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN, parse,
 };
 
 use super::names::Names;
 use crate::rule::Protocol;
+use crate::sys::net::ip_address;
 
 /// How many conversations are remembered.
 const FLOWS_MAX: usize = 65_536;
@@ -176,14 +176,9 @@ impl Flows {
 }
 
 fn ends(packet: &Packet) -> (SocketAddr, SocketAddr) {
-    let address = |address: &Address| {
-        let bytes: Vec<u8> = address.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let bytes = <[u8; 16]>::try_from(bytes).unwrap_or_default();
-        IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
-    };
     (
-        SocketAddr::new(address(&packet.source), packet.source_port),
-        SocketAddr::new(address(&packet.destination), packet.destination_port),
+        SocketAddr::new(ip_address(packet.source), packet.source_port),
+        SocketAddr::new(ip_address(packet.destination), packet.destination_port),
     )
 }
 

@@ -1,7 +1,7 @@
 //! Counts the endpoints that processes connected to, sent datagrams to or bound sockets to. They explain why a rule
 //! never matched.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
@@ -16,6 +16,7 @@ use crate::rule::Protocol;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::object::program;
 use crate::sys::bpf::verifier;
+use crate::sys::net::ip_address;
 
 /// An endpoint and how often it was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,13 +134,9 @@ impl Endpoint {
             libc::IPPROTO_UDP => Protocol::Udp,
             _ => return None,
         };
-        let mut bytes = [0; 16];
-        for (four, word) in bytes.chunks_exact_mut(4).zip(key.address) {
-            four.copy_from_slice(&word.to_ne_bytes());
-        }
         Some(Self {
             protocol,
-            address: Ipv6Addr::from(bytes).to_canonical(),
+            address: ip_address(key.address),
             port: key.port,
             is_bound: key.act == endpoint::BOUND,
             is_elsewhere: netns != 0 && key.netns != netns,

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aya::Pod;
 use aya::maps::{HashMap, MapData};
 use fault_common::abi::{Destination, Handshake, Original, alias};
-use fault_common::flow::MAPPED_PREFIX;
 
 use crate::relay::{Accepted, Pair};
+use crate::sys::net::ip_address;
 
 /// A map of the programs, shared.
 pub(super) type Shared<K, V> = Arc<Mutex<HashMap<MapData, K, V>>>;
@@ -97,14 +97,7 @@ fn handshake(client: SocketAddr, server: SocketAddr) -> Handshake {
 /// Converts an address from the maps' format.
 pub fn address(of: Destination) -> SocketAddr {
     let port = u16::try_from(of.port).unwrap_or(0);
-    if of.address[..3] == [0, 0, MAPPED_PREFIX] {
-        return SocketAddr::from((of.address[3].to_ne_bytes(), port));
-    }
-    let mut bytes = [0; 16];
-    for (part, word) in bytes.chunks_exact_mut(4).zip(of.address) {
-        part.copy_from_slice(&word.to_ne_bytes());
-    }
-    SocketAddr::from((bytes, port))
+    SocketAddr::new(ip_address(of.address), port)
 }
 
 #[cfg(test)]
