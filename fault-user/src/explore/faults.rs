@@ -18,7 +18,7 @@ pub enum FaultKind {
     RefusedLater,
     /// Nothing can be reached for two seconds, then all is well.
     Outage,
-    /// Everything vanishes, handshakes too.
+    /// All packets are dropped, handshakes included.
     Silent,
     /// Connections are open and no data comes back, after two thirds of the usual traffic.
     SilentLater,
@@ -54,7 +54,7 @@ pub const FAULTS: [(FaultKind, &str, &str); 12] = [
     (
         FaultKind::Silent,
         "silent",
-        "all packets vanish, handshakes included",
+        "all packets are dropped, handshakes included",
     ),
     (
         FaultKind::SilentLater,
