@@ -24,19 +24,30 @@ function roundTrip(socket) {
   });
 }
 
+// A busy machine makes some late: one that comes in time is proof.
+async function comesWithin(socket, most) {
+  const all = [];
+  while (all.length < 100) {
+    const took = await roundTrip(socket);
+    if (took < most) return took;
+    all.push(took);
+  }
+  assert.fail(`none within ${most} ms: ${all.join(" ")}`);
+}
+
 const proxy = await toxiproxy.createProxy({ name: "node", listen: "127.0.0.1:0", upstream });
 const socket = open(proxy.listen);
-assert((await roundTrip(socket)) < 100);
+await comesWithin(socket, 100);
 
 const latency = await proxy.addToxic({ name: "slow", type: "latency", stream: "downstream", toxicity: 1, attributes: { latency: 150, jitter: 0 } });
 assert.equal(latency.name, "slow");
 assert((await roundTrip(socket)) >= 149, "the old connection is slow");
 await latency.update({ toxicity: 1, attributes: { latency: 20, jitter: 0 } });
-const faster = await roundTrip(socket);
-assert(faster >= 19 && faster < 120, `${faster} ms after the update`);
+const faster = await comesWithin(socket, 120);
+assert(faster >= 19, `${faster} ms after the update`);
 assert.equal((await proxy.getToxic("slow")).attributes.latency, 20);
 await latency.remove();
-assert((await roundTrip(socket)) < 19, "the old connection is well again");
+await comesWithin(socket, 19);
 await assert.rejects(proxy.getToxic("slow"));
 
 const off = await proxy.update({ enabled: false, listen: proxy.listen, upstream });
@@ -46,7 +57,7 @@ await toxiproxy.reset();
 const again = await toxiproxy.get("node");
 assert.equal(again.enabled, true);
 const fresh = open(again.listen);
-assert((await roundTrip(fresh)) < 100);
+await comesWithin(fresh, 100);
 
 await assert.rejects(toxiproxy.createProxy({ name: "node", listen: "127.0.0.1:0", upstream }));
 const made = await toxiproxy.populate([{ name: "other", listen: "127.0.0.1:0", upstream, enabled: true }]);
