@@ -10,57 +10,20 @@ use std::process::Command;
 
 use support::daemon::Daemon;
 use support::echo::echo_server;
+use support::packages::{folder, has, packages, pip, run};
 
 const DRIVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
-
-fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("clients")
-        .join(name);
-    std::fs::create_dir_all(&folder).expect("the build folder is writable");
-    folder
-}
-
-fn has(program: &str) -> bool {
-    let found = Command::new(program)
-        .arg("--version")
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !found {
-        eprintln!("skipped: {program} is not installed");
-    }
-    found
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{command:?}\n{text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    text
-}
 
 #[test]
 fn toxiproxy_node_client() {
     if !has("node") || !has("npm") {
         return;
     }
-    let folder = folder("node");
-    if !folder.join("node_modules/toxiproxy-node-client").exists() {
-        run(Command::new("npm")
-            .args([
-                "install",
-                "--no-audit",
-                "--no-fund",
-                "toxiproxy-node-client@4.1.0",
-            ])
-            .current_dir(&folder));
-    }
+    let mut install = Command::new("npm");
+    install.args(["install", "--no-audit", "--no-fund"]);
+    install.arg("toxiproxy-node-client@4.1.0");
+    let there = "node_modules/toxiproxy-node-client";
+    let folder = packages("node", there, &mut install);
     let daemon = Daemon::start();
     let mut driver = Command::new("node");
     driver
@@ -75,17 +38,8 @@ fn toxiproxy_python() {
     if !has("python3") || !has("pip") {
         return;
     }
-    let folder = folder("python");
-    if !folder.join("toxiproxy").exists() {
-        let target = folder.to_str().expect("UTF-8");
-        run(Command::new("pip").args([
-            "install",
-            "--quiet",
-            "--target",
-            target,
-            "toxiproxy-python==0.1.1",
-        ]));
-    }
+    let mut install = pip(&["toxiproxy-python==0.1.1"]);
+    let folder = packages("python", "toxiproxy", &mut install);
     let daemon = Daemon::start();
     let mut driver = Command::new("python3");
     driver
@@ -105,14 +59,8 @@ fn chaostoolkit_toxiproxy() {
     if !has("python3") || !has("pip") {
         return;
     }
-    let folder = folder("chaostoolkit");
-    if !folder.join("chaostoxi").exists() {
-        let target = folder.to_str().expect("UTF-8");
-        let packages = ["chaostoolkit-toxiproxy==0.3.1", "chaostoolkit-lib==1.44.0"];
-        run(Command::new("pip")
-            .args(["install", "--quiet", "--target", target])
-            .args(packages));
-    }
+    let mut install = pip(&["chaostoolkit-toxiproxy==0.3.1", "chaostoolkit-lib==1.44.0"]);
+    let folder = packages("chaostoolkit", "chaostoxi", &mut install);
     let daemon = Daemon::start();
     let upstream = echo_server();
     let mut driver = Command::new("python3");
@@ -182,14 +130,8 @@ fn libraries_understand_injected_errors_as_their_servers() {
     if !has("python3") || !has("pip") {
         return;
     }
-    let folder = folder("errors");
-    if !folder.join("pymysql").exists() {
-        let target = folder.to_str().expect("UTF-8");
-        let packages = ["redis==5.2.1", "pymemcache==4.0.0", "PyMySQL==1.1.1"];
-        run(Command::new("pip")
-            .args(["install", "--quiet", "--target", target])
-            .args(packages));
-    }
+    let mut install = pip(&["redis==5.2.1", "pymemcache==4.0.0", "PyMySQL==1.1.1"]);
+    let folder = packages("errors", "pymysql", &mut install);
     let daemon = Daemon::start();
     let mut driver = Command::new("python3");
     driver

@@ -37,7 +37,7 @@ function search() {
   if (process.geteuid?.() !== 0 && lookUp("sudo") && lacks(withSudo) === undefined) {
     return { command: withSudo };
   }
-  return { reason: `fault has no rights here: ${reason}` };
+  return { reason: `fault can't act here: ${reason}` };
 }
 
 /**
@@ -71,7 +71,7 @@ function lacks([program, ...words]) {
   try {
     checks = JSON.parse(done.stdout).system;
   } catch {
-    return oneLine(done.stderr ?? "") || `\`fault doctor\` ended with exit code ${done.status}`;
+    return oneLine(done.stderr ?? "") || `\`${program} doctor\` printed no result`;
   }
   const needed = ["bpf(2)", "cgroup2"];
   const missing = checks.find((check) => needed.includes(check.name) && !check.ok);

@@ -1,15 +1,17 @@
 //! Docker with a world of its own, and what people start Toxiproxy's image with: Testcontainers and compose files.
 
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::engine::{PAGE, enter_a_world_of_its_own, find, pack, remove_cgroups};
+use super::support::packages::{PYTEST, has, install_pytest_fault, packages, pip, pytest, run};
 use super::support::place::wait_for;
 
 /// `fault` as Toxiproxy's server.
 const IMAGE: &str = "localhost/fault-toxiproxy:test";
 /// Busybox with a page.
 const SERVER: &str = "localhost/server:test";
+/// Testcontainers for Python.
+const TESTCONTAINERS: &str = "testcontainers==4.15.0";
 const DRIVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
 /// A Docker daemon of this test's own.
@@ -133,37 +135,6 @@ impl Drop for Docker {
     }
 }
 
-/// Runs it to its end, which must be a good one; what it prints.
-fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}\n{text}{error}");
-    text
-}
-
-/// Where packages of a registry are kept between runs; they are installed before the network is left.
-fn packages(name: &str, there: &str, install: &mut Command) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("clients")
-        .join(name);
-    std::fs::create_dir_all(&folder).expect("the build folder is writable");
-    if !folder.join(there).exists() {
-        run(install.current_dir(&folder));
-    }
-    folder
-}
-
-fn has(program: &str) -> bool {
-    let found = find(program).is_some();
-    if !found {
-        eprintln!("skipped: {program} is not installed");
-    }
-    found
-}
-
 #[test]
 fn testcontainers_for_node_starts_it_as_toxiproxy() {
     if !has("node") || !has("npm") {
@@ -194,11 +165,10 @@ fn testcontainers_for_python_starts_it_with_a_config() {
     if !has("python3") || !has("pip") {
         return;
     }
-    let package = "testcontainers==4.15.0";
     let folder = packages(
         "testcontainers-python",
         "testcontainers",
-        Command::new("pip").args(["install", "--quiet", "--target", ".", package]),
+        &mut pip(&[TESTCONTAINERS]),
     );
     let Some(docker) = Docker::start() else {
         return;
@@ -210,6 +180,24 @@ fn testcontainers_for_python_starts_it_with_a_config() {
         .env("PYTHONPATH", folder);
     docker.at_home(&mut driver);
     assert_eq!(run(&mut driver), "driven\n");
+}
+
+#[test]
+fn testcontainers_with_pytest_fault() {
+    if !has("python3") || !has("pip") {
+        return;
+    }
+    let wanted = [&PYTEST[..], &[TESTCONTAINERS]].concat();
+    let folder = packages("testcontainers-pytest", "testcontainers", &mut pip(&wanted));
+    install_pytest_fault(&folder);
+    let Some(docker) = Docker::start() else {
+        return;
+    };
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/testcontainers");
+    let mut tests = pytest(&folder);
+    tests.env("WEB_IMAGE", SERVER).current_dir(example);
+    docker.at_home(&mut tests);
+    assert!(run(&mut tests).contains("3 passed"));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 pub mod daemon;
 pub mod echo;
 pub mod late;
+pub mod packages;
 pub mod place;
 pub mod relay;
 pub mod servers;

@@ -260,6 +260,10 @@ def test_without_the_program_tests_are_skipped_with_a_reason(
     result = inner.runpytest_subprocess("-rs")
     result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines(["SKIPPED *FAULT=/none/such is not a program"])
+    monkeypatch.setenv("FAULT", "/bin/true")
+    result = inner.runpytest_subprocess("-rs")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["SKIPPED *`/bin/true doctor --json` printed no result"])
     monkeypatch.delenv("FAULT")
     monkeypatch.setenv("PATH", "/none")
     result = inner.runpytest_subprocess("-rs")
@@ -278,7 +282,7 @@ def test_without_rights_tests_are_skipped_with_a_reason(inner: pytest.Pytester) 
     powerless = [setpriv, "--bounding-set=-all", "--inh-caps=-all"]
     result = inner.run(*powerless, sys.executable, "-m", "pytest", "-rs")
     result.assert_outcomes(skipped=2)
-    result.stdout.fnmatch_lines(["SKIPPED *fault has no rights here: no CAP_BPF*"])
+    result.stdout.fnmatch_lines(["SKIPPED *fault can't act here: no CAP_BPF*"])
 
 
 HOLDING = """

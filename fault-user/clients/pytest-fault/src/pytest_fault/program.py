@@ -27,7 +27,7 @@ def find_command() -> tuple[str, ...]:
         with_sudo = ("sudo", "-n", program)
         if _lacks(with_sudo) is None:
             return with_sudo
-    raise UnavailableError(f"fault has no rights here: {reason}")
+    raise UnavailableError(f"fault can't act here: {reason}")
 
 
 def _find_program() -> str:
@@ -48,7 +48,7 @@ def _lacks(command: Iterable[str]) -> str | None:
     try:
         checks = json.loads(done.stdout)["system"]
     except (ValueError, LookupError):
-        return one_line(done.stderr) or f"`fault doctor` ended with exit code {done.returncode}"
+        return one_line(done.stderr) or f"`{' '.join(done.args)}` printed no result"
     for check in checks:
         if check["name"] in ("bpf(2)", "cgroup2") and not check["ok"]:
             return str(check["detail"])
