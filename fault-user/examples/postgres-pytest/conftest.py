@@ -3,9 +3,9 @@
 import os
 
 import pytest
+from daemon import Daemon
 from database import Database
-
-pytest_plugins = ["pytest_fault"]
+from pytest_fault import Faults
 
 PORT = int(os.environ.get("PGPORT", "5432"))
 
@@ -14,6 +14,29 @@ PORT = int(os.environ.get("PGPORT", "5432"))
 def database():
     """PostgreSQL where it is."""
     return Database("127.0.0.1", PORT)
+
+
+@pytest.fixture(scope="session")
+def fault_session():
+    """Faults for the whole session, whatever single tests remove."""
+    faults = Faults()
+    yield faults
+    faults.close()
+
+
+@pytest.fixture(scope="session")
+def fault_daemon():
+    """A `fault daemon` for proxies."""
+    with Daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture(autouse=True)
+def _daemon_is_reset(request):
+    """Remove, after each test, every toxic that it left."""
+    yield
+    if "fault_daemon" in request.fixturenames:
+        request.getfixturevalue("fault_daemon").reset()
 
 
 @pytest.fixture(scope="session")

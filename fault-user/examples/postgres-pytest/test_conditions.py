@@ -1,7 +1,7 @@
 """The ten conditions of a network, each on new and on old connections, in each direction; and after each the service
 must be as it was: on a new connection, and on the old one where that could survive.
 
-`fault` hurts PostgreSQL where it is. Connections that were open before are reached through a proxy of the daemon."""
+The faults act on connections to PostgreSQL itself. Connections that were open before are reached through a proxy of the daemon."""
 
 import time
 
@@ -56,13 +56,13 @@ def long_query(direction):
 
 
 def test_the_server_does_not_accept(fault, database):
-    with fault(TARGET, "no_accept"):
+    with fault(f"{TARGET} no_accept"):
         hangs(database.ask)
     is_well(database)
 
 
 def test_the_server_refuses(fault, database):
-    with fault(TARGET, "down"):
+    with fault(f"{TARGET} down"):
         breaks(database.ask)
     is_well(database)
 
@@ -80,7 +80,7 @@ def test_the_server_does_not_accept_but_serves_what_is_open(proxy, proxied, old)
 
 @BOTH
 def test_nobody_reads(fault, database, direction):
-    with fault(TARGET, f"stall dir={direction}"):
+    with fault(f"{TARGET} stall dir={direction}"):
         hangs(database.ask)
     is_well(database)
 
@@ -98,7 +98,7 @@ def test_nobody_reads_an_old_connection(proxy, proxied, old, direction):
 
 @BOTH
 def test_all_is_read_and_nothing_answered(fault, database, direction):
-    with fault(TARGET, f"discard dir={direction}"):
+    with fault(f"{TARGET} discard dir={direction}"):
         hangs(database.ask)
     is_well(database)
 
@@ -115,7 +115,7 @@ def test_all_is_read_and_nothing_answered_on_an_old_connection(proxy, proxied, o
 
 
 def test_connections_are_closed(fault, database):
-    with fault(TARGET, "reset_peer"):
+    with fault(f"{TARGET} reset_peer"):
         breaks(database.ask)
     is_well(database)
 
@@ -132,7 +132,7 @@ def test_an_old_connection_is_closed(proxy, proxied, old, mode):
 
 @pytest.mark.parametrize("mode", ["fin", "rst"])
 def test_data_closes_connections(fault, database, mode):
-    with fault(TARGET, f"close_on_data={mode}"):
+    with fault(f"{TARGET} close_on_data={mode}"):
         breaks(database.ask)
     is_well(database)
 
@@ -151,7 +151,7 @@ def test_data_closes_an_old_connection(proxy, proxied, old, direction):
 @BOTH
 def test_data_is_corrupted(fault, database, direction):
     # A server's first byte and a client's length make no sense: the handshake fails.
-    with fault(TARGET, f"corrupt_data=flip,offset:0 dir={direction}"):
+    with fault(f"{TARGET} corrupt_data=flip,offset:0 dir={direction}"):
         breaks(database.ask)
     is_well(database)
 
@@ -174,13 +174,13 @@ def test_an_answer_is_wrong_on_an_old_connection(proxy, proxied, old, direction,
 
 @BOTH
 def test_data_is_late(fault, database, direction):
-    with fault(TARGET, f"latency=300ms dir={direction}"):
+    with fault(f"{TARGET} latency=300ms dir={direction}"):
         assert takes(database.ask, "select 3", 0.6) == "3", "the log-in and the query"
     is_well(database)
 
 
 def test_packets_are_late(fault, database):
-    with fault(TARGET, "delay=100ms"):
+    with fault(f"{TARGET} delay=100ms"):
         assert takes(database.ask, "select 3", 0.6) == "3", "three round trips at the least"
     is_well(database)
 
@@ -199,7 +199,7 @@ def test_data_of_an_old_connection_is_late(proxy, proxied, old, direction):
 @BOTH
 def test_the_line_is_narrow(fault, database, direction):
     query, answer = long_query(direction)
-    with fault(TARGET, f"bandwidth=50KiB/s dir={direction}"):
+    with fault(f"{TARGET} bandwidth=50KiB/s dir={direction}"):
         assert takes(database.ask, query, 0.7) == answer
     is_well(database)
 
@@ -217,7 +217,7 @@ def test_the_line_of_an_old_connection_is_narrow(proxy, proxied, old, direction)
 
 
 def test_a_timer_closes_connections(fault, database):
-    with fault(TARGET, "lifetime=300ms"):
+    with fault(f"{TARGET} lifetime=300ms"):
         connection = database.connect()
         assert connection.ask("select 1") == "1"
         assert connection.ends(), "though it is idle"
@@ -236,7 +236,7 @@ def test_a_timer_closes_an_old_connection(proxy, proxied, old):
 @BOTH
 def test_data_comes_in_slices(fault, database, direction):
     query, answer = long_query(direction)
-    with fault(TARGET, f"slicer=1000,delay:10ms dir={direction}"):
+    with fault(f"{TARGET} slicer=1000,delay:10ms dir={direction}"):
         assert takes(database.ask, query, 0.5) == answer
     is_well(database)
 

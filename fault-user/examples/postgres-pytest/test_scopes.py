@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from pytest_fault import FaultError, UnfiredError
 
 TARGET = "tcp:5432"
 
@@ -15,7 +16,7 @@ def seconds(database):
 
 
 def test_a_test_may_leave_a_fault_on(fault, database):
-    fault.on(TARGET, "latency=1s")
+    fault.apply(f"{TARGET} latency=1s")
     assert seconds(database) >= 1.8
 
 
@@ -33,30 +34,30 @@ def test_the_next_test_is_not_hurt_through_the_proxy(proxied):
 
 
 def test_a_session_goes_on_when_a_test_is_reset(fault_session, fault, database):
-    slow = fault_session.on(TARGET, "delay=300ms")
-    with fault(TARGET, "corrupt_data=flip,offset:0"):
+    slow = fault_session.apply(f"{TARGET} delay=300ms")
+    with fault(f"{TARGET} corrupt_data=flip,offset:0"):
         with pytest.raises(Exception):
             database.ask("select 1")
     assert seconds(database) >= 1.8
-    fault.reset()
+    fault.close()
     assert seconds(database) >= 1.8
-    assert "delay=300ms" in slow.heal()
+    assert "delay=300ms" in slow.remove()
     assert seconds(database) < 1.8
 
 
 def test_a_fault_that_hurts_nothing_is_an_error(fault, database):
-    with pytest.raises(AssertionError, match="never fired"):
-        with fault("tcp:1", "latency=1s"):
+    with pytest.raises(UnfiredError, match="never fired"):
+        with fault("tcp:1 latency=1s"):
             assert database.ask("select 1") == "1"
 
 
 def test_a_mistake_in_a_rule_is_pointed_at(fault):
-    with pytest.raises(RuntimeError, match="did you mean `latency`"):
-        fault.on(TARGET, "latencyy=1s")
+    with pytest.raises(FaultError, match="did you mean `latency`"):
+        fault.apply(f"{TARGET} latencyy=1s")
 
 
 def test_an_error_in_the_block_is_the_one_that_is_told(fault, database):
     with pytest.raises(KeyError):
-        with fault(TARGET, "latency=1s"):
+        with fault(f"{TARGET} latency=1s"):
             raise KeyError("of the test")
     assert seconds(database) < 1.8

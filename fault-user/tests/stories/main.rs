@@ -15,6 +15,7 @@ mod users;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use support::packages::client;
 use support::place::enter_fresh;
 use support::servers::Server;
 
@@ -53,6 +54,9 @@ fn postgres_from_pytest() {
     let _server = Server::postgres(5432);
     let output = python("postgres-pytest")
         .args(["-m", "pytest", "-p", "no:cacheprovider", "-q"])
+        // Debian's pytest, whose plugin is not installed.
+        .args(["-p", "pytest_fault.plugin", "--fault-required"])
+        .env("PYTHONPATH", client("pytest-fault").join("src"))
         .output()
         .expect("python3-pytest (cargo xtask setup --for test)");
     let stdout = String::from_utf8_lossy(&output.stdout);

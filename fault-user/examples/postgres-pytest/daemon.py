@@ -1,11 +1,11 @@
-"""`fault daemon` with proxies: what is on a proxy also hurts connections that were open before."""
+"""`fault daemon` with proxies: a toxic also acts on connections that were open before."""
 
 import contextlib
 import json
 import subprocess
 import urllib.request
 
-from .rules import words_of
+from pytest_fault.program import find_command
 
 
 class Daemon:
@@ -13,7 +13,7 @@ class Daemon:
 
     def __enter__(self):
         self._process = subprocess.Popen(
-            words_of("daemon", "--listen", "127.0.0.1:0"), stderr=subprocess.PIPE, text=True
+            [*find_command(), "daemon", "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
         )
         line = self._process.stderr.readline()
         if "http://" not in line:
