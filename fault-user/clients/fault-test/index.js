@@ -170,16 +170,16 @@ function argumentsOf(rules, { allowUnfired = false, seed, report, options = [], 
   const words = ["run", "--pid", String(process.pid)];
   const chosen = seed ?? process.env.FAULT_SEED;
   if (chosen !== undefined) {
-    words.push("--seed", String(chosen));
+    words.push(`--seed=${chosen}`);
   }
   if (report !== undefined) {
     mkdirSync(report, { recursive: true });
-    words.push("--report", resolve(report));
+    words.push(`--report=${resolve(report)}`);
   }
   if (allowUnfired) {
     words.push("--allow-unfired");
   }
-  words.push(...options, ...rules.flatMap((rule) => ["--rule", rule]));
+  words.push(...options, ...rules.flatMap((rule) => `--rule=${rule}`));
   return [...words, "--", "sh", "-c", HOLD];
 }
 

@@ -29,13 +29,17 @@ function search() {
       : "fault is not installed: put it in PATH, or set FAULT to its path";
     return { reason };
   }
-  const reason = lacks([program]);
+  let reason = lacks([program]);
   if (reason === undefined) {
     return { command: [program] };
   }
-  const withSudo = ["sudo", "-n", program];
-  if (process.geteuid?.() !== 0 && lookUp("sudo") && lacks(withSudo) === undefined) {
-    return { command: withSudo };
+  if (process.geteuid?.() !== 0 && lookUp("sudo")) {
+    const withSudo = ["sudo", "-n", program];
+    const withSudoReason = lacks(withSudo);
+    if (withSudoReason === undefined) {
+      return { command: withSudo };
+    }
+    reason += ` (tried: ${withSudoReason})`;
   }
   return { reason: `fault can't act here: ${reason}` };
 }

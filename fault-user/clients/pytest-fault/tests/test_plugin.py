@@ -205,34 +205,45 @@ def test_mistakes_are_one_line(inner: pytest.Pytester) -> None:
     assert "Traceback" not in result.stdout.str()
 
 
-TWO_DRAWS = """
+DRAWING = """
     import pytest
 
-    @pytest.mark.parametrize("number", [1, 2])
-    @pytest.mark.fault("tcp:1024-65535 delay=1ms p=50%", allow_unfired=True)
-    def test_draws(number, server):
-        server.round_trip()
+    class TestDraws:
+        @pytest.mark.parametrize("number", [1, "a/b"])
+        @pytest.mark.fault("tcp:1024-65535 delay=1ms p=50%", allow_unfired=True)
+        def test_draws(self, number, server, fault):
+            server.round_trip()
+            if number == 1:
+                with fault("tcp:9 drop", allow_unfired=True):
+                    pass
     """
 
 
 def reports(folder: Path) -> dict[str, dict[str, object]]:
     """Return the reports in a folder by the names of their folders."""
-    paths = sorted(folder.glob("*/report.json"))
-    return {path.parent.name: json.loads(path.read_text()) for path in paths}
+    paths = sorted(folder.rglob("report.json"))
+    return {str(path.parent.relative_to(folder)): json.loads(path.read_text()) for path in paths}
 
 
 def test_reports_and_the_seed(inner: pytest.Pytester) -> None:
-    result = run(inner, TWO_DRAWS, "--fault-report=out", DRAWS)
+    result = run(inner, DRAWING, "--fault-report=out", DRAWS)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["fault: seed 7 (--fault-seed 7 repeats it)"])
     found = reports(inner.path / "out")
-    assert list(found) == [f"test_reports_and_the_seed.py-test_draws-{number}" for number in (1, 2)]
-    assert [report["seed"] for report in found.values()] == [7, 7]
+    test = "test_reports_and_the_seed.py/TestDraws/test_draws"
+    assert set(found) == {f"{test}[1]", f"{test}[1]/2", f"{test}[a%2Fb]"}
+    assert [report["seed"] for report in found.values()] == [7, 7, 7]
+
+
+def test_a_wrong_seed_is_a_line(inner: pytest.Pytester) -> None:
+    result = run(inner, MARKED.replace("(never)", "()"), "--fault-seed=-1")
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["FAILED *::test_marked - *fault: error: *-1*seed*"])
 
 
 def test_workers_of_xdist_draw_from_one_seed(inner: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
-    result = run(inner, TWO_DRAWS, "--fault-report=out", "-n2")
+    result = run(inner, DRAWING, "--fault-report=out", "-n2")
     result.assert_outcomes(passed=2)
     seeds = {str(report["seed"]) for report in reports(inner.path / "out").values()}
     assert len(seeds) == 1

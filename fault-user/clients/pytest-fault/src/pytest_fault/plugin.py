@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -148,8 +149,16 @@ def _faults(item: pytest.Item) -> Faults:
 def _settings(item: pytest.Item) -> Settings:
     folder: Path | None = item.config.getoption("--fault-report")
     if folder is not None:
-        folder /= re.sub(r"[^\w.-]+", "-", item.nodeid).strip("-")[-150:]
+        folder /= _folder_of(item.nodeid)
     return Settings(seed=item.config.stash[_SEED], report=folder)
+
+
+def _folder_of(nodeid: str) -> Path:
+    """Return a folder for a test's report, such as `tests/test_web.py/test_get[1]`."""
+    test, bracket, parameters = nodeid.partition("[")
+    parts = [part for part in re.split("::|/", test) if part not in ("", ".", "..")]
+    parts[-1] += bracket + quote(parameters, safe="[] ,=")[:150]
+    return Path(*parts)
 
 
 def _marked(item: pytest.Item) -> dict[_Arguments, list[str]]:

@@ -25,8 +25,10 @@ def find_command() -> tuple[str, ...]:
         return (program,)
     if os.geteuid() != 0 and shutil.which("sudo"):
         with_sudo = ("sudo", "-n", program)
-        if _lacks(with_sudo) is None:
+        with_sudo_reason = _lacks(with_sudo)
+        if with_sudo_reason is None:
             return with_sudo
+        reason = f"{reason} (tried: {with_sudo_reason})"
     raise UnavailableError(f"fault can't act here: {reason}")
 
 

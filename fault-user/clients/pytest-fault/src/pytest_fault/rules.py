@@ -30,23 +30,20 @@ class Settings:
     seed: int | None = None
     """The random seed; drawn by `fault` where it is `None`."""
     report: Path | None = None
-    """The folder for reports, one subfolder for each application of rules."""
+    """The folder for the report; those of further applications go to `2`, `3`, … below it."""
     summaries: list[str] = field(default_factory=list)
     """What `fault` printed about the faults that have been removed."""
     _reports: int = 0
 
     def arguments(self) -> list[str]:
         """Return the arguments for the next `fault run`."""
-        words = [] if self.seed is None else ["--seed", str(self.seed)]
+        words = [] if self.seed is None else [f"--seed={self.seed}"]
         if self.report is not None:
             self._reports += 1
-            folder = self.report if self._reports == 1 else self._numbered(self.report)
+            folder = self.report if self._reports == 1 else self.report / str(self._reports)
             folder.mkdir(parents=True, exist_ok=True)
-            words += ["--report", str(folder.absolute())]
+            words.append(f"--report={folder.absolute()}")
         return words
-
-    def _numbered(self, folder: Path) -> Path:
-        return folder.with_name(f"{folder.name}-{self._reports}")
 
 
 class Fault:
@@ -160,8 +157,7 @@ class Fault:
         words += self._settings.arguments() + self._options
         if self._allow_unfired:
             words.append("--allow-unfired")
-        for rule in self.rules:
-            words += ["--rule", rule]
+        words += [f"--rule={rule}" for rule in self.rules]
         return [*words, "--", "sh", "-c", _HOLD]
 
     @staticmethod
