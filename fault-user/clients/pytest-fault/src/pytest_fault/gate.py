@@ -455,7 +455,7 @@ class UdpGate(BaseGate):
 
     async def _take(self, queue: asyncio.Queue[bytes], far: Tap) -> None:
         while True:
-            await self._loop.sock_sendall(far, await queue.get())
+            await interceptors.send(self._loop, far, await queue.get())
 
     async def _answer(self, far: Tap, listening: socket.socket, address: Any) -> None:  # noqa: ANN401
         try:

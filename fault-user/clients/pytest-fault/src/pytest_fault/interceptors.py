@@ -4,6 +4,7 @@ An interceptor reads from one socket and writes to another.
 """
 
 import asyncio
+import contextlib
 import random
 import re
 import select
@@ -27,9 +28,19 @@ class GateInterceptException(Exception):  # noqa: N818 (userver's name)
     """Raised by an interceptor to close its connection."""
 
 
+async def send(loop: EvLoop, sink: socket.socket, data: bytes) -> None:
+    """Send data, or an empty datagram."""
+    if data:
+        await loop.sock_sendall(sink, data)
+        return
+    # uvloop's sock_sendall sends no empty datagram.
+    with contextlib.suppress(BlockingIOError):
+        sink.send(data)
+
+
 async def pass_on(loop: EvLoop, source: socket.socket, sink: socket.socket) -> None:
     """Pass data on as it is."""
-    await loop.sock_sendall(sink, await loop.sock_recv(source, CHUNK))
+    await send(loop, sink, await loop.sock_recv(source, CHUNK))
 
 
 async def hold(_loop: EvLoop, _source: socket.socket, _sink: socket.socket) -> None:
@@ -50,7 +61,7 @@ async def close_on_data(loop: EvLoop, source: socket.socket, _sink: socket.socke
 async def corrupt(loop: EvLoop, source: socket.socket, sink: socket.socket) -> None:
     """Turn each zero byte into a one, and all others into zeros."""
     data = await loop.sock_recv(source, CHUNK)
-    await loop.sock_sendall(sink, bytes(byte == 0 for byte in data))
+    await send(loop, sink, bytes(byte == 0 for byte in data))
 
 
 def delay(seconds: float) -> Interceptor:
@@ -60,7 +71,7 @@ def delay(seconds: float) -> Interceptor:
     async def intercept(loop: EvLoop, source: socket.socket, sink: socket.socket) -> None:
         data = await loop.sock_recv(source, CHUNK)
         await asyncio.sleep(seconds)
-        await loop.sock_sendall(sink, data)
+        await send(loop, sink, data)
 
     return intercept
 
@@ -80,7 +91,7 @@ def limit_rate(bytes_per_second: float) -> Interceptor:
             return
         data = await loop.sock_recv(source, min(int(budget), CHUNK))
         budget -= len(data)
-        await loop.sock_sendall(sink, data)
+        await send(loop, sink, data)
 
     return intercept
 
@@ -107,7 +118,7 @@ def smaller_parts(max_size: int, seconds_per_part: float) -> Interceptor:
     async def intercept(loop: EvLoop, source: socket.socket, sink: socket.socket) -> None:
         data = await loop.sock_recv(source, min(max_size, CHUNK))
         await asyncio.sleep(seconds_per_part)
-        await loop.sock_sendall(sink, data)
+        await send(loop, sink, data)
 
     return intercept
 
@@ -133,11 +144,11 @@ def limit_bytes(limit: int, close_all: Callable[[], Awaitable[None]]) -> Interce
         data = await loop.sock_recv(source, CHUNK)
         if left > len(data):
             left -= len(data)
-            await loop.sock_sendall(sink, data)
+            await send(loop, sink, data)
             return
         last, left = data[:left], limit
         if last:
-            await loop.sock_sendall(sink, last)
+            await send(loop, sink, last)
         await close_all()
 
     return intercept
@@ -153,7 +164,7 @@ def substitute(pattern: str, repl: str) -> Interceptor:
             data = expression.sub(repl, data.decode()).encode()
         except UnicodeError:
             pass  # No text: it passes as it is.
-        await loop.sock_sendall(sink, data)
+        await send(loop, sink, data)
 
     return intercept
 
