@@ -13,7 +13,7 @@ class Calls:
     """The calls of one interceptor, from when it was set.
 
     It can be awaited, which returns it at once: `gate.to_server_drop()` acts without `await`, as in
-    userver 1, and `await gate.to_server_drop()` is the same, as in userver 2.
+    older versions of userver, and `await gate.to_server_drop()` is the same, as in newer ones.
     """
 
     def __init__(self) -> None:
