@@ -37,6 +37,7 @@ fn a_closed_standard_error_costs_neither_exit_code_nor_report() {
 fn a_reader_that_has_seen_enough_is_no_failure() {
     for words in [
         &["man"][..],
+        &["help", "rules"],
         &["completions", "bash"],
         &["check", "-r", "tcp:1 loss=1%"],
     ] {

@@ -10,6 +10,7 @@ pub mod demo;
 pub mod doctor;
 pub mod explore;
 pub mod generate;
+pub mod help;
 pub mod inject;
 pub mod mistakes;
 pub mod options;
@@ -37,7 +38,8 @@ use crate::tell;
     name = "fault",
     version,
     max_term_width = 100,
-    propagate_version = true
+    propagate_version = true,
+    disable_help_subcommand = true
 )]
 pub struct Cli {
     /// Print more: the causes of an error, the verifier's log.
@@ -88,8 +90,10 @@ pub enum Command {
     Top(top::Top),
     /// Print completions for a shell.
     Completions(generate::Completions),
-    /// Print the manual page.
-    Man,
+    /// Print a manual page, or write all of them to a folder.
+    Man(generate::Man),
+    /// Print the help of a subcommand, or with `rules` the reference of the rule language.
+    Help(help::Help),
 }
 
 impl Cli {
@@ -117,7 +121,8 @@ impl Cli {
             Command::Events(target) => Ok(client::events(&target).map(|()| exit::SUCCESS)?),
             Command::Top(top) => top.execute(),
             Command::Completions(completions) => completions.execute(),
-            Command::Man => generate::man(),
+            Command::Man(man) => man.execute(),
+            Command::Help(help) => help.execute(),
         }
     }
 }

@@ -10,11 +10,30 @@ use super::rules::Rules;
 use crate::session::outcome::Outcome;
 use crate::session::run;
 
+/// What follows the options in `fault run --help`.
+const AFTER: &str = "\
+Exit codes:
+  CMD's own  CMD failed, or it succeeded and everything fired
+  2          an argument, a rule or a file is wrong; nothing was started
+  120        CMD succeeded, but a rule never fired (--allow-unfired accepts that)
+  121        CMD succeeded, but an expectation failed
+  125        fault itself failed
+  126, 127   CMD can't be started, or was not found
+
+Examples:
+  fault run -r 'tcp:5432 latency=200ms' -- pytest
+  fault run -r 'tcp:5432 loss=30% dir=to-client' -r 'udp:53 drop first=1' -- ./service
+  fault run --seed 7 --report out -r 'tcp:443 reset=64KiB p=10%' -- npm test
+  fault run -f scenario.yaml -- make check
+
+`fault help rules` explains the rules.";
+
 /// Apply rules while a command runs; remove them when it ends, however it ends.
 ///
 /// Rules apply only to traffic of the command and its descendants. The exit code is the command's own; 120 when it
 /// succeeded but a rule never fired; 125 when fault itself failed; 126 and 127 as in env(1).
 #[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
 pub struct Run {
     #[command(flatten)]
     rules: Rules,

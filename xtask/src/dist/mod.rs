@@ -219,30 +219,25 @@ fn cargo_rustc() -> Command {
 /// A file of documentation, made by the program itself.
 struct Document {
     /// Its path below the tarball's own folder.
-    name: &'static str,
+    name: String,
     /// Where a Debian package has it.
-    debian: &'static str,
+    debian: String,
     text: Vec<u8>,
 }
 
 /// The manual and the completions. A program for another processor can't be asked; the sources are
 /// the same, so this machine's own is.
 fn documents(binary: &Path, architecture: Architecture) -> Result<Vec<Document>> {
-    const SOURCES: &[(&[&str], &str, &str)] = &[
-        (&["man"], "fault.1", "usr/share/man/man1/fault.1.gz"),
+    const SHELLS: &[(&str, &str, &str)] = &[
         (
-            &["completions", "bash"],
-            "completions/fault.bash",
+            "bash",
+            "fault.bash",
             "usr/share/bash-completion/completions/fault",
         ),
+        ("zsh", "_fault", "usr/share/zsh/vendor-completions/_fault"),
         (
-            &["completions", "zsh"],
-            "completions/_fault",
-            "usr/share/zsh/vendor-completions/_fault",
-        ),
-        (
-            &["completions", "fish"],
-            "completions/fault.fish",
+            "fish",
+            "fault.fish",
             "usr/share/fish/vendor_completions.d/fault.fish",
         ),
     ];
@@ -256,17 +251,41 @@ fn documents(binary: &Path, architecture: Architecture) -> Result<Vec<Document>>
         own = build(*here.context("the manual can't be made on this processor")?)?;
         &own
     };
-    SOURCES
-        .iter()
-        .map(|(arguments, name, debian)| {
-            let text = output(Command::new(binary).args(*arguments))? + "\n";
-            Ok(Document {
-                name,
-                debian,
-                text: text.into_bytes(),
-            })
-        })
-        .collect()
+    let mut documents = pages(binary)?;
+    for (shell, name, debian) in SHELLS {
+        let text = output(Command::new(binary).args(["completions", shell]))? + "\n";
+        documents.push(Document {
+            name: format!("completions/{name}"),
+            debian: (*debian).to_owned(),
+            text: text.into_bytes(),
+        });
+    }
+    Ok(documents)
+}
+
+/// The manual's pages.
+fn pages(binary: &Path) -> Result<Vec<Document>> {
+    let folder = root().join("target/man");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    output(Command::new(binary).args(["man", "--out"]).arg(&folder))?;
+    let mut pages = Vec::new();
+    for entry in folder.read_dir()? {
+        let path = entry?.path();
+        let (Some(name), Some(section)) = (path.file_name(), path.extension()) else {
+            continue;
+        };
+        let (name, section) = (name.to_string_lossy(), section.to_string_lossy());
+        pages.push(Document {
+            name: format!("man/{name}"),
+            debian: format!("usr/share/man/man{section}/{name}.gz"),
+            text: fs::read(&path)?,
+        });
+    }
+    pages.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(pages)
 }
 
 /// A program that names a loader would not start on a root without libraries.
