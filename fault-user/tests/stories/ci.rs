@@ -135,7 +135,7 @@ impl Job {
     fn step(&self, words: &[&str], variables: &[(&str, &str)]) -> Output {
         let path = format!(
             "{}:{}:/usr/bin:/bin",
-            self.read("work/path").trim_end(),
+            self.read("work/path").replace('\n', ":"),
             self.path("tools").display()
         );
         Command::new("unshare")
