@@ -665,6 +665,7 @@ fn close_closes_the_oldest_once_and_now() {
         assert_reset(client);
         assert_reset(server);
     }
+    assert_eq!(bed.relay.stats().toxics[0].hits, 2);
     let (client, server) = &mut pairs[2];
     bed.assert_healthy(Some((client, server)));
     // The connection that was opened to see so is gone a moment after its ends.

@@ -53,6 +53,7 @@ const PACKAGES: &[Package] = &[
         &[Need::Build, Need::Test, Need::Vm, Need::Bench],
     ),
     package("sudo", Some("sudo"), &[Need::Test]),
+    package("curl", Some("curl"), &[Need::Test]),
     package("rustc-web", None, &[Need::Build]),
     package("cargo-web", None, &[Need::Build]),
     package("libstd-rust-web-dev-bpf", None, &[Need::Build]),
@@ -220,7 +221,11 @@ fn install(packages: &[&str]) -> Result<()> {
             shown(&command)
         );
     }
-    println!("setup: installing {}", packages.join(" "));
+    println!(
+        "setup: installing {} packages, which takes some minutes: {}",
+        packages.len(),
+        packages.join(" ")
+    );
     let _services_stay_off = ServicesStayOff::new()?;
     // Some source in the list may be out of reach; what matters is whether the packages are found.
     if let Err(error) = run_command(Command::new("apt-get").args(["update", "--quiet"])) {

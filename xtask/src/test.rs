@@ -35,6 +35,9 @@ pub struct Arguments {
 /// Fails when something is missing that the tests need, or when a test fails.
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::require(&[Need::Test])?;
+    if arguments.arguments.is_empty() {
+        eprintln!("test: building and running all tests takes up to an hour on two cores");
+    }
     let mut command = cargo();
     command
         .args(["test", "--locked", "--no-fail-fast"])

@@ -507,11 +507,16 @@ impl Relay {
             _ => None,
         };
         let is_proxy_wide = config.fault.is_proxy_wide();
+        let name = config.name.clone();
         self.toxics.add(config, self.transport)?;
         self.toxics_changed(is_proxy_wide).await;
         if let Some((count, mode)) = close {
-            self.close_connections(if count == 0 { usize::MAX } else { count }, mode)
-                .await;
+            let most = if count == 0 { usize::MAX } else { count };
+            let closed = self.close_connections(most, mode).await as u64;
+            let (_, toxics) = self.toxics.snapshot();
+            if let Some(toxic) = toxics.iter().find(|toxic| toxic.config.name == name) {
+                toxic.shared.counters.closed(closed);
+            }
         }
         Ok(())
     }

@@ -143,6 +143,12 @@ impl ToxicCounters {
     pub(crate) fn hit(&self) {
         self.hits.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// Counts connections that it closed when it was added.
+    pub(crate) fn closed(&self, connections: u64) {
+        self.connections.fetch_add(connections, Ordering::Relaxed);
+        self.hits.fetch_add(connections, Ordering::Relaxed);
+    }
 }
 
 /// What a toxic has in common over all connections and all its changes.

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::PathBuf;
 
+use crate::sys::process::caller;
 use crate::sys::process::files::{Writer, append};
 use crate::tell;
 use anyhow::{Context as _, Result};
@@ -11,23 +12,20 @@ use anyhow::{Context as _, Result};
 use super::file::{Report, shell_line};
 use super::summary::human_bytes;
 
-/// Whether this is a GitHub job with a summary file.
+/// The file for the summary of this job on GitHub, which sudo hides from `fault`. `None` elsewhere.
 #[must_use]
-pub fn is_told() -> bool {
-    std::env::var_os("GITHUB_STEP_SUMMARY").is_some()
+pub fn summary_file() -> Option<PathBuf> {
+    caller::variable("GITHUB_STEP_SUMMARY").map(PathBuf::from)
 }
 
-/// Appends to the file that `$GITHUB_STEP_SUMMARY` names, and prints `::error::` lines, where this is a job on GitHub.
+/// Appends to [`summary_file`], and prints `::error::` lines.
 ///
 /// # Errors
 /// The file can't be written.
-pub fn tell(report: &Report, writer: &Writer) -> Result<()> {
-    let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY") else {
-        return Ok(());
-    };
+pub fn tell(report: &Report, path: PathBuf, writer: &Writer) -> Result<()> {
     let table = table(report);
     writer.run(move || {
-        let written = append(Path::new(&path))?.write_all(table.as_bytes());
+        let written = append(&path)?.write_all(table.as_bytes());
         written.with_context(|| format!("can't write {}", path.display()))
     })?;
     for line in errors(report) {

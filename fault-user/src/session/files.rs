@@ -23,6 +23,7 @@ pub struct Files {
     folder: Option<Arc<Folder>>,
     report: Option<PathBuf>,
     events: Option<PathBuf>,
+    job_summary: Option<PathBuf>,
 }
 
 impl Files {
@@ -42,6 +43,7 @@ impl Files {
             folder,
             report,
             events,
+            job_summary: github::summary_file(),
         })
     }
 
@@ -79,7 +81,10 @@ impl Files {
             (JUNIT, junit::render(report)?),
             (HTML, html::render(report).into_bytes()),
         ])?;
-        github::tell(report, writer)
+        match &self.job_summary {
+            Some(path) => github::tell(report, path.clone(), writer),
+            None => Ok(()),
+        }
     }
 
     /// Writes files into the report's folder, if there is one.

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ci;
 mod frameworks;
 mod nats;
 mod slow_api;

@@ -6,7 +6,7 @@ mod deb;
 mod image;
 mod tree;
 
-use std::{env, fs, path::Path, process::Command};
+use std::{env, fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum as _;
@@ -73,8 +73,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             architecture,
             time_s,
         };
-        for (name, bytes) in package(&release)? {
-            fs::write(folder.join(&name), &bytes).with_context(|| format!("can't write {name}"))?;
+        for (name, mode, bytes) in package(&release)? {
+            let path = folder.join(&name);
+            fs::write(&path, &bytes)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
+                .with_context(|| format!("can't write {name}"))?;
             println!("target/dist/{name}: {} KiB", bytes.len().div_ceil(1024));
             sums.push(format!("{}  {name}\n", sha256(&bytes)));
         }
@@ -83,8 +86,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Builds and packages for one processor; returns the files to publish.
-fn package(release: &Release) -> Result<Vec<(String, Vec<u8>)>> {
+/// Builds and packages for one processor; returns the files to publish with their permissions.
+fn package(release: &Release) -> Result<Vec<(String, u32, Vec<u8>)>> {
     let binary = build(release.architecture)?;
     let fault = fs::read(&binary).with_context(|| format!("can't read {}", binary.display()))?;
     require_static(&fault)?;
@@ -108,16 +111,16 @@ fn package(release: &Release) -> Result<Vec<(String, Vec<u8>)>> {
     let deb = deb::pack(release, &fault, &documents, &licences)?;
     let image = |kind| image::pack(release, kind, &fault, &licences);
     let (plain, toxiproxy) = (image(Kind::Fault)?, image(Kind::Toxiproxy)?);
+    let debian = release.architecture.debian();
     Ok(vec![
-        (stem.clone(), fault),
-        (format!("{stem}.tar.gz"), tarball.tar_gz()?),
-        (
-            format!("fault_{version}_{}.deb", release.architecture.debian()),
-            deb,
-        ),
-        (format!("{stem}.oci.tar"), plain),
+        // Without a version: releases/latest/download/NAME is the newest.
+        (format!("fault-linux-{machine}"), 0o755, fault),
+        (format!("{stem}.tar.gz"), 0o644, tarball.tar_gz()?),
+        (format!("fault_{version}_{debian}.deb"), 0o644, deb),
+        (format!("{stem}.oci.tar"), 0o644, plain),
         (
             format!("fault-toxiproxy-{version}-linux-{machine}.oci.tar"),
+            0o644,
             toxiproxy,
         ),
     ])

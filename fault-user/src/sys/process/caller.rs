@@ -26,6 +26,17 @@ pub fn environment() -> Vec<(OsString, OsString)> {
         .collect()
 }
 
+/// A variable of this process, or else of the caller of sudo.
+#[must_use]
+pub fn variable(name: &str) -> Option<OsString> {
+    let own = std::env::var_os(name);
+    own.or_else(|| {
+        let caller = environment();
+        let found = caller.into_iter().find(|(other, _)| other == name);
+        found.map(|(_, value)| value)
+    })
+}
+
 /// The outermost of the sudo processes right above: with a terminal of its own sudo runs as two.
 fn sudo_above(pid: u32) -> Option<u32> {
     let mut found = None;
