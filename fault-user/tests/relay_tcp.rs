@@ -229,6 +229,7 @@ fn a_latency_in_the_next_test_is_the_sum_of_several() {
         stream: "upstream".to_owned(),
         toxicity: 1.0,
         connections: fault_user::relay::Picked::ALL,
+        filter: fault_user::relay::Filter::default(),
         datagrams: None,
         fault: fault_user::relay::Fault::Latency(fault_user::relay::fault::Latency {
             latency: 60,

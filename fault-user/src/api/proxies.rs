@@ -14,9 +14,10 @@ use super::events::Events;
 use super::packet::{self, PacketToxic};
 use super::security::Caller;
 use crate::relay::{
-    Direction, Engine, Fault, Listen, Picked, Relay, Settings, ToxicConfig, Transport, Upstream,
-    resolve_listen, resolve_name,
+    Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig, Transport,
+    Upstream, resolve_listen, resolve_name,
 };
+use crate::rule::{Asked, NamePattern};
 use crate::session::standing::{Rules, RulesChange, off_the_runtime};
 use crate::steer::front::{Front, Place};
 
@@ -326,7 +327,6 @@ impl Proxy {
     /// Adds a toxic. Checked in this order: stream, type, name, attributes.
     async fn add_toxic(&self, fields: &Fields) -> Result<Value, ApiError> {
         let _one_at_a_time = self.changing.lock().await;
-        let invalid = |message: &str| ApiError::new(StatusCode::BAD_REQUEST, message);
         let (name, kind) = (
             fields.text("name")?,
             fields.text("type")?.unwrap_or_default(),
@@ -367,12 +367,20 @@ impl Proxy {
         let fault = fault
             .with_attributes(attributes)
             .map_err(ApiError::bad_body)?;
+        let filter = filter(&fields)?;
+        let is_whole = fault.is_proxy_wide() || self.relay.transport() == Transport::Udp;
+        if !filter.is_empty() && is_whole {
+            return Err(invalid(
+                "sni, host and alpn pick TCP connections by what their clients ask for: leave them out here",
+            ));
+        }
         let config = ToxicConfig {
             name,
             direction,
             stream: stream.to_owned(),
             toxicity,
             connections: Picked::ALL,
+            filter,
             datagrams: None,
             fault,
         };
@@ -466,12 +474,41 @@ fn unfit(kind: &str) -> ApiError {
 }
 
 fn toxic_json(config: &ToxicConfig) -> Value {
-    json!({
+    let mut shown = json!({
         "attributes": config.fault.attributes(),
         "name": config.name,
         "type": config.fault.kind(),
         "stream": config.stream,
         "toxicity": number(config.toxicity),
+    });
+    for (key, value) in config.filter.asked.given() {
+        shown[key] = json!(value);
+    }
+    shown
+}
+
+/// The error for a value that a toxic can't have.
+fn invalid(message: &str) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, message)
+}
+
+/// Which connections a toxic acts on, by what their clients ask for.
+fn filter(fields: &Fields) -> Result<Filter, ApiError> {
+    let name = |key: &str| {
+        let Some(text) = fields.text(key)? else {
+            return Ok(None);
+        };
+        let pattern = NamePattern::of_name(text);
+        let wrong = || invalid(&format!("{key}: {text:?} is no host name"));
+        pattern.ok_or_else(wrong).map(Some)
+    };
+    Ok(Filter {
+        asked: Asked {
+            sni: name("sni")?,
+            host: name("host")?,
+            alpn: fields.text("alpn")?.map(str::to_owned),
+        },
+        server: None,
     })
 }
 

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use super::control::{Control, SILENCE};
 use super::fault::CloseMode;
+use super::greeting::{self, Greeted};
 use super::inner::Inner;
 use super::lane::{Ending, Lane, Ports, WaitsFor};
 use super::stage::Owner;
@@ -36,6 +37,8 @@ pub(crate) struct Connection {
     pub(crate) client: Arc<TcpStream>,
     pub(crate) server: Arc<TcpStream>,
     lanes: [Lane; 2],
+    /// What the client asks for.
+    greeted: Greeted,
     version: Option<u64>,
     timer: Timer,
     /// What the lanes had moved when that was last looked at, and since when it is that much.
@@ -54,6 +57,11 @@ impl Connection {
         server: TcpStream,
     ) -> Self {
         Self {
+            greeted: if relay.toxics.reads_greetings() {
+                Greeted::Awaited
+            } else {
+                Greeted::Unread
+            },
             relay,
             control,
             client: Arc::new(client),
@@ -146,6 +154,13 @@ impl Connection {
                 CloseMode::Fin => Ending::Leave,
             }));
         }
+        if self.greeted == Greeted::Awaited
+            && let Poll::Ready(greeting) = greeting::poll(&self.client, &self.server, context)
+        {
+            self.greeted = Greeted::Known(greeting);
+            // The toxics that it has a connection meet are known now.
+            self.version = None;
+        }
         let newest = self.relay.toxics.version();
         if self.version != Some(newest) {
             if let Err(ending) = self.reconcile() {
@@ -153,7 +168,11 @@ impl Connection {
             }
             self.relay.changed.notify_waiters();
         }
-        let polled = self.poll_lanes(context);
+        let polled = match self.greeted {
+            // Nothing goes on before it is known which toxics it meets.
+            Greeted::Awaited => Ok(()),
+            Greeted::Unread | Greeted::Known(_) => self.poll_lanes(context),
+        };
         let concerns = self.lanes.each_mut().map(Lane::take_concern);
         if concerns.contains(&true) {
             self.relay.wake_all();
@@ -215,6 +234,7 @@ impl Connection {
                 relay_key: self.relay.key,
                 connection: self.control.ordinal,
                 opened: self.control.opened,
+                greeted: &self.greeted,
                 is_datagram: false,
                 trouble: &self.relay.trouble,
             };

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::fault::Protocol;
+use super::greeting;
 use super::postgres::{Answers, TOKEN};
 use super::protocol::{self, Wording};
 use super::random::Draws;
@@ -36,6 +37,12 @@ pub fn fuzz(data: &[u8]) {
     let Some((cut, data)) = data.split_first() else {
         return;
     };
+    let greeting = greeting::read(data);
+    // What was enough stays so, whatever follows.
+    if let Some(greeting) = greeting::read(&data[..data.len() / 2]) {
+        assert_eq!(Some(greeting), greeting::read(data));
+    }
+    assert!(greeting.is_some() || data.len() < 70_000);
     for protocol in PROTOCOLS {
         protocol::guess(data);
         protocol::frame(protocol, data, &Wording::default(), &mut Draws::new(1));

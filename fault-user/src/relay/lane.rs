@@ -678,7 +678,7 @@ pub(crate) fn unread(socket: &TcpStream) -> usize {
 }
 
 /// Whether a socket's peer has ended its direction, be it that there are bytes to read before.
-fn has_peer_ended(socket: &TcpStream) -> bool {
+pub(crate) fn has_peer_ended(socket: &TcpStream) -> bool {
     use std::os::fd::AsRawFd as _;
     let mut state = 0_u8;
     let mut length: libc::socklen_t = 1;

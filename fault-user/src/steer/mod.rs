@@ -505,6 +505,7 @@ impl Shared {
                 stream: way.name().to_owned(),
                 toxicity: Probability::of_ppm(rule.modifiers.probability).0,
                 connections: stream::connections(&rule.modifiers, transport),
+                filter: stream::filter(rule, transport),
                 datagrams: stream::datagrams(&rule.modifiers, transport),
                 fault: if ways.len() == 2 && *way == Way::Upstream {
                     Relayed::one_way_part(&rule.fault)?

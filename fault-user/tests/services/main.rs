@@ -346,9 +346,10 @@ fn databases_and_a_pool_hurt_and_heal() {
     }
 }
 
-/// What a client makes of errors that are injected into what it says to its server.
-fn understands(case: &str, port: u16, rules: &[&str]) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/errors.py");
+/// What clients make of rules: the case of a script, which says whether all is as it should be.
+fn understands(script: &str, case: &str, port: u16, rules: &[&str]) {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/");
+    let script = &format!("{folder}{script}");
     let output = run(rules, "", &[PYTHON, script, case, &port.to_string()]);
     let said = String::from_utf8_lossy(&output.stdout);
     let told = String::from_utf8_lossy(&output.stderr);
@@ -375,7 +376,7 @@ fn clients_take_errors_for_their_servers_own() {
         ("login", "error=postgres:53300".to_owned()),
         ("farewell", "error=postgres:57P01".to_owned()),
     ] {
-        understands(case, 5432, &[&format!("tcp:5432 {rule}")]);
+        understands("errors.py", case, 5432, &[&format!("tcp:5432 {rule}")]);
     }
     let _redis = Server::redis(6379, None);
     let redis = [
@@ -383,10 +384,35 @@ fn clients_take_errors_for_their_servers_own() {
         r#"tcp:6379 error=redis:LOADING query="^LPUSH list""#,
         r#"tcp:6379 error=redis:"MOVED 12 10.0.0.2:6380" query="^INCR""#,
     ];
-    understands("redis_prefixes", 6379, &redis);
+    understands("errors.py", "redis_prefixes", 6379, &redis);
     let _mariadb = mariadb(3306);
     let mysql = format!("tcp:3306 error=mysql:1213 {update}");
-    understands("mysql", 3306, &[&mysql]);
+    understands("errors.py", "mysql", 3306, &[&mysql]);
+}
+
+#[test]
+fn connections_are_picked_by_what_their_clients_ask_for() {
+    enter_fresh();
+    let _servers = [python("http", 8000), python("tls", 8443)];
+    echo(bound("127.0.0.1:7000"));
+    for (case, rule) in [
+        ("sni", "tcp:8443 reset_peer sni=*.example.com"),
+        ("alpn", "tcp:8443 reset_peer alpn=h2"),
+        ("host", "tcp:8000 reset_peer host=api.example.com"),
+    ] {
+        let port = if case == "host" { 8000 } else { 8443 };
+        understands("asks.py", case, port, &[rule]);
+    }
+    // Rules that never fire let everything pass.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/asks.py");
+    let rule = "tcp:7000 reset_peer sni=a.example host=b.example";
+    let output = run(
+        &[rule],
+        "--allow-unfired",
+        &[PYTHON, script, "other", "7000"],
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("understood"), "{output:?}");
 }
 
 #[test]

@@ -107,6 +107,7 @@ impl Bed {
             stream: direction.name().to_owned(),
             toxicity,
             connections: Picked::ALL,
+            filter: fault_user::relay::Filter::default(),
             datagrams: None,
             fault,
         };
