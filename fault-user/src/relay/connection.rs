@@ -155,7 +155,8 @@ impl Connection {
             }));
         }
         if self.greeted == Greeted::Awaited
-            && let Poll::Ready(greeting) = greeting::poll(&self.client, &self.server, context)
+            && let Poll::Ready(greeting) =
+                greeting::poll(&self.client, &self.server, &self.relay.trouble, context)
         {
             self.greeted = Greeted::Known(greeting);
             // The toxics that it has a connection meet are known now.

@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::lane::has_peer_ended;
+use super::trouble::Trouble;
 use crate::rule::{Asked, NamePattern};
 
 /// The longest greeting that is looked at, in bytes, with the headers of its records.
@@ -104,6 +105,7 @@ impl Filter {
 pub(crate) fn poll(
     client: &Arc<TcpStream>,
     server: &TcpStream,
+    trouble: &Trouble,
     context: &mut Context<'_>,
 ) -> Poll<Greeting> {
     // A server that speaks first has no client that begins with a greeting. If both have spoken the client's counts.
@@ -117,7 +119,7 @@ pub(crate) fn poll(
                 Poll::Pending
             };
         }
-        let looked = client.try_io(Interest::READABLE, || look(client, &mut bytes));
+        let looked = client.try_io(Interest::READABLE, || look(client, &mut bytes, trouble));
         match looked {
             Ok(greeting) => return Poll::Ready(greeting),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -131,14 +133,22 @@ pub(crate) fn poll(
 ///
 /// # Errors
 /// `WouldBlock` where more must come.
-fn look(client: &Arc<TcpStream>, bytes: &mut [u8]) -> io::Result<Greeting> {
+fn look(client: &Arc<TcpStream>, bytes: &mut [u8], trouble: &Trouble) -> io::Result<Greeting> {
     use std::os::fd::AsRawFd as _;
     let flags = nix::sys::socket::MsgFlags::MSG_PEEK;
     let count = nix::sys::socket::recv(client.as_raw_fd(), bytes, flags)?;
     let greeting = read(&bytes[..count]);
-    let is_all = count == 0 || count == bytes.len() || has_peer_ended(client);
+    let is_all = count == 0 || has_peer_ended(client);
     match greeting {
         Some(greeting) => Ok(greeting),
+        None if count == bytes.len() => {
+            trouble.tell(
+                "greeting",
+                "the first bytes of a client are too long to be looked at for names (16 KiB): rules with `sni`, \
+                 `host` or `alpn` do not act on its connection",
+            );
+            Ok(Greeting::default())
+        }
         None if is_all => Ok(Greeting::default()),
         None => Err(io::ErrorKind::WouldBlock.into()),
     }
