@@ -79,11 +79,11 @@ fn rules_come_and_go_while_traffic_flows() {
     assert_eq!(dial(one), Err(ErrorKind::ConnectionRefused));
     // Dropping it kills it.
     drop(daemon);
-    assert!(heals(one));
+    assert!(is_restored(one));
 }
 
 /// Whether connections succeed within the lease of a killed instance.
-fn heals(address: SocketAddr) -> bool {
+fn is_restored(address: SocketAddr) -> bool {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         if dial(address).is_ok() {
@@ -156,7 +156,7 @@ fn a_mistake_changes_nothing_and_is_one_line() {
         (json!("tcp:1 loos=3%"), 400, "did you mean `loss`"),
         (json!(["tcp:1 drop", "tcp:2"]), 400, "fault"),
         (json!({"target": "tcp:1"}), 400, "missing field `fault`"),
-        (json!("tcp:1 latency=3ms"), 400, "about a stream"),
+        (json!("tcp:1 latency=3ms"), 400, "is a stream fault"),
         (json!("tcp:22 drop"), 400, "SSH"),
         (json!(7), 400, "expected a rule"),
     ];

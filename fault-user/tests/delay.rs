@@ -15,7 +15,7 @@ use support::late::{
     FRAGMENTED, assert_about, assert_within, delays_all, echo, exchange, order, timed,
 };
 use support::place::{
-    Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, is_emulated, run, wait_for,
+    AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, is_emulated, run, wait_for,
 };
 
 const SETTINGS: [&str; 2] = [
@@ -52,7 +52,7 @@ fn both_ways_of_a_device_are_delayed() {
 fn only_the_commands_own_packets_are_held() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
-    let hurt = Hurt::begin(&["7000 delay=2s"], "");
+    let applied = AppliedRules::begin(&["7000 delay=2s"], "");
     let socket = connected(address);
     let mut byte = [0; 1];
     let took = timed(|| {
@@ -60,14 +60,14 @@ fn only_the_commands_own_packets_are_held() {
         socket.recv(&mut byte).unwrap();
     });
     assert!(took < Duration::from_secs(1), "{took:?}");
-    hurt.end();
+    applied.end();
 }
 
 #[test]
 fn what_two_instances_hold_is_delayed_by_both_and_arrives() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
-    let both = [0, 1].map(|_| Hurt::begin(&["udp:7000 delay=60ms"], "--scope host"));
+    let both = [0, 1].map(|_| AppliedRules::begin(&["udp:7000 delay=60ms"], "--scope host"));
     let socket = connected(address);
     let mut byte = [0; 1];
     let took = timed(|| {
@@ -75,8 +75,8 @@ fn what_two_instances_hold_is_delayed_by_both_and_arrives() {
         socket.recv(&mut byte).unwrap();
     });
     assert!(took >= Duration::from_millis(240), "{took:?}");
-    for hurt in both {
-        let summary = hurt.end();
+    for applied in both {
+        let summary = applied.end();
         assert!(summary.contains("  2 pkts"), "each judges once: {summary}");
     }
 }
@@ -91,7 +91,7 @@ fn a_process_that_runs_already_is_delayed_on_loopback() {
         .unwrap();
     // Its move to a cgroup and the settings of loopback are both noted.
     let options = format!("--pid {}", child.id());
-    let hurt = Hurt::begin(&["udp:7000 delay=2s"], &options);
+    let applied = AppliedRules::begin(&["udp:7000 delay=2s"], &options);
     let socket = connected(address);
     let mut byte = [0; 1];
     let took = timed(|| {
@@ -99,7 +99,7 @@ fn a_process_that_runs_already_is_delayed_on_loopback() {
         socket.recv(&mut byte).unwrap();
     });
     assert!(took < Duration::from_secs(1), "not this process: {took:?}");
-    hurt.end();
+    applied.end();
     drop(child.stdin.take());
     child.wait().unwrap();
 }
@@ -108,10 +108,10 @@ fn a_process_that_runs_already_is_delayed_on_loopback() {
 fn what_is_held_goes_on_when_the_rule_ends() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
-    let hurt = Hurt::begin(&["udp:7000 delay=50s dir=to-server"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 delay=50s dir=to-server"], "--scope host");
     let socket = connected(address);
     socket.send(b"x").unwrap();
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(summary.contains("1 pkts"), "{summary}");
     let mut byte = [0; 1];
     socket.recv(&mut byte).unwrap();
@@ -152,7 +152,7 @@ fn a_profile_has_the_round_trip_and_the_rates_of_its_figures() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
     let took = |bits_per_second: f64| Duration::from_secs_f64(29.0 * WIRE_BITS / bits_per_second);
-    let hurt = Hurt::begin(&["udp:7000 profile=3g"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 profile=3g"], "--scope host");
     assert_figure("round trip", Duration::from_millis(300), || {
         let socket = connected(address);
         timed(|| {
@@ -163,16 +163,16 @@ fn a_profile_has_the_round_trip_and_the_rates_of_its_figures() {
     assert_figure("to the server", took(768e3), || {
         spread(address, COUNT, PAYLOAD)
     });
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
         summary.contains("udp:7000 rate=1.6mbit dir=to-client"),
         "{summary}"
     );
-    let hurt = Hurt::begin(&["udp:7000 profile=3g dir=to-client"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 profile=3g dir=to-client"], "--scope host");
     assert_figure("to the client", took(1600e3), || {
         spread(address, COUNT, PAYLOAD)
     });
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_profile_loses_what_its_figures_say() {
         u32::try_from(came.count()).unwrap()
     });
     // The same packets are lost each time, since the seed is the same.
-    let hurt = Hurt::begin(
+    let applied = AppliedRules::begin(
         &["udp:7000 profile=wifi-lossy dir=to-server"],
         "--scope host --seed 1",
     );
@@ -208,7 +208,7 @@ fn a_profile_loses_what_its_figures_say() {
         client.send(b".").unwrap();
         std::thread::yield_now();
     }
-    hurt.end();
+    applied.end();
     let lost = f64::from(COUNT - counting.join().unwrap());
     // From good to bad 1 %, back 50 %.
     let expected = f64::from(COUNT) * 0.01 / 0.51;
@@ -270,7 +270,7 @@ fn a_rate_is_that_of_the_wire() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     // 1,000 bytes on the wire, headers of UDP, IP and Ethernet included, at 8 Mbit/s: 1 ms each.
-    let hurt = Hurt::begin(&["udp:7000 rate=8mbit"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 rate=8mbit"], "--scope host");
     // An emulated machine is slow to wake up.
     let off = if is_emulated() { 250 } else { 50 };
     assert_within(500 - off..500 + off, "500 datagrams", || {
@@ -284,7 +284,7 @@ fn a_rate_is_that_of_the_wire() {
             }
         })
     });
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn a_rate_counts_all_fragments_of_a_datagram() {
         ip("link set lo mtu 1500");
         let address = echo(None, host);
         let socket = connected(address);
-        let hurt = Hurt::begin(&["udp:7000 rate=2mbit dir=to-server"], "--scope host");
+        let applied = AppliedRules::begin(&["udp:7000 rate=2mbit dir=to-server"], "--scope host");
         let took = timed(|| {
             for _ in 0..DATAGRAMS {
                 socket.send(&[7; FRAGMENTED]).unwrap();
@@ -306,7 +306,7 @@ fn a_rate_counts_all_fragments_of_a_datagram() {
                 assert_eq!(socket.recv(&mut answer).unwrap(), FRAGMENTED);
             }
         });
-        let summary = hurt.end();
+        let summary = applied.end();
         let wanted = f64::from(DATAGRAMS * bytes) * 8.0 / 2e6;
         let took = took.as_secs_f64();
         assert!(
@@ -323,7 +323,7 @@ fn fragments_of_a_datagram_are_late_together() {
     ip("link set lo mtu 1500");
     for host in ["127.0.0.1", "::1"] {
         let socket = connected(echo(None, host));
-        let hurt = Hurt::begin(
+        let applied = AppliedRules::begin(
             &["udp:7000 delay=150ms~150ms dir=to-server"],
             "--scope host --seed 4",
         );
@@ -341,7 +341,7 @@ fn fragments_of_a_datagram_are_late_together() {
             took.sort_unstable();
             took[took.len() / 2]
         });
-        hurt.end();
+        applied.end();
     }
 }
 
@@ -354,7 +354,7 @@ fn a_stream_on_loopback_gets_the_rate() {
     }
     enter_fresh();
     let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
-    let hurt = Hurt::begin(&["tcp:7000 rate=100mbit"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:7000 rate=100mbit"], "--scope host");
     // At the rate it takes 1,342 ms. Headers are a small part of packets of 64 KiB.
     assert_within(1278..1600, "16 MiB", || {
         let sender = std::thread::spawn(|| {
@@ -367,7 +367,7 @@ fn a_stream_on_loopback_gets_the_rate() {
         sender.join().unwrap();
         took
     });
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -375,14 +375,14 @@ fn a_full_queue_loses_and_says_so() {
     enter_fresh();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
-    let hurt = Hurt::begin(&["udp:7000 rate=8kbit,limit:5"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 rate=8kbit,limit:5"], "--scope host");
     for _ in 0..20 {
         sender.send(&[0; 958]).unwrap();
     }
     // What is held goes on when the rule ends.
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
-        summary.contains("15 packets were lost in full queues"),
+        summary.contains("15 packets were dropped because the queue of a `rate` was full"),
         "{summary}"
     );
 }
@@ -395,7 +395,8 @@ fn slots_deliver_in_bursts() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     assert_about(0, "after the start of a slot", || {
-        let hurt = Hurt::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
+        let applied =
+            AppliedRules::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
         let start = Instant::now();
         for _ in 0..30 {
             sender.send(b"x").unwrap();
@@ -407,7 +408,7 @@ fn slots_deliver_in_bursts() {
             let after = start.elapsed().checked_sub(slot);
             latest = latest.max(after.expect("not before its slot"));
         }
-        hurt.end();
+        applied.end();
         latest
     });
 }
@@ -417,9 +418,9 @@ fn a_killed_instance_delays_nothing_and_its_settings_are_found() {
     enter_fresh();
     let before = SETTINGS.map(|path| std::fs::read_to_string(path).unwrap());
     let address = echo(None, "127.0.0.1");
-    let mut hurt = Hurt::begin(&["udp:7000 delay=1s"], "--scope host");
+    let mut applied = AppliedRules::begin(&["udp:7000 delay=1s"], "--scope host");
     let socket = connected(address);
-    hurt.kill();
+    applied.kill();
     socket
         .set_read_timeout(Some(Duration::from_millis(200)))
         .unwrap();
@@ -431,7 +432,7 @@ fn a_killed_instance_delays_nothing_and_its_settings_are_found() {
         },
         "packets to pass again",
     );
-    drop(hurt);
+    drop(applied);
     let cleaned = fault().arg("clean").output().unwrap();
     assert!(cleaned.status.success());
     assert_eq!(
@@ -514,7 +515,7 @@ fn frames_between_ports_of_a_bridge_are_delayed_and_judged_once() {
         let server = echo(Some(bridge.join()), host);
         let client = connected_in(bridge.join(), server);
         round_trip(&client);
-        let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
+        let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], options);
         let trips = assert_about(120, "from port to port", || round_trip(&client))
             + assert_about(120, "from this host", || round_trip(&connected(server)));
         // It appears when the rules are there already.
@@ -527,10 +528,10 @@ fn frames_between_ports_of_a_bridge_are_delayed_and_judged_once() {
             },
             "the new port to be slow",
         );
-        let summary = hurt.end();
+        let summary = applied.end();
         // Before the rules were on the new port too they were on that of the server.
         assert!(summary.contains(&format!("  {packets} pkts")), "{summary}");
-        assert_within(0..120, "healed", || round_trip(&client));
+        assert_within(0..120, "restored", || round_trip(&client));
     }
 }
 
@@ -609,7 +610,7 @@ fn connections_through_a_bridge_that_translates_are_delayed_and_stay_one() {
         for protocol in ["tcp", "udp"] {
             translate(service.ip(), protocol, 80, server);
         }
-        let hurt = Hurt::begin(&["7000 delay=60ms"], "--scope host");
+        let applied = AppliedRules::begin(&["7000 delay=60ms"], "--scope host");
         let handshake = || {
             let mut stream = None;
             let took = timed(|| {
@@ -627,10 +628,10 @@ fn connections_through_a_bridge_that_translates_are_delayed_and_stay_one() {
         assert_about(120, "an exchange", || timed(|| exchange(&mut stream)));
         let socket = connected_in(client, service);
         assert_about(120, "a datagram", || round_trip(&socket));
-        let summary = hurt.end();
+        let summary = applied.end();
         assert_eq!(connections(&summary), (opened + 1).to_string(), "{summary}");
         // Of super-packets that are divided as they arrive, too.
-        let hurt = Hurt::begin(&["tcp:7000 duplicate=5%"], "--scope host");
+        let applied = AppliedRules::begin(&["tcp:7000 duplicate=5%"], "--scope host");
         let (_, mut stream) = handshake();
         let mut writer = stream.try_clone().unwrap();
         let sent = vec![7; 4 << 20];
@@ -639,7 +640,7 @@ fn connections_through_a_bridge_that_translates_are_delayed_and_stay_one() {
             scope.spawn(|| writer.write_all(&sent).unwrap());
             stream.read_exact(&mut answer).unwrap();
         });
-        let summary = hurt.end();
+        let summary = applied.end();
         assert_eq!(connections(&summary), "1", "{summary}");
     }
 }
@@ -695,15 +696,15 @@ fn a_device_without_ethernet_headers_is_delayed() {
     ] {
         for server in ["10.81.0.2:7000", "[fd81::2]:7000"] {
             let socket = connected(server.parse().unwrap());
-            let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
+            let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], options);
             let trips = assert_about(120, server, || round_trip(&socket));
-            let summary = hurt.end();
+            let summary = applied.end();
             assert!(
                 summary.contains(&format!("  {} pkts", 2 * trips)),
                 "{summary}"
             );
             assert!(!summary.contains("carried out"), "{summary}");
-            assert_within(0..120, "healed", || round_trip(&socket));
+            assert_within(0..120, "restored", || round_trip(&socket));
         }
     }
 }
@@ -721,7 +722,7 @@ fn a_device_that_nothing_can_be_held_at_is_refused_before_anything_starts() {
     let refused = run(&["udp:7000 delay=60ms"], "--interface ifb7", &["true"]);
     assert_eq!(refused.status.code(), Some(125));
     let error = String::from_utf8(refused.stderr).unwrap();
-    assert!(error.contains("packets of ifb7 can't be held"), "{error}");
+    assert!(error.contains("can't hold packets of ifb7"), "{error}");
     let passed = run(
         &["udp:7000 loss=1%"],
         "--interface ifb7 --allow-unfired",
@@ -756,23 +757,22 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
         enter_fresh();
         let socket = connected(echo(None, "127.0.0.1"));
         let options = format!("--scope host {attach}");
-        let hurt = Hurt::begin(&["udp:7000 delay=60s"], &options);
+        let applied = AppliedRules::begin(&["udp:7000 delay=60s"], &options);
         ip(&format!("link del {}", tap()));
-        wait_for(|| !has_delay_line(hurt.pid()), "the loss to be noticed");
+        wait_for(|| !has_delay_line(applied.pid()), "the loss to be noticed");
         assert!(round_trip(&socket) < Duration::from_secs(10));
-        let summary = hurt.end();
-        assert!(summary.starts_with("fault: seed"), "{summary}");
+        let summary = applied.end();
         assert!(summary.contains(WARNING), "{summary}");
         assert!(
             summary.contains("2 hits could not be carried out"),
             "{summary}"
         );
         assert!(
-            summary.contains("none of its hits could be carried out"),
+            summary.contains("the fault could not be applied to any of them"),
             "{summary}"
         );
 
-        let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &options);
+        let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], &options);
         assert_about(120, "with its tap", || round_trip(&socket));
         ip(&format!("link set {} down", tap()));
         socket
@@ -785,7 +785,7 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
             },
             "packets to pass",
         );
-        let summary = hurt.end();
+        let summary = applied.end();
         assert_eq!(summary.matches(WARNING).count(), 1, "{summary}");
     }
 }
@@ -832,11 +832,11 @@ fn a_process_is_found_in_its_own_network_namespace() {
         }
     };
     ask();
-    let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &format!("--pid {}", child.id()));
+    let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], &format!("--pid {}", child.id()));
     let trips = assert_about(120, "the process", &mut ask);
     let other = connected_in(&namespace, server);
     assert_within(0..120, "another one there", || round_trip(&other));
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
         summary.contains(&format!("  {} pkts", 2 * trips)),
         "{summary}"

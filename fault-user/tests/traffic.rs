@@ -16,7 +16,7 @@ use io_uring::IoUring;
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::echo::tcp_echo;
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
 
 /// Starts a server on loopback.
 fn echo(host: &str) -> SocketAddr {
@@ -41,36 +41,36 @@ fn exchange(stream: &mut TcpStream) -> std::io::Result<[u8; 5]> {
     Ok(answer)
 }
 
-fn hurt_and_heal(address: SocketAddr, options: &str) {
+fn inject_and_restore(address: SocketAddr, options: &str) {
     let rule = |text: &str| format!("tcp:7000 {text}");
     let is_well = || assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
     is_well();
-    let hurt = Hurt::begin(&[&rule("blackhole")], options);
+    let applied = AppliedRules::begin(&[&rule("blackhole")], options);
     assert!(is_cut_off(address), "blackhole");
-    hurt.end();
+    applied.end();
     is_well();
     for reject in ["reject", "reject=icmp-port"] {
-        let hurt = Hurt::begin(&[&rule(reject)], options);
+        let applied = AppliedRules::begin(&[&rule(reject)], options);
         // Over loopback and IPv6 the error can meet a socket that is still being worked on by connect(2);
         // the kernel drops it then, and it is the one about the SYN's retransmission that counts.
         let refused = connect(address).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{reject}");
-        hurt.end();
+        applied.end();
     }
     let mut old = connect(address).unwrap();
     exchange(&mut old).unwrap();
-    let hurt = Hurt::begin(&[&rule("reset match=data")], options);
+    let applied = AppliedRules::begin(&[&rule("reset match=data")], options);
     assert_eq!(
         exchange(&mut old).unwrap_err().kind(),
         ErrorKind::ConnectionReset,
         "reset"
     );
-    hurt.end();
+    applied.end();
     let mut old = connect(address).unwrap();
     exchange(&mut old).unwrap();
-    let hurt = Hurt::begin(&[&rule("corrupt=100% dir=to-client")], options);
+    let applied = AppliedRules::begin(&[&rule("corrupt=100% dir=to-client")], options);
     assert_ne!(&exchange(&mut old).unwrap(), b"hello", "corrupt");
-    hurt.end();
+    applied.end();
     assert_eq!(
         &exchange(&mut old).unwrap(),
         b"hello",
@@ -80,16 +80,16 @@ fn hurt_and_heal(address: SocketAddr, options: &str) {
 }
 
 #[test]
-fn tcp_is_hurt_and_heals_the_way_this_kernel_has() {
+fn tcp_faults_are_applied_and_removed_by_the_default_attachment() {
     enter_fresh();
-    hurt_and_heal(echo("127.0.0.1"), "--scope host");
-    hurt_and_heal(echo("::1"), "--scope host");
+    inject_and_restore(echo("127.0.0.1"), "--scope host");
+    inject_and_restore(echo("::1"), "--scope host");
 }
 
 #[test]
-fn tcp_is_hurt_and_heals_by_clsact() {
+fn tcp_faults_are_applied_and_removed_by_clsact() {
     enter_fresh();
-    hurt_and_heal(echo("127.0.0.1"), "--scope host --attach clsact");
+    inject_and_restore(echo("127.0.0.1"), "--scope host --attach clsact");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn udp_is_dropped_and_sent_twice() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     for options in ["--scope host", "--scope host --attach clsact"] {
-        let hurt = Hurt::begin(
+        let applied = AppliedRules::begin(
             &[
                 "udp:7000 drop first=2 count=rule",
                 "udp:7000 duplicate=100%",
@@ -115,7 +115,7 @@ fn udp_is_dropped_and_sent_twice() {
             assert_eq!(receiver.recv(&mut byte).unwrap(), 1);
             assert_eq!(byte[0], 3);
         }
-        hurt.end();
+        applied.end();
     }
 }
 
@@ -123,17 +123,17 @@ fn udp_is_dropped_and_sent_twice() {
 fn only_the_commands_own_sockets_are_touched() {
     enter_fresh();
     let address = echo("127.0.0.1");
-    let hurt = Hurt::begin(&["tcp:7000 blackhole"], "");
+    let applied = AppliedRules::begin(&["tcp:7000 blackhole"], "");
     assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
-    hurt.end();
+    applied.end();
     let output = run(
         &["tcp:7000 reject"],
         "",
         &["busybox", "nc", "127.0.0.1", "7000"],
     );
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_ne!(output.status.code(), Some(0), "{told}");
-    assert!(!told.contains("never fired"), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert_ne!(output.status.code(), Some(0), "{stderr_text}");
+    assert!(!stderr_text.contains("never fired"), "{stderr_text}");
 }
 
 #[test]
@@ -145,21 +145,21 @@ fn a_rule_that_never_matched_tells_what_the_command_used_instead() {
         "",
         &["busybox", "nc", "127.0.0.1", "7000"],
     );
-    let told = String::from_utf8_lossy(&output.stderr);
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
     let expected = "the command connected to tcp:7000 (once), never to tcp:5432";
-    assert!(told.contains(expected), "{told}");
-    assert_eq!(output.status.code(), Some(120), "{told}");
+    assert!(stderr_text.contains(expected), "{stderr_text}");
+    assert_eq!(output.status.code(), Some(120), "{stderr_text}");
 }
 
 #[test]
-fn a_killed_instance_hurts_nothing_after_its_lease() {
+fn a_killed_instance_stops_acting_after_its_lease() {
     enter_fresh();
     let address = echo("127.0.0.1");
-    let mut hurt = Hurt::begin(&["tcp:7000 blackhole"], "--scope host --attach clsact");
+    let mut applied = AppliedRules::begin(&["tcp:7000 blackhole"], "--scope host --attach clsact");
     assert!(is_cut_off(address));
-    hurt.kill();
+    applied.kill();
     wait_for(|| !is_cut_off(address), "the lease to end");
-    drop(hurt);
+    drop(applied);
     assert!(fault().arg("clean").output().unwrap().status.success());
 }
 
@@ -171,7 +171,8 @@ const GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 0, 7), 7400);
 
 /// What the command of a run does here: for each line that it reads, `send PORT ADDRESS`, it sends a datagram from that
 /// port to that address; for `ask PORT ADDRESS` it waits for a corrupted answer too; for `join` it receives multicast,
-/// for `listen` it does so by MPTCP, for `io_uring` it opens sockets by `io_uring`. It says so each time.
+/// for `listen` it does so by MPTCP, for `io_uring` it opens sockets by `io_uring`, for `echoes` it sends one ICMP echo request
+/// more than are remembered. It says so each time.
 #[test]
 fn what_the_command_does() {
     if std::env::var_os(IS_COMMAND).is_none() {
@@ -191,6 +192,14 @@ fn what_the_command_does() {
             }
             ["join"] => joined.push(join(Ipv4Addr::UNSPECIFIED)),
             ["io_uring"] => refused_by_io_uring(),
+            ["echoes"] => {
+                let socket = icmp();
+                for number in 0..=ECHOES_REMEMBERED {
+                    let [.., a, b] = number.to_be_bytes();
+                    let identifier = [1, u8::from(number == ECHOES_REMEMBERED)];
+                    send_echo(&socket, ECHO_REQUEST, identifier, [a, b]);
+                }
+            }
             [what, port, address] => {
                 let socket = send_from(port.parse().unwrap(), address.parse().unwrap(), b'c');
                 let mut byte = *b"c";
@@ -286,6 +295,27 @@ fn mptcp() -> std::io::Result<Socket> {
     Socket::new(Domain::IPV4, Type::STREAM, Some(IPPROTO_MPTCP.into()))
 }
 
+/// How many ICMP echo requests are remembered: see docs/rules.md.
+const ECHOES_REMEMBERED: u32 = 65_536;
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REPLY: u8 = 0;
+
+fn icmp() -> Socket {
+    let kind = Type::RAW;
+    Socket::new(Domain::IPV4, kind, Some(socket2::Protocol::ICMPV4)).unwrap()
+}
+
+/// An ICMP echo message without data to loopback.
+fn send_echo(socket: &Socket, kind: u8, [i0, i1]: [u8; 2], [s0, s1]: [u8; 2]) {
+    let words = [[kind, 0], [i0, i1], [s0, s1]].map(u16::from_be_bytes);
+    let sum: u32 = words.iter().copied().map(u32::from).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let [.., c0, c1] = (!folded).to_be_bytes();
+    let message = [kind, 0, c0, c1, i0, i1, s0, s1];
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.send_to(&message, &loopback.into()).unwrap();
+}
+
 /// A run whose command is this program.
 struct Commanded {
     child: Child,
@@ -335,12 +365,16 @@ impl Commanded {
 
     /// Ends it; its only rule must have matched and hit so many packets.
     fn end(self, packets: usize) {
+        assert_hits(&self.summary(), packets);
+    }
+
+    /// Ends it, and gives the summary.
+    fn summary(self) -> String {
         let mut child = self.child;
         drop(child.stdin.take());
         let output = child.wait_with_output().unwrap();
         drop(self.said);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_hits(&told, packets);
+        String::from_utf8(output.stderr).unwrap()
     }
 }
 
@@ -352,17 +386,17 @@ fn assert_hits(summary: &str, packets: usize) {
 
 /// Sends datagrams back, and tells what they were once it has.
 fn telling_echo(socket: UdpSocket) -> Receiver<u8> {
-    let (tell, told) = channel();
+    let (sender, heard) = channel();
     std::thread::spawn(move || {
         let mut byte = [0];
         while let Ok((_, client)) = socket.recv_from(&mut byte) {
             socket.send_to(&byte, client).unwrap();
-            if tell.send(byte[0]).is_err() {
+            if sender.send(byte[0]).is_err() {
                 break;
             }
         }
     });
-    told
+    heard
 }
 
 #[test]
@@ -385,7 +419,7 @@ fn a_port_belongs_to_who_uses_it_now() {
         ("ask", "udp:7000 corrupt=100% dir=to-client"),
     ] {
         let mut command = Commanded::start(rule);
-        for (round, (address, told)) in
+        for (round, (address, stderr_text)) in
             (0..ROUNDS).flat_map(|n| servers.iter().map(move |s| (n, s)))
         {
             let port = 33_333 + u16::try_from(round % 2).unwrap();
@@ -396,12 +430,12 @@ fn a_port_belongs_to_who_uses_it_now() {
                 let answer = socket.recv(&mut byte);
                 assert_eq!(answer.ok(), Some(1), "{address} round {round}: {rule}");
                 assert_eq!(byte, *b"o", "{address} round {round}: {rule}");
-                assert_eq!(told.recv().ok(), Some(b'o'));
+                assert_eq!(stderr_text.recv().ok(), Some(b'o'));
             };
             ask();
             command.tell(&format!("{what} {port} {address}"));
             if what == "ask" {
-                assert_eq!(told.recv().ok(), Some(b'c'));
+                assert_eq!(stderr_text.recv().ok(), Some(b'c'));
             }
             ask();
         }
@@ -454,6 +488,22 @@ fn a_socket_made_by_io_uring_is_the_commands() {
 }
 
 #[test]
+fn replies_to_pings_that_are_forgotten_are_counted() {
+    enter_fresh();
+    std::fs::write("/proc/sys/net/ipv4/icmp_echo_ignore_all", "1").unwrap();
+    let mut command = Commanded::start("icmp drop dir=to-client");
+    command.tell("echoes");
+    // The first request is forgotten, for it was one too many; the last is not.
+    for identifier in [[1, 0], [1, 1]] {
+        send_echo(&icmp(), ECHO_REPLY, identifier, [0, 0]);
+    }
+    let summary = command.summary();
+    assert_hits(&summary, 1);
+    let counted = "1 ICMP echo replies were not matched";
+    assert!(summary.contains(counted), "{summary}");
+}
+
+#[test]
 fn a_listener_of_mptcp_is_the_commands() {
     if !fault_user::sys::version::at_least(5, 19) || mptcp().is_err() {
         eprintln!("skipped: the kernel has no MPTCP, or is older than 5.19");
@@ -474,23 +524,24 @@ fn a_range_is_one_of_services_ports_not_of_clients() {
         let address = echo(host);
         let mut old = connect(address).unwrap();
         exchange(&mut old).unwrap();
-        let hurt = Hurt::begin(&["tcp:1-6999,7001-65535 blackhole"], "--scope host --force");
+        let applied =
+            AppliedRules::begin(&["tcp:1-6999,7001-65535 blackhole"], "--scope host --force");
         assert_eq!(&exchange(&mut old).unwrap(), b"hello", "open before");
         assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
-        assert_hits(&hurt.end(), 0);
+        assert_hits(&applied.end(), 0);
     }
 }
 
 /// Which of 16 addresses refuse connections under a rule for a share of them.
 fn refusing(rule: &str, seed: u32) -> Vec<u8> {
     let rule = format!("tcp:127.0.1.0/28:7000 {rule}");
-    let hurt = Hurt::begin(&[&rule], &format!("--scope host --seed {seed}"));
+    let applied = AppliedRules::begin(&[&rule], &format!("--scope host --seed {seed}"));
     let refuses = |host: &u8| {
         let stream = connect(SocketAddr::from(([127, 0, 1, *host], 7000)));
         stream.and_then(|mut stream| exchange(&mut stream)).is_err()
     };
     let refusing = (0..16).filter(refuses).collect();
-    hurt.end();
+    applied.end();
     refusing
 }
 
@@ -526,12 +577,12 @@ fn each_receiver_of_multicast_is_judged_by_itself() {
     }
     command.end(DATAGRAMS);
     // What is sent here goes out and is looped back.
-    let hurt = Hurt::begin(&[&format!("udp:{} blackhole", GROUP.1)], "--scope host");
+    let applied = AppliedRules::begin(&[&format!("udp:{} blackhole", GROUP.1)], "--scope host");
     let own = UdpSocket::bind("10.77.0.1:0").unwrap();
     for _ in 0..DATAGRAMS {
         own.send_to(b"m", GROUP).unwrap();
     }
-    assert_hits(&hurt.end(), 2 * DATAGRAMS);
+    assert_hits(&applied.end(), 2 * DATAGRAMS);
     own.send_to(b"e", GROUP).unwrap();
     let mut byte = [0];
     other.recv(&mut byte).unwrap();

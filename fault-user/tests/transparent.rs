@@ -77,13 +77,16 @@ fn a_proxy_that_listens_where_its_upstream_is() {
         assert_eq!(status, 200, "{answer}");
         assert!(took(address) >= SLOW);
         assert!(exchange(&mut old).unwrap() < SLOW, "it was there before");
-        let mut led = connect(address).unwrap();
-        exchange(&mut led).unwrap();
+        let mut redirected = connect(address).unwrap();
+        exchange(&mut redirected).unwrap();
         let (status, answer) = ask(&daemon, "POST", "/proxies/svc", r#"{"enabled":false}"#);
         assert_eq!(status, 200, "{answer}");
         let refused = TcpStream::connect(address).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-        assert!(exchange(&mut led).is_err(), "it went through the relay");
+        assert!(
+            exchange(&mut redirected).is_err(),
+            "it went through the relay"
+        );
         ask(&daemon, "POST", "/reset", "");
         assert!(took(address) < SLOW);
         let (status, answer) = ask(
@@ -190,7 +193,7 @@ fn a_packet_fault_is_a_toxic_of_a_transparent_proxy() {
     let (status, refused) = daemon.call("POST", "/proxies/plain/toxics", r#"{"type":"reject"}"#);
     assert_eq!(status, 400, "{refused}");
     let why = refused["error"].as_str().unwrap();
-    assert!(why.contains("needs a transparent proxy"), "{why}");
+    assert!(why.contains("use a transparent proxy"), "{why}");
 }
 
 #[test]
@@ -204,11 +207,11 @@ fn a_killed_daemon_leaves_the_service_to_itself() {
     let daemon = Daemon::start();
     let body = r#"{"name":"svc","listen":"127.0.0.1:7000","upstream":"127.0.0.1:7000"}"#;
     assert_eq!(ask(&daemon, "POST", "/proxies", body).0, 201);
-    let mut led = connect(address).unwrap();
-    exchange(&mut led).unwrap();
+    let mut redirected = connect(address).unwrap();
+    exchange(&mut redirected).unwrap();
     // Dropping it kills it.
     drop(daemon);
-    assert!(exchange(&mut led).is_err(), "a reset, not a hang");
+    assert!(exchange(&mut redirected).is_err(), "a reset, not a hang");
     assert!(took(address) < SLOW);
 }
 
@@ -218,7 +221,7 @@ fn what_cannot_be_transparent_is_refused() {
     let daemon = Daemon::start();
     for (listen, protocol, why) in [
         ("0.0.0.0:7000", "tcp", "needs the address of its service"),
-        ("127.0.0.1:7000", "udp", "there is none for UDP"),
+        ("127.0.0.1:7000", "udp", "UDP is not supported"),
     ] {
         let body = format!(
             r#"{{"name":"svc","listen":"{listen}","upstream":"{listen}","protocol":"{protocol}"}}"#
@@ -233,7 +236,7 @@ fn what_cannot_be_transparent_is_refused() {
 }
 
 #[test]
-fn clients_from_outside_are_led_too() {
+fn clients_from_outside_are_redirected_too() {
     if !needs_netns_cookies() {
         return;
     }
@@ -253,12 +256,12 @@ fn clients_from_outside_are_led_too() {
             let mut inject = Watched::inject(&["-r", &rule]);
             assert!(took_outside() >= SLOW, "a client from outside");
             assert!(took(address) >= SLOW, "a client on this host");
-            let mut led = outside.enter(|| Ok(connect(address)?)).unwrap();
-            exchange(&mut led).unwrap();
+            let mut redirected = outside.enter(|| Ok(connect(address)?)).unwrap();
+            exchange(&mut redirected).unwrap();
             inject.signal(signal);
             inject.finish();
             assert!(took_outside() < SLOW);
-            assert!(exchange(&mut led).is_err(), "a reset, not a hang");
+            assert!(exchange(&mut redirected).is_err(), "a reset, not a hang");
         }
     }
 }

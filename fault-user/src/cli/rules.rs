@@ -27,15 +27,15 @@ pub struct Rules {
     /// A name for a target, e.g. mysql=tcp:3306. Repeatable.
     #[arg(long = "target", value_name = "NAME=TARGET")]
     targets: Vec<String>,
-    /// Draw faults from the rules of -r within these limits, for environments that run for long.
-    /// Limits are length and total (needed), quiet, `at_a_time` and connections, e.g. length=2s..10s,quiet=20s,total=1h.
-    /// A rule that is given twice is drawn twice as often.
+    /// Draw faults from the rules of -r at random within these limits. Limits are length and total (required), quiet,
+    /// `at_a_time` and connections, e.g. length=2s..10s,quiet=20s,total=1h. A rule that is given twice is drawn twice
+    /// as often.
     #[arg(long, value_name = "LIMITS", requires = "texts")]
     random: Option<String>,
-    /// Where all randomness comes from; drawn and printed when it is not given.
+    /// The random seed; default: drawn and printed.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// They have been in force before, drawn ones among them.
+    /// The rules come from a report; drawn ones are included.
     #[arg(skip)]
     recorded: bool,
     /// The seed that was drawn for want of one: it stays when the file is read again.
@@ -44,7 +44,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Rules that were written down before.
+    /// Rules of a report.
     #[must_use]
     pub fn again(texts: Vec<String>, targets: Vec<String>, seed: u64) -> Self {
         Self {
@@ -67,7 +67,7 @@ impl Rules {
     /// Reads all rules.
     ///
     /// # Errors
-    /// The first mistake, with a caret under it, or with its place in the file.
+    /// The first mistake, with a caret under it or its position in the file.
     pub fn parse(&self) -> Result<RuleSet, Failure> {
         self.parse_with(self.file.as_ref())
     }
@@ -93,7 +93,7 @@ impl Rules {
         if let Some(limits) = &self.random {
             if random.is_some() {
                 return Err(Failure::usage(anyhow!(
-                    "the file has a `random` of its own: leave --random out"
+                    "the scenario file has `random`: leave --random out"
                 )));
             }
             random = Some(self.choices(limits, &targets)?);
@@ -145,7 +145,7 @@ impl Rules {
         for limit in limits.split(separators).filter(|limit| !limit.is_empty()) {
             let (name, value) = limit.split_once('=').ok_or_else(|| {
                 Failure::usage(anyhow!(
-                    "--random: `{limit}` is no limit: expected NAME=VALUE, such as total=1h"
+                    "--random: `{limit}` is not a limit: expected NAME=VALUE, such as total=1h"
                 ))
             })?;
             let number = value.parse::<u32>().ok().filter(|_| name == "at_a_time");
@@ -165,7 +165,7 @@ impl Rules {
             .ok_or_else(|| Failure::usage(anyhow!("--random: no limits")))
     }
 
-    /// Refuses a rule of the command line that does not fit to one before it. (Those of the file have been compared.)
+    /// Rejects a rule of the command line that conflicts with an earlier one. (Rules of the file are already checked.)
     fn refuse_conflict(
         &self,
         (rules, typed): (&[(Rule, ResolvedRule)], &[Option<&str>]),
@@ -209,18 +209,18 @@ impl Rules {
     }
 }
 
-/// The faults of a seed; `others` rules act beside them.
+/// Draws the faults of a seed; `others` is the number of further rules.
 fn drawn(random: &Random, seed: u64, others: usize) -> Result<Vec<Rule>, Failure> {
     let drawn = random.draw(seed);
     let most = RULES_MAX as usize;
     if drawn.is_empty() {
         return Err(Failure::usage(anyhow!(
-            "`random` draws no fault with seed {seed}: give it a longer total, or less quiet"
+            "`random` draws no fault with seed {seed}: make `total` longer or `quiet` shorter"
         )));
     }
     if others + drawn.len() > most {
         return Err(Failure::usage(anyhow!(
-            "`random` draws {} faults, and at most {most} rules can be given: make the total shorter, or the quiet longer",
+            "`random` draws {} faults, but at most {most} rules are possible: make `total` shorter or `quiet` longer",
             drawn.len()
         )));
     }

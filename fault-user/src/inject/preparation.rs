@@ -1,4 +1,4 @@
-//! From a plan to programs that are loaded and attached, with rules not yet in force.
+//! Loads and attaches the programs of a plan, without applying its rules.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,12 +8,12 @@ use nix::errno::Errno;
 
 use super::xdp;
 use crate::hold::qdiscs::Qdiscs;
-use crate::inject::follow::Newcomers;
+use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
-use crate::inject::injection::{Prepared, Wishes};
+use crate::inject::injection::{InjectionOptions, PreparedInjection};
 use crate::inject::injector::{Attachment, Capacity, Clock, Injector, Options};
-use crate::inject::reach::Front;
-use crate::inject::reach::{Reach, note};
+use crate::inject::reach::IngressMechanism;
+use crate::inject::reach::{InterfaceSet, note};
 use crate::plan::Plan;
 use crate::plan::needs::Needs;
 use crate::plan::tables::{PacketRule, Tables, compile};
@@ -24,24 +24,28 @@ use crate::undo::change::join;
 use crate::undo::instance::{Instance, Marks};
 use crate::undo::journal::Journal;
 
-/// Loads and attaches the programs for a plan. Nothing acts before [`Prepared::start`].
+/// Loads and attaches the programs of a plan. They do nothing before [`PreparedInjection::start`].
 ///
 /// # Errors
-/// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
-pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result<Prepared> {
-    prepare_noting(plan, interfaces, wishes, None)
+/// A system call fails, or an interface can't be used; attached programs are then removed.
+pub fn prepare(
+    plan: &Plan,
+    interfaces: &[Interface],
+    injection_options: &InjectionOptions,
+) -> Result<PreparedInjection> {
+    prepare_noting(plan, interfaces, injection_options, None)
 }
 
-/// As [`prepare`], for a caller who has begun this process's journal already.
+/// As [`prepare`], for a caller that has already started this process's journal.
 ///
 /// # Errors
 /// As [`prepare`].
 pub fn prepare_noting(
     plan: &Plan,
     interfaces: &[Interface],
-    wishes: &Wishes,
+    injection_options: &InjectionOptions,
     journal: Option<Journal>,
-) -> Result<Prepared> {
+) -> Result<PreparedInjection> {
     let mut journal = journal;
     let instance = join()?;
     let qdiscs = match plan.qdiscs()? {
@@ -52,18 +56,25 @@ pub fn prepare_noting(
         }
         None => None,
     };
-    prepare_behind(instance, qdiscs, plan, interfaces, wishes, journal)
+    prepare_behind(
+        instance,
+        qdiscs,
+        plan,
+        interfaces,
+        injection_options,
+        journal,
+    )
 }
 
-/// As [`prepare_noting`], with the qdiscs that hold packets there already.
+/// As [`prepare_noting`], with the qdiscs that hold packets already set up.
 fn prepare_behind(
     instance: Instance,
     qdiscs: Option<Qdiscs>,
     plan: &Plan,
     interfaces: &[Interface],
-    wishes: &Wishes,
+    injection_options: &InjectionOptions,
     journal: Option<Journal>,
-) -> Result<Prepared> {
+) -> Result<PreparedInjection> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
     let unheld = if plan.holds() {
@@ -76,33 +87,40 @@ fn prepare_behind(
     } else {
         None
     };
-    let front = choose_front(&entries, wishes);
+    let front = choose_front(&entries, injection_options);
     let options = Options {
         tap: tap.as_ref().map(Tap::index),
-        xdp: front.is_ok_and(|front| front != Front::Tc),
+        xdp: front.is_ok_and(|front| front != IngressMechanism::Tc),
         number: instance.number(),
         marks: instance.marks(),
-        ..options(plan, &entries, &tables, wishes, qdiscs.as_ref())?
+        ..options(plan, &entries, &tables, injection_options, qdiscs.as_ref())?
     };
     let mut injector = Injector::load(&options)?;
-    injector.repeat(wishes.replay.as_deref().unwrap_or_default())?;
-    let mut reach = Reach::new(injector, interfaces, qdiscs, journal, instance)?;
+    injector.repeat(injection_options.replay.as_deref().unwrap_or_default())?;
+    let mut reach = InterfaceSet::new(injector, interfaces, qdiscs, journal, instance)?;
     let attached = reach.attach_all(tap, &plan.shapers());
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
-        && wishes.attachment.is_none()
+        && injection_options.attachment.is_none()
         && reach.injector.attachment() == Attachment::Tcx
         && attached.as_ref().is_err_and(is_tcx_missing)
     {
         let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
         drop(reach);
-        // Of another number: what carries the first one may still be going.
+        // With another number: links of the first one may still be disappearing.
         let instance = join()?;
-        let wishes = Wishes {
+        let injection_options = InjectionOptions {
             attachment: Some(Attachment::Clsact),
-            ..wishes.clone()
+            ..injection_options.clone()
         };
-        return prepare_behind(instance, qdiscs, plan, interfaces, &wishes, journal);
+        return prepare_behind(
+            instance,
+            qdiscs,
+            plan,
+            interfaces,
+            &injection_options,
+            journal,
+        );
     }
     attached?;
     match front {
@@ -111,24 +129,24 @@ fn prepare_behind(
     }
     reach.notes.extend(unheld);
     let reach = Arc::new(Mutex::new(reach));
-    let newcomers = wishes
-        .newcomers
+    let later_interfaces = injection_options
+        .later_interfaces
         .clone()
-        .map(|selection| Newcomers::watch(selection, Arc::clone(&reach)))
+        .map(|selection| InterfaceWatcher::watch(selection, Arc::clone(&reach)))
         .transpose()?;
-    Ok(Prepared {
-        newcomers,
-        idle: Idle::prepare(&entries, wishes.live)?,
+    Ok(PreparedInjection {
+        later_interfaces,
+        idle: Idle::prepare(&entries, injection_options.live)?,
         entries,
         reach,
         tables,
     })
 }
 
-/// What to tell of interfaces where packets can't be held.
+/// A note about interfaces on which packets can't be held.
 ///
 /// # Errors
-/// There is no other.
+/// There is no interface on which packets can be held.
 fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
     let unable: Vec<_> = interfaces
         .iter()
@@ -138,43 +156,46 @@ fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
     let names = unable.join(", ");
     ensure!(
         unable.len() < interfaces.len(),
-        "packets of {names} can't be held, which `delay`, `rate`, `reorder` and `slot` do: name another interface, or use \
-         a fault such as `loss`"
+        "`delay`, `rate`, `reorder` and `slot` can't hold packets of {names}: name another interface, or use a fault \
+         such as `loss`"
     );
     Ok((!unable.is_empty())
-        .then(|| format!("packets that only pass {names} can't be held: they pass")))
+        .then(|| format!("forwarded packets of {names} can't be held: they are let through")))
 }
 
-/// Where packets are judged first; an error when what was wished for can't be.
-fn choose_front(entries: &[PacketRule], wishes: &Wishes) -> Result<Front, &'static str> {
-    if wishes.front == Front::Tc {
-        return Ok(Front::Tc);
+/// Chooses the mechanism for incoming packets; an error if the requested one is unsupported.
+fn choose_front(
+    entries: &[PacketRule],
+    injection_options: &InjectionOptions,
+) -> Result<IngressMechanism, &'static str> {
+    if injection_options.front == IngressMechanism::Tc {
+        return Ok(IngressMechanism::Tc);
     }
-    let suits = if wishes.live {
+    let suits = if injection_options.live {
         Err("the rules are going to be replaced by others")
     } else if !version::at_least(5, 12) {
         Err("it needs Linux 5.12")
     } else {
         xdp::suits(entries)
     };
-    match (suits, wishes.front) {
+    match (suits, injection_options.front) {
         (Ok(()), front) => Ok(front),
-        (Err(reason), Front::Xdp) => Err(reason),
-        // Nobody asked for it.
-        (Err(_), _) => Ok(Front::Tc),
+        (Err(reason), IngressMechanism::Xdp) => Err(reason),
+        // XDP was not requested.
+        (Err(_), _) => Ok(IngressMechanism::Tc),
     }
 }
 
-/// What is asked of the programs, but for a tap device and XDP.
+/// The options for loading the programs, without the tap device and XDP.
 fn options(
     plan: &Plan,
     entries: &[PacketRule],
     tables: &Tables,
-    wishes: &Wishes,
+    injection_options: &InjectionOptions,
     qdiscs: Option<&Qdiscs>,
 ) -> Result<Options> {
-    let mut options = fixed_options(plan, entries, tables, wishes)?;
-    if wishes.live {
+    let mut options = fixed_options(plan, entries, tables, injection_options)?;
+    if injection_options.live {
         options = live_options(options);
     }
     if let Some(qdiscs) = qdiscs {
@@ -184,24 +205,24 @@ fn options(
     if qdiscs.is_some() || plan.needs_delay_line() {
         options.places = PLACES / 2;
     }
-    if let Some(decisions) = &wishes.replay {
+    if let Some(decisions) = &injection_options.replay {
         options.replay = Some(u32::try_from(decisions.len())?);
     }
     Ok(options)
 }
 
-/// For rules that stay as they are: what they don't need is left out.
+/// Options for rules that are not replaced: unneeded features are left out.
 fn fixed_options(
     plan: &Plan,
     entries: &[PacketRule],
     tables: &Tables,
-    wishes: &Wishes,
+    injection_options: &InjectionOptions,
 ) -> Result<Options> {
     let needs = Needs::of(entries);
     Ok(Options {
         capacity: Capacity::of(tables)?,
-        events: wishes.events,
-        attachment: wishes.attachment,
+        events: injection_options.events,
+        attachment: injection_options.attachment,
         needs,
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
         matches: entries.len(),
@@ -221,9 +242,9 @@ fn fixed_options(
     })
 }
 
-/// For rules that others are going to follow.
+/// Options for rules that may be replaced.
 fn live_options(first: Options) -> Options {
-    /// Room for so many times what the first rules need.
+    /// The maps are this many times larger than the first rules need.
     const ROOM: u32 = 4;
     let needed = first.capacity;
     Options {
@@ -242,7 +263,7 @@ fn live_options(first: Options) -> Options {
     }
 }
 
-/// Whether the kernel has no TCX, as opposed to having something against this attachment.
+/// Whether the error means that the kernel has no TCX.
 fn is_tcx_missing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| {

@@ -22,6 +22,8 @@ const LONGEST_LOGIN: u32 = 10_000;
 /// What asks for encryption by TLS and by GSSAPI, and to cancel.
 const SSL_REQUEST: u32 = 80_877_103;
 const GSS_REQUEST: u32 = 80_877_104;
+/// The length of both; whatever is longer is something else.
+const REQUEST_LENGTH: u64 = 8;
 const CANCEL_REQUEST: u32 = 80_877_102;
 /// The most prepared statements and portals whose texts are kept for a connection.
 const NAMES_MAX: usize = 1024;
@@ -106,7 +108,7 @@ impl Client {
         }
         let length = u64::from(length);
         match code {
-            SSL_REQUEST | GSS_REQUEST => Frame::Answered {
+            SSL_REQUEST | GSS_REQUEST if length == REQUEST_LENGTH => Frame::Answered {
                 length,
                 reply: b"N".to_vec(),
             },

@@ -1,4 +1,4 @@
-//! Whether what a scenario expects has come true.
+//! Checks the expectations of a scenario.
 
 use anyhow::{Context as _, Result};
 
@@ -11,10 +11,10 @@ use crate::sys::process::command::Ended;
 use crate::watch::history::{History, Seen};
 use crate::watch::probe::{self, Try};
 
-/// The targets that expectations are about, looked up, each once.
+/// Resolves the targets of expectations, each once.
 ///
 /// # Errors
-/// One that is no service of TCP, or whose fault is waited for and that has none.
+/// A target is not a TCP service, or has no fault although an expectation waits for one.
 pub fn targets(
     expect: &Expect,
     rules: &[(Rule, ResolvedRule)],
@@ -41,7 +41,7 @@ pub fn targets(
     for (field, name) in recovering.chain(quiet) {
         if rules.iter().all(|(_, rule)| rule.name != *name) {
             anyhow::bail!(
-                "expect.{field}: no rule is about `{name}`, so there is no fault to wait for"
+                "expect.{field}: no rule has the target `{name}`, so no fault can be waited for"
             );
         }
     }
@@ -52,39 +52,39 @@ fn look_up(name: &str, rules: &[(Rule, ResolvedRule)], known: &Targets) -> Resul
     if let Some((_, rule)) = rules.iter().find(|(_, rule)| rule.name == name) {
         return Ok(rule.target.clone());
     }
-    // A target is looked up as that of a rule.
+    // A target is resolved like that of a rule.
     let rule: Rule = format!("{name} drop").parse()?;
     Ok(rule.resolve(known, &mut SystemResolver)?.target)
 }
 
-/// An expectation and what came of it.
+/// An expectation and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it came true.
+    /// Whether it was met.
     pub holds: bool,
-    /// What was expected and what was found, in one line.
+    /// The expectation and the result in one line.
     pub text: String,
 }
 
-/// What a run has come to.
+/// The results of a run.
 #[derive(Debug)]
 pub struct Facts<'a> {
     /// The plan.
     pub plan: &'a Plan,
-    /// The rules, as they were written and resolved.
+    /// The rules as written and as resolved.
     pub rules: &'a [(Rule, ResolvedRule)],
-    /// What the rules did.
+    /// The hits of the rules.
     pub hits: &'a [Hits],
-    /// How the command ended.
+    /// The end of the command.
     pub ended: Ended,
-    /// After which time all rules ended, where the scenario says.
+    /// The time after which all rules ended, if the scenario sets one.
     pub rules_ns: Option<u64>,
-    /// What was seen of connections; without targets where nobody asked.
+    /// The recorded connections; without targets if not requested.
     pub history: &'a History,
     /// The tries of each probe.
     pub tries: &'a [Vec<Try>],
-    /// What each probe came to after everything was healed, where it was asked then: a complaint, if any.
-    pub healed: &'a [Option<Try>],
+    /// The last try of each probe after all rules were removed, if it was tried then.
+    pub after_removal: &'a [Option<Try>],
 }
 
 /// Checks every expectation.
@@ -114,7 +114,7 @@ pub fn verdicts(expect: &Expect, facts: &Facts<'_>) -> Vec<Verdict> {
     verdicts
 }
 
-/// When a probe was tried, seen from the faults.
+/// The phase of a probe's try, relative to the faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Before,
@@ -136,7 +136,7 @@ impl Facts<'_> {
         }
     }
 
-    /// The expectations that are a limit on a figure.
+    /// Expectations that limit a figure.
     fn counted(&self, expect: &Expect) -> Vec<Verdict> {
         let seen = |name: &str| self.history.of(name).cloned().unwrap_or_default();
         let mut verdicts = Vec::new();
@@ -169,7 +169,7 @@ impl Facts<'_> {
 
     fn p99(&self, name: &str, limit_ns: u64, seen: &Seen) -> Verdict {
         let limit = show_duration(limit_ns);
-        let expected = format!("expect 99 of 100 connects to {name} answered in {limit}");
+        let expected = format!("expect 99 of 100 connects to {name} to be answered within {limit}");
         match seen.p99_connect_ns(self.history.length_ns) {
             Some(found) => Verdict {
                 holds: found <= limit_ns,
@@ -181,12 +181,12 @@ impl Facts<'_> {
             },
             None => Verdict {
                 holds: false,
-                text: format!("{expected}: there was no connect"),
+                text: format!("{expected}: there was no connection attempt"),
             },
         }
     }
 
-    /// When faults of a target acted (of all, where none is named), merged.
+    /// The merged windows of a target's faults, or of all faults.
     fn windows(&self, name: Option<&str>) -> Vec<(u64, u64)> {
         let rules = self
             .rules
@@ -274,10 +274,10 @@ impl Facts<'_> {
                 .collect::<Vec<_>>()
         };
         let starts_late = windows.first().is_none_or(|(from, _)| *from > 0);
-        let healed = self.healed.get(number).and_then(Option::as_ref);
+        let after_removal = self.after_removal.get(number).and_then(Option::as_ref);
         let complaint = before(&of(Phase::Before), starts_late)
             .or_else(|| during(&of(Phase::During), probe.during))
-            .or_else(|| after(of(Phase::After).last().copied().or(healed)));
+            .or_else(|| after(of(Phase::After).last().copied().or(after_removal)));
         Verdict {
             holds: complaint.is_none(),
             text: format!(
@@ -304,8 +304,8 @@ fn phase(windows: &[(u64, u64)], at_ns: u64) -> Phase {
     }
 }
 
-/// What is wrong with the tries before the first fault. Where that comes at once the probe was asked before anything was
-/// done.
+/// The complaint about tries before the first fault, if any. If a fault starts at once, the probe was tried before the
+/// run.
 fn before(tries: &[&Try], asked: bool) -> Option<String> {
     match tries.last() {
         Some(last) => last
@@ -327,7 +327,7 @@ fn during(tries: &[&Try], wanted: During) -> Option<String> {
     match (wanted, failed) {
         (During::MustHold, Some(why)) => Some(format!("not during the fault: {why}")),
         (During::MustFail, None) => {
-            Some("it held during the fault too, where it must fail".to_owned())
+            Some("it also held during the fault, where it must fail".to_owned())
         }
         _ => None,
     }
@@ -343,7 +343,7 @@ fn after(last: Option<&Try>) -> Option<String> {
     }
 }
 
-/// A time that was measured, to the tenth of a millisecond.
+/// Formats a measured time to the tenth of a millisecond.
 fn rounded(ns: u64) -> String {
     const STEP: u64 = 100_000;
     show_duration(ns.div_ceil(STEP) * STEP)

@@ -1,4 +1,4 @@
-//! The end of a container that is aimed at, and its return (`--follow`).
+//! Watches for the end of the selected container and for its restart (`--follow`).
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use super::many;
 use super::options::Options;
 use super::rules::RuleSet;
 use super::subject::Subject;
-use crate::inject::injection::{Injection, Wishes};
+use crate::inject::injection::{Injection, InjectionOptions};
 use crate::plan::Plan;
 use crate::sys::process::container;
-use crate::sys::process::container::{Container, Places};
+use crate::sys::process::container::{Container, RuntimePaths};
 use crate::sys::process::proc::open_pidfd;
 use crate::tell::tell;
 
-/// How often a container that has ended is looked for.
+/// Interval for polling a container that has ended.
 const PACE: Duration = Duration::from_millis(200);
 
-/// What has happened to the container.
+/// An event of the container.
 #[derive(Debug)]
-pub enum Turn {
+pub enum ContainerEvent {
     /// Its first process has ended.
     Ended,
-    /// It runs again, in another process.
+    /// It runs again, with another first process.
     Back(Container),
 }
 
@@ -35,20 +35,20 @@ pub enum Turn {
 #[derive(Debug)]
 pub struct Follower {
     name: String,
-    /// Whether the rules are to go with it.
+    /// Whether to apply the rules again after a restart.
     pub follows: bool,
-    /// Its first process; `None` while it does not run.
+    /// Its first process; `None` while it is not running.
     process: Option<AsyncFd<OwnedFd>>,
     pace: Interval,
-    /// Why it could not be followed the last time, said once.
+    /// The last error, to report it only once.
     refused: String,
 }
 
 impl Follower {
-    /// Watches the container that is aimed at, if one is. To be called within a tokio runtime.
+    /// Watches the selected container, if there is one. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The kernel refuses to watch its process.
+    /// The container's process can't be watched.
     pub fn of(options: &Options, subject: &Subject) -> Result<Option<Self>> {
         let (Some(name), Some(container)) = (&options.container, &subject.container) else {
             return Ok(None);
@@ -62,53 +62,54 @@ impl Follower {
         }))
     }
 
-    /// Waits for the next turn; for ever where there is none. Safe to cancel.
+    /// Waits for the next event; forever without a container. Cancel safe.
     ///
     /// # Errors
     /// The process can't be watched.
-    pub async fn next(follower: &mut Option<Self>) -> Result<Turn> {
+    pub async fn next(follower: &mut Option<Self>) -> Result<ContainerEvent> {
         match follower {
             Some(follower) => follower.turn().await,
             None => std::future::pending().await,
         }
     }
 
-    async fn turn(&mut self) -> Result<Turn> {
+    async fn turn(&mut self) -> Result<ContainerEvent> {
         if let Some(process) = &self.process {
             drop(process.readable().await.context("watching the container")?);
             self.process = None;
-            return Ok(Turn::Ended);
+            return Ok(ContainerEvent::Ended);
         }
         if !self.follows {
             std::future::pending::<()>().await;
         }
         loop {
             self.pace.tick().await;
-            // Stopped, being made, or gone for now.
-            if let Ok(container) = container::find(&Places::default(), &self.name)
+            // The container is stopped, being created, or removed.
+            if let Ok(container) = container::find(&RuntimePaths::default(), &self.name)
                 && let Some(process) = watch(container.pid)?
             {
                 self.process = Some(process);
-                return Ok(Turn::Back(container));
+                return Ok(ContainerEvent::Back(container));
             }
         }
     }
 
-    /// Says what has happened, and moves the rules when it is back.
-    pub fn take(&mut self, turn: Turn, course: Moving<'_>) {
+    /// Reports the event, and moves the rules to a restarted container.
+    pub fn take(&mut self, turn: ContainerEvent, relocation: Relocation<'_>) {
         let name = &self.name;
         match turn {
-            Turn::Ended if self.follows => {
-                tell!("fault: the container `{name}` has ended; the rules wait for it");
+            ContainerEvent::Ended if self.follows => {
+                tell!("fault: the container `{name}` has ended; waiting for it to restart");
             }
-            Turn::Ended => tell!(
-                "fault: the container `{name}` has ended, and its rules with it (--follow goes on when it is back)"
+            ContainerEvent::Ended => tell!(
+                "fault: the container `{name}` has ended; its rules are removed (--follow applies them again after a \
+                 restart)"
             ),
-            Turn::Back(container) => match course.to(container) {
+            ContainerEvent::Back(container) => match relocation.to(container) {
                 Ok(rules) => {
                     self.refused.clear();
                     tell!(
-                        "fault: the container `{name}` is back: {} in force",
+                        "fault: the container `{name}` is running again: {} applied",
                         many(rules)
                     );
                 }
@@ -117,12 +118,12 @@ impl Follower {
         }
     }
 
-    /// Tries again later; most likely it has ended again meanwhile.
+    /// Reports the error and tries again later. The container has probably ended again.
     fn refuse(&mut self, error: &str) {
         self.process = None;
         if self.refused != error {
             tell!(
-                "fault: the container `{}` is not followed yet: {error}",
+                "fault: warning: the rules can't be applied to the restarted container `{}` yet: {error}",
                 self.name
             );
             error.clone_into(&mut self.refused);
@@ -130,24 +131,24 @@ impl Follower {
     }
 }
 
-/// Rules that go from one place to another.
-pub struct Moving<'a> {
-    /// What they are aimed at.
+/// Moves rules from one container to another.
+pub struct Relocation<'a> {
+    /// The options that select traffic.
     pub options: &'a Options,
     /// The rules.
     pub rules: &'a RuleSet,
-    /// How they are put in force.
-    pub wishes: &'a Wishes,
-    /// Where they are.
+    /// The options of the injection.
+    pub injection_options: &'a InjectionOptions,
+    /// The traffic that the rules apply to now.
     pub subject: &'a mut Subject,
-    /// The plan in force.
+    /// The applied plan.
     pub plan: &'a mut Plan,
-    /// Their programs.
+    /// The attached programs.
     pub injection: &'a mut Injection,
 }
 
-impl Moving<'_> {
-    /// Puts the rules in force in a container; gives how many.
+impl Relocation<'_> {
+    /// Applies the rules to a container. Returns the number of rules.
     fn to(self, container: Container) -> Result<usize> {
         let mut subject = Subject::of(self.options, Some(container))?;
         let scope = subject.scope();
@@ -159,7 +160,7 @@ impl Moving<'_> {
         )?;
         plan.hold_by(self.plan.held_by);
         self.injection.settle()?;
-        let mut prepared = subject.load(&plan, self.options, self.wishes)?;
+        let mut prepared = subject.load(&plan, self.options, self.injection_options)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
         }
@@ -171,7 +172,7 @@ impl Moving<'_> {
     }
 }
 
-/// A descriptor that gets readable when the process ends; `None` when it has ended.
+/// A descriptor that becomes readable when the process ends; `None` if it has ended.
 fn watch(pid: i32) -> Result<Option<AsyncFd<OwnedFd>>> {
     match open_pidfd(pid) {
         // SAFETY: it owns the descriptor, and keeps it open for as long as it lives.

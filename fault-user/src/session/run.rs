@@ -1,4 +1,4 @@
-//! `fault run`: rules while a command runs.
+//! `fault run`: rules that are applied while a command runs.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,13 +8,13 @@ use std::sync::Arc;
 use fault_common::abi::{Counter, DecisionKey};
 
 use super::files::Files;
-use super::observe::{Observer, Wanted};
+use super::observe::{Observer, WatchList};
 use super::options::Options;
 use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
 use super::subject::{Subject, scope_of};
 use super::{Loaded, Session, choose_mechanism, guard, plan, require, runtime, tell_unfired};
-use crate::inject::injection::{Hits, Wishes};
+use crate::inject::injection::{Hits, InjectionOptions};
 use crate::plan::mechanism::Mechanism;
 use crate::report::expectations::{self, Facts, Verdict};
 use crate::report::file::{self, Amount, Expectation, Report, RuleReport};
@@ -25,39 +25,39 @@ use crate::sys::preflight::Need;
 use crate::sys::process::caller;
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
-use crate::sys::process::command::{CommandSpec, Ended, Prepared as ReadyCommand, Running};
+use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand as ReadyCommand, Running};
 use crate::sys::process::user::Identity;
 use crate::tell::{Patience, tell};
 
-/// Nanoseconds of a millisecond.
+/// Nanoseconds per millisecond.
 const MS_NS: u64 = 1_000_000;
 
-/// A command, and what is done around it.
+/// The options of `fault run`.
 #[derive(Debug)]
 pub struct Run {
-    /// Whose traffic is touched besides the command's.
+    /// The options of the session.
     pub options: Options,
-    /// Everyone's traffic is touched.
+    /// Rules apply to the whole host.
     pub host: bool,
-    /// Who runs the command, where that was asked for.
+    /// The user to run the command as, if given.
     pub user: Option<String>,
-    /// A rule that never fired is no failure.
+    /// Succeed even if a rule never fired.
     pub allow_unfired: bool,
-    /// Where the decisions that fire are written.
+    /// The file for decisions that fire.
     pub events: Option<PathBuf>,
     /// The folder of the report.
     pub report: Option<PathBuf>,
-    /// Decisions that are repeated.
+    /// Decisions to replay.
     pub replay: Option<Arc<[(DecisionKey, u64)]>>,
     /// The command and its arguments.
     pub command: Vec<OsString>,
 }
 
 impl Run {
-    /// Does it.
+    /// Runs the command with the rules applied.
     ///
     /// # Errors
-    /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
+    /// Wrong arguments, or the rules can't be applied; then nothing is changed.
     pub fn execute(self, mut rules: RuleSet) -> Outcome {
         self.check(&rules)?;
         if self.host {
@@ -68,8 +68,8 @@ impl Run {
         require(&needs)?;
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
         let mechanism = choose_mechanism(&mut rules, &self.options)?;
-        let wanted = Wanted::new(&rules, self.report.is_some(), identity.clone())?;
-        // Another user that was asked for has an environment of its own.
+        let watch_list = WatchList::new(&rules, self.report.is_some(), identity.clone())?;
+        // A user given by --user gets an environment of its own.
         let environment = match self.user {
             None => caller::environment(),
             Some(_) => Vec::new(),
@@ -77,22 +77,23 @@ impl Run {
         let command = CommandSpec::new(self.command.clone(), identity)?
             .with_environment(environment)
             .resolve()?;
-        runtime()?.block_on(self.inject(&rules, wanted, mechanism, &command))
+        runtime()?.block_on(self.inject(&rules, watch_list, mechanism, &command))
     }
 
-    /// What `--follow` can't be combined with.
+    /// Rejects options that can't be combined with `--follow`.
     fn check(&self, rules: &RuleSet) -> Result<(), Failure> {
         if !self.options.follow {
             return Ok(());
         }
         if self.events.is_some() || self.report.is_some() || self.replay.is_some() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "--follow has no decisions of one run to write or repeat: take --events and --report away"
+                "--events and --report do not work with --follow: leave one of them out"
             )));
         }
         match rules.expect.names().first() {
             Some(first) => Err(Failure::usage(anyhow::anyhow!(
-                "--follow: connections can't be counted across restarts of a container: take `{}` out of the expectations",
+                "--follow: connections can't be counted across restarts of a container: remove `{}` from the \
+                 expectations",
                 first.0
             ))),
             None => Ok(()),
@@ -102,11 +103,11 @@ impl Run {
     async fn inject(
         &self,
         rules: &RuleSet,
-        wanted: Wanted<'_>,
+        watch_list: WatchList<'_>,
         mechanism: Mechanism,
         command: &ReadyCommand,
     ) -> Outcome {
-        wanted.before(rules).await?;
+        watch_list.before(rules).await?;
         let patience = Patience::start("setting up");
         let subject = Subject::find(&self.options)?;
         let own = self.own_cgroup()?;
@@ -117,38 +118,45 @@ impl Run {
         };
         let plan = plan(rules, scope.as_ref(), mechanism, rules.seed()?)?;
         let files = Files::open(self.report.clone(), self.events.clone())?;
-        let wishes = self.wishes();
+        let injection_options = self.injection_options();
         let seed = plan.seed;
-        let mut loaded = Loaded::load(&self.options, rules, subject, scope, plan, wishes)?;
+        let mut loaded = Loaded::load(
+            &self.options,
+            rules,
+            subject,
+            scope,
+            plan,
+            injection_options,
+        )?;
         let recorder = match files.decisions()? {
             Some((file, path)) => Some(Recorder::start(loaded.take_events()?, file, path)?),
             None => None,
         };
         tell!("fault: seed {seed}");
         loaded.count_endpoints();
-        let observer = wanted.watch(&loaded.subject, loaded.scope())?;
+        let observer = watch_list.watch(&loaded.subject, loaded.scope())?;
         let session = loaded.start(self.title(), true).await?;
         drop(patience);
         let mut running = waiting.go()?;
         give_up(&rights(&session, command, own.as_ref()));
-        let mut course = Course {
+        let mut active = ActiveRun {
             run: self,
             files,
             session,
             observer,
             samples: Samples::default(),
         };
-        course.observer.probe(course.session.injection.started());
-        let ended = course.wait(&mut running).await?;
-        let code = course.judge(ended, recorder).await?;
-        course.session.restore()?;
+        active.observer.probe(active.session.injection.started());
+        let ended = active.wait(&mut running).await?;
+        let code = active.judge(ended, recorder).await?;
+        active.session.restore()?;
         if let Some(own) = own {
             release(own)?;
         }
         Ok(code)
     }
 
-    /// A cgroup for the command, unless everyone or somebody else is aimed at.
+    /// Creates a cgroup for the command, unless the rules apply to the host or to other processes.
     fn own_cgroup(&self) -> anyhow::Result<Option<CommandCgroup>> {
         if self.host || self.options.is_given() {
             return Ok(None);
@@ -156,15 +164,15 @@ impl Run {
         CommandCgroup::create(&Hierarchy::find()?, Leftovers::Release).map(Some)
     }
 
-    fn wishes(&self) -> Wishes {
-        Wishes {
+    fn injection_options(&self) -> InjectionOptions {
+        InjectionOptions {
             events: self.events.is_some() || self.report.is_some(),
             replay: self.replay.clone(),
-            ..self.options.wishes()
+            ..self.options.injection_options()
         }
     }
 
-    /// What `fault top` calls it.
+    /// The title in `fault top`.
     fn title(&self) -> String {
         let words: Vec<_> = self.command.iter().map(|w| w.to_string_lossy()).collect();
         format!("fault run -- {}", words.join(" "))
@@ -177,7 +185,7 @@ impl Run {
         all_fired: bool,
         ended: Ended,
     ) -> u8 {
-        // A command that is expected to fail, and does, has succeeded.
+        // A command that fails as expected has succeeded.
         let expected = rules.expect.exit == Some(ended.exit_code());
         if !ended.is_success() && !expected {
             ended.exit_code()
@@ -186,7 +194,7 @@ impl Run {
         } else if !all_fired && !self.allow_unfired {
             exit::UNFIRED
         } else if expected {
-            // A code that the scenario expects is a success, whatever it is.
+            // The exit code that the scenario expects is a success.
             exit::SUCCESS
         } else {
             ended.exit_code()
@@ -241,8 +249,8 @@ impl Run {
     }
 }
 
-/// A run while it lasts.
-struct Course<'a> {
+/// The state while the command runs.
+struct ActiveRun<'a> {
     run: &'a Run,
     files: Files,
     session: Session<'a>,
@@ -250,8 +258,8 @@ struct Course<'a> {
     samples: Samples,
 }
 
-impl Course<'_> {
-    /// Waits for the command; answers `fault top`, takes samples for a report, and goes with a container meanwhile.
+impl ActiveRun<'_> {
+    /// Waits for the command. Meanwhile serves `fault top`, takes samples for the report and follows the container.
     async fn wait(&mut self, running: &mut Running) -> anyhow::Result<Ended> {
         let sampled = self.run.report.is_some();
         let mut ticks = tokio::time::interval(SAMPLING);
@@ -272,7 +280,7 @@ impl Course<'_> {
         }
     }
 
-    /// Takes the figures of now for a report.
+    /// Takes a sample for the report.
     fn sample(&mut self, at_ms: u64, hits: &[Hits]) {
         let session = &self.session;
         let lines = super::control::targets(&session.plan, hits, session.steering.as_ref());
@@ -280,14 +288,14 @@ impl Course<'_> {
         self.samples.take(at_ms, hits, bytes);
     }
 
-    /// The rules act no more: what was done and seen is told, and the exit code chosen.
+    /// Stops the rules, collects the results and chooses the exit code.
     async fn judge(&mut self, ended: Ended, recorder: Option<Recorder>) -> Outcome {
         let witnessed = self.observer.finish(self.session.injection.epoch_ns())?;
         self.session.drain().await?;
         let hits = self.session.hits()?;
         self.sample(witnessed.history.length_ns / MS_NS, &hits);
         self.session.rest();
-        let healed = self.observer.healed().await;
+        let after_removal = self.observer.after_removal().await;
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
@@ -300,7 +308,7 @@ impl Course<'_> {
             rules_ns: rules.length_ns,
             history: &witnessed.history,
             tries: &witnessed.tries,
-            healed: &healed,
+            after_removal: &after_removal,
         })
     }
 
@@ -308,7 +316,7 @@ impl Course<'_> {
     fn conclude(&self, facts: &Facts<'_>) -> Outcome {
         let (session, rules) = (&self.session, self.session.rules());
         let mut unfired = session.summarize(facts.hits)?;
-        // Drawn faults may come when nobody is there, or not before the command ends. One at least must have fired.
+        // Drawn faults may have no traffic, or start after the command's end. At least one of them must have fired.
         if !rules.drawn.is_empty() && unfired.len() < session.plan.rules.len() {
             unfired.retain(|(rule, _)| !rules.is_drawn(rule));
         }
@@ -330,14 +338,14 @@ impl Course<'_> {
         }
         if code == exit::UNFIRED {
             tell!(
-                "fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)"
+                "fault: exit code 120: a rule never fired, so the run did not test it (--allow-unfired accepts this)"
             );
         }
         Ok(code)
     }
 }
 
-/// What is still needed while the command runs, and to take everything back.
+/// The capabilities needed while the command runs and to restore everything.
 fn rights(
     session: &Session<'_>,
     command: &ReadyCommand,
@@ -356,18 +364,20 @@ fn rights(
     rights
 }
 
-/// Gives the command's cgroup up, and says what goes on without it.
+/// Releases the command's cgroup, and reports processes that are still running.
 fn release(own: CommandCgroup) -> anyhow::Result<()> {
     let finished = own.finish()?;
     match finished.released.len() {
         0 => {}
-        1 => tell!("fault: a background process of the command runs on, unhurt"),
-        many => tell!("fault: {many} background processes of the command run on, unhurt"),
+        1 => tell!("fault: a background process of the command is still running, without faults"),
+        many => tell!(
+            "fault: {many} background processes of the command are still running, without faults"
+        ),
     }
     Ok(())
 }
 
-/// The words that were typed, with the seed that was drawn and without a place for the report.
+/// The command line with the seed and without the report's folder.
 fn again(arguments: impl IntoIterator<Item = String>, seed: u64) -> Vec<String> {
     let mut again = vec!["sudo".to_owned(), "fault".to_owned()];
     let mut arguments = arguments.into_iter().skip(1);

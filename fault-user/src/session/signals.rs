@@ -5,18 +5,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::sys::process::signals;
 
 /// The signals that end `fault inject` and `fault daemon`.
-pub struct Ends {
+pub struct EndSignals {
     interrupt: Signal,
     terminate: Signal,
     /// `None` under nohup(1).
     hangup: Option<Signal>,
 }
 
-impl Ends {
-    /// Listens for them from now on.
+impl EndSignals {
+    /// Handles the signals from now on.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The signals can't be handled.
     pub fn listen() -> anyhow::Result<Self> {
         let hangup = if signals::is_ignored(libc::SIGHUP)? {
             None
@@ -30,7 +30,7 @@ impl Ends {
         })
     }
 
-    /// Waits for one of them.
+    /// Waits for one of the signals.
     pub async fn come(&mut self) {
         let hangup = async {
             match &mut self.hangup {

@@ -1,7 +1,7 @@
-//! Rules that are taken in and out of the kernel's tables at their times.
+//! Loads rules into the kernel's tables around their windows, and unloads them.
 //!
-//! Of the rules that match a packet only the first few are judged, in or out of their windows. Where there are more, as with
-//! drawn faults, only those are put in whose window is near.
+//! Only the first few rules that match a packet are evaluated, whether or not they are in their windows. With more
+//! rules, such as drawn faults, only those whose window is near are loaded.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use fault_common::abi::MATCHES_MAX;
 use crate::rule::ResolvedRule;
 use crate::rule::units::show_duration;
 
-/// How long before its window a rule is put in: the kernel opens the window itself, to the moment.
+/// A rule is loaded this long before its window. The kernel opens the window itself, at the exact time.
 const LEAD_NS: u64 = 100_000_000;
 
 /// A rule with one window.
@@ -20,37 +20,38 @@ struct Window {
     rule: usize,
     from_ns: u64,
     to_ns: u64,
-    /// The rule as it is printed, for what is told of it.
+    /// The rule's text, for messages.
     text: String,
-    /// Whether it was drawn by chance.
+    /// Whether it was randomly drawn.
     is_drawn: bool,
 }
 
-/// What changes with a look at the clock.
+/// The windows that have opened or closed since the last look.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    /// What there is to tell, one line each.
+pub struct WindowChange {
+    /// Messages, one line each.
     pub told: Vec<String>,
     /// Rules whose window is over.
     pub over: Vec<usize>,
 }
 
-/// The rules that come and go.
+/// The windows of all rules.
 pub struct Windows {
     all: Vec<Window>,
     started: Instant,
-    /// When to look next; nothing more happens when there is none.
+    /// The time of the next change; `None` if there is none.
     next_ns: Option<u64>,
-    /// Whether rules are taken out. Few stay in, so that they count connections from the beginning, as a replay does.
+    /// Whether rules are unloaded outside their windows. If there are few, they stay loaded and count connections from
+    /// the start, as a replay does.
     take_out: bool,
-    /// The rules that are not in.
+    /// The rules that are not loaded.
     pub resting: BTreeSet<usize>,
     told: BTreeSet<usize>,
     over: BTreeSet<usize>,
 }
 
 impl Windows {
-    /// All rules stay in.
+    /// Creates windows for rules that always stay loaded.
     #[must_use]
     pub fn none(started: Instant) -> Self {
         Self {
@@ -64,7 +65,7 @@ impl Windows {
         }
     }
 
-    /// The rules that do not act all the time; with a period, from their first repetition to the last.
+    /// Collects the rules that have windows. A periodic rule has one window from its first repetition to its last.
     pub fn of<'a>(
         rules: impl Iterator<Item = (String, &'a ResolvedRule)>,
         drawn: &Range<usize>,
@@ -96,13 +97,13 @@ impl Windows {
         windows
     }
 
-    /// Whether rules come and go at all.
+    /// Whether any rule is loaded and unloaded.
     #[must_use]
     pub fn are_some(&self) -> bool {
         !self.all.is_empty()
     }
 
-    /// Waits for the next moment at which something changes.
+    /// Waits for the next change.
     pub async fn wait(&self) {
         let Some(next_ns) = self.next_ns else {
             return std::future::pending().await;
@@ -111,14 +112,14 @@ impl Windows {
         tokio::time::sleep_until(at.into()).await;
     }
 
-    /// Looks at the clock.
-    pub fn look(&mut self) -> Change {
+    /// Returns the changes since the last call.
+    pub fn look(&mut self) -> WindowChange {
         let now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.look_at(now_ns)
     }
 
-    fn look_at(&mut self, now_ns: u64) -> Change {
-        let mut change = Change::default();
+    fn look_at(&mut self, now_ns: u64) -> WindowChange {
+        let mut change = WindowChange::default();
         let mut next_ns: Option<u64> = None;
         for window in &self.all {
             let begin_ns = window.from_ns.saturating_sub(LEAD_NS);
@@ -183,7 +184,7 @@ mod tests {
     #[test]
     fn drawn_rules_are_told_of() {
         let mut windows = windows(&TEXTS, 1..3);
-        assert_eq!(windows.look_at(0), Change::default());
+        assert_eq!(windows.look_at(0), WindowChange::default());
         assert_eq!(windows.next_ns, Some(2 * S_NS - LEAD_NS));
         let told = windows.look_at(2 * S_NS).told;
         assert_eq!(told, ["drawn: `tcp:1 drop at=2s for=3s`"]);
@@ -199,7 +200,7 @@ mod tests {
     fn many_rules_come_and_go() {
         let texts: Vec<_> = TEXTS.iter().chain(&TEXTS).chain(&TEXTS).copied().collect();
         let mut windows = windows(&texts, 0..0);
-        assert_eq!(windows.look_at(0), Change::default());
+        assert_eq!(windows.look_at(0), WindowChange::default());
         assert_eq!(windows.resting, [1, 2, 4, 5, 7, 8].into());
         let told = windows.look_at(2 * S_NS).told;
         assert_eq!(told, ["begins: `tcp:1 drop at=2s for=3s`"; 3]);

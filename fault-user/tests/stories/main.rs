@@ -54,11 +54,11 @@ fn postgres_from_pytest() {
         .args(["-m", "pytest", "-p", "no:cacheprovider", "-q"])
         .output()
         .expect("python3-pytest (cargo xtask setup --for test)");
-    let told = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
-        "{told}{}",
+        "{stdout}{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(!told.contains("skipped"), "{told}");
+    assert!(!stdout.contains("skipped"), "{stdout}");
 }

@@ -351,23 +351,16 @@ pub(crate) struct Place {
     pub(crate) trouble: Arc<Trouble>,
 }
 
-/// What carries out a fault on this direction, where it acts on it: those that answer in the server's name look at
-/// requests and maybe at answers, whatever direction was asked for.
-fn stage_on(
-    fault: &Fault,
-    asked: Direction,
-    direction: Direction,
-    place: &Place,
-) -> Option<Box<dyn Stage>> {
+/// Creates the stage of a fault for a direction that it [acts on](acts_on).
+fn stage_on(fault: &Fault, direction: Direction, place: &Place) -> Option<Box<dyn Stage>> {
     match fault.handling() {
         Some(handling) if direction == Direction::Downstream => handling.answers(),
-        Some(_) => fault.stage(place),
-        None if asked == direction => fault.stage(place),
-        None => None,
+        _ => fault.stage(place),
     }
 }
 
-/// Whether a fault acts on this direction.
+/// Whether a fault acts on this direction. Those that answer in the server's name read requests, and some read answers
+/// too, whatever direction was asked for.
 fn acts_on(fault: &Fault, asked: Direction, direction: Direction) -> bool {
     match fault.handling() {
         Some(handling) => direction == Direction::Upstream || handling.reads_answers(),
@@ -613,8 +606,7 @@ impl Pipeline {
                 shared: Arc::clone(&toxic.shared),
                 trouble: Arc::clone(owner.trouble),
             };
-            let asked = toxic.config.direction;
-            if let Some(stage) = stage_on(fault, asked, owner.direction, &place) {
+            if let Some(stage) = stage_on(fault, owner.direction, &place) {
                 let stage = match toxic.config.datagrams {
                     Some(datagrams) => Box::new(PickedStage::new(stage, datagrams, &place)),
                     None => stage,

@@ -34,7 +34,7 @@ pub struct Container {
 
 /// Where runtimes keep their state.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct RuntimePaths {
     /// Docker's socket.
     pub docker_socket: PathBuf,
     /// Podman's list of containers.
@@ -47,7 +47,7 @@ pub struct Places {
     pub hosts_processes: bool,
 }
 
-impl Default for Places {
+impl Default for RuntimePaths {
     fn default() -> Self {
         Self {
             docker_socket: "/run/docker.sock".into(),
@@ -63,7 +63,7 @@ impl Default for Places {
 ///
 /// # Errors
 /// None, several, a stopped one, or a runtime whose socket may not be read.
-pub fn find(places: &Places, wanted: &str) -> Result<Container> {
+pub fn find(places: &RuntimePaths, wanted: &str) -> Result<Container> {
     let mut refused = None;
     let mut all = Vec::new();
     for list in [docker, podman, containerd] {
@@ -90,13 +90,13 @@ pub fn find(places: &Places, wanted: &str) -> Result<Container> {
             one.runtime
         ),
         [one] => bail!(
-            "the container `{wanted}` ({}) is not running, or its processes can't be seen from inside this one: give \
-             this one the host's with --pid host (hostPID in Kubernetes)",
+            "the container `{wanted}` ({}) is not running, or its processes are not visible from this container: \
+             share the host's process ids with --pid host (hostPID in Kubernetes)",
             one.runtime
         ),
         [] => {
             if let Some(error) = refused {
-                return Err(error.context(format!("no container `{wanted}` is to be found")));
+                return Err(error.context(format!("no container `{wanted}` found")));
             }
             bail!("no container `{wanted}`: {}", known(&all))
         }
@@ -106,7 +106,7 @@ pub fn find(places: &Places, wanted: &str) -> Result<Container> {
                 .map(|one| format!("{} {}", one.runtime, short(&one.id)))
                 .collect();
             bail!(
-                "`{wanted}` is the name of several containers: give the id of one ({})",
+                "several containers are named `{wanted}`: give the id of one ({})",
                 ids.join(", ")
             )
         }
@@ -130,12 +130,12 @@ fn known(all: &[Container]) -> String {
         })
         .collect();
     let there = if names.is_empty() {
-        "no container of Docker, Podman or containerd is running here".to_owned()
+        "no Docker, Podman or containerd container is running here".to_owned()
     } else {
         format!("there are {}", names.join(", "))
     };
     format!(
-        "{there} (those of a rootless runtime are not seen: use --pid with the container's process)"
+        "{there} (containers of a rootless runtime are not found: give --pid with the container's process)"
     )
 }
 
@@ -148,14 +148,14 @@ fn text(value: &Value, field: &str) -> String {
 }
 
 /// Asks Docker's API. A machine without Docker has no containers of it.
-fn docker(places: &Places) -> Result<Vec<Container>> {
+fn docker(places: &RuntimePaths) -> Result<Vec<Container>> {
     let path = &places.docker_socket;
     if !path.exists() {
         return Ok(Vec::new());
     }
     let list = ask(path, "/containers/json?all=1").with_context(|| {
         format!(
-            "can't ask Docker on {} (run as root, or join the group docker)",
+            "can't query Docker on {} (run as root, or join the group docker)",
             path.display()
         )
     })?;
@@ -209,7 +209,7 @@ fn ask(socket: &Path, target: &str) -> Result<Value> {
 }
 
 /// Reads the state of Podman's root containers.
-fn podman(places: &Places) -> Result<Vec<Container>> {
+fn podman(places: &RuntimePaths) -> Result<Vec<Container>> {
     let path = &places.podman_list;
     let list = match std::fs::read(path) {
         Ok(list) => list,
@@ -242,7 +242,7 @@ fn podman(places: &Places) -> Result<Vec<Container>> {
 
 /// Reads the running tasks of containerd, of every namespace. A task that Docker started is known by Docker's
 /// name already, and left out here.
-fn containerd(places: &Places) -> Result<Vec<Container>> {
+fn containerd(places: &RuntimePaths) -> Result<Vec<Container>> {
     let mut found = Vec::new();
     let Ok(namespaces) = std::fs::read_dir(&places.containerd_tasks) else {
         return Ok(found);
@@ -292,7 +292,7 @@ fn cri_name(config: &Path) -> String {
     }
 }
 
-impl Places {
+impl RuntimePaths {
     /// The number in a pid file, or 0 when there is none or its process is gone.
     fn read_pid(&self, path: &Path, id: &str) -> Result<i32> {
         let text = match std::fs::read_to_string(path) {
@@ -305,7 +305,7 @@ impl Places {
         let pid: i32 = text
             .trim()
             .parse()
-            .with_context(|| format!("{} holds no number", path.display()))?;
+            .with_context(|| format!("{} does not contain a number", path.display()))?;
         Ok(if self.is_process_of(pid, id) { pid } else { 0 })
     }
 
@@ -333,8 +333,8 @@ mod tests {
     use super::*;
 
     /// Places below a folder of the test's own, with nothing in them.
-    fn places(folder: &Path) -> Places {
-        Places {
+    fn places(folder: &Path) -> RuntimePaths {
+        RuntimePaths {
             docker_socket: folder.join("docker.sock"),
             podman_list: folder.join("containers.json"),
             podman_run: folder.join("run"),
@@ -343,7 +343,7 @@ mod tests {
         }
     }
 
-    fn add_podman(places: &Places, containers: &[(&str, &str, Option<u32>)]) {
+    fn add_podman(places: &RuntimePaths, containers: &[(&str, &str, Option<u32>)]) {
         let list: Vec<_> = containers
             .iter()
             .map(|(id, name, _)| serde_json::json!({"id": id, "names": [name]}))
@@ -380,7 +380,7 @@ mod tests {
         assert!(stopped.contains("is not running"), "{stopped}");
         let unknown = find(&places, "cache").unwrap_err().to_string();
         assert!(
-            unknown.starts_with("no container `cache`: there are db (those of a rootless"),
+            unknown.starts_with("no container `cache`: there are db (containers of a rootless"),
             "{unknown}"
         );
         // Two characters are too few to be an id.
@@ -405,7 +405,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&places.docker_socket).unwrap());
         let error = format!("{:#}", find(&places, "db").unwrap_err());
         assert!(
-            error.contains("can't ask Docker on") && error.contains("join the group docker"),
+            error.contains("can't query Docker on") && error.contains("join the group docker"),
             "{error}"
         );
     }
@@ -458,7 +458,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = find(&places(folder.path()), "db").unwrap_err().to_string();
         assert!(
-            error.contains("no container of Docker, Podman or containerd is running"),
+            error.contains("no Docker, Podman or containerd container is running"),
             "{error}"
         );
     }

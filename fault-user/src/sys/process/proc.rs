@@ -1,4 +1,4 @@
-//! What `/proc` tells of a process.
+//! Information about processes from `/proc`.
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -63,7 +63,7 @@ fn stat(pid: Pid) -> Result<Option<Stat>> {
     };
     parse_stat(&text)
         .map(Some)
-        .with_context(|| format!("{path} is not in the form that proc(5) tells"))
+        .with_context(|| format!("{path} does not have the format of proc(5)"))
 }
 
 /// The name in parentheses may hold spaces and parentheses itself, so fields count from the last
@@ -164,10 +164,10 @@ pub fn socket_inodes(processes: &[ProcessId]) -> Result<HashSet<u64>> {
 
 /// A socket that a process has open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenSocket {
+pub struct SocketDescriptor {
     /// Its descriptor there.
     pub number: RawFd,
-    /// What tells it from all others.
+    /// Its unique inode.
     pub inode: u64,
 }
 
@@ -211,7 +211,7 @@ pub fn take_sockets<T, S: BuildHasher>(
 ///
 /// # Errors
 /// `PermissionDenied` without being its owner and without `CAP_SYS_PTRACE`; too many files are open here.
-pub fn open_sockets(pid: i32) -> io::Result<Vec<OpenSocket>> {
+pub fn open_sockets(pid: i32) -> io::Result<Vec<SocketDescriptor>> {
     let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(entries) => entries,
         Err(error) if is_gone(&error) => return Ok(Vec::new()),
@@ -229,7 +229,7 @@ pub fn open_sockets(pid: i32) -> io::Result<Vec<OpenSocket>> {
         let inode = link.to_str().and_then(socket_inode);
         let number = number.to_str().and_then(|number| number.parse().ok());
         if let (Some(inode), Some(number)) = (inode, number) {
-            sockets.push(OpenSocket { number, inode });
+            sockets.push(SocketDescriptor { number, inode });
         }
     }
     Ok(sockets)
