@@ -17,7 +17,7 @@ use crate::relay::{
     Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig, Transport,
     Upstream, resolve_listen, resolve_name,
 };
-use crate::rule::{Asked, NamePattern};
+use crate::rule::{Asked, NamePattern, is_alpn};
 use crate::session::standing::{Rules, RulesChange, off_the_runtime};
 use crate::steer::front::{ProxiedService, TransparentProxies};
 
@@ -351,7 +351,15 @@ impl Proxy {
         {
             return Err(crate::relay::ToxicError::Exists.into());
         }
+        let filter = filter(fields)?;
         let fault = fault.filter(|fault| fault.acts_on(self.relay.transport()));
+        let reads_streams = self.relay.transport() == Transport::Tcp
+            && fault.as_ref().is_some_and(|fault| !fault.is_proxy_wide());
+        if !filter.is_empty() && !reads_streams {
+            return Err(invalid(
+                "sni, host and alpn select TCP connections for a stream toxic: leave them out here",
+            ));
+        }
         let Some(fault) = fault else {
             let kind = packet.ok_or_else(|| unfit(kind))?;
             let toxic = PacketToxic {
@@ -370,13 +378,6 @@ impl Proxy {
         let fault = fault
             .with_attributes(attributes)
             .map_err(ApiError::bad_body)?;
-        let filter = filter(&fields)?;
-        let is_whole = fault.is_proxy_wide() || self.relay.transport() == Transport::Udp;
-        if !filter.is_empty() && is_whole {
-            return Err(invalid(
-                "sni, host and alpn pick TCP connections by what their clients ask for: leave them out here",
-            ));
-        }
         let config = ToxicConfig {
             name,
             direction,
@@ -455,6 +456,12 @@ impl Proxy {
         let toxic = toxics.iter().find(|toxic| toxic.name == name);
         let toxic = toxic.ok_or(crate::relay::ToxicError::NotFound)?;
         let fields = Fields::parse(body)?;
+        let asked = filter(&fields)?;
+        if !asked.is_empty() && asked != toxic.filter {
+            return Err(invalid(
+                "sni, host and alpn can't be changed: remove the toxic and add it again",
+            ));
+        }
         let toxicity = fields.number("toxicity")?;
         let fault = match fields.get("attributes") {
             Some(attributes) => Some(
@@ -509,7 +516,12 @@ fn filter(fields: &Fields) -> Result<Filter, ApiError> {
         asked: Asked {
             sni: name("sni")?,
             host: name("host")?,
-            alpn: fields.text("alpn")?.map(str::to_owned),
+            alpn: match fields.text("alpn")? {
+                Some(text) if !is_alpn(text) => {
+                    return Err(invalid(&format!("alpn: {text:?} is no protocol of ALPN")));
+                }
+                protocol => protocol.map(str::to_owned),
+            },
         },
         server: None,
     })

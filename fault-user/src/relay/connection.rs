@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::control::{Control, SILENCE};
 use super::fault::CloseMode;
-use super::greeting::{self, Greeted};
+use super::greeting::{self, Greeted, Greeting, Progress};
 use super::inner::Inner;
 use super::lane::{Ending, Lane, Ports, WaitsFor};
 use super::stage::Owner;
@@ -39,6 +39,8 @@ pub(crate) struct Connection {
     lanes: [Lane; 2],
     /// What the client asks for.
     greeted: Greeted,
+    /// When a greeting of which a part has come is taken for another protocol.
+    greeting_due: Option<Instant>,
     version: Option<u64>,
     timer: Timer,
     /// What the lanes had moved when that was last looked at, and since when it is that much.
@@ -62,6 +64,7 @@ impl Connection {
             } else {
                 Greeted::Unread
             },
+            greeting_due: None,
             relay,
             control,
             client: Arc::new(client),
@@ -154,14 +157,7 @@ impl Connection {
                 CloseMode::Fin => Ending::Leave,
             }));
         }
-        if self.greeted == Greeted::Awaited
-            && let Poll::Ready(greeting) =
-                greeting::poll(&self.client, &self.server, &self.relay.trouble, context)
-        {
-            self.greeted = Greeted::Known(greeting);
-            // The toxics that it has a connection meet are known now.
-            self.version = None;
-        }
+        self.read_greeting(context);
         let newest = self.relay.toxics.version();
         if self.version != Some(newest) {
             if let Err(ending) = self.reconcile() {
@@ -169,11 +165,7 @@ impl Connection {
             }
             self.relay.changed.notify_waiters();
         }
-        let polled = match self.greeted {
-            // Nothing goes on before it is known which toxics it meets.
-            Greeted::Awaited => Ok(()),
-            Greeted::Unread | Greeted::Known(_) => self.poll_lanes(context),
-        };
+        let polled = self.poll_lanes(context);
         let concerns = self.lanes.each_mut().map(Lane::take_concern);
         if concerns.contains(&true) {
             self.relay.wake_all();
@@ -187,11 +179,39 @@ impl Connection {
                     return Poll::Ready(Some(Ending::Leave));
                 }
                 let deadlines = self.lanes.iter().filter_map(|lane| lane.deadline);
-                let deadline = deadlines.chain(patience).min();
+                let deadline = deadlines.chain(patience).chain(self.greeting_due).min();
                 self.timer.set(deadline, context.waker());
                 Poll::Pending
             }
         }
+    }
+
+    /// Looks for the client's greeting. When it is known, so are the toxics that act on the connection.
+    fn read_greeting(&mut self, context: &mut Context<'_>) {
+        if self.greeted != Greeted::Awaited {
+            return;
+        }
+        let trouble = &self.relay.trouble;
+        let greeting = match greeting::poll(&self.client, &self.server, trouble, context) {
+            Progress::Whole(greeting) => greeting,
+            Progress::Nothing => return,
+            Progress::Reset => {
+                self.lanes[0].source_is_broken();
+                Greeting::default()
+            }
+            Progress::Part => {
+                let due = self.greeting_due.get_or_insert_with(greeting::due);
+                if *due > Instant::now() {
+                    return;
+                }
+                greeting::tell_overdue(trouble);
+                greeting::make_readable(&self.client);
+                Greeting::default()
+            }
+        };
+        self.greeted = Greeted::Known(greeting);
+        self.greeting_due = None;
+        self.version = None;
     }
 
     /// When it is left, if its relay comes to its end and nothing moves any more.
@@ -264,6 +284,8 @@ impl Connection {
             let ports = Ports {
                 source,
                 sink,
+                // It is known first which toxics act on what is read.
+                is_withheld: self.greeted == Greeted::Awaited,
                 received: &self.relay.stats.received[index],
                 sent: &self.relay.stats.sent[index],
             };

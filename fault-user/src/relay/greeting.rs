@@ -1,12 +1,15 @@
 //! What a client asks for in its first bytes: the TLS `ClientHello`, or the head of an HTTP/1 request.
 //!
-//! They are looked at while they lie in the socket, and read by the lanes later. Nothing of them is changed, and no
+//! They are peeked at while they lie in the socket, and read by the lanes later. Nothing of them is changed, and no
 //! certificate is needed.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Context;
+use std::time::{Duration, Instant};
 
+use nix::libc;
 use tls_parser::{
     TlsExtension, TlsMessage, TlsMessageHandshake, TlsRecordType, parse_tls_extension,
     parse_tls_message_handshake, parse_tls_raw_record,
@@ -14,19 +17,41 @@ use tls_parser::{
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::lane::has_peer_ended;
+use super::lane::{has_peer_ended, unread};
 use super::trouble::Trouble;
+use super::upstream::set;
 use crate::rule::{Asked, NamePattern};
 
-/// The longest greeting that is looked at, in bytes, with the headers of its records.
+/// The longest greeting that is read, in bytes, with the headers of its records.
 const LONGEST: usize = 17 * 1024;
+/// How long a client may take from the first byte of its greeting to the last one.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 /// The most headers of an HTTP request.
 const HEADERS: usize = 128;
 /// A handshake message's type and length.
 const HANDSHAKE_HEADER: usize = 4;
 /// What an HTTP/1 request begins with.
 const METHODS: &[&str] = &[
-    "GET ", "HEAD ", "POST ", "PUT ", "DELETE ", "CONNECT ", "OPTIONS ", "TRACE ", "PATCH ",
+    "GET ",
+    "HEAD ",
+    "POST ",
+    "PUT ",
+    "DELETE ",
+    "CONNECT ",
+    "OPTIONS ",
+    "TRACE ",
+    "PATCH ",
+    "QUERY ",
+    "PROPFIND ",
+    "PROPPATCH ",
+    "MKCOL ",
+    "COPY ",
+    "MOVE ",
+    "LOCK ",
+    "UNLOCK ",
+    "REPORT ",
+    "SEARCH ",
+    "PURGE ",
 ];
 
 /// What a client has asked for; names are in lower case.
@@ -43,7 +68,7 @@ pub(crate) struct Greeting {
 /// How far a client's greeting is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Greeted {
-    /// Nobody looks at it.
+    /// No toxic needs it.
     #[default]
     Unread,
     /// It has not come.
@@ -52,24 +77,38 @@ pub(crate) enum Greeted {
     Known(Greeting),
 }
 
+/// How much of a greeting has come.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// No byte.
+    Nothing,
+    /// Its beginning.
+    Part,
+    /// All of it.
+    Whole(Greeting),
+    /// The client has reset the connection.
+    Reset,
+}
+
 /// Which connections a toxic acts on, by what their clients ask for.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filter {
     /// What they must ask for.
     pub asked: Asked,
-    /// The name of the server. Clients that ask for another one are not meant; those that ask for none are.
+    /// The name of the server. The toxic does not act on clients that ask for another one; it acts on those that ask for
+    /// none.
     pub server: Option<NamePattern>,
 }
 
 impl Filter {
-    /// Whether every connection is meant.
+    /// Whether it selects every connection.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether a connection is meant, as far as is known.
-    pub(crate) fn lets(&self, greeted: &Greeted) -> bool {
+    /// Whether it selects a connection, as far as is known.
+    pub(crate) fn selects(&self, greeted: &Greeted) -> bool {
         match greeted {
             _ if self.is_empty() => true,
             Greeted::Awaited => false,
@@ -94,49 +133,81 @@ impl Filter {
         is(asked_sni, sni)
             && is(asked_host, host)
             && asked_alpn.as_ref().is_none_or(|asked| alpn.contains(asked))
-            && self
-                .server
-                .as_ref()
-                .is_none_or(|server| name.is_none_or(|name| server.fits(name)))
+            && self.server.as_ref().is_none_or(|server| {
+                name.is_none_or(|name| is_address(name) || server.is_same_host(name))
+            })
     }
 }
 
-/// Waits for a client's greeting, or for its server to speak first.
+/// Whether a client asks for an address instead of a name.
+fn is_address(host: &str) -> bool {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    bare.unwrap_or(host).parse::<IpAddr>().is_ok()
+}
+
+/// When a greeting that begins to come now must be there.
+pub(crate) fn due() -> Instant {
+    Instant::now() + TIME_LIMIT
+}
+
+/// Warns that the rest of a greeting has not come in time.
+pub(crate) fn tell_overdue(trouble: &Trouble) {
+    trouble.tell(
+        "greeting is late",
+        format_args!(
+            "a client sent the beginning of a TLS ClientHello or of an HTTP request and not its end within {} s: \
+             rules with a host name, `sni`, `host` or `alpn` take it for another protocol",
+            TIME_LIMIT.as_secs()
+        ),
+    );
+}
+
+/// Looks for a client's greeting. A server that speaks first has no client that begins with a greeting.
 pub(crate) fn poll(
     client: &Arc<TcpStream>,
     server: &TcpStream,
     trouble: &Trouble,
     context: &mut Context<'_>,
-) -> Poll<Greeting> {
-    // A server that speaks first has no client that begins with a greeting. If both have spoken the client's counts.
-    let is_servers_turn = server.poll_read_ready(context).is_ready();
-    let mut bytes = vec![0; LONGEST];
-    loop {
-        if client.poll_read_ready(context).is_pending() {
-            return if is_servers_turn {
-                Poll::Ready(Greeting::default())
-            } else {
-                Poll::Pending
-            };
-        }
-        let looked = client.try_io(Interest::READABLE, || look(client, &mut bytes, trouble));
-        match looked {
-            Ok(greeting) => return Poll::Ready(greeting),
+) -> Progress {
+    // If both have spoken the client's greeting counts.
+    let has_server_spoken = server.poll_read_ready(context).is_ready();
+    while client.poll_read_ready(context).is_ready() {
+        match client.try_io(Interest::READABLE, || peek(client, trouble)) {
+            Ok(greeting) => return Progress::Whole(greeting),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // Whoever reads it is told.
-            Err(_reset) => return Poll::Ready(Greeting::default()),
+            // The kernel reports it once.
+            Err(_reset) => return Progress::Reset,
         }
+    }
+    if has_server_spoken {
+        make_readable(client);
+        Progress::Whole(Greeting::default())
+    } else if unread(client) > 0 {
+        Progress::Part
+    } else {
+        Progress::Nothing
     }
 }
 
-/// Looks at what lies in a client's socket.
+/// Has the runtime report a socket as readable again: it takes one that was peeked at for empty until more comes.
+pub(crate) fn make_readable(socket: &TcpStream) {
+    // The kernel looks at once whether the new mark, which is the old one, is reached.
+    if let Err(error) = set(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1) {
+        log::error!("SO_RCVLOWAT: {error}");
+    }
+}
+
+/// Reads what lies in a client's socket, and leaves it there.
 ///
 /// # Errors
 /// `WouldBlock` where more must come.
-fn look(client: &Arc<TcpStream>, bytes: &mut [u8], trouble: &Trouble) -> io::Result<Greeting> {
+fn peek(client: &TcpStream, trouble: &Trouble) -> io::Result<Greeting> {
     use std::os::fd::AsRawFd as _;
     let flags = nix::sys::socket::MsgFlags::MSG_PEEK;
-    let count = nix::sys::socket::recv(client.as_raw_fd(), bytes, flags)?;
+    let mut bytes = vec![0; LONGEST];
+    let count = nix::sys::socket::recv(client.as_raw_fd(), &mut bytes, flags)?;
     let greeting = read(&bytes[..count]);
     let is_all = count == 0 || has_peer_ended(client);
     match greeting {
@@ -144,8 +215,8 @@ fn look(client: &Arc<TcpStream>, bytes: &mut [u8], trouble: &Trouble) -> io::Res
         None if count == bytes.len() => {
             trouble.tell(
                 "greeting",
-                "the first bytes of a client are too long to be looked at for names (16 KiB): rules with `sni`, \
-                 `host` or `alpn` do not act on its connection",
+                "a client's TLS ClientHello or the head of its HTTP request is longer than 16 KiB: rules with a host \
+                 name, `sni`, `host` or `alpn` take it for another protocol",
             );
             Ok(Greeting::default())
         }
@@ -228,7 +299,7 @@ fn request(bytes: &[u8]) -> Option<Greeting> {
         let both = method.len().min(bytes.len());
         bytes[..both] == method.as_bytes()[..both]
     };
-    if !METHODS.iter().any(|method| begins(&method)) {
+    if !METHODS.iter().any(begins) {
         return Some(Greeting::default());
     }
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
@@ -239,9 +310,14 @@ fn request(bytes: &[u8]) -> Option<Greeting> {
         Err(_) => return Some(Greeting::default()),
     }
     let mut headers = request.headers.iter();
-    let host = headers.find(|header| header.name.eq_ignore_ascii_case("host"));
+    let header = headers.find(|header| header.name.eq_ignore_ascii_case("host"));
+    // Old clients of proxies send no header with `CONNECT host:port`.
+    let tunnel = || request.path.filter(|_| request.method == Some("CONNECT"));
+    let host = header
+        .map(|header| header.value)
+        .or_else(|| tunnel().map(str::as_bytes));
     Some(Greeting {
-        host: host.and_then(|host| host_name(without_port(host.value))),
+        host: host.and_then(|host| host_name(without_port(host))),
         ..Greeting::default()
     })
 }
@@ -385,6 +461,8 @@ mod tests {
             "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n",
             "a.example",
         );
+        is("CONNECT a.example:443 HTTP/1.0\r\n\r\n", "a.example");
+        is("PROPFIND / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", "[::1]");
         for partial in ["G", "GET", "GET / HTTP/1.1\r\nHost: a.exam", "DELETE /"] {
             assert_eq!(host(partial), None, "{partial}");
         }
@@ -393,6 +471,8 @@ mod tests {
             "PING\r\n",
             "GETTING",
             "GET \0",
+            "GET key\r\n",
+            "OPTIONS rtsp://a.example RTSP/1.0\r\n",
             "EHLO me\r\n",
             "PRI * HTTP/2.0\r\n\r\n",
             "GET / HTTP/1.0\r\n\r\n",
@@ -425,51 +505,73 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_lets_what_asks_for_all_of_it() {
+    fn a_filter_selects_who_asks_for_all_of_it() {
         let pattern = |text: &str| NamePattern::of_name(text);
         let known = |bytes: &[u8]| Greeted::Known(read(bytes).expect("whole"));
         let tls = known(HELLO);
         let http = known(b"GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
         let silent = Greeted::Known(Greeting::default());
-        let lets = |filter: &Filter| {
+        let selects = |filter: &Filter| {
             [&tls, &http, &silent, &Greeted::Awaited, &Greeted::Unread]
-                .map(|greeted| filter.lets(greeted))
+                .map(|greeted| filter.selects(greeted))
         };
         let asked = |asked| Filter {
             asked,
             server: None,
         };
-        assert_eq!(lets(&Filter::default()), [true; 5]);
+        assert_eq!(selects(&Filter::default()), [true; 5]);
         let sni = |text| Asked {
             sni: pattern(text),
             ..Asked::default()
         };
         assert_eq!(
-            lets(&asked(sni("*.example.com"))),
+            selects(&asked(sni("*.example.com"))),
             [true, false, false, false, false]
         );
-        assert_eq!(lets(&asked(sni("www.example.com"))), [false; 5]);
+        assert_eq!(selects(&asked(sni("www.example.com"))), [false; 5]);
         let host = Asked {
             host: pattern("*.example.com"),
             ..Asked::default()
         };
-        assert_eq!(lets(&asked(host)), [false, true, false, false, false]);
+        assert_eq!(selects(&asked(host)), [false, true, false, false, false]);
         let h3 = Asked {
             alpn: Some("h3".to_owned()),
             ..sni("*")
         };
-        assert_eq!(lets(&asked(h3)), [false; 5]);
+        assert_eq!(selects(&asked(h3)), [false; 5]);
         let h2 = Asked {
             alpn: Some("h2".to_owned()),
             ..sni("*")
         };
-        assert_eq!(lets(&asked(h2)), [true, false, false, false, false]);
-        // A rule for a host: whoever asks for another one is not meant.
-        let server = Filter {
-            asked: Asked::default(),
-            server: pattern("api.example.com"),
+        assert_eq!(selects(&asked(h2)), [true, false, false, false, false]);
+    }
+
+    #[test]
+    fn a_rule_for_a_host_does_not_select_who_asks_for_another_one() {
+        let selects = |server: &str, host: &str| {
+            let filter = Filter {
+                asked: Asked::default(),
+                server: NamePattern::of_name(server),
+            };
+            let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            filter.selects(&Greeted::Known(read(request.as_bytes()).expect("whole")))
         };
-        assert_eq!(lets(&server), [true, false, true, false, true]);
+        assert!(selects("api.example.com", "API.example.com:8080"));
+        assert!(!selects("api.example.com", "www.example.com"));
+        assert!(!selects("api.example.com", "api.example.org"));
+        // Neither an address nor a name that the search list completes is another host.
+        for host in ["10.0.0.5:80", "[::1]:80", "api.default", "api", ""] {
+            assert!(selects("api.default.svc.cluster.local", host), "{host}");
+        }
+        assert!(selects("api.default", "api.default.svc.cluster.local"));
+        assert!(!selects("api.default.svc.cluster.local", "api.de"));
+        let filter = Filter {
+            asked: Asked::default(),
+            server: NamePattern::of_name("api.example.com"),
+        };
+        assert!(filter.selects(&Greeted::Known(Greeting::default())));
+        assert!(filter.selects(&Greeted::Unread));
+        assert!(!filter.selects(&Greeted::Awaited));
     }
 
     proptest! {

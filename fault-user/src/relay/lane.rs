@@ -232,6 +232,8 @@ pub(crate) enum WaitsFor {
 pub(crate) struct Ports<'a> {
     pub(crate) source: &'a Arc<TcpStream>,
     pub(crate) sink: &'a Arc<TcpStream>,
+    /// Nothing is read from the source yet.
+    pub(crate) is_withheld: bool,
     pub(crate) received: &'a AtomicU64,
     pub(crate) sent: &'a AtomicU64,
 }
@@ -279,8 +281,8 @@ impl Lane {
         self.output.aborting
     }
 
-    /// The sink of the other lane, this one's source, does not take data any more: what it has sent is
-    /// still forwarded, then it is a reset.
+    /// The source has reset the connection, or takes no more data as the sink of the other lane: what it has sent is still
+    /// forwarded, then it is a reset.
     pub(crate) fn source_is_broken(&mut self) {
         if self.source == Source::Open {
             self.source = Source::Broken;
@@ -512,6 +514,7 @@ impl Lane {
             return Step::Idle;
         }
         let room = match now {
+            _ if ports.is_withheld => 0,
             Some(now) => self.pipeline.room(now),
             None if is_blocked || !self.output.items.is_empty() => 0,
             None => SMALL_READ,

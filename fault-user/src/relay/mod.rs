@@ -498,6 +498,12 @@ impl Relay {
             .collect()
     }
 
+    /// Has what new clients ask for read from here on, so that toxics which select connections by it and are added later act
+    /// on these connections too.
+    pub fn read_greetings(&self) {
+        self.toxics.read_greetings();
+    }
+
     /// Adds a toxic. What arrives after the return is subject to it, on open connections too.
     ///
     /// # Errors

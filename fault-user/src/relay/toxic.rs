@@ -200,7 +200,7 @@ impl Toxic {
         greeted: &Greeted,
     ) -> Option<&Fault> {
         let key = self.pair_key(relay_key, connection);
-        if !self.config.connections.has(connection) || !self.config.filter.lets(greeted) {
+        if !self.config.connections.has(connection) || !self.config.filter.selects(greeted) {
             return None;
         }
         if random::unit(random::fold(key, 1)) >= self.config.toxicity {
@@ -239,7 +239,7 @@ struct State {
 pub(crate) struct ToxicSet {
     version: AtomicU64,
     state: RwLock<State>,
-    /// A toxic is or was there that looks at what clients ask for.
+    /// A toxic needs to know what clients ask for, or may be added.
     reads_greetings: AtomicBool,
 }
 
@@ -249,7 +249,12 @@ impl ToxicSet {
         self.version.load(Ordering::SeqCst)
     }
 
-    /// Whether what new clients ask for is looked at.
+    /// Has what new clients ask for read, for toxics that are added later.
+    pub(crate) fn read_greetings(&self) {
+        self.reads_greetings.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether what new clients ask for is read.
     pub(crate) fn reads_greetings(&self) -> bool {
         self.reads_greetings.load(Ordering::SeqCst)
     }
@@ -291,7 +296,7 @@ impl ToxicSet {
                 shared: Arc::default(),
             }));
             if is_filtered {
-                self.reads_greetings.store(true, Ordering::SeqCst);
+                self.read_greetings();
             }
             Ok(())
         })

@@ -1,4 +1,4 @@
-//! What a client asks for in its first bytes, as `sni`, `host` and `alpn` pick connections by it.
+//! What a client asks for in its first bytes: `sni`, `host` and `alpn` select connections by it.
 
 use std::fmt;
 
@@ -45,7 +45,7 @@ impl NamePattern {
         Self::read(Piece::whole(name)).ok()
     }
 
-    /// Whether a name in lower case, without a dot at its end, is meant.
+    /// Whether a name in lower case, without a dot at its end, matches.
     #[must_use]
     pub fn fits(&self, name: &str) -> bool {
         match self.0.strip_prefix('*') {
@@ -53,6 +53,17 @@ impl NamePattern {
             Some(end) => name.len() > end.len() && name.ends_with(end),
             None => name == self.0,
         }
+    }
+
+    /// Whether a name matches, or may be the same host by a name that is shorter or longer: resolvers complete names by a
+    /// search list.
+    #[must_use]
+    pub(crate) fn is_same_host(&self, name: &str) -> bool {
+        let begins = |long: &str, short: &str| {
+            let rest = long.strip_prefix(short);
+            rest.is_some_and(|rest| rest.starts_with('.'))
+        };
+        self.fits(name) || begins(&self.0, name) || begins(name, &self.0)
     }
 }
 
@@ -62,7 +73,7 @@ impl fmt::Display for NamePattern {
     }
 }
 
-/// Which connections, by what their clients ask for in their first bytes. All that is given must fit.
+/// Which connections, by what their clients ask for in their first bytes. All that is given must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Asked {
     /// The server's name in the TLS `ClientHello`.
@@ -102,11 +113,17 @@ impl Asked {
     }
 }
 
+/// Whether a text can be a protocol of ALPN.
+#[must_use]
+pub fn is_alpn(text: &str) -> bool {
+    let is_of = |byte: u8| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte);
+    (1..=255).contains(&text.len()) && text.bytes().all(is_of)
+}
+
 /// Reads a protocol of ALPN.
 pub(super) fn alpn(piece: Piece<'_>) -> Result<String, RuleError> {
-    let is_of = |byte: u8| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte);
     let text = piece.text();
-    if (1..=255).contains(&text.len()) && text.bytes().all(is_of) {
+    if is_alpn(text) {
         return Ok(text.to_owned());
     }
     Err(piece

@@ -30,7 +30,7 @@ pub mod timeline;
 pub mod units;
 mod words;
 
-pub use asked::{Asked, NamePattern};
+pub use asked::{Asked, NamePattern, is_alpn};
 pub use catalog::{Acts, Layer};
 pub use check::{MAX_RATE, MAX_TIME_NS};
 pub use error::RuleError;

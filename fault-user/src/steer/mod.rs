@@ -449,7 +449,14 @@ impl RedirectedTarget {
         ends: &mut RelayListeners,
         relays: Vec<Arc<Relay>>,
     ) -> Result<Self> {
+        let filters = |transport| {
+            let of_target = rules.iter().filter(|rule| rule.target == number);
+            of_target.map(move |rule| stream::filter(&rule.rule, transport))
+        };
         for relay in &relays {
+            if filters(relay.transport()).any(|filter| !filter.is_empty()) {
+                relay.read_greetings();
+            }
             let started = relay.set_enabled(true).await;
             started.context("starting the relay")?;
         }
