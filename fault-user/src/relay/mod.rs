@@ -48,7 +48,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 pub use control::{Cut, Drain};
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
-pub use fuzz::fuzz;
+pub use fuzz::{fuzz, fuzz_greeting};
 pub use greeting::Filter;
 pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
 pub use packets::Pair;
