@@ -69,7 +69,13 @@ def is_reset(action, *arguments):
     return False
 
 
+# With these a ClientHello has about 4 KB: several segments.
+LONG = [f"{number:0>200}" for number in range(20)]
+
+
 def sni():
+    assert is_reset(tls, "a.example.com", LONG)
+    assert not is_reset(tls, "example.org", LONG)
     assert is_reset(tls, "a.example.com")
     assert is_reset(tls, "A.B.EXAMPLE.com", None, 3)
     assert not is_reset(tls, "example.com")

@@ -6,6 +6,7 @@ mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -127,37 +128,28 @@ fn start(port: u16, folder: tempfile::TempDir, command: &mut Command) -> Killed 
     server
 }
 
+/// Writes a certificate with its key.
+fn certify(certificate: &Path) {
+    let public = certificate.with_extension("public");
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
+        .args(["ec_paramgen_curve:prime256v1", "-nodes", "-subj"])
+        .args(["/CN=localhost", "-keyout"])
+        .args([certificate, Path::new("-out"), &public])
+        .output()
+        .expect("openssl");
+    let told = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{told}");
+    let public = std::fs::read(public).unwrap();
+    let both = std::fs::OpenOptions::new().append(true).open(certificate);
+    both.unwrap().write_all(&public).unwrap();
+}
+
 fn python(kind: &str, port: u16) -> Killed {
     let folder = tempfile::tempdir().unwrap();
     let certificate = folder.path().join("certificate.pem");
     if kind == "tls" {
-        let made = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ed25519",
-                "-nodes",
-                "-subj",
-                "/CN=localhost",
-            ])
-            .arg("-keyout")
-            .arg(&certificate)
-            .arg("-out")
-            .arg(folder.path().join("public.pem"))
-            .output()
-            .expect("openssl");
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-        let public = std::fs::read(folder.path().join("public.pem")).unwrap();
-        let mut both = std::fs::OpenOptions::new()
-            .append(true)
-            .open(&certificate)
-            .unwrap();
-        both.write_all(&public).unwrap();
+        certify(&certificate);
     }
     let mut command = Command::new(PYTHON);
     start(
@@ -167,6 +159,17 @@ fn python(kind: &str, port: u16) -> Killed {
             .args([SERVER, kind, &port.to_string()])
             .arg(certificate),
     )
+}
+
+/// A server that speaks HTTP/2.
+fn node(port: u16) -> Killed {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/names.js");
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = folder.path().join("certificate.pem");
+    certify(&certificate);
+    let mut command = Command::new("node");
+    command.args([script, &port.to_string()]).arg(&certificate);
+    start(port, folder, &mut command)
 }
 
 fn nats(port: u16) -> Killed {
@@ -391,8 +394,10 @@ fn clients_take_errors_for_their_servers_own() {
 }
 
 #[test]
-fn connections_are_picked_by_what_their_clients_ask_for() {
+fn connections_are_selected_by_what_their_clients_ask_for() {
     enter_fresh();
+    // As on a network, so that a long greeting has several segments.
+    ip("link set lo mtu 1500");
     let _servers = [python("http", 8000), python("tls", 8443)];
     echo(bound("127.0.0.1:7000"));
     for (case, rule) in [
@@ -413,6 +418,83 @@ fn connections_are_picked_by_what_their_clients_ask_for() {
     );
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("understood"), "{output:?}");
+}
+
+/// What curl gets from each address under a rule, of two names with one server: "STATUS VERSION CONNECTIONS".
+fn curl(fault: &mut Command, rule: &str, words: &str) -> Vec<String> {
+    let ask = format!(
+        "curl -sk --max-time 30 -w '%{{http_code}} %{{http_version}} %{{num_connects}}\\n' -o /dev/null -o /dev/null \
+         --connect-to ::127.0.0.1: {words}; true"
+    );
+    fault.args(["run", "-r", rule, "--allow-unfired", "--", "sh", "-c"]);
+    let output = fault.arg(ask).output().expect("fault runs");
+    assert!(output.status.success(), "{rule}: {output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn one_of_two_names_on_a_port_is_under_fault_for_curl() {
+    enter_fresh();
+    let _servers = [python("http", 8000), node(8443)];
+    let (reset, h2, h1) = (["000 0 1"], ["200 2 1"], ["200 1.1 1"]);
+    for (rule, words, expected) in [
+        (
+            "sni=api.example.com",
+            "https://api.example.com:8443/",
+            &reset,
+        ),
+        ("sni=api.example.com", "https://www.example.com:8443/", &h2),
+        ("alpn=h2", "https://api.example.com:8443/", &reset),
+        ("alpn=h2", "--http1.1 https://api.example.com:8443/", &h1),
+        // Without SNI, for there is no name.
+        ("sni=*", "https://127.0.0.1:8443/", &h2),
+    ] {
+        let rule = format!("tcp:8443 reset_peer {rule}");
+        assert_eq!(
+            curl(&mut fault(), &rule, words),
+            expected,
+            "{rule}, {words}"
+        );
+    }
+    // Both requests of a kept connection.
+    let rule = "tcp:8000 error=http:503 host=api.example.com";
+    let twice = |name: &str| format!("http://{name}:8000/1 http://{name}:8000/2");
+    let api = curl(&mut fault(), rule, &twice("api.example.com"));
+    assert_eq!(api, ["503 1.1 1", "503 1.1 0"]);
+    let www = curl(&mut fault(), rule, &twice("www.example.com"));
+    assert_eq!(www, ["200 1.1 1", "200 1.1 0"]);
+}
+
+#[test]
+fn a_rule_for_a_host_leaves_another_one_at_its_address_alone() {
+    enter_fresh();
+    let _servers = [python("http", 8000), node(8443)];
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "127.0.0.1 api.example.com www.example.com\n").unwrap();
+    let under_hosts = || {
+        let mut command = Command::new("unshare");
+        let mount = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
+        command
+            .args(["--mount", "sh", "-c", mount, "sh"])
+            .arg(&hosts);
+        command.arg(fault().get_program());
+        command
+    };
+    for (url, port, succeeded) in [("https", 8443, "200 2 1"), ("http", 8000, "200 1.1 1")] {
+        let rule = format!("tcp:api.example.com:{port} reset_peer");
+        let ask = |name: &str| {
+            curl(
+                &mut under_hosts(),
+                &rule,
+                &format!("{url}://{name}:{port}/"),
+            )
+        };
+        assert_eq!(ask("api.example.com"), ["000 0 1"], "{url}");
+        assert_eq!(ask("www.example.com"), [succeeded], "{url}");
+        assert_eq!(ask("127.0.0.1"), ["000 0 1"], "{url}: no other name");
+    }
 }
 
 #[test]
