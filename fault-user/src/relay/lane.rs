@@ -705,3 +705,40 @@ const OPEN_STATES: [u8; 3] = [1, 4, 5];
 fn count_bytes(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// A connected pair of sockets.
+    async fn pair() -> io::Result<(TcpStream, Arc<TcpStream>)> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let peer = TcpStream::connect(listener.local_addr()?).await?;
+        Ok((peer, Arc::new(listener.accept().await?.0)))
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_from_a_source_that_is_withheld() {
+        let (mut client, source) = pair().await.expect("loopback");
+        let (_server, sink) = pair().await.expect("loopback");
+        client.write_all(b"hello").await.expect("write");
+        source.readable().await.expect("it comes");
+        let mut lane = Lane::default();
+        for (is_withheld, left) in [(true, 5), (false, 0)] {
+            let ports = Ports {
+                source: &source,
+                sink: &sink,
+                is_withheld,
+                received: &AtomicU64::new(0),
+                sent: &AtomicU64::new(0),
+            };
+            let polled =
+                std::future::poll_fn(|context| Poll::Ready(lane.poll(context, &ports))).await;
+            assert_eq!(polled, Ok(()));
+            assert_eq!(unread(&source), left);
+            assert_eq!(lane.has_read, !is_withheld);
+        }
+    }
+}
