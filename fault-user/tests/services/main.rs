@@ -6,7 +6,6 @@ mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -14,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::place::{AppliedRules, PATIENCE, enter_fresh, fault, ip, run, wait_for};
-use support::servers::Server;
+use support::servers::{Server, certify};
 
 const PYTHON: &str = "/usr/bin/python3";
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/client.py");
@@ -128,23 +127,6 @@ fn start(port: u16, folder: tempfile::TempDir, command: &mut Command) -> Killed 
     server
 }
 
-/// Writes a certificate with its key.
-fn certify(certificate: &Path) {
-    let public = certificate.with_extension("public");
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
-        .args(["ec_paramgen_curve:prime256v1", "-nodes", "-subj"])
-        .args(["/CN=localhost", "-keyout"])
-        .args([certificate, Path::new("-out"), &public])
-        .output()
-        .expect("openssl");
-    let told = String::from_utf8_lossy(&made.stderr);
-    assert!(made.status.success(), "{told}");
-    let public = std::fs::read(public).unwrap();
-    let both = std::fs::OpenOptions::new().append(true).open(certificate);
-    both.unwrap().write_all(&public).unwrap();
-}
-
 fn python(kind: &str, port: u16) -> Killed {
     let folder = tempfile::tempdir().unwrap();
     let certificate = folder.path().join("certificate.pem");
@@ -159,17 +141,6 @@ fn python(kind: &str, port: u16) -> Killed {
             .args([SERVER, kind, &port.to_string()])
             .arg(certificate),
     )
-}
-
-/// A server that speaks HTTP/2.
-fn node(port: u16) -> Killed {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/names.js");
-    let folder = tempfile::tempdir().unwrap();
-    let certificate = folder.path().join("certificate.pem");
-    certify(&certificate);
-    let mut command = Command::new("node");
-    command.args([script, &port.to_string()]).arg(&certificate);
-    start(port, folder, &mut command)
 }
 
 fn nats(port: u16) -> Killed {
@@ -436,7 +407,7 @@ fn curl(fault: &mut Command, rule: &str, words: &str) -> Vec<String> {
 #[test]
 fn one_of_two_names_on_a_port_is_under_fault_for_curl() {
     enter_fresh();
-    let _servers = [python("http", 8000), node(8443)];
+    let _servers = [python("http", 8000), Server::https(8443)];
     let (reset, h2, h1) = (["000 0 1"], ["200 2 1"], ["200 1.1 1"]);
     for (rule, words, expected) in [
         (
@@ -469,7 +440,7 @@ fn one_of_two_names_on_a_port_is_under_fault_for_curl() {
 #[test]
 fn a_rule_for_a_host_leaves_another_one_at_its_address_alone() {
     enter_fresh();
-    let _servers = [python("http", 8000), node(8443)];
+    let _servers = [python("http", 8000), Server::https(8443)];
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.1 api.example.com www.example.com\n").unwrap();

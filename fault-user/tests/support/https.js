@@ -1,4 +1,4 @@
-// A server of every name, over HTTP/2 and HTTP/1.1 with TLS: node names.js PORT CERTIFICATE
+// A server of every name, over HTTP/2 and HTTP/1.1 with TLS: node https.js PORT CERTIFICATE
 const fs = require("fs");
 const http2 = require("http2");
 
