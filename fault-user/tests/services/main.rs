@@ -407,7 +407,7 @@ fn curl(fault: &mut Command, rule: &str, words: &str) -> Vec<String> {
 #[test]
 fn one_of_two_names_on_a_port_is_under_fault_for_curl() {
     enter_fresh();
-    let _servers = [python("http", 8000), Server::https(8443)];
+    let _servers = (python("http", 8000), Server::https(8443));
     let (reset, h2, h1) = (["000 0 1"], ["200 2 1"], ["200 1.1 1"]);
     for (rule, words, expected) in [
         (
@@ -440,7 +440,7 @@ fn one_of_two_names_on_a_port_is_under_fault_for_curl() {
 #[test]
 fn a_rule_for_a_host_leaves_another_one_at_its_address_alone() {
     enter_fresh();
-    let _servers = [python("http", 8000), Server::https(8443)];
+    let _servers = (python("http", 8000), Server::https(8443));
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.1 api.example.com www.example.com\n").unwrap();

@@ -101,7 +101,7 @@ impl Server {
             .args([script, &port.to_string()])
             .arg(certificate)
             .spawn()
-            .expect("node");
+            .expect("nodejs (cargo xtask setup --for test)");
         wait_for(
             || TcpStream::connect(("127.0.0.1", port)).is_ok(),
             "node to listen",
