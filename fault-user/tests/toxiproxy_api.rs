@@ -724,7 +724,9 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
                 "latency",
                 "latency=5",
                 "--stream",
-                "upstream"
+                "upstream",
+                "--sni",
+                "*.example.com"
             ])
             .0,
             Some(0)
@@ -732,7 +734,8 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
         let (_, list) = run(&["list"]);
         assert!(
             list.contains("a b  127.0.0.1:")
-                && list.contains("latency_upstream  upstream latency toxicity=1"),
+                && list
+                    .contains("latency_upstream  upstream latency toxicity=1 sni=*.example.com {"),
             "{list}"
         );
         assert!(run(&["stats", "--json"]).1.contains("\"accepted\": 0"));

@@ -30,6 +30,11 @@ impl NamePattern {
             return Ok(Self(text.to_owned()));
         }
         let error = piece.error(format!("`{}` is no host name", piece.text()));
+        if !text.is_ascii() {
+            return Err(
+                error.expected("the name as clients send it, such as `xn--bcher-kva.example`")
+            );
+        }
         Err(match name.rsplit_once(':') {
             Some((host, _)) if !host.is_empty() && host.split('.').all(is_label) => error
                 .expected("the name alone: the port belongs to the target")
