@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fault_user::relay::{CloseMode, Cut, Direction, Drain, Target, Upstream};
+use fault_user::rule::{Asked, NamePattern};
 use serde_json::json;
 use support::place::PATIENCE;
 use support::relay::*;
@@ -229,6 +230,7 @@ fn a_latency_in_the_next_test_is_the_sum_of_several() {
         stream: "upstream".to_owned(),
         toxicity: 1.0,
         connections: fault_user::relay::Picked::ALL,
+        filter: fault_user::relay::Filter::default(),
         datagrams: None,
         fault: fault_user::relay::Fault::Latency(fault_user::relay::fault::Latency {
             latency: 60,
@@ -1264,4 +1266,145 @@ fn what_is_lost_at_the_end_is_counted() {
     for end in [&mut server, &mut idle, &mut idle_server] {
         assert_reset(end);
     }
+}
+
+/// What Python with OpenSSL sends for `api.example.com`.
+const CLIENT_HELLO: &[u8] = include_bytes!("clients/hello.bin");
+
+/// A bed whose server's answers are changed for clients that ask for `*.example.com`, by TLS or by HTTP.
+fn bed_for_names() -> Bed {
+    let bed = Bed::tcp();
+    let pattern = || NamePattern::of_name("*.example.com");
+    let sni = Asked {
+        sni: pattern(),
+        ..Asked::default()
+    };
+    let change = json!({"regex": "the answer", "replacement": "a fault"});
+    bed.add_filtered("substitute", &change, sni);
+    let host = Asked {
+        host: pattern(),
+        ..Asked::default()
+    };
+    bed.add_filtered("corrupt_data", &json!({"probability": 1}), host);
+    bed
+}
+
+/// What the client gets when it has sent this in pieces and the server, which gets exactly that, answers.
+fn answer(bed: &Bed, sent: &[u8], piece: usize) -> Vec<u8> {
+    let (mut client, mut server) = bed.pair();
+    let mut sender = client.try_clone().expect("clone");
+    let pieces: Vec<Vec<u8>> = sent.chunks(piece).map(<[u8]>::to_vec).collect();
+    let sending = thread::spawn(move || {
+        for piece in pieces {
+            sender.write_all(&piece).expect("write");
+            thread::yield_now();
+        }
+    });
+    assert!(read_exactly(&mut server, sent.len()) == sent, "other bytes");
+    sending.join().expect("no panic");
+    server.write_all(b"the answer").expect("write");
+    server.shutdown(Shutdown::Write).expect("shutdown");
+    read_to_end(&mut client)
+}
+
+#[test]
+fn a_greeting_in_pieces_selects_its_connection_and_arrives_whole() {
+    let bed = bed_for_names();
+    let request = |host: &str, size: usize| {
+        let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {size}\r\n\r\n");
+        [head.into_bytes(), pattern(size)].concat()
+    };
+    for piece in [1, 7, 300, 100_000] {
+        assert_eq!(answer(&bed, CLIENT_HELLO, piece), b"a fault", "{piece}");
+        let corrupted = answer(&bed, &request("www.example.com:80", 10), piece);
+        assert_ne!(corrupted, b"the answer", "{piece}");
+        let other = answer(&bed, &request("example.org", 10), piece);
+        assert_eq!(other, b"the answer", "{piece}");
+    }
+    // More follows at once than is peeked at.
+    let long = [CLIENT_HELLO, &pattern(1_000_000)].concat();
+    assert_eq!(answer(&bed, &long, 65_536), b"a fault");
+    let other = request("example.org", 1_000_000);
+    assert_eq!(answer(&bed, &other, 65_536), b"the answer");
+    // Other protocols, and a head that is too long.
+    let head = format!(
+        "GET /{} HTTP/1.1\r\nHost: a.example.com\r\n\r\n",
+        "x".repeat(20_000)
+    );
+    for other in [
+        &b"\x16\x03\x01\x00\x02\x02\x00"[..],
+        b"\0\0\0\x08\x04\xd2\x16/",
+        b"EHLO me",
+        head.as_bytes(),
+    ] {
+        assert_eq!(answer(&bed, other, 4096), b"the answer");
+    }
+}
+
+#[test]
+fn a_kept_connection_is_the_first_requests() {
+    let bed = bed_for_names();
+    for (first, second, is_selected) in [
+        ("a.example.com", "example.org", true),
+        ("example.org", "a.example.com", false),
+    ] {
+        let (mut client, mut server) = bed.pair();
+        for host in [first, second] {
+            let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            client.write_all(request.as_bytes()).expect("write");
+            let got = read_exactly(&mut server, request.len());
+            assert_eq!(got, request.as_bytes());
+            server.write_all(b"the answer").expect("write");
+            let is_changed = read_exactly(&mut client, 10) != b"the answer";
+            assert_eq!(is_changed, is_selected, "{first}, then {second}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_speaks_first_is_heard_at_once() {
+    let bed = bed_for_names();
+    // The client says nothing, or what could become a greeting.
+    for begun in [&b""[..], b"\x16", b"GET / HT"] {
+        let (mut client, mut server) = bed.pair();
+        client.write_all(begun).expect("write");
+        server.write_all(b"the answer").expect("write");
+        assert_eq!(read_exactly(&mut client, 10), b"the answer");
+        assert_eq!(read_exactly(&mut server, begun.len()), begun);
+        server.shutdown(Shutdown::Write).expect("shutdown");
+        assert_eq!(read_to_end(&mut client), b"");
+        client.write_all(b"bye").expect("write");
+        drop(client);
+        assert_eq!(read_to_end(&mut server), b"bye");
+    }
+}
+
+#[test]
+fn a_greeting_that_does_not_end_is_passed_on() {
+    let bed = bed_for_names();
+    let begun = &CLIENT_HELLO[..100];
+    // The client ends, or resets, or waits.
+    let (mut client, mut server) = bed.pair();
+    client.write_all(begun).expect("write");
+    client.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(read_to_end(&mut server), begun);
+    for begun in [begun, b""] {
+        let (mut client, mut server) = bed.pair();
+        client.write_all(begun).expect("write");
+        abort(client);
+        assert_reset(&mut server);
+    }
+    let (mut client, mut server) = bed.pair();
+    client.write_all(begun).expect("write");
+    assert_eq!(read_exactly(&mut server, begun.len()), begun);
+    assert_echo(&mut client, &mut server);
+}
+
+#[test]
+fn other_toxics_act_while_a_client_is_silent() {
+    let bed = bed_for_names();
+    bed.add(Direction::Upstream, "timeout", &json!({"timeout": 50}));
+    let (mut client, mut server) = bed.pair();
+    assert_eq!(read_to_end(&mut client), b"");
+    assert_eq!(read_to_end(&mut server), b"");
 }

@@ -328,6 +328,7 @@ fn a_fault_of_streams_is_refused() {
         stream: "upstream".to_owned(),
         toxicity: 1.0,
         connections: fault_user::relay::Picked::ALL,
+        filter: fault_user::relay::Filter::default(),
         datagrams: None,
         fault: fault_user::relay::Fault::of_kind("slicer").expect("a kind"),
     };

@@ -498,6 +498,8 @@ fn modifiers() -> impl Strategy<Value = Modifiers> {
                         CountScope::PerConnection
                     },
                     connections,
+                    hosts: None,
+                    asked: fault_user::rule::Asked::default(),
                     packets,
                     size,
                     direction,

@@ -295,6 +295,36 @@ fn a_window_leads_connections_only_while_it_is_open() {
 }
 
 #[test]
+fn what_a_client_has_asked_for_is_known_to_a_rule_that_starts_later() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let address = local("127.0.0.1");
+    let rules = [
+        "tcp:7000 latency=1ms",
+        "tcp:7000 latency=100ms host=*.example.com at=1s",
+    ];
+    let applied = AppliedRules::begin(&rules, "--scope host");
+    let ask = |host: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut echoed = vec![0; request.len()];
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.read_exact(&mut echoed).unwrap();
+        assert_eq!(echoed, request.as_bytes());
+        stream
+    };
+    let (mut selected, mut other) = (ask("a.example.com"), ask("a.example.org"));
+    // Three times in a row: one exchange may be slow on a busy machine.
+    let is_slow = |stream: &mut TcpStream| (0..3).all(|_| exchange(stream).unwrap() >= SLOW);
+    wait_for(|| is_slow(&mut selected), "the rule to start");
+    assert!(!is_slow(&mut other), "another host");
+    applied.end();
+}
+
+#[test]
 fn a_killed_instance_redirects_nothing() {
     if !can_lead_the_host() {
         return;
@@ -594,6 +624,16 @@ fn what_can_t_be_done_is_said_in_one_line() {
         ("tcp latency=1s", "port"),
         ("tcp:7000 no_accept conn=1..2", "conn"),
         ("tcp:7000 error=http dir=to-client", "`dir`"),
+        (
+            "tcp:7000 loss=5% sni=a.example",
+            "`sni` is read from a stream, and `loss` works on packets",
+        ),
+        (
+            "udp:7000 latency=1s host=a.example",
+            "`host` is read from TCP, and this target is UDP",
+        ),
+        ("tcp:7000 latency=1s sni=a..example", "is no host name"),
+        ("tcp:7000 no_accept alpn=h2", "leave it out"),
         (
             "tcp:7000 mix 10%:latency=1s 10%:loss=5%",
             "`loss` does not act on a stream",

@@ -124,6 +124,41 @@ const ERRORS: &[(&str, &str, &str, u16, &str)] = &[
         400,
         "bad request body: …",
     ),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"latency","name":"n","sni":"a b"}"#,
+        400,
+        "sni: \"a b\" is no host name",
+    ),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"latency","name":"n","alpn":"h 2"}"#,
+        400,
+        "alpn: \"h 2\" is no protocol of ALPN",
+    ),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"loss","name":"n","host":"a.example"}"#,
+        400,
+        "sni, host and alpn select TCP connections for a stream toxic: leave them out here",
+    ),
+    (
+        "POST",
+        "/proxies/p/toxics",
+        r#"{"type":"down","name":"n","host":"a.example"}"#,
+        400,
+        "sni, host and alpn select TCP connections for a stream toxic: leave them out here",
+    ),
+    (
+        "PATCH",
+        "/proxies/p/toxics/latency_downstream",
+        r#"{"sni":"a.example"}"#,
+        400,
+        "sni, host and alpn can't be changed: remove the toxic and add it again",
+    ),
     ("GET", "/proxies/p/toxics/x", "", 404, "toxic not found"),
     ("POST", "/proxies/p/toxics/x", "{}", 404, "toxic not found"),
     (
@@ -689,7 +724,9 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
                 "latency",
                 "latency=5",
                 "--stream",
-                "upstream"
+                "upstream",
+                "--sni",
+                "*.example.com"
             ])
             .0,
             Some(0)
@@ -697,7 +734,8 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
         let (_, list) = run(&["list"]);
         assert!(
             list.contains("a b  127.0.0.1:")
-                && list.contains("latency_upstream  upstream latency toxicity=1"),
+                && list
+                    .contains("latency_upstream  upstream latency toxicity=1 sni=*.example.com {"),
             "{list}"
         );
         assert!(run(&["stats", "--json"]).1.contains("\"accepted\": 0"));
@@ -934,6 +972,22 @@ fn what_is_listed_can_be_sent_back() {
         "POST",
         "/proxies/p/toxics",
         r#"{"type":"packet_loss","attributes":{"loss_rate":0.5}}"#,
+    );
+    let filtered = r#"{"type":"latency","sni":"*.example.com","host":"a.example","alpn":"h2"}"#;
+    let (status, filtered) = daemon.call("POST", "/proxies/p/toxics", filtered);
+    assert_eq!(
+        (
+            status,
+            &filtered["sni"],
+            &filtered["host"],
+            &filtered["alpn"]
+        ),
+        (
+            200,
+            &json!("*.example.com"),
+            &json!("a.example"),
+            &json!("h2")
+        )
     );
     let (_, proxies) = daemon.call("GET", "/proxies", "");
     let toxic = &proxies["p"]["toxics"][0];

@@ -532,6 +532,33 @@ fn a_range_is_one_of_services_ports_not_of_clients() {
     }
 }
 
+/// Which of 16 addresses refuse connections under a rule for a share of them.
+fn refusing(rule: &str, seed: u32) -> Vec<u8> {
+    let rule = format!("tcp:127.0.1.0/28:7000 {rule}");
+    let applied = AppliedRules::begin(&[&rule], &format!("--scope host --seed {seed}"));
+    let refuses = |host: &u8| {
+        let stream = connect(SocketAddr::from(([127, 0, 1, *host], 7000)));
+        stream.and_then(|mut stream| exchange(&mut stream)).is_err()
+    };
+    let refusing = (0..16).filter(refuses).collect();
+    applied.end();
+    refusing
+}
+
+#[test]
+fn a_share_of_the_hosts_is_chosen_by_the_seed() {
+    enter_fresh();
+    echo("0.0.0.0");
+    let chosen = refusing("reject hosts=1/4", 5);
+    assert_eq!(chosen.len(), 4, "{chosen:?}");
+    assert_eq!(refusing("reject hosts=1/4", 5), chosen, "the same seed");
+    assert_ne!(refusing("reject hosts=1/4", 6), chosen, "another seed");
+    if fault_user::sys::version::at_least(5, 14) {
+        let by_relay = refusing("close_on_data=rst hosts=1/4", 5);
+        assert_eq!(by_relay, chosen, "whatever is done to them");
+    }
+}
+
 #[test]
 fn each_receiver_of_multicast_is_judged_by_itself() {
     const DATAGRAMS: usize = 10;

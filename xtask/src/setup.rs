@@ -77,6 +77,9 @@ const PACKAGES: &[Package] = &[
     package("python3-pymysql", None, &[Need::Test]),
     package("python3-redis", None, &[Need::Test]),
     package("libpython3.11-testsuite", None, &[Need::Test]),
+    package("nodejs", Some("node"), &[Need::Test]),
+    package("python3-aiohttp", None, &[Need::Test]),
+    package("chromium", Some("chromium"), &[Need::Test]),
     package("golang-go", Some("go"), &[Need::Test]),
     package("qemu-system-x86", Some("qemu-system-x86_64"), &[Need::Vm]),
     package(

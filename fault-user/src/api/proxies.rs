@@ -14,9 +14,10 @@ use super::events::Events;
 use super::packet::{self, PacketToxic};
 use super::security::Caller;
 use crate::relay::{
-    Direction, Engine, Fault, Listen, Picked, Relay, Settings, ToxicConfig, Transport, Upstream,
-    resolve_listen, resolve_name,
+    Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig, Transport,
+    Upstream, resolve_listen, resolve_name,
 };
+use crate::rule::{Asked, NamePattern, is_alpn};
 use crate::session::standing::{Rules, RulesChange, off_the_runtime};
 use crate::steer::front::{ProxiedService, TransparentProxies};
 
@@ -329,7 +330,6 @@ impl Proxy {
     /// Adds a toxic. Checked in this order: stream, type, name, attributes.
     async fn add_toxic(&self, fields: &Fields) -> Result<Value, ApiError> {
         let _one_at_a_time = self.changing.lock().await;
-        let invalid = |message: &str| ApiError::new(StatusCode::BAD_REQUEST, message);
         let (name, kind) = (
             fields.text("name")?,
             fields.text("type")?.unwrap_or_default(),
@@ -351,7 +351,15 @@ impl Proxy {
         {
             return Err(crate::relay::ToxicError::Exists.into());
         }
+        let filter = filter(fields)?;
         let fault = fault.filter(|fault| fault.acts_on(self.relay.transport()));
+        let reads_streams = self.relay.transport() == Transport::Tcp
+            && fault.as_ref().is_some_and(|fault| !fault.is_proxy_wide());
+        if !filter.is_empty() && !reads_streams {
+            return Err(invalid(
+                "sni, host and alpn select TCP connections for a stream toxic: leave them out here",
+            ));
+        }
         let Some(fault) = fault else {
             let kind = packet.ok_or_else(|| unfit(kind))?;
             let toxic = PacketToxic {
@@ -376,6 +384,7 @@ impl Proxy {
             stream: stream.to_owned(),
             toxicity,
             connections: Picked::ALL,
+            filter,
             datagrams: None,
             fault,
         };
@@ -447,6 +456,12 @@ impl Proxy {
         let toxic = toxics.iter().find(|toxic| toxic.name == name);
         let toxic = toxic.ok_or(crate::relay::ToxicError::NotFound)?;
         let fields = Fields::parse(body)?;
+        let asked = filter(&fields)?;
+        if !asked.is_empty() && asked != toxic.filter {
+            return Err(invalid(
+                "sni, host and alpn can't be changed: remove the toxic and add it again",
+            ));
+        }
         let toxicity = fields.number("toxicity")?;
         let fault = match fields.get("attributes") {
             Some(attributes) => Some(
@@ -469,12 +484,46 @@ fn unfit(kind: &str) -> ApiError {
 }
 
 fn toxic_json(config: &ToxicConfig) -> Value {
-    json!({
+    let mut shown = json!({
         "attributes": config.fault.attributes(),
         "name": config.name,
         "type": config.fault.kind(),
         "stream": config.stream,
         "toxicity": number(config.toxicity),
+    });
+    for (key, value) in config.filter.asked.given() {
+        shown[key] = json!(value);
+    }
+    shown
+}
+
+/// The error for a value that a toxic can't have.
+fn invalid(message: &str) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, message)
+}
+
+/// Which connections a toxic acts on, by what their clients ask for.
+fn filter(fields: &Fields) -> Result<Filter, ApiError> {
+    let name = |key: &str| {
+        let Some(text) = fields.text(key)? else {
+            return Ok(None);
+        };
+        let pattern = NamePattern::of_name(text);
+        let wrong = || invalid(&format!("{key}: {text:?} is no host name"));
+        pattern.ok_or_else(wrong).map(Some)
+    };
+    Ok(Filter {
+        asked: Asked {
+            sni: name("sni")?,
+            host: name("host")?,
+            alpn: match fields.text("alpn")? {
+                Some(text) if !is_alpn(text) => {
+                    return Err(invalid(&format!("alpn: {text:?} is no protocol of ALPN")));
+                }
+                protocol => protocol.map(str::to_owned),
+            },
+        },
+        server: None,
     })
 }
 

@@ -58,10 +58,13 @@ impl Check {
             return Ok(exit::SUCCESS);
         }
         let picture = timeline::picture(&rules, horizon, width());
-        let carried = plan
-            .rules
-            .iter()
-            .map(|rule| format!("{}  by {}\n", rule.text, rule.mechanism(None)));
+        let carried = plan.rules.iter().zip(&rules).map(|(planned, rule)| {
+            let hosts = rule.modifiers.hosts.map_or_else(String::new, |_| {
+                let hosts = planned.resolved.hosts.iter().map(ToString::to_string);
+                format!(", on {}", hosts.collect::<Vec<_>>().join(", "))
+            });
+            format!("{}  by {}{hosts}\n", planned.text, planned.mechanism(None))
+        });
         tell::data(&format!("{picture}\n{}", carried.collect::<String>()))?;
         Ok(exit::SUCCESS)
     }

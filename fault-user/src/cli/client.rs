@@ -105,7 +105,23 @@ enum Add {
         /// The fraction of connections that it applies to, 0 to 1
         #[arg(long, default_value_t = 1.0)]
         toxicity: f64,
+        #[command(flatten)]
+        asked: AskedArgs,
     },
+}
+
+/// Which connections a toxic applies to, by what their clients ask for.
+#[derive(Debug, clap::Args)]
+struct AskedArgs {
+    /// Only connections whose TLS client asks for this server, such as *.example.com
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
+    /// Only connections whose first HTTP/1 request is for this host
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// Only connections whose TLS client offers this protocol, such as h2
+    #[arg(long, value_name = "PROTOCOL")]
+    alpn: Option<String>,
 }
 
 /// What to remove.
@@ -167,14 +183,19 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
             ),
         );
         for toxic in proxy["toxics"].as_array().into_iter().flatten() {
+            let asked = ["sni", "host", "alpn"].map(|key| match toxic[key].as_str() {
+                Some(value) => format!("{key}={value} "),
+                None => String::new(),
+            });
             line(
                 &mut text,
                 format_args!(
-                    "  {}  {} {} toxicity={} {}",
+                    "  {}  {} {} toxicity={} {}{}",
                     plain(&toxic["name"]),
                     plain(&toxic["stream"]),
                     plain(&toxic["type"]),
                     toxic["toxicity"],
+                    asked.concat(),
                     toxic["attributes"]
                 ),
             );
@@ -221,13 +242,17 @@ pub fn add(args: &AddArgs) -> anyhow::Result<()> {
             name,
             stream,
             toxicity,
+            asked: AskedArgs { sni, host, alpn },
         } => {
             let fault = known_kind(kind)?;
             let attributes = attributes
                 .iter()
                 .map(|text| attribute(text, fault.as_ref()))
                 .collect::<anyhow::Result<Map<_, _>>>()?;
-            let body = json!({"name": name, "type": kind, "stream": stream, "toxicity": toxicity, "attributes": attributes});
+            let body = json!({
+                "name": name, "type": kind, "stream": stream, "toxicity": toxicity,
+                "sni": sni, "host": host, "alpn": alpn, "attributes": attributes,
+            });
             (format!("/proxies/{}/toxics", escaped(proxy)), body)
         }
     };

@@ -1,6 +1,7 @@
 //! The rules of a command line and of a scenario file.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, anyhow};
 use clap::Args;
@@ -37,6 +38,9 @@ pub struct Rules {
     /// The rules come from a report; drawn ones are included.
     #[arg(skip)]
     recorded: bool,
+    /// The seed that was drawn for want of one: it stays when the file is read again.
+    #[arg(skip)]
+    own_seed: Arc<OnceLock<u64>>,
 }
 
 impl Rules {
@@ -50,6 +54,7 @@ impl Rules {
             random: None,
             seed: Some(seed),
             recorded: true,
+            own_seed: Arc::default(),
         }
     }
 
@@ -104,13 +109,18 @@ impl Rules {
         let mut seed = self.seed.or(scenario.seed);
         let first = rules.len();
         if let Some(random) = random {
-            let from = seed.map_or_else(draw_seed, Ok)?;
+            let from = seed.map_or_else(|| self.own_seed(), Ok)?;
             seed = Some(from);
             for rule in drawn(&random, from, first)? {
                 resolve(&rule, (&profiles, &targets), &mut rules)?;
             }
         }
         let drawn = first..rules.len();
+        if rules.iter().any(|(rule, _)| rule.modifiers.hosts.is_some()) {
+            let from = seed.map_or_else(|| self.own_seed(), Ok)?;
+            seed = Some(from);
+            rules = sampled(rules, from)?;
+        }
         if rules.is_empty() {
             return Err(Failure::usage(anyhow!(
                 "no rule: give at least one, such as -r 'tcp:5432 loss=30%', or a file with -f"
@@ -177,6 +187,15 @@ impl Rules {
         )))
     }
 
+    /// A seed that is drawn once.
+    fn own_seed(&self) -> Result<u64> {
+        let drawn = match self.own_seed.get() {
+            Some(seed) => *seed,
+            None => draw_seed()?,
+        };
+        Ok(*self.own_seed.get_or_init(|| drawn))
+    }
+
     fn add_targets(&self, targets: &mut Targets) -> Result<(), Failure> {
         for text in &self.targets {
             let (name, target) = named_target(text).map_err(Failure::usage)?;
@@ -206,6 +225,19 @@ fn drawn(random: &Random, seed: u64, others: usize) -> Result<Vec<Rule>, Failure
         )));
     }
     Ok(drawn)
+}
+
+/// The rules, each with its share of hosts.
+fn sampled(
+    rules: Vec<(Rule, ResolvedRule)>,
+    seed: u64,
+) -> Result<Vec<(Rule, ResolvedRule)>, Failure> {
+    let rules = rules.into_iter();
+    let sampled = rules.map(|(rule, resolved)| {
+        let resolved = resolved.sampled(&rule, seed).map_err(Failure::usage)?;
+        Ok((rule, resolved))
+    });
+    sampled.collect()
 }
 
 /// Looks up what a rule, or each that its profile stands for, is aimed at.

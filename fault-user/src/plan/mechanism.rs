@@ -189,6 +189,8 @@ fn as_stream(rule: &ResolvedRule) -> Option<ResolvedRule> {
     }
     let stream = ResolvedRule {
         fault: rule.fault.on_streams()?,
+        // As packets, which say nothing of names.
+        server: None,
         ..rule.clone()
     };
     stream::check(&stream).is_ok().then_some(stream)

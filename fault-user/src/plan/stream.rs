@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::relay::{Datagrams, Fault as Relayed, Picked, Transport};
+use crate::relay::{Datagrams, Fault as Relayed, Filter, Picked, Transport};
 use crate::rule::{
     Acts, Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
 };
@@ -40,6 +40,10 @@ fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
         let picking = [
             ("p", modifiers.probability != plain.probability),
             ("conn", modifiers.connections.is_some()),
+            (
+                modifiers.asked.key().unwrap_or_default(),
+                !modifiers.asked.is_empty(),
+            ),
             ("a count", !modifiers.triggers.is_empty()),
             ("dir", modifiers.direction != plain.direction),
         ];
@@ -79,7 +83,9 @@ pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
         Protocol::Udp => transport == Transport::Udp,
         Protocol::Icmp => false,
     };
-    is_aimed && Relayed::of_rule(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
+    // What clients ask for is read from TCP only.
+    let is_read = transport == Transport::Tcp || rule.modifiers.asked.is_empty();
+    is_aimed && is_read && Relayed::of_rule(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
 }
 
 /// The datagrams that a rule selects by counting.
@@ -99,6 +105,19 @@ pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagram
         },
         count_all: modifiers.count == CountScope::PerRule,
     })
+}
+
+/// The connections that a rule selects by what their clients ask for. A rule for a host does not apply to clients that
+/// ask for another one at the same address.
+#[must_use]
+pub fn filter(rule: &ResolvedRule, transport: Transport) -> Filter {
+    if transport == Transport::Udp {
+        return Filter::default();
+    }
+    Filter {
+        asked: rule.modifiers.asked.clone(),
+        server: rule.server.clone(),
+    }
 }
 
 /// The connections that a rule selects. Its counts count those that `conn` selects.
@@ -157,6 +176,7 @@ mod tests {
             ("tcp:1 no_accept p=50%", "leave it out"),
             ("tcp:1 no_accept conn=2", "conn"),
             ("tcp:1 close nth=2", "a count"),
+            ("tcp:1 no_accept sni=a.example", "sni"),
             ("tcp:1 close dir=to-server", "dir"),
             ("tcp:1 error=http dir=to-client", "`error`"),
             ("tcp:1 mix 10%:abort dir=to-client", "`abort`"),

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use super::control::{Control, SILENCE};
 use super::fault::CloseMode;
+use super::greeting::{self, Greeted, Greeting, Progress};
 use super::inner::Inner;
 use super::lane::{Ending, Lane, Ports, WaitsFor};
 use super::stage::Owner;
@@ -36,6 +37,10 @@ pub(crate) struct Connection {
     pub(crate) client: Arc<TcpStream>,
     pub(crate) server: Arc<TcpStream>,
     lanes: [Lane; 2],
+    /// What the client asks for.
+    greeted: Greeted,
+    /// When a greeting of which a part has come is taken for another protocol.
+    greeting_due: Option<Instant>,
     version: Option<u64>,
     timer: Timer,
     /// What the lanes had moved when that was last looked at, and since when it is that much.
@@ -54,6 +59,12 @@ impl Connection {
         server: TcpStream,
     ) -> Self {
         Self {
+            greeted: if relay.toxics.reads_greetings() {
+                Greeted::Awaited
+            } else {
+                Greeted::Unread
+            },
+            greeting_due: None,
             relay,
             control,
             client: Arc::new(client),
@@ -146,6 +157,7 @@ impl Connection {
                 CloseMode::Fin => Ending::Leave,
             }));
         }
+        self.read_greeting(context);
         let newest = self.relay.toxics.version();
         if self.version != Some(newest) {
             if let Err(ending) = self.reconcile() {
@@ -167,11 +179,39 @@ impl Connection {
                     return Poll::Ready(Some(Ending::Leave));
                 }
                 let deadlines = self.lanes.iter().filter_map(|lane| lane.deadline);
-                let deadline = deadlines.chain(patience).min();
+                let deadline = deadlines.chain(patience).chain(self.greeting_due).min();
                 self.timer.set(deadline, context.waker());
                 Poll::Pending
             }
         }
+    }
+
+    /// Looks for the client's greeting. When it is known, so are the toxics that act on the connection.
+    fn read_greeting(&mut self, context: &mut Context<'_>) {
+        if self.greeted != Greeted::Awaited {
+            return;
+        }
+        let trouble = &self.relay.trouble;
+        let greeting = match greeting::poll(&self.client, &self.server, trouble, context) {
+            Progress::Whole(greeting) => greeting,
+            Progress::Nothing => return,
+            Progress::Reset => {
+                self.lanes[0].source_is_broken();
+                Greeting::default()
+            }
+            Progress::Part => {
+                let due = self.greeting_due.get_or_insert_with(greeting::due);
+                if *due > Instant::now() {
+                    return;
+                }
+                greeting::tell_overdue(trouble);
+                greeting::make_readable(&self.client);
+                Greeting::default()
+            }
+        };
+        self.greeted = Greeted::Known(greeting);
+        self.greeting_due = None;
+        self.version = None;
     }
 
     /// When it is left, if its relay comes to its end and nothing moves any more.
@@ -215,6 +255,7 @@ impl Connection {
                 relay_key: self.relay.key,
                 connection: self.control.ordinal,
                 opened: self.control.opened,
+                greeted: &self.greeted,
                 is_datagram: false,
                 trouble: &self.relay.trouble,
             };
@@ -243,6 +284,8 @@ impl Connection {
             let ports = Ports {
                 source,
                 sink,
+                // It is known first which toxics act on what is read.
+                is_withheld: self.greeted == Greeted::Awaited,
                 received: &self.relay.stats.received[index],
                 sent: &self.relay.stats.sent[index],
             };

@@ -1,4 +1,4 @@
-//! The entry of a fuzzer.
+//! The entries of fuzzers.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::fault::Protocol;
+use super::greeting;
 use super::postgres::{Answers, TOKEN};
 use super::protocol::{self, Wording};
 use super::random::Draws;
@@ -55,6 +56,21 @@ pub fn fuzz(data: &[u8]) {
     if !is_ours {
         let error = PostgresError::meant_by("40001").expect("an error");
         assert_eq!(told(Box::new(Answers::new(error)), &pieces).0, data);
+    }
+}
+
+/// Reads the bytes as a client's greeting, and the part of them where the first byte says.
+///
+/// # Panics
+/// Where what was enough to read is read otherwise with more bytes behind it; which is what a fuzzer looks for.
+pub fn fuzz_greeting(data: &[u8]) {
+    let Some((cut, data)) = data.split_first() else {
+        return;
+    };
+    let part = &data[..data.len() * usize::from(*cut) / 256];
+    let whole = greeting::read(data);
+    if let Some(greeting) = greeting::read(part) {
+        assert_eq!(Some(greeting), whole);
     }
 }
 

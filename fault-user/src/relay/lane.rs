@@ -232,6 +232,8 @@ pub(crate) enum WaitsFor {
 pub(crate) struct Ports<'a> {
     pub(crate) source: &'a Arc<TcpStream>,
     pub(crate) sink: &'a Arc<TcpStream>,
+    /// Nothing is read from the source yet.
+    pub(crate) is_withheld: bool,
     pub(crate) received: &'a AtomicU64,
     pub(crate) sent: &'a AtomicU64,
 }
@@ -279,8 +281,8 @@ impl Lane {
         self.output.aborting
     }
 
-    /// The sink of the other lane, this one's source, does not take data any more: what it has sent is
-    /// still forwarded, then it is a reset.
+    /// The source has reset the connection, or takes no more data as the sink of the other lane: what it has sent is still
+    /// forwarded, then it is a reset.
     pub(crate) fn source_is_broken(&mut self) {
         if self.source == Source::Open {
             self.source = Source::Broken;
@@ -512,6 +514,7 @@ impl Lane {
             return Step::Idle;
         }
         let room = match now {
+            _ if ports.is_withheld => 0,
             Some(now) => self.pipeline.room(now),
             None if is_blocked || !self.output.items.is_empty() => 0,
             None => SMALL_READ,
@@ -678,7 +681,7 @@ pub(crate) fn unread(socket: &TcpStream) -> usize {
 }
 
 /// Whether a socket's peer has ended its direction, be it that there are bytes to read before.
-fn has_peer_ended(socket: &TcpStream) -> bool {
+pub(crate) fn has_peer_ended(socket: &TcpStream) -> bool {
     use std::os::fd::AsRawFd as _;
     let mut state = 0_u8;
     let mut length: libc::socklen_t = 1;
@@ -701,4 +704,41 @@ const OPEN_STATES: [u8; 3] = [1, 4, 5];
 
 fn count_bytes(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// A connected pair of sockets.
+    async fn pair() -> io::Result<(TcpStream, Arc<TcpStream>)> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let peer = TcpStream::connect(listener.local_addr()?).await?;
+        Ok((peer, Arc::new(listener.accept().await?.0)))
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_from_a_source_that_is_withheld() {
+        let (mut client, source) = pair().await.expect("loopback");
+        let (_server, sink) = pair().await.expect("loopback");
+        client.write_all(b"hello").await.expect("write");
+        source.readable().await.expect("it comes");
+        let mut lane = Lane::default();
+        for (is_withheld, left) in [(true, 5), (false, 0)] {
+            let ports = Ports {
+                source: &source,
+                sink: &sink,
+                is_withheld,
+                received: &AtomicU64::new(0),
+                sent: &AtomicU64::new(0),
+            };
+            let polled =
+                std::future::poll_fn(|context| Poll::Ready(lane.poll(context, &ports))).await;
+            assert_eq!(polled, Ok(()));
+            assert_eq!(unread(&source), left);
+            assert_eq!(lane.has_read, !is_withheld);
+        }
+    }
 }

@@ -14,6 +14,7 @@ mod engine;
 pub mod exchange;
 pub mod fault;
 mod fuzz;
+mod greeting;
 mod handshake;
 mod inner;
 mod lane;
@@ -47,7 +48,8 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 pub use control::{Cut, Drain};
 pub use engine::Engine;
 pub use fault::{CloseMode, Fault, Transport};
-pub use fuzz::fuzz;
+pub use fuzz::{fuzz, fuzz_greeting};
+pub use greeting::Filter;
 pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
 pub use packets::Pair;
 pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
@@ -494,6 +496,12 @@ impl Relay {
             .iter()
             .map(|toxic| toxic.config.clone())
             .collect()
+    }
+
+    /// Has what new clients ask for read from here on, so that toxics which select connections by it and are added later act
+    /// on these connections too.
+    pub fn read_greetings(&self) {
+        self.toxics.read_greetings();
     }
 
     /// Adds a toxic. What arrives after the return is subject to it, on open connections too.

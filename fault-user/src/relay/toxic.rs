@@ -1,11 +1,12 @@
 //! Toxics: a fault with a name, a direction and a toxicity, and the ordered set that a relay has of them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use super::fault::{Fault, Transport};
+use super::greeting::{Filter, Greeted};
 use super::random;
 
 /// A direction of a stream, as Toxiproxy names them.
@@ -96,6 +97,8 @@ pub struct ToxicConfig {
     pub toxicity: f64,
     /// Of which connections that share is, by their ordinals.
     pub connections: Picked,
+    /// And by what their clients ask for.
+    pub filter: Filter,
     /// Of their datagrams; nothing for all.
     pub datagrams: Option<Datagrams>,
     /// What it does.
@@ -195,10 +198,15 @@ pub(crate) struct Toxic {
 }
 
 impl Toxic {
-    /// What the toxic does to a connection, given the relay's key and the connection's ordinal.
-    pub(crate) fn on_connection(&self, relay_key: u64, connection: u64) -> Option<&Fault> {
+    /// What the toxic does to a connection, given the relay's key, the connection's ordinal and what its client asks for.
+    pub(crate) fn on_connection(
+        &self,
+        relay_key: u64,
+        connection: u64,
+        greeted: &Greeted,
+    ) -> Option<&Fault> {
         let key = self.pair_key(relay_key, connection);
-        if !self.config.connections.has(connection) {
+        if !self.config.connections.has(connection) || !self.config.filter.selects(greeted) {
             return None;
         }
         if random::unit(random::fold(key, 1)) >= self.config.toxicity {
@@ -237,12 +245,24 @@ struct State {
 pub(crate) struct ToxicSet {
     version: AtomicU64,
     state: RwLock<State>,
+    /// A toxic needs to know what clients ask for, or may be added.
+    reads_greetings: AtomicBool,
 }
 
 impl ToxicSet {
     /// Grows with each change of the set.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::SeqCst)
+    }
+
+    /// Has what new clients ask for read, for toxics that are added later.
+    pub(crate) fn read_greetings(&self) {
+        self.reads_greetings.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether what new clients ask for is read.
+    pub(crate) fn reads_greetings(&self) -> bool {
+        self.reads_greetings.load(Ordering::SeqCst)
     }
 
     /// The toxics as they are, and the version that this is.
@@ -269,6 +289,7 @@ impl ToxicSet {
                 kind: config.fault.kind(),
             });
         }
+        let is_filtered = !config.filter.is_empty();
         self.change(|toxics, next_id| {
             if toxics.iter().any(|toxic| toxic.config.name == config.name) {
                 return Err(ToxicError::Exists);
@@ -280,6 +301,9 @@ impl ToxicSet {
                 config,
                 shared: Arc::default(),
             }));
+            if is_filtered {
+                self.read_greetings();
+            }
             Ok(())
         })
     }
@@ -339,6 +363,7 @@ mod tests {
             stream: "downstream".to_owned(),
             toxicity,
             connections: Picked::ALL,
+            filter: Filter::default(),
             datagrams: None,
             fault: Fault::Latency(Latency::default()),
         }
@@ -351,7 +376,11 @@ mod tests {
         let hit = |set: &ToxicSet| -> Vec<u64> {
             let (_, toxics) = set.snapshot();
             (1..=1000)
-                .filter(|ordinal| toxics[0].on_connection(7, *ordinal).is_some())
+                .filter(|ordinal| {
+                    toxics[0]
+                        .on_connection(7, *ordinal, &Greeted::Unread)
+                        .is_some()
+                })
                 .collect()
         };
         let before = hit(&set);

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::control::Control;
 use super::engine::Engine;
 use super::fault::CloseMode;
+use super::greeting::Greeted;
 use super::inner::Inner;
 use super::packets::{self, Carrier, Pair, Unpacked};
 use super::stage::{Chunk, Item, Output, Owner, Pipeline};
@@ -504,6 +505,7 @@ impl Session {
                 relay_key: self.inner.key,
                 connection: self.control.ordinal,
                 opened: self.control.opened,
+                greeted: &Greeted::Unread,
                 is_datagram: true,
                 trouble: &self.inner.trouble,
             };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -238,7 +238,13 @@ pub(crate) fn bind(socket: &Socket, source: SocketAddr) -> io::Result<()> {
     bound
 }
 
-fn set(socket: &Socket, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
+/// Sets an option of a socket that is a number.
+pub(crate) fn set(
+    socket: &impl std::os::fd::AsRawFd,
+    level: i32,
+    name: i32,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the value is four bytes long.
     let status = unsafe {
         libc::setsockopt(

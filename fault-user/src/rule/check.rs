@@ -192,6 +192,23 @@ pub(super) fn rule(
             return complain(key, message, "a fault of the packet layer");
         }
     }
+    if let Some(key) = modifiers.asked.key() {
+        if layer != Layer::Stream {
+            let message = format!(
+                "`{key}` is read from a stream, and `{}` works on packets",
+                fault.name()
+            );
+            return complain(
+                key,
+                message,
+                "a stream fault such as latency, reset_peer, timeout or error",
+            );
+        }
+        if protocol == Protocol::Udp {
+            let message = format!("`{key}` is read from TCP, and this target is UDP");
+            return complain(key, message, "a tcp target");
+        }
+    }
     if let Fault::Profile(_) = fault {
         let plain = Modifiers::default();
         let picking = [

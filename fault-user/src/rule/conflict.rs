@@ -115,6 +115,8 @@ impl Modifiers {
             || !self.triggers.is_empty()
             || self.count != CountScope::PerConnection
             || self.connections.is_some()
+            || self.hosts.is_some()
+            || !self.asked.is_empty()
             || !self.packets.is_empty()
             || self.size.is_some()
     }

@@ -5,6 +5,7 @@
 //! schema and the errors all read them. Nothing here touches the kernel. See docs/rules.md for the language.
 
 mod args;
+mod asked;
 pub mod catalog;
 mod check;
 pub mod conflict;
@@ -20,6 +21,7 @@ mod packet;
 mod profile;
 pub mod reference;
 mod resolve;
+mod sample;
 pub mod scenario;
 pub(crate) mod servers;
 mod target;
@@ -28,6 +30,7 @@ pub mod timeline;
 pub mod units;
 mod words;
 
+pub use asked::{Asked, NamePattern, is_alpn};
 pub use catalog::{Acts, Layer};
 pub use check::{MAX_RATE, MAX_TIME_NS};
 pub use error::RuleError;
@@ -45,6 +48,7 @@ pub use modifier::{
 pub use packet::{PacketAction, Shaper};
 pub use profile::{PROFILES, Part, Profile, Profiles};
 pub use resolve::{ResolvedRule, ResolvedTarget, Resolver, SystemResolver};
+pub use sample::HostShare;
 pub use scenario::{Scenario, ScenarioError};
 pub use target::{
     Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets, is_name, named_target,

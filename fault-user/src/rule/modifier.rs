@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use super::asked::{self, Asked, NamePattern};
 use super::check::{Complaint, MAX_TIME_NS};
 use super::error::{Piece, RuleError};
+use super::sample::HostShare;
 use super::units::{self, PPM};
 use super::words::words;
 
@@ -257,6 +259,10 @@ pub struct Modifiers {
     pub count: CountScope,
     /// Which connections, in order of appearance from 1; nothing means all.
     pub connections: Option<Bounds>,
+    /// Which of the target's hosts; nothing means all.
+    pub hosts: Option<HostShare>,
+    /// Which connections, by what their clients ask for.
+    pub asked: Asked,
     /// Which kinds of packets.
     pub packets: PacketKinds,
     /// The size of the IP packet in bytes; nothing means any.
@@ -282,6 +288,8 @@ impl Default for Modifiers {
             triggers: Triggers::default(),
             count: CountScope::default(),
             connections: None,
+            hosts: None,
+            asked: Asked::default(),
             packets: PacketKinds::default(),
             size: None,
             direction: Direction::default(),
@@ -376,6 +384,30 @@ pub const MODIFIERS: &[ModifierSpec] = &[
         "which connections, in order of appearance",
     ),
     row(
+        "hosts",
+        "hosts",
+        "1/3",
+        "a share of the target's hosts, chosen by the seed",
+    ),
+    row(
+        "sni",
+        "sni",
+        "*.example.com",
+        "connections whose TLS client asks for this server, by a stream fault",
+    ),
+    row(
+        "host",
+        "host",
+        "*.example.com",
+        "connections whose first HTTP/1 request is for this host, by a stream fault",
+    ),
+    row(
+        "alpn",
+        "alpn",
+        "h2",
+        "connections whose TLS client offers this protocol, by a stream fault",
+    ),
+    row(
         "match",
         "match",
         "syn/fin",
@@ -462,6 +494,10 @@ impl<'a> ModifierReader<'a> {
             "range" => to.triggers.range = Some(Bounds::read(value, 1, units::count)?),
             "count" => to.count = word(value, CountScope::WORDS, CountScope::from_word)?,
             "conn" => to.connections = Some(Bounds::read(value, 1, units::count)?),
+            "hosts" => to.hosts = Some(HostShare::read(value)?),
+            "sni" => to.asked.sni = Some(NamePattern::read(value)?),
+            "host" => to.asked.host = Some(NamePattern::read(value)?),
+            "alpn" => to.asked.alpn = Some(asked::alpn(value)?),
             "match" => to.packets = packet_kinds(value)?,
             "size" => to.size = Some(Bounds::read(value, 0, units::size)?),
             "dir" => to.direction = word(value, Direction::WORDS, Direction::from_word)?,
@@ -539,6 +575,8 @@ impl Modifiers {
         if let Some(bounds) = &self.connections {
             list.push(("conn", bounds.show(|n| n.to_string())));
         }
+        list.extend(self.hosts.map(|share| ("hosts", share.to_string())));
+        list.extend(self.asked.given());
         if !self.packets.is_empty() {
             list.push(("match", self.packets.words().collect::<Vec<_>>().join("/")));
         }

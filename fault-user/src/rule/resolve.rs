@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 use super::error::{Piece, RuleError};
 use super::hints;
 use super::target::{Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets};
-use super::{Fault, Modifiers, Rule};
+use super::{Fault, Modifiers, NamePattern, Rule};
 
 /// Looks up host names.
 pub trait Resolver {
@@ -57,6 +57,8 @@ pub struct ResolvedRule {
     pub name: String,
     /// What it is aimed at.
     pub target: ResolvedTarget,
+    /// The name of the host that it is aimed at, where it has one with a dot.
+    pub server: Option<NamePattern>,
     /// What it does.
     pub fault: Fault,
     /// What decides whether it fires.
@@ -115,6 +117,10 @@ impl Rule {
         Ok(ResolvedRule {
             name: self.target.to_string(),
             target: self.resolve_target(&target, resolver)?,
+            server: match &target.host {
+                Some(Host::Name(name)) if name.contains('.') => NamePattern::of_name(name),
+                _ => None,
+            },
             fault: self.fault.clone(),
             modifiers: self.modifiers.clone(),
         })

@@ -254,7 +254,7 @@ fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>, before: Piece<'_>
         return error;
     }
     key.error(format!("unknown modifier `{}`", key.text()))
-        .expected("p, first, after, nth, every, range, count, conn, match, size, dir, at, for, period, duty or reconnect")
+        .expected("p, first, after, nth, every, range, count, conn, hosts, sni, host, alpn, match, size, dir, at, for, period, duty or reconnect")
         .nearest(key.text(), names)
         .suggest_some(hints::look_up(hints::MODIFIERS, key.text()))
 }

@@ -224,6 +224,9 @@ impl Rules {
         entries.retain(|entry| !change.remove.contains(&entry.id));
         let mut ids = Vec::new();
         for (rule, resolved) in added {
+            let resolved = resolved
+                .sampled(&rule, self.seed)
+                .map_err(|error| RulesError::Bad(error.one_line()))?;
             now.next_id += 1;
             ids.push(now.next_id);
             entries.push(Entry {

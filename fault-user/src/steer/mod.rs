@@ -449,7 +449,14 @@ impl RedirectedTarget {
         ends: &mut RelayListeners,
         relays: Vec<Arc<Relay>>,
     ) -> Result<Self> {
+        let filters = |transport| {
+            let of_target = rules.iter().filter(|rule| rule.target == number);
+            of_target.map(move |rule| stream::filter(&rule.rule, transport))
+        };
         for relay in &relays {
+            if filters(relay.transport()).any(|filter| !filter.is_empty()) {
+                relay.read_greetings();
+            }
             let started = relay.set_enabled(true).await;
             started.context("starting the relay")?;
         }
@@ -506,6 +513,7 @@ impl Shared {
                 stream: way.name().to_owned(),
                 toxicity: Probability::of_ppm(rule.modifiers.probability).0,
                 connections: stream::connections(&rule.modifiers, transport),
+                filter: stream::filter(rule, transport),
                 datagrams: stream::datagrams(&rule.modifiers, transport),
                 fault: if ways.len() == 2 && *way == Way::Upstream {
                     Relayed::one_way_part(&rule.fault)?

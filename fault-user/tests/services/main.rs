@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::place::{AppliedRules, PATIENCE, enter_fresh, fault, ip, run, wait_for};
-use support::servers::Server;
+use support::servers::{Server, certify};
 
 const PYTHON: &str = "/usr/bin/python3";
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/client.py");
@@ -131,33 +131,7 @@ fn python(kind: &str, port: u16) -> Killed {
     let folder = tempfile::tempdir().unwrap();
     let certificate = folder.path().join("certificate.pem");
     if kind == "tls" {
-        let made = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ed25519",
-                "-nodes",
-                "-subj",
-                "/CN=localhost",
-            ])
-            .arg("-keyout")
-            .arg(&certificate)
-            .arg("-out")
-            .arg(folder.path().join("public.pem"))
-            .output()
-            .expect("openssl");
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-        let public = std::fs::read(folder.path().join("public.pem")).unwrap();
-        let mut both = std::fs::OpenOptions::new()
-            .append(true)
-            .open(&certificate)
-            .unwrap();
-        both.write_all(&public).unwrap();
+        certify(&certificate);
     }
     let mut command = Command::new(PYTHON);
     start(
@@ -346,9 +320,10 @@ fn databases_and_a_pool_recover_from_stream_faults() {
     }
 }
 
-/// What a client makes of errors that are injected into what it says to its server.
-fn understands(case: &str, port: u16, rules: &[&str]) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/errors.py");
+/// What clients make of rules: the case of a script, which says whether all is as it should be.
+fn understands(script: &str, case: &str, port: u16, rules: &[&str]) {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/");
+    let script = &format!("{folder}{script}");
     let output = run(rules, "", &[PYTHON, script, case, &port.to_string()]);
     let said = String::from_utf8_lossy(&output.stdout);
     let stderr_text = String::from_utf8_lossy(&output.stderr);
@@ -375,7 +350,7 @@ fn clients_take_errors_for_their_servers_own() {
         ("login", "error=postgres:53300".to_owned()),
         ("farewell", "error=postgres:57P01".to_owned()),
     ] {
-        understands(case, 5432, &[&format!("tcp:5432 {rule}")]);
+        understands("errors.py", case, 5432, &[&format!("tcp:5432 {rule}")]);
     }
     let _redis = Server::redis(6379, None);
     let redis = [
@@ -383,10 +358,114 @@ fn clients_take_errors_for_their_servers_own() {
         r#"tcp:6379 error=redis:LOADING query="^LPUSH list""#,
         r#"tcp:6379 error=redis:"MOVED 12 10.0.0.2:6380" query="^INCR""#,
     ];
-    understands("redis_prefixes", 6379, &redis);
+    understands("errors.py", "redis_prefixes", 6379, &redis);
     let _mariadb = mariadb(3306);
     let mysql = format!("tcp:3306 error=mysql:1213 {update}");
-    understands("mysql", 3306, &[&mysql]);
+    understands("errors.py", "mysql", 3306, &[&mysql]);
+}
+
+#[test]
+fn connections_are_selected_by_what_their_clients_ask_for() {
+    enter_fresh();
+    // As on a network, so that a long greeting has several segments.
+    ip("link set lo mtu 1500");
+    let _servers = [python("http", 8000), python("tls", 8443)];
+    echo(bound("127.0.0.1:7000"));
+    for (case, rule) in [
+        ("sni", "tcp:8443 reset_peer sni=*.example.com"),
+        ("alpn", "tcp:8443 reset_peer alpn=h2"),
+        ("host", "tcp:8000 reset_peer host=api.example.com"),
+    ] {
+        let port = if case == "host" { 8000 } else { 8443 };
+        understands("asks.py", case, port, &[rule]);
+    }
+    // Rules that never fire let everything pass.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/asks.py");
+    let rule = "tcp:7000 reset_peer sni=a.example host=b.example";
+    let output = run(
+        &[rule],
+        "--allow-unfired",
+        &[PYTHON, script, "other", "7000"],
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("understood"), "{output:?}");
+}
+
+/// What curl gets from each address under a rule, of two names with one server: "STATUS VERSION CONNECTIONS".
+fn curl(fault: &mut Command, rule: &str, words: &str) -> Vec<String> {
+    let ask = format!(
+        "curl -sk --max-time 30 -w '%{{http_code}} %{{http_version}} %{{num_connects}}\\n' -o /dev/null -o /dev/null \
+         --connect-to ::127.0.0.1: {words}; true"
+    );
+    fault.args(["run", "-r", rule, "--allow-unfired", "--", "sh", "-c"]);
+    let output = fault.arg(ask).output().expect("fault runs");
+    assert!(output.status.success(), "{rule}: {output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn one_of_two_names_on_a_port_is_under_fault_for_curl() {
+    enter_fresh();
+    let _servers = (python("http", 8000), Server::https(8443));
+    let (reset, h2, h1) = (["000 0 1"], ["200 2 1"], ["200 1.1 1"]);
+    for (rule, words, expected) in [
+        (
+            "sni=api.example.com",
+            "https://api.example.com:8443/",
+            &reset,
+        ),
+        ("sni=api.example.com", "https://www.example.com:8443/", &h2),
+        ("alpn=h2", "https://api.example.com:8443/", &reset),
+        ("alpn=h2", "--http1.1 https://api.example.com:8443/", &h1),
+        // Without SNI, for there is no name.
+        ("sni=*", "https://127.0.0.1:8443/", &h2),
+    ] {
+        let rule = format!("tcp:8443 reset_peer {rule}");
+        assert_eq!(
+            curl(&mut fault(), &rule, words),
+            expected,
+            "{rule}, {words}"
+        );
+    }
+    // Both requests of a kept connection.
+    let rule = "tcp:8000 error=http:503 host=api.example.com";
+    let twice = |name: &str| format!("http://{name}:8000/1 http://{name}:8000/2");
+    let api = curl(&mut fault(), rule, &twice("api.example.com"));
+    assert_eq!(api, ["503 1.1 1", "503 1.1 0"]);
+    let www = curl(&mut fault(), rule, &twice("www.example.com"));
+    assert_eq!(www, ["200 1.1 1", "200 1.1 0"]);
+}
+
+#[test]
+fn a_rule_for_a_host_leaves_another_one_at_its_address_alone() {
+    enter_fresh();
+    let _servers = (python("http", 8000), Server::https(8443));
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "127.0.0.1 api.example.com www.example.com\n").unwrap();
+    let under_hosts = || {
+        let mut command = Command::new("unshare");
+        let mount = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
+        command
+            .args(["--mount", "sh", "-c", mount, "sh"])
+            .arg(&hosts);
+        command.arg(fault().get_program());
+        command
+    };
+    for (url, port, succeeded) in [("https", 8443, "200 2 1"), ("http", 8000, "200 1.1 1")] {
+        let rule = format!("tcp:api.example.com:{port} reset_peer");
+        let ask = |name: &str| {
+            curl(
+                &mut under_hosts(),
+                &rule,
+                &format!("{url}://{name}:{port}/"),
+            )
+        };
+        assert_eq!(ask("api.example.com"), ["000 0 1"], "{url}");
+        assert_eq!(ask("www.example.com"), [succeeded], "{url}");
+        assert_eq!(ask("127.0.0.1"), ["000 0 1"], "{url}: no other name");
+    }
 }
 
 #[test]

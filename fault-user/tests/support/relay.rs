@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fault_user::relay::{
-    Direction, Engine, Fault, Listen, Picked, Relay, Settings, ToxicConfig, Transport, Upstream,
+    Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig, Transport,
+    Upstream,
 };
+use fault_user::rule::Asked;
 use serde_json::Value;
 
 use super::place::PATIENCE;
@@ -97,19 +99,24 @@ impl Bed {
     }
 
     pub fn add_with(&self, direction: Direction, kind: &str, attributes: &Value, toxicity: f64) {
-        let fault = Fault::of_kind(kind)
-            .expect("a kind")
-            .with_attributes(attributes)
-            .expect("valid attributes");
-        let config = ToxicConfig {
-            name: kind.to_owned(),
-            direction,
-            stream: direction.name().to_owned(),
+        self.add_config(ToxicConfig {
             toxicity,
-            connections: Picked::ALL,
-            datagrams: None,
-            fault,
-        };
+            ..config(direction, kind, attributes)
+        });
+    }
+
+    /// Adds a toxic that acts on connections whose clients ask for this.
+    pub fn add_filtered(&self, kind: &str, attributes: &Value, asked: Asked) {
+        self.add_config(ToxicConfig {
+            filter: Filter {
+                asked,
+                server: None,
+            },
+            ..config(Direction::Downstream, kind, attributes)
+        });
+    }
+
+    fn add_config(&self, config: ToxicConfig) {
         self.run(self.relay.add_toxic(config)).expect("a new toxic");
     }
 
@@ -133,6 +140,20 @@ impl Bed {
         if let Some((client, server)) = old {
             assert_echo(client, server);
         }
+    }
+}
+
+fn config(direction: Direction, kind: &str, attributes: &Value) -> ToxicConfig {
+    let fault = Fault::of_kind(kind).expect("a kind");
+    ToxicConfig {
+        name: kind.to_owned(),
+        direction,
+        stream: direction.name().to_owned(),
+        toxicity: 1.0,
+        connections: Picked::ALL,
+        filter: Filter::default(),
+        datagrams: None,
+        fault: fault.with_attributes(attributes).expect("valid attributes"),
     }
 }
 

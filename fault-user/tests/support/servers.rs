@@ -27,6 +27,23 @@ impl Drop for Server {
     }
 }
 
+/// Writes a certificate with its key.
+pub fn certify(certificate: &Path) {
+    let public = certificate.with_extension("public");
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
+        .args(["ec_paramgen_curve:prime256v1", "-nodes", "-subj"])
+        .args(["/CN=localhost", "-keyout"])
+        .args([certificate, Path::new("-out"), &public])
+        .output()
+        .expect("openssl");
+    let told = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{told}");
+    let public = std::fs::read(public).unwrap();
+    let both = std::fs::OpenOptions::new().append(true).open(certificate);
+    both.unwrap().write_all(&public).unwrap();
+}
+
 impl Server {
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -66,6 +83,28 @@ impl Server {
         wait_for(
             || TcpStream::connect((host, port)).is_ok(),
             "redis to listen",
+        );
+        Self {
+            child,
+            port,
+            _folder: folder,
+        }
+    }
+
+    /// HTTP/2 and HTTP/1.1 with TLS, for any name.
+    pub fn https(port: u16) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let certificate = folder.path().join("certificate.pem");
+        certify(&certificate);
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/https.js");
+        let child = Command::new("node")
+            .args([script, &port.to_string()])
+            .arg(certificate)
+            .spawn()
+            .expect("nodejs (cargo xtask setup --for test)");
+        wait_for(
+            || TcpStream::connect(("127.0.0.1", port)).is_ok(),
+            "node to listen",
         );
         Self {
             child,

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::budget::PIECE_COST;
 use super::fault::{CloseMode, Fault};
+use super::greeting::Greeted;
 use super::packets::Carrier;
 use super::picked::PickedStage;
 use super::toxic::{Direction, Shared, Toxic};
@@ -387,6 +388,8 @@ pub(crate) struct Owner<'a> {
     /// The connection's ordinal in the relay, from 1.
     pub(crate) connection: u64,
     pub(crate) opened: Instant,
+    /// What its client asks for.
+    pub(crate) greeted: &'a Greeted,
     /// Chunks are datagrams.
     pub(crate) is_datagram: bool,
     pub(crate) trouble: &'a Arc<Trouble>,
@@ -575,7 +578,8 @@ impl Pipeline {
         let wanted: Vec<(&Arc<Toxic>, &Fault)> = toxics
             .iter()
             .filter_map(|toxic| {
-                let fault = toxic.on_connection(owner.relay_key, owner.connection)?;
+                let fault =
+                    toxic.on_connection(owner.relay_key, owner.connection, owner.greeted)?;
                 let asked = toxic.config.direction;
                 acts_on(fault, asked, owner.direction).then_some((toxic, fault))
             })
@@ -801,6 +805,7 @@ mod tests {
                     stream: String::new(),
                     toxicity: 1.0,
                     connections: Picked::ALL,
+                    filter: crate::relay::Filter::default(),
                     datagrams: None,
                     fault,
                 };
@@ -821,6 +826,7 @@ mod tests {
                 relay_key: 1,
                 connection: 1,
                 opened: now,
+                greeted: &Greeted::Unread,
                 is_datagram: false,
                 trouble: &Arc::default(),
             };
