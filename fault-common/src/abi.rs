@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -20,6 +20,10 @@ pub const MATCHES_MAX: usize = 8;
 pub const FLOW_SLOTS: usize = 8;
 /// How many cgroup levels a rule set may use as scopes.
 pub const SCOPE_LEVELS_MAX: usize = 4;
+/// How many different names rules of one instance can be aimed at whose addresses are learned.
+pub const NAMES_MAX: usize = 64;
+/// How many addresses of such names are known at once.
+pub const LEARNED_MAX: u32 = 1 << 14;
 /// Most bits that one `corrupt` flips in one packet.
 pub const CORRUPT_BITS_MAX: u32 = 64;
 
@@ -120,6 +124,8 @@ faults! {
     SLOT = 16, "slot", Shaped, [HOLD];
     /// Given to a relay by the delay line: `arguments[0]` the relay's number.
     RELAY = 17, "relay", Shaped, [HOLD];
+    /// No fault: a response of DNS is read for the addresses of names.
+    LEARN = 18, "learn", No, [LEARN];
 }
 
 /// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].
@@ -283,8 +289,37 @@ pub struct SetHeader {
     pub any_host: u16,
     /// Class of the rules without a cgroup.
     pub any_scope: u16,
-    /// Always zero.
-    pub padding2: u32,
+    /// 1 when a rule is aimed at a name whose addresses are learned.
+    pub has_names: u32,
+}
+
+/// The names that an address is known by. There is a byte for each, so that several CPUs can write to one entry.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// 1 for a name that it is known by.
+    pub names: [u8; NAMES_MAX],
+}
+
+impl Known {
+    /// By none.
+    pub const NOBODY: Self = Self {
+        names: [0; NAMES_MAX],
+    };
+
+    /// The names as bits.
+    #[must_use]
+    #[inline(always)]
+    pub fn mask(&self) -> u64 {
+        // Puts the lowest bit of each of eight bytes next to each other in the highest byte.
+        const GATHER: u64 = 0x0102_0408_1020_4080;
+        let mut mask = 0;
+        let (words, _) = self.names.as_chunks::<8>();
+        for (index, word) in words.iter().enumerate() {
+            mask |= (u64::from_le_bytes(*word).wrapping_mul(GATHER) >> 56) << (8 * index);
+        }
+        mask
+    }
 }
 
 /// The classes of one port, by direction: the rules for packets to it and from it.
@@ -550,6 +585,8 @@ pub mod action {
     pub const HOLD: u8 = 9;
     /// Sent ahead of what is held.
     pub const OVERTAKE: u8 = 10;
+    /// Read for the addresses of names.
+    pub const LEARN: u8 = 11;
 }
 
 /// What the programs tell the delay line about a packet that they hand to it.
@@ -902,6 +939,10 @@ pub enum Counter {
     /// Another CPU held the connection's ordinal for longer than a program can wait, or took packet ordinals that were
     /// to be given back.
     Contended,
+    /// No packet: an address of a name for which there was no room.
+    LearnedFull,
+    /// A DNS message that could not be read in full.
+    Unread,
     /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,
     /// because there were too many.
     Forgotten,
@@ -913,6 +954,7 @@ pub const COUNTERS: u32 = Counter::Forgotten as u32 + 1;
 const _: () = {
     assert!(size_of::<RuleEntry>() == 168);
     assert!(size_of::<SetHeader>() == 48);
+    assert!(size_of::<Known>() == NAMES_MAX);
     assert!(size_of::<PortClasses>() == 8);
     assert!(size_of::<ScopeKey>() == 16);
     assert!(size_of::<Control>() == 16);
@@ -939,7 +981,7 @@ const _: () = {
 mod pod {
     use super::{
         Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, FlowRuleKey, Handshake, Hold,
-        Original, Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey,
+        Known, Original, Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey,
         SetHeader, Steer,
     };
     use crate::flow::FlowKey;
@@ -947,6 +989,7 @@ mod pod {
     // SAFETY: every one of these is `repr(C)`, without implicit padding (their sizes are asserted), and
     // any bit pattern is a value.
     unsafe impl aya::Pod for RuleEntry {}
+    unsafe impl aya::Pod for Known {}
     unsafe impl aya::Pod for SetHeader {}
     unsafe impl aya::Pod for PortClasses {}
     unsafe impl aya::Pod for ScopeKey {}

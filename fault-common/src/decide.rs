@@ -62,6 +62,8 @@ pub mod holding {
     pub const OVERTAKEN: u8 = 4;
     /// The rule of its rate, slots or relay sees it come from the service.
     pub const TO_CLIENT: u8 = 8;
+    /// It is not held for that, but read for the addresses of names.
+    pub const LEARN: u8 = 16;
 }
 
 /// How long packets are held that a `reorder` lets others overtake, where no `delay` holds them.
@@ -249,6 +251,11 @@ pub fn judge<C: Counting>(
     state: &mut RuleState,
     verdict: &mut Verdict,
 ) -> Option<Fired> {
+    if C::may(fault::LEARN) && rule.fault == fault::LEARN {
+        // No fault: it is neither counted nor repeated.
+        verdict.holding |= holding::LEARN;
+        return None;
+    }
     let picked = if packet.follows && followed.uid == rule.uid {
         follow::<C>(rule, sample, packet, followed, flow.connection)?
     } else {

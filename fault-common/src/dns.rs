@@ -22,7 +22,7 @@ pub const KEY_BITS: u32 = 2048;
 /// Bytes of a name on the wire without the root at its end.
 const NAME_MAX: u32 = 254;
 /// Most steps through a name: a byte each, or a pointer. The longest name may have 32 pointers.
-const STEPS_MAX: u32 = NAME_MAX + 1 + 32;
+pub const STEPS_MAX: u32 = NAME_MAX + 1 + 32;
 /// Most answers of one message that are read: more of them do not fit [`MESSAGE_BYTES`].
 pub const ANSWERS_MAX: u32 = 256;
 
@@ -79,9 +79,14 @@ struct Cursor {
 }
 
 /// What becomes of a name by one step.
-enum Step {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Step {
+    /// It goes on.
     On,
+    /// It ends; [`Message::end`] tells where.
     End,
+    /// It is cut off or malformed, is longer than a name can be, or has a pointer that does not lead back.
     Malformed,
 }
 
@@ -253,29 +258,41 @@ impl Message {
         })
     }
 
-    /// Reads the name at `at`, for [`Message::key`]. Gives where the message goes on behind it; 0 where it is cut off or
-    /// malformed, is longer than a name can be, or has a pointer that does not lead back.
+    /// Reads the name at `at`, for [`Message::key`]. Gives where the message goes on behind it; 0 where it is
+    /// [`Step::Malformed`].
     #[must_use]
-    #[inline(always)]
     pub fn read_name(&mut self, at: u32) -> u32 {
-        set(&mut self.cursor.at, at);
-        set(&mut self.cursor.left, 0);
-        set(&mut self.cursor.written, 0);
-        set(&mut self.cursor.end, 0);
-        set(&mut self.cursor.bound, at);
+        self.begin_name(at);
         for _ in 0..STEPS_MAX {
             match self.step() {
                 Step::On => {}
-                Step::End => return get(&self.cursor.end),
+                Step::End => return self.end(),
                 Step::Malformed => return 0,
             }
         }
         0
     }
 
+    /// Begins to read the name at `at`, which takes [`STEPS_MAX`] of [`Message::step`] at most.
+    #[inline(always)]
+    pub fn begin_name(&mut self, at: u32) {
+        set(&mut self.cursor.at, at);
+        set(&mut self.cursor.left, 0);
+        set(&mut self.cursor.written, 0);
+        set(&mut self.cursor.end, 0);
+        set(&mut self.cursor.bound, at);
+    }
+
+    /// Where the message goes on behind the name that was read last.
+    #[must_use]
+    #[inline(always)]
+    pub fn end(&self) -> u32 {
+        get(&self.cursor.end)
+    }
+
     /// Takes the next byte of a name, or follows a pointer.
     #[inline(always)]
-    fn step(&mut self) -> Step {
+    pub fn step(&mut self) -> Step {
         let at = get(&self.cursor.at);
         if at >= self.length {
             return Step::Malformed;

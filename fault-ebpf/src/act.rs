@@ -2,14 +2,14 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use fault_common::abi::{CORRUPT_BITS_MAX, Counter, MATCHES_MAX, action, fault};
-use fault_common::decide::{Counting, Verdict, corrupt_count, corrupt_position};
+use fault_common::decide::{Counting, Verdict, corrupt_count, corrupt_position, holding};
 use fault_common::packet::{
     Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
 };
 
 use crate::maps::{ACTIONS, CORRUPT_BITS, SCRATCH, Scratch, count};
 use crate::skb::{Any, NEXT, Skb};
-use crate::{answer, classify, hold};
+use crate::{answer, classify, dns, hold};
 
 /// Whether the packet is to vanish and nothing else: most faults that fire do that.
 #[inline(always)]
@@ -70,6 +70,9 @@ fn alter<C: Counting, const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     scratch: &mut Scratch,
 ) -> Result<i32, ()> {
+    if may(action::LEARN) && scratch.verdict.holding & holding::LEARN != 0 {
+        dns::fault_learn(skb.raw());
+    }
     if may(action::CORRUPT) && scratch.verdict.corrupt_bits != 0 {
         corrupt(skb, scratch)?;
         scratch.undone &= !(1 << fault::CORRUPT_VISIBLE);

@@ -15,8 +15,9 @@ use fault_user::sys::process::proc;
 use io_uring::IoUring;
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
+use support::dns::{look_up, query, serve};
 use support::echo::tcp_echo;
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
+use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, is_emulated, run, wait_for};
 
 /// Starts a server on loopback.
 fn echo(host: &str) -> SocketAddr {
@@ -90,6 +91,116 @@ fn tcp_is_hurt_and_heals_the_way_this_kernel_has() {
 fn tcp_is_hurt_and_heals_by_clsact() {
     enter_fresh();
     hurt_and_heal(echo("127.0.0.1"), "--scope host --attach clsact");
+}
+
+#[test]
+fn the_first_connection_to_a_name_that_is_looked_up_is_matched() {
+    const LOOKUPS: u32 = 10_000;
+    enter_fresh();
+    serve("127.0.0.1:53".parse().unwrap());
+    let listener = TcpListener::bind("0.0.0.0:7000").unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.connect("127.0.0.1:53").unwrap();
+    // An emulated processor has other things to do.
+    let lookups = if is_emulated() { LOOKUPS / 50 } else { LOOKUPS };
+    for options in ["--scope host", "--scope host --attach clsact"] {
+        let hurt = Hurt::begin(&["tcp:*.example:7000 reject=rst"], options);
+        for number in 0..lookups {
+            let address = Ipv4Addr::from(0x7f01_0000 + number);
+            if number % 1000 == 0 {
+                connect((address, 7000).into()).expect("not looked up yet");
+                listener.accept().unwrap();
+            }
+            look_up(
+                &client,
+                &format!("{}.example", address.to_string().replace('.', "-")),
+            );
+            let refused = connect((address, 7000).into()).expect_err("looked up");
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{address}");
+        }
+        hurt.end();
+    }
+}
+
+/// Looks two names up, then connects to their address, and to one that the test looks up when it is told to.
+const LOOKS_UP: &str = "
+import socket, sys
+def told(port, message):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.settimeout(30)
+    s.connect(('127.0.0.1', port))
+    s.send(bytes.fromhex(message))
+    return s.recv(512)
+for query in sys.argv[1:]:
+    told(53, query)
+told(7001, '00')
+for address in ('127.1.0.1', '127.1.0.2'):
+    try:
+        socket.create_connection((address, 7000), 30)
+        print(address, 'connected')
+    except ConnectionRefusedError:
+        print(address, 'refused')
+";
+
+/// Looks a name up when it is asked to.
+fn look_up_when_asked(name: &'static str) {
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect("127.0.0.1:53").unwrap();
+    let asked = UdpSocket::bind("127.0.0.1:7001").unwrap();
+    std::thread::spawn(move || {
+        while let Ok((_, who)) = asked.recv_from(&mut [0]) {
+            look_up(&client, name);
+            asked.send_to(&[0], who).unwrap();
+        }
+    });
+}
+
+#[test]
+fn only_lookups_of_the_command_count_in_its_scope() {
+    let python = std::process::Command::new("python3")
+        .arg("--version")
+        .output();
+    if python.is_err() {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    enter_fresh();
+    serve("127.0.0.1:53".parse().unwrap());
+    look_up_when_asked("127-1-0-2.example");
+    let _listener = TcpListener::bind("0.0.0.0:7000").unwrap();
+    let hex = |name: &str| {
+        query(name)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
+    let queries = [hex("127-1-0-1.EXAMPLE"), hex("127-1-0-1.test")];
+    let command = ["python3", "-c", LOOKS_UP, &queries[0], &queries[1]];
+    let rules = [
+        "tcp:*.example:7000 reject=rst",
+        "tcp:*.test:7000 delay=1ms",
+        "tcp:never.example:7000 drop",
+    ];
+    let ran = run(&rules, "", &command);
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "127.1.0.1 refused\n127.1.0.2 connected\n",
+        "{said}"
+    );
+    for line in [
+        "fault: warning: never.example has no address yet",
+        "fault: warning: *.example and *.test have the address 127.1.0.1 in common",
+        "never.example was never looked up",
+    ] {
+        assert_eq!(said.matches(line).count(), 1, "{line} in {said}");
+    }
+    let ran = run(&rules[..1], "--scope host", &command);
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "127.1.0.1 refused\n127.1.0.2 refused\n"
+    );
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::inject::events::Events;
 use crate::inject::follow::Newcomers;
 use crate::inject::idle::Idle;
 use crate::inject::injector::{Attachment, Injector, Marker};
+use crate::inject::names::LearnedName;
 use crate::inject::reach::{Front, Reach};
 use crate::inject::xdp::Mode;
 use crate::plan::Plan;
@@ -356,14 +357,7 @@ impl Injection {
     /// # Errors
     /// The kernel refuses; then all stays as it was.
     pub fn leave_out(&mut self, plan: &Plan, off: &BTreeSet<usize>) -> Result<()> {
-        let entries: Vec<_> = plan
-            .rules
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| !off.contains(index))
-            .flat_map(|(_, rule)| rule.entries.iter().cloned())
-            .collect();
-        let tables = compile(&entries)?;
+        let tables = compile(&plan.entries_without(off))?;
         self.prepared
             .reach()
             .injector
@@ -455,6 +449,14 @@ impl Injection {
     /// The kernel refuses to read the map.
     pub fn counter(&self, counter: Counter) -> Result<u64> {
         self.prepared.reach().injector.counter(counter)
+    }
+
+    /// What has been learned of the names that rules are aimed at.
+    ///
+    /// # Errors
+    /// The kernel refuses to read a map.
+    pub fn learned(&self) -> Result<Vec<LearnedName>> {
+        self.prepared.reach().injector.learned()
     }
 
     /// What the delay line has done, where there is one.

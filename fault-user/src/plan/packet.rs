@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use fault_common::abi::{RuleEntry, direction, fault, rule_flag, rule_uid};
+use fault_common::dns;
 use fault_common::packet::kind;
 use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
 
@@ -91,6 +92,29 @@ pub fn to_relay(
     }
 }
 
+/// What reads DNS responses for the addresses of the names that rules are aimed at.
+#[must_use]
+pub fn learner(state: u32, scope: Option<&Scope>) -> PacketRule {
+    let modifiers = Modifiers {
+        direction: Direction::ToClient,
+        ..Modifiers::default()
+    };
+    let action = PacketAction::new(fault::LEARN, []).per_wire_packet(false);
+    let mut entry = entry_of(&modifiers, &action);
+    entry.state = state;
+    entry.uid = rule_uid(1, state);
+    PacketRule {
+        protocols: vec![Protocol::Udp],
+        ports: vec![(dns::PORT, dns::PORT)],
+        portless: Vec::new(),
+        hosts: Vec::new(),
+        name: None,
+        scope: scope.cloned(),
+        shaper: None,
+        entry,
+    }
+}
+
 fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> PacketRule {
     let ports = target.ports.iter();
     let hosts = target.hosts.iter();
@@ -101,6 +125,7 @@ fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> Pa
         hosts: hosts
             .map(|host| Network::new(host.address(), host.prefix()))
             .collect(),
+        name: target.name.clone(),
         scope: scope.cloned(),
         shaper: None,
         entry,

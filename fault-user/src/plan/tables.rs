@@ -3,7 +3,7 @@
 //! Every field of a packet gives a class, and a class is a set of rules: see
 //! [`fault_common::matching`]. Here the classes are worked out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
@@ -85,14 +85,24 @@ pub struct PacketRule {
     pub ports: Vec<(u16, u16)>,
     /// Those of `protocols` that are meant at every port, although there are ports.
     pub portless: Vec<Protocol>,
-    /// The service's addresses; empty for all.
+    /// The service's addresses; empty for all, unless there is a name.
     pub hosts: Vec<Network>,
+    /// The name whose addresses are learned: a host's, or `*.` and a domain.
+    pub name: Option<String>,
     /// The cgroup concerned; nothing for the whole host.
     pub scope: Option<Scope>,
     /// What it does. `directions` is read here as well.
     pub entry: RuleEntry,
     /// What the delay line does for it.
     pub shaper: Option<Shaper>,
+}
+
+impl PacketRule {
+    /// Whether every host is meant.
+    #[must_use]
+    pub fn has_any_host(&self) -> bool {
+        self.hosts.is_empty() && self.name.is_none()
+    }
 }
 
 /// What only the delay line needs to know of a rule.
@@ -119,6 +129,8 @@ pub struct Tables {
     pub classes: Vec<Vec<u64>>,
     /// The classes of networks.
     pub hosts: Vec<(Network, u16)>,
+    /// The classes of names whose addresses are learned, each name once.
+    pub names: Vec<(String, u16)>,
     /// The classes of cgroups.
     pub scopes: Vec<(u64, u16)>,
 }
@@ -208,13 +220,15 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
             .iter()
             .any(|rule| rule.ports.is_empty() || !rule.portless.is_empty()),
     );
-    header.has_hosts = u8::from(rules.iter().any(|rule| !rule.hosts.is_empty()));
+    header.has_hosts = u8::from(!rules.iter().all(PacketRule::has_any_host));
+    header.has_names = u32::from(rules.iter().any(|rule| rule.name.is_some()));
     let hostless = rules
         .iter()
         .enumerate()
-        .filter(|(_, rule)| rule.hosts.is_empty());
+        .filter(|(_, rule)| rule.has_any_host());
     header.any_host = classes.of_rules(words, hostless.map(|(index, _)| index))?;
     let hosts = host_classes(rules, words, &mut classes)?;
+    let names = name_classes(rules, words, &mut classes)?;
     let scopes = scope_classes(rules, words, &mut classes, &mut header)?;
     Ok(Tables {
         header,
@@ -223,6 +237,7 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
         named: named_ports(rules),
         classes: classes.vectors,
         hosts,
+        names,
         scopes,
     })
 }
@@ -240,7 +255,7 @@ fn empty_header() -> SetHeader {
         portless: [[0; 2]; 4],
         any_host: 0,
         any_scope: 0,
-        padding2: 0,
+        has_names: 0,
     }
 }
 
@@ -356,7 +371,7 @@ fn host_classes(
     let mut named: HashMap<Network, Vec<usize>> = HashMap::new();
     let mut base = vec![0; words];
     for (index, rule) in rules.iter().enumerate() {
-        if rule.hosts.is_empty() {
+        if rule.has_any_host() {
             set(&mut base, index);
         }
         for host in &rule.hosts {
@@ -385,6 +400,24 @@ fn host_classes(
         open.push((network, vector));
     }
     Ok(result)
+}
+
+/// A name's class holds the rules that are aimed at it.
+fn name_classes(
+    rules: &[PacketRule],
+    words: usize,
+    classes: &mut Classes,
+) -> Result<Vec<(String, u16)>> {
+    let names: BTreeSet<&String> = rules.iter().filter_map(|rule| rule.name.as_ref()).collect();
+    let class = |name: &String| {
+        let aimed = rules.iter().enumerate();
+        let aimed = aimed.filter(|(_, rule)| rule.name.as_ref() == Some(name));
+        Ok((
+            name.clone(),
+            classes.of_rules(words, aimed.map(|(index, _)| index))?,
+        ))
+    };
+    names.into_iter().map(class).collect()
 }
 
 /// A scope's class holds the rules of all scopes that it lies in, and those without one.

@@ -49,12 +49,19 @@ pub fn targets(
 }
 
 fn look_up(name: &str, rules: &[(Rule, ResolvedRule)], known: &Targets) -> Result<ResolvedTarget> {
-    if let Some((_, rule)) = rules.iter().find(|(_, rule)| rule.name == name) {
-        return Ok(rule.target.clone());
+    let target = if let Some((_, rule)) = rules.iter().find(|(_, rule)| rule.name == name) {
+        rule.target.clone()
+    } else {
+        // A target is looked up as that of a rule.
+        let rule: Rule = format!("{name} drop").parse()?;
+        rule.resolve(known, &mut SystemResolver)?.target
+    };
+    if target.hosts.is_empty() && !target.has_any_host() {
+        anyhow::bail!(
+            "expectations watch the addresses that a host has at the start, and `{name}` has none: name one that has"
+        );
     }
-    // A target is looked up as that of a rule.
-    let rule: Rule = format!("{name} drop").parse()?;
-    Ok(rule.resolve(known, &mut SystemResolver)?.target)
+    Ok(target)
 }
 
 /// An expectation and what came of it.

@@ -72,17 +72,13 @@ fn is_target(target: &ResolvedTarget, one: &Endpoint) -> bool {
             .ports
             .iter()
             .any(|range| (range.first..=range.last).contains(&one.port));
-    let address = is_any(one.address) || is_host(target, one.address);
+    let address = is_any(one.address) || target.has_host(one.address);
     protocol && port && address
 }
 
 /// A wildcard is whatever the target's host is.
 fn is_any(address: IpAddr) -> bool {
     address.is_unspecified()
-}
-
-fn is_host(target: &ResolvedTarget, address: IpAddr) -> bool {
-    target.hosts.is_empty() || target.hosts.iter().any(|host| host.contains(address))
 }
 
 /// The endpoints that were used most, as a rule would name them: with the address where the target has hosts.
@@ -99,10 +95,10 @@ fn named(target: &ResolvedTarget, endpoints: &Endpoints, is_bound: bool) -> Vec<
             "tcp"
         };
         let name = match one.address {
-            IpAddr::V4(address) if !target.hosts.is_empty() => {
+            IpAddr::V4(address) if !target.has_any_host() => {
                 format!("{protocol}:{address}:{}", one.port)
             }
-            IpAddr::V6(address) if !target.hosts.is_empty() => {
+            IpAddr::V6(address) if !target.has_any_host() => {
                 format!("{protocol}:[{address}]:{}", one.port)
             }
             _ => format!("{protocol}:{}", one.port),

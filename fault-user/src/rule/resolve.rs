@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 use super::error::{Piece, RuleError};
 use super::hints;
 use super::target::{Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets};
-use super::{Fault, Modifiers, Rule};
+use super::{Fault, Layer, Modifiers, Rule};
 
 /// Looks up host names.
 pub trait Resolver {
@@ -41,13 +41,29 @@ impl<F: FnMut(&str) -> io::Result<Vec<IpAddr>>> Resolver for F {
 pub struct ResolvedTarget {
     /// The transport protocol.
     pub protocol: Protocol,
-    /// The hosts, sorted and without those that another one covers; empty means any.
+    /// The hosts, sorted and without those that another one covers; empty means any, unless there is a name.
     pub hosts: Vec<Cidr>,
+    /// The host name whose further addresses are learned, or `*.` and a domain.
+    pub name: Option<String>,
     /// The ports, sorted, without overlap; empty means any.
     pub ports: Vec<PortRange>,
     /// Protocols that are meant at every port although there are ports, which are of the others; [`Protocol::Any`] stands
     /// for those that are neither TCP, UDP nor ICMP.
     pub portless: Vec<Protocol>,
+}
+
+impl ResolvedTarget {
+    /// Whether every host is meant.
+    #[must_use]
+    pub fn has_any_host(&self) -> bool {
+        self.hosts.is_empty() && self.name.is_none()
+    }
+
+    /// Whether an address belongs to a host that is meant, as far as addresses were known when the rule was resolved.
+    #[must_use]
+    pub fn has_host(&self, address: IpAddr) -> bool {
+        self.has_any_host() || self.hosts.iter().any(|host| host.contains(address))
+    }
 }
 
 /// A rule that is ready to be planned.
@@ -132,8 +148,21 @@ impl Rule {
             let is_alone = target.ports.is_empty() && target.except.is_empty();
             hints::service(name, target.protocol).filter(|_| is_alone)
         };
-        let mut addresses = |host: &Host| match host {
+        let live = self.live_name(target);
+        let mut addresses = |host: &Host| {
+            match host {
             Host::Cidr(network) => Ok(vec![*network]),
+            Host::Name(name) if is_pattern(name) => match live {
+                Some(_) => Ok(Vec::new()),
+                None => Err(place
+                    .error(format!("the names of `{name}` can't be looked up"))
+                    .expected("a packet fault such as `drop` or `delay`, without excluded hosts, or one host name")),
+            },
+            // What is learned is enough, but for a slip that is known.
+            Host::Name(name) if live == Some(name) && service(name).is_none() => {
+                let addresses = resolver.addresses(name).unwrap_or_default();
+                Ok(addresses.into_iter().map(Cidr::host).collect())
+            }
             Host::Name(name) => {
                 let addresses = resolver.addresses(name).map_err(|error| {
                     place
@@ -145,6 +174,7 @@ impl Rule {
                 }
                 Ok(addresses.into_iter().map(Cidr::host).collect())
             }
+        }
         };
         let mut hosts = match &target.host {
             None => Vec::new(),
@@ -170,10 +200,27 @@ impl Rule {
         Ok(ResolvedTarget {
             protocol: target.protocol,
             hosts,
+            name: live.cloned(),
             ports,
             portless: portless(target),
         })
     }
+
+    /// The host name of the target, when its addresses are learned while the rule is applied: those of packet faults are.
+    fn live_name<'a>(&self, target: &'a Target) -> Option<&'a String> {
+        let Some(Host::Name(name)) = &target.host else {
+            return None;
+        };
+        let is_local = name == "localhost" || name.ends_with(".localhost");
+        let excludes_hosts = target.except.iter().any(|one| one.host.is_some());
+        let is_on_packets = matches!(self.fault.layer(), Layer::Packet | Layer::Either);
+        (is_on_packets && !is_local && !excludes_hosts).then_some(name)
+    }
+}
+
+/// Whether a host name stands for the names of a domain.
+fn is_pattern(name: &str) -> bool {
+    name.starts_with("*.")
 }
 
 impl Target {

@@ -138,7 +138,7 @@ impl fmt::Display for PortRange {
 pub enum Host {
     /// An address or a network.
     Cidr(Cidr),
-    /// A name, looked up when the rule is resolved.
+    /// A name, or `*.` and a domain for all names in it.
     Name(String),
 }
 
@@ -417,7 +417,7 @@ fn host(piece: Piece<'_>, has_protocol: bool) -> Result<Host, RuleError> {
         }
         (Some(address), None) => Ok(Host::Cidr(Cidr::host(address))),
         (Some(address), Some(prefix)) => network(piece, address, prefix).map(Host::Cidr),
-        (None, None) if !bracketed && is_host_name(text) => {
+        (None, None) if !bracketed && is_host_name(text.strip_prefix("*.").unwrap_or(text)) => {
             let short = !text.contains('.') && !has_protocol;
             match short.then(|| nearest(text, Protocol::WORDS.iter().copied())) {
                 Some(Some(_)) => Err(wrong_protocol(piece)),
@@ -426,7 +426,7 @@ fn host(piece: Piece<'_>, has_protocol: bool) -> Result<Host, RuleError> {
         }
         _ => Err(piece
             .error(format!("`{text}` is not a host"))
-            .expected("an address such as 10.0.0.5, a network such as 10.0.0.0/8, an IPv6 address in brackets, or a host name")),
+            .expected("an address such as 10.0.0.5, a network such as 10.0.0.0/8, an IPv6 address in brackets, a host name, or `*.` and a domain")),
     }
 }
 

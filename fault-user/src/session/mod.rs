@@ -135,6 +135,11 @@ impl<'a> Loaded<'a> {
             prepared.watch(scope)?;
         }
         subject.adopt(&mut prepared)?;
+        for name in plan.unknown_names() {
+            tell!(
+                "fault: warning: {name} has no address yet: its rules match from the first lookup over DNS on that has one"
+            );
+        }
         Ok(Self {
             options,
             rules,
@@ -341,10 +346,15 @@ impl Session<'_> {
         let counters = self.injection.counters()?;
         let table = summary::table(&self.plan, hits, &self.injection, &counters);
         tell!("{}", table.trim_end());
+        let names = self.injection.learned()?;
+        for shared in summary::shared_addresses(&self.plan, &names) {
+            tell!("fault: warning: {shared}");
+        }
         let endpoints = self.injection.endpoints()?;
         let audience = Audience {
             who: self.who,
             endpoints: endpoints.as_ref(),
+            names: &names,
             failed: counters[Counter::ActionFailed as usize],
             has_bridge: self.injection.has_bridge(),
         };

@@ -233,8 +233,7 @@ pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
         .ports
         .iter()
         .any(|range| (range.first..=range.last).contains(&address.port()));
-    let mut hosts = target.hosts.iter();
-    port && (target.hosts.is_empty() || hosts.any(|host| host.contains(address.ip())))
+    port && target.has_host(address.ip())
 }
 
 /// Sockets that belong to a cgroup: made in it or below, or open in a process that is there now.

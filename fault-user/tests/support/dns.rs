@@ -1,0 +1,78 @@
+//! DNS messages, built with a library, and a server that sends them.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use simple_dns::rdata::{A, AAAA, CNAME, RData};
+use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, ResourceRecord, TYPE};
+
+/// A query for the IPv4 addresses of a name.
+pub fn query(name: &str) -> Vec<u8> {
+    asked(name).build_bytes_vec().unwrap()
+}
+
+/// A response with these addresses, each of a name.
+pub fn answer(name: &str, addresses: &[(&str, &str)]) -> Vec<u8> {
+    response(
+        name,
+        addresses
+            .iter()
+            .map(|(owner, address)| (*owner, data(address))),
+    )
+}
+
+/// A response with an alias, and the addresses of that.
+pub fn alias(name: &str, canonical: &str, addresses: &[&str]) -> Vec<u8> {
+    let alias = (name, RData::CNAME(CNAME(Name::new_unchecked(canonical))));
+    let addresses = addresses.iter().map(|address| (canonical, data(address)));
+    response(name, std::iter::once(alias).chain(addresses))
+}
+
+fn data(address: &str) -> RData<'static> {
+    match address.parse().unwrap() {
+        IpAddr::V4(address) => RData::A(A::from(address)),
+        IpAddr::V6(address) => RData::AAAA(AAAA::from(address)),
+    }
+}
+
+fn asked(name: &str) -> Packet<'_> {
+    let mut packet = Packet::new_query(7);
+    let (kind, class) = (QTYPE::TYPE(TYPE::A), QCLASS::CLASS(CLASS::IN));
+    let name = Name::new_unchecked(name);
+    packet
+        .questions
+        .push(Question::new(name, kind, class, false));
+    packet
+}
+
+fn response<'a>(name: &'a str, answers: impl Iterator<Item = (&'a str, RData<'a>)>) -> Vec<u8> {
+    let mut packet = asked(name);
+    packet.set_flags(PacketFlag::RESPONSE);
+    packet.answers = answers
+        .map(|(owner, data)| ResourceRecord::new(Name::new_unchecked(owner), CLASS::IN, 60, data))
+        .collect();
+    packet.build_bytes_vec_compressed().unwrap()
+}
+
+/// A server that gives each name the address that its first label is, with `-` for dots: `127-0-0-2.example`.
+pub fn serve(at: SocketAddr) {
+    let socket = UdpSocket::bind(at).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
+            let asked = Packet::parse(&buffer[..length]).unwrap();
+            let name = asked.questions[0].qname.to_string();
+            let address = name.split('.').next().unwrap().replace('-', ".");
+            let mut response = answer(&name, &[(&name, &address)]);
+            response[..2].copy_from_slice(&buffer[..2]);
+            socket.send_to(&response, client).unwrap();
+        }
+    });
+}
+
+/// Looks a name up at the server; the answer is what the server is asked to give.
+pub fn look_up(client: &UdpSocket, name: &str) {
+    client.send(&query(name)).unwrap();
+    let mut buffer = [0; 512];
+    let length = client.recv(&mut buffer).unwrap();
+    assert_eq!(Packet::parse(&buffer[..length]).unwrap().answers.len(), 1);
+}
