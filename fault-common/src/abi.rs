@@ -126,6 +126,9 @@ faults! {
     RELAY = 17, "relay", Shaped, [HOLD];
     /// No fault: a response of DNS is read for the addresses of names.
     LEARN = 18, "learn", No, [LEARN];
+    /// A query of DNS is answered: `arguments[0]` [`crate::dns::Reply::flags`], `[1]` the type of its address (0: none),
+    /// `[2]` and `[3]` the address.
+    ANSWER = 19, "answer", No, [ANSWER];
 }
 
 /// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].
@@ -190,6 +193,8 @@ pub mod modifier {
     pub const MIX: u32 = 128;
     /// See [`super::rule_flag::PER_SEGMENT`].
     pub const PER_SEGMENT: u32 = 256;
+    /// `type=`.
+    pub const QUERY_TYPE: u32 = 512;
 }
 
 /// One compiled rule. Times are nanoseconds since [`SetHeader::epoch_ns`]; thresholds are of 2^32.
@@ -242,8 +247,10 @@ pub struct RuleEntry {
     pub directions: u8,
     /// Bits of [`rule_flag`].
     pub flags: u8,
+    /// The type that a query of DNS asks for; 0: any.
+    pub query_type: u16,
     /// Always zero.
-    pub padding: u32,
+    pub padding: u16,
 }
 
 impl RuleEntry {
@@ -290,7 +297,11 @@ pub struct SetHeader {
     /// Class of the rules without a cgroup.
     pub any_scope: u16,
     /// 1 when a rule is aimed at a name whose addresses are learned.
-    pub has_names: u32,
+    pub has_names: u8,
+    /// 1 when a rule is aimed at queries for a name.
+    pub has_questions: u8,
+    /// Class of the rules that are not aimed at queries for a name.
+    pub any_question: u16,
 }
 
 /// The names that an address is known by. There is a byte for each, so that several CPUs can write to one entry.
@@ -587,6 +598,8 @@ pub mod action {
     pub const OVERTAKE: u8 = 10;
     /// Read for the addresses of names.
     pub const LEARN: u8 = 11;
+    /// Answered as a server of DNS would.
+    pub const ANSWER: u8 = 12;
 }
 
 /// What the programs tell the delay line about a packet that they hand to it.

@@ -198,7 +198,10 @@ fn passes_filters<C: Counting>(
         || (connection >= rule.connection_from && connection <= rule.connection_to);
     let is_alternative =
         !C::uses(modifier::MIX) || rule.flags & rule_flag::MIX == 0 || in_mix(rule, connection);
-    is_kind && has_size && is_connection && is_alternative
+    let is_type = !C::uses(modifier::QUERY_TYPE)
+        || rule.query_type == 0
+        || rule.query_type == packet.query_type;
+    is_kind && has_size && is_connection && is_alternative && is_type
 }
 
 /// Whether a connection's one draw falls to this alternative of a `mix`.
@@ -446,6 +449,7 @@ fn fire<C: Counting>(
         fault::MTU if C::may(fault::MTU) && u64::from(sample.size) > own => {
             too_big(rule, packet, verdict)
         }
+        fault::ANSWER if C::may(fault::ANSWER) => end(verdict, action::ANSWER),
         fault::REJECT if C::may(fault::REJECT) => refuse(own, packet, verdict),
         // A connection that is still being opened is not live; who means it says `match=syn`.
         fault::RESET
@@ -736,6 +740,7 @@ mod tests {
             kinds: 0,
             directions: 3,
             flags: 0,
+            query_type: 0,
             padding: 0,
         }
     }

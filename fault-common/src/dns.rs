@@ -4,6 +4,7 @@
 //! verifier that is one unknown value, so the paths through a name do not multiply.
 
 use crate::flow::{Address, mapped};
+use crate::reply::sum_word;
 
 /// The port of DNS servers.
 pub const PORT: u16 = 53;
@@ -11,6 +12,8 @@ pub const PORT: u16 = 53;
 pub const MESSAGE_BYTES: usize = 4096;
 /// Bytes of a header.
 const HEADER_BYTES: u32 = 12;
+/// A pointer to the question's name, which lies behind the header.
+const QUESTION_POINTER: u16 = 0xc00c;
 /// Bytes of type and class behind the name of a question.
 const QUESTION_TAIL: u32 = 4;
 /// Bytes of type, class, time to live and length behind the owner of a record.
@@ -40,8 +43,22 @@ const CLASS_INTERNET: u16 = 1;
 const FLAG_RESPONSE: u16 = 0x8000;
 /// The bits of the operation; 0 is a query.
 const FLAGS_OPERATION: u16 = 0x7800;
+/// The flag of a server that asks others.
+const FLAG_RECURSION_AVAILABLE: u16 = 0x0080;
+/// The flags that a response has of its query: recursion desired, checking disabled.
+const FLAGS_KEPT: u16 = 0x0110;
+/// The type of the record for extensions (RFC 6891).
+const TYPE_EXTENSIONS: u16 = 41;
+/// Bytes of such a record without options.
+const EXTENSIONS_BYTES: u32 = 11;
+/// The flag in it by which signatures are asked for.
+const FLAG_SIGNATURES: u16 = 0x8000;
+/// The largest datagram that the answers' server takes, as most servers do.
+const DATAGRAM_BYTES: u16 = 1232;
+/// Bytes of the longest response that [`Message::answer`] makes, to the next multiple of four.
+pub const RESPONSE_MAX: u32 = 312;
 /// The flag of a response that has been cut off to fit its datagram.
-const FLAG_TRUNCATED: u16 = 0x0200;
+pub const FLAG_TRUNCATED: u16 = 0x0200;
 
 /// A message, and what is being read of it. In the kernel it lies in a map.
 #[repr(C)]
@@ -55,6 +72,10 @@ pub struct Message {
     cursor: Cursor,
     /// The names of rules that it is about, as bits. The caller keeps them here.
     pub names: u64,
+    /// Where what follows the question begins. The caller keeps it here.
+    pub question_end: u32,
+    /// Always zero.
+    padding: u32,
     /// The name that was read last: from [`NAME_BYTES`] downwards the key, before it room for the length of the key, and
     /// behind it zeros.
     name: [u8; KEY_AT + 2 * NAME_BYTES],
@@ -113,12 +134,43 @@ pub struct Head {
 }
 
 impl Head {
+    /// Whether it asks, rather than answers; other operations, such as updates, do neither.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_query(&self) -> bool {
+        self.flags & (FLAG_RESPONSE | FLAGS_OPERATION) == 0
+    }
+
     /// Whether it answers a query.
     #[must_use]
     #[inline(always)]
     pub const fn is_response(&self) -> bool {
         self.flags & (FLAG_RESPONSE | FLAGS_OPERATION) == FLAG_RESPONSE
     }
+}
+
+/// How a query is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// What is set in the header: a code of [`code`], or [`FLAG_TRUNCATED`].
+    pub flags: u16,
+    /// The type of the address that queries for this type are answered with, one of [`record`]; 0: no address. Queries for
+    /// other types are answered without a record.
+    pub kind: u16,
+    /// That address.
+    pub address: Address,
+}
+
+/// Codes of responses.
+pub mod code {
+    /// The name is there, whether or not there is a record.
+    pub const NO_ERROR: u16 = 0;
+    /// The server has failed.
+    pub const SERVER_FAILURE: u16 = 2;
+    /// There is no such name.
+    pub const NO_NAME: u16 = 3;
+    /// The server does not want to answer.
+    pub const REFUSED: u16 = 5;
 }
 
 /// What lies behind the owner of a record.
@@ -148,6 +200,8 @@ impl Message {
             bound: 0,
         },
         names: 0,
+        question_end: 0,
+        padding: 0,
         name: [0; KEY_AT + 2 * NAME_BYTES],
     };
 
@@ -227,7 +281,108 @@ impl Message {
     #[must_use]
     #[inline(always)]
     pub fn is_question(&self, at: u32) -> bool {
-        self.has(at, 2) && u32::from(self.half(at)) == 0xc000 | Self::QUESTION
+        self.has(at, 2) && self.half(at) == QUESTION_POINTER
+    }
+
+    /// The type that the question asks for, behind which the message goes on at `end`.
+    #[must_use]
+    #[inline(always)]
+    pub fn question_type(&self, end: u32) -> u16 {
+        self.half(end.wrapping_sub(QUESTION_TAIL))
+    }
+
+    /// What the query says of extensions: their flags, if it has them. Its question ends before `end`.
+    #[inline(always)]
+    fn extensions(&self, end: u32) -> Option<u16> {
+        let is_first = self.half(6) == 0 && self.half(8) == 0 && self.half(10) != 0;
+        let is_there = is_first
+            && self.has(end, EXTENSIONS_BYTES)
+            && self.byte(end) == 0
+            && self.half(end + 1) == TYPE_EXTENSIONS;
+        is_there.then(|| self.half(end + 7))
+    }
+
+    /// Turns the query, whose question ends before `end`, into its response. Gives its length, at most [`RESPONSE_MAX`];
+    /// behind it there are zeros up to a multiple of four.
+    #[inline(always)]
+    pub fn answer(&mut self, end: u32, reply: &Reply) -> u32 {
+        let extensions = self.extensions(end);
+        let flags = FLAG_RESPONSE | FLAG_RECURSION_AVAILABLE | self.half(2) & FLAGS_KEPT;
+        let has_address = reply.kind != 0 && reply.kind == self.question_type(end);
+        self.put(2, flags | reply.flags);
+        self.put(6, has_address.into());
+        self.put(8, 0);
+        self.put(10, extensions.is_some().into());
+        let mut at = end;
+        if has_address {
+            at = self.put_address(at, reply);
+        }
+        if let Some(flags) = extensions {
+            self.put(at, 0);
+            self.put(at + 1, TYPE_EXTENSIONS);
+            self.put(at + 3, DATAGRAM_BYTES);
+            self.put(at + 5, 0);
+            self.put(at + 7, flags & FLAG_SIGNATURES);
+            self.put(at + 9, 0);
+            at += EXTENSIONS_BYTES;
+        }
+        self.put(at, 0);
+        self.put(at + 2, 0);
+        self.length = at;
+        at
+    }
+
+    /// Writes a record with the address, for the name that the question has. Gives where it ends.
+    #[inline(always)]
+    fn put_address(&mut self, at: u32, reply: &Reply) -> u32 {
+        self.put(at, QUESTION_POINTER);
+        self.put(at + 2, reply.kind);
+        self.put(at + 4, CLASS_INTERNET);
+        // It lives for no time: nobody keeps it for after the run.
+        self.put(at + 6, 0);
+        self.put(at + 8, 0);
+        let data = at + 12;
+        if reply.kind == record::A {
+            self.put(at + 10, 4);
+            self.put_word(data, reply.address[3]);
+            return data + 4;
+        }
+        self.put(at + 10, 16);
+        self.put_word(data, reply.address[0]);
+        self.put_word(data + 4, reply.address[1]);
+        self.put_word(data + 8, reply.address[2]);
+        self.put_word(data + 12, reply.address[3]);
+        data + 16
+    }
+
+    /// Writes 16 bits in network byte order.
+    #[inline(always)]
+    fn put(&mut self, at: u32, value: u16) {
+        let [high, low] = value.to_be_bytes();
+        self.bytes[at as usize & (MESSAGE_BYTES - 1)] = high;
+        self.bytes[(at + 1) as usize & (MESSAGE_BYTES - 1)] = low;
+    }
+
+    /// Writes four bytes as they are.
+    #[inline(always)]
+    fn put_word(&mut self, at: u32, value: u32) {
+        let [a, b, c, d] = value.to_ne_bytes();
+        self.put(at, u16::from_be_bytes([a, b]));
+        self.put(at + 2, u16::from_be_bytes([c, d]));
+    }
+
+    /// The sum of its bytes for a checksum, of a response that [`Message::answer`] made: see [`crate::reply::sum_word`].
+    #[must_use]
+    #[inline(always)]
+    pub fn sum(&self) -> u64 {
+        let mut sum = 0;
+        for word in 0..RESPONSE_MAX / 4 {
+            if word * 4 >= self.length {
+                break;
+            }
+            sum = sum_word(sum, self.word(word * 4));
+        }
+        sum
     }
 
     /// What lies behind the owner of a record, which ends before `end`; nothing where the record is cut off.
@@ -489,8 +644,8 @@ mod tests {
         RData::A(A::from(Ipv4Addr::from(address)))
     }
 
-    fn told(names: &[&str], addresses: &[[u8; 16]]) -> Option<Told> {
-        Some(Told {
+    fn told(names: &[&str], addresses: &[[u8; 16]]) -> Told {
+        Told {
             names: names.iter().map(|name| (*name).to_string()).collect(),
             addresses: addresses
                 .iter()
@@ -500,7 +655,7 @@ mod tests {
                     [word(0), word(1), word(2), word(3)]
                 })
                 .collect(),
-        })
+        }
     }
 
     fn mapped_bytes(address: [u8; 4]) -> [u8; 16] {
@@ -546,7 +701,7 @@ mod tests {
             packet.build_bytes_vec().unwrap(),
             packet.build_bytes_vec_compressed().unwrap(),
         ] {
-            assert_eq!(read(&bytes), expected);
+            assert_eq!(read(&bytes).as_ref(), Some(&expected));
         }
     }
 
@@ -571,7 +726,7 @@ mod tests {
             version: 0,
         });
         let bytes = packet.build_bytes_vec_compressed().unwrap();
-        assert_eq!(read(&bytes), told(&["x.example"; 3], &[]));
+        assert_eq!(read(&bytes), Some(told(&["x.example"; 3], &[])));
     }
 
     #[test]
@@ -663,6 +818,89 @@ mod tests {
         let end = 12 + u32::try_from(chain.len()).unwrap();
         assert_eq!(message.read_name(end - 4), end - 2);
         assert_eq!(message.read_name(end - 2), 0);
+    }
+
+    /// The response to a query, as a library reads it.
+    fn answered_by(query: &Packet<'_>, reply: &Reply, check: impl FnOnce(&Packet<'_>)) {
+        let mut message = Message::EMPTY;
+        message.bytes.fill(0xee);
+        message.fill(&query.build_bytes_vec().unwrap());
+        assert!(message.head().unwrap().is_query());
+        let end = message.read_name(Message::QUESTION);
+        let end = message.after_question(end);
+        let length = message.answer(end, reply);
+        assert!(length <= RESPONSE_MAX);
+        let bytes = &message.bytes[..length as usize];
+        let padded = bytes.chunks(4).map(|chunk| {
+            let mut word = [0; 4];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from(u32::from_ne_bytes(word))
+        });
+        assert_eq!(message.sum(), padded.sum());
+        let response = Packet::parse(bytes).unwrap();
+        assert_eq!(response.id(), query.id());
+        let question = |packet: &Packet<'_>| {
+            let [asked] = packet.questions.as_slice() else {
+                panic!("one question");
+            };
+            (asked.qname.to_string(), asked.qtype, asked.qclass)
+        };
+        assert_eq!(question(&response), question(query));
+        assert!(response.has_flags(PacketFlag::RESPONSE | PacketFlag::RECURSION_AVAILABLE));
+        assert!(response.has_flags(PacketFlag::RECURSION_DESIRED));
+        assert_eq!(response.opt().is_some(), query.opt().is_some());
+        check(&response);
+    }
+
+    #[test]
+    fn a_query_becomes_its_response() {
+        let address = [0x2001_0db8_u32.to_be(), 0, 0, 9_u32.to_be()];
+        let reply = |flags, kind| Reply {
+            flags,
+            kind,
+            address,
+        };
+        let longest = [vec!["x".repeat(63); 3], vec!["x".repeat(61)]]
+            .concat()
+            .join(".");
+        for name in ["x.example", longest.as_str()] {
+            let mut query = asked(name, TYPE::AAAA);
+            *query.opt_mut() = Some(OPT {
+                opt_codes: vec![simple_dns::rdata::OPTCode {
+                    code: 10,
+                    data: b"a cookie"[..].into(),
+                }],
+                udp_packet_size: 4096,
+                version: 0,
+            });
+            answered_by(&query, &reply(code::NO_NAME, 0), |response| {
+                assert_eq!(response.rcode(), simple_dns::RCODE::NameError);
+                assert!(response.answers.is_empty());
+                assert!(response.opt().unwrap().opt_codes.is_empty());
+            });
+            answered_by(&query, &reply(code::NO_ERROR, record::AAAA), |response| {
+                let [answer] = response.answers.as_slice() else {
+                    panic!("one answer");
+                };
+                let expected = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
+                assert_eq!(answer.name, named(name));
+                assert_eq!(answer.rdata, RData::AAAA(AAAA::from(expected)));
+                assert_eq!(answer.ttl, 0);
+            });
+        }
+        let query = asked("x.example", TYPE::A);
+        answered_by(&query, &reply(FLAG_TRUNCATED, record::AAAA), |response| {
+            assert!(response.has_flags(PacketFlag::TRUNCATION));
+            assert_eq!(response.rcode(), simple_dns::RCODE::NoError);
+            assert!(response.answers.is_empty());
+        });
+        let mapped = Reply {
+            address: mapped(u32::from_ne_bytes([10, 0, 0, 9])),
+            ..reply(0, record::A)
+        };
+        answered_by(&query, &mapped, |response| {
+            assert_eq!(response.answers[0].rdata, v4([10, 0, 0, 9]));
+        });
     }
 
     #[test]

@@ -98,6 +98,8 @@ pub struct Connection {
     pub is_certain: bool,
     /// The cgroups of the connection's local ends; 0 for none.
     pub scopes: [u64; 2],
+    /// The names that the packet, a query of DNS, asks for, as bits.
+    pub questions: u64,
 }
 
 /// A rule that concerns the packet.
@@ -242,6 +244,7 @@ pub struct Query {
     to_client: [u16; 2],
     hosts: [u16; 2],
     names: [u64; 2],
+    questions: u64,
     scope: [u16; 2],
     has_hosts: bool,
     has_scopes: bool,
@@ -298,6 +301,7 @@ pub fn query<T: Tables>(
         to_client: [ways[1], portless[1]],
         hosts,
         names,
+        questions: connection.questions,
         scope,
         has_hosts: header.has_hosts != 0,
         has_scopes: header.has_scopes != 0,
@@ -326,6 +330,12 @@ impl Query {
         if self.has_hosts {
             both[0] &= bits(self.hosts[0]) | named(self.names[0], about::HOST);
             both[1] &= bits(self.hosts[1]) | named(self.names[1], about::HOST);
+        }
+        // Asked here rather than kept: there is no room on the programs' stack.
+        if tables.name_count() != 0 && tables.header().has_questions != 0 {
+            let any = bits(tables.header().any_question);
+            both[0] &= any | named(self.questions, about::QUESTION);
+            both[1] &= any;
         }
         if self.has_scopes {
             let scope = bits(self.scope[0]) | bits(self.scope[1]);

@@ -25,7 +25,7 @@ use crate::maps::{
     SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
-use crate::{act, flows, hold, split};
+use crate::{act, dns, flows, hold, split};
 
 /// Judges one packet and returns what tc is to do with it.
 #[inline(always)]
@@ -91,6 +91,11 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         Entered::Nobody => return Ok(NEXT),
         Entered::Full => return Err(Counter::FlowTableFull),
     };
+    if NAME_COUNT.load() != 0 && header.has_questions != 0 && dns::may_ask(&scratch.packet) {
+        dns::fault_read_query(skb.raw());
+    }
+    // SAFETY: as above; a fresh reference, since the function above writes through another one.
+    let scratch = unsafe { &mut *shared };
     let any = if WORDS.load() == 1 {
         list_one_word(header, scratch)
     } else {
@@ -453,8 +458,9 @@ pub fn list_rules(header: &SetHeader, scratch: *mut Scratch) -> bool {
     unsafe { (*scratch).matches.count != 0 }
 }
 
-/// [`list_rules`] for a set that fits one word: there is nothing to skip, so no summary is asked.
-#[inline(always)]
+/// [`list_rules`] for a set that fits one word: there is nothing to skip, so no summary is asked. A function of its own,
+/// for want of room on the stack.
+#[inline(never)]
 pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
     let maps = Maps {
         header,

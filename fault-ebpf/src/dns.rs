@@ -1,12 +1,15 @@
-//! Learns the addresses of names from responses of DNS, before these are delivered.
+//! Reads DNS: learns the addresses of names from responses, before these are delivered, and makes responses of queries.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::maps::lpm_trie::Key;
-use fault_common::abi::{Counter, Known, NAMES_MAX};
-use fault_common::dns::{ANSWERS_MAX, MESSAGE_BYTES, Message, NameKey, STEPS_MAX, Step};
+use fault_common::abi::{Counter, Known, MATCHES_MAX, NAMES_MAX};
+use fault_common::dns::{
+    ANSWERS_MAX, Head, MESSAGE_BYTES, Message, NameKey, PORT, Reply, STEPS_MAX, Step,
+};
 use fault_common::flow::Address;
-use fault_common::packet::PROTOCOL_UDP;
+use fault_common::packet::{PROTOCOL_UDP, Packet};
 
+use crate::classify;
 use crate::maps::{FRESH, LEARNED, LOOKUPS, MESSAGE, NAME_COUNT, NAMES, SCRATCH, count};
 use crate::skb::Any;
 
@@ -21,13 +24,15 @@ pub extern "C" fn fault_learn(skb: *mut __sk_buff) -> u32 {
         return 0;
     };
     // SAFETY: see `message`.
-    let Some(steps) = load(Any::of(skb), unsafe { &mut *message }) else {
-        count(Counter::Unread);
-        return 0;
+    let steps = match load(Any::of(skb), unsafe { &mut *message }) {
+        // One for the question, and one for each answer.
+        Some(head) if head.is_response() => 1 + u32::from(head.answers),
+        Some(_) => return 0,
+        None => {
+            count(Counter::Unread);
+            return 0;
+        }
     };
-    if steps == 0 {
-        return 0;
-    }
     let end = fault_name(Message::QUESTION);
     // SAFETY: as above; a fresh reference, since the function above writes through another one.
     let (mut at, names) = unsafe { ((*message).after_question(end), (*message).names) };
@@ -55,25 +60,91 @@ pub extern "C" fn fault_learn(skb: *mut __sk_buff) -> u32 {
 
 /// The message at hand. No reference to it lives across a call of a global function, as with `Scratch`.
 #[inline(always)]
-fn message() -> Option<*mut Message> {
+pub fn message() -> Option<*mut Message> {
     if NAME_COUNT.load() == 0 {
         return None;
     }
     MESSAGE.get_ptr_mut(0)
 }
 
-/// Takes the message out of the packet at hand. Gives how many steps it takes to read it, one for the question and one for
-/// each answer: 0 when it is no response, nothing when it can't be read.
+/// Whether a packet may be a query to a server of DNS.
 #[inline(always)]
-fn load(skb: Any, message: &mut Message) -> Option<u32> {
+pub fn may_ask(packet: &Packet) -> bool {
+    packet.protocol == PROTOCOL_UDP && packet.has_transport && packet.destination_port == PORT
+}
+
+/// Notes in the scratch what the query in the packet at hand asks for. A global function: see `classify::fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_read_query(skb: *mut __sk_buff) -> u32 {
+    let (Some(message), Some(scratch)) = (message(), SCRATCH.get_ptr_mut(0)) else {
+        return 0;
+    };
+    // SAFETY: see `message`.
+    match load(Any::of(skb), unsafe { &mut *message }) {
+        Some(head) if head.is_query() => {}
+        Some(_) => return 0,
+        None => {
+            count(Counter::Unread);
+            return 0;
+        }
+    }
+    let end = fault_name(Message::QUESTION);
+    // SAFETY: as above, and see `Scratch`; the caller holds no reference to it meanwhile.
+    let (message, scratch) = unsafe { (&mut *message, &mut *scratch) };
+    let end = if end == 0 {
+        0
+    } else {
+        message.after_question(end)
+    };
+    if end == 0 {
+        count(Counter::Unread);
+        return 0;
+    }
+    message.question_end = end;
+    scratch.packet.query_type = message.question_type(end);
+    scratch.connection.questions = message.names;
+    1
+}
+
+/// Makes a response of the query at hand, as the rule says that fired last. Gives its length; 0 when there is no such
+/// rule. A global function: see `classify::fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_respond() -> u32 {
+    let (Some(message), Some(scratch)) = (message(), SCRATCH.get_ptr_mut(0)) else {
+        return 0;
+    };
+    // SAFETY: see `Scratch`; nothing is written.
+    let scratch = unsafe { &*scratch };
+    let last = scratch.hits.wrapping_sub(1) as usize % MATCHES_MAX;
+    let Some((rule, ..)) = classify::rule_at(scratch, scratch.hit_rules[last]) else {
+        return 0;
+    };
+    let [flags, kind, upper, lower, _] = rule.arguments;
+    let reply = Reply {
+        flags: flags as u16,
+        kind: kind as u16,
+        address: [
+            upper as u32,
+            (upper >> 32) as u32,
+            lower as u32,
+            (lower >> 32) as u32,
+        ],
+    };
+    // SAFETY: see `message`.
+    let message = unsafe { &mut *message };
+    message.answer(message.question_end, &reply)
+}
+
+/// Takes the message out of the packet at hand. Gives its head, nothing when it can't be read.
+#[inline(always)]
+fn load(skb: Any, message: &mut Message) -> Option<Head> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: see `Scratch`; nothing is written.
     let packet = unsafe { &(*scratch).packet };
-    if packet.protocol != PROTOCOL_UDP || !packet.has_transport {
-        return Some(0);
-    }
     let length = packet.payload_length();
-    if length == 0 {
+    if length == 0 || !packet.has_transport {
         return None;
     }
     let most = if length > MESSAGE_BYTES as u32 {
@@ -87,12 +158,7 @@ fn load(skb: Any, message: &mut Message) -> Option<u32> {
     unsafe { skb.load_raw(packet.payload_offset, message.bytes.as_mut_ptr(), bytes) }.ok()?;
     message.length = bytes;
     message.names = 0;
-    let head = message.head()?;
-    Some(if head.is_response() {
-        1 + u32::from(head.answers)
-    } else {
-        0
-    })
+    message.head()
 }
 
 /// Reads the name at `at` of the message at hand, and adds the names of rules that it is one of. Gives where it ends, 0

@@ -52,7 +52,7 @@ pub static CORRUPT_BITS: Global<u32> = Global::new(CORRUPT_BITS_MAX);
 /// verifier has less to look at.
 #[unsafe(no_mangle)]
 pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32 + 1);
-/// How many names rules are aimed at whose addresses are learned, at most [`NAMES_MAX`].
+/// How many names rules are aimed at, at most [`NAMES_MAX`].
 #[unsafe(no_mangle)]
 pub static NAME_COUNT: Global<u32> = Global::new(NAMES_MAX as u32);
 /// 1 when decisions are repeated instead of made.
@@ -177,7 +177,7 @@ pub static LEARNED: HashMap<Address, Known> = HashMap::with_max_entries(1, BPF_F
 /// How often each name was looked up.
 #[map]
 pub static LOOKUPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(NAMES_MAX as u32, 0);
-/// The DNS message at hand; one entry for each CPU.
+/// The DNS message at hand, a query until it is judged; one entry for each CPU.
 #[map]
 pub static MESSAGE: PerCpuArray<Message> = PerCpuArray::with_max_entries(1, 0);
 /// Room for an entry of [`LEARNED`] that is to be made; one for each CPU.

@@ -478,6 +478,7 @@ fn modifiers() -> impl Strategy<Value = Modifiers> {
                     connections,
                     packets,
                     size,
+                    query_type: None,
                     direction,
                     at_ns,
                     for_ns,

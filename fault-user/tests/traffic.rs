@@ -15,7 +15,7 @@ use fault_user::sys::process::proc;
 use io_uring::IoUring;
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
-use support::dns::{look_up, query, serve};
+use support::dns::{RCODE, TYPE, look_up, query, query_for, serve, told};
 use support::echo::tcp_echo;
 use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, is_emulated, run, wait_for};
 
@@ -123,6 +123,51 @@ fn the_first_connection_to_a_name_that_is_looked_up_is_matched() {
     }
 }
 
+#[test]
+fn queries_are_answered_the_way_this_kernel_has() {
+    enter_fresh();
+    let _peer = Peer::joined();
+    for options in ["--scope host", "--scope host --attach clsact"] {
+        let hurt = Hurt::begin(
+            &[
+                "dns:api.example.com answer=10.0.0.9 type=A",
+                "dns:*.example.com nxdomain",
+            ],
+            options,
+        );
+        // No server is there.
+        for server in ["127.0.0.1:53", "[::1]:53", "10.77.0.2:53", "[fd77::2]:53"] {
+            let server: SocketAddr = server.parse().unwrap();
+            let any = if server.is_ipv4() {
+                "0.0.0.0:0"
+            } else {
+                "[::]:0"
+            };
+            let client = UdpSocket::bind(any).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.connect(server).unwrap();
+            for (name, kind, expected) in [
+                (
+                    "api.example.com",
+                    TYPE::A,
+                    (RCODE::NoError, vec!["10.0.0.9".to_owned()]),
+                ),
+                ("api.example.com", TYPE::AAAA, (RCODE::NameError, vec![])),
+                ("www.example.com", TYPE::HTTPS, (RCODE::NameError, vec![])),
+            ] {
+                client.send(&query_for(name, kind)).unwrap();
+                let mut buffer = [0; 512];
+                let length = client
+                    .recv(&mut buffer)
+                    .unwrap_or_else(|error| panic!("{server} {name}: {error}"));
+                let (code, _, addresses) = told(&buffer[..length]);
+                assert_eq!((code, addresses), expected, "{server} {name}");
+            }
+        }
+        hurt.end();
+    }
+}
+
 /// Looks two names up, then connects to their address, and to one that the test looks up when it is told to.
 const LOOKS_UP: &str = "
 import socket, sys
@@ -170,10 +215,9 @@ fn only_lookups_of_the_command_count_in_its_scope() {
     look_up_when_asked("127-1-0-2.example");
     let _listener = TcpListener::bind("0.0.0.0:7000").unwrap();
     let hex = |name: &str| {
-        query(name)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
+        let bytes = query(name);
+        let digits: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        digits.concat()
     };
     let queries = [hex("127-1-0-1.EXAMPLE"), hex("127-1-0-1.test")];
     let command = ["python3", "-c", LOOKS_UP, &queries[0], &queries[1]];

@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use fault_common::abi::{Known, NAMES_MAX};
 use fault_common::dns::{NameKey, key_of};
 
-use crate::plan::tables::Tables;
+use crate::plan::tables::{NameClasses, Tables};
 
 /// A name that rules are aimed at, and what has been learned of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,17 +40,22 @@ impl Names {
     ) -> Result<()> {
         let mut classes = [0_u32; NAMES_MAX];
         let mut is_new = false;
-        for (name, class) in &tables.names {
+        for NameClasses {
+            name,
+            host,
+            question,
+        } in &tables.names
+        {
             let known = self.0.iter().position(|other| other == name);
             let place = known.unwrap_or(self.0.len());
             if place >= NAMES_MAX {
-                bail!("rules can be aimed at {NAMES_MAX} different host names: use fewer");
+                bail!("rules can be aimed at {NAMES_MAX} different names: use fewer");
             }
             if known.is_none() {
                 self.0.push(name.clone());
                 is_new = true;
             }
-            classes[place] = u32::from(*class);
+            classes[place] = u32::from(*host) | u32::from(*question) << 16;
         }
         if tables.names.is_empty() {
             return Ok(());

@@ -64,7 +64,7 @@ impl Service {
                 padding: 0,
                 protocols: match target.protocol {
                     Protocol::Tcp => steered::TCP,
-                    Protocol::Udp => steered::UDP,
+                    Protocol::Udp | Protocol::Dns => steered::UDP,
                     Protocol::Any => steered::TCP | steered::UDP,
                     Protocol::Icmp => 0,
                 },

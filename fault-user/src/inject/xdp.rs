@@ -67,6 +67,9 @@ pub fn suits(rules: &[PacketRule]) -> Result<(), &'static str> {
     if rules.iter().any(|rule| rule.scope.is_some()) {
         return Err("it can't tell whose packets it sees, and the rules are limited to a cgroup");
     }
+    if rules.iter().any(|rule| rule.question.is_some()) {
+        return Err("it does not read DNS, and a rule is aimed at queries");
+    }
     let losing = 1 << action::DROP | 1 << action::DROP_CHECKSUM;
     if Needs::of(rules).actions & !losing != 0 {
         return Err("it can only lose packets, and a rule does more than that");

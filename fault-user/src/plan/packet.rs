@@ -10,7 +10,7 @@ use crate::plan::shapers::{Rate, Slots};
 use crate::plan::tables::{Network, PacketRule, Protocol, Scope, Shaper};
 use crate::rule::{
     self, CountScope, Direction, Fault, MixArm, Modifiers, PacketAction, Protocol as Named,
-    ResolvedRule, ResolvedTarget,
+    QueryType, ResolvedRule, ResolvedTarget,
 };
 
 /// The key of a mix's draw is not that of its arms' faults.
@@ -109,6 +109,7 @@ pub fn learner(state: u32, scope: Option<&Scope>) -> PacketRule {
         portless: Vec::new(),
         hosts: Vec::new(),
         name: None,
+        question: None,
         scope: scope.cloned(),
         shaper: None,
         entry,
@@ -126,6 +127,7 @@ fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> Pa
             .map(|host| Network::new(host.address(), host.prefix()))
             .collect(),
         name: target.name.clone(),
+        question: target.question.clone(),
         scope: scope.cloned(),
         shaper: None,
         entry,
@@ -135,7 +137,8 @@ fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> Pa
 fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
     match target.protocol {
         Named::Tcp => vec![Protocol::Tcp],
-        Named::Udp => vec![Protocol::Udp],
+        // Queries over UDP are what a target of DNS becomes.
+        Named::Udp | Named::Dns => vec![Protocol::Udp],
         Named::Icmp => vec![Protocol::Icmp],
         // A port is one of TCP or of UDP.
         Named::Any if !target.ports.is_empty() && target.portless.is_empty() => {
@@ -153,7 +156,7 @@ fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
 fn portless(target: &ResolvedTarget) -> Vec<Protocol> {
     let of = |named: &Named| match named {
         Named::Tcp => Protocol::Tcp,
-        Named::Udp => Protocol::Udp,
+        Named::Udp | Named::Dns => Protocol::Udp,
         Named::Icmp => Protocol::Icmp,
         Named::Any => Protocol::Other,
     };
@@ -241,6 +244,7 @@ fn entry_of(modifiers: &Modifiers, action: &PacketAction) -> RuleEntry {
             CountScope::PerRule => rule_flag::COUNT_PER_RULE,
             CountScope::PerConnection => 0,
         },
+        query_type: modifiers.query_type.map_or(0, QueryType::number),
         padding: 0,
     };
     if action.is_per_wire_packet || picks_wire_packets(&entry) {

@@ -36,6 +36,12 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
             rule.fault.name()
         );
     }
+    if rule.target.question.is_some() {
+        bail!(
+            "`{}` works on streams and datagrams, not on the queries of DNS alone",
+            rule.fault.name()
+        );
+    }
     Relayed::of_rule(&rule.fault)?;
     if rule.modifiers.size.is_some() {
         bail!("`size` picks packets, and `{name}` works on what they carry: leave it out");
@@ -87,7 +93,7 @@ pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
     let is_aimed = match rule.target.protocol {
         Protocol::Any => true,
         Protocol::Tcp => transport == Transport::Tcp,
-        Protocol::Udp => transport == Transport::Udp,
+        Protocol::Udp | Protocol::Dns => transport == Transport::Udp,
         Protocol::Icmp => false,
     };
     is_aimed && Relayed::of_rule(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))

@@ -89,6 +89,8 @@ pub struct PacketRule {
     pub hosts: Vec<Network>,
     /// The name whose addresses are learned: a host's, or `*.` and a domain.
     pub name: Option<String>,
+    /// The name that a query of DNS asks for, `*.` and a domain, or `*`; nothing for other packets too.
+    pub question: Option<String>,
     /// The cgroup concerned; nothing for the whole host.
     pub scope: Option<Scope>,
     /// What it does. `directions` is read here as well.
@@ -114,6 +116,17 @@ pub enum Shaper {
     Slots(Slots),
 }
 
+/// A name and its classes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameClasses {
+    /// The name, or a pattern: see [`fault_common::dns::key_of`].
+    pub name: String,
+    /// The rules that are aimed at its addresses.
+    pub host: u16,
+    /// The rules that are aimed at queries for it.
+    pub question: u16,
+}
+
 /// The tables of one rule set.
 #[derive(Clone, Debug)]
 pub struct Tables {
@@ -129,8 +142,8 @@ pub struct Tables {
     pub classes: Vec<Vec<u64>>,
     /// The classes of networks.
     pub hosts: Vec<(Network, u16)>,
-    /// The classes of names whose addresses are learned, each name once.
-    pub names: Vec<(String, u16)>,
+    /// The classes of names, each name once.
+    pub names: Vec<NameClasses>,
     /// The classes of cgroups.
     pub scopes: Vec<(u64, u16)>,
 }
@@ -221,7 +234,11 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
             .any(|rule| rule.ports.is_empty() || !rule.portless.is_empty()),
     );
     header.has_hosts = u8::from(!rules.iter().all(PacketRule::has_any_host));
-    header.has_names = u32::from(rules.iter().any(|rule| rule.name.is_some()));
+    header.has_questions = u8::from(rules.iter().any(|rule| rule.question.is_some()));
+    let others = rules.iter().enumerate();
+    let others = others.filter(|(_, rule)| rule.question.is_none());
+    header.any_question = classes.of_rules(words, others.map(|(index, _)| index))?;
+    header.has_names = u8::from(rules.iter().any(|rule| rule.name.is_some()));
     let hostless = rules
         .iter()
         .enumerate()
@@ -256,6 +273,8 @@ fn empty_header() -> SetHeader {
         any_host: 0,
         any_scope: 0,
         has_names: 0,
+        has_questions: 0,
+        any_question: 0,
     }
 }
 
@@ -402,22 +421,29 @@ fn host_classes(
     Ok(result)
 }
 
-/// A name's class holds the rules that are aimed at it.
+/// A name's classes hold the rules that are aimed at it.
 fn name_classes(
     rules: &[PacketRule],
     words: usize,
     classes: &mut Classes,
-) -> Result<Vec<(String, u16)>> {
-    let names: BTreeSet<&String> = rules.iter().filter_map(|rule| rule.name.as_ref()).collect();
-    let class = |name: &String| {
-        let aimed = rules.iter().enumerate();
-        let aimed = aimed.filter(|(_, rule)| rule.name.as_ref() == Some(name));
-        Ok((
-            name.clone(),
-            classes.of_rules(words, aimed.map(|(index, _)| index))?,
-        ))
+) -> Result<Vec<NameClasses>> {
+    let aims = rules
+        .iter()
+        .flat_map(|rule| rule.name.iter().chain(&rule.question));
+    let names: BTreeSet<&String> = aims.collect();
+    let mut class = |aimed: &dyn Fn(&PacketRule) -> bool| {
+        let rules = rules.iter().enumerate();
+        let aimed = rules.filter(|(_, rule)| aimed(rule));
+        classes.of_rules(words, aimed.map(|(index, _)| index))
     };
-    names.into_iter().map(class).collect()
+    let of_name = |name: &String| {
+        Ok(NameClasses {
+            name: name.clone(),
+            host: class(&|rule| rule.name.as_ref() == Some(name))?,
+            question: class(&|rule| rule.question.as_ref() == Some(name))?,
+        })
+    };
+    names.into_iter().map(of_name).collect()
 }
 
 /// A scope's class holds the rules of all scopes that it lies in, and those without one.

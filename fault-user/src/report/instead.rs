@@ -64,6 +64,7 @@ pub fn instead(
 fn is_target(target: &ResolvedTarget, one: &Endpoint) -> bool {
     let protocol = match target.protocol {
         Protocol::Tcp | Protocol::Udp => one.protocol == target.protocol,
+        Protocol::Dns => one.protocol == Protocol::Udp,
         Protocol::Any => true,
         Protocol::Icmp => false,
     };

@@ -261,7 +261,11 @@ pub fn shared_addresses(plan: &Plan, learned: &[LearnedName]) -> Vec<String> {
             names.entry(address).or_default().insert(name);
         }
     }
-    for name in learned {
+    let is_host = |name: &&LearnedName| {
+        let mut rules = plan.rules.iter();
+        rules.any(|rule| rule.resolved.name.as_ref() == Some(&name.name))
+    };
+    for name in learned.iter().filter(is_host) {
         for address in &name.addresses {
             names.entry(*address).or_default().insert(&name.name);
         }
@@ -337,6 +341,10 @@ pub fn unfired<'a>(
                 None if unknown.is_some_and(|name| name.addresses.is_empty()) => format!(
                     "the lookups of {} gave no address",
                     rule.resolved.name.as_deref().unwrap_or_default()
+                ),
+                None if rule.resolved.question.is_some() && !was_seen => format!(
+                    "{} sent no query over UDP that {} is for",
+                    audience.who, rule.target
                 ),
                 Some(stream) if !was_seen => {
                     let why = nothing_led(stream.target.protocol);

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 
+use fault_common::dns;
+
 use super::error::{Piece, RuleError};
 use super::hints;
 use super::target::{Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets};
@@ -45,6 +47,8 @@ pub struct ResolvedTarget {
     pub hosts: Vec<Cidr>,
     /// The host name whose further addresses are learned, or `*.` and a domain.
     pub name: Option<String>,
+    /// The name that a query of DNS asks for, `*.` and a domain, or `*`; nothing where other packets are meant too.
+    pub question: Option<String>,
     /// The ports, sorted, without overlap; empty means any.
     pub ports: Vec<PortRange>,
     /// Protocols that are meant at every port although there are ports, which are of the others; [`Protocol::Any`] stands
@@ -91,6 +95,12 @@ impl Rule {
         };
         if let Some(target) = targets.get(name) {
             return Ok(target.clone());
+        }
+        if name == Protocol::Dns.word() {
+            return Ok(Target {
+                protocol: Protocol::Dns,
+                ..Target::default()
+            });
         }
         if name.contains('.') || name == "localhost" {
             let host = Some(Host::Name(name.to_ascii_lowercase()));
@@ -142,6 +152,9 @@ impl Rule {
         target: &Target,
         resolver: &mut impl Resolver,
     ) -> Result<ResolvedTarget, RuleError> {
+        if target.protocol == Protocol::Dns {
+            return Ok(asked(target.host.as_ref()));
+        }
         let text = self.to_string();
         let place = Piece::whole(&text).slice(0..self.target.to_string().len());
         let service = |name: &str| {
@@ -201,6 +214,7 @@ impl Rule {
             protocol: target.protocol,
             hosts,
             name: live.cloned(),
+            question: None,
             ports,
             portless: portless(target),
         })
@@ -215,6 +229,21 @@ impl Rule {
         let excludes_hosts = target.except.iter().any(|one| one.host.is_some());
         let is_on_packets = matches!(self.fault.layer(), Layer::Packet | Layer::Either);
         (is_on_packets && !is_local && !excludes_hosts).then_some(name)
+    }
+}
+
+/// Queries of DNS for a name, or for any.
+fn asked(host: Option<&Host>) -> ResolvedTarget {
+    ResolvedTarget {
+        protocol: Protocol::Udp,
+        hosts: Vec::new(),
+        name: None,
+        question: Some(host.map_or_else(|| "*".to_owned(), Host::to_string)),
+        ports: vec![PortRange {
+            first: dns::PORT,
+            last: dns::PORT,
+        }],
+        portless: Vec::new(),
     }
 }
 
@@ -249,7 +278,7 @@ fn portless(target: &Target) -> Vec<Protocol> {
     match exclusions.next() {
         Some(excluded) if target.protocol == Protocol::Any && target.ports.is_empty() => {
             let is_portless = |one: &Protocol| match one {
-                Protocol::Tcp | Protocol::Udp => {
+                Protocol::Tcp | Protocol::Udp | Protocol::Dns => {
                     excluded.protocol != Protocol::Any && excluded.protocol != *one
                 }
                 Protocol::Icmp | Protocol::Any => true,

@@ -22,6 +22,8 @@ words! {
         Udp = "udp",
         /// `ICMP` and `ICMPv6`; it has no ports.
         Icmp = "icmp",
+        /// Queries to servers of DNS, by the name that they ask for.
+        Dns = "dns",
     }
 }
 
@@ -176,7 +178,7 @@ pub(super) fn target_ref(piece: Piece<'_>) -> Result<TargetRef, RuleError> {
     if text.is_empty() {
         return Err(piece.error("the target is missing").expected(EXPECTED));
     }
-    if Protocol::from_word(text).is_none() && is_name(text) {
+    if !is_reserved(text) && is_name(text) {
         return Ok(TargetRef::Name(text.to_owned()));
     }
     target(piece).map(TargetRef::Spec)
@@ -188,6 +190,12 @@ pub(super) fn target(piece: Piece<'_>) -> Result<Target, RuleError> {
     let Some(at) = text.find('!') else {
         return included(piece);
     };
+    if Protocol::Dns.begins(text) {
+        return Err(piece
+            .slice(at..text.len())
+            .error("no queries can be excluded")
+            .expected("`dns`, `dns:NAME` or `dns:*.DOMAIN`"));
+    }
     let mut target = match text[..at].strip_suffix([',', ':']) {
         None if at == 0 => Target::default(),
         Some(before) => included(piece.slice(0..before.len()))?,
@@ -300,6 +308,10 @@ fn plain(piece: Piece<'_>) -> Result<Target, RuleError> {
     let ports = port_piece.map(ports).transpose()?.unwrap_or_default();
     let protocol = protocol.unwrap_or_default();
     match port_piece {
+        Some(piece) if protocol == Protocol::Dns => Err(no_question(piece)),
+        _ if protocol == Protocol::Dns && matches!(host, Some(Host::Cidr(_))) => {
+            Err(no_question(host_piece.unwrap_or(rest)))
+        }
         Some(port_piece) if protocol == Protocol::Icmp => Err(port_piece
             .error("ICMP has no ports")
             .expected("`icmp` or `icmp:HOST`")),
@@ -310,6 +322,25 @@ fn plain(piece: Piece<'_>) -> Result<Target, RuleError> {
             except: Vec::new(),
         }),
     }
+}
+
+impl Protocol {
+    /// Whether a target's text begins with this protocol.
+    fn begins(self, text: &str) -> bool {
+        text.split(':').next() == Some(self.word())
+    }
+}
+
+/// The error for something that no query asks for.
+fn no_question(piece: Piece<'_>) -> RuleError {
+    piece
+        .error("queries are matched by the name that they ask for")
+        .expected("`dns`, `dns:NAME` or `dns:*.DOMAIN`")
+}
+
+/// Whether a word means a protocol and can't be the name of a target. `dns` can: it is one where no target has the name.
+fn is_reserved(word: &str) -> bool {
+    Protocol::from_word(word).is_some_and(|protocol| protocol != Protocol::Dns)
 }
 
 /// Splits what is behind the protocol into its host and its ports.
@@ -565,6 +596,9 @@ impl fmt::Display for Target {
         }
         if let Some(host) = &self.host {
             parts.push(host.to_string());
+        } else if self.protocol == Protocol::Dns {
+            // Alone it could be the name of a target.
+            parts.push("*".to_owned());
         }
         if !self.ports.is_empty() {
             let list: Vec<_> = self.ports.iter().map(PortRange::to_string).collect();
@@ -627,7 +661,7 @@ pub fn named_target(text: &str) -> Result<(String, Target), RuleError> {
 
 /// Checks a name that is given to a target.
 pub(super) fn check_name(name: Piece<'_>) -> Result<(), RuleError> {
-    if Protocol::from_word(name.text()).is_some() {
+    if is_reserved(name.text()) {
         let message = format!("`{}` is a protocol, not a name for a target", name.text());
         return Err(name.error(message).expected("another name"));
     }

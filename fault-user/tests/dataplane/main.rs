@@ -14,7 +14,7 @@ use fault_user::inject::injector::Side;
 use kernel::{Kernel, NEXT, SHOT, VANISHED, XDP_DROP, XDP_PASS, compiled};
 use model::At;
 use packets::{Recipe, checksum, ethernet, is_sound};
-use support::dns::{alias, answer, query};
+use support::dns::{RCODE, TYPE, alias, answer, query, query_for, told};
 
 const SYN: u8 = 2;
 const ACK: u8 = 16;
@@ -1006,6 +1006,148 @@ fn addresses_of_names_are_learned_before_a_response_is_delivered() {
             .map(|name| (name.name.as_str(), name.lookups, name.addresses.len()))
             .collect();
         assert_eq!(told, [("*.example.net", 0, 2), ("api.example.com", 1, 2)]);
+    }
+}
+
+/// A query on its way to a server.
+fn to_server(name: &str, kind: TYPE, v6: bool) -> Recipe {
+    let recipe = Recipe {
+        destination_port: 53,
+        ..Recipe::udp(&query_for(name, kind))
+    };
+    fresh(if v6 { recipe.v6() } else { recipe })
+}
+
+#[test]
+fn queries_become_their_responses() {
+    let mut kernel = Kernel::new(64, 64);
+    let none: &[&str] = &[];
+    for v6 in [false, true] {
+        for (rule, kind, code, truncated, addresses) in [
+            (
+                "dns:api.example.com nxdomain",
+                TYPE::A,
+                RCODE::NameError,
+                false,
+                none,
+            ),
+            (
+                "dns:*.example.com servfail",
+                TYPE::A,
+                RCODE::ServerFailure,
+                false,
+                none,
+            ),
+            ("dns refused", TYPE::A, RCODE::Refused, false, none),
+            (
+                "dns:api.example.com nodata",
+                TYPE::A,
+                RCODE::NoError,
+                false,
+                none,
+            ),
+            (
+                "dns:api.example.com truncated",
+                TYPE::A,
+                RCODE::NoError,
+                true,
+                none,
+            ),
+            (
+                "dns:api.example.com answer=10.0.0.9",
+                TYPE::A,
+                RCODE::NoError,
+                false,
+                &["10.0.0.9"],
+            ),
+            (
+                "dns:api.example.com answer=10.0.0.9",
+                TYPE::AAAA,
+                RCODE::NoError,
+                false,
+                none,
+            ),
+            (
+                "dns:* answer=[::1]",
+                TYPE::AAAA,
+                RCODE::NoError,
+                false,
+                &["::1"],
+            ),
+            (
+                "dns:api.example.com nxdomain type=aaaa",
+                TYPE::AAAA,
+                RCODE::NameError,
+                false,
+                none,
+            ),
+        ] {
+            let query = to_server("API.example.com", kind, v6);
+            let frame = expect(&mut kernel, rule, &query, NEXT, Some(action::ANSWER));
+            assert!(is_sound(&frame[14..]), "{rule}");
+            let at = 14 + if v6 { 40 } else { 20 };
+            let ports = [53, query.source_port].map(u16::to_be_bytes).concat();
+            assert_eq!(frame[at..at + 4], ports, "{rule}");
+            let expected = addresses.iter().map(ToString::to_string).collect();
+            assert_eq!(
+                told(&frame[at + 8..]),
+                (code, truncated, expected),
+                "{rule}"
+            );
+            let ends = |frame: &[u8]| {
+                let size = if v6 { 16 } else { 4 };
+                let (from, to) = frame[at - 2 * size..at].split_at(size);
+                (from.to_vec(), to.to_vec())
+            };
+            let (from, to) = ends(&query.frame());
+            assert_eq!(ends(&frame), (to, from), "{rule}");
+        }
+    }
+}
+
+#[test]
+fn only_queries_for_the_name_are_matched() {
+    for rules in [64, 128] {
+        let mut kernel = Kernel::new(rules, 64);
+        kernel.install(&[
+            "dns:api.example.com drop",
+            "dns:*.internal nxdomain type=AAAA",
+            "udp:5353 drop",
+        ]);
+        let code =
+            |kernel: &mut Kernel, recipe: &Recipe| kernel.out(&fresh(recipe.clone()).frame()).code;
+        let api = to_server("api.example.com", TYPE::TXT, false);
+        assert_eq!(code(&mut kernel, &api), VANISHED);
+        for passes in [
+            to_server("example.com", TYPE::A, false),
+            to_server("x.internal", TYPE::A, false),
+            to_server("internal", TYPE::AAAA, true),
+            Recipe {
+                destination_port: 54,
+                ..api.clone()
+            },
+            Recipe {
+                protocol: 6,
+                ..api.clone()
+            },
+            Recipe {
+                source_port: 53,
+                ..Recipe::udp(&answer("api.example.com", &[]))
+            },
+            Recipe {
+                destination_port: 53,
+                ..Recipe::udp(&answer("api.example.com", &[]))
+            },
+        ] {
+            kernel.expect_pass("another packet", &fresh(passes).frame(), None);
+        }
+        let mut several = api.clone();
+        several.payload[5] = 2;
+        kernel.expect_pass(
+            "several questions",
+            &fresh(several).frame(),
+            Some(Counter::Unread),
+        );
     }
 }
 

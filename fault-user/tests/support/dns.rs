@@ -1,13 +1,45 @@
 //! DNS messages, built with a library, and a server that sends them.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use simple_dns::rdata::{A, AAAA, CNAME, RData};
-use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, ResourceRecord, TYPE};
+use simple_dns::rdata::{A, AAAA, CNAME, OPT, RData};
+use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, ResourceRecord};
+pub use simple_dns::{RCODE, TYPE};
 
 /// A query for the IPv4 addresses of a name.
 pub fn query(name: &str) -> Vec<u8> {
     asked(name).build_bytes_vec().unwrap()
+}
+
+/// A query for records of a type, with extensions.
+pub fn query_for(name: &str, kind: TYPE) -> Vec<u8> {
+    let mut packet = asked(name);
+    packet.questions[0].qtype = QTYPE::TYPE(kind);
+    packet.set_flags(PacketFlag::RECURSION_DESIRED);
+    *packet.opt_mut() = Some(OPT {
+        opt_codes: Vec::new(),
+        udp_packet_size: 1232,
+        version: 0,
+    });
+    packet.build_bytes_vec().unwrap()
+}
+
+/// What a response tells: its code, whether it is truncated, and its addresses.
+pub fn told(response: &[u8]) -> (RCODE, bool, Vec<String>) {
+    let packet = Packet::parse(response).unwrap();
+    assert!(packet.has_flags(PacketFlag::RESPONSE) && packet.opt().is_some());
+    assert_eq!((packet.id(), packet.questions.len()), (7, 1));
+    let addresses = packet.answers.iter().map(|answer| match &answer.rdata {
+        RData::A(a) => Ipv4Addr::from(a.address).to_string(),
+        RData::AAAA(aaaa) => Ipv6Addr::from(aaaa.address).to_string(),
+        other => panic!("{other:?}"),
+    });
+    let addresses = addresses.collect();
+    (
+        packet.rcode(),
+        packet.has_flags(PacketFlag::TRUNCATION),
+        addresses,
+    )
 }
 
 /// A response with these addresses, each of a name.
