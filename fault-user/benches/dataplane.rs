@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aya::programs::{TestRun as _, TestRunOptions};
-use fault_user::inject::injection::{Prepared, Wishes};
+use fault_user::inject::injection::{PreparedInjection, InjectionOptions};
 use fault_user::inject::injector::{Capacity, Clock, Injector, Options, Side};
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
@@ -237,11 +237,11 @@ fn veth() {
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         without.push(throughput(&mut stream));
-        let injection = prepare(&plan, &devices, &Wishes::default())
-            .and_then(Prepared::start)
+        let injection = prepare(&plan, &devices, &InjectionOptions::default())
+            .and_then(PreparedInjection::start)
             .expect("rules");
         with.push(throughput(&mut stream));
-        injection.heal().expect("healed");
+        injection.remove().expect("healed");
     }
     drop(stream);
     reader.join().expect("the reader ends");

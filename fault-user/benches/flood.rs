@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use fault_user::inject::injection::{Prepared, Wishes};
+use fault_user::inject::injection::{PreparedInjection, InjectionOptions};
 use fault_user::inject::preparation::prepare;
-use fault_user::inject::reach::Front;
+use fault_user::inject::reach::IngressMechanism;
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::net::interfaces::{Selection, list, select};
@@ -174,18 +174,18 @@ impl Obstacle for Nothing {
     }
 }
 
-struct Fault(Vec<String>, Front);
+struct Fault(Vec<String>, IngressMechanism);
 
 impl Obstacle for Fault {
     fn put(&self, peer: &NetworkNamespace) -> Box<dyn FnOnce()> {
-        let wishes = Wishes {
+        let injection_options = InjectionOptions {
             front: self.1,
-            ..Wishes::default()
+            ..InjectionOptions::default()
         };
         let injection = peer
             .enter(|| {
                 let devices = select(&list()?, &Selection::Names(vec!["vb".to_owned()]))?;
-                prepare(&plan(&self.0), &devices, &wishes).and_then(Prepared::start)
+                prepare(&plan(&self.0), &devices, &injection_options).and_then(PreparedInjection::start)
             })
             .expect("rules");
         let rules = plan(&self.0);
@@ -195,7 +195,7 @@ impl Obstacle for Fault {
                 hits.iter().any(|hits| hits.stats.hit_packets > 0),
                 "the rule at the port fires"
             );
-            injection.heal().expect("healed");
+            injection.remove().expect("healed");
         })
     }
 }
@@ -286,11 +286,11 @@ fn measure(name: &str, peer: &NetworkNamespace, source: &Source) {
         .join(", ");
     let obstacles: [(&str, Box<dyn Obstacle>); 9] = [
         ("nothing", Box::new(Nothing)),
-        ("one", Box::new(Fault(vec![lose(LAST_PORT)], Front::Tc))),
+        ("one", Box::new(Fault(vec![lose(LAST_PORT)], IngressMechanism::Tc))),
         ("nft one", Box::new(nft(rule(&LAST_PORT.to_string())))),
         (
             "many",
-            Box::new(Fault(ports().map(lose).collect(), Front::Tc)),
+            Box::new(Fault(ports().map(lose).collect(), IngressMechanism::Tc)),
         ),
         (
             "nft chain",
@@ -306,13 +306,13 @@ fn measure(name: &str, peer: &NetworkNamespace, source: &Source) {
         ),
         (
             "tc drop",
-            Box::new(Fault(vec![format!("udp:{LAST_PORT} blackhole")], Front::Tc)),
+            Box::new(Fault(vec![format!("udp:{LAST_PORT} blackhole")], IngressMechanism::Tc)),
         ),
         (
             "xdp drop",
             Box::new(Fault(
                 vec![format!("udp:{LAST_PORT} blackhole")],
-                Front::Xdp,
+                IngressMechanism::Xdp,
             )),
         ),
     ];

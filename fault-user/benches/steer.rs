@@ -22,12 +22,12 @@ const GOAL: f64 = 0.9;
 /// Prints one figure.
 fn measure(name: &str, value: f64, unit: &str, reference: f64, goal: Option<f64>) {
     let ratio = value / reference;
-    let told = goal.map(|goal| format!("at least {goal} of before"));
+    let stderr_text = goal.map(|goal| format!("at least {goal} of before"));
     println!(
         "{}",
         serde_json::json!({
             "name": name, "value": value, "unit": unit, "reference": reference, "ratio": ratio,
-            "goal": told, "ok": goal.is_none_or(|goal| ratio >= goal),
+            "goal": stderr_text, "ok": goal.is_none_or(|goal| ratio >= goal),
         })
     );
 }

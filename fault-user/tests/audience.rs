@@ -53,11 +53,11 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
         .open("/dev/full")
         .expect("a device");
     let output = fault().arg("man").stdout(full).output().expect("fault");
-    let told = String::from_utf8_lossy(&output.stderr);
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(125));
     assert!(
-        told.contains("can't write to the standard output"),
-        "{told}"
+        stderr_text.contains("can't write to the standard output"),
+        "{stderr_text}"
     );
 }
 
@@ -68,15 +68,15 @@ fn hear_hangups() {
 }
 
 #[test]
-fn a_closed_terminal_heals_unless_nohup_says_otherwise() {
+fn a_closed_terminal_ends_fault_except_under_nohup() {
     hear_hangups();
     enter_fresh();
     let words = ["inject", "-r", "tcp:1 loss=1%"];
     let mut inject = Watched::start(fault().args(words), "in force");
     inject.signal(Signal::SIGHUP);
-    let (code, told) = inject.finish();
-    assert_eq!(code, Some(0), "{told}");
-    assert!(told.contains("healed"), "{told}");
+    let (code, stderr_text) = inject.finish();
+    assert_eq!(code, Some(0), "{stderr_text}");
+    assert!(stderr_text.contains("healed"), "{stderr_text}");
 
     let mut command = Command::new("nohup");
     command
@@ -89,8 +89,8 @@ fn a_closed_terminal_heals_unless_nohup_says_otherwise() {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = u64::from_str_radix(ignored.expect("a line").trim(), 16).expect("a set");
     assert_eq!(ignored & 1, 1, "it would end with its terminal: {status}");
-    let (code, told) = inject.end();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = inject.end();
+    assert_eq!(code, Some(0), "{stderr_text}");
 }
 
 #[test]

@@ -79,11 +79,11 @@ fn rules_come_and_go_while_traffic_flows() {
     assert_eq!(dial(one), Err(ErrorKind::ConnectionRefused));
     // Dropping it kills it.
     drop(daemon);
-    assert!(heals(one));
+    assert!(is_restored(one));
 }
 
 /// Whether connections succeed within the lease of a killed instance.
-fn heals(address: SocketAddr) -> bool {
+fn is_restored(address: SocketAddr) -> bool {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         if dial(address).is_ok() {

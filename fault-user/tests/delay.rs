@@ -14,7 +14,7 @@ use support::late::{
     FRAGMENTED, assert_about, assert_within, delays_all, echo, exchange, order, timed,
 };
 use support::place::{
-    Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, is_emulated, run, wait_for,
+    AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, is_emulated, run, wait_for,
 };
 
 const SETTINGS: [&str; 2] = [
@@ -51,7 +51,7 @@ fn both_ways_of_a_device_are_delayed() {
 fn only_the_commands_own_packets_are_held() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
-    let hurt = Hurt::begin(&["7000 delay=2s"], "");
+    let applied = AppliedRules::begin(&["7000 delay=2s"], "");
     let socket = connected(address);
     let mut byte = [0; 1];
     let took = timed(|| {
@@ -59,14 +59,14 @@ fn only_the_commands_own_packets_are_held() {
         socket.recv(&mut byte).unwrap();
     });
     assert!(took < Duration::from_secs(1), "{took:?}");
-    hurt.end();
+    applied.end();
 }
 
 #[test]
 fn what_two_instances_hold_is_delayed_by_both_and_arrives() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
-    let both = [0, 1].map(|_| Hurt::begin(&["udp:7000 delay=60ms"], "--scope host"));
+    let both = [0, 1].map(|_| AppliedRules::begin(&["udp:7000 delay=60ms"], "--scope host"));
     let socket = connected(address);
     let mut byte = [0; 1];
     let took = timed(|| {
@@ -74,8 +74,8 @@ fn what_two_instances_hold_is_delayed_by_both_and_arrives() {
         socket.recv(&mut byte).unwrap();
     });
     assert!(took >= Duration::from_millis(240), "{took:?}");
-    for hurt in both {
-        let summary = hurt.end();
+    for applied in both {
+        let summary = applied.end();
         assert!(summary.contains("  2 pkts"), "each judges once: {summary}");
     }
 }
@@ -90,7 +90,7 @@ fn a_process_that_runs_already_is_delayed_on_loopback() {
         .unwrap();
     // Its move to a cgroup and the settings of loopback are both noted.
     let options = format!("--pid {}", child.id());
-    let hurt = Hurt::begin(&["udp:7000 delay=2s"], &options);
+    let applied = AppliedRules::begin(&["udp:7000 delay=2s"], &options);
     let socket = connected(address);
     let mut byte = [0; 1];
     let took = timed(|| {
@@ -98,7 +98,7 @@ fn a_process_that_runs_already_is_delayed_on_loopback() {
         socket.recv(&mut byte).unwrap();
     });
     assert!(took < Duration::from_secs(1), "not this process: {took:?}");
-    hurt.end();
+    applied.end();
     drop(child.stdin.take());
     child.wait().unwrap();
 }
@@ -107,10 +107,10 @@ fn a_process_that_runs_already_is_delayed_on_loopback() {
 fn what_is_held_goes_on_when_the_rule_ends() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
-    let hurt = Hurt::begin(&["udp:7000 delay=50s dir=to-server"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 delay=50s dir=to-server"], "--scope host");
     let socket = connected(address);
     socket.send(b"x").unwrap();
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(summary.contains("1 pkts"), "{summary}");
     let mut byte = [0; 1];
     socket.recv(&mut byte).unwrap();
@@ -168,7 +168,7 @@ fn a_rate_is_that_of_the_wire() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     // 1,000 bytes on the wire, headers of UDP, IP and Ethernet included, at 8 Mbit/s: 1 ms each.
-    let hurt = Hurt::begin(&["udp:7000 rate=8mbit"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 rate=8mbit"], "--scope host");
     // An emulated machine is slow to wake up.
     let off = if is_emulated() { 250 } else { 50 };
     assert_within(500 - off..500 + off, "500 datagrams", || {
@@ -182,7 +182,7 @@ fn a_rate_is_that_of_the_wire() {
             }
         })
     });
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_rate_counts_all_fragments_of_a_datagram() {
         ip("link set lo mtu 1500");
         let address = echo(None, host);
         let socket = connected(address);
-        let hurt = Hurt::begin(&["udp:7000 rate=2mbit dir=to-server"], "--scope host");
+        let applied = AppliedRules::begin(&["udp:7000 rate=2mbit dir=to-server"], "--scope host");
         let took = timed(|| {
             for _ in 0..DATAGRAMS {
                 socket.send(&[7; FRAGMENTED]).unwrap();
@@ -204,7 +204,7 @@ fn a_rate_counts_all_fragments_of_a_datagram() {
                 assert_eq!(socket.recv(&mut answer).unwrap(), FRAGMENTED);
             }
         });
-        let summary = hurt.end();
+        let summary = applied.end();
         let wanted = f64::from(DATAGRAMS * bytes) * 8.0 / 2e6;
         let took = took.as_secs_f64();
         assert!(
@@ -221,7 +221,7 @@ fn fragments_of_a_datagram_are_late_together() {
     ip("link set lo mtu 1500");
     for host in ["127.0.0.1", "::1"] {
         let socket = connected(echo(None, host));
-        let hurt = Hurt::begin(
+        let applied = AppliedRules::begin(
             &["udp:7000 delay=150ms~150ms dir=to-server"],
             "--scope host --seed 4",
         );
@@ -239,7 +239,7 @@ fn fragments_of_a_datagram_are_late_together() {
             took.sort_unstable();
             took[took.len() / 2]
         });
-        hurt.end();
+        applied.end();
     }
 }
 
@@ -252,7 +252,7 @@ fn a_stream_on_loopback_gets_the_rate() {
     }
     enter_fresh();
     let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
-    let hurt = Hurt::begin(&["tcp:7000 rate=100mbit"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:7000 rate=100mbit"], "--scope host");
     // At the rate it takes 1,342 ms. Headers are a small part of packets of 64 KiB.
     assert_within(1278..1600, "16 MiB", || {
         let sender = std::thread::spawn(|| {
@@ -265,7 +265,7 @@ fn a_stream_on_loopback_gets_the_rate() {
         sender.join().unwrap();
         took
     });
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -273,12 +273,12 @@ fn a_full_queue_loses_and_says_so() {
     enter_fresh();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
-    let hurt = Hurt::begin(&["udp:7000 rate=8kbit,limit:5"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 rate=8kbit,limit:5"], "--scope host");
     for _ in 0..20 {
         sender.send(&[0; 958]).unwrap();
     }
     // What is held goes on when the rule ends.
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
         summary.contains("15 packets were lost in full queues"),
         "{summary}"
@@ -293,7 +293,7 @@ fn slots_deliver_in_bursts() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     assert_about(0, "after the start of a slot", || {
-        let hurt = Hurt::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
+        let applied = AppliedRules::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
         let start = Instant::now();
         for _ in 0..30 {
             sender.send(b"x").unwrap();
@@ -305,7 +305,7 @@ fn slots_deliver_in_bursts() {
             let after = start.elapsed().checked_sub(slot);
             latest = latest.max(after.expect("not before its slot"));
         }
-        hurt.end();
+        applied.end();
         latest
     });
 }
@@ -315,9 +315,9 @@ fn a_killed_instance_delays_nothing_and_its_settings_are_found() {
     enter_fresh();
     let before = SETTINGS.map(|path| std::fs::read_to_string(path).unwrap());
     let address = echo(None, "127.0.0.1");
-    let mut hurt = Hurt::begin(&["udp:7000 delay=1s"], "--scope host");
+    let mut applied = AppliedRules::begin(&["udp:7000 delay=1s"], "--scope host");
     let socket = connected(address);
-    hurt.kill();
+    applied.kill();
     socket
         .set_read_timeout(Some(Duration::from_millis(200)))
         .unwrap();
@@ -329,7 +329,7 @@ fn a_killed_instance_delays_nothing_and_its_settings_are_found() {
         },
         "packets to pass again",
     );
-    drop(hurt);
+    drop(applied);
     let cleaned = fault().arg("clean").output().unwrap();
     assert!(cleaned.status.success());
     assert_eq!(
@@ -412,7 +412,7 @@ fn frames_between_ports_of_a_bridge_are_delayed_and_judged_once() {
         let server = echo(Some(bridge.join()), host);
         let client = connected_in(bridge.join(), server);
         round_trip(&client);
-        let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
+        let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], options);
         let trips = assert_about(120, "from port to port", || round_trip(&client))
             + assert_about(120, "from this host", || round_trip(&connected(server)));
         // It appears when the rules are there already.
@@ -425,7 +425,7 @@ fn frames_between_ports_of_a_bridge_are_delayed_and_judged_once() {
             },
             "the new port to be slow",
         );
-        let summary = hurt.end();
+        let summary = applied.end();
         // Before the rules were on the new port too they were on that of the server.
         assert!(summary.contains(&format!("  {packets} pkts")), "{summary}");
         assert_within(0..120, "healed", || round_trip(&client));
@@ -507,7 +507,7 @@ fn connections_through_a_bridge_that_translates_are_delayed_and_stay_one() {
         for protocol in ["tcp", "udp"] {
             translate(service.ip(), protocol, 80, server);
         }
-        let hurt = Hurt::begin(&["7000 delay=60ms"], "--scope host");
+        let applied = AppliedRules::begin(&["7000 delay=60ms"], "--scope host");
         let handshake = || {
             let mut stream = None;
             let took = timed(|| {
@@ -525,10 +525,10 @@ fn connections_through_a_bridge_that_translates_are_delayed_and_stay_one() {
         assert_about(120, "an exchange", || timed(|| exchange(&mut stream)));
         let socket = connected_in(client, service);
         assert_about(120, "a datagram", || round_trip(&socket));
-        let summary = hurt.end();
+        let summary = applied.end();
         assert_eq!(connections(&summary), (opened + 1).to_string(), "{summary}");
         // Of super-packets that are divided as they arrive, too.
-        let hurt = Hurt::begin(&["tcp:7000 duplicate=5%"], "--scope host");
+        let applied = AppliedRules::begin(&["tcp:7000 duplicate=5%"], "--scope host");
         let (_, mut stream) = handshake();
         let mut writer = stream.try_clone().unwrap();
         let sent = vec![7; 4 << 20];
@@ -537,7 +537,7 @@ fn connections_through_a_bridge_that_translates_are_delayed_and_stay_one() {
             scope.spawn(|| writer.write_all(&sent).unwrap());
             stream.read_exact(&mut answer).unwrap();
         });
-        let summary = hurt.end();
+        let summary = applied.end();
         assert_eq!(connections(&summary), "1", "{summary}");
     }
 }
@@ -593,9 +593,9 @@ fn a_device_without_ethernet_headers_is_delayed() {
     ] {
         for server in ["10.81.0.2:7000", "[fd81::2]:7000"] {
             let socket = connected(server.parse().unwrap());
-            let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
+            let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], options);
             let trips = assert_about(120, server, || round_trip(&socket));
-            let summary = hurt.end();
+            let summary = applied.end();
             assert!(
                 summary.contains(&format!("  {} pkts", 2 * trips)),
                 "{summary}"
@@ -654,11 +654,11 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
         enter_fresh();
         let socket = connected(echo(None, "127.0.0.1"));
         let options = format!("--scope host {attach}");
-        let hurt = Hurt::begin(&["udp:7000 delay=60s"], &options);
+        let applied = AppliedRules::begin(&["udp:7000 delay=60s"], &options);
         ip(&format!("link del {}", tap()));
-        wait_for(|| !has_delay_line(hurt.pid()), "the loss to be noticed");
+        wait_for(|| !has_delay_line(applied.pid()), "the loss to be noticed");
         assert!(round_trip(&socket) < Duration::from_secs(10));
-        let summary = hurt.end();
+        let summary = applied.end();
         assert!(summary.starts_with("fault: seed"), "{summary}");
         assert!(summary.contains(WARNING), "{summary}");
         assert!(
@@ -670,7 +670,7 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
             "{summary}"
         );
 
-        let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &options);
+        let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], &options);
         assert_about(120, "with its tap", || round_trip(&socket));
         ip(&format!("link set {} down", tap()));
         socket
@@ -683,7 +683,7 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
             },
             "packets to pass",
         );
-        let summary = hurt.end();
+        let summary = applied.end();
         assert_eq!(summary.matches(WARNING).count(), 1, "{summary}");
     }
 }
@@ -730,11 +730,11 @@ fn a_process_is_found_in_its_own_network_namespace() {
         }
     };
     ask();
-    let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &format!("--pid {}", child.id()));
+    let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], &format!("--pid {}", child.id()));
     let trips = assert_about(120, "the process", &mut ask);
     let other = connected_in(&namespace, server);
     assert_within(0..120, "another one there", || round_trip(&other));
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
         summary.contains(&format!("  {} pkts", 2 * trips)),
         "{summary}"

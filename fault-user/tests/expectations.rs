@@ -46,14 +46,14 @@ fn run_by(options: &[&str], rules: &Value, expect: &Value, script: &str) -> Outp
 }
 
 /// What it wrote for people, after the exit code that it must have had.
-fn told(output: &Output, code: i32) -> String {
+fn stderr_text(output: &Output, code: i32) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{text}");
     text
 }
 
 #[track_caller]
-fn assert_told(text: &str, wanted: &[&str]) {
+fn assert_stderr_has(text: &str, wanted: &[&str]) {
     for wanted in wanted {
         assert!(text.contains(wanted), "`{wanted}` is not in: {text}");
     }
@@ -71,8 +71,8 @@ fn retries_are_counted_and_recovery_is_timed() {
         "exit": 0, "fired": ["svc"], "max_connects": { "svc": 12 }, "connect_rate": { "svc": "12/s" },
         "recovers_within": { "svc": "800ms" }, "max_open": { "svc": 1 },
     });
-    let text = told(&run(&rules, &generous, STUBBORN), 0);
-    assert_told(
+    let text = stderr_text(&run(&rules, &generous, STUBBORN), 0);
+    assert_stderr_has(
         &text,
         &[
             "ok: expect at most 12 connects to svc: ",
@@ -82,22 +82,22 @@ fn retries_are_counted_and_recovery_is_timed() {
     let strict = json!({
         "max_connects": { "svc": 3 }, "connect_rate": { "svc": "2/500ms" }, "recovers_within": { "svc": "1us" },
     });
-    let text = told(&run(&rules, &strict, STUBBORN), 121);
+    let text = stderr_text(&run(&rules, &strict, STUBBORN), 121);
     assert_eq!(text.matches("FAILED: ").count(), 3, "{text}");
     let closed = json!({ "max_open": { "svc": 0 } });
-    let text = told(&run(&rules, &closed, STUBBORN), 121);
-    assert_told(
+    let text = stderr_text(&run(&rules, &closed, STUBBORN), 121);
+    assert_stderr_has(
         &text,
         &["FAILED: expect at most 0 open connections to svc: 1"],
     );
 }
 
 #[test]
-fn what_never_recovers_is_told() {
+fn a_missing_recovery_is_reported() {
     enter_fresh();
     echo();
     let expect = json!({ "recovers_within": { "svc": "1s" } });
-    let text = told(
+    let text = stderr_text(
         &run(
             &json!(["svc down for=300ms"]),
             &expect,
@@ -105,12 +105,12 @@ fn what_never_recovers_is_told() {
         ),
         121,
     );
-    assert_told(&text, &["no answer after the fault"]);
-    let text = told(
+    assert_stderr_has(&text, &["no answer after the fault"]);
+    let text = stderr_text(
         &run(&json!(["svc down for=1h"]), &expect, "exchange; true"),
         121,
     );
-    assert_told(&text, &["lasted until the command had ended"]);
+    assert_stderr_has(&text, &["lasted until the command had ended"]);
 }
 
 #[test]
@@ -120,21 +120,21 @@ fn an_open_circuit_breaker_sends_nothing() {
     let rules = json!(["svc down for=1s"]);
     let expect = json!({ "no_traffic_while": { "svc": "200ms" } });
     let patient = "exchange; sleep 1.1; exchange";
-    assert_told(
-        &told(&run(&rules, &expect, patient), 0),
+    assert_stderr_has(
+        &stderr_text(&run(&rules, &expect, patient), 0),
         &["there was none"],
     );
-    assert_told(
-        &told(&run(&rules, &expect, STUBBORN), 121),
+    assert_stderr_has(
+        &stderr_text(&run(&rules, &expect, STUBBORN), 121),
         &["there was some after "],
     );
     // Data on a connection that is open is traffic too; what TCP sends again is not.
     let rules = json!(["svc blackhole at=200ms for=1s"]);
     let once = "exchange; sleep 0.3; echo lost >&3; sleep 1.5";
     let expect = json!({ "no_traffic_while": { "svc": "400ms" } });
-    told(&run(&rules, &expect, once), 0);
+    stderr_text(&run(&rules, &expect, once), 0);
     let late = "exchange; sleep 0.8; echo lost >&3; sleep 1";
-    told(&run(&rules, &expect, late), 121);
+    stderr_text(&run(&rules, &expect, late), 121);
 }
 
 #[test]
@@ -143,11 +143,11 @@ fn slow_connects_are_felt() {
     echo();
     let rules = json!(["svc delay=100ms"]);
     let limit = |time: &str| json!({ "p99_connect": { "svc": time } });
-    told(&run(&rules, &limit("2s"), "exchange"), 0);
-    let text = told(&run(&rules, &limit("150ms"), "exchange"), 121);
-    assert_told(&text, &["99 of 100 connects to svc answered in 150ms"]);
-    let text = told(&run(&rules, &limit("2s"), "true"), 121);
-    assert_told(&text, &["there was no connect"]);
+    stderr_text(&run(&rules, &limit("2s"), "exchange"), 0);
+    let text = stderr_text(&run(&rules, &limit("150ms"), "exchange"), 121);
+    assert_stderr_has(&text, &["99 of 100 connects to svc answered in 150ms"]);
+    let text = stderr_text(&run(&rules, &limit("2s"), "true"), 121);
+    assert_stderr_has(&text, &["there was no connect"]);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn a_report_shows_each_connect() {
         .args(["--", "bash", "-c", &format!("{EXCHANGE}{STUBBORN}")])
         .output()
         .unwrap();
-    told(&output, 0);
+    stderr_text(&output, 0);
     let text = std::fs::read_to_string(folder.path().join("report.json")).unwrap();
     let report: Value = serde_json::from_str(&text).unwrap();
     let connects = report["connects"].as_array().unwrap();
@@ -210,7 +210,7 @@ fn an_open_connection_that_is_reset_is_reported() {
         .args(["--", "bash", "-c", &format!("{EXCHANGE}{script}")])
         .output()
         .unwrap();
-    told(&output, 0);
+    stderr_text(&output, 0);
     let text = std::fs::read_to_string(folder.path().join("report.json")).unwrap();
     let report: Value = serde_json::from_str(&text).unwrap();
     let resets: Vec<bool> = report["connects"]
@@ -223,14 +223,14 @@ fn an_open_connection_that_is_reset_is_reported() {
 }
 
 #[test]
-fn what_is_led_to_the_relay_counts_as_it_was_dialled() {
+fn redirected_connections_count_under_the_dialled_address() {
     enter_fresh();
     echo();
     let rules = json!(["svc latency=10ms"]);
     // bash opens the second connection before it closes the first.
     let expect = json!({ "max_connects": { "svc": 2 }, "max_open": { "svc": 2 } });
-    let text = told(&run(&rules, &expect, "exchange; exchange"), 0);
-    assert_told(&text, &["at most 2 connects to svc: 2"]);
+    let text = stderr_text(&run(&rules, &expect, "exchange; exchange"), 0);
+    assert_stderr_has(&text, &["at most 2 connects to svc: 2"]);
 }
 
 #[test]
@@ -239,16 +239,16 @@ fn probes_must_hold_before_and_after() {
     echo();
     let rules = json!(["svc blackhole"]);
     let probe = |port: u16, during: &str| json!({ "probe": { "tcp": format!("127.0.0.1:{port}"), "during": during, "interval": "50ms" } });
-    let text = told(&run(&rules, &probe(7000, "must-hold"), "sleep 0.3"), 0);
-    assert_told(
+    let text = stderr_text(&run(&rules, &probe(7000, "must-hold"), "sleep 0.3"), 0);
+    assert_stderr_has(
         &text,
         &["ok: expect the probe `tcp 127.0.0.1:7000` to hold"],
     );
-    let text = told(&run(&rules, &probe(7000, "must-fail"), "sleep 0.3"), 121);
-    assert_told(&text, &["it held during the fault too"]);
+    let text = stderr_text(&run(&rules, &probe(7000, "must-fail"), "sleep 0.3"), 121);
+    assert_stderr_has(&text, &["it held during the fault too"]);
     let output = run(&rules, &probe(9, "may-fail"), "echo started");
-    assert_told(
-        &told(&output, 125),
+    assert_stderr_has(
+        &stderr_text(&output, 125),
         &[
             ".json:1:",
             ": expect.probe[0]: the probe `tcp 127.0.0.1:9` does not hold before any fault, so nothing was done",
@@ -259,10 +259,10 @@ fn probes_must_hold_before_and_after() {
     let rules = json!(["svc down at=300ms for=300ms"]);
     let command =
         json!({ "probe": { "command": ["test", "-e", "/proc/self"], "interval": "50ms" } });
-    told(&run(&rules, &command, "sleep 1"), 0);
+    stderr_text(&run(&rules, &command, "sleep 1"), 0);
     let command = json!({ "probe": { "command": ["false"], "interval": "50ms" } });
-    assert_told(
-        &told(&run(&rules, &command, "sleep 1"), 121),
+    assert_stderr_has(
+        &stderr_text(&run(&rules, &command, "sleep 1"), 121),
         &["not before the fault: false ended with"],
     );
 }
@@ -279,21 +279,21 @@ fn datagrams_are_traffic_too() {
     let rules = json!(["dns drop at=300ms for=700ms"]);
     let within = |time: &str| json!({ "fired": ["dns"], "recovers_within": { "dns": time } });
     let stubborn = format!("{ASK} for n in $(seq 8); do ask || :; sleep 0.15; done");
-    let text = told(&run(&rules, &within("2s"), &stubborn), 0);
-    assert_told(
+    let text = stderr_text(&run(&rules, &within("2s"), &stubborn), 0);
+    assert_stderr_has(
         &text,
         &["ok: expect dns to recover within 2s: first answer "],
     );
-    told(&run(&rules, &within("1us"), &stubborn), 121);
+    stderr_text(&run(&rules, &within("1us"), &stubborn), 121);
     let given_up = format!("{ASK} ask; sleep 0.4; ask || sleep 1");
-    let text = told(&run(&rules, &within("2s"), &given_up), 121);
-    assert_told(&text, &["no answer after the fault"]);
+    let text = stderr_text(&run(&rules, &within("2s"), &given_up), 121);
+    assert_stderr_has(&text, &["no answer after the fault"]);
     let quiet = json!({ "no_traffic_while": { "dns": "400ms" } });
-    told(&run(&rules, &quiet, &given_up), 0);
-    told(&run(&rules, &quiet, &stubborn), 121);
+    stderr_text(&run(&rules, &quiet, &given_up), 0);
+    stderr_text(&run(&rules, &quiet, &stubborn), 121);
     let count = json!({ "max_connects": { "dns": 1 } });
-    let text = told(&run(&rules, &count, "true"), 2);
-    assert_told(&text, &["connections are counted for services of TCP"]);
+    let text = stderr_text(&run(&rules, &count, "true"), 2);
+    assert_stderr_has(&text, &["connections are counted for services of TCP"]);
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn another_protocol_at_the_same_port_is_another_service() {
     let connections = "for n in $(seq 8); do exchange; sleep 0.15; done";
     for (quiet, script) in [("svc", datagrams.as_str()), ("dns", connections)] {
         let rules = json!([format!("{quiet} drop at=300ms for=700ms")]);
-        told(
+        stderr_text(
             &run(
                 &rules,
                 &json!({ "no_traffic_while": { quiet: "0s" } }),
@@ -343,17 +343,17 @@ fn another_network_namespace_is_watched_alone() {
     let expect =
         json!({ "fired": ["svc"], "max_open": { "svc": 1 }, "recovers_within": { "svc": "5s" } });
     let options = ["--netns", &peer.name];
-    let text = told(&run_by(&options, &rules, &expect, &script), 0);
-    assert_told(&text, &["open connections to svc: 1", "first answer "]);
+    let text = stderr_text(&run_by(&options, &rules, &expect, &script), 0);
+    assert_stderr_has(&text, &["open connections to svc: 1", "first answer "]);
     let here = json!({ "max_connects": { "svc": 0 } });
-    told(&run_by(&options, &rules, &here, "exchange; exchange"), 0);
-    told(&run_by(&options, &rules, &here, &script), 121);
+    stderr_text(&run_by(&options, &rules, &here, "exchange; exchange"), 0);
+    stderr_text(&run_by(&options, &rules, &here, &script), 121);
     let datagrams = json!({ "no_traffic_while": { "dns": "1ms" } });
-    let text = told(
+    let text = stderr_text(
         &run_by(&options, &json!(["dns drop for=1s"]), &datagrams, "true"),
         125,
     );
-    assert_told(
+    assert_stderr_has(
         &text,
         &["does not tell of datagrams which network namespace"],
     );
@@ -373,7 +373,7 @@ fn what_cannot_be_judged_is_refused_before_anything_is_done() {
         ),
     ] {
         let output = run(&json!(["svc loss=1%"]), &expect, "echo started");
-        assert_told(&told(&output, 2), &[complaint]);
+        assert_stderr_has(&stderr_text(&output, 2), &[complaint]);
         assert!(output.stdout.is_empty());
     }
 }
@@ -384,19 +384,19 @@ fn rules_that_contradict_each_other_are_pointed_at() {
         let rules = rules.iter().flat_map(|rule| ["-r", rule]);
         fault().arg("check").args(rules).output().unwrap()
     };
-    let text = told(&check(&["tcp:80 blackhole", "tcp:80  loss=1% p=5%"]), 2);
-    assert_told(
+    let text = stderr_text(&check(&["tcp:80 blackhole", "tcp:80  loss=1% p=5%"]), 2);
+    assert_stderr_has(
         &text,
         &[
             "`tcp:80 blackhole` leaves nothing for this rule",
             "  tcp:80  loss=1% p=5%\n          ^^^^^^^\nhelp: expected this rule before that one",
         ],
     );
-    told(&check(&["tcp:80 loss=1% p=5%", "tcp:80 blackhole"]), 0);
+    stderr_text(&check(&["tcp:80 loss=1% p=5%", "tcp:80 blackhole"]), 0);
 }
 
 #[test]
-fn a_check_is_told_as_json_too() {
+fn a_check_is_printed_as_json_too() {
     let output = fault()
         .args(["check", "--json", "-r", "tcp:80 down at=2s for=5s"])
         .output()

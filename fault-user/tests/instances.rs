@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::echo::{connected, tcp_echo, udp_client, udp_echo};
 use support::late::{echo, timed};
-use support::place::{Hurt, PATIENCE, enter_fresh, fault, has_tcx, hierarchy, run, wait_for};
+use support::place::{AppliedRules, PATIENCE, enter_fresh, fault, has_tcx, hierarchy, run, wait_for};
 
 const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/accept_local",
@@ -67,12 +67,12 @@ fn twelve_instances_judge_a_packet_once_each() {
     enter_fresh();
     let address = echo(None, "127.0.0.1");
     let all: Vec<_> = (0..12)
-        .map(|_| Hurt::begin(&["udp:7000 delay=10ms"], "--scope host"))
+        .map(|_| AppliedRules::begin(&["udp:7000 delay=10ms"], "--scope host"))
         .collect();
     let took = round_trip(address);
     assert!(took >= Duration::from_millis(240), "{took:?}");
-    for hurt in all {
-        let summary = hurt.end();
+    for applied in all {
+        let summary = applied.end();
         assert!(summary.contains("  2 pkts"), "each judges once: {summary}");
     }
     assert_eq!(settings(), "00");
@@ -85,7 +85,7 @@ fn the_end_of_one_leaves_the_others_delays() {
         let address = echo(None, "127.0.0.1");
         let options = format!("--scope host {attach}");
         let rule = ["udp:7000 delay=60ms"];
-        let begin = || Hurt::begin(&rule, &options);
+        let begin = || AppliedRules::begin(&rule, &options);
         let [first, mut second, third] = [begin(), begin(), begin()];
         let is_late = |times: u64| {
             let took = round_trip(address);
@@ -137,7 +137,7 @@ fn an_empty_clsact_of_somebody_else_stays() {
     assert!(done.unwrap().success());
     run(&["udp:7000 loss=1%"], options, &["true"]);
     assert!(has_clsact());
-    let mut killed = Hurt::begin(&["udp:7000 delay=1ms"], "--scope host --attach clsact");
+    let mut killed = AppliedRules::begin(&["udp:7000 delay=1ms"], "--scope host --attach clsact");
     killed.kill();
     drop(killed);
     assert!(fault().arg("clean").status().unwrap().success());
@@ -158,12 +158,12 @@ fn rules_beside_a_delay_act_while_fault_is_stopped() {
     let server = tcp_echo(TcpListener::bind("127.0.0.1:7001").unwrap());
     let address = echo(None, "127.0.0.1");
     let rules = ["tcp:7001 reject", "udp:7000 delay=50ms"];
-    let hurt = Hurt::begin(&rules, "--scope host");
+    let applied = AppliedRules::begin(&rules, "--scope host");
     if !has_tcx() {
         eprintln!("skipped: needs tcx");
         return;
     }
-    let process = Pid::from_raw(hurt.pid().cast_signed());
+    let process = Pid::from_raw(applied.pid().cast_signed());
     kill(process, Signal::SIGSTOP).unwrap();
     // Nobody sends on what would be held: it passes, once that is known.
     let socket = connected(address);
@@ -184,7 +184,7 @@ fn rules_beside_a_delay_act_while_fault_is_stopped() {
         "packets to be held again",
     );
     assert!(is_refused(server));
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
         summary.contains("warning: packets were not delayed for"),
         "{summary}"
@@ -203,13 +203,13 @@ fn idle_connections_are_reset_when_the_service_goes_down() {
         let mut open: Vec<_> = (0..3)
             .map(|_| TcpStream::connect(server).unwrap())
             .collect();
-        let hurt = Hurt::begin(&["tcp:7001 down at=300ms"], "--scope host");
+        let applied = AppliedRules::begin(&["tcp:7001 down at=300ms"], "--scope host");
         for stream in &mut open {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let error = stream.read(&mut [0; 1]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
         }
-        hurt.end();
+        applied.end();
     }
 }
 
@@ -307,10 +307,10 @@ fn fails_cleanly(command: &mut Command, limit: u64) {
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let program = child.id();
     let done = child.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&done.stderr);
+    let stderr_text = String::from_utf8_lossy(&done.stderr);
     let code = done.status.code();
-    assert!(matches!(code, Some(0 | 125)), "{limit}: {code:?} {told}");
-    assert_eq!(cgroups_of(program), "", "{limit}: {told}");
+    assert!(matches!(code, Some(0 | 125)), "{limit}: {code:?} {stderr_text}");
+    assert_eq!(cgroups_of(program), "", "{limit}: {stderr_text}");
 }
 
 /// A cgroup that limits how many threads there are in it. Removed with this.
@@ -434,7 +434,7 @@ impl Dice {
 }
 
 #[test]
-fn twenty_instances_at_random_disturb_nobody() {
+fn twenty_random_instances_do_not_interfere() {
     /// Overlapping, and none about port 7100.
     const RULES: [&str; 10] = [
         "udp:7000 loss=50%",

@@ -47,8 +47,8 @@ fn the_manifests_are_valid() {
     let [sidecar, daemonset] =
         ["sidecar", "daemonset"].map(|name| Path::new(MANIFESTS).join(format!("{name}.yaml")));
     for version in VERSIONS {
-        let (valid, told) = validate(&tool, version, &[&sidecar, &daemonset]);
-        assert!(valid, "Kubernetes {version}: {told}");
+        let (valid, stderr_text) = validate(&tool, version, &[&sidecar, &daemonset]);
+        assert!(valid, "Kubernetes {version}: {stderr_text}");
     }
     // It can tell.
     let folder = tempfile::tempdir().expect("a folder");

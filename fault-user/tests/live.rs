@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fault_user::inject::injection::{Injection, Wishes};
+use fault_user::inject::injection::{Injection, InjectionOptions};
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
@@ -28,12 +28,12 @@ fn plan(texts: &[String]) -> Plan {
 }
 
 fn start(plan: &Plan) -> Injection {
-    let wishes = Wishes {
+    let injection_options = InjectionOptions {
         live: true,
-        ..Wishes::default()
+        ..InjectionOptions::default()
     };
     let devices = select(&list().unwrap(), &Selection::Default).unwrap();
-    prepare(plan, &devices, &wishes).unwrap().start().unwrap()
+    prepare(plan, &devices, &injection_options).unwrap().start().unwrap()
 }
 
 /// By clsact there is one journal for each process: one test at a time.
@@ -79,7 +79,7 @@ fn no_packet_sees_half_a_rule_set() {
     }
     stop.store(true, Ordering::Relaxed);
     let (sender, sent) = sending.join().unwrap();
-    injection.heal().unwrap();
+    injection.remove().unwrap();
     assert!(sent > 200, "{sent}");
     sender.send(b"heal").unwrap();
     let mut bytes = [0; 4];
@@ -111,7 +111,7 @@ fn a_connection_outlives_many_rule_sets() {
         injection.replace(&current, &mut next).unwrap();
         current = next;
     }
-    injection.heal().unwrap();
+    injection.remove().unwrap();
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_rule_that_stays_goes_on_counting() {
         current = next;
     }
     assert_eq!(injection.hits(&current).unwrap()[1].stats.seen_packets, 5);
-    injection.heal().unwrap();
+    injection.remove().unwrap();
 }
 
 /// How long `count` datagrams of 972 bytes (1,000 with their headers) take, from the first sent to the last received.
@@ -165,7 +165,7 @@ fn a_rate_and_slots_that_come_later_are_held() {
     assert!(took >= Duration::from_millis(149), "{took:?}");
     let took = turn_to("udp:7000 rate=400kbit", 10);
     assert!(took >= Duration::from_millis(200), "{took:?}");
-    injection.heal().unwrap();
+    injection.remove().unwrap();
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn inject_follows_its_file() {
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7000 dorp\"]\n").unwrap();
     inject.until("the old rules stay in force");
-    assert!(inject.told.contains("dorp"), "{}", inject.told);
+    assert!(inject.stderr_text.contains("dorp"), "{}", inject.stderr_text);
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7001 drop\", \"udp:7002 drop\"]\n").unwrap();
     inject.until("2 rules in force");
@@ -188,8 +188,8 @@ fn inject_follows_its_file() {
     let mut bytes = [0; 4];
     receiver.recv(&mut bytes).unwrap();
     assert_eq!(&bytes, b"come");
-    let (code, told) = inject.end();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = inject.end();
+    assert_eq!(code, Some(0), "{stderr_text}");
     receiver
         .set_read_timeout(Some(Duration::from_millis(1)))
         .unwrap();

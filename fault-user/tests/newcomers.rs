@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use fault_user::inject::injection::{Prepared, Wishes};
+use fault_user::inject::injection::{PreparedInjection, InjectionOptions};
 use fault_user::inject::injector::Attachment;
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
@@ -17,7 +17,7 @@ use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::version;
 use support::echo::connected;
 use support::late::{echo, timed};
-use support::place::{Hurt, Peer, enter_fresh, fault, ip, wait_for};
+use support::place::{AppliedRules, Peer, enter_fresh, fault, ip, wait_for};
 
 /// Both ways of a round trip are late.
 const LATE: Duration = Duration::from_millis(120);
@@ -61,11 +61,11 @@ fn clsact(device: &str) -> String {
 fn rules_go_on_to_an_interface_that_appears() {
     for options in ["--scope host", "--scope host --attach clsact"] {
         enter_fresh();
-        let hurt = Hurt::begin(&[RULE], options);
+        let applied = AppliedRules::begin(&[RULE], options);
         let peer = Peer::joined();
         let address = echo_in(&peer.name, "10.77.0.2");
         wait_for(|| round_trip(address) >= LATE, "the new device to be slow");
-        let summary = hurt.end();
+        let summary = applied.end();
         assert!(summary.contains(" on lo, va;"), "{summary}");
         assert!(!clsact("va").contains("clsact"), "{options}");
         assert!(round_trip(address) < LATE, "healed");
@@ -77,13 +77,13 @@ fn made_again(options: &str) -> String {
     enter_fresh();
     let peer = Peer::joined();
     join_again(&peer);
-    let hurt = Hurt::begin(&[RULE], options);
+    let applied = AppliedRules::begin(&[RULE], options);
     let address = echo_in(&peer.name, "10.79.0.2");
     assert!(round_trip(address) >= LATE);
     ip("link del wa");
     join_again(&peer);
     wait_for(|| round_trip(address) >= LATE, "the device to be back");
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(round_trip(address) < LATE, "healed");
     summary
 }
@@ -104,21 +104,21 @@ fn one_that_vanishes_is_missed_only_where_it_was_named() {
 fn rules_in_another_namespace_meet_its_new_interfaces() {
     enter_fresh();
     let peer = Peer::joined();
-    let hurt = Hurt::begin(&[RULE], &format!("--netns {}", peer.name));
+    let applied = AppliedRules::begin(&[RULE], &format!("--netns {}", peer.name));
     join_again(&peer);
     let address = echo_in(&peer.name, "10.79.0.2");
     wait_for(|| round_trip(address) >= LATE, "the new device to be slow");
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(summary.contains(", wb;"), "{summary}");
 }
 
 #[test]
-fn a_device_without_ethernet_headers_and_one_that_is_switched_on_late_are_met() {
+fn rules_apply_to_late_devices_and_those_without_ethernet_headers() {
     enter_fresh();
     ip("link add wa type veth peer name wb");
     ip("addr add 10.80.0.1/24 dev wa");
     ip("neigh add 10.80.0.2 lladdr 02:00:00:00:00:02 dev wa nud permanent");
-    let hurt = Hurt::begin(&["udp:7000 drop"], "--scope host --attach clsact");
+    let applied = AppliedRules::begin(&["udp:7000 drop"], "--scope host --attach clsact");
     ip("tuntap add dev tun7 mode tun");
     ip("addr add 10.81.0.1/24 dev tun7");
     for (device, host) in [("wa", "10.80.0.2:7000"), ("tun7", "10.81.0.2:7000")] {
@@ -126,7 +126,7 @@ fn a_device_without_ethernet_headers_and_one_that_is_switched_on_late_are_met() 
         wait_for(|| has_filters(device), device);
         connected(host.parse().unwrap()).send(b"x").unwrap();
     }
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(summary.contains(" on lo, wa, tun7;"), "{summary}");
     assert!(summary.contains("2 pkts"), "{summary}");
 }
@@ -142,13 +142,13 @@ fn passes(address: SocketAddr) -> bool {
 #[test]
 fn after_a_kill_a_new_interface_is_found_and_passes() {
     enter_fresh();
-    let mut hurt = Hurt::begin(&[RULE], "--scope host --attach clsact");
+    let mut applied = AppliedRules::begin(&[RULE], "--scope host --attach clsact");
     let peer = Peer::joined();
     let address = echo_in(&peer.name, "10.77.0.2");
     wait_for(|| !passes(address), "the new device to be slow");
-    hurt.kill();
+    applied.kill();
     wait_for(|| passes(address), "packets to pass again");
-    drop(hurt);
+    drop(applied);
     // The filters outlive the process, until the next instance, which may be another test's, or this takes them away.
     let cleaned = fault().arg("clean").output().unwrap();
     assert!(cleaned.status.success(), "{cleaned:?}");
@@ -184,15 +184,15 @@ fn an_interface_that_vanishes_meanwhile_is_left_out() {
         let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["lo", "wa"]);
         ip("link del wa");
-        let wishes = Wishes {
+        let injection_options = InjectionOptions {
             attachment: Some(attachment),
-            ..Wishes::default()
+            ..InjectionOptions::default()
         };
-        let injection = prepare(&plan, &all, &wishes)
-            .and_then(Prepared::start)
+        let injection = prepare(&plan, &all, &injection_options)
+            .and_then(PreparedInjection::start)
             .unwrap_or_else(|error| panic!("{attachment}: {error:#}"));
-        injection.heal().unwrap();
-        let refused = prepare(&plan, &all[1..], &wishes).err().expect("nothing");
+        injection.remove().unwrap();
+        let refused = prepare(&plan, &all[1..], &injection_options).err().expect("nothing");
         assert_eq!(format!("{refused:#}"), "wa has vanished", "{attachment}");
     }
 }

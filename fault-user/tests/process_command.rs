@@ -5,7 +5,7 @@
 mod support;
 
 use fault_user::sys::process::cgroup::{CommandCgroup, Finished, Hierarchy, Leftovers};
-use fault_user::sys::process::command::{CommandSpec, Ended, Prepared, Running, StartError};
+use fault_user::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running, StartError};
 use fault_user::sys::process::user::Identity;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -29,7 +29,7 @@ fn fresh(leftovers: Leftovers) -> Option<(Hierarchy, CommandCgroup)> {
     Some((hierarchy, cgroup))
 }
 
-fn sh(script: &str, identity: Option<Identity>) -> Prepared {
+fn sh(script: &str, identity: Option<Identity>) -> PreparedCommand {
     let words = ["sh", "-c", script].map(OsString::from).to_vec();
     let spec = CommandSpec::new(words, identity).unwrap();
     spec.resolve().unwrap()
@@ -384,24 +384,24 @@ fn sudo_keeps_the_callers_environment() {
             .unwrap()
     };
     let ended = run("only-here");
-    let told = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(7), "{told}");
+    let stderr_text = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(7), "{stderr_text}");
     let here = fs::canonicalize(folder.path()).unwrap();
     let said = String::from_utf8_lossy(&ended.stdout);
     let expected = format!("kept|{path}|{}|", here.display());
     assert!(said.starts_with(&expected), "{said} is not {expected}");
     let ended = run("nowhere");
     assert_eq!(ended.status.code(), Some(127));
-    let told = String::from_utf8_lossy(&ended.stderr);
+    let stderr_text = String::from_utf8_lossy(&ended.stderr);
     assert!(
-        told.contains("fault: error: nowhere: command not found in PATH"),
-        "{told}"
+        stderr_text.contains("fault: error: nowhere: command not found in PATH"),
+        "{stderr_text}"
     );
 }
 
 /// sudo that has gone, as behind `sudo nohup` or `sudo systemd-run`: its PATH is all that is known.
 #[test]
-fn a_path_that_sudo_replaced_is_told() {
+fn a_path_replaced_by_sudo_is_reported() {
     let ended = Command::new(env!("CARGO_BIN_EXE_fault"))
         .args(["run", "-r", "tcp:1 drop", "--", "nowhere"])
         .env("SUDO_UID", "0")
@@ -413,8 +413,8 @@ fn a_path_that_sudo_replaced_is_told() {
         return;
     }
     assert_eq!(ended.status.code(), Some(127));
-    let told = String::from_utf8_lossy(&ended.stderr);
+    let stderr_text = String::from_utf8_lossy(&ended.stderr);
     let expected = "nowhere: command not found in /usr/sbin:/usr/bin, the PATH that sudo sets (secure_path): type \
                     `sudo env \"PATH=$PATH\" fault …`";
-    assert!(told.contains(expected), "{told}");
+    assert!(stderr_text.contains(expected), "{stderr_text}");
 }

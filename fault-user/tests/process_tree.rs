@@ -4,18 +4,18 @@
 
 mod support;
 
-use fault_user::session::tree::Aim;
+use fault_user::session::tree::ProcessTree;
 use fault_user::sys::net::interfaces;
 use fault_user::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers, move_process};
 use fault_user::sys::process::command::CommandSpec;
 use fault_user::sys::process::proc::ProcessId;
 use fault_user::sys::process::sockets;
 use fault_user::sys::process::sockets::{Protocol, State};
-use fault_user::undo::change::Change;
+use fault_user::undo::change::SystemChange;
 use fault_user::undo::instance::Instance;
 use fault_user::undo::journal::Journal;
 use fault_user::undo::leftover::{Fate, Leftover};
-use fault_user::undo::leftovers::{Places, clean, find};
+use fault_user::undo::leftovers::{LeftoverPlaces, clean, find};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -79,8 +79,8 @@ impl Place {
     }
 
     /// Without the machine's cgroups: other tests make and break theirs at the same time.
-    fn places(&self) -> Places {
-        Places {
+    fn places(&self) -> LeftoverPlaces {
+        LeftoverPlaces {
             state_folder: self.state.path().to_owned(),
             hierarchy: None,
         }
@@ -99,7 +99,7 @@ fn a_tree_that_shares_its_cgroup_is_moved_and_moved_back() {
     let tree = Tree::start();
     assert!(move_process(tree.child, &apart.0).unwrap());
     let mut journal = place.journal();
-    let aim = Aim::at(&place.hierarchy, tree.pid(), &mut journal).unwrap();
+    let aim = ProcessTree::at(&place.hierarchy, tree.pid(), &mut journal).unwrap();
     assert!(aim.is_moved());
     let fresh = aim.cgroup().path().to_owned();
     for pid in [tree.pid(), tree.child] {
@@ -111,7 +111,7 @@ fn a_tree_that_shares_its_cgroup_is_moved_and_moved_back() {
     assert_eq!(place.path_of(tree.pid()), before);
     assert_eq!(place.path_of(tree.child), apart.0);
     assert!(move_process(tree.child, &before).unwrap());
-    assert_eq!(journal.heal(), []);
+    assert_eq!(journal.undo(), []);
     assert_eq!(fs::read_dir(place.state.path()).unwrap().count(), 0);
 }
 
@@ -124,14 +124,14 @@ fn a_tree_with_a_cgroup_of_its_own_stays_in_it() {
         assert!(move_process(pid, own.cgroup().path()).unwrap());
     }
     let mut journal = place.journal();
-    let aim = Aim::at(&place.hierarchy, tree.pid(), &mut journal).unwrap();
+    let aim = ProcessTree::at(&place.hierarchy, tree.pid(), &mut journal).unwrap();
     assert!(!aim.is_moved());
     assert_eq!(aim.cgroup(), own.cgroup());
     drop(aim);
     // A stranger in there: it is no longer only the tree's.
     let stranger = Tree::start();
     assert!(move_process(stranger.child, own.cgroup().path()).unwrap());
-    let aim = Aim::at(&place.hierarchy, tree.pid(), &mut journal).unwrap();
+    let aim = ProcessTree::at(&place.hierarchy, tree.pid(), &mut journal).unwrap();
     assert!(aim.is_moved());
     assert_eq!(aim.cgroup().level(), own.cgroup().level() + 1);
     assert_eq!(place.path_of(stranger.child), own.cgroup().path());
@@ -141,11 +141,11 @@ fn a_tree_with_a_cgroup_of_its_own_stays_in_it() {
 }
 
 #[test]
-fn nobody_and_ourselves_are_no_aims() {
+fn fault_itself_and_missing_processes_are_rejected_as_targets() {
     let Some(place) = Place::new() else { return };
     let mut journal = place.journal();
     for pid in [Pid::from_raw(i32::MAX), Pid::this()] {
-        assert!(Aim::at(&place.hierarchy, pid, &mut journal).is_err());
+        assert!(ProcessTree::at(&place.hierarchy, pid, &mut journal).is_err());
     }
 }
 
@@ -168,7 +168,7 @@ fn clean_puts_a_dead_instances_tree_back() {
     let process = ProcessId::of(tree.pid()).unwrap().unwrap();
     assert!(move_process(tree.pid(), &folder.0).unwrap());
     let elsewhere = Folder::create(before.join(format!("test-{}", tree.pid())));
-    let moved = Change::Moved {
+    let moved = SystemChange::Moved {
         process,
         from: elsewhere.0.clone(),
     };
@@ -185,7 +185,7 @@ fn clean_puts_a_dead_instances_tree_back() {
 }
 
 /// The journal of a process that is gone, with one change.
-fn leave_journal(place: &Place, dead: u32, change: &Change) {
+fn leave_journal(place: &Place, dead: u32, change: &SystemChange) {
     let netns =
         std::os::unix::fs::MetadataExt::ino(&fs::metadata("/proc/thread-self/ns/net").unwrap());
     let mut entry = serde_json::to_value(change).unwrap();
@@ -231,7 +231,7 @@ fn clean_removes_a_dead_instances_cgroups_and_no_live_ones() {
     let foreign = Folder::create(parent.join(format!("fault-like-{}", Pid::this())));
     let tree = Tree::start();
     assert!(move_process(tree.child, &dead.0).unwrap());
-    let places = Places {
+    let places = LeftoverPlaces {
         hierarchy: Some(place.hierarchy.clone()),
         ..place.places()
     };
@@ -257,7 +257,7 @@ async fn stand_in() {
         return;
     };
     let mut journal = Journal::create_in(state.as_ref()).unwrap();
-    let link = Change::Link {
+    let link = SystemChange::Link {
         name: "fault-5".to_owned(),
     };
     journal.record(link).unwrap();
@@ -285,7 +285,7 @@ fn after_kill_9_clean_leaves_nothing_but_the_running_command() {
     let command = Pid::from_raw(pid.expect("the command says its number"));
     let survivor = Survivor(command);
     let folder = place.path_of(command);
-    let places = Places {
+    let places = LeftoverPlaces {
         hierarchy: Some(place.hierarchy.clone()),
         ..place.places()
     };
@@ -335,14 +335,14 @@ fn aims_at_its_parent() {
     let hierarchy = Hierarchy::find().unwrap();
     let own = hierarchy.of(Pid::this()).unwrap();
     let mut journal = Journal::create_in(state.as_ref()).unwrap();
-    let aim = Aim::at(&hierarchy, Pid::parent(), &mut journal).unwrap();
+    let aim = ProcessTree::at(&hierarchy, Pid::parent(), &mut journal).unwrap();
     assert!(aim.is_moved());
     assert_eq!(hierarchy.of(Pid::parent()).unwrap(), *aim.cgroup());
     assert_eq!(hierarchy.of(Pid::this()).unwrap(), own);
 }
 
 #[test]
-fn an_instance_below_its_aim_does_not_hurt_itself() {
+fn an_instance_below_its_target_process_does_not_affect_itself() {
     let Some(place) = Place::new() else { return };
     // A command behind it keeps the shell from becoming the program.
     let script = "\"$0\" --exact aims_at_its_parent --nocapture; exit $?";
@@ -375,8 +375,8 @@ fn sysctl() -> String {
     text.trim().to_owned()
 }
 
-fn sysctl_change() -> Change {
-    Change::Sysctl {
+fn sysctl_change() -> SystemChange {
+    SystemChange::Sysctl {
         name: SYSCTL.into(),
         before: "0".into(),
         after: "1".into(),
@@ -422,7 +422,7 @@ fn clean_from_another_namespace_undoes_the_change_where_it_was_made() {
 }
 
 #[test]
-fn a_live_instances_journal_is_left_alone_and_heals_itself() {
+fn a_live_instances_journal_is_left_to_the_instance() {
     let Some(place) = Place::new() else { return };
     in_own_netns(move || {
         let mut journal = place.journal();

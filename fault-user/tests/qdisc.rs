@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fault_user::sys::process::netns::NetworkNamespace;
 use support::echo::connected;
 use support::late::{assert_about, delays_all, echo, exchange, order, timed};
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, ip, run, wait_for};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, ip, run, wait_for};
 
 const FQ: &str = "--scope host --mechanism fq";
 const NETEM: &str = "--scope host --mechanism netem";
@@ -78,7 +78,7 @@ fn device(options: &str, mechanism: &str) {
         delays_all(address, options, mechanism);
         delays_all(address, &format!("{options} --attach clsact"), mechanism);
     }
-    let hurt = Hurt::begin(&["icmp delay=60ms"], options);
+    let applied = AppliedRules::begin(&["icmp delay=60ms"], options);
     assert!(roots().contains("fa17:"), "{}", roots());
     assert_about(120, "ICMP", || {
         timed(|| {
@@ -86,7 +86,7 @@ fn device(options: &str, mechanism: &str) {
             assert!(done.unwrap().status.success());
         })
     });
-    hurt.end();
+    applied.end();
     assert_eq!(roots(), before);
     let devices = std::fs::read_to_string("/proc/net/dev").unwrap();
     assert!(!devices.contains("fault-"), "{devices}");
@@ -141,7 +141,7 @@ fn fq_remembers_the_order_of_what_it_holds_and_then_no_more() {
         return;
     }
     let socket = connected(echo(None, "127.0.0.1"));
-    let hurt = Hurt::begin(&["udp:7000 delay=40ms~40ms,keep-order"], FQ);
+    let applied = AppliedRules::begin(&["udp:7000 delay=40ms~40ms,keep-order"], FQ);
     socket.send(b"x").unwrap();
     socket.recv(&mut [0; 1]).unwrap();
     assert!(entries_of("ORDERS").contains("key"));
@@ -149,7 +149,7 @@ fn fq_remembers_the_order_of_what_it_holds_and_then_no_more() {
         || !entries_of("ORDERS").contains("key"),
         "what has gone to be forgotten",
     );
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_packet_that_is_not_held_does_not_wait_for_one_that_is() {
         }
         let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
         receiver.set_read_timeout(Some(PATIENCE)).unwrap();
-        let hurt = Hurt::begin(&["udp:7000 delay=700ms nth=1"], options);
+        let applied = AppliedRules::begin(&["udp:7000 delay=700ms nth=1"], options);
         assert_about(700, options, || {
             let sender = connected("127.0.0.1:7000".parse().unwrap());
             let start = Instant::now();
@@ -172,7 +172,7 @@ fn a_packet_that_is_not_held_does_not_wait_for_one_that_is() {
             receiver.recv(&mut byte).unwrap();
             start.elapsed()
         });
-        hurt.end();
+        applied.end();
     }
 }
 
@@ -185,14 +185,14 @@ fn fq_holds_packets_beyond_its_usual_horizon() {
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
-    let hurt = Hurt::begin(&["udp:7000 delay=11s"], FQ);
+    let applied = AppliedRules::begin(&["udp:7000 delay=11s"], FQ);
     assert_about(11_000, "beyond 10 s", || {
         timed(|| {
             sender.send(b"x").unwrap();
             receiver.recv(&mut [0; 1]).unwrap();
         })
     });
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn what_qdiscs_cannot_hold_stays_with_the_delay_line() {
     }
     echo(None, "127.0.0.1");
     let rules = ["udp:7000 delay=60ms", "udp:7001 rate=8mbit"];
-    let hurt = Hurt::begin(&rules, FQ);
+    let applied = AppliedRules::begin(&rules, FQ);
     let socket = connected("127.0.0.1:7000".parse().unwrap());
     assert_about(120, "held by fq", || {
         timed(|| {
@@ -223,7 +223,7 @@ fn what_qdiscs_cannot_hold_stays_with_the_delay_line() {
             }
         })
     });
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
         summary.contains(", fq\n") && summary.contains(", delay-line\n"),
         "{summary}"
@@ -242,10 +242,10 @@ fn a_foreign_qdisc_is_named_and_stays() {
     for mechanism in ["fq", "netem"] {
         let options = format!("--scope host --mechanism {mechanism}");
         let refused = run(&["udp:7000 delay=1s"], &options, &["true"]);
-        let told = String::from_utf8(refused.stderr).unwrap();
-        assert_eq!(refused.status.code(), Some(125), "{told}");
+        let stderr_text = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(125), "{stderr_text}");
         assert_eq!(
-            told,
+            stderr_text,
             format!(
                 "fault: error: lo has a tbf qdisc (handle 7:) at its root, which fault does not replace: leave out --mechanism \
                  {mechanism}, the delay line does without\n"
@@ -271,8 +271,8 @@ fn killed(options: &str) {
     socket.set_read_timeout(Some(short)).unwrap();
     for attach in ["", "--attach clsact"] {
         for has_journal in [true, false] {
-            let mut hurt = Hurt::begin(&["udp:7000 delay=1s"], &format!("{options} {attach}"));
-            hurt.kill();
+            let mut applied = AppliedRules::begin(&["udp:7000 delay=1s"], &format!("{options} {attach}"));
+            applied.kill();
             wait_for(
                 || {
                     socket.send(b"x").unwrap();
@@ -280,8 +280,8 @@ fn killed(options: &str) {
                 },
                 "packets to pass again",
             );
-            let journal = format!("/run/fault/{}.json", hurt.pid());
-            drop(hurt);
+            let journal = format!("/run/fault/{}.json", applied.pid());
+            drop(applied);
             assert!(roots().contains("fa17:"), "{}", roots());
             if !has_journal {
                 std::fs::remove_file(journal).unwrap();
@@ -330,7 +330,7 @@ fn netem_holds_packets_of_an_interface_that_appears() {
 /// A second device, beside one that was there before.
 fn appears(options: &str) {
     let peer = Peer::joined();
-    let hurt = Hurt::begin(&["udp:7000 delay=60ms"], options);
+    let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], options);
     ip("link add wa type veth peer name wb");
     ip(&format!("link set wb netns {}", peer.name));
     for (within, name, host) in [
@@ -352,7 +352,7 @@ fn appears(options: &str) {
     let late = Duration::from_millis(120);
     wait_for(|| round_trip() >= late, "the new device to be slow");
     assert!(roots().contains("fa17: dev wa root"), "{}", roots());
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(summary.contains(" on lo, va, wa;"), "{summary}");
     assert!(!roots().contains("fa17:"), "{}", roots());
 }
@@ -364,7 +364,7 @@ fn vanishes(options: &str) {
         let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
         let address = echo(Some(&namespace), "10.77.0.2");
         let options = format!("{options} --interface va {attach}");
-        let hurt = Hurt::begin(&["udp:7000 delay=60ms"], &options);
+        let applied = AppliedRules::begin(&["udp:7000 delay=60ms"], &options);
         let socket = connected(address);
         // One comes back, others are held when the interface goes.
         socket.send(b"x").unwrap();
@@ -373,14 +373,14 @@ fn vanishes(options: &str) {
             socket.send(b"x").unwrap();
         }
         ip("link del va");
-        let summary = hurt.end();
+        let summary = applied.end();
         let line = "  va has vanished meanwhile: nothing was hurt there from then on\n";
         assert!(summary.contains(line), "{options}: {summary}");
     }
 }
 
 #[test]
-fn an_interface_that_vanishes_is_told_about() {
+fn a_disappearing_interface_is_reported() {
     enter_fresh();
     vanishes("--scope host");
     for (options, features) in [(FQ, &["fq"][..]), (NETEM, &["netem", "prio"])] {
@@ -404,23 +404,23 @@ fn without_a_tap_something_else_holds_or_it_is_refused() {
     enter_fresh();
     let rate = ["run", "-r", "udp:7000 rate=1mbit", "--", "true"];
     let refused = without_tap().args(rate).output().unwrap();
-    let told = String::from_utf8(refused.stderr).unwrap();
-    assert_eq!(refused.status.code(), Some(125), "{told}");
+    let stderr_text = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(125), "{stderr_text}");
     assert!(
-        told.contains("tap device") && told.lines().count() == 1,
-        "{told}"
+        stderr_text.contains("tap device") && stderr_text.lines().count() == 1,
+        "{stderr_text}"
     );
     let address = echo(None, "127.0.0.1");
-    let hurt = Hurt::begin_by(without_tap(), &["tcp:7000 delay=300ms"], "--scope host");
+    let applied = AppliedRules::begin_by(without_tap(), &["tcp:7000 delay=300ms"], "--scope host");
     let mut stream = TcpStream::connect(address).unwrap();
     assert_about(600, "an answer", || timed(|| exchange(&mut stream)));
-    let told = hurt.end();
+    let stderr_text = applied.end();
     let by = if has_fq {
         ", fq\n"
     } else {
         "relay (connect hook), as there is no tap device, fq or netem\n"
     };
-    assert!(told.contains(by), "{told}");
+    assert!(stderr_text.contains(by), "{stderr_text}");
 }
 
 /// Errors of round trips in milliseconds: the median, and the worst.
@@ -459,9 +459,9 @@ fn figures_of_all_mechanisms_and_netems_own() {
         for mechanism in ["fq", "netem", "delay-line"] {
             let rule = format!("udp:7000 delay={ms}ms dir=to-server");
             let options = format!("--scope host -i va --mechanism {mechanism}");
-            let hurt = Hurt::begin(&[&rule], &options);
+            let applied = AppliedRules::begin(&[&rule], &options);
             let (median, worst) = errors(&socket, ms, count);
-            hurt.end();
+            applied.end();
             println!("delay {ms} ms by {mechanism}: median {median:+.3} ms, worst {worst:+.3} ms");
             assert!(median >= 0.0, "{mechanism} at {ms} ms: {median} ms early");
             assert!(

@@ -5,7 +5,7 @@ mod support;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use support::place::{Hurt, enter_fresh, fault, wait_for};
+use support::place::{AppliedRules, enter_fresh, fault, wait_for};
 use support::servers::{Redis, Server};
 use support::watched::Watched;
 
@@ -18,7 +18,7 @@ const BLUR: Duration = Duration::from_millis(150);
 /// How often the server is tried.
 const PACE: Duration = Duration::from_millis(10);
 
-fn told(output: &Output) -> String {
+fn stderr_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -27,7 +27,7 @@ fn check(arguments: &[&str]) -> Output {
 }
 
 /// The windows that a summary tells of, in milliseconds.
-fn windows(told: &str) -> Vec<(Duration, Duration)> {
+fn windows(stderr_text: &str) -> Vec<(Duration, Duration)> {
     let milliseconds = |text: &str| {
         let text = text.trim_end_matches('`');
         let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap());
@@ -41,7 +41,7 @@ fn windows(told: &str) -> Vec<(Duration, Duration)> {
         };
         Duration::from_secs_f64(seconds)
     };
-    let drawn = told
+    let drawn = stderr_text
         .lines()
         .filter_map(|line| line.strip_prefix("fault: drawn: "));
     drawn
@@ -57,11 +57,11 @@ fn windows(told: &str) -> Vec<(Duration, Duration)> {
 }
 
 #[test]
-fn drawn_faults_hurt_in_their_windows_and_nothing_else_does() {
+fn drawn_faults_act_only_in_their_windows() {
     enter_fresh();
     let server = Server::redis(6379, None);
     let mut old = Redis::connect("127.0.0.1", server.port).unwrap();
-    let hurt = Hurt::begin(
+    let applied = AppliedRules::begin(
         &["tcp:6379 reject match=syn", "tcp:6379 reset match=syn"],
         &format!("--scope host --seed 7 --random {MANY}"),
     );
@@ -76,7 +76,7 @@ fn drawn_faults_hurt_in_their_windows_and_nothing_else_does() {
         // As many as there could be would use up the ports.
         std::thread::sleep(PACE);
     }
-    let summary = hurt.end();
+    let summary = applied.end();
     let windows = windows(&summary);
     assert!(windows.len() > 8, "{summary}");
     for (from, to) in &windows {
@@ -112,7 +112,7 @@ fn a_seed_is_all_that_matters() {
         let mut words = vec!["--random", limits, "--seed", seed];
         words.extend(rules);
         let output = check(&words);
-        assert!(output.status.success(), "{}", told(&output));
+        assert!(output.status.success(), "{}", stderr_text(&output));
         String::from_utf8(output.stdout).unwrap()
     };
     let limits = "length=1s..5s quiet=1s..5s total=5m at_a_time=2 connections=25%";
@@ -167,7 +167,7 @@ fn a_run_with_drawn_faults_is_replayed() {
         .args(command)
         .output()
         .unwrap();
-    assert!(run.status.success(), "{}", told(&run));
+    assert!(run.status.success(), "{}", stderr_text(&run));
     let results = String::from_utf8(run.stdout).unwrap();
     assert!(
         results.contains("0\n") && results.contains("1\n"),
@@ -180,7 +180,7 @@ fn a_run_with_drawn_faults_is_replayed() {
         .args(command)
         .output()
         .unwrap();
-    assert!(again.status.success(), "{}", told(&again));
+    assert!(again.status.success(), "{}", stderr_text(&again));
     assert_eq!(results, String::from_utf8(again.stdout).unwrap());
 }
 
@@ -198,14 +198,14 @@ fn mistakes_are_one_line() {
         ),
     ] {
         let output = check(&["--random", limits, "-r", "tcp:1 down", "--seed", "1"]);
-        let told = told(&output);
-        assert_eq!(output.status.code(), Some(2), "{limits}: {told}");
-        assert_eq!(told.lines().count(), 1, "{limits}: {told}");
-        assert!(told.contains(message), "{limits}: {told}");
+        let stderr_text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(2), "{limits}: {stderr_text}");
+        assert_eq!(stderr_text.lines().count(), 1, "{limits}: {stderr_text}");
+        assert!(stderr_text.contains(message), "{limits}: {stderr_text}");
     }
     let timed = check(&["--random", "length=1s total=1h", "-r", "tcp:1 down at=1s"]);
     assert!(
-        told(&timed).contains("times of this rule are drawn"),
+        stderr_text(&timed).contains("times of this rule are drawn"),
         "{timed:?}"
     );
     let alone = Command::new(env!("CARGO_BIN_EXE_fault"))

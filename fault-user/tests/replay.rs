@@ -24,7 +24,7 @@ fn came(receiver: &UdpSocket) -> Vec<String> {
     messages
 }
 
-fn told(output: &Output) -> String {
+fn stderr_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -42,7 +42,7 @@ fn go(words: &[&str], folder: &Path) -> Output {
 }
 
 #[test]
-fn the_same_packets_are_hurt_again_whenever_they_come() {
+fn replay_hits_the_same_packets_at_any_time() {
     enter_fresh();
     // So few that ports are used again, by other sockets in each run: still each socket is a connection of its own.
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40007").unwrap();
@@ -59,15 +59,15 @@ fn the_same_packets_are_hurt_again_whenever_they_come() {
         "udp:7000 drop p=50% at=10us period=100us duty=50%",
     ] {
         let first = go(&["run", "-r", rule, "--report", "REPORT"], &report);
-        assert_eq!(first.status.code(), Some(3), "{}", told(&first));
+        assert_eq!(first.status.code(), Some(3), "{}", stderr_text(&first));
         let expected = came(&receiver);
         let lost = 80 - expected.len();
         let written = fs::read_to_string(report.join("decisions.jsonl")).unwrap();
         assert_eq!(written.lines().count(), lost, "{rule}");
-        assert!(lost > 0, "{rule}: {}", told(&first));
+        assert!(lost > 0, "{rule}: {}", stderr_text(&first));
         for _ in 0..2 {
             let again = go(&["replay", "REPORT"], &report);
-            assert_eq!(again.status.code(), Some(3), "{}", told(&again));
+            assert_eq!(again.status.code(), Some(3), "{}", stderr_text(&again));
             assert_eq!(came(&receiver), expected, "{rule}");
         }
     }
@@ -87,12 +87,12 @@ fn decisions_that_come_too_fast_are_missed_out_loud() {
         .args(["--", "bash", "-c", flood])
         .output()
         .unwrap();
-    assert!(first.status.success(), "{}", told(&first));
+    assert!(first.status.success(), "{}", stderr_text(&first));
     let json: serde_json::Value =
         serde_json::from_slice(&fs::read(report.join("report.json")).unwrap()).unwrap();
     let lost = json["decisions_lost"].as_u64().unwrap();
-    assert!(lost > 0, "{}", told(&first));
-    assert!(told(&first).contains(&format!("{lost} events were lost")));
+    assert!(lost > 0, "{}", stderr_text(&first));
+    assert!(stderr_text(&first).contains(&format!("{lost} events were lost")));
     let written = fs::read_to_string(report.join("decisions.jsonl")).unwrap();
     let hit = &json["rules"][0]["hit"]["packets"];
     assert_eq!(written.lines().count() as u64 + lost, *hit);
@@ -103,7 +103,7 @@ fn decisions_that_come_too_fast_are_missed_out_loud() {
         .output()
         .unwrap();
     let warning = format!("the report lacks {lost} decisions");
-    assert!(told(&again).contains(&warning), "{}", told(&again));
+    assert!(stderr_text(&again).contains(&warning), "{}", stderr_text(&again));
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_report_tells_everything_in_every_form() {
         .env("GITHUB_STEP_SUMMARY", &summary)
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(3), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr_text(&output));
     let json: serde_json::Value =
         serde_json::from_slice(&fs::read(report.join("report.json")).unwrap()).unwrap();
     assert_eq!(json["seed"], 5);
@@ -168,10 +168,10 @@ fn what_is_no_report_is_said() {
     enter_fresh();
     let folder = tempfile::tempdir().unwrap();
     let output = go(&["replay", "REPORT"], folder.path());
-    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
-    assert!(told(&output).contains("report.json"), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr_text(&output));
+    assert!(stderr_text(&output).contains("report.json"), "{}", stderr_text(&output));
     fs::write(folder.path().join("report.json"), "{}").unwrap();
     let output = go(&["replay", "REPORT"], folder.path());
-    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
-    assert!(told(&output).contains("no report"), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr_text(&output));
+    assert!(stderr_text(&output).contains("no report"), "{}", stderr_text(&output));
 }

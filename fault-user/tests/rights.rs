@@ -24,8 +24,8 @@ fn start(words: &[&str], text: &str) -> Watched {
 
 /// Ends it, which must bring this exit code.
 fn end(fault: Watched, expected: i32) {
-    let (code, told) = fault.end();
-    assert_eq!(code, Some(expected), "{told}");
+    let (code, stderr_text) = fault.end();
+    assert_eq!(code, Some(expected), "{stderr_text}");
 }
 
 /// What each thread may do: name, permitted capabilities.
@@ -88,8 +88,8 @@ fn rules_in_force_need_next_to_nothing() {
     let lease = if has_tcx() { None } else { Some(&0) };
     assert_eq!(threads.get("lease"), lease, "{threads:?}");
     // Rules go on to interfaces that appear later.
-    let newcomers = threads.get("newcomers");
-    assert_eq!(newcomers, Some(&(BPF | NET_ADMIN | PERFMON)), "{threads:?}");
+    let later_interfaces = threads.get("newcomers");
+    assert_eq!(later_interfaces, Some(&(BPF | NET_ADMIN | PERFMON)), "{threads:?}");
     end(fault, 0);
 }
 
@@ -229,9 +229,9 @@ fn what_is_written_for_who_called_sudo_is_written_with_their_rights() {
 
     let plant = "mv out moved && mkdir out && ln -s ../../secret out/report.json && ln -s ../../secret moved/junit.xml";
     let output = run_by_sudo(&own, &["--report", "out"], plant);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(125), "{told}");
-    assert!(told.contains("symbolic link"), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{stderr_text}");
+    assert!(stderr_text.contains("symbolic link"), "{stderr_text}");
     let written = std::fs::metadata(own.join("moved/report.json")).expect("a report");
     assert_eq!(written.uid(), 65_534);
 

@@ -136,9 +136,9 @@ fn mistakes_are_pointed_at() {
         let output = check(&path);
         assert_eq!(output.status.code(), Some(2), "{}", path.display());
         assert_eq!(output.stdout, b"", "{}", path.display());
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(told.lines().count(), 1, "{told}");
-        let error = told.strip_prefix("fault: error: ").expect(&told);
+        let stderr_text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+        let error = stderr_text.strip_prefix("fault: error: ").expect(&stderr_text);
         let golden = PathBuf::from(format!("{}.error", path.display()));
         if std::env::var_os("FAULT_BLESS").is_some() {
             fs::write(&golden, error).unwrap();

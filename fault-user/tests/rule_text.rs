@@ -167,7 +167,7 @@ const MISTAKES: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn a_mistake_is_told_with_what_is_right() {
+fn a_mistake_is_reported_with_the_correction() {
     let mut wrong = Vec::new();
     for (text, part) in MISTAKES {
         let line = match text.parse::<Rule>() {
@@ -183,7 +183,7 @@ fn a_mistake_is_told_with_what_is_right() {
 
 /// What can be a target's name or a host's is only a mistake when nothing of that name is there.
 #[test]
-fn a_services_name_is_told_its_port() {
+fn a_service_name_suggests_its_port() {
     for (text, part) in [
         ("https loss=1%", "did you mean `tcp:443`?"),
         ("redis loss=1%", "did you mean `tcp:6379`?"),

@@ -16,7 +16,7 @@ use fault_user::sys::process::netns::NetworkNamespace;
 use nix::unistd::Uid;
 use socket2::{Domain, Socket, Type};
 use support::echo::{tcp_echo, udp_client, udp_echo};
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, has_bash, run, wait_for};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, run, wait_for};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// Whether the kernel tells network namespaces apart (Linux 5.14), without which the whole host can't be led.
@@ -71,7 +71,7 @@ fn is_slow(address: SocketAddr) -> bool {
 }
 
 #[test]
-fn a_hosts_connections_are_led_while_the_rule_is_in_force() {
+fn a_hosts_connections_are_redirected_while_the_rule_is_applied() {
     if !can_lead_the_host() {
         return;
     }
@@ -80,19 +80,19 @@ fn a_hosts_connections_are_led_while_the_rule_is_in_force() {
         let address = local(host);
         let mut old = TcpStream::connect(address).unwrap();
         exchange(&mut old).unwrap();
-        let hurt = Hurt::begin(&["tcp:7000 latency=100ms"], "--scope host");
+        let applied = AppliedRules::begin(&["tcp:7000 latency=100ms"], "--scope host");
         assert!(is_slow(address), "{host}");
         assert!(
             exchange(&mut old).unwrap() < SLOW,
             "an open connection stays as it is"
         );
-        let mut led = TcpStream::connect(address).unwrap();
-        exchange(&mut led).unwrap();
-        let summary = hurt.end();
+        let mut redirected = TcpStream::connect(address).unwrap();
+        exchange(&mut redirected).unwrap();
+        let summary = applied.end();
         assert!(summary.contains("relay (connect hook)"), "{summary}");
         assert!(!is_slow(address), "{host} healed");
         assert!(
-            exchange(&mut led).is_err(),
+            exchange(&mut redirected).is_err(),
             "what was led ends, and does not hang"
         );
     }
@@ -105,11 +105,11 @@ fn a_listener_for_both_versions_and_a_mapped_address() {
     }
     enter_fresh();
     tcp_echo(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 7000)).unwrap());
-    let hurt = Hurt::begin(&["127.0.0.1:7000 latency=100ms"], "--scope host");
+    let applied = AppliedRules::begin(&["127.0.0.1:7000 latency=100ms"], "--scope host");
     assert!(is_slow("127.0.0.1:7000".parse().unwrap()));
     assert!(is_slow("[::ffff:127.0.0.1]:7000".parse().unwrap()));
     assert!(!is_slow("[::1]:7000".parse().unwrap()), "another host");
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -123,22 +123,22 @@ fn a_server_elsewhere_is_reached_through_the_relay() {
     for host in ["10.77.0.2", "fd77::2"] {
         let address = SocketAddr::new(host.parse::<IpAddr>().unwrap(), 7000);
         tcp_echo(namespace.enter(|| Ok(TcpListener::bind(address)?)).unwrap());
-        let hurt = Hurt::begin(&["tcp:7000 latency=100ms"], "--scope host");
+        let applied = AppliedRules::begin(&["tcp:7000 latency=100ms"], "--scope host");
         assert!(is_slow(address), "{host}");
-        hurt.end();
+        applied.end();
         assert!(!is_slow(address), "{host} healed");
     }
 }
 
 #[test]
-fn only_the_command_is_led_and_two_at_once_do_not_meet() {
+fn only_the_command_is_redirected_and_two_instances_do_not_interfere() {
     if !has_bash() {
         return;
     }
     enter_fresh();
     let address = local("127.0.0.1");
-    let first = Hurt::begin(&["tcp:7000 latency=100ms"], "");
-    let second = Hurt::begin(&["tcp:7000 reset_peer"], "");
+    let first = AppliedRules::begin(&["tcp:7000 latency=100ms"], "");
+    let second = AppliedRules::begin(&["tcp:7000 reset_peer"], "");
     assert!(!is_slow(address), "this process is not the command");
     second.end();
     first.end();
@@ -149,9 +149,9 @@ fn only_the_command_is_led_and_two_at_once_do_not_meet() {
         "",
         &["bash", "-c", script],
     );
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "hurt!\n", "{told}");
-    assert_eq!(output.status.code(), Some(0), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "hurt!\n", "{stderr_text}");
+    assert_eq!(output.status.code(), Some(0), "{stderr_text}");
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn several_faults_on_one_target_add_up() {
     }
     enter_fresh();
     let address = local("127.0.0.1");
-    let hurt = Hurt::begin(
+    let applied = AppliedRules::begin(
         &[
             "tcp:7000 latency=100ms dir=to-server",
             "tcp:7000 slicer=2,delay:1ms dir=to-client",
@@ -173,7 +173,7 @@ fn several_faults_on_one_target_add_up() {
         took >= Duration::from_millis(100) && took < SLOW,
         "{took:?}"
     );
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(!summary.contains(" 0 times"), "{summary}");
 }
 
@@ -193,16 +193,16 @@ fn packet_faults_act_behind_the_relay_once() {
         "",
         &["bash", "-c", script],
     );
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr_text}");
     let answers = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(answers.lines().count(), 3, "{answers} {told}");
+    assert_eq!(answers.lines().count(), 3, "{answers} {stderr_text}");
     for answer in answers.lines() {
-        assert!(answer != "relay" && answer != "hello", "{answers} {told}");
+        assert!(answer != "relay" && answer != "hello", "{answers} {stderr_text}");
     }
     assert!(
-        told.contains("  3 pkts"),
-        "three answers, each once: {told}"
+        stderr_text.contains("  3 pkts"),
+        "three answers, each once: {stderr_text}"
     );
 }
 
@@ -213,12 +213,12 @@ fn a_mix_draws_once_for_a_connection() {
     }
     enter_fresh();
     let address = local("127.0.0.1");
-    let hurt = Hurt::begin(
+    let applied = AppliedRules::begin(
         &["tcp:7000 mix 50%:reset_peer 50%:latency=20ms"],
         "--scope host --seed 5",
     );
     let results: Vec<bool> = (0..40).map(|_| round_trip(address).is_ok()).collect();
-    hurt.end();
+    applied.end();
     let good = results.iter().filter(|good| **good).count();
     assert!((8..=32).contains(&good), "{good} of 40");
 }
@@ -239,12 +239,12 @@ fn connections_are_picked_by_their_order() {
         ("after=5", [false, false, false, false, false, true]),
     ] {
         let rule = format!("tcp:7000 latency=100ms {modifiers}");
-        let hurt = Hurt::begin(&[&rule], "--scope host");
+        let applied = AppliedRules::begin(&[&rule], "--scope host");
         // Those of both versions of IP are counted as one.
         let slow: Vec<bool> = (0..6)
             .map(|n| round_trip(addresses[n % 2]).unwrap() >= SLOW)
             .collect();
-        let summary = hurt.end();
+        let summary = applied.end();
         assert_eq!(slow, expected, "{modifiers}: {summary}");
         let count = expected.iter().filter(|slow| **slow).count();
         assert!(summary.contains("6 conns"), "{summary}");
@@ -259,15 +259,15 @@ fn a_mix_acts_on_both_directions_as_its_faults_do() {
     }
     enter_fresh();
     let address = local("127.0.0.1");
-    let hurt = Hurt::begin(&["tcp:7000 mix 100%:latency=100ms"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:7000 mix 100%:latency=100ms"], "--scope host");
     assert!(is_slow(address), "late both ways");
-    hurt.end();
-    let hurt = Hurt::begin(
+    applied.end();
+    let applied = AppliedRules::begin(
         &["tcp:7000 mix 100%:latency=100ms dir=to-client"],
         "--scope host",
     );
     assert!(!is_slow(address), "late one way");
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -277,16 +277,16 @@ fn a_window_leads_connections_only_while_it_is_open() {
     }
     enter_fresh();
     let address = local("127.0.0.1");
-    let hurt = Hurt::begin(&["tcp:7000 latency=100ms at=1s for=2s"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:7000 latency=100ms at=1s for=2s"], "--scope host");
     assert!(!is_slow(address), "not yet");
     wait_for(|| is_slow(address), "the window to open");
     wait_for(|| !is_slow(address), "the window to close");
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(!summary.contains(" 0 conns"), "{summary}");
 }
 
 #[test]
-fn a_killed_instance_leads_nothing_any_more() {
+fn a_killed_instance_redirects_nothing() {
     if !can_lead_the_host() {
         return;
     }
@@ -295,13 +295,13 @@ fn a_killed_instance_leads_nothing_any_more() {
     let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
     let rules = ["tcp:7000 latency=100ms", "udp:7053 latency=100ms"];
     for _ in 0..5 {
-        let mut hurt = Hurt::begin(&rules, "--scope host");
+        let mut applied = AppliedRules::begin(&rules, "--scope host");
         let client = udp_client(server);
         assert!(ask(&client, server, "question").1 >= SLOW);
-        let mut led = TcpStream::connect(address).unwrap();
-        exchange(&mut led).unwrap();
-        hurt.kill();
-        let ended = exchange(&mut led).unwrap_err().kind();
+        let mut redirected = TcpStream::connect(address).unwrap();
+        exchange(&mut redirected).unwrap();
+        applied.kill();
+        let ended = exchange(&mut redirected).unwrap_err().kind();
         assert!(
             matches!(
                 ended,
@@ -343,7 +343,7 @@ fn ask(client: &UdpSocket, server: SocketAddr, text: &str) -> (String, Duration)
 }
 
 #[test]
-fn datagrams_are_led_with_connect_and_without() {
+fn datagrams_are_redirected_with_connect_and_without() {
     if !can_lead_the_host() {
         return;
     }
@@ -353,7 +353,7 @@ fn datagrams_are_led_with_connect_and_without() {
         let server = udp_echo(UdpSocket::bind(address).unwrap());
         let old = udp_client(server);
         old.connect(server).unwrap();
-        let hurt = Hurt::begin(&["udp:7053 latency=100ms"], "--scope host");
+        let applied = AppliedRules::begin(&["udp:7053 latency=100ms"], "--scope host");
         let client = udp_client(server);
         assert!(ask(&client, server, "one").1 >= SLOW, "{host}");
         let connected = udp_client(server);
@@ -367,7 +367,7 @@ fn datagrams_are_led_with_connect_and_without() {
         old.send(b"three").unwrap();
         old.recv(&mut [0; 9]).unwrap();
         assert!(start.elapsed() >= SLOW, "what was connected is hit too");
-        let summary = hurt.end();
+        let summary = applied.end();
         assert!(summary.contains("3 conns"), "{summary}");
         // The same sockets, without the rule.
         let (answer, took) = ask(&client, server, "four");
@@ -399,7 +399,7 @@ fn one_socket_with_several_servers_and_many_clients() {
         };
         udp_echo(socket);
     }
-    let hurt = Hurt::begin(
+    let applied = AppliedRules::begin(
         &["udp:7053 substitute=question,answered dir=to-client"],
         "--scope host",
     );
@@ -448,7 +448,7 @@ fn one_socket_with_several_servers_and_many_clients() {
             .iter()
             .all(|client| question(client) == "answered")
     );
-    hurt.end();
+    applied.end();
     // Their own address is no longer that of loopback, from which no other host is reached.
     assert!(
         connected
@@ -531,7 +531,7 @@ fn ask_four(count: usize) {
 }
 
 #[test]
-fn datagrams_of_the_command_are_hurt_and_counted() {
+fn datagrams_of_the_command_are_faulted_and_counted() {
     enter_fresh();
     let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
     for (rule, expected) in [
@@ -556,7 +556,7 @@ fn datagrams_of_the_command_are_hurt_and_counted() {
         let command = role(&format!("ask {}", expected.len()));
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         let output = run(&[rule], "--allow-unfired", &command);
-        let told = String::from_utf8_lossy(&output.stderr);
+        let stderr_text = String::from_utf8_lossy(&output.stderr);
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
         let answers: Vec<&str> = lines
             .lines()
@@ -566,12 +566,12 @@ fn datagrams_of_the_command_are_hurt_and_counted() {
             .iter()
             .map(|answer| format!("{answer} 127.0.0.1:7053"))
             .collect();
-        assert_eq!(answers, expected, "{rule}: {told}");
+        assert_eq!(answers, expected, "{rule}: {stderr_text}");
     }
     let outside = udp_client(server);
-    let hurt = Hurt::begin(&["udp:7053 discard"], "");
+    let applied = AppliedRules::begin(&["udp:7053 discard"], "");
     ask(&outside, server, "this process is not the command");
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -591,9 +591,9 @@ fn what_can_t_be_done_is_said_in_one_line() {
         ),
     ] {
         let output = run(&[rule], "", &["true"]);
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{rule}: {told}");
-        assert!(told.contains(expected), "{rule}: {told}");
+        let stderr_text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{rule}: {stderr_text}");
+        assert!(stderr_text.contains(expected), "{rule}: {stderr_text}");
     }
     for (rule, expected) in [
         ("tcp:7000 latency=1s", "no new connection"),
@@ -602,27 +602,27 @@ fn what_can_t_be_done_is_said_in_one_line() {
         ("7000 latency=1s", "no new connection"),
     ] {
         let output = run(&[rule], "", &["true"]);
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(120), "{rule}: {told}");
-        assert!(told.contains(expected), "{rule}: {told}");
+        let stderr_text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(120), "{rule}: {stderr_text}");
+        assert!(stderr_text.contains(expected), "{rule}: {stderr_text}");
     }
 }
 
 #[test]
-fn what_serves_nobody_and_reads_nothing_has_fired() {
+fn a_rule_on_an_unused_connection_has_fired() {
     if !can_lead_the_host() {
         return;
     }
     enter_fresh();
     let address = local("127.0.0.1");
     for rule in ["tcp:7000 no_accept", "tcp:7000 stall"] {
-        let hurt = Hurt::begin(&[rule], "--scope host");
-        let mut led = TcpStream::connect(address).expect("the handshake completes");
-        led.write_all(b"hello").unwrap();
-        led.set_read_timeout(Some(SLOW)).unwrap();
-        let error = led.read(&mut [0; 5]).expect_err("no answer");
+        let applied = AppliedRules::begin(&[rule], "--scope host");
+        let mut redirected = TcpStream::connect(address).expect("the handshake completes");
+        redirected.write_all(b"hello").unwrap();
+        redirected.set_read_timeout(Some(SLOW)).unwrap();
+        let error = redirected.read(&mut [0; 5]).expect_err("no answer");
         assert_eq!(error.kind(), ErrorKind::WouldBlock, "{rule}");
-        let summary = hurt.end();
+        let summary = applied.end();
         assert!(!summary.contains("never fired"), "{summary}");
         assert!(!is_slow(address), "{rule} healed");
     }
@@ -638,17 +638,17 @@ fn reconnect_brings_open_connections_through_the_relay() {
         let address = local(host);
         let mut old = TcpStream::connect(address).unwrap();
         exchange(&mut old).unwrap();
-        let hurt = Hurt::begin(&["tcp:7000 latency=100ms reconnect"], "");
+        let applied = AppliedRules::begin(&["tcp:7000 latency=100ms reconnect"], "");
         assert!(
             exchange(&mut old).unwrap() < SLOW,
             "this process is not the command"
         );
-        hurt.end();
-        let hurt = Hurt::begin(&["tcp:7000 latency=100ms reconnect"], "--scope host");
+        applied.end();
+        let applied = AppliedRules::begin(&["tcp:7000 latency=100ms reconnect"], "--scope host");
         let error = exchange(&mut old).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         assert!(is_slow(address));
-        hurt.end();
+        applied.end();
         assert!(!is_slow(address));
     }
 }
@@ -678,7 +678,7 @@ fn another_network_namespace_with_its_clients_inside_and_outside() {
         };
         let mut old = TcpStream::connect(there).unwrap();
         exchange(&mut old).unwrap();
-        let hurt = Hurt::begin(
+        let applied = AppliedRules::begin(
             &["tcp:7000 latency=100ms reconnect", "udp:7053 latency=100ms"],
             &format!("--netns {}", peer.name),
         );
@@ -700,7 +700,7 @@ fn another_network_namespace_with_its_clients_inside_and_outside() {
         );
         assert!(!is_slow(here), "another service at the same port elsewhere");
         assert!(ask(&udp_client(here_udp), here_udp, "here").1 < SLOW);
-        hurt.end();
+        applied.end();
         assert!(!is_slow_inside() && !asked_inside(), "{host} healed");
         assert!(!is_slow(there), "{host} healed");
         assert!(
@@ -737,8 +737,8 @@ impl Serving {
     fn end(mut self) -> String {
         drop(self.0.stdin.take());
         let mut summary = String::new();
-        let mut told = self.0.stderr.take().unwrap();
-        told.read_to_string(&mut summary).unwrap();
+        let mut stderr_text = self.0.stderr.take().unwrap();
+        stderr_text.read_to_string(&mut summary).unwrap();
         assert!(self.0.wait().unwrap().success(), "{summary}");
         summary
     }
@@ -790,7 +790,7 @@ fn the_command_is_the_server_and_its_clients_are_not() {
 }
 
 #[test]
-fn a_port_that_the_commands_server_has_left_is_led_no_more() {
+fn a_port_that_the_commands_server_has_closed_is_not_redirected() {
     enter_fresh();
     let left = Serving::begin(&["tcp:7000 latency=100ms"], "leave 127.0.0.1:7000");
     let address = local("127.0.0.1");
@@ -821,10 +821,10 @@ fn what_is_missing_is_said_in_one_line() {
     enter_fresh();
     let said = |output: std::io::Result<std::process::Output>, expected: &str| {
         let output = output.unwrap();
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(125), "{told}");
-        assert_eq!(told.lines().count(), 1, "{told}");
-        assert!(told.contains(expected), "{told}");
+        let stderr_text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{stderr_text}");
+        assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+        assert!(stderr_text.contains(expected), "{stderr_text}");
     };
     let rule = ["-r", "tcp:7000 latency=1s"];
     let mut nobody = fault();
@@ -849,7 +849,7 @@ fn nobody_listens_and_every_port_is_the_rules() {
     enter_fresh();
     // The relay's own ports are among these: nothing goes around in a circle.
     let rules = ["tcp:1-65535 latency=100ms", "udp:1-65535 latency=100ms"];
-    let hurt = Hurt::begin(&rules, "--scope host --force");
+    let applied = AppliedRules::begin(&rules, "--scope host --force");
     let address = local("127.0.0.1");
     let server = udp_echo(UdpSocket::bind("127.0.0.1:7053").unwrap());
     assert!(is_slow(address));
@@ -858,7 +858,7 @@ fn nobody_listens_and_every_port_is_the_rules() {
         refusal("127.0.0.1:7001").raw_os_error(),
         Some(libc::ECONNREFUSED)
     );
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
         summary.contains("1 connections to tcp:1-65535 failed: connection refused"),
         "{summary}"
@@ -908,13 +908,13 @@ fn the_last_words_of_a_command_arrive_or_the_server_is_reset() {
             let command = role(role_name);
             let command: Vec<&str> = command.iter().map(String::as_str).collect();
             let output = run(&[rule], &format!("--allow-unfired {options}"), &command);
-            let told = String::from_utf8_lossy(&output.stderr);
+            let stderr_text = String::from_utf8_lossy(&output.stderr);
             let (heard, is_orderly) = hearing.join().unwrap();
-            let case = format!("{rule} {role_name}: {} bytes, {told}", heard.len());
+            let case = format!("{rule} {role_name}: {} bytes, {stderr_text}", heard.len());
             assert_eq!(is_orderly, arrives, "{case}");
             assert_eq!(heard == last_words(), arrives, "{case}");
             let counted = "1 connections were open at the end and were reset; 50000 bytes";
-            assert_eq!(told.contains(counted), !arrives, "{case}");
+            assert_eq!(stderr_text.contains(counted), !arrives, "{case}");
         }
     }
 }
@@ -947,8 +947,8 @@ fn no_end_of_inject_is_an_orderly_end_after_missing_bytes() {
             .stderr(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let mut told = std::io::BufReader::new(inject.stderr.take().unwrap()).lines();
-        assert!(told.any(|line| line.unwrap().contains("in force")));
+        let mut stderr_text = std::io::BufReader::new(inject.stderr.take().unwrap()).lines();
+        assert!(stderr_text.any(|line| line.unwrap().contains("in force")));
         // Everything was said before the end, or the peers still talk when it comes.
         let hearing = hear_next(&listener);
         let mut client = TcpStream::connect("127.0.0.1:7000").unwrap();
@@ -969,7 +969,7 @@ fn no_end_of_inject_is_an_orderly_end_after_missing_bytes() {
             let pid = nix::unistd::Pid::from_raw(inject.id().try_into().unwrap());
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         }
-        let rest: Vec<String> = told.map(Result::unwrap).collect();
+        let rest: Vec<String> = stderr_text.map(Result::unwrap).collect();
         assert!(inject.wait().unwrap().success(), "{rest:?}");
         let (heard, is_orderly) = hearing.join().unwrap();
         assert!(is_orderly && heard == last_words(), "{} bytes", heard.len());
@@ -1011,7 +1011,7 @@ fn a_connection_fails_as_it_does_without_a_rule() {
     ];
     let all = || addresses.map(|address| refusal(address).raw_os_error());
     let plain = all();
-    let hurt = Hurt::begin(&["tcp:7000-7009 latency=1ms"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:7000-7009 latency=1ms"], "--scope host");
     assert_eq!(all(), plain, "{addresses:?}");
     // The way of programs that wait for events.
     for (address, expected) in [
@@ -1040,7 +1040,7 @@ fn a_connection_fails_as_it_does_without_a_rule() {
     );
     let address = local("127.0.0.1");
     round_trip(address).unwrap();
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
         summary.contains("failed: network is unreachable"),
         "{summary}"
@@ -1140,24 +1140,24 @@ fn a_syn_that_is_told_of_twice_opens_one_connection() {
         server.read_exact(&mut got).unwrap();
         assert_eq!(got, [byte]);
     };
-    let told = Told::of(&server);
+    let stderr_text = Told::of(&server);
 
-    told.tell(6001, 1);
+    stderr_text.tell(6001, 1);
     let first = accept();
-    let client = told.connect(6001);
+    let client = stderr_text.connect(6001);
     arrives(&client, &first, b'1');
-    told.tell(6001, 1);
-    told.tell(6002, 5);
+    stderr_text.tell(6001, 1);
+    stderr_text.tell(6002, 5);
     let second = accept();
-    arrives(&told.connect(6002), &second, b'2');
+    arrives(&stderr_text.connect(6002), &second, b'2');
 
     // Another connection of the same ends, of whose predecessor's end nobody has told.
-    told.tell(6003, 7);
+    stderr_text.tell(6003, 7);
     let mut given_up = accept();
-    told.tell(6003, 8);
+    stderr_text.tell(6003, 8);
     let third = accept();
     assert!(!matches!(given_up.read(&mut [0]), Ok(1..)));
-    arrives(&told.connect(6003), &third, b'3');
+    arrives(&stderr_text.connect(6003), &third, b'3');
 }
 
 #[test]
@@ -1167,7 +1167,7 @@ fn a_port_that_is_used_again_at_once_connects() {
     }
     enter_fresh();
     let address = local("127.0.0.1");
-    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host");
     for _ in 0..300 {
         let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let own: SocketAddr = "127.0.0.1:6000".parse().unwrap();
@@ -1183,7 +1183,7 @@ fn a_port_that_is_used_again_at_once_connects() {
         // Its end is a reset, which nobody waits for.
         exchange(&mut client.into()).unwrap();
     }
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(summary.contains("300 conns"), "{summary}");
 }
 
@@ -1201,24 +1201,24 @@ fn a_server_that_resets_at_once_has_accepted() {
             client.set_linger(Some(Duration::ZERO)).unwrap();
         }
     });
-    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host");
     for _ in 0..50 {
         let mut client = TcpStream::connect(address).expect("the server accepts");
         let error = client.read(&mut [0]).expect_err("the server resets");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(!summary.contains("failed"), "{summary}");
 }
 
 #[test]
-fn clients_from_outside_are_refused_where_nobody_listens() {
+fn clients_from_outside_are_refused_at_a_closed_port() {
     if !can_lead_the_host() {
         return;
     }
     enter_fresh();
     let peer = Peer::joined();
-    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], &format!("--netns {}", peer.name));
+    let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], &format!("--netns {}", peer.name));
     for address in ["10.77.0.2:7000", "[fd77::2]:7000"] {
         assert_eq!(
             refusal(address).kind(),
@@ -1226,7 +1226,7 @@ fn clients_from_outside_are_refused_where_nobody_listens() {
             "{address}"
         );
     }
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -1240,7 +1240,7 @@ fn sockets_have_the_addresses_that_they_would_have() {
         .map(|address| tcp_echo(TcpListener::bind(address).unwrap()))
         .collect();
     tcp_echo(TcpListener::bind("[::1]:7002").unwrap());
-    let hurt = Hurt::begin(&["tcp:7000-7009 latency=1ms"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:7000-7009 latency=1ms"], "--scope host");
     let from = |port: u16| {
         let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         client.set_reuse_address(true).unwrap();
@@ -1288,7 +1288,7 @@ fn sockets_have_the_addresses_that_they_would_have() {
         client.peer_addr().unwrap().as_socket(),
         Some(elsewhere.local_addr().unwrap())
     );
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -1303,7 +1303,7 @@ fn a_client_that_waits_for_its_server_connects_when_the_rules_end() {
     server.listen(0).unwrap();
     // Its queue is full: it answers nobody until it accepts.
     let _waiting = TcpStream::connect(address).unwrap();
-    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host --drain 25s");
+    let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host --drain 25s");
     let (sender, connected) = channel();
     std::thread::spawn(move || sender.send(TcpStream::connect(address)));
     let waits = || std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
@@ -1314,7 +1314,7 @@ fn a_client_that_waits_for_its_server_connects_when_the_rules_end() {
             std::mem::forget(server.accept().unwrap());
         }
     });
-    hurt.end();
+    applied.end();
     connected
         .recv_timeout(PATIENCE)
         .unwrap()
@@ -1330,7 +1330,7 @@ fn servers_see_the_ports_of_their_clients() {
     enter_fresh();
     let peer = Peer::joined();
     let there = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
-    let hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host");
     for (host, seen) in [
         ("127.0.0.1", "127.0.0.1"),
         ("127.9.9.9", "127.0.0.1"),
@@ -1372,7 +1372,7 @@ fn servers_see_the_ports_of_their_clients() {
         }
         assert_eq!(kept[0].1, SocketAddr::new(seen, 6000), "{host}");
     }
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -1385,9 +1385,9 @@ fn a_datagram_that_closes_is_lost() {
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect("127.0.0.1:7000").unwrap();
-    let hurt = Hurt::begin(&["udp:7000 close_on_data"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 close_on_data"], "--scope host");
     client.send(b"one").unwrap();
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(summary.contains("1 conns  1 times"), "{summary}");
     client.send(b"two").unwrap();
     let mut buffer = [0; 9];
@@ -1416,16 +1416,16 @@ fn hear_all(socket: &UdpSocket) -> (Vec<u8>, Option<SocketAddr>, Vec<i32>) {
         })
     });
     let messages = heard.cmsgs().expect("room for all");
-    let told = messages.map(|message| match message {
+    let stderr_text = messages.map(|message| match message {
         Message::Ipv4Ttl(value) | Message::Ipv6HopLimit(value) | Message::Ipv6TClass(value) => {
             value
         }
         Message::Ipv4Tos(value) => value.into(),
         other => panic!("{other:?}"),
     });
-    let told = told.collect();
+    let stderr_text = stderr_text.collect();
     let size = heard.bytes;
-    (bytes[..size].to_vec(), from, told)
+    (bytes[..size].to_vec(), from, stderr_text)
 }
 
 fn set(socket: &impl std::os::fd::AsRawFd, level: i32, name: i32, value: i32) {
@@ -1529,9 +1529,9 @@ fn use_datagrams(host: &str) {
     }
     let port = client.local_addr().unwrap().port();
     for expected in [[33, 0xb8], [7, 0x28]] {
-        let (data, from, told) = hear_all(&server);
+        let (data, from, stderr_text) = hear_all(&server);
         assert_eq!((&data[..], from), (&b"q"[..], Some(address(port))));
-        assert_eq!(told, expected);
+        assert_eq!(stderr_text, expected);
     }
     // A server that answers from another port, several servers, another one, and none any more.
     let other = bound(7055);
@@ -1608,9 +1608,9 @@ fn datagrams_are_what_they_are_without_a_rule() {
             "udp:1-65535 substitute=nothing,something",
         ] {
             eprintln!("{host} under {rule}");
-            let hurt = Hurt::begin(&[rule], "--scope host");
+            let applied = AppliedRules::begin(&[rule], "--scope host");
             use_datagrams(host);
-            let summary = hurt.end();
+            let summary = applied.end();
             assert!(summary.contains("relay (delay-line)"), "{summary}");
             assert!(!summary.contains("0 conns"), "{summary}");
         }
@@ -1625,7 +1625,7 @@ fn an_urgent_byte_stays_out_of_the_stream() {
     enter_fresh();
     for rule in ["tcp:7000 latency=1ms", "tcp:7000 slicer=2,delay:1ms"] {
         let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
-        let hurt = Hurt::begin(&[rule], "--scope host");
+        let applied = AppliedRules::begin(&[rule], "--scope host");
         let mut client = TcpStream::connect("127.0.0.1:7000").unwrap();
         let (mut server, _) = listener.accept().unwrap();
         client.write_all(b"ab").unwrap();
@@ -1649,7 +1649,7 @@ fn an_urgent_byte_stays_out_of_the_stream() {
         let mut text = String::new();
         server.read_to_string(&mut text).unwrap();
         assert_eq!(text, "abcd", "{rule}");
-        hurt.end();
+        applied.end();
     }
 }
 
@@ -1667,20 +1667,20 @@ fn more_clients_than_a_short_queue_and_few_files_allow() {
         shell
     };
     // Nobody accepts: they wait in the relay's queue, which is as long as the kernel allows.
-    let hurt = Hurt::begin_by(by_few_files(), &["tcp:7000 no_accept"], "--scope host");
+    let applied = AppliedRules::begin_by(by_few_files(), &["tcp:7000 no_accept"], "--scope host");
     let waiting: Vec<TcpStream> = (0..300)
         .map(|_| TcpStream::connect_timeout(&address, PATIENCE).unwrap())
         .collect();
     drop(waiting);
-    hurt.end();
-    let hurt = Hurt::begin_by(by_few_files(), &["tcp:7000 latency=1ms"], "--scope host");
+    applied.end();
+    let applied = AppliedRules::begin_by(by_few_files(), &["tcp:7000 latency=1ms"], "--scope host");
     let mut clients: Vec<TcpStream> = (0..200)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
     for client in &mut clients {
         exchange(client).unwrap();
     }
-    hurt.end();
+    applied.end();
     // The command has what its caller has.
     let mut shell = by_few_files();
     shell.args(["run", "--allow-unfired", "-r", "tcp:7000 latency=1ms", "--"]);

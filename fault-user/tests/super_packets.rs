@@ -13,7 +13,7 @@ use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::process::netns::NetworkNamespace;
 use support::echo::connected;
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Bytes of a full datagram.
 const DATAGRAM: usize = 1000;
@@ -110,7 +110,7 @@ fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
     let mut receiver = Receiver::new(peer, address);
     let socket = connected(address);
     know_the_neighbour(address);
-    let hurt = Hurt::begin(&["udp:7000 loss=10%"], options);
+    let applied = AppliedRules::begin(&["udp:7000 loss=10%"], options);
     let mut burst: Vec<u8> = (0..40_u8).flat_map(|n| [n; DATAGRAM]).collect();
     burst.truncate(BURST * DATAGRAM - DATAGRAM / 2);
     set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
@@ -121,7 +121,7 @@ fn lose_datagrams(options: &str, peer: &NetworkNamespace, host: &str) {
         // And each part counts for more than its size in the receive buffer.
         receiver.read();
     }
-    let summary = hurt.end();
+    let summary = applied.end();
     let lost = packets(&summary, 1);
     assert_eq!(packets(&summary, 0), 10_000, "{summary}");
     wait_for(
@@ -183,7 +183,7 @@ fn lose_of_tcp(peer: &NetworkNamespace, host: &str, options: &str, percent: f64,
     let listener = peer.enter(|| Ok(TcpListener::bind(address)?)).unwrap();
     let data: Vec<u8> = (0..bytes).map(|n| (n / 997).to_le_bytes()[0]).collect();
     let rule = format!("tcp:7000 loss={percent}% dir=to-server");
-    let hurt = Hurt::begin(&[&rule], options);
+    let applied = AppliedRules::begin(&[&rule], options);
     std::thread::scope(|scope| {
         for _ in 0..connections {
             scope.spawn(|| {
@@ -199,7 +199,7 @@ fn lose_of_tcp(peer: &NetworkNamespace, host: &str, options: &str, percent: f64,
             });
         }
     });
-    let summary = hurt.end();
+    let summary = applied.end();
     let (seen, lost) = (packets(&summary, 0), packets(&summary, 1));
     // Super-packets would be far fewer.
     assert!(seen > (connections * bytes / 1500) as u64, "{summary}");
@@ -234,11 +234,11 @@ fn a_counted_packet_is_a_wire_packet() {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(address).unwrap();
     know_the_neighbour(address);
-    let hurt = Hurt::begin(&["udp:7000 drop every=10 range=1..25"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7000 drop every=10 range=1..25"], "--scope host");
     set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
     let burst: Vec<u8> = (0..30_u8).flat_map(|n| [n; DATAGRAM]).collect();
     socket.send(&burst).unwrap();
-    let summary = hurt.end();
+    let summary = applied.end();
     wait_for(|| receiver.read() >= 28, "what is not lost");
     assert_eq!(receiver.came, 28, "{summary}");
     assert_eq!(packets(&summary, 1), 2, "{summary}");
@@ -334,7 +334,7 @@ fn exactly_those_datagrams_are_lost_that_the_seed_says() {
         socket.connect(address).unwrap();
         know_the_neighbour(address);
         let options = format!("--scope host --seed {SEED}");
-        let hurt = Hurt::begin(&[&rule], &options);
+        let applied = AppliedRules::begin(&[&rule], &options);
         set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
         let mut came = Vec::new();
         let mut bytes = [0; 2000];
@@ -350,7 +350,7 @@ fn exactly_those_datagrams_are_lost_that_the_seed_says() {
                 came.push(number);
             }
         }
-        let summary = hurt.end();
+        let summary = applied.end();
         let kept: Vec<u32> = (0..count).filter(alive).collect();
         assert!(came == kept, "{rule}: {summary}");
         assert_eq!(packets(&summary, 0), u64::from(count), "{summary}");
@@ -398,7 +398,7 @@ fn two_processors_on_one_connection_take_the_same_decisions() {
         client.connect(server.local_addr().unwrap()).unwrap();
         server.connect(client.local_addr().unwrap()).unwrap();
         let rule = format!("udp:{port} {fault}");
-        let hurt = Hurt::begin(&[&rule], &format!("--scope host --seed {SEED}"));
+        let applied = AppliedRules::begin(&[&rule], &format!("--scope host --seed {SEED}"));
         for socket in [&client, &server] {
             set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
         }
@@ -416,7 +416,7 @@ fn two_processors_on_one_connection_take_the_same_decisions() {
                 });
             }
         });
-        let summary = hurt.end();
+        let summary = applied.end();
         let each = bursts * u32::try_from(BURST * senders).unwrap();
         let expected: usize = [direction::TO_SERVER, direction::TO_CLIENT]
             .map(|direction| lost_of_direction(&rule, SEED, each, direction).len())

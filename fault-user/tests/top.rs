@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::pty::{Winsize, openpty};
 use support::daemon::Daemon;
 use support::echo::echo_server;
-use support::place::{Hurt, enter_fresh, fault, wait_for};
+use support::place::{AppliedRules, enter_fresh, fault, wait_for};
 use support::servers::{Redis, Server};
 use support::watched::Watched;
 
@@ -89,7 +89,7 @@ fn rules_are_shown_and_switched() {
     enter_fresh();
     let one = Server::redis(6379, None);
     let two = Server::redis(6380, None);
-    let hurt = Hurt::begin(&["tcp:6379 reject", "tcp:6380 stall"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:6379 reject", "tcp:6380 stall"], "--scope host");
     assert!(!answers(one.port) && !answers(two.port));
     let mut top = Top::start(&[]);
     top.shows("fault run -- sh -c");
@@ -110,7 +110,7 @@ fn rules_are_shown_and_switched() {
     wait_for(|| !answers(two.port), "the second rule to be on again");
     assert!(top.quit().success());
     assert!(!answers(one.port), "top only looks on");
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(!summary.contains("never fired"), "{summary}");
     assert!(answers(one.port) && answers(two.port));
 }
@@ -176,23 +176,23 @@ fn a_daemons_toxics_are_shown_and_switched() {
 #[test]
 fn what_can_t_be_shown_is_said_in_one_line() {
     enter_fresh();
-    let told = |arguments: &[&str]| {
+    let stderr_text = |arguments: &[&str]| {
         let output = fault().arg("top").args(arguments).output().unwrap();
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(told.lines().count(), 1, "{told}");
-        (output.status.code(), told)
+        let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+        (output.status.code(), stderr_text)
     };
-    let (code, text) = told(&[]);
+    let (code, text) = stderr_text(&[]);
     assert_eq!(code, Some(125), "{text}");
     assert!(
         text.contains("nothing to show") && text.contains("start `fault daemon`"),
         "{text}"
     );
-    let (code, text) = told(&["--pid", "1"]);
+    let (code, text) = stderr_text(&["--pid", "1"]);
     assert_eq!(code, Some(125), "{text}");
-    let hurt = Hurt::begin(&["tcp:1 reject"], "--scope host");
-    let (code, text) = told(&[]);
+    let applied = AppliedRules::begin(&["tcp:1 reject"], "--scope host");
+    let (code, text) = stderr_text(&[]);
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("--json"), "{text}");
-    hurt.end();
+    applied.end();
 }

@@ -15,9 +15,9 @@ use fault_user::sys::process::proc;
 use io_uring::IoUring;
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
-use support::dns::{RCODE, TYPE, look_up, query, query_for, serve, told};
+use support::dns::{RCODE, TYPE, look_up, query, query_for, serve, stderr_text};
 use support::echo::tcp_echo;
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, is_emulated, run, wait_for};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, is_emulated, run, wait_for};
 
 /// Starts a server on loopback.
 fn echo(host: &str) -> SocketAddr {
@@ -42,36 +42,36 @@ fn exchange(stream: &mut TcpStream) -> std::io::Result<[u8; 5]> {
     Ok(answer)
 }
 
-fn hurt_and_heal(address: SocketAddr, options: &str) {
+fn inject_and_restore(address: SocketAddr, options: &str) {
     let rule = |text: &str| format!("tcp:7000 {text}");
     let is_well = || assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
     is_well();
-    let hurt = Hurt::begin(&[&rule("blackhole")], options);
+    let applied = AppliedRules::begin(&[&rule("blackhole")], options);
     assert!(is_cut_off(address), "blackhole");
-    hurt.end();
+    applied.end();
     is_well();
     for reject in ["reject", "reject=icmp-port"] {
-        let hurt = Hurt::begin(&[&rule(reject)], options);
+        let applied = AppliedRules::begin(&[&rule(reject)], options);
         // Over loopback and IPv6 the error can meet a socket that is still being worked on by connect(2);
         // the kernel drops it then, and it is the one about the SYN's retransmission that counts.
         let refused = connect(address).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{reject}");
-        hurt.end();
+        applied.end();
     }
     let mut old = connect(address).unwrap();
     exchange(&mut old).unwrap();
-    let hurt = Hurt::begin(&[&rule("reset match=data")], options);
+    let applied = AppliedRules::begin(&[&rule("reset match=data")], options);
     assert_eq!(
         exchange(&mut old).unwrap_err().kind(),
         ErrorKind::ConnectionReset,
         "reset"
     );
-    hurt.end();
+    applied.end();
     let mut old = connect(address).unwrap();
     exchange(&mut old).unwrap();
-    let hurt = Hurt::begin(&[&rule("corrupt=100% dir=to-client")], options);
+    let applied = AppliedRules::begin(&[&rule("corrupt=100% dir=to-client")], options);
     assert_ne!(&exchange(&mut old).unwrap(), b"hello", "corrupt");
-    hurt.end();
+    applied.end();
     assert_eq!(
         &exchange(&mut old).unwrap(),
         b"hello",
@@ -81,16 +81,16 @@ fn hurt_and_heal(address: SocketAddr, options: &str) {
 }
 
 #[test]
-fn tcp_is_hurt_and_heals_the_way_this_kernel_has() {
+fn tcp_faults_are_applied_and_removed_by_the_default_attachment() {
     enter_fresh();
-    hurt_and_heal(echo("127.0.0.1"), "--scope host");
-    hurt_and_heal(echo("::1"), "--scope host");
+    inject_and_restore(echo("127.0.0.1"), "--scope host");
+    inject_and_restore(echo("::1"), "--scope host");
 }
 
 #[test]
-fn tcp_is_hurt_and_heals_by_clsact() {
+fn tcp_faults_are_applied_and_removed_by_clsact() {
     enter_fresh();
-    hurt_and_heal(echo("127.0.0.1"), "--scope host --attach clsact");
+    inject_and_restore(echo("127.0.0.1"), "--scope host --attach clsact");
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn the_first_connection_to_a_name_that_is_looked_up_is_matched() {
     // An emulated processor has other things to do.
     let lookups = if is_emulated() { LOOKUPS / 50 } else { LOOKUPS };
     for options in ["--scope host", "--scope host --attach clsact"] {
-        let hurt = Hurt::begin(&["tcp:*.example:7000 reject=rst"], options);
+        let applied = AppliedRules::begin(&["tcp:*.example:7000 reject=rst"], options);
         for number in 0..lookups {
             let address = Ipv4Addr::from(0x7f01_0000 + number);
             if number % 1000 == 0 {
@@ -119,7 +119,7 @@ fn the_first_connection_to_a_name_that_is_looked_up_is_matched() {
             let refused = connect((address, 7000).into()).expect_err("looked up");
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{address}");
         }
-        hurt.end();
+        applied.end();
     }
 }
 
@@ -128,7 +128,7 @@ fn queries_are_answered_the_way_this_kernel_has() {
     enter_fresh();
     let _peer = Peer::joined();
     for options in ["--scope host", "--scope host --attach clsact"] {
-        let hurt = Hurt::begin(
+        let applied = AppliedRules::begin(
             &[
                 "dns:api.example.com answer=10.0.0.9 type=A",
                 "dns:*.example.com nxdomain",
@@ -160,11 +160,11 @@ fn queries_are_answered_the_way_this_kernel_has() {
                 let length = client
                     .recv(&mut buffer)
                     .unwrap_or_else(|error| panic!("{server} {name}: {error}"));
-                let (code, _, addresses) = told(&buffer[..length]);
+                let (code, _, addresses) = stderr_text(&buffer[..length]);
                 assert_eq!((code, addresses), expected, "{server} {name}");
             }
         }
-        hurt.end();
+        applied.end();
     }
 }
 
@@ -255,7 +255,7 @@ fn udp_is_dropped_and_sent_twice() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     for options in ["--scope host", "--scope host --attach clsact"] {
-        let hurt = Hurt::begin(
+        let applied = AppliedRules::begin(
             &[
                 "udp:7000 drop first=2 count=rule",
                 "udp:7000 duplicate=100%",
@@ -270,7 +270,7 @@ fn udp_is_dropped_and_sent_twice() {
             assert_eq!(receiver.recv(&mut byte).unwrap(), 1);
             assert_eq!(byte[0], 3);
         }
-        hurt.end();
+        applied.end();
     }
 }
 
@@ -278,17 +278,17 @@ fn udp_is_dropped_and_sent_twice() {
 fn only_the_commands_own_sockets_are_touched() {
     enter_fresh();
     let address = echo("127.0.0.1");
-    let hurt = Hurt::begin(&["tcp:7000 blackhole"], "");
+    let applied = AppliedRules::begin(&["tcp:7000 blackhole"], "");
     assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
-    hurt.end();
+    applied.end();
     let output = run(
         &["tcp:7000 reject"],
         "",
         &["busybox", "nc", "127.0.0.1", "7000"],
     );
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_ne!(output.status.code(), Some(0), "{told}");
-    assert!(!told.contains("never fired"), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert_ne!(output.status.code(), Some(0), "{stderr_text}");
+    assert!(!stderr_text.contains("never fired"), "{stderr_text}");
 }
 
 #[test]
@@ -300,21 +300,21 @@ fn a_rule_that_never_matched_tells_what_the_command_used_instead() {
         "",
         &["busybox", "nc", "127.0.0.1", "7000"],
     );
-    let told = String::from_utf8_lossy(&output.stderr);
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
     let expected = "the command connected to tcp:7000 (once), never to tcp:5432";
-    assert!(told.contains(expected), "{told}");
-    assert_eq!(output.status.code(), Some(120), "{told}");
+    assert!(stderr_text.contains(expected), "{stderr_text}");
+    assert_eq!(output.status.code(), Some(120), "{stderr_text}");
 }
 
 #[test]
-fn a_killed_instance_hurts_nothing_after_its_lease() {
+fn a_killed_instance_stops_acting_after_its_lease() {
     enter_fresh();
     let address = echo("127.0.0.1");
-    let mut hurt = Hurt::begin(&["tcp:7000 blackhole"], "--scope host --attach clsact");
+    let mut applied = AppliedRules::begin(&["tcp:7000 blackhole"], "--scope host --attach clsact");
     assert!(is_cut_off(address));
-    hurt.kill();
+    applied.kill();
     wait_for(|| !is_cut_off(address), "the lease to end");
-    drop(hurt);
+    drop(applied);
     assert!(fault().arg("clean").output().unwrap().status.success());
 }
 
@@ -494,8 +494,8 @@ impl Commanded {
         drop(child.stdin.take());
         let output = child.wait_with_output().unwrap();
         drop(self.said);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_hits(&told, packets);
+        let stderr_text = String::from_utf8(output.stderr).unwrap();
+        assert_hits(&stderr_text, packets);
     }
 }
 
@@ -507,7 +507,7 @@ fn assert_hits(summary: &str, packets: usize) {
 
 /// Sends datagrams back, and tells what they were once it has.
 fn telling_echo(socket: UdpSocket) -> Receiver<u8> {
-    let (tell, told) = channel();
+    let (tell, stderr_text) = channel();
     std::thread::spawn(move || {
         let mut byte = [0];
         while let Ok((_, client)) = socket.recv_from(&mut byte) {
@@ -517,7 +517,7 @@ fn telling_echo(socket: UdpSocket) -> Receiver<u8> {
             }
         }
     });
-    told
+    stderr_text
 }
 
 #[test]
@@ -540,7 +540,7 @@ fn a_port_belongs_to_who_uses_it_now() {
         ("ask", "udp:7000 corrupt=100% dir=to-client"),
     ] {
         let mut command = Commanded::start(rule);
-        for (round, (address, told)) in
+        for (round, (address, stderr_text)) in
             (0..ROUNDS).flat_map(|n| servers.iter().map(move |s| (n, s)))
         {
             let port = 33_333 + u16::try_from(round % 2).unwrap();
@@ -551,12 +551,12 @@ fn a_port_belongs_to_who_uses_it_now() {
                 let answer = socket.recv(&mut byte);
                 assert_eq!(answer.ok(), Some(1), "{address} round {round}: {rule}");
                 assert_eq!(byte, *b"o", "{address} round {round}: {rule}");
-                assert_eq!(told.recv().ok(), Some(b'o'));
+                assert_eq!(stderr_text.recv().ok(), Some(b'o'));
             };
             ask();
             command.tell(&format!("{what} {port} {address}"));
             if what == "ask" {
-                assert_eq!(told.recv().ok(), Some(b'c'));
+                assert_eq!(stderr_text.recv().ok(), Some(b'c'));
             }
             ask();
         }
@@ -629,10 +629,10 @@ fn a_range_is_one_of_services_ports_not_of_clients() {
         let address = echo(host);
         let mut old = connect(address).unwrap();
         exchange(&mut old).unwrap();
-        let hurt = Hurt::begin(&["tcp:1-6999,7001-65535 blackhole"], "--scope host --force");
+        let applied = AppliedRules::begin(&["tcp:1-6999,7001-65535 blackhole"], "--scope host --force");
         assert_eq!(&exchange(&mut old).unwrap(), b"hello", "open before");
         assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
-        assert_hits(&hurt.end(), 0);
+        assert_hits(&applied.end(), 0);
     }
 }
 
@@ -654,12 +654,12 @@ fn each_receiver_of_multicast_is_judged_by_itself() {
     }
     command.end(DATAGRAMS);
     // What is sent here goes out and is looped back.
-    let hurt = Hurt::begin(&[&format!("udp:{} blackhole", GROUP.1)], "--scope host");
+    let applied = AppliedRules::begin(&[&format!("udp:{} blackhole", GROUP.1)], "--scope host");
     let own = UdpSocket::bind("10.77.0.1:0").unwrap();
     for _ in 0..DATAGRAMS {
         own.send_to(b"m", GROUP).unwrap();
     }
-    assert_hits(&hurt.end(), 2 * DATAGRAMS);
+    assert_hits(&applied.end(), 2 * DATAGRAMS);
     own.send_to(b"e", GROUP).unwrap();
     let mut byte = [0];
     other.recv(&mut byte).unwrap();

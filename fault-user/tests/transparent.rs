@@ -77,13 +77,13 @@ fn a_proxy_that_listens_where_its_upstream_is() {
         assert_eq!(status, 200, "{answer}");
         assert!(took(address) >= SLOW);
         assert!(exchange(&mut old).unwrap() < SLOW, "it was there before");
-        let mut led = connect(address).unwrap();
-        exchange(&mut led).unwrap();
+        let mut redirected = connect(address).unwrap();
+        exchange(&mut redirected).unwrap();
         let (status, answer) = ask(&daemon, "POST", "/proxies/svc", r#"{"enabled":false}"#);
         assert_eq!(status, 200, "{answer}");
         let refused = TcpStream::connect(address).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-        assert!(exchange(&mut led).is_err(), "it went through the relay");
+        assert!(exchange(&mut redirected).is_err(), "it went through the relay");
         ask(&daemon, "POST", "/reset", "");
         assert!(took(address) < SLOW);
         let (status, answer) = ask(
@@ -204,11 +204,11 @@ fn a_killed_daemon_leaves_the_service_to_itself() {
     let daemon = Daemon::start();
     let body = r#"{"name":"svc","listen":"127.0.0.1:7000","upstream":"127.0.0.1:7000"}"#;
     assert_eq!(ask(&daemon, "POST", "/proxies", body).0, 201);
-    let mut led = connect(address).unwrap();
-    exchange(&mut led).unwrap();
+    let mut redirected = connect(address).unwrap();
+    exchange(&mut redirected).unwrap();
     // Dropping it kills it.
     drop(daemon);
-    assert!(exchange(&mut led).is_err(), "a reset, not a hang");
+    assert!(exchange(&mut redirected).is_err(), "a reset, not a hang");
     assert!(took(address) < SLOW);
 }
 
@@ -233,7 +233,7 @@ fn what_cannot_be_transparent_is_refused() {
 }
 
 #[test]
-fn clients_from_outside_are_led_too() {
+fn clients_from_outside_are_redirected_too() {
     if !needs_netns_cookies() {
         return;
     }
@@ -253,12 +253,12 @@ fn clients_from_outside_are_led_too() {
             let mut inject = Watched::inject(&["-r", &rule]);
             assert!(took_outside() >= SLOW, "a client from outside");
             assert!(took(address) >= SLOW, "a client on this host");
-            let mut led = outside.enter(|| Ok(connect(address)?)).unwrap();
-            exchange(&mut led).unwrap();
+            let mut redirected = outside.enter(|| Ok(connect(address)?)).unwrap();
+            exchange(&mut redirected).unwrap();
             inject.signal(signal);
             inject.finish();
             assert!(took_outside() < SLOW);
-            assert!(exchange(&mut led).is_err(), "a reset, not a hang");
+            assert!(exchange(&mut redirected).is_err(), "a reset, not a hang");
         }
     }
 }

@@ -14,7 +14,7 @@ use fault_user::sys::bpf::object::OBJECT;
 use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::version;
 use support::echo::connected;
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, wait_for};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, wait_for};
 
 /// Datagrams sent at a time: as many as a socket keeps.
 const DATAGRAMS: u16 = 200;
@@ -51,11 +51,11 @@ fn arrived(peer: &NetworkNamespace, sender: &UdpSocket, receiver: &UdpSocket) ->
 }
 
 fn links(peer: &Peer) -> String {
-    let told = Command::new("ip")
+    let stderr_text = Command::new("ip")
         .args(["-n", &peer.name, "link", "show", "vb"])
         .output()
         .unwrap();
-    String::from_utf8(told.stdout).unwrap()
+    String::from_utf8(stderr_text.stdout).unwrap()
 }
 
 fn has_xdp() -> bool {
@@ -86,7 +86,7 @@ fn xdp_and_tc_lose_the_same_packets() {
                 "--netns {} --seed 7 --mechanism {mechanism} -i vb",
                 peer.name
             );
-            let hurt = Hurt::begin(&["udp:7000 loss=30%"], &options);
+            let applied = AppliedRules::begin(&["udp:7000 loss=30%"], &options);
             assert_eq!(
                 links(&peer).contains("xdp"),
                 mechanism == "xdp",
@@ -94,7 +94,7 @@ fn xdp_and_tc_lose_the_same_packets() {
                 links(&peer)
             );
             let came = arrived(&namespace, &sender, &receiver);
-            let summary = hurt.end();
+            let summary = applied.end();
             assert_eq!(
                 summary.contains("xdp (native), tc ("),
                 mechanism == "xdp",
@@ -126,16 +126,16 @@ fn where_xdp_cannot_be_tc_does_it_and_says_so() {
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     let (receiver, sender) = sockets(&namespace, "10.77.0.2");
     let options = format!("--netns {} --mechanism xdp", peer.name);
-    let told = |rule: &str, note: &str| {
-        let hurt = Hurt::begin(&[rule], &options);
+    let stderr_text = |rule: &str, note: &str| {
+        let applied = AppliedRules::begin(&[rule], &options);
         let came = arrived(&namespace, &sender, &receiver);
-        let summary = hurt.end();
+        let summary = applied.end();
         assert!(summary.contains(note), "`{rule}`: {summary}");
         came.len()
     };
     let all = usize::from(DATAGRAMS);
     assert_eq!(
-        told(
+        stderr_text(
             "udp:7000 corrupt=100%",
             "it can only lose packets, and a rule does more"
         ),
@@ -143,7 +143,7 @@ fn where_xdp_cannot_be_tc_does_it_and_says_so() {
     );
     let foreign = foreign_program(&namespace);
     assert_eq!(
-        told(
+        stderr_text(
             "udp:7000 blackhole",
             "XDP is not used on vb: another program is there"
         ),
@@ -176,9 +176,9 @@ fn a_killed_fault_takes_its_xdp_program_along() {
     enter_fresh();
     let peer = Peer::joined();
     let options = format!("--netns {} --mechanism xdp", peer.name);
-    let mut hurt = Hurt::begin(&["udp:7000 blackhole"], &options);
+    let mut applied = AppliedRules::begin(&["udp:7000 blackhole"], &options);
     assert!(links(&peer).contains("xdp"));
-    hurt.kill();
+    applied.kill();
     wait_for(|| !links(&peer).contains("xdp"), "the program to go");
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     let (receiver, sender) = sockets(&namespace, "10.77.0.2");

@@ -18,14 +18,14 @@ use crate::relay::{
     resolve_listen, resolve_name,
 };
 use crate::session::standing::{Rules, RulesChange, off_the_runtime};
-use crate::steer::front::{Front, Place};
+use crate::steer::front::{TransparentProxies, ProxiedService};
 
 /// A relay and the texts of its addresses.
 pub struct Proxy {
     relay: Arc<Relay>,
     texts: RwLock<Texts>,
     /// Where it stands in front of its own upstream, when that is also where it listens.
-    place: Option<Arc<Place>>,
+    place: Option<Arc<ProxiedService>>,
     /// The rules of the daemon, and the toxics that are among them.
     rules: Arc<Rules>,
     packets: std::sync::Mutex<Vec<PacketToxic>>,
@@ -42,14 +42,14 @@ struct Texts {
 
 /// What a client asks of a new proxy.
 #[derive(Clone, Debug, PartialEq)]
-struct Wanted {
+struct ProxyRequest {
     name: String,
     transport: Transport,
     texts: Texts,
     toxics: Vec<Value>,
 }
 
-impl Wanted {
+impl ProxyRequest {
     fn read(fields: &Fields) -> Result<Self, ApiError> {
         let text = |name| Ok::<_, ApiError>(fields.text(name)?.unwrap_or_default().to_owned());
         let (transport, listen) = split_transport(&text("listen")?, &text("protocol")?)?;
@@ -285,14 +285,14 @@ impl Proxy {
                 None => old.to_owned(),
             })
         };
-        let mut wanted = Texts {
+        let mut request = Texts {
             listen: text("listen", &before.listen)?,
             upstream: text("upstream", &before.upstream)?,
             enabled: fields.flag("enabled")?.unwrap_or(before.enabled),
         };
-        caller.require_port(port_of(&wanted.listen))?;
+        caller.require_port(port_of(&request.listen))?;
         if self.place.is_some()
-            && (wanted.listen != before.listen || wanted.upstream != before.upstream)
+            && (request.listen != before.listen || request.upstream != before.upstream)
         {
             return Err(ApiError::new(
                 StatusCode::BAD_REQUEST,
@@ -300,23 +300,23 @@ impl Proxy {
             ));
         }
         let moves = self.place.is_none()
-            && wanted.listen != before.listen
-            && resolve_listen(transport, &wanted.listen).await?.to_string() != before.listen;
-        if moves || wanted.upstream != before.upstream {
+            && request.listen != before.listen
+            && resolve_listen(transport, &request.listen).await?.to_string() != before.listen;
+        if moves || request.upstream != before.upstream {
             if !moves {
-                wanted.listen.clone_from(&before.listen);
+                request.listen.clone_from(&before.listen);
             }
             self.relay.set_enabled(false).await?;
-            let upstream = Upstream::name(wanted.upstream.clone());
+            let upstream = Upstream::name(request.upstream.clone());
             self.relay
-                .rewire(listen(transport, wanted.listen.clone()), upstream)
+                .rewire(listen(transport, request.listen.clone()), upstream)
                 .await?;
             self.set_texts(Texts {
                 enabled: false,
-                ..wanted.clone()
+                ..request.clone()
             });
         }
-        if wanted.enabled {
+        if request.enabled {
             self.set_enabled(true).await
         } else {
             self.set_enabled(false).await
@@ -394,10 +394,10 @@ impl Proxy {
         let upstream = self.texts().upstream;
         let label = format!("{} of {}", toxic.name, self.relay.name());
         let toxic = off_the_runtime(&self.rules, move |rules| {
-            let wanted = toxic.new_rule(&upstream)?;
-            toxic.text = wanted.to_string();
+            let request = toxic.new_rule(&upstream)?;
+            toxic.text = request.to_string();
             let ids = rules.change(&RulesChange {
-                add: vec![wanted],
+                add: vec![request],
                 toxic: Some(label),
                 remove: vec![toxic.rule],
                 force: false,
@@ -487,7 +487,7 @@ pub struct Proxies {
     /// The packet rules, of toxics and of their own.
     rules: Arc<Rules>,
     /// The hooks of transparent proxies, attached when the first one comes.
-    front: Mutex<Option<Arc<Front>>>,
+    front: Mutex<Option<Arc<TransparentProxies>>>,
     by_name: RwLock<BTreeMap<String, Arc<Proxy>>>,
     /// The set changes by one request at a time.
     changing: Mutex<()>,
@@ -568,16 +568,16 @@ impl Proxies {
     }
 
     /// Stands in front of a proxy's upstream, when that is where it listens.
-    async fn place(&self, wanted: &Wanted) -> Result<Option<Arc<Place>>, ApiError> {
-        let texts = &wanted.texts;
-        if !wanted.is_transparent() {
+    async fn place(&self, request: &ProxyRequest) -> Result<Option<Arc<ProxiedService>>, ApiError> {
+        let texts = &request.texts;
+        if !request.is_transparent() {
             return Ok(None);
         }
         let refused = |error: anyhow::Error| {
             let why = format!("a transparent proxy (listen equal to upstream): {error:#}");
             ApiError::new(StatusCode::BAD_REQUEST, why)
         };
-        if wanted.transport == Transport::Udp {
+        if request.transport == Transport::Udp {
             return Err(refused(anyhow::anyhow!(
                 "there is none for UDP: let it listen elsewhere"
             )));
@@ -586,18 +586,18 @@ impl Proxies {
         let mut front = self.front.lock().await;
         let open = match &*front {
             Some(open) => Arc::clone(open),
-            None => Arc::clone(front.insert(Front::open(&self.engine).map_err(refused)?)),
+            None => Arc::clone(front.insert(TransparentProxies::open(&self.engine).map_err(refused)?)),
         };
         Ok(Some(Arc::new(open.take(&addresses).map_err(refused)?)))
     }
 
-    async fn make(&self, wanted: &Wanted) -> Result<Proxy, ApiError> {
-        let place = self.place(wanted).await?;
-        let mut upstream = Upstream::name(wanted.texts.upstream.clone());
+    async fn make(&self, request: &ProxyRequest) -> Result<Proxy, ApiError> {
+        let place = self.place(request).await?;
+        let mut upstream = Upstream::name(request.texts.upstream.clone());
         let listen = match &place {
-            None => listen(wanted.transport, wanted.texts.listen.clone()),
+            None => listen(request.transport, request.texts.listen.clone()),
             Some(place) => {
-                upstream.prepare = Some(Place::prepare());
+                upstream.prepare = Some(ProxiedService::prepare());
                 let place = Arc::downgrade(place);
                 Listen::TcpHook(Arc::new(move || match place.upgrade() {
                     Some(place) => place.listen(),
@@ -606,8 +606,8 @@ impl Proxies {
             }
         };
         let settings = Settings {
-            name: wanted.name.clone(),
-            title: format!("proxy {}", wanted.name),
+            name: request.name.clone(),
+            title: format!("proxy {}", request.name),
             seed: self.seed,
             listen,
             upstream,
@@ -621,22 +621,22 @@ impl Proxies {
             relay: Relay::new(&self.engine, settings),
             texts: RwLock::new(Texts {
                 enabled: false,
-                ..wanted.texts.clone()
+                ..request.texts.clone()
             }),
             changing: Mutex::new(()),
         })
     }
 
     /// Makes a proxy, starts it if it is to be, and keeps it.
-    async fn admit(&self, wanted: &Wanted) -> Result<Arc<Proxy>, ApiError> {
-        let proxy = Arc::new(self.make(wanted).await?);
-        if let Err(error) = begin(&proxy, wanted).await {
+    async fn admit(&self, request: &ProxyRequest) -> Result<Arc<Proxy>, ApiError> {
+        let proxy = Arc::new(self.make(request).await?);
+        if let Err(error) = begin(&proxy, request).await {
             proxy.remove_packets(None).await?;
             return Err(error);
         }
         self.insert(&proxy);
         self.events
-            .tell("proxy created", &wanted.name, &proxy.json());
+            .tell("proxy created", &request.name, &proxy.json());
         Ok(proxy)
     }
 
@@ -646,16 +646,16 @@ impl Proxies {
     ///
     /// 400, 403, 409, 500.
     pub async fn create(&self, body: &[u8], caller: Caller) -> Result<Arc<Proxy>, ApiError> {
-        let wanted = Wanted::read(&Fields::parse(body)?)?;
-        wanted.check("")?;
-        wanted.allow(caller)?;
+        let request = ProxyRequest::read(&Fields::parse(body)?)?;
+        request.check("")?;
+        request.allow(caller)?;
         let _one_at_a_time = self.changing.lock().await;
-        if self.get(&wanted.name).is_ok() {
+        if self.get(&request.name).is_ok() {
             return Err(ApiError::new(StatusCode::CONFLICT, "proxy already exists"));
         }
-        self.admit(&Wanted {
+        self.admit(&ProxyRequest {
             toxics: Vec::new(),
-            ..wanted
+            ..request
         })
         .await
     }
@@ -666,16 +666,16 @@ impl Proxies {
         body: &[u8],
         caller: Caller,
     ) -> (Vec<Arc<Proxy>>, Option<ApiError>) {
-        let allowed = |wanted: &Vec<Wanted>| wanted.iter().try_for_each(|one| one.allow(caller));
-        let read = read_all(body).and_then(|wanted| allowed(&wanted).map(|()| wanted));
-        let wanted = match read {
-            Ok(wanted) => wanted,
+        let allowed = |request: &Vec<ProxyRequest>| request.iter().try_for_each(|one| one.allow(caller));
+        let read = read_all(body).and_then(|request| allowed(&request).map(|()| request));
+        let request = match read {
+            Ok(request) => request,
             Err(error) => return (Vec::new(), Some(error)),
         };
         let _one_at_a_time = self.changing.lock().await;
         let mut proxies = Vec::new();
-        for wanted in &wanted {
-            match self.admit_or_keep(wanted, caller).await {
+        for request in &request {
+            match self.admit_or_keep(request, caller).await {
                 Ok(proxy) => proxies.push(proxy),
                 Err(error) => return (proxies, Some(error)),
             }
@@ -683,15 +683,15 @@ impl Proxies {
         (proxies, None)
     }
 
-    async fn admit_or_keep(&self, wanted: &Wanted, caller: Caller) -> Result<Arc<Proxy>, ApiError> {
-        if let Ok(proxy) = self.get(&wanted.name) {
-            if is_same(&proxy, wanted).await? {
+    async fn admit_or_keep(&self, request: &ProxyRequest, caller: Caller) -> Result<Arc<Proxy>, ApiError> {
+        if let Ok(proxy) = self.get(&request.name) {
+            if is_same(&proxy, request).await? {
                 return Ok(proxy);
             }
             proxy.allow(caller)?;
             self.forget(&proxy).await?;
         }
-        self.admit(wanted).await
+        self.admit(request).await
     }
 
     async fn forget(&self, proxy: &Arc<Proxy>) -> Result<(), ApiError> {
@@ -836,18 +836,18 @@ impl Proxies {
 }
 
 /// Adds its toxics, and starts it if it is to be.
-async fn begin(proxy: &Proxy, wanted: &Wanted) -> Result<(), ApiError> {
-    for toxic in &wanted.toxics {
+async fn begin(proxy: &Proxy, request: &ProxyRequest) -> Result<(), ApiError> {
+    for toxic in &request.toxics {
         proxy.add_toxic(&Fields::new(toxic.clone())?).await?;
     }
-    if wanted.texts.enabled {
+    if request.texts.enabled {
         proxy.set_enabled(true).await?;
     }
     Ok(())
 }
 
 /// The proxies of a populate body or config file, all checked.
-fn read_all(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
+fn read_all(body: &[u8]) -> Result<Vec<ProxyRequest>, ApiError> {
     let values = match super::body::value(body)? {
         Value::Array(values) => values,
         // As `GET /proxies` lists them, by name.
@@ -865,26 +865,26 @@ fn read_all(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
         .into_iter()
         .map(Fields::new)
         .collect::<Result<Vec<_>, _>>()?;
-    let wanted = fields
+    let request = fields
         .iter()
-        .map(Wanted::read)
+        .map(ProxyRequest::read)
         .collect::<Result<Vec<_>, _>>()?;
-    for (index, wanted) in wanted.iter().enumerate() {
-        wanted.check(&format!(" at proxy {}", index + 1))?;
+    for (index, request) in request.iter().enumerate() {
+        request.check(&format!(" at proxy {}", index + 1))?;
     }
-    Ok(wanted)
+    Ok(request)
 }
 
 /// Whether a proxy listens where it is asked to, and has the upstream.
-async fn is_same(proxy: &Proxy, wanted: &Wanted) -> Result<bool, ApiError> {
+async fn is_same(proxy: &Proxy, request: &ProxyRequest) -> Result<bool, ApiError> {
     let texts = proxy.texts();
-    if proxy.relay.transport() != wanted.transport || texts.upstream != wanted.texts.upstream {
+    if proxy.relay.transport() != request.transport || texts.upstream != request.texts.upstream {
         return Ok(false);
     }
     if proxy.place.is_some() {
-        return Ok(texts.listen == wanted.texts.listen);
+        return Ok(texts.listen == request.texts.listen);
     }
     // The text of one that has never listened may be a name: that is made anew, as by Toxiproxy.
-    let asked = resolve_listen(wanted.transport, &wanted.texts.listen).await?;
+    let asked = resolve_listen(request.transport, &request.texts.listen).await?;
     Ok(texts.listen.parse() == Ok(asked))
 }

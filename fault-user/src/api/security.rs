@@ -32,7 +32,7 @@ pub enum Caller {
     /// Somebody who may use all of the daemon's rights, by the Unix socket or the token.
     Trusted,
     /// A process on this host, by the ends of its connection: trusted when it runs as root or as the daemon's user.
-    Local(Option<Ends>),
+    Local(Option<ConnectionEnds>),
     /// Anyone, as the daemon is open.
     Anyone,
 }
@@ -45,7 +45,7 @@ impl Caller {
     pub(crate) fn require(self, what: &str) -> Result<(), ApiError> {
         let why = match self {
             Self::Trusted => return Ok(()),
-            Self::Local(ends) if ends.is_some_and(Ends::is_trusted) => return Ok(()),
+            Self::Local(ends) if ends.is_some_and(ConnectionEnds::is_trusted) => return Ok(()),
             Self::Local(_) => format!(
                 "{what} are only for root and the daemon's own user: use its Unix socket (--socket), a token (--token), or \
                  run the client as one of them"
@@ -80,14 +80,14 @@ fn unprivileged_port_start() -> u16 {
 
 /// The two ends of a TCP connection to the API.
 #[derive(Clone, Copy, Debug)]
-pub struct Ends {
+pub struct ConnectionEnds {
     /// The client's.
     pub client: SocketAddr,
     /// The API's.
     pub server: SocketAddr,
 }
 
-impl Ends {
+impl ConnectionEnds {
     fn is_trusted(self) -> bool {
         self.is_owners().unwrap_or_else(|error| {
             log::warn!("the user of an API client is unknown: {error:#}");

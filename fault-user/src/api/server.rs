@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinHandle;
 
-use super::security::Ends;
+use super::security::ConnectionEnds;
 
 /// How many connections may be open at once.
 const CONNECTIONS: usize = 512;
@@ -63,7 +63,7 @@ fn join_slashes(uri: &mut Uri) {
     }
 }
 
-fn serve<S>(stream: S, ends: Option<Ends>, router: &Router) -> JoinHandle<()>
+fn serve<S>(stream: S, ends: Option<ConnectionEnds>, router: &Router) -> JoinHandle<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -90,8 +90,8 @@ where
 }
 
 /// The addresses of both ends; nothing when the connection is gone already.
-fn ends_of(stream: &TcpStream) -> Option<Ends> {
-    Some(Ends {
+fn ends_of(stream: &TcpStream) -> Option<ConnectionEnds> {
+    Some(ConnectionEnds {
         client: stream.peer_addr().ok()?,
         server: stream.local_addr().ok()?,
     })

@@ -6,7 +6,7 @@ use super::{Outcome, exit, print_json};
 use crate::tell;
 use crate::undo::{
     leftover::Fate,
-    leftovers::{Places, clean},
+    leftovers::{LeftoverPlaces, clean},
 };
 
 /// Remove everything that a killed instance may have left. Safe at any time: what a living instance
@@ -24,7 +24,7 @@ impl Clean {
     /// # Errors
     /// The places can't be looked at.
     pub fn execute(self) -> Outcome {
-        let found = clean(&Places::of_this_machine())?;
+        let found = clean(&LeftoverPlaces::of_this_machine())?;
         if self.json {
             print_json(&found)?;
         } else if found.is_empty() {

@@ -21,7 +21,7 @@ use crate::sys::process::rights;
 use crate::tell::{self, tell};
 
 use crate::session::outcome::give_up;
-use crate::session::signals::Ends;
+use crate::session::signals::EndSignals;
 
 /// Options of `fault daemon`.
 #[derive(Debug, clap::Args)]
@@ -159,7 +159,7 @@ async fn serve(
     listener: std::net::TcpListener,
 ) -> anyhow::Result<()> {
     // Before anything can be stopped half-way.
-    let mut ends = Ends::listen()?;
+    let mut ends = EndSignals::listen()?;
     let listener = TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
     let mut socket = args.socket.as_deref().map(Socket::bind).transpose()?;

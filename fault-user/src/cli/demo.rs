@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 
 use super::{Failure, Outcome, exit};
-use crate::inject::injection::Wishes;
+use crate::inject::injection::InjectionOptions;
 use crate::inject::preparation::prepare;
 use crate::plan::Plan;
 use crate::rule::{Rule, SystemResolver, Targets};
@@ -54,7 +54,7 @@ impl Demo {
         ))?;
         let before = measure(address)?;
         show("before", &before)?;
-        let during = hurt(&plan, address)?;
+        let during = measure_with_rule(&plan, address)?;
         show(&self.fault, &during)?;
         let after = measure(address)?;
         show("healed", &after)?;
@@ -84,11 +84,11 @@ fn plan_of(rule: Rule) -> Result<Plan, Failure> {
 }
 
 /// Measures with a rule in force, and heals.
-fn hurt(plan: &Plan, address: SocketAddr) -> Result<Vec<Option<Duration>>> {
+fn measure_with_rule(plan: &Plan, address: SocketAddr) -> Result<Vec<Option<Duration>>> {
     let loopback = select(&list()?, &Selection::Names(vec!["lo".to_owned()]))?;
-    let injection = prepare(plan, &loopback, &Wishes::default())?.start()?;
+    let injection = prepare(plan, &loopback, &InjectionOptions::default())?.start()?;
     let times = measure(address);
-    injection.heal()?;
+    injection.remove()?;
     times
 }
 

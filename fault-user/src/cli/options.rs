@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::parse_time;
 use crate::inject::injector::Attachment;
-use crate::inject::reach::Front;
+use crate::inject::reach::IngressMechanism;
 use crate::plan::mechanism::Mechanism;
 use crate::session::options::Options;
 use crate::session::outcome::Failure;
@@ -99,8 +99,8 @@ impl TrafficOptions {
 
     /// What was asked to hold packets; the last one counts.
     fn mechanism(&self) -> Option<Mechanism> {
-        let mut wishes = self.mechanism.iter().rev();
-        wishes.find_map(|wish| match wish {
+        let mut injection_options = self.mechanism.iter().rev();
+        injection_options.find_map(|wish| match wish {
             Choice::DelayLine => Some(Mechanism::DelayLine),
             Choice::Fq => Some(Mechanism::Fq),
             Choice::Netem => Some(Mechanism::Netem),
@@ -118,17 +118,17 @@ impl TrafficOptions {
 
     /// What judges packets that arrive. Native XDP makes some drivers set their queues up anew, and a veth's peer
     /// send without segmentation offload, so it is only taken where the interface was named.
-    fn front(&self) -> Front {
-        let mut wishes = self.mechanism.iter().rev();
-        let wish = wishes.find_map(|wish| match wish {
-            Choice::Tc => Some(Front::Tc),
-            Choice::Xdp => Some(Front::Xdp),
+    fn front(&self) -> IngressMechanism {
+        let mut injection_options = self.mechanism.iter().rev();
+        let wish = injection_options.find_map(|wish| match wish {
+            Choice::Tc => Some(IngressMechanism::Tc),
+            Choice::Xdp => Some(IngressMechanism::Xdp),
             _ => None,
         });
         wish.unwrap_or(if self.interfaces.is_empty() {
-            Front::Tc
+            IngressMechanism::Tc
         } else {
-            Front::NativeXdp
+            IngressMechanism::NativeXdp
         })
     }
 

@@ -8,7 +8,7 @@ use crate::sys::process::capabilities::{Capability, Rights};
 use crate::sys::process::cgroup::Hierarchy;
 use crate::sys::{preflight, probe};
 use crate::undo::leftovers;
-use crate::undo::{leftover::Leftover, leftovers::Places};
+use crate::undo::{leftover::Leftover, leftovers::LeftoverPlaces};
 use anyhow::{Context, Result};
 use aya::maps::MapType;
 use aya::programs::ProgramType;
@@ -119,7 +119,7 @@ impl Report {
             names.release().display(),
             names.machine().display()
         );
-        let leftovers = match leftovers::find(&Places::of_this_machine()) {
+        let leftovers = match leftovers::find(&LeftoverPlaces::of_this_machine()) {
             Err(error) if is_forbidden(&error) => None,
             found => Some(found?),
         };

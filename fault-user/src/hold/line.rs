@@ -14,7 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::hold::schedule::Schedule;
-use crate::hold::ways::{Places, number_of};
+use crate::hold::ways::{WayNumbers, number_of};
 use crate::plan::shapers::Shapers;
 use crate::relay::exchange::{Exchange, Packet};
 use crate::sys::bpf::lease::{RENEWAL, deadline_ns, tell_lapse};
@@ -86,7 +86,7 @@ impl DelayLine {
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(tap: Tap, maps: LineMaps, places: Places, shapers: &Shapers) -> Result<Self> {
+    pub fn start(tap: Tap, maps: LineMaps, places: WayNumbers, shapers: &Shapers) -> Result<Self> {
         let tap_index = tap.index();
         let figures = Arc::new(Figures::default());
         let schedule = Arc::new(Mutex::new(Schedule::new(shapers)));
@@ -238,7 +238,7 @@ struct Line {
     alive_until_ns: u64,
     /// The next of [`LineMaps::released`].
     ticket: u16,
-    places: Places,
+    places: WayNumbers,
     /// Changed from outside when other rules come.
     schedule: Arc<Mutex<Schedule>>,
     exchange: Arc<Exchange>,

@@ -16,7 +16,7 @@ use crate::sys::net::netlink::Netlink;
 use crate::sys::net::own_links::link_name;
 use crate::sys::net::qdisc::{HANDLE, Queue, ROOT, add_fq, add_netem, add_veth, queues, root_of};
 use crate::sys::net::tap::be_quiet;
-use crate::undo::change::Change;
+use crate::undo::change::SystemChange;
 
 /// How long what is held when the rules end may take to go on; then it is lost with its qdisc.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -73,7 +73,7 @@ impl Qdiscs {
         kind: HoldingQdiscs,
         chosen: &[Interface],
         number: u32,
-        mut record: impl FnMut(Change) -> Result<()>,
+        mut record: impl FnMut(SystemChange) -> Result<()>,
     ) -> Result<Self> {
         let mut places = Vec::with_capacity(chosen.len());
         for interface in chosen {
@@ -106,7 +106,7 @@ impl Qdiscs {
     pub fn include(
         &mut self,
         interface: &Interface,
-        mut record: impl FnMut(Change) -> Result<()>,
+        mut record: impl FnMut(SystemChange) -> Result<()>,
     ) -> Result<()> {
         self.places.retain(|(one, _)| one.index != interface.index);
         if self.detour.is_none() && !interface.loopback {
@@ -177,9 +177,9 @@ impl Qdiscs {
 fn put(
     kind: &HoldingQdiscs,
     interface: &Interface,
-    record: &mut impl FnMut(Change) -> Result<()>,
+    record: &mut impl FnMut(SystemChange) -> Result<()>,
 ) -> Result<()> {
-    record(Change::Qdisc {
+    record(SystemChange::Qdisc {
         interface_index: interface.index,
         parent: ROOT,
         handle: HANDLE,
@@ -194,10 +194,10 @@ fn put(
 
 fn make_detour(
     number: u32,
-    record: &mut impl FnMut(Change) -> Result<()>,
+    record: &mut impl FnMut(SystemChange) -> Result<()>,
 ) -> Result<(Interface, Interface)> {
     let names = ["i", "o"].map(|end| format!("{}{end}", link_name(number)));
-    record(Change::Link {
+    record(SystemChange::Link {
         name: names[0].clone(),
     })?;
     add_veth(&names[0], &names[1])?;

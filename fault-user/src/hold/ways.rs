@@ -7,18 +7,18 @@ use anyhow::{Context as _, Result};
 use fault_common::abi::PLACES;
 
 /// The numbers of interfaces, outwards (false) and inwards.
-pub type Places = Arc<RwLock<HashMap<(u32, bool), u16>>>;
+pub type WayNumbers = Arc<RwLock<HashMap<(u32, bool), u16>>>;
 
 /// The number of one way, where there is one.
 #[must_use]
-pub fn number_of(places: &Places, way: (u32, bool)) -> Option<u16> {
+pub fn number_of(places: &WayNumbers, way: (u32, bool)) -> Option<u16> {
     let places = places.read().unwrap_or_else(PoisonError::into_inner);
     places.get(&way).copied()
 }
 
 /// Numbers that are given out, and those that are free.
 pub struct Ways {
-    places: Places,
+    places: WayNumbers,
     /// The one that has been free for longest is given out next: packets may still be held for the last owner's.
     free: VecDeque<u16>,
 }
@@ -26,7 +26,7 @@ pub struct Ways {
 impl Default for Ways {
     fn default() -> Self {
         Self {
-            places: Places::default(),
+            places: WayNumbers::default(),
             free: (1..u16::try_from(PLACES).unwrap_or(u16::MAX)).collect(),
         }
     }
@@ -35,7 +35,7 @@ impl Default for Ways {
 impl Ways {
     /// The numbers in use, to be looked up elsewhere.
     #[must_use]
-    pub fn places(&self) -> Places {
+    pub fn places(&self) -> WayNumbers {
         Arc::clone(&self.places)
     }
 

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::inject::reach::Reach;
+use crate::inject::reach::InterfaceSet;
 use crate::sys::net::interfaces::Selection;
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::rights::be_helper;
@@ -23,18 +23,18 @@ use crate::tell::tell;
 const LINKS: u32 = 1;
 
 /// The thread, until this is dropped.
-pub(super) struct Newcomers {
+pub(super) struct InterfaceWatcher {
     selection: Selection,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Newcomers {
+impl InterfaceWatcher {
     /// Starts it in the calling thread's network namespace.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn watch(selection: Selection, reach: Arc<Mutex<Reach>>) -> Result<Self> {
+    pub fn watch(selection: Selection, reach: Arc<Mutex<InterfaceSet>>) -> Result<Self> {
         let news = listen().context("can't be told of new network interfaces")?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_flags(flags)?);
@@ -66,7 +66,7 @@ impl Newcomers {
     }
 }
 
-impl Drop for Newcomers {
+impl Drop for InterfaceWatcher {
     fn drop(&mut self) {
         let woken = self.wake.write(1);
         if let Some(thread) = self.thread.take()
@@ -84,7 +84,7 @@ fn listen() -> std::io::Result<Socket> {
     Ok(news)
 }
 
-fn serve(news: &Socket, wake: &EventFd, selection: &Selection, reach: &Mutex<Reach>) -> Result<()> {
+fn serve(news: &Socket, wake: &EventFd, selection: &Selection, reach: &Mutex<InterfaceSet>) -> Result<()> {
     // SAFETY: the socket lives longer than this does.
     let fd = unsafe { BorrowedFd::borrow_raw(news.as_raw_fd()) };
     loop {

@@ -14,11 +14,11 @@ use crate::hold::line::{DelayLine, Figures};
 use crate::hold::qdiscs::{Loss, Qdiscs};
 use crate::inject::endpoints::Endpoints;
 use crate::inject::events::Events;
-use crate::inject::follow::Newcomers;
+use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
 use crate::inject::injector::{Attachment, Injector, Marker};
 use crate::inject::names::LearnedName;
-use crate::inject::reach::{Front, Reach};
+use crate::inject::reach::{IngressMechanism, InterfaceSet};
 use crate::inject::xdp::Mode;
 use crate::plan::Plan;
 use crate::plan::tables::{PacketRule, Scope, Tables, compile};
@@ -30,7 +30,7 @@ use crate::sys::process::proc::{open_pidfd, open_sockets, take_descriptor};
 
 /// What the caller decides about an injection.
 #[derive(Clone, Debug, Default)]
-pub struct Wishes {
+pub struct InjectionOptions {
     /// Report decisions that fire as events.
     pub events: bool,
     /// The rules are going to be replaced: room for others, with other faults.
@@ -40,26 +40,26 @@ pub struct Wishes {
     /// Force one way of attaching.
     pub attachment: Option<Attachment>,
     /// Where packets that arrive are judged first.
-    pub front: Front,
+    pub front: IngressMechanism,
     /// Which of the interfaces that appear later the rules are put on too; none of them without this.
-    pub newcomers: Option<Selection>,
+    pub later_interfaces: Option<Selection>,
 }
 
 /// Programs attached, rules not yet in force.
-pub struct Prepared {
+pub struct PreparedInjection {
     /// Goes first: it works on the rest.
-    pub(super) newcomers: Option<Newcomers>,
+    pub(super) later_interfaces: Option<InterfaceWatcher>,
     /// Has idle connections notice rules that reset them, once these are applied.
     pub(super) idle: Idle,
     /// The rules.
     pub(super) entries: Vec<PacketRule>,
-    pub(super) reach: Arc<Mutex<Reach>>,
+    pub(super) reach: Arc<Mutex<InterfaceSet>>,
     pub(super) tables: Tables,
 }
 
-/// Rules in force. Dropping this heals, and [`Injection::heal`] also says how that went.
+/// Rules in force. Dropping this heals, and [`Injection::remove`] also says how that went.
 pub struct Injection {
-    prepared: Prepared,
+    prepared: PreparedInjection,
     started: Instant,
     epoch_ns: u64,
     /// How many plans there have been.
@@ -96,7 +96,7 @@ pub struct Hits {
     pub connections: u64,
 }
 
-impl Prepared {
+impl PreparedInjection {
     /// Where the delay line gives packets to relays; nothing where there is none.
     #[must_use]
     pub fn exchange(&self) -> Option<Arc<Exchange>> {
@@ -104,7 +104,7 @@ impl Prepared {
         reach.delay_line.as_ref().map(DelayLine::exchange)
     }
 
-    fn reach(&self) -> MutexGuard<'_, Reach> {
+    fn reach(&self) -> MutexGuard<'_, InterfaceSet> {
         self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -114,7 +114,7 @@ impl Prepared {
         self.reach().notes.clone()
     }
 
-    /// Lets sockets that are made in `scope` from now on be known by it; [`Prepared::adopt`] is for those
+    /// Lets sockets that are made in `scope` from now on be known by it; [`PreparedInjection::adopt`] is for those
     /// that are open there already.
     ///
     /// # Errors
@@ -175,7 +175,7 @@ impl Prepared {
         })
     }
 
-    /// As [`Prepared::start`], for the rules' time and the plans that there have been: see [`Injection::follow`].
+    /// As [`PreparedInjection::start`], for the rules' time and the plans that there have been: see [`Injection::follow`].
     ///
     /// # Errors
     /// The kernel refuses a map.
@@ -296,7 +296,7 @@ impl Injection {
     }
 
     /// Puts the rules of `plan` in force instead of those of `old`, at once and as a whole: every packet is judged by
-    /// the one set or by the other. Needs [`Wishes::live`].
+    /// the one set or by the other. Needs [`InjectionOptions::live`].
     ///
     /// # Errors
     /// More rules than there is room for; then the old ones stay in force.
@@ -344,12 +344,12 @@ impl Injection {
     ///
     /// # Errors
     /// The kernel refuses a map.
-    pub fn move_to(&mut self, plan: &Plan, mut prepared: Prepared) -> Result<()> {
+    pub fn move_to(&mut self, plan: &Plan, mut prepared: PreparedInjection) -> Result<()> {
         let (past, past_counters) = (self.hits(plan)?, self.counters()?);
         prepared.apply(self.epoch_ns)?;
         self.past = past;
         self.past_counters = past_counters;
-        std::mem::replace(&mut self.prepared, prepared).heal()
+        std::mem::replace(&mut self.prepared, prepared).remove()
     }
 
     /// Puts the rules of `plan` in force, except those whose places are in `off`. What rules remember and counted stays.
@@ -483,7 +483,7 @@ impl Injection {
     /// The kernel refuses to list them.
     pub fn vanished(&self) -> Result<Vec<String>> {
         let mut reach = self.prepared.reach();
-        let selection = self.prepared.newcomers.as_ref().map(Newcomers::selection);
+        let selection = self.prepared.later_interfaces.as_ref().map(InterfaceWatcher::selection);
         if selection == Some(&Selection::Default) {
             return Ok(Vec::new());
         }
@@ -496,19 +496,19 @@ impl Injection {
     ///
     /// # Errors
     /// A filter or qdisc that can't be removed.
-    pub fn heal(self) -> Result<()> {
-        self.prepared.heal()
+    pub fn remove(self) -> Result<()> {
+        self.prepared.remove()
     }
 }
 
-impl Prepared {
-    fn heal(mut self) -> Result<()> {
+impl PreparedInjection {
+    fn remove(mut self) -> Result<()> {
         self.settle()
     }
 
     /// Takes away all but the programs, which go with this.
     fn settle(&mut self) -> Result<()> {
-        self.newcomers = None;
+        self.later_interfaces = None;
         self.idle = Idle::default();
         self.reach().settle()
     }

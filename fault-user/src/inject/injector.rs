@@ -195,7 +195,7 @@ pub struct Injector {
     summaries: MappedArray<u64>,
     vectors: MappedArray<u64>,
     /// Number of the rules in force.
-    rules_in_force: u32,
+    active_rules: u32,
     lease: Lease,
     connections: Connections,
     cgroup_links: Vec<CgroupLink>,
@@ -242,7 +242,7 @@ impl Injector {
                 "VECTORS",
                 2 * capacity.classes * capacity.words(),
             )?,
-            rules_in_force: 0,
+            active_rules: 0,
             lease,
             connections,
             cgroup_links: Vec::new(),
@@ -649,7 +649,7 @@ impl Injector {
             control.generation = generation;
             control.events = events;
         });
-        self.rules_in_force = u32::try_from(tables.rules.len())?;
+        self.active_rules = u32::try_from(tables.rules.len())?;
         Ok(())
     }
 
@@ -1028,7 +1028,7 @@ impl std::fmt::Debug for Injector {
         f.debug_struct("Injector")
             .field("attachment", &self.attachment)
             .field("capacity", &self.capacity)
-            .field("rules", &self.rules_in_force)
+            .field("rules", &self.active_rules)
             .field("now_ns", &monotonic_ns())
             .finish_non_exhaustive()
     }

@@ -8,12 +8,12 @@ use nix::errno::Errno;
 
 use super::xdp;
 use crate::hold::qdiscs::Qdiscs;
-use crate::inject::follow::Newcomers;
+use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
-use crate::inject::injection::{Prepared, Wishes};
+use crate::inject::injection::{PreparedInjection, InjectionOptions};
 use crate::inject::injector::{Attachment, Capacity, Clock, Injector, Options};
-use crate::inject::reach::Front;
-use crate::inject::reach::{Reach, note};
+use crate::inject::reach::IngressMechanism;
+use crate::inject::reach::{InterfaceSet, note};
 use crate::plan::Plan;
 use crate::plan::needs::Needs;
 use crate::plan::tables::{PacketRule, Tables, compile};
@@ -24,12 +24,12 @@ use crate::undo::change::join;
 use crate::undo::instance::{Instance, Marks};
 use crate::undo::journal::Journal;
 
-/// Loads and attaches the programs for a plan. Nothing acts before [`Prepared::start`].
+/// Loads and attaches the programs for a plan. Nothing acts before [`PreparedInjection::start`].
 ///
 /// # Errors
 /// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
-pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result<Prepared> {
-    prepare_noting(plan, interfaces, wishes, None)
+pub fn prepare(plan: &Plan, interfaces: &[Interface], injection_options: &InjectionOptions) -> Result<PreparedInjection> {
+    prepare_noting(plan, interfaces, injection_options, None)
 }
 
 /// As [`prepare`], for a caller who has begun this process's journal already.
@@ -39,9 +39,9 @@ pub fn prepare(plan: &Plan, interfaces: &[Interface], wishes: &Wishes) -> Result
 pub fn prepare_noting(
     plan: &Plan,
     interfaces: &[Interface],
-    wishes: &Wishes,
+    injection_options: &InjectionOptions,
     journal: Option<Journal>,
-) -> Result<Prepared> {
+) -> Result<PreparedInjection> {
     let mut journal = journal;
     let instance = join()?;
     let qdiscs = match plan.qdiscs()? {
@@ -52,7 +52,7 @@ pub fn prepare_noting(
         }
         None => None,
     };
-    prepare_behind(instance, qdiscs, plan, interfaces, wishes, journal)
+    prepare_behind(instance, qdiscs, plan, interfaces, injection_options, journal)
 }
 
 /// As [`prepare_noting`], with the qdiscs that hold packets there already.
@@ -61,9 +61,9 @@ fn prepare_behind(
     qdiscs: Option<Qdiscs>,
     plan: &Plan,
     interfaces: &[Interface],
-    wishes: &Wishes,
+    injection_options: &InjectionOptions,
     journal: Option<Journal>,
-) -> Result<Prepared> {
+) -> Result<PreparedInjection> {
     let entries = plan.entries();
     let tables = compile(&entries)?;
     let unheld = if plan.holds() {
@@ -76,21 +76,21 @@ fn prepare_behind(
     } else {
         None
     };
-    let front = choose_front(&entries, wishes);
+    let front = choose_front(&entries, injection_options);
     let options = Options {
         tap: tap.as_ref().map(Tap::index),
-        xdp: front.is_ok_and(|front| front != Front::Tc),
+        xdp: front.is_ok_and(|front| front != IngressMechanism::Tc),
         number: instance.number(),
         marks: instance.marks(),
-        ..options(plan, &entries, &tables, wishes, qdiscs.as_ref())?
+        ..options(plan, &entries, &tables, injection_options, qdiscs.as_ref())?
     };
     let mut injector = Injector::load(&options)?;
-    injector.repeat(wishes.replay.as_deref().unwrap_or_default())?;
-    let mut reach = Reach::new(injector, interfaces, qdiscs, journal, instance)?;
+    injector.repeat(injection_options.replay.as_deref().unwrap_or_default())?;
+    let mut reach = InterfaceSet::new(injector, interfaces, qdiscs, journal, instance)?;
     let attached = reach.attach_all(tap, &plan.shapers());
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
-        && wishes.attachment.is_none()
+        && injection_options.attachment.is_none()
         && reach.injector.attachment() == Attachment::Tcx
         && attached.as_ref().is_err_and(is_tcx_missing)
     {
@@ -98,11 +98,11 @@ fn prepare_behind(
         drop(reach);
         // Of another number: what carries the first one may still be going.
         let instance = join()?;
-        let wishes = Wishes {
+        let injection_options = InjectionOptions {
             attachment: Some(Attachment::Clsact),
-            ..wishes.clone()
+            ..injection_options.clone()
         };
-        return prepare_behind(instance, qdiscs, plan, interfaces, &wishes, journal);
+        return prepare_behind(instance, qdiscs, plan, interfaces, &injection_options, journal);
     }
     attached?;
     match front {
@@ -111,14 +111,14 @@ fn prepare_behind(
     }
     reach.notes.extend(unheld);
     let reach = Arc::new(Mutex::new(reach));
-    let newcomers = wishes
-        .newcomers
+    let later_interfaces = injection_options
+        .later_interfaces
         .clone()
-        .map(|selection| Newcomers::watch(selection, Arc::clone(&reach)))
+        .map(|selection| InterfaceWatcher::watch(selection, Arc::clone(&reach)))
         .transpose()?;
-    Ok(Prepared {
-        newcomers,
-        idle: Idle::prepare(&entries, wishes.live)?,
+    Ok(PreparedInjection {
+        later_interfaces,
+        idle: Idle::prepare(&entries, injection_options.live)?,
         entries,
         reach,
         tables,
@@ -146,22 +146,22 @@ fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
 }
 
 /// Where packets are judged first; an error when what was wished for can't be.
-fn choose_front(entries: &[PacketRule], wishes: &Wishes) -> Result<Front, &'static str> {
-    if wishes.front == Front::Tc {
-        return Ok(Front::Tc);
+fn choose_front(entries: &[PacketRule], injection_options: &InjectionOptions) -> Result<IngressMechanism, &'static str> {
+    if injection_options.front == IngressMechanism::Tc {
+        return Ok(IngressMechanism::Tc);
     }
-    let suits = if wishes.live {
+    let suits = if injection_options.live {
         Err("the rules are going to be replaced by others")
     } else if !version::at_least(5, 12) {
         Err("it needs Linux 5.12")
     } else {
         xdp::suits(entries)
     };
-    match (suits, wishes.front) {
+    match (suits, injection_options.front) {
         (Ok(()), front) => Ok(front),
-        (Err(reason), Front::Xdp) => Err(reason),
+        (Err(reason), IngressMechanism::Xdp) => Err(reason),
         // Nobody asked for it.
-        (Err(_), _) => Ok(Front::Tc),
+        (Err(_), _) => Ok(IngressMechanism::Tc),
     }
 }
 
@@ -170,11 +170,11 @@ fn options(
     plan: &Plan,
     entries: &[PacketRule],
     tables: &Tables,
-    wishes: &Wishes,
+    injection_options: &InjectionOptions,
     qdiscs: Option<&Qdiscs>,
 ) -> Result<Options> {
-    let mut options = fixed_options(plan, entries, tables, wishes)?;
-    if wishes.live {
+    let mut options = fixed_options(plan, entries, tables, injection_options)?;
+    if injection_options.live {
         options = live_options(options);
     }
     if let Some(qdiscs) = qdiscs {
@@ -184,7 +184,7 @@ fn options(
     if qdiscs.is_some() || plan.needs_delay_line() {
         options.places = PLACES / 2;
     }
-    if let Some(decisions) = &wishes.replay {
+    if let Some(decisions) = &injection_options.replay {
         options.replay = Some(u32::try_from(decisions.len())?);
     }
     Ok(options)
@@ -195,13 +195,13 @@ fn fixed_options(
     plan: &Plan,
     entries: &[PacketRule],
     tables: &Tables,
-    wishes: &Wishes,
+    injection_options: &InjectionOptions,
 ) -> Result<Options> {
     let needs = Needs::of(entries);
     Ok(Options {
         capacity: Capacity::of(tables)?,
-        events: wishes.events,
-        attachment: wishes.attachment,
+        events: injection_options.events,
+        attachment: injection_options.attachment,
         needs,
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
         matches: entries.len(),

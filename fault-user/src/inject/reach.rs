@@ -21,14 +21,14 @@ use crate::sys::net::netlink::Netlink;
 use crate::sys::net::qdisc::leaf;
 use crate::sys::net::tap::Tap;
 use crate::tell::tell;
-use crate::undo::change::Change;
+use crate::undo::change::SystemChange;
 use crate::undo::instance;
 use crate::undo::instance::Instance;
 use crate::undo::journal::Journal;
 
 /// Where packets that arrive are judged first, when the rules leave the choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Front {
+pub enum IngressMechanism {
     /// In the tc program: it can do everything, and costs the traffic that no rule is about nothing more.
     #[default]
     Tc,
@@ -39,7 +39,7 @@ pub enum Front {
 }
 
 /// The programs, and all that they are on.
-pub(super) struct Reach {
+pub(super) struct InterfaceSet {
     pub(super) injector: Injector,
     pub(super) interfaces: Vec<Interface>,
     /// The names of all interfaces that there have been.
@@ -59,7 +59,7 @@ pub(super) struct Reach {
     pub(super) instance: Instance,
 }
 
-impl Reach {
+impl InterfaceSet {
     /// Programs that are attached nowhere yet, for these interfaces.
     pub(super) fn new(
         injector: Injector,
@@ -156,7 +156,7 @@ impl Reach {
     fn make_clsact(&mut self, interface_index: u32) -> Result<()> {
         let journal = begun(&mut self.journal)?;
         let lock = instance::lock()?;
-        let change = Change::Clsact { interface_index };
+        let change = SystemChange::Clsact { interface_index };
         let what = change.shared().unwrap_or_default();
         // Where there is one already and no instance has a share, it is somebody else's and stays.
         if !clsact::is_there(interface_index)? || !instance::holders(&lock, &what)?.is_empty() {
@@ -164,7 +164,7 @@ impl Reach {
             journal.record_share(change, Some(share))?;
             clsact::ensure(interface_index)?;
         }
-        journal.record(Change::Filters {
+        journal.record(SystemChange::Filters {
             interface_index,
             number: self.instance.number(),
         })
@@ -276,14 +276,14 @@ impl Reach {
     }
 
     /// Puts the XDP program in front of the tc programs that see packets arrive. Where it can't be, tc does all.
-    pub(super) fn attach_xdp(&mut self, front: Front) -> Result<()> {
+    pub(super) fn attach_xdp(&mut self, front: IngressMechanism) -> Result<()> {
         let modes: &[Mode] = match front {
-            Front::Tc => return Ok(()),
-            Front::NativeXdp => &[Mode::Native],
-            Front::Xdp => &[Mode::Native, Mode::Generic],
+            IngressMechanism::Tc => return Ok(()),
+            IngressMechanism::NativeXdp => &[Mode::Native],
+            IngressMechanism::Xdp => &[Mode::Native, Mode::Generic],
         };
         for interface in &self.interfaces {
-            let virtually = front == Front::NativeXdp && interface.kind.is_some();
+            let virtually = front == IngressMechanism::NativeXdp && interface.kind.is_some();
             let arrives = self.sides(interface).any(|side| side == Side::Ingress);
             if !arrives || !interface.ethernet || virtually {
                 continue;
@@ -298,12 +298,12 @@ impl Reach {
             }
             match attached {
                 Ok(link) => self.xdp.push(link),
-                Err(error) if front == Front::Xdp => self.notes.push(not_by_xdp(interface, error)),
+                Err(error) if front == IngressMechanism::Xdp => self.notes.push(not_by_xdp(interface, error)),
                 // Nobody asked for it.
                 Err(_) => {}
             }
         }
-        if front == Front::Xdp && self.xdp.is_empty() && self.notes.is_empty() {
+        if front == IngressMechanism::Xdp && self.xdp.is_empty() && self.notes.is_empty() {
             self.notes
                 .push("XDP is not used: what passes loopback is judged as it leaves".to_owned());
         }
@@ -359,7 +359,7 @@ impl Reach {
             return Ok(());
         }
         let share = instance::hold(&lock, name, &before)?;
-        let change = Change::Sysctl {
+        let change = SystemChange::Sysctl {
             name: name.to_owned(),
             before,
             after: "1".to_owned(),
@@ -385,7 +385,7 @@ impl Reach {
                 tell!("fault: {packets} packets that {interface} still held were lost");
             }
         }
-        let left = journal.map(Journal::heal).unwrap_or_default();
+        let left = journal.map(Journal::undo).unwrap_or_default();
         if let Some(left) = left.first() {
             anyhow::bail!("{left}: run `fault clean`");
         }
@@ -395,7 +395,7 @@ impl Reach {
 
 /// Notes a change that outlives this process, before it is made. Of what others may need, or take for a dead one's, a share
 /// is held.
-pub(super) fn note(journal: &mut Option<Journal>, change: Change) -> Result<()> {
+pub(super) fn note(journal: &mut Option<Journal>, change: SystemChange) -> Result<()> {
     let journal = begun(journal)?;
     let share = match change.shared() {
         Some(what) => Some(instance::hold(&instance::lock()?, &what, "")?),

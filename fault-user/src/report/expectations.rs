@@ -91,7 +91,7 @@ pub struct Facts<'a> {
     /// The tries of each probe.
     pub tries: &'a [Vec<Try>],
     /// What each probe came to after everything was healed, where it was asked then: a complaint, if any.
-    pub healed: &'a [Option<Try>],
+    pub after_removal: &'a [Option<Try>],
 }
 
 /// Checks every expectation.
@@ -281,10 +281,10 @@ impl Facts<'_> {
                 .collect::<Vec<_>>()
         };
         let starts_late = windows.first().is_none_or(|(from, _)| *from > 0);
-        let healed = self.healed.get(number).and_then(Option::as_ref);
+        let after_removal = self.after_removal.get(number).and_then(Option::as_ref);
         let complaint = before(&of(Phase::Before), starts_late)
             .or_else(|| during(&of(Phase::During), probe.during))
-            .or_else(|| after(of(Phase::After).last().copied().or(healed)));
+            .or_else(|| after(of(Phase::After).last().copied().or(after_removal)));
         Verdict {
             holds: complaint.is_none(),
             text: format!(

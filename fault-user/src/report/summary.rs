@@ -347,7 +347,7 @@ pub fn unfired<'a>(
                     audience.who, rule.target
                 ),
                 Some(stream) if !was_seen => {
-                    let why = nothing_led(stream.target.protocol);
+                    let why = never_redirected(stream.target.protocol);
                     instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
                 }
                 None if instead.is_some() => instead.unwrap_or_default() + published,
@@ -373,7 +373,7 @@ pub fn unfired<'a>(
 }
 
 /// Why the relay has met nobody.
-fn nothing_led(protocol: Protocol) -> &'static str {
+fn never_redirected(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Udp => "no datagram of its target was seen while it was in force",
         Protocol::Tcp => {

@@ -123,7 +123,7 @@ pub enum Event {
     /// Someone asks.
     Asked(Asked),
     /// A rule comes or goes.
-    Turn,
+    WindowDue,
 }
 
 impl Control {
@@ -154,7 +154,7 @@ impl Control {
     pub async fn next(&mut self) -> Event {
         tokio::select! {
             Some(asked) = self.asked.recv() => Event::Asked(asked),
-            () = self.windows.wait() => Event::Turn,
+            () = self.windows.wait() => Event::WindowDue,
             else => std::future::pending().await,
         }
     }
@@ -205,7 +205,7 @@ impl Control {
     ) -> Result<()> {
         match event {
             Event::Asked(asked) => self.answer(asked, injection, plan, steering).await,
-            Event::Turn => self.turn(injection, plan)?,
+            Event::WindowDue => self.turn(injection, plan)?,
         }
         Ok(())
     }
@@ -312,7 +312,7 @@ pub fn hits(injection: &Injection, plan: &Plan, steering: Option<&Steering>) -> 
 /// What the rules of each target have seen, in the order of the rules. Several see the same packets: the one that saw most counts.
 #[must_use]
 pub fn targets(plan: &Plan, hits: &[Hits], steering: Option<&Steering>) -> Vec<TargetLine> {
-    let led = steering.map(Steering::traffic).unwrap_or_default();
+    let redirected = steering.map(Steering::traffic).unwrap_or_default();
     let mut lines: Vec<TargetLine> = Vec::new();
     for (index, (rule, hits)) in plan.rules.iter().zip(hits).enumerate() {
         let place = lines.iter().position(|line| line.target == rule.target);
@@ -326,7 +326,7 @@ pub fn targets(plan: &Plan, hits: &[Hits], steering: Option<&Steering>) -> Vec<T
         let line = &mut lines[place];
         line.connections = line.connections.max(hits.connections);
         line.bytes = line.bytes.max(hits.stats.seen_bytes);
-        if let Some((_, traffic)) = led.iter().find(|(other, _)| *other == index) {
+        if let Some((_, traffic)) = redirected.iter().find(|(other, _)| *other == index) {
             line.bytes = line.bytes.max(traffic.bytes);
             line.open = line.open.max(Some(traffic.open));
         }

@@ -12,10 +12,10 @@ use super::many;
 use super::options::Options;
 use super::rules::RuleSet;
 use super::subject::Subject;
-use crate::inject::injection::{Injection, Wishes};
+use crate::inject::injection::{Injection, InjectionOptions};
 use crate::plan::Plan;
 use crate::sys::process::container;
-use crate::sys::process::container::{Container, Places};
+use crate::sys::process::container::{Container, RuntimePaths};
 use crate::sys::process::proc::open_pidfd;
 use crate::tell::tell;
 
@@ -24,7 +24,7 @@ const PACE: Duration = Duration::from_millis(200);
 
 /// What has happened to the container.
 #[derive(Debug)]
-pub enum Turn {
+pub enum ContainerEvent {
     /// Its first process has ended.
     Ended,
     /// It runs again, in another process.
@@ -66,18 +66,18 @@ impl Follower {
     ///
     /// # Errors
     /// The process can't be watched.
-    pub async fn next(follower: &mut Option<Self>) -> Result<Turn> {
+    pub async fn next(follower: &mut Option<Self>) -> Result<ContainerEvent> {
         match follower {
             Some(follower) => follower.turn().await,
             None => std::future::pending().await,
         }
     }
 
-    async fn turn(&mut self) -> Result<Turn> {
+    async fn turn(&mut self) -> Result<ContainerEvent> {
         if let Some(process) = &self.process {
             drop(process.readable().await.context("watching the container")?);
             self.process = None;
-            return Ok(Turn::Ended);
+            return Ok(ContainerEvent::Ended);
         }
         if !self.follows {
             std::future::pending::<()>().await;
@@ -85,26 +85,26 @@ impl Follower {
         loop {
             self.pace.tick().await;
             // Stopped, being made, or gone for now.
-            if let Ok(container) = container::find(&Places::default(), &self.name)
+            if let Ok(container) = container::find(&RuntimePaths::default(), &self.name)
                 && let Some(process) = watch(container.pid)?
             {
                 self.process = Some(process);
-                return Ok(Turn::Back(container));
+                return Ok(ContainerEvent::Back(container));
             }
         }
     }
 
     /// Says what has happened, and moves the rules when it is back.
-    pub fn take(&mut self, turn: Turn, course: Moving<'_>) {
+    pub fn take(&mut self, turn: ContainerEvent, relocation: Relocation<'_>) {
         let name = &self.name;
         match turn {
-            Turn::Ended if self.follows => {
+            ContainerEvent::Ended if self.follows => {
                 tell!("fault: the container `{name}` has ended; the rules wait for it");
             }
-            Turn::Ended => tell!(
+            ContainerEvent::Ended => tell!(
                 "fault: the container `{name}` has ended, and its rules with it (--follow goes on when it is back)"
             ),
-            Turn::Back(container) => match course.to(container) {
+            ContainerEvent::Back(container) => match relocation.to(container) {
                 Ok(rules) => {
                     self.refused.clear();
                     tell!(
@@ -131,13 +131,13 @@ impl Follower {
 }
 
 /// Rules that go from one place to another.
-pub struct Moving<'a> {
+pub struct Relocation<'a> {
     /// What they are aimed at.
     pub options: &'a Options,
     /// The rules.
     pub rules: &'a RuleSet,
     /// How they are put in force.
-    pub wishes: &'a Wishes,
+    pub injection_options: &'a InjectionOptions,
     /// Where they are.
     pub subject: &'a mut Subject,
     /// The plan in force.
@@ -146,7 +146,7 @@ pub struct Moving<'a> {
     pub injection: &'a mut Injection,
 }
 
-impl Moving<'_> {
+impl Relocation<'_> {
     /// Puts the rules in force in a container; gives how many.
     fn to(self, container: Container) -> Result<usize> {
         let mut subject = Subject::of(self.options, Some(container))?;
@@ -159,7 +159,7 @@ impl Moving<'_> {
         )?;
         plan.hold_by(self.plan.held_by);
         self.injection.settle()?;
-        let mut prepared = subject.load(&plan, self.options, self.wishes)?;
+        let mut prepared = subject.load(&plan, self.options, self.injection_options)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
         }

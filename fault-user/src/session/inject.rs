@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 use super::options::Options;
 use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
-use super::signals::Ends;
+use super::signals::EndSignals;
 use super::subject::Subject;
 use super::{Loaded, Session, choose_mechanism, guard, many, plan, require, runtime, tell_unfired};
-use crate::inject::injection::Wishes;
+use crate::inject::injection::InjectionOptions;
 use crate::plan::Plan;
 use crate::report::summary;
 use crate::sys::preflight::Need;
@@ -97,14 +97,14 @@ impl Inject {
         plan: Plan,
     ) -> Outcome {
         // Before anything is changed: what ends fault from here on takes everything back first.
-        let mut ends = Ends::listen()?;
-        let wishes = Wishes {
+        let mut ends = EndSignals::listen()?;
+        let injection_options = InjectionOptions {
             live: watched.is_some(),
-            ..self.options.wishes()
+            ..self.options.injection_options()
         };
         let patience = Patience::start("setting up");
         let scope = subject.scope();
-        let mut loaded = Loaded::load(&self.options, rules, subject, scope, plan, wishes)?;
+        let mut loaded = Loaded::load(&self.options, rules, subject, scope, plan, injection_options)?;
         loaded.count_endpoints();
         let session = loaded
             .start("fault inject".to_owned(), watched.is_none())
@@ -121,26 +121,26 @@ impl Inject {
             rights.push(Capability::DacOverride);
         }
         give_up(&rights);
-        let mut course = Course {
+        let mut active = ActiveInjection {
             options: &self.options,
             watched,
             session,
         };
-        course.last(&mut ends, self.length).await?;
-        course.end().await
+        active.last(&mut ends, self.length).await?;
+        active.end().await
     }
 }
 
 /// Rules that are applied, for as long as they last.
-struct Course<'a> {
+struct ActiveInjection<'a> {
     options: &'a Options,
     watched: Option<Watched>,
     session: Session<'a>,
 }
 
-impl Course<'_> {
+impl ActiveInjection<'_> {
     /// Waits for the end.
-    async fn last(&mut self, ends: &mut Ends, length: Option<Duration>) -> anyhow::Result<()> {
+    async fn last(&mut self, ends: &mut EndSignals, length: Option<Duration>) -> anyhow::Result<()> {
         let end = tokio::time::sleep(length.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
         tokio::pin!(end);
         let mut refresh = tokio::time::interval(REFRESH);

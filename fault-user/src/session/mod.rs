@@ -26,16 +26,16 @@ use fault_common::abi::Counter;
 use nix::unistd::Uid;
 
 use self::control::{Control, Event};
-use self::follow::{Follower, Moving, Turn};
+use self::follow::{Follower, Relocation, ContainerEvent};
 use self::machine::ThisMachine;
 use self::options::Options;
 use self::outcome::Failure;
 use self::rules::RuleSet;
-use self::signals::Ends;
+use self::signals::EndSignals;
 use self::subject::Subject;
 use self::windows::Windows;
 use crate::inject::events::Events;
-use crate::inject::injection::{Hits, Injection, Prepared, Wishes};
+use crate::inject::injection::{Hits, Injection, PreparedInjection, InjectionOptions};
 use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::tables::Scope;
 use crate::plan::{Plan, guard_host};
@@ -108,11 +108,11 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
 pub struct Loaded<'a> {
     options: &'a Options,
     rules: &'a RuleSet,
-    wishes: Wishes,
+    injection_options: InjectionOptions,
     plan: Plan,
     scope: Option<Scope>,
     // Where it ends early the programs go before what they are aimed at.
-    prepared: Prepared,
+    prepared: PreparedInjection,
     /// Whose traffic it is.
     pub subject: Subject,
 }
@@ -128,9 +128,9 @@ impl<'a> Loaded<'a> {
         mut subject: Subject,
         scope: Option<Scope>,
         plan: Plan,
-        wishes: Wishes,
+        injection_options: InjectionOptions,
     ) -> Result<Self> {
-        let mut prepared = subject.load(&plan, options, &wishes)?;
+        let mut prepared = subject.load(&plan, options, &injection_options)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
         }
@@ -143,7 +143,7 @@ impl<'a> Loaded<'a> {
         Ok(Self {
             options,
             rules,
-            wishes,
+            injection_options,
             plan,
             scope,
             prepared,
@@ -196,7 +196,7 @@ impl<'a> Loaded<'a> {
             who: self.subject.who(scope),
             options: self.options,
             rules: self.rules,
-            wishes: self.wishes,
+            injection_options: self.injection_options,
             subject: self.subject,
             plan: self.plan,
             injection,
@@ -212,14 +212,14 @@ pub enum Task {
     /// Someone asks, or a rule comes or goes.
     Control(Event),
     /// The container has ended, or is back.
-    Container(Turn),
+    Container(ContainerEvent),
 }
 
 /// Rules that are applied.
 pub struct Session<'a> {
     options: &'a Options,
     rules: &'a RuleSet,
-    wishes: Wishes,
+    injection_options: InjectionOptions,
     /// The plan that is carried out.
     pub plan: Plan,
     // Where it ends early the programs go first, and last what they are aimed at.
@@ -273,10 +273,10 @@ impl Session<'_> {
                 };
                 follower.take(
                     turn,
-                    Moving {
+                    Relocation {
                         options: self.options,
                         rules: self.rules,
-                        wishes: &self.wishes,
+                        injection_options: &self.injection_options,
                         subject: &mut self.subject,
                         plan: &mut self.plan,
                         injection: &mut self.injection,
@@ -317,7 +317,7 @@ impl Session<'_> {
         let Some(steering) = &self.steering else {
             return Ok(());
         };
-        let mut ends = Ends::listen()?;
+        let mut ends = EndSignals::listen()?;
         let packets = self
             .rules
             .rules
@@ -377,7 +377,7 @@ impl Session<'_> {
     /// Something can't be taken back.
     pub fn restore(self) -> Result<()> {
         drop(self.steering);
-        self.injection.heal()?;
+        self.injection.remove()?;
         drop(self.subject);
         Ok(())
     }

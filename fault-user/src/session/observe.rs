@@ -17,10 +17,10 @@ use crate::sys::process::cgroup::{Cgroup, Hierarchy};
 use crate::sys::process::user::Identity;
 use crate::watch::history::History;
 use crate::watch::probe::{self, Probing, Try};
-use crate::watch::{Watch, Whose};
+use crate::watch::{Watch, WatchScope};
 
 /// What is to be looked at.
-pub struct Wanted<'a> {
+pub struct WatchList<'a> {
     targets: Vec<(String, ResolvedTarget)>,
     probes: &'a [Probe],
     identity: Option<Identity>,
@@ -28,7 +28,7 @@ pub struct Wanted<'a> {
 
 /// What is being looked at.
 pub struct Observer<'a> {
-    wanted: Wanted<'a>,
+    watch_list: WatchList<'a>,
     watch: Option<Watch>,
     probing: Option<Probing>,
 }
@@ -41,7 +41,7 @@ pub struct Observed {
     pub tries: Vec<Vec<Try>>,
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> WatchList<'a> {
     /// What the scenario's expectations need, and what a report shows. Probes that are commands run as `identity`.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl<'a> Wanted<'a> {
             Some(self.start(subject, scope)?)
         };
         Ok(Observer {
-            wanted: self,
+            watch_list: self,
             watch,
             probing: None,
         })
@@ -135,7 +135,7 @@ impl<'a> Wanted<'a> {
         } else {
             (hierarchy.path(), 0)
         };
-        Watch::start(Whose { cgroup, netns }, &self.targets)
+        Watch::start(WatchScope { cgroup, netns }, &self.targets)
     }
 }
 
@@ -149,9 +149,9 @@ fn own_cgroup(hierarchy: &Hierarchy, pid: i32) -> Result<Option<Cgroup>> {
 impl Observer<'_> {
     /// Begins to try the probes: the rules are in force.
     pub fn probe(&mut self, started: Instant) {
-        let Wanted {
+        let WatchList {
             probes, identity, ..
-        } = &self.wanted;
+        } = &self.watch_list;
         if !probes.is_empty() {
             self.probing = Some(Probing::start(probes, identity.as_ref(), started));
         }
@@ -175,15 +175,15 @@ impl Observer<'_> {
     }
 
     /// Asks the probes once everything is healed.
-    pub async fn healed(&self) -> Vec<Option<Try>> {
-        let mut healed = Vec::new();
-        for probe in self.wanted.probes {
-            let held = probe::hold(probe, self.wanted.identity.as_ref()).await;
-            healed.push(Some(Try {
+    pub async fn after_removal(&self) -> Vec<Option<Try>> {
+        let mut after_removal = Vec::new();
+        for probe in self.watch_list.probes {
+            let held = probe::hold(probe, self.watch_list.identity.as_ref()).await;
+            after_removal.push(Some(Try {
                 at_ns: u64::MAX,
                 complaint: held.err().map(|error| format!("{error:#}")),
             }));
         }
-        healed
+        after_removal
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::inject::injection::Wishes;
+use crate::inject::injection::InjectionOptions;
 use crate::inject::injector::Attachment;
-use crate::inject::reach::Front;
+use crate::inject::reach::IngressMechanism;
 use crate::plan::mechanism::Mechanism;
 use crate::sys::net::interfaces::{self, Interface, Selection};
 
@@ -29,7 +29,7 @@ pub struct Options {
     /// The attachment that was asked for.
     pub attachment: Option<Attachment>,
     /// What judges packets that arrive.
-    pub front: Front,
+    pub front: IngressMechanism,
     /// What was asked to hold packets.
     pub mechanism: Option<Mechanism>,
     /// How long data may take to arrive when the rules end; nothing leaves it to the rules.
@@ -41,12 +41,12 @@ pub struct Options {
 impl Options {
     /// How the programs are put on interfaces.
     #[must_use]
-    pub fn wishes(&self) -> Wishes {
-        Wishes {
+    pub fn injection_options(&self) -> InjectionOptions {
+        InjectionOptions {
             attachment: self.attachment,
             front: self.front,
-            newcomers: Some(self.selection.clone()),
-            ..Wishes::default()
+            later_interfaces: Some(self.selection.clone()),
+            ..InjectionOptions::default()
         }
     }
 

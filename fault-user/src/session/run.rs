@@ -8,13 +8,13 @@ use std::sync::Arc;
 use fault_common::abi::{Counter, DecisionKey};
 
 use super::files::Files;
-use super::observe::{Observer, Wanted};
+use super::observe::{Observer, WatchList};
 use super::options::Options;
 use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
 use super::subject::{Subject, scope_of};
 use super::{Loaded, Session, choose_mechanism, guard, plan, require, runtime, tell_unfired};
-use crate::inject::injection::{Hits, Wishes};
+use crate::inject::injection::{Hits, InjectionOptions};
 use crate::plan::mechanism::Mechanism;
 use crate::report::expectations::{self, Facts, Verdict};
 use crate::report::file::{self, Amount, Expectation, Report, RuleReport};
@@ -25,7 +25,7 @@ use crate::sys::preflight::Need;
 use crate::sys::process::caller;
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
-use crate::sys::process::command::{CommandSpec, Ended, Prepared as ReadyCommand, Running};
+use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand as ReadyCommand, Running};
 use crate::sys::process::user::Identity;
 use crate::tell::{Patience, tell};
 
@@ -68,7 +68,7 @@ impl Run {
         require(&needs)?;
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
         let mechanism = choose_mechanism(&mut rules, &self.options)?;
-        let wanted = Wanted::new(&rules, self.report.is_some(), identity.clone())?;
+        let watch_list = WatchList::new(&rules, self.report.is_some(), identity.clone())?;
         // Another user that was asked for has an environment of its own.
         let environment = match self.user {
             None => caller::environment(),
@@ -77,7 +77,7 @@ impl Run {
         let command = CommandSpec::new(self.command.clone(), identity)?
             .with_environment(environment)
             .resolve()?;
-        runtime()?.block_on(self.inject(&rules, wanted, mechanism, &command))
+        runtime()?.block_on(self.inject(&rules, watch_list, mechanism, &command))
     }
 
     /// What `--follow` can't be combined with.
@@ -102,11 +102,11 @@ impl Run {
     async fn inject(
         &self,
         rules: &RuleSet,
-        wanted: Wanted<'_>,
+        watch_list: WatchList<'_>,
         mechanism: Mechanism,
         command: &ReadyCommand,
     ) -> Outcome {
-        wanted.before(rules).await?;
+        watch_list.before(rules).await?;
         let patience = Patience::start("setting up");
         let subject = Subject::find(&self.options)?;
         let own = self.own_cgroup()?;
@@ -117,31 +117,31 @@ impl Run {
         };
         let plan = plan(rules, scope.as_ref(), mechanism, rules.seed()?)?;
         let files = Files::open(self.report.clone(), self.events.clone())?;
-        let wishes = self.wishes();
+        let injection_options = self.injection_options();
         let seed = plan.seed;
-        let mut loaded = Loaded::load(&self.options, rules, subject, scope, plan, wishes)?;
+        let mut loaded = Loaded::load(&self.options, rules, subject, scope, plan, injection_options)?;
         let recorder = match files.decisions()? {
             Some((file, path)) => Some(Recorder::start(loaded.take_events()?, file, path)?),
             None => None,
         };
         tell!("fault: seed {seed}");
         loaded.count_endpoints();
-        let observer = wanted.watch(&loaded.subject, loaded.scope())?;
+        let observer = watch_list.watch(&loaded.subject, loaded.scope())?;
         let session = loaded.start(self.title(), true).await?;
         drop(patience);
         let mut running = waiting.go()?;
         give_up(&rights(&session, command, own.as_ref()));
-        let mut course = Course {
+        let mut active = ActiveRun {
             run: self,
             files,
             session,
             observer,
             samples: Samples::default(),
         };
-        course.observer.probe(course.session.injection.started());
-        let ended = course.wait(&mut running).await?;
-        let code = course.judge(ended, recorder).await?;
-        course.session.restore()?;
+        active.observer.probe(active.session.injection.started());
+        let ended = active.wait(&mut running).await?;
+        let code = active.judge(ended, recorder).await?;
+        active.session.restore()?;
         if let Some(own) = own {
             release(own)?;
         }
@@ -156,11 +156,11 @@ impl Run {
         CommandCgroup::create(&Hierarchy::find()?, Leftovers::Release).map(Some)
     }
 
-    fn wishes(&self) -> Wishes {
-        Wishes {
+    fn injection_options(&self) -> InjectionOptions {
+        InjectionOptions {
             events: self.events.is_some() || self.report.is_some(),
             replay: self.replay.clone(),
-            ..self.options.wishes()
+            ..self.options.injection_options()
         }
     }
 
@@ -242,7 +242,7 @@ impl Run {
 }
 
 /// A run while it lasts.
-struct Course<'a> {
+struct ActiveRun<'a> {
     run: &'a Run,
     files: Files,
     session: Session<'a>,
@@ -250,7 +250,7 @@ struct Course<'a> {
     samples: Samples,
 }
 
-impl Course<'_> {
+impl ActiveRun<'_> {
     /// Waits for the command; answers `fault top`, takes samples for a report, and goes with a container meanwhile.
     async fn wait(&mut self, running: &mut Running) -> anyhow::Result<Ended> {
         let sampled = self.run.report.is_some();
@@ -287,7 +287,7 @@ impl Course<'_> {
         let hits = self.session.hits()?;
         self.sample(witnessed.history.length_ns / MS_NS, &hits);
         self.session.rest();
-        let healed = self.observer.healed().await;
+        let after_removal = self.observer.after_removal().await;
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
@@ -300,7 +300,7 @@ impl Course<'_> {
             rules_ns: rules.length_ns,
             history: &witnessed.history,
             tries: &witnessed.tries,
-            healed: &healed,
+            after_removal: &after_removal,
         })
     }
 

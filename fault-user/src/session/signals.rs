@@ -5,14 +5,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::sys::process::signals;
 
 /// The signals that end `fault inject` and `fault daemon`.
-pub struct Ends {
+pub struct EndSignals {
     interrupt: Signal,
     terminate: Signal,
     /// `None` under nohup(1).
     hangup: Option<Signal>,
 }
 
-impl Ends {
+impl EndSignals {
     /// Listens for them from now on.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::machine::ThisMachine;
-use crate::inject::injection::{Hits, Injection, Wishes};
+use crate::inject::injection::{Hits, Injection, InjectionOptions};
 use crate::inject::preparation::prepare;
 use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
@@ -306,7 +306,7 @@ impl Now {
         if entries.is_empty() {
             self.entries = entries;
             return match self.applied.take() {
-                Some(applied) => applied.injection.heal().map_err(RulesError::from),
+                Some(applied) => applied.injection.remove().map_err(RulesError::from),
                 None => Ok(()),
             };
         }
@@ -397,11 +397,11 @@ fn everywhere() -> anyhow::Result<Vec<Interface>> {
     interfaces::select(&interfaces::list()?, &Selection::Default)
 }
 
-fn live() -> Wishes {
-    Wishes {
+fn live() -> InjectionOptions {
+    InjectionOptions {
         live: true,
-        newcomers: Some(Selection::Default),
-        ..Wishes::default()
+        later_interfaces: Some(Selection::Default),
+        ..InjectionOptions::default()
     }
 }
 

@@ -7,15 +7,15 @@ use nix::unistd::Pid;
 
 use super::options::Options;
 use super::rules::RuleSet;
-use super::tree::Aim as Tree;
-use crate::inject::injection::{Injection, Prepared, Wishes};
+use super::tree::ProcessTree as Tree;
+use crate::inject::injection::{Injection, PreparedInjection, InjectionOptions};
 use crate::inject::preparation::prepare_noting;
 use crate::plan::Plan;
 use crate::plan::tables::Scope;
-use crate::steer::{Steering, Whose};
+use crate::steer::{Steering, SteeringScope};
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::cgroup::{Cgroup, Hierarchy};
-use crate::sys::process::container::{self, Container, Places};
+use crate::sys::process::container::{self, Container, RuntimePaths};
 use crate::sys::process::netns::{NetworkNamespace, netns_cookie};
 use crate::sys::process::proc;
 use crate::tell::tell;
@@ -42,7 +42,7 @@ impl Subject {
     /// No such container, namespace, process or cgroup.
     pub fn find(options: &Options) -> Result<Self> {
         let container = options.container.as_deref();
-        let container = container.map(|name| container::find(&Places::default(), name));
+        let container = container.map(|name| container::find(&RuntimePaths::default(), name));
         Self::of(options, container.transpose()?)
     }
 
@@ -91,9 +91,9 @@ impl Subject {
     ///
     /// # Errors
     /// As [`prepare_noting`], or the namespace can't be entered.
-    pub fn load(&mut self, plan: &Plan, options: &Options, wishes: &Wishes) -> Result<Prepared> {
+    pub fn load(&mut self, plan: &Plan, options: &Options, injection_options: &InjectionOptions) -> Result<PreparedInjection> {
         let journal = self.journal.take();
-        let work = || prepare_noting(plan, &options.interfaces()?, wishes, journal);
+        let work = || prepare_noting(plan, &options.interfaces()?, injection_options, journal);
         let prepared = match &self.namespace {
             Some(namespace) => namespace.enter(work),
             None => work(),
@@ -108,7 +108,7 @@ impl Subject {
     ///
     /// # Errors
     /// Its processes can't be listed.
-    pub fn adopt(&self, prepared: &mut Prepared) -> Result<()> {
+    pub fn adopt(&self, prepared: &mut PreparedInjection) -> Result<()> {
         match &self.group {
             Some(group) => prepared.adopt(&group.cgroup, &group.scope),
             None => Ok(()),
@@ -126,7 +126,7 @@ impl Subject {
         options: &Options,
         plan: &Plan,
         scope: Option<&Scope>,
-        prepared: &mut Prepared,
+        prepared: &mut PreparedInjection,
     ) -> Result<Option<Steering>> {
         let rules = plan.stream_rules();
         let Some((_, first)) = rules.first() else {
@@ -147,7 +147,7 @@ impl Subject {
             }
             (None, None) => (Hierarchy::find()?.path().to_owned(), true),
         };
-        let whose = Whose {
+        let whose = SteeringScope {
             cgroup: &cgroup,
             all_cgroups,
             namespace: self.namespace.as_ref(),
@@ -185,13 +185,13 @@ impl Subject {
 
     /// Counts from now on what the processes that rules are about connect to, for [`Injection::endpoints`]. Without it the
     /// rules act all the same.
-    pub fn count_endpoints(&self, scope: Option<&Scope>, prepared: &mut Prepared) {
+    pub fn count_endpoints(&self, scope: Option<&Scope>, prepared: &mut PreparedInjection) {
         if let Err(error) = self.try_to_count_endpoints(scope, prepared) {
             log::info!("a rule that never matches will not tell what was used instead: {error:#}");
         }
     }
 
-    fn try_to_count_endpoints(&self, scope: Option<&Scope>, prepared: &mut Prepared) -> Result<()> {
+    fn try_to_count_endpoints(&self, scope: Option<&Scope>, prepared: &mut PreparedInjection) -> Result<()> {
         let here = match &self.namespace {
             Some(namespace) => namespace.enter(|| Ok(netns_cookie()))?,
             None => netns_cookie(),

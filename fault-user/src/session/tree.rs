@@ -10,7 +10,7 @@ use crate::sys::process::proc::ProcessId;
 use crate::sys::process::sockets;
 use crate::sys::process::sockets::OpenSocket;
 use crate::tell::tell;
-use crate::undo::change::Change;
+use crate::undo::change::SystemChange;
 use crate::undo::journal::Journal;
 use anyhow::{Result, bail};
 use nix::unistd::Pid;
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 /// A process tree that can be told from all others by its cgroup.
 #[derive(Debug)]
-pub struct Aim {
+pub struct ProcessTree {
     cgroup: Cgroup,
     moved: Option<Moved>,
     sockets: Vec<OpenSocket>,
@@ -35,7 +35,7 @@ struct Moved {
     origin: PathBuf,
 }
 
-impl Aim {
+impl ProcessTree {
     /// Aims at `pid` and its descendants. `fault` itself is never among them, even when started by
     /// that process. `journal` learns of each move before it is made.
     ///
@@ -125,7 +125,7 @@ impl Moved {
             Err(_) if !process.is_alive()? => return Ok(()),
             Err(error) => return Err(error),
         };
-        journal.record(Change::Moved {
+        journal.record(SystemChange::Moved {
             process,
             from: from.clone(),
         })?;

@@ -28,7 +28,7 @@ struct Window {
 
 /// What changes with a look at the clock.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct WindowChange {
     /// What there is to tell, one line each.
     pub told: Vec<String>,
     /// Rules whose window is over.
@@ -112,13 +112,13 @@ impl Windows {
     }
 
     /// Looks at the clock.
-    pub fn look(&mut self) -> Change {
+    pub fn look(&mut self) -> WindowChange {
         let now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.look_at(now_ns)
     }
 
-    fn look_at(&mut self, now_ns: u64) -> Change {
-        let mut change = Change::default();
+    fn look_at(&mut self, now_ns: u64) -> WindowChange {
+        let mut change = WindowChange::default();
         let mut next_ns: Option<u64> = None;
         for window in &self.all {
             let begin_ns = window.from_ns.saturating_sub(LEAD_NS);
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn drawn_rules_are_told_of() {
         let mut windows = windows(&TEXTS, 1..3);
-        assert_eq!(windows.look_at(0), Change::default());
+        assert_eq!(windows.look_at(0), WindowChange::default());
         assert_eq!(windows.next_ns, Some(2 * S_NS - LEAD_NS));
         let told = windows.look_at(2 * S_NS).told;
         assert_eq!(told, ["drawn: `tcp:1 drop at=2s for=3s`"]);
@@ -199,7 +199,7 @@ mod tests {
     fn many_rules_come_and_go() {
         let texts: Vec<_> = TEXTS.iter().chain(&TEXTS).chain(&TEXTS).copied().collect();
         let mut windows = windows(&texts, 0..0);
-        assert_eq!(windows.look_at(0), Change::default());
+        assert_eq!(windows.look_at(0), WindowChange::default());
         assert_eq!(windows.resting, [1, 2, 4, 5, 7, 8].into());
         let told = windows.look_at(2 * S_NS).told;
         assert_eq!(told, ["begins: `tcp:1 drop at=2s for=3s`"; 3]);

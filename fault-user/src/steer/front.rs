@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 use fault_common::abi::{STEERS, steered};
 use socket2::{Domain, Socket, Type};
 
-use super::hooks::{Hooks, Reach};
+use super::hooks::{Hooks, HookScope};
 use super::prepare;
 use super::relays::listener;
 use crate::inject::services::{Service, relay_mark};
@@ -22,7 +22,7 @@ use crate::sys::preflight::{Need, preflight};
 use crate::sys::process::cgroup::Hierarchy;
 
 /// The hooks of this host, shared by all services behind them.
-pub struct Front {
+pub struct TransparentProxies {
     state: Mutex<State>,
 }
 
@@ -33,8 +33,8 @@ struct State {
 }
 
 /// A service with the relay in front of it, until this is dropped.
-pub struct Place {
-    front: Arc<Front>,
+pub struct ProxiedService {
+    front: Arc<TransparentProxies>,
     index: u32,
     ports: [PortRange; 1],
     service: Mutex<Service>,
@@ -43,14 +43,14 @@ pub struct Place {
     nobody: Socket,
 }
 
-impl Front {
+impl TransparentProxies {
     /// Attaches the hooks: nothing is led anywhere yet.
     ///
     /// # Errors
     /// No cgroup2, no rights, or a kernel before 5.14.
     pub fn open(engine: &Engine) -> Result<Arc<Self>> {
         preflight(&[Need::Programs])?;
-        let reach = Reach {
+        let reach = HookScope {
             all_cgroups: true,
             all_servers: true,
         };
@@ -65,11 +65,11 @@ impl Front {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stands in front of a service, which is refused until [`Place::listen`].
+    /// Stands in front of a service, which is refused until [`ProxiedService::listen`].
     ///
     /// # Errors
     /// No address, one without a host, or no place left.
-    pub fn take(self: &Arc<Self>, addresses: &[SocketAddr]) -> Result<Place> {
+    pub fn take(self: &Arc<Self>, addresses: &[SocketAddr]) -> Result<ProxiedService> {
         let Some(first) = addresses.first() else {
             bail!("the service has no address");
         };
@@ -104,7 +104,7 @@ impl Front {
         };
         state.hooks.switch(index, &[port], true);
         drop(state);
-        Ok(Place {
+        Ok(ProxiedService {
             front: Arc::clone(self),
             index,
             ports: [port],
@@ -144,7 +144,7 @@ fn port_of(socket: &Socket) -> io::Result<u16> {
         .ok_or_else(|| io::Error::other("a socket without a port"))
 }
 
-impl Place {
+impl ProxiedService {
     /// A listener of the relay's: from now on connections come to it.
     ///
     /// # Errors
@@ -193,7 +193,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ProxiedService {
     fn drop(&mut self) {
         let service = self
             .service

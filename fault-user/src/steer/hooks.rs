@@ -36,7 +36,7 @@ pub struct Hooks {
 
 /// Whose connections the hooks meet.
 #[derive(Clone, Copy, Debug)]
-pub struct Reach {
+pub struct HookScope {
     /// The cgroup is the root, with processes of every network namespace.
     pub all_cgroups: bool,
     /// Every server in the network namespace is theirs, not only those of the cgroup.
@@ -51,7 +51,7 @@ impl Hooks {
     /// The kernel refuses (the hooks are of Linux 5.8), or there are too many targets.
     pub fn attach(
         cgroup: &Path,
-        reach: Reach,
+        reach: HookScope,
         services: &[Service],
     ) -> Result<(Self, Originals, Events)> {
         ensure!(

@@ -34,10 +34,10 @@ use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
 use handshakes::Events;
-use hooks::{Hooks, Reach};
+use hooks::{Hooks, HookScope};
 use originals::Originals;
 pub(crate) use relays::prepare;
-use relays::{Ends, Maker, backlog};
+use relays::{RelayListeners, Maker, backlog};
 
 /// Two are enough for what one command opens.
 const WORKERS: usize = 2;
@@ -72,7 +72,7 @@ struct StreamRule {
 }
 
 /// A target with its relays: one for each version of IP, and one for datagrams.
-struct Led {
+struct RedirectedTarget {
     /// Its name or text.
     name: String,
     target: ResolvedTarget,
@@ -89,7 +89,7 @@ struct Shared {
     /// Where connections to other hosts are to be reset.
     peers: reconnect::Peers,
     hooks: Mutex<Hooks>,
-    led: Vec<Led>,
+    redirected: Vec<RedirectedTarget>,
     rules: Vec<StreamRule>,
     /// How many rules of each target are in their windows.
     active: Mutex<Vec<u32>>,
@@ -98,19 +98,19 @@ struct Shared {
     /// How many connections there had been when the window opened that is open now.
     before: Mutex<Vec<Option<u64>>>,
     /// Which rules act.
-    turns: tokio::sync::Mutex<Vec<Turn>>,
+    turns: tokio::sync::Mutex<Vec<RuleSwitch>>,
     /// Nothing is redirected any more, whatever windows open.
     is_over: AtomicBool,
 }
 
 /// A rule acts while its window is open and nobody has switched it off.
 #[derive(Clone, Copy, Default)]
-struct Turn {
+struct RuleSwitch {
     in_window: bool,
     is_off: bool,
 }
 
-impl Turn {
+impl RuleSwitch {
     const fn acts(self) -> bool {
         self.in_window && !self.is_off
     }
@@ -135,7 +135,7 @@ pub struct Steering {
 }
 
 /// Whose connections and datagrams are led.
-pub struct Whose<'a> {
+pub struct SteeringScope<'a> {
     /// Those of processes in this cgroup.
     pub cgroup: &'a Path,
     /// It is the root.
@@ -171,7 +171,7 @@ fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, V
 
 /// What is opened inside the network namespace.
 struct Opened {
-    ends: Vec<Ends>,
+    ends: Vec<RelayListeners>,
     hooks: Hooks,
     originals: Originals,
     events: Events,
@@ -182,12 +182,12 @@ struct Opened {
 impl Opened {
     fn new(
         cgroup: &Path,
-        reach: Reach,
+        reach: HookScope,
         targets: &[ResolvedTarget],
         rules: &[StreamRule],
     ) -> Result<Self> {
         let ends = (0..targets.len())
-            .map(|target| Ends::open(has(Transport::Tcp, target, rules).is_some()))
+            .map(|target| RelayListeners::open(has(Transport::Tcp, target, rules).is_some()))
             .collect::<Result<Vec<_>>>()?;
         let services: Vec<Service> = ends
             .iter()
@@ -226,12 +226,12 @@ impl Steering {
     pub async fn start(
         rules: &[(usize, &ResolvedRule)],
         seed: u64,
-        whose: Whose<'_>,
+        whose: SteeringScope<'_>,
     ) -> Result<Self> {
         let (targets, rules) = by_target(rules)?;
         let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
         let all_servers = whose.marker.is_none();
-        let reach = Reach {
+        let reach = HookScope {
             all_cgroups: whose.all_cgroups,
             all_servers,
         };
@@ -257,27 +257,27 @@ impl Steering {
             prepare: prepare(relay_mark(), whose.marker, Some(hooks.served().clone())),
             exchange: whose.exchange.as_ref(),
         };
-        let mut led = Vec::with_capacity(targets.len());
+        let mut redirected = Vec::with_capacity(targets.len());
         for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
             let named = rules.iter().find(|rule| rule.target == number);
             let title = named.map_or("", |rule| &rule.rule.name);
             let packets = has(Transport::Udp, number, &rules);
             let relays = ends.relays(&maker, (number, title), packets)?;
-            let target = Led::start(number, target, &rules, ends, relays).await?;
+            let target = RedirectedTarget::start(number, target, &rules, ends, relays).await?;
             target.show(u32::try_from(number)?, &mut hooks)?;
-            led.push(target);
+            redirected.push(target);
         }
         let shared = Arc::new(Shared {
             scope: (!all_servers).then(|| whose.cgroup.to_owned()),
             diagnosis,
             peers,
             hooks: Mutex::new(hooks),
-            active: Mutex::new(vec![0; led.len()]),
+            active: Mutex::new(vec![0; redirected.len()]),
             past: Mutex::new(vec![StreamHits::default(); rules.len()]),
             before: Mutex::new(vec![None; rules.len()]),
-            turns: tokio::sync::Mutex::new(vec![Turn::default(); rules.len()]),
+            turns: tokio::sync::Mutex::new(vec![RuleSwitch::default(); rules.len()]),
             is_over: AtomicBool::new(false),
-            led,
+            redirected,
             rules,
         });
         let mut timelines = Vec::new();
@@ -389,8 +389,8 @@ impl Drop for Steering {
             timeline.abort();
         }
         self.shared.stop_redirecting();
-        for led in &self.shared.led {
-            for note in led.notes() {
+        for redirected in &self.shared.redirected {
+            for note in redirected.notes() {
                 tell!("fault: {note}");
             }
         }
@@ -439,13 +439,13 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
     }))
 }
 
-impl Led {
+impl RedirectedTarget {
     /// Has the relays of target `number` listen.
     async fn start(
         number: usize,
         target: ResolvedTarget,
         rules: &[StreamRule],
-        ends: &mut Ends,
+        ends: &mut RelayListeners,
         relays: Vec<Arc<Relay>>,
     ) -> Result<Self> {
         for relay in &relays {
@@ -522,7 +522,7 @@ impl Shared {
     }
 
     /// Changes what decides whether a rule acts, and has it do so.
-    async fn turn(&self, number: usize, change: impl FnOnce(&mut Turn)) -> Result<()> {
+    async fn turn(&self, number: usize, change: impl FnOnce(&mut RuleSwitch)) -> Result<()> {
         let mut turns = self.turns.lock().await;
         let mut turn = turns[number];
         change(&mut turn);
@@ -539,7 +539,7 @@ impl Shared {
     async fn begin_to_act(&self, number: usize) -> Result<()> {
         let target = self.rules[number].target;
         let accepted = self.accepted(target);
-        for relay in &self.led[target].relays {
+        for relay in &self.redirected[target].relays {
             for toxic in self.toxics(number, relay.transport())? {
                 relay
                     .add_toxic(toxic)
@@ -555,7 +555,7 @@ impl Shared {
                 bail!("nothing was opened to reset connections with");
             };
             let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
-            let target = &self.led[target].target;
+            let target = &self.redirected[target].target;
             let count = reconnect::reset(&mut netlink, &self.peers, target, self.scope.as_deref())?;
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             past[number].hits += count;
@@ -576,7 +576,7 @@ impl Shared {
             past[number].hits += did.hits;
         }
         self.before.lock().unwrap_or_else(PoisonError::into_inner)[number] = None;
-        for relay in &self.led[target].relays {
+        for relay in &self.redirected[target].relays {
             let Ok(toxics) = self.toxics(number, relay.transport()) else {
                 return;
             };
@@ -597,13 +597,13 @@ impl Shared {
             let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
             let index = u32::try_from(target).unwrap_or(u32::MAX);
             let up = up && !self.is_over.load(Ordering::SeqCst);
-            hooks.switch(index, &self.led[target].target.ports, up);
+            hooks.switch(index, &self.redirected[target].target.ports, up);
         }
     }
 
     /// Has what is on its way through the relays arrive. What was lost.
     async fn drain(&self, drain: Drain) -> Cut {
-        let relays = self.led.iter().flat_map(|led| &led.relays);
+        let relays = self.redirected.iter().flat_map(|redirected| &redirected.relays);
         let cuts = futures_util::future::join_all(relays.map(|relay| relay.drain(drain))).await;
         cuts.into_iter().sum()
     }
@@ -612,8 +612,8 @@ impl Shared {
     fn stop_redirecting(&self) {
         let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_over.store(true, Ordering::SeqCst);
-        for (index, led) in (0..).zip(&self.led) {
-            hooks.switch(index, &led.target.ports, false);
+        for (index, redirected) in (0..).zip(&self.redirected) {
+            hooks.switch(index, &redirected.target.ports, false);
         }
     }
 
@@ -631,7 +631,7 @@ impl Shared {
         let prefix = format!("{number}@");
         let mut sum = StreamHits::default();
         let target = self.rules[number].target;
-        for relay in &self.led[target].relays {
+        for relay in &self.redirected[target].relays {
             let stats = relay.stats();
             let own = stats
                 .toxics
@@ -656,14 +656,14 @@ impl Shared {
 
     /// How many connections to a target have come through the relay.
     fn accepted(&self, target: usize) -> u64 {
-        let relays = self.led[target].relays.iter();
+        let relays = self.redirected[target].relays.iter();
         relays.map(|relay| relay.stats().accepted).sum()
     }
 
     /// What `no_accept` did: the connections that nobody has accepted. The relay has never met them.
     fn waiting(&self, number: usize) -> StreamHits {
-        let led = &self.led[self.rules[number].target];
-        let count = led.listeners.iter().map(backlog).sum();
+        let redirected = &self.redirected[self.rules[number].target];
+        let count = redirected.listeners.iter().map(backlog).sum();
         StreamHits {
             seen: count,
             connections: count,
@@ -690,7 +690,7 @@ impl Steering {
     pub fn traffic(&self) -> Vec<(usize, Traffic)> {
         let of = |rule: &StreamRule| {
             let mut sum = Traffic::default();
-            for relay in &self.shared.led[rule.target].relays {
+            for relay in &self.shared.redirected[rule.target].relays {
                 let stats = relay.stats();
                 sum.bytes += stats.sent_bytes.iter().sum::<u64>();
                 sum.open += stats.open as u64;

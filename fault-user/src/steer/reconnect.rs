@@ -63,8 +63,8 @@ pub fn reset(
     let ends = list(netlink, &states)?;
     let mut count = 0;
     let mut alone = HashMap::new();
-    let is_led = |end: &End| !end.ours && scope.as_ref().is_none_or(|scope| scope.has(end));
-    for end in ends.iter().filter(|end| is_led(end)) {
+    let is_redirected = |end: &End| !end.ours && scope.as_ref().is_none_or(|scope| scope.has(end));
+    for end in ends.iter().filter(|end| is_redirected(end)) {
         let other = ends
             .iter()
             .find(|other| other.local == end.remote && other.remote == end.local);

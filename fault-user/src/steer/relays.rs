@@ -22,7 +22,7 @@ use crate::rule::ResolvedTarget;
 use crate::sys::process::sockets::set_mark;
 
 /// Where the relays of one target listen, on loopback: IPv4, and IPv6 where there is any.
-pub struct Ends {
+pub struct RelayListeners {
     /// For connections.
     pub streams: [Option<TcpListener>; 2],
 }
@@ -43,7 +43,7 @@ pub struct Maker<'a> {
     pub exchange: Option<&'a Arc<Exchange>>,
 }
 
-impl Ends {
+impl RelayListeners {
     /// Opens them, if there are to be any: a target may be for datagrams alone.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use crate::undo::leftover::{Fate, Leftover};
 /// Something that outlives its maker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "kebab-case")]
-pub enum Change {
+pub enum SystemChange {
     /// A file below `/proc/sys`.
     Sysctl {
         /// Relative to `/proc/sys`: `net/ipv4/conf/lo/accept_local`.
@@ -78,7 +78,7 @@ pub struct Entry {
     pub netns: u64,
     /// What was changed.
     #[serde(flatten)]
-    pub change: Change,
+    pub change: SystemChange,
 }
 
 /// Who undoes a change.
@@ -110,7 +110,7 @@ pub(super) fn undo_entries(
     }
 }
 
-impl Change {
+impl SystemChange {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Sysctl { .. } => "sysctl",

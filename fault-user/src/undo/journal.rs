@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::process::proc::ProcessId;
 use crate::tell::tell;
-use crate::undo::change::{Change, Entry, Undoing, undo_entries};
+use crate::undo::change::{SystemChange, Entry, Undoing, undo_entries};
 use crate::undo::instance::{Share, current_netns};
 use crate::undo::leftover::{Fate, Leftover};
 
@@ -43,7 +43,7 @@ pub struct Journal {
     file: Flock<File>,
     path: PathBuf,
     entries: Vec<(Entry, Undoing)>,
-    healed: bool,
+    is_undone: bool,
 }
 
 impl Journal {
@@ -72,7 +72,7 @@ impl Journal {
             file,
             path,
             entries: Vec::new(),
-            healed: false,
+            is_undone: false,
         };
         let version = VERSION;
         journal.append(&Header { version, owner })?;
@@ -83,7 +83,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it can't be written; then don't make the change.
-    pub fn record(&mut self, change: Change) -> Result<()> {
+    pub fn record(&mut self, change: SystemChange) -> Result<()> {
         self.record_share(change, None)
     }
 
@@ -91,7 +91,7 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Self::record`].
-    pub fn record_share(&mut self, change: Change, share: Option<Share>) -> Result<()> {
+    pub fn record_share(&mut self, change: SystemChange, share: Option<Share>) -> Result<()> {
         let netns = current_netns()?;
         let entry = Entry { netns, change };
         self.append(&entry)?;
@@ -111,12 +111,12 @@ impl Journal {
     /// Undoes everything, last change first, and removes the journal. Dropping it does the same.
     /// Returns what could not be undone; then the journal stays for `fault clean`.
     #[must_use = "what could not be undone must be told"]
-    pub fn heal(mut self) -> Vec<Leftover> {
+    pub fn undo(mut self) -> Vec<Leftover> {
         self.undo_all()
     }
 
     fn undo_all(&mut self) -> Vec<Leftover> {
-        self.healed = true;
+        self.is_undone = true;
         let mut report = Vec::new();
         undo_entries(self.entries.drain(..), &mut report);
         report.retain(|leftover| matches!(leftover.fate, Fate::Kept(_)));
@@ -135,7 +135,7 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        if self.healed {
+        if self.is_undone {
             return;
         }
         for leftover in self.undo_all() {
@@ -315,7 +315,7 @@ mod tests {
     fn entry() -> Entry {
         Entry {
             netns: 3,
-            change: Change::Sysctl {
+            change: SystemChange::Sysctl {
                 name: "net/ipv4/conf/lo/accept_local".into(),
                 before: "0".into(),
                 after: "1".into(),

@@ -36,14 +36,14 @@ use crate::undo::journal::{Dead, STATE_FOLDER, journal_owner};
 /// Where leftovers are looked for; filters and links always in the calling thread's network
 /// namespace.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub struct LeftoverPlaces {
     /// The folder of the journals.
     pub state_folder: PathBuf,
     /// The cgroups; `None` where there is no cgroup2.
     pub hierarchy: Option<Hierarchy>,
 }
 
-impl Places {
+impl LeftoverPlaces {
     /// This machine's.
     #[must_use]
     pub fn of_this_machine() -> Self {
@@ -59,7 +59,7 @@ impl Places {
 ///
 /// # Errors
 /// When a place can't be read at all.
-pub fn find(places: &Places) -> Result<Vec<Leftover>> {
+pub fn find(places: &LeftoverPlaces) -> Result<Vec<Leftover>> {
     sweep(places, false)
 }
 
@@ -68,11 +68,11 @@ pub fn find(places: &Places) -> Result<Vec<Leftover>> {
 ///
 /// # Errors
 /// When a place can't be read at all. What was found but can't be removed is in the list.
-pub fn clean(places: &Places) -> Result<Vec<Leftover>> {
+pub fn clean(places: &LeftoverPlaces) -> Result<Vec<Leftover>> {
     sweep(places, true)
 }
 
-fn sweep(places: &Places, remove: bool) -> Result<Vec<Leftover>> {
+fn sweep(places: &LeftoverPlaces, remove: bool) -> Result<Vec<Leftover>> {
     let mut report = Vec::new();
     let all = interfaces::list()?;
     let dead = dead_journals(&places.state_folder)?;
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
     use crate::sys::net::netlink::in_own_netns;
     use crate::sys::process::proc::ProcessId;
-    use crate::undo::change::Change;
+    use crate::undo::change::SystemChange;
     use crate::undo::change::Entry;
     use crate::undo::instance::current_netns;
     use crate::undo::journal::{Header, VERSION};
@@ -275,7 +275,7 @@ mod tests {
                 start_ticks: 1,
             };
             let netns = current_netns().unwrap();
-            let clsact = Change::Clsact {
+            let clsact = SystemChange::Clsact {
                 interface_index: lo,
             };
             let entry = Entry {
@@ -285,7 +285,7 @@ mod tests {
             let version = VERSION;
             let journal = line(&Header { version, owner }) + &line(&entry);
             fs::write(folder.path().join(format!("{dead}.json")), journal).unwrap();
-            let places = Places {
+            let places = LeftoverPlaces {
                 state_folder: folder.path().into(),
                 hierarchy: None,
             };
@@ -321,7 +321,7 @@ mod tests {
         in_own_netns(|| {
             let lo = interfaces::list().unwrap()[0].index;
             let folder = tempfile::tempdir().unwrap();
-            let places = Places {
+            let places = LeftoverPlaces {
                 state_folder: folder.path().into(),
                 hierarchy: None,
             };

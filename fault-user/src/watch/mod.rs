@@ -41,7 +41,7 @@ pub struct Watch {
 
 /// Whose sockets are watched.
 #[derive(Clone, Copy, Debug)]
-pub struct Whose<'a> {
+pub struct WatchScope<'a> {
     /// The processes of a cgroup.
     pub cgroup: &'a Path,
     /// Only where they are in this network namespace, by its cookie; 0 for any.
@@ -54,7 +54,7 @@ impl Watch {
     ///
     /// # Errors
     /// A target that can't be watched, too many of them, or the kernel refuses.
-    pub fn start(whose: Whose<'_>, targets: &[(String, ResolvedTarget)]) -> Result<Self> {
+    pub fn start(whose: WatchScope<'_>, targets: &[(String, ResolvedTarget)]) -> Result<Self> {
         ensure!(
             targets.len() <= STEERS as usize,
             "{STEERS} targets can be watched at once: use fewer"

@@ -77,7 +77,7 @@ fn answer(mut connection: TcpStream) -> String {
 }
 
 #[test]
-fn a_bridged_container_is_hurt_from_the_host_by_name_and_its_neighbour_is_not() {
+fn a_bridged_container_is_faulted_from_the_host_by_name_without_its_neighbour() {
     let Some(engine) = Engine::start() else {
         return;
     };
@@ -92,13 +92,13 @@ fn a_bridged_container_is_hurt_from_the_host_by_name_and_its_neighbour_is_not() 
         &["--container", "web", "--attach", "clsact"],
     ] {
         let mut old = TcpStream::connect((web.as_str(), 80)).expect("a connection");
-        let hurt = Watched::inject(&[options, &["-r", SWALLOW]].concat());
+        let applied = Watched::inject(&[options, &["-r", SWALLOW]].concat());
         assert_ne!(attached(engine.pid("web")).len(), 0);
         ask(&mut old);
         assert!(!engine.fetch("client", &web), "hurt");
         assert!(engine.fetch("client", &other), "the neighbour is not");
-        let (code, told) = hurt.end();
-        assert_eq!(code, Some(0), "{told}");
+        let (code, stderr_text) = applied.end();
+        assert_eq!(code, Some(0), "{stderr_text}");
         assert!(engine.fetch("client", &web), "healed");
         assert!(answer(old).ends_with(PAGE), "the old connection goes on");
         is_clean(engine.pid("web"));
@@ -123,14 +123,14 @@ fn stream_faults_of_a_container_as_server_and_as_client() {
     };
     for (name, faulted, reached) in [("web", &web, &other), ("client", &other, &web)] {
         let rule = format!("tcp:{faulted}:80 reset_peer=100ms");
-        let hurt = Watched::inject(&["--container", name, "-r", &rule]);
+        let applied = Watched::inject(&["--container", name, "-r", &rule]);
         assert!(!engine.fetch("client", faulted), "{name} is hurt");
         assert!(engine.fetch("client", reached), "another service is not");
         assert_eq!(is_served(&web), name != "web", "the host is outside");
-        let (code, told) = hurt.end();
-        assert_eq!(code, Some(0), "{told}");
-        assert!(engine.fetch("client", faulted), "healed: {told}");
-        assert!(is_served(&web), "healed: {told}");
+        let (code, stderr_text) = applied.end();
+        assert_eq!(code, Some(0), "{stderr_text}");
+        assert!(engine.fetch("client", faulted), "healed: {stderr_text}");
+        assert!(is_served(&web), "healed: {stderr_text}");
     }
 }
 
@@ -153,9 +153,9 @@ fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
         .args([&words[..], &command].concat())
         .output()
         .expect("fault");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "wget fails: {told}");
-    assert!(told.contains("Connection refused"), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "wget fails: {stderr_text}");
+    assert!(stderr_text.contains("Connection refused"), "{stderr_text}");
     ask(&mut here);
     assert!(answer(here).ends_with(PAGE));
     assert!(engine.fetch("client", &web), "healed");
@@ -195,13 +195,13 @@ fn what_is_expected_of_a_container_is_judged_by_its_own_sockets() {
     ]
     .concat();
     let output = fault().args(&words).output().expect("fault");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr_text}");
     assert!(
-        told.contains("ok: expect web to recover within 5s: first answer"),
-        "{told}"
+        stderr_text.contains("ok: expect web to recover within 5s: first answer"),
+        "{stderr_text}"
     );
-    assert!(told.contains("open connections to web: 1"), "{told}");
+    assert!(stderr_text.contains("open connections to web: 1"), "{stderr_text}");
 }
 
 /// What a container that runs `fault` needs beside its network: the capabilities, and a profile that lets bpf(2) pass.
@@ -213,7 +213,7 @@ const MINIMAL: [&str; 4] = [
 ];
 
 #[test]
-fn a_sidecar_with_the_minimal_capabilities_hurts_the_application_whose_network_it_shares() {
+fn a_sidecar_with_minimal_capabilities_faults_the_application_in_its_network() {
     let Some(engine) = Engine::start() else {
         return;
     };
@@ -222,7 +222,7 @@ fn a_sidecar_with_the_minimal_capabilities_hurts_the_application_whose_network_i
     let address = engine.address("app");
     let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
     let mut old = TcpStream::connect((address.as_str(), 80)).expect("a connection");
-    let mut hurt = engine.watched(
+    let mut applied = engine.watched(
         &[&shared[..], &["--name", "sidecar"]].concat(),
         &["fault", "inject", "-r", SWALLOW],
         "in force",
@@ -231,8 +231,8 @@ fn a_sidecar_with_the_minimal_capabilities_hurts_the_application_whose_network_i
     assert!(!engine.fetch("client", &address), "hurt from outside");
     assert!(!engine.fetch("app", "127.0.0.1"), "hurt on its loopback");
     engine.podman(&["stop", "sidecar"]);
-    let (code, told) = hurt.finish();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = applied.finish();
+    assert_eq!(code, Some(0), "{stderr_text}");
     assert!(engine.fetch("client", &address), "healed");
     assert!(answer(old).ends_with(PAGE), "the old connection goes on");
     is_clean(engine.pid("app"));
@@ -247,14 +247,14 @@ fn a_sidecar_that_is_killed_leaves_nothing() {
     engine.idle("client", &[]);
     let address = engine.address("app");
     let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
-    let mut hurt = engine.watched(
+    let mut applied = engine.watched(
         &[&shared[..], &["--name", "sidecar"]].concat(),
         &["fault", "inject", "-r", SWALLOW],
         "in force",
     );
     assert!(!engine.fetch("client", &address), "hurt");
     engine.podman(&["kill", "--signal", "KILL", "sidecar"]);
-    assert_eq!(hurt.finish().0, Some(137));
+    assert_eq!(applied.finish().0, Some(137));
     // At once by TCX; on kernels without it when the lease is over.
     wait_for(|| engine.fetch("client", &address), "healing");
 }
@@ -267,7 +267,7 @@ fn what_a_container_lacks_is_named() {
     };
     let open = ["--security-opt", "seccomp=unconfined"];
     let inject = ["fault", "inject", "--for", "1ms", "-r", SWALLOW];
-    let told = |options: &[&str], command: &[&str]| {
+    let stderr_text = |options: &[&str], command: &[&str]| {
         let output = engine.once(options, command);
         let text = [output.stdout, output.stderr].concat();
         (
@@ -282,27 +282,27 @@ fn what_a_container_lacks_is_named() {
             .collect();
         let others = format!("--cap-add={}", others.join(","));
         let options = [&["--cap-drop=all", &others], &open[..]].concat();
-        let (code, text) = told(&options, &inject);
+        let (code, text) = stderr_text(&options, &inject);
         assert_eq!(code, Some(125), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains(&format!("--cap-add {missing} ")), "{text}");
-        let (_, text) = told(&options, &["fault", "doctor"]);
+        let (_, text) = stderr_text(&options, &["fault", "doctor"]);
         let line = text
             .lines()
             .find(|line| line.contains(&format!("CAP_{missing} ")));
         assert!(line.is_some_and(|line| line.contains(" no ")), "{text}");
     }
-    let (code, text) = told(&MINIMAL, &inject);
+    let (code, text) = stderr_text(&MINIMAL, &inject);
     assert_eq!(code, Some(0), "{text}");
-    let (code, text) = told(&MINIMAL, &["fault", "doctor"]);
+    let (code, text) = stderr_text(&MINIMAL, &["fault", "doctor"]);
     assert_eq!(code, Some(0), "it works there: {text}");
     // Podman's own profile of system calls.
-    let (code, text) = told(&MINIMAL[..2], &inject);
+    let (code, text) = stderr_text(&MINIMAL[..2], &inject);
     if code != Some(0) {
         assert_eq!((code, text.lines().count()), (Some(125), 1), "{text}");
         assert!(text.contains("seccomp"), "{text}");
     }
-    let (code, text) = told(
+    let (code, text) = stderr_text(
         &["--cap-drop=all", "--cap-add=SYS_ADMIN,NET_ADMIN"],
         &inject,
     );
@@ -324,11 +324,11 @@ fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
     let shared = [&MINIMAL[..], &["--network", "container:app"]].concat();
     let rule = "tcp:80 delay=2s";
     let without = engine.once(&shared, &["fault", "inject", "-r", rule]);
-    let told = String::from_utf8_lossy(&without.stderr).into_owned();
-    assert_eq!(without.status.code(), Some(125), "{told}");
-    assert!(told.contains("--device /dev/net/tun"), "{told}");
+    let stderr_text = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert_eq!(without.status.code(), Some(125), "{stderr_text}");
+    assert!(stderr_text.contains("--device /dev/net/tun"), "{stderr_text}");
     let with = [&shared[..], &["--device=/dev/net/tun", "--name=sidecar"]].concat();
-    let mut hurt = engine.watched(
+    let mut applied = engine.watched(
         &with,
         &["fault", "inject", "-i", "eth0", "-r", rule],
         "in force",
@@ -338,8 +338,8 @@ fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
         "it takes longer than a second"
     );
     engine.podman(&["stop", "sidecar"]);
-    let (code, told) = hurt.finish();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = applied.finish();
+    assert_eq!(code, Some(0), "{stderr_text}");
     assert!(engine.fetch("client", &address), "healed");
     is_clean(engine.pid("app"));
 }
@@ -355,7 +355,7 @@ const ON_THE_HOST: [&str; 6] = [
 ];
 
 #[test]
-fn a_privileged_container_with_host_networking_hurts_its_command_only() {
+fn a_privileged_container_with_host_networking_faults_only_its_command() {
     let Some(engine) = Engine::start() else {
         return;
     };
@@ -366,12 +366,12 @@ fn a_privileged_container_with_host_networking_hurts_its_command_only() {
     let wget = ["wget", "-q", "-O", "-", &get];
     let run = ["fault", "run", "-r", "tcp:80 reject", "--"];
     let output = engine.once(&ON_THE_HOST, &[&run[..], &wget].concat());
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains("refused"), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr_text}");
+    assert!(stderr_text.contains("refused"), "{stderr_text}");
 
     // Its command's traffic, and not its neighbour's on the same network.
-    let mut hurt = engine.watched(
+    let mut applied = engine.watched(
         &[&ON_THE_HOST[..], &["--name=fault"]].concat(),
         &[
             "fault",
@@ -388,25 +388,25 @@ fn a_privileged_container_with_host_networking_hurts_its_command_only() {
     );
     assert!(engine.fetch("neighbour", &address), "not the command's");
     engine.podman(&["stop", "fault"]);
-    hurt.finish();
+    applied.finish();
 
     // All of the host's traffic.
-    let mut hurt = engine.watched(
+    let mut applied = engine.watched(
         &[&ON_THE_HOST[..], &["--name=fault"]].concat(),
         &["fault", "inject", "-r", SWALLOW],
         "in force",
     );
     assert!(!engine.fetch("neighbour", &address), "everyone's");
     engine.podman(&["stop", "fault"]);
-    let (code, told) = hurt.finish();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = applied.finish();
+    assert_eq!(code, Some(0), "{stderr_text}");
     assert!(engine.fetch("neighbour", &address), "healed");
     is_clean(i32::try_from(std::process::id()).expect("a number"));
 }
 
 /// A container on the host's network is told from others there by its cgroup.
 #[test]
-fn a_container_with_host_networking_is_hurt_by_its_cgroup() {
+fn a_container_with_host_networking_is_faulted_by_its_cgroup() {
     let Some(engine) = Engine::start() else {
         return;
     };
@@ -415,11 +415,11 @@ fn a_container_with_host_networking_is_hurt_by_its_cgroup() {
         engine.idle(name, &["--network=host"]);
     }
     let address = engine.address("web");
-    let hurt = Watched::inject(&["--container", "one", "-r", SWALLOW]);
+    let applied = Watched::inject(&["--container", "one", "-r", SWALLOW]);
     assert!(!engine.fetch("one", &address), "hurt");
     assert!(engine.fetch("two", &address), "not the other one");
-    let (code, told) = hurt.end();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = applied.end();
+    assert_eq!(code, Some(0), "{stderr_text}");
     assert!(engine.fetch("one", &address), "healed");
 }
 
@@ -444,28 +444,28 @@ fn a_container_aims_at_another_one_by_name() {
     engine.idle("client", &[]);
     let address = engine.address("web");
     let inject = ["fault", "inject", "--container", "web", "-r", SWALLOW];
-    let mut hurt = engine.watched(
+    let mut applied = engine.watched(
         &[&ON_A_NODE[..], &["--name=agent"]].concat(),
         &inject,
         "in force",
     );
     assert!(!engine.fetch("client", &address), "hurt");
     engine.podman(&["stop", "agent"]);
-    let (code, told) = hurt.finish();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = applied.finish();
+    assert_eq!(code, Some(0), "{stderr_text}");
     assert!(engine.fetch("client", &address), "healed");
     is_clean(engine.pid("web"));
 
     // What it can't do without.
     let refused = |options: &[&str]| {
         let output = engine.once(options, &inject);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(
-            (output.status.code(), told.lines().count()),
+            (output.status.code(), stderr_text.lines().count()),
             (Some(125), 1),
-            "{told}"
+            "{stderr_text}"
         );
-        told
+        stderr_text
     };
     let fewer = |capabilities| {
         let mut options = ON_A_NODE.to_vec();
@@ -492,29 +492,29 @@ fn rules_follow_a_container_that_is_restarted() {
     engine.idle("client", &[]);
     for options in [&[][..], &["--attach", "clsact"]] {
         let words = [&["--container", "web", "--follow", "-r", SWALLOW], options].concat();
-        let mut hurt = Watched::inject(&words);
+        let mut applied = Watched::inject(&words);
         assert!(!engine.fetch("client", &engine.address("web")), "hurt");
         for round in 0..2 {
             let before = engine.pid("web");
             engine.podman(&["kill", "--signal", "KILL", "web"]);
-            hurt.until("the container `web` has ended; the rules wait for it");
+            applied.until("the container `web` has ended; the rules wait for it");
             engine.podman(&["wait", "web"]);
             engine.podman(&["start", "web"]);
-            hurt.until("the container `web` is back: 1 rule in force");
+            applied.until("the container `web` is back: 1 rule in force");
             assert_ne!(engine.pid("web"), before);
             let address = engine.address("web");
             assert!(!engine.fetch("client", &address), "hurt again, {round}");
         }
-        let (code, told) = hurt.end();
-        assert_eq!(code, Some(0), "{told}");
-        let connections = told
+        let (code, stderr_text) = applied.end();
+        assert_eq!(code, Some(0), "{stderr_text}");
+        let connections = stderr_text
             .lines()
             .last()
             .and_then(|line| line.split_whitespace().rev().nth(2));
-        let connections: u32 = connections.and_then(|text| text.parse().ok()).expect(&told);
+        let connections: u32 = connections.and_then(|text| text.parse().ok()).expect(&stderr_text);
         assert!(
             connections >= 3,
-            "the figures are those of all three: {told}"
+            "the figures are those of all three: {stderr_text}"
         );
         wait_for(|| engine.fetch("client", &engine.address("web")), "healing");
         is_clean(engine.pid("web"));
@@ -539,7 +539,7 @@ fn rules_follow_a_restarted_container_on_the_hosts_network() {
         SWALLOW,
         "--",
     ];
-    let mut hurt = Watched::start(
+    let mut applied = Watched::start(
         fault()
             .args(words)
             .args(["sh", "-c", "echo ready >&2; exec sleep 1000"]),
@@ -547,25 +547,25 @@ fn rules_follow_a_restarted_container_on_the_hosts_network() {
     );
     assert!(!engine.fetch("client", &address), "hurt");
     engine.podman(&["restart", "--time", "0", "client"]);
-    hurt.until("is back");
+    applied.until("is back");
     assert!(!engine.fetch("client", &address), "hurt again");
-    let (code, told) = hurt.end();
-    assert_eq!(code, Some(143), "its command was ended: {told}");
+    let (code, stderr_text) = applied.end();
+    assert_eq!(code, Some(143), "its command was ended: {stderr_text}");
     assert!(engine.fetch("client", &address), "healed");
 }
 
 #[test]
-fn the_end_of_a_container_is_told_in_a_line() {
+fn the_end_of_a_container_is_reported_in_one_line() {
     let Some(engine) = Engine::start() else {
         return;
     };
     engine.server("web", &[]);
-    let mut hurt = Watched::inject(&["--container", "web", "-r", SWALLOW]);
+    let mut applied = Watched::inject(&["--container", "web", "-r", SWALLOW]);
     engine.podman(&["kill", "web"]);
-    let (code, told) = hurt.finish();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = applied.finish();
+    assert_eq!(code, Some(0), "{stderr_text}");
     let line = "fault: the container `web` has ended, and its rules with it (--follow goes on when it is back)";
-    assert!(told.lines().any(|one| one == line), "{told}");
+    assert!(stderr_text.lines().any(|one| one == line), "{stderr_text}");
     assert_eq!(journals(), 0);
 }
 
@@ -600,11 +600,11 @@ fn what_can_not_be_aimed_at_is_refused_in_a_line() {
         words.push("--container");
         words.push(container);
         let output = fault().args(&words).output().expect("fault");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{container}: {told}");
-        assert!(told.contains(expected), "{container}: {told}");
+        let stderr_text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{container}: {stderr_text}");
+        assert!(stderr_text.contains(expected), "{container}: {stderr_text}");
         if code == 125 {
-            assert_eq!(told.lines().count(), 1, "{container}: {told}");
+            assert_eq!(stderr_text.lines().count(), 1, "{container}: {stderr_text}");
         }
     }
     for words in [
@@ -641,10 +641,10 @@ fn a_user_namespace_is_refused_in_a_line() {
     ];
     let inject = ["fault", "inject", "--for", "1ms", "-r", SWALLOW];
     let output = engine.once(&options, &inject);
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(125), "{told}");
-    assert_eq!(told.lines().count(), 1, "{told}");
-    assert!(told.contains("user namespace"), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr_text}");
+    assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+    assert!(stderr_text.contains("user namespace"), "{stderr_text}");
 }
 
 /// The script that `docs/kubernetes/daemonset.yaml` runs on each node, as it stands there.
@@ -658,7 +658,7 @@ fn agent_script() -> String {
 /// The agent of the `DaemonSet` on a node without Kubernetes: `kubectl` is a script that lists two pods' containers, and
 /// containerd's state is made from Podman's.
 #[test]
-fn the_kubernetes_agent_hurts_the_pods_that_the_api_lists() {
+fn the_kubernetes_agent_faults_the_pods_that_the_api_lists() {
     let Some(engine) = Engine::start() else {
         return;
     };
@@ -738,8 +738,8 @@ fn the_kubernetes_agent_hurts_the_pods_that_the_api_lists() {
         "still hurt"
     );
     engine.podman(&["stop", "agent"]);
-    let (code, told) = agent.finish();
-    assert_eq!(code, Some(0), "{told}");
+    let (code, stderr_text) = agent.finish();
+    assert_eq!(code, Some(0), "{stderr_text}");
     for name in ["one", "two", "other"] {
         assert!(
             engine.fetch("client", &engine.address(name)),

@@ -559,12 +559,12 @@ pub fn compare(at: At, packets: u32) {
         few: at == At::Fitted,
     };
     let mut kernel = Kernel::new(64, 2048);
-    let mut told = Instant::now();
+    let mut stderr_text = Instant::now();
     for set in 0..packets.div_ceil(per_set) {
-        if told.elapsed() > Duration::from_secs(30) {
+        if stderr_text.elapsed() > Duration::from_secs(30) {
             // An emulated machine is slow, and taken for dead when it is silent. What the macros print is kept back.
             let _ = writeln!(std::io::stderr(), "{at:?}: rule set {set}");
-            told = Instant::now();
+            stderr_text = Instant::now();
         }
         let rules = at.rules(&mut random, &mut pairs, set << STATE_BITS);
         let mut model = Model {
@@ -594,9 +594,9 @@ pub fn compare(at: At, packets: u32) {
                     ..event
                 })
                 .collect();
-            let told = || format!("packet {number} of set {set}: {frame:02x?}\nunder {rules:#?}");
-            assert_eq!(found, expected, "{}", told());
-            assert_eq!(code, at.code(&verdict), "{}", told());
+            let stderr_text = || format!("packet {number} of set {set}: {frame:02x?}\nunder {rules:#?}");
+            assert_eq!(found, expected, "{}", stderr_text());
+            assert_eq!(code, at.code(&verdict), "{}", stderr_text());
             for event in &expected {
                 let at = rules
                     .iter()

@@ -8,7 +8,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use support::place::{Hurt, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
 use support::servers::{Redis, Server, psql, psql_words};
 
 const PONG: &[u8; 7] = b"+PONG\r\n";
@@ -20,7 +20,7 @@ fn is_well(host: &str, port: u16) {
 }
 
 /// Hurts an old and a new connection to Redis by each fault, and looks at both again after healing.
-fn hurt_and_heal(host: &str, port: u16, options: &str) {
+fn inject_and_restore(host: &str, port: u16, options: &str) {
     let rule = |fault: &str| format!("tcp:{port} {fault}");
     let old = || {
         let mut redis = Redis::connect(host, port).unwrap();
@@ -29,24 +29,24 @@ fn hurt_and_heal(host: &str, port: u16, options: &str) {
     };
 
     let mut redis = Redis::hasty(host, port).unwrap();
-    let hurt = Hurt::begin(&[&rule("blackhole")], options);
+    let applied = AppliedRules::begin(&[&rule("blackhole")], options);
     assert!(is_timeout(&redis.ping().unwrap_err()), "old, blackhole");
     assert!(
         is_timeout(&Redis::hasty(host, port).err().expect("no connection")),
         "new, blackhole"
     );
-    hurt.end();
+    applied.end();
     assert_eq!(&redis.late(), PONG, "the old connection goes on");
     is_well(host, port);
 
-    let hurt = Hurt::begin(&[&rule("reject")], options);
+    let applied = AppliedRules::begin(&[&rule("reject")], options);
     let refused = Redis::connect(host, port).err().expect("no connection");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    hurt.end();
+    applied.end();
     is_well(host, port);
 
     let mut redis = old();
-    let hurt = Hurt::begin(&[&rule("reset match=data")], options);
+    let applied = AppliedRules::begin(&[&rule("reset match=data")], options);
     assert_eq!(
         redis.ping().unwrap_err().kind(),
         ErrorKind::ConnectionReset,
@@ -58,31 +58,31 @@ fn hurt_and_heal(host: &str, port: u16, options: &str) {
         ErrorKind::ConnectionReset,
         "new, reset"
     );
-    hurt.end();
+    applied.end();
     is_well(host, port);
 
     let mut redis = old();
-    let hurt = Hurt::begin(&[&rule("corrupt=100% dir=to-client")], options);
+    let applied = AppliedRules::begin(&[&rule("corrupt=100% dir=to-client")], options);
     assert_ne!(&redis.ping().unwrap(), PONG, "old, corrupt");
     let mut fresh = Redis::connect(host, port).unwrap();
     assert_ne!(&fresh.ping().unwrap(), PONG, "new, corrupt");
-    hurt.end();
+    applied.end();
     assert_eq!(&redis.ping().unwrap(), PONG);
     is_well(host, port);
 
     let mut redis = old();
-    let hurt = Hurt::begin(
+    let applied = AppliedRules::begin(
         &[&rule("loss=30%"), &rule("duplicate=50%")],
         &format!("{options} --seed 3"),
     );
     redis_survives(&mut redis);
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(!summary.contains(" 0 pkts"), "{summary}");
     assert_eq!(&redis.ping().unwrap(), PONG);
     is_well(host, port);
 
     let mut redis = old();
-    let hurt = Hurt::begin(&[&rule("down")], options);
+    let applied = AppliedRules::begin(&[&rule("down")], options);
     assert_eq!(
         redis.ping().unwrap_err().kind(),
         ErrorKind::ConnectionReset,
@@ -90,7 +90,7 @@ fn hurt_and_heal(host: &str, port: u16, options: &str) {
     );
     let refused = Redis::connect(host, port).err().expect("no connection");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "new, down");
-    hurt.end();
+    applied.end();
     is_well(host, port);
 }
 
@@ -106,18 +106,18 @@ fn is_timeout(error: &std::io::Error) -> bool {
 }
 
 #[test]
-fn redis_on_loopback_is_hurt_and_heals() {
+fn redis_on_loopback_recovers_from_faults() {
     enter_fresh();
     let server = Server::redis(6379, None);
-    hurt_and_heal("127.0.0.1", server.port, "--scope host");
-    hurt_and_heal("::1", server.port, "--scope host");
+    inject_and_restore("127.0.0.1", server.port, "--scope host");
+    inject_and_restore("::1", server.port, "--scope host");
 }
 
 #[test]
-fn redis_on_loopback_is_hurt_and_heals_by_clsact() {
+fn redis_on_loopback_recovers_from_faults_by_clsact() {
     enter_fresh();
     let server = Server::redis(6379, None);
-    hurt_and_heal("127.0.0.1", server.port, "--scope host --attach clsact");
+    inject_and_restore("127.0.0.1", server.port, "--scope host --attach clsact");
     let left = Command::new("tc")
         .args(["filter", "show", "dev", "lo", "egress"])
         .output()
@@ -126,18 +126,18 @@ fn redis_on_loopback_is_hurt_and_heals_by_clsact() {
 }
 
 #[test]
-fn redis_across_a_veth_is_hurt_from_the_clients_side_and_from_the_servers() {
+fn redis_across_a_veth_is_faulted_from_either_side() {
     enter_fresh();
     let peer = Peer::joined();
     let _server = Server::redis(6379, Some(&peer.name));
     for host in ["10.77.0.2", "fd77::2"] {
-        hurt_and_heal(host, 6379, "--scope host");
-        hurt_and_heal(host, 6379, &format!("--netns {}", peer.name));
+        inject_and_restore(host, 6379, "--scope host");
+        inject_and_restore(host, 6379, &format!("--netns {}", peer.name));
     }
 }
 
 #[test]
-fn postgres_is_hurt_and_heals() {
+fn postgres_recovers_from_faults() {
     enter_fresh();
     let server = Server::postgres(5432);
     let words = psql_words(server.port);
@@ -150,11 +150,11 @@ fn postgres_is_hurt_and_heals() {
         .into_iter()
         .chain(query.iter().copied())
         .collect();
-    let hurt = run(&["tcp:5432 loss=20%"], "--seed 5", &patient);
+    let applied = run(&["tcp:5432 loss=20%"], "--seed 5", &patient);
     assert_eq!(
-        (hurt.status.code(), hurt.stdout.as_slice()),
+        (applied.status.code(), applied.stdout.as_slice()),
         (Some(0), b"42\n".as_slice()),
-        "{hurt:?}"
+        "{applied:?}"
     );
     for (rule, command, code, message) in [
         ("tcp:5432 blackhole", &hasty, 124, ""),
@@ -167,10 +167,10 @@ fn postgres_is_hurt_and_heals() {
         ),
         ("tcp:5432 down", &patient, 2, "Connection refused"),
     ] {
-        let hurt = run(&[rule], "", command);
-        let told = String::from_utf8_lossy(&hurt.stderr);
-        assert_eq!(hurt.status.code(), Some(code), "{rule}: {told}");
-        assert!(told.contains(message), "{rule}: {told}");
+        let applied = run(&[rule], "", command);
+        let stderr_text = String::from_utf8_lossy(&applied.stderr);
+        assert_eq!(applied.status.code(), Some(code), "{rule}: {stderr_text}");
+        assert!(stderr_text.contains(message), "{rule}: {stderr_text}");
         assert!(
             psql(server.port, 10).status.success(),
             "healed after {rule}"
@@ -182,9 +182,9 @@ fn postgres_is_hurt_and_heals() {
 fn only_the_commands_own_traffic_is_touched() {
     enter_fresh();
     let server = Server::redis(6379, None);
-    let hurt = Hurt::begin(&["tcp:6379 blackhole"], "");
+    let applied = AppliedRules::begin(&["tcp:6379 blackhole"], "");
     is_well("127.0.0.1", server.port);
-    hurt.end();
+    applied.end();
     // The command's children are its own; a second client at the same time is not.
     let child = [
         "sh",
@@ -197,7 +197,7 @@ fn only_the_commands_own_traffic_is_touched() {
 }
 
 #[test]
-fn a_server_under_fault_is_hurt_for_clients_outside() {
+fn a_server_under_fault_is_faulted_for_clients_outside() {
     enter_fresh();
     let mut served = fault()
         .args([
@@ -238,14 +238,14 @@ fn a_running_server_is_aimed_at_with_its_open_connections() {
     // By clsact there are two kinds of changes to note for one process.
     for attachment in ["", "--attach clsact"] {
         let mut old = Redis::hasty("127.0.0.1", server.port).unwrap();
-        let hurt = Hurt::begin(
+        let applied = AppliedRules::begin(
             &["tcp:6379,6380 blackhole"],
             &format!("--pid {} {attachment}", server.pid()),
         );
         assert!(is_timeout(&old.ping().unwrap_err()));
         assert!(Redis::hasty("127.0.0.1", server.port).is_err());
         is_well("127.0.0.1", other.port);
-        hurt.end();
+        applied.end();
         assert_eq!(&old.late(), PONG);
         is_well("127.0.0.1", server.port);
     }
@@ -271,11 +271,11 @@ fn silent_loss_is_not_told_to_the_sender() {
     };
     assert_eq!(set, 0);
     for options in ["--scope host", "--scope host --attach clsact"] {
-        let hurt = Hurt::begin(&["udp:7000 blackhole"], options);
+        let applied = AppliedRules::begin(&["udp:7000 blackhole"], options);
         for _ in 0..20 {
             assert_eq!(sender.send(b"gone").expect("no ENOBUFS"), 4);
         }
-        let summary = hurt.end();
+        let summary = applied.end();
         assert!(summary.contains("20 pkts"), "{summary}");
     }
     sender.send(b"back").unwrap();
@@ -302,32 +302,32 @@ fn udp_is_duplicated_corrupted_and_refused() {
     let mut bytes = [0; 16];
     // At ingress here, and at egress there.
     for options in ["--scope host".to_owned(), format!("--netns {}", peer.name)] {
-        let hurt = Hurt::begin(&["udp:7000 duplicate=100%"], &options);
+        let applied = AppliedRules::begin(&["udp:7000 duplicate=100%"], &options);
         deliver();
         for _ in 0..2 {
             let read = receiver.recv(&mut bytes).expect("twice");
             assert_eq!(&bytes[..read], b"ping");
         }
-        hurt.end();
-        let hurt = Hurt::begin(&["udp:7000 corrupt=100%"], &options);
+        applied.end();
+        let applied = AppliedRules::begin(&["udp:7000 corrupt=100%"], &options);
         deliver();
         let read = receiver
             .recv(&mut bytes)
             .expect("the wrong bytes have a right checksum");
         assert_ne!(&bytes[..read], b"ping");
         assert_eq!(read, 4);
-        hurt.end();
+        applied.end();
     }
     let client = UdpSocket::bind("10.77.0.1:0").unwrap();
     client.connect("10.77.0.2:7001").unwrap();
-    let hurt = Hurt::begin(&["udp:7001 reject"], "--scope host");
+    let applied = AppliedRules::begin(&["udp:7001 reject"], "--scope host");
     client.send(b"question").unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(
         client.recv(&mut bytes).unwrap_err().kind(),
         ErrorKind::ConnectionRefused
     );
-    hurt.end();
+    applied.end();
 }
 
 #[test]
@@ -408,12 +408,12 @@ fn kill_9_at_any_moment_leaves_nothing() {
 }
 
 #[test]
-fn clsact_heals_by_the_lease_and_clean_removes_it() {
+fn clsact_stops_acting_by_the_lease_and_clean_removes_it() {
     enter_fresh();
     let server = Server::redis(6379, None);
-    let mut hurt = Hurt::begin(&["tcp:6379 blackhole"], "--scope host --attach clsact");
+    let mut applied = AppliedRules::begin(&["tcp:6379 blackhole"], "--scope host --attach clsact");
     assert!(Redis::hasty("127.0.0.1", server.port).is_err());
-    hurt.kill();
+    applied.kill();
     let start = std::time::Instant::now();
     wait_for(
         || Redis::hasty("127.0.0.1", server.port).is_ok(),
@@ -424,7 +424,7 @@ fn clsact_heals_by_the_lease_and_clean_removes_it() {
         "{:?}",
         start.elapsed()
     );
-    drop(hurt);
+    drop(applied);
     let shown = |words: &str| {
         let output = Command::new("tc").args(words.split(' ')).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
@@ -447,7 +447,7 @@ fn foreign_qdiscs_and_filters_stay_and_still_run() {
     tc("qdisc add dev lo root handle 77: tbf rate 1gbit burst 1mb latency 50ms");
     let qdiscs = tc("qdisc show dev lo");
     for options in ["--scope host", "--scope host --attach clsact"] {
-        let hurt = Hurt::begin(&["tcp:6379 reject"], options);
+        let applied = AppliedRules::begin(&["tcp:6379 reject"], options);
         assert!(Redis::hasty("127.0.0.1", server.port).is_err());
         let sent = |text: &str| {
             text.split("Sent ")
@@ -463,7 +463,7 @@ fn foreign_qdiscs_and_filters_stay_and_still_run() {
             sent(&tc("-s qdisc show dev lo root")),
             "the qdisc still runs"
         );
-        hurt.end();
+        applied.end();
         assert_eq!(tc("qdisc show dev lo"), qdiscs);
     }
     is_well("127.0.0.1", server.port);
@@ -473,7 +473,7 @@ fn foreign_qdiscs_and_filters_stay_and_still_run() {
 fn two_instances_on_one_port_do_not_meet() {
     enter_fresh();
     let server = Server::redis(6379, None);
-    let first = Hurt::begin(&["tcp:6379 blackhole"], "");
+    let first = AppliedRules::begin(&["tcp:6379 blackhole"], "");
     let second = run(
         &["tcp:6379 reject"],
         "",
@@ -572,13 +572,13 @@ fn exit_codes_and_messages_are_those_of_the_documentation() {
         ),
     ] {
         let output = run(rules, options, command);
-        let told = String::from_utf8_lossy(&output.stderr);
+        let stderr_text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(
             output.status.code(),
             Some(code),
-            "{rules:?} {options}: {told}"
+            "{rules:?} {options}: {stderr_text}"
         );
-        assert!(told.contains(message), "{rules:?} {options}: {told}");
+        assert!(stderr_text.contains(message), "{rules:?} {options}: {stderr_text}");
     }
     let nobody = Command::new("setpriv")
         .args(["--reuid", "65534", "--clear-groups", "--inh-caps=-all"])
@@ -586,10 +586,10 @@ fn exit_codes_and_messages_are_those_of_the_documentation() {
         .args(["run", "-r", long, "--", "true"])
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&nobody.stderr);
-    assert_eq!(nobody.status.code(), Some(125), "{told}");
-    assert_eq!(told.lines().count(), 1, "{told}");
-    assert!(told.contains("sudo"), "{told}");
+    let stderr_text = String::from_utf8_lossy(&nobody.stderr);
+    assert_eq!(nobody.status.code(), Some(125), "{stderr_text}");
+    assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+    assert!(stderr_text.contains("sudo"), "{stderr_text}");
 }
 
 /// The binary where a user without rights can reach it.

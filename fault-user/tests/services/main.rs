@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
-use support::place::{Hurt, PATIENCE, enter_fresh, fault, ip, run, wait_for};
+use support::place::{AppliedRules, PATIENCE, enter_fresh, fault, ip, run, wait_for};
 use support::servers::Server;
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -64,7 +64,7 @@ impl Client {
     }
 
     /// What comes of an order: how many milliseconds it took, or the error.
-    fn told(&mut self, order: &str) -> Result<u64, String> {
+    fn stderr_text(&mut self, order: &str) -> Result<u64, String> {
         writeln!(self.input, "{order}").unwrap();
         let line = self.line();
         match line.split_once(' ') {
@@ -74,7 +74,7 @@ impl Client {
     }
 
     fn took(&mut self, order: &str) -> u64 {
-        let took = self.told(order);
+        let took = self.stderr_text(order);
         took.unwrap_or_else(|error| panic!("{order}: {error}"))
     }
 
@@ -253,24 +253,24 @@ fn two_addresses() {
 }
 
 /// Hurts new connections, then cuts all: before, meanwhile and afterwards.
-fn hurts_and_heals(protocol: &str, port: u16, latency: &str) {
+fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
     let mut client = Client::connect(protocol, port);
     assert!(
         client.is_quick("kept") && client.is_quick("new"),
         "{protocol}"
     );
-    let hurt = Hurt::begin(&[&format!("tcp:{port} {latency}")], "--scope host");
+    let applied = AppliedRules::begin(&[&format!("tcp:{port} {latency}")], "--scope host");
     assert!(client.is_slow("new"), "{protocol} hurts");
     assert!(
         client.is_quick("kept"),
         "{protocol}: an open connection stays as it is"
     );
-    let mut led = Client::connect(protocol, port);
+    let mut redirected = Client::connect(protocol, port);
     assert!(
-        led.is_slow("kept"),
+        redirected.is_slow("kept"),
         "{protocol} hurts for as long as it lasts"
     );
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(
         summary.contains("relay (connect hook)"),
         "{protocol}: {summary}"
@@ -280,15 +280,15 @@ fn hurts_and_heals(protocol: &str, port: u16, latency: &str) {
         "{protocol} healed"
     );
     assert!(
-        led.is_quick("again"),
+        redirected.is_quick("again"),
         "{protocol}: who was led reconnects, straight"
     );
-    let hurt = Hurt::begin(&[&format!("tcp:{port} down")], "--scope host");
+    let applied = AppliedRules::begin(&[&format!("tcp:{port} down")], "--scope host");
     for order in ["kept", "new", "again"] {
-        let error = client.told(order).expect_err("it is down");
+        let error = client.stderr_text(order).expect_err("it is down");
         assert!(!error.contains("imeout"), "{protocol}: at once: {error}");
     }
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(!summary.contains("never fired"), "{protocol}: {summary}");
     assert!(
         client.is_quick("new") && client.is_quick("again"),
@@ -305,7 +305,7 @@ fn can_lead_the_host() -> bool {
 }
 
 #[test]
-fn small_services_hurt_and_heal() {
+fn small_services_recover_from_stream_faults() {
     if !can_lead_the_host() {
         return;
     }
@@ -329,12 +329,12 @@ fn small_services_hurt_and_heal() {
         ("second-address", 7004),
     ] {
         eprintln!("{protocol} at {port}");
-        hurts_and_heals(protocol, port, ONE_TRIP);
+        injects_and_restores(protocol, port, ONE_TRIP);
     }
 }
 
 #[test]
-fn databases_and_a_pool_hurt_and_heal() {
+fn databases_and_a_pool_recover_from_stream_faults() {
     if !can_lead_the_host() {
         return;
     }
@@ -342,7 +342,7 @@ fn databases_and_a_pool_hurt_and_heal() {
     let _postgres = Server::postgres(5432);
     let _mariadb = mariadb(3306);
     for (protocol, port) in [("postgres", 5432), ("pool", 5432), ("mariadb", 3306)] {
-        hurts_and_heals(protocol, port, TWO_TRIPS);
+        injects_and_restores(protocol, port, TWO_TRIPS);
     }
 }
 
@@ -371,7 +371,7 @@ fn a_server_under_fault_on_a_second_address_is_reached_once() {
     let mut python = Command::new(PYTHON);
     python.env("HOST", "10.78.0.2");
     let mut client = Client::by(python, "http", 8000);
-    let took = client.told("new");
+    let took = client.stderr_text("new");
     drop(server);
     assert!(took.as_ref().is_ok_and(|ms| *ms >= SLOW_MS), "{took:?}");
 }
@@ -381,17 +381,17 @@ fn down_resets_both_ends() {
     enter_fresh();
     let ends = echo(bound("127.0.0.1:7000"));
     let mut client = Client::connect("echo", 7000);
-    let hurt = Hurt::begin(&["tcp:7000 down"], "--scope host");
-    let error = client.told("kept").unwrap_err();
+    let applied = AppliedRules::begin(&["tcp:7000 down"], "--scope host");
+    let error = client.stderr_text("kept").unwrap_err();
     assert!(error.contains("ConnectionResetError"), "{error}");
     let end = ends.recv_timeout(PATIENCE).expect("the server's end");
     assert_eq!(
         end.map_err(|error| error.kind()),
         Err(std::io::ErrorKind::ConnectionReset)
     );
-    let error = client.told("new").unwrap_err();
+    let error = client.stderr_text("new").unwrap_err();
     assert!(error.contains("ConnectionRefusedError"), "{error}");
-    hurt.end();
+    applied.end();
     assert!(client.is_quick("new") && client.is_quick("again"));
 }
 
@@ -399,13 +399,13 @@ fn down_resets_both_ends() {
 fn two_runs_on_one_port_do_not_meet() {
     enter_fresh();
     echo(bound("127.0.0.1:7000"));
-    let led = |rule: &str| {
+    let redirected = |rule: &str| {
         let mut command = fault();
         command.args(["run", "-r", rule, "--", PYTHON]);
         Client::by(command, "echo", 7000)
     };
-    let mut slow = led("tcp:7000 latency=250ms");
-    let mut slower = led("tcp:7000 latency=1s");
+    let mut slow = redirected("tcp:7000 latency=250ms");
+    let mut slower = redirected("tcp:7000 latency=1s");
     let mut free = Client::connect("echo", 7000);
     for order in ["new", "kept"] {
         let least = (0..3).map(|_| slow.took(order)).min().unwrap();
@@ -435,22 +435,22 @@ fn fifty_kills_leave_nothing() {
     echo(bound("127.0.0.1:7000"));
     let mut client = Client::connect("echo", 7000);
     for turn in 0..50 {
-        let mut hurt = Hurt::begin(&["tcp:7000 latency=1ms"], "--scope host");
-        let mut led = TcpStream::connect(("127.0.0.1", 7000)).unwrap();
-        led.set_read_timeout(Some(PATIENCE)).unwrap();
-        led.write_all(b"hello").unwrap();
-        led.read_exact(&mut [0; 5]).unwrap();
+        let mut applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host");
+        let mut redirected = TcpStream::connect(("127.0.0.1", 7000)).unwrap();
+        redirected.set_read_timeout(Some(PATIENCE)).unwrap();
+        redirected.write_all(b"hello").unwrap();
+        redirected.read_exact(&mut [0; 5]).unwrap();
         assert_eq!(listeners(), 2, "the service and the relay");
-        hurt.kill();
-        let end = led.read(&mut [0; 5]).map_err(|error| error.kind());
+        applied.kill();
+        let end = redirected.read(&mut [0; 5]).map_err(|error| error.kind());
         assert!(
             matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)),
             "{turn}: no hang: {end:?}"
         );
-        drop(hurt);
+        drop(applied);
         wait_for(|| listeners() == 1, "the relay to be gone");
         assert!(
-            client.told("new").is_ok() && client.told("kept").is_ok(),
+            client.stderr_text("new").is_ok() && client.stderr_text("kept").is_ok(),
             "{turn}"
         );
     }
@@ -460,11 +460,11 @@ fn fifty_kills_leave_nothing() {
 fn a_unix_socket_is_refused_in_one_line() {
     for target in ["unix:/run/service.sock", "/run/service.sock"] {
         let output = run(&[&format!("{target} latency=1s")], "", &["true"]);
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{told}");
+        let stderr_text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr_text}");
         assert!(
-            told.contains("a Unix socket sends no packets and has no port"),
-            "{told}"
+            stderr_text.contains("a Unix socket sends no packets and has no port"),
+            "{stderr_text}"
         );
     }
 }

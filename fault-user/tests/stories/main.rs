@@ -54,11 +54,11 @@ fn postgres_from_pytest() {
         .args(["-m", "pytest", "-p", "no:cacheprovider", "-q"])
         .output()
         .expect("python3-pytest (cargo xtask setup --for test)");
-    let told = String::from_utf8_lossy(&output.stdout);
+    let stderr_text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
-        "{told}{}",
+        "{stderr_text}{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(!told.contains("skipped"), "{told}");
+    assert!(!stderr_text.contains("skipped"), "{stderr_text}");
 }

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use super::support::place::{Hurt, PATIENCE, enter_fresh, wait_for};
+use super::support::place::{AppliedRules, PATIENCE, enter_fresh, wait_for};
 use super::{Killed, story};
 
 const BROKER: &str = "127.0.0.1:4222";
@@ -139,21 +139,21 @@ fn a_nats_service_recovers_from_a_long_outage_only_with_proper_settings() {
         subscriber.gets("before");
     }
 
-    let hurt = Hurt::begin(&["tcp:4222 down"], "--scope host");
+    let applied = AppliedRules::begin(&["tcp:4222 down"], "--scope host");
     let start = Instant::now();
     // What is open is reset by its next packet; which of both is told first is the library's affair.
     for service in [&mut default, &mut proper] {
         service.order("during");
-        let mut told = [(); 2].map(|()| service.lines.recv_timeout(PATIENCE).expect("a line"));
-        told.sort();
-        assert_eq!(told[0], "disconnected");
-        assert!(told[1].starts_with("failed during"), "{told:?}");
+        let mut stderr_text = [(); 2].map(|()| service.lines.recv_timeout(PATIENCE).expect("a line"));
+        stderr_text.sort();
+        assert_eq!(stderr_text[0], "disconnected");
+        assert!(stderr_text[1].starts_with("failed during"), "{stderr_text:?}");
     }
     drop(subscriber);
     default.says("closed", BUDGET);
     let outage = start.elapsed();
     assert!(outage > Duration::from_mins(1), "{outage:?} is no budget");
-    hurt.end();
+    applied.end();
 
     proper.says("reconnected", PATIENCE);
     let mut subscriber = Subscriber::new();

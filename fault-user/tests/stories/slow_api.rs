@@ -14,8 +14,8 @@ fn play(scenario: &str, command: &[&str]) -> (Option<i32>, String) {
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    (output.status.code(), told)
+    let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), stderr_text)
 }
 
 /// With its pattern the shop keeps its promise, and without it does not.
@@ -28,14 +28,14 @@ fn decides(scenario: &str, broken: &[&str]) {
         "the third party",
     );
     let shop = ["/usr/bin/python3", "shop.py", scenario];
-    let (code, told) = play(scenario, &shop);
-    assert_eq!(code, Some(0), "{told}");
-    assert!(told.contains("fault: ok: "), "{told}");
+    let (code, stderr_text) = play(scenario, &shop);
+    assert_eq!(code, Some(0), "{stderr_text}");
+    assert!(stderr_text.contains("fault: ok: "), "{stderr_text}");
     let without: Vec<_> = shop.into_iter().chain(["without"]).collect();
-    let (code, told) = play(scenario, &without);
-    assert_eq!(code, Some(1), "{told}");
+    let (code, stderr_text) = play(scenario, &without);
+    assert_eq!(code, Some(1), "{stderr_text}");
     for broken in broken {
-        assert!(told.contains(broken), "{broken}: {told}");
+        assert!(stderr_text.contains(broken), "{broken}: {stderr_text}");
     }
 }
 
@@ -56,8 +56,8 @@ fn a_bulkhead_keeps_it_from_the_rest() {
 }
 
 #[test]
-fn a_scenario_that_hurts_nothing_fails() {
+fn a_scenario_that_hits_nothing_fails() {
     enter_fresh();
-    let (code, told) = play("timeouts", &["true"]);
-    assert_eq!(code, Some(121), "{told}");
+    let (code, stderr_text) = play("timeouts", &["true"]);
+    assert_eq!(code, Some(121), "{stderr_text}");
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fault_user::sys::process::netns::NetworkNamespace;
 
 use super::echo::{connected, tcp_echo, udp_echo};
-use super::place::{Hurt, is_emulated};
+use super::place::{AppliedRules, is_emulated};
 
 /// Bytes of a datagram that needs four fragments where packets have 1,500 bytes.
 pub const FRAGMENTED: usize = 5000;
@@ -75,25 +75,25 @@ pub fn delays_all(address: SocketAddr, options: &str, mechanism: &str) {
             assert_eq!(socket.recv(&mut answer).unwrap(), bytes);
         })
     };
-    let hurt = Hurt::begin(&["7000 delay=60ms"], options);
+    let applied = AppliedRules::begin(&["7000 delay=60ms"], options);
     assert_about(120, "UDP", || exchange_datagram(1));
     assert_about(120, "UDP in fragments", || exchange_datagram(FRAGMENTED));
     assert_about(120, "the handshake", || {
         timed(|| drop(TcpStream::connect(address).unwrap()))
     });
     assert_about(120, "an old connection", || timed(|| exchange(&mut old)));
-    let summary = hurt.end();
+    let summary = applied.end();
     assert!(summary.contains(mechanism), "{summary}");
     assert_within(0..120, "UDP, healed", || exchange_datagram(1));
     assert_within(0..120, "TCP, healed", || timed(|| exchange(&mut old)));
-    let hurt = Hurt::begin(&["udp:7000 delay=60ms dir=to-client"], options);
+    let applied = AppliedRules::begin(&["udp:7000 delay=60ms dir=to-client"], options);
     assert_about(60, "one way", || exchange_datagram(1));
-    hurt.end();
+    applied.end();
 }
 
 /// The numbers of 120 datagrams in the order in which they come back.
 pub fn order(rules: &[&str], options: &str) -> Vec<u16> {
-    let hurt = Hurt::begin(rules, &format!("{options} --seed 7"));
+    let applied = AppliedRules::begin(rules, &format!("{options} --seed 7"));
     let socket = connected("127.0.0.1:7000".parse().unwrap());
     for number in 0..120_u16 {
         socket.send(&number.to_be_bytes()).unwrap();
@@ -105,6 +105,6 @@ pub fn order(rules: &[&str], options: &str) -> Vec<u16> {
             u16::from_be_bytes(bytes)
         })
         .collect();
-    hurt.end();
+    applied.end();
     numbers
 }

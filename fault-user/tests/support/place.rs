@@ -139,12 +139,12 @@ pub fn run(rules: &[&str], options: &str, command: &[&str]) -> Output {
 }
 
 /// Rules in force for as long as this lives.
-pub struct Hurt {
+pub struct AppliedRules {
     child: Child,
     input: Option<ChildStdin>,
 }
 
-impl Hurt {
+impl AppliedRules {
     /// Puts rules in force with these options; CMD does nothing.
     pub fn begin(rules: &[&str], options: &str) -> Self {
         Self::begin_by(fault(), rules, options)
@@ -206,7 +206,7 @@ impl Hurt {
     }
 }
 
-impl Drop for Hurt {
+impl Drop for AppliedRules {
     fn drop(&mut self) {
         self.input = None;
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {

@@ -14,7 +14,7 @@ pub struct Watched {
     /// Gone when nobody reads any more.
     lines: Option<BufReader<ChildStderr>>,
     /// What it has said so far.
-    pub told: String,
+    pub stderr_text: String,
 }
 
 impl Watched {
@@ -29,7 +29,7 @@ impl Watched {
         let mut watched = Self {
             child,
             lines,
-            told: String::new(),
+            stderr_text: String::new(),
         };
         watched.until(text);
         watched
@@ -42,11 +42,11 @@ impl Watched {
 
     /// Waits until it says this, from now on.
     pub fn until(&mut self, text: &str) {
-        let before = self.told.len();
+        let before = self.stderr_text.len();
         let lines = self.lines.as_mut().expect("it is read");
-        while !self.told[before..].contains(text) {
-            let read = lines.read_line(&mut self.told).expect("text");
-            assert_ne!(read, 0, "no `{text}`: {}", self.told);
+        while !self.stderr_text[before..].contains(text) {
+            let read = lines.read_line(&mut self.stderr_text).expect("text");
+            assert_ne!(read, 0, "no `{text}`: {}", self.stderr_text);
         }
     }
 
@@ -71,10 +71,10 @@ impl Watched {
     /// Waits for its end.
     pub fn finish(&mut self) -> (Option<i32>, String) {
         if let Some(lines) = &mut self.lines {
-            lines.read_to_string(&mut self.told).expect("text");
+            lines.read_to_string(&mut self.stderr_text).expect("text");
         }
         let status = self.child.wait().expect("it ends");
-        (status.code(), std::mem::take(&mut self.told))
+        (status.code(), std::mem::take(&mut self.stderr_text))
     }
 }
 

@@ -6,7 +6,7 @@
 //!   faults are gone with their links, or pass everything once the lease is over, and CMD just goes
 //!   on unhurt; its exit code is lost. A parent-death signal would also hit when the *thread* that
 //!   started CMD ends, which a tokio runtime is free to let happen.
-//! - **Its process is made early** ([`Prepared::begin`]): the kernel takes 10 to 20 ms to move a process into a cgroup, which
+//! - **Its process is made early** ([`PreparedCommand::begin`]): the kernel takes 10 to 20 ms to move a process into a cgroup, which
 //!   pass while programs are loaded. It waits in front of exec, and ends there when `fault` gives up or dies.
 //! - **What CMD leaves running** when it ends lives on, in the parent cgroup
 //!   ([`Leftovers::Release`](super::cgroup::Leftovers)).
@@ -121,7 +121,7 @@ impl CommandSpec {
     ///
     /// # Errors
     /// [`StartError::NotFound`] and [`StartError::NotExecutable`].
-    pub fn resolve(self) -> Result<Prepared, StartError> {
+    pub fn resolve(self) -> Result<PreparedCommand, StartError> {
         let paths = candidates(&self.program, self.search_path())?;
         let answer = match &self.identity {
             None => probe(&paths),
@@ -131,7 +131,7 @@ impl CommandSpec {
         let Some(path) = found.and_then(|index| paths.into_iter().nth(index)) else {
             return Err(self.explain(answer));
         };
-        Ok(Prepared {
+        Ok(PreparedCommand {
             path: OsString::from_vec(path.into_bytes()),
             spec: self,
         })
@@ -298,12 +298,12 @@ fn setup_error(code: i32, identity: Option<&Identity>) -> anyhow::Error {
 
 /// A command that can be started, once everything around it is in place.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedCommand {
     path: OsString,
     spec: CommandSpec,
 }
 
-impl Prepared {
+impl PreparedCommand {
     /// Whether it will run as somebody else than `fault`.
     #[must_use]
     pub fn is_another_users(&self) -> bool {
@@ -399,7 +399,7 @@ impl Prepared {
 /// CMD's process, which waits for its exec. Dropping this ends it.
 #[derive(Debug)]
 pub struct Waiting<'a> {
-    command: &'a Prepared,
+    command: &'a PreparedCommand,
     forwarder: Option<Forwarder>,
     /// A byte lets the process go on, the end makes it give up.
     gate: Option<OwnedFd>,
@@ -558,7 +558,7 @@ impl TryFrom<ExitStatus> for Ended {
 mod tests {
     use super::*;
 
-    fn resolve(program: &str) -> Result<Prepared, StartError> {
+    fn resolve(program: &str) -> Result<PreparedCommand, StartError> {
         CommandSpec::new(vec![program.into()], None)?.resolve()
     }
 

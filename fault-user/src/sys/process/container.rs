@@ -34,7 +34,7 @@ pub struct Container {
 
 /// Where runtimes keep their state.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct RuntimePaths {
     /// Docker's socket.
     pub docker_socket: PathBuf,
     /// Podman's list of containers.
@@ -47,7 +47,7 @@ pub struct Places {
     pub hosts_processes: bool,
 }
 
-impl Default for Places {
+impl Default for RuntimePaths {
     fn default() -> Self {
         Self {
             docker_socket: "/run/docker.sock".into(),
@@ -63,7 +63,7 @@ impl Default for Places {
 ///
 /// # Errors
 /// None, several, a stopped one, or a runtime whose socket may not be read.
-pub fn find(places: &Places, wanted: &str) -> Result<Container> {
+pub fn find(places: &RuntimePaths, wanted: &str) -> Result<Container> {
     let mut refused = None;
     let mut all = Vec::new();
     for list in [docker, podman, containerd] {
@@ -148,7 +148,7 @@ fn text(value: &Value, field: &str) -> String {
 }
 
 /// Asks Docker's API. A machine without Docker has no containers of it.
-fn docker(places: &Places) -> Result<Vec<Container>> {
+fn docker(places: &RuntimePaths) -> Result<Vec<Container>> {
     let path = &places.docker_socket;
     if !path.exists() {
         return Ok(Vec::new());
@@ -209,7 +209,7 @@ fn ask(socket: &Path, target: &str) -> Result<Value> {
 }
 
 /// Reads the state of Podman's root containers.
-fn podman(places: &Places) -> Result<Vec<Container>> {
+fn podman(places: &RuntimePaths) -> Result<Vec<Container>> {
     let path = &places.podman_list;
     let list = match std::fs::read(path) {
         Ok(list) => list,
@@ -242,7 +242,7 @@ fn podman(places: &Places) -> Result<Vec<Container>> {
 
 /// Reads the running tasks of containerd, of every namespace. A task that Docker started is known by Docker's
 /// name already, and left out here.
-fn containerd(places: &Places) -> Result<Vec<Container>> {
+fn containerd(places: &RuntimePaths) -> Result<Vec<Container>> {
     let mut found = Vec::new();
     let Ok(namespaces) = std::fs::read_dir(&places.containerd_tasks) else {
         return Ok(found);
@@ -292,7 +292,7 @@ fn cri_name(config: &Path) -> String {
     }
 }
 
-impl Places {
+impl RuntimePaths {
     /// The number in a pid file, or 0 when there is none or its process is gone.
     fn read_pid(&self, path: &Path, id: &str) -> Result<i32> {
         let text = match std::fs::read_to_string(path) {
@@ -333,8 +333,8 @@ mod tests {
     use super::*;
 
     /// Places below a folder of the test's own, with nothing in them.
-    fn places(folder: &Path) -> Places {
-        Places {
+    fn places(folder: &Path) -> RuntimePaths {
+        RuntimePaths {
             docker_socket: folder.join("docker.sock"),
             podman_list: folder.join("containers.json"),
             podman_run: folder.join("run"),
@@ -343,7 +343,7 @@ mod tests {
         }
     }
 
-    fn add_podman(places: &Places, containers: &[(&str, &str, Option<u32>)]) {
+    fn add_podman(places: &RuntimePaths, containers: &[(&str, &str, Option<u32>)]) {
         let list: Vec<_> = containers
             .iter()
             .map(|(id, name, _)| serde_json::json!({"id": id, "names": [name]}))

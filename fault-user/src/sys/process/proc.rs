@@ -164,7 +164,7 @@ pub fn socket_inodes(processes: &[ProcessId]) -> Result<HashSet<u64>> {
 
 /// A socket that a process has open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenSocket {
+pub struct SocketDescriptor {
     /// Its descriptor there.
     pub number: RawFd,
     /// What tells it from all others.
@@ -211,7 +211,7 @@ pub fn take_sockets<T, S: BuildHasher>(
 ///
 /// # Errors
 /// `PermissionDenied` without being its owner and without `CAP_SYS_PTRACE`; too many files are open here.
-pub fn open_sockets(pid: i32) -> io::Result<Vec<OpenSocket>> {
+pub fn open_sockets(pid: i32) -> io::Result<Vec<SocketDescriptor>> {
     let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(entries) => entries,
         Err(error) if is_gone(&error) => return Ok(Vec::new()),
@@ -229,7 +229,7 @@ pub fn open_sockets(pid: i32) -> io::Result<Vec<OpenSocket>> {
         let inode = link.to_str().and_then(socket_inode);
         let number = number.to_str().and_then(|number| number.parse().ok());
         if let (Some(inode), Some(number)) = (inode, number) {
-            sockets.push(OpenSocket { number, inode });
+            sockets.push(SocketDescriptor { number, inode });
         }
     }
     Ok(sockets)
