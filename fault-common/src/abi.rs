@@ -956,6 +956,8 @@ pub enum Counter {
     LearnedFull,
     /// A DNS message that could not be read in full.
     Unread,
+    /// An answer to an ICMP echo request of the command whose request is forgotten: see `ECHOES` of the programs.
+    EchoForgotten,
     /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,
     /// because there were too many.
     Forgotten,
@@ -999,27 +1001,34 @@ mod pod {
     };
     use crate::flow::FlowKey;
 
-    // SAFETY: every one of these is `repr(C)`, without implicit padding (their sizes are asserted), and
-    // any bit pattern is a value.
-    unsafe impl aya::Pod for RuleEntry {}
-    unsafe impl aya::Pod for Known {}
-    unsafe impl aya::Pod for SetHeader {}
-    unsafe impl aya::Pod for PortClasses {}
-    unsafe impl aya::Pod for ScopeKey {}
-    unsafe impl aya::Pod for Control {}
-    unsafe impl aya::Pod for FlowRule {}
-    unsafe impl aya::Pod for FlowRuleKey {}
-    unsafe impl aya::Pod for Hold {}
-    unsafe impl aya::Pod for Release {}
-    unsafe impl aya::Pod for Steer {}
-    unsafe impl aya::Pod for Destination {}
-    unsafe impl aya::Pod for Endpoint {}
-    unsafe impl aya::Pod for Handshake {}
-    unsafe impl aya::Pod for Original {}
-    unsafe impl aya::Pod for DecisionKey {}
-    unsafe impl aya::Pod for Flow {}
-    unsafe impl aya::Pod for Owner {}
-    unsafe impl aya::Pod for RuleState {}
-    unsafe impl aya::Pod for RuleStats {}
-    unsafe impl aya::Pod for FlowKey {}
+    macro_rules! pod {
+        ($($kind:ty),* $(,)?) => {$(
+            // SAFETY: it is `repr(C)`, without implicit padding (the sizes are asserted), and any bit pattern is a value.
+            unsafe impl aya::Pod for $kind {}
+        )*};
+    }
+
+    pod!(
+        RuleEntry,
+        Known,
+        SetHeader,
+        PortClasses,
+        ScopeKey,
+        Control,
+        FlowRule,
+        FlowRuleKey,
+        Hold,
+        Release,
+        Steer,
+        Destination,
+        Endpoint,
+        Handshake,
+        Original,
+        DecisionKey,
+        Flow,
+        Owner,
+        RuleState,
+        RuleStats,
+        FlowKey
+    );
 }

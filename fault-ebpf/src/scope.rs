@@ -17,12 +17,13 @@ use aya_ebpf::helpers::{
     bpf_skc_to_mptcp_sock,
 };
 use aya_ebpf::programs::SockContext;
-use fault_common::abi::{Owner, SCOPE_LEVELS_MAX, ScopeKey, SetHeader};
+use fault_common::abi::{Counter, Owner, SCOPE_LEVELS_MAX, ScopeKey, SetHeader};
 use fault_common::flow::{FlowKey, end};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet};
 
 use crate::maps::{
-    CONTROL, ECHOES, Echo, MPTCP, SCOPED, SCOPES, SCRATCH, SETS, SOCKET_SCOPES, Scratch,
+    CONTROL, ECHOES, Echo, FLOWS, MPTCP, SCOPED, SCOPES, SCRATCH, SETS, SOCKET_SCOPES, Scratch,
+    count,
 };
 use crate::skb::{Any, Skb};
 
@@ -235,6 +236,10 @@ fn receiver(skb: Any, packet: &Packet, key: &FlowKey, generation: u32, owner: &m
         };
         // SAFETY: the value is copied at once.
         let Some(asked) = (unsafe { ECHOES.get(echo) }) else {
+            // SAFETY: the value is read at once.
+            if unsafe { FLOWS.get(key) }.is_some_and(|flow| flow.scopes != [0; 2]) {
+                count(Counter::EchoForgotten);
+            }
             return false;
         };
         *owner = *asked;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aya::programs::{TestRun as _, TestRunOptions};
-use fault_user::inject::injection::{PreparedInjection, InjectionOptions};
+use fault_user::inject::injection::{InjectionOptions, PreparedInjection};
 use fault_user::inject::injector::{Capacity, Clock, Injector, Options, Side};
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
@@ -241,7 +241,7 @@ fn veth() {
             .and_then(PreparedInjection::start)
             .expect("rules");
         with.push(throughput(&mut stream));
-        injection.remove().expect("healed");
+        injection.remove().expect("restored");
     }
     drop(stream);
     reader.join().expect("the reader ends");

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fault_user::inject::injection::{Injection, PreparedInjection, InjectionOptions};
+use fault_user::inject::injection::{Injection, InjectionOptions, PreparedInjection};
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::plan::mechanism::Mechanism;
@@ -39,12 +39,12 @@ fn ip(words: &str) {
     assert!(done.expect("ip runs").success(), "ip {words}");
 }
 
-/// The rule in force on `va`, by the delay line.
+/// The rule applied to `va`, by the delay line.
 fn inject(text: &str) -> Injection {
     inject_by(Mechanism::DelayLine, text).expect("rules")
 }
 
-/// The rule in force on `va`.
+/// The rule applied to `va`.
 fn inject_by(mechanism: Mechanism, text: &str) -> anyhow::Result<Injection> {
     let rule: Rule = text.parse().expect("a valid rule");
     let resolved = rule
@@ -152,7 +152,7 @@ fn round_trips() {
                 continue;
             };
             let times = sorted_round_trips(&socket, count);
-            injection.remove().expect("healed");
+            injection.remove().expect("restored");
             let median = times[count / 2] - wanted;
             let p99 = times[count * 99 / 100] - wanted;
             measure(
@@ -194,7 +194,7 @@ fn stream_rate(length: Duration) -> f64 {
 fn rates() {
     let injection = inject("tcp:7000 rate=10mbit dir=to-server");
     let measured = stream_rate(Duration::from_secs(10));
-    injection.remove().expect("healed");
+    injection.remove().expect("restored");
     // The wire also carries headers: 14 of Ethernet, 20 of IP, 32 of TCP for each 1,448 of payload.
     let wire = measured * 1514.0 / 1448.0 / 1e6;
     measure(
@@ -208,7 +208,7 @@ fn rates() {
     let direct = stream_rate(Duration::from_secs(2)) / 1e9;
     let injection = inject("tcp:7000 delay=10ms");
     let bulk = stream_rate(Duration::from_secs(5)) / 1e9;
-    injection.remove().expect("healed");
+    injection.remove().expect("restored");
     measure(
         "bulk TCP at delay=10ms",
         bulk,
@@ -246,7 +246,7 @@ fn small_packets(counted: &Arc<AtomicU64>) {
     let took = start.elapsed().as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "a figure")]
     let rate = (counted.load(Ordering::Relaxed) - before) as f64 / took;
-    injection.remove().expect("healed");
+    injection.remove().expect("restored");
     measure(
         "small packets at delay=10ms",
         rate,

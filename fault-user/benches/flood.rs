@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use fault_user::inject::injection::{PreparedInjection, InjectionOptions};
+use fault_user::inject::injection::{InjectionOptions, PreparedInjection};
 use fault_user::inject::preparation::prepare;
 use fault_user::inject::reach::IngressMechanism;
 use fault_user::plan::Plan;
@@ -185,7 +185,8 @@ impl Obstacle for Fault {
         let injection = peer
             .enter(|| {
                 let devices = select(&list()?, &Selection::Names(vec!["vb".to_owned()]))?;
-                prepare(&plan(&self.0), &devices, &injection_options).and_then(PreparedInjection::start)
+                prepare(&plan(&self.0), &devices, &injection_options)
+                    .and_then(PreparedInjection::start)
             })
             .expect("rules");
         let rules = plan(&self.0);
@@ -195,7 +196,7 @@ impl Obstacle for Fault {
                 hits.iter().any(|hits| hits.stats.hit_packets > 0),
                 "the rule at the port fires"
             );
-            injection.remove().expect("healed");
+            injection.remove().expect("restored");
         })
     }
 }
@@ -286,7 +287,10 @@ fn measure(name: &str, peer: &NetworkNamespace, source: &Source) {
         .join(", ");
     let obstacles: [(&str, Box<dyn Obstacle>); 9] = [
         ("nothing", Box::new(Nothing)),
-        ("one", Box::new(Fault(vec![lose(LAST_PORT)], IngressMechanism::Tc))),
+        (
+            "one",
+            Box::new(Fault(vec![lose(LAST_PORT)], IngressMechanism::Tc)),
+        ),
         ("nft one", Box::new(nft(rule(&LAST_PORT.to_string())))),
         (
             "many",
@@ -306,7 +310,10 @@ fn measure(name: &str, peer: &NetworkNamespace, source: &Source) {
         ),
         (
             "tc drop",
-            Box::new(Fault(vec![format!("udp:{LAST_PORT} blackhole")], IngressMechanism::Tc)),
+            Box::new(Fault(
+                vec![format!("udp:{LAST_PORT} blackhole")],
+                IngressMechanism::Tc,
+            )),
         ),
         (
             "xdp drop",

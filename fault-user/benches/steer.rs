@@ -32,7 +32,7 @@ fn measure(name: &str, value: f64, unit: &str, reference: f64, goal: Option<f64>
     );
 }
 
-/// Rules in force for as long as this lives.
+/// Rules that are applied until this is dropped.
 struct Rule(Child);
 
 impl Rule {

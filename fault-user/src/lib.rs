@@ -3,6 +3,7 @@
 //!
 //! The modules are listed from the lowest to the highest: each imports only from those above it in this list.
 //! ARCHITECTURE.md has the table that `cargo xtask check` reads.
+#![warn(clippy::undocumented_unsafe_blocks)]
 #![cfg_attr(
     not(test),
     deny(
@@ -35,6 +36,8 @@ pub mod watch;
 pub mod report;
 
 pub mod session;
+
+pub mod explore;
 
 pub mod api;
 

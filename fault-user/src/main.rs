@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let arguments = cli::arguments();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        // What was asked for: help, or the version.
+        // The user asked for help or the version.
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
             let words = arguments

@@ -1,7 +1,7 @@
-//! What is said to people, and data for programs.
+//! Messages for people on standard error, and data for programs on standard output.
 //!
-//! A terminal can be closed and a reader can go away at any time. `eprintln!` and `println!` panic then, which would cost
-//! CMD its exit code and CI its report; so nothing here uses them (clippy watches).
+//! A terminal or a reader may go away at any time. `eprintln!` and `println!` panic then, which would lose CMD's exit
+//! code and the report. So they are not used (clippy checks this).
 
 use std::env;
 use std::fmt::{self, Arguments};
@@ -14,27 +14,27 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-/// Says a line on standard error, as `eprintln!` does; nobody need be there to read it.
+/// Prints a line on standard error like `eprintln!`, but ignores write errors.
 macro_rules! tell {
     ($($what:tt)*) => { $crate::tell::line(format_args!($($what)*)) };
 }
 pub(crate) use tell;
 
-/// A line on standard error. It is lost when nobody reads it any more: the work goes on, and there is nobody to be told.
+/// Prints a line on standard error. Write errors are ignored: there is no one left to report them to.
 pub fn line(what: Arguments<'_>) {
-    // One write for one line, so that those of several processes do not get mixed.
+    // A single write per line, so that lines of several processes do not get mixed.
     let text = format!("{what}\n");
     drop(io::stderr().write_all(painted(&text, has_color()).as_bytes()));
 }
 
-/// The words that are painted where a line begins with them, and their colours (SGR parameters).
+/// The first words of lines that are coloured, and their colours (SGR parameters).
 const COLORS: [(&str, &str, &str); 3] = [
     ("fault: ", "error:", "1;31"),
     ("fault: ", "warning:", "1;33"),
     ("", "help:", "1;36"),
 ];
 
-/// The text with its first words in colour.
+/// Colours the first words of lines.
 pub(crate) fn painted(text: &str, has_color: bool) -> String {
     if !has_color {
         return text.to_owned();
@@ -49,17 +49,17 @@ pub(crate) fn painted(text: &str, has_color: bool) -> String {
     text.split_inclusive('\n').map(paint).collect()
 }
 
-/// Whether standard error shows colours: it is a terminal that can, and `NO_COLOR` is unset or empty.
+/// Whether standard error is a terminal that supports colours, and `NO_COLOR` is unset or empty.
 pub(crate) fn has_color() -> bool {
     let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
     io::stderr().is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
-/// How long nothing may be said.
+/// Interval between progress messages.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// Says what is being done every two seconds, until it is dropped.
+/// Prints a progress message every two seconds, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Patience {
     done: Option<Sender<()>>,
@@ -67,10 +67,10 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// Begins to wait. Without a thread to be had nothing is said.
+    /// Starts the timer. If no thread can be started, no messages are printed.
     pub(crate) fn start(what: &'static str) -> Self {
         let (done, is_done) = mpsc::channel();
-        // Signals are for the other threads; a thread inherits the mask.
+        // The new thread inherits this mask, so that other threads get the signals.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
         let thread = thread::Builder::new().spawn(move || {
             let started = Instant::now();
@@ -93,33 +93,33 @@ impl Patience {
 impl Drop for Patience {
     fn drop(&mut self) {
         self.done = None;
-        // It panics at nothing; and when it did, only its lines are missing.
+        // A panic would only lose its messages.
         drop(self.thread.take().map(JoinHandle::join));
     }
 }
 
-/// A piece of a line on a terminal, for as long as somebody looks.
+/// Writes a part of a line on a terminal. Write errors are ignored.
 pub(crate) fn live(what: Arguments<'_>) {
     let mut terminal = io::stdout();
     drop(write!(terminal, "{what}").and_then(|()| terminal.flush()));
 }
 
-/// Whoever read the standard output has seen enough, as `head` has: the end of the work, and no failure.
+/// The reader of the standard output has gone, as `head` does. This ends the work without a failure.
 #[derive(Debug)]
 pub(crate) struct ReaderGone;
 
 impl fmt::Display for ReaderGone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nobody reads the standard output any more")
+        f.write_str("the reader of the standard output has gone")
     }
 }
 
 impl std::error::Error for ReaderGone {}
 
-/// Data for whoever reads standard output.
+/// Writes data to standard output.
 ///
 /// # Errors
-/// `ReaderGone`, or standard output takes nothing: a full disk.
+/// `ReaderGone`, or standard output can't be written to, such as a full disk.
 pub fn data(text: &str) -> Result<()> {
     let mut output = io::stdout().lock();
     match output

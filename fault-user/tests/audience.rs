@@ -76,7 +76,7 @@ fn a_closed_terminal_ends_fault_except_under_nohup() {
     inject.signal(Signal::SIGHUP);
     let (code, stderr_text) = inject.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(stderr_text.contains("healed"), "{stderr_text}");
+    assert!(stderr_text.contains("rules removed"), "{stderr_text}");
 
     let mut command = Command::new("nohup");
     command

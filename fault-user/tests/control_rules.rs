@@ -156,7 +156,7 @@ fn a_mistake_changes_nothing_and_is_one_line() {
         (json!("tcp:1 loos=3%"), 400, "did you mean `loss`"),
         (json!(["tcp:1 drop", "tcp:2"]), 400, "fault"),
         (json!({"target": "tcp:1"}), 400, "missing field `fault`"),
-        (json!("tcp:1 latency=3ms"), 400, "about a stream"),
+        (json!("tcp:1 latency=3ms"), 400, "is a stream fault"),
         (json!("tcp:22 drop"), 400, "SSH"),
         (json!(7), 400, "expected a rule"),
     ];

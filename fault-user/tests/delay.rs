@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fault_user::sys::process::netns::NetworkNamespace;
+use nix::sys::socket::{setsockopt, sockopt};
 use support::echo::connected;
 use support::late::{
     FRAGMENTED, assert_about, assert_within, delays_all, echo, exchange, order, timed,
@@ -114,6 +115,107 @@ fn what_is_held_goes_on_when_the_rule_ends() {
     assert!(summary.contains("1 pkts"), "{summary}");
     let mut byte = [0; 1];
     socket.recv(&mut byte).unwrap();
+}
+
+/// How long the last of so many datagrams of `size` bytes comes behind the first.
+fn spread(address: SocketAddr, count: usize, size: usize) -> Duration {
+    let socket = connected(address);
+    let datagram = vec![0; size];
+    for _ in 0..count {
+        socket.send(&datagram).unwrap();
+    }
+    let mut buffer = [0; 2048];
+    socket.recv(&mut buffer).unwrap();
+    timed(|| {
+        for _ in 1..count {
+            socket.recv(&mut buffer).unwrap();
+        }
+    })
+}
+
+/// Whether the best of some measurements, which a busy machine makes longer, is within 5 % of a figure.
+fn assert_figure(what: &str, figure: Duration, measure: impl FnMut() -> Duration) {
+    let best = std::iter::repeat_with(measure).take(5).min().unwrap();
+    let (least, most) = (figure.mul_f64(0.95), figure.mul_f64(1.05));
+    assert!(
+        (least..=most).contains(&best),
+        "{what}: {best:?}, not {figure:?}"
+    );
+}
+
+#[test]
+fn a_profile_has_the_round_trip_and_the_rates_of_its_figures() {
+    const COUNT: usize = 30;
+    const PAYLOAD: usize = 1200;
+    // The headers of Ethernet, IPv4 and UDP are on the wire too.
+    const WIRE_BITS: f64 = 8.0 * (1200.0 + 14.0 + 20.0 + 8.0);
+    enter_fresh();
+    let address = echo(None, "127.0.0.1");
+    let took = |bits_per_second: f64| Duration::from_secs_f64(29.0 * WIRE_BITS / bits_per_second);
+    let applied = AppliedRules::begin(&["udp:7000 profile=3g"], "--scope host");
+    assert_figure("round trip", Duration::from_millis(300), || {
+        let socket = connected(address);
+        timed(|| {
+            socket.send(b"x").unwrap();
+            socket.recv(&mut [0; 1]).unwrap();
+        })
+    });
+    assert_figure("to the server", took(768e3), || {
+        spread(address, COUNT, PAYLOAD)
+    });
+    let summary = applied.end();
+    assert!(
+        summary.contains("udp:7000 rate=1.6mbit dir=to-client"),
+        "{summary}"
+    );
+    let applied = AppliedRules::begin(&["udp:7000 profile=3g dir=to-client"], "--scope host");
+    assert_figure("to the client", took(1600e3), || {
+        spread(address, COUNT, PAYLOAD)
+    });
+    applied.end();
+}
+
+#[test]
+fn a_profile_loses_what_its_figures_say() {
+    const COUNT: u32 = 60_000;
+    enter_fresh();
+    let server = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Room for all of them: what gets lost is lost by the rule.
+    setsockopt(&server, sockopt::RcvBufForce, &(128 << 20)).unwrap();
+    let counting = std::thread::spawn(move || {
+        let mut buffer = [0; 1];
+        let came = std::iter::from_fn(|| {
+            server.recv(&mut buffer).unwrap();
+            (buffer == *b"x").then_some(())
+        });
+        u32::try_from(came.count()).unwrap()
+    });
+    // The same packets are lost each time, since the seed is the same.
+    let applied = AppliedRules::begin(
+        &["udp:7000 profile=wifi-lossy dir=to-server"],
+        "--scope host --seed 1",
+    );
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect("127.0.0.1:7000").unwrap();
+    for nth in 0..COUNT {
+        client.send(b"x").unwrap();
+        if nth % 64 == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    while !counting.is_finished() {
+        client.send(b".").unwrap();
+        std::thread::yield_now();
+    }
+    applied.end();
+    let lost = f64::from(COUNT - counting.join().unwrap());
+    // From good to bad 1 %, back 50 %.
+    let expected = f64::from(COUNT) * 0.01 / 0.51;
+    assert!(
+        (lost / expected - 1.0).abs() <= 0.05,
+        "{lost}, not {expected}"
+    );
 }
 
 #[test]
@@ -280,7 +382,7 @@ fn a_full_queue_loses_and_says_so() {
     // What is held goes on when the rule ends.
     let summary = applied.end();
     assert!(
-        summary.contains("15 packets were lost in full queues"),
+        summary.contains("15 packets were dropped because the queue of a `rate` was full"),
         "{summary}"
     );
 }
@@ -293,7 +395,8 @@ fn slots_deliver_in_bursts() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     assert_about(0, "after the start of a slot", || {
-        let applied = AppliedRules::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
+        let applied =
+            AppliedRules::begin(&["udp:7000 slot=100ms,100ms,packets:10"], "--scope host");
         let start = Instant::now();
         for _ in 0..30 {
             sender.send(b"x").unwrap();
@@ -428,7 +531,7 @@ fn frames_between_ports_of_a_bridge_are_delayed_and_judged_once() {
         let summary = applied.end();
         // Before the rules were on the new port too they were on that of the server.
         assert!(summary.contains(&format!("  {packets} pkts")), "{summary}");
-        assert_within(0..120, "healed", || round_trip(&client));
+        assert_within(0..120, "restored", || round_trip(&client));
     }
 }
 
@@ -601,7 +704,7 @@ fn a_device_without_ethernet_headers_is_delayed() {
                 "{summary}"
             );
             assert!(!summary.contains("carried out"), "{summary}");
-            assert_within(0..120, "healed", || round_trip(&socket));
+            assert_within(0..120, "restored", || round_trip(&socket));
         }
     }
 }
@@ -619,7 +722,7 @@ fn a_device_that_nothing_can_be_held_at_is_refused_before_anything_starts() {
     let refused = run(&["udp:7000 delay=60ms"], "--interface ifb7", &["true"]);
     assert_eq!(refused.status.code(), Some(125));
     let error = String::from_utf8(refused.stderr).unwrap();
-    assert!(error.contains("packets of ifb7 can't be held"), "{error}");
+    assert!(error.contains("can't hold packets of ifb7"), "{error}");
     let passed = run(
         &["udp:7000 loss=1%"],
         "--interface ifb7 --allow-unfired",
@@ -659,14 +762,13 @@ fn packets_pass_when_the_tap_is_removed_or_switched_off() {
         wait_for(|| !has_delay_line(applied.pid()), "the loss to be noticed");
         assert!(round_trip(&socket) < Duration::from_secs(10));
         let summary = applied.end();
-        assert!(summary.starts_with("fault: seed"), "{summary}");
         assert!(summary.contains(WARNING), "{summary}");
         assert!(
             summary.contains("2 hits could not be carried out"),
             "{summary}"
         );
         assert!(
-            summary.contains("none of its hits could be carried out"),
+            summary.contains("the fault could not be applied to any of them"),
             "{summary}"
         );
 

@@ -145,9 +145,12 @@ fn slow_connects_are_felt() {
     let limit = |time: &str| json!({ "p99_connect": { "svc": time } });
     stderr_text(&run(&rules, &limit("2s"), "exchange"), 0);
     let text = stderr_text(&run(&rules, &limit("150ms"), "exchange"), 121);
-    assert_stderr_has(&text, &["99 of 100 connects to svc answered in 150ms"]);
+    assert_stderr_has(
+        &text,
+        &["99 of 100 connects to svc to be answered within 150ms"],
+    );
     let text = stderr_text(&run(&rules, &limit("2s"), "true"), 121);
-    assert_stderr_has(&text, &["there was no connect"]);
+    assert_stderr_has(&text, &["there was no connection attempt"]);
 }
 
 #[test]
@@ -245,13 +248,13 @@ fn probes_must_hold_before_and_after() {
         &["ok: expect the probe `tcp 127.0.0.1:7000` to hold"],
     );
     let text = stderr_text(&run(&rules, &probe(7000, "must-fail"), "sleep 0.3"), 121);
-    assert_stderr_has(&text, &["it held during the fault too"]);
+    assert_stderr_has(&text, &["it also held during the fault"]);
     let output = run(&rules, &probe(9, "may-fail"), "echo started");
     assert_stderr_has(
         &stderr_text(&output, 125),
         &[
             ".json:1:",
-            ": expect.probe[0]: the probe `tcp 127.0.0.1:9` does not hold before any fault, so nothing was done",
+            ": expect.probe[0]: the probe `tcp 127.0.0.1:9` fails without any fault, so the run was not started",
         ],
     );
     assert!(output.stdout.is_empty(), "the command is not started");
@@ -355,7 +358,7 @@ fn another_network_namespace_is_watched_alone() {
     );
     assert_stderr_has(
         &text,
-        &["does not tell of datagrams which network namespace"],
+        &["does not report the network namespace of datagrams"],
     );
 }
 

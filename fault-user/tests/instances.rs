@@ -21,7 +21,9 @@ use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::echo::{connected, tcp_echo, udp_client, udp_echo};
 use support::late::{echo, timed};
-use support::place::{AppliedRules, PATIENCE, enter_fresh, fault, has_tcx, hierarchy, run, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, enter_fresh, fault, has_tcx, hierarchy, run, wait_for,
+};
 
 const SETTINGS: [&str; 2] = [
     "/proc/sys/net/ipv4/conf/lo/accept_local",
@@ -309,7 +311,10 @@ fn fails_cleanly(command: &mut Command, limit: u64) {
     let done = child.wait_with_output().unwrap();
     let stderr_text = String::from_utf8_lossy(&done.stderr);
     let code = done.status.code();
-    assert!(matches!(code, Some(0 | 125)), "{limit}: {code:?} {stderr_text}");
+    assert!(
+        matches!(code, Some(0 | 125)),
+        "{limit}: {code:?} {stderr_text}"
+    );
     assert_eq!(cgroups_of(program), "", "{limit}: {stderr_text}");
 }
 

@@ -47,8 +47,8 @@ fn the_manifests_are_valid() {
     let [sidecar, daemonset] =
         ["sidecar", "daemonset"].map(|name| Path::new(MANIFESTS).join(format!("{name}.yaml")));
     for version in VERSIONS {
-        let (valid, stderr_text) = validate(&tool, version, &[&sidecar, &daemonset]);
-        assert!(valid, "Kubernetes {version}: {stderr_text}");
+        let (valid, message) = validate(&tool, version, &[&sidecar, &daemonset]);
+        assert!(valid, "Kubernetes {version}: {message}");
     }
     // It can tell.
     let folder = tempfile::tempdir().expect("a folder");

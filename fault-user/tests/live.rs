@@ -33,7 +33,10 @@ fn start(plan: &Plan) -> Injection {
         ..InjectionOptions::default()
     };
     let devices = select(&list().unwrap(), &Selection::Default).unwrap();
-    prepare(plan, &devices, &injection_options).unwrap().start().unwrap()
+    prepare(plan, &devices, &injection_options)
+        .unwrap()
+        .start()
+        .unwrap()
 }
 
 /// By clsact there is one journal for each process: one test at a time.
@@ -179,11 +182,15 @@ fn inject_follows_its_file() {
     let mut inject = Watched::inject(&["--watch", "-f", file.to_str().unwrap()]);
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7000 dorp\"]\n").unwrap();
-    inject.until("the old rules stay in force");
-    assert!(inject.stderr_text.contains("dorp"), "{}", inject.stderr_text);
+    inject.until("the old rules stay applied");
+    assert!(
+        inject.stderr_text.contains("dorp"),
+        "{}",
+        inject.stderr_text
+    );
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7001 drop\", \"udp:7002 drop\"]\n").unwrap();
-    inject.until("2 rules in force");
+    inject.until("2 rules reloaded");
     sender.send(b"come").unwrap();
     let mut bytes = [0; 4];
     receiver.recv(&mut bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Interfaces that appear after the rules are in force: those of containers, bridges and VPNs.
+//! Interfaces that appear after the rules were applied: those of containers, bridges and VPNs.
 
 mod support;
 
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use fault_user::inject::injection::{PreparedInjection, InjectionOptions};
+use fault_user::inject::injection::{InjectionOptions, PreparedInjection};
 use fault_user::inject::injector::Attachment;
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
@@ -68,7 +68,7 @@ fn rules_go_on_to_an_interface_that_appears() {
         let summary = applied.end();
         assert!(summary.contains(" on lo, va;"), "{summary}");
         assert!(!clsact("va").contains("clsact"), "{options}");
-        assert!(round_trip(address) < LATE, "healed");
+        assert!(round_trip(address) < LATE, "restored");
     }
 }
 
@@ -84,20 +84,20 @@ fn made_again(options: &str) -> String {
     join_again(&peer);
     wait_for(|| round_trip(address) >= LATE, "the device to be back");
     let summary = applied.end();
-    assert!(round_trip(address) < LATE, "healed");
+    assert!(round_trip(address) < LATE, "restored");
     summary
 }
 
 #[test]
 fn one_that_vanishes_is_missed_only_where_it_was_named() {
-    let line = "fault: wa has vanished: nothing is hurt there until it is back\n";
+    let line = "fault: wa disappeared: the rules are applied again when it reappears\n";
     for attach in ["", "--attach clsact"] {
         let summary = made_again(&format!("--scope host --interface wa {attach}"));
         assert!(summary.contains(line), "{summary}");
         assert!(!summary.contains("meanwhile"), "{summary}");
     }
     let summary = made_again("--scope host");
-    assert!(!summary.contains("vanished"), "{summary}");
+    assert!(!summary.contains("disappeared"), "{summary}");
 }
 
 #[test]
@@ -192,7 +192,9 @@ fn an_interface_that_vanishes_meanwhile_is_left_out() {
             .and_then(PreparedInjection::start)
             .unwrap_or_else(|error| panic!("{attachment}: {error:#}"));
         injection.remove().unwrap();
-        let refused = prepare(&plan, &all[1..], &injection_options).err().expect("nothing");
-        assert_eq!(format!("{refused:#}"), "wa has vanished", "{attachment}");
+        let refused = prepare(&plan, &all[1..], &injection_options)
+            .err()
+            .expect("nothing");
+        assert_eq!(format!("{refused:#}"), "wa has disappeared", "{attachment}");
     }
 }

@@ -414,7 +414,7 @@ fn a_path_replaced_by_sudo_is_reported() {
     }
     assert_eq!(ended.status.code(), Some(127));
     let stderr_text = String::from_utf8_lossy(&ended.stderr);
-    let expected = "nowhere: command not found in /usr/sbin:/usr/bin, the PATH that sudo sets (secure_path): type \
-                    `sudo env \"PATH=$PATH\" fault …`";
+    let expected = "nowhere: command not found in /usr/sbin:/usr/bin, the PATH that sudo sets (secure_path): run \
+    `sudo env \"PATH=$PATH\" fault …`";
     assert!(stderr_text.contains(expected), "{stderr_text}");
 }

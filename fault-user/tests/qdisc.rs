@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use fault_user::sys::process::netns::NetworkNamespace;
 use support::echo::connected;
 use support::late::{assert_about, delays_all, echo, exchange, order, timed};
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, ip, run, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, ip, run, wait_for,
+};
 
 const FQ: &str = "--scope host --mechanism fq";
 const NETEM: &str = "--scope host --mechanism netem";
@@ -247,8 +249,8 @@ fn a_foreign_qdisc_is_named_and_stays() {
         assert_eq!(
             stderr_text,
             format!(
-                "fault: error: lo has a tbf qdisc (handle 7:) at its root, which fault does not replace: leave out --mechanism \
-                 {mechanism}, the delay line does without\n"
+                "fault: error: lo has a tbf qdisc (handle 7:) at its root, which fault does not replace: leave out \
+                 --mechanism {mechanism} (the delay line works with any qdisc)\n"
             )
         );
         assert_eq!(roots(), before);
@@ -271,7 +273,8 @@ fn killed(options: &str) {
     socket.set_read_timeout(Some(short)).unwrap();
     for attach in ["", "--attach clsact"] {
         for has_journal in [true, false] {
-            let mut applied = AppliedRules::begin(&["udp:7000 delay=1s"], &format!("{options} {attach}"));
+            let mut applied =
+                AppliedRules::begin(&["udp:7000 delay=1s"], &format!("{options} {attach}"));
             applied.kill();
             wait_for(
                 || {
@@ -374,7 +377,7 @@ fn vanishes(options: &str) {
         }
         ip("link del va");
         let summary = applied.end();
-        let line = "  va has vanished meanwhile: nothing was hurt there from then on\n";
+        let line = "  va disappeared during the run: no rule was applied there afterwards\n";
         assert!(summary.contains(line), "{options}: {summary}");
     }
 }
@@ -407,7 +410,7 @@ fn without_a_tap_something_else_holds_or_it_is_refused() {
     let stderr_text = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(125), "{stderr_text}");
     assert!(
-        stderr_text.contains("tap device") && stderr_text.lines().count() == 1,
+        stderr_text.contains("tap device") && count_lines(&stderr_text) == 1,
         "{stderr_text}"
     );
     let address = echo(None, "127.0.0.1");

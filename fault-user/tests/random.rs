@@ -141,7 +141,7 @@ fn a_scenario_file_draws_too() {
         "a drawn fault",
     );
     assert_eq!(inject.finish().0, Some(0));
-    assert!(Redis::connect("127.0.0.1", server.port).is_ok(), "healed");
+    assert!(Redis::connect("127.0.0.1", server.port).is_ok(), "restored");
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn a_run_with_drawn_faults_is_replayed() {
 fn mistakes_are_one_line() {
     for (limits, message) in [
         ("length=1s", "total"),
-        ("length=1s total=1h quiet", "`quiet` is no limit"),
+        ("length=1s total=1h quiet", "`quiet` is not a limit"),
         ("length=9s total=2s", "not even one fault fits"),
         ("length=1s total=1h lenght=2s", "lenght"),
         ("length=1ms total=1h", "at most 4096 rules"),

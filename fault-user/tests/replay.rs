@@ -102,8 +102,12 @@ fn decisions_that_come_too_fast_are_missed_out_loud() {
         .args(["--", "bash", "-c", "echo > /dev/udp/127.0.0.1/7000"])
         .output()
         .unwrap();
-    let warning = format!("the report lacks {lost} decisions");
-    assert!(stderr_text(&again).contains(&warning), "{}", stderr_text(&again));
+    let warning = format!("warning: {lost} decisions came too fast");
+    assert!(
+        stderr_text(&again).contains(&warning),
+        "{}",
+        stderr_text(&again)
+    );
 }
 
 #[test]
@@ -169,9 +173,17 @@ fn what_is_no_report_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let output = go(&["replay", "REPORT"], folder.path());
     assert_eq!(output.status.code(), Some(2), "{}", stderr_text(&output));
-    assert!(stderr_text(&output).contains("report.json"), "{}", stderr_text(&output));
+    assert!(
+        stderr_text(&output).contains("report.json"),
+        "{}",
+        stderr_text(&output)
+    );
     fs::write(folder.path().join("report.json"), "{}").unwrap();
     let output = go(&["replay", "REPORT"], folder.path());
     assert_eq!(output.status.code(), Some(2), "{}", stderr_text(&output));
-    assert!(stderr_text(&output).contains("no report"), "{}", stderr_text(&output));
+    assert!(
+        stderr_text(&output).contains("not a report"),
+        "{}",
+        stderr_text(&output)
+    );
 }

@@ -88,8 +88,12 @@ fn rules_in_force_need_next_to_nothing() {
     let lease = if has_tcx() { None } else { Some(&0) };
     assert_eq!(threads.get("lease"), lease, "{threads:?}");
     // Rules go on to interfaces that appear later.
-    let later_interfaces = threads.get("newcomers");
-    assert_eq!(later_interfaces, Some(&(BPF | NET_ADMIN | PERFMON)), "{threads:?}");
+    let later_interfaces = threads.get("interfaces");
+    assert_eq!(
+        later_interfaces,
+        Some(&(BPF | NET_ADMIN | PERFMON)),
+        "{threads:?}"
+    );
     end(fault, 0);
 }
 

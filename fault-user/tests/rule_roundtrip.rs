@@ -200,13 +200,26 @@ fn reply() -> impl Strategy<Value = ErrorReply> {
     prop_oneof![
         prop::collection::vec(100..600_u16, 1..4).prop_map(ErrorReply::Http),
         Just(ErrorReply::Http(vec![500])),
-        of(text()).prop_map(ErrorReply::Redis),
-        of(text()).prop_map(ErrorReply::Mysql),
+        of(text().prop_filter("no single word in capitals", |text| text
+            .contains(char::is_lowercase)))
+        .prop_map(ErrorReply::Redis),
+        of(text().prop_filter("no number", |text| text.contains(char::is_lowercase)))
+            .prop_map(ErrorReply::Mysql),
+        of("[3-9A-Z][0-9A-Z]{3}[0-9]( [ -~]{0,9})?").prop_map(ErrorReply::Postgres),
         of(text()).prop_map(ErrorReply::Smtp),
         of(text()).prop_map(ErrorReply::Memcache),
         (1..=1_048_576_u64).prop_map(ErrorReply::Random),
         Just(ErrorReply::Random(64)),
     ]
+}
+
+fn query() -> impl Strategy<Value = String> {
+    select(vec!["^UPDATE", "a \"b\" c", r"\bx\b|^$", "plain", ""]).prop_map(str::to_owned)
+}
+
+/// Whether there are requests to read: none at a login, and before random bytes.
+fn can_be_selected(reply: &ErrorReply) -> bool {
+    !matches!(reply, ErrorReply::Random(_) | ErrorReply::Postgres(Some(_)))
 }
 
 /// Faults of the stream layer that work on TCP only.
@@ -258,9 +271,18 @@ fn tcp_fault() -> impl Strategy<Value = Fault> {
                 max_wait_ns
             }
         )),
-        reply().prop_map(|reply| Fault::Error(faults::Error { reply })),
-        (1..100_u64, of(reply()))
-            .prop_map(|(errors, reply)| Fault::Transient(faults::Transient { errors, reply })),
+        (reply(), of(query())).prop_map(|(reply, query)| {
+            let query = query.filter(|_| can_be_selected(&reply));
+            Fault::Error(faults::Error { reply, query })
+        }),
+        (1..100_u64, of(reply()), of(query())).prop_map(|(errors, reply, query)| {
+            let query = query.filter(|_| reply.as_ref().is_some_and(can_be_selected));
+            Fault::Transient(faults::Transient {
+                errors,
+                reply,
+                query,
+            })
+        }),
     ]
 }
 

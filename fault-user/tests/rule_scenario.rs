@@ -138,7 +138,9 @@ fn mistakes_are_pointed_at() {
         assert_eq!(output.stdout, b"", "{}", path.display());
         let stderr_text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
-        let error = stderr_text.strip_prefix("fault: error: ").expect(&stderr_text);
+        let error = stderr_text
+            .strip_prefix("fault: error: ")
+            .expect(&stderr_text);
         let golden = PathBuf::from(format!("{}.error", path.display()));
         if std::env::var_os("FAULT_BLESS").is_some() {
             fs::write(&golden, error).unwrap();

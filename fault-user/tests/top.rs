@@ -176,22 +176,22 @@ fn a_daemons_toxics_are_shown_and_switched() {
 #[test]
 fn what_can_t_be_shown_is_said_in_one_line() {
     enter_fresh();
-    let stderr_text = |arguments: &[&str]| {
+    let attempt = |arguments: &[&str]| {
         let output = fault().arg("top").args(arguments).output().unwrap();
         let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
         (output.status.code(), stderr_text)
     };
-    let (code, text) = stderr_text(&[]);
+    let (code, text) = attempt(&[]);
     assert_eq!(code, Some(125), "{text}");
     assert!(
         text.contains("nothing to show") && text.contains("start `fault daemon`"),
         "{text}"
     );
-    let (code, text) = stderr_text(&["--pid", "1"]);
+    let (code, text) = attempt(&["--pid", "1"]);
     assert_eq!(code, Some(125), "{text}");
     let applied = AppliedRules::begin(&["tcp:1 reject"], "--scope host");
-    let (code, text) = stderr_text(&[]);
+    let (code, text) = attempt(&[]);
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("--json"), "{text}");
     applied.end();

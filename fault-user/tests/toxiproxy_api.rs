@@ -72,7 +72,7 @@ const ERRORS: &[(&str, &str, &str, u16, &str)] = &[
         "/proxies",
         r#"{"name":"q","upstream":"/run/q"}"#,
         400,
-        "/run/q is a Unix socket, which can't be relayed: give the HOST:PORT of the service",
+        "/run/q is a Unix socket, which is unsupported: give the HOST:PORT of the service",
     ),
     ("POST", "/populate", "{}", 400, "bad request body: …"),
     ("GET", "/proxies/x", "", 404, "proxy not found"),
@@ -712,7 +712,7 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
             (code, error.as_str()),
             (
                 Some(125),
-                "fault: error: the daemon refuses: proxy not found\n"
+                "fault: error: the daemon rejected the request: proxy not found\n"
             )
         );
         assert_eq!(run(&["add", "proxy"]).0, Some(2));
@@ -908,7 +908,7 @@ fn the_command_line_knows_attributes_and_units() {
         (&["latency", "latency=5us"], "expected whole milliseconds"),
         (
             &["bandwith"],
-            "there is no toxic type `bandwith`, did you mean `bandwidth`?",
+            "unknown toxic type `bandwith`, did you mean `bandwidth`?",
         ),
         (&["noop", "x=1"], "noop has no attribute `x`: it has none"),
     ] {

@@ -15,9 +15,11 @@ use fault_user::sys::process::proc;
 use io_uring::IoUring;
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
-use support::dns::{RCODE, TYPE, look_up, query, query_for, serve, stderr_text};
+use support::dns::{RCODE, TYPE, look_up, query, query_for, read_response, serve};
 use support::echo::tcp_echo;
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, is_emulated, run, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, Peer, enter_fresh, fault, is_emulated, run, wait_for,
+};
 
 /// Starts a server on loopback.
 fn echo(host: &str) -> SocketAddr {
@@ -160,7 +162,7 @@ fn queries_are_answered_the_way_this_kernel_has() {
                 let length = client
                     .recv(&mut buffer)
                     .unwrap_or_else(|error| panic!("{server} {name}: {error}"));
-                let (code, _, addresses) = stderr_text(&buffer[..length]);
+                let (code, _, addresses) = read_response(&buffer[..length]);
                 assert_eq!((code, addresses), expected, "{server} {name}");
             }
         }
@@ -326,7 +328,8 @@ const GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 0, 7), 7400);
 
 /// What the command of a run does here: for each line that it reads, `send PORT ADDRESS`, it sends a datagram from that
 /// port to that address; for `ask PORT ADDRESS` it waits for a corrupted answer too; for `join` it receives multicast,
-/// for `listen` it does so by MPTCP, for `io_uring` it opens sockets by `io_uring`. It says so each time.
+/// for `listen` it does so by MPTCP, for `io_uring` it opens sockets by `io_uring`, for `echoes` it sends one ICMP echo request
+/// more than are remembered. It says so each time.
 #[test]
 fn what_the_command_does() {
     if std::env::var_os(IS_COMMAND).is_none() {
@@ -346,6 +349,14 @@ fn what_the_command_does() {
             }
             ["join"] => joined.push(join(Ipv4Addr::UNSPECIFIED)),
             ["io_uring"] => refused_by_io_uring(),
+            ["echoes"] => {
+                let socket = icmp();
+                for number in 0..=ECHOES_REMEMBERED {
+                    let [.., a, b] = number.to_be_bytes();
+                    let identifier = [1, u8::from(number == ECHOES_REMEMBERED)];
+                    send_echo(&socket, ECHO_REQUEST, identifier, [a, b]);
+                }
+            }
             [what, port, address] => {
                 let socket = send_from(port.parse().unwrap(), address.parse().unwrap(), b'c');
                 let mut byte = *b"c";
@@ -441,6 +452,27 @@ fn mptcp() -> std::io::Result<Socket> {
     Socket::new(Domain::IPV4, Type::STREAM, Some(IPPROTO_MPTCP.into()))
 }
 
+/// How many ICMP echo requests are remembered: see docs/rules.md.
+const ECHOES_REMEMBERED: u32 = 65_536;
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REPLY: u8 = 0;
+
+fn icmp() -> Socket {
+    let kind = Type::RAW;
+    Socket::new(Domain::IPV4, kind, Some(socket2::Protocol::ICMPV4)).unwrap()
+}
+
+/// An ICMP echo message without data to loopback.
+fn send_echo(socket: &Socket, kind: u8, [i0, i1]: [u8; 2], [s0, s1]: [u8; 2]) {
+    let words = [[kind, 0], [i0, i1], [s0, s1]].map(u16::from_be_bytes);
+    let sum: u32 = words.iter().copied().map(u32::from).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let [.., c0, c1] = (!folded).to_be_bytes();
+    let message = [kind, 0, c0, c1, i0, i1, s0, s1];
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.send_to(&message, &loopback.into()).unwrap();
+}
+
 /// A run whose command is this program.
 struct Commanded {
     child: Child,
@@ -490,12 +522,16 @@ impl Commanded {
 
     /// Ends it; its only rule must have matched and hit so many packets.
     fn end(self, packets: usize) {
+        assert_hits(&self.summary(), packets);
+    }
+
+    /// Ends it, and gives the summary.
+    fn summary(self) -> String {
         let mut child = self.child;
         drop(child.stdin.take());
         let output = child.wait_with_output().unwrap();
         drop(self.said);
-        let stderr_text = String::from_utf8(output.stderr).unwrap();
-        assert_hits(&stderr_text, packets);
+        String::from_utf8(output.stderr).unwrap()
     }
 }
 
@@ -507,17 +543,17 @@ fn assert_hits(summary: &str, packets: usize) {
 
 /// Sends datagrams back, and tells what they were once it has.
 fn telling_echo(socket: UdpSocket) -> Receiver<u8> {
-    let (tell, stderr_text) = channel();
+    let (sender, heard) = channel();
     std::thread::spawn(move || {
         let mut byte = [0];
         while let Ok((_, client)) = socket.recv_from(&mut byte) {
             socket.send_to(&byte, client).unwrap();
-            if tell.send(byte[0]).is_err() {
+            if sender.send(byte[0]).is_err() {
                 break;
             }
         }
     });
-    stderr_text
+    heard
 }
 
 #[test]
@@ -609,6 +645,22 @@ fn a_socket_made_by_io_uring_is_the_commands() {
 }
 
 #[test]
+fn replies_to_pings_that_are_forgotten_are_counted() {
+    enter_fresh();
+    std::fs::write("/proc/sys/net/ipv4/icmp_echo_ignore_all", "1").unwrap();
+    let mut command = Commanded::start("icmp drop dir=to-client");
+    command.tell("echoes");
+    // The first request is forgotten, for it was one too many; the last is not.
+    for identifier in [[1, 0], [1, 1]] {
+        send_echo(&icmp(), ECHO_REPLY, identifier, [0, 0]);
+    }
+    let summary = command.summary();
+    assert_hits(&summary, 1);
+    let counted = "1 ICMP echo replies were not matched";
+    assert!(summary.contains(counted), "{summary}");
+}
+
+#[test]
 fn a_listener_of_mptcp_is_the_commands() {
     if !fault_user::sys::version::at_least(5, 19) || mptcp().is_err() {
         eprintln!("skipped: the kernel has no MPTCP, or is older than 5.19");
@@ -629,7 +681,8 @@ fn a_range_is_one_of_services_ports_not_of_clients() {
         let address = echo(host);
         let mut old = connect(address).unwrap();
         exchange(&mut old).unwrap();
-        let applied = AppliedRules::begin(&["tcp:1-6999,7001-65535 blackhole"], "--scope host --force");
+        let applied =
+            AppliedRules::begin(&["tcp:1-6999,7001-65535 blackhole"], "--scope host --force");
         assert_eq!(&exchange(&mut old).unwrap(), b"hello", "open before");
         assert_eq!(&exchange(&mut connect(address).unwrap()).unwrap(), b"hello");
         assert_hits(&applied.end(), 0);

@@ -83,7 +83,10 @@ fn a_proxy_that_listens_where_its_upstream_is() {
         assert_eq!(status, 200, "{answer}");
         let refused = TcpStream::connect(address).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-        assert!(exchange(&mut redirected).is_err(), "it went through the relay");
+        assert!(
+            exchange(&mut redirected).is_err(),
+            "it went through the relay"
+        );
         ask(&daemon, "POST", "/reset", "");
         assert!(took(address) < SLOW);
         let (status, answer) = ask(
@@ -190,7 +193,7 @@ fn a_packet_fault_is_a_toxic_of_a_transparent_proxy() {
     let (status, refused) = daemon.call("POST", "/proxies/plain/toxics", r#"{"type":"reject"}"#);
     assert_eq!(status, 400, "{refused}");
     let why = refused["error"].as_str().unwrap();
-    assert!(why.contains("needs a transparent proxy"), "{why}");
+    assert!(why.contains("use a transparent proxy"), "{why}");
 }
 
 #[test]
@@ -218,7 +221,7 @@ fn what_cannot_be_transparent_is_refused() {
     let daemon = Daemon::start();
     for (listen, protocol, why) in [
         ("0.0.0.0:7000", "tcp", "needs the address of its service"),
-        ("127.0.0.1:7000", "udp", "there is none for UDP"),
+        ("127.0.0.1:7000", "udp", "UDP is not supported"),
     ] {
         let body = format!(
             r#"{{"name":"svc","listen":"{listen}","upstream":"{listen}","protocol":"{protocol}"}}"#

@@ -51,11 +51,11 @@ fn arrived(peer: &NetworkNamespace, sender: &UdpSocket, receiver: &UdpSocket) ->
 }
 
 fn links(peer: &Peer) -> String {
-    let stderr_text = Command::new("ip")
+    let shown = Command::new("ip")
         .args(["-n", &peer.name, "link", "show", "vb"])
         .output()
         .unwrap();
-    String::from_utf8(stderr_text.stdout).unwrap()
+    String::from_utf8(shown.stdout).unwrap()
 }
 
 fn has_xdp() -> bool {
@@ -126,7 +126,7 @@ fn where_xdp_cannot_be_tc_does_it_and_says_so() {
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     let (receiver, sender) = sockets(&namespace, "10.77.0.2");
     let options = format!("--netns {} --mechanism xdp", peer.name);
-    let stderr_text = |rule: &str, note: &str| {
+    let check = |rule: &str, note: &str| {
         let applied = AppliedRules::begin(&[rule], &options);
         let came = arrived(&namespace, &sender, &receiver);
         let summary = applied.end();
@@ -135,17 +135,17 @@ fn where_xdp_cannot_be_tc_does_it_and_says_so() {
     };
     let all = usize::from(DATAGRAMS);
     assert_eq!(
-        stderr_text(
+        check(
             "udp:7000 corrupt=100%",
-            "it can only lose packets, and a rule does more"
+            "XDP can only drop packets, and a rule does more"
         ),
         all
     );
     let foreign = foreign_program(&namespace);
     assert_eq!(
-        stderr_text(
+        check(
             "udp:7000 blackhole",
-            "XDP is not used on vb: another program is there"
+            "XDP is not used on vb: another XDP program is attached"
         ),
         0
     );

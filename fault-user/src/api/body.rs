@@ -1,5 +1,5 @@
-//! Reading request bodies as Toxiproxy's Go decoder does: the first JSON value counts, names are matched
-//! without regard to case, nulls and unknown fields are ignored.
+//! Parses request bodies as Toxiproxy's Go decoder does: only the first JSON value counts, names are case-insensitive,
+//! nulls and unknown fields are ignored.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use crate::rule::Rule;
 
-/// The largest body, in bytes.
+/// Maximum size of a body in bytes.
 pub(crate) const LIMIT: usize = 2 << 20;
-/// How long a client may take to send its body.
+/// A client must send its body within this time.
 const WAIT: Duration = Duration::from_secs(10);
 
 /// Collects a body.
 ///
 /// # Errors
 ///
-/// 413 when it is too large, 408 when it takes too long, 400 when it breaks off.
+/// 413 if it is too large, 408 if it takes too long, 400 if it is incomplete.
 pub(crate) async fn collect(body: Body) -> Result<Bytes, ApiError> {
     match tokio::time::timeout(WAIT, axum::body::to_bytes(body, LIMIT)).await {
         Ok(Ok(bytes)) => Ok(bytes),
@@ -55,12 +55,12 @@ pub(crate) fn value(body: &[u8]) -> Result<Value, ApiError> {
     }
 }
 
-/// A JSON object whose fields are looked up as Go does.
+/// A JSON object whose fields are looked up as in Go.
 #[derive(Debug)]
 pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
-    /// Takes an object, or null for an empty one.
+    /// Converts an object; null is an empty one.
     ///
     /// # Errors
     ///
@@ -76,7 +76,7 @@ impl Fields {
         }
     }
 
-    /// The object that a body holds.
+    /// Parses a body that contains an object.
     ///
     /// # Errors
     ///
@@ -85,7 +85,7 @@ impl Fields {
         Self::new(value(body)?)
     }
 
-    /// A field that is there and not null; of several that differ in case the last counts.
+    /// A field that exists and is not null. If several differ only in case, the last one counts.
     pub(crate) fn get(&self, name: &str) -> Option<&Value> {
         let fields = self
             .0
@@ -162,11 +162,11 @@ const fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// A whole number without a point, as Go prints it.
+/// Formats a whole number without a decimal point, as Go does.
 pub(super) fn number(value: f64) -> Value {
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "only whole numbers of a small range are cast"
+        reason = "only whole numbers in a small range are cast"
     )]
     if value.fract() == 0.0 && value.abs() < 1e9 {
         json!(value as i64)
@@ -175,7 +175,7 @@ pub(super) fn number(value: f64) -> Value {
     }
 }
 
-/// Reads a rule: a text, an object, or an object as rules are listed.
+/// Parses a rule: a text, an object, or an object in the format of the list of rules.
 ///
 /// # Errors
 /// 400.

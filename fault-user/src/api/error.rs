@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::relay::ToxicError;
 use crate::session::standing::RulesError;
 
-/// An answer that says what went wrong.
+/// An error answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {
     /// The HTTP status.

@@ -1,11 +1,11 @@
-//! What happens in the daemon, for those who watch.
+//! The daemon's events for its watchers.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-/// How many events a slow watcher may be behind before it misses some.
+/// A watcher that is more than this many events behind loses some.
 const BEHIND: usize = 1024;
 
 /// A channel to all watchers.
@@ -23,7 +23,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Tells every watcher; nothing is made when there is none.
+    /// Sends an event to all watchers; does nothing without watchers.
     pub fn tell(&self, event: &str, proxy: &str, about: &Value) {
         if self.sender.receiver_count() == 0 {
             return;
@@ -34,11 +34,11 @@ impl Events {
         let line =
             json!({"time_ms": time_ms, "event": event, "proxy": proxy, "about": about}).to_string();
         if self.sender.send(line).is_err() {
-            log::debug!("the last watcher has gone");
+            log::debug!("the last reader has disconnected");
         }
     }
 
-    /// Begins to watch.
+    /// Starts to watch.
     #[must_use]
     pub fn watch(&self) -> broadcast::Receiver<String> {
         self.sender.subscribe()

@@ -1,5 +1,5 @@
-//! What `fault` adds for tests: count, await, close connections, stop and start accepting, events. When an
-//! answer comes, what was asked for has happened.
+//! Extensions for tests: count, await and close connections, stop and start accepting, events. An answer means that the
+//! request has taken effect.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use super::proxies::Proxies;
 use super::security::Caller;
 use crate::relay::CloseMode;
 
-/// How long a wait lasts when the request does not say, in milliseconds.
+/// Default time limit of a wait in milliseconds.
 const DEFAULT_WAIT_MS: u64 = 10_000;
-/// The longest wait, in milliseconds.
+/// Maximum time limit of a wait in milliseconds.
 const LONGEST_WAIT_MS: u64 = 3_600_000;
-/// How often a silent stream of events says that it is alive.
+/// Interval of heartbeats in a stream of events.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 type Api = State<Arc<Proxies>>;
@@ -69,7 +69,7 @@ async fn connections(State(proxies): Api, Path(name): Path<String>) -> Answer {
     )
 }
 
-/// The body's fields; no body is no fields.
+/// The body's fields; none without a body.
 async fn fields(body: Body) -> Result<Fields, ApiError> {
     let body = collect(body).await?;
     if body.is_empty() {
@@ -79,7 +79,7 @@ async fn fields(body: Body) -> Result<Fields, ApiError> {
     }
 }
 
-/// Waits for `open` connections at least, exactly with `exactly`, or `accepted` ones since the beginning.
+/// Waits for at least `open` connections, for exactly `exactly`, or for `accepted` ones since the start.
 async fn wait(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answer {
     let proxy = proxies.get(&name)?;
     let fields = fields(body).await?;
@@ -120,7 +120,7 @@ async fn wait(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answ
     }
 }
 
-/// Closes `count` connections (all without it), the oldest first, with `mode` `fin` or `rst`.
+/// Closes `count` connections (default: all), the oldest first, with `mode` `fin` or `rst`.
 async fn close(
     State(proxies): Api,
     Extension(caller): Extension<Caller>,
@@ -167,7 +167,7 @@ async fn events(State(proxies): Api) -> Response {
     let stream =
         futures_util::stream::unfold((watcher, true), |(mut watcher, is_first)| async move {
             if is_first {
-                // The answer's head is only sent with its first bytes.
+                // The head of the answer is only sent with its first bytes.
                 return Some((
                     Ok::<_, Infallible>(Bytes::from_static(b": watching\n\n")),
                     (watcher, false),

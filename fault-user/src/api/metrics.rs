@@ -1,4 +1,4 @@
-//! `GET /metrics`: Prometheus text with Toxiproxy's names and our own.
+//! `GET /metrics`: Prometheus text with Toxiproxy's metrics and those of fault.
 
 use std::fmt::Write;
 use std::io;
@@ -17,14 +17,14 @@ struct Series {
     stats: RelayStats,
 }
 
-/// A label's value with what the format asks to be escaped.
+/// Escapes a label's value.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('"', "\\\"")
         .replace('\n', "\\n")
 }
 
-/// All metrics as they are now, with those of `rules` as the API lists them.
+/// All current metrics, with those of `rules` as listed by the API.
 #[must_use]
 pub fn render(proxies: &Proxies, rules: &[RuleStatus]) -> String {
     let all = series(proxies);
@@ -70,7 +70,7 @@ pub fn render(proxies: &Proxies, rules: &[RuleStatus]) -> String {
     toxics(
         &mut text,
         "fault_toxic_connections_total",
-        "Connections that a toxic was put on.",
+        "Connections that a toxic was applied to.",
         &all,
         |toxic| toxic.connections,
     );
@@ -115,7 +115,7 @@ fn packet_rules(text: &mut String, rules: &[RuleStatus]) {
         ),
         (
             "fault_rule_hit_packets_total",
-            "Packets that a rule did something to.",
+            "Packets that a rule hit.",
             |rule| rule.hits,
         ),
     ];
@@ -206,7 +206,7 @@ fn toxics(
     }
 }
 
-/// Adds what this process has used, with the names that Prometheus's clients have for it.
+/// Adds the resource usage of this process, under the names of Prometheus's clients.
 ///
 /// # Errors
 /// `/proc` can't be read.

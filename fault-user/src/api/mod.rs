@@ -1,4 +1,4 @@
-//! The HTTP control API of `fault daemon`: Toxiproxy's, and what tests need beyond it.
+//! The HTTP control API of `fault daemon`: Toxiproxy's API with extensions.
 
 mod body;
 mod error;

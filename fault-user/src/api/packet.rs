@@ -9,18 +9,18 @@ use crate::relay::Direction;
 use crate::rule::{Layer, MODIFIERS, catalog};
 use crate::session::standing::NewRule;
 
-/// A toxic that the kernel carries out.
+/// A toxic that is a packet rule.
 #[derive(Clone, Debug)]
 pub(crate) struct PacketToxic {
     /// Unique in its proxy, over all toxics.
     pub(crate) name: String,
     /// The fault's name.
     pub(crate) kind: &'static str,
-    /// Where it is listed.
+    /// The direction under which it is listed.
     pub(crate) direction: Direction,
-    /// The direction as the client wrote it; without it the rule acts in both.
+    /// The direction as given by the client; without it the rule acts in both.
     pub(crate) stream: Option<String>,
-    /// The share of connections that it acts on.
+    /// The fraction of connections that it applies to.
     pub(crate) toxicity: f64,
     /// The fault's arguments and the rule's modifiers, as in a rule object.
     pub(crate) attributes: Map<String, Value>,
@@ -30,25 +30,26 @@ pub(crate) struct PacketToxic {
     pub(crate) text: String,
 }
 
-/// The name of a packet fault; nothing for any other.
+/// The name of a packet fault; `None` for any other.
 pub(crate) fn kind(name: &str) -> Option<&'static str> {
     let spec = catalog::spec(name).filter(|spec| spec.name == name)?;
     matches!(spec.layer, Layer::Packet | Layer::Either).then_some(spec.name)
 }
 
-/// Why a packet fault is no toxic of an ordinary proxy.
+/// The error for a packet fault on an ordinary proxy.
 pub(crate) fn refused(kind: &str) -> ApiError {
     let why = format!(
-        "{kind} acts on packets: it needs a transparent proxy (whose listen is its upstream), or a rule of /v1/rules"
+        "{kind} is a packet fault: use a transparent proxy (its listen address equals its upstream) or a rule of \
+         /v1/rules"
     );
     ApiError::new(StatusCode::BAD_REQUEST, why)
 }
 
 impl PacketToxic {
-    /// Takes over what a client changes.
+    /// Applies a client's changes.
     ///
     /// # Errors
-    /// 400 for attributes that are no object.
+    /// 400 if the attributes are not an object.
     pub(crate) fn change(
         &mut self,
         attributes: Option<&Value>,
@@ -66,10 +67,10 @@ impl PacketToxic {
         Ok(())
     }
 
-    /// The rule on this upstream.
+    /// The rule for this upstream.
     ///
     /// # Errors
-    /// 400 for attributes that the rule can't have.
+    /// 400 for attributes that the rule does not support.
     pub(crate) fn new_rule(&self, upstream: &str) -> Result<NewRule, ApiError> {
         let is_modifier = |name: &str| {
             let mut modifiers = MODIFIERS.iter();
@@ -87,7 +88,7 @@ impl PacketToxic {
             json!({ self.kind: arguments })
         };
         if self.toxicity < 1.0 {
-            // A mix draws once for a connection.
+            // A mix draws once per connection.
             fault = json!({"mix": [{"probability": self.toxicity, "fault": fault}]});
         }
         rule.insert("fault".to_owned(), fault);
@@ -102,7 +103,7 @@ impl PacketToxic {
         Ok(NewRule::new(read_rule(Value::Object(rule))?)?)
     }
 
-    /// As the API shows it: as any toxic, with the rule that it is.
+    /// Its JSON in the API: like any toxic, with its rule.
     pub(crate) fn json(&self) -> Value {
         json!({
             "attributes": self.attributes,

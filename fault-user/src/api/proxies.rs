@@ -1,4 +1,4 @@
-//! The proxies of a daemon: relays with the names and texts that the API knows them by.
+//! The proxies of a daemon: relays with their names and addresses in the API.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
@@ -18,18 +18,18 @@ use crate::relay::{
     resolve_listen, resolve_name,
 };
 use crate::session::standing::{Rules, RulesChange, off_the_runtime};
-use crate::steer::front::{TransparentProxies, ProxiedService};
+use crate::steer::front::{ProxiedService, TransparentProxies};
 
-/// A relay and the texts of its addresses.
+/// A relay and its addresses as texts.
 pub struct Proxy {
     relay: Arc<Relay>,
     texts: RwLock<Texts>,
-    /// Where it stands in front of its own upstream, when that is also where it listens.
+    /// The redirection of a transparent proxy, whose listen address equals its upstream.
     place: Option<Arc<ProxiedService>>,
-    /// The rules of the daemon, and the toxics that are among them.
+    /// The packet rules of the daemon, some of which implement toxics.
     rules: Arc<Rules>,
     packets: std::sync::Mutex<Vec<PacketToxic>>,
-    /// Changes of one proxy come one after another.
+    /// Serializes changes of one proxy.
     changing: Mutex<()>,
 }
 
@@ -40,7 +40,7 @@ struct Texts {
     enabled: bool,
 }
 
-/// What a client asks of a new proxy.
+/// A client's request for a new proxy.
 #[derive(Clone, Debug, PartialEq)]
 struct ProxyRequest {
     name: String,
@@ -70,12 +70,12 @@ impl ProxyRequest {
         })
     }
 
-    /// Whether it stands in front of its own upstream.
+    /// Whether it is a transparent proxy.
     fn is_transparent(&self) -> bool {
         !self.texts.listen.is_empty() && self.texts.listen == self.texts.upstream
     }
 
-    /// Checks that the caller may have such a proxy.
+    /// Checks that the caller may create such a proxy.
     fn allow(&self, caller: Caller) -> Result<(), ApiError> {
         if self.is_transparent() {
             return caller.require(TRANSPARENT);
@@ -94,29 +94,29 @@ impl ProxyRequest {
     }
 }
 
-/// What callers may not have who are told so.
+/// The name of the feature in errors.
 const TRANSPARENT: &str = "transparent proxies";
 
-/// The port of an address; 0 for none, and for what is no address.
+/// The port of an address; 0 if it has none or is invalid.
 fn port_of(listen: &str) -> u16 {
     let port = listen.rsplit_once(':').map(|(_, port)| port.parse());
     port.and_then(Result::ok).unwrap_or_default()
 }
 
-/// A path where an address belongs.
+/// Rejects a path given instead of an address.
 fn refuse_unix(text: &str) -> Result<(), ApiError> {
     if text.starts_with("unix:") || text.starts_with('/') {
         return Err(ApiError::new(
             StatusCode::BAD_REQUEST,
             format!(
-                "{text} is a Unix socket, which can't be relayed: give the HOST:PORT of the service"
+                "{text} is a Unix socket, which is unsupported: give the HOST:PORT of the service"
             ),
         ));
     }
     Ok(())
 }
 
-/// `udp:HOST:PORT` and `udp://HOST:PORT` name the transport as well as a `protocol` field does.
+/// Splits off the transport of `udp:HOST:PORT` and `udp://HOST:PORT`, which is equivalent to the `protocol` field.
 fn split_transport(text: &str, protocol: &str) -> Result<(Transport, String), ApiError> {
     refuse_unix(text)?;
     let prefixes = [
@@ -151,7 +151,7 @@ fn listen(transport: Transport, text: String) -> Listen {
 }
 
 impl Proxy {
-    /// The relay behind it.
+    /// The relay.
     #[must_use]
     pub const fn relay(&self) -> &Arc<Relay> {
         &self.relay
@@ -168,14 +168,14 @@ impl Proxy {
         *self.texts.write().unwrap_or_else(PoisonError::into_inner) = texts;
     }
 
-    /// The listen and upstream addresses as they are shown.
+    /// The listen and upstream addresses as texts.
     #[must_use]
     pub fn addresses(&self) -> (String, String) {
         let texts = self.texts();
         (texts.listen, texts.upstream)
     }
 
-    /// As the API shows it, without toxics.
+    /// Its JSON in the API, without toxics.
     fn summary(&self) -> Map<String, Value> {
         let texts = self.texts();
         let mut shown = Map::new();
@@ -189,7 +189,7 @@ impl Proxy {
         shown
     }
 
-    /// As the API shows it.
+    /// Its JSON in the API.
     #[must_use]
     pub fn json(&self) -> Value {
         let mut shown = self.summary();
@@ -197,7 +197,7 @@ impl Proxy {
         Value::Object(shown)
     }
 
-    /// The toxics as the API shows them: upstream first.
+    /// The JSON of its toxics, upstream first.
     #[must_use]
     pub fn toxics(&self) -> Vec<Value> {
         let toxics = self.relay.toxics();
@@ -227,7 +227,7 @@ impl Proxy {
         packets.iter().find(|toxic| toxic.name == name).cloned()
     }
 
-    /// One toxic as the API shows it.
+    /// The JSON of one toxic.
     ///
     /// # Errors
     ///
@@ -243,7 +243,7 @@ impl Proxy {
             .ok_or_else(|| crate::relay::ToxicError::NotFound.into())
     }
 
-    /// Checks that the caller may change it.
+    /// Checks that the caller may change the proxy.
     fn allow(&self, caller: Caller) -> Result<(), ApiError> {
         if self.place.is_some() {
             return caller.require(TRANSPARENT);
@@ -251,7 +251,7 @@ impl Proxy {
         caller.require_port(port_of(&self.texts().listen))
     }
 
-    /// Starts or stops it, and takes over the address that was really bound.
+    /// Starts or stops the proxy, and records the address that was bound.
     async fn set_enabled(&self, enabled: bool) -> Result<(), ApiError> {
         let mut texts = self.texts();
         if let Some(place) = &self.place
@@ -274,7 +274,7 @@ impl Proxy {
         self.set_texts(texts);
     }
 
-    /// Changes what a client asks to change.
+    /// Applies a client's changes.
     async fn update(&self, fields: &Fields, caller: Caller) -> Result<(), ApiError> {
         let _one_at_a_time = self.changing.lock().await;
         let before = self.texts();
@@ -296,12 +296,15 @@ impl Proxy {
         {
             return Err(ApiError::new(
                 StatusCode::BAD_REQUEST,
-                "a transparent proxy stays where its service is: delete it and make another one",
+                "the address of a transparent proxy can't be changed: delete the proxy and create another one",
             ));
         }
         let moves = self.place.is_none()
             && request.listen != before.listen
-            && resolve_listen(transport, &request.listen).await?.to_string() != before.listen;
+            && resolve_listen(transport, &request.listen)
+                .await?
+                .to_string()
+                != before.listen;
         if moves || request.upstream != before.upstream {
             if !moves {
                 request.listen.clone_from(&before.listen);
@@ -380,7 +383,7 @@ impl Proxy {
         Ok(toxic_json(&config))
     }
 
-    /// Puts a packet toxic in force, in the place of what it was.
+    /// Applies a packet toxic, replacing its former version.
     async fn put_packet(
         &self,
         mut toxic: PacketToxic,
@@ -415,7 +418,7 @@ impl Proxy {
         Ok(shown)
     }
 
-    /// Takes the packet toxics of this name away, or all.
+    /// Removes the packet toxics with this name, or all.
     async fn remove_packets(&self, name: Option<&str>) -> Result<bool, ApiError> {
         let is_meant = |toxic: &PacketToxic| name.is_none_or(|name| toxic.name == name);
         let ids: Vec<u64> = {
@@ -461,7 +464,7 @@ impl Proxy {
 }
 
 fn unfit(kind: &str) -> ApiError {
-    let why = format!("{kind} has no meaning on this proxy's transport");
+    let why = format!("{kind} does not support this proxy's transport");
     ApiError::new(StatusCode::BAD_REQUEST, why)
 }
 
@@ -475,7 +478,7 @@ fn toxic_json(config: &ToxicConfig) -> Value {
     })
 }
 
-/// What callers may not have who are told so.
+/// The name of the feature in errors.
 pub(super) const PACKET_RULES: &str = "packet rules";
 
 /// All proxies of a daemon.
@@ -484,21 +487,21 @@ pub struct Proxies {
     seed: u64,
     udp_idle: Duration,
     events: Events,
-    /// The packet rules, of toxics and of their own.
+    /// The packet rules, with and without toxics.
     rules: Arc<Rules>,
-    /// The hooks of transparent proxies, attached when the first one comes.
+    /// The hooks of transparent proxies, attached with the first one.
     front: Mutex<Option<Arc<TransparentProxies>>>,
     by_name: RwLock<BTreeMap<String, Arc<Proxy>>>,
-    /// The set changes by one request at a time.
+    /// Serializes changes of the set.
     changing: Mutex<()>,
 }
 
 impl Proxies {
-    /// None yet; `seed` decides what every relay draws, `udp_idle` when a silent UDP client is forgotten;
-    /// rules do not cut `api_port` without force.
+    /// Starts without proxies. `seed` is the random seed, `udp_idle` the time after which a silent UDP client is
+    /// removed; rules that match `api_port` need force.
     ///
     /// # Errors
-    /// There can't be a thread for packet rules.
+    /// The thread for packet rules can't be started.
     pub fn new(
         engine: Arc<Engine>,
         seed: u64,
@@ -551,11 +554,11 @@ impl Proxies {
         by_name.get(name).cloned().ok_or_else(ApiError::no_proxy)
     }
 
-    /// One by name, for a caller who changes it.
+    /// One by name, for a caller that changes it.
     ///
     /// # Errors
     ///
-    /// 404, and 403 where the caller may not.
+    /// 404, and 403 if the caller may not change it.
     pub(super) fn get_for(&self, name: &str, caller: Caller) -> Result<Arc<Proxy>, ApiError> {
         let proxy = self.get(name)?;
         proxy.allow(caller)?;
@@ -567,7 +570,7 @@ impl Proxies {
         by_name.insert(proxy.relay.name().to_owned(), Arc::clone(proxy));
     }
 
-    /// Stands in front of a proxy's upstream, when that is where it listens.
+    /// Redirects the connections to a transparent proxy's upstream.
     async fn place(&self, request: &ProxyRequest) -> Result<Option<Arc<ProxiedService>>, ApiError> {
         let texts = &request.texts;
         if !request.is_transparent() {
@@ -579,14 +582,16 @@ impl Proxies {
         };
         if request.transport == Transport::Udp {
             return Err(refused(anyhow::anyhow!(
-                "there is none for UDP: let it listen elsewhere"
+                "UDP is not supported: use another listen address"
             )));
         }
         let addresses = resolve_name(&texts.upstream).await?;
         let mut front = self.front.lock().await;
         let open = match &*front {
             Some(open) => Arc::clone(open),
-            None => Arc::clone(front.insert(TransparentProxies::open(&self.engine).map_err(refused)?)),
+            None => {
+                Arc::clone(front.insert(TransparentProxies::open(&self.engine).map_err(refused)?))
+            }
         };
         Ok(Some(Arc::new(open.take(&addresses).map_err(refused)?)))
     }
@@ -601,7 +606,7 @@ impl Proxies {
                 let place = Arc::downgrade(place);
                 Listen::TcpHook(Arc::new(move || match place.upgrade() {
                     Some(place) => place.listen(),
-                    None => Err(std::io::Error::other("the proxy is gone")),
+                    None => Err(std::io::Error::other("the proxy has been deleted")),
                 }))
             }
         };
@@ -627,7 +632,7 @@ impl Proxies {
         })
     }
 
-    /// Makes a proxy, starts it if it is to be, and keeps it.
+    /// Creates a proxy, adds it, and starts it if it is enabled.
     async fn admit(&self, request: &ProxyRequest) -> Result<Arc<Proxy>, ApiError> {
         let proxy = Arc::new(self.make(request).await?);
         if let Err(error) = begin(&proxy, request).await {
@@ -660,13 +665,14 @@ impl Proxies {
         .await
     }
 
-    /// `POST /populate`: the proxies made or kept, and what stopped it.
+    /// `POST /populate`: returns the proxies created or kept, and the error that stopped it, if any.
     pub async fn populate(
         &self,
         body: &[u8],
         caller: Caller,
     ) -> (Vec<Arc<Proxy>>, Option<ApiError>) {
-        let allowed = |request: &Vec<ProxyRequest>| request.iter().try_for_each(|one| one.allow(caller));
+        let allowed =
+            |request: &Vec<ProxyRequest>| request.iter().try_for_each(|one| one.allow(caller));
         let read = read_all(body).and_then(|request| allowed(&request).map(|()| request));
         let request = match read {
             Ok(request) => request,
@@ -683,7 +689,11 @@ impl Proxies {
         (proxies, None)
     }
 
-    async fn admit_or_keep(&self, request: &ProxyRequest, caller: Caller) -> Result<Arc<Proxy>, ApiError> {
+    async fn admit_or_keep(
+        &self,
+        request: &ProxyRequest,
+        caller: Caller,
+    ) -> Result<Arc<Proxy>, ApiError> {
         if let Ok(proxy) = self.get(&request.name) {
             if is_same(&proxy, request).await? {
                 return Ok(proxy);
@@ -738,8 +748,8 @@ impl Proxies {
     ///
     /// # Errors
     ///
-    /// 403 when something is there that the caller may not change; 500 with the first proxy that can't listen: the others
-    /// are reset all the same.
+    /// 403 if the caller may not change something; 500 with the first proxy that can't listen, after resetting the
+    /// others.
     pub async fn reset(&self, caller: Caller) -> Result<(), ApiError> {
         if !self.rules.is_empty() {
             caller.require(PACKET_RULES)?;
@@ -766,7 +776,7 @@ impl Proxies {
         first
     }
 
-    /// Stops every proxy and takes all rules away.
+    /// Stops every proxy and removes all rules.
     pub async fn stop(&self) {
         for proxy in self.all() {
             if let Err(error) = proxy.set_enabled(false).await {
@@ -835,7 +845,7 @@ impl Proxies {
     }
 }
 
-/// Adds its toxics, and starts it if it is to be.
+/// Adds its toxics, and starts it if it is enabled.
 async fn begin(proxy: &Proxy, request: &ProxyRequest) -> Result<(), ApiError> {
     for toxic in &request.toxics {
         proxy.add_toxic(&Fields::new(toxic.clone())?).await?;
@@ -846,11 +856,11 @@ async fn begin(proxy: &Proxy, request: &ProxyRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The proxies of a populate body or config file, all checked.
+/// Parses and checks the proxies of a populate body or config file.
 fn read_all(body: &[u8]) -> Result<Vec<ProxyRequest>, ApiError> {
     let values = match super::body::value(body)? {
         Value::Array(values) => values,
-        // As `GET /proxies` lists them, by name.
+        // The format of `GET /proxies`: an object by name.
         Value::Object(named) if named.values().any(Value::is_object) => {
             named.into_iter().map(|(_, proxy)| proxy).collect()
         }
@@ -875,7 +885,7 @@ fn read_all(body: &[u8]) -> Result<Vec<ProxyRequest>, ApiError> {
     Ok(request)
 }
 
-/// Whether a proxy listens where it is asked to, and has the upstream.
+/// Whether a proxy has the requested listen address and upstream.
 async fn is_same(proxy: &Proxy, request: &ProxyRequest) -> Result<bool, ApiError> {
     let texts = proxy.texts();
     if proxy.relay.transport() != request.transport || texts.upstream != request.texts.upstream {
@@ -884,7 +894,7 @@ async fn is_same(proxy: &Proxy, request: &ProxyRequest) -> Result<bool, ApiError
     if proxy.place.is_some() {
         return Ok(texts.listen == request.texts.listen);
     }
-    // The text of one that has never listened may be a name: that is made anew, as by Toxiproxy.
+    // The address of a proxy that has never listened may be a name. Such a proxy is created again, as in Toxiproxy.
     let asked = resolve_listen(request.transport, &request.texts.listen).await?;
     Ok(texts.listen.parse() == Ok(asked))
 }

@@ -18,14 +18,14 @@ use super::security::{self, Caller, Guard};
 use super::{gate, metrics, rules};
 use crate::session::standing::{Rules, off_the_runtime};
 
-/// Which Toxiproxy this behaves like: clients choose their requests by it.
+/// The compatible version of Toxiproxy; clients choose their requests by it.
 pub const VERSION: &str = "2.12.0";
 
 type Api = State<Arc<Proxies>>;
 type By = Extension<Caller>;
 type Answer = Result<Response, ApiError>;
 
-/// The whole API, for a listener with this guard; `/metrics` shows this process too where it `has_runtime_metrics`.
+/// The API for a listener with this guard. With `has_runtime_metrics`, `/metrics` includes this process.
 pub fn router(proxies: Arc<Proxies>, guard: Guard, has_runtime_metrics: bool) -> Router {
     let routed = Router::new()
         .route("/reset", post(reset))
@@ -107,7 +107,7 @@ async fn update(
     Path(name): Path<String>,
     body: Body,
 ) -> Answer {
-    // An unknown proxy is told before a bad body.
+    // An unknown proxy is reported before an invalid body.
     proxies.get(&name)?;
     let body = collect(body).await?;
     let proxy = proxies.update(&name, &body, caller).await?;
@@ -165,7 +165,7 @@ async fn reset(State(proxies): Api, Extension(caller): By) -> Answer {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// To the byte as Toxiproxy writes it: there are clients that compare the text.
+/// Exactly Toxiproxy's bytes, because some clients compare the text.
 async fn version() -> Response {
     let kind = (header::CONTENT_TYPE, "application/json;charset=utf-8");
     ([kind], format!("{{\"version\": \"{VERSION}\"}}\n")).into_response()

@@ -24,14 +24,14 @@ use crate::doctor::Report;
 use crate::rule::Rule;
 use crate::session::standing::{NewRule, RuleStatus, Rules, RulesChange, off_the_runtime};
 
-/// How often watchers are told what rules have done.
+/// Interval of events about hits.
 const TELL: Duration = Duration::from_millis(200);
 
 type Api = State<Arc<Proxies>>;
 type By = Extension<Caller>;
 type Answer = Result<Response, ApiError>;
 
-/// Tells watchers what rules have done, for ever.
+/// Sends events about hits, forever.
 pub async fn tell_hits(rules: Arc<Rules>, events: Events) {
     let mut told: HashMap<u64, u64> = HashMap::new();
     let mut ticks = interval(TELL);
@@ -72,12 +72,12 @@ async fn index(State(proxies): Api) -> Answer {
 
 #[derive(Deserialize)]
 struct Options {
-    /// Rules that cut SSH or the API are meant so.
+    /// Accept rules that match SSH or the API.
     #[serde(default)]
     force: bool,
 }
 
-/// Adds one rule, or all of an array: a text or an object each.
+/// Adds one rule, or all of an array: a text or an object each. A profile adds those that it stands for.
 async fn add(
     State(proxies): Api,
     Extension(caller): By,
@@ -92,11 +92,11 @@ async fn add(
     };
     let written = values.into_iter().map(read_rule);
     let written: Vec<Rule> = written.collect::<Result<_, _>>()?;
-    let mut added = off_the_runtime(proxies.rules(), move |rules| {
-        let add = written
-            .into_iter()
-            .map(NewRule::new)
-            .collect::<Result<_, _>>()?;
+    let added = off_the_runtime(proxies.rules(), move |rules| {
+        let mut add = Vec::new();
+        for rule in &written {
+            add.extend(NewRule::all_of(rule)?);
+        }
         let ids = rules.change(&RulesChange {
             add,
             toxic: None,
@@ -111,12 +111,10 @@ async fn add(
     for rule in &added {
         proxies.events().tell("rule added", "", &json!(rule));
     }
-    let answer = match added.pop() {
-        Some(one) if !many => json!(one),
-        last => {
-            added.extend(last);
-            json!(added)
-        }
+    // One rule that is a profile is several.
+    let answer = match added.as_slice() {
+        [one] if !many => json!(one),
+        all => json!(all),
     };
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
@@ -140,7 +138,7 @@ async fn remove(State(proxies): Api, Extension(caller): By, Path(id): Path<Strin
     caller.require(PACKET_RULES)?;
     let (id, rule) = find(&proxies, &id).await?;
     if let Some(toxic) = &rule.toxic {
-        let why = format!("the rule belongs to a toxic ({toxic}): remove that");
+        let why = format!("the rule belongs to the toxic {toxic}: remove the toxic instead");
         return Err(ApiError::new(StatusCode::CONFLICT, why));
     }
     take_away(&proxies, vec![id]).await
@@ -164,7 +162,7 @@ async fn take_away(proxies: &Proxies, ids: Vec<u64>) -> Answer {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// What this machine can do, as `fault doctor --json` tells it.
+/// The output of `fault doctor --json`.
 async fn doctor(State(proxies): Api) -> Answer {
     let report = off_the_runtime(proxies.rules(), |_rules| Report::gather()).await?;
     Ok(Json(json!(report)).into_response())

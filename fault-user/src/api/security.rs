@@ -1,5 +1,5 @@
-//! Who may use the API, and for what: nobody whom a browser sends; beyond loopback only those with the token, unless the
-//! daemon is open; and what takes root's rights only for those who have them.
+//! Access control of the API. Requests of browsers are rejected. Beyond loopback clients need the token, unless the
+//! daemon is open. Privileged features need a privileged client.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use super::error::ApiError;
 use crate::sys::process::proc::open_sockets;
 use crate::sys::process::sockets;
 
-/// What a listener asks of its clients.
+/// The requirements of a listener.
 #[derive(Clone, Debug)]
 pub enum Guard {
-    /// The Unix socket: its file mode says who may, and its requests have no meaningful Host.
+    /// The Unix socket: its file mode restricts clients, and its requests have no meaningful Host.
     Socket,
     /// Every request must carry this token.
     Token(Arc<str>),
@@ -26,10 +26,10 @@ pub enum Guard {
     Open,
 }
 
-/// Who sends a request.
+/// The sender of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Caller {
-    /// Somebody who may use all of the daemon's rights, by the Unix socket or the token.
+    /// A client of the Unix socket or with the token, which may use all privileges of the daemon.
     Trusted,
     /// A process on this host, by the ends of its connection: trusted when it runs as root or as the daemon's user.
     Local(Option<ConnectionEnds>),
@@ -38,7 +38,7 @@ pub enum Caller {
 }
 
 impl Caller {
-    /// Checks that the caller may have `what`, a plural, which takes rights that not everybody has.
+    /// Checks that the caller may use the privileged feature `what` (a plural).
     ///
     /// # Errors
     /// 403 for everyone but a trusted caller.
@@ -57,7 +57,7 @@ impl Caller {
         Err(ApiError::new(StatusCode::FORBIDDEN, why))
     }
 
-    /// Checks that the caller may listen on this port, or change who does. Open mode allows every port, as Toxiproxy does.
+    /// Checks that the caller may use this port for a proxy. Open mode allows every port, as Toxiproxy does.
     ///
     /// # Errors
     /// 403 for a privileged port (`net.ipv4.ip_unprivileged_port_start`) and a caller that is not trusted.
@@ -69,7 +69,7 @@ impl Caller {
     }
 }
 
-/// The first port that everybody may listen on.
+/// The first unprivileged port.
 fn unprivileged_port_start() -> u16 {
     const DEFAULT: u16 = 1024;
     std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -81,9 +81,9 @@ fn unprivileged_port_start() -> u16 {
 /// The two ends of a TCP connection to the API.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionEnds {
-    /// The client's.
+    /// The client's address.
     pub client: SocketAddr,
-    /// The API's.
+    /// The API's address.
     pub server: SocketAddr,
 }
 
@@ -122,7 +122,7 @@ impl Guard {
     }
 }
 
-/// Refuses what must not pass, and marks the rest with its [`Caller`].
+/// Rejects forbidden requests, and adds the [`Caller`] to the others.
 pub(crate) async fn check(
     State(guard): State<Guard>,
     mut request: Request,
@@ -209,7 +209,7 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Compares without telling by the time it takes where the first difference is.
+/// Compares in constant time.
 fn is_equal(left: &[u8], right: &[u8]) -> bool {
     let difference = left
         .iter()

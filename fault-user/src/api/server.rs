@@ -1,5 +1,5 @@
-//! Serves the API on TCP and on a Unix socket. Slow clients can't keep others out: heads and bodies have a
-//! time limit, and when too many connections are open the oldest gives way.
+//! Serves the API on TCP and on a Unix socket. Slow clients can't block others: heads and bodies have a time limit, and
+//! the oldest connection is closed when too many are open.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,11 +18,11 @@ use tokio::task::JoinHandle;
 
 use super::security::ConnectionEnds;
 
-/// How many connections may be open at once.
+/// Maximum number of open connections.
 const CONNECTIONS: usize = 512;
-/// How long a client may take to send a request's head, or be silent between two requests.
+/// Time limit for the head of a request, and for the pause between two requests.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
-/// How long to wait when accepting fails, which is when descriptors have run out.
+/// Pause after a failed accept, which means that descriptors have run out.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The connections of one listener, the oldest first.
@@ -43,7 +43,7 @@ impl Open {
     }
 }
 
-/// Takes several slashes for one, which Toxiproxy does by a redirection: the URL that a client was given may end with one.
+/// Merges consecutive slashes, as Toxiproxy does by a redirect: a client's base URL may end with one.
 fn join_slashes(uri: &mut Uri) {
     if !uri.path().contains("//") {
         return;
@@ -89,7 +89,7 @@ where
     })
 }
 
-/// The addresses of both ends; nothing when the connection is gone already.
+/// The addresses of both ends; `None` if the connection has ended.
 fn ends_of(stream: &TcpStream) -> Option<ConnectionEnds> {
     Some(ConnectionEnds {
         client: stream.peer_addr().ok()?,

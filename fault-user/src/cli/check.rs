@@ -14,14 +14,14 @@ use crate::rule::timeline;
 use crate::session::rules::RuleSet;
 use crate::tell;
 
-/// Columns of the picture where the terminal does not tell.
+/// Columns of the timeline where the terminal's width is unknown.
 const WIDTH: usize = 100;
 
-/// The most windows of a rule that are listed.
+/// At most this many windows are listed for each rule.
 const MOST_WINDOWS: usize = 1000;
 
-/// Check a scenario file or rules without applying them: prints the timeline, and the mechanism that each
-/// rule would get here.
+/// Check a scenario file or rules without applying them. Prints the timeline, and the mechanism of each rule on this
+/// machine.
 #[derive(Debug, Args)]
 pub struct Check {
     #[command(flatten)]
@@ -29,16 +29,16 @@ pub struct Check {
     /// The scenario file (.json, .yaml, .toml).
     #[arg(value_name = "FILE", conflicts_with = "file")]
     scenario: Option<PathBuf>,
-    /// Print it as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
 impl Check {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
-    /// The first mistake.
+    /// The first mistake in the rules.
     pub fn execute(self) -> Outcome {
         let parsed = match &self.scenario {
             Some(path) => self.rules.parse_with(Some(path))?,
@@ -67,10 +67,10 @@ impl Check {
     }
 }
 
-/// What was found, for programs.
+/// The result as JSON.
 #[derive(Serialize)]
 struct Checked<'a> {
-    /// The seed, where one was given.
+    /// The seed, if one was given.
     seed: Option<u64>,
     /// How long the timeline is, in milliseconds.
     length_ms: u64,
@@ -78,14 +78,14 @@ struct Checked<'a> {
     expect: &'a Expect,
 }
 
-/// A rule of it.
+/// A rule in the result.
 #[derive(Serialize)]
 struct CheckedRule<'a> {
     rule: &'a str,
     target: &'a str,
-    /// What would carry it here.
+    /// The mechanism on this machine.
     mechanism: String,
-    /// When it acts, in milliseconds: from, to.
+    /// The rule's windows in milliseconds: from, to.
     windows_ms: Vec<(u64, u64)>,
 }
 

@@ -9,8 +9,8 @@ use crate::undo::{
     leftovers::{LeftoverPlaces, clean},
 };
 
-/// Remove everything that a killed instance may have left. Safe at any time: what a living instance
-/// uses is not touched.
+/// Remove everything that a killed instance may have left behind. This is safe at any time: what a running instance
+/// uses is left alone.
 #[derive(Debug, Args)]
 pub struct Clean {
     /// Print what was found as JSON.
@@ -19,16 +19,16 @@ pub struct Clean {
 }
 
 impl Clean {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
-    /// The places can't be looked at.
+    /// A place where leftovers may be can't be read.
     pub fn execute(self) -> Outcome {
         let found = clean(&LeftoverPlaces::of_this_machine())?;
         if self.json {
             print_json(&found)?;
         } else if found.is_empty() {
-            tell::data("nothing was left behind\n")?;
+            tell::data("nothing to clean up\n")?;
         } else {
             for leftover in &found {
                 tell::data(&format!("{leftover}\n"))?;

@@ -15,7 +15,7 @@ use crate::rule::units::parse_duration;
 use crate::rule::{catalog, nearest};
 use crate::tell;
 
-/// Which daemon.
+/// The daemon to talk to.
 #[derive(Debug, clap::Args)]
 pub struct Target {
     /// The daemon's API: http://HOST:PORT, HOST:PORT, or unix:PATH
@@ -67,11 +67,11 @@ pub struct AddArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Add {
-    /// A packet rule, for all traffic of the daemon's host (the daemon needs root)
+    /// A packet rule for all traffic of the daemon's host (the daemon needs root)
     Rule {
         /// TARGET FAULT[=ARGS] [MODIFIER…], e.g. 'tcp:5432 loss=30%'
         rule: String,
-        /// Accepts a rule that reaches SSH or the control API
+        /// Accepts a rule that matches SSH or the control API
         #[arg(long)]
         force: bool,
     },
@@ -83,7 +83,7 @@ enum Add {
         listen: String,
         /// Where it connects to, HOST:PORT
         upstream: String,
-        /// Does not start it yet
+        /// Adds the proxy disabled
         #[arg(long)]
         disabled: bool,
     },
@@ -96,13 +96,13 @@ enum Add {
         /// Its attributes, NAME=VALUE each
         #[arg(value_name = "NAME=VALUE")]
         attributes: Vec<String>,
-        /// Its name; made of type and stream when absent
+        /// Its name; default: made of type and stream
         #[arg(long)]
         name: Option<String>,
         /// upstream (to the server) or downstream (to the client)
         #[arg(long, default_value = "downstream")]
         stream: String,
-        /// The share of connections that it acts on, 0 to 1
+        /// The fraction of connections that it applies to, 0 to 1
         #[arg(long, default_value_t = 1.0)]
         toxicity: f64,
     },
@@ -142,7 +142,7 @@ enum Remove {
 ///
 /// # Errors
 ///
-/// When the daemon can't be asked or refuses.
+/// The daemon can't be reached or rejects the request.
 pub fn list(args: &ListArgs) -> anyhow::Result<()> {
     let proxies = call(&args.target, Method::GET, "/proxies", None)?;
     let rules = call(&args.target, Method::GET, "/v1/rules", None)?;
@@ -200,7 +200,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// When the daemon can't be asked or refuses, or an attribute is not NAME=VALUE.
+/// The daemon can't be reached or rejects the request, or an attribute is not NAME=VALUE.
 pub fn add(args: &AddArgs) -> anyhow::Result<()> {
     let (path, body) = match &args.what {
         Add::Rule { rule, force } => (format!("/v1/rules?force={force}"), json!(rule)),
@@ -236,14 +236,14 @@ pub fn add(args: &AddArgs) -> anyhow::Result<()> {
     tell::data(&format!("{added:#}\n"))
 }
 
-/// The stream fault of a toxic type; nothing for a packet fault, whose attributes the daemon knows.
+/// The stream fault of a toxic type; `None` for a packet fault, whose attributes the daemon validates.
 fn known_kind(kind: &str) -> anyhow::Result<Option<Fault>> {
     let fault = Fault::of_kind(kind);
     if fault.is_some() || catalog::spec(kind).is_some() {
         return Ok(fault);
     }
     bail!(
-        "there is no toxic type `{kind}`{}: {}",
+        "unknown toxic type `{kind}`{}: {}",
         did_you_mean(kind, Fault::KINDS),
         Fault::KINDS.join(", ")
     )
@@ -255,11 +255,11 @@ fn did_you_mean(wrong: &str, names: &[&str]) -> String {
     nearest.map_or_else(String::new, |name| format!(", did you mean `{name}`?"))
 }
 
-/// Reads NAME=VALUE; a value that is JSON is taken as such, any other is a text. A time may have a unit.
+/// Parses NAME=VALUE. The value is JSON if it parses as JSON, otherwise a string. A time may have a unit.
 fn attribute(text: &str, fault: Option<&Fault>) -> anyhow::Result<(String, Value)> {
     let (name, value) = text
         .split_once('=')
-        .with_context(|| format!("{text:?} is no attribute, expected NAME=VALUE"))?;
+        .with_context(|| format!("{text:?} is not an attribute: expected NAME=VALUE"))?;
     let read = || serde_json::from_str(value).unwrap_or_else(|_not_json| json!(value));
     let Some(fault) = fault else {
         return Ok((name.to_owned(), read()));
@@ -297,7 +297,7 @@ fn unit_of(fault: &Fault, attribute: &str) -> Option<(&'static str, u64)> {
     }
 }
 
-/// A time with a unit, as the number that the API takes.
+/// Converts a time with a unit to the number that the API expects.
 fn time(name: &str, text: &str, unit: &str, unit_ns: u64) -> anyhow::Result<Value> {
     match parse_duration(text) {
         Ok(ns) if ns.is_multiple_of(unit_ns) => Ok(json!(ns / unit_ns)),
@@ -305,7 +305,7 @@ fn time(name: &str, text: &str, unit: &str, unit_ns: u64) -> anyhow::Result<Valu
     }
 }
 
-/// Adds the names of the proxies to the error that there is no such proxy.
+/// Adds the names of the proxies to the error about an unknown proxy.
 fn with_proxies(target: &Target, error: anyhow::Error) -> anyhow::Error {
     if !format!("{error:#}").ends_with("proxy not found") {
         return error;
@@ -324,7 +324,7 @@ fn with_proxies(target: &Target, error: anyhow::Error) -> anyhow::Error {
 ///
 /// # Errors
 ///
-/// When the daemon can't be asked or refuses.
+/// The daemon can't be reached or rejects the request.
 pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
     let path = match &args.what {
         Remove::Rule { id } => format!("/v1/rules/{id}"),
@@ -340,16 +340,16 @@ pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// When the daemon can't be asked or refuses.
+/// The daemon can't be reached or rejects the request.
 pub fn reset(target: &Target) -> anyhow::Result<()> {
     call(target, Method::POST, "/reset", None).map(|_| ())
 }
 
-/// Prints what the proxies have carried.
+/// Prints the traffic of the proxies.
 ///
 /// # Errors
 ///
-/// When the daemon can't be asked or refuses.
+/// The daemon can't be reached or rejects the request.
 pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
     let stats = call(&args.target, Method::GET, "/v1/stats", None)?;
     if args.json {
@@ -389,13 +389,13 @@ pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// When the daemon can't be asked or refuses.
+/// The daemon can't be reached or rejects the request.
 pub fn events(target: &Target) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let mut answer = send(target, Method::GET, "/v1/events", None).await?;
         let mut pending = String::new();
         while let Some(frame) = answer.frame().await {
-            let frame = frame.context("the daemon has gone")?;
+            let frame = frame.context("the daemon has ended")?;
             pending += &String::from_utf8_lossy(frame.data_ref().unwrap_or(&Bytes::new()));
             while let Some(end) = pending.find('\n') {
                 let line: String = pending.drain(..=end).collect();
@@ -417,7 +417,7 @@ fn plain(value: &Value) -> &str {
     value.as_str().unwrap_or("")
 }
 
-/// A name as a segment of a path.
+/// Encodes a name as a path segment.
 pub(super) fn escaped(name: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     name.bytes()
@@ -437,10 +437,10 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .build()?)
 }
 
-/// A request to the daemon, and its answer; null for an empty one.
+/// Sends a request to the daemon and returns its answer; null for an empty one.
 ///
 /// # Errors
-/// It can't be asked, or refuses.
+/// The daemon can't be reached or rejects the request.
 pub(super) fn call(
     target: &Target,
     method: Method,
@@ -452,17 +452,17 @@ pub(super) fn call(
         let bytes = answer
             .collect()
             .await
-            .context("the daemon's answer broke off")?
+            .context("the daemon's answer is incomplete")?
             .to_bytes();
         if bytes.is_empty() {
             return Ok(Value::Null);
         }
         serde_json::from_slice(&bytes)
-            .context("the daemon's answer is no JSON: is it a fault daemon?")
+            .context("the daemon's answer is not JSON: is it a fault daemon?")
     })
 }
 
-/// Sends a request; an answer that is no success is an error with the daemon's own words.
+/// Sends a request. An error status becomes an error with the daemon's message.
 async fn send(
     target: &Target,
     method: Method,
@@ -472,7 +472,7 @@ async fn send(
     let url = target.url.trim_end_matches('/');
     let hint = || {
         format!(
-            "no daemon answers at {url}: start `fault daemon`, or say where it is with --url or TOXIPROXY_URL"
+            "no daemon answers at {url}: start `fault daemon`, or give its address with --url or TOXIPROXY_URL"
         )
     };
     let (mut sender, host) = if let Some(path) = url.strip_prefix("unix:") {
@@ -506,13 +506,13 @@ async fn send(
         .into_body()
         .collect()
         .await
-        .context("the daemon's answer broke off")?
+        .context("the daemon's answer is incomplete")?
         .to_bytes();
     let message = serde_json::from_slice::<Value>(&bytes)
         .ok()
         .and_then(|body| body["error"].as_str().map(str::to_owned));
     bail!(
-        "the daemon refuses: {}",
+        "the daemon rejected the request: {}",
         message.unwrap_or_else(|| format!("{status} {}", String::from_utf8_lossy(&bytes).trim()))
     )
 }
@@ -523,10 +523,10 @@ where
 {
     let (sender, connection) = http1::handshake(stream)
         .await
-        .context("the daemon speaks no HTTP")?;
+        .context("the daemon does not answer with HTTP")?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            log::debug!("the connection to the daemon: {error}");
+            log::debug!("connection to the daemon: {error}");
         }
     });
     Ok(sender)

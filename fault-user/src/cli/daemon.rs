@@ -26,16 +26,16 @@ use crate::session::signals::EndSignals;
 /// Options of `fault daemon`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A JSON array of proxies (as for toxiproxy-server), with toxics inside if wanted
+    /// A JSON file with an array of proxies, as for toxiproxy-server; toxics may be included
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the API listens; beyond loopback it needs --token or --open
+    /// Address of the API; one beyond loopback needs --token or --open
     #[arg(long, value_name = "ADDR", conflicts_with_all = ["host", "port"])]
     listen: Option<SocketAddr>,
-    /// The host of --listen, as toxiproxy-server takes it
+    /// The host of --listen, as in toxiproxy-server
     #[arg(long, default_value = "localhost")]
     host: String,
-    /// The port of --listen, as toxiproxy-server takes it
+    /// The port of --listen, as in toxiproxy-server
     #[arg(long, default_value_t = 8474)]
     port: u16,
     /// Serves the API on a Unix socket (mode 0600) as well
@@ -50,30 +50,31 @@ pub struct Args {
     )]
     token: Option<String>,
     /// Lets everyone who can connect use the API, as toxiproxy-server does; packet rules and transparent proxies are
-    /// rejected then
+    /// rejected
     #[arg(long, env = "FAULT_OPEN", value_parser = FalseyValueParser::new(), conflicts_with = "token")]
     open: bool,
-    /// The seed of all randomness; drawn and printed when absent
+    /// The random seed; default: drawn and printed
     #[arg(long, value_name = "N", value_parser = parse_seed, allow_negative_numbers = true)]
     seed: Option<u64>,
-    /// How many threads carry connections; one per CPU when absent
+    /// Number of threads for connections; default: one per CPU
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Seconds after which a silent UDP client is forgotten
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     udp_idle: u64,
-    /// Accepted as toxiproxy-server takes it: /metrics always has the proxies
+    /// Accepted for compatibility with toxiproxy-server: /metrics always includes the proxies
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     proxy_metrics: Option<bool>,
     /// Adds this process to /metrics: CPU time, memory, open files
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     runtime_metrics: Option<bool>,
-    /// Prints the version as toxiproxy-server does
+    /// Prints the version in toxiproxy-server's format
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     toxiproxy_version: Option<bool>,
 }
 
-/// What is needed to the end: low ports, and programs for transparent proxies, which are loaded when the first one comes.
+/// Capabilities that the daemon keeps: low ports, and programs for transparent proxies, which are loaded with the first
+/// such proxy.
 const RIGHTS: [Capability; 5] = [
     Capability::NetBindService,
     Capability::Bpf,
@@ -83,12 +84,12 @@ const RIGHTS: [Capability; 5] = [
 ];
 
 impl Args {
-    /// What the daemon needs to the end: in open mode nothing but low ports.
+    /// The capabilities that the daemon keeps: in open mode only the one for low ports.
     fn rights(&self) -> &'static [Capability] {
         if self.open { &RIGHTS[..1] } else { &RIGHTS }
     }
 
-    /// The token, where there is one. An empty one is none.
+    /// The token, if one is set. An empty one counts as unset.
     fn token(&self) -> Option<&str> {
         self.token.as_deref().filter(|token| !token.is_empty())
     }
@@ -101,7 +102,7 @@ impl Args {
         }
     }
 
-    /// Who the config file and the Unix socket count as.
+    /// The caller that the config file and the Unix socket count as.
     fn owner(&self) -> Caller {
         if self.open {
             Caller::Anyone
@@ -111,7 +112,7 @@ impl Args {
     }
 }
 
-/// A seed, negative too as toxiproxy-server takes it.
+/// Parses a seed; it may be negative, as in toxiproxy-server.
 fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
     text.parse()
         .or_else(|error| text.parse().map(i64::cast_unsigned).map_err(|_| error))
@@ -121,14 +122,14 @@ fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
 ///
 /// # Errors
 ///
-/// When anything that was asked for can't be had: an address in use, a bad config file.
+/// The daemon can't start: an address is in use, or the config file is invalid.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.toxiproxy_version == Some(true) {
         return tell::data(&format!("toxiproxy-server version {VERSION}\n"));
     }
     let seed = match args.seed {
         Some(seed) => seed,
-        None => draw_seed().context("can't draw a seed, give one with --seed")?,
+        None => draw_seed().context("can't draw a seed: give one with --seed")?,
     };
     let mut rights = args.rights().to_vec();
     if args.config.is_some() || args.socket.is_some() {
@@ -181,16 +182,14 @@ async fn serve(
     }
     // It reads what comes from the network from here on.
     if let Err(error) = rights::confine(args.socket.as_deref()) {
-        log::warn!("fault may do more than it needs to: {error:#}");
+        log::warn!("fault keeps capabilities that it does not need: {error:#}");
     }
     tokio::spawn(tell_hits(
         Arc::clone(proxies.rules()),
         proxies.events().clone(),
     ));
     let open = match args.guard() {
-        Guard::Open => {
-            ", open to everyone who can connect, without packet rules and transparent proxies"
-        }
+        Guard::Open => ", open to everyone (packet rules and transparent proxies are unavailable)",
         _ => "",
     };
     tell!("fault daemon: API on http://{address}{open}, seed {seed}");
@@ -206,8 +205,8 @@ fn listen(args: &Args) -> anyhow::Result<std::net::TcpListener> {
     };
     if !is_loopback(address.ip()) && args.token().is_none() && !args.open {
         bail!(
-            "the API on {address} would be open to the network: give --token, listen on 127.0.0.1, or give --open to let \
-             everyone use it"
+            "the API on {address} would be reachable from the network: give --token, listen on 127.0.0.1, or let \
+             everyone use it with --open"
         );
     }
     let listener = bind(address).with_context(|| format!("the API can't listen on {address}"))?;
@@ -215,7 +214,7 @@ fn listen(args: &Args) -> anyhow::Result<std::net::TcpListener> {
     Ok(listener)
 }
 
-/// Every address of IPv4 means those of IPv6 too, where there is IPv6, as with toxiproxy-server.
+/// 0.0.0.0 includes the IPv6 addresses where IPv6 is available, as in toxiproxy-server.
 fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     if address.ip() == IpAddr::from([0; 4])
         && let Ok(listener) = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port()))
@@ -229,7 +228,7 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Not by tokio, whose thread for it would keep rights that are given up here.
+/// Resolved without tokio, whose thread would keep capabilities that are dropped here.
 fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     if host.is_empty() {
@@ -256,7 +255,7 @@ struct Socket {
 }
 
 impl Socket {
-    /// Binds it so that nobody else can ever open it, and through no symbolic link.
+    /// Binds it with its final permissions, and through no symbolic link.
     fn bind(path: &Path) -> anyhow::Result<Self> {
         let (folder, name) = files::split(path)?;
         let folder = Folder::open(&folder)?;
@@ -278,18 +277,18 @@ impl Socket {
     }
 }
 
-/// Removes a socket that nobody listens on any more.
+/// Removes a stale socket.
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            bail!("it exists and is no socket: choose another path")
+            bail!("it exists and is not a socket: choose another path")
         }
         Ok(_) => {}
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        bail!("another daemon listens on it: stop that one or choose another path");
+        bail!("another daemon listens on it: stop that daemon or choose another path");
     }
     std::fs::remove_file(path).context("can't remove the stale socket")
 }
@@ -299,7 +298,7 @@ async fn populate(proxies: &Proxies, path: &Path, caller: Caller) -> anyhow::Res
         std::fs::read(path).with_context(|| format!("can't read the config {}", path.display()))?;
     match proxies.populate(&config, caller).await.1 {
         None => Ok(()),
-        Some(error) => bail!("the config {}: {error}", path.display()),
+        Some(error) => bail!("config {}: {error}", path.display()),
     }
 }
 

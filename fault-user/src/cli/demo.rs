@@ -18,33 +18,33 @@ use crate::tell;
 
 /// Requests in each phase.
 const REQUESTS: usize = 60;
-/// How long a request may take before it counts as lost.
+/// A request that takes longer than this counts as lost.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// The demo is the same every time.
+/// A fixed seed makes every demo the same.
 const SEED: u64 = 42;
 
-/// Show it: a client and a server before, during and after faults.
+/// Demonstrate a fault: a client and a server before, during and after it.
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// The fault to show; the port is the demo's own.
+    /// The fault to demonstrate, without a target.
     #[arg(long, default_value = "loss=30%")]
     fault: String,
 }
 
 impl Demo {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
-    /// No rights, or a fault that can't be carried out.
+    /// Missing privileges, or a fault that is unsupported here.
     pub fn execute(self) -> Outcome {
         preflight(&[Need::Programs])?;
-        let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("starting the demo's server")?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .context("starting the server of the demo")?;
         let address = listener.local_addr()?;
         std::thread::Builder::new()
             .name("demo-server".to_owned())
             .spawn(move || serve(&listener))
-            .context("starting the demo's server")?;
+            .context("starting the server of the demo")?;
         let rule: Rule = format!("tcp:{} {}", address.port(), self.fault)
             .parse()
             .map_err(Failure::usage)?;
@@ -57,12 +57,12 @@ impl Demo {
         let during = measure_with_rule(&plan, address)?;
         show(&self.fault, &during)?;
         let after = measure(address)?;
-        show("healed", &after)?;
+        show("restored", &after)?;
         if after.iter().any(Option::is_none) {
-            return Err(anyhow!("requests still fail after healing").into());
+            return Err(anyhow!("requests still fail after the rule was removed").into());
         }
         tell::data(&format!(
-            "\nThe same on a program of yours:\n  sudo fault run -r 'tcp:PORT {}' -- CMD\n",
+            "\nTo do the same to a program of yours:\n  sudo fault run -r 'tcp:PORT {}' -- CMD\n",
             self.fault
         ))?;
         Ok(exit::SUCCESS)
@@ -76,14 +76,14 @@ fn plan_of(rule: Rule) -> Result<Plan, Failure> {
     let plan = Plan::new(&[(rule, resolved)], SEED, None, None).map_err(Failure::usage)?;
     if let Some((_, stream)) = plan.stream_rules().first() {
         return Err(Failure::usage(anyhow!(
-            "`{}` is a fault of the stream, and the demo shows those of packets, such as loss=30% or delay=50ms",
+            "`{}` is a stream fault; the demo takes packet faults, such as loss=30% or delay=50ms",
             stream.fault.name()
         )));
     }
     Ok(plan)
 }
 
-/// Measures with a rule in force, and heals.
+/// Measures with the rule applied, then removes it.
 fn measure_with_rule(plan: &Plan, address: SocketAddr) -> Result<Vec<Option<Duration>>> {
     let loopback = select(&list()?, &Selection::Names(vec!["lo".to_owned()]))?;
     let injection = prepare(plan, &loopback, &InjectionOptions::default())?.start()?;
@@ -92,7 +92,7 @@ fn measure_with_rule(plan: &Plan, address: SocketAddr) -> Result<Vec<Option<Dura
     times
 }
 
-/// The time of each request, or nothing for one that failed.
+/// The time of each request; `None` for one that failed.
 fn measure(address: SocketAddr) -> Result<Vec<Option<Duration>>> {
     let mut times = Vec::with_capacity(REQUESTS);
     let mut connection = None;
@@ -145,7 +145,7 @@ fn is_network(kind: ErrorKind) -> bool {
     )
 }
 
-/// Answers each client on a thread of its own, for as long as the process lives.
+/// Serves each client on a thread of its own until the process ends.
 fn serve(listener: &TcpListener) {
     for stream in listener.incoming() {
         let Ok(mut stream) = stream else {
@@ -162,7 +162,7 @@ fn serve(listener: &TcpListener) {
     }
 }
 
-/// One bar for each request, on a logarithmic scale from 50 us to the patience.
+/// One bar per request, on a logarithmic scale from 50 us to the time limit.
 fn show(title: &str, times: &[Option<Duration>]) -> Result<()> {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let picture: String = times

@@ -6,16 +6,16 @@ use super::{Outcome, exit, print_json};
 use crate::doctor::Report;
 use crate::tell;
 
-/// Tell what this machine can do: capabilities, kernel features, mechanisms, leftovers.
+/// Show what this machine supports: capabilities, kernel features, mechanisms; and leftovers of killed instances.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// Print it as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
 impl Doctor {
-    /// Does it. The exit code is 1 when nothing works here.
+    /// Runs the subcommand. The exit code is 1 when nothing works here.
     ///
     /// # Errors
     /// The machine can't be examined.

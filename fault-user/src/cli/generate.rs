@@ -6,7 +6,7 @@ use clap_complete::Shell;
 use super::{Cli, Outcome, exit};
 use crate::tell;
 
-/// Print a shell's completions.
+/// Print completions for a shell.
 #[derive(Debug, Args)]
 pub struct Completions {
     /// The shell.
@@ -14,7 +14,7 @@ pub struct Completions {
 }
 
 impl Completions {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
     /// Standard output is closed.
@@ -26,7 +26,7 @@ impl Completions {
     }
 }
 
-/// Prints the manual page of `fault` and of each subcommand, one after the other.
+/// Prints the manual pages of `fault` and of each subcommand.
 ///
 /// # Errors
 /// Standard output is closed.

@@ -10,28 +10,28 @@ use crate::session::outcome::Outcome;
 
 /// Apply rules until Ctrl-C, SIGTERM or --for.
 ///
-/// The whole host is touched, unless --container, --pid, --cgroup or --netns says whose traffic is. Rules on a container end
-/// with it, unless --follow is given.
+/// Rules apply to the whole host, unless --container, --pid, --cgroup or --netns limits them. Rules on a container are
+/// removed when it ends, unless --follow is given.
 #[derive(Debug, Args)]
 pub struct Inject {
     #[command(flatten)]
     rules: Rules,
     #[command(flatten)]
     traffic: TrafficOptions,
-    /// Heal after this time, e.g. 30s.
+    /// Remove the rules after this time, e.g. 30s.
     #[arg(long = "for", value_name = "DURATION")]
     length: Option<String>,
-    /// Put the rules of the file in force anew whenever it changes, while traffic flows. Rules that hold packets (delay,
-    /// rate, …) can come where the first ones held some too; stream faults can't be exchanged.
+    /// Apply the rules of the file again whenever it changes, without interrupting traffic. Rules that hold packets
+    /// (delay, rate, …) can be added only if the first rules held packets too; stream faults can't be replaced.
     #[arg(long, requires = "file", conflicts_with = "follow")]
     watch: bool,
 }
 
 impl Inject {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
-    /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
+    /// Wrong arguments, or the rules can't be applied; then nothing is changed.
     pub fn execute(self) -> Outcome {
         let length = self.length.as_deref();
         let length = length.map(|text| parse_time("--for", text)).transpose()?;

@@ -6,32 +6,32 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::Cli;
 use crate::rule::{Rule, nearest};
 
-/// An option that a subcommand does not have, and what to type instead.
+/// Options that a subcommand does not have, and what to type instead.
 const OPTIONS: &[(&str, &[&str], &str)] = &[
     (
         "run",
         &["--for", "--duration", "--timeout"],
-        "a run ends with its command; limit the rule: -r 'tcp:5432 loss=30% for=30s'",
+        "a run ends when its command ends; limit the rule instead: -r 'tcp:5432 loss=30% for=30s'",
     ),
     (
         "inject",
         &["--events", "--report", "--allow-unfired"],
-        "only a run has a command to report on: fault run --report DIR -r RULE -- CMD",
+        "use `fault run`: fault run --report DIR -r RULE -- CMD",
     ),
     (
         "inject",
         &["--duration", "--timeout"],
-        "name the time with --for, such as --for 30s",
+        "give the duration with --for, such as --for 30s",
     ),
     (
         "inject",
         &["--scope", "--host"],
         "`fault inject` already acts on the whole host; --container, --pid, --cgroup and --netns narrow it",
     ),
-    ("run", &["--host"], "name the whole host with --scope host"),
+    ("run", &["--host"], "give --scope host for the whole host"),
 ];
 
-/// The error and its line of help, for a command line that can't be read.
+/// The error and its help line, for a command line that can't be parsed.
 #[must_use]
 pub fn message(error: &clap::Error, arguments: &[String]) -> String {
     let rendered = error.render().to_string();
@@ -61,9 +61,9 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
             let name = nearest(command, all.get_subcommands().map(clap::Command::get_name))?;
             Some(format!("did you mean `{name}`?"))
         }
-        ErrorKind::MissingRequiredArgument if command == "run" => Some(
-            "name the command behind --: fault run -r 'tcp:5432 loss=30%' -- pytest".to_owned(),
-        ),
+        ErrorKind::MissingRequiredArgument if command == "run" => {
+            Some("give the command after --: fault run -r 'tcp:5432 loss=30%' -- pytest".to_owned())
+        }
         ErrorKind::UnknownArgument => {
             let ContextValue::String(wrong) = error.get(ContextKind::InvalidArg)? else {
                 return None;
@@ -81,7 +81,7 @@ fn option(command: &str, wrong: &str) -> Option<String> {
     Some((*help).to_owned())
 }
 
-/// The help for words that stand alone: a rule without quotes, or without -r, and a command without `--`.
+/// The help for unexpected words: a rule without quotes or without -r, or a command without `--`.
 fn words(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
     if wrong.starts_with('-') {
         return None;
@@ -102,19 +102,16 @@ fn words(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
     let is_command = command == "run" && end.is_none() && !rest.is_empty();
     match (quoted.as_str(), is_command) {
         ("", false) => None,
-        ("", true) => Some(format!(
-            "put -- in front of the command: -- {}",
-            rest.join(" ")
-        )),
-        (_, false) => Some(format!("put the rule into quotes behind -r: {quoted}")),
+        ("", true) => Some(format!("put -- before the command: -- {}", rest.join(" "))),
+        (_, false) => Some(format!("quote the rule and put -r before it: {quoted}")),
         (_, true) => Some(format!(
-            "put the rule into quotes, and -- in front of the command: {quoted} -- {}",
+            "quote the rule and put -- before the command: {quoted} -- {}",
             rest.join(" ")
         )),
     }
 }
 
-/// The longest rule that the words begin with, and the words behind it.
+/// The longest rule at the start of the words, and the remaining words.
 fn leading_rule(words: &[String]) -> Option<(String, &[String])> {
     (1..=words.len()).rev().find_map(|count| {
         let text = words[..count].join(" ");
@@ -123,7 +120,7 @@ fn leading_rule(words: &[String]) -> Option<(String, &[String])> {
     })
 }
 
-/// The option that the parser found to be similar.
+/// The similar option that the parser suggests.
 fn similar(rendered: &str) -> Option<String> {
     let (_, tip) = rendered.split_once("similar ")?;
     let name = tip.split('\'').nth(1)?;
@@ -143,10 +140,7 @@ mod tests {
                 &["run", "-r", "tcp:80 drop", "pytest", "-x"],
                 "-- pytest -x",
             ),
-            (
-                &["run", "pytest"],
-                "put -- in front of the command: -- pytest",
-            ),
+            (&["run", "pytest"], "put -- before the command: -- pytest"),
             (&["run", "-r", "tcp:80 drop"], "-- pytest"),
             (
                 &["run", "-r", "tcp:80", "loss=3%", "--", "pytest"],

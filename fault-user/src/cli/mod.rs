@@ -1,6 +1,6 @@
-//! The command line: one type for all arguments, one file for each subcommand.
+//! The command line: one type for all arguments, one file per subcommand.
 //!
-//! Arguments are parsed and validated first; only then is anything changed.
+//! Arguments are parsed and validated before anything is changed.
 
 pub mod check;
 pub mod clean;
@@ -8,10 +8,12 @@ pub mod client;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
+pub mod explore;
 pub mod generate;
 pub mod inject;
 pub mod mistakes;
 pub mod options;
+pub mod profiles;
 pub mod replay;
 pub mod rules;
 pub mod run;
@@ -29,7 +31,7 @@ use crate::rule::units::parse_duration;
 use crate::session::outcome::{Failure, Outcome, exit};
 use crate::tell;
 
-/// Hurts the network of one command, service or host, in the kernel, and heals it again.
+/// Injects network faults into one command, service or host, in the Linux kernel, and removes them again.
 #[derive(Debug, Parser)]
 #[command(
     name = "fault",
@@ -38,10 +40,10 @@ use crate::tell;
     propagate_version = true
 )]
 pub struct Cli {
-    /// Tell more: the chain of causes of an error, the verifier's log.
+    /// Print more: the causes of an error, the verifier's log.
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -49,22 +51,26 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Apply rules while a command runs; heal when it ends, however it ends.
+    /// Apply rules while a command runs; remove them when it ends, however it ends.
     Run(run::Run),
-    /// Do again exactly what was done in a run, by its report.
+    /// Find what makes a command fail: one fault on one of its dependencies at a time.
+    Explore(explore::Explore),
+    /// Repeat the decisions of an earlier run, from its report.
     Replay(replay::Replay),
     /// Apply rules until Ctrl-C, SIGTERM or --for.
     Inject(inject::Inject),
     /// Check rules without applying them.
     Check(check::Check),
-    /// Tell what this machine can do.
+    /// List the link profiles (`profile=NAME`) with their figures and sources.
+    Profiles(profiles::List),
+    /// Show what this machine supports.
     Doctor(doctor::Doctor),
 
-    /// Remove everything that a killed instance may have left.
+    /// Remove everything that a killed instance may have left behind.
     Clean(clean::Clean),
-    /// Show it: a client and a server before, during and after faults.
+    /// Demonstrate a fault: a client and a server before, during and after it.
     Demo(demo::Demo),
-    /// Run the control API (Toxiproxy's) and its proxies until told to stop.
+    /// Run the control API (compatible with Toxiproxy) and its proxies until interrupted.
     Daemon(daemon::Args),
     /// List the daemon's proxies with their toxics, and its packet rules.
     List(client::ListArgs),
@@ -74,29 +80,31 @@ pub enum Command {
     Remove(client::RemoveArgs),
     /// Enable every proxy of the daemon, remove every toxic and every packet rule.
     Reset(client::Target),
-    /// Show what the daemon's proxies have carried and what its toxics have done.
+    /// Show the traffic of the daemon's proxies and the hits of its toxics.
     Stats(client::StatsArgs),
-    /// Show what happens in the daemon, line by line, until interrupted.
+    /// Print the daemon's events, one line each, until interrupted.
     Events(client::Target),
-    /// Watch rules, hits, throughput and connections live; switch rules off and on.
+    /// Watch rules, hits, throughput and connections live; turn rules off and on.
     Top(top::Top),
-    /// Print a shell's completions.
+    /// Print completions for a shell.
     Completions(generate::Completions),
     /// Print the manual page.
     Man,
 }
 
 impl Cli {
-    /// Does what was asked.
+    /// Runs the subcommand.
     ///
     /// # Errors
-    /// [`Failure`] says what went wrong and with which exit code to end.
+    /// [`Failure`] holds the error and the exit code.
     pub fn run(self) -> Outcome {
         match self.command {
             Command::Run(run) => run.execute(),
+            Command::Explore(explore) => explore.execute(),
             Command::Replay(replay) => replay.execute(),
             Command::Inject(inject) => inject.execute(),
             Command::Check(check) => check.execute(),
+            Command::Profiles(profiles) => profiles.execute(),
             Command::Doctor(doctor) => doctor.execute(),
             Command::Clean(clean) => clean.execute(),
             Command::Demo(demo) => demo.execute(),
@@ -114,30 +122,30 @@ impl Cli {
     }
 }
 
-/// The time that is given by an option.
+/// Parses the time given to an option.
 fn parse_time(option: &str, text: &str) -> Result<Duration, Failure> {
     parse_duration(text)
         .map(Duration::from_nanos)
         .map_err(|error| Failure::usage(anyhow::anyhow!("{option}: {}", error.one_line())))
 }
 
-/// Writes data to the standard output as JSON.
+/// Writes a value to the standard output as JSON.
 ///
 /// # Errors
-/// It can't be written to.
+/// The standard output can't be written to.
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     tell::data(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// The process's arguments. Toxiproxy's server takes its options with one dash; scripts that do so go on
-/// working with `fault daemon`, and with `fault` under the name `toxiproxy-server`.
+/// The process's arguments. Toxiproxy's server accepts its options with one dash. Scripts that use them also work with
+/// `fault daemon`, and with `fault` under the name `toxiproxy-server`.
 #[must_use]
 pub fn arguments() -> Vec<OsString> {
     let is_secured = std::env::var_os("FAULT_TOKEN").is_some_and(|token| !token.is_empty());
     ours(std::env::args_os(), is_secured)
 }
 
-/// The arguments in the form of `fault`. Toxiproxy's server is open to all, unless a token secures it.
+/// Converts Toxiproxy's arguments to those of `fault`. Toxiproxy's server is open to everyone, unless a token is set.
 fn ours(arguments: impl IntoIterator<Item = OsString>, is_secured: bool) -> Vec<OsString> {
     const SERVER: [&str; 2] = ["toxiproxy-server", "toxiproxy"];
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
@@ -171,7 +179,7 @@ fn ours(arguments: impl IntoIterator<Item = OsString>, is_secured: bool) -> Vec<
     arguments
 }
 
-/// Starts the log. `LOG_LEVEL` is read as Toxiproxy does: trace, debug, info, warn, error, disabled.
+/// Initializes the log. `LOG_LEVEL` has Toxiproxy's values: trace, debug, info, warn, error, disabled.
 pub fn start_log() {
     let level = match std::env::var("LOG_LEVEL")
         .unwrap_or_default()

@@ -13,7 +13,7 @@ use crate::session::options::Options;
 use crate::session::outcome::Failure;
 use crate::sys::net::interfaces::Selection;
 
-/// Options that say whose traffic is touched.
+/// Options that select the traffic that rules apply to.
 #[derive(Debug, Args)]
 pub struct TrafficOptions {
     /// Only traffic of this process and its descendants, in the network namespace of this process.
@@ -25,28 +25,28 @@ pub struct TrafficOptions {
     /// Only traffic of this container (Docker, Podman or containerd; by name or id).
     #[arg(long, value_name = "NAME", conflicts_with_all = ["pid", "cgroup", "netns"])]
     container: Option<String>,
-    /// Put the rules in force again whenever the container has been restarted.
+    /// Apply the rules again whenever the container is restarted.
     #[arg(long, requires = "container")]
     follow: bool,
     /// Only traffic in this network namespace (a path such as /proc/PID/ns/net, or a name of `ip netns`).
     #[arg(long, value_name = "NS", conflicts_with_all = ["pid", "cgroup"])]
     netns: Option<PathBuf>,
-    /// Only this interface. Repeatable; default: lo and all that are up, those that appear later included.
+    /// Only this interface. Repeatable; default: lo and all interfaces that are up, including later ones.
     #[arg(long = "interface", short = 'i', value_name = "NAME")]
     interfaces: Vec<String>,
     /// How the programs are attached; default: tcx where the kernel has it.
     #[arg(long, value_name = "HOW")]
     attach: Option<Attach>,
-    /// By what rules are carried out: `tc` or `xdp` for packets that arrive, `delay-line`, `fq` or `netem` for those that
-    /// are held. Repeatable. Default: tc (xdp on hardware that was named and has it, if rules only lose packets), and the
-    /// delay line, where a tap device can be had.
+    /// The mechanism: `tc` or `xdp` processes incoming packets; `delay-line`, `fq` or `netem` holds delayed ones.
+    /// Repeatable. Default: tc (xdp on an interface that was named and supports it natively, if the rules only drop
+    /// packets), and the delay line where a tap device is available.
     #[arg(long, value_name = "WHAT")]
     mechanism: Vec<Choice>,
-    /// How long data on its way through a stream rule may take to arrive when the rules end, e.g. 30s; what has not
-    /// arrived by then is counted, and its connections are reset. Default: the rules' own delays and 10 s.
+    /// When the rules end, wait at most this long for data still in the relay to be delivered, e.g. 30s. The rest is
+    /// counted, and its connections are reset. Default: the rules' own delays plus 10 s.
     #[arg(long, value_name = "TIME")]
     drain: Option<String>,
-    /// Allow rules that reach port 22 or fault's control API on the whole host.
+    /// Allow rules that match port 22 or fault's control API on the whole host.
     #[arg(long)]
     force: bool,
 }
@@ -54,33 +54,33 @@ pub struct TrafficOptions {
 /// The values of `--attach`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Attach {
-    /// TCX links (Linux 6.6): gone with the process.
+    /// TCX links (Linux 6.6): the kernel removes them when the process ends.
     Tcx,
-    /// A clsact qdisc and filters: gone after the lease of 3 s and `fault clean`.
+    /// A clsact qdisc and filters: after a kill they stop acting within 3 s, and `fault clean` removes them.
     Clsact,
 }
 
 /// The values of `--mechanism`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Choice {
-    /// The tc programs alone.
+    /// Only the tc programs.
     Tc,
-    /// The XDP program in front of them, native where the driver can, else generic. It loses packets; rules that do more
-    /// stay with tc.
+    /// The XDP program in front of them, native where the driver supports it, otherwise generic. It drops packets;
+    /// rules that do more stay with tc.
     Xdp,
-    /// A thread of fault behind a tap device: on every kernel, beside any qdisc.
+    /// A thread of fault behind a tap device; works on every kernel and with any qdisc.
     DelayLine,
-    /// fq qdiscs hold what is delayed or reordered; the delay line what has a rate or slots.
+    /// fq qdiscs hold delayed and reordered packets; the delay line those with a rate or slots.
     Fq,
-    /// netem qdiscs hold what has a constant delay; the delay line all else.
+    /// netem qdiscs hold packets with a constant delay; the delay line the others.
     Netem,
 }
 
 impl TrafficOptions {
-    /// The options, understood.
+    /// Converts the options to those of a session.
     ///
     /// # Errors
-    /// A time that is none.
+    /// An invalid time.
     pub fn read(self) -> Result<Options, Failure> {
         Ok(Options {
             selection: self.selection(),
@@ -97,7 +97,7 @@ impl TrafficOptions {
         })
     }
 
-    /// What was asked to hold packets; the last one counts.
+    /// The requested mechanism to hold packets; the last one counts.
     fn mechanism(&self) -> Option<Mechanism> {
         let mut injection_options = self.mechanism.iter().rev();
         injection_options.find_map(|wish| match wish {
@@ -108,7 +108,7 @@ impl TrafficOptions {
         })
     }
 
-    /// The attachment that was asked for.
+    /// The requested attachment.
     fn attachment(&self) -> Option<Attachment> {
         self.attach.map(|attach| match attach {
             Attach::Tcx => Attachment::Tcx,
@@ -116,8 +116,8 @@ impl TrafficOptions {
         })
     }
 
-    /// What judges packets that arrive. Native XDP makes some drivers set their queues up anew, and a veth's peer
-    /// send without segmentation offload, so it is only taken where the interface was named.
+    /// The mechanism for incoming packets. Native XDP makes some drivers set up their queues again, and makes a veth's
+    /// peer send without segmentation offload, so it is only the default on an interface that was named.
     fn front(&self) -> IngressMechanism {
         let mut injection_options = self.mechanism.iter().rev();
         let wish = injection_options.find_map(|wish| match wish {
@@ -137,7 +137,7 @@ impl TrafficOptions {
         drain.map(|text| parse_time("--drain", text)).transpose()
     }
 
-    /// Which interfaces rules are put on, those that appear later included.
+    /// The interfaces that rules are applied to, including those that appear later.
     fn selection(&self) -> Selection {
         if self.interfaces.is_empty() {
             Selection::Default

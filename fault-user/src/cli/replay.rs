@@ -14,10 +14,10 @@ use crate::session::outcome::{Failure, Outcome};
 use crate::session::run::Run;
 use crate::tell::tell;
 
-/// Do again exactly what was done in a run, by its report.
+/// Repeat the decisions of an earlier run, from its report.
 ///
-/// The packets that were hurt are found by their place in their connection, and the connections by their order: the
-/// same sequence of requests is hurt in the same places, whenever it comes. Stream faults draw again from the same seed.
+/// A packet is identified by its position in its connection, and a connection by its order: the same sequence of
+/// requests meets the same faults, whatever its timing. Stream faults draw again from the same seed.
 #[derive(Debug, Args)]
 pub struct Replay {
     /// The folder that `fault run --report` wrote.
@@ -27,10 +27,10 @@ pub struct Replay {
     /// Run the command as this user (NAME or UID, :GROUP); default: the one who called sudo.
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Accept that a rule never fired.
+    /// Succeed even if a rule never fired.
     #[arg(long)]
     allow_unfired: bool,
-    /// Write a report of the repetition into this folder.
+    /// Write a report of the replay into this folder.
     #[arg(long = "report", value_name = "DIR", id = "new_report")]
     new_report: Option<PathBuf>,
     /// The command and its arguments.
@@ -39,24 +39,25 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
-    /// No report, or as `fault run`.
+    /// The report can't be read; otherwise as `fault run`.
     pub fn execute(self) -> Outcome {
         let report = Report::read(&self.report).map_err(Failure::usage)?;
         let decisions = decisions(&self.report).map_err(Failure::usage)?;
         let keys = decisions.iter().map(Decision::key).collect();
-        tell!("fault: {} decisions are repeated", decisions.len());
+        tell!("fault: replaying {} decisions", decisions.len());
         if report.decisions_lost != 0 {
             tell!(
-                "fault: warning: the report lacks {} decisions, which came too fast to be written; these packets pass",
+                "fault: warning: {} decisions came too fast to be recorded: their packets are let through",
                 report.decisions_lost
             );
         }
         if report.rules.len() > MATCHES_MAX {
             tell!(
-                "fault: of more than {MATCHES_MAX} rules ({}) each is in force only around its times: packets are found again as long as they come in the same window",
+                "fault: warning: with more than {MATCHES_MAX} rules (here {}) each rule is loaded only around its \
+                 windows: a packet is found again only if it arrives in the same window",
                 report.rules.len()
             );
         }

@@ -8,7 +8,9 @@ use fault_common::abi::RULES_MAX;
 use serde_json::json;
 
 use crate::rule::scenario::{Format, Random, Scenario, ScenarioError};
-use crate::rule::{ResolvedRule, Rule, RuleError, SystemResolver, Targets, conflict, named_target};
+use crate::rule::{
+    Profiles, ResolvedRule, Rule, RuleError, SystemResolver, Targets, conflict, named_target,
+};
 use crate::session::outcome::Failure;
 use crate::session::rules::{RuleSet, draw_seed};
 
@@ -24,21 +26,21 @@ pub struct Rules {
     /// A name for a target, e.g. mysql=tcp:3306. Repeatable.
     #[arg(long = "target", value_name = "NAME=TARGET")]
     targets: Vec<String>,
-    /// Draw faults from the rules of -r within these limits, for environments that run for long.
-    /// Limits are length and total (needed), quiet, `at_a_time` and connections, e.g. length=2s..10s,quiet=20s,total=1h.
-    /// A rule that is given twice is drawn twice as often.
+    /// Draw faults from the rules of -r at random within these limits. Limits are length and total (required), quiet,
+    /// `at_a_time` and connections, e.g. length=2s..10s,quiet=20s,total=1h. A rule that is given twice is drawn twice
+    /// as often.
     #[arg(long, value_name = "LIMITS", requires = "texts")]
     random: Option<String>,
-    /// Where all randomness comes from; drawn and printed when it is not given.
+    /// The random seed; default: drawn and printed.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// They have been in force before, drawn ones among them.
+    /// The rules come from a report; drawn ones are included.
     #[arg(skip)]
     recorded: bool,
 }
 
 impl Rules {
-    /// Rules that were written down before.
+    /// Rules of a report.
     #[must_use]
     pub fn again(texts: Vec<String>, targets: Vec<String>, seed: u64) -> Self {
         Self {
@@ -60,7 +62,7 @@ impl Rules {
     /// Reads all rules.
     ///
     /// # Errors
-    /// The first mistake, with a caret under it, or with its place in the file.
+    /// The first mistake, with a caret under it or its position in the file.
     pub fn parse(&self) -> Result<RuleSet, Failure> {
         self.parse_with(self.file.as_ref())
     }
@@ -77,31 +79,35 @@ impl Rules {
         let mut targets = scenario.targets.clone();
         self.add_targets(&mut targets)?;
         let mut rules = Vec::with_capacity(scenario.rules.len() + self.texts.len());
+        let profiles = scenario.profiles;
         for rule in scenario.rules {
-            rules.push(resolve(rule, &targets)?);
+            resolve(&rule, (&profiles, &targets), &mut rules)?;
         }
+        let mut typed = vec![None; rules.len()];
         let mut random = scenario.random;
         if let Some(limits) = &self.random {
             if random.is_some() {
                 return Err(Failure::usage(anyhow!(
-                    "the file has a `random` of its own: leave --random out"
+                    "the scenario file has `random`: leave --random out"
                 )));
             }
             random = Some(self.choices(limits, &targets)?);
         } else {
             for text in &self.texts {
                 let rule: Rule = text.parse().map_err(Failure::usage)?;
-                rules.push(resolve(rule, &targets)?);
+                resolve(&rule, (&profiles, &targets), &mut rules)?;
+                typed.resize(rules.len(), Some(text.as_str()));
             }
         }
-        self.refuse_conflict(&rules, &targets, scenario.length.map(|length| length.0))?;
+        let length_ns = scenario.length.map(|length| length.0);
+        self.refuse_conflict((&rules, &typed), &targets, length_ns)?;
         let mut seed = self.seed.or(scenario.seed);
         let first = rules.len();
         if let Some(random) = random {
             let from = seed.map_or_else(draw_seed, Ok)?;
             seed = Some(from);
             for rule in drawn(&random, from, first)? {
-                rules.push(resolve(rule, &targets)?);
+                resolve(&rule, (&profiles, &targets), &mut rules)?;
             }
         }
         let drawn = first..rules.len();
@@ -115,7 +121,7 @@ impl Rules {
             targets,
             seed,
             expect: scenario.expect,
-            length_ns: scenario.length.map(|length| length.0),
+            length_ns,
             file: file.cloned(),
             drawn,
         })
@@ -129,7 +135,7 @@ impl Rules {
         for limit in limits.split(separators).filter(|limit| !limit.is_empty()) {
             let (name, value) = limit.split_once('=').ok_or_else(|| {
                 Failure::usage(anyhow!(
-                    "--random: `{limit}` is no limit: expected NAME=VALUE, such as total=1h"
+                    "--random: `{limit}` is not a limit: expected NAME=VALUE, such as total=1h"
                 ))
             })?;
             let number = value.parse::<u32>().ok().filter(|_| name == "at_a_time");
@@ -149,10 +155,10 @@ impl Rules {
             .ok_or_else(|| Failure::usage(anyhow!("--random: no limits")))
     }
 
-    /// Refuses a rule of the command line that does not fit to one before it. (Those of the file have been compared.)
+    /// Rejects a rule of the command line that conflicts with an earlier one. (Rules of the file are already checked.)
     fn refuse_conflict(
         &self,
-        rules: &[(Rule, ResolvedRule)],
+        (rules, typed): (&[(Rule, ResolvedRule)], &[Option<&str>]),
         targets: &Targets,
         length_ns: Option<u64>,
     ) -> Result<(), Failure> {
@@ -164,9 +170,7 @@ impl Rules {
             return Ok(());
         };
         let (first, second) = (written[found.first], written[found.second]);
-        // The file's rules come before those of the command line, as they were typed.
-        let nth = (found.second + self.texts.len()).checked_sub(rules.len());
-        let input = nth.map_or_else(|| second.to_string(), |nth| self.texts[nth].clone());
+        let input = typed[found.second].map_or_else(|| second.to_string(), str::to_owned);
         Err(Failure::usage(RuleError::of_fault(
             input,
             format!("`{first}` {}", found.why),
@@ -186,27 +190,35 @@ impl Rules {
     }
 }
 
-/// The faults of a seed; `others` rules act beside them.
+/// Draws the faults of a seed; `others` is the number of further rules.
 fn drawn(random: &Random, seed: u64, others: usize) -> Result<Vec<Rule>, Failure> {
     let drawn = random.draw(seed);
     let most = RULES_MAX as usize;
     if drawn.is_empty() {
         return Err(Failure::usage(anyhow!(
-            "`random` draws no fault with seed {seed}: give it a longer total, or less quiet"
+            "`random` draws no fault with seed {seed}: make `total` longer or `quiet` shorter"
         )));
     }
     if others + drawn.len() > most {
         return Err(Failure::usage(anyhow!(
-            "`random` draws {} faults, and at most {most} rules can be given: make the total shorter, or the quiet longer",
+            "`random` draws {} faults, but at most {most} rules are possible: make `total` shorter or `quiet` longer",
             drawn.len()
         )));
     }
     Ok(drawn)
 }
 
-fn resolve(rule: Rule, targets: &Targets) -> Result<(Rule, ResolvedRule), Failure> {
-    let resolved = rule
-        .resolve(targets, &mut SystemResolver)
-        .map_err(Failure::usage)?;
-    Ok((rule, resolved))
+/// Looks up what a rule, or each that its profile stands for, is aimed at.
+fn resolve(
+    rule: &Rule,
+    (profiles, targets): (&Profiles, &Targets),
+    rules: &mut Vec<(Rule, ResolvedRule)>,
+) -> Result<(), Failure> {
+    for rule in rule.expanded(profiles).map_err(Failure::usage)? {
+        let resolved = rule
+            .resolve(targets, &mut SystemResolver)
+            .map_err(Failure::usage)?;
+        rules.push((rule, resolved));
+    }
+    Ok(())
 }

@@ -10,15 +10,15 @@ use super::rules::Rules;
 use crate::session::outcome::Outcome;
 use crate::session::run;
 
-/// Apply rules while a command runs; heal when it ends, however it ends.
+/// Apply rules while a command runs; remove them when it ends, however it ends.
 ///
-/// Only traffic of the command and of what it starts is touched. The exit code is the command's own; 120
-/// when it succeeded but a rule never fired; 125 when fault could not set up; 126 and 127 as env(1).
+/// Rules apply only to traffic of the command and its descendants. The exit code is the command's own; 120 when it
+/// succeeded but a rule never fired; 125 when fault itself failed; 126 and 127 as in env(1).
 #[derive(Debug, Args)]
 pub struct Run {
     #[command(flatten)]
     rules: Rules,
-    /// Whose traffic is touched: the command's, or everyone's.
+    /// The traffic that rules apply to: the command's, or the whole host's.
     #[arg(long, value_name = "WHOSE", default_value = "command")]
     scope: ScopeKind,
     #[command(flatten)]
@@ -26,10 +26,10 @@ pub struct Run {
     /// Run the command as this user (NAME or UID, :GROUP); default: the one who called sudo.
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Accept that a rule never fired.
+    /// Succeed even if a rule never fired.
     #[arg(long)]
     allow_unfired: bool,
-    /// Write every decision that fired to this file, one JSON object a line.
+    /// Write every decision that fired to this file, one JSON object per line.
     #[arg(long, value_name = "FILE", conflicts_with = "report")]
     events: Option<PathBuf>,
     /// Write report.json, junit.xml, report.html and the decisions that fired into this folder.
@@ -50,10 +50,10 @@ enum ScopeKind {
 }
 
 impl Run {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
-    /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
+    /// Wrong arguments, or the rules can't be applied; then nothing is changed.
     pub fn execute(self) -> Outcome {
         let rules = self.rules.parse()?;
         let run = run::Run {

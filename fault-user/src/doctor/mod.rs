@@ -1,7 +1,6 @@
-//! What this machine can do (`fault doctor`).
+//! Checks what this machine supports (`fault doctor`).
 //!
-//! Every feature is tried rather than guessed from a version: vendor kernels carry features back,
-//! and containers take them away.
+//! Every feature is tried rather than derived from a version: vendors backport features, and containers restrict them.
 
 use crate::sys::bpf::features as bpf;
 use crate::sys::process::capabilities::{Capability, Rights};
@@ -17,18 +16,18 @@ use nix::errno::Errno;
 use serde::Serialize;
 use std::fmt;
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What, for people.
+    /// The name for people.
     pub name: String,
-    /// Whether it is there.
+    /// Whether the feature is available.
     pub ok: bool,
-    /// Whether that is known: without rights many things can't be tried.
+    /// Whether the check could be done: without privileges many can't.
     pub tried: bool,
-    /// What was found: where, which one, or the kernel's own error.
+    /// Details: a place, a name, or the kernel's error.
     pub detail: String,
-    /// What to do about it; only where it is missing and something can be done.
+    /// How to make a missing feature available, if that is possible.
     pub advice: Option<String>,
 }
 
@@ -37,7 +36,7 @@ impl Check {
         let tried = !found.as_ref().is_err_and(is_forbidden);
         let (ok, detail) = match found {
             Ok(detail) => (true, detail),
-            Err(_) if !tried => (false, "can't be tried without more rights".to_owned()),
+            Err(_) if !tried => (false, "can't be checked without more privileges".to_owned()),
             Err(error) => (false, format!("{error:#}")),
         };
         let advice = (!ok && tried && !advice.is_empty()).then(|| advice.to_owned());
@@ -51,7 +50,7 @@ impl Check {
     }
 }
 
-/// Yes, no, or nobody knows.
+/// The symbol for yes, no or unknown.
 fn mark(ok: bool, tried: bool) -> &'static str {
     match (ok, tried) {
         (true, _) => "yes",
@@ -60,7 +59,7 @@ fn mark(ok: bool, tried: bool) -> &'static str {
     }
 }
 
-/// Whether the kernel has refused even to try.
+/// Whether the check failed for lack of privileges.
 fn is_forbidden(error: &anyhow::Error) -> bool {
     let is_right = |errno: i32| errno == nix::libc::EPERM || errno == nix::libc::EACCES;
     error.chain().any(|cause| {
@@ -72,45 +71,44 @@ fn is_forbidden(error: &anyhow::Error) -> bool {
     })
 }
 
-/// How a group of faults would be carried out here.
+/// The mechanism of a group of faults on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mechanism {
     /// The names of the faults.
     pub faults: &'static str,
-    /// What this machine offers for them; `None` when nothing does.
+    /// The mechanism; `None` if they are unsupported.
     pub mechanism: Option<&'static str>,
-    /// Whether what it depends on could be tried.
+    /// Whether the features that it depends on could be checked.
     pub tried: bool,
-    /// What it would take; only where nothing does.
+    /// The requirements, if they are unsupported.
     pub advice: Option<&'static str>,
 }
 
-/// All that `fault doctor` tells.
+/// The report of `fault doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Kernel release and architecture.
     pub kernel: String,
-    /// Kernel, BTF, cgroups, what may block bpf(2).
+    /// Kernel, BTF, cgroups, restrictions of bpf(2).
     pub system: Vec<Check>,
-    /// What this process may do.
+    /// The capabilities of this process.
     pub capabilities: Vec<Check>,
-    /// Where programs can be attached and what they can use.
+    /// Hooks and features of programs.
     pub programs: Vec<Check>,
     /// Qdiscs and devices.
     pub traffic: Vec<Check>,
-    /// Faults and how they would be carried out.
+    /// Faults and their mechanisms.
     pub mechanisms: Vec<Mechanism>,
-    /// What killed instances have left; `None` where that may not be read.
+    /// Leftovers of killed instances; `None` if they can't be listed.
     pub leftovers: Option<Vec<Leftover>>,
 }
 
 impl Report {
-    /// Looks at everything. Tries features in a network namespace and a cgroup of its own, and
-    /// changes nothing else. Where no namespace can be made, a program that lets everything pass is on `lo` for an
-    /// instant.
+    /// Runs all checks. They use their own network namespace and cgroup and change nothing else. If no namespace can be
+    /// created, a program that lets everything through is attached to `lo` for an instant.
     ///
     /// # Errors
-    /// When `/proc` can't be read.
+    /// `/proc` can't be read.
     pub fn gather() -> Result<Self> {
         let rights = Rights::read()?;
         let names = nix::sys::utsname::uname().context("can't ask for the kernel's version")?;
@@ -140,7 +138,7 @@ impl Report {
         })
     }
 
-    /// Whether any fault can be carried out in the kernel here; if not, `fault doctor` exits 1.
+    /// Whether the kernel supports any fault here; if not, `fault doctor` exits with 1.
     #[must_use]
     pub fn works(&self) -> bool {
         let packet = &self.mechanisms[0];
@@ -172,7 +170,7 @@ fn system_checks(rights: &Rights) -> Vec<Check> {
         Check::new(
             "BTF",
             exists("/sys/kernel/btf/vmlinux"),
-            "not needed for tc programs; else CONFIG_DEBUG_INFO_BTF=y",
+            "not needed for tc programs; for the others CONFIG_DEBUG_INFO_BTF=y",
         ),
         Check::new(
             "cgroup2",
@@ -182,7 +180,8 @@ fn system_checks(rights: &Rights) -> Vec<Check> {
         Check::new(
             "namespaces",
             namespaces,
-            "see /proc/sys/user/max_net_namespaces; most of what is tried in one shows as missing",
+            "see /proc/sys/user/max_net_namespaces; most features are checked in a namespace and are shown as missing \
+             without it",
         ),
         Check::new("lockdown", lockdown, "boot with lockdown=integrity or less"),
     ]
@@ -205,7 +204,7 @@ fn capability_checks(rights: &Rights) -> Vec<Check> {
     Capability::ALL.into_iter().map(check).collect()
 }
 
-/// The names under which [`mechanisms`] looks checks up again.
+/// The names by which [`mechanisms`] finds checks.
 mod name {
     pub const TCX: &str = "TCX";
     pub const CLSACT: &str = "clsact";
@@ -222,7 +221,7 @@ fn program_checks() -> Vec<Check> {
     let apart = |try_it: fn() -> Result<()>| yes(probe::in_throw_away_netns(try_it));
     let (tcx, clsact) = match probe::in_throw_away_netns(probe::tc_hooks) {
         Ok(hooks) => hooks,
-        // In a container without CAP_SYS_ADMIN: where the rules would be.
+        // In a container without CAP_SYS_ADMIN: in the namespace of the rules.
         Err(error) => (probe::tcx_here(), Err(error)),
     };
     let map = |kind| match is_map_supported(kind) {
@@ -274,12 +273,13 @@ fn traffic_checks() -> Vec<Check> {
         Check::new(
             kind,
             yes(found),
-            &format!("modprobe sch_{kind}; only what is asked for by --mechanism needs it"),
+            &format!("modprobe sch_{kind}; only --mechanism needs it"),
         )
     };
     let apart = |try_it: fn() -> Result<()>| yes(probe::in_throw_away_netns(try_it));
     let tap_advice = "modprobe tun, or in a container --device /dev/net/tun";
-    let destroy_advice = "CONFIG_INET_DIAG_DESTROY=y; without it old connections stay as they are";
+    let destroy_advice =
+        "CONFIG_INET_DIAG_DESTROY=y; without it existing connections can't be reset";
     vec![
         qdisc(name::FQ),
         qdisc(name::NETEM),
@@ -296,7 +296,7 @@ fn traffic_checks() -> Vec<Check> {
     ]
 }
 
-/// What each group of faults is carried out by; `look` tells whether a feature is there, if that is known.
+/// The mechanism of each group of faults. `look` returns whether a feature is available, if known.
 fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
     let has = |name| look(name) == Some(true);
     let tc = match (has(name::TCX), has(name::CLSACT)) {
@@ -309,7 +309,7 @@ fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
         let advice = if tried {
             advice
         } else {
-            "can't be told without more rights: run with sudo, or with the capabilities above"
+            "can't be checked without more privileges: run with sudo, or with the capabilities above"
         };
         Mechanism {
             faults,
@@ -329,28 +329,29 @@ fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
             "delay reorder rate slot",
             &[name::TCX, name::TAP],
             tc.filter(|_| has(name::TAP))
-                .map(|_| "eBPF at tc, and a delay line behind a tap device"),
+                .map(|_| "eBPF at tc, delay line behind a tap device"),
             "needs tc as above, and /dev/net/tun with CAP_NET_ADMIN (in a container: --device /dev/net/tun)",
         ),
         row(
             "delay reorder, by --mechanism fq",
             &[name::TCX, name::FQ],
             tc.filter(|_| has(name::FQ))
-                .map(|_| "eBPF at tc sets departure times, fq qdiscs hold; a veth pair for what comes in"),
-            "modprobe sch_fq; the delay line does without",
+                .map(|_| "eBPF at tc sets departure times, fq qdiscs hold packets; a veth pair for incoming packets"),
+            "modprobe sch_fq; not needed with the delay line",
         ),
         row(
             "delay (constant), by --mechanism netem",
             &[name::TCX, name::NETEM],
             tc.filter(|_| has(name::NETEM) && has(name::PRIO))
-                .map(|_| "eBPF at tc classifies, netem qdiscs below a prio hold; a veth pair for what comes in"),
-            "modprobe sch_netem sch_prio; the delay line does without",
+                .map(|_| "eBPF at tc classifies, netem qdiscs below a prio qdisc hold packets; a veth pair for \
+                incoming packets"),
+            "modprobe sch_netem sch_prio; not needed with the delay line",
         ),
         row(
             "latency bandwidth timeout reset_peer slicer limit_data stall … (TCP, UDP)",
             &[],
             Some(
-                "the relay: behind hooks at connect(2) for rules (Linux 5.8), or as a proxy of `fault daemon`",
+                "the relay, reached by hooks at connect(2) (Linux 5.8) or as a proxy of `fault daemon`",
             ),
             "",
         ),
@@ -377,7 +378,7 @@ impl fmt::Display for Report {
                 }
             }
         }
-        writeln!(f, "\nFaults and their mechanism here")?;
+        writeln!(f, "\nFaults and their mechanisms on this machine")?;
         for row in &self.mechanisms {
             let answer = row.mechanism.or(row.advice).unwrap_or_default();
             let mark = mark(row.mechanism.is_some(), row.tried);
@@ -385,7 +386,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "\nLeftovers of killed instances")?;
         let Some(leftovers) = &self.leftovers else {
-            return writeln!(f, "  only root can see them → run with sudo");
+            return writeln!(f, "  only root can list them → run with sudo");
         };
         if leftovers.is_empty() {
             writeln!(f, "  none")?;

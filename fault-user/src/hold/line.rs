@@ -1,4 +1,4 @@
-//! The thread that holds packets.
+//! The delay line: the thread that holds packets.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -24,53 +24,53 @@ use crate::sys::net::tap::{FRAME_MAX, HEADER_BYTES, TAG_AT, TAG_BYTES, Tap, is_s
 use crate::sys::process::rights::be_helper;
 use crate::tell::tell;
 
-/// Bytes that are held at most; further packets go on at once and are counted. At 1 Gbit/s these are 2 s.
+/// Maximum number of held bytes; further packets are released at once and counted. At 1 Gbit/s these are 2 s.
 pub const HELD_BYTES_MAX: usize = 256 << 20;
-/// Frames read before the due ones are looked at again.
+/// Frames that are read before due ones are released again.
 const BATCH: usize = 64;
-/// Buffers that are kept for the next frames.
+/// Number of spare buffers.
 const SPARE_BUFFERS: usize = 4096;
-/// How often the programs are told at least that packets are sent on here.
+/// Minimum interval of the heartbeat for the programs.
 #[expect(clippy::cast_possible_truncation, reason = "half a second")]
 const RENEWAL_NS: u64 = RENEWAL.as_nanos() as u64;
 
-/// What the programs and the delay line tell each other.
+/// The maps shared by the programs and the delay line.
 pub struct LineMaps {
-    /// About packets on their way to it.
+    /// Packets on their way to the delay line.
     pub holds: MappedArray<Hold>,
-    /// About packets on their way back.
+    /// Packets on their way back.
     pub released: MappedArray<Release>,
     /// See [`mod@fault_common::abi::line`].
     pub state: MappedArray<u64>,
 }
 
-/// What the delay line did.
+/// The counters of the delay line.
 #[derive(Debug, Default)]
 pub struct Figures {
-    /// Frames that were held and sent on.
+    /// Frames that were held and released.
     pub released: AtomicU64,
-    /// Frames lost because the queue of a rate was full: the fault itself.
+    /// Frames dropped because the queue of a `rate` was full, as the rule demands.
     pub queue_full: AtomicU64,
-    /// Frames sent on at once for want of memory.
+    /// Frames that were released at once because the limit was reached.
     pub no_room: AtomicU64,
-    /// Frames that the kernel did not take back.
+    /// Frames that the kernel did not accept.
     pub refused: AtomicU64,
-    /// Whether it has stopped taking packets, which has been told.
+    /// Whether the delay line has stopped, which was reported.
     closed: AtomicBool,
 }
 
 impl Figures {
-    /// Says, once, that packets pass from now on.
+    /// Warns once that packets are no longer held.
     fn close(&self, reason: &str) {
         if !self.closed.swap(true, Ordering::AcqRel) {
             tell!(
-                "fault: warning: the delay line has stopped ({reason}): packets pass without delay from now on"
+                "fault: warning: the delay line has stopped ({reason}): packets are no longer delayed"
             );
         }
     }
 }
 
-/// The delay line at work.
+/// A running delay line.
 pub struct DelayLine {
     figures: Arc<Figures>,
     schedule: Arc<Mutex<Schedule>>,
@@ -82,10 +82,10 @@ pub struct DelayLine {
 }
 
 impl DelayLine {
-    /// Starts it, with the maps in which it and the programs tell each other of packets.
+    /// Starts the delay line with the maps that it shares with the programs.
     ///
     /// # Errors
-    /// No thread can be started.
+    /// The thread can't be started.
     pub fn start(tap: Tap, maps: LineMaps, places: WayNumbers, shapers: &Shapers) -> Result<Self> {
         let tap_index = tap.index();
         let figures = Arc::new(Figures::default());
@@ -132,18 +132,18 @@ impl DelayLine {
         })
     }
 
-    /// Goes on with these rates and slots, from the next packet on; those that stay as they are keep what waits.
+    /// Uses these rates and slots from the next packet on. Unchanged ones keep their queues.
     pub fn reshape(&self, shapers: &Shapers) {
         locked(&self.schedule).reshape(shapers);
     }
 
-    /// What it has done so far.
+    /// The counters so far.
     #[must_use]
     pub fn figures(&self) -> Arc<Figures> {
         Arc::clone(&self.figures)
     }
 
-    /// Where relays meet packets.
+    /// The exchange with relays.
     #[must_use]
     pub fn exchange(&self) -> Arc<Exchange> {
         Arc::clone(&self.exchange)
@@ -155,21 +155,21 @@ impl DelayLine {
         self.tap_index
     }
 
-    /// Whether it takes packets.
+    /// Whether it accepts packets.
     #[must_use]
     pub fn is_open(&self) -> bool {
         !self.figures.closed.load(Ordering::Acquire)
     }
 
-    /// Says, once, that nothing is handed to it any more, and why.
+    /// Warns once that it no longer gets packets, with the reason.
     pub fn close(&self, reason: &str) {
         self.figures.close(reason);
     }
 
-    /// Sends on all that is held, and ends. Nothing should be handed to it any more.
+    /// Releases all held packets and ends. The programs must not pass packets to it any more.
     ///
     /// # Errors
-    /// Its thread can't be told.
+    /// The thread can't be woken.
     pub fn finish(mut self) -> Result<()> {
         self.end()
     }
@@ -180,7 +180,7 @@ impl DelayLine {
         };
         self.stop.store(true, Ordering::Release);
         self.wake.write(1)?;
-        // Why it ended early, if it did, it has told.
+        // If it ended early, it has reported the reason.
         drop(thread.join());
         Ok(())
     }
@@ -194,8 +194,8 @@ impl Drop for DelayLine {
     }
 }
 
-/// Wakes this thread when it asked for and not up to 50 µs later, and before others where that is allowed. A machine
-/// that refuses the latter is a little less exact, and no more than that.
+/// Sets this thread's timer slack to its minimum, and raises its priority if permitted. Without the priority, delays
+/// are only slightly less exact.
 fn be_punctual() {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: numbers, and a structure that lives through the call.
@@ -213,8 +213,8 @@ fn locked(schedule: &Mutex<Schedule>) -> MutexGuard<'_, Schedule> {
     schedule.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes the sizes in `hold` those of `frame`. The kernel divides a super-packet that the tap does not take whole (one of
-/// more than 64 KiB on loopback, or of UDP before Linux 6.2), and each of its wire packets comes with the ticket of all.
+/// Sets the sizes in `hold` to those of `frame`. The kernel splits a super-packet that the tap does not accept (larger
+/// than 64 KiB on loopback, or UDP before Linux 6.2), and each of its wire packets has the same ticket.
 fn set_own_size(hold: &mut Hold, frame: &[u8]) {
     if hold.segments > 1 && !is_super_packet(frame) {
         hold.segments = 1;
@@ -222,11 +222,11 @@ fn set_own_size(hold: &mut Hold, frame: &[u8]) {
     }
 }
 
-/// What becomes of a frame when its time has come.
+/// The destination of a frame when it is released.
 #[derive(Clone, Copy, Default)]
 struct Onward {
     release: Release,
-    /// The number of the relay that it is given to, and 1; 0 for none.
+    /// The number of the relay that gets it, plus 1; 0 for none.
     relay: u16,
     to_client: bool,
 }
@@ -234,20 +234,20 @@ struct Onward {
 struct Line {
     tap: Tap,
     maps: LineMaps,
-    /// What the programs were told last.
+    /// The last heartbeat.
     alive_until_ns: u64,
     /// The next of [`LineMaps::released`].
     ticket: u16,
     places: WayNumbers,
-    /// Changed from outside when other rules come.
+    /// Changed by other threads when the rules are replaced.
     schedule: Arc<Mutex<Schedule>>,
     exchange: Arc<Exchange>,
-    /// When which frame goes, and the order of those that go at the same time.
+    /// Frames by release time; a sequence number orders those with the same time.
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
     frames: Vec<(Vec<u8>, Onward)>,
     /// Entries of `frames` that are empty.
     free: Vec<usize>,
-    /// Buffers to be used again.
+    /// Spare buffers.
     spare: Vec<Vec<u8>>,
     sequence: u64,
     held_bytes: usize,
@@ -255,7 +255,7 @@ struct Line {
 }
 
 impl Drop for Line {
-    /// However the thread ends, packets pass from now on.
+    /// However the thread ends, packets are let through from now on.
     fn drop(&mut self) {
         self.maps.state.set(line::ALIVE_UNTIL as usize, 0);
         if std::thread::panicking() {
@@ -277,7 +277,7 @@ impl Line {
     fn serve(&mut self, stop: &AtomicBool, wake: &EventFd) -> Result<()> {
         let mut buffer = vec![0; FRAME_MAX];
         loop {
-            // Looked at first: what came before the end is still read below.
+            // Checked first, so that frames from before the end are still read below.
             let last = stop.load(Ordering::Acquire);
             let more = self.take_in(&mut buffer)?;
             self.beat();
@@ -295,24 +295,24 @@ impl Line {
         }
     }
 
-    /// Tells the programs that packets are sent on here.
+    /// Sends the heartbeat to the programs.
     fn beat(&mut self) {
         let until_ns = deadline_ns();
         if until_ns.saturating_sub(self.alive_until_ns) >= RENEWAL_NS {
             tell_lapse(self.alive_until_ns, "packets were not delayed");
             self.alive_until_ns = until_ns;
             self.maps.state.set(line::ALIVE_UNTIL as usize, until_ns);
-            // Looked at last: whoever closes it writes in the other order.
+            // Checked last: closing writes in the opposite order.
             if self.figures.closed.load(Ordering::Acquire) {
                 self.maps.state.set(line::ALIVE_UNTIL as usize, 0);
             }
         }
     }
 
-    /// Reads what waits, a batch at most; whether there is more.
+    /// Reads at most a batch of frames. Returns whether more are waiting.
     fn take_in(&mut self, buffer: &mut [u8]) -> Result<bool> {
         for _ in 0..BATCH {
-            // Read first: further tickets may be given out meanwhile.
+            // Read first, because further tickets may be issued meanwhile.
             let issued = self.maps.state.get(line::ISSUED as usize);
             let Some(length) = self.tap.read(buffer)? else {
                 self.maps.state.set(line::TAKEN as usize, issued);
@@ -324,7 +324,7 @@ impl Line {
     }
 
     fn hold(&mut self, frame: &[u8]) {
-        // What the stack sends by itself through the tap has no tag of ours.
+        // Frames that the network stack itself sends through the tap have no tag.
         if frame.len() < TAG_AT + 4 || frame[TAG_AT - 2..TAG_AT] != [0x88, 0xa8] {
             return;
         }
@@ -360,7 +360,7 @@ impl Line {
         }
     }
 
-    /// Lets the programs know how far it has come, by the lower half of the number of a ticket.
+    /// Reports the progress to the programs, by the lower half of a ticket number.
     fn note_taken(&mut self, ticket: u16) {
         let issued = self.maps.state.get(line::ISSUED as usize);
         let [low, high, ..] = issued.to_le_bytes();
@@ -369,7 +369,7 @@ impl Line {
         self.maps.state.set(line::TAKEN as usize, taken);
     }
 
-    /// Keeps a frame until its time, or sends it on at once when there is no room.
+    /// Holds a frame until its release time, or releases it at once if the limit is reached.
     fn store(&mut self, frame: &[u8], onward: Onward, release_ns: u64) {
         let mut kept = self.spare.pop().unwrap_or_default();
         kept.clear();
@@ -397,7 +397,7 @@ impl Line {
         self.heap.push(Reverse((release_ns, self.sequence, slot)));
     }
 
-    /// Sends a frame on, and tells the programs where.
+    /// Releases a frame and tells the programs its destination.
     fn send(&mut self, frame: &[u8], release: Release) {
         self.ticket = self.ticket.wrapping_add(1);
         self.maps.released.set(self.ticket.into(), release);
@@ -425,14 +425,14 @@ impl Line {
                 continue;
             }
             self.send(&frame, onward.release);
-            // Large buffers are given back, so that a burst does not keep its memory.
+            // Large buffers are freed, so that a burst does not keep its memory.
             if self.spare.len() < SPARE_BUFFERS && frame.capacity() <= 4096 {
                 self.spare.push(frame);
             }
         }
     }
 
-    /// Gives a frame to its relay, or sends it on where the relay is not there or does not keep up.
+    /// Gives a frame to its relay, or releases it if the relay has ended or does not keep up.
     fn give(&mut self, frame: Vec<u8>, onward: Onward) {
         let packet = Packet {
             frame: Bytes::from(frame),
@@ -450,7 +450,7 @@ impl Line {
         self.send(&packet.frame, packet.release);
     }
 
-    /// Sleeps until a frame comes, one is due or comes back from a relay, or the end.
+    /// Sleeps until a frame arrives, is due or returns from a relay, or until the end.
     fn wait(&self, wake: &EventFd) -> Result<()> {
         let next_ns = self
             .heap
@@ -504,7 +504,7 @@ mod tests {
             set_own_size(&mut hold, &frame);
             assert_eq!((hold.bytes, hold.segments), (bytes, segments));
         }
-        // What is told of one packet holds, whatever passed before it.
+        // The description of a packet does not depend on earlier packets.
         let mut hold = Hold {
             segments: 1,
             ..told

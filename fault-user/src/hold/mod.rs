@@ -1,8 +1,8 @@
-//! What holds packets: the delay line, or qdiscs in its place.
+//! The mechanisms that hold packets: the delay line and qdiscs.
 //!
-//! The programs redirect a packet to a tap device of this process. [`mod@line`] reads it there, holds it for as long as
-//! it is told ([`schedule`]) and writes it back, from where a program sends it on its way. The tap goes with the
-//! process, and without a living process the programs redirect nothing.
+//! The programs redirect a packet to a tap device of this process. [`mod@line`] reads it there, holds it until its
+//! release time ([`schedule`]) and writes it back; a program then forwards it. The tap device disappears with the
+//! process. Without a running process the programs redirect nothing.
 
 pub mod line;
 pub mod qdiscs;

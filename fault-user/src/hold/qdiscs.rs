@@ -1,7 +1,7 @@
-//! fq or netem at the interfaces of a plan, for as long as its rules are in force.
+//! fq or netem qdiscs on the interfaces of a plan, while its rules are applied.
 //!
-//! Only where the kernel's own default is there: that one comes back by itself when ours goes. Whatever somebody has
-//! set up stays, and the mechanism is refused.
+//! They only replace the kernel's default qdisc, which the kernel restores when they are removed. With any other qdisc
+//! the mechanism is rejected.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,9 +18,9 @@ use crate::sys::net::qdisc::{HANDLE, Queue, ROOT, add_fq, add_netem, add_veth, q
 use crate::sys::net::tap::be_quiet;
 use crate::undo::change::SystemChange;
 
-/// How long what is held when the rules end may take to go on; then it is lost with its qdisc.
+/// At the end of the rules, held packets get this time to be released; the rest is dropped with the qdisc.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
-/// How often it is looked at meanwhile.
+/// Polling interval meanwhile.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
 
 impl HoldingQdiscs {
@@ -42,33 +42,32 @@ impl HoldingQdiscs {
     }
 }
 
-/// Our qdiscs, in force.
+/// Installed qdiscs.
 pub struct Qdiscs {
     kind: HoldingQdiscs,
-    /// A veth pair, into one end of which packets go that come in, to come back by the other.
+    /// A veth pair for incoming packets: they enter at one end and return through the other.
     detour: Option<(Interface, Interface)>,
-    /// The interfaces, each with what was at its root before.
+    /// The interfaces, each with its former root qdisc.
     places: Vec<(Interface, Option<Qdisc>)>,
-    /// Of the network namespace that all this is in.
+    /// A socket of this network namespace.
     netlink: Mutex<Netlink>,
 }
 
-/// What became of a queue, for people.
+/// Packets dropped by a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// Where.
+    /// The interface.
     pub interface: String,
-    /// How many packets.
+    /// The number of packets.
     pub packets: u32,
 }
 
 impl Qdiscs {
-    /// Makes the veth pair, where there is an interface besides loopback, and puts the qdiscs in place, for the instance
-    /// with this number. `record` is told of each change before it is made.
+    /// Creates the veth pair, if there is an interface besides loopback, and installs the qdiscs for the instance with
+    /// this number. `record` is called with each change before it is made.
     ///
     /// # Errors
-    /// A qdisc of somebody else's is in the way, or the kernel lacks something. Nothing else was changed then than what
-    /// `record` was told of.
+    /// Another qdisc is installed, or the kernel lacks a feature. All changes made so far were passed to `record`.
     pub fn install(
         kind: HoldingQdiscs,
         chosen: &[Interface],
@@ -99,10 +98,10 @@ impl Qdiscs {
         })
     }
 
-    /// Puts them on one more interface.
+    /// Installs them on one more interface.
     ///
     /// # Errors
-    /// As [`Qdiscs::install`], or there is no detour, because there was nothing but loopback.
+    /// As [`Qdiscs::install`], or there is no veth pair, because there was only loopback.
     pub fn include(
         &mut self,
         interface: &Interface,
@@ -111,7 +110,7 @@ impl Qdiscs {
         self.places.retain(|(one, _)| one.index != interface.index);
         if self.detour.is_none() && !interface.loopback {
             bail!(
-                "{} holds packets of loopback alone here: start again",
+                "{} was set up to hold only loopback's packets: restart fault",
                 self.kind.name()
             );
         }
@@ -122,13 +121,13 @@ impl Qdiscs {
         Ok(())
     }
 
-    /// Which they are.
+    /// The kind of qdiscs.
     #[must_use]
     pub fn kind(&self) -> &HoldingQdiscs {
         &self.kind
     }
 
-    /// The near and the far end of the pair through which packets go that come in.
+    /// The near and the far end of the veth pair for incoming packets.
     #[must_use]
     pub fn detour(&self) -> Option<(&Interface, &Interface)> {
         self.detour.as_ref().map(|(near, far)| (near, far))
@@ -147,20 +146,20 @@ impl Qdiscs {
             .collect())
     }
 
-    /// What was lost in full queues so far.
+    /// The packets dropped by full queues so far.
     ///
     /// # Errors
-    /// The kernel refuses the list.
+    /// The qdiscs can't be listed.
     pub fn losses(&self) -> Result<Vec<Loss>> {
         let all = self.queues()?;
         Ok(losses(all, |queue| queue.lost))
     }
 
-    /// Waits until what is held has gone on, for 5 s at most; tells what has not and goes with the qdiscs. No packet
-    /// should be sent there to be held any more.
+    /// Waits at most 5 s until held packets are released. Returns those that remain and are dropped with the qdiscs.
+    /// The programs must not pass packets to them any more.
     ///
     /// # Errors
-    /// The kernel refuses the list.
+    /// The qdiscs can't be listed.
     pub fn drain(&self) -> Result<Vec<Loss>> {
         let end = Instant::now() + DRAIN_MAX;
         loop {
@@ -207,7 +206,7 @@ fn make_detour(
     let all = interfaces::list()?;
     let find = |name: &String| {
         let found = all.iter().find(|one| one.name == *name);
-        found.cloned().context("the veth pair has vanished")
+        found.cloned().context("the veth pair has disappeared")
     };
     Ok((find(&names[0])?, find(&names[1])?))
 }
@@ -222,7 +221,7 @@ fn losses(all: Vec<(&Interface, Queue)>, of: impl Fn(&Queue) -> u32) -> Vec<Loss
         .collect()
 }
 
-/// Refuses an interface whose root the kernel would not make again by itself as it is.
+/// Rejects an interface whose root qdisc is not the kernel's default.
 fn check_free(interface: &Interface, root: Option<&Qdisc>, mechanism: &str) -> Result<()> {
     let Some(root) = root else {
         return Ok(());
@@ -231,25 +230,25 @@ fn check_free(interface: &Interface, root: Option<&Qdisc>, mechanism: &str) -> R
     let kind = &root.kind;
     if root.handle == HANDLE {
         bail!(
-            "{name} has the {kind} qdisc of another fault at its root: end that one or run `fault clean`, or leave out \
-             --mechanism {mechanism}, the delay line does beside it"
+            "the root of {name} has a {kind} qdisc of another fault instance: end that instance, run `fault clean`, \
+             or leave out --mechanism {mechanism} (the delay line works with any qdisc)"
         );
     }
-    // What the kernel puts there by itself has no handle.
+    // The kernel's default qdiscs have no handle.
     let is_default = root.handle == 0
         && (["noqueue", "mq"].contains(&kind.as_str())
             || default_kind().is_none_or(|one| one == *kind));
     if !is_default {
         bail!(
-            "{name} has a {kind} qdisc (handle {:x}:) at its root, which fault does not replace: leave out --mechanism \
-             {mechanism}, the delay line does without",
+            "{name} has a {kind} qdisc (handle {:x}:) at its root, which fault does not replace: leave out \
+             --mechanism {mechanism} (the delay line works with any qdisc)",
             root.handle >> 16
         );
     }
     Ok(())
 }
 
-/// What the kernel puts at the root of an interface with one queue; only the first network namespace tells.
+/// The kernel's default qdisc for an interface with one queue; only readable in the initial network namespace.
 fn default_kind() -> Option<String> {
     let text = std::fs::read_to_string("/proc/sys/net/core/default_qdisc").ok()?;
     Some(text.trim().to_owned())
@@ -279,7 +278,7 @@ mod tests {
             check_free(lo, None, "fq").unwrap();
             let told = |root| check_free(lo, Some(&root), "fq").unwrap_err().to_string();
             assert!(told(root("tbf", 0x8001_0000)).contains("lo has a tbf qdisc (handle 8001:)"));
-            assert!(told(root("fq_codel", 1 << 16)).contains("delay line does"));
+            assert!(told(root("fq_codel", 1 << 16)).contains("delay line works"));
             assert!(told(root("fq", HANDLE)).contains("another fault"));
         });
     }

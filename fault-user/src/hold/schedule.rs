@@ -1,4 +1,5 @@
-//! When a held packet goes on: delays, rates, slots and order. No clock and no packets in here, only times.
+//! Computes the release times of held packets: delays, rates, slots and order. Uses neither a clock nor packets, only
+//! times.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -7,17 +8,17 @@ use fault_common::random::mix;
 
 use crate::plan::shapers::{Rate, Shapers, Slots};
 
-/// Nanoseconds of a second.
+/// Nanoseconds per second.
 const SECOND_NS: u128 = 1_000_000_000;
-/// With so many connections that are kept in order those are looked for that can be forgotten.
+/// Above this number of ordered connections, idle ones are removed.
 const ORDERED: usize = 65_536;
 
-/// A rate at work, as a virtual clock that says when the wire is free again. Source: Zhang, "Virtual clock: a new
+/// The state of a rate: a virtual clock with the time when the wire is free again. Source: Zhang, "Virtual clock: a new
 /// traffic control algorithm for packet switching networks", SIGCOMM 1990.
 struct Wire {
     rate: Rate,
     free_ns: u64,
-    /// When each of the packets that wait will have been sent, and how many wire packets it is.
+    /// For each waiting packet the time when it will have been sent, and its number of wire packets.
     waiting: VecDeque<(u64, u16)>,
     waiting_packets: u64,
 }
@@ -32,7 +33,7 @@ impl Wire {
         }
     }
 
-    /// When a packet that comes at `now_ns` has been sent; nothing when the queue is full.
+    /// The time when a packet that arrives at `now_ns` has been sent; `None` if the queue is full.
     fn send(&mut self, now_ns: u64, bytes: u32, segments: u16) -> Option<u64> {
         while let Some(&(sent_ns, packets)) = self.waiting.front()
             && sent_ns <= now_ns
@@ -58,7 +59,7 @@ impl Wire {
         u64::try_from(time).unwrap_or(u64::MAX)
     }
 
-    /// Bytes on the link, with what it adds; cells as tc-netem(8) counts them.
+    /// Bytes on the link, including its overhead; cells as in tc-netem(8).
     fn wire_bytes(&self, bytes: u32, segments: u16) -> u64 {
         let segments = i64::from(segments.max(1));
         let rate = &self.rate;
@@ -75,7 +76,7 @@ impl Wire {
     }
 }
 
-/// Slots at work: what comes during one goes at its end.
+/// The state of slots: packets that arrive during a slot are released at its end.
 struct Medium {
     slots: Slots,
     drawn: u64,
@@ -88,7 +89,7 @@ impl Medium {
     fn new(slots: Slots, to_client: bool) -> Self {
         Self {
             slots,
-            // Both ways draw lengths of their own.
+            // Each direction draws its own lengths.
             drawn: u64::from(to_client) << 63,
             end_ns: 0,
             packets: 0,
@@ -103,7 +104,7 @@ impl Medium {
         let (packets, bytes) = (u64::from(segments.max(1)), u64::from(bytes));
         let full =
             self.packets + packets > self.slots.packets || self.bytes + bytes > self.slots.bytes;
-        // One that is larger than any slot has one to itself.
+        // A packet that is larger than any slot gets a slot of its own.
         if full && self.packets != 0 {
             self.next(self.end_ns);
         }
@@ -122,18 +123,18 @@ impl Medium {
     }
 }
 
-/// All rules that hold packets.
+/// The state of all rules that hold packets.
 pub struct Schedule {
     wires: HashMap<(u16, bool), Wire>,
     media: HashMap<(u16, bool), Medium>,
-    /// When the last packet of a connection's direction goes.
+    /// The release time of the last packet in each connection and direction.
     ordered: HashMap<u64, u64>,
-    /// With so many of them the idle ones are forgotten.
+    /// At this number idle entries are removed.
     ordered_next: usize,
 }
 
 impl Schedule {
-    /// Starts with free wires.
+    /// Creates a schedule with free wires.
     #[must_use]
     pub fn new(shapers: &Shapers) -> Self {
         let mut schedule = Self {
@@ -146,8 +147,7 @@ impl Schedule {
         schedule
     }
 
-    /// Goes on with these rates and slots. The same one for the same state goes on as it was; every other one starts with a
-    /// free wire.
+    /// Uses these rates and slots. Unchanged ones keep their state; the others start with a free wire.
     pub fn reshape(&mut self, shapers: &Shapers) {
         let mut before = std::mem::take(&mut self.wires);
         self.wires = both_ways(&shapers.rates, |way, rate| {
@@ -161,7 +161,7 @@ impl Schedule {
         });
     }
 
-    /// When a packet goes on; nothing when the queue of its rate is full.
+    /// The release time of a packet; `None` if the queue of its rate is full.
     pub fn release_ns(&mut self, hold: &Hold) -> Option<u64> {
         let mut release_ns = hold.now_ns;
         let to_client = hold.flags & hold_flag::TO_CLIENT != 0;
@@ -176,7 +176,7 @@ impl Schedule {
             if self.ordered.len() >= self.ordered_next {
                 let now_ns = hold.now_ns;
                 self.ordered.retain(|_, last_ns| *last_ns > now_ns);
-                // Else every packet would look through all that are held.
+                // Otherwise every packet would scan all entries.
                 self.ordered_next = ORDERED.max(2 * self.ordered.len());
             }
             let last_ns = self.ordered.entry(hold.flow).or_insert(0);
@@ -198,7 +198,7 @@ fn both_ways<T: Copy, W>(
     all.iter().flat_map(one).collect()
 }
 
-/// What a rule state, counted from 1, and a direction name.
+/// Looks up the entry of a rule state, counted from 1, and a direction.
 fn named<T>(state: u16, to_client: bool, all: &mut HashMap<(u16, bool), T>) -> Option<&mut T> {
     all.get_mut(&(state.checked_sub(1)?, to_client))
 }

@@ -1,4 +1,4 @@
-//! Where packets that are held go on, by number: interfaces come and go.
+//! Numbers for the interfaces and directions in which held packets continue.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -6,20 +6,21 @@ use std::sync::{Arc, PoisonError, RwLock};
 use anyhow::{Context as _, Result};
 use fault_common::abi::PLACES;
 
-/// The numbers of interfaces, outwards (false) and inwards.
+/// The numbers of interfaces, each for outward (false) and inward packets.
 pub type WayNumbers = Arc<RwLock<HashMap<(u32, bool), u16>>>;
 
-/// The number of one way, where there is one.
+/// The number of an interface and direction, if it has one.
 #[must_use]
 pub fn number_of(places: &WayNumbers, way: (u32, bool)) -> Option<u16> {
     let places = places.read().unwrap_or_else(PoisonError::into_inner);
     places.get(&way).copied()
 }
 
-/// Numbers that are given out, and those that are free.
+/// The allocated and the free numbers.
 pub struct Ways {
     places: WayNumbers,
-    /// The one that has been free for longest is given out next: packets may still be held for the last owner's.
+    /// The number that has been free longest is allocated next, because packets may still be held for the previous
+    /// owner.
     free: VecDeque<u16>,
 }
 
@@ -33,16 +34,16 @@ impl Default for Ways {
 }
 
 impl Ways {
-    /// The numbers in use, to be looked up elsewhere.
+    /// The allocated numbers, shared with other threads.
     #[must_use]
     pub fn places(&self) -> WayNumbers {
         Arc::clone(&self.places)
     }
 
-    /// Gives both ways of an interface a number.
+    /// Allocates numbers for both directions of an interface.
     ///
     /// # Errors
-    /// None is left.
+    /// No number is free.
     pub fn open(&mut self, interface_index: u32) -> Result<[(u16, bool); 2]> {
         let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = |inwards| {
@@ -59,7 +60,7 @@ impl Ways {
         outwards.and_then(|one| Ok([one, next(true)?]))
     }
 
-    /// Takes the numbers of an interface back.
+    /// Frees the numbers of an interface.
     pub fn close(&mut self, interface_index: u32) {
         let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
         for inwards in [false, true] {

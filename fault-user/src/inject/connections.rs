@@ -1,8 +1,8 @@
-//! The table of connections: how large it is made, and which entries are removed from it.
+//! The connection table: its size, and the removal of its entries.
 //!
-//! The programs enter connections and remove none. While there is room, one that has ended stays, because its last
-//! packets may be sent again. When the table fills up, a thread removes those that have ended, and then those that have
-//! been idle for long. The latter are counted: if such a connection goes on, it begins anew for the rules.
+//! The programs only add connections. While there is room, an ended connection stays, because its last packets may be
+//! retransmitted. When the table fills up, a thread removes ended connections, and then those that have been idle for
+//! long. The latter are counted: if such a connection continues, the rules treat it as new.
 
 use std::fs;
 use std::os::fd::AsFd as _;
@@ -26,29 +26,29 @@ use crate::sys::process::cgroup::Hierarchy;
 use crate::sys::process::rights::be_helper;
 use crate::tell::tell;
 
-/// The most connections that are remembered at once.
+/// Maximum number of entries.
 const CONNECTIONS_MAX: u32 = 1 << 19;
-/// As many are remembered however little memory there is.
+/// Minimum number of entries, however little memory there is.
 const CONNECTIONS_MIN: u32 = 1 << 12;
-/// What one takes of the kernel's memory, in bytes: its entry, and its part of the table of buckets.
+/// Kernel memory per connection in bytes: its entry, and its share of the table's buckets.
 const CONNECTION_BYTES: u64 = 512 + 32;
-/// The share of the memory that connections may take.
+/// The table may take one part in this many of the memory.
 const MEMORY_SHARE: u64 = 8;
 
-/// How often it is looked whether room is needed, and [`Flow::touched`] goes on.
+/// Interval for checking whether room is needed, and the unit of [`Flow::touched`].
 const ROUND: Duration = Duration::from_millis(500);
 
-/// For how long an ended connection is kept, in rounds: 2 s.
+/// An ended connection is kept for this many rounds: 2 s.
 const ENDED_ROUNDS: u32 = 4;
 /// The same of a flow without a connection's end: UDP, ICMP and others; 30 s.
 const DATAGRAMS_ROUNDS: u32 = 60;
 /// The same of a TCP connection whose end has not been seen: 10 min.
 const IDLE_ROUNDS: u32 = 1200;
-/// For how long the departure of a packet that must keep its order is kept after it: 1 s.
+/// The departure time of a packet that must keep its order is kept for 1 s after it.
 const DEPARTED_NS: u64 = 1_000_000_000;
 
-/// How many connections are remembered at once: as many as an eighth of the memory holds that this process may use,
-/// at most 524,288.
+/// The size of the connection table: it takes an eighth of the memory that this process may use, and has at most
+/// 524,288 entries.
 #[must_use]
 pub fn capacity() -> u32 {
     capacity_for(memory_bytes())
@@ -61,10 +61,10 @@ fn capacity_for(memory_bytes: u64) -> u32 {
         .clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
 }
 
-/// The memory of this machine, or what cgroups leave of it to this process.
+/// The memory of this machine, or the limit of this process's cgroups.
 fn memory_bytes() -> u64 {
     let machine = nix::sys::sysinfo::sysinfo().map_or(u64::MAX, |info| info.ram_total());
-    // Where a container's own limit is with cgroups of version 1.
+    // The limit of a container with cgroups of version 1.
     let old = limit_in(Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
     let own = Hierarchy::find()
         .and_then(|hierarchy| Ok((hierarchy.of(Pid::this())?, hierarchy)))
@@ -80,12 +80,12 @@ fn memory_bytes() -> u64 {
     [old, own].into_iter().flatten().fold(machine, u64::min)
 }
 
-/// The bytes that a file names; nothing where it is not there, or says `max`.
+/// Reads a number of bytes from a file; `None` if it does not exist or contains `max`.
 fn limit_in(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-/// The thread that makes room.
+/// The thread that removes entries.
 pub struct Connections {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -95,15 +95,15 @@ pub struct Connections {
 struct Shared {
     stopped: Mutex<bool>,
     stop: Condvar,
-    /// Connections removed whose end had not been seen.
+    /// The number of removed connections that had not ended.
     forgotten: AtomicU64,
 }
 
 impl Connections {
-    /// Starts to look after the table. The maps stay the programs' own as well.
+    /// Starts the thread. It shares the maps with the programs.
     ///
     /// # Errors
-    /// An object of another version, or no thread.
+    /// The object has another version, or the thread can't be started.
     pub fn look_after(ebpf: &mut Ebpf) -> Result<Self> {
         let mut keeper = Keeper::new(ebpf)?;
         let shared = Arc::new(Shared::default());
@@ -114,14 +114,14 @@ impl Connections {
                 be_helper(&[Capability::Bpf]);
                 keeper.run(&kept);
             })
-            .context("starting the thread that makes room for connections")?;
+            .context("starting the thread that cleans the connection table")?;
         Ok(Self {
             shared,
             thread: Some(thread),
         })
     }
 
-    /// How many connections have been removed whose end had not been seen.
+    /// The number of removed connections that had not ended.
     #[must_use]
     pub fn forgotten(&self) -> u64 {
         self.shared.forgotten.load(Ordering::Relaxed)
@@ -139,23 +139,23 @@ impl Drop for Connections {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tell!("fault: warning: the thread that makes room for connections panicked");
+            tell!("fault: warning: the thread that cleans the connection table panicked");
         }
     }
 }
 
-/// What the thread works on.
+/// The state of the thread.
 struct Keeper {
     flows: HashMap<MapData, FlowKey, Flow>,
     flow_rules: HashMap<MapData, FlowRuleKey, FlowRule>,
     counts: PerCpuArray<MapData, u64>,
     round: Array<MapData, u32>,
-    /// Where fq holds packets.
+    /// Only present when fq holds packets.
     orders: Option<HashMap<MapData, u64, u64>>,
     states: Array<MapData, RuleState>,
-    /// Entries removed, of connections and of rules.
+    /// The number of removed entries, of connections and of rules.
     removed: [u64; 2],
-    /// Room for as many.
+    /// The capacities of both maps.
     capacity: [u64; 2],
 }
 
@@ -183,8 +183,8 @@ impl Keeper {
         })
     }
 
-    /// Looks every [`ROUND`] whether room is needed. After a look through the table it waits for ten times as long as
-    /// that has taken.
+    /// Checks every [`ROUND`] whether room is needed. After scanning the table it waits for ten times the duration of
+    /// the scan.
     fn run(&mut self, shared: &Shared) {
         let start = Instant::now();
         let mut due = start;
@@ -210,15 +210,13 @@ impl Keeper {
                 Ok(())
             });
             if let Err(error) = looked {
-                tell!(
-                    "fault: warning: the table of connections can't be looked through: {error:#}"
-                );
+                tell!("fault: warning: the connection table can't be read: {error:#}");
                 return;
             }
         }
     }
 
-    /// Tells the programs, and gives, which half second this is.
+    /// Passes the number of the current half second to the programs and returns it.
     fn begin_round(&mut self, start: Instant) -> Result<u32> {
         let round = start.elapsed().as_millis() / ROUND.as_millis();
         let round = u32::try_from(round).context("the run has lasted too long")?;
@@ -243,8 +241,8 @@ impl Keeper {
         self.remove_departed()
     }
 
-    /// Forgets the order of packets that fq has let go. (That of a packet which comes in the microseconds between the look and the removal is
-    /// forgotten too.)
+    /// Removes the departure times of packets that fq has released. (One that is added in the microseconds between the
+    /// lookup and the removal is lost too.)
     fn remove_departed(&mut self) -> Result<()> {
         let Some(orders) = &mut self.orders else {
             return Ok(());
@@ -263,7 +261,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// How many entries there are of connections, and of rules beside them.
+    /// The number of entries of connections, and of the rules' further entries.
     fn entries(&self) -> Result<[u64; 2]> {
         let mut entries = [0; 2];
         for (table, counter) in [Counter::FlowEntered, Counter::FlowRuleEntered]
@@ -276,7 +274,7 @@ impl Keeper {
         Ok(entries)
     }
 
-    /// Removes the connections that `goes` picks; how many they were.
+    /// Removes the connections that `goes` selects. Returns their number.
     fn remove_flows(&mut self, goes: impl Fn(&FlowKey, &Flow) -> bool) -> Result<u64> {
         let mut going = Vec::new();
         for entry in &self.flows {
@@ -287,7 +285,7 @@ impl Keeper {
         }
         let mut gone = 0;
         for key in going {
-            // One that goes on meanwhile stays.
+            // A connection that has continued in the meantime stays.
             if self.flows.get(&key, 0).is_ok_and(|flow| goes(&key, &flow)) {
                 self.flows.remove(&key)?;
                 gone += 1;
@@ -297,7 +295,7 @@ impl Keeper {
         Ok(gone)
     }
 
-    /// Removes what rules remember of connections that are no more, or that are of rules that are no more.
+    /// Removes the state of rules for connections or rules that no longer exist.
     fn remove_flow_rules(&mut self) -> Result<()> {
         let mut going = Vec::new();
         for key in self.flow_rules.keys() {
@@ -322,23 +320,23 @@ impl Keeper {
     }
 }
 
-/// Another handle of a map.
+/// Duplicates the handle of a map.
 fn copy(ebpf: &Ebpf, name: &str) -> Result<MapData> {
     let map = ebpf
         .map(name)
         .with_context(|| format!("the eBPF object has no map {name}"))?;
     let (Map::HashMap(data) | Map::PerCpuArray(data) | Map::Array(data)) = map else {
-        return Err(anyhow!("the eBPF object's map {name} is of another kind"));
+        return Err(anyhow!("the eBPF object's map {name} has another type"));
     };
     Ok(MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?)?)
 }
 
-/// Whether both ends have closed a connection, or one has reset it, and its last packet was long ago.
+/// Whether a connection was closed by both ends, or reset, and its last packet was long ago.
 fn has_ended(flow: &Flow, round: u32) -> bool {
     flow.ended == [1, 1] && round.wrapping_sub(flow.touched) >= ENDED_ROUNDS
 }
 
-/// Whether nothing has been seen of a connection for so long that others have precedence.
+/// Whether a connection has been idle for so long that others take precedence.
 fn is_idle(key: &FlowKey, flow: &Flow, round: u32) -> bool {
     let patience = if key.protocol & 0xff == u32::from(PROTOCOL_TCP) {
         IDLE_ROUNDS

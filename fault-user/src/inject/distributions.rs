@@ -1,4 +1,4 @@
-//! The tables of distributions that the programs draw delays from.
+//! The tables of the distributions from which the programs draw delays.
 
 use fault_common::delay::{SPREAD_ONE, TABLE_ENTRIES, distribution};
 
@@ -7,7 +7,7 @@ const SPREAD_MAX: f64 = 4.0;
 /// Shape of the Pareto distribution, as of tc-netem's.
 const SHAPE: f64 = 3.0;
 
-/// All tables, one behind the other, as [`fault_common::delay::table_index`] wants them.
+/// All tables in sequence, in the layout of [`fault_common::delay::table_index`].
 #[must_use]
 pub fn tables() -> Vec<i64> {
     let names = [
@@ -70,7 +70,7 @@ fn distribution_function(x: f64) -> f64 {
         return 0.0;
     }
     let (mut sum, mut term, mut n) = (x, x, 1.0);
-    // Until a term changes nothing any more.
+    // Until a term no longer changes the sum.
     while (sum + term).to_bits() != sum.to_bits() {
         n += 2.0;
         term = term * x * x / n;

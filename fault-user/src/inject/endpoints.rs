@@ -1,6 +1,7 @@
-//! Where processes connected to, sent datagrams to and bound sockets: what is told when a rule never matched.
+//! Counts the endpoints that processes connected to, sent datagrams to or bound sockets to. They explain why a rule
+//! never matched.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
@@ -15,39 +16,40 @@ use crate::rule::Protocol;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::object::program;
 use crate::sys::bpf::verifier;
+use crate::sys::net::ip_address;
 
-/// An endpoint that processes used, and how often.
+/// An endpoint and how often it was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// Where.
+    /// Its address.
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
-    /// Whether a socket was bound to it; otherwise it was connected or sent to.
+    /// Whether sockets were bound to it; otherwise processes connected or sent to it.
     pub is_bound: bool,
-    /// Whether that was in another network namespace than the rules are in.
+    /// Whether it was used in another network namespace than that of the rules.
     pub is_elsewhere: bool,
-    /// How often.
+    /// The number of uses.
     pub times: u64,
 }
 
 /// All endpoints that processes used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
-    /// Those that are told apart.
+    /// Endpoints that are counted individually.
     pub known: Vec<Endpoint>,
-    /// How often others were used, for which there was no room.
+    /// The number of uses of endpoints that did not fit into the map.
     pub left_out: u64,
-    /// How often a Unix socket was connected to, where the kernel tells (Linux 6.7).
+    /// The number of connects to Unix sockets (counted from Linux 6.7 on).
     pub unix: u64,
 }
 
-/// Attaches the programs that count what the processes of a cgroup do from now on.
+/// Attaches the programs that count the endpoints of a cgroup's processes.
 ///
 /// # Errors
-/// The kernel refuses.
+/// A system call fails.
 pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     let mut links = Vec::new();
     for (name, hook) in [
@@ -81,18 +83,18 @@ pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> 
             cgroup,
             Hook::UnixConnect,
         )?),
-        // Before Linux 6.7 nobody tells of them.
+        // Unsupported before Linux 6.7.
         Err(Errno::EINVAL) => {}
         Err(error) => return Err(error).context("loading the program that counts Unix sockets"),
     }
     Ok(links)
 }
 
-/// What was counted; `netns` is the cookie of the network namespace that the rules are in, 0 where the kernel does
-/// not tell it; `only_here` leaves out what happened in others.
+/// Reads the counters. `netns` is the cookie of the rules' network namespace, or 0 if unknown; `only_here` leaves out
+/// other namespaces.
 ///
 /// # Errors
-/// The kernel refuses a map.
+/// A map can't be accessed.
 pub(super) fn read(ebpf: &Ebpf, netns: u64, only_here: bool) -> Result<Endpoints> {
     let known: HashMap<&MapData, Key, u64> = map(ebpf, "ENDPOINTS")?.try_into()?;
     let first = |name| -> Result<u64> {
@@ -102,7 +104,7 @@ pub(super) fn read(ebpf: &Ebpf, netns: u64, only_here: bool) -> Result<Endpoints
     let mut endpoints = Endpoints {
         known: Vec::new(),
         left_out: first("ENDPOINTS_LEFT_OUT")?,
-        // Which namespace they are in is not counted.
+        // Their namespaces are not counted.
         unix: if only_here {
             0
         } else {
@@ -125,20 +127,16 @@ fn map<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Map> {
 }
 
 impl Endpoint {
-    /// What a key says, unless it is of another protocol than TCP and UDP.
+    /// Decodes a key; `None` for protocols other than TCP and UDP.
     fn of(key: &Key, times: u64, netns: u64) -> Option<Self> {
         let protocol = match i32::from(key.protocol) {
             libc::IPPROTO_TCP => Protocol::Tcp,
             libc::IPPROTO_UDP => Protocol::Udp,
             _ => return None,
         };
-        let mut bytes = [0; 16];
-        for (four, word) in bytes.chunks_exact_mut(4).zip(key.address) {
-            four.copy_from_slice(&word.to_ne_bytes());
-        }
         Some(Self {
             protocol,
-            address: Ipv6Addr::from(bytes).to_canonical(),
+            address: ip_address(key.address),
             port: key.port,
             is_bound: key.act == endpoint::BOUND,
             is_elsewhere: netns != 0 && key.netns != netns,
@@ -147,8 +145,8 @@ impl Endpoint {
     }
 }
 
-/// Loads a program for `BPF_CGROUP_UNIX_CONNECT` that counts its calls in the first entry of `counter`. Written out,
-/// because aya knows no such programs.
+/// Loads a program for `BPF_CGROUP_UNIX_CONNECT` that counts its calls in the first entry of `counter`. Done by hand,
+/// because aya does not support such programs.
 fn unix_connects(counter: &MapData) -> Result<OwnedFd, Errno> {
     const BPF_PROG_LOAD: libc::c_long = 5;
     const CGROUP_SOCK_ADDR: u32 = 18;

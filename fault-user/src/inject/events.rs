@@ -1,4 +1,4 @@
-//! Decisions that fired, as the programs report them.
+//! Events of decisions that fired.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -22,7 +22,7 @@ impl Events {
         })
     }
 
-    /// Moves what has arrived to the end of `events`.
+    /// Appends the events that have arrived to `events`.
     pub fn drain(&mut self, events: &mut Vec<Event>) {
         while let Some(item) = self.ring.next() {
             if let Some(event) = read(&item) {
@@ -31,7 +31,7 @@ impl Events {
         }
     }
 
-    /// Readable when something has arrived.
+    /// Becomes readable when an event arrives.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()

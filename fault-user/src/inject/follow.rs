@@ -1,7 +1,8 @@
-//! Interfaces that come and go while rules are in force: containers' veths, bridges, VPNs.
+//! Applies rules to interfaces that appear later, such as containers' veths, bridges and VPNs, and releases those that
+//! disappear.
 //!
-//! A thread stays in the network namespace of the rules and keeps the rights to attach programs, which the first thread
-//! gives up. The kernel tells it that something has changed; what, it looks up.
+//! A thread in the rules' network namespace keeps the capabilities to attach programs, which the main thread drops. The
+//! kernel notifies it of changes, and it then lists the interfaces.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
@@ -19,10 +20,10 @@ use crate::sys::process::capabilities::Capability;
 use crate::sys::process::rights::be_helper;
 use crate::tell::tell;
 
-/// `RTMGRP_LINK`: the group of sockets that are told of changes of interfaces.
+/// `RTMGRP_LINK`: the multicast group for changes of interfaces.
 const LINKS: u32 = 1;
 
-/// The thread, until this is dropped.
+/// The watching thread. Dropping this ends it.
 pub(super) struct InterfaceWatcher {
     selection: Selection,
     wake: Arc<EventFd>,
@@ -30,28 +31,28 @@ pub(super) struct InterfaceWatcher {
 }
 
 impl InterfaceWatcher {
-    /// Starts it in the calling thread's network namespace.
+    /// Starts the thread in the caller's network namespace.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn watch(selection: Selection, reach: Arc<Mutex<InterfaceSet>>) -> Result<Self> {
-        let news = listen().context("can't be told of new network interfaces")?;
+        let news = listen().context("can't watch for new network interfaces")?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_flags(flags)?);
         let (woken, wanted) = (Arc::clone(&wake), selection.clone());
         let settled = Arc::new(Barrier::new(2));
         let reached = Arc::clone(&settled);
         let thread = std::thread::Builder::new()
-            .name("newcomers".to_owned())
+            .name("interfaces".to_owned())
             .spawn(move || {
                 be_helper(&[Capability::Bpf, Capability::NetAdmin, Capability::Perfmon]);
                 reached.wait();
                 if let Err(error) = serve(&news, &woken, &wanted, &reach) {
-                    tell!("fault: new network interfaces are left alone from here on: {error:#}");
+                    tell!("fault: warning: rules are no longer applied to new network interfaces: {error:#}");
                 }
             })
-            .context("starting the thread that meets new network interfaces")?;
-        // No thread has more rights than it needs when the rules are in force.
+            .context("starting the thread that watches network interfaces")?;
+        // The thread drops its unneeded capabilities before the rules are applied.
         settled.wait();
         Ok(Self {
             selection,
@@ -60,7 +61,7 @@ impl InterfaceWatcher {
         })
     }
 
-    /// Which interfaces are wanted.
+    /// The interfaces that rules are applied to.
     pub fn selection(&self) -> &Selection {
         &self.selection
     }
@@ -72,7 +73,7 @@ impl Drop for InterfaceWatcher {
         if let Some(thread) = self.thread.take()
             && (woken.is_err() || thread.join().is_err())
         {
-            tell!("fault: the thread that meets new network interfaces did not end well");
+            tell!("fault: warning: the thread that watches network interfaces panicked");
         }
     }
 }
@@ -84,11 +85,17 @@ fn listen() -> std::io::Result<Socket> {
     Ok(news)
 }
 
-fn serve(news: &Socket, wake: &EventFd, selection: &Selection, reach: &Mutex<InterfaceSet>) -> Result<()> {
+fn serve(
+    news: &Socket,
+    wake: &EventFd,
+    selection: &Selection,
+    reach: &Mutex<InterfaceSet>,
+) -> Result<()> {
     // SAFETY: the socket lives longer than this does.
     let fd = unsafe { BorrowedFd::borrow_raw(news.as_raw_fd()) };
     loop {
-        // Before it waits for the first time too: something may have come between the first list and the socket.
+        // Also before the first wait: an interface may have appeared between the first listing and the socket's
+        // creation.
         reach
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -96,7 +103,7 @@ fn serve(news: &Socket, wake: &EventFd, selection: &Selection, reach: &Mutex<Int
         let mut both = [fd, wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut both, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error).context("waiting for news of interfaces"),
+            Err(error) => return Err(error).context("waiting for changes of interfaces"),
         }
         if both[1].any() == Some(true) {
             return Ok(());
@@ -105,7 +112,7 @@ fn serve(news: &Socket, wake: &EventFd, selection: &Selection, reach: &Mutex<Int
     }
 }
 
-/// Takes all news at once. Some that were lost (`ENOBUFS`) are news as well.
+/// Drains all notifications. Lost ones (`ENOBUFS`) count as a notification as well.
 fn take_all(news: &Socket) -> Result<()> {
     loop {
         match news.recv_from_full() {
@@ -113,7 +120,7 @@ fn take_all(news: &Socket) -> Result<()> {
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EAGAIN) => return Ok(()),
                 Some(Errno::ENOBUFS | Errno::EINTR) => {}
-                _ => return Err(error).context("reading news of interfaces"),
+                _ => return Err(error).context("reading changes of interfaces"),
             },
         }
     }

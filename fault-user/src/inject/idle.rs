@@ -1,8 +1,8 @@
-//! Has idle connections notice that a `down` begins.
+//! Makes idle connections notice the start of a `down`.
 //!
-//! The rule resets a connection when a packet of it passes, and an idle one has none. So when the window of such a rule
-//! opens, one end of each connection to the target is made to send a window probe: the kernel does so when a socket leaves
-//! repair mode (`TCP_REPAIR`). To any connection that the rule is not about this is a packet like others.
+//! The rule resets a connection when one of its packets passes, but an idle connection sends none. When the window of
+//! such a rule opens, one end of each connection to the target is therefore made to send a window probe. The kernel
+//! sends one when a socket leaves repair mode (`TCP_REPAIR`). For other connections this is an ordinary packet.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -25,25 +25,25 @@ use crate::sys::process::sockets::set_tcp;
 use crate::sys::process::sockets::{Protocol, State, list_by};
 use crate::tell::tell;
 
-/// What it takes, and the thread that looks at the clock. Dropping this ends it.
+/// The thread that waits for windows to open. Dropping this ends it.
 #[derive(Default)]
 pub(super) struct Idle {
-    /// Of the network namespace that the rules are in, until the thread is started.
+    /// A socket of the rules' network namespace, until the thread takes it.
     netlink: Option<Netlink>,
     started: Option<Started>,
 }
 
 struct Started {
-    /// What the thread is told: other rules.
+    /// Sends new rules to the thread.
     rules: Sender<Vec<PacketRule>>,
     thread: JoinHandle<()>,
 }
 
 impl Idle {
-    /// For the calling thread's network namespace, where these rules ask for it or others may come that do.
+    /// Prepares the thread for the caller's network namespace, if these rules need it or later ones may.
     ///
     /// # Errors
-    /// No netlink socket is to be had.
+    /// A netlink socket can't be opened.
     pub(super) fn prepare(rules: &[PacketRule], live: bool) -> Result<Self> {
         let needed = live || !outages(rules).is_empty();
         Ok(Self {
@@ -52,10 +52,10 @@ impl Idle {
         })
     }
 
-    /// From now on it is these rules, whose time runs from `epoch_ns`.
+    /// Uses these rules from now on. Their time starts at `epoch_ns`.
     ///
     /// # Errors
-    /// No thread is to be had.
+    /// The thread can't be started.
     pub(super) fn follow(&mut self, rules: &[PacketRule], epoch_ns: u64) -> Result<()> {
         let rules = outages(rules);
         if let Some(started) = &self.started {
@@ -97,7 +97,7 @@ fn start(mut clock: Clock) -> Result<Started> {
                 }
             }
         })
-        .context("no thread to reset idle connections")?;
+        .context("starting the thread that resets idle connections")?;
     Ok(Started { rules, thread })
 }
 
@@ -108,7 +108,7 @@ impl Drop for Idle {
         };
         drop(rules);
         if thread.join().is_err() {
-            tell!("fault: the thread that resets idle connections panicked");
+            tell!("fault: warning: the thread that resets idle connections panicked");
         }
     }
 }
@@ -122,12 +122,12 @@ struct Clock {
     netlink: Netlink,
     rules: Vec<PacketRule>,
     epoch_ns: u64,
-    /// Up to which time windows have been looked at.
+    /// Windows up to this time have been handled.
     done_ns: Option<u64>,
 }
 
 impl Clock {
-    /// Wakes the connections of the windows that have opened, and gives the time until the next one does.
+    /// Wakes the connections of windows that have opened. Returns the time until the next one opens.
     fn look(&mut self) -> Duration {
         let now_ns = monotonic_ns().saturating_sub(self.epoch_ns);
         let from_ns = self
@@ -157,7 +157,7 @@ impl Clock {
     }
 }
 
-/// When a window of the rule opens, not before `from_ns`.
+/// The time at which a window of the rule opens, at or after `from_ns`.
 fn opening(rule: &RuleEntry, from_ns: u64) -> Option<u64> {
     repetition(
         rule.period_ns,
@@ -167,7 +167,7 @@ fn opening(rule: &RuleEntry, from_ns: u64) -> Option<u64> {
     .and_then(|since_ns| rule.at_ns.checked_add(since_ns))
 }
 
-/// When a window opens that has this period and ends after this length (0: none), not before `from_ns`.
+/// The time at which a window with this period opens, at or after `from_ns`; windows end after `length_ns` (0: never).
 fn repetition(period_ns: u64, length_ns: u64, from_ns: u64) -> Option<u64> {
     let at_ns = match from_ns {
         0 => 0,
@@ -176,7 +176,7 @@ fn repetition(period_ns: u64, length_ns: u64, from_ns: u64) -> Option<u64> {
     (length_ns == 0 || at_ns < length_ns).then_some(at_ns)
 }
 
-/// Makes one end of each connection that the rules may be about send something.
+/// Makes one end of each connection that the rules may match send a packet.
 fn wake(netlink: &mut Netlink, rules: &[&PacketRule]) -> Result<()> {
     let is_meant = |address: SocketAddr| {
         let network = Network::new(address.ip(), if address.is_ipv4() { 32 } else { 128 });
@@ -202,7 +202,7 @@ fn wake(netlink: &mut Netlink, rules: &[&PacketRule]) -> Result<()> {
     })
 }
 
-/// Has a socket send a window probe.
+/// Makes a socket send a window probe.
 fn probe(socket: &OwnedFd) -> Result<(), Errno> {
     set_tcp(socket, libc::TCP_REPAIR, 1)?;
     set_tcp(socket, libc::TCP_REPAIR, 0)

@@ -1,4 +1,4 @@
-//! A plan in force: programs loaded and attached, rules installed, and all of it taken back.
+//! An applied plan: its programs, its rules, and their removal.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -28,28 +28,28 @@ use crate::sys::net::interfaces::{Selection, list_by};
 use crate::sys::process::cgroup::Cgroup;
 use crate::sys::process::proc::{open_pidfd, open_sockets, take_descriptor};
 
-/// What the caller decides about an injection.
+/// The options of an injection.
 #[derive(Clone, Debug, Default)]
 pub struct InjectionOptions {
     /// Report decisions that fire as events.
     pub events: bool,
-    /// The rules are going to be replaced: room for others, with other faults.
+    /// The rules may be replaced: the maps and programs support further rules with other faults.
     pub live: bool,
-    /// Repeat these decisions instead of making new ones.
+    /// Replay these decisions instead of making new ones.
     pub replay: Option<Arc<[(DecisionKey, u64)]>>,
-    /// Force one way of attaching.
+    /// Force this attachment.
     pub attachment: Option<Attachment>,
-    /// Where packets that arrive are judged first.
+    /// The mechanism for incoming packets.
     pub front: IngressMechanism,
-    /// Which of the interfaces that appear later the rules are put on too; none of them without this.
+    /// The interfaces that appear later to which rules are applied; `None` for no later ones.
     pub later_interfaces: Option<Selection>,
 }
 
-/// Programs attached, rules not yet in force.
+/// Attached programs whose rules are not applied yet.
 pub struct PreparedInjection {
-    /// Goes first: it works on the rest.
+    /// Dropped first, because it uses the other fields.
     pub(super) later_interfaces: Option<InterfaceWatcher>,
-    /// Has idle connections notice rules that reset them, once these are applied.
+    /// Makes idle connections notice rules that reset them.
     pub(super) idle: Idle,
     /// The rules.
     pub(super) entries: Vec<PacketRule>,
@@ -57,24 +57,24 @@ pub struct PreparedInjection {
     pub(super) tables: Tables,
 }
 
-/// Rules in force. Dropping this heals, and [`Injection::remove`] also says how that went.
+/// Applied rules. Dropping this removes them; [`Injection::remove`] also reports errors.
 pub struct Injection {
     prepared: PreparedInjection,
     started: Instant,
     epoch_ns: u64,
-    /// How many plans there have been.
+    /// The number of plans so far.
     age: u32,
-    /// What the rules did where they were before ([`Injection::move_to`]).
+    /// The hits before [`Injection::move_to`].
     past: Vec<Hits>,
     past_counters: Vec<u64>,
 }
 
-/// How packets reach the programs.
+/// The hooks at which the programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hooks {
-    /// How the tc programs are held.
+    /// The attachment of the tc programs.
     pub attachment: Attachment,
-    /// How the XDP program in front of them is run, if there is one.
+    /// The mode of the XDP program in front of them, if there is one.
     pub xdp: Option<Mode>,
 }
 
@@ -87,17 +87,17 @@ impl std::fmt::Display for Hooks {
     }
 }
 
-/// What one rule of the plan saw and did. For a stream rule packets are connections seen and things done.
+/// The counters of one rule. For a stream rule, packets are matched connections and hits.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hits {
     /// Packets, segments and bytes.
     pub stats: RuleStats,
-    /// Connections that the rule met.
+    /// Connections that the rule matched.
     pub connections: u64,
 }
 
 impl PreparedInjection {
-    /// Where the delay line gives packets to relays; nothing where there is none.
+    /// The exchange between the delay line and relays; `None` without a delay line.
     #[must_use]
     pub fn exchange(&self) -> Option<Arc<Exchange>> {
         let reach = self.reach();
@@ -108,17 +108,17 @@ impl PreparedInjection {
         self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the user should know of how the rules are carried out.
+    /// Notes for the user about the mechanisms.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         self.reach().notes.clone()
     }
 
-    /// Lets sockets that are made in `scope` from now on be known by it; [`PreparedInjection::adopt`] is for those
-    /// that are open there already.
+    /// Marks sockets that are created in `scope` from now on; [`PreparedInjection::adopt`] marks those that are already
+    /// open.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn watch(&mut self, scope: &Scope) -> Result<()> {
         let injector = &mut self.reach().injector;
         injector.watch_cgroup(&scope.path)?;
@@ -128,18 +128,17 @@ impl PreparedInjection {
         Ok(())
     }
 
-    /// Counts from now on where the processes of a cgroup connect to: see [`Injection::endpoints`]. `netns` is the cookie
-    /// of the network namespace that the rules are in, 0 where the kernel does not tell it; `only_here` leaves out what
-    /// happens in others.
+    /// Counts the endpoints that a cgroup's processes use from now on: see [`Injection::endpoints`]. `netns` is the
+    /// cookie of the rules' network namespace, or 0 if unknown; `only_here` leaves out other namespaces.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn count_endpoints(&mut self, cgroup: &Path, netns: u64, only_here: bool) -> Result<()> {
         let injector = &mut self.reach().injector;
         injector.count_endpoints(cgroup, netns, only_here)
     }
 
-    /// Marks the sockets that the processes of a cgroup have open as belonging to `scope`.
+    /// Marks the open sockets of a cgroup's processes as belonging to `scope`.
     ///
     /// # Errors
     /// The processes can't be listed.
@@ -150,18 +149,19 @@ impl PreparedInjection {
         Ok(())
     }
 
-    /// What makes sockets of this process, such as the relay's, belong to `scope`. To be called last.
+    /// Returns a function that marks sockets of this process, such as the relay's, as belonging to `scope`. Must be
+    /// called last.
     ///
     /// # Errors
-    /// It has been called before.
+    /// It was already called.
     pub fn marker(&mut self, scope: &Scope) -> Result<Marker> {
         self.reach().injector.take_marker(scope.cgroup)
     }
 
-    /// Puts the rules in force: from here on their time runs.
+    /// Applies the rules. Their time starts now.
     ///
     /// # Errors
-    /// The kernel refuses a map.
+    /// A map can't be written.
     pub fn start(mut self) -> Result<Injection> {
         let epoch_ns = monotonic_ns();
         self.apply(epoch_ns)?;
@@ -175,10 +175,10 @@ impl PreparedInjection {
         })
     }
 
-    /// As [`PreparedInjection::start`], for the rules' time and the plans that there have been: see [`Injection::follow`].
+    /// As [`PreparedInjection::start`], but continues the time and the plans of `old`: see [`Injection::follow`].
     ///
     /// # Errors
-    /// The kernel refuses a map.
+    /// A map can't be written.
     pub fn start_after(mut self, old: &Injection) -> Result<Injection> {
         self.apply(old.epoch_ns)?;
         Ok(Injection {
@@ -196,20 +196,20 @@ impl PreparedInjection {
         self.idle.follow(&self.entries, epoch_ns)
     }
 
-    /// The decisions that fire, when they were asked for.
+    /// The events of decisions that fire, if requested.
     ///
     /// # Errors
-    /// They have been taken already.
+    /// They were already taken.
     pub fn take_events(&mut self) -> Result<Events> {
         self.reach().injector.take_events()
     }
 }
 
-/// Marks the sockets of one process. One that has ended meanwhile has none.
+/// Marks the sockets of one process. A process that has ended has none.
 fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
     let sockets = match open_sockets(pid) {
         Ok(sockets) => sockets,
-        // One that may not be looked into.
+        // A process that can't be inspected.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(()),
         Err(error) => {
             return Err(error).with_context(|| format!("listing the sockets of process {pid}"));
@@ -223,7 +223,7 @@ fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
     for socket in sockets {
         let socket = match take_descriptor(&process, socket.number) {
             Ok(socket) => socket,
-            // It has been closed, or its process has ended or may not be looked into.
+            // It was closed, or its process has ended or can't be inspected.
             Err(Errno::EBADF | Errno::ESRCH | Errno::EPERM) => continue,
             Err(errno) => {
                 return Err(errno).with_context(|| format!("taking a socket of process {pid}"));
@@ -236,7 +236,7 @@ fn adopt_sockets(injector: &mut Injector, pid: i32, cgroup: u64) -> Result<()> {
     Ok(())
 }
 
-/// Unix sockets and the like have no packets.
+/// Only Internet sockets have packets that rules can match.
 fn is_internet(socket: &OwnedFd) -> bool {
     use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
     use std::os::fd::AsRawFd as _;
@@ -249,12 +249,12 @@ fn is_internet(socket: &OwnedFd) -> bool {
 }
 
 impl Injection {
-    /// From now on every packet passes. The figures stay, and what is held goes on.
+    /// Stops the rules. Their counters stay, and held packets are still released.
     pub fn rest(&mut self) {
         self.prepared.reach().injector.rest();
     }
 
-    /// How packets reach the programs.
+    /// The hooks at which the programs are attached.
     #[must_use]
     pub fn hooks(&self) -> Hooks {
         let reach = self.prepared.reach();
@@ -264,26 +264,26 @@ impl Injection {
         }
     }
 
-    /// The names of the interfaces that the rules are, or have been, on.
+    /// The names of all interfaces that the rules are or were applied to.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.prepared.reach().names.clone()
     }
 
-    /// Whether the rules are on a bridge.
+    /// Whether the rules are applied to a bridge.
     #[must_use]
     pub fn has_bridge(&self) -> bool {
         let reach = self.prepared.reach();
         reach.interfaces.iter().any(|one| one.bridge.is_some())
     }
 
-    /// Whether something is noted that must be undone at the end.
+    /// Whether the journal contains changes to undo.
     #[must_use]
     pub fn has_notes(&self) -> bool {
         self.prepared.reach().journal.is_some()
     }
 
-    /// When the rules' time began.
+    /// The start of the rules' time.
     #[must_use]
     pub fn started(&self) -> Instant {
         self.started
@@ -295,11 +295,11 @@ impl Injection {
         self.epoch_ns
     }
 
-    /// Puts the rules of `plan` in force instead of those of `old`, at once and as a whole: every packet is judged by
-    /// the one set or by the other. Needs [`InjectionOptions::live`].
+    /// Replaces the rules of `old` with those of `plan` atomically: every packet is processed by one set or the other.
+    /// Needs [`InjectionOptions::live`].
     ///
     /// # Errors
-    /// More rules than there is room for; then the old ones stay in force.
+    /// The rules do not fit; then the old ones stay applied.
     pub fn replace(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
         let elapsed_ns = monotonic_ns() - self.epoch_ns;
         self.can_hold(plan)?;
@@ -308,7 +308,7 @@ impl Injection {
         let tables = compile(&entries)?;
         let mut reach = self.prepared.reach();
         if let Some(line) = &reach.delay_line {
-            // What the old rules have sent to it may still be on its way.
+            // The delay line may still hold packets of the old rules.
             let mut shapers = old.shapers();
             shapers.extend(plan.shapers());
             line.reshape(&shapers);
@@ -321,17 +321,18 @@ impl Injection {
         Ok(())
     }
 
-    /// Makes `plan` the successor of `old`, for programs that are loaded anew.
+    /// Makes `plan` the successor of `old`, before the programs are reloaded.
     ///
     /// # Errors
-    /// Too many rules, old and new together.
+    /// The old and the new rules together are too many.
     pub fn follow(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
         plan.succeed(old, self.age + 1, monotonic_ns() - self.epoch_ns)?;
         self.age += 1;
         Ok(())
     }
 
-    /// What the rules were put on has gone, or is going: undoes what would outlive this process. The figures stay.
+    /// Undoes the changes that would outlive this process, when the rules' network namespace is about to disappear. The
+    /// counters stay.
     ///
     /// # Errors
     /// A filter or qdisc that can't be removed.
@@ -339,11 +340,11 @@ impl Injection {
         self.prepared.settle()
     }
 
-    /// Goes on with other programs, in another place: the figures and the rules' time go on as they were. To be called
-    /// after [`Injection::settle`].
+    /// Continues with other programs in another place. The counters and the rules' time continue. Must be called after
+    /// [`Injection::settle`].
     ///
     /// # Errors
-    /// The kernel refuses a map.
+    /// A map can't be written.
     pub fn move_to(&mut self, plan: &Plan, mut prepared: PreparedInjection) -> Result<()> {
         let (past, past_counters) = (self.hits(plan)?, self.counters()?);
         prepared.apply(self.epoch_ns)?;
@@ -352,10 +353,10 @@ impl Injection {
         std::mem::replace(&mut self.prepared, prepared).remove()
     }
 
-    /// Puts the rules of `plan` in force, except those whose places are in `off`. What rules remember and counted stays.
+    /// Applies the rules of `plan` except those whose indexes are in `off`. The rules' state and counters stay.
     ///
     /// # Errors
-    /// The kernel refuses; then all stays as it was.
+    /// A system call fails; then nothing is changed.
     pub fn leave_out(&mut self, plan: &Plan, off: &BTreeSet<usize>) -> Result<()> {
         let tables = compile(&plan.entries_without(off))?;
         self.prepared
@@ -366,10 +367,10 @@ impl Injection {
         Ok(())
     }
 
-    /// Lets connections forget rules that have been left out and never come back: they remember only a few at a time.
+    /// Frees the connections' state of rules that are left out for good: a connection has state for only a few rules.
     ///
     /// # Errors
-    /// The kernel refuses to change a map.
+    /// A map can't be written.
     pub fn retire(&mut self, plan: &Plan, over: &[usize]) -> Result<()> {
         for rule in over.iter().filter_map(|index| plan.rules.get(*index)) {
             for part in &rule.entries {
@@ -379,7 +380,7 @@ impl Injection {
         Ok(())
     }
 
-    /// Refuses rules that hold packets for which there is nothing that does.
+    /// Rejects rules that hold packets if no mechanism for them is set up.
     fn can_hold(&self, plan: &Plan) -> Result<()> {
         let wanted = plan.qdiscs()?;
         let reach = self.prepared.reach();
@@ -388,16 +389,16 @@ impl Injection {
             || (wanted.is_some() && wanted.as_ref() != there)
         {
             anyhow::bail!(
-                "what is to hold packets now is not what the first rules needed: start again with these rules"
+                "these rules need another mechanism to hold packets than the first ones: restart fault with them"
             );
         }
         Ok(())
     }
 
-    /// What each rule of the plan saw and did, in their order.
+    /// The counters of all rules of the plan, in order.
     ///
     /// # Errors
-    /// The kernel refuses to read a map.
+    /// A map can't be read.
     pub fn hits(&self, plan: &Plan) -> Result<Vec<Hits>> {
         let mut all = Vec::with_capacity(plan.rules.len());
         for (ordinal, rule) in plan.rules.iter().enumerate() {
@@ -406,7 +407,7 @@ impl Injection {
                 let (stats, connections) =
                     self.prepared.reach().injector.stats(part.entry.state)?;
                 if index == 0 {
-                    // The arms of a mix all see the same packets.
+                    // All arms of a mix match the same packets.
                     sum.stats = stats;
                     sum.connections = connections;
                     continue;
@@ -423,18 +424,18 @@ impl Injection {
         Ok(all)
     }
 
-    /// Where processes connected to; nothing where that was not counted.
+    /// The endpoints that processes used; `None` if they were not counted.
     ///
     /// # Errors
-    /// The kernel refuses to read the map.
+    /// A map can't be read.
     pub fn endpoints(&self) -> Result<Option<Endpoints>> {
         self.prepared.reach().injector.endpoints()
     }
 
-    /// How many packets passed for each reason: by [`Counter`].
+    /// The number of packets let through for each reason, indexed by [`Counter`].
     ///
     /// # Errors
-    /// The kernel refuses to read the map.
+    /// A map can't be read.
     pub fn counters(&self) -> Result<Vec<u64>> {
         let mut counters = self.prepared.reach().injector.counters()?;
         for (counter, past) in counters.iter_mut().zip(&self.past_counters) {
@@ -443,47 +444,51 @@ impl Injection {
         Ok(counters)
     }
 
-    /// How many packets passed for one reason.
+    /// The number of packets let through for one reason.
     ///
     /// # Errors
-    /// The kernel refuses to read the map.
+    /// A map can't be read.
     pub fn counter(&self, counter: Counter) -> Result<u64> {
         self.prepared.reach().injector.counter(counter)
     }
 
-    /// What has been learned of the names that rules are aimed at.
+    /// What has been learned about the names that rules are aimed at.
     ///
     /// # Errors
-    /// The kernel refuses to read a map.
+    /// A map can't be read.
     pub fn learned(&self) -> Result<Vec<LearnedName>> {
         self.prepared.reach().injector.learned()
     }
 
-    /// What the delay line has done, where there is one.
+    /// The counters of the delay line, if there is one.
     #[must_use]
     pub fn delay_line(&self) -> Option<Arc<Figures>> {
         let reach = self.prepared.reach();
         reach.delay_line.as_ref().map(DelayLine::figures)
     }
 
-    /// What the qdiscs that hold packets have lost because they were full.
+    /// The packets that full qdiscs dropped.
     ///
     /// # Errors
-    /// The kernel refuses to list them.
+    /// They can't be listed.
     pub fn losses(&self) -> Result<Vec<Loss>> {
         let reach = self.prepared.reach();
         let qdiscs = reach.qdiscs.as_ref();
         Ok(qdiscs.map(Qdiscs::losses).transpose()?.unwrap_or_default())
     }
 
-    /// The names of the interfaces that have gone and not come back, among those that the rules were to be on
-    /// whatever happens: all where none that appear later are asked for, else those that were named.
+    /// The names of interfaces that have disappeared for good. With later interfaces requested, only those that were
+    /// named count.
     ///
     /// # Errors
-    /// The kernel refuses to list them.
+    /// They can't be listed.
     pub fn vanished(&self) -> Result<Vec<String>> {
         let mut reach = self.prepared.reach();
-        let selection = self.prepared.later_interfaces.as_ref().map(InterfaceWatcher::selection);
+        let selection = self
+            .prepared
+            .later_interfaces
+            .as_ref()
+            .map(InterfaceWatcher::selection);
         if selection == Some(&Selection::Default) {
             return Ok(Vec::new());
         }
@@ -492,7 +497,7 @@ impl Injection {
         Ok(reach.names.iter().filter(is_gone).cloned().collect())
     }
 
-    /// Takes everything away again.
+    /// Removes the rules and everything that was set up.
     ///
     /// # Errors
     /// A filter or qdisc that can't be removed.
@@ -506,7 +511,7 @@ impl PreparedInjection {
         self.settle()
     }
 
-    /// Takes away all but the programs, which go with this.
+    /// Undoes everything except the programs, which are removed when this is dropped.
     fn settle(&mut self) -> Result<()> {
         self.later_interfaces = None;
         self.idle = Idle::default();
@@ -515,7 +520,7 @@ impl PreparedInjection {
 }
 
 impl Hits {
-    /// Adds what was done elsewhere.
+    /// Adds other counters.
     pub fn add(&mut self, other: &Self) {
         let (sum, stats) = (&mut self.stats, &other.stats);
         sum.seen_packets += stats.seen_packets;

@@ -38,12 +38,12 @@ use crate::sys::net::interfaces::Interface;
 use crate::sys::version;
 use crate::undo::instance::Marks;
 
-/// How the programs are held at an interface.
+/// The attachment of programs to interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attachment {
-    /// A TCX link (Linux 6.6): dies with this process.
+    /// A TCX link (Linux 6.6), removed when this process ends.
     Tcx,
-    /// A clsact qdisc and a netlink filter: outlives a killed process, until the lease runs out.
+    /// A clsact qdisc and a netlink filter. After a kill it stays, but stops acting when the lease expires.
     Clsact,
 }
 
@@ -56,26 +56,26 @@ impl std::fmt::Display for Attachment {
     }
 }
 
-/// Where in the host's traffic a program sits.
+/// The direction of the packets that a program processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// Packets that leave through the interface.
     Egress,
-    /// Packets that arrive at it.
+    /// Packets that arrive at the interface.
     Ingress,
 }
 
-/// How exact the time is that the programs see.
+/// The resolution of the programs' clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
     /// To the nanosecond, for rules with windows.
     Exact,
-    /// To the kernel's last tick, a few milliseconds: enough for the lease, and quicker. Where links stand in for the
-    /// lease the time is not read at all. Events are exact all the same.
+    /// The kernel's last tick, a few milliseconds: sufficient for the lease, and faster. With links instead of the
+    /// lease the time is not read at all. Events have exact times in any case.
     Tick,
 }
 
-/// How large the maps are made.
+/// The sizes of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Rules; rounded up to a multiple of 64.
@@ -88,15 +88,15 @@ pub struct Capacity {
     pub names: u32,
     /// Cgroups named by rules.
     pub scopes: u32,
-    /// Connections that are remembered at once.
+    /// Entries of the connection table.
     pub connections: u32,
 }
 
 impl Capacity {
-    /// Just enough for one rule set that is not going to change.
+    /// The smallest sizes for a rule set that is not replaced.
     ///
     /// # Errors
-    /// Never for tables that [`crate::plan::tables::compile`] made.
+    /// None for tables that [`crate::plan::tables::compile`] made.
     pub fn of(tables: &Tables) -> Result<Self> {
         Ok(Self {
             rules: u32::try_from(tables.words() * 64)?,
@@ -113,50 +113,50 @@ impl Capacity {
     }
 }
 
-/// How the programs are loaded.
+/// The options for loading the programs.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Map sizes.
     pub capacity: Capacity,
     /// Whether decisions that fire are reported as events.
     pub events: bool,
-    /// Forces one attachment; otherwise TCX where the kernel has it.
+    /// Forces an attachment; default: TCX if supported.
     pub attachment: Option<Attachment>,
-    /// What rules ask for.
+    /// The features that the rules need.
     pub needs: Needs,
     /// Whether rules may be limited to cgroups.
     pub scoped: bool,
-    /// How many rules can match one packet, as far as their number tells.
+    /// Upper bound of the rules that match one packet.
     pub matches: usize,
-    /// Index of the delay line's tap device, where there is one.
+    /// Index of the delay line's tap device, if there is one.
     pub tap: Option<u32>,
-    /// What holds packets: see [`fault_common::abi::holder`].
+    /// The mechanism that holds packets: see [`fault_common::abi::holder`].
     pub holder: u32,
-    /// Index of the near end of the detour, where qdiscs hold packets that come in.
+    /// Index of the near end of the detour, if qdiscs hold incoming packets.
     pub detour: Option<u32>,
-    /// At how many interfaces packets can be held.
+    /// The number of interfaces on which packets can be held.
     pub places: u32,
-    /// How many decisions are to be repeated, instead of new ones being made.
+    /// The number of decisions to replay; `None` to make new ones.
     pub replay: Option<u32>,
-    /// Whether an XDP program may stand in front of the tc programs.
+    /// Whether an XDP program may be attached in front of the tc programs.
     pub xdp: bool,
-    /// How exact the programs' time has to be.
+    /// The resolution of the programs' clock.
     pub clock: Clock,
     /// The number of this instance among those of the network namespace.
     pub number: u32,
-    /// How a packet remembers that this instance has judged it.
+    /// The marks by which a packet carries that this instance has processed it.
     pub marks: Marks,
 }
 
 /// The program at the near end of the detour.
 const DETOUR: &str = "fault_detour";
-/// ICMP echo requests whose answers are told apart by who asked; the oldest are forgotten.
-const ECHOES: u32 = 8192;
+/// ICMP echo requests that are remembered to match their replies; the oldest are forgotten: [`Counter::EchoForgotten`].
+const ECHOES: u32 = 65_536;
 
 /// The program at the delay line's tap and at the far end of the detour.
 const RELEASE: &str = "fault_release";
 
-/// The program that holds the place of those that are being verified.
+/// The program that is attached while the others are being verified.
 const PLACEHOLDER: &str = "fault_placeholder";
 
 /// The program for XDP.
@@ -173,16 +173,16 @@ struct HostKey {
 // SAFETY: `repr(C)` without padding; any bit pattern is a key.
 unsafe impl aya::Pod for HostKey {}
 
-/// A program that holds on to an interface by TCX: the interface's index, the program's name, its link.
+/// A program attached by TCX: the interface's index, the program's name and its link.
 type Held = (u32, &'static str, SchedClassifierLinkId);
 
 /// Marks a socket as belonging to a scope.
 pub type Marker = std::sync::Arc<dyn Fn(BorrowedFd<'_>) -> std::io::Result<()> + Send + Sync>;
 
-/// The programs, loaded, with their maps; attached where [`Injector::attach`] was called.
+/// The loaded programs with their maps. [`Injector::attach`] attaches them.
 pub struct Injector {
     attachment: Attachment,
-    /// Of this instance.
+    /// The number of this instance.
     number: u32,
     capacity: Capacity,
     /// Whether the kernel lacks fetching atomics (before 5.12).
@@ -194,12 +194,12 @@ pub struct Injector {
     named: MappedArray<u64>,
     summaries: MappedArray<u64>,
     vectors: MappedArray<u64>,
-    /// Number of the rules in force.
+    /// The number of applied rules.
     active_rules: u32,
     lease: Lease,
     connections: Connections,
     cgroup_links: Vec<CgroupLink>,
-    /// The network namespace that endpoints are told from, and whether those of others are left out.
+    /// The network namespace of counted endpoints, and whether others are left out.
     endpoints_of: Option<(u64, bool)>,
     links: Vec<Held>,
     names: Names,
@@ -211,7 +211,7 @@ impl Injector {
     /// before [`Injector::install`].
     ///
     /// # Errors
-    /// An object of another version, or the kernel refuses: no rights, no BPF.
+    /// The object has another version, privileges are missing, or the kernel has no BPF.
     pub fn load(options: &Options) -> Result<Self> {
         check_abi(OBJECT)?;
         let attachment = options.attachment.unwrap_or_else(|| {
@@ -253,7 +253,7 @@ impl Injector {
         })
     }
 
-    /// How the programs are attached.
+    /// The attachment of the programs.
     #[must_use]
     pub fn attachment(&self) -> Attachment {
         self.attachment
@@ -277,7 +277,7 @@ impl Injector {
     /// with an Ethernet header.
     ///
     /// # Errors
-    /// The kernel refuses it, in one line.
+    /// The kernel rejects the program; the error is one line.
     pub fn program(&mut self, side: Side, link_header: bool) -> Result<&mut SchedClassifier> {
         let name = self.program_name(side, link_header);
         let program: &mut SchedClassifier = object::program(&mut self.ebpf, name)?;
@@ -285,10 +285,9 @@ impl Injector {
         Ok(program)
     }
 
-    /// [`Injector::attach`] to all these places. The programs are verified at once, and meanwhile a placeholder is
-    /// attached in their stead: the one is work for the processor, the other waits for every processor to have taken
-    /// notice, and together they are most of what a run needs to start. Interfaces that have vanished meanwhile are left
-    /// out.
+    /// Attaches to all these sides as [`Injector::attach`] does. The programs are verified in parallel. Meanwhile a
+    /// placeholder is attached, because attaching waits for a grace period of the kernel; both take most of the start
+    /// of a run. Interfaces that have disappeared are left out.
     ///
     /// # Errors
     /// As [`Injector::attach`].
@@ -314,7 +313,7 @@ impl Injector {
                 .map(|(name, program)| {
                     std::thread::Builder::new()
                         .spawn_scoped(scope, move || load_classifier(&name, program))
-                        .context("no thread to load the programs")
+                        .context("starting a thread to load the programs")
                 })
                 .collect();
             let links = if held {
@@ -345,11 +344,11 @@ impl Injector {
         Ok(())
     }
 
-    /// Attaches to one side of an interface, in front of every other program there. With
-    /// [`Attachment::Clsact`] the qdisc must be there already.
+    /// Attaches to one side of an interface, before every other program. With [`Attachment::Clsact`] the qdisc must
+    /// already exist.
     ///
     /// # Errors
-    /// The interface is gone, or the kernel refuses.
+    /// The interface has disappeared, or a system call fails.
     pub fn attach(&mut self, interface: &Interface, side: Side) -> Result<()> {
         let (attachment, number) = (self.attachment, self.number);
         let name = self.program_name(side, interface.ethernet);
@@ -364,7 +363,7 @@ impl Injector {
     /// The XDP program, loaded.
     ///
     /// # Errors
-    /// The kernel refuses it, in one line.
+    /// The kernel rejects the program; the error is one line.
     pub fn xdp_program(&mut self) -> Result<&mut Xdp> {
         let program: &mut Xdp = object::program(&mut self.ebpf, XDP)?;
         if program.fd().is_err() {
@@ -373,11 +372,11 @@ impl Injector {
         Ok(program)
     }
 
-    /// Gives the programs what they need to hand packets to a delay line at `tap`, and takes them back there. Where they
-    /// go on [`Injector::open_way`] says.
+    /// Sets up the programs to pass packets to a delay line at `tap` and to receive them from it.
+    /// [`Injector::open_way`] sets where they continue.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn serve_delay_line(&mut self, tap: &Interface) -> Result<LineMaps> {
         self.attach_at(RELEASE, tap, Side::Ingress)?;
         Ok(LineMaps {
@@ -387,17 +386,17 @@ impl Injector {
         })
     }
 
-    /// No packet is handed to the delay line any more: all pass.
+    /// Stops passing packets to the delay line: all are let through.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn close_delay_line(&mut self) -> Result<()> {
         let mut entries: Array<&mut MapData, u64> = self.map_mut("LINE")?.try_into()?;
         entries.set(line::ALIVE_UNTIL, 0, 0)?;
         Ok(())
     }
 
-    /// Tells the programs which interfaces are ports of bridges: pairs of indexes, the port's first.
+    /// Tells the programs which interfaces are ports of bridges, as pairs of port index and bridge index.
     ///
     /// # Errors
     /// There are more than [`PLACES`].
@@ -412,11 +411,11 @@ impl Injector {
         Ok(())
     }
 
-    /// Lets packets that have been held go on at an interface, outwards or inwards, by this number. From the latter on
-    /// packets are held there.
+    /// Registers an interface and a direction under this number, so that held packets can continue there. Once the
+    /// inward direction is registered, packets are held on that interface.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn open_way(&mut self, number: u16, interface_index: u32, inwards: bool) -> Result<()> {
         let mut releases = mapped(&mut self.ebpf, "RELEASES", PLACES)?;
         let place = u64::from(interface_index) << 1 | u64::from(inwards);
@@ -428,7 +427,7 @@ impl Injector {
         Ok(())
     }
 
-    /// Lets go of an interface that has vanished: a container that comes and goes must not cost descriptors.
+    /// Releases an interface that has disappeared: containers that restart must not leak descriptors.
     pub fn leave(&mut self, interface_index: u32) {
         let all = std::mem::take(&mut self.links);
         let (gone, left) = all.into_iter().partition(|link| link.0 == interface_index);
@@ -455,10 +454,10 @@ impl Injector {
         }
     }
 
-    /// Gives the programs the tables of distributions that delays are drawn from.
+    /// Passes the tables of delay distributions to the programs.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn write_spreads(&mut self) -> Result<()> {
         let entries = distribution::TABLES * TABLE_ENTRIES;
         let mut spreads = mapped(&mut self.ebpf, "SPREADS", entries)?;
@@ -468,11 +467,11 @@ impl Injector {
         Ok(())
     }
 
-    /// Gives the programs what they need to have packets held that come in: those go out by `near` and come back by
-    /// `far`. `stamped` says whether a packet needs a departure time.
+    /// Sets up the programs to hold incoming packets, which leave through `near` and return through `far`. `stamped`
+    /// says whether packets need a departure time.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn serve_detour(&mut self, near: &Interface, far: &Interface, stamped: bool) -> Result<()> {
         self.attach_at(RELEASE, far, Side::Ingress)?;
         if stamped {
@@ -488,10 +487,10 @@ impl Injector {
         attach_classifier(program, name, how, device, side).map(drop)
     }
 
-    /// Tells the programs which class of a prio qdisc holds packets for which delay in nanoseconds.
+    /// Passes the delays of the prio qdisc's classes to the programs, in nanoseconds.
     ///
     /// # Errors
-    /// More than there is room for.
+    /// There are too many delays.
     pub fn write_leaves(&mut self, leaves: &[(u64, u32)]) -> Result<()> {
         let mut known: HashMap<&mut MapData, u64, u32> = self.map_mut("LEAVES")?.try_into()?;
         for (delay_ns, class) in leaves {
@@ -500,10 +499,10 @@ impl Injector {
         Ok(())
     }
 
-    /// Hands over the decisions that are to be repeated.
+    /// Passes the decisions to replay to the programs.
     ///
     /// # Errors
-    /// More than [`Options::replay`] said.
+    /// There are more than [`Options::replay`].
     pub fn repeat(&mut self, decisions: &[(DecisionKey, u64)]) -> Result<()> {
         let mut known: HashMap<&mut MapData, DecisionKey, u64> =
             self.map_mut("DECISIONS")?.try_into()?;
@@ -515,16 +514,16 @@ impl Injector {
         Ok(())
     }
 
-    /// From now on every packet passes, until the next [`Injector::install`].
+    /// Lets every packet through until the next [`Injector::install`].
     pub fn rest(&mut self) {
         self.lease.end();
     }
 
-    /// Makes sockets that are created in a cgroup from now on remember it, for rules limited to it:
-    /// without, a packet to a listening socket there would not be known as the cgroup's.
+    /// Stores the cgroup with each socket that is created in it from now on. Without this, a packet to a listening
+    /// socket would not match rules limited to the cgroup.
     ///
     /// # Errors
-    /// The kernel refuses: no cgroup2, or no rights.
+    /// There is no cgroup2, or privileges are missing.
     pub fn watch_cgroup(&mut self, cgroup: &Path) -> Result<()> {
         const NAME: &str = "fault_socket";
         let program: &mut CgroupSock = object::program(&mut self.ebpf, NAME)?;
@@ -536,11 +535,11 @@ impl Injector {
         Ok(())
     }
 
-    /// Judges datagrams to a group, multicast or broadcast, for each socket of a cgroup that receives them: tc can't
-    /// tell these apart.
+    /// Applies rules to multicast and broadcast datagrams at each receiving socket of a cgroup, which tc can't
+    /// distinguish.
     ///
     /// # Errors
-    /// The kernel refuses: no cgroup2, or no rights.
+    /// There is no cgroup2, or privileges are missing.
     pub fn watch_groups(&mut self, cgroup: &Path) -> Result<()> {
         let name = if self.old {
             "fault_receive_old"
@@ -556,12 +555,11 @@ impl Injector {
         Ok(())
     }
 
-    /// Counts from now on where the processes of a cgroup connect to, send datagrams to and bind sockets. `netns` is the
-    /// cookie of the network namespace that the rules are in, 0 where the kernel does not tell it; `only_here` leaves out
-    /// what happens in others.
+    /// Counts the endpoints that a cgroup's processes connect to, send datagrams to or bind sockets to from now on.
+    /// `netns` is the cookie of the rules' network namespace, or 0 if unknown; `only_here` leaves out other namespaces.
     ///
     /// # Errors
-    /// The kernel refuses: no cgroup2, or no rights.
+    /// There is no cgroup2, or privileges are missing.
     pub fn count_endpoints(
         &mut self,
         cgroup: &std::path::Path,
@@ -574,21 +572,20 @@ impl Injector {
         Ok(())
     }
 
-    /// What [`Injector::count_endpoints`] counted, if it was called.
+    /// The counters of [`Injector::count_endpoints`], if it was called.
     ///
     /// # Errors
-    /// The kernel refuses a map.
+    /// A map can't be read.
     pub fn endpoints(&self) -> Result<Option<Endpoints>> {
         self.endpoints_of
             .map(|(netns, only_here)| endpoints::read(&self.ebpf, netns, only_here))
             .transpose()
     }
 
-    /// Makes a socket that is there already remember a cgroup, as [`Injector::watch_cgroup`] does for
-    /// new ones.
+    /// Stores a cgroup with an existing socket, as [`Injector::watch_cgroup`] does for new ones.
     ///
     /// # Errors
-    /// Not a socket, or the kernel refuses.
+    /// It is not a socket, or a system call fails.
     pub fn adopt_socket(&mut self, socket: BorrowedFd<'_>, cgroup: u64) -> Result<()> {
         let owner = owner_of(socket, cgroup).context("reading a socket's cookie")?;
         let mut owners: SkStorage<&mut MapData, Owner> =
@@ -596,10 +593,11 @@ impl Injector {
         owners.insert(&socket, owner, 0).context("marking a socket")
     }
 
-    /// What marks sockets of this process as belonging to a cgroup, from now on; no socket can be adopted any more.
+    /// Returns a function that marks sockets of this process as belonging to a cgroup. No socket can be adopted
+    /// afterwards.
     ///
     /// # Errors
-    /// It has been taken.
+    /// It was already taken.
     pub fn take_marker(&mut self, cgroup: u64) -> Result<Marker> {
         let map = self
             .ebpf
@@ -617,11 +615,11 @@ impl Injector {
         }))
     }
 
-    /// Puts a rule set in force, at once and as a whole: no packet is judged by a mixture of two sets.
-    /// Times of the rules count from `epoch_ns` (`CLOCK_MONOTONIC`).
+    /// Applies a rule set atomically: no packet is processed by a mixture of two sets. The rules' times count from
+    /// `epoch_ns` (`CLOCK_MONOTONIC`).
     ///
     /// # Errors
-    /// The tables exceed the capacity that the maps were made with; then the old set stays in force.
+    /// The tables exceed the capacity of the maps; then the old set stays applied.
     pub fn install(&mut self, tables: &Tables, epoch_ns: u64) -> Result<()> {
         let generation = 1 - self.lease.generation();
         self.check_capacity(tables)?;
@@ -664,7 +662,7 @@ impl Injector {
             ("cgroups", needed.scopes, has.scopes),
         ] {
             if needed > has {
-                bail!("the rules need room for {needed} {what}, there is room for {has}");
+                bail!("the rules need {needed} {what}, but only {has} fit");
             }
         }
         Ok(())
@@ -745,7 +743,7 @@ impl Injector {
         Ok(())
     }
 
-    /// Gives a rule its state, cleared, unless it is the rule's already.
+    /// Allocates a cleared state for a rule, unless the rule already has one.
     fn take_state(&mut self, rule: &RuleEntry) -> Result<()> {
         let mut states: Array<&mut MapData, RuleState> = self.map_mut("RULE_STATES")?.try_into()?;
         let before = states.get(&rule.state, 0)?.uid;
@@ -770,10 +768,10 @@ impl Injector {
         Ok(())
     }
 
-    /// Takes a state from its rule, so that connections forget it. What was counted stays.
+    /// Detaches a state from its rule, so that connections drop it. The counters stay.
     ///
     /// # Errors
-    /// `state` is not below the capacity, or the kernel refuses.
+    /// `state` is not below the capacity, or a map can't be written.
     pub fn retire(&mut self, state: u32) -> Result<()> {
         let mut states: Array<&mut MapData, RuleState> = self.map_mut("RULE_STATES")?.try_into()?;
         let before = states.get(&state, 0)?;
@@ -781,7 +779,7 @@ impl Injector {
         Ok(())
     }
 
-    /// What the rule with this [`RuleEntry::state`] saw and did, and how many connections it saw.
+    /// The counters of the rule with this [`RuleEntry::state`], and the number of connections that it matched.
     ///
     /// # Errors
     /// `state` is not below the capacity.
@@ -800,18 +798,18 @@ impl Injector {
         Ok((sum, states.get(&state, 0)?.connections))
     }
 
-    /// How many packets passed for the reason `counter`.
+    /// The number of packets let through for the reason `counter`.
     ///
     /// # Errors
-    /// The kernel refuses to read the map.
+    /// A map can't be read.
     pub fn counter(&self, counter: Counter) -> Result<u64> {
         Ok(self.counters()?[counter as usize])
     }
 
-    /// All counters, by [`Counter`].
+    /// All counters, indexed by [`Counter`].
     ///
     /// # Errors
-    /// The kernel refuses to read the map.
+    /// A map can't be read.
     pub fn counters(&self) -> Result<Vec<u64>> {
         let counts: PerCpuArray<&MapData, u64> = self.map("COUNTS")?.try_into()?;
         let mut counters: Vec<u64> = (0..COUNTERS)
@@ -829,10 +827,10 @@ impl Injector {
         self.names.read(&self.ebpf)
     }
 
-    /// The events; to be taken once.
+    /// Takes the ring buffer of events.
     ///
     /// # Errors
-    /// They have been taken.
+    /// They were already taken.
     pub fn take_events(&mut self) -> Result<Events> {
         Events::take(&mut self.ebpf)
     }
@@ -850,7 +848,7 @@ impl Injector {
     }
 }
 
-/// What is noted with a socket that belongs to a cgroup.
+/// The value that is stored with a socket of a cgroup.
 fn owner_of(socket: BorrowedFd<'_>, cgroup: u64) -> std::io::Result<Owner> {
     let mut cookie = 0_u64;
     let mut length: libc::socklen_t = 8;
@@ -871,7 +869,7 @@ fn owner_of(socket: BorrowedFd<'_>, cgroup: u64) -> std::io::Result<Owner> {
     })
 }
 
-/// Whether programs can get from a subflow to its MPTCP connection: the kernel must have MPTCP, and say how it is made.
+/// Whether programs can find the MPTCP connection of a subflow: the kernel must have MPTCP and its type information.
 fn knows_mptcp() -> bool {
     version::at_least(5, 19)
         && Path::new("/proc/sys/net/mptcp").exists()
@@ -912,18 +910,18 @@ fn link_classifier(
     Ok(program.attach_with_options(&interface.name, kind, order)?)
 }
 
-/// What was done at an interface; nothing, and no error, when it has vanished.
+/// Ignores the error of an operation on an interface that has disappeared.
 fn unless_vanished<T>(interface: &Interface, done: Result<T>) -> Result<Option<T>> {
     match done {
         Err(error) if !interface.is_there() => {
-            log::debug!("{} has vanished: {error:#}", interface.name);
+            log::debug!("{} has disappeared: {error:#}", interface.name);
             Ok(None)
         }
         other => other.map(Some),
     }
 }
 
-/// Attaches the placeholder, and gives its links; none where an interface has vanished.
+/// Attaches the placeholder and returns its links; `None` for an interface that has disappeared.
 fn hold_places(
     placeholder: &mut SchedClassifier,
     places: &[(&Interface, Side)],
@@ -940,7 +938,7 @@ fn hold_places(
         .collect()
 }
 
-/// Loads a program that is not loaded yet.
+/// Loads a program unless it is already loaded.
 fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
     if program.fd().is_err() {
         object::loaded(name, program.load())?;
@@ -971,7 +969,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         loader.map_max_entries("ECHOES", ECHOES);
     }
     if options.tap.is_none() {
-        // Megabytes that nobody asks for.
+        // Unused here, and several megabytes large.
         loader.map_max_entries("HOLDS", 1);
         loader.map_max_entries("RELEASED", 1);
     }

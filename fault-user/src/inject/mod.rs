@@ -1,7 +1,6 @@
-//! The kernel programs at work: loaded, attached, given their rules, and read.
+//! Loads and attaches the kernel programs, applies rules to them and reads their counters.
 //!
-//! Everything here belongs to this process: links, maps and the lease that keeps the programs acting
-//! die with it.
+//! Links, maps and the lease belong to this process and disappear with it. Without the lease the programs stop acting.
 
 pub mod connections;
 pub mod distributions;

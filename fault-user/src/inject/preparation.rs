@@ -1,4 +1,4 @@
-//! From a plan to programs that are loaded and attached, with rules not yet in force.
+//! Loads and attaches the programs of a plan, without applying its rules.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use super::xdp;
 use crate::hold::qdiscs::Qdiscs;
 use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
-use crate::inject::injection::{PreparedInjection, InjectionOptions};
+use crate::inject::injection::{InjectionOptions, PreparedInjection};
 use crate::inject::injector::{Attachment, Capacity, Clock, Injector, Options};
 use crate::inject::reach::IngressMechanism;
 use crate::inject::reach::{InterfaceSet, note};
@@ -24,15 +24,19 @@ use crate::undo::change::join;
 use crate::undo::instance::{Instance, Marks};
 use crate::undo::journal::Journal;
 
-/// Loads and attaches the programs for a plan. Nothing acts before [`PreparedInjection::start`].
+/// Loads and attaches the programs of a plan. They do nothing before [`PreparedInjection::start`].
 ///
 /// # Errors
-/// The kernel refuses, or an interface can't be used; whatever had been attached is taken away.
-pub fn prepare(plan: &Plan, interfaces: &[Interface], injection_options: &InjectionOptions) -> Result<PreparedInjection> {
+/// A system call fails, or an interface can't be used; attached programs are then removed.
+pub fn prepare(
+    plan: &Plan,
+    interfaces: &[Interface],
+    injection_options: &InjectionOptions,
+) -> Result<PreparedInjection> {
     prepare_noting(plan, interfaces, injection_options, None)
 }
 
-/// As [`prepare`], for a caller who has begun this process's journal already.
+/// As [`prepare`], for a caller that has already started this process's journal.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -52,10 +56,17 @@ pub fn prepare_noting(
         }
         None => None,
     };
-    prepare_behind(instance, qdiscs, plan, interfaces, injection_options, journal)
+    prepare_behind(
+        instance,
+        qdiscs,
+        plan,
+        interfaces,
+        injection_options,
+        journal,
+    )
 }
 
-/// As [`prepare_noting`], with the qdiscs that hold packets there already.
+/// As [`prepare_noting`], with the qdiscs that hold packets already set up.
 fn prepare_behind(
     instance: Instance,
     qdiscs: Option<Qdiscs>,
@@ -96,13 +107,20 @@ fn prepare_behind(
     {
         let (qdiscs, journal) = (reach.qdiscs.take(), reach.journal.take());
         drop(reach);
-        // Of another number: what carries the first one may still be going.
+        // With another number: links of the first one may still be disappearing.
         let instance = join()?;
         let injection_options = InjectionOptions {
             attachment: Some(Attachment::Clsact),
             ..injection_options.clone()
         };
-        return prepare_behind(instance, qdiscs, plan, interfaces, &injection_options, journal);
+        return prepare_behind(
+            instance,
+            qdiscs,
+            plan,
+            interfaces,
+            &injection_options,
+            journal,
+        );
     }
     attached?;
     match front {
@@ -125,10 +143,10 @@ fn prepare_behind(
     })
 }
 
-/// What to tell of interfaces where packets can't be held.
+/// A note about interfaces on which packets can't be held.
 ///
 /// # Errors
-/// There is no other.
+/// There is no interface on which packets can be held.
 fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
     let unable: Vec<_> = interfaces
         .iter()
@@ -138,15 +156,18 @@ fn check_holding(interfaces: &[Interface]) -> Result<Option<String>> {
     let names = unable.join(", ");
     ensure!(
         unable.len() < interfaces.len(),
-        "packets of {names} can't be held, which `delay`, `rate`, `reorder` and `slot` do: name another interface, or use \
-         a fault such as `loss`"
+        "`delay`, `rate`, `reorder` and `slot` can't hold packets of {names}: name another interface, or use a fault \
+         such as `loss`"
     );
     Ok((!unable.is_empty())
-        .then(|| format!("packets that only pass {names} can't be held: they pass")))
+        .then(|| format!("forwarded packets of {names} can't be held: they are let through")))
 }
 
-/// Where packets are judged first; an error when what was wished for can't be.
-fn choose_front(entries: &[PacketRule], injection_options: &InjectionOptions) -> Result<IngressMechanism, &'static str> {
+/// Chooses the mechanism for incoming packets; an error if the requested one is unsupported.
+fn choose_front(
+    entries: &[PacketRule],
+    injection_options: &InjectionOptions,
+) -> Result<IngressMechanism, &'static str> {
     if injection_options.front == IngressMechanism::Tc {
         return Ok(IngressMechanism::Tc);
     }
@@ -160,12 +181,12 @@ fn choose_front(entries: &[PacketRule], injection_options: &InjectionOptions) ->
     match (suits, injection_options.front) {
         (Ok(()), front) => Ok(front),
         (Err(reason), IngressMechanism::Xdp) => Err(reason),
-        // Nobody asked for it.
+        // XDP was not requested.
         (Err(_), _) => Ok(IngressMechanism::Tc),
     }
 }
 
-/// What is asked of the programs, but for a tap device and XDP.
+/// The options for loading the programs, without the tap device and XDP.
 fn options(
     plan: &Plan,
     entries: &[PacketRule],
@@ -190,7 +211,7 @@ fn options(
     Ok(options)
 }
 
-/// For rules that stay as they are: what they don't need is left out.
+/// Options for rules that are not replaced: unneeded features are left out.
 fn fixed_options(
     plan: &Plan,
     entries: &[PacketRule],
@@ -221,9 +242,9 @@ fn fixed_options(
     })
 }
 
-/// For rules that others are going to follow.
+/// Options for rules that may be replaced.
 fn live_options(first: Options) -> Options {
-    /// Room for so many times what the first rules need.
+    /// The maps are this many times larger than the first rules need.
     const ROOM: u32 = 4;
     let needed = first.capacity;
     Options {
@@ -243,7 +264,7 @@ fn live_options(first: Options) -> Options {
     }
 }
 
-/// Whether the kernel has no TCX, as opposed to having something against this attachment.
+/// Whether the error means that the kernel has no TCX.
 fn is_tcx_missing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| {

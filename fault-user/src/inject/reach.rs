@@ -1,4 +1,4 @@
-//! The programs and the interfaces that they are on: attached, put on those that appear later, and all taken away.
+//! The set of interfaces that the programs are attached to: attaching, including later interfaces, and removal.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
@@ -26,41 +26,42 @@ use crate::undo::instance;
 use crate::undo::instance::Instance;
 use crate::undo::journal::Journal;
 
-/// Where packets that arrive are judged first, when the rules leave the choice.
+/// The mechanism for incoming packets, if the rules support the choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IngressMechanism {
-    /// In the tc program: it can do everything, and costs the traffic that no rule is about nothing more.
+    /// The tc program: supports every rule, and costs nothing extra for traffic that no rule matches.
     #[default]
     Tc,
-    /// In the driver, where it can and is a real one: a veth's peer would have to send without offload.
+    /// XDP in the driver, if it supports XDP and belongs to hardware: with XDP on a veth its peer has to send without
+    /// offload.
     NativeXdp,
-    /// In the driver, or else in front of the network stack.
+    /// XDP in the driver, otherwise generic XDP.
     Xdp,
 }
 
-/// The programs, and all that they are on.
+/// The programs and the interfaces that they are attached to.
 pub(super) struct InterfaceSet {
     pub(super) injector: Injector,
     pub(super) interfaces: Vec<Interface>,
-    /// The names of all interfaces that there have been.
+    /// The names of all interfaces so far.
     pub(super) names: Vec<String>,
-    /// Interfaces that rules could not be put on, which has been said.
+    /// Interfaces to which rules can't be applied; already reported.
     pub(super) refused: BTreeSet<u32>,
-    /// Where packets that are held can go on, where any are.
+    /// Where held packets continue; `None` if no rule holds packets.
     pub(super) ways: Option<Ways>,
     pub(super) journal: Option<Journal>,
     pub(super) qdiscs: Option<Qdiscs>,
     pub(super) delay_line: Option<DelayLine>,
     pub(super) xdp: Vec<XdpLink>,
     pub(super) notes: Vec<String>,
-    /// Of the network namespace that all this is in.
+    /// A socket of this network namespace.
     pub(super) netlink: Netlink,
-    /// Goes last: what carries its number has gone then.
+    /// Dropped last: everything with its number has been removed by then.
     pub(super) instance: Instance,
 }
 
 impl InterfaceSet {
-    /// Programs that are attached nowhere yet, for these interfaces.
+    /// Creates the set for these interfaces; nothing is attached yet.
     pub(super) fn new(
         injector: Injector,
         interfaces: &[Interface],
@@ -120,24 +121,24 @@ impl InterfaceSet {
             .partition(Interface::is_there);
         self.interfaces = left;
         for Interface { name, .. } in &gone {
-            log::info!("{name} has vanished before the rules were on it");
+            log::info!("{name} disappeared before the rules were applied to it");
         }
         if self.interfaces.is_empty()
             && let Some(gone) = gone.first()
         {
-            bail!("{} has vanished", gone.name);
+            bail!("{} has disappeared", gone.name);
         }
         Ok(())
     }
 
-    /// Where packets are judged at an interface. What arrives at a bridge, or at a VLAN on one, has been judged at the
-    /// bridge's ports: `br_netfilter` may have translated it since, and it must not be held before the connection is
-    /// known.
+    /// The sides of an interface at which packets are processed. Packets that arrive at a bridge, or at a VLAN on one,
+    /// were processed at the bridge's ports: `br_netfilter` may have translated them since, and they must not be held
+    /// before their connection is tracked.
     fn sides(&self, interface: &Interface) -> impl Iterator<Item = Side> + use<> {
         let has_bridge = interface
             .bridge
             .is_some_and(|bridge| self.interfaces.iter().any(|one| one.index == bridge));
-        // What passes loopback leaves before it arrives: it is judged when it leaves.
+        // A packet on loopback leaves before it arrives: it is processed when it leaves.
         let is_seen_before = interface.loopback || has_bridge;
         [Side::Egress]
             .into_iter()
@@ -152,13 +153,13 @@ impl InterfaceSet {
         self.injector.write_bridge_ports(ports)
     }
 
-    /// The qdisc that the programs are attached to on kernels without TCX.
+    /// Adds the qdisc that the programs are attached to on kernels without TCX.
     fn make_clsact(&mut self, interface_index: u32) -> Result<()> {
         let journal = begun(&mut self.journal)?;
         let lock = instance::lock()?;
         let change = SystemChange::Clsact { interface_index };
         let what = change.shared().unwrap_or_default();
-        // Where there is one already and no instance has a share, it is somebody else's and stays.
+        // An existing qdisc that no instance shares belongs to another program and stays.
         if !clsact::is_there(interface_index)? || !instance::holders(&lock, &what)?.is_empty() {
             let share = instance::hold(&lock, &what, "")?;
             journal.record_share(change, Some(share))?;
@@ -170,7 +171,7 @@ impl InterfaceSet {
         })
     }
 
-    /// Lets packets that are held go on at an interface, where any are held.
+    /// Lets held packets continue at an interface, if any are held.
     fn open_ways(&mut self, interface: &Interface) -> Result<()> {
         let Some(ways) = self.ways.as_mut().filter(|_| interface.can_hold) else {
             return Ok(());
@@ -181,7 +182,7 @@ impl InterfaceSet {
         Ok(())
     }
 
-    /// Puts the rules on the interfaces that have come since, and leaves those that have gone.
+    /// Applies the rules to interfaces that have appeared, and releases those that have disappeared.
     pub(super) fn meet(&mut self, selection: &Selection) -> Result<()> {
         let there = list_by(&mut self.netlink)?;
         self.leave_gone(&there, selection);
@@ -198,7 +199,7 @@ impl InterfaceSet {
             let name = &interface.name;
             match self.include(interface) {
                 Ok(()) => {
-                    log::info!("{name} has appeared: the rules act there too");
+                    log::info!("{name} appeared: the rules are applied to it");
                     self.interfaces.push(interface.clone());
                     if !self.names.contains(name) {
                         self.names.push(name.clone());
@@ -210,7 +211,7 @@ impl InterfaceSet {
         Ok(())
     }
 
-    /// Forgets interfaces that are gone. One that was named is missed.
+    /// Releases interfaces that have disappeared. Reports those that were named.
     fn leave_gone(&mut self, there: &[Interface], selection: &Selection) {
         let is_there = |index| there.iter().any(|one| one.index == index);
         self.refused.retain(|index| is_there(*index));
@@ -220,12 +221,12 @@ impl InterfaceSet {
         for Interface { index, name, .. } in gone {
             self.leave(index);
             if matches!(selection, Selection::Names(_)) {
-                tell!("fault: {name} has vanished: nothing is hurt there until it is back");
+                tell!("fault: {name} disappeared: the rules are applied again when it reappears");
             }
         }
     }
 
-    /// Lets packets pass when the delay line's device has been removed or switched off.
+    /// Lets packets through when the delay line's device was removed or set down.
     fn miss_tap(&mut self, there: &[Interface]) -> Result<()> {
         let is_there = |index| there.iter().any(|one| one.index == index && one.up);
         if let Some(line) = self.delay_line.as_ref()
@@ -245,7 +246,7 @@ impl InterfaceSet {
         }
     }
 
-    /// Puts the rules on one more interface.
+    /// Applies the rules to one more interface.
     fn include(&mut self, interface: &Interface) -> Result<()> {
         if let Some(qdiscs) = &mut self.qdiscs {
             let journal = &mut self.journal;
@@ -261,13 +262,13 @@ impl InterfaceSet {
         Ok(())
     }
 
-    /// Says that an interface is left alone, unless it has gone already.
+    /// Reports that rules can't be applied to an interface, unless it has disappeared.
     fn refuse(&mut self, interface: &Interface, error: &anyhow::Error) -> Result<()> {
         self.leave(interface.index);
         let there = list_by(&mut self.netlink)?;
         if there.iter().any(|one| one.index == interface.index) {
             tell!(
-                "fault: {} has appeared, but the rules can't be put on it: {error:#}",
+                "fault: warning: the rules can't be applied to the new interface {}: {error:#}",
                 interface.name
             );
             self.refused.insert(interface.index);
@@ -275,7 +276,8 @@ impl InterfaceSet {
         Ok(())
     }
 
-    /// Puts the XDP program in front of the tc programs that see packets arrive. Where it can't be, tc does all.
+    /// Attaches the XDP program in front of the tc programs for incoming packets. Where that is impossible, tc does
+    /// everything.
     pub(super) fn attach_xdp(&mut self, front: IngressMechanism) -> Result<()> {
         let modes: &[Mode] = match front {
             IngressMechanism::Tc => return Ok(()),
@@ -298,26 +300,29 @@ impl InterfaceSet {
             }
             match attached {
                 Ok(link) => self.xdp.push(link),
-                Err(error) if front == IngressMechanism::Xdp => self.notes.push(not_by_xdp(interface, error)),
-                // Nobody asked for it.
+                Err(error) if front == IngressMechanism::Xdp => {
+                    self.notes.push(not_by_xdp(interface, error));
+                }
+                // XDP was not requested.
                 Err(_) => {}
             }
         }
         if front == IngressMechanism::Xdp && self.xdp.is_empty() && self.notes.is_empty() {
-            self.notes
-                .push("XDP is not used: what passes loopback is judged as it leaves".to_owned());
+            self.notes.push(
+                "XDP is not used: packets on loopback are processed when they are sent".to_owned(),
+            );
         }
         Ok(())
     }
 
-    /// Starts the delay line behind the programs.
+    /// Starts the delay line.
     fn start_delay_line(&mut self, tap: Tap, shapers: &Shapers) -> Result<()> {
         let device = list()?
             .into_iter()
             .find(|interface| interface.index == tap.index())
-            .context("the tap device has vanished")?;
+            .context("the tap device has disappeared")?;
         if self.injector.attachment() == Attachment::Clsact {
-            // The device goes with this process, and its filters with it.
+            // The device and its filters disappear with this process.
             clsact::ensure(device.index)?;
         }
         let maps = self.injector.serve_delay_line(&device)?;
@@ -329,15 +334,15 @@ impl InterfaceSet {
         Ok(())
     }
 
-    /// A packet of loopback loses its route on the way through the delay line. Without it the kernel takes IPv4's local
-    /// addresses from nobody, unless told to.
+    /// A loopback packet loses its route in the delay line. Without a route the kernel rejects local IPv4 addresses as
+    /// sources unless this sysctl is set.
     fn let_loopback_come_back(&mut self) -> Result<()> {
         for name in [
             "net/ipv4/conf/lo/accept_local",
             "net/ipv4/conf/lo/route_localnet",
         ] {
             self.switch_on(name).with_context(|| {
-                format!("packets of loopback can't be held without {name}: use --interface for another one")
+                format!("loopback's packets can't be held without {name}: name another interface with --interface")
             })?;
         }
         Ok(())
@@ -346,13 +351,13 @@ impl InterfaceSet {
     /// Sets a sysctl to 1 for as long as an instance needs it.
     fn switch_on(&mut self, name: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(name);
-        // First: it takes back what a killed instance has set.
+        // First, because it restores settings of a killed instance.
         let journal = begun(&mut self.journal)?;
         let lock = instance::lock()?;
         let now = std::fs::read_to_string(&path)
             .with_context(|| format!("can't read {}", path.display()))?;
         let now = now.trim();
-        // What it was before the first of them came.
+        // The value before the first instance changed it.
         let before = instance::holders(&lock, name)?.into_iter().next();
         let before = before.unwrap_or_else(|| now.to_owned());
         if before == "1" {
@@ -372,17 +377,17 @@ impl InterfaceSet {
         Ok(())
     }
 
-    /// Takes away all but the programs, which go with this.
+    /// Undoes everything except the programs, which are removed when this is dropped.
     pub(super) fn settle(&mut self) -> Result<()> {
         let journal = self.journal.take();
         self.injector.rest();
         if let Some(line) = self.delay_line.take() {
-            // Nothing is handed over any more; what is held goes on at once.
+            // No more packets are passed to it; held packets are released at once.
             line.finish()?;
         }
         if let Some(qdiscs) = self.qdiscs.take() {
             for Loss { interface, packets } in qdiscs.drain()? {
-                tell!("fault: {packets} packets that {interface} still held were lost");
+                tell!("fault: warning: {packets} packets still held by {interface} were dropped");
             }
         }
         let left = journal.map(Journal::undo).unwrap_or_default();
@@ -393,8 +398,8 @@ impl InterfaceSet {
     }
 }
 
-/// Notes a change that outlives this process, before it is made. Of what others may need, or take for a dead one's, a share
-/// is held.
+/// Records a change that outlives this process, before it is made. Holds a share of resources that other instances may
+/// need, or might take for leftovers.
 pub(super) fn note(journal: &mut Option<Journal>, change: SystemChange) -> Result<()> {
     let journal = begun(journal)?;
     let share = match change.shared() {
@@ -404,7 +409,7 @@ pub(super) fn note(journal: &mut Option<Journal>, change: SystemChange) -> Resul
     journal.record_share(change, share)
 }
 
-/// The journal, begun if it is not yet.
+/// The journal; started if it is not yet.
 fn begun(journal: &mut Option<Journal>) -> Result<&mut Journal> {
     let begun = match journal.take() {
         Some(journal) => journal,
@@ -413,7 +418,7 @@ fn begun(journal: &mut Option<Journal>) -> Result<&mut Journal> {
     Ok(journal.insert(begun))
 }
 
-/// Lets the programs work with qdiscs that hold packets.
+/// Sets up the programs for qdiscs that hold packets.
 fn serve(injector: &mut Injector, qdiscs: &Qdiscs) -> Result<()> {
     if let HoldingQdiscs::Netem(delays_ns) = qdiscs.kind() {
         let leaves: Vec<_> = (0..)
@@ -426,7 +431,7 @@ fn serve(injector: &mut Injector, qdiscs: &Qdiscs) -> Result<()> {
         return Ok(());
     };
     if injector.attachment() == Attachment::Clsact {
-        // The devices go with the rules, and their filters with them.
+        // The devices and their filters are removed with the rules.
         clsact::ensure(near.index)?;
         clsact::ensure(far.index)?;
     }
@@ -438,9 +443,9 @@ fn not_by_xdp(interface: &Interface, error: Errno) -> String {
     match error {
         Errno::EBUSY => {
             format!(
-                "XDP is not used on {name}: another program is there already (`ip link show {name}` tells)"
+                "XDP is not used on {name}: another XDP program is attached (see `ip link show {name}`)"
             )
         }
-        error => format!("XDP is not used on {name}: the kernel refuses it ({error})"),
+        error => format!("XDP is not used on {name}: the kernel rejects it ({error})"),
     }
 }

@@ -1,4 +1,4 @@
-//! Services that programs at cgroups know by their ports and hosts, and how such programs are loaded.
+//! Loads the cgroup programs, and passes them the ports and hosts of services.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::OnceLock;
@@ -14,7 +14,7 @@ use crate::rule::{PortRange, Protocol, ResolvedTarget};
 use crate::sys::bpf::mapped::MappedArray;
 use crate::sys::bpf::object::{OBJECT, check_abi, mapped, new_loader};
 
-/// Maps of the same object that only the packet programs use, made as small as can be.
+/// Maps that only the packet programs use; they get the minimum size here.
 const UNUSED_MAPS: [&str; 11] = [
     "PORTS",
     "HOLDS",
@@ -29,25 +29,25 @@ const UNUSED_MAPS: [&str; 11] = [
     "SCOPES",
 ];
 
-/// How many connections can be watched at once. One more is counted, and no expectation is judged then.
+/// Maximum number of watched connections. If there are more, expectations are not evaluated.
 const WATCHED: u32 = 1 << 18;
-/// How many addresses and ports a cgroup's servers may listen at.
+/// Maximum number of addresses and ports on which a cgroup's servers listen.
 pub const SERVERS: u32 = 65_536;
-/// How many connections can be on their way to being accepted by the relay.
+/// Maximum number of connections that wait to be accepted by the relay.
 const HANDSHAKES: u32 = 16_384;
-/// Room for so many hosts at least: services can come later.
+/// Minimum number of hosts, as services can be added later.
 const HOSTS_LEAST: usize = 256;
 
-/// A target as the programs know it.
+/// A target in the programs' format.
 pub struct Service {
-    /// Where its connections are led, if they are.
+    /// The destination that its connections are redirected to, if any.
     pub steer: Steer,
     /// Its hosts; empty for all.
     pub hosts: Vec<Network>,
 }
 
 impl Service {
-    /// A target whose connections are led to relays on these ports of loopback (IPv4, IPv6); 0 for none.
+    /// A target whose connections are redirected to relays on these loopback ports (IPv4, IPv6); 0 for none.
     #[must_use]
     pub fn new(target: &ResolvedTarget, [port4, port6]: [u16; 2]) -> Self {
         let hosts: Vec<Network> = target
@@ -84,8 +84,8 @@ struct HostKey {
 // SAFETY: `repr(C)` without padding; any bit pattern is a key.
 unsafe impl Pod for HostKey {}
 
-/// The mark of the relay's own sockets: 16 bits of it two instances most likely do not share. Their process numbers they
-/// may: each is 1 in a container of its own.
+/// The mark of the relay's own sockets. 16 bits of it are random, because process ids do not distinguish instances:
+/// each is 1 in its own container.
 #[must_use]
 pub fn relay_mark() -> u32 {
     static DRAWN: OnceLock<u64> = OnceLock::new();
@@ -93,12 +93,12 @@ pub fn relay_mark() -> u32 {
     0xfa17_0000 | u32::try_from(drawn & 0xffff).unwrap_or(0)
 }
 
-/// Creates the maps of the programs at cgroups, with these services in them. None is looked for before
-/// [`Table::switch`]. `netns` is the cookie of the network namespace, or 0; with `own_servers` only connections to servers
-/// of the cgroup are given to the relay.
+/// Creates the maps of the cgroup programs, filled with these services. No service is matched before [`Table::switch`].
+/// `netns` is the cookie of the network namespace, or 0; with `own_servers`, only connections to servers of the cgroup
+/// are redirected to the relay.
 ///
 /// # Errors
-/// The kernel refuses.
+/// A system call fails.
 pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf, Table)> {
     check_abi(OBJECT)?;
     let hosts: usize = services.iter().map(|service| service.hosts.len()).sum();
@@ -132,19 +132,19 @@ pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf
     Ok((ebpf, table))
 }
 
-/// The services, and which of them are looked for.
+/// The services, and which of them are matched.
 pub struct Table {
-    /// By port, a bit for each service.
+    /// A bit mask of services for each port.
     ports: MappedArray<u64>,
     entries: MappedArray<Steer>,
     hosts: LpmTrie<MapData, HostKey, u32>,
 }
 
 impl Table {
-    /// Puts a service in place `index`. It must not be looked for meanwhile.
+    /// Sets the service `index`. It must be switched off meanwhile.
     ///
     /// # Errors
-    /// The kernel refuses a host.
+    /// A host can't be added to the map.
     pub fn set(&mut self, index: u32, service: &Service) -> Result<()> {
         for network in &service.hosts {
             self.hosts
@@ -155,20 +155,20 @@ impl Table {
         Ok(())
     }
 
-    /// Leads the connections of service `index` elsewhere.
+    /// Redirects the connections of service `index` elsewhere.
     pub fn lead(&mut self, index: u32, steer: Steer) {
         self.entries.set(index as usize, steer);
     }
 
-    /// Forgets the hosts of service `index`.
+    /// Removes the hosts of service `index`.
     pub fn clear(&mut self, index: u32, service: &Service) {
         for network in &service.hosts {
-            // What is not there needs no removal.
+            // An entry that does not exist needs no removal.
             let _gone = self.hosts.remove(&host_key(index, network));
         }
     }
 
-    /// From now on service `index` is looked for at these ports, or no longer.
+    /// Starts or stops matching service `index` on these ports.
     pub fn switch(&mut self, index: u32, ports: &[PortRange], on: bool) {
         for range in ports {
             for port in range.first..=range.last {

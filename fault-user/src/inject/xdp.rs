@@ -1,4 +1,4 @@
-//! The XDP program in front of the tc program at ingress: what it can do, and where it is held.
+//! The XDP program in front of the tc program at ingress: which rules it supports, and its attachment.
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -10,12 +10,12 @@ use crate::plan::needs::Needs;
 use crate::plan::tables::PacketRule;
 use crate::sys::bpf::link;
 
-/// How an XDP program is run.
+/// The mode of an XDP program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// By the driver, before there is a socket buffer.
+    /// Run by the driver, before a socket buffer exists.
     Native,
-    /// By the network stack, where the driver can't.
+    /// Run by the network stack, for drivers without XDP.
     Generic,
 }
 
@@ -28,19 +28,19 @@ impl fmt::Display for Mode {
     }
 }
 
-/// An XDP program at an interface, for as long as this lives and no longer than the process.
+/// An XDP program attached to an interface until this is dropped or the process ends.
 #[derive(Debug)]
 pub struct XdpLink {
-    /// How it is run there.
+    /// Its mode.
     pub mode: Mode,
     _link: OwnedFd,
 }
 
 impl XdpLink {
-    /// Holds a loaded program at an interface (Linux 5.9).
+    /// Attaches a loaded program to an interface (Linux 5.9).
     ///
     /// # Errors
-    /// `EBUSY` when another program is there, `EOPNOTSUPP` and others when the driver can't.
+    /// `EBUSY` if another program is attached, `EOPNOTSUPP` and others if the driver does not support it.
     pub fn attach(program: BorrowedFd<'_>, interface: u32, mode: Mode) -> Result<Self, Errno> {
         const BPF_XDP: u32 = 37;
         const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -56,23 +56,23 @@ impl XdpLink {
     }
 }
 
-/// Whether XDP can carry out these rules; the first reason why not.
+/// Checks that XDP supports these rules.
 ///
 /// # Errors
-/// What stands against it, to be read after "XDP is not used: ".
+/// The reason why not, to be printed after "XDP is not used: ".
 pub fn suits(rules: &[PacketRule]) -> Result<(), &'static str> {
     if rules.is_empty() {
-        return Err("no rule is about packets");
+        return Err("there is no packet rule");
     }
     if rules.iter().any(|rule| rule.scope.is_some()) {
-        return Err("it can't tell whose packets it sees, and the rules are limited to a cgroup");
+        return Err("the rules are limited to a cgroup, which XDP can't match");
     }
     if rules.iter().any(|rule| rule.question.is_some()) {
         return Err("it does not read DNS, and a rule is aimed at queries");
     }
     let losing = 1 << action::DROP | 1 << action::DROP_CHECKSUM;
     if Needs::of(rules).actions & !losing != 0 {
-        return Err("it can only lose packets, and a rule does more than that");
+        return Err("XDP can only drop packets, and a rule does more");
     }
     Ok(())
 }

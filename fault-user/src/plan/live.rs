@@ -1,4 +1,4 @@
-//! One plan follows another while traffic flows: rules that stay keep what they remember and counted.
+//! Replaces a plan without interrupting traffic: unchanged rules keep their state and counters.
 
 use std::collections::HashSet;
 
@@ -11,11 +11,11 @@ use super::{Plan, PlannedRule};
 impl Plan {
     /// Makes this plan the successor of `old`, as the `age`-th plan (the first is 1), `elapsed_ns` after the start.
     ///
-    /// A rule with the same text as one of the old plan is that rule still. The times of a new rule count from now
-    /// on; its state is one that no rule of the old plan has, because packets may still be judged by those.
+    /// A rule with the same text as one of the old plan is the same rule. The times of a new rule count from now on.
+    /// Its state is not used by the old plan, whose rules may still process packets.
     ///
     /// # Errors
-    /// Too many rules, old and new together.
+    /// The old and the new rules together are too many.
     pub fn succeed(&mut self, old: &Self, age: u32, elapsed_ns: u64) -> Result<()> {
         let mut taken: HashSet<u32> = states(old).collect();
         let mut claimed = HashSet::new();
@@ -51,14 +51,14 @@ impl Plan {
 fn take(taken: &mut HashSet<u32>, entry: &mut RuleEntry, age: u32) -> Result<()> {
     let state = (0..2 * RULES_MAX)
         .find(|state| taken.insert(*state))
-        .context("too many rules, old and new together: use fewer")?;
+        .context("the old and the new rules together are too many: use fewer rules")?;
     entry.state = state;
     entry.uid = rule_uid(age, state);
     Ok(())
 }
 
-/// A new rule may stand where one stood that stays: it must not draw the same. `kept` are the identities of rules that
-/// stay.
+/// A new rule may have the former position of a kept one, but must not have the same random draws. `kept` are the
+/// identities of kept rules.
 fn part_keys(rules: &mut [PlannedRule], kept: &HashSet<u32>) {
     let is_kept = |rule: &PlannedRule| {
         let mut parts = rule.entries.iter();
@@ -92,7 +92,7 @@ fn states(plan: &Plan) -> impl Iterator<Item = u32> {
     all.map(|part| part.entry.state)
 }
 
-/// Gives a rule what tells it from others: what it remembers, its randomness and its time.
+/// Copies the identity of a rule: its state, its randomness and its time.
 fn keep(rule: &mut PlannedRule, old: &PlannedRule) {
     for (part, before) in rule.entries.iter_mut().zip(&old.entries) {
         part.entry.state = before.entry.state;

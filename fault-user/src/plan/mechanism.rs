@@ -1,4 +1,4 @@
-//! What holds packets: chosen, or found out.
+//! Chooses the mechanism that holds packets.
 
 use std::collections::BTreeSet;
 
@@ -10,9 +10,9 @@ use fault_common::decide::KEEP_ORDER;
 use super::stream;
 use crate::rule::{Fault, Modifiers, PacketAction, Protocol, ResolvedRule, Rule};
 
-/// What the machine offers; probed by whoever makes the plan, only where it matters.
+/// The features of the machine; only checked if they matter.
 pub trait Machine {
-    /// Whether a tap device can be made.
+    /// Whether a tap device can be created.
     fn has_tap(&self) -> bool;
     /// Whether the kernel has all of these qdiscs.
     fn has_qdiscs(&self, kinds: &[&str]) -> bool;
@@ -23,12 +23,12 @@ pub trait Machine {
 /// The values of `--mechanism`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Mechanism {
-    /// A thread of fault behind a tap device: on every kernel, beside any qdisc.
+    /// A thread of fault behind a tap device; works on every kernel and with any qdisc.
     #[default]
     DelayLine,
-    /// fq qdiscs hold what is delayed or reordered; the delay line what has a rate or slots.
+    /// fq qdiscs hold delayed and reordered packets; the delay line those with a rate or slots.
     Fq,
-    /// netem qdiscs hold what has a constant delay; the delay line all else.
+    /// netem qdiscs hold packets with a constant delay; the delay line the others.
     Netem,
 }
 
@@ -43,7 +43,7 @@ impl std::fmt::Display for Mechanism {
 }
 
 impl Mechanism {
-    /// What the programs are told: see [`holder`].
+    /// The value for the programs: see [`holder`].
     #[must_use]
     pub fn holder(self) -> u32 {
         match self {
@@ -53,7 +53,7 @@ impl Mechanism {
         }
     }
 
-    /// What holds the packets of one rule; nothing where it holds none.
+    /// The mechanism for one rule; `None` if it holds no packets.
     #[must_use]
     pub fn of(self, entry: &RuleEntry) -> Option<&'static str> {
         match (self, held_by(entry.fault)) {
@@ -65,7 +65,7 @@ impl Mechanism {
     }
 }
 
-/// Which qdiscs hold packets.
+/// The qdiscs that hold packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HoldingQdiscs {
     /// fq.
@@ -74,12 +74,12 @@ pub enum HoldingQdiscs {
     Netem(Vec<u64>),
 }
 
-/// What can hold the packets of a fault.
+/// The mechanisms that can hold the packets of a fault.
 fn held_by(number: u8) -> Held {
     fault::of(number).map_or(Held::No, |fault| fault.held)
 }
 
-/// The delay of a rule whose packets all have the same.
+/// The delay of a rule with a constant delay.
 fn constant_ns(entry: &RuleEntry) -> Option<u64> {
     constant_delay_ns(entry.fault, &entry.arguments)
 }
@@ -91,8 +91,8 @@ fn constant_delay_ns(number: u8, arguments: &[u64; 5]) -> Option<u64> {
     is_constant.then_some(delay_ns)
 }
 
-/// The delays that netem holds packets for: those of the rules, and their sums, since a packet of several rules has
-/// them all. Nothing where they are too many.
+/// The delays for netem: those of the rules, and their sums, because several rules may match a packet. `None` if there
+/// are too many.
 pub(super) fn netem_delays<'a>(entries: impl Iterator<Item = &'a RuleEntry>) -> Option<Vec<u64>> {
     let mut sums = BTreeSet::new();
     for delay_ns in entries.filter_map(constant_ns) {
@@ -106,11 +106,11 @@ pub(super) fn netem_delays<'a>(entries: impl Iterator<Item = &'a RuleEntry>) -> 
     Some(sums.into_iter().collect())
 }
 
-/// The mechanism that was asked for; else the delay line, where a tap device can be had. Without one fq or netem, if
-/// they can do all that is asked for; as a last resort the rules become stream rules, which the relay carries out.
+/// The requested mechanism, or the delay line if a tap device is available. Without one, fq or netem if they support
+/// all rules. As a last resort the rules become stream rules of the relay.
 ///
 /// # Errors
-/// Never for rules that can be carried out; what can't is refused later, by the mechanism.
+/// None for supported rules; unsupported ones are rejected later, by the mechanism.
 pub fn choose(
     wish: Option<Mechanism>,
     rules: &mut [(Rule, ResolvedRule)],
@@ -144,7 +144,7 @@ fn without_tap(rules: &mut [(Rule, ResolvedRule)], machine: &dyn Machine) -> Mec
         return Mechanism::Netem;
     }
     if !machine.has_cgroups() {
-        // The relay could not be reached either: what is missing is the tap device.
+        // The relay is unavailable too; the missing feature is the tap device.
         return Mechanism::DelayLine;
     }
     let streams: Option<Vec<_>> = rules
@@ -163,18 +163,18 @@ fn without_tap(rules: &mut [(Rule, ResolvedRule)], machine: &dyn Machine) -> Mec
     Mechanism::DelayLine
 }
 
-/// The parts of a fault whose packets are held.
+/// The parts of a fault that hold packets.
 fn held_parts(fault: &Fault) -> impl Iterator<Item = PacketAction> {
     let actions = fault.parts().filter_map(Fault::packet);
     actions.filter(|action| held_by(action.fault) != Held::No)
 }
 
-/// Whether something has to hold packets for a fault.
+/// Whether a fault holds packets.
 fn holds(fault: &Fault) -> bool {
     held_parts(fault).next().is_some()
 }
 
-/// The stream rule that comes nearest to a rule that holds packets; nothing where that has no meaning.
+/// The stream rule closest to a rule that holds packets; `None` if there is none.
 fn as_stream(rule: &ResolvedRule) -> Option<ResolvedRule> {
     let modifiers = &rule.modifiers;
     let plain = Modifiers::default();

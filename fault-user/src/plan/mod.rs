@@ -1,6 +1,6 @@
-//! Rules become a validated plan: which mechanism carries which rule, and what the kernel is told.
+//! Turns rules into a validated plan: the mechanism of each rule, and the entries for the kernel.
 //!
-//! Nothing is changed on the machine here.
+//! Planning does not change the machine.
 
 pub mod live;
 pub mod mechanism;
@@ -22,38 +22,38 @@ use mechanism::HoldingQdiscs;
 use mechanism::Mechanism;
 use shapers::Shapers;
 
-/// The way into a host.
+/// The port of SSH.
 const SSH_PORT: u16 = 22;
-/// Where the control API listens, unless told otherwise.
+/// The default port of the control API.
 const API_PORT: u16 = 8474;
 
-/// One rule and what carries it.
+/// A rule with its mechanism.
 #[derive(Clone, Debug)]
 pub struct PlannedRule {
     /// The rule as it is printed.
     pub text: String,
     /// The target's name or text.
     pub target: String,
-    /// What that stands for.
+    /// The resolved target.
     pub resolved: ResolvedTarget,
     /// Its entries for the kernel; more than one for a mix, or one that gives datagrams to the relay.
     pub entries: Vec<PacketRule>,
-    /// What the relay does, when it is a stream fault.
+    /// The rule for the relay, if it has a stream fault.
     pub stream: Option<ResolvedRule>,
-    /// Whether the relay stands in for what holds packets, for want of anything that does.
+    /// Whether the relay replaces a mechanism that holds packets, because none is available.
     pub stands_in: bool,
-    /// What holds its packets, if it holds any.
+    /// The mechanism that holds its packets, if it holds any.
     pub held_by: Mechanism,
 }
 
 impl PlannedRule {
-    /// Whether it is a stream rule to which the packets of datagrams are given.
+    /// Whether it is a stream rule that gets the packets of datagrams.
     #[must_use]
     pub fn takes_datagrams(&self) -> bool {
         self.stream.as_ref().is_some_and(stream::takes_datagrams)
     }
 
-    /// What carries it, where packets reach the programs by `hooks` (nothing where that is not known yet).
+    /// The mechanism of the rule. `hooks` names the attachment, if known.
     #[must_use]
     pub fn mechanism(&self, hooks: Option<String>) -> String {
         let tc = hooks.unwrap_or_else(|| "tc".to_owned());
@@ -87,21 +87,21 @@ impl PlannedRule {
 /// All rules of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where all randomness comes from.
+    /// The random seed.
     pub seed: u64,
     /// The rules in their order.
     pub rules: Vec<PlannedRule>,
     /// What reads DNS responses, when rules are aimed at names whose addresses are learned. It comes after all rules.
     pub learner: Option<PacketRule>,
-    /// What holds packets, as far as it can.
+    /// The preferred mechanism to hold packets.
     pub held_by: Mechanism,
 }
 
 impl Plan {
-    /// Plans `rules`, limited to `scope`, or to nothing when there is none. All end after `length_ns`.
+    /// Plans `rules`, limited to `scope` if there is one. All rules end after `length_ns`.
     ///
     /// # Errors
-    /// A fault that can't be carried out, or too many rules.
+    /// A fault is unsupported, or there are too many rules.
     pub fn new(
         rules: &[(Rule, ResolvedRule)],
         seed: u64,
@@ -158,7 +158,7 @@ impl Plan {
         })
     }
 
-    /// Chooses what holds packets; the delay line otherwise.
+    /// Sets the mechanism that holds packets; default: the delay line.
     pub fn hold_by(&mut self, mechanism: Mechanism) {
         self.held_by = mechanism;
         for rule in &mut self.rules {
@@ -171,10 +171,10 @@ impl Plan {
         parts.map(|part| &part.entry)
     }
 
-    /// The qdiscs that are to hold packets.
+    /// The qdiscs that hold packets.
     ///
     /// # Errors
-    /// More different delays than netem can have.
+    /// There are more different delays than netem supports.
     pub fn qdiscs(&self) -> Result<Option<HoldingQdiscs>> {
         let is_held = |name| {
             self.kernel_entries()
@@ -185,8 +185,8 @@ impl Plan {
             Mechanism::Netem if is_held("netem") => {
                 let Some(delays_ns) = mechanism::netem_delays(self.kernel_entries()) else {
                     bail!(
-                        "netem can hold packets for {LEAVES} different delays at most, sums of delays included: use \
-                         --mechanism fq, or leave it out for the delay line"
+                        "netem supports at most {LEAVES} different delays, sums of delays included: use --mechanism \
+                         fq, or leave --mechanism out"
                     );
                 };
                 Some(HoldingQdiscs::Netem(delays_ns))
@@ -195,7 +195,7 @@ impl Plan {
         })
     }
 
-    /// Whether a rule holds packets that only the delay line can hold.
+    /// Whether a rule needs the delay line.
     #[must_use]
     pub fn needs_delay_line(&self) -> bool {
         self.kernel_entries()
@@ -231,7 +231,7 @@ impl Plan {
             .collect()
     }
 
-    /// The rules of the relay, each with its place among all.
+    /// The stream rules, each with its index among all rules.
     #[must_use]
     pub fn stream_rules(&self) -> Vec<(usize, &ResolvedRule)> {
         self.rules
@@ -241,7 +241,7 @@ impl Plan {
             .collect()
     }
 
-    /// What the delay line needs to know, by the rules' states.
+    /// The rates and slots for the delay line, by the rules' states.
     #[must_use]
     pub fn shapers(&self) -> Shapers {
         let mut shapers = Shapers::default();
@@ -264,7 +264,7 @@ impl Plan {
     }
 }
 
-/// The number of the relay for the datagrams of a target: the place of the first rule that has it carry any.
+/// The relay's number for the datagrams of a target: the index of the first rule with datagrams.
 fn relay_number(earlier: &[PlannedRule], target: &ResolvedTarget) -> usize {
     let known = earlier
         .iter()
@@ -276,7 +276,7 @@ fn relay_number(earlier: &[PlannedRule], target: &ResolvedTarget) -> usize {
 fn ended(rule: &ResolvedRule, length_ns: Option<u64>) -> ResolvedRule {
     let mut rule = rule.clone();
     let modifiers = &mut rule.modifiers;
-    // With a period and no duty `for` is the length of each window; such a rule ends with the command.
+    // With a period and no duty, `for` is the length of each window; such a rule ends with the command.
     if let Some(length_ns) = length_ns
         && (modifiers.period_ns.is_none() || modifiers.duty.is_some())
     {
@@ -286,11 +286,10 @@ fn ended(rule: &ResolvedRule, length_ns: Option<u64>) -> ResolvedRule {
     rule
 }
 
-/// Rejects rules for the whole host that would cut SSH or the control API, which listens on `api_port` (nothing: where it
-/// usually does).
+/// Rejects rules for the whole host that would cut SSH or the control API on `api_port` (default: its usual port).
 ///
 /// # Errors
-/// The first rule that would.
+/// The first such rule.
 pub fn guard_host(rules: &[(Rule, ResolvedRule)], api_port: Option<u16>) -> Result<()> {
     let guarded = [
         (SSH_PORT, "SSH"),
@@ -318,7 +317,7 @@ pub fn guard_host(rules: &[(Rule, ResolvedRule)], api_port: Option<u16>) -> Resu
             |target| format!("write `{target}`"),
         );
         bail!(
-            "`{rule}` reaches {} on the whole host: {help}, or give --force",
+            "`{rule}` matches {} on the whole host: {help}, or give --force",
             named.join(" and ")
         );
     }

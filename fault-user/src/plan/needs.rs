@@ -1,26 +1,26 @@
-//! What a rule set asks of the programs. The kernel is told before it verifies them, and leaves out the rest: a run
-//! starts sooner for it, and a packet is judged sooner.
+//! The program features that a rule set needs. They are constants of the programs, so that the verifier removes unused
+//! code. Runs start faster, and packets are processed faster.
 
 use fault_common::abi::{CORRUPT_BITS_MAX, RuleEntry, fault, modifier, rule_flag};
 use fault_common::random::ALWAYS;
 
 use crate::plan::tables::PacketRule;
 
-/// What the programs must be able to do.
+/// The required features of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// What may become of a packet: bits by [`fault_common::abi::action`].
+    /// Possible actions: bits by [`fault_common::abi::action`].
     pub actions: u32,
     /// Bits by [`fault`].
     pub faults: u32,
     /// Bits of [`modifier`].
     pub modifiers: u32,
-    /// The most bits that are flipped in one packet.
+    /// Maximum number of bits that are flipped in a packet.
     pub corrupt_bits: u32,
 }
 
 impl Needs {
-    /// Whatever a rule can ask for.
+    /// All features.
     pub const ALL: Self = Self {
         actions: u32::MAX,
         faults: u32::MAX,
@@ -28,7 +28,7 @@ impl Needs {
         corrupt_bits: CORRUPT_BITS_MAX,
     };
 
-    /// What these rules ask for.
+    /// The features that these rules need.
     #[must_use]
     pub fn of(rules: &[PacketRule]) -> Self {
         let nothing = Self {
@@ -51,7 +51,7 @@ fn actions(entry: &RuleEntry) -> u32 {
     fault::of(entry.fault).map_or(u32::MAX, |fault| fault.actions)
 }
 
-/// How many bits a rule flips in one packet.
+/// The number of bits that a rule flips in a packet.
 fn corrupt_bits(entry: &RuleEntry) -> u32 {
     if entry.fault == fault::CORRUPT_VISIBLE {
         u32::try_from(entry.arguments[1])

@@ -1,4 +1,4 @@
-//! Compiles a rule of the packet layer into what the kernel programs take.
+//! Compiles a packet rule for the kernel programs.
 
 use anyhow::{Context as _, Result, bail};
 use fault_common::abi::{RuleEntry, direction, fault, rule_flag, rule_uid};
@@ -13,16 +13,16 @@ use crate::rule::{
     QueryType, ResolvedRule, ResolvedTarget,
 };
 
-/// The key of a mix's draw is not that of its arms' faults.
+/// Distinguishes the key of a mix's draw from those of its arms.
 const MIX_SALT: u64 = 0x6d69_7800;
 
-/// Compiles one rule: into one entry, or one for each arm of a mix.
+/// Compiles one rule into an entry, or into one per arm of a mix.
 ///
 /// `ordinal` is the rule's place in the list, from 0: its randomness depends on it. `first_state` is
 /// the first free index of rule states.
 ///
 /// # Errors
-/// A fault that the packet layer can't do.
+/// The fault is not a packet fault.
 pub fn compile(
     rule: &ResolvedRule,
     seed: u64,
@@ -67,7 +67,7 @@ pub fn compile(
     Ok(compiled)
 }
 
-/// What gives the datagrams of a stream rule to relay `number`, while the rule is in its window.
+/// The entry that passes datagrams of a stream rule to relay `number`, inside the rule's windows.
 #[must_use]
 pub fn to_relay(
     rule: &ResolvedRule,
@@ -163,23 +163,23 @@ fn portless(target: &ResolvedTarget) -> Vec<Protocol> {
     target.portless.iter().map(of).collect()
 }
 
-/// What the programs are told of a fault.
+/// Converts a fault to the programs' format.
 fn action_of(fault: &Fault) -> Result<PacketAction> {
     if let Some(why) = fault.unsupported() {
         bail!(why);
     }
     fault.packet().with_context(|| {
         format!(
-            "`{}` works on streams, not on packets: a `mix` takes faults of one kind",
+            "`{}` is a stream fault: a `mix` takes faults of one kind",
             fault.name()
         )
     })
 }
 
-/// Wire packets that wait for a rate where the rule does not say, as of tc-netem(8).
+/// Default queue length of a rate in wire packets, as in tc-netem(8).
 const QUEUE_PACKETS: u32 = 1000;
 
-/// What the delay line is told.
+/// Converts a shaper to the delay line's format.
 fn shaper_of(shaper: &rule::Shaper, key: u64) -> Shaper {
     match shaper {
         rule::Shaper::Rate(rate) => Shaper::Rate(Rate {
@@ -253,8 +253,8 @@ fn entry_of(modifiers: &Modifiers, action: &PacketAction) -> RuleEntry {
     entry
 }
 
-/// Whether a rule may pick some of the wire packets of one super-packet: where it draws, counts, or asks for what only
-/// some of them have.
+/// Whether a rule may select only some wire packets of a super-packet: because it draws, counts, or checks a property
+/// that they may differ in.
 fn picks_wire_packets(entry: &RuleEntry) -> bool {
     entry.probability < ALWAYS
         || (entry.count_from, entry.count_to, entry.count_step) != (1, u64::MAX, 1)

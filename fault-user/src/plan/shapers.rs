@@ -1,40 +1,40 @@
-//! What the delay line is told of rates and slots.
+//! Rates and slots for the delay line.
 
 use std::collections::HashMap;
 
-/// A rate, as a rule gives it.
+/// The rate of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Bits per second of the wire.
     pub bits_per_second: u64,
-    /// Bytes that may go at once after a pause.
+    /// Bytes that may be sent at once after a pause.
     pub burst_bytes: u64,
-    /// Bytes that the link adds to each packet, or leaves out.
+    /// Bytes that the link adds to each packet; negative if it removes bytes.
     pub overhead_bytes: i32,
     /// Cell size of the link; 0 for none.
     pub cell_bytes: u32,
     /// Bytes that each cell adds.
     pub cell_overhead_bytes: i32,
-    /// Wire packets that may wait.
+    /// Maximum number of waiting wire packets.
     pub limit_packets: u32,
 }
 
-/// Slots, as a rule gives them.
+/// The slots of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slots {
     /// Key of the draws of their lengths.
     pub key: u64,
-    /// The shortest.
+    /// Minimum length.
     pub min_ns: u64,
-    /// The longest.
+    /// Maximum length.
     pub max_ns: u64,
-    /// Wire packets that go in one.
+    /// Maximum number of wire packets per slot.
     pub packets: u64,
-    /// Bytes that go in one.
+    /// Maximum number of bytes per slot.
     pub bytes: u64,
 }
 
-/// What the rules that hold packets need to know, by the state of the rule.
+/// Rates and slots of rules that hold packets, by the rules' states.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shapers {
     /// Rates.

@@ -1,4 +1,4 @@
-//! What a stream rule asks for that can't be carried out, and what its counts pick.
+//! Checks that stream rules are supported, and computes which connections their counts select.
 
 use anyhow::{Result, bail};
 
@@ -7,7 +7,7 @@ use crate::rule::{
     Acts, Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
 };
 
-/// Says what keeps a stream rule from being carried out, before anything is done.
+/// Checks that a stream rule is supported.
 ///
 /// # Errors
 /// One line.
@@ -15,10 +15,10 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     let name = rule.fault.name();
     match rule.target.protocol {
         Protocol::Icmp => bail!(
-            "`{name}` works on streams and datagrams: for ICMP there are `loss`, `delay`, `rate` and the other packet faults"
+            "`{name}` does not support ICMP: use a packet fault such as `loss`, `delay` or `rate`"
         ),
         Protocol::Udp if !Relayed::of_rule(&rule.fault)?.acts_on(Transport::Udp) => {
-            bail!("`{name}` has no meaning on UDP: see docs/rules.md for what has")
+            bail!("`{name}` does not support UDP: `fault help rules` lists the faults that do")
         }
         _ => {}
     }
@@ -44,12 +44,12 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     }
     Relayed::of_rule(&rule.fault)?;
     if rule.modifiers.size.is_some() {
-        bail!("`size` picks packets, and `{name}` works on what they carry: leave it out");
+        bail!("`size` selects packets, but `{name}` is a stream fault: leave `size` out");
     }
     modifiers(&rule.fault, &rule.modifiers)
 }
 
-/// A modifier is carried out or refused, never ignored.
+/// A modifier is applied or rejected, never ignored.
 fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
     let plain = Modifiers::default();
     let name = fault.name();
@@ -62,7 +62,7 @@ fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
         ];
         if let Some((key, _)) = picking.iter().find(|(_, given)| *given) {
             bail!(
-                "`{name}` acts on the service as a whole, and {key} would pick some of its connections: leave it out"
+                "`{name}` applies to the whole service and can't be limited by {key}: leave it out"
             );
         }
     }
@@ -70,24 +70,24 @@ fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
         && let Some(part) = fault.part_that(Acts::OnRequests)
     {
         let name = part.name();
-        bail!("`{name}` acts on requests and their answers together: leave `dir` out");
+        bail!("`{name}` applies to requests together with their answers: leave `dir` out");
     }
     Ok(())
 }
 
-/// Whether datagrams are given to the relay for this rule.
+/// Whether the relay gets datagrams for this rule.
 #[must_use]
 pub fn takes_datagrams(rule: &ResolvedRule) -> bool {
     acts_on(rule, Transport::Udp)
 }
 
-/// Whether connections are.
+/// Whether the relay gets connections for this rule.
 #[must_use]
 pub fn takes_streams(rule: &ResolvedRule) -> bool {
     acts_on(rule, Transport::Tcp)
 }
 
-/// Whether a rule that can be carried out has something to do on the relay of this transport.
+/// Whether a supported rule acts on the relay of this transport.
 #[must_use]
 pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
     let is_aimed = match rule.target.protocol {
@@ -99,7 +99,7 @@ pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
     is_aimed && Relayed::of_rule(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
 }
 
-/// The datagrams that a rule picks, by counting.
+/// The datagrams that a rule selects by counting.
 #[must_use]
 pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagrams> {
     let triggers = &modifiers.triggers;
@@ -118,7 +118,7 @@ pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagram
     })
 }
 
-/// The connections that a rule picks. On a stream its counts count those that `conn` lets pass.
+/// The connections that a rule selects. Its counts count those that `conn` selects.
 #[must_use]
 pub fn connections(modifiers: &Modifiers, transport: Transport) -> Picked {
     let allowed = modifiers.connections.unwrap_or(Bounds {

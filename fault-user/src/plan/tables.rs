@@ -1,7 +1,7 @@
-//! Compiles rules into the tables that the programs look packets up in.
+//! Compiles rules into the lookup tables of the programs.
 //!
-//! Every field of a packet gives a class, and a class is a set of rules: see
-//! [`fault_common::matching`]. Here the classes are worked out.
+//! Every field of a packet has a class, and a class is a set of rules: see [`fault_common::matching`]. This module
+//! computes the classes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -76,7 +76,7 @@ impl Network {
     }
 }
 
-/// A rule as the kernel takes it: what it matches, and the entry that says what it does.
+/// A rule for the kernel: its match and its entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacketRule {
     /// The protocols concerned.
@@ -93,9 +93,9 @@ pub struct PacketRule {
     pub question: Option<String>,
     /// The cgroup concerned; nothing for the whole host.
     pub scope: Option<Scope>,
-    /// What it does. `directions` is read here as well.
+    /// Its entry. `directions` is also used for the tables.
     pub entry: RuleEntry,
-    /// What the delay line does for it.
+    /// Its rate or slots for the delay line.
     pub shaper: Option<Shaper>,
 }
 
@@ -107,7 +107,7 @@ impl PacketRule {
     }
 }
 
-/// What only the delay line needs to know of a rule.
+/// The part of a rule that only the delay line needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shaper {
     /// A rate.
@@ -184,7 +184,7 @@ impl Classes {
         }
         let Ok(class) = u16::try_from(self.vectors.len()) else {
             bail!(
-                "the rules divide ports and hosts into more than 65,535 classes; use fewer or simpler rules"
+                "the rules divide ports and hosts into more than 65,535 classes: use fewer or simpler rules"
             );
         };
         self.known.insert(vector.to_vec(), class);
@@ -205,14 +205,14 @@ fn set(vector: &mut [u64], rule: usize) {
     vector[rule / 64] |= 1 << (rule % 64);
 }
 
-/// Works the tables of a rule set out.
+/// Computes the tables of a rule set.
 ///
 /// # Errors
-/// More rules, classes or scope levels than the programs have room for.
+/// There are more rules, classes or scope levels than the programs support.
 pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
     if rules.len() > RULES_MAX as usize {
         bail!(
-            "{} rules are more than the {RULES_MAX} that fit; use fewer, or wider ones",
+            "{} rules are too many, at most {RULES_MAX} are possible: use fewer or wider rules",
             rules.len()
         );
     }

@@ -172,6 +172,9 @@ pub enum Protocol {
     Redis,
     /// The client/server protocol of `MySQL` and `MariaDB`, unencrypted.
     Mysql,
+    /// The frontend/backend protocol of `PostgreSQL`, unencrypted: a wish for TLS is answered with no.
+    #[serde(alias = "postgresql")]
+    Postgres,
     /// memcached's text and binary protocols.
     #[serde(alias = "memcached")]
     Memcache,

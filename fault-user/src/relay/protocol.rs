@@ -1,8 +1,8 @@
 //! Just enough of each protocol to know where a request ends and how its server says that something failed.
 
 use super::fault::Protocol;
-use super::mysql::ServerError;
 use super::random::Draws;
+use crate::rule::servers::{MysqlError, redis_error};
 
 /// What the error answers say of themselves.
 const MESSAGE: &str = "injected by fault";
@@ -14,11 +14,47 @@ const LONGEST_HEAD: usize = 64 * 1024;
 pub(crate) enum Frame {
     /// Not enough to tell.
     Partial,
-    /// A request of this length in bytes (more may be on its way than is here) and its error answer; empty
-    /// when the client expects none.
-    Request { length: u64, reply: Vec<u8> },
+    /// A request of this length in bytes (more may be on its way than is here), its error answer, and the beginning of
+    /// what it says.
+    Request {
+        length: u64,
+        answer: Answer,
+        text: String,
+    },
     /// Bytes that are no request, such as a login: they must pass.
     Through { length: u64 },
+    /// Bytes to which there is one answer only, whatever fails.
+    Answered { length: u64, reply: Vec<u8> },
+    /// It is not this protocol.
+    Foreign,
+}
+
+/// What becomes of a request that fails.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The client gets this; nothing when it expects none.
+    Reply(Vec<u8>),
+    /// The client gets this, and the server the end of the connection.
+    Last(Vec<u8>),
+    /// The server gets this in its place, and answers with an error.
+    Instead(Vec<u8>),
+}
+
+/// How much of a request's text is looked at, in bytes.
+pub(crate) const TEXT_MAX: usize = 1024;
+
+/// The beginning of a text.
+pub(crate) fn beginning(text: &[u8]) -> String {
+    String::from_utf8_lossy(&text[..text.len().min(TEXT_MAX)]).into_owned()
+}
+
+/// A request that is answered.
+fn request(length: u64, reply: Vec<u8>, text: &[u8]) -> Frame {
+    Frame::Request {
+        length,
+        answer: Answer::Reply(reply),
+        text: beginning(text),
+    }
 }
 
 /// Guesses the protocol from the first bytes of a client.
@@ -86,10 +122,9 @@ pub(crate) fn frame(
         Protocol::Memcache if data[0] == 0x80 => memcache_binary(data, wording),
         Protocol::Memcache => memcache(data, wording),
         Protocol::Smtp => smtp(data, wording),
-        Protocol::None => Frame::Request {
-            length: data.len() as u64,
-            reply: Vec::new(),
-        },
+        Protocol::None => request(data.len() as u64, Vec::new(), b""),
+        // Its frames depend on what came before.
+        Protocol::Postgres => Frame::Foreign,
         Protocol::Auto | Protocol::Random => random(data, wording, draws),
     };
     match frame {
@@ -104,10 +139,7 @@ fn random(data: &[u8], wording: &Wording, draws: &mut Draws) -> Frame {
     let reply = (0..size)
         .map(|_| u8::try_from(draws.below(256)).unwrap_or(0))
         .collect();
-    Frame::Request {
-        length: data.len() as u64,
-        reply,
-    }
+    request(data.len() as u64, reply, b"")
 }
 
 /// The length of the first line with its line feed.
@@ -157,10 +189,8 @@ fn http(data: &[u8], wording: &Wording, draws: &mut Draws) -> Frame {
     };
     let choice = usize::try_from(draws.below(choices.len() as u64)).unwrap_or(0);
     let reply = http_reply(choices[choice], head.starts_with("HEAD "), asks_first);
-    Frame::Request {
-        length: head_length as u64 + body_length,
-        reply,
-    }
+    let line = head.lines().next().unwrap_or_default();
+    request(head_length as u64 + body_length, reply, line.as_bytes())
 }
 
 /// The length of a chunked body, once all of it is here.
@@ -208,12 +238,15 @@ fn http_reply(status: u16, is_head: bool, closes: bool) -> Vec<u8> {
 }
 
 fn redis(data: &[u8], wording: &Wording) -> Frame {
-    let usual = format!("ERR {MESSAGE}");
-    let reply = format!("-{}\r\n", wording.message_or(&usual)).into_bytes();
+    let error = wording.message_or(MESSAGE);
+    let error = redis_error(error).unwrap_or_else(|_unknown| error.to_owned());
+    let reply = format!("-{error}\r\n").into_bytes();
     let Some(mut at) = line_length(data) else {
         return Frame::Partial;
     };
+    let mut text = data[..at].trim_ascii().to_vec();
     if data[0] == b'*' {
+        text.clear();
         let count = number(&data[1..at]).unwrap_or(0);
         for _ in 0..count {
             let Some(line) = data.get(at..).and_then(line_length) else {
@@ -221,19 +254,20 @@ fn redis(data: &[u8], wording: &Wording) -> Frame {
             };
             let size = number(data.get(at + 1..at + line).unwrap_or(&[])).unwrap_or(0);
             at += line;
-            at = match usize::try_from(size)
+            let Some(word) = usize::try_from(size)
                 .ok()
-                .and_then(|size| at.checked_add(size + 2))
-            {
-                Some(at) if at <= data.len() => at,
-                _ => return Frame::Partial,
+                .and_then(|size| data.get(at..at.checked_add(size + 2)?))
+            else {
+                return Frame::Partial;
             };
+            at += word.len();
+            if text.len() < TEXT_MAX {
+                text.extend_from_slice(&word[..word.len() - 2]);
+                text.push(b' ');
+            }
         }
     }
-    Frame::Request {
-        length: at as u64,
-        reply,
-    }
+    request(at as u64, reply, text.trim_ascii_end())
 }
 
 fn number(text: &[u8]) -> Option<u32> {
@@ -255,7 +289,22 @@ fn mysql(data: &[u8], wording: &Wording) -> Frame {
     if data[3] != 0 || [0x01, 0x18, 0x19].contains(command) {
         return Frame::Through { length };
     }
-    let error = ServerError::meant_by(wording.message_or(MESSAGE));
+    // COM_QUERY and COM_STMT_PREPARE have a text. A client that may send attributes of a query says first that it has none.
+    let text = if [0x03, 0x16].contains(command) {
+        let end = usize::try_from(length).unwrap_or(usize::MAX);
+        if data.len() < end.min(5 + TEXT_MAX) {
+            return Frame::Partial;
+        }
+        let text = &data[5..end.min(data.len()).max(5)];
+        text.strip_prefix(&[0, 1]).unwrap_or(text)
+    } else {
+        b""
+    };
+    let error = wording.message_or(MESSAGE);
+    let Ok(error) = MysqlError::meant_by(error).or_else(|_unknown| MysqlError::meant_by(MESSAGE))
+    else {
+        return Frame::Foreign;
+    };
     // ERR_Packet: 0xff, the code, '#' and the SQLSTATE, the text.
     let mut payload = vec![0xff];
     payload.extend_from_slice(&error.code.to_le_bytes());
@@ -266,7 +315,7 @@ fn mysql(data: &[u8], wording: &Wording) -> Frame {
         .to_le_bytes();
     let mut reply = vec![low, high, 0, 1];
     reply.extend_from_slice(&payload);
-    Frame::Request { length, reply }
+    request(length, reply, text)
 }
 
 const MEMCACHE_COMMANDS: &[&str] = &[
@@ -320,10 +369,7 @@ fn memcache(data: &[u8], wording: &Wording) -> Frame {
     } else {
         format!("SERVER_ERROR {}\r\n", wording.message_or(MESSAGE)).into_bytes()
     };
-    Frame::Request {
-        length: line as u64 + block,
-        reply,
-    }
+    request(line as u64 + block, reply, data[..line].trim_ascii())
 }
 
 fn memcache_binary(data: &[u8], wording: &Wording) -> Frame {
@@ -341,10 +387,7 @@ fn memcache_binary(data: &[u8], wording: &Wording) -> Frame {
     reply.extend_from_slice(&header[12..16]);
     reply.extend_from_slice(&[0; 8]);
     reply.extend_from_slice(message.as_bytes());
-    Frame::Request {
-        length: u64::from(body) + 24,
-        reply,
-    }
+    request(u64::from(body) + 24, reply, b"")
 }
 
 fn smtp(data: &[u8], wording: &Wording) -> Frame {
@@ -356,10 +399,8 @@ fn smtp(data: &[u8], wording: &Wording) -> Frame {
         return Frame::Through { length };
     }
     let usual = format!("451 4.3.0 Requested action aborted: {MESSAGE}");
-    Frame::Request {
-        length,
-        reply: format!("{}\r\n", wording.message_or(&usual)).into_bytes(),
-    }
+    let reply = format!("{}\r\n", wording.message_or(&usual)).into_bytes();
+    request(length, reply, data[..line].trim_ascii())
 }
 
 #[cfg(test)]
@@ -377,9 +418,11 @@ mod tests {
 
     fn worded(protocol: Protocol, data: &[u8], wording: &Wording) -> (u64, String) {
         match frame(protocol, data, wording, &mut Draws::new(1)) {
-            Frame::Request { length, reply } => {
-                (length, String::from_utf8_lossy(&reply).into_owned())
-            }
+            Frame::Request {
+                length,
+                answer: Answer::Reply(reply),
+                ..
+            } => (length, String::from_utf8_lossy(&reply).into_owned()),
             other => panic!("{other:?}"),
         }
     }
@@ -478,7 +521,10 @@ mod tests {
             ..Wording::default()
         };
         match frame(Protocol::Random, b"x", &wording, &mut Draws::new(1)) {
-            Frame::Request { reply, .. } => assert_eq!(reply.len(), 5),
+            Frame::Request {
+                answer: Answer::Reply(reply),
+                ..
+            } => assert_eq!(reply.len(), 5),
             other => panic!("{other:?}"),
         }
     }
@@ -492,8 +538,8 @@ mod tests {
             ][which];
             guess(&data);
             match frame(protocol, &data, &Wording::default(), &mut Draws::new(1)) {
-                Frame::Partial => {}
-                Frame::Request { length, .. } | Frame::Through { length } => prop_assert!(length > 0),
+                Frame::Partial | Frame::Foreign => {}
+                Frame::Answered { length, .. } | Frame::Request { length, .. } | Frame::Through { length } => prop_assert!(length > 0),
             }
         }
     }

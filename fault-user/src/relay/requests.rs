@@ -7,13 +7,16 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use regex::bytes::{Regex, RegexBuilder};
 
 use super::fault::{CloseMode, Fault, Protocol};
-use super::protocol::{self, Frame, Wording};
+use super::postgres::{Answers, Client};
+use super::protocol::{self, Answer, Frame, Wording};
 use super::random::Draws;
 use super::stage::{Chunk, End, Place, Pop, ROOM, Rest, Stage};
 use super::toxic::Shared;
 use super::trouble::Trouble;
+use crate::rule::servers::PostgresError;
 
 /// What is done with requests.
 pub(crate) struct Handling {
@@ -25,6 +28,42 @@ pub(crate) struct Handling {
     pub(crate) protocol: Protocol,
     /// What is answered.
     pub(crate) wording: Wording,
+    /// Only requests that this regular expression matches.
+    pub(crate) query: Option<String>,
+}
+
+impl Handling {
+    /// Whether it is carried out on what the server answers as well.
+    pub(crate) const fn reads_answers(&self) -> bool {
+        matches!(self.protocol, Protocol::Postgres) && !matches!(self.rule, Rule::Abort(_))
+    }
+
+    /// The error of `PostgreSQL`.
+    pub(crate) fn postgres(&self) -> Option<PostgresError> {
+        let text = self.wording.message.as_deref().unwrap_or_default();
+        PostgresError::meant_by(text).ok()
+    }
+
+    /// What carries it out on what the server answers.
+    pub(crate) fn answers(&self) -> Option<Box<dyn Stage>> {
+        if !self.reads_answers() {
+            return None;
+        }
+        Some(Box::new(Answers::new(self.postgres()?)))
+    }
+
+    fn selection(&self) -> Option<Regex> {
+        // It was checked with the attributes.
+        selection(self.query.as_deref()?).ok()
+    }
+}
+
+/// The regular expression that selects requests by what they say.
+///
+/// # Errors
+/// Where it is none.
+pub(crate) fn selection(query: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(query).case_insensitive(true).build()
 }
 
 /// What is done with a request.
@@ -44,6 +83,8 @@ pub(crate) enum Rule {
 )]
 pub(crate) struct RequestStage {
     handling: Handling,
+    selection: Option<Regex>,
+    postgres: Option<Client>,
     draws: Draws,
     answered: u64,
     buffer: BytesMut,
@@ -57,8 +98,10 @@ pub(crate) struct RequestStage {
     is_over: bool,
     /// The connection was reset instead of an answer.
     is_reset: bool,
-    /// The connection is encrypted: it passes.
-    is_encrypted: bool,
+    /// The connection can't be read: it passes.
+    is_unreadable: bool,
+    /// The server has got the end of the connection.
+    has_ended: bool,
     ready: VecDeque<Pop>,
     at: Instant,
     shared: Arc<Shared>,
@@ -69,6 +112,8 @@ impl RequestStage {
     /// The stage that handles requests in this way.
     pub(super) fn new(handling: Handling, place: &Place) -> Self {
         Self {
+            selection: handling.selection(),
+            postgres: client(&handling),
             handling,
             draws: Draws::new(place.key),
             answered: 0,
@@ -78,7 +123,8 @@ impl RequestStage {
             reply: None,
             is_over: false,
             is_reset: false,
-            is_encrypted: false,
+            is_unreadable: false,
+            has_ended: false,
             ready: VecDeque::new(),
             at: place.now,
             shared: Arc::clone(&place.shared),
@@ -157,44 +203,83 @@ impl RequestStage {
                 self.continue_rest();
                 continue;
             }
-            if self.is_encrypted || self.is_over || self.is_used_up() {
+            if self.is_unreadable || self.is_over || self.has_ended || self.is_used_up() {
                 let data = self.buffer.split();
                 // After the request that is aborted nothing more goes to the server.
-                if self.is_encrypted || !self.has_aborted() {
+                if self.is_unreadable || !self.has_aborted() && !self.has_ended {
                     self.pass(data);
                 }
                 return;
             }
             if self.reads_requests() && protocol::is_tls(&self.buffer) {
-                self.is_encrypted = true;
-                self.trouble.tell(
+                self.give_up(
                     "tls",
-                    format_args!(
-                        "`{}` can't read TLS: encrypted connections pass; use it behind what \
-                         decrypts them, or a fault that does not look at requests",
-                        self.handling.fault
-                    ),
+                    "can't read TLS: encrypted connections pass; use it behind what decrypts them, or a fault that \
+                     does not look at requests",
                 );
                 continue;
             }
-            let protocol = match self.handling.protocol {
-                Protocol::Auto => protocol::guess(&self.buffer),
-                protocol => protocol,
-            };
-            match protocol::frame(
-                protocol,
-                &self.buffer,
-                &self.handling.wording,
-                &mut self.draws,
-            ) {
+            match self.frame() {
                 Frame::Partial => return,
-                Frame::Through { length } => {
-                    self.rest = length;
-                    self.rest_passes = true;
+                Frame::Through { length } => self.let_through(length),
+                Frame::Answered { length, reply } => {
+                    self.trouble.tell(
+                        "no-tls",
+                        format_args!(
+                            "`{}` answers that the server has no TLS, to read what clients send: those that insist on \
+                             TLS (sslmode=require) fail",
+                            self.handling.fault
+                        ),
+                    );
+                    self.answer(length, Answer::Reply(reply));
                 }
-                Frame::Request { length, reply } => self.request(length, reply),
+                Frame::Request {
+                    length,
+                    answer,
+                    text,
+                } => self.request(length, answer, &text),
+                Frame::Foreign => self.give_up(
+                    "foreign",
+                    "does not understand a connection, which passes: it is encrypted or of another protocol",
+                ),
             }
         }
+    }
+
+    /// What stands at the beginning of what is here.
+    fn frame(&mut self) -> Frame {
+        if let Some(client) = &mut self.postgres {
+            let frame = client.frame(&self.buffer);
+            if self.selection.is_some() && client.is_full() {
+                self.trouble.tell(
+                    "statements",
+                    "a connection has more prepared statements than `query` looks at (1024): the others pass",
+                );
+            }
+            return frame;
+        }
+        let protocol = match self.handling.protocol {
+            Protocol::Auto => protocol::guess(&self.buffer),
+            protocol => protocol,
+        };
+        protocol::frame(
+            protocol,
+            &self.buffer,
+            &self.handling.wording,
+            &mut self.draws,
+        )
+    }
+
+    /// Lets the whole connection pass, and says why.
+    fn give_up(&mut self, kind: &'static str, why: &str) {
+        self.is_unreadable = true;
+        let fault = self.handling.fault;
+        self.trouble.tell(kind, format_args!("`{fault}` {why}"));
+    }
+
+    fn let_through(&mut self, length: u64) {
+        self.rest = length;
+        self.rest_passes = true;
     }
 
     /// Whether the connection ends by a request that it has seen.
@@ -207,7 +292,17 @@ impl RequestStage {
         !matches!(self.handling.protocol, Protocol::Random | Protocol::None)
     }
 
-    fn request(&mut self, length: u64, reply: Vec<u8>) {
+    /// Whether a request is one that is looked for.
+    fn selects(&self, text: &str) -> bool {
+        let selection = self.selection.as_ref();
+        selection.is_none_or(|selection| selection.is_match(text.trim_start().as_bytes()))
+    }
+
+    fn request(&mut self, length: u64, answer: Answer, text: &str) {
+        if !self.selects(text) {
+            self.let_through(length);
+            return;
+        }
         if self.claims() {
             self.shared.counters.hit();
             if self.handling.protocol == Protocol::None {
@@ -219,18 +314,41 @@ impl RequestStage {
                 self.is_reset = true;
                 return;
             }
-            self.rest = length;
-            self.rest_passes = false;
-            self.reply = Some(reply.into());
+            if let Some(client) = &mut self.postgres {
+                client.failed(&answer);
+            }
+            self.answer(length, answer);
             return;
         }
         self.is_over = true;
         if matches!(self.handling.rule, Rule::Abort(_)) {
             self.shared.counters.hit();
-            self.rest = length;
-            self.rest_passes = true;
+            self.let_through(length);
         }
     }
+
+    /// Answers a request of which so many bytes do not go to the server.
+    fn answer(&mut self, length: u64, answer: Answer) {
+        self.rest = length;
+        self.rest_passes = false;
+        match answer {
+            Answer::Reply(reply) => self.reply = Some(reply.into()),
+            Answer::Instead(other) => self.pass(BytesMut::from(&other[..])),
+            Answer::Last(reply) => {
+                self.ready.push_back(Pop::Reply(reply.into()));
+                self.ready.push_back(Pop::End(End::Fin, self.at));
+                self.has_ended = true;
+            }
+        }
+    }
+}
+
+/// What is known of a client that speaks to a `PostgreSQL` server.
+fn client(handling: &Handling) -> Option<Client> {
+    let error = handling
+        .postgres()
+        .filter(|_| handling.protocol == Protocol::Postgres)?;
+    Some(Client::new(error, handling.query.is_some()))
 }
 
 impl Stage for RequestStage {
@@ -246,6 +364,9 @@ impl Stage for RequestStage {
 
     fn end(&mut self, end: End, at: Instant) {
         let data = self.buffer.split();
+        if self.has_ended {
+            return;
+        }
         // Half a request is the server's to judge.
         self.pass(data);
         self.ready.push_back(Pop::End(end, at));
@@ -257,6 +378,11 @@ impl Stage for RequestStage {
 
     fn update(&mut self, fault: &Fault, _now: Instant) {
         if let Some(handling) = fault.handling() {
+            self.selection = handling.selection();
+            self.postgres = match (self.postgres.take(), client(&handling)) {
+                (Some(known), Some(changed)) => Some(known.with_error_of(changed)),
+                (_, client) => client,
+            };
             self.handling = handling;
             self.is_over &= matches!(self.handling.rule, Rule::Abort(_));
         }

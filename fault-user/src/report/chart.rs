@@ -1,5 +1,5 @@
-//! What happened to one target over time, as a picture: its faults, and below them, on the same axis, its throughput, its
-//! connections, how long they took to open, and what was hurt.
+//! A chart of one target over time: its faults, and below them on the same axis its throughput, its connections, their
+//! connect times, and the hits.
 
 use std::collections::BTreeSet;
 
@@ -16,19 +16,19 @@ const RIGHT: f64 = 12.0;
 const RULE: f64 = 19.0;
 const LANE: f64 = 74.0;
 const GAP: f64 = 30.0;
-/// How many bars a lane has at most.
+/// Maximum number of bars in a lane.
 const BARS: u16 = 140;
-/// Dots nearer to each other than this are one.
+/// Dots closer to each other than this are merged.
 const GRID: f64 = 2.0;
 /// Columns of text that would fit below the axis.
 const COLUMNS: usize = 88;
 const MS_NS: u64 = 1_000_000;
-/// Times are as exact as the figures are often, in milliseconds.
+/// The resolution of times in milliseconds: the sampling interval.
 const SAMPLE_MS: u64 = 100;
 /// The shortest time that the axis of latencies shows, in microseconds.
 const SHORTEST_US: f64 = 10.0;
 
-/// What a picture is drawn from.
+/// The data of a chart.
 pub struct Target<'a> {
     /// Its name.
     pub name: &'a str,
@@ -37,7 +37,7 @@ pub struct Target<'a> {
     connects: Vec<&'a ConnectReport>,
 }
 
-/// Everything that rules were about or connections went to, in the order of the rules.
+/// The targets of rules and connections, in the order of the rules.
 #[must_use]
 pub fn targets(report: &Report) -> Vec<Target<'_>> {
     let rules = report.rules.iter().map(|rule| rule.target.as_str());
@@ -64,7 +64,7 @@ pub fn targets(report: &Report) -> Vec<Target<'_>> {
     names.into_iter().map(of).collect()
 }
 
-/// Something at a time: milliseconds since the start, and how much.
+/// A value at a time in milliseconds since the start.
 type Point = (f64, f64);
 
 impl Target<'_> {
@@ -144,7 +144,7 @@ impl Target<'_> {
             .collect()
     }
 
-    /// What the rules of the target did something to, together.
+    /// The hits of all rules of the target.
     fn hits(&self) -> Vec<Point> {
         let sum = |hits: &[u64]| {
             let ours = self.rules.iter();
@@ -174,7 +174,7 @@ impl Target<'_> {
         );
     }
 
-    /// How long each connect took, on a logarithmic scale.
+    /// The time of each connect, on a logarithmic scale.
     fn latency(&self, canvas: &mut Canvas) {
         let times = || self.connects.iter().filter_map(|one| one.took_us);
         let shortest = real(times().min().unwrap_or(0)).max(SHORTEST_US);
@@ -190,7 +190,7 @@ impl Target<'_> {
             bottom - share.clamp(0.0, 1.0) * LANE
         };
         let mut taken = BTreeSet::new();
-        // Those that failed are drawn over the others.
+        // Failed ones are drawn over the others.
         let mut sorted = self.connects.clone();
         sorted.sort_by_key(|one| !one.connected);
         let dots: Vec<_> = sorted
@@ -226,7 +226,7 @@ struct Bars {
 }
 
 fn bars(length_ms: u64) -> Bars {
-    // At most one for each of the figures, which are taken ten times in a second.
+    // At most one per sample.
     let count = u16::try_from(length_ms / SAMPLE_MS)
         .unwrap_or(BARS)
         .clamp(1, BARS);
@@ -241,7 +241,7 @@ impl Bars {
         (0..self.count).map(move |bar| (f64::from(bar) + 0.5) * self.width_ms)
     }
 
-    /// How much a sum that never falls has grown in each.
+    /// The growth of a running total in each part.
     fn differences(self, sums: &[Point]) -> Vec<Point> {
         let at = |ms: f64| {
             let next = sums.partition_point(|(time, _)| *time < ms);
@@ -261,7 +261,7 @@ impl Bars {
             .collect()
     }
 
-    /// How many of these times, in microseconds, fall into each.
+    /// The number of these times, in microseconds, in each part.
     fn counts(self, times_us: impl Iterator<Item = u64>) -> Vec<Point> {
         let mut counts = vec![0_u32; usize::from(self.count)];
         for time_us in times_us {
@@ -275,7 +275,7 @@ impl Bars {
     }
 }
 
-/// A picture while it is drawn, lane below lane.
+/// A chart that is being drawn, lane by lane.
 struct Canvas {
     length_ms: u64,
     top: f64,
@@ -291,7 +291,7 @@ impl Canvas {
         }
     }
 
-    /// Where a time is.
+    /// The x coordinate of a time.
     fn x(&self, ms: f64) -> f64 {
         LEFT + (ms / real(self.length_ms)).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
     }
@@ -339,7 +339,7 @@ impl Canvas {
         });
     }
 
-    /// A lane with counts over time, those of each kind upon the others'.
+    /// A lane with stacked counts over time.
     fn bars(&mut self, name: &str, kinds: &[(&str, &str, Vec<Point>)]) {
         let places = kinds.first().map_or(0, |kind| kind.2.len());
         let height = |place: usize| kinds.iter().map(|kind| kind.2[place].1).sum::<f64>();
@@ -366,7 +366,7 @@ impl Canvas {
         self.parts.extend(drawn);
     }
 
-    /// When a rule acted: a bar with its text, and its time shaded in all lanes.
+    /// The windows of a rule: bars with its text, shaded in all lanes.
     fn windows(&self, rule: &RuleReport, top: f64, bottom: f64) -> Markup {
         let text = rule.rule.strip_prefix(rule.target.as_str());
         let text = text.unwrap_or(&rule.rule).trim_start();
@@ -382,7 +382,7 @@ impl Canvas {
             @for (from, to) in &rule.windows_ms {
                 @let (x, end) = (self.x(real(*from)), self.x(real(*to)));
                 @let width = short((end - x).max(1.0));
-                // What acts all the time would only make the picture darker.
+                // A rule without windows is not shaded.
                 @if to.saturating_sub(*from) + SAMPLE_MS < self.length_ms {
                     rect.window x=(short(x)) y=(short(top + RULE)) width=(width) height=(short(bottom - top - RULE)) {}
                 }
@@ -455,7 +455,7 @@ fn quantity(value: f64) -> String {
     format!("{}{space}{prefix}", short(value / unit))
 }
 
-/// A time of so many microseconds.
+/// Formats a time in microseconds.
 #[must_use]
 pub fn time(us: u64) -> String {
     time_of(real(us))
@@ -469,7 +469,7 @@ fn time_of(us: f64) -> String {
     }
 }
 
-/// A time since the start.
+/// Formats a time since the start.
 #[must_use]
 pub fn seconds(ms: f64) -> String {
     format!("{} s", short(ms / 1000.0))

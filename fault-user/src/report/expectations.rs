@@ -1,4 +1,4 @@
-//! Whether what a scenario expects has come true.
+//! Checks the expectations of a scenario.
 
 use anyhow::{Context as _, Result};
 
@@ -11,10 +11,10 @@ use crate::sys::process::command::Ended;
 use crate::watch::history::{History, Seen};
 use crate::watch::probe::{self, Try};
 
-/// The targets that expectations are about, looked up, each once.
+/// Resolves the targets of expectations, each once.
 ///
 /// # Errors
-/// One that is no service of TCP, or whose fault is waited for and that has none.
+/// A target is not a TCP service, or has no fault although an expectation waits for one.
 pub fn targets(
     expect: &Expect,
     rules: &[(Rule, ResolvedRule)],
@@ -41,7 +41,7 @@ pub fn targets(
     for (field, name) in recovering.chain(quiet) {
         if rules.iter().all(|(_, rule)| rule.name != *name) {
             anyhow::bail!(
-                "expect.{field}: no rule is about `{name}`, so there is no fault to wait for"
+                "expect.{field}: no rule has the target `{name}`, so no fault can be waited for"
             );
         }
     }
@@ -64,33 +64,33 @@ fn look_up(name: &str, rules: &[(Rule, ResolvedRule)], known: &Targets) -> Resul
     Ok(target)
 }
 
-/// An expectation and what came of it.
+/// An expectation and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it came true.
+    /// Whether it was met.
     pub holds: bool,
-    /// What was expected and what was found, in one line.
+    /// The expectation and the result in one line.
     pub text: String,
 }
 
-/// What a run has come to.
+/// The results of a run.
 #[derive(Debug)]
 pub struct Facts<'a> {
     /// The plan.
     pub plan: &'a Plan,
-    /// The rules, as they were written and resolved.
+    /// The rules as written and as resolved.
     pub rules: &'a [(Rule, ResolvedRule)],
-    /// What the rules did.
+    /// The hits of the rules.
     pub hits: &'a [Hits],
-    /// How the command ended.
+    /// The end of the command.
     pub ended: Ended,
-    /// After which time all rules ended, where the scenario says.
+    /// The time after which all rules ended, if the scenario sets one.
     pub rules_ns: Option<u64>,
-    /// What was seen of connections; without targets where nobody asked.
+    /// The recorded connections; without targets if not requested.
     pub history: &'a History,
     /// The tries of each probe.
     pub tries: &'a [Vec<Try>],
-    /// What each probe came to after everything was healed, where it was asked then: a complaint, if any.
+    /// The last try of each probe after all rules were removed, if it was tried then.
     pub after_removal: &'a [Option<Try>],
 }
 
@@ -121,7 +121,7 @@ pub fn verdicts(expect: &Expect, facts: &Facts<'_>) -> Vec<Verdict> {
     verdicts
 }
 
-/// When a probe was tried, seen from the faults.
+/// The phase of a probe's try, relative to the faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Before,
@@ -143,7 +143,7 @@ impl Facts<'_> {
         }
     }
 
-    /// The expectations that are a limit on a figure.
+    /// Expectations that limit a figure.
     fn counted(&self, expect: &Expect) -> Vec<Verdict> {
         let seen = |name: &str| self.history.of(name).cloned().unwrap_or_default();
         let mut verdicts = Vec::new();
@@ -176,7 +176,7 @@ impl Facts<'_> {
 
     fn p99(&self, name: &str, limit_ns: u64, seen: &Seen) -> Verdict {
         let limit = show_duration(limit_ns);
-        let expected = format!("expect 99 of 100 connects to {name} answered in {limit}");
+        let expected = format!("expect 99 of 100 connects to {name} to be answered within {limit}");
         match seen.p99_connect_ns(self.history.length_ns) {
             Some(found) => Verdict {
                 holds: found <= limit_ns,
@@ -188,12 +188,12 @@ impl Facts<'_> {
             },
             None => Verdict {
                 holds: false,
-                text: format!("{expected}: there was no connect"),
+                text: format!("{expected}: there was no connection attempt"),
             },
         }
     }
 
-    /// When faults of a target acted (of all, where none is named), merged.
+    /// The merged windows of a target's faults, or of all faults.
     fn windows(&self, name: Option<&str>) -> Vec<(u64, u64)> {
         let rules = self
             .rules
@@ -311,8 +311,8 @@ fn phase(windows: &[(u64, u64)], at_ns: u64) -> Phase {
     }
 }
 
-/// What is wrong with the tries before the first fault. Where that comes at once the probe was asked before anything was
-/// done.
+/// The complaint about tries before the first fault, if any. If a fault starts at once, the probe was tried before the
+/// run.
 fn before(tries: &[&Try], asked: bool) -> Option<String> {
     match tries.last() {
         Some(last) => last
@@ -334,7 +334,7 @@ fn during(tries: &[&Try], wanted: During) -> Option<String> {
     match (wanted, failed) {
         (During::MustHold, Some(why)) => Some(format!("not during the fault: {why}")),
         (During::MustFail, None) => {
-            Some("it held during the fault too, where it must fail".to_owned())
+            Some("it also held during the fault, where it must fail".to_owned())
         }
         _ => None,
     }
@@ -350,7 +350,7 @@ fn after(last: Option<&Try>) -> Option<String> {
     }
 }
 
-/// A time that was measured, to the tenth of a millisecond.
+/// Formats a measured time to the tenth of a millisecond.
 fn rounded(ns: u64) -> String {
     const STEP: u64 = 100_000;
     show_duration(ns.div_ceil(STEP) * STEP)

@@ -1,4 +1,4 @@
-//! `report.json`: everything about a run, and what it takes to repeat it.
+//! `report.json`: the results of a run, and the data needed to replay it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,34 +13,34 @@ use super::record::Decision;
 use crate::inject::injection::Hits;
 use crate::watch::history::History;
 
-/// The version of the file's form.
+/// The version of the file format.
 const VERSION: u32 = 1;
 /// The name of the file.
 pub const REPORT: &str = "report.json";
-/// The name of the file with the decisions that fired, one JSON object a line.
+/// The name of the file with the decisions that fired, one JSON object per line.
 pub const DECISIONS: &str = "decisions.jsonl";
 
 /// A run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// The form of this file.
+    /// The version of the file format.
     pub version: u32,
     /// The version of fault.
     pub fault: String,
-    /// Where all randomness came from.
+    /// The random seed.
     pub seed: u64,
     /// The kernel's release.
     pub kernel: String,
     /// The command and its arguments.
     pub command: Vec<String>,
-    /// What does the same again, word by word: the same rules and draws. (`fault replay` makes the same decisions.)
+    /// The command line for a run with the same rules and random draws. (`fault replay` makes the same decisions.)
     pub again: Vec<String>,
-    /// Whether the whole host was touched, not only the command.
+    /// Whether the rules applied to the whole host, not only to the command.
     pub host: bool,
-    /// When it began, in seconds since 1970.
+    /// The start in seconds since 1970.
     pub started_unix_s: u64,
-    /// How long it took, in milliseconds.
+    /// The length in milliseconds.
     pub length_ms: u64,
     /// The command's exit code.
     pub command_exit: u8,
@@ -50,22 +50,22 @@ pub struct Report {
     pub targets: BTreeMap<String, String>,
     /// The rules.
     pub rules: Vec<RuleReport>,
-    /// What was expected, and what came of it.
+    /// The expectations and their results.
     pub expectations: Vec<Expectation>,
-    /// Figures over time.
+    /// Samples over time.
     pub samples: Vec<Sample>,
-    /// What the targets carried, at the times of the samples.
+    /// The traffic of the targets, at the times of the samples.
     #[serde(default)]
     pub traffic: Vec<Traffic>,
     /// Connects to the targets.
     #[serde(default)]
     pub connects: Vec<ConnectReport>,
-    /// Decisions that fired and are missing from [`DECISIONS`], because they came faster than they could be written.
+    /// The number of decisions missing from [`DECISIONS`], because they came faster than they could be written.
     #[serde(default)]
     pub decisions_lost: u64,
 }
 
-/// What a target carried, both ways, with or without a fault.
+/// The traffic of a target in both directions, with or without a fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Traffic {
@@ -83,17 +83,17 @@ pub struct RuleReport {
     pub rule: String,
     /// Its target.
     pub target: String,
-    /// What carried it.
+    /// The mechanism.
     pub mechanism: String,
-    /// Whether it did anything.
+    /// Whether it fired.
     pub fired: bool,
-    /// Connections that it met.
+    /// The number of matched connections.
     pub connections: u64,
-    /// What was its own by target, direction and scope (of a stream rule: connections).
+    /// Packets that matched by target, direction and scope (connections for a stream rule).
     pub seen: Amount,
-    /// What it did something to (of a stream rule: how often).
+    /// Packets that it hit (number of hits for a stream rule).
     pub hit: Amount,
-    /// When it acted, in milliseconds since the start: from, to.
+    /// The rule's windows in milliseconds since the start: from, to.
     pub windows_ms: Vec<(u64, u64)>,
 }
 
@@ -101,7 +101,7 @@ pub struct RuleReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Amount {
-    /// Packets as the kernel hands them over.
+    /// Packets as the kernel passes them, including super-packets.
     pub packets: u64,
     /// Wire packets.
     pub segments: u64,
@@ -109,13 +109,13 @@ pub struct Amount {
     pub bytes: u64,
 }
 
-/// An expectation, and what came of it.
+/// An expectation and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expectation {
-    /// What was expected and found.
+    /// The expectation and the result in one line.
     pub text: String,
-    /// Whether it came true.
+    /// Whether it was met.
     pub holds: bool,
 }
 
@@ -125,18 +125,18 @@ pub struct Expectation {
 pub struct ConnectReport {
     /// The target's name.
     pub target: String,
-    /// When it began, in microseconds since the start.
+    /// The start in microseconds since the start of the run.
     pub at_us: u64,
-    /// How long it took until it was answered, in microseconds; nothing when it never was.
+    /// The time until it completed, in microseconds; `None` if it never did.
     pub took_us: Option<u64>,
-    /// Whether the answer was a connection.
+    /// Whether it succeeded.
     pub connected: bool,
-    /// When that was reset while it was open, in microseconds since the start.
+    /// The time of a reset while it was open, in microseconds since the start.
     #[serde(default)]
     pub reset_us: Option<u64>,
 }
 
-/// The connects of all targets, in order of time.
+/// The connects of all targets, ordered by time.
 #[must_use]
 pub fn connects(history: &History) -> Vec<ConnectReport> {
     const US_NS: u64 = 1000;
@@ -160,22 +160,22 @@ pub fn connects(history: &History) -> Vec<ConnectReport> {
     all
 }
 
-/// The figures of all rules at one time, summed from the start.
+/// The counters of all rules at one time, since the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sample {
     /// Milliseconds since the start.
     pub at_ms: u64,
-    /// Bytes seen, by rule.
+    /// Matched bytes of each rule.
     pub seen_bytes: Vec<u64>,
-    /// Hits, by rule.
+    /// Hits of each rule.
     pub hits: Vec<u64>,
-    /// Connections, by rule.
+    /// Connections of each rule.
     pub connections: Vec<u64>,
 }
 
 impl Sample {
-    /// The figures of now.
+    /// Takes a sample.
     #[must_use]
     pub fn of(at_ms: u64, hits: &[Hits]) -> Self {
         Self {
@@ -196,7 +196,7 @@ impl From<&Verdict> for Expectation {
     }
 }
 
-/// What fault and the kernel are, for [`Report::fault`], [`Report::kernel`] and [`Report::version`].
+/// The versions of fault, the kernel and the format, for [`Report::fault`], [`Report::kernel`] and [`Report::version`].
 #[must_use]
 pub fn versions() -> (u32, String, String) {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -207,7 +207,7 @@ pub fn versions() -> (u32, String, String) {
     )
 }
 
-/// Words as one types them into a shell.
+/// Quotes words for a shell.
 #[must_use]
 pub fn shell_line(words: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
@@ -224,7 +224,7 @@ pub fn shell_line(words: &[String]) -> String {
     quoted.join(" ")
 }
 
-/// Seconds since 1970, now.
+/// The current time in seconds since 1970.
 #[must_use]
 pub fn unix_s() -> u64 {
     SystemTime::now()
@@ -233,7 +233,7 @@ pub fn unix_s() -> u64 {
 }
 
 impl Report {
-    /// Whether everything went as it should.
+    /// Whether the run succeeded.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.exit == 0
@@ -242,15 +242,16 @@ impl Report {
     /// Reads a report: its folder, or the file in it.
     ///
     /// # Errors
-    /// No such file, or one that is no report.
+    /// The file does not exist or is not a report.
     pub fn read(path: &Path) -> Result<Self> {
         let file = file_in(path, REPORT);
         let text = fs::read(&file).with_context(|| format!("can't read {}", file.display()))?;
-        let report: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is no report of `fault run --report`", file.display()))?;
+        let report: Self = serde_json::from_slice(&text).with_context(|| {
+            format!("{} is not a report of `fault run --report`", file.display())
+        })?;
         if report.version != VERSION {
             bail!(
-                "{} is a report of form {}, this version reads {VERSION}",
+                "{} is a report of format {}, but this version of fault reads format {VERSION}",
                 file.display(),
                 report.version
             );
@@ -259,10 +260,10 @@ impl Report {
     }
 }
 
-/// The decisions of a report, in the order in which they were made.
+/// The decisions of a report, in their original order.
 ///
 /// # Errors
-/// No such file, or a line that is no decision.
+/// The file does not exist, or a line is not a decision.
 pub fn decisions(report: &Path) -> Result<Vec<Decision>> {
     let file = file_in(report, DECISIONS);
     let text =
@@ -271,7 +272,7 @@ pub fn decisions(report: &Path) -> Result<Vec<Decision>> {
         .enumerate()
         .map(|(number, line)| {
             serde_json::from_str(line)
-                .with_context(|| format!("{}:{}: no decision", file.display(), number + 1))
+                .with_context(|| format!("{}:{}: not a decision", file.display(), number + 1))
         })
         .collect()
 }

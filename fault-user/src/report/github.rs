@@ -1,4 +1,4 @@
-//! What a job on GitHub shows: a table in its summary, and lines that point at what went wrong.
+//! Output for GitHub jobs: a table in the job's summary, and error lines.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use super::file::{Report, shell_line};
 use super::summary::human_bytes;
 
-/// Whether this is a job on GitHub that takes a summary.
+/// Whether this is a GitHub job with a summary file.
 #[must_use]
 pub fn is_told() -> bool {
     std::env::var_os("GITHUB_STEP_SUMMARY").is_some()
@@ -41,7 +41,8 @@ pub fn tell(report: &Report, writer: &Writer) -> Result<()> {
 pub fn table(report: &Report) -> String {
     let mark = |good: bool| if good { "✅" } else { "❌" };
     let mut text = format!(
-        "### fault: `{}` {}\n\nSeed {}, {}.{} s, exit code {}.\n\n| rule | seen | hit | connections | by | |\n|---|---|---|---|---|---|\n",
+        "### fault: `{}` {}\n\nSeed {}, {}.{} s, exit code {}.\n\n| rule | matched | hit | connections | by | \
+         |\n|---|---|---|---|---|---|\n",
         cell(&shell_line(&report.command)),
         mark(report.is_good()),
         report.seed,
@@ -75,7 +76,7 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace(['\n', '`'], " ")
 }
 
-/// What went wrong, one line each, escaped as GitHub wants it.
+/// The errors, one line each, escaped for GitHub.
 #[must_use]
 pub fn errors(report: &Report) -> Vec<String> {
     let escaped = |text: String| {

@@ -1,4 +1,4 @@
-//! `report.html`: one file that explains itself, without a network.
+//! `report.html`: a self-contained report.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -44,59 +44,74 @@ svg text.name { fill: var(--ink); font-weight: 600; } svg text.rule { fill: var(
 rect.bad, circle.bad { fill: var(--bad); } rect.odd { fill: var(--odd); }
 ";
 
-/// The whole file.
+/// The whole file of a run.
 #[must_use]
 pub fn render(report: &Report) -> String {
-    let command = shell_line(&report.command);
+    let title = format!(
+        "{} fault: {}",
+        if report.is_good() { "✓" } else { "✗" },
+        shell_line(&report.command)
+    );
+    page(&title, &body(report))
+}
+
+/// A page that needs no other file.
+#[must_use]
+pub fn page(title: &str, body: &Markup) -> String {
     html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width";
-                title { (if report.is_good() { "✓" } else { "✗" }) " fault: " (command) }
+                title { (title) }
                 style { (PreEscaped(STYLE)) }
             }
-            body {
-                (head(report))
-                @if !report.expectations.is_empty() {
-                    h2 { "Expectations" }
-                    (expectations(report))
-                }
-                h2 { "Rules" }
-                (rules(report))
-                h2 { "What happened" }
-                (legend())
-                @for target in chart::targets(report) {
-                    figure {
-                        figcaption {
-                            h3 {
-                                (target.name)
-                                @if let Some(address) = report.targets.get(target.name) { " " code.dim { (address) } }
-                            }
-                            div.dim { (target.figures()) }
-                        }
-                        (target.picture())
-                    }
-                }
-                h2 { "Again" }
-                p { "The same rules and draws:" }
-                pre { (shell_line(&report.again)) }
-                p { "Exactly the decisions of this run, with the folder of this report:" }
-                pre { "sudo fault replay DIR -- " (command) }
-                @if report.rules.len() > MATCHES_MAX {
-                    p.dim {
-                        "Of more than " (MATCHES_MAX) " rules each is in force only around its times: packets are found again \
-                         as long as they come in the same window."
-                    }
-                }
-            }
+            body { (body) }
         }
     }
     .into_string()
 }
 
-/// What it comes to.
+fn body(report: &Report) -> Markup {
+    let command = shell_line(&report.command);
+    html! {
+        (head(report))
+        @if !report.expectations.is_empty() {
+            h2 { "Expectations" }
+            (expectations(report))
+        }
+        h2 { "Rules" }
+        (rules(report))
+        h2 { "What happened" }
+        (legend())
+        @for target in chart::targets(report) {
+            figure {
+                figcaption {
+                    h3 {
+                        (target.name)
+                        @if let Some(address) = report.targets.get(target.name) { " " code.dim { (address) } }
+                    }
+                    div.dim { (target.figures()) }
+                }
+                (target.picture())
+            }
+        }
+        h2 { "Again" }
+        p { "The same rules with the same random draws:" }
+        pre { (shell_line(&report.again)) }
+        p { "Exactly the decisions of this run, given the folder of this report:" }
+        pre { "sudo fault replay DIR -- " (command) }
+        @if report.rules.len() > MATCHES_MAX {
+            p.dim {
+                "Of more than " (MATCHES_MAX) " rules each is loaded only around its windows: a packet is \
+                 found again only if it arrives in the same window."
+            }
+        }
+    }
+}
+
+/// The head of the report.
 fn head(report: &Report) -> Markup {
     let good = report.is_good();
     let started = UNIX_EPOCH + Duration::from_secs(report.started_unix_s);
@@ -115,7 +130,7 @@ fn head(report: &Report) -> Markup {
     }
 }
 
-/// Why it passed or failed, in one sentence.
+/// The result in one sentence.
 fn verdict(report: &Report) -> String {
     let failed = report.expectations.iter().filter(|one| !one.holds).count();
     let unfired = report.rules.iter().filter(|rule| !rule.fired).count();
@@ -126,7 +141,7 @@ fn verdict(report: &Report) -> String {
             counted(report.expectations.len(), "expectation")
         ));
     } else if !report.expectations.is_empty() {
-        parts.push("everything that was expected of it came true".to_owned());
+        parts.push("all expectations were met".to_owned());
     }
     if unfired != 0 {
         parts.push(format!("{} never fired", counted(unfired, "rule")));
@@ -163,7 +178,7 @@ fn mark(good: bool) -> Markup {
 fn rules(report: &Report) -> Markup {
     html! {
         div.scroll { table {
-            tr { th {} th { "rule" } th.n { "seen" } th.n { "hit" } th.n { "connections" } th { "by" } }
+            tr { th {} th { "rule" } th.n { "matched" } th.n { "hit" } th.n { "connections" } th { "by" } }
             @for rule in &report.rules {
                 tr.failed[!rule.fired] {
                     td.mark { (mark(rule.fired)) }
@@ -178,13 +193,13 @@ fn rules(report: &Report) -> Markup {
     }
 }
 
-/// What the colours are.
+/// The legend of colours.
 fn legend() -> Markup {
     let parts = [
-        ("--fault", "a fault acts (shaded below)"),
-        ("--line", "traffic; a connect that succeeds"),
-        ("--bad", "a connect that fails, a hit"),
-        ("--odd", "an open connection is reset"),
+        ("--fault", "fault active (shaded below)"),
+        ("--line", "traffic, successful connect"),
+        ("--bad", "failed connect, hit"),
+        ("--odd", "reset of an open connection"),
     ];
     html! {
         div.legend {

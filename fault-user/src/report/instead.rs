@@ -1,4 +1,4 @@
-//! What processes did instead of using the target of a rule that never matched.
+//! Explains a rule that never matched by the endpoints that processes used instead.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,11 +7,11 @@ use std::net::IpAddr;
 use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::rule::{Protocol, ResolvedTarget};
 
-/// How many different endpoints are named.
+/// Maximum number of endpoints that are listed.
 const NAMED: usize = 5;
 
-/// Says what `who` did instead of using the target, which the rule calls `name`, or that it was used where the rules are
-/// not. `None` where the target was used in their network namespace.
+/// Describes the endpoints that `who` used instead of the target, which the rule calls `name`, or that the target was
+/// used in another network namespace. `None` if it was used in the rules' namespace.
 #[must_use]
 pub fn instead(
     target: &ResolvedTarget,
@@ -36,8 +36,8 @@ pub fn instead(
         .sum();
     if elsewhere != 0 {
         return Some(format!(
-            "{who} used {name} {}, but in another network namespace than the rules are in (--netns, --container or --pid \
-             name another one)",
+            "{who} used {name} {}, but in another network namespace than that of the rules (select it with --netns, \
+             --container or --pid)",
             times(elsewhere)
         ));
     }
@@ -77,12 +77,12 @@ fn is_target(target: &ResolvedTarget, one: &Endpoint) -> bool {
     protocol && port && address
 }
 
-/// A wildcard is whatever the target's host is.
+/// A wildcard address matches every host.
 fn is_any(address: IpAddr) -> bool {
     address.is_unspecified()
 }
 
-/// The endpoints that were used most, as a rule would name them: with the address where the target has hosts.
+/// The most used endpoints in the syntax of rules, with addresses if the target has hosts.
 fn named(target: &ResolvedTarget, endpoints: &Endpoints, is_bound: bool) -> Vec<String> {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for one in endpoints

@@ -1,4 +1,4 @@
-//! What a run tells afterwards.
+//! Summary, expectations and reports of a run.
 
 pub mod chart;
 pub mod expectations;

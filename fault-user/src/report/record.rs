@@ -1,4 +1,4 @@
-//! Writes the decisions that fired to a file while they happen.
+//! Writes decisions that fire to a file during the run.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::inject::events::Events;
 use crate::sys::process::rights::be_helper;
 
-/// How long the recorder waits for events before it looks whether it is to end, in milliseconds.
+/// Interval in milliseconds at which the recorder checks whether to end.
 const PATIENCE_MS: u16 = 50;
 
-/// A decision that fired, as it is written.
+/// A decision that fired, in the file's format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
     /// The rule's entry, from 1, in the order of the rules.
@@ -28,21 +28,21 @@ pub struct Decision {
     pub connection: u32,
     /// The packet's ordinal in its connection and direction, from 1.
     pub packet: u64,
-    /// The packet's ordinal among those that passed the rule's filters, in its windows or not: by this one it is found
-    /// again.
+    /// The packet's ordinal among those that passed the rule's filters, inside or outside its windows. A replay finds
+    /// the packet by it.
     pub seen: u32,
     /// `to-server` or `to-client`.
     pub direction: Cow<'static, str>,
-    /// Of a later fragment its offset in the datagram, in units of eight bytes; else 0 and not written.
+    /// For a later fragment, its offset in the datagram in units of eight bytes; otherwise 0 and omitted.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub fragment: u16,
-    /// What was done.
+    /// The action.
     pub action: Cow<'static, str>,
     /// Bytes on the wire.
     pub bytes: u32,
     /// Wire packets.
     pub segments: u16,
-    /// When, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// The time in nanoseconds of `CLOCK_MONOTONIC`.
     pub time_ns: u64,
 }
 
@@ -68,7 +68,7 @@ impl From<Event> for Decision {
 }
 
 impl Decision {
-    /// What the programs find the decision by, and the ordinal by which it was made.
+    /// The key by which the programs find the decision, and the ordinal with which it was made.
     #[must_use]
     pub fn key(&self) -> (DecisionKey, u64) {
         let key = DecisionKey {
@@ -105,7 +105,7 @@ pub fn action_name(action: u8) -> &'static str {
     }
 }
 
-/// The thread that writes.
+/// The recording thread.
 pub struct Recorder {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
@@ -113,10 +113,10 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts writing what `events` gives to `file`, which is at `path`, one JSON object a line.
+    /// Starts writing the `events` to `file`, which is at `path`, one JSON object per line.
     ///
     /// # Errors
-    /// There is no thread for it.
+    /// The thread can't be started.
     pub fn start(events: Events, file: File, path: PathBuf) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -130,7 +130,7 @@ impl Recorder {
         Ok(Self { stop, thread, path })
     }
 
-    /// Writes what is left and closes the file.
+    /// Writes the remaining events and closes the file.
     ///
     /// # Errors
     /// The file could not be written.
@@ -147,7 +147,7 @@ impl Recorder {
 fn record(mut events: Events, mut file: BufWriter<File>, stop: &AtomicBool) -> Result<()> {
     let mut batch = Vec::new();
     loop {
-        // Looked at first: what came before the end is still drained below.
+        // Checked first, so that events from before the end are still drained below.
         let last = stop.load(Ordering::Acquire);
         events.drain(&mut batch);
         for event in batch.drain(..) {

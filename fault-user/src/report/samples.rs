@@ -1,22 +1,22 @@
-//! Figures that are taken while a run lasts, for its report.
+//! Samples of counters during a run, for its report.
 
 use std::time::Duration;
 
 use super::file::{Sample, Traffic};
 use crate::inject::injection::Hits;
 
-/// How often figures are taken, in a run that is not long.
+/// The sampling interval of a short run.
 pub const SAMPLING: Duration = Duration::from_millis(100);
 
-/// How many are kept: of a longer run every second one, then every fourth, and so on.
+/// Maximum number of samples. Of a longer run every second one is kept, then every fourth, and so on.
 const MOST: usize = 6000;
 
-/// The figures so far.
+/// The samples so far.
 #[derive(Clone, Debug)]
 pub struct Samples {
-    /// Those of the rules.
+    /// The samples of rules.
     pub rules: Vec<Sample>,
-    /// Those of the targets.
+    /// The samples of targets.
     pub traffic: Vec<Traffic>,
     every: Duration,
 }
@@ -32,7 +32,7 @@ impl Default for Samples {
 }
 
 impl Samples {
-    /// Whether it is time for the next one.
+    /// Whether the next sample is due.
     #[must_use]
     pub fn is_due(&self, at: Duration) -> bool {
         let last = self.rules.last();
@@ -40,7 +40,7 @@ impl Samples {
         last.is_none_or(|last| at + SAMPLING / 2 >= Duration::from_millis(last.at_ms) + self.every)
     }
 
-    /// Takes the figures of now: of each rule, and the bytes of each target, always the same ones.
+    /// Takes a sample of all rules, and of the bytes of all targets. Targets must be the same in every call.
     pub fn take<'a>(
         &mut self,
         at_ms: u64,

@@ -1,4 +1,4 @@
-//! The closing summary: per rule, what it saw, what it hit, and by what mechanism.
+//! The summary at the end: for each rule the matched packets, the hits and the mechanism.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,12 +15,12 @@ use crate::inject::names::LearnedName;
 use crate::plan::{Plan, PlannedRule};
 use crate::rule::{Cidr, Protocol, Rule};
 
-/// The counters that are worth a line when they are not zero.
-const NOTES: [(Counter, &str); 13] = [
-    (Counter::Malformed, "malformed packets passed"),
+/// Counters that are printed when they are not zero.
+const NOTES: [(Counter, &str); 14] = [
+    (Counter::Malformed, "malformed packets were let through"),
     (
         Counter::Headers,
-        "packets with too many IPv6 extension headers passed",
+        "packets with too many IPv6 extension headers were let through",
     ),
     (
         Counter::Fragment,
@@ -29,31 +29,36 @@ const NOTES: [(Counter, &str); 13] = [
     ),
     (
         Counter::FlowRuleTableFull,
-        "times a rule did not act on a packet: too many connections match more than 8 rules",
+        "packets were not checked against a rule: too many connections match more than 8 rules",
     ),
     (
         Counter::ActionFailed,
-        "hits could not be carried out; the packet passed",
+        "hits could not be carried out; the packets were let through",
     ),
     (
         Counter::NotHeld,
-        "packets were not delayed because fault did not run",
+        "packets were not delayed because fault was stopped or got no processor time",
     ),
     (
         Counter::Group,
-        "multicast or broadcast packets were delivered: for one of several receivers a rule can only drop them",
+        "multicast or broadcast packets were delivered unchanged: a rule can only drop them for one of several \
+         receivers",
     ),
     (
         Counter::FlowTableFull,
-        "packets passed because the table of connections was full: their ordinals are not counted",
+        "packets were let through because the connection table was full; they have no ordinals",
     ),
     (
         Counter::Forgotten,
-        "idle connections were forgotten because the table of connections was full: they count as new if they go on",
+        "idle connections were removed from the full connection table; they count as new if they continue",
     ),
     (
         Counter::Contended,
-        "packets were judged by two CPUs at once, with inexact ordinals",
+        "packets of one connection were processed by two CPUs at once; their ordinals are inexact",
+    ),
+    (
+        Counter::EchoForgotten,
+        "ICMP echo replies were not matched: more than 65,536 later requests had been sent",
     ),
     (
         Counter::LearnedFull,
@@ -70,17 +75,17 @@ const NOTES: [(Counter, &str); 13] = [
     ),
 ];
 
-/// The table that closes a run.
+/// The summary table.
 #[must_use]
 pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]) -> String {
     let mut text = format!(
-        "fault: healed after {:.1} s; by {} on {}; seed {}\n",
+        "fault: rules removed after {:.1} s; attached by {} on {}; seed {}\n",
         injection.started().elapsed().as_secs_f64(),
         injection.hooks(),
         places(&injection.names()),
         plan.seed
     );
-    let mut rows = vec![["rule", "seen", "hit", "conns", "by"].map(str::to_owned)];
+    let mut rows = vec![["rule", "matched", "hit", "conns", "by"].map(str::to_owned)];
     let rules = plan.rules.iter().zip(hits);
     rows.extend(rules.map(|(rule, hits)| row(rule, hits, injection)));
     text += &columns(&rows);
@@ -95,7 +100,7 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
     text
 }
 
-/// What one rule did.
+/// The row of one rule.
 fn row(rule: &PlannedRule, hits: &Hits, injection: &Injection) -> [String; 5] {
     let stats = &hits.stats;
     let (seen, hit) = if rule.stream.is_some() {
@@ -119,19 +124,20 @@ fn row(rule: &PlannedRule, hits: &Hits, injection: &Injection) -> [String; 5] {
     ]
 }
 
-/// What the delay line could not keep.
+/// Lines about packets that the delay line could not hold.
 fn held(text: &mut String, injection: &Injection) {
     if let Some(figures) = injection.delay_line() {
         for (count, what) in [
             (
                 &figures.queue_full,
-                "packets were lost in full queues of a rate",
+                "packets were dropped because the queue of a `rate` was full",
             ),
             (
                 &figures.no_room,
-                "packets were not delayed or changed: all was held that may be (256 MiB, 16,384 datagrams of a target)",
+                "packets were not delayed or changed: the limit of held packets was reached (256 MiB, or 16,384 \
+                 datagrams of a target)",
             ),
-            (&figures.refused, "held packets could not be sent on"),
+            (&figures.refused, "held packets could not be forwarded"),
         ] {
             let count = count.load(Ordering::Relaxed);
             if count != 0 {
@@ -141,33 +147,30 @@ fn held(text: &mut String, injection: &Injection) {
     }
 }
 
-/// What was lost at interfaces, and those that are gone.
+/// Lines about packets dropped at interfaces, and about interfaces that have disappeared.
 fn interfaces(text: &mut String, injection: &Injection) {
     match (injection.losses(), injection.vanished()) {
         (Ok(losses), Ok(vanished)) => {
             for Loss { interface, packets } in losses {
                 let _ = writeln!(
                     text,
-                    "  {packets} packets were lost in the full queue of {interface}"
+                    "  {packets} packets were dropped in the full queue of {interface}"
                 );
             }
             for name in vanished {
                 let _ = writeln!(
                     text,
-                    "  {name} has vanished meanwhile: nothing was hurt there from then on"
+                    "  {name} disappeared during the run: no rule was applied there afterwards"
                 );
             }
         }
         (Err(error), _) | (_, Err(error)) => {
-            let _ = writeln!(
-                text,
-                "  what became of the interfaces can't be told: {error:#}"
-            );
+            let _ = writeln!(text, "  the state of the interfaces is unknown: {error:#}");
         }
     }
 }
 
-/// Rows in columns as wide as what is in them: the first and the last begin at the left, figures end at the right.
+/// Formats rows in columns. The first and the last column are left-aligned, the others right-aligned.
 fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(|column| {
         let cells = rows.iter().map(|row| row[column].chars().count());
@@ -192,7 +195,7 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// Names, as many as fit a line.
+/// Lists as many names as fit on a line.
 fn places(names: &[String]) -> String {
     const SHOWN: usize = 12;
     let shown = names[..names.len().min(SHOWN)].join(", ");
@@ -202,7 +205,7 @@ fn places(names: &[String]) -> String {
     }
 }
 
-/// Packets and bytes; segments as well where they differ.
+/// Formats packets and bytes, and segments if they differ.
 fn amount(packets: u64, segments: u64, bytes: u64) -> String {
     let bytes = human_bytes(bytes);
     if packets == segments {
@@ -212,7 +215,7 @@ fn amount(packets: u64, segments: u64, bytes: u64) -> String {
     }
 }
 
-/// Bytes in the largest unit of which there is at least one.
+/// Formats bytes in the largest suitable unit.
 #[must_use]
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -231,7 +234,7 @@ pub fn human_bytes(bytes: u64) -> String {
     }
 }
 
-/// One line for a terminal, rewritten while rules are in force.
+/// One line for a terminal, updated while the rules are applied.
 #[must_use]
 pub fn line(plan: &Plan, hits: &[Hits]) -> String {
     let parts: Vec<String> = plan
@@ -293,22 +296,22 @@ pub fn shared_addresses(plan: &Plan, learned: &[LearnedName]) -> Vec<String> {
         .collect()
 }
 
-/// Whom rules are about, and what these did.
+/// The processes that rules apply to, for explaining rules that never fired.
 #[derive(Clone, Copy, Debug)]
 pub struct Audience<'a> {
-    /// Who: `the command`.
+    /// The name of the processes, such as `the command`.
     pub who: &'a str,
-    /// What they connected to, where that is known.
+    /// The endpoints that they used, if known.
     pub endpoints: Option<&'a Endpoints>,
     /// The host names that rules are aimed at, with what was looked up.
     pub names: &'a [LearnedName],
-    /// How many hits could not be carried out.
+    /// The number of hits that could not be carried out.
     pub failed: u64,
-    /// The rules are on a bridge, as containers have.
+    /// Whether the rules are applied to a bridge, such as that of containers.
     pub has_bridge: bool,
 }
 
-/// The rules that never fired, each with the likeliest reason.
+/// The rules that never fired, each with the most likely reason.
 #[must_use]
 pub fn unfired<'a>(
     plan: &'a Plan,
@@ -326,7 +329,7 @@ pub fn unfired<'a>(
                 .filter(|_| !was_seen)
                 .and_then(|used| instead(&rule.resolved, &rule.target, audience.who, used));
             let published = if audience.has_bridge {
-                "; of a published container port, name the container's own port"
+                "; for a published container port, name the container's own port"
             } else {
                 ""
             };
@@ -351,20 +354,21 @@ pub fn unfired<'a>(
                     instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
                 }
                 None if instead.is_some() => instead.unwrap_or_default() + published,
-                Some(_) => "its target was used, but its modifiers and chance picked nothing, or what it acts on did not \
-                            happen there"
+                Some(_) => "connections matched its target, but its modifiers or its probability selected nothing, or \
+                the event that it acts on did not occur"
                     .to_owned(),
                 None if !was_seen => format!(
-                    "no packet of its target was seen (is it the right port, protocol, host and interface, and did \
-                     the command use it?{published})"
+                    "no packet matched its target; check the port, protocol, host and interface, and that the command \
+                     uses the target{published}"
                 ),
-                None if only_marks(rule) => "its target was seen, but no packet on which it can mark congestion was picked \
-                                             (ECN is agreed on with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
+                None if only_marks(rule) => "packets matched its target, but none of them supports ECN (enable it \
+                with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
                     .to_owned(),
-                None if audience.failed != 0 => "its target was seen, but none of its hits could be carried out".to_owned(),
+                None if audience.failed != 0 => "packets matched its target, but the fault could not be applied to \
+                any of them".to_owned(),
                 None => format!(
-                    "its target was seen, but {}",
-                    condition(rule).unwrap_or_else(|| "its modifiers and chance picked nothing".to_owned())
+                    "packets matched its target, but {}",
+                    condition(rule).unwrap_or_else(|| "its modifiers or its probability selected no packet".to_owned())
                 ),
             };
             (rule.text.as_str(), why)
@@ -372,26 +376,27 @@ pub fn unfired<'a>(
         .collect()
 }
 
-/// Why the relay has met nobody.
+/// The reason why no connection was redirected.
 fn never_redirected(protocol: Protocol) -> &'static str {
     match protocol {
-        Protocol::Udp => "no datagram of its target was seen while it was in force",
+        Protocol::Udp => "no datagram matched its target while the rule was applied",
         Protocol::Tcp => {
-            "no new connection to its target was opened while it was in force (open connections stay as they are)"
+            "no new connection to its target was opened while the rule was applied (existing connections are \
+             unaffected unless `reconnect` is given)"
         }
         _ => {
-            "no new connection to its target was opened, and no datagram of it seen, while it was in force (open \
-             connections stay as they are)"
+            "no new connection to its target was opened and no datagram matched while the rule was applied (existing \
+             connections are unaffected unless `reconnect` is given)"
         }
     }
 }
 
-/// What did not happen, for a fault that waits for something; such a rule has one entry.
+/// The condition that was not met, for a fault with a condition; such a rule has one entry.
 fn condition(rule: &PlannedRule) -> Option<String> {
     rule.text.parse::<Rule>().ok()?.fault.waits_for()
 }
 
-/// Whether all that a rule does is to mark congestion.
+/// Whether a rule only marks congestion.
 fn only_marks(rule: &PlannedRule) -> bool {
     rule.entries
         .iter()
@@ -413,7 +418,7 @@ mod tests {
             ),
             (
                 "tcp:1 drop nth=9",
-                "its modifiers and chance picked nothing",
+                "its modifiers or its probability selected no packet",
             ),
         ] {
             let rule: Rule = text.parse().unwrap();
@@ -454,7 +459,11 @@ mod tests {
         let says = reasons.iter().map(|(_, why)| why.contains("tcp_ecn"));
         assert_eq!(says.collect::<Vec<_>>(), [true, false]);
         let reasons = unfired(&plan, &[Hits::default(); 2], &audience);
-        assert!(reasons.iter().all(|(_, why)| why.contains("right port")));
+        assert!(
+            reasons
+                .iter()
+                .all(|(_, why)| why.contains("check the port"))
+        );
         let reasons = unfired(
             &plan,
             &[seen, seen],
@@ -463,7 +472,7 @@ mod tests {
                 ..audience
             },
         );
-        assert!(reasons[1].1.contains("carried out"), "{reasons:?}");
+        assert!(reasons[1].1.contains("could not be applied"), "{reasons:?}");
     }
 
     #[test]

@@ -115,6 +115,20 @@ pub(super) fn no_queue(limit_packets: Option<u32>) -> Option<Complaint> {
     )
 }
 
+/// A complaint where a text is no regular expression.
+pub(super) fn bad_regex(param: &'static str, expression: &str) -> Option<Complaint> {
+    let error = regex::bytes::Regex::new(expression).err()?;
+    // The crate draws a picture over several lines; its last line says what is wrong.
+    let text = error.to_string();
+    let last = text.lines().last().unwrap_or_default().trim();
+    let reason = last.strip_prefix("error: ").unwrap_or(last);
+    complain(
+        param,
+        format!("this is no regular expression: {reason}"),
+        "the syntax of the regex crate",
+    )
+}
+
 /// What is wrong with a fault on a protocol; `param` of the complaint is `fault`.
 fn on_protocol(fault: &Fault, protocol: Protocol) -> Option<Complaint> {
     let (name, works): (_, fn(&Spec) -> bool) = match protocol {
@@ -201,6 +215,22 @@ pub(super) fn rule(
                 fault.name()
             );
             return complain(key, message, "a fault of the packet layer");
+        }
+    }
+    if let Fault::Profile(_) = fault {
+        let plain = Modifiers::default();
+        let picking = [
+            (modifiers.probability != plain.probability, "p"),
+            (!modifiers.triggers.is_empty(), "count"),
+            (!modifiers.packets.is_empty(), "match"),
+            (modifiers.size.is_some(), "size"),
+        ];
+        if let Some((_, key)) = picking.iter().find(|(wrong, _)| *wrong) {
+            return complain(
+                key,
+                "a profile is a whole link, and this would pick some of its packets",
+                "`conn`, `dir` or times, or the faults of the profile one by one",
+            );
         }
     }
     if modifiers.reconnect && matches!(layer, Layer::Packet | Layer::Either) {

@@ -59,6 +59,17 @@ impl Definition for Mix {
         if self.arms.iter().any(|a| matches!(a.fault, Fault::Mix(_))) {
             return complain("arms", "a mix has no mix inside", "another fault");
         }
+        if self
+            .arms
+            .iter()
+            .any(|a| matches!(a.fault, Fault::Profile(_)))
+        {
+            return complain(
+                "arms",
+                "a mix has no profile inside",
+                "its faults one by one",
+            );
+        }
         if sum > u64::from(PPM) {
             return complain(
                 "arms",

@@ -17,9 +17,11 @@ mod mix;
 mod modifier;
 mod object;
 mod packet;
+mod profile;
 pub mod reference;
 mod resolve;
 pub mod scenario;
+pub(crate) mod servers;
 mod target;
 mod text;
 pub mod timeline;
@@ -41,6 +43,7 @@ pub use modifier::{
     Schedule, Triggers,
 };
 pub use packet::{PacketAction, Shaper};
+pub use profile::{PROFILES, Part, Profile, Profiles};
 pub use resolve::{ResolvedRule, ResolvedTarget, Resolver, SystemResolver};
 pub use scenario::{Scenario, ScenarioError};
 pub use target::{

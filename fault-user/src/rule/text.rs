@@ -10,7 +10,7 @@ use super::error::{Piece, RuleError};
 use super::faults::Fault;
 use super::hints;
 use super::mix::{Mix, MixArm};
-use super::modifier::{MODIFIERS, ModifierReader, modifier};
+use super::modifier::{MODIFIERS, ModifierReader, Modifiers, modifier};
 use super::target::{TargetRef, looks_like_ports, target_ref};
 use super::units;
 use super::{Rule, Target};
@@ -300,6 +300,40 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
         return Err(error);
     }
     let target = target_ref(target_word)?;
+    let (fault_reader, reader) = with_modifiers(fault_word, rest)?;
+    let rule = Rule {
+        target,
+        fault: fault_reader.finish()?,
+        modifiers: reader.modifiers.clone(),
+    };
+    match rule.complaint(None) {
+        None => Ok(rule),
+        Some(complaint) => {
+            let piece = match complaint.param {
+                "target" => target_word,
+                "fault" => fault_reader.piece(),
+                key => reader.piece(key).unwrap_or(fault_reader.piece()),
+            };
+            Err(complaint.at(piece))
+        }
+    }
+}
+
+/// Reads a fault with modifiers, without a target.
+pub(super) fn fault_and_modifiers(piece: Piece<'_>) -> Result<(Fault, Modifiers), RuleError> {
+    let words = words(piece)?;
+    let Some((first, rest)) = words.split_first() else {
+        return Err(unknown_fault(piece));
+    };
+    let (fault, reader) = with_modifiers(*first, rest)?;
+    Ok((fault.finish()?, reader.modifiers))
+}
+
+/// Reads the words of a fault and of modifiers.
+fn with_modifiers<'a>(
+    fault_word: Piece<'a>,
+    rest: &[Piece<'a>],
+) -> Result<(FaultReader<'a>, ModifierReader<'a>), RuleError> {
     let mut fault_reader =
         FaultReader::start(fault_word).map_err(|error| hints::fault(fault_word, error))?;
     let mut reader = ModifierReader::default();
@@ -323,22 +357,7 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
             _ => return Err(unknown_modifier(*word, &fault_reader, fault_word)),
         }
     }
-    let rule = Rule {
-        target,
-        fault: fault_reader.finish()?,
-        modifiers: reader.modifiers.clone(),
-    };
-    match rule.complaint(None) {
-        None => Ok(rule),
-        Some(complaint) => {
-            let piece = match complaint.param {
-                "target" => target_word,
-                "fault" => fault_reader.piece(),
-                key => reader.piece(key).unwrap_or(fault_reader.piece()),
-            };
-            Err(complaint.at(piece))
-        }
-    }
+    Ok((fault_reader, reader))
 }
 
 impl Rule {

@@ -1,7 +1,8 @@
-//! What a running `fault run` or `fault inject` tells `fault top`, and lets it switch.
+//! The control socket, on which a running `fault run` or `fault inject` serves `fault top`.
 //!
-//! It listens on an abstract Unix socket, which goes with the process and belongs to its network namespace; only its own
-//! user and root are answered. Each line that comes is a [`Request`], each that goes a [`Snapshot`] or a [`Refusal`].
+//! It is an abstract Unix socket: it disappears with the process and belongs to its network namespace. Only the
+//! process's own user and root get answers. Each line received is a [`Request`], each line sent a [`Snapshot`] or a
+//! [`Refusal`].
 
 use std::collections::BTreeSet;
 use std::os::linux::net::SocketAddrExt as _;
@@ -22,39 +23,39 @@ use super::rules::RuleSet;
 use super::windows::Windows;
 use crate::watch::open::Sockets;
 
-/// What the socket's name begins with; the process's number follows.
+/// Prefix of the socket's name; the process id follows.
 pub const NAME: &str = "fault-top-";
 
-/// The longest request.
+/// Maximum length of a request.
 const LINE_BYTES: u64 = 4096;
 
-/// What is asked of an instance.
+/// A request to an instance.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
-    /// A rule to switch before the answer.
+    /// A rule to turn off or on before the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switch: Option<Switch>,
 }
 
-/// A rule to switch.
+/// A rule to turn off or on.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Switch {
-    /// Its place among the rules, from 0.
+    /// The index of the rule, from 0.
     pub rule: usize,
-    /// Whether it is to act.
+    /// Whether to turn it on.
     pub on: bool,
 }
 
-/// How an instance stands.
+/// The state of an instance.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Snapshot {
-    /// What it is, such as `fault run -- pytest`.
+    /// Its command line, such as `fault run -- pytest`.
     pub title: String,
-    /// Where its randomness comes from.
+    /// Its random seed.
     pub seed: Option<u64>,
-    /// How long it has been in force, in milliseconds.
+    /// Time since the rules were applied, in milliseconds.
     pub elapsed_ms: u64,
     /// Its rules, or a daemon's toxics.
     pub rules: Vec<RuleLine>,
@@ -62,72 +63,72 @@ pub struct Snapshot {
     pub targets: Vec<TargetLine>,
 }
 
-/// A rule as it stands.
+/// The state of a rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct RuleLine {
     /// The rule.
     pub rule: String,
-    /// Whose traffic it concerns.
+    /// The rule's target.
     pub target: String,
-    /// What carries it.
+    /// The mechanism.
     pub by: String,
-    /// Whether it may act.
+    /// Whether it is turned on.
     pub on: bool,
-    /// What it met: packets, or connections.
+    /// The number of matched packets, or connections for a stream rule.
     pub seen: u64,
-    /// What it did something to.
+    /// The number of hits.
     pub hits: u64,
-    /// Connections that it met.
+    /// The number of matched connections.
     pub connections: u64,
 }
 
-/// A target as its rules see it.
+/// The state of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct TargetLine {
     /// Its name.
     pub target: String,
-    /// Bytes since the beginning, both ways.
+    /// Bytes since the start, in both directions.
     pub bytes: u64,
-    /// Connections since the beginning.
+    /// Connections since the start.
     pub connections: u64,
-    /// Connections that are open now, where that is known.
+    /// Open connections, if known.
     pub open: Option<u64>,
 }
 
-/// Why a request is not answered.
+/// The reason for rejecting a request.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Refusal {
     /// One line.
     pub error: String,
 }
 
-/// A request, and where the answer goes.
+/// A request and the channel for its answer.
 pub struct Asked {
     request: Request,
     answer: oneshot::Sender<String>,
 }
 
-/// The socket of this process.
+/// The control socket of this process.
 pub struct Control {
     asked: mpsc::Receiver<Asked>,
-    /// The places of the rules that are switched off.
+    /// The indexes of the rules that are turned off.
     off: BTreeSet<usize>,
     windows: Windows,
-    /// What tells how many connections are open, where that can be told.
+    /// Counts open connections, if available.
     sockets: Option<Sockets>,
     title: String,
 }
 
-/// What there is to do.
+/// An event to handle.
 pub enum Event {
-    /// Someone asks.
+    /// A client sent a request.
     Asked(Asked),
-    /// A rule comes or goes.
+    /// The window of a rule opens or closes soon.
     WindowDue,
 }
 
 impl Control {
-    /// Listens. To be called in a runtime. Where that can't be, nobody can ask, and all else goes on.
+    /// Starts listening. Must be called within a runtime. A failure only disables `fault top`.
     #[must_use]
     pub fn open(title: String, windows: Windows, sockets: Option<Sockets>) -> Self {
         let (sender, asked) = mpsc::channel(1);
@@ -139,7 +140,7 @@ impl Control {
                     }
                 });
             }
-            Err(error) => log::warn!("`fault top` will not see this instance: {error}"),
+            Err(error) => log::warn!("`fault top` can't show this instance: {error}"),
         }
         Self {
             asked,
@@ -150,7 +151,7 @@ impl Control {
         }
     }
 
-    /// The next thing to do.
+    /// Waits for the next event.
     pub async fn next(&mut self) -> Event {
         tokio::select! {
             Some(asked) = self.asked.recv() => Event::Asked(asked),
@@ -159,7 +160,7 @@ impl Control {
         }
     }
 
-    /// Other rules are in force now, all of them.
+    /// Resets the state after the rules were replaced: all rules are on.
     pub fn forget(&mut self, rules: &RuleSet) {
         self.off.clear();
         if let Some(sockets) = &mut self.sockets {
@@ -167,10 +168,10 @@ impl Control {
         }
     }
 
-    /// Takes out the rules whose time has not come.
+    /// Leaves out the rules whose windows are not near.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn begin(&mut self, injection: &mut Injection, plan: &Plan) -> Result<()> {
         if self.windows.are_some() {
             self.turn(injection, plan)?;
@@ -178,7 +179,7 @@ impl Control {
         Ok(())
     }
 
-    /// Lets rules come and go.
+    /// Loads and unloads rules as their windows open and close.
     fn turn(&mut self, injection: &mut Injection, plan: &Plan) -> Result<()> {
         let before = self.windows.resting.clone();
         let change = self.windows.look();
@@ -192,10 +193,10 @@ impl Control {
         Ok(())
     }
 
-    /// Does it.
+    /// Handles an event.
     ///
     /// # Errors
-    /// The kernel refuses to let a rule come or go. Whoever asks is told of errors, and nobody else.
+    /// A rule can't be loaded or unloaded. Errors of a request are only reported to its client.
     pub async fn handle(
         &mut self,
         event: Event,
@@ -210,7 +211,7 @@ impl Control {
         Ok(())
     }
 
-    /// Puts all rules in force but those that are switched off or not near.
+    /// Applies all rules except those that are turned off or whose windows are not near.
     fn install(&self, off: &BTreeSet<usize>, injection: &mut Injection, plan: &Plan) -> Result<()> {
         injection.leave_out(plan, &off.union(&self.windows.resting).copied().collect())
     }
@@ -233,7 +234,7 @@ impl Control {
                 error: format!("{error:#}"),
             }),
         };
-        // Whoever has asked may be gone.
+        // The client may have disconnected.
         let _gone = asked.answer.send(text.unwrap_or_default());
     }
 
@@ -297,10 +298,10 @@ impl Control {
     }
 }
 
-/// What the rules have done, by packets and in the relay.
+/// The hits of all rules, of packets and in the relay.
 ///
 /// # Errors
-/// The kernel's figures can't be read.
+/// The kernel's counters can't be read.
 pub fn hits(injection: &Injection, plan: &Plan, steering: Option<&Steering>) -> Result<Vec<Hits>> {
     let mut hits = injection.hits(plan)?;
     if let Some(steering) = steering {
@@ -309,7 +310,8 @@ pub fn hits(injection: &Injection, plan: &Plan, steering: Option<&Steering>) -> 
     Ok(hits)
 }
 
-/// What the rules of each target have seen, in the order of the rules. Several see the same packets: the one that saw most counts.
+/// The traffic of each target, in the order of the rules. Rules of one target match the same packets: the one with the
+/// most matches counts.
 #[must_use]
 pub fn targets(plan: &Plan, hits: &[Hits], steering: Option<&Steering>) -> Vec<TargetLine> {
     let redirected = steering.map(Steering::traffic).unwrap_or_default();
@@ -341,7 +343,7 @@ fn listen() -> std::io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// Answers one client until it goes.
+/// Serves one client until it disconnects.
 async fn serve(stream: UnixStream, asked: mpsc::Sender<Asked>) {
     let allowed = stream
         .peer_cred()
@@ -368,12 +370,12 @@ async fn serve(stream: UnixStream, asked: mpsc::Sender<Asked>) {
     }
 }
 
-/// Has a line answered; nothing when the instance ends meanwhile.
+/// Answers one line. Returns `None` if the instance ends in the meantime.
 async fn ask(line: &str, asked: &mpsc::Sender<Asked>) -> Option<String> {
     let request = match serde_json::from_str(line) {
         Ok(request) => request,
         Err(error) => {
-            let error = format!("this is no request: {error}");
+            let error = format!("invalid request: {error}");
             return serde_json::to_string(&Refusal { error }).ok();
         }
     };

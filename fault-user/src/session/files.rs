@@ -1,4 +1,4 @@
-//! The files that a run writes.
+//! The output files of a run.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,7 +12,12 @@ use crate::report::file::{self, Report};
 use crate::report::{github, html, junit};
 use crate::sys::process::files::{self, Folder, Writer};
 
-/// What a run writes; opened before the command could put anything in its way.
+/// The names of a report's files for CI and for people.
+pub const JUNIT: &str = "junit.xml";
+/// See [`JUNIT`].
+pub const HTML: &str = "report.html";
+
+/// The output files of a run. They are opened before the command starts, which could otherwise interfere.
 pub struct Files {
     writer: Option<Writer>,
     folder: Option<Arc<Folder>>,
@@ -24,7 +29,7 @@ impl Files {
     /// Opens the report's folder, with the rights of the user who called sudo.
     ///
     /// # Errors
-    /// It can't be made.
+    /// The file or folder can't be created.
     pub fn open(report: Option<PathBuf>, events: Option<PathBuf>) -> anyhow::Result<Self> {
         let is_needed = report.is_some() || events.is_some();
         let writer = is_needed.then(Writer::start).transpose()?;
@@ -40,10 +45,10 @@ impl Files {
         })
     }
 
-    /// The file for the decisions that fire, and its path; nothing when neither a report nor events were asked for.
+    /// The file for decisions that fire, and its path. `None` if neither a report nor events were requested.
     ///
     /// # Errors
-    /// It can't be made.
+    /// The file or folder can't be created.
     pub fn decisions(&self) -> anyhow::Result<Option<(File, PathBuf)>> {
         let Some(writer) = &self.writer else {
             return Ok(None);
@@ -66,14 +71,28 @@ impl Files {
     /// # Errors
     /// One of them can't be written.
     pub fn report(&self, report: &Report) -> anyhow::Result<()> {
+        let Some(writer) = &self.writer else {
+            return Ok(());
+        };
+        self.write([
+            (file::REPORT, serde_json::to_vec_pretty(report)?),
+            (JUNIT, junit::render(report)?),
+            (HTML, html::render(report).into_bytes()),
+        ])?;
+        github::tell(report, writer)
+    }
+
+    /// Writes files into the report's folder, if there is one.
+    ///
+    /// # Errors
+    /// One of them can't be written.
+    pub fn write(
+        &self,
+        texts: impl IntoIterator<Item = (&'static str, Vec<u8>)>,
+    ) -> anyhow::Result<()> {
         let (Some(writer), Some(folder)) = (&self.writer, &self.folder) else {
             return Ok(());
         };
-        let texts = [
-            (file::REPORT, serde_json::to_vec_pretty(report)?),
-            ("junit.xml", junit::render(report)?),
-            ("report.html", html::render(report).into_bytes()),
-        ];
         for (name, text) in texts {
             let folder = Arc::clone(folder);
             writer.run(move || {
@@ -81,6 +100,6 @@ impl Files {
                 written.with_context(|| format!("can't write {name}"))
             })?;
         }
-        github::tell(report, writer)
+        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The end of a container that is aimed at, and its return (`--follow`).
+//! Watches for the end of the selected container and for its restart (`--follow`).
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -19,15 +19,15 @@ use crate::sys::process::container::{Container, RuntimePaths};
 use crate::sys::process::proc::open_pidfd;
 use crate::tell::tell;
 
-/// How often a container that has ended is looked for.
+/// Interval for polling a container that has ended.
 const PACE: Duration = Duration::from_millis(200);
 
-/// What has happened to the container.
+/// An event of the container.
 #[derive(Debug)]
 pub enum ContainerEvent {
     /// Its first process has ended.
     Ended,
-    /// It runs again, in another process.
+    /// It runs again, with another first process.
     Back(Container),
 }
 
@@ -35,20 +35,20 @@ pub enum ContainerEvent {
 #[derive(Debug)]
 pub struct Follower {
     name: String,
-    /// Whether the rules are to go with it.
+    /// Whether to apply the rules again after a restart.
     pub follows: bool,
-    /// Its first process; `None` while it does not run.
+    /// Its first process; `None` while it is not running.
     process: Option<AsyncFd<OwnedFd>>,
     pace: Interval,
-    /// Why it could not be followed the last time, said once.
+    /// The last error, to report it only once.
     refused: String,
 }
 
 impl Follower {
-    /// Watches the container that is aimed at, if one is. To be called within a tokio runtime.
+    /// Watches the selected container, if there is one. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The kernel refuses to watch its process.
+    /// The container's process can't be watched.
     pub fn of(options: &Options, subject: &Subject) -> Result<Option<Self>> {
         let (Some(name), Some(container)) = (&options.container, &subject.container) else {
             return Ok(None);
@@ -62,7 +62,7 @@ impl Follower {
         }))
     }
 
-    /// Waits for the next turn; for ever where there is none. Safe to cancel.
+    /// Waits for the next event; forever without a container. Cancel safe.
     ///
     /// # Errors
     /// The process can't be watched.
@@ -84,7 +84,7 @@ impl Follower {
         }
         loop {
             self.pace.tick().await;
-            // Stopped, being made, or gone for now.
+            // The container is stopped, being created, or removed.
             if let Ok(container) = container::find(&RuntimePaths::default(), &self.name)
                 && let Some(process) = watch(container.pid)?
             {
@@ -94,21 +94,22 @@ impl Follower {
         }
     }
 
-    /// Says what has happened, and moves the rules when it is back.
+    /// Reports the event, and moves the rules to a restarted container.
     pub fn take(&mut self, turn: ContainerEvent, relocation: Relocation<'_>) {
         let name = &self.name;
         match turn {
             ContainerEvent::Ended if self.follows => {
-                tell!("fault: the container `{name}` has ended; the rules wait for it");
+                tell!("fault: the container `{name}` has ended; waiting for it to restart");
             }
             ContainerEvent::Ended => tell!(
-                "fault: the container `{name}` has ended, and its rules with it (--follow goes on when it is back)"
+                "fault: the container `{name}` has ended; its rules are removed (--follow applies them again after a \
+                 restart)"
             ),
             ContainerEvent::Back(container) => match relocation.to(container) {
                 Ok(rules) => {
                     self.refused.clear();
                     tell!(
-                        "fault: the container `{name}` is back: {} in force",
+                        "fault: the container `{name}` is running again: {} applied",
                         many(rules)
                     );
                 }
@@ -117,12 +118,12 @@ impl Follower {
         }
     }
 
-    /// Tries again later; most likely it has ended again meanwhile.
+    /// Reports the error and tries again later. The container has probably ended again.
     fn refuse(&mut self, error: &str) {
         self.process = None;
         if self.refused != error {
             tell!(
-                "fault: the container `{}` is not followed yet: {error}",
+                "fault: warning: the rules can't be applied to the restarted container `{}` yet: {error}",
                 self.name
             );
             error.clone_into(&mut self.refused);
@@ -130,24 +131,24 @@ impl Follower {
     }
 }
 
-/// Rules that go from one place to another.
+/// Moves rules from one container to another.
 pub struct Relocation<'a> {
-    /// What they are aimed at.
+    /// The options that select traffic.
     pub options: &'a Options,
     /// The rules.
     pub rules: &'a RuleSet,
-    /// How they are put in force.
+    /// The options of the injection.
     pub injection_options: &'a InjectionOptions,
-    /// Where they are.
+    /// The traffic that the rules apply to now.
     pub subject: &'a mut Subject,
-    /// The plan in force.
+    /// The applied plan.
     pub plan: &'a mut Plan,
-    /// Their programs.
+    /// The attached programs.
     pub injection: &'a mut Injection,
 }
 
 impl Relocation<'_> {
-    /// Puts the rules in force in a container; gives how many.
+    /// Applies the rules to a container. Returns the number of rules.
     fn to(self, container: Container) -> Result<usize> {
         let mut subject = Subject::of(self.options, Some(container))?;
         let scope = subject.scope();
@@ -171,7 +172,7 @@ impl Relocation<'_> {
     }
 }
 
-/// A descriptor that gets readable when the process ends; `None` when it has ended.
+/// A descriptor that becomes readable when the process ends; `None` if it has ended.
 fn watch(pid: i32) -> Result<Option<AsyncFd<OwnedFd>>> {
     match open_pidfd(pid) {
         // SAFETY: it owns the descriptor, and keeps it open for as long as it lives.

@@ -1,4 +1,4 @@
-//! `fault inject`: rules until they are told to end.
+//! `fault inject`: rules that are applied until a signal or a time limit.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use crate::sys::preflight::Need;
 use crate::sys::process::capabilities::Capability;
 use crate::tell::{self, Patience, tell};
 
-/// How often the live line is written.
+/// Interval for updating the live line.
 const REFRESH: Duration = Duration::from_millis(500);
 
-/// A file of rules that is read again whenever it changes.
+/// A file of rules that is reloaded when it changes.
 pub struct Watched {
     path: PathBuf,
     seen: Option<(SystemTime, u64)>,
@@ -28,7 +28,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// The file as it is now; `read` gives its rules.
+    /// Records the current state of the file; `read` parses its rules.
     #[must_use]
     pub fn new(path: &Path, read: Box<dyn Fn() -> Result<RuleSet, Failure>>) -> Self {
         let mut watched = Self {
@@ -40,7 +40,7 @@ impl Watched {
         watched
     }
 
-    /// Whether it is another file than it was the last time. One that can't be read for the moment has not changed.
+    /// Whether the file has changed since the last call. A file that can't be read counts as unchanged.
     fn has_changed(&mut self) -> bool {
         let Ok(status) = std::fs::metadata(&self.path) else {
             return false;
@@ -52,30 +52,30 @@ impl Watched {
     }
 }
 
-/// Rules, and how long they last.
+/// The options of `fault inject`.
 pub struct Inject {
-    /// Whose traffic is touched.
+    /// The options of the session.
     pub options: Options,
-    /// When they end by themselves.
+    /// The time after which the rules are removed.
     pub length: Option<Duration>,
-    /// Where other rules come from meanwhile.
+    /// The file to reload rules from.
     pub watched: Option<Watched>,
 }
 
 impl Inject {
-    /// Does it.
+    /// Applies the rules until the end.
     ///
     /// # Errors
-    /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
+    /// Wrong arguments, or the rules can't be applied; then nothing is changed.
     pub fn execute(mut self, mut rules: RuleSet) -> Outcome {
         if !rules.expect.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "the scenario has expectations, which only `fault run` can check: use that, or take `expect` out"
+                "the scenario has expectations, which only `fault run` checks: use `fault run`, or remove `expect`"
             )));
         }
         if self.watched.is_some() && !rules.drawn.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "drawn faults can't be exchanged while they are in force: leave --watch out"
+                "--watch can't be combined with randomly drawn faults: leave --watch out"
             )));
         }
         if !self.options.is_given() {
@@ -96,7 +96,7 @@ impl Inject {
         subject: Subject,
         plan: Plan,
     ) -> Outcome {
-        // Before anything is changed: what ends fault from here on takes everything back first.
+        // Signals are handled before anything is changed, so that everything is restored.
         let mut ends = EndSignals::listen()?;
         let injection_options = InjectionOptions {
             live: watched.is_some(),
@@ -104,7 +104,14 @@ impl Inject {
         };
         let patience = Patience::start("setting up");
         let scope = subject.scope();
-        let mut loaded = Loaded::load(&self.options, rules, subject, scope, plan, injection_options)?;
+        let mut loaded = Loaded::load(
+            &self.options,
+            rules,
+            subject,
+            scope,
+            plan,
+            injection_options,
+        )?;
         loaded.count_endpoints();
         let session = loaded
             .start("fault inject".to_owned(), watched.is_none())
@@ -112,12 +119,12 @@ impl Inject {
         drop(patience);
         tell!("fault: seed {}", session.plan.seed);
         tell!(
-            "fault: {} in force; Ctrl-C heals",
+            "fault: {} in force; press Ctrl-C to stop",
             many(session.plan.rules.len())
         );
         let mut rights = session.rights();
         if watched.is_some() {
-            // The file may be a user's.
+            // The file may belong to another user.
             rights.push(Capability::DacOverride);
         }
         give_up(&rights);
@@ -131,7 +138,7 @@ impl Inject {
     }
 }
 
-/// Rules that are applied, for as long as they last.
+/// The state while the rules are applied.
 struct ActiveInjection<'a> {
     options: &'a Options,
     watched: Option<Watched>,
@@ -139,8 +146,12 @@ struct ActiveInjection<'a> {
 }
 
 impl ActiveInjection<'_> {
-    /// Waits for the end.
-    async fn last(&mut self, ends: &mut EndSignals, length: Option<Duration>) -> anyhow::Result<()> {
+    /// Runs until a signal or the time limit.
+    async fn last(
+        &mut self,
+        ends: &mut EndSignals,
+        length: Option<Duration>,
+    ) -> anyhow::Result<()> {
         let end = tokio::time::sleep(length.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
         tokio::pin!(end);
         let mut refresh = tokio::time::interval(REFRESH);
@@ -163,13 +174,16 @@ impl ActiveInjection<'_> {
         Ok(())
     }
 
-    /// Done now and then; `live`: someone is looking.
+    /// Updates the live line if `live`, and reloads the file if it has changed.
     fn tick(&mut self, live: bool) -> anyhow::Result<()> {
         if self.watched.as_mut().is_some_and(Watched::has_changed) {
             match self.reload() {
-                Ok(()) => tell!("fault: {} in force", many(self.session.plan.rules.len())),
+                Ok(()) => tell!("fault: {} reloaded", many(self.session.plan.rules.len())),
                 Err(failure) => {
-                    tell!("fault: the old rules stay in force: {:#}", failure.error);
+                    tell!(
+                        "fault: warning: the old rules stay applied: {:#}",
+                        failure.error
+                    );
                 }
             }
         }
@@ -180,7 +194,7 @@ impl ActiveInjection<'_> {
         Ok(())
     }
 
-    /// Reads the rules again, and applies them instead of the old ones.
+    /// Reads the rules again and replaces the old ones.
     fn reload(&mut self) -> Result<(), Failure> {
         let Some(watched) = &self.watched else {
             return Ok(());
@@ -195,7 +209,7 @@ impl ActiveInjection<'_> {
         let mut next = plan(&rules, scope.as_ref(), old.held_by, old.seed)?;
         if !next.stream_rules().is_empty() || !old.stream_rules().is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "stream faults can't be exchanged while they are in force: start again"
+                "stream faults can't be replaced during a run: restart fault"
             )));
         }
         session.injection.replace(&session.plan, &mut next)?;
@@ -204,7 +218,7 @@ impl ActiveInjection<'_> {
         Ok(())
     }
 
-    /// Tells what was hit, and takes everything back.
+    /// Prints the summary and removes everything.
     async fn end(self) -> Outcome {
         self.session.drain().await?;
         let hits = self.session.hits()?;

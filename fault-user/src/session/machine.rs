@@ -1,4 +1,4 @@
-//! This machine, as plans ask about it.
+//! Answers the plan's questions about this machine.
 
 use crate::plan::mechanism::Machine;
 use crate::sys::net::tap::Tap;

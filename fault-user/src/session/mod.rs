@@ -1,7 +1,7 @@
-//! One run from its plan to its verdict: what `run`, `inject` and `replay` share.
+//! A session: one run from its plan to its summary. Shared by `run`, `inject` and `replay`.
 //!
-//! [`Loaded`] has the programs on the interfaces, acting on nothing; a [`Session`] has its rules applied. A session that
-//! is dropped takes everything back.
+//! [`Loaded`] holds the attached programs without rules; a [`Session`] has its rules applied. Dropping a session
+//! restores everything.
 
 pub mod control;
 pub mod files;
@@ -26,7 +26,7 @@ use fault_common::abi::Counter;
 use nix::unistd::Uid;
 
 use self::control::{Control, Event};
-use self::follow::{Follower, Relocation, ContainerEvent};
+use self::follow::{ContainerEvent, Follower, Relocation};
 use self::machine::ThisMachine;
 use self::options::Options;
 use self::outcome::Failure;
@@ -35,7 +35,7 @@ use self::signals::EndSignals;
 use self::subject::Subject;
 use self::windows::Windows;
 use crate::inject::events::Events;
-use crate::inject::injection::{Hits, Injection, PreparedInjection, InjectionOptions};
+use crate::inject::injection::{Hits, Injection, InjectionOptions, PreparedInjection};
 use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::tables::Scope;
 use crate::plan::{Plan, guard_host};
@@ -48,10 +48,10 @@ use crate::sys::process::caller;
 use crate::sys::process::capabilities::Capability;
 use crate::tell::tell;
 
-/// Checks what must be there before anything is changed. Without root, sudo starts the program again.
+/// Checks the requirements before anything is changed. Without root, restarts the program with sudo.
 ///
 /// # Errors
-/// What is missing, one line each.
+/// The unmet requirements, one line each.
 pub fn require(needs: &[Need]) -> Result<()> {
     if !Uid::effective().is_root() && preflight(needs).is_err() {
         caller::go_through_sudo();
@@ -59,7 +59,7 @@ pub fn require(needs: &[Need]) -> Result<()> {
     Ok(preflight(needs)?)
 }
 
-/// Rejects rules for the whole host that would cut the way in, unless `options` allow them.
+/// Rejects rules for the whole host that would cut SSH or the control API, unless `options` allow them.
 ///
 /// # Errors
 /// The first such rule.
@@ -70,7 +70,8 @@ pub fn guard(rules: &RuleSet, options: &Options) -> Result<(), Failure> {
     guard_host(&rules.rules, None).map_err(Failure::usage)
 }
 
-/// What holds packets: as `options` have it, or what this machine has. Rules may become stream rules.
+/// Chooses the mechanism that holds packets: the one in `options`, or one that this machine supports. May turn rules
+/// into stream rules.
 ///
 /// # Errors
 /// As [`choose`].
@@ -78,10 +79,10 @@ pub fn choose_mechanism(rules: &mut RuleSet, options: &Options) -> Result<Mechan
     choose(options.mechanism, &mut rules.rules, &ThisMachine)
 }
 
-/// The plan of a rule set.
+/// Plans a rule set.
 ///
 /// # Errors
-/// A rule that can't be carried out, or no seed.
+/// A rule is unsupported, or no seed can be drawn.
 pub fn plan(
     rules: &RuleSet,
     scope: Option<&Scope>,
@@ -93,10 +94,10 @@ pub fn plan(
     Ok(plan)
 }
 
-/// A runtime of one thread.
+/// Creates a runtime with one thread.
 ///
 /// # Errors
-/// The kernel refuses.
+/// A system call fails.
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -104,16 +105,16 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("starting the runtime")
 }
 
-/// Programs on the interfaces; the rules are not applied yet.
+/// Attached programs whose rules are not applied yet.
 pub struct Loaded<'a> {
     options: &'a Options,
     rules: &'a RuleSet,
     injection_options: InjectionOptions,
     plan: Plan,
     scope: Option<Scope>,
-    // Where it ends early the programs go before what they are aimed at.
+    // Declared first: the programs are dropped before the subject.
     prepared: PreparedInjection,
-    /// Whose traffic it is.
+    /// The traffic that the rules apply to.
     pub subject: Subject,
 }
 
@@ -121,7 +122,7 @@ impl<'a> Loaded<'a> {
     /// Loads and attaches the programs of a plan.
     ///
     /// # Errors
-    /// The kernel refuses; then nothing has changed.
+    /// A system call fails; then nothing is changed.
     pub fn load(
         options: &'a Options,
         rules: &'a RuleSet,
@@ -157,24 +158,24 @@ impl<'a> Loaded<'a> {
         self.scope.as_ref()
     }
 
-    /// The decisions that fire, where they were asked for.
+    /// The events of decisions that fire.
     ///
     /// # Errors
-    /// They were not.
+    /// Events were not requested.
     pub fn take_events(&mut self) -> Result<Events> {
         self.prepared.take_events()
     }
 
-    /// Counts from now on what is connected to, for rules that never match.
+    /// Counts the endpoints that processes connect to, to explain rules that never match.
     pub fn count_endpoints(&mut self) {
         self.subject
             .count_endpoints(self.scope.as_ref(), &mut self.prepared);
     }
 
-    /// Applies the rules. `fault top` knows the session by its `title`; rules come and go where they `have_windows`.
+    /// Applies the rules. `title` is shown by `fault top`. With `have_windows`, rules are loaded around their windows.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub async fn start(mut self, title: String, have_windows: bool) -> Result<Session<'a>> {
         let scope = self.scope.as_ref();
         let steering = self
@@ -207,31 +208,31 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// Something that a session has to do.
+/// A task of a session.
 pub enum Task {
-    /// Someone asks, or a rule comes or goes.
+    /// An event of the control socket or of the rules' windows.
     Control(Event),
-    /// The container has ended, or is back.
+    /// The container has ended or restarted.
     Container(ContainerEvent),
 }
 
-/// Rules that are applied.
+/// A session with its rules applied.
 pub struct Session<'a> {
     options: &'a Options,
     rules: &'a RuleSet,
     injection_options: InjectionOptions,
-    /// The plan that is carried out.
+    /// The applied plan.
     pub plan: Plan,
-    // Where it ends early the programs go first, and last what they are aimed at.
-    /// Its programs.
+    // Fields are dropped in this order: the programs first, the subject last.
+    /// The attached programs.
     pub injection: Injection,
-    /// Its relay.
+    /// The redirection to the relay.
     pub steering: Option<Steering>,
-    /// Whose traffic it is.
+    /// The traffic that the rules apply to.
     subject: Subject,
-    /// The same, for a message.
+    /// A name for the subject in messages.
     who: &'static str,
-    /// What answers `fault top`.
+    /// The control socket for `fault top`.
     pub control: Control,
     follower: Option<Follower>,
 }
@@ -243,7 +244,7 @@ impl Session<'_> {
         self.rules
     }
 
-    /// Waits for something to do. Safe to cancel.
+    /// Waits for the next task. Cancel safe.
     ///
     /// # Errors
     /// The container can't be watched.
@@ -254,10 +255,10 @@ impl Session<'_> {
         }
     }
 
-    /// Does it. Gives whether the session goes on: rules on a container that is not followed end with it.
+    /// Handles a task. Returns whether the session continues: it ends with its container, unless it follows it.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub async fn handle(&mut self, task: Task) -> Result<bool> {
         match task {
             Task::Control(event) => {
@@ -287,32 +288,32 @@ impl Session<'_> {
         }
     }
 
-    /// The capabilities that are still needed.
+    /// The capabilities that the session still needs.
     #[must_use]
     pub fn rights(&self) -> Vec<Capability> {
         self.subject
             .rights(self.options, &self.injection, self.steering.as_ref())
     }
 
-    /// The cgroup that the rules are limited to now, where it was aimed at.
+    /// The cgroup that the rules are limited to now, if it was selected.
     #[must_use]
     pub fn scope(&self) -> Option<Scope> {
         self.subject.scope()
     }
 
-    /// What the rules have done.
+    /// The hits of all rules.
     ///
     /// # Errors
-    /// The kernel's figures can't be read.
+    /// The kernel's counters can't be read.
     pub fn hits(&self) -> Result<Vec<Hits>> {
         control::hits(&self.injection, &self.plan, self.steering.as_ref())
     }
 
-    /// Ends stream rules: what is on its way arrives, or its connections are reset, and a line says how many. Another
-    /// signal has all reset at once.
+    /// Ends stream rules. Data in transit is delivered, or its connections are reset and counted in a message. Another
+    /// signal resets all of them at once.
     ///
     /// # Errors
-    /// Signals can't be listened for.
+    /// Signals can't be handled.
     pub async fn drain(&self) -> Result<()> {
         let Some(steering) = &self.steering else {
             return Ok(());
@@ -330,7 +331,7 @@ impl Session<'_> {
             .await;
         if cut != Cut::default() {
             tell!(
-                "fault: {} connections were open at the end and were reset; {} bytes of them had not arrived",
+                "fault: {} connections were still open and were reset; {} of their bytes were not delivered",
                 cut.connections,
                 cut.bytes
             );
@@ -338,10 +339,10 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Prints what the rules have done, and gives those that never fired with the reason.
+    /// Prints the summary. Returns the rules that never fired, with the reasons.
     ///
     /// # Errors
-    /// The kernel's figures can't be read.
+    /// The kernel's counters can't be read.
     pub fn summarize(&self, hits: &[Hits]) -> Result<Vec<(String, String)>> {
         let counters = self.injection.counters()?;
         let table = summary::table(&self.plan, hits, &self.injection, &counters);
@@ -365,16 +366,16 @@ impl Session<'_> {
             .collect())
     }
 
-    /// The rules act no more; their figures stay.
+    /// Stops the rules; their counters stay.
     pub fn rest(&mut self) {
         self.steering = None;
         self.injection.rest();
     }
 
-    /// Takes everything back.
+    /// Restores everything.
     ///
     /// # Errors
-    /// Something can't be taken back.
+    /// Something can't be restored.
     pub fn restore(self) -> Result<()> {
         drop(self.steering);
         self.injection.remove()?;
@@ -383,14 +384,14 @@ impl Session<'_> {
     }
 }
 
-/// Says which rules never fired, and why.
+/// Prints which rules never fired, and why.
 pub fn tell_unfired(unfired: &[(String, String)]) {
     for (rule, why) in unfired {
         tell!("fault: the rule `{rule}` never fired: {why}");
     }
 }
 
-/// A number of rules, in words.
+/// Formats a number of rules.
 #[must_use]
 pub fn many(rules: usize) -> String {
     match rules {

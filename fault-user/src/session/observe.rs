@@ -1,4 +1,4 @@
-//! What `fault run` looks at while the command runs, for expectations and reports.
+//! Observes connections and probes while the command of `fault run` runs, for expectations and reports.
 
 use std::time::Instant;
 
@@ -19,30 +19,30 @@ use crate::watch::history::History;
 use crate::watch::probe::{self, Probing, Try};
 use crate::watch::{Watch, WatchScope};
 
-/// What is to be looked at.
+/// The targets and probes to observe.
 pub struct WatchList<'a> {
     targets: Vec<(String, ResolvedTarget)>,
     probes: &'a [Probe],
     identity: Option<Identity>,
 }
 
-/// What is being looked at.
+/// An observation in progress.
 pub struct Observer<'a> {
     watch_list: WatchList<'a>,
     watch: Option<Watch>,
     probing: Option<Probing>,
 }
 
-/// What was seen.
+/// The result of an observation.
 pub struct Observed {
     /// The connections.
     pub history: History,
-    /// The tries of each probe while the rules were in force.
+    /// The tries of each probe while the rules were applied.
     pub tries: Vec<Vec<Try>>,
 }
 
 impl<'a> WatchList<'a> {
-    /// What the scenario's expectations need, and what a report shows. Probes that are commands run as `identity`.
+    /// Collects what the scenario's expectations and a report need. Probes that are commands run as `identity`.
     ///
     /// # Errors
     /// An expectation that can't be checked.
@@ -70,11 +70,10 @@ impl<'a> WatchList<'a> {
         })
     }
 
-    /// Asks the probes before anything is done, when a fault comes at once. (Otherwise they are asked in the time
-    /// before it.)
+    /// Tries the probes before the run if a fault starts at once. (Otherwise they are tried in the time before it.)
     ///
     /// # Errors
-    /// The first one that does not hold.
+    /// The first probe that fails.
     pub async fn before(&self, rules: &RuleSet) -> Result<()> {
         let at_once = rules.rules.iter().any(|(_, rule)| {
             windows(&rule.modifiers, u64::MAX)
@@ -91,7 +90,7 @@ impl<'a> WatchList<'a> {
                     let place = rules.file.as_deref();
                     let place = place.map(|file| place_of_probe(file, index) + ": ");
                     format!(
-                        "{}the probe `{}` does not hold before any fault, so nothing was done",
+                        "{}the probe `{}` fails without any fault, so the run was not started",
                         place.unwrap_or_default(),
                         probe::name(probe)
                     )
@@ -100,11 +99,11 @@ impl<'a> WatchList<'a> {
         Ok(())
     }
 
-    /// Begins to watch the connections of what is aimed at: a cgroup, a network namespace, or every process here. To be
-    /// called before connections are led to a relay.
+    /// Starts to watch the connections of a cgroup, a network namespace, or every process. Must be called before
+    /// connections are redirected to a relay.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn watch(self, subject: &Subject, scope: Option<&Scope>) -> Result<Observer<'a>> {
         let watch = if self.targets.is_empty() {
             None
@@ -139,7 +138,7 @@ impl<'a> WatchList<'a> {
     }
 }
 
-/// The cgroup of a container, unless it shares that with fault itself.
+/// The cgroup of a container, unless fault itself is in it.
 fn own_cgroup(hierarchy: &Hierarchy, pid: i32) -> Result<Option<Cgroup>> {
     let cgroup = hierarchy.of(Pid::from_raw(pid))?;
     let ours = hierarchy.of(Pid::this())?;
@@ -147,7 +146,7 @@ fn own_cgroup(hierarchy: &Hierarchy, pid: i32) -> Result<Option<Cgroup>> {
 }
 
 impl Observer<'_> {
-    /// Begins to try the probes: the rules are in force.
+    /// Starts to try the probes, once the rules are applied.
     pub fn probe(&mut self, started: Instant) {
         let WatchList {
             probes, identity, ..
@@ -157,10 +156,10 @@ impl Observer<'_> {
         }
     }
 
-    /// Ends it.
+    /// Ends the observation.
     ///
     /// # Errors
-    /// Something was missed.
+    /// Events were lost.
     pub fn finish(&mut self, epoch_ns: u64) -> Result<Observed> {
         let tries = self.probing.take().map(Probing::finish).unwrap_or_default();
         let end_ns = monotonic_ns();
@@ -174,7 +173,7 @@ impl Observer<'_> {
         Ok(Observed { history, tries })
     }
 
-    /// Asks the probes once everything is healed.
+    /// Tries the probes once all rules are removed.
     pub async fn after_removal(&self) -> Vec<Option<Try>> {
         let mut after_removal = Vec::new();
         for probe in self.watch_list.probes {

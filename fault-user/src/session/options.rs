@@ -1,4 +1,4 @@
-//! What a run is asked for besides its rules.
+//! The options of a session, apart from its rules.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::inject::reach::IngressMechanism;
 use crate::plan::mechanism::Mechanism;
 use crate::sys::net::interfaces::{self, Interface, Selection};
 
-/// Whose traffic is touched, where, and by what means.
+/// Selects the traffic that rules apply to, the interfaces and the mechanisms.
 #[derive(Debug)]
 pub struct Options {
     /// Only traffic of this process and its descendants.
@@ -20,26 +20,26 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
     /// Only traffic of this container, by its name or id.
     pub container: Option<String>,
-    /// Whether the rules are applied again when the container is back.
+    /// Whether the rules are applied again when the container restarts.
     pub follow: bool,
     /// Only traffic in this network namespace.
     pub netns: Option<PathBuf>,
-    /// Which interfaces the rules are put on, those that appear later included.
+    /// The interfaces that rules are applied to, including those that appear later.
     pub selection: Selection,
-    /// The attachment that was asked for.
+    /// The requested attachment.
     pub attachment: Option<Attachment>,
-    /// What judges packets that arrive.
+    /// The mechanism for incoming packets.
     pub front: IngressMechanism,
-    /// What was asked to hold packets.
+    /// The requested mechanism to hold packets.
     pub mechanism: Option<Mechanism>,
-    /// How long data may take to arrive when the rules end; nothing leaves it to the rules.
+    /// Time limit for delivering data in transit when the rules end; `None` derives it from the rules.
     pub drain: Option<Duration>,
-    /// Whether rules may reach port 22 and the control API on the whole host.
+    /// Whether rules may match port 22 and the control API on the whole host.
     pub force: bool,
 }
 
 impl Options {
-    /// How the programs are put on interfaces.
+    /// Converts to the options of an injection.
     #[must_use]
     pub fn injection_options(&self) -> InjectionOptions {
         InjectionOptions {
@@ -50,7 +50,7 @@ impl Options {
         }
     }
 
-    /// Whether something smaller than the host was named.
+    /// Whether the rules are limited to less than the host.
     #[must_use]
     pub fn is_given(&self) -> bool {
         self.pid.is_some()
@@ -59,10 +59,10 @@ impl Options {
             || self.netns.is_some()
     }
 
-    /// The interfaces that rules are put on.
+    /// The interfaces that rules are applied to.
     ///
     /// # Errors
-    /// An unknown one, with the nearest name.
+    /// An unknown interface, with the nearest name.
     pub fn interfaces(&self) -> Result<Vec<Interface>> {
         interfaces::select(&interfaces::list()?, &self.selection)
     }

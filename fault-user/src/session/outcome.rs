@@ -1,4 +1,4 @@
-//! How a run ends: exit codes, and why it could not be done.
+//! The outcome of a run: exit codes and failures.
 
 use std::fmt;
 
@@ -7,11 +7,11 @@ use crate::sys::process::command::StartError;
 use crate::sys::process::rights;
 use crate::tell::ReaderGone;
 
-/// Exit codes: those of the documentation.
+/// Exit codes, as documented.
 pub mod exit {
-    /// Everything went well.
+    /// Success.
     pub const SUCCESS: u8 = 0;
-    /// Something that was asked for is not so: nothing works here, or leftovers could not be removed.
+    /// A check failed: nothing works here, or leftovers could not be removed.
     pub const FAILURE: u8 = 1;
     /// The arguments, a rule or a file are wrong.
     pub const USAGE: u8 = 2;
@@ -19,21 +19,21 @@ pub mod exit {
     pub const UNFIRED: u8 = 120;
     /// CMD succeeded, but an expectation failed.
     pub const EXPECTATION: u8 = 121;
-    /// `fault` could not set up what was asked for.
+    /// `fault` itself failed.
     pub const SETUP: u8 = 125;
 }
 
-/// Why a subcommand ended without doing what was asked.
+/// The failure of a subcommand.
 #[derive(Debug)]
 pub struct Failure {
     /// The exit code.
     pub code: u8,
-    /// One line, or a rule with a caret under what is wrong with it.
+    /// One line, or a rule with a caret under the mistake.
     pub error: anyhow::Error,
 }
 
 impl Failure {
-    /// Whether it is only that nobody reads the output any more, which is no failure.
+    /// Whether the cause is only that the reader of the standard output has gone, which is no failure.
     #[must_use]
     pub fn is_reader_gone(&self) -> bool {
         self.error.is::<ReaderGone>()
@@ -48,8 +48,7 @@ impl Failure {
     }
 }
 
-/// Whatever is not said otherwise went wrong while setting up; a command that can't be started has
-/// exit codes of its own.
+/// Other errors count as setup errors. A command that can't be started has its own exit codes.
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
@@ -62,8 +61,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One line: what spans several, such as the kernel's verifier log, is for -v. A rule with a caret under it is
-        // all there is, and stays as it is.
+        // Only the first line of each cause: longer texts, such as the verifier's log, need -v. An error with a caret
+        // under a rule is kept as it is.
         let mut causes = self.error.chain().map(ToString::to_string);
         f.write_str(&causes.next().unwrap_or_default())?;
         causes
@@ -72,12 +71,12 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What a subcommand gives: an exit code.
+/// The result of a subcommand: an exit code.
 pub type Outcome = Result<u8, Failure>;
 
-/// Gives up all rights but these, now that everything is set up.
+/// Drops all capabilities except these, after the setup.
 pub fn give_up(keep: &[Capability]) {
     if let Err(error) = rights::keep_only(keep) {
-        log::warn!("fault keeps rights that it does not need: {error:#}");
+        log::warn!("fault keeps capabilities that it does not need: {error:#}");
     }
 }

@@ -1,4 +1,4 @@
-//! The rules of a run, read and looked up.
+//! The parsed and resolved rules of a run.
 
 use std::io::Read as _;
 use std::ops::Range;
@@ -11,22 +11,22 @@ use super::windows::Windows;
 use crate::rule::scenario::{Expect, ProbeCheck};
 use crate::rule::{ResolvedRule, ResolvedTarget, Rule, Targets};
 
-/// The rules, read and looked up.
+/// Parsed and resolved rules.
 #[derive(Debug)]
 pub struct RuleSet {
-    /// Each as it was written and as it was resolved.
+    /// Each rule as written and as resolved.
     pub rules: Vec<(Rule, ResolvedRule)>,
-    /// What names in the rules stand for.
+    /// The named targets.
     pub targets: Targets,
     /// The seed that was given.
     pub seed: Option<u64>,
-    /// What the scenario expects.
+    /// The expectations of the scenario.
     pub expect: Expect,
-    /// How long the scenario lasts, in nanoseconds.
+    /// The length of the scenario in nanoseconds.
     pub length_ns: Option<u64>,
     /// The scenario file.
     pub file: Option<PathBuf>,
-    /// Which of the rules were drawn.
+    /// The range of randomly drawn rules.
     pub drawn: Range<usize>,
 }
 
@@ -38,7 +38,7 @@ impl RuleSet {
         probes.any(|probe| matches!(probe.check, ProbeCheck::Command { .. }))
     }
 
-    /// The rules that come and go, when all began at `started`.
+    /// The windows of the rules, counted from `started`.
     #[must_use]
     pub fn windows(&self, started: Instant) -> Windows {
         let rules = self.rules.iter();
@@ -52,14 +52,14 @@ impl RuleSet {
         rules.map(|(_, rule)| (rule.name.as_str(), &rule.target))
     }
 
-    /// Whether the rule was drawn.
+    /// Whether the rule was randomly drawn.
     #[must_use]
     pub fn is_drawn(&self, text: &str) -> bool {
         let mut drawn = self.rules[self.drawn.clone()].iter();
         drawn.any(|(rule, _)| rule.to_string() == text)
     }
 
-    /// The seed that was given, or a fresh one; short enough to be typed again.
+    /// The given seed, or a new one that is short enough to type.
     ///
     /// # Errors
     /// The kernel's random source can't be read.
@@ -68,7 +68,7 @@ impl RuleSet {
     }
 }
 
-/// A seed from the kernel, short enough to be typed again.
+/// Draws a seed that is short enough to type.
 ///
 /// # Errors
 /// The kernel's random source can't be read.

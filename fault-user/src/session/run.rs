@@ -1,4 +1,4 @@
-//! `fault run`: rules while a command runs.
+//! `fault run`: rules that are applied while a command runs.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -29,35 +29,35 @@ use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand as ReadyC
 use crate::sys::process::user::Identity;
 use crate::tell::{Patience, tell};
 
-/// Nanoseconds of a millisecond.
+/// Nanoseconds per millisecond.
 const MS_NS: u64 = 1_000_000;
 
-/// A command, and what is done around it.
+/// The options of `fault run`.
 #[derive(Debug)]
 pub struct Run {
-    /// Whose traffic is touched besides the command's.
+    /// The options of the session.
     pub options: Options,
-    /// Everyone's traffic is touched.
+    /// Rules apply to the whole host.
     pub host: bool,
-    /// Who runs the command, where that was asked for.
+    /// The user to run the command as, if given.
     pub user: Option<String>,
-    /// A rule that never fired is no failure.
+    /// Succeed even if a rule never fired.
     pub allow_unfired: bool,
-    /// Where the decisions that fire are written.
+    /// The file for decisions that fire.
     pub events: Option<PathBuf>,
     /// The folder of the report.
     pub report: Option<PathBuf>,
-    /// Decisions that are repeated.
+    /// Decisions to replay.
     pub replay: Option<Arc<[(DecisionKey, u64)]>>,
     /// The command and its arguments.
     pub command: Vec<OsString>,
 }
 
 impl Run {
-    /// Does it.
+    /// Runs the command with the rules applied.
     ///
     /// # Errors
-    /// Wrong arguments, or what was asked for can't be set up; then nothing is changed.
+    /// Wrong arguments, or the rules can't be applied; then nothing is changed.
     pub fn execute(self, mut rules: RuleSet) -> Outcome {
         self.check(&rules)?;
         if self.host {
@@ -69,7 +69,7 @@ impl Run {
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
         let mechanism = choose_mechanism(&mut rules, &self.options)?;
         let watch_list = WatchList::new(&rules, self.report.is_some(), identity.clone())?;
-        // Another user that was asked for has an environment of its own.
+        // A user given by --user gets an environment of its own.
         let environment = match self.user {
             None => caller::environment(),
             Some(_) => Vec::new(),
@@ -80,19 +80,20 @@ impl Run {
         runtime()?.block_on(self.inject(&rules, watch_list, mechanism, &command))
     }
 
-    /// What `--follow` can't be combined with.
+    /// Rejects options that can't be combined with `--follow`.
     fn check(&self, rules: &RuleSet) -> Result<(), Failure> {
         if !self.options.follow {
             return Ok(());
         }
         if self.events.is_some() || self.report.is_some() || self.replay.is_some() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "--follow has no decisions of one run to write or repeat: take --events and --report away"
+                "--events and --report do not work with --follow: leave one of them out"
             )));
         }
         match rules.expect.names().first() {
             Some(first) => Err(Failure::usage(anyhow::anyhow!(
-                "--follow: connections can't be counted across restarts of a container: take `{}` out of the expectations",
+                "--follow: connections can't be counted across restarts of a container: remove `{}` from the \
+                 expectations",
                 first.0
             ))),
             None => Ok(()),
@@ -119,7 +120,14 @@ impl Run {
         let files = Files::open(self.report.clone(), self.events.clone())?;
         let injection_options = self.injection_options();
         let seed = plan.seed;
-        let mut loaded = Loaded::load(&self.options, rules, subject, scope, plan, injection_options)?;
+        let mut loaded = Loaded::load(
+            &self.options,
+            rules,
+            subject,
+            scope,
+            plan,
+            injection_options,
+        )?;
         let recorder = match files.decisions()? {
             Some((file, path)) => Some(Recorder::start(loaded.take_events()?, file, path)?),
             None => None,
@@ -148,7 +156,7 @@ impl Run {
         Ok(code)
     }
 
-    /// A cgroup for the command, unless everyone or somebody else is aimed at.
+    /// Creates a cgroup for the command, unless the rules apply to the host or to other processes.
     fn own_cgroup(&self) -> anyhow::Result<Option<CommandCgroup>> {
         if self.host || self.options.is_given() {
             return Ok(None);
@@ -164,7 +172,7 @@ impl Run {
         }
     }
 
-    /// What `fault top` calls it.
+    /// The title in `fault top`.
     fn title(&self) -> String {
         let words: Vec<_> = self.command.iter().map(|w| w.to_string_lossy()).collect();
         format!("fault run -- {}", words.join(" "))
@@ -177,7 +185,7 @@ impl Run {
         all_fired: bool,
         ended: Ended,
     ) -> u8 {
-        // A command that is expected to fail, and does, has succeeded.
+        // A command that fails as expected has succeeded.
         let expected = rules.expect.exit == Some(ended.exit_code());
         if !ended.is_success() && !expected {
             ended.exit_code()
@@ -186,7 +194,7 @@ impl Run {
         } else if !all_fired && !self.allow_unfired {
             exit::UNFIRED
         } else if expected {
-            // A code that the scenario expects is a success, whatever it is.
+            // The exit code that the scenario expects is a success.
             exit::SUCCESS
         } else {
             ended.exit_code()
@@ -241,7 +249,7 @@ impl Run {
     }
 }
 
-/// A run while it lasts.
+/// The state while the command runs.
 struct ActiveRun<'a> {
     run: &'a Run,
     files: Files,
@@ -251,7 +259,7 @@ struct ActiveRun<'a> {
 }
 
 impl ActiveRun<'_> {
-    /// Waits for the command; answers `fault top`, takes samples for a report, and goes with a container meanwhile.
+    /// Waits for the command. Meanwhile serves `fault top`, takes samples for the report and follows the container.
     async fn wait(&mut self, running: &mut Running) -> anyhow::Result<Ended> {
         let sampled = self.run.report.is_some();
         let mut ticks = tokio::time::interval(SAMPLING);
@@ -272,7 +280,7 @@ impl ActiveRun<'_> {
         }
     }
 
-    /// Takes the figures of now for a report.
+    /// Takes a sample for the report.
     fn sample(&mut self, at_ms: u64, hits: &[Hits]) {
         let session = &self.session;
         let lines = super::control::targets(&session.plan, hits, session.steering.as_ref());
@@ -280,7 +288,7 @@ impl ActiveRun<'_> {
         self.samples.take(at_ms, hits, bytes);
     }
 
-    /// The rules act no more: what was done and seen is told, and the exit code chosen.
+    /// Stops the rules, collects the results and chooses the exit code.
     async fn judge(&mut self, ended: Ended, recorder: Option<Recorder>) -> Outcome {
         let witnessed = self.observer.finish(self.session.injection.epoch_ns())?;
         self.session.drain().await?;
@@ -308,7 +316,7 @@ impl ActiveRun<'_> {
     fn conclude(&self, facts: &Facts<'_>) -> Outcome {
         let (session, rules) = (&self.session, self.session.rules());
         let mut unfired = session.summarize(facts.hits)?;
-        // Drawn faults may come when nobody is there, or not before the command ends. One at least must have fired.
+        // Drawn faults may have no traffic, or start after the command's end. At least one of them must have fired.
         if !rules.drawn.is_empty() && unfired.len() < session.plan.rules.len() {
             unfired.retain(|(rule, _)| !rules.is_drawn(rule));
         }
@@ -330,14 +338,14 @@ impl ActiveRun<'_> {
         }
         if code == exit::UNFIRED {
             tell!(
-                "fault: exit code 120: a fault that never fired tests nothing (--allow-unfired accepts it)"
+                "fault: exit code 120: a rule never fired, so the run did not test it (--allow-unfired accepts this)"
             );
         }
         Ok(code)
     }
 }
 
-/// What is still needed while the command runs, and to take everything back.
+/// The capabilities needed while the command runs and to restore everything.
 fn rights(
     session: &Session<'_>,
     command: &ReadyCommand,
@@ -356,18 +364,20 @@ fn rights(
     rights
 }
 
-/// Gives the command's cgroup up, and says what goes on without it.
+/// Releases the command's cgroup, and reports processes that are still running.
 fn release(own: CommandCgroup) -> anyhow::Result<()> {
     let finished = own.finish()?;
     match finished.released.len() {
         0 => {}
-        1 => tell!("fault: a background process of the command runs on, unhurt"),
-        many => tell!("fault: {many} background processes of the command run on, unhurt"),
+        1 => tell!("fault: a background process of the command is still running, without faults"),
+        many => tell!(
+            "fault: {many} background processes of the command are still running, without faults"
+        ),
     }
     Ok(())
 }
 
-/// The words that were typed, with the seed that was drawn and without a place for the report.
+/// The command line with the seed and without the report's folder.
 fn again(arguments: impl IntoIterator<Item = String>, seed: u64) -> Vec<String> {
     let mut again = vec!["sudo".to_owned(), "fault".to_owned()];
     let mut arguments = arguments.into_iter().skip(1);

@@ -13,10 +13,10 @@ pub struct EndSignals {
 }
 
 impl EndSignals {
-    /// Listens for them from now on.
+    /// Handles the signals from now on.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The signals can't be handled.
     pub fn listen() -> anyhow::Result<Self> {
         let hangup = if signals::is_ignored(libc::SIGHUP)? {
             None
@@ -30,7 +30,7 @@ impl EndSignals {
         })
     }
 
-    /// Waits for one of them.
+    /// Waits for one of the signals.
     pub async fn come(&mut self) {
         let hangup = async {
             match &mut self.hangup {

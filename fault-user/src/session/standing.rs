@@ -1,5 +1,5 @@
-//! The packet rules of a daemon, exchanged while traffic flows. The programs are there while there are rules, and only
-//! then.
+//! The packet rules of a daemon, which can be replaced without interrupting traffic. The programs are only loaded while
+//! there are rules.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -14,23 +14,23 @@ use crate::inject::injection::{Hits, Injection, InjectionOptions};
 use crate::inject::preparation::prepare;
 use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
-use crate::rule::{Layer, ResolvedRule, Rule, SystemResolver, Targets};
+use crate::rule::{Layer, Profiles, ResolvedRule, Rule, SystemResolver, Targets};
 use crate::sys::net::interfaces::{self, Interface, Selection};
 use crate::sys::preflight::{Need, preflight};
 
-/// A rule and what it is called.
+/// A rule with its number.
 #[derive(Clone, Debug)]
 struct Entry {
     id: u64,
     rule: Rule,
     resolved: ResolvedRule,
-    /// What it did before the programs were loaded anew.
+    /// Its hits before the programs were reloaded.
     past: Hits,
-    /// The toxic that it stands for.
+    /// The toxic that it implements.
     toxic: Option<String>,
 }
 
-/// A rule that is to be added.
+/// A rule to add.
 #[derive(Clone, Debug)]
 pub struct NewRule {
     rule: Rule,
@@ -38,14 +38,26 @@ pub struct NewRule {
 }
 
 impl NewRule {
-    /// Looks the names of a rule up.
+    /// Looks the names of a rule up, or of those that its profile stands for.
     ///
     /// # Errors
     /// It is about a stream, or a name is unknown.
+    pub fn all_of(rule: &Rule) -> Result<Vec<Self>, RulesError> {
+        let rules = rule
+            .expanded(&Profiles::new())
+            .map_err(|error| RulesError::Bad(error.one_line()))?;
+        rules.into_iter().map(Self::new).collect()
+    }
+
+    /// Resolves the names in a rule.
+    ///
+    /// # Errors
+    /// It is a stream rule, or a name is unknown.
     pub fn new(rule: Rule) -> Result<Self, RulesError> {
         if rule.fault.layer() == Layer::Stream {
             return Err(RulesError::Bad(format!(
-                "`{rule}` is about a stream: add a proxy whose listen is its upstream, and the toxic to that"
+                "`{rule}` is a stream fault: add a transparent proxy (its listen address equals its upstream), and \
+                 add the fault to it as a toxic"
             )));
         }
         let resolved = rule
@@ -61,34 +73,34 @@ impl fmt::Display for NewRule {
     }
 }
 
-/// A rule as it stands.
+/// The state of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleStatus {
     /// Its number.
     pub id: u64,
     /// The rule as it is printed.
     pub rule: String,
-    /// What carries it.
+    /// The mechanism.
     pub mechanism: String,
     /// Packets that it matched.
     pub seen: u64,
-    /// Packets that it did something to.
+    /// Packets that it hit.
     pub hits: u64,
     /// Connections that it matched.
     pub connections: u64,
-    /// The toxic that it stands for.
+    /// The toxic that it implements.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub toxic: Option<String>,
 }
 
-/// Why rules were not changed.
+/// The reason why the rules were not changed.
 #[derive(Debug)]
 pub enum RulesError {
-    /// A rule can't be carried out.
+    /// A rule is invalid or unsupported.
     Bad(String),
-    /// The rights for it are missing.
+    /// Privileges are missing.
     Forbidden(String),
-    /// The machine does not let it.
+    /// A system call failed.
     Failed(anyhow::Error),
 }
 
@@ -107,7 +119,7 @@ impl<E: Into<anyhow::Error>> From<E> for RulesError {
     }
 }
 
-/// Rules in the kernel.
+/// Rules that are loaded into the kernel.
 struct Applied {
     injection: Injection,
     plan: Plan,
@@ -125,35 +137,36 @@ type Work = Box<dyn FnOnce() + Send>;
 /// The packet rules of a daemon.
 pub struct Rules {
     seed: u64,
-    /// Where the API itself listens, which rules are not to cut without force.
+    /// The port of the API. Rules that match it need `force`.
     api_port: Option<u16>,
     now: Mutex<Now>,
-    /// To the thread that puts them in force. It keeps the rights for that, when those that read what comes from the
-    /// network have given up theirs.
+    /// Sends work to the thread that applies the rules. It keeps the capabilities for that, while threads that read
+    /// from the network drop theirs.
     hand: mpsc::Sender<Work>,
 }
 
-/// What becomes of the rules.
+/// A change of the rules.
 #[derive(Clone, Debug)]
 pub struct RulesChange {
-    /// These are added at the end, for a toxic or for none.
+    /// Rules to append.
     pub add: Vec<NewRule>,
-    /// The toxic that they stand for.
+    /// The toxic that they implement, if any.
     pub toxic: Option<String>,
-    /// These go.
+    /// The numbers of the rules to remove.
     pub remove: Vec<u64>,
-    /// Rules that cut SSH or the API are meant so.
+    /// Accept rules that match SSH or the API.
     pub force: bool,
 }
 
 impl Rules {
-    /// None yet; `seed` decides what they draw, `api_port` is where the API listens. What the calling thread may do now they may do later.
+    /// Starts without rules. `seed` is the random seed, `api_port` the port of the API. The rules' thread keeps the
+    /// capabilities of the calling thread.
     ///
     /// # Errors
-    /// There can't be a thread for them.
+    /// The thread can't be started.
     pub fn new(seed: u64, api_port: Option<u16>) -> anyhow::Result<Self> {
         let (hand, works) = mpsc::channel::<Work>();
-        // It ends with the sender.
+        // The thread ends when the sender is dropped.
         std::thread::Builder::new()
             .name("rules".to_owned())
             .spawn(move || {
@@ -176,18 +189,18 @@ impl Rules {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All rules as they stand.
+    /// The state of all rules.
     ///
     /// # Errors
-    /// The kernel can't be asked.
+    /// The kernel's counters can't be read.
     pub fn list(&self) -> Result<Vec<RuleStatus>, RulesError> {
         self.now().list()
     }
 
-    /// Changes the rules, all at once or not at all; the numbers of the new ones.
+    /// Changes the rules atomically. Returns the numbers of the new ones.
     ///
     /// # Errors
-    /// A rule that can't be carried out, missing rights, or the kernel refuses.
+    /// A rule is unsupported, privileges are missing, or a system call fails.
     pub fn change(&self, change: &RulesChange) -> Result<Vec<u64>, RulesError> {
         let mut now = self.now();
         let added: Vec<_> = change
@@ -225,10 +238,10 @@ impl Rules {
         Ok(ids)
     }
 
-    /// Takes rules away.
+    /// Removes rules.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn remove(&self, ids: Vec<u64>) -> Result<(), RulesError> {
         let change = RulesChange {
             add: Vec::new(),
@@ -239,24 +252,24 @@ impl Rules {
         self.change(&change).map(|_none| ())
     }
 
-    /// Takes all rules away.
+    /// Removes all rules.
     ///
     /// # Errors
-    /// Something can't be taken back.
+    /// Something can't be restored.
     pub fn clear(&self) -> Result<(), RulesError> {
         self.now().apply(Vec::new(), self.seed)
     }
 
-    /// Whether there is none.
+    /// Whether there are no rules.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.now().entries.is_empty()
     }
 
-    /// The number of each rule, its text, and what it has done.
+    /// The number, text and hits of each rule.
     ///
     /// # Errors
-    /// The kernel can't be asked.
+    /// The kernel's counters can't be read.
     pub fn hits(&self) -> Result<Vec<(u64, String, Hits)>, RulesError> {
         let now = self.now();
         let hits = now.hits()?;
@@ -301,7 +314,7 @@ impl Now {
         Ok(shown.collect())
     }
 
-    /// Puts these rules in force instead of those that are.
+    /// Replaces the applied rules with these.
     fn apply(&mut self, mut entries: Vec<Entry>, seed: u64) -> Result<(), RulesError> {
         if entries.is_empty() {
             self.entries = entries;
@@ -321,7 +334,7 @@ impl Now {
         } else {
             let mut next = plan.clone();
             let exchanged = applied.injection.replace(&applied.plan, &mut next);
-            // Without room for more they begin anew, with more room.
+            // If they do not fit, the programs are reloaded with larger maps.
             exchanged.is_ok().then_some(next)
         };
         if let Some(plan) = exchanged {
@@ -340,11 +353,11 @@ impl Now {
         Ok(())
     }
 
-    /// Loads the programs anew, for the rules' time as it was. When that fails the old rules come back; if they don't,
-    /// there are none.
+    /// Reloads the programs; the rules' time continues. On failure the old rules are restored; if that fails too, no
+    /// rules remain.
     fn begin_anew(&mut self, mut old: Applied, mut plan: Plan) -> Result<(), RulesError> {
         old.injection.follow(&old.plan, &mut plan)?;
-        // What lies outside the process is there once.
+        // Resources outside the process exist only once.
         old.injection.settle()?;
         let started =
             |plan: &Plan| prepare(plan, &everywhere()?, &live())?.start_after(&old.injection);
@@ -361,7 +374,7 @@ impl Now {
                 self.applied = Some(Applied { injection, plan });
             }
             Err(again) => {
-                log::error!("the old rules did not come back: {again:#}");
+                log::error!("the old rules could not be restored: {again:#}");
                 self.entries.clear();
             }
         }
@@ -381,7 +394,7 @@ fn plan(entries: &[Entry], seed: u64) -> Result<Plan, RulesError> {
     if let Some((index, _)) = plan.stream_rules().first() {
         let text = &plan.rules[*index].text;
         return Err(refused(anyhow::anyhow!(
-            "nothing here can hold the packets of `{text}`: `fault doctor` tells what is missing"
+            "no mechanism on this machine can hold the packets of `{text}`: run `fault doctor` to see what is missing"
         )));
     }
     Ok(plan)
@@ -405,17 +418,17 @@ fn live() -> InjectionOptions {
     }
 }
 
-/// What holds packets is set up with the programs.
+/// Mechanisms that hold packets are set up together with the programs.
 fn must_begin_anew(applied: &Applied, plan: &Plan) -> Result<bool, RulesError> {
     Ok(plan.held_by != applied.plan.held_by
         || plan.qdiscs()? != applied.plan.qdiscs()?
         || plan.needs_delay_line() && applied.injection.delay_line().is_none())
 }
 
-/// Does what may take long, and what needs rights, on the thread that has them.
+/// Runs slow or privileged work on the rules' thread.
 ///
 /// # Errors
-/// The thread is gone, or as `work`.
+/// The thread has ended; otherwise as `work`.
 pub async fn off_the_runtime<T, E>(
     rules: &Arc<Rules>,
     work: impl FnOnce(&Rules) -> Result<T, E> + Send + 'static,
@@ -427,10 +440,10 @@ where
     let (done, result) = oneshot::channel();
     let own = Arc::clone(rules);
     let whole = move || {
-        // Whoever asked may have gone away meanwhile.
+        // The caller may have been cancelled.
         drop(done.send(work(&own)));
     };
-    let gone = "the thread of the packet rules has ended: restart the daemon";
+    let gone = "the daemon's thread for packet rules has ended: restart the daemon";
     rules
         .hand
         .send(Box::new(whole))

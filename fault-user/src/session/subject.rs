@@ -1,4 +1,4 @@
-//! Whose traffic it is: a cgroup, a network namespace, a container.
+//! The traffic that rules apply to: that of a cgroup, a network namespace or a container.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use super::options::Options;
 use super::rules::RuleSet;
 use super::tree::ProcessTree as Tree;
-use crate::inject::injection::{Injection, PreparedInjection, InjectionOptions};
+use crate::inject::injection::{Injection, InjectionOptions, PreparedInjection};
 use crate::inject::preparation::prepare_noting;
 use crate::plan::Plan;
 use crate::plan::tables::Scope;
@@ -22,21 +22,21 @@ use crate::tell::tell;
 use crate::undo::journal::Journal;
 use crate::watch::open::Sockets;
 
-/// Whose traffic the rules are about, found on this machine.
+/// The traffic that rules apply to, located on this machine.
 #[derive(Debug)]
 pub struct Subject {
     /// A cgroup in this network namespace.
     pub group: Option<Group>,
     /// Another network namespace.
     pub namespace: Option<NetworkNamespace>,
-    /// The container that both are from.
+    /// The container that both belong to.
     pub container: Option<Container>,
-    /// What has been noted so far, until [`Subject::load`].
+    /// The journal, until [`Subject::load`] takes it.
     journal: Option<Journal>,
 }
 
 impl Subject {
-    /// Finds whose traffic `options` are about.
+    /// Locates the traffic that `options` select.
     ///
     /// # Errors
     /// No such container, namespace, process or cgroup.
@@ -46,7 +46,7 @@ impl Subject {
         Self::of(options, container.transpose()?)
     }
 
-    /// The same, with the container that has been found.
+    /// The same, for a container that is already located.
     ///
     /// # Errors
     /// As [`Subject::find`].
@@ -81,7 +81,7 @@ impl Subject {
         })
     }
 
-    /// The kernel's view of the cgroup.
+    /// The scope of the cgroup.
     #[must_use]
     pub fn scope(&self) -> Option<Scope> {
         self.group.as_ref().map(|group| group.scope.clone())
@@ -91,7 +91,12 @@ impl Subject {
     ///
     /// # Errors
     /// As [`prepare_noting`], or the namespace can't be entered.
-    pub fn load(&mut self, plan: &Plan, options: &Options, injection_options: &InjectionOptions) -> Result<PreparedInjection> {
+    pub fn load(
+        &mut self,
+        plan: &Plan,
+        options: &Options,
+        injection_options: &InjectionOptions,
+    ) -> Result<PreparedInjection> {
         let journal = self.journal.take();
         let work = || prepare_noting(plan, &options.interfaces()?, injection_options, journal);
         let prepared = match &self.namespace {
@@ -104,7 +109,7 @@ impl Subject {
         Ok(prepared)
     }
 
-    /// Lets the sockets that are open in the cgroup already be known as its own.
+    /// Marks the sockets that are already open in the cgroup as its own.
     ///
     /// # Errors
     /// Its processes can't be listed.
@@ -117,10 +122,11 @@ impl Subject {
 }
 
 impl Subject {
-    /// Redirects connections to the relay, when the plan has stream rules: those of a scope, or of a whole network namespace.
+    /// Redirects the connections of a scope, or of a whole network namespace, to the relay if the plan has stream
+    /// rules.
     ///
     /// # Errors
-    /// A container is to be followed, there is no cgroup2, or the kernel refuses.
+    /// The container is followed, there is no cgroup2, or a system call fails.
     pub async fn steer(
         &self,
         options: &Options,
@@ -134,8 +140,8 @@ impl Subject {
         };
         if options.follow {
             anyhow::bail!(
-                "`{}` needs the relay, which can't follow a container: take --follow away, or use packet faults such as \
-                 `delay`",
+                "`{}` needs the relay, which can't follow a container: leave --follow out, or use packet faults such \
+                 as `delay`",
                 first.fault.name()
             );
         }
@@ -151,15 +157,15 @@ impl Subject {
             cgroup: &cgroup,
             all_cgroups,
             namespace: self.namespace.as_ref(),
-            // What the relay sends for the command is the command's to packet rules.
+            // Packet rules count the relay's packets for the command as the command's.
             marker: scope.map(|scope| prepared.marker(scope)).transpose()?,
             exchange: prepared.exchange(),
         };
         Steering::start(&rules, plan.seed, whose).await.map(Some)
     }
 
-    /// What tells how many connections are open to the targets of the rules. Nothing where that can't be told: of a
-    /// container that is followed to other network namespaces, or without `CONFIG_INET_DIAG`.
+    /// Counts the open connections to the rules' targets. `None` for a container that is followed to other network
+    /// namespaces, or without `CONFIG_INET_DIAG`.
     #[must_use]
     pub fn sockets(
         &self,
@@ -177,21 +183,27 @@ impl Subject {
                 Some(sockets)
             }
             Err(error) => {
-                log::warn!("`fault top` will not see how many connections are open: {error:#}");
+                log::warn!("`fault top` can't show the number of open connections: {error:#}");
                 None
             }
         }
     }
 
-    /// Counts from now on what the processes that rules are about connect to, for [`Injection::endpoints`]. Without it the
-    /// rules act all the same.
+    /// Counts the endpoints that the selected processes connect to, for [`Injection::endpoints`]. A failure does not
+    /// affect the rules.
     pub fn count_endpoints(&self, scope: Option<&Scope>, prepared: &mut PreparedInjection) {
         if let Err(error) = self.try_to_count_endpoints(scope, prepared) {
-            log::info!("a rule that never matches will not tell what was used instead: {error:#}");
+            log::info!(
+                "for a rule that never matches, the summary can't show what was used instead: {error:#}"
+            );
         }
     }
 
-    fn try_to_count_endpoints(&self, scope: Option<&Scope>, prepared: &mut PreparedInjection) -> Result<()> {
+    fn try_to_count_endpoints(
+        &self,
+        scope: Option<&Scope>,
+        prepared: &mut PreparedInjection,
+    ) -> Result<()> {
         let here = match &self.namespace {
             Some(namespace) => namespace.enter(|| Ok(netns_cookie()))?,
             None => netns_cookie(),
@@ -202,20 +214,20 @@ impl Subject {
         }
     }
 
-    /// Whom the rules are about, for a message.
+    /// A name for the selected processes in messages.
     #[must_use]
     pub fn who(&self, scope: Option<&Scope>) -> &'static str {
         match (&self.group, &self.container, &self.namespace, scope) {
             (_, Some(_), ..) => "the container",
-            (Some(_), ..) => "the processes aimed at",
+            (Some(_), ..) => "the selected processes",
             (_, _, Some(_), _) => "the processes in the network namespace",
             (.., Some(_)) => "the command",
             (.., None) => "the processes on this host",
         }
     }
 
-    /// The capabilities that are still needed when all is set up: to read the figures, to undo what is noted, to go
-    /// with a container, and to relay.
+    /// The capabilities needed after the setup: to read counters, to undo the journal, to follow a container, and for
+    /// the relay.
     #[must_use]
     pub fn rights(
         &self,
@@ -233,7 +245,7 @@ impl Subject {
         if options.follow {
             rights.push(Capability::Perfmon);
         }
-        // Processes that go back to cgroups which may be a user's; runtimes' files.
+        // For moving processes back to cgroups that may belong to a user, and for reading files of container runtimes.
         let moved = self
             .group
             .as_ref()
@@ -252,23 +264,22 @@ impl Subject {
     }
 }
 
-/// A scope that exists, and what must be given back for it.
+/// A scope, and the resources that must be released with it.
 #[derive(Debug)]
 pub struct Group {
-    /// The kernel's view of it.
+    /// The scope.
     pub scope: Scope,
     /// The cgroup.
     pub cgroup: Cgroup,
-    /// The process tree, when one was aimed at; dropping it moves the processes back.
+    /// The process tree of `--pid`; dropping it moves the processes back.
     pub tree: Option<Tree>,
 }
 
 impl Group {
-    /// Finds or makes the cgroup of `--pid`, `--cgroup`, or of a container that shares this network
-    /// namespace.
+    /// Finds or creates the cgroup of `--pid`, `--cgroup`, or of a container that shares this network namespace.
     ///
     /// # Errors
-    /// No such process or cgroup, no cgroup2, or no rights.
+    /// No such process or cgroup, no cgroup2, or missing privileges.
     pub fn find(
         options: &Options,
         container: Option<&Container>,
@@ -299,7 +310,7 @@ impl Group {
         };
         let journal = journal.insert(Journal::create()?);
         let tree = Tree::at(&hierarchy, Pid::from_raw(pid), journal)
-            .with_context(|| format!("aiming at process {pid}"))?;
+            .with_context(|| format!("attaching to process {pid}"))?;
         Ok(Some(Self {
             scope: scope_of(tree.cgroup())?,
             cgroup: tree.cgroup().clone(),
@@ -308,21 +319,21 @@ impl Group {
     }
 }
 
-/// The kernel's view of a cgroup.
+/// The scope of a cgroup.
 ///
 /// # Errors
-/// A depth that no kernel has.
+/// The cgroup is nested too deep.
 pub fn scope_of(cgroup: &Cgroup) -> Result<Scope> {
     Ok(Scope {
         cgroup: cgroup.id(),
-        level: u8::try_from(cgroup.level()).context("the cgroup lies too deep")?,
+        level: u8::try_from(cgroup.level()).context("the cgroup is nested too deep")?,
         path: cgroup.path().to_owned(),
     })
 }
 
-/// The network namespace of a process. Descendants in others are told of.
+/// The network namespace of a process. Warns about descendants in other namespaces.
 fn namespace_of_tree(pid: i32) -> Result<NetworkNamespace> {
-    let aim = || format!("aiming at process {pid}");
+    let aim = || format!("attaching to process {pid}");
     let own = NetworkNamespace::of_process(pid).with_context(aim)?;
     let tree = proc::tree(Pid::from_raw(pid)).with_context(aim)?;
     let elsewhere = tree
@@ -331,18 +342,19 @@ fn namespace_of_tree(pid: i32) -> Result<NetworkNamespace> {
         .count();
     if elsewhere != 0 {
         tell!(
-            "fault: warning: {elsewhere} of the processes below {pid} are in other network namespaces, where the rules do not apply"
+            "fault: warning: {elsewhere} descendants of process {pid} are in other network namespaces, where the \
+             rules do not apply"
         );
     }
     Ok(own)
 }
 
-/// The network namespace that the processes of a cgroup are in, if there are any.
+/// The network namespace of the processes in a cgroup, if there are any.
 fn namespace_of_cgroup(cgroup: &Path) -> Result<Option<NetworkNamespace>> {
     let mut found: Option<NetworkNamespace> = None;
     for pid in Hierarchy::find()?.open(cgroup)?.processes()? {
         let Ok(namespace) = NetworkNamespace::of_process(pid.as_raw()) else {
-            // It has ended, or may not be looked into.
+            // It has ended or can't be inspected.
             continue;
         };
         ensure!(

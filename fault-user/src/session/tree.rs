@@ -1,7 +1,7 @@
-//! Aiming at a process that runs already (`--pid`), with everything below it.
+//! Selects a running process and its descendants (`--pid`).
 //!
-//! Where the process's cgroup holds nothing but its tree, that cgroup is the aim and nothing is
-//! changed. Otherwise the tree is moved into a fresh cgroup, and back at the end.
+//! If the process's cgroup holds only its tree, that cgroup is used and nothing is changed. Otherwise the tree is moved
+//! into a new cgroup, and back at the end.
 use crate::sys::process::cgroup::{
     Cgroup, CommandCgroup, Hierarchy, Leftovers, ROUNDS_MAX, move_process,
 };
@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-/// A process tree that can be told from all others by its cgroup.
+/// A process tree that has a cgroup of its own.
 #[derive(Debug)]
 pub struct ProcessTree {
     cgroup: Cgroup,
@@ -25,29 +25,28 @@ pub struct ProcessTree {
     sockets: Vec<OpenSocket>,
 }
 
-/// A tree in a cgroup of ours.
+/// A tree that was moved into a cgroup of fault.
 #[derive(Debug)]
 struct Moved {
     fresh: CommandCgroup,
-    /// Where each process came from.
+    /// The original cgroup of each process.
     origins: HashMap<ProcessId, PathBuf>,
-    /// Where the first one came from: the place for children that were born here.
+    /// The original cgroup of the root process; children forked since go there.
     origin: PathBuf,
 }
 
 impl ProcessTree {
-    /// Aims at `pid` and its descendants. `fault` itself is never among them, even when started by
-    /// that process. `journal` learns of each move before it is made.
+    /// Selects `pid` and its descendants. `fault` itself is never included, even if that process started it. Each move
+    /// is recorded in `journal` before it is made.
     ///
-    /// A tree that is moved stays below its own cgroup where that is possible, so that limits on
-    /// memory and CPU keep holding.
+    /// If possible a moved tree stays below its own cgroup, which preserves its limits on memory and CPU.
     ///
     /// # Errors
-    /// When there is no such process, no cgroup can be made, a process can't be moved, or the tree
-    /// grows faster than it can be moved. Whatever was moved is moved back.
+    /// There is no such process, no cgroup can be created, a process can't be moved, or the tree grows faster than it
+    /// can be moved. Moved processes are moved back.
     pub fn at(hierarchy: &Hierarchy, pid: Pid, journal: &mut Journal) -> Result<Self> {
         if pid == Pid::this() {
-            bail!("process {pid} is fault itself: name another one");
+            bail!("process {pid} is fault itself: give another one");
         }
         let home = hierarchy.of(pid)?;
         let tree = others(pid)?;
@@ -73,20 +72,20 @@ impl ProcessTree {
         })
     }
 
-    /// The cgroup that the rules' scope is made of.
+    /// The cgroup of the rules' scope.
     #[must_use]
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
     }
 
-    /// Whether the tree was moved into a cgroup of ours.
+    /// Whether the tree was moved into a cgroup of fault.
     #[must_use]
     pub fn is_moved(&self) -> bool {
         self.moved.is_some()
     }
 
-    /// The sockets that the tree had open when it was aimed at. Those of a moved tree still carry
-    /// the cgroup that they were made in, so the rules must know them by their addresses.
+    /// The sockets that the tree had open when it was selected. Those of a moved tree still belong to their original
+    /// cgroup, so the rules identify them by address.
     #[must_use]
     pub fn sockets(&self) -> &[OpenSocket] {
         &self.sockets
@@ -94,7 +93,7 @@ impl ProcessTree {
 }
 
 impl Moved {
-    /// Moves the tree in, again and again until no fork has added a process outside.
+    /// Moves the tree into the cgroup, repeatedly until no process is left outside.
     fn fill(&mut self, hierarchy: &Hierarchy, pid: Pid, journal: &mut Journal) -> Result<()> {
         let target = self.fresh.cgroup().path().to_owned();
         for _ in 0..ROUNDS_MAX {
@@ -111,7 +110,7 @@ impl Moved {
         bail!("the processes below {pid} fork faster than they can be moved")
     }
 
-    /// Moves one process in, unless it has ended.
+    /// Moves one process into the cgroup, unless it has ended.
     fn take(
         &mut self,
         hierarchy: &Hierarchy,
@@ -135,7 +134,7 @@ impl Moved {
         Ok(())
     }
 
-    /// Moves back what is still here; the cgroup's own end releases whatever that misses.
+    /// Moves the remaining processes back. Dropping the cgroup releases those that this misses.
     fn empty(&self) -> Result<()> {
         for pid in self.fresh.cgroup().processes()? {
             let origin = ProcessId::of(pid)?.and_then(|process| self.origins.get(&process));
@@ -151,19 +150,19 @@ impl Moved {
 impl Drop for Moved {
     fn drop(&mut self) {
         if let Err(error) = self.empty() {
-            tell!("fault: {error:#}; `fault clean` tries again");
+            tell!("fault: warning: {error:#}; run `fault clean` to try again");
         }
     }
 }
 
-/// The tree of `pid` without this very process.
+/// The tree of `pid` without this process.
 fn others(pid: Pid) -> Result<Vec<ProcessId>> {
     let mut tree = proc::tree(pid)?;
     tree.retain(|process| process.pid != Pid::this().as_raw());
     Ok(tree)
 }
 
-/// Whether a cgroup other than the root, with those below it, holds these processes and no others.
+/// Whether the cgroup is not the root and, with its descendants, holds exactly these processes.
 fn is_own(home: &Cgroup, tree: &[ProcessId]) -> Result<bool> {
     let tree: HashSet<i32> = tree.iter().map(|process| process.pid).collect();
     let inside: HashSet<i32> = home.processes()?.into_iter().map(Pid::as_raw).collect();

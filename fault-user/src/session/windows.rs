@@ -1,7 +1,7 @@
-//! Rules that are taken in and out of the kernel's tables at their times.
+//! Loads rules into the kernel's tables around their windows, and unloads them.
 //!
-//! Of the rules that match a packet only the first few are judged, in or out of their windows. Where there are more, as with
-//! drawn faults, only those are put in whose window is near.
+//! Only the first few rules that match a packet are evaluated, whether or not they are in their windows. With more
+//! rules, such as drawn faults, only those whose window is near are loaded.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use fault_common::abi::MATCHES_MAX;
 use crate::rule::ResolvedRule;
 use crate::rule::units::show_duration;
 
-/// How long before its window a rule is put in: the kernel opens the window itself, to the moment.
+/// A rule is loaded this long before its window. The kernel opens the window itself, at the exact time.
 const LEAD_NS: u64 = 100_000_000;
 
 /// A rule with one window.
@@ -20,37 +20,38 @@ struct Window {
     rule: usize,
     from_ns: u64,
     to_ns: u64,
-    /// The rule as it is printed, for what is told of it.
+    /// The rule's text, for messages.
     text: String,
-    /// Whether it was drawn by chance.
+    /// Whether it was randomly drawn.
     is_drawn: bool,
 }
 
-/// What changes with a look at the clock.
+/// The windows that have opened or closed since the last look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct WindowChange {
-    /// What there is to tell, one line each.
+    /// Messages, one line each.
     pub told: Vec<String>,
     /// Rules whose window is over.
     pub over: Vec<usize>,
 }
 
-/// The rules that come and go.
+/// The windows of all rules.
 pub struct Windows {
     all: Vec<Window>,
     started: Instant,
-    /// When to look next; nothing more happens when there is none.
+    /// The time of the next change; `None` if there is none.
     next_ns: Option<u64>,
-    /// Whether rules are taken out. Few stay in, so that they count connections from the beginning, as a replay does.
+    /// Whether rules are unloaded outside their windows. If there are few, they stay loaded and count connections from
+    /// the start, as a replay does.
     take_out: bool,
-    /// The rules that are not in.
+    /// The rules that are not loaded.
     pub resting: BTreeSet<usize>,
     told: BTreeSet<usize>,
     over: BTreeSet<usize>,
 }
 
 impl Windows {
-    /// All rules stay in.
+    /// Creates windows for rules that always stay loaded.
     #[must_use]
     pub fn none(started: Instant) -> Self {
         Self {
@@ -64,7 +65,7 @@ impl Windows {
         }
     }
 
-    /// The rules that do not act all the time; with a period, from their first repetition to the last.
+    /// Collects the rules that have windows. A periodic rule has one window from its first repetition to its last.
     pub fn of<'a>(
         rules: impl Iterator<Item = (String, &'a ResolvedRule)>,
         drawn: &Range<usize>,
@@ -96,13 +97,13 @@ impl Windows {
         windows
     }
 
-    /// Whether rules come and go at all.
+    /// Whether any rule is loaded and unloaded.
     #[must_use]
     pub fn are_some(&self) -> bool {
         !self.all.is_empty()
     }
 
-    /// Waits for the next moment at which something changes.
+    /// Waits for the next change.
     pub async fn wait(&self) {
         let Some(next_ns) = self.next_ns else {
             return std::future::pending().await;
@@ -111,7 +112,7 @@ impl Windows {
         tokio::time::sleep_until(at.into()).await;
     }
 
-    /// Looks at the clock.
+    /// Returns the changes since the last call.
     pub fn look(&mut self) -> WindowChange {
         let now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.look_at(now_ns)

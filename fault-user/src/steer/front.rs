@@ -1,7 +1,7 @@
-//! Services that a long-lived relay stands in front of, one by one: the transparent proxies of the daemon.
+//! The transparent proxies of the daemon: a relay in front of each service.
 //!
-//! A service keeps its address, and so do its clients: their connections to it, from every process here and from
-//! outside, come to the relay. The relay's own ones reach the service.
+//! Neither the service nor its clients are reconfigured. Connections to the service, from every local process and from
+//! outside, are redirected to the relay. The relay's own connections reach the service.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 use fault_common::abi::{STEERS, steered};
 use socket2::{Domain, Socket, Type};
 
-use super::hooks::{Hooks, HookScope};
+use super::hooks::{HookScope, Hooks};
 use super::prepare;
 use super::relays::listener;
 use crate::inject::services::{Service, relay_mark};
@@ -21,33 +21,33 @@ use crate::rule::PortRange;
 use crate::sys::preflight::{Need, preflight};
 use crate::sys::process::cgroup::Hierarchy;
 
-/// The hooks of this host, shared by all services behind them.
+/// The hooks of this host, shared by all transparent proxies.
 pub struct TransparentProxies {
     state: Mutex<State>,
 }
 
 struct State {
     hooks: Hooks,
-    /// Places that are taken: a bit for each.
+    /// Bit mask of the service indexes in use.
     taken: u64,
 }
 
-/// A service with the relay in front of it, until this is dropped.
+/// A service with a relay in front of it. Dropping this ends the redirection.
 pub struct ProxiedService {
     front: Arc<TransparentProxies>,
     index: u32,
     ports: [PortRange; 1],
     service: Mutex<Service>,
     is_v4: bool,
-    /// Bound, but nobody listens: where connections are led while the service is to be down.
+    /// A bound socket that does not listen: connections are redirected to it while the proxy is disabled.
     nobody: Socket,
 }
 
 impl TransparentProxies {
-    /// Attaches the hooks: nothing is led anywhere yet.
+    /// Attaches the hooks; nothing is redirected yet.
     ///
     /// # Errors
-    /// No cgroup2, no rights, or a kernel before 5.14.
+    /// No cgroup2, missing privileges, or a kernel before 5.14.
     pub fn open(engine: &Engine) -> Result<Arc<Self>> {
         preflight(&[Need::Programs])?;
         let reach = HookScope {
@@ -65,10 +65,10 @@ impl TransparentProxies {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stands in front of a service, which is refused until [`ProxiedService::listen`].
+    /// Redirects connections to a service; they are refused until [`ProxiedService::listen`].
     ///
     /// # Errors
-    /// No address, one without a host, or no place left.
+    /// No address, an address without a host, or too many proxies.
     pub fn take(self: &Arc<Self>, addresses: &[SocketAddr]) -> Result<ProxiedService> {
         let Some(first) = addresses.first() else {
             bail!("the service has no address");
@@ -94,7 +94,7 @@ impl TransparentProxies {
         let index = (!state.taken).trailing_zeros();
         ensure!(
             index < STEERS,
-            "{STEERS} transparent proxies are there already: remove one"
+            "there are already {STEERS} transparent proxies, the most that are possible: remove one"
         );
         state.hooks.table().set(index, &service)?;
         state.taken |= 1 << index;
@@ -145,10 +145,10 @@ fn port_of(socket: &Socket) -> io::Result<u16> {
 }
 
 impl ProxiedService {
-    /// A listener of the relay's: from now on connections come to it.
+    /// Opens a listener for the relay and redirects connections to it.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn listen(&self) -> io::Result<TcpInlet> {
         let listener = listener(if self.is_v4 {
             Ipv4Addr::LOCALHOST.into()
@@ -169,10 +169,10 @@ impl ProxiedService {
         Ok(inlet)
     }
 
-    /// New connections are refused from now on.
+    /// Refuses new connections from now on.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn refuse(&self) -> io::Result<()> {
         let port = port_of(&self.nobody)?;
         let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +186,7 @@ impl ProxiedService {
         Ok(())
     }
 
-    /// What is done to the relay's own sockets, so that they reach the service.
+    /// Prepares the relay's own sockets to bypass the redirection.
     #[must_use]
     pub fn prepare() -> Prepare {
         prepare(relay_mark(), None, None)

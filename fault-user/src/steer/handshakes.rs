@@ -1,4 +1,4 @@
-//! Has SYNs held at the relay's listeners, and hands what the programs tell of them to the relays.
+//! Holds SYNs at the relay's listeners and passes the programs' events about them to the relays.
 
 use std::collections::HashMap;
 use std::io;
@@ -28,23 +28,24 @@ pub struct Handshakes(Arc<Shared>);
 
 struct Shared {
     filter: OwnedFd,
-    /// None where there are no rights for them: then nothing is held.
+    /// `None` without `CAP_NET_RAW`: no SYNs are held then.
     sockets: Option<Arc<RawSockets>>,
     stop_holding: StopHolding,
     relays: Mutex<HashMap<u64, Listening>>,
 }
 
-/// A relay that is told of its clients.
+/// A relay that receives handshake events.
 struct Listening {
     address: SocketAddr,
     events: UnboundedSender<HandshakeEvent>,
 }
 
 impl Handshakes {
-    /// Loads the filter, for this thread's network namespace. [`Events::follow`] has to be called for what it tells.
+    /// Loads the filter for this thread's network namespace. The caller must call [`Events::follow`] to process its
+    /// events.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn load(ebpf: &mut Ebpf, originals: &Originals) -> Result<(Self, Events)> {
         const NAME: &str = "fault_admit";
         let ring = ebpf
@@ -57,7 +58,8 @@ impl Handshakes {
             Ok(sockets) => Some(Arc::new(sockets)),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 tell!(
-                    "fault: warning: connections to a port where nobody listens succeed, and are reset: to refuse them takes a raw socket (CAP_NET_RAW)"
+                    "fault: warning: connections to closed ports are accepted and then reset: refusing them needs a \
+                     raw socket (CAP_NET_RAW)"
                 );
                 None
             }
@@ -77,10 +79,10 @@ impl Handshakes {
         Ok((Self(shared), events))
     }
 
-    /// Holds SYNs at a listener from now on, if that is possible.
+    /// Holds SYNs at a listener from now on, if raw sockets are available.
     ///
     /// # Errors
-    /// The kernel refuses the filter.
+    /// The kernel rejects the filter.
     pub fn hold(&self, listener: TcpListener) -> io::Result<TcpInlet> {
         if self.0.sockets.is_none() {
             return Ok(TcpInlet {
@@ -141,7 +143,7 @@ impl Shared {
             if let Some(relay) = relays.get(&event.listener)
                 && relay.events.send(HandshakeEvent::Syn(syn)).is_err()
             {
-                // It has stopped listening.
+                // The relay has stopped listening.
                 relays.remove(&event.listener);
             }
         } else {
@@ -150,25 +152,25 @@ impl Shared {
                     && relay.address.is_ipv4() == pair.local.is_ipv4()
             };
             for relay in relays.values().filter(is_theirs) {
-                // One that has stopped has nobody waiting.
+                // A relay that has stopped has no waiting clients.
                 let _stopped = relay.events.send(HandshakeEvent::Gone(pair));
             }
         }
     }
 }
 
-/// What the programs tell.
+/// Handshake events of the programs.
 pub struct Events {
     ring: RingBuf<MapData>,
     shared: Arc<Shared>,
 }
 
 impl Events {
-    /// Hands it on to the relays, on a worker of theirs.
+    /// Passes the events to the relays, on one of their workers.
     pub fn follow(self, engine: &Engine) {
         engine.spawn_beside_handshakes(async move {
             if let Err(error) = self.run().await {
-                log::error!("handshakes can't be followed: {error}");
+                log::error!("handshakes can't be delayed: {error}");
             }
         });
     }

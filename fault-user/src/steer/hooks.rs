@@ -1,4 +1,4 @@
-//! The programs that lead connections to the relay, and their maps.
+//! The programs that redirect connections to the relay, and their maps.
 
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
@@ -22,33 +22,33 @@ use crate::sys::bpf::link;
 use crate::sys::bpf::object::{loaded, program};
 use crate::sys::process::netns::netns_cookie;
 
-/// Programs attached to a cgroup; they go with this value, and with the process.
+/// Programs attached to a cgroup. They are detached when this value is dropped or the process ends.
 pub struct Hooks {
     table: Table,
     listeners: SockMap<MapData>,
     handshakes: Handshakes,
     served: Served,
     _links: Vec<CgroupLink>,
-    /// Gives the relay what clients open that the others do not meet.
+    /// Gives the relay connections of clients outside the cgroup.
     _lookup: OwnedFd,
     _ebpf: Ebpf,
 }
 
-/// Whose connections the hooks meet.
+/// Selects the connections that the hooks apply to.
 #[derive(Clone, Copy, Debug)]
 pub struct HookScope {
-    /// The cgroup is the root, with processes of every network namespace.
+    /// The cgroup is the root, which contains processes of every network namespace.
     pub all_cgroups: bool,
-    /// Every server in the network namespace is theirs, not only those of the cgroup.
+    /// The hooks apply to every server in the network namespace, not only to those of the cgroup.
     pub all_servers: bool,
 }
 
 impl Hooks {
-    /// Loads the programs and attaches them to a cgroup, for what is in this thread's network namespace. Nothing is led anywhere before [`Hooks::switch`].
-    /// What the programs tell of handshakes has to be followed.
+    /// Loads the programs and attaches them to a cgroup, for this thread's network namespace. Nothing is redirected
+    /// before [`Hooks::switch`]. The caller must process the handshake events.
     ///
     /// # Errors
-    /// The kernel refuses (the hooks are of Linux 5.8), or there are too many targets.
+    /// The kernel does not support the hooks (Linux 5.8), or there are too many targets.
     pub fn attach(
         cgroup: &Path,
         reach: HookScope,
@@ -56,14 +56,14 @@ impl Hooks {
     ) -> Result<(Self, Originals, Events)> {
         ensure!(
             services.len() <= STEERS as usize,
-            "stream faults are possible on {STEERS} targets at once: use fewer"
+            "stream faults support at most {STEERS} targets at once: use fewer"
         );
         let netns = netns_cookie();
-        // Without it the connections of every container would be led to a relay that they can't reach.
+        // Without the cookie the connections of every container would be redirected to a relay that they can't reach.
         ensure!(
             netns != 0 || !reach.all_cgroups,
-            "stream faults on the whole host or network namespace need Linux 5.14, to tell network namespaces apart: use \
-             `fault run` without --scope host, or --pid, --cgroup or --container"
+            "stream faults on the whole host or network namespace need Linux 5.14: use `fault run` without --scope \
+             host, or --pid, --cgroup or --container"
         );
         let (mut ebpf, table) = services::load(services, netns, !reach.all_servers)?;
         let links = attach_all(&mut ebpf, cgroup)?;
@@ -88,15 +88,15 @@ impl Hooks {
         Ok((hooks, originals, events))
     }
 
-    /// From now on the connections to these ports of service `index` are led to the relay, or go straight again.
+    /// Starts or ends the redirection of connections to these ports of service `index`.
     pub fn switch(&mut self, index: u32, ports: &[PortRange], on: bool) {
         self.table.switch(index, ports, on);
     }
 
-    /// Connections from outside to service `index` are given to this listener.
+    /// Gives connections from outside to service `index` to this listener.
     ///
     /// # Errors
-    /// The kernel refuses the socket.
+    /// The kernel rejects the socket.
     pub fn listen(&mut self, index: u32, listener: &TcpListener) -> Result<()> {
         let address = listener.local_addr()?;
         let place = index * 2 + u32::from(address.is_ipv6());
@@ -110,7 +110,7 @@ impl Hooks {
 
     fn enter(&mut self, place: u32, socket: &impl AsRawFd) -> Result<()> {
         let entered = self.listeners.set(place, socket, 0);
-        entered.context("entering a socket of the relay")
+        entered.context("adding a socket of the relay")
     }
 
     /// Listeners at which SYNs are held.
@@ -140,8 +140,8 @@ fn shared<K: Pod, V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Shared<K, V>> {
 
 fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     let mut links = Vec::new();
-    // The hooks of connect(2) first: when this process is killed they go first as well, and no connection is led to a
-    // relay that is gone. So far they lead nothing anywhere.
+    // The hooks of connect(2) come first: when this process is killed they are also removed first, and no connection is
+    // redirected to a relay that has ended. Nothing is redirected yet.
     for (name, at) in [
         ("fault_connect4", Hook::Connect4),
         ("fault_connect6", Hook::Connect6),
@@ -159,7 +159,7 @@ fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     Ok(links)
 }
 
-/// Puts the program in front of this network namespace's listeners.
+/// Attaches the `sk_lookup` program to this network namespace.
 fn attach_lookup(ebpf: &mut Ebpf) -> Result<OwnedFd> {
     const BPF_SK_LOOKUP: u32 = 36;
     const NAME: &str = "fault_lookup";
@@ -172,5 +172,5 @@ fn attach_lookup(ebpf: &mut Ebpf) -> Result<OwnedFd> {
         BPF_SK_LOOKUP,
         0,
     )
-    .context("attaching to the network namespace (sk_lookup is of Linux 5.9)")
+    .context("attaching to the network namespace (sk_lookup needs Linux 5.9)")
 }

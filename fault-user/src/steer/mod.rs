@@ -1,7 +1,7 @@
-//! Stream faults on an unchanged service: the connections of a cgroup are led to a relay on this host, which brings
-//! them to where they were meant to go.
+//! Stream faults on services that are not reconfigured. The connections of a cgroup are redirected to a relay on this
+//! host, which connects to the original destinations.
 //!
-//! The relay's listeners are on loopback. While no rule of a target is in its window its connections go straight.
+//! The relay listens on loopback. Outside the windows of a target's rules, the target's connections bypass the relay.
 
 pub mod front;
 mod handshakes;
@@ -34,76 +34,76 @@ use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
 use handshakes::Events;
-use hooks::{Hooks, HookScope};
+use hooks::{HookScope, Hooks};
 use originals::Originals;
 pub(crate) use relays::prepare;
-use relays::{RelayListeners, Maker, backlog};
+use relays::{Maker, RelayListeners, backlog};
 
-/// Two are enough for what one command opens.
+/// Two threads suffice for the connections of one command.
 const WORKERS: usize = 2;
 
-/// What connections are given at the end beside the rules' own delays: bytes that a rate lets pass, peers
-/// that read slowly.
+/// At the end of the rules, connections get this time in addition to the rules' own delays: for bytes queued by a rate
+/// limit and for peers that read slowly.
 const SPARE: Duration = Duration::from_secs(10);
-/// The same for connections whose peers still talk.
+/// The same for connections whose peers still send.
 const TALK: Duration = Duration::from_millis(500);
-/// What a rule's end is given to reach connections that wait for it.
+/// Time for connections to notice that a rule has ended.
 const CHANGE: Duration = Duration::from_secs(1);
-/// When the user is told that the end takes a while.
+/// After this time a message says that draining takes longer.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
 
-/// What one stream rule did.
+/// The hits of one stream rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamHits {
-    /// Connections that came through the relay while it was in force.
+    /// Connections that passed through the relay while the rule was applied.
     pub seen: u64,
-    /// Those that it was put on.
+    /// Connections that the rule was applied to.
     pub connections: u64,
-    /// Chunks, ends and requests that it did something to.
+    /// Chunks, connection ends and requests that the rule hit.
     pub hits: u64,
 }
 
-/// A rule, and which target it is for.
+/// A stream rule and the index of its target.
 struct StreamRule {
-    /// Its place among all rules.
+    /// Its index among all rules.
     index: usize,
     target: usize,
     rule: ResolvedRule,
 }
 
-/// A target with its relays: one for each version of IP, and one for datagrams.
+/// A target with its relays: one per IP version, and one for datagrams.
 struct RedirectedTarget {
     /// Its name or text.
     name: String,
     target: ResolvedTarget,
     relays: Vec<Arc<Relay>>,
-    /// Where they listen, to look at who waits.
+    /// The relays' listeners, to read the lengths of their queues.
     listeners: Vec<std::net::TcpListener>,
 }
 
 struct Shared {
-    /// The cgroup whose connections are led; nothing for every process here.
+    /// The cgroup whose connections are redirected; `None` for every process of the network namespace.
     scope: Option<PathBuf>,
-    /// Knows the sockets of the network namespace, if any are to be reset.
+    /// A `sock_diag` socket of the network namespace, if rules reset connections.
     diagnosis: Option<Mutex<Netlink>>,
-    /// Where connections to other hosts are to be reset.
+    /// Raw sockets to reset connections to other hosts.
     peers: reconnect::Peers,
     hooks: Mutex<Hooks>,
     redirected: Vec<RedirectedTarget>,
     rules: Vec<StreamRule>,
-    /// How many rules of each target are in their windows.
+    /// The number of rules of each target that are in their windows.
     active: Mutex<Vec<u32>>,
-    /// What each rule did in windows that are over.
+    /// The hits of each rule in past windows.
     past: Mutex<Vec<StreamHits>>,
-    /// How many connections there had been when the window opened that is open now.
+    /// The number of connections at the start of the current window.
     before: Mutex<Vec<Option<u64>>>,
-    /// Which rules act.
+    /// Which rules are active.
     turns: tokio::sync::Mutex<Vec<RuleSwitch>>,
-    /// Nothing is redirected any more, whatever windows open.
+    /// Redirection has ended; windows that open later have no effect.
     is_over: AtomicBool,
 }
 
-/// A rule acts while its window is open and nobody has switched it off.
+/// A rule is active while its window is open and it is not turned off.
 #[derive(Clone, Copy, Default)]
 struct RuleSwitch {
     in_window: bool,
@@ -116,17 +116,17 @@ impl RuleSwitch {
     }
 }
 
-/// What a target's connections carry by way of the relay.
+/// The traffic of a target through the relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes, both ways.
+    /// Bytes in both directions.
     pub bytes: u64,
-    /// Connections that are open.
+    /// Open connections.
     pub open: u64,
 }
 
-/// Connections led to relays with the faults of some rules; dropping it lets new ones go straight and closes those that
-/// are led.
+/// Redirection of connections to relays that apply stream rules. Dropping it ends the redirection and closes the
+/// redirected connections.
 pub struct Steering {
     shared: Arc<Shared>,
     timelines: Vec<JoinHandle<()>>,
@@ -134,22 +134,22 @@ pub struct Steering {
     _engine: Arc<Engine>,
 }
 
-/// Whose connections and datagrams are led.
+/// Selects the connections and datagrams that are redirected.
 pub struct SteeringScope<'a> {
-    /// Those of processes in this cgroup.
+    /// Processes in this cgroup.
     pub cgroup: &'a Path,
-    /// It is the root.
+    /// The cgroup is the root.
     pub all_cgroups: bool,
-    /// In this network namespace, if it is not the caller's: the relay works in there.
+    /// The network namespace, if it is not the caller's. The relay's sockets are opened in it.
     pub namespace: Option<&'a NetworkNamespace>,
-    /// Applied to the sockets that the relay opens, where nobody else's are led: so they belong to the command for packet
-    /// rules. What clients from outside open is led too: to the cgroup's servers, or without this to all.
+    /// Marks the relay's sockets, so that packet rules count them as the command's. With a marker, outside clients are
+    /// redirected only on connections to the cgroup's servers; without one, on connections to all servers.
     pub marker: Option<Marker>,
-    /// Where the packets of datagrams come from; there is none without rules on UDP.
+    /// The source of datagrams; `None` without UDP rules.
     pub exchange: Option<Arc<Exchange>>,
 }
 
-/// Rules with their targets, each of which is there once.
+/// Deduplicates the targets of the rules.
 fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, Vec<StreamRule>)> {
     let mut targets: Vec<ResolvedTarget> = Vec::new();
     let mut stream_rules = Vec::new();
@@ -169,7 +169,7 @@ fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, V
     Ok((targets, stream_rules))
 }
 
-/// What is opened inside the network namespace.
+/// Resources that are opened inside the network namespace.
 struct Opened {
     ends: Vec<RelayListeners>,
     hooks: Hooks,
@@ -218,11 +218,11 @@ impl Opened {
 }
 
 impl Steering {
-    /// Leads connections and datagrams to relays with the faults of `rules` (each with its place among all rules). Rules
-    /// that begin at once are in force on return.
+    /// Redirects connections and datagrams to relays that apply `rules`, each given with its index among all rules.
+    /// Rules without a start time are applied on return.
     ///
     /// # Errors
-    /// A rule that can't be carried out, or the kernel refuses.
+    /// A rule is unsupported, or a system call fails.
     pub async fn start(
         rules: &[(usize, &ResolvedRule)],
         seed: u64,
@@ -292,9 +292,9 @@ impl Steering {
         })
     }
 
-    /// Redirects nothing any more, and has what is on its way arrive as the rules have it, for `limit` at most;
-    /// without it for what the rules themselves need and 10 s more. Connections of which something may be missing
-    /// then are reset, all of them as soon as `hurry` is ready. What was lost.
+    /// Ends redirection and delivers data in transit according to the rules. This takes at most `limit`; by default,
+    /// the rules' own delays plus 10 s. Connections with undelivered data are then reset, or earlier when `hurry` is
+    /// ready. Returns what was cut off.
     pub async fn finish(
         &self,
         limit: Option<Duration>,
@@ -315,7 +315,7 @@ impl Steering {
             ..all
         };
         {
-            // One and the same to the end: where it is given up, clients that wait for their servers are refused.
+            // The same future is polled to the end: dropping it would refuse clients that wait for their servers.
             let draining = self.shared.drain(drain);
             tokio::pin!(hurry, draining);
             tokio::select! {
@@ -323,7 +323,8 @@ impl Steering {
                 () = &mut hurry => {}
                 () = tokio::time::sleep(TOLD_AFTER) => {
                     let most = drain.until.saturating_duration_since(Instant::now()).as_secs() + 1;
-                    tell!("fault: waiting for data on its way to arrive, {most} s at most (Ctrl-C resets its connections)");
+                    tell!("fault: waiting up to {most} s for data in transit to be delivered (Ctrl-C resets the \
+                    connections)");
                     tokio::select! {
                         cut = draining => return cut,
                         () = hurry => {}
@@ -340,7 +341,7 @@ impl Steering {
             .await
     }
 
-    /// How long the rules hold what is on its way, one after the other.
+    /// The sum of the delays of all rules.
     fn delay(&self) -> Duration {
         let rules = self.shared.rules.iter();
         rules
@@ -348,7 +349,7 @@ impl Steering {
             .sum()
     }
 
-    /// When the last window that is open now closes.
+    /// The time at which the last open window closes.
     fn change_by(&self) -> Option<Instant> {
         let elapsed_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let rules = self.shared.rules.iter();
@@ -357,13 +358,13 @@ impl Steering {
             .map(|end_ns| self.started + Duration::from_nanos(end_ns))
     }
 
-    /// Whether sockets of others are reached for, to reset connections.
+    /// Whether rules reset connections of other processes.
     #[must_use]
     pub fn reaches_for_sockets(&self) -> bool {
         self.shared.diagnosis.is_some()
     }
 
-    /// What each rule did, by its place among all rules.
+    /// The hits of each rule, with its index among all rules.
     #[must_use]
     pub fn hits(&self) -> Vec<(usize, StreamHits)> {
         let shared = &self.shared;
@@ -376,7 +377,7 @@ impl Steering {
     }
 }
 
-/// The place among all rules of the first one that has the target's relays carry this; nothing where none has.
+/// The index of the first rule of a target that acts on this transport.
 fn has(transport: Transport, target: usize, rules: &[StreamRule]) -> Option<usize> {
     let mut own = rules.iter().filter(|rule| rule.target == target);
     own.find(|rule| stream::acts_on(&rule.rule, transport))
@@ -397,7 +398,7 @@ impl Drop for Steering {
     }
 }
 
-/// Begins the timeline of a rule; what begins at once has begun on return.
+/// Starts the timeline of a rule. A rule without a start time is applied on return.
 async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
     let schedule = shared.rules[number].rule.modifiers.schedule();
     let first = schedule.start_ns == 0;
@@ -413,7 +414,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
         loop {
             tokio::time::sleep_until(at(start_ns)).await;
             if !is_open && let Err(error) = shared.set_window(number, true).await {
-                tell!("fault: a rule can't begin: {error:#}");
+                tell!("fault: warning: a rule can't be applied: {error:#}");
                 return;
             }
             is_open = false;
@@ -427,7 +428,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
             };
             tokio::time::sleep_until(at(end_ns)).await;
             if let Err(error) = shared.set_window(number, false).await {
-                tell!("fault: a rule can't end: {error:#}");
+                tell!("fault: warning: a rule can't be removed: {error:#}");
             }
             match schedule.period_ns {
                 Some(period) if schedule.end_ns.is_none_or(|end| start_ns + period < end) => {
@@ -440,7 +441,7 @@ async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
 }
 
 impl RedirectedTarget {
-    /// Has the relays of target `number` listen.
+    /// Starts the relays of target `number`.
     async fn start(
         number: usize,
         target: ResolvedTarget,
@@ -464,13 +465,13 @@ impl RedirectedTarget {
         })
     }
 
-    /// Tells the hooks where it listens.
+    /// Registers the listeners at the hooks.
     fn show(&self, index: u32, hooks: &mut Hooks) -> Result<()> {
         let mut listeners = self.listeners.iter();
         listeners.try_for_each(|listener| hooks.listen(index, listener))
     }
 
-    /// What else is worth a line when all is over.
+    /// Messages for the user at the end.
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let name = &self.name;
@@ -486,8 +487,8 @@ impl RedirectedTarget {
 }
 
 impl Shared {
-    /// The toxics of a rule: one, or one for each direction that draw as one; none on a relay of a transport on which its
-    /// fault has no meaning.
+    /// The toxics of a rule: one, or one per direction with shared random draws. None if the fault does not support the
+    /// transport.
     fn toxics(&self, number: usize, transport: Transport) -> Result<Vec<ToxicConfig>> {
         let rule = &self.rules[number].rule;
         if !stream::acts_on(rule, transport) {
@@ -516,12 +517,12 @@ impl Shared {
         ways.iter().map(config).collect()
     }
 
-    /// Opens the window of a rule, or closes it.
+    /// Opens or closes the window of a rule.
     async fn set_window(&self, number: usize, is_open: bool) -> Result<()> {
         self.turn(number, |turn| turn.in_window = is_open).await
     }
 
-    /// Changes what decides whether a rule acts, and has it do so.
+    /// Changes a rule's switch, and applies or removes the rule accordingly.
     async fn turn(&self, number: usize, change: impl FnOnce(&mut RuleSwitch)) -> Result<()> {
         let mut turns = self.turns.lock().await;
         let mut turn = turns[number];
@@ -535,7 +536,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Puts a rule in force.
+    /// Applies a rule.
     async fn begin_to_act(&self, number: usize) -> Result<()> {
         let target = self.rules[number].target;
         let accepted = self.accepted(target);
@@ -550,9 +551,9 @@ impl Shared {
         self.before.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(accepted);
         self.count(target, true);
         if self.rules[number].rule.modifiers.reconnect {
-            // New connections are led from here on: what is reset comes back through the relay.
+            // New connections are redirected from here on: a client that was reset reconnects through the relay.
             let Some(diagnosis) = &self.diagnosis else {
-                bail!("nothing was opened to reset connections with");
+                bail!("no socket is open to reset connections with");
             };
             let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
             let target = &self.redirected[target].target;
@@ -563,11 +564,11 @@ impl Shared {
         Ok(())
     }
 
-    /// Takes it back. Connections that are led stay so, without the fault.
+    /// Removes a rule. Redirected connections stay with the relay, without the fault.
     async fn stop_acting(&self, number: usize) {
         let target = self.rules[number].target;
         self.count(target, false);
-        // A toxic's counts go with it.
+        // Removing a toxic discards its counters.
         let did = self.current_hits(number);
         {
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
@@ -582,13 +583,13 @@ impl Shared {
             };
             for toxic in toxics {
                 if let Err(error) = relay.remove_toxic(&toxic.name).await {
-                    tell!("fault: a rule can't end: {error}");
+                    tell!("fault: warning: a rule can't be removed: {error}");
                 }
             }
         }
     }
 
-    /// Counts the rules in force of a target: its connections are led while there is one.
+    /// Counts the active rules of a target. Its connections are redirected while there is at least one.
     fn count(&self, target: usize, up: bool) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         let before = active[target];
@@ -601,14 +602,17 @@ impl Shared {
         }
     }
 
-    /// Has what is on its way through the relays arrive. What was lost.
+    /// Delivers data in transit through the relays. Returns what was cut off.
     async fn drain(&self, drain: Drain) -> Cut {
-        let relays = self.redirected.iter().flat_map(|redirected| &redirected.relays);
+        let relays = self
+            .redirected
+            .iter()
+            .flat_map(|redirected| &redirected.relays);
         let cuts = futures_util::future::join_all(relays.map(|relay| relay.drain(drain))).await;
         cuts.into_iter().sum()
     }
 
-    /// Nothing is redirected any more.
+    /// Ends redirection.
     fn stop_redirecting(&self) {
         let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_over.store(true, Ordering::SeqCst);
@@ -649,18 +653,18 @@ impl Shared {
         }
         let before = self.before.lock().unwrap_or_else(PoisonError::into_inner)[number];
         let since = before.map_or(0, |before| self.accepted(target) - before);
-        // Some that it was put on had come before.
+        // The rule may also be applied to connections that were accepted earlier.
         sum.seen = since.max(sum.connections);
         sum
     }
 
-    /// How many connections to a target have come through the relay.
+    /// The number of connections to a target that the relay accepted.
     fn accepted(&self, target: usize) -> u64 {
         let relays = self.redirected[target].relays.iter();
         relays.map(|relay| relay.stats().accepted).sum()
     }
 
-    /// What `no_accept` did: the connections that nobody has accepted. The relay has never met them.
+    /// The hits of `no_accept`: connections in the listeners' queues, which the relay has not accepted.
     fn waiting(&self, number: usize) -> StreamHits {
         let redirected = &self.redirected[self.rules[number].target];
         let count = redirected.listeners.iter().map(backlog).sum();
@@ -673,10 +677,10 @@ impl Shared {
 }
 
 impl Steering {
-    /// Switches the rule at this place among all rules off or on; a packet rule is not here, and nothing happens.
+    /// Turns the rule with this index among all rules off or on. Does nothing for a packet rule.
     ///
     /// # Errors
-    /// The relay refuses the fault.
+    /// The relay rejects the fault.
     pub async fn switch(&self, index: usize, on: bool) -> Result<()> {
         let rules = &self.shared.rules;
         match rules.iter().position(|rule| rule.index == index) {
@@ -685,7 +689,7 @@ impl Steering {
         }
     }
 
-    /// What the target of each stream rule carries by way of the relay, by the rule's place among all rules.
+    /// The relay traffic of each stream rule's target, with the rule's index among all rules.
     #[must_use]
     pub fn traffic(&self) -> Vec<(usize, Traffic)> {
         let of = |rule: &StreamRule| {
@@ -700,7 +704,7 @@ impl Steering {
         self.shared.rules.iter().map(of).collect()
     }
 
-    /// Enters what the stream rules did into the figures of all rules.
+    /// Adds the hits of stream rules to those of all rules.
     pub fn add_to(&self, hits: &mut [Hits]) {
         for (index, did) in self.hits() {
             hits[index].connections = did.connections;

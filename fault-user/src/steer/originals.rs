@@ -1,4 +1,4 @@
-//! Where redirected connections were meant to go.
+//! The original destinations of redirected connections.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -7,39 +7,39 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aya::Pod;
 use aya::maps::{HashMap, MapData};
 use fault_common::abi::{Destination, Handshake, Original, alias};
-use fault_common::flow::MAPPED_PREFIX;
 
 use crate::relay::{Accepted, Pair};
+use crate::sys::net::ip_address;
 
 /// A map of the programs, shared.
 pub(super) type Shared<K, V> = Arc<Mutex<HashMap<MapData, K, V>>>;
 
-/// What was meant by what is led to the relay.
+/// Looks up the original destinations of redirected connections.
 #[derive(Clone)]
 pub struct Originals {
-    /// Where connections were meant to go that are being opened.
+    /// The original destinations of connections that are being opened.
     pub(super) handshakes: Shared<Handshake, Original>,
 }
 
 impl Originals {
-    /// Where a client's connection was meant to go that the listener at `relay` has accepted.
+    /// The original destination of a connection that the listener at `relay` accepted.
     ///
     /// # Errors
-    /// A connection that was not led here: somebody connected to the relay by itself.
+    /// The connection was not redirected: a client connected to the relay directly.
     pub fn of(&self, accepted: Accepted, relay: SocketAddr) -> io::Result<SocketAddr> {
         let local = accepted.local;
         if local.port() != relay.port() || !is_relays(local.ip()) {
-            // It came from outside, and was given to the relay as it is.
+            // It came from outside and was given to the relay with its original address.
             return Ok(local);
         }
         let original = Self::look_up(&self.handshakes, &handshake(accepted.client, local))?;
         Ok(address(original.server))
     }
 
-    /// Has the SYNs of a connection let in from now on.
+    /// Lets the SYNs of a connection pass from now on.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// A system call fails.
     pub fn stop_holding(&self, pair: Pair) -> io::Result<()> {
         let key = handshake(pair.client, pair.local);
         let mut handshakes = self
@@ -72,7 +72,7 @@ fn is_relays(address: IpAddr) -> bool {
     }
 }
 
-/// An address as the maps have it.
+/// Converts an address to the maps' format.
 pub fn destination(of: SocketAddr) -> Destination {
     let bytes = match of.ip() {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -86,7 +86,7 @@ pub fn destination(of: SocketAddr) -> Destination {
     }
 }
 
-/// The same of both ends of a connection.
+/// Converts both ends of a connection to the maps' format.
 fn handshake(client: SocketAddr, server: SocketAddr) -> Handshake {
     Handshake {
         client: destination(client),
@@ -94,17 +94,10 @@ fn handshake(client: SocketAddr, server: SocketAddr) -> Handshake {
     }
 }
 
-/// The address that the maps have.
+/// Converts an address from the maps' format.
 pub fn address(of: Destination) -> SocketAddr {
     let port = u16::try_from(of.port).unwrap_or(0);
-    if of.address[..3] == [0, 0, MAPPED_PREFIX] {
-        return SocketAddr::from((of.address[3].to_ne_bytes(), port));
-    }
-    let mut bytes = [0; 16];
-    for (part, word) in bytes.chunks_exact_mut(4).zip(of.address) {
-        part.copy_from_slice(&word.to_ne_bytes());
-    }
-    SocketAddr::from((bytes, port))
+    SocketAddr::new(ip_address(of.address), port)
 }
 
 #[cfg(test)]

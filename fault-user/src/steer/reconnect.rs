@@ -1,4 +1,4 @@
-//! Resets connections that are open before a rule, so that they come back through the relay.
+//! Resets connections that were open before a rule, so that clients reconnect through the relay.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -27,7 +27,7 @@ use crate::sys::process::sockets::set_tcp;
 
 /// Bytes of `struct inet_diag_msg` (`linux/inet_diag.h`).
 const HEADER_BYTES: usize = 72;
-/// Attributes behind it: `INET_DIAG_MARK`, `INET_DIAG_CGROUP_ID` (Linux 5.8).
+/// Attributes that follow it: `INET_DIAG_MARK`, `INET_DIAG_CGROUP_ID` (Linux 5.8).
 const MARK: u16 = 15;
 const CGROUP_ID: u16 = 21;
 
@@ -35,22 +35,23 @@ const CGROUP_ID: u16 = 21;
 pub struct End {
     family: u8,
     id: SocketId,
-    /// Its own address.
+    /// Its address.
     pub local: SocketAddr,
-    /// Its peer's.
+    /// The peer's address.
     pub remote: SocketAddr,
     inode: u32,
     cgroup: Option<u64>,
-    /// Whether it is the relay's own.
+    /// Whether it belongs to the relay.
     pub ours: bool,
 }
 
-/// Resets the connections to a target that processes in `cgroup` (with its descendants), or all clients here, have open; `netlink` tells where that is.
-/// Where the other end is on this host it is that one which is closed, so that this one sees a reset and not
-/// `ECONNABORTED`; where it is not, an RST is sent in its name. Gives how many.
+/// Resets the open connections to a target: those of the processes in `cgroup` and its descendants, or of all local
+/// clients. `netlink` determines the network namespace. If the other end is on this host, that end is closed, and the
+/// client sees a reset instead of `ECONNABORTED`. Otherwise an RST is sent in the name of the other end. Returns the
+/// number of connections.
 ///
 /// # Errors
-/// The kernel can't list or close sockets of others (`CONFIG_INET_DIAG_DESTROY`), or there are no rights.
+/// The kernel can't list or close sockets of other processes (`CONFIG_INET_DIAG_DESTROY`), or privileges are missing.
 pub fn reset(
     netlink: &mut Netlink,
     peers: &Peers,
@@ -103,12 +104,12 @@ pub struct Peers {
     raw: [Option<Socket>; 2],
 }
 
-/// How long a socket may take to notice an RST, before it is aborted.
+/// A socket that does not notice an RST within this time is aborted.
 const NOTICE_MS: u16 = 200;
 
 impl Peers {
-    /// Opens raw sockets in the calling thread's network namespace. Where that is not allowed connections are aborted:
-    /// their owners see `ECONNABORTED`.
+    /// Opens raw sockets in the calling thread's network namespace. Without permission connections are aborted instead,
+    /// and their owners see `ECONNABORTED`.
     #[must_use]
     pub fn open() -> Self {
         let raw = [Domain::IPV4, Domain::IPV6].map(|domain| {
@@ -124,7 +125,8 @@ impl Peers {
         Self { raw }
     }
 
-    /// Resets both ends of a connection, one of which is `socket`. False: it has not noticed.
+    /// Resets both ends of a connection, one of which is `socket`. Returns `false` if the socket did not notice the
+    /// RST.
     fn reset(&self, socket: &OwnedFd, end: &End) -> std::io::Result<bool> {
         let [sent, received] = sequences(socket)?;
         self.send_rst(end.local, end.remote, sent)?;
@@ -142,7 +144,7 @@ impl Peers {
     }
 }
 
-/// The sequence numbers of what a socket sends next and of what it expects (`TCP_REPAIR`, tcp(7)).
+/// The next sequence numbers that a socket sends and expects (`TCP_REPAIR`, tcp(7)).
 fn sequences(socket: &OwnedFd) -> std::io::Result<[u32; 2]> {
     const TCP_RECV_QUEUE: libc::c_int = 1;
     const TCP_SEND_QUEUE: libc::c_int = 2;
@@ -175,7 +177,7 @@ fn tcp(socket: &OwnedFd, option: libc::c_int) -> Result<u32, Errno> {
     Errno::result(status).map(|_| value)
 }
 
-/// A packet that resets a connection, from its IP header on. The kernel fills in IPv4's length and checksum.
+/// A packet that resets a connection, starting with the IP header. The kernel fills in IPv4's length and checksum.
 fn rst(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
     const TCP: u8 = 6;
     const HEADER: u8 = 20;
@@ -193,7 +195,7 @@ fn rst(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
             vec![0x45, 0, 0, 40, 0, 0, 0, 0, HOPS, TCP, 0, 0],
             [from.octets(), to.octets()].concat(),
         ),
-        // The ends of one connection are of one version.
+        // Both ends of a connection have the same IP version.
         _ => return Vec::new(),
     };
     let summed = addresses.chunks(2).chain(segment.chunks(2));
@@ -211,10 +213,10 @@ fn rst(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
     packet
 }
 
-/// Where processes in a cgroup listen already.
+/// The addresses on which processes in a cgroup already listen.
 ///
 /// # Errors
-/// The kernel can't list sockets of others, or the cgroup is gone.
+/// The kernel can't list sockets of other processes, or the cgroup has been removed.
 pub fn listeners(cgroup: &Path) -> Result<Vec<SocketAddr>> {
     let scope = Scope::of(cgroup)?;
     if scope.is_empty {
@@ -226,7 +228,7 @@ pub fn listeners(cgroup: &Path) -> Result<Vec<SocketAddr>> {
     Ok(own.map(|end| end.local).collect())
 }
 
-/// Whether a target has this address.
+/// Whether a target includes this address.
 #[must_use]
 pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
     let port = target
@@ -236,19 +238,19 @@ pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
     port && target.has_host(address.ip())
 }
 
-/// Sockets that belong to a cgroup: made in it or below, or open in a process that is there now.
+/// The sockets of a cgroup: those created in it or below it, and those open in its current processes.
 pub struct Scope {
     cgroups: HashSet<u64>,
     inodes: HashSet<u64>,
-    /// There are no processes in it.
+    /// The cgroup has no processes.
     is_empty: bool,
 }
 
 impl Scope {
-    /// What there is of a cgroup now.
+    /// Reads the current processes and sockets of a cgroup.
     ///
     /// # Errors
-    /// It is gone.
+    /// The cgroup has been removed.
     pub fn of(path: &Path) -> Result<Self> {
         let mut scope = Self {
             cgroups: HashSet::new(),
@@ -273,7 +275,7 @@ impl Scope {
             self.is_empty = false;
             let sockets = match open_sockets(pid.parse()?) {
                 Ok(sockets) => sockets,
-                // One that may not be looked into is known by its cgroup alone.
+                // A process that can't be inspected is known only by its cgroup.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
                 Err(error) => {
                     return Err(error)
@@ -285,7 +287,7 @@ impl Scope {
         Ok(())
     }
 
-    /// Whether a socket is its own.
+    /// Whether a socket belongs to the cgroup.
     #[must_use]
     pub fn has(&self, end: &End) -> bool {
         end.cgroup
@@ -294,7 +296,7 @@ impl Scope {
     }
 }
 
-/// The cgroups in a cgroup.
+/// The child cgroups of a cgroup.
 fn below(path: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(path).with_context(|| format!("listing {}", path.display()))?;
     Ok(entries
@@ -304,10 +306,10 @@ fn below(path: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// The sockets of TCP in these states, in the network namespace of `netlink`.
+/// Lists the TCP sockets in these states, in the network namespace of `netlink`.
 ///
 /// # Errors
-/// The kernel does not list them.
+/// The kernel can't list them.
 pub fn list(netlink: &mut Netlink, states: &StateFlags) -> Result<Vec<End>> {
     let mut ends = Vec::new();
     for family in [AF_INET, AF_INET6] {
@@ -350,7 +352,7 @@ fn decode(family: u8, payload: &[u8]) -> Result<End> {
     Ok(end)
 }
 
-/// Closes one end; false when it has gone meanwhile.
+/// Closes one end. Returns `false` if it no longer exists.
 fn close(netlink: &mut Netlink, end: &End) -> Result<bool> {
     let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(InetRequest {
         family: end.family,
@@ -363,7 +365,7 @@ fn close(netlink: &mut Netlink, end: &End) -> Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => bail!(
-            "this kernel can't reset connections of others (CONFIG_INET_DIAG_DESTROY): leave `reconnect` out"
+            "this kernel can't reset connections of other processes (CONFIG_INET_DIAG_DESTROY): leave `reconnect` out"
         ),
         Err(error) => Err(error).context("resetting a connection"),
     }

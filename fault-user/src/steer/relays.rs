@@ -1,4 +1,4 @@
-//! The relays of one target: where they listen, and what they do to their own sockets.
+//! The relays of one target: their listeners and the setup of their own sockets.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -21,33 +21,33 @@ use crate::relay::{BACKLOG, Engine, Listen, Prepare, Relay, Settings, Target, Up
 use crate::rule::ResolvedTarget;
 use crate::sys::process::sockets::set_mark;
 
-/// Where the relays of one target listen, on loopback: IPv4, and IPv6 where there is any.
+/// The listeners of a target's relays on loopback: IPv4, and IPv6 if available.
 pub struct RelayListeners {
     /// For connections.
     pub streams: [Option<TcpListener>; 2],
 }
 
-/// What the relays of all targets have in common.
+/// Settings shared by the relays of all targets.
 pub struct Maker<'a> {
-    /// Carries them.
+    /// Runs the relays.
     pub engine: &'a Arc<Engine>,
-    /// What they draw from.
+    /// The random seed.
     pub seed: u64,
-    /// What was meant by what is led to them.
+    /// The original destinations of redirected connections.
     pub originals: &'a Originals,
-    /// Has SYNs held at their listeners.
+    /// Holds SYNs at the listeners.
     pub handshakes: &'a Handshakes,
-    /// What is done to the sockets that they open.
+    /// Prepares the sockets that the relays open.
     pub prepare: Prepare,
-    /// Where the packets of datagrams come from.
+    /// The source of datagrams.
     pub exchange: Option<&'a Arc<Exchange>>,
 }
 
 impl RelayListeners {
-    /// Opens them, if there are to be any: a target may be for datagrams alone.
+    /// Opens the listeners; none for a target that is only for datagrams.
     ///
     /// # Errors
-    /// There is no loopback, or too many files are open.
+    /// Loopback is down, or too many files are open.
     pub fn open(has_streams: bool) -> Result<Self> {
         if !has_streams {
             return Ok(Self {
@@ -58,7 +58,7 @@ impl RelayListeners {
             .context("the relay can't listen on 127.0.0.1 (is lo up?)")?;
         let v6 = unless_missing(listener(Ipv6Addr::LOCALHOST.into()))
             .context("the relay can't listen on ::1")?;
-        // What they accept inherits the mark: `reconnect` leaves it alone.
+        // Accepted connections inherit the mark, so that `reconnect` ignores them.
         for listener in [Some(&v4), v6.as_ref()].into_iter().flatten() {
             set_mark(listener.as_fd(), relay_mark())?;
         }
@@ -67,10 +67,10 @@ impl RelayListeners {
         })
     }
 
-    /// The target as the hooks know it.
+    /// Converts the target for the hooks.
     ///
     /// # Errors
-    /// The kernel does not tell where a relay listens.
+    /// The address of a listener can't be read.
     pub fn service(&self, target: &ResolvedTarget) -> io::Result<Service> {
         let port = |listener: &Option<TcpListener>| match listener {
             Some(listener) => Ok(listener.local_addr()?.port()),
@@ -82,11 +82,11 @@ impl RelayListeners {
         Ok(service)
     }
 
-    /// Relays of target `number`, which the user knows as `title`; they do not listen yet. Their connections are
-    /// numbered as one. Datagrams come by the number `packets` of the exchange, if any do.
+    /// Creates the relays of target `number`, with the name `title`; they do not listen yet. They share one numbering
+    /// of connections. `packets` is the relay's number in the exchange for datagrams, if the target has any.
     ///
     /// # Errors
-    /// The kernel refuses to share a socket, or there is no exchange.
+    /// A socket can't be duplicated, or there is no exchange.
     pub fn relays(
         &mut self,
         maker: &Maker<'_>,
@@ -107,7 +107,7 @@ impl RelayListeners {
         if let Some(number) = packets {
             let exchange = maker
                 .exchange
-                .context("nothing was opened to take datagrams from")?;
+                .context("no tap device is open to take datagrams from")?;
             let listen = Listen::Packets(Arc::clone(exchange), number);
             relays.push(maker.relay(
                 (number, title),
@@ -120,10 +120,10 @@ impl RelayListeners {
     }
 }
 
-/// A listener of the relay's, with the longest queue that there may be.
+/// Opens a listener for the relay with the longest possible queue.
 ///
 /// # Errors
-/// There is no such address, or too many files are open.
+/// The address does not exist, or too many files are open.
 pub fn listener(host: IpAddr) -> io::Result<TcpListener> {
     let address = SocketAddr::new(host, 0);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -132,7 +132,7 @@ pub fn listener(host: IpAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Nothing where this machine, or this network namespace, has no IPv6; any other reason is an error.
+/// Returns `None` if this network namespace has no IPv6; any other failure is an error.
 fn unless_missing<T>(bound: io::Result<T>) -> io::Result<Option<T>> {
     match bound {
         Ok(socket) => Ok(Some(socket)),
@@ -167,8 +167,7 @@ impl Maker<'_> {
     }
 }
 
-/// Marks a socket of the relay for the hooks, and for the packet programs, and has it reach servers whose connections are
-/// given to the relay.
+/// Marks a socket of the relay for the hooks and the packet programs, and lets it bypass the redirection of its server.
 pub fn prepare(number: u32, marker: Option<Marker>, served: Option<Served>) -> Prepare {
     Arc::new(move |socket, source, server| {
         set_mark(socket, number)?;
@@ -183,7 +182,7 @@ pub fn prepare(number: u32, marker: Option<Marker>, served: Option<Served>) -> P
     })
 }
 
-/// How many connections wait to be accepted; 0 where the kernel does not tell.
+/// The number of connections that wait to be accepted; 0 if unknown.
 pub fn backlog(listener: &TcpListener) -> u64 {
     // SAFETY: all zeros is a value of this structure of integers.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
@@ -198,7 +197,7 @@ pub fn backlog(listener: &TcpListener) -> u64 {
             &raw mut length,
         )
     };
-    // Of a listening socket the kernel reports the length of the queue in this field.
+    // For a listening socket the kernel reports the queue's length in this field.
     if status == 0 {
         info.tcpi_unacked.into()
     } else {

@@ -1,4 +1,4 @@
-//! Servers of a cgroup: connections to them are led, except for those that the relay opens itself.
+//! Servers of a cgroup. Connections to them are redirected, except for the relay's own.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,30 +18,30 @@ use crate::sys::bpf::mapped::MappedArray;
 use crate::sys::bpf::object::mapped;
 use crate::tell::tell;
 
-/// Where they listen.
+/// The addresses on which the servers listen.
 #[derive(Clone)]
 pub struct Served(Arc<Mutex<Maps>>);
 
 struct Maps {
     listeners: HashMap<MapData, Destination, u64>,
-    /// In two parts: see the map.
+    /// Two halves: see the map.
     relay_ports: MappedArray<u64>,
 }
 
 const PORTS: usize = 1 << 16;
 
-/// A socket of the relay's that the programs know by its port.
+/// A socket of the relay that the programs recognize by its port.
 pub struct Approach {
     served: Served,
-    /// Its place in the map.
+    /// Its index in the map.
     place: usize,
 }
 
 impl Served {
-    /// The maps of the programs.
+    /// Maps the programs' maps into memory.
     ///
     /// # Errors
-    /// There are none, or they can't be mapped.
+    /// A map is missing or can't be mapped.
     pub fn new(ebpf: &mut Ebpf) -> Result<Self> {
         let listeners = ebpf
             .take_map("SERVED")
@@ -56,10 +56,10 @@ impl Served {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a server that listens already.
+    /// Adds a server that already listens.
     ///
     /// # Errors
-    /// There are too many.
+    /// There are too many servers.
     pub fn add(&self, listener: SocketAddr) -> Result<()> {
         let key = destination(listener);
         let listeners = &mut self.maps().listeners;
@@ -70,10 +70,10 @@ impl Served {
         };
         listeners
             .insert(key, count + 1, 0)
-            .context("entering a server")
+            .context("adding a server")
     }
 
-    /// Whether connections to this address are given to the relay.
+    /// Whether connections to this address are redirected to the relay.
     fn has(&self, server: SocketAddr) -> io::Result<bool> {
         let port = server.port();
         let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
@@ -89,11 +89,12 @@ impl Served {
         Ok(false)
     }
 
-    /// Has a socket of the relay's, which is to be connected from one address (port 0: any) to another, reach the server and not
-    /// the relay. So it is until what is returned is dropped. Nothing for a server whose connections are not given to the relay.
+    /// Lets a socket of the relay bypass the redirection: its connection from one address (port 0: any) to another
+    /// reaches the server. This holds until the returned value is dropped. Returns `None` for a server that is not
+    /// redirected.
     ///
     /// # Errors
-    /// There is no port left, or not this one.
+    /// No port is free, or this one is not.
     pub fn approach(
         &self,
         socket: BorrowedFd<'_>,
@@ -104,7 +105,7 @@ impl Served {
             return Ok(None);
         }
         let socket = SockRef::from(&socket);
-        // Ports of connections that have just ended are as good.
+        // Ports of connections that have just ended may be reused.
         socket.set_reuse_address(true)?;
         bind(&socket, source)?;
         let own = socket.local_addr()?.as_socket();
@@ -116,7 +117,7 @@ impl Served {
         }))
     }
 
-    /// A port that the relay listens at over IPv4, and the listener's place among all.
+    /// Records an IPv4 port of the relay, and the index of its listener.
     pub fn show_listener(&self, port: u16, listener: u32) {
         let place = PORTS + usize::from(port);
         self.maps().relay_ports.set(place, u64::from(listener) + 1);
@@ -131,10 +132,11 @@ impl Served {
 
 impl Drop for Maps {
     fn drop(&mut self) {
-        // The programs can't tell.
+        // The programs can't report this.
         if self.listeners.keys().count() >= services::SERVERS as usize {
             tell!(
-                "fault: warning: the command listened at more than {} addresses and ports: connections to the others bypassed the relay",
+                "fault: warning: the command listened on more than {} addresses and ports: connections to the others \
+                 bypassed the relay",
                 services::SERVERS
             );
         }

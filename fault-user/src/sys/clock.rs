@@ -1,4 +1,4 @@
-//! The clock that the programs read.
+//! The programs' clock.
 
 use nix::time::{ClockId, clock_gettime};
 

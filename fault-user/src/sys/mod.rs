@@ -1,4 +1,4 @@
-//! A thin layer over Linux: what the kernel offers, with types. Nothing here knows of rules.
+//! A thin typed layer over Linux. Nothing here depends on rules.
 
 pub mod bpf;
 pub mod clock;

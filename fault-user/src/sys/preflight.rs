@@ -1,4 +1,4 @@
-//! What must be true before anything is changed; one line for each thing that isn't.
+//! Checks requirements before anything is changed; an unmet one gives one line.
 use super::probe;
 use crate::sys::bpf::features::{load, program_type};
 use crate::sys::process::capabilities::{Capability, Rights};
@@ -8,15 +8,15 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-/// Something that a run depends on.
+/// A requirement of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// Loading network programs and attaching them: `CAP_BPF`, `CAP_PERFMON`, `CAP_NET_ADMIN`, and bpf(2) itself.
     Programs,
-    /// A place to attach at tc: TCX, or clsact with `cls_bpf`. Tried in a network namespace that is
-    /// thrown away, which takes a few milliseconds.
+    /// A tc hook: TCX, or clsact with `cls_bpf`. Checked in a temporary network namespace, which takes a few
+    /// milliseconds.
     TcHook,
-    /// A cgroup of our own for the command.
+    /// A cgroup for the command.
     Cgroup,
     /// Becoming another user.
     SwitchUser,
@@ -26,12 +26,12 @@ pub enum Need {
     Btf,
 }
 
-/// The needs that are not met.
+/// The unmet requirements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unmet(Vec<String>);
 
 impl Unmet {
-    /// One line for each missing thing, with what to do about it.
+    /// One line for each unmet requirement, with a remedy.
     #[must_use]
     pub fn lines(&self) -> &[String] {
         &self.0
@@ -46,16 +46,16 @@ impl fmt::Display for Unmet {
 
 impl std::error::Error for Unmet {}
 
-/// Checks all needs, and changes nothing that outlives the call.
+/// Checks all requirements without lasting changes.
 ///
 /// # Errors
-/// [`Unmet`] with every missing thing at once.
+/// [`Unmet`] with all unmet requirements.
 pub fn preflight(needs: &[Need]) -> Result<(), Unmet> {
     let rights = Rights::read().map_err(|error| Unmet(vec![format!("{error:#}")]))?;
     let mut lines = missing_rights(&rights, needs);
     for need in needs {
         let missing = match need {
-            // Without the right to load, trying tells nothing new.
+            // Without the privilege to load programs, the check is pointless.
             Need::Programs | Need::TcHook if !lines.is_empty() => None,
             Need::Programs => bpf_error(&rights),
             Need::TcHook => tc_error(),
@@ -72,7 +72,7 @@ pub fn preflight(needs: &[Need]) -> Result<(), Unmet> {
     }
 }
 
-/// The capabilities that are needed and not there, in one line for an ordinary user.
+/// The missing capabilities; one line for an ordinary user.
 fn missing_rights(rights: &Rights, needs: &[Need]) -> Vec<String> {
     let missing: Vec<Capability> = needs
         .iter()
@@ -88,8 +88,8 @@ fn missing_rights(rights: &Rights, needs: &[Need]) -> Vec<String> {
     if missing.is_empty() {
         if needs.contains(&Need::Programs) && rights.in_user_namespace {
             return vec![
-                "this is a user namespace (a rootless container): programs need the rights of the \
-                 host's root, so run fault on the host or in a rootful container"
+                "this is a user namespace (a rootless container), but loading programs needs root of the host: run \
+                 fault on the host or in a rootful container"
                     .to_owned(),
             ];
         }
@@ -98,7 +98,7 @@ fn missing_rights(rights: &Rights, needs: &[Need]) -> Vec<String> {
     if !rights.is_root {
         let names: Vec<&str> = missing.iter().map(|capability| capability.name()).collect();
         return vec![format!(
-            "no root, and no CAP_{}: run it with sudo",
+            "not root, and no CAP_{}: run fault with sudo",
             names.join(", CAP_")
         )];
     }
@@ -110,7 +110,7 @@ fn missing_rights(rights: &Rights, needs: &[Need]) -> Vec<String> {
     missing.iter().map(line).collect()
 }
 
-/// Why bpf(2) doesn't load a program of two instructions.
+/// The reason why bpf(2) doesn't load a program of two instructions.
 fn bpf_error(rights: &Rights) -> Option<String> {
     let error = load(program_type::SCHED_CLS, 0, -1).err()?;
     Some(explain_bpf(&error, rights))
@@ -120,7 +120,7 @@ pub(crate) fn explain_bpf(error: &io::Error, rights: &Rights) -> String {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => "this kernel has no bpf(2): use one with CONFIG_BPF_SYSCALL=y".into(),
         Some(libc::EPERM | libc::EACCES) if !rights.has(Capability::Bpf) => {
-            "no CAP_BPF: run it with sudo, in a container with --cap-add BPF".into()
+            "no CAP_BPF: run fault with sudo, in a container with --cap-add BPF".into()
         }
         Some(libc::EPERM | libc::EACCES) if rights.has_seccomp => {
             "bpf(2) is blocked by seccomp: run the container with --security-opt seccomp=unconfined, with \
@@ -133,7 +133,7 @@ pub(crate) fn explain_bpf(error: &io::Error, rights: &Rights) -> String {
             "bpf(2) is blocked by kernel lockdown: boot with lockdown=integrity or less".into()
         }
         Some(libc::EPERM | libc::EACCES) => {
-            "bpf(2) is refused by a security module (SELinux, AppArmor): allow it for fault".into()
+            "bpf(2) is denied by a security module (SELinux, AppArmor): allow it for fault".into()
         }
         Some(libc::EINVAL) => {
             "this kernel has no tc programs: use one with CONFIG_NET_CLS_BPF=y (Linux 5.10 or later)"
@@ -151,7 +151,7 @@ fn tc_error() -> Option<String> {
              cls_bpf"
                 .to_owned(),
         ),
-        // Where no namespace can be made, attaching itself will tell.
+        // If no namespace can be created, attaching itself will fail.
         Ok(_) | Err(_) => None,
     }
 }

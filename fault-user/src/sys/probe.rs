@@ -1,8 +1,7 @@
-//! Tries what the kernel can do, where it can hurt nobody: in a network namespace and a cgroup that
-//! are made for it and thrown away. Nothing but `tcx_here` touches the caller's own interfaces.
+//! Checks kernel features in a temporary network namespace and cgroup. Only `tcx_here` uses the caller's own
+//! interfaces.
 //!
-//! A kernel that has a qdisc or classifier as a module loads it when it is tried, as it would when
-//! `fault` came to use it.
+//! If a qdisc or classifier is a module, the check loads it, as its use by `fault` would.
 
 use crate::sys::bpf::features as bpf;
 use crate::sys::bpf::features::{XDP_GENERIC, attach_type, program_type};
@@ -29,7 +28,7 @@ use std::os::fd::{AsFd, AsRawFd};
 /// The index of `lo` in every new network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Runs `probe` in a new network namespace, which goes when it returns.
+/// Runs `probe` in a new network namespace, which is removed when it returns.
 ///
 /// # Errors
 /// When no namespace can be made (no `CAP_SYS_ADMIN`), or the probe's own error.
@@ -37,7 +36,7 @@ pub(crate) fn in_throw_away_netns<T: Send>(probe: impl FnOnce() -> Result<T> + S
     std::thread::scope(|scope| {
         let tried = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)
-                .context("can't make a network namespace to try it in (needs CAP_SYS_ADMIN)")?;
+                .context("can't create a network namespace for the check (needs CAP_SYS_ADMIN)")?;
             probe()
         });
         tried
@@ -46,7 +45,7 @@ pub(crate) fn in_throw_away_netns<T: Send>(probe: impl FnOnce() -> Result<T> + S
     })
 }
 
-/// Whether TCX and whether clsact with `cls_bpf` work. To be called in a namespace of its own.
+/// Whether TCX and whether clsact with `cls_bpf` work. Must be called in a namespace of its own.
 ///
 /// # Errors
 /// When not even a program can be loaded.
@@ -76,7 +75,7 @@ pub(crate) fn tcx_here() -> Result<()> {
     Ok(())
 }
 
-/// XDP in generic mode, on `lo`. To be called in a namespace of its own.
+/// XDP in generic mode, on `lo`. Must be called in a namespace of its own.
 pub(crate) fn xdp() -> Result<()> {
     // 2 is XDP_PASS.
     let program = bpf::load(program_type::XDP, 0, 2).context("can't load an XDP program")?;
@@ -84,7 +83,7 @@ pub(crate) fn xdp() -> Result<()> {
     Ok(())
 }
 
-/// An `sk_lookup` program on a namespace. To be called in a namespace of its own.
+/// An `sk_lookup` program on a namespace. Must be called in a namespace of its own.
 pub(crate) fn sk_lookup() -> Result<()> {
     let hook = attach_type::SK_LOOKUP;
     // 1 is SK_PASS.
@@ -111,7 +110,7 @@ pub(crate) fn connect_hook() -> Result<()> {
     Ok(())
 }
 
-/// A qdisc on `lo`. To be called in a namespace of its own.
+/// A qdisc on `lo`. Must be called in a namespace of its own.
 pub(crate) fn qdisc(kind: &str) -> Result<()> {
     let header = TcHeader {
         index: LOOPBACK.cast_signed(),
@@ -124,7 +123,7 @@ pub(crate) fn qdisc(kind: &str) -> Result<()> {
     let request = RouteNetlinkMessage::NewQueueDiscipline(message);
     match Netlink::route()?.change(request, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => Ok(()),
-        // It is there, and asks for options that a probe has no use for.
+        // The qdisc exists, but needs options.
         Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => Ok(()),
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {
             Err(anyhow!("not in this kernel"))
@@ -133,7 +132,7 @@ pub(crate) fn qdisc(kind: &str) -> Result<()> {
     }
 }
 
-/// An ifb device. To be called in a namespace of its own.
+/// An ifb device. Must be called in a namespace of its own.
 pub(crate) fn ifb() -> Result<()> {
     let mut message = LinkMessage::default();
     message.attributes = vec![
@@ -145,7 +144,7 @@ pub(crate) fn ifb() -> Result<()> {
     Ok(())
 }
 
-/// The device that taps are made by, where no namespace can be made to make one in.
+/// The device for creating taps, if no namespace can be created to try it.
 pub(crate) fn tap_device() -> Result<()> {
     open_tun().map(drop)
 }
@@ -158,8 +157,7 @@ fn open_tun() -> Result<File> {
         .context("can't open /dev/net/tun")
 }
 
-/// A tap device with a virtio header, as the delay line needs it. To be called in a namespace of
-/// its own.
+/// A tap device with a virtio header, as the delay line needs it. Must be called in a namespace of its own.
 pub(crate) fn tap() -> Result<()> {
     let device = open_tun()?;
     // SAFETY: ifreq is plain data for which all zeros are valid.
@@ -184,8 +182,7 @@ pub(crate) fn membarrier() -> Result<()> {
     Ok(())
 }
 
-/// Destroying sockets from outside, tried on one that is not there. To be called in a namespace of
-/// its own.
+/// Destroying sockets of other processes, tried on a nonexistent one. Must be called in a namespace of its own.
 pub(crate) fn sock_destroy() -> Result<()> {
     let mut socket_id = SocketId::new_v4();
     socket_id.source_address = Ipv4Addr::LOCALHOST.into();
@@ -224,7 +221,7 @@ impl NetlinkSerializable for SockDestroy {
     }
 }
 
-/// Whether the kernel has these qdiscs, tried in a network namespace that is thrown away.
+/// Whether the kernel has these qdiscs, checked in a temporary network namespace.
 #[must_use]
 pub fn has_qdiscs(kinds: &[&str]) -> bool {
     in_throw_away_netns(|| kinds.iter().try_for_each(|kind| qdisc(kind))).is_ok()

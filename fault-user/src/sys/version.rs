@@ -1,6 +1,6 @@
-//! The kernel's version, for what can't be tried without a trace.
+//! The kernel's version, for features that can't be checked without side effects.
 
-/// Whether this kernel is of that version or newer; one that does not tell its version counts as old.
+/// Whether this kernel has at least this version. An unknown version counts as old.
 #[must_use]
 pub fn at_least(major: u32, minor: u32) -> bool {
     std::fs::read_to_string("/proc/sys/kernel/osrelease")

@@ -1,4 +1,5 @@
-//! Changes that outlive their maker, and how each is undone: only where all is still as `fault` left it.
+//! Changes that outlive the process, and how each is undone. A change is only undone if everything is still as `fault`
+//! left it.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,7 +21,7 @@ use crate::sys::process::proc::ProcessId;
 use crate::undo::instance::{Instance, Share, current_netns};
 use crate::undo::leftover::{Fate, Leftover};
 
-/// Something that outlives its maker.
+/// A change that outlives the process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "kebab-case")]
 pub enum SystemChange {
@@ -28,69 +29,69 @@ pub enum SystemChange {
     Sysctl {
         /// Relative to `/proc/sys`: `net/ipv4/conf/lo/accept_local`.
         name: String,
-        /// What it was, without the newline.
+        /// The old value, without the newline.
         before: String,
-        /// What it is set to.
+        /// The new value.
         after: String,
     },
-    /// A clsact qdisc that was not there before.
+    /// A clsact qdisc that did not exist before.
     Clsact {
         /// On this interface.
         interface_index: u32,
     },
-    /// tc filters of ours.
+    /// tc filters of fault.
     Filters {
         /// On this interface.
         interface_index: u32,
-        /// [`Instance::number`] of whose they are.
+        /// [`Instance::number`] of the owner.
         #[serde(default)]
         number: u32,
     },
-    /// A qdisc of ours. What was there before it is not put back: the kernel puts its default there.
+    /// A qdisc of fault. The qdisc before it is not restored explicitly: the kernel restores its default.
     Qdisc {
         /// On this interface.
         interface_index: u32,
-        /// What it is attached to, `0xFFFF_FFFF` for the root.
+        /// Its parent, `0xFFFF_FFFF` for the root.
         parent: u32,
-        /// Its own handle: choose one that nobody else would.
+        /// Its handle, unlikely to be used by others.
         handle: u32,
         /// `fq`, `netem`, `prio`…
         kind: String,
     },
-    /// A link of ours that stays without us (a veth pair, by one end).
+    /// A link of fault that outlives the process (one end of a veth pair).
     Link {
         /// Its name, which starts with `fault-`.
         name: String,
     },
-    /// A process that was moved into a cgroup of ours.
+    /// A process that was moved into a cgroup of fault.
     Moved {
-        /// Which.
+        /// The process.
         process: ProcessId,
-        /// The directory of the cgroup that it came from.
+        /// The directory of its original cgroup.
         from: PathBuf,
     },
 }
 
-/// A change with the network namespace that it was made in.
+/// A change and its network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The inode of the network namespace (`/proc/thread-self/ns/net`).
     pub netns: u64,
-    /// What was changed.
+    /// The change.
     #[serde(flatten)]
     pub change: SystemChange,
 }
 
-/// Who undoes a change.
+/// The caller that undoes a change.
 #[derive(Debug)]
 pub(super) enum Undoing {
-    /// Its maker, who has perhaps held a share of it, and lets go now.
+    /// The instance that made it, releasing its share if it holds one.
     Own(Option<Share>),
-    /// Another one: its maker is dead.
+    /// Another instance, after the owner's death.
     Dead,
 }
 
-/// Undoes changes, the last one first.
+/// Undoes changes in reverse order.
 pub(super) fn undo_entries(
     entries: impl DoubleEndedIterator<Item = (Entry, Undoing)>,
     report: &mut Vec<Leftover>,
@@ -138,7 +139,7 @@ impl SystemChange {
         }
     }
 
-    /// It happened in one network namespace and can be undone only there.
+    /// Whether the change can only be undone in its network namespace.
     fn is_in_netns(&self) -> bool {
         match self {
             Self::Sysctl { name, .. } => name.starts_with("net/"),
@@ -147,7 +148,7 @@ impl SystemChange {
         }
     }
 
-    /// What others may have a share of, by its name among shares.
+    /// The name of the share, for changes that instances share.
     #[must_use]
     pub fn shared(&self) -> Option<String> {
         match self {
@@ -160,7 +161,7 @@ impl SystemChange {
         }
     }
 
-    /// `false`: there was nothing to undo any more, or others need it.
+    /// Undoes the change. Returns `false` if there was nothing to undo, or others still need it.
     fn undo(&self, undoing: Undoing) -> Result<bool> {
         let is_dead = matches!(undoing, Undoing::Dead);
         let Some(what) = self.shared() else {
@@ -177,7 +178,7 @@ impl SystemChange {
         }
     }
 
-    /// [`Self::undo`] when nobody else needs it.
+    /// [`Self::undo`] when no other instance needs it.
     fn undo_alone(&self, is_dead: bool) -> Result<bool> {
         match self {
             Self::Sysctl {
@@ -217,24 +218,24 @@ impl SystemChange {
     }
 }
 
-/// The name among shares of our qdisc at the root of an interface.
+/// The name of the share for fault's qdisc at the root of an interface.
 pub(super) fn qdisc_share(interface_index: u32) -> String {
     format!("qdisc/{interface_index}")
 }
 
-/// Undoes what carries the number of a dead instance. One that takes the number over removes it ([`join`]); so who has the number is a process
-/// that the dead one has started, and that has not closed all its files yet.
+/// Undoes what carries the number of a dead instance. A new instance with that number would have removed it ([`join`]).
+/// So if the number is taken, a child of the dead instance still has its files open.
 fn undo_by_number(number: u32, is_dead: bool, undo: impl FnOnce() -> Result<bool>) -> Result<bool> {
     if !is_dead {
         return undo();
     }
     let Some(_claim) = Instance::claim(number)? else {
-        bail!("instance {number}, whose it is, is still ending: try again");
+        bail!("instance {number}, which owns it, is still ending: try again");
     };
     undo()
 }
 
-/// Writes the old value back if the new one is still there.
+/// Restores the old value if the new one is still set.
 fn undo_sysctl(name: &str, before: &str, after: &str) -> Result<bool> {
     let relative = Path::new(name);
     let is_plain = relative
@@ -246,7 +247,7 @@ fn undo_sysctl(name: &str, before: &str, after: &str) -> Result<bool> {
     let path = Path::new("/proc/sys").join(relative);
     let now = match fs::read_to_string(&path) {
         Ok(now) => now,
-        // Its interface is gone.
+        // The interface has disappeared.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
     };
@@ -257,8 +258,8 @@ fn undo_sysctl(name: &str, before: &str, after: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Moves a process back, if it is still in a cgroup of ours. Where its own cgroup is gone, it stays
-/// until ours goes, and then ends up above.
+/// Moves a process back if it is still in a cgroup of fault. If its original cgroup was removed, it stays until that
+/// cgroup is removed, and then moves to the parent.
 fn undo_move(process: ProcessId, from: &Path) -> Result<bool> {
     if !process.is_alive()? || !from.exists() {
         return Ok(false);
@@ -278,7 +279,7 @@ fn undo_move(process: ProcessId, from: &Path) -> Result<bool> {
     cgroup::move_process(pid, from)
 }
 
-/// Runs `undo` inside a network namespace. `false` when that is gone: so is what was changed in it.
+/// Runs `undo` inside a network namespace. Returns `false` if the namespace no longer exists, and the change with it.
 fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bool> {
     if current_netns()? == inode {
         return undo();
@@ -286,7 +287,7 @@ fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bo
     let Some(namespace) = find_netns(inode)? else {
         return Ok(false);
     };
-    // A thread of its own, since there may be no way back into this one's namespace.
+    // A separate thread, because returning to this one's namespace may be impossible.
     std::thread::scope(|scope| {
         let entered = std::thread::Builder::new().spawn_scoped(scope, move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)
@@ -294,13 +295,13 @@ fn in_netns(inode: u64, undo: impl FnOnce() -> Result<bool> + Send) -> Result<bo
             undo()
         });
         entered
-            .context("no thread to enter the network namespace")?
+            .context("can't start a thread to enter the network namespace")?
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
-/// Finds a network namespace by its inode: of a process, or one that `ip netns` or Docker keeps.
+/// Finds a network namespace by its inode, among those of processes, `ip netns` and Docker.
 fn find_netns(inode: u64) -> Result<Option<File>> {
     let mut candidates = Vec::new();
     for process in fs::read_dir("/proc").context("can't list /proc")? {
@@ -313,12 +314,12 @@ fn find_netns(inode: u64) -> Result<Option<File>> {
             Err(error) => return Err(error).with_context(|| format!("can't list {folder}")),
         }
     }
-    // A process that has ended, or has no namespace any more, is not the one.
+    // Skips processes that have ended.
     candidates.retain(|path| fs::metadata(path).is_ok_and(|found| found.ino() == inode));
     for path in candidates {
         match File::open(&path) {
             Ok(namespace) => return Ok(Some(namespace)),
-            // Its process has ended just now.
+            // The process has just ended.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 return Err(error).with_context(|| format!("can't open {}", path.display()));
@@ -328,11 +329,11 @@ fn find_netns(inode: u64) -> Result<Option<File>> {
     Ok(None)
 }
 
-/// Takes a number ([`Instance::join`]), and removes the links and filters that a dead instance of the same number has left: nobody
-/// could tell them from those of the new one any more.
+/// Takes a number ([`Instance::join`]), and removes the links and filters of a dead instance with the same number,
+/// which could not be distinguished from the new one's.
 ///
 /// # Errors
-/// As [`Instance::join`], or the kernel refuses.
+/// As [`Instance::join`], or a system call fails.
 pub fn join() -> Result<Instance> {
     let instance = Instance::join()?;
     clsact::remove_all_of(instance.number())?;

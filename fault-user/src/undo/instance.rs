@@ -1,9 +1,9 @@
-//! The instances of `fault` in one network namespace, and what they share.
+//! The instances of `fault` in one network namespace, and the settings that they share.
 //!
-//! Each has a **number**, and everything that is the namespace's carries it: taps, filters, marks in packets. Some
-//! settings several need at once: whoever needs one **holds a share** of it, and the last to let go puts it back.
-//! Both are abstract Unix sockets. These belong to the network namespace, so instances in containers that have neither
-//! process numbers nor `/run` in common see each other's; and the kernel closes them with the process, however it ends.
+//! Each instance has a **number**, which all its resources in the namespace carry: taps, filters, marks in packets.
+//! Several instances may need the same setting. Each of them **holds a share** of it, and the last one restores it.
+//! Numbers and shares are abstract Unix sockets. These belong to the network namespace, so that instances in containers
+//! without a common PID namespace or `/run` see each other's. The kernel closes them when the process ends.
 
 use std::fs;
 use std::io;
@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use fault_common::abi::{INSTANCES_MAX, INSTANCES_REMEMBERED};
 
-/// What the names of all our sockets start with.
+/// Prefix of all socket names.
 const PREFIX: &str = "fault/";
-/// How long another instance may hold the lock: it makes a few system calls meanwhile.
+/// An instance holds the lock at most this long, for a few system calls.
 const LOCK_MAX: Duration = Duration::from_secs(10);
-/// How often the lock is tried.
+/// Interval for trying the lock.
 const LOCK_POLL: Duration = Duration::from_millis(2);
 
-/// The number of an instance, its own for as long as this lives. A process may have several.
+/// The number of an instance, reserved until this is dropped. A process may have several.
 #[derive(Debug)]
 pub struct Instance {
     number: u32,
@@ -31,13 +31,14 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Takes a number that is free in the calling thread's network namespace.
+    /// Takes a free number in the calling thread's network namespace.
     ///
     /// # Errors
-    /// [`INSTANCES_MAX`] are running there, or the kernel refuses a socket.
+    /// [`INSTANCES_MAX`] instances are running there, or a socket can't be created.
     pub fn join() -> Result<Self> {
         let netns = current_netns()?;
-        // Packets remember the first ones for longest, also into another network namespace: there others come first.
+        // Packets keep the marks of low numbers longest, even in other network namespaces. So each namespace starts
+        // with another number.
         let turn = u32::try_from(netns / u64::from(MARKS) % u64::from(INSTANCES_REMEMBERED))?;
         let first = (0..INSTANCES_REMEMBERED).map(|n| (n + turn) % INSTANCES_REMEMBERED);
         for number in first.chain(INSTANCES_REMEMBERED..INSTANCES_MAX) {
@@ -46,12 +47,12 @@ impl Instance {
             }
         }
         bail!(
-            "{INSTANCES_MAX} instances of fault are running in this network namespace, which is the most there can be: \
+            "{INSTANCES_MAX} instances of fault are running in this network namespace, the most that are possible: \
              end one first"
         )
     }
 
-    /// Takes this number, unless a living instance has it. What carries it then is a dead one's.
+    /// Takes this number unless a running instance has it. Resources with the number then belong to a dead instance.
     ///
     /// # Errors
     /// As [`Instance::join`].
@@ -71,10 +72,10 @@ impl Instance {
         self.number
     }
 
-    /// What this instance leaves in packets.
+    /// The marks of this instance in packets.
     #[must_use]
     pub fn marks(&self) -> Marks {
-        // Inode numbers of namespaces are given out densely: those that live differ in their low bits.
+        // Namespaces get consecutive inode numbers, so existing ones differ in their low bits.
         let mark = u32::try_from(self.netns % u64::from(MARKS)).unwrap_or(0) + 1;
         let tag = (self.netns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
         Marks {
@@ -88,19 +89,19 @@ impl Instance {
 /// Values of the mark of a network namespace.
 const MARKS: u32 = 255;
 
-/// Constants of the programs by which a packet tells who has judged it.
+/// The programs' constants for marking packets that an instance has processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
-    /// The instance's own bit.
+    /// The instance's bit.
     pub instance: u64,
     /// The network namespace, 1 to 255.
     pub netns_mark: u32,
-    /// The same in 32 bits.
+    /// The network namespace in 32 bits.
     pub netns_tag: u32,
 }
 
 impl Marks {
-    /// A packet does not remember that it has been judged: for benchmarks that judge one a million times.
+    /// Packets are not marked. For benchmarks that process one packet a million times.
     pub const NONE: Self = Self {
         instance: 0,
         netns_mark: 1,
@@ -108,7 +109,7 @@ impl Marks {
     };
 }
 
-/// Lets nobody else look at or change what is shared in this network namespace, for as long as it lives.
+/// Exclusive access to the shared settings of this network namespace, until it is dropped.
 #[derive(Debug)]
 pub struct Lock(
     #[expect(dead_code, reason = "held, so that nobody else has the name")] UnixDatagram,
@@ -117,7 +118,7 @@ pub struct Lock(
 /// Waits for the [`Lock`] of the calling thread's network namespace.
 ///
 /// # Errors
-/// Another instance holds it for longer than it can need, stopped perhaps; or the kernel refuses a socket.
+/// Another instance holds it for too long, perhaps because it is stopped; or a socket can't be created.
 pub fn lock() -> Result<Lock> {
     let end = Instant::now() + LOCK_MAX;
     loop {
@@ -126,31 +127,31 @@ pub fn lock() -> Result<Lock> {
         }
         if Instant::now() >= end {
             bail!(
-                "another instance of fault is stopped while it changes a shared setting: continue or end it"
+                "another instance of fault is stopped in the middle of changing a shared setting: continue or end it"
             );
         }
         std::thread::sleep(LOCK_POLL);
     }
 }
 
-/// A part in something shared, until it is dropped.
+/// A share of a setting, until it is dropped.
 #[derive(Debug)]
 pub struct Share(#[expect(dead_code, reason = "held, so that others see it")] UnixDatagram);
 
-/// Holds a share of `what`, with what others who want one must know.
+/// Takes a share of `what`, with a value for other holders.
 ///
 /// # Errors
-/// The kernel refuses a socket.
+/// A socket can't be created.
 pub fn hold(_lock: &Lock, what: &str, told: &str) -> Result<Share> {
     for number in 0.. {
         if let Some(socket) = bind(&format!("share/{what}/{number}/{told}"))? {
             return Ok(Share(socket));
         }
     }
-    bail!("no share of {what} is left")
+    bail!("too many instances share {what}")
 }
 
-/// What those told who hold a share of `what`.
+/// The values of all holders of a share of `what`.
 ///
 /// # Errors
 /// `/proc` is not mounted.
@@ -166,13 +167,13 @@ pub fn holders(_lock: &Lock, what: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-/// `None`: the name is taken.
+/// Binds a socket. `None` if the name is taken.
 fn bind(name: &str) -> Result<Option<UnixDatagram>> {
     let address = SocketAddr::from_abstract_name(format!("{PREFIX}{name}"))?;
     match UnixDatagram::bind_addr(&address) {
         Ok(socket) => Ok(Some(socket)),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-        Err(error) => Err(error).context("can't make a Unix socket"),
+        Err(error) => Err(error).context("can't create a Unix socket"),
     }
 }
 
@@ -201,7 +202,7 @@ mod tests {
             let number = all[5].number();
             assert!(Instance::claim(number).unwrap().is_none());
             drop(all);
-            // A process that another test starts has our sockets until it has begun.
+            // A process that another test starts keeps our sockets open until its exec.
             let end = Instant::now() + LOCK_MAX;
             while Instance::claim(number).unwrap().is_none() {
                 assert!(Instant::now() < end, "the number is not free again");

@@ -1,9 +1,9 @@
-//! The journal: what this process has changed and a later one may have to undo.
+//! The journal of changes that outlive this process, for a later instance to undo.
 //!
-//! `/run/fault/<pid>.json` (`<pid>-1.json` where there is one already), one JSON value a line: first a
-//! [`Header`], then an [`Entry`] for each change, written *before* the change is made. A torn last line is a change that was not made. The
-//! owner holds a `flock` on the file until it ends, so a journal that
-//! can be locked is a dead instance's, whatever has become of its process number.
+//! The file is `/run/fault/<pid>.json` (or `<pid>-1.json` if that exists), with one JSON value per line: a [`Header`],
+//! then an [`Entry`] for each change, written *before* the change is made. A truncated last line is a change that was
+//! not made. The owner holds a `flock` on the file until it ends. So a journal that can be locked belongs to a dead
+//! instance, even if its process id was reused.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -17,23 +17,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::process::proc::ProcessId;
 use crate::tell::tell;
-use crate::undo::change::{SystemChange, Entry, Undoing, undo_entries};
+use crate::undo::change::{Entry, SystemChange, Undoing, undo_entries};
 use crate::undo::instance::{Share, current_netns};
 use crate::undo::leftover::{Fate, Leftover};
 
-/// Where journals are kept: a folder that only root can read, gone after a reboot.
+/// The folder of journals. Only root can read it, and a reboot clears it.
 pub const STATE_FOLDER: &str = "/run/fault";
 
-/// The version of the journal's form.
+/// The version of the journal's format.
 pub(super) const VERSION: u32 = 1;
 
 /// The first line of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
-    /// The form of what follows.
+    /// The version of the format.
     pub version: u32,
-    /// Who made the changes.
+    /// The process that made the changes.
     pub owner: ProcessId,
 }
 
@@ -47,10 +47,10 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts the journal of this process in [`STATE_FOLDER`]. First it undoes what dead ones there tell of.
+    /// Starts the journal of this process in [`STATE_FOLDER`], after undoing the journals of dead instances there.
     ///
     /// # Errors
-    /// When the folder can't be written.
+    /// The folder can't be written to.
     pub fn create() -> Result<Self> {
         Self::create_in(Path::new(STATE_FOLDER))
     }
@@ -64,7 +64,7 @@ impl Journal {
             .recursive(true)
             .mode(0o700)
             .create(folder)
-            .with_context(|| format!("can't make {} (run as root)", folder.display()))?;
+            .with_context(|| format!("can't create {} (run as root)", folder.display()))?;
         let owner = ProcessId::own()?;
         undo_dead(folder)?;
         let (file, path) = new_file(folder, owner.pid)?;
@@ -79,15 +79,15 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Notes a change in the calling thread's network namespace. Call it *before* making it.
+    /// Records a change in the calling thread's network namespace. Must be called *before* making the change.
     ///
     /// # Errors
-    /// When it can't be written; then don't make the change.
+    /// The journal can't be written to; then the change must not be made.
     pub fn record(&mut self, change: SystemChange) -> Result<()> {
         self.record_share(change, None)
     }
 
-    /// [`Self::record`] of something that others may need too: it is undone by the last who holds a share.
+    /// As [`Self::record`], for a setting that instances share: the last holder undoes it.
     ///
     /// # Errors
     /// As [`Self::record`].
@@ -102,7 +102,7 @@ impl Journal {
     fn append(&mut self, line: &impl Serialize) -> Result<()> {
         let mut bytes = serde_json::to_vec(line).context("can't write a journal line")?;
         bytes.push(b'\n');
-        // One write, so that a line is there or torn, but never mixed with another.
+        // A single write: a line may be truncated, but never mixed with another.
         self.file
             .write_all(&bytes)
             .with_context(|| format!("can't write {}", self.path.display()))
@@ -110,7 +110,7 @@ impl Journal {
 
     /// Undoes everything, last change first, and removes the journal. Dropping it does the same.
     /// Returns what could not be undone; then the journal stays for `fault clean`.
-    #[must_use = "what could not be undone must be told"]
+    #[must_use = "report the changes that could not be undone"]
     pub fn undo(mut self) -> Vec<Leftover> {
         self.undo_all()
     }
@@ -139,7 +139,7 @@ impl Drop for Journal {
             return;
         }
         for leftover in self.undo_all() {
-            tell!("fault: {leftover}; `fault clean` tries again");
+            tell!("fault: warning: {leftover}; run `fault clean` to try again");
         }
     }
 }
@@ -151,8 +151,7 @@ pub(super) fn journal_owner(path: &Path) -> Option<i32> {
     pid.parse().ok()
 }
 
-/// Makes the next journal of a process; each has changes of its own. Containers that share the folder may have processes
-/// of the same number.
+/// Creates the next journal of a process. Containers that share the folder may have processes with the same id.
 fn new_file(folder: &Path, pid: i32) -> Result<(Flock<File>, PathBuf)> {
     const JOURNALS_MAX: u32 = 1024;
     for number in 0..JOURNALS_MAX {
@@ -170,10 +169,10 @@ fn new_file(folder: &Path, pid: i32) -> Result<(Flock<File>, PathBuf)> {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => {
-                return Err(error).with_context(|| format!("can't make {}", path.display()));
+                return Err(error).with_context(|| format!("can't create {}", path.display()));
             }
         };
-        // Until it is locked it looks like a dead instance's, and somebody may have taken it away.
+        // Until it is locked it looks like that of a dead instance, and another instance may have removed it.
         if let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             && is_at(&file, &path)
         {
@@ -181,7 +180,7 @@ fn new_file(folder: &Path, pid: i32) -> Result<(Flock<File>, PathBuf)> {
         }
     }
     bail!(
-        "{} has {JOURNALS_MAX} journals of process {pid} already: run `fault clean`",
+        "{} already has {JOURNALS_MAX} journals of process {pid}: run `fault clean`",
         folder.display()
     )
 }
@@ -194,7 +193,8 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Undoes what dead instances' journals tell of. What can't be undone stays for `fault clean`, which says why.
+/// Undoes the journals of dead instances. Changes that can't be undone stay for `fault clean`, which reports the
+/// reason.
 fn undo_dead(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("can't read {}", folder.display()))? {
         let path = entry?.path();
@@ -207,7 +207,7 @@ fn undo_dead(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A dead instance's journal, locked so that nobody else undoes it at the same time.
+/// The journal of a dead instance, locked against concurrent undoing.
 pub(super) struct Dead {
     path: PathBuf,
     pub(super) entries: Vec<Entry>,
@@ -217,7 +217,7 @@ pub(super) struct Dead {
 }
 
 impl Dead {
-    /// `None`: there is no such journal, or its owner lives.
+    /// Opens and locks a journal. `None` if it does not exist or its owner is running.
     pub(super) fn open(path: &Path) -> Result<Option<Self>> {
         let file = match OpenOptions::new().read(true).open(path) {
             Ok(file) => file,
@@ -237,7 +237,7 @@ impl Dead {
         let text = fs::read_to_string(path);
         let text = match text {
             Ok(text) => text,
-            // Somebody else has just undone it.
+            // Another instance has just undone it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
                 return Err(error).with_context(|| format!("can't read {}", path.display()));
@@ -258,7 +258,7 @@ impl Dead {
     pub(super) fn undo(&self, report: &mut Vec<Leftover>) {
         let path = self.path.display().to_string();
         if let Some(why) = &self.broken {
-            let why = Fate::Kept(format!("{why}: look into it, then delete it"));
+            let why = Fate::Kept(format!("{why}: inspect it, then delete it"));
             report.push(Leftover::new("journal", path, why));
             return;
         }
@@ -278,7 +278,7 @@ impl Dead {
     }
 }
 
-/// Reads the lines of a journal; a torn last one is a change that was not made.
+/// Parses a journal. A truncated last line is a change that was not made.
 pub(super) fn parse(text: &str) -> Result<Vec<Entry>> {
     let whole = text.rsplit_once('\n').map_or("", |(whole, _torn)| whole);
     let mut lines = whole.lines();
@@ -290,7 +290,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Entry>> {
         bail!("a journal of another version of fault ({})", header.version);
     }
     lines
-        .map(|line| serde_json::from_str(line).context("a journal line that can't be read"))
+        .map(|line| serde_json::from_str(line).context("a journal line is malformed"))
         .collect()
 }
 

@@ -1,27 +1,27 @@
-//! Something that an instance has left, and what has become of it.
+//! Leftovers of killed instances.
 
 use serde::Serialize;
 
-/// What has become of something that a dead instance had left.
+/// The fate of a leftover.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
-    /// It is there; nothing was done ([`super::leftovers::find`]).
+    /// It exists and was not touched ([`super::leftovers::find`]).
     Found,
-    /// It is gone, or is as it was before.
+    /// It was removed or restored.
     Removed,
-    /// It could not be removed: why.
+    /// It could not be removed, for this reason.
     Kept(String),
 }
 
-/// One thing that a dead instance had left.
+/// A leftover of a dead instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Leftover {
     /// `filter`, `link`, `cgroup`, `sysctl`, `qdisc`, `process`, `journal`.
     pub kind: &'static str,
-    /// Which one, for people.
+    /// A description for people.
     pub what: String,
-    /// What was done about it.
+    /// Its fate.
     pub fate: Fate,
 }
 
@@ -39,7 +39,7 @@ impl std::fmt::Display for Leftover {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}: ", self.kind, self.what)?;
         match &self.fate {
-            Fate::Found => f.write_str("left by an instance that is gone"),
+            Fate::Found => f.write_str("left by an instance that has ended"),
             Fate::Removed => f.write_str("removed"),
             Fate::Kept(why) => write!(f, "not removed: {why}"),
         }

@@ -1,17 +1,18 @@
-//! What a killed instance leaves, and how the next one takes it away.
+//! Finds and removes the leftovers of killed instances.
 //!
-//! Most of what `fault` does goes with its process: TCX, XDP, cgroup and `sk_lookup` links, tap
-//! devices, open maps. The rest is found again in five ways:
+//! Most resources of `fault` disappear with its process: TCX, XDP, cgroup and `sk_lookup` links, tap devices, open
+//! maps. The others are found in five ways:
 //!
 //! - tc filters by their mark, which has the owner's number ([`crate::sys::net::clsact`]);
 //! - links by name: `fault-<number>` and anything that is no digit behind it;
-//! - qdiscs at the root of an interface by their handle ([`crate::sys::net::qdisc::HANDLE`]), when nobody holds a share;
+//! - qdiscs at the root of an interface by their handle ([`crate::sys::net::qdisc::HANDLE`]), if no instance holds a
+//!   share;
 //! - cgroups by name, `fault-<pid>-<n>`, and by the lock on their directory
 //!   ([`crate::sys::process::cgroup`]);
 //! - everything else (sysctls, qdiscs, moved processes) by a **journal** ([`super::journal`]).
 //!
-//! Undoing is safe at any time: each step looks first whether the thing is still as `fault` left
-//! it, and leaves it alone if not.
+//! Undoing is safe at any time: each step first checks whether the resource is still as `fault` left it, and otherwise
+//! leaves it alone.
 
 use std::fs;
 use std::io;
@@ -33,41 +34,40 @@ use crate::undo::change::{is_cgroup_name, qdisc_share};
 use crate::undo::instance::Instance;
 use crate::undo::journal::{Dead, STATE_FOLDER, journal_owner};
 
-/// Where leftovers are looked for; filters and links always in the calling thread's network
-/// namespace.
+/// The places to search for leftovers. Filters and links are always searched in the calling thread's network namespace.
 #[derive(Debug, Clone)]
 pub struct LeftoverPlaces {
     /// The folder of the journals.
     pub state_folder: PathBuf,
-    /// The cgroups; `None` where there is no cgroup2.
+    /// The cgroups; `None` without cgroup2.
     pub hierarchy: Option<Hierarchy>,
 }
 
 impl LeftoverPlaces {
-    /// This machine's.
+    /// The default places of this machine.
     #[must_use]
     pub fn of_this_machine() -> Self {
         Self {
             state_folder: STATE_FOLDER.into(),
-            // No cgroup2, no cgroups of ours.
+            // Without cgroup2 there are no cgroups of fault.
             hierarchy: Hierarchy::find().ok(),
         }
     }
 }
 
-/// Lists what dead instances have left, and changes nothing.
+/// Lists the leftovers of dead instances, without changing anything.
 ///
 /// # Errors
-/// When a place can't be read at all.
+/// A place can't be read.
 pub fn find(places: &LeftoverPlaces) -> Result<Vec<Leftover>> {
     sweep(places, false)
 }
 
-/// Removes what dead instances have left. Safe at any time: what a live instance owns is not
-/// touched, and neither is anything that `fault` did not make.
+/// Removes the leftovers of dead instances. This is safe at any time: resources of running instances and of other
+/// programs are not touched.
 ///
 /// # Errors
-/// When a place can't be read at all. What was found but can't be removed is in the list.
+/// A place can't be read. What was found but can't be removed is in the list.
 pub fn clean(places: &LeftoverPlaces) -> Result<Vec<Leftover>> {
     sweep(places, true)
 }
@@ -79,8 +79,8 @@ fn sweep(places: &LeftoverPlaces, remove: bool) -> Result<Vec<Leftover>> {
     for interface in &all {
         sweep_filters(interface, remove, &mut report)?;
     }
-    // After the filters, since a clsact qdisc goes only when it is empty; before the cgroups, since
-    // processes go back to where they came from.
+    // After the filters, because a clsact qdisc is only removed when it is empty; before the cgroups, because processes
+    // are moved back to their own.
     for dead in &dead {
         if remove {
             dead.undo(&mut report);
@@ -100,7 +100,7 @@ fn sweep(places: &LeftoverPlaces, remove: bool) -> Result<Vec<Leftover>> {
     Ok(report)
 }
 
-/// Removes the qdisc at the root of an interface that has our handle, if nobody holds a share of it.
+/// Removes fault's qdisc at the root of an interface, if no instance holds a share of it.
 fn sweep_root(interface: &Interface, remove: bool, report: &mut Vec<Leftover>) -> Result<()> {
     let lock = instance::lock()?;
     let Some(root) = qdisc::root_of(interface.index)?.filter(|root| root.handle == qdisc::HANDLE)
@@ -116,11 +116,11 @@ fn sweep_root(interface: &Interface, remove: bool, report: &mut Vec<Leftover>) -
     Ok(())
 }
 
-/// Removes the filters on an interface whose owner is gone.
+/// Removes the filters of dead instances on an interface.
 fn sweep_filters(interface: &Interface, remove: bool, report: &mut Vec<Leftover>) -> Result<()> {
     let filters = match clsact::filters(interface.index) {
         Ok(filters) => filters,
-        // The interface has gone meanwhile, and its filters with it.
+        // The interface has disappeared, and its filters with it.
         Err(error) if has_errno(&error, Errno::ENODEV) => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -144,7 +144,7 @@ fn sweep_filters(interface: &Interface, remove: bool, report: &mut Vec<Leftover>
     Ok(())
 }
 
-/// Removes an interface that is ours by its name if its owner is gone.
+/// Removes an interface with a name of fault if its owner is dead.
 fn sweep_link(interface: &Interface, remove: bool, report: &mut Vec<Leftover>) {
     let Some(owner) = link_owner(interface) else {
         return;
@@ -173,8 +173,7 @@ fn settle(
     }
 }
 
-/// Removes the cgroups of ours below `folder` whose owner is gone; what runs in them lives on in
-/// the cgroup above.
+/// Removes fault's cgroups below `folder` whose owner is dead. Processes in them are moved to the parent cgroup.
 fn sweep_cgroups(folder: &Path, remove: bool, report: &mut Vec<Leftover>) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -189,7 +188,7 @@ fn sweep_cgroups(folder: &Path, remove: bool, report: &mut Vec<Leftover>) -> Res
             continue;
         }
         let path = entry.path();
-        // What is inside of a live one may be a nested instance's that has died.
+        // A cgroup of a running instance may contain leftovers of a nested one.
         sweep_cgroups(&path, remove, report)?;
         if !entry.file_name().to_str().is_some_and(is_cgroup_name) {
             continue;
@@ -200,7 +199,7 @@ fn sweep_cgroups(folder: &Path, remove: bool, report: &mut Vec<Leftover>) -> Res
         report.push(settle("cgroup", path.display().to_string(), remove, || {
             let finished = cgroup::give_up(&path, Leftovers::Release)?;
             if finished.kept.is_some() {
-                bail!("processes run in a cgroup that was made inside it");
+                bail!("processes run in a cgroup that was created inside it");
             }
             Ok(())
         }));
@@ -244,8 +243,8 @@ mod tests {
     use super::*;
     use crate::sys::net::netlink::in_own_netns;
     use crate::sys::process::proc::ProcessId;
-    use crate::undo::change::SystemChange;
     use crate::undo::change::Entry;
+    use crate::undo::change::SystemChange;
     use crate::undo::instance::current_netns;
     use crate::undo::journal::{Header, VERSION};
 

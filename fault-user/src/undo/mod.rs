@@ -1,4 +1,5 @@
-//! What outlives the process: noted before it is changed, undone at the end, by the next instance or by `fault clean`.
+//! Changes that outlive the process. They are recorded before they are made, and undone at the end, by the next
+//! instance or by `fault clean`.
 
 pub mod change;
 pub mod instance;

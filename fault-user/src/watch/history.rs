@@ -1,48 +1,48 @@
-//! What was seen of the targets' connections, in order, and the questions that expectations ask about it.
+//! The recorded connections of the targets, and the queries of expectations.
 //!
-//! Times are in nanoseconds since the rules came into force.
+//! Times are in nanoseconds since the rules were applied.
 
 use std::collections::HashMap;
 
 use fault_common::abi::{Witness, witness};
 
-/// Everything that was seen.
+/// All records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
-    /// How long it is.
+    /// The length of the recording.
     pub length_ns: u64,
-    /// By target, in the order in which they were given.
+    /// The records of each target, in the given order.
     pub targets: Vec<Seen>,
 }
 
-/// What was seen of one target.
+/// The records of one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Its name.
     pub name: String,
-    /// Connects, in the order in which they began.
+    /// Connects, in the order of their start.
     pub connects: Vec<Connect>,
-    /// When the application sent data; at most once in a millisecond for each connection.
+    /// Times at which the application sent data; at most one per millisecond and connection.
     pub sent_ns: Vec<u64>,
-    /// When it received some; likewise.
+    /// Times at which it received data; likewise.
     pub received_ns: Vec<u64>,
 }
 
-/// One call of connect(2) over TCP (or, where the command is the server, one connection that came in).
+/// A connect(2) over TCP (or an incoming connection if the command is the server).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connect {
-    /// When it began.
+    /// The start of the connect.
     pub at_ns: u64,
-    /// When the handshake was done.
+    /// The end of the handshake.
     pub established_ns: Option<u64>,
-    /// When the application closed it, or it was refused or reset.
+    /// The time at which it was closed by the application, refused or reset.
     pub closed_ns: Option<u64>,
-    /// Whether it was open, and was reset.
+    /// Whether it was reset while it was open.
     pub is_reset: bool,
 }
 
 impl Connect {
-    /// How long it took until connect(2) was answered: by a connection or by an error.
+    /// The time until connect(2) completed, successfully or not.
     #[must_use]
     pub fn answered_ns(&self) -> Option<u64> {
         let answer = self.established_ns.or(self.closed_ns)?;
@@ -51,11 +51,11 @@ impl Connect {
 }
 
 impl History {
-    /// Puts in order what the programs have told. Times of `witnesses` are of `CLOCK_MONOTONIC`, as are `epoch_ns`, when
-    /// the rules came into force, and `end_ns`.
+    /// Sorts the programs' events. Times in `witnesses`, `epoch_ns` (when the rules were applied) and `end_ns` are of
+    /// `CLOCK_MONOTONIC`.
     #[must_use]
     pub fn new(names: &[String], mut witnesses: Vec<Witness>, epoch_ns: u64, end_ns: u64) -> Self {
-        // Each CPU tells in order, but the buffer's order is that of reservation.
+        // The buffer is ordered by reservation, not by time.
         witnesses.sort_by_key(|seen| seen.time_ns);
         let mut targets: Vec<Collector> = names.iter().map(|name| Collector::new(name)).collect();
         for seen in &witnesses {
@@ -71,19 +71,19 @@ impl History {
         }
     }
 
-    /// What was seen of a target.
+    /// The records of a target.
     #[must_use]
     pub fn of(&self, name: &str) -> Option<&Seen> {
         self.targets.iter().find(|seen| seen.name == name)
     }
 }
 
-/// Gathers what concerns one target.
+/// Collects the records of one target.
 struct Collector {
     seen: Seen,
-    /// Connections that came in. Where both ends of a connection are watched it is the client's that counts.
+    /// Incoming connections. If both ends of a connection are watched, the client's end counts.
     accepted: Vec<Connect>,
-    /// By socket, its latest connect: whether it came in, and its place.
+    /// The latest connect of each socket: whether it is incoming, and its index.
     latest: HashMap<u64, (bool, usize)>,
 }
 
@@ -153,7 +153,7 @@ impl Collector {
 }
 
 impl Seen {
-    /// The most connects that began within any stretch of `per_ns`.
+    /// The maximum number of connects that started within any period of `per_ns`.
     #[must_use]
     pub fn busiest(&self, per_ns: u64) -> u64 {
         let (mut first, mut most) = (0, 0);
@@ -166,7 +166,7 @@ impl Seen {
         most as u64
     }
 
-    /// The most connections that were open at once.
+    /// The maximum number of simultaneously open connections.
     #[must_use]
     pub fn most_open(&self) -> u64 {
         let mut changes: Vec<(u64, i64)> = Vec::new();
@@ -178,7 +178,7 @@ impl Seen {
                 }
             }
         }
-        // At the same instant one ends before the next begins.
+        // At the same time, ends come before starts.
         changes.sort_unstable();
         let (mut open, mut most) = (0, 0);
         for (_, change) in changes {
@@ -188,7 +188,7 @@ impl Seen {
         most.unsigned_abs()
     }
 
-    /// The time in which 99 of 100 connects were answered; one that never was took until `end_ns`.
+    /// The time within which 99 of 100 connects completed; an unanswered one counts until `end_ns`.
     #[must_use]
     pub fn p99_connect_ns(&self, end_ns: u64) -> Option<u64> {
         let mut times: Vec<u64> = self
@@ -205,14 +205,14 @@ impl Seen {
         times.get(rank.checked_sub(1)?).copied()
     }
 
-    /// How long after `at_ns` the first data came back.
+    /// The time from `at_ns` until the first data was received.
     #[must_use]
     pub fn answered_after_ns(&self, at_ns: u64) -> Option<u64> {
         let next = self.received_ns.partition_point(|time| *time < at_ns);
         Some(self.received_ns.get(next)? - at_ns)
     }
 
-    /// When the application first connected or sent something from `from_ns` on and before `to_ns`.
+    /// The first time in `from_ns..to_ns` at which the application connected or sent data.
     #[must_use]
     pub fn traffic_in(&self, from_ns: u64, to_ns: u64) -> Option<u64> {
         let connects = self.connects.iter().map(|connect| connect.at_ns);

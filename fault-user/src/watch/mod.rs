@@ -1,5 +1,5 @@
-//! Watches what the processes of a cgroup do with their targets, as the kernel sees it: when they connect, whether that
-//! succeeds, when something comes back. Expectations are judged by it, and reports drawn.
+//! Records the connections of a cgroup's processes to targets: when they connect, whether that succeeds, and when data
+//! arrives. Expectations and reports are based on these records.
 
 pub mod history;
 pub mod open;
@@ -27,10 +27,10 @@ use crate::sys::process::rights::be_helper;
 use crate::tell::tell;
 use history::History;
 
-/// How long the thread waits for something to happen before it looks whether it is to end, in milliseconds.
+/// Interval in milliseconds at which the thread checks whether to end.
 const PATIENCE_MS: u16 = 50;
 
-/// A cgroup that is watched, until this is dropped or finished.
+/// A watched cgroup, until this is dropped or finished.
 pub struct Watch {
     stop: Arc<AtomicBool>,
     collector: Option<JoinHandle<Vec<Witness>>>,
@@ -39,31 +39,31 @@ pub struct Watch {
     _links: Vec<CgroupLink>,
 }
 
-/// Whose sockets are watched.
+/// Selects the sockets to watch.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchScope<'a> {
     /// The processes of a cgroup.
     pub cgroup: &'a Path,
-    /// Only where they are in this network namespace, by its cookie; 0 for any.
+    /// Only in the network namespace with this cookie; 0 for any.
     pub netns: u64,
 }
 
 impl Watch {
-    /// Watches what sockets do with these targets. To be called before connections are led to a relay: what counts is where
-    /// they were meant to go.
+    /// Starts to watch connections to these targets. Must be called before connections are redirected to a relay, so
+    /// that the original destinations count.
     ///
     /// # Errors
-    /// A target that can't be watched, too many of them, or the kernel refuses.
+    /// A target can't be watched, there are too many, or a system call fails.
     pub fn start(whose: WatchScope<'_>, targets: &[(String, ResolvedTarget)]) -> Result<Self> {
         ensure!(
             targets.len() <= STEERS as usize,
-            "{STEERS} targets can be watched at once: use fewer"
+            "at most {STEERS} targets can be watched at once: use fewer"
         );
         for (name, target) in targets {
             ensure!(
                 whose.netns == 0 || target.protocol != Protocol::Udp,
-                "the kernel does not tell of datagrams which network namespace they are in: for `{name}` aim at the container, \
-                 or run fault in there"
+                "the kernel does not report the network namespace of datagrams: for `{name}` use --container, or run \
+                 fault inside the namespace"
             );
         }
         let services: Vec<_> = targets
@@ -80,7 +80,7 @@ impl Watch {
         let ring = RingBuf::try_from(ring)?;
         let links = attach(&mut ebpf, whose.cgroup).with_context(|| {
             if whose.netns == 0 {
-                "watching what sockets do"
+                "watching sockets"
             } else {
                 "watching the sockets of another network namespace (needs Linux 5.15)"
             }
@@ -103,10 +103,10 @@ impl Watch {
         })
     }
 
-    /// Ends it, and tells what was seen. Times count from `epoch_ns` of `CLOCK_MONOTONIC`.
+    /// Ends the watch and returns the records. Times count from `epoch_ns` of `CLOCK_MONOTONIC`.
     ///
     /// # Errors
-    /// Something was missed, so that nothing can be said for certain.
+    /// Events were lost, so the records are incomplete.
     pub fn finish(mut self, epoch_ns: u64, end_ns: u64) -> Result<History> {
         let seen = self.join()?;
         let counts: PerCpuArray<&MapData, u64> = self
@@ -118,7 +118,7 @@ impl Watch {
             (Counter::EventLost, "events came faster than they were read"),
             (
                 Counter::FlowTableFull,
-                "connections could not be remembered",
+                "connections did not fit into the table",
             ),
         ] {
             let lost: u64 = counts.get(&(counter as u32), 0)?.iter().sum();
@@ -163,14 +163,14 @@ fn collect(mut ring: RingBuf<MapData>, stop: &AtomicBool) -> Vec<Witness> {
             return seen;
         }
         let mut waiting = [PollFd::new(ring.as_fd(), PollFlags::POLLIN)];
-        // A signal is as good a reason to look again.
+        // A signal also ends the wait.
         let _woken = poll(&mut waiting, PollTimeout::from(PATIENCE_MS));
     }
 }
 
 fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     let mut links = Vec::new();
-    // What becomes of a connection first, or the start of one could be seen and its end not.
+    // The program for ends comes first: otherwise the start of a connection could be recorded without its end.
     let state: &mut SockOps = program(ebpf, "fault_watch_state")?;
     loaded("fault_watch_state", state.load())?;
     links.push(CgroupLink::attach(

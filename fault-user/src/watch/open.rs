@@ -1,4 +1,4 @@
-//! Connections that are open now, as the kernel lists them: for `fault top`.
+//! Counts open connections for `fault top`.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use crate::steer::reconnect::{End, Scope, is_aimed, list};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 
-/// Where connections are counted, and which.
+/// The sockets and targets to count.
 pub struct Sockets {
     netlink: Netlink,
     cgroup: Option<PathBuf>,
@@ -20,7 +20,8 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Those of a cgroup and what is below it (else all), in another network namespace than this (else here).
+    /// Counts the connections of a cgroup and its descendants (default: all), in another network namespace (default:
+    /// this one).
     ///
     /// # Errors
     /// The kernel does not list sockets.
@@ -36,7 +37,7 @@ impl Sockets {
         })
     }
 
-    /// From now on these targets count, each once.
+    /// Sets the targets to count, each once.
     pub fn look_at<'a>(&mut self, targets: impl Iterator<Item = (&'a str, &'a ResolvedTarget)>) {
         self.targets.clear();
         for (name, target) in targets {
@@ -48,10 +49,10 @@ impl Sockets {
         }
     }
 
-    /// How many connections to each target are open. What is led to the relay is not among them.
+    /// The number of open connections to each target, without those that are redirected to the relay.
     ///
     /// # Errors
-    /// The kernel does not list them, or the cgroup is gone.
+    /// They can't be listed, or the cgroup no longer exists.
     pub fn count(&mut self) -> Result<Vec<(&str, u64)>> {
         if self.targets.is_empty() {
             return Ok(Vec::new());
@@ -75,7 +76,8 @@ impl Sockets {
     }
 }
 
-/// Connections of which one of `own` is an end. Where both are, they are one; `relayed` are ends whose peer is the relay.
+/// Counts connections with an end in `own`. A connection with both ends in it counts once; `relayed` are ends whose
+/// peer is the relay.
 fn open(target: &ResolvedTarget, own: &[&End], relayed: &HashSet<(SocketAddr, SocketAddr)>) -> u64 {
     let clients: HashSet<_> = own
         .iter()

@@ -1,6 +1,6 @@
 //! Probes: checks from outside that must hold before a fault and after it.
 //!
-//! A probe is no traffic of the command: rules that are limited to the command don't touch it.
+//! A probe is not traffic of the command: rules that are limited to the command do not apply to it.
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,22 +18,22 @@ use tokio::task::JoinHandle;
 use crate::rule::scenario::{Probe, ProbeCheck};
 use crate::sys::process::user::Identity;
 
-/// What one try of a probe came to.
+/// The result of one try of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Try {
-    /// When it began, in nanoseconds since the rules came into force.
+    /// Its start, in nanoseconds since the rules were applied.
     pub at_ns: u64,
-    /// What was wrong, if anything.
+    /// The complaint, if it failed.
     pub complaint: Option<String>,
 }
 
-/// Probes that are tried again and again while this lives.
+/// Probes that are tried repeatedly until this is dropped.
 pub struct Probing {
     tries: Vec<Arc<Mutex<Vec<Try>>>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// What a probe is called.
+/// The name of a probe in messages.
 #[must_use]
 pub fn name(probe: &Probe) -> String {
     if let Some(name) = &probe.name {
@@ -49,7 +49,7 @@ pub fn name(probe: &Probe) -> String {
 /// Tries a probe once. Commands run as `identity`, where it is given.
 ///
 /// # Errors
-/// It does not hold, and why.
+/// The reason why it does not hold.
 pub async fn hold(probe: &Probe, identity: Option<&Identity>) -> Result<()> {
     let limit = Duration::from_nanos(probe.timeout_ns);
     let check = async {
@@ -79,7 +79,7 @@ async fn ask(url: &str, wanted: Option<u16>) -> Result<()> {
         .await
         .with_context(|| format!("connecting to {authority}"))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with the stream, whichever way; what matters is the answer.
+    // The task ends with the stream. Only the answer matters.
     let driving = tokio::spawn(connection);
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path)
@@ -144,7 +144,7 @@ impl Probing {
         Self { tries, tasks }
     }
 
-    /// Ends it; all tries, by probe.
+    /// Ends the probes and returns all tries of each.
     #[must_use]
     pub fn finish(self) -> Vec<Vec<Try>> {
         self.tries

@@ -1,4 +1,5 @@
-//! Containers of Podman's and Docker's, from the host and from inside: hurt, healed, and nothing left.
+//! Containers of Podman and Docker, from the host and from inside: rules are applied, removed, and nothing is left
+//! behind.
 
 mod docker;
 mod engine;
@@ -14,7 +15,7 @@ use fault_user::sys::net::{clsact, interfaces};
 use fault_user::sys::process::netns::NetworkNamespace;
 
 use engine::{Engine, PAGE};
-use support::place::{PATIENCE, fault, wait_for};
+use support::place::{PATIENCE, count_lines, fault, wait_for};
 use support::watched::Watched;
 
 /// A rule that swallows everything of the server's.
@@ -99,7 +100,7 @@ fn a_bridged_container_is_faulted_from_the_host_by_name_without_its_neighbour() 
         assert!(engine.fetch("client", &other), "the neighbour is not");
         let (code, stderr_text) = applied.end();
         assert_eq!(code, Some(0), "{stderr_text}");
-        assert!(engine.fetch("client", &web), "healed");
+        assert!(engine.fetch("client", &web), "restored");
         assert!(answer(old).ends_with(PAGE), "the old connection goes on");
         is_clean(engine.pid("web"));
     }
@@ -124,13 +125,13 @@ fn stream_faults_of_a_container_as_server_and_as_client() {
     for (name, faulted, reached) in [("web", &web, &other), ("client", &other, &web)] {
         let rule = format!("tcp:{faulted}:80 reset_peer=100ms");
         let applied = Watched::inject(&["--container", name, "-r", &rule]);
-        assert!(!engine.fetch("client", faulted), "{name} is hurt");
+        assert!(!engine.fetch("client", faulted), "{name} is faulted");
         assert!(engine.fetch("client", reached), "another service is not");
         assert_eq!(is_served(&web), name != "web", "the host is outside");
         let (code, stderr_text) = applied.end();
         assert_eq!(code, Some(0), "{stderr_text}");
-        assert!(engine.fetch("client", faulted), "healed: {stderr_text}");
-        assert!(is_served(&web), "healed: {stderr_text}");
+        assert!(engine.fetch("client", faulted), "restored: {stderr_text}");
+        assert!(is_served(&web), "restored: {stderr_text}");
     }
 }
 
@@ -158,7 +159,7 @@ fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
     assert!(stderr_text.contains("Connection refused"), "{stderr_text}");
     ask(&mut here);
     assert!(answer(here).ends_with(PAGE));
-    assert!(engine.fetch("client", &web), "healed");
+    assert!(engine.fetch("client", &web), "restored");
     is_clean(engine.pid("client"));
 }
 
@@ -201,7 +202,10 @@ fn what_is_expected_of_a_container_is_judged_by_its_own_sockets() {
         stderr_text.contains("ok: expect web to recover within 5s: first answer"),
         "{stderr_text}"
     );
-    assert!(stderr_text.contains("open connections to web: 1"), "{stderr_text}");
+    assert!(
+        stderr_text.contains("open connections to web: 1"),
+        "{stderr_text}"
+    );
 }
 
 /// What a container that runs `fault` needs beside its network: the capabilities, and a profile that lets bpf(2) pass.
@@ -233,7 +237,7 @@ fn a_sidecar_with_minimal_capabilities_faults_the_application_in_its_network() {
     engine.podman(&["stop", "sidecar"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("client", &address), "healed");
+    assert!(engine.fetch("client", &address), "restored");
     assert!(answer(old).ends_with(PAGE), "the old connection goes on");
     is_clean(engine.pid("app"));
 }
@@ -256,7 +260,10 @@ fn a_sidecar_that_is_killed_leaves_nothing() {
     engine.podman(&["kill", "--signal", "KILL", "sidecar"]);
     assert_eq!(applied.finish().0, Some(137));
     // At once by TCX; on kernels without it when the lease is over.
-    wait_for(|| engine.fetch("client", &address), "healing");
+    wait_for(
+        || engine.fetch("client", &address),
+        "the network to be restored",
+    );
 }
 
 /// Each capability that is missing is named with what it is for, by `fault` and by its doctor.
@@ -267,7 +274,7 @@ fn what_a_container_lacks_is_named() {
     };
     let open = ["--security-opt", "seccomp=unconfined"];
     let inject = ["fault", "inject", "--for", "1ms", "-r", SWALLOW];
-    let stderr_text = |options: &[&str], command: &[&str]| {
+    let attempt = |options: &[&str], command: &[&str]| {
         let output = engine.once(options, command);
         let text = [output.stdout, output.stderr].concat();
         (
@@ -282,27 +289,27 @@ fn what_a_container_lacks_is_named() {
             .collect();
         let others = format!("--cap-add={}", others.join(","));
         let options = [&["--cap-drop=all", &others], &open[..]].concat();
-        let (code, text) = stderr_text(&options, &inject);
+        let (code, text) = attempt(&options, &inject);
         assert_eq!(code, Some(125), "{text}");
-        assert_eq!(text.lines().count(), 1, "{text}");
+        assert_eq!(count_lines(&text), 1, "{text}");
         assert!(text.contains(&format!("--cap-add {missing} ")), "{text}");
-        let (_, text) = stderr_text(&options, &["fault", "doctor"]);
+        let (_, text) = attempt(&options, &["fault", "doctor"]);
         let line = text
             .lines()
             .find(|line| line.contains(&format!("CAP_{missing} ")));
         assert!(line.is_some_and(|line| line.contains(" no ")), "{text}");
     }
-    let (code, text) = stderr_text(&MINIMAL, &inject);
+    let (code, text) = attempt(&MINIMAL, &inject);
     assert_eq!(code, Some(0), "{text}");
-    let (code, text) = stderr_text(&MINIMAL, &["fault", "doctor"]);
+    let (code, text) = attempt(&MINIMAL, &["fault", "doctor"]);
     assert_eq!(code, Some(0), "it works there: {text}");
     // Podman's own profile of system calls.
-    let (code, text) = stderr_text(&MINIMAL[..2], &inject);
+    let (code, text) = attempt(&MINIMAL[..2], &inject);
     if code != Some(0) {
-        assert_eq!((code, text.lines().count()), (Some(125), 1), "{text}");
+        assert_eq!((code, count_lines(&text)), (Some(125), 1), "{text}");
         assert!(text.contains("seccomp"), "{text}");
     }
-    let (code, text) = stderr_text(
+    let (code, text) = attempt(
         &["--cap-drop=all", "--cap-add=SYS_ADMIN,NET_ADMIN"],
         &inject,
     );
@@ -326,7 +333,10 @@ fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
     let without = engine.once(&shared, &["fault", "inject", "-r", rule]);
     let stderr_text = String::from_utf8_lossy(&without.stderr).into_owned();
     assert_eq!(without.status.code(), Some(125), "{stderr_text}");
-    assert!(stderr_text.contains("--device /dev/net/tun"), "{stderr_text}");
+    assert!(
+        stderr_text.contains("--device /dev/net/tun"),
+        "{stderr_text}"
+    );
     let with = [&shared[..], &["--device=/dev/net/tun", "--name=sidecar"]].concat();
     let mut applied = engine.watched(
         &with,
@@ -340,7 +350,7 @@ fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
     engine.podman(&["stop", "sidecar"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("client", &address), "healed");
+    assert!(engine.fetch("client", &address), "restored");
     is_clean(engine.pid("app"));
 }
 
@@ -400,7 +410,7 @@ fn a_privileged_container_with_host_networking_faults_only_its_command() {
     engine.podman(&["stop", "fault"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("neighbour", &address), "healed");
+    assert!(engine.fetch("neighbour", &address), "restored");
     is_clean(i32::try_from(std::process::id()).expect("a number"));
 }
 
@@ -420,7 +430,7 @@ fn a_container_with_host_networking_is_faulted_by_its_cgroup() {
     assert!(engine.fetch("two", &address), "not the other one");
     let (code, stderr_text) = applied.end();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("one", &address), "healed");
+    assert!(engine.fetch("one", &address), "restored");
 }
 
 /// As a `DaemonSet` does: the host's processes and the runtime's state, read-only, and no `--privileged`.
@@ -453,7 +463,7 @@ fn a_container_aims_at_another_one_by_name() {
     engine.podman(&["stop", "agent"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    assert!(engine.fetch("client", &address), "healed");
+    assert!(engine.fetch("client", &address), "restored");
     is_clean(engine.pid("web"));
 
     // What it can't do without.
@@ -461,7 +471,7 @@ fn a_container_aims_at_another_one_by_name() {
         let output = engine.once(options, &inject);
         let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(
-            (output.status.code(), stderr_text.lines().count()),
+            (output.status.code(), count_lines(&stderr_text)),
             (Some(125), 1),
             "{stderr_text}"
         );
@@ -497,10 +507,10 @@ fn rules_follow_a_container_that_is_restarted() {
         for round in 0..2 {
             let before = engine.pid("web");
             engine.podman(&["kill", "--signal", "KILL", "web"]);
-            applied.until("the container `web` has ended; the rules wait for it");
+            applied.until("the container `web` has ended; waiting for it to restart");
             engine.podman(&["wait", "web"]);
             engine.podman(&["start", "web"]);
-            applied.until("the container `web` is back: 1 rule in force");
+            applied.until("the container `web` is running again: 1 rule applied");
             assert_ne!(engine.pid("web"), before);
             let address = engine.address("web");
             assert!(!engine.fetch("client", &address), "hurt again, {round}");
@@ -511,12 +521,17 @@ fn rules_follow_a_container_that_is_restarted() {
             .lines()
             .last()
             .and_then(|line| line.split_whitespace().rev().nth(2));
-        let connections: u32 = connections.and_then(|text| text.parse().ok()).expect(&stderr_text);
+        let connections: u32 = connections
+            .and_then(|text| text.parse().ok())
+            .expect(&stderr_text);
         assert!(
             connections >= 3,
             "the figures are those of all three: {stderr_text}"
         );
-        wait_for(|| engine.fetch("client", &engine.address("web")), "healing");
+        wait_for(
+            || engine.fetch("client", &engine.address("web")),
+            "the network to be restored",
+        );
         is_clean(engine.pid("web"));
     }
 }
@@ -547,11 +562,11 @@ fn rules_follow_a_restarted_container_on_the_hosts_network() {
     );
     assert!(!engine.fetch("client", &address), "hurt");
     engine.podman(&["restart", "--time", "0", "client"]);
-    applied.until("is back");
+    applied.until("is running again");
     assert!(!engine.fetch("client", &address), "hurt again");
     let (code, stderr_text) = applied.end();
     assert_eq!(code, Some(143), "its command was ended: {stderr_text}");
-    assert!(engine.fetch("client", &address), "healed");
+    assert!(engine.fetch("client", &address), "restored");
 }
 
 #[test]
@@ -564,12 +579,13 @@ fn the_end_of_a_container_is_reported_in_one_line() {
     engine.podman(&["kill", "web"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
-    let line = "fault: the container `web` has ended, and its rules with it (--follow goes on when it is back)";
+    let line = "fault: the container `web` has ended; its rules are removed (--follow applies them again after a \
+    restart)";
     assert!(stderr_text.lines().any(|one| one == line), "{stderr_text}");
     assert_eq!(journals(), 0);
 }
 
-/// What can't be aimed at is refused in one line, and nothing is applied.
+/// A container that can't be selected is rejected with one line, and nothing is applied.
 #[test]
 fn what_can_not_be_aimed_at_is_refused_in_a_line() {
     let Some(engine) = Engine::start() else {
@@ -589,11 +605,7 @@ fn what_can_not_be_aimed_at_is_refused_in_a_line() {
             125,
             "the container `done` (podman) is not running: start it first",
         ),
-        (
-            &id,
-            125,
-            "is the name of several containers: give the id of one",
-        ),
+        (&id, 125, "several containers are named"),
         ("", 125, "no container ``"),
     ] {
         let mut words = vec!["inject", "--for", "1ms", "-r", SWALLOW];
@@ -601,10 +613,14 @@ fn what_can_not_be_aimed_at_is_refused_in_a_line() {
         words.push(container);
         let output = fault().args(&words).output().expect("fault");
         let stderr_text = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{container}: {stderr_text}");
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{container}: {stderr_text}"
+        );
         assert!(stderr_text.contains(expected), "{container}: {stderr_text}");
         if code == 125 {
-            assert_eq!(stderr_text.lines().count(), 1, "{container}: {stderr_text}");
+            assert_eq!(count_lines(&stderr_text), 1, "{container}: {stderr_text}");
         }
     }
     for words in [
@@ -643,7 +659,7 @@ fn a_user_namespace_is_refused_in_a_line() {
     let output = engine.once(&options, &inject);
     let stderr_text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{stderr_text}");
-    assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+    assert_eq!(count_lines(&stderr_text), 1, "{stderr_text}");
     assert!(stderr_text.contains("user namespace"), "{stderr_text}");
 }
 
@@ -727,7 +743,7 @@ fn the_kubernetes_agent_faults_the_pods_that_the_api_lists() {
     ]);
     wait_for(
         || engine.fetch("client", &engine.address("two")),
-        "it to be healed",
+        "it to be restored",
     );
     wait_for(
         || !engine.fetch("client", &engine.address("other")),
@@ -743,7 +759,7 @@ fn the_kubernetes_agent_faults_the_pods_that_the_api_lists() {
     for name in ["one", "two", "other"] {
         assert!(
             engine.fetch("client", &engine.address(name)),
-            "{name}: healed"
+            "{name}: restored"
         );
         is_clean(engine.pid(name));
     }

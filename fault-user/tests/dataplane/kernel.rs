@@ -121,7 +121,7 @@ impl Kernel {
         }
     }
 
-    /// Puts rules written as text in force.
+    /// Applies rules given as text.
     pub fn install(&mut self, rules: &[&str]) {
         let mut entries = compiled(rules);
         // New rules each time, that remember nothing of those before them.
@@ -132,7 +132,7 @@ impl Kernel {
         self.install_entries(&entries, 0);
     }
 
-    /// Puts compiled rules in force, as if they had been for `age_ns`.
+    /// Applies compiled rules, as if they had been applied for `age_ns`.
     pub fn install_entries(&mut self, rules: &[PacketRule], age_ns: u64) {
         let tables = compile(rules).unwrap();
         self.injector

@@ -14,7 +14,7 @@ use fault_user::inject::injector::Side;
 use kernel::{Kernel, NEXT, SHOT, VANISHED, XDP_DROP, XDP_PASS, compiled};
 use model::At;
 use packets::{Recipe, checksum, ethernet, is_sound};
-use support::dns::{RCODE, TYPE, alias, answer, query, query_for, stderr_text};
+use support::dns::{RCODE, TYPE, alias, answer, query, query_for, read_response};
 
 const SYN: u8 = 2;
 const ACK: u8 = 16;
@@ -1001,11 +1001,14 @@ fn addresses_of_names_are_learned_before_a_response_is_delivered() {
         assert_eq!(answered.len(), 2);
         assert_eq!(answered_now[0].action, action::REJECT_RST);
         let learned = kernel.injector.learned().unwrap();
-        let stderr_text: Vec<_> = learned
+        let read: Vec<_> = learned
             .iter()
             .map(|name| (name.name.as_str(), name.lookups, name.addresses.len()))
             .collect();
-        assert_eq!(stderr_text, [("*.example.net", 0, 2), ("api.example.com", 1, 2)]);
+        assert_eq!(
+            read,
+            [("*.example.net", 0, 2), ("api.example.com", 1, 2)]
+        );
     }
 }
 
@@ -1090,7 +1093,7 @@ fn queries_become_their_responses() {
             assert_eq!(frame[at..at + 4], ports, "{rule}");
             let expected = addresses.iter().map(ToString::to_string).collect();
             assert_eq!(
-                stderr_text(&frame[at + 8..]),
+                read_response(&frame[at + 8..]),
                 (code, truncated, expected),
                 "{rule}"
             );

@@ -559,12 +559,12 @@ pub fn compare(at: At, packets: u32) {
         few: at == At::Fitted,
     };
     let mut kernel = Kernel::new(64, 2048);
-    let mut stderr_text = Instant::now();
+    let mut last_print = Instant::now();
     for set in 0..packets.div_ceil(per_set) {
-        if stderr_text.elapsed() > Duration::from_secs(30) {
+        if last_print.elapsed() > Duration::from_secs(30) {
             // An emulated machine is slow, and taken for dead when it is silent. What the macros print is kept back.
             let _ = writeln!(std::io::stderr(), "{at:?}: rule set {set}");
-            stderr_text = Instant::now();
+            last_print = Instant::now();
         }
         let rules = at.rules(&mut random, &mut pairs, set << STATE_BITS);
         let mut model = Model {
@@ -594,9 +594,10 @@ pub fn compare(at: At, packets: u32) {
                     ..event
                 })
                 .collect();
-            let stderr_text = || format!("packet {number} of set {set}: {frame:02x?}\nunder {rules:#?}");
-            assert_eq!(found, expected, "{}", stderr_text());
-            assert_eq!(code, at.code(&verdict), "{}", stderr_text());
+            let context =
+                || format!("packet {number} of set {set}: {frame:02x?}\nunder {rules:#?}");
+            assert_eq!(found, expected, "{}", context());
+            assert_eq!(code, at.code(&verdict), "{}", context());
             for event in &expected {
                 let at = rules
                     .iter()

@@ -8,7 +8,9 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, run, wait_for,
+};
 use support::servers::{Redis, Server, psql, psql_words};
 
 const PONG: &[u8; 7] = b"+PONG\r\n";
@@ -19,7 +21,7 @@ fn is_well(host: &str, port: u16) {
     assert_eq!(&redis.ping().expect("an answer"), PONG);
 }
 
-/// Hurts an old and a new connection to Redis by each fault, and looks at both again after healing.
+/// Hurts an old and a new connection to Redis by each fault, and looks at both again after the rules are removed.
 fn inject_and_restore(host: &str, port: u16, options: &str) {
     let rule = |fault: &str| format!("tcp:{port} {fault}");
     let old = || {
@@ -173,7 +175,7 @@ fn postgres_recovers_from_faults() {
         assert!(stderr_text.contains(message), "{rule}: {stderr_text}");
         assert!(
             psql(server.port, 10).status.success(),
-            "healed after {rule}"
+            "restored after {rule}"
         );
     }
 }
@@ -578,7 +580,10 @@ fn exit_codes_and_messages_are_those_of_the_documentation() {
             Some(code),
             "{rules:?} {options}: {stderr_text}"
         );
-        assert!(stderr_text.contains(message), "{rules:?} {options}: {stderr_text}");
+        assert!(
+            stderr_text.contains(message),
+            "{rules:?} {options}: {stderr_text}"
+        );
     }
     let nobody = Command::new("setpriv")
         .args(["--reuid", "65534", "--clear-groups", "--inh-caps=-all"])
@@ -588,7 +593,7 @@ fn exit_codes_and_messages_are_those_of_the_documentation() {
         .unwrap();
     let stderr_text = String::from_utf8_lossy(&nobody.stderr);
     assert_eq!(nobody.status.code(), Some(125), "{stderr_text}");
-    assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
+    assert_eq!(count_lines(&stderr_text), 1, "{stderr_text}");
     assert!(stderr_text.contains("sudo"), "{stderr_text}");
 }
 

@@ -1,5 +1,5 @@
-//! A stream fault on services that nobody reconfigured hurts, and then heals: on old connections and on new ones, with real
-//! servers and with their ordinary clients.
+//! Stream faults on services that are not reconfigured are applied and removed: on old connections and on new ones,
+//! with real servers and with their ordinary clients.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -64,7 +64,7 @@ impl Client {
     }
 
     /// What comes of an order: how many milliseconds it took, or the error.
-    fn stderr_text(&mut self, order: &str) -> Result<u64, String> {
+    fn ask(&mut self, order: &str) -> Result<u64, String> {
         writeln!(self.input, "{order}").unwrap();
         let line = self.line();
         match line.split_once(' ') {
@@ -74,7 +74,7 @@ impl Client {
     }
 
     fn took(&mut self, order: &str) -> u64 {
-        let took = self.stderr_text(order);
+        let took = self.ask(order);
         took.unwrap_or_else(|error| panic!("{order}: {error}"))
     }
 
@@ -277,7 +277,7 @@ fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
     );
     assert!(
         client.is_quick("new") && client.is_quick("kept"),
-        "{protocol} healed"
+        "{protocol} restored"
     );
     assert!(
         redirected.is_quick("again"),
@@ -285,7 +285,7 @@ fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
     );
     let applied = AppliedRules::begin(&[&format!("tcp:{port} down")], "--scope host");
     for order in ["kept", "new", "again"] {
-        let error = client.stderr_text(order).expect_err("it is down");
+        let error = client.ask(order).expect_err("it is down");
         assert!(!error.contains("imeout"), "{protocol}: at once: {error}");
     }
     let summary = applied.end();
@@ -346,6 +346,49 @@ fn databases_and_a_pool_recover_from_stream_faults() {
     }
 }
 
+/// What a client makes of errors that are injected into what it says to its server.
+fn understands(case: &str, port: u16, rules: &[&str]) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/errors.py");
+    let output = run(rules, "", &[PYTHON, script, case, &port.to_string()]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let stderr_text = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("understood"), "{case}: {said}{stderr_text}");
+    assert!(!stderr_text.contains("never"), "{case}: {stderr_text}");
+}
+
+#[test]
+fn clients_take_errors_for_their_servers_own() {
+    enter_fresh();
+    let _postgres = Server::postgres(5432);
+    let table = "create table counted as select 0 as n";
+    let mut psql = Command::new("psql");
+    psql.args(["-h", "127.0.0.1", "-U", "postgres", "-qc", table]);
+    assert!(psql.status().expect("psql").success());
+    let update = r#"query="^UPDATE""#;
+    for (case, rule) in [
+        ("retries", format!("transient=2,postgres:40001 {update}")),
+        ("prepared", format!("transient=3,postgres:40P01 {update}")),
+        (
+            "commit",
+            r#"error=postgres:"40001 try again" query="^commit""#.to_owned(),
+        ),
+        ("login", "error=postgres:53300".to_owned()),
+        ("farewell", "error=postgres:57P01".to_owned()),
+    ] {
+        understands(case, 5432, &[&format!("tcp:5432 {rule}")]);
+    }
+    let _redis = Server::redis(6379, None);
+    let redis = [
+        r#"tcp:6379 error=redis:READONLY query="^SET""#,
+        r#"tcp:6379 error=redis:LOADING query="^LPUSH list""#,
+        r#"tcp:6379 error=redis:"MOVED 12 10.0.0.2:6380" query="^INCR""#,
+    ];
+    understands("redis_prefixes", 6379, &redis);
+    let _mariadb = mariadb(3306);
+    let mysql = format!("tcp:3306 error=mysql:1213 {update}");
+    understands("mysql", 3306, &[&mysql]);
+}
+
 #[test]
 fn a_server_under_fault_on_a_second_address_is_reached_once() {
     if !can_lead_the_host() {
@@ -371,7 +414,7 @@ fn a_server_under_fault_on_a_second_address_is_reached_once() {
     let mut python = Command::new(PYTHON);
     python.env("HOST", "10.78.0.2");
     let mut client = Client::by(python, "http", 8000);
-    let took = client.stderr_text("new");
+    let took = client.ask("new");
     drop(server);
     assert!(took.as_ref().is_ok_and(|ms| *ms >= SLOW_MS), "{took:?}");
 }
@@ -382,14 +425,14 @@ fn down_resets_both_ends() {
     let ends = echo(bound("127.0.0.1:7000"));
     let mut client = Client::connect("echo", 7000);
     let applied = AppliedRules::begin(&["tcp:7000 down"], "--scope host");
-    let error = client.stderr_text("kept").unwrap_err();
+    let error = client.ask("kept").unwrap_err();
     assert!(error.contains("ConnectionResetError"), "{error}");
     let end = ends.recv_timeout(PATIENCE).expect("the server's end");
     assert_eq!(
         end.map_err(|error| error.kind()),
         Err(std::io::ErrorKind::ConnectionReset)
     );
-    let error = client.stderr_text("new").unwrap_err();
+    let error = client.ask("new").unwrap_err();
     assert!(error.contains("ConnectionRefusedError"), "{error}");
     applied.end();
     assert!(client.is_quick("new") && client.is_quick("again"));
@@ -450,7 +493,7 @@ fn fifty_kills_leave_nothing() {
         drop(applied);
         wait_for(|| listeners() == 1, "the relay to be gone");
         assert!(
-            client.stderr_text("new").is_ok() && client.stderr_text("kept").is_ok(),
+            client.ask("new").is_ok() && client.ask("kept").is_ok(),
             "{turn}"
         );
     }

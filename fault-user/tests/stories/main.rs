@@ -54,11 +54,11 @@ fn postgres_from_pytest() {
         .args(["-m", "pytest", "-p", "no:cacheprovider", "-q"])
         .output()
         .expect("python3-pytest (cargo xtask setup --for test)");
-    let stderr_text = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
-        "{stderr_text}{}",
+        "{stdout}{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(!stderr_text.contains("skipped"), "{stderr_text}");
+    assert!(!stdout.contains("skipped"), "{stdout}");
 }

@@ -144,10 +144,10 @@ fn a_nats_service_recovers_from_a_long_outage_only_with_proper_settings() {
     // What is open is reset by its next packet; which of both is told first is the library's affair.
     for service in [&mut default, &mut proper] {
         service.order("during");
-        let mut stderr_text = [(); 2].map(|()| service.lines.recv_timeout(PATIENCE).expect("a line"));
-        stderr_text.sort();
-        assert_eq!(stderr_text[0], "disconnected");
-        assert!(stderr_text[1].starts_with("failed during"), "{stderr_text:?}");
+        let mut lines = [(); 2].map(|()| service.lines.recv_timeout(PATIENCE).expect("a line"));
+        lines.sort();
+        assert_eq!(lines[0], "disconnected");
+        assert!(lines[1].starts_with("failed during"), "{lines:?}");
     }
     drop(subscriber);
     default.says("closed", BUDGET);

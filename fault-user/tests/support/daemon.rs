@@ -30,7 +30,7 @@ impl Daemon {
         Self::with(&["--seed", "42"])
     }
 
-    /// One without any capability.
+    /// A daemon without any capability.
     pub fn unprivileged() -> Self {
         let mut setpriv = Command::new("setpriv");
         setpriv.args(["--bounding-set=-all", "--inh-caps=-all", "--"]);
@@ -134,7 +134,7 @@ impl Daemon {
         client(&format!("http://{}", self.api), words)
     }
 
-    /// What happens from now on.
+    /// The events from now on.
     pub fn events(&self) -> Events {
         let mut stream = TcpStream::connect(self.api).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -167,7 +167,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Waits until there has been this.
+    /// Waits until an event contains this text.
     pub fn until(&mut self, wanted: &str) {
         let mut buffer = [0; 4096];
         while !self.text.contains(wanted) {

@@ -25,7 +25,7 @@ pub fn query_for(name: &str, kind: TYPE) -> Vec<u8> {
 }
 
 /// What a response tells: its code, whether it is truncated, and its addresses.
-pub fn stderr_text(response: &[u8]) -> (RCODE, bool, Vec<String>) {
+pub fn read_response(response: &[u8]) -> (RCODE, bool, Vec<String>) {
     let packet = Packet::parse(response).unwrap();
     assert!(packet.has_flags(PacketFlag::RESPONSE) && packet.opt().is_some());
     assert_eq!((packet.id(), packet.questions.len()), (7, 1));

@@ -84,8 +84,8 @@ pub fn delays_all(address: SocketAddr, options: &str, mechanism: &str) {
     assert_about(120, "an old connection", || timed(|| exchange(&mut old)));
     let summary = applied.end();
     assert!(summary.contains(mechanism), "{summary}");
-    assert_within(0..120, "UDP, healed", || exchange_datagram(1));
-    assert_within(0..120, "TCP, healed", || timed(|| exchange(&mut old)));
+    assert_within(0..120, "UDP, restored", || exchange_datagram(1));
+    assert_within(0..120, "TCP, restored", || timed(|| exchange(&mut old)));
     let applied = AppliedRules::begin(&["udp:7000 delay=60ms dir=to-client"], options);
     assert_about(60, "one way", || exchange_datagram(1));
     applied.end();

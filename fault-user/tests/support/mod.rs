@@ -1,4 +1,4 @@
-//! What tests share. Each test program has all of it and takes what it needs.
+//! Helpers shared by the tests. Each test program compiles all of them.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod daemon;

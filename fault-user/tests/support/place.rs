@@ -10,15 +10,15 @@ use fault_user::sys::process::cgroup::Hierarchy;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Uid;
 
-/// How long anything may take before the test fails.
+/// A test fails when something takes longer than this.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Whether this is a virtual machine without a processor of its own, where everything takes longer.
+/// Whether this is an emulated machine, where everything takes longer.
 pub fn is_emulated() -> bool {
     std::env::var_os("FAULT_VM_KERNEL").is_some()
 }
 
-/// Whether links of TCX hold the programs, which end with the process.
+/// Whether the programs are attached by TCX links, which end with the process.
 pub fn has_tcx() -> bool {
     fault_user::sys::version::at_least(6, 6)
 }
@@ -29,7 +29,7 @@ pub fn ip(words: &str) {
     assert!(done.expect("ip runs").success(), "ip {words}");
 }
 
-/// Moves this thread, and so all that it starts, into a fresh namespace with loopback up.
+/// Moves this thread, and everything it starts, into a new namespace with loopback up.
 pub fn enter_fresh() {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (run as root)");
     ip("link set lo up");
@@ -92,7 +92,7 @@ pub fn wait_for(mut is_so: impl FnMut() -> bool, what: &str) {
     }
 }
 
-/// cgroup2, where this process may make cgroups; else why not is said.
+/// cgroup2, if this process may create cgroups; otherwise prints the reason.
 pub fn hierarchy() -> Option<Hierarchy> {
     if !Uid::effective().is_root() {
         eprintln!("skipped: needs root");
@@ -126,6 +126,15 @@ pub fn fault() -> Command {
     command
 }
 
+/// How many lines there are, apart from those by which a slow machine says that it is still setting up.
+pub fn count_lines(stderr_text: &str) -> usize {
+    let is_progress = |line: &&str| line.starts_with("fault: setting up");
+    stderr_text
+        .lines()
+        .filter(|line| !is_progress(line))
+        .count()
+}
+
 /// `fault` with these words, split at spaces; `RULE` words are given whole.
 pub fn run(rules: &[&str], options: &str, command: &[&str]) -> Output {
     let mut words: Vec<&str> = vec!["run"];
@@ -138,19 +147,19 @@ pub fn run(rules: &[&str], options: &str, command: &[&str]) -> Output {
     fault().args(&words).output().expect("fault runs")
 }
 
-/// Rules in force for as long as this lives.
+/// Rules that are applied until this is dropped.
 pub struct AppliedRules {
     child: Child,
     input: Option<ChildStdin>,
 }
 
 impl AppliedRules {
-    /// Puts rules in force with these options; CMD does nothing.
+    /// Applies rules with these options; CMD does nothing.
     pub fn begin(rules: &[&str], options: &str) -> Self {
         Self::begin_by(fault(), rules, options)
     }
 
-    /// The same with `command` in the place of `fault`.
+    /// The same with `command` instead of `fault`.
     pub fn begin_by(mut command: Command, rules: &[&str], options: &str) -> Self {
         command.arg("run");
         for rule in rules {
@@ -186,12 +195,12 @@ impl AppliedRules {
         self.child.id()
     }
 
-    /// It heals nothing any more.
+    /// Kills `fault`, which then restores nothing by itself.
     pub fn kill(&mut self) {
         self.child.kill().expect("it runs");
     }
 
-    /// Heals, and gives the summary.
+    /// Removes the rules and returns the summary.
     pub fn end(mut self) -> String {
         self.input = None;
         let mut summary = String::new();

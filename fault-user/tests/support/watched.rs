@@ -1,4 +1,4 @@
-//! A program that is followed by what it says.
+//! A program whose messages a test waits for.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -11,14 +11,14 @@ use super::place::fault;
 /// A program whose standard error is read as it comes. Ended when this is dropped.
 pub struct Watched {
     pub child: Child,
-    /// Gone when nobody reads any more.
+    /// `None` after reading has stopped.
     lines: Option<BufReader<ChildStderr>>,
-    /// What it has said so far.
+    /// Its standard error so far.
     pub stderr_text: String,
 }
 
 impl Watched {
-    /// Starts it, and waits until it says this.
+    /// Starts it, and waits until it prints `text`.
     pub fn start(command: &mut Command, text: &str) -> Self {
         let mut child = command
             .stdout(Stdio::null())
@@ -35,12 +35,12 @@ impl Watched {
         watched
     }
 
-    /// `fault inject` with its rules in force.
+    /// `fault inject` with its rules applied.
     pub fn inject(words: &[&str]) -> Self {
         Self::start(fault().arg("inject").args(words), "in force")
     }
 
-    /// Waits until it says this, from now on.
+    /// Waits until it prints `text`, from now on.
     pub fn until(&mut self, text: &str) {
         let before = self.stderr_text.len();
         let lines = self.lines.as_mut().expect("it is read");
@@ -50,7 +50,7 @@ impl Watched {
         }
     }
 
-    /// Nobody reads any more what it says.
+    /// Closes its standard error.
     pub fn stop_reading(&mut self) {
         self.lines = None;
     }
@@ -62,7 +62,7 @@ impl Watched {
         }
     }
 
-    /// Ends it, if it has not ended by itself, and gives its exit code and all that it said.
+    /// Ends it, if it has not ended by itself. Returns its exit code and its standard error.
     pub fn end(mut self) -> (Option<i32>, String) {
         self.signal(Signal::SIGTERM);
         self.finish()
@@ -81,7 +81,7 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
-            // A test that failed; it heals, and nothing outlives it.
+            // The test has failed. The program restores everything when it ends.
             self.signal(Signal::SIGTERM);
             if let Err(error) = self.child.wait() {
                 eprintln!("waiting: {error}");

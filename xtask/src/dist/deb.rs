@@ -65,7 +65,7 @@ fn about(release: &Release, size: usize) -> String {
          Homepage: {}\n\
          Description: kernel-level network fault injection for tests\n \
          Loses, delays, corrupts, refuses and cuts the network traffic of a command or\n \
-         of a service, by eBPF programs in the kernel, and heals when the command ends.\n",
+         of a service, by eBPF programs in the kernel, and restores it when the command ends.\n",
         release.version,
         release.architecture.debian(),
         env!("CARGO_PKG_REPOSITORY"),

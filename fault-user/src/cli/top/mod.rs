@@ -16,27 +16,27 @@ use crate::rule::units::parse_duration;
 use source::Sources;
 use view::Screen;
 
-/// Watch rules, hits, throughput and connections live; switch rules off and on.
+/// Watch rules, hits, throughput and connections live; turn rules off and on.
 ///
-/// Shows every `fault run` and `fault inject` of this user in this network namespace, and the daemon where one answers.
-/// What is switched off is off until it is switched on again, or its instance ends.
+/// Shows every `fault run` and `fault inject` of this user in this network namespace, and the daemon if one answers. A
+/// rule that is turned off stays off until it is turned on again or its instance ends.
 #[derive(Debug, Args)]
 pub struct Top {
     #[command(flatten)]
     daemon: Target,
-    /// Only this instance, by its process.
+    /// Only the instance with this process id.
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
-    /// How often to look, e.g. 500ms.
+    /// The refresh interval, e.g. 500ms.
     #[arg(long, value_name = "DURATION", default_value = "500ms")]
     every: String,
-    /// Print what would be shown, once, as JSON.
+    /// Print the figures once, as JSON.
     #[arg(long)]
     json: bool,
 }
 
 impl Top {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
     /// There is nothing to show, or no terminal.
@@ -53,7 +53,7 @@ impl Top {
         }
         if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "`fault top` needs a terminal: use --json elsewhere"
+                "`fault top` needs a terminal: use --json without one"
             )));
         }
         let mut terminal = ratatui::try_init()?;
@@ -68,7 +68,7 @@ impl Top {
     }
 }
 
-/// Shows until the user has seen enough, or there is nothing left.
+/// Shows the figures until the user quits or no instance is left.
 fn show(
     terminal: &mut ratatui::DefaultTerminal,
     sources: &Sources,
@@ -102,7 +102,7 @@ fn show(
     }
 }
 
-/// What a key means.
+/// Handles a key.
 #[derive(Debug, PartialEq, Eq)]
 enum Key {
     Quit,

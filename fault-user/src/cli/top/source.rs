@@ -1,4 +1,4 @@
-//! Where the figures come from: instances with a control socket, and the daemon.
+//! The sources of the figures: instances with a control socket, and the daemon.
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use crate::cli::client::{Target, call, escaped};
 use crate::session::control::{NAME, Refusal, Request, RuleLine, Snapshot, Switch, TargetLine};
 
-/// How long an instance may take to answer.
+/// An instance must answer within this time.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Who is looked at.
+/// A source of figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A `fault run` or `fault inject`, by its process.
@@ -26,16 +26,16 @@ pub enum Source {
     Daemon,
 }
 
-/// All there is.
+/// All sources.
 pub struct Sources {
     daemon: Target,
     only: Option<u32>,
-    /// The toxicities of toxics that were switched off here, by proxy and name.
+    /// The toxicities of toxics that were turned off here, by proxy and name.
     before: Mutex<HashMap<(String, String), Value>>,
 }
 
 impl Sources {
-    /// The daemon at this address, and all instances or one.
+    /// Creates the sources: the daemon at this address, and all instances or one.
     pub fn new(daemon: Target, only: Option<u32>) -> Self {
         Self {
             daemon,
@@ -44,10 +44,10 @@ impl Sources {
         }
     }
 
-    /// How all of them stand. One that ends meanwhile is left out.
+    /// Reads the figures of all sources. A source that has ended is left out.
     ///
     /// # Errors
-    /// There is none.
+    /// No source is left.
     pub fn look(&self) -> Result<Vec<(Source, Snapshot)>> {
         let mut all = Vec::new();
         for pid in instances()? {
@@ -60,7 +60,7 @@ impl Sources {
         if let Some(pid) = self.only {
             if all.is_empty() {
                 bail!(
-                    "process {pid} is no `fault run` or `fault inject` in this network namespace that you may look at"
+                    "process {pid} is not a `fault run` or `fault inject` of yours in this network namespace"
                 );
             }
             return Ok(all);
@@ -69,7 +69,7 @@ impl Sources {
             Ok(snapshot) => all.push((Source::Daemon, snapshot)),
             Err(error) if all.is_empty() => {
                 return Err(error.context(
-                    "nothing to show: there is no `fault run` or `fault inject` of yours in this network namespace",
+                    "nothing to show: no `fault run` or `fault inject` of yours is running in this network namespace",
                 ));
             }
             Err(_none) => {}
@@ -77,10 +77,10 @@ impl Sources {
         Ok(all)
     }
 
-    /// Switches a rule (by its place in the snapshot) off or on.
+    /// Turns a rule off or on; rules are numbered as in the snapshot.
     ///
     /// # Errors
-    /// The instance has ended, or refuses.
+    /// The instance has ended or rejects the request.
     pub fn switch(&self, source: Source, rule: usize, on: bool) -> Result<()> {
         match source {
             Source::Process(pid) => {
@@ -97,12 +97,12 @@ impl Sources {
         Ok(of_daemon(&proxies, &stats))
     }
 
-    /// A toxic that acts on no connection is off. What it acted on before is known to who has switched it off.
+    /// A toxic with toxicity 0 is off. Only the instance of `fault top` that turned it off knows its former toxicity.
     fn switch_toxic(&self, rule: usize, on: bool) -> Result<()> {
         let proxies = call(&self.daemon, Method::GET, "/proxies", None)?;
         let (proxy, toxic) = toxics(&proxies)
             .nth(rule)
-            .context("the daemon has other toxics now")?;
+            .context("the daemon's toxics have changed")?;
         let name = toxic["name"].as_str().unwrap_or_default();
         let path = format!("/proxies/{}/toxics/{}", escaped(proxy), escaped(name));
         let key = (proxy.to_owned(), name.to_owned());
@@ -135,7 +135,7 @@ fn instances() -> Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// Asks an instance.
+/// Sends a request to an instance.
 fn ask(pid: u32, request: Request) -> Result<Snapshot> {
     let address = SocketAddr::from_abstract_name(format!("{NAME}{pid}"))?;
     let stream =
@@ -149,13 +149,13 @@ fn ask(pid: u32, request: Request) -> Result<Snapshot> {
         .read_line(&mut answer)
         .with_context(|| format!("process {pid} does not answer"))?;
     if let Ok(refusal) = serde_json::from_str::<Refusal>(&answer) {
-        bail!("process {pid} refuses: {}", refusal.error);
+        bail!("process {pid} rejected the request: {}", refusal.error);
     }
     serde_json::from_str(&answer)
-        .with_context(|| format!("process {pid} answers only its own user and root"))
+        .with_context(|| format!("process {pid} answers only to its own user and to root"))
 }
 
-/// Every toxic with its proxy's name.
+/// Lists every toxic with its proxy's name.
 fn toxics(proxies: &Value) -> impl Iterator<Item = (&str, &Value)> {
     let proxies = proxies.as_object().into_iter().flatten();
     proxies.flat_map(|(name, proxy)| {
@@ -164,7 +164,7 @@ fn toxics(proxies: &Value) -> impl Iterator<Item = (&str, &Value)> {
     })
 }
 
-/// A daemon's toxics and proxies as rules and targets.
+/// Converts a daemon's toxics and proxies to rules and targets.
 fn of_daemon(proxies: &Value, stats: &Value) -> Snapshot {
     let count = |value: &Value| value.as_u64().unwrap_or(0);
     let rules = toxics(proxies).map(|(proxy, toxic)| {

@@ -1,4 +1,4 @@
-//! What `fault top` shows.
+//! The screen of `fault top`.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -13,34 +13,34 @@ use super::source::Source;
 use crate::report::summary::human_bytes;
 use crate::session::control::Snapshot;
 
-/// How many rates are kept of each target.
+/// The number of rates kept for each target.
 const HISTORY: usize = 24;
 
-/// The bars of a small chart, from nothing to most.
+/// The bars of a sparkline, from lowest to highest.
 const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// What a target carried.
+/// The throughput of a target.
 #[derive(Default)]
 struct Flow {
     bytes: u64,
-    /// Bytes per second between the looks, the oldest first.
+    /// Bytes per second between refreshes, the oldest first.
     rates: VecDeque<u64>,
 }
 
-/// Everything on the screen.
+/// The state of the screen.
 #[derive(Default)]
 pub struct Screen {
     all: Vec<(Source, Snapshot)>,
     flows: HashMap<(String, String), Flow>,
     looked: Option<Instant>,
-    /// The row of the rules that is selected.
+    /// The selected row in the table of rules.
     row: usize,
-    /// What went wrong with the last key.
+    /// The error of the last key.
     pub told: Option<String>,
 }
 
 impl Screen {
-    /// Takes new figures.
+    /// Updates the figures.
     pub fn take(&mut self, all: Vec<(Source, Snapshot)>, now: Instant) {
         let elapsed = self.looked.map(|looked| now - looked);
         let mut flows = HashMap::new();
@@ -78,7 +78,7 @@ impl Screen {
         self.row = self.row.saturating_add_signed(by).min(last);
     }
 
-    /// The selected rule: whose it is, its place there, and whether it is on.
+    /// The selected rule: its source, its number there, and whether it is on.
     pub fn selected(&self) -> Option<(Source, usize, bool)> {
         let mut rules = self.all.iter().flat_map(|(source, one)| {
             let rules = one.rules.iter().enumerate();
@@ -87,7 +87,7 @@ impl Screen {
         rules.nth(self.row)
     }
 
-    /// Draws all of it.
+    /// Draws the screen.
     pub fn draw(&self, frame: &mut Frame<'_>) {
         let head = u16::try_from(self.all.len()).unwrap_or(u16::MAX).min(6);
         let targets: usize = self.all.iter().map(|(_, one)| one.targets.len()).sum();
@@ -133,7 +133,7 @@ impl Screen {
             Constraint::Fill(1),
         ];
         let table = Table::new(rows, widths)
-            .header(headed(["", "rule", "hits", "seen", "conns", "by"], 2..5))
+            .header(headed(["", "rule", "hits", "matched", "conns", "by"], 2..5))
             .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
         let mut state = TableState::default().with_selected((self.rows() > 0).then_some(self.row));
         frame.render_stateful_widget(table, area, &mut state);
@@ -178,7 +178,7 @@ fn head_of(one: &Snapshot) -> Line<'_> {
     Line::from(text).bold()
 }
 
-/// A table's header; these columns stand at the right.
+/// A table's header; the given columns are right-aligned.
 fn headed<const N: usize>(names: [&str; N], right: std::ops::Range<usize>) -> Row<'_> {
     let cells = names.into_iter().enumerate().map(|(place, name)| {
         let line = Line::from(name);
@@ -191,7 +191,7 @@ fn headed<const N: usize>(names: [&str; N], right: std::ops::Range<usize>) -> Ro
     Row::new(cells).underlined()
 }
 
-/// Rates as bars, the highest as high as can be.
+/// Rates as bars, scaled to the highest.
 fn chart(rates: &VecDeque<u64>) -> String {
     let most = rates.iter().copied().max().unwrap_or(0).max(1);
     let top = (BARS.len() - 1) as u64;
@@ -262,7 +262,7 @@ mod tests {
         let shown = lines(&screen);
         assert_eq!(shown[0], " fault inject   2.5 s   seed 7");
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(words(&shown[1]), "rule hits seen conns by");
+        assert_eq!(words(&shown[1]), "rule hits matched conns by");
         assert_eq!(words(&shown[2]), "on redis loss=30% 12 40 3 tc (tcx)");
         assert_eq!(words(&shown[3]), "OFF redis down 0 40 3 tc (tcx)");
         assert!(

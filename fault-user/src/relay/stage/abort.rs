@@ -40,6 +40,7 @@ impl StreamFault for Abort {
             rule: Rule::Abort(self.mode.unwrap_or(CloseMode::Rst)),
             protocol: self.protocol,
             wording: Wording::default(),
+            query: None,
         })
     }
 }

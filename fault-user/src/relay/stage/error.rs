@@ -2,8 +2,9 @@
 
 use super::prelude::*;
 use crate::relay::protocol::Wording;
-use crate::relay::requests::{Handling, Rule};
+use crate::relay::requests::{self, Handling, Rule};
 use crate::rule::ErrorReply;
+use crate::rule::servers::{MysqlError, PostgresError, redis_error};
 
 attributes! {
     /// Answers requests with an error in the server's name; the server does not see them.
@@ -19,6 +20,9 @@ attributes! {
         /// How many random bytes `random` answers with; none means 16 to 127.
         #[serde(skip_serializing_if = "Option::is_none")]
         size: Option<u64>,
+        /// Only requests that this regular expression matches, in upper or lower case; none means all.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        query: Option<String>,
     }
 }
 
@@ -29,11 +33,12 @@ const REPLY_MAX: u64 = 1 << 20;
 
 impl Error {
     /// The attributes for a rule's reply.
-    pub(super) fn of_reply(reply: &ErrorReply) -> Result<Self> {
+    pub(super) fn of_reply(reply: &ErrorReply, query: Option<&String>) -> Result<Self> {
         let (protocol, message) = match reply {
             ErrorReply::Http(_) => (Protocol::Http, &None),
             ErrorReply::Redis(text) => (Protocol::Redis, text),
             ErrorReply::Mysql(text) => (Protocol::Mysql, text),
+            ErrorReply::Postgres(text) => (Protocol::Postgres, text),
             ErrorReply::Smtp(text) => (Protocol::Smtp, text),
             ErrorReply::Memcache(text) => (Protocol::Memcache, text),
             ErrorReply::Random(_) => (Protocol::Random, &None),
@@ -41,6 +46,7 @@ impl Error {
         let mut error = Self {
             protocol,
             message: message.clone(),
+            query: query.cloned(),
             ..Self::default()
         };
         match reply {
@@ -65,7 +71,7 @@ impl Error {
 impl StreamFault for Error {
     fn help(&self) -> Help {
         Help {
-            attributes: "`protocol`, `status`, `message`, `size`",
+            attributes: "`protocol`, `status`, `message`, `size`, `query`",
             tcp: Some("each request is answered with an error, see below"),
             udp: None,
         }
@@ -75,7 +81,7 @@ impl StreamFault for Error {
         let rule::Fault::Error(rule) = rule else {
             return Ok(None);
         };
-        Self::of_reply(&rule.reply).map(Some)
+        Self::of_reply(&rule.reply, rule.query.as_ref()).map(Some)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -96,7 +102,21 @@ impl StreamFault for Error {
         {
             return Err(format!("an error has 1 to {REPLY_MAX} random bytes"));
         }
-        Ok(())
+        if let Some(query) = &self.query {
+            requests::selection(query).map_err(|error| error.to_string())?;
+            if matches!(self.protocol, Protocol::Random | Protocol::None) {
+                return Err("`query` reads requests: name their protocol".to_owned());
+            }
+        }
+        let text = self.message.as_deref().unwrap_or_default();
+        let unknown = match self.protocol {
+            _ if text.is_empty() => None,
+            Protocol::Redis => redis_error(text).err(),
+            Protocol::Mysql => MysqlError::meant_by(text).err(),
+            Protocol::Postgres => PostgresError::meant_by(text).err(),
+            _ => None,
+        };
+        unknown.map_or(Ok(()), |unknown| Err(unknown.to_string()))
     }
 
     fn handling(&self) -> Option<Handling> {
@@ -105,6 +125,7 @@ impl StreamFault for Error {
             rule: Rule::Always,
             protocol: self.protocol,
             wording: self.wording(),
+            query: self.query.clone(),
         })
     }
 }

@@ -235,7 +235,7 @@ impl Queue {
         self.chunks.push_back(chunk);
     }
 
-    fn end(&mut self, end: End, at: Instant) {
+    pub(crate) fn end(&mut self, end: End, at: Instant) {
         self.end.get_or_insert((end, at));
     }
 
@@ -271,7 +271,7 @@ impl Queue {
     }
 
     /// The next chunk, or the end.
-    fn pass(&mut self) -> Pop {
+    pub(crate) fn pass(&mut self) -> Pop {
         if let Some(chunk) = self.pop() {
             return Pop::Chunk(chunk);
         }
@@ -350,12 +350,20 @@ pub(crate) struct Place {
     pub(crate) trouble: Arc<Trouble>,
 }
 
-/// Where a fault acts: those that answer in the server's name look at requests, whatever was asked for.
-fn side(fault: &Fault, asked: Direction) -> Direction {
-    if fault.handling().is_some() {
-        Direction::Upstream
-    } else {
-        asked
+/// Creates the stage of a fault for a direction that it [acts on](acts_on).
+fn stage_on(fault: &Fault, direction: Direction, place: &Place) -> Option<Box<dyn Stage>> {
+    match fault.handling() {
+        Some(handling) if direction == Direction::Downstream => handling.answers(),
+        _ => fault.stage(place),
+    }
+}
+
+/// Whether a fault acts on this direction. Those that answer in the server's name read requests, and some read answers
+/// too, whatever direction was asked for.
+fn acts_on(fault: &Fault, asked: Direction, direction: Direction) -> bool {
+    match fault.handling() {
+        Some(handling) => direction == Direction::Upstream || handling.reads_answers(),
+        None => asked == direction,
     }
 }
 
@@ -568,7 +576,8 @@ impl Pipeline {
             .iter()
             .filter_map(|toxic| {
                 let fault = toxic.on_connection(owner.relay_key, owner.connection)?;
-                (side(fault, toxic.config.direction) == owner.direction).then_some((toxic, fault))
+                let asked = toxic.config.direction;
+                acts_on(fault, asked, owner.direction).then_some((toxic, fault))
             })
             .collect();
         self.retire(&wanted, output);
@@ -593,16 +602,16 @@ impl Pipeline {
                 shared: Arc::clone(&toxic.shared),
                 trouble: Arc::clone(owner.trouble),
             };
-            if let Some(stage) = fault.stage(&place) {
+            if let Some(stage) = stage_on(fault, owner.direction, &place) {
                 let stage = match toxic.config.datagrams {
                     Some(datagrams) => Box::new(PickedStage::new(stage, datagrams, &place)),
                     None => stage,
                 };
-                toxic
-                    .shared
-                    .counters
-                    .connections
-                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                // One that looks at answers too is on the connection once.
+                if fault.handling().is_none() || owner.direction == Direction::Upstream {
+                    let connections = &toxic.shared.counters.connections;
+                    connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
                 let slot = Slot {
                     id: toxic.id,
                     revision: toxic.revision,

@@ -21,6 +21,9 @@ attributes! {
         /// How many random bytes `random` answers with; none means 16 to 127.
         #[serde(skip_serializing_if = "Option::is_none")]
         size: Option<u64>,
+        /// Only requests that this regular expression matches, in upper or lower case; none means all.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        query: Option<String>,
         /// Each connection counts for itself instead of all together.
         #[serde(skip_serializing_if = "is_default")]
         per_connection: bool,
@@ -35,6 +38,7 @@ impl Transient {
             status: self.status.clone(),
             message: self.message.clone(),
             size: self.size,
+            query: self.query.clone(),
         }
     }
 }
@@ -42,7 +46,7 @@ impl Transient {
 impl StreamFault for Transient {
     fn help(&self) -> Help {
         Help {
-            attributes: "`count`, `protocol`, `status`, `message`, `size`, `per_connection`",
+            attributes: "`count`, `protocol`, `status`, `message`, `size`, `query`, `per_connection`",
             tcp: Some(
                 "the first `count` requests (of all connections together) are, then everything passes",
             ),
@@ -55,7 +59,7 @@ impl StreamFault for Transient {
             return Ok(None);
         };
         let error = match &rule.reply {
-            Some(reply) => Error::of_reply(reply)?,
+            Some(reply) => Error::of_reply(reply, rule.query.as_ref())?,
             None => Error {
                 protocol: Protocol::None,
                 ..Error::default()
@@ -67,6 +71,7 @@ impl StreamFault for Transient {
             status: error.status,
             message: error.message,
             size: error.size,
+            query: error.query,
             per_connection: false,
         }))
     }
@@ -88,6 +93,7 @@ impl StreamFault for Transient {
             },
             protocol: self.protocol,
             wording: self.error().wording(),
+            query: self.query.clone(),
         })
     }
 }

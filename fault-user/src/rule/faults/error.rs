@@ -1,12 +1,15 @@
 //! `error`: the client gets an error that it understands as one from its server.
 
 use super::prelude::*;
+use crate::rule::servers::{Moment, MysqlError, PostgresError, Unknown, redis_error};
 
 /// The client gets an error that it understands as one from its server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Error {
     /// Which.
     pub reply: ErrorReply,
+    /// Only requests that this regular expression matches; nothing for all.
+    pub query: Option<String>,
 }
 
 /// The reply that stands in for the server's.
@@ -18,6 +21,8 @@ pub enum ErrorReply {
     Redis(Option<String>),
     /// A `MySQL` error packet.
     Mysql(Option<String>),
+    /// A `PostgreSQL` error, by its SQLSTATE.
+    Postgres(Option<String>),
     /// An SMTP error reply.
     Smtp(Option<String>),
     /// A memcached error reply.
@@ -31,17 +36,26 @@ const DEFAULT_RANDOM_BYTES: u64 = 64;
 
 impl ErrorReply {
     /// The arguments that choose a reply; at most one of them may be there.
-    pub(super) const PARAMS: [Param; 6] = [
+    pub(super) const PARAMS: [Param; 7] = [
         named(
             "http",
             Kind::Statuses,
             "HTTP statuses, one drawn per request; 500 when absent",
         ),
-        named("redis", Kind::OptionalText, "a Redis error, with its text"),
+        named(
+            "redis",
+            Kind::OptionalText,
+            "a Redis error, with its prefix or its text",
+        ),
         named(
             "mysql",
             Kind::OptionalText,
-            "a MySQL error packet, with its text",
+            "a MySQL error packet, with its code or its text",
+        ),
+        named(
+            "postgres",
+            Kind::OptionalText,
+            "a PostgreSQL error, with its SQLSTATE",
         ),
         named(
             "smtp",
@@ -69,6 +83,7 @@ impl ErrorReply {
             ("http", _) => Self::Http(vec![500]),
             ("redis", _) => Self::Redis(text),
             ("mysql", _) => Self::Mysql(text),
+            ("postgres", _) => Self::Postgres(text),
             ("smtp", _) => Self::Smtp(text),
             ("memcache", _) => Self::Memcache(text),
             _ => Self::Random(u64::read(args, name)?.unwrap_or(DEFAULT_RANDOM_BYTES)),
@@ -83,6 +98,7 @@ impl ErrorReply {
             Self::Http(list) => ("http", Value::Statuses(list.clone())),
             Self::Redis(t) => ("redis", text(t)),
             Self::Mysql(t) => ("mysql", text(t)),
+            Self::Postgres(t) => ("postgres", text(t)),
             Self::Smtp(t) => ("smtp", text(t)),
             Self::Memcache(t) => ("memcache", text(t)),
             Self::Random(DEFAULT_RANDOM_BYTES) => ("random", Value::Bare),
@@ -103,7 +119,10 @@ impl ErrorReply {
                 "this reply is empty or too large",
                 "1 byte to 1MiB",
             ),
-            Self::Redis(Some(text)) | Self::Smtp(Some(text)) | Self::Memcache(Some(text))
+            Self::Redis(Some(text))
+            | Self::Postgres(Some(text))
+            | Self::Smtp(Some(text))
+            | Self::Memcache(Some(text))
                 if text.contains(['\r', '\n']) =>
             {
                 complain(
@@ -112,14 +131,54 @@ impl ErrorReply {
                     "no line breaks",
                 )
             }
+            Self::Redis(Some(text)) => self.unknown(redis_error(text).err()),
+            Self::Mysql(Some(text)) => self.unknown(MysqlError::meant_by(text).err()),
+            Self::Postgres(Some(text)) => self.unknown(PostgresError::meant_by(text).err()),
             _ => None,
         }
     }
+
+    fn unknown(&self, unknown: Option<Unknown>) -> Option<Complaint> {
+        let Unknown { message, expected } = unknown?;
+        complain(self.given().0, message, &expected)
+    }
+
+    /// What is wrong with a choice of requests by what they say.
+    pub(super) fn query_complaint(&self, query: Option<&String>) -> Option<Complaint> {
+        let query = query?;
+        if let Self::Random(_) = self {
+            return complain(
+                "query",
+                "random bytes answer whatever comes, so there is no request to read",
+                "the protocol, such as `postgres` or `http`",
+            );
+        }
+        if let Self::Postgres(Some(text)) = self
+            && PostgresError::meant_by(text).is_ok_and(|error| error.moment == Moment::Login)
+        {
+            return complain(
+                "query",
+                "this error is one of the login, before any statement",
+                "no `query`, or an error of a statement such as 40001",
+            );
+        }
+        bad_regex("query", query)
+    }
 }
+
+/// Which requests get the error, by what they say.
+pub(super) const QUERY: Param = named(
+    "query",
+    Kind::Text,
+    "a regular expression: only requests that match (an SQL statement, a Redis command with its arguments, the first line of others), in upper or lower case",
+);
 
 impl Arguments for Error {
     const SPEC: Spec = Spec {
-        params: &ErrorReply::PARAMS,
+        params: &{
+            let [http, redis, mysql, postgres, smtp, memcache, random] = ErrorReply::PARAMS;
+            [http, redis, mysql, postgres, smtp, memcache, random, QUERY]
+        },
         ..stream(
             "error",
             "an error that the client library understands as one from its server",
@@ -130,20 +189,27 @@ impl Arguments for Error {
 
     fn read(args: &Args<'_>) -> Result<Self, RuleError> {
         let reply = args.need("reply", ErrorReply::read(args)?)?;
-        Ok(Self { reply })
+        let query = args.field(&QUERY, [None])?;
+        Ok(Self { reply, query })
     }
 
     fn given(&self) -> Given {
-        vec![self.reply.given()]
+        let mut given = vec![self.reply.given()];
+        give(&mut given, &QUERY, &self.query, &[None]);
+        given
     }
 }
 
 impl Definition for Error {
     fn complaint(&self) -> Option<Complaint> {
-        self.reply.complaint()
+        let complaint = self.reply.complaint();
+        complaint.or_else(|| self.reply.query_complaint(self.query.as_ref()))
     }
 
     fn overlap(&self) -> Overlap {
-        Overlap::Decides
+        match self.query {
+            Some(_) => Overlap::Adds,
+            None => Overlap::Decides,
+        }
     }
 }

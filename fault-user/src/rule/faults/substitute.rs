@@ -25,15 +25,6 @@ impl Definition for Substitute {
                 "a regular expression",
             );
         }
-        let error = regex::bytes::Regex::new(&self.regex).err()?;
-        // The crate draws a picture over several lines; its last line says what is wrong.
-        let text = error.to_string();
-        let last = text.lines().last().unwrap_or_default().trim();
-        let reason = last.strip_prefix("error: ").unwrap_or(last);
-        complain(
-            "regex",
-            format!("this is no regular expression: {reason}"),
-            "the syntax of the regex crate",
-        )
+        bad_regex("regex", &self.regex)
     }
 }

@@ -1,6 +1,7 @@
 //! `transient`: so many errors, then normal.
 
 use super::ErrorReply;
+use super::error::QUERY;
 use super::prelude::*;
 
 /// So many errors, then normal.
@@ -10,6 +11,8 @@ pub struct Transient {
     pub errors: u64,
     /// Which; a reset where it was not given.
     pub reply: Option<ErrorReply>,
+    /// Only requests that this regular expression matches; nothing for all.
+    pub query: Option<String>,
 }
 
 const ERRORS: Param = first("errors", Kind::Count, "how many");
@@ -17,8 +20,10 @@ const ERRORS: Param = first("errors", Kind::Count, "how many");
 impl Arguments for Transient {
     const SPEC: Spec = Spec {
         params: &{
-            let [http, redis, mysql, smtp, memcache, random] = ErrorReply::PARAMS;
-            [ERRORS, http, redis, mysql, smtp, memcache, random]
+            let [http, redis, mysql, postgres, smtp, memcache, random] = ErrorReply::PARAMS;
+            [
+                ERRORS, http, redis, mysql, postgres, smtp, memcache, random, QUERY,
+            ]
         },
         ..stream(
             "transient",
@@ -32,6 +37,7 @@ impl Arguments for Transient {
         Ok(Self {
             errors: args.field(&ERRORS, [])?,
             reply: ErrorReply::read(args)?,
+            query: args.field(&QUERY, [None])?,
         })
     }
 
@@ -39,6 +45,7 @@ impl Arguments for Transient {
         let mut given = Given::new();
         give(&mut given, &ERRORS, &self.errors, &[]);
         given.extend(self.reply.as_ref().map(ErrorReply::given));
+        give(&mut given, &QUERY, &self.query, &[None]);
         given
     }
 }
@@ -48,6 +55,16 @@ impl Definition for Transient {
         if self.errors == 0 {
             return complain("errors", "0 errors do nothing", "1 or more");
         }
-        self.reply.as_ref()?.complaint()
+        let Some(reply) = &self.reply else {
+            return self.query.as_ref().and_then(|_| {
+                complain(
+                    "query",
+                    "a reset answers whatever comes, so there is no request to read",
+                    "a reply such as `http:503` or `postgres:40001` as well",
+                )
+            });
+        };
+        let complaint = reply.complaint();
+        complaint.or_else(|| reply.query_complaint(self.query.as_ref()))
     }
 }

@@ -411,7 +411,7 @@ pub(super) fn unique_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
         type Value = BTreeMap<String, T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object with the names of targets")
+            f.write_str("an object with names")
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {

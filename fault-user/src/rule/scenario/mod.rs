@@ -12,6 +12,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::{Piece, RuleError};
+use super::profile::Profiles;
 use super::target::{Targets, check_name};
 use super::{Rule, units};
 
@@ -44,7 +45,7 @@ impl<'de> Deserialize<'de> for Nanoseconds {
 }
 
 /// Reads a value that is a text (or a number, which most of them refuse for its missing unit).
-fn from_text<'de, D: Deserializer<'de>, T>(
+pub(super) fn from_text<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     read: impl FnOnce(Piece<'_>) -> Result<T, RuleError>,
 ) -> Result<T, D::Error> {
@@ -71,6 +72,12 @@ pub struct Scenario {
         skip_serializing_if = "Targets::is_empty"
     )]
     pub targets: Targets,
+    /// Profiles by their names, beside those that are known everywhere.
+    #[serde(
+        deserialize_with = "named_profiles",
+        skip_serializing_if = "Profiles::is_empty"
+    )]
+    pub profiles: Profiles,
     /// The rules, in their order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -86,6 +93,19 @@ pub struct Scenario {
 fn named_targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Targets, D::Error> {
     expect::unique_map(deserializer, |name| {
         check_name(Piece::whole(name)).map_err(|error| error.one_line())
+    })
+}
+
+/// Reads the profiles and checks their names.
+fn named_profiles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Profiles, D::Error> {
+    expect::unique_map(deserializer, |name| {
+        let is_of = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+        if !name.is_empty() && name.bytes().all(is_of) {
+            return Ok(());
+        }
+        Err(format!(
+            "`{name}` is no name of a profile: expected letters, digits, `_`, `-` or `.`"
+        ))
     })
 }
 

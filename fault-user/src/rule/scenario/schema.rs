@@ -31,6 +31,16 @@ pub fn schema() -> Json {
                 "propertyNames": { "pattern": "^[A-Za-z_][A-Za-z0-9_.-]*$", "not": { "enum": Protocol::WORDS } },
                 "additionalProperties": { "$ref": "#/$defs/target" }
             },
+            "profiles": {
+                "type": "object",
+                "description": "Kinds of links by their names: the faults that `profile=NAME` stands for.",
+                "propertyNames": { "pattern": "^[A-Za-z0-9_.-]+$" },
+                "additionalProperties": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": { "type": "string", "minLength": 1, "description": "FAULT[=ARGS] [dir=WAY], such as `rate=2mbit dir=to-client`." }
+                }
+            },
             "rules": { "type": "array", "items": { "$ref": "#/$defs/rule" }, "description": "The rules, in their order." },
             "expect": expect(),
             "random": random()

@@ -51,6 +51,9 @@ impl Scenario {
         if let Some(complaint) = rule.complaint(Some(&target)) {
             return Some(flaw(path, complaint.one_line()));
         }
+        if let Err(error) = rule.expanded(&self.profiles) {
+            return Some(flaw(path, error.one_line()));
+        }
         let length = self.length?.0;
         if rule.modifiers.at_ns < length {
             return None;
@@ -67,11 +70,18 @@ impl Scenario {
 
     /// The first two rules that can't both mean what they say.
     fn conflict(&self) -> Option<Flaw> {
-        let rules: Vec<&Rule> = self.rules.iter().collect();
+        // Where a profile is unknown a flaw says so.
+        let expanded = self.rules.iter().enumerate().flat_map(|(place, rule)| {
+            let rules = rule.expanded(&self.profiles).unwrap_or_default();
+            rules.into_iter().map(move |rule| (place, rule))
+        });
+        let (places, rules): (Vec<usize>, Vec<Rule>) = expanded.unzip();
+        let rules: Vec<&Rule> = rules.iter().collect();
         let length_ns = self.length.map(|length| length.0);
         let found = conflict::find(&rules, &self.targets, length_ns)?;
-        let path = [key("rules"), Segment::Index(found.second)];
-        Some(flaw(path, format!("rules[{}] {}", found.first, found.why)))
+        let (first, second) = (places[found.first], places[found.second]);
+        let path = [key("rules"), Segment::Index(second)];
+        Some(flaw(path, format!("rules[{first}] {}", found.why)))
     }
 
     /// What is wrong with the expectations.

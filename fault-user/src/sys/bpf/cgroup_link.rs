@@ -1,7 +1,8 @@
-//! Links that hold programs at cgroups.
+//! Links that attach programs to cgroups.
 //!
-//! A program that somebody has attached above with `BPF_F_ALLOW_OVERRIDE` no longer runs for a cgroup that gets one of its
-//! own. Where we are the ones to bring it, theirs are attached there as well, for as long as ours.
+//! A program that another tool attached to a parent cgroup with `BPF_F_ALLOW_OVERRIDE` does not run for a cgroup that
+//! has a program of its own. When `fault` attaches one, it therefore also attaches the other tool's program there, for
+//! the same time.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -12,7 +13,7 @@ use nix::errno::Errno;
 use super::link;
 use crate::tell::tell;
 
-/// Where in a cgroup a program sits: `enum bpf_attach_type`.
+/// A hook of a cgroup: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Hook {
@@ -48,7 +49,7 @@ pub enum Hook {
     UnixConnect = 49,
 }
 
-/// A program at a cgroup, beside those of others, for as long as this lives and no longer than the process.
+/// A program attached to a cgroup, until this is dropped or the process ends.
 #[derive(Debug)]
 pub struct CgroupLink(
     #[expect(dead_code, reason = "held, so that the kernel keeps the links")] Vec<OwnedFd>,
@@ -58,7 +59,7 @@ impl CgroupLink {
     /// Attaches a loaded program (Linux 5.7).
     ///
     /// # Errors
-    /// No such cgroup, or the kernel refuses.
+    /// No such cgroup, or a system call fails.
     pub fn attach(program: BorrowedFd<'_>, cgroup: &Path, hook: Hook) -> Result<Self> {
         let folder =
             std::fs::File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
@@ -68,7 +69,7 @@ impl CgroupLink {
             Err(Errno::EPERM) if !before.is_empty() => {
                 return Err(Errno::EPERM).with_context(|| {
                     format!(
-                        "program {} at a cgroup above {} allows none beside it (`bpftool cgroup tree` tells whose it is)",
+                        "program {} at a cgroup above {} allows no second program (`bpftool cgroup tree` shows it)",
                         before[0],
                         cgroup.display()
                     )
@@ -84,7 +85,8 @@ impl CgroupLink {
             match kept {
                 Ok(link) => links.push(link),
                 Err(error) => tell!(
-                    "fault: warning: program {id} of another tool at {hook:?} does not run for {} meanwhile ({error}; `bpftool prog show id {id}` tells what it is)",
+                    "fault: warning: program {id} of another tool at {hook:?} does not run for {} during the run \
+                     ({error}; `bpftool prog show id {id}` shows it)",
                     cgroup.display()
                 ),
             }
@@ -93,7 +95,7 @@ impl CgroupLink {
     }
 }
 
-/// The programs that run for a cgroup at a hook, by their ids; none where the kernel does not tell.
+/// The ids of the programs that run for a cgroup at a hook; none if they can't be listed.
 fn running(cgroup: BorrowedFd<'_>, hook: Hook) -> Vec<u32> {
     link::effective(cgroup, hook as u32).unwrap_or_else(|error| {
         log::debug!("the programs at a cgroup can't be listed: {error}");

@@ -1,4 +1,4 @@
-//! Waits for programs that are running.
+//! Waits for running programs.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -11,7 +11,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 
-/// The start of `union bpf_attr` to make a map.
+/// The start of `union bpf_attr` for creating a map.
 #[repr(C)]
 struct Create {
     kind: u32,
@@ -22,7 +22,7 @@ struct Create {
     inner: u32,
 }
 
-/// The start of `union bpf_attr` to change an entry.
+/// The start of `union bpf_attr` for changing an entry.
 #[repr(C)]
 struct Update {
     map: u32,
@@ -32,11 +32,11 @@ struct Update {
     flags: u64,
 }
 
-/// Waits until no program is running that started before. An update of a map of maps does that, by the kernel's promise
-/// (`maybe_wait_bpf_programs`). membarrier(2) would too, but not on kernels that run with `nohz_full`.
+/// Waits until all programs that are running now have ended. An update of a map of maps guarantees this
+/// (`maybe_wait_bpf_programs`). membarrier(2) does too, but not on kernels with `nohz_full`.
 ///
 /// # Errors
-/// The kernel refuses the maps: no `CAP_BPF`.
+/// The maps can't be created: no `CAP_BPF`.
 pub fn wait_for_programs() -> Result<(), Errno> {
     let inner = create(BPF_MAP_TYPE_ARRAY, 0)?;
     let inner = inner.as_raw_fd().cast_unsigned();

@@ -1,4 +1,4 @@
-//! Keeps the programs acting for as long as this process lives.
+//! The lease: programs act only as long as this process renews it.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -12,12 +12,12 @@ use crate::sys::clock::monotonic_ns;
 use crate::sys::process::rights::be_helper;
 use crate::tell::tell;
 
-/// How long the programs go on acting after this process has stopped renewing.
+/// The programs act for this time after the last renewal.
 pub const LEASE: Duration = Duration::from_secs(3);
-/// How often it is renewed.
+/// Interval of renewals.
 pub const RENEWAL: Duration = Duration::from_millis(500);
 
-/// The control entry, and the thread that pushes its deadline forward where programs outlive this process.
+/// The control entry, and the thread that extends its deadline if programs may outlive this process.
 pub struct Lease {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -31,7 +31,7 @@ struct Shared {
 struct State {
     map: MappedArray<Control>,
     control: Control,
-    /// The kernel takes the programs away with this process.
+    /// The kernel removes the programs when this process ends.
     linked: bool,
     stopped: bool,
 }
@@ -54,11 +54,11 @@ impl Shared {
 }
 
 impl Lease {
-    /// Takes the control entry over. The programs pass everything until [`Lease::update`]. Where they are `linked` to this
-    /// process there is nothing to renew: they act however long it is stopped.
+    /// Takes over the control entry. The programs let everything through until [`Lease::update`]. If they are `linked`
+    /// to this process nothing is renewed: they act however long the process is stopped.
     ///
     /// # Errors
-    /// There can be no thread for it.
+    /// The thread can't be started.
     pub fn start(map: MappedArray<Control>, linked: bool) -> Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -80,28 +80,28 @@ impl Lease {
                 be_helper(&[]);
                 renew(&renewed);
             })
-            .context("starting the thread that keeps the rules alive")?;
+            .context("starting the thread that renews the lease")?;
         Ok(Self {
             shared,
             thread: Some(thread),
         })
     }
 
-    /// Changes what the programs are told, and renews.
+    /// Changes the control entry and renews the lease.
     pub fn update(&self, change: impl FnOnce(&mut Control)) {
         let mut state = self.shared.lock();
         change(&mut state.control);
         state.renew();
     }
 
-    /// Lets every packet pass, until the next [`Lease::update`].
+    /// Lets every packet through until the next [`Lease::update`].
     pub fn end(&self) {
         let mut state = self.shared.lock();
         state.control.lease_until_ns = 0;
         state.write();
     }
 
-    /// Which rule set is in force.
+    /// The active rule set.
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.shared.lock().control.generation
@@ -120,18 +120,20 @@ impl Drop for Lease {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tell!("fault: the lease thread panicked; the rules ended with it");
+            tell!(
+                "fault: warning: the thread that renews the lease panicked: the rules no longer apply"
+            );
         }
     }
 }
 
-/// Until when what is renewed now lasts.
+/// The deadline of a renewal at this time.
 #[must_use]
 pub fn deadline_ns() -> u64 {
     monotonic_ns() + u64::try_from(LEASE.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Says that a deadline was missed, if it was, and for how long.
+/// Warns if a deadline was missed, with the duration.
 pub fn tell_lapse(until_ns: u64, what: &str) {
     let late_ns = monotonic_ns().saturating_sub(until_ns);
     if until_ns != 0 && late_ns != 0 {
@@ -145,7 +147,7 @@ pub fn tell_lapse(until_ns: u64, what: &str) {
 fn renew(shared: &Shared) {
     let mut state = shared.lock();
     while !state.stopped {
-        // A lease that has never been taken stays so.
+        // A lease that was never taken is not renewed.
         if state.control.lease_until_ns != 0 {
             tell_lapse(state.control.lease_until_ns, "the rules were not applied");
             state.renew();

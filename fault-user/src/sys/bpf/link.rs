@@ -1,15 +1,15 @@
-//! BPF links, made by hand: they go with this process, also when it is killed. aya makes them only where it trusts the
-//! kernel to have them, and attaches otherwise in a way that outlives the process.
+//! BPF links, created without aya: they are removed with this process, even when it is killed. aya only creates them on
+//! kernels that it expects to support them, and otherwise attaches in a way that outlives the process.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 
-/// `BPF_LINK_CREATE` (Linux 5.7): holds a loaded program at `target`, a descriptor or an interface's index, for as long
-/// as what is returned stays open. `hook` is one of `enum bpf_attach_type`.
+/// `BPF_LINK_CREATE` (Linux 5.7): attaches a loaded program to `target`, a descriptor or an interface's index, until
+/// the returned descriptor is closed. `hook` is one of `enum bpf_attach_type`.
 ///
 /// # Errors
-/// The kernel refuses.
+/// A system call fails.
 pub fn create(
     program: BorrowedFd<'_>,
     target: u32,
@@ -34,10 +34,10 @@ pub fn create(
     own(bpf(BPF_LINK_CREATE, &attributes)?)
 }
 
-/// The ids of the programs that run for a cgroup at a hook, those of the cgroups above included.
+/// The ids of the programs that run for a cgroup at a hook, including those of parent cgroups.
 ///
 /// # Errors
-/// The kernel refuses (`CAP_NET_ADMIN`).
+/// `CAP_NET_ADMIN` is missing.
 pub fn effective(cgroup: BorrowedFd<'_>, hook: u32) -> Result<Vec<u32>, Errno> {
     const BPF_PROG_QUERY: libc::c_long = 16;
     const BPF_F_QUERY_EFFECTIVE: u32 = 1;
@@ -72,7 +72,7 @@ pub fn effective(cgroup: BorrowedFd<'_>, hook: u32) -> Result<Vec<u32>, Errno> {
 /// A program by its id.
 ///
 /// # Errors
-/// It is gone, or the kernel refuses (`CAP_SYS_ADMIN`).
+/// It no longer exists, or `CAP_SYS_ADMIN` is missing.
 pub fn program(id: u32) -> Result<OwnedFd, Errno> {
     const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
     /// The start of `union bpf_attr` for that command.
@@ -93,7 +93,7 @@ pub fn program(id: u32) -> Result<OwnedFd, Errno> {
 /// bpf(2).
 ///
 /// # Errors
-/// The kernel's own.
+/// The error of the system call.
 pub fn bpf<T>(command: libc::c_long, attributes: &T) -> Result<libc::c_long, Errno> {
     // SAFETY: the structure and what it points to live through the call, which does not write to it, and its size is told.
     let status = unsafe {
@@ -107,7 +107,7 @@ pub fn bpf<T>(command: libc::c_long, attributes: &T) -> Result<libc::c_long, Err
     Errno::result(status)
 }
 
-/// [`bpf`] where the kernel answers in the structure.
+/// [`bpf`] for commands that return data in the structure.
 fn bpf_mut<T>(command: libc::c_long, attributes: &mut T) -> Result<libc::c_long, Errno> {
     // SAFETY: as above.
     let status = unsafe {
@@ -121,10 +121,10 @@ fn bpf_mut<T>(command: libc::c_long, attributes: &mut T) -> Result<libc::c_long,
     Errno::result(status)
 }
 
-/// The descriptor that a call of [`bpf`] gave.
+/// Takes the descriptor returned by [`bpf`].
 ///
 /// # Errors
-/// It gave none.
+/// It is not a descriptor.
 pub fn own(descriptor: libc::c_long) -> Result<OwnedFd, Errno> {
     let descriptor = i32::try_from(descriptor).map_err(|_| Errno::EOVERFLOW)?;
     // SAFETY: the call has just made it, and nobody else knows it.

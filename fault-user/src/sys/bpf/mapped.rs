@@ -1,4 +1,4 @@
-//! A BPF array as memory of this process.
+//! A BPF array mapped into this process's memory.
 
 use crate::tell::tell;
 use std::num::NonZeroUsize;
@@ -10,8 +10,7 @@ use aya::Pod;
 use aya::maps::MapData;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// An array map that was made with `BPF_F_MMAPABLE` (Linux 5.5), so that thousands of entries are written
-/// without a system call for each.
+/// An array map created with `BPF_F_MMAPABLE` (Linux 5.5). Thousands of entries are written without system calls.
 pub struct MappedArray<T: Pod> {
     base: NonNull<T>,
     entries: usize,
@@ -25,9 +24,9 @@ impl<T: Pod> MappedArray<T> {
     /// Maps an array of `entries` values of `T`.
     ///
     /// # Errors
-    /// The map is not one of such values, or the kernel refuses.
+    /// The map has other values, or can't be mapped.
     pub fn new(map: &MapData, entries: u32) -> Result<Self> {
-        // Array maps round their values up to eight bytes; then index and offset would differ.
+        // Array maps round the size of values up to eight bytes; other sizes would give wrong offsets.
         const { assert!(size_of::<T>().is_multiple_of(8)) };
         let info = map.info()?;
         ensure!(
@@ -61,7 +60,7 @@ impl<T: Pod> MappedArray<T> {
     /// Reads one entry.
     ///
     /// # Panics
-    /// When `index` is not below the number of entries.
+    /// `index` is not below the number of entries.
     #[must_use]
     pub fn get(&self, index: usize) -> T {
         assert!(index < self.entries, "index {index} of {}", self.entries);
@@ -69,10 +68,10 @@ impl<T: Pod> MappedArray<T> {
         unsafe { self.base.add(index).read_volatile() }
     }
 
-    /// Writes one entry. Programs may be reading it: write what is in use in one word only.
+    /// Writes one entry. Programs may read it at the same time: change entries in use only by single words.
     ///
     /// # Panics
-    /// When `index` is not below the number of entries.
+    /// `index` is not below the number of entries.
     pub fn set(&mut self, index: usize, value: T) {
         assert!(index < self.entries, "index {index} of {}", self.entries);
         // SAFETY: within the mapping; volatile because the kernel reads it too.

@@ -1,4 +1,4 @@
-//! Programs, links and maps of BPF.
+//! BPF programs, links and maps.
 
 pub mod cgroup_link;
 pub mod features;

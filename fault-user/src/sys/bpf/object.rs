@@ -1,4 +1,4 @@
-//! The eBPF object that this binary carries.
+//! The eBPF object in this binary.
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::Map;
@@ -14,11 +14,11 @@ use super::verifier;
 /// The committed object; `cargo xtask build-ebpf` makes it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/fault.bpf.o");
 
-/// What loads it, without the types of this kernel, which no program of ours refers to.
+/// Creates a loader without the kernel's types, which the programs do not use.
 ///
-/// aya reads and parses them all whenever a loader is made, a third of the time that a run takes to start, unless there
-/// are none. So it is made where none can be seen: on a thread with a root of its own. Where that may not be changed they
-/// are read, which does no harm.
+/// aya reads and parses all of them for each loader, which takes a third of the start of a run, unless there are none.
+/// The loader is therefore created on a thread with another root, where they are not visible. If the root can't be
+/// changed they are read, which does no harm.
 pub(crate) fn new_loader<'a>() -> EbpfLoader<'a> {
     const NO_TYPES_HERE: &str = "/proc/self";
     std::thread::scope(|scope| {
@@ -26,11 +26,11 @@ pub(crate) fn new_loader<'a>() -> EbpfLoader<'a> {
             if unshare(CloneFlags::CLONE_FS).is_ok()
                 && let Err(error) = nix::unistd::chroot(NO_TYPES_HERE)
             {
-                log::debug!("the kernel's types are read, for want of another root: {error}");
+                log::debug!("reading the kernel's types, as the root can't be changed: {error}");
             }
             EbpfLoader::new()
         });
-        // Where no thread is to be had they are read too.
+        // If no thread can be started they are read too.
         apart.map_or_else(
             |_no_thread| EbpfLoader::new(),
             |apart| apart.join().unwrap_or_default(),
@@ -38,15 +38,15 @@ pub(crate) fn new_loader<'a>() -> EbpfLoader<'a> {
     })
 }
 
-/// Checks that an object speaks this binary's version of the map layout.
+/// Checks that an object has this binary's version of the map layout.
 ///
 /// # Errors
-/// Not an eBPF object of fault, or one of another version.
+/// It is not an eBPF object of fault, or has another version.
 pub fn check_abi(object: &[u8]) -> Result<()> {
     let file = object::File::parse(object).context("the eBPF object is not an ELF file")?;
     let section = file
         .section_by_name(ABI_SECTION)
-        .context("the eBPF object has no version: it is not one of fault's")?;
+        .context("the eBPF object has no version: it was not built for fault")?;
     let found = section
         .data()?
         .first_chunk::<4>()
@@ -63,7 +63,7 @@ pub fn check_abi(object: &[u8]) -> Result<()> {
 /// A program of the object, by its name.
 ///
 /// # Errors
-/// There is none, or it is of another kind.
+/// There is no such program, or it has another type.
 pub fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
@@ -74,10 +74,10 @@ where
         .with_context(|| format!("{name} is a program of another kind"))
 }
 
-/// What became of loading a program, in one line.
+/// Converts the result of loading a program; the error is one line.
 ///
 /// # Errors
-/// The kernel has refused it.
+/// The kernel rejected the program.
 pub fn loaded(name: &str, status: Result<(), ProgramError>) -> Result<()> {
     status.map_err(|error| {
         let summary = verifier::summary(name, &error);
@@ -85,10 +85,10 @@ pub fn loaded(name: &str, status: Result<(), ProgramError>) -> Result<()> {
     })
 }
 
-/// An array of the object, to be read and written in place.
+/// Maps an array of the object into memory.
 ///
 /// # Errors
-/// There is none of that name and size, or it can't be mapped.
+/// There is no array with this name and size, or it can't be mapped.
 pub fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &str, entries: u32) -> Result<MappedArray<T>> {
     let map = ebpf
         .map(name)

@@ -1,8 +1,8 @@
-//! Says in one line what the kernel has against a program.
+//! Summarizes the verifier's errors in one line.
 
 use aya::programs::ProgramError;
 
-/// A load error in one line: the verifier's last word instead of its whole log.
+/// A load error in one line: the verifier's reason instead of its whole log.
 #[must_use]
 pub fn summary(name: &str, error: &ProgramError) -> String {
     match error {
@@ -12,13 +12,13 @@ pub fn summary(name: &str, error: &ProgramError) -> String {
         } => {
             let log = verifier_log.to_string();
             let reason = last_word(&log).unwrap_or("no verifier log");
-            format!("the kernel refused the program {name}: {io_error}: {reason}")
+            format!("the kernel rejected the program {name}: {io_error}: {reason}")
         }
-        other => format!("the kernel refused the program {name}: {other}"),
+        other => format!("the kernel rejected the program {name}: {other}"),
     }
 }
 
-/// The line in which the verifier says what is wrong: the last one that is not its statistics.
+/// The line with the verifier's reason: the last one before its statistics.
 fn last_word(log: &str) -> Option<&str> {
     log.lines().map(str::trim).rfind(|line| {
         !line.is_empty()

@@ -1,8 +1,8 @@
 //! The tc hooks of kernels before 6.6: a `clsact` qdisc and BPF filters on it, by netlink.
 //!
-//! Unlike TCX links these outlive a killed process, so ours carry a mark that nobody else's have:
-//! [`PRIORITY`], a program name that starts with [`PROGRAM_PREFIX`], and as handle the number of
-//! the instance that owns them, and 1. Whatever lacks any of it is somebody else's and is never touched.
+//! Unlike TCX links these outlive a killed process. Those of fault therefore have a unique mark: [`PRIORITY`], a
+//! program name that starts with [`PROGRAM_PREFIX`], and as handle the number of the instance that owns them, and 1.
+//! Filters without the full mark belong to other programs and are never touched.
 use crate::sys::net::netlink::{Netlink, attributes, header_u32, nested};
 use anyhow::{Context, Result, bail};
 use fault_common::abi::INSTANCES_MAX;
@@ -91,7 +91,7 @@ pub struct Filter {
     pub priority: u16,
     /// The ethertype that it is for, in network byte order as the kernel has it.
     protocol_be: u16,
-    /// Tells filters of one priority apart.
+    /// Distinguishes filters of one priority.
     pub handle: u32,
     /// `bpf`, `flower`, `u32`…
     pub kind: String,
@@ -214,7 +214,7 @@ pub fn is_there(interface_index: u32) -> Result<bool> {
 
 /// Makes sure that an interface has a clsact qdisc. `true`: it had none and has one now.
 ///
-/// The caller records that first ([`crate::undo::change::Change::Clsact`]), so that it can be taken
+/// The caller records that first ([`crate::undo::change::SystemChange::Clsact`]), so that it can be taken
 /// away again, by [`remove_if_unused`], however this process ends.
 ///
 /// # Errors
@@ -226,8 +226,8 @@ pub fn ensure(interface_index: u32) -> Result<bool> {
     let present = qdiscs(interface_index)?;
     if present.iter().any(|qdisc| qdisc.kind == "ingress") {
         bail!(
-            "interface {interface_index} has an ingress qdisc, which leaves no room for clsact: \
-             remove it (tc qdisc del dev NAME ingress) or use another interface"
+            "interface {interface_index} has an ingress qdisc, which excludes clsact: remove it (tc qdisc del dev \
+             NAME ingress) or use another interface"
         );
     }
     let request = message(interface_index, |header| {
@@ -237,7 +237,7 @@ pub fn ensure(interface_index: u32) -> Result<bool> {
     let request = RouteNetlinkMessage::NewQueueDiscipline(with_kind(request, "clsact"));
     match Netlink::route()?.change(request, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => Ok(true),
-        // Somebody else was quicker.
+        // Another program has just added it.
         Err(error) if is(&error, Errno::EEXIST) => Ok(false),
         Err(error) if is(&error, Errno::ENOENT) => {
             bail!("this kernel has no clsact qdisc: modprobe sch_ingress (CONFIG_NET_SCH_INGRESS)")
@@ -409,7 +409,7 @@ fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno as i32)
 }
 
-/// Removed by somebody else meanwhile, or with its interface.
+/// It was removed by another program or with its interface.
 fn is_gone(error: &io::Error) -> bool {
     is(error, Errno::ENOENT) || is(error, Errno::ENODEV) || is(error, Errno::EINVAL)
 }

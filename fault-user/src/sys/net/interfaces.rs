@@ -28,7 +28,7 @@ pub struct Interface {
     pub up: bool,
     /// Whether its packets begin with an Ethernet header; those of a tun or `WireGuard` device do not.
     pub ethernet: bool,
-    /// Whether packets that were held can go on there.
+    /// Whether held packets can continue there.
     pub can_hold: bool,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,
@@ -247,7 +247,9 @@ pub fn select(all: &[Interface], selection: &Selection) -> Result<Vec<Interface>
         }
     };
     if chosen.is_empty() {
-        bail!("no network interface to work on: switch one on (ip link set lo up) or name one");
+        bail!(
+            "no network interface is up: set one up (ip link set lo up) or name one with --interface"
+        );
     }
     Ok(chosen)
 }

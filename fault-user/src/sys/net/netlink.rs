@@ -164,7 +164,9 @@ impl Netlink {
         if sent == bytes.len() {
             Ok(())
         } else {
-            Err(io::Error::other("the kernel took half a netlink request"))
+            Err(io::Error::other(
+                "the kernel accepted only a part of a netlink request",
+            ))
         }
     }
 }
@@ -175,7 +177,7 @@ fn error_code(packet: &NetlinkBuffer<&[u8]>) -> io::Result<()> {
         .payload()
         .first_chunk::<4>()
         .map(|bytes| i32::from_ne_bytes(*bytes))
-        .ok_or_else(|| io::Error::other("a netlink error without its number"))?;
+        .ok_or_else(|| io::Error::other("a netlink error without an error number"))?;
     if code == 0 {
         Ok(())
     } else {

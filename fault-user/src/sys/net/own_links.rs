@@ -1,4 +1,4 @@
-//! The links that an instance makes, by their names: `fault-<number>` and perhaps a letter.
+//! The links of an instance, which have the names `fault-<number>` and optionally a letter.
 
 use anyhow::{Context as _, Result};
 use fault_common::abi::INSTANCES_MAX;

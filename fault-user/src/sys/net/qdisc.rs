@@ -1,4 +1,4 @@
-//! The qdiscs that hold packets, fq and netem below a prio, and the veth pair for packets that come in, by netlink.
+//! The qdiscs that hold packets (fq, and netem below a prio qdisc), and the veth pair for incoming packets, by netlink.
 //!
 //! All of them outlive a killed process: the journal names them, and so do their handles, [`QDISC_MAJOR`], and the
 //! names of the pair (`fault clean`).
@@ -20,9 +20,9 @@ use crate::sys::net::netlink::{Netlink, attributes, header_u32, nested};
 pub const ROOT: u32 = u32::MAX;
 /// The handle of our qdisc at the root of an interface.
 pub const HANDLE: u32 = (QDISC_MAJOR as u32) << 16;
-/// Packets that one qdisc holds at most; what comes on top is lost and counted.
+/// Maximum number of packets in a qdisc; further packets are dropped and counted.
 pub const LIMIT_PACKETS: u32 = 100_000;
-/// How far ahead a packet's departure may lie: an hour. Without this fq drops what is to be held for more than 10 s.
+/// Maximum time until a packet's departure: an hour. By default fq drops packets that would be held for more than 10 s.
 const HORIZON_US: u32 = 3_600_000_000;
 
 /// The number of the attribute with a qdisc's options (`linux/rtnetlink.h`).
@@ -37,12 +37,12 @@ pub fn root_of(interface_index: u32) -> Result<Option<Qdisc>> {
     Ok(all.into_iter().find(|qdisc| qdisc.parent == ROOT))
 }
 
-/// Puts an fq of ours at the root of an interface whose qdisc is the kernel's default.
+/// Adds an fq qdisc at the root of an interface with the kernel's default qdisc.
 ///
-/// Its pacing stays off: a socket that has met a pacing fq relies on one from then on.
+/// Its pacing is off: a socket that has used a pacing fq relies on it from then on.
 ///
 /// # Errors
-/// Somebody was quicker, or the kernel has no fq.
+/// Another qdisc was added in the meantime, or the kernel has no fq.
 pub fn add_fq(interface_index: u32) -> Result<()> {
     const PLIMIT: u16 = 1;
     const FLOW_PLIMIT: u16 = 2;
@@ -62,14 +62,14 @@ pub fn add_fq(interface_index: u32) -> Result<()> {
     add(interface_index, ROOT, HANDLE, "fq", options.concat())
 }
 
-/// Puts a prio of ours at the root, with a netem for each delay below it.
+/// Adds a prio qdisc at the root, with a netem qdisc for each delay below it.
 ///
 /// # Errors
 /// As [`add_fq`], or more delays than [`LEAVES`].
 pub fn add_netem(interface_index: u32, delays_ns: &[u64]) -> Result<()> {
     let bands = u32::try_from(delays_ns.len())? + 1;
     if bands > LEAVES + 1 {
-        bail!("netem can hold packets for {LEAVES} different delays at most");
+        bail!("netem supports at most {LEAVES} different delays");
     }
     // `struct tc_prio_qopt`: bands, and the first of them for every priority that is not a class.
     let mut options = bands.max(2).to_ne_bytes().to_vec();
@@ -119,19 +119,19 @@ fn add(interface_index: u32, parent: u32, handle: u32, kind: &str, options: Vec<
     let request = RouteNetlinkMessage::NewQueueDiscipline(request);
     match Netlink::route()?.change(request, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => Ok(()),
-        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => bail!(
-            "this kernel has no {kind} qdisc (modprobe sch_{kind}): leave out --mechanism, the delay line does without"
-        ),
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {
+            bail!("this kernel has no {kind} qdisc (modprobe sch_{kind}): leave --mechanism out")
+        }
         Err(error) => Err(error).with_context(|| format!("can't add a {kind} qdisc")),
     }
 }
 
-/// What a qdisc of ours at a root holds and has lost.
+/// The queue of one of fault's root qdiscs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
-    /// Packets that wait in it.
+    /// Packets that are waiting in it.
     pub waiting: u32,
-    /// Packets that were lost in it.
+    /// Packets that it dropped.
     pub lost: u32,
 }
 
@@ -173,7 +173,7 @@ fn decode_queue(payload: &[u8]) -> Result<Queue> {
     Ok(Queue::default())
 }
 
-/// Makes a veth pair and switches it on.
+/// Creates a veth pair and sets it up.
 ///
 /// # Errors
 /// The kernel has no veth, or refuses.
@@ -188,19 +188,18 @@ pub fn add_veth(near: &str, far: &str) -> Result<()> {
     match netlink.change(request, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => bail!(
-            "this kernel has no veth devices, through which packets go that come in (modprobe veth): leave out \
-             --mechanism, the delay line does without"
+            "this kernel has no veth devices, which hold incoming packets (modprobe veth): leave --mechanism out"
         ),
         Err(error) => return Err(error).context("can't add a pair of veth devices"),
     }
-    // An end can't be switched on before the other one is there.
+    // An end can only be set up when the other one exists.
     for name in [near, far] {
         let mut message = end(name);
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         netlink
             .change(RouteNetlinkMessage::NewLink(message), 0)
-            .with_context(|| format!("can't switch {name} on"))?;
+            .with_context(|| format!("can't set {name} up"))?;
     }
     Ok(())
 }

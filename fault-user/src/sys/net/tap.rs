@@ -10,7 +10,7 @@ use anyhow::{Context as _, Error, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// What the kernel puts in front of each frame: `struct virtio_net_hdr`, which tells of checksums and segmentation
+/// What the kernel puts in front of each frame: `struct virtio_net_hdr`, which describes checksums and segmentation
 /// that are still to be done.
 pub const HEADER_BYTES: usize = 10;
 /// Where the tag is that the programs put in front of the frame's type.
@@ -37,12 +37,12 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Whether one can be made, as far as the device file tells.
+    /// Whether a tap device can be created, according to the device file.
     #[must_use]
     pub fn is_possible() -> bool {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        // Another file in its place, as containers put there, takes no requests.
+        // Containers may have another file in its place, which supports no requests.
         options.open("/dev/net/tun").is_ok_and(|file| {
             let mut features: libc::c_uint = 0;
             // SAFETY: TUNGETFEATURES writes one number.
@@ -50,7 +50,8 @@ impl Tap {
         })
     }
 
-    /// Makes the one of the instance with this number, in the calling thread's network namespace, and switches it on.
+    /// Creates the tap device of the instance with this number in the calling thread's network namespace, and sets it
+    /// up.
     ///
     /// # Errors
     /// No `/dev/net/tun`, or no rights to make a device.
@@ -61,7 +62,7 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")
             .context(
-                "a delay needs a tap device: /dev/net/tun can't be opened (in a container give it --device /dev/net/tun)",
+                "a delay needs a tap device, but /dev/net/tun can't be opened (in a container: --device /dev/net/tun)",
             )?;
         let name = link_name(number);
         let mut request = request(&name);
@@ -79,11 +80,11 @@ impl Tap {
             if libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, all) != 0 {
                 let older = libc::c_ulong::from(OFFLOADS);
                 Errno::result(libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, older))
-                    .context("the tap device takes no offloads")?;
+                    .context("the tap device does not support offloads")?;
             }
         }
         be_quiet(&name);
-        switch_on(&name).with_context(|| format!("switching {name} on"))?;
+        switch_on(&name).with_context(|| format!("setting {name} up"))?;
         let index = nix::net::if_::if_nametoindex(name.as_str())?;
         Ok(Self { file, name, index })
     }
@@ -100,10 +101,10 @@ impl Tap {
         &self.name
     }
 
-    /// Reads one frame; nothing when none waits.
+    /// Reads one frame; `None` if none is waiting.
     ///
     /// # Errors
-    /// The device is gone.
+    /// The device was removed.
     pub fn read(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
         match (&self.file).read(buffer) {
             Ok(length) => Ok(Some(length)),
@@ -112,7 +113,7 @@ impl Tap {
         }
     }
 
-    /// Writes one frame that lies in pieces.
+    /// Writes one frame given in parts.
     ///
     /// # Errors
     /// The kernel refuses the frame.
@@ -131,7 +132,7 @@ impl AsFd for Tap {
 /// Whether a frame, with what the kernel puts in front of it, stands for several wire packets.
 #[must_use]
 pub fn is_super_packet(frame: &[u8]) -> bool {
-    /// Where `struct virtio_net_hdr` tells the kind of segmentation; 0 is none.
+    /// Offset of the type of segmentation in `struct virtio_net_hdr`; 0 is none.
     const SEGMENTATION_AT: usize = 1;
     frame.get(SEGMENTATION_AT).is_some_and(|kind| *kind != 0)
 }
@@ -139,12 +140,12 @@ pub fn is_super_packet(frame: &[u8]) -> bool {
 /// Why there is no device, and what to do.
 fn not_made(error: Errno) -> Error {
     let hint = match error {
-        Errno::EPERM => "making a tap device for delays needs CAP_NET_ADMIN",
-        // Another file in its place, as containers put there.
+        Errno::EPERM => "creating a tap device for delays needs CAP_NET_ADMIN",
+        // Containers may have another file in its place.
         Errno::ENOTTY => {
-            "a delay needs a tap device, but /dev/net/tun is none (in a container give it --device /dev/net/tun)"
+            "a delay needs a tap device, but /dev/net/tun is not a tap device (in a container: --device /dev/net/tun)"
         }
-        _ => "the kernel makes no tap device for delays",
+        _ => "the kernel can't create a tap device for delays",
     };
     Error::new(error).context(hint)
 }
@@ -158,8 +159,8 @@ fn request(name: &str) -> libc::ifreq {
     request
 }
 
-/// Keeps the stack from sending router solicitations and the like through the device. Where the setting can't be
-/// written, as in many containers, they are sent and thrown away by the reader: nothing depends on it.
+/// Keeps the network stack from sending router solicitations and the like through the device. If the setting can't be
+/// written, as in many containers, the reader discards them.
 pub fn be_quiet(name: &str) {
     let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
     drop(std::fs::write(path, "1"));

@@ -8,11 +8,11 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
-/// Variables that sudo sets to root's, and the caller's are taken for.
+/// Variables that sudo sets to root's values; the caller's are used instead.
 const REPLACED: [&str; 6] = ["PATH", "HOME", "SHELL", "USER", "LOGNAME", "MAIL"];
 
-/// What sudo changed: variables of the caller that this process has not, and those that sudo replaces. Empty where sudo
-/// does not run above this process, or its environment can't be read.
+/// The variables that sudo changed: those of the caller that this process does not have, and those that sudo replaces.
+/// Empty without sudo above this process, or if its environment can't be read.
 #[must_use]
 pub fn environment() -> Vec<(OsString, OsString)> {
     let Some(bytes) = sudo_above(std::process::id()).and_then(environment_of) else {
@@ -44,8 +44,8 @@ fn parent_of(pid: u32) -> Option<u32> {
     fields.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Starts `fault` again through sudo, with the same arguments, in the place of this process. Returns where that can't be:
-/// there is no sudo, or it would ask for a password and nobody is there to type one.
+/// Replaces this process by `fault` under sudo, with the same arguments. Returns if that is impossible: there is no
+/// sudo, or it would ask for a password without a terminal.
 pub fn go_through_sudo() {
     let (Ok(program), stdin) = (std::env::current_exe(), io::stdin()) else {
         return;

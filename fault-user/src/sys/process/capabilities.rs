@@ -1,13 +1,13 @@
-//! The rights of this process, as the kernel sees them.
+//! The privileges of this process.
 use anyhow::{Context, Result};
 use nix::unistd::Uid;
 use std::fs;
 
-/// A capability that something here needs (capabilities(7)).
+/// A capability that fault may need (capabilities(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Capability {
-    /// Files of others.
+    /// Access to files of other users.
     DacOverride,
     /// Signals to any process.
     Kill,
@@ -19,7 +19,7 @@ pub enum Capability {
     NetBindService,
     /// Interfaces, qdiscs, filters, taps; attaching network programs.
     NetAdmin,
-    /// Packets in the names of servers.
+    /// Raw sockets, to answer from servers' addresses.
     NetRaw,
     /// Other users' descriptors in `/proc`.
     SysPtrace,
@@ -32,7 +32,7 @@ pub enum Capability {
 }
 
 impl Capability {
-    /// Those that a machine or container may lack, in the kernel's order.
+    /// The capabilities that a machine or container may lack, in the kernel's order.
     pub const ALL: [Self; 8] = [
         Self::Kill,
         Self::Setgid,
@@ -61,7 +61,7 @@ impl Capability {
         }
     }
 
-    /// Its name without `CAP_`, as `--cap-add` wants it.
+    /// Its name without `CAP_`, as used by `--cap-add`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -79,18 +79,18 @@ impl Capability {
         }
     }
 
-    /// What it is needed for.
+    /// Its purpose.
     #[must_use]
     pub fn purpose(self) -> &'static str {
         match self {
-            Self::DacOverride => "reports in folders of other users",
+            Self::DacOverride => "writing reports into folders of other users",
             Self::Kill => "passing signals on to a command of another user",
             Self::Setgid | Self::Setuid => "running the command as another user",
-            Self::NetBindService => "proxies on ports below 1024",
+            Self::NetBindService => "listening on ports below 1024",
             Self::NetAdmin => "attaching programs, qdiscs, taps",
-            Self::NetRaw => "answering clients in the names of their servers",
+            Self::NetRaw => "answering clients from their servers' addresses",
             Self::SysPtrace => {
-                "looking into other containers' and users' processes (--container, --pid)"
+                "inspecting processes of other containers and users (--container, --pid)"
             }
             Self::SysAdmin => "entering other namespaces (--netns, --container)",
             Self::Perfmon => "loading programs: the verifier's full pointer arithmetic",
@@ -99,14 +99,14 @@ impl Capability {
     }
 }
 
-/// The rights of the calling thread, and what may cut them down.
+/// The privileges of the calling thread, and their restrictions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rights {
     /// Whether the effective user is root in its own user namespace.
     pub is_root: bool,
     /// The effective set, bit n for capability n.
     effective: u64,
-    /// A seccomp filter is in force.
+    /// A seccomp filter is active.
     pub has_seccomp: bool,
     /// Not the initial user namespace: capabilities count only inside.
     pub in_user_namespace: bool,
@@ -125,10 +125,10 @@ impl Rights {
             fs::read_to_string(path).with_context(|| format!("can't read {path}: mount /proc"))?;
         let map = fs::read_to_string("/proc/self/uid_map")
             .context("can't read /proc/self/uid_map: mount /proc")?;
-        // Missing without the lockdown LSM, or without securityfs: then nobody can tell.
+        // Missing without the lockdown LSM or securityfs; then it is unknown.
         let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").ok();
         Self::parse(&status, &map, lockdown.as_deref())
-            .with_context(|| format!("{path} is not in the form of proc(5)"))
+            .with_context(|| format!("{path} does not have the format of proc(5)"))
     }
 
     fn parse(status: &str, uid_map: &str, lockdown: Option<&str>) -> Option<Self> {
@@ -147,7 +147,7 @@ impl Rights {
         })
     }
 
-    /// Whether a capability is in the effective set, itself or by one that stands in for it.
+    /// Whether a capability, or one that includes it, is in the effective set.
     #[must_use]
     pub fn has(&self, capability: Capability) -> bool {
         let is_set = |capability: Capability| self.effective >> capability.bit() & 1 == 1;

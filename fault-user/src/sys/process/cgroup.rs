@@ -1,4 +1,4 @@
-//! Control groups of version 2: where they are mounted, and one of our own around CMD.
+//! Control groups of version 2: their mount, and a cgroup for CMD.
 //!
 //! A BPF program knows the sender of a packet by the id of its cgroup, which is the inode of the
 //! cgroup's directory, and by the ids of that cgroup's ancestors. So a fresh cgroup marks exactly
@@ -24,14 +24,13 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// What the name of every cgroup of ours starts with: `fault-<pid>-<n>`.
+/// The prefix of the names of fault's cgroups: `fault-<pid>-<n>`.
 pub const NAME_PREFIX: &str = "fault-";
 
-/// How long killed processes may take to be gone before their cgroup is given up on. A process in
-/// uninterruptible sleep (a dead NFS server) can take for ever.
+/// Killed processes must end within this time. One in uninterruptible sleep (a dead NFS server) may never end.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a list of processes is read again because it grew while it was worked through.
+/// Maximum number of times that a growing list of processes is read again.
 pub(crate) const ROUNDS_MAX: usize = 1000;
 
 /// The inode of the initial cgroup namespace (`PROC_CGROUP_INIT_INO` in `linux/proc_ns.h`).
@@ -65,9 +64,8 @@ impl Hierarchy {
             })
             .max_by_key(|found| (found.writable, found.root == Path::new("/")))
             .context(
-                "no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup \
-                 (in a container: give it the host's with -v /sys/fs/cgroup:/sys/fs/cgroup; `ip netns exec` hides it, \
-                 `nsenter --net=/run/netns/NAME` does not)",
+                "no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup (in a container: mount the \
+                 host's with -v /sys/fs/cgroup:/sys/fs/cgroup; `ip netns exec` hides it, `nsenter --net=/run/netns/NAME` does not)",
             )
     }
 
@@ -95,7 +93,7 @@ impl Hierarchy {
         match absolute {
             Some(path) if path.starts_with(&mount) => self.at(path),
             Some(path) => bail!(
-                "{} is on another cgroup2 mount than {}: name it below that one",
+                "{} is on another cgroup2 mount than {}: give its path below the latter",
                 path.display(),
                 mount.display()
             ),
@@ -131,8 +129,8 @@ impl Hierarchy {
             .with_context(|| format!("process {pid} is in no cgroup of version 2"))?;
         let below = below_root(Path::new(path), &self.root).with_context(|| {
             format!(
-                "the cgroup {path} of process {pid} can't be seen from here: give this container \
-                 the host's cgroups (--cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup)"
+                "the cgroup {path} of process {pid} is not visible from here: give this container the host's cgroups \
+                 (--cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup)"
             )
         })?;
         // Component by component: joining an empty path would add a slash at the end.
@@ -170,8 +168,8 @@ impl Hierarchy {
             return Ok(depth(&self.root));
         }
         bail!(
-            "this container sees only its own part of the cgroups: start it with --cgroupns=host \
-             and the host's /sys/fs/cgroup"
+            "only a part of the cgroups is visible in this container: start it with --cgroupns=host and the host's \
+             /sys/fs/cgroup"
         )
     }
 }
@@ -277,7 +275,7 @@ pub(crate) fn members(folder: &Path) -> Result<Vec<Pid>> {
             .lines()
             .map(|line| line.parse().map(Pid::from_raw))
             .collect::<Result<_, _>>()
-            .with_context(|| format!("{} holds no process numbers", file.display())),
+            .with_context(|| format!("{} does not contain process ids", file.display())),
         // ENODEV: it was removed after it was opened.
         Err(error) if is_gone(&error) || error.raw_os_error() == Some(nix::libc::ENODEV) => {
             Ok(Vec::new())
@@ -328,38 +326,38 @@ pub fn move_process(pid: Pid, folder: &Path) -> Result<bool> {
     }
 }
 
-/// What happens to the processes that are still in our cgroup when it goes.
+/// What happens to the remaining processes when the cgroup is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leftovers {
-    /// They live on, in the cgroup's parent.
+    /// They keep running, in the parent cgroup.
     Release,
     /// They are killed.
     Kill,
 }
 
-/// What was left when a cgroup was given up.
+/// The processes that remained when a cgroup was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finished {
-    /// Processes that live on in the parent cgroup.
+    /// Processes that keep running in the parent cgroup.
     pub released: Vec<Pid>,
-    /// The cgroup could not go: someone runs processes in a cgroup that they made inside it.
-    /// `fault clean` removes it once those have ended.
+    /// The cgroup, if it could not be removed because processes run in a cgroup created inside it. `fault clean`
+    /// removes it once they have ended.
     pub kept: Option<PathBuf>,
 }
 
-/// A cgroup of our own, removed when this is dropped.
+/// A cgroup of fault, removed when this is dropped.
 #[derive(Debug)]
 pub struct CommandCgroup {
     cgroup: Cgroup,
     leftovers: Leftovers,
-    /// Held for as long as this instance lives: see the module's text.
+    /// Held until this is dropped: see the module's documentation.
     _lock: Flock<File>,
     finished: bool,
 }
 
 impl CommandCgroup {
-    /// Whether it lies where being root is not enough to remove it: the hierarchy's root can be written by nobody, a
-    /// delegated cgroup by a user.
+    /// Whether a capability is needed to remove it: root can't write to the hierarchy's root or to a cgroup delegated
+    /// to a user without one.
     #[must_use]
     pub fn is_protected(&self) -> bool {
         let parent = self.cgroup.path.parent();
@@ -369,8 +367,8 @@ impl CommandCgroup {
         })
     }
 
-    /// Makes a fresh cgroup `fault-<pid>-<n>`: below the caller's own cgroup where that is allowed,
-    /// so that a delegated subtree and its limits stay as they are, else below the root.
+    /// Creates a cgroup `fault-<pid>-<n>`. If permitted it is below the caller's own cgroup, so that a delegated
+    /// subtree and its limits still apply; otherwise below the root.
     ///
     /// # Errors
     /// When the mount is read-only or neither place can be written.
@@ -400,8 +398,8 @@ impl CommandCgroup {
                 Err(error) => refused = Some(error),
             }
         }
-        Err(refused.unwrap_or_else(|| anyhow::anyhow!("no cgroup to work below")))
-            .context("can't make a cgroup for the command (run as root, or --scope host)")
+        Err(refused.unwrap_or_else(|| anyhow::anyhow!("no cgroup to create the command's below")))
+            .context("can't create a cgroup for the command (run as root, or --scope host)")
     }
 
     /// The cgroup: its id and level are what the rules' scope is made of.
@@ -422,7 +420,19 @@ impl CommandCgroup {
             .with_context(|| format!("can't open {}", file.display()))
     }
 
-    /// Empties and removes it, and tells what was left. Dropping it does the same, silently.
+    /// Kills every process in it, and tells how many there were. It can be used again.
+    ///
+    /// # Errors
+    /// When the processes can't be listed or killed, or don't end.
+    pub fn empty(&self) -> Result<usize> {
+        let present = self.cgroup.processes()?.len();
+        if present != 0 {
+            kill_all(&self.cgroup.path)?;
+        }
+        Ok(present)
+    }
+
+    /// Empties and removes it, and returns the remaining processes. Dropping it does the same silently.
     ///
     /// # Errors
     /// When processes can't be moved or killed, or the kernel keeps the directory.
@@ -438,7 +448,7 @@ impl Drop for CommandCgroup {
             return;
         }
         if let Err(error) = give_up(&self.cgroup.path, self.leftovers) {
-            tell!("fault: {error:#}; `fault clean` removes it");
+            tell!("fault: warning: {error:#}; run `fault clean` to remove it");
         }
     }
 }
@@ -457,7 +467,7 @@ fn create_below(
         match fs::create_dir(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-            Err(error) => return Err(error).context(format!("can't make {}", path.display())),
+            Err(error) => return Err(error).context(format!("can't create {}", path.display())),
         }
         let held = hold(hierarchy, &path, leftovers);
         let Ok(Some(made)) = held else {
@@ -482,7 +492,7 @@ fn create_below(
     }
 }
 
-/// Takes a fresh cgroup for this instance. `None`: somebody else has it, or it is gone.
+/// Takes a fresh cgroup for this instance. `None` if another process has it, or it no longer exists.
 fn hold(hierarchy: &Hierarchy, path: &Path, leftovers: Leftovers) -> Result<Option<CommandCgroup>> {
     let Some(lock) = lock(path)? else {
         return Ok(None);
@@ -495,7 +505,7 @@ fn hold(hierarchy: &Hierarchy, path: &Path, leftovers: Leftovers) -> Result<Opti
     }))
 }
 
-/// Takes a cgroup's lock. `None`: somebody else has it, or the cgroup is gone.
+/// Takes a cgroup's lock. `None` if another process has it, or the cgroup no longer exists.
 ///
 /// # Errors
 /// When the directory can't be opened or locked for any other reason.
@@ -583,7 +593,7 @@ fn kill_all(folder: &Path) -> Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             bail!(
-                "processes in {} don't die (uninterruptible sleep?)",
+                "processes in {} can't be killed (uninterruptible sleep?)",
                 folder.display()
             );
         }
@@ -600,7 +610,7 @@ fn kill_all(folder: &Path) -> Result<()> {
             timeout,
         ) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno).context("can't wait for a cgroup to get empty"),
+            Err(errno) => return Err(errno).context("can't wait for a cgroup to become empty"),
         }
     }
 }
@@ -614,7 +624,7 @@ fn kill_once(folder: &Path) -> Result<bool> {
     {
         Ok(mut file) => {
             file.write_all(b"1")
-                .with_context(|| format!("can't kill what is in {}", folder.display()))?;
+                .with_context(|| format!("can't kill the processes in {}", folder.display()))?;
             return Ok(true);
         }
         Err(error) if is_gone(&error) => {}

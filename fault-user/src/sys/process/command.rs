@@ -2,10 +2,10 @@
 //!
 //! - **Descriptors**: 0, 1, 2 and whatever the caller handed down pass through; everything that
 //!   `fault` opens is closed on exec.
-//! - **Death of `fault`**: CMD does not die with it (no `PR_SET_PDEATHSIG`). After a `kill -9` the
-//!   faults are gone with their links, or pass everything once the lease is over, and CMD just goes
-//!   on unhurt; its exit code is lost. A parent-death signal would also hit when the *thread* that
-//!   started CMD ends, which a tokio runtime is free to let happen.
+//! - **Death of `fault`**: CMD does not die with it (no `PR_SET_PDEATHSIG`). After a `kill -9` the programs disappear
+//!   with their links, or let everything through once the lease has expired. CMD keeps running without faults; its exit
+//!   code is lost. A parent-death signal would also hit when the *thread* that started CMD ends, which a tokio runtime
+//!   is free to let happen.
 //! - **Its process is made early** ([`PreparedCommand::begin`]): the kernel takes 10 to 20 ms to move a process into a cgroup, which
 //!   pass while programs are loaded. It waits in front of exec, and ends there when `fault` gives up or dies.
 //! - **What CMD leaves running** when it ends lives on, in the parent cgroup
@@ -25,7 +25,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use tokio::process::Child;
 
@@ -142,7 +142,10 @@ impl CommandSpec {
         let program = self.program.display();
         match errno {
             libc::ENOENT | libc::ENOTDIR if self.program.as_bytes().contains(&b'/') => {
-                StartError::NotFound(format!("{program}: no such file, or its #! names none"))
+                StartError::NotFound(format!(
+                    "{program}: no such file, or its #! line names a program that does not \
+                exist"
+                ))
             }
             libc::ENOENT | libc::ENOTDIR => {
                 let is_replaced =
@@ -150,8 +153,8 @@ impl CommandSpec {
                 let path = self.search_path().unwrap_or_else(|| DEFAULT_PATH.into());
                 StartError::NotFound(if is_replaced {
                     format!(
-                        "{program}: command not found in {}, the PATH that sudo sets (secure_path): type \
-                         `sudo env \"PATH=$PATH\" fault …`, or the whole path of the command",
+                        "{program}: command not found in {}, the PATH that sudo sets (secure_path): run `sudo env \
+                         \"PATH=$PATH\" fault …`, or give the command's full path",
                         path.display()
                     )
                 } else {
@@ -174,7 +177,7 @@ impl CommandSpec {
 fn candidates(program: &OsStr, path: Option<OsString>) -> Result<Vec<CString>, StartError> {
     let to_c = |bytes: Vec<u8>| {
         CString::new(bytes)
-            .map_err(|_| StartError::NotFound("the command's name has a zero byte in it".into()))
+            .map_err(|_| StartError::NotFound("the command's name contains a NUL byte".into()))
     };
     if program.as_bytes().contains(&b'/') {
         return Ok(vec![to_c(program.as_bytes().to_vec())?]);
@@ -304,7 +307,7 @@ pub struct PreparedCommand {
 }
 
 impl PreparedCommand {
-    /// Whether it will run as somebody else than `fault`.
+    /// Whether it will run as another user than `fault`.
     #[must_use]
     pub fn is_another_users(&self) -> bool {
         self.spec.identity.is_some()
@@ -330,6 +333,19 @@ impl PreparedCommand {
     /// # Errors
     /// [`StartError::Setup`] when the cgroup has no way in, or there is no thread or pipe to be had.
     pub fn begin(&self, cgroup: Option<&CommandCgroup>) -> Result<Waiting<'_>, StartError> {
+        self.begin_writing(cgroup, None)
+    }
+
+    /// As [`Self::begin`]. With an `output` its process writes to that file instead of the caller's terminal, and reads
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn begin_writing(
+        &self,
+        cgroup: Option<&CommandCgroup>,
+        output: Option<&File>,
+    ) -> Result<Waiting<'_>, StartError> {
         // What comes during the set-up is for the command, which it ends as soon as it is there.
         let forwarder = Forwarder::start().map_err(StartError::Setup)?;
         let entrance = cgroup
@@ -338,6 +354,12 @@ impl PreparedCommand {
             .map_err(StartError::Setup)?;
         let mut command = Command::new(&self.path);
         command.arg0(&self.spec.program).args(&self.spec.arguments);
+        if let Some(output) = output {
+            let writer = || output.try_clone().context("no descriptor for the output");
+            command.stdin(Stdio::null());
+            command.stdout(writer().map_err(StartError::Setup)?);
+            command.stderr(writer().map_err(StartError::Setup)?);
+        }
         if let Some(identity) = &self.spec.identity {
             for name in SUDO_VARIABLES {
                 command.env_remove(name);
@@ -349,14 +371,14 @@ impl PreparedCommand {
         }
         let identity = self.spec.identity.clone();
         let (inner, gate) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
-            .context("no pipe for the command")
+            .context("can't create a pipe for the command")
             .map_err(StartError::Setup)?;
         let gate_fd = gate.as_raw_fd();
         // SAFETY: the closure makes system calls only, and allocates nothing; its descriptors are its own, but for the
         // gate, which stays open until the process is there: `Waiting` waits for that.
         unsafe {
             command.pre_exec(move || {
-                // Only fault itself holds the gate: when it dies, the other end tells.
+                // Only fault itself holds the gate: when it dies, the other end is closed.
                 libc::close(gate_fd);
                 // First the cgroup: its file is root's.
                 entrance.as_ref().map_or(Ok(()), enter)?;
@@ -372,7 +394,7 @@ impl PreparedCommand {
                 let _inside = runtime.enter();
                 tokio::process::Command::from(command).spawn()
             })
-            .context("no thread to start the command")
+            .context("can't start the thread that starts the command")
             .map_err(StartError::Setup)?;
         Ok(Waiting {
             command: self,
@@ -401,7 +423,7 @@ impl PreparedCommand {
 pub struct Waiting<'a> {
     command: &'a PreparedCommand,
     forwarder: Option<Forwarder>,
-    /// A byte lets the process go on, the end makes it give up.
+    /// A byte lets the process continue; closing it makes the process end.
     gate: Option<OwnedFd>,
     starting: Option<JoinHandle<io::Result<Child>>>,
 }
@@ -430,7 +452,7 @@ impl Waiting<'_> {
             .map_err(StartError::Setup)?
             .map_err(|error| self.command.spawn_error(error))?;
         // tokio hasn't reaped it, so its number is still its own.
-        let pid = child.id().context("the command has no process number");
+        let pid = child.id().context("the command has no process id");
         let pid = pid.map_err(StartError::Setup)?;
         let forwarder = self.forwarder.take().context("the command goes once");
         let mut forwarder = forwarder.map_err(StartError::Setup)?;
@@ -478,8 +500,8 @@ fn enter(entrance: &File) -> io::Result<()> {
     Err(io::Error::from_raw_os_error(CGROUP_FAILED + errno))
 }
 
-/// CMD, running. Dropping this lets it run on, and ends the passing on of signals; those that come
-/// later do nothing, so that they can't cut the healing short.
+/// CMD, running. Dropping this lets it run on, and ends the forwarding of signals. Later signals are ignored, so that
+/// they can't interrupt the cleanup.
 #[derive(Debug)]
 pub struct Running {
     child: Child,

@@ -90,13 +90,13 @@ pub fn find(places: &RuntimePaths, wanted: &str) -> Result<Container> {
             one.runtime
         ),
         [one] => bail!(
-            "the container `{wanted}` ({}) is not running, or its processes can't be seen from inside this one: give \
-             this one the host's with --pid host (hostPID in Kubernetes)",
+            "the container `{wanted}` ({}) is not running, or its processes are not visible from this container: \
+             share the host's process ids with --pid host (hostPID in Kubernetes)",
             one.runtime
         ),
         [] => {
             if let Some(error) = refused {
-                return Err(error.context(format!("no container `{wanted}` is to be found")));
+                return Err(error.context(format!("no container `{wanted}` found")));
             }
             bail!("no container `{wanted}`: {}", known(&all))
         }
@@ -106,7 +106,7 @@ pub fn find(places: &RuntimePaths, wanted: &str) -> Result<Container> {
                 .map(|one| format!("{} {}", one.runtime, short(&one.id)))
                 .collect();
             bail!(
-                "`{wanted}` is the name of several containers: give the id of one ({})",
+                "several containers are named `{wanted}`: give the id of one ({})",
                 ids.join(", ")
             )
         }
@@ -130,12 +130,12 @@ fn known(all: &[Container]) -> String {
         })
         .collect();
     let there = if names.is_empty() {
-        "no container of Docker, Podman or containerd is running here".to_owned()
+        "no Docker, Podman or containerd container is running here".to_owned()
     } else {
         format!("there are {}", names.join(", "))
     };
     format!(
-        "{there} (those of a rootless runtime are not seen: use --pid with the container's process)"
+        "{there} (containers of a rootless runtime are not found: give --pid with the container's process)"
     )
 }
 
@@ -155,7 +155,7 @@ fn docker(places: &RuntimePaths) -> Result<Vec<Container>> {
     }
     let list = ask(path, "/containers/json?all=1").with_context(|| {
         format!(
-            "can't ask Docker on {} (run as root, or join the group docker)",
+            "can't query Docker on {} (run as root, or join the group docker)",
             path.display()
         )
     })?;
@@ -305,7 +305,7 @@ impl RuntimePaths {
         let pid: i32 = text
             .trim()
             .parse()
-            .with_context(|| format!("{} holds no number", path.display()))?;
+            .with_context(|| format!("{} does not contain a number", path.display()))?;
         Ok(if self.is_process_of(pid, id) { pid } else { 0 })
     }
 
@@ -380,7 +380,7 @@ mod tests {
         assert!(stopped.contains("is not running"), "{stopped}");
         let unknown = find(&places, "cache").unwrap_err().to_string();
         assert!(
-            unknown.starts_with("no container `cache`: there are db (those of a rootless"),
+            unknown.starts_with("no container `cache`: there are db (containers of a rootless"),
             "{unknown}"
         );
         // Two characters are too few to be an id.
@@ -405,7 +405,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&places.docker_socket).unwrap());
         let error = format!("{:#}", find(&places, "db").unwrap_err());
         assert!(
-            error.contains("can't ask Docker on") && error.contains("join the group docker"),
+            error.contains("can't query Docker on") && error.contains("join the group docker"),
             "{error}"
         );
     }
@@ -458,7 +458,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = find(&places(folder.path()), "db").unwrap_err().to_string();
         assert!(
-            error.contains("no container of Docker, Podman or containerd is running"),
+            error.contains("no Docker, Podman or containerd container is running"),
             "{error}"
         );
     }

@@ -44,7 +44,7 @@ impl Folder {
             let parent = Self::make(&folder)?;
             match mkdirat(&parent.fd, &*name, Mode::from_bits_truncate(0o777)) {
                 Ok(()) | Err(Errno::EEXIST) => {}
-                Err(errno) => bail!("can't make {}: {}", path.display(), errno.desc()),
+                Err(errno) => bail!("can't create {}: {}", path.display(), errno.desc()),
             }
         }
         Self::open(path)
@@ -133,7 +133,7 @@ pub fn create(path: &Path) -> Result<File> {
 pub fn split(path: &Path) -> Result<(PathBuf, OsString)> {
     let name = path
         .file_name()
-        .with_context(|| format!("{} is no name of a file", path.display()))?;
+        .with_context(|| format!("{} is not a file name", path.display()))?;
     let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
     Ok((folder.unwrap_or(Path::new(".")).to_owned(), name.to_owned()))
 }
@@ -149,7 +149,8 @@ fn unopened(path: &Path, errno: Errno) -> anyhow::Error {
     let path = path.display();
     match errno {
         Errno::ELOOP => anyhow!(
-            "{path} leads through a symbolic link, which is not followed: give the path without it (realpath prints it)"
+            "{path} contains a symbolic link, which fault does not follow: give the path without it (realpath prints \
+             it)"
         ),
         errno => anyhow!("can't write {path}: {}", errno.desc()),
     }

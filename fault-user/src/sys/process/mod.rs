@@ -1,8 +1,8 @@
-//! Processes: the command, its cgroup, its user, its namespaces, its sockets, and our own rights.
+//! Processes: the command, its cgroup, its user, its namespaces, its sockets, and the capabilities of fault.
 //!
 //! The order of `fault run`: [`command::CommandSpec::resolve`] (can CMD be started at all?),
 //! [`cgroup::CommandCgroup::create`] (whose id the rules need), the rules, and only then
-//! [`command::Prepared::spawn`]. CMD is in its cgroup before its first instruction.
+//! [`command::PreparedCommand::spawn`]. CMD is in its cgroup before its first instruction.
 
 pub mod caller;
 pub mod capabilities;

@@ -30,7 +30,7 @@ impl PartialEq for NetworkNamespace {
 
 impl Eq for NetworkNamespace {}
 
-/// What tells one namespace from another: its file's device and inode.
+/// The identity of a namespace: its file's device and inode.
 fn identity(file: &File) -> std::io::Result<(u64, u64)> {
     let status = file.metadata()?;
     Ok((status.dev(), status.ino()))
@@ -63,7 +63,7 @@ impl NetworkNamespace {
         let kind = nix::sys::statfs::fstatfs(&file).map(|stat| stat.filesystem_type());
         if kind != Ok(nix::sys::statfs::NSFS_MAGIC) {
             bail!(
-                "{} is no network namespace: give a path such as /proc/PID/ns/net",
+                "{} is not a network namespace: give a path such as /proc/PID/ns/net",
                 path.display()
             );
         }
@@ -114,7 +114,7 @@ impl NetworkNamespace {
         let cookie = self.enter(|| Ok(netns_cookie()))?;
         ensure!(
             cookie != 0,
-            "counting connections in another network namespace needs Linux 5.15: run fault in there"
+            "counting connections in another network namespace needs Linux 5.15: run fault inside it"
         );
         Ok(cookie)
     }
@@ -138,7 +138,7 @@ impl NetworkNamespace {
                 self.join()?;
                 work()
             });
-            let inside = inside.context("no thread to enter a network namespace")?;
+            let inside = inside.context("can't start a thread to enter a network namespace")?;
             match inside.join() {
                 Ok(result) => result,
                 Err(_) => bail!(anyhow!(

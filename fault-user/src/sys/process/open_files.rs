@@ -12,7 +12,7 @@ static BEFORE: OnceLock<libc::rlimit> = OnceLock::new();
 /// relay two.
 pub fn raise() {
     if let Err(error) = try_raise() {
-        log::warn!("the limit of open files stays as it is: {error}");
+        log::warn!("the limit of open files can't be raised: {error}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What `/proc` tells of a process.
+//! Information about processes from `/proc`.
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -63,7 +63,7 @@ fn stat(pid: Pid) -> Result<Option<Stat>> {
     };
     parse_stat(&text)
         .map(Some)
-        .with_context(|| format!("{path} is not in the form that proc(5) tells"))
+        .with_context(|| format!("{path} does not have the format of proc(5)"))
 }
 
 /// The name in parentheses may hold spaces and parentheses itself, so fields count from the last
@@ -167,7 +167,7 @@ pub fn socket_inodes(processes: &[ProcessId]) -> Result<HashSet<u64>> {
 pub struct SocketDescriptor {
     /// Its descriptor there.
     pub number: RawFd,
-    /// What tells it from all others.
+    /// Its unique inode.
     pub inode: u64,
 }
 

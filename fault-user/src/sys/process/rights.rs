@@ -1,12 +1,12 @@
-//! Rights that are given up once everything is set up.
+//! Drops capabilities and other privileges after the setup.
 //!
-//! Capabilities, `no_new_privs`, seccomp filters and Landlock domains belong to threads. Each helper thread gives up its own as it starts; the first
-//! thread, which sets up, starts CMD and heals, does so when CMD runs. The bounding set stays: CMD is somebody else's
-//! program, and what it may do through sudo is not for `fault` to say.
+//! Capabilities, `no_new_privs`, seccomp filters and Landlock domains belong to threads. Each helper thread drops its
+//! own when it starts. The main thread, which sets up, starts CMD and restores everything, drops them when CMD runs.
+//! The bounding set stays, because it would restrict what CMD can do through sudo.
 //!
-//! The filters name what is forbidden: a list of all that the standard library, tokio and the C library may ever call
-//! would break with their next version. Root without capabilities still owns most files and may start any program, so
-//! threads that read what comes from the network may do neither: [`confine`].
+//! The filters list forbidden system calls: a list of allowed ones would break with new versions of the standard
+//! library, tokio or the C library. Root without capabilities still owns most files and may start any program, so
+//! threads that read from the network are denied both: [`confine`].
 use crate::sys::process::capabilities::Capability;
 use anyhow::{Context, Result};
 use landlock::{
@@ -21,8 +21,8 @@ use std::path::Path;
 /// `_LINUX_CAPABILITY_VERSION_3`: two words of each set.
 const VERSION: u32 = 0x2008_0522;
 
-/// What no thread does once all is set up: other processes' memory, the kernel itself, mounts, the clock, keys, and doors
-/// that have been many holes. A capability is needed for most, but not in every kernel for all.
+/// System calls that no thread needs after the setup: other processes' memory, the kernel itself, mounts, the clock,
+/// keys, and interfaces with a history of vulnerabilities. Most of them need a capability, but not on every kernel.
 const NEVER: [libc::c_long; 38] = [
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
@@ -64,7 +64,8 @@ const NEVER: [libc::c_long; 38] = [
     libc::SYS_syslog,
 ];
 
-/// What the first thread of a run may still do, to heal, to follow a container and to probe, and others never.
+/// Further system calls that are forbidden except on the main thread of a run, which needs them to restore everything,
+/// to follow a container and to probe.
 const NEVER_CONFINED: [libc::c_long; 4] = [
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -81,21 +82,21 @@ struct Words {
     inheritable: u32,
 }
 
-/// From here on the calling thread has no capability but these, and only those of them that it had, and can't make the
-/// system calls of `NEVER`. Neither it nor what it starts can get any back.
+/// Drops all capabilities of the calling thread except these, and forbids the system calls of `NEVER`. Neither the
+/// thread nor its children can regain them.
 ///
 /// # Errors
-/// The kernel refuses, which a seccomp filter can make it do.
+/// A system call fails, for example because of a seccomp filter.
 pub fn keep_only(capabilities: &[Capability]) -> Result<()> {
     keep_capabilities(capabilities)?;
     forbid(&NEVER)
 }
 
-/// From here on the calling thread starts no program and enters no namespace, and makes, changes and removes no file, where
-/// the kernel has Landlock (Linux 5.13); `socket` it may remove. To be called after [`keep_only`].
+/// Forbids the calling thread to start programs, to enter namespaces, and with Landlock (Linux 5.13) to create, change
+/// or remove files, except for removing `socket`. Must be called after [`keep_only`].
 ///
 /// # Errors
-/// The kernel refuses, or there is no folder for `socket`.
+/// A system call fails, or the folder of `socket` does not exist.
 pub fn confine(socket: Option<&Path>) -> Result<()> {
     forbid(&NEVER_CONFINED)?;
     let mut rules = Ruleset::default()
@@ -108,11 +109,13 @@ pub fn confine(socket: Option<&Path>) -> Result<()> {
         let folder = PathFd::new(folder.unwrap_or(Path::new(".")))?;
         rules = rules.add_rule(PathBeneath::new(folder, AccessFs::RemoveFile))?;
     }
-    rules.restrict_self().context("closing the files off")?;
+    rules
+        .restrict_self()
+        .context("restricting access to files")?;
     Ok(())
 }
 
-/// Makes system calls fail with EPERM, in the calling thread and in what it starts.
+/// Makes system calls fail with EPERM in the calling thread and its children.
 fn forbid(calls: &[libc::c_long]) -> Result<()> {
     let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
     let refused = SeccompAction::Errno(libc::EPERM.cast_unsigned());
@@ -123,7 +126,8 @@ fn forbid(calls: &[libc::c_long]) -> Result<()> {
         len: u16::try_from(program.len())?,
         filter: program.as_ptr().cast_mut().cast(),
     };
-    // Kernels before 5.16 would slow the thread down, against a leak that matters to programs that run foreign code.
+    // Kernels before 5.16 would otherwise slow the thread down to mitigate a leak that only concerns programs that run
+    // untrusted code.
     let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     let mode = libc::SECCOMP_SET_MODE_FILTER;
     // SAFETY: instructions of the kernel's own form, as many as said, which outlive the call.
@@ -158,13 +162,14 @@ fn keep_capabilities(capabilities: &[Capability]) -> Result<()> {
             words.inheritable = 0;
         }
         let set = libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr());
-        Errno::result(set).context("giving up capabilities")?;
+        Errno::result(set).context("dropping capabilities")?;
     }
     Ok(())
 }
 
-/// From here on the sockets that the calling thread makes are nobody's instead of root's, where it has the right to say so.
-/// A relayed connection must not make its client pass for root with those who ask whose it is, as the control API does.
+/// Creates the calling thread's sockets as an unprivileged user from now on, if it has the capability for that.
+/// Otherwise a relayed connection would let its client pass for root with servers that check the owner, as the control
+/// API does.
 pub fn disown_sockets() {
     const NOBODY: u32 = 65_534;
     if nix::unistd::geteuid().is_root() {
@@ -172,13 +177,13 @@ pub fn disown_sockets() {
     }
 }
 
-/// Makes the calling thread a helper: it keeps these capabilities, is confined, and signals are for the others. A handler that runs
-/// here could not pass them on.
+/// Makes the calling thread a helper: it keeps only these capabilities, is confined, and blocks signals, because a
+/// handler on it could not forward them.
 pub fn be_helper(capabilities: &[Capability]) {
     settle(capabilities, || confine(None));
 }
 
-/// [`be_helper`] for one that reaches for sockets of other processes, which Landlock would forbid.
+/// [`be_helper`] for a thread that accesses sockets of other processes, which Landlock would forbid.
 pub fn be_helper_beside_others(capabilities: &[Capability]) {
     settle(capabilities, || forbid(&NEVER_CONFINED));
 }
@@ -190,7 +195,7 @@ fn settle(capabilities: &[Capability], confine: impl FnOnce() -> Result<()>) {
         .and_then(|()| keep_only(capabilities))
         .and_then(|()| confine());
     if let Err(error) = settled {
-        log::warn!("a helper thread keeps rights that it does not need: {error:#}");
+        log::warn!("a helper thread keeps capabilities that it does not need: {error:#}");
     }
 }
 

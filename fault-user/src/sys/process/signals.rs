@@ -88,7 +88,9 @@ impl Forwarder {
         };
         for signal in FORWARDED {
             let number = signal as c_int;
-            if is_ignored(number).with_context(|| format!("can't ask about {signal}"))? {
+            if is_ignored(number)
+                .with_context(|| format!("can't query the handling of {signal}"))?
+            {
                 continue;
             }
             let shared = Arc::clone(&forwarder.shared);

@@ -28,7 +28,7 @@ struct Account {
 }
 
 impl Identity {
-    /// Who CMD is to run as; `None`: as whoever runs `fault`.
+    /// Chooses the user for CMD; `None` for the user that runs `fault`.
     ///
     /// `user` is the argument of `--user`: `NAME`, `UID`, each with `:GROUP` or `:GID`.
     /// `variable` looks up an environment variable (sudo's `SUDO_UID` and `SUDO_GID`).
@@ -106,7 +106,7 @@ impl Identity {
         let groups = match &account {
             Some(account) => {
                 let name = CString::new(account.name.as_str())
-                    .context("a user name with a zero byte in it")?;
+                    .context("the user name contains a NUL byte")?;
                 getgrouplist(&name, gid)
                     .with_context(|| format!("can't list the groups of {}", account.name))?
             }

@@ -3,13 +3,12 @@
 //! Clients decide by the code, not by the text, whether they try again. The table has the errors that an
 //! outage, overload or a conflict brings, from `MySQL`'s server error message reference.
 
+use super::{Unknown, fits};
+
 /// The code of an error that has no other (`ER_UNKNOWN_ERROR`).
 const UNKNOWN: u16 = 1105;
 /// The SQLSTATE of errors that have no other.
 const GENERAL: &str = "HY000";
-/// The fewest bytes of the beginning of a known text that stand for it.
-const SHORTEST: usize = 8;
-
 /// Code, SQLSTATE and text; `%` stands for what differs.
 const ERRORS: &[(u16, &str, &str)] = &[
     (1040, "08004", "Too many connections"),
@@ -129,22 +128,29 @@ const ERRORS: &[(u16, &str, &str)] = &[
 
 /// An error as a server sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ServerError {
+pub(crate) struct MysqlError {
     pub(crate) code: u16,
     /// Five letters and digits.
     pub(crate) state: String,
     pub(crate) text: String,
 }
 
-impl ServerError {
+impl MysqlError {
     /// The error that is meant by a text, which may begin with its code and SQLSTATE as in `1213
     /// Deadlock found`, `1213 (40001) Deadlock found` or `ERROR 1213 (40001): Deadlock found`.
-    pub(crate) fn meant_by(text: &str) -> Self {
+    ///
+    /// # Errors
+    /// A number that is no code of a server's error.
+    pub(crate) fn meant_by(text: &str) -> Result<Self, Unknown> {
         let text = text.trim();
         let after_word = text.strip_prefix("ERROR ").unwrap_or(text);
         match split_code(after_word) {
-            Some((code, rest)) => Self::with_code(code, rest),
-            None => Self::with_text(text),
+            Some((code, rest)) => Ok(Self::with_code(code, rest)),
+            None if text.bytes().all(|byte| byte.is_ascii_digit()) => Err(Unknown {
+                message: format!("`{text}` is no error of a MySQL server"),
+                expected: "a code such as 1213 or 1205, or a text".to_owned(),
+            }),
+            None => Ok(Self::with_text(text)),
         }
     }
 
@@ -201,25 +207,6 @@ fn split_state(text: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// Whether a text is an instance of a pattern, or the beginning of one.
-fn fits(pattern: &str, text: &str) -> bool {
-    let (pattern, text) = (pattern.to_ascii_lowercase(), text.to_ascii_lowercase());
-    if text.len() >= SHORTEST && pattern.starts_with(&text) {
-        return true;
-    }
-    let mut pieces = pattern.split('%');
-    let Some(mut rest) = pieces.next().and_then(|first| text.strip_prefix(first)) else {
-        return false;
-    };
-    for piece in pieces {
-        match rest.find(piece) {
-            Some(at) => rest = &rest[at + piece.len()..],
-            None => return false,
-        }
-    }
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,7 +247,7 @@ mod tests {
             ("The disk is on fire", 1105, "HY000"),
             ("Too", 1105, "HY000"),
         ] {
-            let error = ServerError::meant_by(text);
+            let error = MysqlError::meant_by(text).expect(text);
             assert_eq!((error.code, error.state.as_str()), (code, state), "{text}");
             assert_eq!(error.text, text);
         }
@@ -280,9 +267,16 @@ mod tests {
             ("500 errors", 1105, "HY000", "500 errors"),
             ("1213th error", 1105, "HY000", "1213th error"),
         ] {
-            let error = ServerError::meant_by(text);
+            let error = MysqlError::meant_by(text).expect(text);
             let found = (error.code, error.state.as_str(), error.text.as_str());
             assert_eq!(found, (code, state, says), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_no_code_is_rejected() {
+        for text in ["1", "999", "99999", "100000"] {
+            assert!(MysqlError::meant_by(text).is_err(), "{text}");
         }
     }
 }

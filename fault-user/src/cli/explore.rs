@@ -1,0 +1,120 @@
+//! `fault explore`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::parse_time;
+use crate::explore;
+use crate::inject::reach::IngressMechanism;
+use crate::session::options::Options;
+use crate::session::outcome::{Failure, Outcome};
+use crate::sys::net::interfaces::Selection;
+
+/// Find what makes a command fail: one fault on one of its dependencies at a time.
+///
+/// The command runs without faults first, to see what it talks to. Then it runs once with each kind of fault on each of
+/// these dependencies. What fails is run again with the same seed, and the fault is made smaller as long as it fails. The
+/// exit code is 0 when the command survived all faults, 121 when it did not, 125 when it fails without faults.
+#[derive(Debug, Args)]
+pub struct Explore {
+    /// How often the command runs without faults first.
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Only these kinds of faults, with commas between them; `--plan` shows them all.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    faults: Vec<String>,
+    /// Only dependencies that this is part of, e.g. tcp:6379 or redis. Repeatable.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// No dependencies that this is part of. Repeatable.
+    #[arg(long, value_name = "TEXT")]
+    skip: Vec<String>,
+    /// Servers that the command starts itself are dependencies, too.
+    #[arg(long)]
+    internal: bool,
+    /// Only list the experiments, as rules.
+    #[arg(long)]
+    plan: bool,
+    /// How long a run may take, e.g. 30s; what takes longer hangs. Default: 5 times as long as without faults, at least
+    /// 10s.
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<String>,
+    /// Begin no experiment after this time, e.g. 10m. The most telling ones come first.
+    #[arg(long, value_name = "TIME")]
+    budget: Option<String>,
+    /// Don't search for the smallest fault that fails.
+    #[arg(long)]
+    no_shrink: bool,
+    /// A line for the shell that is run before each run, without faults.
+    #[arg(long, value_name = "LINE")]
+    before: Option<String>,
+    /// A line for the shell that is run after each run, without faults.
+    #[arg(long, value_name = "LINE")]
+    after: Option<String>,
+    /// A line for the shell that must succeed after each run, without faults: what must hold whatever fails.
+    #[arg(long, value_name = "LINE")]
+    check: Option<String>,
+    /// Write report.json, junit.xml and report.html into this folder.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Where all randomness comes from; drawn and printed when it is not given.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Run the command as this user (NAME or UID, :GROUP); default: the one who called sudo.
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Explore {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Wrong arguments, a command that fails without faults, or what was asked for can't be set up.
+    pub fn execute(self) -> Outcome {
+        let time = |option, text: Option<String>| -> Result<_, Failure> {
+            text.map(|text| parse_time(option, &text)).transpose()
+        };
+        let explore = explore::Explore {
+            options: options(),
+            user: self.user,
+            runs: self.runs,
+            seed: self.seed,
+            faults: self.faults,
+            only: self.only,
+            skip: self.skip,
+            internal: self.internal,
+            plan: self.plan,
+            timeout: time("--timeout", self.timeout)?,
+            budget: time("--budget", self.budget)?,
+            shrinks: !self.no_shrink,
+            report: self.report,
+            before: self.before,
+            after: self.after,
+            check: self.check,
+            command: self.command,
+        };
+        explore.execute()
+    }
+}
+
+/// The command's own traffic, on all interfaces.
+fn options() -> Options {
+    Options {
+        pid: None,
+        cgroup: None,
+        container: None,
+        follow: false,
+        netns: None,
+        selection: Selection::Default,
+        attachment: None,
+        front: IngressMechanism::Tc,
+        mechanism: None,
+        drain: None,
+        force: false,
+    }
+}

@@ -1,0 +1,58 @@
+//! `fault profiles`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Outcome, exit, print_json};
+use crate::rule::{PROFILES, Profile};
+use crate::tell;
+
+/// List the profiles: kinds of links by their names, with their figures and where these come from.
+#[derive(Debug, Args)]
+pub struct List {
+    /// Print it as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl List {
+    /// Does it.
+    ///
+    /// # Errors
+    /// The list can't be written.
+    pub fn execute(self) -> Outcome {
+        if self.json {
+            print_json(&PROFILES.iter().map(object).collect::<Vec<_>>())?;
+        } else {
+            let all = PROFILES.iter().map(text);
+            tell::data(&format!(
+                "Use: fault run -r '* profile=lte' -- CMD. Delays are of each way: a round trip takes twice as long.\n\n{}",
+                all.collect::<Vec<_>>().join("\n")
+            ))?;
+        }
+        Ok(exit::SUCCESS)
+    }
+}
+
+fn text(profile: &Profile) -> String {
+    let Profile {
+        name,
+        title,
+        rules,
+        source,
+    } = profile;
+    let rules = rules.join("  ");
+    format!(
+        "{name:<17} {title}\n{:18}{rules}\n{:18}({source})\n",
+        "", ""
+    )
+}
+
+fn object(profile: &Profile) -> serde_json::Value {
+    json!({
+        "name": profile.name,
+        "title": profile.title,
+        "rules": profile.rules,
+        "source": profile.source,
+    })
+}

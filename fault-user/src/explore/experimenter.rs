@@ -1,0 +1,292 @@
+//! Tries one fault after the other, confirms failures, and has them made smaller.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::attempt::{Attempt, Measured, Runner, attempt};
+use super::faults::Experiment;
+use super::shrink::{Smallest, shrink};
+use super::verdict::Verdict;
+
+/// So many times the usual number of connects are a storm.
+const STORM: u64 = 10;
+
+/// What an experiment came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// The experiment.
+    pub experiment: Experiment,
+    /// Its first run.
+    pub first: Attempt,
+    /// What the second run with the same seed came to, where that is something else.
+    pub differs: Option<Verdict>,
+    /// The smallest fault that fails.
+    pub smallest: Option<Smallest>,
+    /// How many times the usual number of connects there were, where that is a storm.
+    pub storm: Option<u64>,
+}
+
+impl Cell {
+    /// Whether it is a finding: it failed, twice.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        self.first.verdict.is_failure() && self.differs.is_none()
+    }
+
+    /// The verdict in words.
+    #[must_use]
+    pub fn verdict(&self) -> String {
+        match self.differs {
+            Some(other) => format!(
+                "flaky: {}, then {}",
+                self.first.verdict.name(),
+                other.name()
+            ),
+            None => self.first.verdict.name().to_owned(),
+        }
+    }
+
+    /// In one letter.
+    #[must_use]
+    pub fn symbol(&self) -> &'static str {
+        match (self.differs, self.storm) {
+            (Some(_), _) => "?",
+            (None, Some(_)) => "!",
+            (None, None) => self.first.verdict.symbol(),
+        }
+    }
+
+    /// The rules that reproduce it.
+    #[must_use]
+    pub fn rules(&self) -> &[String] {
+        match &self.smallest {
+            Some(smallest) => &smallest.rules,
+            None => &self.experiment.rules,
+        }
+    }
+}
+
+/// How experiments are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// Whether failures are made smaller.
+    pub shrinks: bool,
+    /// When no further one begins.
+    pub until: Option<Instant>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Explored {
+    /// By experiment, in their order.
+    pub cells: Vec<Cell>,
+    /// Experiments that were left out for want of time.
+    pub left_out: Vec<Experiment>,
+    /// Why it ended early, if it did.
+    pub stopped: Option<Stop>,
+}
+
+/// Why exploring ended early.
+#[derive(Debug)]
+pub enum Stop {
+    /// A signal.
+    Interrupted,
+    /// Something went wrong.
+    Error(anyhow::Error),
+}
+
+/// Tries all experiments, and tells of each when it is done.
+pub async fn explore(
+    runner: &mut impl Runner,
+    measured: &Measured<'_>,
+    experiments: &[Experiment],
+    manner: Manner,
+    mut tell: impl FnMut(usize, &Cell),
+) -> Explored {
+    let mut explored = Explored::default();
+    for (number, experiment) in experiments.iter().enumerate() {
+        if manner.until.is_some_and(|until| Instant::now() >= until) {
+            explored.left_out = experiments[number..].to_vec();
+            break;
+        }
+        match cell(runner, measured, experiment, manner.shrinks).await {
+            Ok(Some(cell)) => {
+                tell(number, &cell);
+                explored.cells.push(cell);
+            }
+            other => {
+                explored.left_out = experiments[number..].to_vec();
+                explored.stopped = Some(other.map_or_else(Stop::Error, |_| Stop::Interrupted));
+                break;
+            }
+        }
+    }
+    explored
+}
+
+/// Makes one experiment; nothing when it was interrupted.
+async fn cell(
+    runner: &mut impl Runner,
+    measured: &Measured<'_>,
+    experiment: &Experiment,
+    shrinks: bool,
+) -> Result<Option<Cell>> {
+    let Some(first) = attempt(runner, measured, experiment).await? else {
+        return Ok(None);
+    };
+    let mut cell = Cell {
+        storm: storm(measured, experiment, &first),
+        experiment: experiment.clone(),
+        first,
+        differs: None,
+        smallest: None,
+    };
+    if !cell.first.verdict.is_failure() {
+        return Ok(Some(cell));
+    }
+    let Some(second) = attempt(runner, measured, experiment).await? else {
+        return Ok(None);
+    };
+    if !second.verdict.agrees_with(cell.first.verdict) {
+        cell.differs = Some(second.verdict);
+    } else if shrinks {
+        cell.smallest = shrink(runner, measured, experiment).await?;
+    }
+    Ok(Some(cell))
+}
+
+/// How many times the usual number of connects a run made that survived, where that is a storm.
+fn storm(measured: &Measured<'_>, experiment: &Experiment, run: &Attempt) -> Option<u64> {
+    let usual = measured.dependencies[experiment.dependency]
+        .connections
+        .max(1);
+    let connects = *run.seen.connects.get(experiment.dependency)?;
+    let is_storm = connects > usual * STORM && !run.verdict.is_failure();
+    is_storm.then_some(connects / usual)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use super::super::dependency::tests::example;
+    use super::super::faults::{FAULTS, experiments};
+    use super::super::kind::Kind;
+    use super::super::verdict::tests::seen;
+    use super::super::verdict::{End, Observation};
+    use super::*;
+    use crate::rule::Rule;
+
+    /// A command that fails when a rule says so.
+    pub(crate) struct Fake<F> {
+        fails: F,
+        pub(crate) runs: usize,
+        /// Interrupted at this run.
+        pub(crate) last: usize,
+        pub(crate) connects: u64,
+    }
+
+    impl<F: Fn(&Rule) -> bool> Fake<F> {
+        pub(crate) fn new(fails: F) -> Self {
+            Self {
+                fails,
+                runs: 0,
+                last: usize::MAX,
+                connects: 1,
+            }
+        }
+    }
+
+    impl<F: Fn(&Rule) -> bool> Runner for Fake<F> {
+        async fn run(&mut self, rules: &[String], _limit: Duration) -> Result<Option<Observation>> {
+            self.runs += 1;
+            if self.runs > self.last {
+                return Ok(None);
+            }
+            let rules = rules
+                .iter()
+                .map(|text| text.parse::<Rule>().expect("a rule"));
+            let fails = rules.into_iter().any(|rule| (self.fails)(&rule));
+            let mut run = seen(End::Exited(u8::from(fails)), 50);
+            run.connects = vec![self.connects];
+            Ok(Some(run))
+        }
+    }
+
+    pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.expect("a runtime").block_on(future)
+    }
+
+    fn explored<F: Fn(&Rule) -> bool>(runner: &mut Fake<F>, manner: Manner) -> Explored {
+        let dependencies = [example(Kind::Redis, 1)];
+        let limit = Duration::from_secs(10);
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit,
+        };
+        let faults = FAULTS.map(|(fault, ..)| fault);
+        let all = experiments(&[(0, &dependencies[0])], &faults, limit);
+        block_on(explore(runner, &measured, &all, manner, |_, _| {}))
+    }
+
+    const MANNER: Manner = Manner {
+        shrinks: false,
+        until: None,
+    };
+
+    #[test]
+    fn what_fails_is_tried_again_and_what_survives_is_not() {
+        let mut runner = Fake::new(|rule: &Rule| rule.to_string().contains("reject"));
+        let found = explored(&mut runner, MANNER);
+        assert_eq!((found.cells.len(), runner.runs), (12, 13));
+        let failures: Vec<_> = found
+            .cells
+            .iter()
+            .filter(|cell| cell.is_failure())
+            .collect();
+        assert_eq!(failures.len(), 1);
+        assert_eq!(failures[0].symbol(), "F");
+    }
+
+    #[test]
+    fn a_failure_that_does_not_come_again_is_flaky() {
+        let runs = std::cell::Cell::new(0);
+        let mut runner = Fake::new(move |_: &Rule| {
+            runs.set(runs.get() + 1);
+            runs.get() == 1
+        });
+        let found = explored(&mut runner, MANNER);
+        let cell = &found.cells[0];
+        assert_eq!(cell.verdict(), "flaky: failed, then survived");
+        assert_eq!((cell.symbol(), cell.is_failure()), ("?", false));
+    }
+
+    #[test]
+    fn an_interruption_keeps_what_is_done() {
+        let mut runner = Fake::new(|_: &Rule| false);
+        runner.last = 3;
+        let found = explored(&mut runner, MANNER);
+        assert!(matches!(found.stopped, Some(Stop::Interrupted)));
+        assert_eq!((found.cells.len(), found.left_out.len()), (3, 9));
+    }
+
+    #[test]
+    fn without_time_nothing_begins() {
+        let mut runner = Fake::new(|_: &Rule| false);
+        let until = Some(Instant::now());
+        let found = explored(&mut runner, Manner { until, ..MANNER });
+        assert_eq!((found.left_out.len(), runner.runs), (12, 0));
+    }
+
+    #[test]
+    fn a_storm_of_retries_is_seen_where_the_command_survives() {
+        let mut runner = Fake::new(|_: &Rule| false);
+        runner.connects = 42;
+        let found = explored(&mut runner, MANNER);
+        assert_eq!(found.cells[0].storm, Some(21), "usually there are two");
+        assert_eq!(found.cells[0].symbol(), "!");
+    }
+}

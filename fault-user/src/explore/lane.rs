@@ -1,0 +1,506 @@
+//! Runs a command under one rule set after the other. The programs are loaded and attached once, with rules that match
+//! nothing; a rule set is put in their place for each run.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::attempt::Runner;
+use super::capture::Capture;
+use super::dependency::{Dependency, Sighting};
+use super::verdict::{End, Observation};
+use crate::inject::endpoints::{Endpoint, Endpoints};
+use crate::inject::injection::{Hits, Injection, InjectionOptions};
+use crate::inject::injector::Marker;
+use crate::plan::Plan;
+use crate::plan::mechanism::choose;
+use crate::plan::tables::Scope;
+use crate::relay::exchange::Exchange;
+use crate::rule::{ResolvedRule, Rule, SystemResolver, Targets};
+use crate::session::machine::ThisMachine;
+use crate::session::options::Options;
+use crate::session::signals::EndSignals;
+use crate::session::subject::{Subject, scope_of};
+use crate::steer::{Steering, SteeringScope};
+use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
+use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running};
+use crate::sys::process::proc::ProcessId;
+use crate::sys::process::sockets::{self, State};
+use crate::sys::process::user::Identity;
+
+/// A rule that never acts. It has the programs and the delay line ready for all others.
+const IDLE: &str = "udp:9 delay=1ms first=1 dir=to-client";
+/// How much of the end of the output is kept, in bytes.
+const OUTPUT_MAX: u64 = 16 << 10;
+
+/// The commands that are run, and as whom.
+#[derive(Debug)]
+pub struct Commands {
+    /// What is explored.
+    pub main: PreparedCommand,
+    /// Done before each run.
+    pub before: Option<PreparedCommand>,
+    /// Done after each run.
+    pub after: Option<PreparedCommand>,
+    /// Must succeed after each run.
+    pub check: Option<PreparedCommand>,
+}
+
+impl Commands {
+    /// A line for the shell, ready to be run.
+    ///
+    /// # Errors
+    /// There is no shell.
+    pub fn shell(
+        line: &str,
+        identity: Option<Identity>,
+        environment: Vec<(OsString, OsString)>,
+    ) -> Result<PreparedCommand> {
+        let words = ["/bin/sh", "-c", line].map(OsString::from).to_vec();
+        Ok(CommandSpec::new(words, identity)?
+            .with_environment(environment)
+            .resolve()?)
+    }
+}
+
+/// Where the command runs, and the programs around it. Dropping it takes everything back.
+pub struct Lane<'a> {
+    commands: &'a Commands,
+    seed: u64,
+    /// The longest that a command beside the explored one may take.
+    patience: Duration,
+    /// What is counted for each run.
+    dependencies: Vec<Dependency>,
+    ends: EndSignals,
+    injection: Injection,
+    plan: Plan,
+    marker: Marker,
+    exchange: Option<Arc<Exchange>>,
+    scope: Scope,
+    cgroup: CommandCgroup,
+    /// Of `--before`, `--after` and `--check`, which no rule concerns.
+    beside: CommandCgroup,
+    /// What the programs are aimed at; goes after them.
+    _subject: Subject,
+}
+
+/// How a command ended, unless a signal for `fault` came first.
+struct Ran {
+    end: End,
+    took: Duration,
+    /// Remote ends, and how far the connections had come.
+    waited_for: Vec<(SocketAddr, &'static str)>,
+    left_behind: usize,
+    output: String,
+}
+
+impl<'a> Lane<'a> {
+    /// Loads and attaches the programs. To be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel refuses; then nothing has changed.
+    pub fn open(
+        commands: &'a Commands,
+        options: &Options,
+        seed: u64,
+        patience: Duration,
+    ) -> Result<Self> {
+        // Before anything is changed: what ends fault from here on takes everything back first.
+        let ends = EndSignals::listen()?;
+        let mut subject = Subject::find(options)?;
+        let hierarchy = Hierarchy::find()?;
+        let cgroup = CommandCgroup::create(&hierarchy, Leftovers::Kill)?;
+        let beside = CommandCgroup::create(&hierarchy, Leftovers::Kill)?;
+        let scope = scope_of(cgroup.cgroup())?;
+        let plan = plan(&[IDLE.to_owned()], seed, &scope)?;
+        let injection_options = InjectionOptions {
+            live: true,
+            ..options.injection_options()
+        };
+        let mut prepared = subject.load(&plan, options, &injection_options)?;
+        prepared.watch(&scope)?;
+        subject.count_endpoints(Some(&scope), &mut prepared);
+        let marker = prepared.marker(&scope)?;
+        let exchange = prepared.exchange();
+        Ok(Self {
+            commands,
+            seed,
+            patience,
+            dependencies: Vec::new(),
+            ends,
+            injection: prepared.start()?,
+            plan,
+            marker,
+            exchange,
+            scope,
+            cgroup,
+            beside,
+            _subject: subject,
+        })
+    }
+
+    /// From now on connects to these are counted for each run.
+    pub fn count(&mut self, dependencies: &[Dependency]) {
+        self.dependencies = dependencies.to_vec();
+    }
+
+    /// Takes everything back.
+    ///
+    /// # Errors
+    /// Something can't be taken back.
+    pub fn close(self) -> Result<()> {
+        self.injection.remove()?;
+        self.cgroup.finish()?;
+        self.beside.finish()?;
+        Ok(())
+    }
+
+    /// Runs the command without faults and looks at what it talks to. Nothing when it was interrupted.
+    ///
+    /// # Errors
+    /// As [`Runner::run`], or packets can't be looked at.
+    pub async fn observe(&mut self, limit: Duration) -> Result<Option<(Observation, Sighting)>> {
+        let mut sighting = Sighting::default();
+        let seen = self.attempt(&[], limit, Some(&mut sighting)).await?;
+        Ok(seen.map(|seen| (seen, sighting)))
+    }
+
+    /// Runs the command once, with what comes before and after it. Its conversations are looked at where there is a
+    /// `sighting` to be filled in.
+    async fn attempt(
+        &mut self,
+        rules: &[String],
+        limit: Duration,
+        sighting: Option<&mut Sighting>,
+    ) -> Result<Option<Observation>> {
+        let commands = self.commands;
+        let before = self.endpoints()?;
+        if self
+            .must("--before", commands.before.as_ref())
+            .await?
+            .is_none()
+        {
+            return Ok(None);
+        }
+        let capture = sighting.is_some().then(Capture::start).transpose()?;
+        let main = self.main(rules, limit).await?;
+        let conversations = capture.map(Capture::finish).transpose()?;
+        let Some((ran, hits)) = main else {
+            return Ok(None);
+        };
+        let after = self.endpoints()?;
+        let used = since(&before, &after);
+        let Some(check) = self.beside(commands.check.as_ref()).await? else {
+            return Ok(None);
+        };
+        if self
+            .must("--after", commands.after.as_ref())
+            .await?
+            .is_none()
+        {
+            return Ok(None);
+        }
+        let connects = self.dependencies.iter().map(|one| connects(one, &used));
+        let connects = connects.collect();
+        if let (Some(sighting), Some((flows, names))) = (sighting, conversations) {
+            *sighting = Sighting {
+                endpoints: used,
+                unix: after.unix - before.unix,
+                flows,
+                names,
+            };
+        }
+        Ok(Some(Observation {
+            end: ran.end,
+            took: ran.took,
+            hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
+            connects,
+            output: ran.output,
+            waited_for: in_words(&ran.waited_for, &self.dependencies, rules),
+            broken: (check.end != End::Exited(0)).then(|| check.why()),
+            left_behind: ran.left_behind,
+        }))
+    }
+
+    fn endpoints(&self) -> Result<Endpoints> {
+        let endpoints = self.injection.endpoints()?;
+        endpoints.context(
+            "what the command connects to can't be counted: it needs cgroup2 and Linux 5.8",
+        )
+    }
+
+    /// Puts rules in the place of those that are there.
+    fn replace(&mut self, rules: &[String]) -> Result<()> {
+        let mut next = plan(rules, self.seed, &self.scope)?;
+        self.injection.replace(&self.plan, &mut next)?;
+        self.plan = next;
+        Ok(())
+    }
+
+    async fn steer(&self) -> Result<Option<Steering>> {
+        let rules = self.plan.stream_rules();
+        if rules.is_empty() {
+            return Ok(None);
+        }
+        let whose = SteeringScope {
+            cgroup: &self.scope.path,
+            all_cgroups: false,
+            namespace: None,
+            marker: Some(Arc::clone(&self.marker)),
+            exchange: self.exchange.clone(),
+        };
+        let steering = Steering::start(&rules, self.plan.seed, whose).await?;
+        Ok(Some(steering))
+    }
+
+    fn hits(&self, steering: Option<&Steering>) -> Result<Vec<Hits>> {
+        let mut hits = self.injection.hits(&self.plan)?;
+        if let Some(steering) = steering {
+            steering.add_to(&mut hits);
+        }
+        Ok(hits)
+    }
+
+    /// Runs the command under the rules that are there.
+    async fn main(
+        &mut self,
+        rules: &[String],
+        limit: Duration,
+    ) -> Result<Option<(Ran, Vec<Hits>)>> {
+        let commands = self.commands;
+        let output = buffer()?;
+        let waiting = commands
+            .main
+            .begin_writing(Some(&self.cgroup), Some(&output))?;
+        if !rules.is_empty() {
+            self.replace(rules)?;
+        }
+        let steering = self.steer().await?;
+        let running = waiting.go()?;
+        let ran = wait(running, &self.cgroup, limit, &mut self.ends, &output).await?;
+        let hits = self.hits(steering.as_ref())?;
+        drop(steering);
+        // The same rules may come again, and are to begin anew then.
+        if !rules.is_empty() {
+            self.replace(&[IDLE.to_owned()])?;
+        }
+        Ok(ran.map(|ran| (ran, hits)))
+    }
+
+    /// Runs a command beside the explored one; nothing when it was interrupted.
+    async fn beside(&mut self, command: Option<&PreparedCommand>) -> Result<Option<Ran>> {
+        let Some(command) = command else {
+            let (end, took) = (End::Exited(0), Duration::ZERO);
+            return Ok(Some(Ran {
+                end,
+                took,
+                waited_for: Vec::new(),
+                left_behind: 0,
+                output: String::new(),
+            }));
+        };
+        let output = buffer()?;
+        let running = command
+            .begin_writing(Some(&self.beside), Some(&output))?
+            .go()?;
+        wait(
+            running,
+            &self.beside,
+            self.patience,
+            &mut self.ends,
+            &output,
+        )
+        .await
+    }
+
+    /// Runs what comes before or after; an error when that fails.
+    async fn must(
+        &mut self,
+        option: &str,
+        command: Option<&PreparedCommand>,
+    ) -> Result<Option<()>> {
+        let ran = self.beside(command).await?;
+        match ran {
+            Some(ran) if ran.end != End::Exited(0) => {
+                anyhow::bail!("{option} failed: {}", ran.why())
+            }
+            ran => Ok(ran.map(|_| ())),
+        }
+    }
+}
+
+impl Runner for Lane<'_> {
+    async fn run(&mut self, rules: &[String], limit: Duration) -> Result<Option<Observation>> {
+        self.attempt(rules, limit, None).await
+    }
+}
+
+impl Ran {
+    /// Why it is no success.
+    fn why(&self) -> String {
+        let end = match self.end {
+            End::Exited(code) => format!("exit code {code}"),
+            End::Signalled(signal) => format!("signal {signal}"),
+            End::TimedOut => "it took too long".to_owned(),
+        };
+        match self
+            .output
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+        {
+            Some(line) => format!("{end}: {}", line.trim()),
+            None => end,
+        }
+    }
+}
+
+/// Waits for a command, kills it at the limit, and whatever it has left behind. Nothing when a signal came.
+async fn wait(
+    mut running: Running,
+    cgroup: &CommandCgroup,
+    limit: Duration,
+    ends: &mut EndSignals,
+    output: &File,
+) -> Result<Option<Ran>> {
+    let started = Instant::now();
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(limit, running.wait()) => ended,
+        () = ends.come() => {
+            cgroup.empty()?;
+            return Ok(None);
+        }
+    };
+    let took = started.elapsed();
+    let (end, waited_for) = match ended {
+        Ok(ended) => match ended? {
+            Ended::Exited(code) => (End::Exited(code), Vec::new()),
+            Ended::Signalled(signal) => (End::Signalled(signal), Vec::new()),
+        },
+        Err(_) => (End::TimedOut, open_connections(cgroup)?),
+    };
+    let left_behind = cgroup.empty()?;
+    if end == End::TimedOut {
+        running.wait().await?;
+    }
+    // A signal for the command alone would have ended fault without it.
+    if running.signals().last().is_some_and(ends_fault) {
+        return Ok(None);
+    }
+    Ok(Some(Ran {
+        left_behind: if end == End::TimedOut { 0 } else { left_behind },
+        output: last_of(output)?,
+        end,
+        took,
+        waited_for,
+    }))
+}
+
+fn ends_fault(signal: nix::sys::signal::Signal) -> bool {
+    use nix::sys::signal::Signal;
+    matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP)
+}
+
+/// The plan of some rules for the command's cgroup.
+fn plan(texts: &[String], seed: u64, scope: &Scope) -> Result<Plan> {
+    let mut rules: Vec<(Rule, ResolvedRule)> = Vec::with_capacity(texts.len());
+    for text in texts {
+        let rule: Rule = text.parse()?;
+        let resolved = rule.resolve(&Targets::new(), &mut SystemResolver)?;
+        rules.push((rule, resolved));
+    }
+    let mechanism = choose(None, &mut rules, &ThisMachine)?;
+    let mut plan = Plan::new(&rules, seed, Some(scope), None)?;
+    plan.hold_by(mechanism);
+    Ok(plan)
+}
+
+/// What was used between two looks.
+fn since(before: &Endpoints, after: &Endpoints) -> Vec<Endpoint> {
+    let is_same =
+        |a: &Endpoint, b: &Endpoint| Endpoint { times: 0, ..*a } == Endpoint { times: 0, ..*b };
+    let used = after.known.iter().map(|one| {
+        let known = before.known.iter().find(|other| is_same(one, other));
+        let times = one.times - known.map_or(0, |other| other.times);
+        Endpoint { times, ..*one }
+    });
+    used.filter(|one| one.times != 0).collect()
+}
+
+/// How often a dependency was connected or sent to.
+fn connects(dependency: &Dependency, used: &[Endpoint]) -> u64 {
+    let own = used.iter().filter(|one| {
+        !one.is_bound
+            && (one.protocol, one.port) == (dependency.protocol, dependency.port)
+            && dependency.addresses.contains(&one.address)
+    });
+    own.map(|one| one.times).sum()
+}
+
+/// The connections that the processes of a cgroup have open.
+fn open_connections(cgroup: &CommandCgroup) -> Result<Vec<(SocketAddr, &'static str)>> {
+    let mut processes = Vec::new();
+    for pid in cgroup.cgroup().processes()? {
+        processes.extend(ProcessId::of(pid)?);
+    }
+    let mut open = Vec::new();
+    for socket in sockets::of_processes(&processes)? {
+        let state = match socket.state {
+            State::SynSent => "connecting",
+            State::Established => "connected",
+            State::CloseWait => "closed by the server",
+            _ => continue,
+        };
+        if let Some(remote) = socket
+            .remote
+            .filter(|_| socket.protocol == sockets::Protocol::Tcp)
+        {
+            open.push((remote, state));
+        }
+    }
+    Ok(open)
+}
+
+/// Connections by the dependencies that they go to. What goes to none goes to the relay, for the target of the rules.
+fn in_words(
+    open: &[(SocketAddr, &'static str)],
+    dependencies: &[Dependency],
+    rules: &[String],
+) -> Vec<String> {
+    let lines = open.iter().map(|(remote, state)| {
+        let is_it =
+            |one: &&Dependency| one.port == remote.port() && one.addresses.contains(&remote.ip());
+        let target = match (dependencies.iter().find(is_it), rules.first()) {
+            (Some(one), _) => one.target.clone(),
+            (None, Some(rule)) if remote.ip().is_loopback() => {
+                rule.split(' ').next().unwrap_or_default().to_owned()
+            }
+            (None, _) => format!("tcp:{remote}"),
+        };
+        format!("{target} ({state})")
+    });
+    let lines: BTreeSet<_> = lines.collect();
+    lines.into_iter().collect()
+}
+
+/// A file in memory for what a command writes.
+fn buffer() -> Result<File> {
+    let file = memfd_create("fault-output", MFdFlags::MFD_CLOEXEC);
+    file.map(File::from).context("no memory for the output")
+}
+
+/// The end of what was written.
+fn last_of(mut output: &File) -> Result<String> {
+    let length = output.metadata()?.len();
+    output.seek(SeekFrom::Start(length.saturating_sub(OUTPUT_MAX)))?;
+    let mut bytes = Vec::new();
+    output.take(OUTPUT_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,271 @@
+//! What is printed: the dependencies, the matrix, and three lines for each failure.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::dependency::{Dependency, Found};
+use super::experimenter::Cell;
+use super::faults::{Experiment, FAULTS, FaultKind};
+use super::shrink::Smallest;
+use super::verdict::End;
+use crate::report::file::shell_line;
+use crate::report::summary::human_bytes;
+
+/// What the symbols mean.
+pub const LEGEND: &str = "✓ survived  s slow  ! retry storm  F failed  H hung  R no recovery  B broken  ? flaky  · not reached";
+
+/// The names of all faults, in the order of columns.
+pub const FAULT_NAMES: [&str; FAULTS.len()] = {
+    let mut names = [""; FAULTS.len()];
+    let mut place = 0;
+    while place < names.len() {
+        names[place] = FAULTS[place].1;
+        place += 1;
+    }
+    names
+};
+
+/// How many of the last lines of a command's output are shown.
+const LINES: usize = 3;
+
+/// A time as people read it.
+#[must_use]
+pub fn seconds(time: Duration) -> String {
+    match time.as_millis() {
+        ms @ 0..1000 => format!("{ms} ms"),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
+
+/// The dependencies with what they carried, and what is out of reach.
+#[must_use]
+pub fn dependencies(found: &Found) -> String {
+    let mut text = String::new();
+    for (number, one) in (1..).zip(&found.dependencies) {
+        let usage = &one.usage;
+        let mut parts = vec![
+            counted(
+                one.connections,
+                if usage.connect.is_some() {
+                    "connect"
+                } else {
+                    "call"
+                },
+            ),
+            counted(usage.turns, "request"),
+            format!("{} out", human_bytes(usage.to_server_bytes)),
+            format!("{} in", human_bytes(usage.to_client_bytes)),
+            format!("first after {}", seconds(usage.first)),
+        ];
+        let times = [("connects", usage.connect), ("answers", usage.answer)];
+        for (what, time) in times {
+            parts.extend(
+                time.map(|time| format!("{what} within {:.1} ms", time.as_secs_f64() * 1e3)),
+            );
+        }
+        text.extend([format!("  {number}. {one}: {}\n", parts.join(", "))]);
+    }
+    for line in &found.out_of_reach {
+        text.extend([format!("  out of reach: {line}\n")]);
+    }
+    text
+}
+
+fn counted(count: u64, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    }
+}
+
+/// The list of experiments, for `--plan`.
+#[must_use]
+pub fn plan(dependencies: &[Dependency], experiments: &[Experiment]) -> String {
+    let lines = experiments.iter().map(|experiment| {
+        let target = &dependencies[experiment.dependency].target;
+        let rules = experiment.rules.join(" + ");
+        format!("  {target} {}: {rules}\n", experiment.fault)
+    });
+    lines.collect()
+}
+
+/// The matrix: a row for each dependency, a column for each fault that was tried.
+#[must_use]
+pub fn matrix(dependencies: &[Dependency], cells: &[Cell], has_color: bool) -> String {
+    let columns: BTreeSet<FaultKind> = cells.iter().map(|cell| cell.experiment.fault).collect();
+    let rows: Vec<(usize, String)> = dependencies
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| {
+            cells
+                .iter()
+                .any(|cell| cell.experiment.dependency == *number)
+        })
+        .map(|(number, one)| (number, format!("{} {}", one.kind, one.target)))
+        .collect();
+    let width = rows.iter().map(|(_, name)| name.chars().count()).max();
+    let width = width.unwrap_or(0);
+    let mut text = format!("  {:width$}", "");
+    for fault in &columns {
+        text.extend([format!("  {fault}")]);
+    }
+    text.push('\n');
+    for (number, name) in rows {
+        text.extend([format!("  {name:width$}")]);
+        for fault in &columns {
+            let is_it = |cell: &&Cell| {
+                (cell.experiment.dependency, cell.experiment.fault) == (number, *fault)
+            };
+            let symbol = cells.iter().find(is_it).map_or(" ", |cell| cell.symbol());
+            let space = " ".repeat(fault.name().len() - 1);
+            text.extend([format!("  {}{space}", painted(symbol, has_color))]);
+        }
+        text = text.trim_end().to_owned() + "\n";
+    }
+    format!("{text}  {LEGEND}\n")
+}
+
+fn painted(symbol: &str, has_color: bool) -> String {
+    let color = match symbol {
+        _ if !has_color => return symbol.to_owned(),
+        "✓" => 32,
+        "s" | "!" | "?" => 33,
+        "·" | " " => return symbol.to_owned(),
+        _ => 31,
+    };
+    format!("\x1b[{color}m{symbol}\x1b[0m")
+}
+
+/// What a cell came to, in one line.
+#[must_use]
+pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
+    let one = &dependencies[cell.experiment.dependency];
+    let seen = &cell.first.seen;
+    let end = match seen.end {
+        End::Exited(0) => "exit code 0".to_owned(),
+        End::Exited(code) => format!("exit code {code}"),
+        End::Signalled(signal) => format!("ended by signal {signal}"),
+        End::TimedOut => "killed".to_owned(),
+    };
+    let mut text = format!(
+        "{} {}: {}, {end} after {}",
+        one.target,
+        cell.experiment.fault,
+        cell.verdict(),
+        seconds(seen.took)
+    );
+    if let Some(why) = &seen.broken {
+        text.extend([format!("; the check failed: {why}")]);
+    }
+    if !seen.waited_for.is_empty() {
+        text.extend([format!("; it waited for {}", seen.waited_for.join(", "))]);
+    }
+    if let Some(times) = cell.storm {
+        text.extend([format!("; {times} times the usual connects")]);
+    }
+    let smallest = cell.smallest.as_ref().map(Smallest::in_words);
+    if let Some(smallest) = smallest.filter(|words| !words.is_empty()) {
+        text.extend([format!("; {smallest}")]);
+    }
+    text
+}
+
+/// The last lines of the output, in one line.
+#[must_use]
+pub fn last_lines(output: &str) -> String {
+    let lines: Vec<_> = output
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let first = lines.len().saturating_sub(LINES);
+    match lines.len() {
+        0 => "(it wrote nothing)".to_owned(),
+        _ => lines[first..].join(" | "),
+    }
+}
+
+/// The command that reproduces a cell.
+#[must_use]
+pub fn reproduction(seed: u64, cell: &Cell, command: &[String]) -> String {
+    let mut words: Vec<String> = ["sudo", "fault", "run", "--seed"]
+        .map(str::to_owned)
+        .to_vec();
+    words.push(seed.to_string());
+    for rule in cell.rules() {
+        words.extend(["-r".to_owned(), rule.clone()]);
+    }
+    words.push("--".to_owned());
+    words.extend_from_slice(command);
+    shell_line(&words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::attempt::Attempt;
+    use super::super::dependency::tests::example;
+    use super::super::faults::experiment;
+    use super::super::kind::Kind;
+    use super::super::verdict::Verdict;
+    use super::super::verdict::tests::seen;
+    use super::*;
+
+    fn cell(number: usize, one: &Dependency, fault: FaultKind, verdict: Verdict) -> Cell {
+        Cell {
+            experiment: experiment(number, one, fault, Duration::from_secs(10)).unwrap(),
+            first: Attempt {
+                verdict,
+                seen: seen(End::TimedOut, 10_020),
+            },
+            differs: None,
+            smallest: None,
+            storm: None,
+        }
+    }
+
+    #[test]
+    fn the_matrix_has_a_column_for_each_fault_that_was_tried() {
+        let all = [example(Kind::Redis, 6379), example(Kind::Unknown, 80)];
+        let cells = [
+            cell(0, &all[0], FaultKind::Refused, Verdict::Survived),
+            cell(1, &all[1], FaultKind::Refused, Verdict::Failed),
+            cell(1, &all[1], FaultKind::Slow, Verdict::Hung),
+        ];
+        let text = matrix(&all, &cells, false);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[..3],
+            [
+                "                  refused  slow",
+                "  redis tcp:6379  ✓",
+                "  unknown tcp:80  F        H"
+            ],
+            "{text}"
+        );
+        assert!(matrix(&all, &cells, true).contains("\x1b[31mH\x1b[0m"));
+    }
+
+    #[test]
+    fn a_failure_is_three_lines() {
+        let one = example(Kind::Redis, 6379);
+        let mut cell = cell(0, &one, FaultKind::Silent, Verdict::Hung);
+        cell.first.seen.waited_for = vec!["tcp:6379 (connecting)".to_owned()];
+        cell.smallest = Some(Smallest {
+            rules: vec!["tcp:6379 blackhole conn=2".to_owned()],
+            from_ms: None,
+            connection: Some(2),
+            is_one_packet: false,
+        });
+        assert_eq!(
+            happened(std::slice::from_ref(&one), &cell),
+            "tcp:6379 silent: hung, killed after 10.0 s; it waited for tcp:6379 (connecting); connection 2 is \
+             enough"
+        );
+        assert_eq!(last_lines("a\nb\n\nc \nd\n"), "b | c | d");
+        let command = ["sh", "-c", "x y"].map(str::to_owned);
+        assert_eq!(
+            reproduction(7, &cell, &command),
+            "sudo fault run --seed 7 -r 'tcp:6379 blackhole conn=2' -- sh -c 'x y'"
+        );
+    }
+}

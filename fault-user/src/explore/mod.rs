@@ -1,0 +1,394 @@
+//! `fault explore`: what a command talks to, what happens to it when that fails, and the smallest fault that makes it fail.
+//!
+//! `capture`, `flows`, `kind`, `names` and `dependency` find out what it talks to; `faults` makes experiments of that,
+//! `experimenter` tries them, `verdict` judges the runs and `shrink` makes faults smaller; `matrix` is what is printed.
+//! All of these are pure but for `capture` and `lane`, which runs the command.
+
+mod attempt;
+mod capture;
+mod dependency;
+mod experimenter;
+mod faults;
+mod flows;
+mod kind;
+mod lane;
+mod matrix;
+mod names;
+mod report;
+mod shrink;
+mod verdict;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
+
+pub use self::faults::FAULTS;
+
+use self::attempt::Measured;
+use self::dependency::{Dependency, Found, Sighting, differences, find};
+use self::experimenter::{Cell, Explored, Manner, Stop, explore};
+use self::faults::{Experiment, FaultKind, experiments};
+use self::lane::{Commands, Lane};
+use self::names::Names;
+use self::report::Report;
+use self::verdict::{End, Observation};
+use crate::report::file;
+use crate::session::files::{Files, HTML, JUNIT};
+use crate::session::options::Options;
+use crate::session::outcome::{Failure, Outcome, exit};
+use crate::session::rules::draw_seed;
+use crate::session::{require, runtime};
+use crate::sys::preflight::Need;
+use crate::sys::process::caller;
+use crate::sys::process::command::CommandSpec;
+use crate::sys::process::user::Identity;
+use crate::tell::{self, Patience, tell};
+
+/// The least time that a run may take under a fault.
+const TIMEOUT_LEAST: Duration = Duration::from_secs(10);
+/// So many times as long as without faults a run may take.
+const TIMEOUT_TIMES: u32 = 5;
+/// Without `--timeout` a run without faults may take as long as it likes.
+const NO_LIMIT: Duration = Duration::from_hours(365 * 24);
+/// The exit code after Ctrl-C, as shells count.
+const INTERRUPTED: u8 = 130;
+
+/// What is explored, and how.
+#[derive(Debug)]
+pub struct Explore {
+    /// How programs are put on interfaces.
+    pub options: Options,
+    /// Who runs the command, where that was asked for.
+    pub user: Option<String>,
+    /// Runs without faults.
+    pub runs: u32,
+    /// Where all randomness comes from.
+    pub seed: Option<u64>,
+    /// The kinds of faults to try, by name; all when empty.
+    pub faults: Vec<String>,
+    /// Only dependencies that one of these is part of.
+    pub only: Vec<String>,
+    /// None of these.
+    pub skip: Vec<String>,
+    /// Whether the command's own servers are dependencies.
+    pub internal: bool,
+    /// Whether experiments are only listed.
+    pub plan: bool,
+    /// How long a run may take.
+    pub timeout: Option<Duration>,
+    /// How long all may take.
+    pub budget: Option<Duration>,
+    /// Whether failures are made smaller.
+    pub shrinks: bool,
+    /// The folder of the report.
+    pub report: Option<PathBuf>,
+    /// Done before each run.
+    pub before: Option<String>,
+    /// Done after each run.
+    pub after: Option<String>,
+    /// Must succeed after each run.
+    pub check: Option<String>,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+}
+
+/// What runs without faults have shown.
+struct Baseline {
+    found: Found,
+    took: Duration,
+}
+
+impl Explore {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Wrong arguments, a command that fails without faults, or what was asked for can't be set up.
+    pub fn execute(&self) -> Outcome {
+        let faults = self.faults()?;
+        require(&[Need::Programs, Need::Cgroup])?;
+        let seed = self.seed.map_or_else(draw_seed, Ok)?;
+        // Before hours of work are lost for want of a folder.
+        let files = Files::open(self.report.clone(), None)?;
+        let commands = self.commands()?;
+        runtime()?.block_on(async {
+            let patience = Patience::start("setting up");
+            let limit = self.timeout.unwrap_or(NO_LIMIT);
+            let mut lane = Lane::open(&commands, &self.options, seed, limit)?;
+            drop(patience);
+            let outcome = self.explore(&mut lane, &faults, seed, &files).await;
+            lane.close()?;
+            outcome
+        })
+    }
+
+    fn faults(&self) -> Result<Vec<FaultKind>, Failure> {
+        if self.faults.is_empty() {
+            return Ok(FAULTS.map(|(fault, ..)| fault).to_vec());
+        }
+        let parsed = self.faults.iter().map(|name| name.parse());
+        parsed
+            .collect::<Result<_, String>>()
+            .map_err(|error| Failure::usage(anyhow!("--faults: {error}")))
+    }
+
+    fn commands(&self) -> Result<Commands, Failure> {
+        let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
+        // Another user that was asked for has an environment of its own.
+        let environment = match self.user {
+            None => caller::environment(),
+            Some(_) => Vec::new(),
+        };
+        let shell = |line: &Option<String>| -> Result<_, Failure> {
+            let line = line.as_deref();
+            let ready =
+                line.map(|line| Commands::shell(line, identity.clone(), environment.clone()));
+            Ok(ready.transpose()?)
+        };
+        Ok(Commands {
+            before: shell(&self.before)?,
+            after: shell(&self.after)?,
+            check: shell(&self.check)?,
+            main: CommandSpec::new(self.command.clone(), identity.clone())?
+                .with_environment(environment.clone())
+                .resolve()?,
+        })
+    }
+
+    async fn explore(
+        &self,
+        lane: &mut Lane<'_>,
+        faults: &[FaultKind],
+        seed: u64,
+        files: &Files,
+    ) -> Outcome {
+        let begun = Instant::now();
+        let Some(baseline) = self.baseline(lane).await? else {
+            tell!("fault: interrupted before anything was known");
+            return Ok(INTERRUPTED);
+        };
+        let dependencies = &baseline.found.dependencies;
+        let least = (baseline.took * TIMEOUT_TIMES).max(TIMEOUT_LEAST);
+        let measured = Measured {
+            dependencies,
+            baseline: baseline.took,
+            limit: self.timeout.unwrap_or(least),
+        };
+        let experiments = experiments(&self.chosen(dependencies)?, faults, measured.limit);
+        tell!("{}", estimate(&experiments, &measured));
+        if self.plan {
+            tell::data(&matrix::plan(dependencies, &experiments))?;
+            return Ok(exit::SUCCESS);
+        }
+        tell!("fault: seed {seed}");
+        lane.count(dependencies);
+        let manner = Manner {
+            shrinks: self.shrinks,
+            until: self.budget.map(|budget| begun + budget),
+        };
+        let started = Instant::now();
+        let explored = explore(lane, &measured, &experiments, manner, |number, cell| {
+            let done = u32::try_from(number + 1).unwrap_or(u32::MAX);
+            let left = u32::try_from(experiments.len() - number - 1).unwrap_or(u32::MAX);
+            let eta = matrix::seconds(started.elapsed() / done * left);
+            let happened = matrix::happened(dependencies, cell);
+            tell!(
+                "fault: [{done}/{}, {eta} left] {happened}",
+                experiments.len()
+            );
+        })
+        .await;
+        let words = self.command.iter();
+        let command: Vec<String> = words
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let found = &baseline.found;
+        let report = Report::new(found, &measured, &explored, &command, seed, begun.elapsed());
+        files.write([
+            (file::REPORT, report.json()?),
+            (JUNIT, report.junit()?),
+            (HTML, report.html().into_bytes()),
+        ])?;
+        conclude(found, explored, &command, seed)
+    }
+
+    /// Runs the command without faults; nothing when it was interrupted.
+    async fn baseline(&self, lane: &mut Lane<'_>) -> Result<Option<Baseline>, Failure> {
+        let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+        let mut baseline: Option<Baseline> = None;
+        let mut shortest = Duration::MAX;
+        for number in 1..=self.runs {
+            tell!("fault: run {number} of {} without faults", self.runs);
+            let limit = self.timeout.unwrap_or(NO_LIMIT);
+            let Some((seen, mut sighting)) = lane.observe(limit).await? else {
+                return Ok(None);
+            };
+            must_succeed(&seen)?;
+            add_names(&mut sighting, &hosts);
+            let found = find(&sighting, self.internal);
+            shortest = shortest.min(seen.took);
+            match &mut baseline {
+                None => {
+                    tell_of_leftovers(&seen);
+                    baseline = Some(Baseline {
+                        found,
+                        took: seen.took,
+                    });
+                }
+                Some(baseline) => {
+                    let first = &baseline.found.dependencies;
+                    for line in differences(first, &found.dependencies) {
+                        tell!("fault: warning: {line}: verdicts are doubtful");
+                    }
+                    baseline.took = baseline.took.max(seen.took);
+                }
+            }
+        }
+        let baseline = baseline.context("--runs: at least one run without faults is needed")?;
+        if baseline.took > shortest * 2 {
+            tell!(
+                "fault: warning: without faults it took {} to {}: verdicts are doubtful",
+                matrix::seconds(shortest),
+                matrix::seconds(baseline.took)
+            );
+        }
+        tell!(
+            "fault: without faults it takes {} and talks to:\n{}",
+            matrix::seconds(baseline.took),
+            matrix::dependencies(&baseline.found).trim_end()
+        );
+        if baseline.found.dependencies.is_empty() {
+            let error = anyhow!(
+                "the command opened no connection that was answered: there is nothing to explore"
+            );
+            return Err(error.into());
+        }
+        Ok(Some(baseline))
+    }
+
+    /// The dependencies that were chosen, with their places.
+    fn chosen<'a>(
+        &self,
+        dependencies: &'a [Dependency],
+    ) -> Result<Vec<(usize, &'a Dependency)>, Failure> {
+        let is_part = |one: &Dependency, part: &String| {
+            one.to_string().contains(part.as_str()) || one.target.contains(part.as_str())
+        };
+        let given = [("--only", &self.only), ("--skip", &self.skip)];
+        for (option, parts) in given {
+            for part in parts {
+                if !dependencies.iter().any(|one| is_part(one, part)) {
+                    return Err(Failure::usage(anyhow!(
+                        "{option}: `{part}` is part of no dependency: they are listed above"
+                    )));
+                }
+            }
+        }
+        let is_chosen = |one: &Dependency| {
+            let is_only = self.only.is_empty() || self.only.iter().any(|part| is_part(one, part));
+            is_only && !self.skip.iter().any(|part| is_part(one, part))
+        };
+        let all = dependencies.iter().enumerate();
+        Ok(all.filter(|(_, one)| is_chosen(one)).collect())
+    }
+}
+
+/// Prints what was found, and chooses the exit code.
+fn conclude(found: &Found, explored: Explored, command: &[String], seed: u64) -> Outcome {
+    let (dependencies, cells) = (&found.dependencies, &explored.cells);
+    let mut text = format!(
+        "\n{}",
+        matrix::matrix(dependencies, cells, tell::has_color())
+    );
+    for cell in cells.iter().filter(|cell| is_told(cell)) {
+        text.extend([format!(
+            "\n{}\n  output: {}\n  {}\n",
+            matrix::happened(dependencies, cell),
+            matrix::last_lines(&cell.first.seen.output),
+            matrix::reproduction(seed, cell, command)
+        )]);
+    }
+    text.extend([format!("\n{}\n", summary(found, &explored))]);
+    tell::data(&text)?;
+    let fails = cells.iter().any(Cell::is_failure);
+    match explored.stopped {
+        Some(Stop::Error(error)) => Err(error.into()),
+        Some(Stop::Interrupted) => Ok(INTERRUPTED),
+        None if fails => Ok(exit::EXPECTATION),
+        None => Ok(exit::SUCCESS),
+    }
+}
+
+/// Whether there is more to say of a cell than its symbol.
+fn is_told(cell: &Cell) -> bool {
+    cell.is_failure() || cell.differs.is_some() || cell.storm.is_some()
+}
+
+fn must_succeed(seen: &Observation) -> Result<(), Failure> {
+    let end = match seen.end {
+        End::Exited(0) => match &seen.broken {
+            None => return Ok(()),
+            Some(why) => return Err(anyhow!("--check fails without faults: {why}").into()),
+        },
+        End::Exited(code) => format!("ends with exit code {code}"),
+        End::Signalled(signal) => format!("ends by signal {signal}"),
+        End::TimedOut => "does not end in time (--timeout)".to_owned(),
+    };
+    Err(anyhow!(
+        "without faults the command {end}, and must succeed (it has no terminal and reads nothing). It wrote: {}",
+        matrix::last_lines(&seen.output)
+    )
+    .into())
+}
+
+fn tell_of_leftovers(seen: &Observation) {
+    if seen.left_behind != 0 {
+        tell!(
+            "fault: warning: the command leaves {} processes behind, which are killed after each run",
+            seen.left_behind
+        );
+    }
+}
+
+/// Names that the command did not ask a DNS server for.
+fn add_names(sighting: &mut Sighting, hosts: &str) {
+    let known = std::mem::replace(&mut sighting.names, Names::of_hosts(hosts));
+    sighting.names.add(known);
+}
+
+fn estimate(experiments: &[Experiment], measured: &Measured<'_>) -> String {
+    let adds: Duration = experiments.iter().map(|one| one.adds).sum();
+    let count = u32::try_from(experiments.len()).unwrap_or(u32::MAX);
+    format!(
+        "fault: {count} experiments: about {} when all is survived; a run may take {}, and what fails is run again",
+        matrix::seconds(measured.baseline * count + adds),
+        matrix::seconds(measured.limit)
+    )
+}
+
+/// How many of each, and what nothing was tried on.
+fn summary(found: &Found, explored: &Explored) -> String {
+    let cells = &explored.cells;
+    let failures = cells.iter().filter(|cell| cell.is_failure()).count();
+    let flaky = cells.iter().filter(|cell| cell.differs.is_some()).count();
+    let mut text = format!("{} experiments: {failures} failures", cells.len());
+    if flaky != 0 {
+        text.extend([format!(", {flaky} flaky")]);
+    }
+    if !explored.left_out.is_empty() {
+        text.extend([format!(", {} not run", explored.left_out.len())]);
+    }
+    for (number, one) in found.dependencies.iter().enumerate() {
+        let mut own = cells
+            .iter()
+            .filter(|cell| cell.experiment.dependency == number);
+        if own.all(|cell| cell.first.seen.hits == 0) {
+            text.extend([format!("\nno experiment reached {one}")]);
+        }
+    }
+    for line in &found.out_of_reach {
+        text.extend([format!("\nout of reach: {line}")]);
+    }
+    text
+}

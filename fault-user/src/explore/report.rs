@@ -1,0 +1,423 @@
+//! What `--report` writes: `report.json` for programs, `junit.xml` for CI, `report.html` for people.
+
+use anyhow::Result;
+use maud::{Markup, html};
+use serde::Serialize;
+
+use super::attempt::Measured;
+use super::dependency::{Dependency, Found};
+use super::experimenter::{Cell, Explored, Stop};
+use super::faults::FaultKind;
+use super::matrix;
+use super::verdict::{End, Verdict};
+use crate::report::file::{shell_line, versions};
+use crate::report::html::page;
+use crate::report::junit::{Case, suite};
+
+/// The version of the file's form.
+const VERSION: u32 = 1;
+
+/// What an exploration found; docs/explore.schema.json describes it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    version: u32,
+    fault: String,
+    kernel: String,
+    seed: u64,
+    command: Vec<String>,
+    /// Of a run without faults.
+    baseline_ms: u64,
+    timeout_ms: u64,
+    length_ms: u64,
+    dependencies: Vec<DependencyReport>,
+    out_of_reach: Vec<String>,
+    cells: Vec<CellReport>,
+    not_run: Vec<LeftOut>,
+    /// Why it ended early, if it did.
+    stopped: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct DependencyReport {
+    target: String,
+    kind: String,
+    name: Option<String>,
+    addresses: Vec<String>,
+    port: u16,
+    connects: u64,
+    requests: u64,
+    to_server_bytes: u64,
+    to_client_bytes: u64,
+    first_ms: u64,
+    connect_us: Option<u64>,
+    answer_us: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct CellReport {
+    target: String,
+    fault: &'static str,
+    verdict: Verdict,
+    /// What a second run with the same seed came to, where that was something else.
+    differs: Option<Verdict>,
+    is_failure: bool,
+    symbol: &'static str,
+    summary: String,
+    rules: Vec<String>,
+    took_ms: u64,
+    exit_code: Option<u8>,
+    signal: Option<i32>,
+    hits: u64,
+    connects: Vec<u64>,
+    waited_for: Vec<String>,
+    /// Why `--check` failed.
+    broken: Option<String>,
+    /// So many times the usual connects.
+    storm: Option<u64>,
+    smallest: Option<SmallestReport>,
+    reproduce: String,
+    output: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct SmallestReport {
+    rules: Vec<String>,
+    from_ms: Option<u64>,
+    connection: Option<u64>,
+    one_packet: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct LeftOut {
+    target: String,
+    fault: &'static str,
+}
+
+/// Milliseconds, as files have them.
+fn ms(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn us(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Report {
+    /// Puts it together.
+    #[must_use]
+    pub fn new(
+        found: &Found,
+        measured: &Measured<'_>,
+        explored: &Explored,
+        command: &[String],
+        seed: u64,
+        length: std::time::Duration,
+    ) -> Self {
+        let (_, fault, kernel) = versions();
+        let dependencies = &found.dependencies;
+        let cell = |one: &Cell| CellReport::new(dependencies, one, command, seed);
+        let left_out = explored.left_out.iter().map(|one| LeftOut {
+            target: dependencies[one.dependency].target.clone(),
+            fault: one.fault.name(),
+        });
+        Self {
+            version: VERSION,
+            fault,
+            kernel,
+            seed,
+            command: command.to_vec(),
+            baseline_ms: ms(measured.baseline),
+            timeout_ms: ms(measured.limit),
+            length_ms: ms(length),
+            dependencies: dependencies.iter().map(DependencyReport::new).collect(),
+            out_of_reach: found.out_of_reach.clone(),
+            cells: explored.cells.iter().map(cell).collect(),
+            not_run: left_out.collect(),
+            stopped: explored.stopped.as_ref().map(|stop| match stop {
+                Stop::Interrupted => "interrupted".to_owned(),
+                Stop::Error(error) => format!("{error:#}"),
+            }),
+        }
+    }
+
+    /// `report.json`.
+    ///
+    /// # Errors
+    /// Never: it is written to memory.
+    pub fn json(&self) -> Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
+    }
+
+    /// `junit.xml`: one test for each cell, named by its target and fault.
+    ///
+    /// # Errors
+    /// Never: it is written to memory.
+    pub fn junit(&self) -> Result<Vec<u8>> {
+        let cases = self.cells.iter().map(|cell| Case {
+            name: format!("{} {}", cell.target, cell.fault),
+            failure: cell
+                .is_failure
+                .then(|| format!("{}\n{}\n{}", cell.summary, cell.output, cell.reproduce)),
+            length_ms: cell.took_ms,
+        });
+        suite(&cases.collect::<Vec<_>>(), self.length_ms)
+    }
+
+    /// `report.html`.
+    #[must_use]
+    pub fn html(&self) -> String {
+        let failures = self.failures();
+        let mark = if failures == 0 { "✓" } else { "✗" };
+        let title = format!("{mark} fault explore: {}", shell_line(&self.command));
+        page(&title, &self.body())
+    }
+
+    fn failures(&self) -> usize {
+        self.cells.iter().filter(|cell| cell.is_failure).count()
+    }
+
+    fn body(&self) -> Markup {
+        let failures = self.failures();
+        html! {
+            h1 {
+                @if failures == 0 { span.badge.good { "survived" } } @else { span.badge.bad { (failures) " failures" } }
+                code { (shell_line(&self.command)) }
+            }
+            p.dim {
+                (self.cells.len()) " experiments · seed " (self.seed) " · " (self.baseline_ms) " ms without faults · "
+                "fault " (self.fault) " · Linux " (self.kernel)
+            }
+            @if let Some(why) = &self.stopped { p.bad { "Ended early: " (why) } }
+            @if !self.not_run.is_empty() { p.bad { (self.not_run.len()) " experiments were not run." } }
+            h2 { "Matrix" }
+            div.scroll { (self.matrix()) }
+            p.dim { (matrix::LEGEND) }
+            h2 { "Dependencies" }
+            div.scroll { (self.dependencies()) }
+            @for line in &self.out_of_reach { p.dim { "Out of reach: " (line) } }
+            h2 { "Experiments" }
+            @for (number, cell) in self.cells.iter().enumerate() { (cell.details(number)) }
+        }
+    }
+
+    fn matrix(&self) -> Markup {
+        let faults = matrix::FAULT_NAMES;
+        let has = |fault: &&&str| self.cells.iter().any(|cell| cell.fault == **fault);
+        let columns: Vec<&str> = faults.iter().filter(has).copied().collect();
+        let place = |target: &str, fault: &str| {
+            let is_it = |cell: &CellReport| cell.target == target && cell.fault == fault;
+            self.cells.iter().position(is_it)
+        };
+        html! {
+            table {
+                tr { th {} @for fault in &columns { th { (fault) } } }
+                @for one in &self.dependencies {
+                    tr {
+                        td { (one.kind) " " code { (one.target) } }
+                        @for fault in &columns {
+                            td {
+                                @if let Some(number) = place(&one.target, fault) {
+                                    (self.cells[number].link(number))
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn dependencies(&self) -> Markup {
+        html! {
+            table {
+                tr {
+                    th { "service" } th { "name" } th.n { "connects" } th.n { "requests" } th.n { "bytes out" }
+                    th.n { "bytes in" } th.n { "first use" }
+                }
+                @for one in &self.dependencies {
+                    tr {
+                        td { (one.kind) " " code { (one.target) } }
+                        td { @if let Some(name) = &one.name { (name) } }
+                        td.n { (one.connects) } td.n { (one.requests) } td.n { (one.to_server_bytes) }
+                        td.n { (one.to_client_bytes) } td.n { (one.first_ms) " ms" }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl DependencyReport {
+    fn new(one: &Dependency) -> Self {
+        let usage = &one.usage;
+        Self {
+            target: one.target.clone(),
+            kind: one.kind.to_string(),
+            name: one.name.clone(),
+            addresses: one.addresses.iter().map(ToString::to_string).collect(),
+            port: one.port,
+            connects: one.connections,
+            requests: usage.turns,
+            to_server_bytes: usage.to_server_bytes,
+            to_client_bytes: usage.to_client_bytes,
+            first_ms: ms(usage.first),
+            connect_us: usage.connect.map(us),
+            answer_us: usage.answer.map(us),
+        }
+    }
+}
+
+impl CellReport {
+    fn new(dependencies: &[Dependency], cell: &Cell, command: &[String], seed: u64) -> Self {
+        let (experiment, run) = (&cell.experiment, &cell.first.seen);
+        let fault: FaultKind = experiment.fault;
+        Self {
+            target: dependencies[experiment.dependency].target.clone(),
+            fault: fault.name(),
+            verdict: cell.first.verdict,
+            differs: cell.differs,
+            is_failure: cell.is_failure(),
+            symbol: cell.symbol(),
+            summary: matrix::happened(dependencies, cell),
+            rules: experiment.rules.clone(),
+            took_ms: ms(run.took),
+            exit_code: match run.end {
+                End::Exited(code) => Some(code),
+                _ => None,
+            },
+            signal: match run.end {
+                End::Signalled(signal) => Some(signal),
+                _ => None,
+            },
+            hits: run.hits,
+            connects: run.connects.clone(),
+            waited_for: run.waited_for.clone(),
+            broken: run.broken.clone(),
+            storm: cell.storm,
+            smallest: cell.smallest.as_ref().map(|smallest| SmallestReport {
+                rules: smallest.rules.clone(),
+                from_ms: smallest.from_ms,
+                connection: smallest.connection,
+                one_packet: smallest.is_one_packet,
+            }),
+            reproduce: matrix::reproduction(seed, cell, command),
+            output: run.output.clone(),
+        }
+    }
+
+    fn class(&self) -> &'static str {
+        match self.symbol {
+            "✓" => "good",
+            "·" => "dim",
+            _ if self.is_failure => "bad",
+            _ => "",
+        }
+    }
+
+    fn link(&self, number: usize) -> Markup {
+        html! {
+            a class=(self.class()) href={ "#cell-" (number) } title=(self.summary) { (self.symbol) }
+        }
+    }
+
+    fn details(&self, number: usize) -> Markup {
+        html! {
+            details id={ "cell-" (number) } open[self.is_failure] {
+                summary { span class=(self.class()) { (self.symbol) } " " (self.summary) }
+                p { "Rules:" }
+                pre { @for rule in &self.rules { (rule) "\n" } }
+                p { "The command wrote:" }
+                pre { (if self.output.is_empty() { "(nothing)" } else { &self.output }) }
+                p { "Again:" }
+                pre { (self.reproduce) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::attempt::Attempt;
+    use super::super::dependency::tests::example;
+    use super::super::faults::experiment;
+    use super::super::kind::Kind;
+    use super::super::verdict::tests::seen;
+    use super::*;
+
+    fn report() -> Report {
+        let found = Found {
+            dependencies: vec![example(Kind::Redis, 6379)],
+            out_of_reach: vec!["Unix sockets".to_owned()],
+        };
+        let limit = Duration::from_secs(10);
+        let cell = |fault, end, verdict| Cell {
+            experiment: experiment(0, &found.dependencies[0], fault, limit).unwrap(),
+            first: Attempt {
+                verdict,
+                seen: seen(end, 77),
+            },
+            differs: None,
+            smallest: None,
+            storm: None,
+        };
+        let mut hung = cell(FaultKind::Silent, End::TimedOut, Verdict::Hung);
+        hung.first.seen.output = "<waiting & waiting>".to_owned();
+        let explored = Explored {
+            cells: vec![
+                cell(FaultKind::Refused, End::Exited(0), Verdict::Survived),
+                hung,
+            ],
+            left_out: Vec::new(),
+            stopped: None,
+        };
+        let measured = Measured {
+            dependencies: &found.dependencies,
+            baseline: Duration::from_millis(40),
+            limit,
+        };
+        let command = ["./app".to_owned()];
+        Report::new(&found, &measured, &explored, &command, 7, limit)
+    }
+
+    #[test]
+    fn the_schema_describes_the_report() {
+        let schema = include_str!("../../../docs/explore.schema.json");
+        let schema = serde_json::from_str(schema).expect("the schema is JSON");
+        let schema = jsonschema::validator_for(&schema).expect("it is a schema");
+        let json = serde_json::from_slice(&report().json().unwrap()).unwrap();
+        let errors: Vec<_> = schema
+            .iter_errors(&json)
+            .map(|error| error.to_string())
+            .collect();
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+
+    #[test]
+    fn a_cell_is_a_test_with_a_stable_name() {
+        let junit = String::from_utf8(report().junit().unwrap()).unwrap();
+        for part in [
+            "tests=\"2\" failures=\"1\"",
+            "name=\"tcp:6379 refused\" time=\"0.077\"/>",
+            "name=\"tcp:6379 silent\"",
+            "&lt;waiting &amp; waiting&gt;",
+        ] {
+            assert!(junit.contains(part), "`{part}` is not in {junit}");
+        }
+    }
+
+    #[test]
+    fn the_page_links_each_cell_to_what_happened() {
+        let page = report().html();
+        for part in [
+            "href=\"#cell-1\"",
+            "id=\"cell-1\" open",
+            "&lt;waiting &amp; waiting&gt;",
+            "sudo fault run --seed 7 -r &#39;tcp:6379 blackhole&#39; -- ./app",
+        ] {
+            let found = page.contains(part) || page.contains(&part.replace("&#39;", "'"));
+            assert!(found, "`{part}` is not in {page}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The smallest fault that still makes a command fail.
+
+use anyhow::Result;
+
+use super::attempt::{Measured, Runner, attempt};
+use super::dependency::Dependency;
+use super::faults::{Experiment, FaultKind, Magnitude};
+use crate::rule::units::show_duration;
+
+/// How near the two sides of a threshold come to each other: within a tenth.
+const NEAR_PERCENT: u64 = 110;
+/// The least magnitude that is tried, in milliseconds.
+const LEAST_MS: u64 = 10;
+/// How many connections are tried, one after the other.
+const CONNECTIONS_MAX: u64 = 4;
+
+/// What is left of a fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Smallest {
+    /// Its rules.
+    pub rules: Vec<String>,
+    /// From where on it fails, in milliseconds, where it has a magnitude.
+    pub from_ms: Option<u64>,
+    /// The connection that is enough, counted from 1.
+    pub connection: Option<u64>,
+    /// Whether one packet is enough.
+    pub is_one_packet: bool,
+}
+
+impl Smallest {
+    /// In words, such as `from 640ms, connection 2 is enough`.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let mut parts = Vec::new();
+        if let Some(ms) = self.from_ms {
+            parts.push(format!("from {}", show_duration(ms * 1_000_000)));
+        }
+        if let Some(number) = self.connection {
+            parts.push(format!("connection {number} is enough"));
+        }
+        if self.is_one_packet {
+            parts.push("one packet is enough".to_owned());
+        }
+        parts.join(", ")
+    }
+}
+
+/// Makes a fault that was seen to fail smaller, as long as it still fails. Nothing where it was interrupted, or where the
+/// smallest one did not fail again.
+///
+/// # Errors
+/// As [`Runner::run`].
+pub async fn shrink(
+    runner: &mut impl Runner,
+    measured: &Measured<'_>,
+    failing: &Experiment,
+) -> Result<Option<Smallest>> {
+    let mut shrinking = Shrinking {
+        runner,
+        measured,
+        is_interrupted: false,
+    };
+    let mut smallest = failing.clone();
+    let dependency = &measured.dependencies[failing.dependency];
+    if let Some(magnitude) = failing.magnitude {
+        let ms = shrinking.bisect(&smallest, dependency, magnitude).await?;
+        smallest.set(dependency, Magnitude { ms, ..magnitude });
+    }
+    let whole = smallest.clone();
+    let connection = shrinking.connection(&mut smallest, dependency).await?;
+    let is_one_packet = shrinking.one_packet(&mut smallest).await?;
+    let is_smaller = connection.is_some() || is_one_packet || smallest.rules != failing.rules;
+    if shrinking.is_interrupted || (is_smaller && !shrinking.fails(&smallest).await?) {
+        return Ok(None);
+    }
+    Ok(Some(Smallest {
+        rules: smallest.rules,
+        from_ms: whole.magnitude.map(|magnitude| magnitude.ms),
+        connection,
+        is_one_packet,
+    }))
+}
+
+struct Shrinking<'a, R> {
+    runner: &'a mut R,
+    measured: &'a Measured<'a>,
+    is_interrupted: bool,
+}
+
+impl<R: Runner> Shrinking<'_, R> {
+    /// Whether the command fails under this. After an interruption it does not.
+    async fn fails(&mut self, experiment: &Experiment) -> Result<bool> {
+        if self.is_interrupted {
+            return Ok(false);
+        }
+        let attempt = attempt(self.runner, self.measured, experiment).await?;
+        self.is_interrupted = attempt.is_none();
+        Ok(attempt.is_some_and(|attempt| attempt.verdict.is_failure()))
+    }
+
+    /// The least magnitude that fails, in milliseconds.
+    async fn bisect(
+        &mut self,
+        experiment: &Experiment,
+        dependency: &Dependency,
+        magnitude: Magnitude,
+    ) -> Result<u64> {
+        let (mut survives_ms, mut fails_ms) = (0, magnitude.ms);
+        while let Some(ms) = between(survives_ms, fails_ms) {
+            let mut tried = experiment.clone();
+            tried.set(dependency, Magnitude { ms, ..magnitude });
+            if self.fails(&tried).await? {
+                fails_ms = ms;
+            } else {
+                survives_ms = ms;
+            }
+        }
+        Ok(fails_ms)
+    }
+
+    /// The first connection that is enough.
+    async fn connection(
+        &mut self,
+        smallest: &mut Experiment,
+        dependency: &Dependency,
+    ) -> Result<Option<u64>> {
+        // A window in time and a count over all connections say already when it happens.
+        if smallest.fault == FaultKind::Outage || counts(smallest) {
+            return Ok(None);
+        }
+        let most = dependency.usage.answered.clamp(1, CONNECTIONS_MAX);
+        for number in 1..=most {
+            let tried = with(smallest, &format!("conn={number}"));
+            if self.fails(&tried).await? {
+                *smallest = tried;
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether one packet is enough.
+    async fn one_packet(&mut self, smallest: &mut Experiment) -> Result<bool> {
+        let counts_packets = matches!(
+            smallest.fault,
+            FaultKind::Refused | FaultKind::Silent | FaultKind::Slow | FaultKind::Corrupt
+        );
+        if !counts_packets {
+            return Ok(false);
+        }
+        let tried = with(smallest, "first=1");
+        let fails = self.fails(&tried).await?;
+        if fails {
+            *smallest = tried;
+        }
+        Ok(fails)
+    }
+}
+
+/// Where to try next; nothing once both sides are near enough.
+fn between(survives_ms: u64, fails_ms: u64) -> Option<u64> {
+    if survives_ms == 0 {
+        let ms = (fails_ms / 8).max(LEAST_MS);
+        return (ms < fails_ms).then_some(ms);
+    }
+    let is_near = fails_ms * 100 <= survives_ms * NEAR_PERCENT;
+    let ms = (survives_ms * fails_ms).isqrt();
+    (!is_near && ms > survives_ms && ms < fails_ms).then_some(ms)
+}
+
+fn counts(experiment: &Experiment) -> bool {
+    experiment
+        .rules
+        .iter()
+        .any(|rule| rule.contains("count=rule"))
+}
+
+/// The same with another modifier.
+fn with(experiment: &Experiment, modifier: &str) -> Experiment {
+    let mut changed = experiment.clone();
+    for rule in &mut changed.rules {
+        *rule = format!("{rule} {modifier}");
+    }
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::dependency::tests::example;
+    use super::super::experimenter::tests::{Fake, block_on};
+    use super::super::faults::experiment;
+    use super::super::kind::Kind;
+    use super::*;
+    use crate::rule::{Fault, Rule};
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn smallest(fault: FaultKind, fails: impl Fn(&Rule) -> bool + 'static) -> Option<Smallest> {
+        let dependencies = [example(Kind::Redis, 1)];
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit: LIMIT,
+        };
+        let failing = experiment(0, &dependencies[0], fault, LIMIT).unwrap();
+        let mut runner = Fake::new(fails);
+        block_on(shrink(&mut runner, &measured, &failing)).unwrap()
+    }
+
+    fn delay_ms(rule: &Rule) -> u64 {
+        let text = rule.to_string();
+        let (_, rest) = text.split_once("delay=").unwrap();
+        let time = rest.split(' ').next().unwrap();
+        crate::rule::units::parse_duration(time).unwrap() / 1_000_000
+    }
+
+    #[test]
+    fn a_threshold_is_found_to_a_tenth() {
+        for threshold_ms in [20, 300, 700, 1234, 2400] {
+            let found = smallest(FaultKind::Slow, move |rule| delay_ms(rule) >= threshold_ms);
+            let from_ms = found.unwrap().from_ms.unwrap();
+            assert!(
+                (threshold_ms..=threshold_ms * 11 / 10).contains(&from_ms),
+                "{threshold_ms}: {from_ms}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_connection_that_matters_is_found() {
+        let second = |rule: &Rule| {
+            let text = rule.to_string();
+            !text.contains("conn=") || text.contains("conn=2")
+        };
+        let found = smallest(FaultKind::Refused, second).unwrap();
+        assert_eq!(found.connection, Some(2));
+        assert_eq!(found.rules, ["tcp:1 reject conn=2 first=1"]);
+        assert_eq!(
+            found.in_words(),
+            "connection 2 is enough, one packet is enough"
+        );
+    }
+
+    #[test]
+    fn what_needs_all_of_the_fault_stays_whole() {
+        let all = |rule: &Rule| {
+            matches!(rule.fault, Fault::Blackhole(_)) && rule.to_string() == "tcp:1 blackhole"
+        };
+        let found = smallest(FaultKind::Silent, all).unwrap();
+        assert_eq!(found.rules, ["tcp:1 blackhole"]);
+        assert_eq!(found.in_words(), "");
+    }
+
+    #[test]
+    fn what_does_not_fail_again_is_not_shown() {
+        let tries = std::cell::Cell::new(0);
+        let fails_once = move |_: &Rule| {
+            tries.set(tries.get() + 1);
+            tries.get() == 1
+        };
+        assert_eq!(smallest(FaultKind::Refused, fails_once), None);
+    }
+}

@@ -1,0 +1,193 @@
+//! What a run under a fault comes to.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What a command is given to recover when a fault is over.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With this code.
+    Exited(u8),
+    /// By this signal.
+    Signalled(i32),
+    /// It was killed at the timeout.
+    TimedOut,
+}
+
+/// What was seen of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// How it ended.
+    pub end: End,
+    /// How long it took.
+    pub took: Duration,
+    /// What the rules did something to.
+    pub hits: u64,
+    /// Connects to each dependency, in their order.
+    pub connects: Vec<u64>,
+    /// The end of what it wrote.
+    pub output: String,
+    /// Connections that were open when it was killed.
+    pub waited_for: Vec<String>,
+    /// Why `--check` failed, if it did.
+    pub broken: Option<String>,
+    /// Processes that it left behind.
+    pub left_behind: usize,
+}
+
+/// What it comes to, from good to bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The fault never came to act.
+    NotReached,
+    /// It succeeded.
+    Survived,
+    /// It succeeded, and took over three times as long as without the fault.
+    Slow,
+    /// It ended with another exit code than without the fault.
+    Failed,
+    /// It was killed at the timeout, under the fault.
+    Hung,
+    /// The fault was over for half a second, and it failed or hung all the same.
+    NoRecovery,
+    /// It left behind what must not be.
+    Broken,
+}
+
+/// What runs are measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measure {
+    /// How long a run takes without faults.
+    pub baseline: Duration,
+    /// How much longer the fault itself makes it.
+    pub adds: Duration,
+    /// When the fault is over.
+    pub over: Option<Duration>,
+}
+
+impl Verdict {
+    /// Judges a run.
+    #[must_use]
+    pub fn of(seen: &Observation, measure: &Measure) -> Self {
+        if seen.broken.is_some() {
+            return Self::Broken;
+        }
+        let is_over = measure.over.is_some_and(|over| seen.took > over + GRACE);
+        match seen.end {
+            End::TimedOut if is_over => Self::NoRecovery,
+            End::TimedOut => Self::Hung,
+            End::Exited(0) if seen.hits == 0 => Self::NotReached,
+            End::Exited(0) if seen.took > measure.baseline * 3 + measure.adds => Self::Slow,
+            End::Exited(0) => Self::Survived,
+            _ if is_over => Self::NoRecovery,
+            _ => Self::Failed,
+        }
+    }
+
+    /// Whether two runs came to the same. The clock tells a failure just before the end of a fault from one just after.
+    #[must_use]
+    pub fn agrees_with(self, other: Self) -> bool {
+        let is_timed = |one| matches!(one, Self::Failed | Self::NoRecovery);
+        self == other || (is_timed(self) && is_timed(other))
+    }
+
+    /// Whether it is a finding.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        self >= Self::Failed
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotReached => "not reached",
+            Self::Survived => "survived",
+            Self::Slow => "slow",
+            Self::Failed => "failed",
+            Self::Hung => "hung",
+            Self::NoRecovery => "no recovery",
+            Self::Broken => "broken",
+        }
+    }
+
+    /// In one letter, for a matrix.
+    #[must_use]
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Self::NotReached => "·",
+            Self::Survived => "✓",
+            Self::Slow => "s",
+            Self::Failed => "F",
+            Self::Hung => "H",
+            Self::NoRecovery => "R",
+            Self::Broken => "B",
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A run that was hit and ended like this after so many milliseconds.
+    pub(crate) fn seen(end: End, took_ms: u64) -> Observation {
+        Observation {
+            end,
+            took: Duration::from_millis(took_ms),
+            hits: 1,
+            connects: Vec::new(),
+            output: String::new(),
+            waited_for: Vec::new(),
+            broken: None,
+            left_behind: 0,
+        }
+    }
+
+    fn judged(seen: &Observation, over_ms: Option<u64>) -> Verdict {
+        let measure = Measure {
+            baseline: Duration::from_millis(100),
+            adds: Duration::from_millis(over_ms.unwrap_or(0)),
+            over: over_ms.map(Duration::from_millis),
+        };
+        Verdict::of(seen, &measure)
+    }
+
+    #[test]
+    fn runs_are_judged_by_how_they_end() {
+        for (end, took_ms, over_ms, verdict) in [
+            (End::Exited(0), 300, None, Verdict::Survived),
+            (End::Exited(0), 301, None, Verdict::Slow),
+            (End::Exited(0), 2301, Some(2000), Verdict::Slow),
+            (End::Exited(0), 2300, Some(2000), Verdict::Survived),
+            (End::Exited(3), 50, None, Verdict::Failed),
+            (End::Exited(3), 50, Some(2000), Verdict::Failed),
+            (End::Exited(3), 2450, Some(2000), Verdict::Failed),
+            (End::Exited(3), 2550, Some(2000), Verdict::NoRecovery),
+            (End::Signalled(11), 50, None, Verdict::Failed),
+            (End::TimedOut, 9000, None, Verdict::Hung),
+            (End::TimedOut, 9000, Some(2000), Verdict::NoRecovery),
+        ] {
+            assert_eq!(
+                judged(&seen(end, took_ms), over_ms),
+                verdict,
+                "{end:?} {took_ms}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_invariant_is_the_worst_and_a_fault_that_never_hit_tests_nothing() {
+        let mut one = seen(End::Exited(0), 50);
+        one.hits = 0;
+        assert_eq!(judged(&one, None), Verdict::NotReached);
+        one.broken = Some("two rows".to_owned());
+        assert_eq!(judged(&one, None), Verdict::Broken);
+        assert!(Verdict::Broken > Verdict::NoRecovery && !Verdict::Slow.is_failure());
+    }
+}

@@ -1,0 +1,102 @@
+//! The entry of a fuzzer.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::fault::Protocol;
+use super::postgres::{Answers, TOKEN};
+use super::protocol::{self, Wording};
+use super::random::Draws;
+use super::requests::{Handling, RequestStage, Rule};
+use super::stage::{Chunk, End, Place, Pop, Stage};
+use super::trouble::Trouble;
+use crate::rule::servers::PostgresError;
+
+/// Each kind of trouble is told once, and not once for each input.
+static TROUBLE: LazyLock<Arc<Trouble>> = LazyLock::new(Arc::default);
+
+const PROTOCOLS: [Protocol; 7] = [
+    Protocol::Auto,
+    Protocol::Http,
+    Protocol::Redis,
+    Protocol::Mysql,
+    Protocol::Memcache,
+    Protocol::Smtp,
+    Protocol::Random,
+];
+
+/// Reads the bytes as what clients and servers say, cut in two where the first byte says.
+///
+/// # Panics
+/// Where it depends on the cut what becomes of them, or bytes that are no request do not pass; which is what a fuzzer
+/// looks for.
+pub fn fuzz(data: &[u8]) {
+    let Some((cut, data)) = data.split_first() else {
+        return;
+    };
+    for protocol in PROTOCOLS {
+        protocol::guess(data);
+        protocol::frame(protocol, data, &Wording::default(), &mut Draws::new(1));
+    }
+    let (first, second) = data.split_at(data.len() * usize::from(*cut) / 256);
+    let pieces = [first, second];
+    for message in ["40001", "57P01", "53300"] {
+        let whole = told(requests(message, None), &[data]);
+        assert_eq!(whole, told(requests(message, None), &pieces), "{message}");
+    }
+    let (passed, replies) = told(requests("40001", Some("$a")), &pieces);
+    // Each letter answers a wish for encryption of 8 bytes.
+    assert_eq!(passed.len() + 8 * replies.len(), data.len());
+    let is_ours = data
+        .windows(TOKEN.len())
+        .any(|part| part == TOKEN.as_bytes());
+    if !is_ours {
+        let error = PostgresError::meant_by("40001").expect("an error");
+        assert_eq!(told(Box::new(Answers::new(error)), &pieces).0, data);
+    }
+}
+
+/// What a client of `PostgreSQL` says, with this error for the requests that are selected.
+fn requests(message: &str, query: Option<&str>) -> Box<dyn Stage> {
+    let handling = Handling {
+        fault: "error",
+        rule: Rule::Always,
+        protocol: Protocol::Postgres,
+        wording: Wording {
+            message: Some(message.to_owned()),
+            ..Wording::default()
+        },
+        query: query.map(str::to_owned),
+    };
+    let now = Instant::now();
+    let place = Place {
+        key: 1,
+        opened: now,
+        now,
+        is_new: true,
+        is_datagram: false,
+        shared: Arc::default(),
+        trouble: Arc::clone(&TROUBLE),
+    };
+    Box::new(RequestStage::new(handling, &place))
+}
+
+/// What goes on of these pieces, and what is answered.
+fn told(mut stage: Box<dyn Stage>, pieces: &[&[u8]]) -> (Vec<u8>, Vec<u8>) {
+    let now = Instant::now();
+    for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+        stage.push(Chunk::new(Bytes::copy_from_slice(piece), now));
+    }
+    stage.end(End::Fin, now);
+    let (mut passed, mut replies) = (Vec::new(), Vec::new());
+    loop {
+        match stage.pop(now) {
+            Pop::Chunk(chunk) | Pop::Last(chunk) => passed.extend_from_slice(&chunk.data),
+            Pop::Reply(reply) => replies.extend_from_slice(&reply),
+            Pop::End(..) | Pop::Now(_) => {}
+            Pop::Wait(_) => return (passed, replies),
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! `fault explore` on small services with a classic mistake each, and on their fixed twins.
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use support::echo::tcp_echo;
+use support::place::{enter_fresh, fault, has_bash, has_tcx, hierarchy, wait_for};
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/explore")
+}
+
+/// The services that the examples depend on; killed when this is dropped.
+struct Services(Child);
+
+impl Services {
+    /// Starts them in this thread's network namespace.
+    fn start() -> Self {
+        let mut server = Command::new("python3")
+            .arg(examples().join("server.py"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python3 runs");
+        let mut line = String::new();
+        let mut output = BufReader::new(server.stdout.take().unwrap());
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self(server)
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        let ended = self.0.kill().and_then(|()| self.0.wait());
+        ended.expect("the services end");
+    }
+}
+
+/// Whether the examples can run here, in a fresh network namespace then.
+fn services() -> Option<Services> {
+    hierarchy()?;
+    if Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no python3");
+        return None;
+    }
+    enter_fresh();
+    Some(Services::start())
+}
+
+/// Explores an example; gives its report, and what it printed.
+fn explore(name: &str, options: &[&str]) -> (Value, Output) {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let output = fault()
+        .args(["explore", "--seed", "1", "--report"])
+        .arg(folder)
+        .args(options)
+        .args(["--", "python3"])
+        .arg(examples().join(format!("{name}.py")))
+        .current_dir(examples())
+        .output()
+        .unwrap();
+    let text = std::fs::read(folder.join("report.json"));
+    let text = text.unwrap_or_else(|_| panic!("no report: {}", stderr_text(&output)));
+    (serde_json::from_slice(&text).unwrap(), output)
+}
+
+fn stderr_text(output: &Output) -> String {
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    format!("{out}\n{err}")
+}
+
+/// An example has the mistake that a fault shows, with this verdict, and its twin survives all faults.
+fn finds(name: &str, options: &[&str], fault: &str, verdict: &str) {
+    let Some(_services) = services() else {
+        return;
+    };
+    let wrong = ["--runs", "1", "--no-shrink", "--faults", fault];
+    let (report, output) = explore(name, &[&wrong, options].concat());
+    assert_eq!(output.status.code(), Some(121), "{}", stderr_text(&output));
+    let cells = report["cells"].as_array().unwrap();
+    let found = cells
+        .iter()
+        .any(|cell| cell["verdict"] == verdict && cell["is_failure"] == true);
+    assert!(found, "{}", stderr_text(&output));
+    let (_, output) = explore(
+        &format!("{name}_fixed"),
+        &[&["--runs", "1", "--no-shrink"], options].concat(),
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
+}
+
+/// Long enough for a start of python on a busy machine.
+const TIMEOUT: [&str; 2] = ["--timeout", "8s"];
+
+#[test]
+fn no_timeout() {
+    finds("no_timeout", &TIMEOUT, "silent-later", "hung");
+}
+
+#[test]
+fn endless_retries() {
+    finds("endless_retries", &TIMEOUT, "refused", "hung");
+}
+
+#[test]
+fn dead_pool() {
+    finds("dead_pool", &[], "outage", "no-recovery");
+}
+
+#[test]
+fn gives_up() {
+    finds("gives_up", &[], "outage", "no-recovery");
+}
+
+#[test]
+fn partial() {
+    finds("partial", &TIMEOUT, "cut", "failed");
+}
+
+#[test]
+fn double_write() {
+    let invariant = [
+        "--before",
+        "python3 orders.py reset",
+        "--check",
+        "python3 orders.py check",
+    ];
+    finds(
+        "double_write",
+        &[&TIMEOUT[..], &invariant].concat(),
+        "silent-later",
+        "broken",
+    );
+}
+
+#[test]
+fn error_response() {
+    finds("error_response", &TIMEOUT, "error", "failed");
+}
+
+#[test]
+fn fallback() {
+    finds("fallback", &TIMEOUT, "silent", "hung");
+}
+
+#[test]
+fn resolved_once() {
+    let begin_anew = ["--before", "python3 orders.py reset"];
+    finds(
+        "resolved_once",
+        &[&TIMEOUT[..], &begin_anew].concat(),
+        "refused",
+        "failed",
+    );
+}
+
+#[test]
+fn lock_held() {
+    finds("lock_held", &TIMEOUT, "silent-later", "failed");
+}
+
+#[test]
+fn required_optional() {
+    finds("required_optional", &TIMEOUT, "refused", "failed");
+}
+
+#[test]
+fn cached_error() {
+    finds("cached_error", &[], "outage", "no-recovery");
+}
+
+#[test]
+fn the_smallest_delay_is_found() {
+    let Some(_services) = services() else {
+        return;
+    };
+    let script = "import socket\n\
+        s = socket.create_connection(('127.0.0.1', 7002), timeout=0.7)\n\
+        s.sendall(b'PING\\n')\n\
+        s.recv(100)";
+    let folder = tempfile::tempdir().unwrap();
+    let output = fault()
+        .args(["explore", "--faults", "slow", "--report"])
+        .arg(folder.path())
+        .args(["--", "python3", "-c", script])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(121), "{}", stderr_text(&output));
+    let report = std::fs::read(folder.path().join("report.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let smallest = &report["cells"][0]["smallest"];
+    let from_ms = smallest["from_ms"].as_u64().unwrap();
+    assert!((630..=770).contains(&from_ms), "{}", stderr_text(&output));
+    let rule = smallest["rules"][0].as_str().unwrap();
+    assert!(rule.starts_with("tcp:7002 delay="), "{rule}");
+}
+
+/// A command in bash that explore is given, with options before it.
+fn bash(options: &[&str], script: &str) -> Output {
+    fault()
+        .arg("explore")
+        .args(options)
+        .args(["--", "bash", "-c", script])
+        .output()
+        .unwrap()
+}
+
+const EXCHANGE: &str = "exec 3<>/dev/tcp/127.0.0.1/7000 && echo hi >&3 && read -r x <&3";
+
+#[test]
+fn what_can_not_be_explored_is_told_in_one_line() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let cases: [(&[&str], &str, i32, &str); 8] = [
+        (&[], "echo no; exit 3", 125, "ends with exit code 3"),
+        (&[], "true", 125, "opened no connection"),
+        (
+            &["--timeout", "500ms"],
+            "sleep 60",
+            125,
+            "does not end in time (--timeout)",
+        ),
+        (
+            &["--faults", "refusd"],
+            EXCHANGE,
+            2,
+            "did you mean `refused`?",
+        ),
+        (
+            &["--only", "redis"],
+            EXCHANGE,
+            2,
+            "--only: `redis` is part of no dependency",
+        ),
+        (
+            &["--before", "echo full; false"],
+            EXCHANGE,
+            125,
+            "--before failed: exit code 1: full",
+        ),
+        (
+            &["--check", "false"],
+            EXCHANGE,
+            125,
+            "--check fails without faults",
+        ),
+        (&["--timeout", "5"], EXCHANGE, 2, "--timeout: "),
+    ];
+    for (options, script, code, part) in cases {
+        let output = bash(options, script);
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        let errors = text.lines().filter(|line| line.contains("fault: error: "));
+        let errors: Vec<_> = errors.collect();
+        assert!(
+            errors.len() == 1 && errors[0].contains(part),
+            "`{part}` is not in: {text}"
+        );
+    }
+}
+
+#[test]
+fn a_plan_runs_nothing_under_faults() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let ran = tempfile::NamedTempFile::new().unwrap();
+    let script = format!("echo x >> {}; {EXCHANGE}", ran.path().display());
+    let output = bash(&["--plan", "--faults", "silent,refused"], &script);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
+    let plan = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(
+        plan,
+        "  tcp:7000 refused: tcp:7000 reject\n  tcp:7000 silent: tcp:7000 blackhole\n"
+    );
+    assert_eq!(std::fs::read_to_string(ran.path()).unwrap(), "x\nx\n");
+}
+
+#[test]
+fn processes_that_are_left_behind_are_killed_and_told_of() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let script = format!("sleep 1000 & {EXCHANGE}");
+    let output = bash(&["--plan"], &script);
+    let text = stderr_text(&output);
+    assert!(text.contains("leaves 1 processes behind"), "{text}");
+}
+
+/// The cgroups that `fault` of this number has made.
+fn cgroups(pid: u32) -> usize {
+    let root = hierarchy().unwrap();
+    let own = root.of(Pid::this()).unwrap();
+    let prefix = format!("fault-{pid}-");
+    let folders = [own.path(), root.path()].map(|folder| std::fs::read_dir(folder).unwrap());
+    let names = folders
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().file_name());
+    names
+        .filter(|name| name.to_string_lossy().starts_with(&prefix))
+        .count()
+}
+
+/// Starts a long exploration, and waits until a fault acts.
+fn hanging(ran: &Path) -> Child {
+    let script = format!("{EXCHANGE}; echo x >> {}", ran.display());
+    let child = fault()
+        .args([
+            "explore",
+            "--runs",
+            "1",
+            "--faults",
+            "silent",
+            "--timeout",
+            "60s",
+        ])
+        .args(["--", "bash", "-c", &script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let has_run = || std::fs::read_to_string(ran).is_ok_and(|text| text == "x\n");
+    wait_for(has_run, "the run without faults");
+    let hangs = || {
+        let list = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+        // Connecting to 127.0.0.1:7000.
+        list.contains("0100007F:1B58 02")
+    };
+    wait_for(hangs, "the run under the fault");
+    child
+}
+
+#[test]
+fn ctrl_c_tells_what_is_done_and_a_kill_leaves_no_fault() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let ran = tempfile::NamedTempFile::new().unwrap();
+    let child = hanging(ran.path());
+    let pid = child.id();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(
+        text.contains("0 experiments: 0 failures, 1 not run"),
+        "{text}"
+    );
+    assert_eq!(cgroups(pid), 0);
+
+    std::fs::write(ran.path(), "").unwrap();
+    let mut child = hanging(ran.path());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if has_tcx() {
+        // The retransmitted SYN gets through, and the command ends.
+        let has_ended = || std::fs::read_to_string(ran.path()).is_ok_and(|text| text == "x\nx\n");
+        wait_for(has_ended, "the command, which goes on without faults");
+    }
+    let cleaned = fault().arg("clean").output().unwrap();
+    assert!(cleaned.status.success(), "{}", stderr_text(&cleaned));
+    assert_eq!(cgroups(child.id()), 0);
+}
