@@ -956,6 +956,8 @@ pub enum Counter {
     LearnedFull,
     /// A DNS message that could not be read in full.
     Unread,
+    /// A connection to a DNS server over TCP, whose messages are not read.
+    DnsOverTcp,
     /// An answer to an ICMP echo request of the command whose request is forgotten: see `ECHOES` of the programs.
     EchoForgotten,
     /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,

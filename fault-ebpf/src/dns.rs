@@ -7,7 +7,7 @@ use fault_common::dns::{
     ANSWERS_MAX, Head, MESSAGE_BYTES, Message, NameKey, PORT, Reply, STEPS_MAX, Step,
 };
 use fault_common::flow::Address;
-use fault_common::packet::{PROTOCOL_UDP, Packet};
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN};
 
 use crate::classify;
 use crate::maps::{FRESH, LEARNED, LOOKUPS, MESSAGE, NAME_COUNT, NAMES, SCRATCH, count};
@@ -23,6 +23,9 @@ pub extern "C" fn fault_learn(skb: *mut __sk_buff) -> u32 {
         // The verifier looks at global functions also where nobody calls them.
         return 0;
     };
+    if is_over_tcp() {
+        return 0;
+    }
     // SAFETY: see `message`.
     let steps = match load(Any::of(skb), unsafe { &mut *message }) {
         // One for the question, and one for each answer.
@@ -65,6 +68,23 @@ pub fn message() -> Option<*mut Message> {
         return None;
     }
     MESSAGE.get_ptr_mut(0)
+}
+
+/// Whether the packet at hand is of TCP. Counts its connection when the server accepts it.
+#[inline(always)]
+fn is_over_tcp() -> bool {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: see `Scratch`; nothing is written.
+    let packet = unsafe { &(*scratch).packet };
+    if packet.protocol != PROTOCOL_TCP {
+        return false;
+    }
+    if packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK {
+        count(Counter::DnsOverTcp);
+    }
+    true
 }
 
 /// Whether a packet may be a query to a server of DNS.

@@ -91,7 +91,7 @@ pub struct Plan {
     pub seed: u64,
     /// The rules in their order.
     pub rules: Vec<PlannedRule>,
-    /// What reads DNS responses, when rules are aimed at names whose addresses are learned. It comes after all rules.
+    /// What reads DNS responses, when rules are aimed at names or at DNS queries. It comes after all rules.
     pub learner: Option<PacketRule>,
     /// The preferred mechanism to hold packets.
     pub held_by: Mechanism,
@@ -148,11 +148,13 @@ impl Plan {
                 held_by: Mechanism::default(),
             });
         }
-        let mut entries = planned.iter().flat_map(|rule| &rule.entries);
-        let learns = entries.any(|rule| rule.name.is_some());
+        let entries: Vec<_> = planned.iter().flat_map(|rule| &rule.entries).collect();
+        let has_names = entries.iter().any(|rule| rule.name.is_some());
+        let has_questions = entries.iter().any(|rule| rule.question.is_some());
         Ok(Self {
             seed,
-            learner: learns.then(|| packet::learner(states, scope)),
+            learner: (has_names || has_questions)
+                .then(|| packet::learner(states, scope, has_names)),
             rules: planned,
             held_by: Mechanism::default(),
         })

@@ -92,9 +92,10 @@ pub fn to_relay(
     }
 }
 
-/// What reads DNS responses for the addresses of the names that rules are aimed at.
+/// What reads DNS responses for the addresses of the names that rules are aimed at, if there are any, and counts
+/// connections to DNS servers over TCP.
 #[must_use]
-pub fn learner(state: u32, scope: Option<&Scope>) -> PacketRule {
+pub fn learner(state: u32, scope: Option<&Scope>, has_names: bool) -> PacketRule {
     let modifiers = Modifiers {
         direction: Direction::ToClient,
         ..Modifiers::default()
@@ -103,8 +104,12 @@ pub fn learner(state: u32, scope: Option<&Scope>) -> PacketRule {
     let mut entry = entry_of(&modifiers, &action);
     entry.state = state;
     entry.uid = rule_uid(1, state);
+    let mut protocols = vec![Protocol::Tcp];
+    if has_names {
+        protocols.push(Protocol::Udp);
+    }
     PacketRule {
-        protocols: vec![Protocol::Udp],
+        protocols,
         ports: vec![(dns::PORT, dns::PORT)],
         portless: Vec::new(),
         hosts: Vec::new(),

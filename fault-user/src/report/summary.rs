@@ -16,7 +16,7 @@ use crate::plan::{Plan, PlannedRule};
 use crate::rule::{Cidr, Protocol, Rule};
 
 /// Counters that are printed when they are not zero.
-const NOTES: [(Counter, &str); 14] = [
+const NOTES: [(Counter, &str); 15] = [
     (Counter::Malformed, "malformed packets were let through"),
     (
         Counter::Headers,
@@ -68,6 +68,10 @@ const NOTES: [(Counter, &str); 14] = [
         Counter::Unread,
         "DNS messages could not be read in full: truncated (the rest comes over TCP), in fragments, malformed, or with \
          several questions",
+    ),
+    (
+        Counter::DnsOverTcp,
+        "connections to DNS servers over TCP: their queries and answers are neither matched nor read",
     ),
     (
         Counter::EventLost,
