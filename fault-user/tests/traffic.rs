@@ -13,6 +13,8 @@ use std::time::Duration;
 use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::process::proc;
 use io_uring::IoUring;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::dns::{RCODE, TYPE, look_up, query, query_for, read_response, serve};
@@ -246,6 +248,163 @@ fn only_lookups_of_the_command_count_in_its_scope() {
     assert_eq!(
         String::from_utf8_lossy(&ran.stdout),
         "127.1.0.1 refused\n127.1.0.2 refused\n"
+    );
+}
+
+/// Looks up a name by each resolver that is installed, and says what came of it.
+const RESOLVERS: &str = r#"
+names() { for n in nx sf rf nd an; do echo 127-0-0-1.$n.example; done; }
+has() { command -v $1 > /dev/null; }
+for name in $(names); do
+    echo "getent $name $(getent ahosts $name | head -n 1 | cut -d ' ' -f 1)"
+    has dig && dig +tries=1 +noall +comments +answer A $name |
+        awk -v n=$name '/status:/ { sub(",", "", $6); s = $6 } $4 == "A" { s = s " " $5 } END { print "dig", n, s }'
+done
+has python3 && python3 -c '
+import socket, sys, time
+for name in sys.argv[1:]:
+    started = time.monotonic()
+    try:
+        came = socket.getaddrinfo(name, 7000, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+    except socket.gaierror as error:
+        came = error.args[0]
+    slow = " late" if time.monotonic() - started >= 0.9 else ""
+    print("python", name, str(came) + slow)
+' $(names) 127-0-0-1.late.example 127-0-0-1.lost.example
+has node && node -e '
+for (const name of process.argv.slice(1))
+    require("dns").resolve4(name, (error, found) => console.log("node", name, error ? error.code : found[0]));
+' $(names)
+true
+"#;
+
+/// Has commands of this thread look names up at 127.0.0.1.
+fn resolve_here(directory: &tempfile::TempDir) {
+    let file = directory.path().join("resolv.conf");
+    std::fs::write(
+        &file,
+        "nameserver 127.0.0.1\nsearch .\noptions timeout:1 attempts:5\n",
+    )
+    .unwrap();
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(
+        Some(&file),
+        "/etc/resolv.conf",
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )
+    .unwrap();
+}
+
+#[test]
+fn resolvers_accept_the_responses() {
+    enter_fresh();
+    let directory = tempfile::tempdir().unwrap();
+    resolve_here(&directory);
+    serve("127.0.0.1:53".parse().unwrap());
+    let rules = [
+        "dns:*.nx.example nxdomain",
+        "dns:*.sf.example servfail",
+        "dns:*.rf.example refused",
+        "dns:*.nd.example nodata",
+        "dns:*.an.example answer=127.0.0.9",
+        "dns:*.late.example delay=900ms",
+        "dns:*.lost.example drop first=1",
+    ];
+    let ran = run(&rules, "--allow-unfired", &["sh", "-c", RESOLVERS]);
+    let output = String::from_utf8_lossy(&ran.stdout);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    let expected = [
+        ("nx", ["", "-2", "ENOTFOUND", "NXDOMAIN"]),
+        ("sf", ["", "-3", "ESERVFAIL", "SERVFAIL"]),
+        ("rf", ["", "-3", "EREFUSED", "REFUSED"]),
+        ("nd", ["", "-5", "ENODATA", "NOERROR"]),
+        (
+            "an",
+            ["127.0.0.9", "127.0.0.9", "127.0.0.9", "NOERROR 127.0.0.9"],
+        ),
+    ];
+    let mut lines = 0;
+    for (zone, by) in expected {
+        for (resolver, came) in ["getent", "python", "node", "dig"].into_iter().zip(by) {
+            let start = format!("{resolver} 127-0-0-1.{zone}.example ");
+            if let Some(line) = output.lines().find_map(|line| line.strip_prefix(&start)) {
+                assert_eq!(line, came, "{start}: {output}{errors}");
+                lines += 1;
+            }
+        }
+    }
+    for zone in ["late", "lost"] {
+        let start = format!("python 127-0-0-1.{zone}.example ");
+        if let Some(line) = output.lines().find_map(|line| line.strip_prefix(&start)) {
+            assert_eq!(line, "127.0.0.1 late", "{start}: {output}{errors}");
+            lines += 1;
+        }
+    }
+    assert_eq!(output.lines().count(), lines, "{output}{errors}");
+    assert!(lines >= 5, "getent is part of glibc: {output}{errors}");
+}
+
+/// Connects to a name by each client that is installed, and says what came of it.
+const CONNECTS: &str = r#"
+has() { command -v $1 > /dev/null; }
+for name in 127-0-0-2.live.example 127-0-0-3.other.example; do
+    has curl && { curl -s -m 30 http://$name:7000/; [ $? = 7 ]; echo "curl $name $?"; }
+    has python3 && python3 -c '
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 7000), 30)
+    print("python", sys.argv[1], "connected")
+except OSError as error:
+    print("python", sys.argv[1], error.strerror)
+' $name
+    has node && node -e '
+const name = process.argv[1];
+const socket = require("net").connect(7000, name, () => { console.log("node", name, "connected"); socket.destroy(); });
+socket.on("error", (error) => console.log("node", name, error.code));
+' $name
+done
+true
+"#;
+
+#[test]
+fn clients_that_look_up_a_name_and_connect_are_matched() {
+    enter_fresh();
+    let directory = tempfile::tempdir().unwrap();
+    resolve_here(&directory);
+    serve("127.0.0.1:53".parse().unwrap());
+    let listener = TcpListener::bind("0.0.0.0:7000").unwrap();
+    std::thread::spawn(move || {
+        // Each is closed at once.
+        listener.incoming().for_each(drop);
+    });
+    let rules = ["tcp:*.live.example:7000 reject=rst"];
+    let ran = run(&rules, "", &["sh", "-c", CONNECTS]);
+    let output = String::from_utf8_lossy(&ran.stdout);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    let expected = [
+        (
+            "127-0-0-2.live",
+            ["0", "Connection refused", "ECONNREFUSED"],
+        ),
+        ("127-0-0-3.other", ["1", "connected", "connected"]),
+    ];
+    for (name, by) in expected {
+        for (client, came) in ["curl", "python", "node"].into_iter().zip(by) {
+            let start = format!("{client} {name}.example ");
+            let line = output.lines().find_map(|line| line.strip_prefix(&start));
+            assert!(
+                line.is_none_or(|line| line == came),
+                "{start}: {output}{errors}"
+            );
+        }
+    }
+    assert!(
+        !output.is_empty(),
+        "install curl, python3 or node: {errors}"
     );
 }
 

@@ -49,6 +49,8 @@ pub struct ResolvedTarget {
     pub name: Option<String>,
     /// The name that a query of DNS asks for, `*.` and a domain, or `*`; nothing where other packets are meant too.
     pub question: Option<String>,
+    /// The host names whose addresses were looked up once and are not learned; `localhost` left out.
+    pub fixed_names: Vec<String>,
     /// The ports, sorted, without overlap; empty means any.
     pub ports: Vec<PortRange>,
     /// Protocols that are meant at every port although there are ports, which are of the others; [`Protocol::Any`] stands
@@ -162,6 +164,7 @@ impl Rule {
             hints::service(name, target.protocol).filter(|_| is_alone)
         };
         let live = self.live_name(target);
+        let mut fixed_names = Vec::new();
         let mut addresses = |host: &Host| {
             match host {
             Host::Cidr(network) => Ok(vec![*network]),
@@ -184,6 +187,9 @@ impl Rule {
                 })?;
                 if addresses.is_empty() {
                     return Err(place.error(format!("the host `{name}` has no address")));
+                }
+                if !is_local(name) {
+                    fixed_names.push(name.clone());
                 }
                 Ok(addresses.into_iter().map(Cidr::host).collect())
             }
@@ -215,6 +221,7 @@ impl Rule {
             hosts,
             name: live.cloned(),
             question: None,
+            fixed_names,
             ports,
             portless: portless(target),
         })
@@ -225,10 +232,9 @@ impl Rule {
         let Some(Host::Name(name)) = &target.host else {
             return None;
         };
-        let is_local = name == "localhost" || name.ends_with(".localhost");
         let excludes_hosts = target.except.iter().any(|one| one.host.is_some());
         let is_on_packets = matches!(self.fault.layer(), Layer::Packet | Layer::Either);
-        (is_on_packets && !is_local && !excludes_hosts).then_some(name)
+        (is_on_packets && !is_local(name) && !excludes_hosts).then_some(name)
     }
 }
 
@@ -239,12 +245,18 @@ fn asked(host: Option<&Host>) -> ResolvedTarget {
         hosts: Vec::new(),
         name: None,
         question: Some(host.map_or_else(|| "*".to_owned(), Host::to_string)),
+        fixed_names: Vec::new(),
         ports: vec![PortRange {
             first: dns::PORT,
             last: dns::PORT,
         }],
         portless: Vec::new(),
     }
+}
+
+/// Whether a name always means this host.
+fn is_local(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 /// Whether a host name stands for the names of a domain.

@@ -8,7 +8,7 @@ mod packets;
 mod support;
 
 use aya::programs::ProgramInfo;
-use fault_common::abi::{Counter, DATAGRAMS, LEARNED_MAX, action, rule_uid};
+use fault_common::abi::{Counter, DATAGRAMS, LEARNED_MAX, NAMES_MAX, action, rule_uid};
 use fault_user::inject::injector::Side;
 
 use kernel::{Kernel, NEXT, SHOT, VANISHED, XDP_DROP, XDP_PASS, compiled};
@@ -1005,10 +1005,7 @@ fn addresses_of_names_are_learned_before_a_response_is_delivered() {
             .iter()
             .map(|name| (name.name.as_str(), name.lookups, name.addresses.len()))
             .collect();
-        assert_eq!(
-            read,
-            [("*.example.net", 0, 2), ("api.example.com", 1, 2)]
-        );
+        assert_eq!(read, [("*.example.net", 0, 2), ("api.example.com", 1, 2)]);
     }
 }
 
@@ -1206,6 +1203,78 @@ fn what_can_not_be_learned_is_counted() {
     assert_eq!(learned[0].addresses.len(), LEARNED_MAX as usize);
     // One was learned from the truncated response.
     assert_eq!(full, 129);
+}
+
+#[test]
+fn a_new_name_can_replace_one_that_no_rule_has() {
+    let mut kernel = Kernel::new(64, 256);
+    let names = |from: usize| -> Vec<String> {
+        let numbers = from..from + NAMES_MAX;
+        numbers
+            .map(|number| format!("tcp:n{number}.example:5432 drop"))
+            .collect()
+    };
+    let learn = |kernel: &mut Kernel, name: &str| {
+        let message = answer(name, &[(name, "10.9.0.1")]);
+        kernel.run(Side::Ingress, false, &from_server(53, &message));
+    };
+    let code = |kernel: &mut Kernel| {
+        let recipe = fresh(Recipe {
+            destination: "10.9.0.1".parse().unwrap(),
+            ..Recipe::tcp(SYN, b"")
+        });
+        kernel.out(&recipe.frame()).code
+    };
+    let install = |kernel: &mut Kernel, rules: &[String]| {
+        let rules: Vec<_> = rules.iter().map(String::as_str).collect();
+        kernel.install(&rules);
+    };
+    install(&mut kernel, &names(0)[..NAMES_MAX - 1]);
+    learn(&mut kernel, "n0.example");
+    assert_eq!(code(&mut kernel), VANISHED);
+    // Without the rule of the name its address stays known: there is room for one more name.
+    kernel.install(&["tcp:other.example:5432 drop"]);
+    assert_eq!(code(&mut kernel), NEXT);
+    install(&mut kernel, &names(0)[..1]);
+    assert_eq!(code(&mut kernel), VANISHED);
+    // All numbers are needed for others.
+    install(&mut kernel, &names(1000)[1..]);
+    assert_eq!(code(&mut kernel), NEXT);
+    let learned = kernel.injector.learned().unwrap();
+    assert_eq!(learned.len(), NAMES_MAX);
+    let known = learned.iter().filter(|name| !name.addresses.is_empty());
+    let known: Vec<_> = known
+        .map(|name| (name.name.as_str(), name.lookups))
+        .collect();
+    assert_eq!(known, [("n0.example", 1)], "it was applied until now");
+    install(&mut kernel, &names(1001)[..1]);
+    kernel.install(&["tcp:a.example:5432 drop", "tcp:b.example:5432 drop"]);
+    assert_eq!(code(&mut kernel), NEXT);
+    learn(&mut kernel, "n0.example");
+    assert_eq!(code(&mut kernel), NEXT, "nobody looks for it any more");
+    learn(&mut kernel, "b.example");
+    assert_eq!(code(&mut kernel), VANISHED);
+}
+
+#[test]
+fn connections_to_dns_servers_over_tcp_are_counted() {
+    let mut kernel = Kernel::new(64, 64);
+    for rules in [["tcp:a.example:5432 drop"], ["dns:a.example nxdomain"]] {
+        kernel.install(&rules);
+        let before = kernel.injector.counters().unwrap();
+        let mut run = |flags| {
+            let recipe = Recipe {
+                source_port: 53,
+                destination_port: 40_000,
+                ..Recipe::tcp(flags, b"data")
+            };
+            kernel.run(Side::Ingress, false, &recipe.frame());
+        };
+        run(SYN | ACK);
+        run(ACK);
+        let counted = kernel.changed_since(&before);
+        assert_eq!(counted, [(Counter::DnsOverTcp as u32, 1)], "{rules:?}");
+    }
 }
 
 #[test]

@@ -85,17 +85,24 @@ fn response<'a>(name: &'a str, answers: impl Iterator<Item = (&'a str, RData<'a>
     packet.build_bytes_vec_compressed().unwrap()
 }
 
-/// A server that gives each name the address that its first label is, with `-` for dots: `127-0-0-2.example`.
+/// A server that gives each name the IPv4 address that its first label is, with `-` for dots: `127-0-0-2.example`.
 pub fn serve(at: SocketAddr) {
     let socket = UdpSocket::bind(at).unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 512];
         while let Ok((length, client)) = socket.recv_from(&mut buffer) {
             let asked = Packet::parse(&buffer[..length]).unwrap();
-            let name = asked.questions[0].qname.to_string();
+            let question = &asked.questions[0];
+            let name = question.qname.to_string();
             let address = name.split('.').next().unwrap().replace('-', ".");
-            let mut response = answer(&name, &[(&name, &address)]);
-            response[..2].copy_from_slice(&buffer[..2]);
+            let mut response = Packet::new_reply(asked.id());
+            response.questions.push(question.clone());
+            if question.qtype == QTYPE::TYPE(TYPE::A) {
+                let name = Name::new_unchecked(&name);
+                let answer = ResourceRecord::new(name, CLASS::IN, 60, data(&address));
+                response.answers.push(answer);
+            }
+            let response = response.build_bytes_vec_compressed().unwrap();
             socket.send_to(&response, client).unwrap();
         }
     });
