@@ -348,6 +348,34 @@ fn resolvers_accept_the_responses() {
     assert!(lines >= 5, "getent is part of glibc: {output}{errors}");
 }
 
+#[test]
+fn a_warning_tells_whose_later_addresses_are_not_learned() {
+    enter_fresh();
+    let directory = tempfile::tempdir().unwrap();
+    resolve_here(&directory);
+    serve("127.0.0.1:53".parse().unwrap());
+    let rules = [
+        "tcp:127-0-0-2.example:7000 latency=1ms",
+        "tcp:7001,!any:127-0-0-3.example drop",
+        "tcp:127-0-0-4.example:7002 drop",
+    ];
+    let ran = run(&rules, "--allow-unfired", &["true"]);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{errors}");
+    let warnings: Vec<_> = errors
+        .lines()
+        .filter(|line| line.contains("warning"))
+        .collect();
+    let warning = |rule: &str, name: &str| {
+        format!("fault: warning: `{rule}` uses the addresses that {name} has now, not later ones")
+    };
+    let expected = [
+        warning(rules[0], "127-0-0-2.example"),
+        warning(rules[1], "127-0-0-3.example"),
+    ];
+    assert_eq!(warnings, expected, "{errors}");
+}
+
 /// Connects to a name by each client that is installed, and says what came of it.
 const CONNECTS: &str = r#"
 has() { command -v $1 > /dev/null; }
