@@ -190,12 +190,6 @@ pub(super) fn target(piece: Piece<'_>) -> Result<Target, RuleError> {
     let Some(at) = text.find('!') else {
         return included(piece);
     };
-    if Protocol::Dns.begins(text) {
-        return Err(piece
-            .slice(at..text.len())
-            .error("no queries can be excluded")
-            .expected("`dns`, `dns:NAME` or `dns:*.DOMAIN`"));
-    }
     let mut target = match text[..at].strip_suffix([',', ':']) {
         None if at == 0 => Target::default(),
         Some(before) => included(piece.slice(0..before.len()))?,
@@ -221,6 +215,12 @@ pub(super) fn target(piece: Piece<'_>) -> Result<Target, RuleError> {
 
 /// What is wrong with an exclusion from a target, and what would be right.
 fn misfit(target: &Target, exclusion: &Target) -> Option<(&'static str, &'static str)> {
+    if [target.protocol, exclusion.protocol].contains(&Protocol::Dns) {
+        return Some((
+            "no queries can be excluded",
+            "`dns`, `dns:NAME` or `dns:*.DOMAIN`",
+        ));
+    }
     let same_protocol = exclusion.protocol == target.protocol;
     let any_protocol = exclusion.protocol == Protocol::Any;
     match (exclusion.host.is_some(), !exclusion.ports.is_empty()) {
@@ -321,13 +321,6 @@ fn plain(piece: Piece<'_>) -> Result<Target, RuleError> {
             ports,
             except: Vec::new(),
         }),
-    }
-}
-
-impl Protocol {
-    /// Whether a target's text begins with this protocol.
-    fn begins(self, text: &str) -> bool {
-        text.split(':').next() == Some(self.word())
     }
 }
 
