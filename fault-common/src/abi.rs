@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -20,6 +20,10 @@ pub const MATCHES_MAX: usize = 8;
 pub const FLOW_SLOTS: usize = 8;
 /// How many cgroup levels a rule set may use as scopes.
 pub const SCOPE_LEVELS_MAX: usize = 4;
+/// How many different names rules of one instance can be aimed at whose addresses are learned.
+pub const NAMES_MAX: usize = 64;
+/// How many addresses of such names are known at once.
+pub const LEARNED_MAX: u32 = 1 << 14;
 /// Most bits that one `corrupt` flips in one packet.
 pub const CORRUPT_BITS_MAX: u32 = 64;
 
@@ -120,6 +124,11 @@ faults! {
     SLOT = 16, "slot", Shaped, [HOLD];
     /// Given to a relay by the delay line: `arguments[0]` the relay's number.
     RELAY = 17, "relay", Shaped, [HOLD];
+    /// No fault: a response of DNS is read for the addresses of names.
+    LEARN = 18, "learn", No, [LEARN];
+    /// A query of DNS is answered: `arguments[0]` [`crate::dns::Reply::flags`], `[1]` the type of its address (0: none),
+    /// `[2]` and `[3]` the address.
+    ANSWER = 19, "answer", No, [ANSWER];
 }
 
 /// How a refusal is told; values of `arguments[0]` of [`fault::REJECT`].
@@ -184,6 +193,8 @@ pub mod modifier {
     pub const MIX: u32 = 128;
     /// See [`super::rule_flag::PER_SEGMENT`].
     pub const PER_SEGMENT: u32 = 256;
+    /// `type=`.
+    pub const QUERY_TYPE: u32 = 512;
 }
 
 /// One compiled rule. Times are nanoseconds since [`SetHeader::epoch_ns`]; thresholds are of 2^32.
@@ -236,8 +247,10 @@ pub struct RuleEntry {
     pub directions: u8,
     /// Bits of [`rule_flag`].
     pub flags: u8,
+    /// The type that a query of DNS asks for; 0: any.
+    pub query_type: u16,
     /// Always zero.
-    pub padding: u32,
+    pub padding: u16,
 }
 
 impl RuleEntry {
@@ -283,8 +296,41 @@ pub struct SetHeader {
     pub any_host: u16,
     /// Class of the rules without a cgroup.
     pub any_scope: u16,
-    /// Always zero.
-    pub padding2: u32,
+    /// 1 when a rule is aimed at a name whose addresses are learned.
+    pub has_names: u8,
+    /// 1 when a rule is aimed at queries for a name.
+    pub has_questions: u8,
+    /// Class of the rules that are not aimed at queries for a name.
+    pub any_question: u16,
+}
+
+/// The names that an address is known by. There is a byte for each, so that several CPUs can write to one entry.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// 1 for a name that it is known by.
+    pub names: [u8; NAMES_MAX],
+}
+
+impl Known {
+    /// By none.
+    pub const NOBODY: Self = Self {
+        names: [0; NAMES_MAX],
+    };
+
+    /// The names as bits.
+    #[must_use]
+    #[inline(always)]
+    pub fn mask(&self) -> u64 {
+        // Puts the lowest bit of each of eight bytes next to each other in the highest byte.
+        const GATHER: u64 = 0x0102_0408_1020_4080;
+        let mut mask = 0;
+        let (words, _) = self.names.as_chunks::<8>();
+        for (index, word) in words.iter().enumerate() {
+            mask |= (u64::from_le_bytes(*word).wrapping_mul(GATHER) >> 56) << (8 * index);
+        }
+        mask
+    }
 }
 
 /// The classes of one port, by direction: the rules for packets to it and from it.
@@ -550,6 +596,10 @@ pub mod action {
     pub const HOLD: u8 = 9;
     /// Sent ahead of what is held.
     pub const OVERTAKE: u8 = 10;
+    /// Read for the addresses of names.
+    pub const LEARN: u8 = 11;
+    /// Answered as a server of DNS would.
+    pub const ANSWER: u8 = 12;
 }
 
 /// What the programs tell the delay line about a packet that they hand to it.
@@ -902,6 +952,12 @@ pub enum Counter {
     /// Another CPU held the connection's ordinal for longer than a program can wait, or took packet ordinals that were
     /// to be given back.
     Contended,
+    /// No packet: an address of a name for which there was no room.
+    LearnedFull,
+    /// A DNS message that could not be read in full.
+    Unread,
+    /// A connection to a DNS server over TCP, whose messages are not read.
+    DnsOverTcp,
     /// An answer to an ICMP echo request of the command whose request is forgotten: see `ECHOES` of the programs.
     EchoForgotten,
     /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,
@@ -915,6 +971,7 @@ pub const COUNTERS: u32 = Counter::Forgotten as u32 + 1;
 const _: () = {
     assert!(size_of::<RuleEntry>() == 168);
     assert!(size_of::<SetHeader>() == 48);
+    assert!(size_of::<Known>() == NAMES_MAX);
     assert!(size_of::<PortClasses>() == 8);
     assert!(size_of::<ScopeKey>() == 16);
     assert!(size_of::<Control>() == 16);
@@ -941,7 +998,7 @@ const _: () = {
 mod pod {
     use super::{
         Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, FlowRuleKey, Handshake, Hold,
-        Original, Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey,
+        Known, Original, Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey,
         SetHeader, Steer,
     };
     use crate::flow::FlowKey;
@@ -955,6 +1012,7 @@ mod pod {
 
     pod!(
         RuleEntry,
+        Known,
         SetHeader,
         PortClasses,
         ScopeKey,

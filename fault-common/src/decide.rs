@@ -62,6 +62,8 @@ pub mod holding {
     pub const OVERTAKEN: u8 = 4;
     /// The rule of its rate, slots or relay sees it come from the service.
     pub const TO_CLIENT: u8 = 8;
+    /// It is not held for that, but read for the addresses of names.
+    pub const LEARN: u8 = 16;
 }
 
 /// How long packets are held that a `reorder` lets others overtake, where no `delay` holds them.
@@ -196,7 +198,10 @@ fn passes_filters<C: Counting>(
         || (connection >= rule.connection_from && connection <= rule.connection_to);
     let is_alternative =
         !C::uses(modifier::MIX) || rule.flags & rule_flag::MIX == 0 || in_mix(rule, connection);
-    is_kind && has_size && is_connection && is_alternative
+    let is_type = !C::uses(modifier::QUERY_TYPE)
+        || rule.query_type == 0
+        || rule.query_type == packet.query_type;
+    is_kind && has_size && is_connection && is_alternative && is_type
 }
 
 /// Whether a connection's one draw falls to this alternative of a `mix`.
@@ -249,6 +254,11 @@ pub fn judge<C: Counting>(
     state: &mut RuleState,
     verdict: &mut Verdict,
 ) -> Option<Fired> {
+    if C::may(fault::LEARN) && rule.fault == fault::LEARN {
+        // No fault: it is neither counted nor repeated.
+        verdict.holding |= holding::LEARN;
+        return None;
+    }
     let picked = if packet.follows && followed.uid == rule.uid {
         follow::<C>(rule, sample, packet, followed, flow.connection)?
     } else {
@@ -439,6 +449,7 @@ fn fire<C: Counting>(
         fault::MTU if C::may(fault::MTU) && u64::from(sample.size) > own => {
             too_big(rule, packet, verdict)
         }
+        fault::ANSWER if C::may(fault::ANSWER) => end(verdict, action::ANSWER),
         fault::REJECT if C::may(fault::REJECT) => refuse(own, packet, verdict),
         // A connection that is still being opened is not live; who means it says `match=syn`.
         fault::RESET
@@ -729,6 +740,7 @@ mod tests {
             kinds: 0,
             directions: 3,
             flags: 0,
+            query_type: 0,
             padding: 0,
         }
     }

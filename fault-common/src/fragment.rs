@@ -260,6 +260,7 @@ mod tests {
             kinds: 0,
             directions: 3,
             flags: 0,
+            query_type: 0,
             padding: 0,
         }
     }

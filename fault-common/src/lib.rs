@@ -9,6 +9,7 @@
 //! * [`fragment`] has the later fragments of a datagram follow the first one;
 //! * [`matching`] narrows thousands of rules down to those that concern a packet;
 //! * [`decide`] says what one rule does to one packet;
+//! * [`dns`] reads DNS messages;
 //! * [`random`] is the only source of chance: a pure function of the seed and of ordinals;
 //! * [`reply`] builds the RSTs and ICMP errors that refusals answer with;
 //! * [`abi`] is the layout of every BPF map value, with the version that the loader checks.
@@ -22,6 +23,7 @@
 pub mod abi;
 pub mod decide;
 pub mod delay;
+pub mod dns;
 pub mod flow;
 pub mod fragment;
 pub mod matching;

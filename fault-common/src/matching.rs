@@ -25,10 +25,56 @@ pub trait Tables {
     fn host(&self, address: &Address) -> u16;
     /// The class of a scope, the one of rules without a scope included; nothing for an unknown one.
     fn scope(&self, cgroup: u64) -> Option<u16>;
+    /// The names that an address is known by, as bits.
+    fn names(&self, _address: &Address) -> u64 {
+        0
+    }
+    /// How many names there are, at most 64.
+    fn name_count(&self) -> u32 {
+        0
+    }
+    /// One of the classes of a name: see [`about`].
+    fn name_class(&self, _name: u32, _about: u32) -> u16 {
+        0
+    }
+    /// What [`join`] gives. The programs do it in a function of its own.
+    fn joined(&self, names: u64, about: u32, word: Option<u32>) -> u64
+    where
+        Self: Sized,
+    {
+        join(self, names, about, word)
+    }
     /// The summary of a class: bit n is set when word n is not zero.
     fn summary(&self, class: u16) -> u64;
     /// One word of a class.
     fn word(&self, class: u16, index: u32) -> u64;
+}
+
+/// What rules are aimed at by a name: the class of a name that [`Tables::name_class`] gives.
+pub mod about {
+    /// Its addresses.
+    pub const HOST: u32 = 0;
+    /// Queries for it.
+    pub const QUESTION: u32 = 1;
+}
+
+/// The rules that are aimed at any of these names (a bit each), of one word or as a summary.
+#[inline(always)]
+pub fn join<T: Tables>(tables: &T, names: u64, about: u32, word: Option<u32>) -> u64 {
+    let mut rules = 0;
+    for name in 0..u64::BITS {
+        if name >= tables.name_count() {
+            break;
+        }
+        if names >> name & 1 != 0 {
+            let class = tables.name_class(name, about);
+            rules |= match word {
+                Some(index) => tables.word(class, index),
+                None => tables.summary(class),
+            };
+        }
+    }
+    rules
 }
 
 /// The classes of a packet by its ports and protocol.
@@ -52,6 +98,8 @@ pub struct Connection {
     pub is_certain: bool,
     /// The cgroups of the connection's local ends; 0 for none.
     pub scopes: [u64; 2],
+    /// The names that the packet, a query of DNS, asks for, as bits.
+    pub questions: u64,
 }
 
 /// A rule that concerns the packet.
@@ -195,6 +243,8 @@ pub struct Query {
     to_server: [u16; 2],
     to_client: [u16; 2],
     hosts: [u16; 2],
+    names: [u64; 2],
+    questions: u64,
     scope: [u16; 2],
     has_hosts: bool,
     has_scopes: bool,
@@ -231,6 +281,14 @@ pub fn query<T: Tables>(
             tables.host(&packet.source),
         ]
     };
+    let names = if tables.name_count() == 0 || header.has_names == 0 {
+        [0, 0]
+    } else {
+        [
+            tables.names(&packet.destination),
+            tables.names(&packet.source),
+        ]
+    };
     let ways = if !connection.is_certain {
         [ports.to_server, ports.to_client]
     } else if guess == direction::TO_SERVER {
@@ -242,6 +300,8 @@ pub fn query<T: Tables>(
         to_server: [ways[0], portless[0]],
         to_client: [ways[1], portless[1]],
         hosts,
+        names,
+        questions: connection.questions,
         scope,
         has_hosts: header.has_hosts != 0,
         has_scopes: header.has_scopes != 0,
@@ -251,17 +311,31 @@ pub fn query<T: Tables>(
 }
 
 impl Query {
-    /// The intersection of all fields for each direction, of summaries or of one word.
+    /// The intersection of all fields for each direction, of one word or of summaries.
     #[inline(always)]
-    fn intersect(&self, bits: impl Fn(u16) -> u64) -> [u64; 2] {
+    fn intersect<T: Tables>(&self, tables: &T, word: Option<u32>) -> [u64; 2] {
+        let bits = |class| match word {
+            Some(index) => tables.word(class, index),
+            None => tables.summary(class),
+        };
+        let named = |names, about| match names {
+            0 => 0,
+            names => tables.joined(names, about, word),
+        };
         let mut both = [bits(self.to_server[0]), bits(self.to_client[0])];
         if self.has_portless {
             both[0] |= bits(self.to_server[1]);
             both[1] |= bits(self.to_client[1]);
         }
         if self.has_hosts {
-            both[0] &= bits(self.hosts[0]);
-            both[1] &= bits(self.hosts[1]);
+            both[0] &= bits(self.hosts[0]) | named(self.names[0], about::HOST);
+            both[1] &= bits(self.hosts[1]) | named(self.names[1], about::HOST);
+        }
+        // Asked here rather than kept: there is no room on the programs' stack.
+        if tables.name_count() != 0 && tables.header().has_questions != 0 {
+            let any = bits(tables.header().any_question);
+            both[0] &= any | named(self.questions, about::QUESTION);
+            both[1] &= any;
         }
         if self.has_scopes {
             let scope = bits(self.scope[0]) | bits(self.scope[1]);
@@ -274,7 +348,7 @@ impl Query {
     /// The words in which there may be matching rules.
     #[inline(always)]
     pub fn summary<T: Tables>(&self, tables: &T) -> u64 {
-        let [to_server, to_client] = self.intersect(|class| tables.summary(class));
+        let [to_server, to_client] = self.intersect(tables, None);
         to_server | to_client
     }
 
@@ -287,7 +361,7 @@ impl Query {
     #[inline(always)]
     fn matching<T: Tables>(&self, tables: &T, index: u32) -> Word {
         Word {
-            bits: self.intersect(|class| tables.word(class, index)),
+            bits: self.intersect(tables, Some(index)),
             index,
             guess: self.guess,
         }
@@ -323,7 +397,7 @@ impl Query {
     /// The packet's direction by the only rule of a set, where that rule concerns it.
     #[inline(always)]
     pub fn only<T: Tables>(&self, tables: &T) -> Option<u16> {
-        let [to_server, to_client] = self.intersect(|class| tables.word(class, 0));
+        let [to_server, to_client] = self.intersect(tables, Some(0));
         match (to_server & 1 != 0, to_client & 1 != 0) {
             (true, true) => Some(u16::from(self.guess)),
             (true, false) => Some(direction::TO_SERVER.into()),

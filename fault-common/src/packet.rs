@@ -178,6 +178,8 @@ pub struct Packet {
     pub icmp_type: u8,
     /// What it is to `match=`: bits of [`kind`].
     pub kinds: u8,
+    /// The type that a query of DNS asks for, where it has been read; else 0.
+    pub query_type: u16,
     /// The two ECN bits of the IP header: 0 not ECT, 1 and 2 ECT, 3 CE.
     pub ecn: u8,
     /// Offset of the IP header.

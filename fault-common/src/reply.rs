@@ -3,11 +3,14 @@
 use crate::abi::reject;
 use crate::decide::REJECT_TOO_BIG;
 use crate::packet::{
-    PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
+    PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_FIN, TCP_RST,
+    TCP_SYN,
 };
 
 /// Bytes of a TCP header without options.
 pub const TCP_HEADER: u32 = 20;
+/// Bytes of a UDP header.
+pub const UDP_HEADER: u32 = 8;
 /// Bytes that an ICMP error for IPv4 puts in front of the packet it quotes: IPv4 and ICMP headers.
 pub const ICMP_ROOM_V4: u32 = 28;
 /// The same for IPv6.
@@ -109,6 +112,31 @@ pub fn rst_header(packet: &Packet, reversed: bool, partial: bool) -> [u8; TCP_HE
         !fold(sum)
     };
     [header[16], header[17]] = checksum.to_ne_bytes();
+    header
+}
+
+/// The UDP header of what answers `packet` with `length` bytes of payload whose sum is `sum`: see [`sum_word`]. `partial`
+/// is that of [`rst_header`].
+#[must_use]
+#[inline(always)]
+pub fn udp_header(packet: &Packet, length: u32, sum: u64, partial: bool) -> [u8; 8] {
+    let length = UDP_HEADER + length;
+    let [f0, f1] = packet.destination_port.to_be_bytes();
+    let [t0, t1] = packet.source_port.to_be_bytes();
+    let [_, _, l0, l1] = length.to_be_bytes();
+    let mut header = [f0, f1, t0, t1, l0, l1, 0, 0];
+    let pseudo = pseudo_sum(packet, PROTOCOL_UDP, length);
+    let checksum = if partial {
+        fold(pseudo)
+    } else {
+        match !fold(pseudo + u64::from(word_at(&header, 0)) + u64::from(word_at(&header, 4)) + sum)
+        {
+            // Zero stands for none.
+            0 => u16::MAX,
+            checksum => checksum,
+        }
+    };
+    [header[6], header[7]] = checksum.to_ne_bytes();
     header
 }
 

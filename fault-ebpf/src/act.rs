@@ -2,14 +2,14 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use fault_common::abi::{CORRUPT_BITS_MAX, Counter, MATCHES_MAX, action, fault};
-use fault_common::decide::{Counting, Verdict, corrupt_count, corrupt_position};
+use fault_common::decide::{Counting, Verdict, corrupt_count, corrupt_position, holding};
 use fault_common::packet::{
     Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
 };
 
 use crate::maps::{ACTIONS, CORRUPT_BITS, SCRATCH, Scratch, count};
 use crate::skb::{Any, NEXT, Skb};
-use crate::{answer, classify, hold};
+use crate::{answer, classify, dns, hold};
 
 /// Whether the packet is to vanish and nothing else: most faults that fire do that.
 #[inline(always)]
@@ -27,10 +27,8 @@ pub fn carry_out<C: Counting, const EGRESS: bool, const LINK: u32>(
     scratch.undone = u32::MAX;
     let done = match scratch.verdict.end {
         0 => alter::<C, EGRESS, LINK>(skb, scratch),
-        action::REJECT_RST if may(action::REJECT_RST) => answer::refuse_with_rst(skb, scratch),
-        action::REJECT_ICMP if may(action::REJECT_ICMP) => answer::refuse_with_icmp(skb, scratch),
         action::RESET if may(action::RESET) => answer::reset_both(skb, scratch),
-        _ => Err(()),
+        _ => send_back(skb, scratch),
     };
     done.unwrap_or_else(|()| {
         count(Counter::ActionFailed);
@@ -39,6 +37,20 @@ pub fn carry_out<C: Counting, const EGRESS: bool, const LINK: u32>(
         }
         NEXT
     })
+}
+
+/// Answers the packet. A function of its own, for want of room on the stack.
+#[inline(never)]
+fn send_back<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &mut Scratch,
+) -> Result<i32, ()> {
+    match scratch.verdict.end {
+        action::REJECT_RST if may(action::REJECT_RST) => answer::refuse_with_rst(skb, scratch),
+        action::REJECT_ICMP if may(action::REJECT_ICMP) => answer::refuse_with_icmp(skb, scratch),
+        action::ANSWER if may(action::ANSWER) => answer::answer_query(skb, scratch),
+        _ => Err(()),
+    }
 }
 
 /// Takes a hit back, of those counted for the packet, when its fault is not carried out.
@@ -70,6 +82,9 @@ fn alter<C: Counting, const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     scratch: &mut Scratch,
 ) -> Result<i32, ()> {
+    if may(action::LEARN) && scratch.verdict.holding & holding::LEARN != 0 {
+        dns::fault_learn(skb.raw());
+    }
     if may(action::CORRUPT) && scratch.verdict.corrupt_bits != 0 {
         corrupt(skb, scratch)?;
         scratch.undone &= !(1 << fault::CORRUPT_VISIBLE);

@@ -1,16 +1,20 @@
-//! Turns a packet into the refusal or reset that answers it.
+//! Turns a packet into the refusal, reset or response that answers it.
 
+use fault_common::dns::RESPONSE_MAX;
 use fault_common::packet::{Load, Packet};
 use fault_common::reply::{
-    ICMP_ROOM_V4, ICMP_ROOM_V6, TCP_HEADER, icmp_header, icmp_ipv4_header, icmp_ipv6_start,
-    quoted_transport, rst_header, sum_word,
+    ICMP_ROOM_V4, ICMP_ROOM_V6, TCP_HEADER, UDP_HEADER, icmp_header, icmp_ipv4_header,
+    icmp_ipv6_start, quoted_transport, rst_header, sum_word, udp_header,
 };
 
+use crate::dns;
 use crate::maps::Scratch;
 use crate::skb::Skb;
 
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: u32 = 16;
+/// The same in a UDP header.
+const UDP_CHECKSUM: u32 = 6;
 /// Words of the largest quote: an IPv4 header with all its options, or an IPv6 header with a few
 /// extension headers, and the ports.
 const QUOTE_WORDS_MAX: u32 = 32;
@@ -22,7 +26,7 @@ pub fn refuse_with_rst<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
 ) -> Result<i32, ()> {
     let packet = &scratch.packet;
-    let partial = is_partial(skb, packet)?;
+    let partial = is_partial(skb, packet.transport_offset + TCP_CHECKSUM)?;
     cut_to_rst(skb, packet)?;
     swap_ends(skb, packet)?;
     skb.store_summed(packet.transport_offset, &rst_header(packet, true, partial))?;
@@ -37,7 +41,7 @@ pub fn reset_both<const EGRESS: bool, const LINK: u32>(
     scratch: &mut Scratch,
 ) -> Result<i32, ()> {
     let packet = &scratch.packet;
-    let partial = is_partial(skb, packet)?;
+    let partial = is_partial(skb, packet.transport_offset + TCP_CHECKSUM)?;
     cut_to_rst(skb, packet)?;
     swap_ends(skb, packet)?;
     skb.store_summed(packet.transport_offset, &rst_header(packet, true, partial))?;
@@ -58,7 +62,7 @@ pub fn refuse_with_icmp<const EGRESS: bool, const LINK: u32>(
     let at = packet.network_offset;
     let quote = packet.transport_offset - at + quoted_transport(packet);
     let quoted = sum_quote(skb, at, quote)?;
-    skb.truncate(at + quote)?;
+    skb.resize(at + quote)?;
     if packet.ipv6 {
         skb.make_room(ICMP_ROOM_V6)?;
         skb.store(at, &icmp_ipv6_start(quote))?;
@@ -71,6 +75,41 @@ pub fn refuse_with_icmp<const EGRESS: bool, const LINK: u32>(
         skb.store(at + 20, &icmp_header(packet, with, quote, quoted))?;
     }
     swap_link(skb)?;
+    Ok(skb.send_back())
+}
+
+/// Answers a query of DNS as the rule says that fired last; the packet itself goes no further. In two functions, for
+/// want of room on the stack.
+#[inline(never)]
+pub fn answer_query<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    scratch: &Scratch,
+) -> Result<i32, ()> {
+    let length = dns::fault_respond();
+    send_response(skb, &scratch.packet, length)
+}
+
+/// Makes the packet one with the message at hand, which has become a response of `length` bytes.
+#[inline(never)]
+fn send_response<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    packet: &Packet,
+    length: u32,
+) -> Result<i32, ()> {
+    if length == 0 || length > RESPONSE_MAX {
+        return Err(());
+    }
+    // SAFETY: see `dns::message`.
+    let message = unsafe { &*dns::message().ok_or(())? };
+    let at = packet.transport_offset;
+    let partial = is_partial(skb, at + UDP_CHECKSUM)?;
+    resize(skb, packet, at + UDP_HEADER + length)?;
+    swap_ends(skb, packet)?;
+    skb.store_summed(at, &udp_header(packet, length, message.sum(), partial))?;
+    // The same again in a form that the verifier sees through: 1 to 512.
+    let bytes = ((length - 1) & 511) + 1;
+    // SAFETY: a message has more bytes than that.
+    unsafe { skb.store_raw_summed(at + UDP_HEADER, message.bytes.as_ptr(), bytes) }?;
     Ok(skb.send_back())
 }
 
@@ -91,14 +130,13 @@ fn sum_quote<const EGRESS: bool, const LINK: u32>(
     Err(())
 }
 
-/// Whether the checksum is left to the device. The helper that adjusts a checksum for a change of the
+/// Whether the checksum, which is at `at`, is left to the device. The helper that adjusts a checksum for a change of the
 /// payload does nothing then, which tells.
 #[inline(always)]
 fn is_partial<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
-    packet: &Packet,
+    at: u32,
 ) -> Result<bool, ()> {
-    let at = packet.transport_offset + TCP_CHECKSUM;
     let before = skb.load::<2>(at).ok_or(())?;
     skb.replace_l4_sum(at, 0, 0x1111, false)?;
     let after = skb.load::<2>(at).ok_or(())?;
@@ -108,14 +146,23 @@ fn is_partial<const EGRESS: bool, const LINK: u32>(
     Ok(after == before)
 }
 
-/// Cuts the payload and TCP options off and sets the length in the IP header.
+/// Cuts the payload and TCP options off.
 #[inline(always)]
 fn cut_to_rst<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     packet: &Packet,
 ) -> Result<(), ()> {
-    let end = packet.transport_offset + TCP_HEADER;
-    skb.truncate(end)?;
+    resize(skb, packet, packet.transport_offset + TCP_HEADER)
+}
+
+/// Has the packet end at `end`, and sets the length in the IP header.
+#[inline(always)]
+fn resize<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    packet: &Packet,
+    end: u32,
+) -> Result<(), ()> {
+    skb.resize(end)?;
     let at = packet.network_offset;
     if packet.ipv6 {
         let length = (end - at - 40) as u16;

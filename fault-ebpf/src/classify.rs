@@ -3,13 +3,13 @@
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
-    Control, Counter, Event, FLOW_SLOTS, Flow, FlowRule, MATCHES_MAX, PortClasses, RuleEntry,
-    RuleState, RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock, datagram,
+    Control, Counter, Event, FLOW_SLOTS, Flow, FlowRule, Known, MATCHES_MAX, NAMES_MAX,
+    PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock, datagram,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
 use fault_common::fragment::Place;
-use fault_common::matching::{Match, Ports, Tables, ports, query};
+use fault_common::matching::{Match, Ports, Tables, join, ports, query};
 use fault_common::packet::{
     Bytes as _, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed,
     parse_extensions, parse_network, parse_plain_ipv4, parse_plain_ipv6, parse_transport,
@@ -20,12 +20,12 @@ use crate::flows::Entered;
 use crate::fragments::{self, fault_keep_fragment, fault_meet_fragment};
 use crate::frame::{Frame, Losing};
 use crate::maps::{
-    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, FLOWS, HOSTS, HostKey, MATCHES, PORTS,
-    RULE_STATES, RULE_STATS, RULES, SCOPES, SCRATCH, SETS, SUMMARIES, Scratch, Sight, VECTORS,
-    WORDS, count,
+    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, FLOWS, HOSTS, HostKey, LEARNED, MATCHES,
+    NAME_CLASSES, NAME_COUNT, PORTS, RULE_STATES, RULE_STATS, RULES, SCOPES, SCRATCH, SETS,
+    SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
-use crate::{act, flows, hold, split};
+use crate::{act, dns, flows, hold, split};
 
 /// Judges one packet and returns what tc is to do with it.
 #[inline(always)]
@@ -91,6 +91,11 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         Entered::Nobody => return Ok(NEXT),
         Entered::Full => return Err(Counter::FlowTableFull),
     };
+    if NAME_COUNT.load() != 0 && header.has_questions != 0 && dns::may_ask(&scratch.packet) {
+        dns::fault_read_query(skb.raw());
+    }
+    // SAFETY: as above; a fresh reference, since the function above writes through another one.
+    let scratch = unsafe { &mut *shared };
     let any = if WORDS.load() == 1 {
         list_one_word(header, scratch)
     } else {
@@ -453,8 +458,9 @@ pub fn list_rules(header: &SetHeader, scratch: *mut Scratch) -> bool {
     unsafe { (*scratch).matches.count != 0 }
 }
 
-/// [`list_rules`] for a set that fits one word: there is nothing to skip, so no summary is asked.
-#[inline(always)]
+/// [`list_rules`] for a set that fits one word: there is nothing to skip, so no summary is asked. A function of its own,
+/// for want of room on the stack.
+#[inline(never)]
 pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
     let maps = Maps {
         header,
@@ -523,6 +529,24 @@ pub extern "C" fn fault_collect(index: u32) -> u32 {
     let maps = Maps { header, generation };
     scratch.query.collect(&maps, index, &mut scratch.matches);
     1
+}
+
+/// The rules that are aimed at names, of one word, or with [`WORDS_MAX`] as a summary. A global function: see
+/// [`fault_collect`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_join(names: u64, about: u32, word: u32) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: see `Scratch`; nothing is written.
+    let generation = unsafe { (*scratch).sight.generation } & 1;
+    let Some(header) = SETS.get(generation).filter(|_| NAME_COUNT.load() != 0) else {
+        return 0;
+    };
+    let maps = Maps { header, generation };
+    let word = (word < WORDS_MAX).then_some(word);
+    join(&maps, names, about & 1, word)
 }
 
 /// Asks the rules in their order; the first one that ends the packet's way is the last. Says whether
@@ -825,6 +849,30 @@ impl Tables for Maps<'_> {
         HOSTS
             .get(&key)
             .map_or(self.header.any_host, |class| *class as u16)
+    }
+
+    #[inline(always)]
+    fn names(&self, address: &Address) -> u64 {
+        // SAFETY: the value is copied at once; names are only added to it.
+        unsafe { LEARNED.get(address) }.map_or(0, Known::mask)
+    }
+
+    #[inline(always)]
+    fn name_count(&self) -> u32 {
+        NAME_COUNT.load()
+    }
+
+    #[inline(always)]
+    fn name_class(&self, name: u32, about: u32) -> u16 {
+        let index = self.generation * NAMES_MAX as u32 + name;
+        NAME_CLASSES
+            .get(index)
+            .map_or(0, |classes| (*classes >> (16 * about)) as u16)
+    }
+
+    #[inline(always)]
+    fn joined(&self, names: u64, about: u32, word: Option<u32>) -> u64 {
+        fault_join(names, about, word.unwrap_or(WORDS_MAX))
     }
 
     #[inline(always)]

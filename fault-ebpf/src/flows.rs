@@ -70,6 +70,7 @@ pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> E
             flow.scopes[side as usize & 1],
             flow.scopes[side.other() as usize & 1],
         ],
+        questions: 0,
     };
     Entered::Flow(entry)
 }

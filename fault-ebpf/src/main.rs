@@ -28,6 +28,7 @@ mod act;
 mod answer;
 mod classify;
 mod counting;
+mod dns;
 mod endpoints;
 mod flows;
 mod fragments;

@@ -11,13 +11,14 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, 
 use fault_common::abi::{
     CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DATAGRAMS as DATAGRAMS_MAX, Datagram,
     DecisionKey, Destination, ENDPOINTS_MAX, Endpoint, FOLLOWED as FOLLOWED_MAX, Flow, FlowRule,
-    FlowRuleKey, Followed, Handshake, Hold, MATCHES_MAX, NAMED_WORDS, Original, Owner, PLACES,
-    PortClasses, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey, SetHeader, Steer,
-    Watched,
+    FlowRuleKey, Followed, Handshake, Hold, Known, MATCHES_MAX, NAMED_WORDS, NAMES_MAX, Original,
+    Owner, PLACES, PortClasses, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey,
+    SetHeader, Steer, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
-use fault_common::flow::{FlowKey, Told};
+use fault_common::dns::{Message, NameKey};
+use fault_common::flow::{Address, FlowKey, Told};
 use fault_common::fragment::{DatagramKey, FollowedKey};
 use fault_common::matching::{Connection, Matches, Ports, Query};
 use fault_common::packet::Packet;
@@ -51,6 +52,9 @@ pub static CORRUPT_BITS: Global<u32> = Global::new(CORRUPT_BITS_MAX);
 /// verifier has less to look at.
 #[unsafe(no_mangle)]
 pub static MATCHES: Global<u32> = Global::new(MATCHES_MAX as u32 + 1);
+/// How many names rules are aimed at, at most [`NAMES_MAX`].
+#[unsafe(no_mangle)]
+pub static NAME_COUNT: Global<u32> = Global::new(NAMES_MAX as u32);
 /// 1 when decisions are repeated instead of made.
 #[unsafe(no_mangle)]
 pub static REPLAY: Global<u32> = Global::new(0);
@@ -161,6 +165,24 @@ pub static VECTORS: Array<u64> = Array::with_max_entries(128, BPF_F_MMAPABLE);
 /// Classes of hosts: generation (4 bytes), then the IPv6 or mapped address.
 #[map]
 pub static HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Which names a name is one of, as bits: see [`fault_common::dns::key_of`].
+#[map]
+pub static NAMES: LpmTrie<NameKey, u64> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Classes of names: generation x [`NAMES_MAX`], 16 bits for each value of [`fault_common::matching::about`].
+#[map]
+pub static NAME_CLASSES: Array<u32> = Array::with_max_entries(2 * NAMES_MAX as u32, 0);
+/// The addresses of names.
+#[map]
+pub static LEARNED: HashMap<Address, Known> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// How often each name was looked up.
+#[map]
+pub static LOOKUPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(NAMES_MAX as u32, 0);
+/// The DNS message at hand, a query until it is judged; one entry for each CPU.
+#[map]
+pub static MESSAGE: PerCpuArray<Message> = PerCpuArray::with_max_entries(1, 0);
+/// Room for an entry of [`LEARNED`] that is to be made; one for each CPU.
+#[map]
+pub static FRESH: PerCpuArray<Known> = PerCpuArray::with_max_entries(1, 0);
 /// Classes of scopes.
 #[map]
 pub static SCOPES: HashMap<ScopeKey, u32> = HashMap::with_max_entries(16, 0);

@@ -494,9 +494,24 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         done(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast(), length, 0) })
     }
 
-    /// Cuts off what is behind `length` bytes.
+    /// [`Self::store_raw`] for bytes that no checksum field has been adjusted for.
+    ///
+    /// # Safety
+    /// There are as many at `from`.
     #[inline(always)]
-    pub fn truncate(&self, length: u32) -> Result<(), ()> {
+    pub unsafe fn store_raw_summed(
+        &self,
+        offset: u32,
+        from: *const u8,
+        length: u32,
+    ) -> Result<(), ()> {
+        let flags = BPF_F_RECOMPUTE_CSUM;
+        done(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast(), length, flags) })
+    }
+
+    /// Cuts off what is behind `length` bytes, or adds bytes up to there.
+    #[inline(always)]
+    pub fn resize(&self, length: u32) -> Result<(), ()> {
         done(unsafe { bpf_skb_change_tail(self.0, length, 0) })
     }
 

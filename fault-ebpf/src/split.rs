@@ -371,7 +371,7 @@ fn cut_to(skb: Any, packet: &Packet, segment: u32, part: &Part) -> Result<(), ()
     if segment != 0 {
         move_payload(skb, packet.payload_offset, skipped, length)?;
     }
-    skb.truncate(packet.payload_offset + length)?;
+    skb.resize(packet.payload_offset + length)?;
     let network = packet.network_offset;
     let shorter = payload - length;
     if packet.ipv6 {

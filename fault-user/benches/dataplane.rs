@@ -154,6 +154,7 @@ fn installing() {
             rules: 4096,
             classes: 8192,
             hosts: 1,
+            names: 0,
             scopes: 1,
             connections: 1,
         },

@@ -502,6 +502,7 @@ fn modifiers() -> impl Strategy<Value = Modifiers> {
                     asked: fault_user::rule::Asked::default(),
                     packets,
                     size,
+                    query_type: None,
                     direction,
                     at_ns,
                     for_ns,

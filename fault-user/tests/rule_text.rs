@@ -187,7 +187,6 @@ fn a_service_name_suggests_its_port() {
     for (text, part) in [
         ("https loss=1%", "did you mean `tcp:443`?"),
         ("redis loss=1%", "did you mean `tcp:6379`?"),
-        ("dns loss=1%", "did you mean `udp:53`?"),
         ("tcp:postgres loss=1%", "did you mean `tcp:5432`?"),
         ("tcp:https loss=1%", "did you mean `tcp:443`?"),
         ("udp:dns loss=1%", "did you mean `udp:53`?"),

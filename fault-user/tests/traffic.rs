@@ -13,10 +13,15 @@ use std::time::Duration;
 use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::process::proc;
 use io_uring::IoUring;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
+use support::dns::{RCODE, TYPE, look_up, query, query_for, read_response, serve};
 use support::echo::tcp_echo;
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, run, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, Peer, enter_fresh, fault, is_emulated, run, wait_for,
+};
 
 /// Starts a server on loopback.
 fn echo(host: &str) -> SocketAddr {
@@ -90,6 +95,345 @@ fn tcp_faults_are_applied_and_removed_by_the_default_attachment() {
 fn tcp_faults_are_applied_and_removed_by_clsact() {
     enter_fresh();
     inject_and_restore(echo("127.0.0.1"), "--scope host --attach clsact");
+}
+
+#[test]
+fn the_first_connection_to_a_name_that_is_looked_up_is_matched() {
+    const LOOKUPS: u32 = 10_000;
+    enter_fresh();
+    serve("127.0.0.1:53".parse().unwrap());
+    let listener = TcpListener::bind("0.0.0.0:7000").unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.connect("127.0.0.1:53").unwrap();
+    // An emulated processor has other things to do.
+    let lookups = if is_emulated() { LOOKUPS / 50 } else { LOOKUPS };
+    for options in ["--scope host", "--scope host --attach clsact"] {
+        let applied = AppliedRules::begin(&["tcp:*.example:7000 reject=rst"], options);
+        for number in 0..lookups {
+            let address = Ipv4Addr::from(0x7f01_0000 + number);
+            if number % 1000 == 0 {
+                connect((address, 7000).into()).expect("not looked up yet");
+                listener.accept().unwrap();
+            }
+            look_up(
+                &client,
+                &format!("{}.example", address.to_string().replace('.', "-")),
+            );
+            let refused = connect((address, 7000).into()).expect_err("looked up");
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{address}");
+        }
+        applied.end();
+    }
+}
+
+#[test]
+fn queries_are_answered_the_way_this_kernel_has() {
+    enter_fresh();
+    let _peer = Peer::joined();
+    for options in ["--scope host", "--scope host --attach clsact"] {
+        let applied = AppliedRules::begin(
+            &[
+                "dns:api.example.com answer=10.0.0.9 type=A",
+                "dns:*.example.com nxdomain",
+            ],
+            options,
+        );
+        // No server is there.
+        for server in ["127.0.0.1:53", "[::1]:53", "10.77.0.2:53", "[fd77::2]:53"] {
+            let server: SocketAddr = server.parse().unwrap();
+            let any = if server.is_ipv4() {
+                "0.0.0.0:0"
+            } else {
+                "[::]:0"
+            };
+            let client = UdpSocket::bind(any).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.connect(server).unwrap();
+            for (name, kind, expected) in [
+                (
+                    "api.example.com",
+                    TYPE::A,
+                    (RCODE::NoError, vec!["10.0.0.9".to_owned()]),
+                ),
+                ("api.example.com", TYPE::AAAA, (RCODE::NameError, vec![])),
+                ("www.example.com", TYPE::HTTPS, (RCODE::NameError, vec![])),
+            ] {
+                client.send(&query_for(name, kind)).unwrap();
+                let mut buffer = [0; 512];
+                let length = client
+                    .recv(&mut buffer)
+                    .unwrap_or_else(|error| panic!("{server} {name}: {error}"));
+                let (code, _, addresses) = read_response(&buffer[..length]);
+                assert_eq!((code, addresses), expected, "{server} {name}");
+            }
+        }
+        applied.end();
+    }
+}
+
+/// Looks two names up, then connects to their address, and to one that the test looks up when it is told to.
+const LOOKS_UP: &str = "
+import socket, sys
+def told(port, message):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.settimeout(30)
+    s.connect(('127.0.0.1', port))
+    s.send(bytes.fromhex(message))
+    return s.recv(512)
+for query in sys.argv[1:]:
+    told(53, query)
+told(7001, '00')
+for address in ('127.1.0.1', '127.1.0.2'):
+    try:
+        socket.create_connection((address, 7000), 30)
+        print(address, 'connected')
+    except ConnectionRefusedError:
+        print(address, 'refused')
+";
+
+/// Looks a name up when it is asked to.
+fn look_up_when_asked(name: &'static str) {
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect("127.0.0.1:53").unwrap();
+    let asked = UdpSocket::bind("127.0.0.1:7001").unwrap();
+    std::thread::spawn(move || {
+        while let Ok((_, who)) = asked.recv_from(&mut [0]) {
+            look_up(&client, name);
+            asked.send_to(&[0], who).unwrap();
+        }
+    });
+}
+
+#[test]
+fn only_lookups_of_the_command_count_in_its_scope() {
+    let python = std::process::Command::new("python3")
+        .arg("--version")
+        .output();
+    if python.is_err() {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    enter_fresh();
+    serve("127.0.0.1:53".parse().unwrap());
+    look_up_when_asked("127-1-0-2.example");
+    let _listener = TcpListener::bind("0.0.0.0:7000").unwrap();
+    let hex = |name: &str| {
+        let bytes = query(name);
+        let digits: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        digits.concat()
+    };
+    let queries = [hex("127-1-0-1.EXAMPLE"), hex("127-1-0-1.test")];
+    let command = ["python3", "-c", LOOKS_UP, &queries[0], &queries[1]];
+    let rules = [
+        "tcp:*.example:7000 reject=rst",
+        "tcp:*.test:7000 delay=1ms",
+        "tcp:never.example:7000 drop",
+    ];
+    let ran = run(&rules, "", &command);
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "127.1.0.1 refused\n127.1.0.2 connected\n",
+        "{said}"
+    );
+    for line in [
+        "fault: warning: never.example has no address yet",
+        "fault: warning: *.example and *.test have the address 127.1.0.1 in common",
+        "never.example was never looked up",
+    ] {
+        assert_eq!(said.matches(line).count(), 1, "{line} in {said}");
+    }
+    let ran = run(&rules[..1], "--scope host", &command);
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "127.1.0.1 refused\n127.1.0.2 refused\n"
+    );
+}
+
+/// Looks up a name by each resolver that is installed, and says what came of it.
+const RESOLVERS: &str = r#"
+names() { for n in nx sf rf nd an; do echo 127-0-0-1.$n.example; done; }
+has() { command -v $1 > /dev/null; }
+for name in $(names); do
+    echo "getent $name $(getent ahosts $name | head -n 1 | cut -d ' ' -f 1)"
+    has dig && dig +tries=1 +noall +comments +answer A $name |
+        awk -v n=$name '/status:/ { sub(",", "", $6); s = $6 } $4 == "A" { s = s " " $5 } END { print "dig", n, s }'
+done
+has python3 && python3 -c '
+import socket, sys, time
+for name in sys.argv[1:]:
+    started = time.monotonic()
+    try:
+        came = socket.getaddrinfo(name, 7000, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+    except socket.gaierror as error:
+        came = error.args[0]
+    slow = " late" if time.monotonic() - started >= 0.9 else ""
+    print("python", name, str(came) + slow)
+' $(names) 127-0-0-1.late.example 127-0-0-1.lost.example
+has node && node -e '
+for (const name of process.argv.slice(1))
+    require("dns").resolve4(name, (error, found) => console.log("node", name, error ? error.code : found[0]));
+' $(names)
+true
+"#;
+
+/// Has commands of this thread look names up at 127.0.0.1.
+fn resolve_here(directory: &tempfile::TempDir) {
+    let file = directory.path().join("resolv.conf");
+    std::fs::write(
+        &file,
+        "nameserver 127.0.0.1\nsearch .\noptions timeout:1 attempts:5\n",
+    )
+    .unwrap();
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(
+        Some(&file),
+        "/etc/resolv.conf",
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )
+    .unwrap();
+}
+
+#[test]
+fn resolvers_accept_the_responses() {
+    enter_fresh();
+    let directory = tempfile::tempdir().unwrap();
+    resolve_here(&directory);
+    serve("127.0.0.1:53".parse().unwrap());
+    let rules = [
+        "dns:*.nx.example nxdomain",
+        "dns:*.sf.example servfail",
+        "dns:*.rf.example refused",
+        "dns:*.nd.example nodata",
+        "dns:*.an.example answer=127.0.0.9",
+        "dns:*.late.example delay=900ms",
+        "dns:*.lost.example drop first=1",
+    ];
+    let ran = run(&rules, "--allow-unfired", &["sh", "-c", RESOLVERS]);
+    let output = String::from_utf8_lossy(&ran.stdout);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    let expected = [
+        ("nx", ["", "-2", "ENOTFOUND", "NXDOMAIN"]),
+        ("sf", ["", "-3", "ESERVFAIL", "SERVFAIL"]),
+        ("rf", ["", "-3", "EREFUSED", "REFUSED"]),
+        ("nd", ["", "-5", "ENODATA", "NOERROR"]),
+        (
+            "an",
+            ["127.0.0.9", "127.0.0.9", "127.0.0.9", "NOERROR 127.0.0.9"],
+        ),
+    ];
+    let mut lines = 0;
+    for (zone, by) in expected {
+        for (resolver, came) in ["getent", "python", "node", "dig"].into_iter().zip(by) {
+            let start = format!("{resolver} 127-0-0-1.{zone}.example ");
+            if let Some(line) = output.lines().find_map(|line| line.strip_prefix(&start)) {
+                assert_eq!(line, came, "{start}: {output}{errors}");
+                lines += 1;
+            }
+        }
+    }
+    for zone in ["late", "lost"] {
+        let start = format!("python 127-0-0-1.{zone}.example ");
+        if let Some(line) = output.lines().find_map(|line| line.strip_prefix(&start)) {
+            assert_eq!(line, "127.0.0.1 late", "{start}: {output}{errors}");
+            lines += 1;
+        }
+    }
+    assert_eq!(output.lines().count(), lines, "{output}{errors}");
+    assert!(lines >= 5, "getent is part of glibc: {output}{errors}");
+}
+
+#[test]
+fn a_warning_tells_whose_later_addresses_are_not_learned() {
+    enter_fresh();
+    let directory = tempfile::tempdir().unwrap();
+    resolve_here(&directory);
+    serve("127.0.0.1:53".parse().unwrap());
+    let rules = [
+        "tcp:127-0-0-2.example:7000 latency=1ms",
+        "tcp:7001,!any:127-0-0-3.example drop",
+        "tcp:127-0-0-4.example:7002 drop",
+    ];
+    let ran = run(&rules, "--allow-unfired", &["true"]);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{errors}");
+    let warnings: Vec<_> = errors
+        .lines()
+        .filter(|line| line.contains("warning"))
+        .collect();
+    let warning = |rule: &str, name: &str| {
+        format!("fault: warning: `{rule}` uses the addresses that {name} has now, not later ones")
+    };
+    let expected = [
+        warning(rules[0], "127-0-0-2.example"),
+        warning(rules[1], "127-0-0-3.example"),
+    ];
+    assert_eq!(warnings, expected, "{errors}");
+}
+
+/// Connects to a name by each client that is installed, and says what came of it.
+const CONNECTS: &str = r#"
+has() { command -v $1 > /dev/null; }
+for name in 127-0-0-2.live.example 127-0-0-3.other.example; do
+    has curl && { curl -s -m 30 http://$name:7000/; [ $? = 7 ]; echo "curl $name $?"; }
+    has python3 && python3 -c '
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 7000), 30)
+    print("python", sys.argv[1], "connected")
+except OSError as error:
+    print("python", sys.argv[1], error.strerror)
+' $name
+    has node && node -e '
+const name = process.argv[1];
+const socket = require("net").connect(7000, name, () => { console.log("node", name, "connected"); socket.destroy(); });
+socket.on("error", (error) => console.log("node", name, error.code));
+' $name
+done
+true
+"#;
+
+#[test]
+fn clients_that_look_up_a_name_and_connect_are_matched() {
+    enter_fresh();
+    let directory = tempfile::tempdir().unwrap();
+    resolve_here(&directory);
+    serve("127.0.0.1:53".parse().unwrap());
+    let listener = TcpListener::bind("0.0.0.0:7000").unwrap();
+    std::thread::spawn(move || {
+        // Each is closed at once.
+        listener.incoming().for_each(drop);
+    });
+    let rules = ["tcp:*.live.example:7000 reject=rst"];
+    let ran = run(&rules, "", &["sh", "-c", CONNECTS]);
+    let output = String::from_utf8_lossy(&ran.stdout);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    let expected = [
+        (
+            "127-0-0-2.live",
+            ["0", "Connection refused", "ECONNREFUSED"],
+        ),
+        ("127-0-0-3.other", ["1", "connected", "connected"]),
+    ];
+    for (name, by) in expected {
+        for (client, came) in ["curl", "python", "node"].into_iter().zip(by) {
+            let start = format!("{client} {name}.example ");
+            let line = output.lines().find_map(|line| line.strip_prefix(&start));
+            assert!(
+                line.is_none_or(|line| line == came),
+                "{start}: {output}{errors}"
+            );
+        }
+    }
+    assert!(
+        !output.is_empty(),
+        "install curl, python3 or node: {errors}"
+    );
 }
 
 #[test]

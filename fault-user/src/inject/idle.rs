@@ -186,7 +186,7 @@ fn wake(netlink: &mut Netlink, rules: &[&PacketRule]) -> Result<()> {
                 || ports
                     .iter()
                     .any(|(a, b)| (*a..=*b).contains(&address.port())))
-                && (rule.hosts.is_empty() || rule.hosts.iter().any(|host| host.contains(&network)))
+                && (rule.has_any_host() || rule.hosts.iter().any(|host| host.contains(&network)))
         })
     };
     let sockets = list_by(netlink, Protocol::Tcp)?;

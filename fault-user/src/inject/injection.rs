@@ -17,6 +17,7 @@ use crate::inject::events::Events;
 use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
 use crate::inject::injector::{Attachment, Injector, Marker};
+use crate::inject::names::LearnedName;
 use crate::inject::reach::{IngressMechanism, InterfaceSet};
 use crate::inject::xdp::Mode;
 use crate::plan::Plan;
@@ -357,14 +358,7 @@ impl Injection {
     /// # Errors
     /// A system call fails; then nothing is changed.
     pub fn leave_out(&mut self, plan: &Plan, off: &BTreeSet<usize>) -> Result<()> {
-        let entries: Vec<_> = plan
-            .rules
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| !off.contains(index))
-            .flat_map(|(_, rule)| rule.entries.iter().cloned())
-            .collect();
-        let tables = compile(&entries)?;
+        let tables = compile(&plan.entries_without(off))?;
         self.prepared
             .reach()
             .injector
@@ -456,6 +450,14 @@ impl Injection {
     /// A map can't be read.
     pub fn counter(&self, counter: Counter) -> Result<u64> {
         self.prepared.reach().injector.counter(counter)
+    }
+
+    /// What has been learned about the names that rules are aimed at.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn learned(&self) -> Result<Vec<LearnedName>> {
+        self.prepared.reach().injector.learned()
     }
 
     /// The counters of the delay line, if there is one.

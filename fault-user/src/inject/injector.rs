@@ -11,8 +11,8 @@ use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use fault_common::abi::{
-    COUNTERS, Counter, DecisionKey, HOLDS, MATCHES_MAX, NAMED_WORDS, Owner, PLACES, PortClasses,
-    RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder, line,
+    COUNTERS, Counter, DecisionKey, HOLDS, LEARNED_MAX, MATCHES_MAX, NAMED_WORDS, Owner, PLACES,
+    PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder, line,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -24,6 +24,7 @@ use crate::hold::line::LineMaps;
 use crate::inject::connections::Connections;
 use crate::inject::endpoints::Endpoints;
 use crate::inject::events::Events;
+use crate::inject::names::{LearnedName, Names};
 use crate::plan::needs::Needs;
 use crate::plan::tables::Tables;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
@@ -83,6 +84,8 @@ pub struct Capacity {
     pub classes: u32,
     /// Hosts named by rules.
     pub hosts: u32,
+    /// Names whose addresses are learned.
+    pub names: u32,
     /// Cgroups named by rules.
     pub scopes: u32,
     /// Entries of the connection table.
@@ -99,6 +102,7 @@ impl Capacity {
             rules: u32::try_from(tables.words() * 64)?,
             classes: u32::try_from(tables.classes.len())?,
             hosts: u32::try_from(tables.hosts.len().max(1))?,
+            names: u32::try_from(tables.names.len())?,
             scopes: u32::try_from(tables.scopes.len().max(1))?,
             connections: connections::capacity(),
         })
@@ -198,6 +202,7 @@ pub struct Injector {
     /// The network namespace of counted endpoints, and whether others are left out.
     endpoints_of: Option<(u64, bool)>,
     links: Vec<Held>,
+    names: Names,
     ebpf: Ebpf,
 }
 
@@ -243,6 +248,7 @@ impl Injector {
             cgroup_links: Vec::new(),
             endpoints_of: None,
             links: Vec::new(),
+            names: Names::default(),
             ebpf,
         })
     }
@@ -626,6 +632,7 @@ impl Injector {
         }
         self.write_vectors(tables, generation);
         self.write_hosts(tables, generation)?;
+        self.names.write(&mut self.ebpf, tables, generation)?;
         self.write_scopes(tables, generation)?;
         let header = SetHeader {
             epoch_ns,
@@ -651,6 +658,7 @@ impl Injector {
             ("rules", needed.rules, has.words() * 64),
             ("classes", needed.classes, has.classes),
             ("hosts", needed.hosts, has.hosts),
+            ("host names", needed.names, has.names),
             ("cgroups", needed.scopes, has.scopes),
         ] {
             if needed > has {
@@ -811,6 +819,14 @@ impl Injector {
         Ok(counters)
     }
 
+    /// What has been learned of the names that rules are aimed at.
+    ///
+    /// # Errors
+    /// The kernel refuses to read a map.
+    pub fn learned(&self) -> Result<Vec<LearnedName>> {
+        self.names.read(&self.ebpf)
+    }
+
     /// Takes the ring buffer of events.
     ///
     /// # Errors
@@ -961,7 +977,13 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         // Both directions.
         loader.map_max_entries("ORDERS", 2 * capacity.connections);
     }
+    if capacity.names != 0 {
+        // Each may have an entry for its domain.
+        loader.map_max_entries("NAMES", 2 * capacity.names);
+        loader.map_max_entries("LEARNED", LEARNED_MAX);
+    }
     loader
+        .override_global("NAME_COUNT", &capacity.names, true)
         .override_global("WORDS", &words, true)
         .override_global("CLASSES", &capacity.classes, true)
         .override_global("TCX", &tcx, true)

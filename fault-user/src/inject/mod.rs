@@ -10,6 +10,7 @@ mod follow;
 mod idle;
 pub mod injection;
 pub mod injector;
+pub mod names;
 pub mod preparation;
 pub mod reach;
 pub mod services;

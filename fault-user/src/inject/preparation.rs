@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
-use fault_common::abi::{PLACES, RULES_MAX, holder, modifier};
+use fault_common::abi::{NAMES_MAX, PLACES, RULES_MAX, holder, modifier};
 use nix::errno::Errno;
 
 use super::xdp;
@@ -253,6 +253,7 @@ fn live_options(first: Options) -> Options {
             classes: (needed.classes * ROOM).max(1024),
             hosts: (needed.hosts * ROOM).max(256),
             scopes: (needed.scopes * ROOM).max(16),
+            names: u32::try_from(NAMES_MAX).unwrap_or(u32::MAX),
             connections: needed.connections,
         },
         needs: Needs::ALL,

@@ -59,12 +59,12 @@ impl Service {
             steer: Steer {
                 port4,
                 port6,
-                any_host: u16::from(hosts.is_empty()),
+                any_host: u16::from(target.has_any_host()),
                 refused: 0,
                 padding: 0,
                 protocols: match target.protocol {
                     Protocol::Tcp => steered::TCP,
-                    Protocol::Udp => steered::UDP,
+                    Protocol::Udp | Protocol::Dns => steered::UDP,
                     Protocol::Any => steered::TCP | steered::UDP,
                     Protocol::Icmp => 0,
                 },

@@ -67,6 +67,9 @@ pub fn suits(rules: &[PacketRule]) -> Result<(), &'static str> {
     if rules.iter().any(|rule| rule.scope.is_some()) {
         return Err("the rules are limited to a cgroup, which XDP can't match");
     }
+    if rules.iter().any(|rule| rule.question.is_some()) {
+        return Err("it does not read DNS, and a rule is aimed at queries");
+    }
     let losing = 1 << action::DROP | 1 << action::DROP_CHECKSUM;
     if Needs::of(rules).actions & !losing != 0 {
         return Err("XDP can only drop packets, and a rule does more");

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
-use fault_common::abi::{RULES_MAX, rule_uid};
+use fault_common::abi::{RULES_MAX, RuleEntry, rule_uid};
 use fault_common::random::rule_key;
 
 use super::{Plan, PlannedRule};
@@ -31,18 +31,30 @@ impl Plan {
                 continue;
             }
             for part in &mut rule.entries {
-                let state = (0..2 * RULES_MAX)
-                    .find(|state| taken.insert(*state))
-                    .context("the old and the new rules together are too many: use fewer rules")?;
-                part.entry.state = state;
-                part.entry.uid = rule_uid(age, state);
+                take(&mut taken, &mut part.entry, age)?;
                 part.entry.at_ns += elapsed_ns;
+            }
+        }
+        if let Some(learner) = &mut self.learner {
+            match &old.learner {
+                Some(other) => learner.entry = other.entry,
+                None => take(&mut taken, &mut learner.entry, age)?,
             }
         }
         let old = old.rules.iter().flat_map(|rule| &rule.entries);
         part_keys(&mut self.rules, &old.map(|part| part.entry.uid).collect());
         Ok(())
     }
+}
+
+/// Gives an entry a state that is not taken.
+fn take(taken: &mut HashSet<u32>, entry: &mut RuleEntry, age: u32) -> Result<()> {
+    let state = (0..2 * RULES_MAX)
+        .find(|state| taken.insert(*state))
+        .context("the old and the new rules together are too many: use fewer rules")?;
+    entry.state = state;
+    entry.uid = rule_uid(age, state);
+    Ok(())
 }
 
 /// A new rule may have the former position of a kept one, but must not have the same random draws. `kept` are the
@@ -76,7 +88,8 @@ fn part_keys(rules: &mut [PlannedRule], kept: &HashSet<u32>) {
 
 fn states(plan: &Plan) -> impl Iterator<Item = u32> {
     let entries = plan.rules.iter().flat_map(|rule| &rule.entries);
-    entries.map(|part| part.entry.state)
+    let all = entries.chain(&plan.learner);
+    all.map(|part| part.entry.state)
 }
 
 /// Copies the identity of a rule: its state, its randomness and its time.

@@ -91,6 +91,8 @@ pub struct Plan {
     pub seed: u64,
     /// The rules in their order.
     pub rules: Vec<PlannedRule>,
+    /// What reads DNS responses, when rules are aimed at names or at DNS queries. It comes after all rules.
+    pub learner: Option<PacketRule>,
     /// The preferred mechanism to hold packets.
     pub held_by: Mechanism,
 }
@@ -146,8 +148,13 @@ impl Plan {
                 held_by: Mechanism::default(),
             });
         }
+        let entries: Vec<_> = planned.iter().flat_map(|rule| &rule.entries).collect();
+        let has_names = entries.iter().any(|rule| rule.name.is_some());
+        let has_questions = entries.iter().any(|rule| rule.question.is_some());
         Ok(Self {
             seed,
+            learner: (has_names || has_questions)
+                .then(|| packet::learner(states, scope, has_names)),
             rules: planned,
             held_by: Mechanism::default(),
         })
@@ -200,9 +207,29 @@ impl Plan {
     /// All entries, in the order of the rules.
     #[must_use]
     pub fn entries(&self) -> Vec<PacketRule> {
-        self.rules
-            .iter()
-            .flat_map(|rule| rule.entries.iter().cloned())
+        self.entries_without(&BTreeSet::new())
+    }
+
+    /// The same without those of the rules whose places are in `off`.
+    #[must_use]
+    pub fn entries_without(&self, off: &BTreeSet<usize>) -> Vec<PacketRule> {
+        let rules = self.rules.iter().enumerate();
+        rules
+            .filter(|(index, _)| !off.contains(index))
+            .flat_map(|(_, rule)| &rule.entries)
+            .chain(&self.learner)
+            .cloned()
+            .collect()
+    }
+
+    /// The host names that have no address yet, patterns left out.
+    #[must_use]
+    pub fn unknown_names(&self) -> BTreeSet<&str> {
+        let targets = self.rules.iter().map(|rule| &rule.resolved);
+        targets
+            .filter(|target| target.hosts.is_empty())
+            .filter_map(|target| target.name.as_deref())
+            .filter(|name| !name.starts_with("*."))
             .collect()
     }
 

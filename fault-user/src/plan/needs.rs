@@ -81,6 +81,7 @@ fn modifiers(entry: &RuleEntry) -> u32 {
             entry.connection_from > 1 || entry.connection_to != u32::MAX,
         ),
         (modifier::MIX, flag(rule_flag::MIX)),
+        (modifier::QUERY_TYPE, entry.query_type != 0),
         (modifier::PER_SEGMENT, flag(rule_flag::PER_SEGMENT)),
     ]
     .into_iter()

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use fault_common::abi::{RuleEntry, direction, fault, rule_flag, rule_uid};
+use fault_common::dns;
 use fault_common::packet::kind;
 use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
 
@@ -9,7 +10,7 @@ use crate::plan::shapers::{Rate, Slots};
 use crate::plan::tables::{Network, PacketRule, Protocol, Scope, Shaper};
 use crate::rule::{
     self, CountScope, Direction, Fault, MixArm, Modifiers, PacketAction, Protocol as Named,
-    ResolvedRule, ResolvedTarget,
+    QueryType, ResolvedRule, ResolvedTarget,
 };
 
 /// Distinguishes the key of a mix's draw from those of its arms.
@@ -91,6 +92,35 @@ pub fn to_relay(
     }
 }
 
+/// What reads DNS responses for the addresses of the names that rules are aimed at, if there are any, and counts
+/// connections to DNS servers over TCP.
+#[must_use]
+pub fn learner(state: u32, scope: Option<&Scope>, has_names: bool) -> PacketRule {
+    let modifiers = Modifiers {
+        direction: Direction::ToClient,
+        ..Modifiers::default()
+    };
+    let action = PacketAction::new(fault::LEARN, []).per_wire_packet(false);
+    let mut entry = entry_of(&modifiers, &action);
+    entry.state = state;
+    entry.uid = rule_uid(1, state);
+    let mut protocols = vec![Protocol::Tcp];
+    if has_names {
+        protocols.push(Protocol::Udp);
+    }
+    PacketRule {
+        protocols,
+        ports: vec![(dns::PORT, dns::PORT)],
+        portless: Vec::new(),
+        hosts: Vec::new(),
+        name: None,
+        question: None,
+        scope: scope.cloned(),
+        shaper: None,
+        entry,
+    }
+}
+
 fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> PacketRule {
     let ports = target.ports.iter();
     let hosts = target.hosts.iter();
@@ -101,6 +131,8 @@ fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> Pa
         hosts: hosts
             .map(|host| Network::new(host.address(), host.prefix()))
             .collect(),
+        name: target.name.clone(),
+        question: target.question.clone(),
         scope: scope.cloned(),
         shaper: None,
         entry,
@@ -110,7 +142,8 @@ fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> Pa
 fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
     match target.protocol {
         Named::Tcp => vec![Protocol::Tcp],
-        Named::Udp => vec![Protocol::Udp],
+        // Queries over UDP are what a target of DNS becomes.
+        Named::Udp | Named::Dns => vec![Protocol::Udp],
         Named::Icmp => vec![Protocol::Icmp],
         // A port is one of TCP or of UDP.
         Named::Any if !target.ports.is_empty() && target.portless.is_empty() => {
@@ -128,7 +161,7 @@ fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
 fn portless(target: &ResolvedTarget) -> Vec<Protocol> {
     let of = |named: &Named| match named {
         Named::Tcp => Protocol::Tcp,
-        Named::Udp => Protocol::Udp,
+        Named::Udp | Named::Dns => Protocol::Udp,
         Named::Icmp => Protocol::Icmp,
         Named::Any => Protocol::Other,
     };
@@ -216,6 +249,7 @@ fn entry_of(modifiers: &Modifiers, action: &PacketAction) -> RuleEntry {
             CountScope::PerRule => rule_flag::COUNT_PER_RULE,
             CountScope::PerConnection => 0,
         },
+        query_type: modifiers.query_type.map_or(0, QueryType::number),
         padding: 0,
     };
     if action.is_per_wire_packet || picks_wire_packets(&entry) {

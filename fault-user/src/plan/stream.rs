@@ -25,6 +25,23 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     if rule.target.ports.is_empty() && rule.target.protocol != Protocol::Udp {
         bail!("`{name}` needs the port of a service, such as tcp:5432");
     }
+    if let Some(name) = rule
+        .target
+        .name
+        .as_ref()
+        .filter(|_| rule.target.hosts.is_empty())
+    {
+        bail!(
+            "`{name}` has no address yet, and `{}` works on the streams of addresses that are known",
+            rule.fault.name()
+        );
+    }
+    if rule.target.question.is_some() {
+        bail!(
+            "`{}` works on streams and datagrams, not on the queries of DNS alone",
+            rule.fault.name()
+        );
+    }
     Relayed::of_rule(&rule.fault)?;
     if rule.modifiers.size.is_some() {
         bail!("`size` selects packets, but `{name}` is a stream fault: leave `size` out");
@@ -80,7 +97,7 @@ pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
     let is_aimed = match rule.target.protocol {
         Protocol::Any => true,
         Protocol::Tcp => transport == Transport::Tcp,
-        Protocol::Udp => transport == Transport::Udp,
+        Protocol::Udp | Protocol::Dns => transport == Transport::Udp,
         Protocol::Icmp => false,
     };
     // What clients ask for is read from TCP only.

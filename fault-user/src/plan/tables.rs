@@ -3,7 +3,7 @@
 //! Every field of a packet has a class, and a class is a set of rules: see [`fault_common::matching`]. This module
 //! computes the classes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
@@ -85,14 +85,26 @@ pub struct PacketRule {
     pub ports: Vec<(u16, u16)>,
     /// Those of `protocols` that are meant at every port, although there are ports.
     pub portless: Vec<Protocol>,
-    /// The service's addresses; empty for all.
+    /// The service's addresses; empty for all, unless there is a name.
     pub hosts: Vec<Network>,
+    /// The name whose addresses are learned: a host's, or `*.` and a domain.
+    pub name: Option<String>,
+    /// The name that a query of DNS asks for, `*.` and a domain, or `*`; nothing for other packets too.
+    pub question: Option<String>,
     /// The cgroup concerned; nothing for the whole host.
     pub scope: Option<Scope>,
     /// Its entry. `directions` is also used for the tables.
     pub entry: RuleEntry,
     /// Its rate or slots for the delay line.
     pub shaper: Option<Shaper>,
+}
+
+impl PacketRule {
+    /// Whether every host is meant.
+    #[must_use]
+    pub fn has_any_host(&self) -> bool {
+        self.hosts.is_empty() && self.name.is_none()
+    }
 }
 
 /// The part of a rule that only the delay line needs.
@@ -102,6 +114,17 @@ pub enum Shaper {
     Rate(Rate),
     /// Slots.
     Slots(Slots),
+}
+
+/// A name and its classes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameClasses {
+    /// The name, or a pattern: see [`fault_common::dns::key_of`].
+    pub name: String,
+    /// The rules that are aimed at its addresses.
+    pub host: u16,
+    /// The rules that are aimed at queries for it.
+    pub question: u16,
 }
 
 /// The tables of one rule set.
@@ -119,6 +142,8 @@ pub struct Tables {
     pub classes: Vec<Vec<u64>>,
     /// The classes of networks.
     pub hosts: Vec<(Network, u16)>,
+    /// The classes of names, each name once.
+    pub names: Vec<NameClasses>,
     /// The classes of cgroups.
     pub scopes: Vec<(u64, u16)>,
 }
@@ -208,13 +233,19 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
             .iter()
             .any(|rule| rule.ports.is_empty() || !rule.portless.is_empty()),
     );
-    header.has_hosts = u8::from(rules.iter().any(|rule| !rule.hosts.is_empty()));
+    header.has_hosts = u8::from(!rules.iter().all(PacketRule::has_any_host));
+    header.has_questions = u8::from(rules.iter().any(|rule| rule.question.is_some()));
+    let others = rules.iter().enumerate();
+    let others = others.filter(|(_, rule)| rule.question.is_none());
+    header.any_question = classes.of_rules(words, others.map(|(index, _)| index))?;
+    header.has_names = u8::from(rules.iter().any(|rule| rule.name.is_some()));
     let hostless = rules
         .iter()
         .enumerate()
-        .filter(|(_, rule)| rule.hosts.is_empty());
+        .filter(|(_, rule)| rule.has_any_host());
     header.any_host = classes.of_rules(words, hostless.map(|(index, _)| index))?;
     let hosts = host_classes(rules, words, &mut classes)?;
+    let names = name_classes(rules, words, &mut classes)?;
     let scopes = scope_classes(rules, words, &mut classes, &mut header)?;
     Ok(Tables {
         header,
@@ -223,6 +254,7 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
         named: named_ports(rules),
         classes: classes.vectors,
         hosts,
+        names,
         scopes,
     })
 }
@@ -240,7 +272,9 @@ fn empty_header() -> SetHeader {
         portless: [[0; 2]; 4],
         any_host: 0,
         any_scope: 0,
-        padding2: 0,
+        has_names: 0,
+        has_questions: 0,
+        any_question: 0,
     }
 }
 
@@ -356,7 +390,7 @@ fn host_classes(
     let mut named: HashMap<Network, Vec<usize>> = HashMap::new();
     let mut base = vec![0; words];
     for (index, rule) in rules.iter().enumerate() {
-        if rule.hosts.is_empty() {
+        if rule.has_any_host() {
             set(&mut base, index);
         }
         for host in &rule.hosts {
@@ -385,6 +419,31 @@ fn host_classes(
         open.push((network, vector));
     }
     Ok(result)
+}
+
+/// A name's classes hold the rules that are aimed at it.
+fn name_classes(
+    rules: &[PacketRule],
+    words: usize,
+    classes: &mut Classes,
+) -> Result<Vec<NameClasses>> {
+    let aims = rules
+        .iter()
+        .flat_map(|rule| rule.name.iter().chain(&rule.question));
+    let names: BTreeSet<&String> = aims.collect();
+    let mut class = |aimed: &dyn Fn(&PacketRule) -> bool| {
+        let rules = rules.iter().enumerate();
+        let aimed = rules.filter(|(_, rule)| aimed(rule));
+        classes.of_rules(words, aimed.map(|(index, _)| index))
+    };
+    let of_name = |name: &String| {
+        Ok(NameClasses {
+            name: name.clone(),
+            host: class(&|rule| rule.name.as_ref() == Some(name))?,
+            question: class(&|rule| rule.question.as_ref() == Some(name))?,
+        })
+    };
+    names.into_iter().map(of_name).collect()
 }
 
 /// A scope's class holds the rules of all scopes that it lies in, and those without one.

@@ -49,12 +49,24 @@ pub fn targets(
 }
 
 fn look_up(name: &str, rules: &[(Rule, ResolvedRule)], known: &Targets) -> Result<ResolvedTarget> {
-    if let Some((_, rule)) = rules.iter().find(|(_, rule)| rule.name == name) {
-        return Ok(rule.target.clone());
+    let target = if let Some((_, rule)) = rules.iter().find(|(_, rule)| rule.name == name) {
+        rule.target.clone()
+    } else {
+        // A target is looked up as that of a rule.
+        let rule: Rule = format!("{name} drop").parse()?;
+        rule.resolve(known, &mut SystemResolver)?.target
+    };
+    if target.question.is_some() {
+        anyhow::bail!(
+            "`{name}` is DNS queries, and expectations watch services: use `udp:53` for all DNS traffic"
+        );
     }
-    // A target is resolved like that of a rule.
-    let rule: Rule = format!("{name} drop").parse()?;
-    Ok(rule.resolve(known, &mut SystemResolver)?.target)
+    if target.hosts.is_empty() && !target.has_any_host() {
+        anyhow::bail!(
+            "expectations watch the addresses that a host has at the start, and `{name}` has none: use a host that has one"
+        );
+    }
+    Ok(target)
 }
 
 /// An expectation and its result.

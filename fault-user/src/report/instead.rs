@@ -64,6 +64,7 @@ pub fn instead(
 fn is_target(target: &ResolvedTarget, one: &Endpoint) -> bool {
     let protocol = match target.protocol {
         Protocol::Tcp | Protocol::Udp => one.protocol == target.protocol,
+        Protocol::Dns => one.protocol == Protocol::Udp,
         Protocol::Any => true,
         Protocol::Icmp => false,
     };
@@ -72,17 +73,13 @@ fn is_target(target: &ResolvedTarget, one: &Endpoint) -> bool {
             .ports
             .iter()
             .any(|range| (range.first..=range.last).contains(&one.port));
-    let address = is_any(one.address) || is_host(target, one.address);
+    let address = is_any(one.address) || target.has_host(one.address);
     protocol && port && address
 }
 
 /// A wildcard address matches every host.
 fn is_any(address: IpAddr) -> bool {
     address.is_unspecified()
-}
-
-fn is_host(target: &ResolvedTarget, address: IpAddr) -> bool {
-    target.hosts.is_empty() || target.hosts.iter().any(|host| host.contains(address))
 }
 
 /// The most used endpoints in the syntax of rules, with addresses if the target has hosts.
@@ -99,10 +96,10 @@ fn named(target: &ResolvedTarget, endpoints: &Endpoints, is_bound: bool) -> Vec<
             "tcp"
         };
         let name = match one.address {
-            IpAddr::V4(address) if !target.hosts.is_empty() => {
+            IpAddr::V4(address) if !target.has_any_host() => {
                 format!("{protocol}:{address}:{}", one.port)
             }
-            IpAddr::V6(address) if !target.hosts.is_empty() => {
+            IpAddr::V6(address) if !target.has_any_host() => {
                 format!("{protocol}:[{address}]:{}", one.port)
             }
             _ => format!("{protocol}:{}", one.port),

@@ -1,6 +1,8 @@
 //! The summary at the end: for each rule the matched packets, the hits and the mechanism.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
 use fault_common::abi::{Counter, fault};
@@ -9,11 +11,12 @@ use super::instead::instead;
 use crate::hold::qdiscs::Loss;
 use crate::inject::endpoints::Endpoints;
 use crate::inject::injection::{Hits, Injection};
+use crate::inject::names::LearnedName;
 use crate::plan::{Plan, PlannedRule};
-use crate::rule::{Protocol, Rule};
+use crate::rule::{Cidr, Protocol, Rule};
 
 /// Counters that are printed when they are not zero.
-const NOTES: [(Counter, &str); 12] = [
+const NOTES: [(Counter, &str); 15] = [
     (Counter::Malformed, "malformed packets were let through"),
     (
         Counter::Headers,
@@ -56,6 +59,19 @@ const NOTES: [(Counter, &str); 12] = [
     (
         Counter::EchoForgotten,
         "ICMP echo replies were not matched: more than 65,536 later requests had been sent",
+    ),
+    (
+        Counter::LearnedFull,
+        "addresses of host names were not matched: more than 16,384 were looked up",
+    ),
+    (
+        Counter::Unread,
+        "DNS messages could not be read in full: truncated (the rest comes over TCP), in fragments, malformed, or with \
+         several questions",
+    ),
+    (
+        Counter::DnsOverTcp,
+        "connections to DNS servers over TCP: their queries and answers are neither matched nor read",
     ),
     (
         Counter::EventLost,
@@ -239,6 +255,51 @@ pub fn line(plan: &Plan, hits: &[Hits]) -> String {
     parts.join(" · ")
 }
 
+/// Says which addresses are known by several of the names: the rules for each of them match there.
+#[must_use]
+pub fn shared_addresses(plan: &Plan, learned: &[LearnedName]) -> Vec<String> {
+    let mut names: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
+    let known = plan.rules.iter().filter_map(|rule| {
+        let hosts = rule.resolved.hosts.iter();
+        Some((rule.resolved.name.as_deref()?, hosts.map(Cidr::address)))
+    });
+    for (name, addresses) in known {
+        for address in addresses {
+            names.entry(address).or_default().insert(name);
+        }
+    }
+    let is_host = |name: &&LearnedName| {
+        let mut rules = plan.rules.iter();
+        rules.any(|rule| rule.resolved.name.as_ref() == Some(&name.name))
+    };
+    for name in learned.iter().filter(is_host) {
+        for address in &name.addresses {
+            names.entry(*address).or_default().insert(&name.name);
+        }
+    }
+    let mut shared: BTreeMap<Vec<&str>, Vec<IpAddr>> = BTreeMap::new();
+    for (address, names) in names.into_iter().filter(|(_, names)| names.len() > 1) {
+        shared
+            .entry(names.into_iter().collect())
+            .or_default()
+            .push(address);
+    }
+    shared
+        .into_iter()
+        .map(|(names, addresses)| {
+            let more = match addresses.len() {
+                1 => String::new(),
+                count => format!(" and {} more", count - 1),
+            };
+            format!(
+                "{} have the address {}{more} in common: rules for either name match there",
+                names.join(" and "),
+                addresses[0]
+            )
+        })
+        .collect()
+}
+
 /// The processes that rules apply to, for explaining rules that never fired.
 #[derive(Clone, Copy, Debug)]
 pub struct Audience<'a> {
@@ -246,6 +307,8 @@ pub struct Audience<'a> {
     pub who: &'a str,
     /// The endpoints that they used, if known.
     pub endpoints: Option<&'a Endpoints>,
+    /// The host names that rules are aimed at, with what was looked up.
+    pub names: &'a [LearnedName],
     /// The number of hits that could not be carried out.
     pub failed: u64,
     /// Whether the rules are applied to a bridge, such as that of containers.
@@ -274,7 +337,22 @@ pub fn unfired<'a>(
             } else {
                 ""
             };
+            let unknown = audience.names.iter().find(|name| {
+                rule.resolved.name.as_ref() == Some(&name.name) && rule.resolved.hosts.is_empty()
+            });
             let why = match &rule.stream {
+                None if unknown.is_some_and(|name| name.lookups == 0) => format!(
+                    "{} was never looked up, as far as DNS over UDP shows, and had no address at the start",
+                    rule.resolved.name.as_deref().unwrap_or_default()
+                ),
+                None if unknown.is_some_and(|name| name.addresses.is_empty()) => format!(
+                    "the lookups of {} gave no address",
+                    rule.resolved.name.as_deref().unwrap_or_default()
+                ),
+                None if rule.resolved.question.is_some() && !was_seen => format!(
+                    "{} sent no query over UDP that {} is for",
+                    audience.who, rule.target
+                ),
                 Some(stream) if !was_seen => {
                     let why = never_redirected(stream.target.protocol);
                     instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
@@ -355,6 +433,7 @@ mod tests {
             let audience = Audience {
                 who: "the command",
                 endpoints: None,
+                names: &[],
                 failed: 0,
                 has_bridge: false,
             };
@@ -376,6 +455,7 @@ mod tests {
         let audience = Audience {
             who: "the command",
             endpoints: None,
+            names: &[],
             failed: 0,
             has_bridge: false,
         };

@@ -1,6 +1,7 @@
 //! The arguments of a fault: read from text, and given back as text.
 
 use std::fmt::Write as _;
+use std::net::Ipv6Addr;
 
 use super::catalog::{Kind, Param, Spec};
 use super::error::{Piece, RuleError};
@@ -446,7 +447,11 @@ fn unquote(piece: Piece<'_>) -> Result<String, RuleError> {
 /// A text as an argument: in quotes where it must be.
 fn quote(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
-    if !text.is_empty() && text.bytes().all(plain) {
+    let address = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    let is_ipv6 = address.is_some_and(|text| text.parse::<Ipv6Addr>().is_ok());
+    if is_ipv6 || !text.is_empty() && text.bytes().all(plain) {
         return text.to_owned();
     }
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))

@@ -29,6 +29,8 @@ pub enum Acts {
     OnConnections,
     /// On requests together with their answers: `dir` has no meaning.
     OnRequests,
+    /// On queries of DNS.
+    OnQueries,
     /// On the service as a whole: nothing can pick some of its connections.
     OnService,
 }
@@ -200,6 +202,15 @@ pub(super) const fn packet(name: &'static str, help: &'static str) -> Spec {
         params: &[],
         help,
         rank: u16::MAX,
+    }
+}
+
+/// A fault of the packet layer that answers queries of DNS.
+pub(super) const fn query(name: &'static str, help: &'static str) -> Spec {
+    Spec {
+        icmp: false,
+        acts: Acts::OnQueries,
+        ..packet(name, help)
     }
 }
 

@@ -1,10 +1,10 @@
 //! What a fault's values and a rule's parts must fulfil, whichever way they were written.
 
 use super::args::one_of;
-use super::catalog::{FAULTS, Layer, Spec};
+use super::catalog::{Acts, FAULTS, Layer, Spec};
 use super::error::{Piece, RuleError};
 use super::faults::{Fault, RejectWith};
-use super::modifier::{Modifiers, PacketKinds};
+use super::modifier::{Direction, Modifiers, PacketKinds};
 use super::target::{Protocol, Target};
 use super::units::show_duration;
 
@@ -133,8 +133,11 @@ pub(super) fn bad_regex(param: &'static str, expression: &str) -> Option<Complai
 fn on_protocol(fault: &Fault, protocol: Protocol) -> Option<Complaint> {
     let (name, works): (_, fn(&Spec) -> bool) = match protocol {
         Protocol::Any | Protocol::Tcp => return None,
-        Protocol::Udp => ("UDP", |spec| spec.udp),
+        Protocol::Udp => ("UDP", |spec| spec.udp && spec.acts != Acts::OnQueries),
         Protocol::Icmp => ("ICMP", |spec| spec.icmp),
+        Protocol::Dns => ("DNS", |spec| {
+            spec.udp && matches!(spec.layer, Layer::Packet | Layer::Either)
+        }),
     };
     fault.parts().find_map(|part| {
         if matches!(part, Fault::Reject(reject) if reject.with == Some(RejectWith::Rst)) {
@@ -157,6 +160,27 @@ fn on_protocol(fault: &Fault, protocol: Protocol) -> Option<Complaint> {
     })
 }
 
+/// What is wrong about queries of DNS.
+fn on_queries(target: Option<&Target>, fault: &Fault, modifiers: &Modifiers) -> Option<Complaint> {
+    const EXPECTED: &str = "a target such as `dns:api.example.com`, or `dns` for all queries";
+    let is_dns = target?.protocol == Protocol::Dns;
+    if let Some(part) = fault.part_that(Acts::OnQueries).filter(|_| !is_dns) {
+        let message = format!("`{}` answers DNS queries", part.name());
+        return complain("target", message, EXPECTED);
+    }
+    if modifiers.query_type.is_some() && !is_dns {
+        return complain("type", "only DNS queries have a type", EXPECTED);
+    }
+    if is_dns && modifiers.direction == Direction::ToClient {
+        return complain(
+            "dir",
+            "a target of `dns` is the queries, which go to the server",
+            "no `dir`, or `udp:53` for all packets from servers",
+        );
+    }
+    None
+}
+
 /// What is wrong between the parts of a rule; `param` is `target`, `fault` or a modifier's key.
 pub(super) fn rule(
     target: Option<&Target>,
@@ -165,11 +189,12 @@ pub(super) fn rule(
 ) -> Option<Complaint> {
     let layer = fault.layer();
     let protocol = target.map_or(Protocol::Any, |target| target.protocol);
-    if let Some(complaint) = on_protocol(fault, protocol) {
-        return Some(complaint);
+    let complaint = on_queries(target, fault, modifiers).or_else(|| on_protocol(fault, protocol));
+    if complaint.is_some() {
+        return complaint;
     }
     let flags = modifiers.packets.without(PacketKinds::DATA);
-    if !flags.is_empty() && matches!(protocol, Protocol::Udp | Protocol::Icmp) {
+    if !flags.is_empty() && matches!(protocol, Protocol::Udp | Protocol::Icmp | Protocol::Dns) {
         return complain(
             "match",
             "only TCP packets have flags",

@@ -119,6 +119,7 @@ impl Modifiers {
             || !self.asked.is_empty()
             || !self.packets.is_empty()
             || self.size.is_some()
+            || self.query_type.is_some()
     }
 }
 
@@ -244,6 +245,8 @@ mod tests {
         assert_sound("tcp:80 down", "tcp:80 down for=1s");
         assert_sound("tcp:80 down for=2s", "tcp:80 blackhole at=2s");
         assert_sound("tcp:80 down p=50%", "tcp:80 blackhole");
+        assert_wrong("dns answer=10.0.0.9", "dns nxdomain", "decides otherwise");
+        assert_sound("dns answer=10.0.0.9 type=A", "dns answer=[::1] type=AAAA");
     }
 
     #[test]

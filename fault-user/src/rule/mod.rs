@@ -42,8 +42,8 @@ pub use faults::{
 pub use fuzz::fuzz;
 pub use mix::{Mix, MixArm};
 pub use modifier::{
-    Bounds, CountScope, Direction, MODIFIERS, ModifierSpec, Modifiers, PacketKinds, Schedule,
-    Triggers,
+    Bounds, CountScope, Direction, MODIFIERS, ModifierSpec, Modifiers, PacketKinds, QueryType,
+    Schedule, Triggers,
 };
 pub use packet::{PacketAction, Shaper};
 pub use profile::{PROFILES, Part, Profile, Profiles};

@@ -35,6 +35,57 @@ words! {
     }
 }
 
+words! {
+    /// The type of records that a query of DNS asks for.
+    QueryType {
+        /// IPv4 addresses.
+        A = "A",
+        /// IPv6 addresses.
+        Aaaa = "AAAA",
+        /// Another name for the name.
+        Cname = "CNAME",
+        /// Mail servers.
+        Mx = "MX",
+        /// Name servers.
+        Ns = "NS",
+        /// The name of an address.
+        Ptr = "PTR",
+        /// The start of a zone.
+        Soa = "SOA",
+        /// Servers of a service.
+        Srv = "SRV",
+        /// Text.
+        Txt = "TXT",
+        /// Endpoints of a service.
+        Svcb = "SVCB",
+        /// Endpoints of HTTPS.
+        Https = "HTTPS",
+        /// All.
+        Any = "ANY",
+    }
+}
+
+impl QueryType {
+    /// Its number in messages.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::A => 1,
+            Self::Ns => 2,
+            Self::Cname => 5,
+            Self::Soa => 6,
+            Self::Ptr => 12,
+            Self::Mx => 15,
+            Self::Txt => 16,
+            Self::Aaaa => 28,
+            Self::Srv => 33,
+            Self::Svcb => 64,
+            Self::Https => 65,
+            Self::Any => 255,
+        }
+    }
+}
+
 /// Numbers from `first` to `last`, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Bounds {
@@ -267,6 +318,8 @@ pub struct Modifiers {
     pub packets: PacketKinds,
     /// The size of the IP packet in bytes; nothing means any.
     pub size: Option<Bounds>,
+    /// The type that a query of DNS asks for; nothing means any.
+    pub query_type: Option<QueryType>,
     /// Which way.
     pub direction: Direction,
     /// When the rule starts.
@@ -292,6 +345,7 @@ impl Default for Modifiers {
             asked: Asked::default(),
             packets: PacketKinds::default(),
             size: None,
+            query_type: None,
             direction: Direction::default(),
             at_ns: 0,
             for_ns: None,
@@ -415,6 +469,12 @@ pub const MODIFIERS: &[ModifierSpec] = &[
     ),
     row("size", "size", "100..1500", "size of the IP packet"),
     row(
+        "type",
+        "type",
+        "AAAA",
+        "the type that a DNS query asks for: A, AAAA, CNAME, MX, NS, PTR, SOA, SRV, TXT, SVCB, HTTPS or ANY",
+    ),
+    row(
         "dir",
         "direction",
         "to-client",
@@ -500,6 +560,10 @@ impl<'a> ModifierReader<'a> {
             "alpn" => to.asked.alpn = Some(asked::alpn(value)?),
             "match" => to.packets = packet_kinds(value)?,
             "size" => to.size = Some(Bounds::read(value, 0, units::size)?),
+            "type" => {
+                let find = |word: &str| QueryType::from_word(&word.to_ascii_uppercase());
+                to.query_type = Some(word(value, QueryType::WORDS, find)?);
+            }
             "dir" => to.direction = word(value, Direction::WORDS, Direction::from_word)?,
             "at" => to.at_ns = units::duration(value)?,
             "for" => to.for_ns = Some(units::duration(value)?),
@@ -582,6 +646,9 @@ impl Modifiers {
         }
         if let Some(bounds) = &self.size {
             list.push(("size", bounds.show(units::show_size)));
+        }
+        if let Some(kind) = self.query_type {
+            list.push(("type", kind.to_string()));
         }
         if self.direction != Direction::default() {
             list.push(("dir", self.direction.to_string()));

@@ -1,5 +1,10 @@
 //! What the kernel's programs, and what holds packets for them, are told of a fault.
 
+use std::net::IpAddr;
+
+use fault_common::abi::fault;
+use fault_common::dns::record;
+
 use super::faults::{Rate, Slot};
 
 /// What the kernel's programs are told of a fault.
@@ -36,6 +41,25 @@ impl PacketAction {
             is_per_wire_packet: true,
             shaper: None,
         }
+    }
+
+    /// A response to a query of DNS with these flags, and this address for queries of its type: see [`Reply`].
+    ///
+    /// [`Reply`]: fault_common::dns::Reply
+    #[must_use]
+    pub fn answer(flags: u16, address: Option<IpAddr>) -> Self {
+        let kind = address.map_or(0, |address| match address {
+            IpAddr::V4(_) => record::A,
+            IpAddr::V6(_) => record::AAAA,
+        });
+        let bytes = address.map_or([0; 16], |address| match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        });
+        let (halves, _) = bytes.as_chunks::<8>();
+        let half = |index: usize| u64::from_ne_bytes(halves[index]);
+        let arguments = [flags.into(), kind.into(), half(0), half(1)];
+        Self::new(fault::ANSWER, arguments).per_wire_packet(false)
     }
 
     /// The same for all wire packets of a super-packet, unless `is_per_wire_packet`.

@@ -3,10 +3,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 
+use fault_common::dns;
+
 use super::error::{Piece, RuleError};
 use super::hints;
 use super::target::{Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets};
-use super::{Fault, Modifiers, NamePattern, Rule};
+use super::{Fault, Layer, Modifiers, NamePattern, Rule};
 
 /// Looks up host names.
 pub trait Resolver {
@@ -41,13 +43,33 @@ impl<F: FnMut(&str) -> io::Result<Vec<IpAddr>>> Resolver for F {
 pub struct ResolvedTarget {
     /// The transport protocol.
     pub protocol: Protocol,
-    /// The hosts, sorted and without those that another one covers; empty means any.
+    /// The hosts, sorted and without those that another one covers; empty means any, unless there is a name.
     pub hosts: Vec<Cidr>,
+    /// The host name whose further addresses are learned, or `*.` and a domain.
+    pub name: Option<String>,
+    /// The name that a query of DNS asks for, `*.` and a domain, or `*`; nothing where other packets are meant too.
+    pub question: Option<String>,
+    /// The host names whose addresses were looked up once and are not learned; `localhost` left out.
+    pub fixed_names: Vec<String>,
     /// The ports, sorted, without overlap; empty means any.
     pub ports: Vec<PortRange>,
     /// Protocols that are meant at every port although there are ports, which are of the others; [`Protocol::Any`] stands
     /// for those that are neither TCP, UDP nor ICMP.
     pub portless: Vec<Protocol>,
+}
+
+impl ResolvedTarget {
+    /// Whether every host is meant.
+    #[must_use]
+    pub fn has_any_host(&self) -> bool {
+        self.hosts.is_empty() && self.name.is_none()
+    }
+
+    /// Whether an address belongs to a host that is meant, as far as addresses were known when the rule was resolved.
+    #[must_use]
+    pub fn has_host(&self, address: IpAddr) -> bool {
+        self.has_any_host() || self.hosts.iter().any(|host| host.contains(address))
+    }
 }
 
 /// A rule that is ready to be planned.
@@ -77,6 +99,12 @@ impl Rule {
         };
         if let Some(target) = targets.get(name) {
             return Ok(target.clone());
+        }
+        if name == Protocol::Dns.word() {
+            return Ok(Target {
+                protocol: Protocol::Dns,
+                ..Target::default()
+            });
         }
         if name.contains('.') || name == "localhost" {
             let host = Some(Host::Name(name.to_ascii_lowercase()));
@@ -132,14 +160,31 @@ impl Rule {
         target: &Target,
         resolver: &mut impl Resolver,
     ) -> Result<ResolvedTarget, RuleError> {
+        if target.protocol == Protocol::Dns {
+            return Ok(asked(target.host.as_ref()));
+        }
         let text = self.to_string();
         let place = Piece::whole(&text).slice(0..self.target.to_string().len());
         let service = |name: &str| {
             let is_alone = target.ports.is_empty() && target.except.is_empty();
             hints::service(name, target.protocol).filter(|_| is_alone)
         };
-        let mut addresses = |host: &Host| match host {
+        let live = self.live_name(target);
+        let mut fixed_names = Vec::new();
+        let mut addresses = |host: &Host| {
+            match host {
             Host::Cidr(network) => Ok(vec![*network]),
+            Host::Name(name) if is_pattern(name) => match live {
+                Some(_) => Ok(Vec::new()),
+                None => Err(place
+                    .error(format!("the names of `{name}` can't be looked up"))
+                    .expected("a packet fault such as `drop` or `delay`, without excluded hosts, or one host name")),
+            },
+            // What is learned is enough, but for a slip that is known.
+            Host::Name(name) if live == Some(name) && service(name).is_none() => {
+                let addresses = resolver.addresses(name).unwrap_or_default();
+                Ok(addresses.into_iter().map(Cidr::host).collect())
+            }
             Host::Name(name) => {
                 let addresses = resolver.addresses(name).map_err(|error| {
                     place
@@ -149,8 +194,12 @@ impl Rule {
                 if addresses.is_empty() {
                     return Err(place.error(format!("the host `{name}` has no address")));
                 }
+                if !is_local(name) {
+                    fixed_names.push(name.clone());
+                }
                 Ok(addresses.into_iter().map(Cidr::host).collect())
             }
+        }
         };
         let mut hosts = match &target.host {
             None => Vec::new(),
@@ -176,10 +225,49 @@ impl Rule {
         Ok(ResolvedTarget {
             protocol: target.protocol,
             hosts,
+            name: live.cloned(),
+            question: None,
+            fixed_names,
             ports,
             portless: portless(target),
         })
     }
+
+    /// The host name of the target, when its addresses are learned while the rule is applied: those of packet faults are.
+    fn live_name<'a>(&self, target: &'a Target) -> Option<&'a String> {
+        let Some(Host::Name(name)) = &target.host else {
+            return None;
+        };
+        let excludes_hosts = target.except.iter().any(|one| one.host.is_some());
+        let is_on_packets = matches!(self.fault.layer(), Layer::Packet | Layer::Either);
+        (is_on_packets && !is_local(name) && !excludes_hosts).then_some(name)
+    }
+}
+
+/// Queries of DNS for a name, or for any.
+fn asked(host: Option<&Host>) -> ResolvedTarget {
+    ResolvedTarget {
+        protocol: Protocol::Udp,
+        hosts: Vec::new(),
+        name: None,
+        question: Some(host.map_or_else(|| "*".to_owned(), Host::to_string)),
+        fixed_names: Vec::new(),
+        ports: vec![PortRange {
+            first: dns::PORT,
+            last: dns::PORT,
+        }],
+        portless: Vec::new(),
+    }
+}
+
+/// Whether a name always means this host.
+fn is_local(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+/// Whether a host name stands for the names of a domain.
+fn is_pattern(name: &str) -> bool {
+    name.starts_with("*.")
 }
 
 impl Target {
@@ -208,7 +296,7 @@ fn portless(target: &Target) -> Vec<Protocol> {
     match exclusions.next() {
         Some(excluded) if target.protocol == Protocol::Any && target.ports.is_empty() => {
             let is_portless = |one: &Protocol| match one {
-                Protocol::Tcp | Protocol::Udp => {
+                Protocol::Tcp | Protocol::Udp | Protocol::Dns => {
                     excluded.protocol != Protocol::Any && excluded.protocol != *one
                 }
                 Protocol::Icmp | Protocol::Any => true,

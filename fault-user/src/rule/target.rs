@@ -22,6 +22,8 @@ words! {
         Udp = "udp",
         /// `ICMP` and `ICMPv6`; it has no ports.
         Icmp = "icmp",
+        /// Queries to servers of DNS, by the name that they ask for.
+        Dns = "dns",
     }
 }
 
@@ -138,7 +140,7 @@ impl fmt::Display for PortRange {
 pub enum Host {
     /// An address or a network.
     Cidr(Cidr),
-    /// A name, looked up when the rule is resolved.
+    /// A name, or `*.` and a domain for all names in it.
     Name(String),
 }
 
@@ -176,7 +178,7 @@ pub(super) fn target_ref(piece: Piece<'_>) -> Result<TargetRef, RuleError> {
     if text.is_empty() {
         return Err(piece.error("the target is missing").expected(EXPECTED));
     }
-    if Protocol::from_word(text).is_none() && is_name(text) {
+    if !is_reserved(text) && is_name(text) {
         return Ok(TargetRef::Name(text.to_owned()));
     }
     target(piece).map(TargetRef::Spec)
@@ -213,6 +215,12 @@ pub(super) fn target(piece: Piece<'_>) -> Result<Target, RuleError> {
 
 /// What is wrong with an exclusion from a target, and what would be right.
 fn misfit(target: &Target, exclusion: &Target) -> Option<(&'static str, &'static str)> {
+    if [target.protocol, exclusion.protocol].contains(&Protocol::Dns) {
+        return Some((
+            "no queries can be excluded",
+            "`dns`, `dns:NAME` or `dns:*.DOMAIN`",
+        ));
+    }
     let same_protocol = exclusion.protocol == target.protocol;
     let any_protocol = exclusion.protocol == Protocol::Any;
     match (exclusion.host.is_some(), !exclusion.ports.is_empty()) {
@@ -300,6 +308,10 @@ fn plain(piece: Piece<'_>) -> Result<Target, RuleError> {
     let ports = port_piece.map(ports).transpose()?.unwrap_or_default();
     let protocol = protocol.unwrap_or_default();
     match port_piece {
+        Some(piece) if protocol == Protocol::Dns => Err(no_question(piece)),
+        _ if protocol == Protocol::Dns && matches!(host, Some(Host::Cidr(_))) => {
+            Err(no_question(host_piece.unwrap_or(rest)))
+        }
         Some(port_piece) if protocol == Protocol::Icmp => Err(port_piece
             .error("ICMP has no ports")
             .expected("`icmp` or `icmp:HOST`")),
@@ -310,6 +322,18 @@ fn plain(piece: Piece<'_>) -> Result<Target, RuleError> {
             except: Vec::new(),
         }),
     }
+}
+
+/// The error for something that no query asks for.
+fn no_question(piece: Piece<'_>) -> RuleError {
+    piece
+        .error("queries are matched by the name that they ask for")
+        .expected("`dns`, `dns:NAME` or `dns:*.DOMAIN`")
+}
+
+/// Whether a word means a protocol and can't be the name of a target. `dns` can: it is one where no target has the name.
+fn is_reserved(word: &str) -> bool {
+    Protocol::from_word(word).is_some_and(|protocol| protocol != Protocol::Dns)
 }
 
 /// Splits what is behind the protocol into its host and its ports.
@@ -417,7 +441,7 @@ fn host(piece: Piece<'_>, has_protocol: bool) -> Result<Host, RuleError> {
         }
         (Some(address), None) => Ok(Host::Cidr(Cidr::host(address))),
         (Some(address), Some(prefix)) => network(piece, address, prefix).map(Host::Cidr),
-        (None, None) if !bracketed && is_host_name(text) => {
+        (None, None) if !bracketed && is_host_name(text.strip_prefix("*.").unwrap_or(text)) => {
             let short = !text.contains('.') && !has_protocol;
             match short.then(|| nearest(text, Protocol::WORDS.iter().copied())) {
                 Some(Some(_)) => Err(wrong_protocol(piece)),
@@ -426,7 +450,7 @@ fn host(piece: Piece<'_>, has_protocol: bool) -> Result<Host, RuleError> {
         }
         _ => Err(piece
             .error(format!("`{text}` is not a host"))
-            .expected("an address such as 10.0.0.5, a network such as 10.0.0.0/8, an IPv6 address in brackets, or a host name")),
+            .expected("an address such as 10.0.0.5, a network such as 10.0.0.0/8, an IPv6 address in brackets, a host name, or `*.` and a domain")),
     }
 }
 
@@ -565,6 +589,9 @@ impl fmt::Display for Target {
         }
         if let Some(host) = &self.host {
             parts.push(host.to_string());
+        } else if self.protocol == Protocol::Dns {
+            // Alone it could be the name of a target.
+            parts.push("*".to_owned());
         }
         if !self.ports.is_empty() {
             let list: Vec<_> = self.ports.iter().map(PortRange::to_string).collect();
@@ -627,7 +654,7 @@ pub fn named_target(text: &str) -> Result<(String, Target), RuleError> {
 
 /// Checks a name that is given to a target.
 pub(super) fn check_name(name: Piece<'_>) -> Result<(), RuleError> {
-    if Protocol::from_word(name.text()).is_some() {
+    if is_reserved(name.text()) {
         let message = format!("`{}` is a protocol, not a name for a target", name.text());
         return Err(name.error(message).expected("another name"));
     }

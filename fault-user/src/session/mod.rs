@@ -105,6 +105,26 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("starting the runtime")
 }
 
+/// Warns of host names without an address, and of those whose later addresses are not learned.
+fn warn_of_names(plan: &Plan) {
+    for name in plan.unknown_names() {
+        tell!(
+            "fault: warning: {name} has no address yet: its rules match from the first DNS response that has one"
+        );
+    }
+    for rule in &plan.rules {
+        // A stream rule without entries, though its fault is one of packets: no mechanism holds these.
+        let is_live = rule.stream.is_none() || !rule.entries.is_empty();
+        let name = rule.resolved.name.as_ref().filter(|_| !is_live);
+        for name in rule.resolved.fixed_names.iter().chain(name) {
+            tell!(
+                "fault: warning: `{}` uses the addresses that {name} has now, not later ones",
+                rule.text
+            );
+        }
+    }
+}
+
 /// Attached programs whose rules are not applied yet.
 pub struct Loaded<'a> {
     options: &'a Options,
@@ -136,6 +156,7 @@ impl<'a> Loaded<'a> {
             prepared.watch(scope)?;
         }
         subject.adopt(&mut prepared)?;
+        warn_of_names(&plan);
         Ok(Self {
             options,
             rules,
@@ -342,10 +363,15 @@ impl Session<'_> {
         let counters = self.injection.counters()?;
         let table = summary::table(&self.plan, hits, &self.injection, &counters);
         tell!("{}", table.trim_end());
+        let names = self.injection.learned()?;
+        for shared in summary::shared_addresses(&self.plan, &names) {
+            tell!("fault: warning: {shared}");
+        }
         let endpoints = self.injection.endpoints()?;
         let audience = Audience {
             who: self.who,
             endpoints: endpoints.as_ref(),
+            names: &names,
             failed: counters[Counter::ActionFailed as usize],
             has_bridge: self.injection.has_bridge(),
         };

@@ -15,6 +15,7 @@ use crate::rule::{Protocol, ResolvedTarget, timeline::windows};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::process::cgroup::{Cgroup, Hierarchy};
 use crate::sys::process::user::Identity;
+use crate::tell::tell;
 use crate::watch::history::History;
 use crate::watch::probe::{self, Probing, Try};
 use crate::watch::{Watch, WatchScope};
@@ -53,6 +54,13 @@ impl<'a> WatchList<'a> {
     ) -> Result<Self, Failure> {
         let mut targets = expectations::targets(&rules.expect, &rules.rules, &rules.targets)
             .map_err(Failure::usage)?;
+        for (name, target) in &targets {
+            if let Some(host) = &target.name {
+                tell!(
+                    "fault: warning: expectations of `{name}` watch the addresses that {host} has now, not later ones"
+                );
+            }
+        }
         if reported {
             for (_, rule) in &rules.rules {
                 let known = targets.iter().any(|(name, _)| *name == rule.name);

@@ -235,8 +235,7 @@ pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
         .ports
         .iter()
         .any(|range| (range.first..=range.last).contains(&address.port()));
-    let mut hosts = target.hosts.iter();
-    port && (target.hosts.is_empty() || hosts.any(|host| host.contains(address.ip())))
+    port && target.has_host(address.ip())
 }
 
 /// The sockets of a cgroup: those created in it or below it, and those open in its current processes.

@@ -1,13 +1,13 @@
 //! The programs, loaded in a network namespace of the test's own and run by `BPF_PROG_TEST_RUN`.
 
 use aya::programs::{TestRun as _, TestRunOptions};
-use fault_common::abi::{COUNTERS, Counter, Event, rule_uid};
+use fault_common::abi::{COUNTERS, Counter, Event, NAMES_MAX, rule_uid};
 use fault_user::inject::events::Events;
 use fault_user::inject::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
 use fault_user::plan::Plan;
 use fault_user::plan::needs::Needs;
 use fault_user::plan::tables::{PacketRule, compile};
-use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::rule::{Rule, Targets};
 use fault_user::sys::clock::monotonic_ns;
 use fault_user::undo::instance::Marks;
 
@@ -39,7 +39,8 @@ pub fn compiled(rules: &[&str]) -> Vec<PacketRule> {
         .iter()
         .map(|text| {
             let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
-            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+            let unknown = &mut |_: &str| Ok(Vec::new());
+            let resolved = rule.resolve(&Targets::new(), unknown).unwrap();
             (rule, resolved)
         })
         .collect();
@@ -74,6 +75,7 @@ impl Kernel {
             rules,
             classes,
             hosts: 256,
+            names: u32::try_from(NAMES_MAX).unwrap(),
             scopes: 16,
             connections,
         };

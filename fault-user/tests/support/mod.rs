@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod daemon;
+pub mod dns;
 pub mod echo;
 pub mod late;
 pub mod packages;

@@ -21,7 +21,7 @@ mod prelude {
     pub(super) use crate::rule::args::{Args, Value};
     pub(super) use crate::rule::catalog::{
         Acts, Kind, LIMIT, Layer, Param, SHARED, Spec, datagram, either, first, named, packet,
-        short, spread, stream,
+        query, short, spread, stream,
     };
     pub(super) use crate::rule::check::{
         Complaint, MAX_TIME_NS, SECOND, bad_rate, bad_regex, complain, jittered, longer, no_queue,
@@ -256,6 +256,7 @@ mod tests {
                 "slot" | "delay" => format!("{}=1ms", spec.name),
                 "rate" => "rate=1mbit".to_owned(),
                 "mtu" => "mtu=68".to_owned(),
+                "answer" => "answer=[::1]".to_owned(),
                 name if spec.params.is_empty() || name == "reject" => name.to_owned(),
                 name => format!("{name}=1"),
             };
@@ -267,6 +268,7 @@ mod tests {
         for spec in FAULTS.iter().filter(is_one) {
             let expected = match spec.name {
                 "blackhole" => "drop",
+                "nxdomain" | "nodata" | "servfail" | "refused" | "truncated" => "answer",
                 "example" => "mtu",
                 name => name,
             };
