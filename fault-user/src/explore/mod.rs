@@ -425,7 +425,7 @@ fn compare(
     let count = accept.without_reason();
     if count != 0 {
         tell!(
-            "fault: warning: {}: {count} accepted failures have no reason: fill it in",
+            "fault: warning: {}: accepted failures without a reason: {count}",
             accept.path().display()
         );
     }
