@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -78,37 +78,48 @@ fn stderr_text(output: &Output) -> String {
     format!("{out}\n{err}")
 }
 
-/// An example has the mistake that a fault shows, with this verdict, and its twin survives all faults.
+/// An example has the mistake that a fault shows, with this verdict, and its twin survives all faults. Most of the twins'
+/// time is waiting, so several run at once.
 fn finds(name: &str, options: &[&str], fault: &str, verdict: &str) {
+    finds_by("4", name, options, fault, verdict);
+}
+
+/// The same where runs change what others see: `jobs` is `1`.
+fn finds_by(jobs: &str, name: &str, options: &[&str], fault: &str, verdict: &str) {
     let Some(_services) = services() else {
         return;
     };
     let wrong = ["--runs", "1", "--no-shrink", "--faults", fault];
-    let (report, output) = explore(name, &[&wrong, options].concat());
+    // What recovers from an outage is waited for as long as without it.
+    let limit: &[&str] = if verdict == "no-recovery" {
+        &[]
+    } else {
+        &TIMEOUT[..]
+    };
+    let (report, output) = explore(name, &[&wrong, limit, options].concat());
     assert_eq!(output.status.code(), Some(121), "{}", stderr_text(&output));
     let cells = report["cells"].as_array().unwrap();
     let found = cells
         .iter()
         .any(|cell| cell["verdict"] == verdict && cell["is_failure"] == true);
     assert!(found, "{}", stderr_text(&output));
-    let (_, output) = explore(
-        &format!("{name}_fixed"),
-        &[&["--runs", "1", "--no-shrink"], options].concat(),
-    );
+    let right = ["--runs", "1", "--no-shrink", "--jobs", jobs];
+    let (_, output) = explore(&format!("{name}_fixed"), &[&right, options].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
 }
 
-/// Long enough for a start of python on a busy machine.
+/// Long enough for a start of python on a busy machine: what hangs is waited for twice. A twin has all the time that it
+/// needs.
 const TIMEOUT: [&str; 2] = ["--timeout", "8s"];
 
 #[test]
 fn no_timeout() {
-    finds("no_timeout", &TIMEOUT, "silent-later", "hung");
+    finds("no_timeout", &[], "silent-later", "hung");
 }
 
 #[test]
 fn endless_retries() {
-    finds("endless_retries", &TIMEOUT, "refused", "hung");
+    finds("endless_retries", &[], "refused", "hung");
 }
 
 #[test]
@@ -123,7 +134,7 @@ fn gives_up() {
 
 #[test]
 fn partial() {
-    finds("partial", &TIMEOUT, "cut", "failed");
+    finds("partial", &[], "cut", "failed");
 }
 
 #[test]
@@ -134,43 +145,33 @@ fn double_write() {
         "--check",
         "python3 orders.py check",
     ];
-    finds(
-        "double_write",
-        &[&TIMEOUT[..], &invariant].concat(),
-        "silent-later",
-        "broken",
-    );
+    finds_by("1", "double_write", &invariant, "silent-later", "broken");
 }
 
 #[test]
 fn error_response() {
-    finds("error_response", &TIMEOUT, "error", "failed");
+    finds("error_response", &[], "error", "failed");
 }
 
 #[test]
 fn fallback() {
-    finds("fallback", &TIMEOUT, "silent", "hung");
+    finds("fallback", &[], "silent", "hung");
 }
 
 #[test]
 fn resolved_once() {
     let begin_anew = ["--before", "python3 orders.py reset"];
-    finds(
-        "resolved_once",
-        &[&TIMEOUT[..], &begin_anew].concat(),
-        "refused",
-        "failed",
-    );
+    finds_by("1", "resolved_once", &begin_anew, "refused", "failed");
 }
 
 #[test]
 fn lock_held() {
-    finds("lock_held", &TIMEOUT, "silent-later", "failed");
+    finds("lock_held", &[], "silent-later", "failed");
 }
 
 #[test]
 fn required_optional() {
-    finds("required_optional", &TIMEOUT, "refused", "failed");
+    finds("required_optional", &[], "refused", "failed");
 }
 
 #[test]
@@ -301,6 +302,204 @@ fn processes_that_are_left_behind_are_killed_and_told_of() {
     let output = bash(&["--plan"], &script);
     let text = stderr_text(&output);
     assert!(text.contains("leaves 1 processes behind"), "{text}");
+}
+
+/// Explores with a file of accepted failures: `refused` fails.
+fn accepting(file: &Path, script: &str) -> Output {
+    let file = file.to_str().unwrap();
+    let options = [
+        "--runs",
+        "1",
+        "--no-shrink",
+        "--faults",
+        "refused",
+        "--accept",
+        file,
+    ];
+    bash(&options, script)
+}
+
+#[test]
+fn accepted_failures_do_not_fail_again_and_worse_ones_do() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = std::fs::canonicalize(folder.path())
+        .unwrap()
+        .join("accept.toml");
+    let told = |output: &Output, code: i32, part: &str| {
+        let text = stderr_text(output);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    };
+    told(&accepting(&file, EXCHANGE), 0, "0 failures, 1 accepted");
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.contains("verdict = \"failed\""), "{written}");
+    told(
+        &accepting(&file, EXCHANGE),
+        0,
+        "accepted failures without a reason: 1",
+    );
+    let survives = format!("({EXCHANGE}) || true");
+    told(&accepting(&file, &survives), 0, "(better than accepted)");
+    let hangs = format!("({EXCHANGE}) || sleep 1000");
+    let file_name = file.to_str().unwrap();
+    let worse = [
+        "--timeout",
+        "3s",
+        "--no-shrink",
+        "--faults",
+        "refused",
+        "--accept",
+        file_name,
+    ];
+    told(&bash(&worse, &hangs), 121, "(worse than accepted)");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), written);
+
+    let other = written.replace("tcp:7000", "tcp:7777");
+    std::fs::write(&file, other).unwrap();
+    told(
+        &accepting(&file, EXCHANGE),
+        2,
+        "does not talk to `tcp:7777`",
+    );
+    std::fs::write(&file, "accepted = 1").unwrap();
+    told(&accepting(&file, EXCHANGE), 2, "accept.toml:1: ");
+    let nowhere = folder.path().join("none/accept.toml");
+    told(&accepting(&nowhere, EXCHANGE), 2, "No such file");
+}
+
+/// A service that answers each request as Redis answers PING.
+fn redis(listener: TcpListener) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                while let Ok(1..) = stream.read(&mut [0; 100]) {
+                    stream.write_all(b"+PONG\r\n").unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_service_answers_with_errors_of_its_own() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    redis(TcpListener::bind("127.0.0.1:6379").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    // It knows what to do when Redis is loading, and not that a replica takes no writes.
+    let script = "exec 3<>/dev/tcp/127.0.0.1/6379; printf '*1\\r\\n$4\\r\\nPING\\r\\n' >&3; read -r x <&3; \
+        echo \"$x\"; [[ $x = +PONG* || $x = -LOADING* ]]";
+    let options = [
+        "--runs",
+        "1",
+        "--no-shrink",
+        "--faults",
+        "busy,conflict,read-only",
+    ];
+    let report = ["--report", dir.to_str().unwrap()];
+    let output = bash(&[&options[..], &report].concat(), script);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    let report = std::fs::read(dir.join("report.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let cells = report["cells"].as_array().unwrap().iter();
+    let cells: Vec<_> = cells
+        .map(|cell| ["fault", "verdict"].map(|name| cell[name].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        cells,
+        [["busy", "survived"], ["read-only", "failed"]],
+        "{text}"
+    );
+    assert!(text.contains("output: -READONLY "), "{text}");
+}
+
+#[test]
+fn an_interrupted_exploration_goes_on() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let dir = dir.to_str().unwrap();
+    let ran = tempfile::NamedTempFile::new().unwrap();
+    let script = format!("echo x >> {}; {EXCHANGE}; true", ran.path().display());
+    let options = [
+        "--runs",
+        "1",
+        "--no-shrink",
+        "--faults",
+        "refused,refused-later,cut",
+    ];
+    // Two of three, as if it had been interrupted.
+    let first = bash(
+        &[&options[..], &["--seed", "5", "--report", dir]].concat(),
+        &script,
+    );
+    assert_eq!(first.status.code(), Some(0), "{}", stderr_text(&first));
+    let report = Path::new(dir).join("report.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    json["cells"].as_array_mut().unwrap().remove(1);
+    std::fs::write(&report, json.to_string()).unwrap();
+    std::fs::write(ran.path(), "").unwrap();
+    let resume = [&options[..], &["--resume", dir]].concat();
+    let second = bash(&resume, &script);
+    let text = stderr_text(&second);
+    assert_eq!(second.status.code(), Some(0), "{text}");
+    assert!(text.contains("fault: seed 5"), "{text}");
+    assert!(text.contains("2 experiments are done already"), "{text}");
+    assert!(text.contains("3 experiments: 0 failures"), "{text}");
+    assert_eq!(std::fs::read_to_string(ran.path()).unwrap(), "x\nx\n");
+    let json: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    assert_eq!(json["cells"].as_array().unwrap().len(), 3);
+
+    let cases: [(&[&str], &str); 3] = [
+        (
+            &["--resume", "/none"],
+            "--resume: can't read /none/report.json",
+        ),
+        (&["--resume", dir], "is about another command"),
+        (&["--resume", dir, "--report", dir], "cannot be used with"),
+    ];
+    for (options, part) in cases {
+        let output = bash(options, "true");
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+}
+
+#[test]
+fn jobs_run_beside_each_other() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().display();
+    // It can't run beside itself.
+    let alone = "exec 9>/dev/tcp/127.0.0.1/7000; mkdir LOCK || exit 7; sleep 3; rmdir LOCK";
+    let alone = alone.replace("LOCK", &format!("{dir}/lock"));
+    let options = ["--runs", "1", "--jobs", "2", "--faults", "cut,corrupt"];
+    let output = bash(&options, &alone);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(
+        text.contains("2 at once (--jobs) the command ends with exit code 7"),
+        "{text}"
+    );
 }
 
 /// The cgroups that `fault` of this number has made.

@@ -36,7 +36,7 @@ def is_well(address=LINES):
         return False
 
 
-def session(use, seconds=4.0):
+def session(use, seconds=3.0):
     """Uses something again and again; in the end it has to work, unless the service itself does not."""
     end = time.monotonic() + seconds
     works = False

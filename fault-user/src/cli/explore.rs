@@ -37,6 +37,9 @@ pub struct Explore {
     /// Only list the experiments, as rules.
     #[arg(long)]
     plan: bool,
+    /// How many runs there are at once. They must not disturb each other: FAULT_JOB tells each its number, from 1.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=16))]
+    jobs: u8,
     /// How long a run may take, e.g. 30s; what takes longer hangs. Default: 5 times as long as without faults, at least
     /// 10s.
     #[arg(long, value_name = "TIME")]
@@ -56,9 +59,16 @@ pub struct Explore {
     /// A line for the shell that must succeed after each run, without faults: what must hold whatever fails.
     #[arg(long, value_name = "LINE")]
     check: Option<String>,
+    /// Accept the failures in this file: only what is worse than there fails. The first run writes it (TOML), with a
+    /// reason to fill in for each.
+    #[arg(long, value_name = "FILE")]
+    accept: Option<PathBuf>,
     /// Write report.json, junit.xml and report.html into this folder.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+    /// Go on from the report in this folder, that of an interrupted run with the same command and options.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["report", "seed", "plan"])]
+    resume: Option<PathBuf>,
     /// Where all randomness comes from; drawn and printed when it is not given.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -89,10 +99,13 @@ impl Explore {
             skip: self.skip,
             internal: self.internal,
             plan: self.plan,
+            jobs: self.jobs.into(),
             timeout: time("--timeout", self.timeout)?,
             budget: time("--budget", self.budget)?,
             shrinks: !self.no_shrink,
+            accept: self.accept,
             report: self.report,
+            resume: self.resume,
             before: self.before,
             after: self.after,
             check: self.check,

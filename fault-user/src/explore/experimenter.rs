@@ -1,9 +1,13 @@
 //! Tries one fault after the other, confirms failures, and has them made smaller.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
+use futures_util::future::join_all;
 
+use super::accept::Standing;
 use super::attempt::{Attempt, Measured, Runner, attempt};
 use super::faults::Experiment;
 use super::shrink::{Smallest, shrink};
@@ -25,6 +29,8 @@ pub struct Cell {
     pub smallest: Option<Smallest>,
     /// How many times the usual number of connects there were, where that is a storm.
     pub storm: Option<u64>,
+    /// How it compares with what is accepted.
+    pub standing: Standing,
 }
 
 impl Cell {
@@ -96,33 +102,84 @@ pub enum Stop {
     Error(anyhow::Error),
 }
 
-/// Tries all experiments, and tells of each when it is done.
+/// Tries all experiments, as many at once as there are runners, and tells of each when it is done: how many are, and
+/// what it came to. The cells in `known`, by the numbers of their experiments, are not tried again.
 pub async fn explore(
-    runner: &mut impl Runner,
+    runners: &mut [impl Runner],
     measured: &Measured<'_>,
     experiments: &[Experiment],
+    known: BTreeMap<usize, Cell>,
     manner: Manner,
-    mut tell: impl FnMut(usize, &Cell),
+    tell: impl FnMut(usize, &Cell),
 ) -> Explored {
-    let mut explored = Explored::default();
-    for (number, experiment) in experiments.iter().enumerate() {
-        if manner.until.is_some_and(|until| Instant::now() >= until) {
-            explored.left_out = experiments[number..].to_vec();
-            break;
+    let progress = RefCell::new(Progress {
+        experiments,
+        until: manner.until,
+        next: 0,
+        done: known,
+        stopped: None,
+        tell,
+    });
+    let work = runners.iter_mut().map(async |runner| {
+        loop {
+            let Some(number) = progress.borrow_mut().next() else {
+                return;
+            };
+            let tried = cell(runner, measured, &experiments[number], manner.shrinks).await;
+            progress.borrow_mut().take(number, tried);
         }
-        match cell(runner, measured, experiment, manner.shrinks).await {
+    });
+    join_all(work).await;
+    progress.into_inner().finish()
+}
+
+/// What is done, and what comes next.
+struct Progress<'a, F> {
+    experiments: &'a [Experiment],
+    until: Option<Instant>,
+    next: usize,
+    done: BTreeMap<usize, Cell>,
+    stopped: Option<Stop>,
+    tell: F,
+}
+
+impl<F: FnMut(usize, &Cell)> Progress<'_, F> {
+    /// The number of the next experiment; nothing when no further one begins.
+    fn next(&mut self) -> Option<usize> {
+        while self.done.contains_key(&self.next) {
+            self.next += 1;
+        }
+        let is_late = self.until.is_some_and(|until| Instant::now() >= until);
+        if is_late || self.stopped.is_some() || self.next >= self.experiments.len() {
+            return None;
+        }
+        self.next += 1;
+        Some(self.next - 1)
+    }
+
+    /// Keeps what an experiment came to. Nothing more begins after an interruption or an error.
+    fn take(&mut self, number: usize, tried: Result<Option<Cell>>) {
+        match tried {
             Ok(Some(cell)) => {
-                tell(number, &cell);
-                explored.cells.push(cell);
+                (self.tell)(self.done.len() + 1, &cell);
+                self.done.insert(number, cell);
             }
-            other => {
-                explored.left_out = experiments[number..].to_vec();
-                explored.stopped = Some(other.map_or_else(Stop::Error, |_| Stop::Interrupted));
-                break;
+            Ok(None) => {
+                self.stopped.get_or_insert(Stop::Interrupted);
             }
+            Err(error) => self.stopped = Some(Stop::Error(error)),
         }
     }
-    explored
+
+    fn finish(self) -> Explored {
+        let all = self.experiments.iter().enumerate();
+        let left_out = all.filter(|(number, _)| !self.done.contains_key(number));
+        Explored {
+            left_out: left_out.map(|(_, one)| one.clone()).collect(),
+            cells: self.done.into_values().collect(),
+            stopped: self.stopped,
+        }
+    }
 }
 
 /// Makes one experiment; nothing when it was interrupted.
@@ -141,6 +198,7 @@ async fn cell(
         first,
         differs: None,
         smallest: None,
+        standing: Standing::Well,
     };
     if !cell.first.verdict.is_failure() {
         return Ok(Some(cell));
@@ -220,6 +278,14 @@ pub(super) mod tests {
     }
 
     fn explored<F: Fn(&Rule) -> bool>(runner: &mut Fake<F>, manner: Manner) -> Explored {
+        explored_from(BTreeMap::new(), runner, manner)
+    }
+
+    fn explored_from<F: Fn(&Rule) -> bool>(
+        known: BTreeMap<usize, Cell>,
+        runner: &mut Fake<F>,
+        manner: Manner,
+    ) -> Explored {
         let dependencies = [example(Kind::Redis, 1)];
         let limit = Duration::from_secs(10);
         let measured = Measured {
@@ -229,7 +295,8 @@ pub(super) mod tests {
         };
         let faults = FAULTS.map(|(fault, ..)| fault);
         let all = experiments(&[(0, &dependencies[0])], &faults, limit);
-        block_on(explore(runner, &measured, &all, manner, |_, _| {}))
+        let runners = std::slice::from_mut(runner);
+        block_on(explore(runners, &measured, &all, known, manner, |_, _| {}))
     }
 
     const MANNER: Manner = Manner {
@@ -241,7 +308,7 @@ pub(super) mod tests {
     fn what_fails_is_tried_again_and_what_survives_is_not() {
         let mut runner = Fake::new(|rule: &Rule| rule.to_string().contains("reject"));
         let found = explored(&mut runner, MANNER);
-        assert_eq!((found.cells.len(), runner.runs), (12, 13));
+        assert_eq!((found.cells.len(), runner.runs), (14, 15));
         let failures: Vec<_> = found
             .cells
             .iter()
@@ -270,7 +337,17 @@ pub(super) mod tests {
         runner.last = 3;
         let found = explored(&mut runner, MANNER);
         assert!(matches!(found.stopped, Some(Stop::Interrupted)));
-        assert_eq!((found.cells.len(), found.left_out.len()), (3, 9));
+        assert_eq!((found.cells.len(), found.left_out.len()), (3, 11));
+    }
+
+    #[test]
+    fn what_is_known_is_not_tried_again() {
+        let mut runner = Fake::new(|_: &Rule| false);
+        let all = explored(&mut runner, MANNER);
+        let known = [(0, all.cells[0].clone()), (4, all.cells[4].clone())];
+        let mut runner = Fake::new(|_: &Rule| false);
+        let found = explored_from(known.into(), &mut runner, MANNER);
+        assert_eq!((found.cells, runner.runs), (all.cells, 12));
     }
 
     #[test]
@@ -278,7 +355,7 @@ pub(super) mod tests {
         let mut runner = Fake::new(|_: &Rule| false);
         let until = Some(Instant::now());
         let found = explored(&mut runner, Manner { until, ..MANNER });
-        assert_eq!((found.left_out.len(), runner.runs), (12, 0));
+        assert_eq!((found.left_out.len(), runner.runs), (14, 0));
     }
 
     #[test]

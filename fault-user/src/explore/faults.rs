@@ -32,6 +32,12 @@ pub enum FaultKind {
     Stall,
     /// The service answers with an error of its own protocol.
     Error,
+    /// It says that it has no room now.
+    Busy,
+    /// It says that the transaction is to be repeated.
+    Conflict,
+    /// It takes no writes.
+    ReadOnly,
     /// Responses are corrupted.
     Corrupt,
     /// Little fits through.
@@ -39,7 +45,7 @@ pub enum FaultKind {
 }
 
 /// All of them with their names and what they do, in order.
-pub const FAULTS: [(FaultKind, &str, &str); 12] = [
+pub const FAULTS: [(FaultKind, &str, &str); 15] = [
     (FaultKind::Refused, "refused", "every connection is refused"),
     (
         FaultKind::RefusedLater,
@@ -77,6 +83,21 @@ pub const FAULTS: [(FaultKind, &str, &str); 12] = [
         FaultKind::Error,
         "error",
         "the service answers with an error of its own protocol",
+    ),
+    (
+        FaultKind::Busy,
+        "busy",
+        "the service answers that it has no room now",
+    ),
+    (
+        FaultKind::Conflict,
+        "conflict",
+        "the service answers that the transaction is to be repeated",
+    ),
+    (
+        FaultKind::ReadOnly,
+        "read-only",
+        "the service answers that it takes no writes",
     ),
     (FaultKind::Corrupt, "corrupt", "responses are corrupted"),
     (
@@ -298,7 +319,9 @@ fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
             "slicer={},delay:1h dir=to-client",
             middle(usage.response_bytes)?
         ),
-        FaultKind::Error => format!("error={}", error_of(&dependency.kind)?),
+        FaultKind::Error | FaultKind::Busy | FaultKind::Conflict | FaultKind::ReadOnly => {
+            format!("error={}", error_of(&dependency.kind, fault)?)
+        }
         FaultKind::Corrupt => "corrupt=100%,bits:8 match=data dir=to-client".to_owned(),
         FaultKind::Bandwidth => bandwidth(usage.to_client_bytes)?,
     })
@@ -325,14 +348,24 @@ fn middle(response_bytes: u64) -> Option<u64> {
     (response_bytes >= 2).then_some(response_bytes / 2)
 }
 
-/// What an error is called in the service's own protocol.
-fn error_of(kind: &Kind) -> Option<&'static str> {
-    Some(match kind {
-        Kind::Http(_) => "http:500",
-        Kind::Redis => "redis",
-        Kind::Mysql => "mysql",
-        Kind::Smtp => "smtp",
-        Kind::Memcached => "memcache",
+/// What an error is called in the service's own protocol; nothing where there is no such error.
+fn error_of(kind: &Kind, fault: FaultKind) -> Option<&'static str> {
+    Some(match (kind, fault) {
+        (Kind::Http(_), FaultKind::Error) => "http",
+        (Kind::Http(_), FaultKind::Busy) => "http:503",
+        (Kind::Redis, FaultKind::Error) => "redis",
+        (Kind::Redis, FaultKind::Busy) => "redis:LOADING",
+        (Kind::Redis, FaultKind::ReadOnly) => "redis:READONLY",
+        (Kind::Postgres, FaultKind::Error) => "postgres",
+        (Kind::Postgres, FaultKind::Busy) => "postgres:53300",
+        (Kind::Postgres, FaultKind::Conflict) => "postgres:40001",
+        (Kind::Postgres, FaultKind::ReadOnly) => "postgres:25006",
+        (Kind::Mysql, FaultKind::Error) => "mysql",
+        (Kind::Mysql, FaultKind::Busy) => "mysql:1040",
+        (Kind::Mysql, FaultKind::Conflict) => "mysql:1213",
+        (Kind::Mysql, FaultKind::ReadOnly) => "mysql:1290",
+        (Kind::Smtp, FaultKind::Error) => "smtp",
+        (Kind::Memcached, FaultKind::Error) => "memcache",
         _ => return None,
     })
 }
@@ -373,7 +406,7 @@ mod tests {
             let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(rule.to_string(), *text, "as `fault` prints it");
         }
-        assert_eq!(all.len(), 12 + 11, "an unknown protocol has no errors");
+        assert_eq!(all.len(), 14 + 11, "an unknown protocol has no errors");
         assert_eq!((all[0].dependency, all[1].dependency), (0, 1));
         assert_eq!(
             (all[0].fault, all[1].fault),
@@ -398,6 +431,33 @@ mod tests {
         for text in datagrams.iter().flat_map(|one| &one.rules) {
             text.parse::<Rule>()
                 .unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    #[test]
+    fn errors_are_those_of_the_service() {
+        let errors = [
+            FaultKind::Error,
+            FaultKind::Busy,
+            FaultKind::Conflict,
+            FaultKind::ReadOnly,
+        ];
+        for (kind, expected) in [
+            (Kind::Postgres, 4),
+            (Kind::Mysql, 4),
+            (Kind::Redis, 3),
+            (Kind::Http(None), 2),
+            (Kind::Smtp, 1),
+            (Kind::Memcached, 1),
+            (Kind::Kafka, 0),
+        ] {
+            let one = example(kind, 1);
+            let all = experiments(&[(0, &one)], &errors, LIMIT);
+            for text in all.iter().flat_map(|one| &one.rules) {
+                let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!(rule.to_string(), *text, "as `fault` prints it");
+            }
+            assert_eq!(all.len(), expected, "{}", one.kind);
         }
     }
 

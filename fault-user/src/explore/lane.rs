@@ -6,7 +6,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -17,26 +16,21 @@ use super::capture::Capture;
 use super::dependency::{Dependency, Sighting};
 use super::verdict::{End, Observation};
 use crate::inject::endpoints::{Endpoint, Endpoints};
-use crate::inject::injection::{Hits, Injection, InjectionOptions};
-use crate::inject::injector::Marker;
-use crate::plan::Plan;
-use crate::plan::mechanism::choose;
-use crate::plan::tables::Scope;
-use crate::relay::exchange::Exchange;
-use crate::rule::{ResolvedRule, Rule, SystemResolver, Targets};
-use crate::session::machine::ThisMachine;
+use crate::inject::injection::{Hits, InjectionOptions};
+use crate::plan::mechanism::Mechanism;
+use crate::session::live::LiveSession;
 use crate::session::options::Options;
+use crate::session::outcome::Failure;
+use crate::session::rules::RuleSet;
 use crate::session::signals::EndSignals;
 use crate::session::subject::{Subject, scope_of};
-use crate::steer::{Steering, SteeringScope};
+use crate::session::{Loaded, choose_mechanism, plan};
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running};
 use crate::sys::process::proc::ProcessId;
 use crate::sys::process::sockets::{self, State};
 use crate::sys::process::user::Identity;
 
-/// A rule that never acts. It has the programs and the delay line ready for all others.
-const IDLE: &str = "udp:9 delay=1ms first=1 dir=to-client";
 /// How much of the end of the output is kept, in bytes.
 const OUTPUT_MAX: u64 = 16 << 10;
 
@@ -73,22 +67,47 @@ impl Commands {
 /// Where the command runs, and the programs around it. Dropping it takes everything back.
 pub struct Lane<'a> {
     commands: &'a Commands,
-    seed: u64,
     /// The longest that a command beside the explored one may take.
     patience: Duration,
     /// What is counted for each run.
     dependencies: Vec<Dependency>,
     ends: EndSignals,
-    injection: Injection,
-    plan: Plan,
-    marker: Marker,
-    exchange: Option<Arc<Exchange>>,
-    scope: Scope,
+    session: LiveSession<'a>,
     cgroup: CommandCgroup,
     /// Of `--before`, `--after` and `--check`, which no rule concerns.
     beside: CommandCgroup,
-    /// What the programs are aimed at; goes after them.
-    _subject: Subject,
+}
+
+/// A rule that never acts. It has the programs and the delay line ready for all others.
+pub struct Idle {
+    rules: RuleSet,
+    mechanism: Mechanism,
+    seed: u64,
+}
+
+impl Idle {
+    /// Chooses what holds packets.
+    ///
+    /// # Errors
+    /// The machine has nothing to hold packets with.
+    pub fn new(options: &Options, seed: u64) -> Result<Self> {
+        let mut rules = RuleSet::of(&["udp:9 delay=1ms first=1 dir=to-client".to_owned()])?;
+        let mechanism = choose_mechanism(&mut rules, options)?;
+        Ok(Self {
+            rules,
+            mechanism,
+            seed,
+        })
+    }
+}
+
+/// The cgroup that a command runs in.
+#[derive(Clone, Copy)]
+enum Place {
+    /// That of the explored command.
+    Main,
+    /// That of the commands before and after it.
+    Beside,
 }
 
 /// How a command ended, unless a signal for `fault` came first.
@@ -102,47 +121,39 @@ struct Ran {
 }
 
 impl<'a> Lane<'a> {
-    /// Loads and attaches the programs. To be called within a tokio runtime.
+    /// Loads and attaches the programs.
     ///
     /// # Errors
     /// The kernel refuses; then nothing has changed.
-    pub fn open(
+    pub async fn open(
         commands: &'a Commands,
-        options: &Options,
-        seed: u64,
+        options: &'a Options,
+        idle: &'a Idle,
         patience: Duration,
-    ) -> Result<Self> {
+    ) -> Result<Self, Failure> {
         // Before anything is changed: what ends fault from here on takes everything back first.
         let ends = EndSignals::listen()?;
-        let mut subject = Subject::find(options)?;
+        let subject = Subject::find(options)?;
         let hierarchy = Hierarchy::find()?;
         let cgroup = CommandCgroup::create(&hierarchy, Leftovers::Kill)?;
         let beside = CommandCgroup::create(&hierarchy, Leftovers::Kill)?;
-        let scope = scope_of(cgroup.cgroup())?;
-        let plan = plan(&[IDLE.to_owned()], seed, &scope)?;
+        let scope = Some(scope_of(cgroup.cgroup())?);
+        let rules = &idle.rules;
+        let plan = plan(rules, scope.as_ref(), idle.mechanism, idle.seed)?;
         let injection_options = InjectionOptions {
             live: true,
             ..options.injection_options()
         };
-        let mut prepared = subject.load(&plan, options, &injection_options)?;
-        prepared.watch(&scope)?;
-        subject.count_endpoints(Some(&scope), &mut prepared);
-        let marker = prepared.marker(&scope)?;
-        let exchange = prepared.exchange();
+        let mut loaded = Loaded::load(options, rules, subject, scope, plan, injection_options)?;
+        loaded.count_endpoints();
         Ok(Self {
             commands,
-            seed,
             patience,
             dependencies: Vec::new(),
             ends,
-            injection: prepared.start()?,
-            plan,
-            marker,
-            exchange,
-            scope,
+            session: loaded.start_live("fault explore".to_owned()).await?,
             cgroup,
             beside,
-            _subject: subject,
         })
     }
 
@@ -156,7 +167,7 @@ impl<'a> Lane<'a> {
     /// # Errors
     /// Something can't be taken back.
     pub fn close(self) -> Result<()> {
-        self.injection.remove()?;
+        self.session.restore()?;
         self.cgroup.finish()?;
         self.beside.finish()?;
         Ok(())
@@ -181,7 +192,7 @@ impl<'a> Lane<'a> {
         sighting: Option<&mut Sighting>,
     ) -> Result<Option<Observation>> {
         let commands = self.commands;
-        let before = self.endpoints()?;
+        let before = self.session.endpoints()?;
         if self
             .must("--before", commands.before.as_ref())
             .await?
@@ -195,7 +206,7 @@ impl<'a> Lane<'a> {
         let Some((ran, hits)) = main else {
             return Ok(None);
         };
-        let after = self.endpoints()?;
+        let after = self.session.endpoints()?;
         let used = since(&before, &after);
         let Some(check) = self.beside(commands.check.as_ref()).await? else {
             return Ok(None);
@@ -229,46 +240,7 @@ impl<'a> Lane<'a> {
         }))
     }
 
-    fn endpoints(&self) -> Result<Endpoints> {
-        let endpoints = self.injection.endpoints()?;
-        endpoints.context(
-            "what the command connects to can't be counted: it needs cgroup2 and Linux 5.8",
-        )
-    }
-
-    /// Puts rules in the place of those that are there.
-    fn replace(&mut self, rules: &[String]) -> Result<()> {
-        let mut next = plan(rules, self.seed, &self.scope)?;
-        self.injection.replace(&self.plan, &mut next)?;
-        self.plan = next;
-        Ok(())
-    }
-
-    async fn steer(&self) -> Result<Option<Steering>> {
-        let rules = self.plan.stream_rules();
-        if rules.is_empty() {
-            return Ok(None);
-        }
-        let whose = SteeringScope {
-            cgroup: &self.scope.path,
-            all_cgroups: false,
-            namespace: None,
-            marker: Some(Arc::clone(&self.marker)),
-            exchange: self.exchange.clone(),
-        };
-        let steering = Steering::start(&rules, self.plan.seed, whose).await?;
-        Ok(Some(steering))
-    }
-
-    fn hits(&self, steering: Option<&Steering>) -> Result<Vec<Hits>> {
-        let mut hits = self.injection.hits(&self.plan)?;
-        if let Some(steering) = steering {
-            steering.add_to(&mut hits);
-        }
-        Ok(hits)
-    }
-
-    /// Runs the command under the rules that are there.
+    /// Runs the command under these rules.
     async fn main(
         &mut self,
         rules: &[String],
@@ -279,18 +251,12 @@ impl<'a> Lane<'a> {
         let waiting = commands
             .main
             .begin_writing(Some(&self.cgroup), Some(&output))?;
-        if !rules.is_empty() {
-            self.replace(rules)?;
-        }
-        let steering = self.steer().await?;
+        let applied = self.session.apply(RuleSet::of(rules)?).await;
+        applied.map_err(|failure| failure.error)?;
         let running = waiting.go()?;
-        let ran = wait(running, &self.cgroup, limit, &mut self.ends, &output).await?;
-        let hits = self.hits(steering.as_ref())?;
-        drop(steering);
-        // The same rules may come again, and are to begin anew then.
-        if !rules.is_empty() {
-            self.replace(&[IDLE.to_owned()])?;
-        }
+        let ran = self.wait(running, Place::Main, limit, &output).await?;
+        let hits = self.session.hits()?;
+        self.session.stop_streams().await?;
         Ok(ran.map(|ran| (ran, hits)))
     }
 
@@ -310,14 +276,57 @@ impl<'a> Lane<'a> {
         let running = command
             .begin_writing(Some(&self.beside), Some(&output))?
             .go()?;
-        wait(
-            running,
-            &self.beside,
-            self.patience,
-            &mut self.ends,
-            &output,
-        )
-        .await
+        self.wait(running, Place::Beside, self.patience, &output)
+            .await
+    }
+
+    /// Waits for a command, kills it at the limit, and whatever it has left behind. Nothing when a signal came.
+    async fn wait(
+        &mut self,
+        mut running: Running,
+        place: Place,
+        limit: Duration,
+        output: &File,
+    ) -> Result<Option<Ran>> {
+        let cgroup = match place {
+            Place::Main => &self.cgroup,
+            Place::Beside => &self.beside,
+        };
+        let started = Instant::now();
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(limit, running.wait()) => ended,
+            () = self.ends.come() => {
+                cgroup.empty()?;
+                return Ok(None);
+            }
+            served = self.session.serve() => {
+                cgroup.empty()?;
+                return served.map(|()| None);
+            }
+        };
+        let took = started.elapsed();
+        let (end, waited_for) = match ended {
+            Ok(ended) => match ended? {
+                Ended::Exited(code) => (End::Exited(code), Vec::new()),
+                Ended::Signalled(signal) => (End::Signalled(signal), Vec::new()),
+            },
+            Err(_) => (End::TimedOut, open_connections(cgroup)?),
+        };
+        let left_behind = cgroup.empty()?;
+        if end == End::TimedOut {
+            running.wait().await?;
+        }
+        // A signal for the command alone would have ended fault without it.
+        if running.signals().last().is_some_and(ends_fault) {
+            return Ok(None);
+        }
+        Ok(Some(Ran {
+            left_behind: if end == End::TimedOut { 0 } else { left_behind },
+            output: last_of(output)?,
+            end,
+            took,
+            waited_for,
+        }))
     }
 
     /// Runs what comes before or after; an error when that fails.
@@ -362,64 +371,9 @@ impl Ran {
     }
 }
 
-/// Waits for a command, kills it at the limit, and whatever it has left behind. Nothing when a signal came.
-async fn wait(
-    mut running: Running,
-    cgroup: &CommandCgroup,
-    limit: Duration,
-    ends: &mut EndSignals,
-    output: &File,
-) -> Result<Option<Ran>> {
-    let started = Instant::now();
-    let ended = tokio::select! {
-        ended = tokio::time::timeout(limit, running.wait()) => ended,
-        () = ends.come() => {
-            cgroup.empty()?;
-            return Ok(None);
-        }
-    };
-    let took = started.elapsed();
-    let (end, waited_for) = match ended {
-        Ok(ended) => match ended? {
-            Ended::Exited(code) => (End::Exited(code), Vec::new()),
-            Ended::Signalled(signal) => (End::Signalled(signal), Vec::new()),
-        },
-        Err(_) => (End::TimedOut, open_connections(cgroup)?),
-    };
-    let left_behind = cgroup.empty()?;
-    if end == End::TimedOut {
-        running.wait().await?;
-    }
-    // A signal for the command alone would have ended fault without it.
-    if running.signals().last().is_some_and(ends_fault) {
-        return Ok(None);
-    }
-    Ok(Some(Ran {
-        left_behind: if end == End::TimedOut { 0 } else { left_behind },
-        output: last_of(output)?,
-        end,
-        took,
-        waited_for,
-    }))
-}
-
 fn ends_fault(signal: nix::sys::signal::Signal) -> bool {
     use nix::sys::signal::Signal;
     matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP)
-}
-
-/// The plan of some rules for the command's cgroup.
-fn plan(texts: &[String], seed: u64, scope: &Scope) -> Result<Plan> {
-    let mut rules: Vec<(Rule, ResolvedRule)> = Vec::with_capacity(texts.len());
-    for text in texts {
-        let rule: Rule = text.parse()?;
-        let resolved = rule.resolve(&Targets::new(), &mut SystemResolver)?;
-        rules.push((rule, resolved));
-    }
-    let mechanism = choose(None, &mut rules, &ThisMachine)?;
-    let mut plan = Plan::new(&rules, seed, Some(scope), None)?;
-    plan.hold_by(mechanism);
-    Ok(plan)
 }
 
 /// What was used between two looks.

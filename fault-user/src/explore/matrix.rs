@@ -154,6 +154,7 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
         cell.verdict(),
         seconds(seen.took)
     );
+    text.push_str(cell.standing.words());
     if let Some(why) = &seen.broken {
         text.extend([format!("; the check failed: {why}")]);
     }
@@ -202,6 +203,7 @@ pub fn reproduction(seed: u64, cell: &Cell, command: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::accept::Standing;
     use super::super::attempt::Attempt;
     use super::super::dependency::tests::example;
     use super::super::faults::experiment;
@@ -220,6 +222,7 @@ mod tests {
             differs: None,
             smallest: None,
             storm: None,
+            standing: Standing::Well,
         }
     }
 

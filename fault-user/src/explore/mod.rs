@@ -4,6 +4,7 @@
 //! `experimenter` tries them, `verdict` judges the runs and `shrink` makes faults smaller; `matrix` is what is printed.
 //! All of these are pure but for `capture` and `lane`, which runs the command.
 
+mod accept;
 mod attempt;
 mod capture;
 mod dependency;
@@ -18,19 +19,22 @@ mod report;
 mod shrink;
 mod verdict;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use futures_util::future::join_all;
 
 pub use self::faults::FAULTS;
 
-use self::attempt::Measured;
+use self::accept::{AcceptFile, Standing};
+use self::attempt::{Measured, Runner as _};
 use self::dependency::{Dependency, Found, Sighting, differences, find};
 use self::experimenter::{Cell, Explored, Manner, Stop, explore};
 use self::faults::{Experiment, FaultKind, experiments};
-use self::lane::{Commands, Lane};
+use self::lane::{Commands, Idle, Lane};
 use self::names::Names;
 use self::report::Report;
 use self::verdict::{End, Observation};
@@ -52,6 +56,8 @@ const TIMEOUT_LEAST: Duration = Duration::from_secs(10);
 const TIMEOUT_TIMES: u32 = 5;
 /// Without `--timeout` a run without faults may take as long as it likes.
 const NO_LIMIT: Duration = Duration::from_hours(365 * 24);
+/// With `--jobs` this variable tells the command which job it runs in, counted from 1.
+const JOB: &str = "FAULT_JOB";
 /// The exit code after Ctrl-C, as shells count.
 const INTERRUPTED: u8 = 130;
 
@@ -76,14 +82,20 @@ pub struct Explore {
     pub internal: bool,
     /// Whether experiments are only listed.
     pub plan: bool,
+    /// How many runs there are at once.
+    pub jobs: usize,
     /// How long a run may take.
     pub timeout: Option<Duration>,
     /// How long all may take.
     pub budget: Option<Duration>,
     /// Whether failures are made smaller.
     pub shrinks: bool,
+    /// The file of accepted failures.
+    pub accept: Option<PathBuf>,
     /// The folder of the report.
     pub report: Option<PathBuf>,
+    /// The folder of an interrupted run's report, to go on from there.
+    pub resume: Option<PathBuf>,
     /// Done before each run.
     pub before: Option<String>,
     /// Done after each run.
@@ -107,20 +119,70 @@ impl Explore {
     /// Wrong arguments, a command that fails without faults, or what was asked for can't be set up.
     pub fn execute(&self) -> Outcome {
         let faults = self.faults()?;
+        let accept = self.accept.as_deref().map(AcceptFile::open);
+        let accept = accept.transpose().map_err(Failure::usage)?;
         require(&[Need::Programs, Need::Cgroup])?;
-        let seed = self.seed.map_or_else(draw_seed, Ok)?;
+        let earlier = self.earlier().map_err(Failure::usage)?;
+        let given = earlier.as_ref().map(Report::seed).or(self.seed);
+        let seed = given.map_or_else(draw_seed, Ok)?;
         // Before hours of work are lost for want of a folder.
-        let files = Files::open(self.report.clone(), None)?;
-        let commands = self.commands()?;
+        let folder = self.report.clone().or(self.resume.clone());
+        let files = Files::open(folder, None)?;
+        let jobs = 1..=self.jobs;
+        let commands: Vec<_> = jobs
+            .map(|job| self.commands(job))
+            .collect::<Result<_, _>>()?;
+        let idle = Idle::new(&self.options, seed)?;
         runtime()?.block_on(async {
-            let patience = Patience::start("setting up");
-            let limit = self.timeout.unwrap_or(NO_LIMIT);
-            let mut lane = Lane::open(&commands, &self.options, seed, limit)?;
-            drop(patience);
-            let outcome = self.explore(&mut lane, &faults, seed, &files).await;
-            lane.close()?;
+            let mut lanes = self.lanes(&commands, &idle).await?;
+            let outcome = self
+                .explore(&mut lanes, &faults, seed, &files, (accept, earlier))
+                .await;
+            for lane in lanes {
+                lane.close()?;
+            }
             outcome
         })
+    }
+
+    /// A lane for each job.
+    async fn lanes<'a>(
+        &'a self,
+        commands: &'a [Commands],
+        idle: &'a Idle,
+    ) -> Result<Vec<Lane<'a>>, Failure> {
+        let _patience = Patience::start("setting up");
+        let mut lanes = Vec::with_capacity(commands.len());
+        for commands in commands {
+            let lane = Lane::open(commands, &self.options, idle, self.longest());
+            lanes.push(lane.await?);
+        }
+        Ok(lanes)
+    }
+
+    /// How long a run without faults may take.
+    fn longest(&self) -> Duration {
+        self.timeout.unwrap_or(NO_LIMIT)
+    }
+
+    /// The command in words.
+    fn words(&self) -> Vec<String> {
+        let words = self.command.iter();
+        words
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    /// The report to go on from.
+    fn earlier(&self) -> anyhow::Result<Option<Report>> {
+        let Some(folder) = &self.resume else {
+            return Ok(None);
+        };
+        let read = Report::read(&folder.join(file::REPORT)).and_then(|report| {
+            report.check_command(&self.words())?;
+            Ok(report)
+        });
+        read.map(Some).context("--resume")
     }
 
     fn faults(&self) -> Result<Vec<FaultKind>, Failure> {
@@ -133,13 +195,17 @@ impl Explore {
             .map_err(|error| Failure::usage(anyhow!("--faults: {error}")))
     }
 
-    fn commands(&self) -> Result<Commands, Failure> {
+    /// The commands of a job, counted from 1.
+    fn commands(&self, job: usize) -> Result<Commands, Failure> {
         let identity = Identity::choose(self.user.as_deref(), |name| std::env::var_os(name))?;
         // Another user that was asked for has an environment of its own.
-        let environment = match self.user {
+        let mut environment = match self.user {
             None => caller::environment(),
             Some(_) => Vec::new(),
         };
+        if self.jobs > 1 {
+            environment.push((JOB.into(), job.to_string().into()));
+        }
         let shell = |line: &Option<String>| -> Result<_, Failure> {
             let line = line.as_deref();
             let ready =
@@ -158,13 +224,14 @@ impl Explore {
 
     async fn explore(
         &self,
-        lane: &mut Lane<'_>,
+        lanes: &mut [Lane<'_>],
         faults: &[FaultKind],
         seed: u64,
         files: &Files,
+        (mut accept, earlier): (Option<AcceptFile>, Option<Report>),
     ) -> Outcome {
         let begun = Instant::now();
-        let Some(baseline) = self.baseline(lane).await? else {
+        let Some(baseline) = self.baseline(lanes).await? else {
             tell!("fault: interrupted before anything was known");
             return Ok(INTERRUPTED);
         };
@@ -175,56 +242,75 @@ impl Explore {
             baseline: baseline.took,
             limit: self.timeout.unwrap_or(least),
         };
+        if let Some(accept) = &accept {
+            accept.check(dependencies).map_err(Failure::usage)?;
+        }
         let experiments = experiments(&self.chosen(dependencies)?, faults, measured.limit);
-        tell!("{}", estimate(&experiments, &measured));
+        let known = match &earlier {
+            Some(earlier) => earlier.known(dependencies, &experiments),
+            None => Ok(BTreeMap::new()),
+        };
+        let known = known.map_err(Failure::usage)?;
+        tell!("{}", estimate(&experiments, &measured, self.jobs));
         if self.plan {
             tell::data(&matrix::plan(dependencies, &experiments))?;
             return Ok(exit::SUCCESS);
         }
         tell!("fault: seed {seed}");
-        lane.count(dependencies);
+        for lane in &mut *lanes {
+            lane.count(dependencies);
+        }
         let manner = Manner {
             shrinks: self.shrinks,
             until: self.budget.map(|budget| begun + budget),
         };
         let started = Instant::now();
-        let explored = explore(lane, &measured, &experiments, manner, |number, cell| {
-            let done = u32::try_from(number + 1).unwrap_or(u32::MAX);
-            let left = u32::try_from(experiments.len() - number - 1).unwrap_or(u32::MAX);
-            let eta = matrix::seconds(started.elapsed() / done * left);
-            let happened = matrix::happened(dependencies, cell);
-            tell!(
-                "fault: [{done}/{}, {eta} left] {happened}",
-                experiments.len()
-            );
-        })
+        let (count, first) = (experiments.len(), known.len());
+        if first != 0 {
+            tell!("fault: {first} experiments are done already");
+        }
+        let mut explored = explore(
+            lanes,
+            &measured,
+            &experiments,
+            known,
+            manner,
+            |done, cell| {
+                let left = count - done;
+                let eta = matrix::seconds(started.elapsed() / times(done - first) * times(left));
+                let happened = matrix::happened(dependencies, cell);
+                tell!("fault: [{done}/{count}, {eta} left] {happened}");
+            },
+        )
         .await;
-        let words = self.command.iter();
-        let command: Vec<String> = words
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
+        let written = compare(accept.as_mut(), dependencies, &mut explored);
+        let command = self.words();
         let found = &baseline.found;
         let report = Report::new(found, &measured, &explored, &command, seed, begun.elapsed());
-        files.write([
+        let reported = files.write([
             (file::REPORT, report.json()?),
             (JUNIT, report.junit()?),
             (HTML, report.html().into_bytes()),
-        ])?;
-        conclude(found, explored, &command, seed)
+        ]);
+        // A full disk loses files, and not what was found.
+        let outcome = conclude(found, explored, &command, seed);
+        written?;
+        reported?;
+        outcome
     }
 
     /// Runs the command without faults; nothing when it was interrupted.
-    async fn baseline(&self, lane: &mut Lane<'_>) -> Result<Option<Baseline>, Failure> {
+    async fn baseline(&self, lanes: &mut [Lane<'_>]) -> Result<Option<Baseline>, Failure> {
         let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
         let mut baseline: Option<Baseline> = None;
         let mut shortest = Duration::MAX;
         for number in 1..=self.runs {
             tell!("fault: run {number} of {} without faults", self.runs);
-            let limit = self.timeout.unwrap_or(NO_LIMIT);
-            let Some((seen, mut sighting)) = lane.observe(limit).await? else {
+            let observed = lanes[0].observe(self.longest()).await?;
+            let Some((seen, mut sighting)) = observed else {
                 return Ok(None);
             };
-            must_succeed(&seen)?;
+            must_succeed(&seen, "without faults")?;
             add_names(&mut sighting, &hosts);
             let found = find(&sighting, self.internal);
             shortest = shortest.min(seen.took);
@@ -245,7 +331,7 @@ impl Explore {
                 }
             }
         }
-        let baseline = baseline.context("--runs: at least one run without faults is needed")?;
+        let mut baseline = baseline.context("--runs: at least one run without faults is needed")?;
         if baseline.took > shortest * 2 {
             tell!(
                 "fault: warning: without faults it took {} to {}: verdicts are doubtful",
@@ -264,7 +350,29 @@ impl Explore {
             );
             return Err(error.into());
         }
+        if self.jobs > 1 && !self.plan {
+            let Some(took) = self.together(lanes).await? else {
+                return Ok(None);
+            };
+            baseline.took = baseline.took.max(took);
+        }
         Ok(Some(baseline))
+    }
+
+    /// Runs the command as often at once as there are jobs, without faults: how long that takes. Nothing when it was
+    /// interrupted.
+    async fn together(&self, lanes: &mut [Lane<'_>]) -> Result<Option<Duration>, Failure> {
+        tell!("fault: {} runs at once without faults", self.jobs);
+        let runs = lanes.iter_mut().map(|lane| lane.run(&[], self.longest()));
+        let mut longest = Duration::ZERO;
+        for seen in join_all(runs).await {
+            let Some(seen) = seen? else {
+                return Ok(None);
+            };
+            must_succeed(&seen, &format!("{} at once (--jobs)", self.jobs))?;
+            longest = longest.max(seen.took);
+        }
+        Ok(Some(longest))
     }
 
     /// The dependencies that were chosen, with their places.
@@ -294,6 +402,36 @@ impl Explore {
     }
 }
 
+/// Compares what was found with what is accepted. The first time everything is accepted, and written to the file.
+fn compare(
+    accept: Option<&mut AcceptFile>,
+    dependencies: &[Dependency],
+    explored: &mut Explored,
+) -> anyhow::Result<()> {
+    let Some(accept) = accept else {
+        for cell in &mut explored.cells {
+            cell.standing = Standing::of(cell, None);
+        }
+        return Ok(());
+    };
+    let written = if accept.is_new() && explored.stopped.is_none() {
+        accept.write(dependencies, &explored.cells)
+    } else {
+        Ok(())
+    };
+    for cell in &mut explored.cells {
+        cell.standing = Standing::of(cell, accept.accepted(dependencies, cell));
+    }
+    let count = accept.without_reason();
+    if count != 0 {
+        tell!(
+            "fault: warning: {}: accepted failures without a reason: {count}",
+            accept.path().display()
+        );
+    }
+    written
+}
+
 /// Prints what was found, and chooses the exit code.
 fn conclude(found: &Found, explored: Explored, command: &[String], seed: u64) -> Outcome {
     let (dependencies, cells) = (&found.dependencies, &explored.cells);
@@ -311,7 +449,7 @@ fn conclude(found: &Found, explored: Explored, command: &[String], seed: u64) ->
     }
     text.extend([format!("\n{}\n", summary(found, &explored))]);
     tell::data(&text)?;
-    let fails = cells.iter().any(Cell::is_failure);
+    let fails = cells.iter().any(|cell| cell.standing.fails());
     match explored.stopped {
         Some(Stop::Error(error)) => Err(error.into()),
         Some(Stop::Interrupted) => Ok(INTERRUPTED),
@@ -322,21 +460,22 @@ fn conclude(found: &Found, explored: Explored, command: &[String], seed: u64) ->
 
 /// Whether there is more to say of a cell than its symbol.
 fn is_told(cell: &Cell) -> bool {
-    cell.is_failure() || cell.differs.is_some() || cell.storm.is_some()
+    let is_known = matches!(cell.standing, Standing::Well | Standing::Accepted);
+    !is_known || cell.differs.is_some() || cell.storm.is_some()
 }
 
-fn must_succeed(seen: &Observation) -> Result<(), Failure> {
+fn must_succeed(seen: &Observation, how: &str) -> Result<(), Failure> {
     let end = match seen.end {
         End::Exited(0) => match &seen.broken {
             None => return Ok(()),
-            Some(why) => return Err(anyhow!("--check fails without faults: {why}").into()),
+            Some(why) => return Err(anyhow!("--check fails {how}: {why}").into()),
         },
         End::Exited(code) => format!("ends with exit code {code}"),
         End::Signalled(signal) => format!("ends by signal {signal}"),
         End::TimedOut => "does not end in time (--timeout)".to_owned(),
     };
     Err(anyhow!(
-        "without faults the command {end}, and must succeed (it has no terminal and reads nothing). It wrote: {}",
+        "{how} the command {end}, and must succeed (it has no terminal and reads nothing). It wrote: {}",
         matrix::last_lines(&seen.output)
     )
     .into())
@@ -357,12 +496,17 @@ fn add_names(sighting: &mut Sighting, hosts: &str) {
     sighting.names.add(known);
 }
 
-fn estimate(experiments: &[Experiment], measured: &Measured<'_>) -> String {
+/// A count to multiply times with.
+fn times(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn estimate(experiments: &[Experiment], measured: &Measured<'_>, jobs: usize) -> String {
     let adds: Duration = experiments.iter().map(|one| one.adds).sum();
-    let count = u32::try_from(experiments.len()).unwrap_or(u32::MAX);
+    let count = times(experiments.len());
     format!(
         "fault: {count} experiments: about {} when all is survived; a run may take {}, and what fails is run again",
-        matrix::seconds(measured.baseline * count + adds),
+        matrix::seconds((measured.baseline * count + adds) / times(jobs)),
         matrix::seconds(measured.limit)
     )
 }
@@ -370,9 +514,16 @@ fn estimate(experiments: &[Experiment], measured: &Measured<'_>) -> String {
 /// How many of each, and what nothing was tried on.
 fn summary(found: &Found, explored: &Explored) -> String {
     let cells = &explored.cells;
-    let failures = cells.iter().filter(|cell| cell.is_failure()).count();
+    let failures = cells.iter().filter(|cell| cell.standing.fails()).count();
+    let accepted = cells
+        .iter()
+        .filter(|cell| cell.standing == Standing::Accepted);
+    let accepted = accepted.count();
     let flaky = cells.iter().filter(|cell| cell.differs.is_some()).count();
     let mut text = format!("{} experiments: {failures} failures", cells.len());
+    if accepted != 0 {
+        text.extend([format!(", {accepted} accepted")]);
+    }
     if flaky != 0 {
         text.extend([format!(", {flaky} flaky")]);
     }

@@ -1,15 +1,21 @@
 //! What `--report` writes: `report.json` for programs, `junit.xml` for CI, `report.html` for people.
 
-use anyhow::Result;
-use maud::{Markup, html};
-use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
-use super::attempt::Measured;
+use anyhow::{Context as _, Result, anyhow, ensure};
+use maud::{Markup, html};
+use serde::{Deserialize, Serialize};
+
+use super::accept::Standing;
+use super::attempt::{Attempt, Measured};
 use super::dependency::{Dependency, Found};
 use super::experimenter::{Cell, Explored, Stop};
-use super::faults::FaultKind;
+use super::faults::{Experiment, FaultKind};
 use super::matrix;
-use super::verdict::{End, Verdict};
+use super::shrink::Smallest;
+use super::verdict::{End, Observation, Verdict};
 use crate::report::file::{shell_line, versions};
 use crate::report::html::page;
 use crate::report::junit::{Case, suite};
@@ -18,7 +24,7 @@ use crate::report::junit::{Case, suite};
 const VERSION: u32 = 1;
 
 /// What an exploration found; docs/explore.schema.json describes it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     version: u32,
     fault: String,
@@ -37,7 +43,7 @@ pub struct Report {
     stopped: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct DependencyReport {
     target: String,
     kind: String,
@@ -53,15 +59,17 @@ struct DependencyReport {
     answer_us: Option<u64>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct CellReport {
     target: String,
-    fault: &'static str,
+    fault: String,
     verdict: Verdict,
     /// What a second run with the same seed came to, where that was something else.
     differs: Option<Verdict>,
     is_failure: bool,
-    symbol: &'static str,
+    /// How it compares with `--accept`.
+    standing: Standing,
+    symbol: String,
     summary: String,
     rules: Vec<String>,
     took_ms: u64,
@@ -79,7 +87,7 @@ struct CellReport {
     output: String,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct SmallestReport {
     rules: Vec<String>,
     from_ms: Option<u64>,
@@ -87,18 +95,18 @@ struct SmallestReport {
     one_packet: bool,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct LeftOut {
     target: String,
-    fault: &'static str,
+    fault: String,
 }
 
 /// Milliseconds, as files have them.
-fn ms(time: std::time::Duration) -> u64 {
+fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn us(time: std::time::Duration) -> u64 {
+fn us(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -111,14 +119,14 @@ impl Report {
         explored: &Explored,
         command: &[String],
         seed: u64,
-        length: std::time::Duration,
+        length: Duration,
     ) -> Self {
         let (_, fault, kernel) = versions();
         let dependencies = &found.dependencies;
         let cell = |one: &Cell| CellReport::new(dependencies, one, command, seed);
         let left_out = explored.left_out.iter().map(|one| LeftOut {
             target: dependencies[one.dependency].target.clone(),
-            fault: one.fault.name(),
+            fault: one.fault.name().to_owned(),
         });
         Self {
             version: VERSION,
@@ -140,6 +148,69 @@ impl Report {
         }
     }
 
+    /// Reads an earlier `report.json`.
+    ///
+    /// # Errors
+    /// It can't be read, or is something else: one line.
+    pub fn read(path: &Path) -> Result<Self> {
+        let name = path.display();
+        let text = std::fs::read(path).with_context(|| format!("can't read {name}"))?;
+        let report: Self = serde_json::from_slice(&text)
+            .map_err(|error| anyhow!("{name} is no report of `fault explore`: {error}"))?;
+        ensure!(
+            report.version == VERSION,
+            "{name} has version {}, and this fault reads version {VERSION}: begin anew with --report",
+            report.version
+        );
+        Ok(report)
+    }
+
+    /// What all randomness came from.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Checks that it is about a command.
+    ///
+    /// # Errors
+    /// It is about another one: one line.
+    pub fn check_command(&self, command: &[String]) -> Result<()> {
+        ensure!(
+            self.command == command,
+            "the report is about another command, `{}`: begin anew with --report",
+            shell_line(&self.command)
+        );
+        Ok(())
+    }
+
+    /// The cells that are known already, by the number of their experiments.
+    ///
+    /// # Errors
+    /// A dependency is gone: one line.
+    pub fn known(
+        &self,
+        dependencies: &[Dependency],
+        experiments: &[Experiment],
+    ) -> Result<BTreeMap<usize, Cell>> {
+        for cell in &self.cells {
+            ensure!(
+                dependencies.iter().any(|one| one.target == cell.target),
+                "the command does not talk to `{}` any more: begin anew with --report",
+                cell.target
+            );
+        }
+        let all = experiments.iter().enumerate();
+        let known = all.filter_map(|(number, experiment)| {
+            let target = &dependencies[experiment.dependency].target;
+            let mut cells = self.cells.iter();
+            let fault = experiment.fault.name();
+            let cell = cells.find(|cell| cell.target == *target && cell.fault == fault)?;
+            Some((number, cell.restored(experiment)))
+        });
+        Ok(known.collect())
+    }
+
     /// `report.json`.
     ///
     /// # Errors
@@ -156,7 +227,8 @@ impl Report {
         let cases = self.cells.iter().map(|cell| Case {
             name: format!("{} {}", cell.target, cell.fault),
             failure: cell
-                .is_failure
+                .standing
+                .fails()
                 .then(|| format!("{}\n{}\n{}", cell.summary, cell.output, cell.reproduce)),
             length_ms: cell.took_ms,
         });
@@ -173,7 +245,8 @@ impl Report {
     }
 
     fn failures(&self) -> usize {
-        self.cells.iter().filter(|cell| cell.is_failure).count()
+        let cells = self.cells.iter();
+        cells.filter(|cell| cell.standing.fails()).count()
     }
 
     fn body(&self) -> Markup {
@@ -273,11 +346,12 @@ impl CellReport {
         let fault: FaultKind = experiment.fault;
         Self {
             target: dependencies[experiment.dependency].target.clone(),
-            fault: fault.name(),
+            fault: fault.name().to_owned(),
             verdict: cell.first.verdict,
             differs: cell.differs,
             is_failure: cell.is_failure(),
-            symbol: cell.symbol(),
+            standing: cell.standing,
+            symbol: cell.symbol().to_owned(),
             summary: matrix::happened(dependencies, cell),
             rules: experiment.rules.clone(),
             took_ms: ms(run.took),
@@ -305,11 +379,50 @@ impl CellReport {
         }
     }
 
+    /// The cell that this is about.
+    fn restored(&self, experiment: &Experiment) -> Cell {
+        let end = match (self.exit_code, self.signal) {
+            (Some(code), _) => End::Exited(code),
+            (None, Some(signal)) => End::Signalled(signal),
+            (None, None) => End::TimedOut,
+        };
+        let seen = Observation {
+            end,
+            took: Duration::from_millis(self.took_ms),
+            hits: self.hits,
+            connects: self.connects.clone(),
+            output: self.output.clone(),
+            waited_for: self.waited_for.clone(),
+            broken: self.broken.clone(),
+            left_behind: 0,
+        };
+        Cell {
+            experiment: Experiment {
+                rules: self.rules.clone(),
+                ..experiment.clone()
+            },
+            first: Attempt {
+                verdict: self.verdict,
+                seen,
+            },
+            differs: self.differs,
+            smallest: self.smallest.as_ref().map(|smallest| Smallest {
+                rules: smallest.rules.clone(),
+                from_ms: smallest.from_ms,
+                connection: smallest.connection,
+                is_one_packet: smallest.one_packet,
+            }),
+            storm: self.storm,
+            standing: Standing::Well,
+        }
+    }
+
     fn class(&self) -> &'static str {
-        match self.symbol {
+        match self.symbol.as_str() {
             "✓" => "good",
             "·" => "dim",
-            _ if self.is_failure => "bad",
+            _ if self.standing.fails() => "bad",
+            _ if self.is_failure => "dim",
             _ => "",
         }
     }
@@ -322,7 +435,7 @@ impl CellReport {
 
     fn details(&self, number: usize) -> Markup {
         html! {
-            details id={ "cell-" (number) } open[self.is_failure] {
+            details id={ "cell-" (number) } open[self.standing.fails()] {
                 summary { span class=(self.class()) { (self.symbol) } " " (self.summary) }
                 p { "Rules:" }
                 pre { @for rule in &self.rules { (rule) "\n" } }
@@ -337,11 +450,8 @@ impl CellReport {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::super::attempt::Attempt;
     use super::super::dependency::tests::example;
-    use super::super::faults::experiment;
+    use super::super::faults::{experiment, experiments};
     use super::super::kind::Kind;
     use super::super::verdict::tests::seen;
     use super::*;
@@ -361,8 +471,10 @@ mod tests {
             differs: None,
             smallest: None,
             storm: None,
+            standing: Standing::Well,
         };
         let mut hung = cell(FaultKind::Silent, End::TimedOut, Verdict::Hung);
+        hung.standing = Standing::New;
         hung.first.seen.output = "<waiting & waiting>".to_owned();
         let explored = Explored {
             cells: vec![
@@ -392,6 +504,31 @@ mod tests {
             .map(|error| error.to_string())
             .collect();
         assert!(errors.is_empty(), "{errors:?}");
+    }
+
+    #[test]
+    fn what_is_known_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        std::fs::write(&path, report().json().unwrap()).unwrap();
+        let read = Report::read(&path).unwrap();
+        read.check_command(&["./app".to_owned()]).unwrap();
+        let error = read.check_command(&["./other".to_owned()]).unwrap_err();
+        assert!(error.to_string().contains("another command, `./app`"));
+        let dependencies = [example(Kind::Redis, 6379)];
+        let faults = [FaultKind::Refused, FaultKind::Outage, FaultKind::Silent];
+        let limit = Duration::from_secs(10);
+        let all = experiments(&[(0, &dependencies[0])], &faults, limit);
+        let known = read.known(&dependencies, &all).unwrap();
+        let verdicts: Vec<_> = known.iter().map(|(n, cell)| (*n, cell.verdict())).collect();
+        let expected = [(0, "survived".to_owned()), (2, "hung".to_owned())];
+        assert_eq!(verdicts, expected);
+        assert_eq!(known[&2].first.seen.output, "<waiting & waiting>");
+        let error = read.known(&[example(Kind::Redis, 1)], &[]).unwrap_err();
+        assert!(error.to_string().contains("`tcp:6379` any more"), "{error}");
+        std::fs::write(&path, "{}").unwrap();
+        let error = Report::read(&path).unwrap_err().to_string();
+        assert!(error.contains("is no report of `fault explore`"), "{error}");
     }
 
     #[test]

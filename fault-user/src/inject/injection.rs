@@ -301,9 +301,28 @@ impl Injection {
     /// # Errors
     /// The rules do not fit; then the old ones stay applied.
     pub fn replace(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
-        let elapsed_ns = monotonic_ns() - self.epoch_ns;
         self.can_hold(plan)?;
-        plan.succeed(old, self.age + 1, elapsed_ns)?;
+        plan.succeed(old, self.age + 1, self.elapsed_ns())?;
+        self.exchange(old, plan)
+    }
+
+    /// As [`Injection::replace`], but the counters, the state and the time of all rules begin anew.
+    ///
+    /// # Errors
+    /// As [`Injection::replace`].
+    pub fn replace_anew(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
+        self.can_hold(plan)?;
+        plan.supersede(old, self.age + 1, self.elapsed_ns())?;
+        self.exchange(old, plan)
+    }
+
+    /// The rules' time so far.
+    fn elapsed_ns(&self) -> u64 {
+        monotonic_ns() - self.epoch_ns
+    }
+
+    /// Puts a plan in the place of the one that it succeeds.
+    fn exchange(&mut self, old: &Plan, plan: &Plan) -> Result<()> {
         let entries = plan.entries();
         let tables = compile(&entries)?;
         let mut reach = self.prepared.reach();
@@ -326,7 +345,7 @@ impl Injection {
     /// # Errors
     /// The old and the new rules together are too many.
     pub fn follow(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
-        plan.succeed(old, self.age + 1, monotonic_ns() - self.epoch_ns)?;
+        plan.succeed(old, self.age + 1, self.elapsed_ns())?;
         self.age += 1;
         Ok(())
     }

@@ -35,8 +35,8 @@ const WATCHED: u32 = 1 << 18;
 pub const SERVERS: u32 = 65_536;
 /// Maximum number of connections that wait to be accepted by the relay.
 const HANDSHAKES: u32 = 16_384;
-/// Minimum number of hosts, as services can be added later.
-const HOSTS_LEAST: usize = 256;
+/// Minimum number of hosts, as services can be added later. The map takes memory only for those that are there.
+const HOSTS_LEAST: usize = 4096;
 
 /// A target in the programs' format.
 pub struct Service {
@@ -47,6 +47,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// The number of hosts of some services.
+    #[must_use]
+    pub fn hosts_of(services: &[Self]) -> usize {
+        services.iter().map(|service| service.hosts.len()).sum()
+    }
+
     /// A target whose connections are redirected to relays on these loopback ports (IPv4, IPv6); 0 for none.
     #[must_use]
     pub fn new(target: &ResolvedTarget, [port4, port6]: [u16; 2]) -> Self {
@@ -93,15 +99,13 @@ pub fn relay_mark() -> u32 {
     0xfa17_0000 | u32::try_from(drawn & 0xffff).unwrap_or(0)
 }
 
-/// Creates the maps of the cgroup programs, filled with these services. No service is matched before [`Table::switch`].
-/// `netns` is the cookie of the network namespace, or 0; with `own_servers`, only connections to servers of the cgroup
+/// Creates the maps of the cgroup programs, with room for this many hosts; no service is in them yet. `netns` is the cookie of the network namespace, or 0; with `own_servers`, only connections to servers of the cgroup
 /// are redirected to the relay.
 ///
 /// # Errors
 /// A system call fails.
-pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf, Table)> {
+pub fn load(hosts: usize, netns: u64, own_servers: bool) -> Result<(Ebpf, Table)> {
     check_abi(OBJECT)?;
-    let hosts: usize = services.iter().map(|service| service.hosts.len()).sum();
     let hosts = hosts.max(HOSTS_LEAST);
     let mark = relay_mark();
     let own_servers = u32::from(own_servers);
@@ -121,14 +125,11 @@ pub fn load(services: &[Service], netns: u64, own_servers: bool) -> Result<(Ebpf
     let hosts = ebpf
         .take_map("STEER_HOSTS")
         .context("the eBPF object has no map STEER_HOSTS")?;
-    let mut table = Table {
+    let table = Table {
         ports: mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?,
         entries: mapped(&mut ebpf, "STEER_TABLE", STEERS)?,
         hosts: hosts.try_into()?,
     };
-    for (index, service) in (0_u32..).zip(services) {
-        table.set(index, service)?;
-    }
     Ok((ebpf, table))
 }
 
@@ -141,6 +142,15 @@ pub struct Table {
 }
 
 impl Table {
+    /// Sets the first services. None is matched before [`Table::switch`].
+    ///
+    /// # Errors
+    /// As [`Table::set`].
+    pub fn fill(&mut self, services: &[Service]) -> Result<()> {
+        let mut services = (0..).zip(services);
+        services.try_for_each(|(index, service)| self.set(index, service))
+    }
+
     /// Sets the service `index`. It must be switched off meanwhile.
     ///
     /// # Errors

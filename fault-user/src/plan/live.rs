@@ -17,11 +17,29 @@ impl Plan {
     /// # Errors
     /// The old and the new rules together are too many.
     pub fn succeed(&mut self, old: &Self, age: u32, elapsed_ns: u64) -> Result<()> {
+        self.follow(old, age, elapsed_ns, |other, rule| other.text == rule.text)
+    }
+
+    /// As [`Plan::succeed`], but all rules are new ones, also those with the same text.
+    ///
+    /// # Errors
+    /// As [`Plan::succeed`].
+    pub fn supersede(&mut self, old: &Self, age: u32, elapsed_ns: u64) -> Result<()> {
+        self.follow(old, age, elapsed_ns, |_, _| false)
+    }
+
+    fn follow(
+        &mut self,
+        old: &Self,
+        age: u32,
+        elapsed_ns: u64,
+        is_same: impl Fn(&PlannedRule, &PlannedRule) -> bool,
+    ) -> Result<()> {
         let mut taken: HashSet<u32> = states(old).collect();
         let mut claimed = HashSet::new();
         for rule in &mut self.rules {
             let same = old.rules.iter().enumerate().find(|(index, other)| {
-                other.text == rule.text
+                is_same(other, rule)
                     && other.entries.len() == rule.entries.len()
                     && !claimed.contains(index)
             });

@@ -5,6 +5,7 @@
 //! [`Refusal`].
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 
@@ -139,6 +140,10 @@ impl Control {
                         tokio::spawn(serve(stream, sender.clone()));
                     }
                 });
+            }
+            // Another session of this process has it.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                log::info!("`fault top` shows another session");
             }
             Err(error) => log::warn!("`fault top` can't show this instance: {error}"),
         }

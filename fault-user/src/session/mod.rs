@@ -7,6 +7,7 @@ pub mod control;
 pub mod files;
 pub mod follow;
 pub mod inject;
+pub mod live;
 pub mod machine;
 pub mod observe;
 pub mod options;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::windows::Windows;
 use crate::rule::scenario::{Expect, ProbeCheck};
-use crate::rule::{ResolvedRule, ResolvedTarget, Rule, Targets};
+use crate::rule::{ResolvedRule, ResolvedTarget, Rule, SystemResolver, Targets};
 
 /// Parsed and resolved rules.
 #[derive(Debug)]
@@ -31,6 +31,27 @@ pub struct RuleSet {
 }
 
 impl RuleSet {
+    /// Rules as text, without named targets.
+    ///
+    /// # Errors
+    /// One of them has a mistake, or names an unknown host.
+    pub fn of(texts: &[String]) -> Result<Self> {
+        let rules = texts.iter().map(|text| {
+            let rule: Rule = text.parse()?;
+            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver)?;
+            Ok((rule, resolved))
+        });
+        Ok(Self {
+            rules: rules.collect::<Result<_>>()?,
+            targets: Targets::new(),
+            seed: None,
+            expect: Expect::default(),
+            length_ns: None,
+            file: None,
+            drawn: 0..0,
+        })
+    }
+
     /// Whether a probe runs a command.
     #[must_use]
     pub fn has_command_probes(&self) -> bool {

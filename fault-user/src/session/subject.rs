@@ -1,6 +1,7 @@
 //! The traffic that rules apply to: that of a cgroup, a network namespace or a container.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::unistd::Pid;
@@ -9,10 +10,12 @@ use super::options::Options;
 use super::rules::RuleSet;
 use super::tree::ProcessTree as Tree;
 use crate::inject::injection::{Injection, InjectionOptions, PreparedInjection};
+use crate::inject::injector::Marker;
 use crate::inject::preparation::prepare_noting;
 use crate::plan::Plan;
 use crate::plan::tables::Scope;
-use crate::steer::{Steering, SteeringScope};
+use crate::relay::exchange::Exchange;
+use crate::steer::{Redirection, Steering, SteeringScope};
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::cgroup::{Cgroup, Hierarchy};
 use crate::sys::process::container::{self, Container, RuntimePaths};
@@ -145,6 +148,29 @@ impl Subject {
                 first.fault.name()
             );
         }
+        // Packet rules count the relay's packets for the command as the command's.
+        let marker = scope.map(|scope| prepared.marker(scope)).transpose()?;
+        let hosts = rules.iter().map(|(_, rule)| rule.target.hosts.len()).sum();
+        let redirection = self.redirect(scope, marker, prepared.exchange(), hosts)?;
+        let namespace = self.namespace.as_ref();
+        redirection
+            .steer(&rules, plan.seed, namespace)
+            .await
+            .map(Some)
+    }
+
+    /// Attaches the programs that redirect the connections of a scope, or of a whole network namespace. `marker` is
+    /// that of the scope, and `hosts` the number of hosts that the rules name.
+    ///
+    /// # Errors
+    /// There is no cgroup2, or a system call fails.
+    pub fn redirect(
+        &self,
+        scope: Option<&Scope>,
+        marker: Option<Marker>,
+        exchange: Option<Arc<Exchange>>,
+        hosts: usize,
+    ) -> Result<Redirection> {
         let (cgroup, all_cgroups) = match (scope, &self.container) {
             (Some(scope), _) => (scope.path.clone(), false),
             (None, Some(container)) => {
@@ -157,11 +183,10 @@ impl Subject {
             cgroup: &cgroup,
             all_cgroups,
             namespace: self.namespace.as_ref(),
-            // Packet rules count the relay's packets for the command as the command's.
-            marker: scope.map(|scope| prepared.marker(scope)).transpose()?,
-            exchange: prepared.exchange(),
+            marker,
+            exchange,
         };
-        Steering::start(&rules, plan.seed, whose).await.map(Some)
+        Redirection::open(whose, hosts)
     }
 
     /// Counts the open connections to the rules' targets. `None` for a container that is followed to other network

@@ -54,7 +54,7 @@ impl TransparentProxies {
             all_cgroups: true,
             all_servers: true,
         };
-        let (hooks, _originals, events) = Hooks::attach(Hierarchy::find()?.path(), reach, &[])?;
+        let (hooks, _originals, events) = Hooks::attach(Hierarchy::find()?.path(), reach, 0)?;
         events.follow(engine);
         Ok(Arc::new(Self {
             state: Mutex::new(State { hooks, taken: 0 }),

@@ -96,7 +96,10 @@ impl Handshakes {
             events,
         };
         let cookie = socket2::SockRef::from(&listener).cookie()?;
-        self.0.relays().insert(cookie, listening);
+        let mut relays = self.0.relays();
+        relays.retain(|_, relay| !relay.events.is_closed());
+        relays.insert(cookie, listening);
+        drop(relays);
         attach(&listener, &self.0.filter)?;
         Ok(TcpInlet {
             listener,

@@ -9,13 +9,12 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, MapData, SockMap};
 use aya::programs::{CgroupSockAddr, SkLookup, SockOps};
 use aya::{Ebpf, Pod};
-use fault_common::abi::STEERS;
 
 use super::handshakes::{Events, Handshakes};
 use super::originals::{Originals, Shared};
 use super::served::Served;
 use crate::inject::services;
-use crate::inject::services::{Service, Table};
+use crate::inject::services::Table;
 use crate::rule::PortRange;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::link;
@@ -44,20 +43,16 @@ pub struct HookScope {
 }
 
 impl Hooks {
-    /// Loads the programs and attaches them to a cgroup, for this thread's network namespace. Nothing is redirected
-    /// before [`Hooks::switch`]. The caller must process the handshake events.
+    /// Loads the programs and attaches them to a cgroup, for this thread's network namespace, with room for this many
+    /// hosts. Nothing is redirected before [`Hooks::switch`]. The caller must process the handshake events.
     ///
     /// # Errors
-    /// The kernel does not support the hooks (Linux 5.8), or there are too many targets.
+    /// The kernel does not support the hooks (Linux 5.8).
     pub fn attach(
         cgroup: &Path,
         reach: HookScope,
-        services: &[Service],
+        hosts: usize,
     ) -> Result<(Self, Originals, Events)> {
-        ensure!(
-            services.len() <= STEERS as usize,
-            "stream faults support at most {STEERS} targets at once: use fewer"
-        );
         let netns = netns_cookie();
         // Without the cookie the connections of every container would be redirected to a relay that they can't reach.
         ensure!(
@@ -65,7 +60,7 @@ impl Hooks {
             "stream faults on the whole host or network namespace need Linux 5.14: use `fault run` without --scope \
              host, or --pid, --cgroup or --container"
         );
-        let (mut ebpf, table) = services::load(services, netns, !reach.all_servers)?;
+        let (mut ebpf, table) = services::load(hosts, netns, !reach.all_servers)?;
         let links = attach_all(&mut ebpf, cgroup)?;
         let lookup = attach_lookup(&mut ebpf)?;
         let listeners = ebpf

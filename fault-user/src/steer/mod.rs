@@ -8,11 +8,12 @@ mod handshakes;
 mod hooks;
 mod originals;
 pub mod reconnect;
+mod redirection;
 mod relays;
 mod served;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,10 +22,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio::task::JoinHandle;
 
 use crate::inject::injection::Hits;
-use crate::inject::injector::Marker;
-use crate::inject::services::{Service, relay_mark};
 use crate::plan::stream::{self, check};
-use crate::relay::exchange::Exchange;
 use crate::relay::fault::Probability;
 use crate::relay::{
     Cut, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig, Transport,
@@ -33,11 +31,11 @@ use crate::rule::{Acts, Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
-use handshakes::Events;
-use hooks::{HookScope, Hooks};
-use originals::Originals;
+use hooks::Hooks;
+use redirection::Registered;
+pub use redirection::{Redirection, SteeringScope};
 pub(crate) use relays::prepare;
-use relays::{Maker, RelayListeners, backlog};
+use relays::{RelayListeners, backlog};
 
 /// Two threads suffice for the connections of one command.
 const WORKERS: usize = 2;
@@ -88,7 +86,7 @@ struct Shared {
     diagnosis: Option<Mutex<Netlink>>,
     /// Raw sockets to reset connections to other hosts.
     peers: reconnect::Peers,
-    hooks: Mutex<Hooks>,
+    registered: Registered,
     redirected: Vec<RedirectedTarget>,
     rules: Vec<StreamRule>,
     /// The number of rules of each target that are in their windows.
@@ -134,21 +132,6 @@ pub struct Steering {
     _engine: Arc<Engine>,
 }
 
-/// Selects the connections and datagrams that are redirected.
-pub struct SteeringScope<'a> {
-    /// Processes in this cgroup.
-    pub cgroup: &'a Path,
-    /// The cgroup is the root.
-    pub all_cgroups: bool,
-    /// The network namespace, if it is not the caller's. The relay's sockets are opened in it.
-    pub namespace: Option<&'a NetworkNamespace>,
-    /// Marks the relay's sockets, so that packet rules count them as the command's. With a marker, outside clients are
-    /// redirected only on connections to the cgroup's servers; without one, on connections to all servers.
-    pub marker: Option<Marker>,
-    /// The source of datagrams; `None` without UDP rules.
-    pub exchange: Option<Arc<Exchange>>,
-}
-
 /// Deduplicates the targets of the rules.
 fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, Vec<StreamRule>)> {
     let mut targets: Vec<ResolvedTarget> = Vec::new();
@@ -172,34 +155,15 @@ fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, V
 /// Resources that are opened inside the network namespace.
 struct Opened {
     ends: Vec<RelayListeners>,
-    hooks: Hooks,
-    originals: Originals,
-    events: Events,
     diagnosis: Option<Mutex<Netlink>>,
     peers: reconnect::Peers,
 }
 
 impl Opened {
-    fn new(
-        cgroup: &Path,
-        reach: HookScope,
-        targets: &[ResolvedTarget],
-        rules: &[StreamRule],
-    ) -> Result<Self> {
-        let ends = (0..targets.len())
+    fn new(targets: usize, rules: &[StreamRule]) -> Result<Self> {
+        let ends = (0..targets)
             .map(|target| RelayListeners::open(has(Transport::Tcp, target, rules).is_some()))
             .collect::<Result<Vec<_>>>()?;
-        let services: Vec<Service> = ends
-            .iter()
-            .zip(targets)
-            .map(|(ends, target)| ends.service(target))
-            .collect::<std::io::Result<_>>()?;
-        let (hooks, originals, events) = Hooks::attach(cgroup, reach, &services)?;
-        if !reach.all_servers {
-            for listener in reconnect::listeners(cgroup)? {
-                hooks.served().add(listener)?;
-            }
-        }
         let (diagnosis, peers) = if rules.iter().any(|rule| rule.rule.modifiers.reconnect) {
             let diagnosis = Mutex::new(Netlink::sock_diag()?);
             (Some(diagnosis), reconnect::Peers::open())
@@ -208,9 +172,6 @@ impl Opened {
         };
         Ok(Self {
             ends,
-            hooks,
-            originals,
-            events,
             diagnosis,
             peers,
         })
@@ -218,45 +179,26 @@ impl Opened {
 }
 
 impl Steering {
-    /// Redirects connections and datagrams to relays that apply `rules`, each given with its index among all rules.
-    /// Rules without a start time are applied on return.
-    ///
-    /// # Errors
-    /// A rule is unsupported, or a system call fails.
-    pub async fn start(
+    async fn begin(
+        redirection: &Redirection,
         rules: &[(usize, &ResolvedRule)],
         seed: u64,
-        whose: SteeringScope<'_>,
+        namespace: Option<&NetworkNamespace>,
     ) -> Result<Self> {
         let (targets, rules) = by_target(rules)?;
-        let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
-        let all_servers = whose.marker.is_none();
-        let reach = HookScope {
-            all_cgroups: whose.all_cgroups,
-            all_servers,
-        };
-        let open = || Opened::new(whose.cgroup, reach, &targets, &rules);
+        let open = || Opened::new(targets.len(), &rules);
         let Opened {
             mut ends,
-            mut hooks,
-            originals,
-            events,
             diagnosis,
             peers,
-        } = match whose.namespace {
+        } = match namespace {
             Some(namespace) => namespace.enter(open)?,
             None => open()?,
         };
-        events.follow(&engine);
-        let handshakes = hooks.handshakes().clone();
-        let maker = Maker {
-            engine: &engine,
-            seed,
-            originals: &originals,
-            handshakes: &handshakes,
-            prepare: prepare(relay_mark(), whose.marker, Some(hooks.served().clone())),
-            exchange: whose.exchange.as_ref(),
-        };
+        let services = ends.iter().zip(&targets);
+        let services = services.map(|(ends, target)| ends.service(target));
+        let registered = redirection.register(services.collect::<std::io::Result<_>>()?)?;
+        let maker = redirection.maker(seed);
         let mut redirected = Vec::with_capacity(targets.len());
         for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
             let named = rules.iter().find(|rule| rule.target == number);
@@ -264,14 +206,14 @@ impl Steering {
             let packets = has(Transport::Udp, number, &rules);
             let relays = ends.relays(&maker, (number, title), packets)?;
             let target = RedirectedTarget::start(number, target, &rules, ends, relays).await?;
-            target.show(u32::try_from(number)?, &mut hooks)?;
+            target.show(u32::try_from(number)?, &mut redirection.hooks())?;
             redirected.push(target);
         }
         let shared = Arc::new(Shared {
-            scope: (!all_servers).then(|| whose.cgroup.to_owned()),
+            scope: redirection.scope.clone(),
             diagnosis,
             peers,
-            hooks: Mutex::new(hooks),
+            registered,
             active: Mutex::new(vec![0; redirected.len()]),
             past: Mutex::new(vec![StreamHits::default(); rules.len()]),
             before: Mutex::new(vec![None; rules.len()]),
@@ -288,8 +230,25 @@ impl Steering {
             shared,
             timelines,
             started: Instant::now(),
-            _engine: engine,
+            _engine: Arc::clone(&redirection.engine),
         })
+    }
+
+    /// Ends redirection and closes the redirected connections at once.
+    ///
+    /// # Errors
+    /// A relay can't be stopped.
+    pub async fn stop(mut self) -> Result<()> {
+        self.shared.stop_redirecting();
+        for timeline in &mut self.timelines {
+            timeline.abort();
+            // Until it has ended, its services are registered.
+            let _cancelled = timeline.await;
+        }
+        for relay in self.shared.redirected.iter().flat_map(|one| &one.relays) {
+            relay.set_enabled(false).await?;
+        }
+        Ok(())
     }
 
     /// Ends redirection and delivers data in transit according to the rules. This takes at most `limit`; by default,
@@ -603,7 +562,7 @@ impl Shared {
         let before = active[target];
         active[target] = if up { before + 1 } else { before - 1 };
         if (before == 0) != (active[target] == 0) {
-            let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut hooks = self.registered.hooks();
             let index = u32::try_from(target).unwrap_or(u32::MAX);
             let up = up && !self.is_over.load(Ordering::SeqCst);
             hooks.switch(index, &self.redirected[target].target.ports, up);
@@ -622,7 +581,7 @@ impl Shared {
 
     /// Ends redirection.
     fn stop_redirecting(&self) {
-        let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hooks = self.registered.hooks();
         self.is_over.store(true, Ordering::SeqCst);
         for (index, redirected) in (0..).zip(&self.redirected) {
             hooks.switch(index, &redirected.target.ports, false);

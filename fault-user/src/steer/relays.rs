@@ -36,7 +36,7 @@ pub struct Maker<'a> {
     /// The original destinations of redirected connections.
     pub originals: &'a Originals,
     /// Holds SYNs at the listeners.
-    pub handshakes: &'a Handshakes,
+    pub handshakes: Handshakes,
     /// Prepares the sockets that the relays open.
     pub prepare: Prepare,
     /// The source of datagrams.

@@ -70,7 +70,9 @@ impl Watch {
             .iter()
             .map(|(_, target)| Service::new(target, [0, 0]))
             .collect();
-        let (mut ebpf, mut table) = services::load(&services, whose.netns, false)?;
+        let (mut ebpf, mut table) =
+            services::load(Service::hosts_of(&services), whose.netns, false)?;
+        table.fill(&services)?;
         for (number, (_, target)) in (0..).zip(targets) {
             table.switch(number, &target.ports, true);
         }

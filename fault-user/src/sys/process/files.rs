@@ -5,13 +5,14 @@ use crate::sys::process::rights::keep_only;
 use crate::sys::process::user::Identity;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::libc;
 use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, setfsgid, setfsuid, unlinkat};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -126,6 +127,45 @@ pub fn create(path: &Path) -> Result<File> {
     Folder::open(&folder)?.create(&name)
 }
 
+/// Puts a file with this content in the place of what is at this path: a reader finds the one or the other.
+///
+/// # Errors
+/// It can't be written; then what was there stays.
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let (folder, name) = split(path)?;
+    let folder = Folder::open(&folder)?;
+    let part = part_of(&name);
+    let written = folder.create(&part)?.write_all(content);
+    let put = written.map_err(|error| anyhow!("can't write {}: {error}", path.display()));
+    let put = put.and_then(|()| {
+        renameat(&folder.fd, &*part, &folder.fd, &*name)
+            .map_err(|errno| anyhow!("can't write {}: {}", path.display(), errno.desc()))
+    });
+    if put.is_err() {
+        folder.remove(&part)?;
+    }
+    put
+}
+
+/// Checks that [`replace`] may write there; changes nothing.
+///
+/// # Errors
+/// As [`replace`].
+pub fn check_replaceable(path: &Path) -> Result<()> {
+    let (folder, name) = split(path)?;
+    let folder = Folder::open(&folder)?;
+    let part = part_of(&name);
+    drop(folder.create(&part)?);
+    folder.remove(&part)
+}
+
+/// The name of a file that is not complete yet.
+fn part_of(name: &OsStr) -> OsString {
+    let mut part = name.to_owned();
+    part.push(".part");
+    part
+}
+
 /// The folder that a path lies in, and its name there.
 ///
 /// # Errors
@@ -159,6 +199,7 @@ fn unopened(path: &Path, errno: Errno) -> anyhow::Error {
 type Work = Box<dyn FnOnce() + Send>;
 
 /// A thread that writes files with the rights of the user who called sudo, or else those of the process.
+#[derive(Debug)]
 pub struct Writer {
     works: mpsc::Sender<Work>,
     /// Whose rights it has, if not the process's.
@@ -243,7 +284,6 @@ fn begin(user: Option<&Identity>) -> Result<()> {
 mod tests {
     use super::*;
     use std::fs;
-    use std::io::Write as _;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -269,6 +309,22 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(&secret).unwrap(), "as it was");
         assert!(!root.join("there/new").exists());
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fs::canonicalize(folder.path()).unwrap().join("file");
+        check_replaceable(&path).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        for text in ["one", "two"] {
+            replace(&path, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let missing = folder.path().join("none/file");
+        let error = check_replaceable(&missing).unwrap_err().to_string();
+        assert!(error.contains("No such file"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,341 @@
+//! Accepted failures: a team starts from where it is, and only what got worse fails.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::dependency::Dependency;
+use super::experimenter::Cell;
+use super::faults::FaultKind;
+use super::verdict::Verdict;
+use crate::sys::process::files::{self, Writer};
+
+/// What stands at the beginning of a file that was written.
+const HEAD: &str = "\
+# What `fault explore --accept` accepts. A failure that is not listed here, or that is worse than it is here, fails the
+# build. Give each one a reason, and remove those that are fixed.
+
+";
+
+/// One accepted failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    /// The dependency, as rules name it.
+    target: String,
+    /// The kind of fault.
+    fault: String,
+    /// The worst verdict that is accepted.
+    verdict: Verdict,
+    /// Why it is accepted.
+    #[serde(default)]
+    reason: String,
+}
+
+/// The file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    #[serde(default)]
+    accepted: Vec<Entry>,
+}
+
+/// A file of accepted failures.
+#[derive(Debug)]
+pub struct AcceptFile {
+    path: PathBuf,
+    writer: Writer,
+    /// Nothing where there is no file yet: this run writes it.
+    content: Option<Content>,
+}
+
+/// How a cell compares with what is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// It does not fail, and no failure was accepted.
+    Well,
+    /// It fails, and no failure was accepted.
+    New,
+    /// It fails as accepted.
+    Accepted,
+    /// It fails worse than accepted.
+    Worse,
+    /// It fails less than accepted, or not at all.
+    Better,
+}
+
+impl Standing {
+    /// Whether the cell makes `fault explore` fail.
+    #[must_use]
+    pub fn fails(self) -> bool {
+        matches!(self, Self::New | Self::Worse)
+    }
+
+    /// In words, behind the verdict.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Well | Self::New => "",
+            Self::Accepted => " (accepted)",
+            Self::Worse => " (worse than accepted)",
+            Self::Better => " (better than accepted)",
+        }
+    }
+
+    /// Of a cell, where a failure with this verdict was accepted.
+    #[must_use]
+    pub fn of(cell: &Cell, accepted: Option<Verdict>) -> Self {
+        let verdict = cell.first.verdict;
+        match accepted {
+            None if cell.is_failure() => Self::New,
+            None => Self::Well,
+            // A second run that came to something else, or a fault that never hit, shows nothing.
+            Some(_) if cell.differs.is_some() || verdict == Verdict::NotReached => Self::Accepted,
+            Some(accepted) if verdict.agrees_with(accepted) => Self::Accepted,
+            Some(accepted) if verdict > accepted => Self::Worse,
+            Some(_) => Self::Better,
+        }
+    }
+}
+
+impl AcceptFile {
+    /// Reads the file. Where there is none yet, checks that it can be written.
+    ///
+    /// # Errors
+    /// It has a mistake, or can't be read or written: one line.
+    pub fn open(path: &Path) -> Result<Self> {
+        let writer = Writer::start()?;
+        let own = path.to_owned();
+        let text = writer.run(move || read(&own))?;
+        let content = text.map(|text| parse(path, &text)).transpose()?;
+        Ok(Self {
+            path: path.to_owned(),
+            writer,
+            content,
+        })
+    }
+
+    /// Whether this run writes the file.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.content.is_none()
+    }
+
+    /// Checks that each accepted failure is that of an experiment.
+    ///
+    /// # Errors
+    /// The first that is none: one line.
+    pub fn check(&self, dependencies: &[Dependency]) -> Result<()> {
+        for entry in self.entries() {
+            ensure!(
+                dependencies.iter().any(|one| one.target == entry.target),
+                "{}: the command does not talk to `{}`: its dependencies are listed above",
+                self.path.display(),
+                entry.target
+            );
+        }
+        Ok(())
+    }
+
+    /// The verdict that is accepted of a cell, if one is.
+    #[must_use]
+    pub fn accepted(&self, dependencies: &[Dependency], cell: &Cell) -> Option<Verdict> {
+        let target = &dependencies[cell.experiment.dependency].target;
+        let fault = cell.experiment.fault.name();
+        let is_it = |entry: &&Entry| entry.target == *target && entry.fault == fault;
+        let entry = self.entries().iter().find(is_it);
+        entry.map(|entry| entry.verdict)
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number of accepted failures that have no reason.
+    #[must_use]
+    pub fn without_reason(&self) -> usize {
+        let entries = self.entries().iter();
+        entries
+            .filter(|entry| entry.reason.trim().is_empty())
+            .count()
+    }
+
+    fn entries(&self) -> &[Entry] {
+        self.content
+            .as_ref()
+            .map_or(&[], |content| &content.accepted)
+    }
+
+    /// Writes the file with the failures among these cells, which are accepted from now on.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn write(&mut self, dependencies: &[Dependency], cells: &[Cell]) -> Result<()> {
+        let failures = cells.iter().filter(|cell| cell.is_failure());
+        let entry = |cell: &Cell| Entry {
+            target: dependencies[cell.experiment.dependency].target.clone(),
+            fault: cell.experiment.fault.name().to_owned(),
+            verdict: cell.first.verdict,
+            reason: String::new(),
+        };
+        let content = Content {
+            accepted: failures.map(entry).collect(),
+        };
+        let text = format!("{HEAD}{}", toml::to_string_pretty(&content)?);
+        let path = self.path.clone();
+        self.writer
+            .run(move || files::replace(&path, text.as_bytes()))?;
+        self.content = Some(content);
+        Ok(())
+    }
+}
+
+/// The text of the file; nothing where there is none, and one can be made.
+fn read(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            files::check_replaceable(path)?;
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Content> {
+    let name = path.display();
+    let content: Content = toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| {
+            1 + text[..span.start.min(text.len())].matches('\n').count()
+        });
+        let message = error.message().replace('\n', " ");
+        anyhow!("{name}:{line}: {message}")
+    })?;
+    let mut known = BTreeSet::new();
+    for Entry {
+        target,
+        fault,
+        verdict,
+        ..
+    } in &content.accepted
+    {
+        if let Err(error) = fault.parse::<FaultKind>() {
+            return Err(anyhow!("{name}: `{target}`: {error}"));
+        }
+        ensure!(
+            verdict.is_failure(),
+            "{name}: `{target} {fault}`: `{}` is no failure: remove it",
+            verdict.name()
+        );
+        ensure!(
+            known.insert((target, fault)),
+            "{name}: `{target} {fault}` is listed twice: remove one of them"
+        );
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::attempt::Attempt;
+    use super::super::dependency::tests::example;
+    use super::super::faults::experiment;
+    use super::super::kind::Kind;
+    use super::super::verdict::End;
+    use super::super::verdict::tests::seen;
+    use super::*;
+
+    fn cell(verdict: Verdict) -> Cell {
+        let one = example(Kind::Redis, 6379);
+        let limit = Duration::from_secs(10);
+        Cell {
+            experiment: experiment(0, &one, FaultKind::Silent, limit).unwrap(),
+            first: Attempt {
+                verdict,
+                seen: seen(End::TimedOut, 77),
+            },
+            differs: None,
+            smallest: None,
+            storm: None,
+            standing: Standing::Well,
+        }
+    }
+
+    #[test]
+    fn only_what_is_worse_than_accepted_fails() {
+        use Verdict::{Broken, Failed, Hung, NoRecovery, NotReached, Survived};
+        for (verdict, accepted, standing) in [
+            (Survived, None, Standing::Well),
+            (Failed, None, Standing::New),
+            (Failed, Some(Failed), Standing::Accepted),
+            (NoRecovery, Some(Failed), Standing::Accepted),
+            (Hung, Some(Failed), Standing::Worse),
+            (Broken, Some(Hung), Standing::Worse),
+            (Failed, Some(Hung), Standing::Better),
+            (Survived, Some(Hung), Standing::Better),
+            (NotReached, Some(Hung), Standing::Accepted),
+        ] {
+            assert_eq!(
+                Standing::of(&cell(verdict), accepted),
+                standing,
+                "{verdict:?}"
+            );
+        }
+        let mut flaky = cell(Hung);
+        flaky.differs = Some(Survived);
+        assert_eq!(Standing::of(&flaky, None), Standing::Well);
+        assert_eq!(Standing::of(&flaky, Some(Failed)), Standing::Accepted);
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resilience.toml");
+        let dependencies = [example(Kind::Redis, 6379)];
+        let mut first = AcceptFile::open(&path).unwrap();
+        assert!(first.is_new() && !path.exists());
+        let cells = [cell(Verdict::Hung)];
+        assert_eq!(first.accepted(&dependencies, &cells[0]), None);
+        first.write(&dependencies, &cells).unwrap();
+        let second = AcceptFile::open(&path).unwrap();
+        assert!(!second.is_new());
+        second.check(&dependencies).unwrap();
+        assert_eq!(
+            second.accepted(&dependencies, &cells[0]),
+            Some(Verdict::Hung)
+        );
+        assert_eq!(second.without_reason(), 1);
+        let error = second.check(&[example(Kind::Redis, 1)]).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("does not talk to `tcp:6379`"), "{error}");
+    }
+
+    #[test]
+    fn mistakes_are_told_in_one_line() {
+        let entry = |fault: &str, verdict: &str| {
+            format!("[[accepted]]\ntarget = 'tcp:1'\nfault = '{fault}'\nverdict = '{verdict}'\n")
+        };
+        let cases = [
+            ("x".to_owned(), "f.toml:1: "),
+            (entry("silnet", "hung"), "did you mean `silent`?"),
+            (entry("silent", "hang"), "f.toml:4: unknown variant `hang`"),
+            (entry("silent", "slow"), "`slow` is no failure"),
+            (entry("silent", "hung").repeat(2), "listed twice"),
+            (entry("silent", "hung") + "why = 1\n", "unknown field `why`"),
+        ];
+        for (text, part) in cases {
+            let error = parse(Path::new("f.toml"), &text).unwrap_err().to_string();
+            assert!(
+                error.contains(part) && error.lines().count() == 1,
+                "`{part}` is not in {error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A session whose rules, stream rules too, are replaced while the programs stay attached.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+
+use super::outcome::Failure;
+use super::rules::RuleSet;
+use super::{Loaded, Session, Task, choose_mechanism, plan};
+use crate::inject::endpoints::Endpoints;
+use crate::inject::injection::Hits;
+use crate::inject::injector::Marker;
+use crate::plan::tables::Scope;
+use crate::relay::exchange::Exchange;
+use crate::steer::Redirection;
+
+/// A session that began with rules without streams, and takes any others.
+pub struct LiveSession<'a> {
+    session: Session<'a>,
+    scope: Option<Scope>,
+    marker: Option<Marker>,
+    exchange: Option<Arc<Exchange>>,
+    /// Attached for the first stream rule, and kept.
+    redirection: Option<Redirection>,
+}
+
+impl<'a> Loaded<'a> {
+    /// As [`Loaded::start`], for rules that are replaced. The first ones must have no stream rules.
+    ///
+    /// # Errors
+    /// A system call fails.
+    pub async fn start_live(mut self, title: String) -> Result<LiveSession<'a>> {
+        let scope = self.scope.clone();
+        let marker = scope.as_ref().map(|scope| self.prepared.marker(scope));
+        let marker = marker.transpose()?;
+        let exchange = self.prepared.exchange();
+        Ok(LiveSession {
+            session: self.start(title, false).await?,
+            scope,
+            marker,
+            exchange,
+            redirection: None,
+        })
+    }
+}
+
+impl LiveSession<'_> {
+    /// Puts rules in the place of those that are applied. They begin anew, also those that are the same.
+    ///
+    /// # Errors
+    /// A rule is unsupported, or a system call fails.
+    pub async fn apply(&mut self, mut rules: RuleSet) -> Result<(), Failure> {
+        self.stop_streams().await?;
+        let session = &mut self.session;
+        let mechanism = choose_mechanism(&mut rules, session.options)?;
+        let seed = session.plan.seed;
+        let mut next = plan(&rules, self.scope.as_ref(), mechanism, seed)?;
+        session.injection.replace_anew(&session.plan, &mut next)?;
+        session.plan = next;
+        session.control.forget(&rules);
+        Ok(self.start_streams().await?)
+    }
+
+    async fn start_streams(&mut self) -> Result<()> {
+        let rules = self.session.plan.stream_rules();
+        if rules.is_empty() {
+            return Ok(());
+        }
+        let subject = &self.session.subject;
+        let redirection = match self.redirection.take() {
+            Some(redirection) => redirection,
+            None => {
+                let marker = self.marker.clone();
+                subject.redirect(self.scope.as_ref(), marker, self.exchange.clone(), 0)?
+            }
+        };
+        let redirection = self.redirection.insert(redirection);
+        let (seed, namespace) = (self.session.plan.seed, subject.namespace.as_ref());
+        let steering = redirection.steer(&rules, seed, namespace).await?;
+        self.session.steering = Some(steering);
+        Ok(())
+    }
+
+    /// Ends the stream rules, and closes the connections that went through the relay.
+    ///
+    /// # Errors
+    /// A relay can't be stopped.
+    pub async fn stop_streams(&mut self) -> Result<()> {
+        match self.session.steering.take() {
+            Some(steering) => steering.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Serves `fault top` and follows the container, forever. Cancel safe between tasks.
+    ///
+    /// # Errors
+    /// The container has ended, or a system call fails.
+    pub async fn serve(&mut self) -> Result<()> {
+        loop {
+            let task: Task = self.session.next().await?;
+            if !self.session.handle(task).await? {
+                anyhow::bail!("the container has ended");
+            }
+        }
+    }
+
+    /// The hits of all rules.
+    ///
+    /// # Errors
+    /// The kernel's counters can't be read.
+    pub fn hits(&self) -> Result<Vec<Hits>> {
+        self.session.hits()
+    }
+
+    /// The endpoints that were used so far.
+    ///
+    /// # Errors
+    /// They can't be counted.
+    pub fn endpoints(&self) -> Result<Endpoints> {
+        let endpoints = self.session.injection.endpoints()?;
+        endpoints.context(
+            "what the command connects to can't be counted: it needs cgroup2 and Linux 5.8",
+        )
+    }
+
+    /// Restores everything.
+    ///
+    /// # Errors
+    /// Something can't be restored.
+    pub fn restore(self) -> Result<()> {
+        drop(self.redirection);
+        self.session.restore()
+    }
+}
