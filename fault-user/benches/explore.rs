@@ -41,7 +41,7 @@ fn command() {
 }
 
 /// A service that says what it is told.
-fn serve(listener: TcpListener) {
+fn serve(listener: &TcpListener) {
     for stream in listener.incoming() {
         let mut stream = stream.expect("accept");
         std::thread::spawn(move || {
@@ -97,7 +97,7 @@ fn main() {
     assert!(up.expect("ip runs").success());
     for port in PORTS {
         let listener = TcpListener::bind(("127.0.0.1", port)).expect("loopback");
-        std::thread::spawn(move || serve(listener));
+        std::thread::spawn(move || serve(&listener));
     }
     let one = explore("1");
     let overhead_ms = (one / EXPERIMENTS - COMMAND.as_secs_f64()) * 1e3;

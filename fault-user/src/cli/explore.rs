@@ -37,7 +37,7 @@ pub struct Explore {
     /// Only list the experiments, as rules.
     #[arg(long)]
     plan: bool,
-    /// How many runs there are at once. They must not disturb each other: FAULT_JOB tells each its number, from 1.
+    /// How many runs there are at once. They must not disturb each other: `FAULT_JOB` tells each its number, from 1.
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
     /// How long a run may take, e.g. 30s; what takes longer hangs. Default: 5 times as long as without faults, at least

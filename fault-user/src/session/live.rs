@@ -67,12 +67,11 @@ impl LiveSession<'_> {
             return Ok(());
         }
         let subject = &self.session.subject;
-        let redirection = match self.redirection.take() {
-            Some(redirection) => redirection,
-            None => {
-                let marker = self.marker.clone();
-                subject.redirect(self.scope.as_ref(), marker, self.exchange.clone(), 0)?
-            }
+        let redirection = if let Some(redirection) = self.redirection.take() {
+            redirection
+        } else {
+            let marker = self.marker.clone();
+            subject.redirect(self.scope.as_ref(), marker, self.exchange.clone(), 0)?
         };
         let redirection = self.redirection.insert(redirection);
         let (seed, namespace) = (self.session.plan.seed, subject.namespace.as_ref());
