@@ -135,7 +135,7 @@ mod tests {
         let markdown = "# A title\n\nSome [words](x.md).\n\n| a | b |\n|---|---|\n| `x\\|y` | z |\n\n```rule\ntcp:80 drop\n```\n";
         let wide = "A TITLE\n\nSome words.\n\n  a      b\n  `x|y`  z\n\n    tcp:80 drop\n";
         assert_eq!(of_markdown(markdown, 80), wide);
-        let narrow = of_markdown(markdown, 11);
+        let narrow = of_markdown(markdown, 9);
         assert!(narrow.contains("\n  `x|y`\n      z\n"), "{narrow}");
     }
 }
