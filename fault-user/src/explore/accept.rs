@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::cell::Cell;
 use super::dependency::Dependency;
-use super::experimenter::Cell;
 use super::faults::FaultKind;
 use super::verdict::Verdict;
 use crate::sys::process::files::{self, Writer};
@@ -49,56 +49,6 @@ pub struct AcceptFile {
     writer: Writer,
     /// Nothing where there is no file yet: this run writes it.
     content: Option<Content>,
-}
-
-/// How a cell compares with what is accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Standing {
-    /// It does not fail, and no failure was accepted.
-    Well,
-    /// It fails, and no failure was accepted.
-    New,
-    /// It fails as accepted.
-    Accepted,
-    /// It fails worse than accepted.
-    Worse,
-    /// It fails less than accepted, or not at all.
-    Better,
-}
-
-impl Standing {
-    /// Whether the cell makes `fault explore` fail.
-    #[must_use]
-    pub fn fails(self) -> bool {
-        matches!(self, Self::New | Self::Worse)
-    }
-
-    /// In words, behind the verdict.
-    #[must_use]
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Well | Self::New => "",
-            Self::Accepted => " (accepted)",
-            Self::Worse => " (worse than accepted)",
-            Self::Better => " (better than accepted)",
-        }
-    }
-
-    /// Of a cell, where a failure with this verdict was accepted.
-    #[must_use]
-    pub fn of(cell: &Cell, accepted: Option<Verdict>) -> Self {
-        let verdict = cell.first.verdict;
-        match accepted {
-            None if cell.is_failure() => Self::New,
-            None => Self::Well,
-            // A second run that came to something else, or a fault that never hit, shows nothing.
-            Some(_) if cell.differs.is_some() || verdict == Verdict::NotReached => Self::Accepted,
-            Some(accepted) if verdict.agrees_with(accepted) => Self::Accepted,
-            Some(accepted) if verdict > accepted => Self::Worse,
-            Some(_) => Self::Better,
-        }
-    }
 }
 
 impl AcceptFile {
@@ -245,6 +195,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::attempt::Attempt;
+    use super::super::cell::Standing;
     use super::super::dependency::tests::example;
     use super::super::faults::experiment;
     use super::super::kind::Kind;

@@ -7,71 +7,13 @@ use std::time::Instant;
 use anyhow::Result;
 use futures_util::future::join_all;
 
-use super::accept::Standing;
 use super::attempt::{Attempt, Measured, Runner, attempt};
+use super::cell::{Cell, Standing};
 use super::faults::Experiment;
-use super::shrink::{Smallest, shrink};
-use super::verdict::Verdict;
+use super::shrink::shrink;
 
 /// So many times the usual number of connects are a storm.
 const STORM: u64 = 10;
-
-/// What an experiment came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cell {
-    /// The experiment.
-    pub experiment: Experiment,
-    /// Its first run.
-    pub first: Attempt,
-    /// What the second run with the same seed came to, where that is something else.
-    pub differs: Option<Verdict>,
-    /// The smallest fault that fails.
-    pub smallest: Option<Smallest>,
-    /// How many times the usual number of connects there were, where that is a storm.
-    pub storm: Option<u64>,
-    /// How it compares with what is accepted.
-    pub standing: Standing,
-}
-
-impl Cell {
-    /// Whether it is a finding: it failed, twice.
-    #[must_use]
-    pub fn is_failure(&self) -> bool {
-        self.first.verdict.is_failure() && self.differs.is_none()
-    }
-
-    /// The verdict in words.
-    #[must_use]
-    pub fn verdict(&self) -> String {
-        match self.differs {
-            Some(other) => format!(
-                "flaky: {}, then {}",
-                self.first.verdict.name(),
-                other.name()
-            ),
-            None => self.first.verdict.name().to_owned(),
-        }
-    }
-
-    /// In one letter.
-    #[must_use]
-    pub fn symbol(&self) -> &'static str {
-        match (self.differs, self.storm) {
-            (Some(_), _) => "?",
-            (None, Some(_)) => "!",
-            (None, None) => self.first.verdict.symbol(),
-        }
-    }
-
-    /// The rules that reproduce it.
-    #[must_use]
-    pub fn rules(&self) -> &[String] {
-        match &self.smallest {
-            Some(smallest) => &smallest.rules,
-            None => &self.experiment.rules,
-        }
-    }
-}
 
 /// How experiments are made.
 #[derive(Clone, Copy, Debug)]

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::cell::Cell;
 use super::dependency::{Dependency, Found};
-use super::experimenter::Cell;
 use super::faults::{Experiment, FAULTS, FaultKind};
 use super::shrink::Smallest;
 use super::verdict::End;
@@ -203,8 +203,8 @@ pub fn reproduction(seed: u64, cell: &Cell, command: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::accept::Standing;
     use super::super::attempt::Attempt;
+    use super::super::cell::Standing;
     use super::super::dependency::tests::example;
     use super::super::faults::experiment;
     use super::super::kind::Kind;

@@ -7,6 +7,7 @@
 mod accept;
 mod attempt;
 mod capture;
+mod cell;
 mod dependency;
 mod experimenter;
 mod faults;
@@ -29,10 +30,11 @@ use futures_util::future::join_all;
 
 pub use self::faults::FAULTS;
 
-use self::accept::{AcceptFile, Standing};
+use self::accept::AcceptFile;
 use self::attempt::{Measured, Runner as _};
+use self::cell::{Cell, Standing};
 use self::dependency::{Dependency, Found, Sighting, differences, find};
-use self::experimenter::{Cell, Explored, Manner, Stop, explore};
+use self::experimenter::{Explored, Manner, Stop, explore};
 use self::faults::{Experiment, FaultKind, experiments};
 use self::lane::{Commands, Idle, Lane};
 use self::names::Names;

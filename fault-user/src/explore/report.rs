@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 
-use super::accept::Standing;
 use super::attempt::{Attempt, Measured};
+use super::cell::{Cell, Standing};
 use super::dependency::{Dependency, Found};
-use super::experimenter::{Cell, Explored, Stop};
+use super::experimenter::{Explored, Stop};
 use super::faults::{Experiment, FaultKind};
 use super::matrix;
 use super::shrink::Smallest;

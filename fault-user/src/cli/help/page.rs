@@ -3,8 +3,8 @@
 use regex::Regex;
 use textwrap::{Options, core::display_width, fill};
 
-/// Stands for a `|` inside a cell.
-const BAR: &str = "\u{1}";
+/// Stands for a `|` inside a cell, and is as wide.
+const BAR: &str = "\u{1c0}";
 
 /// How far code and what belongs to an item is indented.
 const INDENT: &str = "    ";
