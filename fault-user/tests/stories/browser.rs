@@ -38,18 +38,24 @@ fn a_page_is_as_slow_as_its_profile() {
         return;
     }
     enter_fresh();
-    // Slow 3G: 200 ms each way, 400 kbit/s.
-    let measured = measure("tcp:8080 profile=slow-3g");
-    let number = |name: &str| {
-        let number = measured[name].as_f64();
-        number.unwrap_or_else(|| panic!("{name}: {measured}"))
-    };
-    for round_trip in ["http_ms", "websocket_ms"] {
-        let ms = number(round_trip);
-        assert!((400.0..600.0).contains(&ms), "{round_trip}: {measured}");
+    // Never faster than slow 3G, 200 ms each way and 400 kbit/s; a busy machine makes some pages slower.
+    let mut all = Vec::new();
+    while all.len() < 5 {
+        let measured = measure("tcp:8080 profile=slow-3g");
+        let number = |name: &str| {
+            let number = measured[name].as_f64();
+            number.unwrap_or_else(|| panic!("{name}: {measured}"))
+        };
+        let round_trips = [number("http_ms"), number("websocket_ms")];
+        let rate = number("download_kbit_s");
+        let is_slow = round_trips.iter().all(|&ms| ms >= 400.0) && rate <= 400.0;
+        assert!(is_slow, "{measured}");
+        if round_trips.iter().all(|&ms| ms < 600.0) && rate >= 100.0 {
+            return;
+        }
+        all.push(measured);
     }
-    let rate = number("download_kbit_s");
-    assert!((100.0..=400.0).contains(&rate), "{measured}");
+    panic!("{all:?}");
 }
 
 #[test]
