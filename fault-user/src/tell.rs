@@ -5,7 +5,7 @@
 
 use std::env;
 use std::fmt::{self, Arguments};
-use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
+use std::io::{self, ErrorKind, IsTerminal, Write as _};
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -24,7 +24,7 @@ pub(crate) use tell;
 pub fn line(what: Arguments<'_>) {
     // A single write per line, so that lines of several processes do not get mixed.
     let text = format!("{what}\n");
-    drop(io::stderr().write_all(painted(&text, has_color()).as_bytes()));
+    drop(io::stderr().write_all(painted(&text, has_color(&io::stderr())).as_bytes()));
 }
 
 /// The first words of lines that are coloured, and their colours (SGR parameters).
@@ -49,11 +49,11 @@ pub(crate) fn painted(text: &str, has_color: bool) -> String {
     text.split_inclusive('\n').map(paint).collect()
 }
 
-/// Whether standard error is a terminal that supports colours, and `NO_COLOR` is unset or empty.
-pub(crate) fn has_color() -> bool {
+/// Whether a stream is a terminal that supports colours, and `NO_COLOR` (<https://no-color.org>) is unset or empty.
+pub(crate) fn has_color(stream: &impl IsTerminal) -> bool {
     let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
-    io::stderr().is_terminal() && !is_set("NO_COLOR") && !is_dumb
+    stream.is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
 /// Interval between progress messages.

@@ -47,23 +47,19 @@ impl Man {
     /// There is no such page, the folder can't be written to, or standard output is closed.
     pub fn execute(self) -> Outcome {
         if let Some(folder) = self.out {
-            clap_mangen::generate_to(manual(), &folder)
+            clap_mangen::generate_to(Cli::command(), &folder)
                 .and_then(|()| std::fs::write(folder.join("fault-rules.7"), rules()))
                 .with_context(|| format!("can't write to {}", folder.display()))?;
             return Ok(exit::SUCCESS);
         }
         let page = match self.page.as_deref() {
-            None => rendered(manual())?,
+            None => rendered(Cli::command())?,
             Some("rules") => rules(),
             Some(name) => rendered(help::command(&[name.to_owned()])?)?,
         };
         tell::data(&String::from_utf8(page)?)?;
         Ok(exit::SUCCESS)
     }
-}
-
-fn manual() -> Command {
-    Cli::command()
 }
 
 fn rendered(command: Command) -> anyhow::Result<Vec<u8>> {

@@ -212,7 +212,11 @@ pub fn start_log() {
                 log::Level::Trace => "trace",
             };
             let text = format!("fault: {what}: {}", record.args());
-            writeln!(out, "{}", tell::painted(&text, tell::has_color()))
+            writeln!(
+                out,
+                "{}",
+                tell::painted(&text, tell::has_color(&std::io::stderr()))
+            )
         })
         .init();
 }

@@ -439,7 +439,7 @@ fn conclude(found: &Found, explored: Explored, command: &[String], seed: u64) ->
     let (dependencies, cells) = (&found.dependencies, &explored.cells);
     let mut text = format!(
         "\n{}",
-        matrix::matrix(dependencies, cells, tell::has_color())
+        matrix::matrix(dependencies, cells, tell::has_color(&std::io::stderr()))
     );
     for cell in cells.iter().filter(|cell| is_told(cell)) {
         text.extend([format!(

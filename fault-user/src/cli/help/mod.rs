@@ -1,6 +1,6 @@
 //! `fault help`: the help of a subcommand, or the reference of the rule language.
 
-use std::io::{IsTerminal as _, stdout};
+use std::io::stdout;
 
 use anyhow::anyhow;
 use clap::{Args, Command, CommandFactory as _};
@@ -46,7 +46,7 @@ impl Help {
 /// The help of a subcommand, or of `fault` for no words.
 fn of_command(words: &[String]) -> Result<String, Failure> {
     let help = command(words)?.render_long_help();
-    Ok(if is_coloured() {
+    Ok(if tell::has_color(&stdout()) {
         help.ansi().to_string()
     } else {
         help.to_string()
@@ -82,11 +82,6 @@ fn unknown(word: &str, command: &Command) -> Failure {
 #[must_use]
 pub fn rules(width: usize) -> String {
     page::of_markdown(RULES, width)
-}
-
-/// Whether standard output takes colours: a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
-fn is_coloured() -> bool {
-    stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// The terminal's columns, or 80 where there is none.
