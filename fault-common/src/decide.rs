@@ -595,13 +595,15 @@ const fn may_be_answered(packet: &Packet) -> bool {
 
 #[inline(always)]
 fn refuse(with: u64, packet: &Packet, verdict: &mut Verdict) -> u8 {
+    if packet.is_refusal() {
+        // Another instance's answer must reach the one whom it is for.
+        return 0;
+    }
     let tcp = packet.protocol == PROTOCOL_TCP && packet.has_transport;
     if tcp && (with == reject::BY_PROTOCOL || with == reject::RST) {
-        // An RST is never answered by an RST.
-        let silent = packet.tcp_flags & TCP_RST != 0 || packet.is_fragment;
         return end(
             verdict,
-            if silent {
+            if packet.is_fragment {
                 action::DROP
             } else {
                 action::REJECT_RST
@@ -709,6 +711,7 @@ mod tests {
     use std::format;
 
     use super::*;
+    use crate::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
     use crate::random::threshold_from_ppm;
 
     /// How many packets a share is taken of.
@@ -792,6 +795,38 @@ mod tests {
     fn assert_near(what: &str, measured: f64, expected: f64) {
         let off = (measured - expected).abs() / expected;
         assert!(off < 0.05, "{what}: {measured} instead of {expected}");
+    }
+
+    #[test]
+    fn a_refusal_is_never_refused() {
+        let tcp = |tcp_flags| Packet {
+            protocol: PROTOCOL_TCP,
+            tcp_flags,
+            has_transport: true,
+            ..Packet::default()
+        };
+        let icmp = |protocol, icmp_type| Packet {
+            protocol,
+            icmp_type,
+            has_transport: true,
+            ..Packet::default()
+        };
+        let ended = |packet: &Packet| {
+            let mut verdict = Verdict::default();
+            refuse(reject::BY_PROTOCOL, packet, &mut verdict);
+            verdict.end
+        };
+        for passes in [
+            tcp(TCP_RST),
+            tcp(TCP_RST | TCP_ACK),
+            icmp(PROTOCOL_ICMP, 3),
+            icmp(PROTOCOL_ICMPV6, 1),
+        ] {
+            assert_eq!(ended(&passes), 0, "{passes:?}");
+        }
+        assert_eq!(ended(&tcp(TCP_SYN)), action::REJECT_RST);
+        assert_eq!(ended(&icmp(PROTOCOL_ICMP, 8)), action::REJECT_ICMP);
+        assert_eq!(ended(&icmp(PROTOCOL_ICMPV6, 129)), action::DROP);
     }
 
     #[test]

@@ -317,6 +317,18 @@ impl Packet {
             || self.is_echo_reply()
     }
 
+    /// Whether this tells a sender that something was refused: an RST, or an ICMP error (RFC 792, RFC 4443).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_refusal(&self) -> bool {
+        match self.protocol {
+            PROTOCOL_TCP => self.tcp_flags & TCP_RST != 0,
+            PROTOCOL_ICMP => self.has_transport && matches!(self.icmp_type, 3 | 4 | 11 | 12),
+            PROTOCOL_ICMPV6 => self.has_transport && self.icmp_type < 128,
+            _ => false,
+        }
+    }
+
     /// Whether this is an ICMP echo request, of either version.
     #[must_use]
     #[inline(always)]

@@ -121,6 +121,22 @@ fn the_end_of_one_leaves_the_others_delays() {
 }
 
 #[test]
+fn two_instances_that_refuse_the_same_refuse_it() {
+    enter_fresh();
+    let rules = ["tcp:9 reject", "udp:9 reject"];
+    let begin = || AppliedRules::begin(&rules, "--scope host");
+    let applied = [begin(), begin()];
+    assert!(is_refused("127.0.0.1:9".parse().unwrap()));
+    let socket = connected("127.0.0.1:9".parse().unwrap());
+    socket.send(b"x").unwrap();
+    let error = socket.recv(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    for one in applied {
+        one.end();
+    }
+}
+
+#[test]
 fn an_empty_clsact_of_somebody_else_stays() {
     enter_fresh();
     let has_clsact = || {

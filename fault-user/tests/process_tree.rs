@@ -118,26 +118,64 @@ fn a_tree_that_shares_its_cgroup_is_moved_and_moved_back() {
 #[test]
 fn a_tree_with_a_cgroup_of_its_own_stays_in_it() {
     let Some(place) = Place::new() else { return };
+    let before = place.path_of(Pid::this());
+    let folder = Folder::create(before.join(format!("test-own-{}", Pid::this())));
+    let own = place.hierarchy.open(&folder.0).unwrap();
     let tree = Tree::start();
-    let own = CommandCgroup::create(&place.hierarchy, Leftovers::Release).unwrap();
     for pid in [tree.pid(), tree.child] {
-        assert!(move_process(pid, own.cgroup().path()).unwrap());
+        assert!(move_process(pid, own.path()).unwrap());
     }
     let mut journal = place.journal();
     let aim = ProcessTree::at(&place.hierarchy, tree.pid(), &mut journal).unwrap();
     assert!(!aim.is_moved());
-    assert_eq!(aim.cgroup(), own.cgroup());
+    assert_eq!(*aim.cgroup(), own);
     drop(aim);
     // A stranger in there: it is no longer only the tree's.
     let stranger = Tree::start();
-    assert!(move_process(stranger.child, own.cgroup().path()).unwrap());
+    assert!(move_process(stranger.child, own.path()).unwrap());
     let aim = ProcessTree::at(&place.hierarchy, tree.pid(), &mut journal).unwrap();
     assert!(aim.is_moved());
-    assert_eq!(aim.cgroup().level(), own.cgroup().level() + 1);
-    assert_eq!(place.path_of(stranger.child), own.cgroup().path());
+    assert_eq!(aim.cgroup().level(), own.level() + 1);
+    assert_eq!(place.path_of(stranger.child), own.path());
     drop(aim);
-    assert_eq!(place.path_of(tree.child), own.cgroup().path());
+    assert_eq!(place.path_of(tree.child), own.path());
     drop(journal);
+}
+
+#[test]
+fn of_two_instances_on_one_tree_either_may_end_first() {
+    let Some(place) = Place::new() else { return };
+    let _alone = alone();
+    let before = place.path_of(Pid::this());
+    let tree = Tree::start();
+    let mut journals = [place.journal(), place.journal()];
+    for first_ends_first in [true, false] {
+        let [one, other] = &mut journals;
+        let first = ProcessTree::at(&place.hierarchy, tree.pid(), one).unwrap();
+        let second = ProcessTree::at(&place.hierarchy, tree.pid(), other).unwrap();
+        let [outer, inner] = [&first, &second].map(|tree| tree.cgroup().path().to_owned());
+        assert!(inner.starts_with(&outer) && inner != outer);
+        let stays = if first_ends_first {
+            drop(first);
+            clean(&place.places()).unwrap();
+            second
+        } else {
+            drop(second);
+            first
+        };
+        for pid in [tree.pid(), tree.child] {
+            assert_eq!(place.path_of(pid), stays.cgroup().path());
+        }
+        drop(stays);
+        for pid in [tree.pid(), tree.child] {
+            assert_eq!(place.path_of(pid), before);
+        }
+        assert!(!outer.exists());
+    }
+    for journal in journals {
+        assert_eq!(journal.undo(), []);
+    }
+    assert_eq!(fs::read_dir(place.state.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Selects a running process and its descendants (`--pid`).
 //!
-//! If the process's cgroup holds only its tree, that cgroup is used and nothing is changed. Otherwise the tree is moved
-//! into a new cgroup, and back at the end.
+//! If the process's cgroup holds only its tree, that cgroup is used and nothing is changed. Otherwise, or if it is
+//! another instance's, the tree is moved into a new cgroup, and back at the end.
 use crate::sys::process::cgroup::{
-    Cgroup, CommandCgroup, Hierarchy, Leftovers, ROUNDS_MAX, move_process,
+    Cgroup, CommandCgroup, Hierarchy, Leftovers, ROUNDS_MAX, is_instances, kept_part, move_process,
 };
 use crate::sys::process::proc;
 use crate::sys::process::proc::ProcessId;
@@ -136,9 +136,9 @@ impl Moved {
 
     /// Moves the remaining processes back. Dropping the cgroup releases those that this misses.
     fn empty(&self) -> Result<()> {
-        for pid in self.fresh.cgroup().processes()? {
+        for pid in self.fresh.own_processes()? {
             let origin = ProcessId::of(pid)?.and_then(|process| self.origins.get(&process));
-            let origin = origin.unwrap_or(&self.origin);
+            let origin = kept_part(origin.unwrap_or(&self.origin))?;
             if origin.exists() {
                 move_process(pid, origin)?;
             }
@@ -162,9 +162,9 @@ fn others(pid: Pid) -> Result<Vec<ProcessId>> {
     Ok(tree)
 }
 
-/// Whether the cgroup is not the root and, with its descendants, holds exactly these processes.
+/// Whether the cgroup, with its descendants, holds exactly these processes, and nobody is going to remove it.
 fn is_own(home: &Cgroup, tree: &[ProcessId]) -> Result<bool> {
     let tree: HashSet<i32> = tree.iter().map(|process| process.pid).collect();
     let inside: HashSet<i32> = home.processes()?.into_iter().map(Pid::as_raw).collect();
-    Ok(home.level() > 0 && inside == tree)
+    Ok(home.level() > 0 && !is_instances(home.path()) && inside == tree)
 }

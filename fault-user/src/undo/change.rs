@@ -16,7 +16,7 @@ use crate::sys::net::clsact;
 use crate::sys::net::interfaces;
 use crate::sys::net::own_links::{link_owner, remove_link, remove_stale};
 use crate::sys::process::cgroup;
-use crate::sys::process::cgroup::{Hierarchy, NAME_PREFIX};
+use crate::sys::process::cgroup::Hierarchy;
 use crate::sys::process::proc::ProcessId;
 use crate::undo::instance::{Instance, Share, current_netns};
 use crate::undo::leftover::{Fate, Leftover};
@@ -268,15 +268,10 @@ fn undo_move(process: ProcessId, from: &Path) -> Result<bool> {
     let Ok(hierarchy) = Hierarchy::find() else {
         return Ok(false);
     };
-    let now = hierarchy.of(pid)?;
-    let is_in_ours = now
-        .path()
-        .iter()
-        .any(|name| name.to_str().is_some_and(is_cgroup_name));
-    if !is_in_ours {
+    if !cgroup::is_abandoned(hierarchy.of(pid)?.path())? {
         return Ok(false);
     }
-    cgroup::move_process(pid, from)
+    cgroup::move_process(pid, cgroup::kept_part(from)?)
 }
 
 /// Runs `undo` inside a network namespace. Returns `false` if the namespace no longer exists, and the change with it.
@@ -341,14 +336,6 @@ pub fn join() -> Result<Instance> {
     Ok(instance)
 }
 
-/// `fault-<pid>-<n>`.
-pub(super) fn is_cgroup_name(name: &str) -> bool {
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    name.strip_prefix(NAME_PREFIX)
-        .and_then(|rest| rest.split_once('-'))
-        .is_some_and(|(pid, number)| is_number(pid) && is_number(number))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,21 +344,6 @@ mod tests {
     fn a_path_out_of_proc_sys_is_refused() {
         for name in ["../../etc/passwd", "/etc/passwd", "net/../../self/comm"] {
             assert!(undo_sysctl(name, "x", "y").is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn only_names_of_our_form_are_ours() {
-        assert!(is_cgroup_name("fault-12-0"));
-        for other in [
-            "fault-12",
-            "fault--1",
-            "fault-a-1",
-            "fault-1-",
-            "default-1-2",
-            "fault-1-2-3",
-        ] {
-            assert!(!is_cgroup_name(other), "{other}");
         }
     }
 }

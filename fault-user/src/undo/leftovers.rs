@@ -30,7 +30,7 @@ use crate::sys::net::own_links::{link_owner, remove_link};
 use crate::sys::net::qdisc;
 use crate::sys::process::cgroup;
 use crate::sys::process::cgroup::{Hierarchy, Leftovers};
-use crate::undo::change::{is_cgroup_name, qdisc_share};
+use crate::undo::change::qdisc_share;
 use crate::undo::instance::Instance;
 use crate::undo::journal::{Dead, STATE_FOLDER, journal_owner};
 
@@ -190,7 +190,7 @@ fn sweep_cgroups(folder: &Path, remove: bool, report: &mut Vec<Leftover>) -> Res
         let path = entry.path();
         // A cgroup of a running instance may contain leftovers of a nested one.
         sweep_cgroups(&path, remove, report)?;
-        if !entry.file_name().to_str().is_some_and(is_cgroup_name) {
+        if !cgroup::is_instances(&path) {
             continue;
         }
         let Some(_lock) = cgroup::lock(&path)? else {

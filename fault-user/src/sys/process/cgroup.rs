@@ -267,6 +267,44 @@ impl Cgroup {
     }
 }
 
+/// Whether a directory's name is that of an instance's cgroup: `fault-<pid>-<n>`.
+#[must_use]
+pub fn is_instances(folder: &Path) -> bool {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    folder
+        .file_name()
+        .and_then(|name| name.to_str()?.strip_prefix(NAME_PREFIX)?.split_once('-'))
+        .is_some_and(|(pid, number)| is_number(pid) && is_number(number))
+}
+
+/// Whether a running instance holds this cgroup of an instance.
+fn is_held(folder: &Path) -> Result<bool> {
+    Ok(folder.exists() && lock(folder)?.is_none())
+}
+
+/// Whether the innermost cgroup of an instance that a directory is, or is in, belongs to an instance that has ended.
+///
+/// # Errors
+/// It can't be opened.
+pub fn is_abandoned(folder: &Path) -> Result<bool> {
+    match folder.ancestors().find(|folder| is_instances(folder)) {
+        Some(innermost) => Ok(!is_held(innermost)?),
+        None => Ok(false),
+    }
+}
+
+/// The cgroup where a process that comes from `folder` belongs: `folder` itself, or, of a cgroup of an instance that
+/// has ended, the one around it.
+///
+/// # Errors
+/// It can't be opened.
+pub fn kept_part(mut folder: &Path) -> Result<&Path> {
+    while is_instances(folder) && !is_held(folder)? {
+        folder = folder.parent().context("the root cgroup is not ours")?;
+    }
+    Ok(folder)
+}
+
 /// The processes of one cgroup directory, without those below it; none when it is gone.
 pub(crate) fn members(folder: &Path) -> Result<Vec<Pid>> {
     let file = folder.join("cgroup.procs");
@@ -304,6 +342,19 @@ fn subtree(folder: &Path) -> Result<Vec<PathBuf>> {
             }
         }
     }
+    Ok(found)
+}
+
+/// A cgroup directory and all below it, without those that other running instances have made in it.
+fn own_subtree(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = subtree(folder)?;
+    let mut others = Vec::new();
+    for inner in found.iter().skip(1) {
+        if is_instances(inner) && is_held(inner)? {
+            others.push(inner.clone());
+        }
+    }
+    found.retain(|inner| !others.iter().any(|other| inner.starts_with(other)));
     Ok(found)
 }
 
@@ -406,6 +457,18 @@ impl CommandCgroup {
     #[must_use]
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
+    }
+
+    /// Every process in it and in the cgroups below it, without those in cgroups of other running instances.
+    ///
+    /// # Errors
+    /// When the lists can't be read.
+    pub fn own_processes(&self) -> Result<Vec<Pid>> {
+        let mut found = Vec::new();
+        for folder in own_subtree(&self.cgroup.path)? {
+            found.extend(members(&folder)?);
+        }
+        Ok(found)
     }
 
     /// `cgroup.procs`, open for writing: whoever writes `0` to it moves itself in.
@@ -527,13 +590,14 @@ pub(crate) fn give_up(folder: &Path, leftovers: Leftovers) -> Result<Finished> {
     let mut finished = Finished::default();
     // Where it is empty this takes no descriptor, of which there may be none.
     if fs::remove_dir(folder).is_ok() || !folder.exists() {
+        remove_abandoned(folder.parent())?;
         return Ok(finished);
     }
     match leftovers {
         Leftovers::Release => finished.released = release(folder)?,
         Leftovers::Kill => kill_all(folder)?,
     }
-    let mut folders = subtree(folder)?;
+    let mut folders = own_subtree(folder)?;
     folders.reverse();
     for inner in folders {
         match fs::remove_dir(&inner) {
@@ -547,7 +611,25 @@ pub(crate) fn give_up(folder: &Path, leftovers: Leftovers) -> Result<Finished> {
             }
         }
     }
+    if finished.kept.is_none() {
+        remove_abandoned(folder.parent())?;
+    }
     Ok(finished)
+}
+
+/// Removes the cgroups of instances that ended before the one that was inside them.
+fn remove_abandoned(mut around: Option<&Path>) -> Result<()> {
+    while let Some(folder) = around.filter(|folder| is_instances(folder)) {
+        let Some(_lock) = lock(folder)? else {
+            return Ok(());
+        };
+        if fs::remove_dir(folder).is_err() {
+            // There is something else in it: `fault clean` tells.
+            return Ok(());
+        }
+        around = folder.parent();
+    }
+    Ok(())
 }
 
 /// Moves every process to the cgroup's parent, again and again until no fork has added one.
@@ -722,5 +804,20 @@ mod tests {
             error.to_string().contains("mount -o remount,rw /c"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn only_names_of_our_form_are_instances() {
+        assert!(is_instances(Path::new("/c/fault-12-0")));
+        for other in [
+            "fault-12",
+            "fault--1",
+            "fault-a-1",
+            "fault-1-",
+            "default-1-2",
+            "fault-1-2-3",
+        ] {
+            assert!(!is_instances(Path::new(other)), "{other}");
+        }
     }
 }
