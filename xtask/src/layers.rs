@@ -18,7 +18,7 @@ use crate::workspace::root;
 const MARKS: [&str; 2] = ["<!-- layers -->", "<!-- /layers -->"];
 
 /// Folders that still have circles inside.
-const TANGLED: &[&str] = &["relay", "rule"];
+const TANGLED: &[&str] = &["relay"];
 
 /// Checks the imports against the table.
 ///

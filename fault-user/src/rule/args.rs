@@ -3,9 +3,8 @@
 use std::fmt::Write as _;
 use std::net::Ipv6Addr;
 
-use super::catalog::{Kind, Param, Spec};
 use super::error::{Piece, RuleError};
-use super::faults::Fault;
+use super::spec::{Kind, Param, Spec};
 use super::units;
 
 /// The value of an argument.
@@ -152,15 +151,6 @@ impl<'a> Args<'a> {
     ) -> Result<(), RuleError> {
         let value = read(param, value)?;
         self.insert(param, value, piece)
-    }
-
-    /// The fault that the arguments make.
-    pub fn build(&self) -> Result<Fault, RuleError> {
-        let fault = Fault::read(self)?;
-        match fault.complaint() {
-            Some(complaint) => Err(complaint.at(self.piece(complaint.param).unwrap_or(self.name))),
-            None => Ok(fault),
-        }
     }
 
     /// Where an argument stands in the text, if it was given.

@@ -5,9 +5,9 @@
 //! differently; a rule behind one that lets nothing through to it; and two values of a fault, for the very same traffic, of
 //! which there can be but one. What a modifier picks (`p`, `first`, `match`, …) is never such a conflict.
 
-use super::catalog::Layer;
 use super::faults::{Fault, Overlap};
 use super::modifier::{CountScope, Direction};
+use super::spec::Layer;
 use super::target::{Host, Protocol, Target, Targets};
 use super::timeline::{horizon_ns, windows};
 use super::units::{PPM, show_duration};

@@ -1,8 +1,8 @@
 //! The typed arguments of a fault: how a field of its struct is read from what was given, and given back.
 
 use super::args::{Args, Value};
-use super::catalog::{Kind, Param};
 use super::error::RuleError;
+use super::spec::{Kind, Param};
 use super::words::Word;
 
 /// The arguments of a fault that differ from their defaults, by their names in the object form.
@@ -169,7 +169,7 @@ pub(super) fn give<T: Field + PartialEq>(
     }
 }
 
-/// Declares a fault: its struct and its [`Spec`](super::catalog::Spec), how it is read and given back.
+/// Declares a fault: its struct and its [`Spec`](super::spec::Spec), how it is read and given back.
 ///
 /// A field is `name: type => argument;`, with `= default` behind the type where it may be left out. What
 /// can only be told from the arguments as they were given is looked at by a `check: function` first.
@@ -180,7 +180,7 @@ macro_rules! fault {
         pub struct $name;
 
         impl $crate::rule::faults::Arguments for $name {
-            const SPEC: $crate::rule::catalog::Spec = $spec;
+            const SPEC: $crate::rule::spec::Spec = $spec;
 
             fn read(
                 _: &$crate::rule::args::Args<'_>,
@@ -204,7 +204,7 @@ macro_rules! fault {
         }
 
         impl $crate::rule::faults::Arguments for $name {
-            const SPEC: $crate::rule::catalog::Spec = $crate::rule::catalog::Spec {
+            const SPEC: $crate::rule::spec::Spec = $crate::rule::spec::Spec {
                 params: &[$($param),+],
                 ..$spec
             };

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::asked::{self, Asked, NamePattern};
-use super::check::{Complaint, MAX_TIME_NS};
+use super::complaint::{Complaint, MAX_TIME_NS};
 use super::error::{Piece, RuleError};
 use super::sample::HostShare;
 use super::units::{self, PPM};

@@ -11,12 +11,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value as Json, json};
 
 use super::args::{self, Args, Value};
-use super::catalog::{self, Kind, MIX, Param};
+use super::catalog::{self, MIX};
 use super::error::{Piece, RuleError, nearest};
 use super::faults::Fault;
-use super::mix::{Mix, MixArm};
 use super::modifier::{MODIFIERS, ModifierReader, ModifierSpec, modifier};
+use super::spec::{Kind, Param, same};
 use super::target::{self, Protocol, Target, TargetRef};
+use super::{Mix, MixArm};
 use super::{Rule, text, units};
 
 /// A value before it is known what it stands for.
@@ -163,7 +164,7 @@ impl<'de> DeserializeSeed<'de> for ParamSeed {
 /// The probabilities of an object, as the list of the one-line form.
 fn call(entries: &[(String, Loose)], names: &[&str]) -> Result<String, String> {
     for (key, _) in entries {
-        if !names.iter().any(|name| catalog::same(name, key)) {
+        if !names.iter().any(|name| same(name, key)) {
             return Err(format!(
                 "unknown field `{key}`: expected {}",
                 args::one_of(names)
@@ -172,7 +173,7 @@ fn call(entries: &[(String, Loose)], names: &[&str]) -> Result<String, String> {
     }
     let mut list = Vec::new();
     for name in names {
-        let given = entries.iter().find(|(key, _)| catalog::same(name, key));
+        let given = entries.iter().find(|(key, _)| same(name, key));
         match given {
             Some(_) if list.len() < names.iter().take_while(|n| *n != name).count() => {
                 return Err(format!(
@@ -218,7 +219,7 @@ impl<'de> Visitor<'de> for ArgsSeed {
     }
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<Fault, E> {
-        self.0.build().map_err(|error| told(&error))
+        Fault::build(&self.0).map_err(|error| told(&error))
     }
 
     fn visit_str<E: serde::de::Error>(self, arguments: &str) -> Result<Fault, E> {
@@ -254,7 +255,7 @@ impl<'de> Visitor<'de> for ArgsSeed {
                     .map_err(|error| told(&error))?;
             }
         }
-        self.0.build().map_err(|error| told(&error))
+        Fault::build(&self.0).map_err(|error| told(&error))
     }
 }
 
@@ -395,6 +396,15 @@ pub(super) fn plain_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<S
         Loose::Text(text) | Loose::Number(text) => Ok(text),
         _ => Err(D::Error::custom("this is not a text")),
     }
+}
+
+/// Reads a value that is a text (or a number, which most of them refuse for its missing unit).
+pub(super) fn read_text<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    read: impl FnOnce(Piece<'_>) -> Result<T, RuleError>,
+) -> Result<T, D::Error> {
+    let text = plain_text(deserializer)?;
+    read(Piece::whole(&text)).map_err(|error| D::Error::custom(error.one_line()))
 }
 
 /// The object of a target.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::error::{Piece, RuleError, nearest};
 use super::faults::Fault;
 use super::modifier::Direction;
-use super::scenario::from_text;
+use super::object::read_text;
 use super::{Modifiers, Rule};
 
 /// A kind of link.
@@ -211,7 +211,7 @@ impl Serialize for Part {
 
 impl<'de> Deserialize<'de> for Part {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, |piece| piece.text().parse())
+        read_text(deserializer, |piece| piece.text().parse())
     }
 }
 

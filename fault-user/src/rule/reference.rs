@@ -1,7 +1,8 @@
 //! The reference of the faults as Markdown tables, made from what each fault says of itself.
 
 use super::args::unit_name;
-use super::catalog::{FAULTS, Kind, Layer, Param, Spec};
+use super::catalog::FAULTS;
+use super::spec::{Kind, Layer, Param, Spec};
 
 /// The tables of docs/rules.md, by the name that their place in the file has.
 #[must_use]

@@ -5,15 +5,16 @@ use std::str::FromStr;
 
 use super::args::{self, Args};
 use super::catalog::{self, MIX};
-use super::check::{self, Complaint};
+use super::check;
+use super::complaint::Complaint;
+use super::dictionary;
 use super::error::{Piece, RuleError};
 use super::faults::Fault;
 use super::hints;
-use super::mix::{Mix, MixArm};
 use super::modifier::{MODIFIERS, ModifierReader, Modifiers, modifier};
 use super::target::{TargetRef, looks_like_ports, target_ref};
 use super::units;
-use super::{Rule, Target};
+use super::{Mix, MixArm, Rule, Target};
 
 /// The most bytes that a rule may have.
 pub const MAX_RULE_BYTES: usize = 16 * 1024;
@@ -162,7 +163,7 @@ impl<'a> FaultReader<'a> {
     /// The fault.
     fn finish(&self) -> Result<Fault, RuleError> {
         match self {
-            Self::Plain(args) => args.build(),
+            Self::Plain(args) => Fault::build(args),
             Self::Mix(arms, place) => {
                 let fault = Fault::Mix(Mix { arms: arms.clone() });
                 match fault.complaint() {
@@ -256,7 +257,7 @@ fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>, before: Piece<'_>
     key.error(format!("unknown modifier `{}`", key.text()))
         .expected("p, first, after, nth, every, range, count, conn, hosts, sni, host, alpn, match, size, dir, at, for, period, duty or reconnect")
         .nearest(key.text(), names)
-        .suggest_some(hints::look_up(hints::MODIFIERS, key.text()))
+        .suggest_some(dictionary::look_up(dictionary::MODIFIERS, key.text()))
 }
 
 /// The error for a fault in front of its target, and for a target of two words.

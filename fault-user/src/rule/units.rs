@@ -4,8 +4,8 @@
 //! rates bits per second (all `u64`). A text that is finer than the unit of the result is an error,
 //! never rounded.
 
+use super::dictionary;
 use super::error::{Piece, RuleError};
-use super::hints;
 
 /// A whole, in parts per million.
 pub const PPM: u32 = 1_000_000;
@@ -192,7 +192,7 @@ fn decimal<'a>(piece: Piece<'a>, expected: &str) -> Result<(Decimal, Piece<'a>),
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());
     if text[end..].starts_with(',')
-        && let Some(meant) = hints::decimal_point(text)
+        && let Some(meant) = dictionary::decimal_point(text)
     {
         return Err(piece
             .error("a number has a decimal point and no comma")
@@ -254,11 +254,11 @@ fn with_unit(
 
 /// The unit that is most probably meant by a word of other tools.
 fn meant(word: &str, units: &[Unit]) -> Option<String> {
-    let by_table = |table| hints::look_up(table, word).map(str::to_owned);
+    let by_table = |table| dictionary::look_up(table, word).map(str::to_owned);
     let meant = match units {
-        DURATIONS => by_table(hints::TIME_UNITS),
-        SIZES => by_table(hints::SIZE_UNITS),
-        _ => hints::rate_unit(word),
+        DURATIONS => by_table(dictionary::TIME_UNITS),
+        SIZES => by_table(dictionary::SIZE_UNITS),
+        _ => dictionary::rate_unit(word),
     };
     meant.filter(|meant| factor(meant, units).is_some())
 }

@@ -3,12 +3,16 @@
 //! folder, and the name of a file is the name of its fault.
 
 use super::args::Args;
-use super::catalog::{Acts, Layer, Spec, ranked};
-use super::check::Complaint;
+use super::complaint::Complaint;
 use super::error::RuleError;
 use super::fields::Given;
-use super::mix::Mix;
-use super::packet::PacketAction;
+use super::spec::{Acts, Layer, Spec, ranked};
+
+pub use mix::{Mix, MixArm};
+pub use packet::{PacketAction, Shaper};
+
+mod mix;
+mod packet;
 
 include!(concat!(env!("OUT_DIR"), "/faults.rs"));
 
@@ -17,18 +21,17 @@ mod prelude {
     pub(super) use fault_common::abi::fault;
     pub(super) use fault_common::random::threshold_from_ppm;
 
-    pub(super) use super::{Arguments, Definition, Fault, Overlap};
+    pub(super) use super::{Arguments, Definition, Fault, Overlap, PacketAction, Shaper};
     pub(super) use crate::rule::args::{Args, Value};
-    pub(super) use crate::rule::catalog::{
-        Acts, Kind, LIMIT, Layer, Param, SHARED, Spec, datagram, either, first, named, packet,
-        query, short, spread, stream,
-    };
-    pub(super) use crate::rule::check::{
+    pub(super) use crate::rule::complaint::{
         Complaint, MAX_TIME_NS, SECOND, bad_rate, bad_regex, complain, jittered, longer, no_queue,
     };
     pub(super) use crate::rule::error::RuleError;
     pub(super) use crate::rule::fields::{Field as _, Given, fault, give};
-    pub(super) use crate::rule::packet::{PacketAction, Shaper};
+    pub(super) use crate::rule::spec::{
+        Acts, Kind, LIMIT, Layer, Param, SHARED, Spec, datagram, either, first, named, packet,
+        query, short, spread, stream,
+    };
     pub(super) use crate::rule::units::PPM;
     pub(super) use crate::rule::words::words;
 }
@@ -117,7 +120,7 @@ macro_rules! declare {
 
         impl Fault {
             /// The fault that the arguments make.
-            pub(super) fn read(args: &Args<'_>) -> Result<Self, RuleError> {
+            fn read(args: &Args<'_>) -> Result<Self, RuleError> {
                 match args.spec.name {
                     $($(#[$cfg])* $name => $fault::read(args).map(Self::$fault),)*
                     _ => Mix::read(args).map(Self::Mix),
@@ -185,6 +188,15 @@ impl Fault {
     #[must_use]
     pub fn part_that(&self, acts: Acts) -> Option<&Self> {
         self.parts().find(|part| part.spec().acts == acts)
+    }
+
+    /// The fault that the arguments make, if its values are right.
+    pub(super) fn build(args: &Args<'_>) -> Result<Self, RuleError> {
+        let fault = Self::read(args)?;
+        match fault.complaint() {
+            Some(complaint) => Err(complaint.at(args.piece(complaint.param).unwrap_or(args.name))),
+            None => Ok(fault),
+        }
     }
 
     /// What is wrong with the values.

@@ -8,9 +8,10 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::super::error::{Piece, RuleError};
+use super::super::object::read_text;
 use super::super::units;
 use super::super::words::words;
-use super::{Nanoseconds, from_text};
+use super::Nanoseconds;
 
 /// Expectations by the name of a target, or by a target written out.
 type PerTarget<T> = BTreeMap<String, T>;
@@ -150,7 +151,7 @@ impl Serialize for ConnectRate {
 
 impl<'de> Deserialize<'de> for ConnectRate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, Self::read)
+        read_text(deserializer, Self::read)
     }
 }
 

@@ -11,7 +11,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::error::{Piece, RuleError};
+use super::error::Piece;
+use super::object::read_text;
 use super::profile::Profiles;
 use super::target::{Targets, check_name};
 use super::{Rule, units};
@@ -40,17 +41,8 @@ impl Serialize for Nanoseconds {
 
 impl<'de> Deserialize<'de> for Nanoseconds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, |piece| units::duration(piece).map(Self))
+        read_text(deserializer, |piece| units::duration(piece).map(Self))
     }
-}
-
-/// Reads a value that is a text (or a number, which most of them refuse for its missing unit).
-pub(super) fn from_text<'de, D: Deserializer<'de>, T>(
-    deserializer: D,
-    read: impl FnOnce(Piece<'_>) -> Result<T, RuleError>,
-) -> Result<T, D::Error> {
-    let text = super::object::plain_text(deserializer)?;
-    read(Piece::whole(&text)).map_err(|error| serde::de::Error::custom(error.one_line()))
 }
 
 /// A scenario: rules with their timeline, and what must hold while they act.

@@ -6,10 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::super::error::{Piece, RuleError};
 use super::super::faults::Fault;
-use super::super::mix::{Mix, MixArm};
+use super::super::object::read_text;
 use super::super::units::{self, PPM};
-use super::super::{Rule, TargetRef};
-use super::{Nanoseconds, from_text};
+use super::super::{Mix, MixArm, Rule, TargetRef};
+use super::Nanoseconds;
 
 /// A time between two ends, in nanoseconds, both included: `2s..10s`, or `5s` for that time alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -59,7 +59,7 @@ impl Serialize for SpanNs {
 
 impl<'de> Deserialize<'de> for SpanNs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, Self::read)
+        read_text(deserializer, Self::read)
     }
 }
 
@@ -135,7 +135,7 @@ impl Serialize for Share {
 
 impl<'de> Deserialize<'de> for Share {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, |piece| units::probability(piece).map(Self))
+        read_text(deserializer, |piece| units::probability(piece).map(Self))
     }
 }
 

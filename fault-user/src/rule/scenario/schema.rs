@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::super::catalog::{FAULTS, Kind, MIX, Param, Spec};
+use super::super::catalog::{FAULTS, MIX};
 use super::super::modifier::{MODIFIERS, ModifierSpec};
+use super::super::spec::{Kind, Param, Spec};
 use super::super::target::Protocol;
 use super::During;
 

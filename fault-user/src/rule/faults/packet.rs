@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use fault_common::abi::fault;
 use fault_common::dns::record;
 
-use super::faults::{Rate, Slot};
+use super::{Rate, Slot};
 
 /// What the kernel's programs are told of a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]

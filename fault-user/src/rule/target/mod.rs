@@ -1,12 +1,14 @@
 //! What a rule is aimed at: protocol, host and the service's ports.
 
+mod meant;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use super::dictionary;
 use super::error::{Piece, RuleError, nearest};
-use super::hints;
 use super::words::words;
 
 words! {
@@ -259,7 +261,7 @@ fn misfit(target: &Target, exclusion: &Target) -> Option<(&'static str, &'static
 
 /// Reads a target without exclusions.
 fn included(piece: Piece<'_>) -> Result<Target, RuleError> {
-    plain(piece).map_err(|error| match hints::target(piece.text()) {
+    plain(piece).map_err(|error| match meant::target(piece.text()) {
         Some(meant) if error.suggestion.is_none() => piece
             .error(format!("`{}` is not a target", piece.text()))
             .suggest(meant),
@@ -530,7 +532,7 @@ fn port(piece: Piece<'_>) -> Result<u16, RuleError> {
                 _ => format!("`{text}` is not a port"),
             })
             .expected("a port from 1 to 65535")
-            .suggest_some(hints::service_port(text))),
+            .suggest_some(dictionary::service_port(text))),
     }
 }
 

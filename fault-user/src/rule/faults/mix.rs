@@ -1,12 +1,6 @@
 //! `mix`: one draw per connection decides which of several faults it gets, if any.
 
-use super::args::Args;
-use super::catalog::{Spec, either};
-use super::check::{Complaint, complain};
-use super::error::RuleError;
-use super::faults::{Arguments, Definition, Fault};
-use super::fields::Given;
-use super::units::PPM;
+use super::prelude::*;
 
 /// One draw per connection; those that no arm takes are untouched.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

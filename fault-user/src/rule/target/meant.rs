@@ -1,0 +1,48 @@
+//! The target that is most probably meant by a text that can't be read as one.
+
+use super::super::dictionary::service_port;
+use super::{Protocol, is_plain, looks_like_ports};
+
+/// The target that is most probably meant by a text that can't be read as one.
+pub(super) fn target(text: &str) -> Option<String> {
+    let candidates = [
+        url(text),
+        reversed(text),
+        text.rsplit_once([':', '*'])
+            .map(|(before, port)| match before.trim_end_matches([':', '*']) {
+                "" => port.to_owned(),
+                protocol => format!("{protocol}:{port}"),
+            })
+            .filter(|_| {
+                text.contains("::") || text.starts_with([':', '*']) || text.contains(":*:")
+            }),
+        Some(text.to_ascii_lowercase()),
+    ];
+    let mut candidates = candidates.into_iter().flatten();
+    candidates.find(|meant| is_plain(meant))
+}
+
+/// `tcp:host:443` for `https://host/path`.
+fn url(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let host = authority.rsplit('@').next()?;
+    let protocol = Protocol::from_word(scheme).unwrap_or(Protocol::Tcp);
+    let has_port = host.rsplit(']').next()?.contains(':');
+    match service_port(scheme).filter(|_| !has_port) {
+        Some(port) => Some(format!("{protocol}:{host}:{port}")),
+        None => Some(format!("{protocol}:{host}")),
+    }
+}
+
+/// `tcp:5432` for `5432/tcp`, `tcp/5432` and `tcp=5432`; `5432` for `port=5432`.
+fn reversed(text: &str) -> Option<String> {
+    let (a, b) = text.split_once(['/', '='])?;
+    let (word, ports) = if looks_like_ports(a) { (b, a) } else { (a, b) };
+    let word = word.to_ascii_lowercase();
+    if word == "port" {
+        return Some(ports.to_owned());
+    }
+    (Protocol::from_word(&word).is_some() && looks_like_ports(ports))
+        .then(|| format!("{word}:{ports}"))
+}
