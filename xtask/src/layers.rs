@@ -17,9 +17,6 @@ use crate::workspace::root;
 /// What stands before and after the table.
 const MARKS: [&str; 2] = ["<!-- layers -->", "<!-- /layers -->"];
 
-/// Folders that still have circles inside.
-const TANGLED: &[&str] = &["relay"];
-
 /// Checks the imports against the table.
 ///
 /// # Errors
@@ -29,11 +26,7 @@ pub fn check() -> Result<()> {
     let allowed = table(&text)?;
     let modules = modules(&root().join("fault-user/src"))?;
     let mut complaints = against(&allowed, &modules);
-    let untangled = modules
-        .into_iter()
-        .filter(|(module, _)| !TANGLED.contains(&&*module[0]))
-        .collect();
-    complaints.extend(circles(&untangled));
+    complaints.extend(circles(&modules));
     if !complaints.is_empty() {
         bail!("imports:\n{}", complaints.join("\n"));
     }

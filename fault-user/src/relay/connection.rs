@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::attributes::{CloseMode, Direction};
 use super::control::{Control, SILENCE};
-use super::fault::CloseMode;
 use super::greeting::{self, Greeted, Greeting, Progress};
 use super::inner::Inner;
 use super::lane::{Ending, Lane, Ports, WaitsFor};
-use super::stage::Owner;
+use super::pipeline::Owner;
 use super::timer::{Timer, sleep_until};
-use super::toxic::Direction;
 
 /// How long a closed connection's sockets stay, so that what the peers still send does not turn the end
 /// of the stream into a reset before they have read it.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 
-use super::fault::CloseMode;
+use super::attributes::CloseMode;
 use super::toxic::{Toxic, ToxicSet};
 
 /// How long a connection that is to end in order is left to peers that are silent: both may still send.

@@ -1,190 +1,19 @@
-//! The stream faults and their attributes, as typed values and as the JSON of the control API.
+//! The stream faults, as typed values and as the JSON of the control API.
 //!
 //! Attributes that Toxiproxy has keep its names, units and types (signed integers; negative ones act as 0).
 //! Attributes that only `fault` has are left out of the JSON while they have their default, so that a client
 //! which compares a toxic's attributes with what it sent sees no difference.
-
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::requests::{Handling, RequestStage};
-use super::stage::{Place, Stage};
-pub use crate::rule::CloseHow as CloseMode;
+use super::attributes::{Help, Probability, Transport, attributes};
+use super::handling::Handling;
+use super::requests::RequestStage;
+use super::stage::{Place, Stage, StreamFault};
 use crate::rule::{self, Acts, MixArm};
-
-/// A probability, 0 to 1; read from a number in that range or from a text such as `"20%"`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-#[serde(transparent)]
-pub struct Probability(pub f64);
-
-impl Probability {
-    /// That of so many parts per million.
-    #[must_use]
-    pub fn of_ppm(ppm: u32) -> Self {
-        Self(f64::from(ppm) / 1e6)
-    }
-}
-
-impl<'de> Deserialize<'de> for Probability {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let number = match &value {
-            Value::Number(number) => number.as_f64(),
-            Value::String(text) => match text.trim().strip_suffix('%') {
-                Some(percent) => percent
-                    .trim()
-                    .parse::<f64>()
-                    .ok()
-                    .map(|percent| percent / 100.0),
-                None => text.trim().parse().ok(),
-            },
-            _ => None,
-        };
-        match number {
-            Some(number) if (0.0..=1.0).contains(&number) => Ok(Self(number)),
-            _ => Err(D::Error::custom(format!(
-                "{value} is no probability, expected 0 to 1 or \"0%\" to \"100%\""
-            ))),
-        }
-    }
-}
-
-/// Kilobytes (1000 bytes) per second. Whole numbers are shown as integers, as Toxiproxy does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-#[serde(transparent)]
-pub struct Rate(pub f64);
-
-impl Rate {
-    /// That of so many bits per second.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no link has a rate that needs more than 52 bits"
-    )]
-    #[must_use]
-    pub fn of_bits(bits_per_second: u64) -> Self {
-        Self(bits_per_second as f64 / 8000.0)
-    }
-
-    /// Bytes per second; 0 for a negative rate.
-    #[must_use]
-    pub fn bytes_per_second(self) -> f64 {
-        (self.0 * 1000.0).max(0.0)
-    }
-}
-
-impl Serialize for Rate {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.0.fract() != 0.0 {
-            return serializer.serialize_f64(self.0);
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "it is a whole number")]
-        serializer.serialize_i64(self.0 as i64)
-    }
-}
-
-/// Declares the attributes of a fault: the fields of an object of the control API.
-macro_rules! attributes {
-    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
-        $(#[$meta])*
-        #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-        #[serde(default)]
-        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
-
-        impl $name {
-            pub(crate) const ATTRIBUTES: &[&str] = &[$(stringify!($field)),*];
-        }
-    };
-}
-pub(super) use attributes;
-
-/// A fault as docs/relay.md describes it, in Markdown.
-pub struct Help {
-    /// Its attributes with their units.
-    pub attributes: &'static str,
-    /// What it does to a stream; nothing where it has no meaning.
-    pub tcp: Option<&'static str>,
-    /// The same for datagrams.
-    pub udp: Option<&'static str>,
-}
-
-/// A fault, by its attributes. The defaults are right for most faults.
-pub(crate) trait StreamFault {
-    /// What it does, and on which transports it has a meaning.
-    fn help(&self) -> Help;
-
-    /// The attributes for a rule's fault; nothing where that is another one.
-    ///
-    /// # Errors
-    /// What is finer than the attributes' units.
-    fn of_rule(_rule: &rule::Fault) -> Result<Option<Self>>
-    where
-        Self: Sized,
-    {
-        Ok(None)
-    }
-
-    /// The attribute that an alias in lower case stands for.
-    fn canonical(&self, _alias: &str) -> Option<&'static str> {
-        None
-    }
-
-    /// Says what is wrong with the values.
-    fn check(&self) -> Result<(), String> {
-        Ok(())
-    }
-
-    /// Whether it acts on the proxy as a whole, which the relay then does.
-    fn is_proxy_wide(&self) -> bool {
-        false
-    }
-
-    /// What it does with requests, where it looks at them.
-    fn handling(&self) -> Option<Handling> {
-        None
-    }
-
-    /// Whether as many bytes come out as go in, until the end.
-    fn keeps_length(&self) -> bool {
-        self.handling().is_none()
-    }
-
-    /// What carries it out on one direction of one connection; nothing where the relay does.
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
-        Some(Box::new(RequestStage::new(self.handling()?, place)))
-    }
-}
-
-/// The protocol in which an error is put.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// Guessed from the first bytes of each request.
-    #[default]
-    #[serde(alias = "")]
-    Auto,
-    /// HTTP/1.
-    Http,
-    /// RESP arrays and inline commands.
-    Redis,
-    /// The client/server protocol of `MySQL` and `MariaDB`, unencrypted.
-    Mysql,
-    /// The frontend/backend protocol of `PostgreSQL`, unencrypted: a wish for TLS is answered with no.
-    #[serde(alias = "postgresql")]
-    Postgres,
-    /// memcached's text and binary protocols.
-    #[serde(alias = "memcached")]
-    Memcache,
-    /// SMTP, unencrypted.
-    Smtp,
-    /// No protocol: random bytes.
-    Random,
-    /// No answer: the connection is reset.
-    None,
-}
 
 /// One alternative of a `mix`.
 #[derive(Clone, Debug, PartialEq)]
@@ -309,7 +138,8 @@ macro_rules! declare {
                 }
             }
 
-            fn definition(&self) -> &dyn StreamFault {
+            /// What all faults have in common.
+            pub(crate) fn definition(&self) -> &dyn StreamFault {
                 match self {
                     $($(#[$cfg])* Self::$variant(fault) => fault,)*
                     Self::Mix(mix) => mix,
@@ -334,17 +164,6 @@ pub fn reference() -> String {
         Some(format!("| `{kind}` | {attributes} | {tcp} | {udp} |\n"))
     });
     rows.fold(head.to_owned(), |table, row| table + &row)
-}
-
-/// What a relay carries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Transport {
-    /// Streams.
-    #[default]
-    Tcp,
-    /// Datagrams.
-    Udp,
 }
 
 impl Fault {
@@ -449,7 +268,10 @@ impl Fault {
 
     /// What carries it out on one direction of one connection; nothing where the relay does.
     pub(crate) fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
-        self.definition().stage(place)
+        match self.handling() {
+            Some(handling) => Some(Box::new(RequestStage::new(handling, place))),
+            None => self.definition().stage(place),
+        }
     }
 
     /// What a rule for both directions puts on the way to the server: of a mix only the arms that act on each
@@ -523,11 +345,6 @@ impl StreamFault for Mix {
             None => Ok(()),
         }
     }
-
-    /// Each connection has one of its faults, or none.
-    fn stage(&self, _place: &Place) -> Option<Box<dyn Stage>> {
-        None
-    }
 }
 
 impl Mix {
@@ -542,59 +359,10 @@ impl Mix {
     }
 }
 
-/// Ten years: longer delays are cut to it, so that adding one to a time can't overflow.
-const LONGEST_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1000;
-
-/// A number of milliseconds as a duration; negative ones are zero, and ten years is the longest.
-#[must_use]
-pub fn milliseconds(count: i64) -> Duration {
-    Duration::from_millis(u64::try_from(count).unwrap_or(0).min(LONGEST_MS))
-}
-
-/// A number of microseconds as a duration; negative ones are zero, and ten years is the longest.
-#[must_use]
-pub fn microseconds(count: i64) -> Duration {
-    Duration::from_micros(u64::try_from(count).unwrap_or(0).min(LONGEST_MS * 1000))
-}
-
-/// A number of bytes, connections or requests as an attribute has it.
-pub(super) fn whole(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// Nanoseconds as an attribute in milliseconds.
-///
-/// # Errors
-/// Where they are no whole milliseconds.
-pub(super) fn whole_milliseconds(ns: u64) -> Result<i64> {
-    if !ns.is_multiple_of(1_000_000) {
-        bail!("stream faults count time in whole milliseconds: use 1ms or a multiple");
-    }
-    Ok(whole(ns / 1_000_000))
-}
-
-pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
-pub(super) fn one_or_many<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Vec<u16>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany {
-        One(u16),
-        Many(Vec<u16>),
-    }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(status) => vec![status],
-        OneOrMany::Many(statuses) => statuses,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::attributes::CloseMode;
     use serde_json::json;
 
     #[test]

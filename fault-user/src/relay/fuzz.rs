@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::fault::Protocol;
+use super::attributes::Protocol;
 use super::greeting;
+use super::handling::{Handling, Rule};
 use super::postgres::{Answers, TOKEN};
 use super::protocol::{self, Wording};
 use super::random::Draws;
-use super::requests::{Handling, RequestStage, Rule};
+use super::requests::RequestStage;
 use super::stage::{Chunk, End, Place, Pop, Stage};
 use super::trouble::Trouble;
 use crate::rule::servers::PostgresError;

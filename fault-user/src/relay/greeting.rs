@@ -17,9 +17,8 @@ use tls_parser::{
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::lane::{has_peer_ended, unread};
+use super::socket::{has_peer_ended, set, unread};
 use super::trouble::Trouble;
-use super::upstream::set;
 use crate::rule::{Asked, NamePattern};
 
 /// The longest greeting that is read, in bytes, with the headers of its records.

@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::libc;
 use tokio::sync::Notify;
 
+use super::attributes::CloseMode;
 use super::control::{Control, Cut, Drain};
-use super::fault::CloseMode;
 use super::openings::Openings;
 use super::toxic::ToxicSet;
 use super::trouble::Trouble;

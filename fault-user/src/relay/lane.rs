@@ -16,10 +16,12 @@ use nix::sys::socket::{MsgFlags, send};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::attributes::CloseMode;
 use super::budget::{self, Counted};
-use super::fault::CloseMode;
 use super::pipe::Pipe;
-use super::stage::{Chunk, End, Item, Output, Owner, Pipeline, ROOM};
+use super::pipeline::{Item, Output, Owner, Pipeline};
+use super::socket::{has_peer_ended, unread};
+use super::stage::{Chunk, End, ROOM};
 use super::toxic::Toxic;
 
 /// What a read of a bare lane asks for; one that fills it says that splicing pays.
@@ -665,42 +667,6 @@ impl Lane {
         Ok(count)
     }
 }
-
-/// Bytes that have arrived at a socket and have not been read.
-pub(crate) fn unread(socket: &TcpStream) -> usize {
-    use std::os::fd::AsRawFd as _;
-    let mut count: libc::c_int = 0;
-    // SAFETY: the descriptor is open as long as `socket` lives, and FIONREAD writes one int.
-    let failed = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) };
-    // It fails on a socket that nothing can be read from any more.
-    if failed == 0 {
-        usize::try_from(count).unwrap_or(0)
-    } else {
-        0
-    }
-}
-
-/// Whether a socket's peer has ended its direction, be it that there are bytes to read before.
-pub(crate) fn has_peer_ended(socket: &TcpStream) -> bool {
-    use std::os::fd::AsRawFd as _;
-    let mut state = 0_u8;
-    let mut length: libc::socklen_t = 1;
-    // SAFETY: the kernel writes no more of its structure, whose first byte is the state, than there is room for.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut state).cast(),
-            &raw mut length,
-        )
-    };
-    // A socket that tells nothing is as good as ended.
-    status != 0 || !OPEN_STATES.contains(&state)
-}
-
-/// The states in which a peer has not ended: `TCP_ESTABLISHED`, `TCP_FIN_WAIT1` and `TCP_FIN_WAIT2`.
-const OPEN_STATES: [u8; 3] = [1, 4, 5];
 
 fn count_bytes(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);

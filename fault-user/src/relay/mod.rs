@@ -7,6 +7,7 @@
 // `each_stage!`: the list of the faults, which are the files of `stage`.
 include!(concat!(env!("OUT_DIR"), "/stages.rs"));
 
+pub mod attributes;
 mod budget;
 mod connection;
 mod control;
@@ -15,6 +16,7 @@ pub mod exchange;
 pub mod fault;
 mod fuzz;
 mod greeting;
+mod handling;
 mod handshake;
 mod inner;
 mod lane;
@@ -22,10 +24,13 @@ mod openings;
 mod packets;
 mod picked;
 mod pipe;
+mod pipeline;
 mod postgres;
 mod protocol;
 mod random;
 mod requests;
+mod shared;
+mod socket;
 mod stage;
 mod tcp;
 mod timer;
@@ -45,14 +50,16 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
+pub use attributes::{CloseMode, Direction, Transport};
 pub use control::{Cut, Drain};
 pub use engine::Engine;
-pub use fault::{CloseMode, Fault, Transport};
+pub use fault::Fault;
 pub use fuzz::{fuzz, fuzz_greeting};
 pub use greeting::Filter;
 pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
 pub use packets::Pair;
-pub use toxic::{Datagrams, Direction, Picked, ToxicConfig, ToxicError};
+pub use picked::{Datagrams, Picked};
+pub use toxic::{ToxicConfig, ToxicError};
 pub use upstream::{Accepted, Prepare, Resolve, Target, Upstream};
 pub(crate) use upstream::{bind, resolve_name};
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 
-use super::toxic::Direction;
+use super::attributes::Direction;
 use crate::relay::exchange::Packet;
 use crate::sys::net::tap::{HEADER_BYTES, TAG_AT, TAG_BYTES};
 

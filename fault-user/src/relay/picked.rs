@@ -1,12 +1,51 @@
-//! A stage of datagrams of which a rule picks some, by counting.
+//! What a rule picks by counting, and a stage of datagrams of which it picks some.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::fault::Fault;
-use super::stage::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage};
-use super::toxic::{Datagrams, Shared};
+use super::shared::Shared;
+use super::stage::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage, StreamFault};
+
+/// Numbers from `first` to `last`, both included, of which every `step`-th is picked, beginning to count after `base`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Picked {
+    /// The smallest.
+    pub first: u64,
+    /// The largest.
+    pub last: u64,
+    /// 1 for all.
+    pub step: u64,
+    /// Multiples of `step` above this.
+    pub base: u64,
+}
+
+impl Picked {
+    /// Every number.
+    pub const ALL: Self = Self {
+        first: 0,
+        last: u64::MAX,
+        step: 1,
+        base: 0,
+    };
+
+    /// Whether a number is among them.
+    #[must_use]
+    pub const fn has(&self, number: u64) -> bool {
+        number >= self.first
+            && number <= self.last
+            && number.saturating_sub(self.base).is_multiple_of(self.step)
+    }
+}
+
+/// Which datagrams a toxic acts on, by counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagrams {
+    /// Their ordinals, from 1.
+    pub picked: Picked,
+    /// Over all clients, instead of each by itself.
+    pub count_all: bool,
+}
 
 /// Has another stage act on some; the others pass it by.
 pub(super) struct PickedStage {
@@ -83,7 +122,7 @@ impl Stage for PickedStage {
         self.stage.starved();
     }
 
-    fn update(&mut self, fault: &Fault, now: Instant) {
+    fn update(&mut self, fault: &dyn StreamFault, now: Instant) {
         self.stage.update(fault, now);
     }
 
@@ -106,8 +145,8 @@ impl Stage for PickedStage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::fault::Fault;
     use crate::relay::fault::{CorruptData, Latency};
-    use crate::relay::toxic::Picked;
     use crate::rule::CorruptDataMode;
     use bytes::Bytes;
     use std::time::Duration;

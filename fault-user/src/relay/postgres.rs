@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use super::fault::{CloseMode, Fault};
+use super::attributes::CloseMode;
 use super::protocol::{Answer, Frame, TEXT_MAX, beginning};
 use super::random::fold_text;
-use super::stage::{Chunk, End, Pop, Queue, ROOM, Rest, Stage};
+use super::stage::{Chunk, End, Pop, Queue, ROOM, Rest, Stage, StreamFault};
 use crate::rule::servers::{Moment, PostgresError};
 
 /// A message's type and length.
@@ -425,7 +425,7 @@ impl Stage for Answers {
         self.queue.pass()
     }
 
-    fn update(&mut self, fault: &Fault, _now: Instant) {
+    fn update(&mut self, fault: &dyn StreamFault, _now: Instant) {
         if let Some(error) = fault.handling().and_then(|handling| handling.postgres()) {
             self.error = error;
         }

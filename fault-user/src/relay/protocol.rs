@@ -1,6 +1,6 @@
 //! Just enough of each protocol to know where a request ends and how its server says that something failed.
 
-use super::fault::Protocol;
+use super::attributes::Protocol;
 use super::random::Draws;
 use crate::rule::servers::{MysqlError, redis_error};
 

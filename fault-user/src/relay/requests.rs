@@ -7,74 +7,16 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use regex::bytes::{Regex, RegexBuilder};
+use regex::bytes::Regex;
 
-use super::fault::{CloseMode, Fault, Protocol};
+use super::attributes::{CloseMode, Protocol};
+use super::handling::{Handling, Rule};
 use super::postgres::{Answers, Client};
-use super::protocol::{self, Answer, Frame, Wording};
+use super::protocol::{self, Answer, Frame};
 use super::random::Draws;
-use super::stage::{Chunk, End, Place, Pop, ROOM, Rest, Stage};
-use super::toxic::Shared;
+use super::shared::Shared;
+use super::stage::{Chunk, End, Place, Pop, ROOM, Rest, Stage, StreamFault};
 use super::trouble::Trouble;
-use crate::rule::servers::PostgresError;
-
-/// What is done with requests.
-pub(crate) struct Handling {
-    /// The fault's name.
-    pub(crate) fault: &'static str,
-    /// Which requests, and what becomes of them.
-    pub(crate) rule: Rule,
-    /// Their protocol.
-    pub(crate) protocol: Protocol,
-    /// What is answered.
-    pub(crate) wording: Wording,
-    /// Only requests that this regular expression matches.
-    pub(crate) query: Option<String>,
-}
-
-impl Handling {
-    /// Whether it is carried out on what the server answers as well.
-    pub(crate) const fn reads_answers(&self) -> bool {
-        matches!(self.protocol, Protocol::Postgres) && !matches!(self.rule, Rule::Abort(_))
-    }
-
-    /// The error of `PostgreSQL`.
-    pub(crate) fn postgres(&self) -> Option<PostgresError> {
-        let text = self.wording.message.as_deref().unwrap_or_default();
-        PostgresError::meant_by(text).ok()
-    }
-
-    /// What carries it out on what the server answers.
-    pub(crate) fn answers(&self) -> Option<Box<dyn Stage>> {
-        if !self.reads_answers() {
-            return None;
-        }
-        Some(Box::new(Answers::new(self.postgres()?)))
-    }
-
-    fn selection(&self) -> Option<Regex> {
-        // It was checked with the attributes.
-        selection(self.query.as_deref()?).ok()
-    }
-}
-
-/// The regular expression that selects requests by what they say.
-///
-/// # Errors
-/// Where it is none.
-pub(crate) fn selection(query: &str) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(query).case_insensitive(true).build()
-}
-
-/// What is done with a request.
-pub(crate) enum Rule {
-    /// Each is answered.
-    Always,
-    /// The first so many are answered, by all connections together or by each.
-    First { count: u64, per_connection: bool },
-    /// The first reaches the server, its answer does not reach the client.
-    Abort(CloseMode),
-}
 
 /// Looks at what a client sends.
 #[expect(
@@ -343,6 +285,14 @@ impl RequestStage {
     }
 }
 
+/// What carries a handling out on what the server answers.
+pub(super) fn answers(handling: &Handling) -> Option<Box<dyn Stage>> {
+    if !handling.reads_answers() {
+        return None;
+    }
+    Some(Box::new(Answers::new(handling.postgres()?)))
+}
+
 /// What is known of a client that speaks to a `PostgreSQL` server.
 fn client(handling: &Handling) -> Option<Client> {
     let error = handling
@@ -376,7 +326,7 @@ impl Stage for RequestStage {
         self.ready.pop_front().unwrap_or(Pop::Wait(None))
     }
 
-    fn update(&mut self, fault: &Fault, _now: Instant) {
+    fn update(&mut self, fault: &dyn StreamFault, _now: Instant) {
         if let Some(handling) = fault.handling() {
             self.selection = handling.selection();
             self.postgres = match (self.postgres.take(), client(&handling)) {

@@ -12,14 +12,14 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
+use super::attributes::CloseMode;
 use super::connection::{Connection, close_by_reset, close_in_order};
 use super::control::Control;
 use super::engine::Engine;
-use super::fault::CloseMode;
 use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
 use super::inner::Inner;
-use super::lane::unread;
 use super::openings::Client;
+use super::socket::unread;
 use super::timer::sleep_until;
 use super::upstream::Accepted;
 

@@ -2,87 +2,14 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use super::fault::{Fault, Transport};
+use super::attributes::{Direction, Transport};
+use super::fault::Fault;
 use super::greeting::{Filter, Greeted};
+use super::picked::{Datagrams, Picked};
 use super::random;
-
-/// A direction of a stream, as Toxiproxy names them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Direction {
-    /// From the client to the server.
-    Upstream,
-    /// From the server to the client.
-    Downstream,
-}
-
-impl Direction {
-    /// Both, upstream first.
-    pub const ALL: [Self; 2] = [Self::Upstream, Self::Downstream];
-
-    /// Reads a direction without regard to case.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|direction| direction.name().eq_ignore_ascii_case(text))
-    }
-
-    /// The name in lower case.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Upstream => "upstream",
-            Self::Downstream => "downstream",
-        }
-    }
-
-    pub(crate) const fn index(self) -> usize {
-        self as usize
-    }
-}
-
-/// Numbers from `first` to `last`, both included, of which every `step`-th is picked, beginning to count after `base`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Picked {
-    /// The smallest.
-    pub first: u64,
-    /// The largest.
-    pub last: u64,
-    /// 1 for all.
-    pub step: u64,
-    /// Multiples of `step` above this.
-    pub base: u64,
-}
-
-impl Picked {
-    /// Every number.
-    pub const ALL: Self = Self {
-        first: 0,
-        last: u64::MAX,
-        step: 1,
-        base: 0,
-    };
-
-    /// Whether a number is among them.
-    #[must_use]
-    pub const fn has(&self, number: u64) -> bool {
-        number >= self.first
-            && number <= self.last
-            && number.saturating_sub(self.base).is_multiple_of(self.step)
-    }
-}
-
-/// Which datagrams a toxic acts on, by counting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Datagrams {
-    /// Their ordinals, from 1.
-    pub picked: Picked,
-    /// Over all clients, instead of each by itself.
-    pub count_all: bool,
-}
+use super::shared::Shared;
 
 /// What a user says of a toxic.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,59 +59,6 @@ impl fmt::Display for ToxicError {
 }
 
 impl std::error::Error for ToxicError {}
-
-/// How often a toxic has acted.
-#[derive(Debug, Default)]
-pub struct ToxicCounters {
-    /// Connections that it was put on.
-    pub connections: AtomicU64,
-    /// Chunks, datagrams, requests or ends that it did something to.
-    pub hits: AtomicU64,
-}
-
-impl ToxicCounters {
-    pub(crate) fn hit(&self) {
-        self.hits.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts connections that it closed when it was added.
-    pub(crate) fn closed(&self, connections: u64) {
-        self.connections.fetch_add(connections, Ordering::Relaxed);
-        self.hits.fetch_add(connections, Ordering::Relaxed);
-    }
-}
-
-/// What a toxic has in common over all connections and all its changes.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) counters: ToxicCounters,
-    /// When it was added.
-    pub(crate) added: Instant,
-    /// When the shared link of `bandwidth` is free again.
-    pub(crate) link_free_at: Mutex<Instant>,
-    /// Bytes that the shared `limit_data` has let through.
-    pub(crate) bytes: AtomicU64,
-    /// How often those have been used up: each time all connections of then are closed.
-    pub(crate) closings: AtomicU64,
-    /// Requests that `transient` has answered.
-    pub(crate) requests: AtomicU64,
-    /// Datagrams of all clients.
-    pub(crate) datagrams: AtomicU64,
-}
-
-impl Default for Shared {
-    fn default() -> Self {
-        Self {
-            counters: ToxicCounters::default(),
-            added: Instant::now(),
-            link_free_at: Mutex::new(Instant::now()),
-            bytes: AtomicU64::new(0),
-            closings: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-            datagrams: AtomicU64::new(0),
-        }
-    }
-}
 
 /// One version of a toxic.
 #[derive(Debug)]

@@ -17,16 +17,16 @@ use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 
+use super::attributes::{CloseMode, Direction};
 use super::control::Control;
 use super::engine::Engine;
-use super::fault::CloseMode;
 use super::greeting::Greeted;
 use super::inner::Inner;
 use super::packets::{self, Carrier, Pair, Unpacked};
-use super::stage::{Chunk, Item, Output, Owner, Pipeline};
+use super::pipeline::{Item, Output, Owner, Pipeline};
+use super::stage::Chunk;
 use super::tcp::{Command, acknowledge};
 use super::timer::Timer;
-use super::toxic::Direction;
 use super::upstream::Accepted;
 use crate::relay::exchange::{Exchange, Packet};
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::fault::CloseMode;
+use super::attributes::CloseMode;
 use super::handshake::pair;
+use super::socket::set;
 
 /// What is known of an accepted connection when its upstream is looked for.
 #[derive(Clone, Copy, Debug)]
@@ -236,27 +237,6 @@ pub(crate) fn bind(socket: &Socket, source: SocketAddr) -> io::Result<()> {
         socket.set_reuse_address(true)?;
     }
     bound
-}
-
-/// Sets an option of a socket that is a number.
-pub(crate) fn set(
-    socket: &impl std::os::fd::AsRawFd,
-    level: i32,
-    name: i32,
-    value: libc::c_int,
-) -> io::Result<()> {
-    // SAFETY: the value is four bytes long.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            4,
-        )
-    };
-    nix::errno::Errno::result(status)?;
-    Ok(())
 }
 
 /// How far a connection has got.

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::inject::injection::Hits;
 use crate::plan::stream::{self, check};
-use crate::relay::fault::Probability;
+use crate::relay::attributes::Probability;
 use crate::relay::{
     Cut, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig, Transport,
 };

@@ -1,8 +1,8 @@
 //! `abort`: a break between a request and its answer.
 
 use super::prelude::*;
+use crate::relay::handling::{Handling, Rule};
 use crate::relay::protocol::Wording;
-use crate::relay::requests::{Handling, Rule};
 
 attributes! {
     /// Breaks the connection after a request has reached the server and before its answer is seen.

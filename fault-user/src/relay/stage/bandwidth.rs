@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use super::prelude::*;
-use crate::relay::fault::Rate;
+use crate::relay::attributes::Rate;
 
 attributes! {
     /// Paces the stream.
@@ -165,8 +165,8 @@ impl Queued for BandwidthStage {
         })
     }
 
-    fn change(&mut self, fault: &Fault, now: Instant) {
-        if let Fault::Bandwidth(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, now: Instant) {
+        if let Some(attributes) = fault.of::<Bandwidth>() {
             self.rate = attributes.rate.bytes_per_second();
             self.is_shared = attributes.shared;
             // What a slow rate had booked for the far future must not hold a faster one up, and what

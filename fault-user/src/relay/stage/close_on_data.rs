@@ -75,8 +75,8 @@ impl Queued for CloseOnDataStage {
         Pop::End(End::Close(self.mode), chunk.at)
     }
 
-    fn change(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::CloseOnData(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<CloseOnData>() {
             self.mode = attributes.mode;
         }
     }

@@ -106,8 +106,8 @@ impl Queued for CoalesceStage {
         Pop::Wait(due)
     }
 
-    fn change(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::Coalesce(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<Coalesce>() {
             self.attributes = attributes.clone();
         }
     }

@@ -125,8 +125,8 @@ impl Queued for CorruptStage {
         })
     }
 
-    fn change(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::CorruptData(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<CorruptData>() {
             self.attributes = attributes.clone();
         }
     }

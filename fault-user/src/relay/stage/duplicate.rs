@@ -48,8 +48,8 @@ impl Queued for DuplicateStage {
         self.queue.push(chunk);
     }
 
-    fn change(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::Duplicate(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<Duplicate>() {
             self.probability = attributes.probability.0;
         }
     }

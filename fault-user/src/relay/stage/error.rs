@@ -1,8 +1,8 @@
 //! `error`: requests are answered with an error in the server's name.
 
 use super::prelude::*;
+use crate::relay::handling::{self, Handling, Rule};
 use crate::relay::protocol::Wording;
-use crate::relay::requests::{self, Handling, Rule};
 use crate::rule::ErrorReply;
 use crate::rule::servers::{MysqlError, PostgresError, redis_error};
 
@@ -103,7 +103,7 @@ impl StreamFault for Error {
             return Err(format!("an error has 1 to {REPLY_MAX} random bytes"));
         }
         if let Some(query) = &self.query {
-            requests::selection(query).map_err(|error| error.to_string())?;
+            handling::selection(query).map_err(|error| error.to_string())?;
             if matches!(self.protocol, Protocol::Random | Protocol::None) {
                 return Err("`query` reads requests: name their protocol".to_owned());
             }

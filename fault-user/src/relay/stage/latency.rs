@@ -148,8 +148,8 @@ impl Stage for LatencyStage {
         }
     }
 
-    fn update(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::Latency(attributes) = fault {
+    fn update(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<Latency>() {
             self.latency = milliseconds(attributes.latency);
             self.jitter = milliseconds(attributes.jitter);
             self.last_due = None;

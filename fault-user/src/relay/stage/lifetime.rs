@@ -115,8 +115,8 @@ impl Queued for LifetimeStage {
         }
     }
 
-    fn change(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::Lifetime(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<Lifetime>() {
             self.attributes = attributes.clone();
         }
     }

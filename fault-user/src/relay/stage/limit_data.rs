@@ -208,8 +208,8 @@ impl Queued for LimitDataStage {
         }
     }
 
-    fn change(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::LimitData(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<LimitData>() {
             self.limit = attributes.clone();
         }
     }

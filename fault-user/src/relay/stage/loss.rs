@@ -21,7 +21,7 @@ impl StreamFault for Loss {
     }
 
     fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
-        Some(Box::new(LossStage::new(self.into(), place)))
+        Some(Box::new(LossStage::new(self, place)))
     }
 }
 

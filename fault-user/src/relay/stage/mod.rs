@@ -1,8 +1,9 @@
 //! What a toxic does to one direction of one connection: a state machine without sockets or clocks.
 //!
-//! A chunk is pushed in with the time at which it arrived, and popped out when it may go on. A
-//! [`Pipeline`] is a row of them. Time only comes in as an argument, so that a test can be exact.
+//! A chunk is pushed in with the time at which it arrived, and popped out when it may go on. Time only comes in as an
+//! argument, so that a test can be exact.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,12 +11,14 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::budget::PIECE_COST;
-use super::fault::{CloseMode, Fault};
-use super::greeting::Greeted;
+use anyhow::Result;
+
+use super::attributes::{CloseMode, Help};
+use super::handling::Handling;
 use super::packets::Carrier;
-use super::picked::PickedStage;
-use super::toxic::{Direction, Shared, Toxic};
+use super::shared::Shared;
 use super::trouble::Trouble;
+use crate::rule;
 
 /// What the file of a stage needs.
 mod prelude {
@@ -24,13 +27,13 @@ mod prelude {
 
     pub(super) use anyhow::Result;
 
-    pub(super) use super::{Chunk, End, Place, Pop, Queue, Queued, ROOM, Rest, Stage};
-    pub(super) use crate::relay::fault::{
-        CloseMode, Fault, Help, Probability, Protocol, StreamFault, attributes, is_default,
-        milliseconds, one_or_many, whole, whole_milliseconds,
+    pub(super) use super::{Chunk, End, Place, Pop, Queue, Queued, ROOM, Rest, Stage, StreamFault};
+    pub(super) use crate::relay::attributes::{
+        CloseMode, Help, Probability, Protocol, attributes, is_default, milliseconds, one_or_many,
+        whole, whole_milliseconds,
     };
     pub(super) use crate::relay::random::Draws;
-    pub(super) use crate::relay::toxic::Shared;
+    pub(super) use crate::relay::shared::Shared;
     pub(super) use crate::rule;
 }
 
@@ -129,7 +132,7 @@ pub(crate) trait Stage: Send + Sync {
     /// Is told that it had room and nothing came: its source is idle.
     fn starved(&mut self) {}
     /// Changes the attributes.
-    fn update(&mut self, fault: &Fault, now: Instant);
+    fn update(&mut self, fault: &dyn StreamFault, now: Instant);
     /// Gives everything back.
     fn take(self: Box<Self>) -> Rest;
     /// Whether nothing is held.
@@ -174,7 +177,7 @@ pub(crate) trait Queued: Send + Sync {
     /// See [`Stage::starved`].
     fn source_is_idle(&mut self) {}
     /// See [`Stage::update`].
-    fn change(&mut self, _fault: &Fault, _now: Instant) {}
+    fn change(&mut self, _fault: &dyn StreamFault, _now: Instant) {}
 }
 
 impl<T: Queued> Stage for T {
@@ -202,7 +205,7 @@ impl<T: Queued> Stage for T {
         self.source_is_idle();
     }
 
-    fn update(&mut self, fault: &Fault, now: Instant) {
+    fn update(&mut self, fault: &dyn StreamFault, now: Instant) {
         self.change(fault, now);
     }
 
@@ -313,7 +316,7 @@ impl Queue {
 }
 
 /// What is left of a toxic that was taken away: what it held goes on as fast as the next stage takes it.
-struct PassStage(Queue);
+pub(super) struct PassStage(Queue);
 
 impl From<Rest> for PassStage {
     fn from(rest: Rest) -> Self {
@@ -335,6 +338,62 @@ impl Queued for PassStage {
     }
 }
 
+/// A fault, by its attributes. The defaults are right for most faults.
+pub(crate) trait StreamFault: Any {
+    /// What it does, and on which transports it has a meaning.
+    fn help(&self) -> Help;
+
+    /// The attributes for a rule's fault; nothing where that is another one.
+    ///
+    /// # Errors
+    /// What is finer than the attributes' units.
+    fn of_rule(_rule: &rule::Fault) -> Result<Option<Self>>
+    where
+        Self: Sized,
+    {
+        Ok(None)
+    }
+
+    /// The attribute that an alias in lower case stands for.
+    fn canonical(&self, _alias: &str) -> Option<&'static str> {
+        None
+    }
+
+    /// Says what is wrong with the values.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether it acts on the proxy as a whole, which the relay then does.
+    fn is_proxy_wide(&self) -> bool {
+        false
+    }
+
+    /// What it does with requests, where it looks at them.
+    fn handling(&self) -> Option<Handling> {
+        None
+    }
+
+    /// Whether as many bytes come out as go in, until the end.
+    fn keeps_length(&self) -> bool {
+        self.handling().is_none()
+    }
+
+    /// What carries it out on one direction of one connection; nothing where the relay does, or where it looks at
+    /// requests.
+    fn stage(&self, _place: &Place) -> Option<Box<dyn Stage>> {
+        None
+    }
+}
+
+impl dyn StreamFault {
+    /// The fault as one of this type, if it is one.
+    pub(crate) fn of<T: StreamFault>(&self) -> Option<&T> {
+        let fault: &dyn Any = self;
+        fault.downcast_ref()
+    }
+}
+
 /// What a stage is told about where it stands.
 #[derive(Clone)]
 pub(crate) struct Place {
@@ -351,315 +410,6 @@ pub(crate) struct Place {
     pub(crate) trouble: Arc<Trouble>,
 }
 
-/// Creates the stage of a fault for a direction that it [acts on](acts_on).
-fn stage_on(fault: &Fault, direction: Direction, place: &Place) -> Option<Box<dyn Stage>> {
-    match fault.handling() {
-        Some(handling) if direction == Direction::Downstream => handling.answers(),
-        _ => fault.stage(place),
-    }
-}
-
-/// Whether a fault acts on this direction. Those that answer in the server's name read requests, and some read answers
-/// too, whatever direction was asked for.
-fn acts_on(fault: &Fault, asked: Direction, direction: Direction) -> bool {
-    match fault.handling() {
-        Some(handling) => direction == Direction::Upstream || handling.reads_answers(),
-        None => asked == direction,
-    }
-}
-
-struct Slot {
-    id: u64,
-    revision: u64,
-    kind: &'static str,
-    /// As many bytes come out as go in.
-    keeps_length: bool,
-    stage: Box<dyn Stage>,
-    /// Its toxic is gone: it goes with the last byte that it holds.
-    is_retired: bool,
-}
-
-/// Which connection a pipeline belongs to.
-#[derive(Clone, Copy)]
-pub(crate) struct Owner<'a> {
-    pub(crate) direction: Direction,
-    /// The relay's key: its seed and name.
-    pub(crate) relay_key: u64,
-    /// The connection's ordinal in the relay, from 1.
-    pub(crate) connection: u64,
-    pub(crate) opened: Instant,
-    /// What its client asks for.
-    pub(crate) greeted: &'a Greeted,
-    /// Chunks are datagrams.
-    pub(crate) is_datagram: bool,
-    pub(crate) trouble: &'a Arc<Trouble>,
-}
-
-/// What came out of a pipeline.
-#[derive(Debug, Default)]
-pub(crate) struct Output {
-    pub(crate) items: VecDeque<Item>,
-    /// Bytes in `items`.
-    pub(crate) bytes: usize,
-    /// Answers for the other direction.
-    pub(crate) replies: Vec<Bytes>,
-    /// The connection ends now.
-    pub(crate) now: Option<CloseMode>,
-    /// An abort is on its way: nothing must go in the other direction any more.
-    pub(crate) aborting: bool,
-    /// The relay's other connections must look at their stages.
-    pub(crate) concerns_others: bool,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Item {
-    Data(Bytes),
-    /// A datagram in the headers of the packet that it came in.
-    Packet(Bytes, Carrier),
-    End(End),
-}
-
-impl Output {
-    /// How much a socket that takes nothing may leave here.
-    const LIMIT: usize = 64 * 1024;
-
-    fn has_room(&self) -> bool {
-        self.bytes < Self::LIMIT && self.items.len() < 1024
-    }
-
-    pub(crate) fn push(&mut self, data: Bytes) {
-        self.bytes += data.len();
-        self.items.push_back(Item::Data(data));
-    }
-
-    fn push_packet(&mut self, data: Bytes, carrier: Carrier) {
-        self.bytes += data.len();
-        self.items.push_back(Item::Packet(data, carrier));
-    }
-}
-
-/// The stages of one direction of one connection, in the order in which the toxics were added.
-#[derive(Default)]
-pub(crate) struct Pipeline {
-    slots: Vec<Slot>,
-}
-
-impl Pipeline {
-    /// Whether every byte goes straight through.
-    pub(crate) const fn is_bare(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    /// Whether as many bytes come out as go in, until the end.
-    pub(crate) fn keeps_length(&self) -> bool {
-        self.slots.iter().all(|slot| slot.keeps_length)
-    }
-
-    /// Whether no stage holds anything.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.slots.iter().all(|slot| slot.stage.is_empty())
-    }
-
-    /// How many bytes the stages hold.
-    pub(crate) fn bytes(&self) -> usize {
-        self.slots.iter().map(|slot| slot.stage.bytes()).sum()
-    }
-
-    /// Tells the stages that all has gone on that can: those that hold nothing wait for their source.
-    pub(crate) fn starved(&mut self) {
-        for slot in &mut self.slots {
-            slot.stage.starved();
-        }
-    }
-
-    /// How many bytes may be read for it now.
-    pub(crate) fn room(&self, now: Instant) -> usize {
-        self.slots.first().map_or(ROOM, |slot| slot.stage.room(now))
-    }
-
-    /// Puts bytes in at the front.
-    pub(crate) fn push(&mut self, chunk: Chunk, output: &mut Output) {
-        self.push_at(0, chunk, output);
-    }
-
-    /// Puts the end in at the front.
-    pub(crate) fn end(&mut self, end: End, at: Instant, output: &mut Output) {
-        self.end_at(0, end, at, output);
-    }
-
-    fn push_at(&mut self, index: usize, chunk: Chunk, output: &mut Output) {
-        match self.slots.get_mut(index) {
-            Some(slot) => slot.stage.push(chunk),
-            None => match chunk.carrier {
-                Some(carrier) => output.push_packet(chunk.data, carrier),
-                None => output.push(chunk.data),
-            },
-        }
-    }
-
-    fn end_at(&mut self, index: usize, end: End, at: Instant, output: &mut Output) {
-        if matches!(end, End::Abort(_)) {
-            output.aborting = true;
-        }
-        match self.slots.get_mut(index) {
-            Some(slot) => slot.stage.end(end, at),
-            None => output.items.push_back(Item::End(end)),
-        }
-    }
-
-    /// Moves on what may go on, and says when to look again; at most `budget` pieces, which are taken
-    /// off it. When that is used up there may be more.
-    pub(crate) fn advance(
-        &mut self,
-        now: Instant,
-        output: &mut Output,
-        budget: &mut usize,
-    ) -> Option<Instant> {
-        loop {
-            let mut deadline: Option<Instant> = None;
-            let mut progress = false;
-            for index in (0..self.slots.len()).rev() {
-                loop {
-                    let room = match self.slots.get(index + 1) {
-                        Some(next) => next.stage.room(now) > 0,
-                        None => output.has_room(),
-                    };
-                    let stage = &mut self.slots[index].stage;
-                    let popped = if room && *budget > 0 {
-                        stage.pop(now)
-                    } else {
-                        stage.expired(now)
-                    };
-                    match popped {
-                        Pop::Wait(until) => {
-                            deadline = [deadline, until].into_iter().flatten().min();
-                            break;
-                        }
-                        Pop::Now(mode) => {
-                            output.now = Some(mode);
-                            return None;
-                        }
-                        popped => self.pass_on(index + 1, popped, output),
-                    }
-                    *budget = budget.saturating_sub(1);
-                    progress = true;
-                }
-            }
-            if !progress || *budget == 0 {
-                self.slots
-                    .retain(|slot| !slot.is_retired || !slot.stage.is_empty());
-                return deadline;
-            }
-        }
-    }
-
-    /// Gives what came out of a stage to the next one.
-    fn pass_on(&mut self, next: usize, popped: Pop, output: &mut Output) {
-        match popped {
-            Pop::Chunk(chunk) => self.push_at(next, chunk, output),
-            Pop::Last(chunk) => {
-                output.concerns_others = true;
-                self.push_at(next, chunk, output);
-            }
-            Pop::End(end, at) => self.end_at(next, end, at, output),
-            Pop::Reply(reply) => output.replies.push(reply),
-            Pop::Now(_) | Pop::Wait(_) => {}
-        }
-    }
-
-    /// Makes the stages fit the relay's toxics. Bytes in flight stay in order and none is lost.
-    pub(crate) fn reconcile(
-        &mut self,
-        toxics: &[Arc<Toxic>],
-        owner: &Owner<'_>,
-        now: Instant,
-        output: &mut Output,
-    ) {
-        let wanted: Vec<(&Arc<Toxic>, &Fault)> = toxics
-            .iter()
-            .filter_map(|toxic| {
-                let fault =
-                    toxic.on_connection(owner.relay_key, owner.connection, owner.greeted)?;
-                let asked = toxic.config.direction;
-                acts_on(fault, asked, owner.direction).then_some((toxic, fault))
-            })
-            .collect();
-        self.retire(&wanted, output);
-        for (toxic, fault) in wanted {
-            let known = self
-                .slots
-                .iter_mut()
-                .find(|slot| slot.id == toxic.id && !slot.is_retired);
-            if let Some(slot) = known {
-                if slot.revision != toxic.revision {
-                    slot.revision = toxic.revision;
-                    slot.stage.update(fault, now);
-                }
-                continue;
-            }
-            let place = Place {
-                key: toxic.key(owner.relay_key, owner.connection),
-                opened: owner.opened,
-                now,
-                is_new: owner.opened >= toxic.shared.added,
-                is_datagram: owner.is_datagram,
-                shared: Arc::clone(&toxic.shared),
-                trouble: Arc::clone(owner.trouble),
-            };
-            if let Some(stage) = stage_on(fault, owner.direction, &place) {
-                let stage = match toxic.config.datagrams {
-                    Some(datagrams) => Box::new(PickedStage::new(stage, datagrams, &place)),
-                    None => stage,
-                };
-                // One that looks at answers too is on the connection once.
-                if fault.handling().is_none() || owner.direction == Direction::Upstream {
-                    let connections = &toxic.shared.counters.connections;
-                    connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                }
-                let slot = Slot {
-                    id: toxic.id,
-                    revision: toxic.revision,
-                    kind: fault.kind(),
-                    keeps_length: fault.keeps_length(),
-                    stage,
-                    is_retired: false,
-                };
-                // A toxic that comes to act later, by a higher toxicity, still has its place in the order.
-                // It stands before what is left of its past: those bytes came earlier.
-                let index = self.slots.partition_point(|other| other.id < toxic.id);
-                self.slots.insert(index, slot);
-            }
-        }
-    }
-
-    /// Takes away the stages of toxics that are gone; what they held goes on.
-    fn retire(&mut self, wanted: &[(&Arc<Toxic>, &Fault)], output: &mut Output) {
-        let is_wanted = |slot: &Slot| {
-            wanted
-                .iter()
-                .any(|(toxic, fault)| toxic.id == slot.id && fault.kind() == slot.kind)
-        };
-        for slot in std::mem::take(&mut self.slots) {
-            if slot.is_retired || is_wanted(&slot) {
-                self.slots.push(slot);
-                continue;
-            }
-            let rest = slot.stage.take();
-            if rest.close {
-                output.now = Some(CloseMode::Fin);
-            }
-            let left = PassStage::from(rest);
-            if !left.is_empty() {
-                self.slots.push(Slot {
-                    stage: Box::new(left),
-                    is_retired: true,
-                    ..slot
-                });
-            }
-        }
-    }
-}
-
 /// Stages alone, on a clock that is only what a test says.
 #[cfg(test)]
 pub(crate) mod testing {
@@ -668,6 +418,7 @@ pub(crate) mod testing {
     use serde_json::Value;
 
     use super::*;
+    use crate::relay::fault::Fault;
 
     /// A stage and the time at which it began.
     pub(crate) struct Bench {
@@ -728,7 +479,7 @@ pub(crate) mod testing {
         /// Changes attributes.
         pub(crate) fn update(&mut self, ms: u64, attributes: &Value) {
             self.fault = self.fault.with_attributes(attributes).expect("valid");
-            self.stage.update(&self.fault, self.time(ms));
+            self.stage.update(self.fault.definition(), self.time(ms));
         }
 
         /// How many bytes it would take in.
@@ -776,210 +527,5 @@ pub(crate) mod testing {
                 .collect();
             (data.concat(), rest.close)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::relay::Transport;
-    use crate::relay::fault::{Bandwidth, Latency, Rate, Slicer};
-    use crate::relay::toxic::{Picked, ToxicConfig, ToxicSet};
-    use proptest::prelude::*;
-    use std::time::Duration;
-
-    /// A pipeline on which time is only what a test says.
-    struct Bench {
-        toxics: ToxicSet,
-        pipeline: Pipeline,
-        output: Output,
-    }
-
-    impl Bench {
-        fn new(faults: Vec<Fault>, now: Instant) -> Self {
-            let toxics = ToxicSet::default();
-            for (number, fault) in faults.into_iter().enumerate() {
-                let config = ToxicConfig {
-                    name: number.to_string(),
-                    direction: Direction::Upstream,
-                    stream: String::new(),
-                    toxicity: 1.0,
-                    connections: Picked::ALL,
-                    filter: crate::relay::Filter::default(),
-                    datagrams: None,
-                    fault,
-                };
-                toxics.add(config, Transport::Tcp).expect("a new name");
-            }
-            let mut bench = Self {
-                toxics,
-                pipeline: Pipeline::default(),
-                output: Output::default(),
-            };
-            bench.reconcile(now);
-            bench
-        }
-
-        fn reconcile(&mut self, now: Instant) {
-            let owner = Owner {
-                direction: Direction::Upstream,
-                relay_key: 1,
-                connection: 1,
-                opened: now,
-                greeted: &Greeted::Unread,
-                is_datagram: false,
-                trouble: &Arc::default(),
-            };
-            let toxics = self.toxics.snapshot().1;
-            self.pipeline
-                .reconcile(&toxics, &owner, now, &mut self.output);
-        }
-
-        fn push(&mut self, size: usize, at: Instant) {
-            let data = Bytes::from(vec![0; size]);
-            self.pipeline.push(Chunk::new(data, at), &mut self.output);
-        }
-
-        /// What a lane does whose source has so many bytes ready and whose sink takes everything.
-        fn turn(&mut self, ready: &mut usize, now: Instant) -> usize {
-            let mut sent = 0;
-            loop {
-                let mut pieces = usize::MAX;
-                self.pipeline.advance(now, &mut self.output, &mut pieces);
-                let took = std::mem::take(&mut self.output.bytes);
-                self.output.items.clear();
-                sent += took;
-                let read = self.pipeline.room(now).min(*ready).min(ROOM);
-                if read > 0 {
-                    *ready -= read;
-                    self.push(read, now);
-                } else if took == 0 {
-                    self.pipeline.starved();
-                    return sent;
-                }
-            }
-        }
-    }
-
-    fn bandwidth(rate: f64) -> Fault {
-        Fault::Bandwidth(Bandwidth {
-            rate: Rate(rate),
-            shared: false,
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn late_timers_do_not_lower_a_rate(
-            rate in 0.5_f64..2_000.0,
-            late_ms in proptest::collection::vec(0_u64..400, 20..60),
-        ) {
-            let start = Instant::now();
-            let mut bench = Bench::new(vec![bandwidth(rate)], start);
-            let mut now = start;
-            let mut sent = bench.turn(&mut usize::MAX.clone(), now);
-            for late in late_ms {
-                now += Duration::from_millis(late);
-                sent += bench.turn(&mut usize::MAX.clone(), now);
-            }
-            let due = (now - start).as_secs_f64() * rate * 1000.0;
-            let spare = (due * 0.02).max(rate * 10.0).max(1.0) + 1.0;
-            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-            let off = (sent as f64 - due).abs();
-            prop_assert!(off <= spare, "{sent} of {due} at {rate} KB/s");
-        }
-    }
-
-    #[test]
-    fn an_idle_link_saves_nothing_up() {
-        let start = Instant::now();
-        let mut bench = Bench::new(vec![bandwidth(1000.0)], start);
-        bench.turn(&mut 20_000, start);
-        assert_eq!(
-            bench.turn(&mut 0, start + Duration::from_millis(20)),
-            20_000
-        );
-        let later = start + Duration::from_secs(10);
-        let mut ready = 100_000;
-        assert_eq!(bench.turn(&mut ready, later), 0, "nothing has been carried");
-        let sent = bench.turn(&mut ready, later + Duration::from_millis(50));
-        assert!((40_000..=50_000).contains(&sent), "{sent} in 50 ms");
-    }
-
-    #[test]
-    fn a_rate_below_a_byte_in_a_quantum_is_kept() {
-        let start = Instant::now();
-        let mut bench = Bench::new(vec![bandwidth(0.002)], start);
-        let mut sent = 0;
-        for second in 0..=10 {
-            sent += bench.turn(&mut 1000, start + Duration::from_secs(second));
-        }
-        assert_eq!(sent, 20);
-    }
-
-    #[test]
-    fn a_turn_moves_no_more_pieces_than_it_may() {
-        let start = Instant::now();
-        let slicer = Fault::Slicer(Slicer {
-            average_size: 1,
-            ..Slicer::default()
-        });
-        let latency = Fault::Latency(Latency {
-            latency: 1000,
-            jitter: 0,
-        });
-        let mut bench = Bench::new(vec![slicer, latency], start);
-        bench.push(50_000, start);
-        for turn in 1..=10 {
-            let mut pieces = 256;
-            bench
-                .pipeline
-                .advance(start, &mut bench.output, &mut pieces);
-            assert_eq!(pieces, 0);
-            let moved = bench.pipeline.slots[1].stage.bytes();
-            assert_eq!(moved, turn * 256);
-        }
-        // What a toxic held that is taken away goes on bit by bit, too.
-        bench.toxics.remove("1").expect("it is there");
-        bench.reconcile(start);
-        assert!(bench.output.items.is_empty());
-        assert_eq!(bench.pipeline.bytes(), 50_000);
-        let mut pieces = 256;
-        bench
-            .pipeline
-            .advance(start, &mut bench.output, &mut pieces);
-        assert_eq!(bench.output.items.len(), 256);
-    }
-
-    #[test]
-    fn what_is_left_of_a_toxic_stays_in_order_and_vanishes() {
-        let start = Instant::now();
-        let latency = |latency| Fault::Latency(Latency { latency, jitter: 0 });
-        let mut bench = Bench::new(vec![latency(50), latency(1000)], start);
-        bench.push(1, start);
-        let mut pieces = usize::MAX;
-        let later = start + Duration::from_millis(50);
-        bench
-            .pipeline
-            .advance(later, &mut bench.output, &mut pieces);
-        bench.push(2, later);
-        bench.toxics.clear();
-        bench.reconcile(later);
-        bench.push(3, later);
-        bench.pipeline.end(End::Fin, later, &mut bench.output);
-        bench
-            .pipeline
-            .advance(later, &mut bench.output, &mut pieces);
-        let sizes: Vec<usize> = bench
-            .output
-            .items
-            .iter()
-            .map(|item| match item {
-                Item::Data(data) | Item::Packet(data, _) => data.len(),
-                Item::End(_) => 0,
-            })
-            .collect();
-        assert_eq!(sizes, [1, 2, 3, 0]);
-        assert!(bench.pipeline.is_bare());
     }
 }

@@ -24,7 +24,7 @@ impl StreamFault for PacketLoss {
     }
 
     fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
-        Some(Box::new(LossStage::new(self.into(), place)))
+        Some(Box::new(LossStage::new(self, place)))
     }
 }
 
@@ -56,6 +56,8 @@ impl Chances {
 /// Drops some.
 pub(super) struct LossStage {
     chances: Chances,
+    /// The chances that its fault says.
+    read: fn(&dyn StreamFault) -> Option<Chances>,
     /// The last one was dropped.
     has_lost: bool,
     draws: Draws,
@@ -64,9 +66,13 @@ pub(super) struct LossStage {
 }
 
 impl LossStage {
-    pub(super) fn new(chances: Chances, place: &Place) -> Self {
+    pub(super) fn new<F: StreamFault>(fault: &F, place: &Place) -> Self
+    where
+        for<'a> Chances: From<&'a F>,
+    {
         Self {
-            chances,
+            chances: fault.into(),
+            read: |fault| fault.of::<F>().map(Chances::from),
             has_lost: false,
             draws: Draws::new(place.key),
             queue: Queue::default(),
@@ -92,11 +98,9 @@ impl Queued for LossStage {
         }
     }
 
-    fn change(&mut self, fault: &Fault, _now: Instant) {
-        match fault {
-            Fault::Loss(loss) => self.chances = loss.into(),
-            Fault::PacketLoss(loss) => self.chances = loss.into(),
-            _ => {}
+    fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(chances) = (self.read)(fault) {
+            self.chances = chances;
         }
     }
 }

@@ -119,8 +119,8 @@ impl Stage for ReorderStage {
         }
     }
 
-    fn update(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::Reorder(attributes) = fault {
+    fn update(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<Reorder>() {
             self.attributes = attributes.clone();
         }
     }

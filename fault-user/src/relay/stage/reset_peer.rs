@@ -83,8 +83,8 @@ impl Queued for ResetPeerStage {
         Pop::Now(CloseMode::Rst)
     }
 
-    fn change(&mut self, fault: &Fault, now: Instant) {
-        if let Fault::ResetPeer(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, now: Instant) {
+        if let Some(attributes) = fault.of::<ResetPeer>() {
             self.timeout = milliseconds(attributes.timeout);
             self.since = now;
             self.is_new = false;

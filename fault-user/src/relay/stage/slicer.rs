@@ -1,7 +1,7 @@
 //! `slicer`: the stream is cut into pieces.
 
 use super::prelude::*;
-use crate::relay::fault::microseconds;
+use crate::relay::attributes::microseconds;
 
 attributes! {
     /// Cuts the stream into pieces.
@@ -91,8 +91,8 @@ impl Queued for SlicerStage {
         })
     }
 
-    fn change(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::Slicer(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<Slicer>() {
             self.attributes = attributes.clone();
             self.next_at = None;
         }

@@ -69,8 +69,8 @@ impl Queued for SlowCloseStage {
             .map_or(Pop::Wait(None), |(end, _)| Pop::End(end, due))
     }
 
-    fn change(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::SlowClose(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<SlowClose>() {
             self.delay = milliseconds(attributes.delay);
         }
     }

@@ -273,8 +273,8 @@ impl Stage for SubstituteStage {
         }
     }
 
-    fn update(&mut self, fault: &Fault, _now: Instant) {
-        if let Fault::Substitute(attributes) = fault {
+    fn update(&mut self, fault: &dyn StreamFault, _now: Instant) {
+        if let Some(attributes) = fault.of::<Substitute>() {
             self.max_wait = max_wait(attributes);
             self.fresh = !self.held.is_empty();
             if let Some(replacer) = Replacer::new(attributes) {

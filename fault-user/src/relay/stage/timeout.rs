@@ -81,8 +81,8 @@ impl Queued for TimeoutStage {
         }
     }
 
-    fn change(&mut self, fault: &Fault, now: Instant) {
-        if let Fault::Timeout(attributes) = fault {
+    fn change(&mut self, fault: &dyn StreamFault, now: Instant) {
+        if let Some(attributes) = fault.of::<Timeout>() {
             self.deadline = attributes.deadline(now);
         }
     }

@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::prelude::*;
-use crate::relay::requests::{Handling, Rule};
+use crate::relay::handling::{Handling, Rule};
 
 attributes! {
     /// Answers the first requests with an error, then lets everything through.
