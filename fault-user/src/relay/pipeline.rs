@@ -110,7 +110,7 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// Whether every byte goes straight through.
+    /// Whether it has no stages.
     pub(crate) const fn is_bare(&self) -> bool {
         self.slots.is_empty()
     }

@@ -8,12 +8,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::Result;
 use bytes::Bytes;
 
-use super::budget::PIECE_COST;
-use anyhow::Result;
-
 use super::attributes::{CloseMode, Help};
+use super::budget::PIECE_COST;
 use super::handling::Handling;
 use super::packets::Carrier;
 use super::shared::Shared;

@@ -259,11 +259,7 @@ impl Cgroup {
     /// # Errors
     /// When the lists can't be read.
     pub fn processes(&self) -> Result<Vec<Pid>> {
-        let mut found = Vec::new();
-        for folder in subtree(&self.path)? {
-            found.extend(members(&folder)?);
-        }
-        Ok(found)
+        members_of(&subtree(&self.path)?)
     }
 }
 
@@ -320,6 +316,15 @@ pub(crate) fn members(folder: &Path) -> Result<Vec<Pid>> {
         }
         Err(error) => Err(error).with_context(|| format!("can't read {}", file.display())),
     }
+}
+
+/// The processes of several cgroup directories.
+fn members_of(folders: &[PathBuf]) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for folder in folders {
+        found.extend(members(folder)?);
+    }
+    Ok(found)
 }
 
 /// A cgroup directory and all below it, each before those inside it.
@@ -464,11 +469,7 @@ impl CommandCgroup {
     /// # Errors
     /// When the lists can't be read.
     pub fn own_processes(&self) -> Result<Vec<Pid>> {
-        let mut found = Vec::new();
-        for folder in own_subtree(&self.cgroup.path)? {
-            found.extend(members(&folder)?);
-        }
-        Ok(found)
+        members_of(&own_subtree(&self.cgroup.path)?)
     }
 
     /// `cgroup.procs`, open for writing: whoever writes `0` to it moves itself in.
