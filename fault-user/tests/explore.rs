@@ -7,6 +7,8 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -578,4 +580,168 @@ fn ctrl_c_tells_what_is_done_and_a_kill_leaves_no_fault() {
     let cleaned = fault().arg("clean").output().unwrap();
     assert!(cleaned.status.success(), "{}", stderr_text(&cleaned));
     assert_eq!(cgroups(child.id()), 0);
+}
+
+/// The cells of a report.
+fn cells(report: &Path) -> Vec<Value> {
+    let text = std::fs::read(report).unwrap();
+    let json: Value = serde_json::from_slice(&text).unwrap();
+    json["cells"].as_array().unwrap().clone()
+}
+
+/// Starts an exploration that survives `refused` and hangs with `silent`, and waits until it hangs.
+fn hangs_at_last(dir: &str, options: &[&str], script: &str) -> Child {
+    let child = fault()
+        .args(["explore", "--runs", "1", "--faults", "refused,silent"])
+        .args(options)
+        .args(["--timeout", "60s", "--report", dir])
+        .args(["--", "bash", "-c", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let hangs = || {
+        let list = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+        list.contains("0100007F:1B58 02")
+    };
+    wait_for(hangs, "the run under the fault");
+    child
+}
+
+#[test]
+fn a_kill_keeps_the_experiments_that_are_done() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let script = format!("({EXCHANGE}) || true");
+    let mut child = hangs_at_last(dir.to_str().unwrap(), &["--seed", "6"], &script);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let report = dir.join("report.json");
+    let faults = |report: &Path| -> Vec<Value> {
+        let cells = cells(report).into_iter();
+        cells.map(|cell| cell["fault"].clone()).collect()
+    };
+    assert_eq!(faults(&report), ["refused"]);
+    let cleaned = fault().arg("clean").output().unwrap();
+    assert!(cleaned.status.success(), "{}", stderr_text(&cleaned));
+    let options = [
+        "--runs",
+        "1",
+        "--faults",
+        "refused,silent",
+        "--timeout",
+        "2s",
+    ];
+    let resume = ["--no-shrink", "--resume", dir.to_str().unwrap()];
+    let output = bash(&[&options[..], &resume].concat(), &script);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    assert!(text.contains("fault: seed 6"), "{text}");
+    assert!(text.contains("1 experiments are done already"), "{text}");
+    assert_eq!(faults(&report), ["refused", "silent"]);
+}
+
+#[test]
+fn ctrl_c_while_a_fault_is_made_smaller_stops() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let ran = dir.join("ran");
+    // The third run under a fault is a smaller one, and takes its time.
+    let script = format!(
+        "echo x >> {ran}; {EXCHANGE} && exit; [ $(wc -l < {ran}) -lt 4 ] || sleep 1000; exit 3",
+        ran = ran.display()
+    );
+    let child = fault()
+        .args(["explore", "--runs", "1", "--faults", "refused,cut"])
+        .args(["--timeout", "60s", "--report", dir.to_str().unwrap()])
+        .args(["--", "bash", "-c", &script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let shrinks = || std::fs::read_to_string(&ran).is_ok_and(|text| text.lines().count() == 4);
+    wait_for(shrinks, "a smaller fault");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(
+        text.contains("1 experiments: 1 failures, 1 not run"),
+        "{text}"
+    );
+    let cells = cells(&dir.join("report.json"));
+    assert_eq!(
+        (cells.len(), &cells[0]["unfinished"]),
+        (1, &Value::Bool(true))
+    );
+}
+
+#[test]
+fn a_full_disk_is_told_in_one_line_and_loses_nothing() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(
+        none,
+        &dir,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("size=256k"),
+    )
+    .unwrap();
+    let script = format!("({EXCHANGE}); true");
+    let explored = |faults, place: [&str; 2]| {
+        let options = ["--runs", "1", "--no-shrink", "--faults", faults];
+        bash(&[&options[..], &place].concat(), &script)
+    };
+    let path = dir.to_str().unwrap();
+    let output = explored("refused", ["--report", path]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
+    let report = dir.join("report.json");
+    let before = std::fs::read_to_string(&report).unwrap();
+    let mut filler = std::fs::File::create(dir.join("filler")).unwrap();
+    while filler.write_all(&[0; 512]).is_ok() {}
+    let output = explored("refused,refused-later,cut", ["--resume", path]);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    let errors: Vec<_> = text
+        .lines()
+        .filter(|line| line.contains("No space"))
+        .collect();
+    assert_eq!(errors.len(), 1, "{text}");
+    let told = [
+        "fault: error: can't write",
+        "make room, and go on with --resume",
+    ];
+    assert!(told.iter().all(|part| errors[0].contains(part)), "{text}");
+    assert!(
+        text.contains("2 experiments: 0 failures, 1 not run"),
+        "{text}"
+    );
+    assert_eq!(std::fs::read_to_string(&report).unwrap(), before);
+    drop(filler);
+    std::fs::remove_file(dir.join("filler")).unwrap();
+    let output = explored("refused,refused-later,cut", ["--resume", path]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
+    assert_eq!(cells(&report).len(), 3);
+    let left = std::fs::read_dir(&dir).unwrap().count();
+    nix::mount::umount(&dir).unwrap();
+    assert_eq!(left, 3, "report.json, junit.xml and report.html");
 }

@@ -214,6 +214,7 @@ mod tests {
             },
             differs: None,
             smallest: None,
+            is_unfinished: false,
             storm: None,
             standing: Standing::Well,
         }

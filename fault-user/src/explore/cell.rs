@@ -18,6 +18,8 @@ pub struct Cell {
     pub differs: Option<Verdict>,
     /// The smallest fault that fails.
     pub smallest: Option<Smallest>,
+    /// Whether an interruption came before the smallest fault was found.
+    pub is_unfinished: bool,
     /// How many times the usual number of connects there were, where that is a storm.
     pub storm: Option<u64>,
     /// How it compares with what is accepted.

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::attempt::{Attempt, Measured, Runner, attempt};
 use super::cell::{Cell, Standing};
 use super::faults::Experiment;
-use super::shrink::shrink;
+use super::shrink::{Shrunk, shrink};
 
 /// So many times the usual number of connects are a storm.
 const STORM: u64 = 10;
@@ -44,15 +44,18 @@ pub enum Stop {
     Error(anyhow::Error),
 }
 
-/// Tries all experiments, as many at once as there are runners, and tells of each when it is done: how many are, and
-/// what it came to. The cells in `known`, by the numbers of their experiments, are not tried again.
+/// What was found so far, by the numbers of the experiments.
+pub type Cells = BTreeMap<usize, Cell>;
+
+/// Tries all experiments, as many at once as there are runners. `tell` is called when one is done, with its number and
+/// all that are done; an error of it ends everything. The cells in `known` are not tried again.
 pub async fn explore(
     runners: &mut [impl Runner],
     measured: &Measured<'_>,
     experiments: &[Experiment],
-    known: BTreeMap<usize, Cell>,
+    known: Cells,
     manner: Manner,
-    tell: impl FnMut(usize, &Cell),
+    tell: impl FnMut(usize, &mut Cells) -> Result<()>,
 ) -> Explored {
     let progress = RefCell::new(Progress {
         experiments,
@@ -80,12 +83,12 @@ struct Progress<'a, F> {
     experiments: &'a [Experiment],
     until: Option<Instant>,
     next: usize,
-    done: BTreeMap<usize, Cell>,
+    done: Cells,
     stopped: Option<Stop>,
     tell: F,
 }
 
-impl<F: FnMut(usize, &Cell)> Progress<'_, F> {
+impl<F: FnMut(usize, &mut Cells) -> Result<()>> Progress<'_, F> {
     /// The number of the next experiment; nothing when no further one begins.
     fn next(&mut self) -> Option<usize> {
         while self.done.contains_key(&self.next) {
@@ -103,8 +106,13 @@ impl<F: FnMut(usize, &Cell)> Progress<'_, F> {
     fn take(&mut self, number: usize, tried: Result<Option<Cell>>) {
         match tried {
             Ok(Some(cell)) => {
-                (self.tell)(self.done.len() + 1, &cell);
+                if cell.is_unfinished {
+                    self.stopped.get_or_insert(Stop::Interrupted);
+                }
                 self.done.insert(number, cell);
+                if let Err(error) = (self.tell)(number, &mut self.done) {
+                    self.stopped = Some(Stop::Error(error));
+                }
             }
             Ok(None) => {
                 self.stopped.get_or_insert(Stop::Interrupted);
@@ -140,6 +148,7 @@ async fn cell(
         first,
         differs: None,
         smallest: None,
+        is_unfinished: false,
         standing: Standing::Well,
     };
     if !cell.first.verdict.is_failure() {
@@ -151,7 +160,11 @@ async fn cell(
     if !second.verdict.agrees_with(cell.first.verdict) {
         cell.differs = Some(second.verdict);
     } else if shrinks {
-        cell.smallest = shrink(runner, measured, experiment).await?;
+        match shrink(runner, measured, experiment).await? {
+            Shrunk::To(smallest) => cell.smallest = Some(smallest),
+            Shrunk::FailsNoMore => {}
+            Shrunk::Interrupted => cell.is_unfinished = true,
+        }
     }
     Ok(Some(cell))
 }
@@ -238,7 +251,9 @@ pub(super) mod tests {
         let faults = FAULTS.map(|(fault, ..)| fault);
         let all = experiments(&[(0, &dependencies[0])], &faults, limit);
         let runners = std::slice::from_mut(runner);
-        block_on(explore(runners, &measured, &all, known, manner, |_, _| {}))
+        block_on(explore(runners, &measured, &all, known, manner, |_, _| {
+            Ok(())
+        }))
     }
 
     const MANNER: Manner = Manner {
@@ -280,6 +295,19 @@ pub(super) mod tests {
         let found = explored(&mut runner, MANNER);
         assert!(matches!(found.stopped, Some(Stop::Interrupted)));
         assert_eq!((found.cells.len(), found.left_out.len()), (3, 11));
+    }
+
+    #[test]
+    fn an_interruption_while_a_fault_is_made_smaller_stops_and_keeps_the_failure() {
+        let mut runner = Fake::new(|_: &Rule| true);
+        // The first run, its confirmation, and one with a smaller fault.
+        runner.last = 3;
+        let shrinks = true;
+        let found = explored(&mut runner, Manner { shrinks, ..MANNER });
+        assert!(matches!(found.stopped, Some(Stop::Interrupted)));
+        assert_eq!((found.cells.len(), found.left_out.len()), (1, 13));
+        let cell = &found.cells[0];
+        assert!(cell.is_failure() && cell.is_unfinished && cell.smallest.is_none());
     }
 
     #[test]

@@ -20,7 +20,6 @@ mod report;
 mod shrink;
 mod verdict;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -34,11 +33,11 @@ use self::accept::AcceptFile;
 use self::attempt::{Measured, Runner as _};
 use self::cell::{Cell, Standing};
 use self::dependency::{Dependency, Found, Sighting, differences, find};
-use self::experimenter::{Explored, Manner, Stop, explore};
+use self::experimenter::{Cells, Explored, Manner, Stop, explore};
 use self::faults::{Experiment, FaultKind, experiments};
 use self::lane::{Commands, Idle, Lane};
 use self::names::Names;
-use self::report::Report;
+use self::report::{About, Report};
 use self::verdict::{End, Observation};
 use crate::report::file;
 use crate::session::files::{Files, HTML, JUNIT};
@@ -250,7 +249,7 @@ impl Explore {
         let experiments = experiments(&self.chosen(dependencies)?, faults, measured.limit);
         let known = match &earlier {
             Some(earlier) => earlier.known(dependencies, &experiments),
-            None => Ok(BTreeMap::new()),
+            None => Ok(Cells::new()),
         };
         let known = known.map_err(Failure::usage)?;
         tell!("{}", estimate(&experiments, &measured, self.jobs));
@@ -266,39 +265,49 @@ impl Explore {
             shrinks: self.shrinks,
             until: self.budget.map(|budget| begun + budget),
         };
-        let started = Instant::now();
         let (count, first) = (experiments.len(), known.len());
         if first != 0 {
             tell!("fault: {first} experiments are done already");
         }
-        let mut explored = explore(
-            lanes,
-            &measured,
-            &experiments,
-            known,
-            manner,
-            |done, cell| {
-                let left = count - done;
-                let eta = matrix::seconds(started.elapsed() / times(done - first) * times(left));
-                let happened = matrix::happened(dependencies, cell);
-                tell!("fault: [{done}/{count}, {eta} left] {happened}");
-            },
-        )
-        .await;
-        let written = compare(accept.as_mut(), dependencies, &mut explored);
         let command = self.words();
         let found = &baseline.found;
-        let report = Report::new(found, &measured, &explored, &command, seed, begun.elapsed());
+        let about = About {
+            found,
+            measured: &measured,
+            experiments: &experiments,
+            command: &command,
+            seed,
+            begun,
+            started: Instant::now(),
+        };
+        let told = |number: usize, cells: &mut Cells| {
+            let done = cells.len();
+            if let Some(cell) = cells.get_mut(&number) {
+                let accepted = accept.as_ref();
+                let accepted = accepted.and_then(|accept| accept.accepted(dependencies, cell));
+                cell.standing = Standing::of(cell, accepted);
+                let took = about.started.elapsed() / times(done - first);
+                let eta = matrix::seconds(took * times(count - done));
+                let happened = matrix::happened(dependencies, cell);
+                tell!("fault: [{done}/{count}, {eta} left] {happened}");
+            }
+            // Whatever ends this process, what is done is kept.
+            let kept = files.write([(file::REPORT, about.so_far(cells).json()?)]);
+            kept.map_err(|error| anyhow!("{error:#}: make room, and go on with --resume"))
+        };
+        let mut explored = explore(lanes, &measured, &experiments, known, manner, told).await;
+        let written = compare(accept.as_mut(), dependencies, &mut explored);
+        let report = about.whole(&explored);
         let reported = files.write([
             (file::REPORT, report.json()?),
             (JUNIT, report.junit()?),
             (HTML, report.html().into_bytes()),
         ]);
         // A full disk loses files, and not what was found.
-        let outcome = conclude(found, explored, &command, seed);
+        let code = conclude(found, explored, &command, seed)?;
         written?;
         reported?;
-        outcome
+        Ok(code)
     }
 
     /// Runs the command without faults; nothing when it was interrupted.

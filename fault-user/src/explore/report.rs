@@ -1,8 +1,7 @@
 //! What `--report` writes: `report.json` for programs, `junit.xml` for CI, `report.html` for people.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use maud::{Markup, html};
@@ -11,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::attempt::{Attempt, Measured};
 use super::cell::{Cell, Standing};
 use super::dependency::{Dependency, Found};
-use super::experimenter::{Explored, Stop};
+use super::experimenter::{Cells, Explored, Stop};
 use super::faults::{Experiment, FaultKind};
 use super::matrix;
 use super::shrink::Smallest;
@@ -35,6 +34,8 @@ pub struct Report {
     baseline_ms: u64,
     timeout_ms: u64,
     length_ms: u64,
+    /// Of the experiments alone, in the last session.
+    experiments_ms: u64,
     dependencies: Vec<DependencyReport>,
     out_of_reach: Vec<String>,
     cells: Vec<CellReport>,
@@ -83,6 +84,8 @@ struct CellReport {
     /// So many times the usual connects.
     storm: Option<u64>,
     smallest: Option<SmallestReport>,
+    /// Whether an interruption came before the smallest fault was found.
+    unfinished: bool,
     reproduce: String,
     output: String,
 }
@@ -110,44 +113,79 @@ fn us(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-impl Report {
-    /// Puts it together.
+/// What a report is about, whatever the experiments come to.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// What the command talks to.
+    pub found: &'a Found,
+    /// The runs without faults.
+    pub measured: &'a Measured<'a>,
+    /// The experiments.
+    pub experiments: &'a [Experiment],
+    /// The command and its arguments.
+    pub command: &'a [String],
+    /// What all randomness comes from.
+    pub seed: u64,
+    /// When the first run without faults began.
+    pub begun: Instant,
+    /// When the first experiment began.
+    pub started: Instant,
+}
+
+impl About<'_> {
+    /// The report of what is done so far.
     #[must_use]
-    pub fn new(
-        found: &Found,
-        measured: &Measured<'_>,
-        explored: &Explored,
-        command: &[String],
-        seed: u64,
-        length: Duration,
-    ) -> Self {
+    pub fn so_far(&self, done: &Cells) -> Report {
+        let all = self.experiments.iter().enumerate();
+        let left = all.filter(|(number, _)| !done.contains_key(number));
+        let left = left.map(|(_, experiment)| experiment);
+        self.report(done.values(), left, Some("it has not ended".to_owned()))
+    }
+
+    /// The report in the end.
+    #[must_use]
+    pub fn whole(&self, explored: &Explored) -> Report {
+        let stopped = explored.stopped.as_ref().map(|stop| match stop {
+            Stop::Interrupted => "interrupted".to_owned(),
+            Stop::Error(error) => format!("{error:#}"),
+        });
+        self.report(explored.cells.iter(), explored.left_out.iter(), stopped)
+    }
+
+    fn report<'a>(
+        &self,
+        cells: impl Iterator<Item = &'a Cell>,
+        left_out: impl Iterator<Item = &'a Experiment>,
+        stopped: Option<String>,
+    ) -> Report {
         let (_, fault, kernel) = versions();
-        let dependencies = &found.dependencies;
-        let cell = |one: &Cell| CellReport::new(dependencies, one, command, seed);
-        let left_out = explored.left_out.iter().map(|one| LeftOut {
+        let dependencies = &self.found.dependencies;
+        let left_out = left_out.map(|one| LeftOut {
             target: dependencies[one.dependency].target.clone(),
             fault: one.fault.name().to_owned(),
         });
-        Self {
+        Report {
             version: VERSION,
             fault,
             kernel,
-            seed,
-            command: command.to_vec(),
-            baseline_ms: ms(measured.baseline),
-            timeout_ms: ms(measured.limit),
-            length_ms: ms(length),
+            seed: self.seed,
+            command: self.command.to_vec(),
+            baseline_ms: ms(self.measured.baseline),
+            timeout_ms: ms(self.measured.limit),
+            length_ms: ms(self.begun.elapsed()),
+            experiments_ms: ms(self.started.elapsed()),
             dependencies: dependencies.iter().map(DependencyReport::new).collect(),
-            out_of_reach: found.out_of_reach.clone(),
-            cells: explored.cells.iter().map(cell).collect(),
+            out_of_reach: self.found.out_of_reach.clone(),
+            cells: cells
+                .map(|one| CellReport::new(dependencies, one, self.command, self.seed))
+                .collect(),
             not_run: left_out.collect(),
-            stopped: explored.stopped.as_ref().map(|stop| match stop {
-                Stop::Interrupted => "interrupted".to_owned(),
-                Stop::Error(error) => format!("{error:#}"),
-            }),
+            stopped,
         }
     }
+}
 
+impl Report {
     /// Reads an earlier `report.json`.
     ///
     /// # Errors
@@ -188,11 +226,7 @@ impl Report {
     ///
     /// # Errors
     /// A dependency is gone: one line.
-    pub fn known(
-        &self,
-        dependencies: &[Dependency],
-        experiments: &[Experiment],
-    ) -> Result<BTreeMap<usize, Cell>> {
+    pub fn known(&self, dependencies: &[Dependency], experiments: &[Experiment]) -> Result<Cells> {
         for cell in &self.cells {
             ensure!(
                 dependencies.iter().any(|one| one.target == cell.target),
@@ -206,7 +240,7 @@ impl Report {
             let mut cells = self.cells.iter();
             let fault = experiment.fault.name();
             let cell = cells.find(|cell| cell.target == *target && cell.fault == fault)?;
-            Some((number, cell.restored(experiment)))
+            (!cell.unfinished).then(|| (number, cell.restored(experiment)))
         });
         Ok(known.collect())
     }
@@ -374,6 +408,7 @@ impl CellReport {
                 connection: smallest.connection,
                 one_packet: smallest.is_one_packet,
             }),
+            unfinished: cell.is_unfinished,
             reproduce: matrix::reproduction(seed, cell, command),
             output: run.output.clone(),
         }
@@ -412,6 +447,7 @@ impl CellReport {
                 connection: smallest.connection,
                 is_one_packet: smallest.one_packet,
             }),
+            is_unfinished: self.unfinished,
             storm: self.storm,
             standing: Standing::Well,
         }
@@ -470,6 +506,7 @@ mod tests {
             },
             differs: None,
             smallest: None,
+            is_unfinished: false,
             storm: None,
             standing: Standing::Well,
         };
@@ -489,8 +526,16 @@ mod tests {
             baseline: Duration::from_millis(40),
             limit,
         };
-        let command = ["./app".to_owned()];
-        Report::new(&found, &measured, &explored, &command, 7, limit)
+        let about = About {
+            found: &found,
+            measured: &measured,
+            experiments: &[],
+            command: &["./app".to_owned()],
+            seed: 7,
+            begun: Instant::now(),
+            started: Instant::now(),
+        };
+        about.whole(&explored)
     }
 
     #[test]

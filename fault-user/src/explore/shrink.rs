@@ -45,8 +45,18 @@ impl Smallest {
     }
 }
 
-/// Makes a fault that was seen to fail smaller, as long as it still fails. Nothing where it was interrupted, or where the
-/// smallest one did not fail again.
+/// What became of making a fault smaller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shrunk {
+    /// The smallest fault, which failed again.
+    To(Smallest),
+    /// The smallest fault did not fail again.
+    FailsNoMore,
+    /// It was interrupted.
+    Interrupted,
+}
+
+/// Makes a fault that was seen to fail smaller, as long as it still fails.
 ///
 /// # Errors
 /// As [`Runner::run`].
@@ -54,7 +64,7 @@ pub async fn shrink(
     runner: &mut impl Runner,
     measured: &Measured<'_>,
     failing: &Experiment,
-) -> Result<Option<Smallest>> {
+) -> Result<Shrunk> {
     let mut shrinking = Shrinking {
         runner,
         measured,
@@ -70,10 +80,14 @@ pub async fn shrink(
     let connection = shrinking.connection(&mut smallest, dependency).await?;
     let is_one_packet = shrinking.one_packet(&mut smallest).await?;
     let is_smaller = connection.is_some() || is_one_packet || smallest.rules != failing.rules;
-    if shrinking.is_interrupted || (is_smaller && !shrinking.fails(&smallest).await?) {
-        return Ok(None);
+    let fails = !is_smaller || shrinking.fails(&smallest).await?;
+    if shrinking.is_interrupted {
+        return Ok(Shrunk::Interrupted);
     }
-    Ok(Some(Smallest {
+    if !fails {
+        return Ok(Shrunk::FailsNoMore);
+    }
+    Ok(Shrunk::To(Smallest {
         rules: smallest.rules,
         from_ms: whole.magnitude.map(|magnitude| magnitude.ms),
         connection,
@@ -225,7 +239,11 @@ mod tests {
         };
         let failing = experiment(0, &dependencies[0], fault, LIMIT).unwrap();
         let mut runner = Fake::new(fails);
-        block_on(shrink(&mut runner, &measured, &failing)).unwrap()
+        match block_on(shrink(&mut runner, &measured, &failing)).unwrap() {
+            Shrunk::To(smallest) => Some(smallest),
+            Shrunk::FailsNoMore => None,
+            Shrunk::Interrupted => panic!("nobody interrupts"),
+        }
     }
 
     fn delay_ms(rule: &Rule) -> u64 {

@@ -2,11 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-use anyhow::Context as _;
 
 use crate::report::file::{self, Report};
 use crate::report::{github, html, junit};
@@ -87,10 +84,11 @@ impl Files {
         }
     }
 
-    /// Writes files into the report's folder, if there is one.
+    /// Writes files into the report's folder, if there is one. Each takes the place of the one that was there when it is
+    /// whole.
     ///
     /// # Errors
-    /// One of them can't be written.
+    /// One of them can't be written; then the one that was there stays.
     pub fn write(
         &self,
         texts: impl IntoIterator<Item = (&'static str, Vec<u8>)>,
@@ -100,10 +98,7 @@ impl Files {
         };
         for (name, text) in texts {
             let folder = Arc::clone(folder);
-            writer.run(move || {
-                let written = folder.create(OsStr::new(name))?.write_all(&text);
-                written.with_context(|| format!("can't write {name}"))
-            })?;
+            writer.run(move || folder.replace(OsStr::new(name), &text))?;
         }
         Ok(())
     }

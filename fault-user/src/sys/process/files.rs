@@ -87,6 +87,32 @@ impl Folder {
         file.map(File::from).map_err(|errno| unopened(&path, errno))
     }
 
+    /// Puts a file with this content in the place of what has this name: a reader finds the one or the other. What is a
+    /// pipe or a device is written to instead.
+    ///
+    /// # Errors
+    /// It can't be written; then the file that was there stays.
+    pub fn replace(&self, name: &OsStr, content: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        let failed = |why: &dyn std::fmt::Display| anyhow!("can't write {}: {why}", path.display());
+        let unwritten = |error: std::io::Error| match error.raw_os_error() {
+            Some(number) => failed(&Errno::from_raw(number).desc()),
+            None => failed(&error),
+        };
+        if !self.has_regular(name) && self.inside(name).symlink_metadata().is_ok() {
+            return self.create(name)?.write_all(content).map_err(unwritten);
+        }
+        let part = part_of(name);
+        let written = self.create(&part)?.write_all(content);
+        let put = written.map_err(unwritten).and_then(|()| {
+            renameat(&self.fd, &*part, &self.fd, name).map_err(|errno| failed(&errno.desc()))
+        });
+        if put.is_err() {
+            self.remove(&part)?;
+        }
+        put
+    }
+
     fn has_regular(&self, name: &OsStr) -> bool {
         std::fs::symlink_metadata(self.inside(name)).is_ok_and(|file| file.is_file())
     }
@@ -127,24 +153,13 @@ pub fn create(path: &Path) -> Result<File> {
     Folder::open(&folder)?.create(&name)
 }
 
-/// Puts a file with this content in the place of what is at this path: a reader finds the one or the other.
+/// Puts a file with this content at this path, as [`Folder::replace`] does.
 ///
 /// # Errors
-/// It can't be written; then what was there stays.
+/// As there.
 pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let (folder, name) = split(path)?;
-    let folder = Folder::open(&folder)?;
-    let part = part_of(&name);
-    let written = folder.create(&part)?.write_all(content);
-    let put = written.map_err(|error| anyhow!("can't write {}: {error}", path.display()));
-    let put = put.and_then(|()| {
-        renameat(&folder.fd, &*part, &folder.fd, &*name)
-            .map_err(|errno| anyhow!("can't write {}: {}", path.display(), errno.desc()))
-    });
-    if put.is_err() {
-        folder.remove(&part)?;
-    }
-    put
+    Folder::open(&folder)?.replace(&name, content)
 }
 
 /// Checks that [`replace`] may write there; changes nothing.
@@ -322,6 +337,15 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        // What may be read by somebody meanwhile stays a pipe.
+        let pipe = fs::canonicalize(folder.path()).unwrap().join("pipe");
+        nix::unistd::mkfifo(&pipe, Mode::from_bits_truncate(0o600)).unwrap();
+        let reader = {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || fs::read_to_string(pipe).unwrap())
+        };
+        replace(&pipe, b"three").unwrap();
+        assert_eq!(reader.join().unwrap(), "three");
         let missing = folder.path().join("none/file");
         let error = check_replaceable(&missing).unwrap_err().to_string();
         assert!(error.contains("No such file"), "{error}");
