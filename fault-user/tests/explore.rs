@@ -3,7 +3,8 @@
 mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -744,4 +745,119 @@ fn a_full_disk_is_told_in_one_line_and_loses_nothing() {
     let left = std::fs::read_dir(&dir).unwrap().count();
     nix::mount::umount(&dir).unwrap();
     assert_eq!(left, 3, "report.json, junit.xml and report.html");
+}
+
+/// A folder in which `fault` is the binary under test, and `sudo` runs a command as it is told.
+fn tools() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    symlink(env!("CARGO_BIN_EXE_fault"), folder.path().join("fault")).unwrap();
+    let sudo = folder.path().join("sudo");
+    let text = "#!/bin/sh\n[ \"$1\" != -u ] || { who=$2; shift 2; exec setpriv --reuid \"$who\" --clear-groups \"$@\"; }\n\
+        exec \"$@\"\n";
+    std::fs::write(&sudo, text).unwrap();
+    std::fs::set_permissions(&sudo, std::fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+#[test]
+fn the_printed_line_does_it_again() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let dir = folder.path().display();
+    // It tells by its exit code that everything is as it was: who runs it, which job it is, and what was done before it.
+    let script = format!(
+        "{EXCHANGE} && exit; [ \"$(id -un) $FAULT_JOB $(cat {dir}/$FAULT_JOB)\" = 'nobody 1 ready' ] && exit 37; exit 38"
+    );
+    let before = format!("id -un > {dir}/who; echo ready > {dir}/$FAULT_JOB");
+    let options = [
+        "--runs", "1", "--jobs", "2", "--faults", "refused", "--user", "nobody", "--before",
+        &before,
+    ];
+    let report = tempfile::tempdir().unwrap();
+    let path = std::fs::canonicalize(report.path()).unwrap();
+    let output = bash(
+        &[&options[..], &["--report", path.to_str().unwrap()]].concat(),
+        &script,
+    );
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    let cell = cells(&path.join("report.json")).remove(0);
+    let line = cell["reproduce"].as_str().unwrap();
+    assert!(text.contains(line), "`{line}` is not in {text}");
+    std::fs::remove_file(folder.path().join("1")).unwrap();
+    let tools = tools();
+    let search = format!(
+        "{}:{}",
+        tools.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let again = Command::new("sh")
+        .args(["-c", line])
+        .env("PATH", search)
+        .output()
+        .unwrap();
+    assert_eq!(
+        again.status.code(),
+        Some(37),
+        "{line}: {}",
+        stderr_text(&again)
+    );
+    let who = std::fs::read_to_string(folder.path().join("who")).unwrap();
+    assert_eq!(who, "nobody\n");
+}
+
+#[test]
+fn names_that_the_command_looks_up_fail_in_each_way() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    let server = "127.0.0.1:53".parse().unwrap();
+    support::dns::serve(server);
+    // Somebody else looks up another name all the time.
+    let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+    other.connect(server).unwrap();
+    std::thread::spawn(move || {
+        loop {
+            support::dns::look_up(&other, "127-0-0-9.other");
+        }
+    });
+    let query = "\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\x09127-0-0-1\\x07example\\0\\0\\1\\0\\1";
+    let script = format!(
+        "exec 3<>/dev/udp/127.0.0.1/53; printf '{query}' >&3; \
+        code=$(timeout 1 head -c 12 <&3 | od -An -tu1 | awk '{{print $4 % 16}}'); echo \"code $code\"; [ \"$code\" = 0 ]"
+    );
+    let report = tempfile::tempdir().unwrap();
+    let path = std::fs::canonicalize(report.path()).unwrap();
+    let options = [
+        "--runs",
+        "1",
+        "--only",
+        "dns:",
+        "--report",
+        path.to_str().unwrap(),
+    ];
+    let output = bash(&options, &script);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    assert!(!text.contains("other"), "{text}");
+    let cells = cells(&path.join("report.json"));
+    let told = cells.iter().map(|cell| {
+        ["target", "fault", "verdict", "output"].map(|name| cell[name].as_str().unwrap())
+    });
+    let name = "dns:127-0-0-1.example";
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [
+            [name, "nxdomain", "failed", "code 3\n"],
+            [name, "servfail", "failed", "code 2\n"],
+            [name, "timeout", "failed", "code \n"],
+        ],
+        "{text}"
+    );
 }

@@ -194,9 +194,9 @@ fn parse(path: &Path, text: &str) -> Result<Content> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::attempt::Attempt;
     use super::super::cell::Standing;
     use super::super::dependency::tests::example;
+    use super::super::experimenter::tests::cell_of;
     use super::super::faults::experiment;
     use super::super::kind::Kind;
     use super::super::verdict::End;
@@ -205,19 +205,8 @@ mod tests {
 
     fn cell(verdict: Verdict) -> Cell {
         let one = example(Kind::Redis, 6379);
-        let limit = Duration::from_secs(10);
-        Cell {
-            experiment: experiment(0, &one, FaultKind::Silent, limit).unwrap(),
-            first: Attempt {
-                verdict,
-                seen: seen(End::TimedOut, 77),
-            },
-            differs: None,
-            smallest: None,
-            is_unfinished: false,
-            storm: None,
-            standing: Standing::Well,
-        }
+        let experiment = experiment(0, &one, FaultKind::Silent, Duration::from_secs(10));
+        cell_of(experiment.unwrap(), verdict, seen(End::TimedOut, 77))
     }
 
     #[test]

@@ -13,7 +13,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::flows::{Flow, Flows};
-use super::names::Names;
 use crate::sys::process::rights::be_helper;
 
 /// How long the thread waits for packets before it looks whether it is to end, in milliseconds.
@@ -57,7 +56,7 @@ impl Capture {
     ///
     /// # Errors
     /// Packets can't be read.
-    pub fn finish(self) -> Result<(Vec<Flow>, Names)> {
+    pub fn finish(self) -> Result<Vec<Flow>> {
         self.stop.store(true, Ordering::Release);
         let flows = self
             .thread

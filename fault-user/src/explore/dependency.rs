@@ -18,16 +18,17 @@ pub struct Sighting {
     pub endpoints: Vec<Endpoint>,
     /// How often it connected to a Unix socket.
     pub unix: u64,
-    /// The conversations in its network namespace, its own and those of others.
+    /// Its conversations.
     pub flows: Vec<Flow>,
     /// The names of addresses.
     pub names: Names,
 }
 
-/// A service that the command used.
+/// A service that the command used, or a name that it looked up (then the protocol is DNS, and the addresses are those
+/// of the servers that were asked).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dependency {
-    /// TCP or UDP.
+    /// TCP, UDP or DNS.
     pub protocol: Protocol,
     /// Its name, where that is known.
     pub name: Option<String>,
@@ -83,6 +84,9 @@ pub struct Found {
 
 impl fmt::Display for Dependency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.protocol == Protocol::Dns {
+            return f.write_str(&self.target);
+        }
         let mut addresses = self.addresses.iter();
         let first = addresses.next().map(|address| match address {
             IpAddr::V4(address) => format!("{address}:"),
@@ -101,6 +105,17 @@ impl fmt::Display for Dependency {
             (Some(name), more) => write!(f, " ({name}, {more} more addresses)"),
             (None, 0) => Ok(()),
             (None, more) => write!(f, " ({more} more addresses)"),
+        }
+    }
+}
+
+impl Dependency {
+    /// What it speaks, and how a rule names it.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self.protocol {
+            Protocol::Dns => self.target.clone(),
+            _ => format!("{} {}", self.kind, self.target),
         }
     }
 }
@@ -180,9 +195,50 @@ pub fn find(seen: &Sighting, internal: bool) -> Found {
         ));
     }
     found.out_of_reach.dedup();
-    found.dependencies.sort_by_key(|one| one.usage.first);
     name_targets(&mut found.dependencies, &seen.endpoints);
+    found.dependencies.extend(looked_up(&seen.flows));
+    found.dependencies.sort_by_key(|one| one.usage.first);
     found
+}
+
+/// The names that were looked up with success. What has no record without faults can't be missed.
+fn looked_up(flows: &[Flow]) -> Vec<Dependency> {
+    let mut names: Vec<Dependency> = Vec::new();
+    for flow in flows {
+        for lookup in flow.lookups.iter().filter(|lookup| lookup.is_found) {
+            let known = names
+                .iter()
+                .position(|one| one.name.as_ref() == Some(&lookup.name));
+            let place = known.unwrap_or_else(|| {
+                names.push(name(&lookup.name, flow));
+                names.len() - 1
+            });
+            let one = &mut names[place];
+            one.addresses.insert(flow.server.ip());
+            one.connections += 1;
+            one.usage.answered += 1;
+            one.usage.turns += 1;
+            one.usage.last = one.usage.last.max(flow.last);
+        }
+    }
+    names
+}
+
+/// A name that was first looked up in this conversation.
+fn name(name: &str, flow: &Flow) -> Dependency {
+    Dependency {
+        protocol: Protocol::Dns,
+        name: Some(name.to_owned()),
+        addresses: BTreeSet::new(),
+        port: flow.server.port(),
+        kind: Kind::Dns,
+        target: format!("dns:{name}"),
+        connections: 0,
+        usage: Usage {
+            first: flow.began,
+            ..Usage::default()
+        },
+    }
 }
 
 /// Whether the command itself listens there.
@@ -315,6 +371,7 @@ pub fn differences(first: &[Dependency], other: &[Dependency]) -> Vec<String> {
 pub(super) mod tests {
     use super::*;
     use crate::explore::flows::Way;
+    use crate::explore::names::Lookup;
 
     /// A dependency on TCP with two connections of one request each.
     pub(crate) fn example(kind: Kind, port: u16) -> Dependency {
@@ -400,6 +457,35 @@ pub(super) mod tests {
             find(&seen, true).out_of_reach.len(),
             3,
             "9000 never answered"
+        );
+    }
+
+    #[test]
+    fn names_that_were_found_are_dependencies() {
+        let lookup = |name: &str, is_found| Lookup {
+            name: name.to_owned(),
+            addresses: Vec::new(),
+            is_found,
+        };
+        let mut asked = flow("10.0.0.1:53", 4, b"");
+        asked.lookups = vec![lookup("a.internal", true), lookup("b.internal", false)];
+        let mut again = flow("10.0.0.2:53", 5, b"");
+        again.lookups = vec![lookup("a.internal", true)];
+        let seen = Sighting {
+            flows: vec![asked, again],
+            ..Sighting::default()
+        };
+        let found = find(&seen, false).dependencies;
+        let [name] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert_eq!(
+            (name.to_string(), name.connections),
+            ("dns:a.internal".to_owned(), 2)
+        );
+        assert_eq!(
+            (name.addresses.len(), name.usage.first),
+            (2, Duration::from_millis(4))
         );
     }
 

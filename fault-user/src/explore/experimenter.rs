@@ -187,7 +187,7 @@ pub(super) mod tests {
     use super::super::faults::{FAULTS, experiments};
     use super::super::kind::Kind;
     use super::super::verdict::tests::seen;
-    use super::super::verdict::{End, Observation};
+    use super::super::verdict::{End, Observation, Verdict};
     use super::*;
     use crate::rule::Rule;
 
@@ -224,6 +224,19 @@ pub(super) mod tests {
             let mut run = seen(End::Exited(u8::from(fails)), 50);
             run.connects = vec![self.connects];
             Ok(Some(run))
+        }
+    }
+
+    /// A cell that came to this at once.
+    pub(crate) fn cell_of(experiment: Experiment, verdict: Verdict, seen: Observation) -> Cell {
+        Cell {
+            experiment,
+            first: Attempt { verdict, seen },
+            differs: None,
+            smallest: None,
+            is_unfinished: false,
+            storm: None,
+            standing: Standing::Well,
         }
     }
 

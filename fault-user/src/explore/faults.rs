@@ -42,10 +42,16 @@ pub enum FaultKind {
     Corrupt,
     /// Little fits through.
     Bandwidth,
+    /// There is no such name.
+    NoName,
+    /// The name server has failed.
+    ServerFailure,
+    /// The name server does not answer.
+    Timeout,
 }
 
 /// All of them with their names and what they do, in order.
-pub const FAULTS: [(FaultKind, &str, &str); 15] = [
+pub const FAULTS: [(FaultKind, &str, &str); 18] = [
     (FaultKind::Refused, "refused", "every connection is refused"),
     (
         FaultKind::RefusedLater,
@@ -105,10 +111,27 @@ pub const FAULTS: [(FaultKind, &str, &str); 15] = [
         "bandwidth",
         "responses take two seconds more to come through",
     ),
+    (
+        FaultKind::NoName,
+        "nxdomain",
+        "the name server answers that there is no such name",
+    ),
+    (
+        FaultKind::ServerFailure,
+        "servfail",
+        "the name server answers that it has failed",
+    ),
+    (
+        FaultKind::Timeout,
+        "timeout",
+        "the name server does not answer queries for the name",
+    ),
 ];
 
 /// How long an outage lasts, and what a low bandwidth adds.
 const WHILE: Duration = Duration::from_secs(2);
+/// How long the resolvers of C libraries wait for an answer: two attempts of five seconds (resolv.conf(5)).
+const RESOLVER: Duration = Duration::from_secs(10);
 /// The shortest time in use for which a fault can begin by the clock.
 const CLOCKED: Duration = Duration::from_millis(500);
 /// The least rate of a low bandwidth, in bits per second.
@@ -223,6 +246,7 @@ pub fn experiment(
             experiment.set(dependency, Magnitude { ms, times });
         }
         FaultKind::Bandwidth => experiment.adds = WHILE,
+        FaultKind::Timeout => experiment.adds = RESOLVER,
         _ => {}
     }
     Some(experiment)
@@ -289,6 +313,7 @@ fn rules(dependency: &Dependency, fault: FaultKind) -> Option<Vec<String>> {
     let target = &dependency.target;
     let text = match dependency.protocol {
         Protocol::Udp => on_datagrams(dependency, fault)?,
+        Protocol::Dns => on_queries(fault)?.to_owned(),
         _ => on_streams(dependency, fault)?,
     };
     Some(vec![format!("{target} {text}")])
@@ -324,7 +349,17 @@ fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
         }
         FaultKind::Corrupt => "corrupt=100%,bits:8 match=data dir=to-client".to_owned(),
         FaultKind::Bandwidth => bandwidth(usage.to_client_bytes)?,
+        FaultKind::NoName | FaultKind::ServerFailure | FaultKind::Timeout => return None,
     })
+}
+
+fn on_queries(fault: FaultKind) -> Option<&'static str> {
+    match fault {
+        FaultKind::NoName => Some("nxdomain"),
+        FaultKind::ServerFailure => Some("servfail"),
+        FaultKind::Timeout => Some("drop"),
+        _ => None,
+    }
 }
 
 fn on_datagrams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
@@ -458,6 +493,25 @@ mod tests {
                 assert_eq!(rule.to_string(), *text, "as `fault` prints it");
             }
             assert_eq!(all.len(), expected, "{}", one.kind);
+        }
+    }
+
+    #[test]
+    fn names_have_the_errors_of_name_servers() {
+        let mut one = example(Kind::Dns, 53);
+        one.protocol = Protocol::Dns;
+        one.target = "dns:db.internal".to_owned();
+        let all = experiments(&[(0, &one)], &every(), LIMIT);
+        let rules: Vec<_> = all.iter().flat_map(|one| &one.rules).collect();
+        let expected =
+            ["nxdomain", "servfail", "drop"].map(|fault| format!("dns:db.internal {fault}"));
+        assert_eq!(rules, expected.iter().collect::<Vec<_>>());
+        for text in rules {
+            // As it is made smaller.
+            let rule: Rule = format!("{text} conn=2")
+                .parse()
+                .unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(rule.to_string(), format!("{text} conn=2"));
         }
     }
 

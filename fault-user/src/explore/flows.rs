@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use fault_common::dns;
+use fault_common::flow::{FlowKey, flow_of};
 use fault_common::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_SYN, parse,
 };
 
-use super::names::Names;
+use super::names::Lookup;
 use crate::rule::Protocol;
 use crate::sys::net::ip_address;
 
@@ -33,6 +35,8 @@ pub struct Way {
 /// A connection over TCP, or the datagrams between two sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
+    /// By what the programs in the kernel know it.
+    pub key: FlowKey,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// Who was spoken to.
@@ -53,18 +57,19 @@ pub struct Flow {
     pub turns: u64,
     /// The bytes of the server's first answer.
     pub response: u64,
+    /// The DNS responses in it.
+    pub lookups: Vec<Lookup>,
     asked: Option<Duration>,
     is_clients_turn: bool,
 }
 
+/// Protocol, client and server.
 type Key = (Protocol, SocketAddr, SocketAddr);
 
 /// All conversations so far.
 #[derive(Debug, Default)]
 pub struct Flows {
     flows: HashMap<Key, Flow>,
-    /// The names that DNS answers gave.
-    pub names: Names,
 }
 
 impl Flows {
@@ -93,10 +98,10 @@ impl Flows {
 
     /// The conversations, in the order in which they began.
     #[must_use]
-    pub fn finish(self) -> (Vec<Flow>, Names) {
+    pub fn finish(self) -> Vec<Flow> {
         let mut flows: Vec<_> = self.flows.into_values().collect();
         flows.sort_by_key(|flow| (flow.began, flow.server));
-        (flows, self.names)
+        flows
     }
 
     fn take_segment(&mut self, packet: &Packet, payload: &[u8], at: Duration) {
@@ -104,7 +109,7 @@ impl Flows {
         match packet.tcp_flags & (TCP_SYN | TCP_ACK) {
             TCP_SYN => {
                 let next = packet.sequence.wrapping_add(1);
-                let flow = self.begin((Protocol::Tcp, source, destination), at);
+                let flow = self.begin((Protocol::Tcp, source, destination), packet, at);
                 if let Some(flow) = flow {
                     flow.to_server.next = next;
                 }
@@ -137,28 +142,29 @@ impl Flows {
 
     fn take_datagram(&mut self, packet: &Packet, payload: &[u8], at: Duration) {
         let (source, destination) = ends(packet);
-        if source.port() == 53 {
-            self.names.learn(payload);
-        }
         let bytes = u64::from(packet.payload_length());
         if let Some(flow) = self.flows.get_mut(&(Protocol::Udp, destination, source)) {
+            if source.port() == dns::PORT {
+                flow.lookups.extend(Lookup::read(payload));
+            }
             flow.to_client.add(bytes, payload);
             flow.server_spoke(bytes, at);
             return;
         }
-        if let Some(flow) = self.begin((Protocol::Udp, source, destination), at) {
+        if let Some(flow) = self.begin((Protocol::Udp, source, destination), packet, at) {
             flow.to_server.add(bytes, payload);
             flow.client_spoke(at);
         }
     }
 
     /// The conversation, which begins now unless it has begun; nothing where there are too many.
-    fn begin(&mut self, key: Key, at: Duration) -> Option<&mut Flow> {
+    fn begin(&mut self, key: Key, packet: &Packet, at: Duration) -> Option<&mut Flow> {
         let is_full = self.flows.len() >= FLOWS_MAX;
         if is_full && !self.flows.contains_key(&key) {
             return None;
         }
         Some(self.flows.entry(key).or_insert_with(|| Flow {
+            key: flow_of(packet).0,
             protocol: key.0,
             server: key.2,
             began: at,
@@ -169,6 +175,7 @@ impl Flows {
             to_client: Way::default(),
             turns: 0,
             response: 0,
+            lookups: Vec::new(),
             asked: None,
             is_clients_turn: true,
         }))
@@ -244,7 +251,7 @@ impl Flow {
     pub fn example(server: SocketAddr, began: Duration) -> Self {
         let mut flows = Flows::default();
         let client = SocketAddr::new(server.ip(), 1);
-        let flow = flows.begin((Protocol::Tcp, client, server), began);
+        let flow = flows.begin((Protocol::Tcp, client, server), &Packet::default(), began);
         let mut flow = flow.expect("there is room").clone();
         flow.connect = Some(Duration::ZERO);
         flow
@@ -294,7 +301,7 @@ mod tests {
         take(true, TCP_ACK, 6, b"more", 18);
         take(false, TCP_ACK, 103, b"two", 20);
         take(true, TCP_ACK, 10, b"!", 22);
-        let (flows, _) = flows.finish();
+        let flows = flows.finish();
         let [flow] = flows.as_slice() else {
             panic!("{flows:?}");
         };
@@ -313,6 +320,6 @@ mod tests {
         flows.take(&bytes, u32::try_from(bytes.len()).unwrap(), ms(0));
         flows.take(&[], 0, ms(0));
         flows.take(&[0x45, 1, 2], 3, ms(0));
-        assert!(flows.finish().0.is_empty());
+        assert!(flows.finish().is_empty());
     }
 }

@@ -14,6 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::attempt::Runner;
 use super::capture::Capture;
 use super::dependency::{Dependency, Sighting};
+use super::names::Names;
 use super::verdict::{End, Observation};
 use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::inject::injection::{Hits, InjectionOptions};
@@ -31,6 +32,8 @@ use crate::sys::process::proc::ProcessId;
 use crate::sys::process::sockets::{self, State};
 use crate::sys::process::user::Identity;
 
+/// A rule that all packets match and that never acts: the programs tell whose each connection is.
+const EVERYTHING: &str = "* drop after=1000000000000";
 /// How much of the end of the output is kept, in bytes.
 const OUTPUT_MAX: u64 = 16 << 10;
 
@@ -179,7 +182,9 @@ impl<'a> Lane<'a> {
     /// As [`Runner::run`], or packets can't be looked at.
     pub async fn observe(&mut self, limit: Duration) -> Result<Option<(Observation, Sighting)>> {
         let mut sighting = Sighting::default();
-        let seen = self.attempt(&[], limit, Some(&mut sighting)).await?;
+        let seen = self
+            .attempt(&[EVERYTHING.to_owned()], limit, Some(&mut sighting))
+            .await?;
         Ok(seen.map(|seen| (seen, sighting)))
     }
 
@@ -220,7 +225,13 @@ impl<'a> Lane<'a> {
         }
         let connects = self.dependencies.iter().map(|one| connects(one, &used));
         let connects = connects.collect();
-        if let (Some(sighting), Some((flows, names))) = (sighting, conversations) {
+        if let (Some(sighting), Some(mut flows)) = (sighting, conversations) {
+            let own = self.session.own_flows()?;
+            flows.retain(|flow| own.contains(&flow.key));
+            let mut names = Names::default();
+            for lookup in flows.iter().flat_map(|flow| &flow.lookups) {
+                names.learn(lookup);
+            }
             *sighting = Sighting {
                 endpoints: used,
                 unix: after.unix - before.unix,

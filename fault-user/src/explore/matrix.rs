@@ -8,7 +8,6 @@ use super::dependency::{Dependency, Found};
 use super::faults::{Experiment, FAULTS, FaultKind};
 use super::shrink::Smallest;
 use super::verdict::End;
-use crate::report::file::shell_line;
 use crate::report::summary::human_bytes;
 
 /// What the symbols mean.
@@ -101,7 +100,7 @@ pub fn matrix(dependencies: &[Dependency], cells: &[Cell], has_color: bool) -> S
                 .iter()
                 .any(|cell| cell.experiment.dependency == *number)
         })
-        .map(|(number, one)| (number, format!("{} {}", one.kind, one.target)))
+        .map(|(number, one)| (number, one.label()))
         .collect();
     let width = rows.iter().map(|(_, name)| name.chars().count()).max();
     let width = width.unwrap_or(0);
@@ -186,26 +185,10 @@ pub fn last_lines(output: &str) -> String {
     }
 }
 
-/// The command that reproduces a cell.
-#[must_use]
-pub fn reproduction(seed: u64, cell: &Cell, command: &[String]) -> String {
-    let mut words: Vec<String> = ["sudo", "fault", "run", "--seed"]
-        .map(str::to_owned)
-        .to_vec();
-    words.push(seed.to_string());
-    for rule in cell.rules() {
-        words.extend(["-r".to_owned(), rule.clone()]);
-    }
-    words.push("--".to_owned());
-    words.extend_from_slice(command);
-    shell_line(&words)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::attempt::Attempt;
-    use super::super::cell::Standing;
     use super::super::dependency::tests::example;
+    use super::super::experimenter::tests::cell_of;
     use super::super::faults::experiment;
     use super::super::kind::Kind;
     use super::super::verdict::Verdict;
@@ -213,18 +196,8 @@ mod tests {
     use super::*;
 
     fn cell(number: usize, one: &Dependency, fault: FaultKind, verdict: Verdict) -> Cell {
-        Cell {
-            experiment: experiment(number, one, fault, Duration::from_secs(10)).unwrap(),
-            first: Attempt {
-                verdict,
-                seen: seen(End::TimedOut, 10_020),
-            },
-            differs: None,
-            smallest: None,
-            is_unfinished: false,
-            storm: None,
-            standing: Standing::Well,
-        }
+        let experiment = experiment(number, one, fault, Duration::from_secs(10));
+        cell_of(experiment.unwrap(), verdict, seen(End::TimedOut, 10_020))
     }
 
     #[test]
@@ -250,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_three_lines() {
+    fn a_failure_is_told_in_words() {
         let one = example(Kind::Redis, 6379);
         let mut cell = cell(0, &one, FaultKind::Silent, Verdict::Hung);
         cell.first.seen.waited_for = vec!["tcp:6379 (connecting)".to_owned()];
@@ -266,10 +239,5 @@ mod tests {
              enough"
         );
         assert_eq!(last_lines("a\nb\n\nc \nd\n"), "b | c | d");
-        let command = ["sh", "-c", "x y"].map(str::to_owned);
-        assert_eq!(
-            reproduction(7, &cell, &command),
-            "sudo fault run --seed 7 -r 'tcp:6379 blackhole conn=2' -- sh -c 'x y'"
-        );
     }
 }

@@ -5,6 +5,7 @@
 //! All of these are pure but for `capture` and `lane`, which runs the command.
 
 mod accept;
+mod again;
 mod attempt;
 mod capture;
 mod cell;
@@ -30,6 +31,7 @@ use futures_util::future::join_all;
 pub use self::faults::FAULTS;
 
 use self::accept::AcceptFile;
+use self::again::Again;
 use self::attempt::{Measured, Runner as _};
 use self::cell::{Cell, Standing};
 use self::dependency::{Dependency, Found, Sighting, differences, find};
@@ -174,6 +176,19 @@ impl Explore {
             .collect()
     }
 
+    /// How a cell is done again.
+    fn again(&self, seed: u64) -> Again {
+        Again {
+            command: self.words(),
+            seed,
+            user: self.user.clone(),
+            job: (self.jobs > 1).then(|| format!("{JOB}=1")),
+            before: self.before.clone(),
+            after: self.after.clone(),
+            check: self.check.clone(),
+        }
+    }
+
     /// The report to go on from.
     fn earlier(&self) -> anyhow::Result<Option<Report>> {
         let Some(folder) = &self.resume else {
@@ -269,14 +284,13 @@ impl Explore {
         if first != 0 {
             tell!("fault: {first} experiments are done already");
         }
-        let command = self.words();
+        let again = self.again(seed);
         let found = &baseline.found;
         let about = About {
             found,
             measured: &measured,
             experiments: &experiments,
-            command: &command,
-            seed,
+            again: &again,
             begun,
             started: Instant::now(),
         };
@@ -304,7 +318,7 @@ impl Explore {
             (HTML, report.html().into_bytes()),
         ]);
         // A full disk loses files, and not what was found.
-        let code = conclude(found, explored, &command, seed)?;
+        let code = conclude(found, explored, &again)?;
         written?;
         reported?;
         Ok(code)
@@ -444,7 +458,7 @@ fn compare(
 }
 
 /// Prints what was found, and chooses the exit code.
-fn conclude(found: &Found, explored: Explored, command: &[String], seed: u64) -> Outcome {
+fn conclude(found: &Found, explored: Explored, again: &Again) -> Outcome {
     let (dependencies, cells) = (&found.dependencies, &explored.cells);
     let mut text = format!(
         "\n{}",
@@ -455,7 +469,7 @@ fn conclude(found: &Found, explored: Explored, command: &[String], seed: u64) ->
             "\n{}\n  output: {}\n  {}\n",
             matrix::happened(dependencies, cell),
             matrix::last_lines(&cell.first.seen.output),
-            matrix::reproduction(seed, cell, command)
+            again.line(cell)
         )]);
     }
     text.extend([format!("\n{}\n", summary(found, &explored))]);

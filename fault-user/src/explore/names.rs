@@ -1,10 +1,11 @@
-//! Names of addresses: from the DNS answers that were seen, and from `/etc/hosts`.
+//! Names of addresses: from the DNS responses that the command got, and from `/etc/hosts`.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-/// The most labels and pointers of a name that are followed.
-const STEPS_MAX: usize = 64;
+use fault_common::dns::{self, KEY_AT, Message, NAME_BYTES};
+
+use crate::sys::net::ip_address;
 
 /// The names by address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,13 +30,10 @@ impl Names {
         names
     }
 
-    /// Learns from a DNS answer (RFC 1035): its addresses have the name that was asked for. What is no answer is ignored.
-    pub fn learn(&mut self, datagram: &[u8]) {
-        let Some((name, addresses)) = answer(datagram) else {
-            return;
-        };
-        for address in addresses {
-            self.by_address.insert(address, name.clone());
+    /// Learns from a response: its addresses have the name that was asked for.
+    pub fn learn(&mut self, lookup: &Lookup) {
+        for address in &lookup.addresses {
+            self.by_address.insert(*address, lookup.name.clone());
         }
     }
 
@@ -51,55 +49,59 @@ impl Names {
     }
 }
 
-/// The name of the question and the addresses of the answer.
-fn answer(data: &[u8]) -> Option<(String, Vec<IpAddr>)> {
-    let is_answer = data.get(2)? & 0x80 != 0;
-    let (questions, answers) = (half(data, 4)?, half(data, 6)?);
-    if !is_answer || questions != 1 {
-        return None;
-    }
-    let (name, mut at) = name(data, 12)?;
-    at += 4;
-    let mut addresses = Vec::new();
-    for _ in 0..answers {
-        at = self::name(data, at)?.1;
-        let (kind, length) = (half(data, at)?, usize::from(half(data, at + 8)?));
-        let value = data.get(at + 10..at + 10 + length)?;
-        match kind {
-            1 => addresses.push(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
-            28 => addresses.push(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),
-            _ => {}
-        }
-        at += 10 + length;
-    }
-    Some((name, addresses))
+/// A response to a DNS query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// The name that was asked for, in lower case.
+    pub name: String,
+    /// The addresses in the answer, whatever aliases lead to them.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the name exists and has a record of the type that was asked for.
+    pub is_found: bool,
 }
 
-/// A name at `at`, and where what follows begins.
-fn name(data: &[u8], mut at: usize) -> Option<(String, usize)> {
-    let mut labels: Vec<String> = Vec::new();
-    let mut end = None;
-    for _ in 0..STEPS_MAX {
-        let length = usize::from(*data.get(at)?);
-        match length {
-            0 => return Some((labels.join("."), end.unwrap_or(at + 1))),
-            0xc0.. => {
-                end.get_or_insert(at + 2);
-                at = (length & 0x3f) << 8 | usize::from(*data.get(at + 1)?);
+impl Lookup {
+    /// Reads a datagram. Nothing where it is no response to a query for a host's name, or malformed.
+    #[must_use]
+    pub fn read(datagram: &[u8]) -> Option<Self> {
+        let mut message = Box::new(Message::EMPTY);
+        message.fill(datagram);
+        let head = message.head().filter(dns::Head::is_response)?;
+        let end = message.read_name(Message::QUESTION);
+        let name = (end != 0).then(|| name_of(message.key()))??;
+        let mut at = message.after_question(end);
+        let mut addresses = Vec::new();
+        for _ in 0..head.answers {
+            let end = message.read_name(at);
+            if at == 0 || end == 0 {
+                return None;
             }
-            _ => {
-                let label = data.get(at + 1..at + 1 + length)?;
-                labels.push(String::from_utf8_lossy(label).to_lowercase());
-                at += 1 + length;
-            }
+            let record = message.record(end)?;
+            addresses.extend(record.address.map(ip_address));
+            at = record.next;
         }
+        Some(Self {
+            name,
+            addresses,
+            is_found: head.answers != 0 && u16::from(datagram[3] & 0xf) == dns::code::NO_ERROR,
+        })
     }
-    None
 }
 
-fn half(data: &[u8], at: usize) -> Option<u16> {
-    let bytes = data.get(at..at + 2)?.try_into().ok()?;
-    Some(u16::from_be_bytes(bytes))
+/// The name that a key stands for; nothing where it is none of a host.
+fn name_of(key: &[u8; KEY_AT + NAME_BYTES]) -> Option<String> {
+    let reversed = key[KEY_AT..].split(|byte| *byte == 0).next()?;
+    let wire: Vec<u8> = reversed.iter().rev().copied().collect();
+    let mut labels = Vec::new();
+    let mut rest = wire.as_slice();
+    while let Some((size, more)) = rest.split_first() {
+        let (label, more) = more.split_at_checked((*size).into())?;
+        let label = std::str::from_utf8(label).ok()?;
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        labels.push(label.chars().all(is_plain).then_some(label)?);
+        rest = more;
+    }
+    (!labels.is_empty()).then(|| labels.join("."))
 }
 
 #[cfg(test)]
@@ -126,21 +128,50 @@ mod tests {
 
     #[test]
     fn an_answer_names_its_addresses_by_what_was_asked() {
+        let lookup = Lookup::read(&datagram()).unwrap();
+        assert!(lookup.is_found);
         let mut names = Names::default();
-        names.learn(&datagram());
+        names.learn(&lookup);
         assert_eq!(names.of("10.0.0.5".parse().unwrap()), Some("db.internal"));
     }
 
     #[test]
-    fn torn_answers_and_loops_name_nothing() {
+    fn a_name_that_does_not_exist_is_not_found() {
+        let mut data = datagram();
+        data[3] |= 3;
+        assert!(!Lookup::read(&data).unwrap().is_found);
+        data.truncate(12 + 17);
+        data[7] = 0;
+        let lookup = Lookup::read(&data).unwrap();
+        assert_eq!(
+            (lookup.name.as_str(), lookup.is_found),
+            ("db.internal", false)
+        );
+    }
+
+    #[test]
+    fn what_is_no_answer_or_malformed_names_nothing() {
         let whole = datagram();
         for length in 0..whole.len() {
-            let mut names = Names::default();
-            names.learn(&whole[..length]);
-            assert_eq!(names, Names::default());
+            assert_eq!(Lookup::read(&whole[..length]), None);
         }
-        let mut names = Names::default();
-        names.learn(&[0, 7, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0, 0xc0, 12]);
-        assert_eq!(names, Names::default());
+        let change = |at: usize, byte: u8| {
+            let mut data = datagram();
+            data[at] = byte;
+            Lookup::read(&data)
+        };
+        assert_eq!(change(2, 1), None, "a query");
+        assert_eq!(change(2, 0xa9), None, "another operation");
+        assert_eq!(change(5, 2), None, "two questions");
+        assert_eq!(change(13, b' '), None, "no name of a host");
+        assert_eq!(change(13, 0), None, "nor this");
+        assert_eq!(change(30, 40), None, "a pointer that leads forward");
+        assert_eq!(
+            change(12, 0x42),
+            None,
+            "a kind of label that does not exist"
+        );
+        let looping = [0, 7, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0, 0xc0, 12];
+        assert_eq!(Lookup::read(&looping), None);
     }
 }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 
+use super::again::Again;
 use super::attempt::{Attempt, Measured};
 use super::cell::{Cell, Standing};
 use super::dependency::{Dependency, Found};
@@ -122,10 +123,8 @@ pub struct About<'a> {
     pub measured: &'a Measured<'a>,
     /// The experiments.
     pub experiments: &'a [Experiment],
-    /// The command and its arguments.
-    pub command: &'a [String],
-    /// What all randomness comes from.
-    pub seed: u64,
+    /// How a cell is done again.
+    pub again: &'a Again,
     /// When the first run without faults began.
     pub begun: Instant,
     /// When the first experiment began.
@@ -168,8 +167,8 @@ impl About<'_> {
             version: VERSION,
             fault,
             kernel,
-            seed: self.seed,
-            command: self.command.to_vec(),
+            seed: self.again.seed,
+            command: self.again.command.clone(),
             baseline_ms: ms(self.measured.baseline),
             timeout_ms: ms(self.measured.limit),
             length_ms: ms(self.begun.elapsed()),
@@ -177,7 +176,7 @@ impl About<'_> {
             dependencies: dependencies.iter().map(DependencyReport::new).collect(),
             out_of_reach: self.found.out_of_reach.clone(),
             cells: cells
-                .map(|one| CellReport::new(dependencies, one, self.command, self.seed))
+                .map(|one| CellReport::new(dependencies, one, self.again))
                 .collect(),
             not_run: left_out.collect(),
             stopped,
@@ -375,7 +374,7 @@ impl DependencyReport {
 }
 
 impl CellReport {
-    fn new(dependencies: &[Dependency], cell: &Cell, command: &[String], seed: u64) -> Self {
+    fn new(dependencies: &[Dependency], cell: &Cell, again: &Again) -> Self {
         let (experiment, run) = (&cell.experiment, &cell.first.seen);
         let fault: FaultKind = experiment.fault;
         Self {
@@ -409,7 +408,7 @@ impl CellReport {
                 one_packet: smallest.is_one_packet,
             }),
             unfinished: cell.is_unfinished,
-            reproduce: matrix::reproduction(seed, cell, command),
+            reproduce: again.line(cell),
             output: run.output.clone(),
         }
     }
@@ -487,6 +486,7 @@ impl CellReport {
 #[cfg(test)]
 mod tests {
     use super::super::dependency::tests::example;
+    use super::super::experimenter::tests::cell_of;
     use super::super::faults::{experiment, experiments};
     use super::super::kind::Kind;
     use super::super::verdict::tests::seen;
@@ -498,17 +498,9 @@ mod tests {
             out_of_reach: vec!["Unix sockets".to_owned()],
         };
         let limit = Duration::from_secs(10);
-        let cell = |fault, end, verdict| Cell {
-            experiment: experiment(0, &found.dependencies[0], fault, limit).unwrap(),
-            first: Attempt {
-                verdict,
-                seen: seen(end, 77),
-            },
-            differs: None,
-            smallest: None,
-            is_unfinished: false,
-            storm: None,
-            standing: Standing::Well,
+        let cell = |fault, end, verdict| {
+            let experiment = experiment(0, &found.dependencies[0], fault, limit);
+            cell_of(experiment.unwrap(), verdict, seen(end, 77))
         };
         let mut hung = cell(FaultKind::Silent, End::TimedOut, Verdict::Hung);
         hung.standing = Standing::New;
@@ -530,8 +522,11 @@ mod tests {
             found: &found,
             measured: &measured,
             experiments: &[],
-            command: &["./app".to_owned()],
-            seed: 7,
+            again: &Again {
+                command: vec!["./app".to_owned()],
+                seed: 7,
+                ..Again::default()
+            },
             begun: Instant::now(),
             started: Instant::now(),
         };

@@ -1,6 +1,6 @@
 //! An applied plan: its programs, its rules, and their removal.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use fault_common::abi::{Counter, DecisionKey, RuleStats};
+use fault_common::flow::FlowKey;
 use nix::errno::Errno;
 
 use crate::hold::line::{DelayLine, Figures};
@@ -449,6 +450,14 @@ impl Injection {
     /// A map can't be read.
     pub fn endpoints(&self) -> Result<Option<Endpoints>> {
         self.prepared.reach().injector.endpoints()
+    }
+
+    /// See [`Injector::flows_in_scope`](super::injector::Injector::flows_in_scope).
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn flows_in_scope(&self) -> Result<HashSet<FlowKey>> {
+        self.prepared.reach().injector.flows_in_scope()
     }
 
     /// The number of packets let through for each reason, indexed by [`Counter`].

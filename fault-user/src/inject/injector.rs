@@ -1,5 +1,6 @@
 //! The loaded programs with their maps.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 
@@ -11,11 +12,12 @@ use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, TcAttachType, Xdp};
 use fault_common::abi::{
-    COUNTERS, Counter, DecisionKey, HOLDS, LEARNED_MAX, MATCHES_MAX, NAMED_WORDS, Owner, PLACES,
-    PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder, line,
+    COUNTERS, Counter, DecisionKey, Flow, HOLDS, LEARNED_MAX, MATCHES_MAX, NAMED_WORDS, Owner,
+    PLACES, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder, line,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
+use fault_common::flow::FlowKey;
 
 use super::connections;
 use super::distributions;
@@ -580,6 +582,24 @@ impl Injector {
         self.endpoints_of
             .map(|(netns, only_here)| endpoints::read(&self.ebpf, netns, only_here))
             .transpose()
+    }
+
+    /// The connections with an end in the scope of the rules, among those that a rule's ports were looked up for.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn flows_in_scope(&self) -> Result<HashSet<FlowKey>> {
+        let map = self.ebpf.map("FLOWS");
+        let map = map.context("the eBPF object has no map FLOWS")?;
+        let flows: HashMap<&MapData, FlowKey, Flow> = map.try_into()?;
+        let mut keys = HashSet::new();
+        for entry in &flows {
+            let (key, flow) = entry?;
+            if flow.scopes != [0, 0] {
+                keys.insert(key);
+            }
+        }
+        Ok(keys)
     }
 
     /// Stores a cgroup with an existing socket, as [`Injector::watch_cgroup`] does for new ones.

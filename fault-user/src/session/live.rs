@@ -1,8 +1,10 @@
 //! A session whose rules, stream rules too, are replaced while the programs stay attached.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use fault_common::flow::FlowKey;
 
 use super::outcome::Failure;
 use super::rules::RuleSet;
@@ -121,6 +123,14 @@ impl LiveSession<'_> {
         endpoints.context(
             "what the command connects to can't be counted: it needs cgroup2 and Linux 5.8",
         )
+    }
+
+    /// The connections of the explored processes, among those that a rule so far could concern by its ports.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn own_flows(&self) -> Result<HashSet<FlowKey>> {
+        self.session.injection.flows_in_scope()
     }
 
     /// Restores everything.
