@@ -2,6 +2,8 @@
 
 use core::ptr::NonNull;
 
+use aya_ebpf::bindings::__sk_buff;
+
 use fault_common::abi::{
     Counter, Flow, FlowRule, FlowRuleKey, NAMED_WORDS, RuleEntry, RuleState, SetHeader, direction,
     named_at,
@@ -13,7 +15,8 @@ use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_FIN, TCP_RST}
 
 use crate::counting::{Advance as _, NoFetch};
 use crate::frame::Frame;
-use crate::maps::{BIRTHS, FLOW_RULES, FLOWS, NAMED, ROUND, SCOPED, Scratch, count};
+use crate::maps::{BIRTHS, FLOW_RULES, FLOWS, NAMED, ROUND, SCOPED, SCRATCH, Scratch, count};
+use crate::scope;
 
 const BPF_NOEXIST: u64 = 1;
 
@@ -106,12 +109,9 @@ fn is_scoped(header: &SetHeader) -> bool {
 /// because a global function writes it: see `classify::list_rules`.
 #[inline(always)]
 fn ask<F: Frame>(frame: F, scratch: *mut Scratch, ends: u32) {
-    // SAFETY: see `Scratch`. The instruction does nothing, but tells the compiler that the function below may write there: to it
-    // the pointer would otherwise be known to this function alone.
-    unsafe {
-        (*scratch).told = Told::default();
-        core::arch::asm!("{0} = {0}", in(reg) scratch, options(nostack));
-    }
+    // SAFETY: see `Scratch`.
+    unsafe { (*scratch).told = Told::default() };
+    expose(scratch);
     frame.ask(scratch, ends);
 }
 
@@ -148,11 +148,12 @@ fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, flow: &m
     };
     let changed = flow.scope_version != header.scope_version;
     if is_new || (changed && flow.is_certain == 0) {
-        let service = find_service(frame, scratch);
+        expose(scratch);
+        frame.find_service();
         if is_new {
-            begin(flow, &scratch.packet, service);
+            fault_begin(1);
         } else {
-            flow.serve(service);
+            flow.serve(found_service(scratch));
         }
     }
     if changed {
@@ -181,22 +182,67 @@ fn side(scratch: &Scratch) -> Side {
     }
 }
 
-/// Which end of the packet's connection the service is.
+/// Finds out which end of the connection of the packet in the scratch the service is, and leaves the answer there. What is
+/// asked on the way goes through the scratch as well: the verifier then goes on once, and not once for each combination
+/// of answers. A global function: see `fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_find_service(skb: *mut __sk_buff, ends: u32) -> u32 {
+    find_service(|_, end| ends & end != 0 && scope::fault_listens(skb, end) != 0)
+}
+
+/// See [`fault_find_service`]; `listens` says whether a socket of this host listens at an end of the packet.
 #[inline(always)]
-fn find_service<F: Frame>(frame: F, scratch: &Scratch) -> Service {
-    let packet = &scratch.packet;
-    let named = |port| is_named(packet.protocol, port, scratch.sight.generation);
-    let mut hints = Hints {
-        listens: [false; 2],
-        named: [named(packet.source_port), named(packet.destination_port)],
+pub fn find_service(listens: impl Fn(&Packet, u32) -> bool) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
     };
-    if packet.protocol == PROTOCOL_TCP && !packet.is_handshake() {
-        hints.listens = [
-            listens(frame, scratch, end::SENDER),
-            listens(frame, scratch, end::RECEIVER),
-        ];
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let (generation, packet) = (scratch.sight.generation, &scratch.packet);
+    let (protocol, from, to) = (packet.protocol, packet.source_port, packet.destination_port);
+    let asks = protocol == PROTOCOL_TCP && !packet.is_handshake();
+    note(&mut scratch.hints[0], is_named(protocol, from, generation));
+    note(&mut scratch.hints[1], is_named(protocol, to, generation));
+    let sends = asks && listens(&scratch.packet, end::SENDER);
+    note(&mut scratch.hints[2], sends);
+    let receives = asks && listens(&scratch.packet, end::RECEIVER);
+    note(&mut scratch.hints[3], receives);
+    let hints = Hints {
+        named: [noted(&scratch.hints[0]), noted(&scratch.hints[1])],
+        listens: [noted(&scratch.hints[2]), noted(&scratch.hints[3])],
+    };
+    let service = service(&scratch.packet, side(scratch), hints);
+    note(&mut scratch.service[0], service.side == Side::High);
+    note(&mut scratch.service[1], service.is_certain);
+    0
+}
+
+/// The answer of [`find_service`].
+#[inline(always)]
+fn found_service(scratch: &Scratch) -> Service {
+    Service {
+        side: if noted(&scratch.service[0]) {
+            Side::High
+        } else {
+            Side::Low
+        },
+        is_certain: noted(&scratch.service[1]),
     }
-    service(packet, side(scratch), hints)
+}
+
+/// Leaves an answer in the scratch. Volatile, so that it is not kept in a register.
+#[inline(always)]
+fn note(at: &mut u8, answer: bool) {
+    // SAFETY: a valid reference.
+    unsafe { core::ptr::write_volatile(at, u8::from(answer)) }
+}
+
+/// An answer that [`note`] has left.
+#[inline(always)]
+fn noted(at: &u8) -> bool {
+    // SAFETY: a valid reference.
+    unsafe { core::ptr::read_volatile(at) & 1 != 0 }
 }
 
 /// Whether a rule gives a port by itself.
@@ -212,13 +258,28 @@ fn is_named(protocol: u8, port: u16, generation: u32) -> bool {
     word.is_some_and(|word| word >> bit & 1 != 0)
 }
 
+/// Begins a connection with the packet in the scratch: the one in the table, or the one in the scratch that is to be
+/// entered. Its slots are free and empty. A global function: see `fault_collect`.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn listens<F: Frame>(frame: F, scratch: &Scratch, end: u32) -> bool {
-    frame.ends() & end != 0 && frame.listens(&scratch.packet, end)
+pub extern "C" fn fault_begin(is_known: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let service = found_service(scratch);
+    let packet = &scratch.packet;
+    if is_known == 0 {
+        begin(&mut scratch.flow, packet, service);
+    } else if let Some(flow) = FLOWS.get_ptr_mut(&scratch.key) {
+        // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst costs an ordinal.
+        begin(unsafe { &mut *flow }, packet, service);
+    }
+    0
 }
 
-/// Begins a connection, with slots that are free and empty. A function of its own for the sake of the stack.
-#[inline(never)]
+#[inline(always)]
 fn begin(flow: &mut Flow, packet: &Packet, service: Service) {
     flow.begin(packet, service);
     flow.birth = BIRTHS
@@ -233,16 +294,25 @@ fn begin(flow: &mut Flow, packet: &Packet, service: Service) {
     }
 }
 
+/// Tells the compiler that a global function, which is called next, may write to the scratch: to it the pointer would
+/// otherwise be known to the caller alone.
+#[inline(always)]
+fn expose(scratch: *mut Scratch) {
+    // SAFETY: the instruction does nothing.
+    unsafe { core::arch::asm!("{0} = {0}", in(reg) scratch, options(nostack)) }
+}
+
 #[inline(never)]
 fn insert<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Option<NonNull<Flow>> {
     let is_tcp = scratch.packet.protocol == PROTOCOL_TCP;
     if is_scoped(header) && is_tcp {
         ask(frame, scratch, frame.ends());
     }
-    let service = find_service(frame, scratch);
+    expose(scratch);
+    frame.find_service();
+    fault_begin(0);
     let sender = side(scratch);
-    let (flow, packet, key) = (&mut scratch.flow, &scratch.packet, &scratch.key);
-    begin(flow, packet, service);
+    let (flow, key) = (&mut scratch.flow, &scratch.key);
     flow.scope_version = header.scope_version;
     if is_scoped(header) {
         if is_tcp {

@@ -38,8 +38,8 @@ pub trait Frame: Load + Copy {
     /// Asks the sockets at those of `ends` whose the packet in the scratch is, and leaves the answer there.
     fn ask(&self, scratch: *mut Scratch, ends: u32);
 
-    /// Whether a TCP socket of this host listens at that end of the packet.
-    fn listens(&self, packet: &Packet, end: u32) -> bool;
+    /// Finds out which end of the packet's connection the service is: see `flows::fault_find_service`.
+    fn find_service(&self);
 
     /// Makes the connection that of one receiver, where each of them is given the packet.
     #[inline(always)]

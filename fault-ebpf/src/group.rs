@@ -12,7 +12,7 @@ use fault_common::packet::{Load, Packet};
 use crate::frame::{Frame, Losing, Near};
 use crate::maps::{MATCHES, SETS, Scratch, count};
 use crate::skb::Skb;
-use crate::{classify, scope, split};
+use crate::{classify, flows, scope, split};
 
 /// Set in [`FlowKey::protocol`] of what one of several sockets is given.
 const GROUP: u32 = 1 << 9;
@@ -85,8 +85,8 @@ impl Frame for Received {
 
     /// A datagram has no listener.
     #[inline(always)]
-    fn listens(&self, _packet: &Packet, _end: u32) -> bool {
-        false
+    fn find_service(&self) {
+        flows::find_service(|_, _| false);
     }
 
     /// The counts of one receiver are not those of another.

@@ -113,12 +113,6 @@ pub fn fault_ingress_l3_old(ctx: TcContext) -> i32 {
     classify::handle::<InKernel<NoFetch>, false, 0>(Skb::new(&ctx))
 }
 
-/// Holds the place of one of these while the kernel verifies it.
-#[classifier]
-pub fn fault_placeholder(_ctx: TcContext) -> i32 {
-    skb::NEXT
-}
-
 /// In front of [`fault_ingress`], where rules only lose packets.
 #[xdp]
 pub fn fault_xdp(ctx: XdpContext) -> u32 {

@@ -67,6 +67,9 @@ pub static NETNS: Global<u64> = Global::new(0);
 /// 1 when only connections to servers of the cgroup are given to the relay.
 #[unsafe(no_mangle)]
 pub static OWN_SERVERS: Global<u32> = Global::new(0);
+/// Upper bound of the services in [`STEER_TABLE`]. The verifier walks the loop over them no farther.
+#[unsafe(no_mangle)]
+pub static SERVICES: Global<u32> = Global::new(STEERS);
 /// Index of the delay line's tap device.
 #[unsafe(no_mangle)]
 pub static TAP: Global<u32> = Global::new(0);
@@ -347,6 +350,11 @@ pub struct Scratch {
     pub key: FlowKey,
     /// From which [`Side`](fault_common::flow::Side) of it the packet comes.
     pub side: u32,
+    /// Whether its source and destination port are named by rules, and whether a socket listens at its sender's and at its
+    /// receiver's end: answers on the way to `service`.
+    pub hints: [u8; 4],
+    /// Whether the service is the high end of its connection, and whether that is certain.
+    pub service: [u8; 2],
     /// Whose its sockets are, as far as they have been asked.
     pub told: Told,
     /// Its matching rules.

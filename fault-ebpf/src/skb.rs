@@ -14,6 +14,7 @@ use fault_common::abi::INSTANCES_REMEMBERED;
 use fault_common::flow::end;
 use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, PROTOCOL_UDP, Packet};
 
+use crate::flows;
 use crate::frame::{Frame, JUDGED, Near};
 use crate::maps::{INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, Scratch, TCX, XDP};
 use crate::scope;
@@ -135,8 +136,8 @@ impl<const EGRESS: bool, const LINK: u32> Frame for Skb<EGRESS, LINK> {
     }
 
     #[inline(always)]
-    fn listens(&self, _packet: &Packet, end: u32) -> bool {
-        scope::fault_listens(self.0, end) != 0
+    fn find_service(&self) {
+        flows::fault_find_service(self.0, self.ends());
     }
 }
 

@@ -339,8 +339,7 @@ fn divide(skb: Any, scratch: *mut Scratch, ingress: u32) -> bool {
         if segment >= segments {
             break;
         }
-        skb.set_part(segment, ingress == 0);
-        let made = skb.clone_to_side(ingress).is_ok();
+        let made = fault_send_part(skb.raw(), segment, ingress) != 0;
         if segment == 0 && !made {
             count(Counter::ActionFailed);
             return false;
@@ -349,6 +348,15 @@ fn divide(skb: Any, scratch: *mut Scratch, ingress: u32) -> bool {
     }
     count_many(Counter::ActionFailed, lost);
     true
+}
+
+/// Sends the super-packet onward once, for one segment; 0 when that fails. A global function: see `fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_send_part(skb: *mut __sk_buff, segment: u32, ingress: u32) -> u32 {
+    let skb: Any = Skb::of(skb);
+    skb.set_part(segment, ingress == 0);
+    u32::from(skb.clone_to_side(ingress).is_ok())
 }
 
 /// Cuts a copy of a super-packet down to one segment, and the packet in the scratch too.

@@ -15,7 +15,7 @@ use fault_common::packet::PROTOCOL_TCP;
 
 use crate::maps::{
     HANDSHAKES, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, RELAY_MARK, RELAY_PORTS, SERVED,
-    STEER_HOSTS, STEER_PORTS, STEER_TABLE,
+    SERVICES, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
 };
 use crate::scope::CREATE;
 use crate::{counting, handshake};
@@ -355,8 +355,8 @@ fn serves(ctx: &SkLookupContext, address: &Address, v4: bool) -> bool {
 #[inline(always)]
 fn service(candidates: u64, address: &Address, protocol: u32) -> u32 {
     let mut left = candidates;
-    for _ in 0..STEERS {
-        if left == 0 {
+    for count in 0..STEERS {
+        if left == 0 || count >= SERVICES.load() {
             break;
         }
         let index = left.trailing_zeros();

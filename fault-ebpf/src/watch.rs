@@ -11,7 +11,7 @@ use fault_common::abi::{Counter, STEERS, Watched, Witness, steered, witness};
 use fault_common::flow::{Address, mapped};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
-use crate::maps::{NETNS, STEER_PORTS, WATCHED, WITNESSES, count};
+use crate::maps::{NETNS, SERVICES, STEER_PORTS, WATCHED, WITNESSES, count};
 use crate::steer::{concerns, is_the_relays};
 
 /// What every program here returns: everything goes on as if nobody watched.
@@ -90,8 +90,8 @@ fn targets(protocol: u32, port: u16, address: &Address) -> u64 {
         return 0;
     };
     let (mut left, mut found) = (of_port, 0);
-    for _ in 0..STEERS {
-        if left == 0 {
+    for count in 0..STEERS {
+        if left == 0 || count >= SERVICES.load() {
             break;
         }
         let index = left.trailing_zeros();

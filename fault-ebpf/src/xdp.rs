@@ -14,6 +14,7 @@ use fault_common::packet::{Load, Packet};
 
 use crate::classify;
 use crate::counting::Judging;
+use crate::flows;
 use crate::frame::{Frame, JUDGED, Losing, Near};
 use crate::maps::{NETNS_MARK, Scratch};
 use crate::scope;
@@ -145,8 +146,10 @@ impl Frame for Raw {
     fn ask(&self, _scratch: *mut Scratch, _ends: u32) {}
 
     #[inline(always)]
-    fn listens(&self, packet: &Packet, end: u32) -> bool {
-        scope::listens(self.0.cast(), packet, end)
+    fn find_service(&self) {
+        flows::find_service(|packet, at| {
+            at == end::RECEIVER && scope::listens(self.0.cast(), packet, at)
+        });
     }
 }
 

@@ -26,6 +26,9 @@ fn main() -> ExitCode {
     cli::start_log();
     open_files::raise();
     let verbose = cli.verbose;
+    if verbose {
+        tell::show_steps();
+    }
     match cli.run() {
         Ok(code) => ExitCode::from(code),
         Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,

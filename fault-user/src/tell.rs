@@ -7,6 +7,7 @@ use std::env;
 use std::fmt::{self, Arguments};
 use std::io::{self, ErrorKind, IsTerminal, Write as _};
 
+use std::sync::OnceLock;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -54,6 +55,44 @@ pub(crate) fn has_color(stream: &impl IsTerminal) -> bool {
     let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
     stream.is_terminal() && !is_set("NO_COLOR") && !is_dumb
+}
+
+/// When [`show_steps`] was called, if it was.
+static STEPS_SINCE: OnceLock<Instant> = OnceLock::new();
+
+/// From now on prints how long each [`Step`] takes (`-v`).
+pub fn show_steps() {
+    STEPS_SINCE.get_or_init(Instant::now);
+}
+
+/// A step of starting or ending. Its time is printed when it is dropped.
+#[must_use]
+pub(crate) struct Step {
+    what: String,
+    since: Instant,
+    began: Instant,
+}
+
+/// Begins a step; `None` unless times are printed.
+pub(crate) fn step(what: Arguments<'_>) -> Option<Step> {
+    let since = *STEPS_SINCE.get()?;
+    Some(Step {
+        what: what.to_string(),
+        since,
+        began: Instant::now(),
+    })
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        tell!(
+            "fault: at {:.1} ms: {} took {:.1} ms",
+            ms(self.since.elapsed()),
+            self.what,
+            ms(self.began.elapsed())
+        );
+    }
 }
 
 /// Interval between progress messages.

@@ -42,7 +42,7 @@ use crate::tell;
     disable_help_subcommand = true
 )]
 pub struct Cli {
-    /// Print more: the causes of an error, the verifier's log.
+    /// Print more: the causes of an error, the verifier's log, how long each step of the start and the end takes.
     #[arg(short, long, global = true)]
     pub verbose: bool,
     /// The subcommand.

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -22,7 +23,7 @@ use crate::sys::bpf::mapped::MappedArray;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::net::tap::{FRAME_MAX, HEADER_BYTES, TAG_AT, TAG_BYTES, Tap, is_super_packet};
 use crate::sys::process::rights::be_helper;
-use crate::tell::tell;
+use crate::tell::{step, tell};
 
 /// Maximum number of held bytes; further packets are released at once and counted. At 1 Gbit/s these are 2 s.
 pub const HELD_BYTES_MAX: usize = 256 << 20;
@@ -78,6 +79,8 @@ pub struct DelayLine {
     wake: Arc<EventFd>,
     exchange: Arc<Exchange>,
     tap_index: u32,
+    /// Disconnected as soon as all packets are released.
+    drained: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -113,12 +116,15 @@ impl DelayLine {
         };
         line.beat();
         let (stopped, woken) = (Arc::clone(&stop), Arc::clone(&wake));
+        let (draining, drained) = channel();
         let thread = std::thread::Builder::new()
             .name("delay-line".to_owned())
             .spawn(move || {
                 be_punctual();
                 be_helper(&[]);
                 line.run(&stopped, &woken);
+                drop(draining);
+                drop(line);
             })
             .context("starting the delay line")?;
         Ok(Self {
@@ -128,6 +134,7 @@ impl DelayLine {
             wake,
             exchange,
             tap_index,
+            drained,
             thread: Some(thread),
         })
     }
@@ -166,30 +173,52 @@ impl DelayLine {
         self.figures.close(reason);
     }
 
-    /// Releases all held packets and ends. The programs must not pass packets to it any more.
+    /// Releases all held packets and ends. The programs must not pass packets to it any more. When this returns the
+    /// packets are released; the network device is gone when the returned value is dropped.
     ///
     /// # Errors
     /// The thread can't be woken.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<Ending> {
         self.end()
     }
 
-    fn end(&mut self) -> Result<()> {
+    fn end(&mut self) -> Result<Ending> {
         let Some(thread) = self.thread.take() else {
-            return Ok(());
+            return Ok(Ending { thread: None });
         };
         self.stop.store(true, Ordering::Release);
         self.wake.write(1)?;
-        // If it ended early, it has reported the reason.
-        drop(thread.join());
-        Ok(())
+        let _step = step(format_args!("releasing held packets"));
+        // An error: the thread has ended without saying so, which is as good.
+        let _released = self.drained.recv();
+        Ok(Ending {
+            thread: Some(thread),
+        })
+    }
+}
+
+/// A delay line whose packets are released, and whose network device is being removed: the kernel takes some tens of
+/// milliseconds for that. Dropping this waits for it.
+#[derive(Debug)]
+pub struct Ending {
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _step = step(format_args!("removing the delay line's device"));
+            // If it ended early, it has reported the reason.
+            drop(thread.join());
+        }
     }
 }
 
 impl Drop for DelayLine {
     fn drop(&mut self) {
-        if let Err(error) = self.end() {
-            tell!("fault: the delay line: {error:#}");
+        match self.end() {
+            Ok(ending) => drop(ending),
+            Err(error) => tell!("fault: the delay line: {error:#}"),
         }
     }
 }
@@ -267,7 +296,7 @@ impl Drop for Line {
 }
 
 impl Line {
-    fn run(mut self, stop: &AtomicBool, wake: &EventFd) {
+    fn run(&mut self, stop: &AtomicBool, wake: &EventFd) {
         if let Err(error) = self.serve(stop, wake) {
             self.maps.state.set(line::ALIVE_UNTIL as usize, 0);
             self.figures.close(&format!("{error:#}"));

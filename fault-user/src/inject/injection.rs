@@ -28,6 +28,7 @@ use crate::sys::clock::monotonic_ns;
 use crate::sys::net::interfaces::{Selection, list_by};
 use crate::sys::process::cgroup::Cgroup;
 use crate::sys::process::proc::{open_pidfd, open_sockets, take_descriptor};
+use crate::tell::step;
 
 /// The options of an injection.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +57,8 @@ pub struct PreparedInjection {
     pub(super) entries: Vec<PacketRule>,
     pub(super) reach: Arc<Mutex<InterfaceSet>>,
     pub(super) tables: Tables,
+    /// Whether there are packet programs: rules for streams alone need none.
+    pub(super) has_packets: bool,
 }
 
 /// Applied rules. Dropping this removes them; [`Injection::remove`] also reports errors.
@@ -121,6 +124,10 @@ impl PreparedInjection {
     /// # Errors
     /// A system call fails.
     pub fn watch(&mut self, scope: &Scope) -> Result<()> {
+        if !self.has_packets {
+            return Ok(());
+        }
+        let _step = step(format_args!("watching the cgroup"));
         let injector = &mut self.reach().injector;
         injector.watch_cgroup(&scope.path)?;
         if self.tables.concern_datagrams() {
@@ -135,6 +142,7 @@ impl PreparedInjection {
     /// # Errors
     /// A system call fails.
     pub fn count_endpoints(&mut self, cgroup: &Path, netns: u64, only_here: bool) -> Result<()> {
+        let _step = step(format_args!("counting endpoints"));
         let injector = &mut self.reach().injector;
         injector.count_endpoints(cgroup, netns, only_here)
     }
@@ -144,6 +152,9 @@ impl PreparedInjection {
     /// # Errors
     /// The processes can't be listed.
     pub fn adopt(&mut self, cgroup: &Cgroup, scope: &Scope) -> Result<()> {
+        if !self.has_packets {
+            return Ok(());
+        }
         for pid in cgroup.processes()? {
             adopt_sockets(&mut self.reach().injector, pid.as_raw(), scope.cgroup)?;
         }
@@ -193,6 +204,7 @@ impl PreparedInjection {
     }
 
     fn apply(&mut self, epoch_ns: u64) -> Result<()> {
+        let _step = step(format_args!("applying the rules"));
         self.reach().injector.install(&self.tables, epoch_ns)?;
         self.idle.follow(&self.entries, epoch_ns)
     }
@@ -282,6 +294,12 @@ impl Injection {
     #[must_use]
     pub fn has_notes(&self) -> bool {
         self.prepared.reach().journal.is_some()
+    }
+
+    /// Whether there are packet programs: rules for streams alone need none.
+    #[must_use]
+    pub fn has_packets(&self) -> bool {
+        self.prepared.has_packets
     }
 
     /// The start of the rules' time.

@@ -1,16 +1,14 @@
 //! The loaded programs with their maps.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
-use aya::programs::links::LinkOrder;
-use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
-use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, Xdp};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, Flow, HOLDS, LEARNED_MAX, MATCHES_MAX, NAMED_WORDS, Owner,
     PLACES, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder, line,
@@ -22,6 +20,7 @@ use fault_common::flow::FlowKey;
 use super::connections;
 use super::distributions;
 use super::endpoints;
+use super::places::{self, Place, Reservation, unless_vanished};
 use crate::hold::line::LineMaps;
 use crate::inject::connections::Connections;
 use crate::inject::endpoints::Endpoints;
@@ -32,12 +31,14 @@ use crate::plan::tables::Tables;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::grace;
 use crate::sys::bpf::lease::Lease;
+use crate::sys::bpf::link;
 use crate::sys::bpf::mapped::MappedArray;
 use crate::sys::bpf::object::{self, OBJECT, check_abi, mapped, new_loader};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::net::clsact;
 use crate::sys::net::interfaces::Interface;
 use crate::sys::version;
+use crate::tell::step;
 use crate::undo::instance::Marks;
 
 /// The attachment of programs to interfaces.
@@ -47,6 +48,18 @@ pub enum Attachment {
     Tcx,
     /// A clsact qdisc and a netlink filter. After a kill it stays, but stops acting when the lease expires.
     Clsact,
+}
+
+impl Attachment {
+    /// The best one that a kernel of this version should have.
+    #[must_use]
+    pub fn of_kernel() -> Self {
+        if version::at_least(6, 6) {
+            Self::Tcx
+        } else {
+            Self::Clsact
+        }
+    }
 }
 
 impl std::fmt::Display for Attachment {
@@ -156,10 +169,7 @@ const DETOUR: &str = "fault_detour";
 const ECHOES: u32 = 65_536;
 
 /// The program at the delay line's tap and at the far end of the detour.
-const RELEASE: &str = "fault_release";
-
-/// The program that is attached while the others are being verified.
-const PLACEHOLDER: &str = "fault_placeholder";
+pub(super) const RELEASE: &str = "fault_release";
 
 /// The program for XDP.
 const XDP: &str = "fault_xdp";
@@ -174,9 +184,6 @@ struct HostKey {
 
 // SAFETY: `repr(C)` without padding; any bit pattern is a key.
 unsafe impl aya::Pod for HostKey {}
-
-/// A program attached by TCX: the interface's index, the program's name and its link.
-type Held = (u32, &'static str, SchedClassifierLinkId);
 
 /// Marks a socket as belonging to a scope.
 pub type Marker = std::sync::Arc<dyn Fn(BorrowedFd<'_>) -> std::io::Result<()> + Send + Sync>;
@@ -203,7 +210,8 @@ pub struct Injector {
     cgroup_links: Vec<CgroupLink>,
     /// The network namespace of counted endpoints, and whether others are left out.
     endpoints_of: Option<(u64, bool)>,
-    links: Vec<Held>,
+    /// The links of programs attached by TCX, with the indexes of their interfaces.
+    links: Vec<(u32, OwnedFd)>,
     names: Names,
     ebpf: Ebpf,
 }
@@ -215,14 +223,9 @@ impl Injector {
     /// # Errors
     /// The object has another version, privileges are missing, or the kernel has no BPF.
     pub fn load(options: &Options) -> Result<Self> {
+        let _step = step(format_args!("creating the maps"));
         check_abi(OBJECT)?;
-        let attachment = options.attachment.unwrap_or_else(|| {
-            if version::at_least(6, 6) {
-                Attachment::Tcx
-            } else {
-                Attachment::Clsact
-            }
-        });
+        let attachment = options.attachment.unwrap_or_else(Attachment::of_kernel);
         let capacity = options.capacity;
         let mut ebpf = create_maps(options, attachment)?;
         let control = mapped(&mut ebpf, "CONTROL", 1)?;
@@ -232,7 +235,7 @@ impl Injector {
             attachment,
             number: options.number,
             capacity,
-            old: !version::at_least(5, 12),
+            old: is_old(),
             scope_version: 0,
             events_wanted: options.events,
             rules: mapped(&mut ebpf, "RULES", 2 * capacity.words() * 64)?,
@@ -263,16 +266,7 @@ impl Injector {
 
     /// The name of the program for one side of an interface.
     fn program_name(&self, side: Side, link_header: bool) -> &'static str {
-        match (side, link_header, self.old) {
-            (Side::Egress, true, false) => "fault_egress",
-            (Side::Ingress, true, false) => "fault_ingress",
-            (Side::Egress, false, false) => "fault_egress_l3",
-            (Side::Ingress, false, false) => "fault_ingress_l3",
-            (Side::Egress, true, true) => "fault_egress_old",
-            (Side::Ingress, true, true) => "fault_ingress_old",
-            (Side::Egress, false, true) => "fault_egress_l3_old",
-            (Side::Ingress, false, true) => "fault_ingress_l3_old",
-        }
+        program_name(side, link_header, self.old)
     }
 
     /// The program for one side of an interface, loaded. `link_header` says whether its packets begin
@@ -287,63 +281,66 @@ impl Injector {
         Ok(program)
     }
 
-    /// Attaches to all these sides as [`Injector::attach`] does. The programs are verified in parallel. Meanwhile a
-    /// placeholder is attached, because attaching waits for a grace period of the kernel; both take most of the start
-    /// of a run. Interfaces that have disappeared are left out.
+    /// Attaches the programs of all these places: to those that are reserved, or else as [`Injector::attach`] does. The
+    /// programs are verified in parallel. Interfaces that have disappeared are left out.
     ///
     /// # Errors
     /// As [`Injector::attach`].
-    pub fn attach_all(&mut self, places: &[(&Interface, Side)]) -> Result<()> {
-        let names: Vec<_> = places
-            .iter()
-            .map(|(interface, side)| self.program_name(*side, interface.ethernet))
-            .collect();
-        let held = self.attachment == Attachment::Tcx;
-        let mut placeholder = None;
-        let mut programs = Vec::new();
-        for (name, program) in self.ebpf.programs_mut() {
-            if name == PLACEHOLDER {
-                placeholder = Some(<&mut SchedClassifier>::try_from(program)?);
-            } else if names.contains(&name) {
-                programs.push((name.to_owned(), <&mut SchedClassifier>::try_from(program)?));
+    pub(super) fn attach_all(
+        &mut self,
+        places: &[Place],
+        reservation: Option<Reservation>,
+    ) -> Result<()> {
+        self.load_all(places)?;
+        let Some(reservation) = reservation else {
+            for place in places {
+                let Place {
+                    interface, side, ..
+                } = place;
+                let attached = self.attach_at(place.program, interface, *side);
+                unless_vanished(interface, attached)?;
+            }
+            return Ok(());
+        };
+        let links = {
+            let _step = step(format_args!("waiting until all are attached"));
+            reservation.links()?
+        };
+        for (place, link) in places.iter().zip(links) {
+            let Some(link) = link else {
+                continue;
+            };
+            let program: &mut SchedClassifier = object::program(&mut self.ebpf, place.program)?;
+            let updated = link::update(link.as_fd(), program.fd()?.as_fd())
+                .with_context(|| format!("attaching to {}", place.interface.name));
+            if unless_vanished(&place.interface, updated)?.is_some() {
+                self.links.push((place.interface.index, link));
             }
         }
-        let placeholder = placeholder.context("the eBPF object has no placeholder")?;
-        let links = std::thread::scope(|scope| {
+        Ok(())
+    }
+
+    /// Loads the programs of these places, each in a thread of its own.
+    fn load_all(&mut self, places: &[Place]) -> Result<()> {
+        let mut programs = Vec::new();
+        for (name, program) in self.ebpf.programs_mut() {
+            if let Some(place) = places.iter().find(|place| place.program == name) {
+                programs.push((place.program, <&mut SchedClassifier>::try_from(program)?));
+            }
+        }
+        std::thread::scope(|scope| {
             let loading: Vec<_> = programs
                 .into_iter()
                 .map(|(name, program)| {
                     std::thread::Builder::new()
-                        .spawn_scoped(scope, move || load_classifier(&name, program))
+                        .spawn_scoped(scope, move || load_classifier(name, program))
                         .context("starting a thread to load the programs")
                 })
                 .collect();
-            let links = if held {
-                hold_places(placeholder, places)
-            } else {
-                Ok(Vec::new())
-            };
             loading
                 .into_iter()
-                .try_for_each(|one| one?.join().map_err(|_| anyhow!("a loader panicked"))?)?;
-            links
-        })?;
-        if !held {
-            for (interface, side) in places {
-                unless_vanished(interface, self.attach(interface, *side))?;
-            }
-        }
-        for (((interface, side), name), link) in places.iter().zip(names).zip(links) {
-            let Some(link) = link else {
-                continue;
-            };
-            let program = self.program(*side, interface.ethernet)?;
-            let link = program.attach_to_link(link).map_err(anyhow::Error::from);
-            let link = unless_vanished(interface, link)?;
-            self.links
-                .extend(link.map(|link| (interface.index, name, link)));
-        }
-        Ok(())
+                .try_for_each(|one| one?.join().map_err(|_| anyhow!("a loader panicked"))?)
+        })
     }
 
     /// Attaches to one side of an interface, before every other program. With [`Attachment::Clsact`] the qdisc must
@@ -352,14 +349,16 @@ impl Injector {
     /// # Errors
     /// The interface has disappeared, or a system call fails.
     pub fn attach(&mut self, interface: &Interface, side: Side) -> Result<()> {
-        let (attachment, number) = (self.attachment, self.number);
         let name = self.program_name(side, interface.ethernet);
-        let program = self.program(side, interface.ethernet)?;
-        let link = attach_classifier(program, name, (attachment, number), interface, side)
-            .with_context(|| format!("attaching to {}", interface.name))?;
-        self.links
-            .extend(link.map(|link| (interface.index, name, link)));
-        Ok(())
+        self.attach_at(name, interface, side)
+    }
+
+    /// Detaches all programs that are attached by TCX: each waits for a grace period.
+    pub(super) fn detach(&mut self) {
+        for (index, link) in self.links.drain(..) {
+            let _step = step(format_args!("detaching from interface {index}"));
+            drop(link);
+        }
     }
 
     /// The XDP program, loaded.
@@ -374,13 +373,12 @@ impl Injector {
         Ok(program)
     }
 
-    /// Sets up the programs to pass packets to a delay line at `tap` and to receive them from it.
+    /// The maps shared with a delay line, from whose tap device the program [`RELEASE`] receives packets.
     /// [`Injector::open_way`] sets where they continue.
     ///
     /// # Errors
     /// A system call fails.
-    pub fn serve_delay_line(&mut self, tap: &Interface) -> Result<LineMaps> {
-        self.attach_at(RELEASE, tap, Side::Ingress)?;
+    pub fn serve_delay_line(&mut self) -> Result<LineMaps> {
         Ok(LineMaps {
             holds: mapped(&mut self.ebpf, "HOLDS", HOLDS)?,
             released: mapped(&mut self.ebpf, "RELEASED", HOLDS)?,
@@ -431,9 +429,7 @@ impl Injector {
 
     /// Releases an interface that has disappeared: containers that restart must not leak descriptors.
     pub fn leave(&mut self, interface_index: u32) {
-        let all = std::mem::take(&mut self.links);
-        let (gone, left) = all.into_iter().partition(|link| link.0 == interface_index);
-        self.links = left;
+        self.links.retain(|(index, _)| *index != interface_index);
         for name in ["WAYS", "BRIDGE_PORTS"] {
             if let Ok(Ok(mut known)) = self
                 .map_mut(name)
@@ -441,17 +437,6 @@ impl Injector {
                 && let Err(error) = known.remove(&interface_index)
             {
                 log::debug!("interface {interface_index} was not in {name}: {error}");
-            }
-        }
-        let gone: Vec<Held> = gone;
-        for (_, name, link) in gone {
-            if let Some(Ok(program)) = self
-                .ebpf
-                .program_mut(name)
-                .map(<&mut SchedClassifier>::try_from)
-                && let Err(error) = program.detach(link)
-            {
-                log::debug!("{name} had left interface {interface_index} by itself: {error}");
             }
         }
     }
@@ -485,8 +470,24 @@ impl Injector {
     fn attach_at(&mut self, name: &str, device: &Interface, side: Side) -> Result<()> {
         let program: &mut SchedClassifier = object::program(&mut self.ebpf, name)?;
         load_classifier(name, program)?;
-        let how = (self.attachment, self.number);
-        attach_classifier(program, name, how, device, side).map(drop)
+        let program = program.fd()?.as_fd();
+        let failed = || format!("attaching to {}", device.name);
+        let _step = step(format_args!("attaching to {} ({side:?})", device.name));
+        match self.attachment {
+            Attachment::Tcx => {
+                let link = places::link(program, device, side).with_context(failed)?;
+                self.links.push((device.index, link));
+            }
+            Attachment::Clsact => {
+                let direction = match side {
+                    Side::Egress => clsact::Direction::Egress,
+                    Side::Ingress => clsact::Direction::Ingress,
+                };
+                clsact::attach(device.index, direction, program, name, self.number)
+                    .with_context(failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// Passes the delays of the prio qdisc's classes to the programs, in nanoseconds.
@@ -896,71 +897,29 @@ fn knows_mptcp() -> bool {
         && Path::new("/sys/kernel/btf/vmlinux").exists()
 }
 
-fn attach_classifier(
-    program: &mut SchedClassifier,
-    name: &str,
-    how: (Attachment, u32),
-    interface: &Interface,
-    side: Side,
-) -> Result<Option<SchedClassifierLinkId>> {
-    match how.0 {
-        Attachment::Tcx => link_classifier(program, interface, side).map(Some),
-        Attachment::Clsact => {
-            let direction = match side {
-                Side::Egress => clsact::Direction::Egress,
-                Side::Ingress => clsact::Direction::Ingress,
-            };
-            let fd = program.fd()?.as_fd();
-            clsact::attach(interface.index, direction, fd, name, how.1)?;
-            Ok(None)
-        }
+/// The name of the program for one side of an interface; `old` for kernels before 5.12.
+pub(super) fn program_name(side: Side, link_header: bool, old: bool) -> &'static str {
+    match (side, link_header, old) {
+        (Side::Egress, true, false) => "fault_egress",
+        (Side::Ingress, true, false) => "fault_ingress",
+        (Side::Egress, false, false) => "fault_egress_l3",
+        (Side::Ingress, false, false) => "fault_ingress_l3",
+        (Side::Egress, true, true) => "fault_egress_old",
+        (Side::Ingress, true, true) => "fault_ingress_old",
+        (Side::Egress, false, true) => "fault_egress_l3_old",
+        (Side::Ingress, false, true) => "fault_ingress_l3_old",
     }
 }
 
-fn link_classifier(
-    program: &mut SchedClassifier,
-    interface: &Interface,
-    side: Side,
-) -> Result<SchedClassifierLinkId> {
-    let kind = match side {
-        Side::Egress => TcAttachType::Egress,
-        Side::Ingress => TcAttachType::Ingress,
-    };
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    Ok(program.attach_with_options(&interface.name, kind, order)?)
-}
-
-/// Ignores the error of an operation on an interface that has disappeared.
-fn unless_vanished<T>(interface: &Interface, done: Result<T>) -> Result<Option<T>> {
-    match done {
-        Err(error) if !interface.is_there() => {
-            log::debug!("{} has disappeared: {error:#}", interface.name);
-            Ok(None)
-        }
-        other => other.map(Some),
-    }
-}
-
-/// Attaches the placeholder and returns its links; `None` for an interface that has disappeared.
-fn hold_places(
-    placeholder: &mut SchedClassifier,
-    places: &[(&Interface, Side)],
-) -> Result<Vec<Option<SchedClassifierLink>>> {
-    load_classifier(PLACEHOLDER, placeholder)?;
-    places
-        .iter()
-        .map(|(interface, side)| {
-            let link = link_classifier(placeholder, interface, *side)
-                .with_context(|| format!("attaching to {}", interface.name));
-            let link = unless_vanished(interface, link)?;
-            Ok(link.map(|link| placeholder.take_link(link)).transpose()?)
-        })
-        .collect()
+/// Whether the kernel lacks fetching atomics (before 5.12).
+pub(super) fn is_old() -> bool {
+    !version::at_least(5, 12)
 }
 
 /// Loads a program unless it is already loaded.
 fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
     if program.fd().is_err() {
+        let _step = step(format_args!("verifying {name}"));
         object::loaded(name, program.load())?;
     }
     Ok(())

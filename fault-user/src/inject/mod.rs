@@ -11,6 +11,7 @@ mod idle;
 pub mod injection;
 pub mod injector;
 pub mod names;
+mod places;
 pub mod preparation;
 pub mod reach;
 pub mod services;

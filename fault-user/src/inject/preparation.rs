@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use fault_common::abi::{NAMES_MAX, PLACES, RULES_MAX, holder, modifier};
 use nix::errno::Errno;
 
+use super::connections;
+use super::places::Reservation;
 use super::xdp;
 use crate::hold::qdiscs::Qdiscs;
 use crate::inject::follow::InterfaceWatcher;
@@ -13,11 +15,11 @@ use crate::inject::idle::Idle;
 use crate::inject::injection::{InjectionOptions, PreparedInjection};
 use crate::inject::injector::{Attachment, Capacity, Clock, Injector, Options};
 use crate::inject::reach::IngressMechanism;
-use crate::inject::reach::{InterfaceSet, note};
+use crate::inject::reach::{InterfaceSet, note, places};
 use crate::plan::Plan;
 use crate::plan::needs::Needs;
 use crate::plan::tables::{PacketRule, Tables, compile};
-use crate::sys::net::interfaces::Interface;
+use crate::sys::net::interfaces::{Interface, list};
 use crate::sys::net::tap::Tap;
 use crate::sys::version;
 use crate::undo::change::join;
@@ -87,6 +89,17 @@ fn prepare_behind(
     } else {
         None
     };
+    // Streams need no packet program. Rules that may be replaced may become rules for packets.
+    let has_packets = !entries.is_empty() || injection_options.live;
+    let interfaces = if has_packets { interfaces } else { &[] };
+    let device = tap.as_ref().map(device_of).transpose()?;
+    let places = places(interfaces, device.as_ref());
+    let attachment = injection_options
+        .attachment
+        .unwrap_or_else(Attachment::of_kernel);
+    let reservation = (attachment == Attachment::Tcx)
+        .then(|| Reservation::start(places.clone()))
+        .transpose()?;
     let front = choose_front(&entries, injection_options);
     let options = Options {
         tap: tap.as_ref().map(Tap::index),
@@ -98,7 +111,7 @@ fn prepare_behind(
     let mut injector = Injector::load(&options)?;
     injector.repeat(injection_options.replay.as_deref().unwrap_or_default())?;
     let mut reach = InterfaceSet::new(injector, interfaces, qdiscs, journal, instance)?;
-    let attached = reach.attach_all(tap, &plan.shapers());
+    let attached = reach.attach_all(tap, &plan.shapers(), &places, reservation);
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
         && injection_options.attachment.is_none()
@@ -132,6 +145,7 @@ fn prepare_behind(
     let later_interfaces = injection_options
         .later_interfaces
         .clone()
+        .filter(|_| has_packets)
         .map(|selection| InterfaceWatcher::watch(selection, Arc::clone(&reach)))
         .transpose()?;
     Ok(PreparedInjection {
@@ -140,7 +154,16 @@ fn prepare_behind(
         entries,
         reach,
         tables,
+        has_packets,
     })
+}
+
+/// The network device of the delay line.
+fn device_of(tap: &Tap) -> Result<Interface> {
+    list()?
+        .into_iter()
+        .find(|interface| interface.index == tap.index())
+        .context("the tap device has disappeared")
 }
 
 /// A note about interfaces on which packets can't be held.
@@ -220,7 +243,14 @@ fn fixed_options(
 ) -> Result<Options> {
     let needs = Needs::of(entries);
     Ok(Options {
-        capacity: Capacity::of(tables)?,
+        capacity: Capacity {
+            connections: if entries.is_empty() {
+                1
+            } else {
+                connections::capacity()
+            },
+            ..Capacity::of(tables)?
+        },
         events: injection_options.events,
         attachment: injection_options.attachment,
         needs,
@@ -254,7 +284,7 @@ fn live_options(first: Options) -> Options {
             hosts: (needed.hosts * ROOM).max(256),
             scopes: (needed.scopes * ROOM).max(16),
             names: u32::try_from(NAMES_MAX).unwrap_or(u32::MAX),
-            connections: needed.connections,
+            connections: connections::capacity(),
         },
         needs: Needs::ALL,
         scoped: true,

@@ -7,16 +7,17 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 
+use super::places::{Place, Reservation};
 use crate::hold::line::DelayLine;
 use crate::hold::qdiscs::{Loss, Qdiscs};
 use crate::hold::ways::Ways;
-use crate::inject::injector::{Attachment, Injector, Side};
+use crate::inject::injector::{Attachment, Injector, RELEASE, Side, is_old, program_name};
 use crate::inject::xdp::{Mode, XdpLink};
 use crate::plan::mechanism::HoldingQdiscs;
 use crate::plan::shapers::Shapers;
 use crate::sys::net::clsact;
 use crate::sys::net::interfaces;
-use crate::sys::net::interfaces::{Interface, Selection, list, list_by};
+use crate::sys::net::interfaces::{Interface, Selection, list_by};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::net::qdisc::leaf;
 use crate::sys::net::tap::Tap;
@@ -85,7 +86,14 @@ impl InterfaceSet {
         })
     }
 
-    pub(super) fn attach_all(&mut self, tap: Option<Tap>, shapers: &Shapers) -> Result<()> {
+    /// Attaches the programs to all `places`, which may be reserved, and starts what holds packets.
+    pub(super) fn attach_all(
+        &mut self,
+        tap: Option<Tap>,
+        shapers: &Shapers,
+        places: &[Place],
+        reservation: Option<Reservation>,
+    ) -> Result<()> {
         if self.injector.attachment() == Attachment::Clsact {
             for interface in self.interfaces.clone() {
                 if let Err(error) = self.make_clsact(interface.index)
@@ -110,12 +118,7 @@ impl InterfaceSet {
         }
         let there = list_by(&mut self.netlink)?;
         self.note_bridge_ports(&there)?;
-        let places: Vec<_> = self
-            .interfaces
-            .iter()
-            .flat_map(|one| self.sides(one).map(move |side| (one, side)))
-            .collect();
-        self.injector.attach_all(&places)?;
+        self.injector.attach_all(places, reservation)?;
         let (left, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.interfaces)
             .into_iter()
             .partition(Interface::is_there);
@@ -129,20 +132,6 @@ impl InterfaceSet {
             bail!("{} has disappeared", gone.name);
         }
         Ok(())
-    }
-
-    /// The sides of an interface at which packets are processed. Packets that arrive at a bridge, or at a VLAN on one,
-    /// were processed at the bridge's ports: `br_netfilter` may have translated them since, and they must not be held
-    /// before their connection is tracked.
-    fn sides(&self, interface: &Interface) -> impl Iterator<Item = Side> + use<> {
-        let has_bridge = interface
-            .bridge
-            .is_some_and(|bridge| self.interfaces.iter().any(|one| one.index == bridge));
-        // A packet on loopback leaves before it arrives: it is processed when it leaves.
-        let is_seen_before = interface.loopback || has_bridge;
-        [Side::Egress]
-            .into_iter()
-            .chain((!is_seen_before).then_some(Side::Ingress))
     }
 
     /// Tells the programs which interfaces are ports of bridges.
@@ -256,7 +245,7 @@ impl InterfaceSet {
         if self.injector.attachment() == Attachment::Clsact {
             self.make_clsact(interface.index)?;
         }
-        for side in self.sides(interface) {
+        for side in sides(interface, &self.interfaces) {
             self.injector.attach(interface, side)?;
         }
         Ok(())
@@ -286,7 +275,7 @@ impl InterfaceSet {
         };
         for interface in &self.interfaces {
             let virtually = front == IngressMechanism::NativeXdp && interface.kind.is_some();
-            let arrives = self.sides(interface).any(|side| side == Side::Ingress);
+            let arrives = sides(interface, &self.interfaces).any(|side| side == Side::Ingress);
             if !arrives || !interface.ethernet || virtually {
                 continue;
             }
@@ -317,15 +306,11 @@ impl InterfaceSet {
 
     /// Starts the delay line.
     fn start_delay_line(&mut self, tap: Tap, shapers: &Shapers) -> Result<()> {
-        let device = list()?
-            .into_iter()
-            .find(|interface| interface.index == tap.index())
-            .context("the tap device has disappeared")?;
         if self.injector.attachment() == Attachment::Clsact {
             // The device and its filters disappear with this process.
-            clsact::ensure(device.index)?;
+            clsact::ensure(tap.index())?;
         }
-        let maps = self.injector.serve_delay_line(&device)?;
+        let maps = self.injector.serve_delay_line()?;
         if self.interfaces.iter().any(|interface| interface.loopback) {
             self.let_loopback_come_back()?;
         }
@@ -383,7 +368,10 @@ impl InterfaceSet {
         self.injector.rest();
         if let Some(line) = self.delay_line.take() {
             // No more packets are passed to it; held packets are released at once.
-            line.finish()?;
+            let ending = line.finish()?;
+            // Its device is removed meanwhile.
+            self.injector.detach();
+            drop(ending);
         }
         if let Some(qdiscs) = self.qdiscs.take() {
             for Loss { interface, packets } in qdiscs.drain()? {
@@ -396,6 +384,38 @@ impl InterfaceSet {
         }
         Ok(())
     }
+}
+
+/// The places at which packets of these interfaces are processed, and that of the delay line's device.
+pub(super) fn places(interfaces: &[Interface], tap: Option<&Interface>) -> Vec<Place> {
+    let old = is_old();
+    let released = tap.map(|tap| Place {
+        interface: tap.clone(),
+        side: Side::Ingress,
+        program: RELEASE,
+    });
+    let judged = interfaces.iter().flat_map(|interface| {
+        sides(interface, interfaces).map(move |side| Place {
+            interface: interface.clone(),
+            side,
+            program: program_name(side, interface.ethernet, old),
+        })
+    });
+    judged.chain(released).collect()
+}
+
+/// The sides of an interface at which packets are processed. Packets that arrive at a bridge, or at a VLAN on one,
+/// were processed at the bridge's ports: `br_netfilter` may have translated them since, and they must not be held
+/// before their connection is tracked.
+fn sides(interface: &Interface, all: &[Interface]) -> impl Iterator<Item = Side> + use<> {
+    let has_bridge = interface
+        .bridge
+        .is_some_and(|bridge| all.iter().any(|one| one.index == bridge));
+    // A packet on loopback leaves before it arrives: it is processed when it leaves.
+    let is_seen_before = interface.loopback || has_bridge;
+    [Side::Egress]
+        .into_iter()
+        .chain((!is_seen_before).then_some(Side::Ingress))
 }
 
 /// Records a change that outlives this process, before it is made. Holds a share of resources that other instances may

@@ -99,20 +99,38 @@ pub fn relay_mark() -> u32 {
     0xfa17_0000 | u32::try_from(drawn & 0xffff).unwrap_or(0)
 }
 
-/// Creates the maps of the cgroup programs, with room for this many hosts; no service is in them yet. `netns` is the cookie of the network namespace, or 0; with `own_servers`, only connections to servers of the cgroup
-/// are redirected to the relay.
+/// How many services the programs have room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Services, at most [`STEERS`]. The verifier takes the longer, the more these are.
+    pub services: u32,
+    /// Their hosts; there is always room for some thousands.
+    pub hosts: usize,
+}
+
+impl Room {
+    /// Room for services that are not known yet.
+    pub const LATER: Self = Self {
+        services: STEERS,
+        hosts: 0,
+    };
+}
+
+/// Creates the maps of the cgroup programs; no service is in them yet. `netns` is the cookie of the network namespace,
+/// or 0; with `own_servers`, only connections to servers of the cgroup are redirected to the relay.
 ///
 /// # Errors
 /// A system call fails.
-pub fn load(hosts: usize, netns: u64, own_servers: bool) -> Result<(Ebpf, Table)> {
+pub fn load(room: Room, netns: u64, own_servers: bool) -> Result<(Ebpf, Table)> {
     check_abi(OBJECT)?;
-    let hosts = hosts.max(HOSTS_LEAST);
+    let hosts = room.hosts.max(HOSTS_LEAST);
     let mark = relay_mark();
     let own_servers = u32::from(own_servers);
     let mut loader = new_loader();
     loader
         .override_global("RELAY_MARK", &mark, true)
         .override_global("NETNS", &netns, true)
+        .override_global("SERVICES", &room.services, true)
         .override_global("OWN_SERVERS", &own_servers, true)
         .map_max_entries("SERVED", SERVERS)
         .map_max_entries("WATCHED", WATCHED)

@@ -82,11 +82,18 @@ const NOTES: [(Counter, &str); 15] = [
 /// The summary table.
 #[must_use]
 pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]) -> String {
+    let how = if injection.has_packets() {
+        format!(
+            "attached by {} on {}",
+            injection.hooks(),
+            places(&injection.names())
+        )
+    } else {
+        "applied by the relay".to_owned()
+    };
     let mut text = format!(
-        "fault: rules removed after {:.1} s; attached by {} on {}; seed {}\n",
+        "fault: rules removed after {:.1} s; {how}; seed {}\n",
         injection.started().elapsed().as_secs_f64(),
-        injection.hooks(),
-        places(&injection.names()),
         plan.seed
     );
     let mut rows = vec![["rule", "matched", "hit", "conns", "by"].map(str::to_owned)];

@@ -12,6 +12,7 @@ use super::{Loaded, Session, Task, choose_mechanism, plan};
 use crate::inject::endpoints::Endpoints;
 use crate::inject::injection::Hits;
 use crate::inject::injector::Marker;
+use crate::inject::services::Room;
 use crate::plan::tables::Scope;
 use crate::relay::exchange::Exchange;
 use crate::steer::Redirection;
@@ -73,7 +74,12 @@ impl LiveSession<'_> {
             redirection
         } else {
             let marker = self.marker.clone();
-            subject.redirect(self.scope.as_ref(), marker, self.exchange.clone(), 0)?
+            subject.redirect(
+                self.scope.as_ref(),
+                marker,
+                self.exchange.clone(),
+                Room::LATER,
+            )?
         };
         let redirection = self.redirection.insert(redirection);
         let (seed, namespace) = (self.session.plan.seed, subject.namespace.as_ref());

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
+use fault_common::abi::STEERS;
 use nix::unistd::Pid;
 
 use super::options::Options;
@@ -12,6 +13,7 @@ use super::tree::ProcessTree as Tree;
 use crate::inject::injection::{Injection, InjectionOptions, PreparedInjection};
 use crate::inject::injector::Marker;
 use crate::inject::preparation::prepare_noting;
+use crate::inject::services::Room;
 use crate::plan::Plan;
 use crate::plan::tables::Scope;
 use crate::relay::exchange::Exchange;
@@ -150,8 +152,12 @@ impl Subject {
         }
         // Packet rules count the relay's packets for the command as the command's.
         let marker = scope.map(|scope| prepared.marker(scope)).transpose()?;
-        let hosts = rules.iter().map(|(_, rule)| rule.target.hosts.len()).sum();
-        let redirection = self.redirect(scope, marker, prepared.exchange(), hosts)?;
+        let room = Room {
+            // Several rules may have one target.
+            services: u32::try_from(rules.len())?.min(STEERS),
+            hosts: rules.iter().map(|(_, rule)| rule.target.hosts.len()).sum(),
+        };
+        let redirection = self.redirect(scope, marker, prepared.exchange(), room)?;
         let namespace = self.namespace.as_ref();
         redirection
             .steer(&rules, plan.seed, namespace)
@@ -160,7 +166,7 @@ impl Subject {
     }
 
     /// Attaches the programs that redirect the connections of a scope, or of a whole network namespace. `marker` is
-    /// that of the scope, and `hosts` the number of hosts that the rules name.
+    /// that of the scope.
     ///
     /// # Errors
     /// There is no cgroup2, or a system call fails.
@@ -169,7 +175,7 @@ impl Subject {
         scope: Option<&Scope>,
         marker: Option<Marker>,
         exchange: Option<Arc<Exchange>>,
-        hosts: usize,
+        room: Room,
     ) -> Result<Redirection> {
         let (cgroup, all_cgroups) = match (scope, &self.container) {
             (Some(scope), _) => (scope.path.clone(), false),
@@ -186,7 +192,7 @@ impl Subject {
             marker,
             exchange,
         };
-        Redirection::open(whose, hosts)
+        Redirection::open(whose, room)
     }
 
     /// Counts the open connections to the rules' targets. `None` for a container that is followed to other network

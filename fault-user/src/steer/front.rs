@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 use super::hooks::{HookScope, Hooks};
 use super::prepare;
 use super::relays::listener;
-use crate::inject::services::{Service, relay_mark};
+use crate::inject::services::{Room, Service, relay_mark};
 use crate::plan::tables::Network;
 use crate::relay::{Engine, Prepare, TcpInlet};
 use crate::rule::PortRange;
@@ -54,7 +54,8 @@ impl TransparentProxies {
             all_cgroups: true,
             all_servers: true,
         };
-        let (hooks, _originals, events) = Hooks::attach(Hierarchy::find()?.path(), reach, 0)?;
+        let (hooks, _originals, events) =
+            Hooks::attach(Hierarchy::find()?.path(), reach, Room::LATER)?;
         events.follow(engine);
         Ok(Arc::new(Self {
             state: Mutex::new(State { hooks, taken: 0 }),

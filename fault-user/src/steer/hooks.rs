@@ -14,12 +14,13 @@ use super::handshakes::{Events, Handshakes};
 use super::originals::{Originals, Shared};
 use super::served::Served;
 use crate::inject::services;
-use crate::inject::services::Table;
+use crate::inject::services::{Room, Table};
 use crate::rule::PortRange;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::link;
 use crate::sys::bpf::object::{loaded, program};
 use crate::sys::process::netns::netns_cookie;
+use crate::tell::step;
 
 /// Programs attached to a cgroup. They are detached when this value is dropped or the process ends.
 pub struct Hooks {
@@ -43,16 +44,16 @@ pub struct HookScope {
 }
 
 impl Hooks {
-    /// Loads the programs and attaches them to a cgroup, for this thread's network namespace, with room for this many
-    /// hosts. Nothing is redirected before [`Hooks::switch`]. The caller must process the handshake events.
+    /// Loads the programs and attaches them to a cgroup, for this thread's network namespace. Nothing is redirected before [`Hooks::switch`]. The caller must process the handshake events.
     ///
     /// # Errors
     /// The kernel does not support the hooks (Linux 5.8).
     pub fn attach(
         cgroup: &Path,
         reach: HookScope,
-        hosts: usize,
+        room: Room,
     ) -> Result<(Self, Originals, Events)> {
+        let _step = step(format_args!("attaching the hooks of the relay"));
         let netns = netns_cookie();
         // Without the cookie the connections of every container would be redirected to a relay that they can't reach.
         ensure!(
@@ -60,7 +61,7 @@ impl Hooks {
             "stream faults on the whole host or network namespace need Linux 5.14: use `fault run` without --scope \
              host, or --pid, --cgroup or --container"
         );
-        let (mut ebpf, table) = services::load(hosts, netns, !reach.all_servers)?;
+        let (mut ebpf, table) = services::load(room, netns, !reach.all_servers)?;
         let links = attach_all(&mut ebpf, cgroup)?;
         let lookup = attach_lookup(&mut ebpf)?;
         let listeners = ebpf

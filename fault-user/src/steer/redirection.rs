@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
-use fault_common::abi::STEERS;
 
 use super::handshakes::Events;
 use super::hooks::{HookScope, Hooks};
@@ -13,7 +12,7 @@ use super::reconnect;
 use super::relays::{Maker, prepare};
 use super::{Steering, WORKERS};
 use crate::inject::injector::Marker;
-use crate::inject::services::{Service, relay_mark};
+use crate::inject::services::{Room, Service, relay_mark};
 use crate::relay::Engine;
 use crate::relay::exchange::Exchange;
 use crate::rule::ResolvedRule;
@@ -43,6 +42,8 @@ pub struct Redirection {
     originals: Originals,
     marker: Option<Marker>,
     exchange: Option<Arc<Exchange>>,
+    /// How many services the programs have room for.
+    services_max: u32,
 }
 
 /// The services that the programs know; they are removed when this is dropped.
@@ -52,19 +53,18 @@ pub(super) struct Registered {
 }
 
 impl Redirection {
-    /// Loads and attaches the programs. Nothing is redirected yet. `hosts` is the number of hosts that all targets
-    /// together have at most; there is always room for some thousands.
+    /// Loads and attaches the programs, with room for the services of all targets. Nothing is redirected yet.
     ///
     /// # Errors
     /// The kernel does not support the hooks (Linux 5.8).
-    pub fn open(whose: SteeringScope<'_>, hosts: usize) -> Result<Self> {
+    pub fn open(whose: SteeringScope<'_>, room: Room) -> Result<Self> {
         let engine = Engine::start_in(WORKERS, whose.namespace).context("starting the relay")?;
         let all_servers = whose.marker.is_none();
         let reach = HookScope {
             all_cgroups: whose.all_cgroups,
             all_servers,
         };
-        let attach = || attach(whose.cgroup, reach, hosts);
+        let attach = || attach(whose.cgroup, reach, room);
         let (hooks, originals, events) = match whose.namespace {
             Some(namespace) => namespace.enter(attach)?,
             None => attach()?,
@@ -77,6 +77,7 @@ impl Redirection {
             originals,
             marker: whose.marker,
             exchange: whose.exchange,
+            services_max: room.services,
         })
     }
 
@@ -101,8 +102,9 @@ impl Redirection {
     /// Makes services known to the programs, which do not match them yet.
     pub(super) fn register(&self, services: Vec<Service>) -> Result<Registered> {
         ensure!(
-            services.len() <= STEERS as usize,
-            "stream faults support at most {STEERS} targets at once: use fewer"
+            services.len() <= self.services_max as usize,
+            "stream faults support at most {} targets at once: use fewer",
+            self.services_max
         );
         let registered = Registered {
             hooks: Arc::clone(&self.hooks),
@@ -147,8 +149,8 @@ fn lock(hooks: &Mutex<Hooks>) -> MutexGuard<'_, Hooks> {
 }
 
 /// Attaches the hooks, and shows them the servers that listen already.
-fn attach(cgroup: &Path, reach: HookScope, hosts: usize) -> Result<(Hooks, Originals, Events)> {
-    let attached = Hooks::attach(cgroup, reach, hosts)?;
+fn attach(cgroup: &Path, reach: HookScope, room: Room) -> Result<(Hooks, Originals, Events)> {
+    let attached = Hooks::attach(cgroup, reach, room)?;
     if !reach.all_servers {
         for listener in reconnect::listeners(cgroup)? {
             attached.0.served().add(listener)?;

@@ -19,7 +19,7 @@ use fault_common::abi::{Counter, STEERS, Witness};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::inject::services;
-use crate::inject::services::Service;
+use crate::inject::services::{Room, Service};
 use crate::rule::{Protocol, ResolvedTarget};
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::object::{loaded, program};
@@ -70,8 +70,11 @@ impl Watch {
             .iter()
             .map(|(_, target)| Service::new(target, [0, 0]))
             .collect();
-        let (mut ebpf, mut table) =
-            services::load(Service::hosts_of(&services), whose.netns, false)?;
+        let room = Room {
+            services: u32::try_from(services.len())?,
+            hosts: Service::hosts_of(&services),
+        };
+        let (mut ebpf, mut table) = services::load(room, whose.netns, false)?;
         table.fill(&services)?;
         for (number, (_, target)) in (0..).zip(targets) {
             table.switch(number, &target.ports, true);

@@ -23,6 +23,7 @@ pub(crate) mod attach_type {
     pub const SK_LOOKUP: u32 = 36;
     pub const XDP: u32 = 37;
     pub const TCX_INGRESS: u32 = 46;
+    pub const TCX_EGRESS: u32 = 47;
 }
 
 /// `XDP_FLAGS_SKB_MODE`: in the stack rather than the driver, which works on every interface.

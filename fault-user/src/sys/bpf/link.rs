@@ -34,6 +34,29 @@ pub fn create(
     own(bpf(BPF_LINK_CREATE, &attributes)?)
 }
 
+/// `BPF_LINK_UPDATE`: puts another program in the place of a link's. No packet is missed in between.
+///
+/// # Errors
+/// `ENOLINK`: what it was attached to is gone. Other errors of the system call.
+pub fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<(), Errno> {
+    const BPF_LINK_UPDATE: libc::c_long = 29;
+    /// The part of `union bpf_attr` for that command.
+    #[repr(C)]
+    struct Attributes {
+        link: i32,
+        program: i32,
+        flags: u32,
+        old_program: u32,
+    }
+    let attributes = Attributes {
+        link: link.as_raw_fd(),
+        program: program.as_raw_fd(),
+        flags: 0,
+        old_program: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &attributes).map(drop)
+}
+
 /// The ids of the programs that run for a cgroup at a hook, including those of parent cgroups.
 ///
 /// # Errors
