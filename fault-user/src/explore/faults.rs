@@ -311,12 +311,27 @@ fn two_thirds(count: u64) -> u64 {
 
 fn rules(dependency: &Dependency, fault: FaultKind) -> Option<Vec<String>> {
     let target = &dependency.target;
+    // What the relay does concerns new connections, unless open ones are reset.
+    let is_relayed = matches!(
+        fault,
+        FaultKind::Cut
+            | FaultKind::Stall
+            | FaultKind::Error
+            | FaultKind::Busy
+            | FaultKind::Conflict
+            | FaultKind::ReadOnly
+    );
+    let anew = if is_relayed && dependency.is_kept {
+        " reconnect"
+    } else {
+        ""
+    };
     let text = match dependency.protocol {
         Protocol::Udp => on_datagrams(dependency, fault)?,
         Protocol::Dns => on_queries(fault)?.to_owned(),
         _ => on_streams(dependency, fault)?,
     };
-    Some(vec![format!("{target} {text}")])
+    Some(vec![format!("{target} {text}{anew}")])
 }
 
 fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
@@ -324,9 +339,17 @@ fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
     Some(match fault {
         FaultKind::Refused => "reject".to_owned(),
         FaultKind::RefusedLater => {
-            // The first handshake passes at least.
-            let passes = two_thirds(usage.answered + usage.to_server_packets).max(1);
-            format!("reset after={passes} count=rule match=syn/data dir=to-server")
+            // The first handshake passes at least, unless it has already.
+            let passes = if dependency.is_kept {
+                two_thirds(usage.to_server_packets)
+            } else {
+                two_thirds(usage.answered + usage.to_server_packets).max(1)
+            };
+            let after = match passes {
+                0 => String::new(),
+                passes => format!(" after={passes} count=rule"),
+            };
+            format!("reset{after} match=syn/data dir=to-server")
         }
         // Their text depends on a magnitude.
         FaultKind::Outage | FaultKind::Slow => String::new(),
@@ -518,6 +541,29 @@ mod tests {
     fn text(dependency: &Dependency, fault: FaultKind) -> String {
         let experiment = experiment(0, dependency, fault, LIMIT).expect("it has a meaning");
         experiment.rules.join("; ")
+    }
+
+    #[test]
+    fn connections_that_are_kept_come_back_through_the_relay() {
+        let mut one = example(Kind::Redis, 1);
+        one.is_kept = true;
+        assert_eq!(
+            text(&one, FaultKind::Cut),
+            "tcp:1 limit_data=100 dir=to-client reconnect"
+        );
+        assert_eq!(text(&one, FaultKind::Silent), "tcp:1 blackhole");
+        one.usage.to_server_packets = 1;
+        assert_eq!(
+            text(&one, FaultKind::RefusedLater),
+            "tcp:1 reset match=syn/data dir=to-server"
+        );
+        for text in experiments(&[(0, &one)], &every(), LIMIT)
+            .iter()
+            .flat_map(|one| &one.rules)
+        {
+            text.parse::<Rule>()
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
     }
 
     #[test]

@@ -157,6 +157,11 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
     if let Some(why) = &seen.broken {
         text.extend([format!("; the check failed: {why}")]);
     }
+    if let Some(why) = &seen.unrecovered {
+        text.extend([format!(
+            "; without the fault it was not well in time: {why}"
+        )]);
+    }
     if !seen.waited_for.is_empty() {
         text.extend([format!("; it waited for {}", seen.waited_for.join(", "))]);
     }

@@ -18,6 +18,7 @@ mod lane;
 mod matrix;
 mod names;
 mod report;
+mod service;
 mod shrink;
 mod verdict;
 
@@ -93,6 +94,8 @@ pub struct Explore {
     pub budget: Option<Duration>,
     /// Whether failures are made smaller.
     pub shrinks: bool,
+    /// Within which time a running service must be well again after a fault.
+    pub recovery: Duration,
     /// The file of accepted failures.
     pub accept: Option<PathBuf>,
     /// The folder of the report.
@@ -122,6 +125,12 @@ impl Explore {
     /// Wrong arguments, a command that fails without faults, or what was asked for can't be set up.
     pub fn execute(&self) -> Outcome {
         let faults = self.faults()?;
+        if self.options.is_given() && self.jobs > 1 {
+            let error = anyhow!(
+                "--jobs: there is one service, and faults would come together: leave --jobs out"
+            );
+            return Err(Failure::usage(error));
+        }
         let accept = self.accept.as_deref().map(AcceptFile::open);
         let accept = accept.transpose().map_err(Failure::usage)?;
         require(&[Need::Programs, Need::Cgroup])?;
@@ -157,7 +166,8 @@ impl Explore {
         let _patience = Patience::start("setting up");
         let mut lanes = Vec::with_capacity(commands.len());
         for commands in commands {
-            let lane = Lane::open(commands, &self.options, idle, self.longest());
+            let (longest, recovery) = (self.longest(), self.recovery);
+            let lane = Lane::open(commands, &self.options, idle, longest, recovery);
             lanes.push(lane.await?);
         }
         Ok(lanes)
@@ -182,11 +192,34 @@ impl Explore {
             command: self.words(),
             seed,
             user: self.user.clone(),
+            whose: self.whose(),
             job: (self.jobs > 1).then(|| format!("{JOB}=1")),
             before: self.before.clone(),
             after: self.after.clone(),
             check: self.check.clone(),
         }
+    }
+
+    /// The options that name a running service.
+    fn whose(&self) -> Vec<String> {
+        let Options {
+            pid,
+            cgroup,
+            container,
+            ..
+        } = &self.options;
+        let pid = pid.map(|pid| pid.to_string());
+        let cgroup = cgroup.as_ref().map(|path| path.display().to_string());
+        let given = [
+            ("--pid", pid),
+            ("--cgroup", cgroup),
+            ("--container", container.clone()),
+        ];
+        let given = given.into_iter();
+        given
+            .filter_map(|(option, value)| Some([option.to_owned(), value?]))
+            .flatten()
+            .collect()
     }
 
     /// The report to go on from.
@@ -326,7 +359,11 @@ impl Explore {
 
     /// Runs the command without faults; nothing when it was interrupted.
     async fn baseline(&self, lanes: &mut [Lane<'_>]) -> Result<Option<Baseline>, Failure> {
-        let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+        let hosts = match lanes[0].service() {
+            Some(service) => service.hosts(),
+            None => std::fs::read_to_string("/etc/hosts").ok(),
+        };
+        let hosts = hosts.unwrap_or_default();
         let mut baseline: Option<Baseline> = None;
         let mut shortest = Duration::MAX;
         for number in 1..=self.runs {
@@ -369,11 +406,20 @@ impl Explore {
             matrix::seconds(baseline.took),
             matrix::dependencies(&baseline.found).trim_end()
         );
+        let is_service = lanes[0].service().is_some();
         if baseline.found.dependencies.is_empty() {
+            let who = if is_service { "service" } else { "command" };
             let error = anyhow!(
-                "the command opened no connection that was answered: there is nothing to explore"
+                "the {who} opened no connection that was answered: there is nothing to explore"
             );
             return Err(error.into());
+        }
+        if is_service && baseline.took >= self.recovery {
+            return Err(Failure::usage(anyhow!(
+                "--recovery {}: the command itself takes {}: give it more time",
+                matrix::seconds(self.recovery),
+                matrix::seconds(baseline.took)
+            )));
         }
         if self.jobs > 1 && !self.plan {
             let Some(took) = self.together(lanes).await? else {

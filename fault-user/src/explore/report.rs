@@ -80,6 +80,8 @@ struct CellReport {
     hits: u64,
     connects: Vec<u64>,
     waited_for: Vec<String>,
+    /// Why a service was not well in time when the fault was over.
+    unrecovered: Option<String>,
     /// Why `--check` failed.
     broken: Option<String>,
     /// So many times the usual connects.
@@ -399,6 +401,7 @@ impl CellReport {
             hits: run.hits,
             connects: run.connects.clone(),
             waited_for: run.waited_for.clone(),
+            unrecovered: run.unrecovered.clone(),
             broken: run.broken.clone(),
             storm: cell.storm,
             smallest: cell.smallest.as_ref().map(|smallest| SmallestReport {
@@ -427,6 +430,7 @@ impl CellReport {
             connects: self.connects.clone(),
             output: self.output.clone(),
             waited_for: self.waited_for.clone(),
+            unrecovered: self.unrecovered.clone(),
             broken: self.broken.clone(),
             left_behind: 0,
         };
