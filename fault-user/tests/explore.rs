@@ -996,3 +996,106 @@ fn mistakes_with_a_running_service_are_told() {
         assert!(text.contains(part), "`{part}` is not in {text}");
     }
 }
+
+#[test]
+fn a_file_adds_experiments() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let [file, accept] = ["own.toml", "accept.toml"].map(|name| dir.join(name));
+    std::fs::write(
+        &file,
+        "rules = ['tcp:7000 drop first=9 dir=to-client', 'tcp:7000 duplicate=9%']",
+    )
+    .unwrap();
+    let [file, accept, path] = [&file, &accept, &dir].map(|path| path.to_str().unwrap());
+    let options = [
+        "--runs",
+        "1",
+        "--timeout",
+        "3s",
+        "--faults",
+        "error",
+        "-f",
+        file,
+        "--report",
+        path,
+    ];
+    let output = bash(&options, EXCHANGE);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    assert!(
+        text.contains("  H tcp:7000 drop first=9 dir=to-client\n"),
+        "{text}"
+    );
+    let found = cells(&dir.join("report.json"));
+    let told = found
+        .iter()
+        .map(|cell| ["target", "fault"].map(|name| cell[name].as_str().unwrap()));
+    let expected = [
+        ["tcp:7000", "drop first=9 dir=to-client"],
+        ["tcp:7000", "duplicate=9%"],
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), expected, "{text}");
+    // They are accepted by name as others are.
+    let accepting = [&options[..], &["--accept", accept]].concat();
+    for _ in 0..2 {
+        let output = bash(&accepting, EXCHANGE);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
+    }
+    let resume = [
+        "--runs", "1", "--faults", "error", "-f", file, "--resume", path,
+    ];
+    let text = stderr_text(&bash(&resume, EXCHANGE));
+    assert!(text.contains("2 experiments are done already"), "{text}");
+
+    std::fs::write(file, "rules = ['tcp:7777 loss=5%']").unwrap();
+    let output = bash(&options, EXCHANGE);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(
+        text.contains("`tcp:7777 loss=5%` concerns nothing"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_makes_verdicts_doubtful_is_told() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    tcp_echo(TcpListener::bind("127.0.0.1:7001").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let seen = folder.path().join("seen");
+    let other = EXCHANGE.replace("7000", "7001");
+    let script = format!(
+        "if [ -e {seen} ]; then {EXCHANGE}; else touch {seen}; {other}; fi",
+        seen = seen.display()
+    );
+    let output = bash(&["--plan"], &script);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for part in [
+        "7001 (localhost) was used only in the first run",
+        "7000 (localhost) was used only in a later run",
+    ] {
+        let lines = text.lines().filter(|line| line.contains(part));
+        let lines: Vec<_> = lines.collect();
+        assert!(
+            lines.len() == 1 && lines[0].contains("verdicts are doubtful"),
+            "{text}"
+        );
+    }
+    let output = bash(&[], "[ -t 0 ] || { echo 'not a terminal'; exit 1; }");
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    let told = "must succeed (it has no terminal and reads nothing). It wrote: not a terminal";
+    let errors = text.lines().filter(|line| line.contains("fault: error"));
+    assert!(errors.count() == 1 && text.contains(told), "{text}");
+}

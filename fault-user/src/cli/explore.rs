@@ -45,6 +45,9 @@ pub struct Explore {
     /// Only these kinds of faults, with commas between them; `--plan` shows them all.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     faults: Vec<String>,
+    /// A scenario file (.json, .yaml, .toml): each of its rules is an experiment, too, and comes first.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    file: Option<PathBuf>,
     /// Only dependencies that this is part of, e.g. tcp:6379 or redis. Repeatable.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -127,6 +130,7 @@ impl Explore {
             runs: self.runs,
             seed: self.seed,
             faults: self.faults,
+            file: self.file,
             only: self.only,
             skip: self.skip,
             internal: self.internal,

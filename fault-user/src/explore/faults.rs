@@ -48,9 +48,11 @@ pub enum FaultKind {
     ServerFailure,
     /// The name server does not answer.
     Timeout,
+    /// A rule of the user's own.
+    Own,
 }
 
-/// All of them with their names and what they do, in order.
+/// All that are tried by themselves, with their names and what they do, in order.
 pub const FAULTS: [(FaultKind, &str, &str); 18] = [
     (FaultKind::Refused, "refused", "every connection is refused"),
     (
@@ -145,7 +147,9 @@ impl FaultKind {
     /// Its name.
     #[must_use]
     pub fn name(self) -> &'static str {
-        FAULTS[self as usize].1
+        FAULTS
+            .get(self as usize)
+            .map_or("rule", |(_, name, _)| name)
     }
 }
 
@@ -182,6 +186,15 @@ pub struct Magnitude {
     pub times: u64,
 }
 
+/// What tells an experiment of the user's own from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// The target of its rule.
+    pub target: String,
+    /// The rest of its rule.
+    pub name: String,
+}
+
 /// A fault on a dependency, as rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Experiment {
@@ -189,6 +202,8 @@ pub struct Experiment {
     pub dependency: usize,
     /// What is tried.
     pub fault: FaultKind,
+    /// Where it is a rule of the user's own.
+    pub own: Option<Own>,
     /// The rules.
     pub rules: Vec<String>,
     /// What can be made smaller.
@@ -228,6 +243,7 @@ pub fn experiment(
     let mut experiment = Experiment {
         dependency: number,
         fault,
+        own: None,
         rules,
         magnitude: None,
         adds: Duration::ZERO,
@@ -253,6 +269,21 @@ pub fn experiment(
 }
 
 impl Experiment {
+    /// What it is tried on, as rules name it. With [`Self::name`] it tells the experiment from all others.
+    #[must_use]
+    pub fn target<'a>(&'a self, dependencies: &'a [Dependency]) -> &'a str {
+        match &self.own {
+            Some(own) => &own.target,
+            None => &dependencies[self.dependency].target,
+        }
+    }
+
+    /// What is tried: the name of a kind of fault, or the rest of a rule.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.own.as_ref().map_or(self.fault.name(), |own| &own.name)
+    }
+
     /// Gives the fault another magnitude.
     pub fn set(&mut self, dependency: &Dependency, magnitude: Magnitude) {
         let Magnitude { ms, times } = magnitude;
@@ -372,7 +403,9 @@ fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
         }
         FaultKind::Corrupt => "corrupt=100%,bits:8 match=data dir=to-client".to_owned(),
         FaultKind::Bandwidth => bandwidth(usage.to_client_bytes)?,
-        FaultKind::NoName | FaultKind::ServerFailure | FaultKind::Timeout => return None,
+        FaultKind::NoName | FaultKind::ServerFailure | FaultKind::Timeout | FaultKind::Own => {
+            return None;
+        }
     })
 }
 

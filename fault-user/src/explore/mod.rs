@@ -17,6 +17,7 @@ mod kind;
 mod lane;
 mod matrix;
 mod names;
+mod own;
 mod report;
 mod service;
 mod shrink;
@@ -40,6 +41,7 @@ use self::experimenter::{Cells, Explored, Manner, Stop, explore};
 use self::faults::{Experiment, FaultKind, experiments};
 use self::lane::{Commands, Idle, Lane};
 use self::names::Names;
+use self::own::OwnRules;
 use self::report::{About, Report};
 use self::verdict::{End, Observation};
 use crate::report::file;
@@ -78,6 +80,8 @@ pub struct Explore {
     pub seed: Option<u64>,
     /// The kinds of faults to try, by name; all when empty.
     pub faults: Vec<String>,
+    /// A file of rules that are experiments, too.
+    pub file: Option<PathBuf>,
     /// Only dependencies that one of these is part of.
     pub only: Vec<String>,
     /// None of these.
@@ -133,6 +137,8 @@ impl Explore {
         }
         let accept = self.accept.as_deref().map(AcceptFile::open);
         let accept = accept.transpose().map_err(Failure::usage)?;
+        let own = self.file.as_deref().map(OwnRules::load);
+        let own = own.transpose().map_err(Failure::usage)?;
         require(&[Need::Programs, Need::Cgroup])?;
         let earlier = self.earlier().map_err(Failure::usage)?;
         let given = earlier.as_ref().map(Report::seed).or(self.seed);
@@ -148,7 +154,7 @@ impl Explore {
         runtime()?.block_on(async {
             let mut lanes = self.lanes(&commands, &idle).await?;
             let outcome = self
-                .explore(&mut lanes, &faults, seed, &files, (accept, earlier))
+                .explore(&mut lanes, (&faults, own), seed, &files, (accept, earlier))
                 .await;
             for lane in lanes {
                 lane.close()?;
@@ -274,7 +280,7 @@ impl Explore {
     async fn explore(
         &self,
         lanes: &mut [Lane<'_>],
-        faults: &[FaultKind],
+        (faults, own): (&[FaultKind], Option<OwnRules>),
         seed: u64,
         files: &Files,
         (mut accept, earlier): (Option<AcceptFile>, Option<Report>),
@@ -291,10 +297,14 @@ impl Explore {
             baseline: baseline.took,
             limit: self.timeout.unwrap_or(least),
         };
+        let own = own.map_or(Ok(Vec::new()), |own| own.experiments(dependencies));
+        let mut own = own.map_err(Failure::usage)?;
         if let Some(accept) = &accept {
-            accept.check(dependencies).map_err(Failure::usage)?;
+            accept.check(dependencies, &own).map_err(Failure::usage)?;
         }
-        let experiments = experiments(&self.chosen(dependencies)?, faults, measured.limit);
+        let chosen = self.chosen(dependencies)?;
+        own.retain(|one| chosen.iter().any(|(number, _)| *number == one.dependency));
+        let experiments = [own, experiments(&chosen, faults, measured.limit)].concat();
         let known = match &earlier {
             Some(earlier) => earlier.known(dependencies, &experiments),
             None => Ok(Cells::new()),
