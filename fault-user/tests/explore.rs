@@ -20,14 +20,19 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/explore")
 }
 
-/// The services that the examples depend on; killed when this is dropped.
+/// A process of services; killed when this is dropped.
 struct Services(Child);
 
 impl Services {
     /// Starts them in this thread's network namespace.
     fn start() -> Self {
+        Self::of("server")
+    }
+
+    /// Starts one of the examples, and waits until it is ready.
+    fn of(name: &str) -> Self {
         let mut server = Command::new("python3")
-            .arg(examples().join("server.py"))
+            .arg(examples().join(format!("{name}.py")))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -860,4 +865,237 @@ fn names_that_the_command_looks_up_fail_in_each_way() {
         ],
         "{text}"
     );
+}
+
+/// Explores a running service; gives its report, and what was printed.
+fn explore_service(options: &[&str]) -> (Value, Output) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::fs::canonicalize(folder.path()).unwrap();
+    let output = fault()
+        .args([
+            "explore",
+            "--runs",
+            "1",
+            "--seed",
+            "1",
+            "--no-shrink",
+            "--report",
+        ])
+        .arg(&path)
+        .args(options)
+        .args(["--", "python3", "probe.py"])
+        .current_dir(examples())
+        .output()
+        .unwrap();
+    let text = std::fs::read(path.join("report.json"));
+    let text = text.unwrap_or_else(|_| panic!("no report: {}", stderr_text(&output)));
+    (serde_json::from_slice(&text).unwrap(), output)
+}
+
+#[test]
+fn a_running_service_is_explored() {
+    let Some(_services) = services() else {
+        return;
+    };
+    let service = Services::of("service");
+    let pid = service.0.id().to_string();
+    let options = [
+        "--pid",
+        &pid,
+        "--faults",
+        "refused-later,silent",
+        "--recovery",
+        "3s",
+    ];
+    let (report, output) = explore_service(&options);
+    let text = stderr_text(&output);
+    // The dead connection stays: the service has to be started again before anything else can be found out.
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    let told = "the service is not well again since the last fault";
+    assert!(text.contains(told) && text.contains("--resume"), "{text}");
+    let cells = report["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 1, "{text}");
+    assert_eq!(cells[0]["target"], "tcp:7002", "{text}");
+    assert_eq!(cells[0]["verdict"], "no-recovery", "{text}");
+    assert_eq!(cells[0]["unfinished"], false);
+    let line = cells[0]["reproduce"].as_str().unwrap();
+    let start = format!("sudo fault run --seed 1 --pid {pid} -r 'tcp:7002 reset ");
+    assert!(line.starts_with(&start), "{line}");
+    assert!(
+        line.ends_with("-- python3 probe.py; sh -c 'python3 probe.py'"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_service_that_is_right_survives_all() {
+    let Some(_services) = services() else {
+        return;
+    };
+    let hierarchy = hierarchy().unwrap();
+    let home = hierarchy.of(Pid::this()).unwrap();
+    let service = Services::of("service_fixed");
+    // As systemd and container runtimes have it.
+    let folder = hierarchy
+        .path()
+        .join(format!("explored-{}", service.0.id()));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("cgroup.procs"), service.0.id().to_string()).unwrap();
+    let (report, output) = explore_service(&["--cgroup", folder.to_str().unwrap()]);
+    std::fs::write(home.path().join("cgroup.procs"), service.0.id().to_string()).unwrap();
+    std::fs::remove_dir(&folder).unwrap();
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let cells = report["cells"].as_array().unwrap();
+    let reached = cells.iter().filter(|cell| cell["verdict"] != "not-reached");
+    assert!(reached.count() >= 8, "{text}");
+    let cut = cells.iter().find(|cell| cell["fault"] == "cut").unwrap();
+    assert!(
+        cut["hits"].as_u64().unwrap() > 0,
+        "the open connection was reset: {text}"
+    );
+}
+
+#[test]
+fn mistakes_with_a_running_service_are_told() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let mut service = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = service.id().to_string();
+    let cases: [(&[&str], i32, &str); 5] = [
+        (
+            &["--pid", &pid, "--jobs", "2"],
+            2,
+            "--jobs: there is one service",
+        ),
+        (&["--recovery", "3s"], 2, "required"),
+        (&["--pid", &pid, "--cgroup", "/x"], 2, "cannot be used with"),
+        (
+            &["--pid", "999999999"],
+            125,
+            "there is no process 999999999",
+        ),
+        (
+            &["--pid", &pid],
+            125,
+            "the service opened no connection that was answered",
+        ),
+    ];
+    let outputs = cases.map(|(options, code, part)| {
+        let output = bash(&[&["--runs", "1"][..], options].concat(), EXCHANGE);
+        (output, code, part)
+    });
+    service.kill().unwrap();
+    service.wait().unwrap();
+    for (output, code, part) in outputs {
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(part), "`{part}` is not in {text}");
+    }
+}
+
+#[test]
+fn a_file_adds_experiments() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let [file, accept] = ["own.toml", "accept.toml"].map(|name| dir.join(name));
+    std::fs::write(
+        &file,
+        "rules = ['tcp:7000 drop first=9 dir=to-client', 'tcp:7000 duplicate=9%']",
+    )
+    .unwrap();
+    let [file, accept, path] = [&file, &accept, &dir].map(|path| path.to_str().unwrap());
+    let options = [
+        "--runs",
+        "1",
+        "--timeout",
+        "3s",
+        "--faults",
+        "error",
+        "-f",
+        file,
+        "--report",
+        path,
+    ];
+    let output = bash(&options, EXCHANGE);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    assert!(
+        text.contains("  H tcp:7000 drop first=9 dir=to-client\n"),
+        "{text}"
+    );
+    let found = cells(&dir.join("report.json"));
+    let told = found
+        .iter()
+        .map(|cell| ["target", "fault"].map(|name| cell[name].as_str().unwrap()));
+    let expected = [
+        ["tcp:7000", "drop first=9 dir=to-client"],
+        ["tcp:7000", "duplicate=9%"],
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), expected, "{text}");
+    // They are accepted by name as others are.
+    let accepting = [&options[..], &["--accept", accept]].concat();
+    for _ in 0..2 {
+        let output = bash(&accepting, EXCHANGE);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
+    }
+    let resume = [
+        "--runs", "1", "--faults", "error", "-f", file, "--resume", path,
+    ];
+    let text = stderr_text(&bash(&resume, EXCHANGE));
+    assert!(text.contains("2 experiments are done already"), "{text}");
+
+    std::fs::write(file, "rules = ['tcp:7777 loss=5%']").unwrap();
+    let output = bash(&options, EXCHANGE);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(
+        text.contains("`tcp:7777 loss=5%` concerns nothing"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_makes_verdicts_doubtful_is_told() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    tcp_echo(TcpListener::bind("127.0.0.1:7001").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let seen = folder.path().join("seen");
+    let other = EXCHANGE.replace("7000", "7001");
+    let script = format!(
+        "if [ -e {seen} ]; then {EXCHANGE}; else touch {seen}; {other}; fi",
+        seen = seen.display()
+    );
+    let output = bash(&["--plan"], &script);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for part in [
+        "7001 (localhost) was used only in the first run",
+        "7000 (localhost) was used only in a later run",
+    ] {
+        let lines = text.lines().filter(|line| line.contains(part));
+        let lines: Vec<_> = lines.collect();
+        assert!(
+            lines.len() == 1 && lines[0].contains("verdicts are doubtful"),
+            "{text}"
+        );
+    }
+    let output = bash(&[], "[ -t 0 ] || { echo 'not a terminal'; exit 1; }");
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    let told = "must succeed (it has no terminal and reads nothing). It wrote: not a terminal";
+    let errors = text.lines().filter(|line| line.contains("fault: error"));
+    assert!(errors.count() == 1 && text.contains(told), "{text}");
 }

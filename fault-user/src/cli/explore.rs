@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::parse_time;
 use crate::explore;
@@ -12,19 +13,41 @@ use crate::session::options::Options;
 use crate::session::outcome::{Failure, Outcome};
 use crate::sys::net::interfaces::Selection;
 
+/// How long a running service may take to be well again.
+const RECOVERY: Duration = Duration::from_secs(10);
+
 /// Find what makes a command fail: one fault on one of its dependencies at a time.
 ///
 /// The command runs without faults first, to see what it talks to. Then it runs once with each kind of fault on each of
 /// these dependencies. What fails is run again with the same seed, and the fault is made smaller as long as it fails. The
 /// exit code is 0 when the command survived all faults, 121 when it did not, 125 when it fails without faults.
+///
+/// With --container, --pid or --cgroup the faults apply to the traffic of a running service. The command exercises it
+/// under each fault, and again when the fault is over.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("service").args(["container", "pid", "cgroup"])))]
 pub struct Explore {
+    /// Faults apply to this running container (Docker, Podman or containerd; by name or id).
+    #[arg(long, value_name = "NAME")]
+    container: Option<String>,
+    /// Faults apply to this running process and its descendants.
+    #[arg(long, value_name = "PID")]
+    pid: Option<i32>,
+    /// Faults apply to the processes in this cgroup (a directory of cgroup2).
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// Within this time after a fault the command must succeed with a running service. Default: 10s.
+    #[arg(long, value_name = "TIME", requires = "service")]
+    recovery: Option<String>,
     /// How often the command runs without faults first.
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Only these kinds of faults, with commas between them; `--plan` shows them all.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     faults: Vec<String>,
+    /// A scenario file (.json, .yaml, .toml): each of its rules is an experiment, too, and comes first.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    file: Option<PathBuf>,
     /// Only dependencies that this is part of, e.g. tcp:6379 or redis. Repeatable.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -90,11 +113,24 @@ impl Explore {
             text.map(|text| parse_time(option, &text)).transpose()
         };
         let explore = explore::Explore {
-            options: options(),
+            options: Options {
+                pid: self.pid,
+                cgroup: self.cgroup,
+                container: self.container,
+                follow: false,
+                netns: None,
+                selection: Selection::Default,
+                attachment: None,
+                front: IngressMechanism::Tc,
+                mechanism: None,
+                drain: None,
+                force: false,
+            },
             user: self.user,
             runs: self.runs,
             seed: self.seed,
             faults: self.faults,
+            file: self.file,
             only: self.only,
             skip: self.skip,
             internal: self.internal,
@@ -102,6 +138,7 @@ impl Explore {
             jobs: self.jobs.into(),
             timeout: time("--timeout", self.timeout)?,
             budget: time("--budget", self.budget)?,
+            recovery: time("--recovery", self.recovery)?.unwrap_or(RECOVERY),
             shrinks: !self.no_shrink,
             accept: self.accept,
             report: self.report,
@@ -112,22 +149,5 @@ impl Explore {
             command: self.command,
         };
         explore.execute()
-    }
-}
-
-/// The command's own traffic, on all interfaces.
-fn options() -> Options {
-    Options {
-        pid: None,
-        cgroup: None,
-        container: None,
-        follow: false,
-        netns: None,
-        selection: Selection::Default,
-        attachment: None,
-        front: IngressMechanism::Tc,
-        mechanism: None,
-        drain: None,
-        force: false,
     }
 }

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::cell::Cell;
 use super::dependency::Dependency;
-use super::faults::FaultKind;
+use super::faults::{Experiment, FaultKind};
 use super::verdict::Verdict;
+use crate::rule::Rule;
 use crate::sys::process::files::{self, Writer};
 
 /// What stands at the beginning of a file that was written.
@@ -78,10 +79,13 @@ impl AcceptFile {
     ///
     /// # Errors
     /// The first that is none: one line.
-    pub fn check(&self, dependencies: &[Dependency]) -> Result<()> {
+    pub fn check(&self, dependencies: &[Dependency], own: &[Experiment]) -> Result<()> {
         for entry in self.entries() {
+            let is_own = own
+                .iter()
+                .any(|one| one.target(dependencies) == entry.target);
             ensure!(
-                dependencies.iter().any(|one| one.target == entry.target),
+                is_own || dependencies.iter().any(|one| one.target == entry.target),
                 "{}: the command does not talk to `{}`: its dependencies are listed above",
                 self.path.display(),
                 entry.target
@@ -93,9 +97,9 @@ impl AcceptFile {
     /// The verdict that is accepted of a cell, if one is.
     #[must_use]
     pub fn accepted(&self, dependencies: &[Dependency], cell: &Cell) -> Option<Verdict> {
-        let target = &dependencies[cell.experiment.dependency].target;
-        let fault = cell.experiment.fault.name();
-        let is_it = |entry: &&Entry| entry.target == *target && entry.fault == fault;
+        let target = cell.experiment.target(dependencies);
+        let fault = cell.experiment.name();
+        let is_it = |entry: &&Entry| entry.target == target && entry.fault == fault;
         let entry = self.entries().iter().find(is_it);
         entry.map(|entry| entry.verdict)
     }
@@ -128,8 +132,8 @@ impl AcceptFile {
     pub fn write(&mut self, dependencies: &[Dependency], cells: &[Cell]) -> Result<()> {
         let failures = cells.iter().filter(|cell| cell.is_failure());
         let entry = |cell: &Cell| Entry {
-            target: dependencies[cell.experiment.dependency].target.clone(),
-            fault: cell.experiment.fault.name().to_owned(),
+            target: cell.experiment.target(dependencies).to_owned(),
+            fault: cell.experiment.name().to_owned(),
             verdict: cell.first.verdict,
             reason: String::new(),
         };
@@ -174,7 +178,11 @@ fn parse(path: &Path, text: &str) -> Result<Content> {
         ..
     } in &content.accepted
     {
-        if let Err(error) = fault.parse::<FaultKind>() {
+        // Else it is a rule of a file.
+        let is_rule = format!("{target} {fault}").parse::<Rule>().is_ok();
+        if let Err(error) = fault.parse::<FaultKind>()
+            && !is_rule
+        {
             return Err(anyhow!("{name}: `{target}`: {error}"));
         }
         ensure!(
@@ -247,13 +255,13 @@ mod tests {
         first.write(&dependencies, &cells).unwrap();
         let second = AcceptFile::open(&path).unwrap();
         assert!(!second.is_new());
-        second.check(&dependencies).unwrap();
+        second.check(&dependencies, &[]).unwrap();
         assert_eq!(
             second.accepted(&dependencies, &cells[0]),
             Some(Verdict::Hung)
         );
         assert_eq!(second.without_reason(), 1);
-        let error = second.check(&[example(Kind::Redis, 1)]).unwrap_err();
+        let error = second.check(&[example(Kind::Redis, 1)], &[]).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("does not talk to `tcp:6379`"), "{error}");
     }

@@ -13,6 +13,8 @@ pub struct Again {
     pub seed: u64,
     /// Who runs it, where that was asked for.
     pub user: Option<String>,
+    /// The options that name a running service; none where the command itself is explored.
+    pub whose: Vec<String>,
     /// What the command's job is told by, such as `FAULT_JOB=1`, where there are several.
     pub job: Option<String>,
     /// Done before each run.
@@ -34,6 +36,10 @@ impl Again {
         line.push_str(&shell_line(&self.run(cell.rules())));
         let is_broken = cell.first.verdict == Verdict::Broken;
         let check = self.check.as_ref().filter(|_| is_broken);
+        if cell.first.seen.unrecovered.is_some() {
+            // Whether it is well afterwards.
+            line.extend(["; ".to_owned(), self.beside(&shell_line(&self.command))]);
+        }
         for after in check.into_iter().chain(&self.after) {
             line.extend(["; ".to_owned(), self.beside(after)]);
         }
@@ -43,6 +49,7 @@ impl Again {
     fn run(&self, rules: &[String]) -> Vec<String> {
         let mut words = to_words(["sudo", "fault", "run", "--seed"]);
         words.push(self.seed.to_string());
+        words.extend_from_slice(&self.whose);
         if let Some(user) = &self.user {
             words.extend(["--user".to_owned(), user.clone()]);
         }

@@ -1,7 +1,9 @@
 //! Looks at the packets of this network namespace while the command runs without faults: what dependencies are called and
 //! what they speak is in their first packets.
 
+use std::collections::HashSet;
 use std::io::{ErrorKind, Read as _};
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,11 +31,11 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Looks at all packets from now on.
+    /// Looks at all packets of this network namespace from now on, also at those of connections that are `open`.
     ///
     /// # Errors
     /// The kernel has no packet sockets, or there is no thread to be had.
-    pub fn start() -> Result<Self> {
+    pub fn start(open: HashSet<(SocketAddr, SocketAddr)>) -> Result<Self> {
         // In network byte order.
         let everything = Protocol::from(i32::from(u16::try_from(libc::ETH_P_ALL)?.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(everything))
@@ -46,7 +48,7 @@ impl Capture {
             .name("capture".to_owned())
             .spawn(move || {
                 be_helper(&[]);
-                collect(socket, &until)
+                collect(socket, Flows::with_open(open), &until)
             })
             .context("starting a thread")?;
         Ok(Self { stop, thread })
@@ -66,9 +68,8 @@ impl Capture {
     }
 }
 
-fn collect(mut socket: Socket, stop: &AtomicBool) -> Result<Flows> {
+fn collect(mut socket: Socket, mut flows: Flows, stop: &AtomicBool) -> Result<Flows> {
     let begun = Instant::now();
-    let mut flows = Flows::default();
     let mut buffer = vec![0; PACKET_MAX];
     loop {
         // Looked at first: what came before the end is still taken below.

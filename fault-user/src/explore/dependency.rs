@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::flows::Flow;
@@ -22,6 +22,8 @@ pub struct Sighting {
     pub flows: Vec<Flow>,
     /// The names of addresses.
     pub names: Names,
+    /// The servers of connections that were open before.
+    pub kept: Vec<SocketAddr>,
 }
 
 /// A service that the command used, or a name that it looked up (then the protocol is DNS, and the addresses are those
@@ -42,6 +44,8 @@ pub struct Dependency {
     pub target: String,
     /// Connects, or calls that sent a datagram.
     pub connections: u64,
+    /// Whether it is also used by connections that were open before.
+    pub is_kept: bool,
     /// What was carried.
     pub usage: Usage,
 }
@@ -178,7 +182,7 @@ pub fn find(seen: &Sighting, internal: bool) -> Found {
         }
     }
     for ((_, _, host), endpoints) in groups {
-        let dependency = dependency(&host, &endpoints, &seen.flows);
+        let dependency = dependency(&host, &endpoints, &seen.flows, &seen.kept);
         if dependency.usage.answered != 0 {
             found.dependencies.push(dependency);
         } else if dependency.protocol == Protocol::Tcp {
@@ -234,6 +238,7 @@ fn name(name: &str, flow: &Flow) -> Dependency {
         kind: Kind::Dns,
         target: format!("dns:{name}"),
         connections: 0,
+        is_kept: false,
         usage: Usage {
             first: flow.began,
             ..Usage::default()
@@ -251,7 +256,12 @@ fn is_own(one: &Endpoint, all: &[Endpoint]) -> bool {
     })
 }
 
-fn dependency(host: &Host, endpoints: &[&Endpoint], flows: &[Flow]) -> Dependency {
+fn dependency(
+    host: &Host,
+    endpoints: &[&Endpoint],
+    flows: &[Flow],
+    kept: &[SocketAddr],
+) -> Dependency {
     let (protocol, port) = (endpoints[0].protocol, endpoints[0].port);
     let is_own = |flow: &&Flow| {
         let mut endpoints = endpoints.iter();
@@ -287,6 +297,10 @@ fn dependency(host: &Host, endpoints: &[&Endpoint], flows: &[Flow]) -> Dependenc
         kind,
         target: String::new(),
         connections: endpoints.iter().map(|one| one.times).sum(),
+        is_kept: kept.iter().any(|server| {
+            let mut endpoints = endpoints.iter();
+            endpoints.any(|one| (one.address, one.port) == (server.ip(), server.port()))
+        }),
         usage: usage(&own),
     }
 }
@@ -383,6 +397,7 @@ pub(super) mod tests {
             kind,
             target: format!("tcp:{port}"),
             connections: 2,
+            is_kept: false,
             usage: Usage {
                 answered: 2,
                 to_server_packets: 2,
@@ -431,6 +446,7 @@ pub(super) mod tests {
                 flow("127.0.0.1:6379", 3, b"*1\r\n$4\r\nPING\r\n"),
             ],
             names: Names::of_hosts("10.0.0.5 a.internal\n127.0.0.1 box"),
+            kept: vec!["10.0.0.5:80".parse().unwrap()],
         };
         let found = find(&seen, false);
         let texts: Vec<_> = found.dependencies.iter().map(ToString::to_string).collect();
@@ -445,6 +461,8 @@ pub(super) mod tests {
         let targets: Vec<_> = found.dependencies.iter().map(|one| &*one.target).collect();
         assert_eq!(targets, ["tcp:10.0.0.6:80", "tcp:10.0.0.5:80", "tcp:6379"]);
         assert_eq!(found.dependencies[2].connections, 6, "::1 was tried too");
+        let kept: Vec<_> = found.dependencies.iter().map(|one| one.is_kept).collect();
+        assert_eq!(kept, [false, true, false]);
         let out = found.out_of_reach.join("\n");
         for part in [
             "9000 is the command's own",

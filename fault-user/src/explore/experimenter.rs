@@ -103,21 +103,19 @@ impl<F: FnMut(usize, &mut Cells) -> Result<()>> Progress<'_, F> {
     }
 
     /// Keeps what an experiment came to. Nothing more begins after an interruption or an error.
-    fn take(&mut self, number: usize, tried: Result<Option<Cell>>) {
-        match tried {
-            Ok(Some(cell)) => {
-                if cell.is_unfinished {
-                    self.stopped.get_or_insert(Stop::Interrupted);
-                }
-                self.done.insert(number, cell);
-                if let Err(error) = (self.tell)(number, &mut self.done) {
-                    self.stopped = Some(Stop::Error(error));
-                }
+    fn take(&mut self, number: usize, Tried { cell, stop }: Tried) {
+        if let Some(cell) = cell {
+            self.done.insert(number, cell);
+            if let Err(error) = (self.tell)(number, &mut self.done) {
+                self.stopped = Some(Stop::Error(error));
             }
-            Ok(None) => {
+        }
+        match stop {
+            Some(Stop::Interrupted) => {
                 self.stopped.get_or_insert(Stop::Interrupted);
             }
-            Err(error) => self.stopped = Some(Stop::Error(error)),
+            Some(error) => self.stopped = Some(error),
+            None => {}
         }
     }
 
@@ -132,15 +130,25 @@ impl<F: FnMut(usize, &mut Cells) -> Result<()>> Progress<'_, F> {
     }
 }
 
-/// Makes one experiment; nothing when it was interrupted.
+/// What one experiment came to.
+struct Tried {
+    /// Nothing where not even one run was made.
+    cell: Option<Cell>,
+    /// Why nothing more is to begin, if so.
+    stop: Option<Stop>,
+}
+
+/// Makes one experiment.
 async fn cell(
     runner: &mut impl Runner,
     measured: &Measured<'_>,
     experiment: &Experiment,
     shrinks: bool,
-) -> Result<Option<Cell>> {
-    let Some(first) = attempt(runner, measured, experiment).await? else {
-        return Ok(None);
+) -> Tried {
+    let first = match attempt(runner, measured, experiment).await {
+        Ok(Some(first)) => first,
+        Ok(None) => return Tried::nothing(Stop::Interrupted),
+        Err(error) => return Tried::nothing(Stop::Error(error)),
     };
     let mut cell = Cell {
         storm: storm(measured, experiment, &first),
@@ -152,21 +160,51 @@ async fn cell(
         standing: Standing::Well,
     };
     if !cell.first.verdict.is_failure() {
-        return Ok(Some(cell));
+        return Tried {
+            cell: Some(cell),
+            stop: None,
+        };
     }
-    let Some(second) = attempt(runner, measured, experiment).await? else {
-        return Ok(None);
+    let stop = match attempt(runner, measured, experiment).await {
+        Ok(Some(second)) if !second.verdict.agrees_with(cell.first.verdict) => {
+            cell.differs = Some(second.verdict);
+            None
+        }
+        // What somebody has written is as it is meant to be.
+        Ok(Some(_)) if shrinks && experiment.own.is_none() => {
+            match shrink(runner, measured, experiment).await {
+                Ok(Shrunk::To(smallest)) => {
+                    cell.smallest = Some(smallest);
+                    None
+                }
+                Ok(Shrunk::FailsNoMore) => None,
+                Ok(Shrunk::Interrupted) => Some(Stop::Interrupted),
+                Err(error) => Some(Stop::Error(error)),
+            }
+        }
+        Ok(Some(_)) => None,
+        // Once is no failure yet.
+        Ok(None) => return Tried::nothing(Stop::Interrupted),
+        Err(error) if cell.first.seen.unrecovered.is_none() => {
+            return Tried::nothing(Stop::Error(error));
+        }
+        Err(error) => Some(Stop::Error(error)),
     };
-    if !second.verdict.agrees_with(cell.first.verdict) {
-        cell.differs = Some(second.verdict);
-    } else if shrinks {
-        match shrink(runner, measured, experiment).await? {
-            Shrunk::To(smallest) => cell.smallest = Some(smallest),
-            Shrunk::FailsNoMore => {}
-            Shrunk::Interrupted => cell.is_unfinished = true,
+    // A service that stays down would be down again after it.
+    cell.is_unfinished = stop.is_some() && cell.first.seen.unrecovered.is_none();
+    Tried {
+        cell: Some(cell),
+        stop,
+    }
+}
+
+impl Tried {
+    fn nothing(stop: Stop) -> Self {
+        Self {
+            cell: None,
+            stop: Some(stop),
         }
     }
-    Ok(Some(cell))
 }
 
 /// How many times the usual number of connects a run made that survived, where that is a storm.

@@ -48,9 +48,11 @@ pub enum FaultKind {
     ServerFailure,
     /// The name server does not answer.
     Timeout,
+    /// A rule of the user's own.
+    Own,
 }
 
-/// All of them with their names and what they do, in order.
+/// All that are tried by themselves, with their names and what they do, in order.
 pub const FAULTS: [(FaultKind, &str, &str); 18] = [
     (FaultKind::Refused, "refused", "every connection is refused"),
     (
@@ -145,7 +147,9 @@ impl FaultKind {
     /// Its name.
     #[must_use]
     pub fn name(self) -> &'static str {
-        FAULTS[self as usize].1
+        FAULTS
+            .get(self as usize)
+            .map_or("rule", |(_, name, _)| name)
     }
 }
 
@@ -182,6 +186,15 @@ pub struct Magnitude {
     pub times: u64,
 }
 
+/// What tells an experiment of the user's own from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// The target of its rule.
+    pub target: String,
+    /// The rest of its rule.
+    pub name: String,
+}
+
 /// A fault on a dependency, as rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Experiment {
@@ -189,6 +202,8 @@ pub struct Experiment {
     pub dependency: usize,
     /// What is tried.
     pub fault: FaultKind,
+    /// Where it is a rule of the user's own.
+    pub own: Option<Own>,
     /// The rules.
     pub rules: Vec<String>,
     /// What can be made smaller.
@@ -228,6 +243,7 @@ pub fn experiment(
     let mut experiment = Experiment {
         dependency: number,
         fault,
+        own: None,
         rules,
         magnitude: None,
         adds: Duration::ZERO,
@@ -253,6 +269,21 @@ pub fn experiment(
 }
 
 impl Experiment {
+    /// What it is tried on, as rules name it. With [`Self::name`] it tells the experiment from all others.
+    #[must_use]
+    pub fn target<'a>(&'a self, dependencies: &'a [Dependency]) -> &'a str {
+        match &self.own {
+            Some(own) => &own.target,
+            None => &dependencies[self.dependency].target,
+        }
+    }
+
+    /// What is tried: the name of a kind of fault, or the rest of a rule.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.own.as_ref().map_or(self.fault.name(), |own| &own.name)
+    }
+
     /// Gives the fault another magnitude.
     pub fn set(&mut self, dependency: &Dependency, magnitude: Magnitude) {
         let Magnitude { ms, times } = magnitude;
@@ -311,12 +342,27 @@ fn two_thirds(count: u64) -> u64 {
 
 fn rules(dependency: &Dependency, fault: FaultKind) -> Option<Vec<String>> {
     let target = &dependency.target;
+    // What the relay does concerns new connections, unless open ones are reset.
+    let is_relayed = matches!(
+        fault,
+        FaultKind::Cut
+            | FaultKind::Stall
+            | FaultKind::Error
+            | FaultKind::Busy
+            | FaultKind::Conflict
+            | FaultKind::ReadOnly
+    );
+    let anew = if is_relayed && dependency.is_kept {
+        " reconnect"
+    } else {
+        ""
+    };
     let text = match dependency.protocol {
         Protocol::Udp => on_datagrams(dependency, fault)?,
         Protocol::Dns => on_queries(fault)?.to_owned(),
         _ => on_streams(dependency, fault)?,
     };
-    Some(vec![format!("{target} {text}")])
+    Some(vec![format!("{target} {text}{anew}")])
 }
 
 fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
@@ -324,9 +370,17 @@ fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
     Some(match fault {
         FaultKind::Refused => "reject".to_owned(),
         FaultKind::RefusedLater => {
-            // The first handshake passes at least.
-            let passes = two_thirds(usage.answered + usage.to_server_packets).max(1);
-            format!("reset after={passes} count=rule match=syn/data dir=to-server")
+            // The first handshake passes at least, unless it has already.
+            let passes = if dependency.is_kept {
+                two_thirds(usage.to_server_packets)
+            } else {
+                two_thirds(usage.answered + usage.to_server_packets).max(1)
+            };
+            let after = match passes {
+                0 => String::new(),
+                passes => format!(" after={passes} count=rule"),
+            };
+            format!("reset{after} match=syn/data dir=to-server")
         }
         // Their text depends on a magnitude.
         FaultKind::Outage | FaultKind::Slow => String::new(),
@@ -349,7 +403,9 @@ fn on_streams(dependency: &Dependency, fault: FaultKind) -> Option<String> {
         }
         FaultKind::Corrupt => "corrupt=100%,bits:8 match=data dir=to-client".to_owned(),
         FaultKind::Bandwidth => bandwidth(usage.to_client_bytes)?,
-        FaultKind::NoName | FaultKind::ServerFailure | FaultKind::Timeout => return None,
+        FaultKind::NoName | FaultKind::ServerFailure | FaultKind::Timeout | FaultKind::Own => {
+            return None;
+        }
     })
 }
 
@@ -518,6 +574,29 @@ mod tests {
     fn text(dependency: &Dependency, fault: FaultKind) -> String {
         let experiment = experiment(0, dependency, fault, LIMIT).expect("it has a meaning");
         experiment.rules.join("; ")
+    }
+
+    #[test]
+    fn connections_that_are_kept_come_back_through_the_relay() {
+        let mut one = example(Kind::Redis, 1);
+        one.is_kept = true;
+        assert_eq!(
+            text(&one, FaultKind::Cut),
+            "tcp:1 limit_data=100 dir=to-client reconnect"
+        );
+        assert_eq!(text(&one, FaultKind::Silent), "tcp:1 blackhole");
+        one.usage.to_server_packets = 1;
+        assert_eq!(
+            text(&one, FaultKind::RefusedLater),
+            "tcp:1 reset match=syn/data dir=to-server"
+        );
+        for text in experiments(&[(0, &one)], &every(), LIMIT)
+            .iter()
+            .flat_map(|one| &one.rules)
+        {
+            text.parse::<Rule>()
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Conversations put together from the packets that were seen: who began them, what was said first, how much.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ pub struct Way {
     pub packets: u64,
     /// How it begins.
     pub start: Vec<u8>,
-    /// The number of the byte that comes next (TCP).
-    next: u32,
+    /// The number of the byte that comes next (TCP), once that is known.
+    next: Option<u32>,
 }
 
 /// A connection over TCP, or the datagrams between two sockets.
@@ -70,9 +70,20 @@ type Key = (Protocol, SocketAddr, SocketAddr);
 #[derive(Debug, Default)]
 pub struct Flows {
     flows: HashMap<Key, Flow>,
+    /// Connections that were open before, by client and server.
+    open: HashSet<(SocketAddr, SocketAddr)>,
 }
 
 impl Flows {
+    /// Looks at these connections too, which are open already: client and server.
+    #[must_use]
+    pub fn with_open(open: HashSet<(SocketAddr, SocketAddr)>) -> Self {
+        Self {
+            open,
+            ..Self::default()
+        }
+    }
+
     /// Takes a packet that was seen at `at`: `bytes` from its IP header on, which may be cut off behind the start.
     /// `length` is what it had in all. What can't be read is ignored.
     pub fn take(&mut self, bytes: &[u8], length: u32, at: Duration) {
@@ -111,13 +122,13 @@ impl Flows {
                 let next = packet.sequence.wrapping_add(1);
                 let flow = self.begin((Protocol::Tcp, source, destination), packet, at);
                 if let Some(flow) = flow {
-                    flow.to_server.next = next;
+                    flow.to_server.next = Some(next);
                 }
                 return;
             }
             _ if packet.tcp_flags & TCP_SYN != 0 => {
                 if let Some(flow) = self.flows.get_mut(&(Protocol::Tcp, destination, source)) {
-                    flow.to_client.next = packet.sequence.wrapping_add(1);
+                    flow.to_client.next = Some(packet.sequence.wrapping_add(1));
                     let took = at.saturating_sub(flow.began);
                     flow.connect.get_or_insert(took);
                 }
@@ -127,6 +138,11 @@ impl Flows {
         }
         if packet.payload_length() == 0 {
             return;
+        }
+        for (client, server) in [(source, destination), (destination, source)] {
+            if self.open.contains(&(client, server)) {
+                self.begin((Protocol::Tcp, client, server), packet, at);
+            }
         }
         if let Some(flow) = self.flows.get_mut(&(Protocol::Tcp, source, destination)) {
             if flow.to_server.advance(packet, payload) != 0 {
@@ -194,14 +210,14 @@ impl Way {
     fn advance(&mut self, packet: &Packet, payload: &[u8]) -> u64 {
         let length = packet.payload_length();
         let end = packet.sequence.wrapping_add(length);
-        let new = end.wrapping_sub(self.next);
+        let new = end.wrapping_sub(self.next.unwrap_or(packet.sequence));
         if new == 0 || new > u32::MAX / 2 {
             return 0;
         }
         let new = new.min(length);
         let skipped = (length - new) as usize;
         self.add(new.into(), payload.get(skipped..).unwrap_or_default());
-        self.next = end;
+        self.next = Some(end);
         new.into()
     }
 
@@ -311,6 +327,31 @@ mod tests {
         assert_eq!((flow.turns, flow.response), (2, 10));
         assert_eq!((flow.to_client.bytes, flow.to_client.packets), (11, 3));
         assert_eq!(flow.to_server.start, b"onetwo");
+    }
+
+    #[test]
+    fn a_connection_that_is_known_to_be_open_is_looked_at() {
+        let ends = ["10.0.0.1:40000", "10.0.0.2:80"].map(|end| end.parse().unwrap());
+        let mut flows = Flows::with_open([(ends[0], ends[1])].into());
+        for (back, sequence, payload) in [
+            (false, 7000, "one"),
+            (true, 9000, "answer"),
+            (false, 7003, "two"),
+        ] {
+            let bytes = segment(back, TCP_ACK, sequence, payload.as_bytes());
+            for _ in 0..2 {
+                flows.take(&bytes, u32::try_from(bytes.len()).unwrap(), ms(3));
+            }
+        }
+        let flows = flows.finish();
+        let [flow] = flows.as_slice() else {
+            panic!("{flows:?}");
+        };
+        assert_eq!((flow.server, flow.connect), (ends[1], None));
+        assert_eq!(
+            (flow.to_server.bytes, flow.to_client.bytes, flow.turns),
+            (6, 6, 2)
+        );
     }
 
     #[test]

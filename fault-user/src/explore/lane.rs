@@ -1,7 +1,7 @@
 //! Runs a command under one rule set after the other. The programs are loaded and attached once, with rules that match
 //! nothing; a rule set is put in their place for each run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -15,6 +15,7 @@ use super::attempt::Runner;
 use super::capture::Capture;
 use super::dependency::{Dependency, Sighting};
 use super::names::Names;
+use super::service::{Kept, Service};
 use super::verdict::{End, Observation};
 use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::inject::injection::{Hits, InjectionOptions};
@@ -29,11 +30,13 @@ use crate::session::{Loaded, choose_mechanism, plan};
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running};
 use crate::sys::process::proc::ProcessId;
-use crate::sys::process::sockets::{self, State};
+use crate::sys::process::sockets::{self, OpenSocket, State};
 use crate::sys::process::user::Identity;
 
 /// A rule that all packets match and that never acts: the programs tell whose each connection is.
 const EVERYTHING: &str = "* drop after=1000000000000";
+/// Between two looks whether a service is well again.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How much of the end of the output is kept, in bytes.
 const OUTPUT_MAX: u64 = 16 << 10;
 
@@ -77,6 +80,8 @@ pub struct Lane<'a> {
     ends: EndSignals,
     session: LiveSession<'a>,
     cgroup: CommandCgroup,
+    /// Whose traffic the rules apply to in the command's place.
+    service: Option<Service>,
     /// Of `--before`, `--after` and `--check`, which no rule concerns.
     beside: CommandCgroup,
 }
@@ -133,6 +138,7 @@ impl<'a> Lane<'a> {
         options: &'a Options,
         idle: &'a Idle,
         patience: Duration,
+        recovery: Duration,
     ) -> Result<Self, Failure> {
         // Before anything is changed: what ends fault from here on takes everything back first.
         let ends = EndSignals::listen()?;
@@ -140,7 +146,11 @@ impl<'a> Lane<'a> {
         let hierarchy = Hierarchy::find()?;
         let cgroup = CommandCgroup::create(&hierarchy, Leftovers::Kill)?;
         let beside = CommandCgroup::create(&hierarchy, Leftovers::Kill)?;
-        let scope = Some(scope_of(cgroup.cgroup())?);
+        let service = Service::of(options, &subject, recovery)?;
+        let scope = match &service {
+            Some(_) => subject.scope(),
+            None => Some(scope_of(cgroup.cgroup())?),
+        };
         let rules = &idle.rules;
         let plan = plan(rules, scope.as_ref(), idle.mechanism, idle.seed)?;
         let injection_options = InjectionOptions {
@@ -156,8 +166,15 @@ impl<'a> Lane<'a> {
             ends,
             session: loaded.start_live("fault explore".to_owned()).await?,
             cgroup,
+            service,
             beside,
         })
+    }
+
+    /// The service that is explored, where it is not the command itself.
+    #[must_use]
+    pub fn service(&self) -> Option<&Service> {
+        self.service.as_ref()
     }
 
     /// From now on connects to these are counted for each run.
@@ -205,10 +222,19 @@ impl<'a> Lane<'a> {
         {
             return Ok(None);
         }
-        let capture = sighting.is_some().then(Capture::start).transpose()?;
+        if !self.heal().await? {
+            return Ok(None);
+        }
+        let watch = sighting.is_some().then(|| self.watch()).transpose()?;
         let main = self.main(rules, limit).await?;
-        let conversations = capture.map(Capture::finish).transpose()?;
+        let conversations = watch
+            .map(|(capture, kept)| Ok::<_, anyhow::Error>((capture.finish()?, kept)))
+            .transpose()?;
         let Some((ran, hits)) = main else {
+            return Ok(None);
+        };
+        let is_fault = conversations.is_none();
+        let Some(unrecovered) = self.recovers(is_fault).await? else {
             return Ok(None);
         };
         let after = self.session.endpoints()?;
@@ -225,9 +251,10 @@ impl<'a> Lane<'a> {
         }
         let connects = self.dependencies.iter().map(|one| connects(one, &used));
         let connects = connects.collect();
-        if let (Some(sighting), Some(mut flows)) = (sighting, conversations) {
-            let own = self.session.own_flows()?;
-            flows.retain(|flow| own.contains(&flow.key));
+        if let (Some(sighting), Some((mut flows, kept))) = (sighting, conversations) {
+            if let Some(own) = self.session.own_flows()? {
+                flows.retain(|flow| own.contains(&flow.key));
+            }
             let mut names = Names::default();
             for lookup in flows.iter().flat_map(|flow| &flow.lookups) {
                 names.learn(lookup);
@@ -237,7 +264,9 @@ impl<'a> Lane<'a> {
                 unix: after.unix - before.unix,
                 flows,
                 names,
+                kept: Vec::new(),
             };
+            kept.complete(sighting);
         }
         Ok(Some(Observation {
             end: ran.end,
@@ -246,9 +275,81 @@ impl<'a> Lane<'a> {
             connects,
             output: ran.output,
             waited_for: in_words(&ran.waited_for, &self.dependencies, rules),
+            unrecovered,
             broken: (check.end != End::Exited(0)).then(|| check.why()),
             left_behind: ran.left_behind,
         }))
+    }
+
+    /// Begins to look at packets, also at those of connections that a service has open.
+    fn watch(&self) -> Result<(Capture, Kept)> {
+        let Some(service) = &self.service else {
+            return Ok((Capture::start(HashSet::new())?, Kept::default()));
+        };
+        let kept = service.kept()?;
+        let open = kept.connections.iter();
+        let open = open.map(|(_, client, server)| (*client, *server)).collect();
+        let capture = service.inside(|| Capture::start(open))?;
+        Ok((capture, kept))
+    }
+
+    /// Waits for a service that was not well after the last fault. Whether no interruption came.
+    ///
+    /// # Errors
+    /// It is not well in time.
+    async fn heal(&mut self) -> Result<bool> {
+        if !self.service.as_ref().is_some_and(|service| service.is_ill) {
+            return Ok(true);
+        }
+        match self.recovers(true).await? {
+            None => Ok(false),
+            Some(None) => Ok(true),
+            Some(Some(why)) => anyhow::bail!(
+                "the service is not well again since the last fault ({why}): restart it, and go on with --resume"
+            ),
+        }
+    }
+
+    /// Without rules, runs the command until it succeeds. Why it did not in time; nothing when it was interrupted.
+    async fn recovers(&mut self, is_fault: bool) -> Result<Option<Option<String>>> {
+        let service = self.service.as_ref().filter(|_| is_fault);
+        let Some(service) = service else {
+            return Ok(Some(None));
+        };
+        let deadline = Instant::now() + service.recovery;
+        // Sockets that are made meanwhile are the service's for the rules to come, too.
+        let applied = self.session.apply(RuleSet::of(&[EVERYTHING.to_owned()])?);
+        applied.await.map_err(|failure| failure.error)?;
+        let why = loop {
+            let output = buffer()?;
+            let commands = self.commands;
+            let waiting = commands
+                .main
+                .begin_writing(Some(&self.cgroup), Some(&output))?;
+            let limit = deadline
+                .saturating_duration_since(Instant::now())
+                .max(PAUSE);
+            let ran = self
+                .wait(waiting.go()?, Place::Main, limit, &output)
+                .await?;
+            let Some(ran) = ran else {
+                return Ok(None);
+            };
+            if ran.end == End::Exited(0) {
+                break None;
+            }
+            if Instant::now() + PAUSE >= deadline {
+                break Some(ran.why());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                () = self.ends.come() => return Ok(None),
+            }
+        };
+        if let Some(service) = &mut self.service {
+            service.is_ill = why.is_some();
+        }
+        Ok(Some(why))
     }
 
     /// Runs the command under these rules.
@@ -321,7 +422,7 @@ impl<'a> Lane<'a> {
                 Ended::Exited(code) => (End::Exited(code), Vec::new()),
                 Ended::Signalled(signal) => (End::Signalled(signal), Vec::new()),
             },
-            Err(_) => (End::TimedOut, open_connections(cgroup)?),
+            Err(_) => (End::TimedOut, self.open_connections(cgroup)?),
         };
         let left_behind = cgroup.empty()?;
         if end == End::TimedOut {
@@ -338,6 +439,20 @@ impl<'a> Lane<'a> {
             took,
             waited_for,
         }))
+    }
+
+    /// The connections that the command has open, or the service to its dependencies.
+    fn open_connections(&self, cgroup: &CommandCgroup) -> Result<Vec<(SocketAddr, &'static str)>> {
+        if let Some(service) = &self.service {
+            let mut open = in_states(&service.sockets()?);
+            open.retain(|(remote, _)| self.dependencies.iter().any(|one| is_of(one, *remote)));
+            return Ok(open);
+        }
+        let mut processes = Vec::new();
+        for pid in cgroup.cgroup().processes()? {
+            processes.extend(ProcessId::of(pid)?);
+        }
+        Ok(in_states(&sockets::of_processes(&processes)?))
     }
 
     /// Runs what comes before or after; an error when that fails.
@@ -409,14 +524,10 @@ fn connects(dependency: &Dependency, used: &[Endpoint]) -> u64 {
     own.map(|one| one.times).sum()
 }
 
-/// The connections that the processes of a cgroup have open.
-fn open_connections(cgroup: &CommandCgroup) -> Result<Vec<(SocketAddr, &'static str)>> {
-    let mut processes = Vec::new();
-    for pid in cgroup.cgroup().processes()? {
-        processes.extend(ProcessId::of(pid)?);
-    }
+/// The remote ends of TCP connections, and how far these have come.
+fn in_states(sockets: &[OpenSocket]) -> Vec<(SocketAddr, &'static str)> {
     let mut open = Vec::new();
-    for socket in sockets::of_processes(&processes)? {
+    for socket in sockets {
         let state = match socket.state {
             State::SynSent => "connecting",
             State::Established => "connected",
@@ -430,7 +541,12 @@ fn open_connections(cgroup: &CommandCgroup) -> Result<Vec<(SocketAddr, &'static 
             open.push((remote, state));
         }
     }
-    Ok(open)
+    open
+}
+
+/// Whether a connection goes to a dependency.
+fn is_of(dependency: &Dependency, remote: SocketAddr) -> bool {
+    dependency.port == remote.port() && dependency.addresses.contains(&remote.ip())
 }
 
 /// Connections by the dependencies that they go to. What goes to none goes to the relay, for the target of the rules.
@@ -440,9 +556,8 @@ fn in_words(
     rules: &[String],
 ) -> Vec<String> {
     let lines = open.iter().map(|(remote, state)| {
-        let is_it =
-            |one: &&Dependency| one.port == remote.port() && one.addresses.contains(&remote.ip());
-        let target = match (dependencies.iter().find(is_it), rules.first()) {
+        let known = dependencies.iter().find(|one| is_of(one, *remote));
+        let target = match (known, rules.first()) {
             (Some(one), _) => one.target.clone(),
             (None, Some(rule)) if remote.ip().is_loopback() => {
                 rule.split(' ').next().unwrap_or_default().to_owned()

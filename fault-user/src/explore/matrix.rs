@@ -81,9 +81,8 @@ fn counted(count: u64, what: &str) -> String {
 #[must_use]
 pub fn plan(dependencies: &[Dependency], experiments: &[Experiment]) -> String {
     let lines = experiments.iter().map(|experiment| {
-        let target = &dependencies[experiment.dependency].target;
-        let rules = experiment.rules.join(" + ");
-        format!("  {target} {}: {rules}\n", experiment.fault)
+        let (target, name) = (experiment.target(dependencies), experiment.name());
+        format!("  {target} {name}: {}\n", experiment.rules.join(" + "))
     });
     lines.collect()
 }
@@ -91,6 +90,8 @@ pub fn plan(dependencies: &[Dependency], experiments: &[Experiment]) -> String {
 /// The matrix: a row for each dependency, a column for each fault that was tried.
 #[must_use]
 pub fn matrix(dependencies: &[Dependency], cells: &[Cell], has_color: bool) -> String {
+    let (own, cells): (Vec<&Cell>, Vec<&Cell>) =
+        cells.iter().partition(|cell| cell.experiment.own.is_some());
     let columns: BTreeSet<FaultKind> = cells.iter().map(|cell| cell.experiment.fault).collect();
     let rows: Vec<(usize, String)> = dependencies
         .iter()
@@ -112,7 +113,7 @@ pub fn matrix(dependencies: &[Dependency], cells: &[Cell], has_color: bool) -> S
     for (number, name) in rows {
         text.extend([format!("  {name:width$}")]);
         for fault in &columns {
-            let is_it = |cell: &&Cell| {
+            let is_it = |cell: &&&Cell| {
                 (cell.experiment.dependency, cell.experiment.fault) == (number, *fault)
             };
             let symbol = cells.iter().find(is_it).map_or(" ", |cell| cell.symbol());
@@ -120,6 +121,14 @@ pub fn matrix(dependencies: &[Dependency], cells: &[Cell], has_color: bool) -> S
             text.extend([format!("  {}{space}", painted(symbol, has_color))]);
         }
         text = text.trim_end().to_owned() + "\n";
+    }
+    if columns.is_empty() {
+        text.clear();
+    }
+    for cell in own {
+        let symbol = painted(cell.symbol(), has_color);
+        let (target, name) = (cell.experiment.target(dependencies), cell.experiment.name());
+        text.extend([format!("  {symbol} {target} {name}\n")]);
     }
     format!("{text}  {LEGEND}\n")
 }
@@ -138,7 +147,6 @@ fn painted(symbol: &str, has_color: bool) -> String {
 /// What a cell came to, in one line.
 #[must_use]
 pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
-    let one = &dependencies[cell.experiment.dependency];
     let seen = &cell.first.seen;
     let end = match seen.end {
         End::Exited(0) => "exit code 0".to_owned(),
@@ -148,14 +156,19 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
     };
     let mut text = format!(
         "{} {}: {}, {end} after {}",
-        one.target,
-        cell.experiment.fault,
+        cell.experiment.target(dependencies),
+        cell.experiment.name(),
         cell.verdict(),
         seconds(seen.took)
     );
     text.push_str(cell.standing.words());
     if let Some(why) = &seen.broken {
         text.extend([format!("; the check failed: {why}")]);
+    }
+    if let Some(why) = &seen.unrecovered {
+        text.extend([format!(
+            "; without the fault it was not well in time: {why}"
+        )]);
     }
     if !seen.waited_for.is_empty() {
         text.extend([format!("; it waited for {}", seen.waited_for.join(", "))]);
@@ -189,7 +202,7 @@ pub fn last_lines(output: &str) -> String {
 mod tests {
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::cell_of;
-    use super::super::faults::experiment;
+    use super::super::faults::{Own, experiment};
     use super::super::kind::Kind;
     use super::super::verdict::Verdict;
     use super::super::verdict::tests::seen;
@@ -220,6 +233,12 @@ mod tests {
             "{text}"
         );
         assert!(matrix(&all, &cells, true).contains("\x1b[31mH\x1b[0m"));
+        let mut own = cells[1].clone();
+        own.experiment.own = Some(Own {
+            target: "tcp:80".to_owned(),
+            name: "loss=5%".to_owned(),
+        });
+        assert!(matrix(&all, &[own], false).starts_with("  F tcp:80 loss=5%\n  ✓"));
     }
 
     #[test]

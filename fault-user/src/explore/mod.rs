@@ -17,7 +17,9 @@ mod kind;
 mod lane;
 mod matrix;
 mod names;
+mod own;
 mod report;
+mod service;
 mod shrink;
 mod verdict;
 
@@ -39,6 +41,7 @@ use self::experimenter::{Cells, Explored, Manner, Stop, explore};
 use self::faults::{Experiment, FaultKind, experiments};
 use self::lane::{Commands, Idle, Lane};
 use self::names::Names;
+use self::own::OwnRules;
 use self::report::{About, Report};
 use self::verdict::{End, Observation};
 use crate::report::file;
@@ -77,6 +80,8 @@ pub struct Explore {
     pub seed: Option<u64>,
     /// The kinds of faults to try, by name; all when empty.
     pub faults: Vec<String>,
+    /// A file of rules that are experiments, too.
+    pub file: Option<PathBuf>,
     /// Only dependencies that one of these is part of.
     pub only: Vec<String>,
     /// None of these.
@@ -93,6 +98,8 @@ pub struct Explore {
     pub budget: Option<Duration>,
     /// Whether failures are made smaller.
     pub shrinks: bool,
+    /// Within which time a running service must be well again after a fault.
+    pub recovery: Duration,
     /// The file of accepted failures.
     pub accept: Option<PathBuf>,
     /// The folder of the report.
@@ -122,8 +129,16 @@ impl Explore {
     /// Wrong arguments, a command that fails without faults, or what was asked for can't be set up.
     pub fn execute(&self) -> Outcome {
         let faults = self.faults()?;
+        if self.options.is_given() && self.jobs > 1 {
+            let error = anyhow!(
+                "--jobs: there is one service, and faults would come together: leave --jobs out"
+            );
+            return Err(Failure::usage(error));
+        }
         let accept = self.accept.as_deref().map(AcceptFile::open);
         let accept = accept.transpose().map_err(Failure::usage)?;
+        let own = self.file.as_deref().map(OwnRules::load);
+        let own = own.transpose().map_err(Failure::usage)?;
         require(&[Need::Programs, Need::Cgroup])?;
         let earlier = self.earlier().map_err(Failure::usage)?;
         let given = earlier.as_ref().map(Report::seed).or(self.seed);
@@ -139,7 +154,7 @@ impl Explore {
         runtime()?.block_on(async {
             let mut lanes = self.lanes(&commands, &idle).await?;
             let outcome = self
-                .explore(&mut lanes, &faults, seed, &files, (accept, earlier))
+                .explore(&mut lanes, (&faults, own), seed, &files, (accept, earlier))
                 .await;
             for lane in lanes {
                 lane.close()?;
@@ -157,7 +172,8 @@ impl Explore {
         let _patience = Patience::start("setting up");
         let mut lanes = Vec::with_capacity(commands.len());
         for commands in commands {
-            let lane = Lane::open(commands, &self.options, idle, self.longest());
+            let (longest, recovery) = (self.longest(), self.recovery);
+            let lane = Lane::open(commands, &self.options, idle, longest, recovery);
             lanes.push(lane.await?);
         }
         Ok(lanes)
@@ -182,11 +198,34 @@ impl Explore {
             command: self.words(),
             seed,
             user: self.user.clone(),
+            whose: self.whose(),
             job: (self.jobs > 1).then(|| format!("{JOB}=1")),
             before: self.before.clone(),
             after: self.after.clone(),
             check: self.check.clone(),
         }
+    }
+
+    /// The options that name a running service.
+    fn whose(&self) -> Vec<String> {
+        let Options {
+            pid,
+            cgroup,
+            container,
+            ..
+        } = &self.options;
+        let pid = pid.map(|pid| pid.to_string());
+        let cgroup = cgroup.as_ref().map(|path| path.display().to_string());
+        let given = [
+            ("--pid", pid),
+            ("--cgroup", cgroup),
+            ("--container", container.clone()),
+        ];
+        let given = given.into_iter();
+        given
+            .filter_map(|(option, value)| Some([option.to_owned(), value?]))
+            .flatten()
+            .collect()
     }
 
     /// The report to go on from.
@@ -241,7 +280,7 @@ impl Explore {
     async fn explore(
         &self,
         lanes: &mut [Lane<'_>],
-        faults: &[FaultKind],
+        (faults, own): (&[FaultKind], Option<OwnRules>),
         seed: u64,
         files: &Files,
         (mut accept, earlier): (Option<AcceptFile>, Option<Report>),
@@ -258,10 +297,14 @@ impl Explore {
             baseline: baseline.took,
             limit: self.timeout.unwrap_or(least),
         };
+        let own = own.map_or(Ok(Vec::new()), |own| own.experiments(dependencies));
+        let mut own = own.map_err(Failure::usage)?;
         if let Some(accept) = &accept {
-            accept.check(dependencies).map_err(Failure::usage)?;
+            accept.check(dependencies, &own).map_err(Failure::usage)?;
         }
-        let experiments = experiments(&self.chosen(dependencies)?, faults, measured.limit);
+        let chosen = self.chosen(dependencies)?;
+        own.retain(|one| chosen.iter().any(|(number, _)| *number == one.dependency));
+        let experiments = [own, experiments(&chosen, faults, measured.limit)].concat();
         let known = match &earlier {
             Some(earlier) => earlier.known(dependencies, &experiments),
             None => Ok(Cells::new()),
@@ -326,7 +369,11 @@ impl Explore {
 
     /// Runs the command without faults; nothing when it was interrupted.
     async fn baseline(&self, lanes: &mut [Lane<'_>]) -> Result<Option<Baseline>, Failure> {
-        let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+        let hosts = match lanes[0].service() {
+            Some(service) => service.hosts(),
+            None => std::fs::read_to_string("/etc/hosts").ok(),
+        };
+        let hosts = hosts.unwrap_or_default();
         let mut baseline: Option<Baseline> = None;
         let mut shortest = Duration::MAX;
         for number in 1..=self.runs {
@@ -369,11 +416,20 @@ impl Explore {
             matrix::seconds(baseline.took),
             matrix::dependencies(&baseline.found).trim_end()
         );
+        let is_service = lanes[0].service().is_some();
         if baseline.found.dependencies.is_empty() {
+            let who = if is_service { "service" } else { "command" };
             let error = anyhow!(
-                "the command opened no connection that was answered: there is nothing to explore"
+                "the {who} opened no connection that was answered: there is nothing to explore"
             );
             return Err(error.into());
+        }
+        if is_service && baseline.took >= self.recovery {
+            return Err(Failure::usage(anyhow!(
+                "--recovery {}: the command itself takes {}: give it more time",
+                matrix::seconds(self.recovery),
+                matrix::seconds(baseline.took)
+            )));
         }
         if self.jobs > 1 && !self.plan {
             let Some(took) = self.together(lanes).await? else {

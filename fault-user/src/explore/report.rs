@@ -12,7 +12,7 @@ use super::attempt::{Attempt, Measured};
 use super::cell::{Cell, Standing};
 use super::dependency::{Dependency, Found};
 use super::experimenter::{Cells, Explored, Stop};
-use super::faults::{Experiment, FaultKind};
+use super::faults::Experiment;
 use super::matrix;
 use super::shrink::Smallest;
 use super::verdict::{End, Observation, Verdict};
@@ -80,6 +80,8 @@ struct CellReport {
     hits: u64,
     connects: Vec<u64>,
     waited_for: Vec<String>,
+    /// Why a service was not well in time when the fault was over.
+    unrecovered: Option<String>,
     /// Why `--check` failed.
     broken: Option<String>,
     /// So many times the usual connects.
@@ -160,8 +162,8 @@ impl About<'_> {
         let (_, fault, kernel) = versions();
         let dependencies = &self.found.dependencies;
         let left_out = left_out.map(|one| LeftOut {
-            target: dependencies[one.dependency].target.clone(),
-            fault: one.fault.name().to_owned(),
+            target: one.target(dependencies).to_owned(),
+            fault: one.name().to_owned(),
         });
         Report {
             version: VERSION,
@@ -227,18 +229,19 @@ impl Report {
     /// A dependency is gone: one line.
     pub fn known(&self, dependencies: &[Dependency], experiments: &[Experiment]) -> Result<Cells> {
         for cell in &self.cells {
+            let mut targets = experiments.iter().map(|one| one.target(dependencies));
             ensure!(
-                dependencies.iter().any(|one| one.target == cell.target),
+                dependencies.iter().any(|one| one.target == cell.target)
+                    || targets.any(|target| target == cell.target),
                 "the command does not talk to `{}` any more: begin anew with --report",
                 cell.target
             );
         }
         let all = experiments.iter().enumerate();
         let known = all.filter_map(|(number, experiment)| {
-            let target = &dependencies[experiment.dependency].target;
+            let (target, fault) = (experiment.target(dependencies), experiment.name());
             let mut cells = self.cells.iter();
-            let fault = experiment.fault.name();
-            let cell = cells.find(|cell| cell.target == *target && cell.fault == fault)?;
+            let cell = cells.find(|cell| cell.target == target && cell.fault == fault)?;
             (!cell.unfinished).then(|| (number, cell.restored(experiment)))
         });
         Ok(known.collect())
@@ -297,6 +300,9 @@ impl Report {
             @if !self.not_run.is_empty() { p.bad { (self.not_run.len()) " experiments were not run." } }
             h2 { "Matrix" }
             div.scroll { (self.matrix()) }
+            @for (number, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.is_own()) {
+                p { (cell.link(number)) " " code { (cell.target) " " (cell.fault) } }
+            }
             p.dim { (matrix::LEGEND) }
             h2 { "Dependencies" }
             div.scroll { (self.dependencies()) }
@@ -376,10 +382,9 @@ impl DependencyReport {
 impl CellReport {
     fn new(dependencies: &[Dependency], cell: &Cell, again: &Again) -> Self {
         let (experiment, run) = (&cell.experiment, &cell.first.seen);
-        let fault: FaultKind = experiment.fault;
         Self {
-            target: dependencies[experiment.dependency].target.clone(),
-            fault: fault.name().to_owned(),
+            target: experiment.target(dependencies).to_owned(),
+            fault: experiment.name().to_owned(),
             verdict: cell.first.verdict,
             differs: cell.differs,
             is_failure: cell.is_failure(),
@@ -399,6 +404,7 @@ impl CellReport {
             hits: run.hits,
             connects: run.connects.clone(),
             waited_for: run.waited_for.clone(),
+            unrecovered: run.unrecovered.clone(),
             broken: run.broken.clone(),
             storm: cell.storm,
             smallest: cell.smallest.as_ref().map(|smallest| SmallestReport {
@@ -427,6 +433,7 @@ impl CellReport {
             connects: self.connects.clone(),
             output: self.output.clone(),
             waited_for: self.waited_for.clone(),
+            unrecovered: self.unrecovered.clone(),
             broken: self.broken.clone(),
             left_behind: 0,
         };
@@ -450,6 +457,11 @@ impl CellReport {
             storm: self.storm,
             standing: Standing::Well,
         }
+    }
+
+    /// Whether it is a rule of the user's own, which has no column.
+    fn is_own(&self) -> bool {
+        !matrix::FAULT_NAMES.contains(&self.fault.as_str())
     }
 
     fn class(&self) -> &'static str {
@@ -487,7 +499,7 @@ impl CellReport {
 mod tests {
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::cell_of;
-    use super::super::faults::{experiment, experiments};
+    use super::super::faults::{FaultKind, experiment, experiments};
     use super::super::kind::Kind;
     use super::super::verdict::tests::seen;
     use super::*;

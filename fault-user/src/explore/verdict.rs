@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// What a command is given to recover when a fault is over.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// Nothing that took only this much longer is slow: a machine has its moods.
+const UNNOTICED: Duration = Duration::from_millis(100);
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -33,6 +36,8 @@ pub struct Observation {
     pub output: String,
     /// Connections that were open when it was killed.
     pub waited_for: Vec<String>,
+    /// Why a service was not well in time when the fault was over, if it was not.
+    pub unrecovered: Option<String>,
     /// Why `--check` failed, if it did.
     pub broken: Option<String>,
     /// Processes that it left behind.
@@ -53,7 +58,7 @@ pub enum Verdict {
     Failed,
     /// It was killed at the timeout, under the fault.
     Hung,
-    /// The fault was over for half a second, and it failed or hung all the same.
+    /// The fault was over for half a second, and it failed or hung all the same; or a service was not well in time.
     NoRecovery,
     /// It left behind what must not be.
     Broken,
@@ -77,12 +82,16 @@ impl Verdict {
         if seen.broken.is_some() {
             return Self::Broken;
         }
+        if seen.unrecovered.is_some() {
+            return Self::NoRecovery;
+        }
+        let slow = (measure.baseline * 3).max(measure.baseline + UNNOTICED);
         let is_over = measure.over.is_some_and(|over| seen.took > over + GRACE);
         match seen.end {
             End::TimedOut if is_over => Self::NoRecovery,
             End::TimedOut => Self::Hung,
             End::Exited(0) if seen.hits == 0 => Self::NotReached,
-            End::Exited(0) if seen.took > measure.baseline * 3 + measure.adds => Self::Slow,
+            End::Exited(0) if seen.took > slow + measure.adds => Self::Slow,
             End::Exited(0) => Self::Survived,
             _ if is_over => Self::NoRecovery,
             _ => Self::Failed,
@@ -144,6 +153,7 @@ pub(super) mod tests {
             connects: Vec::new(),
             output: String::new(),
             waited_for: Vec::new(),
+            unrecovered: None,
             broken: None,
             left_behind: 0,
         }
@@ -182,10 +192,18 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_broken_invariant_is_the_worst_and_a_fault_that_never_hit_tests_nothing() {
-        let mut one = seen(End::Exited(0), 50);
+    fn a_broken_invariant_is_the_worst_and_what_is_fast_is_not_slow() {
+        let mut one = seen(End::Exited(0), 99);
+        let measure = Measure {
+            baseline: Duration::ZERO,
+            adds: Duration::ZERO,
+            over: None,
+        };
+        assert_eq!(Verdict::of(&one, &measure), Verdict::Survived);
         one.hits = 0;
         assert_eq!(judged(&one, None), Verdict::NotReached);
+        one.unrecovered = Some("exit code 1".to_owned());
+        assert_eq!(judged(&one, None), Verdict::NoRecovery);
         one.broken = Some("two rows".to_owned());
         assert_eq!(judged(&one, None), Verdict::Broken);
         assert!(Verdict::Broken > Verdict::NoRecovery && !Verdict::Slow.is_failure());

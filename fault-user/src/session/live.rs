@@ -131,12 +131,16 @@ impl LiveSession<'_> {
         )
     }
 
-    /// The connections of the explored processes, among those that a rule so far could concern by its ports.
+    /// The connections of the scope, among those that a rule so far could concern by its ports. Nothing where the rules
+    /// apply to a whole network namespace: then all are.
     ///
     /// # Errors
     /// They can't be read.
-    pub fn own_flows(&self) -> Result<HashSet<FlowKey>> {
-        self.session.injection.flows_in_scope()
+    pub fn own_flows(&self) -> Result<Option<HashSet<FlowKey>>> {
+        let scope = self.scope.as_ref();
+        scope
+            .map(|_| self.session.injection.flows_in_scope())
+            .transpose()
     }
 
     /// Restores everything.
