@@ -11,7 +11,7 @@ use fault_user::sys::process::netns::NetworkNamespace;
 use serde_json::{Value, json};
 use support::daemon::Daemon;
 use support::echo::echo_server;
-use support::place::{PATIENCE, Peer, enter_fresh, wait_for};
+use support::place::{PATIENCE, Peer, enter_fresh, fault, wait_for};
 
 /// What a connect to this address brings.
 fn dial(address: SocketAddr) -> Result<(), ErrorKind> {
@@ -231,6 +231,25 @@ fn the_doctor_is_asked_by_the_api() {
         report["kernel"].is_string() && report["mechanisms"].is_array(),
         "{report}"
     );
+    assert!(
+        report["verdict"]["text"].is_string() && report["verdict"]["level"].is_string(),
+        "{report}"
+    );
+}
+
+#[test]
+fn the_doctor_begins_with_its_verdict() {
+    let doctor = |words: &[&str]| {
+        let output = fault().arg("doctor").args(words).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = doctor(&[]);
+    let first = text.lines().next().unwrap();
+    assert!(first.starts_with("fault works here"), "{text}");
+    let json = doctor(&["--json"]);
+    let (verdict, kernel) = (json.find("\"verdict\""), json.find("\"kernel\""));
+    assert!(verdict < kernel, "first in JSON too: {json}");
+    assert!(json.contains(first), "the same line: {json}");
 }
 
 #[test]

@@ -173,27 +173,122 @@ fn a_report_shows_each_connect() {
     assert!(
         before
             .iter()
-            .all(|one| one["connected"] == false && one["took_us"].is_u64())
+            .all(|one| one["connected"] == false && one["connect_us"].is_u64())
     );
     assert_eq!(
         (&last["connected"], &last["target"]),
         (&json!(true), &json!("tcp:7000"))
     );
     let html = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
-    // Dots that would lie on each other are one.
+    // One dot for each connect in either lane, in either size; dots that would lie on each other are one.
     let dots = html.matches("<circle").count();
     assert!(
-        (2..=connects.len()).contains(&dots),
+        (4..=4 * connects.len()).contains(&dots),
         "{dots} of {}",
         connects.len()
     );
-    for lane in ["bytes/s", "connects", "latency", "hits", "down for=300ms"] {
+    for lane in [
+        "bytes/s",
+        "connects",
+        "connect time",
+        "time to first byte",
+        "hits",
+        "down for=300ms",
+    ] {
         assert!(html.contains(lane), "{lane} is not drawn");
     }
     let carried = report["traffic"][0]["bytes"].as_array().unwrap();
     assert_eq!(carried.len(), report["samples"].as_array().unwrap().len());
     assert!(carried.last().unwrap().as_u64() > Some(100), "{carried:?}");
     assert_eq!(report["again"][2], "run");
+}
+
+#[test]
+fn the_first_byte_is_timed_beside_the_connect() {
+    enter_fresh();
+    echo();
+    let report = reported(&["-r", "tcp:7000 latency=100ms"], "exchange");
+    let one = &report["connects"][0];
+    let (connect, first_byte) = (one["connect_us"].as_u64(), one["first_byte_us"].as_u64());
+    assert!(
+        first_byte >= Some(200_000),
+        "there and back, 100 ms each way: {one}"
+    );
+    assert!(connect < first_byte, "connecting takes no longer: {one}");
+}
+
+#[test]
+fn a_report_says_when_an_expectation_broke() {
+    enter_fresh();
+    echo();
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report");
+    let probe = json!({ "name": "health", "tcp": "127.0.0.1:7000", "during": "must-fail", "interval": "50ms" });
+    let expect = json!({ "max_connects": { "svc": 1 }, "max_open": { "svc": 9 }, "probe": probe });
+    let rules = json!(["svc down at=100ms for=300ms", "udp:53 drop"]);
+    let options = ["--report", report.to_str().unwrap()];
+    let output = run_by(
+        &options,
+        &rules,
+        &expect,
+        &format!("sleep 0.2; {STUBBORN}; exchange; sleep 0.3"),
+    );
+    stderr_text(&output, 121);
+    let text = std::fs::read(report.join("report.json")).unwrap();
+    let json: Value = serde_json::from_slice(&text).unwrap();
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/report.schema.json");
+    let schema: Value = serde_json::from_slice(&std::fs::read(schema).unwrap()).unwrap();
+    jsonschema::validate(&schema, &json).unwrap();
+    let [connects, open, probe] = [0, 1, 2].map(|index| &json["expectations"][index]);
+    assert_eq!(connects["kind"], "max_connects");
+    assert_eq!(connects["target"], "svc");
+    assert_eq!(
+        (&connects["limit"], &connects["holds"]),
+        (&json!(1), &json!(false))
+    );
+    let second = json["connects"][1]["at_us"].as_u64().unwrap() / 1000;
+    assert_eq!(connects["broke_ms"], json!(second), "the second connect");
+    assert_eq!(
+        (&open["holds"], &open["broke_ms"]),
+        (&json!(true), &Value::Null)
+    );
+    // Nothing keeps the probe from its target: rules are limited to the command.
+    assert_eq!(probe["kind"], "probe");
+    let tries = json["probes"][0]["tries"].as_array().unwrap();
+    assert!(tries.len() > 3);
+    assert_eq!(
+        probe["broke_ms"], tries[0]["at_ms"],
+        "a rule is always open"
+    );
+    let html = std::fs::read_to_string(report.join("report.html")).unwrap();
+    for part in [
+        "probe health",
+        "✗1",
+        "class=\"broke\"",
+        "udp:53 drop",
+        "svg class=\"narrow\"",
+    ] {
+        assert!(html.contains(part), "{part} is not drawn");
+    }
+    let junit = std::fs::read_to_string(report.join("junit.xml")).unwrap();
+    let name = "name=\"expect at most 1 connects to svc\"";
+    assert!(junit.contains(name), "without figures: {junit}");
+}
+
+/// Runs a script of bash; the report.
+fn reported(options: &[&str], script: &str) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    let output = fault()
+        .arg("run")
+        .args(options)
+        .arg("--report")
+        .arg(folder.path())
+        .args(["--", "bash", "-c", &format!("{EXCHANGE}{script}")])
+        .output()
+        .unwrap();
+    stderr_text(&output, 0);
+    let text = std::fs::read(folder.path().join("report.json")).unwrap();
+    serde_json::from_slice(&text).unwrap()
 }
 
 #[test]

@@ -12,7 +12,7 @@ use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::net::interfaces::{Selection, list, select};
-use support::place::{PATIENCE, enter_fresh};
+use support::place::{PATIENCE, enter_fresh, fault};
 use support::watched::Watched;
 
 fn plan(texts: &[String]) -> Plan {
@@ -201,4 +201,52 @@ fn inject_follows_its_file() {
         .set_read_timeout(Some(Duration::from_millis(1)))
         .unwrap();
     assert!(receiver.recv(&mut bytes).is_err(), "nothing else came");
+}
+
+/// What `fault top --json` shows of the only instance.
+fn shown() -> serde_json::Value {
+    let output = fault().args(["top", "--json"]).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn figures_never_fall_when_rules_are_replaced() {
+    let _alone = alone();
+    enter_fresh();
+    let (sender, receiver) = pair();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rules.yaml");
+    let write = |rules: &str| {
+        // One step, so that the file is never read half written.
+        let next = folder.path().join("next.yaml");
+        std::fs::write(&next, format!("rules: [{rules}]\n")).unwrap();
+        std::fs::rename(&next, &file).unwrap();
+    };
+    let pass = |count: usize| {
+        for _ in 0..count {
+            sender.send(b"data").unwrap();
+            receiver.recv(&mut [0; 8]).unwrap();
+        }
+    };
+    write("\"udp:7000 loss=0%\"");
+    let mut inject = Watched::inject(&["-f", file.to_str().unwrap(), "--watch"]);
+    pass(5);
+    let before = shown();
+    let bytes = |shown: &serde_json::Value| shown[0]["targets"][0]["bytes"].as_u64().unwrap();
+    let seen = |shown: &serde_json::Value| shown[0]["rules"][0]["seen"].as_u64().unwrap();
+    assert_eq!(seen(&before), 5, "{before}");
+    // Another rule for the target, then the first one again.
+    write("\"udp:7000 drop nth=999\"");
+    inject.until("reloaded");
+    pass(3);
+    let other = shown();
+    assert_eq!(seen(&other), 3, "its own figures: {other}");
+    assert_eq!(bytes(&other) * 5, bytes(&before) * 8, "{before} {other}");
+    write("\"udp:7000 loss=0%\", \"udp:1 drop\"");
+    inject.until("reloaded");
+    pass(2);
+    let again = shown();
+    assert_eq!(seen(&again), 7, "the figures of the rule go on: {again}");
+    assert_eq!(bytes(&again) * 5, bytes(&before) * 10, "{before} {again}");
+    assert_eq!(inject.end().0, Some(0));
 }

@@ -109,7 +109,7 @@ fn a_seed_is_all_that_matters() {
         "tcp:1 down",
     ];
     let drawn = |seed: &str, limits: &str| {
-        let mut words = vec!["--random", limits, "--seed", seed];
+        let mut words = vec!["--json", "--random", limits, "--seed", seed];
         words.extend(rules);
         let output = check(&words);
         assert!(output.status.success(), "{}", stderr_text(&output));
@@ -120,8 +120,28 @@ fn a_seed_is_all_that_matters() {
     assert_eq!(first, drawn("3", limits));
     assert_ne!(first, drawn("4", limits));
     assert!(first.contains("tcp:1 mix 25%:down at="), "{first}");
-    let count = |target: &str| first.matches(&format!("{target} mix")).count();
+    let count = |target: &str| first.matches(&format!("\"rule\": \"{target} mix")).count();
     assert!(count("tcp:1") > count("tcp:2"), "twice the weight: {first}");
+}
+
+#[test]
+fn a_check_of_drawn_faults_is_folded() {
+    let rules = ["-r", "tcp:1 down", "-r", "tcp:2 loss=5%"];
+    let limits = "length=1s..5s quiet=1s..5s total=4h";
+    let words = [&["--random", limits, "--seed", "3"], &rules[..]].concat();
+    let output = check(&words);
+    assert!(output.status.success(), "{}", stderr_text(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    // A scale, a line of the picture for each rule, and what applies each rule.
+    assert_eq!(text.lines().count(), 5, "{text}");
+    let times = |rule: &str| -> usize {
+        let found = text.split(&format!("\n{rule} (drawn ")).nth(1).expect(rule);
+        found.split(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(
+        times("tcp:1 down") + times("tcp:2 loss=5%") > 1500,
+        "{text}"
+    );
 }
 
 #[test]
@@ -168,15 +188,25 @@ fn a_run_with_drawn_faults_is_replayed() {
         .output()
         .unwrap();
     assert!(run.status.success(), "{}", stderr_text(&run));
-    let results = String::from_utf8(run.stdout).unwrap();
+    let results = String::from_utf8_lossy(&run.stdout).into_owned();
     assert!(
         results.contains("0\n") && results.contains("1\n"),
         "{results}"
     );
+    let summary = stderr_text(&run);
+    let rows = summary.lines().filter(|line| line.contains("(drawn "));
+    assert_eq!(rows.count(), 1, "one row for all of them: {summary}");
+    let junit = std::fs::read_to_string(report.join("junit.xml")).unwrap();
+    let test = "name=\"the rule fires: tcp:6379 reject (drawn)\"";
+    assert_eq!(junit.matches(test).count(), 1, "{junit}");
+    assert!(
+        junit.contains("tests=\"2\" failures=\"0\" skipped=\"0\""),
+        "{junit}"
+    );
     let again = fault()
         .arg("replay")
         .arg(&report)
-        .args(["--allow-unfired", "--"])
+        .arg("--")
         .args(command)
         .output()
         .unwrap();

@@ -167,6 +167,85 @@ fn a_report_tells_everything_in_every_form() {
     );
 }
 
+/// Runs `fault` with these words and a command; its output, its report's folder and its summary for GitHub.
+fn report_of(words: &[&str], folder: &Path) -> (Output, serde_json::Value, [String; 3]) {
+    let (report, summary) = (folder.join("report"), folder.join("summary.md"));
+    let output = fault()
+        .args(words)
+        .arg("--report")
+        .arg(&report)
+        .args(["--", "true"])
+        .env("GITHUB_STEP_SUMMARY", &summary)
+        .output()
+        .unwrap();
+    let json = serde_json::from_slice(&fs::read(report.join("report.json")).unwrap()).unwrap();
+    let texts = [
+        report.join("junit.xml"),
+        report.join("report.html"),
+        summary,
+    ];
+    (
+        output,
+        json,
+        texts.map(|path| fs::read_to_string(path).unwrap()),
+    )
+}
+
+#[test]
+fn unfired_rules_are_accepted_in_every_form() {
+    enter_fresh();
+    let folder = tempfile::tempdir().unwrap();
+    let rule = ["-r", "tcp:1 drop"];
+    let strict = [&["run"], &rule[..]].concat();
+    let (output, json, [junit, html, summary]) = report_of(&strict, folder.path());
+    assert_eq!(output.status.code(), Some(120), "{}", stderr_text(&output));
+    assert_eq!(json["rules"][0]["accepted"], false);
+    assert!(junit.contains("failures=\"1\" skipped=\"0\""), "{junit}");
+    assert!(html.contains("<tr class=\"failed\">"), "{html}");
+    assert!(summary.contains("❌"), "{summary}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("::error::"));
+    let accepting = [&["run", "--allow-unfired"], &rule[..]].concat();
+    let replaying = [
+        "replay",
+        folder.path().join("first/report").to_str().unwrap(),
+    ]
+    .map(str::to_owned);
+    for words in [accepting, replaying.iter().map(String::as_str).collect()] {
+        let name = if words[0] == "run" { "first" } else { "again" };
+        let folder = folder.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let (output, json, [junit, html, summary]) = report_of(&words, &folder);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
+        let text = stderr_text(&output);
+        assert!(text.contains("never fired (accepted)"), "{text}");
+        let rule = &json["rules"][0];
+        assert_eq!(
+            (&rule["fired"], &rule["accepted"]),
+            (&false.into(), &true.into())
+        );
+        assert_eq!(json["allow_unfired"], true);
+        assert!(junit.contains("failures=\"0\" skipped=\"1\""), "{junit}");
+        assert!(!html.contains("<tr class=\"failed\">"), "{html}");
+        assert!(!summary.contains("❌"), "{summary}");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(!printed.contains("::error::"), "{printed}");
+    }
+    // An injection has no exit code for it, but says the same.
+    let output = fault()
+        .args([
+            "inject",
+            "-r",
+            "tcp:1 drop",
+            "--for",
+            "10ms",
+            "--allow-unfired",
+        ])
+        .output()
+        .unwrap();
+    let text = stderr_text(&output);
+    assert!(text.contains("never fired (accepted)"), "{text}");
+}
+
 #[test]
 fn what_is_no_report_is_said() {
     enter_fresh();
@@ -175,6 +254,14 @@ fn what_is_no_report_is_said() {
     assert_eq!(output.status.code(), Some(2), "{}", stderr_text(&output));
     assert!(
         stderr_text(&output).contains("report.json"),
+        "{}",
+        stderr_text(&output)
+    );
+    fs::write(folder.path().join("report.json"), "{\"version\": 1}").unwrap();
+    let output = go(&["replay", "REPORT"], folder.path());
+    assert_eq!(output.status.code(), Some(2), "{}", stderr_text(&output));
+    assert!(
+        stderr_text(&output).contains("is a report of format 1"),
         "{}",
         stderr_text(&output)
     );

@@ -10,7 +10,7 @@ use super::{Failure, Outcome, exit, print_json};
 use crate::plan::Plan;
 use crate::report::expectations;
 use crate::rule::scenario::Expect;
-use crate::rule::timeline;
+use crate::rule::{Rule, timeline};
 use crate::session::rules::RuleSet;
 use crate::tell;
 
@@ -57,13 +57,20 @@ impl Check {
             print_json(&Checked::new(&parsed, &plan, horizon))?;
             return Ok(exit::SUCCESS);
         }
-        let picture = timeline::picture(&rules, horizon, width());
-        let carried = plan.rules.iter().zip(&rules).map(|(planned, rule)| {
+        let folded = parsed.folded(&plan);
+        let lines: Vec<Vec<&Rule>> = folded
+            .iter()
+            .map(|line| line.members.iter().map(|index| &rules[*index]).collect())
+            .collect();
+        let picture = timeline::picture(&lines, horizon, width());
+        let carried = folded.iter().map(|line| {
+            let index = line.members[0];
+            let (planned, rule) = (&plan.rules[index], &rules[index]);
             let hosts = rule.modifiers.hosts.map_or_else(String::new, |_| {
                 let hosts = planned.resolved.hosts.iter().map(ToString::to_string);
                 format!(", on {}", hosts.collect::<Vec<_>>().join(", "))
             });
-            format!("{}  by {}{hosts}\n", planned.text, planned.mechanism(None))
+            format!("{line}  by {}{hosts}\n", planned.mechanism(None))
         });
         tell::data(&format!("{picture}\n{}", carried.collect::<String>()))?;
         Ok(exit::SUCCESS)
@@ -85,6 +92,9 @@ struct Checked<'a> {
 #[derive(Serialize)]
 struct CheckedRule<'a> {
     rule: &'a str,
+    /// The rule that it was drawn from by `random`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drawn_from: Option<String>,
     target: &'a str,
     /// The mechanism on this machine.
     mechanism: String,
@@ -95,9 +105,10 @@ struct CheckedRule<'a> {
 impl<'a> Checked<'a> {
     fn new(parsed: &'a RuleSet, plan: &'a Plan, horizon_ns: u64) -> Self {
         const MS_NS: u64 = 1_000_000;
-        let rules = plan.rules.iter().zip(&parsed.rules);
-        let rules = rules.map(|(rule, (_, resolved))| CheckedRule {
+        let rules = plan.rules.iter().zip(&parsed.rules).enumerate();
+        let rules = rules.map(|(index, (rule, (_, resolved)))| CheckedRule {
             rule: &rule.text,
+            drawn_from: parsed.drawn_from(index),
             target: &rule.target,
             mechanism: rule.mechanism(None),
             windows_ms: timeline::windows(&resolved.modifiers, horizon_ns)

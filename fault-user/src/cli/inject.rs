@@ -25,6 +25,9 @@ pub struct Inject {
     /// (delay, rate, …) can be added only if the first rules held packets too; stream faults can't be replaced.
     #[arg(long, requires = "file", conflicts_with = "follow")]
     watch: bool,
+    /// Accept that a rule never fires. The exit code is 0 either way; the summary says that it is accepted.
+    #[arg(long)]
+    allow_unfired: bool,
 }
 
 impl Inject {
@@ -45,6 +48,7 @@ impl Inject {
             options: self.traffic.read()?,
             length,
             watched,
+            allow_unfired: self.allow_unfired,
         };
         inject.execute(rules)
     }

@@ -27,7 +27,7 @@ pub struct Replay {
     /// Run the command as this user (NAME or UID, :GROUP); default: the one who called sudo.
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Succeed even if a rule never fired.
+    /// Succeed even if a rule never fired. Implied if the earlier run had it.
     #[arg(long)]
     allow_unfired: bool,
     /// Write a report of the replay into this folder.
@@ -61,18 +61,22 @@ impl Replay {
                 report.rules.len()
             );
         }
+        let mut drawn = report.rules.iter().rev();
+        let drawn = drawn
+            .position(|rule| rule.drawn_from.is_none())
+            .unwrap_or(report.rules.len());
         let texts = report.rules.into_iter().map(|rule| rule.rule).collect();
         let targets = report
             .targets
             .into_iter()
             .map(|(name, target)| format!("{name}={target}"))
             .collect();
-        let rules = Rules::again(texts, targets, report.seed).parse()?;
+        let rules = Rules::again(texts, targets, drawn, report.seed).parse()?;
         let run = Run {
             options: self.traffic.read()?,
             host: report.host,
             user: self.user,
-            allow_unfired: self.allow_unfired,
+            allow_unfired: self.allow_unfired || report.allow_unfired,
             events: None,
             report: self.new_report,
             replay: Some(keys),

@@ -38,15 +38,18 @@ pub struct Rules {
     /// The rules come from a report; drawn ones are included.
     #[arg(skip)]
     recorded: bool,
+    /// The number of recorded rules that were drawn; they are the last ones.
+    #[arg(skip)]
+    recorded_drawn: usize,
     /// The seed that was drawn for want of one: it stays when the file is read again.
     #[arg(skip)]
     own_seed: Arc<OnceLock<u64>>,
 }
 
 impl Rules {
-    /// Rules of a report.
+    /// Rules of a report, the last `drawn` of which were drawn.
     #[must_use]
-    pub fn again(texts: Vec<String>, targets: Vec<String>, seed: u64) -> Self {
+    pub fn again(texts: Vec<String>, targets: Vec<String>, drawn: usize, seed: u64) -> Self {
         Self {
             texts,
             file: None,
@@ -54,6 +57,7 @@ impl Rules {
             random: None,
             seed: Some(seed),
             recorded: true,
+            recorded_drawn: drawn,
             own_seed: Arc::default(),
         }
     }
@@ -115,7 +119,7 @@ impl Rules {
                 resolve(&rule, (&profiles, &targets), &mut rules)?;
             }
         }
-        let drawn = first..rules.len();
+        let drawn = first.saturating_sub(self.recorded_drawn)..rules.len();
         if rules.iter().any(|(rule, _)| rule.modifiers.hosts.is_some()) {
             let from = seed.map_or_else(|| self.own_seed(), Ok)?;
             seed = Some(from);

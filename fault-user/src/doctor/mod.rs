@@ -4,7 +4,7 @@
 
 use crate::sys::bpf::features as bpf;
 use crate::sys::process::capabilities::{Capability, Rights};
-use crate::sys::process::cgroup::Hierarchy;
+use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::sys::{preflight, probe};
 use crate::undo::leftovers;
 use crate::undo::{leftover::Leftover, leftovers::LeftoverPlaces};
@@ -84,9 +84,91 @@ pub struct Mechanism {
     pub advice: Option<&'static str>,
 }
 
+/// Whether fault works on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// All of it.
+    Works,
+    /// A part of it.
+    Limited,
+    /// It could not be checked without more privileges.
+    Unchecked,
+    /// No packet fault.
+    Fails,
+}
+
+/// The result in one line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// Whether fault works here.
+    pub level: Level,
+    /// One line that says so, and what to do.
+    pub text: String,
+}
+
+impl Verdict {
+    /// Sums up what was found.
+    fn of(mechanisms: &[Mechanism], cgroup: Option<&Check>, leftovers: Option<usize>) -> Self {
+        let [packets, holding, ..] = mechanisms else {
+            unreachable!("there is a row for packets, and one for those that are held");
+        };
+        let (mut level, mut parts) = (Level::Works, Vec::new());
+        if packets.mechanism.is_none() {
+            level = if packets.tried {
+                Level::Fails
+            } else {
+                Level::Unchecked
+            };
+            parts.push(packets.advice.unwrap_or_default().to_owned());
+        } else {
+            if let Some(cgroup) = cgroup.filter(|cgroup| !cgroup.ok) {
+                level = Level::Limited;
+                parts.push(if cgroup.tried {
+                    format!(
+                        "`fault run` can't limit rules to a command ({}): use --scope host, or `fault inject`",
+                        cgroup.detail
+                    )
+                } else {
+                    "whether `fault run` can limit rules to a command could not be checked: run with sudo"
+                        .to_owned()
+                });
+            }
+            if holding.mechanism.is_none() {
+                level = Level::Limited;
+                let what = if holding.tried {
+                    "unsupported"
+                } else {
+                    "could not be checked"
+                };
+                let advice = holding.advice.unwrap_or_default();
+                parts.push(format!("{}: {what}, {advice}", holding.faults));
+            }
+        }
+        if let Some(count @ 1..) = leftovers {
+            parts.push(format!(
+                "{count} leftovers of killed instances: `sudo fault clean` removes them"
+            ));
+        }
+        let start = match level {
+            Level::Works => "fault works here",
+            Level::Limited => "fault works here with limits",
+            Level::Unchecked => "whether fault works here could not be checked",
+            Level::Fails => "packet faults do not work here",
+        };
+        let more = if parts.is_empty() { "" } else { ": " };
+        Self {
+            level,
+            text: format!("{start}{more}{}", parts.join("; ")),
+        }
+    }
+}
+
 /// The report of `fault doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
+    /// The result in one line.
+    pub verdict: Verdict,
     /// Kernel release and architecture.
     pub kernel: String,
     /// Kernel, BTF, cgroups, restrictions of bpf(2).
@@ -123,14 +205,18 @@ impl Report {
         };
         let programs = program_checks();
         let traffic = traffic_checks();
+        let mechanisms = mechanisms(|name| {
+            let mut all = programs.iter().chain(&traffic);
+            let check = all.find(|check| check.name == name)?;
+            check.tried.then_some(check.ok)
+        });
+        let system = system_checks(&rights);
+        let cgroup = system.iter().find(|check| check.name == name::CGROUP);
         Ok(Self {
-            system: system_checks(&rights),
+            verdict: Verdict::of(&mechanisms, cgroup, leftovers.as_ref().map(Vec::len)),
+            system,
             capabilities: capability_checks(&rights),
-            mechanisms: mechanisms(|name| {
-                let mut all = programs.iter().chain(&traffic);
-                let check = all.find(|check| check.name == name)?;
-                check.tried.then_some(check.ok)
-            }),
+            mechanisms,
             kernel,
             programs,
             traffic,
@@ -138,11 +224,10 @@ impl Report {
         })
     }
 
-    /// Whether the kernel supports any fault here; if not, `fault doctor` exits with 1.
+    /// Whether packet faults work here; if not, or if that could not be checked, `fault doctor` exits with 1.
     #[must_use]
     pub fn works(&self) -> bool {
-        let packet = &self.mechanisms[0];
-        packet.mechanism.is_some()
+        matches!(self.verdict.level, Level::Works | Level::Limited)
     }
 }
 
@@ -151,9 +236,11 @@ fn system_checks(rights: &Rights) -> Vec<Check> {
         std::fs::metadata(path)?;
         Ok(path.to_owned())
     };
+    // A mount that is writable may still reject it.
     let cgroup = Hierarchy::find().and_then(|found| {
         let path = found.path().display().to_string();
         anyhow::ensure!(found.is_writable(), "{path} is mounted read-only");
+        CommandCgroup::create(&found, Leftovers::Release)?.finish()?;
         Ok(path)
     });
     let blocked = bpf::load(bpf::program_type::SCHED_CLS, 0, -1)
@@ -173,9 +260,10 @@ fn system_checks(rights: &Rights) -> Vec<Check> {
             "not needed for tc programs; for the others CONFIG_DEBUG_INFO_BTF=y",
         ),
         Check::new(
-            "cgroup2",
+            name::CGROUP,
             cgroup,
-            "mount -t cgroup2 none /sys/fs/cgroup, or use --scope host",
+            "mount cgroup2 so that it can be written (mount -t cgroup2 none /sys/fs/cgroup, or mount -o remount,rw \
+             /sys/fs/cgroup), or use --scope host",
         ),
         Check::new(
             "namespaces",
@@ -206,6 +294,7 @@ fn capability_checks(rights: &Rights) -> Vec<Check> {
 
 /// The names by which [`mechanisms`] finds checks.
 mod name {
+    pub const CGROUP: &str = "cgroup2";
     pub const TCX: &str = "TCX";
     pub const CLSACT: &str = "clsact";
     pub const SK_LOOKUP: &str = "sk_lookup";
@@ -360,7 +449,8 @@ fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Linux {}", self.kernel)?;
+        writeln!(f, "{}", self.verdict.text)?;
+        writeln!(f, "\nLinux {}", self.kernel)?;
         let sections = [
             ("System", &self.system),
             ("Capabilities", &self.capabilities),
@@ -428,6 +518,53 @@ mod tests {
         let first = mechanisms(|_| None).remove(0);
         assert_eq!((first.mechanism, first.tried), (None, false));
         assert!(first.advice.is_some_and(|advice| advice.contains("sudo")));
+    }
+
+    #[test]
+    fn the_verdict_is_one_line() {
+        let all = mechanisms(|_| Some(true));
+        let cgroup = |found| Check::new("cgroup2", found, "mount it");
+        let verdict = |mechanisms: &[Mechanism], found, leftovers| {
+            let verdict = Verdict::of(mechanisms, Some(&cgroup(found)), leftovers);
+            assert_eq!(verdict.text.lines().count(), 1);
+            (verdict.level, verdict.text)
+        };
+        let fine = || Ok("/sys/fs/cgroup".to_owned());
+        assert_eq!(
+            verdict(&all, fine(), Some(0)),
+            (Level::Works, "fault works here".to_owned())
+        );
+        let (level, text) = verdict(&all, fine(), Some(2));
+        assert!(
+            level == Level::Works && text.contains("2 leftovers"),
+            "{text}"
+        );
+        let (level, text) = verdict(&all, Err(anyhow::anyhow!("mounted read-only")), None);
+        assert_eq!(level, Level::Limited);
+        assert!(
+            text.contains("read-only") && text.contains("--scope host"),
+            "{text}"
+        );
+        let forbidden = anyhow::Error::from(Errno::EACCES).context("can't create a cgroup");
+        let (_, text) = verdict(&all, Err(forbidden), None);
+        assert!(text.contains("could not be checked"), "{text}");
+        let without_tap = mechanisms(|name| Some(name != "tap"));
+        let (level, text) = verdict(&without_tap, fine(), None);
+        assert!(
+            level == Level::Limited && text.contains("delay reorder"),
+            "{text}"
+        );
+        let (level, text) = verdict(&mechanisms(|_| None), fine(), None);
+        assert_eq!(level, Level::Unchecked, "{text}");
+        assert!(
+            !text.contains("unsupported") && !text.contains("not work"),
+            "{text}"
+        );
+        let (level, text) = verdict(&mechanisms(|_| Some(false)), fine(), None);
+        assert!(
+            level == Level::Fails && text.contains("needs TCX"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -267,6 +267,7 @@ impl Report {
                 .fails()
                 .then(|| format!("{}\n{}\n{}", cell.summary, cell.output, cell.reproduce)),
             length_ms: cell.took_ms,
+            ..Case::default()
         });
         suite(&cases.collect::<Vec<_>>(), self.length_ms)
     }

@@ -1,6 +1,6 @@
 //! An applied plan: its programs, its rules, and their removal.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,8 +21,8 @@ use crate::inject::injector::{Attachment, Injector, Marker};
 use crate::inject::names::LearnedName;
 use crate::inject::reach::{IngressMechanism, InterfaceSet};
 use crate::inject::xdp::Mode;
-use crate::plan::Plan;
 use crate::plan::tables::{PacketRule, Scope, Tables, compile};
+use crate::plan::{Plan, PlannedRule};
 use crate::relay::exchange::Exchange;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::net::interfaces::{Selection, list_by};
@@ -68,8 +68,10 @@ pub struct Injection {
     epoch_ns: u64,
     /// The number of plans so far.
     age: u32,
-    /// The hits before [`Injection::move_to`].
+    /// The hits of each rule before [`Injection::move_to`], or before it was removed and added again.
     past: Vec<Hits>,
+    /// The hits of rules that were removed, by their text.
+    removed: HashMap<String, Vec<Hits>>,
     past_counters: Vec<u64>,
 }
 
@@ -183,6 +185,7 @@ impl PreparedInjection {
             epoch_ns,
             age: 1,
             past: Vec::new(),
+            removed: HashMap::new(),
             past_counters: Vec::new(),
         })
     }
@@ -199,6 +202,7 @@ impl PreparedInjection {
             epoch_ns: old.epoch_ns,
             age: old.age,
             past: Vec::new(),
+            removed: HashMap::new(),
             past_counters: Vec::new(),
         })
     }
@@ -322,7 +326,37 @@ impl Injection {
     pub fn replace(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
         self.can_hold(plan)?;
         plan.succeed(old, self.age + 1, self.elapsed_ns())?;
-        self.exchange(old, plan)
+        let hits = self.hits(old)?;
+        self.exchange(old, plan)?;
+        self.carry_over(old, &hits, plan);
+        Ok(())
+    }
+
+    /// Keeps the hits of rules that were removed, and gives them back to rules that were added again.
+    fn carry_over(&mut self, old: &Plan, hits: &[Hits], plan: &Plan) {
+        let is_kept = |one: &PlannedRule, other: &PlannedRule| {
+            let uid = |rule: &PlannedRule| rule.entries.first().map(|part| part.entry.uid);
+            uid(one).is_some() && uid(one) == uid(other)
+        };
+        for (rule, hits) in old.rules.iter().zip(hits) {
+            if !plan.rules.iter().any(|other| is_kept(rule, other)) {
+                let removed = self.removed.entry(rule.text.clone()).or_default();
+                removed.push(*hits);
+            }
+        }
+        let mut past = Vec::with_capacity(plan.rules.len());
+        for rule in &plan.rules {
+            let kept = old.rules.iter().position(|other| is_kept(rule, other));
+            past.push(match kept {
+                Some(index) => self.past.get(index).copied().unwrap_or_default(),
+                None => self
+                    .removed
+                    .get_mut(&rule.text)
+                    .and_then(Vec::pop)
+                    .unwrap_or_default(),
+            });
+        }
+        self.past = past;
     }
 
     /// As [`Injection::replace`], but the counters, the state and the time of all rules begin anew.
@@ -332,7 +366,10 @@ impl Injection {
     pub fn replace_anew(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
         self.can_hold(plan)?;
         plan.supersede(old, self.age + 1, self.elapsed_ns())?;
-        self.exchange(old, plan)
+        self.exchange(old, plan)?;
+        self.past.clear();
+        self.removed.clear();
+        Ok(())
     }
 
     /// The rules' time so far.

@@ -5,23 +5,61 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 
-use super::file::{ConnectReport, Report, RuleReport};
+use super::file::{ConnectReport, Expectation, Report, RuleReport};
+use super::fold::{Folded, fold};
 use crate::rule::timeline::round_step;
 
-/// Size of a picture in its own units.
-const WIDTH: f64 = 920.0;
-const LEFT: f64 = 76.0;
+/// The size of a picture, in CSS pixels where it is shown as it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Size {
+    /// The class by which the style sheet shows one of the sizes.
+    pub class: &'static str,
+    width: f64,
+    /// What the labels of scales take.
+    left: f64,
+    /// Maximum number of bars in a lane.
+    bars: u16,
+    /// Columns of text that would fit below the axis.
+    columns: usize,
+}
+
+/// Every picture is drawn for a desktop and for a phone, whose text would be too small if it was only scaled.
+pub const SIZES: [Size; 2] = [
+    Size {
+        class: "wide",
+        width: 920.0,
+        left: 76.0,
+        bars: 140,
+        columns: 88,
+    },
+    Size {
+        class: "narrow",
+        width: 340.0,
+        left: 58.0,
+        bars: 50,
+        columns: 28,
+    },
+];
+
+impl Size {
+    /// The width of a picture.
+    #[must_use]
+    pub fn width(self) -> f64 {
+        self.width
+    }
+}
+
 const RIGHT: f64 = 12.0;
+/// The width of a character of a rule's text.
+const CHARACTER: f64 = 6.7;
+/// Marks closer to each other than this share a label.
+const MARK: f64 = 26.0;
 /// Height of the line of a rule, of a lane, and of what is between two lanes.
-const RULE: f64 = 19.0;
+pub(super) const RULE: f64 = 19.0;
 const LANE: f64 = 74.0;
-const GAP: f64 = 30.0;
-/// Maximum number of bars in a lane.
-const BARS: u16 = 140;
+pub(super) const GAP: f64 = 30.0;
 /// Dots closer to each other than this are merged.
 const GRID: f64 = 2.0;
-/// Columns of text that would fit below the axis.
-const COLUMNS: usize = 88;
 const MS_NS: u64 = 1_000_000;
 /// The resolution of times in milliseconds: the sampling interval.
 const SAMPLE_MS: u64 = 100;
@@ -64,6 +102,17 @@ pub fn targets(report: &Report) -> Vec<Target<'_>> {
     names.into_iter().map(of).collect()
 }
 
+/// A time of a connection, in microseconds.
+type Took = fn(&ConnectReport) -> Option<u64>;
+
+const CONNECT_TIME: &str = "connect time";
+
+/// The times of a connection, by their names.
+const TIMES: [(&str, Took); 2] = [
+    (CONNECT_TIME, |one| one.connect_us),
+    ("time to first byte", |one| one.first_byte_us),
+];
+
 /// A value at a time in milliseconds since the start.
 type Point = (f64, f64);
 
@@ -83,10 +132,13 @@ impl Target<'_> {
                 self.connects.len(),
                 reset.count()
             ));
-            let mut times: Vec<u64> = self.connects.iter().filter_map(|one| one.took_us).collect();
-            times.sort_unstable();
-            if let Some(middle) = times.get(times.len() / 2) {
-                parts.push(format!("half of them answered in {}", time(*middle)));
+            for (what, took) in TIMES {
+                let mut times: Vec<u64> =
+                    self.connects.iter().filter_map(|one| took(one)).collect();
+                times.sort_unstable();
+                if let Some(middle) = times.get(times.len() / 2) {
+                    parts.push(format!("median {what} {}", time(*middle)));
+                }
             }
         }
         parts.join(" · ")
@@ -94,30 +146,52 @@ impl Target<'_> {
 
     /// The picture.
     #[must_use]
-    pub fn picture(&self) -> Markup {
-        let mut canvas = Canvas::new(self.report.length_ms, RULE * number(self.rules.len()) + GAP);
-        let throughput = self.throughput();
+    pub fn picture(&self, size: Size) -> Markup {
+        let marks = marks(self.report, |one| one.target.as_deref() == Some(self.name));
+        let head = if marks.is_empty() { 0.0 } else { RULE };
+        let lines = self.lines();
+        let mut canvas = Canvas::new(
+            size,
+            self.report.length_ms,
+            head + RULE * number(lines.len()) + GAP,
+        );
+        let throughput = self.throughput(size);
         if throughput.iter().any(|(_, rate)| *rate > 0.0) {
             canvas.area("bytes/s", &throughput);
         }
         if !self.connects.is_empty() {
             self.connections(&mut canvas);
-            self.latency(&mut canvas);
+            for (what, took) in TIMES {
+                self.times(&mut canvas, what, took);
+            }
         }
-        let hits = self.hits();
+        let hits = self.hits(size);
         if hits.iter().any(|(_, count)| *count > 0.0) {
             canvas.bars("hits", &[("bad", "hits", hits)]);
         }
         let bottom = canvas.top;
         html! {
-            svg viewBox={ "0 0 " (WIDTH) " " (bottom + 4.0) } role="img" aria-label={ "What happened to " (self.name) } {
-                @for (line, (_, rule)) in self.rules.iter().enumerate() {
-                    (canvas.windows(rule, RULE * number(line), bottom - GAP))
+            svg class=(size.class) viewBox={ "0 0 " (size.width) " " (bottom + 4.0) } role="img"
+                aria-label={ "What happened to " (self.name) } {
+                @for (number_of, line) in lines.iter().enumerate() {
+                    (canvas.windows(line, head + RULE * number(number_of), Some(bottom - GAP)))
                 }
                 @for part in &canvas.parts { (part) }
                 (canvas.axis(bottom - GAP))
+                (canvas.marks(&marks, bottom - GAP))
             }
         }
+    }
+
+    /// The lines of the rules, with what they do to the target.
+    fn lines(&self) -> Vec<Line<'_>> {
+        let mut lines = lines(self.rules.iter().map(|(_, rule)| *rule));
+        for line in &mut lines {
+            if let Some(rest) = line.text.strip_prefix(self.name) {
+                line.text = rest.trim_start().to_owned();
+            }
+        }
+        lines
     }
 
     /// Bytes since the start.
@@ -135,8 +209,8 @@ impl Target<'_> {
             .collect()
     }
 
-    fn throughput(&self) -> Vec<Point> {
-        let (bytes, bars) = (self.bytes(), bars(self.report.length_ms));
+    fn throughput(&self, size: Size) -> Vec<Point> {
+        let (bytes, bars) = (self.bytes(), bars(self.report.length_ms, size));
         let per_second = |(at, amount): Point| (at, amount * 1000.0 / bars.width_ms);
         bars.differences(&bytes)
             .into_iter()
@@ -145,7 +219,7 @@ impl Target<'_> {
     }
 
     /// The hits of all rules of the target.
-    fn hits(&self) -> Vec<Point> {
+    fn hits(&self, size: Size) -> Vec<Point> {
         let sum = |hits: &[u64]| {
             let ours = self.rules.iter();
             ours.filter_map(|(index, _)| hits.get(*index)).sum::<u64>()
@@ -154,11 +228,11 @@ impl Target<'_> {
         let all: Vec<Point> = samples
             .map(|sample| (real(sample.at_ms), real(sum(&sample.hits))))
             .collect();
-        bars(self.report.length_ms).differences(&all)
+        bars(self.report.length_ms, size).differences(&all)
     }
 
     fn connections(&self, canvas: &mut Canvas) {
-        let bars = bars(self.report.length_ms);
+        let bars = bars(self.report.length_ms, canvas.size);
         let began = |wanted: bool| {
             let of_kind = self.connects.iter().filter(|one| one.connected == wanted);
             bars.counts(of_kind.map(|one| one.at_us))
@@ -174,9 +248,13 @@ impl Target<'_> {
         );
     }
 
-    /// The time of each connect, on a logarithmic scale.
-    fn latency(&self, canvas: &mut Canvas) {
-        let times = || self.connects.iter().filter_map(|one| one.took_us);
+    /// A time of each connection, on a logarithmic scale. Nothing is drawn where there is none.
+    fn times(&self, canvas: &mut Canvas, what: &str, took: Took) {
+        let times = || self.connects.iter().filter_map(|one| took(one));
+        // A connect that is never answered is drawn too, at the top.
+        if what != CONNECT_TIME && times().next().is_none() {
+            return;
+        }
         let shortest = real(times().min().unwrap_or(0)).max(SHORTEST_US);
         let longest = real(times().max().unwrap_or(0)).max(shortest);
         let (low, high) = (shortest.log10().floor(), longest.log10().ceil());
@@ -184,7 +262,7 @@ impl Target<'_> {
         let decades: Vec<f64> = std::iter::successors(Some(low), |at| Some(at + 1.0))
             .take_while(|at| *at <= high)
             .collect();
-        let (top, bottom) = canvas.lane("latency");
+        let (top, bottom) = canvas.lane(what);
         let y = |us: f64| {
             let share = (us.max(SHORTEST_US).log10() - low) / (high - low);
             bottom - share.clamp(0.0, 1.0) * LANE
@@ -196,25 +274,30 @@ impl Target<'_> {
         let dots: Vec<_> = sorted
             .into_iter()
             .filter_map(|one| {
+                let took = took(one);
+                if took.is_none() && what != CONNECT_TIME {
+                    return None;
+                }
                 let x = canvas.x(real(one.at_us) / 1000.0);
-                let y = one.took_us.map_or(top, |us| y(real(us)));
+                let y = took.map_or(top, |us| y(real(us)));
                 let cell = ((x / GRID).round(), (y / GRID).round());
                 taken
                     .insert((cell.0.to_bits(), cell.1.to_bits(), one.connected))
                     .then_some((x, y, one))
             })
             .collect();
-        canvas.parts.push(html! {
+        let drawn = html! {
             @for decade in decades.iter().step_by(if decades.len() > 5 { 2 } else { 1 }) {
-                (line(y(10_f64.powf(*decade)), &time_of(10_f64.powf(*decade))))
+                (canvas.line(y(10_f64.powf(*decade)), &time_of(10_f64.powf(*decade))))
             }
             @for (x, y, one) in dots {
-                @let answer = one.took_us.map_or_else(|| "never answered".to_owned(), |us| format!("answered in {}", time(us)));
+                @let answer = took(one).map_or_else(|| "never answered".to_owned(), |us| format!("{what} {}", time(us)));
                 circle cx=(short(x)) cy=(short(y)) r="2.6" class=(if one.connected { "good" } else { "bad" }) {
                     title { "connect at " (seconds(real(one.at_us) / 1000.0)) ", " (answer) @if !one.connected { ", failed" } }
                 }
             }
-        });
+        };
+        canvas.parts.push(drawn);
     }
 }
 
@@ -225,11 +308,11 @@ struct Bars {
     width_ms: f64,
 }
 
-fn bars(length_ms: u64) -> Bars {
+fn bars(length_ms: u64, size: Size) -> Bars {
     // At most one per sample.
     let count = u16::try_from(length_ms / SAMPLE_MS)
-        .unwrap_or(BARS)
-        .clamp(1, BARS);
+        .unwrap_or(size.bars)
+        .clamp(1, size.bars);
     Bars {
         count,
         width_ms: real(length_ms.max(1)) / f64::from(count),
@@ -276,15 +359,63 @@ impl Bars {
 }
 
 /// A chart that is being drawn, lane by lane.
-struct Canvas {
+pub(super) struct Canvas {
+    size: Size,
     length_ms: u64,
     top: f64,
     parts: Vec<Markup>,
 }
 
+/// The line of a rule, or of all faults that were drawn from one.
+pub(super) struct Line<'a> {
+    pub text: String,
+    windows: Vec<(&'a RuleReport, (u64, u64))>,
+}
+
+/// The lines of rules, in their order; drawn faults share one.
+pub(super) fn lines<'a>(rules: impl Iterator<Item = &'a RuleReport>) -> Vec<Line<'a>> {
+    let rules: Vec<_> = rules.collect();
+    let folded = fold(rules.iter().map(|rule| rule.name()));
+    let line = |group: &Folded| {
+        let members = group.members.iter().map(|index| rules[*index]);
+        let windows = members.flat_map(|rule| rule.windows_ms.iter().map(move |one| (rule, *one)));
+        Line {
+            text: group.to_string(),
+            windows: windows.collect(),
+        }
+    };
+    folded.iter().map(line).collect()
+}
+
+/// A mark where an expectation broke.
+pub(super) struct Mark {
+    at_ms: f64,
+    /// The number of the expectation, from 1.
+    number: usize,
+    text: String,
+}
+
+/// The marks of the expectations that are wanted, ordered by time.
+pub(super) fn marks(report: &Report, wanted: impl Fn(&Expectation) -> bool) -> Vec<Mark> {
+    let numbered = (1..).zip(&report.expectations);
+    let mut marks: Vec<Mark> = numbered
+        .filter(|(_, one)| !one.holds && wanted(one))
+        .filter_map(|(number, one)| {
+            Some(Mark {
+                at_ms: real(one.broke_ms?),
+                number,
+                text: one.text(),
+            })
+        })
+        .collect();
+    marks.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
+    marks
+}
+
 impl Canvas {
-    fn new(length_ms: u64, top: f64) -> Self {
+    pub(super) fn new(size: Size, length_ms: u64, top: f64) -> Self {
         Self {
+            size,
             length_ms: length_ms.max(1),
             top,
             parts: Vec::new(),
@@ -292,8 +423,37 @@ impl Canvas {
     }
 
     /// The x coordinate of a time.
-    fn x(&self, ms: f64) -> f64 {
-        LEFT + (ms / real(self.length_ms)).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
+    pub(super) fn x(&self, ms: f64) -> f64 {
+        self.size.left + (ms / real(self.length_ms)).clamp(0.0, 1.0) * self.inner()
+    }
+
+    /// The width between the labels and the right edge.
+    fn inner(&self) -> f64 {
+        self.size.width - self.size.left - RIGHT
+    }
+
+    /// A line of a scale.
+    fn line(&self, y: f64, label: &str) -> Markup {
+        let Size { left, width, .. } = self.size;
+        html! {
+            line.grid x1=(left) x2=(width - RIGHT) y1=(short(y)) y2=(short(y)) {}
+            text x=(left - 6.0) y=(short(y + 3.5)) text-anchor="end" { (label) }
+        }
+    }
+
+    /// A text that begins at `x` where there is room for it, else further to the left. What does not fit is cut off.
+    pub(super) fn text(&self, text: &str, x: f64, y: f64) -> Markup {
+        let most = floor(self.size.width / CHARACTER);
+        let length = text.chars().count();
+        let shown: String = if length <= most {
+            text.to_owned()
+        } else {
+            text.chars().take(most - 1).chain(['…']).collect()
+        };
+        let room = self.size.width - number(length.min(most)) * CHARACTER;
+        html! {
+            text.rule x=(short(x.min(room).max(0.0))) y=(short(y)) { (shown) @if length > most { title { (text) } } }
+        }
     }
 
     /// Begins a lane: its upper and lower edge.
@@ -309,11 +469,12 @@ impl Canvas {
     fn scaled(&mut self, name: &str, most: f64) -> (f64, f64) {
         let (_, bottom) = self.lane(name);
         let most = round_up(most);
-        self.parts.push(html! {
-            (line(bottom, "0"))
-            @if most > 1.0 { (line(bottom - LANE / 2.0, &quantity(most / 2.0))) }
-            (line(bottom - LANE, &quantity(most)))
-        });
+        let drawn = html! {
+            (self.line(bottom, "0"))
+            @if most > 1.0 { (self.line(bottom - LANE / 2.0, &quantity(most / 2.0))) }
+            (self.line(bottom - LANE, &quantity(most)))
+        };
+        self.parts.push(drawn);
         (bottom, most)
     }
 
@@ -345,7 +506,7 @@ impl Canvas {
         let height = |place: usize| kinds.iter().map(|kind| kind.2[place].1).sum::<f64>();
         let most = (0..places).map(height).fold(0.0, f64::max);
         let (bottom, most) = self.scaled(name, most);
-        let width = (WIDTH - LEFT - RIGHT) / number(places.max(1));
+        let width = self.inner() / number(places.max(1));
         let mut drawn = Vec::new();
         for place in 0..places {
             let mut from = bottom;
@@ -366,41 +527,52 @@ impl Canvas {
         self.parts.extend(drawn);
     }
 
-    /// The windows of a rule: bars with its text, shaded in all lanes.
-    fn windows(&self, rule: &RuleReport, top: f64, bottom: f64) -> Markup {
-        let text = rule.rule.strip_prefix(rule.target.as_str());
-        let text = text.unwrap_or(&rule.rule).trim_start();
-        let first = rule.windows_ms.first().map_or(0.0, |window| real(window.0));
-        let x = self.x(first);
-        // Beyond the middle there is more room on the left.
-        let is_late = x > WIDTH * 0.6;
-        let edge = rule
-            .windows_ms
-            .last()
-            .map_or(x, |window| self.x(real(window.1)));
+    /// The windows of a rule: bars with its text. With `bottom` they are shaded down to there.
+    pub(super) fn windows(&self, line: &Line<'_>, top: f64, bottom: Option<f64>) -> Markup {
+        let first = line
+            .windows
+            .first()
+            .map_or(0.0, |(_, window)| real(window.0));
         html! {
-            @for (from, to) in &rule.windows_ms {
+            @for (rule, (from, to)) in &line.windows {
                 @let (x, end) = (self.x(real(*from)), self.x(real(*to)));
                 @let width = short((end - x).max(1.0));
-                // A rule without windows is not shaded.
-                @if to.saturating_sub(*from) + SAMPLE_MS < self.length_ms {
-                    rect.window x=(short(x)) y=(short(top + RULE)) width=(width) height=(short(bottom - top - RULE)) {}
+                @if let Some(bottom) = bottom {
+                    // A rule without windows is not shaded.
+                    @if to.saturating_sub(*from) + SAMPLE_MS < self.length_ms {
+                        rect.window x=(short(x)) y=(short(top + RULE)) width=(width) height=(short(bottom - top - RULE)) {}
+                    }
                 }
                 rect.bar x=(short(x)) y=(short(top + 14.0)) width=(width) height="3" {
                     title { (rule.rule) ": " (seconds(real(*from))) " to " (seconds(real(*to))) }
                 }
             }
-            @if is_late {
-                text.rule x=(short(edge)) y=(short(top + 11.0)) text-anchor="end" { (text) }
-            } @else {
-                text.rule x=(short(x)) y=(short(top + 11.0)) { (text) }
+            (self.text(&line.text, self.x(first), top + 11.0))
+        }
+    }
+
+    /// Lines where expectations broke, with their numbers at the top.
+    pub(super) fn marks(&self, marks: &[Mark], bottom: f64) -> Markup {
+        let groups = marks.chunk_by(|one, next| self.x(next.at_ms) - self.x(one.at_ms) < MARK);
+        html! {
+            @for group in groups {
+                @for mark in group {
+                    @let x = short(self.x(mark.at_ms));
+                    line.broke x1=(x) x2=(x) y1="3" y2=(short(bottom)) { title { (mark.text) " (at " (seconds(mark.at_ms)) ")" } }
+                }
+                @let numbers: Vec<String> = group.iter().map(|mark| mark.number.to_string()).collect();
+                @let label = format!("✗{}", numbers.join(","));
+                @let room = self.size.width - number(label.chars().count()) * CHARACTER;
+                @let x = group.first().map_or(0.0, |mark| self.x(mark.at_ms) + 3.0);
+                text.broke x=(short(x.min(room))) y="11" { (label) }
             }
         }
     }
 
     /// The times below the last lane.
-    fn axis(&self, bottom: f64) -> Markup {
-        let step_ms = round_step(self.length_ms.saturating_mul(MS_NS), COLUMNS).div_ceil(MS_NS);
+    pub(super) fn axis(&self, bottom: f64) -> Markup {
+        let step_ms =
+            round_step(self.length_ms.saturating_mul(MS_NS), self.size.columns).div_ceil(MS_NS);
         let ticks = (0..)
             .map(|tick| step_ms.max(1) * tick)
             .take_while(|ms| *ms <= self.length_ms);
@@ -413,14 +585,6 @@ impl Canvas {
                 }
             }
         }
-    }
-}
-
-/// A line of a scale.
-fn line(y: f64, label: &str) -> Markup {
-    html! {
-        line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(short(y)) y2=(short(y)) {}
-        text x=(LEFT - 6.0) y=(short(y + 3.5)) text-anchor="end" { (label) }
     }
 }
 
@@ -439,7 +603,7 @@ fn round_up(value: f64) -> f64 {
 }
 
 /// A number with at most one digit behind the point.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     let text = format!("{value:.1}");
     text.strip_suffix(".0").map(str::to_owned).unwrap_or(text)
 }
@@ -476,12 +640,12 @@ pub fn seconds(ms: f64) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a picture")]
-fn real(value: u64) -> f64 {
+pub(super) fn real(value: u64) -> f64 {
     value as f64
 }
 
 #[expect(clippy::cast_precision_loss, reason = "few")]
-fn number(count: usize) -> f64 {
+pub(super) fn number(count: usize) -> f64 {
     count as f64
 }
 
@@ -518,7 +682,7 @@ mod tests {
 
     #[test]
     fn sums_become_what_came_in_each_part() {
-        let bars = bars(400);
+        let bars = bars(400, SIZES[0]);
         assert_eq!(bars.count, 4);
         let sums = [(0.0, 0.0), (100.0, 10.0), (300.0, 50.0), (400.0, 50.0)];
         let grown: Vec<f64> = bars

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 
+use super::file::Expectation;
 use crate::inject::injection::Hits;
 use crate::plan::Plan;
 use crate::rule::scenario::{During, Expect, NoTraffic, Probe, not_watchable};
@@ -10,6 +11,12 @@ use crate::rule::{ResolvedRule, ResolvedTarget, Rule, SystemResolver, Targets, w
 use crate::sys::process::command::Ended;
 use crate::watch::history::{History, Seen};
 use crate::watch::probe::{self, Try};
+
+const MS_NS: u64 = 1_000_000;
+const US_NS: u64 = 1000;
+
+/// The kind of an expectation of an exit code.
+pub const EXIT: &str = "exit";
 
 /// Resolves the targets of expectations, each once.
 ///
@@ -69,15 +76,6 @@ fn look_up(name: &str, rules: &[(Rule, ResolvedRule)], known: &Targets) -> Resul
     Ok(target)
 }
 
-/// An expectation and its result.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// Whether it was met.
-    pub holds: bool,
-    /// The expectation and the result in one line.
-    pub text: String,
-}
-
 /// The results of a run.
 #[derive(Debug)]
 pub struct Facts<'a> {
@@ -101,15 +99,17 @@ pub struct Facts<'a> {
 
 /// Checks every expectation.
 #[must_use]
-pub fn verdicts(expect: &Expect, facts: &Facts<'_>) -> Vec<Verdict> {
+pub fn verdicts(expect: &Expect, facts: &Facts<'_>) -> Vec<Expectation> {
     let mut verdicts = Vec::new();
     if let Some(code) = expect.exit {
-        verdicts.push(Verdict {
-            holds: facts.ended.exit_code() == code,
-            text: format!(
-                "expect exit {code}: the command ended with {}",
-                facts.ended.exit_code()
-            ),
+        let found = facts.ended.exit_code();
+        verdicts.push(Expectation {
+            expected: format!("exit {code}"),
+            found: format!("the command ended with {found}"),
+            holds: found == code,
+            limit: Some(code.into()),
+            measured: Some(found.into()),
+            ..facts.about(EXIT, None)
         });
     }
     verdicts.extend(expect.fired.iter().map(|name| facts.fired(name)));
@@ -122,6 +122,11 @@ pub fn verdicts(expect: &Expect, facts: &Facts<'_>) -> Vec<Verdict> {
     }
     for (number, probe) in expect.probe.iter().enumerate() {
         verdicts.push(facts.probed(number, probe));
+    }
+    for verdict in &mut verdicts {
+        if verdict.holds {
+            verdict.broke_ms = None;
+        }
     }
     verdicts
 }
@@ -136,42 +141,63 @@ enum Phase {
 }
 
 impl Facts<'_> {
-    fn fired(&self, name: &str) -> Verdict {
+    /// An expectation that is only known at the end, to be filled in.
+    fn about(&self, kind: &str, target: Option<&str>) -> Expectation {
+        Expectation {
+            kind: kind.to_owned(),
+            target: target.map(str::to_owned),
+            broke_ms: Some(self.history.length_ns / MS_NS),
+            ..Expectation::default()
+        }
+    }
+
+    fn fired(&self, name: &str) -> Expectation {
         let of_target = self.plan.rules.iter().zip(self.hits);
         let fired: u64 = of_target
             .filter(|(rule, _)| rule.target == *name)
             .map(|(_, hits)| hits.stats.hit_packets)
             .sum();
-        Verdict {
+        Expectation {
+            expected: format!("{name} fired"),
+            found: format!("{fired} packets hit"),
             holds: fired > 0,
-            text: format!("expect {name} fired: {fired} packets hit"),
+            limit: Some(1),
+            measured: Some(fired),
+            ..self.about("fired", Some(name))
         }
     }
 
     /// Expectations that limit a figure.
-    fn counted(&self, expect: &Expect) -> Vec<Verdict> {
+    fn counted(&self, expect: &Expect) -> Vec<Expectation> {
         let seen = |name: &str| self.history.of(name).cloned().unwrap_or_default();
         let mut verdicts = Vec::new();
         for (name, &limit) in &expect.max_connects {
-            let found = seen(name).connects.len() as u64;
-            verdicts.push(Verdict {
-                holds: found <= limit,
-                text: format!("expect at most {limit} connects to {name}: {found}"),
-            });
+            let seen = seen(name);
+            let found = seen.connects.len() as u64;
+            let broke_ns = seen.first_connect_above(limit);
+            let expected = format!("at most {limit} connects to {name}");
+            verdicts.push(self.limited("max_connects", name, expected, (limit, found), broke_ns));
         }
         for (name, rate) in &expect.connect_rate {
-            let found = seen(name).busiest(rate.per_ns);
-            verdicts.push(Verdict {
-                holds: found <= rate.count,
-                text: format!("expect at most {rate} connects to {name}: {found} at the busiest"),
-            });
+            let seen = seen(name);
+            let found = seen.busiest(rate.per_ns);
+            let broke_ns = seen.first_connect_above_rate(rate.count, rate.per_ns);
+            let expected = format!("at most {rate} connects to {name}");
+            let mut verdict = self.limited(
+                "connect_rate",
+                name,
+                expected,
+                (rate.count, found),
+                broke_ns,
+            );
+            verdict.found += " at the busiest";
+            verdicts.push(verdict);
         }
         for (name, &limit) in &expect.max_open {
-            let found = seen(name).most_open();
-            verdicts.push(Verdict {
-                holds: found <= limit,
-                text: format!("expect at most {limit} open connections to {name}: {found}"),
-            });
+            let seen = seen(name);
+            let (found, broke_ns) = (seen.most_open(), seen.first_open_above(limit));
+            let expected = format!("at most {limit} open connections to {name}");
+            verdicts.push(self.limited("max_open", name, expected, (limit, found), broke_ns));
         }
         for (name, limit) in &expect.p99_connect {
             verdicts.push(self.p99(name, limit.0, &seen(name)));
@@ -179,21 +205,51 @@ impl Facts<'_> {
         verdicts
     }
 
-    fn p99(&self, name: &str, limit_ns: u64, seen: &Seen) -> Verdict {
-        let limit = show_duration(limit_ns);
-        let expected = format!("expect 99 of 100 connects to {name} to be answered within {limit}");
-        match seen.p99_connect_ns(self.history.length_ns) {
-            Some(found) => Verdict {
-                holds: found <= limit_ns,
-                text: format!(
-                    "{expected}: it took {}, of {} connects",
+    /// The verdict on a limit and the measured figure.
+    fn limited(
+        &self,
+        kind: &str,
+        name: &str,
+        expected: String,
+        (limit, found): (u64, u64),
+        broke_ns: Option<u64>,
+    ) -> Expectation {
+        Expectation {
+            expected,
+            found: found.to_string(),
+            holds: found <= limit,
+            limit: Some(limit),
+            measured: Some(found),
+            broke_ms: broke_ns.map(|ns| ns / MS_NS),
+            ..self.about(kind, Some(name))
+        }
+    }
+
+    fn p99(&self, name: &str, limit_ns: u64, seen: &Seen) -> Expectation {
+        let about = Expectation {
+            expected: format!(
+                "99 of 100 connects to {name} to be answered within {}",
+                show_duration(limit_ns)
+            ),
+            limit: Some(limit_ns / US_NS),
+            ..self.about("p99_connect", Some(name))
+        };
+        let end_ns = self.history.length_ns;
+        match seen.p99_connect_ns(end_ns) {
+            Some(found) => Expectation {
+                found: format!(
+                    "it took {}, of {} connects",
                     rounded(found),
                     seen.connects.len()
                 ),
+                holds: found <= limit_ns,
+                measured: Some(found / US_NS),
+                broke_ms: seen.p99_broke_ns(limit_ns, end_ns).map(|ns| ns / MS_NS),
+                ..about
             },
-            None => Verdict {
-                holds: false,
-                text: format!("{expected}: there was no connection attempt"),
+            None => Expectation {
+                found: "there was no connection attempt".to_owned(),
+                ..about
             },
         }
     }
@@ -222,12 +278,13 @@ impl Facts<'_> {
         merged
     }
 
-    fn recovers(&self, name: &str, limit_ns: u64) -> Verdict {
+    fn recovers(&self, name: &str, limit_ns: u64) -> Expectation {
         let seen = self.history.of(name).cloned().unwrap_or_default();
-        let expected = format!(
-            "expect {name} to recover within {}",
-            show_duration(limit_ns)
-        );
+        let about = Expectation {
+            expected: format!("{name} to recover within {}", show_duration(limit_ns)),
+            limit: Some(limit_ns / US_NS),
+            ..self.about("recovers_within", Some(name))
+        };
         let ends: Vec<u64> = self
             .windows(Some(name))
             .into_iter()
@@ -235,47 +292,62 @@ impl Facts<'_> {
             .filter(|end| *end < self.history.length_ns)
             .collect();
         if ends.is_empty() {
-            return Verdict {
-                holds: false,
-                text: format!("{expected}: its fault lasted until the command had ended"),
+            return Expectation {
+                found: "its fault lasted until the command had ended".to_owned(),
+                ..about
             };
         }
+        let is_late = |end: &&u64| {
+            seen.answered_after_ns(**end)
+                .is_none_or(|time| time > limit_ns)
+        };
+        let broke_ns = ends
+            .iter()
+            .find(is_late)
+            .map(|end| end.saturating_add(limit_ns));
         let answers: Option<Vec<u64>> = ends
             .iter()
             .map(|end| seen.answered_after_ns(*end))
             .collect();
         let slowest = answers.and_then(|answers| answers.into_iter().max());
-        Verdict {
+        Expectation {
             holds: slowest.is_some_and(|time| time <= limit_ns),
-            text: match slowest {
-                Some(time) => format!("{expected}: first answer {} after the fault", rounded(time)),
-                None => format!("{expected}: no answer after the fault"),
+            found: match slowest {
+                Some(time) => format!("first answer {} after the fault", rounded(time)),
+                None => "no answer after the fault".to_owned(),
             },
+            measured: slowest.map(|time| time / US_NS),
+            broke_ms: broke_ns.map(|ns| ns.min(self.history.length_ns) / MS_NS),
+            ..about
         }
     }
 
-    fn quiet(&self, name: &str, quiet: &NoTraffic) -> Verdict {
+    fn quiet(&self, name: &str, quiet: &NoTraffic) -> Expectation {
         let faulted = quiet.faulted.as_deref().unwrap_or(name);
         let seen = self.history.of(name).cloned().unwrap_or_default();
         let after = quiet.after.0;
-        let expected = format!(
-            "expect no traffic to {name} from {} after the start of a fault of {faulted}",
-            show_duration(after)
-        );
         let first = self
             .windows(Some(faulted))
             .into_iter()
-            .find_map(|(from, to)| Some(seen.traffic_in(from.saturating_add(after), to)? - from));
-        Verdict {
-            holds: first.is_none(),
-            text: match first {
-                Some(time) => format!("{expected}: there was some after {}", rounded(time)),
-                None => format!("{expected}: there was none"),
+            .find_map(|(from, to)| Some((from, seen.traffic_in(from.saturating_add(after), to)?)));
+        Expectation {
+            expected: format!(
+                "no traffic to {name} from {} after the start of a fault of {faulted}",
+                show_duration(after)
+            ),
+            found: match first {
+                Some((from, at)) => format!("there was some after {}", rounded(at - from)),
+                None => "there was none".to_owned(),
             },
+            holds: first.is_none(),
+            limit: Some(after / US_NS),
+            measured: first.map(|(from, at)| (at - from) / US_NS),
+            broke_ms: first.map(|(_, at)| at / MS_NS),
+            ..self.about("no_traffic_while", Some(name))
         }
     }
 
-    fn probed(&self, number: usize, probe: &Probe) -> Verdict {
+    fn probed(&self, number: usize, probe: &Probe) -> Expectation {
         let none = Vec::new();
         let tries = self.tries.get(number).unwrap_or(&none);
         let windows = self.windows(None);
@@ -290,13 +362,22 @@ impl Facts<'_> {
         let complaint = before(&of(Phase::Before), starts_late)
             .or_else(|| during(&of(Phase::During), probe.during))
             .or_else(|| after(of(Phase::After).last().copied().or(after_removal)));
-        Verdict {
-            holds: complaint.is_none(),
-            text: format!(
-                "expect the probe `{}` to hold: {}",
-                probe::name(probe),
-                complaint.unwrap_or_else(|| format!("it did ({} tries)", tries.len()))
-            ),
+        let count = tries.len() as u64;
+        let holds = complaint.is_none();
+        let (found, at_ns) = complaint.map_or_else(
+            || (format!("it did ({count} tries)"), None),
+            |complaint| (complaint.why, complaint.at_ns),
+        );
+        let about = self.about("probe", None);
+        Expectation {
+            expected: format!("the probe `{}` to hold", probe::name(probe)),
+            found,
+            holds,
+            measured: Some(count),
+            broke_ms: at_ns
+                .map(|ns| ns.min(self.history.length_ns) / MS_NS)
+                .or(about.broke_ms),
+            ..about
         }
     }
 }
@@ -316,42 +397,63 @@ fn phase(windows: &[(u64, u64)], at_ns: u64) -> Phase {
     }
 }
 
+/// Why a probe's expectation is not met.
+struct Complaint {
+    why: String,
+    /// The time of the try; `None` where one is missing.
+    at_ns: Option<u64>,
+}
+
+impl Complaint {
+    /// A failed try; `None` if it held.
+    fn of(one: &Try, when: &str) -> Option<Self> {
+        one.complaint.as_ref().map(|why| Self {
+            why: format!("not {when} the fault: {why}"),
+            at_ns: Some(one.at_ns),
+        })
+    }
+
+    /// No try in a phase.
+    fn not_tried(when: &str) -> Self {
+        Self {
+            why: format!("it was not tried {when} the fault: give a shorter interval"),
+            at_ns: None,
+        }
+    }
+}
+
 /// The complaint about tries before the first fault, if any. If a fault starts at once, the probe was tried before the
 /// run.
-fn before(tries: &[&Try], asked: bool) -> Option<String> {
+fn before(tries: &[&Try], asked: bool) -> Option<Complaint> {
     match tries.last() {
-        Some(last) => last
-            .complaint
-            .as_ref()
-            .map(|why| format!("not before the fault: {why}")),
-        None if asked => {
-            Some("it was not tried before the fault: give a shorter interval".to_owned())
-        }
+        Some(last) => Complaint::of(last, "before"),
+        None if asked => Some(Complaint::not_tried("before")),
         None => None,
     }
 }
 
-fn during(tries: &[&Try], wanted: During) -> Option<String> {
-    if wanted != During::MayFail && tries.is_empty() {
-        return Some("it was not tried during the fault: give a shorter interval".to_owned());
+fn during(tries: &[&Try], wanted: During) -> Option<Complaint> {
+    if wanted == During::MayFail {
+        return None;
     }
-    let failed = tries.iter().find_map(|one| one.complaint.as_ref());
-    match (wanted, failed) {
-        (During::MustHold, Some(why)) => Some(format!("not during the fault: {why}")),
-        (During::MustFail, None) => {
-            Some("it also held during the fault, where it must fail".to_owned())
-        }
+    let Some(first) = tries.first() else {
+        return Some(Complaint::not_tried("during"));
+    };
+    let mut failed = tries.iter().filter_map(|one| Complaint::of(one, "during"));
+    match (wanted, failed.next()) {
+        (During::MustHold, failed) => failed,
+        (During::MustFail, None) => Some(Complaint {
+            why: "it also held during the fault, where it must fail".to_owned(),
+            at_ns: Some(first.at_ns),
+        }),
         _ => None,
     }
 }
 
-fn after(last: Option<&Try>) -> Option<String> {
+fn after(last: Option<&Try>) -> Option<Complaint> {
     match last {
-        Some(last) => last
-            .complaint
-            .as_ref()
-            .map(|why| format!("not after the fault: {why}")),
-        None => Some("it was not tried after the fault: give a shorter interval".to_owned()),
+        Some(last) => Complaint::of(last, "after"),
+        None => Some(Complaint::not_tried("after")),
     }
 }
 

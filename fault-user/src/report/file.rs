@@ -8,13 +8,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::expectations::Verdict;
+use super::fold::Name;
 use super::record::Decision;
 use crate::inject::injection::Hits;
 use crate::watch::history::History;
+use crate::watch::probe::Try;
 
 /// The version of the file format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The name of the file.
 pub const REPORT: &str = "report.json";
 /// The name of the file with the decisions that fired, one JSON object per line.
@@ -46,12 +47,16 @@ pub struct Report {
     pub command_exit: u8,
     /// The exit code of `fault`.
     pub exit: u8,
+    /// Whether the run accepts that a rule never fires (`--allow-unfired`).
+    pub allow_unfired: bool,
     /// The names of targets, as rules use them.
     pub targets: BTreeMap<String, String>,
     /// The rules.
     pub rules: Vec<RuleReport>,
     /// The expectations and their results.
     pub expectations: Vec<Expectation>,
+    /// The probes and their tries.
+    pub probes: Vec<ProbeReport>,
     /// Samples over time.
     pub samples: Vec<Sample>,
     /// The traffic of the targets, at the times of the samples.
@@ -81,19 +86,24 @@ pub struct Traffic {
 pub struct RuleReport {
     /// As it is written.
     pub rule: String,
+    /// The rule that it was drawn from by `random`, without times; `None` for a written rule.
+    pub drawn_from: Option<String>,
     /// Its target.
     pub target: String,
     /// The mechanism.
     pub mechanism: String,
     /// Whether it fired.
     pub fired: bool,
+    /// Whether the run accepts that it never fired: with `--allow-unfired`, and for drawn faults if any rule fired.
+    pub accepted: bool,
     /// The number of matched connections.
     pub connections: u64,
     /// Packets that matched by target, direction and scope (connections for a stream rule).
     pub seen: Amount,
     /// Packets that it hit (number of hits for a stream rule).
     pub hit: Amount,
-    /// The rule's windows in milliseconds since the start: from, to.
+    /// The rule's windows in milliseconds since the start: from, to. Windows that are closer to each other than
+    /// 1/10,000 of the run, or than a millisecond, are merged.
     pub windows_ms: Vec<(u64, u64)>,
 }
 
@@ -110,13 +120,90 @@ pub struct Amount {
 }
 
 /// An expectation and its result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expectation {
-    /// The expectation and the result in one line.
-    pub text: String,
+    /// Its field in the scenario, such as `max_connects`.
+    pub kind: String,
+    /// Its target; `None` for `exit` and `probe`.
+    pub target: Option<String>,
+    /// What was expected. It is the same in every run of the scenario.
+    pub expected: String,
+    /// What was found.
+    pub found: String,
     /// Whether it was met.
     pub holds: bool,
+    /// The limit: a number of connects, connections or hits, an exit code, or a time in microseconds. `None` for
+    /// `probe`.
+    pub limit: Option<u64>,
+    /// The measured figure, in the unit of `limit`; for `probe` the number of tries. `None` if there was none.
+    pub measured: Option<u64>,
+    /// When it broke, in milliseconds since the start; `None` if it was met.
+    pub broke_ms: Option<u64>,
+}
+
+impl Expectation {
+    /// The expectation and the result in one line.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!("expect {}: {}", self.expected, self.found)
+    }
+}
+
+/// A probe and its tries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeReport {
+    /// Its name.
+    pub name: String,
+    /// The tries while the rules were applied, ordered by time. The last one may be later, after all rules were removed.
+    pub tries: Vec<TryReport>,
+}
+
+/// One try of a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TryReport {
+    /// Its start in milliseconds since the start of the run.
+    pub at_ms: u64,
+    /// Why it failed; `None` if it held.
+    pub complaint: Option<String>,
+}
+
+impl TryReport {
+    /// Converts a try of a run of `length_ms`. One after the end counts as at the end.
+    #[must_use]
+    pub fn of(one: &Try, length_ms: u64) -> Self {
+        const MS_NS: u64 = 1_000_000;
+        Self {
+            at_ms: (one.at_ns / MS_NS).min(length_ms),
+            complaint: one.complaint.clone(),
+        }
+    }
+}
+
+impl RuleReport {
+    /// The rule, or the one that it was drawn from.
+    #[must_use]
+    pub fn name(&self) -> Name<'_> {
+        match &self.drawn_from {
+            Some(rule) => Name::Drawn(rule),
+            None => Name::Written(&self.rule),
+        }
+    }
+
+    /// Whether the run failed because this rule never fired, or would have.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        !self.fired && !self.accepted
+    }
+
+    /// The time in its windows, in milliseconds.
+    #[must_use]
+    pub fn active_ms(&self) -> u64 {
+        let windows = self.windows_ms.iter();
+        windows.map(|(from, to)| to.saturating_sub(*from)).sum()
+    }
 }
 
 /// One connect.
@@ -127,8 +214,11 @@ pub struct ConnectReport {
     pub target: String,
     /// The start in microseconds since the start of the run.
     pub at_us: u64,
-    /// The time until it completed, in microseconds; `None` if it never did.
-    pub took_us: Option<u64>,
+    /// The time until connect(2) completed, successfully or not, in microseconds; `None` if it never did.
+    pub connect_us: Option<u64>,
+    /// The time to first byte in microseconds: from the client's first data (from the end of the handshake if the
+    /// server speaks first) until the server's first data. `None` if the server sent nothing.
+    pub first_byte_us: Option<u64>,
     /// Whether it succeeded.
     pub connected: bool,
     /// The time of a reset while it was open, in microseconds since the start.
@@ -147,7 +237,8 @@ pub fn connects(history: &History) -> Vec<ConnectReport> {
             seen.connects.iter().map(|connect| ConnectReport {
                 target: seen.name.clone(),
                 at_us: connect.at_ns / US_NS,
-                took_us: connect.answered_ns().map(|ns| ns / US_NS),
+                connect_us: connect.answered_ns().map(|ns| ns / US_NS),
+                first_byte_us: connect.first_byte_ns().map(|ns| ns / US_NS),
                 connected: connect.established_ns.is_some(),
                 reset_us: connect
                     .closed_ns
@@ -187,13 +278,10 @@ impl Sample {
     }
 }
 
-impl From<&Verdict> for Expectation {
-    fn from(verdict: &Verdict) -> Self {
-        Self {
-            text: verdict.text.clone(),
-            holds: verdict.holds,
-        }
-    }
+/// The version of a file, which may have another format otherwise.
+#[derive(Deserialize)]
+struct Format {
+    version: u32,
 }
 
 /// The versions of fault, the kernel and the format, for [`Report::fault`], [`Report::kernel`] and [`Report::version`].
@@ -246,17 +334,16 @@ impl Report {
     pub fn read(path: &Path) -> Result<Self> {
         let file = file_in(path, REPORT);
         let text = fs::read(&file).with_context(|| format!("can't read {}", file.display()))?;
-        let report: Self = serde_json::from_slice(&text).with_context(|| {
-            format!("{} is not a report of `fault run --report`", file.display())
-        })?;
-        if report.version != VERSION {
+        let no_report = || format!("{} is not a report of `fault run --report`", file.display());
+        let Format { version } = serde_json::from_slice(&text).with_context(no_report)?;
+        if version != VERSION {
             bail!(
-                "{} is a report of format {}, but this version of fault reads format {VERSION}",
-                file.display(),
-                report.version
+                "{} is a report of format {version}, but this version of fault reads format {VERSION}: run the \
+                 command again with --report",
+                file.display()
             );
         }
-        Ok(report)
+        serde_json::from_slice(&text).with_context(no_report)
     }
 }
 

@@ -9,7 +9,8 @@ use crate::sys::process::files::{Writer, append};
 use crate::tell;
 use anyhow::{Context as _, Result};
 
-use super::file::{Report, shell_line};
+use super::file::{Report, RuleReport, shell_line};
+use super::fold::fold;
 use super::summary::human_bytes;
 
 /// The file for the summary of this job on GitHub, which sudo hides from `fault`. `None` elsewhere.
@@ -48,22 +49,32 @@ pub fn table(report: &Report) -> String {
         report.length_ms % 1000 / 100,
         report.exit,
     );
-    for rule in &report.rules {
+    for line in fold(report.rules.iter().map(RuleReport::name)) {
+        let members = || line.members.iter().map(|index| &report.rules[*index]);
+        let sum = |figure: fn(&RuleReport) -> u64| members().map(figure).sum::<u64>();
+        let (failed, fired) = (
+            members().any(RuleReport::failed),
+            members().any(|rule| rule.fired),
+        );
         // Writing to a string can't fail.
         let _ = writeln!(
             text,
             "| `{}` | {} ({}) | {} | {} | {} | {} |",
-            cell(&rule.rule),
-            rule.seen.packets,
-            human_bytes(rule.seen.bytes),
-            rule.hit.packets,
-            rule.connections,
-            rule.mechanism,
-            mark(rule.fired)
+            cell(&line.to_string()),
+            sum(|rule| rule.seen.packets),
+            human_bytes(sum(|rule| rule.seen.bytes)),
+            sum(|rule| rule.hit.packets),
+            sum(|rule| rule.connections),
+            members().next().map_or("", |rule| &rule.mechanism),
+            if failed || fired {
+                mark(!failed)
+            } else {
+                "never fired (accepted)"
+            }
         );
     }
     for expectation in &report.expectations {
-        let _ = writeln!(text, "\n{} {}", mark(expectation.holds), expectation.text);
+        let _ = writeln!(text, "\n{} {}", mark(expectation.holds), expectation.text());
     }
     let _ = writeln!(text, "\nAgain: `{}`\n", cell(&shell_line(&report.again)));
     text
@@ -82,15 +93,18 @@ pub fn errors(report: &Report) -> Vec<String> {
             .replace('\r', "%0D")
             .replace('\n', "%0A")
     };
-    let rules = report
-        .rules
-        .iter()
-        .filter(|rule| !rule.fired)
-        .map(|rule| format!("fault: the rule `{}` never fired", rule.rule));
+    let folded = fold(report.rules.iter().map(RuleReport::name));
+    let rules = folded
+        .into_iter()
+        .filter(|line| {
+            let mut members = line.members.iter();
+            members.any(|index| report.rules[*index].failed())
+        })
+        .map(|line| format!("fault: the rule `{line}` never fired"));
     let expectations = report
         .expectations
         .iter()
         .filter(|expectation| !expectation.holds)
-        .map(|expectation| format!("fault: {}", expectation.text));
+        .map(|expectation| format!("fault: {}", expectation.text()));
     rules.chain(expectations).map(escaped).collect()
 }

@@ -5,16 +5,18 @@ use std::time::{Duration, UNIX_EPOCH};
 use fault_common::abi::MATCHES_MAX;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::chart::{self, seconds};
-use super::file::{Report, shell_line};
+use super::chart::{self, SIZES, seconds};
+use super::file::{Report, RuleReport, shell_line};
+use super::fold::{Folded, fold};
 use super::summary::human_bytes;
+use super::timeline;
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --ink: #1f2328; --paper: #fff; --card: #f6f8fa; --dim: #59636e; --edge: #d1d9e0;
-  --line: #0969da; --area: #0969da26; --good: #1a7f37; --bad: #cf222e; --odd: #bc4c00; --fault: #bf8700;
+  --line: #0969da; --area: #0969da26; --good: #1a7f37; --bad: #cf222e; --odd: #bc4c00; --broke: #8250df; --fault: #bf8700;
   --window: #d4a72c1f; --badpaper: #ffebe9; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --card: #151b23; --dim: #9198a1;
-  --edge: #3d444d; --line: #4493f8; --area: #4493f833; --good: #3fb950; --bad: #f85149; --odd: #f0883e;
+  --edge: #3d444d; --line: #4493f8; --area: #4493f833; --good: #3fb950; --bad: #f85149; --odd: #f0883e; --broke: #a371f7;
   --fault: #d29922; --window: #d2992224; --badpaper: #f851491a; } }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 980px;
@@ -42,6 +44,18 @@ svg text.name { fill: var(--ink); font-weight: 600; } svg text.rule { fill: var(
 .line { fill: none; stroke: var(--line); stroke-width: 1.5; stroke-linejoin: round; }
 .window { fill: var(--window); } .bar { fill: var(--fault); } rect.good, circle.good { fill: var(--line); }
 rect.bad, circle.bad { fill: var(--bad); } rect.odd { fill: var(--odd); }
+line.broke { stroke: var(--broke); stroke-width: 1.5; stroke-dasharray: 4 2; }
+svg text.broke { fill: var(--broke); font-weight: 600; } svg.narrow { display: none; }
+@media (max-width: 640px) {
+  body { margin: 1rem auto; padding: 0 .6rem; } figure { padding: .6rem .4rem; } svg.wide { display: none; }
+  svg.narrow { display: block; } .cards, .cards tbody, .cards tr, .cards td { display: block; width: auto; }
+  .cards tr:has(th) { display: none; } .cards tr { border-bottom: 1px solid var(--edge); padding: .5rem .4rem; position: relative; }
+  .cards td { border: 0; padding: .1rem 0 .1rem 1.5rem; text-align: left !important; overflow-wrap: anywhere; }
+  .cards td.mark { position: absolute; left: .3rem; padding: .1rem 0; width: auto; } .cards td:empty { display: none; }
+  .cards td[data-label]::before { content: attr(data-label) ' '; color: var(--dim); font-size: .85rem; }
+  .cards td br { display: none; } .cards td br + .dim { margin-left: .4rem; } .cards tr.failed { background: var(--badpaper); }
+  .cards tr.failed td { background: none; } .cards td.n { display: inline-block; }
+}
 ";
 
 /// The whole file of a run.
@@ -63,7 +77,7 @@ pub fn page(title: &str, body: &Markup) -> String {
         html lang="en" {
             head {
                 meta charset="utf-8";
-                meta name="viewport" content="width=device-width";
+                meta name="viewport" content="width=device-width, initial-scale=1";
                 title { (title) }
                 style { (PreEscaped(STYLE)) }
             }
@@ -83,8 +97,10 @@ fn body(report: &Report) -> Markup {
         }
         h2 { "Rules" }
         (rules(report))
+        h2 { "Timeline" }
+        (legend(report))
+        figure { @for size in SIZES { (timeline::picture(report, size)) } }
         h2 { "What happened" }
-        (legend())
         @for target in chart::targets(report) {
             figure {
                 figcaption {
@@ -94,7 +110,7 @@ fn body(report: &Report) -> Markup {
                     }
                     div.dim { (target.figures()) }
                 }
-                (target.picture())
+                @for size in SIZES { (target.picture(size)) }
             }
         }
         h2 { "Again" }
@@ -133,7 +149,15 @@ fn head(report: &Report) -> Markup {
 /// The result in one sentence.
 fn verdict(report: &Report) -> String {
     let failed = report.expectations.iter().filter(|one| !one.holds).count();
-    let unfired = report.rules.iter().filter(|rule| !rule.fired).count();
+    let folded = fold(report.rules.iter().map(RuleReport::name));
+    let unfired = folded
+        .iter()
+        .filter(|line| {
+            line.members
+                .iter()
+                .any(|index| report.rules[*index].failed())
+        })
+        .count();
     let mut parts = vec![format!("The command ended with {}", report.command_exit)];
     if failed != 0 {
         parts.push(format!(
@@ -155,14 +179,15 @@ fn verdict(report: &Report) -> String {
 
 fn expectations(report: &Report) -> Markup {
     html! {
-        table {
-            @for expectation in &report.expectations {
-                @let text = expectation.text.strip_prefix("expect ").unwrap_or(&expectation.text);
-                @let (wanted, found) = text.rsplit_once(": ").unwrap_or((text, ""));
+        table.cards {
+            tr { th {} th.n { "no." } th { "expected" } th { "found" } th { "broke" } }
+            @for (number, expectation) in (1..).zip(&report.expectations) {
                 tr.failed[!expectation.holds] {
                     td.mark { (mark(expectation.holds)) }
-                    td { (wanted) }
-                    td { (found) }
+                    td.n data-label="no." { (number) }
+                    td data-label="expected" { (expectation.expected) }
+                    td data-label="found" { (expectation.found) }
+                    td data-label="broke" { @if let Some(ms) = expectation.broke_ms { "at " (seconds_of(ms)) } }
                 }
             }
         }
@@ -176,34 +201,55 @@ fn mark(good: bool) -> Markup {
 }
 
 fn rules(report: &Report) -> Markup {
+    let lines = fold(report.rules.iter().map(RuleReport::name));
     html! {
-        div.scroll { table {
+        div.scroll { table.cards {
             tr { th {} th { "rule" } th.n { "matched" } th.n { "hit" } th.n { "connections" } th { "by" } }
-            @for rule in &report.rules {
-                tr.failed[!rule.fired] {
-                    td.mark { (mark(rule.fired)) }
-                    td { code { (rule.rule) } @if !rule.fired { br; span.bad { "never fired" } } }
-                    td.n { (rule.seen.packets) @if rule.seen.bytes != 0 { br; span.dim { (human_bytes(rule.seen.bytes)) } } }
-                    td.n { (rule.hit.packets) @if rule.hit.bytes != 0 { br; span.dim { (human_bytes(rule.hit.bytes)) } } }
-                    td.n { (rule.connections) }
-                    td { (rule.mechanism) }
-                }
-            }
+            @for line in &lines { (rule(line, &report.rules)) }
         } }
     }
 }
 
+/// The row of a rule, or of all faults that were drawn from one.
+fn rule(line: &Folded, rules: &[RuleReport]) -> Markup {
+    let members = || line.members.iter().map(|index| &rules[*index]);
+    let sum = |figure: fn(&RuleReport) -> u64| members().map(figure).sum::<u64>();
+    let (failed, fired) = (
+        members().any(RuleReport::failed),
+        members().any(|rule| rule.fired),
+    );
+    let amount = |packets: u64, bytes: u64| {
+        html! { (packets) @if bytes != 0 { br; span.dim { (human_bytes(bytes)) } } }
+    };
+    html! {
+        tr.failed[failed] {
+            td.mark { @if failed || fired { (mark(!failed)) } @else { span.dim title="never fired, which is accepted" { "–" } } }
+            td {
+                code { (line) }
+                @if failed { br; span.bad { "never fired" } }
+                @else if !fired { br; span.dim { "never fired (accepted)" } }
+            }
+            td.n data-label="matched" { (amount(sum(|rule| rule.seen.packets), sum(|rule| rule.seen.bytes))) }
+            td.n data-label="hit" { (amount(sum(|rule| rule.hit.packets), sum(|rule| rule.hit.bytes))) }
+            td.n data-label="connections" { (sum(|rule| rule.connections)) }
+            td data-label="by" { (members().next().map_or("", |rule| &rule.mechanism)) }
+        }
+    }
+}
+
 /// The legend of colours.
-fn legend() -> Markup {
+fn legend(report: &Report) -> Markup {
+    let broke = report.expectations.iter().any(|one| one.broke_ms.is_some());
     let parts = [
-        ("--fault", "fault active (shaded below)"),
-        ("--line", "traffic, successful connect"),
-        ("--bad", "failed connect, hit"),
-        ("--odd", "reset of an open connection"),
+        ("--fault", "fault active (shaded below)", true),
+        ("--line", "traffic, successful connect, probe held", true),
+        ("--bad", "failed connect or probe, hit", true),
+        ("--odd", "reset of an open connection", true),
+        ("--broke", "✗: an expectation broke, by its number", broke),
     ];
     html! {
         div.legend {
-            @for (colour, what) in parts {
+            @for (colour, what, _) in parts.iter().filter(|part| part.2) {
                 span { i style={ "background: var(" (colour) ")" } {} (what) }
             }
         }

@@ -3,6 +3,7 @@
 pub mod chart;
 pub mod expectations;
 pub mod file;
+pub mod fold;
 pub mod github;
 pub mod html;
 pub mod instead;
@@ -10,3 +11,4 @@ pub mod junit;
 pub mod record;
 pub mod samples;
 pub mod summary;
+pub mod timeline;

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use fault_common::abi::{Counter, fault};
 
+use super::fold::Folded;
 use super::instead::instead;
 use crate::hold::qdiscs::Loss;
 use crate::inject::endpoints::Endpoints;
@@ -81,7 +82,13 @@ const NOTES: [(Counter, &str); 15] = [
 
 /// The summary table.
 #[must_use]
-pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]) -> String {
+pub fn table(
+    plan: &Plan,
+    folded: &[Folded],
+    hits: &[Hits],
+    injection: &Injection,
+    counters: &[u64],
+) -> String {
     let how = if injection.has_packets() {
         format!(
             "attached by {} on {}",
@@ -97,8 +104,10 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
         plan.seed
     );
     let mut rows = vec![["rule", "matched", "hit", "conns", "by"].map(str::to_owned)];
-    let rules = plan.rules.iter().zip(hits);
-    rows.extend(rules.map(|(rule, hits)| row(rule, hits, injection)));
+    rows.extend(folded.iter().map(|line| {
+        let rule = &plan.rules[line.members[0]];
+        row(line, rule, &sum(line, hits), injection)
+    }));
     text += &columns(&rows);
     held(&mut text, injection);
     interfaces(&mut text, injection);
@@ -111,8 +120,17 @@ pub fn table(plan: &Plan, hits: &[Hits], injection: &Injection, counters: &[u64]
     text
 }
 
-/// The row of one rule.
-fn row(rule: &PlannedRule, hits: &Hits, injection: &Injection) -> [String; 5] {
+/// The hits of all rules of a line.
+fn sum(line: &Folded, hits: &[Hits]) -> Hits {
+    let mut sum = Hits::default();
+    for hits in line.members.iter().filter_map(|index| hits.get(*index)) {
+        sum.add(hits);
+    }
+    sum
+}
+
+/// The row of one rule, or of all faults that were drawn from one.
+fn row(line: &Folded, rule: &PlannedRule, hits: &Hits, injection: &Injection) -> [String; 5] {
     let stats = &hits.stats;
     let (seen, hit) = if rule.stream.is_some() {
         (
@@ -127,7 +145,7 @@ fn row(rule: &PlannedRule, hits: &Hits, injection: &Injection) -> [String; 5] {
     };
     let by = rule.mechanism(Some(injection.hooks().to_string()));
     [
-        rule.text.clone(),
+        line.to_string(),
         seen,
         hit,
         hits.connections.to_string(),
@@ -247,16 +265,12 @@ pub fn human_bytes(bytes: u64) -> String {
 
 /// One line for a terminal, updated while the rules are applied.
 #[must_use]
-pub fn line(plan: &Plan, hits: &[Hits]) -> String {
-    let parts: Vec<String> = plan
-        .rules
+pub fn line(folded: &[Folded], hits: &[Hits]) -> String {
+    let parts: Vec<String> = folded
         .iter()
-        .zip(hits)
-        .map(|(rule, hits)| {
-            format!(
-                "{}: {} of {}",
-                rule.text, hits.stats.hit_packets, hits.stats.seen_packets
-            )
+        .map(|line| {
+            let stats = sum(line, hits).stats;
+            format!("{line}: {} of {}", stats.hit_packets, stats.seen_packets)
         })
         .collect();
     parts.join(" · ")
@@ -322,32 +336,24 @@ pub struct Audience<'a> {
     pub has_bridge: bool,
 }
 
-/// The rules that never fired, each with the most likely reason.
+/// The most likely reason why the rule with this index never fired.
 #[must_use]
-pub fn unfired<'a>(
-    plan: &'a Plan,
-    hits: &[Hits],
-    audience: &Audience<'_>,
-) -> Vec<(&'a str, String)> {
-    plan.rules
-        .iter()
-        .zip(hits)
-        .filter(|(_, hits)| hits.stats.hit_packets == 0)
-        .map(|(rule, hits)| {
-            let was_seen = hits.stats.seen_packets != 0;
-            let instead = audience
-                .endpoints
-                .filter(|_| !was_seen)
-                .and_then(|used| instead(&rule.resolved, &rule.target, audience.who, used));
-            let published = if audience.has_bridge {
-                "; for a published container port, name the container's own port"
-            } else {
-                ""
-            };
-            let unknown = audience.names.iter().find(|name| {
-                rule.resolved.name.as_ref() == Some(&name.name) && rule.resolved.hosts.is_empty()
-            });
-            let why = match &rule.stream {
+pub fn why_unfired(plan: &Plan, hits: &[Hits], index: usize, audience: &Audience<'_>) -> String {
+    let (rule, hits) = (&plan.rules[index], &hits[index]);
+    let was_seen = hits.stats.seen_packets != 0;
+    let instead = audience
+        .endpoints
+        .filter(|_| !was_seen)
+        .and_then(|used| instead(&rule.resolved, &rule.target, audience.who, used));
+    let published = if audience.has_bridge {
+        "; for a published container port, name the container's own port"
+    } else {
+        ""
+    };
+    let unknown = audience.names.iter().find(|name| {
+        rule.resolved.name.as_ref() == Some(&name.name) && rule.resolved.hosts.is_empty()
+    });
+    match &rule.stream {
                 None if unknown.is_some_and(|name| name.lookups == 0) => format!(
                     "{} was never looked up, as far as DNS over UDP shows, and had no address at the start",
                     rule.resolved.name.as_deref().unwrap_or_default()
@@ -381,10 +387,7 @@ pub fn unfired<'a>(
                     "packets matched its target, but {}",
                     condition(rule).unwrap_or_else(|| "its modifiers or its probability selected no packet".to_owned())
                 ),
-            };
-            (rule.text.as_str(), why)
-        })
-        .collect()
+            }
 }
 
 /// The reason why no connection was redirected.
@@ -444,7 +447,7 @@ mod tests {
                 failed: 0,
                 has_bridge: false,
             };
-            let why = &unfired(&plan, &[seen], &audience)[0].1;
+            let why = why_unfired(&plan, &[seen], 0, &audience);
             assert!(why.contains(part), "{why}");
         }
     }
@@ -466,24 +469,19 @@ mod tests {
             failed: 0,
             has_bridge: false,
         };
-        let reasons = unfired(&plan, &[seen, seen], &audience);
-        let says = reasons.iter().map(|(_, why)| why.contains("tcp_ecn"));
-        assert_eq!(says.collect::<Vec<_>>(), [true, false]);
-        let reasons = unfired(&plan, &[Hits::default(); 2], &audience);
-        assert!(
-            reasons
-                .iter()
-                .all(|(_, why)| why.contains("check the port"))
-        );
-        let reasons = unfired(
-            &plan,
-            &[seen, seen],
-            &Audience {
-                failed: 1,
-                ..audience
-            },
-        );
-        assert!(reasons[1].1.contains("could not be applied"), "{reasons:?}");
+        let reasons = |hits: [Hits; 2], audience| {
+            [0, 1].map(|index| why_unfired(&plan, &hits, index, audience))
+        };
+        let says = reasons([seen, seen], &audience).map(|why| why.contains("tcp_ecn"));
+        assert_eq!(says, [true, false]);
+        let unseen = reasons([Hits::default(); 2], &audience);
+        assert!(unseen.iter().all(|why| why.contains("check the port")));
+        let failed = Audience {
+            failed: 1,
+            ..audience
+        };
+        let reasons = reasons([seen, seen], &failed);
+        assert!(reasons[1].contains("could not be applied"), "{reasons:?}");
     }
 
     #[test]

@@ -60,25 +60,30 @@ const LABEL_COLUMNS: usize = 36;
 /// The fewest columns of a bar.
 const LEAST_COLUMNS: usize = 20;
 
-/// A picture of when the rules act, `width` columns wide: a scale and one line for each rule.
+/// A picture of when rules act, `width` columns wide: a scale, and a line for each rule or for several that share one.
 ///
-/// A full block is a cell of time in which the rule acts throughout, a shaded one a cell in which it
+/// A full block is a cell of time in which a rule of the line acts throughout, a shaded one a cell in which it
 /// acts for a part, a dot one in which it does not; an arrow at the end is a rule that goes on.
 #[must_use]
-pub fn picture(rules: &[Rule], horizon_ns: u64, width: usize) -> String {
-    let labels: Vec<String> = rules.iter().map(label).collect();
+pub fn picture(lines: &[Vec<&Rule>], horizon_ns: u64, width: usize) -> String {
+    let labels: Vec<String> = lines
+        .iter()
+        .map(|rules| rules.first().map_or_else(String::new, |rule| label(rule)))
+        .collect();
     let longest = labels.iter().map(|l| l.chars().count()).max().unwrap_or(0);
     let columns = width.saturating_sub(longest + 2).max(LEAST_COLUMNS);
-    let mut lines = vec![format!("{:longest$} {}", "", scale(horizon_ns, columns))];
-    for (rule, label) in rules.iter().zip(&labels) {
-        let schedule = rule.modifiers.schedule();
-        let goes_on = schedule.end_ns.is_none_or(|end| end > horizon_ns)
-            && (schedule.period_ns.is_some() || schedule.on_ns.is_none());
-        let arrow = if goes_on { "→" } else { "" };
-        let bar = bar(&rule.modifiers, horizon_ns, columns);
-        lines.push(format!("{label:longest$} {bar}{arrow}"));
+    let mut shown = vec![format!("{:longest$} {}", "", scale(horizon_ns, columns))];
+    for (rules, label) in lines.iter().zip(&labels) {
+        let goes_on = |rule: &&Rule| {
+            let schedule = rule.modifiers.schedule();
+            schedule.end_ns.is_none_or(|end| end > horizon_ns)
+                && (schedule.period_ns.is_some() || schedule.on_ns.is_none())
+        };
+        let arrow = if rules.iter().any(goes_on) { "→" } else { "" };
+        let bar = bar(rules, horizon_ns, columns);
+        shown.push(format!("{label:longest$} {bar}{arrow}"));
     }
-    lines.join("\n")
+    shown.join("\n")
 }
 
 /// A rule's target and fault, shortened where they are long.
@@ -100,11 +105,14 @@ fn edge(column: usize, columns: usize, horizon_ns: u64) -> u64 {
     u64::try_from(wide).unwrap_or(horizon_ns)
 }
 
-/// A rule's line of cells.
-fn bar(modifiers: &Modifiers, horizon_ns: u64, columns: usize) -> String {
+/// The cells of a line of rules.
+fn bar(rules: &[&Rule], horizon_ns: u64, columns: usize) -> String {
     let mut covered = vec![0_u64; columns];
     // More windows than this could not be told apart in the picture, and would take long to add up.
-    for (start, stop) in windows(modifiers, horizon_ns).take(columns * 1_000) {
+    let all = rules
+        .iter()
+        .flat_map(|rule| windows(&rule.modifiers, horizon_ns).take(columns * 1_000));
+    for (start, stop) in all {
         let first = u128::from(start) * columns as u128 / u128::from(horizon_ns.max(1));
         let first = usize::try_from(first).unwrap_or(columns);
         for (column, sum) in covered.iter_mut().enumerate().skip(first) {
@@ -219,14 +227,25 @@ mod tests {
             "tcp:80 drop for=500ms period=2s",
         ];
         let rules: Vec<Rule> = lines.iter().map(|line| line.parse().unwrap()).collect();
+        let apart: Vec<Vec<&Rule>> = rules.iter().map(|rule| vec![rule]).collect();
         assert_eq!(
-            picture(&rules, 10_000_000_000, 62),
+            picture(&apart, 10_000_000_000, 62),
             concat!(
                 "                     0s      2s      4s      6s      8s\n",
                 "mysql down           ········████████████████████············\n",
                 "tcp:6379 delay=200ms ████████████████████████████████████████→\n",
                 "tcp:80 drop          ██······██······██······██······██······→",
             )
+        );
+    }
+
+    #[test]
+    fn rules_share_a_line() {
+        let rules = ["tcp:1 down at=1s for=1s", "tcp:1 down at=5s for=2s"];
+        let rules = rules.map(|line| line.parse::<Rule>().unwrap());
+        assert_eq!(
+            picture(&[rules.iter().collect()], 10_000_000_000, 31),
+            "           0s        5s\ntcp:1 down ··██······████······"
         );
     }
 

@@ -21,6 +21,7 @@ use crate::steer::Steering;
 use crate::tell::tell;
 
 use super::rules::RuleSet;
+use super::totals::TargetTotals;
 use super::windows::Windows;
 use crate::watch::open::Sockets;
 
@@ -118,6 +119,8 @@ pub struct Control {
     /// Counts open connections, if available.
     sockets: Option<Sockets>,
     title: String,
+    /// The traffic of the targets.
+    totals: TargetTotals,
 }
 
 /// An event to handle.
@@ -153,6 +156,7 @@ impl Control {
             windows,
             sockets,
             title,
+            totals: TargetTotals::default(),
         }
     }
 
@@ -165,9 +169,10 @@ impl Control {
         }
     }
 
-    /// Resets the state after the rules were replaced: all rules are on.
-    pub fn forget(&mut self, rules: &RuleSet) {
+    /// Resets the state after the rules were replaced by those of `plan`: all rules are on.
+    pub fn forget(&mut self, rules: &RuleSet, plan: &Plan, hits: &[Hits]) {
         self.off.clear();
+        self.totals.restart(plan, hits);
         if let Some(sockets) = &mut self.sockets {
             sockets.look_at(rules.named_targets());
         }
@@ -179,16 +184,34 @@ impl Control {
     /// A system call fails.
     pub fn begin(&mut self, injection: &mut Injection, plan: &Plan) -> Result<()> {
         if self.windows.are_some() {
-            self.turn(injection, plan)?;
+            self.turn(injection, plan, None)?;
         }
         Ok(())
     }
 
+    /// The traffic of each target since the start, in the order of the rules. The figures never fall.
+    pub fn targets(
+        &mut self,
+        plan: &Plan,
+        hits: &[Hits],
+        steering: Option<&Steering>,
+    ) -> Vec<TargetLine> {
+        self.totals.take(plan, hits, steering)
+    }
+
     /// Loads and unloads rules as their windows open and close.
-    fn turn(&mut self, injection: &mut Injection, plan: &Plan) -> Result<()> {
+    fn turn(
+        &mut self,
+        injection: &mut Injection,
+        plan: &Plan,
+        steering: Option<&Steering>,
+    ) -> Result<()> {
         let before = self.windows.resting.clone();
         let change = self.windows.look();
         if before != self.windows.resting {
+            // From here on other rules count the targets' traffic.
+            self.totals
+                .take(plan, &hits(injection, plan, steering)?, steering);
             self.install(&self.off, injection, plan)?;
         }
         injection.retire(plan, &change.over)?;
@@ -211,7 +234,7 @@ impl Control {
     ) -> Result<()> {
         match event {
             Event::Asked(asked) => self.answer(asked, injection, plan, steering).await,
-            Event::WindowDue => self.turn(injection, plan)?,
+            Event::WindowDue => self.turn(injection, plan, steering)?,
         }
         Ok(())
     }
@@ -284,7 +307,7 @@ impl Control {
             connections: hits.connections,
         });
         let rules: Vec<_> = rules.collect();
-        let mut targets = targets(plan, &hits, steering);
+        let mut targets = self.totals.take(plan, &hits, steering);
         if let Some(sockets) = &mut self.sockets {
             for (name, count) in sockets.count()? {
                 for line in targets.iter_mut().filter(|line| line.target == name) {
@@ -313,32 +336,6 @@ pub fn hits(injection: &Injection, plan: &Plan, steering: Option<&Steering>) -> 
         steering.add_to(&mut hits);
     }
     Ok(hits)
-}
-
-/// The traffic of each target, in the order of the rules. Rules of one target match the same packets: the one with the
-/// most matches counts.
-#[must_use]
-pub fn targets(plan: &Plan, hits: &[Hits], steering: Option<&Steering>) -> Vec<TargetLine> {
-    let redirected = steering.map(Steering::traffic).unwrap_or_default();
-    let mut lines: Vec<TargetLine> = Vec::new();
-    for (index, (rule, hits)) in plan.rules.iter().zip(hits).enumerate() {
-        let place = lines.iter().position(|line| line.target == rule.target);
-        let place = place.unwrap_or_else(|| {
-            lines.push(TargetLine {
-                target: rule.target.clone(),
-                ..TargetLine::default()
-            });
-            lines.len() - 1
-        });
-        let line = &mut lines[place];
-        line.connections = line.connections.max(hits.connections);
-        line.bytes = line.bytes.max(hits.stats.seen_bytes);
-        if let Some((_, traffic)) = redirected.iter().find(|(other, _)| *other == index) {
-            line.bytes = line.bytes.max(traffic.bytes);
-            line.open = line.open.max(Some(traffic.open));
-        }
-    }
-    lines
 }
 
 fn listen() -> std::io::Result<UnixListener> {

@@ -60,6 +60,8 @@ pub struct Inject {
     pub length: Option<Duration>,
     /// The file to reload rules from.
     pub watched: Option<Watched>,
+    /// Rules that never fired are accepted.
+    pub allow_unfired: bool,
 }
 
 impl Inject {
@@ -132,6 +134,7 @@ impl Inject {
             options: &self.options,
             watched,
             session,
+            allow_unfired: self.allow_unfired,
         };
         active.last(&mut ends, self.length).await?;
         active.end().await
@@ -143,6 +146,7 @@ struct ActiveInjection<'a> {
     options: &'a Options,
     watched: Option<Watched>,
     session: Session<'a>,
+    allow_unfired: bool,
 }
 
 impl ActiveInjection<'_> {
@@ -188,7 +192,8 @@ impl ActiveInjection<'_> {
             }
         }
         if live {
-            let figures = summary::line(&self.session.plan, &self.session.hits()?);
+            let folded = self.session.rules().folded(&self.session.plan);
+            let figures = summary::line(&folded, &self.session.hits()?);
             tell::live(format_args!("\r\x1b[K{figures}"));
         }
         Ok(())
@@ -212,9 +217,13 @@ impl ActiveInjection<'_> {
                 "stream faults can't be replaced during a run: restart fault"
             )));
         }
+        session
+            .control
+            .targets(&session.plan, &session.injection.hits(&session.plan)?, None);
         session.injection.replace(&session.plan, &mut next)?;
         session.plan = next;
-        session.control.forget(&rules);
+        let hits = session.injection.hits(&session.plan)?;
+        session.control.forget(&rules, &session.plan, &hits);
         Ok(())
     }
 
@@ -222,7 +231,8 @@ impl ActiveInjection<'_> {
     async fn end(self) -> Outcome {
         self.session.drain().await?;
         let hits = self.session.hits()?;
-        tell_unfired(&self.session.summarize(&hits)?);
+        let unfired = self.session.summarize(&hits)?;
+        tell_unfired(&unfired, self.allow_unfired);
         self.session.restore()?;
         Ok(exit::SUCCESS)
     }

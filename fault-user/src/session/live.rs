@@ -60,7 +60,8 @@ impl LiveSession<'_> {
         let mut next = plan(&rules, self.scope.as_ref(), mechanism, seed)?;
         session.injection.replace_anew(&session.plan, &mut next)?;
         session.plan = next;
-        session.control.forget(&rules);
+        let hits = session.injection.hits(&session.plan)?;
+        session.control.forget(&rules, &session.plan, &hits);
         Ok(self.start_streams().await?)
     }
 

@@ -17,6 +17,7 @@ pub mod run;
 pub mod signals;
 pub mod standing;
 pub mod subject;
+pub mod totals;
 pub mod tree;
 pub mod windows;
 
@@ -41,6 +42,7 @@ use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::tables::Scope;
 use crate::plan::{Plan, guard_host};
 use crate::relay::Cut;
+use crate::report::fold::Folded;
 use crate::report::summary::{self, Audience};
 use crate::rule::Layer;
 use crate::steer::Steering;
@@ -356,13 +358,15 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Prints the summary. Returns the rules that never fired, with the reasons.
+    /// Prints the summary. Returns the rules that should have fired but never did. A drawn fault may have no traffic, or
+    /// start after the end: of all rules together at least one must have fired then.
     ///
     /// # Errors
     /// The kernel's counters can't be read.
-    pub fn summarize(&self, hits: &[Hits]) -> Result<Vec<(String, String)>> {
+    pub fn summarize(&self, hits: &[Hits]) -> Result<Vec<Unfired>> {
         let counters = self.injection.counters()?;
-        let table = summary::table(&self.plan, hits, &self.injection, &counters);
+        let folded = self.rules.folded(&self.plan);
+        let table = summary::table(&self.plan, &folded, hits, &self.injection, &counters);
         tell!("{}", table.trim_end());
         let names = self.injection.learned()?;
         for shared in summary::shared_addresses(&self.plan, &names) {
@@ -376,10 +380,18 @@ impl Session<'_> {
             failed: counters[Counter::ActionFailed as usize],
             has_bridge: self.injection.has_bridge(),
         };
-        let unfired = summary::unfired(&self.plan, hits, &audience);
-        Ok(unfired
+        let has_fired = |index: &usize| hits[*index].stats.hit_packets != 0;
+        let any_fired = (0..hits.len()).any(|index| has_fired(&index));
+        let is_accepted = |line: &Folded| line.is_drawn && any_fired;
+        let unfired = folded
             .into_iter()
-            .map(|(rule, why)| (rule.to_owned(), why))
+            .filter(|line| !line.members.iter().any(has_fired) && !is_accepted(line));
+        Ok(unfired
+            .map(|line| Unfired {
+                why: summary::why_unfired(&self.plan, hits, line.members[0], &audience),
+                rule: line.to_string(),
+                members: line.members,
+            })
             .collect())
     }
 
@@ -401,10 +413,22 @@ impl Session<'_> {
     }
 }
 
-/// Prints which rules never fired, and why.
-pub fn tell_unfired(unfired: &[(String, String)]) {
-    for (rule, why) in unfired {
-        tell!("fault: the rule `{rule}` never fired: {why}");
+/// A rule that never fired, or all faults that were drawn from one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfired {
+    /// The rule.
+    pub rule: String,
+    /// The most likely reason.
+    pub why: String,
+    /// The indexes of the rules.
+    pub members: Vec<usize>,
+}
+
+/// Prints which rules never fired, and why. With `allowed`, that is accepted.
+pub fn tell_unfired(unfired: &[Unfired], allowed: bool) {
+    let accepted = if allowed { " (accepted)" } else { "" };
+    for Unfired { rule, why, .. } in unfired {
+        tell!("fault: the rule `{rule}` never fired{accepted}: {why}");
     }
 }
 

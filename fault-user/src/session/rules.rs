@@ -8,6 +8,8 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use super::windows::Windows;
+use crate::plan::Plan;
+use crate::report::fold::{Folded, Name, fold};
 use crate::rule::scenario::{Expect, ProbeCheck};
 use crate::rule::{ResolvedRule, ResolvedTarget, Rule, SystemResolver, Targets};
 
@@ -73,11 +75,29 @@ impl RuleSet {
         rules.map(|(_, rule)| (rule.name.as_str(), &rule.target))
     }
 
-    /// Whether the rule was randomly drawn.
+    /// The rule, without times, that the rule with this index was randomly drawn from; `None` for a written rule.
     #[must_use]
-    pub fn is_drawn(&self, text: &str) -> bool {
-        let mut drawn = self.rules[self.drawn.clone()].iter();
-        drawn.any(|(rule, _)| rule.to_string() == text)
+    pub fn drawn_from(&self, index: usize) -> Option<String> {
+        if !self.drawn.contains(&index) {
+            return None;
+        }
+        let mut rule = self.rules.get(index)?.0.clone();
+        rule.modifiers.at_ns = 0;
+        rule.modifiers.for_ns = None;
+        Some(rule.to_string())
+    }
+
+    /// The rules of `plan`, which may be another one if they were replaced; drawn faults are folded.
+    #[must_use]
+    pub fn folded(&self, plan: &Plan) -> Vec<Folded> {
+        let drawn: Vec<_> = (0..plan.rules.len())
+            .map(|index| self.drawn_from(index))
+            .collect();
+        let names = plan.rules.iter().zip(&drawn);
+        fold(names.map(|(rule, drawn)| match drawn {
+            Some(drawn) => Name::Drawn(drawn),
+            None => Name::Written(&rule.text),
+        }))
     }
 
     /// The given seed, or a new one that is short enough to type.

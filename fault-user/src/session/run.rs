@@ -1,6 +1,6 @@
 //! `fault run`: rules that are applied while a command runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use super::subject::{Subject, scope_of};
 use super::{Loaded, Session, choose_mechanism, guard, plan, require, runtime, tell_unfired};
 use crate::inject::injection::{Hits, InjectionOptions};
 use crate::plan::mechanism::Mechanism;
-use crate::report::expectations::{self, Facts, Verdict};
-use crate::report::file::{self, Amount, Expectation, Report, RuleReport};
+use crate::report::expectations::{self, Facts};
+use crate::report::file::{self, Amount, Expectation, ProbeReport, Report, RuleReport, TryReport};
 use crate::report::record::Recorder;
 use crate::report::samples::{SAMPLING, Samples};
 use crate::rule::windows;
@@ -28,6 +28,7 @@ use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand as ReadyCommand, Running};
 use crate::sys::process::user::Identity;
 use crate::tell::{Patience, tell};
+use crate::watch::probe;
 
 /// Nanoseconds per millisecond.
 const MS_NS: u64 = 1_000_000;
@@ -181,7 +182,7 @@ impl Run {
     fn exit_code(
         &self,
         rules: &RuleSet,
-        verdicts: &[Verdict],
+        verdicts: &[Expectation],
         all_fired: bool,
         ended: Ended,
     ) -> u8 {
@@ -206,8 +207,7 @@ impl Run {
         session: &Session<'_>,
         samples: &Samples,
         facts: &Facts<'_>,
-        verdicts: &[Verdict],
-        exit: u8,
+        judged: Judged,
         decisions_lost: u64,
     ) -> Report {
         let length_ms = facts.history.length_ns / MS_NS;
@@ -237,16 +237,27 @@ impl Run {
             started_unix_s: file::unix_s().saturating_sub(length_ms / 1000),
             length_ms,
             command_exit: facts.ended.exit_code(),
-            exit,
+            exit: judged.exit,
+            allow_unfired: self.allow_unfired,
             targets,
-            rules: rule_reports(session, facts, length_ms),
-            expectations: verdicts.iter().map(Expectation::from).collect(),
+            rules: rule_reports(session, facts, length_ms, &judged.unfired),
+            expectations: judged.expectations,
+            probes: probe_reports(session, facts, length_ms),
             samples: samples.rules.clone(),
             traffic: samples.traffic.clone(),
             connects: file::connects(facts.history),
             decisions_lost,
         }
     }
+}
+
+/// What a run was found to be.
+struct Judged {
+    /// The exit code of `fault`.
+    exit: u8,
+    expectations: Vec<Expectation>,
+    /// The indexes of the rules that should have fired but never did.
+    unfired: BTreeSet<usize>,
 }
 
 /// The state while the command runs.
@@ -282,8 +293,9 @@ impl ActiveRun<'_> {
 
     /// Takes a sample for the report.
     fn sample(&mut self, at_ms: u64, hits: &[Hits]) {
-        let session = &self.session;
-        let lines = super::control::targets(&session.plan, hits, session.steering.as_ref());
+        let session = &mut self.session;
+        let steering = session.steering.as_ref();
+        let lines = session.control.targets(&session.plan, hits, steering);
         let bytes = lines.iter().map(|line| (line.target.as_str(), line.bytes));
         self.samples.take(at_ms, hits, bytes);
     }
@@ -315,26 +327,28 @@ impl ActiveRun<'_> {
     /// Prints the summary, writes the report and chooses the exit code.
     fn conclude(&self, facts: &Facts<'_>) -> Outcome {
         let (session, rules) = (&self.session, self.session.rules());
-        let mut unfired = session.summarize(facts.hits)?;
-        // Drawn faults may have no traffic, or start after the command's end. At least one of them must have fired.
-        if !rules.drawn.is_empty() && unfired.len() < session.plan.rules.len() {
-            unfired.retain(|(rule, _)| !rules.is_drawn(rule));
-        }
-        tell_unfired(&unfired);
-        let verdicts = expectations::verdicts(&rules.expect, facts);
+        let unfired = session.summarize(facts.hits)?;
+        tell_unfired(&unfired, self.run.allow_unfired);
+        let expectations = expectations::verdicts(&rules.expect, facts);
         let code = self
             .run
-            .exit_code(rules, &verdicts, unfired.is_empty(), facts.ended);
+            .exit_code(rules, &expectations, unfired.is_empty(), facts.ended);
+        for expectation in &expectations {
+            let mark = if expectation.holds { "ok" } else { "FAILED" };
+            tell!("fault: {mark}: {}", expectation.text());
+        }
         if self.run.report.is_some() {
             let lost = session.injection.counters()?[Counter::EventLost as usize];
+            let unaccepted = unfired.into_iter().filter(|_| !self.run.allow_unfired);
+            let judged = Judged {
+                exit: code,
+                expectations,
+                unfired: unaccepted.flat_map(|one| one.members).collect(),
+            };
             let report = self
                 .run
-                .report_of(session, &self.samples, facts, &verdicts, code, lost);
+                .report_of(session, &self.samples, facts, judged, lost);
             self.files.report(&report)?;
-        }
-        for verdict in &verdicts {
-            let mark = if verdict.holds { "ok" } else { "FAILED" };
-            tell!("fault: {mark}: {}", verdict.text);
         }
         if code == exit::UNFIRED {
             tell!(
@@ -403,14 +417,22 @@ fn again(arguments: impl IntoIterator<Item = String>, seed: u64) -> Vec<String> 
     again
 }
 
-fn rule_reports(session: &Session<'_>, facts: &Facts<'_>, length_ms: u64) -> Vec<RuleReport> {
+fn rule_reports(
+    session: &Session<'_>,
+    facts: &Facts<'_>,
+    length_ms: u64,
+    unfired: &BTreeSet<usize>,
+) -> Vec<RuleReport> {
     let rules = facts.plan.rules.iter().zip(facts.hits).zip(facts.rules);
     rules
-        .map(|((rule, hits), (_, resolved))| RuleReport {
+        .enumerate()
+        .map(|(index, ((rule, hits), (_, resolved)))| RuleReport {
             rule: rule.text.clone(),
+            drawn_from: session.rules().drawn_from(index),
             target: rule.target.clone(),
             mechanism: rule.mechanism(Some(session.injection.hooks().to_string())),
             fired: hits.stats.hit_packets != 0,
+            accepted: hits.stats.hit_packets == 0 && !unfired.contains(&index),
             connections: hits.connections,
             seen: Amount {
                 packets: hits.stats.seen_packets,
@@ -422,9 +444,41 @@ fn rule_reports(session: &Session<'_>, facts: &Facts<'_>, length_ms: u64) -> Vec
                 segments: hits.stats.hit_segments,
                 bytes: hits.stats.hit_bytes,
             },
-            windows_ms: windows(&resolved.modifiers, length_ms.saturating_mul(MS_NS))
-                .map(|(from, to)| (from / MS_NS, to / MS_NS))
-                .collect(),
+            windows_ms: windows_ms(
+                windows(&resolved.modifiers, length_ms.saturating_mul(MS_NS)),
+                length_ms,
+            ),
+        })
+        .collect()
+}
+
+/// Windows in milliseconds. Those that could not be told apart in a picture of the run are merged.
+fn windows_ms(windows: impl Iterator<Item = (u64, u64)>, length_ms: u64) -> Vec<(u64, u64)> {
+    const PARTS: u64 = 10_000;
+    let gap_ms = length_ms / PARTS;
+    let mut merged: Vec<(u64, u64)> = Vec::new();
+    for (from, to) in windows.map(|(from, to)| (from / MS_NS, to / MS_NS)) {
+        match merged.last_mut() {
+            Some(last) if from <= last.1 + gap_ms => last.1 = to,
+            _ => merged.push((from, to)),
+        }
+    }
+    merged
+}
+
+fn probe_reports(session: &Session<'_>, facts: &Facts<'_>, length_ms: u64) -> Vec<ProbeReport> {
+    let probes = session.rules().expect.probe.iter().enumerate();
+    probes
+        .map(|(index, probe)| {
+            let tries = facts.tries.get(index).into_iter().flatten();
+            let last = facts.after_removal.get(index).and_then(Option::as_ref);
+            ProbeReport {
+                name: probe::name(probe),
+                tries: tries
+                    .chain(last)
+                    .map(|one| TryReport::of(one, length_ms))
+                    .collect(),
+            }
         })
         .collect()
 }
@@ -432,6 +486,17 @@ fn rule_reports(session: &Session<'_>, facts: &Facts<'_>, length_ms: u64) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_that_look_like_one_are_merged() {
+        let merged = |windows: &[(u64, u64)], length_ms| {
+            let windows = windows.iter().map(|(from, to)| (from * MS_NS, to * MS_NS));
+            windows_ms(windows, length_ms)
+        };
+        let windows = [(0, 10), (12, 20), (20, 30)];
+        assert_eq!(merged(&windows, 1000), [(0, 10), (12, 30)]);
+        assert_eq!(merged(&windows, 20_000), [(0, 30)]);
+    }
 
     #[test]
     fn a_run_is_repeated_as_it_was_typed() {

@@ -93,8 +93,10 @@ struct Shared {
     active: Mutex<Vec<u32>>,
     /// The hits of each rule in past windows.
     past: Mutex<Vec<StreamHits>>,
-    /// The number of connections at the start of the current window.
+    /// The number of connections at the start of the current window; `None` while the rule is not active.
     before: Mutex<Vec<Option<u64>>>,
+    /// The most connections that waited at once for a rule's `no_accept`, in the current window.
+    most_waiting: Mutex<Vec<u64>>,
     /// Which rules are active.
     turns: tokio::sync::Mutex<Vec<RuleSwitch>>,
     /// Redirection has ended; windows that open later have no effect.
@@ -217,6 +219,7 @@ impl Steering {
             active: Mutex::new(vec![0; redirected.len()]),
             past: Mutex::new(vec![StreamHits::default(); rules.len()]),
             before: Mutex::new(vec![None; rules.len()]),
+            most_waiting: Mutex::new(vec![0; rules.len()]),
             turns: tokio::sync::Mutex::new(vec![RuleSwitch::default(); rules.len()]),
             is_over: AtomicBool::new(false),
             redirected,
@@ -543,7 +546,11 @@ impl Shared {
             past[number].connections += did.connections;
             past[number].hits += did.hits;
         }
+        // From here on only `past` counts, also while the toxics are being removed.
         self.before.lock().unwrap_or_else(PoisonError::into_inner)[number] = None;
+        self.most_waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)[number] = 0;
         for relay in &self.redirected[target].relays {
             let Ok(toxics) = self.toxics(number, relay.transport()) else {
                 return;
@@ -589,7 +596,8 @@ impl Shared {
     }
 
     fn hits(&self, number: usize) -> StreamHits {
-        let now = self.current_hits(number);
+        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner)[number];
+        let now = before.map_or_else(StreamHits::default, |_| self.current_hits(number));
         let past = self.past.lock().unwrap_or_else(PoisonError::into_inner)[number];
         StreamHits {
             seen: past.seen + now.seen,
@@ -631,10 +639,17 @@ impl Shared {
         relays.map(|relay| relay.stats().accepted).sum()
     }
 
-    /// The hits of `no_accept`: connections in the listeners' queues, which the relay has not accepted.
+    /// The hits of `no_accept`: the most connections that were in the listeners' queues at once. The relay has not
+    /// accepted them, and a client that gives up leaves the queue.
     fn waiting(&self, number: usize) -> StreamHits {
         let redirected = &self.redirected[self.rules[number].target];
-        let count = redirected.listeners.iter().map(backlog).sum();
+        let waiting = redirected.listeners.iter().map(backlog).sum();
+        let mut most = self
+            .most_waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        most[number] = most[number].max(waiting);
+        let count = most[number];
         StreamHits {
             seen: count,
             connections: count,

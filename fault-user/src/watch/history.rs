@@ -39,6 +39,12 @@ pub struct Connect {
     pub closed_ns: Option<u64>,
     /// Whether it was reset while it was open.
     pub is_reset: bool,
+    /// Whether it came in: the command is the server.
+    pub is_incoming: bool,
+    /// The time at which the application first sent data.
+    pub sent_ns: Option<u64>,
+    /// The time at which it first received data.
+    pub received_ns: Option<u64>,
 }
 
 impl Connect {
@@ -47,6 +53,20 @@ impl Connect {
     pub fn answered_ns(&self) -> Option<u64> {
         let answer = self.established_ns.or(self.closed_ns)?;
         Some(answer - self.at_ns)
+    }
+
+    /// The time to first byte: from the client's first data until the server's first data. It counts from the end of
+    /// the handshake where the server speaks first. `None` if the server sent nothing.
+    #[must_use]
+    pub fn first_byte_ns(&self) -> Option<u64> {
+        let (request, answer) = if self.is_incoming {
+            (self.received_ns, self.sent_ns)
+        } else {
+            (self.sent_ns, self.received_ns)
+        };
+        let answer = answer?;
+        let start = request.filter(|at| *at <= answer).or(self.established_ns)?;
+        Some(answer.saturating_sub(start))
     }
 }
 
@@ -113,8 +133,18 @@ impl Collector {
                     connect.is_reset |= seen.kind == witness::RESET;
                 }
             }
-            witness::SENT => self.seen.sent_ns.push(at_ns),
-            witness::RECEIVED => self.seen.received_ns.push(at_ns),
+            witness::SENT => {
+                self.seen.sent_ns.push(at_ns);
+                if let Some(connect) = self.connect(seen.cookie) {
+                    connect.sent_ns.get_or_insert(at_ns);
+                }
+            }
+            witness::RECEIVED => {
+                self.seen.received_ns.push(at_ns);
+                if let Some(connect) = self.connect(seen.cookie) {
+                    connect.received_ns.get_or_insert(at_ns);
+                }
+            }
             _ => {}
         }
     }
@@ -131,6 +161,9 @@ impl Collector {
             established_ns: None,
             closed_ns: None,
             is_reset: false,
+            is_incoming: came_in,
+            sent_ns: None,
+            received_ns: None,
         });
         self.latest.insert(seen.cookie, (came_in, list.len() - 1));
     }
@@ -166,9 +199,40 @@ impl Seen {
         most as u64
     }
 
+    /// The start of the first connect that is more than `limit`.
+    #[must_use]
+    pub fn first_connect_above(&self, limit: u64) -> Option<u64> {
+        let connect = self.connects.get(usize::try_from(limit).ok()?)?;
+        Some(connect.at_ns)
+    }
+
+    /// The start of the first connect that makes more than `limit` within a period of `per_ns`.
+    #[must_use]
+    pub fn first_connect_above_rate(&self, limit: u64, per_ns: u64) -> Option<u64> {
+        let before = usize::try_from(limit).ok()?;
+        let last = self.connects.get(before..)?;
+        let mut pairs = self.connects.iter().zip(last);
+        let found = pairs.find(|(first, last)| last.at_ns - first.at_ns < per_ns);
+        found.map(|(_, last)| last.at_ns)
+    }
+
+    /// The time from which more than `limit` connections were open at once.
+    #[must_use]
+    pub fn first_open_above(&self, limit: u64) -> Option<u64> {
+        let mut counts = self.open_counts();
+        let found = counts.find(|(_, open)| open.unsigned_abs() > limit)?;
+        Some(found.0)
+    }
+
     /// The maximum number of simultaneously open connections.
     #[must_use]
     pub fn most_open(&self) -> u64 {
+        let counts = self.open_counts().map(|(_, open)| open);
+        counts.max().unwrap_or(0).unsigned_abs()
+    }
+
+    /// The times at which the number of open connections changed, with the number from then on.
+    fn open_counts(&self) -> impl Iterator<Item = (u64, i64)> {
         let mut changes: Vec<(u64, i64)> = Vec::new();
         for connect in &self.connects {
             if let Some(at) = connect.established_ns {
@@ -180,12 +244,23 @@ impl Seen {
         }
         // At the same time, ends come before starts.
         changes.sort_unstable();
-        let (mut open, mut most) = (0, 0);
-        for (_, change) in changes {
-            open += change;
-            most = most.max(open);
-        }
-        most.unsigned_abs()
+        changes.into_iter().scan(0, |open, (at_ns, change)| {
+            *open += change;
+            Some((at_ns, *open))
+        })
+    }
+
+    /// The time at which it was certain that more than 1 of 100 connects took longer than `limit_ns`; an unanswered one
+    /// counts until `end_ns`.
+    #[must_use]
+    pub fn p99_broke_ns(&self, limit_ns: u64, end_ns: u64) -> Option<u64> {
+        let is_slow = |connect: &&Connect| {
+            let took = connect.answered_ns();
+            took.unwrap_or(end_ns.saturating_sub(connect.at_ns)) > limit_ns
+        };
+        let tolerated = self.connects.len() - (self.connects.len() * 99).div_ceil(100);
+        let breaking = self.connects.iter().filter(is_slow).nth(tolerated)?;
+        Some(breaking.at_ns.saturating_add(limit_ns))
     }
 
     /// The time within which 99 of 100 connects completed; an unanswered one counts until `end_ns`.
@@ -258,6 +333,12 @@ mod tests {
         assert_eq!(seen.busiest(11), 2);
         assert_eq!(seen.busiest(100), 4);
         assert_eq!(seen.busiest(1000), 5);
+        assert_eq!(seen.first_connect_above(3), Some(90));
+        assert_eq!(seen.first_connect_above(5), None);
+        assert_eq!(seen.first_connect_above_rate(2, 100), Some(20));
+        assert_eq!(seen.first_connect_above_rate(1, 11), Some(10));
+        assert_eq!(seen.first_connect_above_rate(3, 100), Some(90));
+        assert_eq!(seen.first_connect_above_rate(4, 100), None);
     }
 
     #[test]
@@ -275,6 +356,8 @@ mod tests {
             told(170, 4, witness::CLOSED),
         ]);
         assert_eq!(seen.most_open(), 2);
+        assert_eq!(seen.first_open_above(1), Some(30));
+        assert_eq!(seen.first_open_above(2), None);
         assert_eq!(seen.connects.len(), 4);
     }
 
@@ -286,6 +369,8 @@ mod tests {
             told(200, 2, witness::CONNECT),
         ]);
         assert_eq!(seen.p99_connect_ns(1000), Some(900));
+        assert_eq!(seen.p99_broke_ns(50, 1000), Some(150));
+        assert_eq!(seen.p99_broke_ns(900, 1000), None);
         let mut quick: Vec<_> = (0..200)
             .flat_map(|n| {
                 [
@@ -297,6 +382,35 @@ mod tests {
         quick.push(told(500, 999, witness::CONNECT));
         assert_eq!(history(quick).p99_connect_ns(1000), Some(7));
         assert_eq!(history(Vec::new()).p99_connect_ns(1000), None);
+    }
+
+    #[test]
+    fn the_first_byte_is_timed_from_the_request() {
+        let first_byte = |events: &[(u64, u64)]| {
+            let events = events.iter().map(|(time, kind)| told(*time, 1, *kind));
+            history(events.collect()).connects[0].first_byte_ns()
+        };
+        let open = [(100, witness::CONNECT), (110, witness::ESTABLISHED)];
+        let with = |more: &[(u64, u64)]| first_byte(&[&open, more].concat());
+        let (sent, received) = (witness::SENT, witness::RECEIVED);
+        assert_eq!(
+            with(&[(500, sent), (530, received), (900, received)]),
+            Some(30)
+        );
+        assert_eq!(
+            with(&[(115, received), (500, sent)]),
+            Some(5),
+            "the server speaks first"
+        );
+        assert_eq!(with(&[(500, sent)]), None);
+        assert_eq!(first_byte(&[(100, witness::CONNECT)]), None);
+        let served = [
+            (100, witness::ACCEPTED),
+            (100, witness::ESTABLISHED),
+            (120, received),
+            (160, sent),
+        ];
+        assert_eq!(first_byte(&served), Some(40), "of the command's own answer");
     }
 
     #[test]
