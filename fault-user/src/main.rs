@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,
         Err(failure) => {
-            if verbose {
+            if verbose > 0 {
                 tell::line(format_args!("fault: error: {:?}", failure.error));
             } else {
                 tell::line(format_args!("fault: error: {failure}"));

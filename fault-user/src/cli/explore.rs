@@ -129,5 +129,6 @@ fn options() -> Options {
         mechanism: None,
         drain: None,
         force: false,
+        verbose: 0,
     }
 }

@@ -13,12 +13,13 @@ use nix::errno::Errno;
 use crate::hold::line::{DelayLine, Figures};
 use crate::hold::qdiscs::{Loss, Qdiscs};
 use crate::inject::endpoints::Endpoints;
-use crate::inject::events::Events;
 use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
 use crate::inject::injector::{Attachment, Injector, Marker};
 use crate::inject::names::LearnedName;
 use crate::inject::reach::{IngressMechanism, InterfaceSet};
+use crate::inject::records::Events;
+use crate::inject::tracer::Tracer;
 use crate::inject::xdp::Mode;
 use crate::plan::Plan;
 use crate::plan::tables::{PacketRule, Scope, Tables, compile};
@@ -33,6 +34,8 @@ use crate::sys::process::proc::{open_pidfd, open_sockets, take_descriptor};
 pub struct InjectionOptions {
     /// Report decisions that fire as events.
     pub events: bool,
+    /// Print a line for each packet that reaches a rule's port.
+    pub trace: bool,
     /// The rules may be replaced: the maps and programs support further rules with other faults.
     pub live: bool,
     /// Replay these decisions instead of making new ones.
@@ -55,6 +58,8 @@ pub struct PreparedInjection {
     pub(super) entries: Vec<PacketRule>,
     pub(super) reach: Arc<Mutex<InterfaceSet>>,
     pub(super) tables: Tables,
+    /// Prints what is done with packets, if that was requested.
+    pub(super) tracer: Option<Tracer>,
 }
 
 /// Applied rules. Dropping this removes them; [`Injection::remove`] also reports errors.
@@ -249,9 +254,10 @@ fn is_internet(socket: &OwnedFd) -> bool {
 }
 
 impl Injection {
-    /// Stops the rules. Their counters stay, and held packets are still released.
+    /// Stops the rules. Their counters stay, and held packets are still released. The last lines about packets are printed.
     pub fn rest(&mut self) {
         self.prepared.reach().injector.rest();
+        self.prepared.tracer = None;
     }
 
     /// The hooks at which the programs are attached.
@@ -334,6 +340,7 @@ impl Injection {
         }
         reach.injector.install(&tables, self.epoch_ns)?;
         drop(reach);
+        self.prepared.trace(plan, &BTreeSet::new());
         self.prepared.idle.follow(&entries, self.epoch_ns)?;
         self.age += 1;
         self.prepared.tables = tables;
@@ -382,6 +389,7 @@ impl Injection {
             .reach()
             .injector
             .install(&tables, self.epoch_ns)?;
+        self.prepared.trace(plan, off);
         self.prepared.tables = tables;
         Ok(())
     }
@@ -526,6 +534,13 @@ impl Injection {
 }
 
 impl PreparedInjection {
+    /// From now on lines about packets are those of these rules, without those whose indexes are in `off`.
+    fn trace(&self, plan: &Plan, off: &BTreeSet<usize>) {
+        if let Some(tracer) = &self.tracer {
+            tracer.follow(plan, off);
+        }
+    }
+
     fn remove(mut self) -> Result<()> {
         self.settle()
     }

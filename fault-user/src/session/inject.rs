@@ -2,14 +2,17 @@
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::options::Options;
 use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
 use super::signals::EndSignals;
 use super::subject::Subject;
-use super::{Loaded, Session, choose_mechanism, guard, many, plan, require, runtime, tell_unfired};
+use super::{
+    Loaded, Session, choose_mechanism, guard, many, plan, require, runtime, tell_setup,
+    tell_unfired,
+};
 use crate::inject::injection::InjectionOptions;
 use crate::plan::Plan;
 use crate::report::summary;
@@ -102,7 +105,7 @@ impl Inject {
             live: watched.is_some(),
             ..self.options.injection_options()
         };
-        let patience = Patience::start("setting up");
+        let (patience, started) = (Patience::start("setting up"), Instant::now());
         let scope = subject.scope();
         let mut loaded = Loaded::load(
             &self.options,
@@ -117,6 +120,7 @@ impl Inject {
             .start("fault inject".to_owned(), watched.is_none())
             .await?;
         drop(patience);
+        tell_setup(&self.options, started);
         tell!("fault: seed {}", session.plan.seed);
         tell!(
             "fault: {} in force; press Ctrl-C to stop",
@@ -219,9 +223,10 @@ impl ActiveInjection<'_> {
     }
 
     /// Prints the summary and removes everything.
-    async fn end(self) -> Outcome {
+    async fn end(mut self) -> Outcome {
         self.session.drain().await?;
         let hits = self.session.hits()?;
+        self.session.rest();
         tell_unfired(&self.session.summarize(&hits)?);
         self.session.restore()?;
         Ok(exit::SUCCESS)

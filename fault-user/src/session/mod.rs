@@ -20,7 +20,7 @@ pub mod subject;
 pub mod tree;
 pub mod windows;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use fault_common::abi::Counter;
@@ -35,8 +35,8 @@ use self::rules::RuleSet;
 use self::signals::EndSignals;
 use self::subject::Subject;
 use self::windows::Windows;
-use crate::inject::events::Events;
 use crate::inject::injection::{Hits, Injection, InjectionOptions, PreparedInjection};
+use crate::inject::records::Events;
 use crate::plan::mechanism::{Mechanism, choose};
 use crate::plan::tables::Scope;
 use crate::plan::{Plan, guard_host};
@@ -93,6 +93,13 @@ pub fn plan(
     let mut plan = Plan::new(&rules.rules, seed, scope, rules.length_ns).map_err(Failure::usage)?;
     plan.hold_by(mechanism);
     Ok(plan)
+}
+
+/// Prints how long the set-up took since `started`, if that was requested.
+fn tell_setup(options: &Options, started: Instant) {
+    if options.verbose > 0 {
+        tell!("fault: set up in {:.3} s", started.elapsed().as_secs_f64());
+    }
 }
 
 /// Creates a runtime with one thread.

@@ -36,6 +36,8 @@ pub struct Options {
     pub drain: Option<Duration>,
     /// Whether rules may match port 22 and the control API on the whole host.
     pub force: bool,
+    /// The number of `-v`: 1 prints how long the set-up takes, 2 what is done with each packet.
+    pub verbose: u8,
 }
 
 impl Options {
@@ -45,6 +47,7 @@ impl Options {
         InjectionOptions {
             attachment: self.attachment,
             front: self.front,
+            trace: self.verbose >= 2,
             later_interfaces: Some(self.selection.clone()),
             ..InjectionOptions::default()
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use fault_common::abi::{Counter, DecisionKey};
 
@@ -13,7 +14,9 @@ use super::options::Options;
 use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
 use super::subject::{Subject, scope_of};
-use super::{Loaded, Session, choose_mechanism, guard, plan, require, runtime, tell_unfired};
+use super::{
+    Loaded, Session, choose_mechanism, guard, plan, require, runtime, tell_setup, tell_unfired,
+};
 use crate::inject::injection::{Hits, InjectionOptions};
 use crate::plan::mechanism::Mechanism;
 use crate::report::expectations::{self, Facts, Verdict};
@@ -108,7 +111,7 @@ impl Run {
         command: &ReadyCommand,
     ) -> Outcome {
         watch_list.before(rules).await?;
-        let patience = Patience::start("setting up");
+        let (patience, started) = (Patience::start("setting up"), Instant::now());
         let subject = Subject::find(&self.options)?;
         let own = self.own_cgroup()?;
         let waiting = command.begin(own.as_ref())?;
@@ -137,6 +140,7 @@ impl Run {
         let observer = watch_list.watch(&loaded.subject, loaded.scope())?;
         let session = loaded.start(self.title(), true).await?;
         drop(patience);
+        tell_setup(&self.options, started);
         let mut running = waiting.go()?;
         give_up(&rights(&session, command, own.as_ref()));
         let mut active = ActiveRun {
