@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 12;
+pub const ABI_VERSION: u32 = 13;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -910,6 +910,111 @@ pub struct Event {
     pub padding: u16,
 }
 
+/// What a program did with a packet that reached a rule's port. Only told where the programs' constant `TRACE` is 1; nothing
+/// is decided by it. What a [`step`] does not set is left over from an earlier one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// Time since the rule set's epoch, by which windows were judged.
+    pub since_ns: u64,
+    /// The packet's ordinal by which its rule decided, from 1; 0 when the rule did not pick it. With [`step::FORESEEN`]: of the
+    /// last wire packet.
+    pub packet: u64,
+    /// [`RuleState::packets`] after it was judged.
+    pub rule_packets: u64,
+    /// How long its rule holds it.
+    pub delay_ns: u64,
+    /// The cgroups of its sender and its receiver, as in [`Flow::scopes`].
+    pub scopes: [u64; 2],
+    /// Its source address.
+    pub source: crate::flow::Address,
+    /// Its destination address.
+    pub destination: crate::flow::Address,
+    /// [`RuleEntry::uid`] of the rule that judged it; 0 for none.
+    pub rule: u32,
+    /// The connection's ordinal among those of the rule, from 1.
+    pub connection: u32,
+    /// See [`DecisionKey::seen`]; 0 when the rule's filters or window did not let it through. With [`step::FORESEEN`]: how many
+    /// wire packets they let through.
+    pub seen: u32,
+    /// Packets of the connection and direction that passed the rule's filters outside its windows.
+    pub outside: u32,
+    /// [`FlowRule::memory`] after it was judged.
+    pub memory: u32,
+    /// Bytes of the largest wire packet in it, IP header included.
+    pub size: u32,
+    /// Bytes behind the transport header.
+    pub payload: u32,
+    /// Wire packets in it.
+    pub segments: u32,
+    /// Indexes of the rules that it matches.
+    pub matches: [u16; MATCHES_MAX],
+    /// How many of these there are.
+    pub match_count: u16,
+    /// 1 when there are more.
+    pub overflow: u16,
+    /// See [`crate::packet::Packet::source_port`].
+    pub source_port: u16,
+    /// See [`crate::packet::Packet::destination_port`].
+    pub destination_port: u16,
+    /// See [`crate::packet::Packet::fragment`].
+    pub fragment: u16,
+    /// See [`crate::packet::Packet::query_type`].
+    pub query_type: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Bits of [`crate::packet::kind`].
+    pub kinds: u8,
+    /// See [`crate::packet::Packet::tcp_flags`].
+    pub tcp_flags: u8,
+    /// See [`crate::packet::Packet::icmp_type`].
+    pub icmp_type: u8,
+    /// See [`crate::packet::Packet::ecn`].
+    pub ecn: u8,
+    /// Bits of [`trace_flag`].
+    pub flags: u8,
+    /// Its [`direction`] to the rule that judged it; before any did, the one by who began the connection.
+    pub direction: u8,
+    /// What the rule did: see [`action`]; 0 for nothing.
+    pub action: u8,
+    /// What this is about: see [`step`].
+    pub step: u8,
+    /// The [`Counter`] of [`step::PASSED`].
+    pub counter: u8,
+    /// Always zero.
+    pub padding: [u8; 2],
+}
+
+/// Values of [`Trace::step`].
+pub mod step {
+    /// The packet reached a rule's port, and matches the rules that are listed.
+    pub const LISTED: u8 = 1;
+    /// A rule judged it.
+    pub const JUDGED: u8 = 2;
+    /// A rule judged the wire packets of a super-packet ahead, and none of them is hit.
+    pub const FORESEEN: u8 = 3;
+    /// It goes the other way than all rules for its ports.
+    pub const OTHER_WAY: u8 = 4;
+    /// None of its sockets belongs to a cgroup that the rules are limited to.
+    pub const NOBODY: u8 = 5;
+    /// It passed for a reason that is counted: see [`super::Trace::counter`].
+    pub const PASSED: u8 = 6;
+    /// The same, and its headers were not read.
+    pub const UNREAD: u8 = 7;
+}
+
+/// Bits of [`Trace::flags`].
+pub mod trace_flag {
+    /// See [`crate::packet::Packet::has_transport`].
+    pub const TRANSPORT: u8 = 1;
+    /// See [`crate::packet::Packet::is_fragment`].
+    pub const FRAGMENT: u8 = 2;
+    /// See [`crate::packet::Packet::follows`].
+    pub const FOLLOWS: u8 = 4;
+    /// See [`crate::matching::Connection::is_certain`].
+    pub const CERTAIN: u8 = 8;
+}
+
 /// Why a program let a packet pass; indexes of the counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -960,6 +1065,8 @@ pub enum Counter {
     DnsOverTcp,
     /// An answer to an ICMP echo request of the command whose request is forgotten: see `ECHOES` of the programs.
     EchoForgotten,
+    /// No packet: a [`Trace`] for which the ring buffer had no room.
+    TraceLost,
     /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,
     /// because there were too many.
     Forgotten,
@@ -985,6 +1092,7 @@ const _: () = {
     assert!(size_of::<RuleStats>() == 48);
     assert!(2 * RULES_MAX <= 1 << STATE_BITS);
     assert!(size_of::<Event>() == 40);
+    assert!(size_of::<Trace>() == 152);
     assert!(size_of::<Hold>() == 56);
     assert!(size_of::<Steer>() == 16);
     assert!(size_of::<HandshakeEvent>() == 120);
@@ -997,9 +1105,9 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, DecisionKey, Destination, Endpoint, Flow, FlowRule, FlowRuleKey, Handshake, Hold,
-        Known, Original, Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats, ScopeKey,
-        SetHeader, Steer,
+        Control, DecisionKey, Destination, Endpoint, Event, Flow, FlowRule, FlowRuleKey, Handshake,
+        Hold, Known, Original, Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats,
+        ScopeKey, SetHeader, Steer, Trace,
     };
     use crate::flow::FlowKey;
 
@@ -1027,6 +1135,8 @@ mod pod {
         Handshake,
         Original,
         DecisionKey,
+        Event,
+        Trace,
         Flow,
         Owner,
         RuleState,

@@ -191,22 +191,49 @@ fn passes_filters<C: Counting>(
     packet: &Packet,
     connection: u32,
 ) -> bool {
-    let is_kind = !C::uses(modifier::KINDS) || rule.kinds == 0 || rule.kinds & packet.kinds != 0;
-    let has_size =
-        !C::uses(modifier::SIZE) || (sample.size >= rule.size_min && sample.size <= rule.size_max);
-    let is_connection = !C::uses(modifier::CONNECTION)
-        || (connection >= rule.connection_from && connection <= rule.connection_to);
-    let is_alternative =
-        !C::uses(modifier::MIX) || rule.flags & rule_flag::MIX == 0 || in_mix(rule, connection);
-    let is_type = !C::uses(modifier::QUERY_TYPE)
-        || rule.query_type == 0
-        || rule.query_type == packet.query_type;
+    let is_kind = !C::uses(modifier::KINDS) || is_kind(rule, packet.kinds);
+    let has_size = !C::uses(modifier::SIZE) || has_size(rule, sample.size);
+    let is_connection = !C::uses(modifier::CONNECTION) || is_connection(rule, connection);
+    let is_alternative = !C::uses(modifier::MIX) || in_mix(rule, connection);
+    let is_type = !C::uses(modifier::QUERY_TYPE) || is_query_type(rule, packet.query_type);
     is_kind && has_size && is_connection && is_alternative && is_type
 }
 
-/// Whether a connection's one draw falls to this alternative of a `mix`.
+/// Whether `match=` selects packets of these [`kind`]s.
+#[must_use]
 #[inline(always)]
-const fn in_mix(rule: &RuleEntry, connection: u32) -> bool {
+pub const fn is_kind(rule: &RuleEntry, kinds: u8) -> bool {
+    rule.kinds == 0 || rule.kinds & kinds != 0
+}
+
+/// Whether `size=` selects packets of `size` bytes.
+#[must_use]
+#[inline(always)]
+pub const fn has_size(rule: &RuleEntry, size: u32) -> bool {
+    size >= rule.size_min && size <= rule.size_max
+}
+
+/// Whether `conn=` selects the connection.
+#[must_use]
+#[inline(always)]
+pub const fn is_connection(rule: &RuleEntry, connection: u32) -> bool {
+    connection >= rule.connection_from && connection <= rule.connection_to
+}
+
+/// Whether `type=` selects queries for this type.
+#[must_use]
+#[inline(always)]
+pub const fn is_query_type(rule: &RuleEntry, query_type: u16) -> bool {
+    rule.query_type == 0 || rule.query_type == query_type
+}
+
+/// Whether a connection's one draw falls to this alternative of a `mix`; a rule without one has all.
+#[must_use]
+#[inline(always)]
+pub const fn in_mix(rule: &RuleEntry, connection: u32) -> bool {
+    if rule.flags & rule_flag::MIX == 0 {
+        return true;
+    }
     let once = Ordinals {
         connection,
         packet: 0,
@@ -215,6 +242,15 @@ const fn in_mix(rule: &RuleEntry, connection: u32) -> bool {
     };
     let drawn = draw(rule.mix_key, once, Lane::Mix as u64) >> 32;
     drawn >= rule.mix_from && drawn < rule.mix_to
+}
+
+/// Whether the trigger selects this count.
+#[must_use]
+#[inline(always)]
+pub const fn is_triggered(rule: &RuleEntry, count: u64) -> bool {
+    count >= rule.count_from
+        && count <= rule.count_to
+        && (rule.count_step <= 1 || count.is_multiple_of(rule.count_step))
 }
 
 /// A fault that fired.
@@ -358,10 +394,7 @@ fn is_picked<C: Counting>(rule: &RuleEntry, ordinals: Ordinals, state: &mut Rule
     } else {
         ordinals.packet
     };
-    let triggered = !C::uses(modifier::TRIGGER)
-        || (count >= rule.count_from
-            && count <= rule.count_to
-            && (rule.count_step <= 1 || count % rule.count_step == 0));
+    let triggered = !C::uses(modifier::TRIGGER) || is_triggered(rule, count);
     triggered
         && (!C::uses(modifier::PROBABILITY)
             || rule.probability == ALWAYS

@@ -10,6 +10,7 @@
 //! * [`matching`] narrows thousands of rules down to those that concern a packet;
 //! * [`decide`] says what one rule does to one packet;
 //! * [`dns`] reads DNS messages;
+//! * [`explain`] finds out again why it did so, from what a program told of it;
 //! * [`random`] is the only source of chance: a pure function of the seed and of ordinals;
 //! * [`reply`] builds the RSTs and ICMP errors that refusals answer with;
 //! * [`abi`] is the layout of every BPF map value, with the version that the loader checks.
@@ -24,6 +25,7 @@ pub mod abi;
 pub mod decide;
 pub mod delay;
 pub mod dns;
+pub mod explain;
 pub mod flow;
 pub mod fragment;
 pub mod matching;

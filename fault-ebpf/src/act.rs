@@ -9,7 +9,7 @@ use fault_common::packet::{
 
 use crate::maps::{ACTIONS, CORRUPT_BITS, SCRATCH, Scratch, count};
 use crate::skb::{Any, NEXT, Skb};
-use crate::{answer, classify, dns, hold};
+use crate::{answer, classify, dns, hold, trace};
 
 /// Whether the packet is to vanish and nothing else: most faults that fire do that.
 #[inline(always)]
@@ -32,6 +32,7 @@ pub fn carry_out<C: Counting, const EGRESS: bool, const LINK: u32>(
     };
     done.unwrap_or_else(|()| {
         count(Counter::ActionFailed);
+        trace::passed(scratch, Counter::ActionFailed);
         for index in 0..MATCHES_MAX as u32 {
             withdraw_hit(scratch, index);
         }

@@ -5,6 +5,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
     Control, Counter, Event, FLOW_SLOTS, Flow, FlowRule, Known, MATCHES_MAX, NAMES_MAX,
     PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock, datagram,
+    step,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::flow::Address;
@@ -25,7 +26,7 @@ use crate::maps::{
     SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
 };
 use crate::skb::{NEXT, Skb};
-use crate::{act, dns, flows, hold, split};
+use crate::{act, dns, flows, hold, split, trace};
 
 /// Judges one packet and returns what tc is to do with it.
 #[inline(always)]
@@ -62,6 +63,9 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     let header = SETS.get(generation).ok_or(Counter::Internal)?;
     let glance = glance(skb, header, generation);
     if matches!(glance, Glance::NoRule) {
+        if trace::is_on() {
+            trace_other_way(skb, header, generation);
+        }
         // Policy: no rule can concern this packet. Nearly all packets end here.
         return Ok(NEXT);
     }
@@ -72,24 +76,38 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     if passes == FRAGMENT {
         passes = read_fragment(header, shared, generation);
     }
-    if passes != 0 {
-        // Policy: what can't be read passes and is counted; so does what no rule can concern, uncounted.
-        return if passes == NO_RULE {
-            Ok(NEXT)
-        } else {
-            Err(reason(passes))
-        };
-    }
-    // Policy: without a living daemon nothing is touched.
-    let now_ns = leased_ns(control).ok_or(Counter::LeaseExpired)?;
     // SAFETY: as above; a fresh reference, since `read_fragment` writes through another one.
     let scratch = unsafe { &mut *shared };
+    if passes == NO_RULE {
+        if trace::is_on() {
+            trace::other_way(&Maps { header, generation }, header, scratch);
+        }
+        // Policy: no rule can concern it.
+        return Ok(NEXT);
+    }
+    if passes != 0 {
+        // Policy: what can't be read passes and is counted.
+        let counter = reason(passes);
+        trace::unread(scratch, counter);
+        return Err(counter);
+    }
+    let Some(now_ns) = leased_ns(control) else {
+        // Policy: without a living daemon nothing is touched.
+        trace::passed(scratch, Counter::LeaseExpired);
+        return Err(Counter::LeaseExpired);
+    };
     see(skb, header, scratch, now_ns, generation);
     let flow = match flows::enter(skb, header, scratch) {
         Entered::Flow(flow) => flow,
-        // Policy: it belongs to nobody whom the rules are limited to.
-        Entered::Nobody => return Ok(NEXT),
-        Entered::Full => return Err(Counter::FlowTableFull),
+        Entered::Nobody => {
+            // Policy: it belongs to nobody whom the rules are limited to.
+            trace::packet(scratch, step::NOBODY);
+            return Ok(NEXT);
+        }
+        Entered::Full => {
+            trace::passed(scratch, Counter::FlowTableFull);
+            return Err(Counter::FlowTableFull);
+        }
     };
     if NAME_COUNT.load() != 0 && header.has_questions != 0 && dns::may_ask(&scratch.packet) {
         dns::fault_read_query(skb.raw());
@@ -102,6 +120,8 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         list_rules(header, shared)
     };
     if !any {
+        // SAFETY: as above; a fresh reference, since the list was written through another one.
+        trace::packet(unsafe { &mut *shared }, step::LISTED);
         // Policy: the port is a rule's, the host or the scope is not.
         keep_fragment(shared, datagram::UNCONCERNED);
         return Ok(NEXT);
@@ -122,6 +142,7 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     }
     // SAFETY: as above.
     let scratch = unsafe { &mut *shared };
+    trace::packet(scratch, step::LISTED);
     skb.set_judged();
     if scratch.packet.is_fragment {
         scratch.sight.bytes += scratch.datagram.early_bytes;
@@ -138,6 +159,23 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         return Ok(Skb::<EGRESS, LINK>::vanish());
     }
     Ok(act::carry_out::<C, EGRESS, LINK>(skb, scratch))
+}
+
+/// Tells of a packet that no rule concerns by the direction that it goes in. A function of its own for the sake of the stack.
+#[inline(never)]
+fn trace_other_way<F: Frame>(frame: F, header: &SetHeader, generation: u32) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: see `Scratch`; nothing has been written there for this packet.
+    let scratch = unsafe { &mut *scratch };
+    let mut code = read_plain(frame, scratch);
+    if code == NOT_PLAIN {
+        code = read_any(frame, scratch);
+    }
+    if code == 0 {
+        trace::other_way(&Maps { header, generation }, header, scratch);
+    }
 }
 
 /// Whether the packet goes from one port of a bridge to another, and is at the bridge's own device only because
@@ -178,7 +216,11 @@ pub fn is_lost<C: Judging, F: Losing>(frame: F) -> Option<bool> {
     };
     // SAFETY: as above; a fresh reference, since the list was written through another one.
     let scratch = unsafe { &mut *shared };
-    if !any || !frame.may_judge(scratch) {
+    if !any {
+        return None;
+    }
+    trace::packet(scratch, step::LISTED);
+    if !frame.may_judge(scratch) {
         return None;
     }
     let is_hit = judge_rules::<C>(shared, flow.as_ptr(), control.events);
@@ -725,10 +767,14 @@ fn judge_by<C: Counting>(
         memory.as_ptr()
     } else {
         // Policy: the rule does not act on this packet.
+        trace::passed(scratch, Counter::FlowRuleTableFull);
         count(Counter::FlowRuleTableFull);
         return Some(());
     };
     ask::<C>(scratch, memory, rule, state, found.direction);
+    if trace::is_on() {
+        trace::judged(scratch, memory, rule, state, found.direction.into());
+    }
     conclude(scratch, rule, counts, found.rule, events);
     Some(())
 }

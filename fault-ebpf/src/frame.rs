@@ -52,7 +52,7 @@ pub trait Losing: Frame {
     fn is_concerned(&self, packet: &Packet) -> bool;
 
     /// Whether it may be judged by the rules that it matches.
-    fn may_judge(&self, scratch: &Scratch) -> bool;
+    fn may_judge(&self, scratch: &mut Scratch) -> bool;
 }
 
 /// Bytes of a packet where they lie. The words of a header need not be aligned, which the kernel's programs may read all

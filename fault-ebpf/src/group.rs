@@ -12,7 +12,7 @@ use fault_common::packet::{Load, Packet};
 use crate::frame::{Frame, Losing, Near};
 use crate::maps::{MATCHES, SETS, Scratch, count};
 use crate::skb::Skb;
-use crate::{classify, flows, scope, split};
+use crate::{classify, flows, scope, split, trace};
 
 /// Set in [`FlowKey::protocol`] of what one of several sockets is given.
 const GROUP: u32 = 1 << 9;
@@ -107,9 +107,10 @@ impl Losing for Received {
     }
 
     #[inline(always)]
-    fn may_judge(&self, scratch: &Scratch) -> bool {
+    fn may_judge(&self, scratch: &mut Scratch) -> bool {
         let may = only_lose(scratch);
         if !may {
+            trace::passed(scratch, Counter::Group);
             count(Counter::Group);
         }
         may

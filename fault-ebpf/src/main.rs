@@ -41,6 +41,7 @@ mod scope;
 mod skb;
 mod split;
 mod steer;
+mod trace;
 mod watch;
 mod xdp;
 

@@ -13,7 +13,7 @@ use fault_common::abi::{
     DecisionKey, Destination, ENDPOINTS_MAX, Endpoint, FOLLOWED as FOLLOWED_MAX, Flow, FlowRule,
     FlowRuleKey, Followed, Handshake, Hold, Known, MATCHES_MAX, NAMED_WORDS, NAMES_MAX, Original,
     Owner, PLACES, PortClasses, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey,
-    SetHeader, Steer, Watched,
+    SetHeader, Steer, Trace, Watched,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -107,6 +107,10 @@ pub static MPTCP: Global<u32> = Global::new(0);
 /// 1 when rules may be limited to cgroups.
 #[unsafe(no_mangle)]
 pub static SCOPED: Global<u32> = Global::new(1);
+
+/// 1 when the programs tell in [`TRACES`] what they do with each packet that reaches a rule's port.
+#[unsafe(no_mangle)]
+pub static TRACE: Global<u32> = Global::new(0);
 
 /// A map that the kernel keeps with each socket and copies to the sockets that a listener accepts.
 /// aya's own type lacks the flag for that, hence this definition by BTF, in libbpf's form.
@@ -225,6 +229,9 @@ pub static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0)
 /// Decisions that fired.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+/// What was done with packets; the loader makes it larger where [`TRACE`] is 1.
+#[map]
+pub static TRACES: RingBuf = RingBuf::with_byte_size(1 << 12, 0);
 /// Room for what does not fit the stack; one entry for each CPU.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
@@ -407,6 +414,8 @@ pub struct Scratch {
     pub taken: u32,
     /// Where the transport checksum of the packet is; 0 where there is none.
     pub checksum_offset: u32,
+    /// What is told about the packet where [`TRACE`] is 1.
+    pub trace: Trace,
 }
 
 /// What is known of a packet before any rule is asked.

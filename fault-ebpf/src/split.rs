@@ -10,6 +10,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use fault_common::abi::{
     Counter, FLOW_SLOTS, Flow, FlowRule, MATCHES_MAX, RuleEntry, RuleState, modifier, rule_flag,
+    step,
 };
 use fault_common::decide::{Counting, Sample, in_window, judge};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, Part};
@@ -20,7 +21,7 @@ use crate::maps::{
     count, count_many,
 };
 use crate::skb::{Any, Skb};
-use crate::{classify, flows};
+use crate::{classify, flows, trace};
 
 /// The most segments that are told apart; a super-packet of more is judged as one.
 const SEGMENTS_MAX: u32 = 64;
@@ -142,6 +143,8 @@ fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> b
         each_match(|index| give_back::<C>(unsafe { &mut *scratch }, flow, index));
         return false;
     }
+    // SAFETY: as above; the reference lives no longer than this.
+    trace::packet(unsafe { &mut *scratch }, step::LISTED);
     each_match(|index| keep_memory(unsafe { &mut *scratch }, flow, index))
 }
 
@@ -270,6 +273,9 @@ fn keep_memory(scratch: &mut Scratch, flow: *mut Flow, index: u32) -> u32 {
             (*stats).seen_segments += u64::from(scratch.sight.segments);
             (*stats).seen_bytes += u64::from(scratch.sight.bytes);
         }
+    }
+    if trace::is_on() {
+        trace::foreseen(scratch, flow, rule, index, direction.into());
     }
     1
 }

@@ -160,7 +160,7 @@ impl Losing for Raw {
     }
 
     #[inline(always)]
-    fn may_judge(&self, _scratch: &Scratch) -> bool {
+    fn may_judge(&self, _scratch: &mut Scratch) -> bool {
         self.set_judged().is_some()
     }
 }

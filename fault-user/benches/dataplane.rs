@@ -73,6 +73,7 @@ fn nanoseconds(rules: &[String]) -> f64 {
     let mut injector = Injector::load(&Options {
         capacity: Capacity::of(&tables).expect("a capacity"),
         events: false,
+        trace: false,
         attachment: None,
         needs: Needs::of(&plan.entries()),
         scoped: false,
@@ -159,6 +160,7 @@ fn installing() {
             connections: 1,
         },
         events: false,
+        trace: false,
         attachment: None,
         needs: Needs::of(&plan.entries()),
         scoped: false,

@@ -26,14 +26,14 @@ fn main() -> ExitCode {
     cli::start_log();
     open_files::raise();
     let verbose = cli.verbose;
-    if verbose {
+    if verbose > 0 {
         tell::show_steps();
     }
     match cli.run() {
         Ok(code) => ExitCode::from(code),
         Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,
         Err(failure) => {
-            if verbose {
+            if verbose > 0 {
                 tell::line(format_args!("fault: error: {:?}", failure.error));
             } else {
                 tell::line(format_args!("fault: error: {failure}"));

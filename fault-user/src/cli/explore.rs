@@ -125,6 +125,7 @@ impl Explore {
                 mechanism: None,
                 drain: None,
                 force: false,
+                trace: false,
             },
             user: self.user,
             runs: self.runs,

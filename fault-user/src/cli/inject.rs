@@ -31,11 +31,11 @@ pub struct Inject {
 }
 
 impl Inject {
-    /// Runs the subcommand.
+    /// Runs the subcommand. `verbose` is the number of `-v`.
     ///
     /// # Errors
     /// Wrong arguments, or the rules can't be applied; then nothing is changed.
-    pub fn execute(self) -> Outcome {
+    pub fn execute(self, verbose: u8) -> Outcome {
         let length = self.length.as_deref();
         let length = length.map(|text| parse_time("--for", text)).transpose()?;
         // Before it is read: what is written from here on is a change.
@@ -45,7 +45,7 @@ impl Inject {
         });
         let rules = self.rules.parse()?;
         let inject = inject::Inject {
-            options: self.traffic.read()?,
+            options: self.traffic.read(verbose)?,
             length,
             watched,
             allow_unfired: self.allow_unfired,

@@ -42,9 +42,11 @@ use crate::tell;
     disable_help_subcommand = true
 )]
 pub struct Cli {
-    /// Print more: the causes of an error, the verifier's log, how long each step of the start and the end takes.
-    #[arg(short, long, global = true)]
-    pub verbose: bool,
+    /// Print more: the causes of an error, the verifier's log, how long each step of the
+    /// start and the end takes. `-vv` with `run` and `inject`
+    /// prints a line for each packet that reaches a rule's port: what each rule did with it, and why.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
     /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
@@ -103,10 +105,10 @@ impl Cli {
     /// [`Failure`] holds the error and the exit code.
     pub fn run(self) -> Outcome {
         match self.command {
-            Command::Run(run) => run.execute(),
+            Command::Run(run) => run.execute(self.verbose),
             Command::Explore(explore) => explore.execute(),
             Command::Replay(replay) => replay.execute(),
-            Command::Inject(inject) => inject.execute(),
+            Command::Inject(inject) => inject.execute(self.verbose),
             Command::Check(check) => check.execute(),
             Command::Profiles(profiles) => profiles.execute(),
             Command::Doctor(doctor) => doctor.execute(),

@@ -77,11 +77,11 @@ pub enum Choice {
 }
 
 impl TrafficOptions {
-    /// Converts the options to those of a session.
+    /// Converts the options to those of a session. `verbose` is the number of `-v`.
     ///
     /// # Errors
     /// An invalid time.
-    pub fn read(self) -> Result<Options, Failure> {
+    pub fn read(self, verbose: u8) -> Result<Options, Failure> {
         Ok(Options {
             selection: self.selection(),
             attachment: self.attachment(),
@@ -94,6 +94,7 @@ impl TrafficOptions {
             follow: self.follow,
             netns: self.netns,
             force: self.force,
+            trace: verbose >= 2,
         })
     }
 

@@ -73,7 +73,7 @@ impl Replay {
             .collect();
         let rules = Rules::again(texts, targets, drawn, report.seed).parse()?;
         let run = Run {
-            options: self.traffic.read()?,
+            options: self.traffic.read(0)?,
             host: report.host,
             user: self.user,
             allow_unfired: self.allow_unfired || report.allow_unfired,

@@ -69,14 +69,14 @@ enum ScopeKind {
 }
 
 impl Run {
-    /// Runs the subcommand.
+    /// Runs the subcommand. `verbose` is the number of `-v`.
     ///
     /// # Errors
     /// Wrong arguments, or the rules can't be applied; then nothing is changed.
-    pub fn execute(self) -> Outcome {
+    pub fn execute(self, verbose: u8) -> Outcome {
         let rules = self.rules.parse()?;
         let run = run::Run {
-            options: self.traffic.read()?,
+            options: self.traffic.read(verbose)?,
             host: self.scope == ScopeKind::Host,
             user: self.user,
             allow_unfired: self.allow_unfired,

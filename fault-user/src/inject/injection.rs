@@ -14,12 +14,13 @@ use nix::errno::Errno;
 use crate::hold::line::{DelayLine, Figures};
 use crate::hold::qdiscs::{Loss, Qdiscs};
 use crate::inject::endpoints::Endpoints;
-use crate::inject::events::Events;
 use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
 use crate::inject::injector::{Attachment, Injector, Marker};
 use crate::inject::names::LearnedName;
 use crate::inject::reach::{IngressMechanism, InterfaceSet};
+use crate::inject::records::Events;
+use crate::inject::tracer::Tracer;
 use crate::inject::xdp::Mode;
 use crate::plan::tables::{PacketRule, Scope, Tables, compile};
 use crate::plan::{Plan, PlannedRule};
@@ -35,6 +36,8 @@ use crate::tell::step;
 pub struct InjectionOptions {
     /// Report decisions that fire as events.
     pub events: bool,
+    /// Print a line for each packet that reaches a rule's port.
+    pub trace: bool,
     /// The rules may be replaced: the maps and programs support further rules with other faults.
     pub live: bool,
     /// Replay these decisions instead of making new ones.
@@ -59,6 +62,8 @@ pub struct PreparedInjection {
     pub(super) tables: Tables,
     /// Whether there are packet programs: rules for streams alone need none.
     pub(super) has_packets: bool,
+    /// Prints what is done with packets, if that was requested.
+    pub(super) tracer: Option<Tracer>,
 }
 
 /// Applied rules. Dropping this removes them; [`Injection::remove`] also reports errors.
@@ -266,9 +271,10 @@ fn is_internet(socket: &OwnedFd) -> bool {
 }
 
 impl Injection {
-    /// Stops the rules. Their counters stay, and held packets are still released.
+    /// Stops the rules. Their counters stay, and held packets are still released. The last lines about packets are printed.
     pub fn rest(&mut self) {
         self.prepared.reach().injector.rest();
+        self.prepared.tracer = None;
     }
 
     /// The hooks at which the programs are attached.
@@ -390,6 +396,7 @@ impl Injection {
         }
         reach.injector.install(&tables, self.epoch_ns)?;
         drop(reach);
+        self.prepared.trace(plan, &BTreeSet::new());
         self.prepared.idle.follow(&entries, self.epoch_ns)?;
         self.age += 1;
         self.prepared.tables = tables;
@@ -438,6 +445,7 @@ impl Injection {
             .reach()
             .injector
             .install(&tables, self.epoch_ns)?;
+        self.prepared.trace(plan, off);
         self.prepared.tables = tables;
         Ok(())
     }
@@ -590,6 +598,13 @@ impl Injection {
 }
 
 impl PreparedInjection {
+    /// From now on lines about packets are those of these rules, without those whose indexes are in `off`.
+    fn trace(&self, plan: &Plan, off: &BTreeSet<usize>) {
+        if let Some(tracer) = &self.tracer {
+            tracer.follow(plan, off);
+        }
+    }
+
     fn remove(mut self) -> Result<()> {
         self.settle()
     }

@@ -24,8 +24,8 @@ use super::places::{self, Place, Reservation, unless_vanished};
 use crate::hold::line::LineMaps;
 use crate::inject::connections::Connections;
 use crate::inject::endpoints::Endpoints;
-use crate::inject::events::Events;
 use crate::inject::names::{LearnedName, Names};
+use crate::inject::records::{Events, Traces};
 use crate::plan::needs::Needs;
 use crate::plan::tables::Tables;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
@@ -129,12 +129,15 @@ impl Capacity {
 }
 
 /// The options for loading the programs.
+#[expect(clippy::struct_excessive_bools, reason = "each says something else")]
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Map sizes.
     pub capacity: Capacity,
     /// Whether decisions that fire are reported as events.
     pub events: bool,
+    /// Whether the programs tell what they do with each packet that reaches a rule's port.
+    pub trace: bool,
     /// Forces an attachment; default: TCX if supported.
     pub attachment: Option<Attachment>,
     /// The features that the rules need.
@@ -167,6 +170,9 @@ pub struct Options {
 const DETOUR: &str = "fault_detour";
 /// ICMP echo requests that are remembered to match their replies; the oldest are forgotten: [`Counter::EchoForgotten`].
 const ECHOES: u32 = 65_536;
+
+/// The size of the ring buffer that tells what was done with packets: a power of two.
+const TRACE_BYTES: u32 = 1 << 20;
 
 /// The program at the delay line's tap and at the far end of the detour.
 pub(super) const RELEASE: &str = "fault_release";
@@ -853,7 +859,15 @@ impl Injector {
     /// # Errors
     /// They were already taken.
     pub fn take_events(&mut self) -> Result<Events> {
-        Events::take(&mut self.ebpf)
+        Events::take(&mut self.ebpf, "EVENTS")
+    }
+
+    /// Takes the ring buffer of what was done with packets.
+    ///
+    /// # Errors
+    /// It was already taken.
+    pub fn take_traces(&mut self) -> Result<Traces> {
+        Traces::take(&mut self.ebpf, "TRACES")
     }
 
     fn map(&self, name: &str) -> Result<&aya::maps::Map> {
@@ -952,6 +966,9 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         loader.map_max_entries("HOLDS", 1);
         loader.map_max_entries("RELEASED", 1);
     }
+    if options.trace {
+        loader.map_max_entries("TRACES", TRACE_BYTES);
+    }
     if options.holder == holder::FQ {
         // Both directions.
         loader.map_max_entries("ORDERS", 2 * capacity.connections);
@@ -978,6 +995,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("NETNS_TAG", &options.marks.netns_tag, true)
         .override_global("CLOCK", &clock, true)
         .override_global("FORESEES", &u32::from(version::at_least(6, 12)), true)
+        .override_global("TRACE", &u32::from(options.trace), true)
         .override_global("XDP", &u32::from(options.xdp), true)
         .override_global("REPLAY", &u32::from(options.replay.is_some()), true)
         .map_max_entries("DECISIONS", options.replay.unwrap_or(0).max(1))

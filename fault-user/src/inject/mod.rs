@@ -5,7 +5,6 @@
 pub mod connections;
 pub mod distributions;
 pub mod endpoints;
-pub mod events;
 mod follow;
 mod idle;
 pub mod injection;
@@ -14,5 +13,8 @@ pub mod names;
 mod places;
 pub mod preparation;
 pub mod reach;
+pub mod records;
 pub mod services;
+mod trace;
+mod tracer;
 pub mod xdp;

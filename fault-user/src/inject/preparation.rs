@@ -16,6 +16,7 @@ use crate::inject::injection::{InjectionOptions, PreparedInjection};
 use crate::inject::injector::{Attachment, Capacity, Clock, Injector, Options};
 use crate::inject::reach::IngressMechanism;
 use crate::inject::reach::{InterfaceSet, note, places};
+use crate::inject::tracer::Tracer;
 use crate::plan::Plan;
 use crate::plan::needs::Needs;
 use crate::plan::tables::{PacketRule, Tables, compile};
@@ -141,6 +142,11 @@ fn prepare_behind(
         Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
     }
     reach.notes.extend(unheld);
+    let tracer = if injection_options.trace {
+        Some(Tracer::start(reach.injector.take_traces()?, plan)?)
+    } else {
+        None
+    };
     let reach = Arc::new(Mutex::new(reach));
     let later_interfaces = injection_options
         .later_interfaces
@@ -155,6 +161,7 @@ fn prepare_behind(
         reach,
         tables,
         has_packets,
+        tracer,
     })
 }
 
@@ -252,6 +259,7 @@ fn fixed_options(
             ..Capacity::of(tables)?
         },
         events: injection_options.events,
+        trace: injection_options.trace,
         attachment: injection_options.attachment,
         needs,
         scoped: entries.iter().any(|rule| rule.scope.is_some()),

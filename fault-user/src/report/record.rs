@@ -13,7 +13,7 @@ use fault_common::abi::{DecisionKey, Event, action, direction, rule_uid, state_o
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::inject::events::Events;
+use crate::inject::records::Events;
 use crate::sys::process::rights::be_helper;
 
 /// Interval in milliseconds at which the recorder checks whether to end.

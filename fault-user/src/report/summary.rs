@@ -17,7 +17,7 @@ use crate::plan::{Plan, PlannedRule};
 use crate::rule::{Cidr, Protocol, Rule};
 
 /// Counters that are printed when they are not zero.
-const NOTES: [(Counter, &str); 15] = [
+const NOTES: [(Counter, &str); 16] = [
     (Counter::Malformed, "malformed packets were let through"),
     (
         Counter::Headers,
@@ -77,6 +77,10 @@ const NOTES: [(Counter, &str); 15] = [
     (
         Counter::EventLost,
         "events were lost: the ring buffer was full",
+    ),
+    (
+        Counter::TraceLost,
+        "lines about packets were left out: the ring buffer was full",
     ),
 ];
 

@@ -9,7 +9,10 @@ use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
 use super::signals::EndSignals;
 use super::subject::Subject;
-use super::{Loaded, Session, choose_mechanism, guard, many, plan, require, runtime, tell_unfired};
+use super::{
+    Loaded, Session, choose_mechanism, guard, many, plan, require, runtime,
+    tell_unfired,
+};
 use crate::inject::injection::InjectionOptions;
 use crate::plan::Plan;
 use crate::report::summary;
@@ -228,9 +231,10 @@ impl ActiveInjection<'_> {
     }
 
     /// Prints the summary and removes everything.
-    async fn end(self) -> Outcome {
+    async fn end(mut self) -> Outcome {
         self.session.drain().await?;
         let hits = self.session.hits()?;
+        self.session.rest();
         let unfired = self.session.summarize(&hits)?;
         tell_unfired(&unfired, self.allow_unfired);
         self.session.restore()?;

@@ -36,6 +36,8 @@ pub struct Options {
     pub drain: Option<Duration>,
     /// Whether rules may match port 22 and the control API on the whole host.
     pub force: bool,
+    /// Whether what is done with each packet is printed (`-vv`).
+    pub trace: bool,
 }
 
 impl Options {
@@ -45,6 +47,7 @@ impl Options {
         InjectionOptions {
             attachment: self.attachment,
             front: self.front,
+            trace: self.trace,
             later_interfaces: Some(self.selection.clone()),
             ..InjectionOptions::default()
         }

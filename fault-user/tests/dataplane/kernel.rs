@@ -2,8 +2,8 @@
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use fault_common::abi::{COUNTERS, Counter, Event, NAMES_MAX, rule_uid};
-use fault_user::inject::events::Events;
 use fault_user::inject::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
+use fault_user::inject::records::Events;
 use fault_user::plan::Plan;
 use fault_user::plan::needs::Needs;
 use fault_user::plan::tables::{PacketRule, compile};
@@ -29,6 +29,7 @@ pub struct Kernel {
     pub events: Events,
     /// A device that is not loopback.
     device: u32,
+    capacity: Capacity,
     /// How many rule sets there have been.
     age: u32,
 }
@@ -79,19 +80,26 @@ impl Kernel {
             scopes: 16,
             connections,
         };
-        Self::load(device, capacity, Needs::ALL, usize::MAX)
+        Self::load(device, capacity, Needs::ALL, usize::MAX, false)
     }
 
     /// Programs for these rules alone, as a run loads them, in the same namespace.
     pub fn fit(&mut self, rules: &[PacketRule]) {
         let capacity = Capacity::of(&compile(rules).unwrap()).unwrap();
-        *self = Self::load(self.device, capacity, Needs::of(rules), rules.len());
+        *self = Self::load(self.device, capacity, Needs::of(rules), rules.len(), false);
     }
 
-    fn load(device: u32, capacity: Capacity, needs: Needs, matches: usize) -> Self {
+    /// The same programs with what `-vv` adds to them.
+    pub fn trace(&mut self) {
+        let capacity = self.capacity;
+        *self = Self::load(self.device, capacity, Needs::ALL, usize::MAX, true);
+    }
+
+    fn load(device: u32, capacity: Capacity, needs: Needs, matches: usize, trace: bool) -> Self {
         let mut injector = Injector::load(&Options {
             capacity,
             events: true,
+            trace,
             // Nothing is attached: this only fixes what is returned for a packet that vanishes.
             attachment: Some(Attachment::Tcx),
             needs,
@@ -117,6 +125,7 @@ impl Kernel {
             injector,
             events,
             device,
+            capacity,
             age: 0,
         }
     }

@@ -1282,11 +1282,15 @@ fn every_program_loads_within_its_budget() {
     /// Verified instructions; a million is the kernel's limit. The most were 201,067, on Linux 6.18. See ARCHITECTURE.md.
     const BUDGET: u32 = 250_000;
     let mut verified = Vec::new();
-    for words in [1, 64] {
+    for (words, trace) in [(1, false), (64, false), (1, true), (64, true)] {
         let mut kernel = Kernel::new(64 * words, 1024);
+        if trace {
+            kernel.trace();
+        }
         let mut note = |name: String, program: &ProgramInfo| {
             let count = program.verified_instruction_count();
-            verified.extend(count.map(|count| (format!("{name}, {words} words"), count)));
+            let told = if trace { ", -vv" } else { "" };
+            verified.extend(count.map(|count| (format!("{name}, {words} words{told}"), count)));
         };
         for side in [Side::Egress, Side::Ingress] {
             for ethernet in [true, false] {

@@ -29,6 +29,7 @@ const SUITES: &[&str] = &[
     "traffic",
     "super_packets",
     "live",
+    "packet_lines",
     "delay",
     "steer",
 ];
