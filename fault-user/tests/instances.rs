@@ -224,7 +224,7 @@ fn idle_connections_are_reset_when_the_service_goes_down() {
         let applied = AppliedRules::begin(&["tcp:7001 down at=300ms"], "--scope host");
         for stream in &mut open {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let error = stream.read(&mut [0; 1]).unwrap_err();
+            let error = stream.read_exact(&mut [0; 1]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
         }
         applied.end();
