@@ -12,12 +12,23 @@ use crate::session::options::Options;
 use crate::session::outcome::{Failure, Outcome};
 use crate::sys::net::interfaces::Selection;
 
-/// Find what makes a command fail: one fault on one of its dependencies at a time.
-///
-/// The command runs without faults first, to see what it talks to. Then it runs once with each kind of fault on each of
-/// these dependencies. What fails is run again with the same seed, and the fault is made smaller as long as it fails. The
-/// exit code is 0 when the command survived all faults, 121 when it did not, 125 when it fails without faults.
+/// What follows the options in `fault explore --help`.
+const AFTER: &str = "\
+Exit codes:
+  0    CMD survived every fault, or every failure is accepted (--accept)
+  121  CMD does not survive a fault
+  125  CMD fails without faults, or fault itself failed
+  2    an argument or a file is wrong; nothing was started
+
+Examples:
+  fault explore -- pytest
+  fault explore --plan -- pytest
+  fault explore --only redis --faults latency,reset -- npm test
+  fault explore --jobs 4 --budget 10m --accept known.toml --report out -- make check";
+
+/// The arguments of `fault explore`.
 #[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
 pub struct Explore {
     /// How often the command runs without faults first.
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=100))]
