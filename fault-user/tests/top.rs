@@ -25,6 +25,11 @@ struct Top {
 
 impl Top {
     fn start(options: &[&str]) -> Self {
+        Self::refreshed("100ms", options)
+    }
+
+    /// With this time between two refreshes.
+    fn refreshed(every: &str, options: &[&str]) -> Self {
         let size = Winsize {
             ws_row: 24,
             ws_col: 110,
@@ -34,7 +39,7 @@ impl Top {
         let terminal = openpty(&size, None).unwrap();
         let end = || Stdio::from(terminal.slave.try_clone().unwrap());
         let child = fault()
-            .args(["top", "--every", "100ms"])
+            .args(["top", "--every", every])
             .args(options)
             .stdin(end())
             .stdout(end())
@@ -170,6 +175,66 @@ fn a_daemons_toxics_are_shown_and_switched() {
     wait_for(|| echoes(address), "the toxic to be off");
     top.press(" ");
     wait_for(|| !echoes(address), "the toxic to be on again");
+    assert!(top.quit().success());
+}
+
+#[test]
+fn a_daemons_packet_rules_are_shown_with_their_hits() {
+    enter_fresh();
+    let daemon = Daemon::start();
+    let server = Server::redis(6379, None);
+    daemon.call("POST", "/v1/rules", "\"udp:53 drop\"");
+    let proxy = r#"{"name":"redis","listen":"127.0.0.1:6379","upstream":"127.0.0.1:6379"}"#;
+    let (status, answer) = daemon.call("POST", "/proxies", proxy);
+    assert_eq!(status, 201, "{answer}");
+    let toxic = r#"{"name":"twice","type":"duplicate","attributes":{"probability":"100%"}}"#;
+    let (status, answer) = daemon.call("POST", "/proxies/redis/toxics", toxic);
+    assert_eq!(status, 200, "{answer}");
+    assert!(answers(server.port));
+    let url = format!("http://{}", daemon.api);
+    let output = fault()
+        .args(["top", "--json", "--url", &url])
+        .output()
+        .unwrap();
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rules = shown[0]["rules"].as_array().unwrap();
+    let find = |text: &str| rules.iter().find(|rule| rule["rule"] == text).expect(text);
+    assert!(
+        find("redis duplicate (downstream)")["hits"].as_u64() > Some(0),
+        "a packet fault has the figures of its rule: {shown}"
+    );
+    assert_eq!(find("udp:53 drop")["hits"], 0);
+    assert_eq!(rules.len(), 2, "each is shown once: {shown}");
+    let mut top = Top::start(&["--url", &url]);
+    top.shows("udp:53");
+    top.press("G ");
+    top.shows("remove");
+    assert!(top.quit().success());
+}
+
+#[test]
+fn a_toxic_that_has_gone_is_not_mistaken_for_another() {
+    enter_fresh();
+    let daemon = Daemon::start();
+    daemon.proxy("echo", echo_server());
+    for name in ["first", "second"] {
+        let toxic = format!(r#"{{"name":"{name}","type":"latency","attributes":{{"latency":1}}}}"#);
+        daemon.call("POST", "/proxies/echo/toxics", &toxic);
+    }
+    let url = format!("http://{}", daemon.api);
+    let mut top = Top::refreshed("1h", &["--url", &url]);
+    top.shows("echo latency (downstream)");
+    daemon.call("DELETE", "/proxies/echo/toxics/first", "");
+    top.press(" ");
+    // Cells that stay the same are not written again: only single words can be waited for.
+    top.shows("meanwhile:");
+    // The screen has been refreshed since: the other toxic has taken its row, but is not selected.
+    top.press(" ");
+    top.press("s?");
+    top.shows("columns");
+    let (_, toxic) = daemon.call("GET", "/proxies/echo/toxics/second", "");
+    assert_eq!(toxic["toxicity"].as_f64(), Some(1.0), "{toxic}");
+    top.press("q");
     assert!(top.quit().success());
 }
 

@@ -20,9 +20,23 @@ const WIDTH: usize = 100;
 /// At most this many windows are listed for each rule.
 const MOST_WINDOWS: usize = 1000;
 
-/// Check a scenario file or rules without applying them. Prints the timeline, and the mechanism of each rule on this
-/// machine.
+/// What follows the options in `fault check --help`.
+const AFTER: &str = "\
+Exit codes:
+  0  the rules are right
+  2  the first mistake is printed, with its place
+
+Examples:
+  fault check scenario.yaml
+  fault check -r 'tcp:5432 down at=2s for=5s'
+  fault check --json scenario.yaml
+  fault check --seed 7 --random length=2s..10s,total=1h -r 'tcp:3306 down'
+
+`fault help rules` explains the rules.";
+
+/// The arguments of `fault check`.
 #[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
 pub struct Check {
     #[command(flatten)]
     rules: Rules,

@@ -9,9 +9,20 @@ use crate::undo::{
     leftovers::{LeftoverPlaces, clean},
 };
 
-/// Remove everything that a killed instance may have left behind. This is safe at any time: what a running instance
-/// uses is left alone.
+/// What follows the options in `fault clean --help`.
+const AFTER: &str = "\
+Exit codes:
+  0    nothing is left behind
+  1    something could not be removed; its line says why
+  125  the places where leftovers may be could not be read
+
+Examples:
+  sudo fault clean
+  sudo fault clean --json";
+
+/// The arguments of `fault clean`.
 #[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
 pub struct Clean {
     /// Print what was found as JSON.
     #[arg(long)]

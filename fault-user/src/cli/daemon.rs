@@ -23,8 +23,24 @@ use crate::tell::{self, tell};
 use crate::session::outcome::give_up;
 use crate::session::signals::EndSignals;
 
-/// Options of `fault daemon`.
+/// What follows the options in `fault daemon --help`.
+const AFTER: &str = "\
+Exit codes:
+  0    it was interrupted; everything is removed
+  2    an argument is wrong
+  125  it could not start: an address is taken, or the file of --config is wrong
+
+Examples:
+  fault daemon
+  fault daemon --config toxiproxy.json
+  sudo fault daemon --socket /run/fault.sock
+  FAULT_TOKEN=secret fault daemon --listen 0.0.0.0:8474
+
+`fault add`, `list`, `remove` and `stats` are its clients.";
+
+/// The arguments of `fault daemon`.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = AFTER)]
 pub struct Args {
     /// A JSON file with an array of proxies, as for toxiproxy-server; toxics may be included
     #[arg(long, value_name = "FILE")]

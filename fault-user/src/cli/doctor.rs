@@ -6,8 +6,21 @@ use super::{Outcome, exit, print_json};
 use crate::doctor::Report;
 use crate::tell;
 
-/// Show what this machine supports: capabilities, kernel features, mechanisms; and leftovers of killed instances.
+/// What follows the options in `fault doctor --help`.
+const AFTER: &str = "\
+Exit codes:
+  0    packet faults work here, perhaps with limits; the first line names them
+  1    they do not work here, or that could not be checked without more privileges
+  125  the machine could not be examined
+
+Examples:
+  fault doctor
+  sudo fault doctor
+  fault doctor --json";
+
+/// The arguments of `fault doctor`.
 #[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
 pub struct Doctor {
     /// Print the result as JSON.
     #[arg(long)]

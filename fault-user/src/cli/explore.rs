@@ -16,16 +16,24 @@ use crate::sys::net::interfaces::Selection;
 /// How long a running service may take to be well again.
 const RECOVERY: Duration = Duration::from_secs(10);
 
-/// Find what makes a command fail: one fault on one of its dependencies at a time.
-///
-/// The command runs without faults first, to see what it talks to. Then it runs once with each kind of fault on each of
-/// these dependencies. What fails is run again with the same seed, and the fault is made smaller as long as it fails. The
-/// exit code is 0 when the command survived all faults, 121 when it did not, 125 when it fails without faults.
-///
-/// With --container, --pid or --cgroup the faults apply to the traffic of a running service. The command exercises it
-/// under each fault, and again when the fault is over.
+/// What follows the options in `fault explore --help`.
+const AFTER: &str = "\
+Exit codes:
+  0    CMD survived every fault, or every failure is accepted (--accept)
+  121  CMD does not survive a fault
+  125  CMD fails without faults, or fault itself failed
+  2    an argument or a file is wrong; nothing was started
+
+Examples:
+  fault explore -- pytest
+  fault explore --plan -- pytest
+  fault explore --container app -- ./probe
+  fault explore --only redis --faults latency,reset -- npm test
+  fault explore --jobs 4 --budget 10m --accept known.toml --report out -- make check";
+
+/// The arguments of `fault explore`.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("service").args(["container", "pid", "cgroup"])))]
+#[command(after_long_help = AFTER, group(ArgGroup::new("service").args(["container", "pid", "cgroup"])))]
 pub struct Explore {
     /// Faults apply to this running container (Docker, Podman or containerd; by name or id).
     #[arg(long, value_name = "NAME")]

@@ -8,11 +8,24 @@ use super::rules::Rules;
 use crate::session::inject::{self, Watched};
 use crate::session::outcome::Outcome;
 
-/// Apply rules until Ctrl-C, SIGTERM or --for.
-///
-/// Rules apply to the whole host, unless --container, --pid, --cgroup or --netns limits them. Rules on a container are
-/// removed when it ends, unless --follow is given.
+/// What follows the options in `fault inject --help`.
+const AFTER: &str = "\
+Exit codes:
+  0    the rules were applied, and are removed again
+  2    an argument, a rule or a file is wrong; nothing was changed
+  125  the rules could not be applied; nothing was changed
+
+Examples:
+  fault inject -r 'tcp:5432 latency=200ms' --for 30s
+  fault inject --container db -r 'tcp:5432 loss=5%'
+  fault inject -f rules.yaml --watch
+  fault inject --random length=2s..10s,quiet=20s,total=8h -r 'tcp:3306 down'
+
+`fault help rules` explains the rules.";
+
+/// The arguments of `fault inject`.
 #[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
 pub struct Inject {
     #[command(flatten)]
     rules: Rules,

@@ -56,25 +56,57 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Apply rules while a command runs; remove them when it ends, however it ends.
+    ///
+    /// Rules apply only to traffic of the command and its descendants. The exit code is the command's own; 120 when it
+    /// succeeded but a rule never fired; 125 when fault itself failed; 126 and 127 as in env(1).
     Run(run::Run),
     /// Find what makes a command fail: one fault on one of its dependencies at a time.
+    ///
+    /// The command runs without faults first, to see what it talks to. Then it runs once with each kind of fault on
+    /// each of these dependencies. What fails is run again with the same seed, and the fault is made smaller as long as
+    /// it fails. The exit code is 0 when the command survived all faults, 121 when it did not, 125 when it fails
+    /// without faults.
+    ///
+    /// With --container, --pid or --cgroup the faults apply to the traffic of a running service. The command exercises it
+    /// under each fault, and again when the fault is over.
     Explore(explore::Explore),
     /// Repeat the decisions of an earlier run, from its report.
+    ///
+    /// A packet is identified by its position in its connection, and a connection by its order: the same sequence of
+    /// requests meets the same faults, whatever its timing. Stream faults draw again from the same seed.
     Replay(replay::Replay),
     /// Apply rules until Ctrl-C, SIGTERM or --for.
+    ///
+    /// Rules apply to the whole host, unless --container, --pid, --cgroup or --netns limits them. Rules on a container
+    /// are removed when it ends, unless --follow is given.
     Inject(inject::Inject),
-    /// Check rules without applying them.
+    /// Check a scenario file or rules without applying them.
+    ///
+    /// Prints the timeline, and the mechanism of each rule on this machine. Nothing is changed, and no privileges are
+    /// needed. Drawn faults (`random`) have one line for each rule that they are drawn from; --json lists all of them.
     Check(check::Check),
     /// List the link profiles (`profile=NAME`) with their figures and sources.
     Profiles(profiles::List),
     /// Show what this machine supports.
+    ///
+    /// The first line is the verdict. Below are the kernel's features and the capabilities of this process, each with
+    /// what to do if it is missing, the mechanism of each group of faults, and what killed instances left behind. Every
+    /// feature is tried, in a network namespace and a cgroup of its own. What could not be checked without more
+    /// privileges is marked by `?`.
     Doctor(doctor::Doctor),
 
     /// Remove everything that a killed instance may have left behind.
+    ///
+    /// This is safe at any time: what a running instance uses is left alone. Programs, filters, qdiscs and cgroups are
+    /// removed, and settings that the killed instance changed are restored.
     Clean(clean::Clean),
     /// Demonstrate a fault: a client and a server before, during and after it.
     Demo(demo::Demo),
     /// Run the control API (compatible with Toxiproxy) and its proxies until interrupted.
+    ///
+    /// It takes the place of toxiproxy-server: its API on 127.0.0.1:8474, its config file and its options. As root it
+    /// also has transparent proxies, at the service's own address, and packet rules (`fault add rule`). Everything ends
+    /// with the process.
     Daemon(daemon::Args),
     /// List the daemon's proxies with their toxics, and its packet rules.
     List(client::ListArgs),
@@ -89,6 +121,9 @@ pub enum Command {
     /// Print the daemon's events, one line each, until interrupted.
     Events(client::Target),
     /// Watch rules, hits, throughput and connections live; turn rules off and on.
+    ///
+    /// Shows every `fault run` and `fault inject` of this user in this network namespace, and the daemon if one
+    /// answers. A rule that is turned off stays off until it is turned on again or its instance ends.
     Top(top::Top),
     /// Print completions for a shell.
     Completions(generate::Completions),
@@ -231,6 +266,33 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_and_manual_say_the_same() {
+        const DOCUMENTED: [&str; 9] = [
+            "run", "explore", "replay", "inject", "check", "doctor", "clean", "daemon", "top",
+        ];
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for name in DOCUMENTED {
+            let mut command = help::command(&[name.to_owned()]).unwrap();
+            let help = command.render_long_help().to_string();
+            let about = command.get_long_about().map(ToString::to_string);
+            let about = about.unwrap_or_else(|| panic!("{name}: only one line says what it does"));
+            let manual = generate::rendered(command).unwrap();
+            // In a manual page `-` and `'` are escaped.
+            let manual = String::from_utf8(manual).unwrap();
+            let manual = words(&manual.replace("\\-", "-").replace("\\*(Aq", "'"));
+            let how = about.split_once("\n\n").expect("what it does, then how").1;
+            for part in ["Exit codes:", "Examples:", how] {
+                let part = words(part);
+                assert!(words(&help).contains(&part), "`{part}` is not in: {help}");
+                assert!(manual.contains(&part), "`{part}` is not in: {manual}");
+            }
+            let usage = format!("fault {name}");
+            let examples = help.split("Examples:").nth(1).unwrap_or_default();
+            assert!(examples.contains(&usage), "{name}: {examples}");
+        }
     }
 
     fn ours_of(arguments: &[&str]) -> Vec<OsString> {

@@ -14,11 +14,23 @@ use crate::session::outcome::{Failure, Outcome};
 use crate::session::run::Run;
 use crate::tell::tell;
 
-/// Repeat the decisions of an earlier run, from its report.
-///
-/// A packet is identified by its position in its connection, and a connection by its order: the same sequence of
-/// requests meets the same faults, whatever its timing. Stream faults draw again from the same seed.
+/// What follows the options in `fault replay --help`.
+const AFTER: &str = "\
+Exit codes:
+  CMD's own  CMD failed, or it succeeded and everything fired
+  2          an argument or the report is wrong; nothing was started
+  120        CMD succeeded, but a rule never fired (--allow-unfired accepts that)
+  125        fault itself failed
+  126, 127   CMD can't be started, or was not found
+
+Examples:
+  fault run --report out -r 'tcp:5432 loss=5%' -- pytest
+  fault replay out -- pytest
+  fault replay out --report again -- pytest -k one_test";
+
+/// The arguments of `fault replay`.
 #[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
 pub struct Replay {
     /// The folder that `fault run --report` wrote.
     report: PathBuf,

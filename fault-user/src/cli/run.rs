@@ -28,10 +28,7 @@ Examples:
 
 `fault help rules` explains the rules.";
 
-/// Apply rules while a command runs; remove them when it ends, however it ends.
-///
-/// Rules apply only to traffic of the command and its descendants. The exit code is the command's own; 120 when it
-/// succeeded but a rule never fired; 125 when fault itself failed; 126 and 127 as in env(1).
+/// The arguments of `fault run`.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
 pub struct Run {

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -21,6 +21,7 @@ use crate::steer::Steering;
 use crate::tell::tell;
 
 use super::rules::RuleSet;
+pub use super::totals::TargetLine;
 use super::totals::TargetTotals;
 use super::windows::Windows;
 use crate::watch::open::Sockets;
@@ -32,7 +33,7 @@ pub const NAME: &str = "fault-top-";
 const LINE_BYTES: u64 = 4096;
 
 /// A request to an instance.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// A rule to turn off or on before the answer.
@@ -41,11 +42,14 @@ pub struct Request {
 }
 
 /// A rule to turn off or on.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Switch {
     /// The index of the rule, from 0.
     pub rule: usize,
+    /// The rule that must be there: rules may have been replaced since the client looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// Whether to turn it on.
     pub on: bool,
 }
@@ -82,19 +86,6 @@ pub struct RuleLine {
     pub hits: u64,
     /// The number of matched connections.
     pub connections: u64,
-}
-
-/// The state of a target.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub struct TargetLine {
-    /// Its name.
-    pub target: String,
-    /// Bytes since the start, in both directions.
-    pub bytes: u64,
-    /// Connections since the start.
-    pub connections: u64,
-    /// Open connections, if known.
-    pub open: Option<u64>,
 }
 
 /// The reason for rejecting a request.
@@ -268,12 +259,15 @@ impl Control {
 
     async fn switch(
         &mut self,
-        Switch { rule, on }: Switch,
+        Switch { rule, text, on }: Switch,
         injection: &mut Injection,
         plan: &Plan,
         steering: Option<&Steering>,
     ) -> Result<()> {
         let planned = plan.rules.get(rule).context("there is no such rule")?;
+        if let Some(text) = text.filter(|text| *text != planned.text) {
+            bail!("the rule `{text}` has gone meanwhile: nothing was changed");
+        }
         let mut off = self.off.clone();
         if on {
             off.remove(&rule);

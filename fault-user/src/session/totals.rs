@@ -1,9 +1,23 @@
 //! The traffic of targets since the start, over all windows and changes of their rules.
 
-use super::control::TargetLine;
+use serde::{Deserialize, Serialize};
+
 use crate::inject::injection::Hits;
 use crate::plan::Plan;
 use crate::steer::Steering;
+
+/// The state of a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct TargetLine {
+    /// Its name.
+    pub target: String,
+    /// Bytes since the start, in both directions.
+    pub bytes: u64,
+    /// Connections since the start.
+    pub connections: u64,
+    /// Open connections, if known.
+    pub open: Option<u64>,
+}
 
 /// The totals of all targets.
 #[derive(Debug, Default)]

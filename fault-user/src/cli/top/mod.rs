@@ -1,5 +1,6 @@
 //! `fault top`.
 
+mod pane;
 mod source;
 mod view;
 
@@ -13,14 +14,33 @@ use super::client::Target;
 use super::{Failure, Outcome, exit, print_json};
 use crate::rule::units::parse_duration;
 
+use pane::{Move, PAGE};
 use source::Sources;
 use view::Screen;
 
-/// Watch rules, hits, throughput and connections live; turn rules off and on.
-///
-/// Shows every `fault run` and `fault inject` of this user in this network namespace, and the daemon if one answers. A
-/// rule that is turned off stays off until it is turned on again or its instance ends.
+/// What follows the options in `fault top --help`.
+const AFTER: &str = "\
+Keys:
+  tab        next pane: instances, rules, targets
+  up, down   select a row (also k, j, pgup, pgdn, home, end)
+  space      turn the selected rule off or on
+  s          sort the pane by the next column
+  ?          show the keys and the columns
+  q          quit
+
+Exit codes:
+  0    you quit, or the figures were printed (--json)
+  2    an argument is wrong, or there is no terminal
+  125  nothing to show: no instance is left, and no daemon answers
+
+Examples:
+  fault top
+  fault top --pid 4242
+  fault top --json";
+
+/// The arguments of `fault top`.
 #[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
 pub struct Top {
     #[command(flatten)]
     daemon: Target,
@@ -47,7 +67,7 @@ impl Top {
         let sources = Sources::new(self.daemon, self.pid);
         let all = sources.look()?;
         if self.json {
-            let all: Vec<_> = all.into_iter().map(|(_, snapshot)| snapshot).collect();
+            let all: Vec<_> = all.into_iter().map(|one| one.snapshot).collect();
             print_json(&all)?;
             return Ok(exit::SUCCESS);
         }
@@ -83,31 +103,47 @@ fn show(
             if !event::poll(next.saturating_duration_since(Instant::now()))? {
                 break;
             }
-            match pressed(&event::read()?) {
-                Some(Key::Quit) => return Ok(()),
-                Some(Key::Up) => screen.select(-1),
-                Some(Key::Down) => screen.select(1),
-                Some(Key::Switch) => {
-                    if let Some((source, rule, on)) = screen.selected() {
-                        screen.told = sources
-                            .switch(source, rule, !on)
-                            .err()
-                            .map(|error| format!("{error:#}"));
-                        break;
-                    }
+            let Some(key) = pressed(&event::read()?) else {
+                continue;
+            };
+            // Any other key closes the help first.
+            if key != Key::Help && screen.close_help() {
+                continue;
+            }
+            match key {
+                Key::Quit => return Ok(()),
+                Key::Go(to) => screen.go(to),
+                Key::NextPane => screen.next_pane(),
+                Key::Sort => screen.sort(),
+                Key::Help => screen.toggle_help(),
+                Key::Switch => {
+                    screen.told = switch(&screen, sources).err();
+                    break;
                 }
-                None => {}
             }
         }
     }
 }
 
-/// Handles a key.
+/// Turns the selected rule off or on.
+///
+/// # Errors
+/// One line for the user.
+fn switch(screen: &Screen, sources: &Sources) -> Result<(), String> {
+    let ((source, rule), on) = screen.selected()?;
+    sources
+        .switch(source, &rule, !on)
+        .map_err(|error| format!("{error:#}"))
+}
+
+/// What a key does.
 #[derive(Debug, PartialEq, Eq)]
 enum Key {
     Quit,
-    Up,
-    Down,
+    Go(Move),
+    NextPane,
+    Sort,
+    Help,
     Switch,
 }
 
@@ -121,8 +157,15 @@ fn pressed(event: &Event) -> Option<Key> {
     Some(match key.code {
         KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Quit,
         KeyCode::Char('q') | KeyCode::Esc => Key::Quit,
-        KeyCode::Up | KeyCode::Char('k') => Key::Up,
-        KeyCode::Down | KeyCode::Char('j') => Key::Down,
+        KeyCode::Up | KeyCode::Char('k') => Key::Go(Move::By(-1)),
+        KeyCode::Down | KeyCode::Char('j') => Key::Go(Move::By(1)),
+        KeyCode::PageUp => Key::Go(Move::By(-PAGE)),
+        KeyCode::PageDown => Key::Go(Move::By(PAGE)),
+        KeyCode::Home | KeyCode::Char('g') => Key::Go(Move::First),
+        KeyCode::End | KeyCode::Char('G') => Key::Go(Move::Last),
+        KeyCode::Tab => Key::NextPane,
+        KeyCode::Char('s') => Key::Sort,
+        KeyCode::Char('?' | 'h') => Key::Help,
         KeyCode::Char(' ') | KeyCode::Enter => Key::Switch,
         _ => return None,
     })
@@ -145,7 +188,11 @@ mod tests {
             key(KeyCode::Char(' '), KeyModifiers::NONE),
             Some(Key::Switch)
         );
-        assert_eq!(key(KeyCode::Char('j'), KeyModifiers::NONE), Some(Key::Down));
+        assert_eq!(
+            key(KeyCode::Char('j'), KeyModifiers::NONE),
+            Some(Key::Go(Move::By(1)))
+        );
+        assert_eq!(key(KeyCode::Char('?'), KeyModifiers::NONE), Some(Key::Help));
         assert_eq!(pressed(&Event::Resize(80, 24)), None);
     }
 }

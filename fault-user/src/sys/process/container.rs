@@ -113,22 +113,37 @@ pub fn find(places: &RuntimePaths, wanted: &str) -> Result<Container> {
     }
 }
 
+/// The names of all running containers, or their short ids where they have none. A runtime that can't be asked has
+/// none: this is for completions, which only make suggestions.
+#[must_use]
+pub fn running(places: &RuntimePaths) -> Vec<String> {
+    let mut all = Vec::new();
+    for list in [docker, podman, containerd] {
+        match list(places) {
+            Ok(found) => all.extend(found),
+            Err(error) => log::debug!("{error:#}"),
+        }
+    }
+    names(&all).map(str::to_owned).collect()
+}
+
+/// The names of those that are running, or their short ids where they have none.
+fn names(all: &[Container]) -> impl Iterator<Item = &str> {
+    all.iter().filter(|one| one.pid > 0).map(|one| {
+        if one.name.is_empty() {
+            short(&one.id)
+        } else {
+            one.name.as_str()
+        }
+    })
+}
+
 fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
 
 fn known(all: &[Container]) -> String {
-    let names: Vec<&str> = all
-        .iter()
-        .filter(|one| one.pid > 0)
-        .map(|one| {
-            if one.name.is_empty() {
-                short(&one.id)
-            } else {
-                one.name.as_str()
-            }
-        })
-        .collect();
+    let names: Vec<&str> = names(all).collect();
     let there = if names.is_empty() {
         "no Docker, Podman or containerd container is running here".to_owned()
     } else {
@@ -376,6 +391,7 @@ mod tests {
             (i32::try_from(own).unwrap(), "podman")
         );
         assert_eq!(find(&places, "01234").unwrap(), db);
+        assert_eq!(running(&places), ["db"]);
         let stopped = find(&places, "web").unwrap_err().to_string();
         assert!(stopped.contains("is not running"), "{stopped}");
         let unknown = find(&places, "cache").unwrap_err().to_string();
