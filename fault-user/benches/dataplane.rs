@@ -3,104 +3,36 @@
 //! Prints one JSON object a line, as `cargo xtask bench` reads them. Runs as root, in network namespaces of
 //! its own.
 
+mod support;
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use aya::programs::{TestRun as _, TestRunOptions};
+use fault_user::inject::connections;
 use fault_user::inject::injection::{InjectionOptions, PreparedInjection};
-use fault_user::inject::injector::{Capacity, Clock, Injector, Options, Side};
+use fault_user::inject::injector::Side;
 use fault_user::inject::preparation::prepare;
-use fault_user::plan::Plan;
-use fault_user::plan::needs::Needs;
 use fault_user::plan::tables::compile;
-use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::clock::monotonic_ns;
 use fault_user::sys::net::interfaces::{Selection, list, select};
 use fault_user::sys::process::netns::NetworkNamespace;
-use fault_user::undo::instance::Marks;
 use nix::sched::{CloneFlags, unshare};
+use support::{injector, ip, load, measure, plan, segment};
 
 /// Runs of a program for one figure.
 const REPEAT: u32 = 1_000_000;
 /// How often a figure is taken; the smallest counts, because everything else that runs here only adds.
 const ROUNDS: usize = 5;
 
-/// Prints one figure.
-fn measure(name: &str, value: f64, unit: &str, reference: Option<f64>, goal: &str, ok: bool) {
-    let ratio = reference.map(|reference| value / reference);
-    println!(
-        "{}",
-        serde_json::json!({
-            "name": name, "value": value, "unit": unit, "reference": reference, "ratio": ratio,
-            "goal": goal, "ok": ok,
-        })
-    );
-}
-
-fn plan(rules: &[String]) -> Plan {
-    let rules: Vec<_> = rules
-        .iter()
-        .map(|text| {
-            let rule: Rule = text.parse().expect("a valid rule");
-            let resolved = rule
-                .resolve(&Targets::new(), &mut SystemResolver)
-                .expect("a target");
-            (rule, resolved)
-        })
-        .collect();
-    Plan::new(&rules, 1, None, None).expect("a plan")
-}
-
-/// A TCP segment with 100 bytes of payload, to port 5432.
-fn segment() -> Vec<u8> {
-    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
-    frame.extend([
-        0x45, 0, 0, 140, 0, 1, 0, 0, 64, 6, 0, 0, 10, 1, 0, 1, 10, 1, 0, 2,
-    ]);
-    frame.extend([
-        0x9c, 0x40, 0x15, 0x38, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0,
-    ]);
-    frame.extend([0x55; 100]);
-    frame
-}
-
-/// Nanoseconds that the egress program takes for the segment under these rules.
+/// Nanoseconds that the egress program takes for a segment to port 5432 under these rules.
 fn nanoseconds(rules: &[String]) -> f64 {
-    let plan = plan(rules);
-    let tables = compile(&plan.entries()).expect("tables");
-    let mut injector = Injector::load(&Options {
-        capacity: Capacity::of(&tables).expect("a capacity"),
-        events: false,
-        trace: false,
-        attachment: None,
-        needs: Needs::of(&plan.entries()),
-        scoped: false,
-        matches: plan.entries().len(),
-        tap: None,
-        holder: 0,
-        detour: None,
-        places: 0,
-        replay: None,
-        xdp: false,
-        clock: Clock::Tick,
-        number: 0,
-        marks: Marks::NONE,
-    })
-    .expect("the maps (run as root)");
-    injector.install(&tables, monotonic_ns()).expect("rules");
-    let frame = segment();
+    let mut injector = injector(&plan(rules), connections::capacity());
+    let frame = segment(0, 5432);
     let program = injector.program(Side::Egress, true).expect("the program");
-    let mut best = f64::INFINITY;
-    for _ in 0..ROUNDS {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(&frame);
-        options.repeat = REPEAT;
-        let run = program.test_run(options).expect("a test run");
-        best = best.min(run.duration.as_secs_f64() * 1e9);
-    }
-    best
+    let rounds = (0..ROUNDS).map(|_| support::nanoseconds(program, &frame, REPEAT));
+    rounds.fold(f64::INFINITY, f64::min)
 }
 
 fn packets() {
@@ -150,32 +82,7 @@ fn installing() {
         .map(|n| format!("tcp:{} loss=30%", 10_000 + n))
         .collect();
     let plan = plan(&rules);
-    let mut injector = Injector::load(&Options {
-        capacity: Capacity {
-            rules: 4096,
-            classes: 8192,
-            hosts: 1,
-            names: 0,
-            scopes: 1,
-            connections: 1,
-        },
-        events: false,
-        trace: false,
-        attachment: None,
-        needs: Needs::of(&plan.entries()),
-        scoped: false,
-        matches: plan.entries().len(),
-        tap: None,
-        holder: 0,
-        detour: None,
-        places: 0,
-        replay: None,
-        xdp: false,
-        clock: Clock::Tick,
-        number: 0,
-        marks: Marks::NONE,
-    })
-    .expect("the maps");
+    let mut injector = load(&plan, &compile(&plan.entries()).expect("tables"), 1);
     let start = Instant::now();
     let tables = compile(&plan.entries()).expect("tables");
     injector.install(&tables, monotonic_ns()).expect("rules");
@@ -188,11 +95,6 @@ fn installing() {
         "at most 100",
         took <= 100.0,
     );
-}
-
-fn ip(words: &str) {
-    let done = Command::new("ip").args(words.split(' ')).status();
-    assert!(done.expect("ip runs").success(), "ip {words}");
 }
 
 /// Bytes that went over the connection in a second.
@@ -266,7 +168,10 @@ fn veth() {
 
 /// Median milliseconds that a command takes.
 fn milliseconds(mut command: Command) -> f64 {
-    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut times: Vec<f64> = (0..21)
         .map(|_| {
             let start = Instant::now();
@@ -278,26 +183,30 @@ fn milliseconds(mut command: Command) -> f64 {
     times[10]
 }
 
+/// The start and the end of a run, on loopback and one more interface.
 fn starting() {
+    ip("link add fault-near type veth peer name fault-far");
+    ip("link set fault-near up");
     let plain = milliseconds(Command::new("true"));
-    let mut run = Command::new(env!("CARGO_BIN_EXE_fault"));
-    run.args([
-        "run",
-        "--allow-unfired",
-        "-r",
-        "tcp:5432 loss=30%",
-        "--",
-        "true",
-    ]);
-    let over = milliseconds(run) - plain;
-    measure(
-        "`fault run -- true` over plain `true`",
-        over,
-        "ms",
-        None,
-        "at most 80",
-        over <= 80.0,
-    );
+    for (rule, goal) in [
+        ("loss=30%", 35.0),
+        ("delay=5ms", 60.0),
+        ("latency=5ms", 60.0),
+    ] {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_fault"));
+        let rule = format!("tcp:5432 {rule}");
+        run.args(["run", "--allow-unfired", "-r", &rule, "--", "true"]);
+        let over = milliseconds(run) - plain;
+        measure(
+            &format!("`fault run -r '{rule}' -- true` over plain `true`"),
+            over,
+            "ms",
+            None,
+            &format!("at most {goal}"),
+            over <= goal,
+        );
+    }
+    ip("link del fault-near");
 }
 
 fn main() {

@@ -1,7 +1,8 @@
-//! The relay against direct loopback, `HAProxy` in TCP mode with `splice-auto`, and nginx stream, all in one run.
+//! The relay against direct loopback, `HAProxy` in TCP mode with `splice-auto`, nginx stream, and Toxiproxy where
+//! `toxiproxy-server` is in `PATH`, all in one run.
 //!
-//! `cargo bench -p fault-user --bench relay` prints a table of ratios. Proxies that are not installed are left
-//! out, and said so (Debian: `apt-get install haproxy nginx libnginx-mod-stream`).
+//! Prints one JSON object a line, as `cargo xtask bench` reads them. Proxies that are not installed or do not start are
+//! left out, and said so (`cargo xtask setup --for bench` installs the first two).
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -28,6 +29,11 @@ struct Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        let ended = self.child.try_wait().expect("it is our child");
+        if ended.is_some() {
+            std::fs::remove_dir_all(&self.folder).expect("the folder is ours");
+            return;
+        }
         // SIGTERM, so that nginx takes its workers with it.
         let stopped = nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a process id fits")),
@@ -157,12 +163,34 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
-fn await_port(address: SocketAddr) {
+/// Prints one figure.
+fn measure(name: &str, (value, unit): (f64, &str), reference: Option<f64>, goal: &str, ok: bool) {
+    let ratio = reference.map(|reference| value / reference);
+    println!(
+        "{}",
+        serde_json::json!({
+            "name": name, "value": value, "unit": unit, "reference": reference, "ratio": ratio,
+            "goal": goal, "ok": ok,
+        })
+    );
+}
+
+/// Waits until a proxy that was started accepts connections; nothing where it doesn't.
+fn once_it_listens(mut proxy: Proxy) -> Option<Proxy> {
     let until = Instant::now() + Duration::from_secs(10);
-    while TcpStream::connect(address).is_err() {
-        assert!(Instant::now() < until, "nothing listens on {address}");
+    while TcpStream::connect(proxy.address).is_err() {
+        let ended = proxy.child.try_wait().expect("it is our child");
+        if ended.is_some() || Instant::now() >= until {
+            let reason = ended.map_or_else(
+                || "it does not listen".to_owned(),
+                |status| format!("it ended ({status})"),
+            );
+            eprintln!("{} is left out: {reason}", proxy.name);
+            return None;
+        }
         thread::sleep(Duration::from_millis(10));
     }
+    Some(proxy)
 }
 
 fn spawn(
@@ -186,7 +214,8 @@ fn spawn(
             folder,
         }),
         Err(error) => {
-            println!("{name} is left out: {error}");
+            eprintln!("{name} is left out: {error}");
+            std::fs::remove_dir_all(&folder).expect("the folder is ours");
             None
         }
     }
@@ -209,8 +238,7 @@ fn start_haproxy(upstream: SocketAddr) -> Option<Proxy> {
         address,
         folder,
     )?;
-    await_port(address);
-    Some(proxy)
+    once_it_listens(proxy)
 }
 
 fn start_nginx(upstream: SocketAddr) -> Option<Proxy> {
@@ -232,8 +260,17 @@ fn start_nginx(upstream: SocketAddr) -> Option<Proxy> {
         address,
         folder,
     )?;
-    await_port(address);
-    Some(proxy)
+    once_it_listens(proxy)
+}
+
+fn start_toxiproxy(upstream: SocketAddr) -> Option<Proxy> {
+    let (name, host) = ("toxiproxy", "127.0.0.1");
+    let api = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let port = api.port().to_string();
+    let program = Path::new("toxiproxy-server");
+    let arguments = ["-host", host, "-port", &port];
+    let proxy = once_it_listens(spawn(name, program, &arguments, api, folder(name))?)?;
+    Some(with_proxy(proxy, upstream))
 }
 
 fn start_fault(upstream: SocketAddr) -> Proxy {
@@ -241,7 +278,7 @@ fn start_fault(upstream: SocketAddr) -> Proxy {
     let api = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let program = Path::new(env!("CARGO_BIN_EXE_fault"));
     let listen = api.to_string();
-    let mut proxy = spawn(
+    let daemon = spawn(
         "fault",
         program,
         &["daemon", "--listen", &listen, "--seed", "1"],
@@ -249,7 +286,12 @@ fn start_fault(upstream: SocketAddr) -> Proxy {
         folder,
     )
     .expect("cargo has built it");
-    await_port(api);
+    with_proxy(once_it_listens(daemon).expect("it starts"), upstream)
+}
+
+/// Has a server with Toxiproxy's API listen for clients of `upstream`.
+fn with_proxy(mut proxy: Proxy, upstream: SocketAddr) -> Proxy {
+    let api = proxy.address;
     let body = format!(r#"{{"name":"p","listen":"127.0.0.1:0","upstream":"{upstream}"}}"#);
     let answer = request(api, "POST", "/proxies", &body);
     let listen = answer
@@ -300,7 +342,8 @@ fn own_lateness(count: usize) -> Vec<f64> {
     late
 }
 
-fn faults(proxy: &Proxy, direct_bulk: f64) {
+/// What toxics cost and how exact they are. `direct` is the rate of a connection without a proxy.
+fn faults(proxy: &Proxy, direct: f64) {
     let api = proxy.api.expect("fault has an API");
     let toxics = "/proxies/p/toxics";
     request(
@@ -311,22 +354,30 @@ fn faults(proxy: &Proxy, direct_bulk: f64) {
     );
     let base = Duration::from_millis(20);
     let times = round_trips(proxy.address, 300);
-    let late =
-        |part: usize| (times[times.len() * part / 100].saturating_sub(base)).as_secs_f64() * 1e3;
-    println!(
-        "latency of 20 ms: late by {:.2} ms (median), {:.2} ms (p99, goal: at most 1.5)",
-        late(50),
-        late(99)
-    );
-    let late = own_lateness(300);
-    println!(
-        "  a thread's own sleep of 20 ms here: late by {:.2} ms (median), {:.2} ms (p99)",
-        late[150], late[297]
-    );
+    let own = own_lateness(300);
+    for (part, what, goal) in [(50, "median", f64::INFINITY), (99, "p99", 1.5)] {
+        let late = times[times.len() * part / 100].saturating_sub(base);
+        let late = late.as_secs_f64() * 1e3;
+        let text = if goal.is_finite() {
+            format!("at most {goal}")
+        } else {
+            "shown only".to_owned()
+        };
+        measure(
+            &format!("latency of 20 ms is late, {what} (beside a thread's own sleep)"),
+            (late, "ms"),
+            Some(own[own.len() * part / 100]),
+            &text,
+            late <= goal,
+        );
+    }
     let shifted = bulk(proxy.address);
-    println!(
-        "throughput with 20 ms of latency: {:.2} of direct",
-        shifted / direct_bulk
+    measure(
+        "relay: bulk with 20 ms of latency, beside direct",
+        (shifted / 1e6, "MB/s"),
+        Some(direct / 1e6),
+        "ratio at least 0.6",
+        shifted / direct >= 0.6,
     );
     request(api, "DELETE", "/proxies/p/toxics/l", "");
     let start = Instant::now();
@@ -334,22 +385,75 @@ fn faults(proxy: &Proxy, direct_bulk: f64) {
         request(api, "POST", toxics, r#"{"type":"latency","name":"l"}"#);
         request(api, "DELETE", "/proxies/p/toxics/l", "");
     }
-    println!(
-        "API changes, a connection each: {:.0} per second (goal: 1000)",
-        1000.0 / start.elapsed().as_secs_f64()
+    let changes = 1000.0 / start.elapsed().as_secs_f64();
+    measure(
+        "changes by the API, a connection each",
+        (changes, "1/s"),
+        None,
+        "at least 1000",
+        changes >= 1000.0,
     );
+    idle(proxy);
+}
+
+/// The memory that connections take which nothing happens on.
+fn idle(proxy: &Proxy) {
     let before = status(proxy.child.id(), "VmRSS");
     let mut idle: Vec<TcpStream> = (0..2000).map(|_| connect(proxy.address)).collect();
     for stream in &mut idle {
         stream.write_all(b"E").expect("write");
         stream.read_exact(&mut [0]).expect("read");
     }
-    let after = status(proxy.child.id(), "VmRSS");
-    println!(
-        "idle connection: {:.1} KiB of the daemon's memory (goal: at most 16)",
-        (after - before) / 2000.0
+    let each = (status(proxy.child.id(), "VmRSS") - before) / 2000.0;
+    measure(
+        "idle connection",
+        (each, "KiB"),
+        None,
+        "at most 16",
+        each <= 16.0,
     );
-    drop(idle);
+}
+
+/// Prints the figures of each proxy beside those without one, and fault's connections beside `HAProxy`'s.
+fn compare(names: &[&str], bulks: &[f64], rates: &[f64], trips: &[f64]) {
+    for (index, name) in names.iter().enumerate().skip(1) {
+        let is_own = *name == "fault";
+        let (goal, least) = if is_own {
+            ("ratio at least 0.9", 0.9)
+        } else {
+            ("shown only", 0.0)
+        };
+        measure(
+            &format!("{name}: bulk, beside direct"),
+            (bulks[index] / 1e6, "MB/s"),
+            Some(bulks[0] / 1e6),
+            goal,
+            bulks[index] / bulks[0] >= least,
+        );
+        measure(
+            &format!("{name}: connections, beside direct"),
+            (rates[index], "1/s"),
+            Some(rates[0]),
+            "shown only",
+            true,
+        );
+        measure(
+            &format!("{name}: round trip, beside direct"),
+            (trips[index], "us"),
+            Some(trips[0]),
+            "shown only",
+            true,
+        );
+    }
+    if let Some(haproxy) = names.iter().position(|name| *name == "haproxy") {
+        measure(
+            "fault: connections, beside haproxy",
+            (rates[1], "1/s"),
+            Some(rates[haproxy]),
+            "ratio at least 1.2",
+            rates[1] / rates[haproxy] >= 1.2,
+        );
+    }
 }
 
 fn main() {
@@ -357,10 +461,14 @@ fn main() {
     let server = start_server();
     let fault = start_fault(server);
     let mut rows = vec![("direct", server), (fault.name, fault.address)];
-    let others: Vec<Proxy> = [start_haproxy(server), start_nginx(server)]
-        .into_iter()
-        .flatten()
-        .collect();
+    let others: Vec<Proxy> = [
+        start_haproxy(server),
+        start_nginx(server),
+        start_toxiproxy(server),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     rows.extend(others.iter().map(|proxy| (proxy.name, proxy.address)));
     // Round by round, so that what else the machine does hits all alike.
     let mut bulks = vec![Vec::new(); rows.len()];
@@ -373,25 +481,9 @@ fn main() {
             trips[index].push(round_trips(*address, PINGS)[PINGS / 2].as_secs_f64() * 1e6);
         }
     }
-    let (bulks, rates, trips): (Vec<f64>, Vec<f64>, Vec<f64>) = (
-        bulks.into_iter().map(median).collect(),
-        rates.into_iter().map(median).collect(),
-        trips.into_iter().map(median).collect(),
-    );
-    println!(
-        "{:8} {:>10} {:>8} {:>10} {:>8} {:>12} {:>10}",
-        "", "bulk MB/s", "ratio", "conn/s", "ratio", "round trip us", "added us"
-    );
-    for (index, (name, _)) in rows.iter().enumerate() {
-        println!(
-            "{name:8} {:10.0} {:8.2} {:10.0} {:8.2} {:12.1} {:10.1}",
-            bulks[index] / 1e6,
-            bulks[index] / bulks[0],
-            rates[index],
-            rates[index] / rates[0],
-            trips[index],
-            trips[index] - trips[0]
-        );
-    }
+    let medians = |all: Vec<Vec<f64>>| all.into_iter().map(median).collect::<Vec<_>>();
+    let (bulks, rates, trips) = (medians(bulks), medians(rates), medians(trips));
+    let names: Vec<_> = rows.iter().map(|(name, _)| *name).collect();
+    compare(&names, &bulks, &rates, &trips);
     faults(&fault, bulks[0]);
 }

@@ -97,6 +97,10 @@ const PACKAGES: &[Package] = &[
     package("g++", Some("c++"), &[Need::Fuzz]),
     package("nftables", Some("nft"), &[Need::Bench]),
     package("ethtool", Some("ethtool"), &[Need::Bench]),
+    package("haproxy", Some("haproxy"), &[Need::Bench]),
+    package("nginx-light", Some("nginx"), &[Need::Bench]),
+    package("libnginx-mod-stream", None, &[Need::Bench]),
+    package("iperf3", Some("iperf3"), &[Need::Bench]),
     package("podman", Some("podman"), &[Need::Test, Need::Containers]),
     package("runc", Some("runc"), &[Need::Test, Need::Containers]),
     package(
@@ -248,6 +252,9 @@ fn install(packages: &[&str]) -> Result<()> {
             ("podman", "podman.socket"),
             ("docker.io", "docker.socket"),
             ("docker.io", "docker.service"),
+            ("haproxy", "haproxy"),
+            ("nginx-light", "nginx"),
+            ("iperf3", "iperf3"),
         ] {
             if packages.contains(&package) {
                 run_command(Command::new("systemctl").args(["disable", service]))?;

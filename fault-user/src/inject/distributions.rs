@@ -1,11 +1,23 @@
 //! The tables of the distributions from which the programs draw delays.
 
+use fault_common::abi::fault;
 use fault_common::delay::{SPREAD_ONE, TABLE_ENTRIES, distribution};
+
+use crate::plan::tables::PacketRule;
 
 /// The largest spread of a table, as of tc-netem's: four jitters.
 const SPREAD_MAX: f64 = 4.0;
 /// Shape of the Pareto distribution, as of tc-netem's.
 const SHAPE: f64 = 3.0;
+
+/// Whether a rule draws from a table. To compute them takes tens of milliseconds.
+#[must_use]
+pub fn are_needed(rules: &[PacketRule]) -> bool {
+    rules.iter().any(|rule| {
+        let [_, jitter_ns, form, ..] = rule.entry.arguments;
+        rule.entry.fault == fault::DELAY && jitter_ns != 0 && form & 0xff != distribution::UNIFORM
+    })
+}
 
 /// All tables in sequence, in the layout of [`fault_common::delay::table_index`].
 #[must_use]
@@ -93,6 +105,23 @@ mod tests {
         let mean = values().sum::<f64>() / count;
         let variance = values().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
         (mean, variance.sqrt())
+    }
+
+    #[test]
+    fn only_rules_that_draw_from_tables_need_them() {
+        use crate::plan::Plan;
+        use crate::rule::{Rule, SystemResolver, Targets};
+        for (text, needed) in [
+            ("tcp:9 delay=5ms", false),
+            ("tcp:9 delay=5ms~2ms", false),
+            ("tcp:9 delay=5ms~2ms,dist:normal", true),
+            ("tcp:9 loss=5%", false),
+        ] {
+            let rule: Rule = text.parse().unwrap();
+            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+            let plan = Plan::new(&[(rule, resolved)], 1, None, None).unwrap();
+            assert_eq!(are_needed(&plan.entries()), needed, "{text}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use fault_common::abi::{NAMES_MAX, PLACES, RULES_MAX, holder, modifier};
 use nix::errno::Errno;
 
 use super::connections;
+use super::distributions;
 use super::places::Reservation;
 use super::xdp;
 use crate::hold::qdiscs::Qdiscs;
@@ -23,6 +24,7 @@ use crate::plan::tables::{PacketRule, Tables, compile};
 use crate::sys::net::interfaces::{Interface, list};
 use crate::sys::net::tap::Tap;
 use crate::sys::version;
+use crate::tell::step;
 use crate::undo::change::join;
 use crate::undo::instance::{Instance, Marks};
 use crate::undo::journal::Journal;
@@ -112,6 +114,10 @@ fn prepare_behind(
     let mut injector = Injector::load(&options)?;
     injector.repeat(injection_options.replay.as_deref().unwrap_or_default())?;
     let mut reach = InterfaceSet::new(injector, interfaces, qdiscs, journal, instance)?;
+    if plan.holds() && (injection_options.live || distributions::are_needed(&entries)) {
+        let _step = step(format_args!("computing the tables of distributions"));
+        reach.injector.write_spreads()?;
+    }
     let attached = reach.attach_all(tap, &plan.shapers(), &places, reservation);
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()

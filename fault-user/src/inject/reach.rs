@@ -104,7 +104,6 @@ impl InterfaceSet {
             }
         }
         if tap.is_some() || self.qdiscs.is_some() {
-            self.injector.write_spreads()?;
             self.ways = Some(Ways::default());
         }
         if let Some(tap) = tap {
@@ -366,18 +365,16 @@ impl InterfaceSet {
     pub(super) fn settle(&mut self) -> Result<()> {
         let journal = self.journal.take();
         self.injector.rest();
-        if let Some(line) = self.delay_line.take() {
-            // No more packets are passed to it; held packets are released at once.
-            let ending = line.finish()?;
-            // Its device is removed meanwhile.
-            self.injector.detach();
-            drop(ending);
-        }
+        // No more packets are passed to the delay line; held packets are released at once.
+        let ending = self.delay_line.take().map(DelayLine::finish).transpose()?;
         if let Some(qdiscs) = self.qdiscs.take() {
             for Loss { interface, packets } in qdiscs.drain()? {
                 tell!("fault: warning: {packets} packets still held by {interface} were dropped");
             }
         }
+        self.injector.detach();
+        // Its device was removed meanwhile.
+        drop(ending);
         let left = journal.map(Journal::undo).unwrap_or_default();
         if let Some(left) = left.first() {
             anyhow::bail!("{left}: run `fault clean`");

@@ -287,6 +287,22 @@ mod tests {
     use crate::rule::{Rule, SystemResolver, Targets};
 
     #[test]
+    fn a_fast_rate_holds_super_packets_whole() {
+        for (rule, divides) in [
+            ("tcp:80 rate=100mbit", true),
+            ("tcp:80 rate=1gbit", false),
+            ("tcp:80 rate=20gbit", false),
+            ("tcp:80 rate=1gbit p=50%", true),
+        ] {
+            let rule: Rule = rule.parse().unwrap();
+            let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+            let compiled = compile(&resolved, 1, 0, 0, None).unwrap();
+            let flags = compiled[0].entry.flags;
+            assert_eq!(flags & rule_flag::PER_SEGMENT != 0, divides, "{rule}");
+        }
+    }
+
+    #[test]
     fn what_a_fault_says_of_itself_is_what_the_programs_are_told() {
         let rule: Rule = "tcp:80 example=9000".parse().unwrap();
         let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();

@@ -9,10 +9,7 @@ use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
 use super::signals::EndSignals;
 use super::subject::Subject;
-use super::{
-    Loaded, Session, choose_mechanism, guard, many, plan, require, runtime,
-    tell_unfired,
-};
+use super::{Loaded, Session, choose_mechanism, guard, many, plan, require, runtime, tell_unfired};
 use crate::inject::injection::InjectionOptions;
 use crate::plan::Plan;
 use crate::report::summary;

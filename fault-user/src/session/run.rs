@@ -13,9 +13,7 @@ use super::options::Options;
 use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
 use super::subject::{Subject, scope_of};
-use super::{
-    Loaded, Session, choose_mechanism, guard, plan, require, runtime, tell_unfired,
-};
+use super::{Loaded, Session, choose_mechanism, guard, plan, require, runtime, tell_unfired};
 use crate::inject::injection::{Hits, InjectionOptions};
 use crate::plan::mechanism::Mechanism;
 use crate::report::expectations::{self, Facts};

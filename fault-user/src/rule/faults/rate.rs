@@ -57,7 +57,14 @@ impl Definition for Rate {
     }
 
     fn packet(&self) -> Option<PacketAction> {
-        Some(PacketAction::new(fault::RATE, []).shaped(Shaper::Rate(self.clone())))
+        // Bits of a super-packet in a millisecond. One that is shorter on the wire is held whole, and charged for all
+        // of its wire packets: nobody sees when each of them was sent.
+        const WHOLE_FROM: u64 = 65_536 * 8 * 1000;
+        Some(
+            PacketAction::new(fault::RATE, [])
+                .per_wire_packet(self.bits_per_second < WHOLE_FROM)
+                .shaped(Shaper::Rate(self.clone())),
+        )
     }
 
     fn overlap(&self) -> Overlap {
