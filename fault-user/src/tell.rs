@@ -60,7 +60,7 @@ pub(crate) fn has_color(stream: &impl IsTerminal) -> bool {
 /// When [`show_steps`] was called, if it was.
 static STEPS_SINCE: OnceLock<Instant> = OnceLock::new();
 
-/// From now on prints how long each [`Step`] takes (`-v`).
+/// From now on prints how long each step of starting and ending takes (`-v`).
 pub fn show_steps() {
     STEPS_SINCE.get_or_init(Instant::now);
 }

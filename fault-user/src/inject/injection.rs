@@ -515,7 +515,7 @@ impl Injection {
         self.prepared.reach().injector.endpoints()
     }
 
-    /// See [`Injector::flows_in_scope`](super::injector::Injector::flows_in_scope).
+    /// See [`Injector::flows_in_scope`].
     ///
     /// # Errors
     /// A map can't be read.

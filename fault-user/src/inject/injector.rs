@@ -20,6 +20,7 @@ use fault_common::flow::FlowKey;
 use super::connections;
 use super::distributions;
 use super::endpoints;
+pub use super::places::Side;
 use super::places::{self, Place, Reservation, unless_vanished};
 use crate::hold::line::LineMaps;
 use crate::inject::connections::Connections;
@@ -69,15 +70,6 @@ impl std::fmt::Display for Attachment {
             Self::Clsact => "clsact",
         })
     }
-}
-
-/// The direction of the packets that a program processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Packets that leave through the interface.
-    Egress,
-    /// Packets that arrive at the interface.
-    Ingress,
 }
 
 /// The resolution of the programs' clock.
@@ -379,7 +371,7 @@ impl Injector {
         Ok(program)
     }
 
-    /// The maps shared with a delay line, from whose tap device the program [`RELEASE`] receives packets.
+    /// The maps shared with a delay line, from whose tap device the program `fault_release` receives packets.
     /// [`Injector::open_way`] sets where they continue.
     ///
     /// # Errors

@@ -10,10 +10,18 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::injector::Side;
 use crate::sys::bpf::features::{self, attach_type, program_type};
 use crate::sys::net::interfaces::Interface;
 use crate::tell::step;
+
+/// The direction of the packets that a program processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Packets that leave through the interface.
+    Egress,
+    /// Packets that arrive at the interface.
+    Ingress,
+}
 
 /// A hook of an interface, and the program for it.
 #[derive(Clone, Debug)]
