@@ -36,6 +36,7 @@ pub fn handle<C: Judging, const EGRESS: bool, const LINK: u32>(skb: Skb<EGRESS, 
         // Policy: what can't be read or looked up passes, and is counted.
         Err(counter) => {
             count(counter);
+            trace::left(counter);
             NEXT
         }
     }
@@ -76,26 +77,21 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     if passes == FRAGMENT {
         passes = read_fragment(header, shared, generation);
     }
-    // SAFETY: as above; a fresh reference, since `read_fragment` writes through another one.
-    let scratch = unsafe { &mut *shared };
     if passes == NO_RULE {
         if trace::is_on() {
-            trace::other_way(&Maps { header, generation }, header, scratch);
+            trace_other_way(skb, header, generation);
         }
         // Policy: no rule can concern it.
         return Ok(NEXT);
     }
     if passes != 0 {
         // Policy: what can't be read passes and is counted.
-        let counter = reason(passes);
-        trace::unread(scratch, counter);
-        return Err(counter);
+        return Err(reason(passes));
     }
-    let Some(now_ns) = leased_ns(control) else {
-        // Policy: without a living daemon nothing is touched.
-        trace::passed(scratch, Counter::LeaseExpired);
-        return Err(Counter::LeaseExpired);
-    };
+    // Policy: without a living daemon nothing is touched.
+    let now_ns = leased_ns(control).ok_or(Counter::LeaseExpired)?;
+    // SAFETY: as above; a fresh reference, since `read_fragment` writes through another one.
+    let scratch = unsafe { &mut *shared };
     see(skb, header, scratch, now_ns, generation);
     let flow = match flows::enter(skb, header, scratch) {
         Entered::Flow(flow) => flow,
@@ -104,10 +100,7 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
             trace::packet(scratch, step::NOBODY);
             return Ok(NEXT);
         }
-        Entered::Full => {
-            trace::passed(scratch, Counter::FlowTableFull);
-            return Err(Counter::FlowTableFull);
-        }
+        Entered::Full => return Err(Counter::FlowTableFull),
     };
     if NAME_COUNT.load() != 0 && header.has_questions != 0 && dns::may_ask(&scratch.packet) {
         dns::fault_read_query(skb.raw());
@@ -167,7 +160,7 @@ fn trace_other_way<F: Frame>(frame: F, header: &SetHeader, generation: u32) {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return;
     };
-    // SAFETY: see `Scratch`; nothing has been written there for this packet.
+    // SAFETY: see `Scratch`; the caller does not use what it has written there any more.
     let scratch = unsafe { &mut *scratch };
     let mut code = read_plain(frame, scratch);
     if code == NOT_PLAIN {
@@ -773,7 +766,7 @@ fn judge_by<C: Counting>(
     };
     ask::<C>(scratch, memory, rule, state, found.direction);
     if trace::is_on() {
-        trace::judged(scratch, memory, rule, state, found.direction.into());
+        trace::judged(scratch, rule, found.direction.into());
     }
     conclude(scratch, rule, counts, found.rule, events);
     Some(())

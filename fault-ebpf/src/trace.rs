@@ -5,12 +5,12 @@
 //! functions, which older kernels verify even where nobody calls them.
 
 use fault_common::abi::{
-    Counter, Flow, FlowRule, MATCHES_MAX, RuleEntry, RuleState, SetHeader, Trace, step, trace_flag,
+    Counter, FLOW_SLOTS, Flow, FlowRule, MATCHES_MAX, RuleEntry, SetHeader, Trace, step, trace_flag,
 };
 use fault_common::matching::{Ports, Tables};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
-use crate::maps::{Scratch, TRACE, TRACES, count};
+use crate::maps::{FLOW_RULES, FLOWS, RULE_STATES, SCRATCH, Scratch, TRACE, TRACES, count};
 
 /// Whether it is told at all.
 #[inline(always)]
@@ -34,11 +34,36 @@ pub fn passed(scratch: &mut Scratch, counter: Counter) {
     }
 }
 
-/// The same of a packet whose headers could not be read. What has no port reaches no rule's.
+/// The same where a tc program is done with the packet, if it has looked at it: not of one that was judged before, for which
+/// nothing may be written to the scratch.
 #[inline(always)]
-pub fn unread(scratch: &mut Scratch, counter: Counter) {
-    let has_port = !matches!(counter, Counter::NotIp | Counter::Discovery);
-    if is_on() && has_port {
+pub fn left(counter: Counter) {
+    if is_on() {
+        tell_left(counter as u32);
+    }
+}
+
+#[inline(never)]
+fn tell_left(counter: u32) {
+    const TRUNCATED: u32 = Counter::Truncated as u32;
+    const MALFORMED: u32 = Counter::Malformed as u32;
+    const HEADERS: u32 = Counter::Headers as u32;
+    const FRAGMENT: u32 = Counter::Fragment as u32;
+    const LEASE_EXPIRED: u32 = Counter::LeaseExpired as u32;
+    const FLOW_TABLE_FULL: u32 = Counter::FlowTableFull as u32;
+    let is_read = match counter {
+        TRUNCATED | MALFORMED | HEADERS => false,
+        FRAGMENT | LEASE_EXPIRED | FLOW_TABLE_FULL => true,
+        _ => return,
+    };
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: see `Scratch`; the program is done with the packet.
+    let scratch = unsafe { &mut *scratch };
+    if is_read {
+        tell_packet(scratch, step::PASSED.into(), counter);
+    } else {
         scratch.trace.step = step::UNREAD;
         scratch.trace.counter = counter as u8;
         output(scratch);
@@ -98,15 +123,16 @@ fn tell_packet(scratch: &mut Scratch, step: u32, counter: u32) {
     output(scratch);
 }
 
-/// Tells what `rule` made of the packet in the scratch, of which [`tell_packet`] has told.
+/// Tells what `rule` made of the packet in the scratch, of which [`tell_packet`] has told. What the rule remembers is looked up
+/// again: the callers' stacks have no room to keep it.
 #[inline(never)]
-pub fn judged(
-    scratch: &mut Scratch,
-    memory: *const FlowRule,
-    rule: &RuleEntry,
-    state: *const RuleState,
-    direction: u32,
-) {
+pub fn judged(scratch: &mut Scratch, rule: &RuleEntry, direction: u32) {
+    let (Some(memory), Some(state)) = (
+        memory_of(scratch, rule.uid),
+        RULE_STATES.get_ptr(rule.state),
+    ) else {
+        return;
+    };
     // SAFETY: map values live until the program ends; other CPUs may write to them, which at worst makes a line of a log
     // tell of a later packet.
     let (memory, state) = unsafe { (&*memory, &*state) };
@@ -126,6 +152,19 @@ pub fn judged(
     output(scratch);
 }
 
+/// What a rule remembers of the connection of the packet in the scratch.
+#[inline(always)]
+fn memory_of(scratch: &Scratch, rule: u32) -> Option<*const FlowRule> {
+    let flow = FLOWS.get_ptr(&scratch.key)?;
+    // SAFETY: map values live until the program ends.
+    let slot = unsafe { &raw const (*flow).rules[scratch.slot as usize % FLOW_SLOTS] };
+    // SAFETY: as above.
+    if unsafe { (*slot).uid } == rule {
+        return Some(slot);
+    }
+    FLOW_RULES.get_ptr(&scratch.apart)
+}
+
 /// Tells that `rule` judged wire packets of the super-packet in the scratch ahead: by `copy`, `before` had been counted
 /// in their direction, and the whole passes.
 #[inline(never)]
@@ -139,7 +178,7 @@ pub fn foreseen(
     let (trace, at) = (&mut scratch.trace, at as usize % MATCHES_MAX);
     let side = (direction & 1) as usize;
     let copy = &scratch.foreseen[at];
-    let slot = scratch.foreseen_slots[at] as usize % fault_common::abi::FLOW_SLOTS;
+    let slot = scratch.foreseen_slots[at] as usize % FLOW_SLOTS;
     // SAFETY: as in `judged`.
     let outside = unsafe { (*flow).rules[slot].outside };
     trace.step = step::FORESEEN;

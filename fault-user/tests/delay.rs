@@ -15,7 +15,8 @@ use support::late::{
     FRAGMENTED, assert_about, assert_within, delays_all, echo, exchange, order, timed,
 };
 use support::place::{
-    AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, is_emulated, run, wait_for,
+    AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, ip, is_emulated, run, set_option,
+    wait_for,
 };
 
 const SETTINGS: [&str; 2] = [
@@ -262,18 +263,7 @@ fn a_rate_is_that_of_the_wire() {
     let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     // All may be in flight at once before the first is read.
-    let room = 16_i32 << 20;
-    // SAFETY: the value is an int, as the option wants it.
-    let status = unsafe {
-        libc::setsockopt(
-            std::os::fd::AsRawFd::as_raw_fd(&receiver),
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            (&raw const room).cast(),
-            4,
-        )
-    };
-    assert_eq!(status, 0);
+    set_option(&receiver, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20);
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
     // 1,000 bytes on the wire, headers of UDP, IP and Ethernet included, at 8 Mbit/s: 1 ms each.

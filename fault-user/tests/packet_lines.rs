@@ -8,7 +8,7 @@ use std::path::Path;
 use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::version;
 use support::echo::{connected, udp_echo};
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, hierarchy};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, hierarchy, set_option};
 
 /// A socket that takes datagrams to a port of every address.
 fn receiver(port: u16) -> UdpSocket {
@@ -181,6 +181,35 @@ fn the_answers_are_explained_too_and_one_v_explains_none() {
     let summary = applied.end();
     assert!(!summary.contains("packet udp"), "{summary}");
     assert!(summary.contains("fault: at "), "{summary}");
+}
+
+#[test]
+fn a_super_packet_has_a_line_for_what_is_decided_together() {
+    enter_fresh();
+    let receiver = receiver(5001);
+    let sent = |rule: &str| {
+        let socket = connected(SocketAddr::from((Ipv4Addr::LOCALHOST, 5001)));
+        set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 100);
+        let applied = AppliedRules::begin(&[rule], "-vv --scope host");
+        socket.send(&[b'x'; 300]).expect("it is sent");
+        // The last of the three passes.
+        receiver.recv(&mut [0; 256]).expect("it passes");
+        let summary = applied.end();
+        lines(&summary, socket.local_addr().expect("bound"))
+    };
+    let divided = sent("udp:5001 drop nth=2");
+    assert_eq!(divided.len(), 3, "{divided:?}");
+    let second =
+        "CLIENT > 127.0.0.1:5001 to-server, connection 1, packet 2: 'udp:5001 drop nth=2' dropped";
+    assert_eq!(divided[1], second);
+    let whole = sent("udp:5001 drop nth=9");
+    if version::at_least(6, 12) {
+        let line = "CLIENT > 127.0.0.1:5001 (3 wire packets) to-server, connection 1, packets 1 to 3: \
+                    'udp:5001 drop nth=9' passed";
+        assert_eq!(whole, [line]);
+    } else {
+        assert_eq!(whole.len(), 3, "{whole:?}");
+    }
 }
 
 #[test]

@@ -17,7 +17,8 @@ use nix::unistd::Uid;
 use socket2::{Domain, Socket, Type};
 use support::echo::{tcp_echo, udp_client, udp_echo};
 use support::place::{
-    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, has_bash, run, wait_for,
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, has_bash, run, set_option,
+    wait_for,
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
@@ -1477,20 +1478,6 @@ fn hear_all(socket: &UdpSocket) -> (Vec<u8>, Option<SocketAddr>, Vec<i32>) {
     (bytes[..size].to_vec(), from, values)
 }
 
-fn set(socket: &impl std::os::fd::AsRawFd, level: i32, name: i32, value: i32) {
-    // SAFETY: the value is four bytes long.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            4,
-        )
-    };
-    assert_eq!(status, 0, "option {name}");
-}
-
 /// The first error that a socket's error queue has: who reported it, and what.
 fn queued_error(socket: &UdpSocket) -> (u8, i32) {
     use nix::sys::socket::{ControlMessageOwned as Message, MsgFlags, recvmsg};
@@ -1540,7 +1527,7 @@ fn use_datagrams(host: &str) {
     } else {
         (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
     };
-    set(&client, level, name, 1);
+    set_option(&client, level, name, 1);
     client.send(b"x").unwrap();
     assert_eq!(errno(client.recv(&mut [0; 9])), Some(libc::ECONNREFUSED));
     let origin = if is_v4 { 2 } else { 3 };
@@ -1561,19 +1548,19 @@ fn use_datagrams(host: &str) {
     // What the client's host puts in front of each datagram.
     let server = bound(7054);
     let options = if is_v4 {
-        set(&server, libc::IPPROTO_IP, libc::IP_RECVTTL, 1);
-        set(&server, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
+        set_option(&server, libc::IPPROTO_IP, libc::IP_RECVTTL, 1);
+        set_option(&server, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
         [libc::IP_TTL, libc::IP_TOS]
     } else {
-        set(&server, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1);
-        set(&server, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1);
+        set_option(&server, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1);
+        set_option(&server, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1);
         [libc::IPV6_UNICAST_HOPS, libc::IPV6_TCLASS]
     };
     let client = udp_client(address(0));
     // One after the other, while the first may still be held.
     for (limit, class) in [(33, 0xb8), (7, 0x28)] {
-        set(&client, level, options[0], limit);
-        set(&client, level, options[1], class);
+        set_option(&client, level, options[0], limit);
+        set_option(&client, level, options[1], class);
         client.send_to(b"q", address(7054)).unwrap();
     }
     let port = client.local_addr().unwrap().port();

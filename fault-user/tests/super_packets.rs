@@ -4,7 +4,6 @@ mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use fault_common::abi::{FlowRule, Followed, RuleState, direction};
@@ -13,7 +12,7 @@ use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::process::netns::NetworkNamespace;
 use support::echo::connected;
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, wait_for};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, set_option, wait_for};
 
 /// Bytes of a full datagram.
 const DATAGRAM: usize = 1000;
@@ -41,20 +40,6 @@ fn assert_binomial(hits: u64, trials: u64, p: f64) {
     let deviation = (trials * p * (1.0 - p)).sqrt();
     let off = (hits - trials * p).abs();
     assert!(off <= 1.1 * 4.89 * deviation, "{hits} of {trials} at {p}");
-}
-
-fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) {
-    // SAFETY: the value is an int, as these options want it.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            4,
-        )
-    };
-    assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// The far end of a test. It is read by the thread that sends: what has arrived is there when the sending call and the next

@@ -65,10 +65,8 @@ pub enum Command {
     /// The command runs without faults first, to see what it talks to. Then it runs once with each kind of fault on
     /// each of these dependencies. What fails is run again with the same seed, and the fault is made smaller as long as
     /// it fails. The exit code is 0 when the command survived all faults, 121 when it did not, 125 when it fails
-    /// without faults.
-    ///
-    /// With --container, --pid or --cgroup the faults apply to the traffic of a running service. The command exercises it
-    /// under each fault, and again when the fault is over.
+    /// without faults. With --container, --pid or --cgroup the faults apply to the traffic of a running service. The
+    /// command exercises it under each fault, and again when the fault is over.
     Explore(explore::Explore),
     /// Repeat the decisions of an earlier run, from its report.
     ///

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::place::{
-    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, run, wait_for,
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, run, set_option, wait_for,
 };
 use support::servers::{Redis, Server, psql, psql_words};
 
@@ -259,19 +259,7 @@ fn silent_loss_is_not_told_to_the_sender() {
     let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect("127.0.0.1:7000").unwrap();
-    let on: libc::c_int = 1;
-    // SAFETY: a valid descriptor, and an integer that outlives the call.
-    let set = unsafe {
-        use std::os::fd::AsRawFd as _;
-        libc::setsockopt(
-            sender.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_RECVERR,
-            (&raw const on).cast(),
-            u32::try_from(size_of_val(&on)).unwrap(),
-        )
-    };
-    assert_eq!(set, 0);
+    set_option(&sender, libc::IPPROTO_IP, libc::IP_RECVERR, 1);
     for options in ["--scope host", "--scope host --attach clsact"] {
         let applied = AppliedRules::begin(&["udp:7000 blackhole"], options);
         for _ in 0..20 {

@@ -1,6 +1,7 @@
 //! A network namespace for a test, and the `fault` binary.
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -81,6 +82,21 @@ impl Drop for Peer {
             eprintln!("the namespace {} was not removed", self.name);
         }
     }
+}
+
+/// Sets an option of a socket whose value is an int.
+pub fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
+    // SAFETY: the value is an int, as these options want it.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            4,
+        )
+    };
+    assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Waits until something is so.
