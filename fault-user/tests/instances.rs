@@ -14,15 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use support::echo::{connected, tcp_echo, udp_client, udp_echo};
 use support::late::{echo, timed};
 use support::place::{
-    AppliedRules, PATIENCE, enter_fresh, fault, has_tcx, hierarchy, run, wait_for,
+    AppliedRules, PATIENCE, enter_fresh, fault, has_tcx, hide_run, hierarchy, run, wait_for,
 };
 
 const SETTINGS: [&str; 2] = [
@@ -585,14 +583,6 @@ fn kill_at(command: &mut Command, last: u64) -> (u32, u64) {
         // SAFETY: it has stopped. One that has been killed meanwhile does not go on.
         unsafe { libc::ptrace(libc::PTRACE_SYSCALL, thread, 0, passed_on) };
     }
-}
-
-/// An empty `/run` for this thread and what it starts.
-fn hide_run() {
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    mount(none, "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
 }
 
 fn said(words: &[&str]) -> String {

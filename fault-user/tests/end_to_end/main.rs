@@ -9,7 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::place::{
-    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, run, set_option, wait_for,
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, hide_run, run, set_option,
+    wait_for,
 };
 use support::servers::{Redis, Server, psql, psql_words};
 
@@ -400,6 +401,7 @@ fn kill_9_at_any_moment_leaves_nothing() {
 #[test]
 fn clsact_stops_acting_by_the_lease_and_clean_removes_it() {
     enter_fresh();
+    hide_run();
     let server = Server::redis(6379, None);
     let mut applied = AppliedRules::begin(&["tcp:6379 blackhole"], "--scope host --attach clsact");
     assert!(Redis::hasty("127.0.0.1", server.port).is_err());

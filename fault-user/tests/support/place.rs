@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fault_user::sys::process::cgroup::Hierarchy;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Uid;
 
@@ -34,6 +35,15 @@ pub fn ip(words: &str) {
 pub fn enter_fresh() {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (run as root)");
     ip("link set lo up");
+}
+
+/// An empty `/run` for this thread and what it starts: no other instance finds the journals in it, and undoes those of dead
+/// ones when it starts.
+pub fn hide_run() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(none, "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
 }
 
 /// A second namespace, joined to this one by a veth pair: 10.77.0.1 and `fd77::1` here, .2 there.
