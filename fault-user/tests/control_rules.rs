@@ -72,6 +72,9 @@ fn rules_come_and_go_while_traffic_flows() {
         (dial(one), dial(two)),
         (Ok(()), Err(ErrorKind::ConnectionRefused))
     );
+    let again = add(&daemon, &json!(format!("tcp:{} reject", one.port())));
+    let again = listed(&daemon, &again["id"]);
+    assert_eq!(again["hits"], 0, "it is another rule: {again}");
     assert_eq!(daemon.call("POST", "/reset", "").0, 204);
     assert_eq!((dial(one), dial(two)), (Ok(()), Ok(())));
     assert_eq!(daemon.call("GET", "/v1/rules", "").1, json!([]));

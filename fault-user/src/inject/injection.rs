@@ -332,8 +332,16 @@ impl Injection {
     pub fn replace(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
         self.can_hold(plan)?;
         plan.succeed(old, self.age + 1, self.elapsed_ns())?;
+        self.exchange(old, plan)
+    }
+
+    /// The same for rules that are known by their text: one that was removed and is added again keeps its hits.
+    ///
+    /// # Errors
+    /// As [`Injection::replace`].
+    pub fn reload(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
         let hits = self.hits(old)?;
-        self.exchange(old, plan)?;
+        self.replace(old, plan)?;
         self.carry_over(old, &hits, plan);
         Ok(())
     }

@@ -220,7 +220,7 @@ impl ActiveInjection<'_> {
         session
             .control
             .targets(&session.plan, &session.injection.hits(&session.plan)?, None);
-        session.injection.replace(&session.plan, &mut next)?;
+        session.injection.reload(&session.plan, &mut next)?;
         session.plan = next;
         let hits = session.injection.hits(&session.plan)?;
         session.control.forget(&rules, &session.plan, &hits);
