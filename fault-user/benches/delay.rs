@@ -2,6 +2,8 @@
 //! much the delay line carries: round trips of an echo over a veth pair, a rate, bulk TCP and small packets. One JSON
 //! object per line and figure.
 
+mod support;
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
@@ -19,25 +21,9 @@ use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::net::interfaces::{Selection, list, select};
 use fault_user::sys::process::netns::NetworkNamespace;
 use nix::sched::{CloneFlags, unshare};
+use support::{ip, measure};
 
 const PEER: &str = "10.78.0.2:7000";
-
-/// Prints one figure.
-fn measure(name: &str, value: f64, unit: &str, reference: Option<f64>, goal: &str, ok: bool) {
-    let ratio = reference.map(|reference| value / reference);
-    println!(
-        "{}",
-        serde_json::json!({
-            "name": name, "value": value, "unit": unit, "reference": reference, "ratio": ratio,
-            "goal": goal, "ok": ok,
-        })
-    );
-}
-
-fn ip(words: &str) {
-    let done = Command::new("ip").args(words.split(' ')).status();
-    assert!(done.expect("ip runs").success(), "ip {words}");
-}
 
 /// The rule applied to `va`, by the delay line.
 fn inject(text: &str) -> Injection {

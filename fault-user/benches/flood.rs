@@ -3,6 +3,8 @@
 //!
 //! Prints one JSON object a line, as `cargo xtask bench` reads them. Runs as root, in network namespaces of its own.
 
+mod support;
+
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
@@ -12,12 +14,11 @@ use std::time::Instant;
 use fault_user::inject::injection::{InjectionOptions, PreparedInjection};
 use fault_user::inject::preparation::prepare;
 use fault_user::inject::reach::IngressMechanism;
-use fault_user::plan::Plan;
-use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::net::interfaces::{Selection, list, select};
 use fault_user::sys::process::netns::NetworkNamespace;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use support::plan;
 
 /// Frames for one figure.
 const FRAMES: u32 = 1_000_000;
@@ -29,13 +30,7 @@ const LAST_PORT: u16 = 10_999;
 /// Prints one figure with what it is compared with; `ok` judges their ratio.
 fn compare(name: &str, value: f64, reference: f64, goal: &str, ok: impl Fn(f64) -> bool) {
     let ratio = value / reference;
-    println!(
-        "{}",
-        serde_json::json!({
-            "name": name, "value": value, "unit": "ns", "reference": reference, "ratio": ratio,
-            "goal": goal, "ok": ok(ratio),
-        })
-    );
+    support::measure(name, value, "ns", Some(reference), goal, ok(ratio));
 }
 
 fn run(words: &str) {
@@ -234,20 +229,6 @@ fn feed(namespace: &str, rules: &str) {
         nft.wait().expect("nft ends").success(),
         "nft refuses {rules:.200}"
     );
-}
-
-fn plan(rules: &[String]) -> Plan {
-    let rules: Vec<_> = rules
-        .iter()
-        .map(|text| {
-            let rule: Rule = text.parse().expect("a valid rule");
-            let resolved = rule
-                .resolve(&Targets::new(), &mut SystemResolver)
-                .expect("a target");
-            (rule, resolved)
-        })
-        .collect();
-    Plan::new(&rules, 1, None, None).expect("a plan")
 }
 
 fn ports() -> impl Iterator<Item = u16> {

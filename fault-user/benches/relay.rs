@@ -4,6 +4,8 @@
 //! Prints one JSON object a line, as `cargo xtask bench` reads them. Proxies that are not installed or do not start are
 //! left out, and said so (`cargo xtask setup --for bench` installs the first two).
 
+mod support;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use support::measure;
 
 const BULK: Duration = Duration::from_millis(1500);
 const CONNECTING: Duration = Duration::from_millis(1500);
@@ -161,18 +165,6 @@ fn folder(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("fault-bench-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("the temporary folder is writable");
     folder
-}
-
-/// Prints one figure.
-fn measure(name: &str, (value, unit): (f64, &str), reference: Option<f64>, goal: &str, ok: bool) {
-    let ratio = reference.map(|reference| value / reference);
-    println!(
-        "{}",
-        serde_json::json!({
-            "name": name, "value": value, "unit": unit, "reference": reference, "ratio": ratio,
-            "goal": goal, "ok": ok,
-        })
-    );
 }
 
 /// Waits until a proxy that was started accepts connections; nothing where it doesn't.
@@ -365,7 +357,8 @@ fn faults(proxy: &Proxy, direct: f64) {
         };
         measure(
             &format!("latency of 20 ms is late, {what} (beside a thread's own sleep)"),
-            (late, "ms"),
+            late,
+            "ms",
             Some(own[own.len() * part / 100]),
             &text,
             late <= goal,
@@ -374,7 +367,8 @@ fn faults(proxy: &Proxy, direct: f64) {
     let shifted = bulk(proxy.address);
     measure(
         "relay: bulk with 20 ms of latency, beside direct",
-        (shifted / 1e6, "MB/s"),
+        shifted / 1e6,
+        "MB/s",
         Some(direct / 1e6),
         "ratio at least 0.6",
         shifted / direct >= 0.6,
@@ -388,7 +382,8 @@ fn faults(proxy: &Proxy, direct: f64) {
     let changes = 1000.0 / start.elapsed().as_secs_f64();
     measure(
         "changes by the API, a connection each",
-        (changes, "1/s"),
+        changes,
+        "1/s",
         None,
         "at least 1000",
         changes >= 1000.0,
@@ -407,7 +402,8 @@ fn idle(proxy: &Proxy) {
     let each = (status(proxy.child.id(), "VmRSS") - before) / 2000.0;
     measure(
         "idle connection",
-        (each, "KiB"),
+        each,
+        "KiB",
         None,
         "at most 16",
         each <= 16.0,
@@ -425,21 +421,24 @@ fn compare(names: &[&str], bulks: &[f64], rates: &[f64], trips: &[f64]) {
         };
         measure(
             &format!("{name}: bulk, beside direct"),
-            (bulks[index] / 1e6, "MB/s"),
+            bulks[index] / 1e6,
+            "MB/s",
             Some(bulks[0] / 1e6),
             goal,
             bulks[index] / bulks[0] >= least,
         );
         measure(
             &format!("{name}: connections, beside direct"),
-            (rates[index], "1/s"),
+            rates[index],
+            "1/s",
             Some(rates[0]),
             "shown only",
             true,
         );
         measure(
             &format!("{name}: round trip, beside direct"),
-            (trips[index], "us"),
+            trips[index],
+            "us",
             Some(trips[0]),
             "shown only",
             true,
@@ -448,7 +447,8 @@ fn compare(names: &[&str], bulks: &[f64], rates: &[f64], trips: &[f64]) {
     if let Some(haproxy) = names.iter().position(|name| *name == "haproxy") {
         measure(
             "fault: connections, beside haproxy",
-            (rates[1], "1/s"),
+            rates[1],
+            "1/s",
             Some(rates[haproxy]),
             "ratio at least 1.2",
             rates[1] / rates[haproxy] >= 1.2,

@@ -1,4 +1,5 @@
 //! What several benchmarks need.
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
 
 use std::process::Command;
 
