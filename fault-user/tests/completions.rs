@@ -2,15 +2,13 @@
 
 mod support;
 
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Command, Stdio};
 
-use nix::pty::{Winsize, openpty};
 use support::place::wait_for;
+use support::terminal::Terminal;
 
 /// A folder with a `fault` that knows two containers and an interface, and prints the arguments that it gets otherwise;
 /// and with a command of a name that nothing else has.
@@ -53,53 +51,26 @@ fn path_with(folder: &Path) -> String {
 }
 
 /// A shell on a terminal of its own.
-struct Shell {
-    child: Child,
-    keys: File,
-    shown: Arc<Mutex<String>>,
-}
+struct Shell(Terminal);
 
 impl Shell {
     fn start(words: &[&str], folder: &Path) -> Self {
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 200,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let terminal = openpty(&size, None).unwrap();
-        let end = || Stdio::from(terminal.slave.try_clone().unwrap());
-        let child = Command::new(words[0])
+        let mut shell = Command::new(words[0]);
+        shell
             .args(&words[1..])
             .env("PATH", path_with(folder))
             .env("TERM", "dumb")
             .env("HOME", folder)
-            .current_dir(folder)
-            .stdin(end())
-            .stdout(end())
-            .stderr(end())
-            .spawn()
-            .unwrap();
-        let mut screen = File::from(terminal.master);
-        let keys = screen.try_clone().unwrap();
-        let shown = Arc::new(Mutex::new(String::new()));
-        let all = Arc::clone(&shown);
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            // The terminal ends with its last user, by an error.
-            while let Ok(read @ 1..) = screen.read(&mut bytes) {
-                *all.lock().unwrap() += &String::from_utf8_lossy(&bytes[..read]);
-            }
-        });
-        Self { child, keys, shown }
+            .current_dir(folder);
+        Self(Terminal::start(&mut shell, 200))
     }
 
     fn types(&mut self, text: &str) {
-        self.keys.write_all(text.as_bytes()).unwrap();
+        self.0.types(text);
     }
 
     fn shows(&self, what: &str) {
-        let shown = || self.shown.lock().unwrap().replace('\r', "");
+        let shown = || self.0.shown().replace('\r', "");
         wait_for(|| shown().contains(what), what);
     }
 
@@ -121,13 +92,6 @@ impl Shell {
         let file = ["run", "--", "quite-unique", "unique-file"];
         self.completes("fault run -- quite-unique unique-f", &file);
         self.completes("fault inject --allow-u", &["inject", "--allow-unfired"]);
-    }
-}
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        self.child.kill().expect("it is our child");
-        self.child.wait().expect("it is our child");
     }
 }
 

@@ -525,6 +525,12 @@ fn cgroups(pid: u32) -> usize {
         .count()
 }
 
+/// Whether something is connecting to 127.0.0.1:7000.
+fn hangs() -> bool {
+    let list = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    list.contains("0100007F:1B58 02")
+}
+
 /// Starts a long exploration, and waits until a fault acts.
 fn hanging(ran: &Path) -> Child {
     let script = format!("{EXCHANGE}; echo x >> {}", ran.display());
@@ -545,11 +551,6 @@ fn hanging(ran: &Path) -> Child {
         .unwrap();
     let has_run = || std::fs::read_to_string(ran).is_ok_and(|text| text == "x\n");
     wait_for(has_run, "the run without faults");
-    let hangs = || {
-        let list = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-        // Connecting to 127.0.0.1:7000.
-        list.contains("0100007F:1B58 02")
-    };
     wait_for(hangs, "the run under the fault");
     child
 }
@@ -606,10 +607,6 @@ fn hangs_at_last(dir: &str, options: &[&str], script: &str) -> Child {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let hangs = || {
-        let list = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-        list.contains("0100007F:1B58 02")
-    };
     wait_for(hangs, "the run under the fault");
     child
 }

@@ -1,4 +1,4 @@
-//! `fault run -vv`: what is said of the packets of a known exchange.
+//! `fault run -vv`: the lines about the packets of a known exchange.
 
 mod support;
 

@@ -2,26 +2,20 @@
 
 mod support;
 
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use nix::pty::{Winsize, openpty};
 use support::daemon::Daemon;
 use support::echo::echo_server;
 use support::place::{AppliedRules, enter_fresh, fault, wait_for};
 use support::servers::{Redis, Server};
+use support::terminal::Terminal;
 use support::watched::Watched;
 
 /// `fault top` on a terminal of its own.
-struct Top {
-    child: Child,
-    keys: File,
-    shown: Arc<Mutex<String>>,
-}
+struct Top(Terminal);
 
 impl Top {
     fn start(options: &[&str]) -> Self {
@@ -30,58 +24,25 @@ impl Top {
 
     /// With this time between two refreshes.
     fn refreshed(every: &str, options: &[&str]) -> Self {
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 110,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let terminal = openpty(&size, None).unwrap();
-        let end = || Stdio::from(terminal.slave.try_clone().unwrap());
-        let child = fault()
-            .args(["top", "--every", every])
-            .args(options)
-            .stdin(end())
-            .stdout(end())
-            .stderr(end())
-            .spawn()
-            .unwrap();
-        let mut screen = File::from(terminal.master);
-        let keys = screen.try_clone().unwrap();
-        let shown = Arc::new(Mutex::new(String::new()));
-        let all = Arc::clone(&shown);
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            // The terminal ends with its last user, by an error.
-            while let Ok(read @ 1..) = screen.read(&mut bytes) {
-                *all.lock().unwrap() += &String::from_utf8_lossy(&bytes[..read]);
-            }
-        });
-        Self { child, keys, shown }
+        let mut top = fault();
+        top.args(["top", "--every", every]).args(options);
+        Self(Terminal::start(&mut top, 110))
     }
 
     fn shows(&self, what: &str) {
-        wait_for(|| self.shown.lock().unwrap().contains(what), what);
+        wait_for(|| self.0.shown().contains(what), what);
     }
 
     fn press(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).unwrap();
+        self.0.types(keys);
     }
 
     /// Presses q; how it ended.
     fn quit(mut self) -> ExitStatus {
         self.press("q");
-        let status = self.child.wait().unwrap();
+        let status = self.0.wait();
         self.shows("\x1b[?1049l");
         status
-    }
-}
-
-impl Drop for Top {
-    fn drop(&mut self) {
-        // It has ended already, unless the test failed.
-        let _ended = self.child.kill();
-        self.child.wait().expect("it is our child");
     }
 }
 

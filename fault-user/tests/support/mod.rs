@@ -9,4 +9,5 @@ pub mod packages;
 pub mod place;
 pub mod relay;
 pub mod servers;
+pub mod terminal;
 pub mod watched;
