@@ -368,7 +368,7 @@ mod tests {
         }
     }
 
-    /// Checks what is said of one packet against what `judge` did with it.
+    /// Checks the explanation of one packet against what `judge` did with it.
     fn check(rule: &RuleEntry, trace: &Trace) -> Result<(), TestCaseError> {
         let said = explain(rule, trace);
         prop_assert_eq!(said.cause == Cause::Fired, trace.action != 0, "{:?}", said);

@@ -222,7 +222,7 @@ impl<'a> Lane<'a> {
         {
             return Ok(None);
         }
-        if !self.heal().await? {
+        if !self.await_recovery().await? {
             return Ok(None);
         }
         let watch = sighting.is_some().then(|| self.watch()).transpose()?;
@@ -297,7 +297,7 @@ impl<'a> Lane<'a> {
     ///
     /// # Errors
     /// It is not well in time.
-    async fn heal(&mut self) -> Result<bool> {
+    async fn await_recovery(&mut self) -> Result<bool> {
         if !self.service.as_ref().is_some_and(|service| service.is_ill) {
             return Ok(true);
         }

@@ -126,19 +126,7 @@ fn keep(rule: &mut PlannedRule, old: &PlannedRule) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule::{Rule, SystemResolver, Targets};
-
-    fn plan(texts: &[&str]) -> Plan {
-        let rules: Vec<_> = texts
-            .iter()
-            .map(|text| {
-                let rule: Rule = text.parse().unwrap();
-                let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
-                (rule, resolved)
-            })
-            .collect();
-        Plan::new(&rules, 1, None, None).unwrap()
-    }
+    use crate::plan::testing::plan;
 
     #[test]
     fn a_rule_that_stays_is_the_same_and_a_new_one_begins_now() {

@@ -335,3 +335,22 @@ fn reaches(target: &ResolvedTarget, port: u16) -> bool {
             || target.portless.contains(&Protocol::Tcp)
             || ranges.any(|range| range.first <= port && port <= range.last))
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::Plan;
+    use crate::rule::{Rule, SystemResolver, Targets};
+
+    /// A plan of these rules, with 1 as the seed.
+    pub(crate) fn plan(texts: &[&str]) -> Plan {
+        let rules: Vec<_> = texts
+            .iter()
+            .map(|text| {
+                let rule: Rule = text.parse().unwrap();
+                let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+                (rule, resolved)
+            })
+            .collect();
+        Plan::new(&rules, 1, None, None).unwrap()
+    }
+}

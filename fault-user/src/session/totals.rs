@@ -130,19 +130,7 @@ impl TargetTotals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule::{Rule, SystemResolver, Targets};
-
-    fn plan(texts: &[&str]) -> Plan {
-        let rules: Vec<_> = texts
-            .iter()
-            .map(|text| {
-                let rule: Rule = text.parse().unwrap();
-                let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
-                (rule, resolved)
-            })
-            .collect();
-        Plan::new(&rules, 1, None, None).unwrap()
-    }
+    use crate::plan::testing::plan;
 
     fn hits(bytes: u64, connections: u64) -> Hits {
         let mut hits = Hits::default();
