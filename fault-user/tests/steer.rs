@@ -618,8 +618,8 @@ fn datagrams_of_the_command_are_faulted_and_counted() {
 fn what_can_t_be_done_is_said_in_one_line() {
     enter_fresh();
     for (rule, expected) in [
-        ("udp:7000 timeout=1s", "`timeout` has no meaning on UDP"),
-        ("udp:7000 slicer=10", "`slicer` has no meaning on UDP"),
+        ("udp:7000 timeout=1s", "`timeout` does not work on UDP"),
+        ("udp:7000 slicer=10", "`slicer` does not work on UDP"),
         ("udp:7000 latency=1s size=1..9", "`size`"),
         ("icmp latency=1s", "ICMP"),
         ("tcp latency=1s", "port"),
