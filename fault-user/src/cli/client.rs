@@ -96,7 +96,7 @@ enum Add {
         /// Its attributes, e.g. latency=200 (ms) or latency=200ms
         #[arg(value_name = "NAME=VALUE")]
         attributes: Vec<String>,
-        /// Its name; default: TYPE_STREAM, e.g. latency_downstream
+        /// Its name; default: the type and the stream, e.g. `latency_downstream`
         #[arg(long)]
         name: Option<String>,
         /// upstream (to the server) or downstream (to the client)
