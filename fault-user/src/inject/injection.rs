@@ -22,7 +22,7 @@ use crate::inject::reach::{IngressMechanism, InterfaceSet};
 use crate::inject::records::Events;
 use crate::inject::tracer::Tracer;
 use crate::inject::xdp::Mode;
-use crate::plan::tables::{PacketRule, Scope, Tables, compile};
+use crate::plan::tables::{PacketRule, Protocol, Scope, compile};
 use crate::plan::{Plan, PlannedRule};
 use crate::relay::exchange::Exchange;
 use crate::sys::clock::monotonic_ns;
@@ -59,7 +59,8 @@ pub struct PreparedInjection {
     /// The rules.
     pub(super) entries: Vec<PacketRule>,
     pub(super) reach: Arc<Mutex<InterfaceSet>>,
-    pub(super) tables: Tables,
+    /// The cgroup whose sockets are marked.
+    pub(super) scope: Option<Scope>,
     /// Whether there are packet programs: rules for streams alone need none.
     pub(super) has_packets: bool,
     /// Prints what is done with packets, if that was requested.
@@ -135,9 +136,10 @@ impl PreparedInjection {
             return Ok(());
         }
         let _step = step(format_args!("watching the cgroup"));
+        self.scope = Some(scope.clone());
         let injector = &mut self.reach().injector;
         injector.watch_cgroup(&scope.path)?;
-        if self.tables.concern_datagrams() {
+        if concern_datagrams(&self.entries) {
             injector.watch_groups(&scope.path)?;
         }
         Ok(())
@@ -214,8 +216,14 @@ impl PreparedInjection {
 
     fn apply(&mut self, epoch_ns: u64) -> Result<()> {
         let _step = step(format_args!("applying the rules"));
-        self.reach().injector.install(&self.tables, epoch_ns)?;
+        self.install(&self.entries, epoch_ns)?;
         self.idle.follow(&self.entries, epoch_ns)
+    }
+
+    /// Has the programs use these rules from now on.
+    fn install(&self, entries: &[PacketRule], epoch_ns: u64) -> Result<()> {
+        let tables = compile(entries, self.scope.as_ref())?;
+        self.reach().injector.install(&tables, epoch_ns)
     }
 
     /// The events of decisions that fire, if requested.
@@ -225,6 +233,12 @@ impl PreparedInjection {
     pub fn take_events(&mut self) -> Result<Events> {
         self.reach().injector.take_events()
     }
+}
+
+/// Whether a rule may concern datagrams of UDP.
+fn concern_datagrams(entries: &[PacketRule]) -> bool {
+    let mut entries = entries.iter();
+    entries.any(|rule| rule.protocols.contains(&Protocol::Udp))
 }
 
 /// Marks the sockets of one process. A process that has ended has none.
@@ -394,20 +408,16 @@ impl Injection {
     /// Puts a plan in the place of the one that it succeeds.
     fn exchange(&mut self, old: &Plan, plan: &Plan) -> Result<()> {
         let entries = plan.entries();
-        let tables = compile(&entries)?;
-        let mut reach = self.prepared.reach();
-        if let Some(line) = &reach.delay_line {
+        if let Some(line) = &self.prepared.reach().delay_line {
             // The delay line may still hold packets of the old rules.
             let mut shapers = old.shapers();
             shapers.extend(plan.shapers());
             line.reshape(&shapers);
         }
-        reach.injector.install(&tables, self.epoch_ns)?;
-        drop(reach);
+        self.prepared.install(&entries, self.epoch_ns)?;
         self.prepared.trace(plan, &BTreeSet::new());
         self.prepared.idle.follow(&entries, self.epoch_ns)?;
         self.age += 1;
-        self.prepared.tables = tables;
         Ok(())
     }
 
@@ -448,13 +458,9 @@ impl Injection {
     /// # Errors
     /// A system call fails; then nothing is changed.
     pub fn leave_out(&mut self, plan: &Plan, off: &BTreeSet<usize>) -> Result<()> {
-        let tables = compile(&plan.entries_without(off))?;
-        self.prepared
-            .reach()
-            .injector
-            .install(&tables, self.epoch_ns)?;
+        let entries = plan.entries_without(off);
+        self.prepared.install(&entries, self.epoch_ns)?;
         self.prepared.trace(plan, off);
-        self.prepared.tables = tables;
         Ok(())
     }
 

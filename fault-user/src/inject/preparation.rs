@@ -81,7 +81,7 @@ fn prepare_behind(
     journal: Option<Journal>,
 ) -> Result<PreparedInjection> {
     let entries = plan.entries();
-    let tables = compile(&entries)?;
+    let tables = compile(&entries, None)?;
     let unheld = if plan.holds() {
         check_holding(interfaces)?
     } else {
@@ -165,7 +165,7 @@ fn prepare_behind(
         idle: Idle::prepare(&entries, injection_options.live)?,
         entries,
         reach,
-        tables,
+        scope: None,
         has_packets,
         tracer,
     })
