@@ -22,7 +22,7 @@ use crate::inject::reach::{IngressMechanism, InterfaceSet};
 use crate::inject::records::Events;
 use crate::inject::tracer::Tracer;
 use crate::inject::xdp::Mode;
-use crate::plan::tables::{PacketRule, Protocol, Scope, compile};
+use crate::plan::tables::{PacketRule, Scope, compile};
 use crate::plan::{Plan, PlannedRule};
 use crate::relay::exchange::Exchange;
 use crate::sys::clock::monotonic_ns;
@@ -61,6 +61,8 @@ pub struct PreparedInjection {
     pub(super) reach: Arc<Mutex<InterfaceSet>>,
     /// The cgroup whose sockets are marked.
     pub(super) scope: Option<Scope>,
+    /// Whether these rules, or later ones in their place, may concern datagrams of UDP.
+    pub(super) concern_datagrams: bool,
     /// Whether there are packet programs: rules for streams alone need none.
     pub(super) has_packets: bool,
     /// Prints what is done with packets, if that was requested.
@@ -137,9 +139,10 @@ impl PreparedInjection {
         }
         let _step = step(format_args!("watching the cgroup"));
         self.scope = Some(scope.clone());
+        let concern_datagrams = self.concern_datagrams;
         let injector = &mut self.reach().injector;
         injector.watch_cgroup(&scope.path)?;
-        if concern_datagrams(&self.entries) {
+        if concern_datagrams {
             injector.watch_groups(&scope.path)?;
         }
         Ok(())
@@ -233,12 +236,6 @@ impl PreparedInjection {
     pub fn take_events(&mut self) -> Result<Events> {
         self.reach().injector.take_events()
     }
-}
-
-/// Whether a rule may concern datagrams of UDP.
-fn concern_datagrams(entries: &[PacketRule]) -> bool {
-    let mut entries = entries.iter();
-    entries.any(|rule| rule.protocols.contains(&Protocol::Udp))
 }
 
 /// Marks the sockets of one process. A process that has ended has none.
