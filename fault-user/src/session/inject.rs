@@ -221,13 +221,10 @@ impl ActiveInjection<'_> {
                 "stream faults can't be replaced during a run: restart fault"
             )));
         }
-        session
-            .control
-            .targets(&session.plan, &session.injection.hits(&session.plan)?, None);
-        session.injection.reload(&session.plan, &mut next)?;
+        let hits = session.injection.reload(&session.plan, &mut next)?;
+        session.control.targets(&session.plan, &hits.before, None);
         session.plan = next;
-        let hits = session.injection.hits(&session.plan)?;
-        session.control.forget(&rules, &session.plan, &hits);
+        session.control.forget(&rules, &session.plan, &hits.after);
         Ok(())
     }
 
