@@ -188,6 +188,19 @@ fn inject_follows_its_file() {
         "{}",
         inject.stderr_text
     );
+    // What the start rejects.
+    for (more, mistake) in [
+        ("expect: {exit: 0}", "`expect`"),
+        (
+            "random: {choices: [\"tcp:1 down\"], length: 1s..2s, quiet: 1s..2s, total: 10s}",
+            "randomly drawn",
+        ),
+    ] {
+        std::fs::write(&file, format!("rules: [\"udp:7001 drop\"]\n{more}\n")).unwrap();
+        inject.until("the old rules stay applied");
+        let last = inject.stderr_text.lines().last().unwrap();
+        assert!(last.contains(mistake), "{last}");
+    }
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7001 drop\", \"udp:7002 drop\"]\n").unwrap();
     inject.until("2 rules reloaded");
