@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -106,7 +107,7 @@ fn a_connection_made_while_all_rules_are_off_is_the_commands_when_they_are_on() 
     }
     enter_fresh();
     let peer = Peer::joined();
-    let namespace = NetworkNamespace::open(&peer.name).unwrap();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     let server = late::echo(Some(&namespace), "10.77.0.2");
     // Only what arrives is matched: its receiver must be known as the command's.
     let rule = format!("tcp:{} loss=0% dir=to-client", server.port());
