@@ -10,10 +10,10 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use support::daemon::Daemon;
-use support::echo::echo_server;
 use fault_user::session::control::NAME;
 use fault_user::sys::process::netns::NetworkNamespace;
+use support::daemon::Daemon;
+use support::echo::echo_server;
 use support::late;
 use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, wait_for};
 use support::servers::{Redis, Server};
