@@ -933,7 +933,7 @@ fn a_running_service_is_explored() {
     let text = stderr_text(&output);
     // The dead connection stays: the service has to be started again before anything else can be found out.
     assert_eq!(output.status.code(), Some(125), "{text}");
-    let told = "the service is not well again since the last fault";
+    let told = "the service has not recovered from the last fault";
     assert!(text.contains(told) && text.contains("--resume"), "{text}");
     let cells = report["cells"].as_array().unwrap();
     assert_eq!(cells.len(), 1, "{text}");
