@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
@@ -15,7 +15,7 @@ use fault_user::sys::process::netns::NetworkNamespace;
 use support::daemon::Daemon;
 use support::echo::echo_server;
 use support::late;
-use support::place::{AppliedRules, Peer, enter_fresh, fault, has_bash, wait_for};
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, wait_for};
 use support::servers::{Redis, Server};
 use support::terminal::Terminal;
 use support::watched::Watched;
@@ -136,6 +136,22 @@ fn a_connection_made_while_all_rules_are_off_is_the_commands_when_they_are_on() 
     drop(input);
     child.wait().unwrap();
     assert!(shown["rules"][0]["seen"].as_u64() > Some(0), "{shown}");
+}
+
+#[test]
+fn a_service_that_is_turned_down_resets_idle_connections() {
+    enter_fresh();
+    let server = late::echo(None, "127.0.0.1");
+    let inject = Watched::inject(&["-r", "tcp:7000 down"]);
+    let pid = inject.child.id();
+    switch(pid, false);
+    let mut idle = TcpStream::connect(server).unwrap();
+    late::exchange(&mut idle);
+    switch(pid, true);
+    idle.set_read_timeout(Some(PATIENCE)).unwrap();
+    let error = idle.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    assert_eq!(inject.end().0, Some(0));
 }
 
 #[test]

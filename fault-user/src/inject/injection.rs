@@ -56,7 +56,7 @@ pub struct PreparedInjection {
     pub(super) later_interfaces: Option<InterfaceWatcher>,
     /// Makes idle connections notice rules that reset them.
     pub(super) idle: Idle,
-    /// The rules.
+    /// The rules, until they are applied.
     pub(super) entries: Vec<PacketRule>,
     pub(super) reach: Arc<Mutex<InterfaceSet>>,
     /// The cgroup whose sockets are marked.
@@ -236,14 +236,15 @@ impl PreparedInjection {
 
     fn apply(&mut self, epoch_ns: u64) -> Result<()> {
         let _step = step(format_args!("applying the rules"));
-        self.install(&self.entries, epoch_ns)?;
-        self.idle.follow(&self.entries, epoch_ns)
+        let entries = std::mem::take(&mut self.entries);
+        self.install(&entries, epoch_ns)
     }
 
-    /// Has the programs use these rules from now on.
-    fn install(&self, entries: &[PacketRule], epoch_ns: u64) -> Result<()> {
+    /// Uses these rules from now on.
+    fn install(&mut self, entries: &[PacketRule], epoch_ns: u64) -> Result<()> {
         let tables = compile(entries, self.scope.as_ref())?;
-        self.reach().injector.install(&tables, epoch_ns)
+        self.reach().injector.install(&tables, epoch_ns)?;
+        self.idle.follow(entries, epoch_ns)
     }
 
     /// The events of decisions that fire, if requested.
@@ -449,7 +450,6 @@ impl Injection {
         }
         self.prepared.install(&entries, self.epoch_ns)?;
         self.prepared.trace(plan, &BTreeSet::new());
-        self.prepared.idle.follow(&entries, self.epoch_ns)?;
         self.age += 1;
         Ok(())
     }
