@@ -194,6 +194,18 @@ fn good_files_are_good() {
 }
 
 #[test]
+fn a_close_without_a_time_is_warned_of() {
+    let told = |rule: &str| {
+        let output = fault().args(["check", "-r", rule]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let warning = told("tcp:80 close");
+    assert!(warning.contains("give it `at=TIME`"), "{warning}");
+    assert_eq!(told("tcp:80 close at=1s"), "");
+}
+
+#[test]
 fn the_schema_is_current() {
     let path = folder("../docs/scenario.schema.json");
     let text = format!("{}\n", serde_json::to_string_pretty(&schema()).unwrap());
