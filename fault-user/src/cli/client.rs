@@ -12,7 +12,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::relay::Fault;
 use crate::rule::units::parse_duration;
-use crate::rule::{catalog, nearest};
+use crate::rule::{Rule, RuleError, catalog, nearest};
+use crate::session::outcome::Failure;
 use crate::tell;
 
 /// The daemon to talk to.
@@ -222,9 +223,13 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
 /// # Errors
 ///
 /// The daemon can't be reached or rejects the request, or an attribute is not NAME=VALUE.
-pub fn add(args: &AddArgs) -> anyhow::Result<()> {
+pub fn add(args: &AddArgs) -> Result<(), Failure> {
     let (path, body) = match &args.what {
-        Add::Rule { rule, force } => (format!("/v1/rules?force={force}"), json!(rule)),
+        Add::Rule { rule, force } => {
+            // Here a mistake can be pointed at.
+            rule.parse::<Rule>().map_err(Failure::usage)?;
+            (format!("/v1/rules?force={force}"), json!(rule))
+        }
         Add::Proxy {
             name,
             listen,
@@ -258,7 +263,7 @@ pub fn add(args: &AddArgs) -> anyhow::Result<()> {
     };
     let added = call(&args.target, Method::POST, &path, Some(&body))
         .map_err(|error| with_proxies(&args.target, error))?;
-    tell::data(&format!("{added:#}\n"))
+    Ok(tell::data(&format!("{added:#}\n"))?)
 }
 
 /// The stream fault of a toxic type; `None` for a packet fault, whose attributes the daemon validates.
@@ -536,10 +541,10 @@ async fn send(
     let message = serde_json::from_slice::<Value>(&bytes)
         .ok()
         .and_then(|body| body["error"].as_str().map(str::to_owned));
-    bail!(
-        "the daemon rejected the request: {}",
-        message.unwrap_or_else(|| format!("{status} {}", String::from_utf8_lossy(&bytes).trim()))
-    )
+    let message = message
+        .unwrap_or_else(|| format!("{status} {}", String::from_utf8_lossy(&bytes).trim()));
+    let error = RuleError::of_line(String::new(), &message);
+    bail!("the daemon rejected the request: {error}")
 }
 
 async fn handshake<S>(stream: TokioIo<S>) -> anyhow::Result<http1::SendRequest<Full<Bytes>>>
