@@ -98,10 +98,9 @@ fn delay() -> impl Strategy<Value = Fault> {
         distribution,
         ppm(),
         any::<bool>(),
-        of(1..u32::MAX),
     )
         .prop_map(
-            |((delay_ns, jitter_ns), distribution, correlation, keep_order, limit_packets)| {
+            |((delay_ns, jitter_ns), distribution, correlation, keep_order)| {
                 Fault::Delay(faults::Delay {
                     delay_ns,
                     jitter_ns,
@@ -113,7 +112,6 @@ fn delay() -> impl Strategy<Value = Fault> {
                     },
                     correlation: if jitter_ns == 0 { 0 } else { correlation },
                     keep_order,
-                    limit_packets,
                 })
             },
         )
@@ -198,7 +196,7 @@ fn text() -> impl Strategy<Value = String> {
 
 fn reply() -> impl Strategy<Value = ErrorReply> {
     prop_oneof![
-        prop::collection::vec(100..600_u16, 1..4).prop_map(ErrorReply::Http),
+        prop::collection::vec(200..600_u16, 1..4).prop_map(ErrorReply::Http),
         Just(ErrorReply::Http(vec![500])),
         of(text().prop_filter("no single word in capitals", |text| text
             .contains(char::is_lowercase)))

@@ -262,7 +262,7 @@ pub fn add(args: &AddArgs) -> Result<(), Failure> {
         }
     };
     let added = call(&args.target, Method::POST, &path, Some(&body))
-        .map_err(|error| with_proxies(&args.target, error))?;
+        .map_err(|error| explained(args, error))?;
     Ok(tell::data(&format!("{added:#}\n"))?)
 }
 
@@ -335,9 +335,19 @@ fn time(name: &str, text: &str, unit: &str, unit_ns: u64) -> anyhow::Result<Valu
     }
 }
 
-/// Adds the names of the proxies to the error about an unknown proxy.
-fn with_proxies(target: &Target, error: anyhow::Error) -> anyhow::Error {
-    if !format!("{error:#}").ends_with("proxy not found") {
+/// Adds the names of the proxies to the error about an unknown proxy, and what to do about a toxic's name that is taken.
+fn explained(AddArgs { target, what }: &AddArgs, error: anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    if let Add::Toxic { name, kind, stream, proxy, .. } = what
+        && text.ends_with("toxic already exists")
+    {
+        let name = name.clone().unwrap_or_else(|| format!("{kind}_{stream}"));
+        return anyhow!(
+            "{text}: {proxy} has {name}\nhelp: give the new one another name with --name, or remove the old one: fault remove \
+             toxic {proxy} {name}"
+        );
+    }
+    if !text.ends_with("proxy not found") {
         return error;
     }
     let names = match call(target, Method::GET, "/proxies", None) {
