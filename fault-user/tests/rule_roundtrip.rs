@@ -93,28 +93,22 @@ fn delay() -> impl Strategy<Value = Fault> {
         Distribution::Pareto,
         Distribution::ParetoNormal,
     ]);
-    (
-        jittered(60),
-        distribution,
-        ppm(),
-        any::<bool>(),
+    (jittered(60), distribution, ppm(), any::<bool>()).prop_map(
+        |((delay_ns, jitter_ns), distribution, correlation, keep_order)| {
+            Fault::Delay(faults::Delay {
+                delay_ns,
+                jitter_ns,
+                // Neither has a meaning without a jitter.
+                distribution: if jitter_ns == 0 {
+                    Distribution::Uniform
+                } else {
+                    distribution
+                },
+                correlation: if jitter_ns == 0 { 0 } else { correlation },
+                keep_order,
+            })
+        },
     )
-        .prop_map(
-            |((delay_ns, jitter_ns), distribution, correlation, keep_order)| {
-                Fault::Delay(faults::Delay {
-                    delay_ns,
-                    jitter_ns,
-                    // Neither has a meaning without a jitter.
-                    distribution: if jitter_ns == 0 {
-                        Distribution::Uniform
-                    } else {
-                        distribution
-                    },
-                    correlation: if jitter_ns == 0 { 0 } else { correlation },
-                    keep_order,
-                })
-            },
-        )
 }
 
 fn rate() -> impl Strategy<Value = Fault> {

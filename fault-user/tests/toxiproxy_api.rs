@@ -738,10 +738,20 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
                     .contains("latency_upstream  upstream latency toxicity=1 sni=*.example.com {"),
             "{list}"
         );
-        let again = ["add", "toxic", "a b", "latency", "latency=5", "--stream", "upstream"];
+        let again = [
+            "add",
+            "toxic",
+            "a b",
+            "latency",
+            "latency=5",
+            "--stream",
+            "upstream",
+        ];
         let (code, error) = run(&again);
         assert!(
-            code == Some(125) && error.contains("a b has latency_upstream\nhelp: ") && error.contains("--name"),
+            code == Some(125)
+                && error.contains("a b has latency_upstream\nhelp: ")
+                && error.contains("--name"),
             "{error}"
         );
         assert!(run(&["stats", "--json"]).1.contains("\"accepted\": 0"));

@@ -338,7 +338,13 @@ fn time(name: &str, text: &str, unit: &str, unit_ns: u64) -> anyhow::Result<Valu
 /// Adds the names of the proxies to the error about an unknown proxy, and what to do about a toxic's name that is taken.
 fn explained(AddArgs { target, what }: &AddArgs, error: anyhow::Error) -> anyhow::Error {
     let text = format!("{error:#}");
-    if let Add::Toxic { name, kind, stream, proxy, .. } = what
+    if let Add::Toxic {
+        name,
+        kind,
+        stream,
+        proxy,
+        ..
+    } = what
         && text.ends_with("toxic already exists")
     {
         let name = name.clone().unwrap_or_else(|| format!("{kind}_{stream}"));
@@ -551,8 +557,8 @@ async fn send(
     let message = serde_json::from_slice::<Value>(&bytes)
         .ok()
         .and_then(|body| body["error"].as_str().map(str::to_owned));
-    let message = message
-        .unwrap_or_else(|| format!("{status} {}", String::from_utf8_lossy(&bytes).trim()));
+    let message =
+        message.unwrap_or_else(|| format!("{status} {}", String::from_utf8_lossy(&bytes).trim()));
     let error = RuleError::of_line(String::new(), &message);
     bail!("the daemon rejected the request: {error}")
 }

@@ -168,8 +168,8 @@ fn row(line: &Folded, rule: &PlannedRule, hits: &Hits, injection: &Injection) ->
 fn each_way(line: &str, planned: &PlannedRule) -> Option<String> {
     let rule: Rule = planned.text.parse().ok()?;
     let delays = |part: &Fault| matches!(part, Fault::Delay(_) | Fault::Latency(_));
-    let is_both = rule.modifiers.direction == Direction::Both
-        && planned.resolved.question.is_none();
+    let is_both =
+        rule.modifiers.direction == Direction::Both && planned.resolved.question.is_none();
     let fault = rule.fault.to_string();
     (is_both && rule.fault.parts().any(delays))
         .then(|| line.replacen(&fault, &format!("{fault} (each way)"), 1))
@@ -382,42 +382,50 @@ pub fn why_unfired(plan: &Plan, hits: &[Hits], index: usize, audience: &Audience
         rule.resolved.name.as_ref() == Some(&name.name) && rule.resolved.hosts.is_empty()
     });
     match &rule.stream {
-                None if unknown.is_some_and(|name| name.lookups == 0) => format!(
-                    "{} was never looked up, as far as DNS over UDP shows, and had no address at the start",
-                    rule.resolved.name.as_deref().unwrap_or_default()
-                ),
-                None if unknown.is_some_and(|name| name.addresses.is_empty()) => format!(
-                    "the lookups of {} gave no address",
-                    rule.resolved.name.as_deref().unwrap_or_default()
-                ),
-                None if rule.resolved.question.is_some() && !was_seen => format!(
-                    "{} sent no query over UDP that {} is for",
-                    audience.who, rule.target
-                ),
-                Some(stream) if !was_seen => {
-                    let why = never_redirected(stream.target.protocol);
-                    instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
-                }
-                None if instead.is_some() => instead.unwrap_or_default() + published,
-                Some(_) => format!(
-                    "connections matched its target, but {}",
-                    not_selected(rule, "its modifiers or its probability selected nothing, or the event that it acts \
-                    on did not occur")
-                ),
-                None if !was_seen => format!(
-                    "no packet matched its target; check the port, protocol, host and interface, and that the command \
+        None if unknown.is_some_and(|name| name.lookups == 0) => format!(
+            "{} was never looked up, as far as DNS over UDP shows, and had no address at the start",
+            rule.resolved.name.as_deref().unwrap_or_default()
+        ),
+        None if unknown.is_some_and(|name| name.addresses.is_empty()) => format!(
+            "the lookups of {} gave no address",
+            rule.resolved.name.as_deref().unwrap_or_default()
+        ),
+        None if rule.resolved.question.is_some() && !was_seen => format!(
+            "{} sent no query over UDP that {} is for",
+            audience.who, rule.target
+        ),
+        Some(stream) if !was_seen => {
+            let why = never_redirected(stream.target.protocol);
+            instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
+        }
+        None if instead.is_some() => instead.unwrap_or_default() + published,
+        Some(_) => format!(
+            "connections matched its target, but {}",
+            not_selected(
+                rule,
+                "its modifiers or its probability selected nothing, or the event that it acts \
+                    on did not occur"
+            )
+        ),
+        None if !was_seen => format!(
+            "no packet matched its target; check the port, protocol, host and interface, and that the command \
                      uses the target{published}"
-                ),
-                None if only_marks(rule) => "packets matched its target, but none of them supports ECN (enable it \
+        ),
+        None if only_marks(rule) => {
+            "packets matched its target, but none of them supports ECN (enable it \
                 with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
-                    .to_owned(),
-                None if audience.failed != 0 => "packets matched its target, but the fault could not be applied to \
-                any of them".to_owned(),
-                None => format!(
-                    "packets matched its target, but {}",
-                    not_selected(rule, "its modifiers or its probability selected no packet")
-                ),
-            }
+                .to_owned()
+        }
+        None if audience.failed != 0 => {
+            "packets matched its target, but the fault could not be applied to \
+                any of them"
+                .to_owned()
+        }
+        None => format!(
+            "packets matched its target, but {}",
+            not_selected(rule, "its modifiers or its probability selected no packet")
+        ),
+    }
 }
 
 /// The reason why no connection was redirected.
@@ -447,7 +455,10 @@ fn not_selected(rule: &PlannedRule, otherwise: &str) -> String {
     // A probability is the only argument that selects, and it is a percentage.
     let is_certain = others.is_empty() && fault.is_none() && !rule.fault.to_string().contains('%');
     let otherwise = fault.unwrap_or_else(|| otherwise.to_owned());
-    let times: Vec<_> = times.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let times: Vec<_> = times
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     match times.join(" ").as_str() {
         "" => otherwise,
         window if is_certain => format!("all outside of its window `{window}`"),
@@ -550,7 +561,10 @@ mod tests {
     #[test]
     fn a_delay_in_both_directions_says_each_way() {
         for (text, shown) in [
-            ("tcp:1 delay=9ms p=5%", Some("tcp:1 delay=9ms (each way) p=5%")),
+            (
+                "tcp:1 delay=9ms p=5%",
+                Some("tcp:1 delay=9ms (each way) p=5%"),
+            ),
             ("tcp:1 latency=9ms", Some("tcp:1 latency=9ms (each way)")),
             (
                 "tcp:1 mix 9%:drop 1%:delay=9ms",

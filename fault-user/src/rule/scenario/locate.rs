@@ -115,7 +115,8 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
         } else {
             show(&path)
         },
-        error: in_value.unwrap_or_else(|| RuleError::of_line(String::new(), &advised(native.message))),
+        error: in_value
+            .unwrap_or_else(|| RuleError::of_line(String::new(), &advised(native.message))),
     })
 }
 
