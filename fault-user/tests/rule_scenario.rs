@@ -279,6 +279,8 @@ fn files_by_name() {
         "the name says no format: expected .json, .yaml, .yml or .toml"
     );
     assert!(Scenario::load(Path::new("/nonexistent/a.json")).is_err());
+    let rule = Scenario::load(Path::new("tcp:80 drop")).unwrap_err();
+    assert!(rule.to_string().contains("-r 'tcp:80 drop'"), "{rule}");
 }
 
 /// `fault add rule` needs no daemon to find a mistake.

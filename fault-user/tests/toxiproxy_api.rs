@@ -42,6 +42,13 @@ const ERRORS: &[(&str, &str, &str, u16, &str)] = &[
     (
         "POST",
         "/proxies",
+        r#"{"q":{"name":"q","upstream":"a:1"}}"#,
+        400,
+        "missing required field: name; these are several proxies: POST them to /populate",
+    ),
+    (
+        "POST",
+        "/proxies",
         r#"{"name":"q"}"#,
         400,
         "missing required field: upstream",
@@ -770,6 +777,11 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
             )
         );
         assert_eq!(run(&["add", "proxy"]).0, Some(2));
+        let (code, error) = run(&["add", "proxy", "r3", "26380", "6379"]);
+        assert!(
+            code == Some(2) && error.contains("127.0.0.1:26380"),
+            "{error}"
+        );
     }
 }
 

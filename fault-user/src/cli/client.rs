@@ -236,6 +236,13 @@ pub fn add(args: &AddArgs) -> Result<(), Failure> {
             upstream,
             disabled,
         } => {
+            for address in [listen, upstream] {
+                if address.parse::<u16>().is_ok() {
+                    return Err(Failure::usage(anyhow!(
+                        "`{address}` has no host\nhelp: give HOST:PORT, such as 127.0.0.1:{address}"
+                    )));
+                }
+            }
             let body =
                 json!({"name": name, "listen": listen, "upstream": upstream, "enabled": !disabled});
             ("/proxies".to_owned(), body)

@@ -9,8 +9,8 @@ use super::dictionary::{
 };
 use super::error::{Piece, RuleError};
 use super::modifier::modifier;
-use super::target::Protocol;
-use super::{Fault, Rule, catalog, units};
+use super::target::{Protocol, is_name, is_plain};
+use super::{Fault, catalog, units};
 
 /// The target that is meant by the name of a service, with the protocol that was given.
 pub(super) fn service(name: &str, protocol: Protocol) -> Option<String> {
@@ -99,10 +99,10 @@ pub(super) fn modifier_value(key: &str, word: Piece<'_>, error: RuleError) -> Ru
     }
     if units::parse_duration(&format!("{value}s")).is_ok() && ["at", "for", "period"].contains(&key)
     {
-        return error.suggest(format!("{key}={value}s"));
+        return word.error(error.message).suggest(format!("{key}={value}s"));
     }
     if key == "count" && value.parse::<u64>().is_ok() {
-        return error.suggest(format!("first={value}"));
+        return word.error(error.message).suggest(format!("first={value}"));
     }
     let ends = value.split_once([',', '-']).filter(|(first, last)| {
         ["nth", "range", "conn"].contains(&key)
@@ -143,9 +143,13 @@ fn around_the_middle(name: &str, value: &str) -> Option<String> {
 
 /// The rule that is meant by a word in which another sign stands for the space behind the target: `tcp:80,drop`.
 pub(super) fn joined(word: &str) -> Option<String> {
-    let signs = word.char_indices().filter(|(_, c)| ",=:;/".contains(*c));
-    let spaced = signs.map(|(at, _)| format!("{} {}", &word[..at], &word[at + 1..]));
-    spaced.into_iter().find(|text| text.parse::<Rule>().is_ok())
+    let mut signs = word.char_indices().filter(|(_, c)| ",=:;/".contains(*c));
+    // No whole rule is read: that would look for hints again, once more for each sign.
+    signs.find_map(|(at, _)| {
+        let (target, fault) = (&word[..at], &word[at + 1..]);
+        let is_target = is_plain(target) || is_name(target);
+        (is_target && is_fault(fault) && reads(fault)).then(|| format!("{target} {fault}"))
+    })
 }
 
 /// The error for modifiers in front of their fault; `words` begins with the first of them.

@@ -173,7 +173,11 @@ impl Scenario {
             error: RuleError::of_line(String::new(), &message),
         };
         let format = Format::of(path).ok_or_else(|| {
-            refuse("the name says no format: expected .json, .yaml, .yml or .toml".to_owned())
+            refuse(if file.parse::<Rule>().is_ok() {
+                format!("this is a rule and no file: did you mean `-r '{file}'`?")
+            } else {
+                "the name says no format: expected .json, .yaml, .yml or .toml".to_owned()
+            })
         })?;
         let size = std::fs::metadata(path)
             .map_err(|error| refuse(error.to_string()))?
