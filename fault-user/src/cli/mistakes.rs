@@ -166,9 +166,12 @@ fn words(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
         return Some(format!("quote the rule: fault add rule '{rule}'"));
     }
     if command == "inject" && arguments[at - 1] == "--" {
-        let words = arguments[2..].iter().map(|word| match word.contains(' ') {
-            true => format!("'{word}'"),
-            false => word.clone(),
+        let words = arguments[2..].iter().map(|word| {
+            if word.contains(' ') {
+                format!("'{word}'")
+            } else {
+                word.clone()
+            }
         });
         let words: Vec<_> = words.collect();
         return Some(format!(

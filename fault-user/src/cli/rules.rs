@@ -189,7 +189,7 @@ impl Rules {
         let input = typed[found.second].map_or_else(|| second.to_string(), str::to_owned);
         Err(Failure::usage(RuleError::of_fault(
             input,
-            format!("`{first}` {}", found.why),
+            &format!("`{first}` {}", found.why),
         )))
     }
 

@@ -25,7 +25,7 @@ impl RuleError {
     /// An error about what a rule does: the caret stands under its second word. What was expected follows `: expected ` in
     /// the message.
     #[must_use]
-    pub fn of_fault(input: String, message: String) -> Self {
+    pub fn of_fault(input: String, message: &str) -> Self {
         let rest = input
             .trim_start()
             .trim_start_matches(|c: char| !c.is_whitespace());
@@ -34,7 +34,7 @@ impl RuleError {
         let end = length.map_or(input.len(), |length| start + length);
         Self {
             span: start..end,
-            ..Self::of_line(input, &message)
+            ..Self::of_line(input, message)
         }
     }
 

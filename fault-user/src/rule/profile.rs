@@ -241,7 +241,7 @@ impl Rule {
         }
         if rules.is_empty() {
             let message = format!("nothing of `{}` acts this way", profile.name);
-            return Err(RuleError::of_fault(self.to_string(), message));
+            return Err(RuleError::of_fault(self.to_string(), &message));
         }
         Ok(rules)
     }
@@ -273,7 +273,7 @@ impl Rule {
         let meant = look_up(PROFILE_NAMES, name).or_else(|| nearest(name, names));
         let meant = meant.map(|meant| format!("profile={meant}"));
         let message = format!("unknown profile `{name}`");
-        RuleError::of_fault(self.to_string(), message)
+        RuleError::of_fault(self.to_string(), &message)
             .expected("a name that `fault profiles` lists, or one of the scenario's `profiles`")
             .suggest_some(meant)
     }

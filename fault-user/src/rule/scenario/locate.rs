@@ -76,7 +76,7 @@ pub(super) struct Located {
     /// The path to it.
     pub field: String,
     /// What is wrong; without a text where that is not of a rule.
-    pub error: RuleError,
+    pub error: Box<RuleError>,
 }
 
 /// What a format's parser says about a mistake.
@@ -115,8 +115,9 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
         } else {
             show(&path)
         },
-        error: in_value
-            .unwrap_or_else(|| RuleError::of_line(String::new(), &advised(native.message))),
+        error: Box::new(
+            in_value.unwrap_or_else(|| RuleError::of_line(String::new(), &advised(native.message))),
+        ),
     })
 }
 

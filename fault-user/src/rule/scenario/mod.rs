@@ -111,7 +111,7 @@ pub struct ScenarioError {
     /// The field, such as `rules[1].fault`; empty for the whole file.
     pub field: String,
     /// What is wrong and what would be right, at its place in a rule or in the line of the file.
-    pub error: RuleError,
+    pub error: Box<RuleError>,
 }
 
 impl fmt::Display for ScenarioError {
@@ -143,14 +143,14 @@ impl Scenario {
             file: file.to_owned(),
             place,
             field,
-            error: if error.input.is_empty() {
+            error: Box::new(if error.input.is_empty() {
                 locate::excerpt(text, place, error)
             } else {
                 error
-            },
+            }),
         };
         let scenario: Self = locate::read(text, format)
-            .map_err(|error| refuse(error.place, error.field, error.error))?;
+            .map_err(|error| refuse(error.place, error.field, *error.error))?;
         match scenario.flaws().into_iter().next() {
             None => Ok(scenario),
             Some(flaw) => {
@@ -170,7 +170,7 @@ impl Scenario {
             file: file.clone(),
             place: None,
             field: String::new(),
-            error: RuleError::of_line(String::new(), &message),
+            error: Box::new(RuleError::of_line(String::new(), &message)),
         };
         let format = Format::of(path).ok_or_else(|| {
             refuse(if file.parse::<Rule>().is_ok() {
