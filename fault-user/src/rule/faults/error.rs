@@ -110,9 +110,7 @@ impl ErrorReply {
     /// What is wrong with it.
     pub(super) fn complaint(&self) -> Option<Complaint> {
         match self {
-            Self::Http(list)
-                if list.is_empty() || list.iter().any(|s| !STATUSES.contains(s)) =>
-            {
+            Self::Http(list) if list.is_empty() || list.iter().any(|s| !STATUSES.contains(s)) => {
                 complain("http", "this is no list of HTTP statuses", "200 to 599")
             }
             Self::Random(bytes) if !(1..=1 << 20).contains(bytes) => complain(
