@@ -184,6 +184,9 @@ impl PreparedInjection {
         if !self.has_packets {
             return Ok(());
         }
+        // Sockets that are created after those here are listed, and before the rules are applied, are marked by the
+        // programs, which learn the scope with this.
+        self.install(&[], 0)?;
         for pid in cgroup.processes()? {
             adopt_sockets(&mut self.reach().injector, pid.as_raw(), scope.cgroup)?;
         }
