@@ -109,7 +109,7 @@ impl Inject {
         drop(patience);
         tell!("fault: seed {}", session.plan.seed);
         tell!(
-            "fault: {} in force; press Ctrl-C to stop",
+            "fault: {} applied; press Ctrl-C to stop",
             many(session.plan.rules.len())
         );
         let mut rights = session.rights();
