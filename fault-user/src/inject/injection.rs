@@ -184,6 +184,9 @@ impl PreparedInjection {
         if !self.has_packets {
             return Ok(());
         }
+        // Sockets that are created after those here are listed, and before the rules are applied, are marked by the
+        // programs, which learn the scope with this.
+        self.install(&[], 0)?;
         for pid in cgroup.processes()? {
             adopt_sockets(&mut self.reach().injector, pid.as_raw(), scope.cgroup)?;
         }
@@ -473,13 +476,20 @@ impl Injection {
         self.prepared.settle()
     }
 
-    /// Continues with other programs in another place. The counters and the rules' time continue. Must be called after
-    /// [`Injection::settle`].
+    /// Continues with other programs in another place. The rules of `plan` whose indexes are in `off` are left out there,
+    /// too. The counters and the rules' time continue. Must be called after [`Injection::settle`].
     ///
     /// # Errors
     /// A map can't be written.
-    pub fn move_to(&mut self, plan: &Plan, mut prepared: PreparedInjection) -> Result<()> {
+    pub fn move_to(
+        &mut self,
+        plan: &Plan,
+        off: &BTreeSet<usize>,
+        mut prepared: PreparedInjection,
+    ) -> Result<()> {
         let (past, past_counters) = (self.hits(plan)?, self.counters()?);
+        prepared.entries = plan.entries_without(off);
+        prepared.trace(plan, off);
         prepared.apply(self.epoch_ns)?;
         self.past = past;
         self.past_counters = past_counters;
