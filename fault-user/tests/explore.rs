@@ -745,7 +745,25 @@ fn a_full_disk_is_told_in_one_line_and_loses_nothing() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
     assert_eq!(cells(&report).len(), 3);
     let left = std::fs::read_dir(&dir).unwrap().count();
+
+    // The third experiment fills the disk, and what it wrote no longer fits.
+    let ran = tempfile::NamedTempFile::new().unwrap();
+    let fills = format!(
+        "({EXCHANGE}); printf '%9000s\\n' x; echo x >> {ran}; [ $(wc -l < {ran}) != 4 ] || dd if=/dev/zero of={path}/filler bs=512; true",
+        ran = ran.path().display()
+    );
+    let options = ["--runs", "1", "--no-shrink", "--faults"];
+    let faults = ["refused,refused-later,cut", "--report", path];
+    let output = bash(&[&options[..], &faults].concat(), &fills);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(text.contains("3 experiments: 0 failures\n"), "{text}");
+    assert!(text.contains("go on with --resume"), "{text}");
+    let kept = cells(&report);
+    std::fs::remove_file(dir.join("filler")).unwrap();
+    let parts = std::fs::read_dir(&dir).unwrap().count();
     nix::mount::umount(&dir).unwrap();
+    assert_eq!((kept.len(), parts), (2, 3), "{text}");
     assert_eq!(left, 3, "report.json, junit.xml and report.html");
 }
 
@@ -1095,4 +1113,73 @@ fn what_makes_verdicts_doubtful_is_told() {
     let told = "must succeed (it has no terminal and reads nothing). It wrote: not a terminal";
     let errors = text.lines().filter(|line| line.contains("fault: error"));
     assert!(errors.count() == 1 && text.contains(told), "{text}");
+}
+
+#[test]
+fn pairs_reach_what_the_command_turns_to_under_a_fault() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    tcp_echo(TcpListener::bind("127.0.0.1:7001").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let [accept, path] = [&dir.join("accept.toml"), &dir].map(|path| path.display().to_string());
+    let fallback = EXCHANGE.replace("7000", "7001");
+    let script = format!("({EXCHANGE}) || ({fallback})");
+    let options = [
+        "--runs",
+        "1",
+        "--depth",
+        "2",
+        "--faults",
+        "refused,cut",
+        "--report",
+        &path,
+    ];
+    let output = bash(&options, &script);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    let report = dir.join("report.json");
+    let told = |cells: Vec<Value>| -> Vec<[String; 3]> {
+        let cells = cells.into_iter();
+        cells
+            .map(|cell| {
+                ["target", "fault", "verdict"].map(|name| cell[name].as_str().unwrap().to_owned())
+            })
+            .collect()
+    };
+    let pairs = [
+        ["tcp:7000", "refused", "survived"],
+        ["tcp:7000", "cut", "survived"],
+        ["tcp:7001", "refused with tcp:7000 refused", "failed"],
+        ["tcp:7001", "cut with tcp:7000 refused", "failed"],
+        ["tcp:7001", "refused with tcp:7000 cut", "failed"],
+        ["tcp:7001", "cut with tcp:7000 cut", "failed"],
+    ];
+    assert_eq!(told(cells(&report)), pairs, "{text}");
+    let found = &cells(&report)[..3];
+    assert_eq!(found[0]["others"][0], "tcp:127.0.0.1:7001", "{text}");
+    let line = found[2]["reproduce"].as_str().unwrap();
+    let rules = "-r 'tcp:7000 reject conn=1 first=1' -r 'tcp:7001 reject conn=1 first=1'";
+    assert!(line.contains(rules), "{line}");
+    assert!(text.contains("pairs of faults: 0 of 4 survived"), "{text}");
+    assert!(
+        text.contains("  F tcp:7001 refused with tcp:7000 refused\n"),
+        "{text}"
+    );
+
+    // They are done already, and are accepted by name as others are.
+    let options = ["--runs", "1", "--depth", "2", "--faults", "refused,cut"];
+    let resume = ["--no-shrink", "--resume", &path, "--accept", &accept];
+    for _ in 0..2 {
+        let output = bash(&[&options[..], &resume].concat(), &script);
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert!(text.contains("4 experiments are done already"), "{text}");
+        assert!(text.contains("0 failures, 4 accepted"), "{text}");
+    }
+    let output = bash(&[&options[..], &["--plan"]].concat(), &script);
+    assert_eq!(output.stdout, b"  tcp:7000 refused: tcp:7000 reject\n  tcp:7000 cut: tcp:7000 limit_data=1 dir=to-client\n");
 }

@@ -68,6 +68,9 @@ pub struct Explore {
     /// Only list the experiments, as rules.
     #[arg(long)]
     plan: bool,
+    /// With 2, pairs of the faults that are survived alone are tried, too: these reach what is used only after a failure.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=2))]
+    depth: u8,
     /// How many runs there are at once. They must not disturb each other: `FAULT_JOB` tells each its number, from 1.
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
@@ -144,6 +147,7 @@ impl Explore {
             skip: self.skip,
             internal: self.internal,
             plan: self.plan,
+            depth: self.depth,
             jobs: self.jobs.into(),
             timeout: time("--timeout", self.timeout)?,
             budget: time("--budget", self.budget)?,

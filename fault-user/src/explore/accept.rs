@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cell::Cell;
 use super::dependency::Dependency;
-use super::faults::{Experiment, FaultKind};
+use super::faults::{Experiment, FaultKind, kinds_of_pair};
 use super::verdict::Verdict;
 use crate::rule::Rule;
 use crate::sys::process::files::{self, Writer};
@@ -84,8 +84,10 @@ impl AcceptFile {
             let is_own = own
                 .iter()
                 .any(|one| one.target(dependencies) == entry.target);
+            // What is used only under a fault is not known yet.
+            let is_pair = kinds_of_pair(&entry.fault).is_some();
             ensure!(
-                is_own || dependencies.iter().any(|one| one.target == entry.target),
+                is_own || is_pair || dependencies.iter().any(|one| one.target == entry.target),
                 "{}: the command does not talk to `{}`: its dependencies are listed above",
                 self.path.display(),
                 entry.target
@@ -180,7 +182,11 @@ fn parse(path: &Path, text: &str) -> Result<Content> {
     {
         // Else it is a rule of a file.
         let is_rule = format!("{target} {fault}").parse::<Rule>().is_ok();
-        if let Err(error) = fault.parse::<FaultKind>()
+        let kind = match kinds_of_pair(fault) {
+            Some(kinds) => kinds.map(|_| ()),
+            None => fault.parse::<FaultKind>().map(|_| ()),
+        };
+        if let Err(error) = kind
             && !is_rule
         {
             return Err(anyhow!("{name}: `{target}`: {error}"));
@@ -274,6 +280,10 @@ mod tests {
         let cases = [
             ("x".to_owned(), "f.toml:1: "),
             (entry("silnet", "hung"), "did you mean `silent`?"),
+            (
+                entry("silent with tcp:2 refusd", "hung"),
+                "did you mean `refused`?",
+            ),
             (entry("silent", "hang"), "f.toml:4: unknown variant `hang`"),
             (entry("silent", "slow"), "`slow` is no failure"),
             (entry("silent", "hung").repeat(2), "listed twice"),

@@ -33,6 +33,14 @@ impl Cell {
         self.first.verdict.is_failure() && self.differs.is_none()
     }
 
+    /// Whether the fault acted and the command succeeded.
+    #[must_use]
+    pub fn is_survived(&self) -> bool {
+        let verdict = self.first.verdict;
+        let is_single = self.experiment.own.is_none();
+        is_single && matches!(verdict, Verdict::Survived | Verdict::Slow)
+    }
+
     /// The verdict in words.
     #[must_use]
     pub fn verdict(&self) -> String {

@@ -171,7 +171,7 @@ async fn cell(
             None
         }
         // What somebody has written is as it is meant to be.
-        Ok(Some(_)) if shrinks && experiment.own.is_none() => {
+        Ok(Some(_)) if shrinks && !experiment.is_own() => {
             match shrink(runner, measured, experiment).await {
                 Ok(Shrunk::To(smallest)) => {
                     cell.smallest = Some(smallest);

@@ -13,13 +13,14 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::attempt::Runner;
 use super::capture::Capture;
-use super::dependency::{Dependency, Sighting};
+use super::dependency::{Dependency, Sighting, is_own};
 use super::names::Names;
 use super::service::{Kept, Service};
 use super::verdict::{End, Observation};
 use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::inject::injection::{Hits, InjectionOptions};
 use crate::plan::mechanism::Mechanism;
+use crate::rule::Protocol;
 use crate::session::live::LiveSession;
 use crate::session::options::Options;
 use crate::session::outcome::Failure;
@@ -77,6 +78,8 @@ pub struct Lane<'a> {
     patience: Duration,
     /// What is counted for each run.
     dependencies: Vec<Dependency>,
+    /// What is used without faults, dependency or not.
+    usual: Vec<Endpoint>,
     ends: EndSignals,
     session: LiveSession<'a>,
     cgroup: CommandCgroup,
@@ -163,6 +166,7 @@ impl<'a> Lane<'a> {
             commands,
             patience,
             dependencies: Vec::new(),
+            usual: Vec::new(),
             ends,
             session: loaded.start_live("fault explore".to_owned()).await?,
             cgroup,
@@ -177,9 +181,10 @@ impl<'a> Lane<'a> {
         self.service.as_ref()
     }
 
-    /// From now on connects to these are counted for each run.
-    pub fn count(&mut self, dependencies: &[Dependency]) {
+    /// From now on connects to these are counted for each run, and what is not `usual` is told.
+    pub fn count(&mut self, dependencies: &[Dependency], usual: &[Endpoint]) {
         self.dependencies = dependencies.to_vec();
+        self.usual = usual.to_vec();
     }
 
     /// Takes everything back.
@@ -193,15 +198,18 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    /// Runs the command without faults and looks at what it talks to. Nothing when it was interrupted.
+    /// Runs the command under these rules and looks at what it talks to. Nothing when it was interrupted.
     ///
     /// # Errors
     /// As [`Runner::run`], or packets can't be looked at.
-    pub async fn observe(&mut self, limit: Duration) -> Result<Option<(Observation, Sighting)>> {
+    pub async fn observe(
+        &mut self,
+        rules: &[String],
+        limit: Duration,
+    ) -> Result<Option<(Observation, Sighting)>> {
         let mut sighting = Sighting::default();
-        let seen = self
-            .attempt(&[EVERYTHING.to_owned()], limit, Some(&mut sighting))
-            .await?;
+        let rules = [rules, &[EVERYTHING.to_owned()]].concat();
+        let seen = self.attempt(&rules, limit, Some(&mut sighting)).await?;
         Ok(seen.map(|seen| (seen, sighting)))
     }
 
@@ -251,6 +259,7 @@ impl<'a> Lane<'a> {
         }
         let connects = self.dependencies.iter().map(|one| connects(one, &used));
         let connects = connects.collect();
+        let others = self.others(&used);
         if let (Some(sighting), Some((mut flows, kept))) = (sighting, conversations) {
             if let Some(own) = self.session.own_flows()? {
                 flows.retain(|flow| own.contains(&flow.key));
@@ -273,12 +282,26 @@ impl<'a> Lane<'a> {
             took: ran.took,
             hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
             connects,
+            others,
             output: ran.output,
             waited_for: in_words(&ran.waited_for, &self.dependencies, rules),
             unrecovered,
             broken: (check.end != End::Exited(0)).then(|| check.why()),
             left_behind: ran.left_behind,
         }))
+    }
+
+    /// What was connected to, and is not without faults.
+    fn others(&self, used: &[Endpoint]) -> Vec<String> {
+        let place = |one: &Endpoint| (one.protocol, one.address, one.port, one.is_bound);
+        let is_usual = |one: &&Endpoint| self.usual.iter().any(|usual| place(usual) == place(one));
+        let others = used
+            .iter()
+            .filter(|one| !one.is_bound && one.protocol == Protocol::Tcp);
+        let others = others.filter(|one| !is_usual(one) && !is_own(one, used));
+        others
+            .map(|one| format!("tcp:{}", SocketAddr::new(one.address, one.port)))
+            .collect()
     }
 
     /// Begins to look at packets, also at those of connections that a service has open.

@@ -125,7 +125,17 @@ pub fn matrix(dependencies: &[Dependency], cells: &[Cell], has_color: bool) -> S
     if columns.is_empty() {
         text.clear();
     }
-    for cell in own {
+    let (pairs, own): (Vec<&Cell>, Vec<&Cell>) = own
+        .into_iter()
+        .partition(|cell| !cell.experiment.parts.is_empty());
+    let is_plain = |cell: &&&Cell| matches!(cell.symbol(), "✓" | "·");
+    let survived = pairs.iter().filter(is_plain).count();
+    if !pairs.is_empty() {
+        let all = pairs.len();
+        text.extend([format!("  pairs of faults: {survived} of {all} survived\n")]);
+    }
+    let told = pairs.iter().filter(|cell| !is_plain(cell)).copied();
+    for cell in own.into_iter().chain(told) {
         let symbol = painted(cell.symbol(), has_color);
         let (target, name) = (cell.experiment.target(dependencies), cell.experiment.name());
         text.extend([format!("  {symbol} {target} {name}\n")]);
@@ -172,6 +182,9 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
     }
     if !seen.waited_for.is_empty() {
         text.extend([format!("; it waited for {}", seen.waited_for.join(", "))]);
+    }
+    if !seen.others.is_empty() {
+        text.extend([format!("; it turned to {}", seen.others.join(", "))]);
     }
     if let Some(times) = cell.storm {
         text.extend([format!("; {times} times the usual connects")]);

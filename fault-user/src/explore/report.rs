@@ -12,7 +12,7 @@ use super::attempt::{Attempt, Measured};
 use super::cell::{Cell, Standing};
 use super::dependency::{Dependency, Found};
 use super::experimenter::{Cells, Explored, Stop};
-use super::faults::Experiment;
+use super::faults::{Experiment, kinds_of_pair};
 use super::matrix;
 use super::shrink::Smallest;
 use super::verdict::{End, Observation, Verdict};
@@ -39,10 +39,11 @@ pub struct Report {
     experiments_ms: u64,
     dependencies: Vec<DependencyReport>,
     out_of_reach: Vec<String>,
-    cells: Vec<CellReport>,
     not_run: Vec<LeftOut>,
     /// Why it ended early, if it did.
     stopped: Option<String>,
+    /// Last, so that the file can grow.
+    cells: Vec<CellReport>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,6 +80,9 @@ struct CellReport {
     signal: Option<i32>,
     hits: u64,
     connects: Vec<u64>,
+    /// What it connected to, and does not without faults.
+    #[serde(default)]
+    others: Vec<String>,
     waited_for: Vec<String>,
     /// Why a service was not well in time when the fault was over.
     unrecovered: Option<String>,
@@ -123,8 +127,6 @@ pub struct About<'a> {
     pub found: &'a Found,
     /// The runs without faults.
     pub measured: &'a Measured<'a>,
-    /// The experiments.
-    pub experiments: &'a [Experiment],
     /// How a cell is done again.
     pub again: &'a Again,
     /// When the first run without faults began.
@@ -134,13 +136,34 @@ pub struct About<'a> {
 }
 
 impl About<'_> {
-    /// The report of what is done so far.
-    #[must_use]
-    pub fn so_far(&self, done: &Cells) -> Report {
-        let all = self.experiments.iter().enumerate();
-        let left = all.filter(|(number, _)| !done.contains_key(number));
-        let left = left.map(|(_, experiment)| experiment);
-        self.report(done.values(), left, Some("it has not ended".to_owned()))
+    /// The file as it is while it grows, in front of the first cell that is done and behind the last one. What is done
+    /// of an earlier report stays in it.
+    ///
+    /// # Errors
+    /// Never: it is written to memory.
+    pub fn growing(&self, earlier: Option<&Report>) -> Result<(Vec<u8>, Vec<u8>)> {
+        const TAIL: &[u8] = b"]}";
+        let none = [].iter();
+        let mut report = self.report(none, [].iter(), Some("it has not ended".to_owned()));
+        let known = earlier.map_or(&[][..], |earlier| &earlier.cells);
+        let known = known.iter().filter(|cell| !cell.unfinished);
+        report.cells = known.cloned().collect();
+        let mut head = serde_json::to_vec(&report)?;
+        head.truncate(head.len() - TAIL.len());
+        if !report.cells.is_empty() {
+            head.push(b',');
+        }
+        head.push(b'\n');
+        Ok((head, [b"\n", TAIL].concat()))
+    }
+
+    /// A cell in the file.
+    ///
+    /// # Errors
+    /// Never: it is written to memory.
+    pub fn item(&self, cell: &Cell) -> Result<Vec<u8>> {
+        let cell = CellReport::new(&self.found.dependencies, cell, self.again);
+        Ok(serde_json::to_vec(&cell)?)
     }
 
     /// The report in the end.
@@ -177,11 +200,11 @@ impl About<'_> {
             experiments_ms: ms(self.started.elapsed()),
             dependencies: dependencies.iter().map(DependencyReport::new).collect(),
             out_of_reach: self.found.out_of_reach.clone(),
+            not_run: left_out.collect(),
+            stopped,
             cells: cells
                 .map(|one| CellReport::new(dependencies, one, self.again))
                 .collect(),
-            not_run: left_out.collect(),
-            stopped,
         }
     }
 }
@@ -228,7 +251,9 @@ impl Report {
     /// # Errors
     /// A dependency is gone: one line.
     pub fn known(&self, dependencies: &[Dependency], experiments: &[Experiment]) -> Result<Cells> {
-        for cell in &self.cells {
+        // What is used only under a fault is found again by running under it.
+        let singles = self.cells.iter().filter(|cell| !cell.is_pair());
+        for cell in singles {
             let mut targets = experiments.iter().map(|one| one.target(dependencies));
             ensure!(
                 dependencies.iter().any(|one| one.target == cell.target)
@@ -301,7 +326,14 @@ impl Report {
             @if !self.not_run.is_empty() { p.bad { (self.not_run.len()) " experiments were not run." } }
             h2 { "Matrix" }
             div.scroll { (self.matrix()) }
-            @for (number, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.is_own()) {
+            @if self.cells.iter().any(CellReport::is_pair) {
+                p {
+                    "Pairs of faults: "
+                    (self.cells.iter().filter(|cell| cell.is_pair() && !cell.is_below()).count()) " of "
+                    (self.cells.iter().filter(|cell| cell.is_pair()).count()) " survived"
+                }
+            }
+            @for (number, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.is_below()) {
                 p { (cell.link(number)) " " code { (cell.target) " " (cell.fault) } }
             }
             p.dim { (matrix::LEGEND) }
@@ -404,6 +436,7 @@ impl CellReport {
             },
             hits: run.hits,
             connects: run.connects.clone(),
+            others: run.others.clone(),
             waited_for: run.waited_for.clone(),
             unrecovered: run.unrecovered.clone(),
             broken: run.broken.clone(),
@@ -432,6 +465,7 @@ impl CellReport {
             took: Duration::from_millis(self.took_ms),
             hits: self.hits,
             connects: self.connects.clone(),
+            others: self.others.clone(),
             output: self.output.clone(),
             waited_for: self.waited_for.clone(),
             unrecovered: self.unrecovered.clone(),
@@ -460,9 +494,15 @@ impl CellReport {
         }
     }
 
-    /// Whether it is a rule of the user's own, which has no column.
-    fn is_own(&self) -> bool {
-        !matrix::FAULT_NAMES.contains(&self.fault.as_str())
+    /// Whether it is of two faults.
+    fn is_pair(&self) -> bool {
+        kinds_of_pair(&self.fault).is_some()
+    }
+
+    /// Whether it is shown below the matrix: a rule of the user's own, or a pair that was not survived.
+    fn is_below(&self) -> bool {
+        let is_plain = self.is_pair() && matches!(self.symbol.as_str(), "✓" | "·");
+        !matrix::FAULT_NAMES.contains(&self.fault.as_str()) && !is_plain
     }
 
     fn class(&self) -> &'static str {
@@ -534,7 +574,6 @@ mod tests {
         let about = About {
             found: &found,
             measured: &measured,
-            experiments: &[],
             again: &Again {
                 command: vec!["./app".to_owned()],
                 seed: 7,

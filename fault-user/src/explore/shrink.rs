@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::attempt::{Measured, Runner, attempt};
 use super::dependency::Dependency;
 use super::faults::{Experiment, FaultKind, Magnitude};
+use super::fewest::fewest;
 use crate::rule::units::show_duration;
 
 /// How near the two sides of a threshold come to each other: within a tenth.
@@ -68,18 +69,23 @@ pub async fn shrink(
     let mut shrinking = Shrinking {
         runner,
         measured,
+        held: (Vec::new(), Vec::new()),
         is_interrupted: false,
     };
-    let mut smallest = failing.clone();
-    let dependency = &measured.dependencies[failing.dependency];
-    if let Some(magnitude) = failing.magnitude {
-        let ms = shrinking.bisect(&smallest, dependency, magnitude).await?;
-        shrinking.settle(&mut smallest, dependency, ms).await?;
+    let mut parts = match failing.parts.as_slice() {
+        [] => vec![failing.clone()],
+        parts => fewest(parts, async |some| shrinking.all_fail(some).await).await?,
+    };
+    let mut found = Reduced::default();
+    for place in 0..parts.len() {
+        shrinking.held = (parts[..place].to_vec(), parts[place + 1..].to_vec());
+        found = shrinking.reduce(&mut parts[place]).await?;
     }
-    let whole = smallest.clone();
-    let connection = shrinking.connection(&mut smallest, dependency).await?;
-    let is_one_packet = shrinking.one_packet(&mut smallest).await?;
-    let is_smaller = connection.is_some() || is_one_packet || smallest.rules != failing.rules;
+    shrinking.held = (Vec::new(), Vec::new());
+    let Some(smallest) = parts.into_iter().reduce(Experiment::and) else {
+        return Ok(Shrunk::FailsNoMore);
+    };
+    let is_smaller = smallest.rules != failing.rules;
     let fails = !is_smaller || shrinking.fails(&smallest).await?;
     if shrinking.is_interrupted {
         return Ok(Shrunk::Interrupted);
@@ -89,27 +95,60 @@ pub async fn shrink(
     }
     Ok(Shrunk::To(Smallest {
         rules: smallest.rules,
-        from_ms: whole.magnitude.map(|magnitude| magnitude.ms),
-        connection,
-        is_one_packet,
+        from_ms: found.from_ms,
+        connection: found.connection,
+        is_one_packet: found.is_one_packet,
     }))
+}
+
+/// What is left of one fault.
+#[derive(Default)]
+struct Reduced {
+    from_ms: Option<u64>,
+    connection: Option<u64>,
+    is_one_packet: bool,
 }
 
 struct Shrinking<'a, R> {
     runner: &'a mut R,
     measured: &'a Measured<'a>,
+    /// Faults at the same time as the one that is made smaller: those before and after it.
+    held: (Vec<Experiment>, Vec<Experiment>),
     is_interrupted: bool,
 }
 
 impl<R: Runner> Shrinking<'_, R> {
-    /// Whether the command fails under this. After an interruption it does not.
+    /// Whether the command fails under this and what is held. After an interruption it does not.
     async fn fails(&mut self, experiment: &Experiment) -> Result<bool> {
-        if self.is_interrupted {
+        let (before, after) = self.held.clone();
+        let all = [before, vec![experiment.clone()], after].concat();
+        self.all_fail(&all).await
+    }
+
+    /// Whether the command fails under all of these at the same time.
+    async fn all_fail(&mut self, all: &[Experiment]) -> Result<bool> {
+        let joined = all.iter().cloned().reduce(Experiment::and);
+        let Some(joined) = joined.filter(|_| !self.is_interrupted) else {
             return Ok(false);
-        }
-        let attempt = attempt(self.runner, self.measured, experiment).await?;
+        };
+        let attempt = attempt(self.runner, self.measured, &joined).await?;
         self.is_interrupted = attempt.is_none();
         Ok(attempt.is_some_and(|attempt| attempt.verdict.is_failure()))
+    }
+
+    /// Makes one fault smaller.
+    async fn reduce(&mut self, smallest: &mut Experiment) -> Result<Reduced> {
+        let dependency = &self.measured.dependencies[smallest.dependency];
+        if let Some(magnitude) = smallest.magnitude {
+            let ms = self.bisect(smallest, dependency, magnitude).await?;
+            self.settle(smallest, dependency, ms).await?;
+        }
+        let from_ms = smallest.magnitude.map(|magnitude| magnitude.ms);
+        Ok(Reduced {
+            from_ms,
+            connection: self.connection(smallest, dependency).await?,
+            is_one_packet: self.one_packet(smallest).await?,
+        })
     }
 
     /// The least magnitude that fails, in milliseconds.

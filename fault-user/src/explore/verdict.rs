@@ -32,6 +32,8 @@ pub struct Observation {
     pub hits: u64,
     /// Connects to each dependency, in their order.
     pub connects: Vec<u64>,
+    /// What it connected to, and does not without faults.
+    pub others: Vec<String>,
     /// The end of what it wrote.
     pub output: String,
     /// Connections that were open when it was killed.
@@ -151,6 +153,7 @@ pub(super) mod tests {
             took: Duration::from_millis(took_ms),
             hits: 1,
             connects: Vec::new(),
+            others: Vec::new(),
             output: String::new(),
             waited_for: Vec::new(),
             unrecovered: None,

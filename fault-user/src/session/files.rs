@@ -104,7 +104,7 @@ impl Files {
     }
 }
 
-/// A list in a file of the report's folder that grows by one after the other, if there is a folder. The file is whole at
+/// A list of JSON in a file of the report's folder that grows by one after the other, if there is a folder. The file is whole at
 /// any time.
 #[derive(Default)]
 pub struct GrowingList {
@@ -137,7 +137,7 @@ impl GrowingList {
             self.is_begun = true;
         } else if let Some(mut growing) = self.growing.take() {
             let (growing, added) = writer.run(move || {
-                let added = growing.add(&item);
+                let added = growing.add(&[b",\n", item.as_slice()].concat());
                 Ok((growing, added))
             })?;
             self.growing = Some(growing);
