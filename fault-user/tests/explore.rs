@@ -1183,3 +1183,35 @@ fn pairs_reach_what_the_command_turns_to_under_a_fault() {
     let output = bash(&[&options[..], &["--plan"]].concat(), &script);
     assert_eq!(output.stdout, b"  tcp:7000 refused: tcp:7000 reject\n  tcp:7000 cut: tcp:7000 limit_data=1 dir=to-client\n");
 }
+
+#[test]
+fn retries_without_backoff_are_told_where_the_command_survives() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let path = dir.to_str().unwrap();
+    let options = ["--runs", "1", "--faults", "refused", "--report", path];
+    for (pauses, is_told) in [
+        (".02 .02 .02 .02 .02 .02 .02", true),
+        (".01 .02 .04 .08 .16 .32 .64", false),
+    ] {
+        let script =
+            format!("for pause in {pauses}; do ({EXCHANGE}) && exit; sleep $pause; done; true");
+        let output = bash(&options, &script);
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        let cell = cells(&dir.join("report.json")).remove(0);
+        assert_eq!(cell["connects"][0], 7, "{text}");
+        assert_eq!(
+            cell["retries"],
+            if is_told { 6.into() } else { Value::Null }
+        );
+        assert_eq!(cell["symbol"] == "!", is_told, "{text}");
+        let told = text.contains("; 6 retries without growing back-off\n");
+        assert_eq!(told, is_told, "{text}");
+    }
+}

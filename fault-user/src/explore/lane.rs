@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use fault_common::abi::STEERS;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::attempt::Runner;
@@ -16,7 +17,7 @@ use super::capture::Capture;
 use super::dependency::{Dependency, Sighting, is_own};
 use super::names::Names;
 use super::service::{Kept, Service};
-use super::verdict::{End, Observation};
+use super::verdict::{End, Observation, retries_without_backoff};
 use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::inject::injection::{Hits, InjectionOptions};
 use crate::plan::mechanism::Mechanism;
@@ -28,11 +29,14 @@ use crate::session::rules::RuleSet;
 use crate::session::signals::EndSignals;
 use crate::session::subject::{Subject, scope_of};
 use crate::session::{Loaded, choose_mechanism, plan};
+use crate::sys::clock::monotonic_ns;
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running};
 use crate::sys::process::proc::ProcessId;
 use crate::sys::process::sockets::{self, OpenSocket, State};
 use crate::sys::process::user::Identity;
+use crate::tell::tell;
+use crate::watch::history::{Connect, History};
 
 /// A rule that all packets match and that never acts: the programs tell whose each connection is.
 const EVERYTHING: &str = "* drop after=1000000000000";
@@ -181,10 +185,38 @@ impl<'a> Lane<'a> {
         self.service.as_ref()
     }
 
-    /// From now on connects to these are counted for each run, and what is not `usual` is told.
-    pub fn count(&mut self, dependencies: &[Dependency], usual: &[Endpoint]) {
+    /// From now on connects to these are counted and watched in each run, and what is not `usual` is told.
+    ///
+    /// # Errors
+    /// They can't be watched.
+    pub fn count(&mut self, dependencies: &[Dependency], usual: &[Endpoint]) -> Result<()> {
         self.dependencies = dependencies.to_vec();
         self.usual = usual.to_vec();
+        let streams = dependencies.iter().filter(|one| is_stream(one));
+        let watched: Vec<_> = streams.map(watching).take(STEERS as usize).collect();
+        if watched.is_empty() {
+            return Ok(());
+        }
+        self.session.watch(&RuleSet::of(&watched)?)
+    }
+
+    /// The connections to each dependency since `epoch_ns`, and the retries without back-off among them.
+    fn watched(&mut self, epoch_ns: u64) -> (Vec<Vec<Connect>>, Vec<u64>) {
+        let history = match self.session.history(epoch_ns) {
+            Ok(history) => history.unwrap_or_default(),
+            Err(error) => {
+                tell!("fault: warning: retries are not judged: {error:#}");
+                History::default()
+            }
+        };
+        let mut targets = history.targets.into_iter();
+        let seen = self.dependencies.iter().map(|one| {
+            let seen = is_stream(one).then(|| targets.next()).flatten();
+            let seen = seen.unwrap_or_default();
+            let retries = retries_without_backoff(&seen.pauses_in_vain_ns());
+            (seen.connects, retries)
+        });
+        seen.unzip()
     }
 
     /// Takes everything back.
@@ -234,6 +266,7 @@ impl<'a> Lane<'a> {
             return Ok(None);
         }
         let watch = sighting.is_some().then(|| self.watch()).transpose()?;
+        let begun_ns = monotonic_ns();
         let main = self.main(rules, limit).await?;
         let conversations = watch
             .map(|(capture, kept)| Ok::<_, anyhow::Error>((capture.finish()?, kept)))
@@ -242,6 +275,7 @@ impl<'a> Lane<'a> {
             return Ok(None);
         };
         let is_fault = conversations.is_none();
+        let (watched, retries) = self.watched(begun_ns);
         let Some(unrecovered) = self.recovers(is_fault).await? else {
             return Ok(None);
         };
@@ -282,6 +316,8 @@ impl<'a> Lane<'a> {
             took: ran.took,
             hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
             connects,
+            retries,
+            watched,
             others,
             output: ran.output,
             waited_for: in_words(&ran.waited_for, &self.dependencies, rules),
@@ -523,6 +559,16 @@ impl Ran {
 fn ends_fault(signal: nix::sys::signal::Signal) -> bool {
     use nix::sys::signal::Signal;
     matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP)
+}
+
+/// Whether it is used by connections, which are watched.
+fn is_stream(dependency: &Dependency) -> bool {
+    dependency.protocol == Protocol::Tcp
+}
+
+/// A rule that never acts, whose target is watched.
+fn watching(dependency: &Dependency) -> String {
+    EVERYTHING.replacen('*', &dependency.target, 1)
 }
 
 /// What was used between two looks.

@@ -189,6 +189,9 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
     if let Some(times) = cell.storm {
         text.extend([format!("; {times} times the usual connects")]);
     }
+    if let Some(retries) = cell.retries {
+        text.extend([format!("; {retries} retries without growing back-off")]);
+    }
     let smallest = cell.smallest.as_ref().map(Smallest::in_words);
     if let Some(smallest) = smallest.filter(|words| !words.is_empty()) {
         text.extend([format!("; {smallest}")]);

@@ -571,7 +571,7 @@ impl Trial<'_, '_> {
             tell!("fault: {} experiments are done already", known.len());
         }
         for lane in &mut *self.lanes {
-            lane.count(dependencies, self.usual);
+            lane.count(dependencies, self.usual)?;
         }
         let manner = Manner {
             shrinks: self.explore.shrinks,
@@ -736,7 +736,7 @@ fn conclude(found: &Found, explored: Explored, again: &Again) -> Outcome {
 /// Whether there is more to say of a cell than its symbol.
 fn is_told(cell: &Cell) -> bool {
     let is_known = matches!(cell.standing, Standing::Well | Standing::Accepted);
-    !is_known || cell.differs.is_some() || cell.storm.is_some()
+    !is_known || cell.differs.is_some() || cell.is_storm()
 }
 
 fn must_succeed(seen: &Observation, how: &str) -> Result<(), Failure> {

@@ -90,6 +90,9 @@ struct CellReport {
     broken: Option<String>,
     /// So many times the usual connects.
     storm: Option<u64>,
+    /// So many retries without growing back-off.
+    #[serde(default)]
+    retries: Option<u64>,
     smallest: Option<SmallestReport>,
     /// Whether an interruption came before the smallest fault was found.
     unfinished: bool,
@@ -441,6 +444,7 @@ impl CellReport {
             unrecovered: run.unrecovered.clone(),
             broken: run.broken.clone(),
             storm: cell.storm,
+            retries: cell.retries,
             smallest: cell.smallest.as_ref().map(|smallest| SmallestReport {
                 rules: smallest.rules.clone(),
                 from_ms: smallest.from_ms,
@@ -466,6 +470,8 @@ impl CellReport {
             hits: self.hits,
             connects: self.connects.clone(),
             others: self.others.clone(),
+            retries: Vec::new(),
+            watched: Vec::new(),
             output: self.output.clone(),
             waited_for: self.waited_for.clone(),
             unrecovered: self.unrecovered.clone(),
@@ -490,6 +496,7 @@ impl CellReport {
             }),
             is_unfinished: self.unfinished,
             storm: self.storm,
+            retries: self.retries,
             standing: Standing::Well,
         }
     }
