@@ -16,9 +16,13 @@ use super::faults::{Experiment, kinds_of_pair};
 use super::matrix;
 use super::shrink::Smallest;
 use super::verdict::{End, Observation, Verdict};
+use crate::report::chart::SIZES;
 use crate::report::file::{shell_line, versions};
 use crate::report::html::page;
 use crate::report::junit::{Case, suite};
+use crate::report::timeline::{Row, Span, of_rows};
+use crate::rule::{Rule, windows};
+use crate::watch::history::Connect;
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
@@ -94,6 +98,9 @@ struct CellReport {
     #[serde(default)]
     retries: Option<u64>,
     smallest: Option<SmallestReport>,
+    /// The connections of the run to each dependency.
+    #[serde(default)]
+    timeline: Vec<TimelineReport>,
     /// Whether an interruption came before the smallest fault was found.
     unfinished: bool,
     reproduce: String,
@@ -106,6 +113,63 @@ struct SmallestReport {
     from_ms: Option<u64>,
     connection: Option<u64>,
     one_packet: bool,
+}
+
+/// What the connections to one dependency did in a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct TimelineReport {
+    target: String,
+    connects: Vec<ConnectReport>,
+    /// Further ones that are not listed.
+    left_out: usize,
+}
+
+/// One connection. Times are in microseconds since the start of the run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct ConnectReport {
+    at_us: u64,
+    established_us: Option<u64>,
+    /// When it first received something.
+    received_us: Option<u64>,
+    closed_us: Option<u64>,
+    reset: bool,
+}
+
+impl ConnectReport {
+    fn new(connect: &Connect) -> Self {
+        let us = |ns: u64| ns / 1000;
+        Self {
+            at_us: us(connect.at_ns),
+            established_us: connect.established_ns.map(us),
+            received_us: connect.received_ns.map(us),
+            closed_us: connect.closed_ns.map(us),
+            reset: connect.is_reset,
+        }
+    }
+
+    /// The connection in a picture of a run that took so long.
+    fn span(&self, length_us: u64) -> Span {
+        let ms = |us: u64| Duration::from_micros(us).as_secs_f64() * 1e3;
+        let end_us = self.closed_us.unwrap_or(length_us).max(self.at_us);
+        let (class, what) = match (self.established_us, self.received_us, self.closed_us) {
+            (None, _, Some(_)) => ("bad", "was not established"),
+            (None, _, None) => ("bad", "was still connecting"),
+            (Some(_), ..) if self.reset => ("bad", "was reset"),
+            (Some(_), None, _) => ("odd", "received nothing"),
+            (Some(_), Some(_), None) => ("good", "received data, and was open at the end"),
+            (Some(_), Some(_), Some(_)) => ("good", "received data"),
+        };
+        Span {
+            from_ms: ms(self.at_us),
+            to_ms: ms(end_us),
+            class,
+            title: format!(
+                "{:.1} ms to {:.1} ms: it {what}",
+                ms(self.at_us),
+                ms(end_us)
+            ),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -344,6 +408,10 @@ impl Report {
             div.scroll { (self.dependencies()) }
             @for line in &self.out_of_reach { p.dim { "Out of reach: " (line) } }
             h2 { "Experiments" }
+            p.dim {
+                "Each line shows when a rule acted, or the connections to a service: blue ones received data, orange \
+                 ones nothing, and red ones were refused, reset or not established."
+            }
             @for (number, cell) in self.cells.iter().enumerate() { (cell.details(number)) }
         }
     }
@@ -451,10 +519,42 @@ impl CellReport {
                 connection: smallest.connection,
                 one_packet: smallest.is_one_packet,
             }),
+            timeline: timeline(dependencies, &run.watched),
             unfinished: cell.is_unfinished,
             reproduce: again.line(cell),
             output: run.output.clone(),
         }
+    }
+
+    /// When the fault acted, and the connections: a line for each.
+    fn rows(&self) -> Vec<Row> {
+        let length_us = self.took_ms.saturating_mul(1000);
+        let faults = self.rules.iter().map(|text| {
+            let rule = text.parse::<Rule>();
+            let windows = rule.iter().flat_map(|rule| {
+                let windows = windows(&rule.modifiers, length_us.saturating_mul(1000));
+                windows.collect::<Vec<_>>()
+            });
+            let ms = |ns: u64| Duration::from_nanos(ns).as_secs_f64() * 1e3;
+            let spans = windows.map(|(from, to)| Span {
+                from_ms: ms(from),
+                to_ms: ms(to),
+                class: "bar",
+                title: format!("{text}: {:.0} ms to {:.0} ms", ms(from), ms(to)),
+            });
+            Row {
+                name: text.clone(),
+                spans: spans.collect(),
+            }
+        });
+        let connections = self.timeline.iter().map(|one| Row {
+            name: match one.left_out {
+                0 => one.target.clone(),
+                more => format!("{} (and {more} later ones)", one.target),
+            },
+            spans: one.connects.iter().map(|one| one.span(length_us)).collect(),
+        });
+        faults.chain(connections).collect()
     }
 
     /// The cell that this is about.
@@ -471,7 +571,7 @@ impl CellReport {
             connects: self.connects.clone(),
             others: self.others.clone(),
             retries: Vec::new(),
-            watched: Vec::new(),
+            watched: self.watched(),
             output: self.output.clone(),
             waited_for: self.waited_for.clone(),
             unrecovered: self.unrecovered.clone(),
@@ -499,6 +599,24 @@ impl CellReport {
             retries: self.retries,
             standing: Standing::Well,
         }
+    }
+
+    /// The connections, as far as the file has them.
+    fn watched(&self) -> Vec<Vec<Connect>> {
+        let ns = |us: u64| us.saturating_mul(1000);
+        let connect = |one: &ConnectReport| Connect {
+            at_ns: ns(one.at_us),
+            established_ns: one.established_us.map(ns),
+            received_ns: one.received_us.map(ns),
+            closed_ns: one.closed_us.map(ns),
+            is_reset: one.reset,
+            is_incoming: false,
+            sent_ns: None,
+        };
+        let timeline = self.timeline.iter();
+        timeline
+            .map(|one| one.connects.iter().map(connect).collect())
+            .collect()
     }
 
     /// Whether it is of two faults.
@@ -532,8 +650,8 @@ impl CellReport {
         html! {
             details id={ "cell-" (number) } open[self.standing.fails()] {
                 summary { span class=(self.class()) { (self.symbol) } " " (self.summary) }
-                p { "Rules:" }
-                pre { @for rule in &self.rules { (rule) "\n" } }
+                @let rows = self.rows();
+                @for size in SIZES { (of_rows(&rows, self.took_ms, size)) }
                 p { "The command wrote:" }
                 pre { (if self.output.is_empty() { "(nothing)" } else { &self.output }) }
                 p { "Again:" }
@@ -541,6 +659,18 @@ impl CellReport {
             }
         }
     }
+}
+
+/// The connections of a run to each dependency. Of a storm only the first ones are listed.
+fn timeline(dependencies: &[Dependency], watched: &[Vec<Connect>]) -> Vec<TimelineReport> {
+    const MOST: usize = 200;
+    let all = dependencies.iter().zip(watched);
+    let timeline = all.map(|(one, connects)| TimelineReport {
+        target: one.target.clone(),
+        connects: connects.iter().take(MOST).map(ConnectReport::new).collect(),
+        left_out: connects.len().saturating_sub(MOST),
+    });
+    timeline.collect()
 }
 
 #[cfg(test)]
@@ -564,6 +694,15 @@ mod tests {
         };
         let mut hung = cell(FaultKind::Silent, End::TimedOut, Verdict::Hung);
         hung.standing = Standing::New;
+        hung.first.seen.watched = vec![vec![Connect {
+            at_ns: 3_000_000,
+            established_ns: None,
+            closed_ns: None,
+            is_reset: false,
+            is_incoming: false,
+            sent_ns: None,
+            received_ns: None,
+        }]];
         hung.first.seen.output = "<waiting & waiting>".to_owned();
         let explored = Explored {
             cells: vec![
@@ -649,6 +788,8 @@ mod tests {
         for part in [
             "href=\"#cell-1\"",
             "id=\"cell-1\" open",
+            "3.0 ms to 77.0 ms: it was still connecting",
+            "tcp:6379 blackhole: 0 ms to 77 ms",
             "&lt;waiting &amp; waiting&gt;",
             "sudo fault run --seed 7 -r &#39;tcp:6379 blackhole&#39; -- ./app",
         ] {
