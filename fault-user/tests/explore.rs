@@ -1215,3 +1215,32 @@ fn retries_without_backoff_are_told_where_the_command_survives() {
         assert_eq!(told, is_told, "{text}");
     }
 }
+
+#[test]
+fn the_packets_whose_loss_is_enough_are_found() {
+    let Some(_services) = services() else {
+        return;
+    };
+    // It waits for each of ten answers for too short a time to survive one that is sent again.
+    let script = "import socket\n\
+        s = socket.create_connection(('127.0.0.1', 7002), timeout=5)\n\
+        s.settimeout(0.15)\n\
+        for _ in range(10):\n    s.sendall(b'PING\\n')\n    s.recv(100)\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::fs::canonicalize(folder.path()).unwrap();
+    let output = fault()
+        .args(["explore", "--runs", "1", "--seed", "3", "--faults", "loss"])
+        .arg("--report")
+        .arg(&path)
+        .args(["--", "python3", "-c", script])
+        .output()
+        .unwrap();
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    let cell = cells(&path.join("report.json")).remove(0);
+    let smallest = &cell["smallest"];
+    assert_eq!(smallest["packets"], 1, "{text}");
+    let rule = smallest["rules"][0].as_str().unwrap();
+    assert!(rule.starts_with("tcp:7002 drop range="), "{rule}");
+    assert!(text.contains("one packet is enough"), "{text}");
+}

@@ -236,6 +236,7 @@ pub(super) mod tests {
     use super::super::verdict::tests::seen;
     use super::super::verdict::{End, Observation, Verdict};
     use super::*;
+    use crate::report::record::Decision;
     use crate::rule::Rule;
 
     /// A command that fails when a rule says so.
@@ -246,6 +247,7 @@ pub(super) mod tests {
         pub(crate) last: usize,
         pub(crate) connects: u64,
         pub(crate) retries: u64,
+        pub(crate) decisions: Vec<Decision>,
     }
 
     impl<F: Fn(&Rule) -> bool> Fake<F> {
@@ -256,6 +258,7 @@ pub(super) mod tests {
                 last: usize::MAX,
                 connects: 1,
                 retries: 0,
+                decisions: Vec::new(),
             }
         }
     }
@@ -273,6 +276,7 @@ pub(super) mod tests {
             let mut run = seen(End::Exited(u8::from(fails)), 50);
             run.connects = vec![self.connects];
             run.retries = vec![self.retries];
+            run.decisions.clone_from(&self.decisions);
             Ok(Some(run))
         }
     }

@@ -20,7 +20,9 @@ use super::service::{Kept, Service};
 use super::verdict::{End, Observation, retries_without_backoff};
 use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::inject::injection::{Hits, InjectionOptions};
+use crate::inject::records::Events;
 use crate::plan::mechanism::Mechanism;
+use crate::report::record::Decision;
 use crate::rule::Protocol;
 use crate::session::live::LiveSession;
 use crate::session::options::Options;
@@ -84,6 +86,8 @@ pub struct Lane<'a> {
     dependencies: Vec<Dependency>,
     /// What is used without faults, dependency or not.
     usual: Vec<Endpoint>,
+    /// What the rules decide about packets.
+    events: Events,
     ends: EndSignals,
     session: LiveSession<'a>,
     cgroup: CommandCgroup,
@@ -162,15 +166,18 @@ impl<'a> Lane<'a> {
         let plan = plan(rules, scope.as_ref(), idle.mechanism, idle.seed)?;
         let injection_options = InjectionOptions {
             live: true,
+            events: true,
             ..options.injection_options()
         };
         let mut loaded = Loaded::load(options, rules, subject, scope, plan, injection_options)?;
         loaded.count_endpoints();
+        let events = loaded.take_events()?;
         Ok(Self {
             commands,
             patience,
             dependencies: Vec::new(),
             usual: Vec::new(),
+            events,
             ends,
             session: loaded.start_live("fault explore".to_owned()).await?,
             cgroup,
@@ -267,6 +274,8 @@ impl<'a> Lane<'a> {
         }
         let watch = sighting.is_some().then(|| self.watch()).transpose()?;
         let begun_ns = monotonic_ns();
+        // Of what was left of the last run.
+        self.decisions();
         let main = self.main(rules, limit).await?;
         let conversations = watch
             .map(|(capture, kept)| Ok::<_, anyhow::Error>((capture.finish()?, kept)))
@@ -276,6 +285,7 @@ impl<'a> Lane<'a> {
         };
         let is_fault = conversations.is_none();
         let (watched, retries) = self.watched(begun_ns);
+        let decisions = self.decisions();
         let Some(unrecovered) = self.recovers(is_fault).await? else {
             return Ok(None);
         };
@@ -316,6 +326,7 @@ impl<'a> Lane<'a> {
             took: ran.took,
             hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
             connects,
+            decisions,
             retries,
             watched,
             others,
@@ -325,6 +336,13 @@ impl<'a> Lane<'a> {
             broken: (check.end != End::Exited(0)).then(|| check.why()),
             left_behind: ran.left_behind,
         }))
+    }
+
+    /// What the rules have decided since the last call.
+    fn decisions(&mut self) -> Vec<Decision> {
+        let mut events = Vec::new();
+        self.events.drain(&mut events);
+        events.into_iter().map(Decision::from).collect()
     }
 
     /// What was connected to, and is not without faults.

@@ -9,6 +9,7 @@ use super::faults::{Experiment, FAULTS, FaultKind};
 use super::shrink::Smallest;
 use super::verdict::End;
 use crate::report::summary::human_bytes;
+use crate::rule::units::show_duration;
 
 /// What the symbols mean.
 pub const LEGEND: &str = "✓ survived  s slow  ! retry storm  F failed  H hung  R no recovery  B broken  ? flaky  · not reached";
@@ -186,6 +187,10 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
     if !seen.others.is_empty() {
         text.extend([format!("; it turned to {}", seen.others.join(", "))]);
     }
+    if let (true, Some(magnitude)) = (cell.is_survived(), cell.experiment.magnitude) {
+        let ms = show_duration(magnitude.ms.saturating_mul(1_000_000));
+        text.extend([format!("; it survives up to {ms}")]);
+    }
     if let Some(times) = cell.storm {
         text.extend([format!("; {times} times the usual connects")]);
     }
@@ -266,13 +271,16 @@ mod tests {
             rules: vec!["tcp:6379 blackhole conn=2".to_owned()],
             from_ms: None,
             connection: Some(2),
-            is_one_packet: false,
+            packets: None,
         });
         assert_eq!(
             happened(std::slice::from_ref(&one), &cell),
             "tcp:6379 silent: hung, killed after 10.0 s; it waited for tcp:6379 (connecting); connection 2 is \
              enough"
         );
+        let slow = super::tests::cell(0, &one, FaultKind::Slow, Verdict::Survived);
+        let told = happened(std::slice::from_ref(&one), &slow);
+        assert!(told.ends_with("; it survives up to 2.5s"), "{told}");
         assert_eq!(last_lines("a\nb\n\nc \nd\n"), "b | c | d");
     }
 }

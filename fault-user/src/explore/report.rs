@@ -113,6 +113,9 @@ struct SmallestReport {
     from_ms: Option<u64>,
     connection: Option<u64>,
     one_packet: bool,
+    /// So many packets are enough.
+    #[serde(default)]
+    packets: Option<u64>,
 }
 
 /// What the connections to one dependency did in a run.
@@ -517,7 +520,8 @@ impl CellReport {
                 rules: smallest.rules.clone(),
                 from_ms: smallest.from_ms,
                 connection: smallest.connection,
-                one_packet: smallest.is_one_packet,
+                one_packet: smallest.packets == Some(1),
+                packets: smallest.packets,
             }),
             timeline: timeline(dependencies, &run.watched),
             unfinished: cell.is_unfinished,
@@ -570,6 +574,7 @@ impl CellReport {
             hits: self.hits,
             connects: self.connects.clone(),
             others: self.others.clone(),
+            decisions: Vec::new(),
             retries: Vec::new(),
             watched: self.watched(),
             output: self.output.clone(),
@@ -592,7 +597,7 @@ impl CellReport {
                 rules: smallest.rules.clone(),
                 from_ms: smallest.from_ms,
                 connection: smallest.connection,
-                is_one_packet: smallest.one_packet,
+                packets: smallest.packets,
             }),
             is_unfinished: self.unfinished,
             storm: self.storm,

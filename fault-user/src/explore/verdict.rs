@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::report::record::Decision;
 use crate::watch::history::Connect;
 
 /// What a command is given to recover when a fault is over.
@@ -34,6 +35,8 @@ pub struct Observation {
     pub hits: u64,
     /// Connects to each dependency, in their order.
     pub connects: Vec<u64>,
+    /// What the rules decided about packets.
+    pub decisions: Vec<Decision>,
     /// Retries to each dependency whose pauses did not grow; none where they did, or where there were few.
     pub retries: Vec<u64>,
     /// The connections to each dependency that were watched, in their order.
@@ -184,6 +187,7 @@ pub(super) mod tests {
             hits: 1,
             connects: Vec::new(),
             watched: Vec::new(),
+            decisions: Vec::new(),
             retries: Vec::new(),
             others: Vec::new(),
             output: String::new(),
