@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::echo::tcp_echo;
-use support::place::{enter_fresh, fault, has_bash, has_tcx, hierarchy, wait_for};
+use support::place::{Peer, enter_fresh, fault, has_bash, has_tcx, hierarchy, wait_for};
 
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/explore")
@@ -31,7 +31,18 @@ impl Services {
 
     /// Starts one of the examples, and waits until it is ready.
     fn of(name: &str) -> Self {
-        let mut server = Command::new("python3")
+        Self::by(Command::new("python3"), name)
+    }
+
+    /// The same in a network namespace.
+    fn inside(namespace: &Peer, name: &str) -> Self {
+        let mut enter = Command::new("ip");
+        enter.args(["netns", "exec", &namespace.name, "python3"]);
+        Self::by(enter, name)
+    }
+
+    fn by(mut python: Command, name: &str) -> Self {
+        let mut server = python
             .arg(examples().join(format!("{name}.py")))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -884,6 +895,11 @@ fn names_that_the_command_looks_up_fail_in_each_way() {
 
 /// Explores a running service; gives its report, and what was printed.
 fn explore_service(options: &[&str]) -> (Value, Output) {
+    explore_service_by(options, &[])
+}
+
+/// The same where the probe is begun by another command.
+fn explore_service_by(options: &[&str], enter: &[&str]) -> (Value, Output) {
     let folder = tempfile::tempdir().unwrap();
     let path = std::fs::canonicalize(folder.path()).unwrap();
     let output = fault()
@@ -898,7 +914,9 @@ fn explore_service(options: &[&str]) -> (Value, Output) {
         ])
         .arg(&path)
         .args(options)
-        .args(["--", "python3", "probe.py"])
+        .arg("--")
+        .args(enter)
+        .args(["python3", "probe.py"])
         .current_dir(examples())
         .output()
         .unwrap();
@@ -940,6 +958,46 @@ fn a_running_service_is_explored() {
         line.ends_with("-- python3 probe.py; sh -c 'python3 probe.py'"),
         "{line}"
     );
+}
+
+#[test]
+fn a_service_in_another_network_namespace_is_explored() {
+    let Some(_services) = services() else {
+        return;
+    };
+    let namespace = Peer::fresh();
+    let _dependencies = Services::inside(&namespace, "server");
+    let enter = ["ip", "netns", "exec", &namespace.name];
+    let explored = |name: &str, faults: &str| {
+        let service = Services::inside(&namespace, name);
+        let pid = service.0.id().to_string();
+        explore_service_by(
+            &["--pid", &pid, "--faults", faults, "--recovery", "3s"],
+            &enter,
+        )
+    };
+    let (report, output) = explored("service_fixed", "refused,silent-later,cut");
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for (cell, fault) in
+        report["cells"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(["refused", "silent-later", "cut"])
+    {
+        assert_eq!(
+            (&cell["target"], &cell["fault"]),
+            (&"tcp:7002".into(), &fault.into())
+        );
+        if fault != "refused" {
+            assert!(cell["hits"].as_u64().unwrap() > 0, "{fault}: {text}");
+        }
+    }
+    let (report, output) = explored("service", "refused-later");
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert_eq!(report["cells"][0]["verdict"], "no-recovery", "{text}");
 }
 
 #[test]

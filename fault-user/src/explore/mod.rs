@@ -375,7 +375,7 @@ impl Explore {
             list: GrowingList::default(),
             again: &again,
             begun,
-            started: Instant::now(),
+            started: None,
             until: self.budget.map(|budget| begun + budget),
             earlier: earlier.as_ref(),
         };
@@ -389,7 +389,7 @@ impl Explore {
                 .await?;
         }
         let dependencies = &found.dependencies;
-        let started = trial.started;
+        let started = trial.started.unwrap_or(begun);
         let written = compare(accept.as_mut(), dependencies, &mut explored);
         let about = About {
             found: &found,
@@ -546,7 +546,8 @@ struct Trial<'a, 'l> {
     list: GrowingList,
     again: &'a Again,
     begun: Instant,
-    started: Instant,
+    /// When the first experiment began.
+    started: Option<Instant>,
     /// When no further experiment begins.
     until: Option<Instant>,
     earlier: Option<&'a Report>,
@@ -573,6 +574,7 @@ impl Trial<'_, '_> {
         for lane in &mut *self.lanes {
             lane.count(dependencies, self.usual)?;
         }
+        self.started.get_or_insert_with(Instant::now);
         let manner = Manner {
             shrinks: self.explore.shrinks,
             until: self.until,
