@@ -1302,3 +1302,43 @@ fn the_packets_whose_loss_is_enough_are_found() {
     assert!(rule.starts_with("tcp:7002 drop range="), "{rule}");
     assert!(text.contains("one packet is enough"), "{text}");
 }
+
+#[test]
+fn what_fails_before_or_after_a_later_run_ends_it_and_keeps_what_is_done() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let script = format!("({EXCHANGE}); true");
+    for option in ["--before", "--after"] {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = std::fs::canonicalize(folder.path()).unwrap();
+        // The run without faults, one experiment, and then it fails.
+        let ran = dir.join("ran");
+        let line = format!(
+            "echo x >> {ran}; [ $(wc -l < {ran}) -lt 3 ] || {{ echo no database; exit 9; }}",
+            ran = ran.display()
+        );
+        let options = [
+            "--runs",
+            "1",
+            "--faults",
+            "refused,refused-later,cut",
+            "--report",
+            dir.to_str().unwrap(),
+            option,
+            &line,
+        ];
+        let output = bash(&options, &script);
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(125), "{text}");
+        let told = format!("fault: error: {option} failed: exit code 9: no database");
+        assert_eq!(text.matches(&told).count(), 1, "{text}");
+        assert!(
+            text.contains("1 experiments: 0 failures, 2 not run"),
+            "{text}"
+        );
+        assert_eq!(cells(&dir.join("report.json")).len(), 1, "{text}");
+    }
+}

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::cell::Cell;
 use super::dependency::Dependency;
-use super::faults::{Experiment, FaultKind, kinds_of_pair};
+use super::faults::{Experiment, FaultKind, experiment, kinds_of_pair};
 use super::verdict::Verdict;
 use crate::rule::Rule;
 use crate::sys::process::files::{self, Writer};
@@ -92,6 +93,16 @@ impl AcceptFile {
                 self.path.display(),
                 entry.target
             );
+            let kind = entry.fault.parse::<FaultKind>();
+            let known = dependencies.iter().find(|one| one.target == entry.target);
+            if let (Ok(kind), Some(known)) = (kind, known) {
+                ensure!(
+                    experiment(0, known, kind, Duration::ZERO).is_some(),
+                    "{}: `{} {kind}`: there is no such experiment on {known}: remove it",
+                    self.path.display(),
+                    entry.target
+                );
+            }
         }
         Ok(())
     }
@@ -206,12 +217,9 @@ fn parse(path: &Path, text: &str) -> Result<Content> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::cell::Standing;
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::cell_of;
-    use super::super::faults::experiment;
     use super::super::kind::Kind;
     use super::super::verdict::End;
     use super::super::verdict::tests::seen;
@@ -270,6 +278,16 @@ mod tests {
         let error = second.check(&[example(Kind::Redis, 1)], &[]).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("does not talk to `tcp:6379`"), "{error}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("silent", "error")).unwrap();
+        let third = AcceptFile::open(&path).unwrap();
+        third.check(&dependencies, &[]).unwrap();
+        let error = third.check(&[example(Kind::Unknown, 6379)], &[]);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("`tcp:6379 error`: there is no such experiment on unknown"),
+            "{error}"
+        );
     }
 
     #[test]
