@@ -192,19 +192,20 @@ impl<'a> Lane<'a> {
         self.service.as_ref()
     }
 
-    /// From now on connects to these are counted and watched in each run, and what is not `usual` is told.
-    ///
-    /// # Errors
-    /// They can't be watched.
-    pub fn count(&mut self, dependencies: &[Dependency], usual: &[Endpoint]) -> Result<()> {
+    /// From now on connects to these are counted and watched in each run, and what is not `usual` is told. Where they
+    /// can't be watched a warning says so.
+    pub fn count(&mut self, dependencies: &[Dependency], usual: &[Endpoint]) {
         self.dependencies = dependencies.to_vec();
         self.usual = usual.to_vec();
         let streams = dependencies.iter().filter(|one| is_stream(one));
         let watched: Vec<_> = streams.map(watching).take(STEERS as usize).collect();
         if watched.is_empty() {
-            return Ok(());
+            return;
         }
-        self.session.watch(&RuleSet::of(&watched)?)
+        let watched = RuleSet::of(&watched).and_then(|rules| self.session.watch(&rules));
+        if let Err(error) = watched {
+            tell!("fault: warning: there are no timelines, and retries are not judged: {error:#}");
+        }
     }
 
     /// The connections to each dependency since `epoch_ns`, and the retries without back-off among them.

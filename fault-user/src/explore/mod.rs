@@ -383,7 +383,7 @@ impl Explore {
         let mut explored = trial
             .explore(&found, &measured, &experiments, accepted)
             .await?;
-        if self.depth > 1 && explored.stopped.is_none() {
+        if self.depth > 1 && explored.stopped.is_none() && explored.left_out.is_empty() {
             trial
                 .deepen(&mut found, &measured, faults, accepted, &mut explored)
                 .await?;
@@ -413,7 +413,7 @@ impl Explore {
 
     /// Runs the command without faults; nothing when it was interrupted.
     async fn baseline(&self, lanes: &mut [Lane<'_>]) -> Result<Option<Baseline>, Failure> {
-        let hosts = self.hosts(lanes);
+        let hosts = hosts(lanes);
         let mut baseline: Option<Baseline> = None;
         let mut shortest = Duration::MAX;
         let mut endpoints = Vec::new();
@@ -482,15 +482,6 @@ impl Explore {
             baseline.took = baseline.took.max(took);
         }
         Ok(Some(baseline))
-    }
-
-    /// The text of the hosts file; empty where there is none.
-    fn hosts(&self, lanes: &[Lane<'_>]) -> String {
-        let hosts = match lanes[0].service() {
-            Some(service) => service.hosts(),
-            None => std::fs::read_to_string("/etc/hosts").ok(),
-        };
-        hosts.unwrap_or_default()
     }
 
     /// Runs the command as often at once as there are jobs, without faults: how long that takes. Nothing when it was
@@ -572,7 +563,7 @@ impl Trial<'_, '_> {
             tell!("fault: {} experiments are done already", known.len());
         }
         for lane in &mut *self.lanes {
-            lane.count(dependencies, self.usual)?;
+            lane.count(dependencies, self.usual);
         }
         self.started.get_or_insert_with(Instant::now);
         let manner = Manner {
@@ -656,7 +647,7 @@ impl Trial<'_, '_> {
         let Some((_, mut sighting)) = observed else {
             return Ok(None);
         };
-        add_names(&mut sighting, &self.explore.hosts(self.lanes));
+        add_names(&mut sighting, &hosts(self.lanes));
         let usual = measured.dependencies;
         let mut places = Vec::new();
         for one in find(&sighting, self.explore.internal).dependencies {
@@ -765,6 +756,15 @@ fn tell_of_leftovers(seen: &Observation) {
             seen.left_behind
         );
     }
+}
+
+/// The text of the hosts file; empty where there is none.
+fn hosts(lanes: &[Lane<'_>]) -> String {
+    let hosts = match lanes[0].service() {
+        Some(service) => service.hosts(),
+        None => std::fs::read_to_string("/etc/hosts").ok(),
+    };
+    hosts.unwrap_or_default()
 }
 
 /// Names that the command did not ask a DNS server for.

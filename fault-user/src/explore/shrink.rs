@@ -262,13 +262,13 @@ impl<R: Runner> Shrinking<'_, R> {
             rules: rules(some),
             ..whole.clone()
         };
-        let mut tries = PACKET_TRIES;
+        let mut left = PACKET_TRIES;
         let few = fewest(&all, async |some| {
             // More rules than a packet may match can't be told apart from others: not known.
-            if tries == 0 || with(some).rules.len() > MATCHES_MAX {
+            if left == 0 || with(some).rules.len() > MATCHES_MAX {
                 return Ok(false);
             }
-            tries -= 1;
+            left -= 1;
             self.fails(&with(some)).await
         });
         let few = few.await?;
