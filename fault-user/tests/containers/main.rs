@@ -286,7 +286,7 @@ fn a_sidecar_with_minimal_capabilities_faults_the_application_in_its_network() {
     let mut applied = engine.watched(
         &[&shared[..], &["--name", "sidecar"]].concat(),
         &["fault", "inject", "-r", SWALLOW],
-        "in force",
+        "press Ctrl-C",
     );
     ask(&mut old);
     assert!(!engine.fetch("client", &address), "hurt from outside");
@@ -311,7 +311,7 @@ fn a_sidecar_that_is_killed_leaves_nothing() {
     let mut applied = engine.watched(
         &[&shared[..], &["--name", "sidecar"]].concat(),
         &["fault", "inject", "-r", SWALLOW],
-        "in force",
+        "press Ctrl-C",
     );
     assert!(!engine.fetch("client", &address), "hurt");
     engine.podman(&["kill", "--signal", "KILL", "sidecar"]);
@@ -398,7 +398,7 @@ fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
     let mut applied = engine.watched(
         &with,
         &["fault", "inject", "-i", "eth0", "-r", rule],
-        "in force",
+        "press Ctrl-C",
     );
     assert!(
         !engine.fetch("client", &address),
@@ -461,7 +461,7 @@ fn a_privileged_container_with_host_networking_faults_only_its_command() {
     let mut applied = engine.watched(
         &[&ON_THE_HOST[..], &["--name=fault"]].concat(),
         &["fault", "inject", "-r", SWALLOW],
-        "in force",
+        "press Ctrl-C",
     );
     assert!(!engine.fetch("neighbour", &address), "everyone's");
     engine.podman(&["stop", "fault"]);
@@ -514,7 +514,7 @@ fn a_container_aims_at_another_one_by_name() {
     let mut applied = engine.watched(
         &[&ON_A_NODE[..], &["--name=agent"]].concat(),
         &inject,
-        "in force",
+        "press Ctrl-C",
     );
     assert!(!engine.fetch("client", &address), "hurt");
     engine.podman(&["stop", "agent"]);
@@ -781,8 +781,8 @@ fn the_kubernetes_agent_faults_the_pods_that_the_api_lists() {
         &volumes[0],
         &volumes[1],
     ];
-    let mut agent = engine.watched(&options, &["sh", "/agent/agent.sh"], "in force");
-    agent.until("in force");
+    let mut agent = engine.watched(&options, &["sh", "/agent/agent.sh"], "press Ctrl-C");
+    agent.until("press Ctrl-C");
     for name in ["one", "two"] {
         assert!(
             !engine.fetch("client", &engine.address(name)),

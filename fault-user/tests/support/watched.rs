@@ -37,7 +37,7 @@ impl Watched {
 
     /// `fault inject` with its rules applied.
     pub fn inject(words: &[&str]) -> Self {
-        Self::start(fault().arg("inject").args(words), "in force")
+        Self::start(fault().arg("inject").args(words), "press Ctrl-C")
     }
 
     /// Waits until it prints `text`, from now on.
