@@ -35,12 +35,10 @@ impl Cell {
         self.first.verdict.is_failure() && self.differs.is_none()
     }
 
-    /// Whether the fault acted and the command succeeded.
+    /// Whether it is of a single kind of fault, and the command survived that.
     #[must_use]
     pub fn is_survived(&self) -> bool {
-        let verdict = self.first.verdict;
-        let is_single = self.experiment.own.is_none();
-        is_single && matches!(verdict, Verdict::Survived | Verdict::Slow)
+        self.experiment.own.is_none() && self.first.verdict.is_success()
     }
 
     /// The verdict in words.

@@ -130,7 +130,8 @@ pub fn matrix(dependencies: &[Dependency], cells: &[Cell], has_color: bool) -> S
         .into_iter()
         .partition(|cell| !cell.experiment.parts.is_empty());
     let is_plain = |cell: &&&Cell| matches!(cell.symbol(), "✓" | "·");
-    let survived = pairs.iter().filter(is_plain).count();
+    let survived = pairs.iter().filter(|cell| cell.first.verdict.is_success());
+    let survived = survived.count();
     if !pairs.is_empty() {
         let all = pairs.len();
         text.extend([format!("  pairs of faults: {survived} of {all} survived\n")]);

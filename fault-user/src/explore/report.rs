@@ -399,7 +399,7 @@ impl Report {
             @if self.cells.iter().any(CellReport::is_pair) {
                 p {
                     "Pairs of faults: "
-                    (self.cells.iter().filter(|cell| cell.is_pair() && !cell.is_below()).count()) " of "
+                    (self.cells.iter().filter(|cell| cell.is_pair() && cell.verdict.is_success()).count()) " of "
                     (self.cells.iter().filter(|cell| cell.is_pair()).count()) " survived"
                 }
             }

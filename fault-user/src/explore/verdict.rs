@@ -140,6 +140,12 @@ impl Verdict {
         self == other || (is_timed(self) && is_timed(other))
     }
 
+    /// Whether the fault acted and the command succeeded.
+    #[must_use]
+    pub fn is_success(self) -> bool {
+        matches!(self, Self::Survived | Self::Slow)
+    }
+
     /// Whether it is a finding.
     #[must_use]
     pub fn is_failure(self) -> bool {
