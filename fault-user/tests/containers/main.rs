@@ -136,6 +136,63 @@ fn stream_faults_of_a_container_as_server_and_as_client() {
 }
 
 #[test]
+fn a_running_container_is_explored() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    let web = engine.address("web");
+    // It asks the other container for the page, and has an older one.
+    let script =
+        format!("#!/bin/sh\\necho\\ntimeout 1 wget -q -O - http://{web}/ || echo of yesterday\\n");
+    let serve = format!(
+        "mkdir -p /www/cgi-bin && printf '{script}' > /www/cgi-bin/page && chmod 755 /www/cgi-bin/page && \
+         exec httpd -f -p 80 -h /www"
+    );
+    engine.container("app", &[], &["sh", "-c", &serve]);
+    wait_for(|| engine.fetch("app", "127.0.0.1"), "the service to answer");
+    let app = engine.address("app");
+    let explored = |needs: &str, faults: &str| {
+        let probe = format!(
+            "exec 3<>/dev/tcp/{app}/80; printf 'GET /cgi-bin/page HTTP/1.0\\r\\n\\r\\n' >&3; grep -qE '{needs}' <&3"
+        );
+        let output = fault()
+            .args([
+                "explore",
+                "--container",
+                "app",
+                "--runs",
+                "1",
+                "--seed",
+                "1",
+            ])
+            .args(["--no-shrink", "--faults", faults])
+            .args(["--", "bash", "-c", &probe])
+            .output()
+            .expect("fault runs");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    let (code, text) = explored("well|yesterday", "refused,silent,cut,error");
+    assert_eq!(code, Some(0), "{text}");
+    for fault in ["refused", "silent", "cut", "error"] {
+        let told = format!("tcp:{web}:80 {fault}: ");
+        let line = text.lines().find(|line| line.contains(&told));
+        let line = line.unwrap_or_else(|| panic!("{fault}: {text}"));
+        assert!(line.contains("exit code 0"), "{line}");
+        assert!(!line.contains("not reached"), "{line}");
+    }
+    let (code, text) = explored("well", "refused");
+    assert_eq!(code, Some(121), "{text}");
+    let line = format!("sudo fault run --seed 1 --container app -r 'tcp:{web}:80 reject' -- bash");
+    assert!(text.contains(&line), "{text}");
+    is_clean(engine.pid("app"));
+}
+
+#[test]
 fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
     let Some(engine) = Engine::start() else {
         return;
