@@ -73,7 +73,7 @@ fn a_closed_terminal_ends_fault_except_under_nohup() {
     hear_hangups();
     enter_fresh();
     let words = ["inject", "-r", "tcp:1 loss=1%"];
-    let mut inject = Watched::start(fault().args(words), "in force");
+    let mut inject = Watched::start(fault().args(words), "press Ctrl-C");
     inject.signal(Signal::SIGHUP);
     let (code, stderr_text) = inject.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
@@ -84,7 +84,7 @@ fn a_closed_terminal_ends_fault_except_under_nohup() {
         .arg(env!("CARGO_BIN_EXE_fault"))
         .args(words)
         .stdin(Stdio::null());
-    let inject = Watched::start(&mut command, "in force");
+    let inject = Watched::start(&mut command, "press Ctrl-C");
     let status = std::fs::read_to_string(format!("/proc/{}/status", inject.child.id()));
     let status = status.expect("it runs");
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -494,7 +494,7 @@ fn rules_that_contradict_each_other_are_pointed_at() {
     assert_stderr_has(
         &text,
         &[
-            "`tcp:80 blackhole` leaves nothing for this rule",
+            "`tcp:80 blackhole` leaves no packets for this rule",
             "  tcp:80  loss=1% p=5%\n          ^^^^^^^\nhelp: expected this rule before that one",
         ],
     );

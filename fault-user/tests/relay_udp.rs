@@ -337,6 +337,6 @@ fn a_fault_of_streams_is_refused() {
         .expect_err("no meaning on datagrams");
     assert_eq!(
         error.to_string(),
-        "slicer has no meaning on this proxy's transport"
+        "slicer does not work on this proxy's transport"
     );
 }

@@ -82,7 +82,7 @@ fn rules_in_force_need_next_to_nothing() {
     enter_fresh();
     // Where TCX is, nothing is noted that would have to be undone.
     let first = if has_tcx() { BPF } else { BPF | NET_ADMIN };
-    let fault = start(&["inject", "-r", "tcp:80 loss=1%"], "in force");
+    let fault = start(&["inject", "-r", "tcp:80 loss=1%"], "press Ctrl-C");
     let threads = settled(&fault, first);
     // Links of TCX end with the process, and need no lease.
     let lease = if has_tcx() { None } else { Some(&0) };
@@ -102,7 +102,7 @@ fn rules_in_force_need_next_to_nothing() {
 fn what_is_to_be_undone_can_be() {
     enter_fresh();
     let words = ["inject", "-r", "tcp:80 delay=1ms", "--attach", "clsact"];
-    let fault = start(&words, "in force");
+    let fault = start(&words, "press Ctrl-C");
     let threads = settled(&fault, BPF | NET_ADMIN);
     assert_eq!(threads.get("delay-line"), Some(&0), "{threads:?}");
     assert_eq!(threads.get("lease"), Some(&0), "{threads:?}");

@@ -103,7 +103,7 @@ fn what_can_not_be_resolved() {
     assert!(error("*.example:80 slicer=64").starts_with(pattern));
     assert!(error("*.example:80,!10.0.0.1 drop").starts_with(pattern));
     assert!(error("tcp:mysql drop").starts_with("the host `mysql` can't be looked up"));
-    assert!(error("dns slicer=64").starts_with("`slicer` has no meaning on UDP"));
+    assert!(error("dns slicer=64").starts_with("`slicer` does not work on UDP"));
     assert!(error("dns reject=rst").starts_with("UDP has no RST"));
     assert!(error("dns drop match=syn").starts_with("only TCP packets have flags"));
 }

@@ -4,10 +4,10 @@
 //! |---|---|
 //! | `'NAME' is at TARGET` | none: says where the server is, such as `tcp:3306` |
 //! | `'NAME' is down` | `down`: refused, open connections reset |
-//! | `'NAME' is slow by DURATION` | `delay=DURATION dir=to-client`: every packet of it is late, on old connections too |
+//! | `'NAME' is slow by DURATION` | `delay=DURATION dir=to-client`: delays every packet from it, also on open connections |
 //! | `'NAME' times out` | `blackhole` |
 //! | `'NAME' resets` | `reset match=data`: connections are accepted, data resets them |
-//! | `'NAME' is up` | all of them are lifted; each must have hurt something |
+//! | `'NAME' is up` | removes them all; each must have fired |
 //! | `'NAME' recovers within DURATION` | none: what [`Faulty::works`] says of NAME must become true in time |
 //!
 //! Each is a Given, a When and a Then. Faults end with their scenario.
@@ -78,7 +78,7 @@ impl Network {
     }
 }
 
-/// A rule that is in force as long as this, or the process that has it, lives.
+/// A rule that is applied while this value, or the process that owns it, lives.
 #[derive(Debug)]
 struct Fault(Child);
 

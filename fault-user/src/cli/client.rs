@@ -41,7 +41,7 @@ pub struct Target {
 pub struct ListArgs {
     #[command(flatten)]
     target: Target,
-    /// Prints JSON
+    /// Print it as JSON
     #[arg(long)]
     json: bool,
 }
@@ -51,7 +51,7 @@ pub struct ListArgs {
 pub struct StatsArgs {
     #[command(flatten)]
     target: Target,
-    /// Prints JSON
+    /// Print it as JSON
     #[arg(long)]
     json: bool,
 }
@@ -67,15 +67,15 @@ pub struct AddArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Add {
-    /// A packet rule for all traffic of the daemon's host (the daemon needs root)
+    /// Add a packet rule for all traffic of the daemon's host (the daemon needs root)
     Rule {
         /// TARGET FAULT[=ARGS] [MODIFIER…], e.g. 'tcp:5432 loss=30%'
         rule: String,
-        /// Accepts a rule that matches SSH or the control API
+        /// Accept a rule that matches SSH or the control API
         #[arg(long)]
         force: bool,
     },
-    /// A proxy
+    /// Add a proxy
     Proxy {
         /// Its name
         name: String,
@@ -83,20 +83,20 @@ enum Add {
         listen: String,
         /// Where it connects to, HOST:PORT
         upstream: String,
-        /// Adds the proxy disabled
+        /// Add the proxy disabled
         #[arg(long)]
         disabled: bool,
     },
-    /// A toxic
+    /// Add a toxic to a proxy
     Toxic {
         /// The proxy's name
         proxy: String,
         /// The fault: latency, bandwidth, timeout, …
         kind: String,
-        /// Its attributes, NAME=VALUE each
+        /// Its attributes, e.g. latency=200 (ms) or latency=200ms
         #[arg(value_name = "NAME=VALUE")]
         attributes: Vec<String>,
-        /// Its name; default: made of type and stream
+        /// Its name; default: the type and the stream, e.g. `latency_downstream`
         #[arg(long)]
         name: Option<String>,
         /// upstream (to the server) or downstream (to the client)
@@ -135,17 +135,17 @@ pub struct RemoveArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Remove {
-    /// A packet rule
+    /// Remove a packet rule
     Rule {
         /// Its number, as `fault list` shows it
         id: u64,
     },
-    /// A proxy
+    /// Remove a proxy
     Proxy {
         /// Its name
         name: String,
     },
-    /// A toxic
+    /// Remove a toxic
     Toxic {
         /// The proxy's name
         proxy: String,

@@ -54,7 +54,7 @@ pub struct Args {
     /// The port of --listen, as in toxiproxy-server
     #[arg(long, default_value_t = 8474)]
     port: u16,
-    /// Serves the API on a Unix socket (mode 0600) as well
+    /// Serve the API on a Unix socket (mode 0600) as well
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// The token that every request must carry (Authorization: Bearer TOKEN)
@@ -65,7 +65,7 @@ pub struct Args {
         hide_env_values = true
     )]
     token: Option<String>,
-    /// Lets everyone who can connect use the API, as toxiproxy-server does; packet rules and transparent proxies are
+    /// Let everyone who can connect use the API, as toxiproxy-server does; packet rules and transparent proxies are
     /// rejected
     #[arg(long, env = "FAULT_OPEN", value_parser = FalseyValueParser::new(), conflicts_with = "token")]
     open: bool,
@@ -81,7 +81,7 @@ pub struct Args {
     /// Accepted for compatibility with toxiproxy-server: /metrics always includes the proxies
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     proxy_metrics: Option<bool>,
-    /// Adds this process to /metrics: CPU time, memory, open files
+    /// Add this process to /metrics: CPU time, memory, open files
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     runtime_metrics: Option<bool>,
     /// Prints the version in toxiproxy-server's format

@@ -13,7 +13,7 @@ use crate::session::options::Options;
 use crate::session::outcome::{Failure, Outcome};
 use crate::sys::net::interfaces::Selection;
 
-/// How long a running service may take to be well again.
+/// How long a running service may take to recover.
 const RECOVERY: Duration = Duration::from_secs(10);
 
 /// What follows the options in `fault explore --help`.
@@ -21,14 +21,15 @@ const AFTER: &str = "\
 Exit codes:
   0    CMD survived every fault, or every failure is accepted (--accept)
   121  CMD does not survive a fault
-  125  CMD fails without faults, or fault itself failed
+  125  CMD fails without faults or connects to nothing, or fault itself failed
+  130  interrupted by Ctrl-C; the results so far are printed
   2    an argument or a file is wrong; nothing was started
 
 Examples:
   fault explore -- pytest
   fault explore --plan -- pytest
   fault explore --container app -- ./probe
-  fault explore --only redis --faults latency,reset -- npm test
+  fault explore --only redis --faults slow,refused -- npm test
   fault explore --jobs 4 --budget 10m --accept known.toml --report out -- make check";
 
 /// The arguments of `fault explore`.
@@ -44,63 +45,67 @@ pub struct Explore {
     /// Faults apply to the processes in this cgroup (a directory of cgroup2).
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
-    /// Within this time after a fault the command must succeed with a running service. Default: 10s.
+    /// After a fault the command must succeed within this time, for a running service. Default: 10s.
     #[arg(long, value_name = "TIME", requires = "service")]
     recovery: Option<String>,
     /// How often the command runs without faults first.
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Only these kinds of faults, with commas between them; `--plan` shows them all.
+    /// Only these kinds of faults, separated by commas, e.g. slow,refused; `--plan` shows all kinds.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     faults: Vec<String>,
-    /// A scenario file (.json, .yaml, .toml): each of its rules is an experiment, too, and comes first.
+    /// A scenario file (.json, .yaml, .toml): each of its rules is an experiment as well, and comes first.
     #[arg(short = 'f', long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Only dependencies that this is part of, e.g. tcp:6379 or redis. Repeatable.
+    /// Only dependencies whose name or address contains this text, e.g. tcp:6379 or redis. Repeatable.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
-    /// No dependencies that this is part of. Repeatable.
+    /// Not the dependencies whose name or address contains this text. Repeatable.
     #[arg(long, value_name = "TEXT")]
     skip: Vec<String>,
-    /// Servers that the command starts itself are dependencies, too.
+    /// Include servers that the command starts itself.
     #[arg(long)]
     internal: bool,
     /// Only list the experiments, as rules.
     #[arg(long)]
     plan: bool,
-    /// How many runs there are at once. They must not disturb each other: `FAULT_JOB` tells each its number, from 1.
+    /// With 2, also try pairs of the faults that the command survives alone. They reach what is used only after a failure.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=2))]
+    depth: u8,
+    /// How many runs take place at once. They must not disturb each other: each finds its number, from 1, in
+    /// `FAULT_JOB`.
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
-    /// How long a run may take, e.g. 30s; what takes longer hangs. Default: 5 times as long as without faults, at least
-    /// 10s.
+    /// How long a run may take, e.g. 30s; a longer one counts as hung. Default: 5 times as long as without faults, at
+    /// least 10s.
     #[arg(long, value_name = "TIME")]
     timeout: Option<String>,
-    /// Begin no experiment after this time, e.g. 10m. The most telling ones come first.
+    /// Start no experiment after this time, e.g. 10m. The most telling ones come first.
     #[arg(long, value_name = "TIME")]
     budget: Option<String>,
     /// Don't search for the smallest fault that fails.
     #[arg(long)]
     no_shrink: bool,
-    /// A line for the shell that is run before each run, without faults.
+    /// A shell command that is run before each run, without faults.
     #[arg(long, value_name = "LINE")]
     before: Option<String>,
-    /// A line for the shell that is run after each run, without faults.
+    /// A shell command that is run after each run, without faults.
     #[arg(long, value_name = "LINE")]
     after: Option<String>,
-    /// A line for the shell that must succeed after each run, without faults: what must hold whatever fails.
+    /// A shell command that must succeed after each run, without faults: it checks what must hold in any case.
     #[arg(long, value_name = "LINE")]
     check: Option<String>,
-    /// Accept the failures in this file: only what is worse than there fails. The first run writes it (TOML), with a
-    /// reason to fill in for each.
+    /// Accept the failures in this file; only new and worse ones count. The first run writes the file (TOML), with a
+    /// reason to fill in for each failure.
     #[arg(long, value_name = "FILE")]
     accept: Option<PathBuf>,
     /// Write report.json, junit.xml and report.html into this folder.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// Go on from the report in this folder, that of an interrupted run with the same command and options.
+    /// Continue from the report in this folder, of an interrupted run with the same command and options.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["report", "seed", "plan"])]
     resume: Option<PathBuf>,
-    /// Where all randomness comes from; drawn and printed when it is not given.
+    /// The random seed; default: drawn and printed.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Run the command as this user (NAME or UID, :GROUP); default: the one who called sudo.
@@ -144,6 +149,7 @@ impl Explore {
             skip: self.skip,
             internal: self.internal,
             plan: self.plan,
+            depth: self.depth,
             jobs: self.jobs.into(),
             timeout: time("--timeout", self.timeout)?,
             budget: time("--budget", self.budget)?,

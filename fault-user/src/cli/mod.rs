@@ -63,15 +63,15 @@ pub enum Command {
     /// Find what makes a command fail: one fault on one of its dependencies at a time.
     ///
     /// The command runs without faults first, to see what it talks to. Then it runs once with each kind of fault on
-    /// each of these dependencies. What fails is run again with the same seed, and the fault is made smaller as long as
-    /// it fails. The exit code is 0 when the command survived all faults, 121 when it did not, 125 when it fails
+    /// each of these dependencies. A run that fails is repeated with the same seed, and the fault is made smaller as
+    /// long as the command fails. The exit code is 0 when the command survived all faults, 121 when it did not, 125 when it fails
     /// without faults. With --container, --pid or --cgroup the faults apply to the traffic of a running service. The
     /// command exercises it under each fault, and again when the fault is over.
     Explore(explore::Explore),
     /// Repeat the decisions of an earlier run, from its report.
     ///
     /// A packet is identified by its position in its connection, and a connection by its order: the same sequence of
-    /// requests meets the same faults, whatever its timing. Stream faults draw again from the same seed.
+    /// requests gets the same faults, whatever its timing. Stream faults draw again from the same seed.
     Replay(replay::Replay),
     /// Apply rules until Ctrl-C, SIGTERM or --for.
     ///
@@ -95,15 +95,15 @@ pub enum Command {
 
     /// Remove everything that a killed instance may have left behind.
     ///
-    /// This is safe at any time: what a running instance uses is left alone. Programs, filters, qdiscs and cgroups are
+    /// This is safe at any time: what a running instance uses stays as it is. Programs, filters, qdiscs and cgroups are
     /// removed, and settings that the killed instance changed are restored.
     Clean(clean::Clean),
     /// Demonstrate a fault: a client and a server before, during and after it.
     Demo(demo::Demo),
     /// Run the control API (compatible with Toxiproxy) and its proxies until interrupted.
     ///
-    /// It takes the place of toxiproxy-server: its API on 127.0.0.1:8474, its config file and its options. As root it
-    /// also has transparent proxies, at the service's own address, and packet rules (`fault add rule`). Everything ends
+    /// It replaces toxiproxy-server: the same API on 127.0.0.1:8474, the same config file and options. As root it also
+    /// offers transparent proxies, at the service's own address, and packet rules (`fault add rule`). Everything ends
     /// with the process.
     Daemon(daemon::Args),
     /// List the daemon's proxies with their toxics, and its packet rules.

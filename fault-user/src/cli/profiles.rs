@@ -26,7 +26,7 @@ impl List {
         } else {
             let all = PROFILES.iter().map(text);
             tell::data(&format!(
-                "Use: fault run -r '* profile=lte' -- CMD. Delays are of each way: a round trip takes twice as long.\n\n{}",
+                "Use: fault run -r '* profile=lte' -- CMD. Delays apply to each direction: a round trip takes twice as long.\n\n{}",
                 all.collect::<Vec<_>>().join("\n")
             ))?;
         }

@@ -398,7 +398,7 @@ fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
         let advice = if tried {
             advice
         } else {
-            "can't be checked without more privileges: run with sudo, or with the capabilities above"
+            "run with sudo, or with the capabilities listed under Capabilities"
         };
         Mechanism {
             faults,

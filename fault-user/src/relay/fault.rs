@@ -127,7 +127,7 @@ macro_rules! declare {
             /// The relay's fault for a rule's.
             ///
             /// # Errors
-            /// What has no meaning on a stream, or is finer than the relay's milliseconds.
+            /// What does not work on a stream, or is finer than the relay's milliseconds.
             pub fn of_rule(rule: &rule::Fault) -> Result<Self> {
                 $($(#[$cfg])* if let Some(fault) = $variant::of_rule(rule)? {
                     return Ok(Self::$variant(fault));

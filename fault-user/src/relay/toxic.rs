@@ -39,7 +39,7 @@ pub enum ToxicError {
     Exists,
     /// There is none with that name.
     NotFound,
-    /// The fault has no meaning on the relay's transport.
+    /// The fault does not work on the relay's transport.
     Unfit {
         /// The fault's name.
         kind: &'static str,
@@ -52,7 +52,7 @@ impl fmt::Display for ToxicError {
             Self::Exists => formatter.write_str("toxic already exists"),
             Self::NotFound => formatter.write_str("toxic not found"),
             Self::Unfit { kind } => {
-                write!(formatter, "{kind} has no meaning on this proxy's transport")
+                write!(formatter, "{kind} does not work on this proxy's transport")
             }
         }
     }

@@ -33,7 +33,7 @@ fn on_protocol(fault: &Fault, protocol: Protocol) -> Option<Complaint> {
         let others: Vec<_> = others.map(|spec| spec.name).collect();
         complain(
             "fault",
-            format!("`{}` has no meaning on {name}", part.name()),
+            format!("`{}` does not work on {name}", part.name()),
             &one_of(&others),
         )
     })

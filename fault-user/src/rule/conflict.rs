@@ -87,7 +87,7 @@ fn between(first: &Aimed<'_>, second: &Aimed<'_>, horizon: u64) -> Option<String
     let all = !b.are_selective();
     if all && decides(x) && decides(y) {
         return Some(format!(
-            "decides otherwise: {from} `{x}` and `{y}` both decide about all of this traffic: expected other times, directions or targets"
+            "contradicts this rule: {from} `{x}` and `{y}` both decide about all of this traffic: expected other times, directions or targets"
         ));
     }
     let covered = covers(&first.target, &second.target) && all_within(b, a, horizon);
@@ -96,13 +96,13 @@ fn between(first: &Aimed<'_>, second: &Aimed<'_>, horizon: u64) -> Option<String
         && matches!(y.layer(), Layer::Packet | Layer::Either)
     {
         return Some(format!(
-            "leaves nothing for this rule: whenever `{y}` acts, `{x}` has ended each packet's way before: expected this rule before that one, or other times"
+            "leaves no packets for this rule: whenever `{y}` acts, `{x}` has already dropped or rejected each packet: expected this rule before that one, or other times"
         ));
     }
     let same = covers(&first.target, &second.target) && covers(&second.target, &first.target);
     if all && (same || covered && x.overlap() == Overlap::FirstCounts) && is_one_value(x, y) {
         return Some(format!(
-            "says otherwise: {from} `{x}` and `{y}` are two values for the same traffic: expected one of them, or other times, directions or targets"
+            "contradicts this rule: {from} `{x}` and `{y}` are two values for the same traffic: expected one of them, or other times, directions or targets"
         ));
     }
     None
@@ -239,19 +239,27 @@ mod tests {
 
     #[test]
     fn two_that_decide() {
-        assert_wrong("tcp:80 down", "tcp:80 blackhole", "decides otherwise");
-        assert_wrong("* drop at=1s", "tcp:80 reset for=2s", "decides otherwise");
-        assert_wrong("tcp:80 stall", "tcp:80 abort", "decides otherwise");
+        assert_wrong("tcp:80 down", "tcp:80 blackhole", "contradicts this rule");
+        assert_wrong(
+            "* drop at=1s",
+            "tcp:80 reset for=2s",
+            "contradicts this rule",
+        );
+        assert_wrong("tcp:80 stall", "tcp:80 abort", "contradicts this rule");
         assert_sound("tcp:80 down", "tcp:80 down for=1s");
         assert_sound("tcp:80 down for=2s", "tcp:80 blackhole at=2s");
         assert_sound("tcp:80 down p=50%", "tcp:80 blackhole");
-        assert_wrong("dns answer=10.0.0.9", "dns nxdomain", "decides otherwise");
+        assert_wrong(
+            "dns answer=10.0.0.9",
+            "dns nxdomain",
+            "contradicts this rule",
+        );
         assert_sound("dns answer=10.0.0.9 type=A", "dns answer=[::1] type=AAAA");
     }
 
     #[test]
     fn one_that_leaves_nothing_to_another() {
-        let nothing = "leaves nothing for this rule";
+        let nothing = "leaves no packets for this rule";
         assert_wrong("tcp:80 blackhole", "tcp:80 loss=1%", nothing);
         assert_wrong("* drop", "udp:53 corrupt=5% p=10%", nothing);
         assert_wrong("10.0.0.0/8 reject", "10.1.0.0/16:80 delay=1s", nothing);
@@ -277,15 +285,23 @@ mod tests {
 
     #[test]
     fn two_values_of_one_thing() {
-        assert_wrong("tcp:80 rate=1mbit", "tcp:80 rate=2mbit", "says otherwise");
+        assert_wrong(
+            "tcp:80 rate=1mbit",
+            "tcp:80 rate=2mbit",
+            "contradicts this rule",
+        );
         assert_wrong(
             "tcp:80 delay=1ms",
             "tcp:80 delay=2ms at=3s",
-            "says otherwise",
+            "contradicts this rule",
         );
-        assert_wrong("tcp:80 latency=1ms", "tcp:80 latency=2ms", "says otherwise");
+        assert_wrong(
+            "tcp:80 latency=1ms",
+            "tcp:80 latency=2ms",
+            "contradicts this rule",
+        );
         // The first one shapes what both match, so a narrower one must come first.
-        assert_wrong("* rate=1mbit", "tcp:80 rate=2mbit", "says otherwise");
+        assert_wrong("* rate=1mbit", "tcp:80 rate=2mbit", "contradicts this rule");
         assert_sound("tcp:80 rate=2mbit", "* rate=1mbit");
         assert_sound(
             "tcp:80 rate=1mbit dir=to-server",

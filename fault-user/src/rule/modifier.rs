@@ -600,7 +600,7 @@ fn word<T>(
         piece
             .error(match piece.text() {
                 "" => "a value is missing".to_owned(),
-                text => format!("`{text}` is not known here"),
+                text => format!("`{text}` is not a valid value"),
             })
             .expected(super::args::one_of(words))
             .nearest(piece.text(), words.iter().copied())
@@ -713,8 +713,8 @@ impl Modifiers {
             let last = self.triggers.given().last().map_or("nth", |(key, _)| key);
             return complain(
                 last,
-                "these counts together pick no packet",
-                "counts of which some packet fulfils all",
+                "these counts together select no packet",
+                "counts that at least one packet matches",
             );
         }
         let times = [

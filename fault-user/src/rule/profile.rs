@@ -18,7 +18,7 @@ pub struct Profile {
     pub name: &'static str,
     /// What it is.
     pub title: &'static str,
-    /// The rules that it stands for, without their target. Delays are of each way.
+    /// The rules that it stands for, without their target. Delays apply to each direction.
     pub rules: &'static [&'static str],
     /// Where the figures come from.
     pub source: &'static str,

@@ -72,7 +72,7 @@ pub(super) fn probability(piece: Piece<'_>) -> Result<u32, RuleError> {
         }
         None if !number.above(u128::from(PPM), scale) => Err(piece
             .error("this probability is finer than 0.0001%")
-            .expected("at most four digits behind the point of a percentage")),
+            .expected("at most four digits after the decimal point of a percentage")),
         _ if unit.text().is_empty() => Err(over(piece.error("this probability is more than 1"))
             .suggest(format!("{}%", piece.text()))),
         _ => Err(over(piece.error("this probability is more than 100%"))),

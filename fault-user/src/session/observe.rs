@@ -116,7 +116,7 @@ impl<'a> WatchList<'a> {
         let watch = if self.targets.is_empty() {
             None
         } else {
-            Some(self.start(subject, scope)?)
+            Some(watch(subject, scope, &self.targets)?)
         };
         Ok(Observer {
             watch_list: self,
@@ -124,26 +124,34 @@ impl<'a> WatchList<'a> {
             probing: None,
         })
     }
+}
 
-    fn start(&self, subject: &Subject, scope: Option<&Scope>) -> Result<Watch> {
-        let hierarchy = Hierarchy::find()?;
-        let of_container;
-        let (cgroup, netns) = if let Some(scope) = scope {
-            (scope.path.as_path(), 0)
-        } else if let Some(namespace) = &subject.namespace {
-            of_container = match &subject.container {
-                Some(container) => own_cgroup(&hierarchy, container.pid)?,
-                None => None,
-            };
-            match &of_container {
-                Some(cgroup) => (cgroup.path(), 0),
-                None => (hierarchy.path(), namespace.cookie()?),
-            }
-        } else {
-            (hierarchy.path(), 0)
+/// Watches the connections of a cgroup, a network namespace, or every process, to these targets.
+///
+/// # Errors
+/// As [`Watch::start`].
+pub(super) fn watch(
+    subject: &Subject,
+    scope: Option<&Scope>,
+    targets: &[(String, ResolvedTarget)],
+) -> Result<Watch> {
+    let hierarchy = Hierarchy::find()?;
+    let of_container;
+    let (cgroup, netns) = if let Some(scope) = scope {
+        (scope.path.as_path(), 0)
+    } else if let Some(namespace) = &subject.namespace {
+        of_container = match &subject.container {
+            Some(container) => own_cgroup(&hierarchy, container.pid)?,
+            None => None,
         };
-        Watch::start(WatchScope { cgroup, netns }, &self.targets)
-    }
+        match &of_container {
+            Some(cgroup) => (cgroup.path(), 0),
+            None => (hierarchy.path(), namespace.cookie()?),
+        }
+    } else {
+        (hierarchy.path(), 0)
+    };
+    Watch::start(WatchScope { cgroup, netns }, targets)
 }
 
 /// The cgroup of a container, unless fault itself is in it.

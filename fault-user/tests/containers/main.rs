@@ -16,7 +16,7 @@ use fault_user::sys::process::netns::NetworkNamespace;
 
 use engine::{Engine, PAGE};
 use support::place::{PATIENCE, count_lines, fault, wait_for};
-use support::watched::Watched;
+use support::watched::{Watched, switch};
 
 /// A rule that swallows everything of the server's.
 const SWALLOW: &str = "tcp:80 blackhole";
@@ -136,6 +136,63 @@ fn stream_faults_of_a_container_as_server_and_as_client() {
 }
 
 #[test]
+fn a_running_container_is_explored() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    let web = engine.address("web");
+    // It asks the other container for the page, and has an older one.
+    let script =
+        format!("#!/bin/sh\\necho\\ntimeout 1 wget -q -O - http://{web}/ || echo of yesterday\\n");
+    let serve = format!(
+        "mkdir -p /www/cgi-bin && printf '{script}' > /www/cgi-bin/page && chmod 755 /www/cgi-bin/page && \
+         exec httpd -f -p 80 -h /www"
+    );
+    engine.container("app", &[], &["sh", "-c", &serve]);
+    wait_for(|| engine.fetch("app", "127.0.0.1"), "the service to answer");
+    let app = engine.address("app");
+    let explored = |needs: &str, faults: &str| {
+        let probe = format!(
+            "exec 3<>/dev/tcp/{app}/80; printf 'GET /cgi-bin/page HTTP/1.0\\r\\n\\r\\n' >&3; grep -qE '{needs}' <&3"
+        );
+        let output = fault()
+            .args([
+                "explore",
+                "--container",
+                "app",
+                "--runs",
+                "1",
+                "--seed",
+                "1",
+            ])
+            .args(["--no-shrink", "--faults", faults])
+            .args(["--", "bash", "-c", &probe])
+            .output()
+            .expect("fault runs");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    let (code, text) = explored("well|yesterday", "refused,silent,cut,error");
+    assert_eq!(code, Some(0), "{text}");
+    for fault in ["refused", "silent", "cut", "error"] {
+        let told = format!("tcp:{web}:80 {fault}: ");
+        let line = text.lines().find(|line| line.contains(&told));
+        let line = line.unwrap_or_else(|| panic!("{fault}: {text}"));
+        assert!(line.contains("exit code 0"), "{line}");
+        assert!(!line.contains("not reached"), "{line}");
+    }
+    let (code, text) = explored("well", "refused");
+    assert_eq!(code, Some(121), "{text}");
+    let line = format!("sudo fault run --seed 1 --container app -r 'tcp:{web}:80 reject' -- bash");
+    assert!(text.contains(&line), "{text}");
+    is_clean(engine.pid("app"));
+}
+
+#[test]
 fn a_container_aimed_at_by_id_as_client_is_refused_everywhere() {
     let Some(engine) = Engine::start() else {
         return;
@@ -229,7 +286,7 @@ fn a_sidecar_with_minimal_capabilities_faults_the_application_in_its_network() {
     let mut applied = engine.watched(
         &[&shared[..], &["--name", "sidecar"]].concat(),
         &["fault", "inject", "-r", SWALLOW],
-        "in force",
+        "press Ctrl-C",
     );
     ask(&mut old);
     assert!(!engine.fetch("client", &address), "hurt from outside");
@@ -254,7 +311,7 @@ fn a_sidecar_that_is_killed_leaves_nothing() {
     let mut applied = engine.watched(
         &[&shared[..], &["--name", "sidecar"]].concat(),
         &["fault", "inject", "-r", SWALLOW],
-        "in force",
+        "press Ctrl-C",
     );
     assert!(!engine.fetch("client", &address), "hurt");
     engine.podman(&["kill", "--signal", "KILL", "sidecar"]);
@@ -341,7 +398,7 @@ fn a_delay_in_a_minimal_container_needs_the_tun_device_and_an_interface() {
     let mut applied = engine.watched(
         &with,
         &["fault", "inject", "-i", "eth0", "-r", rule],
-        "in force",
+        "press Ctrl-C",
     );
     assert!(
         !engine.fetch("client", &address),
@@ -404,7 +461,7 @@ fn a_privileged_container_with_host_networking_faults_only_its_command() {
     let mut applied = engine.watched(
         &[&ON_THE_HOST[..], &["--name=fault"]].concat(),
         &["fault", "inject", "-r", SWALLOW],
-        "in force",
+        "press Ctrl-C",
     );
     assert!(!engine.fetch("neighbour", &address), "everyone's");
     engine.podman(&["stop", "fault"]);
@@ -457,7 +514,7 @@ fn a_container_aims_at_another_one_by_name() {
     let mut applied = engine.watched(
         &[&ON_A_NODE[..], &["--name=agent"]].concat(),
         &inject,
-        "in force",
+        "press Ctrl-C",
     );
     assert!(!engine.fetch("client", &address), "hurt");
     engine.podman(&["stop", "agent"]);
@@ -534,6 +591,31 @@ fn rules_follow_a_container_that_is_restarted() {
         );
         is_clean(engine.pid("web"));
     }
+}
+
+/// A rule that is turned off stays off in the container that comes back.
+#[test]
+fn a_rule_that_is_off_does_not_follow_a_container() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.idle("client", &[]);
+    let mut applied = Watched::inject(&["--container", "web", "--follow", "-r", SWALLOW]);
+    let pid = applied.child.id();
+    switch(pid, false);
+    engine.podman(&["kill", "--signal", "KILL", "web"]);
+    applied.until("waiting for it to restart");
+    engine.podman(&["wait", "web"]);
+    engine.podman(&["start", "web"]);
+    applied.until("is running again");
+    wait_for(
+        || engine.fetch("client", &engine.address("web")),
+        "the container without the rule",
+    );
+    switch(pid, true);
+    assert!(!engine.fetch("client", &engine.address("web")), "on again");
+    assert_eq!(applied.end().0, Some(0));
 }
 
 /// One that shares the host's network is followed by its cgroup, by a command too.
@@ -724,8 +806,8 @@ fn the_kubernetes_agent_faults_the_pods_that_the_api_lists() {
         &volumes[0],
         &volumes[1],
     ];
-    let mut agent = engine.watched(&options, &["sh", "/agent/agent.sh"], "in force");
-    agent.until("in force");
+    let mut agent = engine.watched(&options, &["sh", "/agent/agent.sh"], "press Ctrl-C");
+    agent.until("press Ctrl-C");
     for name in ["one", "two"] {
         assert!(
             !engine.fetch("client", &engine.address(name)),

@@ -21,7 +21,7 @@ impl StreamFault for Bandwidth {
         Help {
             attributes: "`rate` KB/s (1000 bytes; fractions too, `0.5`), `shared`",
             tcp: Some(
-                "per connection, or with `shared: true` for all together; 0 lets nothing through and reads nothing. A timer that fires late is made up for; an idle link saves nothing up",
+                "per connection, or with `shared: true` for all together; 0 lets nothing through and reads nothing. Late timers are compensated; an idle link accumulates no credit",
             ),
             udp: Some("whole datagrams; above 256 KiB waiting they are dropped"),
         }

@@ -1,9 +1,9 @@
-//! `discard`: everything is read and thrown away.
+//! `discard`: everything is read and discarded.
 
 use super::prelude::*;
 
 attributes! {
-    /// Everything is read and thrown away.
+    /// Everything is read and discarded.
     Discard {}
 }
 
@@ -11,8 +11,8 @@ impl StreamFault for Discard {
     fn help(&self) -> Help {
         Help {
             attributes: "-",
-            tcp: Some("read and thrown away; the end passes"),
-            udp: Some("thrown away"),
+            tcp: Some("read and discarded; the end passes"),
+            udp: Some("discarded"),
         }
     }
 

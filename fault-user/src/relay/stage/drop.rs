@@ -1,10 +1,10 @@
-//! `drop`: datagrams vanish.
+//! `drop`: datagrams are dropped.
 
 use super::discard::DiscardStage;
 use super::prelude::*;
 
 attributes! {
-    /// Datagrams vanish.
+    /// Datagrams are dropped.
     Drop {}
 }
 
@@ -13,7 +13,7 @@ impl StreamFault for Drop {
         Help {
             attributes: "-",
             tcp: None,
-            udp: Some("thrown away"),
+            udp: Some("dropped"),
         }
     }
 

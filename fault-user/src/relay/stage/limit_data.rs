@@ -24,7 +24,7 @@ impl StreamFault for LimitData {
         Help {
             attributes: "`bytes`, `shared`, `every`",
             tcp: Some(
-                "exactly so many, then the connection is closed; the count survives an update. `shared`: all connections together; when it is reached all are closed. `every`: the same, and counting begins anew",
+                "exactly this many bytes, then the connection is closed; the count survives an update. `shared`: all connections together; when the limit is reached all are closed. `every`: the same, and counting begins anew",
             ),
             udp: Some("datagrams beyond are dropped, smaller ones may still fit"),
         }

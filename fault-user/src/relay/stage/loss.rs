@@ -1,4 +1,4 @@
-//! `loss`: some datagrams vanish.
+//! `loss`: some datagrams are dropped.
 
 use super::packet_loss::{Chances, LossStage};
 use super::prelude::*;

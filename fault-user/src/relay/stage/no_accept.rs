@@ -12,7 +12,7 @@ impl StreamFault for NoAccept {
         Help {
             attributes: "-",
             tcp: Some(
-                "handshakes complete in the kernel, nobody serves them until it is removed. The whole proxy",
+                "handshakes complete in the kernel, but connections are not served until it is removed. Acts on the whole proxy",
             ),
             udp: Some("new clients are ignored"),
         }

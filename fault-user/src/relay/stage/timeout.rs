@@ -14,7 +14,7 @@ impl StreamFault for Timeout {
     fn help(&self) -> Help {
         Help {
             attributes: "`timeout` ms",
-            tcp: Some("data is thrown away, then the connection is closed; 0 never closes"),
+            tcp: Some("data is discarded, then the connection is closed; 0 never closes"),
             udp: Some("the client is forgotten when the time is over"),
         }
     }

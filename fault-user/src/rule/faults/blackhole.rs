@@ -1,10 +1,10 @@
-//! `blackhole`: everything vanishes.
+//! `blackhole`: every packet is dropped.
 
 use super::prelude::*;
 
 fault! {
-    /// Everything vanishes silently, SYN included.
-    Blackhole: packet("blackhole", "everything vanishes silently, SYN included: connects time out").listed(30);
+    /// Every packet is dropped silently, SYN included.
+    Blackhole: packet("blackhole", "every packet is dropped silently, SYN included: connects time out").listed(30);
 }
 
 impl Definition for Blackhole {

@@ -77,7 +77,7 @@ impl Definition for Delay {
 
     fn unsupported(&self) -> Option<&'static str> {
         self.limit_packets.map(|_| {
-            "`limit` of a delay can't be carried out: the delay line holds up to 256 MiB and counts what is lost \
+            "`limit` of a delay is not supported: the delay line holds up to 256 MiB and counts what is lost \
              beyond; leave it out, or give it to a `rate`"
         })
     }

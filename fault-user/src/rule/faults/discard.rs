@@ -4,7 +4,7 @@ use super::prelude::*;
 
 fault! {
     /// Read and thrown away.
-    Discard: datagram("discard", "read and thrown away").listed(240);
+    Discard: datagram("discard", "read and discarded").listed(240);
 }
 
 impl Definition for Discard {

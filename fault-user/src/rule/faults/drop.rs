@@ -1,10 +1,10 @@
-//! `drop`: what the modifiers pick vanishes.
+//! `drop`: packets that the modifiers select are dropped.
 
 use super::prelude::*;
 
 fault! {
-    /// The packets that the modifiers pick vanish silently.
-    Drop: either("drop", "the packets that the modifiers pick vanish silently").listed(20);
+    /// The packets that the modifiers select are dropped silently.
+    Drop: either("drop", "the packets that the modifiers select are dropped silently").listed(20);
 }
 
 impl Definition for Drop {

@@ -1,10 +1,10 @@
-//! `example`: packets above a size vanish. The fault that CONTRIBUTING.md adds; only unit tests have it.
+//! `example`: packets above a size are dropped. The fault that CONTRIBUTING.md adds; only unit tests have it.
 
 use super::prelude::*;
 
 fault! {
-    /// Packets above a size vanish.
-    Example: packet("example", "packets above a size vanish");
+    /// Packets above a size are dropped.
+    Example: packet("example", "packets above a size are dropped");
 
     /// The largest packet that passes, in bytes.
     bytes: u32 = 1500 => first("bytes", Kind::Size, "the largest packet that passes; 1500 when absent");

@@ -4,7 +4,7 @@ use super::prelude::*;
 
 fault! {
     /// The connection ends after so many bytes.
-    LimitData: datagram("limit_data", "the connection ends after exactly so many bytes; with `shared` all do").listed(200);
+    LimitData: datagram("limit_data", "the connection ends after exactly this many bytes; with `shared` all connections do").listed(200);
 
     /// How many.
     bytes: u64 => first("bytes", Kind::Size, "how many");

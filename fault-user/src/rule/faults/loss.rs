@@ -90,7 +90,7 @@ impl Loss {
 impl Arguments for Loss {
     const SPEC: Spec = Spec {
         params: &[PROBABILITY, GILBERT_ELLIOTT, STATE],
-        ..either("loss", "silent loss, as on a wire: the sender is not told").listed(10)
+        ..either("loss", "packets are lost silently, as on a wire").listed(10)
     };
 
     fn read(args: &Args<'_>) -> Result<Self, RuleError> {

@@ -315,6 +315,6 @@ mod tests {
         let has_it = |form: &Value| form["properties"]["example"].is_object();
         assert!(forms.as_array().unwrap().iter().any(has_it));
         let [(_, table), _] = reference::tables();
-        assert!(table.ends_with("| `example` | `SIZE` the largest packet that passes; 1500 when absent | packets above a size vanish |\n"));
+        assert!(table.ends_with("| `example` | `SIZE` the largest packet that passes; 1500 when absent | packets above a size are dropped |\n"));
     }
 }

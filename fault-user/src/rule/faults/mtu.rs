@@ -1,10 +1,10 @@
-//! `mtu`: larger packets vanish.
+//! `mtu`: larger packets are dropped.
 
 use super::prelude::*;
 
 fault! {
-    /// Larger packets vanish.
-    Mtu: packet("mtu", "larger packets vanish: a path-MTU black hole").listed(110);
+    /// Larger packets are dropped.
+    Mtu: packet("mtu", "larger packets are dropped: a path-MTU black hole").listed(110);
 
     /// The largest IP packet that passes, 68 to 65,535 bytes.
     bytes: u32 => first("bytes", Kind::Size, "the largest IP packet that passes, 68 to 65535");

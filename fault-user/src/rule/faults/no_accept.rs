@@ -1,4 +1,4 @@
-//! `no_accept`: the handshake completes, nobody serves the connection.
+//! `no_accept`: the handshake completes, but the connection is not served.
 
 use super::prelude::*;
 
@@ -6,7 +6,7 @@ fault! {
     /// The handshake completes, nobody serves the connection.
     NoAccept: stream(
         "no_accept",
-        "the handshake completes, nobody serves the connection",
+        "the handshake completes, but the connection is not served",
     ).listed(220).acting(Acts::OnService);
 }
 

@@ -4,7 +4,7 @@ use super::prelude::*;
 
 fault! {
     /// A real RST.
-    ResetPeer: stream("reset_peer", "a real RST, on an idle connection too; on a new one not before its first data").listed(180);
+    ResetPeer: stream("reset_peer", "the connection is reset, also if it is idle; a new one not before its first data").listed(180);
 
     /// How long after the connection's start, in nanoseconds; 0 at once.
     timeout_ns: u64 = 0 => first(

@@ -21,7 +21,7 @@ const MIN: Param = first("min", Kind::Duration, "shortest time between two burst
 const MAX: Param = first(
     "max",
     Kind::Duration,
-    "longest time between two bursts; min when absent",
+    "longest time between two bursts; the shortest when absent",
 );
 const PACKETS: Param = named("packets", Kind::Count, "the most packets in a burst");
 const BYTES: Param = named("bytes", Kind::Size, "the most bytes in a burst");

@@ -4,13 +4,13 @@ use super::prelude::*;
 
 fault! {
     /// Data is thrown away, then the connection is closed.
-    Timeout: stream("timeout", "data is thrown away, then the connection is closed").listed(170);
+    Timeout: stream("timeout", "data is discarded, then the connection is closed").listed(170);
 
-    /// After how long, in nanoseconds; 0 hangs until the rule is lifted.
+    /// After how long, in nanoseconds; 0 hangs until the rule is removed.
     timeout_ns: u64 = 0 => first(
         "timeout",
         Kind::Duration,
-        "after how long; absent or 0: hangs until the rule is lifted",
+        "after how long; absent or 0: hangs until the rule is removed",
     );
 }
 

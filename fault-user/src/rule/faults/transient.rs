@@ -27,7 +27,7 @@ impl Arguments for Transient {
         },
         ..stream(
             "transient",
-            "so many errors (resets where no reply is named), then normal",
+            "this many errors (resets if no reply is named), then requests pass",
         )
         .listed(320)
         .acting(Acts::OnRequests)

@@ -284,7 +284,7 @@ impl TryFrom<ProbeObject> for Probe {
             }
             (Some(url), None, None) => {
                 return Err(format!(
-                    "`{url}` is not a URL that a probe can ask: expected http://…"
+                    "`{url}` is not a URL that a probe can use: expected http://…"
                 ));
             }
             (None, Some(address), None) if object.status.is_none() => {
@@ -331,7 +331,7 @@ impl TryFrom<ProbeObject> for Probe {
             None => During::default(),
             Some(word) => During::from_word(word).ok_or_else(|| {
                 format!(
-                    "`{word}` is not known here: expected {}",
+                    "`{word}` is not a valid value: expected {}",
                     super::super::args::one_of(During::WORDS)
                 )
             })?,

@@ -121,7 +121,7 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
 fn advised(message: String) -> String {
     // YAML's reader, and those of JSON and TOML.
     if message.ends_with("expected sequence start") || message.ends_with("expected a sequence") {
-        return format!("{message}: write each rule on a line of its own, behind `- `");
+        return format!("{message}: write each rule on a line of its own, after `- `");
     }
     let named = message
         .strip_prefix("unknown field `")

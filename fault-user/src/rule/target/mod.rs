@@ -435,7 +435,7 @@ fn host(piece: Piece<'_>, has_protocol: bool) -> Result<Host, RuleError> {
     };
     match (parsed, prefix) {
         (Some(IpAddr::V6(address)), None) if is_ipv4_compatible(address) => {
-            let error = piece.error(format!("{address} is no address that a host can have"));
+            let error = piece.error(format!("{address} is not the address of a host"));
             Err(match port_in_brackets(&plain) {
                 Some(meant) => error.suggest(meant),
                 None => error.expected("an IPv6 address such as `[::1]`"),
@@ -475,7 +475,7 @@ fn network(piece: Piece<'_>, address: IpAddr, prefix: &str) -> Result<Cidr, Rule
             prefix: bits,
         };
         piece
-            .error(format!("bits behind the first {bits} are set"))
+            .error(format!("bits after the first {bits} are set"))
             .expected("the first address of the network")
             .suggest(bracketed(&network))
     })
