@@ -98,9 +98,9 @@ fn prepare_behind(
     let has_packets = !entries.is_empty() || injection_options.live;
     let interfaces = if has_packets { interfaces } else { &[] };
     let device = tap.as_ref().map(device_of).transpose()?;
-    let divides =
+    let needs_dividing =
         injection_options.live || Needs::of(&entries).modifiers & modifier::PER_SEGMENT != 0;
-    let (divider, undivided) = if has_packets && divides {
+    let (divider, undivided) = if has_packets && needs_dividing {
         create_divider(instance.number(), &mut journal)
     } else {
         (None, None)

@@ -432,7 +432,7 @@ pub(super) fn places(
         side: Side::Ingress,
         program: RELEASE,
     });
-    let divided = divider.map(|divider| Place {
+    let far = divider.map(|divider| Place {
         interface: divider.far().clone(),
         side: Side::Egress,
         program: DIVIDED,
@@ -444,7 +444,7 @@ pub(super) fn places(
             program: program_name(side, interface.ethernet, old),
         })
     });
-    judged.chain(released).chain(divided).collect()
+    judged.chain(released).chain(far).collect()
 }
 
 /// The sides of an interface at which packets are processed. Packets that arrive at a bridge, or at a VLAN on one,
