@@ -17,7 +17,7 @@ use crate::inject::endpoints::Endpoints;
 use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
 use crate::inject::injector::{Attachment, Injector, Marker};
-use crate::inject::names::LearnedName;
+use crate::inject::names::{LearnedAddresses, LearnedName};
 use crate::inject::reach::{IngressMechanism, InterfaceSet};
 use crate::inject::records::Events;
 use crate::inject::tracer::Tracer;
@@ -175,6 +175,18 @@ impl PreparedInjection {
     /// It was already called.
     pub fn marker(&mut self, scope: &Scope) -> Result<Marker> {
         self.reach().injector.take_marker(scope.cgroup)
+    }
+
+    /// The addresses that are learned of the names of the plan, for programs that look them up too; `None` without names.
+    ///
+    /// # Errors
+    /// There is no room for the names, or a map can't be written.
+    pub fn learned_addresses(&self) -> Result<Option<LearnedAddresses>> {
+        if self.tables.names.is_empty() {
+            return Ok(None);
+        }
+        let learned = self.reach().injector.share_learned(&self.tables)?;
+        Ok(Some(learned))
     }
 
     /// Applies the rules. Their time starts now.
@@ -549,6 +561,14 @@ impl Injection {
     /// A map can't be read.
     pub fn counter(&self, counter: Counter) -> Result<u64> {
         self.prepared.reach().injector.counter(counter)
+    }
+
+    /// See [`PreparedInjection::learned_addresses`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn learned_addresses(&self) -> Result<Option<LearnedAddresses>> {
+        self.prepared.learned_addresses()
     }
 
     /// What has been learned about the names that rules are aimed at.

@@ -25,7 +25,7 @@ use super::places::{self, Place, Reservation, unless_vanished};
 use crate::hold::line::LineMaps;
 use crate::inject::connections::Connections;
 use crate::inject::endpoints::Endpoints;
-use crate::inject::names::{LearnedName, Names};
+use crate::inject::names::{LearnedAddresses, LearnedName, Names};
 use crate::inject::records::{Events, Traces};
 use crate::plan::needs::Needs;
 use crate::plan::tables::Tables;
@@ -836,6 +836,14 @@ impl Injector {
             .collect::<Result<_>>()?;
         counters[Counter::Forgotten as usize] = self.connections.forgotten();
         Ok(counters)
+    }
+
+    /// The addresses that are learned of the names in `tables`, for other programs.
+    ///
+    /// # Errors
+    /// There is no room for the names, or a map can't be written.
+    pub(super) fn share_learned(&mut self, tables: &Tables) -> Result<LearnedAddresses> {
+        self.names.share(&mut self.ebpf, tables)
     }
 
     /// What has been learned of the names that rules are aimed at.

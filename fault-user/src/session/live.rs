@@ -84,7 +84,8 @@ impl LiveSession<'_> {
         };
         let redirection = self.redirection.insert(redirection);
         let (seed, namespace) = (self.session.plan.seed, subject.namespace.as_ref());
-        let steering = redirection.steer(&rules, seed, namespace).await?;
+        let learned = self.session.injection.learned_addresses()?;
+        let steering = redirection.steer(&rules, seed, namespace, learned).await?;
         self.session.steering = Some(steering);
         Ok(())
     }
