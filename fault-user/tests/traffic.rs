@@ -602,6 +602,32 @@ fn expectations_count_connections_to_addresses_that_were_learned() {
 }
 
 #[test]
+fn a_host_behind_a_proxy_header_is_read_and_a_connection_without_a_name_is_told_of() {
+    if !has_bash() {
+        return;
+    }
+    enter_fresh();
+    echo("127.0.0.1");
+    let say = |words: &str| {
+        format!(
+            "exec 3<>/dev/tcp/127.0.0.1/7000; printf '{words}\\r\\n\\r\\n' >&3; read -r x <&3; "
+        )
+    };
+    let named = say("PROXY TCP4 192.0.2.1 192.0.2.2 5 80\\r\\nGET / HTTP/1.1\\r\\nHost: a.example");
+    let nameless = say("hello");
+    let rules = ["tcp:7000 latency=1ms host=a.example"];
+    let warning = "fault: warning: tcp:7000: a connection began without a name";
+    let command = ["bash", "-c", &[&*nameless, &nameless, &named].concat()];
+    let ran = run(&rules, "", &command);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "the rule fires: {errors}");
+    assert_eq!(errors.matches(warning).count(), 1, "{errors}");
+    let ran = run(&rules, "", &["bash", "-c", &named]);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(!errors.contains(warning), "{errors}");
+}
+
+#[test]
 fn udp_is_dropped_and_sent_twice() {
     enter_fresh();
     let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
