@@ -136,9 +136,9 @@ fn installing() {
         .map(|n| format!("tcp:{} loss=30%", 10_000 + n))
         .collect();
     let plan = plan(&rules);
-    let mut injector = load(&plan, &compile(&plan.entries()).expect("tables"), 1);
+    let mut injector = load(&plan, &compile(&plan.entries(), None).expect("tables"), 1);
     let start = Instant::now();
-    let tables = compile(&plan.entries()).expect("tables");
+    let tables = compile(&plan.entries(), None).expect("tables");
     injector.install(&tables, monotonic_ns()).expect("rules");
     let took = start.elapsed().as_secs_f64() * 1e3;
     measure(

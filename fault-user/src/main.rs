@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use fault_user::cli::{self, Cli, mistakes};
 use fault_user::session::outcome::exit;
-use fault_user::sys::process::open_files;
+use fault_user::sys::process::{cgroup, open_files};
 use fault_user::tell;
 
 fn main() -> ExitCode {
@@ -28,6 +28,10 @@ fn main() -> ExitCode {
     let verbose = cli.verbose;
     if verbose > 0 {
         tell::show_steps();
+    }
+    if let Err(error) = cgroup::mount_if_hidden() {
+        // What needs it says that there is none.
+        log::debug!("{error:#}");
     }
     match cli.run() {
         Ok(code) => ExitCode::from(code),

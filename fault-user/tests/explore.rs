@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::echo::tcp_echo;
-use support::place::{enter_fresh, fault, has_bash, has_tcx, hierarchy, wait_for};
+use support::place::{enter_fresh, fault, has_bash, has_tcx, hide_run, hierarchy, wait_for};
 
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/explore")
@@ -310,6 +310,31 @@ fn processes_that_are_left_behind_are_killed_and_told_of() {
     let output = bash(&["--plan"], &script);
     let text = stderr_text(&output);
     assert!(text.contains("leaves 1 processes behind"), "{text}");
+}
+
+#[test]
+fn what_cannot_be_restored_is_told_and_does_not_replace_the_outcome() {
+    let Some(hierarchy) = hierarchy().filter(|_| has_bash()) else {
+        return;
+    };
+    enter_fresh();
+    hide_run();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let mounted = hierarchy.path().display();
+    let remount = |how: &str| format!("mount -o remount,bind,{how} {mounted}");
+    // In our own mount namespace: from then on no cgroup can be removed there.
+    let script = format!("{EXCHANGE} && {}", remount("ro"));
+    let output = bash(&["--plan", "--runs", "1"], &script);
+    let writable = remount("rw");
+    let mut shell = std::process::Command::new("sh");
+    assert!(shell.args(["-c", &writable]).status().unwrap().success());
+    assert!(fault().arg("clean").status().unwrap().success());
+    let text = stderr_text(&output);
+    assert!(
+        text.contains("warning: not everything was restored: "),
+        "{text}"
+    );
+    assert_eq!(output.status.code(), Some(0), "{text}");
 }
 
 /// Explores with a file of accepted failures: `refused` fails.
@@ -908,7 +933,7 @@ fn a_running_service_is_explored() {
     let text = stderr_text(&output);
     // The dead connection stays: the service has to be started again before anything else can be found out.
     assert_eq!(output.status.code(), Some(125), "{text}");
-    let told = "the service is not well again since the last fault";
+    let told = "the service has not recovered from the last fault";
     assert!(text.contains(told) && text.contains("--resume"), "{text}");
     let cells = report["cells"].as_array().unwrap();
     assert_eq!(cells.len(), 1, "{text}");

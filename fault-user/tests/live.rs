@@ -2,7 +2,9 @@
 
 mod support;
 
-use std::net::UdpSocket;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,8 +13,12 @@ use fault_user::inject::injection::{Injection, InjectionOptions};
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::session::subject::scope_of;
 use fault_user::sys::net::interfaces::{Selection, list, select};
-use support::place::{PATIENCE, enter_fresh, fault};
+use fault_user::sys::process::cgroup::{CommandCgroup, Leftovers, move_process};
+use nix::unistd::Pid;
+use support::echo::tcp_echo;
+use support::place::{PATIENCE, enter_fresh, fault, has_bash, hierarchy, ip};
 use support::watched::Watched;
 
 fn plan(texts: &[String]) -> Plan {
@@ -188,6 +194,19 @@ fn inject_follows_its_file() {
         "{}",
         inject.stderr_text
     );
+    // What the start rejects.
+    for (more, mistake) in [
+        ("expect: {exit: 0}", "`expect`"),
+        (
+            "random: {choices: [\"tcp:1 down\"], length: 1s..2s, quiet: 1s..2s, total: 10s}",
+            "randomly drawn",
+        ),
+    ] {
+        std::fs::write(&file, format!("rules: [\"udp:7001 drop\"]\n{more}\n")).unwrap();
+        inject.until("the old rules stay applied");
+        let last = inject.stderr_text.lines().last().unwrap();
+        assert!(last.contains(mistake), "{last}");
+    }
     sender.send(b"lost").unwrap();
     std::fs::write(&file, "rules: [\"udp:7001 drop\", \"udp:7002 drop\"]\n").unwrap();
     inject.until("2 rules reloaded");
@@ -201,6 +220,104 @@ fn inject_follows_its_file() {
         .set_read_timeout(Some(Duration::from_millis(1)))
         .unwrap();
     assert!(receiver.recv(&mut bytes).is_err(), "nothing else came");
+}
+
+/// After a line of input, prints the datagrams that come to port 7000, for the group 239.1.2.3 too, until the input ends.
+const RECEIVER: &str = "\
+import select, socket, sys
+sys.stdin.readline()
+receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+receiver.bind(('', 7000))
+group = socket.inet_aton('239.1.2.3') + socket.inet_aton('127.0.0.1')
+receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+print('ready', flush=True)
+while receiver in select.select([receiver, sys.stdin], [], [])[0]:
+    print(receiver.recv(9).decode(), flush=True)
+";
+
+#[test]
+fn datagrams_to_groups_are_judged_by_rules_that_come_later() {
+    if hierarchy().is_none() {
+        return;
+    }
+    let _alone = alone();
+    enter_fresh();
+    ip("route add 239.0.0.0/8 dev lo");
+    let mut receiver = Command::new("/usr/bin/python3")
+        .args(["-c", RECEIVER])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    let lines = BufReader::new(receiver.stdout.take().unwrap()).lines();
+    let mut lines = lines.map(Result::unwrap);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rules.yaml");
+    let write = |rule: &str| std::fs::write(&file, format!("rules: [\"{rule}\"]\n")).unwrap();
+    write("tcp:7000 drop");
+    let pid = receiver.id().to_string();
+    let words = ["--pid", &pid, "-f", file.to_str().unwrap(), "--watch"];
+    let mut inject = Watched::inject(&words);
+    writeln!(receiver.stdin.as_mut().unwrap()).unwrap();
+    assert_eq!(lines.next().as_deref(), Some("ready"));
+    write("udp:7000 drop  ");
+    inject.until("reloaded");
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sender.send_to(b"lost", "239.1.2.3:7000").unwrap();
+    write("tcp:7000 drop");
+    inject.until("reloaded");
+    sender.send_to(b"come", "239.1.2.3:7000").unwrap();
+    assert_eq!(lines.next().as_deref(), Some("come"));
+    assert_eq!(inject.end().0, Some(0));
+    drop(receiver.stdin.take());
+    assert!(receiver.wait().unwrap().success());
+}
+
+/// Connects to the echo on port 7000 after one line of input, and sends something after another.
+const CLIENT: &str = "read go; exec 3<>/dev/tcp/127.0.0.1/7000; echo connected; \
+                      read go; echo x >&3; read -u 3 answer; echo answered; read go";
+
+#[test]
+fn a_socket_made_after_the_open_ones_were_adopted_is_in_the_scope() {
+    let Some(hierarchy) = hierarchy().filter(|_| has_bash()) else {
+        return;
+    };
+    let _alone = alone();
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let cgroup = CommandCgroup::create(&hierarchy, Leftovers::Kill).unwrap();
+    let mut client = Command::new("bash")
+        .args(["-c", CLIENT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(client.id().cast_signed());
+    move_process(pid, cgroup.cgroup().path()).unwrap();
+    let mut input = client.stdin.take().unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut go = |answer: &str| {
+        writeln!(input).unwrap();
+        assert_eq!(lines.next().unwrap().unwrap(), answer);
+    };
+    let scope = scope_of(cgroup.cgroup()).unwrap();
+    // Only what arrives at the client is matched.
+    let rule: Rule = "tcp:7000 loss=0% dir=to-client".parse().unwrap();
+    let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+    let plan = Plan::new(&[(rule, resolved)], 1, Some(&scope), None).unwrap();
+    let devices = select(&list().unwrap(), &Selection::Default).unwrap();
+    let mut prepared = prepare(&plan, &devices, &InjectionOptions::default()).unwrap();
+    prepared.watch(&scope).unwrap();
+    prepared.adopt(cgroup.cgroup(), &scope).unwrap();
+    go("connected");
+    let injection = prepared.start().unwrap();
+    go("answered");
+    let hits = injection.hits(&plan).unwrap();
+    injection.remove().unwrap();
+    drop(input);
+    client.wait().unwrap();
+    cgroup.finish().unwrap();
+    assert_ne!(hits[0].stats.seen_packets, 0);
 }
 
 /// What `fault top --json` shows of the only instance.
@@ -234,6 +351,9 @@ fn figures_never_fall_when_rules_are_replaced() {
     let before = shown();
     let bytes = |shown: &serde_json::Value| shown[0]["targets"][0]["bytes"].as_u64().unwrap();
     let seen = |shown: &serde_json::Value| shown[0]["rules"][0]["seen"].as_u64().unwrap();
+    let connections = |shown: &serde_json::Value| {
+        ["rules", "targets"].map(|of| shown[0][of][0]["connections"].as_u64().unwrap())
+    };
     assert_eq!(seen(&before), 5, "{before}");
     // Another rule for the target, then the first one again.
     write("\"udp:7000 drop nth=999\"");
@@ -248,5 +368,6 @@ fn figures_never_fall_when_rules_are_replaced() {
     let again = shown();
     assert_eq!(seen(&again), 7, "the figures of the rule go on: {again}");
     assert_eq!(bytes(&again) * 5, bytes(&before) * 10, "{before} {again}");
+    assert_eq!(connections(&again)[0], 1, "it is still open: {again}");
     assert_eq!(inject.end().0, Some(0));
 }

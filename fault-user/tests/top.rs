@@ -2,17 +2,20 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::ExitStatus;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use fault_user::sys::process::netns::NetworkNamespace;
 use support::daemon::Daemon;
 use support::echo::echo_server;
-use support::place::{AppliedRules, enter_fresh, fault, wait_for};
+use support::late;
+use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, wait_for};
 use support::servers::{Redis, Server};
 use support::terminal::Terminal;
-use support::watched::Watched;
+use support::watched::{Watched, switch};
 
 /// `fault top` on a terminal of its own.
 struct Top(Terminal);
@@ -79,6 +82,60 @@ fn rules_are_shown_and_switched() {
     let summary = applied.end();
     assert!(!summary.contains("never fired"), "{summary}");
     assert!(answers(one.port) && answers(two.port));
+}
+
+#[test]
+fn a_connection_made_while_all_rules_are_off_is_the_commands_when_they_are_on() {
+    if !has_bash() {
+        return;
+    }
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
+    let server = late::echo(Some(&namespace), "10.77.0.2");
+    // Only what arrives is matched: its receiver must be known as the command's.
+    let rule = format!("tcp:{} loss=0% dir=to-client", server.port());
+    let script = format!(
+        "echo ready; read go; exec 3<>/dev/tcp/10.77.0.2/{}; echo connected; \
+         read go; echo x >&3; read -u 3 answer; echo answered; read go",
+        server.port()
+    );
+    let mut child = fault()
+        .args(["run", "-r", &rule, "--", "bash", "-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut says = |expected: &str| assert_eq!(output.next().unwrap().unwrap(), expected);
+    says("ready");
+    switch(child.id(), false);
+    writeln!(input).unwrap();
+    says("connected");
+    switch(child.id(), true);
+    writeln!(input).unwrap();
+    says("answered");
+    let shown = switch(child.id(), true);
+    drop(input);
+    child.wait().unwrap();
+    assert!(shown["rules"][0]["seen"].as_u64() > Some(0), "{shown}");
+}
+
+#[test]
+fn a_service_that_is_turned_down_resets_idle_connections() {
+    enter_fresh();
+    let server = late::echo(None, "127.0.0.1");
+    let inject = Watched::inject(&["-r", "tcp:7000 down"]);
+    let pid = inject.child.id();
+    switch(pid, false);
+    let mut idle = TcpStream::connect(server).unwrap();
+    late::exchange(&mut idle);
+    switch(pid, true);
+    idle.set_read_timeout(Some(PATIENCE)).unwrap();
+    let error = idle.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    assert_eq!(inject.end().0, Some(0));
 }
 
 #[test]

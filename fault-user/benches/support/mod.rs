@@ -44,7 +44,7 @@ pub fn plan(rules: &[String]) -> Plan {
 
 /// The programs for a plan, not attached, with its rules applied and room for this many connections.
 pub fn injector(plan: &Plan, connections: u32) -> Injector {
-    let tables = compile(&plan.entries()).expect("tables");
+    let tables = compile(&plan.entries(), None).expect("tables");
     let mut injector = load(plan, &tables, connections);
     injector.install(&tables, monotonic_ns()).expect("rules");
     injector

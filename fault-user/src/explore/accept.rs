@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::cell::Cell;
 use super::dependency::Dependency;
-use super::faults::{Experiment, FaultKind};
+use super::faults::{Experiment, FaultKind, experiment};
 use super::verdict::Verdict;
 use crate::rule::Rule;
 use crate::sys::process::files::{self, Writer};
@@ -75,20 +76,34 @@ impl AcceptFile {
         self.content.is_none()
     }
 
-    /// Checks that each accepted failure is that of an experiment.
+    /// Checks that each accepted failure is that of an experiment. `own` are those of the file of rules, `limit` is how
+    /// long a run may take.
     ///
     /// # Errors
     /// The first that is none: one line.
-    pub fn check(&self, dependencies: &[Dependency], own: &[Experiment]) -> Result<()> {
-        for entry in self.entries() {
-            let is_own = own
-                .iter()
-                .any(|one| one.target(dependencies) == entry.target);
+    pub fn check(
+        &self,
+        dependencies: &[Dependency],
+        own: &[Experiment],
+        limit: Duration,
+    ) -> Result<()> {
+        let path = self.path.display();
+        for Entry { target, fault, .. } in self.entries() {
+            let targeted = own.iter().filter(|one| one.target(dependencies) == target);
+            let mut known = dependencies.iter().filter(|one| one.target == *target);
             ensure!(
-                is_own || dependencies.iter().any(|one| one.target == entry.target),
-                "{}: the command does not talk to `{}`: its dependencies are listed above",
-                self.path.display(),
-                entry.target
+                targeted.clone().count() + known.clone().count() != 0,
+                "{path}: the command does not talk to `{target}`: its dependencies are listed above"
+            );
+            let is_own = targeted.clone().any(|one| one.name() == fault);
+            let is_tried = match fault.parse::<FaultKind>() {
+                Ok(kind) => known.any(|one| experiment(0, one, kind, limit).is_some()),
+                // A rule of a file that this run may leave out.
+                Err(_) => own.is_empty(),
+            };
+            ensure!(
+                is_own || is_tried,
+                "{path}: `{fault}` is not tried on `{target}`: remove the entry (--plan lists what is tried)"
             );
         }
         Ok(())
@@ -200,20 +215,19 @@ fn parse(path: &Path, text: &str) -> Result<Content> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::cell::Standing;
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::cell_of;
-    use super::super::faults::experiment;
     use super::super::kind::Kind;
     use super::super::verdict::End;
     use super::super::verdict::tests::seen;
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(10);
+
     fn cell(verdict: Verdict) -> Cell {
         let one = example(Kind::Redis, 6379);
-        let experiment = experiment(0, &one, FaultKind::Silent, Duration::from_secs(10));
+        let experiment = experiment(0, &one, FaultKind::Silent, LIMIT);
         cell_of(experiment.unwrap(), verdict, seen(End::TimedOut, 77))
     }
 
@@ -255,15 +269,38 @@ mod tests {
         first.write(&dependencies, &cells).unwrap();
         let second = AcceptFile::open(&path).unwrap();
         assert!(!second.is_new());
-        second.check(&dependencies, &[]).unwrap();
+        second.check(&dependencies, &[], LIMIT).unwrap();
         assert_eq!(
             second.accepted(&dependencies, &cells[0]),
             Some(Verdict::Hung)
         );
         assert_eq!(second.without_reason(), 1);
-        let error = second.check(&[example(Kind::Redis, 1)], &[]).unwrap_err();
+        let other = [example(Kind::Redis, 1)];
+        let error = second.check(&other, &[], LIMIT).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("does not talk to `tcp:6379`"), "{error}");
+    }
+
+    #[test]
+    fn what_is_never_tried_can_t_be_accepted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resilience.toml");
+        let dependencies = [example(Kind::Unknown, 6379)];
+        let checked = |fault: &str| {
+            let text =
+                format!("[[accepted]]\ntarget = 'tcp:6379'\nfault = '{fault}'\nverdict = 'hung'\n");
+            std::fs::write(&path, text).unwrap();
+            let file = AcceptFile::open(&path).unwrap();
+            file.check(&dependencies, &[], LIMIT)
+        };
+        checked("silent").unwrap();
+        checked("loss=5%").unwrap();
+        // Nobody knows the errors of an unknown protocol.
+        let error = checked("error").unwrap_err().to_string();
+        assert!(
+            error.contains("`error` is not tried on `tcp:6379`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -305,7 +305,7 @@ impl<'a> Lane<'a> {
             None => Ok(false),
             Some(None) => Ok(true),
             Some(Some(why)) => anyhow::bail!(
-                "the service is not well again since the last fault ({why}): restart it, and go on with --resume"
+                "the service has not recovered from the last fault ({why}): restart it, and continue with --resume"
             ),
         }
     }

@@ -157,7 +157,10 @@ impl Explore {
                 .explore(&mut lanes, (&faults, own), seed, &files, (accept, earlier))
                 .await;
             for lane in lanes {
-                lane.close()?;
+                // What was found stands.
+                if let Err(error) = lane.close() {
+                    tell!("fault: warning: not everything was restored: {error:#}");
+                }
             }
             outcome
         })
@@ -300,7 +303,8 @@ impl Explore {
         let own = own.map_or(Ok(Vec::new()), |own| own.experiments(dependencies));
         let mut own = own.map_err(Failure::usage)?;
         if let Some(accept) = &accept {
-            accept.check(dependencies, &own).map_err(Failure::usage)?;
+            let checked = accept.check(dependencies, &own, measured.limit);
+            checked.map_err(Failure::usage)?;
         }
         let chosen = self.chosen(dependencies)?;
         own.retain(|one| chosen.iter().any(|(number, _)| *number == one.dependency));

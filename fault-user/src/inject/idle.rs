@@ -1,10 +1,11 @@
 //! Makes idle connections notice the start of a `down`.
 //!
 //! The rule resets a connection when one of its packets passes, but an idle connection sends none. When the window of
-//! such a rule opens, one end of each connection to the target is therefore made to send a window probe. The kernel
-//! sends one when a socket leaves repair mode (`TCP_REPAIR`). For other connections this is an ordinary packet.
+//! such a rule opens, or the rule is added or turned on within it, one end of each connection to the target is therefore
+//! made to send a window probe. The kernel sends one when a socket leaves repair mode (`TCP_REPAIR`). For other
+//! connections this is an ordinary packet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use fault_common::abi::{RuleEntry, fault};
+use fault_common::decide::in_window;
 use nix::errno::Errno;
 
 use crate::plan::tables::{Network, PacketRule};
@@ -70,6 +72,7 @@ impl Idle {
             let clock = Clock {
                 netlink,
                 rules,
+                added: HashSet::new(),
                 epoch_ns,
                 done_ns: None,
             };
@@ -91,7 +94,7 @@ fn start(mut clock: Clock) -> Result<Started> {
             ]);
             loop {
                 match changes.recv_timeout(clock.look()) {
-                    Ok(rules) => clock.rules = rules,
+                    Ok(rules) => clock.turn_to(rules),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
@@ -121,12 +124,22 @@ fn outages(rules: &[PacketRule]) -> Vec<PacketRule> {
 struct Clock {
     netlink: Netlink,
     rules: Vec<PacketRule>,
+    /// The [`RuleEntry::uid`] of those that were not there at the last look: their windows may have opened before.
+    added: HashSet<u32>,
     epoch_ns: u64,
     /// Windows up to this time have been handled.
     done_ns: Option<u64>,
 }
 
 impl Clock {
+    /// Uses these rules from now on.
+    fn turn_to(&mut self, rules: Vec<PacketRule>) {
+        let former = std::mem::replace(&mut self.rules, rules);
+        let is_former = |uid: &u32| former.iter().any(|rule| rule.entry.uid == *uid);
+        let uids = self.rules.iter().map(|rule| rule.entry.uid);
+        self.added.extend(uids.filter(|uid| !is_former(uid)));
+    }
+
     /// Wakes the connections of windows that have opened. Returns the time until the next one opens.
     fn look(&mut self) -> Duration {
         let now_ns = monotonic_ns().saturating_sub(self.epoch_ns);
@@ -138,13 +151,18 @@ impl Clock {
         let opened: Vec<_> = self
             .rules
             .iter()
-            .filter(|rule| next(from_ns)(rule).is_some_and(|at_ns| at_ns <= now_ns))
+            .filter(|rule| {
+                let entry = &rule.entry;
+                next(from_ns)(rule).is_some_and(|at_ns| at_ns <= now_ns)
+                    || self.added.contains(&entry.uid) && in_window(entry, now_ns)
+            })
             .collect();
         if !opened.is_empty()
             && let Err(error) = wake(&mut self.netlink, &opened)
         {
             tell!("fault: warning: idle connections are not reset: {error:#}");
         }
+        self.added.clear();
         let next_ns = self
             .rules
             .iter()

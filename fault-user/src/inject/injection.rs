@@ -22,7 +22,7 @@ use crate::inject::reach::{IngressMechanism, InterfaceSet};
 use crate::inject::records::Events;
 use crate::inject::tracer::Tracer;
 use crate::inject::xdp::Mode;
-use crate::plan::tables::{PacketRule, Scope, Tables, compile};
+use crate::plan::tables::{PacketRule, Scope, compile};
 use crate::plan::{Plan, PlannedRule};
 use crate::relay::exchange::Exchange;
 use crate::sys::clock::monotonic_ns;
@@ -56,10 +56,13 @@ pub struct PreparedInjection {
     pub(super) later_interfaces: Option<InterfaceWatcher>,
     /// Makes idle connections notice rules that reset them.
     pub(super) idle: Idle,
-    /// The rules.
+    /// The rules, until they are applied.
     pub(super) entries: Vec<PacketRule>,
     pub(super) reach: Arc<Mutex<InterfaceSet>>,
-    pub(super) tables: Tables,
+    /// The cgroup whose sockets are marked.
+    pub(super) scope: Option<Scope>,
+    /// Whether these rules, or later ones in their place, may concern datagrams of UDP.
+    pub(super) concern_datagrams: bool,
     /// Whether there are packet programs: rules for streams alone need none.
     pub(super) has_packets: bool,
     /// Prints what is done with packets, if that was requested.
@@ -75,9 +78,16 @@ pub struct Injection {
     age: u32,
     /// The hits of each rule before [`Injection::move_to`], or before it was removed and added again.
     past: Vec<Hits>,
-    /// The hits of rules that were removed, by their text.
-    removed: HashMap<String, Vec<Hits>>,
+    /// Rules that were removed, by their text.
+    removed: HashMap<String, Vec<Removed>>,
     past_counters: Vec<u64>,
+}
+
+/// A rule that was removed, and may be added again.
+struct Removed {
+    /// The [`RuleEntry::uid`](fault_common::abi::RuleEntry::uid) of its first entry.
+    uid: u32,
+    hits: Hits,
 }
 
 /// The hooks at which the programs are attached.
@@ -105,6 +115,16 @@ pub struct Hits {
     pub stats: RuleStats,
     /// Connections that the rule matched.
     pub connections: u64,
+}
+
+/// The hits of rules at the moment when others took their place.
+#[derive(Clone, Debug)]
+pub struct Reloaded {
+    /// Those of the old rules, in their order.
+    pub before: Vec<Hits>,
+    /// Those with which the new rules begin: a rule that is kept has its own, one that was removed and is added again has
+    /// the former ones.
+    pub after: Vec<Hits>,
 }
 
 impl PreparedInjection {
@@ -135,9 +155,11 @@ impl PreparedInjection {
             return Ok(());
         }
         let _step = step(format_args!("watching the cgroup"));
+        self.scope = Some(scope.clone());
+        let concern_datagrams = self.concern_datagrams;
         let injector = &mut self.reach().injector;
         injector.watch_cgroup(&scope.path)?;
-        if self.tables.concern_datagrams() {
+        if concern_datagrams {
             injector.watch_groups(&scope.path)?;
         }
         Ok(())
@@ -162,6 +184,9 @@ impl PreparedInjection {
         if !self.has_packets {
             return Ok(());
         }
+        // Sockets that are created after those here are listed, and before the rules are applied, are marked by the
+        // programs, which learn the scope with this.
+        self.install(&[], 0)?;
         for pid in cgroup.processes()? {
             adopt_sockets(&mut self.reach().injector, pid.as_raw(), scope.cgroup)?;
         }
@@ -226,8 +251,15 @@ impl PreparedInjection {
 
     fn apply(&mut self, epoch_ns: u64) -> Result<()> {
         let _step = step(format_args!("applying the rules"));
-        self.reach().injector.install(&self.tables, epoch_ns)?;
-        self.idle.follow(&self.entries, epoch_ns)
+        let entries = std::mem::take(&mut self.entries);
+        self.install(&entries, epoch_ns)
+    }
+
+    /// Uses these rules from now on.
+    fn install(&mut self, entries: &[PacketRule], epoch_ns: u64) -> Result<()> {
+        let tables = compile(entries, self.scope.as_ref())?;
+        self.reach().injector.install(&tables, epoch_ns)?;
+        self.idle.follow(entries, epoch_ns)
     }
 
     /// The events of decisions that fire, if requested.
@@ -237,6 +269,11 @@ impl PreparedInjection {
     pub fn take_events(&mut self) -> Result<Events> {
         self.reach().injector.take_events()
     }
+}
+
+/// The [`RuleEntry::uid`](fault_common::abi::RuleEntry::uid) of a rule's first entry, by which it is known across plans; `None` for one of streams alone.
+fn uid(rule: &PlannedRule) -> Option<u32> {
+    rule.entries.first().map(|part| part.entry.uid)
 }
 
 /// Marks the sockets of one process. A process that has ended has none.
@@ -347,42 +384,56 @@ impl Injection {
         self.exchange(old, plan)
     }
 
-    /// The same for rules that are known by their text: one that was removed and is added again keeps its hits.
+    /// The same for rules that are known by their text: one that was removed and is added again keeps its hits. Returns
+    /// the hits of the rules of both plans at the exchange.
     ///
     /// # Errors
     /// As [`Injection::replace`].
-    pub fn reload(&mut self, old: &Plan, plan: &mut Plan) -> Result<()> {
-        let hits = self.hits(old)?;
+    pub fn reload(&mut self, old: &Plan, plan: &mut Plan) -> Result<Reloaded> {
         self.replace(old, plan)?;
-        self.carry_over(old, &hits, plan);
-        Ok(())
+        // Read now: the old rules counted until here.
+        let before = self.hits(old)?;
+        let after = self.carry_over(old, &before, plan)?;
+        Ok(Reloaded { before, after })
     }
 
-    /// Keeps the hits of rules that were removed, and gives them back to rules that were added again.
-    fn carry_over(&mut self, old: &Plan, hits: &[Hits], plan: &Plan) {
-        let is_kept = |one: &PlannedRule, other: &PlannedRule| {
-            let uid = |rule: &PlannedRule| rule.entries.first().map(|part| part.entry.uid);
-            uid(one).is_some() && uid(one) == uid(other)
-        };
+    /// Keeps the hits of rules that were removed, and gives them back to rules that were added again. Returns with which
+    /// hits each rule of `plan` begins.
+    fn carry_over(&mut self, old: &Plan, hits: &[Hits], plan: &Plan) -> Result<Vec<Hits>> {
         for (rule, hits) in old.rules.iter().zip(hits) {
-            if !plan.rules.iter().any(|other| is_kept(rule, other)) {
+            if let Some(uid) = uid(rule)
+                && !plan.rules.iter().any(|other| self::uid(other) == Some(uid))
+            {
                 let removed = self.removed.entry(rule.text.clone()).or_default();
-                removed.push(*hits);
+                removed.push(Removed { uid, hits: *hits });
             }
         }
         let mut past = Vec::with_capacity(plan.rules.len());
+        let mut begun = Vec::with_capacity(plan.rules.len());
         for rule in &plan.rules {
-            let kept = old.rules.iter().position(|other| is_kept(rule, other));
-            past.push(match kept {
-                Some(index) => self.past.get(index).copied().unwrap_or_default(),
-                None => self
-                    .removed
-                    .get_mut(&rule.text)
-                    .and_then(Vec::pop)
-                    .unwrap_or_default(),
+            let mut others = old.rules.iter();
+            let kept = others.position(|other| uid(other).is_some() && uid(other) == uid(rule));
+            if let Some(index) = kept {
+                past.push(self.past.get(index).copied().unwrap_or_default());
+                begun.push(hits[index]);
+                continue;
+            }
+            let removed = self.removed.get_mut(&rule.text).and_then(Vec::pop);
+            let Some(Removed { uid, hits }) = removed else {
+                past.push(Hits::default());
+                begun.push(Hits::default());
+                continue;
+            };
+            // Those that are still open are counted again when the rule matches them.
+            let open = self.prepared.reach().injector.open_connections(uid)?;
+            past.push(Hits {
+                connections: hits.connections.saturating_sub(open),
+                ..hits
             });
+            begun.push(hits);
         }
         self.past = past;
+        Ok(begun)
     }
 
     /// As [`Injection::replace`], but the counters, the state and the time of all rules begin anew.
@@ -406,20 +457,15 @@ impl Injection {
     /// Puts a plan in the place of the one that it succeeds.
     fn exchange(&mut self, old: &Plan, plan: &Plan) -> Result<()> {
         let entries = plan.entries();
-        let tables = compile(&entries)?;
-        let mut reach = self.prepared.reach();
-        if let Some(line) = &reach.delay_line {
+        if let Some(line) = &self.prepared.reach().delay_line {
             // The delay line may still hold packets of the old rules.
             let mut shapers = old.shapers();
             shapers.extend(plan.shapers());
             line.reshape(&shapers);
         }
-        reach.injector.install(&tables, self.epoch_ns)?;
-        drop(reach);
+        self.prepared.install(&entries, self.epoch_ns)?;
         self.prepared.trace(plan, &BTreeSet::new());
-        self.prepared.idle.follow(&entries, self.epoch_ns)?;
         self.age += 1;
-        self.prepared.tables = tables;
         Ok(())
     }
 
@@ -442,13 +488,20 @@ impl Injection {
         self.prepared.settle()
     }
 
-    /// Continues with other programs in another place. The counters and the rules' time continue. Must be called after
-    /// [`Injection::settle`].
+    /// Continues with other programs in another place. The rules of `plan` whose indexes are in `off` are left out there,
+    /// too. The counters and the rules' time continue. Must be called after [`Injection::settle`].
     ///
     /// # Errors
     /// A map can't be written.
-    pub fn move_to(&mut self, plan: &Plan, mut prepared: PreparedInjection) -> Result<()> {
+    pub fn move_to(
+        &mut self,
+        plan: &Plan,
+        off: &BTreeSet<usize>,
+        mut prepared: PreparedInjection,
+    ) -> Result<()> {
         let (past, past_counters) = (self.hits(plan)?, self.counters()?);
+        prepared.entries = plan.entries_without(off);
+        prepared.trace(plan, off);
         prepared.apply(self.epoch_ns)?;
         self.past = past;
         self.past_counters = past_counters;
@@ -460,13 +513,9 @@ impl Injection {
     /// # Errors
     /// A system call fails; then nothing is changed.
     pub fn leave_out(&mut self, plan: &Plan, off: &BTreeSet<usize>) -> Result<()> {
-        let tables = compile(&plan.entries_without(off))?;
-        self.prepared
-            .reach()
-            .injector
-            .install(&tables, self.epoch_ns)?;
+        let entries = plan.entries_without(off);
+        self.prepared.install(&entries, self.epoch_ns)?;
         self.prepared.trace(plan, off);
-        self.prepared.tables = tables;
         Ok(())
     }
 

@@ -10,8 +10,9 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, SkStorage};
 use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, Xdp};
 use fault_common::abi::{
-    COUNTERS, Counter, DecisionKey, Flow, HOLDS, LEARNED_MAX, MATCHES_MAX, NAMED_WORDS, Owner,
-    PLACES, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, clock, holder, line,
+    COUNTERS, Counter, DecisionKey, Flow, FlowRule, FlowRuleKey, HOLDS, LEARNED_MAX, MATCHES_MAX,
+    NAMED_WORDS, Owner, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader,
+    clock, holder, line,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -599,6 +600,29 @@ impl Injector {
             }
         }
         Ok(keys)
+    }
+
+    /// The number of connections that the rule with this [`RuleEntry::uid`] has matched and whose end has not been seen.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn open_connections(&self, uid: u32) -> Result<u64> {
+        let flows: HashMap<&MapData, FlowKey, Flow> = self.map("FLOWS")?.try_into()?;
+        let apart: HashMap<&MapData, FlowRuleKey, FlowRule> = self.map("FLOW_RULES")?.try_into()?;
+        let mut count = 0;
+        for entry in &flows {
+            let (key, flow) = entry?;
+            let (birth, is_open) = (flow.birth, flow.ended != [1, 1]);
+            let key = FlowRuleKey {
+                flow: key,
+                birth,
+                uid,
+            };
+            let is_matched = flow.rules.iter().any(|rule| rule.uid == uid)
+                || apart.get(&key, 0).is_ok_and(|rule| rule.uid == uid);
+            count += u64::from(is_open && is_matched);
+        }
+        Ok(count)
     }
 
     /// Stores a cgroup with an existing socket, as [`Injector::watch_cgroup`] does for new ones.

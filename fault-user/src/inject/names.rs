@@ -246,7 +246,7 @@ impl Names {
 /// The addresses that were learned, sorted, each with the names that it is known by.
 fn learned(entries: &LearnedMap<impl Borrow<MapData>>) -> Result<Vec<(IpAddr, u64)>> {
     let mut learned = Vec::new();
-    for entry in entries.iter() {
+    for entry in entries {
         let (address, known) = entry?;
         learned.push((Ipv6Addr::from(address).to_canonical(), known.mask()));
     }

@@ -20,7 +20,7 @@ use crate::inject::reach::{InterfaceSet, note, places};
 use crate::inject::tracer::Tracer;
 use crate::plan::Plan;
 use crate::plan::needs::Needs;
-use crate::plan::tables::{PacketRule, Tables, compile};
+use crate::plan::tables::{PacketRule, Protocol, Tables, compile};
 use crate::sys::net::interfaces::{Interface, list};
 use crate::sys::net::tap::Tap;
 use crate::sys::version;
@@ -81,7 +81,7 @@ fn prepare_behind(
     journal: Option<Journal>,
 ) -> Result<PreparedInjection> {
     let entries = plan.entries();
-    let tables = compile(&entries)?;
+    let tables = compile(&entries, None)?;
     let unheld = if plan.holds() {
         check_holding(interfaces)?
     } else {
@@ -153,6 +153,8 @@ fn prepare_behind(
     } else {
         None
     };
+    let mut named = entries.iter().flat_map(|rule| &rule.protocols);
+    let concern_datagrams = injection_options.live || named.any(|one| *one == Protocol::Udp);
     let reach = Arc::new(Mutex::new(reach));
     let later_interfaces = injection_options
         .later_interfaces
@@ -165,7 +167,8 @@ fn prepare_behind(
         idle: Idle::prepare(&entries, injection_options.live)?,
         entries,
         reach,
-        tables,
+        scope: None,
+        concern_datagrams,
         has_packets,
         tracer,
     })

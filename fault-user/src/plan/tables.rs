@@ -151,13 +151,6 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Whether a rule may concern datagrams of UDP.
-    #[must_use]
-    pub fn concern_datagrams(&self) -> bool {
-        let [_, portless, ..] = self.header.portless;
-        portless != [0, 0] || self.ports.iter().any(|port| port.udp != [0, 0])
-    }
-
     /// Words of each vector.
     #[must_use]
     pub fn words(&self) -> usize {
@@ -207,11 +200,12 @@ fn set(vector: &mut [u64], rule: usize) {
     vector[rule / 64] |= 1 << (rule % 64);
 }
 
-/// Computes the tables of a rule set.
+/// Computes the tables of a rule set. Sockets that are created in `scope` are marked as its own even while no rule is
+/// limited to it, for later rules.
 ///
 /// # Errors
 /// There are more rules, classes or scope levels than the programs support.
-pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
+pub fn compile(rules: &[PacketRule], scope: Option<&Scope>) -> Result<Tables> {
     if rules.len() > RULES_MAX as usize {
         bail!(
             "{} rules are too many, at most {RULES_MAX} are possible: use fewer or wider rules",
@@ -248,7 +242,7 @@ pub fn compile(rules: &[PacketRule]) -> Result<Tables> {
     header.any_host = classes.of_rules(words, hostless.map(|(index, _)| index))?;
     let hosts = host_classes(rules, words, &mut classes)?;
     let names = name_classes(rules, words, &mut classes)?;
-    let scopes = scope_classes(rules, words, &mut classes, &mut header)?;
+    let scopes = scope_classes(rules, scope, words, &mut classes, &mut header)?;
     Ok(Tables {
         header,
         rules: rules.iter().map(|rule| rule.entry).collect(),
@@ -448,9 +442,11 @@ fn name_classes(
     names.into_iter().map(of_name).collect()
 }
 
-/// A scope's class holds the rules of all scopes that it lies in, and those without one.
+/// A scope's class holds the rules of all scopes that it lies in, and those without one. `watched` has one also without
+/// rules that are limited to it.
 fn scope_classes(
     rules: &[PacketRule],
+    watched: Option<&Scope>,
     words: usize,
     classes: &mut Classes,
     header: &mut SetHeader,
@@ -463,6 +459,7 @@ fn scope_classes(
     let mut scopes: Vec<&Scope> = rules
         .iter()
         .filter_map(|rule| rule.scope.as_ref())
+        .chain(watched)
         .collect();
     scopes.sort_unstable_by_key(|scope| scope.cgroup);
     scopes.dedup_by_key(|scope| scope.cgroup);

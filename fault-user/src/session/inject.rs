@@ -70,19 +70,7 @@ impl Inject {
     /// # Errors
     /// Wrong arguments, or the rules can't be applied; then nothing is changed.
     pub fn execute(mut self, mut rules: RuleSet) -> Outcome {
-        if !rules.expect.is_empty() {
-            return Err(Failure::usage(anyhow::anyhow!(
-                "the scenario has expectations, which only `fault run` checks: use `fault run`, or remove `expect`"
-            )));
-        }
-        if self.watched.is_some() && !rules.drawn.is_empty() {
-            return Err(Failure::usage(anyhow::anyhow!(
-                "--watch can't be combined with randomly drawn faults: leave --watch out"
-            )));
-        }
-        if !self.options.is_given() {
-            guard(&rules, &self.options)?;
-        }
+        check(&rules, &self.options, self.watched.is_some())?;
         require(&[Need::Programs])?;
         let subject = Subject::find(&self.options)?;
         let mechanism = choose_mechanism(&mut rules, &self.options)?;
@@ -139,6 +127,24 @@ impl Inject {
         active.last(&mut ends, self.length).await?;
         active.end().await
     }
+}
+
+/// Rejects what `fault inject` can't do with rules, the first ones and those of a changed file.
+fn check(rules: &RuleSet, options: &Options, is_watched: bool) -> Result<(), Failure> {
+    if !rules.expect.is_empty() {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "the scenario has expectations, which only `fault run` checks: use `fault run`, or remove `expect`"
+        )));
+    }
+    if is_watched && !rules.drawn.is_empty() {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "--watch can't be combined with randomly drawn faults: leave --watch out"
+        )));
+    }
+    if !options.is_given() {
+        guard(rules, options)?;
+    }
+    Ok(())
 }
 
 /// The state while the rules are applied.
@@ -205,11 +211,9 @@ impl ActiveInjection<'_> {
             return Ok(());
         };
         let rules = (watched.read)()?;
+        check(&rules, self.options, true)?;
         let session = &mut self.session;
         let scope = session.scope();
-        if scope.is_none() {
-            guard(&rules, self.options)?;
-        }
         let old = &session.plan;
         let mut next = plan(&rules, scope.as_ref(), old.held_by, old.seed)?;
         if !next.stream_rules().is_empty() || !old.stream_rules().is_empty() {
@@ -217,13 +221,10 @@ impl ActiveInjection<'_> {
                 "stream faults can't be replaced during a run: restart fault"
             )));
         }
-        session
-            .control
-            .targets(&session.plan, &session.injection.hits(&session.plan)?, None);
-        session.injection.reload(&session.plan, &mut next)?;
+        let hits = session.injection.reload(&session.plan, &mut next)?;
+        session.control.targets(&session.plan, &hits.before, None);
         session.plan = next;
-        let hits = session.injection.hits(&session.plan)?;
-        session.control.forget(&rules, &session.plan, &hits);
+        session.control.forget(&rules, &session.plan, &hits.after);
         Ok(())
     }
 

@@ -302,6 +302,7 @@ impl Session<'_> {
                     Relocation {
                         options: self.options,
                         rules: self.rules,
+                        off: &self.control.left_out(),
                         injection_options: &self.injection_options,
                         subject: &mut self.subject,
                         plan: &mut self.plan,

@@ -115,7 +115,8 @@ impl TargetTotals {
         &mut self.targets[place]
     }
 
-    /// Goes on after the rules were replaced by those of `plan`, whose `hits` have been counted already.
+    /// Goes on after the rules were replaced by those of `plan`. The `hits` with which they begin have been counted
+    /// already.
     pub fn restart(&mut self, plan: &Plan, hits: &[Hits]) {
         self.counted = hits.iter().map(|hits| [hits.stats.seen_bytes, 0]).collect();
         for total in &mut self.targets {

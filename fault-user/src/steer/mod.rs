@@ -651,7 +651,7 @@ impl Shared {
     }
 
     /// The hits of `no_accept`: the most connections that were in the listeners' queues at once. The relay has not
-    /// accepted them, and a client that gives up leaves the queue.
+    /// accepted them. A client that gives up stays in the queue, so nothing is missed between two calls.
     fn waiting(&self, number: usize) -> StreamHits {
         let redirected = &self.redirected[self.rules[number].target];
         let waiting = redirected.listeners.iter().map(backlog).sum();

@@ -16,7 +16,7 @@ use fault_user::sys::process::netns::NetworkNamespace;
 
 use engine::{Engine, PAGE};
 use support::place::{PATIENCE, count_lines, fault, wait_for};
-use support::watched::Watched;
+use support::watched::{Watched, switch};
 
 /// A rule that swallows everything of the server's.
 const SWALLOW: &str = "tcp:80 blackhole";
@@ -534,6 +534,31 @@ fn rules_follow_a_container_that_is_restarted() {
         );
         is_clean(engine.pid("web"));
     }
+}
+
+/// A rule that is turned off stays off in the container that comes back.
+#[test]
+fn a_rule_that_is_off_does_not_follow_a_container() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.idle("client", &[]);
+    let mut applied = Watched::inject(&["--container", "web", "--follow", "-r", SWALLOW]);
+    let pid = applied.child.id();
+    switch(pid, false);
+    engine.podman(&["kill", "--signal", "KILL", "web"]);
+    applied.until("waiting for it to restart");
+    engine.podman(&["wait", "web"]);
+    engine.podman(&["start", "web"]);
+    applied.until("is running again");
+    wait_for(
+        || engine.fetch("client", &engine.address("web")),
+        "the container without the rule",
+    );
+    switch(pid, true);
+    assert!(!engine.fetch("client", &engine.address("web")), "on again");
+    assert_eq!(applied.end().0, Some(0));
 }
 
 /// One that shares the host's network is followed by its cgroup, by a command too.

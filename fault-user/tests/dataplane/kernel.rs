@@ -85,7 +85,7 @@ impl Kernel {
 
     /// Programs for these rules alone, as a run loads them, in the same namespace.
     pub fn fit(&mut self, rules: &[PacketRule]) {
-        let capacity = Capacity::of(&compile(rules).unwrap()).unwrap();
+        let capacity = Capacity::of(&compile(rules, None).unwrap()).unwrap();
         *self = Self::load(self.device, capacity, Needs::of(rules), rules.len(), false);
     }
 
@@ -143,7 +143,7 @@ impl Kernel {
 
     /// Applies compiled rules, as if they had been applied for `age_ns`.
     pub fn install_entries(&mut self, rules: &[PacketRule], age_ns: u64) {
-        let tables = compile(rules).unwrap();
+        let tables = compile(rules, None).unwrap();
         self.injector
             .install(&tables, monotonic_ns() - age_ns)
             .unwrap();

@@ -8,6 +8,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
+use fault_user::sys::process::cgroup::Hierarchy;
 use support::place::{
     AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, hide_run, run, set_option,
     wait_for,
@@ -319,6 +320,28 @@ fn udp_is_duplicated_corrupted_and_refused() {
         ErrorKind::ConnectionRefused
     );
     applied.end();
+}
+
+/// Its new sysfs hides the cgroups.
+#[test]
+fn a_command_under_ip_netns_exec_is_hit() {
+    enter_fresh();
+    let peer = Peer::joined();
+    let script = "grep ^0:: /proc/self/cgroup; echo -n x >/dev/udp/10.77.0.1/7000";
+    let run = Command::new("ip")
+        .args(["netns", "exec", &peer.name, env!("CARGO_BIN_EXE_fault")])
+        .args(["run", "-r", "udp:7000 loss=100%", "--", "bash", "-c"])
+        .arg(script)
+        .output()
+        .unwrap();
+    let (said, seen) = (
+        String::from_utf8_lossy(&run.stderr),
+        String::from_utf8_lossy(&run.stdout),
+    );
+    assert!(run.status.success() && said.contains("1 pkts"), "{said}");
+    let below = seen.trim().trim_start_matches("0::/");
+    let cgroup = Hierarchy::find().unwrap().path().join(below);
+    assert!(below.contains("fault-") && !cgroup.exists(), "{seen}");
 }
 
 #[test]

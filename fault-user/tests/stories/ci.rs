@@ -165,11 +165,21 @@ impl Job {
 
     /// The Action's second step; its exit code, output and the Action's outputs.
     fn run(&self, rules: &str, command: &str) -> (Option<i32>, String, String) {
+        self.run_scenario("", rules, command)
+    }
+
+    /// The same with a scenario file, too.
+    fn run_scenario(
+        &self,
+        scenario: &str,
+        rules: &str,
+        command: &str,
+    ) -> (Option<i32>, String, String) {
         self.write("work/outputs", "", 0o666);
         let script = self.path("action/.github/action/run.sh");
         let variables = [
             ("RULES", rules),
-            ("SCENARIO", ""),
+            ("SCENARIO", scenario),
             ("SEED", "1"),
             ("REPORT", "report"),
             ("COMMAND", command),
@@ -212,6 +222,12 @@ fn the_action_runs_a_release_for_its_caller() {
     assert!(!text.contains("after\n"), "{text}");
     assert!(text.contains("::error::fault: the rule"), "{text}");
     assert_eq!(outputs, "fired=false\nreport=report\nexit-code=1\n");
+
+    let drawn = "random: {choices: [\"tcp:1 down\"], length: 1s..2s, quiet: 1s..2s, total: 10s}\n";
+    job.write("work/drawn.yaml", drawn, 0o644);
+    let (code, text, outputs) = job.run_scenario("drawn.yaml", "udp:7000 drop", send);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(outputs.starts_with("fired=true\n"), "{outputs}{text}");
 
     let (code, text, outputs) = job.run("tcp:1 drpo", "true");
     assert_eq!(code, Some(2), "{text}");

@@ -12,9 +12,11 @@ use crate::tell::tell;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, SYSFS_MAGIC, statfs};
 use nix::unistd::Pid;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -65,7 +67,7 @@ impl Hierarchy {
             .max_by_key(|found| (found.writable, found.root == Path::new("/")))
             .context(
                 "no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup (in a container: mount the \
-                 host's with -v /sys/fs/cgroup:/sys/fs/cgroup; `ip netns exec` hides it, `nsenter --net=/run/netns/NAME` does not)",
+                 host's with -v /sys/fs/cgroup:/sys/fs/cgroup)",
             )
     }
 
@@ -172,6 +174,27 @@ impl Hierarchy {
              /sys/fs/cgroup"
         )
     }
+}
+
+/// Mounts the hierarchy where it belongs if nothing is mounted there, as under `ip netns exec`, which mounts a new sysfs.
+/// Only this thread, the threads that it starts and its children see it, so nothing is left behind. To be called before
+/// there are other threads.
+///
+/// # Errors
+/// A system call fails, for want of `CAP_SYS_ADMIN` as a rule.
+pub fn mount_if_hidden() -> Result<()> {
+    let place = Path::new("/sys/fs/cgroup");
+    let is_bare = statfs(place).is_ok_and(|stat| stat.filesystem_type() == SYSFS_MAGIC);
+    if !is_bare || Hierarchy::find().is_ok() {
+        return Ok(());
+    }
+    unshare(CloneFlags::CLONE_NEWNS).context("can't make a mount namespace")?;
+    let (nothing, slave) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE);
+    mount(nothing, "/", nothing, slave, nothing).context("can't keep mounts to this process")?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let kind = Some("cgroup2");
+    mount(kind, place, kind, flags, nothing)
+        .with_context(|| format!("can't mount cgroup2 at {}", place.display()))
 }
 
 fn is_cgroup2(path: &Path) -> bool {
