@@ -61,6 +61,8 @@ pub struct PreparedInjection {
     pub(super) reach: Arc<Mutex<InterfaceSet>>,
     /// The cgroup whose sockets are marked.
     pub(super) scope: Option<Scope>,
+    /// The names whose addresses are learned.
+    pub(super) names: BTreeSet<String>,
     /// Whether these rules, or later ones in their place, may concern datagrams of UDP.
     pub(super) concern_datagrams: bool,
     /// Whether there are packet programs: rules for streams alone need none.
@@ -207,10 +209,10 @@ impl PreparedInjection {
     /// # Errors
     /// There is no room for the names, or a map can't be written.
     pub fn learned_addresses(&self) -> Result<Option<LearnedAddresses>> {
-        if self.tables.names.is_empty() {
+        if self.names.is_empty() {
             return Ok(None);
         }
-        let learned = self.reach().injector.share_learned(&self.tables)?;
+        let learned = self.reach().injector.share_learned(&self.names)?;
         Ok(Some(learned))
     }
 
@@ -259,6 +261,7 @@ impl PreparedInjection {
     fn install(&mut self, entries: &[PacketRule], epoch_ns: u64) -> Result<()> {
         let tables = compile(entries, self.scope.as_ref())?;
         self.reach().injector.install(&tables, epoch_ns)?;
+        self.names = tables.named();
         self.idle.follow(entries, epoch_ns)
     }
 

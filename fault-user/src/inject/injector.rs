@@ -1,6 +1,6 @@
 //! The loaded programs with their maps.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -862,12 +862,12 @@ impl Injector {
         Ok(counters)
     }
 
-    /// The addresses that are learned of the names in `tables`, for other programs.
+    /// The addresses that are learned of these names, for other programs.
     ///
     /// # Errors
     /// There is no room for the names, or a map can't be written.
-    pub(super) fn share_learned(&mut self, tables: &Tables) -> Result<LearnedAddresses> {
-        self.names.share(&mut self.ebpf, tables)
+    pub(super) fn share_learned(&mut self, names: &BTreeSet<String>) -> Result<LearnedAddresses> {
+        self.names.share(&mut self.ebpf, names)
     }
 
     /// What has been learned of the names that rules are aimed at.

@@ -93,7 +93,7 @@ impl Names {
         tables: &Tables,
         generation: u32,
     ) -> Result<()> {
-        let names: BTreeSet<String> = tables.names.iter().map(|one| one.name.clone()).collect();
+        let names = tables.named();
         self.add(ebpf, &names)?;
         self.applied = names;
         if tables.names.is_empty() {
@@ -120,9 +120,12 @@ impl Names {
     ///
     /// # Errors
     /// As [`Names::write`].
-    pub(super) fn share(&mut self, ebpf: &mut Ebpf, tables: &Tables) -> Result<LearnedAddresses> {
-        let names = tables.names.iter().map(|one| one.name.clone()).collect();
-        self.add(ebpf, &names)?;
+    pub(super) fn share(
+        &mut self,
+        ebpf: &mut Ebpf,
+        names: &BTreeSet<String>,
+    ) -> Result<LearnedAddresses> {
+        self.add(ebpf, names)?;
         let Map::HashMap(learned) = map(ebpf, "LEARNED")? else {
             bail!("the eBPF object's map LEARNED is not a hash map");
         };

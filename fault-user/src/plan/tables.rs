@@ -151,6 +151,12 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// The names, without their classes.
+    #[must_use]
+    pub fn named(&self) -> BTreeSet<String> {
+        self.names.iter().map(|one| one.name.clone()).collect()
+    }
+
     /// Words of each vector.
     #[must_use]
     pub fn words(&self) -> usize {
