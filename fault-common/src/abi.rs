@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 14;
+pub const ABI_VERSION: u32 = 16;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -686,6 +686,8 @@ pub struct Steer {
     pub protocols: u32,
     /// Always zero.
     pub padding: u32,
+    /// The names whose learned addresses are concerned, as bits.
+    pub names: u64,
 }
 
 /// Bits of [`Steer::protocols`].
@@ -1098,7 +1100,7 @@ const _: () = {
     assert!(size_of::<Event>() == 40);
     assert!(size_of::<Trace>() == 152);
     assert!(size_of::<Hold>() == 56);
-    assert!(size_of::<Steer>() == 16);
+    assert!(size_of::<Steer>() == 24);
     assert!(size_of::<HandshakeEvent>() == 120);
     assert!(size_of::<Destination>() == 20);
     assert!(size_of::<Watched>() == 32);

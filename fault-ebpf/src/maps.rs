@@ -6,7 +6,8 @@ use core::ffi::c_void;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::macros::map;
+use aya_ebpf::btf_maps;
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
     CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DATAGRAMS as DATAGRAMS_MAX, Datagram,
@@ -283,6 +284,12 @@ pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMA
 /// Hosts concerned, by entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// The addresses of names that another loaded object learns: its [`LEARNED`], if there is one.
+#[btf_map]
+pub static STEER_LEARNED: btf_maps::ArrayOfMaps<
+    btf_maps::HashMap<Address, Known, 1, { BPF_F_NO_PREALLOC as usize }>,
+    1,
+> = btf_maps::ArrayOfMaps::new();
 /// The relay's listeners for what comes from outside: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
 #[map]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);

@@ -1,6 +1,6 @@
 //! The loaded programs with their maps.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -26,7 +26,7 @@ use super::places::{self, Place, Reservation, unless_vanished};
 use crate::hold::line::LineMaps;
 use crate::inject::connections::Connections;
 use crate::inject::endpoints::Endpoints;
-use crate::inject::names::{LearnedName, Names};
+use crate::inject::names::{LearnedAddresses, LearnedName, Names};
 use crate::inject::records::{Events, Traces};
 use crate::plan::needs::Needs;
 use crate::plan::tables::Tables;
@@ -875,6 +875,14 @@ impl Injector {
             .collect::<Result<_>>()?;
         counters[Counter::Forgotten as usize] = self.connections.forgotten();
         Ok(counters)
+    }
+
+    /// The addresses that are learned of these names, for other programs.
+    ///
+    /// # Errors
+    /// There is no room for the names, or a map can't be written.
+    pub(super) fn share_learned(&mut self, names: &BTreeSet<String>) -> Result<LearnedAddresses> {
+        self.names.share(&mut self.ebpf, names)
     }
 
     /// What has been learned of the names that rules are aimed at.

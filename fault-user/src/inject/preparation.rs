@@ -179,6 +179,7 @@ fn prepare_behind(
         entries,
         reach,
         scope: None,
+        names: tables.named(),
         concern_datagrams,
         has_packets,
         tracer,

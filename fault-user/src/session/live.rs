@@ -91,7 +91,8 @@ impl LiveSession<'_> {
         };
         let redirection = self.redirection.insert(redirection);
         let (seed, namespace) = (self.session.plan.seed, subject.namespace.as_ref());
-        let steering = redirection.steer(&rules, seed, namespace).await?;
+        let learned = self.session.injection.learned_addresses()?;
+        let steering = redirection.steer(&rules, seed, namespace, learned).await?;
         self.session.steering = Some(steering);
         Ok(())
     }
@@ -152,7 +153,11 @@ impl LiveSession<'_> {
             .map(|(name, target)| (name.to_owned(), target.clone()))
             .collect();
         let subject = &self.session.subject;
-        self.watch = Some(observe::watch(subject, self.scope.as_ref(), &targets)?);
+        let (scope, learned) = (
+            self.scope.as_ref(),
+            self.session.injection.learned_addresses()?,
+        );
+        self.watch = Some(observe::watch(subject, scope, &targets, learned.as_ref())?);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use aya::programs::{CgroupSkb, CgroupSockAddr, SockOps};
 use fault_common::abi::{Counter, STEERS, Witness};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::inject::names::LearnedAddresses;
 use crate::inject::services;
 use crate::inject::services::{Room, Service};
 use crate::rule::{Protocol, ResolvedTarget};
@@ -72,11 +73,15 @@ pub struct WatchScope<'a> {
 
 impl Watch {
     /// Starts to watch connections to these targets. Must be called before connections are redirected to a relay, so
-    /// that the original destinations count.
+    /// that the original destinations count. `learned` has the addresses of the targets' names.
     ///
     /// # Errors
     /// A target can't be watched, there are too many, or a system call fails.
-    pub fn start(whose: WatchScope<'_>, targets: &[(String, ResolvedTarget)]) -> Result<Self> {
+    pub fn start(
+        whose: WatchScope<'_>,
+        targets: &[(String, ResolvedTarget)],
+        learned: Option<&LearnedAddresses>,
+    ) -> Result<Self> {
         ensure!(
             targets.len() <= STEERS as usize,
             "at most {STEERS} targets can be watched at once: use fewer"
@@ -90,14 +95,14 @@ impl Watch {
         }
         let services: Vec<_> = targets
             .iter()
-            .map(|(_, target)| Service::new(target, [0, 0]))
-            .collect();
+            .map(|(_, target)| Service::new(target, [0, 0], learned))
+            .collect::<Result<_>>()?;
         let room = Room {
             services: u32::try_from(services.len())?,
             hosts: Service::hosts_of(&services),
         };
         let (mut ebpf, mut table) = services::load(room, whose.netns, false)?;
-        table.fill(&services)?;
+        table.fill(&services, learned)?;
         for (number, (_, target)) in (0..).zip(targets) {
             table.switch(number, &target.ports, true);
         }
