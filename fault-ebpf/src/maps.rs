@@ -6,7 +6,8 @@ use core::ffi::c_void;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::macros::map;
+use aya_ebpf::btf_maps;
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use fault_common::abi::{
     CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DATAGRAMS as DATAGRAMS_MAX, Datagram,
@@ -101,6 +102,9 @@ pub static CLOCK: Global<u32> = Global::new(0);
 /// the ways through it come together again.
 #[unsafe(no_mangle)]
 pub static FORESEES: Global<u32> = Global::new(0);
+/// 1 where programs can ask whether there is a device (Linux 5.12).
+#[unsafe(no_mangle)]
+pub static ASKS_DEVICE: Global<u32> = Global::new(0);
 /// 1 where the kernel has MPTCP and programs can get from a subflow to its connection (Linux 5.19).
 #[unsafe(no_mangle)]
 pub static MPTCP: Global<u32> = Global::new(0);
@@ -280,6 +284,12 @@ pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMA
 /// Hosts concerned, by entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// The addresses of names that another loaded object learns: its [`LEARNED`], if there is one.
+#[btf_map]
+pub static STEER_LEARNED: btf_maps::ArrayOfMaps<
+    btf_maps::HashMap<Address, Known, 1, { BPF_F_NO_PREALLOC as usize }>,
+    1,
+> = btf_maps::ArrayOfMaps::new();
 /// The relay's listeners for what comes from outside: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
 #[map]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);
@@ -321,10 +331,6 @@ pub static UNIX_CONNECTS: Array<u64> = Array::with_max_entries(1, 0);
 /// Decisions to be repeated, each with the ordinal of the packet by which it was made.
 #[map]
 pub static DECISIONS: HashMap<DecisionKey, u64> = HashMap::with_max_entries(1, 0);
-
-/// Room for a part of a payload that is moved; one entry for each CPU.
-#[map]
-pub static PIECE: PerCpuArray<[u8; 2048]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Key of [`HOSTS`].
 #[repr(C)]
@@ -438,14 +444,8 @@ pub struct Sight {
 /// Counts one packet that passes for a reason worth telling.
 #[inline(always)]
 pub fn count(counter: Counter) {
-    count_many(counter, 1);
-}
-
-/// [`count`] for several packets.
-#[inline(always)]
-pub fn count_many(counter: Counter, packets: u64) {
     if let Some(cell) = COUNTS.get_ptr_mut(counter as u32) {
         // SAFETY: the pointer is to this CPU's own entry of the map.
-        unsafe { *cell += packets };
+        unsafe { *cell += 1 };
     }
 }

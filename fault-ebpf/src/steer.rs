@@ -9,13 +9,13 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
-use fault_common::abi::{Destination, Handshake, Original, STEERS, alias, steered};
+use fault_common::abi::{Destination, Handshake, Known, Original, STEERS, alias, steered};
 use fault_common::flow::{Address, MAPPED_PREFIX, mapped};
 use fault_common::packet::PROTOCOL_TCP;
 
 use crate::maps::{
     HANDSHAKES, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, RELAY_MARK, RELAY_PORTS, SERVED,
-    SERVICES, STEER_HOSTS, STEER_PORTS, STEER_TABLE,
+    SERVICES, STEER_HOSTS, STEER_LEARNED, STEER_PORTS, STEER_TABLE,
 };
 use crate::scope::CREATE;
 use crate::{counting, handshake};
@@ -354,23 +354,34 @@ fn serves(ctx: &SkLookupContext, address: &Address, v4: bool) -> bool {
 /// The first of the candidates that has this host and protocol; `STEERS` for none.
 #[inline(always)]
 fn service(candidates: u64, address: &Address, protocol: u32) -> u32 {
-    let mut left = candidates;
+    let (mut left, names) = (candidates, names_of(address));
     for count in 0..STEERS {
         if left == 0 || count >= SERVICES.load() {
             break;
         }
         let index = left.trailing_zeros();
         left &= left - 1;
-        if concerns(index, address, protocol) {
+        if concerns(index, address, names, protocol) {
             return index;
         }
     }
     STEERS
 }
 
-/// Whether entry `index` of [`STEER_TABLE`] is about this host and this one of [`steered`].
+/// The names that an address is known by, as bits.
 #[inline(always)]
-pub fn concerns(index: u32, address: &Address, protocol: u32) -> bool {
+pub fn names_of(address: &Address) -> u64 {
+    let Some(learned) = STEER_LEARNED.get(0) else {
+        // Policy: no rule has a name, or its addresses at the start are all that is known.
+        return 0;
+    };
+    // SAFETY: the value is copied at once; names are only added to it.
+    unsafe { learned.get(address) }.map_or(0, Known::mask)
+}
+
+/// Whether entry `index` of [`STEER_TABLE`] is about this host, which has these names, and this one of [`steered`].
+#[inline(always)]
+pub fn concerns(index: u32, address: &Address, names: u64, protocol: u32) -> bool {
     let Some(steer) = STEER_TABLE.get(index) else {
         return false;
     };
@@ -381,7 +392,8 @@ pub fn concerns(index: u32, address: &Address, protocol: u32) -> bool {
             address: *address,
         },
     );
-    steer.protocols & protocol != 0 && (steer.any_host != 0 || STEER_HOSTS.get(&key).is_some())
+    steer.protocols & protocol != 0
+        && (steer.any_host != 0 || steer.names & names != 0 || STEER_HOSTS.get(&key).is_some())
 }
 
 /// Tells the relay what a connection that is being opened was meant for, by the address that the relay sees; and where

@@ -12,7 +12,7 @@ use fault_common::flow::{Address, mapped};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
 use crate::maps::{NETNS, SERVICES, STEER_PORTS, WATCHED, WITNESSES, count};
-use crate::steer::{concerns, is_the_relays};
+use crate::steer::{concerns, is_the_relays, names_of};
 
 /// What every program here returns: everything goes on as if nobody watched.
 const GO_ON: i32 = 1;
@@ -89,6 +89,11 @@ fn targets(protocol: u32, port: u16, address: &Address) -> u64 {
     let Some(&of_port) = STEER_PORTS.get(u32::from(port)) else {
         return 0;
     };
+    if of_port == 0 {
+        // Policy: nearly every packet and connection ends here.
+        return 0;
+    }
+    let names = names_of(address);
     let (mut left, mut found) = (of_port, 0);
     for count in 0..STEERS {
         if left == 0 || count >= SERVICES.load() {
@@ -96,7 +101,7 @@ fn targets(protocol: u32, port: u16, address: &Address) -> u64 {
         }
         let index = left.trailing_zeros();
         left &= left - 1;
-        if concerns(index, address, protocol) {
+        if concerns(index, address, names, protocol) {
             found |= 1 << (index & 63);
         }
     }

@@ -6,7 +6,7 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,8 @@ use fault_user::sys::clock::monotonic_ns;
 use fault_user::sys::net::interfaces::{Selection, list, select};
 use fault_user::sys::process::netns::NetworkNamespace;
 use nix::sched::{CloneFlags, unshare};
-use support::{injector, ip, load, measure, plan, segment};
+use support::dns::answer;
+use support::{dns_response, injector, ip, load, measure, plan, segment};
 
 /// Runs of a program for one figure.
 const REPEAT: u32 = 1_000_000;
@@ -74,6 +75,59 @@ fn packets() {
         None,
         "at most 250",
         corrupted <= 250.0,
+    );
+}
+
+/// Rules that are aimed at host names.
+fn names() {
+    let none = nanoseconds(&["tcp:6000 loss=30%".to_owned()]);
+    let unmatched = nanoseconds(&["tcp:a.invalid:6000 loss=30%".to_owned()]);
+    measure(
+        "packet that no rule concerns, 1 rule for a host name",
+        unmatched,
+        "ns",
+        Some(none),
+        "ratio at most 1.15",
+        unmatched / none <= 1.15,
+    );
+    let rules = ["tcp:a.invalid:5432 loss=30%".to_owned()];
+    let mut injector = injector(&plan(&rules), connections::capacity());
+    // The segment goes to the first address.
+    let learned = |first: u32, count: u32| {
+        let addresses = (first..first + count).map(|n| Ipv4Addr::from(0x0a02_0002 + n).to_string());
+        let addresses: Vec<_> = addresses.collect();
+        let answers = addresses
+            .iter()
+            .map(|address| ("a.invalid", address.as_str()));
+        dns_response(&answer("a.invalid", &answers.collect::<Vec<_>>()))
+    };
+    let mut run = |frame: &[u8], side, repeat| {
+        let program = injector.program(side, true).expect("the program");
+        let rounds = (0..ROUNDS).map(|_| support::nanoseconds(program, frame, repeat));
+        rounds.fold(f64::INFINITY, f64::min)
+    };
+    let response = run(&learned(0, 4), Side::Ingress, REPEAT);
+    measure(
+        "DNS response with 4 addresses",
+        response,
+        "ns",
+        None,
+        "at most 2,000",
+        response <= 2000.0,
+    );
+    let frame = segment(0, 5432);
+    let few = run(&frame, Side::Egress, REPEAT);
+    for first in (4..4096).step_by(62) {
+        run(&learned(first, 62), Side::Ingress, 1);
+    }
+    let many = run(&frame, Side::Egress, REPEAT);
+    measure(
+        "matched loss by host name, 4,096 addresses",
+        many,
+        "ns",
+        Some(few),
+        "ratio at most 1.1",
+        many / few <= 1.1,
     );
 }
 
@@ -216,8 +270,9 @@ fn main() {
         .skip(1)
         .filter(|word| !word.starts_with("--"))
         .collect();
-    let groups: [(&str, fn()); 4] = [
+    let groups: [(&str, fn()); 5] = [
         ("packets", packets),
+        ("names", names),
         ("installing", installing),
         ("veth", veth),
         ("starting", starting),

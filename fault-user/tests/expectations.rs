@@ -476,10 +476,6 @@ fn what_cannot_be_judged_is_refused_before_anything_is_done() {
             json!({ "max_connects": { "dns:a.example": 1 } }),
             "`dns:a.example` is no service with a port",
         ),
-        (
-            json!({ "max_connects": { "tcp:*.example:80": 1 } }),
-            "`tcp:*.example:80` has none",
-        ),
     ] {
         let output = run(&json!(["svc loss=1%"]), &expect, "echo started");
         assert_stderr_has(&stderr_text(&output, 2), &[complaint]);

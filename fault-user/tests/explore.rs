@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::echo::tcp_echo;
-use support::place::{enter_fresh, fault, has_bash, has_tcx, hide_run, hierarchy, wait_for};
+use support::place::{Peer, enter_fresh, fault, has_bash, has_tcx, hide_run, hierarchy, wait_for};
 
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/explore")
@@ -31,7 +31,18 @@ impl Services {
 
     /// Starts one of the examples, and waits until it is ready.
     fn of(name: &str) -> Self {
-        let mut server = Command::new("python3")
+        Self::by(Command::new("python3"), name)
+    }
+
+    /// The same in a network namespace.
+    fn inside(namespace: &Peer, name: &str) -> Self {
+        let mut enter = Command::new("ip");
+        enter.args(["netns", "exec", &namespace.name, "python3"]);
+        Self::by(enter, name)
+    }
+
+    fn by(mut python: Command, name: &str) -> Self {
+        let mut server = python
             .arg(examples().join(format!("{name}.py")))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -770,7 +781,25 @@ fn a_full_disk_is_told_in_one_line_and_loses_nothing() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
     assert_eq!(cells(&report).len(), 3);
     let left = std::fs::read_dir(&dir).unwrap().count();
+
+    // The third experiment fills the disk, and what it wrote no longer fits.
+    let ran = tempfile::NamedTempFile::new().unwrap();
+    let fills = format!(
+        "({EXCHANGE}); printf '%9000s\\n' x; echo x >> {ran}; [ $(wc -l < {ran}) != 4 ] || dd if=/dev/zero of={path}/filler bs=512; true",
+        ran = ran.path().display()
+    );
+    let options = ["--runs", "1", "--no-shrink", "--faults"];
+    let faults = ["refused,refused-later,cut", "--report", path];
+    let output = bash(&[&options[..], &faults].concat(), &fills);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(text.contains("3 experiments: 0 failures\n"), "{text}");
+    assert!(text.contains("go on with --resume"), "{text}");
+    let kept = cells(&report);
+    std::fs::remove_file(dir.join("filler")).unwrap();
+    let parts = std::fs::read_dir(&dir).unwrap().count();
     nix::mount::umount(&dir).unwrap();
+    assert_eq!((kept.len(), parts), (2, 3), "{text}");
     assert_eq!(left, 3, "report.json, junit.xml and report.html");
 }
 
@@ -891,6 +920,11 @@ fn names_that_the_command_looks_up_fail_in_each_way() {
 
 /// Explores a running service; gives its report, and what was printed.
 fn explore_service(options: &[&str]) -> (Value, Output) {
+    explore_service_by(options, &[])
+}
+
+/// The same where the probe is begun by another command.
+fn explore_service_by(options: &[&str], enter: &[&str]) -> (Value, Output) {
     let folder = tempfile::tempdir().unwrap();
     let path = std::fs::canonicalize(folder.path()).unwrap();
     let output = fault()
@@ -905,7 +939,9 @@ fn explore_service(options: &[&str]) -> (Value, Output) {
         ])
         .arg(&path)
         .args(options)
-        .args(["--", "python3", "probe.py"])
+        .arg("--")
+        .args(enter)
+        .args(["python3", "probe.py"])
         .current_dir(examples())
         .output()
         .unwrap();
@@ -947,6 +983,46 @@ fn a_running_service_is_explored() {
         line.ends_with("-- python3 probe.py; sh -c 'python3 probe.py'"),
         "{line}"
     );
+}
+
+#[test]
+fn a_service_in_another_network_namespace_is_explored() {
+    let Some(_services) = services() else {
+        return;
+    };
+    let namespace = Peer::fresh();
+    let _dependencies = Services::inside(&namespace, "server");
+    let enter = ["ip", "netns", "exec", &namespace.name];
+    let explored = |name: &str, faults: &str| {
+        let service = Services::inside(&namespace, name);
+        let pid = service.0.id().to_string();
+        explore_service_by(
+            &["--pid", &pid, "--faults", faults, "--recovery", "3s"],
+            &enter,
+        )
+    };
+    let (report, output) = explored("service_fixed", "refused,silent-later,cut");
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for (cell, fault) in
+        report["cells"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(["refused", "silent-later", "cut"])
+    {
+        assert_eq!(
+            (&cell["target"], &cell["fault"]),
+            (&"tcp:7002".into(), &fault.into())
+        );
+        if fault != "refused" {
+            assert!(cell["hits"].as_u64().unwrap() > 0, "{fault}: {text}");
+        }
+    }
+    let (report, output) = explored("service", "refused-later");
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert_eq!(report["cells"][0]["verdict"], "no-recovery", "{text}");
 }
 
 #[test]
@@ -1120,4 +1196,174 @@ fn what_makes_verdicts_doubtful_is_told() {
     let told = "must succeed (it has no terminal and reads nothing). It wrote: not a terminal";
     let errors = text.lines().filter(|line| line.contains("fault: error"));
     assert!(errors.count() == 1 && text.contains(told), "{text}");
+}
+
+#[test]
+fn pairs_reach_what_the_command_turns_to_under_a_fault() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    tcp_echo(TcpListener::bind("127.0.0.1:7001").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let [accept, path] = [&dir.join("accept.toml"), &dir].map(|path| path.display().to_string());
+    let fallback = EXCHANGE.replace("7000", "7001");
+    let script = format!("({EXCHANGE}) || ({fallback})");
+    let options = [
+        "--runs",
+        "1",
+        "--depth",
+        "2",
+        "--faults",
+        "refused,cut",
+        "--report",
+        &path,
+    ];
+    let output = bash(&options, &script);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    let report = dir.join("report.json");
+    let told = |cells: Vec<Value>| -> Vec<[String; 3]> {
+        let cells = cells.into_iter();
+        cells
+            .map(|cell| {
+                ["target", "fault", "verdict"].map(|name| cell[name].as_str().unwrap().to_owned())
+            })
+            .collect()
+    };
+    let pairs = [
+        ["tcp:7000", "refused", "survived"],
+        ["tcp:7000", "cut", "survived"],
+        ["tcp:7001", "refused with tcp:7000 refused", "failed"],
+        ["tcp:7001", "cut with tcp:7000 refused", "failed"],
+        ["tcp:7001", "refused with tcp:7000 cut", "failed"],
+        ["tcp:7001", "cut with tcp:7000 cut", "failed"],
+    ];
+    assert_eq!(told(cells(&report)), pairs, "{text}");
+    let found = &cells(&report)[..3];
+    assert_eq!(found[0]["others"][0], "tcp:127.0.0.1:7001", "{text}");
+    let line = found[2]["reproduce"].as_str().unwrap();
+    let rules = "-r 'tcp:7000 reject conn=1 first=1' -r 'tcp:7001 reject conn=1 first=1'";
+    assert!(line.contains(rules), "{line}");
+    assert!(text.contains("pairs of faults: 0 of 4 survived"), "{text}");
+    assert!(
+        text.contains("  F tcp:7001 refused with tcp:7000 refused\n"),
+        "{text}"
+    );
+
+    // They are done already, and are accepted by name as others are.
+    let options = ["--runs", "1", "--depth", "2", "--faults", "refused,cut"];
+    let resume = ["--no-shrink", "--resume", &path, "--accept", &accept];
+    for _ in 0..2 {
+        let output = bash(&[&options[..], &resume].concat(), &script);
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert!(text.contains("4 experiments are done already"), "{text}");
+        assert!(text.contains("0 failures, 4 accepted"), "{text}");
+    }
+    let output = bash(&[&options[..], &["--plan"]].concat(), &script);
+    assert_eq!(output.stdout, b"  tcp:7000 refused: tcp:7000 reject\n  tcp:7000 cut: tcp:7000 limit_data=1 dir=to-client\n");
+}
+
+#[test]
+fn retries_without_backoff_are_told_where_the_command_survives() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let path = dir.to_str().unwrap();
+    let options = ["--runs", "1", "--faults", "refused", "--report", path];
+    for (pauses, is_told) in [
+        (".02 .02 .02 .02 .02 .02 .02", true),
+        (".01 .02 .04 .08 .16 .32 .64", false),
+    ] {
+        let script =
+            format!("for pause in {pauses}; do ({EXCHANGE}) && exit; sleep $pause; done; true");
+        let output = bash(&options, &script);
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        let cell = cells(&dir.join("report.json")).remove(0);
+        assert_eq!(cell["connects"][0], 7, "{text}");
+        assert_eq!(
+            cell["retries"],
+            if is_told { 6.into() } else { Value::Null }
+        );
+        assert_eq!(cell["symbol"] == "!", is_told, "{text}");
+        let told = text.contains("; 6 retries without growing back-off\n");
+        assert_eq!(told, is_told, "{text}");
+    }
+}
+
+#[test]
+fn the_packets_whose_loss_is_enough_are_found() {
+    let Some(_services) = services() else {
+        return;
+    };
+    // It waits for each of ten answers for too short a time to survive one that is sent again.
+    let script = "import socket\n\
+        s = socket.create_connection(('127.0.0.1', 7002), timeout=5)\n\
+        s.settimeout(0.15)\n\
+        for _ in range(10):\n    s.sendall(b'PING\\n')\n    s.recv(100)\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::fs::canonicalize(folder.path()).unwrap();
+    let output = fault()
+        .args(["explore", "--runs", "1", "--seed", "3", "--faults", "loss"])
+        .arg("--report")
+        .arg(&path)
+        .args(["--", "python3", "-c", script])
+        .output()
+        .unwrap();
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    let cell = cells(&path.join("report.json")).remove(0);
+    let smallest = &cell["smallest"];
+    assert_eq!(smallest["packets"], 1, "{text}");
+    let rule = smallest["rules"][0].as_str().unwrap();
+    assert!(rule.starts_with("tcp:7002 drop range="), "{rule}");
+    assert!(text.contains("one packet is enough"), "{text}");
+}
+
+#[test]
+fn what_fails_before_or_after_a_later_run_ends_it_and_keeps_what_is_done() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let script = format!("({EXCHANGE}); true");
+    for option in ["--before", "--after"] {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = std::fs::canonicalize(folder.path()).unwrap();
+        // The run without faults, one experiment, and then it fails.
+        let ran = dir.join("ran");
+        let line = format!(
+            "echo x >> {ran}; [ $(wc -l < {ran}) -lt 3 ] || {{ echo no database; exit 9; }}",
+            ran = ran.display()
+        );
+        let options = [
+            "--runs",
+            "1",
+            "--faults",
+            "refused,refused-later,cut",
+            "--report",
+            dir.to_str().unwrap(),
+            option,
+            &line,
+        ];
+        let output = bash(&options, &script);
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(125), "{text}");
+        let told = format!("fault: error: {option} failed: exit code 9: no database");
+        assert_eq!(text.matches(&told).count(), 1, "{text}");
+        assert!(
+            text.contains("1 experiments: 0 failures, 2 not run"),
+            "{text}"
+        );
+        assert_eq!(cells(&dir.join("report.json")).len(), 1, "{text}");
+    }
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,12 @@ use fault_user::inject::injection::{Injection, InjectionOptions};
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::session::subject::scope_of;
 use fault_user::sys::net::interfaces::{Selection, list, select};
-use support::place::{PATIENCE, enter_fresh, fault, hierarchy, ip};
+use fault_user::sys::process::cgroup::{CommandCgroup, Leftovers, move_process};
+use nix::unistd::Pid;
+use support::echo::tcp_echo;
+use support::place::{PATIENCE, enter_fresh, fault, has_bash, hierarchy, ip};
 use support::watched::Watched;
 
 fn plan(texts: &[String]) -> Plan {
@@ -267,6 +271,53 @@ fn datagrams_to_groups_are_judged_by_rules_that_come_later() {
     assert_eq!(inject.end().0, Some(0));
     drop(receiver.stdin.take());
     assert!(receiver.wait().unwrap().success());
+}
+
+/// Connects to the echo on port 7000 after one line of input, and sends something after another.
+const CLIENT: &str = "read go; exec 3<>/dev/tcp/127.0.0.1/7000; echo connected; \
+                      read go; echo x >&3; read -u 3 answer; echo answered; read go";
+
+#[test]
+fn a_socket_made_after_the_open_ones_were_adopted_is_in_the_scope() {
+    let Some(hierarchy) = hierarchy().filter(|_| has_bash()) else {
+        return;
+    };
+    let _alone = alone();
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let cgroup = CommandCgroup::create(&hierarchy, Leftovers::Kill).unwrap();
+    let mut client = Command::new("bash")
+        .args(["-c", CLIENT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(client.id().cast_signed());
+    move_process(pid, cgroup.cgroup().path()).unwrap();
+    let mut input = client.stdin.take().unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut go = |answer: &str| {
+        writeln!(input).unwrap();
+        assert_eq!(lines.next().unwrap().unwrap(), answer);
+    };
+    let scope = scope_of(cgroup.cgroup()).unwrap();
+    // Only what arrives at the client is matched.
+    let rule: Rule = "tcp:7000 loss=0% dir=to-client".parse().unwrap();
+    let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+    let plan = Plan::new(&[(rule, resolved)], 1, Some(&scope), None).unwrap();
+    let devices = select(&list().unwrap(), &Selection::Default).unwrap();
+    let mut prepared = prepare(&plan, &devices, &InjectionOptions::default()).unwrap();
+    prepared.watch(&scope).unwrap();
+    prepared.adopt(cgroup.cgroup(), &scope).unwrap();
+    go("connected");
+    let injection = prepared.start().unwrap();
+    go("answered");
+    let hits = injection.hits(&plan).unwrap();
+    injection.remove().unwrap();
+    drop(input);
+    client.wait().unwrap();
+    cgroup.finish().unwrap();
+    assert_ne!(hits[0].stats.seen_packets, 0);
 }
 
 /// What `fault top --json` shows of the only instance.

@@ -66,14 +66,16 @@ fn hosts_get_all_their_addresses_once() {
 }
 
 #[test]
-fn packet_rules_keep_the_names_whose_addresses_are_to_be_learned() {
+fn rules_keep_the_names_whose_addresses_are_to_be_learned() {
     let target = |rule: &str| resolve(rule).unwrap().target;
     for (rule, name, addresses) in [
         ("near.example:80 drop", Some("near.example"), 0),
         ("far.example:80 drop", Some("far.example"), 2),
         ("*.Example.com:443 drop", Some("*.example.com"), 0),
         ("*.example.com drop", Some("*.example.com"), 0),
-        ("far.example:80 slicer=64", None, 2),
+        ("far.example:80 slicer=64", Some("far.example"), 2),
+        ("near.example:80 slicer=64", Some("near.example"), 0),
+        ("*.example:80 slicer=64", Some("*.example"), 0),
         ("far.example:80,!10.0.0.9 drop", None, 2),
         ("10.0.0.1:80 drop", None, 1),
     ] {
@@ -93,14 +95,12 @@ fn what_can_not_be_resolved() {
         "unknown target `mysq1`\n  mysq1 down\n  ^^^^^\nhelp: expected one of dns, far, mysql or web; did you mean `mysql`?"
     );
     assert_eq!(
-        error("near.example:80 slicer=64"),
-        "the host `near.example` can't be looked up: no such host\n  near.example:80 slicer=64\n  ^^^^^^^^^^^^^^^"
+        error("near.example:80,!10.0.0.9 slicer=64"),
+        "the host `near.example` can't be looked up: no such host\n  near.example:80,!10.0.0.9 slicer=64\n  ^^^^^^^^^^^^^^^^^^^^^^^^^"
     );
-    assert!(
-        error("empty.example:80 slicer=64").starts_with("the host `empty.example` has no address")
-    );
+    let empty = error("empty.example:80,!10.0.0.9 drop");
+    assert!(empty.starts_with("the host `empty.example` has no address"));
     let pattern = "the names of `*.example` can't be looked up";
-    assert!(error("*.example:80 slicer=64").starts_with(pattern));
     assert!(error("*.example:80,!10.0.0.1 drop").starts_with(pattern));
     assert!(error("tcp:mysql drop").starts_with("the host `mysql` can't be looked up"));
     assert!(error("dns slicer=64").starts_with("`slicer` does not work on UDP"));

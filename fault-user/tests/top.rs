@@ -4,13 +4,10 @@ mod support;
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use fault_user::session::control::NAME;
 use fault_user::sys::process::netns::NetworkNamespace;
 use support::daemon::Daemon;
 use support::echo::echo_server;
@@ -18,7 +15,7 @@ use support::late;
 use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, wait_for};
 use support::servers::{Redis, Server};
 use support::terminal::Terminal;
-use support::watched::Watched;
+use support::watched::{Watched, switch};
 
 /// `fault top` on a terminal of its own.
 struct Top(Terminal);
@@ -85,19 +82,6 @@ fn rules_are_shown_and_switched() {
     let summary = applied.end();
     assert!(!summary.contains("never fired"), "{summary}");
     assert!(answers(one.port) && answers(two.port));
-}
-
-/// Turns the only rule of an instance off or on, as `fault top` does. Returns what it shows then.
-fn switch(pid: u32, on: bool) -> serde_json::Value {
-    let address = UnixAddress::from_abstract_name(format!("{NAME}{pid}")).unwrap();
-    let mut control = UnixStream::connect_addr(&address).unwrap();
-    let request = serde_json::json!({ "switch": { "rule": 0, "on": on } });
-    writeln!(control, "{request}").unwrap();
-    let mut line = String::new();
-    BufReader::new(control).read_line(&mut line).unwrap();
-    let shown: serde_json::Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(shown["rules"][0]["on"], on, "{shown}");
-    shown
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::process::proc;
@@ -17,10 +17,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
-use support::dns::{RCODE, TYPE, look_up, query, query_for, read_response, serve};
-use support::echo::tcp_echo;
+use support::dns::{RCODE, TYPE, alias, answer, look_up, query, query_for, read_response, serve};
+use support::echo::{tcp_echo, udp_client, udp_echo};
 use support::place::{
-    AppliedRules, PATIENCE, Peer, enter_fresh, fault, is_emulated, run, wait_for,
+    AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, is_emulated, run, wait_for,
 };
 
 /// Starts a server on loopback.
@@ -125,6 +125,137 @@ fn the_first_connection_to_a_name_that_is_looked_up_is_matched() {
         }
         applied.end();
     }
+}
+
+/// Looks a name up that has these addresses now. Server and client are the caller's.
+fn tell(server: &UdpSocket, client: &UdpSocket, response: &[u8]) {
+    client.send(&query("asked.example")).unwrap();
+    let (_, asker) = server.recv_from(&mut [0; 512]).unwrap();
+    server.send_to(response, asker).unwrap();
+    client.recv(&mut [0; 512]).unwrap();
+}
+
+/// A server of DNS at 127.0.0.1, and a client of it.
+fn dns_by_hand() -> (UdpSocket, UdpSocket) {
+    let server = UdpSocket::bind("127.0.0.1:53").unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    client.connect("127.0.0.1:53").unwrap();
+    (server, client)
+}
+
+/// Whether the relay resets a connection.
+fn is_reset(host: &str) -> bool {
+    let came = exchange(&mut connect(SocketAddr::new(host.parse().unwrap(), 7000)).unwrap());
+    came.is_err()
+}
+
+#[test]
+fn a_stream_rule_follows_the_addresses_of_its_name() {
+    enter_fresh();
+    let (server, client) = dns_by_hand();
+    for host in ["0.0.0.0", "::1"] {
+        echo(host);
+    }
+    let rules = [
+        "tcp:asked.example:7000 reset_peer",
+        "tcp:*.cdn.example:7000 reset_peer",
+    ];
+    let applied = AppliedRules::begin(&rules, "--scope host");
+    let name = "asked.example";
+    assert!(!is_reset("127.0.0.2"), "not looked up yet");
+    tell(
+        &server,
+        &client,
+        &answer(
+            name,
+            &[(name, "127.0.0.2"), (name, "127.0.0.3"), (name, "::1")],
+        ),
+    );
+    for host in ["127.0.0.2", "127.0.0.3", "::1"] {
+        assert!(is_reset(host), "{host}");
+    }
+    tell(
+        &server,
+        &client,
+        &alias("other.example", "a.cdn.example", &["127.0.0.4"]),
+    );
+    tell(&server, &client, &alias(name, "b.example", &["127.0.0.5"]));
+    for host in ["127.0.0.4", "127.0.0.5"] {
+        assert!(is_reset(host), "through an alias: {host}");
+    }
+    assert!(is_reset("127.0.0.2"), "what was learned stays");
+    assert!(!is_reset("127.0.0.6"), "another address");
+    let summary = applied.end();
+    assert!(!summary.contains("uses the addresses"), "{summary}");
+    assert!(!is_reset("127.0.0.2"), "restored");
+}
+
+#[test]
+fn the_first_connection_to_a_name_that_is_looked_up_reaches_the_relay() {
+    const LOOKUPS: u32 = 10_000;
+    enter_fresh();
+    serve("127.0.0.1:53".parse().unwrap());
+    echo("0.0.0.0");
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.connect("127.0.0.1:53").unwrap();
+    let lookups = if is_emulated() { LOOKUPS / 50 } else { LOOKUPS };
+    let applied = AppliedRules::begin(&["tcp:*.example:7000 reset_peer"], "--scope host");
+    for number in 0..lookups {
+        let address = Ipv4Addr::from(0x7f01_0000 + number);
+        let name = format!("{}.example", address.to_string().replace('.', "-"));
+        look_up(&client, &name);
+        assert!(is_reset(&address.to_string()), "{address}");
+    }
+    applied.end();
+}
+
+#[test]
+fn datagrams_to_a_name_that_is_looked_up_reach_the_relay() {
+    enter_fresh();
+    let (server, client) = dns_by_hand();
+    let echo = udp_echo(UdpSocket::bind("127.0.0.2:7000").unwrap());
+    let applied = AppliedRules::begin(&["udp:*.example:7000 latency=100ms"], "--scope host");
+    let sender = udp_client(echo);
+    let round_trip = || {
+        let started = Instant::now();
+        sender.send_to(b"hello", echo).unwrap();
+        sender.recv(&mut [0; 5]).unwrap();
+        started.elapsed()
+    };
+    let slow = Duration::from_millis(200);
+    assert!((0..3).any(|_| round_trip() < slow), "not looked up yet");
+    let name = "asked.example";
+    tell(&server, &client, &answer(name, &[(name, "127.0.0.2")]));
+    assert!((0..3).all(|_| round_trip() >= slow), "looked up");
+    applied.end();
+}
+
+#[test]
+fn reconnect_resets_connections_to_addresses_that_were_learned() {
+    enter_fresh();
+    let (server, client) = dns_by_hand();
+    let address = echo("127.0.0.2");
+    let rule = "tcp:*.example:7000 latency=1ms at=2s reconnect";
+    let applied = AppliedRules::begin(&[rule], "--scope host");
+    let name = "asked.example";
+    tell(&server, &client, &answer(name, &[(name, "127.0.0.2")]));
+    let mut open = connect(address).unwrap();
+    exchange(&mut open).unwrap();
+    let ended = open
+        .read(&mut [0])
+        .expect_err("it is reset when the rule starts");
+    assert!(
+        matches!(
+            ended.kind(),
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+        ),
+        "{ended}"
+    );
+    applied.end();
 }
 
 #[test]
@@ -349,7 +480,7 @@ fn resolvers_accept_the_responses() {
 }
 
 #[test]
-fn a_warning_tells_whose_later_addresses_are_not_learned() {
+fn only_excluded_names_keep_the_addresses_that_they_had() {
     enter_fresh();
     let directory = tempfile::tempdir().unwrap();
     resolve_here(&directory);
@@ -369,11 +500,11 @@ fn a_warning_tells_whose_later_addresses_are_not_learned() {
     let warning = |rule: &str, name: &str| {
         format!("fault: warning: `{rule}` uses the addresses that {name} has now, not later ones")
     };
-    let expected = [
-        warning(rules[0], "127-0-0-2.example"),
-        warning(rules[1], "127-0-0-3.example"),
-    ];
-    assert_eq!(warnings, expected, "{errors}");
+    assert_eq!(
+        warnings,
+        [warning(rules[1], "127-0-0-3.example")],
+        "{errors}"
+    );
 }
 
 /// Connects to a name by each client that is installed, and says what came of it.
@@ -434,6 +565,66 @@ fn clients_that_look_up_a_name_and_connect_are_matched() {
         !output.is_empty(),
         "install curl, python3 or node: {errors}"
     );
+}
+
+#[test]
+fn expectations_count_connections_to_addresses_that_were_learned() {
+    if !has_bash() {
+        return;
+    }
+    enter_fresh();
+    let directory = tempfile::tempdir().unwrap();
+    resolve_here(&directory);
+    serve("127.0.0.1:53".parse().unwrap());
+    echo("0.0.0.0");
+    let script = "for name in 127-0-0-2.live 127-0-0-3.live 127-0-0-4.other; do
+        exec 3<>/dev/tcp/$name.example/7000
+    done";
+    // One target is a rule's, the other is not.
+    for target in ["tcp:*.live.example:7000", "tcp:*.example:7000,7001"] {
+        let rule = "tcp:*.live.example:7000 loss=1% at=1h";
+        let scenario = directory.path().join("scenario.json");
+        let text =
+            format!(r#"{{"rules":["{rule}"],"expect":{{"max_connects":{{"{target}":1}}}}}}"#);
+        std::fs::write(&scenario, text).unwrap();
+        let ran = fault()
+            .args(["run", "--allow-unfired", "-f"])
+            .arg(&scenario)
+            .args(["--", "bash", "-c", script])
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&ran.stderr);
+        let count = if target.contains("live") { 2 } else { 3 };
+        let failed = format!("FAILED: expect at most 1 connects to {target}: {count}");
+        assert!(errors.contains(&failed), "{errors}");
+        assert_eq!(ran.status.code(), Some(121), "{errors}");
+    }
+}
+
+#[test]
+fn a_host_behind_a_proxy_header_is_read_and_a_connection_without_a_name_is_told_of() {
+    if !has_bash() {
+        return;
+    }
+    enter_fresh();
+    echo("127.0.0.1");
+    let say = |words: &str| {
+        format!(
+            "exec 3<>/dev/tcp/127.0.0.1/7000; printf '{words}\\r\\n\\r\\n' >&3; read -r x <&3; "
+        )
+    };
+    let named = say("PROXY TCP4 192.0.2.1 192.0.2.2 5 80\\r\\nGET / HTTP/1.1\\r\\nHost: a.example");
+    let nameless = say("hello");
+    let rules = ["tcp:7000 latency=1ms host=a.example"];
+    let warning = "fault: warning: tcp:7000: a connection began without a name";
+    let command = ["bash", "-c", &[&*nameless, &nameless, &named].concat()];
+    let ran = run(&rules, "", &command);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "the rule fires: {errors}");
+    assert_eq!(errors.matches(warning).count(), 1, "{errors}");
+    let ran = run(&rules, "", &["bash", "-c", &named]);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(!errors.contains(warning), "{errors}");
 }
 
 #[test]

@@ -368,6 +368,9 @@ fn stripped(object: &[u8]) -> Result<Vec<u8>> {
         section.delete = name.starts_with(".debug_")
             || name.starts_with(".rel.debug_")
             || name.starts_with(".rel.BTF");
+        if let (".BTF.ext", SectionData::Data(data)) = (name.as_str(), &section.data) {
+            section.data = SectionData::Data(without_lines(data)?.into());
+        }
     }
     builder.delete_orphans();
     // A mangled name holds a hash over all that cargo built before, build scripts of dependencies
@@ -387,6 +390,35 @@ fn stripped(object: &[u8]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     builder.write(&mut bytes)?;
     Ok(bytes)
+}
+
+/// `.BTF.ext` without the line numbers of instructions, of which aya copies all for each function when it loads the object.
+///
+/// The header is `struct btf_ext_header` in the kernel's `tools/lib/bpf/libbpf_internal.h`.
+fn without_lines(data: &[u8]) -> Result<Vec<u8>> {
+    const HEADER_SIZE: usize = 4;
+    const OFFSETS: [usize; 3] = [8, 16, 24];
+    const LINES: usize = 16;
+    let word = |at: usize| -> Result<usize> {
+        let bytes = data.get(at..at + 4).context("a .BTF.ext that is cut off")?;
+        Ok(u32::from_le_bytes(bytes.try_into()?) as usize)
+    };
+    let (first, count) = (word(LINES)?, word(LINES + 4)?);
+    let begin = word(HEADER_SIZE)? + first;
+    let mut rest = data.to_vec();
+    if begin + count > rest.len() {
+        bail!("a .BTF.ext whose lines are cut off");
+    }
+    rest.drain(begin..begin + count);
+    rest[LINES + 4..LINES + 8].fill(0);
+    for at in OFFSETS {
+        let offset = word(at)?;
+        if offset > first {
+            let moved = u32::try_from(offset - count)?;
+            rest[at..at + 4].copy_from_slice(&moved.to_le_bytes());
+        }
+    }
+    Ok(rest)
 }
 
 /// A digest over all that decides what the object does: sources, dependencies, flags.

@@ -1,6 +1,9 @@
 //! What several benchmarks need.
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
+#[path = "../../tests/support/dns.rs"]
+pub mod dns;
+
 use std::process::Command;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
@@ -64,6 +67,7 @@ pub fn load(plan: &Plan, tables: &Tables, connections: u32) -> Injector {
         holder: 0,
         detour: None,
         places: 0,
+        divider: None,
         replay: None,
         xdp: false,
         clock: Clock::Tick,
@@ -85,6 +89,21 @@ pub fn segment(number: u32, port: u16) -> Vec<u8> {
     frame.extend(port.to_be_bytes());
     frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
     frame.extend([0x55; 100]);
+    frame
+}
+
+/// A datagram with a message from a server of DNS.
+pub fn dns_response(message: &[u8]) -> Vec<u8> {
+    let length = |header: usize| {
+        let length = u16::try_from(header + message.len()).expect("short");
+        length.to_be_bytes()
+    };
+    let [ip, udp] = [length(28), length(8)];
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
+    frame.extend([0x45, 0, ip[0], ip[1], 0, 1, 0, 0, 64, 17, 0, 0]);
+    frame.extend([10, 2, 0, 53, 10, 1, 0, 0]);
+    frame.extend([0, 53, 0x9c, 0x40, udp[0], udp[1], 0, 0]);
+    frame.extend(message);
     frame
 }
 

@@ -69,6 +69,9 @@ pub struct Explore {
     /// Only list the experiments, as rules.
     #[arg(long)]
     plan: bool,
+    /// With 2, also try pairs of the faults that the command survives alone. They reach what is used only after a failure.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=2))]
+    depth: u8,
     /// How many runs take place at once. They must not disturb each other: each finds its number, from 1, in
     /// `FAULT_JOB`.
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=16))]
@@ -146,6 +149,7 @@ impl Explore {
             skip: self.skip,
             internal: self.internal,
             plan: self.plan,
+            depth: self.depth,
             jobs: self.jobs.into(),
             timeout: time("--timeout", self.timeout)?,
             budget: time("--budget", self.budget)?,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cell::Cell;
 use super::dependency::Dependency;
-use super::faults::{Experiment, FaultKind, experiment};
+use super::faults::{Experiment, FaultKind, experiment, kinds_of_pair};
 use super::verdict::Verdict;
 use crate::rule::Rule;
 use crate::sys::process::files::{self, Writer};
@@ -88,7 +88,10 @@ impl AcceptFile {
         limit: Duration,
     ) -> Result<()> {
         let path = self.path.display();
-        for Entry { target, fault, .. } in self.entries() {
+        // What is used only under another fault is not known yet.
+        let singles = self.entries().iter();
+        let singles = singles.filter(|entry| kinds_of_pair(&entry.fault).is_none());
+        for Entry { target, fault, .. } in singles {
             let targeted = own.iter().filter(|one| one.target(dependencies) == target);
             let mut known = dependencies.iter().filter(|one| one.target == *target);
             ensure!(
@@ -195,7 +198,11 @@ fn parse(path: &Path, text: &str) -> Result<Content> {
     {
         // Else it is a rule of a file.
         let is_rule = format!("{target} {fault}").parse::<Rule>().is_ok();
-        if let Err(error) = fault.parse::<FaultKind>()
+        let kind = match kinds_of_pair(fault) {
+            Some(kinds) => kinds.map(|_| ()),
+            None => fault.parse::<FaultKind>().map(|_| ()),
+        };
+        if let Err(error) = kind
             && !is_rule
         {
             return Err(anyhow!("{name}: `{target}`: {error}"));
@@ -311,6 +318,10 @@ mod tests {
         let cases = [
             ("x".to_owned(), "f.toml:1: "),
             (entry("silnet", "hung"), "did you mean `silent`?"),
+            (
+                entry("silent with tcp:2 refusd", "hung"),
+                "did you mean `refused`?",
+            ),
             (entry("silent", "hang"), "f.toml:4: unknown variant `hang`"),
             (entry("silent", "slow"), "`slow` is no failure"),
             (entry("silent", "hung").repeat(2), "listed twice"),

@@ -22,6 +22,8 @@ pub struct Cell {
     pub is_unfinished: bool,
     /// How many times the usual number of connects there were, where that is a storm.
     pub storm: Option<u64>,
+    /// How many retries without growing back-off there were, where that is so.
+    pub retries: Option<u64>,
     /// How it compares with what is accepted.
     pub standing: Standing,
 }
@@ -31,6 +33,12 @@ impl Cell {
     #[must_use]
     pub fn is_failure(&self) -> bool {
         self.first.verdict.is_failure() && self.differs.is_none()
+    }
+
+    /// Whether it is of a single kind of fault, and the command survived that.
+    #[must_use]
+    pub fn is_survived(&self) -> bool {
+        self.experiment.own.is_none() && self.first.verdict.is_success()
     }
 
     /// The verdict in words.
@@ -46,13 +54,19 @@ impl Cell {
         }
     }
 
+    /// Whether it hammered what failed.
+    #[must_use]
+    pub fn is_storm(&self) -> bool {
+        self.storm.is_some() || self.retries.is_some()
+    }
+
     /// In one letter.
     #[must_use]
     pub fn symbol(&self) -> &'static str {
-        match (self.differs, self.storm) {
-            (Some(_), _) => "?",
-            (None, Some(_)) => "!",
-            (None, None) => self.first.verdict.symbol(),
+        match self.differs {
+            Some(_) => "?",
+            None if self.is_storm() => "!",
+            None => self.first.verdict.symbol(),
         }
     }
 

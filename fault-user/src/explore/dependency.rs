@@ -247,7 +247,8 @@ fn name(name: &str, flow: &Flow) -> Dependency {
 }
 
 /// Whether the command itself listens there.
-fn is_own(one: &Endpoint, all: &[Endpoint]) -> bool {
+#[must_use]
+pub fn is_own(one: &Endpoint, all: &[Endpoint]) -> bool {
     all.iter().any(|other| {
         other.is_bound
             && (other.protocol, other.port) == (one.protocol, one.port)

@@ -152,6 +152,7 @@ async fn cell(
     };
     let mut cell = Cell {
         storm: storm(measured, experiment, &first),
+        retries: retries(measured, experiment, &first),
         experiment: experiment.clone(),
         first,
         differs: None,
@@ -171,7 +172,7 @@ async fn cell(
             None
         }
         // What somebody has written is as it is meant to be.
-        Ok(Some(_)) if shrinks && experiment.own.is_none() => {
+        Ok(Some(_)) if shrinks && !experiment.is_own() => {
             match shrink(runner, measured, experiment).await {
                 Ok(Shrunk::To(smallest)) => {
                     cell.smallest = Some(smallest);
@@ -217,6 +218,14 @@ fn storm(measured: &Measured<'_>, experiment: &Experiment, run: &Attempt) -> Opt
     is_storm.then_some(connects / usual)
 }
 
+/// How many retries without growing back-off a run made that survived, where there are more connects than usual.
+fn retries(measured: &Measured<'_>, experiment: &Experiment, run: &Attempt) -> Option<u64> {
+    let place = experiment.dependency;
+    let retries = *run.seen.retries.get(place)?;
+    let is_more = *run.seen.connects.get(place)? > measured.dependencies[place].connections;
+    (retries != 0 && is_more && !run.verdict.is_failure()).then_some(retries)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use std::time::Duration;
@@ -227,6 +236,7 @@ pub(super) mod tests {
     use super::super::verdict::tests::seen;
     use super::super::verdict::{End, Observation, Verdict};
     use super::*;
+    use crate::report::record::Decision;
     use crate::rule::Rule;
 
     /// A command that fails when a rule says so.
@@ -236,6 +246,8 @@ pub(super) mod tests {
         /// Interrupted at this run.
         pub(crate) last: usize,
         pub(crate) connects: u64,
+        pub(crate) retries: u64,
+        pub(crate) decisions: Vec<Decision>,
     }
 
     impl<F: Fn(&Rule) -> bool> Fake<F> {
@@ -245,6 +257,8 @@ pub(super) mod tests {
                 runs: 0,
                 last: usize::MAX,
                 connects: 1,
+                retries: 0,
+                decisions: Vec::new(),
             }
         }
     }
@@ -261,6 +275,8 @@ pub(super) mod tests {
             let fails = rules.into_iter().any(|rule| (self.fails)(&rule));
             let mut run = seen(End::Exited(u8::from(fails)), 50);
             run.connects = vec![self.connects];
+            run.retries = vec![self.retries];
+            run.decisions.clone_from(&self.decisions);
             Ok(Some(run))
         }
     }
@@ -274,6 +290,7 @@ pub(super) mod tests {
             smallest: None,
             is_unfinished: false,
             storm: None,
+            retries: None,
             standing: Standing::Well,
         }
     }
@@ -386,5 +403,19 @@ pub(super) mod tests {
         let found = explored(&mut runner, MANNER);
         assert_eq!(found.cells[0].storm, Some(21), "usually there are two");
         assert_eq!(found.cells[0].symbol(), "!");
+    }
+
+    #[test]
+    fn retries_without_backoff_are_seen_where_there_are_more_connects_than_usual() {
+        for (connects, expected) in [(2, None), (9, Some(7))] {
+            let mut runner = Fake::new(|_: &Rule| false);
+            (runner.connects, runner.retries) = (connects, 7);
+            let found = explored(&mut runner, MANNER);
+            assert_eq!(
+                (found.cells[0].storm, found.cells[0].retries),
+                (None, expected)
+            );
+            assert_eq!(found.cells[0].symbol() == "!", expected.is_some());
+        }
     }
 }

@@ -186,13 +186,27 @@ pub struct Magnitude {
     pub times: u64,
 }
 
-/// What tells an experiment of the user's own from others.
+/// What tells an experiment that is no single kind of fault from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Own {
-    /// The target of its rule.
+    /// The target of its rule, or of the second fault of a pair.
     pub target: String,
-    /// The rest of its rule.
+    /// The rest of its rule; of a pair `silent with tcp:6379 refused`.
     pub name: String,
+}
+
+/// What stands between the two faults in the name of a pair.
+const WITH: &str = " with ";
+
+/// The kinds of a pair's faults, second one first, by the pair's name; nothing where it is none of a pair.
+///
+/// # Errors
+/// The first one's name is none of a kind of fault: one line.
+pub fn kinds_of_pair(name: &str) -> Option<Result<(FaultKind, FaultKind), String>> {
+    let (second, first) = name.split_once(WITH)?;
+    let second = second.parse().ok()?;
+    let (_, first) = first.rsplit_once(' ')?;
+    Some(first.parse().map(|first| (second, first)))
 }
 
 /// A fault on a dependency, as rules.
@@ -202,8 +216,10 @@ pub struct Experiment {
     pub dependency: usize,
     /// What is tried.
     pub fault: FaultKind,
-    /// Where it is a rule of the user's own.
+    /// Where it is a rule of the user's own, or a pair of faults.
     pub own: Option<Own>,
+    /// The faults of a pair; none where it is a single fault.
+    pub parts: Vec<Experiment>,
     /// The rules.
     pub rules: Vec<String>,
     /// What can be made smaller.
@@ -244,6 +260,7 @@ pub fn experiment(
         dependency: number,
         fault,
         own: None,
+        parts: Vec::new(),
         rules,
         magnitude: None,
         adds: Duration::ZERO,
@@ -268,7 +285,69 @@ pub fn experiment(
     Some(experiment)
 }
 
+/// The pairs of these faults that are on different dependencies, the most telling first.
+#[must_use]
+pub fn pairs(dependencies: &[Dependency], singles: &[Experiment]) -> Vec<Experiment> {
+    let mut chosen = Vec::new();
+    for (number, second) in singles.iter().enumerate() {
+        let others = singles[..number].iter();
+        let others = others.filter(|first| first.dependency != second.dependency);
+        chosen.extend(others.map(|first| (first, second)));
+    }
+    chosen.sort_by_key(|(first, second)| {
+        let (one, other) = (first.fault, second.fault);
+        (one.max(other), one.min(other))
+    });
+    chosen
+        .into_iter()
+        .map(|(first, second)| Experiment::pair(dependencies, first, second))
+        .collect()
+}
+
 impl Experiment {
+    /// Two faults at the same time.
+    #[must_use]
+    pub fn pair(dependencies: &[Dependency], first: &Self, second: &Self) -> Self {
+        let name = format!(
+            "{}{WITH}{} {}",
+            second.name(),
+            first.target(dependencies),
+            first.name()
+        );
+        Self {
+            own: Some(Own {
+                target: second.target(dependencies).to_owned(),
+                name,
+            }),
+            magnitude: None,
+            ..first.clone().and(second.clone())
+        }
+    }
+
+    /// Whether it is a rule of the user's own.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.fault == FaultKind::Own
+    }
+
+    /// This one and another one at the same time.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        let mut parts = std::mem::take(&mut self.parts);
+        if parts.is_empty() {
+            parts.push(self.clone());
+        }
+        parts.push(other.clone());
+        Self {
+            rules: [self.rules, other.rules.clone()].concat(),
+            adds: self.adds + other.adds,
+            // It is over when both are.
+            over: self.over.zip(other.over).map(|(one, other)| one.max(other)),
+            parts,
+            ..other
+        }
+    }
+
     /// What it is tried on, as rules name it. With [`Self::name`] it tells the experiment from all others.
     #[must_use]
     pub fn target<'a>(&'a self, dependencies: &'a [Dependency]) -> &'a str {
@@ -523,6 +602,31 @@ mod tests {
             text.parse::<Rule>()
                 .unwrap_or_else(|error| panic!("{error}"));
         }
+    }
+
+    #[test]
+    fn pairs_are_of_two_dependencies_and_the_most_telling_come_first() {
+        let dependencies = [example(Kind::Redis, 1), example(Kind::Unknown, 2)];
+        let numbered: Vec<_> = dependencies.iter().enumerate().collect();
+        let faults = [FaultKind::Refused, FaultKind::Outage];
+        let pairs = pairs(&dependencies, &experiments(&numbered, &faults, LIMIT));
+        let names: Vec<_> = pairs
+            .iter()
+            .map(|one| (one.target(&dependencies), one.name()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("tcp:2", "refused with tcp:1 refused"),
+                ("tcp:1", "outage with tcp:2 refused"),
+                ("tcp:2", "outage with tcp:1 refused"),
+                ("tcp:2", "outage with tcp:1 outage"),
+            ]
+        );
+        assert_eq!(pairs[0].rules, ["tcp:1 reject", "tcp:2 reject"]);
+        assert_eq!(pairs[2].over, None, "one of them lasts");
+        assert_eq!(pairs[3].over, Some(WHILE));
+        assert_eq!(pairs[3].adds, WHILE * 2);
     }
 
     #[test]

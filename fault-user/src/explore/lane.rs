@@ -9,17 +9,21 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use fault_common::abi::STEERS;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::attempt::Runner;
 use super::capture::Capture;
-use super::dependency::{Dependency, Sighting};
+use super::dependency::{Dependency, Sighting, is_own};
 use super::names::Names;
 use super::service::{Kept, Service};
-use super::verdict::{End, Observation};
+use super::verdict::{End, Observation, retries_without_backoff};
 use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::inject::injection::{Hits, InjectionOptions};
+use crate::inject::records::Events;
 use crate::plan::mechanism::Mechanism;
+use crate::report::record::Decision;
+use crate::rule::Protocol;
 use crate::session::live::LiveSession;
 use crate::session::options::Options;
 use crate::session::outcome::Failure;
@@ -27,11 +31,14 @@ use crate::session::rules::RuleSet;
 use crate::session::signals::EndSignals;
 use crate::session::subject::{Subject, scope_of};
 use crate::session::{Loaded, choose_mechanism, plan};
+use crate::sys::clock::monotonic_ns;
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running};
 use crate::sys::process::proc::ProcessId;
 use crate::sys::process::sockets::{self, OpenSocket, State};
 use crate::sys::process::user::Identity;
+use crate::tell::tell;
+use crate::watch::history::{Connect, History};
 
 /// A rule that all packets match and that never acts: the programs tell whose each connection is.
 const EVERYTHING: &str = "* drop after=1000000000000";
@@ -77,6 +84,10 @@ pub struct Lane<'a> {
     patience: Duration,
     /// What is counted for each run.
     dependencies: Vec<Dependency>,
+    /// What is used without faults, dependency or not.
+    usual: Vec<Endpoint>,
+    /// What the rules decide about packets.
+    events: Events,
     ends: EndSignals,
     session: LiveSession<'a>,
     cgroup: CommandCgroup,
@@ -155,14 +166,18 @@ impl<'a> Lane<'a> {
         let plan = plan(rules, scope.as_ref(), idle.mechanism, idle.seed)?;
         let injection_options = InjectionOptions {
             live: true,
+            events: true,
             ..options.injection_options()
         };
         let mut loaded = Loaded::load(options, rules, subject, scope, plan, injection_options)?;
         loaded.count_endpoints();
+        let events = loaded.take_events()?;
         Ok(Self {
             commands,
             patience,
             dependencies: Vec::new(),
+            usual: Vec::new(),
+            events,
             ends,
             session: loaded.start_live("fault explore".to_owned()).await?,
             cgroup,
@@ -177,9 +192,39 @@ impl<'a> Lane<'a> {
         self.service.as_ref()
     }
 
-    /// From now on connects to these are counted for each run.
-    pub fn count(&mut self, dependencies: &[Dependency]) {
+    /// From now on connects to these are counted and watched in each run, and what is not `usual` is told. Where they
+    /// can't be watched a warning says so.
+    pub fn count(&mut self, dependencies: &[Dependency], usual: &[Endpoint]) {
         self.dependencies = dependencies.to_vec();
+        self.usual = usual.to_vec();
+        let streams = dependencies.iter().filter(|one| is_stream(one));
+        let watched: Vec<_> = streams.map(watching).take(STEERS as usize).collect();
+        if watched.is_empty() {
+            return;
+        }
+        let watched = RuleSet::of(&watched).and_then(|rules| self.session.watch(&rules));
+        if let Err(error) = watched {
+            tell!("fault: warning: there are no timelines, and retries are not judged: {error:#}");
+        }
+    }
+
+    /// The connections to each dependency since `epoch_ns`, and the retries without back-off among them.
+    fn watched(&mut self, epoch_ns: u64) -> (Vec<Vec<Connect>>, Vec<u64>) {
+        let history = match self.session.history(epoch_ns) {
+            Ok(history) => history.unwrap_or_default(),
+            Err(error) => {
+                tell!("fault: warning: retries are not judged: {error:#}");
+                History::default()
+            }
+        };
+        let mut targets = history.targets.into_iter();
+        let seen = self.dependencies.iter().map(|one| {
+            let seen = is_stream(one).then(|| targets.next()).flatten();
+            let seen = seen.unwrap_or_default();
+            let retries = retries_without_backoff(&seen.pauses_in_vain_ns());
+            (seen.connects, retries)
+        });
+        seen.unzip()
     }
 
     /// Takes everything back.
@@ -193,15 +238,18 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    /// Runs the command without faults and looks at what it talks to. Nothing when it was interrupted.
+    /// Runs the command under these rules and looks at what it talks to. Nothing when it was interrupted.
     ///
     /// # Errors
     /// As [`Runner::run`], or packets can't be looked at.
-    pub async fn observe(&mut self, limit: Duration) -> Result<Option<(Observation, Sighting)>> {
+    pub async fn observe(
+        &mut self,
+        rules: &[String],
+        limit: Duration,
+    ) -> Result<Option<(Observation, Sighting)>> {
         let mut sighting = Sighting::default();
-        let seen = self
-            .attempt(&[EVERYTHING.to_owned()], limit, Some(&mut sighting))
-            .await?;
+        let rules = [rules, &[EVERYTHING.to_owned()]].concat();
+        let seen = self.attempt(&rules, limit, Some(&mut sighting)).await?;
         Ok(seen.map(|seen| (seen, sighting)))
     }
 
@@ -226,6 +274,9 @@ impl<'a> Lane<'a> {
             return Ok(None);
         }
         let watch = sighting.is_some().then(|| self.watch()).transpose()?;
+        let begun_ns = monotonic_ns();
+        // Of what was left of the last run.
+        self.decisions();
         let main = self.main(rules, limit).await?;
         let conversations = watch
             .map(|(capture, kept)| Ok::<_, anyhow::Error>((capture.finish()?, kept)))
@@ -234,6 +285,8 @@ impl<'a> Lane<'a> {
             return Ok(None);
         };
         let is_fault = conversations.is_none();
+        let (watched, retries) = self.watched(begun_ns);
+        let decisions = self.decisions();
         let Some(unrecovered) = self.recovers(is_fault).await? else {
             return Ok(None);
         };
@@ -251,6 +304,7 @@ impl<'a> Lane<'a> {
         }
         let connects = self.dependencies.iter().map(|one| connects(one, &used));
         let connects = connects.collect();
+        let others = self.others(&used);
         if let (Some(sighting), Some((mut flows, kept))) = (sighting, conversations) {
             if let Some(own) = self.session.own_flows()? {
                 flows.retain(|flow| own.contains(&flow.key));
@@ -273,12 +327,36 @@ impl<'a> Lane<'a> {
             took: ran.took,
             hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
             connects,
+            decisions,
+            retries,
+            watched,
+            others,
             output: ran.output,
             waited_for: in_words(&ran.waited_for, &self.dependencies, rules),
             unrecovered,
             broken: (check.end != End::Exited(0)).then(|| check.why()),
             left_behind: ran.left_behind,
         }))
+    }
+
+    /// What the rules have decided since the last call.
+    fn decisions(&mut self) -> Vec<Decision> {
+        let mut events = Vec::new();
+        self.events.drain(&mut events);
+        events.into_iter().map(Decision::from).collect()
+    }
+
+    /// What was connected to, and is not without faults.
+    fn others(&self, used: &[Endpoint]) -> Vec<String> {
+        let place = |one: &Endpoint| (one.protocol, one.address, one.port, one.is_bound);
+        let is_usual = |one: &&Endpoint| self.usual.iter().any(|usual| place(usual) == place(one));
+        let others = used
+            .iter()
+            .filter(|one| !one.is_bound && one.protocol == Protocol::Tcp);
+        let others = others.filter(|one| !is_usual(one) && !is_own(one, used));
+        others
+            .map(|one| format!("tcp:{}", SocketAddr::new(one.address, one.port)))
+            .collect()
     }
 
     /// Begins to look at packets, also at those of connections that a service has open.
@@ -500,6 +578,16 @@ impl Ran {
 fn ends_fault(signal: nix::sys::signal::Signal) -> bool {
     use nix::sys::signal::Signal;
     matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP)
+}
+
+/// Whether it is used by connections, which are watched.
+fn is_stream(dependency: &Dependency) -> bool {
+    dependency.protocol == Protocol::Tcp
+}
+
+/// A rule that never acts, whose target is watched.
+fn watching(dependency: &Dependency) -> String {
+    EVERYTHING.replacen('*', &dependency.target, 1)
 }
 
 /// What was used between two looks.

@@ -9,6 +9,7 @@ use super::faults::{Experiment, FAULTS, FaultKind};
 use super::shrink::Smallest;
 use super::verdict::End;
 use crate::report::summary::human_bytes;
+use crate::rule::units::show_duration;
 
 /// What the symbols mean.
 pub const LEGEND: &str = "✓ survived  s slow  ! retry storm  F failed  H hung  R no recovery  B broken  ? flaky  · not reached";
@@ -125,7 +126,18 @@ pub fn matrix(dependencies: &[Dependency], cells: &[Cell], has_color: bool) -> S
     if columns.is_empty() {
         text.clear();
     }
-    for cell in own {
+    let (pairs, own): (Vec<&Cell>, Vec<&Cell>) = own
+        .into_iter()
+        .partition(|cell| !cell.experiment.parts.is_empty());
+    let is_plain = |cell: &&&Cell| matches!(cell.symbol(), "✓" | "·");
+    let survived = pairs.iter().filter(|cell| cell.first.verdict.is_success());
+    let survived = survived.count();
+    if !pairs.is_empty() {
+        let all = pairs.len();
+        text.extend([format!("  pairs of faults: {survived} of {all} survived\n")]);
+    }
+    let told = pairs.iter().filter(|cell| !is_plain(cell)).copied();
+    for cell in own.into_iter().chain(told) {
         let symbol = painted(cell.symbol(), has_color);
         let (target, name) = (cell.experiment.target(dependencies), cell.experiment.name());
         text.extend([format!("  {symbol} {target} {name}\n")]);
@@ -173,8 +185,18 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
     if !seen.waited_for.is_empty() {
         text.extend([format!("; it waited for {}", seen.waited_for.join(", "))]);
     }
+    if !seen.others.is_empty() {
+        text.extend([format!("; it turned to {}", seen.others.join(", "))]);
+    }
+    if let (true, Some(magnitude)) = (cell.is_survived(), cell.experiment.magnitude) {
+        let ms = show_duration(magnitude.ms.saturating_mul(1_000_000));
+        text.extend([format!("; it survives up to {ms}")]);
+    }
     if let Some(times) = cell.storm {
         text.extend([format!("; {times} times the usual connects")]);
+    }
+    if let Some(retries) = cell.retries {
+        text.extend([format!("; {retries} retries without growing back-off")]);
     }
     let smallest = cell.smallest.as_ref().map(Smallest::in_words);
     if let Some(smallest) = smallest.filter(|words| !words.is_empty()) {
@@ -250,13 +272,16 @@ mod tests {
             rules: vec!["tcp:6379 blackhole conn=2".to_owned()],
             from_ms: None,
             connection: Some(2),
-            is_one_packet: false,
+            packets: None,
         });
         assert_eq!(
             happened(std::slice::from_ref(&one), &cell),
             "tcp:6379 silent: hung, killed after 10.0 s; it waited for tcp:6379 (connecting); connection 2 is \
              enough"
         );
+        let slow = super::tests::cell(0, &one, FaultKind::Slow, Verdict::Survived);
+        let told = happened(std::slice::from_ref(&one), &slow);
+        assert!(told.ends_with("; it survives up to 2.5s"), "{told}");
         assert_eq!(last_lines("a\nb\n\nc \nd\n"), "b | c | d");
     }
 }

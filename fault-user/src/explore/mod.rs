@@ -12,6 +12,7 @@ mod cell;
 mod dependency;
 mod experimenter;
 mod faults;
+mod fewest;
 mod flows;
 mod kind;
 mod lane;
@@ -38,14 +39,15 @@ use self::attempt::{Measured, Runner as _};
 use self::cell::{Cell, Standing};
 use self::dependency::{Dependency, Found, Sighting, differences, find};
 use self::experimenter::{Cells, Explored, Manner, Stop, explore};
-use self::faults::{Experiment, FaultKind, experiments};
+use self::faults::{Experiment, FaultKind, experiments, pairs};
 use self::lane::{Commands, Idle, Lane};
 use self::names::Names;
 use self::own::OwnRules;
 use self::report::{About, Report};
 use self::verdict::{End, Observation};
+use crate::inject::endpoints::Endpoint;
 use crate::report::file;
-use crate::session::files::{Files, HTML, JUNIT};
+use crate::session::files::{Files, GrowingList, HTML, JUNIT};
 use crate::session::options::Options;
 use crate::session::outcome::{Failure, Outcome, exit};
 use crate::session::rules::draw_seed;
@@ -90,6 +92,8 @@ pub struct Explore {
     pub internal: bool,
     /// Whether experiments are only listed.
     pub plan: bool,
+    /// How many faults there are at once: 1 or 2.
+    pub depth: u8,
     /// How many runs there are at once.
     pub jobs: usize,
     /// How long a run may take.
@@ -119,7 +123,45 @@ pub struct Explore {
 /// What runs without faults have shown.
 struct Baseline {
     found: Found,
+    /// All that was connected to.
+    endpoints: Vec<Endpoint>,
     took: Duration,
+}
+
+/// Tells of each experiment that is done, and keeps it.
+struct Progress<'a> {
+    files: &'a Files,
+    list: &'a mut GrowingList,
+    about: About<'a>,
+    accept: Option<&'a AcceptFile>,
+    earlier: Option<&'a Report>,
+    /// The number of experiments, and of those that were known before.
+    count: usize,
+    known: usize,
+}
+
+impl Progress<'_> {
+    fn tell(&mut self, number: usize, cells: &mut Cells) -> anyhow::Result<()> {
+        let done = cells.len();
+        let Some(cell) = cells.get_mut(&number) else {
+            return Ok(());
+        };
+        let (about, count) = (&self.about, self.count);
+        let dependencies = &about.found.dependencies;
+        let accepted = self.accept;
+        let accepted = accepted.and_then(|accept| accept.accepted(dependencies, cell));
+        cell.standing = Standing::of(cell, accepted);
+        let took = about.started.elapsed() / times(done - self.known);
+        let eta = matrix::seconds(took * times(count - done));
+        let happened = matrix::happened(dependencies, cell);
+        tell!("fault: [{done}/{count}, {eta} left] {happened}");
+        // Whatever ends this process, what is done is kept.
+        let begin = || about.growing(self.earlier);
+        let kept = self
+            .list
+            .add(self.files, file::REPORT, begin, about.item(cell)?);
+        kept.map_err(|error| anyhow!("{error:#}: make room, and go on with --resume"))
+    }
 }
 
 impl Explore {
@@ -308,56 +350,58 @@ impl Explore {
         }
         let chosen = self.chosen(dependencies)?;
         own.retain(|one| chosen.iter().any(|(number, _)| *number == one.dependency));
-        let experiments = [own, experiments(&chosen, faults, measured.limit)].concat();
-        let known = match &earlier {
-            Some(earlier) => earlier.known(dependencies, &experiments),
-            None => Ok(Cells::new()),
+        let singles = experiments(&chosen, faults, measured.limit);
+        let pairs = if self.depth > 1 {
+            pairs(dependencies, &singles)
+        } else {
+            Vec::new()
         };
-        let known = known.map_err(Failure::usage)?;
+        let experiments = [own, singles].concat();
         tell!("{}", estimate(&experiments, &measured, self.jobs));
+        if self.depth > 1 {
+            tell!(
+                "fault: then at most {} pairs of what is survived, and those with what it turns to",
+                pairs.len()
+            );
+        }
         if self.plan {
-            tell::data(&matrix::plan(dependencies, &experiments))?;
+            let all = [experiments, pairs].concat();
+            tell::data(&matrix::plan(dependencies, &all))?;
             return Ok(exit::SUCCESS);
         }
         tell!("fault: seed {seed}");
-        for lane in &mut *lanes {
-            lane.count(dependencies);
-        }
-        let manner = Manner {
-            shrinks: self.shrinks,
-            until: self.budget.map(|budget| begun + budget),
-        };
-        let (count, first) = (experiments.len(), known.len());
-        if first != 0 {
-            tell!("fault: {first} experiments are done already");
-        }
         let again = self.again(seed);
-        let found = &baseline.found;
-        let about = About {
-            found,
-            measured: &measured,
-            experiments: &experiments,
+        let mut trial = Trial {
+            explore: self,
+            lanes,
+            usual: &baseline.endpoints,
+            files,
+            list: GrowingList::default(),
             again: &again,
             begun,
-            started: Instant::now(),
+            started: None,
+            until: self.budget.map(|budget| begun + budget),
+            earlier: earlier.as_ref(),
         };
-        let told = |number: usize, cells: &mut Cells| {
-            let done = cells.len();
-            if let Some(cell) = cells.get_mut(&number) {
-                let accepted = accept.as_ref();
-                let accepted = accepted.and_then(|accept| accept.accepted(dependencies, cell));
-                cell.standing = Standing::of(cell, accepted);
-                let took = about.started.elapsed() / times(done - first);
-                let eta = matrix::seconds(took * times(count - done));
-                let happened = matrix::happened(dependencies, cell);
-                tell!("fault: [{done}/{count}, {eta} left] {happened}");
-            }
-            // Whatever ends this process, what is done is kept.
-            let kept = files.write([(file::REPORT, about.so_far(cells).json()?)]);
-            kept.map_err(|error| anyhow!("{error:#}: make room, and go on with --resume"))
-        };
-        let mut explored = explore(lanes, &measured, &experiments, known, manner, told).await;
+        let (mut found, accepted) = (baseline.found.clone(), accept.as_ref());
+        let mut explored = trial
+            .explore(&found, &measured, &experiments, accepted)
+            .await?;
+        if self.depth > 1 && explored.stopped.is_none() && explored.left_out.is_empty() {
+            trial
+                .deepen(&mut found, &measured, faults, accepted, &mut explored)
+                .await?;
+        }
+        let dependencies = &found.dependencies;
+        let started = trial.started.unwrap_or(begun);
         let written = compare(accept.as_mut(), dependencies, &mut explored);
+        let about = About {
+            found: &found,
+            measured: &measured,
+            again: &again,
+            begun,
+            started,
+        };
         let report = about.whole(&explored);
         let reported = files.write([
             (file::REPORT, report.json()?),
@@ -365,7 +409,7 @@ impl Explore {
             (HTML, report.html().into_bytes()),
         ]);
         // A full disk loses files, and not what was found.
-        let code = conclude(found, explored, &again)?;
+        let code = conclude(&found, explored, &again)?;
         written?;
         reported?;
         Ok(code)
@@ -373,28 +417,27 @@ impl Explore {
 
     /// Runs the command without faults; nothing when it was interrupted.
     async fn baseline(&self, lanes: &mut [Lane<'_>]) -> Result<Option<Baseline>, Failure> {
-        let hosts = match lanes[0].service() {
-            Some(service) => service.hosts(),
-            None => std::fs::read_to_string("/etc/hosts").ok(),
-        };
-        let hosts = hosts.unwrap_or_default();
+        let hosts = hosts(lanes);
         let mut baseline: Option<Baseline> = None;
         let mut shortest = Duration::MAX;
+        let mut endpoints = Vec::new();
         for number in 1..=self.runs {
             tell!("fault: run {number} of {} without faults", self.runs);
-            let observed = lanes[0].observe(self.longest()).await?;
+            let observed = lanes[0].observe(&[], self.longest()).await?;
             let Some((seen, mut sighting)) = observed else {
                 return Ok(None);
             };
             must_succeed(&seen, "without faults")?;
             add_names(&mut sighting, &hosts);
             let found = find(&sighting, self.internal);
+            endpoints.append(&mut sighting.endpoints);
             shortest = shortest.min(seen.took);
             match &mut baseline {
                 None => {
                     tell_of_leftovers(&seen);
                     baseline = Some(Baseline {
                         found,
+                        endpoints: Vec::new(),
                         took: seen.took,
                     });
                 }
@@ -408,6 +451,7 @@ impl Explore {
             }
         }
         let mut baseline = baseline.context("--runs: at least one run without faults is needed")?;
+        baseline.endpoints = endpoints;
         if baseline.took > shortest * 2 {
             tell!(
                 "fault: warning: without faults it took {} to {}: verdicts are doubtful",
@@ -487,6 +531,149 @@ impl Explore {
     }
 }
 
+/// Experiments in the making, and what they have in common.
+struct Trial<'a, 'l> {
+    explore: &'a Explore,
+    lanes: &'a mut [Lane<'l>],
+    /// What is connected to without faults.
+    usual: &'a [Endpoint],
+    files: &'a Files,
+    list: GrowingList,
+    again: &'a Again,
+    begun: Instant,
+    /// When the first experiment began.
+    started: Option<Instant>,
+    /// When no further experiment begins.
+    until: Option<Instant>,
+    earlier: Option<&'a Report>,
+}
+
+impl Trial<'_, '_> {
+    /// Makes these experiments, but for those that an earlier report has.
+    async fn explore(
+        &mut self,
+        found: &Found,
+        measured: &Measured<'_>,
+        experiments: &[Experiment],
+        accept: Option<&AcceptFile>,
+    ) -> Result<Explored, Failure> {
+        let dependencies = &found.dependencies;
+        let known = match self.earlier {
+            Some(earlier) => earlier.known(dependencies, experiments),
+            None => Ok(Cells::new()),
+        };
+        let known = known.map_err(Failure::usage)?;
+        if !known.is_empty() {
+            tell!("fault: {} experiments are done already", known.len());
+        }
+        for lane in &mut *self.lanes {
+            lane.count(dependencies, self.usual);
+        }
+        self.started.get_or_insert_with(Instant::now);
+        let manner = Manner {
+            shrinks: self.explore.shrinks,
+            until: self.until,
+        };
+        let mut progress = Progress {
+            files: self.files,
+            list: &mut self.list,
+            about: About {
+                found,
+                measured,
+                again: self.again,
+                begun: self.begun,
+                started: Instant::now(),
+            },
+            accept,
+            earlier: self.earlier,
+            count: experiments.len(),
+            known: known.len(),
+        };
+        let told = |number: usize, cells: &mut Cells| progress.tell(number, cells);
+        Ok(explore(self.lanes, measured, experiments, known, manner, told).await)
+    }
+
+    /// Tries pairs of the faults that are survived by themselves: first those that reach what the command turns to under
+    /// a fault. What that is is added to `found`.
+    async fn deepen(
+        &mut self,
+        found: &mut Found,
+        measured: &Measured<'_>,
+        faults: &[FaultKind],
+        accept: Option<&AcceptFile>,
+        explored: &mut Explored,
+    ) -> Result<(), Failure> {
+        let survived = explored.cells.iter().filter(|cell| cell.is_survived());
+        let survived: Vec<_> = survived.map(|cell| cell.experiment.clone()).collect();
+        let mut chosen = Vec::new();
+        for cell in explored.cells.iter().filter(|cell| cell.is_survived()) {
+            if cell.first.seen.others.is_empty() {
+                continue;
+            }
+            let first = &cell.experiment;
+            let Some(others) = self.fallbacks(found, measured, first).await? else {
+                explored.stopped = Some(Stop::Interrupted);
+                return Ok(());
+            };
+            let dependencies = &found.dependencies;
+            let numbered: Vec<_> = others
+                .iter()
+                .map(|one| (*one, &dependencies[*one]))
+                .collect();
+            let seconds = experiments(&numbered, faults, measured.limit);
+            let seconds = seconds.iter();
+            chosen.extend(seconds.map(|second| Experiment::pair(dependencies, first, second)));
+        }
+        chosen.extend(pairs(&found.dependencies, &survived));
+        tell!("{}", estimate(&chosen, measured, self.explore.jobs));
+        let dependencies = found.dependencies.clone();
+        let measured = Measured {
+            dependencies: &dependencies,
+            ..*measured
+        };
+        let deeper = self.explore(found, &measured, &chosen, accept).await?;
+        explored.cells.extend(deeper.cells);
+        explored.left_out.extend(deeper.left_out);
+        explored.stopped = deeper.stopped;
+        Ok(())
+    }
+
+    /// The places of the dependencies that the command turns to under a fault; new ones are added. Nothing when it was
+    /// interrupted.
+    async fn fallbacks(
+        &mut self,
+        found: &mut Found,
+        measured: &Measured<'_>,
+        first: &Experiment,
+    ) -> Result<Option<Vec<usize>>, Failure> {
+        let limit = measured.limit + first.adds;
+        let observed = self.lanes[0].observe(&first.rules, limit).await?;
+        let Some((_, mut sighting)) = observed else {
+            return Ok(None);
+        };
+        add_names(&mut sighting, &hosts(self.lanes));
+        let usual = measured.dependencies;
+        let mut places = Vec::new();
+        for one in find(&sighting, self.explore.internal).dependencies {
+            let is_same = |other: &Dependency| other.target == one.target;
+            if usual.iter().any(is_same) {
+                continue;
+            }
+            let known = found.dependencies.iter().position(is_same);
+            places.push(known.unwrap_or(found.dependencies.len()));
+            if known.is_none() {
+                tell!(
+                    "fault: under {} {} it turns to {one}",
+                    first.target(usual),
+                    first.name()
+                );
+                found.dependencies.push(one);
+            }
+        }
+        Ok(Some(places))
+    }
+}
+
 /// Compares what was found with what is accepted. The first time everything is accepted, and written to the file.
 fn compare(
     accept: Option<&mut AcceptFile>,
@@ -546,7 +733,7 @@ fn conclude(found: &Found, explored: Explored, again: &Again) -> Outcome {
 /// Whether there is more to say of a cell than its symbol.
 fn is_told(cell: &Cell) -> bool {
     let is_known = matches!(cell.standing, Standing::Well | Standing::Accepted);
-    !is_known || cell.differs.is_some() || cell.storm.is_some()
+    !is_known || cell.differs.is_some() || cell.is_storm()
 }
 
 fn must_succeed(seen: &Observation, how: &str) -> Result<(), Failure> {
@@ -573,6 +760,15 @@ fn tell_of_leftovers(seen: &Observation) {
             seen.left_behind
         );
     }
+}
+
+/// The text of the hosts file; empty where there is none.
+fn hosts(lanes: &[Lane<'_>]) -> String {
+    let hosts = match lanes[0].service() {
+        Some(service) => service.hosts(),
+        None => std::fs::read_to_string("/etc/hosts").ok(),
+    };
+    hosts.unwrap_or_default()
 }
 
 /// Names that the command did not ask a DNS server for.

@@ -75,6 +75,7 @@ impl OwnRules {
                     target,
                     name: name.to_owned(),
                 }),
+                parts: Vec::new(),
                 rules: expanded.iter().map(ToString::to_string).collect(),
                 magnitude: None,
                 adds: Duration::ZERO,

@@ -12,13 +12,17 @@ use super::attempt::{Attempt, Measured};
 use super::cell::{Cell, Standing};
 use super::dependency::{Dependency, Found};
 use super::experimenter::{Cells, Explored, Stop};
-use super::faults::Experiment;
+use super::faults::{Experiment, kinds_of_pair};
 use super::matrix;
 use super::shrink::Smallest;
 use super::verdict::{End, Observation, Verdict};
+use crate::report::chart::SIZES;
 use crate::report::file::{shell_line, versions};
 use crate::report::html::page;
 use crate::report::junit::{Case, suite};
+use crate::report::timeline::{Row, Span, of_rows};
+use crate::rule::{Rule, windows};
+use crate::watch::history::Connect;
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
@@ -39,10 +43,11 @@ pub struct Report {
     experiments_ms: u64,
     dependencies: Vec<DependencyReport>,
     out_of_reach: Vec<String>,
-    cells: Vec<CellReport>,
     not_run: Vec<LeftOut>,
     /// Why it ended early, if it did.
     stopped: Option<String>,
+    /// Last, so that the file can grow.
+    cells: Vec<CellReport>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,6 +84,9 @@ struct CellReport {
     signal: Option<i32>,
     hits: u64,
     connects: Vec<u64>,
+    /// What it connected to, and does not without faults.
+    #[serde(default)]
+    others: Vec<String>,
     waited_for: Vec<String>,
     /// Why a service was not well in time when the fault was over.
     unrecovered: Option<String>,
@@ -86,7 +94,13 @@ struct CellReport {
     broken: Option<String>,
     /// So many times the usual connects.
     storm: Option<u64>,
+    /// So many retries without growing back-off.
+    #[serde(default)]
+    retries: Option<u64>,
     smallest: Option<SmallestReport>,
+    /// The connections of the run to each dependency.
+    #[serde(default)]
+    timeline: Vec<TimelineReport>,
     /// Whether an interruption came before the smallest fault was found.
     unfinished: bool,
     reproduce: String,
@@ -99,6 +113,66 @@ struct SmallestReport {
     from_ms: Option<u64>,
     connection: Option<u64>,
     one_packet: bool,
+    /// So many packets are enough.
+    #[serde(default)]
+    packets: Option<u64>,
+}
+
+/// What the connections to one dependency did in a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct TimelineReport {
+    target: String,
+    connects: Vec<ConnectReport>,
+    /// Further ones that are not listed.
+    left_out: usize,
+}
+
+/// One connection. Times are in microseconds since the start of the run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct ConnectReport {
+    at_us: u64,
+    established_us: Option<u64>,
+    /// When it first received something.
+    received_us: Option<u64>,
+    closed_us: Option<u64>,
+    reset: bool,
+}
+
+impl ConnectReport {
+    fn new(connect: &Connect) -> Self {
+        let us = |ns: u64| ns / 1000;
+        Self {
+            at_us: us(connect.at_ns),
+            established_us: connect.established_ns.map(us),
+            received_us: connect.received_ns.map(us),
+            closed_us: connect.closed_ns.map(us),
+            reset: connect.is_reset,
+        }
+    }
+
+    /// The connection in a picture of a run that took so long.
+    fn span(&self, length_us: u64) -> Span {
+        let ms = |us: u64| Duration::from_micros(us).as_secs_f64() * 1e3;
+        let end_us = self.closed_us.unwrap_or(length_us).max(self.at_us);
+        let (class, what) = match (self.established_us, self.received_us, self.closed_us) {
+            (None, _, Some(_)) => ("bad", "was not established"),
+            (None, _, None) => ("bad", "was still connecting"),
+            (Some(_), ..) if self.reset => ("bad", "was reset"),
+            (Some(_), None, _) => ("odd", "received nothing"),
+            (Some(_), Some(_), None) => ("good", "received data, and was open at the end"),
+            (Some(_), Some(_), Some(_)) => ("good", "received data"),
+        };
+        Span {
+            from_ms: ms(self.at_us),
+            to_ms: ms(end_us),
+            class,
+            title: format!(
+                "{:.1} ms to {:.1} ms: it {what}",
+                ms(self.at_us),
+                ms(end_us)
+            ),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -123,8 +197,6 @@ pub struct About<'a> {
     pub found: &'a Found,
     /// The runs without faults.
     pub measured: &'a Measured<'a>,
-    /// The experiments.
-    pub experiments: &'a [Experiment],
     /// How a cell is done again.
     pub again: &'a Again,
     /// When the first run without faults began.
@@ -134,13 +206,34 @@ pub struct About<'a> {
 }
 
 impl About<'_> {
-    /// The report of what is done so far.
-    #[must_use]
-    pub fn so_far(&self, done: &Cells) -> Report {
-        let all = self.experiments.iter().enumerate();
-        let left = all.filter(|(number, _)| !done.contains_key(number));
-        let left = left.map(|(_, experiment)| experiment);
-        self.report(done.values(), left, Some("it has not ended".to_owned()))
+    /// The file as it is while it grows, in front of the first cell that is done and behind the last one. What is done
+    /// of an earlier report stays in it.
+    ///
+    /// # Errors
+    /// Never: it is written to memory.
+    pub fn growing(&self, earlier: Option<&Report>) -> Result<(Vec<u8>, Vec<u8>)> {
+        const TAIL: &[u8] = b"]}";
+        let none = [].iter();
+        let mut report = self.report(none, [].iter(), Some("it has not ended".to_owned()));
+        let known = earlier.map_or(&[][..], |earlier| &earlier.cells);
+        let known = known.iter().filter(|cell| !cell.unfinished);
+        report.cells = known.cloned().collect();
+        let mut head = serde_json::to_vec(&report)?;
+        head.truncate(head.len() - TAIL.len());
+        if !report.cells.is_empty() {
+            head.push(b',');
+        }
+        head.push(b'\n');
+        Ok((head, [b"\n", TAIL].concat()))
+    }
+
+    /// A cell in the file.
+    ///
+    /// # Errors
+    /// Never: it is written to memory.
+    pub fn item(&self, cell: &Cell) -> Result<Vec<u8>> {
+        let cell = CellReport::new(&self.found.dependencies, cell, self.again);
+        Ok(serde_json::to_vec(&cell)?)
     }
 
     /// The report in the end.
@@ -177,11 +270,11 @@ impl About<'_> {
             experiments_ms: ms(self.started.elapsed()),
             dependencies: dependencies.iter().map(DependencyReport::new).collect(),
             out_of_reach: self.found.out_of_reach.clone(),
+            not_run: left_out.collect(),
+            stopped,
             cells: cells
                 .map(|one| CellReport::new(dependencies, one, self.again))
                 .collect(),
-            not_run: left_out.collect(),
-            stopped,
         }
     }
 }
@@ -228,7 +321,9 @@ impl Report {
     /// # Errors
     /// A dependency is gone: one line.
     pub fn known(&self, dependencies: &[Dependency], experiments: &[Experiment]) -> Result<Cells> {
-        for cell in &self.cells {
+        // What is used only under a fault is found again by running under it.
+        let singles = self.cells.iter().filter(|cell| !cell.is_pair());
+        for cell in singles {
             let mut targets = experiments.iter().map(|one| one.target(dependencies));
             ensure!(
                 dependencies.iter().any(|one| one.target == cell.target)
@@ -301,7 +396,14 @@ impl Report {
             @if !self.not_run.is_empty() { p.bad { (self.not_run.len()) " experiments were not run." } }
             h2 { "Matrix" }
             div.scroll { (self.matrix()) }
-            @for (number, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.is_own()) {
+            @if self.cells.iter().any(CellReport::is_pair) {
+                p {
+                    "Pairs of faults: "
+                    (self.cells.iter().filter(|cell| cell.is_pair() && cell.verdict.is_success()).count()) " of "
+                    (self.cells.iter().filter(|cell| cell.is_pair()).count()) " survived"
+                }
+            }
+            @for (number, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.is_below()) {
                 p { (cell.link(number)) " " code { (cell.target) " " (cell.fault) } }
             }
             p.dim { (matrix::LEGEND) }
@@ -309,6 +411,10 @@ impl Report {
             div.scroll { (self.dependencies()) }
             @for line in &self.out_of_reach { p.dim { "Out of reach: " (line) } }
             h2 { "Experiments" }
+            p.dim {
+                "Each line shows when a rule acted, or the connections to a service: blue ones received data, orange \
+                 ones nothing, and red ones were refused, reset or not established."
+            }
             @for (number, cell) in self.cells.iter().enumerate() { (cell.details(number)) }
         }
     }
@@ -404,20 +510,55 @@ impl CellReport {
             },
             hits: run.hits,
             connects: run.connects.clone(),
+            others: run.others.clone(),
             waited_for: run.waited_for.clone(),
             unrecovered: run.unrecovered.clone(),
             broken: run.broken.clone(),
             storm: cell.storm,
+            retries: cell.retries,
             smallest: cell.smallest.as_ref().map(|smallest| SmallestReport {
                 rules: smallest.rules.clone(),
                 from_ms: smallest.from_ms,
                 connection: smallest.connection,
-                one_packet: smallest.is_one_packet,
+                one_packet: smallest.packets == Some(1),
+                packets: smallest.packets,
             }),
+            timeline: timeline(dependencies, &run.watched),
             unfinished: cell.is_unfinished,
             reproduce: again.line(cell),
             output: run.output.clone(),
         }
+    }
+
+    /// When the fault acted, and the connections: a line for each.
+    fn rows(&self) -> Vec<Row> {
+        let length_us = self.took_ms.saturating_mul(1000);
+        let faults = self.rules.iter().map(|text| {
+            let rule = text.parse::<Rule>();
+            let windows = rule.iter().flat_map(|rule| {
+                let windows = windows(&rule.modifiers, length_us.saturating_mul(1000));
+                windows.collect::<Vec<_>>()
+            });
+            let ms = |ns: u64| Duration::from_nanos(ns).as_secs_f64() * 1e3;
+            let spans = windows.map(|(from, to)| Span {
+                from_ms: ms(from),
+                to_ms: ms(to),
+                class: "bar",
+                title: format!("{text}: {:.0} ms to {:.0} ms", ms(from), ms(to)),
+            });
+            Row {
+                name: text.clone(),
+                spans: spans.collect(),
+            }
+        });
+        let connections = self.timeline.iter().map(|one| Row {
+            name: match one.left_out {
+                0 => one.target.clone(),
+                more => format!("{} (and {more} later ones)", one.target),
+            },
+            spans: one.connects.iter().map(|one| one.span(length_us)).collect(),
+        });
+        faults.chain(connections).collect()
     }
 
     /// The cell that this is about.
@@ -432,6 +573,10 @@ impl CellReport {
             took: Duration::from_millis(self.took_ms),
             hits: self.hits,
             connects: self.connects.clone(),
+            others: self.others.clone(),
+            decisions: Vec::new(),
+            retries: Vec::new(),
+            watched: self.watched(),
             output: self.output.clone(),
             waited_for: self.waited_for.clone(),
             unrecovered: self.unrecovered.clone(),
@@ -452,17 +597,42 @@ impl CellReport {
                 rules: smallest.rules.clone(),
                 from_ms: smallest.from_ms,
                 connection: smallest.connection,
-                is_one_packet: smallest.one_packet,
+                packets: smallest.packets,
             }),
             is_unfinished: self.unfinished,
             storm: self.storm,
+            retries: self.retries,
             standing: Standing::Well,
         }
     }
 
-    /// Whether it is a rule of the user's own, which has no column.
-    fn is_own(&self) -> bool {
-        !matrix::FAULT_NAMES.contains(&self.fault.as_str())
+    /// The connections, as far as the file has them.
+    fn watched(&self) -> Vec<Vec<Connect>> {
+        let ns = |us: u64| us.saturating_mul(1000);
+        let connect = |one: &ConnectReport| Connect {
+            at_ns: ns(one.at_us),
+            established_ns: one.established_us.map(ns),
+            received_ns: one.received_us.map(ns),
+            closed_ns: one.closed_us.map(ns),
+            is_reset: one.reset,
+            is_incoming: false,
+            sent_ns: None,
+        };
+        let timeline = self.timeline.iter();
+        timeline
+            .map(|one| one.connects.iter().map(connect).collect())
+            .collect()
+    }
+
+    /// Whether it is of two faults.
+    fn is_pair(&self) -> bool {
+        kinds_of_pair(&self.fault).is_some()
+    }
+
+    /// Whether it is shown below the matrix: a rule of the user's own, or a pair that was not survived.
+    fn is_below(&self) -> bool {
+        let is_plain = self.is_pair() && matches!(self.symbol.as_str(), "✓" | "·");
+        !matrix::FAULT_NAMES.contains(&self.fault.as_str()) && !is_plain
     }
 
     fn class(&self) -> &'static str {
@@ -485,8 +655,8 @@ impl CellReport {
         html! {
             details id={ "cell-" (number) } open[self.standing.fails()] {
                 summary { span class=(self.class()) { (self.symbol) } " " (self.summary) }
-                p { "Rules:" }
-                pre { @for rule in &self.rules { (rule) "\n" } }
+                @let rows = self.rows();
+                @for size in SIZES { (of_rows(&rows, self.took_ms, size)) }
                 p { "The command wrote:" }
                 pre { (if self.output.is_empty() { "(nothing)" } else { &self.output }) }
                 p { "Again:" }
@@ -494,6 +664,18 @@ impl CellReport {
             }
         }
     }
+}
+
+/// The connections of a run to each dependency. Of a storm only the first ones are listed.
+fn timeline(dependencies: &[Dependency], watched: &[Vec<Connect>]) -> Vec<TimelineReport> {
+    const MOST: usize = 200;
+    let all = dependencies.iter().zip(watched);
+    let timeline = all.map(|(one, connects)| TimelineReport {
+        target: one.target.clone(),
+        connects: connects.iter().take(MOST).map(ConnectReport::new).collect(),
+        left_out: connects.len().saturating_sub(MOST),
+    });
+    timeline.collect()
 }
 
 #[cfg(test)]
@@ -517,6 +699,15 @@ mod tests {
         };
         let mut hung = cell(FaultKind::Silent, End::TimedOut, Verdict::Hung);
         hung.standing = Standing::New;
+        hung.first.seen.watched = vec![vec![Connect {
+            at_ns: 3_000_000,
+            established_ns: None,
+            closed_ns: None,
+            is_reset: false,
+            is_incoming: false,
+            sent_ns: None,
+            received_ns: None,
+        }]];
         hung.first.seen.output = "<waiting & waiting>".to_owned();
         let explored = Explored {
             cells: vec![
@@ -534,7 +725,6 @@ mod tests {
         let about = About {
             found: &found,
             measured: &measured,
-            experiments: &[],
             again: &Again {
                 command: vec!["./app".to_owned()],
                 seed: 7,
@@ -603,6 +793,8 @@ mod tests {
         for part in [
             "href=\"#cell-1\"",
             "id=\"cell-1\" open",
+            "3.0 ms to 77.0 ms: it was still connecting",
+            "tcp:6379 blackhole: 0 ms to 77 ms",
             "&lt;waiting &amp; waiting&gt;",
             "sudo fault run --seed 7 -r &#39;tcp:6379 blackhole&#39; -- ./app",
         ] {

@@ -1,16 +1,23 @@
 //! The smallest fault that still makes a command fail.
 
-use anyhow::Result;
+use std::collections::BTreeSet;
 
-use super::attempt::{Measured, Runner, attempt};
+use anyhow::Result;
+use fault_common::abi::MATCHES_MAX;
+
+use super::attempt::{Attempt, Measured, Runner, attempt};
 use super::dependency::Dependency;
 use super::faults::{Experiment, FaultKind, Magnitude};
+use super::fewest::fewest;
+use crate::report::record::Decision;
 use crate::rule::units::show_duration;
 
 /// How near the two sides of a threshold come to each other: within a tenth.
 const NEAR_PERCENT: u64 = 110;
 /// The least magnitude that is tried, in milliseconds.
 const LEAST_MS: u64 = 10;
+/// How many sets of packets are tried at most: each costs a run.
+const PACKET_TRIES: u32 = 40;
 /// How many connections are tried, one after the other.
 const CONNECTIONS_MAX: u64 = 4;
 
@@ -23,8 +30,8 @@ pub struct Smallest {
     pub from_ms: Option<u64>,
     /// The connection that is enough, counted from 1.
     pub connection: Option<u64>,
-    /// Whether one packet is enough.
-    pub is_one_packet: bool,
+    /// The number of packets that are enough, where that is known.
+    pub packets: Option<u64>,
 }
 
 impl Smallest {
@@ -38,8 +45,10 @@ impl Smallest {
         if let Some(number) = self.connection {
             parts.push(format!("connection {number} is enough"));
         }
-        if self.is_one_packet {
-            parts.push("one packet is enough".to_owned());
+        match self.packets {
+            Some(1) => parts.push("one packet is enough".to_owned()),
+            Some(packets) => parts.push(format!("{packets} packets are enough")),
+            None => {}
         }
         parts.join(", ")
     }
@@ -68,18 +77,23 @@ pub async fn shrink(
     let mut shrinking = Shrinking {
         runner,
         measured,
+        held: (Vec::new(), Vec::new()),
         is_interrupted: false,
     };
-    let mut smallest = failing.clone();
-    let dependency = &measured.dependencies[failing.dependency];
-    if let Some(magnitude) = failing.magnitude {
-        let ms = shrinking.bisect(&smallest, dependency, magnitude).await?;
-        shrinking.settle(&mut smallest, dependency, ms).await?;
+    let mut parts = match failing.parts.as_slice() {
+        [] => vec![failing.clone()],
+        parts => fewest(parts, async |some| shrinking.all_fail(some).await).await?,
+    };
+    let mut found = Reduced::default();
+    for place in 0..parts.len() {
+        shrinking.held = (parts[..place].to_vec(), parts[place + 1..].to_vec());
+        found = shrinking.reduce(&mut parts[place]).await?;
     }
-    let whole = smallest.clone();
-    let connection = shrinking.connection(&mut smallest, dependency).await?;
-    let is_one_packet = shrinking.one_packet(&mut smallest).await?;
-    let is_smaller = connection.is_some() || is_one_packet || smallest.rules != failing.rules;
+    shrinking.held = (Vec::new(), Vec::new());
+    let Some(smallest) = parts.into_iter().reduce(Experiment::and) else {
+        return Ok(Shrunk::FailsNoMore);
+    };
+    let is_smaller = smallest.rules != failing.rules;
     let fails = !is_smaller || shrinking.fails(&smallest).await?;
     if shrinking.is_interrupted {
         return Ok(Shrunk::Interrupted);
@@ -89,27 +103,75 @@ pub async fn shrink(
     }
     Ok(Shrunk::To(Smallest {
         rules: smallest.rules,
-        from_ms: whole.magnitude.map(|magnitude| magnitude.ms),
-        connection,
-        is_one_packet,
+        from_ms: found.from_ms,
+        connection: found.connection,
+        packets: found.packets,
     }))
+}
+
+/// What is left of one fault.
+#[derive(Default)]
+struct Reduced {
+    from_ms: Option<u64>,
+    connection: Option<u64>,
+    packets: Option<u64>,
 }
 
 struct Shrinking<'a, R> {
     runner: &'a mut R,
     measured: &'a Measured<'a>,
+    /// Faults at the same time as the one that is made smaller: those before and after it.
+    held: (Vec<Experiment>, Vec<Experiment>),
     is_interrupted: bool,
 }
 
 impl<R: Runner> Shrinking<'_, R> {
-    /// Whether the command fails under this. After an interruption it does not.
+    /// Whether the command fails under this and what is held. After an interruption it does not.
     async fn fails(&mut self, experiment: &Experiment) -> Result<bool> {
+        let (before, after) = self.held.clone();
+        let all = [before, vec![experiment.clone()], after].concat();
+        self.all_fail(&all).await
+    }
+
+    /// Whether the command fails under all of these at the same time.
+    async fn all_fail(&mut self, all: &[Experiment]) -> Result<bool> {
+        let joined = all.iter().cloned().reduce(Experiment::and);
+        match joined {
+            Some(joined) => Ok(self.failure(&joined).await?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// The run under this, if it fails. After an interruption there is none.
+    async fn failure(&mut self, experiment: &Experiment) -> Result<Option<Attempt>> {
         if self.is_interrupted {
-            return Ok(false);
+            return Ok(None);
         }
         let attempt = attempt(self.runner, self.measured, experiment).await?;
         self.is_interrupted = attempt.is_none();
-        Ok(attempt.is_some_and(|attempt| attempt.verdict.is_failure()))
+        Ok(attempt.filter(|attempt| attempt.verdict.is_failure()))
+    }
+
+    /// Makes one fault smaller.
+    async fn reduce(&mut self, smallest: &mut Experiment) -> Result<Reduced> {
+        let dependency = &self.measured.dependencies[smallest.dependency];
+        if let Some(magnitude) = smallest.magnitude {
+            let ms = self.bisect(smallest, dependency, magnitude).await?;
+            self.settle(smallest, dependency, ms).await?;
+        }
+        let from_ms = smallest.magnitude.map(|magnitude| magnitude.ms);
+        let whole = smallest.clone();
+        let connection = self.connection(smallest, dependency).await?;
+        let packets = if self.one_packet(smallest).await? {
+            Some(1)
+        } else {
+            self.packets(smallest, &whole, dependency).await?
+        };
+        Ok(Reduced {
+            from_ms,
+            connection,
+            packets,
+        })
     }
 
     /// The least magnitude that fails, in milliseconds.
@@ -172,6 +234,54 @@ impl<R: Runner> Shrinking<'_, R> {
         Ok(None)
     }
 
+    /// The number of packets that are enough, by delta debugging over those that were hit in a run that failed.
+    async fn packets(
+        &mut self,
+        smallest: &mut Experiment,
+        whole: &Experiment,
+        dependency: &Dependency,
+    ) -> Result<Option<u64>> {
+        let what = match smallest.fault {
+            FaultKind::Loss => format!("{} drop", dependency.target),
+            FaultKind::Corrupt => whole.rules.concat(),
+            _ => return Ok(None),
+        };
+        // Decisions of several faults are not told apart.
+        if !self.held.0.is_empty() || !self.held.1.is_empty() {
+            return Ok(None);
+        }
+        let Some(failing) = self.failure(smallest).await? else {
+            return Ok(None);
+        };
+        let rules = |some: &[Packets]| -> Vec<String> {
+            let merged = Packets::merged(some).into_iter();
+            merged.map(|packets| packets.rule(&what)).collect()
+        };
+        let all = Packets::of(&failing.seen.decisions);
+        let with = |some: &[Packets]| Experiment {
+            rules: rules(some),
+            ..whole.clone()
+        };
+        let mut left = PACKET_TRIES;
+        let few = fewest(&all, async |some| {
+            // More rules than a packet may match can't be told apart from others: not known.
+            if left == 0 || with(some).rules.len() > MATCHES_MAX {
+                return Ok(false);
+            }
+            left -= 1;
+            self.fails(&with(some)).await
+        });
+        let few = few.await?;
+        let tried = with(&few);
+        let fits = (1..=MATCHES_MAX).contains(&tried.rules.len());
+        // All together have not been tried as rules of their own.
+        if !fits || (few.len() == all.len() && !self.fails(&tried).await?) {
+            return Ok(None);
+        }
+        *smallest = tried;
+        Ok(Some(few.len() as u64))
+    }
+
     /// Whether one packet is enough.
     async fn one_packet(&mut self, smallest: &mut Experiment) -> Result<bool> {
         let counts_packets = matches!(
@@ -187,6 +297,61 @@ impl<R: Runner> Shrinking<'_, R> {
             *smallest = tried;
         }
         Ok(fails)
+    }
+}
+
+/// Packets of one connection and direction that follow each other, and what is done to them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Packets {
+    connection: u32,
+    direction: String,
+    first: u64,
+    last: u64,
+}
+
+impl Packets {
+    /// Those that were decided about: each by itself, in order.
+    fn of(decisions: &[Decision]) -> Vec<Self> {
+        let each = decisions.iter().map(|decision| Self {
+            connection: decision.connection,
+            direction: decision.direction.clone().into_owned(),
+            first: decision.packet,
+            last: decision.packet,
+        });
+        each.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The same, with those that follow each other as one.
+    fn merged(all: &[Self]) -> Vec<Self> {
+        let mut merged: Vec<Self> = Vec::new();
+        for one in all {
+            match merged.last_mut() {
+                Some(last)
+                    if (last.connection, &last.direction) == (one.connection, &one.direction)
+                        && last.last + 1 == one.first =>
+                {
+                    last.last = one.last;
+                }
+                _ => merged.push(one.clone()),
+            }
+        }
+        merged
+    }
+
+    /// A rule that does this to them and to no others.
+    fn rule(&self, what: &str) -> String {
+        let Self {
+            connection,
+            direction,
+            first,
+            last,
+        } = self;
+        let dir = if what.contains(" dir=") {
+            String::new()
+        } else {
+            format!(" dir={direction}")
+        };
+        format!("{what} range={first}..{last} conn={connection}{dir}")
     }
 }
 
@@ -294,6 +459,48 @@ mod tests {
             found.in_words(),
             "connection 2 is enough, one packet is enough"
         );
+    }
+
+    #[test]
+    fn the_packets_that_matter_are_found() {
+        let decision = |connection, packet, direction: &'static str| Decision {
+            rule: 1,
+            connection,
+            packet,
+            seen: 0,
+            direction: direction.into(),
+            fragment: 0,
+            action: "drop".into(),
+            bytes: 0,
+            segments: 1,
+            time_ns: 0,
+        };
+        let dependencies = [example(Kind::Redis, 1)];
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit: LIMIT,
+        };
+        let failing = experiment(0, &dependencies[0], FaultKind::Loss, LIMIT).unwrap();
+        // Packets 4 and 5 to the client must be lost together.
+        let mut runner = Fake::new(|rule: &Rule| {
+            let text = rule.to_string();
+            text.contains("loss=") && !text.contains("conn=")
+                || text.contains("range=4..5") && text.ends_with("dir=to-client")
+        });
+        let one_by_one = (1..30).map(|packet| decision(1, packet * 2, "to-server"));
+        runner.decisions = one_by_one
+            .chain([decision(1, 4, "to-client"), decision(1, 5, "to-client")])
+            .collect();
+        let found = block_on(shrink(&mut runner, &measured, &failing)).unwrap();
+        let Shrunk::To(smallest) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(
+            smallest.rules,
+            ["tcp:1 drop range=4..5 conn=1 dir=to-client"]
+        );
+        assert_eq!(smallest.in_words(), "2 packets are enough");
     }
 
     #[test]

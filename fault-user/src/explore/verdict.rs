@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::report::record::Decision;
+use crate::watch::history::Connect;
+
 /// What a command is given to recover when a fault is over.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -32,6 +35,14 @@ pub struct Observation {
     pub hits: u64,
     /// Connects to each dependency, in their order.
     pub connects: Vec<u64>,
+    /// What the rules decided about packets.
+    pub decisions: Vec<Decision>,
+    /// Retries to each dependency whose pauses did not grow; none where they did, or where there were few.
+    pub retries: Vec<u64>,
+    /// The connections to each dependency that were watched, in their order.
+    pub watched: Vec<Vec<Connect>>,
+    /// What it connected to, and does not without faults.
+    pub others: Vec<String>,
     /// The end of what it wrote.
     pub output: String,
     /// Connections that were open when it was killed.
@@ -42,6 +53,30 @@ pub struct Observation {
     pub broken: Option<String>,
     /// Processes that it left behind.
     pub left_behind: usize,
+}
+
+/// The number of retries among these pauses between connects in vain, where there are enough of them and they don't
+/// grow; else 0. A limit that is reached soon and jitter are back-off, too.
+#[must_use]
+pub fn retries_without_backoff(pauses_ns: &[u64]) -> u64 {
+    /// Fewer pauses show nothing.
+    const PAUSES_LEAST: usize = 6;
+    /// So many first ones are compared with so many last ones.
+    const PAUSES: usize = 3;
+    /// A pause that grew is this much longer, in percent.
+    const GROWN_PERCENT: u64 = 150;
+    let middle = |pauses: &[u64]| {
+        let mut sorted = pauses.to_vec();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+    };
+    if pauses_ns.len() < PAUSES_LEAST {
+        return 0;
+    }
+    let first = middle(&pauses_ns[..PAUSES]);
+    let last = middle(&pauses_ns[pauses_ns.len() - PAUSES..]);
+    let grows = last.saturating_mul(100) >= first.saturating_mul(GROWN_PERCENT) && last > first;
+    if grows { 0 } else { pauses_ns.len() as u64 }
 }
 
 /// What it comes to, from good to bad.
@@ -105,6 +140,12 @@ impl Verdict {
         self == other || (is_timed(self) && is_timed(other))
     }
 
+    /// Whether the fault acted and the command succeeded.
+    #[must_use]
+    pub fn is_success(self) -> bool {
+        matches!(self, Self::Survived | Self::Slow)
+    }
+
     /// Whether it is a finding.
     #[must_use]
     pub fn is_failure(self) -> bool {
@@ -151,6 +192,10 @@ pub(super) mod tests {
             took: Duration::from_millis(took_ms),
             hits: 1,
             connects: Vec::new(),
+            watched: Vec::new(),
+            decisions: Vec::new(),
+            retries: Vec::new(),
+            others: Vec::new(),
             output: String::new(),
             waited_for: Vec::new(),
             unrecovered: None,
@@ -166,6 +211,23 @@ pub(super) mod tests {
             over: over_ms.map(Duration::from_millis),
         };
         Verdict::of(seen, &measure)
+    }
+
+    #[test]
+    fn pauses_that_grow_are_backoff() {
+        let cases: [(&[u64], u64); 6] = [
+            (&[10; 5], 0),
+            (&[10; 6], 6),
+            (&[0; 9], 9),
+            (&[100, 200, 400, 800, 1600, 3200], 0),
+            // A limit that is reached soon.
+            (&[100, 200, 400, 400, 400, 400, 400, 400], 0),
+            // A busy machine.
+            (&[100, 101, 140, 99, 100, 130, 100], 7),
+        ];
+        for (pauses, retries) in cases {
+            assert_eq!(retries_without_backoff(pauses), retries, "{pauses:?}");
+        }
     }
 
     #[test]

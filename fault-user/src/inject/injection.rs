@@ -17,7 +17,7 @@ use crate::inject::endpoints::Endpoints;
 use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
 use crate::inject::injector::{Attachment, Injector, Marker};
-use crate::inject::names::LearnedName;
+use crate::inject::names::{LearnedAddresses, LearnedName};
 use crate::inject::reach::{IngressMechanism, InterfaceSet};
 use crate::inject::records::Events;
 use crate::inject::tracer::Tracer;
@@ -61,6 +61,8 @@ pub struct PreparedInjection {
     pub(super) reach: Arc<Mutex<InterfaceSet>>,
     /// The cgroup whose sockets are marked.
     pub(super) scope: Option<Scope>,
+    /// The names whose addresses are learned.
+    pub(super) names: BTreeSet<String>,
     /// Whether these rules, or later ones in their place, may concern datagrams of UDP.
     pub(super) concern_datagrams: bool,
     /// Whether there are packet programs: rules for streams alone need none.
@@ -184,6 +186,9 @@ impl PreparedInjection {
         if !self.has_packets {
             return Ok(());
         }
+        // Sockets that are created after those here are listed, and before the rules are applied, are marked by the
+        // programs, which learn the scope with this.
+        self.install(&[], 0)?;
         for pid in cgroup.processes()? {
             adopt_sockets(&mut self.reach().injector, pid.as_raw(), scope.cgroup)?;
         }
@@ -197,6 +202,18 @@ impl PreparedInjection {
     /// It was already called.
     pub fn marker(&mut self, scope: &Scope) -> Result<Marker> {
         self.reach().injector.take_marker(scope.cgroup)
+    }
+
+    /// The addresses that are learned of the names of the plan, for programs that look them up too; `None` without names.
+    ///
+    /// # Errors
+    /// There is no room for the names, or a map can't be written.
+    pub fn learned_addresses(&self) -> Result<Option<LearnedAddresses>> {
+        if self.names.is_empty() {
+            return Ok(None);
+        }
+        let learned = self.reach().injector.share_learned(&self.names)?;
+        Ok(Some(learned))
     }
 
     /// Applies the rules. Their time starts now.
@@ -244,6 +261,7 @@ impl PreparedInjection {
     fn install(&mut self, entries: &[PacketRule], epoch_ns: u64) -> Result<()> {
         let tables = compile(entries, self.scope.as_ref())?;
         self.reach().injector.install(&tables, epoch_ns)?;
+        self.names = tables.named();
         self.idle.follow(entries, epoch_ns)
     }
 
@@ -473,13 +491,20 @@ impl Injection {
         self.prepared.settle()
     }
 
-    /// Continues with other programs in another place. The counters and the rules' time continue. Must be called after
-    /// [`Injection::settle`].
+    /// Continues with other programs in another place. The rules of `plan` whose indexes are in `off` are left out there,
+    /// too. The counters and the rules' time continue. Must be called after [`Injection::settle`].
     ///
     /// # Errors
     /// A map can't be written.
-    pub fn move_to(&mut self, plan: &Plan, mut prepared: PreparedInjection) -> Result<()> {
+    pub fn move_to(
+        &mut self,
+        plan: &Plan,
+        off: &BTreeSet<usize>,
+        mut prepared: PreparedInjection,
+    ) -> Result<()> {
         let (past, past_counters) = (self.hits(plan)?, self.counters()?);
+        prepared.entries = plan.entries_without(off);
+        prepared.trace(plan, off);
         prepared.apply(self.epoch_ns)?;
         self.past = past;
         self.past_counters = past_counters;
@@ -588,6 +613,14 @@ impl Injection {
     /// A map can't be read.
     pub fn counter(&self, counter: Counter) -> Result<u64> {
         self.prepared.reach().injector.counter(counter)
+    }
+
+    /// See [`PreparedInjection::learned_addresses`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn learned_addresses(&self) -> Result<Option<LearnedAddresses>> {
+        self.prepared.learned_addresses()
     }
 
     /// What has been learned about the names that rules are aimed at.

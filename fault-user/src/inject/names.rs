@@ -1,17 +1,20 @@
 //! Names whose addresses the programs learn from DNS: passes the names to the programs, and reads what was learned.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsFd as _;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use fault_common::abi::{Known, NAMES_MAX};
 use fault_common::dns::{NameKey, key_of};
 
 use crate::plan::tables::{NameClasses, Tables};
+use crate::rule::ResolvedTarget;
 
 /// A name that rules are aimed at, and what has been learned of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,50 @@ pub struct LearnedName {
     pub lookups: u64,
     /// The addresses that were learned, sorted.
     pub addresses: Vec<IpAddr>,
+}
+
+/// The addresses that the programs learn, for other programs that look them up too.
+pub struct LearnedAddresses {
+    numbered: Vec<String>,
+    map: LearnedMap<MapData>,
+}
+
+/// Addresses and the names that each is known by.
+pub type LearnedMap<T> = HashMap<T, [u8; 16], Known>;
+
+impl LearnedAddresses {
+    /// The bit of a target's name at each of its addresses; 0 for a target without a name.
+    ///
+    /// # Errors
+    /// The name is not one of those whose addresses are learned.
+    pub fn bit_of(&self, target: &ResolvedTarget) -> Result<u64> {
+        let Some(name) = &target.name else {
+            return Ok(0);
+        };
+        let mut names = self.numbered.iter();
+        let number = names.position(|other| other == name);
+        let number = number.with_context(|| format!("the addresses of {name} are not learned"))?;
+        Ok(1 << number)
+    }
+
+    /// The addresses of a target's name so far, sorted; none for a target without a name.
+    ///
+    /// # Errors
+    /// As [`LearnedAddresses::bit_of`], or the map can't be read.
+    pub fn of(&self, target: &ResolvedTarget) -> Result<Vec<IpAddr>> {
+        let bit = self.bit_of(target)?;
+        let known = learned(&self.map)?.into_iter();
+        Ok(known
+            .filter(|(_, names)| names & bit != 0)
+            .map(|(address, _)| address)
+            .collect())
+    }
+
+    /// The map, as the value of a map of maps.
+    #[must_use]
+    pub const fn map(&self) -> &LearnedMap<MapData> {
+        &self.map
+    }
 }
 
 /// The names that the programs know, by their number. A name keeps its number, which its addresses are stored with, until
@@ -46,7 +93,7 @@ impl Names {
         tables: &Tables,
         generation: u32,
     ) -> Result<()> {
-        let names: BTreeSet<String> = tables.names.iter().map(|one| one.name.clone()).collect();
+        let names = tables.named();
         self.add(ebpf, &names)?;
         self.applied = names;
         if tables.names.is_empty() {
@@ -67,6 +114,27 @@ impl Names {
             entries.set(index, class, 0)?;
         }
         Ok(())
+    }
+
+    /// The addresses of these names, which are learned once the rules are applied.
+    ///
+    /// # Errors
+    /// As [`Names::write`].
+    pub(super) fn share(
+        &mut self,
+        ebpf: &mut Ebpf,
+        names: &BTreeSet<String>,
+    ) -> Result<LearnedAddresses> {
+        self.add(ebpf, names)?;
+        let Map::HashMap(learned) = map(ebpf, "LEARNED")? else {
+            bail!("the eBPF object's map LEARNED is not a hash map");
+        };
+        let descriptor = learned.fd().as_fd().try_clone_to_owned();
+        Ok(LearnedAddresses {
+            numbered: self.numbered.clone(),
+            map: Map::HashMap(MapData::from_fd(descriptor.context("sharing a map")?)?)
+                .try_into()?,
+        })
     }
 
     fn number(&self, name: &str) -> Option<usize> {
@@ -162,7 +230,7 @@ impl Names {
             return Ok(Vec::new());
         }
         let lookups: PerCpuArray<_, u64> = map(ebpf, "LOOKUPS")?.try_into()?;
-        let addresses = learned(ebpf)?;
+        let addresses = learned(&map(ebpf, "LEARNED")?.try_into()?)?;
         let mut names = Vec::with_capacity(self.numbered.len());
         for (number, name) in (0_u32..).zip(&self.numbered) {
             let known = addresses
@@ -179,10 +247,9 @@ impl Names {
 }
 
 /// The addresses that were learned, sorted, each with the names that it is known by.
-fn learned(ebpf: &Ebpf) -> Result<Vec<(IpAddr, u64)>> {
-    let entries: HashMap<&MapData, [u8; 16], Known> = map(ebpf, "LEARNED")?.try_into()?;
+fn learned(entries: &LearnedMap<impl Borrow<MapData>>) -> Result<Vec<(IpAddr, u64)>> {
     let mut learned = Vec::new();
-    for entry in &entries {
+    for entry in entries {
         let (address, known) = entry?;
         learned.push((Ipv6Addr::from(address).to_canonical(), known.mask()));
     }
@@ -193,8 +260,7 @@ fn learned(ebpf: &Ebpf) -> Result<Vec<(IpAddr, u64)>> {
 /// Removes the addresses and the count of lookups of names that are not looked for any more. A response that another
 /// CPU reads meanwhile can lose an address that one of these names shares with another name.
 fn forget(ebpf: &mut Ebpf, numbers: &[usize]) -> Result<()> {
-    let mut entries: HashMap<&mut MapData, [u8; 16], Known> =
-        map_mut(ebpf, "LEARNED")?.try_into()?;
+    let mut entries: LearnedMap<&mut MapData> = map_mut(ebpf, "LEARNED")?.try_into()?;
     let learned: Vec<_> = entries.iter().collect::<Result<_, _>>()?;
     for (address, mut known) in learned {
         let before = known;

@@ -4,11 +4,12 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result};
-use aya::maps::MapData;
 use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{ArrayOfMaps, MapData};
 use aya::{Ebpf, Pod};
 use fault_common::abi::{STEERS, Steer, steered};
 
+use crate::inject::names::{LearnedAddresses, LearnedMap};
 use crate::plan::tables::Network;
 use crate::rule::{PortRange, Protocol, ResolvedTarget};
 use crate::sys::bpf::mapped::MappedArray;
@@ -53,16 +54,25 @@ impl Service {
         services.iter().map(|service| service.hosts.len()).sum()
     }
 
-    /// A target whose connections are redirected to relays on these loopback ports (IPv4, IPv6); 0 for none.
-    #[must_use]
-    pub fn new(target: &ResolvedTarget, [port4, port6]: [u16; 2]) -> Self {
+    /// A target whose connections are redirected to relays on these loopback ports (IPv4, IPv6); 0 for none. `learned`
+    /// has the addresses of its name, if it has one.
+    ///
+    /// # Errors
+    /// The addresses of its name are not learned.
+    pub fn new(
+        target: &ResolvedTarget,
+        [port4, port6]: [u16; 2],
+        learned: Option<&LearnedAddresses>,
+    ) -> Result<Self> {
+        let names = learned.map(|learned| learned.bit_of(target)).transpose()?;
         let hosts: Vec<Network> = target
             .hosts
             .iter()
             .map(|host| Network::new(host.address(), host.prefix()))
             .collect();
-        Self {
+        Ok(Self {
             steer: Steer {
+                names: names.unwrap_or(0),
                 port4,
                 port6,
                 any_host: u16::from(target.has_any_host()),
@@ -76,7 +86,7 @@ impl Service {
                 },
             },
             hosts,
-        }
+        })
     }
 }
 
@@ -143,10 +153,14 @@ pub fn load(room: Room, netns: u64, own_servers: bool) -> Result<(Ebpf, Table)> 
     let hosts = ebpf
         .take_map("STEER_HOSTS")
         .context("the eBPF object has no map STEER_HOSTS")?;
+    let learned = ebpf
+        .take_map("STEER_LEARNED")
+        .context("the eBPF object has no map STEER_LEARNED")?;
     let table = Table {
         ports: mapped(&mut ebpf, "STEER_PORTS", 1 << 16)?,
         entries: mapped(&mut ebpf, "STEER_TABLE", STEERS)?,
         hosts: hosts.try_into()?,
+        learned: learned.try_into()?,
     };
     Ok((ebpf, table))
 }
@@ -157,14 +171,23 @@ pub struct Table {
     ports: MappedArray<u64>,
     entries: MappedArray<Steer>,
     hosts: LpmTrie<MapData, HostKey, u32>,
+    /// The map with the addresses of names.
+    learned: ArrayOfMaps<MapData, LearnedMap<MapData>>,
 }
 
 impl Table {
-    /// Sets the first services. None is matched before [`Table::switch`].
+    /// Sets the first services. None is matched before [`Table::switch`]. `learned` has the addresses of their names.
     ///
     /// # Errors
     /// As [`Table::set`].
-    pub fn fill(&mut self, services: &[Service]) -> Result<()> {
+    pub fn fill(&mut self, services: &[Service], learned: Option<&LearnedAddresses>) -> Result<()> {
+        // Setting it waits for running programs, which takes some milliseconds.
+        if let Some(learned) = learned
+            && services.iter().any(|service| service.steer.names != 0)
+        {
+            let set = self.learned.set(0, learned.map(), 0);
+            set.context("sharing the addresses of names")?;
+        }
         let mut services = (0..).zip(services);
         services.try_for_each(|(index, service)| self.set(index, service))
     }

@@ -151,13 +151,37 @@ impl Plan {
         let entries: Vec<_> = planned.iter().flat_map(|rule| &rule.entries).collect();
         let has_names = entries.iter().any(|rule| rule.name.is_some());
         let has_questions = entries.iter().any(|rule| rule.question.is_some());
-        Ok(Self {
+        let streams = planned.iter().filter(|rule| rule.stream.is_some());
+        let names: Vec<_> = streams
+            .filter_map(|rule| rule.resolved.name.clone())
+            .collect();
+        let mut plan = Self {
             seed,
             learner: (has_names || has_questions)
                 .then(|| packet::learner(states, scope, has_names)),
             rules: planned,
             held_by: Mechanism::default(),
-        })
+        };
+        plan.learn(names, scope);
+        Ok(plan)
+    }
+
+    /// Has the addresses of further names learned, from the responses in `scope`: those that other programs match by.
+    pub fn learn(&mut self, names: impl IntoIterator<Item = String>, scope: Option<&Scope>) {
+        let names: BTreeSet<_> = names.into_iter().collect();
+        if names.is_empty() {
+            return;
+        }
+        // Each entry has one.
+        let states: usize = self.rules.iter().map(|rule| rule.entries.len()).sum();
+        let state = u32::try_from(states).unwrap_or(u32::MAX);
+        let learner = self
+            .learner
+            .get_or_insert_with(|| packet::learner(state, scope, true));
+        if !learner.protocols.contains(&tables::Protocol::Udp) {
+            learner.protocols.push(tables::Protocol::Udp);
+        }
+        learner.learned.extend(names);
     }
 
     /// Sets the mechanism that holds packets; default: the delay line.

@@ -1,5 +1,7 @@
 //! Compiles a packet rule for the kernel programs.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, Result, bail};
 use fault_common::abi::{RuleEntry, direction, fault, rule_flag, rule_uid};
 use fault_common::dns;
@@ -114,6 +116,7 @@ pub fn learner(state: u32, scope: Option<&Scope>, has_names: bool) -> PacketRule
         portless: Vec::new(),
         hosts: Vec::new(),
         name: None,
+        learned: BTreeSet::new(),
         question: None,
         scope: scope.cloned(),
         shaper: None,
@@ -132,6 +135,7 @@ fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> Pa
             .map(|host| Network::new(host.address(), host.prefix()))
             .collect(),
         name: target.name.clone(),
+        learned: BTreeSet::new(),
         question: target.question.clone(),
         scope: scope.cloned(),
         shaper: None,

@@ -25,17 +25,6 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
     if rule.target.ports.is_empty() && rule.target.protocol != Protocol::Udp {
         bail!("`{name}` needs the port of a service, such as tcp:5432");
     }
-    if let Some(name) = rule
-        .target
-        .name
-        .as_ref()
-        .filter(|_| rule.target.hosts.is_empty())
-    {
-        bail!(
-            "`{name}` has no address yet, and `{}` works on the streams of addresses that are known",
-            rule.fault.name()
-        );
-    }
     if rule.target.question.is_some() {
         bail!(
             "`{}` works on streams and datagrams, not on the queries of DNS alone",

@@ -89,6 +89,8 @@ pub struct PacketRule {
     pub hosts: Vec<Network>,
     /// The name whose addresses are learned: a host's, or `*.` and a domain.
     pub name: Option<String>,
+    /// The names whose addresses are learned for programs that don't judge packets: those of streams and expectations.
+    pub learned: BTreeSet<String>,
     /// The name that a query of DNS asks for, `*.` and a domain, or `*`; nothing for other packets too.
     pub question: Option<String>,
     /// The cgroup concerned; nothing for the whole host.
@@ -149,6 +151,12 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// The names, without their classes.
+    #[must_use]
+    pub fn named(&self) -> BTreeSet<String> {
+        self.names.iter().map(|one| one.name.clone()).collect()
+    }
+
     /// Words of each vector.
     #[must_use]
     pub fn words(&self) -> usize {
@@ -423,7 +431,7 @@ fn name_classes(
 ) -> Result<Vec<NameClasses>> {
     let aims = rules
         .iter()
-        .flat_map(|rule| rule.name.iter().chain(&rule.question));
+        .flat_map(|rule| rule.name.iter().chain(&rule.question).chain(&rule.learned));
     let names: BTreeSet<&String> = aims.collect();
     let mut class = |aimed: &dyn Fn(&PacketRule) -> bool| {
         let rules = rules.iter().enumerate();

@@ -12,6 +12,7 @@ use super::greeting::{self, Greeted, Greeting, Progress};
 use super::inner::Inner;
 use super::lane::{Ending, Lane, Ports, WaitsFor};
 use super::pipeline::Owner;
+use super::socket::unread;
 use super::timer::{Timer, sleep_until};
 
 /// How long a closed connection's sockets stay, so that what the peers still send does not turn the end
@@ -192,7 +193,16 @@ impl Connection {
         }
         let trouble = &self.relay.trouble;
         let greeting = match greeting::poll(&self.client, &self.server, trouble, context) {
-            Progress::Whole(greeting) => greeting,
+            Progress::Whole(greeting) => {
+                let has_spoken = unread(&self.client) > 0 || unread(&self.server) > 0;
+                if greeting == Greeting::default()
+                    && has_spoken
+                    && self.relay.toxics.are_demanding()
+                {
+                    greeting::tell_nameless(trouble);
+                }
+                greeting
+            }
             Progress::Nothing => return,
             Progress::Reset => {
                 self.lanes[0].source_is_broken();

@@ -106,6 +106,11 @@ impl Filter {
         *self == Self::default()
     }
 
+    /// Whether it selects connections by what their clients must ask for.
+    pub(crate) fn is_demanding(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     /// Whether it selects a connection, as far as is known.
     pub(crate) fn selects(&self, greeted: &Greeted) -> bool {
         match greeted {
@@ -160,6 +165,16 @@ pub(crate) fn tell_overdue(trouble: &Trouble) {
              rules with a host name, `sni`, `host` or `alpn` take it for another protocol",
             TIME_LIMIT.as_secs()
         ),
+    );
+}
+
+/// Warns that a client has named nothing in its first bytes, or its server has spoken first.
+pub(crate) fn tell_nameless(trouble: &Trouble) {
+    trouble.tell(
+        "greeting has no name",
+        "a connection began without a name, so rules with `sni`, `host` or `alpn` can't match it: a name is read from a \
+         TLS ClientHello or an HTTP/1 request at its beginning (TLS that starts later, as with STARTTLS or \
+         PostgreSQL, is not read)",
     );
 }
 
@@ -224,13 +239,40 @@ fn peek(client: &TcpStream, trouble: &Trouble) -> io::Result<Greeting> {
     }
 }
 
-/// The greeting that bytes begin with: an empty one if they are of another protocol, nothing if more must come.
+/// The greeting that bytes begin with, or that follows a header of the PROXY protocol: an empty one if they are of another
+/// protocol, nothing if more must come.
 pub(crate) fn read(bytes: &[u8]) -> Option<Greeting> {
-    match bytes {
+    match without_proxy_header(bytes)? {
         [] => None,
-        [22, 3, ..] | [22] => hello(bytes),
-        _ => request(bytes),
+        bytes @ ([22, 3, ..] | [22]) => hello(bytes),
+        bytes => request(bytes),
     }
+}
+
+/// What follows a header of the PROXY protocol (haproxy's proxy-protocol.txt, versions 1 and 2), or all bytes if there is
+/// none; nothing if more of it must come.
+fn without_proxy_header(bytes: &[u8]) -> Option<&[u8]> {
+    const TEXT: &[u8] = b"PROXY ";
+    /// With its CR LF.
+    const LONGEST_TEXT: usize = 107;
+    const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+    /// Behind it come version and command, the family, and the length of the rest.
+    const FIXED: usize = SIGNATURE.len() + 4;
+    if bytes.starts_with(TEXT) {
+        let line = &bytes[..bytes.len().min(LONGEST_TEXT)];
+        return match line.windows(2).position(|two| two == b"\r\n") {
+            Some(end) => Some(&bytes[end + 2..]),
+            None if bytes.len() < LONGEST_TEXT => None,
+            None => Some(bytes),
+        };
+    }
+    if bytes.starts_with(SIGNATURE) {
+        let length = bytes.get(FIXED - 2..FIXED)?;
+        let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+        return bytes.get(FIXED + length..);
+    }
+    let is_part = TEXT.starts_with(bytes) || SIGNATURE.starts_with(bytes);
+    (bytes.is_empty() || !is_part).then_some(bytes)
 }
 
 /// A `ClientHello`, in one record or several.
@@ -440,6 +482,23 @@ mod tests {
         );
         let none = hello_of(&[extension(43, &[2, 3, 4])], 1000);
         assert_eq!(read(&none), Some(Greeting::default()));
+    }
+
+    #[test]
+    fn a_greeting_may_follow_a_header_of_the_proxy_protocol() {
+        let expected = named("api.example.com", &["h2", "http/1.1"]);
+        let text = b"PROXY TCP4 192.0.2.1 192.0.2.2 5 443\r\n";
+        let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
+        let binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\x7f\0\0\x01\x7f\0\0\x02\0\x05\x01\xbb";
+        for header in [&text[..], local, binary] {
+            let bytes = [header, HELLO].concat();
+            assert_eq!(read(&bytes), Some(expected.clone()));
+            for end in 1..bytes.len() {
+                assert_eq!(read(&bytes[..end]), None, "{end} bytes");
+            }
+        }
+        let endless = [b"PROXY TCP4 ", &[b'1'; 200][..]].concat();
+        assert_eq!(read(&endless), Some(Greeting::default()));
     }
 
     #[test]

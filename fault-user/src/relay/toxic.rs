@@ -139,6 +139,14 @@ impl ToxicSet {
         self.reads_greetings.load(Ordering::SeqCst)
     }
 
+    /// Whether a toxic selects connections by what their clients must ask for.
+    pub(crate) fn are_demanding(&self) -> bool {
+        let (_, toxics) = self.snapshot();
+        toxics
+            .iter()
+            .any(|toxic| toxic.config.filter.is_demanding())
+    }
+
     /// The toxics as they are, and the version that this is.
     pub(crate) fn snapshot(&self) -> (u64, Arc<Vec<Arc<Toxic>>>) {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);

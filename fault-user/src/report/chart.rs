@@ -581,7 +581,8 @@ impl Canvas {
                 @let x = short(self.x(real(ms)));
                 line.tick x1=(x) x2=(x) y1=(short(bottom)) y2=(short(bottom + 4.0)) {}
                 text x=(x) y=(short(bottom + 16.0)) text-anchor=(if ms == 0 { "start" } else { "middle" }) {
-                    (seconds(real(ms)))
+                    // Tenths of a second are what seconds are shown with.
+                    @if step_ms < 100 { (ms) " ms" } @else { (seconds(real(ms))) }
                 }
             }
         }

@@ -68,11 +68,6 @@ fn look_up(name: &str, rules: &[(Rule, ResolvedRule)], known: &Targets) -> Resul
             "`{name}` is DNS queries, and expectations watch services: use `udp:53` for all DNS traffic"
         );
     }
-    if target.hosts.is_empty() && !target.has_any_host() {
-        anyhow::bail!(
-            "expectations watch the addresses that a host has at the start, and `{name}` has none: use a host that has one"
-        );
-    }
     Ok(target)
 }
 

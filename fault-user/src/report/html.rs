@@ -26,6 +26,7 @@ h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; } h3 { font-size: 1rem; margin: 0
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, monospace; font-size: 13px; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7rem .9rem; border: 1px solid var(--edge);
   border-radius: 6px; background: var(--card); margin: .3rem 0 1rem; }
+details pre { max-height: 24rem; overflow-y: auto; }
 .badge { display: inline-block; font-size: .8rem; font-weight: 600; color: #fff; padding: .1rem .6rem;
   border-radius: 1rem; margin-right: .6rem; vertical-align: 2px; }
 .dim { color: var(--dim); } p { margin: .3rem 0; } .good { color: var(--good); } .bad { color: var(--bad); }

@@ -382,11 +382,11 @@ pub fn why_unfired(plan: &Plan, hits: &[Hits], index: usize, audience: &Audience
         rule.resolved.name.as_ref() == Some(&name.name) && rule.resolved.hosts.is_empty()
     });
     match &rule.stream {
-        None if unknown.is_some_and(|name| name.lookups == 0) => format!(
+        _ if !was_seen && unknown.is_some_and(|name| name.lookups == 0) => format!(
             "{} was never looked up, as far as DNS over UDP shows, and had no address at the start",
             rule.resolved.name.as_deref().unwrap_or_default()
         ),
-        None if unknown.is_some_and(|name| name.addresses.is_empty()) => format!(
+        _ if !was_seen && unknown.is_some_and(|name| name.addresses.is_empty()) => format!(
             "the lookups of {} gave no address",
             rule.resolved.name.as_deref().unwrap_or_default()
         ),

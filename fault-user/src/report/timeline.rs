@@ -31,6 +31,55 @@ pub fn picture(report: &Report, size: Size) -> Markup {
     }
 }
 
+/// One line of a picture of what happened when.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// What it is about.
+    pub name: String,
+    /// What happened.
+    pub spans: Vec<Span>,
+}
+
+/// Something that lasted.
+#[derive(Clone, Debug)]
+pub struct Span {
+    /// Its start, in milliseconds.
+    pub from_ms: f64,
+    /// Its end, in milliseconds.
+    pub to_ms: f64,
+    /// The class of its bar: `good`, `odd`, `bad`, or `bar` for a fault.
+    pub class: &'static str,
+    /// What it was.
+    pub title: String,
+}
+
+/// The picture of these rows.
+#[must_use]
+pub fn of_rows(rows: &[Row], length_ms: u64, size: Size) -> Markup {
+    const ROW: f64 = 30.0;
+    /// So wide is a bar at least.
+    const LEAST: f64 = 2.0;
+    let bottom = ROW * number(rows.len());
+    let canvas = Canvas::new(size, length_ms, bottom);
+    html! {
+        svg class=(size.class) viewBox={ "0 0 " (size.width()) " " (bottom + GAP) } role="img"
+            aria-label="When the fault acted, and the connections" {
+            @for (line, row) in rows.iter().enumerate() {
+                @let top = ROW * number(line);
+                (canvas.text(&row.name, canvas.x(0.0), top + 11.0))
+                @for span in &row.spans {
+                    @let (from, to) = (canvas.x(span.from_ms), canvas.x(span.to_ms));
+                    rect class=(span.class) x=(short(from)) y=(short(top + 15.0)) height="8"
+                        width=(short((to - from).max(LEAST))) {
+                        title { (span.title) }
+                    }
+                }
+            }
+            (canvas.axis(bottom + 6.0))
+        }
+    }
+}
+
 /// The line of a probe: a dot for each try. Dots of the same result that would lie on each other are one.
 fn tries(canvas: &Canvas, probe: &ProbeReport, top: f64) -> Markup {
     let mut taken = BTreeSet::new();

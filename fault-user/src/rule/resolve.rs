@@ -9,7 +9,7 @@ use super::dictionary::is_interface;
 use super::error::{Piece, RuleError};
 use super::hints;
 use super::target::{Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets};
-use super::{Fault, Layer, Modifiers, NamePattern, Rule};
+use super::{Fault, Modifiers, NamePattern, Rule};
 
 /// Looks up host names.
 pub trait Resolver {
@@ -173,37 +173,37 @@ impl Rule {
             let is_alone = target.ports.is_empty() && target.except.is_empty();
             hints::service(name, target.protocol).filter(|_| is_alone)
         };
-        let live = self.live_name(target);
+        let live = Self::live_name(target);
         let mut fixed_names = Vec::new();
         let mut addresses = |host: &Host| {
             match host {
-            Host::Cidr(network) => Ok(vec![*network]),
-            Host::Name(name) if is_pattern(name) => match live {
-                Some(_) => Ok(Vec::new()),
-                None => Err(place
-                    .error(format!("the names of `{name}` can't be looked up"))
-                    .expected("a packet fault such as `drop` or `delay`, without excluded hosts, or one host name")),
-            },
-            // What is learned is enough, but for a slip that is known.
-            Host::Name(name) if live == Some(name) && service(name).is_none() => {
-                let addresses = resolver.addresses(name).unwrap_or_default();
-                Ok(addresses.into_iter().map(Cidr::host).collect())
-            }
-            Host::Name(name) => {
-                let addresses = resolver.addresses(name).map_err(|error| {
-                    place
-                        .error(format!("the host `{name}` can't be looked up: {error}"))
-                        .suggest_some(service(name))
-                })?;
-                if addresses.is_empty() {
-                    return Err(place.error(format!("the host `{name}` has no address")));
+                Host::Cidr(network) => Ok(vec![*network]),
+                Host::Name(name) if is_pattern(name) => match live {
+                    Some(_) => Ok(Vec::new()),
+                    None => Err(place
+                        .error(format!("the names of `{name}` can't be looked up"))
+                        .expected("no excluded hosts, or one host name")),
+                },
+                // What is learned is enough, but for a slip that is known.
+                Host::Name(name) if live == Some(name) && service(name).is_none() => {
+                    let addresses = resolver.addresses(name).unwrap_or_default();
+                    Ok(addresses.into_iter().map(Cidr::host).collect())
                 }
-                if !is_local(name) {
-                    fixed_names.push(name.clone());
+                Host::Name(name) => {
+                    let addresses = resolver.addresses(name).map_err(|error| {
+                        place
+                            .error(format!("the host `{name}` can't be looked up: {error}"))
+                            .suggest_some(service(name))
+                    })?;
+                    if addresses.is_empty() {
+                        return Err(place.error(format!("the host `{name}` has no address")));
+                    }
+                    if !is_local(name) {
+                        fixed_names.push(name.clone());
+                    }
+                    Ok(addresses.into_iter().map(Cidr::host).collect())
                 }
-                Ok(addresses.into_iter().map(Cidr::host).collect())
             }
-        }
         };
         let mut hosts = match &target.host {
             None => Vec::new(),
@@ -237,14 +237,13 @@ impl Rule {
         })
     }
 
-    /// The host name of the target, when its addresses are learned while the rule is applied: those of packet faults are.
-    fn live_name<'a>(&self, target: &'a Target) -> Option<&'a String> {
+    /// The host name of the target, when its addresses are learned while the rule is applied.
+    fn live_name(target: &Target) -> Option<&String> {
         let Some(Host::Name(name)) = &target.host else {
             return None;
         };
         let excludes_hosts = target.except.iter().any(|one| one.host.is_some());
-        let is_on_packets = matches!(self.fault.layer(), Layer::Packet | Layer::Either);
-        (is_on_packets && !is_local(name) && !excludes_hosts).then_some(name)
+        (!is_local(name) && !excludes_hosts).then_some(name)
     }
 }
 

@@ -230,9 +230,15 @@ impl Control {
         Ok(())
     }
 
+    /// The indexes of the rules that are turned off or whose windows are not near.
+    #[must_use]
+    pub fn left_out(&self) -> BTreeSet<usize> {
+        &self.off | &self.windows.resting
+    }
+
     /// Applies all rules except those that are turned off or whose windows are not near.
     fn install(&self, off: &BTreeSet<usize>, injection: &mut Injection, plan: &Plan) -> Result<()> {
-        injection.leave_out(plan, &off.union(&self.windows.resting).copied().collect())
+        injection.leave_out(plan, &(off | &self.windows.resting))
     }
 
     async fn answer(

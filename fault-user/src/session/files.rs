@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::report::file::{self, Report};
 use crate::report::{github, html, junit};
-use crate::sys::process::files::{self, Folder, Writer};
+use crate::sys::process::files::{self, Folder, Growing, Writer};
 
 /// The names of a report's files for CI and for people.
 pub const JUNIT: &str = "junit.xml";
@@ -99,6 +99,49 @@ impl Files {
         for (name, text) in texts {
             let folder = Arc::clone(folder);
             writer.run(move || folder.replace(OsStr::new(name), &text))?;
+        }
+        Ok(())
+    }
+}
+
+/// A list of JSON in a file of the report's folder that grows by one after the other, if there is a folder. The file is whole at
+/// any time.
+#[derive(Default)]
+pub struct GrowingList {
+    growing: Option<Growing>,
+    is_begun: bool,
+}
+
+impl GrowingList {
+    /// Adds an item. Before the first one the file is made, of what `begin` gives: what comes before the items that are
+    /// added and what comes after them.
+    ///
+    /// # Errors
+    /// It can't be written; then the file stays as it was.
+    pub fn add(
+        &mut self,
+        files: &Files,
+        name: &'static str,
+        begin: impl FnOnce() -> anyhow::Result<(Vec<u8>, Vec<u8>)>,
+        item: Vec<u8>,
+    ) -> anyhow::Result<()> {
+        let (Some(writer), Some(folder)) = (&files.writer, &files.folder) else {
+            return Ok(());
+        };
+        if !self.is_begun {
+            let (head, tail) = begin()?;
+            let folder = Arc::clone(folder);
+            let head = [head, item].concat();
+            self.growing =
+                writer.run(move || Growing::begin(folder, OsStr::new(name), &head, &tail))?;
+            self.is_begun = true;
+        } else if let Some(mut growing) = self.growing.take() {
+            let (growing, added) = writer.run(move || {
+                let added = growing.add(&[b",\n", item.as_slice()].concat());
+                Ok((growing, added))
+            })?;
+            self.growing = Some(growing);
+            added?;
         }
         Ok(())
     }

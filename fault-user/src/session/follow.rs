@@ -1,5 +1,6 @@
 //! Watches for the end of the selected container and for its restart (`--follow`).
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -137,6 +138,8 @@ pub struct Relocation<'a> {
     pub options: &'a Options,
     /// The rules.
     pub rules: &'a RuleSet,
+    /// The indexes of those that are not applied now.
+    pub off: &'a BTreeSet<usize>,
     /// The options of the injection.
     pub injection_options: &'a InjectionOptions,
     /// The traffic that the rules apply to now.
@@ -165,7 +168,7 @@ impl Relocation<'_> {
             prepared.watch(scope)?;
         }
         subject.adopt(&mut prepared)?;
-        self.injection.move_to(self.plan, prepared)?;
+        self.injection.move_to(&plan, self.off, prepared)?;
         *self.plan = plan;
         *self.subject = subject;
         Ok(self.plan.rules.len())

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use fault_common::flow::FlowKey;
 
+use super::observe;
 use super::outcome::Failure;
 use super::rules::RuleSet;
 use super::{Loaded, Session, Task, choose_mechanism, plan};
@@ -16,6 +17,9 @@ use crate::inject::services::Room;
 use crate::plan::tables::Scope;
 use crate::relay::exchange::Exchange;
 use crate::steer::Redirection;
+use crate::sys::clock::monotonic_ns;
+use crate::watch::Watch;
+use crate::watch::history::History;
 
 /// A session that began with rules without streams, and takes any others.
 pub struct LiveSession<'a> {
@@ -25,6 +29,8 @@ pub struct LiveSession<'a> {
     exchange: Option<Arc<Exchange>>,
     /// Attached for the first stream rule, and kept.
     redirection: Option<Redirection>,
+    /// What the sockets do, where that is watched.
+    watch: Option<Watch>,
 }
 
 impl<'a> Loaded<'a> {
@@ -43,6 +49,7 @@ impl<'a> Loaded<'a> {
             marker,
             exchange,
             redirection: None,
+            watch: None,
         })
     }
 }
@@ -84,7 +91,8 @@ impl LiveSession<'_> {
         };
         let redirection = self.redirection.insert(redirection);
         let (seed, namespace) = (self.session.plan.seed, subject.namespace.as_ref());
-        let steering = redirection.steer(&rules, seed, namespace).await?;
+        let learned = self.session.injection.learned_addresses()?;
+        let steering = redirection.steer(&rules, seed, namespace, learned).await?;
         self.session.steering = Some(steering);
         Ok(())
     }
@@ -132,6 +140,39 @@ impl LiveSession<'_> {
         )
     }
 
+    /// From now on watches the connections to the targets of these rules, in place of those that were watched so far.
+    /// There must be no stream rules.
+    ///
+    /// # Errors
+    /// A target can't be watched, or a system call fails.
+    pub fn watch(&mut self, rules: &RuleSet) -> Result<()> {
+        // What redirects connections comes after what watches them.
+        (self.watch, self.redirection) = (None, None);
+        let targets: Vec<_> = rules
+            .named_targets()
+            .map(|(name, target)| (name.to_owned(), target.clone()))
+            .collect();
+        let subject = &self.session.subject;
+        let (scope, learned) = (
+            self.scope.as_ref(),
+            self.session.injection.learned_addresses()?,
+        );
+        self.watch = Some(observe::watch(subject, scope, &targets, learned.as_ref())?);
+        Ok(())
+    }
+
+    /// What the watched connections did since the last call. Times count from `epoch_ns` of `CLOCK_MONOTONIC`. Nothing
+    /// where none are watched.
+    ///
+    /// # Errors
+    /// Events were lost.
+    pub fn history(&mut self, epoch_ns: u64) -> Result<Option<History>> {
+        let watch = self.watch.as_mut();
+        watch
+            .map(|watch| watch.take(epoch_ns, monotonic_ns()))
+            .transpose()
+    }
+
     /// The connections of the scope, among those that a rule so far could concern by its ports. Nothing where the rules
     /// apply to a whole network namespace: then all are.
     ///
@@ -149,7 +190,7 @@ impl LiveSession<'_> {
     /// # Errors
     /// Something can't be restored.
     pub fn restore(self) -> Result<()> {
-        drop(self.redirection);
+        drop((self.redirection, self.watch));
         self.session.restore()
     }
 }

@@ -30,6 +30,7 @@ use nix::unistd::Uid;
 use self::control::{Control, Event};
 use self::follow::{ContainerEvent, Follower, Relocation};
 use self::machine::ThisMachine;
+use self::observe::{Observer, WatchList};
 use self::options::Options;
 use self::outcome::Failure;
 use self::rules::RuleSet;
@@ -108,7 +109,7 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("starting the runtime")
 }
 
-/// Warns of host names without an address, and of those whose later addresses are not learned.
+/// Warns of host names without an address, and of those in exclusions, whose later addresses are not learned.
 fn warn_of_names(plan: &Plan) {
     for name in plan.unknown_names() {
         tell!(
@@ -116,10 +117,7 @@ fn warn_of_names(plan: &Plan) {
         );
     }
     for rule in &plan.rules {
-        // A stream rule without entries, though its fault is one of packets: no mechanism holds these.
-        let is_live = rule.stream.is_none() || !rule.entries.is_empty();
-        let name = rule.resolved.name.as_ref().filter(|_| !is_live);
-        for name in rule.resolved.fixed_names.iter().chain(name) {
+        for name in &rule.resolved.fixed_names {
             tell!(
                 "fault: warning: `{}` uses the addresses that {name} has now, not later ones",
                 rule.text
@@ -183,6 +181,14 @@ impl<'a> Loaded<'a> {
     /// Events were not requested.
     pub fn take_events(&mut self) -> Result<Events> {
         self.prepared.take_events()
+    }
+
+    /// Starts to observe connections; before the rules are applied.
+    ///
+    /// # Errors
+    /// A system call fails.
+    pub fn watch<'b>(&self, list: WatchList<'b>) -> Result<Observer<'b>> {
+        list.watch(&self.subject, self.scope(), &self.prepared)
     }
 
     /// Counts the endpoints that processes connect to, to explain rules that never match.
@@ -296,6 +302,7 @@ impl Session<'_> {
                     Relocation {
                         options: self.options,
                         rules: self.rules,
+                        off: &self.control.left_out(),
                         injection_options: &self.injection_options,
                         subject: &mut self.subject,
                         plan: &mut self.plan,

@@ -8,6 +8,8 @@ use nix::unistd::Pid;
 use super::outcome::Failure;
 use super::rules::RuleSet;
 use super::subject::Subject;
+use crate::inject::injection::PreparedInjection;
+use crate::inject::names::LearnedAddresses;
 use crate::plan::tables::Scope;
 use crate::report::expectations;
 use crate::rule::scenario::{Probe, place_of_probe};
@@ -15,7 +17,6 @@ use crate::rule::{Protocol, ResolvedTarget, timeline::windows};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::process::cgroup::{Cgroup, Hierarchy};
 use crate::sys::process::user::Identity;
-use crate::tell::tell;
 use crate::watch::history::History;
 use crate::watch::probe::{self, Probing, Try};
 use crate::watch::{Watch, WatchScope};
@@ -54,13 +55,6 @@ impl<'a> WatchList<'a> {
     ) -> Result<Self, Failure> {
         let mut targets = expectations::targets(&rules.expect, &rules.rules, &rules.targets)
             .map_err(Failure::usage)?;
-        for (name, target) in &targets {
-            if let Some(host) = &target.name {
-                tell!(
-                    "fault: warning: expectations of `{name}` watch the addresses that {host} has now, not later ones"
-                );
-            }
-        }
         if reported {
             for (_, rule) in &rules.rules {
                 let known = targets.iter().any(|(name, _)| *name == rule.name);
@@ -76,6 +70,12 @@ impl<'a> WatchList<'a> {
             probes: &rules.expect.probe,
             identity,
         })
+    }
+
+    /// The host names of the targets, whose addresses have to be learned.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        let targets = self.targets.iter();
+        targets.filter_map(|(_, target)| target.name.clone())
     }
 
     /// Tries the probes before the run if a fault starts at once. (Otherwise they are tried in the time before it.)
@@ -108,15 +108,21 @@ impl<'a> WatchList<'a> {
     }
 
     /// Starts to watch the connections of a cgroup, a network namespace, or every process. Must be called before
-    /// connections are redirected to a relay.
+    /// connections are redirected to a relay. `prepared` learns the addresses of [`WatchList::names`].
     ///
     /// # Errors
     /// A system call fails.
-    pub fn watch(self, subject: &Subject, scope: Option<&Scope>) -> Result<Observer<'a>> {
+    pub fn watch(
+        self,
+        subject: &Subject,
+        scope: Option<&Scope>,
+        prepared: &PreparedInjection,
+    ) -> Result<Observer<'a>> {
         let watch = if self.targets.is_empty() {
             None
         } else {
-            Some(self.start(subject, scope)?)
+            let learned = prepared.learned_addresses()?;
+            Some(watch(subject, scope, &self.targets, learned.as_ref())?)
         };
         Ok(Observer {
             watch_list: self,
@@ -124,26 +130,36 @@ impl<'a> WatchList<'a> {
             probing: None,
         })
     }
+}
 
-    fn start(&self, subject: &Subject, scope: Option<&Scope>) -> Result<Watch> {
-        let hierarchy = Hierarchy::find()?;
-        let of_container;
-        let (cgroup, netns) = if let Some(scope) = scope {
-            (scope.path.as_path(), 0)
-        } else if let Some(namespace) = &subject.namespace {
-            of_container = match &subject.container {
-                Some(container) => own_cgroup(&hierarchy, container.pid)?,
-                None => None,
-            };
-            match &of_container {
-                Some(cgroup) => (cgroup.path(), 0),
-                None => (hierarchy.path(), namespace.cookie()?),
-            }
-        } else {
-            (hierarchy.path(), 0)
+/// Watches the connections of a cgroup, a network namespace, or every process, to these targets. `learned` has the addresses of
+/// their names.
+///
+/// # Errors
+/// As [`Watch::start`].
+pub(super) fn watch(
+    subject: &Subject,
+    scope: Option<&Scope>,
+    targets: &[(String, ResolvedTarget)],
+    learned: Option<&LearnedAddresses>,
+) -> Result<Watch> {
+    let hierarchy = Hierarchy::find()?;
+    let of_container;
+    let (cgroup, netns) = if let Some(scope) = scope {
+        (scope.path.as_path(), 0)
+    } else if let Some(namespace) = &subject.namespace {
+        of_container = match &subject.container {
+            Some(container) => own_cgroup(&hierarchy, container.pid)?,
+            None => None,
         };
-        Watch::start(WatchScope { cgroup, netns }, &self.targets)
-    }
+        match &of_container {
+            Some(cgroup) => (cgroup.path(), 0),
+            None => (hierarchy.path(), namespace.cookie()?),
+        }
+    } else {
+        (hierarchy.path(), 0)
+    };
+    Watch::start(WatchScope { cgroup, netns }, targets, learned)
 }
 
 /// The cgroup of a container, unless fault itself is in it.

@@ -117,7 +117,8 @@ impl Run {
             Some(own) => Some(scope_of(own.cgroup())?),
             None => subject.scope(),
         };
-        let plan = plan(rules, scope.as_ref(), mechanism, rules.seed()?)?;
+        let mut plan = plan(rules, scope.as_ref(), mechanism, rules.seed()?)?;
+        plan.learn(watch_list.names(), scope.as_ref());
         let files = Files::open(self.report.clone(), self.events.clone())?;
         let injection_options = self.injection_options();
         let seed = plan.seed;
@@ -135,7 +136,7 @@ impl Run {
         };
         tell!("fault: seed {seed}");
         loaded.count_endpoints();
-        let observer = watch_list.watch(&loaded.subject, loaded.scope())?;
+        let observer = loaded.watch(watch_list)?;
         let session = loaded.start(self.title(), true).await?;
         drop(patience);
         let mut running = waiting.go()?;

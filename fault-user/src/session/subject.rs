@@ -158,9 +158,10 @@ impl Subject {
             hosts: rules.iter().map(|(_, rule)| rule.target.hosts.len()).sum(),
         };
         let redirection = self.redirect(scope, marker, prepared.exchange(), room)?;
+        let learned = prepared.learned_addresses()?;
         let namespace = self.namespace.as_ref();
         redirection
-            .steer(&rules, plan.seed, namespace)
+            .steer(&rules, plan.seed, namespace, learned)
             .await
             .map(Some)
     }

@@ -22,12 +22,13 @@ use anyhow::{Context as _, Result, bail};
 use tokio::task::JoinHandle;
 
 use crate::inject::injection::Hits;
+use crate::inject::names::LearnedAddresses;
 use crate::plan::stream::{self, check};
 use crate::relay::attributes::Probability;
 use crate::relay::{
     Cut, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig, Transport,
 };
-use crate::rule::{Acts, Direction, Fault, ResolvedRule, ResolvedTarget};
+use crate::rule::{Acts, Cidr, Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
@@ -86,6 +87,8 @@ struct Shared {
     diagnosis: Option<Mutex<Netlink>>,
     /// Raw sockets to reset connections to other hosts.
     peers: reconnect::Peers,
+    /// The addresses of the names that rules are aimed at.
+    learned: Option<LearnedAddresses>,
     registered: Registered,
     redirected: Vec<RedirectedTarget>,
     rules: Vec<StreamRule>,
@@ -186,6 +189,7 @@ impl Steering {
         rules: &[(usize, &ResolvedRule)],
         seed: u64,
         namespace: Option<&NetworkNamespace>,
+        learned: Option<LearnedAddresses>,
     ) -> Result<Self> {
         let (targets, rules) = by_target(rules)?;
         let open = || Opened::new(targets.len(), &rules);
@@ -198,8 +202,9 @@ impl Steering {
             None => open()?,
         };
         let services = ends.iter().zip(&targets);
-        let services = services.map(|(ends, target)| ends.service(target));
-        let registered = redirection.register(services.collect::<std::io::Result<_>>()?)?;
+        let services = services.map(|(ends, target)| ends.service(target, learned.as_ref()));
+        let registered =
+            redirection.register(services.collect::<Result<_>>()?, learned.as_ref())?;
         let maker = redirection.maker(seed);
         let mut redirected = Vec::with_capacity(targets.len());
         for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
@@ -215,6 +220,7 @@ impl Steering {
             scope: redirection.scope.clone(),
             diagnosis,
             peers,
+            learned,
             registered,
             active: Mutex::new(vec![0; redirected.len()]),
             past: Mutex::new(vec![StreamHits::default(); rules.len()]),
@@ -526,8 +532,13 @@ impl Shared {
                 bail!("no socket is open to reset connections with");
             };
             let mut netlink = diagnosis.lock().unwrap_or_else(PoisonError::into_inner);
-            let target = &self.redirected[target].target;
-            let count = reconnect::reset(&mut netlink, &self.peers, target, self.scope.as_deref())?;
+            let mut target = self.redirected[target].target.clone();
+            if let Some(learned) = &self.learned {
+                let addresses = learned.of(&target)?;
+                target.hosts.extend(addresses.into_iter().map(Cidr::host));
+            }
+            let scope = self.scope.as_deref();
+            let count = reconnect::reset(&mut netlink, &self.peers, &target, scope)?;
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             past[number].hits += count;
         }

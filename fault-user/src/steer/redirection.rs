@@ -12,6 +12,7 @@ use super::reconnect;
 use super::relays::{Maker, prepare};
 use super::{Steering, WORKERS};
 use crate::inject::injector::Marker;
+use crate::inject::names::LearnedAddresses;
 use crate::inject::services::{Room, Service, relay_mark};
 use crate::relay::Engine;
 use crate::relay::exchange::Exchange;
@@ -82,7 +83,8 @@ impl Redirection {
     }
 
     /// Redirects connections and datagrams to relays that apply `rules`, each given with its index among all rules.
-    /// Rules without a start time are applied on return. `namespace` is that of the scope.
+    /// Rules without a start time are applied on return. `namespace` is that of the scope; `learned` has the addresses of
+    /// the names that rules are aimed at.
     ///
     /// # Errors
     /// A rule is unsupported, or a system call fails.
@@ -91,8 +93,9 @@ impl Redirection {
         rules: &[(usize, &ResolvedRule)],
         seed: u64,
         namespace: Option<&NetworkNamespace>,
+        learned: Option<LearnedAddresses>,
     ) -> Result<Steering> {
-        Steering::begin(self, rules, seed, namespace).await
+        Steering::begin(self, rules, seed, namespace, learned).await
     }
 
     pub(super) fn hooks(&self) -> MutexGuard<'_, Hooks> {
@@ -100,7 +103,11 @@ impl Redirection {
     }
 
     /// Makes services known to the programs, which do not match them yet.
-    pub(super) fn register(&self, services: Vec<Service>) -> Result<Registered> {
+    pub(super) fn register(
+        &self,
+        services: Vec<Service>,
+        learned: Option<&LearnedAddresses>,
+    ) -> Result<Registered> {
         ensure!(
             services.len() <= self.services_max as usize,
             "stream faults support at most {} targets at once: use fewer",
@@ -110,7 +117,10 @@ impl Redirection {
             hooks: Arc::clone(&self.hooks),
             services,
         };
-        registered.hooks().table().fill(&registered.services)?;
+        registered
+            .hooks()
+            .table()
+            .fill(&registered.services, learned)?;
         Ok(registered)
     }
 

@@ -15,6 +15,7 @@ use super::handshakes::Handshakes;
 use super::originals::Originals;
 use super::served::Served;
 use crate::inject::injector::Marker;
+use crate::inject::names::LearnedAddresses;
 use crate::inject::services::{Service, relay_mark};
 use crate::relay::exchange::Exchange;
 use crate::relay::{BACKLOG, Engine, Listen, Prepare, Relay, Settings, Target, Upstream};
@@ -67,17 +68,21 @@ impl RelayListeners {
         })
     }
 
-    /// Converts the target for the hooks.
+    /// Converts the target for the hooks. `learned` has the addresses of its name, if it has one.
     ///
     /// # Errors
-    /// The address of a listener can't be read.
-    pub fn service(&self, target: &ResolvedTarget) -> io::Result<Service> {
+    /// The address of a listener can't be read, or the addresses of the name are not learned.
+    pub fn service(
+        &self,
+        target: &ResolvedTarget,
+        learned: Option<&LearnedAddresses>,
+    ) -> Result<Service> {
         let port = |listener: &Option<TcpListener>| match listener {
             Some(listener) => Ok(listener.local_addr()?.port()),
             None => io::Result::Ok(0),
         };
         let [v4, v6] = &self.streams;
-        let mut service = Service::new(target, [port(v4)?, port(v6)?]);
+        let mut service = Service::new(target, [port(v4)?, port(v6)?], learned)?;
         service.steer.protocols = if v4.is_some() { steered::TCP } else { 0 };
         Ok(service)
     }

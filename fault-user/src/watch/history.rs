@@ -199,6 +199,30 @@ impl Seen {
         most as u64
     }
 
+    /// The longest row of connects in vain, each after the end of the one before: the pauses between them. In vain is a
+    /// connect that received nothing.
+    #[must_use]
+    pub fn pauses_in_vain_ns(&self) -> Vec<u64> {
+        let mut longest = Vec::new();
+        let mut row = Vec::new();
+        let mut last: Option<&Connect> = None;
+        for connect in &self.connects {
+            let is_in_vain = connect.received_ns.is_none() || connect.established_ns.is_none();
+            let pause = last
+                .and_then(|last| last.closed_ns)
+                .and_then(|end| connect.at_ns.checked_sub(end));
+            match (last, pause) {
+                (Some(_), Some(pause)) if is_in_vain => row.push(pause),
+                _ => row.clear(),
+            }
+            last = is_in_vain.then_some(connect);
+            if row.len() > longest.len() {
+                longest.clone_from(&row);
+            }
+        }
+        longest
+    }
+
     /// The start of the first connect that is more than `limit`.
     #[must_use]
     pub fn first_connect_above(&self, limit: u64) -> Option<u64> {
@@ -316,6 +340,34 @@ mod tests {
             .of("db")
             .expect("it is watched")
             .clone()
+    }
+
+    #[test]
+    fn pauses_are_those_between_connects_in_vain() {
+        let mut told_of = Vec::new();
+        for (at, end, answer) in [
+            (100, 101, None),
+            (111, 112, None),
+            (120, 150, Some(130)),
+            (150, 160, None),
+            (165, 166, None),
+            (176, 177, None),
+        ] {
+            told_of.push(told(at, at, witness::CONNECT));
+            told_of.push(told(at + 1, at, witness::ESTABLISHED));
+            told_of.extend(answer.map(|time| told(time, at, witness::RECEIVED)));
+            told_of.push(told(end, at, witness::CLOSED));
+        }
+        assert_eq!(history(told_of).pauses_in_vain_ns(), [5, 10]);
+        // At once is no retry.
+        let at_once = [100, 100, 100].into_iter().zip(1..);
+        let at_once = at_once.flat_map(|(at, cookie)| {
+            [
+                told(at, cookie, witness::CONNECT),
+                told(at + 50, cookie, witness::CLOSED),
+            ]
+        });
+        assert!(history(at_once.collect()).pauses_in_vain_ns().is_empty());
     }
 
     #[test]

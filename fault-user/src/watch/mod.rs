@@ -5,10 +5,10 @@ pub mod history;
 pub mod open;
 pub mod probe;
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -18,6 +18,7 @@ use aya::programs::{CgroupSkb, CgroupSockAddr, SockOps};
 use fault_common::abi::{Counter, STEERS, Witness};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::inject::names::LearnedAddresses;
 use crate::inject::services;
 use crate::inject::services::{Room, Service};
 use crate::rule::{Protocol, ResolvedTarget};
@@ -33,10 +34,32 @@ const PATIENCE_MS: u16 = 50;
 /// A watched cgroup, until this is dropped or finished.
 pub struct Watch {
     stop: Arc<AtomicBool>,
-    collector: Option<JoinHandle<Vec<Witness>>>,
+    collector: Option<JoinHandle<()>>,
+    witnesses: Arc<Mutex<Witnesses>>,
+    /// How much was lost of the records that were taken already.
+    lost: u64,
     names: Vec<String>,
     ebpf: Ebpf,
     _links: Vec<CgroupLink>,
+}
+
+/// The programs' events.
+struct Witnesses {
+    ring: RingBuf<MapData>,
+    seen: Vec<Witness>,
+}
+
+impl Witnesses {
+    /// Reads those that have arrived.
+    fn read(&mut self) {
+        while let Some(item) = self.ring.next() {
+            if let Ok(bytes) = <&[u8; size_of::<Witness>()]>::try_from(&*item) {
+                // SAFETY: the programs write nothing else, and every bit pattern is one.
+                let witness = unsafe { bytes.as_ptr().cast::<Witness>().read_unaligned() };
+                self.seen.push(witness);
+            }
+        }
+    }
 }
 
 /// Selects the sockets to watch.
@@ -50,11 +73,15 @@ pub struct WatchScope<'a> {
 
 impl Watch {
     /// Starts to watch connections to these targets. Must be called before connections are redirected to a relay, so
-    /// that the original destinations count.
+    /// that the original destinations count. `learned` has the addresses of the targets' names.
     ///
     /// # Errors
     /// A target can't be watched, there are too many, or a system call fails.
-    pub fn start(whose: WatchScope<'_>, targets: &[(String, ResolvedTarget)]) -> Result<Self> {
+    pub fn start(
+        whose: WatchScope<'_>,
+        targets: &[(String, ResolvedTarget)],
+        learned: Option<&LearnedAddresses>,
+    ) -> Result<Self> {
         ensure!(
             targets.len() <= STEERS as usize,
             "at most {STEERS} targets can be watched at once: use fewer"
@@ -68,14 +95,14 @@ impl Watch {
         }
         let services: Vec<_> = targets
             .iter()
-            .map(|(_, target)| Service::new(target, [0, 0]))
-            .collect();
+            .map(|(_, target)| Service::new(target, [0, 0], learned))
+            .collect::<Result<_>>()?;
         let room = Room {
             services: u32::try_from(services.len())?,
             hosts: Service::hosts_of(&services),
         };
         let (mut ebpf, mut table) = services::load(room, whose.netns, false)?;
-        table.fill(&services)?;
+        table.fill(&services, learned)?;
         for (number, (_, target)) in (0..).zip(targets) {
             table.switch(number, &target.ports, true);
         }
@@ -83,6 +110,11 @@ impl Watch {
             .take_map("WITNESSES")
             .context("the eBPF object has no map WITNESSES")?;
         let ring = RingBuf::try_from(ring)?;
+        let readable = ring.as_fd().try_clone_to_owned()?;
+        let witnesses = Arc::new(Mutex::new(Witnesses {
+            ring,
+            seen: Vec::new(),
+        }));
         let links = attach(&mut ebpf, whose.cgroup).with_context(|| {
             if whose.netns == 0 {
                 "watching sockets"
@@ -91,17 +123,19 @@ impl Watch {
             }
         })?;
         let stop = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&stop);
+        let (until, collected) = (Arc::clone(&stop), Arc::clone(&witnesses));
         let collector = std::thread::Builder::new()
             .name("watch".to_owned())
             .spawn(move || {
                 be_helper(&[]);
-                collect(ring, &until)
+                collect(&collected, readable.as_fd(), &until);
             })
             .context("starting a thread")?;
         Ok(Self {
             stop,
             collector: Some(collector),
+            witnesses,
+            lost: 0,
             names: targets.iter().map(|(name, _)| name.clone()).collect(),
             ebpf,
             _links: links,
@@ -113,37 +147,51 @@ impl Watch {
     /// # Errors
     /// Events were lost, so the records are incomplete.
     pub fn finish(mut self, epoch_ns: u64, end_ns: u64) -> Result<History> {
-        let seen = self.join()?;
+        self.join()?;
+        self.take(epoch_ns, end_ns)
+    }
+
+    /// Returns the records since the last call, or since the start. Times count from `epoch_ns` of `CLOCK_MONOTONIC`.
+    ///
+    /// # Errors
+    /// Events were lost, so the records are incomplete.
+    pub fn take(&mut self, epoch_ns: u64, end_ns: u64) -> Result<History> {
+        let mut witnesses = locked(&self.witnesses);
+        witnesses.read();
+        let seen = std::mem::take(&mut witnesses.seen);
+        drop(witnesses);
         let counts: PerCpuArray<&MapData, u64> = self
             .ebpf
             .map("COUNTS")
             .context("the eBPF object has no map COUNTS")?
             .try_into()?;
-        for (counter, what) in [
-            (Counter::EventLost, "events came faster than they were read"),
-            (
-                Counter::FlowTableFull,
-                "connections did not fit into the table",
-            ),
-        ] {
-            let lost: u64 = counts.get(&(counter as u32), 0)?.iter().sum();
-            ensure!(
-                lost == 0,
-                "{lost} {what}, so the expectations can't be judged"
-            );
-        }
+        let count = |counter: Counter| -> Result<u64> {
+            Ok(counts.get(&(counter as u32), 0)?.iter().sum())
+        };
+        let (events, connections) = (count(Counter::EventLost)?, count(Counter::FlowTableFull)?);
+        let before = std::mem::replace(&mut self.lost, events + connections);
+        ensure!(
+            self.lost == before,
+            "{} events came faster than they were read, or their connections did not fit into the table: what the \
+             sockets did is not known",
+            self.lost - before
+        );
         Ok(History::new(&self.names, seen, epoch_ns, end_ns))
     }
 
-    fn join(&mut self) -> Result<Vec<Witness>> {
+    fn join(&mut self) -> Result<()> {
         self.stop.store(true, Ordering::Release);
         match self.collector.take() {
             Some(collector) => collector
                 .join()
                 .map_err(|_| anyhow!("the watcher panicked")),
-            None => Ok(Vec::new()),
+            None => Ok(()),
         }
     }
+}
+
+fn locked(witnesses: &Mutex<Witnesses>) -> MutexGuard<'_, Witnesses> {
+    witnesses.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Watch {
@@ -154,20 +202,14 @@ impl Drop for Watch {
     }
 }
 
-fn collect(mut ring: RingBuf<MapData>, stop: &AtomicBool) -> Vec<Witness> {
-    let mut seen = Vec::new();
+fn collect(witnesses: &Mutex<Witnesses>, readable: BorrowedFd<'_>, stop: &AtomicBool) {
     loop {
         let last = stop.load(Ordering::Acquire);
-        while let Some(item) = ring.next() {
-            if let Ok(bytes) = <&[u8; size_of::<Witness>()]>::try_from(&*item) {
-                // SAFETY: the programs write nothing else, and every bit pattern is one.
-                seen.push(unsafe { bytes.as_ptr().cast::<Witness>().read_unaligned() });
-            }
-        }
+        locked(witnesses).read();
         if last {
-            return seen;
+            return;
         }
-        let mut waiting = [PollFd::new(ring.as_fd(), PollFlags::POLLIN)];
+        let mut waiting = [PollFd::new(readable, PollFlags::POLLIN)];
         // A signal also ends the wait.
         let _woken = poll(&mut waiting, PollTimeout::from(PATIENCE_MS));
     }

@@ -16,7 +16,7 @@ use fault_user::sys::process::netns::NetworkNamespace;
 
 use engine::{Engine, PAGE};
 use support::place::{PATIENCE, count_lines, fault, wait_for};
-use support::watched::Watched;
+use support::watched::{Watched, switch};
 
 /// A rule that swallows everything of the server's.
 const SWALLOW: &str = "tcp:80 blackhole";
@@ -133,6 +133,63 @@ fn stream_faults_of_a_container_as_server_and_as_client() {
         assert!(engine.fetch("client", faulted), "restored: {stderr_text}");
         assert!(is_served(&web), "restored: {stderr_text}");
     }
+}
+
+#[test]
+fn a_running_container_is_explored() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    let web = engine.address("web");
+    // It asks the other container for the page, and has an older one.
+    let script =
+        format!("#!/bin/sh\\necho\\ntimeout 1 wget -q -O - http://{web}/ || echo of yesterday\\n");
+    let serve = format!(
+        "mkdir -p /www/cgi-bin && printf '{script}' > /www/cgi-bin/page && chmod 755 /www/cgi-bin/page && \
+         exec httpd -f -p 80 -h /www"
+    );
+    engine.container("app", &[], &["sh", "-c", &serve]);
+    wait_for(|| engine.fetch("app", "127.0.0.1"), "the service to answer");
+    let app = engine.address("app");
+    let explored = |needs: &str, faults: &str| {
+        let probe = format!(
+            "exec 3<>/dev/tcp/{app}/80; printf 'GET /cgi-bin/page HTTP/1.0\\r\\n\\r\\n' >&3; grep -qE '{needs}' <&3"
+        );
+        let output = fault()
+            .args([
+                "explore",
+                "--container",
+                "app",
+                "--runs",
+                "1",
+                "--seed",
+                "1",
+            ])
+            .args(["--no-shrink", "--faults", faults])
+            .args(["--", "bash", "-c", &probe])
+            .output()
+            .expect("fault runs");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    let (code, text) = explored("well|yesterday", "refused,silent,cut,error");
+    assert_eq!(code, Some(0), "{text}");
+    for fault in ["refused", "silent", "cut", "error"] {
+        let told = format!("tcp:{web}:80 {fault}: ");
+        let line = text.lines().find(|line| line.contains(&told));
+        let line = line.unwrap_or_else(|| panic!("{fault}: {text}"));
+        assert!(line.contains("exit code 0"), "{line}");
+        assert!(!line.contains("not reached"), "{line}");
+    }
+    let (code, text) = explored("well", "refused");
+    assert_eq!(code, Some(121), "{text}");
+    let line = format!("sudo fault run --seed 1 --container app -r 'tcp:{web}:80 reject' -- bash");
+    assert!(text.contains(&line), "{text}");
+    is_clean(engine.pid("app"));
 }
 
 #[test]
@@ -534,6 +591,31 @@ fn rules_follow_a_container_that_is_restarted() {
         );
         is_clean(engine.pid("web"));
     }
+}
+
+/// A rule that is turned off stays off in the container that comes back.
+#[test]
+fn a_rule_that_is_off_does_not_follow_a_container() {
+    let Some(engine) = Engine::start() else {
+        return;
+    };
+    engine.server("web", &[]);
+    engine.idle("client", &[]);
+    let mut applied = Watched::inject(&["--container", "web", "--follow", "-r", SWALLOW]);
+    let pid = applied.child.id();
+    switch(pid, false);
+    engine.podman(&["kill", "--signal", "KILL", "web"]);
+    applied.until("waiting for it to restart");
+    engine.podman(&["wait", "web"]);
+    engine.podman(&["start", "web"]);
+    applied.until("is running again");
+    wait_for(
+        || engine.fetch("client", &engine.address("web")),
+        "the container without the rule",
+    );
+    switch(pid, true);
+    assert!(!engine.fetch("client", &engine.address("web")), "on again");
+    assert_eq!(applied.end().0, Some(0));
 }
 
 /// One that shares the host's network is followed by its cgroup, by a command too.

@@ -1,8 +1,11 @@
 //! A program whose messages a test waits for.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
+use fault_user::session::control::NAME;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -88,4 +91,17 @@ impl Drop for Watched {
             }
         }
     }
+}
+
+/// Turns the first rule of an instance off or on, as `fault top` does. Returns what it shows then.
+pub fn switch(pid: u32, on: bool) -> serde_json::Value {
+    let address = SocketAddr::from_abstract_name(format!("{NAME}{pid}")).unwrap();
+    let mut control = UnixStream::connect_addr(&address).unwrap();
+    let request = serde_json::json!({ "switch": { "rule": 0, "on": on } });
+    writeln!(control, "{request}").unwrap();
+    let mut line = String::new();
+    BufReader::new(control).read_line(&mut line).unwrap();
+    let shown: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(shown["rules"][0]["on"], on, "{shown}");
+    shown
 }

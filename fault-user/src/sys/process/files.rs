@@ -5,7 +5,9 @@ use crate::sys::process::rights::keep_only;
 use crate::sys::process::user::Identity;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::fcntl::{
+    AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat, renameat2,
+};
 use nix::libc;
 use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, mkdirat};
@@ -14,8 +16,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 /// A folder that files are written to; it stays the same one when its path changes.
 #[derive(Debug)]
@@ -127,6 +130,131 @@ impl Folder {
             format!("can't remove {}", path.display())
         })
     }
+}
+
+/// A file that grows before its last bytes, and is whole at any time: a reader, also after a crash, finds it with the last
+/// text or without it. There are two copies, of which the one without the last text is completed and then takes the
+/// other one's place, so that a text costs what it is long.
+#[derive(Debug)]
+pub struct Growing {
+    folder: Arc<Folder>,
+    name: OsString,
+    tail: Vec<u8>,
+    current: Copy,
+    /// Nothing before the first text, and where the file system can't exchange files.
+    spare: Option<Copy>,
+}
+
+/// One copy of a file that grows.
+#[derive(Debug)]
+struct Copy {
+    file: File,
+    /// Where the last bytes begin.
+    end: u64,
+    /// What is missing in front of them.
+    missing: Vec<u8>,
+}
+
+impl Growing {
+    /// Makes a file of these bytes in the place of what has this name, as [`Folder::replace`] does. Nothing where that is
+    /// a pipe or a device, which can't grow.
+    ///
+    /// # Errors
+    /// As [`Folder::replace`].
+    pub fn begin(
+        folder: Arc<Folder>,
+        name: &OsStr,
+        head: &[u8],
+        tail: &[u8],
+    ) -> Result<Option<Self>> {
+        folder.replace(name, &[head, tail].concat())?;
+        if !folder.has_regular(name) {
+            return Ok(None);
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDWR | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let file = openat2(&folder.fd, name, how);
+        let file = file.map_err(|errno| unopened(&folder.path.join(name), errno))?;
+        Ok(Some(Self {
+            name: name.to_owned(),
+            tail: tail.to_vec(),
+            current: Copy {
+                file: file.into(),
+                end: head.len().try_into()?,
+                missing: Vec::new(),
+            },
+            spare: None,
+            folder,
+        }))
+    }
+
+    /// Adds a text in front of the last bytes.
+    ///
+    /// # Errors
+    /// It can't be written; then the file stays as it was.
+    pub fn add(&mut self, text: &[u8]) -> Result<()> {
+        let part = part_of(&self.name);
+        let added = self.add_by(&part, text);
+        if added.is_err() && self.folder.has_regular(&part) {
+            self.folder.remove(&part)?;
+        }
+        added.map_err(|errno| {
+            let path = self.folder.path.join(&self.name);
+            anyhow!("can't write {}: {}", path.display(), errno.desc())
+        })
+    }
+
+    fn add_by(&mut self, part: &OsStr, text: &[u8]) -> nix::Result<()> {
+        let mut next = match self.spare.take() {
+            Some(spare) => spare,
+            None => self.copied(part)?,
+        };
+        next.missing.extend_from_slice(text);
+        let length = next.missing.len() as u64;
+        next.missing.extend_from_slice(&self.tail);
+        next.file
+            .write_all_at(&next.missing, next.end)
+            .map_err(errno_of)?;
+        next.end += length;
+        next.missing.clear();
+        let (folder, name) = (&self.folder.fd, self.name.as_os_str());
+        match renameat2(folder, part, folder, name, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => {
+                let mut spare = std::mem::replace(&mut self.current, next);
+                spare.missing.extend_from_slice(text);
+                self.spare = Some(spare);
+                Ok(())
+            }
+            Err(Errno::EINVAL | Errno::ENOSYS) => {
+                renameat(folder, part, folder, name)?;
+                self.current = next;
+                Ok(())
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Another copy of the file as it is.
+    fn copied(&self, part: &OsStr) -> nix::Result<Copy> {
+        let end = self.current.end;
+        let mut text = vec![0; usize::try_from(end).map_err(|_| Errno::EFBIG)?];
+        let read = self.current.file.read_exact_at(&mut text, 0);
+        read.map_err(errno_of)?;
+        let file = self.folder.create(part);
+        let file = file.map_err(|_| Errno::EACCES)?;
+        file.write_all_at(&text, 0).map_err(errno_of)?;
+        Ok(Copy {
+            file,
+            end,
+            missing: Vec::new(),
+        })
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` gives values")]
+fn errno_of(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 /// Opens a file to write behind its end; makes it where there is none.
@@ -349,6 +477,34 @@ mod tests {
         let missing = folder.path().join("none/file");
         let error = check_replaceable(&missing).unwrap_err().to_string();
         assert!(error.contains("No such file"), "{error}");
+    }
+
+    #[test]
+    fn a_file_grows_and_is_whole_after_each_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(folder.path()).unwrap();
+        let path = root.join("list");
+        let open = || Arc::new(Folder::open(&root).unwrap());
+        let begun = Growing::begin(open(), OsStr::new("list"), b"[0", b"]").unwrap();
+        let mut growing = begun.unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[0]");
+        let mut expected = "[0".to_owned();
+        for number in 1..9 {
+            let text = format!(",{number}");
+            growing.add(text.as_bytes()).unwrap();
+            expected += &text;
+            assert_eq!(fs::read_to_string(&path).unwrap(), expected.clone() + "]");
+        }
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 2, "and a spare one");
+        replace(&path, b"all").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "all");
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 1);
+        nix::unistd::mkfifo(&root.join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
+        let pipe = root.join("pipe");
+        let reader = std::thread::spawn(move || fs::read_to_string(pipe).unwrap());
+        let piped = Growing::begin(open(), OsStr::new("pipe"), b"[", b"]").unwrap();
+        assert!(piped.is_none());
+        assert_eq!(reader.join().unwrap(), "[]");
     }
 
     #[test]
