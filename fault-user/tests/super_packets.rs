@@ -13,6 +13,7 @@ use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::process::netns::NetworkNamespace;
+use fault_user::sys::version;
 use nix::mount::MsFlags;
 use support::echo::connected;
 use support::place::{
@@ -516,6 +517,10 @@ fn nothing_stays_of_an_instance_that_is_killed() {
             },
             "the device to disappear",
         );
+        if !version::at_least(5, 12) {
+            eprintln!("skipped: before Linux 5.12 super-packets are lost until the lease ends");
+            break;
+        }
         // Programs that are attached without a link act for some seconds yet. They judge what they can't divide as one.
         assert_eq!(sender.send(&numbered_burst(0)).unwrap(), 39_500);
         for number in 0..BURST {
@@ -584,7 +589,7 @@ fn two_processors_on_one_connection_take_the_same_decisions() {
     };
     let processors = std::thread::available_parallelism().unwrap().get();
     // Before Linux 5.12 there are no atomics by which two processors in one direction could be told apart.
-    let doubled = fault_user::sys::version::at_least(5, 12);
+    let doubled = version::at_least(5, 12);
     for (fault, senders) in [
         // The other direction from another processor.
         ("loss=0.1%", 1),
