@@ -6,7 +6,7 @@ mod support;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -195,6 +195,34 @@ fn a_stream_rule_follows_the_addresses_of_its_name() {
     let summary = applied.end();
     assert!(!summary.contains("uses the addresses"), "{summary}");
     assert!(!is_reset("127.0.0.2"), "restored");
+}
+
+#[test]
+fn a_stream_rule_of_a_process_follows_the_addresses_of_its_name() {
+    if !has_bash() {
+        return;
+    }
+    enter_fresh();
+    serve("127.0.0.1:53".parse().unwrap());
+    echo("0.0.0.0");
+    let bytes = query("127-0-0-2.example");
+    let question: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    let script = format!(
+        "read go; exec 3<>/dev/udp/127.0.0.1/53; printf '{question}' >&3; head -c 1 <&3 >/dev/null; \
+         exec 4<>/dev/tcp/127.0.0.2/7000; echo x >&4; read -u 4 answer && echo came || echo reset"
+    );
+    let mut client = Command::new("bash")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let options = format!("--pid {}", client.id());
+    let applied = AppliedRules::begin(&["tcp:*.example:7000 reset_peer"], &options);
+    writeln!(client.stdin.as_mut().unwrap()).unwrap();
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "reset\n");
+    applied.end();
 }
 
 #[test]

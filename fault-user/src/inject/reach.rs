@@ -182,9 +182,10 @@ impl InterfaceSet {
     /// Applies the rules to interfaces that have appeared, and releases those that have disappeared.
     pub(super) fn meet(&mut self, selection: &Selection) -> Result<()> {
         let there = list_by(&mut self.netlink)?;
+        // First: without it super-packets are lost.
+        self.miss_divider(&there);
         self.leave_gone(&there, selection);
         self.miss_tap(&there)?;
-        self.miss_divider(&there);
         self.note_bridge_ports(&there)?;
         for interface in interfaces::wanted(&there, selection) {
             let known = self
