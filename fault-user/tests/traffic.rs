@@ -206,7 +206,8 @@ fn a_stream_rule_of_a_process_follows_the_addresses_of_its_name() {
     serve("127.0.0.1:53".parse().unwrap());
     echo("0.0.0.0");
     let bytes = query("127-0-0-2.example");
-    let question: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    let bytes = bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+    let question = bytes.collect::<Vec<_>>().concat();
     let script = format!(
         "read go; exec 3<>/dev/udp/127.0.0.1/53; printf '{question}' >&3; head -c 1 <&3 >/dev/null; \
          exec 4<>/dev/tcp/127.0.0.2/7000; echo x >&4; read -u 4 answer && echo came || echo reset"

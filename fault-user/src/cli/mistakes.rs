@@ -112,13 +112,14 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
 fn early(first: &str, arguments: &[String]) -> Option<String> {
     let all = Cli::command();
     let is_command = |word: &String| all.find_subcommand(word).is_some();
+    let arguments = arguments.get(1..)?;
     let at = arguments.iter().position(is_command)?;
-    let (options, rest) = (&arguments[1..at], &arguments[at..]);
+    let (options, rest) = arguments.split_at(at);
     first.starts_with('-').then(|| {
-        let words = [rest, options].concat();
+        let words = [&rest[..1], options, &rest[1..]].concat();
         format!(
-            "put the options behind the subcommand: fault {}",
-            words.join(" ")
+            "put the options after the subcommand: fault {}",
+            quoted(&words)
         )
     })
 }
@@ -148,6 +149,18 @@ fn meant_rule(words: &[String]) -> Option<String> {
     })
 }
 
+/// Words as they are typed.
+fn quoted(words: &[String]) -> String {
+    let quoted = words.iter().map(|word| {
+        if word.contains([' ', '*', '$', ';', '&', '(', '|']) {
+            format!("'{word}'")
+        } else {
+            word.clone()
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
 fn option(command: &str, wrong: &str) -> Option<String> {
     let name = wrong.split('=').next().unwrap_or(wrong);
     let mut rows = OPTIONS.iter();
@@ -160,23 +173,17 @@ fn words(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
     if wrong.starts_with('-') {
         return None;
     }
-    let at = arguments.iter().position(|argument| argument == wrong)?;
+    // Not the program's own name, nor the subcommand's.
+    let mut after = arguments.iter().enumerate().skip(2);
+    let (at, _) = after.find(|(_, argument)| *argument == wrong)?;
     if command == "add" {
         let rule = meant_rule(arguments.get(3..)?)?;
         return Some(format!("quote the rule: fault add rule '{rule}'"));
     }
     if command == "inject" && arguments[at - 1] == "--" {
-        let words = arguments[2..].iter().map(|word| {
-            if word.contains(' ') {
-                format!("'{word}'")
-            } else {
-                word.clone()
-            }
-        });
-        let words: Vec<_> = words.collect();
         return Some(format!(
             "`fault inject` runs no command: fault run {}",
-            words.join(" ")
+            quoted(&arguments[2..])
         ));
     }
     let is_rule = |at: usize| matches!(arguments[at].as_str(), "-r" | "--rule");
@@ -234,6 +241,14 @@ mod tests {
                 "-- pytest -x",
             ),
             (&["run", "pytest"], "put -- before the command: -- pytest"),
+            (
+                &["inject", "-r", "tcp:80 drop", "--", "fault", "demo"],
+                "fault run -r 'tcp:80 drop' -- fault demo",
+            ),
+            (
+                &["-r", "* drop", "run", "--", "curl", "x"],
+                "fault run -r '* drop' -- curl x",
+            ),
             (&["run", "-r", "tcp:80 drop"], "-- pytest"),
             (
                 &["run", "-r", "tcp:80", "loss=3%", "--", "pytest"],

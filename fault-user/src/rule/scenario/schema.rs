@@ -242,7 +242,7 @@ fn argument(param: &Param) -> Json {
             let status = json!({ "type": "integer", "minimum": 200, "maximum": 599 });
             json!({ "description": help, "anyOf": [
                 { "type": "boolean" }, status, { "type": "array", "minItems": 1, "items": status },
-                { "type": "string", "pattern": "^[1-5][0-9][0-9](/[1-5][0-9][0-9])*$" }
+                { "type": "string", "pattern": "^[2-5][0-9][0-9](/[2-5][0-9][0-9])*$" }
             ] })
         }
         Kind::Call { names, required } => {
