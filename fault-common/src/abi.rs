@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 15;
+pub const ABI_VERSION: u32 = 16;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -386,6 +386,10 @@ pub struct Control {
     pub generation: u32,
     /// 1 when events are wanted.
     pub events: u32,
+    /// Index of the device that divides super-packets; 0 without one, when each is judged as one packet.
+    pub divider: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// What one rule remembers of one connection.
@@ -1083,7 +1087,7 @@ const _: () = {
     assert!(size_of::<Known>() == NAMES_MAX);
     assert!(size_of::<PortClasses>() == 8);
     assert!(size_of::<ScopeKey>() == 16);
-    assert!(size_of::<Control>() == 16);
+    assert!(size_of::<Control>() == 24);
     assert!(size_of::<FlowRule>() == 40);
     assert!(size_of::<FlowRuleKey>() == 24);
     assert!(size_of::<Owner>() == 16);

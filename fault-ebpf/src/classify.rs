@@ -129,7 +129,11 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         let ingress = u32::from(!EGRESS);
         match C::meet_super(skb.raw(), ingress) {
             split::PASSES => return Ok(NEXT),
-            split::VANISHES => return Ok(Skb::<EGRESS, LINK>::vanish()),
+            split::DIVIDES => {
+                if let Ok(action) = split::divide(skb, control) {
+                    return Ok(action);
+                }
+            }
             _ => {}
         }
     }

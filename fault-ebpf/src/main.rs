@@ -144,6 +144,12 @@ pub fn fault_detour(ctx: TcContext) -> i32 {
     hold::pass_detour(Skb::new(&ctx))
 }
 
+/// Egress of the far end of the device that divides super-packets: their wire packets.
+#[classifier]
+pub fn fault_divided(ctx: TcContext) -> i32 {
+    split::send_back(Skb::new(&ctx))
+}
+
 /// Sockets made in a cgroup that rules are limited to.
 #[cgroup_sock(sock_create)]
 pub fn fault_socket(ctx: SockContext) -> i32 {

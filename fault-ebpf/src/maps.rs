@@ -102,6 +102,9 @@ pub static CLOCK: Global<u32> = Global::new(0);
 /// the ways through it come together again.
 #[unsafe(no_mangle)]
 pub static FORESEES: Global<u32> = Global::new(0);
+/// 1 where programs can ask whether there is a device (Linux 5.12).
+#[unsafe(no_mangle)]
+pub static ASKS_DEVICE: Global<u32> = Global::new(0);
 /// 1 where the kernel has MPTCP and programs can get from a subflow to its connection (Linux 5.19).
 #[unsafe(no_mangle)]
 pub static MPTCP: Global<u32> = Global::new(0);
@@ -329,10 +332,6 @@ pub static UNIX_CONNECTS: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static DECISIONS: HashMap<DecisionKey, u64> = HashMap::with_max_entries(1, 0);
 
-/// Room for a part of a payload that is moved; one entry for each CPU.
-#[map]
-pub static PIECE: PerCpuArray<[u8; 2048]> = PerCpuArray::with_max_entries(1, 0);
-
 /// Key of [`HOSTS`].
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -445,14 +444,8 @@ pub struct Sight {
 /// Counts one packet that passes for a reason worth telling.
 #[inline(always)]
 pub fn count(counter: Counter) {
-    count_many(counter, 1);
-}
-
-/// [`count`] for several packets.
-#[inline(always)]
-pub fn count_many(counter: Counter, packets: u64) {
     if let Some(cell) = COUNTS.get_ptr_mut(counter as u32) {
         // SAFETY: the pointer is to this CPU's own entry of the map.
-        unsafe { *cell += packets };
+        unsafe { *cell += 1 };
     }
 }

@@ -4,10 +4,10 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
-    bpf_clone_redirect, bpf_get_hash_recalc, bpf_l3_csum_replace, bpf_l4_csum_replace,
-    bpf_redirect, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tstamp,
-    bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_check_mtu, bpf_clone_redirect, bpf_get_hash_recalc, bpf_l3_csum_replace,
+    bpf_l4_csum_replace, bpf_redirect, bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+    bpf_skb_set_tstamp, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use fault_common::abi::INSTANCES_REMEMBERED;
@@ -16,7 +16,7 @@ use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, PROTOCOL_UDP, Packet};
 
 use crate::flows;
 use crate::frame::{Frame, JUDGED, Near};
-use crate::maps::{INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, Scratch, TCX, XDP};
+use crate::maps::{ASKS_DEVICE, INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, Scratch, TCX, XDP};
 use crate::scope;
 
 /// The next program or filter decides: `TCX_NEXT` and `TC_ACT_UNSPEC` are the same.
@@ -28,11 +28,11 @@ const REMEMBERED: u32 = (1 << INSTANCES_REMEMBERED) - 1;
 const NOTE_HOOK: usize = 0;
 /// Two words: the instances that have judged it.
 const NOTE_JUDGES: usize = 1;
-/// What it is on its way for: 0, [`DEPARTING`], or [`PART`] and a segment.
+/// What it is on its way for: 0, [`DEPARTING`] or [`PART`].
 const NOTE_WAY: usize = 3;
 /// It is on its way to the qdisc that is to hold it.
 const DEPARTING: u32 = 1 << 16;
-/// It is a copy of a super-packet that is to be cut down to a segment.
+/// It is to be divided, or a part of what has been.
 const PART: u32 = 1 << 15;
 const TC_ACT_SHOT: i32 = 2;
 const TC_ACT_STOLEN: i32 = 4;
@@ -44,7 +44,6 @@ const LOOPBACK_IFINDEX: u32 = 1;
 const BPF_F_INGRESS: u64 = 1;
 const BPF_F_RECOMPUTE_CSUM: u64 = 1;
 const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
-const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
 const BPF_ADJ_ROOM_MAC: u32 = 1;
 
 /// A socket buffer at the egress or ingress hook of a device whose link layer header has `LINK` bytes.
@@ -227,22 +226,30 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         );
     }
 
-    /// The segment that this copy of a super-packet is to be cut down to.
+    /// Whether this is a part of a super-packet that was met at this hook.
     #[inline(always)]
-    pub fn part(&self, egress: bool) -> Option<u32> {
-        let way = self.way(egress);
-        if way & PART != 0 {
-            Some(way & (PART - 1))
-        } else {
-            None
-        }
+    pub fn is_part(&self, egress: bool) -> bool {
+        self.way(egress) == PART
     }
 
-    /// See [`Self::part`]. Nobody has judged it who has not judged the whole.
+    /// See [`Self::is_part`]. Nobody has judged its parts who has not judged the whole.
     #[inline(always)]
-    pub fn set_part(&self, segment: u32, egress: bool) {
-        self.set_judges(self.judges_at(egress), self.ifindex(), egress);
-        self.set_note(NOTE_WAY, PART | segment);
+    pub fn set_part(&self) {
+        self.set_judges(self.judges(), self.ifindex(), EGRESS);
+        self.set_note(NOTE_WAY, PART);
+    }
+
+    /// Where the super-packet was met that this is a part of: the interface, and whether it arrived there. Nothing for
+    /// any other packet.
+    #[inline(always)]
+    pub fn origin(&self) -> Option<(u32, bool)> {
+        if self.tc_index() >> INSTANCES_REMEMBERED != NETNS_MARK.load()
+            || self.note(NOTE_WAY) != PART
+        {
+            return None;
+        }
+        let hook = self.note(NOTE_HOOK) ^ NETNS_TAG.load();
+        Some((hook >> 1, hook & 1 == 0))
     }
 
     /// What it is on its way for, when it passes this hook again.
@@ -409,6 +416,17 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         unsafe { (*self.0).tstamp = time_ns };
     }
 
+    /// Whether this network namespace has a device. True where the kernel can't be asked (before Linux 5.12).
+    #[inline(always)]
+    pub fn has_device(&self, ifindex: u32) -> bool {
+        if ASKS_DEVICE.load() == 0 {
+            return true;
+        }
+        let mut length = 0;
+        // SAFETY: the helper writes a number. A super-packet is not too long for any device.
+        unsafe { bpf_check_mtu(self.0.cast(), ifindex, &raw mut length, 0, 0) >= 0 }
+    }
+
     /// Payload bytes of each segment of a super-packet; 0 for an ordinary packet.
     #[inline(always)]
     pub fn gso_size(&self) -> u32 {
@@ -469,14 +487,6 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         done(unsafe { bpf_l4_csum_replace(self.0, offset, from.into(), to.into(), flags) })
     }
 
-    /// Adjusts the transport checksum at `offset` for a changed length in the pseudo-header.
-    #[inline(always)]
-    pub fn replace_pseudo_length(&self, offset: u32, from: u16, to: u16) -> Result<(), ()> {
-        let word = |length: u16| u64::from(length.to_be());
-        let flags = 2 | BPF_F_PSEUDO_HDR;
-        done(unsafe { bpf_l4_csum_replace(self.0, offset, word(from), word(to), flags) })
-    }
-
     /// Copies `length` bytes from `offset` on to `to`.
     ///
     /// # Safety
@@ -486,16 +496,7 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         done(unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to.cast(), length) })
     }
 
-    /// Overwrites `length` bytes from `offset` on; no checksum is adjusted.
-    ///
-    /// # Safety
-    /// There are as many at `from`.
-    #[inline(always)]
-    pub unsafe fn store_raw(&self, offset: u32, from: *const u8, length: u32) -> Result<(), ()> {
-        done(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast(), length, 0) })
-    }
-
-    /// [`Self::store_raw`] for bytes that no checksum field has been adjusted for.
+    /// Overwrites `length` bytes from `offset` on, for which no checksum field has been adjusted.
     ///
     /// # Safety
     /// There are as many at `from`.
@@ -525,13 +526,7 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     /// Sends a copy the way this packet goes.
     #[inline(always)]
     pub fn clone_onward(&self) -> Result<(), ()> {
-        self.clone_to_side(u32::from(!EGRESS))
-    }
-
-    /// Sends a copy out through the packet's device, or with 1 into it.
-    #[inline(always)]
-    pub fn clone_to_side(&self, ingress: u32) -> Result<(), ()> {
-        let flags = u64::from(ingress) & BPF_F_INGRESS;
+        let flags = if EGRESS { 0 } else { BPF_F_INGRESS };
         done(unsafe { bpf_clone_redirect(self.0, self.ifindex(), flags) })
     }
 

@@ -2,46 +2,38 @@
 //! the network would have lost, and nothing else, is lost.
 //!
 //! First they are judged without anything being done ([`all_pass`]): a super-packet to none of whose wire packets
-//! anything is going to happen goes on as it is. Of any other
-//! the whole is sent onward once for each segment, and every copy, when it comes by here again, is cut down to its
-//! own part before it is judged. Which part that is, it carries beside the instances that have
-//! judged it (`skb`). A copy of another instance of `fault` is cut in the same way.
+//! anything is going to happen goes on as it is. Any other is redirected once, as a whole, to a device that takes no
+//! super-packets, where the kernel's stack divides it ([`divide`]). The packets that come out at the far end go back to
+//! where the super-packet was met ([`send_back`]), and are judged there like any other. They say themselves where that is
+//! (`skb`).
 
 use aya_ebpf::bindings::__sk_buff;
 use fault_common::abi::{
-    Counter, FLOW_SLOTS, Flow, FlowRule, MATCHES_MAX, RuleEntry, RuleState, modifier, rule_flag,
-    step,
+    Control, Counter, FLOW_SLOTS, Flow, FlowRule, MATCHES_MAX, RuleEntry, RuleState, modifier,
+    rule_flag, step,
 };
 use fault_common::decide::{Counting, Sample, in_window, judge};
-use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, Part};
+use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 
 use crate::counting::{Alone, Fetch, InKernel, NoFetch, add};
 use crate::maps::{
-    FLOWS, FORESEES, MATCHES, PIECE, RULE_STATES, RULE_STATS, RULES, SCRATCH, Scratch, WORDS,
-    count, count_many,
+    FLOWS, FORESEES, MATCHES, RULE_STATES, RULE_STATS, RULES, SCRATCH, Scratch, WORDS, count,
 };
-use crate::skb::{Any, Skb};
-use crate::{classify, flows, trace};
+use crate::skb::{Any, NEXT, Skb};
+use crate::{flows, trace};
 
-/// The most segments that are told apart; a super-packet of more is judged as one.
+/// The most segments that are judged ahead; a super-packet of more is divided.
 const SEGMENTS_MAX: u32 = 64;
-/// The largest segment that a copy can be cut down to: what the kernel lets programs make of a packet is limited
-/// (`BPF_SKB_MAX_LEN`, less than 16 KiB). Loopback's super-packets have larger ones.
-const SEGMENT_BYTES_MAX: u32 = 12 << 10;
-/// Bytes moved at a time.
-const PIECE_BYTES: u32 = 2048;
-/// Pieces of the largest segment.
-const PIECES_MAX: u32 = SEGMENT_BYTES_MAX / PIECE_BYTES + 1;
 
 /// A super-packet that has been met passes whole.
 pub const PASSES: u32 = 1;
-/// It vanishes: its parts go on in its stead, or it can't become one.
-pub const VANISHES: u32 = 2;
+/// It is divided: see [`divide`].
+pub const DIVIDES: u32 = 2;
 /// It is judged like any packet.
 const IS_JUDGED: u32 = 0;
 
-/// What becomes of the super-packet in the scratch, which rules match: [`PASSES`], [`VANISHES`], or it is to be judged,
-/// as a whole or as the part that it has become. A global function: see `fault_collect`.
+/// What becomes of the super-packet in the scratch, which rules match: [`PASSES`], [`DIVIDES`], or it is judged as a
+/// whole. A global function: see `fault_collect`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn fault_meet_super(skb: *mut __sk_buff, ingress: u32) -> u32 {
@@ -62,16 +54,7 @@ fn meet<C: Counting>(skb: Any, ingress: u32) -> u32 {
     };
     // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
     let scratch = unsafe { &mut *shared };
-    if let Some(segment) = skb.part(ingress == 0) {
-        if cut(skb, scratch, segment).is_err() {
-            // Policy: a copy that can't be cut is not let pass, since the others carry its bytes too.
-            count(Counter::ActionFailed);
-            return VANISHES;
-        }
-        classify::measure(skb, scratch);
-        return IS_JUDGED;
-    }
-    if !C::uses(modifier::PER_SEGMENT) || !is_wanted(scratch) {
+    if !C::uses(modifier::PER_SEGMENT) || skb.is_part(ingress == 0) || !is_wanted(scratch) {
         return IS_JUDGED;
     }
     let key = &scratch.key;
@@ -84,21 +67,14 @@ fn meet<C: Counting>(skb: Any, ingress: u32) -> u32 {
         skb.set_judged_at(ingress == 0);
         return PASSES;
     }
-    if divide(skb, shared, ingress) {
-        VANISHES
-    } else {
-        IS_JUDGED
-    }
+    DIVIDES
 }
 
-/// Whether a rule that the super-packet matches asks for its wire packets one by one, and there are not too many.
+/// Whether a rule that the super-packet matches asks for its wire packets one by one.
 #[inline(never)]
 fn is_wanted(scratch: &Scratch) -> bool {
     let packet = &scratch.packet;
-    if scratch.sight.segments > SEGMENTS_MAX
-        || scratch.sight.size > SEGMENT_BYTES_MAX
-        || (packet.protocol != PROTOCOL_TCP && packet.protocol != PROTOCOL_UDP)
-    {
+    if packet.protocol != PROTOCOL_TCP && packet.protocol != PROTOCOL_UDP {
         return false;
     }
     if scratch.matches.overflow != 0 {
@@ -120,7 +96,7 @@ fn is_wanted(scratch: &Scratch) -> bool {
 fn all_pass<C: Counting>(scratch: *mut Scratch, flow: *mut Flow, size: u32) -> bool {
     // SAFETY: see `Scratch`; no reference lives across a call of `fault_foresee`.
     let (segments, overflow) = unsafe { ((*scratch).sight.segments, (*scratch).matches.overflow) };
-    if FORESEES.load() == 0 || overflow != 0 {
+    if FORESEES.load() == 0 || segments > SEGMENTS_MAX || overflow != 0 {
         return false;
     }
     // SAFETY: as above.
@@ -334,119 +310,26 @@ fn foresee_one(scratch: &mut Scratch, index: u32) -> u32 {
     u32::from(fired.is_none() && verdict.holding == 0)
 }
 
-/// Sends the super-packet onward once for each segment. False when not even the first copy could be made: then the
-/// packet is still whole. The scratch comes as a plain pointer, because the copies are judged meanwhile.
-#[inline(never)]
-fn divide(skb: Any, scratch: *mut Scratch, ingress: u32) -> bool {
-    // SAFETY: see `Scratch`; no reference lives across the sending of a copy.
-    let segments = unsafe { (*scratch).sight.segments };
-    let mut lost = 0;
-    for segment in 0..SEGMENTS_MAX {
-        if segment >= segments {
-            break;
-        }
-        let made = fault_send_part(skb.raw(), segment, ingress) != 0;
-        if segment == 0 && !made {
-            count(Counter::ActionFailed);
-            return false;
-        }
-        lost += u64::from(!made);
-    }
-    count_many(Counter::ActionFailed, lost);
-    true
-}
-
-/// Sends the super-packet onward once, for one segment; 0 when that fails. A global function: see `fault_collect`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn fault_send_part(skb: *mut __sk_buff, segment: u32, ingress: u32) -> u32 {
-    let skb: Any = Skb::of(skb);
-    skb.set_part(segment, ingress == 0);
-    u32::from(skb.clone_to_side(ingress).is_ok())
-}
-
-/// Cuts a copy of a super-packet down to one segment, and the packet in the scratch too.
-///
-/// Everything that segmentation offload would write is written: lengths, the IPv4 identification, the TCP sequence
-/// number and flags. The checksum field of a super-packet holds the sum of its pseudo-header, of which only the length
-/// changes. Source: `tcp_gso_segment`, `__udp_gso_segment`, `inet_gso_segment` of Linux.
-#[inline(never)]
-fn cut(skb: Any, scratch: &mut Scratch, segment: u32) -> Result<(), ()> {
-    let part = scratch.packet.part(segment, skb.gso_size()).ok_or(())?;
-    cut_to(skb, &scratch.packet, segment, &part)?;
-    scratch.packet.become_part(&part);
-    Ok(())
-}
-
+/// Sends the super-packet to where it is divided. An error where there is no such device: then it is judged as a whole.
 #[inline(always)]
-fn cut_to(skb: Any, packet: &Packet, segment: u32, part: &Part) -> Result<(), ()> {
-    let (skipped, length) = (part.skipped, part.length);
-    let payload = packet.payload_length();
-    if segment != 0 {
-        move_payload(skb, packet.payload_offset, skipped, length)?;
+pub fn divide<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    control: &Control,
+) -> Result<i32, ()> {
+    if control.divider == 0 || !skb.has_device(control.divider) {
+        return Err(());
     }
-    skb.resize(packet.payload_offset + length)?;
-    let network = packet.network_offset;
-    let shorter = payload - length;
-    if packet.ipv6 {
-        let total = packet.end - network - 40 - shorter;
-        skb.store(network + 4, &(total as u16).to_be_bytes())?;
-    } else {
-        let total = (packet.length() - shorter) as u16;
-        replace_ipv4(skb, network + 2, network + 10, |_| total)?;
-        replace_ipv4(skb, network + 4, network + 10, |id| {
-            id.wrapping_add(segment as u16)
-        })?;
-    }
-    let at = packet.transport_offset;
-    let before = (packet.end - at) as u16;
-    let after = before - shorter as u16;
-    if packet.protocol == PROTOCOL_UDP {
-        skb.store(at + 4, &after.to_be_bytes())?;
-        return skb.replace_pseudo_length(at + 6, before, after);
-    }
-    let sequence = packet.sequence.wrapping_add(skipped);
-    skb.store(at + 4, &sequence.to_be_bytes())?;
-    skb.store(at + 13, &[part.tcp_flags])?;
-    skb.replace_pseudo_length(at + 16, before, after)
+    skb.push_link_header()?;
+    skb.set_part();
+    Ok(Skb::<EGRESS, LINK>::redirect(control.divider, 0))
 }
 
+/// Sends a wire packet of a super-packet that was divided back to where that was met.
 #[inline(always)]
-fn replace_ipv4(skb: Any, at: u32, checksum: u32, change: impl Fn(u16) -> u16) -> Result<(), ()> {
-    use fault_common::packet::Load as _;
-    let before: [u8; 2] = skb.load(at).ok_or(())?;
-    let after = change(u16::from_be_bytes(before)).to_be_bytes();
-    skb.replace_l3_sum(
-        checksum,
-        u16::from_ne_bytes(before),
-        u16::from_ne_bytes(after),
-    )?;
-    skb.store(at, &after)
-}
-
-/// Moves `length` bytes of payload to its start, from `skipped` bytes behind.
-#[inline(never)]
-fn move_payload(skb: Any, payload_offset: u32, skipped: u32, length: u32) -> Result<(), ()> {
-    let piece = PIECE.get_ptr_mut(0).ok_or(())?.cast();
-    for n in 0..PIECES_MAX {
-        let done = n * PIECE_BYTES;
-        if done >= length {
-            return Ok(());
-        }
-        let to = payload_offset + done;
-        let left = length - done;
-        let most = if left > PIECE_BYTES {
-            PIECE_BYTES
-        } else {
-            left
-        };
-        // The same again in a form that the verifier sees through: 1 to PIECE_BYTES.
-        let bytes = ((most - 1) & (PIECE_BYTES - 1)) + 1;
-        // SAFETY: the piece has PIECE_BYTES bytes.
-        unsafe {
-            skb.load_raw(to + skipped, piece, bytes)?;
-            skb.store_raw(to, piece, bytes)?;
-        }
-    }
-    Err(())
+pub fn send_back(skb: Skb<true, 14>) -> i32 {
+    let Some((interface, ingress)) = skb.origin() else {
+        // Policy: what the stack itself sends this way is nobody's.
+        return NEXT;
+    };
+    Skb::<true, 14>::redirect(interface, u64::from(ingress))
 }

@@ -113,7 +113,7 @@ fn what_is_held_goes_on_when_the_rule_ends() {
     let socket = connected(address);
     socket.send(b"x").unwrap();
     let summary = applied.end();
-    assert!(summary.contains("1 pkts"), "{summary}");
+    assert!(summary.contains("1 pkt "), "{summary}");
     let mut byte = [0; 1];
     socket.recv(&mut byte).unwrap();
 }

@@ -88,7 +88,10 @@ fn retries_are_counted_and_recovery_is_timed() {
     let text = stderr_text(&run(&rules, &closed, STUBBORN), 121);
     assert_stderr_has(
         &text,
-        &["FAILED: expect at most 0 open connections to svc: 1"],
+        &[
+            "FAILED: expect at most 0 open connections to svc: 1",
+            "fault: exit code 121: the command succeeded, but an expectation failed",
+        ],
     );
 }
 

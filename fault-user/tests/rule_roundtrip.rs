@@ -93,30 +93,22 @@ fn delay() -> impl Strategy<Value = Fault> {
         Distribution::Pareto,
         Distribution::ParetoNormal,
     ]);
-    (
-        jittered(60),
-        distribution,
-        ppm(),
-        any::<bool>(),
-        of(1..u32::MAX),
+    (jittered(60), distribution, ppm(), any::<bool>()).prop_map(
+        |((delay_ns, jitter_ns), distribution, correlation, keep_order)| {
+            Fault::Delay(faults::Delay {
+                delay_ns,
+                jitter_ns,
+                // Neither has a meaning without a jitter.
+                distribution: if jitter_ns == 0 {
+                    Distribution::Uniform
+                } else {
+                    distribution
+                },
+                correlation: if jitter_ns == 0 { 0 } else { correlation },
+                keep_order,
+            })
+        },
     )
-        .prop_map(
-            |((delay_ns, jitter_ns), distribution, correlation, keep_order, limit_packets)| {
-                Fault::Delay(faults::Delay {
-                    delay_ns,
-                    jitter_ns,
-                    // Neither has a meaning without a jitter.
-                    distribution: if jitter_ns == 0 {
-                        Distribution::Uniform
-                    } else {
-                        distribution
-                    },
-                    correlation: if jitter_ns == 0 { 0 } else { correlation },
-                    keep_order,
-                    limit_packets,
-                })
-            },
-        )
 }
 
 fn rate() -> impl Strategy<Value = Fault> {
@@ -198,7 +190,7 @@ fn text() -> impl Strategy<Value = String> {
 
 fn reply() -> impl Strategy<Value = ErrorReply> {
     prop_oneof![
-        prop::collection::vec(100..600_u16, 1..4).prop_map(ErrorReply::Http),
+        prop::collection::vec(200..600_u16, 1..4).prop_map(ErrorReply::Http),
         Just(ErrorReply::Http(vec![500])),
         of(text().prop_filter("no single word in capitals", |text| text
             .contains(char::is_lowercase)))

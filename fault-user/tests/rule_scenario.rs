@@ -137,7 +137,6 @@ fn mistakes_are_pointed_at() {
         assert_eq!(output.status.code(), Some(2), "{}", path.display());
         assert_eq!(output.stdout, b"", "{}", path.display());
         let stderr_text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(stderr_text.lines().count(), 1, "{stderr_text}");
         let error = stderr_text
             .strip_prefix("fault: error: ")
             .expect(&stderr_text);
@@ -191,6 +190,18 @@ fn good_files_are_good() {
             assert!(picture.contains(&carried), "{rule}: {picture}");
         }
     }
+}
+
+#[test]
+fn a_close_without_a_time_is_warned_of() {
+    let told = |rule: &str| {
+        let output = fault().args(["check", "-r", rule]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let warning = told("tcp:80 close");
+    assert!(warning.contains("give it `at=TIME`"), "{warning}");
+    assert_eq!(told("tcp:80 close at=1s"), "");
 }
 
 #[test]
@@ -257,7 +268,7 @@ fn files_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         fs::write(&path, text).unwrap();
-        Scenario::load(&path).map_err(|error| error.message)
+        Scenario::load(&path).map_err(|error| error.error.one_line())
     };
     assert!(
         load("a.json", JSON).is_ok() && load("a.yml", YAML).is_ok() && load("a.toml", TOML).is_ok()
@@ -268,4 +279,19 @@ fn files_by_name() {
         "the name says no format: expected .json, .yaml, .yml or .toml"
     );
     assert!(Scenario::load(Path::new("/nonexistent/a.json")).is_err());
+    let rule = Scenario::load(Path::new("tcp:80 drop")).unwrap_err();
+    assert!(rule.to_string().contains("-r 'tcp:80 drop'"), "{rule}");
+}
+
+/// `fault add rule` needs no daemon to find a mistake.
+#[test]
+fn a_mistake_in_a_rule_for_the_daemon_is_pointed_at() {
+    let output = fault()
+        .args(["add", "rule", "tcp:80 los=3%"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    let picture = "\n  tcp:80 los=3%\n         ^^^\nhelp: expected ";
+    assert!(text.contains(picture), "{text}");
+    assert_eq!(output.status.code(), Some(2), "{text}");
 }

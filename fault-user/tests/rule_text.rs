@@ -1,6 +1,6 @@
 //! The one-line form: what the specification shows is read, and prints as its canonical text.
 
-use fault_user::rule::{Rule, Targets};
+use fault_user::rule::{Profiles, Rule, Targets};
 
 /// Rules as people write them, and their canonical text.
 const RULES: &[(&str, &str)] = &[
@@ -164,6 +164,71 @@ const MISTAKES: &[(&str, &str)] = &[
     ("tcp:5432 drop dir=upstream", "did you mean `to-server`?"),
     ("tcp:5432 drop dir=down", "did you mean `to-client`?"),
     ("tcp:5432 drop FOR=2s", "did you mean `for`?"),
+    // Words and signs of other tools, each with what stands for it.
+    ("tcp:5432 drop nth=1,2", "did you mean `range=1..2`?"),
+    ("tcp:5432 drop range=1-3", "did you mean `range=1..3`?"),
+    ("tcp:5432 slow=200ms", "did you mean `latency=200ms`?"),
+    ("tcp:5432 refuse", "did you mean `reject`?"),
+    ("tcp:5432 jitter=20ms", "did you mean `delay=20ms~20ms`?"),
+    (
+        "tcp:5432 delay=200ms±50ms",
+        "did you mean `delay=200ms~50ms`?",
+    ),
+    (
+        "tcp:5432 delay=200ms+-50ms",
+        "did you mean `delay=200ms~50ms`?",
+    ),
+    (
+        "tcp:5432 delay=200ms+/-50ms",
+        "did you mean `delay=200ms~50ms`?",
+    ),
+    (
+        "tcp:5432 delay=100ms..200ms",
+        "did you mean `delay=150ms~50ms`?",
+    ),
+    (
+        "tcp:5432 delay=100-200ms",
+        "did you mean `delay=150ms~50ms`?",
+    ),
+    (
+        "tcp:5432 latency=100ms-200ms",
+        "did you mean `latency=150ms~50ms`?",
+    ),
+    ("tcp:5432 drop 10%", "did you mean `loss=10%`?"),
+    ("tcp:5432 drop=10%", "did you mean `loss=10%`?"),
+    ("tcp:80 http=503", "did you mean `error=http:503`?"),
+    ("tcp:80 abort=503", "did you mean `error=http:503`?"),
+    ("tcp:80 error=http,503", "did you mean `error=http:503`?"),
+    ("tcp:80 drop at=5", "did you mean `at=5s`?"),
+    ("tcp:80 drop for=1.5", "did you mean `for=1.5s`?"),
+    (
+        "tcp:80 delay=200ms jitter=50",
+        "did you mean `jitter=50ms`?",
+    ),
+    (
+        "tcp:80 delay=200ms,jitter:50",
+        "did you mean `delay=200ms,jitter:50ms`?",
+    ),
+    ("tcp:80 drop until=5s", "did you mean `for`?"),
+    ("tcp:80 drop times=5", "did you mean `first`?"),
+    ("tcp:80 drop count=5", "did you mean `first=5`?"),
+    ("tcp:80 drop dir=in", "did you mean `to-client`?"),
+    ("tcp:80 drop dir=egress", "did you mean `to-server`?"),
+    ("tcp:80..90 drop", "did you mean `tcp:80-90`?"),
+    ("tcp:80,drop", "did you mean `tcp:80 drop`?"),
+    ("tcp:80=drop", "did you mean `tcp:80 drop`?"),
+    ("tcp:80,loss=3% first=2", "did you mean `tcp:80 loss=3%`?"),
+    (r#""tcp:80" drop"#, "did you mean `tcp:80`?"),
+    ("dns:nxdomain", "did you mean `dns nxdomain`?"),
+    ("tcp:80 p=10% drop", "did you mean `drop p=10%`?"),
+    (
+        "tcp:80 size=100 first=2 drop",
+        "did you mean `drop size=100 first=2`?",
+    ),
+    (
+        "tcp:80 mix 10%:timeout,20%:latency=1s",
+        "did you mean `10%:timeout 20%:latency=1s`?",
+    ),
 ];
 
 #[test]
@@ -186,6 +251,8 @@ fn a_mistake_is_reported_with_the_correction() {
 fn a_service_name_suggests_its_port() {
     for (text, part) in [
         ("https loss=1%", "did you mean `tcp:443`?"),
+        ("all loss=1%", "did you mean `*`?"),
+        ("eth0 loss=1%", "`* …` with the option `-i eth0`"),
         ("redis loss=1%", "did you mean `tcp:6379`?"),
         ("tcp:postgres loss=1%", "did you mean `tcp:5432`?"),
         ("tcp:https loss=1%", "did you mean `tcp:443`?"),
@@ -197,6 +264,9 @@ fn a_service_name_suggests_its_port() {
         let line = error.one_line();
         assert!(line.contains(part), "{text}: {line}");
     }
+    let rule: Rule = "tcp:80 profile=4g".parse().unwrap();
+    let error = rule.expanded(&Profiles::new()).unwrap_err();
+    assert_eq!(error.suggestion.as_deref(), Some("profile=lte"));
     let rule: Rule = "tcp:postgres loss=1%".parse().unwrap();
     let mut there = |_: &str| Ok(vec!["192.0.2.1".parse().unwrap()]);
     assert!(rule.resolve(&Targets::new(), &mut there).is_ok());

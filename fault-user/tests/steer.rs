@@ -1438,7 +1438,7 @@ fn a_datagram_that_closes_is_lost() {
     let applied = AppliedRules::begin(&["udp:7000 close_on_data"], "--scope host");
     client.send(b"one").unwrap();
     let summary = applied.end();
-    assert!(summary.contains("1 conns  1 times"), "{summary}");
+    assert!(summary.contains("1 conn  1 time "), "{summary}");
     client.send(b"two").unwrap();
     let mut buffer = [0; 9];
     let (size, _) = server.recv_from(&mut buffer).unwrap();

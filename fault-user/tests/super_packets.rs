@@ -4,6 +4,8 @@ mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use fault_common::abi::{FlowRule, Followed, RuleState, direction};
@@ -11,8 +13,12 @@ use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::process::netns::NetworkNamespace;
+use fault_user::sys::version;
+use nix::mount::MsFlags;
 use support::echo::connected;
-use support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, set_option, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, Peer, enter_fresh, fault, hide_run, ip, set_option, wait_for,
+};
 
 /// Bytes of a full datagram.
 const DATAGRAM: usize = 1000;
@@ -207,6 +213,10 @@ fn bulk_tcp_loses_wire_packets_and_arrives_whole() {
     // Where much is lost one connection gets nowhere.
     lose("10.77.0.2", "--scope host", 10.0, [48, 200 << 10]);
     lose("fd77::2", "--scope host", 10.0, [48, 200 << 10]);
+    // Those that arrive are divided on their way in.
+    let arriving = format!("--netns {}", peer.name);
+    lose("10.77.0.2", &arriving, 0.2, [1, 24 << 20]);
+    lose("fd77::2", &arriving, 10.0, [48, 200 << 10]);
 }
 
 #[test]
@@ -290,16 +300,60 @@ fn numbered_burst(first: u32) -> Vec<u8> {
         .collect()
 }
 
+/// Where numbered datagrams go, and how one is read there: its number and length.
+type Read = Box<dyn FnMut() -> (u32, usize)>;
+
+/// A socket that datagrams are read from.
+fn reader(socket: UdpSocket) -> Read {
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    Box::new(move || {
+        let mut bytes = [0; 2000];
+        let length = socket.recv(&mut bytes).expect("what is not lost comes");
+        (u32::from_be_bytes(*bytes.first_chunk().unwrap()), length)
+    })
+}
+
 /// Most of these super-packets pass whole, some are divided: each wire packet meets the same either way.
-#[test]
-fn exactly_those_datagrams_are_lost_that_the_seed_says() {
+fn lose_what_the_seed_says(faults: &[&str], options: &str, address: SocketAddr, read: &mut Read) {
     const BURSTS: u32 = 100;
     const SEED: u64 = 11;
+    for faults in faults {
+        let rule = format!("udp:7000 {faults} dir=to-server");
+        let count = BURSTS * u32::try_from(BURST).unwrap();
+        let expected = lost_by_the_model(&rule, SEED, count);
+        assert!(!expected.is_empty(), "{rule}");
+        let socket = connected(address);
+        let applied = AppliedRules::begin(&[&rule], &format!("{options} --seed {SEED}"));
+        set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
+        let mut came = Vec::new();
+        let alive = |number: &u32| expected.binary_search(number).is_err();
+        for burst in 0..BURSTS {
+            let first = burst * u32::try_from(BURST).unwrap();
+            let data = numbered_burst(first);
+            assert_eq!(socket.send(&data).unwrap(), data.len());
+            for _ in (first..).take(BURST).filter(alive) {
+                let (number, length) = read();
+                assert_eq!(length, length_of(number), "{rule} {options}");
+                came.push(number);
+            }
+        }
+        let summary = applied.end();
+        let kept: Vec<u32> = (0..count).filter(alive).collect();
+        assert!(came == kept, "{rule} {options} {address}: {summary}");
+        assert_eq!(packets(&summary, 0), u64::from(count), "{summary}");
+        assert_eq!(packets(&summary, 1), expected.len() as u64, "{summary}");
+    }
+}
+
+#[test]
+fn exactly_those_datagrams_are_lost_that_the_seed_says() {
     enter_fresh();
     let peer = Peer::joined();
     let namespace = peer_of(&peer);
     let address: SocketAddr = "10.77.0.2:7000".parse().unwrap();
-    for faults in [
+    know_the_neighbour(address);
+    let faults = [
         "loss=1%",
         "loss=ge(0.5%,40%)",
         "loss=state(0.3%,30%,20%,40%,0.2%)",
@@ -307,40 +361,211 @@ fn exactly_those_datagrams_are_lost_that_the_seed_says() {
         "drop p=20% size=..600",
         "drop range=1001..1003",
         "mtu=600",
-    ] {
-        let rule = format!("udp:7000 {faults} dir=to-server");
-        let count = BURSTS * u32::try_from(BURST).unwrap();
-        let expected = lost_by_the_model(&rule, SEED, count);
-        assert!(!expected.is_empty(), "{rule}");
-        let receiver = namespace.enter(|| Ok(UdpSocket::bind(address)?)).unwrap();
-        set_option(&receiver, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
-        receiver.set_read_timeout(Some(PATIENCE)).unwrap();
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        socket.connect(address).unwrap();
+    ];
+    let socket = namespace.enter(|| Ok(UdpSocket::bind(address)?)).unwrap();
+    lose_what_the_seed_says(&faults, "--scope host", address, &mut reader(socket));
+}
+
+/// What is divided goes back to where it was met, whatever kind of device that is.
+#[test]
+fn the_same_are_lost_on_each_way() {
+    const FAULTS: [&str; 3] = ["loss=2%", "drop every=170 count=rule", "mtu=600"];
+    enter_fresh();
+    let peer = Peer::joined();
+    let namespace = peer_of(&peer);
+    let arriving = format!("--netns {}", peer.name);
+    for host in ["10.77.0.2", "fd77::2"] {
+        let address = SocketAddr::new(host.parse().unwrap(), 7000);
         know_the_neighbour(address);
-        let options = format!("--scope host --seed {SEED}");
-        let applied = AppliedRules::begin(&[&rule], &options);
-        set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
-        let mut came = Vec::new();
-        let mut bytes = [0; 2000];
-        let alive = |number: &u32| expected.binary_search(number).is_err();
-        for burst in 0..BURSTS {
-            let first = burst * u32::try_from(BURST).unwrap();
-            let data = numbered_burst(first);
-            assert_eq!(socket.send(&data).unwrap(), data.len());
-            for _ in (first..).take(BURST).filter(alive) {
-                let length = receiver.recv(&mut bytes).expect("what is not lost comes");
-                let number = u32::from_be_bytes(*bytes.first_chunk().unwrap());
-                assert_eq!(length, length_of(number), "{rule}");
-                came.push(number);
-            }
+        let socket = namespace.enter(|| Ok(UdpSocket::bind(address)?)).unwrap();
+        let mut read = reader(socket);
+        for options in ["--scope host", arriving.as_str()] {
+            lose_what_the_seed_says(&FAULTS, options, address, &mut read);
         }
-        let summary = applied.end();
-        let kept: Vec<u32> = (0..count).filter(alive).collect();
-        assert!(came == kept, "{rule}: {summary}");
-        assert_eq!(packets(&summary, 0), u64::from(count), "{summary}");
-        assert_eq!(packets(&summary, 1), expected.len() as u64, "{summary}");
     }
+    for host in ["127.0.0.1", "::1"] {
+        let address = SocketAddr::new(host.parse().unwrap(), 7000);
+        let mut read = reader(UdpSocket::bind(address).unwrap());
+        for options in ["--scope host", "--scope host --attach clsact"] {
+            lose_what_the_seed_says(&FAULTS, options, address, &mut read);
+        }
+    }
+    let mut tun = without_link_header();
+    let address = "10.81.0.2:7000".parse().unwrap();
+    lose_what_the_seed_says(&FAULTS, "--scope host --interface tun7", address, &mut tun);
+}
+
+/// Makes `tun7`, a device without a link layer header that takes super-packets.
+fn without_link_header() -> Read {
+    const HEADERS: usize = 10 + 28;
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .unwrap();
+    // SAFETY: all zeroes is a request; the requests take what they are given, which is alive.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"tun7") {
+            *to = libc::c_char::from_ne_bytes([*from]);
+        }
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = i16::try_from(flags).unwrap();
+        let made = libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request);
+        assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+        // Checksums are left to whoever reads.
+        assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, 1), 0);
+    }
+    ip("addr add 10.81.0.1/24 dev tun7");
+    ip("link set tun7 up");
+    Box::new(move || {
+        let (mut bytes, mut length) = ([0; 2000], 0);
+        let mut has_come = || match file.read(&mut bytes) {
+            Ok(read) => {
+                length = read;
+                // The rest is what IPv6 sends by itself.
+                bytes[10] == 0x45 && bytes[10 + 9] == PROTOCOL_UDP
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+                false
+            }
+        };
+        wait_for(&mut has_come, "what is not lost");
+        let number = u32::from_be_bytes(*bytes[HEADERS..].first_chunk().unwrap());
+        (number, length - HEADERS)
+    })
+}
+
+/// Each part of a divided super-packet counts in a receive buffer for what it is.
+#[test]
+fn a_divided_burst_fits_an_ordinary_receive_buffer() {
+    enter_fresh();
+    let socket = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let address = socket.local_addr().unwrap();
+    let sender = connected(address);
+    set_option(&sender, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
+    let applied = AppliedRules::begin(&["udp:7000 drop nth=1"], "--scope host");
+    assert_eq!(sender.send(&numbered_burst(0)).unwrap(), 39_500);
+    let summary = applied.end();
+    let mut bytes = [0; 2000];
+    for number in 1..BURST {
+        socket
+            .recv(&mut bytes)
+            .unwrap_or_else(|error| panic!("{number}: {error}: {summary}"));
+        assert_eq!(bytes[3], u8::try_from(number).unwrap());
+    }
+}
+
+/// What was divided stays with the socket that sent it until it has left, so that nobody sends without end into a queue.
+#[test]
+fn a_sender_waits_for_its_divided_packets() {
+    enter_fresh();
+    let peer = Peer::joined();
+    let address: SocketAddr = "10.77.0.2:7000".parse().unwrap();
+    let _receiver = Receiver::new(&peer_of(&peer), address);
+    let socket = connected(address);
+    know_the_neighbour(address);
+    let queue = "qdisc add dev va root tbf rate 8kbit burst 100k limit 100m";
+    let added = std::process::Command::new("tc")
+        .args(queue.split(' '))
+        .status();
+    if !added.unwrap().success() {
+        eprintln!("skipped: the kernel has no tbf");
+        return;
+    }
+    let applied = AppliedRules::begin(&["udp:7000 drop every=9 count=rule"], "--scope host");
+    set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, 200_000);
+    socket.set_nonblocking(true).unwrap();
+    let burst = numbered_burst(0);
+    let refused = (0..100).find_map(|_| socket.send(&burst).err());
+    let summary = applied.end();
+    let error = refused.unwrap_or_else(|| panic!("4 MB are on their way: {summary}"));
+    assert_eq!(error.kind(), ErrorKind::WouldBlock, "{summary}");
+}
+
+/// Whoever is killed leaves no device behind, and super-packets pass.
+#[test]
+fn nothing_stays_of_an_instance_that_is_killed() {
+    enter_fresh();
+    hide_run();
+    let socket = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    let address = socket.local_addr().unwrap();
+    let mut read = reader(socket);
+    let sender = connected(address);
+    set_option(&sender, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
+    for options in ["--scope host", "--scope host --attach clsact"] {
+        let mut applied = AppliedRules::begin(&["udp:7000 drop every=40 count=rule"], options);
+        assert_eq!(sender.send(&numbered_burst(0)).unwrap(), 39_500);
+        for _ in 1..BURST {
+            read();
+        }
+        assert!(
+            names_of_links()
+                .iter()
+                .any(|name| name.starts_with("fault-"))
+        );
+        applied.kill();
+        wait_for(
+            || {
+                !names_of_links()
+                    .iter()
+                    .any(|name| name.starts_with("fault-"))
+            },
+            "the device to disappear",
+        );
+        if !version::at_least(5, 12) {
+            eprintln!("skipped: before Linux 5.12 super-packets are lost until the lease ends");
+            break;
+        }
+        // Programs that are attached without a link act for some seconds yet. They judge what they can't divide as one.
+        assert_eq!(sender.send(&numbered_burst(0)).unwrap(), 39_500);
+        for number in 0..BURST {
+            assert_eq!(read().0, u32::try_from(number).unwrap(), "{options}");
+        }
+    }
+    let done = fault().arg("clean").output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+/// In many containers there is no `/dev/net/tun`.
+#[test]
+fn without_a_tap_a_veth_pair_serves() {
+    enter_fresh();
+    hide_run();
+    let none = None::<&str>;
+    nix::mount::mount(
+        Some("/dev/null"),
+        "/dev/net/tun",
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )
+    .unwrap();
+    let address = "127.0.0.1:7000".parse().unwrap();
+    let mut read = reader(UdpSocket::bind(address).unwrap());
+    lose_what_the_seed_says(&["loss=2%"], "--scope host", address, &mut read);
+    let has_ours = || {
+        names_of_links()
+            .iter()
+            .any(|name| name.starts_with("fault-"))
+    };
+    assert!(!has_ours(), "the pair is removed");
+    let mut applied = AppliedRules::begin(&["udp:7000 loss=2%"], "--scope host");
+    applied.kill();
+    drop(applied);
+    assert!(has_ours(), "the pair outlives a kill");
+    let done = fault().arg("clean").output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    assert!(!has_ours(), "{done:?}");
+}
+
+fn names_of_links() -> Vec<String> {
+    let all = fault_user::sys::net::interfaces::list().unwrap();
+    all.into_iter().map(|one| one.name).collect()
 }
 
 /// Has the calling thread run on one processor.
@@ -364,7 +589,7 @@ fn two_processors_on_one_connection_take_the_same_decisions() {
     };
     let processors = std::thread::available_parallelism().unwrap().get();
     // Before Linux 5.12 there are no atomics by which two processors in one direction could be told apart.
-    let doubled = fault_user::sys::version::at_least(5, 12);
+    let doubled = version::at_least(5, 12);
     for (fault, senders) in [
         // The other direction from another processor.
         ("loss=0.1%", 1),

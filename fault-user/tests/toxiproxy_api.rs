@@ -42,6 +42,13 @@ const ERRORS: &[(&str, &str, &str, u16, &str)] = &[
     (
         "POST",
         "/proxies",
+        r#"{"q":{"name":"q","upstream":"a:1"}}"#,
+        400,
+        "missing required field: name; these are several proxies: POST them to /populate",
+    ),
+    (
+        "POST",
+        "/proxies",
         r#"{"name":"q"}"#,
         400,
         "missing required field: upstream",
@@ -738,6 +745,22 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
                     .contains("latency_upstream  upstream latency toxicity=1 sni=*.example.com {"),
             "{list}"
         );
+        let again = [
+            "add",
+            "toxic",
+            "a b",
+            "latency",
+            "latency=5",
+            "--stream",
+            "upstream",
+        ];
+        let (code, error) = run(&again);
+        assert!(
+            code == Some(125)
+                && error.contains("a b has latency_upstream\nhelp: ")
+                && error.contains("--name"),
+            "{error}"
+        );
         assert!(run(&["stats", "--json"]).1.contains("\"accepted\": 0"));
         assert_eq!(
             run(&["remove", "toxic", "a b", "latency_upstream"]).0,
@@ -754,6 +777,11 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
             )
         );
         assert_eq!(run(&["add", "proxy"]).0, Some(2));
+        let (code, error) = run(&["add", "proxy", "r3", "26380", "6379"]);
+        assert!(
+            code == Some(2) && error.contains("127.0.0.1:26380"),
+            "{error}"
+        );
     }
 }
 

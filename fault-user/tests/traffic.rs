@@ -6,7 +6,7 @@ mod support;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,8 @@ use socket2::{Domain, Socket, Type};
 use support::dns::{RCODE, TYPE, alias, answer, look_up, query, query_for, read_response, serve};
 use support::echo::{tcp_echo, udp_client, udp_echo};
 use support::place::{
-    AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, is_emulated, run, wait_for,
+    AppliedRules, PATIENCE, Peer, can_lead_the_host, enter_fresh, fault, has_bash, is_emulated,
+    run, wait_for,
 };
 
 /// Starts a server on loopback.
@@ -154,6 +155,9 @@ fn is_reset(host: &str) -> bool {
 
 #[test]
 fn a_stream_rule_follows_the_addresses_of_its_name() {
+    if !can_lead_the_host() {
+        return;
+    }
     enter_fresh();
     let (server, client) = dns_by_hand();
     for host in ["0.0.0.0", "::1"] {
@@ -194,8 +198,40 @@ fn a_stream_rule_follows_the_addresses_of_its_name() {
 }
 
 #[test]
+fn a_stream_rule_of_a_process_follows_the_addresses_of_its_name() {
+    if !has_bash() {
+        return;
+    }
+    enter_fresh();
+    serve("127.0.0.1:53".parse().unwrap());
+    echo("0.0.0.0");
+    let bytes = query("127-0-0-2.example");
+    let bytes = bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+    let question = bytes.collect::<Vec<_>>().concat();
+    let script = format!(
+        "read go; exec 3<>/dev/udp/127.0.0.1/53; printf '{question}' >&3; head -c 1 <&3 >/dev/null; \
+         exec 4<>/dev/tcp/127.0.0.2/7000; echo x >&4; read -u 4 answer && echo came || echo reset"
+    );
+    let mut client = Command::new("bash")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let options = format!("--pid {}", client.id());
+    let applied = AppliedRules::begin(&["tcp:*.example:7000 reset_peer"], &options);
+    writeln!(client.stdin.as_mut().unwrap()).unwrap();
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "reset\n");
+    applied.end();
+}
+
+#[test]
 fn the_first_connection_to_a_name_that_is_looked_up_reaches_the_relay() {
     const LOOKUPS: u32 = 10_000;
+    if !can_lead_the_host() {
+        return;
+    }
     enter_fresh();
     serve("127.0.0.1:53".parse().unwrap());
     echo("0.0.0.0");
@@ -215,6 +251,9 @@ fn the_first_connection_to_a_name_that_is_looked_up_reaches_the_relay() {
 
 #[test]
 fn datagrams_to_a_name_that_is_looked_up_reach_the_relay() {
+    if !can_lead_the_host() {
+        return;
+    }
     enter_fresh();
     let (server, client) = dns_by_hand();
     let echo = udp_echo(UdpSocket::bind("127.0.0.2:7000").unwrap());
@@ -236,6 +275,9 @@ fn datagrams_to_a_name_that_is_looked_up_reach_the_relay() {
 
 #[test]
 fn reconnect_resets_connections_to_addresses_that_were_learned() {
+    if !can_lead_the_host() {
+        return;
+    }
     enter_fresh();
     let (server, client) = dns_by_hand();
     let address = echo("127.0.0.2");
@@ -915,7 +957,8 @@ impl Commanded {
 
 /// Asserts that the only rule of a summary has matched and hit so many packets.
 fn assert_hits(summary: &str, packets: usize) {
-    let both = summary.matches(&format!(" {packets} pkts")).count();
+    let unit = if packets == 1 { "pkt" } else { "pkts" };
+    let both = summary.matches(&format!(" {packets} {unit} ")).count();
     assert_eq!(both, 2, "{packets} packets: {summary}");
 }
 

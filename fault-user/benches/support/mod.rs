@@ -67,6 +67,7 @@ pub fn load(plan: &Plan, tables: &Tables, connections: u32) -> Injector {
         holder: 0,
         detour: None,
         places: 0,
+        divider: None,
         replay: None,
         xdp: false,
         clock: Clock::Tick,

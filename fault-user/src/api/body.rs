@@ -96,6 +96,11 @@ impl Fields {
             .rfind(|value| !value.is_null())
     }
 
+    /// Whether it has fields, and each is an object.
+    pub(crate) fn holds_objects(&self) -> bool {
+        !self.0.is_empty() && self.0.values().all(Value::is_object)
+    }
+
     fn typed<'a, T>(
         &'a self,
         name: &str,

@@ -700,7 +700,13 @@ impl Proxies {
     ///
     /// 400, 403, 409, 500.
     pub async fn create(&self, body: &[u8], caller: Caller) -> Result<Arc<Proxy>, ApiError> {
-        let request = ProxyRequest::read(&Fields::parse(body)?)?;
+        let fields = Fields::parse(body)?;
+        if fields.holds_objects() {
+            let why =
+                "missing required field: name; these are several proxies: POST them to /populate";
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, why));
+        }
+        let request = ProxyRequest::read(&fields)?;
         request.check("")?;
         request.allow(caller)?;
         let _one_at_a_time = self.changing.lock().await;

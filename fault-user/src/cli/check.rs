@@ -10,7 +10,7 @@ use super::{Failure, Outcome, exit, print_json};
 use crate::plan::Plan;
 use crate::report::expectations;
 use crate::rule::scenario::Expect;
-use crate::rule::{Rule, timeline};
+use crate::rule::{Fault, Rule, timeline};
 use crate::session::rules::RuleSet;
 use crate::tell;
 
@@ -67,6 +67,14 @@ impl Check {
         let horizon = parsed
             .length_ns
             .unwrap_or_else(|| timeline::horizon_ns(&rules));
+        for (rule, _) in &parsed.rules {
+            if let (Fault::Close(_), 0) = (&rule.fault, rule.modifiers.at_ns) {
+                tell::line(format_args!(
+                    "fault: warning: `{rule}` acts at the start, when no connection is redirected yet: give it `at=TIME`, \
+                     and its target another stream rule such as `latency=1ms`"
+                ));
+            }
+        }
         if self.json {
             print_json(&Checked::new(&parsed, &plan, horizon))?;
             return Ok(exit::SUCCESS);

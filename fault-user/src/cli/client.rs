@@ -12,7 +12,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::relay::Fault;
 use crate::rule::units::parse_duration;
-use crate::rule::{catalog, nearest};
+use crate::rule::{Rule, RuleError, catalog, nearest};
+use crate::session::outcome::Failure;
 use crate::tell;
 
 /// The daemon to talk to.
@@ -222,15 +223,26 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
 /// # Errors
 ///
 /// The daemon can't be reached or rejects the request, or an attribute is not NAME=VALUE.
-pub fn add(args: &AddArgs) -> anyhow::Result<()> {
+pub fn add(args: &AddArgs) -> Result<(), Failure> {
     let (path, body) = match &args.what {
-        Add::Rule { rule, force } => (format!("/v1/rules?force={force}"), json!(rule)),
+        Add::Rule { rule, force } => {
+            // Here a mistake can be pointed at.
+            rule.parse::<Rule>().map_err(Failure::usage)?;
+            (format!("/v1/rules?force={force}"), json!(rule))
+        }
         Add::Proxy {
             name,
             listen,
             upstream,
             disabled,
         } => {
+            for address in [listen, upstream] {
+                if address.parse::<u16>().is_ok() {
+                    return Err(Failure::usage(anyhow!(
+                        "`{address}` has no host\nhelp: give HOST:PORT, such as 127.0.0.1:{address}"
+                    )));
+                }
+            }
             let body =
                 json!({"name": name, "listen": listen, "upstream": upstream, "enabled": !disabled});
             ("/proxies".to_owned(), body)
@@ -257,8 +269,8 @@ pub fn add(args: &AddArgs) -> anyhow::Result<()> {
         }
     };
     let added = call(&args.target, Method::POST, &path, Some(&body))
-        .map_err(|error| with_proxies(&args.target, error))?;
-    tell::data(&format!("{added:#}\n"))
+        .map_err(|error| explained(args, error))?;
+    Ok(tell::data(&format!("{added:#}\n"))?)
 }
 
 /// The stream fault of a toxic type; `None` for a packet fault, whose attributes the daemon validates.
@@ -330,9 +342,25 @@ fn time(name: &str, text: &str, unit: &str, unit_ns: u64) -> anyhow::Result<Valu
     }
 }
 
-/// Adds the names of the proxies to the error about an unknown proxy.
-fn with_proxies(target: &Target, error: anyhow::Error) -> anyhow::Error {
-    if !format!("{error:#}").ends_with("proxy not found") {
+/// Adds the names of the proxies to the error about an unknown proxy, and what to do about a toxic's name that is taken.
+fn explained(AddArgs { target, what }: &AddArgs, error: anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    if let Add::Toxic {
+        name,
+        kind,
+        stream,
+        proxy,
+        ..
+    } = what
+        && text.ends_with("toxic already exists")
+    {
+        let name = name.clone().unwrap_or_else(|| format!("{kind}_{stream}"));
+        return anyhow!(
+            "{text}: {proxy} has {name}\nhelp: give the new one another name with --name, or remove the old one: fault remove \
+             toxic {proxy} {name}"
+        );
+    }
+    if !text.ends_with("proxy not found") {
         return error;
     }
     let names = match call(target, Method::GET, "/proxies", None) {
@@ -536,10 +564,10 @@ async fn send(
     let message = serde_json::from_slice::<Value>(&bytes)
         .ok()
         .and_then(|body| body["error"].as_str().map(str::to_owned));
-    bail!(
-        "the daemon rejected the request: {}",
-        message.unwrap_or_else(|| format!("{status} {}", String::from_utf8_lossy(&bytes).trim()))
-    )
+    let message =
+        message.unwrap_or_else(|| format!("{status} {}", String::from_utf8_lossy(&bytes).trim()));
+    let error = RuleError::of_line(String::new(), &message);
+    bail!("the daemon rejected the request: {error}")
 }
 
 async fn handshake<S>(stream: TokioIo<S>) -> anyhow::Result<http1::SendRequest<Full<Bytes>>>

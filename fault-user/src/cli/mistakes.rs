@@ -31,6 +31,23 @@ const OPTIONS: &[(&str, &[&str], &str)] = &[
     ("run", &["--host"], "give --scope host for the whole host"),
 ];
 
+/// Options whose value is a number, and what to type for another value, which stands for `{}`.
+const NUMBERS: &[(&str, &str)] = &[
+    ("--pid", "give the number of a process: --pid $(pidof {})"),
+    ("--seed", "a seed is a whole number, such as --seed 42"),
+    (
+        "--toxicity",
+        "give a fraction from 0 to 1: --toxicity 0.5 is half of the connections",
+    ),
+];
+
+/// Subcommands that run a command, with what comes before its `--`.
+const RUNNERS: &[(&str, &str)] = &[
+    ("run", "fault run -r 'tcp:5432 loss=30%' -- pytest"),
+    ("explore", "fault explore -- pytest"),
+    ("replay", "fault replay DIR -- pytest"),
+];
+
 /// The error and its help line, for a command line that can't be parsed.
 #[must_use]
 pub fn message(error: &clap::Error, arguments: &[String]) -> String {
@@ -54,24 +71,94 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
     let command = arguments.get(1)?;
     match error.kind() {
         ErrorKind::InvalidSubcommand => {
-            if let Some((rule, _)) = leading_rule(&arguments[1..]) {
+            if command == "add" {
+                return added(&arguments[2..]);
+            }
+            if let Some(rule) = meant_rule(&arguments[1..]) {
                 return Some(format!("fault run -r '{rule}' -- CMD"));
             }
             let all = Cli::command();
             let name = nearest(command, all.get_subcommands().map(clap::Command::get_name))?;
             Some(format!("did you mean `{name}`?"))
         }
-        ErrorKind::MissingRequiredArgument if command == "run" => {
-            Some("give the command after --: fault run -r 'tcp:5432 loss=30%' -- pytest".to_owned())
+        ErrorKind::MissingRequiredArgument => {
+            let (_, example) = RUNNERS.iter().find(|(name, _)| name == command)?;
+            Some(format!("give the command after --: {example}"))
+        }
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
+            let ContextValue::String(option) = error.get(ContextKind::InvalidArg)? else {
+                return None;
+            };
+            let ContextValue::String(value) = error.get(ContextKind::InvalidValue)? else {
+                return None;
+            };
+            let name = option.split(' ').next()?;
+            let (_, help) = NUMBERS.iter().find(|(number, _)| *number == name)?;
+            Some(help.replace("{}", value))
         }
         ErrorKind::UnknownArgument => {
             let ContextValue::String(wrong) = error.get(ContextKind::InvalidArg)? else {
                 return None;
             };
-            option(command, wrong).or_else(|| words(command, wrong, arguments))
+            early(command, arguments)
+                .or_else(|| option(command, wrong))
+                .or_else(|| words(command, wrong, arguments))
         }
         _ => None,
     }
+}
+
+/// The help for options in front of their subcommand.
+fn early(first: &str, arguments: &[String]) -> Option<String> {
+    let all = Cli::command();
+    let is_command = |word: &String| all.find_subcommand(word).is_some();
+    let arguments = arguments.get(1..)?;
+    let at = arguments.iter().position(is_command)?;
+    let (options, rest) = arguments.split_at(at);
+    first.starts_with('-').then(|| {
+        let words = [&rest[..1], options, &rest[1..]].concat();
+        format!(
+            "put the options after the subcommand: fault {}",
+            quoted(&words)
+        )
+    })
+}
+
+/// The help for `fault add` with neither `rule` nor `proxy` nor `toxic`.
+fn added(words: &[String]) -> Option<String> {
+    if let Some(rule) = meant_rule(words) {
+        return Some(format!("fault add rule '{rule}'"));
+    }
+    let [proxy, fault, ..] = words else {
+        return None;
+    };
+    let kind = fault.split('=').next()?;
+    let known = crate::relay::Fault::of_kind(kind).is_some();
+    let attributes = words[1..].iter().filter(|word| word.contains('='));
+    let attributes: Vec<_> = attributes.map(String::as_str).collect();
+    known.then(|| format!("fault add toxic {proxy} {kind} {}", attributes.join(" ")))
+}
+
+/// The rule at the start of the words, as it is meant.
+fn meant_rule(words: &[String]) -> Option<String> {
+    leading_rule(words).map(|(rule, _)| rule).or_else(|| {
+        let error = words.join(" ").parse::<Rule>().err()?;
+        error
+            .suggestion
+            .filter(|meant| meant.parse::<Rule>().is_ok())
+    })
+}
+
+/// Words as they are typed.
+fn quoted(words: &[String]) -> String {
+    let quoted = words.iter().map(|word| {
+        if word.contains([' ', '*', '$', ';', '&', '(', '|']) {
+            format!("'{word}'")
+        } else {
+            word.clone()
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
 }
 
 fn option(command: &str, wrong: &str) -> Option<String> {
@@ -86,7 +173,19 @@ fn words(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
     if wrong.starts_with('-') {
         return None;
     }
-    let at = arguments.iter().position(|argument| argument == wrong)?;
+    // Not the program's own name, nor the subcommand's.
+    let mut after = arguments.iter().enumerate().skip(2);
+    let (at, _) = after.find(|(_, argument)| *argument == wrong)?;
+    if command == "add" {
+        let rule = meant_rule(arguments.get(3..)?)?;
+        return Some(format!("quote the rule: fault add rule '{rule}'"));
+    }
+    if command == "inject" && arguments[at - 1] == "--" {
+        return Some(format!(
+            "`fault inject` runs no command: fault run {}",
+            quoted(&arguments[2..])
+        ));
+    }
     let is_rule = |at: usize| matches!(arguments[at].as_str(), "-r" | "--rule");
     let start = if at >= 2 && is_rule(at - 2) {
         at - 1
@@ -99,7 +198,8 @@ fn words(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
         Some((rule, rest)) => (format!("-r '{rule}'"), rest),
         None => (String::new(), &arguments[at..free.len() + start]),
     };
-    let is_command = command == "run" && end.is_none() && !rest.is_empty();
+    let is_command =
+        RUNNERS.iter().any(|(name, _)| *name == command) && end.is_none() && !rest.is_empty();
     match (quoted.as_str(), is_command) {
         ("", false) => None,
         ("", true) => Some(format!("put -- before the command: -- {}", rest.join(" "))),
@@ -141,6 +241,14 @@ mod tests {
                 "-- pytest -x",
             ),
             (&["run", "pytest"], "put -- before the command: -- pytest"),
+            (
+                &["inject", "-r", "tcp:80 drop", "--", "fault", "demo"],
+                "fault run -r 'tcp:80 drop' -- fault demo",
+            ),
+            (
+                &["-r", "* drop", "run", "--", "curl", "x"],
+                "fault run -r '* drop' -- curl x",
+            ),
             (&["run", "-r", "tcp:80 drop"], "-- pytest"),
             (
                 &["run", "-r", "tcp:80", "loss=3%", "--", "pytest"],
@@ -175,8 +283,36 @@ mod tests {
             (&["inject", "--duration", "3s"], "--for 30s"),
             (&["run", "--ruel", "tcp:80 drop"], "did you mean `--rule`?"),
             (&["rnu"], "did you mean `run`?"),
+            (&["explore", "python3", "x"], "-- python3 x"),
+            (&["replay", "out"], "fault replay DIR -- pytest"),
+            (
+                &["inject", "-r", "tcp:80 drop", "--", "true"],
+                "fault run -r 'tcp:80 drop' -- true",
+            ),
+            (&["drop", "tcp:80"], "fault run -r 'tcp:80 drop' -- CMD"),
+            (
+                &["add", "redis", "latency=200"],
+                "fault add toxic redis latency latency=200",
+            ),
+            (&["add", "tcp:80", "drop"], "fault add rule 'tcp:80 drop'"),
+            (
+                &["add", "rule", "tcp:80", "loss=3%"],
+                "fault add rule 'tcp:80 loss=3%'",
+            ),
+            (&["--url", "x", "list"], "fault list --url x"),
+            (
+                &["inject", "--pid", "nginx", "-r", "tcp:80 drop"],
+                "--pid $(pidof nginx)",
+            ),
+            (
+                &["run", "--seed", "abc", "-r", "tcp:80 drop", "--", "x"],
+                "whole number",
+            ),
+            (
+                &["add", "toxic", "redis", "latency", "--toxicity", "50%"],
+                "--toxicity 0.5",
+            ),
             (&["doctor", "now"], "`fault doctor --help`"),
-            (&["run", "--seed", "x", "--", "y"], "`fault run --help`"),
         ];
         for (words, part) in cases {
             let arguments: Vec<_> = ["fault"]

@@ -149,7 +149,7 @@ impl Cli {
             Command::Demo(demo) => demo.execute(),
             Command::Daemon(args) => Ok(daemon::run(&args).map(|()| exit::SUCCESS)?),
             Command::List(args) => Ok(client::list(&args).map(|()| exit::SUCCESS)?),
-            Command::Add(args) => Ok(client::add(&args).map(|()| exit::SUCCESS)?),
+            Command::Add(args) => client::add(&args).map(|()| exit::SUCCESS),
             Command::Remove(args) => Ok(client::remove(&args).map(|()| exit::SUCCESS)?),
             Command::Reset(target) => Ok(client::reset(&target).map(|()| exit::SUCCESS)?),
             Command::Stats(args) => Ok(client::stats(&args).map(|()| exit::SUCCESS)?),

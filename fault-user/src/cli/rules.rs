@@ -8,7 +8,7 @@ use clap::Args;
 use fault_common::abi::RULES_MAX;
 use serde_json::json;
 
-use crate::rule::scenario::{Format, Random, Scenario, ScenarioError};
+use crate::rule::scenario::{Format, Random, Scenario};
 use crate::rule::{
     Profiles, ResolvedRule, Rule, RuleError, SystemResolver, Targets, conflict, named_target,
 };
@@ -158,11 +158,13 @@ impl Rules {
         }
         random.insert("choices".to_owned(), json!(self.texts));
         let text = json!({"targets": targets, "random": random}).to_string();
-        let scenario = Scenario::read(&text, Format::Json, "--random").map_err(|error| {
-            Failure::usage(ScenarioError {
-                place: None,
-                ..error
-            })
+        let scenario = Scenario::read(&text, Format::Json, "--random").map_err(|mut error| {
+            // Nobody has written this text.
+            error.place = None;
+            if error.error.input == text {
+                error.error.input.clear();
+            }
+            Failure::usage(error)
         })?;
         scenario
             .random
@@ -187,7 +189,7 @@ impl Rules {
         let input = typed[found.second].map_or_else(|| second.to_string(), str::to_owned);
         Err(Failure::usage(RuleError::of_fault(
             input,
-            format!("`{first}` {}", found.why),
+            &format!("`{first}` {}", found.why),
         )))
     }
 

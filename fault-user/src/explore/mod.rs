@@ -388,9 +388,11 @@ impl Explore {
             .explore(&found, &measured, &experiments, accepted)
             .await?;
         if self.depth > 1 && explored.stopped.is_none() && explored.left_out.is_empty() {
-            trial
-                .deepen(&mut found, &measured, faults, accepted, &mut explored)
-                .await?;
+            let deepened = trial.deepen(&mut found, &measured, faults, accepted, &mut explored);
+            if let Err(failure) = deepened.await {
+                // What was found before is told all the same.
+                explored.stopped = Some(Stop::Error(failure.error));
+            }
         }
         let dependencies = &found.dependencies;
         let started = trial.started.unwrap_or(begun);
@@ -616,10 +618,8 @@ impl Trial<'_, '_> {
                 return Ok(());
             };
             let dependencies = &found.dependencies;
-            let numbered: Vec<_> = others
-                .iter()
-                .map(|one| (*one, &dependencies[*one]))
-                .collect();
+            let mut numbered = self.explore.chosen(dependencies)?;
+            numbered.retain(|(number, _)| others.contains(number));
             let seconds = experiments(&numbered, faults, measured.limit);
             let seconds = seconds.iter();
             chosen.extend(seconds.map(|second| Experiment::pair(dependencies, first, second)));

@@ -188,7 +188,8 @@ impl PreparedInjection {
         }
         // Sockets that are created after those here are listed, and before the rules are applied, are marked by the
         // programs, which learn the scope with this.
-        self.install(&[], 0)?;
+        let tables = compile(&[], Some(scope))?;
+        self.reach().injector.install(&tables, 0)?;
         for pid in cgroup.processes()? {
             adopt_sockets(&mut self.reach().injector, pid.as_raw(), scope.cgroup)?;
         }

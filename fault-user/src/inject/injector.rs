@@ -147,6 +147,8 @@ pub struct Options {
     pub detour: Option<u32>,
     /// The number of interfaces on which packets can be held.
     pub places: u32,
+    /// Index of the device that divides super-packets, if there is one.
+    pub divider: Option<u32>,
     /// The number of decisions to replay; `None` to make new ones.
     pub replay: Option<u32>,
     /// Whether an XDP program may be attached in front of the tc programs.
@@ -169,6 +171,9 @@ const TRACE_BYTES: u32 = 1 << 20;
 
 /// The program at the delay line's tap and at the far end of the detour.
 pub(super) const RELEASE: &str = "fault_release";
+
+/// The program at the far end of the device that divides super-packets.
+pub(super) const DIVIDED: &str = "fault_divided";
 
 /// The program for XDP.
 const XDP: &str = "fault_xdp";
@@ -204,6 +209,8 @@ pub struct Injector {
     vectors: MappedArray<u64>,
     /// The number of applied rules.
     active_rules: u32,
+    /// Index of the device that divides super-packets; 0 without one.
+    divider: u32,
     lease: Lease,
     connections: Connections,
     cgroup_links: Vec<CgroupLink>,
@@ -247,6 +254,7 @@ impl Injector {
                 2 * capacity.classes * capacity.words(),
             )?,
             active_rules: 0,
+            divider: options.divider.unwrap_or(0),
             lease,
             connections,
             cgroup_links: Vec::new(),
@@ -393,6 +401,12 @@ impl Injector {
         let mut entries: Array<&mut MapData, u64> = self.map_mut("LINE")?.try_into()?;
         entries.set(line::ALIVE_UNTIL, 0, 0)?;
         Ok(())
+    }
+
+    /// Has the programs judge super-packets as one packet each from now on.
+    pub fn stop_dividing(&mut self) {
+        self.divider = 0;
+        self.lease.update(|control| control.divider = 0);
     }
 
     /// Tells the programs which interfaces are ports of bridges, as pairs of port index and bridge index.
@@ -689,6 +703,7 @@ impl Injector {
         self.lease.update(|control| {
             control.generation = generation;
             control.events = events;
+            control.divider = self.divider;
         });
         self.active_rules = u32::try_from(tables.rules.len())?;
         Ok(())
@@ -1012,6 +1027,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("MODIFIERS", &options.needs.modifiers, true)
         .override_global("CORRUPT_BITS", &options.needs.corrupt_bits, true)
         .override_global("SCOPED", &scoped, true)
+        .override_global("ASKS_DEVICE", &u32::from(version::at_least(5, 12)), true)
         .override_global("MPTCP", &u32::from(knows_mptcp()), true)
         .override_global("MATCHES", &matches, true)
         .override_global("INSTANCE", &options.marks.instance, true)

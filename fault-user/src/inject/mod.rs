@@ -4,6 +4,7 @@
 
 pub mod connections;
 pub mod distributions;
+mod divider;
 pub mod endpoints;
 mod follow;
 mod idle;

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::connections;
 use super::distributions;
+use super::divider::Divider;
 use super::places::Reservation;
 use super::xdp;
 use crate::hold::qdiscs::Qdiscs;
@@ -22,6 +23,7 @@ use crate::plan::Plan;
 use crate::plan::needs::Needs;
 use crate::plan::tables::{PacketRule, Protocol, Tables, compile};
 use crate::sys::net::interfaces::{Interface, list};
+use crate::sys::net::own_links::link_name;
 use crate::sys::net::tap::Tap;
 use crate::sys::version;
 use crate::tell::step;
@@ -78,7 +80,7 @@ fn prepare_behind(
     plan: &Plan,
     interfaces: &[Interface],
     injection_options: &InjectionOptions,
-    journal: Option<Journal>,
+    mut journal: Option<Journal>,
 ) -> Result<PreparedInjection> {
     let entries = plan.entries();
     let tables = compile(&entries, None)?;
@@ -88,7 +90,7 @@ fn prepare_behind(
         None
     };
     let tap = if plan.needs_delay_line() {
-        Some(Tap::create(instance.number())?)
+        Some(Tap::create(&link_name(instance.number()), "a delay")?)
     } else {
         None
     };
@@ -96,7 +98,14 @@ fn prepare_behind(
     let has_packets = !entries.is_empty() || injection_options.live;
     let interfaces = if has_packets { interfaces } else { &[] };
     let device = tap.as_ref().map(device_of).transpose()?;
-    let places = places(interfaces, device.as_ref());
+    let needs_dividing =
+        injection_options.live || Needs::of(&entries).modifiers & modifier::PER_SEGMENT != 0;
+    let (divider, undivided) = if has_packets && needs_dividing {
+        create_divider(instance.number(), &mut journal)
+    } else {
+        (None, None)
+    };
+    let places = places(interfaces, device.as_ref(), divider.as_ref());
     let attachment = injection_options
         .attachment
         .unwrap_or_else(Attachment::of_kernel);
@@ -106,6 +115,7 @@ fn prepare_behind(
     let front = choose_front(&entries, injection_options);
     let options = Options {
         tap: tap.as_ref().map(Tap::index),
+        divider: divider.as_ref().map(Divider::index),
         xdp: front.is_ok_and(|front| front != IngressMechanism::Tc),
         number: instance.number(),
         marks: instance.marks(),
@@ -114,6 +124,7 @@ fn prepare_behind(
     let mut injector = Injector::load(&options)?;
     injector.repeat(injection_options.replay.as_deref().unwrap_or_default())?;
     let mut reach = InterfaceSet::new(injector, interfaces, qdiscs, journal, instance)?;
+    reach.divider = divider;
     if plan.holds() && (injection_options.live || distributions::are_needed(&entries)) {
         let _step = step(format_args!("computing the tables of distributions"));
         reach.injector.write_spreads()?;
@@ -147,7 +158,7 @@ fn prepare_behind(
         Ok(front) => reach.attach_xdp(front)?,
         Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
     }
-    reach.notes.extend(unheld);
+    reach.notes.extend(unheld.into_iter().chain(undivided));
     let tracer = if injection_options.trace {
         Some(Tracer::start(reach.injector.take_traces()?, plan)?)
     } else {
@@ -173,6 +184,20 @@ fn prepare_behind(
         has_packets,
         tracer,
     })
+}
+
+/// Creates the device that divides super-packets; a note where that is impossible.
+fn create_divider(number: u32, journal: &mut Option<Journal>) -> (Option<Divider>, Option<String>) {
+    let _step = step(format_args!(
+        "creating the device that divides super-packets"
+    ));
+    match Divider::create(number, |change| note(journal, change)) {
+        Ok(divider) => (Some(divider), None),
+        Err(error) => {
+            let note = format!("super-packets are treated as one packet each: {error:#}");
+            (None, Some(note))
+        }
+    }
 }
 
 /// The network device of the delay line.
@@ -285,6 +310,7 @@ fn fixed_options(
         holder: holder::DELAY_LINE,
         detour: None,
         places: 0,
+        divider: None,
         replay: None,
         xdp: false,
     })

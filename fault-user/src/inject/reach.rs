@@ -7,11 +7,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 
+use super::divider::Divider;
 use super::places::{Place, Reservation};
 use crate::hold::line::DelayLine;
 use crate::hold::qdiscs::{Loss, Qdiscs};
 use crate::hold::ways::Ways;
-use crate::inject::injector::{Attachment, Injector, RELEASE, Side, is_old, program_name};
+use crate::inject::injector::{Attachment, DIVIDED, Injector, RELEASE, Side, is_old, program_name};
 use crate::inject::xdp::{Mode, XdpLink};
 use crate::plan::mechanism::HoldingQdiscs;
 use crate::plan::shapers::Shapers;
@@ -21,7 +22,7 @@ use crate::sys::net::interfaces::{Interface, Selection, list_by};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::net::qdisc::leaf;
 use crate::sys::net::tap::Tap;
-use crate::tell::tell;
+use crate::tell::{step, tell};
 use crate::undo::change::SystemChange;
 use crate::undo::instance;
 use crate::undo::instance::Instance;
@@ -53,6 +54,7 @@ pub(super) struct InterfaceSet {
     pub(super) journal: Option<Journal>,
     pub(super) qdiscs: Option<Qdiscs>,
     pub(super) delay_line: Option<DelayLine>,
+    pub(super) divider: Option<Divider>,
     pub(super) xdp: Vec<XdpLink>,
     pub(super) notes: Vec<String>,
     /// A socket of this network namespace.
@@ -80,6 +82,7 @@ impl InterfaceSet {
             journal,
             qdiscs,
             delay_line: None,
+            divider: None,
             netlink: Netlink::route()?,
             xdp: Vec::new(),
             notes: Vec::new(),
@@ -111,6 +114,12 @@ impl InterfaceSet {
         }
         if let Some(qdiscs) = &self.qdiscs {
             serve(&mut self.injector, qdiscs)?;
+        }
+        if let Some(divider) = &self.divider
+            && self.injector.attachment() == Attachment::Clsact
+        {
+            // The device and its filters disappear with this process.
+            clsact::ensure(divider.far().index)?;
         }
         for interface in self.interfaces.clone() {
             self.open_ways(&interface)?;
@@ -173,6 +182,8 @@ impl InterfaceSet {
     /// Applies the rules to interfaces that have appeared, and releases those that have disappeared.
     pub(super) fn meet(&mut self, selection: &Selection) -> Result<()> {
         let there = list_by(&mut self.netlink)?;
+        // First: without it super-packets are lost.
+        self.miss_divider(&there);
         self.leave_gone(&there, selection);
         self.miss_tap(&there)?;
         self.note_bridge_ports(&there)?;
@@ -225,6 +236,21 @@ impl InterfaceSet {
             self.injector.close_delay_line()?;
         }
         Ok(())
+    }
+
+    /// Has super-packets treated as one packet each when the device that divides them was removed or set down.
+    fn miss_divider(&mut self, there: &[Interface]) {
+        let is_up = |index| there.iter().any(|one| one.index == index && one.up);
+        if let Some(divider) = &self.divider
+            && !(is_up(divider.index()) && is_up(divider.far().index))
+        {
+            self.injector.stop_dividing();
+            self.divider = None;
+            tell!(
+                "fault: warning: super-packets are treated as one packet each from now on: the network device that \
+                 divides them is gone or down"
+            );
+        }
     }
 
     fn leave(&mut self, interface_index: u32) {
@@ -372,7 +398,19 @@ impl InterfaceSet {
                 tell!("fault: warning: {packets} packets still held by {interface} were dropped");
             }
         }
-        self.injector.detach();
+        std::thread::scope(|scope| {
+            if let Some(divider) = self.divider.take() {
+                let removing = move || {
+                    let _step = step(format_args!(
+                        "removing the device that divides super-packets"
+                    ));
+                    drop(divider);
+                };
+                // Meanwhile the rest is detached. Without a thread it is removed at once.
+                drop(std::thread::Builder::new().spawn_scoped(scope, removing));
+            }
+            self.injector.detach();
+        });
         // Its device was removed meanwhile.
         drop(ending);
         let left = journal.map(Journal::undo).unwrap_or_default();
@@ -383,13 +421,22 @@ impl InterfaceSet {
     }
 }
 
-/// The places at which packets of these interfaces are processed, and that of the delay line's device.
-pub(super) fn places(interfaces: &[Interface], tap: Option<&Interface>) -> Vec<Place> {
+/// The places at which packets of these interfaces are processed, and those of the devices that hold and divide packets.
+pub(super) fn places(
+    interfaces: &[Interface],
+    tap: Option<&Interface>,
+    divider: Option<&Divider>,
+) -> Vec<Place> {
     let old = is_old();
     let released = tap.map(|tap| Place {
         interface: tap.clone(),
         side: Side::Ingress,
         program: RELEASE,
+    });
+    let far = divider.map(|divider| Place {
+        interface: divider.far().clone(),
+        side: Side::Egress,
+        program: DIVIDED,
     });
     let judged = interfaces.iter().flat_map(|interface| {
         sides(interface, interfaces).map(move |side| Place {
@@ -398,7 +445,7 @@ pub(super) fn places(interfaces: &[Interface], tap: Option<&Interface>) -> Vec<P
             program: program_name(side, interface.ethernet, old),
         })
     });
-    judged.chain(released).collect()
+    judged.chain(released).chain(far).collect()
 }
 
 /// The sides of an interface at which packets are processed. Packets that arrive at a bridge, or at a VLAN on one,

@@ -14,7 +14,7 @@ use crate::inject::endpoints::Endpoints;
 use crate::inject::injection::{Hits, Injection};
 use crate::inject::names::LearnedName;
 use crate::plan::{Plan, PlannedRule};
-use crate::rule::{Cidr, Protocol, Rule};
+use crate::rule::{Cidr, Direction, Fault, Protocol, Rule};
 
 /// Counters that are printed when they are not zero.
 const NOTES: [(Counter, &str); 16] = [
@@ -112,6 +112,13 @@ pub fn table(
         let rule = &plan.rules[line.members[0]];
         row(line, rule, &sum(line, hits), injection)
     }));
+    for (row, line) in rows[1..].iter_mut().zip(folded) {
+        // Said once: it is the same for all.
+        if let Some(text) = each_way(&row[0], &plan.rules[line.members[0]]) {
+            row[0] = text;
+            break;
+        }
+    }
     text += &columns(&rows);
     held(&mut text, injection);
     interfaces(&mut text, injection);
@@ -138,8 +145,8 @@ fn row(line: &Folded, rule: &PlannedRule, hits: &Hits, injection: &Injection) ->
     let stats = &hits.stats;
     let (seen, hit) = if rule.stream.is_some() {
         (
-            format!("{} conns", stats.seen_packets),
-            format!("{} times", stats.hit_packets),
+            counted(stats.seen_packets, "conn"),
+            counted(stats.hit_packets, "time"),
         )
     } else {
         (
@@ -155,6 +162,17 @@ fn row(line: &Folded, rule: &PlannedRule, hits: &Hits, injection: &Injection) ->
         hits.connections.to_string(),
         by,
     ]
+}
+
+/// A rule's line with `(each way)` behind its delay, if that adds up to twice as much for a round trip.
+fn each_way(line: &str, planned: &PlannedRule) -> Option<String> {
+    let rule: Rule = planned.text.parse().ok()?;
+    let delays = |part: &Fault| matches!(part, Fault::Delay(_) | Fault::Latency(_));
+    let is_both =
+        rule.modifiers.direction == Direction::Both && planned.resolved.question.is_none();
+    let fault = rule.fault.to_string();
+    (is_both && rule.fault.parts().any(delays))
+        .then(|| line.replacen(&fault, &format!("{fault} (each way)"), 1))
 }
 
 /// Lines about packets that the delay line could not hold.
@@ -240,12 +258,18 @@ fn places(names: &[String]) -> String {
 
 /// Formats packets and bytes, and segments if they differ.
 fn amount(packets: u64, segments: u64, bytes: u64) -> String {
-    let bytes = human_bytes(bytes);
+    let (packed, bytes) = (counted(packets, "pkt"), human_bytes(bytes));
     if packets == segments {
-        format!("{packets} pkts {bytes}")
+        format!("{packed} {bytes}")
     } else {
-        format!("{packets} pkts/{segments} segs {bytes}")
+        format!("{packed}/{} {bytes}", counted(segments, "seg"))
     }
+}
+
+/// Formats a number with what it counts.
+fn counted(number: u64, what: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{ending}")
 }
 
 /// Formats bytes in the largest suitable unit.
@@ -358,40 +382,50 @@ pub fn why_unfired(plan: &Plan, hits: &[Hits], index: usize, audience: &Audience
         rule.resolved.name.as_ref() == Some(&name.name) && rule.resolved.hosts.is_empty()
     });
     match &rule.stream {
-                _ if !was_seen && unknown.is_some_and(|name| name.lookups == 0) => format!(
-                    "{} was never looked up, as far as DNS over UDP shows, and had no address at the start",
-                    rule.resolved.name.as_deref().unwrap_or_default()
-                ),
-                _ if !was_seen && unknown.is_some_and(|name| name.addresses.is_empty()) => format!(
-                    "the lookups of {} gave no address",
-                    rule.resolved.name.as_deref().unwrap_or_default()
-                ),
-                None if rule.resolved.question.is_some() && !was_seen => format!(
-                    "{} sent no query over UDP that {} is for",
-                    audience.who, rule.target
-                ),
-                Some(stream) if !was_seen => {
-                    let why = never_redirected(stream.target.protocol);
-                    instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
-                }
-                None if instead.is_some() => instead.unwrap_or_default() + published,
-                Some(_) => "connections matched its target, but its modifiers or its probability selected nothing, or \
-                the event that it acts on did not occur"
-                    .to_owned(),
-                None if !was_seen => format!(
-                    "no packet matched its target; check the port, protocol, host and interface, and that the command \
+        _ if !was_seen && unknown.is_some_and(|name| name.lookups == 0) => format!(
+            "{} was never looked up, as far as DNS over UDP shows, and had no address at the start",
+            rule.resolved.name.as_deref().unwrap_or_default()
+        ),
+        _ if !was_seen && unknown.is_some_and(|name| name.addresses.is_empty()) => format!(
+            "the lookups of {} gave no address",
+            rule.resolved.name.as_deref().unwrap_or_default()
+        ),
+        None if rule.resolved.question.is_some() && !was_seen => format!(
+            "{} sent no query over UDP that {} is for",
+            audience.who, rule.target
+        ),
+        Some(stream) if !was_seen => {
+            let why = never_redirected(stream.target.protocol);
+            instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
+        }
+        None if instead.is_some() => instead.unwrap_or_default() + published,
+        Some(_) => format!(
+            "connections matched its target, but {}",
+            not_selected(
+                rule,
+                "its modifiers or its probability selected nothing, or the event that it acts \
+                    on did not occur"
+            )
+        ),
+        None if !was_seen => format!(
+            "no packet matched its target; check the port, protocol, host and interface, and that the command \
                      uses the target{published}"
-                ),
-                None if only_marks(rule) => "packets matched its target, but none of them supports ECN (enable it \
+        ),
+        None if only_marks(rule) => {
+            "packets matched its target, but none of them supports ECN (enable it \
                 with `sysctl -w net.ipv4.tcp_ecn=1` at the client)"
-                    .to_owned(),
-                None if audience.failed != 0 => "packets matched its target, but the fault could not be applied to \
-                any of them".to_owned(),
-                None => format!(
-                    "packets matched its target, but {}",
-                    condition(rule).unwrap_or_else(|| "its modifiers or its probability selected no packet".to_owned())
-                ),
-            }
+                .to_owned()
+        }
+        None if audience.failed != 0 => {
+            "packets matched its target, but the fault could not be applied to \
+                any of them"
+                .to_owned()
+        }
+        None => format!(
+            "packets matched its target, but {}",
+            not_selected(rule, "its modifiers or its probability selected no packet")
+        ),
+    }
 }
 
 /// The reason why no connection was redirected.
@@ -409,9 +443,27 @@ fn never_redirected(protocol: Protocol) -> &'static str {
     }
 }
 
-/// The condition that was not met, for a fault with a condition; such a rule has one entry.
-fn condition(rule: &PlannedRule) -> Option<String> {
-    rule.text.parse::<Rule>().ok()?.fault.waits_for()
+/// Why a rule selected nothing of what matched its target: its window, then its fault's condition or else `otherwise`.
+fn not_selected(rule: &PlannedRule, otherwise: &str) -> String {
+    let Ok(rule) = rule.text.parse::<Rule>() else {
+        return otherwise.to_owned();
+    };
+    let given = rule.modifiers.given();
+    let is_time = |key: &str| matches!(key, "at" | "for" | "period" | "duty");
+    let (times, others): (Vec<_>, Vec<_>) = given.into_iter().partition(|(key, _)| is_time(key));
+    let fault = rule.fault.waits_for();
+    // A probability is the only argument that selects, and it is a percentage.
+    let is_certain = others.is_empty() && fault.is_none() && !rule.fault.to_string().contains('%');
+    let otherwise = fault.unwrap_or_else(|| otherwise.to_owned());
+    let times: Vec<_> = times
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    match times.join(" ").as_str() {
+        "" => otherwise,
+        window if is_certain => format!("all outside of its window `{window}`"),
+        window => format!("all outside of its window `{window}`, or {otherwise}"),
+    }
 }
 
 /// Whether a rule only marks congestion.
@@ -424,6 +476,7 @@ fn only_marks(rule: &PlannedRule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::testing::plan;
     use crate::rule::{SystemResolver, Targets};
 
     #[test]
@@ -438,6 +491,23 @@ mod tests {
                 "tcp:1 drop nth=9",
                 "its modifiers or its probability selected no packet",
             ),
+            (
+                "tcp:1 drop at=1s for=2s",
+                "packets matched its target, but all outside of its window `at=1s for=2s`",
+            ),
+            (
+                "tcp:1 down for=100ms",
+                "packets matched its target, but all outside of its window `for=100ms`",
+            ),
+            (
+                "tcp:1 stall for=100ms",
+                "connections matched its target, but all outside of its window `for=100ms`",
+            ),
+            (
+                "tcp:1 loss=3% for=2s",
+                "all outside of its window `for=2s`, or its modifiers or its probability selected no packet",
+            ),
+            ("tcp:1 close", "give it `at=TIME`"),
         ] {
             let rule: Rule = text.parse().unwrap();
             let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
@@ -486,6 +556,34 @@ mod tests {
         };
         let reasons = reasons([seen, seen], &failed);
         assert!(reasons[1].contains("could not be applied"), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_delay_in_both_directions_says_each_way() {
+        for (text, shown) in [
+            (
+                "tcp:1 delay=9ms p=5%",
+                Some("tcp:1 delay=9ms (each way) p=5%"),
+            ),
+            ("tcp:1 latency=9ms", Some("tcp:1 latency=9ms (each way)")),
+            (
+                "tcp:1 mix 9%:drop 1%:delay=9ms",
+                Some("tcp:1 mix 9%:drop 1%:delay=9ms (each way)"),
+            ),
+            ("tcp:1 delay=9ms dir=to-client", None),
+            ("dns delay=9ms", None),
+            ("tcp:1 drop", None),
+        ] {
+            let plan = plan(&[text]);
+            assert_eq!(each_way(text, &plan.rules[0]).as_deref(), shown, "{text}");
+        }
+    }
+
+    #[test]
+    fn one_is_not_several() {
+        assert_eq!(amount(1, 1, 60), "1 pkt 60 B");
+        assert_eq!(amount(2, 3, 60), "2 pkts/3 segs 60 B");
+        assert_eq!(counted(1, "time"), "1 time");
     }
 
     #[test]

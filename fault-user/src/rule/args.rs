@@ -342,6 +342,9 @@ pub(super) fn one_of(words: &[&str]) -> String {
     }
 }
 
+/// The HTTP statuses that end a request; those below do not.
+pub(crate) const STATUSES: std::ops::RangeInclusive<u16> = 200..=599;
+
 /// Reads HTTP statuses separated by `/`.
 fn statuses(piece: Piece<'_>) -> Result<Vec<u16>, RuleError> {
     let mut statuses = Vec::new();
@@ -353,7 +356,7 @@ fn statuses(piece: Piece<'_>) -> Result<Vec<u16>, RuleError> {
         };
         let status = item.text().parse::<u16>();
         match status {
-            Ok(status) if (100..=599).contains(&status) && item.text().len() == 3 => {
+            Ok(status) if STATUSES.contains(&status) && item.text().len() == 3 => {
                 statuses.push(status);
             }
             _ => {
@@ -363,7 +366,7 @@ fn statuses(piece: Piece<'_>) -> Result<Vec<u16>, RuleError> {
                 };
                 return Err(item
                     .error(message)
-                    .expected("100 to 599, several with `/` between them"));
+                    .expected("200 to 599, several with `/` between them"));
             }
         }
         rest = more;

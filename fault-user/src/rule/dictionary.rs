@@ -32,6 +32,25 @@ pub(super) const FAULTS: &[Hint] = &[
     ("fail", "error"),
 ];
 
+/// Faults with an argument that is another fault's; `{}` stands for it.
+pub(super) const FORMS: &[Hint] = &[
+    ("drop", "loss={}"),
+    ("blackhole", "loss={}"),
+    ("jitter", "delay={}~{}"),
+    ("http", "error=http:{}"),
+    ("status", "error=http:{}"),
+    ("abort", "error=http:{}"),
+];
+
+/// Link profiles.
+pub(super) const PROFILES: &[Hint] = &[
+    ("2g", "edge"),
+    ("4g", "lte"),
+    ("mobile", "lte"),
+    ("wifi", "wifi-lossy"),
+    ("adsl", "dsl"),
+];
+
 /// Names of modifiers.
 pub(super) const MODIFIERS: &[Hint] = &[
     ("chance", "p"),
@@ -43,6 +62,9 @@ pub(super) const MODIFIERS: &[Hint] = &[
     ("skip", "after"),
     ("interval", "period"),
     ("connection", "conn"),
+    ("until", "for"),
+    ("times", "first"),
+    ("limit", "first"),
 ];
 
 /// Modifiers that count packets, and the one that takes a time in their place.
@@ -53,8 +75,18 @@ pub(super) const TIMES: &[Hint] = &[
     ("nth", "at"),
 ];
 
-/// Values of `dir`.
+/// Values of `dir`. Incoming and outgoing are as a client sees them.
 pub(super) const DIRECTIONS: &[Hint] = &[
+    ("in", "to-client"),
+    ("ingress", "to-client"),
+    ("inbound", "to-client"),
+    ("incoming", "to-client"),
+    ("rx", "to-client"),
+    ("out", "to-server"),
+    ("egress", "to-server"),
+    ("outbound", "to-server"),
+    ("outgoing", "to-server"),
+    ("tx", "to-server"),
     ("up", "to-server"),
     ("upstream", "to-server"),
     ("request", "to-server"),
@@ -100,6 +132,8 @@ pub(super) const SIZE_UNITS: &[Hint] = &[
 
 /// Well-known services and their ports: the names of the IANA registry, and those that people use.
 const SERVICES: &[Hint] = &[
+    ("all", "*"),
+    ("everything", "*"),
     ("http", "tcp:80"),
     ("https", "tcp:443"),
     ("http-alt", "tcp:8080"),
@@ -168,7 +202,7 @@ pub(super) fn service_port(name: &str) -> Option<&'static str> {
     Some(port)
 }
 
-/// The usual target of a well-known service, such as `tcp:80`.
+/// The usual target of a well-known service, such as `tcp:80`, or of all traffic.
 pub(super) fn service(name: &str) -> Option<&'static str> {
     look_up(SERVICES, name)
 }
@@ -188,6 +222,15 @@ pub(super) fn rate_unit(word: &str) -> Option<String> {
         "iB" | "iBps" => Some(format!("{}iB/s", prefix.to_uppercase())),
         _ => None,
     }
+}
+
+/// Whether a name is one of those that Linux gives to network interfaces.
+pub(super) fn is_interface(name: &str) -> bool {
+    let kind = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    name == "lo"
+        || name.starts_with("enp")
+        || kind != name
+            && ["eth", "ens", "eno", "wlan", "docker", "veth", "tun", "wg"].contains(&kind)
 }
 
 /// The text with a point for the first comma between two digits.

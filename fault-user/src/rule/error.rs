@@ -25,23 +25,40 @@ impl RuleError {
     /// An error about what a rule does: the caret stands under its second word. What was expected follows `: expected ` in
     /// the message.
     #[must_use]
-    pub fn of_fault(input: String, message: String) -> Self {
+    pub fn of_fault(input: String, message: &str) -> Self {
         let rest = input
             .trim_start()
             .trim_start_matches(|c: char| !c.is_whitespace());
         let start = input.len() - rest.trim_start().len();
         let length = input[start..].find(char::is_whitespace);
         let end = length.map_or(input.len(), |length| start + length);
-        let (message, expected) = match message.split_once(": expected ") {
-            Some((message, expected)) => (message.to_owned(), Some(expected.to_owned())),
-            None => (message, None),
-        };
+        Self {
+            span: start..end,
+            ..Self::of_line(input, message)
+        }
+    }
+
+    /// An error that came as one line, at the start of a text, or without one if that is empty.
+    #[must_use]
+    pub fn of_line(input: String, line: &str) -> Self {
+        let (rest, suggestion) = [";", ":", ","]
+            .iter()
+            .find_map(|mark| line.split_once(&format!("{mark} did you mean `")))
+            .map_or((line, None), |(rest, name)| {
+                (rest, Some(name.trim_end_matches("`?").to_owned()))
+            });
+        let (message, expected) = rest
+            .split_once(": expected ")
+            .or_else(|| rest.split_once(", expected "))
+            .map_or((rest, None), |(message, expected)| {
+                (message, Some(expected.to_owned()))
+            });
         Self {
             input,
-            span: start..end,
-            message,
+            span: 0..0,
+            message: message.to_owned(),
             expected,
-            suggestion: None,
+            suggestion,
         }
     }
 
@@ -85,11 +102,13 @@ impl RuleError {
 
 impl fmt::Display for RuleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.message)?;
-        writeln!(f, "  {}", printable(&self.input))?;
-        let before = self.input[..self.span.start].chars().count();
-        let width = self.input[self.span.clone()].chars().count().max(1);
-        write!(f, "  {}{}", " ".repeat(before), "^".repeat(width))?;
+        f.write_str(&self.message)?;
+        if !self.input.is_empty() {
+            let before = self.input[..self.span.start].chars().count();
+            let width = self.input[self.span.clone()].chars().count().max(1);
+            let (space, caret) = (" ".repeat(before), "^".repeat(width));
+            write!(f, "\n  {}\n  {space}{caret}", printable(&self.input))?;
+        }
         if let Some(advice) = self.advice() {
             write!(f, "\nhelp: {advice}")?;
         }

@@ -4,9 +4,12 @@
 
 use std::str::FromStr as _;
 
-use super::dictionary::{self, DIRECTIONS, FAULTS, TIMES, decimal_point, look_up, service_port};
+use super::dictionary::{
+    self, DIRECTIONS, FAULTS, FORMS, TIMES, decimal_point, look_up, service_port,
+};
 use super::error::{Piece, RuleError};
-use super::target::Protocol;
+use super::modifier::modifier;
+use super::target::{Protocol, is_name, is_plain};
 use super::{Fault, catalog, units};
 
 /// The target that is meant by the name of a service, with the protocol that was given.
@@ -26,23 +29,30 @@ pub(super) fn fault(word: Piece<'_>, error: RuleError) -> RuleError {
             .error("a number has a decimal point and no comma")
             .suggest(meant);
     }
-    if error.suggestion.is_some() {
-        return error;
-    }
     let name = text.split(['=', ':', '(']).next().unwrap_or(text);
     let rest = &text[name.len()..];
+    let meant = look_up(FAULTS, name);
+    // A word that people use goes before one that looks alike.
+    if error.suggestion.is_some() && meant.is_none() {
+        return error;
+    }
     let value = rest.trim_start_matches(['=', ':', '(']);
     let mut candidates = vec![
         format!("{name}={value}"),
         format!("{name}={}", value.trim_end_matches(')')),
         with_status(name, value),
+        other_form(name, value),
         format!("{text}ms"),
         text.replacen(',', "~", 1),
+        text.replacen(',', ":", 1),
+        ["±", "+/-", "+-"]
+            .iter()
+            .fold(text.to_owned(), |text, sign| text.replacen(sign, "~", 1)),
+        around_the_middle(name, value).unwrap_or_default(),
         format!("loss={text}"),
         format!("delay={text}"),
         format!("rate={text}"),
     ];
-    let meant = look_up(FAULTS, name);
     candidates.extend(meant.map(|meant| format!("{meant}{rest}")));
     candidates.extend(meant.map(str::to_owned));
     match candidates.into_iter().find(|meant| reads(meant)) {
@@ -67,6 +77,7 @@ pub(super) fn detached(before: Piece<'_>, word: Piece<'_>) -> Option<RuleError> 
         format!("{fault}~{value}"),
         format!("{fault},{value}"),
         with_status(fault, value),
+        other_form(fault, value),
     ];
     let meant = candidates.into_iter().find(|meant| reads(meant))?;
     let error = before
@@ -86,6 +97,22 @@ pub(super) fn modifier_value(key: &str, word: Piece<'_>, error: RuleError) -> Ru
             None => error,
         };
     }
+    if units::parse_duration(&format!("{value}s")).is_ok() && ["at", "for", "period"].contains(&key)
+    {
+        return word.error(error.message).suggest(format!("{key}={value}s"));
+    }
+    if key == "count" && value.parse::<u64>().is_ok() {
+        return word.error(error.message).suggest(format!("first={value}"));
+    }
+    let ends = value.split_once([',', '-']).filter(|(first, last)| {
+        ["nth", "range", "conn"].contains(&key)
+            && [first, last].iter().all(|end| end.parse::<u64>().is_ok())
+    });
+    if let Some((first, last)) = ends {
+        let key = if key == "nth" { "range" } else { key };
+        let error = word.error("a range has two dots");
+        return error.suggest(format!("{key}={first}..{last}"));
+    }
     let is_time = value.parse::<u64>().is_err() && units::parse_duration(value).is_ok();
     match look_up(TIMES, key).filter(|_| is_time) {
         Some(meant) => word
@@ -93,6 +120,80 @@ pub(super) fn modifier_value(key: &str, word: Piece<'_>, error: RuleError) -> Ru
             .suggest(format!("{meant}={value}")),
         None => error,
     }
+}
+
+/// The fault that has an argument of another one.
+fn other_form(name: &str, value: &str) -> String {
+    let form = look_up(FORMS, name).filter(|_| !value.is_empty());
+    form.map_or_else(String::new, |form| form.replace("{}", value))
+}
+
+/// `delay=150ms~50ms` for `delay=100ms..200ms` and `delay=100-200ms`.
+fn around_the_middle(name: &str, value: &str) -> Option<String> {
+    let (least, most) = value.split_once("..").or_else(|| value.split_once('-'))?;
+    let most_ns = units::parse_duration(most).ok()?;
+    let unit = most.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let least_ns = units::parse_duration(least)
+        .or_else(|_no_unit| units::parse_duration(&format!("{least}{unit}")))
+        .ok()?;
+    let spread_ns = most_ns.checked_sub(least_ns)? / 2;
+    let [middle, spread] = [least_ns + spread_ns, spread_ns].map(units::show_duration);
+    Some(format!("{name}={middle}~{spread}"))
+}
+
+/// The rule that is meant by a word in which another sign stands for the space behind the target: `tcp:80,drop`.
+pub(super) fn joined(word: &str) -> Option<String> {
+    let mut signs = word.char_indices().filter(|(_, c)| ",=:;/".contains(*c));
+    // No whole rule is read: that would look for hints again, once more for each sign.
+    signs.find_map(|(at, _)| {
+        let (target, fault) = (&word[..at], &word[at + 1..]);
+        let is_target = is_plain(target) || is_name(target);
+        (is_target && is_fault(fault) && reads(fault)).then(|| format!("{target} {fault}"))
+    })
+}
+
+/// The error for modifiers in front of their fault; `words` begins with the first of them.
+pub(super) fn early_modifiers(words: &[Piece<'_>]) -> Option<RuleError> {
+    let first = words.first()?;
+    let is_modifier = |word: &Piece<'_>| {
+        let key = word.text().split('=').next().unwrap_or_default();
+        modifier(key).is_some_and(|spec| spec.key == key)
+    };
+    let at = words.iter().take_while(|word| is_modifier(word)).count();
+    let fault = words
+        .get(at)
+        .filter(|fault| at > 0 && is_fault(fault.text()))?;
+    let modifiers: Vec<_> = words[..at].iter().map(Piece::text).collect();
+    let error = first
+        .to(*fault)
+        .error("the fault comes before its modifiers");
+    Some(error.suggest(format!("{} {}", fault.text(), modifiers.join(" "))))
+}
+
+/// The error for an argument that is a word of its own and has no unit: `jitter=50`.
+pub(super) fn argument(word: Piece<'_>, error: RuleError) -> RuleError {
+    let is_bare = error.suggestion.is_none() && error.message.ends_with("has no unit");
+    let meant = format!("{}ms", word.text());
+    if is_bare
+        && error
+            .expected
+            .as_ref()
+            .is_some_and(|text| text.contains("duration"))
+    {
+        return word.error(error.message).suggest(meant);
+    }
+    error
+}
+
+/// The error for an arm of a mix, with spaces for the commas between arms.
+pub(super) fn arm(word: Piece<'_>, error: RuleError) -> RuleError {
+    let meant = word.text().replace(',', " ");
+    if word.text().contains(',') && reads(&format!("mix {meant}")) {
+        return word
+            .error("the arms of a mix are words of their own")
+            .suggest(meant);
+    }
+    error
 }
 
 /// A fault that answers with an HTTP status; where the value is none, what is no fault.

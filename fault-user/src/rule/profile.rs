@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::dictionary::{PROFILES as PROFILE_NAMES, look_up};
 use super::error::{Piece, RuleError, nearest};
 use super::faults::Fault;
 use super::modifier::Direction;
@@ -240,7 +241,7 @@ impl Rule {
         }
         if rules.is_empty() {
             let message = format!("nothing of `{}` acts this way", profile.name);
-            return Err(RuleError::of_fault(self.to_string(), message));
+            return Err(RuleError::of_fault(self.to_string(), &message));
         }
         Ok(rules)
     }
@@ -269,9 +270,10 @@ impl Rule {
             .map(String::as_str)
             .chain(names)
             .chain([SATELLITE]);
-        let meant = nearest(name, names).map(|meant| format!("profile={meant}"));
+        let meant = look_up(PROFILE_NAMES, name).or_else(|| nearest(name, names));
+        let meant = meant.map(|meant| format!("profile={meant}"));
         let message = format!("unknown profile `{name}`");
-        RuleError::of_fault(self.to_string(), message)
+        RuleError::of_fault(self.to_string(), &message)
             .expected("a name that `fault profiles` lists, or one of the scenario's `profiles`")
             .suggest_some(meant)
     }

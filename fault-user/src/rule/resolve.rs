@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 
 use fault_common::dns;
 
+use super::dictionary::is_interface;
 use super::error::{Piece, RuleError};
 use super::hints;
 use super::target::{Cidr, Host, PortRange, Protocol, Target, TargetRef, Targets};
@@ -120,7 +121,10 @@ impl Rule {
             .error(format!("unknown target `{name}`"))
             .nearest(name, known.iter().copied())
             .suggest_some(hints::service(name, Protocol::Any));
-        Err(if known.is_empty() {
+        Err(if is_interface(name) {
+            let instead = format!("`* …` with the option `-i {name}`");
+            error.expected(instead)
+        } else if known.is_empty() {
             error.expected(format!(
                 "`--target {name}=tcp:PORT`, or the target itself such as `tcp:3306`"
             ))

@@ -139,7 +139,7 @@ impl<'a> FaultReader<'a> {
                 {
                     return Ok(false);
                 }
-                arms.push(arm(word)?);
+                arms.push(arm(word).map_err(|error| hints::arm(word, error))?);
                 *place = place.to(word);
                 Ok(true)
             }
@@ -268,6 +268,12 @@ fn misplaced(target: Piece<'_>, fault: Piece<'_>, rest: &[Piece<'_>]) -> Option<
         let error = both.error("the target comes before the fault");
         return Some(error.suggest(format!("{second} {first}")));
     }
+    if !hints::is_fault(second)
+        && let Some(meant) = hints::joined(first)
+    {
+        let error = target.error("target and fault are words of their own");
+        return Some(error.suggest(meant));
+    }
     if !looks_like_ports(second) || rest.is_empty() {
         return None;
     }
@@ -290,6 +296,9 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
         [only] => {
             return Err(if hints::is_fault(only.text()) {
                 only.error("the target is missing").expected(form)
+            } else if let Some(meant) = hints::joined(only.text()) {
+                only.error("target and fault are words of their own")
+                    .suggest(meant)
             } else {
                 target_ref(*only)?;
                 only.error("the fault is missing").expected(form)
@@ -335,8 +344,12 @@ fn with_modifiers<'a>(
     fault_word: Piece<'a>,
     rest: &[Piece<'a>],
 ) -> Result<(FaultReader<'a>, ModifierReader<'a>), RuleError> {
-    let mut fault_reader =
-        FaultReader::start(fault_word).map_err(|error| hints::fault(fault_word, error))?;
+    let mut fault_reader = FaultReader::start(fault_word).map_err(|error| {
+        let words: Vec<_> = std::iter::once(fault_word)
+            .chain(rest.iter().copied())
+            .collect();
+        hints::early_modifiers(&words).unwrap_or_else(|| hints::fault(fault_word, error))
+    })?;
     let mut reader = ModifierReader::default();
     for word in rest {
         let (key, value) = match word.split_once(&['=']) {
@@ -349,7 +362,9 @@ fn with_modifiers<'a>(
                     .set(spec, value.unwrap_or(key.slice(0..0)), *word)
                     .map_err(|error| hints::modifier_value(spec.key, *word, error))?;
             }
-            _ if fault_reader.take(*word)? => {}
+            _ if fault_reader
+                .take(*word)
+                .map_err(|error| hints::argument(*word, error))? => {}
             Some(spec) if spec.value.is_empty() => {
                 return Err(word
                     .error(format!("`{}` takes no value", spec.key))

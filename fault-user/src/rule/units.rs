@@ -90,7 +90,12 @@ pub(super) fn duration(piece: Piece<'_>) -> Result<u64, RuleError> {
 /// # Errors
 /// What is wrong with it.
 pub fn parse_duration(text: &str) -> Result<u64, RuleError> {
-    duration(Piece::whole(text))
+    // Alone it is mostly the length of something: seconds.
+    let seconds = format!("{text}s");
+    duration(Piece::whole(text)).map_err(|error| match duration(Piece::whole(&seconds)) {
+        Ok(_) if error.suggestion.is_none() => error.suggest(seconds),
+        _ => error,
+    })
 }
 
 /// A size in bytes: `64KiB`, `1500`, `10kB`, `1MiB`.

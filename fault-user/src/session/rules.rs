@@ -66,7 +66,7 @@ impl RuleSet {
     pub fn windows(&self, started: Instant) -> Windows {
         let rules = self.rules.iter();
         let rules = rules.map(|(rule, resolved)| (rule.to_string(), resolved));
-        Windows::of(rules, &self.drawn, started)
+        Windows::of(rules, started)
     }
 
     /// The targets of the rules, with their names.

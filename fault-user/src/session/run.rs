@@ -351,10 +351,16 @@ impl ActiveRun<'_> {
                 .report_of(session, &self.samples, facts, judged, lost);
             self.files.report(&report)?;
         }
-        if code == exit::UNFIRED {
-            tell!(
+        match code {
+            // The command's own.
+            _ if code == facts.ended.exit_code() => {}
+            exit::UNFIRED => tell!(
                 "fault: exit code 120: a rule never fired, so the run did not test it (--allow-unfired accepts this)"
-            );
+            ),
+            exit::EXPECTATION => tell!(
+                "fault: exit code 121: the command succeeded, but an expectation failed (FAILED above)"
+            ),
+            _ => {}
         }
         Ok(code)
     }

@@ -4,7 +4,6 @@
 //! rules, such as drawn faults, only those whose window is near are loaded.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use fault_common::abi::MATCHES_MAX;
@@ -22,8 +21,6 @@ struct Window {
     to_ns: u64,
     /// The rule's text, for messages.
     text: String,
-    /// Whether it was randomly drawn.
-    is_drawn: bool,
 }
 
 /// The windows that have opened or closed since the last look.
@@ -68,7 +65,6 @@ impl Windows {
     /// Collects the rules that have windows. A periodic rule has one window from its first repetition to its last.
     pub fn of<'a>(
         rules: impl Iterator<Item = (String, &'a ResolvedRule)>,
-        drawn: &Range<usize>,
         started: Instant,
     ) -> Self {
         let rules: Vec<_> = rules.collect();
@@ -89,7 +85,6 @@ impl Windows {
                     from_ns: schedule.start_ns,
                     to_ns: end_ns.unwrap_or(u64::MAX),
                     text,
-                    is_drawn: drawn.contains(&index),
                 });
             }
         }
@@ -130,17 +125,12 @@ impl Windows {
                 self.resting.insert(window.rule);
             }
             let is_over = now_ns >= window.to_ns;
-            let (begins, ends) = if window.is_drawn {
-                ("drawn", "over")
-            } else {
-                ("begins", "ends")
-            };
             let text = &window.text;
             if is_in && self.told.insert(window.rule) {
-                change.told.push(format!("{begins}: `{text}`"));
+                change.told.push(format!("begins: `{text}`"));
             } else if is_over && !self.over.contains(&window.rule) {
                 let at = show_duration(window.to_ns);
-                change.told.push(format!("{ends}: `{text}`, at {at}"));
+                change.told.push(format!("ends: `{text}`, at {at}"));
             }
             if is_over && self.over.insert(window.rule) && self.take_out {
                 change.over.push(window.rule);
@@ -163,7 +153,7 @@ mod tests {
 
     const S_NS: u64 = 1_000_000_000;
 
-    fn windows(texts: &[&str], drawn: Range<usize>) -> Windows {
+    fn windows(texts: &[&str]) -> Windows {
         let rules: Vec<_> = texts
             .iter()
             .map(|text| {
@@ -172,7 +162,7 @@ mod tests {
             })
             .collect();
         let named = texts.iter().map(|text| (*text).to_owned()).zip(&rules);
-        Windows::of(named, &drawn, Instant::now())
+        Windows::of(named, Instant::now())
     }
 
     const TEXTS: [&str; 3] = [
@@ -182,14 +172,14 @@ mod tests {
     ];
 
     #[test]
-    fn drawn_rules_are_told_of() {
-        let mut windows = windows(&TEXTS, 1..3);
+    fn few_rules_are_told_of() {
+        let mut windows = windows(&TEXTS);
         assert_eq!(windows.look_at(0), WindowChange::default());
         assert_eq!(windows.next_ns, Some(2 * S_NS - LEAD_NS));
         let told = windows.look_at(2 * S_NS).told;
-        assert_eq!(told, ["drawn: `tcp:1 drop at=2s for=3s`"]);
+        assert_eq!(told, ["begins: `tcp:1 drop at=2s for=3s`"]);
         let told = windows.look_at(5 * S_NS).told;
-        assert_eq!(told, ["over: `tcp:1 drop at=2s for=3s`, at 5s"]);
+        assert_eq!(told, ["ends: `tcp:1 drop at=2s for=3s`, at 5s"]);
         assert_eq!(windows.look_at(9 * S_NS).told.len(), 1);
         assert_eq!(windows.look_at(10 * S_NS).told.len(), 1);
         assert_eq!(windows.next_ns, None);
@@ -199,7 +189,7 @@ mod tests {
     #[test]
     fn many_rules_come_and_go() {
         let texts: Vec<_> = TEXTS.iter().chain(&TEXTS).chain(&TEXTS).copied().collect();
-        let mut windows = windows(&texts, 0..0);
+        let mut windows = windows(&texts);
         assert_eq!(windows.look_at(0), WindowChange::default());
         assert_eq!(windows.resting, [1, 2, 4, 5, 7, 8].into());
         let told = windows.look_at(2 * S_NS).told;
@@ -214,11 +204,11 @@ mod tests {
     #[test]
     fn few_rules_stay_in() {
         let texts = ["tcp:1 drop at=2s for=3s"; MATCHES_MAX];
-        let mut few = windows(&texts, 0..0);
+        let mut few = windows(&texts);
         few.look_at(0);
         assert!(few.resting.is_empty() && few.look_at(5 * S_NS).over.is_empty());
         let texts = ["tcp:1 drop at=2s for=3s"; MATCHES_MAX + 1];
-        let mut many = windows(&texts, 0..0);
+        let mut many = windows(&texts);
         many.look_at(0);
         assert_eq!(many.resting.len(), MATCHES_MAX + 1);
     }
@@ -231,7 +221,7 @@ mod tests {
             "tcp:1 drop at=1s",
             "tcp:1 drop period=2s duty=50% for=4s",
         ];
-        let mut windows = windows(&texts, 0..0);
+        let mut windows = windows(&texts);
         let begun = [1, 3].map(|rule| format!("begins: `{}`", texts[rule]));
         assert_eq!(windows.look_at(0).told, begun);
         assert_eq!(

@@ -109,6 +109,7 @@ impl Kernel {
             holder: 0,
             detour: None,
             places: 0,
+            divider: None,
             replay: None,
             xdp: false,
             clock: Clock::Exact,

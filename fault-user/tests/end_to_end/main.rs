@@ -338,7 +338,7 @@ fn a_command_under_ip_netns_exec_is_hit() {
         String::from_utf8_lossy(&run.stderr),
         String::from_utf8_lossy(&run.stdout),
     );
-    assert!(run.status.success() && said.contains("1 pkts"), "{said}");
+    assert!(run.status.success() && said.contains("1 pkt "), "{said}");
     let below = seen.trim().trim_start_matches("0::/");
     let cgroup = Hierarchy::find().unwrap().path().join(below);
     assert!(below.contains("fault-") && !cgroup.exists(), "{seen}");

@@ -12,7 +12,9 @@ use std::sync::mpsc::{Receiver, channel};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
-use support::place::{AppliedRules, PATIENCE, enter_fresh, fault, ip, run, wait_for};
+use support::place::{
+    AppliedRules, PATIENCE, can_lead_the_host, enter_fresh, fault, ip, run, wait_for,
+};
 use support::servers::{Server, certify};
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -268,14 +270,6 @@ fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
         client.is_quick("new") && client.is_quick("again"),
         "{protocol} is up again"
     );
-}
-
-fn can_lead_the_host() -> bool {
-    let can = fault_user::sys::version::at_least(5, 14);
-    if !can {
-        eprintln!("skipped: stream faults on the whole host need Linux 5.14");
-    }
-    can
 }
 
 #[test]

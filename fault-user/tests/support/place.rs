@@ -141,6 +141,15 @@ pub fn has_bash() -> bool {
     found
 }
 
+/// Whether stream faults can be for all processes.
+pub fn can_lead_the_host() -> bool {
+    let can = fault_user::sys::version::at_least(5, 14);
+    if !can {
+        eprintln!("skipped: stream faults on the whole host need Linux 5.14");
+    }
+    can
+}
+
 /// The binary under test.
 pub fn fault() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fault"));

@@ -39,4 +39,10 @@ impl Definition for Close {
         }
         complain("count", "closing 0 connections does nothing", "1 or more")
     }
+
+    fn waits_for(&self) -> Option<String> {
+        let needs = "no redirected connection was open when it acted: give it `at=TIME`, and its target another stream rule \
+             such as `latency=1ms`, which redirects connections until then";
+        Some(needs.to_owned())
+    }
 }

@@ -52,8 +52,6 @@ fault! {
         "keep-order",
         named("keep_order", Kind::Flag, "packets of one flow never overtake each other"),
     );
-    /// The most packets that are held at once; more are lost and counted.
-    limit_packets: Option<u32> = None => LIMIT;
 }
 
 /// An error where an argument that shapes the jitter comes without one.
@@ -72,14 +70,6 @@ fn spread_needs_jitter(args: &Args<'_>) -> Result<(), RuleError> {
 impl Definition for Delay {
     fn complaint(&self) -> Option<Complaint> {
         jittered("delay", self.delay_ns, self.jitter_ns, MAX_DELAY_NS)
-            .or_else(|| no_queue(self.limit_packets))
-    }
-
-    fn unsupported(&self) -> Option<&'static str> {
-        self.limit_packets.map(|_| {
-            "`limit` of a delay is not supported: the delay line holds up to 256 MiB and counts what is lost \
-             beyond; leave it out, or give it to a `rate`"
-        })
     }
 
     fn packet(&self) -> Option<PacketAction> {

@@ -1,6 +1,7 @@
 //! `error`: the client gets an error that it understands as one from its server.
 
 use super::prelude::*;
+use crate::rule::args::STATUSES;
 use crate::rule::servers::{Moment, MysqlError, PostgresError, Unknown, redis_error};
 
 /// The client gets an error that it understands as one from its server.
@@ -109,10 +110,8 @@ impl ErrorReply {
     /// What is wrong with it.
     pub(super) fn complaint(&self) -> Option<Complaint> {
         match self {
-            Self::Http(list)
-                if list.is_empty() || list.iter().any(|s| !(100..=599).contains(s)) =>
-            {
-                complain("http", "this is no list of HTTP statuses", "100 to 599")
+            Self::Http(list) if list.is_empty() || list.iter().any(|s| !STATUSES.contains(s)) => {
+                complain("http", "this is no list of HTTP statuses", "200 to 599")
             }
             Self::Random(bytes) if !(1..=1 << 20).contains(bytes) => complain(
                 "random",

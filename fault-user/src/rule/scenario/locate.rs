@@ -4,7 +4,7 @@
 //! of a rule, or between two rules. So the path to the wrong value is kept, and the file is walked once
 //! more along it, with the format's own parser telling where the value begins.
 
-use super::super::nearest;
+use super::super::{Fault, Rule, RuleError, Target, TargetRef, nearest};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -75,8 +75,8 @@ pub(super) struct Located {
     pub place: Option<Place>,
     /// The path to it.
     pub field: String,
-    /// What is wrong.
-    pub message: String,
+    /// What is wrong; without a text where that is not of a rule.
+    pub error: Box<RuleError>,
 }
 
 /// What a format's parser says about a mistake.
@@ -106,6 +106,8 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
     // An unknown field is a matter of the name, which the parser stands at, not of the value.
     let at_value = !native.syntax && !native.message.starts_with("unknown field");
     let walked = at_value.then(|| place(text, format, &path)).flatten();
+    let value = at_value.then(|| text_at(text, format, &path)).flatten();
+    let in_value = value.and_then(|value| in_text(&value, &native.message));
     Err(Located {
         place: walked.or(native.place),
         field: if native.syntax {
@@ -113,8 +115,45 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
         } else {
             show(&path)
         },
-        message: advised(native.message),
+        error: Box::new(
+            in_value.unwrap_or_else(|| RuleError::of_line(String::new(), &advised(native.message))),
+        ),
     })
+}
+
+/// The mistake in a text of the rule language that a reader has told as `message`.
+fn in_text(text: &str, message: &str) -> Option<RuleError> {
+    let errors = [
+        text.parse::<Rule>().err(),
+        text.parse::<Fault>().err(),
+        text.parse::<Target>().err(),
+        text.parse::<TargetRef>().err(),
+    ];
+    let mut errors = errors.into_iter().flatten();
+    errors.find(|error| error.one_line() == message)
+}
+
+/// The longest line of a file that is shown with a mistake.
+const MAX_EXCERPT: usize = 160;
+
+/// A mistake with the line of the file that it stands in, unless that is long.
+pub(super) fn excerpt(text: &str, place: Option<Place>, error: RuleError) -> RuleError {
+    let Some(place) = place else {
+        return error;
+    };
+    let line = text.lines().nth(place.line - 1).unwrap_or_default();
+    let line = line.trim_end();
+    let indent = line.len() - line.trim_start().len();
+    let mut starts = line.char_indices().map(|(at, _)| at).skip(place.column - 1);
+    let start = starts.next().unwrap_or(line.len());
+    if line.len() > MAX_EXCERPT || start < indent {
+        return error;
+    }
+    RuleError {
+        input: line[indent..].to_owned(),
+        span: start - indent..starts.next().unwrap_or(line.len()) - indent,
+        ..error
+    }
 }
 
 /// A reader's message with the nearest of the fields that it lists, or with the form of a list.
@@ -270,6 +309,19 @@ fn exact_place(text: &str, format: Format, path: &[Segment]) -> Option<Place> {
             let Range { start, .. } = value.span();
             Some(place_of(text, start))
         }
+    }
+}
+
+/// The text that a path leads to.
+fn text_at(text: &str, format: Format, path: &[Segment]) -> Option<String> {
+    match format {
+        Format::Json => walk(path, &mut serde_json::Deserializer::from_str(text)),
+        Format::Yaml => serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+            Ok(walk(path, deserializer))
+        })
+        .ok()
+        .flatten(),
+        Format::Toml => walk(path, toml::Deserializer::parse(text).ok()?),
     }
 }
 

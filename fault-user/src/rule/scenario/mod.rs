@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::error::Piece;
+use super::error::{Piece, RuleError};
 use super::object::read_text;
 use super::profile::Profiles;
 use super::target::{Targets, check_name};
@@ -110,8 +110,8 @@ pub struct ScenarioError {
     pub place: Option<Place>,
     /// The field, such as `rules[1].fault`; empty for the whole file.
     pub field: String,
-    /// What is wrong and what would be right, in one line.
-    pub message: String,
+    /// What is wrong and what would be right, at its place in a rule or in the line of the file.
+    pub error: Box<RuleError>,
 }
 
 impl fmt::Display for ScenarioError {
@@ -124,7 +124,7 @@ impl fmt::Display for ScenarioError {
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
         }
-        f.write_str(&self.message)
+        self.error.fmt(f)
     }
 }
 
@@ -139,20 +139,24 @@ impl Scenario {
     /// # Errors
     /// The first mistake, with its line and column.
     pub fn read(text: &str, format: Format, file: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self = locate::read(text, format).map_err(|error| ScenarioError {
+        let refuse = |place, field, error: RuleError| ScenarioError {
             file: file.to_owned(),
-            place: error.place,
-            field: error.field,
-            message: error.message,
-        })?;
+            place,
+            field,
+            error: Box::new(if error.input.is_empty() {
+                locate::excerpt(text, place, error)
+            } else {
+                error
+            }),
+        };
+        let scenario: Self = locate::read(text, format)
+            .map_err(|error| refuse(error.place, error.field, *error.error))?;
         match scenario.flaws().into_iter().next() {
             None => Ok(scenario),
-            Some(flaw) => Err(ScenarioError {
-                file: file.to_owned(),
-                place: locate::place(text, format, &flaw.path),
-                field: locate::show(&flaw.path),
-                message: flaw.message,
-            }),
+            Some(flaw) => {
+                let place = locate::place(text, format, &flaw.path);
+                Err(refuse(place, locate::show(&flaw.path), flaw.error))
+            }
         }
     }
 
@@ -166,10 +170,14 @@ impl Scenario {
             file: file.clone(),
             place: None,
             field: String::new(),
-            message,
+            error: Box::new(RuleError::of_line(String::new(), &message)),
         };
         let format = Format::of(path).ok_or_else(|| {
-            refuse("the name says no format: expected .json, .yaml, .yml or .toml".to_owned())
+            refuse(if file.parse::<Rule>().is_ok() {
+                format!("this is a rule and no file: did you mean `-r '{file}'`?")
+            } else {
+                "the name says no format: expected .json, .yaml, .yml or .toml".to_owned()
+            })
         })?;
         let size = std::fs::metadata(path)
             .map_err(|error| refuse(error.to_string()))?

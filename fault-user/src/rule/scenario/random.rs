@@ -142,6 +142,9 @@ impl<'de> Deserialize<'de> for Share {
 /// The most faults that are drawn, whatever the limits say.
 pub const MAX_DRAWN: usize = 100_000;
 
+/// Finer times would only make rules harder to read.
+const MS_NS: u64 = 1_000_000;
+
 /// Numbers from a seed: `SplitMix64` (Steele, Lea and Flood 2014).
 struct Numbers(u64);
 
@@ -162,9 +165,10 @@ impl Numbers {
         u64::try_from(product >> 64).unwrap_or(0)
     }
 
-    /// A time within a span.
+    /// A time within a span, in whole milliseconds where the span has one.
     fn within(&mut self, span: SpanNs) -> u64 {
-        span.least + self.below((span.most - span.least).saturating_add(1))
+        let time_ns = span.least + self.below((span.most - span.least).saturating_add(1));
+        (time_ns - time_ns % MS_NS).max(span.least)
     }
 }
 
@@ -322,6 +326,7 @@ mod tests {
                         && (1_000_000_000..=5_000_000_000).contains(&(end - at))
                 );
                 assert_eq!(rule.check(), Ok(()));
+                assert_eq!(at % MS_NS + end % MS_NS, 0, "{rule}");
                 let others = drawn[..i].iter().filter(|other| times(other).1 > at);
                 let (same, open) = others.fold((0, 0), |(same, open), other| {
                     (same + usize::from(other.target == rule.target), open + 1)

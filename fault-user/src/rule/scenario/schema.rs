@@ -239,10 +239,10 @@ fn argument(param: &Param) -> Json {
             json!({ "description": help, "anyOf": [{ "type": "boolean" }, { "$ref": "#/$defs/size" }] })
         }
         Kind::Statuses => {
-            let status = json!({ "type": "integer", "minimum": 100, "maximum": 599 });
+            let status = json!({ "type": "integer", "minimum": 200, "maximum": 599 });
             json!({ "description": help, "anyOf": [
                 { "type": "boolean" }, status, { "type": "array", "minItems": 1, "items": status },
-                { "type": "string", "pattern": "^[1-5][0-9][0-9](/[1-5][0-9][0-9])*$" }
+                { "type": "string", "pattern": "^[2-5][0-9][0-9](/[2-5][0-9][0-9])*$" }
             ] })
         }
         Kind::Call { names, required } => {

@@ -3,7 +3,7 @@
 use super::super::faults::{Drop, Fault};
 use super::super::target::{Protocol, TargetRef};
 use super::super::units::show_duration;
-use super::super::{Modifiers, PortRange, Rule, conflict};
+use super::super::{Modifiers, PortRange, Rule, RuleError, conflict};
 use super::{NoTraffic, Scenario, Segment};
 
 /// Something that does not fit, with its path.
@@ -11,15 +11,15 @@ use super::{NoTraffic, Scenario, Segment};
 pub(super) struct Flaw {
     /// The path to the value.
     pub path: Vec<Segment>,
-    /// What is wrong, in one line.
-    pub message: String,
+    /// What is wrong; without a text where that is not of a rule.
+    pub error: RuleError,
 }
 
 /// A flaw at a path of keys and indices.
-fn flaw(path: impl Into<Vec<Segment>>, message: impl Into<String>) -> Flaw {
+fn flaw(path: impl Into<Vec<Segment>>, message: impl AsRef<str>) -> Flaw {
     Flaw {
         path: path.into(),
-        message: message.into(),
+        error: RuleError::of_line(String::new(), message.as_ref()),
     }
 }
 
@@ -46,13 +46,13 @@ impl Scenario {
     fn rule_flaw(&self, rule: &Rule, mut path: Vec<Segment>) -> Option<Flaw> {
         let target = match rule.target_in(&self.targets) {
             Ok(target) => target,
-            Err(error) => return Some(flaw(path, error.one_line())),
+            Err(error) => return Some(Flaw { path, error }),
         };
         if let Some(complaint) = rule.complaint(Some(&target)) {
             return Some(flaw(path, complaint.one_line()));
         }
         if let Err(error) = rule.expanded(&self.profiles) {
-            return Some(flaw(path, error.one_line()));
+            return Some(Flaw { path, error });
         }
         let length = self.length?.0;
         if rule.modifiers.at_ns < length {
@@ -191,7 +191,7 @@ impl Scenario {
     fn unwatched(&self, field: &str, name: &str) -> Option<String> {
         let target: TargetRef = match name.parse() {
             Ok(target) => target,
-            Err(error) => return Some(super::super::RuleError::one_line(&error)),
+            Err(error) => return Some(error.one_line()),
         };
         let rule = Rule {
             target,

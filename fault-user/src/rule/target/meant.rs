@@ -16,6 +16,8 @@ pub(super) fn target(text: &str) -> Option<String> {
             .filter(|_| {
                 text.contains("::") || text.starts_with([':', '*']) || text.contains(":*:")
             }),
+        Some(text.replacen("..", "-", 1)),
+        Some(text.replace(['"', '\''], "")),
         Some(text.to_ascii_lowercase()),
     ];
     let mut candidates = candidates.into_iter().flatten();

@@ -73,12 +73,12 @@ impl Interface {
         nix::net::if_::if_nametoindex(self.name.as_str()).is_ok_and(|index| index == self.index)
     }
 
-    /// A device through which an instance of `fault` holds packets: what passes there is judged elsewhere.
+    /// A device through which an instance of `fault` holds packets, or divides them: what passes there is judged elsewhere.
     #[must_use]
     pub fn is_ours(&self) -> bool {
         let number = self.name.strip_prefix("fault-");
         number.is_some_and(|rest| {
-            let digits = rest.trim_end_matches(['i', 'o']);
+            let digits = rest.trim_end_matches(['i', 'o', 'd', 'e', 'f']);
             !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
         })
     }

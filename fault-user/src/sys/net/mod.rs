@@ -2,6 +2,7 @@
 
 pub mod clsact;
 pub mod interfaces;
+pub mod macvlan;
 pub mod netlink;
 pub mod own_links;
 pub mod qdisc;

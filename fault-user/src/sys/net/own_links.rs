@@ -19,7 +19,10 @@ pub fn link_name(number: u32) -> String {
 /// The number of the instance that a link of ours belongs to: see [`link_name`].
 #[must_use]
 pub fn link_owner(interface: &Interface) -> Option<u32> {
-    if !matches!(interface.kind.as_deref(), Some("ifb" | "tun" | "veth")) {
+    if !matches!(
+        interface.kind.as_deref(),
+        Some("ifb" | "tun" | "veth" | "macvlan")
+    ) {
         return None;
     }
     let rest = interface.name.strip_prefix(NAME_PREFIX)?;

@@ -1,11 +1,10 @@
-//! The tap device of the delay line.
+//! Tap devices: that of the delay line, and that below the divider.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use super::own_links::link_name;
 use anyhow::{Context as _, Error, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -50,22 +49,23 @@ impl Tap {
         })
     }
 
-    /// Creates the tap device of the instance with this number in the calling thread's network namespace, and sets it
-    /// up.
+    /// Creates a tap device in the calling thread's network namespace, and sets it up. `purpose` is what needs it.
     ///
     /// # Errors
     /// No `/dev/net/tun`, or no rights to make a device.
-    pub fn create(number: u32) -> Result<Self> {
+    pub fn create(name: &str, purpose: &str) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")
-            .context(
-                "a delay needs a tap device, but /dev/net/tun can't be opened (in a container: --device /dev/net/tun)",
-            )?;
-        let name = link_name(number);
-        let mut request = request(&name);
+            .with_context(|| {
+                format!(
+                    "{purpose} needs a tap device, but /dev/net/tun can't be opened (in a container: --device \
+                     /dev/net/tun)"
+                )
+            })?;
+        let mut request = request(name);
         request.ifr_ifru.ifru_flags =
             i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
         // SAFETY: the requests take what they are given, all of it alive.
@@ -75,7 +75,7 @@ impl Tap {
                 libc::TUNSETIFF,
                 &raw mut request,
             ))
-            .map_err(not_made)?;
+            .map_err(|error| not_made(error, purpose))?;
             let all = libc::c_ulong::from(OFFLOADS | OFFLOADS_UDP);
             if libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, all) != 0 {
                 let older = libc::c_ulong::from(OFFLOADS);
@@ -83,10 +83,14 @@ impl Tap {
                     .context("the tap device does not support offloads")?;
             }
         }
-        be_quiet(&name);
-        switch_on(&name).with_context(|| format!("setting {name} up"))?;
-        let index = nix::net::if_::if_nametoindex(name.as_str())?;
-        Ok(Self { file, name, index })
+        be_quiet(name);
+        switch_on(name).with_context(|| format!("setting {name} up"))?;
+        let index = nix::net::if_::if_nametoindex(name)?;
+        Ok(Self {
+            file,
+            name: name.to_owned(),
+            index,
+        })
     }
 
     /// The device's index.
@@ -138,16 +142,16 @@ pub fn is_super_packet(frame: &[u8]) -> bool {
 }
 
 /// Why there is no device, and what to do.
-fn not_made(error: Errno) -> Error {
-    let hint = match error {
-        Errno::EPERM => "creating a tap device for delays needs CAP_NET_ADMIN",
+fn not_made(error: Errno, purpose: &str) -> Error {
+    let why = match error {
+        Errno::EPERM => ", which needs CAP_NET_ADMIN",
         // Containers may have another file in its place.
         Errno::ENOTTY => {
-            "a delay needs a tap device, but /dev/net/tun is not a tap device (in a container: --device /dev/net/tun)"
+            ", but /dev/net/tun is not a tap device (in a container: --device /dev/net/tun)"
         }
-        _ => "the kernel can't create a tap device for delays",
+        _ => ", but the kernel can't create one",
     };
-    Error::new(error).context(hint)
+    Error::new(error).context(format!("{purpose} needs a tap device{why}"))
 }
 
 fn request(name: &str) -> libc::ifreq {
