@@ -723,28 +723,6 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
             run(&["add", "proxy", "a b", "127.0.0.1:0", "127.0.0.1:1"]).0,
             Some(0)
         );
-        assert_eq!(
-            run(&[
-                "add",
-                "toxic",
-                "a b",
-                "latency",
-                "latency=5",
-                "--stream",
-                "upstream",
-                "--sni",
-                "*.example.com"
-            ])
-            .0,
-            Some(0)
-        );
-        let (_, list) = run(&["list"]);
-        assert!(
-            list.contains("a b  127.0.0.1:")
-                && list
-                    .contains("latency_upstream  upstream latency toxicity=1 sni=*.example.com {"),
-            "{list}"
-        );
         let again = [
             "add",
             "toxic",
@@ -754,6 +732,15 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
             "--stream",
             "upstream",
         ];
+        let first = [&again[..], &["--sni", "*.example.com"]].concat();
+        assert_eq!(run(&first).0, Some(0));
+        let (_, list) = run(&["list"]);
+        assert!(
+            list.contains("a b  127.0.0.1:")
+                && list
+                    .contains("latency_upstream  upstream latency toxicity=1 sni=*.example.com {"),
+            "{list}"
+        );
         let (code, error) = run(&again);
         assert!(
             code == Some(125)

@@ -4,6 +4,7 @@ use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::Cli;
+use crate::report::file::shell_line;
 use crate::rule::{Rule, nearest};
 
 /// Options that a subcommand does not have, and what to type instead.
@@ -119,7 +120,7 @@ fn early(first: &str, arguments: &[String]) -> Option<String> {
         let words = [&rest[..1], options, &rest[1..]].concat();
         format!(
             "put the options after the subcommand: fault {}",
-            quoted(&words)
+            shell_line(&words)
         )
     })
 }
@@ -149,18 +150,6 @@ fn meant_rule(words: &[String]) -> Option<String> {
     })
 }
 
-/// Words as they are typed.
-fn quoted(words: &[String]) -> String {
-    let quoted = words.iter().map(|word| {
-        if word.contains([' ', '*', '$', ';', '&', '(', '|']) {
-            format!("'{word}'")
-        } else {
-            word.clone()
-        }
-    });
-    quoted.collect::<Vec<_>>().join(" ")
-}
-
 fn option(command: &str, wrong: &str) -> Option<String> {
     let name = wrong.split('=').next().unwrap_or(wrong);
     let mut rows = OPTIONS.iter();
@@ -183,7 +172,7 @@ fn words(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
     if command == "inject" && arguments[at - 1] == "--" {
         return Some(format!(
             "`fault inject` runs no command: fault run {}",
-            quoted(&arguments[2..])
+            shell_line(&arguments[2..])
         ));
     }
     let is_rule = |at: usize| matches!(arguments[at].as_str(), "-r" | "--rule");
