@@ -33,6 +33,7 @@ const FILES: &[(&str, &str)] = &[
         "etc/hosts",
         "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",
     ),
+    ("etc/resolv.conf", "nameserver 127.0.0.1\n"),
     (
         "etc/nsswitch.conf",
         "passwd: files\ngroup: files\nhosts: files\n",

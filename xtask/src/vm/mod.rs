@@ -17,21 +17,14 @@ use crate::{
     workspace::{Executable, build_executables, build_static, root},
 };
 
-/// The test programs that run on every kernel, by name: a library's unit tests, or a file under
-/// `tests`. A `*` at the end stands for any rest. A row that fits no program is an error.
-// `qdisc`, `xdp` and `transparent` can run there too, by name.
+/// The test programs that run on every kernel, by name: a library's unit tests, or a folder of
+/// `fault-user/tests`. A `*` at the end stands for any rest. A row that fits no program is an error.
 const SUITES: &[&str] = &[
     "fault_common",
     "fault_user",
-    "dataplane",
-    "process_command",
-    "process_tree",
-    "traffic",
-    "super_packets",
-    "live",
-    "packet_lines",
-    "delay",
-    "steer",
+    "packets",
+    "streams",
+    "processes",
 ];
 
 /// Run the tests of the data plane on other kernels, in virtual machines.
@@ -159,12 +152,10 @@ fn programs(arguments: &Arguments) -> Result<Programs> {
     Ok(Programs { fault, suites })
 }
 
-/// What cargo is to build for these tests: the files that are named, where all are; else all files. Of none, `SUITES`.
+/// What cargo is to build for these tests: the folders that are named, where all are; else all. Of none, `SUITES`.
 fn targets(tests: &[String]) -> Vec<String> {
     let folder = root().join("fault-user/tests");
-    let is_file = |name: &&String| {
-        folder.join(format!("{name}.rs")).is_file() || folder.join(name).join("main.rs").is_file()
-    };
+    let is_file = |name: &&String| folder.join(name).join("main.rs").is_file();
     if tests.is_empty() {
         let files = SUITES
             .iter()

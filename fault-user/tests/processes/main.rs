@@ -1,0 +1,8 @@
+//! Commands and their trees: cgroups, signals, adoption.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod command;
+mod signals;
+mod tree;
