@@ -158,7 +158,10 @@ fn refusal(guard: &Guard, headers: &HeaderMap, target_host: Option<&str>) -> Opt
                 return None;
             }
             let message = "the token is missing or wrong: send Authorization: Bearer TOKEN";
-            Some(ApiError::new(StatusCode::UNAUTHORIZED, message).into_response())
+            // Java's client sends a password only to who asks for one.
+            let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"fault\"")];
+            let error = ApiError::new(StatusCode::UNAUTHORIZED, message);
+            Some((challenge, error).into_response())
         }
         Guard::Loopback => {
             let host = headers.get(header::HOST).map(|host| host.to_str());

@@ -24,6 +24,7 @@ pub struct Target {
         long,
         value_name = "URL",
         env = "TOXIPROXY_URL",
+        hide_env_values = true,
         default_value = "http://127.0.0.1:8474"
     )]
     url: String,
@@ -515,6 +516,21 @@ pub(super) fn call(
     })
 }
 
+/// A daemon's address without `http://` and credentials, and the password of these, which is the token:
+/// `http://any:TOKEN@HOST:PORT`, as other clients have it.
+fn split_password(url: &str) -> (&str, Option<&str>) {
+    if url.starts_with("unix:") {
+        return (url, None);
+    }
+    let url = url.strip_prefix("http://").unwrap_or(url);
+    match url.rsplit_once('@') {
+        Some((credentials, address)) => {
+            (address, credentials.split_once(':').map(|(_, token)| token))
+        }
+        None => (url, None),
+    }
+}
+
 /// Sends a request. An error status becomes an error with the daemon's message.
 async fn send(
     target: &Target,
@@ -522,7 +538,7 @@ async fn send(
     path: &str,
     body: Option<&Value>,
 ) -> anyhow::Result<Incoming> {
-    let url = target.url.trim_end_matches('/');
+    let (url, password) = split_password(target.url.trim_end_matches('/'));
     let hint = || {
         format!(
             "no daemon answers at {url}: start `fault daemon`, or give its address with --url or TOXIPROXY_URL"
@@ -535,15 +551,14 @@ async fn send(
             "localhost".to_owned(),
         )
     } else {
-        let address = url.strip_prefix("http://").unwrap_or(url);
-        let stream = TcpStream::connect(address).await.with_context(hint)?;
-        (handshake(TokioIo::new(stream)).await?, address.to_owned())
+        let stream = TcpStream::connect(url).await.with_context(hint)?;
+        (handshake(TokioIo::new(stream)).await?, url.to_owned())
     };
     let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, host);
-    if let Some(token) = &target.token {
+    if let Some(token) = target.token.as_deref().or(password) {
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
     }
     let body = body.map_or_else(Bytes::new, |body| body.to_string().into());

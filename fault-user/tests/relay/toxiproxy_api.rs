@@ -533,6 +533,13 @@ fn browsers_strangers_and_giants_are_refused() {
             .0,
         200
     );
+    let refused = guarded.answer("GET", "/version", "", b"").to_lowercase();
+    assert!(refused.contains("www-authenticate: basic"), "{refused}");
+    let list = |url: &str| client(url, &["list"]);
+    let (code, text) = list(&format!("http://any:secret@{}", guarded.api));
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = list("http://any:secret@127.0.0.1:1");
+    assert!(code == Some(125) && !text.contains("secret"), "{text}");
 }
 
 #[test]
