@@ -163,6 +163,10 @@ pub struct Reply {
 
 impl Reply {
     /// The one that a rule gives which answers queries, by its [`RuleEntry::arguments`](crate::abi::RuleEntry::arguments).
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "flags and kind have 16 bits, and each half of the address lies in 32"
+    )]
     #[must_use]
     #[inline(always)]
     pub const fn of(arguments: &[u64; 5]) -> Self {
