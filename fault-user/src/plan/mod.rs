@@ -280,16 +280,13 @@ impl Plan {
             .collect()
     }
 
-    /// The rules that the relay applies, each with its index among all rules: stream rules, and what packet rules do over
-    /// TCP.
+    /// The rules that the relay applies, each with its index among all rules: stream rules, then what packet rules do over
+    /// TCP. Of several targets that a connection fits the first one gets it, which is that of a stream rule if there is one.
     #[must_use]
     pub fn relay_rules(&self) -> Vec<(usize, &RelayRule)> {
         let rules = self.rules.iter().enumerate();
-        rules
-            .filter_map(|(index, rule)| {
-                Some((index, rule.stream.as_ref().or(rule.over_tcp.as_ref())?))
-            })
-            .collect()
+        let over_tcp = rules.filter_map(|(index, rule)| Some((index, rule.over_tcp.as_ref()?)));
+        self.stream_rules().into_iter().chain(over_tcp).collect()
     }
 
     /// Leaves DNS queries over TCP alone, where the relay can't be used for them.
