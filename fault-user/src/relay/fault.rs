@@ -9,8 +9,9 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::attributes::{Help, Probability, Transport, attributes};
-use super::handling::Handling;
+use super::attributes::{Help, Probability, Protocol, Transport, attributes};
+use super::handling::{self, Handling};
+use super::protocol::Wording;
 use super::queries::Queries;
 use super::requests::RequestStage;
 use super::stage::{Place, Stage, StreamFault};
@@ -352,6 +353,27 @@ impl StreamFault for Mix {
             )),
             None => Ok(()),
         }
+    }
+}
+
+impl StreamFault for Queries {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "-",
+            tcp: Some("queries of DNS are answered"),
+            udp: None,
+        }
+    }
+
+    fn handling(&self) -> Option<Handling> {
+        Some(Handling {
+            fault: "dns",
+            rule: handling::Rule::Always,
+            protocol: Protocol::Auto,
+            wording: Wording::default(),
+            query: None,
+            queries: Some(self.clone()),
+        })
     }
 }
 

@@ -7,10 +7,7 @@ use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::dns::{FLAG_TRUNCATED, Message, NameKey, Reply, key_of};
 use fault_common::packet::{Packet, kind};
 
-use super::attributes::{Help, Protocol};
-use super::handling::{Handling, Rule};
-use super::protocol::{Answer, Frame, Wording};
-use super::stage::StreamFault;
+use super::protocol::{Answer, Frame};
 
 /// Bytes of the length before each message (RFC 1035, section 4.2.2).
 const LENGTH_BYTES: usize = 2;
@@ -125,27 +122,6 @@ impl Queries {
             stats.hit_bytes += u64::from(size);
         }
         reply
-    }
-}
-
-impl StreamFault for Queries {
-    fn help(&self) -> Help {
-        Help {
-            attributes: "-",
-            tcp: Some("queries of DNS are answered"),
-            udp: None,
-        }
-    }
-
-    fn handling(&self) -> Option<Handling> {
-        Some(Handling {
-            fault: "dns",
-            rule: Rule::Always,
-            protocol: Protocol::Auto,
-            wording: Wording::default(),
-            query: None,
-            queries: Some(self.clone()),
-        })
     }
 }
 
