@@ -23,7 +23,7 @@ use support::dns::{
 };
 use support::echo::{tcp_echo, udp_client, udp_echo};
 use support::place::{
-    AppliedRules, PATIENCE, Peer, can_lead_the_host, enter_fresh, fault, has_bash, is_emulated,
+    AppliedRules, PATIENCE, Peer, can_lead_the_host, enter_fresh, fault, has_bash, ip, is_emulated,
     run, wait_for,
 };
 
@@ -349,12 +349,18 @@ fn queries_are_answered_the_way_this_kernel_has() {
 }
 
 #[test]
-fn queries_over_tcp_are_answered_where_the_kernel_can() {
+fn queries_over_tcp_are_answered_where_the_relay_can_be_used() {
     enter_fresh();
     let servers = ["127.0.0.1:53", "[::1]:53"].map(|server| server.parse().unwrap());
     for server in servers {
         serve_streams(server);
     }
+    // The relay does not know interfaces.
+    answer_over_tcp(servers, "--scope host", can_lead_the_host());
+    answer_over_tcp(servers, "--scope host -i lo", false);
+}
+
+fn answer_over_tcp(servers: [SocketAddr; 2], options: &str, is_relayed: bool) {
     let rules = [
         "dns:*.nx.example nxdomain",
         "dns:*.an.example answer=10.0.0.9 type=A",
@@ -363,16 +369,12 @@ fn queries_over_tcp_are_answered_where_the_kernel_can() {
     let names = ["nx", "an", "later", "other"].map(|zone| format!("127-0-0-2.{zone}.example"));
     let names = names.each_ref().map(String::as_str);
     let real = || (RCODE::NoError, vec!["127.0.0.2".to_owned()]);
-    let mut answers = vec![
-        (RCODE::NameError, vec![]),
-        (RCODE::NoError, vec!["10.0.0.9".to_owned()]),
-    ];
-    let is_relayed = can_lead_the_host();
-    if !is_relayed {
-        answers = vec![real(), real()];
+    let mut answers = [real(), real(), real(), real()];
+    if is_relayed {
+        answers[0] = (RCODE::NameError, vec![]);
+        answers[1].1 = vec!["10.0.0.9".to_owned()];
     }
-    answers.extend([real(), real()]);
-    let applied = AppliedRules::begin(&rules, "--scope host");
+    let applied = AppliedRules::begin(&rules, options);
     for server in servers {
         let came = ask_over_tcp(server, &names);
         for (name, expected) in names.iter().zip(&answers) {
@@ -391,11 +393,24 @@ fn queries_over_tcp_are_answered_where_the_kernel_can() {
     assert!(row.trim().starts_with(&format!("{count} pkt")), "{summary}");
     let is_missed = summary.contains("2 connections to DNS servers over TCP");
     assert_eq!(is_missed, !is_relayed, "{summary}");
-    assert_eq!(
-        ask_over_tcp(servers[0], &names)[names[0]],
-        real(),
-        "restored"
-    );
+    let came = ask_over_tcp(servers[0], &names);
+    assert_eq!(came[names[0]], real(), "restored");
+}
+
+#[test]
+fn without_the_relay_a_rule_for_queries_is_applied_all_the_same() {
+    enter_fresh();
+    let _peer = Peer::joined();
+    ip("address delete 127.0.0.1/8 dev lo");
+    let ran = run(&["dns nxdomain"], "--allow-unfired", &["true"]);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{errors}");
+    for line in [
+        "fault: warning: DNS queries over TCP are not answered: the relay can't listen",
+        "sent no query over UDP that dns is for",
+    ] {
+        assert_eq!(errors.matches(line).count(), 1, "{line} in {errors}");
+    }
 }
 
 /// Looks two names up, then connects to their address, and to one that the test looks up when it is told to.
