@@ -161,6 +161,29 @@ pub struct Reply {
     pub address: Address,
 }
 
+impl Reply {
+    /// The one that a rule gives which answers queries, by its [`RuleEntry::arguments`](crate::abi::RuleEntry::arguments).
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "flags and kind have 16 bits, and each half of the address lies in 32"
+    )]
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(arguments: &[u64; 5]) -> Self {
+        let [flags, kind, upper, lower, _] = *arguments;
+        Self {
+            flags: flags as u16,
+            kind: kind as u16,
+            address: [
+                upper as u32,
+                (upper >> 32) as u32,
+                lower as u32,
+                (lower >> 32) as u32,
+            ],
+        }
+    }
+}
+
 /// Codes of responses.
 pub mod code {
     /// The name is there, whether or not there is a record.
@@ -261,6 +284,16 @@ impl Message {
     #[inline(always)]
     pub fn is_truncated(&self) -> bool {
         self.half(2) & FLAG_TRUNCATED != 0
+    }
+
+    /// Whether the name that was read last is one of those that a pattern stands for: see [`key_of`].
+    #[must_use]
+    pub fn is_named(&mut self, (pattern, bits): &(NameKey, u32)) -> bool {
+        let name = &self.key()[KEY_AT..];
+        let length = (bits / 8) as usize;
+        // A domain is none of the names in it: there is a label more.
+        let is_inside = length == 0 || pattern[length - 1] == 0 || name[length] != 0;
+        name[..length] == pattern[..length] && is_inside
     }
 
     /// Where the question's name begins.
@@ -911,8 +944,7 @@ mod tests {
             let mut message = Message::EMPTY;
             message.fill(&bytes);
             assert_ne!(message.read_name(Message::QUESTION), 0);
-            let bytes = (bits / 8) as usize;
-            message.key()[KEY_AT..KEY_AT + bytes] == key[..bytes]
+            message.is_named(&(key, bits))
         };
         assert!(covers("api.example.com", "API.example.COM"));
         assert!(!covers("api.example.com", "x.api.example.com"));
@@ -921,7 +953,8 @@ mod tests {
         assert!(covers("*.example.com", "a.b.example.com"));
         assert!(!covers("*.example.com", "notexample.com"));
         assert!(!covers("*.example.com", "api.example.org"));
-        assert!(covers("*", "anything.example"));
+        assert!(!covers("*.example.com", "example.com"));
+        assert!(covers("*", "anything.example") && covers("*", "."));
         assert_eq!(key_of("*").unwrap().1, 0);
         let (key, bits) = key_of("*.example.com").unwrap();
         assert_eq!((&key[..12], bits), (&b"moc\x03elpmaxe\x07"[..], 96));

@@ -141,20 +141,9 @@ pub extern "C" fn fault_respond() -> u32 {
     let Some((rule, ..)) = classify::rule_at(scratch, scratch.hit_rules[last]) else {
         return 0;
     };
-    let [flags, kind, upper, lower, _] = rule.arguments;
-    let reply = Reply {
-        flags: flags as u16,
-        kind: kind as u16,
-        address: [
-            upper as u32,
-            (upper >> 32) as u32,
-            lower as u32,
-            (lower >> 32) as u32,
-        ],
-    };
     // SAFETY: see `message`.
     let message = unsafe { &mut *message };
-    message.answer(message.question_end, &reply)
+    message.answer(message.question_end, &Reply::of(&rule.arguments))
 }
 
 /// Takes the message out of the packet at hand. Gives its head, nothing when it can't be read.

@@ -77,7 +77,7 @@ fn plan_of(rule: Rule) -> Result<Plan, Failure> {
     if let Some((_, stream)) = plan.stream_rules().first() {
         return Err(Failure::usage(anyhow!(
             "`{}` is a stream fault; the demo takes packet faults, such as loss=30% or delay=50ms",
-            stream.fault.name()
+            stream.resolved.fault.name()
         )));
     }
     Ok(plan)

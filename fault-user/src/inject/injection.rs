@@ -572,6 +572,10 @@ impl Injection {
                 sum.stats.hit_segments += stats.hit_segments;
                 sum.stats.hit_bytes += stats.hit_bytes;
             }
+            if let Some(queries) = rule.queries() {
+                let (stats, connections) = queries.totals();
+                sum.add(&Hits { stats, connections });
+            }
             if let Some(past) = self.past.get(ordinal) {
                 sum.add(past);
             }

@@ -200,6 +200,7 @@ fn as_stream(rule: &ResolvedRule) -> Option<ResolvedRule> {
 mod tests {
     use super::*;
     use crate::plan::Plan;
+    use crate::relay::Transport;
     use crate::rule::{SystemResolver, Targets};
 
     fn resolved(texts: &[&str]) -> Vec<(Rule, ResolvedRule)> {
@@ -232,6 +233,48 @@ mod tests {
                 by(Mechanism::DelayLine, text).contains("line"),
                 text != "tcp:1 drop"
             );
+        }
+    }
+
+    #[test]
+    fn queries_are_answered_by_the_relay_too_while_it_can_be_used() {
+        let rules = [
+            "dns:*.a nxdomain at=1s",
+            "dns truncated",
+            "dns delay=1ms",
+            "tcp:53 latency=1ms",
+        ];
+        let mut plan = Plan::new(&resolved(&rules), 1, None, None).unwrap();
+        let by = |plan: &Plan| -> Vec<_> {
+            let rules = plan.rules.iter();
+            rules.map(|rule| rule.mechanism(None)).collect()
+        };
+        let (relay, others) = (
+            "relay (connect hook)",
+            ["tc", "tc, delay-line", "relay (connect hook)"],
+        );
+        assert_eq!(by(&plan)[0], format!("tc, {relay}"));
+        assert_eq!(by(&plan)[1..], others);
+        let relayed = plan.relay_rules();
+        let [(3, stream), (0, queries)] = relayed.as_slice() else {
+            panic!("two rules");
+        };
+        // One relay serves both.
+        assert_eq!(queries.resolved.target, stream.resolved.target);
+        assert_eq!(queries.resolved.modifiers.at_ns, 1_000_000_000);
+        assert!(queries.acts_on(Transport::Tcp) && !queries.acts_on(Transport::Udp));
+        plan.leave_tcp();
+        assert_eq!(by(&plan)[0], "tc");
+        assert_eq!(plan.relay_rules().len(), 1);
+        // What is missed over TCP.
+        for (rule, expected) in [
+            ("dns nxdomain", false),
+            ("dns delay=1ms", true),
+            ("tcp:a.example:1 drop", true),
+            ("tcp:1 drop", false),
+        ] {
+            let plan = Plan::new(&resolved(&[rule]), 1, None, None).unwrap();
+            assert_eq!(plan.misses_tcp(), expected, "{rule}");
         }
     }
 

@@ -17,10 +17,12 @@ use fault_common::abi::{LEAVES, RuleEntry, action};
 
 use crate::plan::needs::Needs;
 use crate::plan::tables::{PacketRule, Scope, Shaper};
+use crate::relay::{Queries, Transport};
 use crate::rule::{Layer, Protocol, ResolvedRule, ResolvedTarget, Rule, TargetRef};
 use mechanism::HoldingQdiscs;
 use mechanism::Mechanism;
 use shapers::Shapers;
+use stream::RelayRule;
 
 /// The port of SSH.
 const SSH_PORT: u16 = 22;
@@ -39,7 +41,9 @@ pub struct PlannedRule {
     /// Its entries for the kernel; more than one for a mix, or one that gives datagrams to the relay.
     pub entries: Vec<PacketRule>,
     /// The rule for the relay, if it has a stream fault.
-    pub stream: Option<ResolvedRule>,
+    pub stream: Option<RelayRule>,
+    /// What the relay does for it over TCP, if it answers DNS queries.
+    pub over_tcp: Option<RelayRule>,
     /// Whether the relay replaces a mechanism that holds packets, because none is available.
     pub stands_in: bool,
     /// The mechanism that holds its packets, if it holds any.
@@ -50,7 +54,14 @@ impl PlannedRule {
     /// Whether it is a stream rule that gets the packets of datagrams.
     #[must_use]
     pub fn takes_datagrams(&self) -> bool {
-        self.stream.as_ref().is_some_and(stream::takes_datagrams)
+        let stream = self.stream.as_ref();
+        stream.is_some_and(|stream| stream.acts_on(Transport::Udp))
+    }
+
+    /// The DNS queries over TCP that it answers, if it does.
+    #[must_use]
+    pub fn queries(&self) -> Option<&Queries> {
+        self.over_tcp.as_ref().and_then(RelayRule::queries)
     }
 
     /// The mechanism of the rule. `hooks` names the attachment, if known.
@@ -61,7 +72,7 @@ impl PlannedRule {
             return "relay (connect hook), as there is no tap device, fq or netem".to_owned();
         }
         if let Some(stream) = &self.stream {
-            let by = match (stream::takes_streams(stream), self.takes_datagrams()) {
+            let by = match (stream.acts_on(Transport::Tcp), self.takes_datagrams()) {
                 (true, true) => "connect hook, delay-line",
                 (_, false) => "connect hook",
                 (false, true) => "delay-line",
@@ -73,7 +84,9 @@ impl PlannedRule {
             .iter()
             .filter_map(|part| self.held_by.of(&part.entry));
         let held: BTreeSet<_> = held.collect();
+        let relayed = self.over_tcp.as_ref().map(|_| "relay (connect hook)");
         held.into_iter()
+            .chain(relayed)
             .fold(tc, |all, one| format!("{all}, {one}"))
     }
 
@@ -112,12 +125,11 @@ impl Plan {
         let mut states = 0;
         for (ordinal, (rule, resolved)) in (0_u32..).zip(rules) {
             if resolved.fault.layer() == Layer::Stream {
-                stream::check(resolved)?;
-                let stream = ended(resolved, length_ns);
+                let stream = RelayRule::of_stream(ended(resolved, length_ns))?;
                 let mut entries = Vec::new();
-                if stream::takes_datagrams(&stream) {
-                    let number = relay_number(&planned, &stream.target);
-                    entries.push(packet::to_relay(&stream, number, states, scope));
+                if stream.acts_on(Transport::Udp) {
+                    let number = relay_number(&planned, &stream.resolved.target);
+                    entries.push(packet::to_relay(&stream.resolved, number, states, scope));
                     states += 1;
                 }
                 planned.push(PlannedRule {
@@ -126,6 +138,7 @@ impl Plan {
                     resolved: resolved.target.clone(),
                     entries,
                     stream: Some(stream),
+                    over_tcp: None,
                     stands_in: rule.fault.layer() == Layer::Packet,
                     held_by: Mechanism::default(),
                 });
@@ -142,6 +155,7 @@ impl Plan {
                 text: rule.to_string(),
                 target: resolved.name.clone(),
                 resolved: resolved.target.clone(),
+                over_tcp: RelayRule::of_queries(&ended(resolved, length_ns), &entries),
                 entries,
                 stream: None,
                 stands_in: false,
@@ -259,12 +273,44 @@ impl Plan {
 
     /// The stream rules, each with its index among all rules.
     #[must_use]
-    pub fn stream_rules(&self) -> Vec<(usize, &ResolvedRule)> {
-        self.rules
-            .iter()
-            .enumerate()
+    pub fn stream_rules(&self) -> Vec<(usize, &RelayRule)> {
+        let rules = self.rules.iter().enumerate();
+        rules
             .filter_map(|(index, rule)| Some((index, rule.stream.as_ref()?)))
             .collect()
+    }
+
+    /// The rules that the relay applies, each with its index among all rules: stream rules, then what packet rules do over
+    /// TCP. Of several targets that a connection fits the first one gets it, which is that of a stream rule if there is one.
+    #[must_use]
+    pub fn relay_rules(&self) -> Vec<(usize, &RelayRule)> {
+        let rules = self.rules.iter().enumerate();
+        let over_tcp = rules.filter_map(|(index, rule)| Some((index, rule.over_tcp.as_ref()?)));
+        self.stream_rules().into_iter().chain(over_tcp).collect()
+    }
+
+    /// Leaves DNS queries over TCP alone, where the relay can't be used for them.
+    pub fn leave_tcp(&mut self) {
+        for rule in &mut self.rules {
+            rule.over_tcp = None;
+        }
+    }
+
+    /// The DNS messages over TCP that the relay could not read.
+    #[must_use]
+    pub fn unread_over_tcp(&self) -> u64 {
+        let queries = self.rules.iter().filter_map(PlannedRule::queries);
+        // Rules read the same messages.
+        queries.map(Queries::unread).max().unwrap_or(0)
+    }
+
+    /// Whether a rule would match queries or read answers of DNS over TCP, which only the relay does.
+    #[must_use]
+    pub fn misses_tcp(&self) -> bool {
+        let learns = |rule: &PacketRule| rule.name.is_some() || !rule.learned.is_empty();
+        let mut rules = self.rules.iter();
+        self.entries().iter().any(learns)
+            || rules.any(|rule| rule.resolved.question.is_some() && rule.over_tcp.is_none())
     }
 
     /// The rates and slots for the delay line, by the rules' states.

@@ -77,13 +77,7 @@ pub fn to_relay(
     state: u32,
     scope: Option<&Scope>,
 ) -> PacketRule {
-    let modifiers = Modifiers {
-        at_ns: rule.modifiers.at_ns,
-        for_ns: rule.modifiers.for_ns,
-        period_ns: rule.modifiers.period_ns,
-        duty: rule.modifiers.duty,
-        ..Modifiers::default()
-    };
+    let modifiers = times(&rule.modifiers);
     let action = PacketAction::new(fault::RELAY, [number as u64]).per_wire_packet(false);
     let mut entry = entry_of(&modifiers, &action);
     entry.state = state;
@@ -91,6 +85,18 @@ pub fn to_relay(
     PacketRule {
         protocols: vec![Protocol::Udp],
         ..aimed(&rule.target, entry, scope)
+    }
+}
+
+/// The modifiers that say when a rule is applied.
+#[must_use]
+pub fn times(modifiers: &Modifiers) -> Modifiers {
+    Modifiers {
+        at_ns: modifiers.at_ns,
+        for_ns: modifiers.for_ns,
+        period_ns: modifiers.period_ns,
+        duty: modifiers.duty,
+        ..Modifiers::default()
     }
 }
 

@@ -1,11 +1,20 @@
 //! Checks that stream rules are supported, and computes which connections their counts select.
 
 use anyhow::{Result, bail};
+use fault_common::abi::RuleEntry;
+use fault_common::dns;
+use fault_common::random::rule_key;
 
-use crate::relay::{Datagrams, Fault as Relayed, Filter, Picked, Transport};
+use super::packet;
+use super::tables::PacketRule;
+use crate::relay::{Datagrams, Fault as Relayed, Filter, Picked, Queries, Transport};
 use crate::rule::{
-    Acts, Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, Triggers,
+    Acts, Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, ResolvedTarget,
+    Triggers,
 };
+
+/// Distinguishes the keys of queries over TCP from those over UDP.
+const TCP_SALT: u32 = 0x7463_7000;
 
 /// Checks that a stream rule is supported.
 ///
@@ -68,30 +77,83 @@ fn modifiers(fault: &Fault, modifiers: &Modifiers) -> Result<()> {
     Ok(())
 }
 
-/// Whether the relay gets datagrams for this rule.
-#[must_use]
-pub fn takes_datagrams(rule: &ResolvedRule) -> bool {
-    acts_on(rule, Transport::Udp)
+/// A rule that the relay applies.
+#[derive(Clone, Debug)]
+pub struct RelayRule {
+    /// The rule with its names looked up.
+    pub resolved: ResolvedRule,
+    /// What the relay does for it.
+    pub fault: Relayed,
 }
 
-/// Whether the relay gets connections for this rule.
-#[must_use]
-pub fn takes_streams(rule: &ResolvedRule) -> bool {
-    acts_on(rule, Transport::Tcp)
-}
+impl RelayRule {
+    /// A stream rule.
+    ///
+    /// # Errors
+    /// As [`check`].
+    pub fn of_stream(rule: ResolvedRule) -> Result<Self> {
+        check(&rule)?;
+        Ok(Self {
+            fault: Relayed::of_rule(&rule.fault)?,
+            resolved: rule,
+        })
+    }
 
-/// Whether a supported rule acts on the relay of this transport.
-#[must_use]
-pub fn acts_on(rule: &ResolvedRule, transport: Transport) -> bool {
-    let is_aimed = match rule.target.protocol {
-        Protocol::Any => true,
-        Protocol::Tcp => transport == Transport::Tcp,
-        Protocol::Udp | Protocol::Dns => transport == Transport::Udp,
-        Protocol::Icmp => false,
-    };
-    // What clients ask for is read from TCP only.
-    let is_read = transport == Transport::Tcp || rule.modifiers.asked.is_empty();
-    is_aimed && is_read && Relayed::of_rule(&rule.fault).is_ok_and(|toxic| toxic.acts_on(transport))
+    /// What the relay does for a packet rule with these entries: it answers the DNS queries over TCP that the programs
+    /// would answer over UDP. `None` if there are none.
+    #[must_use]
+    pub fn of_queries(rule: &ResolvedRule, entries: &[PacketRule]) -> Option<Self> {
+        let question = rule.target.question.as_ref()?;
+        let entries = entries.iter().map(|part| RuleEntry {
+            // Other draws than those over UDP.
+            key: rule_key(part.entry.key, TCP_SALT),
+            mix_key: rule_key(part.entry.mix_key, TCP_SALT),
+            // The relay has the rule only while its window is open.
+            at_ns: 0,
+            length_ns: 0,
+            period_ns: 0,
+            ..part.entry
+        });
+        let fault = Relayed::Queries(Queries::answered(question, entries)?);
+        let resolved = ResolvedRule {
+            name: format!("tcp:{}", dns::PORT),
+            target: ResolvedTarget {
+                protocol: Protocol::Tcp,
+                question: None,
+                ..rule.target.clone()
+            },
+            server: None,
+            modifiers: Modifiers {
+                direction: Direction::ToServer,
+                ..packet::times(&rule.modifiers)
+            },
+            fault: rule.fault.clone(),
+        };
+        Some(Self { resolved, fault })
+    }
+
+    /// The DNS queries that it answers, if it does.
+    #[must_use]
+    pub const fn queries(&self) -> Option<&Queries> {
+        match &self.fault {
+            Relayed::Queries(queries) => Some(queries),
+            _ => None,
+        }
+    }
+
+    /// Whether it acts on the relay of this transport.
+    #[must_use]
+    pub fn acts_on(&self, transport: Transport) -> bool {
+        let is_aimed = match self.resolved.target.protocol {
+            Protocol::Any => true,
+            Protocol::Tcp => transport == Transport::Tcp,
+            Protocol::Udp | Protocol::Dns => transport == Transport::Udp,
+            Protocol::Icmp => false,
+        };
+        // What clients ask for is read from TCP only.
+        let is_read = transport == Transport::Tcp || self.resolved.modifiers.asked.is_empty();
+        is_aimed && is_read && self.fault.acts_on(transport)
+    }
 }
 
 /// The datagrams that a rule selects by counting.

@@ -9,8 +9,10 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::attributes::{Help, Probability, Transport, attributes};
-use super::handling::Handling;
+use super::attributes::{Help, Probability, Protocol, Transport, attributes};
+use super::handling::{self, Handling};
+use super::protocol::Wording;
+use super::queries::Queries;
 use super::requests::RequestStage;
 use super::stage::{Place, Stage, StreamFault};
 use crate::rule::{self, Acts, MixArm};
@@ -76,6 +78,8 @@ macro_rules! declare {
             $($(#[$cfg])* #[doc = concat!("`", $name, "`.")] $variant($variant),)*
             /// One of several faults.
             Mix(Mix),
+            /// What a packet rule does to queries of DNS over TCP. No toxic of the API.
+            Queries(Queries),
         }
 
         impl Fault {
@@ -98,6 +102,7 @@ macro_rules! declare {
                 match self {
                     $($(#[$cfg])* Self::$variant(_) => $name,)*
                     Self::Mix(_) => "mix",
+                    Self::Queries(_) => "dns",
                 }
             }
 
@@ -107,6 +112,7 @@ macro_rules! declare {
                 match self {
                     $($(#[$cfg])* Self::$variant(_) => $variant::ATTRIBUTES,)*
                     Self::Mix(_) => Mix::ATTRIBUTES,
+                    Self::Queries(_) => &[],
                 }
             }
 
@@ -114,6 +120,7 @@ macro_rules! declare {
                 match self {
                     $($(#[$cfg])* Self::$variant(attributes) => serde_json::to_value(attributes),)*
                     Self::Mix(attributes) => serde_json::to_value(attributes),
+                    Self::Queries(_) => Ok(Value::Null),
                 }
             }
 
@@ -121,6 +128,7 @@ macro_rules! declare {
                 match self {
                     $($(#[$cfg])* Self::$variant(_) => serde_json::from_value(value).map(Self::$variant),)*
                     Self::Mix(_) => serde_json::from_value(value).map(Self::Mix),
+                    Self::Queries(queries) => Ok(Self::Queries(queries.clone())),
                 }
             }
 
@@ -143,6 +151,7 @@ macro_rules! declare {
                 match self {
                     $($(#[$cfg])* Self::$variant(fault) => fault,)*
                     Self::Mix(mix) => mix,
+                    Self::Queries(queries) => queries,
                 }
             }
         }
@@ -344,6 +353,27 @@ impl StreamFault for Mix {
             )),
             None => Ok(()),
         }
+    }
+}
+
+impl StreamFault for Queries {
+    fn help(&self) -> Help {
+        Help {
+            attributes: "-",
+            tcp: Some("queries of DNS are answered"),
+            udp: None,
+        }
+    }
+
+    fn handling(&self) -> Option<Handling> {
+        Some(Handling {
+            fault: "dns",
+            rule: handling::Rule::Always,
+            protocol: Protocol::Auto,
+            wording: Wording::default(),
+            query: None,
+            queries: Some(self.clone()),
+        })
     }
 }
 

@@ -10,9 +10,10 @@ use super::greeting;
 use super::handling::{Handling, Rule};
 use super::postgres::{Answers, TOKEN};
 use super::protocol::{self, Wording};
+use super::queries::Queries;
 use super::random::Draws;
 use super::requests::RequestStage;
-use super::stage::{Chunk, End, Place, Pop, Stage};
+use super::stage::{Chunk, End, Place, Pop, Stage, StreamFault as _};
 use super::trouble::Trouble;
 use crate::rule::servers::PostgresError;
 
@@ -75,9 +76,42 @@ pub fn fuzz_greeting(data: &[u8]) {
     }
 }
 
+/// Reads the bytes as what a client says over TCP to a DNS server, cut in two where the first byte says, and byte by byte.
+/// `rule` gives a packet rule that has done nothing yet.
+///
+/// # Panics
+/// Where it depends on the cuts what becomes of them, or an answer is not as long as it says; which is what a fuzzer looks
+/// for.
+pub fn fuzz_queries(rule: impl Fn() -> Queries, data: &[u8]) {
+    let Some((cut, data)) = data.split_first() else {
+        return;
+    };
+    let said = |pieces: &[&[u8]]| {
+        let queries = rule();
+        (asked(&queries, pieces), queries.totals(), queries.unread())
+    };
+    let whole = said(&[data]);
+    let (first, second) = data.split_at(data.len() * usize::from(*cut) / 256);
+    assert_eq!(whole, said(&[first, second]));
+    assert_eq!(whole, said(&data.chunks(1).collect::<Vec<_>>()));
+    let ((_, replies), (stats, _), _) = &whole;
+    let (mut rest, mut count) = (replies.as_slice(), 0);
+    while let Some((length, behind)) = rest.split_first_chunk() {
+        rest = &behind[usize::from(u16::from_be_bytes(*length))..];
+        count += 1;
+    }
+    assert_eq!((rest.len(), count), (0, stats.hit_packets));
+}
+
+/// What goes on of these pieces of what a client says to a DNS server, and what is answered.
+pub(super) fn asked(queries: &Queries, pieces: &[&[u8]]) -> (Vec<u8>, Vec<u8>) {
+    let handling = queries.handling().expect("it handles requests");
+    told(stage(handling), pieces)
+}
+
 /// What a client of `PostgreSQL` says, with this error for the requests that are selected.
 fn requests(message: &str, query: Option<&str>) -> Box<dyn Stage> {
-    let handling = Handling {
+    stage(Handling {
         fault: "error",
         rule: Rule::Always,
         protocol: Protocol::Postgres,
@@ -86,7 +120,12 @@ fn requests(message: &str, query: Option<&str>) -> Box<dyn Stage> {
             ..Wording::default()
         },
         query: query.map(str::to_owned),
-    };
+        queries: None,
+    })
+}
+
+/// The stage that handles requests in this way.
+fn stage(handling: Handling) -> Box<dyn Stage> {
     let now = Instant::now();
     let place = Place {
         key: 1,

@@ -4,6 +4,7 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::attributes::{CloseMode, Protocol};
 use super::protocol::Wording;
+use super::queries::Queries;
 use crate::rule::servers::PostgresError;
 
 /// What is done with requests.
@@ -18,6 +19,8 @@ pub(crate) struct Handling {
     pub(crate) wording: Wording,
     /// Only requests that this regular expression matches.
     pub(crate) query: Option<String>,
+    /// They are queries of DNS, answered as a packet rule says.
+    pub(crate) queries: Option<Queries>,
 }
 
 impl Handling {

@@ -13,6 +13,7 @@ use super::attributes::{CloseMode, Protocol};
 use super::handling::{Handling, Rule};
 use super::postgres::{Answers, Client};
 use super::protocol::{self, Answer, Frame};
+use super::queries::QueryReader;
 use super::random::Draws;
 use super::shared::Shared;
 use super::stage::{Chunk, End, Place, Pop, ROOM, Rest, Stage, StreamFault};
@@ -27,6 +28,7 @@ pub(crate) struct RequestStage {
     handling: Handling,
     selection: Option<Regex>,
     postgres: Option<Client>,
+    queries: Option<QueryReader>,
     draws: Draws,
     answered: u64,
     buffer: BytesMut,
@@ -56,6 +58,7 @@ impl RequestStage {
         Self {
             selection: handling.selection(),
             postgres: client(&handling),
+            queries: handling.queries.clone().map(QueryReader::new),
             handling,
             draws: Draws::new(place.key),
             answered: 0,
@@ -199,6 +202,9 @@ impl RequestStage {
                 );
             }
             return frame;
+        }
+        if let Some(queries) = &mut self.queries {
+            return queries.frame(&self.buffer);
         }
         let protocol = match self.handling.protocol {
             Protocol::Auto => protocol::guess(&self.buffer),

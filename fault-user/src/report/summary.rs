@@ -72,7 +72,7 @@ const NOTES: [(Counter, &str); 16] = [
     ),
     (
         Counter::DnsOverTcp,
-        "connections to DNS servers over TCP: their queries and answers are neither matched nor read",
+        "connections to DNS servers over TCP: the programs neither match their queries nor read their answers",
     ),
     (
         Counter::EventLost,
@@ -124,6 +124,11 @@ pub fn table(
     interfaces(&mut text, injection);
     for (counter, what) in NOTES {
         let count = counters.get(counter as usize).copied().unwrap_or(0);
+        let count = match counter {
+            Counter::Unread => count + plan.unread_over_tcp(),
+            Counter::DnsOverTcp if !plan.misses_tcp() => 0,
+            _ => count,
+        };
         if count != 0 {
             let _ = writeln!(text, "  {count} {what}");
         }
@@ -391,11 +396,13 @@ pub fn why_unfired(plan: &Plan, hits: &[Hits], index: usize, audience: &Audience
             rule.resolved.name.as_deref().unwrap_or_default()
         ),
         None if rule.resolved.question.is_some() && !was_seen => format!(
-            "{} sent no query over UDP that {} is for",
-            audience.who, rule.target
+            "{} sent no query{} that {} is for",
+            audience.who,
+            rule.over_tcp.as_ref().map_or(" over UDP", |_| ""),
+            rule.target
         ),
         Some(stream) if !was_seen => {
-            let why = never_redirected(stream.target.protocol);
+            let why = never_redirected(stream.resolved.target.protocol);
             instead.map_or_else(|| why.to_owned(), |instead| format!("{why}; {instead}"))
         }
         None if instead.is_some() => instead.unwrap_or_default() + published,

@@ -280,9 +280,11 @@ impl Control {
         } else {
             off.insert(rule);
         }
-        match steering {
-            Some(steering) if planned.stream.is_some() => steering.switch(rule, on).await?,
-            _ => self.install(&off, injection, plan)?,
+        if let Some(steering) = steering {
+            steering.switch(rule, on).await?;
+        }
+        if planned.stream.is_none() {
+            self.install(&off, injection, plan)?;
         }
         self.off = off;
         Ok(())

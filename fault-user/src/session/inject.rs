@@ -216,6 +216,7 @@ impl ActiveInjection<'_> {
         let scope = session.scope();
         let old = &session.plan;
         let mut next = plan(&rules, scope.as_ref(), old.held_by, old.seed)?;
+        next.leave_tcp();
         if !next.stream_rules().is_empty() || !old.stream_rules().is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
                 "stream faults can't be replaced during a run: restart fault"

@@ -65,6 +65,8 @@ impl LiveSession<'_> {
         let mechanism = choose_mechanism(&mut rules, session.options)?;
         let seed = session.plan.seed;
         let mut next = plan(&rules, self.scope.as_ref(), mechanism, seed)?;
+        let subject = &session.subject;
+        subject.leave_tcp_if_need_be(session.options, &mut next, self.scope.as_ref());
         session.injection.replace_anew(&session.plan, &mut next)?;
         session.plan = next;
         let hits = session.injection.hits(&session.plan)?;
@@ -73,7 +75,7 @@ impl LiveSession<'_> {
     }
 
     async fn start_streams(&mut self) -> Result<()> {
-        let rules = self.session.plan.stream_rules();
+        let rules = self.session.plan.relay_rules();
         if rules.is_empty() {
             return Ok(());
         }

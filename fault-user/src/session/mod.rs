@@ -149,9 +149,14 @@ impl<'a> Loaded<'a> {
         rules: &'a RuleSet,
         mut subject: Subject,
         scope: Option<Scope>,
-        plan: Plan,
+        mut plan: Plan,
         injection_options: InjectionOptions,
     ) -> Result<Self> {
+        if injection_options.live {
+            // The relay's rules are not replaced together with those of the programs.
+            plan.leave_tcp();
+        }
+        subject.leave_tcp_if_need_be(options, &mut plan, scope.as_ref());
         let mut prepared = subject.load(&plan, options, &injection_options)?;
         if let Some(scope) = &scope {
             prepared.watch(scope)?;
@@ -203,10 +208,18 @@ impl<'a> Loaded<'a> {
     /// A system call fails.
     pub async fn start(mut self, title: String, have_windows: bool) -> Result<Session<'a>> {
         let scope = self.scope.as_ref();
-        let steering = self
+        let steered = self
             .subject
             .steer(self.options, &self.plan, scope, &mut self.prepared)
-            .await?;
+            .await;
+        let steering = match steered {
+            Err(error) if self.plan.stream_rules().is_empty() => {
+                tell!("fault: warning: DNS queries over TCP are not answered: {error:#}");
+                self.plan.leave_tcp();
+                None
+            }
+            steered => steered?,
+        };
         let follower = Follower::of(self.options, &self.subject)?;
         let sockets = self.subject.sockets(self.options, scope, self.rules);
         let mut injection = self.prepared.start()?;

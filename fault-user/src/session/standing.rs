@@ -394,6 +394,7 @@ fn plan(entries: &[Entry], seed: u64) -> Result<Plan, RulesError> {
     let mechanism = choose(None, &mut rules, &ThisMachine).map_err(refused)?;
     let mut plan = Plan::new(&rules, seed, None, None).map_err(refused)?;
     plan.hold_by(mechanism);
+    plan.leave_tcp();
     if let Some((index, _)) = plan.stream_rules().first() {
         let text = &plan.rules[*index].text;
         return Err(refused(anyhow::anyhow!(

@@ -18,6 +18,7 @@ use crate::plan::Plan;
 use crate::plan::tables::Scope;
 use crate::relay::exchange::Exchange;
 use crate::steer::{Redirection, Steering, SteeringScope};
+use crate::sys::net::interfaces::Selection;
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::cgroup::{Cgroup, Hierarchy};
 use crate::sys::process::container::{self, Container, RuntimePaths};
@@ -127,8 +128,21 @@ impl Subject {
 }
 
 impl Subject {
-    /// Redirects the connections of a scope, or of a whole network namespace, to the relay if the plan has stream
-    /// rules.
+    /// Leaves DNS queries over TCP alone if the relay can't be used for them: the plan's rules need it for nothing else.
+    pub fn leave_tcp_if_need_be(&self, options: &Options, plan: &mut Plan, scope: Option<&Scope>) {
+        let knows_namespaces = || scope.is_some() || netns_cookie() != 0;
+        let can_redirect = || {
+            !options.follow
+                && options.selection == Selection::Default
+                && knows_namespaces()
+                && Hierarchy::find().is_ok()
+        };
+        if plan.rules.iter().any(|rule| rule.over_tcp.is_some()) && !can_redirect() {
+            plan.leave_tcp();
+        }
+    }
+
+    /// Redirects the connections of a scope, or of a whole network namespace, to the relay if the plan has rules for it.
     ///
     /// # Errors
     /// The container is followed, there is no cgroup2, or a system call fails.
@@ -139,7 +153,7 @@ impl Subject {
         scope: Option<&Scope>,
         prepared: &mut PreparedInjection,
     ) -> Result<Option<Steering>> {
-        let rules = plan.stream_rules();
+        let rules = plan.relay_rules();
         let Some((_, first)) = rules.first() else {
             return Ok(None);
         };
@@ -147,7 +161,7 @@ impl Subject {
             anyhow::bail!(
                 "`{}` needs the relay, which can't follow a container: leave --follow out, or use packet faults such \
                  as `delay`",
-                first.fault.name()
+                first.resolved.fault.name()
             );
         }
         // Packet rules count the relay's packets for the command as the command's.
@@ -155,7 +169,10 @@ impl Subject {
         let room = Room {
             // Several rules may have one target.
             services: u32::try_from(rules.len())?.min(STEERS),
-            hosts: rules.iter().map(|(_, rule)| rule.target.hosts.len()).sum(),
+            hosts: rules
+                .iter()
+                .map(|(_, rule)| rule.resolved.target.hosts.len())
+                .sum(),
         };
         let redirection = self.redirect(scope, marker, prepared.exchange(), room)?;
         let learned = prepared.learned_addresses()?;

@@ -23,12 +23,12 @@ use tokio::task::JoinHandle;
 
 use crate::inject::injection::Hits;
 use crate::inject::names::LearnedAddresses;
-use crate::plan::stream::{self, check};
+use crate::plan::stream::{self, RelayRule};
 use crate::relay::attributes::Probability;
 use crate::relay::{
     Cut, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig, Transport,
 };
-use crate::rule::{Acts, Cidr, Direction, Fault, ResolvedRule, ResolvedTarget};
+use crate::rule::{Acts, Cidr, Direction, Fault, ResolvedTarget};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
@@ -67,7 +67,7 @@ struct StreamRule {
     /// Its index among all rules.
     index: usize,
     target: usize,
-    rule: ResolvedRule,
+    rule: RelayRule,
 }
 
 /// A target with its relays: one per IP version, and one for datagrams.
@@ -138,14 +138,14 @@ pub struct Steering {
 }
 
 /// Deduplicates the targets of the rules.
-fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, Vec<StreamRule>)> {
+fn by_target(rules: &[(usize, &RelayRule)]) -> (Vec<ResolvedTarget>, Vec<StreamRule>) {
     let mut targets: Vec<ResolvedTarget> = Vec::new();
     let mut stream_rules = Vec::new();
     for &(index, rule) in rules {
-        check(rule)?;
-        let known = targets.iter().position(|target| *target == rule.target);
+        let own = &rule.resolved.target;
+        let known = targets.iter().position(|target| target == own);
         let target = known.unwrap_or_else(|| {
-            targets.push(rule.target.clone());
+            targets.push(own.clone());
             targets.len() - 1
         });
         stream_rules.push(StreamRule {
@@ -154,7 +154,7 @@ fn by_target(rules: &[(usize, &ResolvedRule)]) -> Result<(Vec<ResolvedTarget>, V
             rule: rule.clone(),
         });
     }
-    Ok((targets, stream_rules))
+    (targets, stream_rules)
 }
 
 /// Resources that are opened inside the network namespace.
@@ -169,7 +169,10 @@ impl Opened {
         let ends = (0..targets)
             .map(|target| RelayListeners::open(has(Transport::Tcp, target, rules).is_some()))
             .collect::<Result<Vec<_>>>()?;
-        let (diagnosis, peers) = if rules.iter().any(|rule| rule.rule.modifiers.reconnect) {
+        let (diagnosis, peers) = if rules
+            .iter()
+            .any(|rule| rule.rule.resolved.modifiers.reconnect)
+        {
             let diagnosis = Mutex::new(Netlink::sock_diag()?);
             (Some(diagnosis), reconnect::Peers::open())
         } else {
@@ -186,12 +189,12 @@ impl Opened {
 impl Steering {
     async fn begin(
         redirection: &Redirection,
-        rules: &[(usize, &ResolvedRule)],
+        rules: &[(usize, &RelayRule)],
         seed: u64,
         namespace: Option<&NetworkNamespace>,
         learned: Option<LearnedAddresses>,
     ) -> Result<Self> {
-        let (targets, rules) = by_target(rules)?;
+        let (targets, rules) = by_target(rules);
         let open = || Opened::new(targets.len(), &rules);
         let Opened {
             mut ends,
@@ -209,7 +212,7 @@ impl Steering {
         let mut redirected = Vec::with_capacity(targets.len());
         for (number, (target, ends)) in targets.into_iter().zip(&mut ends).enumerate() {
             let named = rules.iter().find(|rule| rule.target == number);
-            let title = named.map_or("", |rule| &rule.rule.name);
+            let title = named.map_or("", |rule| &rule.rule.resolved.name);
             let packets = has(Transport::Udp, number, &rules);
             let relays = ends.relays(&maker, (number, title), packets)?;
             let target = RedirectedTarget::start(number, target, &rules, ends, relays).await?;
@@ -313,7 +316,7 @@ impl Steering {
     fn delay(&self) -> Duration {
         let rules = self.shared.rules.iter();
         rules
-            .map(|rule| Duration::from_nanos(rule.rule.fault.held_ns()))
+            .map(|rule| Duration::from_nanos(rule.rule.resolved.fault.held_ns()))
             .sum()
     }
 
@@ -321,7 +324,13 @@ impl Steering {
     fn change_by(&self) -> Option<Instant> {
         let elapsed_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let rules = self.shared.rules.iter();
-        let ends = rules.filter_map(|rule| rule.rule.modifiers.schedule().closes_after(elapsed_ns));
+        let ends = rules.filter_map(|rule| {
+            rule.rule
+                .resolved
+                .modifiers
+                .schedule()
+                .closes_after(elapsed_ns)
+        });
         ends.max()
             .map(|end_ns| self.started + Duration::from_nanos(end_ns))
     }
@@ -331,24 +340,12 @@ impl Steering {
     pub fn reaches_for_sockets(&self) -> bool {
         self.shared.diagnosis.is_some()
     }
-
-    /// The hits of each rule, with its index among all rules.
-    #[must_use]
-    pub fn hits(&self) -> Vec<(usize, StreamHits)> {
-        let shared = &self.shared;
-        shared
-            .rules
-            .iter()
-            .enumerate()
-            .map(|(number, rule)| (rule.index, shared.hits(number)))
-            .collect()
-    }
 }
 
 /// The index of the first rule of a target that acts on this transport.
 fn has(transport: Transport, target: usize, rules: &[StreamRule]) -> Option<usize> {
     let mut own = rules.iter().filter(|rule| rule.target == target);
-    own.find(|rule| stream::acts_on(&rule.rule, transport))
+    own.find(|rule| rule.rule.acts_on(transport))
         .map(|rule| rule.index)
 }
 
@@ -368,7 +365,7 @@ impl Drop for Steering {
 
 /// Starts the timeline of a rule. A rule without a start time is applied on return.
 async fn begin(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
-    let schedule = shared.rules[number].rule.modifiers.schedule();
+    let schedule = shared.rules[number].rule.resolved.modifiers.schedule();
     let first = schedule.start_ns == 0;
     if first {
         shared.set_window(number, true).await?;
@@ -419,7 +416,7 @@ impl RedirectedTarget {
     ) -> Result<Self> {
         let filters = |transport| {
             let of_target = rules.iter().filter(|rule| rule.target == number);
-            of_target.map(move |rule| stream::filter(&rule.rule, transport))
+            of_target.map(move |rule| stream::filter(&rule.rule.resolved, transport))
         };
         for relay in &relays {
             if filters(relay.transport()).any(|filter| !filter.is_empty()) {
@@ -430,7 +427,7 @@ impl RedirectedTarget {
         }
         let named = rules.iter().find(|rule| rule.target == number);
         Ok(Self {
-            name: named.map_or_else(String::new, |rule| rule.rule.name.clone()),
+            name: named.map_or_else(String::new, |rule| rule.rule.resolved.name.clone()),
             target,
             relays,
             listeners: std::mem::take(&mut ends.streams)
@@ -465,8 +462,11 @@ impl Shared {
     /// The toxics of a rule: one, or one per direction with shared random draws. None if the fault does not support the
     /// transport.
     fn toxics(&self, number: usize, transport: Transport) -> Result<Vec<ToxicConfig>> {
-        let rule = &self.rules[number].rule;
-        if !stream::acts_on(rule, transport) {
+        let RelayRule {
+            resolved: rule,
+            fault,
+        } = &self.rules[number].rule;
+        if !self.rules[number].rule.acts_on(transport) {
             return Ok(Vec::new());
         }
         let ways: &[Way] = match rule.modifiers.direction {
@@ -486,7 +486,7 @@ impl Shared {
                 fault: if ways.len() == 2 && *way == Way::Upstream {
                     Relayed::one_way_part(&rule.fault)?
                 } else {
-                    Relayed::of_rule(&rule.fault)?
+                    fault.clone()
                 },
             })
         };
@@ -526,7 +526,7 @@ impl Shared {
         }
         self.before.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(accepted);
         self.count(target, true);
-        if self.rules[number].rule.modifiers.reconnect {
+        if self.rules[number].rule.resolved.modifiers.reconnect {
             // New connections are redirected from here on: a client that was reset reconnects through the relay.
             let Some(diagnosis) = &self.diagnosis else {
                 bail!("no socket is open to reset connections with");
@@ -634,7 +634,7 @@ impl Shared {
             }
             sum.connections += connections;
         }
-        if matches!(self.rules[number].rule.fault, Fault::NoAccept(_)) {
+        if matches!(self.rules[number].rule.resolved.fault, Fault::NoAccept(_)) {
             return self.waiting(number);
         }
         let before = self.before.lock().unwrap_or_else(PoisonError::into_inner)[number];
@@ -682,10 +682,16 @@ impl Steering {
         }
     }
 
+    /// The stream rules by their numbers. What the relay does for packet rules is counted with their packets.
+    fn stream_rules(&self) -> impl Iterator<Item = (usize, &StreamRule)> {
+        let rules = self.shared.rules.iter().enumerate();
+        rules.filter(|(_, rule)| rule.rule.queries().is_none())
+    }
+
     /// The relay traffic of each stream rule's target, with the rule's index among all rules.
     #[must_use]
     pub fn traffic(&self) -> Vec<(usize, Traffic)> {
-        let of = |rule: &StreamRule| {
+        let of = |(_, rule): (_, &StreamRule)| {
             let mut sum = Traffic::default();
             for relay in &self.shared.redirected[rule.target].relays {
                 let stats = relay.stats();
@@ -694,15 +700,16 @@ impl Steering {
             }
             (rule.index, sum)
         };
-        self.shared.rules.iter().map(of).collect()
+        self.stream_rules().map(of).collect()
     }
 
     /// Adds the hits of stream rules to those of all rules.
     pub fn add_to(&self, hits: &mut [Hits]) {
-        for (index, did) in self.hits() {
-            hits[index].connections = did.connections;
-            hits[index].stats.seen_packets = did.seen;
-            hits[index].stats.hit_packets = did.hits;
+        for (number, rule) in self.stream_rules() {
+            let (hits, did) = (&mut hits[rule.index], self.shared.hits(number));
+            hits.connections = did.connections;
+            hits.stats.seen_packets = did.seen;
+            hits.stats.hit_packets = did.hits;
         }
     }
 }

@@ -14,9 +14,9 @@ use super::{Steering, WORKERS};
 use crate::inject::injector::Marker;
 use crate::inject::names::LearnedAddresses;
 use crate::inject::services::{Room, Service, relay_mark};
+use crate::plan::stream::RelayRule;
 use crate::relay::Engine;
 use crate::relay::exchange::Exchange;
-use crate::rule::ResolvedRule;
 use crate::sys::process::netns::NetworkNamespace;
 
 /// Selects the connections and datagrams that are redirected.
@@ -90,7 +90,7 @@ impl Redirection {
     /// A rule is unsupported, or a system call fails.
     pub async fn steer(
         &self,
-        rules: &[(usize, &ResolvedRule)],
+        rules: &[(usize, &RelayRule)],
         seed: u64,
         namespace: Option<&NetworkNamespace>,
         learned: Option<LearnedAddresses>,

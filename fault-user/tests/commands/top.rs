@@ -7,9 +7,12 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::support::daemon::Daemon;
+use crate::support::dns::{RCODE, ask_over_tcp, serve_streams};
 use crate::support::echo::echo_server;
 use crate::support::late;
-use crate::support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, fault, has_bash, wait_for};
+use crate::support::place::{
+    AppliedRules, PATIENCE, Peer, can_lead_the_host, enter_fresh, fault, has_bash, wait_for,
+};
 use crate::support::servers::{Redis, Server};
 use crate::support::terminal::Terminal;
 use crate::support::watched::{Watched, switch};
@@ -118,6 +121,27 @@ fn a_connection_made_while_all_rules_are_off_is_the_commands_when_they_are_on() 
     drop(input);
     child.wait().unwrap();
     assert!(shown["rules"][0]["seen"].as_u64() > Some(0), "{shown}");
+}
+
+#[test]
+fn answers_to_queries_over_tcp_are_switched_with_their_rule() {
+    if !can_lead_the_host() {
+        return;
+    }
+    enter_fresh();
+    let server = "127.0.0.1:53".parse().unwrap();
+    serve_streams(server);
+    let name = "127-0-0-2.example";
+    let applied = AppliedRules::begin(&["dns:*.example nxdomain"], "--scope host");
+    for (on, expected) in [
+        (true, RCODE::NameError),
+        (false, RCODE::NoError),
+        (true, RCODE::NameError),
+    ] {
+        switch(applied.pid(), on);
+        assert_eq!(ask_over_tcp(server, &[name])[name].0, expected, "{on}");
+    }
+    applied.end();
 }
 
 #[test]

@@ -4,16 +4,17 @@
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use crate::support::dns::{
-    RCODE, TYPE, alias, answer, look_up, query, query_for, read_response, serve,
+    RCODE, TYPE, alias, answer, ask_over_tcp, look_up, query, query_for, read_response, serve,
+    serve_streams,
 };
 use crate::support::echo::{tcp_echo, udp_client, udp_echo};
 use crate::support::place::{
-    AppliedRules, PATIENCE, Peer, can_lead_the_host, enter_fresh, fault, has_bash, is_emulated,
+    AppliedRules, PATIENCE, Peer, can_lead_the_host, enter_fresh, fault, has_bash, ip, is_emulated,
     run, wait_for,
 };
 use fault_user::sys::process::netns::NetworkNamespace;
@@ -345,6 +346,71 @@ fn queries_are_answered_the_way_this_kernel_has() {
     }
 }
 
+#[test]
+fn queries_over_tcp_are_answered_where_the_relay_can_be_used() {
+    enter_fresh();
+    let servers = ["127.0.0.1:53", "[::1]:53"].map(|server| server.parse().unwrap());
+    for server in servers {
+        serve_streams(server);
+    }
+    // The relay does not know interfaces.
+    answer_over_tcp(servers, "--scope host", can_lead_the_host());
+    answer_over_tcp(servers, "--scope host -i lo", false);
+}
+
+fn answer_over_tcp(servers: [SocketAddr; 2], options: &str, is_relayed: bool) {
+    let rules = [
+        "dns:*.nx.example nxdomain",
+        "dns:*.an.example answer=10.0.0.9 type=A",
+        "dns:*.later.example servfail at=1h",
+    ];
+    let names = ["nx", "an", "later", "other"].map(|zone| format!("127-0-0-2.{zone}.example"));
+    let names = names.each_ref().map(String::as_str);
+    let real = || (RCODE::NoError, vec!["127.0.0.2".to_owned()]);
+    let mut answers = [real(), real(), real(), real()];
+    if is_relayed {
+        answers[0] = (RCODE::NameError, vec![]);
+        answers[1].1 = vec!["10.0.0.9".to_owned()];
+    }
+    let applied = AppliedRules::begin(&rules, options);
+    for server in servers {
+        let came = ask_over_tcp(server, &names);
+        for (name, expected) in names.iter().zip(&answers) {
+            assert_eq!(&came[*name], expected, "{server} {name}");
+        }
+    }
+    // One over UDP, which is counted together with those.
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.connect("127.0.0.1:53").unwrap();
+    client.send(&query(names[0])).unwrap();
+    client.recv(&mut [0; 512]).unwrap();
+    let summary = applied.end();
+    let count = if is_relayed { 3 } else { 1 };
+    let (_, row) = summary.split_once(rules[0]).unwrap();
+    assert!(row.trim().starts_with(&format!("{count} pkt")), "{summary}");
+    let is_missed = summary.contains("2 connections to DNS servers over TCP");
+    assert_eq!(is_missed, !is_relayed, "{summary}");
+    let came = ask_over_tcp(servers[0], &names);
+    assert_eq!(came[names[0]], real(), "restored");
+}
+
+#[test]
+fn without_the_relay_a_rule_for_queries_is_applied_all_the_same() {
+    enter_fresh();
+    let _peer = Peer::joined();
+    ip("address delete 127.0.0.1/8 dev lo");
+    let ran = run(&["dns nxdomain"], "--allow-unfired", &["true"]);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{errors}");
+    for line in [
+        "fault: warning: DNS queries over TCP are not answered: the relay can't listen",
+        "sent no query over UDP that dns is for",
+    ] {
+        assert_eq!(errors.matches(line).count(), 1, "{line} in {errors}");
+    }
+}
+
 /// Looks two names up, then connects to their address, and to one that the test looks up when it is told to.
 const LOOKS_UP: &str = "
 import socket, sys
@@ -430,7 +496,7 @@ names() { for n in nx sf rf nd an; do echo 127-0-0-1.$n.example; done; }
 has() { command -v $1 > /dev/null; }
 for name in $(names); do
     echo "getent $name $(getent ahosts $name | head -n 1 | cut -d ' ' -f 1)"
-    has dig && dig +tries=1 +noall +comments +answer A $name |
+    has dig && dig ${RES_OPTIONS:++tcp} +tries=1 +noall +comments +answer A $name |
         awk -v n=$name '/status:/ { sub(",", "", $6); s = $6 } $4 == "A" { s = s " " $5 } END { print "dig", n, s }'
 done
 has python3 && python3 -c '
@@ -487,13 +553,26 @@ fn resolvers_accept_the_responses() {
         "dns:*.late.example delay=900ms",
         "dns:*.lost.example drop first=1",
     ];
-    let ran = run(&rules, "--allow-unfired", &["sh", "-c", RESOLVERS]);
+    serve_streams("127.0.0.1:53".parse().unwrap());
+    for over_tcp in [false, true] {
+        let options = if over_tcp { "use-vc" } else { "" };
+        let script = format!("export RES_OPTIONS={options}; {RESOLVERS}");
+        let ran = run(&rules, "--allow-unfired", &["sh", "-c", &script]);
+        accept_the_responses(&ran, over_tcp);
+    }
+}
+
+fn accept_the_responses(ran: &Output, over_tcp: bool) {
     let output = String::from_utf8_lossy(&ran.stdout);
     let errors = String::from_utf8_lossy(&ran.stderr);
+    // Over TCP glibc takes an error of the server for the absence of the name.
+    let failed = if over_tcp { "-2" } else { "-3" };
+    // No rule makes queries over TCP late, but a busy machine can.
+    let irrelevant = if over_tcp { " late" } else { "" };
     let expected = [
         ("nx", ["", "-2", "ENOTFOUND", "NXDOMAIN"]),
-        ("sf", ["", "-3", "ESERVFAIL", "SERVFAIL"]),
-        ("rf", ["", "-3", "EREFUSED", "REFUSED"]),
+        ("sf", ["", failed, "ESERVFAIL", "SERVFAIL"]),
+        ("rf", ["", failed, "EREFUSED", "REFUSED"]),
         ("nd", ["", "-5", "ENODATA", "NOERROR"]),
         (
             "an",
@@ -505,6 +584,7 @@ fn resolvers_accept_the_responses() {
         for (resolver, came) in ["getent", "python", "node", "dig"].into_iter().zip(by) {
             let start = format!("{resolver} 127-0-0-1.{zone}.example ");
             if let Some(line) = output.lines().find_map(|line| line.strip_prefix(&start)) {
+                let line = line.strip_suffix(irrelevant).unwrap_or(line);
                 assert_eq!(line, came, "{start}: {output}{errors}");
                 lines += 1;
             }
@@ -513,12 +593,46 @@ fn resolvers_accept_the_responses() {
     for zone in ["late", "lost"] {
         let start = format!("python 127-0-0-1.{zone}.example ");
         if let Some(line) = output.lines().find_map(|line| line.strip_prefix(&start)) {
-            assert_eq!(line, "127.0.0.1 late", "{start}: {output}{errors}");
+            let came = ["127.0.0.1 late", "127.0.0.1"][usize::from(over_tcp)];
+            let line = line.strip_suffix(irrelevant).unwrap_or(line);
+            assert_eq!(line, came, "{start}: {output}{errors}");
             lines += 1;
         }
     }
     assert_eq!(output.lines().count(), lines, "{output}{errors}");
     assert!(lines >= 5, "getent is part of glibc: {output}{errors}");
+    let is_missed = errors.contains("connections to DNS servers over TCP");
+    assert_eq!(is_missed, over_tcp, "{errors}");
+}
+
+#[test]
+fn after_a_truncated_answer_the_real_one_comes_over_tcp() {
+    if Command::new("getent").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no getent");
+        return;
+    }
+    enter_fresh();
+    let directory = tempfile::tempdir().unwrap();
+    resolve_here(&directory);
+    serve_streams("127.0.0.1:53".parse().unwrap());
+    let rules = ["dns:*.tc.example truncated", "dns:*.nx.example nxdomain"];
+    let script = "getent ahosts 127-0-0-5.tc.example | head -n 1 | cut -d ' ' -f 1
+        RES_OPTIONS=use-vc getent ahosts 127-0-0-5.nx.example || echo none";
+    let ran = run(&rules, "", &["sh", "-c", script]);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "127.0.0.5\nnone\n",
+        "{errors}"
+    );
+    assert!(
+        ran.status.success(),
+        "a rule that fires over TCP alone has fired: {errors}"
+    );
+    assert!(
+        errors.contains("connections to DNS servers over TCP"),
+        "{errors}"
+    );
 }
 
 #[test]

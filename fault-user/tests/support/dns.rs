@@ -1,6 +1,8 @@
 //! DNS messages, built with a library, and a server that sends them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use simple_dns::rdata::{A, AAAA, CNAME, OPT, RData};
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, ResourceRecord};
@@ -29,17 +31,20 @@ pub fn read_response(response: &[u8]) -> (RCODE, bool, Vec<String>) {
     let packet = Packet::parse(response).unwrap();
     assert!(packet.has_flags(PacketFlag::RESPONSE) && packet.opt().is_some());
     assert_eq!((packet.id(), packet.questions.len()), (7, 1));
+    (
+        packet.rcode(),
+        packet.has_flags(PacketFlag::TRUNCATION),
+        addresses(&packet),
+    )
+}
+
+fn addresses(packet: &Packet<'_>) -> Vec<String> {
     let addresses = packet.answers.iter().map(|answer| match &answer.rdata {
         RData::A(a) => Ipv4Addr::from(a.address).to_string(),
         RData::AAAA(aaaa) => Ipv6Addr::from(aaaa.address).to_string(),
         other => panic!("{other:?}"),
     });
-    let addresses = addresses.collect();
-    (
-        packet.rcode(),
-        packet.has_flags(PacketFlag::TRUNCATION),
-        addresses,
-    )
+    addresses.collect()
 }
 
 /// A response with these addresses, each of a name.
@@ -91,21 +96,74 @@ pub fn serve(at: SocketAddr) {
     std::thread::spawn(move || {
         let mut buffer = [0; 512];
         while let Ok((length, client)) = socket.recv_from(&mut buffer) {
-            let asked = Packet::parse(&buffer[..length]).unwrap();
-            let question = &asked.questions[0];
-            let name = question.qname.to_string();
-            let address = name.split('.').next().unwrap().replace('-', ".");
-            let mut response = Packet::new_reply(asked.id());
-            response.questions.push(question.clone());
-            if question.qtype == QTYPE::TYPE(TYPE::A) {
-                let name = Name::new_unchecked(&name);
-                let answer = ResourceRecord::new(name, CLASS::IN, 60, data(&address));
-                response.answers.push(answer);
-            }
-            let response = response.build_bytes_vec_compressed().unwrap();
-            socket.send_to(&response, client).unwrap();
+            socket.send_to(&served(&buffer[..length]), client).unwrap();
         }
     });
+}
+
+/// The same over TCP.
+pub fn serve_streams(at: SocketAddr) {
+    let listener = TcpListener::bind(at).unwrap();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map(Result::unwrap) {
+            std::thread::spawn(move || {
+                while let Ok(query) = receive(&mut client) {
+                    let response = framed(&served(&query));
+                    if client.write_all(&response).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// The response of a server that gives a name the address that its first label is.
+fn served(query: &[u8]) -> Vec<u8> {
+    let asked = Packet::parse(query).unwrap();
+    let question = &asked.questions[0];
+    let name = question.qname.to_string();
+    let address = name.split('.').next().unwrap().replace('-', ".");
+    let mut response = Packet::new_reply(asked.id());
+    response.questions.push(question.clone());
+    if question.qtype == QTYPE::TYPE(TYPE::A) {
+        let name = Name::new_unchecked(&name);
+        let answer = ResourceRecord::new(name, CLASS::IN, 60, data(&address));
+        response.answers.push(answer);
+    }
+    response.build_bytes_vec_compressed().unwrap()
+}
+
+/// A message as TCP carries it, behind its length.
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(message.len()).unwrap();
+    [&length.to_be_bytes(), message].concat()
+}
+
+/// Reads a message that TCP carries.
+pub fn receive(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut message = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut message)?;
+    Ok(message)
+}
+
+/// Asks for the IPv4 addresses of names over one TCP connection, all before the first answer and each byte in a segment of
+/// its own. Gives the code and the addresses of each answer, by the names.
+pub fn ask_over_tcp(server: SocketAddr, names: &[&str]) -> BTreeMap<String, (RCODE, Vec<String>)> {
+    let mut stream = TcpStream::connect(server).unwrap();
+    stream.set_nodelay(true).unwrap();
+    for byte in names.iter().flat_map(|name| framed(&query(name))) {
+        stream.write_all(&[byte]).unwrap();
+    }
+    let answers = names.iter().map(|_| {
+        let response = receive(&mut stream).unwrap();
+        let packet = Packet::parse(&response).unwrap();
+        let name = packet.questions[0].qname.to_string();
+        (name, (packet.rcode(), addresses(&packet)))
+    });
+    answers.collect()
 }
 
 /// Looks a name up at the server; the answer is what the server is asked to give.

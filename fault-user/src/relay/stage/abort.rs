@@ -41,6 +41,7 @@ impl StreamFault for Abort {
             protocol: self.protocol,
             wording: Wording::default(),
             query: None,
+            queries: None,
         })
     }
 }

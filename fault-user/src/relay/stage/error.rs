@@ -126,6 +126,7 @@ impl StreamFault for Error {
             protocol: self.protocol,
             wording: self.wording(),
             query: self.query.clone(),
+            queries: None,
         })
     }
 }

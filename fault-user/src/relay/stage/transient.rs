@@ -94,6 +94,7 @@ impl StreamFault for Transient {
             protocol: self.protocol,
             wording: self.error().wording(),
             query: self.query.clone(),
+            queries: None,
         })
     }
 }
