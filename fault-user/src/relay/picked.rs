@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::decisions::Notes;
 use super::shared::Shared;
 use super::stage::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage, StreamFault};
 
@@ -58,6 +59,7 @@ pub(super) struct PickedStage {
     /// What else the stage gave.
     told: Option<Pop>,
     shared: Arc<Shared>,
+    notes: Notes,
 }
 
 impl PickedStage {
@@ -69,15 +71,25 @@ impl PickedStage {
             ready: Queue::default(),
             told: None,
             shared: Arc::clone(&place.shared),
+            notes: place.notes.clone(),
         }
     }
 
-    fn next(&mut self) -> u64 {
-        if self.datagrams.count_all {
-            return self.shared.datagrams.fetch_add(1, Ordering::Relaxed) + 1;
-        }
+    /// Whether the next datagram is picked.
+    fn picks_next(&mut self) -> bool {
         self.count += 1;
-        self.count
+        let picks = self.notes.repeats(self.count).unwrap_or_else(|| {
+            let number = if self.datagrams.count_all {
+                self.shared.datagrams.fetch_add(1, Ordering::Relaxed) + 1
+            } else {
+                self.count
+            };
+            self.datagrams.picked.has(number)
+        });
+        if picks {
+            self.notes.note(self.count, None);
+        }
+        picks
     }
 }
 
@@ -87,8 +99,7 @@ impl Stage for PickedStage {
     }
 
     fn push(&mut self, chunk: Chunk) {
-        let number = self.next();
-        if self.datagrams.picked.has(number) {
+        if self.picks_next() {
             self.stage.push(chunk);
             return;
         }
@@ -161,6 +172,7 @@ mod tests {
             is_datagram: true,
             shared: Arc::default(),
             trouble: Arc::default(),
+            notes: Notes::unkept(),
         };
         let datagrams = Datagrams {
             picked: numbers,

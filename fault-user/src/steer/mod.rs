@@ -26,7 +26,8 @@ use crate::inject::names::LearnedAddresses;
 use crate::plan::stream::{self, check};
 use crate::relay::attributes::Probability;
 use crate::relay::{
-    Cut, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig, Transport,
+    Cut, Decisions, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig,
+    Transport,
 };
 use crate::rule::{Acts, Cidr, Direction, Fault, ResolvedRule, ResolvedTarget};
 use crate::sys::net::netlink::Netlink;
@@ -92,6 +93,8 @@ struct Shared {
     registered: Registered,
     redirected: Vec<RedirectedTarget>,
     rules: Vec<StreamRule>,
+    /// What becomes of the rules' decisions.
+    decisions: Decisions,
     /// The number of rules of each target that are in their windows.
     active: Mutex<Vec<u32>>,
     /// The hits of each rule in past windows.
@@ -187,7 +190,7 @@ impl Steering {
     async fn begin(
         redirection: &Redirection,
         rules: &[(usize, &ResolvedRule)],
-        seed: u64,
+        (seed, decisions): (u64, &Decisions),
         namespace: Option<&NetworkNamespace>,
         learned: Option<LearnedAddresses>,
     ) -> Result<Self> {
@@ -230,6 +233,7 @@ impl Steering {
             is_over: AtomicBool::new(false),
             redirected,
             rules,
+            decisions: decisions.clone(),
         });
         let mut timelines = Vec::new();
         for rule in 0..shared.rules.len() {
@@ -465,7 +469,7 @@ impl Shared {
     /// The toxics of a rule: one, or one per direction with shared random draws. None if the fault does not support the
     /// transport.
     fn toxics(&self, number: usize, transport: Transport) -> Result<Vec<ToxicConfig>> {
-        let rule = &self.rules[number].rule;
+        let StreamRule { index, rule, .. } = &self.rules[number];
         if !stream::acts_on(rule, transport) {
             return Ok(Vec::new());
         }
@@ -488,6 +492,7 @@ impl Shared {
                 } else {
                     Relayed::of_rule(&rule.fault)?
                 },
+                decisions: self.decisions.of_rule(u32::try_from(index + 1)?),
             })
         };
         ways.iter().map(config).collect()
