@@ -1,7 +1,7 @@
 //! What the toxics of a run's rules decide about connections: recorded, and repeated from a record.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -87,7 +87,8 @@ type Key = (u32, u64, Direction);
 #[derive(Debug, Default)]
 struct Recorded {
     arm: usize,
-    points: BTreeSet<u64>,
+    /// In order, each once.
+    places: Vec<u64>,
     is_repeated: AtomicBool,
 }
 
@@ -102,7 +103,11 @@ impl FromIterator<StreamDecision> for StreamReplay {
             let key = (one.rule, one.connection, one.direction);
             let known = all.entry(key).or_default();
             known.arm = one.arm;
-            known.points.extend(one.at);
+            known.places.extend(one.at);
+        }
+        for known in all.values_mut() {
+            known.places.sort_unstable();
+            known.places.dedup();
         }
         Self(all)
     }
@@ -150,12 +155,19 @@ impl Decisions {
         }
     }
 
-    /// Which of a mix's faults acts on a connection, where that is repeated: 0 for a toxic that is no mix, nothing where
-    /// it does not act.
-    pub(super) fn repeated(&self, connection: u64, direction: Direction) -> Option<Option<usize>> {
-        let replay = self.replay.as_ref()?;
+    /// Which of a mix's faults acts on a connection, from 1, or 0 for a toxic that is no mix; nothing where it does not act.
+    /// That is repeated, or else drawn.
+    pub(super) fn arm(
+        &self,
+        connection: u64,
+        direction: Direction,
+        draw: impl FnOnce() -> Option<usize>,
+    ) -> Option<usize> {
+        let Some(replay) = &self.replay else {
+            return draw();
+        };
         let known = replay.0.get(&(self.rule, connection, direction));
-        Some(known.map(|known| known.arm))
+        known.map(|known| known.arm)
     }
 }
 
@@ -199,22 +211,16 @@ impl Notes {
         self.note(at, Some(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)));
     }
 
-    /// Whether something was recorded at this place; nothing where decisions are not repeated.
-    pub(super) fn repeats(&self, at: u64) -> Option<bool> {
+    /// The places that were recorded, in order; nothing where decisions are not repeated.
+    pub(super) fn recorded_places(&self) -> Option<&[u64]> {
         self.decisions.replay.as_ref()?;
-        Some(
-            self.recorded()
-                .is_some_and(|known| known.points.contains(&at)),
-        )
+        Some(self.recorded().map_or(&[], |known| &known.places))
     }
 
-    /// The last place that was recorded; nothing where decisions are not repeated.
-    pub(super) fn last(&self) -> Option<Option<u64>> {
-        self.decisions.replay.as_ref()?;
-        Some(
-            self.recorded()
-                .and_then(|known| known.points.last().copied()),
-        )
+    /// Whether something was recorded at this place; nothing where decisions are not repeated.
+    pub(super) fn repeats(&self, at: u64) -> Option<bool> {
+        let places = self.recorded_places()?;
+        Some(places.binary_search(&at).is_ok())
     }
 
     fn recorded(&self) -> Option<&Recorded> {
@@ -244,7 +250,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Notes of what was recorded at these places of the first connection, and where they are recorded again.
-    pub(in crate::relay) fn repeating(points: &[u64]) -> (Notes, Arc<DecisionLog>) {
+    pub(in crate::relay) fn repeating(places: &[u64]) -> (Notes, Arc<DecisionLog>) {
         let log = Arc::<DecisionLog>::default();
         let decision = |at| StreamDecision {
             rule: 1,
@@ -256,8 +262,8 @@ pub(super) mod tests {
             value: None,
             time_ns: 0,
         };
-        let points = points.iter().map(|at| decision(Some(*at)));
-        let replay = points.chain([decision(None)]).collect();
+        let places = places.iter().map(|at| decision(Some(*at)));
+        let replay = places.chain([decision(None)]).collect();
         let mut notes = Notes::unkept();
         notes.decisions = Decisions {
             log: Some(Arc::clone(&log)),

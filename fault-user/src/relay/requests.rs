@@ -114,8 +114,8 @@ impl RequestStage {
             Rule::First {
                 count,
                 per_connection: false,
-            } => match self.notes.last() {
-                Some(last) => last.is_none_or(|last| self.selected >= last),
+            } => match self.notes.recorded_places() {
+                Some(places) => places.last().is_none_or(|last| self.selected >= *last),
                 None => self.shared.requests.load(Ordering::Relaxed) >= count,
             },
         }

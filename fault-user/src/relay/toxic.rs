@@ -89,10 +89,8 @@ impl Toxic {
         if !filter.selects(greeted) {
             return None;
         }
-        let arm = match decisions.repeated(connection, self.config.direction) {
-            Some(repeated) => repeated?,
-            None => self.draw(relay_key, connection)?,
-        };
+        let draw = || self.draw(relay_key, connection);
+        let arm = decisions.arm(connection, self.config.direction, draw)?;
         let fault = match &self.config.fault {
             Fault::Mix(mix) => &mix.faults.get(arm.checked_sub(1)?)?.fault,
             fault => fault,

@@ -43,9 +43,9 @@ impl StreamFault for LimitData {
 
     fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
         // What is shared is used up by whichever connections are faster: each is repeated by itself.
-        let limit = match place.notes.last() {
-            Some(recorded) if self.is_shared() && !place.is_datagram => Self {
-                bytes: recorded.map_or(i64::MAX, whole),
+        let limit = match place.notes.recorded_places() {
+            Some(places) if self.is_shared() && !place.is_datagram => Self {
+                bytes: places.last().map_or(i64::MAX, |at| whole(*at)),
                 ..Self::default()
             },
             _ => self.clone(),
