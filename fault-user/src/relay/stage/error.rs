@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_drawn_by_where_the_request_begins() {
+    fn a_status_is_recorded_whatever_is_read_at_a_time() {
         let status: Vec<_> = (500..600).collect();
         let attributes = json!({ "protocol": "http", "status": status });
         let request = "GET / HTTP/1.1\r\n\r\n";
@@ -165,6 +165,22 @@ mod tests {
         assert_eq!((whole.len(), whole[0].0), (2, Some(1)));
         assert_ne!(whole[0].1, whole[1].1);
         assert_eq!(drawn(3), whole);
+    }
+
+    #[test]
+    fn what_is_drawn_depends_on_where_the_request_begins() {
+        let attributes = json!({ "protocol": "random", "size": 8 });
+        let last = |chunks: &[&str]| {
+            let mut bench = Bench::new("error", &attributes);
+            let replies = chunks.iter().map(|chunk| {
+                bench.push(0, chunk);
+                bench.pop(0)
+            });
+            replies.last()
+        };
+        let expected = last(&["abcdef", "g"]);
+        assert_eq!(last(&["abc", "def", "g"]), expected);
+        assert_ne!(last(&["abcde", "g"]), expected);
     }
 
     #[test]
