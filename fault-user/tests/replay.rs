@@ -186,13 +186,13 @@ fn replay_draws_the_same_whatever_is_read_at_a_time() {
         let run = ["run", "-r", rule, "--report", first.to_str().unwrap()];
         connect(&run, ["40", "600", "0"]);
         let expected = drawn(&first);
-        assert!(values(&expected) >= fewest, "{rule}: {expected:?}");
+        assert!(values(&expected) >= fewest, "{rule}");
         let replay = ["replay", first.to_str().unwrap(), "--report"];
         connect(
             &[&replay[..], &[again.to_str().unwrap()]].concat(),
             ["40", parts, "0.001"],
         );
-        assert_eq!(drawn(&again), expected, "{rule}");
+        assert!(drawn(&again) == expected, "{rule}: other draws");
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::attributes::{CloseMode, Direction};
+use super::decisions::Notes;
 use super::fault::Fault;
 use super::greeting::Greeted;
 use super::packets::Carrier;
@@ -262,6 +263,8 @@ impl Pipeline {
                 }
                 continue;
             }
+            let notes = toxic.notes(owner.connection, chosen);
+            let datagrams = toxic.config.datagrams;
             let place = Place {
                 key: toxic.key(owner.relay_key, owner.connection),
                 opened: owner.opened,
@@ -270,19 +273,24 @@ impl Pipeline {
                 is_datagram: owner.is_datagram,
                 shared: Arc::clone(&toxic.shared),
                 trouble: Arc::clone(owner.trouble),
-                notes: toxic.notes(owner.connection, chosen),
+                notes: match datagrams {
+                    Some(_) => Notes::unkept(),
+                    None => notes.clone(),
+                },
             };
             if let Some(stage) = stage_on(fault, owner.direction, &place) {
-                let stage = match toxic.config.datagrams {
-                    Some(datagrams) => Box::new(PickedStage::new(stage, datagrams, &place)),
-                    None => stage,
-                };
                 // One that looks at answers too is on the connection once.
                 if fault.handling().is_none() || owner.direction == Direction::Upstream {
                     let connections = &toxic.shared.counters.connections;
                     connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    place.notes.begin();
+                    notes.begin();
                 }
+                let stage = match datagrams {
+                    Some(datagrams) => {
+                        Box::new(PickedStage::new(stage, datagrams, &place.shared, notes))
+                    }
+                    None => stage,
+                };
                 let slot = Slot {
                     id: toxic.id,
                     revision: toxic.revision,

@@ -92,14 +92,14 @@ impl RequestStage {
                 count,
                 per_connection: true,
             } => self.selected <= count,
-            // Which connections have the first requests is chance.
+            // Which connections have the first requests is chance. Those that are repeated end by `is_used_up`.
             Rule::First {
                 count,
                 per_connection: false,
-            } => self
-                .notes
-                .repeats(self.selected)
-                .unwrap_or_else(|| self.shared.requests.fetch_add(1, Ordering::Relaxed) < count),
+            } => {
+                self.notes.recorded_places().is_some()
+                    || self.shared.requests.fetch_add(1, Ordering::Relaxed) < count
+            }
         }
     }
 
