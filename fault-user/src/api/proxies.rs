@@ -14,8 +14,8 @@ use super::events::Events;
 use super::packet::{self, PacketToxic};
 use super::security::Caller;
 use crate::relay::{
-    Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig, Transport,
-    Upstream, resolve_listen, resolve_name,
+    Decisions, Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig,
+    Transport, Upstream, resolve_listen, resolve_name,
 };
 use crate::rule::{Asked, NamePattern, is_alpn};
 use crate::session::standing::{Rules, RulesChange, off_the_runtime};
@@ -387,6 +387,7 @@ impl Proxy {
             filter,
             datagrams: None,
             fault,
+            decisions: Decisions::default(),
         };
         self.relay.add_toxic(config.clone()).await?;
         Ok(toxic_json(&config))

@@ -71,7 +71,7 @@ pub enum Command {
     /// Repeat the decisions of an earlier run, from its report.
     ///
     /// A packet is identified by its position in its connection, and a connection by its order: the same sequence of
-    /// requests gets the same faults, whatever its timing. Stream faults draw again from the same seed.
+    /// requests gets the same faults, whatever its timing. A warning says what did not come again.
     Replay(replay::Replay),
     /// Apply rules until Ctrl-C, SIGTERM or --for.
     ///

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use fault_common::abi::MATCHES_MAX;
@@ -9,9 +10,9 @@ use fault_common::abi::MATCHES_MAX;
 use super::options::TrafficOptions;
 use super::rules::Rules;
 use crate::report::file::{Report, decisions};
-use crate::report::record::Decision;
+use crate::report::record::Recorded;
 use crate::session::outcome::{Failure, Outcome};
-use crate::session::run::Run;
+use crate::session::run::{self, Run};
 use crate::tell::tell;
 
 /// What follows the options in `fault replay --help`.
@@ -58,11 +59,22 @@ impl Replay {
     pub fn execute(self) -> Outcome {
         let report = Report::read(&self.report).map_err(Failure::usage)?;
         let decisions = decisions(&self.report).map_err(Failure::usage)?;
-        let keys = decisions.iter().map(Decision::key).collect();
         tell!("fault: replaying {} decisions", decisions.len());
+        let (mut packets, mut streams) = (Vec::new(), Vec::new());
+        for decision in decisions {
+            match decision {
+                Recorded::Packet(decision) => packets.push(decision.key()),
+                Recorded::Stream(decision) => streams.push(decision),
+            }
+        }
+        let replay = run::Replay {
+            packets: packets.into(),
+            streams: Arc::new(streams.into_iter().collect()),
+            connections: report.rules.iter().map(|rule| rule.seen.packets).collect(),
+        };
         if report.decisions_lost != 0 {
             tell!(
-                "fault: warning: {} decisions came too fast to be recorded: their packets are let through",
+                "fault: warning: {} decisions came too fast to be recorded: their packets and connections are let through",
                 report.decisions_lost
             );
         }
@@ -91,7 +103,7 @@ impl Replay {
             allow_unfired: self.allow_unfired || report.allow_unfired,
             events: None,
             report: self.new_report,
-            replay: Some(keys),
+            replay: Some(replay),
             command: self.command,
         };
         run.execute(rules)

@@ -236,6 +236,7 @@ pub(super) mod tests {
     use super::super::verdict::tests::seen;
     use super::super::verdict::{End, Observation, Verdict};
     use super::*;
+    use crate::relay::StreamDecision;
     use crate::report::record::Decision;
     use crate::rule::Rule;
 
@@ -248,6 +249,7 @@ pub(super) mod tests {
         pub(crate) connects: u64,
         pub(crate) retries: u64,
         pub(crate) decisions: Vec<Decision>,
+        pub(crate) streams: Vec<StreamDecision>,
     }
 
     impl<F: Fn(&Rule) -> bool> Fake<F> {
@@ -259,6 +261,7 @@ pub(super) mod tests {
                 connects: 1,
                 retries: 0,
                 decisions: Vec::new(),
+                streams: Vec::new(),
             }
         }
     }
@@ -277,6 +280,7 @@ pub(super) mod tests {
             run.connects = vec![self.connects];
             run.retries = vec![self.retries];
             run.decisions.clone_from(&self.decisions);
+            run.streams.clone_from(&self.streams);
             Ok(Some(run))
         }
     }

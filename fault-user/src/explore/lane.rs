@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -22,6 +23,7 @@ use crate::inject::endpoints::{Endpoint, Endpoints};
 use crate::inject::injection::{Hits, InjectionOptions};
 use crate::inject::records::Events;
 use crate::plan::mechanism::Mechanism;
+use crate::relay::{DecisionLog, Decisions, StreamDecision};
 use crate::report::record::Decision;
 use crate::rule::Protocol;
 use crate::session::live::LiveSession;
@@ -88,6 +90,8 @@ pub struct Lane<'a> {
     usual: Vec<Endpoint>,
     /// What the rules decide about packets.
     events: Events,
+    /// What they decide about connections.
+    log: Arc<DecisionLog>,
     ends: EndSignals,
     session: LiveSession<'a>,
     cgroup: CommandCgroup,
@@ -164,9 +168,14 @@ impl<'a> Lane<'a> {
         };
         let rules = &idle.rules;
         let plan = plan(rules, scope.as_ref(), idle.mechanism, idle.seed)?;
+        let log = Arc::<DecisionLog>::default();
         let injection_options = InjectionOptions {
             live: true,
             events: true,
+            streams: Decisions {
+                log: Some(Arc::clone(&log)),
+                ..Decisions::default()
+            },
             ..options.injection_options()
         };
         let mut loaded = Loaded::load(options, rules, subject, scope, plan, injection_options)?;
@@ -178,6 +187,7 @@ impl<'a> Lane<'a> {
             dependencies: Vec::new(),
             usual: Vec::new(),
             events,
+            log,
             ends,
             session: loaded.start_live("fault explore".to_owned()).await?,
             cgroup,
@@ -286,7 +296,7 @@ impl<'a> Lane<'a> {
         };
         let is_fault = conversations.is_none();
         let (watched, retries) = self.watched(begun_ns);
-        let decisions = self.decisions();
+        let (decisions, streams) = self.decisions();
         let Some(unrecovered) = self.recovers(is_fault).await? else {
             return Ok(None);
         };
@@ -328,6 +338,7 @@ impl<'a> Lane<'a> {
             hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
             connects,
             decisions,
+            streams,
             retries,
             watched,
             others,
@@ -340,10 +351,11 @@ impl<'a> Lane<'a> {
     }
 
     /// What the rules have decided since the last call.
-    fn decisions(&mut self) -> Vec<Decision> {
-        let mut events = Vec::new();
+    fn decisions(&mut self) -> (Vec<Decision>, Vec<StreamDecision>) {
+        let (mut events, mut streams) = (Vec::new(), Vec::new());
         self.events.drain(&mut events);
-        events.into_iter().map(Decision::from).collect()
+        self.log.drain(&mut streams);
+        (events.into_iter().map(Decision::from).collect(), streams)
     }
 
     /// What was connected to, and is not without faults.

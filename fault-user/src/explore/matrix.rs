@@ -272,6 +272,7 @@ mod tests {
             rules: vec!["tcp:6379 blackhole conn=2".to_owned()],
             from_ms: None,
             connection: Some(2),
+            connections: None,
             packets: None,
         });
         assert_eq!(

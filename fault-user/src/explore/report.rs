@@ -116,6 +116,9 @@ struct SmallestReport {
     /// So many packets are enough.
     #[serde(default)]
     packets: Option<u64>,
+    /// So many connections are enough.
+    #[serde(default)]
+    connections: Option<u64>,
 }
 
 /// What the connections to one dependency did in a run.
@@ -522,6 +525,7 @@ impl CellReport {
                 connection: smallest.connection,
                 one_packet: smallest.packets == Some(1),
                 packets: smallest.packets,
+                connections: smallest.connections,
             }),
             timeline: timeline(dependencies, &run.watched),
             unfinished: cell.is_unfinished,
@@ -575,6 +579,7 @@ impl CellReport {
             connects: self.connects.clone(),
             others: self.others.clone(),
             decisions: Vec::new(),
+            streams: Vec::new(),
             retries: Vec::new(),
             watched: self.watched(),
             output: self.output.clone(),
@@ -598,6 +603,7 @@ impl CellReport {
                 from_ms: smallest.from_ms,
                 connection: smallest.connection,
                 packets: smallest.packets,
+                connections: smallest.connections,
             }),
             is_unfinished: self.unfinished,
             storm: self.storm,

@@ -11,6 +11,7 @@ use super::faults::{Experiment, FaultKind, Magnitude};
 use super::fewest::fewest;
 use crate::report::record::Decision;
 use crate::rule::units::show_duration;
+use crate::rule::{Layer, Rule};
 
 /// How near the two sides of a threshold come to each other: within a tenth.
 const NEAR_PERCENT: u64 = 110;
@@ -18,6 +19,8 @@ const NEAR_PERCENT: u64 = 110;
 const LEAST_MS: u64 = 10;
 /// How many sets of packets are tried at most: each costs a run.
 const PACKET_TRIES: u32 = 40;
+/// The same for sets of connections: a command that fails by them often hangs, which takes long.
+const CONNECTION_TRIES: u32 = 20;
 /// How many connections are tried, one after the other.
 const CONNECTIONS_MAX: u64 = 4;
 
@@ -32,6 +35,8 @@ pub struct Smallest {
     pub connection: Option<u64>,
     /// The number of packets that are enough, where that is known.
     pub packets: Option<u64>,
+    /// The number of connections that are enough together, where that is known and one is not enough.
+    pub connections: Option<u64>,
 }
 
 impl Smallest {
@@ -44,6 +49,9 @@ impl Smallest {
         }
         if let Some(number) = self.connection {
             parts.push(format!("connection {number} is enough"));
+        }
+        if let Some(connections) = self.connections {
+            parts.push(format!("{connections} connections are enough"));
         }
         match self.packets {
             Some(1) => parts.push("one packet is enough".to_owned()),
@@ -106,6 +114,7 @@ pub async fn shrink(
         from_ms: found.from_ms,
         connection: found.connection,
         packets: found.packets,
+        connections: found.connections,
     }))
 }
 
@@ -115,6 +124,7 @@ struct Reduced {
     from_ms: Option<u64>,
     connection: Option<u64>,
     packets: Option<u64>,
+    connections: Option<u64>,
 }
 
 struct Shrinking<'a, R> {
@@ -167,10 +177,15 @@ impl<R: Runner> Shrinking<'_, R> {
         } else {
             self.packets(smallest, &whole, dependency).await?
         };
+        let connections = match connection {
+            None => self.connections(smallest).await?,
+            Some(_) => None,
+        };
         Ok(Reduced {
             from_ms,
             connection,
             packets,
+            connections,
         })
     }
 
@@ -219,8 +234,7 @@ impl<R: Runner> Shrinking<'_, R> {
         smallest: &mut Experiment,
         dependency: &Dependency,
     ) -> Result<Option<u64>> {
-        // A window in time and a count over all connections say already when it happens.
-        if smallest.fault == FaultKind::Outage || counts(smallest) {
+        if is_timed(smallest) {
             return Ok(None);
         }
         let most = dependency.usage.answered.clamp(1, CONNECTIONS_MAX);
@@ -246,8 +260,7 @@ impl<R: Runner> Shrinking<'_, R> {
             FaultKind::Corrupt => whole.rules.concat(),
             _ => return Ok(None),
         };
-        // Decisions of several faults are not told apart.
-        if !self.held.0.is_empty() || !self.held.1.is_empty() {
+        if self.holds_others() {
             return Ok(None);
         }
         let Some(failing) = self.failure(smallest).await? else {
@@ -262,8 +275,50 @@ impl<R: Runner> Shrinking<'_, R> {
             rules: rules(some),
             ..whole.clone()
         };
-        let mut left = PACKET_TRIES;
-        let few = fewest(&all, async |some| {
+        let Some(few) = self.fewest_of(&all, PACKET_TRIES, with).await? else {
+            return Ok(None);
+        };
+        *smallest = with(&few);
+        Ok(Some(few.len() as u64))
+    }
+
+    /// The number of connections that are enough together, by delta debugging over those that a stream rule acted on in
+    /// a run that failed.
+    async fn connections(&mut self, smallest: &mut Experiment) -> Result<Option<u64>> {
+        if is_timed(smallest)
+            || self.holds_others()
+            || !smallest.rules.iter().all(|rule| is_of_streams(rule))
+        {
+            return Ok(None);
+        }
+        let Some(failing) = self.failure(smallest).await? else {
+            return Ok(None);
+        };
+        let hit = failing.seen.streams.iter().map(|one| one.connection);
+        let all: Vec<_> = hit.collect::<BTreeSet<_>>().into_iter().collect();
+        let whole = smallest.clone();
+        let with = |some: &[u64]| Experiment {
+            rules: on_connections(&whole.rules, some),
+            ..whole.clone()
+        };
+        let few = self.fewest_of(&all, CONNECTION_TRIES, with).await?;
+        match few.filter(|few| few.len() < all.len()) {
+            Some(few) => {
+                *smallest = with(&few);
+                Ok(Some(few.len() as u64))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The fewest of what was hit that are enough, by rules for some of it; nothing where that is not known.
+    async fn fewest_of<T: Clone>(
+        &mut self,
+        all: &[T],
+        mut left: u32,
+        with: impl Fn(&[T]) -> Experiment,
+    ) -> Result<Option<Vec<T>>> {
+        let few = fewest(all, async |some| {
             // More rules than a packet may match can't be told apart from others: not known.
             if left == 0 || with(some).rules.len() > MATCHES_MAX {
                 return Ok(false);
@@ -278,8 +333,12 @@ impl<R: Runner> Shrinking<'_, R> {
         if !fits || (few.len() == all.len() && !self.fails(&tried).await?) {
             return Ok(None);
         }
-        *smallest = tried;
-        Ok(Some(few.len() as u64))
+        Ok(Some(few))
+    }
+
+    /// Whether there are several faults, whose decisions are not told apart.
+    const fn holds_others(&self) -> bool {
+        !self.held.0.is_empty() || !self.held.1.is_empty()
     }
 
     /// Whether one packet is enough.
@@ -366,11 +425,27 @@ fn between(survives_ms: u64, fails_ms: u64) -> Option<u64> {
     (!is_near && ms > survives_ms && ms < fails_ms).then_some(ms)
 }
 
-fn counts(experiment: &Experiment) -> bool {
-    experiment
-        .rules
-        .iter()
-        .any(|rule| rule.contains("count=rule"))
+/// Whether a window in time or a count over all connections says already when it happens.
+fn is_timed(experiment: &Experiment) -> bool {
+    let counts = |rule: &String| rule.contains("count=rule");
+    experiment.fault == FaultKind::Outage || experiment.rules.iter().any(counts)
+}
+
+fn is_of_streams(rule: &str) -> bool {
+    let rule = rule.parse::<Rule>();
+    rule.is_ok_and(|rule| rule.fault.layer() == Layer::Stream)
+}
+
+/// The rules for some connections alone, of which those that follow each other are named as one.
+fn on_connections(rules: &[String], connections: &[u64]) -> Vec<String> {
+    let runs = connections.chunk_by(|one, next| one + 1 == *next);
+    let each = |run: &[u64]| {
+        let (first, last) = (run[0], run[run.len() - 1]);
+        rules
+            .iter()
+            .map(move |rule| format!("{rule} conn={first}..{last}"))
+    };
+    runs.flat_map(each).collect()
 }
 
 /// The same with another modifier.
@@ -391,7 +466,8 @@ mod tests {
     use super::super::faults::experiment;
     use super::super::kind::Kind;
     use super::*;
-    use crate::rule::{Fault, Rule};
+    use crate::relay::{Direction, StreamDecision};
+    use crate::rule::Fault;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -501,6 +577,52 @@ mod tests {
             ["tcp:1 drop range=4..5 conn=1 dir=to-client"]
         );
         assert_eq!(smallest.in_words(), "2 packets are enough");
+    }
+
+    #[test]
+    fn the_connections_that_matter_together_are_found() {
+        let decision = |connection| StreamDecision {
+            rule: 1,
+            connection,
+            direction: Direction::Downstream,
+            action: "limit_data".into(),
+            arm: 0,
+            at: None,
+            value: None,
+            time_ns: 0,
+        };
+        let dependencies = [example(Kind::Redis, 1)];
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit: LIMIT,
+        };
+        let failing = experiment(0, &dependencies[0], FaultKind::Cut, LIMIT).unwrap();
+        let [rule] = failing.rules.as_slice() else {
+            panic!("{:?}", failing.rules);
+        };
+        for (hit, needed, words) in [
+            (1..=7, 2..=3, "2 connections are enough"),
+            (1..=3, 1..=3, ""),
+        ] {
+            let expected = match words {
+                "" => rule.clone(),
+                _ => format!("{rule} conn={}..{}", needed.start(), needed.end()),
+            };
+            let mut runner = Fake::new(move |rule: &Rule| {
+                let picked = rule.modifiers.connections.as_ref();
+                picked.is_none_or(|picked| {
+                    picked.first <= *needed.start() && picked.last >= *needed.end()
+                })
+            });
+            runner.streams = hit.map(decision).collect();
+            let found = block_on(shrink(&mut runner, &measured, &failing)).unwrap();
+            let Shrunk::To(smallest) = found else {
+                panic!("{found:?}");
+            };
+            assert_eq!(smallest.rules, [expected]);
+            assert_eq!(smallest.in_words(), words);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::relay::StreamDecision;
 use crate::report::record::Decision;
 use crate::watch::history::Connect;
 
@@ -37,6 +38,8 @@ pub struct Observation {
     pub connects: Vec<u64>,
     /// What the rules decided about packets.
     pub decisions: Vec<Decision>,
+    /// What they decided about connections.
+    pub streams: Vec<StreamDecision>,
     /// Retries to each dependency whose pauses did not grow; none where they did, or where there were few.
     pub retries: Vec<u64>,
     /// The connections to each dependency that were watched, in their order.
@@ -194,6 +197,7 @@ pub(super) mod tests {
             connects: Vec::new(),
             watched: Vec::new(),
             decisions: Vec::new(),
+            streams: Vec::new(),
             retries: Vec::new(),
             others: Vec::new(),
             output: String::new(),

@@ -24,6 +24,7 @@ use crate::inject::tracer::Tracer;
 use crate::inject::xdp::Mode;
 use crate::plan::tables::{PacketRule, Scope, compile};
 use crate::plan::{Plan, PlannedRule};
+use crate::relay::Decisions;
 use crate::relay::exchange::Exchange;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::net::interfaces::{Selection, list_by};
@@ -42,6 +43,8 @@ pub struct InjectionOptions {
     pub live: bool,
     /// Replay these decisions instead of making new ones.
     pub replay: Option<Arc<[(DecisionKey, u64)]>>,
+    /// What becomes of the decisions of stream rules.
+    pub streams: Decisions,
     /// Force this attachment.
     pub attachment: Option<Attachment>,
     /// The mechanism for incoming packets.

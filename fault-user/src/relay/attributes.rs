@@ -144,11 +144,14 @@ pub enum Transport {
 }
 
 /// A direction of a stream, as Toxiproxy names them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// In records they are `to-server` and `to-client`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Direction {
     /// From the client to the server.
+    #[serde(rename = "to-server")]
     Upstream,
     /// From the server to the client.
+    #[serde(rename = "to-client")]
     Downstream,
 }
 

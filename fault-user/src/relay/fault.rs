@@ -378,14 +378,15 @@ impl StreamFault for Queries {
 }
 
 impl Mix {
-    /// The alternative of a connection whose draw is `unit` (0 to 1).
+    /// The number, from 1, of the alternative of a connection whose draw is `unit` (0 to 1).
     #[must_use]
-    pub fn choose(&self, unit: f64) -> Option<&Fault> {
+    pub fn choose(&self, unit: f64) -> Option<usize> {
         let mut below = 0.0;
-        self.faults.iter().find_map(|share| {
+        let chosen = self.faults.iter().position(|share| {
             below += share.share.0;
-            (unit < below).then_some(&share.fault)
-        })
+            unit < below
+        });
+        chosen.map(|index| index + 1)
     }
 }
 
@@ -483,8 +484,8 @@ mod tests {
         ])) else {
             panic!("a valid mix");
         };
-        assert_eq!(mixed.choose(0.05).map(Fault::kind), Some("timeout"));
-        assert_eq!(mixed.choose(0.25).map(Fault::kind), Some("latency"));
+        assert_eq!(mixed.choose(0.05), Some(1));
+        assert_eq!(mixed.choose(0.25), Some(2));
         assert_eq!(mixed.choose(0.35), None);
         let too_much = mix(json!([{"share": 0.7, "type": "noop"}, {"share": 0.7, "type": "noop"}]));
         assert!(too_much.is_err_and(|error| error.contains("140.0%")));

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::attributes::Protocol;
+use super::decisions::Notes;
 use super::greeting;
 use super::handling::{Handling, Rule};
 use super::postgres::{Answers, TOKEN};
@@ -135,6 +136,7 @@ fn stage(handling: Handling) -> Box<dyn Stage> {
         is_datagram: false,
         shared: Arc::default(),
         trouble: Arc::clone(&TROUBLE),
+        notes: Notes::unkept(),
     };
     Box::new(RequestStage::new(handling, &place))
 }

@@ -11,6 +11,7 @@ pub mod attributes;
 mod budget;
 mod connection;
 mod control;
+pub mod decisions;
 mod engine;
 pub mod exchange;
 pub mod fault;
@@ -53,6 +54,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 pub use attributes::{CloseMode, Direction, Transport};
 pub use control::{Cut, Drain};
+pub use decisions::{DecisionLog, Decisions, StreamDecision, StreamReplay};
 pub use engine::Engine;
 pub use fault::Fault;
 pub use fuzz::{fuzz, fuzz_greeting, fuzz_queries};

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::decisions::Notes;
 use super::shared::Shared;
-use super::stage::{Chunk, End, Place, Pop, Queue, ROOM, Rest, Stage, StreamFault};
+use super::stage::{Chunk, End, Pop, Queue, ROOM, Rest, Stage, StreamFault};
 
 /// Numbers from `first` to `last`, both included, of which every `step`-th is picked, beginning to count after `base`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,26 +59,43 @@ pub(super) struct PickedStage {
     /// What else the stage gave.
     told: Option<Pop>,
     shared: Arc<Shared>,
+    notes: Notes,
 }
 
 impl PickedStage {
-    pub(super) fn new(stage: Box<dyn Stage>, datagrams: Datagrams, place: &Place) -> Self {
+    /// What the stage itself decides is not kept.
+    pub(super) fn new(
+        stage: Box<dyn Stage>,
+        datagrams: Datagrams,
+        shared: &Arc<Shared>,
+        notes: Notes,
+    ) -> Self {
         Self {
             stage,
             datagrams,
             count: 0,
             ready: Queue::default(),
             told: None,
-            shared: Arc::clone(&place.shared),
+            shared: Arc::clone(shared),
+            notes,
         }
     }
 
-    fn next(&mut self) -> u64 {
-        if self.datagrams.count_all {
-            return self.shared.datagrams.fetch_add(1, Ordering::Relaxed) + 1;
-        }
+    /// Whether the next datagram is picked.
+    fn picks_next(&mut self) -> bool {
         self.count += 1;
-        self.count
+        let picks = self.notes.repeats(self.count).unwrap_or_else(|| {
+            let number = if self.datagrams.count_all {
+                self.shared.datagrams.fetch_add(1, Ordering::Relaxed) + 1
+            } else {
+                self.count
+            };
+            self.datagrams.picked.has(number)
+        });
+        if picks {
+            self.notes.note(self.count, None);
+        }
+        picks
     }
 }
 
@@ -87,8 +105,7 @@ impl Stage for PickedStage {
     }
 
     fn push(&mut self, chunk: Chunk) {
-        let number = self.next();
-        if self.datagrams.picked.has(number) {
+        if self.picks_next() {
             self.stage.push(chunk);
             return;
         }
@@ -145,13 +162,15 @@ impl Stage for PickedStage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::decisions::tests::{noted, repeating};
     use crate::relay::fault::Fault;
     use crate::relay::fault::{CorruptData, Latency};
+    use crate::relay::stage::Place;
     use crate::rule::CorruptDataMode;
     use bytes::Bytes;
     use std::time::Duration;
 
-    fn picked(fault: &Fault, numbers: Picked) -> (PickedStage, Instant) {
+    fn picked(fault: &Fault, numbers: Picked, notes: Notes) -> (PickedStage, Instant) {
         let now = Instant::now();
         let place = Place {
             key: 1,
@@ -161,13 +180,17 @@ mod tests {
             is_datagram: true,
             shared: Arc::default(),
             trouble: Arc::default(),
+            notes: Notes::unkept(),
         };
         let datagrams = Datagrams {
             picked: numbers,
-            count_all: false,
+            count_all: true,
         };
         let stage = fault.stage(&place).expect("a stage");
-        (PickedStage::new(stage, datagrams, &place), now)
+        (
+            PickedStage::new(stage, datagrams, &place.shared, notes),
+            now,
+        )
     }
 
     fn drain(stage: &mut PickedStage, now: Instant) -> Vec<u8> {
@@ -196,10 +219,24 @@ mod tests {
             step: 2,
             ..Picked::ALL
         };
-        let (mut stage, now) = picked(&fault, every_second);
+        let (mut stage, now) = picked(&fault, every_second, Notes::unkept());
         push(&mut stage, now, 1..=5);
         assert_eq!(drain(&mut stage, now), [1, 0, 3, 0, 5]);
         assert!(stage.is_empty());
+    }
+
+    #[test]
+    fn what_was_picked_of_a_client_is_picked_again() {
+        let fault = Fault::CorruptData(CorruptData {
+            mode: CorruptDataMode::Zero,
+            probability: None,
+            offset: None,
+        });
+        let (notes, log) = repeating(&[2, 5]);
+        let (mut stage, now) = picked(&fault, Picked::ALL, notes);
+        push(&mut stage, now, 1..=5);
+        assert_eq!(drain(&mut stage, now), [1, 0, 3, 4, 0]);
+        assert_eq!(noted(&log), [(Some(2), None), (Some(5), None)]);
     }
 
     #[test]
@@ -213,7 +250,7 @@ mod tests {
             last: 2,
             ..Picked::ALL
         };
-        let (mut stage, now) = picked(&fault, second);
+        let (mut stage, now) = picked(&fault, second, Notes::unkept());
         push(&mut stage, now, 1..=3);
         assert_eq!(drain(&mut stage, now), [1, 3]);
         assert!(!stage.is_empty());

@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::attributes::{CloseMode, Direction};
+use super::decisions::Notes;
 use super::fault::Fault;
 use super::greeting::Greeted;
 use super::packets::Carrier;
@@ -240,17 +241,17 @@ impl Pipeline {
         now: Instant,
         output: &mut Output,
     ) {
-        let wanted: Vec<(&Arc<Toxic>, &Fault)> = toxics
+        let wanted: Vec<(&Arc<Toxic>, (usize, &Fault))> = toxics
             .iter()
             .filter_map(|toxic| {
-                let fault =
+                let chosen =
                     toxic.on_connection(owner.relay_key, owner.connection, owner.greeted)?;
                 let asked = toxic.config.direction;
-                acts_on(fault, asked, owner.direction).then_some((toxic, fault))
+                acts_on(chosen.1, asked, owner.direction).then_some((toxic, chosen))
             })
             .collect();
         self.retire(&wanted, output);
-        for (toxic, fault) in wanted {
+        for (toxic, chosen @ (_, fault)) in wanted {
             let known = self
                 .slots
                 .iter_mut()
@@ -262,6 +263,8 @@ impl Pipeline {
                 }
                 continue;
             }
+            let notes = toxic.notes(owner.connection, chosen);
+            let datagrams = toxic.config.datagrams;
             let place = Place {
                 key: toxic.key(owner.relay_key, owner.connection),
                 opened: owner.opened,
@@ -270,17 +273,24 @@ impl Pipeline {
                 is_datagram: owner.is_datagram,
                 shared: Arc::clone(&toxic.shared),
                 trouble: Arc::clone(owner.trouble),
+                notes: match datagrams {
+                    Some(_) => Notes::unkept(),
+                    None => notes.clone(),
+                },
             };
             if let Some(stage) = stage_on(fault, owner.direction, &place) {
-                let stage = match toxic.config.datagrams {
-                    Some(datagrams) => Box::new(PickedStage::new(stage, datagrams, &place)),
-                    None => stage,
-                };
                 // One that looks at answers too is on the connection once.
                 if fault.handling().is_none() || owner.direction == Direction::Upstream {
                     let connections = &toxic.shared.counters.connections;
                     connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    notes.begin();
                 }
+                let stage = match datagrams {
+                    Some(datagrams) => {
+                        Box::new(PickedStage::new(stage, datagrams, &place.shared, notes))
+                    }
+                    None => stage,
+                };
                 let slot = Slot {
                     id: toxic.id,
                     revision: toxic.revision,
@@ -298,11 +308,11 @@ impl Pipeline {
     }
 
     /// Takes away the stages of toxics that are gone; what they held goes on.
-    fn retire(&mut self, wanted: &[(&Arc<Toxic>, &Fault)], output: &mut Output) {
+    fn retire(&mut self, wanted: &[(&Arc<Toxic>, (usize, &Fault))], output: &mut Output) {
         let is_wanted = |slot: &Slot| {
             wanted
                 .iter()
-                .any(|(toxic, fault)| toxic.id == slot.id && fault.kind() == slot.kind)
+                .any(|(toxic, (_, fault))| toxic.id == slot.id && fault.kind() == slot.kind)
         };
         for slot in std::mem::take(&mut self.slots) {
             if slot.is_retired || is_wanted(&slot) {
@@ -328,13 +338,27 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::Transport;
-    use crate::relay::attributes::Rate;
-    use crate::relay::fault::{Bandwidth, Latency, Slicer};
+    use crate::relay::attributes::{Probability, Rate};
+    use crate::relay::fault::{Bandwidth, Latency, Mix, Share, Slicer, Stall};
     use crate::relay::picked::Picked;
     use crate::relay::toxic::{ToxicConfig, ToxicSet};
+    use crate::relay::{DecisionLog, Decisions, StreamDecision, StreamReplay, Transport};
     use proptest::prelude::*;
     use std::time::Duration;
+
+    fn config(name: &str, fault: Fault) -> ToxicConfig {
+        ToxicConfig {
+            name: name.to_owned(),
+            direction: Direction::Upstream,
+            stream: String::new(),
+            toxicity: 1.0,
+            connections: Picked::ALL,
+            filter: crate::relay::Filter::default(),
+            datagrams: None,
+            fault,
+            decisions: Decisions::default(),
+        }
+    }
 
     /// A pipeline on which time is only what a test says.
     struct Bench {
@@ -347,16 +371,7 @@ mod tests {
         fn new(faults: Vec<Fault>, now: Instant) -> Self {
             let toxics = ToxicSet::default();
             for (number, fault) in faults.into_iter().enumerate() {
-                let config = ToxicConfig {
-                    name: number.to_string(),
-                    direction: Direction::Upstream,
-                    stream: String::new(),
-                    toxicity: 1.0,
-                    connections: Picked::ALL,
-                    filter: crate::relay::Filter::default(),
-                    datagrams: None,
-                    fault,
-                };
+                let config = config(&number.to_string(), fault);
                 toxics.add(config, Transport::Tcp).expect("a new name");
             }
             let mut bench = Self {
@@ -406,6 +421,73 @@ mod tests {
                     return sent;
                 }
             }
+        }
+    }
+
+    /// The number of the fault that each of a hundred connections gets, and what was decided.
+    fn chosen(toxicity: f64, relay_key: u64, replay: Option<StreamReplay>) -> Chosen {
+        let share = |fault| Share {
+            share: Probability(0.5),
+            fault,
+        };
+        let log = Arc::<DecisionLog>::default();
+        let toxics = ToxicSet::default();
+        let config = ToxicConfig {
+            toxicity,
+            direction: Direction::Downstream,
+            decisions: Decisions {
+                log: Some(Arc::clone(&log)),
+                replay: replay.map(Arc::new),
+                rule: 1,
+            },
+            ..config(
+                "0@downstream",
+                Fault::Mix(Mix {
+                    faults: vec![share(bandwidth(1.0)), share(Fault::Stall(Stall {}))],
+                }),
+            )
+        };
+        toxics.add(config, Transport::Tcp).expect("a new name");
+        let now = Instant::now();
+        let kinds = (1..=100).map(|connection| {
+            let mut pipeline = Pipeline::default();
+            for direction in Direction::ALL {
+                let owner = Owner {
+                    direction,
+                    relay_key,
+                    connection,
+                    opened: now,
+                    greeted: &Greeted::Unread,
+                    is_datagram: false,
+                    trouble: &Arc::default(),
+                };
+                let toxics = toxics.snapshot().1;
+                pipeline.reconcile(&toxics, &owner, now, &mut Output::default());
+            }
+            pipeline.slots.first().map(|slot| slot.kind)
+        });
+        let kinds = kinds.collect();
+        let mut decisions = Vec::new();
+        log.drain(&mut decisions);
+        (kinds, decisions)
+    }
+
+    type Chosen = (Vec<Option<&'static str>>, Vec<StreamDecision>);
+
+    #[test]
+    fn recorded_connections_get_the_same_faults_whatever_would_be_drawn() {
+        let (kinds, decisions) = chosen(0.5, 7, None);
+        let count = |kind| kinds.iter().filter(|one| **one == kind).count();
+        for kind in [None, Some("bandwidth"), Some("stall")] {
+            assert!(count(kind) > 10, "{kind:?}: {kinds:?}");
+        }
+        assert_eq!(decisions.len(), 100 - count(None));
+        assert_ne!(chosen(0.5, 8, None).0, kinds);
+        let replay = decisions.iter().cloned().collect::<StreamReplay>();
+        assert_eq!(replay.count(1), (decisions.len() as u64, 0));
+        for toxicity in [0.0, 1.0] {
+            let replay = decisions.iter().cloned().collect();
+            assert_eq!(chosen(toxicity, 8, Some(replay)).0, kinds);
         }
     }
 

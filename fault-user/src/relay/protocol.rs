@@ -40,6 +40,17 @@ pub(crate) enum Answer {
     Instead(Vec<u8>),
 }
 
+impl Answer {
+    /// The status in an answer of HTTP.
+    pub(crate) fn status(&self) -> Option<u64> {
+        let (Self::Reply(text) | Self::Last(text)) = self else {
+            return None;
+        };
+        let digits = text.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
+        std::str::from_utf8(digits).ok()?.parse().ok()
+    }
+}
+
 /// How much of a request's text is looked at, in bytes.
 pub(crate) const TEXT_MAX: usize = 1024;
 

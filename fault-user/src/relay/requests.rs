@@ -10,11 +10,12 @@ use bytes::{Bytes, BytesMut};
 use regex::bytes::Regex;
 
 use super::attributes::{CloseMode, Protocol};
+use super::decisions::Notes;
 use super::handling::{Handling, Rule};
 use super::postgres::{Answers, Client};
 use super::protocol::{self, Answer, Frame};
 use super::queries::QueryReader;
-use super::random::Draws;
+use super::random::{Draws, fold};
 use super::shared::Shared;
 use super::stage::{Chunk, End, Place, Pop, ROOM, Rest, Stage, StreamFault};
 use super::trouble::Trouble;
@@ -29,8 +30,12 @@ pub(crate) struct RequestStage {
     selection: Option<Regex>,
     postgres: Option<Client>,
     queries: Option<QueryReader>,
-    draws: Draws,
-    answered: u64,
+    /// The key of its draws.
+    key: u64,
+    /// Selected requests so far.
+    selected: u64,
+    /// Bytes that have come.
+    arrived: u64,
     buffer: BytesMut,
     /// Bytes of the request or login that are still to come.
     rest: u64,
@@ -49,6 +54,7 @@ pub(crate) struct RequestStage {
     ready: VecDeque<Pop>,
     at: Instant,
     shared: Arc<Shared>,
+    notes: Notes,
     trouble: Arc<Trouble>,
 }
 
@@ -60,8 +66,9 @@ impl RequestStage {
             postgres: client(&handling),
             queries: handling.queries.clone().map(QueryReader::new),
             handling,
-            draws: Draws::new(place.key),
-            answered: 0,
+            key: place.key,
+            selected: 0,
+            arrived: 0,
             buffer: BytesMut::new(),
             rest: 0,
             rest_passes: false,
@@ -73,26 +80,29 @@ impl RequestStage {
             ready: VecDeque::new(),
             at: place.now,
             shared: Arc::clone(&place.shared),
+            notes: place.notes.clone(),
             trouble: Arc::clone(&place.trouble),
         }
     }
 
     /// Whether the next request is answered here.
     fn claims(&mut self) -> bool {
+        self.selected += 1;
         match self.handling.rule {
             Rule::Always => true,
             Rule::Abort(_) => false,
             Rule::First {
                 count,
                 per_connection: true,
-            } => {
-                self.answered += 1;
-                self.answered <= count
-            }
+            } => self.selected <= count,
+            // Which connections have the first requests is chance. Those that are repeated end by `is_used_up`.
             Rule::First {
                 count,
                 per_connection: false,
-            } => self.shared.requests.fetch_add(1, Ordering::Relaxed) < count,
+            } => {
+                self.notes.recorded_places().is_some()
+                    || self.shared.requests.fetch_add(1, Ordering::Relaxed) < count
+            }
         }
     }
 
@@ -103,11 +113,14 @@ impl RequestStage {
             Rule::First {
                 count,
                 per_connection: true,
-            } => self.answered >= count,
+            } => self.selected >= count,
             Rule::First {
                 count,
                 per_connection: false,
-            } => self.shared.requests.load(Ordering::Relaxed) >= count,
+            } => match self.notes.recorded_places() {
+                Some(places) => places.last().is_none_or(|last| self.selected >= *last),
+                None => self.shared.requests.load(Ordering::Relaxed) >= count,
+            },
         }
     }
 
@@ -210,11 +223,13 @@ impl RequestStage {
             Protocol::Auto => protocol::guess(&self.buffer),
             protocol => protocol,
         };
+        // What is drawn for a request depends on where it begins, not on how often it was looked at.
+        let begins = self.arrived - self.buffer.len() as u64;
         protocol::frame(
             protocol,
             &self.buffer,
             &self.handling.wording,
-            &mut self.draws,
+            &mut Draws::new(fold(self.key, begins)),
         )
     }
 
@@ -253,6 +268,7 @@ impl RequestStage {
         }
         if self.claims() {
             self.shared.counters.hit();
+            self.notes.note(self.selected, answer.status());
             if self.handling.protocol == Protocol::None {
                 // The server, which has not seen the request, is not to blame: it gets an orderly end.
                 let end = End::Abort(CloseMode::Rst);
@@ -271,6 +287,7 @@ impl RequestStage {
         self.is_over = true;
         if matches!(self.handling.rule, Rule::Abort(_)) {
             self.shared.counters.hit();
+            self.notes.note(self.selected, None);
             self.let_through(length);
         }
     }
@@ -314,6 +331,7 @@ impl Stage for RequestStage {
 
     fn push(&mut self, chunk: Chunk) {
         self.at = chunk.at;
+        self.arrived += chunk.data.len() as u64;
         self.buffer.extend_from_slice(&chunk.data);
         self.look();
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::attributes::{Direction, Transport};
+use super::decisions::{Decisions, Notes};
 use super::fault::Fault;
 use super::greeting::{Filter, Greeted};
 use super::picked::{Datagrams, Picked};
@@ -30,6 +31,8 @@ pub struct ToxicConfig {
     pub datagrams: Option<Datagrams>,
     /// What it does.
     pub fault: Fault,
+    /// What becomes of its decisions.
+    pub decisions: Decisions,
 }
 
 /// Why a toxic was not added, changed or removed.
@@ -72,23 +75,51 @@ pub(crate) struct Toxic {
 }
 
 impl Toxic {
-    /// What the toxic does to a connection, given the relay's key, the connection's ordinal and what its client asks for.
+    /// What the toxic does to a connection, given the relay's key, the connection's ordinal and what its client asks for;
+    /// and which of a mix's faults that is, from 1, or 0.
     pub(crate) fn on_connection(
         &self,
         relay_key: u64,
         connection: u64,
         greeted: &Greeted,
-    ) -> Option<&Fault> {
-        let key = self.pair_key(relay_key, connection);
-        if !self.config.connections.has(connection) || !self.config.filter.selects(greeted) {
+    ) -> Option<(usize, &Fault)> {
+        let ToxicConfig {
+            filter, decisions, ..
+        } = &self.config;
+        if !filter.selects(greeted) {
             return None;
         }
-        if random::unit(random::fold(key, 1)) >= self.config.toxicity {
+        let draw = || self.draw(relay_key, connection);
+        let arm = decisions.arm(connection, self.config.direction, draw)?;
+        let fault = match &self.config.fault {
+            Fault::Mix(mix) => &mix.faults.get(arm.checked_sub(1)?)?.fault,
+            fault => fault,
+        };
+        Some((arm, fault))
+    }
+
+    /// Which of a mix's faults the toxic does to a connection, or 0 where it is no mix; nothing where it does nothing.
+    fn draw(&self, relay_key: u64, connection: u64) -> Option<usize> {
+        let key = self.pair_key(relay_key, connection);
+        if !self.config.connections.has(connection)
+            || random::unit(random::fold(key, 1)) >= self.config.toxicity
+        {
             return None;
         }
         match &self.config.fault {
             Fault::Mix(mix) => mix.choose(random::unit(random::fold(key, 2))),
-            fault => Some(fault),
+            _ => Some(0),
+        }
+    }
+
+    /// Keeps what it decides about a connection on which this fault acts.
+    pub(crate) fn notes(&self, connection: u64, (arm, fault): (usize, &Fault)) -> Notes {
+        Notes {
+            decisions: self.config.decisions.clone(),
+            connection,
+            direction: self.config.direction,
+            action: fault.kind(),
+            arm,
         }
     }
 
@@ -248,6 +279,7 @@ mod tests {
             filter: Filter::default(),
             datagrams: None,
             fault: Fault::Latency(Latency::default()),
+            decisions: Decisions::default(),
         }
     }
 

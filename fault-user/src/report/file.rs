@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::fold::Name;
-use super::record::Decision;
+use super::record::Recorded;
 use crate::inject::injection::Hits;
 use crate::watch::history::History;
 use crate::watch::probe::Try;
@@ -351,7 +351,7 @@ impl Report {
 ///
 /// # Errors
 /// The file does not exist, or a line is not a decision.
-pub fn decisions(report: &Path) -> Result<Vec<Decision>> {
+pub fn decisions(report: &Path) -> Result<Vec<Recorded>> {
     let file = file_in(report, DECISIONS);
     let text =
         fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;

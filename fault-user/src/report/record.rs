@@ -14,12 +14,23 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::inject::records::Events;
+use crate::relay::{DecisionLog, StreamDecision};
 use crate::sys::process::rights::be_helper;
 
 /// Interval in milliseconds at which the recorder checks whether to end.
 const PATIENCE_MS: u16 = 50;
 
-/// A decision that fired, in the file's format.
+/// A line of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Recorded {
+    /// Of a packet rule.
+    Packet(Decision),
+    /// Of a stream rule.
+    Stream(StreamDecision),
+}
+
+/// A decision about a packet that fired, in the file's format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
     /// The rule's entry, from 1, in the order of the rules.
@@ -113,18 +124,18 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts writing the `events` to `file`, which is at `path`, one JSON object per line.
+    /// Starts writing the `events` and the decisions in `log` to `file`, which is at `path`, one JSON object per line.
     ///
     /// # Errors
     /// The thread can't be started.
-    pub fn start(events: Events, file: File, path: PathBuf) -> Result<Self> {
+    pub fn start(events: Events, log: Arc<DecisionLog>, file: File, path: PathBuf) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("events".to_owned())
             .spawn(move || {
                 be_helper(&[]);
-                record(events, BufWriter::new(file), &stopped)
+                record(events, &log, BufWriter::new(file), &stopped)
             })
             .context("starting the thread that records events")?;
         Ok(Self { stop, thread, path })
@@ -144,14 +155,21 @@ impl Recorder {
     }
 }
 
-fn record(mut events: Events, mut file: BufWriter<File>, stop: &AtomicBool) -> Result<()> {
-    let mut batch = Vec::new();
+fn record(
+    mut events: Events,
+    log: &DecisionLog,
+    mut file: BufWriter<File>,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let (mut batch, mut streams) = (Vec::new(), Vec::new());
     loop {
         // Checked first, so that events from before the end are still drained below.
         let last = stop.load(Ordering::Acquire);
         events.drain(&mut batch);
-        for event in batch.drain(..) {
-            serde_json::to_writer(&mut file, &Decision::from(event))?;
+        log.drain(&mut streams);
+        let packets = batch.drain(..).map(|event| Recorded::Packet(event.into()));
+        for line in packets.chain(streams.drain(..).map(Recorded::Stream)) {
+            serde_json::to_writer(&mut file, &line)?;
             file.write_all(b"\n")?;
         }
         if last {

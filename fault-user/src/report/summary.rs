@@ -76,7 +76,7 @@ const NOTES: [(Counter, &str); 16] = [
     ),
     (
         Counter::EventLost,
-        "events were lost: the ring buffer was full",
+        "events were lost: they came faster than they could be written",
     ),
     (
         Counter::TraceLost,

@@ -94,7 +94,8 @@ impl LiveSession<'_> {
         let redirection = self.redirection.insert(redirection);
         let (seed, namespace) = (self.session.plan.seed, subject.namespace.as_ref());
         let learned = self.session.injection.learned_addresses()?;
-        let steering = redirection.steer(&rules, seed, namespace, learned).await?;
+        let draws = (seed, &self.session.injection_options.streams);
+        let steering = redirection.steer(&rules, draws, namespace, learned).await?;
         self.session.steering = Some(steering);
         Ok(())
     }

@@ -210,7 +210,13 @@ impl<'a> Loaded<'a> {
         let scope = self.scope.as_ref();
         let steered = self
             .subject
-            .steer(self.options, &self.plan, scope, &mut self.prepared)
+            .steer(
+                self.options,
+                &self.plan,
+                scope,
+                &mut self.prepared,
+                &self.injection_options.streams,
+            )
             .await;
         let steering = match steered {
             Err(error) if self.plan.stream_rules().is_empty() => {
@@ -384,7 +390,7 @@ impl Session<'_> {
     /// # Errors
     /// The kernel's counters can't be read.
     pub fn summarize(&self, hits: &[Hits]) -> Result<Vec<Unfired>> {
-        let counters = self.injection.counters()?;
+        let counters = self.counters()?;
         let folded = self.rules.folded(&self.plan);
         let table = summary::table(&self.plan, &folded, hits, &self.injection, &counters);
         tell!("{}", table.trim_end());
@@ -413,6 +419,17 @@ impl Session<'_> {
                 members: line.members,
             })
             .collect())
+    }
+
+    /// The programs' counters. What was lost of the decisions of stream rules counts as lost events.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        let mut counters = self.injection.counters()?;
+        let log = self.injection_options.streams.log.as_ref();
+        counters[Counter::EventLost as usize] += log.map_or(0, |log| log.lost());
+        Ok(counters)
     }
 
     /// Stops the rules; their counters stay.

@@ -15,7 +15,9 @@ use super::rules::RuleSet;
 use super::subject::{Subject, scope_of};
 use super::{Loaded, Session, choose_mechanism, guard, plan, require, runtime, tell_unfired};
 use crate::inject::injection::{Hits, InjectionOptions};
+use crate::plan::PlannedRule;
 use crate::plan::mechanism::Mechanism;
+use crate::relay::{Decisions, StreamReplay};
 use crate::report::expectations::{self, Facts};
 use crate::report::file::{self, Amount, Expectation, ProbeReport, Report, RuleReport, TryReport};
 use crate::report::record::Recorder;
@@ -33,6 +35,17 @@ use crate::watch::probe;
 /// Nanoseconds per millisecond.
 const MS_NS: u64 = 1_000_000;
 
+/// Decisions of an earlier run, to be repeated.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// Those about packets.
+    pub packets: Arc<[(DecisionKey, u64)]>,
+    /// Those about connections.
+    pub streams: Arc<StreamReplay>,
+    /// The connections that each rule matched in that run.
+    pub connections: Vec<u64>,
+}
+
 /// The options of `fault run`.
 #[derive(Debug)]
 pub struct Run {
@@ -49,7 +62,7 @@ pub struct Run {
     /// The folder of the report.
     pub report: Option<PathBuf>,
     /// Decisions to replay.
-    pub replay: Option<Arc<[(DecisionKey, u64)]>>,
+    pub replay: Option<Replay>,
     /// The command and its arguments.
     pub command: Vec<OsString>,
 }
@@ -121,6 +134,7 @@ impl Run {
         plan.learn(watch_list.names(), scope.as_ref());
         let files = Files::open(self.report.clone(), self.events.clone())?;
         let injection_options = self.injection_options();
+        let log = injection_options.streams.log.clone().unwrap_or_default();
         let seed = plan.seed;
         let mut loaded = Loaded::load(
             &self.options,
@@ -131,7 +145,7 @@ impl Run {
             injection_options,
         )?;
         let recorder = match files.decisions()? {
-            Some((file, path)) => Some(Recorder::start(loaded.take_events()?, file, path)?),
+            Some((file, path)) => Some(Recorder::start(loaded.take_events()?, log, file, path)?),
             None => None,
         };
         tell!("fault: seed {seed}");
@@ -167,9 +181,16 @@ impl Run {
     }
 
     fn injection_options(&self) -> InjectionOptions {
+        let events = self.events.is_some() || self.report.is_some();
+        let replay = self.replay.as_ref();
         InjectionOptions {
-            events: self.events.is_some() || self.report.is_some(),
-            replay: self.replay.clone(),
+            events,
+            replay: replay.map(|replay| Arc::clone(&replay.packets)),
+            streams: Decisions {
+                log: events.then(Arc::default),
+                replay: replay.map(|replay| Arc::clone(&replay.streams)),
+                ..Decisions::default()
+            },
             ..self.options.injection_options()
         }
     }
@@ -252,6 +273,44 @@ impl Run {
     }
 }
 
+impl Replay {
+    /// Warns of what was recorded and not repeated, and of what came beyond it.
+    fn tell_differences(&self, facts: &Facts<'_>) {
+        for ((index, rule), hits) in (0..).zip(&facts.plan.rules).zip(facts.hits) {
+            let text = &rule.text;
+            let is_stream = rule.stream.is_some();
+            let (recorded, repeated) = if is_stream {
+                self.streams.count(index + 1)
+            } else {
+                (self.packets_of(rule), hits.stats.hit_packets)
+            };
+            if repeated < recorded {
+                let missed = recorded - repeated;
+                let what = if is_stream { "connections" } else { "packets" };
+                tell!(
+                    "fault: warning: `{text}`: {missed} of {recorded} recorded decisions were not repeated, because their \
+                     {what} did not come"
+                );
+            }
+            let then = self.connections.get(index as usize).copied().unwrap_or(0);
+            let now = hits.stats.seen_packets;
+            if is_stream && recorded != 0 && now > then {
+                tell!(
+                    "fault: warning: `{text}`: {now} connections came, {then} in the recorded run: the rule does not act \
+                     on those beyond"
+                );
+            }
+        }
+    }
+
+    /// The recorded decisions of a packet rule.
+    fn packets_of(&self, rule: &PlannedRule) -> u64 {
+        let is_own = |uid| rule.entries.iter().any(|part| part.entry.uid == uid);
+        let own = self.packets.iter().filter(|(key, _)| is_own(key.rule));
+        own.count() as u64
+    }
+}
+
 /// What a run was found to be.
 struct Judged {
     /// The exit code of `fault`.
@@ -330,6 +389,9 @@ impl ActiveRun<'_> {
         let (session, rules) = (&self.session, self.session.rules());
         let unfired = session.summarize(facts.hits)?;
         tell_unfired(&unfired, self.run.allow_unfired);
+        if let Some(replay) = &self.run.replay {
+            replay.tell_differences(facts);
+        }
         let expectations = expectations::verdicts(&rules.expect, facts);
         let code = self
             .run
@@ -339,7 +401,7 @@ impl ActiveRun<'_> {
             tell!("fault: {mark}: {}", expectation.text());
         }
         if self.run.report.is_some() {
-            let lost = session.injection.counters()?[Counter::EventLost as usize];
+            let lost = session.counters()?[Counter::EventLost as usize];
             let unaccepted = unfired.into_iter().filter(|_| !self.run.allow_unfired);
             let judged = Judged {
                 exit: code,

@@ -16,6 +16,7 @@ use crate::inject::preparation::prepare_noting;
 use crate::inject::services::Room;
 use crate::plan::Plan;
 use crate::plan::tables::Scope;
+use crate::relay::Decisions;
 use crate::relay::exchange::Exchange;
 use crate::steer::{Redirection, Steering, SteeringScope};
 use crate::sys::net::interfaces::Selection;
@@ -152,6 +153,7 @@ impl Subject {
         plan: &Plan,
         scope: Option<&Scope>,
         prepared: &mut PreparedInjection,
+        decisions: &Decisions,
     ) -> Result<Option<Steering>> {
         let rules = plan.relay_rules();
         let Some((_, first)) = rules.first() else {
@@ -178,7 +180,7 @@ impl Subject {
         let learned = prepared.learned_addresses()?;
         let namespace = self.namespace.as_ref();
         redirection
-            .steer(&rules, plan.seed, namespace, learned)
+            .steer(&rules, (plan.seed, decisions), namespace, learned)
             .await
             .map(Some)
     }

@@ -26,7 +26,8 @@ use crate::inject::names::LearnedAddresses;
 use crate::plan::stream::{self, RelayRule};
 use crate::relay::attributes::Probability;
 use crate::relay::{
-    Cut, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig, Transport,
+    Cut, Decisions, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig,
+    Transport,
 };
 use crate::rule::{Acts, Cidr, Direction, Fault, ResolvedTarget};
 use crate::sys::net::netlink::Netlink;
@@ -92,6 +93,8 @@ struct Shared {
     registered: Registered,
     redirected: Vec<RedirectedTarget>,
     rules: Vec<StreamRule>,
+    /// What becomes of the rules' decisions.
+    decisions: Decisions,
     /// The number of rules of each target that are in their windows.
     active: Mutex<Vec<u32>>,
     /// The hits of each rule in past windows.
@@ -190,7 +193,7 @@ impl Steering {
     async fn begin(
         redirection: &Redirection,
         rules: &[(usize, &RelayRule)],
-        seed: u64,
+        (seed, decisions): (u64, &Decisions),
         namespace: Option<&NetworkNamespace>,
         learned: Option<LearnedAddresses>,
     ) -> Result<Self> {
@@ -233,6 +236,7 @@ impl Steering {
             is_over: AtomicBool::new(false),
             redirected,
             rules,
+            decisions: decisions.clone(),
         });
         let mut timelines = Vec::new();
         for rule in 0..shared.rules.len() {
@@ -462,10 +466,11 @@ impl Shared {
     /// The toxics of a rule: one, or one per direction with shared random draws. None if the fault does not support the
     /// transport.
     fn toxics(&self, number: usize, transport: Transport) -> Result<Vec<ToxicConfig>> {
+        let StreamRule { index, rule, .. } = &self.rules[number];
         let RelayRule {
             resolved: rule,
             fault,
-        } = &self.rules[number].rule;
+        } = rule;
         if !self.rules[number].rule.acts_on(transport) {
             return Ok(Vec::new());
         }
@@ -488,6 +493,7 @@ impl Shared {
                 } else {
                     fault.clone()
                 },
+                decisions: self.decisions.of_rule(u32::try_from(index + 1)?),
             })
         };
         ways.iter().map(config).collect()

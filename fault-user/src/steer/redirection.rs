@@ -15,8 +15,8 @@ use crate::inject::injector::Marker;
 use crate::inject::names::LearnedAddresses;
 use crate::inject::services::{Room, Service, relay_mark};
 use crate::plan::stream::RelayRule;
-use crate::relay::Engine;
 use crate::relay::exchange::Exchange;
+use crate::relay::{Decisions, Engine};
 use crate::sys::process::netns::NetworkNamespace;
 
 /// Selects the connections and datagrams that are redirected.
@@ -83,7 +83,7 @@ impl Redirection {
     }
 
     /// Redirects connections and datagrams to relays that apply `rules`, each given with its index among all rules.
-    /// Rules without a start time are applied on return. `namespace` is that of the scope; `learned` has the addresses of
+    /// Rules without a start time are applied on return. `draws` is the seed, and what becomes of the decisions. `namespace` is that of the scope; `learned` has the addresses of
     /// the names that rules are aimed at.
     ///
     /// # Errors
@@ -91,11 +91,11 @@ impl Redirection {
     pub async fn steer(
         &self,
         rules: &[(usize, &RelayRule)],
-        seed: u64,
+        draws: (u64, &Decisions),
         namespace: Option<&NetworkNamespace>,
         learned: Option<LearnedAddresses>,
     ) -> Result<Steering> {
-        Steering::begin(self, rules, seed, namespace, learned).await
+        Steering::begin(self, rules, draws, namespace, learned).await
     }
 
     pub(super) fn hooks(&self) -> MutexGuard<'_, Hooks> {

@@ -1,11 +1,14 @@
 //! A run is written down, and done again exactly.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Output;
 
+use crate::support::echo::tcp_echo;
 use crate::support::place::{PATIENCE, enter_fresh, fault};
+use serde_json::Value;
 
 /// Sixty messages over one connection and twenty over as many.
 const SCRIPT: &str = "exec 3>/dev/udp/127.0.0.1/7000; \
@@ -67,6 +70,159 @@ fn replay_hits_the_same_packets_at_any_time() {
             let again = go(&["replay", "REPORT"], &report);
             assert_eq!(again.status.code(), Some(3), "{}", stderr_text(&again));
             assert_eq!(came(&receiver), expected, "{rule}");
+        }
+    }
+}
+
+/// As many connections as the first argument says, one after the other, of each a line: what came back of a message, which
+/// is sent in parts of as many bytes as the second argument says, with pauses of as long as the third.
+const CONNECTIONS: &str = r#"
+    message=$(printf '%0600d' 7)
+    for n in $(seq "$1"); do
+        if ! exec 3<>/dev/tcp/127.0.0.1/7000; then echo "$n refused"; continue; fi
+        for ((sent = 0; sent < 600; sent += $2)); do
+            printf %s "${message:$sent:$2}" >&3 2>/dev/null || break
+            sleep "$3"
+        done
+        came=
+        IFS= read -r -N 600 came <&3
+        echo "$n ${#came} $came"
+        exec 3>&-
+    done
+    true"#;
+
+/// A service that sends back what it gets, and the folder for reports.
+fn echo_at_7000() -> tempfile::TempDir {
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    tempfile::tempdir().unwrap()
+}
+
+/// Runs `fault` with these words and [`CONNECTIONS`] with these arguments. What the client has printed, and what `fault`.
+fn connect(words: &[&str], client: [&str; 3]) -> [String; 2] {
+    let mut command = fault();
+    command.args(words).args(["--", "bash", "-c", CONNECTIONS]);
+    let output = command.arg("client").args(client).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    [printed, stderr_text(&output)]
+}
+
+/// The decisions of a report, without their times.
+fn decisions(report: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(report.join("decisions.jsonl")).unwrap();
+    let lines = text.lines().map(|line| {
+        let mut decision: Value = serde_json::from_str(line).unwrap();
+        decision.as_object_mut().unwrap().remove("time_ns");
+        decision
+    });
+    lines.collect()
+}
+
+/// Changes the seed of a report.
+fn reseed(report: &Path) {
+    let path = report.join("report.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json["seed"] = (json["seed"].as_u64().unwrap() ^ 1).into();
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn replay_hits_the_same_connections_at_any_time_and_by_any_seed() {
+    let folder = echo_at_7000();
+    let (first, again) = (folder.path().join("first"), folder.path().join("again"));
+    for rule in [
+        "tcp:7000 reset_peer p=50%",
+        "tcp:7000 limit_data=100 dir=to-client p=40% conn=3..",
+        "tcp:7000 mix 30%:reset_peer 30%:limit_data=100",
+    ] {
+        let run = ["run", "-r", rule, "--report", first.to_str().unwrap()];
+        let [expected, _] = connect(&run, ["40", "600", "0"]);
+        let hit = expected.lines().filter(|line| !line.contains(" 600 "));
+        let hit = hit.count();
+        assert!((5..=35).contains(&hit), "{rule}: {expected}");
+        let recorded = decisions(&first);
+        let acts = recorded.iter().filter(|one| one.get("at").is_none());
+        let acts: BTreeSet<_> = acts.map(|one| one["connection"].as_u64()).collect();
+        assert_eq!(acts.len(), hit, "{rule}: {recorded:?}");
+        // The record decides, not the seed.
+        reseed(&first);
+        let replay = ["replay", first.to_str().unwrap(), "--report"];
+        let replay = [&replay[..], &[again.to_str().unwrap()]].concat();
+        for client in [["40", "600", "0"], ["40", "600", "0.002"]] {
+            let [printed, told] = connect(&replay, client);
+            assert_eq!(printed, expected, "{rule}: {told}");
+            assert!(!told.contains("not repeated"), "{told}");
+            assert_eq!(decisions(&again), recorded, "{rule}");
+        }
+    }
+}
+
+#[test]
+fn replay_draws_the_same_whatever_is_read_at_a_time() {
+    let folder = echo_at_7000();
+    let (first, again) = (folder.path().join("first"), folder.path().join("again"));
+    let drawn = |report: &Path| {
+        let mut drawn = decisions(report);
+        // The end of a connection, which has 600 bytes each way, may come after that of the run.
+        drawn.retain(|one| one.get("value").is_some() && one["at"] != 600);
+        drawn.sort_by_key(|one| {
+            let direction = one["direction"].to_string();
+            (one["connection"].as_u64(), direction, one["at"].as_u64())
+        });
+        drawn
+    };
+    let values = |drawn: &[Value]| {
+        let values = drawn.iter().map(|one| one["value"].as_u64().unwrap());
+        values.collect::<BTreeSet<_>>().len()
+    };
+    // Where a message begins does not depend on when it comes; where the parts of one begin does.
+    for (rule, parts, fewest) in [
+        ("tcp:7000 latency=2ms~2ms", "600", 60),
+        ("tcp:7000 slicer=50~30", "40", 10),
+    ] {
+        let run = ["run", "-r", rule, "--report", first.to_str().unwrap()];
+        connect(&run, ["40", "600", "0"]);
+        let expected = drawn(&first);
+        assert!(values(&expected) >= fewest, "{rule}");
+        let replay = ["replay", first.to_str().unwrap(), "--report"];
+        connect(
+            &[&replay[..], &[again.to_str().unwrap()]].concat(),
+            ["40", parts, "0.001"],
+        );
+        assert!(drawn(&again) == expected, "{rule}: other draws");
+    }
+}
+
+#[test]
+fn what_a_replay_does_not_repeat_is_said() {
+    let folder = echo_at_7000();
+    let report = folder.path().join("report");
+    let report = report.to_str().unwrap();
+    let rule = "tcp:7000 limit_data=100 dir=to-client every=2";
+    connect(&["run", "-r", rule, "--report", report], ["10", "600", "0"]);
+    for (connections, expected) in [
+        ("10", ""),
+        (
+            "5",
+            "3 of 5 recorded decisions were not repeated, because their connections did not come",
+        ),
+        (
+            "13",
+            "13 connections came, 10 in the recorded run: the rule does not act on those beyond",
+        ),
+    ] {
+        let [printed, told] = connect(&["replay", report], [connections, "600", "0"]);
+        let hit = printed.lines().filter(|line| !line.contains(" 600 "));
+        assert_eq!(
+            hit.count(),
+            if connections == "5" { 2 } else { 5 },
+            "{told}"
+        );
+        if expected.is_empty() {
+            assert!(!told.contains("warning"), "{told}");
+        } else {
+            assert!(told.contains(expected), "{told}");
         }
     }
 }

@@ -234,6 +234,7 @@ fn a_latency_in_the_next_test_is_the_sum_of_several() {
             latency: 60,
             jitter: 0,
         }),
+        decisions: fault_user::relay::Decisions::default(),
     };
     bed.run(bed.relay.add_toxic(config)).expect("new");
     let start = Instant::now();

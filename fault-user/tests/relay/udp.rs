@@ -329,6 +329,7 @@ fn a_fault_of_streams_is_refused() {
         filter: fault_user::relay::Filter::default(),
         datagrams: None,
         fault: fault_user::relay::Fault::of_kind("slicer").expect("a kind"),
+        decisions: fault_user::relay::Decisions::default(),
     };
     let error = bed
         .run(bed.relay.add_toxic(config))

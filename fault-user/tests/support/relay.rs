@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fault_user::relay::{
-    Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig, Transport,
-    Upstream,
+    Decisions, Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig,
+    Transport, Upstream,
 };
 use fault_user::rule::Asked;
 use serde_json::Value;
@@ -154,6 +154,7 @@ fn config(direction: Direction, kind: &str, attributes: &Value) -> ToxicConfig {
         filter: Filter::default(),
         datagrams: None,
         fault: fault.with_attributes(attributes).expect("valid attributes"),
+        decisions: Decisions::default(),
     }
 }
 

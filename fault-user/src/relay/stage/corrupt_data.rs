@@ -54,6 +54,7 @@ impl StreamFault for CorruptData {
             is_datagram: place.is_datagram,
             queue: Queue::default(),
             shared: Arc::clone(&place.shared),
+            notes: place.notes.clone(),
         }))
     }
 }
@@ -67,12 +68,14 @@ struct CorruptStage {
     is_datagram: bool,
     queue: Queue,
     shared: Arc<Shared>,
+    notes: Notes,
 }
 
 impl CorruptStage {
-    /// The changed bytes, if any changed; `first` is the ordinal of the first byte's draw, `offset` its offset.
-    fn corrupt(&self, data: &[u8], first: u64, offset: u64) -> Option<Bytes> {
-        let mut changed: Option<Vec<u8>> = None;
+    /// The changed bytes and the index of the first that changed, if any changed; `first` is the ordinal of the first byte's
+    /// draw, `offset` its offset.
+    fn corrupt(&self, data: &[u8], first: u64, offset: u64) -> Option<(usize, Bytes)> {
+        let mut changed: Option<(usize, Vec<u8>)> = None;
         let probability = self.attributes.probability.map_or(1.0, |share| share.0);
         let range = match self.attributes.offset {
             None => 0..data.len(),
@@ -87,11 +90,11 @@ impl CorruptStage {
             let draw = self.draws.at((first + index as u64) * 2);
             if unit(draw) < probability {
                 let kind = self.draws.at((first + index as u64) * 2 + 1);
-                let bytes = changed.get_or_insert_with(|| data.to_vec());
+                let (_, bytes) = changed.get_or_insert_with(|| (index, data.to_vec()));
                 bytes[index] = corrupted(data[index], self.attributes.mode, kind);
             }
         }
-        changed.map(Bytes::from)
+        changed.map(|(index, bytes)| (index, Bytes::from(bytes)))
     }
 }
 
@@ -115,14 +118,14 @@ impl Queued for CorruptStage {
         // An offset counts from the beginning of the stream or of each datagram.
         let offset = if self.is_datagram { 0 } else { self.passed };
         let changed = self.corrupt(&chunk.data, self.passed, offset);
+        let at = self.passed;
         self.passed += chunk.data.len() as u64;
-        if changed.is_some() {
-            self.shared.counters.hit();
-        }
-        Pop::Chunk(Chunk {
-            data: changed.unwrap_or(chunk.data),
-            ..chunk
-        })
+        let Some((index, data)) = changed else {
+            return Pop::Chunk(chunk);
+        };
+        self.shared.counters.hit();
+        self.notes.note(at + index as u64, None);
+        Pop::Chunk(Chunk { data, ..chunk })
     }
 
     fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {

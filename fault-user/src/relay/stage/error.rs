@@ -135,6 +135,7 @@ impl StreamFault for Error {
 mod tests {
     use serde_json::json;
 
+    use crate::relay::decisions::tests::{noted, repeating};
     use crate::relay::stage::testing::Bench;
 
     #[test]
@@ -145,6 +146,42 @@ mod tests {
         bench.push(0, "PING\r\n");
         assert_eq!(bench.pop(0), "<-LOADING later\r\n <-LOADING later\r\n");
         assert_eq!(bench.hits(), 2);
+    }
+
+    #[test]
+    fn a_status_is_recorded_whatever_is_read_at_a_time() {
+        let status: Vec<_> = (500..600).collect();
+        let attributes = json!({ "protocol": "http", "status": status });
+        let request = "GET / HTTP/1.1\r\n\r\n";
+        let drawn = |read: usize| {
+            let (notes, log) = repeating(&[]);
+            let mut bench = Bench::noting("error", &attributes, notes);
+            for at in (0..request.len()).step_by(read) {
+                bench.push(0, &request[at..(at + read).min(request.len())]);
+            }
+            bench.push(0, request);
+            noted(&log)
+        };
+        let whole = drawn(request.len());
+        assert_eq!((whole.len(), whole[0].0), (2, Some(1)));
+        assert_ne!(whole[0].1, whole[1].1);
+        assert_eq!(drawn(3), whole);
+    }
+
+    #[test]
+    fn what_is_drawn_depends_on_where_the_request_begins() {
+        let attributes = json!({ "protocol": "random", "size": 8 });
+        let last = |chunks: &[&str]| {
+            let mut bench = Bench::new("error", &attributes);
+            let replies = chunks.iter().map(|chunk| {
+                bench.push(0, chunk);
+                bench.pop(0)
+            });
+            replies.last()
+        };
+        let expected = last(&["abcdef", "g"]);
+        assert_eq!(last(&["abc", "def", "g"]), expected);
+        assert_ne!(last(&["abcde", "g"]), expected);
     }
 
     #[test]

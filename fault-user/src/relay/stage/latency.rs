@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::prelude::*;
 use crate::relay::budget::Pieces;
+use crate::relay::random::unit;
 
 attributes! {
     /// Holds every chunk for `latency` ± a uniform `jitter` from its arrival; the order is kept.
@@ -41,12 +42,14 @@ impl StreamFault for Latency {
             latency: milliseconds(self.latency),
             jitter: milliseconds(self.jitter),
             draws: Draws::new(place.key),
+            passed: 0,
             flights: VecDeque::new(),
             bytes: 0,
             pieces: Pieces::default(),
             last_due: None,
             ended: false,
             shared: Arc::clone(&place.shared),
+            notes: place.notes.clone(),
         }))
     }
 }
@@ -69,27 +72,36 @@ struct LatencyStage {
     latency: Duration,
     jitter: Duration,
     draws: Draws,
+    /// Bytes that came before.
+    passed: u64,
     flights: VecDeque<Flight>,
     bytes: usize,
     pieces: Pieces,
     last_due: Option<Instant>,
     ended: bool,
     shared: Arc<Shared>,
+    notes: Notes,
 }
 
 impl LatencyStage {
-    fn due(&self, at: Instant, unit: f64) -> Instant {
+    fn delay(&self, unit: f64) -> Duration {
         let spread = self.jitter.mul_f64(unit * 2.0);
-        let delay = (self.latency + spread).saturating_sub(self.jitter);
-        let due = at + delay;
+        (self.latency + spread).saturating_sub(self.jitter)
+    }
+
+    fn due(&self, at: Instant, unit: f64) -> Instant {
+        let due = at + self.delay(unit);
         self.last_due.map_or(due, |last| due.max(last))
     }
 
+    /// The draw depends on where in the stream the chunk begins, not on how many chunks came before.
     fn add(&mut self, at: Instant, load: Result<Chunk, End>) {
         let unit = if self.jitter.is_zero() {
             0.5
         } else {
-            self.draws.unit()
+            let unit = unit(self.draws.at(self.passed));
+            self.notes.note_time(self.passed, self.delay(unit));
+            unit
         };
         let due = self.due(at, unit);
         self.last_due = Some(due);
@@ -115,9 +127,11 @@ impl Stage for LatencyStage {
 
     fn push(&mut self, chunk: Chunk) {
         self.shared.counters.hit();
-        self.bytes += chunk.data.len();
+        let size = chunk.data.len();
+        self.bytes += size;
         self.pieces.add();
         self.add(chunk.at, Ok(chunk));
+        self.passed += size as u64;
     }
 
     fn end(&mut self, end: End, at: Instant) {
@@ -185,6 +199,7 @@ impl Stage for LatencyStage {
 mod tests {
     use serde_json::json;
 
+    use crate::relay::decisions::tests::{noted, repeating};
     use crate::relay::stage::testing::Bench;
 
     #[test]
@@ -208,6 +223,23 @@ mod tests {
         }
         assert!(bench.pop(49).starts_with('@'));
         assert_eq!(bench.pop(150), text.join(" "));
+    }
+
+    #[test]
+    fn a_jitter_depends_on_where_in_the_stream_a_chunk_begins() {
+        let attributes = json!({ "latency": 1000, "jitter": 900 });
+        let drawn = |chunks: &[&str]| {
+            let (notes, log) = repeating(&[]);
+            let mut bench = Bench::noting("latency", &attributes, notes);
+            for chunk in chunks {
+                bench.push(0, chunk);
+            }
+            noted(&log)
+        };
+        let (whole, cut) = (drawn(&["abc", "d"]), drawn(&["ab", "c", "d"]));
+        assert_eq!([whole[0], whole[1]], [cut[0], cut[2]]);
+        assert_ne!(cut[0].1, cut[1].1);
+        assert_eq!(cut[1].0, Some(2));
     }
 
     #[test]

@@ -53,14 +53,18 @@ impl StreamFault for Lifetime {
     }
 
     fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
-        Some(Box::new(LifetimeStage {
+        let stage = LifetimeStage {
             attributes: self.clone(),
             unit: Draws::new(place.key).unit(),
             opened: place.opened,
             first_data: None,
             queue: Queue::default(),
             shared: Arc::clone(&place.shared),
-        }))
+        };
+        if self.jitter > 0 {
+            place.notes.note_time(0, stage.time());
+        }
+        Some(Box::new(stage))
     }
 }
 
@@ -76,14 +80,19 @@ struct LifetimeStage {
 }
 
 impl LifetimeStage {
+    /// From what starts the timer to its end.
+    fn time(&self) -> Duration {
+        let jitter = milliseconds(self.attributes.jitter);
+        let time = milliseconds(self.attributes.time) + jitter.mul_f64(self.unit * 2.0);
+        time.saturating_sub(jitter)
+    }
+
     fn deadline(&self) -> Option<Instant> {
         let start = match self.attributes.from {
             LifetimeFrom::Connect => Some(self.opened),
             LifetimeFrom::FirstData => self.first_data,
         };
-        let jitter = milliseconds(self.attributes.jitter);
-        let time = milliseconds(self.attributes.time) + jitter.mul_f64(self.unit * 2.0);
-        start.map(|start| start + time.saturating_sub(jitter))
+        start.map(|start| start + self.time())
     }
 }
 

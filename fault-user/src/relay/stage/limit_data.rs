@@ -42,14 +42,23 @@ impl StreamFault for LimitData {
     }
 
     fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+        // What is shared is used up by whichever connections are faster: each is repeated by itself.
+        let limit = match place.notes.recorded_places() {
+            Some(places) if self.is_shared() && !place.is_datagram => Self {
+                bytes: places.last().map_or(i64::MAX, |at| whole(*at)),
+                ..Self::default()
+            },
+            _ => self.clone(),
+        };
         Some(Box::new(LimitDataStage {
-            limit: self.clone(),
+            limit,
             is_datagram: place.is_datagram,
             passed: 0,
             closings: place.shared.closings.load(Ordering::Relaxed),
             queue: Queue::default(),
             closed: false,
             shared: Arc::clone(&place.shared),
+            notes: place.notes.clone(),
         }))
     }
 }
@@ -75,6 +84,7 @@ struct LimitDataStage {
     queue: Queue,
     closed: bool,
     shared: Arc<Shared>,
+    notes: Notes,
 }
 
 impl LimitDataStage {
@@ -147,6 +157,7 @@ impl LimitDataStage {
         self.closed = true;
         self.queue.clear();
         self.shared.counters.hit();
+        self.notes.note(self.passed, None);
         Pop::End(End::Close(CloseMode::Fin), at)
     }
 }
@@ -219,6 +230,7 @@ impl Queued for LimitDataStage {
 mod tests {
     use serde_json::json;
 
+    use crate::relay::decisions::tests::{noted, repeating};
     use crate::relay::stage::testing::Bench;
 
     #[test]
@@ -238,6 +250,20 @@ mod tests {
         let mut bench = Bench::new("limit_data", &json!({ "bytes": 3, "shared": true }));
         bench.push(0, "abc");
         assert_eq!(bench.pop(0), "abc| +close-fin");
+    }
+
+    #[test]
+    fn a_shared_limit_is_repeated_connection_by_connection() {
+        let attributes = json!({ "bytes": 3, "shared": true });
+        let (notes, log) = repeating(&[5]);
+        let mut bench = Bench::noting("limit_data", &attributes, notes);
+        bench.push(0, "abcdefgh");
+        assert_eq!(bench.pop(0), "abcde +close-fin");
+        assert_eq!(noted(&log), [(Some(5), None)]);
+        let (notes, _) = repeating(&[]);
+        let mut bench = Bench::noting("limit_data", &attributes, notes);
+        bench.push(0, "abcdefgh");
+        assert_eq!(bench.pop(0), "abcdefgh", "it was not closed");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::attributes::{CloseMode, Help};
 use super::budget::PIECE_COST;
+use super::decisions::Notes;
 use super::handling::Handling;
 use super::packets::Carrier;
 use super::shared::Shared;
@@ -31,6 +32,7 @@ mod prelude {
         CloseMode, Help, Probability, Protocol, attributes, is_default, milliseconds, one_or_many,
         whole, whole_milliseconds,
     };
+    pub(super) use crate::relay::decisions::Notes;
     pub(super) use crate::relay::random::Draws;
     pub(super) use crate::relay::shared::Shared;
     pub(super) use crate::rule;
@@ -407,6 +409,7 @@ pub(crate) struct Place {
     pub(crate) is_datagram: bool,
     pub(crate) shared: Arc<Shared>,
     pub(crate) trouble: Arc<Trouble>,
+    pub(crate) notes: Notes,
 }
 
 /// Stages alone, on a clock that is only what a test says.
@@ -430,15 +433,20 @@ pub(crate) mod testing {
     impl Bench {
         /// The stage of a toxic on a new connection.
         pub(crate) fn new(kind: &str, attributes: &Value) -> Self {
-            Self::at(kind, attributes, false)
+            Self::noting(kind, attributes, Notes::unkept())
         }
 
         /// The stage of a toxic on datagrams.
         pub(crate) fn datagrams(kind: &str, attributes: &Value) -> Self {
-            Self::at(kind, attributes, true)
+            Self::at(kind, attributes, (true, Notes::unkept()))
         }
 
-        fn at(kind: &str, attributes: &Value, is_datagram: bool) -> Self {
+        /// The stage of a toxic on a new connection whose decisions are kept.
+        pub(crate) fn noting(kind: &str, attributes: &Value, notes: Notes) -> Self {
+            Self::at(kind, attributes, (false, notes))
+        }
+
+        fn at(kind: &str, attributes: &Value, (is_datagram, notes): (bool, Notes)) -> Self {
             let fault = Fault::of_kind(kind).expect("a kind");
             let fault = fault.with_attributes(attributes).expect("valid attributes");
             let start = Instant::now();
@@ -451,6 +459,7 @@ pub(crate) mod testing {
                 is_datagram,
                 shared: Arc::clone(&shared),
                 trouble: Arc::default(),
+                notes,
             };
             Self {
                 stage: fault.stage(&place).expect("a stage"),

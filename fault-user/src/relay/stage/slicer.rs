@@ -39,23 +39,33 @@ impl StreamFault for Slicer {
         Some(Box::new(SlicerStage {
             attributes: self.clone(),
             draws: Draws::new(place.key),
+            passed: 0,
+            left: 0,
             queue: Queue::default(),
             next_at: None,
             shared: Arc::clone(&place.shared),
+            notes: place.notes.clone(),
         }))
     }
 }
 
-/// Cuts the stream into pieces, with a pause after each.
+/// Cuts the stream into pieces, with a pause after each. Where the cuts are depends on the draws alone, not on what was
+/// read at a time.
 struct SlicerStage {
     attributes: Slicer,
     draws: Draws,
+    /// Bytes that went on.
+    passed: u64,
+    /// Bytes to the next cut; 0 right behind one.
+    left: usize,
     queue: Queue,
     next_at: Option<Instant>,
     shared: Arc<Shared>,
+    notes: Notes,
 }
 
 impl SlicerStage {
+    /// The size of the next piece.
     fn piece(&mut self) -> usize {
         let average = self.attributes.average_size.max(0).unsigned_abs();
         if average == 0 {
@@ -65,8 +75,11 @@ impl SlicerStage {
         let variation = self.attributes.size_variation.max(0).unsigned_abs();
         let variation = variation.min(average);
         let spread = variation.saturating_mul(2).saturating_add(1);
-        let size = average - variation + self.draws.below(spread);
-        usize::try_from(size).unwrap_or(usize::MAX).max(1)
+        let size = (average - variation + self.draws.below(spread)).max(1);
+        if variation > 0 {
+            self.notes.note(self.passed, Some(size));
+        }
+        usize::try_from(size).unwrap_or(usize::MAX)
     }
 }
 
@@ -83,18 +96,24 @@ impl Queued for SlicerStage {
         if let Some(at) = self.next_at.filter(|at| *at > now) {
             return Pop::Wait(Some(at));
         }
-        let size = self.piece();
+        if self.left == 0 {
+            self.left = self.piece();
+        }
         self.next_at = Some(now + microseconds(self.attributes.delay));
         self.shared.counters.hit();
-        self.queue.cut(size).map_or(Pop::Wait(None), |chunk| {
-            Pop::Chunk(Chunk { at: now, ..chunk })
-        })
+        let Some(chunk) = self.queue.cut(self.left) else {
+            return Pop::Wait(None);
+        };
+        self.left -= chunk.data.len();
+        self.passed += chunk.data.len() as u64;
+        Pop::Chunk(Chunk { at: now, ..chunk })
     }
 
     fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {
         if let Some(attributes) = fault.of::<Slicer>() {
             self.attributes = attributes.clone();
             self.next_at = None;
+            self.left = 0;
         }
     }
 }
@@ -103,6 +122,7 @@ impl Queued for SlicerStage {
 mod tests {
     use serde_json::json;
 
+    use crate::relay::decisions::tests::{noted, repeating};
     use crate::relay::stage::testing::Bench;
 
     #[test]
@@ -125,6 +145,23 @@ mod tests {
         sizes.pop();
         assert!(sizes.iter().all(|size| (2..=8).contains(size)), "{sizes:?}");
         assert!(sizes.contains(&2) && sizes.contains(&8), "{sizes:?}");
+    }
+
+    #[test]
+    fn the_cuts_do_not_depend_on_what_is_read_at_a_time() {
+        let attributes = json!({ "average_size": 50, "size_variation": 40 });
+        let drawn = |read: usize| {
+            let (notes, log) = repeating(&[]);
+            let mut bench = Bench::noting("slicer", &attributes, notes);
+            for _ in (0..6000).step_by(read) {
+                bench.push(0, &"x".repeat(read));
+                bench.pop(0);
+            }
+            noted(&log)
+        };
+        let whole = drawn(6000);
+        assert!(whole.len() > 60, "{whole:?}");
+        assert_eq!(drawn(40), whole);
     }
 
     #[test]

@@ -103,6 +103,7 @@ impl StreamFault for Transient {
 mod tests {
     use serde_json::json;
 
+    use crate::relay::decisions::tests::{noted, repeating};
     use crate::relay::stage::testing::Bench;
 
     #[test]
@@ -113,6 +114,19 @@ mod tests {
         bench.push(0, "PING\r\n");
         assert_eq!(bench.pop(0), "<-ERR once\r\n PING\r\n");
         assert_eq!(bench.hits(), 1);
+    }
+
+    #[test]
+    fn the_requests_that_were_answered_are_answered_again() {
+        let attributes = json!({ "count": 9, "protocol": "redis", "message": "ERR once" });
+        let (notes, log) = repeating(&[1, 2]);
+        let mut bench = Bench::noting("transient", &attributes, notes);
+        for _ in 0..4 {
+            bench.push(0, "PING\r\n");
+        }
+        let (answer, request) = ("<-ERR once\r\n", "PING\r\n");
+        assert_eq!(bench.pop(0), [answer, answer, request, request].join(" "));
+        assert_eq!(noted(&log), [(Some(1), None), (Some(2), None)]);
     }
 
     #[test]
