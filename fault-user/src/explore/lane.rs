@@ -166,6 +166,7 @@ impl<'a> Lane<'a> {
         let plan = plan(rules, scope.as_ref(), idle.mechanism, idle.seed)?;
         let injection_options = InjectionOptions {
             live: true,
+            divides: true,
             events: true,
             ..options.injection_options()
         };
