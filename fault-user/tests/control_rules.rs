@@ -148,6 +148,29 @@ fn rules_go_on_to_an_interface_that_appears() {
     assert_eq!(dial(address), Ok(()));
 }
 
+/// Super-packets are divided by a device, which is there from the first rule on that may need it.
+#[test]
+fn what_divides_comes_with_a_rule_that_divides() {
+    enter_fresh();
+    let daemon = Daemon::start();
+    let has_device = || {
+        let links = fault_user::sys::net::interfaces::list().unwrap();
+        links.iter().any(|link| link.name.starts_with("fault-"))
+    };
+    let echo = echo_server();
+    add(&daemon, &json!(format!("tcp:{} reject", echo.port())));
+    assert!(!has_device(), "it loses every packet");
+    add(&daemon, &json!("tcp:1 drop every=3"));
+    assert!(has_device());
+    assert_eq!(
+        dial(echo),
+        Err(ErrorKind::ConnectionRefused),
+        "the first rule stays"
+    );
+    assert_eq!(daemon.call("DELETE", "/v1/rules", "").0, 204);
+    wait_for(|| !has_device(), "the device to be removed");
+}
+
 #[test]
 fn a_mistake_changes_nothing_and_is_pointed_at() {
     enter_fresh();
