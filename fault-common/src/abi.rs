@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 16;
+pub const ABI_VERSION: u32 = 17;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -1073,6 +1073,8 @@ pub enum Counter {
     EchoForgotten,
     /// No packet: a [`Trace`] for which the ring buffer had no room.
     TraceLost,
+    /// A super-packet that was judged as one packet, because nothing came back from the device that divides them.
+    Undivided,
     /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,
     /// because there were too many.
     Forgotten,

@@ -130,7 +130,9 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         match C::meet_super(skb.raw(), ingress) {
             split::PASSES => return Ok(NEXT),
             split::DIVIDES => {
-                if let Ok(action) = split::divide(skb, control) {
+                // SAFETY: as above.
+                let scratch = unsafe { &mut *shared };
+                if let Ok(action) = split::divide(skb, control, scratch) {
                     return Ok(action);
                 }
             }

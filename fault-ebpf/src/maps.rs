@@ -418,6 +418,8 @@ pub struct Scratch {
     pub foreseen_packets: [u64; MATCHES_MAX],
     /// How many rules' packet ordinals have been taken.
     pub taken: u32,
+    /// How many super-packets this processor has wanted to divide since a part of one came back: see `split`.
+    pub undivided: u32,
     /// Where the transport checksum of the packet is; 0 where there is none.
     pub checksum_offset: u32,
     /// What is told about the packet where [`TRACE`] is 1.

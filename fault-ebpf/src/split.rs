@@ -310,13 +310,24 @@ fn foresee_one(scratch: &mut Scratch, index: u32) -> u32 {
     u32::from(fired.is_none() && verdict.holding == 0)
 }
 
-/// Sends the super-packet to where it is divided. An error where there is no such device: then it is judged as a whole.
+/// Sends the super-packet to where it is divided. An error where there is no such device, or nothing comes back from it:
+/// then it is judged as a whole.
 #[inline(always)]
 pub fn divide<const EGRESS: bool, const LINK: u32>(
     skb: Skb<EGRESS, LINK>,
     control: &Control,
+    scratch: &mut Scratch,
 ) -> Result<i32, ()> {
     if control.divider == 0 || !skb.has_device(control.divider) {
+        return Err(());
+    }
+    let undivided = scratch.undivided;
+    scratch.undivided = undivided.wrapping_add(1);
+    // The parts come back before the next packet of this processor, unless the device is down or about to disappear. Then
+    // what is sent there is lost, so it is tried ever more rarely: the first time and after 1, 2, 4, 8, …
+    if undivided & undivided.wrapping_sub(1) != 0 {
+        // Policy: it is judged as one packet.
+        count(Counter::Undivided);
         return Err(());
     }
     skb.push_link_header()?;
@@ -331,5 +342,9 @@ pub fn send_back(skb: Skb<true, 14>) -> i32 {
         // Policy: what the stack itself sends this way is nobody's.
         return NEXT;
     };
+    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+        // SAFETY: see `Scratch`.
+        unsafe { (*scratch).undivided = 0 };
+    }
     Skb::<true, 14>::redirect(interface, u64::from(ingress))
 }

@@ -397,14 +397,20 @@ fn stripped(object: &[u8]) -> Result<Vec<u8>> {
 /// The header is `struct btf_ext_header` in the kernel's `tools/lib/bpf/libbpf_internal.h`.
 fn without_lines(data: &[u8]) -> Result<Vec<u8>> {
     const HEADER_SIZE: usize = 4;
+    /// With the offset of the records of CO-RE, which the oldest kernels' headers lack.
+    const HEADER_BYTES: usize = 32;
     const OFFSETS: [usize; 3] = [8, 16, 24];
     const LINES: usize = 16;
     let word = |at: usize| -> Result<usize> {
         let bytes = data.get(at..at + 4).context("a .BTF.ext that is cut off")?;
         Ok(u32::from_le_bytes(bytes.try_into()?) as usize)
     };
+    let header = word(HEADER_SIZE)?;
+    if header < HEADER_BYTES {
+        bail!("a .BTF.ext with a header of {header} bytes: expected at least {HEADER_BYTES}");
+    }
     let (first, count) = (word(LINES)?, word(LINES + 4)?);
-    let begin = word(HEADER_SIZE)? + first;
+    let begin = header + first;
     let mut rest = data.to_vec();
     if begin + count > rest.len() {
         bail!("a .BTF.ext whose lines are cut off");
@@ -488,4 +494,39 @@ fn collect_files(folder: &Path, files: &mut BTreeSet<PathBuf>) -> Result<()> {
 /// The SHA-256 of these bytes, in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_lines;
+
+    /// A header of so many bytes, then functions `f`, lines `l` and CO-RE records `c`, four bytes each.
+    fn section(header: u32) -> Vec<u8> {
+        let words = [0x0001_eb9f, header, 0, 4, 4, 4, 8, 4];
+        let mut bytes: Vec<u8> = words
+            .iter()
+            .flat_map(|word: &u32| word.to_le_bytes())
+            .collect();
+        bytes.truncate(header as usize);
+        bytes.extend(b"ffffllllcccc");
+        bytes
+    }
+
+    #[test]
+    fn lines_go_and_what_is_behind_them_moves() {
+        let rest = without_lines(&section(32)).unwrap();
+        assert_eq!(&rest[32..], b"ffffcccc");
+        let words: Vec<_> = rest[8..32].chunks(4).map(|word| word[0]).collect();
+        assert_eq!(words, [0, 4, 4, 0, 4, 4]);
+    }
+
+    #[test]
+    fn a_header_without_the_records_of_core_is_an_error() {
+        let error = without_lines(&section(24)).unwrap_err().to_string();
+        assert!(error.contains("header of 24 bytes"), "{error}");
+        assert!(
+            without_lines(&section(32)[..36]).is_err(),
+            "lines that are cut off"
+        );
+    }
 }

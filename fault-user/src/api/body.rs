@@ -9,7 +9,7 @@ use serde_json::json;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::rule::Rule;
+use crate::rule::{Rule, scenario};
 
 /// Maximum size of a body in bytes.
 pub(crate) const LIMIT: usize = 2 << 20;
@@ -186,6 +186,6 @@ pub(super) fn number(value: f64) -> Value {
 /// 400.
 pub(super) fn read_rule(value: Value) -> Result<Rule, ApiError> {
     let listed = value.get("rule").filter(|rule| rule.is_string()).cloned();
-    let read = serde_json::from_value(listed.unwrap_or(value));
+    let read = scenario::read_rule(&listed.unwrap_or(value));
     read.map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.to_string()))
 }

@@ -15,7 +15,7 @@ use crate::session::standing::RulesError;
 pub struct ApiError {
     /// The HTTP status.
     pub status: StatusCode,
-    /// One line.
+    /// One line, or a rule with a caret under the mistake and a line of help.
     pub message: String,
 }
 

@@ -449,7 +449,9 @@ pub fn events(target: &Target) -> anyhow::Result<()> {
         let mut answer = send(target, Method::GET, "/v1/events", None).await?;
         let mut pending = String::new();
         while let Some(frame) = answer.frame().await {
-            let frame = frame.context("the daemon has ended")?;
+            let Ok(frame) = frame else {
+                bail!("the daemon has ended");
+            };
             pending += &String::from_utf8_lossy(frame.data_ref().unwrap_or(&Bytes::new()));
             while let Some(end) = pending.find('\n') {
                 let line: String = pending.drain(..=end).collect();
@@ -539,19 +541,22 @@ async fn send(
     body: Option<&Value>,
 ) -> anyhow::Result<Incoming> {
     let (url, password) = split_password(target.url.trim_end_matches('/'));
-    let hint = || {
-        format!(
-            "no daemon answers at {url}: start `fault daemon`, or give its address with --url or TOXIPROXY_URL"
+    let unreached = |error: std::io::Error| {
+        // The name of an error is enough, without its number.
+        let why = error.to_string();
+        let why = why.split(" (os error").next().unwrap_or_default();
+        anyhow!(
+            "no daemon answers at {url}: {why}\nhelp: start `fault daemon`, or give its address with --url or TOXIPROXY_URL"
         )
     };
     let (mut sender, host) = if let Some(path) = url.strip_prefix("unix:") {
-        let stream = UnixStream::connect(path).await.with_context(hint)?;
+        let stream = UnixStream::connect(path).await.map_err(unreached)?;
         (
             handshake(TokioIo::new(stream)).await?,
             "localhost".to_owned(),
         )
     } else {
-        let stream = TcpStream::connect(url).await.with_context(hint)?;
+        let stream = TcpStream::connect(url).await.map_err(unreached)?;
         (handshake(TokioIo::new(stream)).await?, url.to_owned())
     };
     let mut request = Request::builder()
@@ -581,6 +586,9 @@ async fn send(
         .and_then(|body| body["error"].as_str().map(str::to_owned));
     let message =
         message.unwrap_or_else(|| format!("{status} {}", String::from_utf8_lossy(&bytes).trim()));
+    if message.contains("\nhelp: ") {
+        bail!("the daemon rejected the request: {message}");
+    }
     let error = RuleError::of_line(String::new(), &message);
     bail!("the daemon rejected the request: {error}")
 }

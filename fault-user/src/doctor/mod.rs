@@ -126,7 +126,7 @@ impl Verdict {
                 level = Level::Limited;
                 parts.push(if cgroup.tried {
                     format!(
-                        "`fault run` can't limit rules to a command ({}): use --scope host, or `fault inject`",
+                        "`fault run` can't limit rules to a command: {}, or use --scope host or `fault inject`",
                         cgroup.detail
                     )
                 } else {
@@ -238,10 +238,8 @@ fn system_checks(rights: &Rights) -> Vec<Check> {
     };
     // A mount that is writable may still reject it.
     let cgroup = Hierarchy::find().and_then(|found| {
-        let path = found.path().display().to_string();
-        anyhow::ensure!(found.is_writable(), "{path} is mounted read-only");
         CommandCgroup::create(&found, Leftovers::Release)?.finish()?;
-        Ok(path)
+        Ok(found.path().display().to_string())
     });
     let blocked = bpf::load(bpf::program_type::SCHED_CLS, 0, -1)
         .map(|_| "programs load".to_owned())
@@ -262,8 +260,7 @@ fn system_checks(rights: &Rights) -> Vec<Check> {
         Check::new(
             name::CGROUP,
             cgroup,
-            "mount cgroup2 so that it can be written (mount -t cgroup2 none /sys/fs/cgroup, or mount -o remount,rw \
-             /sys/fs/cgroup), or use --scope host",
+            "rules for the whole host (--scope host) do without",
         ),
         Check::new(
             "namespaces",

@@ -171,6 +171,7 @@ impl<'a> Lane<'a> {
         let log = Arc::<DecisionLog>::default();
         let injection_options = InjectionOptions {
             live: true,
+            divides: true,
             events: true,
             streams: Decisions {
                 log: Some(Arc::clone(&log)),

@@ -461,11 +461,13 @@ impl Explore {
                 matrix::seconds(baseline.took)
             );
         }
-        tell!(
-            "fault: without faults it takes {} and talks to:\n{}",
-            matrix::seconds(baseline.took),
-            matrix::dependencies(&baseline.found).trim_end()
-        );
+        let talks_to = matrix::dependencies(&baseline.found);
+        let talks_to = match talks_to.trim_end() {
+            "" => " nothing".to_owned(),
+            list => format!(":\n{list}"),
+        };
+        let took = matrix::seconds(baseline.took);
+        tell!("fault: without faults it takes {took} and talks to{talks_to}");
         let is_service = lanes[0].service().is_some();
         if baseline.found.dependencies.is_empty() {
             let who = if is_service { "service" } else { "command" };

@@ -541,7 +541,7 @@ impl CellReport {
             let rule = text.parse::<Rule>();
             let windows = rule.iter().flat_map(|rule| {
                 let windows = windows(&rule.modifiers, length_us.saturating_mul(1000));
-                windows.collect::<Vec<_>>()
+                windows.take(MOST).collect::<Vec<_>>()
             });
             let ms = |ns: u64| Duration::from_nanos(ns).as_secs_f64() * 1e3;
             let spans = windows.map(|(from, to)| Span {
@@ -672,9 +672,11 @@ impl CellReport {
     }
 }
 
+/// So many connections, or windows of a fault, are in a line at most.
+const MOST: usize = 200;
+
 /// The connections of a run to each dependency. Of a storm only the first ones are listed.
 fn timeline(dependencies: &[Dependency], watched: &[Vec<Connect>]) -> Vec<TimelineReport> {
-    const MOST: usize = 200;
     let all = dependencies.iter().zip(watched);
     let timeline = all.map(|(one, connects)| TimelineReport {
         target: one.target.clone(),

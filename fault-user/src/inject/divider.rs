@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use crate::sys::net::interfaces::{self, Interface};
 use crate::sys::net::macvlan::add_macvlan;
-use crate::sys::net::own_links::link_name;
+use crate::sys::net::own_links::{link_name, remove_link};
 use crate::sys::net::qdisc::add_veth;
 use crate::sys::net::tap::{Tap, be_quiet};
 use crate::undo::change::SystemChange;
@@ -35,28 +35,42 @@ impl Divider {
         number: u32,
         record: impl FnOnce(SystemChange) -> Result<()>,
     ) -> Result<Self> {
-        let [name, far_name, end_name] =
-            ["d", "e", "f"].map(|end| format!("{}{end}", link_name(number)));
-        let tap = match Tap::create(&far_name, "dividing super-packets") {
+        let names = ["d", "e", "f"].map(|end| format!("{}{end}", link_name(number)));
+        let [_, far_name, _] = &names;
+        let created = Self::create_as(&names, record);
+        if created.is_err()
+            && let Some(pair) = (interfaces::list()?.iter())
+                .find(|one| one.name == *far_name && one.kind.as_deref() == Some("veth"))
+        {
+            remove_link(pair)?;
+        }
+        created
+    }
+
+    fn create_as(
+        [name, far_name, end_name]: &[String; 3],
+        record: impl FnOnce(SystemChange) -> Result<()>,
+    ) -> Result<Self> {
+        let tap = match Tap::create(far_name, "dividing super-packets") {
             Ok(tap) => Some(tap),
             Err(error) => {
                 let name = far_name.clone();
                 record(SystemChange::Link { name })?;
-                add_veth(&far_name, &end_name).with_context(|| format!("{error:#}"))?;
-                be_quiet(&far_name);
-                be_quiet(&end_name);
+                add_veth(far_name, end_name).with_context(|| format!("{error:#}"))?;
+                be_quiet(far_name);
+                be_quiet(end_name);
                 None
             }
         };
-        add_macvlan(&name, nix::net::if_::if_nametoindex(far_name.as_str())?)?;
+        add_macvlan(name, nix::net::if_::if_nametoindex(far_name.as_str())?)?;
         let all = interfaces::list()?;
         let find = |name: &str| {
             let found = all.iter().find(|one| one.name == name);
             found.context("the device has disappeared")
         };
         Ok(Self {
-            index: find(&name)?.index,
-            far: find(&far_name)?.clone(),
+            index: find(name)?.index,
+            far: find(far_name)?.clone(),
             _tap: tap,
         })
     }

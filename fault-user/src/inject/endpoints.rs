@@ -2,10 +2,11 @@
 //! never matched.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::{CgroupSock, CgroupSockAddr};
@@ -91,7 +92,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> 
 }
 
 /// Reads the counters. `netns` is the cookie of the rules' network namespace, or 0 if unknown; `only_here` leaves out
-/// other namespaces.
+/// other namespaces, and what is bound to ports of the kernel's choice.
 ///
 /// # Errors
 /// A map can't be accessed.
@@ -111,14 +112,29 @@ pub(super) fn read(ebpf: &Ebpf, netns: u64, only_here: bool) -> Result<Endpoints
             first("UNIX_CONNECTS")?
         },
     };
+    let ephemeral = ephemeral_ports()?;
     for entry in &known {
         let (key, times) = entry?;
+        // Of a whole host, sockets at a port of the kernel's choice are no services. Many of them are `fault`'s own.
+        let is_left_out =
+            |one: &Endpoint| one.is_elsewhere || one.is_bound && ephemeral.contains(&one.port);
         let one = Endpoint::of(&key, times, netns);
         endpoints
             .known
-            .extend(one.filter(|one| !(only_here && one.is_elsewhere)));
+            .extend(one.filter(|one| !(only_here && is_left_out(one))));
     }
     Ok(endpoints)
+}
+
+/// The ports that the kernel chooses from.
+fn ephemeral_ports() -> Result<RangeInclusive<u16>> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+        .context("can't read which ports the kernel chooses from")?;
+    let ends: Vec<_> = text.split_whitespace().map(str::parse).collect();
+    match ends.as_slice() {
+        [Ok(first), Ok(last)] => Ok(*first..=*last),
+        _ => bail!("/proc/sys/net/ipv4/ip_local_port_range is not two ports: {text}"),
+    }
 }
 
 fn map<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Map> {

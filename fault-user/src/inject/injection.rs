@@ -22,6 +22,7 @@ use crate::inject::reach::{IngressMechanism, InterfaceSet};
 use crate::inject::records::Events;
 use crate::inject::tracer::Tracer;
 use crate::inject::xdp::Mode;
+use crate::plan::needs::Needs;
 use crate::plan::tables::{PacketRule, Scope, compile};
 use crate::plan::{Plan, PlannedRule};
 use crate::relay::Decisions;
@@ -30,9 +31,10 @@ use crate::sys::clock::monotonic_ns;
 use crate::sys::net::interfaces::{Selection, list_by};
 use crate::sys::process::cgroup::Cgroup;
 use crate::sys::process::proc::{open_pidfd, open_sockets, take_descriptor};
-use crate::tell::step;
+use crate::tell::{step, tell};
 
 /// The options of an injection.
+#[expect(clippy::struct_excessive_bools, reason = "each says something else")]
 #[derive(Clone, Debug, Default)]
 pub struct InjectionOptions {
     /// Report decisions that fire as events.
@@ -41,6 +43,8 @@ pub struct InjectionOptions {
     pub trace: bool,
     /// The rules may be replaced: the maps and programs support further rules with other faults.
     pub live: bool,
+    /// Later rules may divide super-packets: the device for that is created even if the first rules need none.
+    pub divides: bool,
     /// Replay these decisions instead of making new ones.
     pub replay: Option<Arc<[(DecisionKey, u64)]>>,
     /// What becomes of the decisions of stream rules.
@@ -264,7 +268,14 @@ impl PreparedInjection {
     /// Uses these rules from now on.
     fn install(&mut self, entries: &[PacketRule], epoch_ns: u64) -> Result<()> {
         let tables = compile(entries, self.scope.as_ref())?;
-        self.reach().injector.install(&tables, epoch_ns)?;
+        let mut reach = self.reach();
+        reach.injector.install(&tables, epoch_ns)?;
+        if Needs::of(entries).divides()
+            && let Some(why) = reach.undivided.take()
+        {
+            tell!("fault: super-packets are treated as one packet each: {why:#}");
+        }
+        drop(reach);
         self.names = tables.named();
         self.idle.follow(entries, epoch_ns)
     }

@@ -406,7 +406,7 @@ impl Injector {
     /// Has the programs judge super-packets as one packet each from now on.
     pub fn stop_dividing(&mut self) {
         self.divider = 0;
-        self.lease.update(|control| control.divider = 0);
+        self.lease.amend(|control| control.divider = 0);
     }
 
     /// Tells the programs which interfaces are ports of bridges, as pairs of port index and bridge index.

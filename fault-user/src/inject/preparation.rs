@@ -98,12 +98,11 @@ fn prepare_behind(
     let has_packets = !entries.is_empty() || injection_options.live;
     let interfaces = if has_packets { interfaces } else { &[] };
     let device = tap.as_ref().map(device_of).transpose()?;
-    let needs_dividing =
-        injection_options.live || Needs::of(&entries).modifiers & modifier::PER_SEGMENT != 0;
-    let (divider, undivided) = if has_packets && needs_dividing {
-        create_divider(instance.number(), &mut journal)
-    } else {
-        (None, None)
+    let is_needed = has_packets && (injection_options.divides || Needs::of(&entries).divides());
+    let created = is_needed.then(|| create_divider(instance.number(), &mut journal));
+    let (divider, undivided) = match created.transpose() {
+        Ok(divider) => (divider, None),
+        Err(error) => (None, Some(error)),
     };
     let places = places(interfaces, device.as_ref(), divider.as_ref());
     let attachment = injection_options
@@ -124,7 +123,7 @@ fn prepare_behind(
     let mut injector = Injector::load(&options)?;
     injector.repeat(injection_options.replay.as_deref().unwrap_or_default())?;
     let mut reach = InterfaceSet::new(injector, interfaces, qdiscs, journal, instance)?;
-    reach.divider = divider;
+    (reach.divider, reach.undivided) = (divider, undivided);
     if plan.holds() && (injection_options.live || distributions::are_needed(&entries)) {
         let _step = step(format_args!("computing the tables of distributions"));
         reach.injector.write_spreads()?;
@@ -158,7 +157,7 @@ fn prepare_behind(
         Ok(front) => reach.attach_xdp(front)?,
         Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
     }
-    reach.notes.extend(unheld.into_iter().chain(undivided));
+    reach.notes.extend(unheld);
     let tracer = if injection_options.trace {
         Some(Tracer::start(reach.injector.take_traces()?, plan)?)
     } else {
@@ -186,18 +185,12 @@ fn prepare_behind(
     })
 }
 
-/// Creates the device that divides super-packets; a note where that is impossible.
-fn create_divider(number: u32, journal: &mut Option<Journal>) -> (Option<Divider>, Option<String>) {
+/// Creates the device that divides super-packets.
+fn create_divider(number: u32, journal: &mut Option<Journal>) -> Result<Divider> {
     let _step = step(format_args!(
         "creating the device that divides super-packets"
     ));
-    match Divider::create(number, |change| note(journal, change)) {
-        Ok(divider) => (Some(divider), None),
-        Err(error) => {
-            let note = format!("super-packets are treated as one packet each: {error:#}");
-            (None, Some(note))
-        }
-    }
+    Divider::create(number, |change| note(journal, change))
 }
 
 /// The network device of the delay line.

@@ -55,6 +55,8 @@ pub(super) struct InterfaceSet {
     pub(super) qdiscs: Option<Qdiscs>,
     pub(super) delay_line: Option<DelayLine>,
     pub(super) divider: Option<Divider>,
+    /// Why there is none although rules may need it, until that is reported.
+    pub(super) undivided: Option<anyhow::Error>,
     pub(super) xdp: Vec<XdpLink>,
     pub(super) notes: Vec<String>,
     /// A socket of this network namespace.
@@ -83,6 +85,7 @@ impl InterfaceSet {
             qdiscs,
             delay_line: None,
             divider: None,
+            undivided: None,
             netlink: Netlink::route()?,
             xdp: Vec::new(),
             notes: Vec::new(),
@@ -445,7 +448,9 @@ pub(super) fn places(
             program: program_name(side, interface.ethernet, old),
         })
     });
-    judged.chain(released).chain(far).collect()
+    // When this process is killed the kernel detaches one after the other, with a grace period each, and the first one last:
+    // where super-packets come back from must not go before those that send them there.
+    far.into_iter().chain(judged).chain(released).collect()
 }
 
 /// The sides of an interface at which packets are processed. Packets that arrive at a bridge, or at a VLAN on one,

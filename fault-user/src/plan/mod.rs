@@ -32,7 +32,9 @@ const API_PORT: u16 = 8474;
 /// A rule with its mechanism.
 #[derive(Clone, Debug)]
 pub struct PlannedRule {
-    /// The rule as it is printed.
+    /// The rule.
+    pub rule: Rule,
+    /// The same as it is printed.
     pub text: String,
     /// The target's name or text.
     pub target: String,
@@ -124,41 +126,31 @@ impl Plan {
         let mut planned = Vec::with_capacity(rules.len());
         let mut states = 0;
         for (ordinal, (rule, resolved)) in (0_u32..).zip(rules) {
+            let (mut entries, mut stream) = (Vec::new(), None);
             if resolved.fault.layer() == Layer::Stream {
-                let stream = RelayRule::of_stream(ended(resolved, length_ns))?;
-                let mut entries = Vec::new();
-                if stream.acts_on(Transport::Udp) {
-                    let number = relay_number(&planned, &stream.resolved.target);
-                    entries.push(packet::to_relay(&stream.resolved, number, states, scope));
-                    states += 1;
+                let given = stream.insert(RelayRule::of_stream(ended(resolved, length_ns))?);
+                if given.acts_on(Transport::Udp) {
+                    let number = relay_number(&planned, &given.resolved.target);
+                    entries.push(packet::to_relay(&given.resolved, number, states, scope));
                 }
-                planned.push(PlannedRule {
-                    text: rule.to_string(),
-                    target: resolved.name.clone(),
-                    resolved: resolved.target.clone(),
-                    entries,
-                    stream: Some(stream),
-                    over_tcp: None,
-                    stands_in: rule.fault.layer() == Layer::Packet,
-                    held_by: Mechanism::default(),
-                });
-                continue;
-            }
-            let mut entries = packet::compile(resolved, seed, ordinal, states, scope)?;
-            if let Some(length_ns) = length_ns {
-                for rule in &mut entries {
-                    packet::end_at(&mut rule.entry, length_ns);
+            } else {
+                entries = packet::compile(resolved, seed, ordinal, states, scope)?;
+                if let Some(length_ns) = length_ns {
+                    for rule in &mut entries {
+                        packet::end_at(&mut rule.entry, length_ns);
+                    }
                 }
             }
             states += u32::try_from(entries.len())?;
             planned.push(PlannedRule {
+                rule: rule.clone(),
                 text: rule.to_string(),
                 target: resolved.name.clone(),
                 resolved: resolved.target.clone(),
                 over_tcp: RelayRule::of_queries(&ended(resolved, length_ns), &entries),
                 entries,
-                stream: None,
-                stands_in: false,
+                stands_in: stream.is_some() && rule.fault.layer() == Layer::Packet,
+                stream,
                 held_by: Mechanism::default(),
             });
         }
@@ -258,6 +250,12 @@ impl Plan {
             .chain(&self.learner)
             .cloned()
             .collect()
+    }
+
+    /// Whether super-packets may have to be divided.
+    #[must_use]
+    pub fn divides(&self) -> bool {
+        Needs::of(&self.entries()).divides()
     }
 
     /// The host names that have no address yet, patterns left out.

@@ -44,6 +44,12 @@ impl Needs {
             corrupt_bits: all.corrupt_bits.max(corrupt_bits(&rule.entry)),
         })
     }
+
+    /// Whether super-packets may have to be divided.
+    #[must_use]
+    pub fn divides(&self) -> bool {
+        self.modifiers & modifier::PER_SEGMENT != 0
+    }
 }
 
 /// The actions that a rule may take, as bits by [`fault_common::abi::action`].

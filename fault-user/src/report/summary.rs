@@ -14,10 +14,10 @@ use crate::inject::endpoints::Endpoints;
 use crate::inject::injection::{Hits, Injection};
 use crate::inject::names::LearnedName;
 use crate::plan::{Plan, PlannedRule};
-use crate::rule::{Cidr, Direction, Fault, Protocol, Rule};
+use crate::rule::{Cidr, Direction, Fault, Protocol};
 
 /// Counters that are printed when they are not zero.
-const NOTES: [(Counter, &str); 16] = [
+const NOTES: [(Counter, &str); 17] = [
     (Counter::Malformed, "malformed packets were let through"),
     (
         Counter::Headers,
@@ -73,6 +73,10 @@ const NOTES: [(Counter, &str); 16] = [
     (
         Counter::DnsOverTcp,
         "connections to DNS servers over TCP: the programs neither match their queries nor read their answers",
+    ),
+    (
+        Counter::Undivided,
+        "super-packets were treated as one packet each: the network device that divides them was down",
     ),
     (
         Counter::EventLost,
@@ -171,7 +175,7 @@ fn row(line: &Folded, rule: &PlannedRule, hits: &Hits, injection: &Injection) ->
 
 /// A rule's line with `(each way)` behind its delay, if that adds up to twice as much for a round trip.
 fn each_way(line: &str, planned: &PlannedRule) -> Option<String> {
-    let rule: Rule = planned.text.parse().ok()?;
+    let rule = &planned.rule;
     let delays = |part: &Fault| matches!(part, Fault::Delay(_) | Fault::Latency(_));
     let is_both =
         rule.modifiers.direction == Direction::Both && planned.resolved.question.is_none();
@@ -451,10 +455,7 @@ fn never_redirected(protocol: Protocol) -> &'static str {
 }
 
 /// Why a rule selected nothing of what matched its target: its window, then its fault's condition or else `otherwise`.
-fn not_selected(rule: &PlannedRule, otherwise: &str) -> String {
-    let Ok(rule) = rule.text.parse::<Rule>() else {
-        return otherwise.to_owned();
-    };
+fn not_selected(PlannedRule { rule, .. }: &PlannedRule, otherwise: &str) -> String {
     let given = rule.modifiers.given();
     let is_time = |key: &str| matches!(key, "at" | "for" | "period" | "duty");
     let (times, others): (Vec<_>, Vec<_>) = given.into_iter().partition(|(key, _)| is_time(key));
@@ -484,7 +485,7 @@ fn only_marks(rule: &PlannedRule) -> bool {
 mod tests {
     use super::*;
     use crate::plan::testing::plan;
-    use crate::rule::{SystemResolver, Targets};
+    use crate::rule::{Rule, SystemResolver, Targets};
 
     #[test]
     fn a_condition_that_was_not_met_is_named() {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::Ipv6Addr;
 
+use super::dictionary;
 use super::error::{Piece, RuleError};
 use super::spec::{Kind, Param, Spec};
 use super::units;
@@ -328,6 +329,10 @@ pub(super) fn read(param: &'static Param, piece: Piece<'_>) -> Result<Value, Rul
                         ))
                         .expected(one_of(words))
                         .nearest(piece.text(), words.iter().copied())
+                        .suggest_some(
+                            dictionary::look_up(dictionary::REPLIES, piece.text())
+                                .filter(|meant| words.contains(meant)),
+                        )
                 })
         }
     }

@@ -30,6 +30,32 @@ pub(super) const FAULTS: &[Hint] = &[
     ("shuffle", "reorder"),
     ("mangle", "corrupt"),
     ("fail", "error"),
+    ("http_delay", "latency"),
+    ("replace", "substitute"),
+];
+
+/// Faults that need an argument, each with one.
+pub(super) const EXAMPLES: &[Hint] = &[
+    ("loss", "loss=10%"),
+    ("delay", "delay=200ms"),
+    ("duplicate", "duplicate=10%"),
+    ("corrupt", "corrupt=5%"),
+    ("reorder", "reorder=25%"),
+    ("ecn", "ecn=20%"),
+    ("rate", "rate=10mbit"),
+    ("slot", "slot=10ms,50ms"),
+    ("mtu", "mtu=1400"),
+    ("profile", "profile=lte"),
+];
+
+/// What `reject` answers.
+pub(super) const REPLIES: &[Hint] = &[
+    ("tcp-reset", "rst"),
+    ("reset", "rst"),
+    ("icmp-port-unreachable", "icmp-port"),
+    ("icmp-host-unreachable", "icmp-host"),
+    ("icmp-net-unreachable", "icmp-host"),
+    ("icmp-admin-prohibited", "icmp-admin"),
 ];
 
 /// Faults with an argument that is another fault's; `{}` stands for it.
@@ -65,6 +91,10 @@ pub(super) const MODIFIERS: &[Hint] = &[
     ("until", "for"),
     ("times", "first"),
     ("limit", "first"),
+    ("toxicity", "p"),
+    ("stream", "dir"),
+    ("flags", "match"),
+    ("distribution", "dist"),
 ];
 
 /// Modifiers that count packets, and the one that takes a time in their place.
@@ -78,11 +108,13 @@ pub(super) const TIMES: &[Hint] = &[
 /// Values of `dir`. Incoming and outgoing are as a client sees them.
 pub(super) const DIRECTIONS: &[Hint] = &[
     ("in", "to-client"),
+    ("input", "to-client"),
     ("ingress", "to-client"),
     ("inbound", "to-client"),
     ("incoming", "to-client"),
     ("rx", "to-client"),
     ("out", "to-server"),
+    ("output", "to-server"),
     ("egress", "to-server"),
     ("outbound", "to-server"),
     ("outgoing", "to-server"),

@@ -1,6 +1,7 @@
 //! The typed arguments of a fault: how a field of its struct is read from what was given, and given back.
 
 use super::args::{Args, Value};
+use super::dictionary;
 use super::error::RuleError;
 use super::spec::{Kind, Param};
 use super::words::Word;
@@ -139,6 +140,7 @@ impl Args<'_> {
             self.name
                 .error(format!("`{}` needs its {text}", self.spec.name))
                 .expected(format!("{}={}", self.spec.name, self.expected()))
+                .suggest_some(dictionary::look_up(dictionary::EXAMPLES, self.spec.name))
         })
     }
 

@@ -10,7 +10,7 @@ use super::dictionary::{
 use super::error::{Piece, RuleError};
 use super::modifier::modifier;
 use super::target::{Protocol, is_name, is_plain};
-use super::{Fault, catalog, units};
+use super::{Fault, catalog, text, units};
 
 /// The target that is meant by the name of a service, with the protocol that was given.
 pub(super) fn service(name: &str, protocol: Protocol) -> Option<String> {
@@ -43,6 +43,9 @@ pub(super) fn fault(word: Piece<'_>, error: RuleError) -> RuleError {
         with_status(name, value),
         other_form(name, value),
         format!("{text}ms"),
+        format!("{text}kB/s"),
+        with_units(name, value),
+        with_status(name, value.trim_matches(|c: char| !c.is_ascii_digit())),
         text.replacen(',', "~", 1),
         text.replacen(',', ":", 1),
         ["±", "+/-", "+-"]
@@ -55,15 +58,27 @@ pub(super) fn fault(word: Piece<'_>, error: RuleError) -> RuleError {
     ];
     candidates.extend(meant.map(|meant| format!("{meant}{rest}")));
     candidates.extend(meant.map(str::to_owned));
+    if super::profile::known(text).is_some() {
+        candidates.push(format!("profile={text}"));
+    }
+    candidates.extend(
+        ["true", "on", "yes"]
+            .contains(&value)
+            .then(|| name.to_owned()),
+    );
+    candidates.push(value.to_owned());
     match candidates.into_iter().find(|meant| reads(meant)) {
         Some(meant) => RuleError {
             span: word.error("").span,
             ..error
         }
         .suggest(meant),
-        None => match meant {
-            Some(meant) => error.suggest(meant),
-            None => error,
+        None => match (meant, bare_value(value)) {
+            (Some(meant), _) => error.suggest(meant),
+            (None, Some(modifier)) if reads(name) => word
+                .error(error.message)
+                .suggest(format!("{name} {modifier}")),
+            _ => error,
         },
     }
 }
@@ -78,12 +93,65 @@ pub(super) fn detached(before: Piece<'_>, word: Piece<'_>) -> Option<RuleError> 
         format!("{fault},{value}"),
         with_status(fault, value),
         other_form(fault, value),
+        format!("{fault},corr:{value}"),
+        format!("{fault}={value}ms"),
     ];
     let meant = candidates.into_iter().find(|meant| reads(meant))?;
     let error = before
         .to(word)
         .error("a fault and its arguments are one word");
     Some(error.suggest(meant))
+}
+
+/// The error for a word that is no fault in front of one: `netem delay 100ms`, `-j REJECT`.
+pub(super) fn superfluous(words: &[Piece<'_>]) -> Option<RuleError> {
+    let [first, fault, rest @ ..] = words else {
+        return None;
+    };
+    let name = fault.text().to_ascii_lowercase();
+    if is_fault(first.text()) || !is_fault(&name) {
+        return None;
+    }
+    let joined = rest.first().map(|value| format!("{name}={}", value.text()));
+    let meant = joined
+        .into_iter()
+        .chain([name.clone()])
+        .find(|meant| reads(meant))?;
+    let last = if meant == name { fault } else { rest.first()? };
+    let error = first.error(format!("unknown fault `{}`", first.text()));
+    let span = first.to(*last).error("").span;
+    Some(RuleError { span, ..error }.suggest(meant))
+}
+
+/// What is meant by a word behind a fault that is a value without its modifier, or a direction.
+pub(super) fn bare_value(word: &str) -> Option<String> {
+    if let Some(direction) = look_up(DIRECTIONS, word) {
+        return Some(format!("dir={direction}"));
+    }
+    if word.parse::<u64>().is_ok_and(|count| count > 0) {
+        return Some(format!("first={word}"));
+    }
+    units::parse_duration(word)
+        .is_ok()
+        .then(|| format!("for={word}"))
+}
+
+/// The error for several rules in one text.
+pub(super) fn several_rules(text: &str) -> Option<RuleError> {
+    let separators = [", ", "; ", " && ", " & ", " and ", " + ", "\n", ";", ","];
+    separators.iter().find_map(|separator| {
+        let parts: Vec<_> = text
+            .split(separator)
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .collect();
+        let are_several = parts.len() > 1 && parts.iter().all(|part| part.contains(' '));
+        (are_several && parts.iter().all(|part| text::rule(part).is_ok())).then(|| {
+            let parts: Vec<_> = parts.iter().map(|part| format!("-r '{part}'")).collect();
+            let error = Piece::whole(text).error("these are several rules");
+            error.expected(format!("each by itself: {}", parts.join(" ")))
+        })
+    })
 }
 
 /// The error for a modifier whose value can't be read, with the modifier that takes such a value.
@@ -101,17 +169,20 @@ pub(super) fn modifier_value(key: &str, word: Piece<'_>, error: RuleError) -> Ru
     {
         return word.error(error.message).suggest(format!("{key}={value}s"));
     }
-    if key == "count" && value.parse::<u64>().is_ok() {
+    if key == "count" && value.parse::<u64>().is_ok_and(|count| count > 0) {
         return word.error(error.message).suggest(format!("first={value}"));
     }
-    let ends = value.split_once([',', '-']).filter(|(first, last)| {
-        ["nth", "range", "conn"].contains(&key)
-            && [first, last].iter().all(|end| end.parse::<u64>().is_ok())
-    });
-    if let Some((first, last)) = ends {
-        let key = if key == "nth" { "range" } else { key };
-        let error = word.error("a range has two dots");
-        return error.suggest(format!("{key}={first}..{last}"));
+    if ["nth", "range", "conn"].contains(&key)
+        && let Some(error) = several(key, value, word)
+    {
+        return error;
+    }
+    if look_up(TIMES, key).is_some()
+        && value.ends_with('%')
+        && units::probability(Piece::whole(value)).is_ok()
+    {
+        let error = word.error(format!("`{key}` counts packets and takes no share of them"));
+        return error.suggest(format!("p={value}"));
     }
     let is_time = value.parse::<u64>().is_err() && units::parse_duration(value).is_ok();
     match look_up(TIMES, key).filter(|_| is_time) {
@@ -122,10 +193,43 @@ pub(super) fn modifier_value(key: &str, word: Piece<'_>, error: RuleError) -> Ru
     }
 }
 
+/// The error for several numbers in the place of one, or of a range.
+fn several(key: &str, value: &str, word: Piece<'_>) -> Option<RuleError> {
+    let numbers = value.split([',', '-']).map(str::parse);
+    let numbers: Vec<u64> = numbers.collect::<Result<_, _>>().ok()?;
+    let [first, .., last] = numbers.as_slice() else {
+        return None;
+    };
+    let in_a_row = numbers
+        .windows(2)
+        .all(|pair| pair[0].checked_add(1) == Some(pair[1]));
+    if key != "range" && value.contains(',') && !in_a_row {
+        let each: Vec<_> = numbers
+            .iter()
+            .map(|number| format!("`{key}={number}`"))
+            .collect();
+        let error = word.error(format!("`{key}` takes no list"));
+        return Some(error.expected(format!("a rule for each: {}", each.join(", "))));
+    }
+    let key = if key == "nth" { "range" } else { key };
+    let error = word.error("a range has two dots, and counts begin at 1");
+    Some(error.suggest(format!("{key}={}..{last}", first.max(&1))))
+}
+
 /// The fault that has an argument of another one.
 fn other_form(name: &str, value: &str) -> String {
     let form = look_up(FORMS, name).filter(|_| !value.is_empty());
     form.map_or_else(String::new, |form| form.replace("{}", value))
+}
+
+/// The arguments, with milliseconds where a number has no unit, and a colon behind the names of arguments.
+fn with_units(name: &str, value: &str) -> String {
+    let parts = value.split(',').map(|part| {
+        let part = part.replacen('=', ":", 1);
+        let is_bare = part.ends_with(|c: char| c.is_ascii_digit());
+        if is_bare { part + "ms" } else { part }
+    });
+    format!("{name}={}", parts.collect::<Vec<_>>().join(","))
 }
 
 /// `delay=150ms~50ms` for `delay=100ms..200ms` and `delay=100-200ms`.
@@ -167,19 +271,24 @@ pub(super) fn early_modifiers(words: &[Piece<'_>]) -> Option<RuleError> {
     let error = first
         .to(*fault)
         .error("the fault comes before its modifiers");
-    Some(error.suggest(format!("{} {}", fault.text(), modifiers.join(" "))))
+    let meant = format!("{} {}", fault.text(), modifiers.join(" "));
+    Some(match text::fault_and_modifiers(Piece::whole(&meant)) {
+        Ok(_) => error.suggest(meant),
+        Err(other) => error.expected(format!("`FAULT MODIFIER…`; besides, {}", other.clause())),
+    })
 }
 
 /// The error for an argument that is a word of its own and has no unit: `jitter=50`.
 pub(super) fn argument(word: Piece<'_>, error: RuleError) -> RuleError {
     let is_bare = error.suggestion.is_none() && error.message.ends_with("has no unit");
-    let meant = format!("{}ms", word.text());
-    if is_bare
-        && error
-            .expected
-            .as_ref()
-            .is_some_and(|text| text.contains("duration"))
-    {
+    let unit = match &error.expected {
+        Some(text) if text.contains("duration") => "ms",
+        // As Toxiproxy's rates.
+        Some(text) if text.contains("rate") => "kB/s",
+        _ => return error,
+    };
+    if is_bare {
+        let meant = format!("{}{unit}", word.text());
         return word.error(error.message).suggest(meant);
     }
     error

@@ -496,6 +496,35 @@ impl<'de> DeserializeSeed<'de> for ModifierSeed<'_> {
     }
 }
 
+/// What is most probably meant by a field that a rule does not have: a fault beside the target, or the rule as a text in
+/// which YAML found a `: `.
+fn meant(key: &str, value: Loose) -> Option<String> {
+    let value = match value {
+        Loose::Object(entries) => {
+            let words = entries.into_iter().map(|(name, value)| match value {
+                Loose::Null => Ok(name),
+                value => Ok(format!("{name}={}", value.into_text(",")?)),
+            });
+            words.collect::<Result<Vec<_>, String>>().ok()?.join(" ")
+        }
+        Loose::Null => String::new(),
+        value => value.into_text(" ").ok()?,
+    };
+    let fault = format!("{key}={value}");
+    if fault.parse::<Fault>().is_ok() {
+        return Some(format!("fault: {fault}"));
+    }
+    let texts = [
+        format!("{key} {value}"),
+        format!("{key}:{value}"),
+        format!("{value} {key}"),
+    ];
+    let meant = texts
+        .into_iter()
+        .find(|text| text.parse::<Rule>().is_ok())?;
+    Some(format!("- {meant}"))
+}
+
 /// Reads a rule: a text or an object.
 struct RuleVisitor;
 
@@ -522,6 +551,15 @@ impl<'de> Visitor<'de> for RuleVisitor {
                 }
                 (_, Some(spec)) => map.next_value_seed(ModifierSeed(spec, &mut reader))?,
                 (_, None) => {
+                    // The value is read only where it may help: an error stands at the field else.
+                    let may_be_text = key.contains(':')
+                        || catalog::spec(&key).is_some()
+                        || Protocol::from_word(&key).is_some();
+                    if may_be_text && let Some(meant) = meant(&key, map.next_value()?) {
+                        return Err(A::Error::custom(format!(
+                            "`{key}` is no field of a rule; did you mean `{meant}`?"
+                        )));
+                    }
                     let names = MODIFIERS.iter().map(|m| m.name);
                     let known: Vec<_> = ["target", "fault"].into_iter().chain(names).collect();
                     return Err(unknown_field(&key, &known));

@@ -12,7 +12,7 @@ use super::error::{Piece, RuleError};
 use super::faults::Fault;
 use super::hints;
 use super::modifier::{MODIFIERS, ModifierReader, Modifiers, modifier};
-use super::target::{TargetRef, looks_like_ports, target_ref};
+use super::target::{TargetRef, is_plain, looks_like_ports, target_ref};
 use super::units;
 use super::{Mix, MixArm, Rule, Target};
 
@@ -254,10 +254,15 @@ fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>, before: Piece<'_>
     if let Some(error) = hints::detached(before, word) {
         return error;
     }
+    if is_plain(word.text()) && word.text().contains(':') {
+        let error = word.error(format!("a second target `{}` in one rule", word.text()));
+        return error.expected("a rule for each target");
+    }
     key.error(format!("unknown modifier `{}`", key.text()))
         .expected("p, first, after, nth, every, range, count, conn, hosts, sni, host, alpn, match, size, dir, at, for, period, duty or reconnect")
         .nearest(key.text(), names)
         .suggest_some(dictionary::look_up(dictionary::MODIFIERS, key.text()))
+        .suggest_some(hints::bare_value(word.text()))
 }
 
 /// The error for a fault in front of its target, and for a target of two words.
@@ -274,13 +279,32 @@ fn misplaced(target: Piece<'_>, fault: Piece<'_>, rest: &[Piece<'_>]) -> Option<
         let error = target.error("target and fault are words of their own");
         return Some(error.suggest(meant));
     }
+    if let ("dev" | "iface" | "interface", Some(fault)) = (first, rest.first()) {
+        let error = both.error("an interface is no target");
+        let instead = format!("`* {}` with the option `-i {second}`", fault.text());
+        return Some(error.expected(instead));
+    }
+    if is_plain(first) && is_plain(second) && second.contains(':') && !rest.is_empty() {
+        let error = both.error("two targets in one rule");
+        return Some(error.expected("a rule for each target"));
+    }
+    if let ("port" | "dport" | "sport", Some(port)) = (second, rest.first())
+        && looks_like_ports(port.text())
+    {
+        let error = target.to(*port).error("a target is one word");
+        return Some(error.suggest(format!("{first}:{}", port.text())));
+    }
     if !looks_like_ports(second) || rest.is_empty() {
         return None;
     }
+    let first = first.trim_end_matches(',');
     let last = first.rsplit(':').next().unwrap_or(first);
-    let separator = if looks_like_ports(last) { ',' } else { ':' };
+    let separator = if looks_like_ports(last) { "," } else { ":" };
     let error = both.error("a target is one word");
-    Some(error.suggest(format!("{first}{separator}{second}")))
+    Some(error.suggest(match first {
+        "port" | "dport" | "sport" | "--dport" | "--sport" => second.to_owned(),
+        _ => format!("{first}{separator}{second}"),
+    }))
 }
 
 /// Reads a rule.
@@ -294,7 +318,14 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
     let (target_word, fault_word, rest) = match words.as_slice() {
         [] => return Err(whole.error("the rule is empty").expected(form)),
         [only] => {
-            return Err(if hints::is_fault(only.text()) {
+            let inner = only.text().trim_matches(['"', '\'']);
+            return Err(if inner != only.text() && self::rule(inner).is_ok() {
+                only.error("the quotes are a part of the rule")
+                    .suggest(inner)
+            } else if super::profile::known(only.text()).is_some() {
+                only.error("the target is missing")
+                    .suggest(format!("* profile={}", only.text()))
+            } else if hints::is_fault(only.text()) {
                 only.error("the target is missing").expected(form)
             } else if let Some(meant) = hints::joined(only.text()) {
                 only.error("target and fault are words of their own")
@@ -348,10 +379,12 @@ fn with_modifiers<'a>(
         let words: Vec<_> = std::iter::once(fault_word)
             .chain(rest.iter().copied())
             .collect();
-        hints::early_modifiers(&words).unwrap_or_else(|| hints::fault(fault_word, error))
+        hints::early_modifiers(&words)
+            .or_else(|| hints::superfluous(&words))
+            .unwrap_or_else(|| hints::fault(fault_word, error))
     })?;
     let mut reader = ModifierReader::default();
-    for word in rest {
+    for (at, word) in rest.iter().enumerate() {
         let (key, value) = match word.split_once(&['=']) {
             Some((key, value)) => (key, Some(value)),
             None => (*word, None),
@@ -370,7 +403,13 @@ fn with_modifiers<'a>(
                     .error(format!("`{}` takes no value", spec.key))
                     .suggest(spec.key));
             }
-            _ => return Err(unknown_modifier(*word, &fault_reader, fault_word)),
+            _ => {
+                let error = unknown_modifier(*word, &fault_reader, fault_word);
+                // `loss random 10%`, `latency = 200ms`.
+                let next = rest.get(at + 1).filter(|_| error.suggestion.is_none());
+                let joined = next.and_then(|next| hints::detached(fault_word, *next));
+                return Err(joined.unwrap_or(error));
+            }
         }
     }
     Ok((fault_reader, reader))
@@ -408,7 +447,7 @@ impl FromStr for Rule {
     type Err = RuleError;
 
     fn from_str(text: &str) -> Result<Self, RuleError> {
-        rule(text)
+        rule(text).map_err(|error| hints::several_rules(text).unwrap_or(error))
     }
 }
 

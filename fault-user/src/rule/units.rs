@@ -145,19 +145,21 @@ pub fn show_probability(ppm: u32) -> String {
 /// The shortest exact text of a duration.
 #[must_use]
 pub fn show_duration(nanoseconds: u64) -> String {
-    shortest(nanoseconds, DURATIONS, "0s")
+    shortest(nanoseconds, DURATIONS.iter(), "0s")
 }
 
 /// The shortest exact text of a size.
 #[must_use]
 pub fn show_size(bytes: u64) -> String {
-    shortest(bytes, SIZES, "0")
+    // Where a kilobyte has 1,000 bytes hardly anybody says so of packets: `60000` is plainer than `60kB`.
+    let shown = |(name, _): &&Unit| *name != "kB";
+    shortest(bytes, SIZES.iter().filter(shown), "0")
 }
 
 /// The shortest exact text of a rate.
 #[must_use]
 pub fn show_rate(bits_per_second: u64) -> String {
-    shortest(bits_per_second, RATES, "0bit")
+    shortest(bits_per_second, RATES.iter(), "0bit")
 }
 
 /// A decimal number as it was written: `digits / 10^decimals`.
@@ -210,7 +212,9 @@ fn decimal<'a>(piece: Piece<'a>, expected: &str) -> Result<(Decimal, Piece<'a>),
             "" => "a value is missing".to_owned(),
             _ => format!("`{text}` is not a number"),
         };
-        return Err(piece.error(message).expected(expected));
+        let has_no_zero = whole.is_empty() && fraction.starts_with(|c: char| c.is_ascii_digit());
+        let error = piece.error(message).expected(expected);
+        return Err(error.suggest_some(has_no_zero.then(|| format!("0{text}"))));
     }
     if whole.len() + fraction.len() > MAX_DIGITS {
         return Err(number.error(format!("this number has more than {MAX_DIGITS} digits")));
@@ -303,12 +307,11 @@ fn exact(value: u128, unit: u128) -> Option<String> {
 }
 
 /// The shortest exact text with one of the units that are not larger than the value; of equal ones the first.
-fn shortest(value: u64, units: &[Unit], zero: &str) -> String {
+fn shortest<'u>(value: u64, units: impl Iterator<Item = &'u Unit>, zero: &str) -> String {
     if value == 0 {
         return zero.to_owned();
     }
     units
-        .iter()
         .filter(|(_, unit)| u128::from(value) >= *unit)
         .filter_map(|(name, unit)| exact(u128::from(value), *unit).map(|text| text + name))
         .min_by_key(String::len)
@@ -376,7 +379,9 @@ mod tests {
             (1500, "1500"),
             (1536, "1536"),
             (65_536, "64KiB"),
-            (10_000, "10kB"),
+            (10_000, "10000"),
+            (60_000, "60000"),
+            (3_000_000, "3MB"),
             (1 << 20, "1MiB"),
             (u64::MAX, "18446744073709551615"),
         ] {

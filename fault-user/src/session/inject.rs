@@ -90,6 +90,7 @@ impl Inject {
         let mut ends = EndSignals::listen()?;
         let injection_options = InjectionOptions {
             live: watched.is_some(),
+            divides: watched.is_some(),
             ..self.options.injection_options()
         };
         let patience = Patience::start("setting up");

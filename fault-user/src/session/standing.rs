@@ -123,6 +123,19 @@ impl<E: Into<anyhow::Error>> From<E> for RulesError {
 struct Applied {
     injection: Injection,
     plan: Plan,
+    /// Whether the programs were loaded with what divides super-packets, as far as that is possible.
+    divides: bool,
+}
+
+impl Applied {
+    /// The programs that were loaded for this plan.
+    fn new(injection: Injection, plan: Plan) -> Self {
+        Self {
+            divides: plan.divides(),
+            injection,
+            plan,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -366,16 +379,13 @@ impl Now {
             |plan: &Plan| prepare(plan, &everywhere()?, &live())?.start_after(&old.injection);
         let error = match started(&plan) {
             Ok(injection) => {
-                self.applied = Some(Applied { injection, plan });
+                self.applied = Some(Applied::new(injection, plan));
                 return Ok(());
             }
             Err(error) => error,
         };
         match started(&old.plan) {
-            Ok(injection) => {
-                let plan = old.plan;
-                self.applied = Some(Applied { injection, plan });
-            }
+            Ok(injection) => self.applied = Some(Applied::new(injection, old.plan)),
             Err(again) => {
                 log::error!("the old rules could not be restored: {again:#}");
                 self.entries.clear();
@@ -407,7 +417,7 @@ fn plan(entries: &[Entry], seed: u64) -> Result<Plan, RulesError> {
 fn begin(plan: Plan) -> Result<Applied, RulesError> {
     let begun = || prepare(&plan, &everywhere()?, &live())?.start();
     let injection = begun()?;
-    Ok(Applied { injection, plan })
+    Ok(Applied::new(injection, plan))
 }
 
 fn everywhere() -> anyhow::Result<Vec<Interface>> {
@@ -422,9 +432,10 @@ fn live() -> InjectionOptions {
     }
 }
 
-/// Mechanisms that hold packets are set up together with the programs.
+/// What holds packets, and what divides super-packets, is set up together with the programs.
 fn must_begin_anew(applied: &Applied, plan: &Plan) -> Result<bool, RulesError> {
-    Ok(plan.held_by != applied.plan.held_by
+    Ok(plan.divides() && !applied.divides
+        || plan.held_by != applied.plan.held_by
         || plan.qdiscs()? != applied.plan.qdiscs()?
         || plan.needs_delay_line() && applied.injection.delay_line().is_none())
 }

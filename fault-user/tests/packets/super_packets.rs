@@ -10,10 +10,14 @@ use crate::support::echo::connected;
 use crate::support::place::{
     AppliedRules, PATIENCE, Peer, enter_fresh, fault, hide_run, ip, set_option, wait_for,
 };
-use fault_common::abi::{FlowRule, Followed, RuleState, direction};
+use fault_common::abi::{Counter, FlowRule, Followed, INSTANCES_MAX, RuleState, direction};
 use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::packet::{PROTOCOL_UDP, Packet, kind};
+use fault_user::inject::injection::{Injection, InjectionOptions};
+use fault_user::inject::preparation::prepare;
+use fault_user::plan::Plan;
 use fault_user::rule::{Rule, SystemResolver, Targets};
+use fault_user::sys::net::interfaces::{Selection, list, select};
 use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::version;
 use nix::mount::MsFlags;
@@ -501,20 +505,9 @@ fn nothing_stays_of_an_instance_that_is_killed() {
         for _ in 1..BURST {
             read();
         }
-        assert!(
-            names_of_links()
-                .iter()
-                .any(|name| name.starts_with("fault-"))
-        );
+        assert!(has_ours());
         applied.kill();
-        wait_for(
-            || {
-                !names_of_links()
-                    .iter()
-                    .any(|name| name.starts_with("fault-"))
-            },
-            "the device to disappear",
-        );
+        wait_for(|| !has_ours(), "the device to disappear");
         if !version::at_least(5, 12) {
             eprintln!("skipped: before Linux 5.12 super-packets are lost until the lease ends");
             break;
@@ -529,11 +522,111 @@ fn nothing_stays_of_an_instance_that_is_killed() {
     assert!(done.status.success(), "{done:?}");
 }
 
-/// In many containers there is no `/dev/net/tun`.
+/// Applies a rule in this process. With a selection, `fault` looks after later interfaces and its own devices.
+fn inject(rule: &str, later_interfaces: Option<Selection>) -> Injection {
+    let rule: Rule = rule.parse().unwrap();
+    let resolved = rule.resolve(&Targets::new(), &mut SystemResolver).unwrap();
+    let plan = Plan::new(&[(rule, resolved)], 1, None, None).unwrap();
+    let interfaces = select(&list().unwrap(), &Selection::Default).unwrap();
+    let options = InjectionOptions {
+        later_interfaces,
+        ..InjectionOptions::default()
+    };
+    let prepared = prepare(&plan, &interfaces, &options).unwrap();
+    prepared.start().unwrap()
+}
+
+/// A sender of bursts to itself on loopback, from one processor, and what counts the datagrams that have come.
+fn bursts() -> (UdpSocket, impl FnMut() -> usize) {
+    stay_on(0);
+    let socket = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
+    socket.set_nonblocking(true).unwrap();
+    let sender = connected(socket.local_addr().unwrap());
+    set_option(&sender, libc::SOL_UDP, libc::UDP_SEGMENT, 1000);
+    let mut bytes = [0; 2000];
+    (sender, move || {
+        std::iter::repeat_with(|| socket.recv(&mut bytes))
+            .take_while(Result::is_ok)
+            .count()
+    })
+}
+
+/// Nobody looks after the device here: the programs notice by themselves that nothing comes back from it.
 #[test]
-fn without_a_tap_a_veth_pair_serves() {
+fn a_device_that_is_down_loses_few_super_packets() {
+    const LOST: [usize; 7] = [0, 1, 2, 4, 8, 16, 32];
+    enter_fresh();
+    let (sender, mut read) = bursts();
+    let injection = inject("udp:7000 drop every=40", None);
+    let mut send = || {
+        assert_eq!(sender.send(&numbered_burst(0)).unwrap(), 39_500);
+        read()
+    };
+    assert_eq!(send(), 39, "it is divided");
+    let device = divider();
+    ip(&format!("link set {device} down"));
+    let came: Vec<_> = (0..64).map(|_| send()).collect();
+    let lost: Vec<_> = (0..64).filter(|at| came[*at] == 0).collect();
+    // The 40th of those that are judged as one packet, too.
+    let hit = 40 + LOST.len() - 1;
+    assert!(
+        lost.iter().all(|at| LOST.contains(at) || *at == hit),
+        "{lost:?}"
+    );
+    let whole = u64::try_from(64 - LOST.len()).unwrap();
+    assert_eq!(injection.counter(Counter::Undivided).unwrap(), whole);
+    ip(&format!("link set {device} up"));
+    assert_eq!([(); 3].map(|()| send()), [39; 3], "they are divided again");
+    injection.remove().unwrap();
+}
+
+#[test]
+fn rules_that_were_stopped_stay_so_when_the_device_is_removed() {
+    enter_fresh();
+    let (sender, mut read) = bursts();
+    let mut injection = inject("udp:7000 drop every=2", Some(Selection::Default));
+    injection.rest();
+    ip(&format!("link del {}", divider()));
+    wait_for(|| !has_ours(), "the device below to be given up");
+    sender.send(&numbered_burst(0)).unwrap();
+    assert_eq!(read(), BURST, "nothing is lost");
+    injection.remove().unwrap();
+}
+
+/// The kernel detaches from one interface after the other, with a grace period each.
+#[test]
+fn a_kill_with_many_interfaces_loses_no_super_packet() {
     enter_fresh();
     hide_run();
+    for number in 0..10 {
+        ip(&format!(
+            "link add va{number} type veth peer name vb{number}"
+        ));
+        ip(&format!("link set va{number} up"));
+        ip(&format!("link set vb{number} up"));
+    }
+    let (sender, mut read) = bursts();
+    let mut applied = AppliedRules::begin(&["udp:7000 drop every=40"], "--scope host");
+    let mut send = || {
+        assert_eq!(sender.send(&numbered_burst(0)).unwrap(), 39_500);
+        read()
+    };
+    assert_eq!(send(), 39);
+    applied.kill();
+    let mut lost = 0;
+    wait_for(
+        || {
+            lost += (0..100).filter(|_| send() < 39).count();
+            !has_ours()
+        },
+        "the device to disappear",
+    );
+    assert_eq!(lost, 0);
+}
+
+/// In many containers there is no `/dev/net/tun`.
+fn hide_tun() {
     let none = None::<&str>;
     nix::mount::mount(
         Some("/dev/null"),
@@ -543,14 +636,35 @@ fn without_a_tap_a_veth_pair_serves() {
         none,
     )
     .unwrap();
+}
+
+#[test]
+fn a_pair_on_which_no_device_can_be_made_is_removed() {
+    enter_fresh();
+    hide_run();
+    hide_tun();
+    // Whatever the instance's number is, the name of the device is taken.
+    for number in 0..INSTANCES_MAX {
+        ip(&format!("link add fault-{number}d type bridge"));
+    }
+    let applied = AppliedRules::begin(&["udp:7000 loss=2%"], "--scope host");
+    let links = names_of_links();
+    let summary = applied.end();
+    assert!(
+        summary.contains("super-packets are treated as one packet each: "),
+        "{summary}"
+    );
+    assert!(!links.iter().any(|name| name.ends_with('e')), "{links:?}");
+}
+
+#[test]
+fn without_a_tap_a_veth_pair_serves() {
+    enter_fresh();
+    hide_run();
+    hide_tun();
     let address = "127.0.0.1:7000".parse().unwrap();
     let mut read = reader(UdpSocket::bind(address).unwrap());
     lose_what_the_seed_says(&["loss=2%"], "--scope host", address, &mut read);
-    let has_ours = || {
-        names_of_links()
-            .iter()
-            .any(|name| name.starts_with("fault-"))
-    };
     assert!(!has_ours(), "the pair is removed");
     let mut applied = AppliedRules::begin(&["udp:7000 loss=2%"], "--scope host");
     applied.kill();
@@ -562,8 +676,21 @@ fn without_a_tap_a_veth_pair_serves() {
 }
 
 fn names_of_links() -> Vec<String> {
-    let all = fault_user::sys::net::interfaces::list().unwrap();
+    let all = list().unwrap();
     all.into_iter().map(|one| one.name).collect()
+}
+
+/// Whether a device of an instance is there.
+fn has_ours() -> bool {
+    names_of_links()
+        .iter()
+        .any(|name| name.starts_with("fault-"))
+}
+
+/// The name of the device that divides.
+fn divider() -> String {
+    let is_divider = |name: &String| name.starts_with("fault-") && name.ends_with('d');
+    names_of_links().into_iter().find(is_divider).unwrap()
 }
 
 /// Has the calling thread run on one processor.

@@ -43,6 +43,8 @@ impl<'a> Page<'a> {
             self.is_code = !self.is_code;
         } else if self.is_code {
             self.print(&format!("{INDENT}{line}"));
+        } else if self.paragraph.is_empty() && line.starts_with(INDENT) {
+            self.print(line);
         } else if let Some(row) = line.strip_prefix('|') {
             let row = row.trim_end().trim_end_matches('|');
             self.table.push(row.split('|').map(str::trim).collect());
@@ -53,7 +55,7 @@ impl<'a> Page<'a> {
             self.end_block();
             self.print(&line.trim_start_matches(['#', ' ']).to_uppercase());
         } else if !line.starts_with("<!--") {
-            if line.starts_with("- ") {
+            if mark(line) != 0 {
                 self.end_block();
             }
             self.paragraph.push(line.trim());
@@ -69,8 +71,8 @@ impl<'a> Page<'a> {
     fn end_block(&mut self) {
         let words = std::mem::take(&mut self.paragraph).join(" ");
         if !words.is_empty() {
-            let inside = if words.starts_with("- ") { "  " } else { "" };
-            let options = Options::new(self.width).subsequent_indent(inside);
+            let inside = " ".repeat(mark(&words));
+            let options = Options::new(self.width).subsequent_indent(&inside);
             self.print(&fill(&words, options));
         }
         let mut rows = std::mem::take(&mut self.table);
@@ -107,18 +109,29 @@ impl<'a> Page<'a> {
 
     /// Prints a row as an item: its first cell, below it the last, which says what it is, and then those between.
     fn item(&mut self, row: &[&str]) {
-        let Some((first, others)) = row.split_first() else {
+        let [first, between @ .., last] = row else {
             return;
         };
         self.print(&format!("  {first}"));
         let options = Options::new(self.width)
             .initial_indent("      ")
             .subsequent_indent("        ");
-        for line in others.iter().rev().flat_map(|cell| cell.split("<br>")) {
+        let cells = std::iter::once(last).chain(between);
+        for line in cells.flat_map(|cell| cell.split("<br>")) {
             if !matches!(line, "" | "-") {
                 self.print(&fill(line, &options));
             }
         }
+    }
+}
+
+/// How long the mark is that makes a line an item, `- ` or `1. `, with its space; 0 where there is none.
+fn mark(line: &str) -> usize {
+    let digits = line.len() - line.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    match &line[digits..] {
+        rest if digits == 0 && rest.starts_with("- ") => 2,
+        rest if digits != 0 && rest.starts_with(". ") => digits + 2,
+        _ => 0,
     }
 }
 
@@ -137,5 +150,14 @@ mod tests {
         assert_eq!(of_markdown(markdown, 80), wide);
         let narrow = of_markdown(markdown, 9);
         assert!(narrow.contains("\n  `x|y`\n      z\n"), "{narrow}");
+        let four = "| name | one | two | what |\n|---|---|---|---|\n| n | 1 | 2 | w |\n";
+        assert_eq!(of_markdown(four, 12), "  n\n      w\n      1\n      2\n");
+    }
+
+    #[test]
+    fn numbered_items_and_indented_code_keep_their_lines() {
+        let markdown = "1. first\n   and more\n2. second\n\n    code  as it is\n    more\n";
+        let text = "1. first\n   and more\n2. second\n\n    code  as it is\n    more\n";
+        assert_eq!(of_markdown(markdown, 11), text);
     }
 }

@@ -119,9 +119,9 @@ impl Sources {
         match self.look_at_daemon() {
             Ok(shown) => all.push(shown),
             Err(error) if all.is_empty() => {
-                return Err(error.context(
-                    "nothing to show: no `fault run` or `fault inject` of yours is running in this network namespace",
-                ));
+                bail!(
+                    "nothing to show: no `fault run` or `fault inject` of yours runs in this network namespace, and {error}"
+                );
             }
             Err(_none) => {}
         }

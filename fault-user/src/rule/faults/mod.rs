@@ -297,10 +297,10 @@ mod tests {
             "CONTRIBUTING.md does not show what example.rs is"
         );
         let rule: Rule = "tcp:80 example=9000 p=5%".parse().unwrap();
-        assert_eq!(rule.to_string(), "tcp:80 example=9kB p=5%");
+        assert_eq!(rule.to_string(), "tcp:80 example=9000 p=5%");
         assert_eq!(
             rule.fault.to_object(),
-            json!({ "example": { "bytes": "9kB" } })
+            json!({ "example": { "bytes": "9000" } })
         );
         let object: Fault =
             serde_json::from_value(json!({ "example": { "bytes": 9000 } })).unwrap();

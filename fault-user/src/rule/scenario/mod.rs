@@ -18,6 +18,7 @@ use super::target::{Targets, check_name};
 use super::{Rule, units};
 
 pub use expect::{ConnectRate, During, Expect, NoTraffic, Probe, ProbeCheck};
+use locate::Located;
 pub use locate::{Format, Place, Segment};
 pub use random::{Choice, Random, SpanNs};
 pub use schema::schema;
@@ -190,6 +191,20 @@ impl Scenario {
         let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
         Self::read(&text, format, &file)
     }
+}
+
+/// Reads one rule from JSON, as requests have it.
+///
+/// # Errors
+/// The first mistake, with the text of the rule that it is in, or with the field.
+pub fn read_rule(json: &serde_json::Value) -> Result<Rule, RuleError> {
+    locate::read(&json.to_string(), Format::Json).map_err(|Located { field, error, .. }| {
+        let message = match field.as_str() {
+            "" => error.message,
+            field => format!("{field}: {}", error.message),
+        };
+        RuleError { message, ..*error }
+    })
 }
 
 /// Where a probe stands, as `FILE:LINE:COLUMN: expect.probe[N]`; without line and column where the file has changed since.

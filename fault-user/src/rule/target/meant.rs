@@ -17,11 +17,32 @@ pub(super) fn target(text: &str) -> Option<String> {
                 text.contains("::") || text.starts_with([':', '*']) || text.contains(":*:")
             }),
         Some(text.replacen("..", "-", 1)),
+        Some(text.replace(';', ",")),
+        (text.strip_suffix(':'))
+            .filter(|target| target.rsplit(':').next().is_some_and(looks_like_ports))
+            .map(str::to_owned),
+        between_colons(text),
+        ["service/", "svc/"]
+            .iter()
+            .find_map(|kind| text.strip_prefix(kind))
+            .map(str::to_owned),
+        // The path of a URL.
+        text.split_once('/')
+            .map(|(target, _)| target.to_owned())
+            .filter(|target| target.contains(':')),
         Some(text.replace(['"', '\''], "")),
         Some(text.to_ascii_lowercase()),
     ];
     let mut candidates = candidates.into_iter().flatten();
     candidates.find(|meant| is_plain(meant))
+}
+
+/// `tcp:80-90` for `tcp:80:90`, as iptables writes ranges.
+fn between_colons(text: &str) -> Option<String> {
+    let (before, last) = text.rsplit_once(':')?;
+    let first = before.rsplit(':').next()?;
+    let are_ports = [first, last].iter().all(|port| port.parse::<u16>().is_ok());
+    are_ports.then(|| format!("{before}-{last}"))
 }
 
 /// `tcp:host:443` for `https://host/path`.

@@ -94,6 +94,13 @@ impl Lease {
         state.renew();
     }
 
+    /// Changes the control entry. A lease that has ended stays ended.
+    pub fn amend(&self, change: impl FnOnce(&mut Control)) {
+        let mut state = self.shared.lock();
+        change(&mut state.control);
+        state.write();
+    }
+
     /// Lets every packet through until the next [`Lease::update`].
     pub fn end(&self) {
         let mut state = self.shared.lock();

@@ -66,8 +66,8 @@ impl Hierarchy {
             })
             .max_by_key(|found| (found.writable, found.root == Path::new("/")))
             .context(
-                "no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup (in a container: mount the \
-                 host's with -v /sys/fs/cgroup:/sys/fs/cgroup)",
+                "no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup, or in a container \
+                 -v /sys/fs/cgroup:/sys/fs/cgroup",
             )
     }
 
