@@ -85,9 +85,15 @@ async fn add(
     body: Body,
 ) -> Answer {
     caller.require(PACKET_RULES)?;
-    let value = body::value(&collect(body).await?)?;
+    let body = collect(body).await?;
+    let value = body::value(&body).map_err(|error| unquoted(&body).unwrap_or(error))?;
     let (many, values) = match value {
         Value::Array(values) => (true, values),
+        Value::Object(fields) if fields.get("rules").is_some_and(Value::is_array) => {
+            let why =
+                "the rules are not in an object\nhelp: send the list itself: [\"tcp:80 drop\"]";
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, why));
+        }
         one => (false, vec![one]),
     };
     let written = values.into_iter().map(read_rule);
@@ -117,6 +123,17 @@ async fn add(
         all => json!(all),
     };
     Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+/// The error for a rule that is not in JSON.
+fn unquoted(body: &[u8]) -> Option<ApiError> {
+    let text = std::str::from_utf8(body).ok()?.trim();
+    text.parse::<Rule>().ok()?;
+    let why = format!(
+        "a rule is a text of JSON\nhelp: send it in quotes: {}",
+        json!(text)
+    );
+    Some(ApiError::new(StatusCode::BAD_REQUEST, why))
 }
 
 /// The rule with this number.

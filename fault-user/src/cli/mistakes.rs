@@ -147,6 +147,9 @@ const RUNNERS: &[(&str, &str)] = &[
     ("replay", "fault replay DIR -- pytest"),
 ];
 
+/// Subcommands about all that there is.
+const OF_ALL: &[&str] = &["list", "stats", "events", "reset", "profiles"];
+
 /// The start of the command line up to the command.
 fn runner(command: &str, arguments: &[String]) -> Option<String> {
     let (_, example) = RUNNERS.iter().find(|(name, _)| *name == command)?;
@@ -192,7 +195,7 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
                 .iter()
                 .find(|(names, _)| names.contains(&command.as_str()))
             {
-                return Some(format!("type {instead}"));
+                return Some((*instead).to_owned());
             }
             if let ("remove", Some(name)) = (command.as_str(), arguments.get(2)) {
                 return Some(format!("say what to remove: fault remove proxy {name}"));
@@ -200,6 +203,9 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
             let all = Cli::command();
             let name = nearest(command, all.get_subcommands().map(clap::Command::get_name))?;
             Some(format!("did you mean `{name}`?"))
+        }
+        ErrorKind::MissingRequiredArgument if command == "completions" => {
+            Some("name the shell: fault completions bash".to_owned())
         }
         ErrorKind::MissingRequiredArgument => {
             let example = runner(command, arguments)?;
@@ -312,7 +318,7 @@ fn option(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
             }
             _ => return None,
         };
-        return Some(format!("type {form}"));
+        return Some(form.to_owned());
     }
     if !matches!(command, "run" | "inject") {
         return None;
@@ -344,6 +350,11 @@ fn option(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
 fn words(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
     if wrong.starts_with('-') {
         return None;
+    }
+    if OF_ALL.contains(&command) {
+        return Some(format!(
+            "`fault {command}` is about all, and takes no name: fault {command}"
+        ));
     }
     // Not the program's own name, nor the subcommand's.
     let mut after = arguments.iter().enumerate().skip(2);
@@ -530,6 +541,8 @@ mod tests {
         (&["apply", "-f", "x"], "fault inject -f FILE"),
         (&["netem", "delay"], "--container NAME"),
         (&["remove", "redis"], "fault remove proxy redis"),
+        (&["stats", "redis"], "takes no name: fault stats"),
+        (&["completions"], "fault completions bash"),
         (
             &["add", "toxic", "redis", "-t", "latency"],
             "fault add toxic redis latency latency=200",

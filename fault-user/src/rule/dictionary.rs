@@ -95,6 +95,8 @@ pub(super) const MODIFIERS: &[Hint] = &[
     ("stream", "dir"),
     ("flags", "match"),
     ("distribution", "dist"),
+    ("repeat", "period"),
+    ("gemodel", "loss=ge(1%,10%)"),
 ];
 
 /// Modifiers that count packets, and the one that takes a time in their place.

@@ -5,7 +5,7 @@
 use std::str::FromStr as _;
 
 use super::dictionary::{
-    self, DIRECTIONS, FAULTS, FORMS, TIMES, decimal_point, look_up, service_port,
+    self, DIRECTIONS, FAULTS, FORMS, PROFILES, TIMES, decimal_point, look_up, service_port,
 };
 use super::error::{Piece, RuleError};
 use super::modifier::modifier;
@@ -58,8 +58,11 @@ pub(super) fn fault(word: Piece<'_>, error: RuleError) -> RuleError {
     ];
     candidates.extend(meant.map(|meant| format!("{meant}{rest}")));
     candidates.extend(meant.map(str::to_owned));
-    if super::profile::known(text).is_some() {
-        candidates.push(format!("profile={text}"));
+    if let Some(profile) = super::profile::known(text)
+        .map(|known| known.name)
+        .or_else(|| look_up(PROFILES, text))
+    {
+        candidates.push(format!("profile={profile}"));
     }
     candidates.extend(
         ["true", "on", "yes"]
@@ -95,6 +98,7 @@ pub(super) fn detached(before: Piece<'_>, word: Piece<'_>) -> Option<RuleError> 
         other_form(fault, value),
         format!("{fault},corr:{value}"),
         format!("{fault}={value}ms"),
+        format!("{fault}={value}bit"),
     ];
     let meant = candidates.into_iter().find(|meant| reads(meant))?;
     let error = before
@@ -235,12 +239,15 @@ fn with_units(name: &str, value: &str) -> String {
 /// `delay=150ms~50ms` for `delay=100ms..200ms` and `delay=100-200ms`.
 fn around_the_middle(name: &str, value: &str) -> Option<String> {
     let (least, most) = value.split_once("..").or_else(|| value.split_once('-'))?;
-    let most_ns = units::parse_duration(most).ok()?;
+    let mut most_ns = units::parse_duration(most).ok()?;
     let unit = most.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
-    let least_ns = units::parse_duration(least)
+    let mut least_ns = units::parse_duration(least)
         .or_else(|_no_unit| units::parse_duration(&format!("{least}{unit}")))
         .ok()?;
-    let spread_ns = most_ns.checked_sub(least_ns)? / 2;
+    if most_ns < least_ns {
+        std::mem::swap(&mut least_ns, &mut most_ns);
+    }
+    let spread_ns = (most_ns - least_ns) / 2;
     let [middle, spread] = [least_ns + spread_ns, spread_ns].map(units::show_duration);
     Some(format!("{name}={middle}~{spread}"))
 }

@@ -279,6 +279,12 @@ fn misplaced(target: Piece<'_>, fault: Piece<'_>, rest: &[Piece<'_>]) -> Option<
         let error = target.error("target and fault are words of their own");
         return Some(error.suggest(meant));
     }
+    let kinds = ["container:", "container/", "docker:", "pod:", "pod/"];
+    if let Some(name) = kinds.iter().find_map(|kind| first.strip_prefix(kind)) {
+        let error = target.error("a container is no target");
+        let instead = format!("`* {second}` with the option `--container {name}`");
+        return Some(error.expected(instead));
+    }
     if let ("dev" | "iface" | "interface", Some(fault)) = (first, rest.first()) {
         let error = both.error("an interface is no target");
         let instead = format!("`* {}` with the option `-i {second}`", fault.text());
@@ -405,9 +411,11 @@ fn with_modifiers<'a>(
             }
             _ => {
                 let error = unknown_modifier(*word, &fault_reader, fault_word);
-                // `loss random 10%`, `latency = 200ms`.
-                let next = rest.get(at + 1).filter(|_| error.suggestion.is_none());
-                let joined = next.and_then(|next| hints::detached(fault_word, *next));
+                // `delay time=3000`, `loss random 10%`, `latency = 200ms`.
+                let value = value.filter(|value| !value.text().is_empty());
+                let value = value.or(rest.get(at + 1).copied());
+                let value = value.filter(|_| error.suggestion.is_none());
+                let joined = value.and_then(|value| hints::detached(fault_word, value));
                 return Err(joined.unwrap_or(error));
             }
         }

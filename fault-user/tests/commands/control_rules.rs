@@ -192,7 +192,12 @@ fn a_mistake_changes_nothing_and_is_pointed_at() {
         (json!("tcp:1 latency=3ms"), 400, "is a stream fault"),
         (json!("tcp:22 drop"), 400, "SSH"),
         (json!(7), 400, "expected a rule"),
+        (json!({"rules": ["tcp:1 drop"]}), 400, "the list itself"),
     ];
+    let (status, answer) = daemon.call("POST", "/v1/rules", "tcp:1 drop");
+    assert_eq!(status, 400, "{answer}");
+    let error = answer["error"].as_str().unwrap_or_default();
+    assert!(error.contains("in quotes: \"tcp:1 drop\""), "{error}");
     for (body, status, why) in bad {
         let (got, answer) = daemon.call("POST", "/v1/rules", &body.to_string());
         let error = answer["error"].as_str().unwrap_or_default();

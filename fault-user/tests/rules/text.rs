@@ -203,6 +203,20 @@ const MISTAKES: &[(&str, &str)] = &[
     ("tcp:80 netem delay 100ms", "did you mean `delay=100ms`?"),
     ("tcp:80 tbf rate 1mbit", "did you mean `rate=1mbit`?"),
     ("tcp:80 -j REJECT", "did you mean `reject`?"),
+    ("tcp:80 rate 1m", "did you mean `rate=1mbit`?"),
+    ("tcp:80 delay=50ms..10ms", "did you mean `delay=30ms~20ms`?"),
+    ("tcp:80 delay time=3000", "did you mean `delay=3000ms`?"),
+    (
+        "tcp:80 loss gemodel 1% 10%",
+        "did you mean `loss=ge(1%,10%)`?",
+    ),
+    ("* wifi", "did you mean `profile=wifi-lossy`?"),
+    ("pod/web drop", "`* drop` with the option `--container web`"),
+    (
+        "container:web drop",
+        "`* drop` with the option `--container web`",
+    ),
+    ("tcp:80 drop repeat=30s", "did you mean `period`?"),
     ("tcp:80 -> drop", "did you mean `drop`?"),
     ("tcp:80 loss random 10%", "did you mean `loss=10%`?"),
     (
