@@ -540,6 +540,9 @@ fn resolve_here(directory: &tempfile::TempDir) {
 
 #[test]
 fn resolvers_accept_the_responses() {
+    if !has_resolver() {
+        return;
+    }
     enter_fresh();
     let directory = tempfile::tempdir().unwrap();
     resolve_here(&directory);
@@ -635,8 +638,19 @@ fn after_a_truncated_answer_the_real_one_comes_over_tcp() {
     );
 }
 
+/// Whether programs can look names up. Those of the virtual machines are static, and glibc's resolver is not.
+fn has_resolver() -> bool {
+    if is_emulated() {
+        eprintln!("skipped: a static program has no resolver");
+    }
+    !is_emulated()
+}
+
 #[test]
 fn only_excluded_names_keep_the_addresses_that_they_had() {
+    if !has_resolver() {
+        return;
+    }
     enter_fresh();
     let directory = tempfile::tempdir().unwrap();
     resolve_here(&directory);
@@ -687,6 +701,9 @@ true
 
 #[test]
 fn clients_that_look_up_a_name_and_connect_are_matched() {
+    if !has_resolver() {
+        return;
+    }
     enter_fresh();
     let directory = tempfile::tempdir().unwrap();
     resolve_here(&directory);

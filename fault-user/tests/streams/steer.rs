@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::echo::{tcp_echo, udp_client, udp_echo};
 use crate::support::place::{
-    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, has_bash, run, set_option,
-    wait_for,
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, has_bash, is_emulated, run,
+    set_option, wait_for,
 };
 use fault_user::relay::{
     Engine, HandshakeEvent, HeldSyn, Listen, Pair, RawSockets, Relay, Settings, TcpInlet, Upstream,
@@ -175,7 +175,7 @@ fn several_faults_on_one_target_add_up() {
     );
     let took = round_trip(address).unwrap();
     assert!(
-        took >= Duration::from_millis(100) && took < SLOW,
+        took >= Duration::from_millis(100) && (took < SLOW || is_emulated()),
         "{took:?}"
     );
     let summary = applied.end();
@@ -881,6 +881,10 @@ fn what_is_missing_is_said_in_one_line() {
         .args(rule)
         .args(["--", "true"]);
     said(nobody.uid(65534).gid(65534).output(), "root");
+    if is_emulated() {
+        eprintln!("skipped: init may mount cgroup2 again");
+        return;
+    }
     leave_cgroups();
     let mut inject = fault();
     said(
@@ -941,10 +945,12 @@ fn hear_next(listener: &TcpListener) -> std::thread::JoinHandle<Heard> {
 fn the_last_words_of_a_command_arrive_or_the_server_is_reset() {
     enter_fresh();
     let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+    // An emulated processor is too slow for the time that is enough elsewhere.
+    let patient = if is_emulated() { "--drain 20s" } else { "" };
     for (rule, options, arrives) in [
         ("tcp:7000 latency=300ms dir=to-server", "", true),
-        ("tcp:7000 bandwidth=50kB/s", "", true),
-        ("tcp:7000 slicer=1000,delay:1ms", "", true),
+        ("tcp:7000 bandwidth=50kB/s", patient, true),
+        ("tcp:7000 slicer=1000,delay:1ms", patient, true),
         ("tcp:7000 coalesce=1MiB,300ms", "", true),
         ("tcp:7000 slow_close=300ms", "--drain 20s", true),
         ("tcp:7000 stall for=3s", "", true),

@@ -19,7 +19,7 @@ use crate::{
 
 /// What init and the tests call, each from this machine with the libraries it needs. The shell is not
 /// busybox, whose own `ip` and `tc` come before what is in PATH.
-const TOOLS: &[&str] = &["sh", "busybox", "ip", "tc", "ss", "bpftool", "ping"];
+const TOOLS: &[&str] = &["sh", "bash", "busybox", "ip", "tc", "ss", "bpftool", "ping"];
 
 /// Small files that programs expect to find: path and content.
 const FILES: &[(&str, &str)] = &[
@@ -33,7 +33,6 @@ const FILES: &[(&str, &str)] = &[
         "etc/hosts",
         "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",
     ),
-    ("etc/resolv.conf", "nameserver 127.0.0.1\n"),
     (
         "etc/nsswitch.conf",
         "passwd: files\ngroup: files\nhosts: files\n",
