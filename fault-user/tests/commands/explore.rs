@@ -1329,6 +1329,38 @@ fn the_packets_whose_loss_is_enough_are_found() {
 }
 
 #[test]
+fn the_connections_that_are_enough_together_are_found() {
+    let Some(_services) = services() else {
+        return;
+    };
+    // It needs two answers of three.
+    let script = "import socket, sys\n\
+        good = 0\n\
+        for _ in range(3):\n    \
+            s = socket.create_connection(('127.0.0.1', 7002), timeout=5)\n    \
+            s.sendall(b'PING\\n')\n    \
+            good += s.makefile('rb').readline().endswith(b'\\n')\n\
+        sys.exit(good < 2)\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::fs::canonicalize(folder.path()).unwrap();
+    let output = fault()
+        .args(["explore", "--runs", "1", "--seed", "3", "--faults", "cut"])
+        .arg("--report")
+        .arg(&path)
+        .args(["--", "python3", "-c", script])
+        .output()
+        .unwrap();
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    let cell = cells(&path.join("report.json")).remove(0);
+    let smallest = &cell["smallest"];
+    assert_eq!(smallest["connections"], 2, "{text}");
+    let rule = smallest["rules"][0].as_str().unwrap();
+    assert!(rule.ends_with(" conn=1..2"), "{rule}");
+    assert!(text.contains("2 connections are enough"), "{text}");
+}
+
+#[test]
 fn what_fails_before_or_after_a_later_run_ends_it_and_keeps_what_is_done() {
     if hierarchy().is_none() || !has_bash() {
         return;

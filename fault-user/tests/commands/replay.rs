@@ -179,7 +179,7 @@ fn replay_draws_the_same_whatever_is_read_at_a_time() {
     // Where a message begins does not depend on when it comes; where the parts of one begin does.
     for (rule, parts, fewest) in [
         ("tcp:7000 latency=2ms~2ms", "600", 60),
-        ("tcp:7000 slicer=50~30", "40", 10),
+        ("tcp:7000 slicer=50~30", "120", 10),
     ] {
         let run = ["run", "-r", rule, "--report", first.to_str().unwrap()];
         connect(&run, ["40", "600", "0"]);
@@ -192,6 +192,31 @@ fn replay_draws_the_same_whatever_is_read_at_a_time() {
         );
         assert!(drawn(&again) == expected, "{rule}: other draws");
     }
+}
+
+#[test]
+fn replay_picks_the_same_datagrams_of_each_client() {
+    enter_fresh();
+    let receiver = UdpSocket::bind("127.0.0.1:7000").unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report");
+    let rule = "udp:7000 corrupt_data=zero,offset:0 every=3 count=rule p=60%";
+    let first = go(&["run", "-r", rule, "--report", "REPORT"], &report);
+    assert_eq!(first.status.code(), Some(3), "{}", stderr_text(&first));
+    // Of several clients any may be the first.
+    let sorted = || {
+        let mut all = came(&receiver);
+        all.sort();
+        all
+    };
+    let expected = sorted();
+    let hit = expected.iter().filter(|one| one.starts_with('\0')).count();
+    assert!(expected.len() == 80 && hit > 0, "{expected:?}");
+    reseed(&report);
+    let again = go(&["replay", "REPORT"], &report);
+    assert_eq!(again.status.code(), Some(3), "{}", stderr_text(&again));
+    assert_eq!(sorted(), expected, "{}", stderr_text(&again));
 }
 
 #[test]
