@@ -10,7 +10,7 @@ use super::dictionary::{
 use super::error::{Piece, RuleError};
 use super::modifier::modifier;
 use super::target::{Protocol, is_name, is_plain};
-use super::{Fault, catalog, text, units};
+use super::{Fault, Profiles, Rule, catalog, units};
 
 /// The target that is meant by the name of a service, with the protocol that was given.
 pub(super) fn service(name: &str, protocol: Protocol) -> Option<String> {
@@ -58,12 +58,7 @@ pub(super) fn fault(word: Piece<'_>, error: RuleError) -> RuleError {
     ];
     candidates.extend(meant.map(|meant| format!("{meant}{rest}")));
     candidates.extend(meant.map(str::to_owned));
-    if let Some(profile) = super::profile::known(text)
-        .map(|known| known.name)
-        .or_else(|| look_up(PROFILES, text))
-    {
-        candidates.push(format!("profile={profile}"));
-    }
+    candidates.extend(profile(text));
     candidates.extend(
         ["true", "on", "yes"]
             .contains(&value)
@@ -127,6 +122,18 @@ pub(super) fn superfluous(words: &[Piece<'_>]) -> Option<RuleError> {
     Some(RuleError { span, ..error }.suggest(meant))
 }
 
+/// The profile that is meant by a word.
+pub(super) fn profile(word: &str) -> Option<String> {
+    // What can't be read as a name would look for hints again, and come here.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if word.is_empty() || !word.bytes().all(is_name) {
+        return None;
+    }
+    let meant = format!("profile={}", look_up(PROFILES, word).unwrap_or(word));
+    let rule: Rule = format!("* {meant}").parse().ok()?;
+    rule.expanded(&Profiles::new()).is_ok().then_some(meant)
+}
+
 /// What is meant by a word behind a fault that is a value without its modifier, or a direction.
 pub(super) fn bare_value(word: &str) -> Option<String> {
     if let Some(direction) = look_up(DIRECTIONS, word) {
@@ -150,7 +157,7 @@ pub(super) fn several_rules(text: &str) -> Option<RuleError> {
             .filter(|part| !part.is_empty())
             .collect();
         let are_several = parts.len() > 1 && parts.iter().all(|part| part.contains(' '));
-        (are_several && parts.iter().all(|part| text::rule(part).is_ok())).then(|| {
+        (are_several && parts.iter().all(|part| part.parse::<Rule>().is_ok())).then(|| {
             let parts: Vec<_> = parts.iter().map(|part| format!("-r '{part}'")).collect();
             let error = Piece::whole(text).error("these are several rules");
             error.expected(format!("each by itself: {}", parts.join(" ")))
@@ -279,7 +286,7 @@ pub(super) fn early_modifiers(words: &[Piece<'_>]) -> Option<RuleError> {
         .to(*fault)
         .error("the fault comes before its modifiers");
     let meant = format!("{} {}", fault.text(), modifiers.join(" "));
-    Some(match text::fault_and_modifiers(Piece::whole(&meant)) {
+    Some(match format!("* {meant}").parse::<Rule>() {
         Ok(_) => error.suggest(meant),
         Err(other) => error.expected(format!("`FAULT MODIFIER…`; besides, {}", other.clause())),
     })

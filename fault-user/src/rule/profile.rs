@@ -283,7 +283,7 @@ impl Rule {
 const SATELLITE: &str = "satellite";
 
 /// A profile that is known everywhere.
-pub(super) fn known(name: &str) -> Option<&'static Profile> {
+fn known(name: &str) -> Option<&'static Profile> {
     let name = match name {
         SATELLITE => "geo-satellite",
         name => name,

@@ -328,9 +328,9 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
             return Err(if inner != only.text() && self::rule(inner).is_ok() {
                 only.error("the quotes are a part of the rule")
                     .suggest(inner)
-            } else if super::profile::known(only.text()).is_some() {
+            } else if let Some(profile) = hints::profile(only.text()) {
                 only.error("the target is missing")
-                    .suggest(format!("* profile={}", only.text()))
+                    .suggest(format!("* {profile}"))
             } else if hints::is_fault(only.text()) {
                 only.error("the target is missing").expected(form)
             } else if let Some(meant) = hints::joined(only.text()) {
