@@ -918,6 +918,78 @@ fn names_that_the_command_looks_up_fail_in_each_way() {
     );
 }
 
+#[test]
+fn connections_to_the_later_addresses_of_a_name_are_watched() {
+    let Some(_services) = services() else {
+        return;
+    };
+    // Two services on one port, each with two addresses: rules name them by their hosts.
+    tcp_echo(TcpListener::bind("0.0.0.0:7100").unwrap());
+    let server = UdpSocket::bind("127.0.0.1:53").unwrap();
+    std::thread::spawn(move || {
+        let (mut buffer, mut lookups) = ([0; 512], 0);
+        while let Ok((length, client)) = server.recv_from(&mut buffer) {
+            let is_ours = buffer.starts_with(&[0, 7]);
+            if !is_ours {
+                continue;
+            }
+            lookups += 1;
+            let (name, host) = match &buffer[12..length] {
+                [5, b'a', ..] => ("alpha.example", 2),
+                _ => ("beta.example", 4),
+            };
+            // In the run without faults each is looked up once.
+            let subnet = u8::from(lookups > 2);
+            let addresses = [host, host + 1].map(|host| format!("127.0.{subnet}.{host}"));
+            let records = addresses.each_ref().map(|address| (name, address.as_str()));
+            let response = support::dns::answer(name, &records);
+            server.send_to(&response, client).unwrap();
+        }
+    });
+    let script = "import socket\n\
+        dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+        dns.connect(('127.0.0.1', 53))\n\
+        for host in (b'alpha', b'beta'):\n    \
+            name = bytes([len(host)]) + host + b'\\7example\\0'\n    \
+            dns.send(b'\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0' + name + b'\\0\\1\\0\\1')\n    \
+            answer = dns.recv(512)\n    \
+            for record in (answer[-20:-16], answer[-4:]):\n        \
+                try:\n            \
+                    s = socket.create_connection((socket.inet_ntoa(record), 7100))\n            \
+                    s.sendall(b'x')\n            \
+                    s.recv(1)\n        \
+                except OSError:\n            \
+                    pass\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::fs::canonicalize(folder.path()).unwrap();
+    let output = fault()
+        .args(["explore", "--runs", "1", "--faults", "refused"])
+        .args(["--only", "tcp:", "--report"])
+        .arg(&path)
+        .args(["--", "python3", "-c", script])
+        .output()
+        .unwrap();
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(!text.contains("warning"), "{text}");
+    let cells = cells(&path.join("report.json"));
+    let targets = ["tcp:alpha.example:7100", "tcp:beta.example:7100"];
+    for (cell, target) in cells.iter().zip(targets) {
+        assert_eq!(cell["target"], target, "{text}");
+        let timelines = cell["timeline"].as_array().unwrap();
+        let place = timelines.iter().position(|one| one["target"] == target);
+        let place = place.unwrap();
+        assert_eq!(cell["connects"][place], 2, "{cell:#}");
+        let connects = timelines[place]["connects"].as_array().unwrap();
+        let refused = connects
+            .iter()
+            .filter(|one| one["established_us"].is_null());
+        assert_eq!(refused.count(), 2, "{cell:#}");
+        assert_eq!(cell["others"].as_array().unwrap().len(), 0, "{cell:#}");
+    }
+    assert_eq!(cells.len(), 2, "{text}");
+}
+
 /// Explores a running service; gives its report, and what was printed.
 fn explore_service(options: &[&str]) -> (Value, Output) {
     explore_service_by(options, &[])

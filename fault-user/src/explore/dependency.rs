@@ -122,6 +122,14 @@ impl Dependency {
             _ => format!("{} {}", self.kind, self.target),
         }
     }
+
+    /// The host name by which a rule names it; its addresses are learned. Nothing where a rule names it by an address, or
+    /// by its port alone.
+    #[must_use]
+    pub fn host(&self) -> Option<&String> {
+        let name = self.name.as_ref();
+        name.filter(|name| self.target.contains(&format!(":{name}:")))
+    }
 }
 
 /// A protocol as rules write it.

@@ -208,6 +208,17 @@ impl<'a> Lane<'a> {
         }
     }
 
+    /// Adds the addresses that have been learned of the dependencies whose rules name a host.
+    fn learn(&mut self) -> Result<()> {
+        for learned in self.session.learned()? {
+            let named = self.dependencies.iter_mut();
+            for one in named.filter(|one| one.host() == Some(&learned.name)) {
+                one.addresses.extend(&learned.addresses);
+            }
+        }
+        Ok(())
+    }
+
     /// The connections to each dependency since `epoch_ns`, and the retries without back-off among them.
     fn watched(&mut self, epoch_ns: u64) -> (Vec<Vec<Connect>>, Vec<u64>) {
         let history = match self.session.history(epoch_ns) {
@@ -285,6 +296,7 @@ impl<'a> Lane<'a> {
             return Ok(None);
         };
         let is_fault = conversations.is_none();
+        self.learn()?;
         let (watched, retries) = self.watched(begun_ns);
         let decisions = self.decisions();
         let Some(unrecovered) = self.recovers(is_fault).await? else {
@@ -346,14 +358,18 @@ impl<'a> Lane<'a> {
         events.into_iter().map(Decision::from).collect()
     }
 
-    /// What was connected to, and is not without faults.
+    /// What was connected to, and is no dependency.
     fn others(&self, used: &[Endpoint]) -> Vec<String> {
         let place = |one: &Endpoint| (one.protocol, one.address, one.port, one.is_bound);
         let is_usual = |one: &&Endpoint| self.usual.iter().any(|usual| place(usual) == place(one));
         let others = used
             .iter()
             .filter(|one| !one.is_bound && one.protocol == Protocol::Tcp);
-        let others = others.filter(|one| !is_usual(one) && !is_own(one, used));
+        let is_known = |one: &&Endpoint| {
+            let remote = SocketAddr::new(one.address, one.port);
+            self.dependencies.iter().any(|known| is_of(known, remote))
+        };
+        let others = others.filter(|one| !is_usual(one) && !is_known(one) && !is_own(one, used));
         others
             .map(|one| format!("tcp:{}", SocketAddr::new(one.address, one.port)))
             .collect()
@@ -634,7 +650,9 @@ fn in_states(sockets: &[OpenSocket]) -> Vec<(SocketAddr, &'static str)> {
 
 /// Whether a connection goes to a dependency.
 fn is_of(dependency: &Dependency, remote: SocketAddr) -> bool {
-    dependency.port == remote.port() && dependency.addresses.contains(&remote.ip())
+    is_stream(dependency)
+        && dependency.port == remote.port()
+        && dependency.addresses.contains(&remote.ip())
 }
 
 /// Connections by the dependencies that they go to. What goes to none goes to the relay, for the target of the rules.
