@@ -197,7 +197,7 @@ pub fn find(seen: &Sighting, internal: bool) -> Found {
             // A datagram socket that is only connected is how resolvers choose a source address.
             found
                 .out_of_reach
-                .push(format!("{dependency} never answered, also without faults"));
+                .push(format!("{dependency} never answered, even without faults"));
         }
     }
     if seen.unix != 0 {

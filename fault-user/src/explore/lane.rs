@@ -204,7 +204,9 @@ impl<'a> Lane<'a> {
         }
         let watched = RuleSet::of(&watched).and_then(|rules| self.session.watch(&rules));
         if let Err(error) = watched {
-            tell!("fault: warning: there are no timelines, and retries are not judged: {error:#}");
+            tell!(
+                "fault: warning: there are no timelines, and retries without back-off are not reported: {error:#}"
+            );
         }
     }
 
@@ -224,7 +226,7 @@ impl<'a> Lane<'a> {
         let history = match self.session.history(epoch_ns) {
             Ok(history) => history.unwrap_or_default(),
             Err(error) => {
-                tell!("fault: warning: retries are not judged: {error:#}");
+                tell!("fault: warning: retries without back-off are not reported: {error:#}");
                 History::default()
             }
         };
@@ -259,8 +261,7 @@ impl<'a> Lane<'a> {
         limit: Duration,
     ) -> Result<Option<(Observation, Sighting)>> {
         let mut sighting = Sighting::default();
-        let rules = [rules, &[EVERYTHING.to_owned()]].concat();
-        let seen = self.attempt(&rules, limit, Some(&mut sighting)).await?;
+        let seen = self.attempt(rules, limit, Some(&mut sighting)).await?;
         Ok(seen.map(|seen| (seen, sighting)))
     }
 
@@ -288,14 +289,20 @@ impl<'a> Lane<'a> {
         let begun_ns = monotonic_ns();
         // Of what was left of the last run.
         self.decisions();
-        let main = self.main(rules, limit).await?;
+        let main = match sighting {
+            Some(_) => {
+                let rules = [rules, &[EVERYTHING.to_owned()]].concat();
+                self.main(&rules, limit).await?
+            }
+            None => self.main(rules, limit).await?,
+        };
         let conversations = watch
             .map(|(capture, kept)| Ok::<_, anyhow::Error>((capture.finish()?, kept)))
             .transpose()?;
         let Some((ran, hits)) = main else {
             return Ok(None);
         };
-        let is_fault = conversations.is_none();
+        let is_fault = !rules.is_empty();
         self.learn()?;
         let (watched, retries) = self.watched(begun_ns);
         let decisions = self.decisions();
@@ -339,6 +346,7 @@ impl<'a> Lane<'a> {
             took: ran.took,
             hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
             connects,
+            reached: reached(&hits, &decisions),
             decisions,
             retries,
             watched,
@@ -351,11 +359,16 @@ impl<'a> Lane<'a> {
         }))
     }
 
-    /// What the rules have decided since the last call.
+    /// What the rules that are applied have decided since the last call.
     fn decisions(&mut self) -> Vec<Decision> {
         let mut events = Vec::new();
         self.events.drain(&mut events);
-        events.into_iter().map(Decision::from).collect()
+        let decisions = events.into_iter().map(Decision::from);
+        let numbered = decisions.filter_map(|decision| {
+            let rule = self.session.place_of(&decision)?;
+            Some(Decision { rule, ..decision })
+        });
+        numbered.collect()
     }
 
     /// What was connected to, and is no dependency.
@@ -604,6 +617,18 @@ fn is_stream(dependency: &Dependency) -> bool {
 /// A rule that never acts, whose target is watched.
 fn watching(dependency: &Dependency) -> String {
     EVERYTHING.replacen('*', &dependency.target, 1)
+}
+
+/// The ordinals of the connections that were hit. The relay does not record them: it begins with the first one.
+fn reached(hits: &[Hits], decisions: &[Decision]) -> BTreeSet<u32> {
+    let mut reached: BTreeSet<u32> = decisions.iter().map(|one| one.connection).collect();
+    if reached.is_empty() {
+        let counts = hits.iter();
+        let counts = counts.map(|hits| hits.stats.hit_packets.min(hits.connections));
+        let most = counts.max().unwrap_or(0);
+        reached.extend(1..=u32::try_from(most).unwrap_or(u32::MAX));
+    }
+    reached
 }
 
 /// What was used between two looks.

@@ -1,43 +1,79 @@
-//! The smallest fault that still makes a command fail.
+//! The smallest fault that still makes a command fail, and the largest one that it survives.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use fault_common::abi::MATCHES_MAX;
 
 use super::attempt::{Attempt, Measured, Runner, attempt};
 use super::dependency::Dependency;
 use super::faults::{Experiment, FaultKind, Magnitude};
 use super::fewest::fewest;
 use crate::report::record::Decision;
+use crate::rule::Protocol;
 use crate::rule::units::show_duration;
 
 /// How near the two sides of a threshold come to each other: within a tenth.
 const NEAR_PERCENT: u64 = 110;
 /// The least magnitude that is tried, in milliseconds.
 const LEAST_MS: u64 = 10;
+/// The largest magnitude that is tried of a fault that is survived.
+const TOLERANCE_MOST: Duration = Duration::from_secs(30);
 /// How many sets of packets are tried at most: each costs a run.
 const PACKET_TRIES: u32 = 40;
+/// How many rules may name the packets of a set: a command line is to be read.
+const PACKET_RULES: usize = 32;
 /// How many connections are tried, one after the other.
 const CONNECTIONS_MAX: u64 = 4;
 
-/// What is left of a fault.
+/// What is left of a fault, or of a pair of faults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Smallest {
     /// Its rules.
     pub rules: Vec<String>,
+    /// What is left of each fault.
+    pub parts: Vec<Part>,
+}
+
+/// What is left of one fault.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Target and name of the fault, where it is one of a pair.
+    pub of: Option<String>,
     /// From where on it fails, in milliseconds, where it has a magnitude.
     pub from_ms: Option<u64>,
     /// The connection that is enough, counted from 1.
     pub connection: Option<u64>,
     /// The number of packets that are enough, where that is known.
     pub packets: Option<u64>,
+    /// Whether so many of each connection are needed.
+    pub of_each: bool,
 }
 
 impl Smallest {
     /// In words, such as `from 640ms, connection 2 is enough`.
     #[must_use]
     pub fn in_words(&self) -> String {
+        if let [Part { of: Some(of), .. }] = self.parts.as_slice() {
+            let alone = format!("{of} alone is enough");
+            let words = self.parts[0].in_words();
+            return [alone, words].join(", ").trim_end_matches(", ").to_owned();
+        }
+        let parts = self.parts.iter().filter_map(|part| {
+            let words = part.in_words();
+            match &part.of {
+                _ if words.is_empty() => None,
+                Some(of) => Some(format!("{of}: {words}")),
+                None => Some(words),
+            }
+        });
+        parts.collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Part {
+    fn in_words(&self) -> String {
         let mut parts = Vec::new();
         if let Some(ms) = self.from_ms {
             parts.push(format!("from {}", show_duration(ms * 1_000_000)));
@@ -46,6 +82,9 @@ impl Smallest {
             parts.push(format!("connection {number} is enough"));
         }
         match self.packets {
+            Some(1) if self.of_each => {
+                parts.push("the first packet of each connection is enough".to_owned());
+            }
             Some(1) => parts.push("one packet is enough".to_owned()),
             Some(packets) => parts.push(format!("{packets} packets are enough")),
             None => {}
@@ -61,11 +100,20 @@ pub enum Shrunk {
     To(Smallest),
     /// The smallest fault did not fail again.
     FailsNoMore,
-    /// It was interrupted.
-    Interrupted,
+    /// It was ended before; the smallest fault so far, if one smaller than the whole was seen to fail.
+    Halted(Option<Smallest>, Halt),
 }
 
-/// Makes a fault that was seen to fail smaller, as long as it still fails.
+/// Why no further run is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// A signal came.
+    Interrupted,
+    /// The time is over.
+    Late,
+}
+
+/// Makes a fault that was seen to fail smaller, as long as it still fails. No run begins after `until`.
 ///
 /// # Errors
 /// As [`Runner::run`].
@@ -73,125 +121,181 @@ pub async fn shrink(
     runner: &mut impl Runner,
     measured: &Measured<'_>,
     failing: &Experiment,
+    until: Option<Instant>,
 ) -> Result<Shrunk> {
-    let mut shrinking = Shrinking {
-        runner,
-        measured,
-        held: (Vec::new(), Vec::new()),
-        is_interrupted: false,
-    };
+    let mut shrinking = Shrinking::new(runner, measured, until);
     let mut parts = match failing.parts.as_slice() {
         [] => vec![failing.clone()],
-        parts => fewest(parts, async |some| shrinking.all_fail(some).await).await?,
+        parts => {
+            let fails = async |some: &[Experiment]| shrinking.all_fail(some).await;
+            fewest(parts, 2, fails).await?
+        }
     };
-    let mut found = Reduced::default();
+    let mut left = Vec::new();
     for place in 0..parts.len() {
         shrinking.held = (parts[..place].to_vec(), parts[place + 1..].to_vec());
-        found = shrinking.reduce(&mut parts[place]).await?;
+        let mut part = shrinking.reduce(&mut parts[place]).await?;
+        let one = &parts[place];
+        let is_of_pair = !failing.parts.is_empty();
+        let name = || format!("{} {}", one.target(measured.dependencies), one.name());
+        part.of = is_of_pair.then(name);
+        left.push(part);
     }
     shrinking.held = (Vec::new(), Vec::new());
-    let Some(smallest) = parts.into_iter().reduce(Experiment::and) else {
+    let Some(joined) = parts.into_iter().reduce(Experiment::and) else {
         return Ok(Shrunk::FailsNoMore);
     };
-    let is_smaller = smallest.rules != failing.rules;
-    let fails = !is_smaller || shrinking.fails(&smallest).await?;
-    if shrinking.is_interrupted {
-        return Ok(Shrunk::Interrupted);
-    }
-    if !fails {
-        return Ok(Shrunk::FailsNoMore);
-    }
-    Ok(Shrunk::To(Smallest {
-        rules: smallest.rules,
-        from_ms: found.from_ms,
-        connection: found.connection,
-        packets: found.packets,
-    }))
+    let is_smaller = joined.rules != failing.rules;
+    let fails = !is_smaller || shrinking.fails(&joined).await?;
+    let smallest = Smallest {
+        rules: joined.rules,
+        parts: left,
+    };
+    Ok(match shrinking.halted {
+        Some(halt) => Shrunk::Halted(is_smaller.then_some(smallest), halt),
+        None if fails => Shrunk::To(smallest),
+        None => Shrunk::FailsNoMore,
+    })
 }
 
-/// What is left of one fault.
-#[derive(Default)]
-struct Reduced {
-    from_ms: Option<u64>,
-    connection: Option<u64>,
-    packets: Option<u64>,
+/// The largest magnitude of a fault that the command survives, in milliseconds, to within 10%, and why no larger one was
+/// tried, if so. At most 30 s are tried, and no more than a run may take in all. Nothing where the fault has no magnitude.
+///
+/// # Errors
+/// As [`Runner::run`].
+pub async fn tolerance(
+    runner: &mut impl Runner,
+    measured: &Measured<'_>,
+    survived: &Experiment,
+    until: Option<Instant>,
+) -> Result<Option<(u64, Option<Halt>)>> {
+    let Some(magnitude) = survived.magnitude else {
+        return Ok(None);
+    };
+    let mut shrinking = Shrinking::new(runner, measured, until);
+    let times = u32::try_from(magnitude.times).unwrap_or(u32::MAX);
+    let most = (measured.limit / times.max(1)).min(TOLERANCE_MOST);
+    let most_ms = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
+    let mut survives_ms = magnitude.ms;
+    if most_ms > survives_ms {
+        let dependency = &measured.dependencies[survived.dependency];
+        let mut tried = survived.clone();
+        tried.set(
+            dependency,
+            Magnitude {
+                ms: most_ms,
+                ..magnitude
+            },
+        );
+        if shrinking.fails(&tried).await? {
+            let range = (survives_ms, most_ms);
+            (survives_ms, _) = shrinking.bisect(survived, dependency, range).await?;
+        } else if shrinking.halted.is_none() {
+            survives_ms = most_ms;
+        }
+    }
+    Ok(Some((survives_ms, shrinking.halted)))
 }
 
 struct Shrinking<'a, R> {
     runner: &'a mut R,
     measured: &'a Measured<'a>,
+    /// When no further run begins.
+    until: Option<Instant>,
     /// Faults at the same time as the one that is made smaller: those before and after it.
     held: (Vec<Experiment>, Vec<Experiment>),
-    is_interrupted: bool,
+    halted: Option<Halt>,
 }
 
-impl<R: Runner> Shrinking<'_, R> {
-    /// Whether the command fails under this and what is held. After an interruption it does not.
+impl<'a, R: Runner> Shrinking<'a, R> {
+    fn new(runner: &'a mut R, measured: &'a Measured<'a>, until: Option<Instant>) -> Self {
+        Self {
+            runner,
+            measured,
+            until,
+            held: (Vec::new(), Vec::new()),
+            halted: None,
+        }
+    }
+
+    /// Whether the command fails under this and what is held. When no further run is made it does not.
     async fn fails(&mut self, experiment: &Experiment) -> Result<bool> {
         let (before, after) = self.held.clone();
         let all = [before, vec![experiment.clone()], after].concat();
-        self.all_fail(&all).await
+        Ok(self.all_fail(&all).await? == Some(true))
     }
 
-    /// Whether the command fails under all of these at the same time.
-    async fn all_fail(&mut self, all: &[Experiment]) -> Result<bool> {
-        let joined = all.iter().cloned().reduce(Experiment::and);
-        match joined {
-            Some(joined) => Ok(self.failure(&joined).await?.is_some()),
-            None => Ok(false),
-        }
+    /// Whether the command fails under all of these at the same time; nothing when no further run is made.
+    async fn all_fail(&mut self, all: &[Experiment]) -> Result<Option<bool>> {
+        let Some(joined) = all.iter().cloned().reduce(Experiment::and) else {
+            return Ok(Some(false));
+        };
+        let fails = self.failure(&joined).await?.is_some();
+        Ok(self.halted.is_none().then_some(fails))
     }
 
-    /// The run under this, if it fails. After an interruption there is none.
+    /// The run under this, if it fails. When no further run is made there is none.
     async fn failure(&mut self, experiment: &Experiment) -> Result<Option<Attempt>> {
-        if self.is_interrupted {
+        if self.until.is_some_and(|until| Instant::now() >= until) {
+            self.halted.get_or_insert(Halt::Late);
+        }
+        if self.halted.is_some() {
             return Ok(None);
         }
         let attempt = attempt(self.runner, self.measured, experiment).await?;
-        self.is_interrupted = attempt.is_none();
+        if attempt.is_none() {
+            self.halted = Some(Halt::Interrupted);
+        }
         Ok(attempt.filter(|attempt| attempt.verdict.is_failure()))
     }
 
     /// Makes one fault smaller.
-    async fn reduce(&mut self, smallest: &mut Experiment) -> Result<Reduced> {
+    async fn reduce(&mut self, smallest: &mut Experiment) -> Result<Part> {
         let dependency = &self.measured.dependencies[smallest.dependency];
         if let Some(magnitude) = smallest.magnitude {
-            let ms = self.bisect(smallest, dependency, magnitude).await?;
+            let range = (0, magnitude.ms);
+            let (_, ms) = self.bisect(smallest, dependency, range).await?;
             self.settle(smallest, dependency, ms).await?;
         }
         let from_ms = smallest.magnitude.map(|magnitude| magnitude.ms);
         let whole = smallest.clone();
         let connection = self.connection(smallest, dependency).await?;
-        let packets = if self.one_packet(smallest).await? {
+        let is_one = self.one_packet(smallest).await?;
+        let packets = if is_one {
             Some(1)
         } else {
             self.packets(smallest, &whole, dependency).await?
         };
-        Ok(Reduced {
+        Ok(Part {
+            of: None,
             from_ms,
             connection,
             packets,
+            of_each: is_one && connection.is_none(),
         })
     }
 
-    /// The least magnitude that fails, in milliseconds.
+    /// Between a magnitude that is survived and one that fails, in milliseconds: the same nearer to each other.
     async fn bisect(
         &mut self,
         experiment: &Experiment,
         dependency: &Dependency,
-        magnitude: Magnitude,
-    ) -> Result<u64> {
-        let (mut survives_ms, mut fails_ms) = (0, magnitude.ms);
-        while let Some(ms) = between(survives_ms, fails_ms) {
-            let mut tried = experiment.clone();
+        (mut survives_ms, mut fails_ms): (u64, u64),
+    ) -> Result<(u64, u64)> {
+        let mut tried = experiment.clone();
+        while let (Some(magnitude), Some(ms)) =
+            (experiment.magnitude, between(survives_ms, fails_ms))
+        {
             tried.set(dependency, Magnitude { ms, ..magnitude });
             if self.fails(&tried).await? {
                 fails_ms = ms;
-            } else {
+            } else if self.halted.is_none() {
                 survives_ms = ms;
+            } else {
+                break;
             }
         }
-        Ok(fails_ms)
+        Ok((survives_ms, fails_ms))
     }
 
     /// Sets the magnitude that was found, or the next larger one that fails again: at the threshold itself it is chance.
@@ -206,7 +310,7 @@ impl<R: Runner> Shrinking<'_, R> {
         };
         let mut tried = Magnitude { ms, ..most };
         smallest.set(dependency, tried);
-        while tried.ms < most.ms && !self.is_interrupted && !self.fails(smallest).await? {
+        while tried.ms < most.ms && !self.fails(smallest).await? && self.halted.is_none() {
             tried.ms = (tried.ms * NEAR_PERCENT / 100).min(most.ms);
             smallest.set(dependency, tried);
         }
@@ -243,37 +347,48 @@ impl<R: Runner> Shrinking<'_, R> {
     ) -> Result<Option<u64>> {
         let what = match smallest.fault {
             FaultKind::Loss => format!("{} drop", dependency.target),
+            // Of TCP all are handshakes that are tried again.
+            FaultKind::Silent if dependency.protocol == Protocol::Udp => {
+                format!("{} drop", dependency.target)
+            }
             FaultKind::Corrupt => whole.rules.concat(),
             _ => return Ok(None),
         };
-        // Decisions of several faults are not told apart.
-        if !self.held.0.is_empty() || !self.held.1.is_empty() {
-            return Ok(None);
-        }
-        let Some(failing) = self.failure(smallest).await? else {
+        let (before, after) = self.held.clone();
+        let first = before.iter().map(|one| one.rules.len()).sum::<usize>();
+        let own = first + 1..=first + smallest.rules.len();
+        let all = [before, vec![smallest.clone()], after].concat();
+        let Some(all) = all.into_iter().reduce(Experiment::and) else {
             return Ok(None);
         };
-        let rules = |some: &[Packets]| -> Vec<String> {
-            let merged = Packets::merged(some).into_iter();
-            merged.map(|packets| packets.rule(&what)).collect()
+        let Some(failing) = self.failure(&all).await? else {
+            return Ok(None);
         };
-        let all = Packets::of(&failing.seen.decisions);
-        let with = |some: &[Packets]| Experiment {
-            rules: rules(some),
+        let is_own = |one: &&Decision| usize::try_from(one.rule).is_ok_and(|n| own.contains(&n));
+        let all = Packets::of(failing.seen.decisions.iter().filter(is_own));
+        let with = |merged: &[Packets]| Experiment {
+            rules: merged.iter().map(|packets| packets.rule(&what)).collect(),
             ..whole.clone()
         };
         let mut left = PACKET_TRIES;
-        let few = fewest(&all, async |some| {
-            // More rules than a packet may match can't be told apart from others: not known.
-            if left == 0 || with(some).rules.len() > MATCHES_MAX {
-                return Ok(false);
+        // Larger sets need more rules than there may be.
+        let chunks = Packets::merged(&all).len().div_ceil(PACKET_RULES).max(2);
+        let few = fewest(&all, chunks, async |some| {
+            let merged = Packets::merged(some);
+            if merged.len() > PACKET_RULES {
+                return Ok(Some(false));
+            }
+            if left == 0 {
+                return Ok(None);
             }
             left -= 1;
-            self.fails(&with(some)).await
+            let fails = self.fails(&with(&merged)).await?;
+            Ok(self.halted.is_none().then_some(fails))
         });
         let few = few.await?;
-        let tried = with(&few);
-        let fits = (1..=MATCHES_MAX).contains(&tried.rules.len());
+        let merged = Packets::merged(&few);
+        let tried = with(&merged);
+        let fits = (1..=PACKET_RULES).contains(&merged.len());
         // All together have not been tried as rules of their own.
         if !fits || (few.len() == all.len() && !self.fails(&tried).await?) {
             return Ok(None);
@@ -282,7 +397,7 @@ impl<R: Runner> Shrinking<'_, R> {
         Ok(Some(few.len() as u64))
     }
 
-    /// Whether one packet is enough.
+    /// Whether one packet of each connection is enough.
     async fn one_packet(&mut self, smallest: &mut Experiment) -> Result<bool> {
         let counts_packets = matches!(
             smallest.fault,
@@ -304,17 +419,17 @@ impl<R: Runner> Shrinking<'_, R> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Packets {
     connection: u32,
-    direction: String,
+    direction: Cow<'static, str>,
     first: u64,
     last: u64,
 }
 
 impl Packets {
     /// Those that were decided about: each by itself, in order.
-    fn of(decisions: &[Decision]) -> Vec<Self> {
-        let each = decisions.iter().map(|decision| Self {
+    fn of<'a>(decisions: impl Iterator<Item = &'a Decision>) -> Vec<Self> {
+        let each = decisions.map(|decision| Self {
             connection: decision.connection,
-            direction: decision.direction.clone().into_owned(),
+            direction: decision.direction.clone(),
             first: decision.packet,
             last: decision.packet,
         });
@@ -390,6 +505,8 @@ mod tests {
     use super::super::experimenter::tests::{Fake, block_on};
     use super::super::faults::experiment;
     use super::super::kind::Kind;
+    use super::super::verdict::tests::seen;
+    use super::super::verdict::{End, Observation};
     use super::*;
     use crate::rule::{Fault, Rule};
 
@@ -404,10 +521,10 @@ mod tests {
         };
         let failing = experiment(0, &dependencies[0], fault, LIMIT).unwrap();
         let mut runner = Fake::new(fails);
-        match block_on(shrink(&mut runner, &measured, &failing)).unwrap() {
+        match block_on(shrink(&mut runner, &measured, &failing, None)).unwrap() {
             Shrunk::To(smallest) => Some(smallest),
             Shrunk::FailsNoMore => None,
-            Shrunk::Interrupted => panic!("nobody interrupts"),
+            Shrunk::Halted(..) => panic!("nobody interrupts"),
         }
     }
 
@@ -422,7 +539,7 @@ mod tests {
     fn a_threshold_is_found_to_a_tenth() {
         for threshold_ms in [20, 300, 700, 1234, 2400] {
             let found = smallest(FaultKind::Slow, move |rule| delay_ms(rule) >= threshold_ms);
-            let from_ms = found.unwrap().from_ms.unwrap();
+            let from_ms = found.unwrap().parts[0].from_ms.unwrap();
             assert!(
                 (threshold_ms..=threshold_ms * 11 / 10).contains(&from_ms),
                 "{threshold_ms}: {from_ms}"
@@ -442,8 +559,18 @@ mod tests {
             }
             _ => false,
         };
-        let from_ms = smallest(FaultKind::Slow, fails).unwrap().from_ms.unwrap();
+        let found = smallest(FaultKind::Slow, fails).unwrap();
+        let from_ms = found.parts[0].from_ms.unwrap();
         assert!((700..=770).contains(&from_ms), "{from_ms}");
+    }
+
+    #[test]
+    fn a_packet_of_each_connection_is_told_as_such() {
+        let any = |rule: &Rule| !rule.to_string().contains("conn=");
+        let found = smallest(FaultKind::Refused, any).unwrap();
+        assert_eq!(found.rules, ["tcp:1 reject first=1"]);
+        let words = "the first packet of each connection is enough";
+        assert_eq!(found.in_words(), words);
     }
 
     #[test]
@@ -453,7 +580,7 @@ mod tests {
             !text.contains("conn=") || text.contains("conn=2")
         };
         let found = smallest(FaultKind::Refused, second).unwrap();
-        assert_eq!(found.connection, Some(2));
+        assert_eq!(found.parts[0].connection, Some(2));
         assert_eq!(found.rules, ["tcp:1 reject conn=2 first=1"]);
         assert_eq!(
             found.in_words(),
@@ -461,9 +588,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_packets_that_matter_are_found() {
-        let decision = |connection, packet, direction: &'static str| Decision {
+    fn decision(connection: u32, packet: u64, direction: &'static str) -> Decision {
+        Decision {
             rule: 1,
             connection,
             packet,
@@ -474,7 +600,11 @@ mod tests {
             bytes: 0,
             segments: 1,
             time_ns: 0,
-        };
+        }
+    }
+
+    #[test]
+    fn the_packets_that_matter_are_found() {
         let dependencies = [example(Kind::Redis, 1)];
         let measured = Measured {
             dependencies: &dependencies,
@@ -492,7 +622,7 @@ mod tests {
         runner.decisions = one_by_one
             .chain([decision(1, 4, "to-client"), decision(1, 5, "to-client")])
             .collect();
-        let found = block_on(shrink(&mut runner, &measured, &failing)).unwrap();
+        let found = block_on(shrink(&mut runner, &measured, &failing, None)).unwrap();
         let Shrunk::To(smallest) = found else {
             panic!("{found:?}");
         };
@@ -521,5 +651,145 @@ mod tests {
             tries.get() == 1
         };
         assert_eq!(smallest(FaultKind::Refused, fails_once), None);
+    }
+
+    /// Fails under all of these faults at the same time: one rule of each is there, with the packets that it needs.
+    struct Together {
+        needed: Vec<(&'static str, &'static str)>,
+        decisions: Vec<Decision>,
+        runs: usize,
+    }
+
+    impl Runner for Together {
+        async fn run(&mut self, rules: &[String], _limit: Duration) -> Result<Option<Observation>> {
+            self.runs += 1;
+            let mut needed = self.needed.iter();
+            let fails = needed.all(|(target, packets)| {
+                let mut own = rules.iter().filter(|rule| rule.starts_with(target));
+                own.any(|rule| !rule.contains("range=") || rule.contains(packets))
+            });
+            let mut run = seen(End::Exited(u8::from(fails)), 50);
+            run.decisions.clone_from(&self.decisions);
+            Ok(Some(run))
+        }
+    }
+
+    #[test]
+    fn each_fault_of_a_pair_is_made_smaller_and_told_of() {
+        let dependencies = [example(Kind::Redis, 1), example(Kind::Redis, 2)];
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit: LIMIT,
+        };
+        let of = |number: usize| {
+            let one = &dependencies[number];
+            experiment(number, one, FaultKind::Loss, LIMIT).unwrap()
+        };
+        let pair = Experiment::pair(&dependencies, &of(0), &of(1));
+        let of_second = |packet| Decision {
+            rule: 2,
+            ..decision(1, packet, "to-client")
+        };
+        let mut runner = Together {
+            needed: vec![("tcp:1 ", "range=4..4"), ("tcp:2 ", "range=7..8")],
+            decisions: vec![decision(1, 4, "to-server"), of_second(7), of_second(8)],
+            runs: 0,
+        };
+        let found = block_on(shrink(&mut runner, &measured, &pair, None)).unwrap();
+        let Shrunk::To(smallest) = found else {
+            panic!("{found:?}");
+        };
+        let words = smallest.in_words();
+        assert_eq!(
+            words,
+            "tcp:1 loss: connection 1 is enough, one packet is enough; tcp:2 loss: connection 1 is enough, 2 packets \
+             are enough"
+        );
+        let rules = [
+            "tcp:1 drop range=4..4 conn=1 dir=to-server",
+            "tcp:2 drop range=7..8 conn=1 dir=to-client",
+        ];
+        assert_eq!(smallest.rules, rules);
+        runner.needed = vec![("tcp:2 ", "range=7..8")];
+        let found = block_on(shrink(&mut runner, &measured, &pair, None)).unwrap();
+        let Shrunk::To(alone) = found else {
+            panic!("{found:?}");
+        };
+        assert!(alone.in_words().starts_with("tcp:2 loss alone is enough, "));
+    }
+
+    #[test]
+    fn of_very_many_packets_a_bounded_number_of_sets_is_tried() {
+        let dependencies = [example(Kind::Redis, 1)];
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit: LIMIT,
+        };
+        let failing = experiment(0, &dependencies[0], FaultKind::Loss, LIMIT).unwrap();
+        let mut runner = Together {
+            needed: vec![("tcp:1 ", "nothing less")],
+            decisions: (0..50_000)
+                .map(|n| decision(1, n * 3, "to-client"))
+                .collect(),
+            runs: 0,
+        };
+        let found = block_on(shrink(&mut runner, &measured, &failing, None)).unwrap();
+        let Shrunk::To(smallest) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(smallest.rules, ["tcp:1 loss=30% conn=1"]);
+        assert_eq!(smallest.parts[0].packets, None);
+        // One connection, the run whose packets are told apart, and the last confirmation.
+        assert_eq!(runner.runs, 3 + PACKET_TRIES as usize);
+    }
+
+    #[test]
+    fn what_was_found_is_kept_when_no_further_run_is_made() {
+        let dependencies = [example(Kind::Redis, 1)];
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit: LIMIT,
+        };
+        let failing = experiment(0, &dependencies[0], FaultKind::Slow, LIMIT).unwrap();
+        let mut runner = Fake::new(|rule: &Rule| delay_ms(rule) >= 200);
+        runner.last = 1;
+        let found = block_on(shrink(&mut runner, &measured, &failing, None)).unwrap();
+        let Shrunk::Halted(Some(smallest), Halt::Interrupted) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(smallest.in_words(), "from 312ms");
+        let late = Some(Instant::now());
+        let mut runner = Fake::new(|_: &Rule| true);
+        let found = block_on(shrink(&mut runner, &measured, &failing, late)).unwrap();
+        assert_eq!((found, runner.runs), (Shrunk::Halted(None, Halt::Late), 0));
+    }
+
+    #[test]
+    fn what_is_survived_is_told_up_to_the_timeout() {
+        let mut one = example(Kind::Redis, 1);
+        one.usage.turns = 1;
+        let dependencies = [one];
+        let measured = |limit| Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit,
+        };
+        let survives = |limit: Duration, from_ms: u64| {
+            let slow = experiment(0, &dependencies[0], FaultKind::Slow, limit).unwrap();
+            let mut runner = Fake::new(move |rule: &Rule| delay_ms(rule) >= from_ms);
+            let found = block_on(tolerance(&mut runner, &measured(limit), &slow, None)).unwrap();
+            (found.unwrap().0, runner.runs)
+        };
+        assert_eq!(survives(LIMIT, u64::MAX), (10_000, 1));
+        assert_eq!(survives(LIMIT * 9, u64::MAX), (30_000, 1));
+        let (ms, _) = survives(LIMIT * 9, 17_000);
+        assert!((15_400..17_000).contains(&ms), "{ms}");
+        let refused = experiment(0, &dependencies[0], FaultKind::Refused, LIMIT).unwrap();
+        let mut runner = Fake::new(|_: &Rule| false);
+        let found = block_on(tolerance(&mut runner, &measured(LIMIT), &refused, None));
+        assert_eq!((found.unwrap(), runner.runs), (None, 0));
     }
 }

@@ -15,8 +15,10 @@ use crate::inject::injection::Hits;
 use crate::inject::injector::Marker;
 use crate::inject::names::LearnedName;
 use crate::inject::services::Room;
+use crate::plan::PlannedRule;
 use crate::plan::tables::Scope;
 use crate::relay::exchange::Exchange;
+use crate::report::record::Decision;
 use crate::steer::Redirection;
 use crate::sys::clock::monotonic_ns;
 use crate::watch::Watch;
@@ -132,6 +134,16 @@ impl LiveSession<'_> {
     /// The kernel's counters can't be read.
     pub fn hits(&self) -> Result<Vec<Hits>> {
         self.session.hits()
+    }
+
+    /// The number of the rule that made a decision, counted from 1. Nothing for one that is not applied any more.
+    #[must_use]
+    pub fn place_of(&self, decision: &Decision) -> Option<u32> {
+        let mut rules = (1..).zip(&self.session.plan.rules);
+        let state = decision.rule.checked_sub(1)?;
+        let is_its = |rule: &PlannedRule| rule.entries.iter().any(|one| one.entry.state == state);
+        let found = rules.find(|(_, rule)| is_its(rule));
+        found.map(|(place, _)| place)
     }
 
     /// The endpoints that were used so far.
