@@ -1396,7 +1396,7 @@ fn a_report_of_pairs_and_of_own_rules_is_gone_on_from() {
         let output = bash(&[&options[..], &[option, path]].concat(), &script);
         let text = stderr_text(&output);
         assert_eq!(output.status.code(), Some(121), "{text}");
-        assert!(text.contains("5 experiments: 1 failure\n"), "{text}");
+        assert!(text.contains("5 experiments: 1 failure"), "{text}");
         let told = format!("already has the results of {known} experiments");
         assert_eq!(text.contains(&told), known != 0, "{text}");
     }
@@ -1416,8 +1416,8 @@ fn what_is_used_under_a_fault_is_looked_for_within_the_budget() {
     let output = bash(&options, &script);
     let text = stderr_text(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    assert!(text.contains("1 experiment: 0 failures\n"), "{text}");
     assert_eq!(std::fs::read_to_string(ran.path()).unwrap(), "x\nx\n");
+    assert!(text.contains("1 experiment: 0 failures\n"), "{text}");
 }
 
 #[test]
@@ -1452,6 +1452,43 @@ fn ctrl_c_in_front_of_the_pairs_tells_how_many_are_not_run() {
         text.contains("2 experiments: 0 failures, 1 not run"),
         "{text}"
     );
+}
+
+#[test]
+fn ctrl_c_after_resume_keeps_the_pairs_that_are_done() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let ran = dir.join("ran");
+    let then = format!(
+        "{{ echo x >> {}; [ ! -e {}/hang ] || sleep 1000; }}",
+        ran.display(),
+        dir.display()
+    );
+    let script = with_fallback(&then);
+    let explored = |option: &str| {
+        let mut command = fault();
+        command.arg("explore").args(PAIRS).arg(option).arg(&dir);
+        command.args(["--timeout", "60s", "--", "bash", "-c", &script]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let output = explored("--report").wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(121), "{}", stderr_text(&output));
+    let before = cells(&dir.join("report.json"));
+    assert_eq!(before.len(), 4);
+    std::fs::write(&ran, "").unwrap();
+    std::fs::write(dir.join("hang"), "").unwrap();
+    let child = explored("--resume");
+    let hangs = || std::fs::read_to_string(&ran).is_ok_and(|text| text == "x\n");
+    wait_for(hangs, "the run that shows what else is used");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr_text(&output));
+    assert_eq!(cells(&dir.join("report.json")).len(), before.len());
 }
 
 #[test]

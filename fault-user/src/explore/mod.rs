@@ -370,11 +370,14 @@ impl Explore {
         let experiments = [own, singles].concat();
         tell!("{}", estimate(&experiments, &measured, self.jobs));
         if self.depth > 1 {
-            tell!(
-                "fault: --depth 2: then up to {} of faults that the command survives one by one, and pairs with \
-                 what it uses only under a fault",
-                counted(pairs.len(), "pair")
-            );
+            let known = match pairs.len() {
+                0 => String::new(),
+                count => format!(
+                    "up to {} of faults that the command survives one by one, and ",
+                    counted(count, "pair")
+                ),
+            };
+            tell!("fault: --depth 2: then {known}pairs with what it uses only under a fault");
         }
         if self.plan {
             let all = [experiments, pairs].concat();
@@ -414,7 +417,7 @@ impl Explore {
             begun,
             started,
         };
-        let report = about.whole(&explored);
+        let report = about.whole(&explored, earlier.as_ref());
         let reported = files.write([
             (file::REPORT, report.json()?),
             (JUNIT, report.junit()?),

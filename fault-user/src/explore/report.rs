@@ -328,17 +328,24 @@ impl About<'_> {
         Ok(serde_json::to_vec(&cell)?)
     }
 
-    /// The report in the end.
+    /// The report in the end. If it ended early, what an earlier report has beyond that stays in it.
     #[must_use]
-    pub fn whole(&self, explored: &Explored) -> Report {
+    pub fn whole(&self, explored: &Explored, earlier: Option<&Report>) -> Report {
         let stopped = explored.stopped.as_ref().map(|stop| match stop {
             Stop::Interrupted => "interrupted".to_owned(),
             Stop::Error(error) => format!("{error:#}"),
         });
-        Report {
-            unreached: unreached(self.found, explored),
-            ..self.report(explored.cells.iter(), explored.left_out.iter(), stopped)
+        let mut report = self.report(explored.cells.iter(), explored.left_out.iter(), stopped);
+        report.unreached = unreached(self.found, explored);
+        let is_whole = explored.stopped.is_none() && explored.left_out.is_empty();
+        let known = earlier.filter(|_| !is_whole).into_iter();
+        for one in known.flat_map(|earlier| &earlier.cells) {
+            let mut cells = report.cells.iter();
+            if !cells.any(|cell| (&cell.target, &cell.fault) == (&one.target, &one.fault)) {
+                report.cells.push(one.clone());
+            }
         }
+        report
     }
 
     fn report<'a>(
@@ -837,7 +844,7 @@ mod tests {
             begun: Instant::now(),
             started: Instant::now(),
         };
-        about.whole(&explored)
+        about.whole(&explored, None)
     }
 
     #[test]
