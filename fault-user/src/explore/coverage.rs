@@ -23,9 +23,10 @@ pub fn unreached(found: &Found, explored: &Explored) -> Vec<String> {
         let mut left_out = explored.left_out.iter();
         let why = if !own.is_empty() {
             let is_used = |cell: &&Cell| cell.first.seen.connects.get(number) != Some(&0);
-            match own.iter().any(is_used) {
-                true => "no packet or request was one that its faults act on",
-                false => "the command did not use it in these runs",
+            if own.iter().any(is_used) {
+                "no packet or request was one that its faults act on"
+            } else {
+                "the command did not use it in these runs"
             }
         } else if left_out.any(|one| concerns(one.dependency)) {
             "its experiments were not run"

@@ -162,11 +162,12 @@ impl Progress<'_> {
         let kept = self
             .list
             .add(self.files, file::REPORT, begin, about.item(cell)?);
-        kept.map_err(|error| match self.files.has(file::REPORT) {
-            true => {
+        kept.map_err(|error| {
+            if self.files.has(file::REPORT) {
                 anyhow!("{error:#}: the report has what was done before; continue with --resume")
+            } else {
+                error
             }
-            false => error,
         })
     }
 }

@@ -268,7 +268,7 @@ fn amount(packets: u64, segments: u64, bytes: u64) -> String {
 
 /// Formats a number with what it counts: `1 packet`, `2 packets`.
 #[must_use]
-pub fn counted<N: Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
+pub fn counted<N: Copy + Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
     let ending = if number == N::from(1) { "" } else { "s" };
     format!("{number} {what}{ending}")
 }

@@ -151,9 +151,9 @@ impl GrowingList {
                 let (head, tail) = begin()?;
                 let folder = Arc::clone(folder);
                 let head = [head, item].concat();
-                let begun =
+                let growing =
                     writer.run(move || Growing::begin(folder, OsStr::new(name), &head, &tail))?;
-                *self = begun.map_or(Self::Ungrowing, Self::Growing);
+                *self = growing.map_or(Self::Ungrowing, Self::Growing);
                 Ok(())
             }
             Self::Growing(mut growing) => {
