@@ -80,10 +80,10 @@ pub struct Explore {
     /// least 10s.
     #[arg(long, value_name = "TIME")]
     timeout: Option<String>,
-    /// Start no experiment after this time, e.g. 10m. The most telling ones come first.
+    /// Start no experiment after this time, e.g. 10m, and make no failure smaller. The most telling ones come first.
     #[arg(long, value_name = "TIME")]
     budget: Option<String>,
-    /// Don't search for the smallest fault that fails.
+    /// Don't search for the smallest fault that fails, nor for the largest that the command survives.
     #[arg(long)]
     no_shrink: bool,
     /// A shell command that is run before each run, without faults.

@@ -208,6 +208,13 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
             Some("name the shell: fault completions bash".to_owned())
         }
         ErrorKind::MissingRequiredArgument => {
+            let ContextValue::Strings(missing) = error.get(ContextKind::InvalidArg)? else {
+                return None;
+            };
+            if let Some(options) = missing.iter().find(|one| one.contains("--")) {
+                let options = options.replace(['<', '>'], "").replace('|', ", ");
+                return Some(format!("give one of these as well: {options}"));
+            }
             let example = runner(command, arguments)?;
             Some(format!("give the command after --: {example}"))
         }
@@ -493,6 +500,10 @@ mod tests {
         (&["run", "--ruel", "tcp:80 drop"], "did you mean `--rule`?"),
         (&["rnu"], "did you mean `run`?"),
         (&["explore", "python3", "x"], "-- python3 x"),
+        (
+            &["explore", "--recovery", "5s", "--", "x"],
+            "one of these as well: --container NAME, --pid PID, --cgroup DIR",
+        ),
         (&["replay", "out"], "fault replay out -- CMD"),
         (&["replay"], "fault replay DIR -- pytest"),
         (

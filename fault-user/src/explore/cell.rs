@@ -18,7 +18,9 @@ pub struct Cell {
     pub differs: Option<Verdict>,
     /// The smallest fault that fails.
     pub smallest: Option<Smallest>,
-    /// Whether an interruption came before the smallest fault was found.
+    /// The largest magnitude that was survived, in milliseconds, where the fault has one.
+    pub survives_ms: Option<u64>,
+    /// Whether an interruption, or the end of the budget, came before the smallest fault was found.
     pub is_unfinished: bool,
     /// How many times the usual number of connects there were, where that is a storm.
     pub storm: Option<u64>,

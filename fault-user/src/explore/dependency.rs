@@ -122,6 +122,14 @@ impl Dependency {
             _ => format!("{} {}", self.kind, self.target),
         }
     }
+
+    /// The host name by which a rule names it; its addresses are learned. Nothing where a rule names it by an address, or
+    /// by its port alone.
+    #[must_use]
+    pub fn host(&self) -> Option<&String> {
+        let name = self.name.as_ref();
+        name.filter(|name| self.target.contains(&format!(":{name}:")))
+    }
 }
 
 /// A protocol as rules write it.
@@ -189,7 +197,7 @@ pub fn find(seen: &Sighting, internal: bool) -> Found {
             // A datagram socket that is only connected is how resolvers choose a source address.
             found
                 .out_of_reach
-                .push(format!("{dependency} never answered, also without faults"));
+                .push(format!("{dependency} never answered, even without faults"));
         }
     }
     if seen.unix != 0 {

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::attempt::{Attempt, Measured, Runner, attempt};
 use super::cell::{Cell, Standing};
 use super::faults::Experiment;
-use super::shrink::{Shrunk, shrink};
+use super::shrink::{Halt, Shrunk, shrink, tolerance};
 
 /// So many times the usual number of connects are a storm.
 const STORM: u64 = 10;
@@ -18,9 +18,9 @@ const STORM: u64 = 10;
 /// How experiments are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner {
-    /// Whether failures are made smaller.
+    /// Whether failures are made smaller, and the largest magnitude that is survived is looked for.
     pub shrinks: bool,
-    /// When no further one begins.
+    /// When no further one begins, and none is made smaller any more.
     pub until: Option<Instant>,
 }
 
@@ -70,7 +70,7 @@ pub async fn explore(
             let Some(number) = progress.borrow_mut().next() else {
                 return;
             };
-            let tried = cell(runner, measured, &experiments[number], manner.shrinks).await;
+            let tried = cell(runner, measured, &experiments[number], manner).await;
             progress.borrow_mut().take(number, tried);
         }
     });
@@ -143,7 +143,7 @@ async fn cell(
     runner: &mut impl Runner,
     measured: &Measured<'_>,
     experiment: &Experiment,
-    shrinks: bool,
+    Manner { shrinks, until }: Manner,
 ) -> Tried {
     let first = match attempt(runner, measured, experiment).await {
         Ok(Some(first)) => first,
@@ -157,15 +157,31 @@ async fn cell(
         first,
         differs: None,
         smallest: None,
+        survives_ms: None,
         is_unfinished: false,
         standing: Standing::Well,
     };
     if !cell.first.verdict.is_failure() {
+        let mut stop = None;
+        if cell.is_survived() {
+            cell.survives_ms = experiment.magnitude.map(|magnitude| magnitude.ms);
+        }
+        if cell.is_survived() && shrinks {
+            match tolerance(runner, measured, experiment, until).await {
+                Ok(Some((ms, halt))) => {
+                    cell.survives_ms = Some(ms);
+                    stop = halt.and_then(Halt::stop);
+                }
+                Ok(None) => {}
+                Err(error) => stop = Some(Stop::Error(error)),
+            }
+        }
         return Tried {
             cell: Some(cell),
-            stop: None,
+            stop,
         };
     }
+    let mut is_late = false;
     let stop = match attempt(runner, measured, experiment).await {
         Ok(Some(second)) if !second.verdict.agrees_with(cell.first.verdict) => {
             cell.differs = Some(second.verdict);
@@ -173,13 +189,17 @@ async fn cell(
         }
         // What somebody has written is as it is meant to be.
         Ok(Some(_)) if shrinks && !experiment.is_own() => {
-            match shrink(runner, measured, experiment).await {
+            match shrink(runner, measured, experiment, until).await {
                 Ok(Shrunk::To(smallest)) => {
                     cell.smallest = Some(smallest);
                     None
                 }
                 Ok(Shrunk::FailsNoMore) => None,
-                Ok(Shrunk::Interrupted) => Some(Stop::Interrupted),
+                Ok(Shrunk::Halted(smallest, halt)) => {
+                    cell.smallest = smallest;
+                    is_late = halt == Halt::Late;
+                    halt.stop()
+                }
                 Err(error) => Some(Stop::Error(error)),
             }
         }
@@ -192,10 +212,17 @@ async fn cell(
         Err(error) => Some(Stop::Error(error)),
     };
     // A service that stays down would be down again after it.
-    cell.is_unfinished = stop.is_some() && cell.first.seen.unrecovered.is_none();
+    cell.is_unfinished = (stop.is_some() || is_late) && cell.first.seen.unrecovered.is_none();
     Tried {
         cell: Some(cell),
         stop,
+    }
+}
+
+impl Halt {
+    /// Why nothing more is to begin, if that is to be told: the budget is asked before each experiment.
+    fn stop(self) -> Option<Stop> {
+        (self == Self::Interrupted).then_some(Stop::Interrupted)
     }
 }
 
@@ -292,6 +319,7 @@ pub(super) mod tests {
             first: Attempt { verdict, seen },
             differs: None,
             smallest: None,
+            survives_ms: None,
             is_unfinished: false,
             storm: None,
             retries: None,
@@ -379,7 +407,12 @@ pub(super) mod tests {
         assert!(matches!(found.stopped, Some(Stop::Interrupted)));
         assert_eq!((found.cells.len(), found.left_out.len()), (1, 13));
         let cell = &found.cells[0];
-        assert!(cell.is_failure() && cell.is_unfinished && cell.smallest.is_none());
+        assert!(cell.is_failure() && cell.is_unfinished);
+        assert_eq!(
+            cell.rules(),
+            ["tcp:1 reject conn=1"],
+            "the third run failed"
+        );
     }
 
     #[test]

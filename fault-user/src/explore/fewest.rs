@@ -4,21 +4,26 @@ use anyhow::Result;
 
 /// Leaves out what is not needed, as long as the rest still fails: `ddmin` (Zeller and Hildebrandt, "Simplifying and
 /// Isolating Failure-Inducing Input", IEEE Transactions on Software Engineering 28, 2002). None of what is left can be
-/// left out alone. All together are known to fail.
+/// left out alone. All together are known to fail. They are divided into `chunks` at first, 2 or more.
+///
+/// `fails` says nothing when no more can be tried; then the fewest so far are the result.
 ///
 /// # Errors
 /// Those of `fails`.
 pub async fn fewest<T: Clone>(
     all: &[T],
-    mut fails: impl AsyncFnMut(&[T]) -> Result<bool>,
+    mut chunks: usize,
+    mut fails: impl AsyncFnMut(&[T]) -> Result<Option<bool>>,
 ) -> Result<Vec<T>> {
     let mut left = all.to_vec();
-    let mut chunks = 2;
     'smaller: while left.len() > 1 {
         let size = left.len().div_ceil(chunks);
         for from in (0..left.len()).step_by(size) {
             let chunk = left[from..(from + size).min(left.len())].to_vec();
-            if fails(&chunk).await? {
+            let Some(is_enough) = fails(&chunk).await? else {
+                break 'smaller;
+            };
+            if is_enough {
                 (left, chunks) = (chunk, 2);
                 continue 'smaller;
             }
@@ -27,7 +32,10 @@ pub async fn fewest<T: Clone>(
         let is_more = left.len().div_ceil(size) > 2;
         for from in (0..left.len()).step_by(size).filter(|_| is_more) {
             let rest = [&left[..from], &left[(from + size).min(left.len())..]].concat();
-            if fails(&rest).await? {
+            let Some(is_enough) = fails(&rest).await? else {
+                break 'smaller;
+            };
+            if is_enough {
                 (left, chunks) = (rest, (chunks - 1).max(2));
                 continue 'smaller;
             }
@@ -50,9 +58,9 @@ mod tests {
         let all: Vec<u32> = (0..100).collect();
         for needed in [vec![7], vec![0, 99], vec![3, 4, 50, 98], (0..100).collect()] {
             let mut tries = 0;
-            let left = block_on(fewest(&all, async |some: &[u32]| {
+            let left = block_on(fewest(&all, 2, async |some: &[u32]| {
                 tries += 1;
-                Ok(needed.iter().all(|one| some.contains(one)))
+                Ok(Some(needed.iter().all(|one| some.contains(one))))
             }));
             assert_eq!(left.unwrap(), needed);
             // The bound of the paper.
@@ -63,11 +71,22 @@ mod tests {
     #[test]
     fn of_two_each_is_tried_once() {
         let mut tried = Vec::new();
-        let left = block_on(fewest(&['a', 'b'], async |some: &[char]| {
+        let left = block_on(fewest(&['a', 'b'], 2, async |some: &[char]| {
             tried.push(some.to_vec());
-            Ok(false)
+            Ok(Some(false))
         }));
         assert_eq!(left.unwrap(), ['a', 'b']);
         assert_eq!(tried, [['a'], ['b']]);
+    }
+
+    #[test]
+    fn when_no_more_can_be_tried_the_fewest_so_far_are_left() {
+        let all: Vec<u32> = (0..8).collect();
+        let mut tries = 0;
+        let left = block_on(fewest(&all, 2, async |some: &[u32]| {
+            tries += 1;
+            Ok((tries < 3).then(|| some.contains(&5)))
+        }));
+        assert_eq!((left.unwrap(), tries), (vec![4, 5, 6, 7], 3));
     }
 }

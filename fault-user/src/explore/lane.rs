@@ -215,8 +215,21 @@ impl<'a> Lane<'a> {
         }
         let watched = RuleSet::of(&watched).and_then(|rules| self.session.watch(&rules));
         if let Err(error) = watched {
-            tell!("fault: warning: there are no timelines, and retries are not judged: {error:#}");
+            tell!(
+                "fault: warning: there are no timelines, and retries without back-off are not reported: {error:#}"
+            );
         }
+    }
+
+    /// Adds the addresses that have been learned of the dependencies whose rules name a host.
+    fn learn(&mut self) -> Result<()> {
+        for learned in self.session.learned()? {
+            let named = self.dependencies.iter_mut();
+            for one in named.filter(|one| one.host() == Some(&learned.name)) {
+                one.addresses.extend(&learned.addresses);
+            }
+        }
+        Ok(())
     }
 
     /// The connections to each dependency since `epoch_ns`, and the retries without back-off among them.
@@ -224,7 +237,7 @@ impl<'a> Lane<'a> {
         let history = match self.session.history(epoch_ns) {
             Ok(history) => history.unwrap_or_default(),
             Err(error) => {
-                tell!("fault: warning: retries are not judged: {error:#}");
+                tell!("fault: warning: retries without back-off are not reported: {error:#}");
                 History::default()
             }
         };
@@ -259,8 +272,7 @@ impl<'a> Lane<'a> {
         limit: Duration,
     ) -> Result<Option<(Observation, Sighting)>> {
         let mut sighting = Sighting::default();
-        let rules = [rules, &[EVERYTHING.to_owned()]].concat();
-        let seen = self.attempt(&rules, limit, Some(&mut sighting)).await?;
+        let seen = self.attempt(rules, limit, Some(&mut sighting)).await?;
         Ok(seen.map(|seen| (seen, sighting)))
     }
 
@@ -288,14 +300,21 @@ impl<'a> Lane<'a> {
         let begun_ns = monotonic_ns();
         // Of what was left of the last run.
         self.decisions();
-        let main = self.main(rules, limit).await?;
+        let main = match sighting {
+            Some(_) => {
+                let rules = [rules, &[EVERYTHING.to_owned()]].concat();
+                self.main(&rules, limit).await?
+            }
+            None => self.main(rules, limit).await?,
+        };
         let conversations = watch
             .map(|(capture, kept)| Ok::<_, anyhow::Error>((capture.finish()?, kept)))
             .transpose()?;
         let Some((ran, hits)) = main else {
             return Ok(None);
         };
-        let is_fault = conversations.is_none();
+        let is_fault = !rules.is_empty();
+        self.learn()?;
         let (watched, retries) = self.watched(begun_ns);
         let (decisions, streams) = self.decisions();
         let Some(unrecovered) = self.recovers(is_fault).await? else {
@@ -338,6 +357,7 @@ impl<'a> Lane<'a> {
             took: ran.took,
             hits: hits.iter().map(|hits| hits.stats.hit_packets).sum(),
             connects,
+            reached: reached(&hits, &decisions),
             decisions,
             streams,
             retries,
@@ -351,22 +371,31 @@ impl<'a> Lane<'a> {
         }))
     }
 
-    /// What the rules have decided since the last call.
+    /// What the rules that are applied have decided since the last call.
     fn decisions(&mut self) -> (Vec<Decision>, Vec<StreamDecision>) {
         let (mut events, mut streams) = (Vec::new(), Vec::new());
         self.events.drain(&mut events);
         self.log.drain(&mut streams);
-        (events.into_iter().map(Decision::from).collect(), streams)
+        let decisions = events.into_iter().map(Decision::from);
+        let numbered = decisions.filter_map(|decision| {
+            let rule = self.session.place_of(&decision)?;
+            Some(Decision { rule, ..decision })
+        });
+        (numbered.collect(), streams)
     }
 
-    /// What was connected to, and is not without faults.
+    /// What was connected to, and is no dependency.
     fn others(&self, used: &[Endpoint]) -> Vec<String> {
         let place = |one: &Endpoint| (one.protocol, one.address, one.port, one.is_bound);
         let is_usual = |one: &&Endpoint| self.usual.iter().any(|usual| place(usual) == place(one));
         let others = used
             .iter()
             .filter(|one| !one.is_bound && one.protocol == Protocol::Tcp);
-        let others = others.filter(|one| !is_usual(one) && !is_own(one, used));
+        let is_known = |one: &&Endpoint| {
+            let remote = SocketAddr::new(one.address, one.port);
+            self.dependencies.iter().any(|known| is_of(known, remote))
+        };
+        let others = others.filter(|one| !is_usual(one) && !is_known(one) && !is_own(one, used));
         others
             .map(|one| format!("tcp:{}", SocketAddr::new(one.address, one.port)))
             .collect()
@@ -603,6 +632,18 @@ fn watching(dependency: &Dependency) -> String {
     EVERYTHING.replacen('*', &dependency.target, 1)
 }
 
+/// The ordinals of the connections that were hit. The relay does not record them: it begins with the first one.
+fn reached(hits: &[Hits], decisions: &[Decision]) -> BTreeSet<u32> {
+    let mut reached: BTreeSet<u32> = decisions.iter().map(|one| one.connection).collect();
+    if reached.is_empty() {
+        let counts = hits.iter();
+        let counts = counts.map(|hits| hits.stats.hit_packets.min(hits.connections));
+        let most = counts.max().unwrap_or(0);
+        reached.extend(1..=u32::try_from(most).unwrap_or(u32::MAX));
+    }
+    reached
+}
+
 /// What was used between two looks.
 fn since(before: &Endpoints, after: &Endpoints) -> Vec<Endpoint> {
     let is_same =
@@ -647,7 +688,9 @@ fn in_states(sockets: &[OpenSocket]) -> Vec<(SocketAddr, &'static str)> {
 
 /// Whether a connection goes to a dependency.
 fn is_of(dependency: &Dependency, remote: SocketAddr) -> bool {
-    dependency.port == remote.port() && dependency.addresses.contains(&remote.ip())
+    is_stream(dependency)
+        && dependency.port == remote.port()
+        && dependency.addresses.contains(&remote.ip())
 }
 
 /// Connections by the dependencies that they go to. What goes to none goes to the relay, for the target of the rules.

@@ -8,7 +8,7 @@ use super::dependency::{Dependency, Found};
 use super::faults::{Experiment, FAULTS, FaultKind};
 use super::shrink::Smallest;
 use super::verdict::End;
-use crate::report::summary::human_bytes;
+use crate::report::summary::{counted, human_bytes};
 use crate::rule::units::show_duration;
 
 /// What the symbols mean.
@@ -69,13 +69,6 @@ pub fn dependencies(found: &Found) -> String {
         text.extend([format!("  out of reach: {line}\n")]);
     }
     text
-}
-
-fn counted(count: u64, what: &str) -> String {
-    match count {
-        1 => format!("1 {what}"),
-        count => format!("{count} {what}s"),
-    }
 }
 
 /// The list of experiments, for `--plan`.
@@ -179,18 +172,18 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
     }
     if let Some(why) = &seen.unrecovered {
         text.extend([format!(
-            "; without the fault it was not well in time: {why}"
+            "; it did not work again in time after the fault: {why}"
         )]);
     }
     if !seen.waited_for.is_empty() {
         text.extend([format!("; it waited for {}", seen.waited_for.join(", "))]);
     }
     if !seen.others.is_empty() {
-        text.extend([format!("; it turned to {}", seen.others.join(", "))]);
+        text.extend([format!("; it also connected to {}", seen.others.join(", "))]);
     }
-    if let (true, Some(magnitude)) = (cell.is_survived(), cell.experiment.magnitude) {
-        let ms = show_duration(magnitude.ms.saturating_mul(1_000_000));
-        text.extend([format!("; it survives up to {ms}")]);
+    if let Some(ms) = cell.survives_ms {
+        let time = show_duration(ms.saturating_mul(1_000_000));
+        text.extend([format!("; it survives up to {time}")]);
     }
     if let Some(times) = cell.storm {
         text.extend([format!("; {times} times the usual connects")]);
@@ -201,6 +194,9 @@ pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
     let smallest = cell.smallest.as_ref().map(Smallest::in_words);
     if let Some(smallest) = smallest.filter(|words| !words.is_empty()) {
         text.extend([format!("; {smallest}")]);
+    }
+    if cell.is_unfinished {
+        text.push_str("; the search for the smallest fault was cut short");
     }
     text
 }
@@ -226,6 +222,7 @@ mod tests {
     use super::super::experimenter::tests::cell_of;
     use super::super::faults::{Own, experiment};
     use super::super::kind::Kind;
+    use super::super::shrink::Part;
     use super::super::verdict::Verdict;
     use super::super::verdict::tests::seen;
     use super::*;
@@ -270,17 +267,18 @@ mod tests {
         cell.first.seen.waited_for = vec!["tcp:6379 (connecting)".to_owned()];
         cell.smallest = Some(Smallest {
             rules: vec!["tcp:6379 blackhole conn=2".to_owned()],
-            from_ms: None,
-            connection: Some(2),
-            connections: None,
-            packets: None,
+            parts: vec![Part {
+                connection: Some(2),
+                ..Part::default()
+            }],
         });
         assert_eq!(
             happened(std::slice::from_ref(&one), &cell),
             "tcp:6379 silent: hung, killed after 10.0 s; it waited for tcp:6379 (connecting); connection 2 is \
              enough"
         );
-        let slow = super::tests::cell(0, &one, FaultKind::Slow, Verdict::Survived);
+        let mut slow = super::tests::cell(0, &one, FaultKind::Slow, Verdict::Survived);
+        slow.survives_ms = Some(2500);
         let told = happened(std::slice::from_ref(&one), &slow);
         assert!(told.ends_with("; it survives up to 2.5s"), "{told}");
         assert_eq!(last_lines("a\nb\n\nc \nd\n"), "b | c | d");

@@ -9,6 +9,7 @@ mod again;
 mod attempt;
 mod capture;
 mod cell;
+mod coverage;
 mod dependency;
 mod experimenter;
 mod faults;
@@ -47,6 +48,7 @@ use self::report::{About, Report};
 use self::verdict::{End, Observation};
 use crate::inject::endpoints::Endpoint;
 use crate::report::file;
+use crate::report::summary::counted;
 use crate::session::files::{Files, GrowingList, HTML, JUNIT};
 use crate::session::options::Options;
 use crate::session::outcome::{Failure, Outcome, exit};
@@ -160,7 +162,13 @@ impl Progress<'_> {
         let kept = self
             .list
             .add(self.files, file::REPORT, begin, about.item(cell)?);
-        kept.map_err(|error| anyhow!("{error:#}: make room, and go on with --resume"))
+        kept.map_err(|error| {
+            if self.files.has(file::REPORT) {
+                anyhow!("{error:#}: the report has what was done before; continue with --resume")
+            } else {
+                error
+            }
+        })
     }
 }
 
@@ -173,7 +181,7 @@ impl Explore {
         let faults = self.faults()?;
         if self.options.is_given() && self.jobs > 1 {
             let error = anyhow!(
-                "--jobs: there is one service, and faults would come together: leave --jobs out"
+                "--jobs: there is one service, on which the faults of all jobs would act at once: leave --jobs out"
             );
             return Err(Failure::usage(error));
         }
@@ -332,7 +340,7 @@ impl Explore {
     ) -> Outcome {
         let begun = Instant::now();
         let Some(baseline) = self.baseline(lanes).await? else {
-            tell!("fault: interrupted before anything was known");
+            tell!("fault: interrupted before the runs without faults had ended");
             return Ok(INTERRUPTED);
         };
         let dependencies = &baseline.found.dependencies;
@@ -348,6 +356,10 @@ impl Explore {
             let checked = accept.check(dependencies, &own, measured.limit);
             checked.map_err(Failure::usage)?;
         }
+        if let Some(earlier) = &earlier {
+            let checked = earlier.check_targets(dependencies, &own);
+            checked.map_err(Failure::usage)?;
+        }
         let chosen = self.chosen(dependencies)?;
         own.retain(|one| chosen.iter().any(|(number, _)| *number == one.dependency));
         let singles = experiments(&chosen, faults, measured.limit);
@@ -359,10 +371,14 @@ impl Explore {
         let experiments = [own, singles].concat();
         tell!("{}", estimate(&experiments, &measured, self.jobs));
         if self.depth > 1 {
-            tell!(
-                "fault: then at most {} pairs of what is survived, and those with what it turns to",
-                pairs.len()
-            );
+            let known = match pairs.len() {
+                0 => String::new(),
+                count => format!(
+                    "up to {} of faults that the command survives one by one, and ",
+                    counted(count, "pair")
+                ),
+            };
+            tell!("fault: --depth 2: then {known}pairs with what it uses only under a fault");
         }
         if self.plan {
             let all = [experiments, pairs].concat();
@@ -386,13 +402,11 @@ impl Explore {
         let (mut found, accepted) = (baseline.found.clone(), accept.as_ref());
         let mut explored = trial
             .explore(&found, &measured, &experiments, accepted)
-            .await?;
+            .await;
         if self.depth > 1 && explored.stopped.is_none() && explored.left_out.is_empty() {
-            let deepened = trial.deepen(&mut found, &measured, faults, accepted, &mut explored);
-            if let Err(failure) = deepened.await {
-                // What was found before is told all the same.
-                explored.stopped = Some(Stop::Error(failure.error));
-            }
+            trial
+                .deepen(&mut found, &measured, faults, accepted, &mut explored)
+                .await;
         }
         let dependencies = &found.dependencies;
         let started = trial.started.unwrap_or(begun);
@@ -404,7 +418,7 @@ impl Explore {
             begun,
             started,
         };
-        let report = about.whole(&explored);
+        let report = about.whole(&explored, earlier.as_ref());
         let reported = files.write([
             (file::REPORT, report.json()?),
             (JUNIT, report.junit()?),
@@ -521,7 +535,7 @@ impl Explore {
             for part in parts {
                 if !dependencies.iter().any(|one| is_part(one, part)) {
                     return Err(Failure::usage(anyhow!(
-                        "{option}: `{part}` is part of no dependency: they are listed above"
+                        "{option}: `{part}` is part of no dependency's name or address: they are listed above"
                     )));
                 }
             }
@@ -560,15 +574,13 @@ impl Trial<'_, '_> {
         measured: &Measured<'_>,
         experiments: &[Experiment],
         accept: Option<&AcceptFile>,
-    ) -> Result<Explored, Failure> {
+    ) -> Explored {
         let dependencies = &found.dependencies;
-        let known = match self.earlier {
-            Some(earlier) => earlier.known(dependencies, experiments),
-            None => Ok(Cells::new()),
-        };
-        let known = known.map_err(Failure::usage)?;
+        let earlier = self.earlier;
+        let known = earlier.map_or_else(Cells::new, |one| one.known(dependencies, experiments));
         if !known.is_empty() {
-            tell!("fault: {} experiments are done already", known.len());
+            let count = counted(known.len(), "experiment");
+            tell!("fault: the report already has the results of {count}");
         }
         for lane in &mut *self.lanes {
             lane.count(dependencies, self.usual);
@@ -594,10 +606,10 @@ impl Trial<'_, '_> {
             known: known.len(),
         };
         let told = |number: usize, cells: &mut Cells| progress.tell(number, cells);
-        Ok(explore(self.lanes, measured, experiments, known, manner, told).await)
+        explore(self.lanes, measured, experiments, known, manner, told).await
     }
 
-    /// Tries pairs of the faults that are survived by themselves: first those that reach what the command turns to under
+    /// Tries pairs of the faults that are survived by themselves: first those that reach what the command uses only under
     /// a fault. What that is is added to `found`.
     async fn deepen(
         &mut self,
@@ -606,41 +618,65 @@ impl Trial<'_, '_> {
         faults: &[FaultKind],
         accept: Option<&AcceptFile>,
         explored: &mut Explored,
-    ) -> Result<(), Failure> {
+    ) {
         let survived = explored.cells.iter().filter(|cell| cell.is_survived());
+        let uses_others = |cell: &&Cell| !cell.first.seen.others.is_empty();
+        let firsts = survived.clone().filter(uses_others);
+        let firsts: Vec<_> = firsts.map(|cell| cell.experiment.clone()).collect();
         let survived: Vec<_> = survived.map(|cell| cell.experiment.clone()).collect();
         let mut chosen = Vec::new();
-        for cell in explored.cells.iter().filter(|cell| cell.is_survived()) {
-            if cell.first.seen.others.is_empty() {
-                continue;
+        for first in &firsts {
+            if self.until.is_some_and(|until| Instant::now() >= until) {
+                break;
             }
-            let first = &cell.experiment;
-            let Some(others) = self.fallbacks(found, measured, first).await? else {
-                explored.stopped = Some(Stop::Interrupted);
-                return Ok(());
-            };
-            let dependencies = &found.dependencies;
-            let mut numbered = self.explore.chosen(dependencies)?;
-            numbered.retain(|(number, _)| others.contains(number));
-            let seconds = experiments(&numbered, faults, measured.limit);
-            let seconds = seconds.iter();
-            chosen.extend(seconds.map(|second| Experiment::pair(dependencies, first, second)));
+            match self.seconds(found, measured, faults, first).await {
+                Ok(Some(seconds)) => {
+                    let dependencies = &found.dependencies;
+                    let seconds = seconds.iter();
+                    chosen.extend(seconds.map(|one| Experiment::pair(dependencies, first, one)));
+                }
+                Ok(None) => explored.stopped = Some(Stop::Interrupted),
+                // What was found before is told all the same.
+                Err(failure) => explored.stopped = Some(Stop::Error(failure.error)),
+            }
+            if explored.stopped.is_some() {
+                break;
+            }
         }
         chosen.extend(pairs(&found.dependencies, &survived));
+        if explored.stopped.is_some() {
+            explored.left_out = chosen;
+            return;
+        }
         tell!("{}", estimate(&chosen, measured, self.explore.jobs));
         let dependencies = found.dependencies.clone();
         let measured = Measured {
             dependencies: &dependencies,
             ..*measured
         };
-        let deeper = self.explore(found, &measured, &chosen, accept).await?;
+        let deeper = self.explore(found, &measured, &chosen, accept).await;
         explored.cells.extend(deeper.cells);
         explored.left_out.extend(deeper.left_out);
         explored.stopped = deeper.stopped;
-        Ok(())
     }
 
-    /// The places of the dependencies that the command turns to under a fault; new ones are added. Nothing when it was
+    /// The experiments on what the command uses only under a fault. Nothing when it was interrupted.
+    async fn seconds(
+        &mut self,
+        found: &mut Found,
+        measured: &Measured<'_>,
+        faults: &[FaultKind],
+        first: &Experiment,
+    ) -> Result<Option<Vec<Experiment>>, Failure> {
+        let Some(others) = self.fallbacks(found, measured, first).await? else {
+            return Ok(None);
+        };
+        let mut numbered = self.explore.chosen(&found.dependencies)?;
+        numbered.retain(|(number, _)| others.contains(number));
+        Ok(Some(experiments(&numbered, faults, measured.limit)))
+    }
+
+    /// The places of the dependencies that the command uses only under a fault; new ones are added. Nothing when it was
     /// interrupted.
     async fn fallbacks(
         &mut self,
@@ -665,7 +701,7 @@ impl Trial<'_, '_> {
             places.push(known.unwrap_or(found.dependencies.len()));
             if known.is_none() {
                 tell!(
-                    "fault: under {} {} it turns to {one}",
+                    "fault: under {} {} the command also uses {one}",
                     first.target(usual),
                     first.name()
                 );
@@ -749,7 +785,7 @@ fn must_succeed(seen: &Observation, how: &str) -> Result<(), Failure> {
         End::TimedOut => "does not end in time (--timeout)".to_owned(),
     };
     Err(anyhow!(
-        "{how} the command {end}, and must succeed (it has no terminal and reads nothing). It wrote: {}",
+        "{how} the command {end}, and must succeed (it has no terminal, and its standard input is empty). It wrote: {}",
         matrix::last_lines(&seen.output)
     )
     .into())
@@ -758,7 +794,7 @@ fn must_succeed(seen: &Observation, how: &str) -> Result<(), Failure> {
 fn tell_of_leftovers(seen: &Observation) {
     if seen.left_behind != 0 {
         tell!(
-            "fault: warning: the command leaves {} processes behind, which are killed after each run",
+            "fault: warning: the command leaves processes behind ({}), which are killed after each run",
             seen.left_behind
         );
     }
@@ -788,7 +824,8 @@ fn estimate(experiments: &[Experiment], measured: &Measured<'_>, jobs: usize) ->
     let adds: Duration = experiments.iter().map(|one| one.adds).sum();
     let count = times(experiments.len());
     format!(
-        "fault: {count} experiments: about {} when all is survived; a run may take {}, and what fails is run again",
+        "fault: {}: about {} if the command survives them all; a run may take {}, and what fails is run again",
+        counted(count, "experiment"),
         matrix::seconds((measured.baseline * count + adds) / times(jobs)),
         matrix::seconds(measured.limit)
     )
@@ -803,7 +840,11 @@ fn summary(found: &Found, explored: &Explored) -> String {
         .filter(|cell| cell.standing == Standing::Accepted);
     let accepted = accepted.count();
     let flaky = cells.iter().filter(|cell| cell.differs.is_some()).count();
-    let mut text = format!("{} experiments: {failures} failures", cells.len());
+    let mut text = format!(
+        "{}: {}",
+        counted(cells.len(), "experiment"),
+        counted(failures, "failure")
+    );
     if accepted != 0 {
         text.extend([format!(", {accepted} accepted")]);
     }
@@ -813,13 +854,8 @@ fn summary(found: &Found, explored: &Explored) -> String {
     if !explored.left_out.is_empty() {
         text.extend([format!(", {} not run", explored.left_out.len())]);
     }
-    for (number, one) in found.dependencies.iter().enumerate() {
-        let mut own = cells
-            .iter()
-            .filter(|cell| cell.experiment.dependency == number);
-        if own.all(|cell| cell.first.seen.hits == 0) {
-            text.extend([format!("\nno experiment reached {one}")]);
-        }
+    for line in coverage::unreached(found, explored) {
+        text.extend([format!("\n{line}")]);
     }
     for line in &found.out_of_reach {
         text.extend([format!("\nout of reach: {line}")]);

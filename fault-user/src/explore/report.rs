@@ -1,5 +1,6 @@
 //! What `--report` writes: `report.json` for programs, `junit.xml` for CI, `report.html` for people.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,16 +11,18 @@ use serde::{Deserialize, Serialize};
 use super::again::Again;
 use super::attempt::{Attempt, Measured};
 use super::cell::{Cell, Standing};
+use super::coverage::unreached;
 use super::dependency::{Dependency, Found};
 use super::experimenter::{Cells, Explored, Stop};
 use super::faults::{Experiment, kinds_of_pair};
 use super::matrix;
-use super::shrink::Smallest;
+use super::shrink::{Part, Smallest};
 use super::verdict::{End, Observation, Verdict};
 use crate::report::chart::SIZES;
 use crate::report::file::{shell_line, versions};
 use crate::report::html::page;
 use crate::report::junit::{Case, suite};
+use crate::report::summary::counted;
 use crate::report::timeline::{Row, Span, of_rows};
 use crate::rule::{Rule, windows};
 use crate::watch::history::Connect;
@@ -43,6 +46,9 @@ pub struct Report {
     experiments_ms: u64,
     dependencies: Vec<DependencyReport>,
     out_of_reach: Vec<String>,
+    /// The dependencies and connections that no experiment reached, and why.
+    #[serde(default)]
+    unreached: Vec<String>,
     not_run: Vec<LeftOut>,
     /// Why it ended early, if it did.
     stopped: Option<String>,
@@ -83,6 +89,9 @@ struct CellReport {
     exit_code: Option<u8>,
     signal: Option<i32>,
     hits: u64,
+    /// The connections that were hit, by their ordinals for the rule.
+    #[serde(default)]
+    reached: BTreeSet<u32>,
     connects: Vec<u64>,
     /// What it connected to, and does not without faults.
     #[serde(default)]
@@ -97,11 +106,14 @@ struct CellReport {
     /// So many retries without growing back-off.
     #[serde(default)]
     retries: Option<u64>,
+    /// The largest magnitude that was survived.
+    #[serde(default)]
+    survives_ms: Option<u64>,
     smallest: Option<SmallestReport>,
     /// The connections of the run to each dependency.
     #[serde(default)]
     timeline: Vec<TimelineReport>,
-    /// Whether an interruption came before the smallest fault was found.
+    /// Whether an interruption, or the end of the budget, came before the smallest fault was found.
     unfinished: bool,
     reproduce: String,
     output: String,
@@ -110,15 +122,93 @@ struct CellReport {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct SmallestReport {
     rules: Vec<String>,
+    /// Of a single fault.
+    #[serde(flatten)]
+    whole: PartReport,
+    /// Of the faults of a pair.
+    #[serde(default)]
+    parts: Vec<PartOfPair>,
+}
+
+/// What is left of one fault.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct PartReport {
     from_ms: Option<u64>,
     connection: Option<u64>,
     one_packet: bool,
     /// So many packets are enough.
     #[serde(default)]
     packets: Option<u64>,
-    /// So many connections are enough.
+    /// So many connections are enough together.
     #[serde(default)]
     connections: Option<u64>,
+    /// Whether so many of each connection are needed.
+    #[serde(default)]
+    of_each: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct PartOfPair {
+    /// Target and name of the fault.
+    of: String,
+    #[serde(flatten)]
+    part: PartReport,
+}
+
+impl SmallestReport {
+    fn new(smallest: &Smallest) -> Self {
+        let of_pair = smallest.parts.iter().filter_map(|part| {
+            Some(PartOfPair {
+                of: part.of.clone()?,
+                part: PartReport::new(part),
+            })
+        });
+        let mut single = smallest.parts.iter().filter(|part| part.of.is_none());
+        Self {
+            rules: smallest.rules.clone(),
+            whole: single.next().map(PartReport::new).unwrap_or_default(),
+            parts: of_pair.collect(),
+        }
+    }
+
+    fn restored(&self) -> Smallest {
+        let of_pair = self.parts.iter();
+        let mut parts: Vec<_> = of_pair
+            .map(|one| one.part.restored(Some(&one.of)))
+            .collect();
+        if parts.is_empty() {
+            parts.push(self.whole.restored(None));
+        }
+        Smallest {
+            rules: self.rules.clone(),
+            parts,
+        }
+    }
+}
+
+impl PartReport {
+    fn new(part: &Part) -> Self {
+        Self {
+            from_ms: part.from_ms,
+            connection: part.connection,
+            one_packet: part.packets == Some(1),
+            packets: part.packets,
+            connections: part.connections,
+            of_each: part.of_each,
+        }
+    }
+
+    fn restored(&self, of: Option<&String>) -> Part {
+        Part {
+            of: of.cloned(),
+            from_ms: self.from_ms,
+            connection: self.connection,
+            // Older reports have no number.
+            packets: self.packets.or(self.one_packet.then_some(1)),
+            connections: self.connections,
+            of_each: self.of_each,
+        }
+    }
 }
 
 /// What the connections to one dependency did in a run.
@@ -217,7 +307,11 @@ impl About<'_> {
     pub fn growing(&self, earlier: Option<&Report>) -> Result<(Vec<u8>, Vec<u8>)> {
         const TAIL: &[u8] = b"]}";
         let none = [].iter();
-        let mut report = self.report(none, [].iter(), Some("it has not ended".to_owned()));
+        let mut report = self.report(
+            none,
+            [].iter(),
+            Some("it is still running, or was killed".to_owned()),
+        );
         let known = earlier.map_or(&[][..], |earlier| &earlier.cells);
         let known = known.iter().filter(|cell| !cell.unfinished);
         report.cells = known.cloned().collect();
@@ -239,14 +333,24 @@ impl About<'_> {
         Ok(serde_json::to_vec(&cell)?)
     }
 
-    /// The report in the end.
+    /// The report in the end. If it ended early, what an earlier report has beyond that stays in it.
     #[must_use]
-    pub fn whole(&self, explored: &Explored) -> Report {
+    pub fn whole(&self, explored: &Explored, earlier: Option<&Report>) -> Report {
         let stopped = explored.stopped.as_ref().map(|stop| match stop {
             Stop::Interrupted => "interrupted".to_owned(),
             Stop::Error(error) => format!("{error:#}"),
         });
-        self.report(explored.cells.iter(), explored.left_out.iter(), stopped)
+        let mut report = self.report(explored.cells.iter(), explored.left_out.iter(), stopped);
+        report.unreached = unreached(self.found, explored);
+        let is_whole = explored.stopped.is_none() && explored.left_out.is_empty();
+        let known = earlier.filter(|_| !is_whole).into_iter();
+        for one in known.flat_map(|earlier| &earlier.cells) {
+            let mut cells = report.cells.iter();
+            if !cells.any(|cell| (&cell.target, &cell.fault) == (&one.target, &one.fault)) {
+                report.cells.push(one.clone());
+            }
+        }
+        report
     }
 
     fn report<'a>(
@@ -273,6 +377,7 @@ impl About<'_> {
             experiments_ms: ms(self.started.elapsed()),
             dependencies: dependencies.iter().map(DependencyReport::new).collect(),
             out_of_reach: self.found.out_of_reach.clone(),
+            unreached: Vec::new(),
             not_run: left_out.collect(),
             stopped,
             cells: cells
@@ -294,7 +399,7 @@ impl Report {
             .map_err(|error| anyhow!("{name} is no report of `fault explore`: {error}"))?;
         ensure!(
             report.version == VERSION,
-            "{name} has version {}, and this fault reads version {VERSION}: begin anew with --report",
+            "{name} has version {}, and this fault reads version {VERSION}: start again with --report",
             report.version
         );
         Ok(report)
@@ -313,28 +418,34 @@ impl Report {
     pub fn check_command(&self, command: &[String]) -> Result<()> {
         ensure!(
             self.command == command,
-            "the report is about another command, `{}`: begin anew with --report",
+            "the report is about another command, `{}`: start again with --report",
             shell_line(&self.command)
         );
         Ok(())
     }
 
-    /// The cells that are known already, by the number of their experiments.
+    /// Checks that it is about what is explored. `own` are the experiments of the file of rules.
     ///
     /// # Errors
     /// A dependency is gone: one line.
-    pub fn known(&self, dependencies: &[Dependency], experiments: &[Experiment]) -> Result<Cells> {
+    pub fn check_targets(&self, dependencies: &[Dependency], own: &[Experiment]) -> Result<()> {
         // What is used only under a fault is found again by running under it.
         let singles = self.cells.iter().filter(|cell| !cell.is_pair());
         for cell in singles {
-            let mut targets = experiments.iter().map(|one| one.target(dependencies));
+            let mut targets = own.iter().map(|one| one.target(dependencies));
             ensure!(
                 dependencies.iter().any(|one| one.target == cell.target)
                     || targets.any(|target| target == cell.target),
-                "the command does not talk to `{}` any more: begin anew with --report",
+                "the command no longer talks to `{}`: start again with --report",
                 cell.target
             );
         }
+        Ok(())
+    }
+
+    /// The cells that are known already, by the number of their experiments.
+    #[must_use]
+    pub fn known(&self, dependencies: &[Dependency], experiments: &[Experiment]) -> Cells {
         let all = experiments.iter().enumerate();
         let known = all.filter_map(|(number, experiment)| {
             let (target, fault) = (experiment.target(dependencies), experiment.name());
@@ -342,7 +453,7 @@ impl Report {
             let cell = cells.find(|cell| cell.target == target && cell.fault == fault)?;
             (!cell.unfinished).then(|| (number, cell.restored(experiment)))
         });
-        Ok(known.collect())
+        known.collect()
     }
 
     /// `report.json`.
@@ -388,15 +499,15 @@ impl Report {
         let failures = self.failures();
         html! {
             h1 {
-                @if failures == 0 { span.badge.good { "survived" } } @else { span.badge.bad { (failures) " failures" } }
+                @if failures == 0 { span.badge.good { "survived" } } @else { span.badge.bad { (counted(failures, "failure")) } }
                 code { (shell_line(&self.command)) }
             }
             p.dim {
-                (self.cells.len()) " experiments · seed " (self.seed) " · " (self.baseline_ms) " ms without faults · "
+                (counted(self.cells.len(), "experiment")) " · seed " (self.seed) " · " (self.baseline_ms) " ms without faults · "
                 "fault " (self.fault) " · Linux " (self.kernel)
             }
             @if let Some(why) = &self.stopped { p.bad { "Ended early: " (why) } }
-            @if !self.not_run.is_empty() { p.bad { (self.not_run.len()) " experiments were not run." } }
+            @if !self.not_run.is_empty() { p.bad { "Not run: " (counted(self.not_run.len(), "experiment")) } }
             h2 { "Matrix" }
             div.scroll { (self.matrix()) }
             @if self.cells.iter().any(CellReport::is_pair) {
@@ -412,6 +523,7 @@ impl Report {
             p.dim { (matrix::LEGEND) }
             h2 { "Dependencies" }
             div.scroll { (self.dependencies()) }
+            @for line in &self.unreached { p.dim { (line) } }
             @for line in &self.out_of_reach { p.dim { "Out of reach: " (line) } }
             h2 { "Experiments" }
             p.dim {
@@ -512,6 +624,7 @@ impl CellReport {
                 _ => None,
             },
             hits: run.hits,
+            reached: run.reached.clone(),
             connects: run.connects.clone(),
             others: run.others.clone(),
             waited_for: run.waited_for.clone(),
@@ -519,14 +632,8 @@ impl CellReport {
             broken: run.broken.clone(),
             storm: cell.storm,
             retries: cell.retries,
-            smallest: cell.smallest.as_ref().map(|smallest| SmallestReport {
-                rules: smallest.rules.clone(),
-                from_ms: smallest.from_ms,
-                connection: smallest.connection,
-                one_packet: smallest.packets == Some(1),
-                packets: smallest.packets,
-                connections: smallest.connections,
-            }),
+            survives_ms: cell.survives_ms,
+            smallest: cell.smallest.as_ref().map(SmallestReport::new),
             timeline: timeline(dependencies, &run.watched),
             unfinished: cell.is_unfinished,
             reproduce: again.line(cell),
@@ -580,6 +687,7 @@ impl CellReport {
             others: self.others.clone(),
             decisions: Vec::new(),
             streams: Vec::new(),
+            reached: self.reached.clone(),
             retries: Vec::new(),
             watched: self.watched(),
             output: self.output.clone(),
@@ -598,13 +706,8 @@ impl CellReport {
                 seen,
             },
             differs: self.differs,
-            smallest: self.smallest.as_ref().map(|smallest| Smallest {
-                rules: smallest.rules.clone(),
-                from_ms: smallest.from_ms,
-                connection: smallest.connection,
-                packets: smallest.packets,
-                connections: smallest.connections,
-            }),
+            smallest: self.smallest.as_ref().map(SmallestReport::restored),
+            survives_ms: self.survives_ms,
             is_unfinished: self.unfinished,
             storm: self.storm,
             retries: self.retries,
@@ -717,6 +820,14 @@ mod tests {
             received_ns: None,
         }]];
         hung.first.seen.output = "<waiting & waiting>".to_owned();
+        hung.smallest = Some(Smallest {
+            rules: hung.experiment.rules.clone(),
+            parts: vec![Part {
+                of: Some("tcp:6379 silent".to_owned()),
+                packets: Some(2),
+                ..Part::default()
+            }],
+        });
         let explored = Explored {
             cells: vec![
                 cell(FaultKind::Refused, End::Exited(0), Verdict::Survived),
@@ -741,7 +852,7 @@ mod tests {
             begun: Instant::now(),
             started: Instant::now(),
         };
-        about.whole(&explored)
+        about.whole(&explored, None)
     }
 
     #[test]
@@ -770,16 +881,38 @@ mod tests {
         let faults = [FaultKind::Refused, FaultKind::Outage, FaultKind::Silent];
         let limit = Duration::from_secs(10);
         let all = experiments(&[(0, &dependencies[0])], &faults, limit);
-        let known = read.known(&dependencies, &all).unwrap();
+        read.check_targets(&dependencies, &[]).unwrap();
+        let known = read.known(&dependencies, &all);
         let verdicts: Vec<_> = known.iter().map(|(n, cell)| (*n, cell.verdict())).collect();
         let expected = [(0, "survived".to_owned()), (2, "hung".to_owned())];
         assert_eq!(verdicts, expected);
         assert_eq!(known[&2].first.seen.output, "<waiting & waiting>");
-        let error = read.known(&[example(Kind::Redis, 1)], &[]).unwrap_err();
-        assert!(error.to_string().contains("`tcp:6379` any more"), "{error}");
+        let error = read.check_targets(&[example(Kind::Redis, 1)], &[]);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("no longer talks to `tcp:6379`"), "{error}");
         std::fs::write(&path, "{}").unwrap();
         let error = Report::read(&path).unwrap_err().to_string();
         assert!(error.contains("is no report of `fault explore`"), "{error}");
+    }
+
+    #[test]
+    fn the_smallest_fault_of_a_report_is_told_as_before() {
+        let old = r#"{"rules": ["tcp:1 reject first=1"], "from_ms": null, "connection": 2, "one_packet": true}"#;
+        let old: SmallestReport = serde_json::from_str(old).unwrap();
+        let words = "connection 2 is enough, one packet is enough";
+        assert_eq!(old.restored().in_words(), words);
+        let part = |of: &str, packets| Part {
+            of: Some(of.to_owned()),
+            packets,
+            ..Part::default()
+        };
+        let pair = Smallest {
+            rules: vec!["tcp:1 reject".to_owned()],
+            parts: vec![part("tcp:1 refused", Some(1)), part("tcp:2 loss", Some(3))],
+        };
+        let written = serde_json::to_string(&SmallestReport::new(&pair)).unwrap();
+        let read: SmallestReport = serde_json::from_str(&written).unwrap();
+        assert_eq!(read.restored(), pair);
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! The smallest fault that still makes a command fail.
+//! The smallest fault that still makes a command fail, and the largest one that it survives.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use fault_common::abi::MATCHES_MAX;
 
 use super::attempt::{Attempt, Measured, Runner, attempt};
 use super::dependency::Dependency;
@@ -11,24 +13,37 @@ use super::faults::{Experiment, FaultKind, Magnitude};
 use super::fewest::fewest;
 use crate::report::record::Decision;
 use crate::rule::units::show_duration;
-use crate::rule::{Layer, Rule};
+use crate::rule::{Layer, Protocol, Rule};
 
 /// How near the two sides of a threshold come to each other: within a tenth.
 const NEAR_PERCENT: u64 = 110;
 /// The least magnitude that is tried, in milliseconds.
 const LEAST_MS: u64 = 10;
+/// The largest magnitude that is tried of a fault that is survived.
+const TOLERANCE_MOST: Duration = Duration::from_secs(30);
 /// How many sets of packets are tried at most: each costs a run.
 const PACKET_TRIES: u32 = 40;
 /// The same for sets of connections: a command that fails by them often hangs, which takes long.
 const CONNECTION_TRIES: u32 = 20;
+/// How many rules may name what a set consists of: a command line is to be read.
+const RULES_MAX: usize = 32;
 /// How many connections are tried, one after the other.
 const CONNECTIONS_MAX: u64 = 4;
 
-/// What is left of a fault.
+/// What is left of a fault, or of a pair of faults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Smallest {
     /// Its rules.
     pub rules: Vec<String>,
+    /// What is left of each fault.
+    pub parts: Vec<Part>,
+}
+
+/// What is left of one fault.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Target and name of the fault, where it is one of a pair.
+    pub of: Option<String>,
     /// From where on it fails, in milliseconds, where it has a magnitude.
     pub from_ms: Option<u64>,
     /// The connection that is enough, counted from 1.
@@ -37,12 +52,33 @@ pub struct Smallest {
     pub packets: Option<u64>,
     /// The number of connections that are enough together, where that is known and one is not enough.
     pub connections: Option<u64>,
+    /// Whether so many of each connection are needed.
+    pub of_each: bool,
 }
 
 impl Smallest {
     /// In words, such as `from 640ms, connection 2 is enough`.
     #[must_use]
     pub fn in_words(&self) -> String {
+        if let [Part { of: Some(of), .. }] = self.parts.as_slice() {
+            let alone = format!("{of} alone is enough");
+            let words = self.parts[0].in_words();
+            return [alone, words].join(", ").trim_end_matches(", ").to_owned();
+        }
+        let parts = self.parts.iter().filter_map(|part| {
+            let words = part.in_words();
+            match &part.of {
+                _ if words.is_empty() => None,
+                Some(of) => Some(format!("{of}: {words}")),
+                None => Some(words),
+            }
+        });
+        parts.collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Part {
+    fn in_words(&self) -> String {
         let mut parts = Vec::new();
         if let Some(ms) = self.from_ms {
             parts.push(format!("from {}", show_duration(ms * 1_000_000)));
@@ -54,6 +90,9 @@ impl Smallest {
             parts.push(format!("{connections} connections are enough"));
         }
         match self.packets {
+            Some(1) if self.of_each => {
+                parts.push("the first packet of each connection is enough".to_owned());
+            }
             Some(1) => parts.push("one packet is enough".to_owned()),
             Some(packets) => parts.push(format!("{packets} packets are enough")),
             None => {}
@@ -69,11 +108,20 @@ pub enum Shrunk {
     To(Smallest),
     /// The smallest fault did not fail again.
     FailsNoMore,
-    /// It was interrupted.
-    Interrupted,
+    /// It was ended before; the smallest fault so far, if one smaller than the whole was seen to fail.
+    Halted(Option<Smallest>, Halt),
 }
 
-/// Makes a fault that was seen to fail smaller, as long as it still fails.
+/// Why no further run is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// A signal came.
+    Interrupted,
+    /// The time is over.
+    Late,
+}
+
+/// Makes a fault that was seen to fail smaller, as long as it still fails. No run begins after `until`.
 ///
 /// # Errors
 /// As [`Runner::run`].
@@ -81,98 +129,147 @@ pub async fn shrink(
     runner: &mut impl Runner,
     measured: &Measured<'_>,
     failing: &Experiment,
+    until: Option<Instant>,
 ) -> Result<Shrunk> {
-    let mut shrinking = Shrinking {
-        runner,
-        measured,
-        held: (Vec::new(), Vec::new()),
-        is_interrupted: false,
-    };
+    let mut shrinking = Shrinking::new(runner, measured, until);
     let mut parts = match failing.parts.as_slice() {
         [] => vec![failing.clone()],
-        parts => fewest(parts, async |some| shrinking.all_fail(some).await).await?,
+        parts => {
+            let fails = async |some: &[Experiment]| shrinking.all_fail(some).await;
+            fewest(parts, 2, fails).await?
+        }
     };
-    let mut found = Reduced::default();
+    let mut left = Vec::new();
     for place in 0..parts.len() {
         shrinking.held = (parts[..place].to_vec(), parts[place + 1..].to_vec());
-        found = shrinking.reduce(&mut parts[place]).await?;
+        let mut part = shrinking.reduce(&mut parts[place]).await?;
+        let one = &parts[place];
+        let is_of_pair = !failing.parts.is_empty();
+        let name = || format!("{} {}", one.target(measured.dependencies), one.name());
+        part.of = is_of_pair.then(name);
+        left.push(part);
     }
     shrinking.held = (Vec::new(), Vec::new());
-    let Some(smallest) = parts.into_iter().reduce(Experiment::and) else {
+    let Some(joined) = parts.into_iter().reduce(Experiment::and) else {
         return Ok(Shrunk::FailsNoMore);
     };
-    let is_smaller = smallest.rules != failing.rules;
-    let fails = !is_smaller || shrinking.fails(&smallest).await?;
-    if shrinking.is_interrupted {
-        return Ok(Shrunk::Interrupted);
-    }
-    if !fails {
-        return Ok(Shrunk::FailsNoMore);
-    }
-    Ok(Shrunk::To(Smallest {
-        rules: smallest.rules,
-        from_ms: found.from_ms,
-        connection: found.connection,
-        packets: found.packets,
-        connections: found.connections,
-    }))
+    let is_smaller = joined.rules != failing.rules;
+    let fails = !is_smaller || shrinking.fails(&joined).await?;
+    let smallest = Smallest {
+        rules: joined.rules,
+        parts: left,
+    };
+    Ok(match shrinking.halted {
+        Some(halt) => Shrunk::Halted(is_smaller.then_some(smallest), halt),
+        None if fails => Shrunk::To(smallest),
+        None => Shrunk::FailsNoMore,
+    })
 }
 
-/// What is left of one fault.
-#[derive(Default)]
-struct Reduced {
-    from_ms: Option<u64>,
-    connection: Option<u64>,
-    packets: Option<u64>,
-    connections: Option<u64>,
+/// The largest magnitude of a fault that the command survives, in milliseconds, to within 10%, and why no larger one was
+/// tried, if so. At most 30 s are tried, and no more than a run may take in all. Nothing where the fault has no magnitude.
+///
+/// # Errors
+/// As [`Runner::run`].
+pub async fn tolerance(
+    runner: &mut impl Runner,
+    measured: &Measured<'_>,
+    survived: &Experiment,
+    until: Option<Instant>,
+) -> Result<Option<(u64, Option<Halt>)>> {
+    let Some(magnitude) = survived.magnitude else {
+        return Ok(None);
+    };
+    let mut shrinking = Shrinking::new(runner, measured, until);
+    let times = u32::try_from(magnitude.times).unwrap_or(u32::MAX);
+    let most = (measured.limit / times.max(1)).min(TOLERANCE_MOST);
+    let most_ms = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
+    let mut survives_ms = magnitude.ms;
+    if most_ms > survives_ms {
+        let dependency = &measured.dependencies[survived.dependency];
+        let mut tried = survived.clone();
+        tried.set(
+            dependency,
+            Magnitude {
+                ms: most_ms,
+                ..magnitude
+            },
+        );
+        if shrinking.fails(&tried).await? {
+            let range = (survives_ms, most_ms);
+            (survives_ms, _) = shrinking.bisect(survived, dependency, range).await?;
+        } else if shrinking.halted.is_none() {
+            survives_ms = most_ms;
+        }
+    }
+    Ok(Some((survives_ms, shrinking.halted)))
 }
 
 struct Shrinking<'a, R> {
     runner: &'a mut R,
     measured: &'a Measured<'a>,
+    /// When no further run begins.
+    until: Option<Instant>,
     /// Faults at the same time as the one that is made smaller: those before and after it.
     held: (Vec<Experiment>, Vec<Experiment>),
-    is_interrupted: bool,
+    halted: Option<Halt>,
 }
 
-impl<R: Runner> Shrinking<'_, R> {
-    /// Whether the command fails under this and what is held. After an interruption it does not.
+impl<'a, R: Runner> Shrinking<'a, R> {
+    fn new(runner: &'a mut R, measured: &'a Measured<'a>, until: Option<Instant>) -> Self {
+        Self {
+            runner,
+            measured,
+            until,
+            held: (Vec::new(), Vec::new()),
+            halted: None,
+        }
+    }
+
+    /// Whether the command fails under this and what is held. When no further run is made it does not.
     async fn fails(&mut self, experiment: &Experiment) -> Result<bool> {
         let (before, after) = self.held.clone();
         let all = [before, vec![experiment.clone()], after].concat();
-        self.all_fail(&all).await
+        Ok(self.all_fail(&all).await? == Some(true))
     }
 
-    /// Whether the command fails under all of these at the same time.
-    async fn all_fail(&mut self, all: &[Experiment]) -> Result<bool> {
-        let joined = all.iter().cloned().reduce(Experiment::and);
-        match joined {
-            Some(joined) => Ok(self.failure(&joined).await?.is_some()),
-            None => Ok(false),
-        }
+    /// Whether the command fails under all of these at the same time; nothing when no further run is made.
+    async fn all_fail(&mut self, all: &[Experiment]) -> Result<Option<bool>> {
+        let Some(joined) = all.iter().cloned().reduce(Experiment::and) else {
+            return Ok(Some(false));
+        };
+        let fails = self.failure(&joined).await?.is_some();
+        Ok(self.halted.is_none().then_some(fails))
     }
 
-    /// The run under this, if it fails. After an interruption there is none.
+    /// The run under this, if it fails. When no further run is made there is none.
     async fn failure(&mut self, experiment: &Experiment) -> Result<Option<Attempt>> {
-        if self.is_interrupted {
+        if self.until.is_some_and(|until| Instant::now() >= until) {
+            self.halted.get_or_insert(Halt::Late);
+        }
+        if self.halted.is_some() {
             return Ok(None);
         }
         let attempt = attempt(self.runner, self.measured, experiment).await?;
-        self.is_interrupted = attempt.is_none();
+        if attempt.is_none() {
+            self.halted = Some(Halt::Interrupted);
+        }
         Ok(attempt.filter(|attempt| attempt.verdict.is_failure()))
     }
 
     /// Makes one fault smaller.
-    async fn reduce(&mut self, smallest: &mut Experiment) -> Result<Reduced> {
+    async fn reduce(&mut self, smallest: &mut Experiment) -> Result<Part> {
         let dependency = &self.measured.dependencies[smallest.dependency];
         if let Some(magnitude) = smallest.magnitude {
-            let ms = self.bisect(smallest, dependency, magnitude).await?;
+            let range = (0, magnitude.ms);
+            let (_, ms) = self.bisect(smallest, dependency, range).await?;
             self.settle(smallest, dependency, ms).await?;
         }
         let from_ms = smallest.magnitude.map(|magnitude| magnitude.ms);
         let whole = smallest.clone();
         let connection = self.connection(smallest, dependency).await?;
-        let packets = if self.one_packet(smallest).await? {
+        let is_one = self.one_packet(smallest).await?;
+        let packets = if is_one {
             Some(1)
         } else {
             self.packets(smallest, &whole, dependency).await?
@@ -181,32 +278,37 @@ impl<R: Runner> Shrinking<'_, R> {
             None => self.connections(smallest).await?,
             Some(_) => None,
         };
-        Ok(Reduced {
+        Ok(Part {
+            of: None,
             from_ms,
             connection,
             packets,
             connections,
+            of_each: is_one && connection.is_none(),
         })
     }
 
-    /// The least magnitude that fails, in milliseconds.
+    /// Between a magnitude that is survived and one that fails, in milliseconds: the same nearer to each other.
     async fn bisect(
         &mut self,
         experiment: &Experiment,
         dependency: &Dependency,
-        magnitude: Magnitude,
-    ) -> Result<u64> {
-        let (mut survives_ms, mut fails_ms) = (0, magnitude.ms);
-        while let Some(ms) = between(survives_ms, fails_ms) {
-            let mut tried = experiment.clone();
+        (mut survives_ms, mut fails_ms): (u64, u64),
+    ) -> Result<(u64, u64)> {
+        let mut tried = experiment.clone();
+        while let (Some(magnitude), Some(ms)) =
+            (experiment.magnitude, between(survives_ms, fails_ms))
+        {
             tried.set(dependency, Magnitude { ms, ..magnitude });
             if self.fails(&tried).await? {
                 fails_ms = ms;
-            } else {
+            } else if self.halted.is_none() {
                 survives_ms = ms;
+            } else {
+                break;
             }
         }
-        Ok(fails_ms)
+        Ok((survives_ms, fails_ms))
     }
 
     /// Sets the magnitude that was found, or the next larger one that fails again: at the threshold itself it is chance.
@@ -221,7 +323,7 @@ impl<R: Runner> Shrinking<'_, R> {
         };
         let mut tried = Magnitude { ms, ..most };
         smallest.set(dependency, tried);
-        while tried.ms < most.ms && !self.is_interrupted && !self.fails(smallest).await? {
+        while tried.ms < most.ms && !self.fails(smallest).await? && self.halted.is_none() {
             tried.ms = (tried.ms * NEAR_PERCENT / 100).min(most.ms);
             smallest.set(dependency, tried);
         }
@@ -257,25 +359,32 @@ impl<R: Runner> Shrinking<'_, R> {
     ) -> Result<Option<u64>> {
         let what = match smallest.fault {
             FaultKind::Loss => format!("{} drop", dependency.target),
+            // Of TCP all are handshakes that are tried again.
+            FaultKind::Silent if dependency.protocol == Protocol::Udp => {
+                format!("{} drop", dependency.target)
+            }
             FaultKind::Corrupt => whole.rules.concat(),
             _ => return Ok(None),
         };
-        if self.holds_others() {
-            return Ok(None);
-        }
-        let Some(failing) = self.failure(smallest).await? else {
+        let Some((failing, own)) = self.failure_by(smallest).await? else {
             return Ok(None);
         };
-        let rules = |some: &[Packets]| -> Vec<String> {
-            let merged = Packets::merged(some).into_iter();
-            merged.map(|packets| packets.rule(&what)).collect()
+        let own = failing
+            .seen
+            .decisions
+            .iter()
+            .filter(|one| own.contains(&one.rule));
+        let all = Packets::of(own);
+        let with = |some: &[Packets]| {
+            let merged = Packets::merged(some);
+            Experiment {
+                rules: merged.iter().map(|packets| packets.rule(&what)).collect(),
+                ..whole.clone()
+            }
         };
-        let all = Packets::of(&failing.seen.decisions);
-        let with = |some: &[Packets]| Experiment {
-            rules: rules(some),
-            ..whole.clone()
-        };
-        let Some(few) = self.fewest_of(&all, PACKET_TRIES, with).await? else {
+        // Larger sets need more rules than there may be.
+        let chunks = with(&all).rules.len().div_ceil(RULES_MAX).max(2);
+        let Some(few) = self.fewest_of(&all, chunks, PACKET_TRIES, with).await? else {
             return Ok(None);
         };
         *smallest = with(&few);
@@ -285,23 +394,25 @@ impl<R: Runner> Shrinking<'_, R> {
     /// The number of connections that are enough together, by delta debugging over those that a stream rule acted on in
     /// a run that failed.
     async fn connections(&mut self, smallest: &mut Experiment) -> Result<Option<u64>> {
-        if is_timed(smallest)
-            || self.holds_others()
-            || !smallest.rules.iter().all(|rule| is_of_streams(rule))
-        {
+        if is_timed(smallest) || !smallest.rules.iter().all(|rule| is_of_streams(rule)) {
             return Ok(None);
         }
-        let Some(failing) = self.failure(smallest).await? else {
+        let Some((failing, own)) = self.failure_by(smallest).await? else {
             return Ok(None);
         };
-        let hit = failing.seen.streams.iter().map(|one| one.connection);
-        let all: Vec<_> = hit.collect::<BTreeSet<_>>().into_iter().collect();
+        let own = failing
+            .seen
+            .streams
+            .iter()
+            .filter(|one| own.contains(&one.rule));
+        let hit: BTreeSet<_> = own.map(|one| one.connection).collect();
+        let all: Vec<_> = hit.into_iter().collect();
         let whole = smallest.clone();
         let with = |some: &[u64]| Experiment {
             rules: on_connections(&whole.rules, some),
             ..whole.clone()
         };
-        let few = self.fewest_of(&all, CONNECTION_TRIES, with).await?;
+        let few = self.fewest_of(&all, 2, CONNECTION_TRIES, with).await?;
         match few.filter(|few| few.len() < all.len()) {
             Some(few) => {
                 *smallest = with(&few);
@@ -311,24 +422,49 @@ impl<R: Runner> Shrinking<'_, R> {
         }
     }
 
+    /// A run that fails by this one and those that are held, and the numbers of its rules in that run.
+    async fn failure_by(
+        &mut self,
+        one: &Experiment,
+    ) -> Result<Option<(Attempt, RangeInclusive<u32>)>> {
+        let (before, after) = self.held.clone();
+        let count = |experiments: &[Experiment]| -> Result<u32> {
+            let rules = experiments.iter().map(|one| one.rules.len());
+            Ok(u32::try_from(rules.sum::<usize>())?)
+        };
+        let first = count(&before)? + 1;
+        let own = first..=first - 1 + count(std::slice::from_ref(one))?;
+        let all = [before, vec![one.clone()], after].concat();
+        let Some(all) = all.into_iter().reduce(Experiment::and) else {
+            return Ok(None);
+        };
+        let failing = self.failure(&all).await?;
+        Ok(failing.map(|failing| (failing, own)))
+    }
+
     /// The fewest of what was hit that are enough, by rules for some of it; nothing where that is not known.
     async fn fewest_of<T: Clone>(
         &mut self,
         all: &[T],
+        chunks: usize,
         mut left: u32,
         with: impl Fn(&[T]) -> Experiment,
     ) -> Result<Option<Vec<T>>> {
-        let few = fewest(all, async |some| {
-            // More rules than a packet may match can't be told apart from others: not known.
-            if left == 0 || with(some).rules.len() > MATCHES_MAX {
-                return Ok(false);
+        let few = fewest(all, chunks, async |some| {
+            let tried = with(some);
+            if tried.rules.len() > RULES_MAX {
+                return Ok(Some(false));
+            }
+            if left == 0 {
+                return Ok(None);
             }
             left -= 1;
-            self.fails(&with(some)).await
+            let fails = self.fails(&tried).await?;
+            Ok(self.halted.is_none().then_some(fails))
         });
         let few = few.await?;
         let tried = with(&few);
-        let fits = (1..=MATCHES_MAX).contains(&tried.rules.len());
+        let fits = (1..=RULES_MAX).contains(&tried.rules.len());
         // All together have not been tried as rules of their own.
         if !fits || (few.len() == all.len() && !self.fails(&tried).await?) {
             return Ok(None);
@@ -336,12 +472,7 @@ impl<R: Runner> Shrinking<'_, R> {
         Ok(Some(few))
     }
 
-    /// Whether there are several faults, whose decisions are not told apart.
-    const fn holds_others(&self) -> bool {
-        !self.held.0.is_empty() || !self.held.1.is_empty()
-    }
-
-    /// Whether one packet is enough.
+    /// Whether one packet of each connection is enough.
     async fn one_packet(&mut self, smallest: &mut Experiment) -> Result<bool> {
         let counts_packets = matches!(
             smallest.fault,
@@ -363,17 +494,17 @@ impl<R: Runner> Shrinking<'_, R> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Packets {
     connection: u32,
-    direction: String,
+    direction: Cow<'static, str>,
     first: u64,
     last: u64,
 }
 
 impl Packets {
     /// Those that were decided about: each by itself, in order.
-    fn of(decisions: &[Decision]) -> Vec<Self> {
-        let each = decisions.iter().map(|decision| Self {
+    fn of<'a>(decisions: impl Iterator<Item = &'a Decision>) -> Vec<Self> {
+        let each = decisions.map(|decision| Self {
             connection: decision.connection,
-            direction: decision.direction.clone().into_owned(),
+            direction: decision.direction.clone(),
             first: decision.packet,
             last: decision.packet,
         });
@@ -465,6 +596,8 @@ mod tests {
     use super::super::experimenter::tests::{Fake, block_on};
     use super::super::faults::experiment;
     use super::super::kind::Kind;
+    use super::super::verdict::tests::seen;
+    use super::super::verdict::{End, Observation};
     use super::*;
     use crate::relay::{Direction, StreamDecision};
     use crate::rule::Fault;
@@ -480,10 +613,10 @@ mod tests {
         };
         let failing = experiment(0, &dependencies[0], fault, LIMIT).unwrap();
         let mut runner = Fake::new(fails);
-        match block_on(shrink(&mut runner, &measured, &failing)).unwrap() {
+        match block_on(shrink(&mut runner, &measured, &failing, None)).unwrap() {
             Shrunk::To(smallest) => Some(smallest),
             Shrunk::FailsNoMore => None,
-            Shrunk::Interrupted => panic!("nobody interrupts"),
+            Shrunk::Halted(..) => panic!("nobody interrupts"),
         }
     }
 
@@ -498,7 +631,7 @@ mod tests {
     fn a_threshold_is_found_to_a_tenth() {
         for threshold_ms in [20, 300, 700, 1234, 2400] {
             let found = smallest(FaultKind::Slow, move |rule| delay_ms(rule) >= threshold_ms);
-            let from_ms = found.unwrap().from_ms.unwrap();
+            let from_ms = found.unwrap().parts[0].from_ms.unwrap();
             assert!(
                 (threshold_ms..=threshold_ms * 11 / 10).contains(&from_ms),
                 "{threshold_ms}: {from_ms}"
@@ -518,8 +651,18 @@ mod tests {
             }
             _ => false,
         };
-        let from_ms = smallest(FaultKind::Slow, fails).unwrap().from_ms.unwrap();
+        let found = smallest(FaultKind::Slow, fails).unwrap();
+        let from_ms = found.parts[0].from_ms.unwrap();
         assert!((700..=770).contains(&from_ms), "{from_ms}");
+    }
+
+    #[test]
+    fn a_packet_of_each_connection_is_told_as_such() {
+        let any = |rule: &Rule| !rule.to_string().contains("conn=");
+        let found = smallest(FaultKind::Refused, any).unwrap();
+        assert_eq!(found.rules, ["tcp:1 reject first=1"]);
+        let words = "the first packet of each connection is enough";
+        assert_eq!(found.in_words(), words);
     }
 
     #[test]
@@ -529,7 +672,7 @@ mod tests {
             !text.contains("conn=") || text.contains("conn=2")
         };
         let found = smallest(FaultKind::Refused, second).unwrap();
-        assert_eq!(found.connection, Some(2));
+        assert_eq!(found.parts[0].connection, Some(2));
         assert_eq!(found.rules, ["tcp:1 reject conn=2 first=1"]);
         assert_eq!(
             found.in_words(),
@@ -537,9 +680,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_packets_that_matter_are_found() {
-        let decision = |connection, packet, direction: &'static str| Decision {
+    fn decision(connection: u32, packet: u64, direction: &'static str) -> Decision {
+        Decision {
             rule: 1,
             connection,
             packet,
@@ -550,7 +692,11 @@ mod tests {
             bytes: 0,
             segments: 1,
             time_ns: 0,
-        };
+        }
+    }
+
+    #[test]
+    fn the_packets_that_matter_are_found() {
         let dependencies = [example(Kind::Redis, 1)];
         let measured = Measured {
             dependencies: &dependencies,
@@ -568,7 +714,7 @@ mod tests {
         runner.decisions = one_by_one
             .chain([decision(1, 4, "to-client"), decision(1, 5, "to-client")])
             .collect();
-        let found = block_on(shrink(&mut runner, &measured, &failing)).unwrap();
+        let found = block_on(shrink(&mut runner, &measured, &failing, None)).unwrap();
         let Shrunk::To(smallest) = found else {
             panic!("{found:?}");
         };
@@ -616,7 +762,7 @@ mod tests {
                 })
             });
             runner.streams = hit.map(decision).collect();
-            let found = block_on(shrink(&mut runner, &measured, &failing)).unwrap();
+            let found = block_on(shrink(&mut runner, &measured, &failing, None)).unwrap();
             let Shrunk::To(smallest) = found else {
                 panic!("{found:?}");
             };
@@ -643,5 +789,145 @@ mod tests {
             tries.get() == 1
         };
         assert_eq!(smallest(FaultKind::Refused, fails_once), None);
+    }
+
+    /// Fails under all of these faults at the same time: one rule of each is there, with the packets that it needs.
+    struct Together {
+        needed: Vec<(&'static str, &'static str)>,
+        decisions: Vec<Decision>,
+        runs: usize,
+    }
+
+    impl Runner for Together {
+        async fn run(&mut self, rules: &[String], _limit: Duration) -> Result<Option<Observation>> {
+            self.runs += 1;
+            let mut needed = self.needed.iter();
+            let fails = needed.all(|(target, packets)| {
+                let mut own = rules.iter().filter(|rule| rule.starts_with(target));
+                own.any(|rule| !rule.contains("range=") || rule.contains(packets))
+            });
+            let mut run = seen(End::Exited(u8::from(fails)), 50);
+            run.decisions.clone_from(&self.decisions);
+            Ok(Some(run))
+        }
+    }
+
+    #[test]
+    fn each_fault_of_a_pair_is_made_smaller_and_told_of() {
+        let dependencies = [example(Kind::Redis, 1), example(Kind::Redis, 2)];
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit: LIMIT,
+        };
+        let of = |number: usize| {
+            let one = &dependencies[number];
+            experiment(number, one, FaultKind::Loss, LIMIT).unwrap()
+        };
+        let pair = Experiment::pair(&dependencies, &of(0), &of(1));
+        let of_second = |packet| Decision {
+            rule: 2,
+            ..decision(1, packet, "to-client")
+        };
+        let mut runner = Together {
+            needed: vec![("tcp:1 ", "range=4..4"), ("tcp:2 ", "range=7..8")],
+            decisions: vec![decision(1, 4, "to-server"), of_second(7), of_second(8)],
+            runs: 0,
+        };
+        let found = block_on(shrink(&mut runner, &measured, &pair, None)).unwrap();
+        let Shrunk::To(smallest) = found else {
+            panic!("{found:?}");
+        };
+        let words = smallest.in_words();
+        assert_eq!(
+            words,
+            "tcp:1 loss: connection 1 is enough, one packet is enough; tcp:2 loss: connection 1 is enough, 2 packets \
+             are enough"
+        );
+        let rules = [
+            "tcp:1 drop range=4..4 conn=1 dir=to-server",
+            "tcp:2 drop range=7..8 conn=1 dir=to-client",
+        ];
+        assert_eq!(smallest.rules, rules);
+        runner.needed = vec![("tcp:2 ", "range=7..8")];
+        let found = block_on(shrink(&mut runner, &measured, &pair, None)).unwrap();
+        let Shrunk::To(alone) = found else {
+            panic!("{found:?}");
+        };
+        assert!(alone.in_words().starts_with("tcp:2 loss alone is enough, "));
+    }
+
+    #[test]
+    fn of_very_many_packets_a_bounded_number_of_sets_is_tried() {
+        let dependencies = [example(Kind::Redis, 1)];
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit: LIMIT,
+        };
+        let failing = experiment(0, &dependencies[0], FaultKind::Loss, LIMIT).unwrap();
+        let mut runner = Together {
+            needed: vec![("tcp:1 ", "nothing less")],
+            decisions: (0..50_000)
+                .map(|n| decision(1, n * 3, "to-client"))
+                .collect(),
+            runs: 0,
+        };
+        let found = block_on(shrink(&mut runner, &measured, &failing, None)).unwrap();
+        let Shrunk::To(smallest) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(smallest.rules, ["tcp:1 loss=30% conn=1"]);
+        assert_eq!(smallest.parts[0].packets, None);
+        // One connection, the run whose packets are told apart, and the last confirmation.
+        assert_eq!(runner.runs, 3 + PACKET_TRIES as usize);
+    }
+
+    #[test]
+    fn what_was_found_is_kept_when_no_further_run_is_made() {
+        let dependencies = [example(Kind::Redis, 1)];
+        let measured = Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit: LIMIT,
+        };
+        let failing = experiment(0, &dependencies[0], FaultKind::Slow, LIMIT).unwrap();
+        let mut runner = Fake::new(|rule: &Rule| delay_ms(rule) >= 200);
+        runner.last = 1;
+        let found = block_on(shrink(&mut runner, &measured, &failing, None)).unwrap();
+        let Shrunk::Halted(Some(smallest), Halt::Interrupted) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(smallest.in_words(), "from 312ms");
+        let late = Some(Instant::now());
+        let mut runner = Fake::new(|_: &Rule| true);
+        let found = block_on(shrink(&mut runner, &measured, &failing, late)).unwrap();
+        assert_eq!((found, runner.runs), (Shrunk::Halted(None, Halt::Late), 0));
+    }
+
+    #[test]
+    fn what_is_survived_is_told_up_to_the_timeout() {
+        let mut one = example(Kind::Redis, 1);
+        one.usage.turns = 1;
+        let dependencies = [one];
+        let measured = |limit| Measured {
+            dependencies: &dependencies,
+            baseline: Duration::from_millis(50),
+            limit,
+        };
+        let survives = |limit: Duration, from_ms: u64| {
+            let slow = experiment(0, &dependencies[0], FaultKind::Slow, limit).unwrap();
+            let mut runner = Fake::new(move |rule: &Rule| delay_ms(rule) >= from_ms);
+            let found = block_on(tolerance(&mut runner, &measured(limit), &slow, None)).unwrap();
+            (found.unwrap().0, runner.runs)
+        };
+        assert_eq!(survives(LIMIT, u64::MAX), (10_000, 1));
+        assert_eq!(survives(LIMIT * 9, u64::MAX), (30_000, 1));
+        let (ms, _) = survives(LIMIT * 9, 17_000);
+        assert!((15_400..17_000).contains(&ms), "{ms}");
+        let refused = experiment(0, &dependencies[0], FaultKind::Refused, LIMIT).unwrap();
+        let mut runner = Fake::new(|_: &Rule| false);
+        let found = block_on(tolerance(&mut runner, &measured(LIMIT), &refused, None));
+        assert_eq!((found.unwrap(), runner.runs), (None, 0));
     }
 }

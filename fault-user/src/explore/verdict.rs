@@ -1,5 +1,6 @@
 //! What a run under a fault comes to.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -36,10 +37,12 @@ pub struct Observation {
     pub hits: u64,
     /// Connects to each dependency, in their order.
     pub connects: Vec<u64>,
-    /// What the rules decided about packets.
+    /// What the rules decided about packets; the rules are counted from 1.
     pub decisions: Vec<Decision>,
     /// What they decided about connections.
     pub streams: Vec<StreamDecision>,
+    /// The connections that were hit, by their ordinals for the rule.
+    pub reached: BTreeSet<u32>,
     /// Retries to each dependency whose pauses did not grow; none where they did, or where there were few.
     pub retries: Vec<u64>,
     /// The connections to each dependency that were watched, in their order.
@@ -198,6 +201,7 @@ pub(super) mod tests {
             watched: Vec::new(),
             decisions: Vec::new(),
             streams: Vec::new(),
+            reached: BTreeSet::new(),
             retries: Vec::new(),
             others: Vec::new(),
             output: String::new(),

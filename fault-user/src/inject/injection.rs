@@ -217,10 +217,15 @@ impl PreparedInjection {
     /// # Errors
     /// There is no room for the names, or a map can't be written.
     pub fn learned_addresses(&self) -> Result<Option<LearnedAddresses>> {
-        if self.names.is_empty() {
+        self.addresses_of(&self.names)
+    }
+
+    /// The same for these names. Their addresses are learned under plans that have them.
+    fn addresses_of(&self, names: &BTreeSet<String>) -> Result<Option<LearnedAddresses>> {
+        if names.is_empty() {
             return Ok(None);
         }
-        let learned = self.reach().injector.share_learned(&self.names)?;
+        let learned = self.reach().injector.share_learned(names)?;
         Ok(Some(learned))
     }
 
@@ -640,6 +645,14 @@ impl Injection {
     /// As there.
     pub fn learned_addresses(&self) -> Result<Option<LearnedAddresses>> {
         self.prepared.learned_addresses()
+    }
+
+    /// The same for names that later plans have, by [`Plan::learn`]; `None` without names.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn addresses_of(&self, names: &BTreeSet<String>) -> Result<Option<LearnedAddresses>> {
+        self.prepared.addresses_of(names)
     }
 
     /// What has been learned about the names that rules are aimed at.

@@ -8,7 +8,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::chart::{self, SIZES, seconds};
 use super::file::{Report, RuleReport, shell_line};
 use super::fold::{Folded, fold};
-use super::summary::human_bytes;
+use super::summary::{counted, human_bytes};
 use super::timeline;
 
 const STYLE: &str = "
@@ -255,10 +255,6 @@ fn legend(report: &Report) -> Markup {
             }
         }
     }
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn seconds_of(ms: u64) -> String {

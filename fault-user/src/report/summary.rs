@@ -1,7 +1,7 @@
 //! The summary at the end: for each rule the matched packets, the hits and the mechanism.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
@@ -275,9 +275,10 @@ fn amount(packets: u64, segments: u64, bytes: u64) -> String {
     }
 }
 
-/// Formats a number with what it counts.
-fn counted(number: u64, what: &str) -> String {
-    let ending = if number == 1 { "" } else { "s" };
+/// Formats a number with what it counts: `1 packet`, `2 packets`.
+#[must_use]
+pub fn counted<N: Copy + Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
+    let ending = if number == N::from(1) { "" } else { "s" };
     format!("{number} {what}{ending}")
 }
 

@@ -32,7 +32,13 @@ impl Files {
         let is_needed = report.is_some() || events.is_some();
         let writer = is_needed.then(Writer::start).transpose()?;
         let folder = match (&writer, report.clone()) {
-            (Some(writer), Some(path)) => Some(Arc::new(writer.run(move || Folder::make(&path))?)),
+            (Some(writer), Some(path)) => Some(writer.run(move || {
+                let folder = Folder::make(&path)?;
+                for name in [file::REPORT, JUNIT, HTML] {
+                    folder.tidy(OsStr::new(name))?;
+                }
+                Ok(Arc::new(folder))
+            })?),
             _ => None,
         };
         Ok(Self {
@@ -63,6 +69,13 @@ impl Files {
             None => files::create(&named),
         })?;
         Ok(Some((file, path)))
+    }
+
+    /// Whether the report's folder has a file of this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        let folder = self.folder.as_ref();
+        folder.is_some_and(|folder| folder.has_regular(OsStr::new(name)))
     }
 
     /// Writes all files of a report.
@@ -107,9 +120,14 @@ impl Files {
 /// A list of JSON in a file of the report's folder that grows by one after the other, if there is a folder. The file is whole at
 /// any time.
 #[derive(Default)]
-pub struct GrowingList {
-    growing: Option<Growing>,
-    is_begun: bool,
+pub enum GrowingList {
+    /// There is no item yet.
+    #[default]
+    Empty,
+    /// The file has all items so far.
+    Growing(Growing),
+    /// The first item was written to a pipe or a device, which can't grow.
+    Ungrowing,
 }
 
 impl GrowingList {
@@ -128,21 +146,73 @@ impl GrowingList {
         let (Some(writer), Some(folder)) = (&files.writer, &files.folder) else {
             return Ok(());
         };
-        if !self.is_begun {
-            let (head, tail) = begin()?;
-            let folder = Arc::clone(folder);
-            let head = [head, item].concat();
-            self.growing =
-                writer.run(move || Growing::begin(folder, OsStr::new(name), &head, &tail))?;
-            self.is_begun = true;
-        } else if let Some(mut growing) = self.growing.take() {
-            let (growing, added) = writer.run(move || {
-                let added = growing.add(&[b",\n", item.as_slice()].concat());
-                Ok((growing, added))
-            })?;
-            self.growing = Some(growing);
-            added?;
+        match std::mem::take(self) {
+            Self::Empty => {
+                let (head, tail) = begin()?;
+                let folder = Arc::clone(folder);
+                let head = [head, item].concat();
+                let growing =
+                    writer.run(move || Growing::begin(folder, OsStr::new(name), &head, &tail))?;
+                *self = growing.map_or(Self::Ungrowing, Self::Growing);
+                Ok(())
+            }
+            Self::Growing(mut growing) => {
+                // Without the thread that writes, what follows fails as well: it begins anew.
+                let (growing, added) = writer.run(move || {
+                    let added = growing.add(&[b",\n", item.as_slice()].concat());
+                    Ok((growing, added))
+                })?;
+                *self = Self::Growing(growing);
+                added
+            }
+            Self::Ungrowing => {
+                *self = Self::Ungrowing;
+                Ok(())
+            }
         }
-        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files() -> (tempfile::TempDir, Files) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = std::fs::canonicalize(folder.path()).unwrap();
+        for name in [file::REPORT, JUNIT, HTML] {
+            std::fs::write(path.join(format!("{name}.part")), "half").unwrap();
+        }
+        std::fs::write(path.join("other.part"), "mine").unwrap();
+        (folder, Files::open(Some(path), None).unwrap())
+    }
+
+    #[test]
+    fn what_a_killed_run_left_behind_is_removed() {
+        let (folder, files) = files();
+        let left = std::fs::read_dir(folder.path()).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["other.part"]);
+        assert!(!files.has(file::REPORT));
+        files.write([(file::REPORT, b"{}".to_vec())]).unwrap();
+        assert!(files.has(file::REPORT));
+    }
+
+    #[test]
+    fn an_item_that_is_not_written_is_an_error() {
+        let (_folder, files) = files();
+        let mut list = GrowingList::default();
+        let add = |list: &mut GrowingList| {
+            let begin = || Ok((b"[".to_vec(), b"]".to_vec()));
+            list.add(&files, file::REPORT, begin, b"1".to_vec())
+        };
+        add(&mut list).unwrap();
+        let writer = files.writer.as_ref().unwrap();
+        let ended: anyhow::Result<()> = writer.run(|| panic!("the thread ends, as it is meant to"));
+        assert!(ended.is_err());
+        for _ in 0..2 {
+            let error = add(&mut list).unwrap_err().to_string();
+            assert_eq!(error, "the thread that writes files has ended");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A session whose rules, stream rules too, are replaced while the programs stay attached.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -13,9 +13,12 @@ use super::{Loaded, Session, Task, choose_mechanism, plan};
 use crate::inject::endpoints::Endpoints;
 use crate::inject::injection::Hits;
 use crate::inject::injector::Marker;
+use crate::inject::names::LearnedName;
 use crate::inject::services::Room;
+use crate::plan::PlannedRule;
 use crate::plan::tables::Scope;
 use crate::relay::exchange::Exchange;
+use crate::report::record::Decision;
 use crate::steer::Redirection;
 use crate::sys::clock::monotonic_ns;
 use crate::watch::Watch;
@@ -31,6 +34,8 @@ pub struct LiveSession<'a> {
     redirection: Option<Redirection>,
     /// What the sockets do, where that is watched.
     watch: Option<Watch>,
+    /// The host names of the watched targets. Their addresses are learned under all rules.
+    watched_names: BTreeSet<String>,
 }
 
 impl<'a> Loaded<'a> {
@@ -50,6 +55,7 @@ impl<'a> Loaded<'a> {
             exchange,
             redirection: None,
             watch: None,
+            watched_names: BTreeSet::new(),
         })
     }
 }
@@ -67,6 +73,7 @@ impl LiveSession<'_> {
         let mut next = plan(&rules, self.scope.as_ref(), mechanism, seed)?;
         let subject = &session.subject;
         subject.leave_tcp_if_need_be(session.options, &mut next, self.scope.as_ref());
+        next.learn(self.watched_names.iter().cloned(), self.scope.as_ref());
         session.injection.replace_anew(&session.plan, &mut next)?;
         session.plan = next;
         let hits = session.injection.hits(&session.plan)?;
@@ -132,6 +139,16 @@ impl LiveSession<'_> {
         self.session.hits()
     }
 
+    /// The number of the rule that made a decision, counted from 1. Nothing for one that is not applied any more.
+    #[must_use]
+    pub fn place_of(&self, decision: &Decision) -> Option<u32> {
+        let mut rules = (1..).zip(&self.session.plan.rules);
+        let state = decision.rule.checked_sub(1)?;
+        let is_its = |rule: &PlannedRule| rule.entries.iter().any(|one| one.entry.state == state);
+        let found = rules.find(|(_, rule)| is_its(rule));
+        found.map(|(place, _)| place)
+    }
+
     /// The endpoints that were used so far.
     ///
     /// # Errors
@@ -155,13 +172,23 @@ impl LiveSession<'_> {
             .named_targets()
             .map(|(name, target)| (name.to_owned(), target.clone()))
             .collect();
-        let subject = &self.session.subject;
-        let (scope, learned) = (
-            self.scope.as_ref(),
-            self.session.injection.learned_addresses()?,
-        );
+        let names = targets.iter().filter_map(|(_, target)| target.name.clone());
+        self.watched_names = names.collect();
+        let Session {
+            subject, injection, ..
+        } = &self.session;
+        let learned = injection.addresses_of(&self.watched_names)?;
+        let scope = self.scope.as_ref();
         self.watch = Some(observe::watch(subject, scope, &targets, learned.as_ref())?);
         Ok(())
+    }
+
+    /// What has been learned so far about the host names of rules and watched targets.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn learned(&self) -> Result<Vec<LearnedName>> {
+        self.session.injection.learned()
     }
 
     /// What the watched connections did since the last call. Times count from `epoch_ns` of `CLOCK_MONOTONIC`. Nothing

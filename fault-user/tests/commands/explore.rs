@@ -320,7 +320,7 @@ fn processes_that_are_left_behind_are_killed_and_told_of() {
     let script = format!("sleep 1000 & {EXCHANGE}");
     let output = bash(&["--plan"], &script);
     let text = stderr_text(&output);
-    assert!(text.contains("leaves 1 processes behind"), "{text}");
+    assert!(text.contains("leaves processes behind (1)"), "{text}");
 }
 
 #[test]
@@ -502,7 +502,10 @@ fn an_interrupted_exploration_goes_on() {
     let text = stderr_text(&second);
     assert_eq!(second.status.code(), Some(0), "{text}");
     assert!(text.contains("fault: seed 5"), "{text}");
-    assert!(text.contains("2 experiments are done already"), "{text}");
+    assert!(
+        text.contains("the report already has the results of 2 experiments"),
+        "{text}"
+    );
     assert!(text.contains("3 experiments: 0 failures"), "{text}");
     assert_eq!(std::fs::read_to_string(ran.path()).unwrap(), "x\nx\n");
     let json: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
@@ -681,7 +684,10 @@ fn a_kill_keeps_the_experiments_that_are_done() {
     let text = stderr_text(&output);
     assert_eq!(output.status.code(), Some(121), "{text}");
     assert!(text.contains("fault: seed 6"), "{text}");
-    assert!(text.contains("1 experiments are done already"), "{text}");
+    assert!(
+        text.contains("the report already has the results of 1 experiment"),
+        "{text}"
+    );
     assert_eq!(faults(&report), ["refused", "silent"]);
 }
 
@@ -715,7 +721,7 @@ fn ctrl_c_while_a_fault_is_made_smaller_stops() {
     let text = stderr_text(&output);
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(
-        text.contains("1 experiments: 1 failures, 1 not run"),
+        text.contains("1 experiment: 1 failure, 1 not run"),
         "{text}"
     );
     let cells = cells(&dir.join("report.json"));
@@ -767,7 +773,7 @@ fn a_full_disk_is_told_in_one_line_and_loses_nothing() {
     assert_eq!(errors.len(), 1, "{text}");
     let told = [
         "fault: error: can't write",
-        "make room, and go on with --resume",
+        "the report has what was done before; continue with --resume",
     ];
     assert!(told.iter().all(|part| errors[0].contains(part)), "{text}");
     assert!(
@@ -794,7 +800,7 @@ fn a_full_disk_is_told_in_one_line_and_loses_nothing() {
     let text = stderr_text(&output);
     assert_eq!(output.status.code(), Some(125), "{text}");
     assert!(text.contains("3 experiments: 0 failures\n"), "{text}");
-    assert!(text.contains("go on with --resume"), "{text}");
+    assert!(text.contains("continue with --resume"), "{text}");
     let kept = cells(&report);
     std::fs::remove_file(dir.join("filler")).unwrap();
     let parts = std::fs::read_dir(&dir).unwrap().count();
@@ -916,6 +922,78 @@ fn names_that_the_command_looks_up_fail_in_each_way() {
         ],
         "{text}"
     );
+}
+
+#[test]
+fn connections_to_the_later_addresses_of_a_name_are_watched() {
+    let Some(_services) = services() else {
+        return;
+    };
+    // Two services on one port, each with two addresses: rules name them by their hosts.
+    tcp_echo(TcpListener::bind("0.0.0.0:7100").unwrap());
+    let server = UdpSocket::bind("127.0.0.1:53").unwrap();
+    std::thread::spawn(move || {
+        let (mut buffer, mut lookups) = ([0; 512], 0);
+        while let Ok((length, client)) = server.recv_from(&mut buffer) {
+            let is_ours = buffer.starts_with(&[0, 7]);
+            if !is_ours {
+                continue;
+            }
+            lookups += 1;
+            let (name, host) = match &buffer[12..length] {
+                [5, b'a', ..] => ("alpha.example", 2),
+                _ => ("beta.example", 4),
+            };
+            // In the run without faults each is looked up once.
+            let subnet = u8::from(lookups > 2);
+            let addresses = [host, host + 1].map(|host| format!("127.0.{subnet}.{host}"));
+            let records = addresses.each_ref().map(|address| (name, address.as_str()));
+            let response = support::dns::answer(name, &records);
+            server.send_to(&response, client).unwrap();
+        }
+    });
+    let script = "import socket\n\
+        dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+        dns.connect(('127.0.0.1', 53))\n\
+        for host in (b'alpha', b'beta'):\n    \
+            name = bytes([len(host)]) + host + b'\\7example\\0'\n    \
+            dns.send(b'\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0' + name + b'\\0\\1\\0\\1')\n    \
+            answer = dns.recv(512)\n    \
+            for record in (answer[-20:-16], answer[-4:]):\n        \
+                try:\n            \
+                    s = socket.create_connection((socket.inet_ntoa(record), 7100))\n            \
+                    s.sendall(b'x')\n            \
+                    s.recv(1)\n        \
+                except OSError:\n            \
+                    pass\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::fs::canonicalize(folder.path()).unwrap();
+    let output = fault()
+        .args(["explore", "--runs", "1", "--faults", "refused"])
+        .args(["--only", "tcp:", "--report"])
+        .arg(&path)
+        .args(["--", "python3", "-c", script])
+        .output()
+        .unwrap();
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(!text.contains("warning"), "{text}");
+    let cells = cells(&path.join("report.json"));
+    let targets = ["tcp:alpha.example:7100", "tcp:beta.example:7100"];
+    for (cell, target) in cells.iter().zip(targets) {
+        assert_eq!(cell["target"], target, "{text}");
+        let timelines = cell["timeline"].as_array().unwrap();
+        let place = timelines.iter().position(|one| one["target"] == target);
+        let place = place.unwrap();
+        assert_eq!(cell["connects"][place], 2, "{cell:#}");
+        let connects = timelines[place]["connects"].as_array().unwrap();
+        let refused = connects
+            .iter()
+            .filter(|one| one["established_us"].is_null());
+        assert_eq!(refused.count(), 2, "{cell:#}");
+        assert_eq!(cell["others"].as_array().unwrap().len(), 0, "{cell:#}");
+    }
+    assert_eq!(cells.len(), 2, "{text}");
 }
 
 /// Explores a running service; gives its report, and what was printed.
@@ -1149,7 +1227,10 @@ fn a_file_adds_experiments() {
         "--runs", "1", "--faults", "error", "-f", file, "--resume", path,
     ];
     let text = stderr_text(&bash(&resume, EXCHANGE));
-    assert!(text.contains("2 experiments are done already"), "{text}");
+    assert!(
+        text.contains("the report already has the results of 2 experiments"),
+        "{text}"
+    );
 
     std::fs::write(file, "rules = ['tcp:7777 loss=5%']").unwrap();
     let output = bash(&options, EXCHANGE);
@@ -1193,7 +1274,7 @@ fn what_makes_verdicts_doubtful_is_told() {
     let output = bash(&[], "[ -t 0 ] || { echo 'not a terminal'; exit 1; }");
     let text = stderr_text(&output);
     assert_eq!(output.status.code(), Some(125), "{text}");
-    let told = "must succeed (it has no terminal and reads nothing). It wrote: not a terminal";
+    let told = "must succeed (it has no terminal, and its standard input is empty). It wrote: not a terminal";
     let errors = text.lines().filter(|line| line.contains("fault: error"));
     assert!(errors.count() == 1 && text.contains(told), "{text}");
 }
@@ -1248,6 +1329,13 @@ fn pairs_reach_what_the_command_turns_to_under_a_fault() {
     let rules = "-r 'tcp:7000 reject conn=1 first=1' -r 'tcp:7001 reject conn=1 first=1'";
     assert!(line.contains(rules), "{line}");
     assert!(text.contains("pairs of faults: 0 of 4 survived"), "{text}");
+    let enough = "connection 1 is enough, one packet is enough";
+    let told = format!("; tcp:7000 refused: {enough}; tcp:7001 refused: {enough}\n");
+    assert!(text.contains(&told), "{text}");
+    assert!(
+        text.contains("; it also connected to tcp:127.0.0.1:7001\n"),
+        "{text}"
+    );
     assert!(
         text.contains("  F tcp:7001 refused with tcp:7000 refused\n"),
         "{text}"
@@ -1260,11 +1348,248 @@ fn pairs_reach_what_the_command_turns_to_under_a_fault() {
         let output = bash(&[&options[..], &resume].concat(), &script);
         let text = stderr_text(&output);
         assert_eq!(output.status.code(), Some(0), "{text}");
-        assert!(text.contains("4 experiments are done already"), "{text}");
+        assert!(
+            text.contains("the report already has the results of 4 experiments"),
+            "{text}"
+        );
         assert!(text.contains("0 failures, 4 accepted"), "{text}");
     }
     let output = bash(&[&options[..], &["--plan"]].concat(), &script);
     assert_eq!(output.stdout, b"  tcp:7000 refused: tcp:7000 reject\n  tcp:7000 cut: tcp:7000 limit_data=1 dir=to-client\n");
+}
+
+/// A command with one dependency that it does without, and one that it replaces by a third, all of them echo services.
+/// `then` comes after the third was used.
+fn with_fallback(then: &str) -> String {
+    for port in 7000..7003 {
+        tcp_echo(TcpListener::bind(("127.0.0.1", port)).unwrap());
+    }
+    let [fallback, other] = ["7001", "7002"].map(|port| EXCHANGE.replace("7000", port));
+    format!("({other}); ({EXCHANGE}) || {{ ({fallback}) && {then}; }}")
+}
+
+const PAIRS: [&str; 7] = [
+    "--runs",
+    "1",
+    "--no-shrink",
+    "--depth",
+    "2",
+    "--faults",
+    "refused",
+];
+
+#[test]
+fn a_report_of_pairs_and_of_own_rules_is_gone_on_from() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    let script = with_fallback("true");
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    // A target of another text than that of the dependencies.
+    let file = dir.join("own.toml");
+    std::fs::write(&file, "rules = ['127.0.0.0/8:7000 duplicate=1%']").unwrap();
+    let [file, path] = [&file, &dir].map(|path| path.to_str().unwrap());
+    let options = [&PAIRS[..], &["-f", file]].concat();
+    for (option, known) in [("--report", 0), ("--resume", 3)] {
+        let output = bash(&[&options[..], &[option, path]].concat(), &script);
+        let text = stderr_text(&output);
+        assert_eq!(output.status.code(), Some(121), "{text}");
+        assert!(text.contains("5 experiments: 1 failure"), "{text}");
+        let told = format!("already has the results of {known} experiments");
+        assert_eq!(text.contains(&told), known != 0, "{text}");
+    }
+}
+
+#[test]
+fn what_is_used_under_a_fault_is_looked_for_within_the_budget() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    let ran = tempfile::NamedTempFile::new().unwrap();
+    // The budget is over while the fault is survived.
+    let script = with_fallback("sleep 4");
+    let script = format!("echo x >> {}; {script}", ran.path().display());
+    let options = [&PAIRS[..], &["--budget", "3s", "--skip", "7002"]].concat();
+    let output = bash(&options, &script);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(std::fs::read_to_string(ran.path()).unwrap(), "x\nx\n");
+    assert!(text.contains("1 experiment: 0 failures\n"), "{text}");
+}
+
+#[test]
+fn ctrl_c_in_front_of_the_pairs_tells_how_many_are_not_run() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    let folder = tempfile::tempdir().unwrap();
+    let ran = folder.path().join("ran");
+    // Without faults and under the first one it ends.
+    let then = format!(
+        "echo x >> {ran} && [ $(wc -l < {ran}) = 1 ] || sleep 1000",
+        ran = ran.display()
+    );
+    let script = with_fallback(&format!("{{ {then}; }}"));
+    let child = fault()
+        .arg("explore")
+        .args(PAIRS)
+        .args(["--timeout", "60s", "--", "bash", "-c", &script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let hangs = || std::fs::read_to_string(&ran).is_ok_and(|text| text.lines().count() == 2);
+    wait_for(hangs, "the run that shows what else is used");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(
+        text.contains("2 experiments: 0 failures, 1 not run"),
+        "{text}"
+    );
+}
+
+#[test]
+fn ctrl_c_after_resume_keeps_the_pairs_that_are_done() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap();
+    let ran = dir.join("ran");
+    let then = format!(
+        "{{ echo x >> {}; [ ! -e {}/hang ] || sleep 1000; }}",
+        ran.display(),
+        dir.display()
+    );
+    let script = with_fallback(&then);
+    let explored = |option: &str| {
+        let mut command = fault();
+        command.arg("explore").args(PAIRS).arg(option).arg(&dir);
+        command.args(["--timeout", "60s", "--", "bash", "-c", &script]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let output = explored("--report").wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(121), "{}", stderr_text(&output));
+    let before = cells(&dir.join("report.json"));
+    assert_eq!(before.len(), 4);
+    std::fs::write(&ran, "").unwrap();
+    std::fs::write(dir.join("hang"), "").unwrap();
+    let child = explored("--resume");
+    let hangs = || std::fs::read_to_string(&ran).is_ok_and(|text| text == "x\n");
+    wait_for(hangs, "the run that shows what else is used");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr_text(&output));
+    assert_eq!(cells(&dir.join("report.json")).len(), before.len());
+}
+
+#[test]
+fn a_service_is_awaited_after_the_run_that_shows_what_else_it_uses() {
+    let Some(_services) = services() else {
+        return;
+    };
+    for port in [7100, 7101] {
+        tcp_echo(TcpListener::bind(("127.0.0.1", port)).unwrap());
+    }
+    let script = "import socket\n\
+        s = socket.create_server(('127.0.0.1', 7500))\n\
+        print('ready', flush=True)\n\
+        while True:\n    \
+            c, _ = s.accept()\n    \
+            answer = b'no'\n    \
+            for port in (7100, 7101):\n        \
+                try:\n            \
+                    d = socket.create_connection(('127.0.0.1', port))\n            \
+                    d.sendall(b'x')\n            \
+                    d.recv(1)\n            \
+                    answer = b'ok'\n            \
+                    break\n        \
+                except OSError:\n            \
+                    pass\n    \
+            c.sendall(answer)\n    \
+            c.close()\n";
+    let mut server = Command::new("python3")
+        .args(["-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut output = BufReader::new(server.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    let service = Services(server);
+    let ran = tempfile::NamedTempFile::new().unwrap();
+    let probe = format!(
+        "echo x >> {}; exec 3<>/dev/tcp/127.0.0.1/7500; read -rn 2 answer <&3; [ \"$answer\" = ok ]",
+        ran.path().display()
+    );
+    let pid = service.0.id().to_string();
+    let output = bash(&[&PAIRS[..], &["--pid", &pid]].concat(), &probe);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(121), "{text}");
+    assert!(
+        text.contains("F tcp:7101 refused with tcp:7100 refused\n"),
+        "{text}"
+    );
+    // Without faults; under each fault, and after it; the failure twice.
+    let runs = std::fs::read_to_string(ran.path()).unwrap().lines().count();
+    assert_eq!(runs, 1 + 2 + 2 + 2 * 2, "{text}");
+}
+
+#[test]
+fn a_report_whose_folder_is_gone_is_told_as_such() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let dir = std::fs::canonicalize(folder.path()).unwrap().join("report");
+    let path = dir.to_str().unwrap();
+    // The third run, under the second fault, removes it.
+    let ran = tempfile::NamedTempFile::new().unwrap();
+    let script = format!(
+        "({EXCHANGE}); echo x >> {ran}; [ $(wc -l < {ran}) != 3 ] || rm -r {path}; true",
+        ran = ran.path().display()
+    );
+    let options = ["--runs", "1", "--no-shrink", "--faults", "refused,cut"];
+    let output = bash(&[&options[..], &["--report", path]].concat(), &script);
+    let text = stderr_text(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    let error = format!("fault: error: can't write {path}/report.json: No such file or directory");
+    assert!(text.contains(&format!("{error}\n")), "{text}");
+    assert!(text.contains("2 experiments: 0 failures\n"), "{text}");
+}
+
+#[test]
+fn connections_that_no_experiment_reached_are_told() {
+    if hierarchy().is_none() || !has_bash() {
+        return;
+    }
+    enter_fresh();
+    tcp_echo(TcpListener::bind("127.0.0.1:7000").unwrap());
+    let script = format!("for n in 1 2 3; do ({EXCHANGE}) || exit 1; done");
+    let output = bash(
+        &["--runs", "1", "--no-shrink", "--faults", "refused"],
+        &script,
+    );
+    let text = stderr_text(&output);
+    let told = "no experiment reached 2 connections, from 2 to 3, of 3 to tcp:7000: under faults the command made at most \
+        1 connection\n";
+    assert!(text.contains(told), "{text}");
+    let output = bash(
+        &["--runs", "1", "--no-shrink", "--faults", "refused,cut"],
+        &script.replace("exit 1", "true"),
+    );
+    let text = stderr_text(&output);
+    assert!(!text.contains("no experiment reached"), "{text}");
 }
 
 #[test]
@@ -1393,7 +1718,7 @@ fn what_fails_before_or_after_a_later_run_ends_it_and_keeps_what_is_done() {
         let told = format!("fault: error: {option} failed: exit code 9: no database");
         assert_eq!(text.matches(&told).count(), 1, "{text}");
         assert!(
-            text.contains("1 experiments: 0 failures, 2 not run"),
+            text.contains("1 experiment: 0 failures, 2 not run"),
             "{text}"
         );
         assert_eq!(cells(&dir.join("report.json")).len(), 1, "{text}");

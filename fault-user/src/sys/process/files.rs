@@ -65,6 +65,11 @@ impl Folder {
     /// # Errors
     /// It can't be made, or is a symbolic link or a folder.
     pub fn create(&self, name: &OsStr) -> Result<File> {
+        let file = self.created(name);
+        file.map_err(|errno| unopened(&self.path.join(name), errno))
+    }
+
+    fn created(&self, name: &OsStr) -> nix::Result<File> {
         let made = |flags| {
             let how = OpenHow::new()
                 .flags(OFlag::O_WRONLY | OFlag::O_CLOEXEC | flags)
@@ -80,14 +85,13 @@ impl Folder {
         let file = match made(fresh) {
             Err(Errno::EEXIST) if self.has_regular(name) => {
                 // Another name of the same file is somebody's own, and stays as it is.
-                self.remove(name)?;
+                unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)?;
                 made(fresh)
             }
             Err(Errno::EEXIST) => made(OFlag::empty()),
             other => other,
         };
-        let path = self.path.join(name);
-        file.map(File::from).map_err(|errno| unopened(&path, errno))
+        file.map(File::from)
     }
 
     /// Puts a file with this content in the place of what has this name: a reader finds the one or the other. What is a
@@ -116,7 +120,21 @@ impl Folder {
         put
     }
 
-    fn has_regular(&self, name: &OsStr) -> bool {
+    /// Removes what an earlier [`Folder::replace`] or [`Growing`] of this name left behind when its process was killed.
+    ///
+    /// # Errors
+    /// It may not be removed.
+    pub fn tidy(&self, name: &OsStr) -> Result<()> {
+        let part = part_of(name);
+        if self.has_regular(&part) {
+            self.remove(&part)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it has a file of this name.
+    #[must_use]
+    pub fn has_regular(&self, name: &OsStr) -> bool {
         std::fs::symlink_metadata(self.inside(name)).is_ok_and(|file| file.is_file())
     }
 
@@ -194,10 +212,9 @@ impl Growing {
     /// # Errors
     /// It can't be written; then the file stays as it was.
     pub fn add(&mut self, text: &[u8]) -> Result<()> {
-        let part = part_of(&self.name);
-        let added = self.add_by(&part, text);
-        if added.is_err() && self.folder.has_regular(&part) {
-            self.folder.remove(&part)?;
+        let added = self.add_by(&part_of(&self.name), text);
+        if added.is_err() {
+            self.folder.tidy(&self.name)?;
         }
         added.map_err(|errno| {
             let path = self.folder.path.join(&self.name);
@@ -241,8 +258,7 @@ impl Growing {
         let mut text = vec![0; usize::try_from(end).map_err(|_| Errno::EFBIG)?];
         let read = self.current.file.read_exact_at(&mut text, 0);
         read.map_err(errno_of)?;
-        let file = self.folder.create(part);
-        let file = file.map_err(|_| Errno::EACCES)?;
+        let file = self.folder.created(part)?;
         file.write_all_at(&text, 0).map_err(errno_of)?;
         Ok(Copy {
             file,
