@@ -948,7 +948,7 @@ fn connections_to_the_later_addresses_of_a_name_are_watched() {
             let subnet = u8::from(lookups > 2);
             let addresses = [host, host + 1].map(|host| format!("127.0.{subnet}.{host}"));
             let records = addresses.each_ref().map(|address| (name, address.as_str()));
-            let response = support::dns::answer(name, &records);
+            let response = crate::support::dns::answer(name, &records);
             server.send_to(&response, client).unwrap();
         }
     });
