@@ -373,9 +373,7 @@ impl InterfaceSet {
         // The value before the first instance changed it.
         let before = instance::holders(&lock, name)?.into_iter().next();
         let before = before.unwrap_or_else(|| now.to_owned());
-        if before == "1" {
-            return Ok(());
-        }
+        // Also where it is set: a dead instance may have done that, and somebody be about to put it back.
         let share = instance::hold(&lock, name, &before)?;
         let change = SystemChange::Sysctl {
             name: name.to_owned(),

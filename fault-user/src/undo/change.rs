@@ -171,11 +171,18 @@ impl SystemChange {
         if let Undoing::Own(share) = undoing {
             drop(share);
         }
-        if instance::holders(&lock, &what)?.is_empty() {
-            self.undo_alone(is_dead)
-        } else {
-            Ok(false)
+        let holders = instance::holders(&lock, &what)?;
+        if holders.is_empty() {
+            return self.undo_alone(is_dead);
         }
+        // Who has found it changed already does not know what it was.
+        if is_dead
+            && let Self::Sysctl { before, .. } = self
+            && !holders.contains(before)
+        {
+            bail!("another instance needs it: run `fault clean` after its end");
+        }
+        Ok(false)
     }
 
     /// [`Self::undo`] when no other instance needs it.

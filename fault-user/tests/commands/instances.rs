@@ -17,6 +17,7 @@ use crate::support::late::{echo, timed};
 use crate::support::place::{
     AppliedRules, PATIENCE, enter_fresh, fault, has_tcx, hide_run, hierarchy, run, wait_for,
 };
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
@@ -74,6 +75,29 @@ fn twelve_instances_judge_a_packet_once_each() {
         assert!(summary.contains("  2 pkts"), "each judges once: {summary}");
     }
     assert_eq!(settings(), "00");
+}
+
+/// Whoever starts undoes what killed ones have left, also in other network namespaces: at any time.
+#[test]
+fn what_a_killed_one_has_set_stays_for_who_has_begun_meanwhile() {
+    enter_fresh();
+    hide_run();
+    let address = echo(None, "127.0.0.1");
+    let begin = || AppliedRules::begin(&["udp:7000 delay=60ms"], "--scope host");
+    let mut killed = begin();
+    let journal = format!("/run/fault/{}.json", killed.pid());
+    killed.kill();
+    drop(killed);
+    let somebody = std::fs::File::open(&journal).unwrap();
+    let somebody = Flock::lock(somebody, FlockArg::LockExclusiveNonblock).expect("it is dead");
+    let begun = begin();
+    drop(somebody);
+    // The exit code says that something is left.
+    fault().arg("clean").status().unwrap();
+    assert!(round_trip(address) >= Duration::from_millis(120));
+    begun.end();
+    assert!(fault().arg("clean").status().unwrap().success());
+    assert_eq!(noted(), "");
 }
 
 #[test]
