@@ -182,6 +182,10 @@ fn a_profile_has_the_round_trip_and_the_rates_of_its_figures() {
 #[test]
 fn a_profile_loses_what_its_figures_say() {
     const COUNT: u32 = 60_000;
+    if is_emulated() {
+        eprintln!("skipped: an emulated processor is too slow for the profile's rate");
+        return;
+    }
     enter_fresh();
     let server = UdpSocket::bind("127.0.0.1:7000").unwrap();
     server.set_read_timeout(Some(PATIENCE)).unwrap();
