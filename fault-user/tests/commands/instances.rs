@@ -90,12 +90,12 @@ fn what_a_killed_one_has_set_stays_for_who_has_begun_meanwhile() {
     drop(killed);
     let somebody = std::fs::File::open(&journal).unwrap();
     let somebody = Flock::lock(somebody, FlockArg::LockExclusiveNonblock).expect("it is dead");
-    let begun = begin();
+    let second = begin();
     drop(somebody);
     // The exit code says that something is left.
     fault().arg("clean").status().unwrap();
     assert!(round_trip(address) >= Duration::from_millis(120));
-    begun.end();
+    second.end();
     assert!(fault().arg("clean").status().unwrap().success());
     assert_eq!(noted(), "");
 }
