@@ -141,10 +141,13 @@ fn fq_remembers_the_order_of_what_it_holds_and_then_no_more() {
         return;
     }
     let socket = connected(echo(None, "127.0.0.1"));
-    let applied = AppliedRules::begin(&["udp:7000 delay=40ms~40ms,keep-order"], FQ);
+    let applied = AppliedRules::begin(&["udp:7000 delay=3s~1s,keep-order"], FQ);
     socket.send(b"x").unwrap();
+    wait_for(
+        || entries_of("ORDERS").contains("key"),
+        "what is held to be remembered",
+    );
     socket.recv(&mut [0; 1]).unwrap();
-    assert!(entries_of("ORDERS").contains("key"));
     wait_for(
         || !entries_of("ORDERS").contains("key"),
         "what has gone to be forgotten",
