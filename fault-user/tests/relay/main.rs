@@ -3,7 +3,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod scale;
 mod tcp;
 mod toxiproxy_api;
 mod udp;

@@ -1,4 +1,8 @@
-//! Ten thousand connections through one relay, and many more one after another: nothing is left behind.
+//! Ten thousand connections through one relay, and many more one after another: nothing is left behind. A program of its own, since it
+//! opens as many files as it may.
+
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
