@@ -228,9 +228,14 @@ impl<'a, R: Runner> Shrinking<'a, R> {
 
     /// Whether the command fails under this and what is held. When no further run is made it does not.
     async fn fails(&mut self, experiment: &Experiment) -> Result<bool> {
-        let (before, after) = self.held.clone();
-        let all = [before, vec![experiment.clone()], after].concat();
+        let all = self.with_held(experiment);
         Ok(self.all_fail(&all).await? == Some(true))
+    }
+
+    /// This and what is held, in their order.
+    fn with_held(&self, experiment: &Experiment) -> Vec<Experiment> {
+        let (before, after) = &self.held;
+        [&before[..], std::slice::from_ref(experiment), &after[..]].concat()
     }
 
     /// Whether the command fails under all of these at the same time; nothing when no further run is made.
@@ -427,15 +432,11 @@ impl<'a, R: Runner> Shrinking<'a, R> {
         &mut self,
         one: &Experiment,
     ) -> Result<Option<(Attempt, RangeInclusive<u32>)>> {
-        let (before, after) = self.held.clone();
-        let count = |experiments: &[Experiment]| -> Result<u32> {
-            let rules = experiments.iter().map(|one| one.rules.len());
-            Ok(u32::try_from(rules.sum::<usize>())?)
-        };
-        let first = count(&before)? + 1;
-        let own = first..=first - 1 + count(std::slice::from_ref(one))?;
-        let all = [before, vec![one.clone()], after].concat();
-        let Some(all) = all.into_iter().reduce(Experiment::and) else {
+        let before = self.held.0.iter().map(|one| one.rules.len());
+        let before = u32::try_from(before.sum::<usize>())?;
+        let own = before + 1..=before + u32::try_from(one.rules.len())?;
+        let all = self.with_held(one).into_iter();
+        let Some(all) = all.reduce(Experiment::and) else {
             return Ok(None);
         };
         let failing = self.failure(&all).await?;

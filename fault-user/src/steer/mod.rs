@@ -467,13 +467,13 @@ impl Shared {
     /// transport.
     fn toxics(&self, number: usize, transport: Transport) -> Result<Vec<ToxicConfig>> {
         let StreamRule { index, rule, .. } = &self.rules[number];
+        if !rule.acts_on(transport) {
+            return Ok(Vec::new());
+        }
         let RelayRule {
             resolved: rule,
             fault,
         } = rule;
-        if !self.rules[number].rule.acts_on(transport) {
-            return Ok(Vec::new());
-        }
         let ways: &[Way] = match rule.modifiers.direction {
             Direction::ToServer => &[Way::Upstream],
             Direction::Both if rule.fault.part_that(Acts::OneWay).is_some() => &Way::ALL,

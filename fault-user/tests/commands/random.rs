@@ -10,7 +10,7 @@ use crate::support::watched::Watched;
 /// More faults than the kernel judges rules for one packet.
 const MANY: &str = "length=500ms..600ms,quiet=300ms..400ms,total=10s";
 
-/// How exactly a test sees when a window opens and closes: on a busy machine `fault` may be late to put drawn rules in force.
+/// How exactly a test sees when a window opens and closes: on a busy machine `fault` may be late to apply drawn rules.
 const BLUR: Duration = Duration::from_millis(200);
 
 /// How much earlier than the test the rules may begin, on a busy machine.
