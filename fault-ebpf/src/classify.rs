@@ -10,7 +10,7 @@ use fault_common::abi::{
 use fault_common::decide::{Counting, Sample, Verdict, judge};
 use fault_common::dns::DockerPorts;
 use fault_common::flow::Address;
-use fault_common::fragment::Place;
+use fault_common::fragment::FragmentKind;
 use fault_common::matching::{Match, Ports, Tables, join, ports, query};
 use fault_common::packet::{
     Bytes as _, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed,
@@ -231,7 +231,7 @@ pub fn is_lost<C: Judging, F: Losing>(frame: F) -> Option<bool> {
     Some(is_hit && act::is_drop(unsafe { &(*shared).verdict }))
 }
 
-/// The time, as long as the rules are in force.
+/// The time, as long as the rules act.
 #[inline(always)]
 pub fn leased_ns(control: &Control) -> Option<u64> {
     if control.lease_until_ns == 0 {
@@ -362,12 +362,12 @@ fn read_rest<F: Frame>(
 #[inline(never)]
 fn read_fragment(header: &SetHeader, scratch: *mut Scratch, generation: u32) -> u32 {
     let place = fault_meet_fragment();
-    if place == Place::Unconcerned as u32 {
+    if place == FragmentKind::Unconcerned as u32 {
         return NO_RULE;
     }
     // SAFETY: see `Scratch`; no reference lives across a call of a global function.
     let (packet, known) = unsafe { (&(*scratch).packet, &mut (*scratch).ports) };
-    let orphan = place == Place::Orphan as u32;
+    let orphan = place == FragmentKind::Orphan as u32;
     if let Some(ports) = ports(&Maps { header, generation }, header, packet) {
         *known = ports;
         if orphan {
@@ -747,7 +747,7 @@ fn judge_found<C: Counting>(found: u32) -> u32 {
     0
 }
 
-/// A rule of the set in force, with what it counts and remembers.
+/// A rule of the active set, with what it counts and remembers.
 #[inline(always)]
 pub fn rule_at(
     scratch: &Scratch,
@@ -879,7 +879,7 @@ fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u
     }
 }
 
-/// The rule set in force, as maps.
+/// The active rule set, as maps.
 struct Maps<'a> {
     header: &'a SetHeader,
     generation: u32,
@@ -947,7 +947,7 @@ impl Tables for Maps<'_> {
             generation: self.generation,
             padding: 0,
         };
-        // SAFETY: the value is copied at once; a stale one belongs to a set no longer in force.
+        // SAFETY: the value is copied at once; a stale one belongs to a set that is no longer active.
         unsafe { SCOPES.get(key) }.map(|class| *class as u16)
     }
 

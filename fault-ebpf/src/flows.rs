@@ -391,7 +391,7 @@ pub fn settle(memory: &FlowRule) {
             return;
         }
     }
-    // Policy: the packet is judged as one of no known connection.
+    // Policy: the packet is treated as one of no known connection.
     count(Counter::Contended);
 }
 

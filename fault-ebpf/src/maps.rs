@@ -278,7 +278,7 @@ pub static ORDERS: HashMap<u64, u64> = HashMap::with_max_entries(1, BPF_F_NO_PRE
 #[map]
 pub static LEAVES: HashMap<u64, u32> = HashMap::with_max_entries(fault_common::abi::LEAVES, 0);
 
-/// Ports whose connections may be led to the relay, or are watched: a bit for each entry of [`STEER_TABLE`].
+/// Ports whose connections may be redirected to the relay, or are watched: a bit for each entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_PORTS: Array<u64> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
 /// Over which protocols, and where to.
@@ -442,7 +442,7 @@ pub struct Sight {
     pub size: u32,
     /// Bytes on the wire.
     pub bytes: u32,
-    /// Which rule set is in force.
+    /// Which rule set is active.
     pub generation: u32,
 }
 

@@ -59,7 +59,7 @@ fn meet<C: Counting>(skb: Any, ingress: u32) -> u32 {
     }
     let key = &scratch.key;
     let Some(flow) = FLOWS.get_ptr_mut(key) else {
-        // Policy: its connection has just been forgotten, because there are too many: it is judged as one.
+        // Policy: its connection has just been forgotten, because there are too many: it is treated as one packet.
         return IS_JUDGED;
     };
     if all_pass::<C>(shared, flow, skb.gso_size()) {
@@ -326,7 +326,7 @@ pub fn divide<const EGRESS: bool, const LINK: u32>(
     // The parts come back before the next packet of this processor, unless the device is down or about to disappear. Then
     // what is sent there is lost, so it is tried ever more rarely: the first time and after 1, 2, 4, 8, …
     if undivided & undivided.wrapping_sub(1) != 0 {
-        // Policy: it is judged as one packet.
+        // Policy: it is treated as one packet.
         count(Counter::Undivided);
         return Err(());
     }

@@ -22,15 +22,14 @@ use fault_common::flow::FlowKey;
 use super::connections;
 use super::distributions;
 use super::endpoints;
-pub use super::places::Side;
-use super::places::{self, Place, Reservation, unless_vanished};
+use super::places::{self, HookPoint, Reservation, unless_vanished};
 use crate::hold::line::LineMaps;
 use crate::inject::connections::Connections;
 use crate::inject::endpoints::Endpoints;
-use crate::inject::names::{LearnedAddresses, LearnedName, Names};
-use crate::inject::records::{Events, Traces};
+use crate::inject::names::{LearnedAddresses, LearnedName, NumberedNames};
+use crate::inject::records::{DecisionEvents, Traces};
 use crate::plan::needs::Needs;
-use crate::plan::tables::Tables;
+use crate::plan::tables::RuleTables;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::grace;
 use crate::sys::bpf::lease::Lease;
@@ -38,7 +37,7 @@ use crate::sys::bpf::link;
 use crate::sys::bpf::mapped::MappedArray;
 use crate::sys::bpf::object::{self, OBJECT, check_abi, mapped, new_loader};
 use crate::sys::clock::monotonic_ns;
-use crate::sys::net::clsact;
+use crate::sys::net::clsact::{self, TcHook};
 use crate::sys::net::interfaces::Interface;
 use crate::sys::version;
 use crate::tell::step;
@@ -76,7 +75,7 @@ impl std::fmt::Display for Attachment {
 
 /// The resolution of the programs' clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Clock {
+pub enum ClockResolution {
     /// To the nanosecond, for rules with windows.
     Exact,
     /// The kernel's last tick, a few milliseconds: sufficient for the lease, and faster. With links instead of the
@@ -106,7 +105,7 @@ impl Capacity {
     ///
     /// # Errors
     /// None for tables that [`crate::plan::tables::compile`] made.
-    pub fn of(tables: &Tables) -> Result<Self> {
+    pub fn of(tables: &RuleTables) -> Result<Self> {
         Ok(Self {
             rules: u32::try_from(tables.words() * 64)?,
             classes: u32::try_from(tables.classes.len())?,
@@ -125,7 +124,7 @@ impl Capacity {
 /// The options for loading the programs.
 #[expect(clippy::struct_excessive_bools, reason = "each says something else")]
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct LoadOptions {
     /// Map sizes.
     pub capacity: Capacity,
     /// Whether decisions that fire are reported as events.
@@ -157,7 +156,7 @@ pub struct Options {
     /// The ports of Docker's DNS server in this network namespace.
     pub docker_ports: DockerPorts,
     /// The resolution of the programs' clock.
-    pub clock: Clock,
+    pub clock: ClockResolution,
     /// The number of this instance among those of the network namespace.
     pub number: u32,
     /// The marks by which a packet carries that this instance has processed it.
@@ -221,7 +220,7 @@ pub struct Injector {
     endpoints_of: Option<(u64, bool)>,
     /// The links of programs attached by TCX, with the indexes of their interfaces.
     links: Vec<(u32, OwnedFd)>,
-    names: Names,
+    names: NumberedNames,
     ebpf: Ebpf,
 }
 
@@ -231,7 +230,7 @@ impl Injector {
     ///
     /// # Errors
     /// The object has another version, privileges are missing, or the kernel has no BPF.
-    pub fn load(options: &Options) -> Result<Self> {
+    pub fn load(options: &LoadOptions) -> Result<Self> {
         let _step = step(format_args!("creating the maps"));
         check_abi(OBJECT)?;
         let attachment = options.attachment.unwrap_or_else(Attachment::of_kernel);
@@ -263,7 +262,7 @@ impl Injector {
             cgroup_links: Vec::new(),
             endpoints_of: None,
             links: Vec::new(),
-            names: Names::default(),
+            names: NumberedNames::default(),
             ebpf,
         })
     }
@@ -275,7 +274,7 @@ impl Injector {
     }
 
     /// The name of the program for one side of an interface.
-    fn program_name(&self, side: Side, link_header: bool) -> &'static str {
+    fn program_name(&self, side: TcHook, link_header: bool) -> &'static str {
         program_name(side, link_header, self.old)
     }
 
@@ -284,7 +283,7 @@ impl Injector {
     ///
     /// # Errors
     /// The kernel rejects the program; the error is one line.
-    pub fn program(&mut self, side: Side, link_header: bool) -> Result<&mut SchedClassifier> {
+    pub fn program(&mut self, side: TcHook, link_header: bool) -> Result<&mut SchedClassifier> {
         let name = self.program_name(side, link_header);
         let program: &mut SchedClassifier = object::program(&mut self.ebpf, name)?;
         load_classifier(name, program)?;
@@ -298,13 +297,13 @@ impl Injector {
     /// As [`Injector::attach`].
     pub(super) fn attach_all(
         &mut self,
-        places: &[Place],
+        places: &[HookPoint],
         reservation: Option<Reservation>,
     ) -> Result<()> {
         self.load_all(places)?;
         let Some(reservation) = reservation else {
             for place in places {
-                let Place {
+                let HookPoint {
                     interface, side, ..
                 } = place;
                 let attached = self.attach_at(place.program, interface, *side);
@@ -331,7 +330,7 @@ impl Injector {
     }
 
     /// Loads the programs of these places, each in a thread of its own.
-    fn load_all(&mut self, places: &[Place]) -> Result<()> {
+    fn load_all(&mut self, places: &[HookPoint]) -> Result<()> {
         let mut programs = Vec::new();
         for (name, program) in self.ebpf.programs_mut() {
             if let Some(place) = places.iter().find(|place| place.program == name) {
@@ -358,7 +357,7 @@ impl Injector {
     ///
     /// # Errors
     /// The interface has disappeared, or a system call fails.
-    pub fn attach(&mut self, interface: &Interface, side: Side) -> Result<()> {
+    pub fn attach(&mut self, interface: &Interface, side: TcHook) -> Result<()> {
         let name = self.program_name(side, interface.ethernet);
         self.attach_at(name, interface, side)
     }
@@ -476,14 +475,14 @@ impl Injector {
     /// # Errors
     /// A system call fails.
     pub fn serve_detour(&mut self, near: &Interface, far: &Interface, stamped: bool) -> Result<()> {
-        self.attach_at(RELEASE, far, Side::Ingress)?;
+        self.attach_at(RELEASE, far, TcHook::Ingress)?;
         if stamped {
-            self.attach_at(DETOUR, near, Side::Egress)?;
+            self.attach_at(DETOUR, near, TcHook::Egress)?;
         }
         Ok(())
     }
 
-    fn attach_at(&mut self, name: &str, device: &Interface, side: Side) -> Result<()> {
+    fn attach_at(&mut self, name: &str, device: &Interface, side: TcHook) -> Result<()> {
         let program: &mut SchedClassifier = object::program(&mut self.ebpf, name)?;
         load_classifier(name, program)?;
         let program = program.fd()?.as_fd();
@@ -495,11 +494,7 @@ impl Injector {
                 self.links.push((device.index, link));
             }
             Attachment::Clsact => {
-                let direction = match side {
-                    Side::Egress => clsact::Direction::Egress,
-                    Side::Ingress => clsact::Direction::Ingress,
-                };
-                clsact::attach(device.index, direction, program, name, self.number)
+                clsact::attach(device.index, side, program, name, self.number)
                     .with_context(failed)?;
             }
         }
@@ -521,7 +516,7 @@ impl Injector {
     /// Passes the decisions to replay to the programs.
     ///
     /// # Errors
-    /// There are more than [`Options::replay`].
+    /// There are more than [`LoadOptions::replay`].
     pub fn repeat(&mut self, decisions: &[(DecisionKey, u64)]) -> Result<()> {
         let mut known: HashMap<&mut MapData, DecisionKey, u64> =
             self.map_mut("DECISIONS")?.try_into()?;
@@ -680,7 +675,7 @@ impl Injector {
     ///
     /// # Errors
     /// The tables exceed the capacity of the maps; then the old set stays applied.
-    pub fn install(&mut self, tables: &Tables, epoch_ns: u64) -> Result<()> {
+    pub fn install(&mut self, tables: &RuleTables, epoch_ns: u64) -> Result<()> {
         let generation = 1 - self.lease.generation();
         self.check_capacity(tables)?;
         if self.scope_version != 0 {
@@ -712,7 +707,7 @@ impl Injector {
         Ok(())
     }
 
-    fn check_capacity(&self, tables: &Tables) -> Result<()> {
+    fn check_capacity(&self, tables: &RuleTables) -> Result<()> {
         let needed = Capacity::of(tables)?;
         let has = self.capacity;
         for (what, needed, has) in [
@@ -729,7 +724,7 @@ impl Injector {
         Ok(())
     }
 
-    fn write_vectors(&mut self, tables: &Tables, generation: u32) {
+    fn write_vectors(&mut self, tables: &RuleTables, generation: u32) {
         let words = self.capacity.words() as usize;
         let generation = generation as usize;
         let first = generation * self.capacity.classes as usize;
@@ -754,7 +749,7 @@ impl Injector {
         }
     }
 
-    fn write_hosts(&mut self, tables: &Tables, generation: u32) -> Result<()> {
+    fn write_hosts(&mut self, tables: &RuleTables, generation: u32) -> Result<()> {
         let mut hosts: LpmTrie<&mut MapData, HostKey, u32> = self.map_mut("HOSTS")?.try_into()?;
         let stale: Vec<_> = hosts
             .keys()
@@ -780,7 +775,7 @@ impl Injector {
         Ok(())
     }
 
-    fn write_scopes(&mut self, tables: &Tables, generation: u32) -> Result<()> {
+    fn write_scopes(&mut self, tables: &RuleTables, generation: u32) -> Result<()> {
         let mut scopes: HashMap<&mut MapData, ScopeKey, u32> =
             self.map_mut("SCOPES")?.try_into()?;
         let stale: Vec<_> = scopes
@@ -900,8 +895,8 @@ impl Injector {
     ///
     /// # Errors
     /// They were already taken.
-    pub fn take_events(&mut self) -> Result<Events> {
-        Events::take(&mut self.ebpf, "EVENTS")
+    pub fn take_events(&mut self) -> Result<DecisionEvents> {
+        DecisionEvents::take(&mut self.ebpf, "EVENTS")
     }
 
     /// Takes the ring buffer of what was done with packets.
@@ -954,16 +949,16 @@ fn knows_mptcp() -> bool {
 }
 
 /// The name of the program for one side of an interface; `old` for kernels before 5.12.
-pub(super) fn program_name(side: Side, link_header: bool, old: bool) -> &'static str {
+pub(super) fn program_name(side: TcHook, link_header: bool, old: bool) -> &'static str {
     match (side, link_header, old) {
-        (Side::Egress, true, false) => "fault_egress",
-        (Side::Ingress, true, false) => "fault_ingress",
-        (Side::Egress, false, false) => "fault_egress_l3",
-        (Side::Ingress, false, false) => "fault_ingress_l3",
-        (Side::Egress, true, true) => "fault_egress_old",
-        (Side::Ingress, true, true) => "fault_ingress_old",
-        (Side::Egress, false, true) => "fault_egress_l3_old",
-        (Side::Ingress, false, true) => "fault_ingress_l3_old",
+        (TcHook::Egress, true, false) => "fault_egress",
+        (TcHook::Ingress, true, false) => "fault_ingress",
+        (TcHook::Egress, false, false) => "fault_egress_l3",
+        (TcHook::Ingress, false, false) => "fault_ingress_l3",
+        (TcHook::Egress, true, true) => "fault_egress_old",
+        (TcHook::Ingress, true, true) => "fault_ingress_old",
+        (TcHook::Egress, false, true) => "fault_egress_l3_old",
+        (TcHook::Ingress, false, true) => "fault_ingress_l3_old",
     }
 }
 
@@ -981,7 +976,7 @@ fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
     Ok(())
 }
 
-fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
+fn create_maps(options: &LoadOptions, attachment: Attachment) -> Result<Ebpf> {
     let capacity = options.capacity;
     let words = capacity.words();
     let scoped = u32::from(options.scoped);
@@ -994,10 +989,10 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     };
     let tcx = u32::from(attachment == Attachment::Tcx);
     let clock = match options.clock {
-        Clock::Tick if options.events => clock::EXACT,
-        Clock::Tick if attachment == Attachment::Tcx => clock::NONE,
-        Clock::Tick if version::at_least(5, 11) => clock::TICK,
-        Clock::Tick | Clock::Exact => clock::EXACT,
+        ClockResolution::Tick if options.events => clock::EXACT,
+        ClockResolution::Tick if attachment == Attachment::Tcx => clock::NONE,
+        ClockResolution::Tick if version::at_least(5, 11) => clock::TICK,
+        ClockResolution::Tick | ClockResolution::Exact => clock::EXACT,
     };
     let mut loader = new_loader();
     if options.scoped {

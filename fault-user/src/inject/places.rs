@@ -11,25 +11,17 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::sys::bpf::features::{self, attach_type, program_type};
+use crate::sys::net::clsact::TcHook;
 use crate::sys::net::interfaces::Interface;
 use crate::tell::step;
 
-/// The direction of the packets that a program processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Packets that leave through the interface.
-    Egress,
-    /// Packets that arrive at the interface.
-    Ingress,
-}
-
 /// A hook of an interface, and the program for it.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct HookPoint {
     /// The interface.
     pub interface: Interface,
     /// The side of it.
-    pub side: Side,
+    pub side: TcHook,
     /// The name of the program.
     pub program: &'static str,
 }
@@ -41,12 +33,12 @@ pub struct Place {
 pub(super) fn link(
     program: BorrowedFd<'_>,
     interface: &Interface,
-    side: Side,
+    side: TcHook,
 ) -> std::io::Result<OwnedFd> {
     const BPF_F_BEFORE: u32 = 1 << 3;
     let hook = match side {
-        Side::Egress => attach_type::TCX_EGRESS,
-        Side::Ingress => attach_type::TCX_INGRESS,
+        TcHook::Egress => attach_type::TCX_EGRESS,
+        TcHook::Ingress => attach_type::TCX_INGRESS,
     };
     features::link(program, interface.index, hook, BPF_F_BEFORE)
 }
@@ -64,7 +56,7 @@ impl Reservation {
     ///
     /// # Errors
     /// The thread can't be started.
-    pub(super) fn start(places: Vec<Place>) -> Result<Self> {
+    pub(super) fn start(places: Vec<HookPoint>) -> Result<Self> {
         let thread = std::thread::Builder::new()
             .name("places".to_owned())
             .spawn(move || take(&places))
@@ -96,13 +88,13 @@ impl Drop for Reservation {
     }
 }
 
-fn take(places: &[Place]) -> Result<Links> {
+fn take(places: &[HookPoint]) -> Result<Links> {
     /// `TCX_NEXT`.
     const NEXT: i32 = -1;
     let program = features::load(program_type::SCHED_CLS, 0, NEXT)
         .context("loading a program that lets everything pass")?;
-    let take_one = |place: &Place| {
-        let Place {
+    let take_one = |place: &HookPoint| {
+        let HookPoint {
             interface, side, ..
         } = place;
         let _step = step(format_args!("attaching to {} ({side:?})", interface.name));

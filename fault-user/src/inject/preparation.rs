@@ -16,13 +16,13 @@ use crate::hold::qdiscs::Qdiscs;
 use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
 use crate::inject::injection::{InjectionOptions, PreparedInjection};
-use crate::inject::injector::{Attachment, Capacity, Clock, Injector, Options};
+use crate::inject::injector::{Attachment, Capacity, ClockResolution, Injector, LoadOptions};
 use crate::inject::reach::IngressMechanism;
 use crate::inject::reach::{InterfaceSet, may_let_loopback_come_back, note, places};
 use crate::inject::tracer::Tracer;
 use crate::plan::Plan;
 use crate::plan::needs::Needs;
-use crate::plan::tables::{PacketRule, Protocol, Tables, compile};
+use crate::plan::tables::{PacketRule, ProtocolClass, RuleTables, compile};
 use crate::sys::net::interfaces::{Interface, list};
 use crate::sys::net::ip_address;
 use crate::sys::net::own_links::link_name;
@@ -115,7 +115,7 @@ fn prepare_behind(
         .then(|| Reservation::start(places.clone()))
         .transpose()?;
     let front = choose_front(&entries, injection_options);
-    let mut options = Options {
+    let mut options = LoadOptions {
         tap: tap.as_ref().map(Tap::index),
         divider: divider.as_ref().map(Divider::index),
         xdp: front.is_ok_and(|front| front != IngressMechanism::Tc),
@@ -169,7 +169,7 @@ fn prepare_behind(
     let start = |reach: &mut InterfaceSet| Tracer::start(reach.injector.take_traces()?, plan);
     let traced = injection_options.trace.then(|| start(&mut reach));
     let mut named = entries.iter().flat_map(|rule| &rule.protocols);
-    let concern_datagrams = injection_options.live || named.any(|one| *one == Protocol::Udp);
+    let concern_datagrams = injection_options.live || named.any(|one| *one == ProtocolClass::Udp);
     let reach = Arc::new(Mutex::new(reach));
     let later_interfaces = injection_options
         .later_interfaces
@@ -253,10 +253,10 @@ fn choose_front(
 fn options(
     plan: &Plan,
     entries: &[PacketRule],
-    tables: &Tables,
+    tables: &RuleTables,
     injection_options: &InjectionOptions,
     qdiscs: Option<&Qdiscs>,
-) -> Result<Options> {
+) -> Result<LoadOptions> {
     let mut options = fixed_options(plan, entries, tables, injection_options)?;
     if injection_options.live {
         options = live_options(options);
@@ -278,11 +278,11 @@ fn options(
 fn fixed_options(
     plan: &Plan,
     entries: &[PacketRule],
-    tables: &Tables,
+    tables: &RuleTables,
     injection_options: &InjectionOptions,
-) -> Result<Options> {
+) -> Result<LoadOptions> {
     let needs = Needs::of(entries);
-    Ok(Options {
+    Ok(LoadOptions {
         capacity: Capacity {
             connections: if entries.is_empty() {
                 1
@@ -298,9 +298,9 @@ fn fixed_options(
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
         matches: entries.len(),
         clock: if plan.holds() || needs.modifiers & modifier::WINDOW != 0 {
-            Clock::Exact
+            ClockResolution::Exact
         } else {
-            Clock::Tick
+            ClockResolution::Tick
         },
         number: 0,
         marks: Marks::NONE,
@@ -316,7 +316,7 @@ fn fixed_options(
 }
 
 /// Tells the programs the ports of Docker's DNS server. Says so if rules can't match there.
-fn find_docker(options: &mut Options, interfaces: &[Interface]) -> Result<Option<String>> {
+fn find_docker(options: &mut LoadOptions, interfaces: &[Interface]) -> Result<Option<String>> {
     if !interfaces.iter().any(|interface| interface.loopback) {
         return Ok(None);
     }
@@ -340,8 +340,8 @@ fn docker_ports() -> Result<DockerPorts> {
     for socket in sockets::list()? {
         if socket.remote.is_none() && socket.local.ip() == ip_address(DOCKER) {
             match socket.protocol {
-                sockets::Protocol::Udp => ports.udp = socket.local.port(),
-                sockets::Protocol::Tcp => ports.tcp = socket.local.port(),
+                sockets::Transport::Udp => ports.udp = socket.local.port(),
+                sockets::Transport::Tcp => ports.tcp = socket.local.port(),
             }
         }
     }
@@ -349,11 +349,11 @@ fn docker_ports() -> Result<DockerPorts> {
 }
 
 /// Options for rules that may be replaced.
-fn live_options(first: Options) -> Options {
+fn live_options(first: LoadOptions) -> LoadOptions {
     /// The maps are this many times larger than the first rules need.
     const ROOM: u32 = 4;
     let needed = first.capacity;
-    Options {
+    LoadOptions {
         capacity: Capacity {
             rules: (needed.rules * ROOM).clamp(256, RULES_MAX),
             classes: (needed.classes * ROOM).max(1024),
@@ -365,7 +365,7 @@ fn live_options(first: Options) -> Options {
         needs: Needs::ALL,
         scoped: true,
         matches: usize::MAX,
-        clock: Clock::Exact,
+        clock: ClockResolution::Exact,
         ..first
     }
 }

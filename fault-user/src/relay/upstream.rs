@@ -33,7 +33,7 @@ pub type Prepare = Arc<
 
 /// The server of a relay.
 #[derive(Clone)]
-pub enum Target {
+pub enum UpstreamTarget {
     /// `host:port`; a name is resolved anew for each connection.
     Name(String),
     /// Asked for each connection.
@@ -46,7 +46,7 @@ pub enum Target {
 #[derive(Clone)]
 pub struct Upstream {
     /// Where to.
-    pub target: Target,
+    pub target: UpstreamTarget,
     /// What is done to the socket before.
     pub prepare: Option<Prepare>,
 }
@@ -54,9 +54,11 @@ pub struct Upstream {
 impl fmt::Debug for Upstream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
-            Target::Name(name) => write!(formatter, "Upstream({name})"),
-            Target::Hook(_) => formatter.write_str("Upstream(hook)"),
-            Target::OriginalDestination => formatter.write_str("Upstream(original destination)"),
+            UpstreamTarget::Name(name) => write!(formatter, "Upstream({name})"),
+            UpstreamTarget::Hook(_) => formatter.write_str("Upstream(hook)"),
+            UpstreamTarget::OriginalDestination => {
+                formatter.write_str("Upstream(original destination)")
+            }
         }
     }
 }
@@ -65,7 +67,7 @@ impl Upstream {
     /// A server by `host:port`.
     pub fn name(name: impl Into<String>) -> Self {
         Self {
-            target: Target::Name(name.into()),
+            target: UpstreamTarget::Name(name.into()),
             prepare: None,
         }
     }
@@ -80,12 +82,12 @@ impl Upstream {
         accepted: impl Fn() -> io::Result<Accepted>,
     ) -> io::Result<Vec<SocketAddr>> {
         match &self.target {
-            Target::Name(name) => match name.parse() {
+            UpstreamTarget::Name(name) => match name.parse() {
                 Ok(address) => Ok(vec![address]),
                 Err(_not_literal) => resolve_name(name).await,
             },
-            Target::Hook(hook) => hook(accepted()?).map(|address| vec![address]),
-            Target::OriginalDestination => Ok(vec![accepted()?.local]),
+            UpstreamTarget::Hook(hook) => hook(accepted()?).map(|address| vec![address]),
+            UpstreamTarget::OriginalDestination => Ok(vec![accepted()?.local]),
         }
     }
 
@@ -94,7 +96,7 @@ impl Upstream {
     /// fail. One that dialled the server gets what is nearest to a refusal.
     pub(crate) const fn unreachable(&self) -> CloseMode {
         match (&self.target, &self.prepare) {
-            (Target::Name(_), None) => CloseMode::Fin,
+            (UpstreamTarget::Name(_), None) => CloseMode::Fin,
             _ => CloseMode::Rst,
         }
     }

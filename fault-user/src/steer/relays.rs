@@ -16,9 +16,9 @@ use super::originals::Originals;
 use super::served::Served;
 use crate::inject::injector::Marker;
 use crate::inject::names::LearnedAddresses;
-use crate::inject::services::{Service, relay_mark};
+use crate::inject::services::{ServiceEntry, relay_mark};
 use crate::relay::exchange::Exchange;
-use crate::relay::{BACKLOG, Engine, Listen, Prepare, Relay, Settings, Target, Upstream};
+use crate::relay::{BACKLOG, Engine, Listen, Prepare, Relay, Settings, Upstream, UpstreamTarget};
 use crate::rule::ResolvedTarget;
 use crate::sys::process::sockets::set_mark;
 
@@ -76,13 +76,13 @@ impl RelayListeners {
         &self,
         target: &ResolvedTarget,
         learned: Option<&LearnedAddresses>,
-    ) -> Result<Service> {
+    ) -> Result<ServiceEntry> {
         let port = |listener: &Option<TcpListener>| match listener {
             Some(listener) => Ok(listener.local_addr()?.port()),
             None => io::Result::Ok(0),
         };
         let [v4, v6] = &self.streams;
-        let mut service = Service::new(target, [port(v4)?, port(v6)?], learned)?;
+        let mut service = ServiceEntry::new(target, [port(v4)?, port(v6)?], learned)?;
         service.steer.protocols = if v4.is_some() { steered::TCP } else { 0 };
         Ok(service)
     }
@@ -104,7 +104,8 @@ impl RelayListeners {
             let listener = listener.try_clone().context("starting the relay")?;
             let own = listener.local_addr()?;
             let originals = maker.originals.clone();
-            let target = Target::Hook(Arc::new(move |accepted| originals.of(accepted, own)));
+            let target =
+                UpstreamTarget::Hook(Arc::new(move |accepted| originals.of(accepted, own)));
             let handshakes = maker.handshakes.clone();
             let listen = Listen::TcpHook(Arc::new(move || handshakes.hold(listener.try_clone()?)));
             relays.push(maker.relay((number, title), listen, target, &ordinals));
@@ -117,7 +118,7 @@ impl RelayListeners {
             relays.push(maker.relay(
                 (number, title),
                 listen,
-                Target::OriginalDestination,
+                UpstreamTarget::OriginalDestination,
                 &ordinals,
             ));
         }
@@ -153,7 +154,7 @@ impl Maker<'_> {
         &self,
         (number, title): (usize, &str),
         listen: Listen,
-        target: Target,
+        target: UpstreamTarget,
         ordinals: &Arc<AtomicU64>,
     ) -> Arc<Relay> {
         let settings = Settings {

@@ -14,8 +14,8 @@ use crate::support::dns::{
 };
 use crate::support::echo::{tcp_echo, udp_client, udp_echo};
 use crate::support::place::{
-    AppliedRules, PATIENCE, Peer, can_lead_the_host, enter_fresh, fault, has_bash, ip, is_emulated,
-    run, wait_for,
+    AppliedRules, PATIENCE, Peer, can_redirect_the_host, enter_fresh, fault, has_bash, ip,
+    is_emulated, run, wait_for,
 };
 use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::process::proc;
@@ -156,7 +156,7 @@ fn is_reset(host: &str) -> bool {
 
 #[test]
 fn a_stream_rule_follows_the_addresses_of_its_name() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -230,7 +230,7 @@ fn a_stream_rule_of_a_process_follows_the_addresses_of_its_name() {
 #[test]
 fn the_first_connection_to_a_name_that_is_looked_up_reaches_the_relay() {
     const LOOKUPS: u32 = 10_000;
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -252,7 +252,7 @@ fn the_first_connection_to_a_name_that_is_looked_up_reaches_the_relay() {
 
 #[test]
 fn datagrams_to_a_name_that_is_looked_up_reach_the_relay() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -276,7 +276,7 @@ fn datagrams_to_a_name_that_is_looked_up_reach_the_relay() {
 
 #[test]
 fn reconnect_resets_connections_to_addresses_that_were_learned() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -354,7 +354,7 @@ fn queries_over_tcp_are_answered_where_the_relay_can_be_used() {
         serve_streams(server);
     }
     // The relay does not know interfaces.
-    answer_over_tcp(servers, "--scope host", can_lead_the_host());
+    answer_over_tcp(servers, "--scope host", can_redirect_the_host());
     answer_over_tcp(servers, "--scope host -i lo", false);
 }
 

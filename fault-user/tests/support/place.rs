@@ -144,7 +144,7 @@ pub fn has_bash() -> bool {
 }
 
 /// Whether stream faults can be for all processes.
-pub fn can_lead_the_host() -> bool {
+pub fn can_redirect_the_host() -> bool {
     let can = fault_user::sys::version::at_least(5, 14);
     if !can {
         eprintln!("skipped: stream faults on the whole host need Linux 5.14");

@@ -7,8 +7,8 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use fault_user::relay::{
-    Decisions, Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig,
-    Transport, Upstream,
+    Decisions, Engine, GreetingFilter, Listen, Picked, Relay, RelayFault, Settings,
+    StreamDirection, ToxicConfig, Transport, Upstream,
 };
 use fault_user::rule::Asked;
 use serde_json::Value;
@@ -95,11 +95,17 @@ impl Bed {
         prepared(self.listener.accept().expect("the relay connects").0)
     }
 
-    pub fn add(&self, direction: Direction, kind: &str, attributes: &Value) {
+    pub fn add(&self, direction: StreamDirection, kind: &str, attributes: &Value) {
         self.add_with(direction, kind, attributes, 1.0);
     }
 
-    pub fn add_with(&self, direction: Direction, kind: &str, attributes: &Value, toxicity: f64) {
+    pub fn add_with(
+        &self,
+        direction: StreamDirection,
+        kind: &str,
+        attributes: &Value,
+        toxicity: f64,
+    ) {
         self.add_config(ToxicConfig {
             toxicity,
             ..config(direction, kind, attributes)
@@ -109,11 +115,11 @@ impl Bed {
     /// Adds a toxic that acts on connections whose clients ask for this.
     pub fn add_filtered(&self, kind: &str, attributes: &Value, asked: Asked) {
         self.add_config(ToxicConfig {
-            filter: Filter {
+            filter: GreetingFilter {
                 asked,
                 server: None,
             },
-            ..config(Direction::Downstream, kind, attributes)
+            ..config(StreamDirection::Downstream, kind, attributes)
         });
     }
 
@@ -122,7 +128,7 @@ impl Bed {
     }
 
     pub fn update(&self, kind: &str, attributes: &Value) {
-        let fault = Fault::of_kind(kind)
+        let fault = RelayFault::of_kind(kind)
             .expect("a kind")
             .with_attributes(attributes)
             .expect("valid attributes");
@@ -144,15 +150,15 @@ impl Bed {
     }
 }
 
-fn config(direction: Direction, kind: &str, attributes: &Value) -> ToxicConfig {
-    let fault = Fault::of_kind(kind).expect("a kind");
+fn config(direction: StreamDirection, kind: &str, attributes: &Value) -> ToxicConfig {
+    let fault = RelayFault::of_kind(kind).expect("a kind");
     ToxicConfig {
         name: kind.to_owned(),
         direction,
         stream: direction.name().to_owned(),
         toxicity: 1.0,
         connections: Picked::ALL,
-        filter: Filter::default(),
+        filter: GreetingFilter::default(),
         datagrams: None,
         fault: fault.with_attributes(attributes).expect("valid attributes"),
         decisions: Decisions::default(),
@@ -168,19 +174,19 @@ fn prepared(stream: TcpStream) -> TcpStream {
 
 /// The ends in the order of a direction: who writes, who reads.
 pub fn ends<'a>(
-    direction: Direction,
+    direction: StreamDirection,
     client: &'a mut TcpStream,
     server: &'a mut TcpStream,
 ) -> (&'a mut TcpStream, &'a mut TcpStream) {
     match direction {
-        Direction::Upstream => (client, server),
-        Direction::Downstream => (server, client),
+        StreamDirection::Upstream => (client, server),
+        StreamDirection::Downstream => (server, client),
     }
 }
 
 pub fn assert_echo(client: &mut TcpStream, server: &mut TcpStream) {
     let start = Instant::now();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (writer, reader) = ends(direction, client, server);
         writer.write_all(b"are you well?").expect("write");
         assert_eq!(read_exactly(reader, 13), b"are you well?");
