@@ -12,7 +12,7 @@ use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, Xdp};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, Flow, FlowRule, FlowRuleKey, HOLDS, LEARNED_MAX, MATCHES_MAX,
     NAMED_WORDS, Owner, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader,
-    clock, holder, line,
+    clock, holder, line, protocol,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -997,7 +997,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         Clock::Tick | Clock::Exact => clock::EXACT,
     };
     let mut loader = new_loader();
-    if options.scoped {
+    if options.scoped && options.needs.protocols & protocol::ICMP != 0 {
         loader.map_max_entries("ECHOES", ECHOES);
     }
     if options.tap.is_none() {
@@ -1059,6 +1059,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
 }
 
 impl std::fmt::Debug for Injector {
+        .override_global("PROTOCOLS", &options.needs.protocols, true)
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Injector")
             .field("attachment", &self.attachment)
