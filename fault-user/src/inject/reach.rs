@@ -8,11 +8,11 @@ use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 
 use super::divider::Divider;
-use super::places::{Place, Reservation};
+use super::places::{DIVIDED, Place, RELEASE, Reservation};
 use crate::hold::line::DelayLine;
 use crate::hold::qdiscs::{Loss, Qdiscs};
 use crate::hold::ways::Ways;
-use crate::inject::injector::{Attachment, DIVIDED, Injector, RELEASE, Side, is_old, program_name};
+use crate::inject::injector::{Attachment, Injector, Side, is_old, program_name};
 use crate::inject::xdp::{Mode, XdpLink};
 use crate::plan::mechanism::HoldingQdiscs;
 use crate::plan::shapers::Shapers;
