@@ -197,6 +197,16 @@ pub mod modifier {
     pub const QUERY_TYPE: u32 = 512;
 }
 
+/// What rules concern; bits of the programs' constant `PROTOCOLS`, by the index of [`SetHeader::portless`].
+pub mod protocol {
+    /// TCP.
+    pub const TCP: u32 = 1;
+    /// UDP.
+    pub const UDP: u32 = 2;
+    /// ICMP and `ICMPv6`.
+    pub const ICMP: u32 = 4;
+}
+
 /// One compiled rule. Times are nanoseconds since [`SetHeader::epoch_ns`]; thresholds are of 2^32.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

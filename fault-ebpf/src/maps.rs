@@ -14,7 +14,7 @@ use fault_common::abi::{
     DecisionKey, Destination, ENDPOINTS_MAX, Endpoint, FOLLOWED as FOLLOWED_MAX, Flow, FlowRule,
     FlowRuleKey, Followed, Handshake, Hold, Known, MATCHES_MAX, NAMED_WORDS, NAMES_MAX, Original,
     Owner, PLACES, PortClasses, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey,
-    SetHeader, Steer, Trace, Watched,
+    SetHeader, Steer, Trace, Watched, protocol,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -22,7 +22,7 @@ use fault_common::dns::{Message, NameKey};
 use fault_common::flow::{Address, FlowKey, Told};
 use fault_common::fragment::{DatagramKey, FollowedKey};
 use fault_common::matching::{Connection, Matches, Ports, Query};
-use fault_common::packet::Packet;
+use fault_common::packet::{PROTOCOL_TCP, Packet};
 use fault_common::random::Ordinals;
 
 /// Words of a rule vector.
@@ -46,6 +46,9 @@ pub static FAULTS: Global<u32> = Global::new(u32::MAX);
 /// What they have beside: bits of [`fault_common::abi::modifier`].
 #[unsafe(no_mangle)]
 pub static MODIFIERS: Global<u32> = Global::new(u32::MAX);
+/// The protocols that rules concern: bits of [`protocol`]. Packets of others end at their ports.
+#[unsafe(no_mangle)]
+pub static PROTOCOLS: Global<u32> = Global::new(u32::MAX);
 /// The most bits that a rule flips in one packet.
 #[unsafe(no_mangle)]
 pub static CORRUPT_BITS: Global<u32> = Global::new(CORRUPT_BITS_MAX);
@@ -444,6 +447,18 @@ pub struct Sight {
     pub bytes: u32,
     /// Which rule set is active.
     pub generation: u32,
+}
+
+/// Whether rules concern a protocol, one of [`protocol`].
+#[inline(always)]
+pub fn concerns(protocol: u32) -> bool {
+    PROTOCOLS.load() & protocol != 0
+}
+
+/// Whether a packet that rules concern is TCP.
+#[inline(always)]
+pub fn is_tcp(packet: &Packet) -> bool {
+    PROTOCOLS.load() == protocol::TCP || packet.protocol == PROTOCOL_TCP
 }
 
 /// Counts one packet that passes for a reason worth telling.

@@ -15,7 +15,7 @@ use fault_common::flow::end;
 use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, PROTOCOL_UDP, Packet};
 
 use crate::flows;
-use crate::frame::{Frame, JUDGED, Near};
+use crate::frame::{Frame, JUDGED, Near, Sockets};
 use crate::maps::{
     ASKS_DEVICE, DOCKER_PORTS, INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, Scratch, TCX, XDP,
 };
@@ -70,6 +70,30 @@ impl<const EGRESS: bool, const LINK: u32> Load for Skb<EGRESS, LINK> {
     }
 }
 
+impl<const EGRESS: bool, const LINK: u32> Sockets for Skb<EGRESS, LINK> {
+    #[inline(always)]
+    fn ends(&self) -> u32 {
+        if !EGRESS {
+            end::RECEIVER
+        } else if self.is_loopback() {
+            // Only there both ends are local to a packet on its way out.
+            end::SENDER | end::RECEIVER
+        } else {
+            end::SENDER
+        }
+    }
+
+    #[inline(always)]
+    fn ask(&self, _scratch: *mut Scratch, ends: u32) {
+        scope::fault_ask(self.0, ends);
+    }
+
+    #[inline(always)]
+    fn find_service(&self) {
+        flows::fault_find_service(self.0, self.ends());
+    }
+}
+
 impl<const EGRESS: bool, const LINK: u32> Frame for Skb<EGRESS, LINK> {
     const LINK: u32 = LINK;
 
@@ -120,25 +144,13 @@ impl<const EGRESS: bool, const LINK: u32> Frame for Skb<EGRESS, LINK> {
     }
 
     #[inline(always)]
-    fn ends(&self) -> u32 {
-        if !EGRESS {
-            end::RECEIVER
-        } else if self.is_loopback() {
-            // Only there both ends are local to a packet on its way out.
-            end::SENDER | end::RECEIVER
-        } else {
-            end::SENDER
-        }
+    fn renew(&self) {
+        flows::fault_renew(self.0, self.ends());
     }
 
     #[inline(always)]
-    fn ask(&self, _scratch: *mut Scratch, ends: u32) {
-        scope::fault_ask(self.0, ends);
-    }
-
-    #[inline(always)]
-    fn find_service(&self) {
-        flows::fault_find_service(self.0, self.ends());
+    fn insert(&self) {
+        flows::fault_insert(self.0, self.ends());
     }
 }
 

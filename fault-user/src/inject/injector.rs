@@ -12,7 +12,7 @@ use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, Xdp};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, Flow, FlowRule, FlowRuleKey, HOLDS, LEARNED_MAX, MATCHES_MAX,
     NAMED_WORDS, Owner, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader,
-    clock, holder, line,
+    clock, holder, line, protocol,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -22,7 +22,7 @@ use fault_common::flow::FlowKey;
 use super::connections;
 use super::distributions;
 use super::endpoints;
-use super::places::{self, HookPoint, Reservation, unless_vanished};
+use super::places::{self, HookPoint, RELEASE, Reservation, unless_vanished};
 use crate::hold::line::LineMaps;
 use crate::inject::connections::Connections;
 use crate::inject::endpoints::Endpoints;
@@ -171,14 +171,17 @@ const ECHOES: u32 = 65_536;
 /// The size of the ring buffer that tells what was done with packets: a power of two.
 const TRACE_BYTES: u32 = 1 << 20;
 
-/// The program at the delay line's tap and at the far end of the detour.
-pub(super) const RELEASE: &str = "fault_release";
-
-/// The program at the far end of the device that divides super-packets.
-pub(super) const DIVIDED: &str = "fault_divided";
-
 /// The program for XDP.
 const XDP: &str = "fault_xdp";
+
+/// Large maps of the object's other programs, which are loaded with maps of their own, and the smallest sizes that they
+/// may have here.
+const ELSEWHERE: [(&str, u32); 4] = [
+    ("STEER_PORTS", 1),
+    ("RELAY_PORTS", 1),
+    ("HANDSHAKE_EVENTS", 1 << 12),
+    ("WITNESSES", 1 << 12),
+];
 
 /// Key of the map of hosts.
 #[repr(C)]
@@ -290,8 +293,9 @@ impl Injector {
         Ok(program)
     }
 
-    /// Attaches the programs of all these places: to those that are reserved, or else as [`Injector::attach`] does. The
-    /// programs are verified in parallel. Interfaces that have disappeared are left out.
+    /// Attaches the programs of all these places: to those that are reserved, or else as [`Injector::attach`] does. Those
+    /// on devices of this process are not reserved. The programs are verified in parallel. Interfaces that have
+    /// disappeared are left out.
     ///
     /// # Errors
     /// As [`Injector::attach`].
@@ -315,7 +319,12 @@ impl Injector {
             let _step = step(format_args!("waiting until all are attached"));
             reservation.links()?
         };
-        for (place, link) in places.iter().zip(links) {
+        let (own, others): (Vec<_>, Vec<_>) = places.iter().partition(|one| one.is_on_own_device());
+        for place in own {
+            let attached = self.attach_to_own_device(place);
+            unless_vanished(&place.interface, attached)?;
+        }
+        for (place, link) in others.into_iter().zip(links) {
             let Some(link) = link else {
                 continue;
             };
@@ -327,6 +336,18 @@ impl Injector {
             }
         }
         Ok(())
+    }
+
+    /// Attaches to a device of this process by a netlink filter, which waits for no grace period; by TCX on a kernel that
+    /// has no such filters.
+    fn attach_to_own_device(&mut self, place: &HookPoint) -> Result<()> {
+        let (name, device) = (place.program, &place.interface);
+        let filtered = clsact::ensure(device.index)
+            .and_then(|_created| self.attach_by(Attachment::Clsact, name, device, place.side));
+        filtered.or_else(|error| {
+            log::debug!("{} gets no filter: {error:#}", device.name);
+            self.attach_by(Attachment::Tcx, name, device, place.side)
+        })
     }
 
     /// Loads the programs of these places, each in a thread of its own.
@@ -483,12 +504,22 @@ impl Injector {
     }
 
     fn attach_at(&mut self, name: &str, device: &Interface, side: TcHook) -> Result<()> {
+        self.attach_by(self.attachment, name, device, side)
+    }
+
+    fn attach_by(
+        &mut self,
+        attachment: Attachment,
+        name: &str,
+        device: &Interface,
+        side: TcHook,
+    ) -> Result<()> {
         let program: &mut SchedClassifier = object::program(&mut self.ebpf, name)?;
         load_classifier(name, program)?;
         let program = program.fd()?.as_fd();
         let failed = || format!("attaching to {}", device.name);
         let _step = step(format_args!("attaching to {} ({side:?})", device.name));
-        match self.attachment {
+        match attachment {
             Attachment::Tcx => {
                 let link = places::link(program, device, side).with_context(failed)?;
                 self.links.push((device.index, link));
@@ -995,13 +1026,16 @@ fn create_maps(options: &LoadOptions, attachment: Attachment) -> Result<Ebpf> {
         ClockResolution::Tick | ClockResolution::Exact => clock::EXACT,
     };
     let mut loader = new_loader();
-    if options.scoped {
+    if options.scoped && options.needs.protocols & protocol::ICMP != 0 {
         loader.map_max_entries("ECHOES", ECHOES);
     }
     if options.tap.is_none() {
         // Unused here, and several megabytes large.
         loader.map_max_entries("HOLDS", 1);
         loader.map_max_entries("RELEASED", 1);
+    }
+    for (name, smallest) in ELSEWHERE {
+        loader.map_max_entries(name, smallest);
     }
     if options.trace {
         loader.map_max_entries("TRACES", TRACE_BYTES);
@@ -1023,6 +1057,7 @@ fn create_maps(options: &LoadOptions, attachment: Attachment) -> Result<Ebpf> {
         .override_global("ACTIONS", &options.needs.actions, true)
         .override_global("FAULTS", &options.needs.faults, true)
         .override_global("MODIFIERS", &options.needs.modifiers, true)
+        .override_global("PROTOCOLS", &options.needs.protocols, true)
         .override_global("CORRUPT_BITS", &options.needs.corrupt_bits, true)
         .override_global("SCOPED", &scoped, true)
         .override_global("ASKS_DEVICE", &u32::from(version::at_least(5, 12)), true)

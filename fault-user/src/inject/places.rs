@@ -3,7 +3,7 @@
 //! Attaching by TCX waits for a grace period of RCU (some milliseconds), and holds the kernel's lock of all network
 //! interfaces meanwhile: several threads would wait one for the other. Therefore a program that lets everything pass
 //! takes the places, in a thread of its own, while the maps are created and the programs are verified. To replace it
-//! takes no grace period.
+//! takes no grace period. Nor does a netlink filter, which does on a device of this process: both disappear with it.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
@@ -15,6 +15,12 @@ use crate::sys::net::clsact::TcHook;
 use crate::sys::net::interfaces::Interface;
 use crate::tell::step;
 
+/// The program at the delay line's tap and at the far end of the detour.
+pub(super) const RELEASE: &str = "fault_release";
+
+/// The program at the far end of the device that divides super-packets.
+pub(super) const DIVIDED: &str = "fault_divided";
+
 /// A hook of an interface, and the program for it.
 #[derive(Clone, Debug)]
 pub struct HookPoint {
@@ -24,6 +30,13 @@ pub struct HookPoint {
     pub side: TcHook,
     /// The name of the program.
     pub program: &'static str,
+}
+
+impl HookPoint {
+    /// Whether the interface is a device of this process, which disappears with it.
+    pub(super) fn is_on_own_device(&self) -> bool {
+        [RELEASE, DIVIDED].contains(&self.program)
+    }
 }
 
 /// Attaches a program by TCX, in front of all others, until the returned link is closed.

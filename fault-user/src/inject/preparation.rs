@@ -112,7 +112,10 @@ fn prepare_behind(
         .attachment
         .unwrap_or_else(Attachment::of_kernel);
     let reservation = (attachment == Attachment::Tcx)
-        .then(|| Reservation::start(places.clone()))
+        .then(|| {
+            let others = places.iter().filter(|one| !one.is_on_own_device());
+            Reservation::start(others.cloned().collect())
+        })
         .transpose()?;
     let front = choose_front(&entries, injection_options);
     let mut options = LoadOptions {

@@ -8,11 +8,11 @@ use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 
 use super::divider::Divider;
-use super::places::{HookPoint, Reservation};
+use super::places::{DIVIDED, HookPoint, RELEASE, Reservation};
 use crate::hold::line::DelayLine;
 use crate::hold::qdiscs::{QdiscDrops, Qdiscs};
 use crate::hold::ways::Ways;
-use crate::inject::injector::{Attachment, DIVIDED, Injector, RELEASE, is_old, program_name};
+use crate::inject::injector::{Attachment, Injector, is_old, program_name};
 use crate::inject::xdp::{Mode, XdpLink};
 use crate::plan::mechanism::HoldingQdiscs;
 use crate::plan::shapers::Shapers;
