@@ -12,6 +12,7 @@ use aya::{Ebpf, Pod};
 
 use super::handshakes::{Events, Handshakes};
 use super::originals::{Originals, Shared};
+use super::prompt::Prompts;
 use super::served::Served;
 use crate::inject::services;
 use crate::inject::services::{Room, Table};
@@ -28,6 +29,7 @@ pub struct Hooks {
     listeners: SockMap<MapData>,
     handshakes: Handshakes,
     served: Served,
+    prompts: Prompts,
     _links: Vec<CgroupLink>,
     /// Gives the relay connections of clients outside the cgroup.
     _lookup: OwnedFd,
@@ -77,6 +79,7 @@ impl Hooks {
             listeners: listeners.try_into()?,
             handshakes,
             served,
+            prompts: Prompts::new(&mut ebpf)?,
             _links: links,
             _lookup: lookup,
             _ebpf: ebpf,
@@ -119,6 +122,12 @@ impl Hooks {
     #[must_use]
     pub fn served(&self) -> &Served {
         &self.served
+    }
+
+    /// Servers that answer at once.
+    #[must_use]
+    pub const fn prompts(&self) -> &Prompts {
+        &self.prompts
     }
 
     /// The services themselves.
