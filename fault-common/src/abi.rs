@@ -4,7 +4,7 @@
 //! an object that carries another one.
 
 /// Version of this layout.
-pub const ABI_VERSION: u32 = 17;
+pub const ABI_VERSION: u32 = 18;
 /// Name of the ELF section in which the object carries [`ABI_VERSION`].
 pub const ABI_SECTION: &str = "fault_abi";
 
@@ -734,8 +734,43 @@ pub struct Handshake {
 pub struct Original {
     /// The server's address.
     pub server: Destination,
-    /// 1 when the client's SYN is not held any more.
+    /// Whether the client's SYN is held: a value of [`admitted`].
     pub admitted: u32,
+    /// The entry of [`Steer`] that the connection belongs to.
+    pub service: u32,
+}
+
+/// Values of [`Original::admitted`].
+pub mod admitted {
+    /// The SYN is held until the server has answered the relay.
+    pub const HELD: u32 = 0;
+    /// The SYN was held, and is not held any more.
+    pub const RELEASED: u32 = 1;
+    /// The SYN is not held, because the server is [`Prompt`](super::Prompt).
+    pub const AT_ONCE: u32 = 2;
+}
+
+/// A server on this host that has just answered the relay at once, and has room for further connections. Its clients'
+/// SYNs are not held.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// The server's address.
+    pub server: Destination,
+    /// Always zero.
+    pub padding: u32,
+    /// When the relay has to look again, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub until_ns: u64,
+    /// How many clients of the service are admitted at once, counted from its beginning.
+    pub limit: u64,
+}
+
+impl Prompt {
+    /// Whether a client of `server` is admitted at once, when `admitted` clients of the service have been before.
+    #[must_use]
+    pub fn admits(&self, server: &Destination, admitted: u64, now_ns: u64) -> bool {
+        admitted < self.limit && now_ns < self.until_ns && self.server == *server
+    }
 }
 
 /// The longest header of TCP, in bytes.
@@ -1113,6 +1148,8 @@ const _: () = {
     assert!(size_of::<Trace>() == 152);
     assert!(size_of::<Hold>() == 56);
     assert!(size_of::<Steer>() == 24);
+    assert!(size_of::<Prompt>() == 40);
+    assert!(size_of::<Original>() == 28);
     assert!(size_of::<HandshakeEvent>() == 120);
     assert!(size_of::<Destination>() == 20);
     assert!(size_of::<Watched>() == 32);
@@ -1124,8 +1161,8 @@ const _: () = {
 mod pod {
     use super::{
         Control, DecisionKey, Destination, Endpoint, Event, Flow, FlowRule, FlowRuleKey, Handshake,
-        Hold, Known, Original, Owner, PortClasses, Release, RuleEntry, RuleState, RuleStats,
-        ScopeKey, SetHeader, Steer, Trace,
+        Hold, Known, Original, Owner, PortClasses, Prompt, Release, RuleEntry, RuleState,
+        RuleStats, ScopeKey, SetHeader, Steer, Trace,
     };
     use crate::flow::FlowKey;
 
@@ -1152,6 +1189,7 @@ mod pod {
         Endpoint,
         Handshake,
         Original,
+        Prompt,
         DecisionKey,
         Event,
         Trace,
@@ -1161,4 +1199,28 @@ mod pod {
         RuleStats,
         FlowKey
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Destination, Prompt};
+
+    #[test]
+    fn a_prompt_server_admits_so_many_clients_for_so_long() {
+        let at = |port: u32| Destination {
+            port,
+            ..Destination::default()
+        };
+        let prompt = Prompt {
+            server: at(80),
+            until_ns: 100,
+            limit: 3,
+            ..Prompt::default()
+        };
+        assert!(prompt.admits(&at(80), 2, 99));
+        assert!(!prompt.admits(&at(81), 2, 99), "another server");
+        assert!(!prompt.admits(&at(80), 3, 99), "its queue has no room");
+        assert!(!prompt.admits(&at(80), 2, 100), "nobody has looked again");
+        assert!(!Prompt::default().admits(&Destination::default(), 0, 0));
+    }
 }

@@ -4,7 +4,9 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
 use aya_ebpf::programs::SkBuffContext;
-use fault_common::abi::{Destination, Handshake, HandshakeEvent, TCP_HEADER_MAX, handshake};
+use fault_common::abi::{
+    Destination, Handshake, HandshakeEvent, TCP_HEADER_MAX, admitted, handshake,
+};
 use fault_common::flow::mapped;
 
 use crate::maps::{HANDSHAKE_EVENTS, HANDSHAKES, RELAY_MARK};
@@ -45,7 +47,9 @@ pub fn admit(ctx: &SkBuffContext) -> i64 {
         return KEEP;
     }
     // SAFETY: the value is copied at once.
-    if unsafe { HANDSHAKES.get(handshake) }.is_some_and(|original| original.admitted != 0) {
+    if unsafe { HANDSHAKES.get(handshake) }
+        .is_some_and(|original| original.admitted != admitted::HELD)
+    {
         return KEEP;
     }
     tell_syn(ctx, handshake);

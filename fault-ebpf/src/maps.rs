@@ -13,7 +13,7 @@ use fault_common::abi::{
     CORRUPT_BITS_MAX, COUNTERS, Control, Counter, DATAGRAMS as DATAGRAMS_MAX, Datagram,
     DecisionKey, Destination, ENDPOINTS_MAX, Endpoint, FOLLOWED as FOLLOWED_MAX, Flow, FlowRule,
     FlowRuleKey, Followed, Handshake, Hold, Known, MATCHES_MAX, NAMED_WORDS, NAMES_MAX, Original,
-    Owner, PLACES, PortClasses, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey,
+    Owner, PLACES, PortClasses, Prompt, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey,
     SetHeader, Steer, Trace, Watched, protocol,
 };
 use fault_common::decide::Verdict;
@@ -309,10 +309,16 @@ pub static RELAY_PORTS: Array<u64> = Array::with_max_entries(2 << 16, BPF_F_MMAP
 /// What redirected connections were meant for, with the client's socket.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub static ORIGINALS: SocketStorage<Destination> = SocketStorage::NEW;
+pub static ORIGINALS: SocketStorage<Original> = SocketStorage::NEW;
 /// The same while they are being opened, and until the relay has accepted them.
 #[map]
 pub static HANDSHAKES: LruHashMap<Handshake, Original> = LruHashMap::with_max_entries(1, 0);
+/// For each entry of [`STEER_TABLE`] the server that answers at once, if there is one.
+#[map]
+pub static PROMPTS: Array<Prompt> = Array::with_max_entries(STEERS, BPF_F_MMAPABLE);
+/// How many clients of each entry have been admitted at once.
+#[map]
+pub static ADMITTED: Array<u64> = Array::with_max_entries(STEERS, BPF_F_MMAPABLE);
 /// SYNs that are held, and clients that have given up.
 #[map]
 pub static HANDSHAKE_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);

@@ -18,7 +18,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::SockContext;
 use fault_common::abi::{Counter, Owner, SCOPE_LEVELS_MAX, ScopeKey, SetHeader, protocol};
-use fault_common::flow::{FlowKey, end};
+use fault_common::flow::{Address, FlowKey, end};
 use fault_common::packet::{PROTOCOL_UDP, Packet};
 
 use crate::maps::{
@@ -30,7 +30,7 @@ use crate::skb::{Any, Skb};
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
 pub const CREATE: u64 = 1;
 /// `BPF_TCP_LISTEN`.
-const LISTEN: u32 = 10;
+pub const LISTEN: u32 = 10;
 
 /// Asks the sockets at `ends` of the packet in the scratch whose it is. A global function: see
 /// `classify::fault_collect`.
@@ -311,9 +311,28 @@ unsafe fn look_up(context: *mut c_void, packet: &Packet, end: u32, port: u16) ->
     } else {
         (&packet.destination, &packet.source, packet.source_port)
     };
+    let (mut tuple, size) = tuple(packet.ipv6, (remote, port), (local, local_port));
+    // SAFETY: the tuple is `size` bytes long; -1 is the device's own network namespace.
+    unsafe {
+        let tuple = &raw mut tuple;
+        if is_tcp(packet) {
+            bpf_sk_lookup_tcp(context, tuple, size as u32, u64::MAX, 0)
+        } else {
+            bpf_sk_lookup_udp(context, tuple, size as u32, u64::MAX, 0)
+        }
+    }
+}
+
+/// What the helpers that look sockets up take: both ends, with ports in host byte order, and its length.
+#[inline(always)]
+pub fn tuple(
+    ipv6: bool,
+    (remote, port): (&Address, u16),
+    (local, local_port): (&Address, u16),
+) -> (bpf_sock_tuple, usize) {
     // SAFETY: all zeroes is a tuple.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let size = if packet.ipv6 {
+    let size = if ipv6 {
         tuple.__bindgen_anon_1.ipv6 = Tuple6 {
             saddr: *remote,
             daddr: *local,
@@ -330,13 +349,5 @@ unsafe fn look_up(context: *mut c_void, packet: &Packet, end: u32, port: u16) ->
         };
         size_of::<Tuple4>()
     };
-    // SAFETY: the tuple is `size` bytes long; -1 is the device's own network namespace.
-    unsafe {
-        let tuple = &raw mut tuple;
-        if is_tcp(packet) {
-            bpf_sk_lookup_tcp(context, tuple, size as u32, u64::MAX, 0)
-        } else {
-            bpf_sk_lookup_udp(context, tuple, size as u32, u64::MAX, 0)
-        }
-    }
+    (tuple, size)
 }

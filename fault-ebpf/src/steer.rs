@@ -5,19 +5,22 @@ use core::ptr::{null_mut, read_volatile};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
+    bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_sk_lookup_tcp, bpf_sk_release,
+    bpf_sk_storage_delete, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
-use fault_common::abi::{Destination, Handshake, Known, Original, STEERS, alias, steered};
+use fault_common::abi::{
+    Destination, Handshake, Known, Original, STEERS, admitted, alias, steered,
+};
 use fault_common::flow::{Address, MAPPED_PREFIX, mapped};
 use fault_common::packet::PROTOCOL_TCP;
 
 use crate::maps::{
-    HANDSHAKES, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, RELAY_MARK, RELAY_PORTS, SERVED,
-    SERVICES, STEER_HOSTS, STEER_LEARNED, STEER_PORTS, STEER_TABLE,
+    ADMITTED, HANDSHAKES, HostKey, LISTENERS, NETNS, ORIGINALS, OWN_SERVERS, PROMPTS, RELAY_MARK,
+    RELAY_PORTS, SERVED, SERVICES, STEER_HOSTS, STEER_LEARNED, STEER_PORTS, STEER_TABLE,
 };
-use crate::scope::CREATE;
+use crate::scope::{CREATE, LISTEN, tuple};
 use crate::{counting, handshake};
 
 /// The verdict that lets a system call go on.
@@ -35,7 +38,6 @@ const STATE_FLAG: i32 = 1 << 2;
 /// States of TCP.
 const SYN_SENT: u32 = 2;
 const CLOSE: u32 = 7;
-const LISTEN: u32 = 10;
 /// 127.0.0.1 in network byte order.
 const LOOPBACK_V4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
 /// The last word of `::1` in network byte order.
@@ -135,13 +137,21 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Redirect> {
         // Policy: the kernel refuses these at once.
         return None;
     }
-    let mut original = Destination {
+    let server = Destination {
         address: dialled(address),
         port: u32::from(port),
     };
-    if meets_itself(ctx, &original) {
+    if meets_itself(ctx, &server) {
         // Policy: there is no server.
         return None;
+    }
+    let mut original = Original {
+        server,
+        admitted: admitted::HELD,
+        service: index,
+    };
+    if is_prompt(index, &server) && is_listened_at(ctx, &server) {
+        original.admitted = admitted::AT_ONCE;
     }
     // SAFETY: the socket is the context's own; the helper copies the value.
     let stored = unsafe {
@@ -154,10 +164,39 @@ fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Redirect> {
     };
     // Policy: without memory it bypasses the relay.
     (!stored.is_null()).then_some(Redirect {
-        address4: alias(&original),
+        address4: alias(&server),
         port4: steer.port4,
         port6: steer.port6,
     })
+}
+
+/// Whether a client of this server, and of this entry of [`STEER_TABLE`], need not wait for the relay.
+#[inline(always)]
+fn is_prompt(index: u32, server: &Destination) -> bool {
+    let (Some(prompt), Some(admitted)) = (PROMPTS.get(index), ADMITTED.get(index)) else {
+        return false;
+    };
+    // SAFETY: the helper has no preconditions.
+    prompt.admits(server, *admitted, unsafe { bpf_ktime_get_ns() })
+}
+
+/// Whether a socket of this network namespace listens at an address of this host.
+#[inline(always)]
+fn is_listened_at(ctx: &SockAddrContext, server: &Destination) -> bool {
+    let address = &server.address;
+    // From the address itself and port 0, so that [`may_be_led`] leaves it alone.
+    let (mut tuple, size) = tuple(!is_v4(address), (address, 0), (address, server.port as u16));
+    // SAFETY: the tuple is `size` bytes long; -1 is the socket's own network namespace. The reference to the socket is
+    // given back.
+    unsafe {
+        let socket = bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size as u32, u64::MAX, 0);
+        if socket.is_null() {
+            return false;
+        }
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        state == LISTEN
+    }
 }
 
 /// The address that a socket is connected to: the kernel takes none for this host's.
@@ -329,7 +368,8 @@ fn lookup6(ctx: &SkLookupContext, candidates: u64) -> u32 {
     service(candidates, &to, steered::TCP)
 }
 
-/// Whether neither the hooks of connect(2) have let the connection bypass the relay, nor is it the relay's own.
+/// Whether neither the hooks of connect(2) have let the connection bypass the relay, nor is it the relay's own, nor do they only
+/// ask who listens: from port 0.
 #[inline(always)]
 fn may_be_led(ctx: &SkLookupContext, is_local: bool) -> bool {
     if OWN_SERVERS.load() == 0 {
@@ -337,7 +377,7 @@ fn may_be_led(ctx: &SkLookupContext, is_local: bool) -> bool {
     }
     let port = unsafe { u16::from_be((*ctx.lookup).remote_port) };
     let relays = RELAY_PORTS.get(u32::from(port)).copied().unwrap_or(0);
-    !is_local || relays == 0
+    !is_local || (relays == 0 && port != 0)
 }
 
 /// Whether a server of the cgroup listens there: at this address, or at all of this version of IP or of both.
@@ -425,15 +465,19 @@ fn call_again(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
-    let Some(original) = opened_for(ctx) else {
+    let Some(mut original) = opened_for(ctx) else {
         return;
     };
+    if original.admitted == admitted::AT_ONCE
+        && let Some(count) = ADMITTED.get_ptr_mut(original.service)
+    {
+        // SAFETY: the pointer is to eight aligned bytes of the map.
+        counting::add(unsafe { &mut *count }, 1);
+    } else {
+        original.admitted = admitted::HELD;
+    }
     // Policy: where it refuses, the relay learns late of a client that has given up.
     call_again(ctx);
-    let original = Original {
-        server: original,
-        admitted: 0,
-    };
     let handshake = handshake_of(ctx);
     // Policy: when that is not possible the relay does not know the connection, and refuses it.
     let _noted = HANDSHAKES.insert(handshake, original, 0);
@@ -449,7 +493,7 @@ fn ended(ctx: &SockOpsContext) {
 
 /// What a connection was meant for, if it is redirected.
 #[inline(always)]
-fn opened_for(ctx: &SockOpsContext) -> Option<Destination> {
+fn opened_for(ctx: &SockOpsContext) -> Option<Original> {
     // SAFETY: the context is valid for as long as the program runs; what the helper gives is looked at before it is used.
     unsafe {
         let socket = (*ctx.ops).__bindgen_anon_2.sk;
@@ -457,7 +501,7 @@ fn opened_for(ctx: &SockOpsContext) -> Option<Destination> {
             return None;
         }
         let stored = bpf_sk_storage_get(ORIGINALS.as_ptr(), socket.cast(), null_mut(), 0);
-        (!stored.is_null()).then(|| *stored.cast::<Destination>())
+        (!stored.is_null()).then(|| *stored.cast::<Original>())
     }
 }
 
@@ -589,6 +633,6 @@ fn original(ctx: &SockAddrContext) -> Option<Destination> {
     // SAFETY: the socket is the context's own; what the helper gives is looked at before it is used.
     unsafe {
         let stored = bpf_sk_storage_get(ORIGINALS.as_ptr(), socket(ctx).cast(), null_mut(), 0);
-        (!stored.is_null()).then(|| *stored.cast::<Destination>())
+        (!stored.is_null()).then(|| (*stored.cast::<Original>()).server)
     }
 }

@@ -64,7 +64,7 @@ pub use packets::Pair;
 pub use picked::{Datagrams, Picked};
 pub use queries::Queries;
 pub use toxic::{ToxicConfig, ToxicError};
-pub use upstream::{Accepted, Prepare, Resolve, Upstream, UpstreamTarget};
+pub use upstream::{Accepted, Answered, Prepare, Resolve, Upstream, UpstreamTarget};
 pub(crate) use upstream::{bind, resolve_name};
 
 use crate::relay::exchange::Exchange;

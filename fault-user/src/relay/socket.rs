@@ -7,7 +7,7 @@ use nix::libc;
 use tokio::net::TcpStream;
 
 /// Bytes that have arrived at a socket and have not been read.
-pub(crate) fn unread(socket: &TcpStream) -> usize {
+pub(crate) fn unread(socket: &impl AsRawFd) -> usize {
     let mut count: libc::c_int = 0;
     // SAFETY: the descriptor is open as long as `socket` lives, and FIONREAD writes one int.
     let failed = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) };

@@ -1,9 +1,11 @@
 //! The TCP relay: accepts, connects, and keeps the books over its connections.
 
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -164,10 +166,9 @@ impl Door {
     /// Looks for the server of a client whose SYN is held.
     fn hold(&self, syn: HeldSyn) -> io::Result<()> {
         let (pair, sequence) = (syn.pair, syn.sequence()?);
-        if self.inner.openings().held.contains_key(&pair) {
-            // The connection that had these ends before may be over already, and wait here to be accepted.
-            self.accept_waiting(true);
-        }
+        // What waits here to be accepted came before it: a connection that had these ends and may be over already, or one
+        // whose SYN was not held. Servers see connections in the order in which they are opened.
+        self.accept_waiting(true);
         let Some(client) = self.inner.openings().begin(pair, sequence) else {
             return Ok(());
         };
@@ -192,7 +193,15 @@ impl Door {
                 Err(late) => client = late,
             }
         }
-        hand_over(&self.engine, Arc::clone(&self.inner), client, None);
+        let (engine, inner) = (self.engine.clone(), Arc::clone(&self.inner));
+        if !is_held {
+            return hand_over(&engine, inner, client, None);
+        }
+        // On this worker, on which one task begins after the other: see `hold`.
+        tokio::spawn(async move {
+            let reached = reach(&inner, &client.1, &client.0).await;
+            hand_over(&engine, inner, client, Some(reached));
+        });
     }
 
     /// Takes the opening of an accepted connection, whose later segments nobody need look at.
@@ -378,24 +387,43 @@ fn unwatched(inner: &Inner, control: &ConnectionControl, error: &io::Error) {
 const LAST_CHANCE: Duration = Duration::from_millis(10);
 
 /// Connects to the server of a client, else says how that is to be closed.
-async fn reach(inner: &Inner, control: &ConnectionControl, client: &TcpStream) -> Reached {
+async fn reach(
+    inner: &Inner,
+    control: &ConnectionControl,
+    client: &std::net::TcpStream,
+) -> Reached {
     let accepted = || {
         Ok(Accepted {
             client: control.client,
             local: client.local_addr()?,
         })
     };
-    let connecting = inner.upstream.connect(accepted);
-    tokio::pin!(connecting);
-    tokio::select! {
-        biased;
-        server = &mut connecting => server.map_err(|error| {
+    let answered = |server: io::Result<std::net::TcpStream>| {
+        server.map_err(|error| {
             if is_reset_by(&error) {
                 return CloseMode::Rst;
             }
             inner.failed(&error);
             inner.upstream.unreachable()
-        }),
+        })
+    };
+    let connecting = inner.upstream.connect(accepted);
+    tokio::pin!(connecting);
+    // Of a server that answers at once the client need not be watched.
+    let first = poll_fn(|context| Poll::Ready(connecting.as_mut().poll(context)));
+    if let Poll::Ready(server) = first.await {
+        return answered(server);
+    }
+    let watched = match client.try_clone().and_then(TcpStream::from_std) {
+        Ok(watched) => watched,
+        Err(error) => {
+            inner.failed(&error);
+            return Err(CloseMode::Rst);
+        }
+    };
+    tokio::select! {
+        biased;
+        server = &mut connecting => answered(server),
         mode = control.told_to_close() => {
             // A server that has accepted by now may have sent something.
             let last = tokio::time::timeout(LAST_CHANCE, connecting).await;
@@ -407,19 +435,19 @@ async fn reach(inner: &Inner, control: &ConnectionControl, client: &TcpStream) -
             })
         }
         // A client that gives up while the server does not answer is not kept.
-        _ready = client.ready(Interest::ERROR) => Err(CloseMode::Rst),
+        _ready = watched.ready(Interest::ERROR) => Err(CloseMode::Rst),
     }
 }
 
 /// Carries a connection to a server that has been reached already, or is to be.
 async fn carry(inner: Arc<Inner>, (client, control): AcceptedClient, server: Option<Reached>) {
-    let client = match TcpStream::from_std(client) {
-        Ok(client) => client,
-        Err(error) => return unwatched(&inner, &control, &error),
-    };
     let reached = match server {
         Some(reached) => reached,
         None => reach(&inner, &control, &client).await,
+    };
+    let client = match TcpStream::from_std(client) {
+        Ok(client) => client,
+        Err(error) => return unwatched(&inner, &control, &error),
     };
     match reached.map(TcpStream::from_std) {
         Ok(Ok(server)) => carry_on(inner, control, client, server).await,

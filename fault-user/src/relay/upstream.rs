@@ -31,6 +31,9 @@ pub type Prepare = Arc<
         + Sync,
 >;
 
+/// Is told what a server answered: true when it accepted before connect(2) returned.
+pub type Answered = Arc<dyn Fn(SocketAddr, bool) + Send + Sync>;
+
 /// The server of a relay.
 #[derive(Clone)]
 pub enum UpstreamTarget {
@@ -49,6 +52,8 @@ pub struct Upstream {
     pub target: UpstreamTarget,
     /// What is done to the socket before.
     pub prepare: Option<Prepare>,
+    /// Who is to know what servers answer.
+    pub answered: Option<Answered>,
 }
 
 impl fmt::Debug for Upstream {
@@ -69,6 +74,7 @@ impl Upstream {
         Self {
             target: UpstreamTarget::Name(name.into()),
             prepare: None,
+            answered: None,
         }
     }
 
@@ -168,7 +174,13 @@ impl Upstream {
             }
             _ => None,
         };
-        let connected = match begin_to_connect(&socket, server)? {
+        let begun = begin_to_connect(&socket, server);
+        if let Some(answered) = &self.answered
+            && !begun.as_ref().is_err_and(is_about_source)
+        {
+            answered(server, matches!(begun, Ok(Begun::Connected)));
+        }
+        let connected = match begun? {
             Begun::Connected => Ok(socket.into()),
             Begun::Connecting => finish_connecting(socket).await,
         };

@@ -12,6 +12,7 @@ use aya::{Ebpf, Pod};
 
 use super::handshakes::{HandshakeEvents, Handshakes};
 use super::originals::{Originals, SharedMap};
+use super::prompt::Prompts;
 use super::served::Served;
 use crate::inject::services;
 use crate::inject::services::{Room, Table};
@@ -28,6 +29,7 @@ pub struct SteeringHooks {
     listeners: SockMap<MapData>,
     handshakes: Handshakes,
     served: Served,
+    prompts: Prompts,
     _links: Vec<CgroupLink>,
     /// Gives the relay connections of clients outside the cgroup.
     _lookup: OwnedFd,
@@ -78,6 +80,7 @@ impl SteeringHooks {
             listeners: listeners.try_into()?,
             handshakes,
             served,
+            prompts: Prompts::new(&mut ebpf)?,
             _links: links,
             _lookup: lookup,
             _ebpf: ebpf,
@@ -120,6 +123,12 @@ impl SteeringHooks {
     #[must_use]
     pub fn served(&self) -> &Served {
         &self.served
+    }
+
+    /// Servers that answer at once.
+    #[must_use]
+    pub const fn prompts(&self) -> &Prompts {
+        &self.prompts
     }
 
     /// The services themselves.

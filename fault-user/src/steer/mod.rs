@@ -7,6 +7,7 @@ pub mod front;
 mod handshakes;
 mod hooks;
 mod originals;
+mod prompt;
 pub mod reconnect;
 mod redirection;
 mod relays;
@@ -36,7 +37,7 @@ use hooks::SteeringHooks;
 use redirection::Registered;
 pub use redirection::{Redirection, SteeringScope};
 pub(crate) use relays::prepare;
-use relays::{RelayListeners, backlog};
+use relays::{RelayListeners, queue};
 
 /// Two threads suffice for the connections of one command.
 const WORKERS: usize = 2;
@@ -661,7 +662,8 @@ impl Shared {
     /// accepted them. A client that gives up stays in the queue, so nothing is missed between two calls.
     fn waiting(&self, number: usize) -> StreamHits {
         let redirected = &self.redirected[self.rules[number].target];
-        let waiting = redirected.listeners.iter().map(backlog).sum();
+        let listeners = redirected.listeners.iter();
+        let waiting = listeners.map(|one| queue(one).length).sum();
         let mut most = self
             .most_waiting
             .lock()

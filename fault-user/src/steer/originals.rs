@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::Pod;
 use aya::maps::{HashMap, MapData};
-use fault_common::abi::{Destination, Handshake, Original, alias};
+use fault_common::abi::{Destination, Handshake, Original, admitted, alias};
 
 use crate::relay::{Accepted, Pair};
 use crate::sys::net::ip_address;
@@ -22,18 +22,20 @@ pub struct Originals {
 }
 
 impl Originals {
-    /// The original destination of a connection that the listener at `relay` accepted.
+    /// The original destination of a connection that the listener at `relay` accepted, and whether its client was
+    /// admitted at once.
     ///
     /// # Errors
     /// The connection was not redirected: a client connected to the relay directly.
-    pub fn of(&self, accepted: Accepted, relay: SocketAddr) -> io::Result<SocketAddr> {
+    pub fn of(&self, accepted: Accepted, relay: SocketAddr) -> io::Result<(SocketAddr, bool)> {
         let local = accepted.local;
         if local.port() != relay.port() || !is_relays(local.ip()) {
             // It came from outside and was given to the relay with its original address.
-            return Ok(local);
+            return Ok((local, false));
         }
         let original = Self::look_up(&self.handshakes, &handshake(accepted.client, local))?;
-        Ok(address(original.server))
+        let at_once = original.admitted == admitted::AT_ONCE;
+        Ok((address(original.server), at_once))
     }
 
     /// Lets the SYNs of a connection pass from now on.
@@ -47,7 +49,7 @@ impl Originals {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let mut original = handshakes.get(&key, 0).unwrap_or_default();
-        original.admitted = 1;
+        original.admitted = admitted::RELEASED;
         handshakes
             .insert(key, original, 0)
             .map_err(io::Error::other)

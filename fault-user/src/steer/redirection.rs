@@ -127,13 +127,15 @@ impl Redirection {
     /// What relays are made of.
     pub(super) fn maker(&self, seed: u64) -> Maker<'_> {
         let hooks = self.hooks();
-        let served = hooks.served().clone();
+        // Of all servers of the namespace none is registered.
+        let served = self.scope.is_some().then(|| hooks.served().clone());
         Maker {
             engine: &self.engine,
             seed,
             originals: &self.originals,
             handshakes: hooks.handshakes().clone(),
-            prepare: prepare(relay_mark(), self.marker.clone(), Some(served)),
+            prepare: prepare(relay_mark(), self.marker.clone(), served),
+            prompts: hooks.prompts().clone(),
             exchange: self.exchange.as_ref(),
         }
     }

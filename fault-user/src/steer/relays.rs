@@ -13,6 +13,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::handshakes::Handshakes;
 use super::originals::Originals;
+use super::prompt::{PromptService, Prompts};
 use super::served::Served;
 use crate::inject::injector::Marker;
 use crate::inject::names::LearnedAddresses;
@@ -40,6 +41,8 @@ pub struct Maker<'a> {
     pub handshakes: Handshakes,
     /// Prepares the sockets that the relays open.
     pub prepare: Prepare,
+    /// Servers that answer at once.
+    pub prompts: Prompts,
     /// The source of datagrams.
     pub exchange: Option<&'a Arc<Exchange>>,
 }
@@ -100,15 +103,24 @@ impl RelayListeners {
     ) -> Result<Vec<Arc<Relay>>> {
         let mut relays = Vec::new();
         let ordinals = Arc::default();
+        let listeners = self.streams.iter().flatten().map(TcpListener::try_clone);
+        let listeners = listeners.collect::<io::Result<_>>();
+        let prompt = maker
+            .prompts
+            .of_service(number, listeners.context("starting the relay")?);
         for listener in self.streams.iter().flatten() {
             let listener = listener.try_clone().context("starting the relay")?;
             let own = listener.local_addr()?;
             let originals = maker.originals.clone();
-            let target =
-                UpstreamTarget::Hook(Arc::new(move |accepted| originals.of(accepted, own)));
+            let clients = Arc::clone(&prompt);
+            let target = UpstreamTarget::Hook(Arc::new(move |accepted| {
+                let (server, at_once) = originals.of(accepted, own)?;
+                clients.begins(at_once);
+                Ok(server)
+            }));
             let handshakes = maker.handshakes.clone();
             let listen = Listen::TcpHook(Arc::new(move || handshakes.hold(listener.try_clone()?)));
-            relays.push(maker.relay((number, title), listen, target, &ordinals));
+            relays.push(maker.relay((number, title), listen, (target, &prompt), &ordinals));
         }
         if let Some(number) = packets {
             let exchange = maker
@@ -118,7 +130,7 @@ impl RelayListeners {
             relays.push(maker.relay(
                 (number, title),
                 listen,
-                UpstreamTarget::OriginalDestination,
+                (UpstreamTarget::OriginalDestination, &prompt),
                 &ordinals,
             ));
         }
@@ -154,7 +166,7 @@ impl Maker<'_> {
         &self,
         (number, title): (usize, &str),
         listen: Listen,
-        target: UpstreamTarget,
+        (target, prompt): (UpstreamTarget, &Arc<PromptService>),
         ordinals: &Arc<AtomicU64>,
     ) -> Arc<Relay> {
         let settings = Settings {
@@ -165,6 +177,7 @@ impl Maker<'_> {
             upstream: Upstream {
                 target,
                 prepare: Some(Arc::clone(&self.prepare)),
+                answered: Some(prompt.answered()),
             },
             udp_idle: Settings::UDP_IDLE,
             ordinals: Arc::clone(ordinals),
@@ -188,8 +201,17 @@ pub fn prepare(number: u32, marker: Option<Marker>, served: Option<Served>) -> P
     })
 }
 
-/// The number of connections that wait to be accepted; 0 if unknown.
-pub fn backlog(listener: &TcpListener) -> u64 {
+/// The connections that wait at a listener to be accepted.
+#[derive(Default)]
+pub struct Queue {
+    /// How many there are.
+    pub length: u64,
+    /// How many there may be.
+    pub limit: u64,
+}
+
+/// The queue of a listener; an empty one without room if unknown.
+pub fn queue(listener: &TcpListener) -> Queue {
     // SAFETY: all zeros is a value of this structure of integers.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = u32::try_from(size_of_val(&info)).unwrap_or(0);
@@ -203,11 +225,13 @@ pub fn backlog(listener: &TcpListener) -> u64 {
             &raw mut length,
         )
     };
-    // For a listening socket the kernel reports the queue's length in this field.
-    if status == 0 {
-        info.tcpi_unacked.into()
-    } else {
-        0
+    if status != 0 {
+        return Queue::default();
+    }
+    // For a listening socket the kernel reports the queue in these fields.
+    Queue {
+        length: info.tcpi_unacked.into(),
+        limit: info.tcpi_sacked.into(),
     }
 }
 

@@ -156,6 +156,7 @@ fn a_client_of_the_server_is_reset_when_that_refuses() {
     rewire_to_nobody(&bed, |closed| Upstream {
         target: UpstreamTarget::Hook(Arc::new(move |_| Ok(closed))),
         prepare: None,
+        answered: None,
     });
     // The reset may come before connect(2) has returned.
     match TcpStream::connect(bed.address()) {

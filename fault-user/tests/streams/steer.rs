@@ -16,7 +16,9 @@ use fault_user::relay::{
     pair,
 };
 use fault_user::sys::process::netns::NetworkNamespace;
-use nix::unistd::Uid;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{Pid, Uid};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
@@ -1374,6 +1376,124 @@ fn a_client_that_waits_for_its_server_connects_when_the_rules_end() {
         .unwrap()
         .expect("the server has accepted");
     accepting.join().unwrap();
+}
+
+/// A server at port 7000 with a queue for so many clients, which it does not accept by itself.
+fn queueing(backlog: i32) -> (Socket, SocketAddr) {
+    let server = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], 7000));
+    server.set_reuse_address(true).unwrap();
+    server.bind(&address.into()).unwrap();
+    server.listen(backlog).unwrap();
+    (server, address)
+}
+
+/// A client that does not wait until it has connected.
+fn connecting(address: SocketAddr) -> TcpStream {
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let begun = client.connect(&address.into()).unwrap_err();
+    assert_eq!(begun.raw_os_error(), Some(libc::EINPROGRESS));
+    client.into()
+}
+
+#[test]
+fn connections_in_a_row_do_not_wait_for_the_relay() {
+    if !can_redirect_the_host() {
+        return;
+    }
+    enter_fresh();
+    let (server, address) = queueing(1024);
+    let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    let pid = Pid::from_raw(i32::try_from(applied.pid()).unwrap());
+    let connects_while_it_stands_still = || {
+        // The relay has just connected to the server.
+        let _first = TcpStream::connect(address).unwrap();
+        kill(pid, Signal::SIGSTOP).unwrap();
+        waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+        // Over loopback the client is connected on return, or has to wait for the relay.
+        let is_connected = connecting(address).peer_addr().is_ok();
+        kill(pid, Signal::SIGCONT).unwrap();
+        is_connected
+    };
+    wait_for(
+        connects_while_it_stands_still,
+        "a connection without the relay",
+    );
+    drop(server);
+    applied.end();
+}
+
+#[test]
+fn servers_see_connections_in_the_order_in_which_they_are_opened() {
+    if !can_redirect_the_host() {
+        return;
+    }
+    enter_fresh();
+    let (server, address) = queueing(1024);
+    let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    let open = |_| TcpStream::connect(address).unwrap();
+    let clients: Vec<TcpStream> = (0..300).map(open).collect();
+    for (number, client) in clients.iter().enumerate() {
+        let (_, from) = server.accept().unwrap();
+        let from = from.as_socket().unwrap();
+        assert_eq!(from, client.local_addr().unwrap(), "client {number}");
+    }
+    drop(clients);
+    applied.end();
+}
+
+#[test]
+fn a_full_queue_takes_no_more_clients_than_without_a_rule() {
+    // The kernel lets one more in than it is asked for.
+    const BACKLOG: i32 = 60;
+    if !can_redirect_the_host() {
+        return;
+    }
+    enter_fresh();
+    let (_server, address) = queueing(BACKLOG);
+    let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host --drain 0s");
+    let table = || std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let is_opening = |line: &str| line.contains("0100007F:1B58 02 ");
+    let mut clients = Vec::new();
+    loop {
+        let client = connecting(address);
+        let mut is_connected = false;
+        let is_answered = || {
+            is_connected = client.peer_addr().is_ok();
+            is_connected || table().lines().any(is_opening)
+        };
+        wait_for(is_answered, "the client's connection or the relay's SYN");
+        if !is_connected {
+            break;
+        }
+        clients.push(client);
+    }
+    assert_eq!(clients.len(), usize::try_from(BACKLOG).unwrap() + 1);
+    drop(clients);
+    applied.end();
+}
+
+#[test]
+fn a_server_that_is_gone_refuses_at_once() {
+    if !can_redirect_the_host() {
+        return;
+    }
+    enter_fresh();
+    let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host");
+    for _ in 0..20 {
+        let (server, address) = queueing(1024);
+        for _ in 0..5 {
+            TcpStream::connect(address).unwrap();
+            server.accept().unwrap();
+        }
+        drop(server);
+        assert_eq!(
+            refusal("127.0.0.1:7000").kind(),
+            ErrorKind::ConnectionRefused
+        );
+    }
+    applied.end();
 }
 
 #[test]

@@ -144,6 +144,37 @@ pub struct SocketOwner {
 /// # Errors
 /// When the kernel can't be asked (no `CONFIG_INET_DIAG`) or answers what can't be read.
 pub fn owner(local: SocketAddr, remote: SocketAddr) -> Result<Option<SocketOwner>> {
+    let header = find(&mut Netlink::sock_diag()?, local, remote)?;
+    let exact = header.filter(|header| {
+        let id = &header.socket_id;
+        header.inode != 0 && (id.source_port, id.destination_port) == (local.port(), remote.port())
+    });
+    Ok(exact.map(|header| SocketOwner {
+        uid: header.uid,
+        inode: header.inode.into(),
+    }))
+}
+
+/// How many more connections fit into the queue of the TCP socket that listens at `address` (or at all addresses), in the
+/// network namespace of `netlink`; nothing when none listens.
+///
+/// # Errors
+/// When the kernel can't be asked (no `CONFIG_INET_DIAG`) or answers what can't be read.
+pub fn room_at(netlink: &mut Netlink, address: SocketAddr) -> Result<Option<u32>> {
+    // No connection comes from port 0, so only a listener is found.
+    let nobody = SocketAddr::new(address.ip(), 0);
+    let header = find(netlink, address, nobody)?;
+    let listener = header.filter(|header| TcpState::from(header.state) == TcpState::Listen);
+    // Of a listener the kernel gives the length of its queue, and its limit, in these fields.
+    Ok(listener.map(|header| header.send_queue.saturating_sub(header.recv_queue)))
+}
+
+/// Looks up the TCP socket with these addresses, or the one that listens at `local`.
+fn find(
+    netlink: &mut Netlink,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> Result<Option<InetResponseHeader>> {
     let (local_ip, remote_ip) = (local.ip().to_canonical(), remote.ip().to_canonical());
     let family = if local_ip.is_ipv4() {
         AF_INET
@@ -165,18 +196,10 @@ pub fn owner(local: SocketAddr, remote: SocketAddr) -> Result<Option<SocketOwner
             cookie: [0xff; 8],
         },
     });
-    let found = Netlink::sock_diag()?.get(request, |payload| {
+    let found = netlink.get(request, |payload| {
         InetResponseHeader::parse(payload).context("a malformed sock_diag answer")
     });
-    let header = found.context("can't look a socket up (CONFIG_INET_DIAG)")?;
-    let exact = header.filter(|header| {
-        let id = &header.socket_id;
-        header.inode != 0 && (id.source_port, id.destination_port) == (local.port(), remote.port())
-    });
-    Ok(exact.map(|header| SocketOwner {
-        uid: header.uid,
-        inode: header.inode.into(),
-    }))
+    found.context("can't look a socket up (CONFIG_INET_DIAG)")
 }
 
 fn request(protocol: Transport, family: u8) -> SockDiagMessage {
