@@ -170,7 +170,7 @@ fn netem(name: &str, words: &[&str]) -> Option<String> {
             "jitter" => spread = format!("~{}", with(value, "ms")),
             _ if is_middle && middle.is_empty() => middle = with(value, unit),
             _ if is_shape && Distribution::from_word(value).is_some() => {
-                shape = format!(",{value}")
+                shape = format!(",{value}");
             }
             "" if value.ends_with('%') => correlation = format!(",corr:{value}"),
             "" if spread.is_empty() && is_time(&with(value, "ms")) => {
@@ -403,7 +403,7 @@ pub(super) fn several_faults(text: &str) -> Option<RuleError> {
         let mut rules: Vec<String> = Vec::new();
         for word in words {
             match rules.last_mut() {
-                Some(rule) if !is_fault(word) => *rule += &format!(" {word}"),
+                Some(rule) if !is_fault(word) => rule.extend([" ", word]),
                 _ => rules.push(format!("{target} {word}")),
             }
         }

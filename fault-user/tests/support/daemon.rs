@@ -85,7 +85,7 @@ impl Daemon {
         thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 eprintln!("{line}");
-                *all.lock().unwrap() += &format!("{line}\n");
+                all.lock().unwrap().extend([line.as_str(), "\n"]);
             }
         });
         Self { child, api, said }

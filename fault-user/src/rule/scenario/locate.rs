@@ -117,7 +117,8 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
             show(&path)
         },
         error: Box::new(
-            in_value.unwrap_or_else(|| RuleError::of_line(String::new(), &advised(native.message))),
+            in_value
+                .unwrap_or_else(|| RuleError::of_line(String::new(), &advised(&native.message))),
         ),
     })
 }
@@ -158,7 +159,7 @@ pub(super) fn excerpt(text: &str, place: Option<Place>, error: RuleError) -> Rul
 }
 
 /// A reader's message with the nearest of the fields that it lists, or with the form of a list.
-fn advised(message: String) -> String {
+fn advised(message: &str) -> String {
     // YAML's reader, and those of JSON and TOML.
     if message.ends_with("expected sequence start") || message.ends_with("expected a sequence") {
         return format!("{message}: write each rule on a line of its own, after `- `");
