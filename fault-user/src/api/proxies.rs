@@ -548,7 +548,8 @@ pub struct Proxies {
 
 impl Proxies {
     /// Starts without proxies. `seed` is the random seed, `udp_idle` the time after which a silent UDP client is
-    /// removed; rules that match `api_port` need force.
+    /// removed; rules that match `api_port` need force. With `trace` a line for each packet says what the packet rules
+    /// do with it.
     ///
     /// # Errors
     /// The thread for packet rules can't be started.
@@ -558,13 +559,14 @@ impl Proxies {
         udp_idle: Duration,
         events: EventChannel,
         api_port: Option<u16>,
+        trace: bool,
     ) -> anyhow::Result<Self> {
         Ok(Self {
             engine,
             seed,
             udp_idle,
             events,
-            rules: Arc::new(StandingRules::new(seed, api_port)?),
+            rules: Arc::new(StandingRules::new(seed, api_port, trace)?),
             front: Mutex::new(None),
             by_name: RwLock::default(),
             changing: Mutex::new(()),

@@ -105,11 +105,19 @@ enum Add {
         #[arg(long, default_value = "downstream")]
         stream: String,
         /// The fraction of connections that it applies to, 0 to 1
-        #[arg(long, default_value_t = 1.0)]
+        #[arg(long, default_value_t = 1.0, value_parser = parse_toxicity)]
         toxicity: f64,
         #[command(flatten)]
         asked: AskedArgs,
     },
+}
+
+/// Parses a fraction from 0 to 1.
+fn parse_toxicity(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(fraction) if (0.0..=1.0).contains(&fraction) => Ok(fraction),
+        _ => Err("it is no fraction from 0 to 1".to_owned()),
+    }
 }
 
 /// Which connections a toxic applies to, by what their clients ask for.
@@ -280,6 +288,12 @@ fn known_kind(kind: &str) -> anyhow::Result<Option<RelayFault>> {
     if fault.is_some() || catalog::spec(kind).is_some() {
         return Ok(fault);
     }
+    if let Some((name, value)) = kind.split_once('=')
+        && let Some(fault) = RelayFault::of_kind(name)
+    {
+        let first = fault.attribute_names().first().unwrap_or(&"NAME");
+        bail!("the type and its attributes are words of their own\nhelp: {name} {first}={value}");
+    }
     bail!(
         "unknown toxic type `{kind}`{}: {}",
         did_you_mean(kind, RelayFault::KINDS),
@@ -295,9 +309,13 @@ fn did_you_mean(wrong: &str, names: &[&str]) -> String {
 
 /// Parses NAME=VALUE. The value is JSON if it parses as JSON, otherwise a string. A time may have a unit.
 fn attribute(text: &str, fault: Option<&RelayFault>) -> anyhow::Result<(String, Value)> {
-    let (name, value) = text
-        .split_once('=')
-        .with_context(|| format!("{text:?} is not an attribute: expected NAME=VALUE"))?;
+    let Some((name, value)) = text.split_once('=') else {
+        let first = fault.and_then(|fault| fault.attribute_names().first());
+        let name = first.copied().unwrap_or("NAME");
+        bail!(
+            "`{text}` is no attribute\nhelp: give each attribute as NAME=VALUE, such as {name}=200"
+        );
+    };
     let read = || serde_json::from_str(value).unwrap_or_else(|_not_json| json!(value));
     let Some(fault) = fault else {
         return Ok((name.to_owned(), read()));
@@ -305,6 +323,9 @@ fn attribute(text: &str, fault: Option<&RelayFault>) -> anyhow::Result<(String, 
     let names = fault.attribute_names();
     let lower = name.to_ascii_lowercase();
     let known = fault.canonical(&lower);
+    if !names.contains(&known) && ["stream", "toxicity", "name"].contains(&known) {
+        bail!("`{name}` is no attribute but an option\nhelp: --{known} {value}");
+    }
     if !names.contains(&known) {
         bail!(
             "{} has no attribute `{name}`{}: it has {}",
@@ -387,7 +408,14 @@ pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
             format!("/proxies/{}/toxics/{}", escaped(proxy), escaped(name))
         }
     };
-    call(&args.target, Method::DELETE, &path, None).map(|_| ())
+    call(&args.target, Method::DELETE, &path, None)
+        .map(|_| ())
+        .map_err(|error| {
+            if format!("{error:#}").ends_with("not found") {
+                return anyhow!("{error:#}\nhelp: `fault list` shows what there is");
+            }
+            error
+        })
 }
 
 /// Enables every proxy, removes every toxic and every rule.
@@ -541,6 +569,14 @@ async fn send(
     body: Option<&Value>,
 ) -> anyhow::Result<Incoming> {
     let (url, password) = split_password(target.url.trim_end_matches('/'));
+    if let Some(address) = url.strip_prefix("https://") {
+        bail!("the daemon's API has no TLS\nhelp: give its address as http://{address}");
+    }
+    if !url.contains(':') {
+        bail!(
+            "`{url}` has no port\nhelp: give the daemon's address as http://HOST:PORT or unix:PATH, such as http://{url}:8474"
+        );
+    }
     let unreached = |error: std::io::Error| {
         // The name of an error is enough, without its number.
         let why = error.to_string();

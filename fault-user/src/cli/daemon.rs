@@ -35,6 +35,7 @@ Examples:
   fault daemon --config toxiproxy.json
   sudo fault daemon --socket /run/fault.sock
   FAULT_TOKEN=secret fault daemon --listen 0.0.0.0:8474
+  sudo fault daemon -vv                # what the packet rules do with each packet
 
 `fault add`, `list`, `remove` and `stats` are its clients.";
 
@@ -134,12 +135,12 @@ fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
         .or_else(|error| text.parse().map(i64::cast_unsigned).map_err(|_| error))
 }
 
-/// Runs until SIGINT, SIGTERM or SIGHUP.
+/// Runs until SIGINT, SIGTERM or SIGHUP. `verbose` is the number of `-v`.
 ///
 /// # Errors
 ///
 /// The daemon can't start: an address is in use, or the config file is invalid.
-pub fn run(args: &DaemonArgs) -> anyhow::Result<()> {
+pub fn run(args: &DaemonArgs, verbose: u8) -> anyhow::Result<()> {
     EndSignals::heed()?;
     if args.toxiproxy_version == Some(true) {
         return tell::data(&format!("toxiproxy-server version {VERSION}\n"));
@@ -163,7 +164,8 @@ pub fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     let listener = listen(args)?;
     let port = listener.local_addr()?.port();
     let udp_idle = Duration::from_secs(args.udp_idle);
-    let proxies = Proxies::new(engine, seed, udp_idle, EventChannel::default(), Some(port))?;
+    let events = EventChannel::default();
+    let proxies = Proxies::new(engine, seed, udp_idle, events, Some(port), verbose >= 2)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -8,6 +8,9 @@ use clap_complete::Shell;
 use roff::{Roff, roman};
 
 use super::{Cli, Outcome, exit, help};
+use crate::relay::RelayFault;
+use crate::rule::catalog;
+use crate::rule::complete::{Candidate, candidates};
 use crate::sys::net::interfaces;
 use crate::sys::process::container::{self, RuntimePaths};
 use crate::tell;
@@ -18,9 +21,19 @@ pub struct CompletionsArgs {
     /// The shell.
     #[arg(required_unless_present = "names")]
     shell: Option<Shell>,
-    /// Print names instead, one a line: what the completions ask for.
+    /// Print names instead, one a line and what it is behind a tab: what the completions ask for.
     #[arg(long, value_name = "KIND", hide = true, conflicts_with = "shell")]
     names: Option<CompletedNames>,
+    /// What the names depend on: the rule as far as it is typed, or the type of the toxic.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        hide = true,
+        requires = "names",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    of: String,
 }
 
 /// Names that completions offer.
@@ -30,6 +43,10 @@ pub enum CompletedNames {
     Containers,
     /// The interfaces.
     Interfaces,
+    /// The rules that begin as the given one.
+    Rules,
+    /// The types of toxics, or the attributes of one.
+    Toxics,
 }
 
 impl CompletionsArgs {
@@ -45,6 +62,8 @@ impl CompletionsArgs {
             (Some(CompletedNames::Interfaces), _) => {
                 lines(interfaces::list()?.into_iter().map(|one| one.name))
             }
+            (Some(CompletedNames::Rules), _) => lines(rules(&self.of)),
+            (Some(CompletedNames::Toxics), _) => lines(toxics(&self.of)),
             (None, Some(shell)) => completions(shell)?,
             (None, None) => String::new(),
         };
@@ -57,8 +76,37 @@ fn lines(names: impl IntoIterator<Item = String>) -> String {
     names.into_iter().map(|name| name + "\n").collect()
 }
 
+/// The rules that begin as the word does, which is as a shell has it: behind a quote, or with a backslash before spaces.
+fn rules(word: &str) -> Vec<String> {
+    let rule = word.trim_start_matches(['"', '\'']).replace('\\', "");
+    let line = |one: Candidate| format!("{}\t{}", one.text, one.help);
+    candidates(&rule).into_iter().map(line).collect()
+}
+
+/// The types of toxics; of one, the starts of its attributes.
+fn toxics(kind: &str) -> Vec<String> {
+    match RelayFault::of_kind(kind) {
+        None => RelayFault::KINDS
+            .iter()
+            .map(|kind| described(kind))
+            .collect(),
+        Some(fault) => {
+            let names = fault.attribute_names().iter();
+            names.map(|name| format!("{name}=")).collect()
+        }
+    }
+}
+
+/// The type of a toxic, with what a rule of this name does.
+fn described(kind: &str) -> String {
+    match catalog::spec(kind) {
+        Some(spec) => format!("{kind}\t{}", spec.help),
+        None => kind.to_owned(),
+    }
+}
+
 /// The completions for a shell: of options as `clap_complete` knows them, and of what only the shell or this machine
-/// knows: the command after `--`, containers and interfaces.
+/// knows: the command after `--`, rules, toxics, containers and interfaces.
 fn completions(shell: Shell) -> anyhow::Result<String> {
     let mut buffer = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "fault", &mut buffer);
@@ -78,6 +126,11 @@ fn for_zsh(text: &str) -> String {
         ("--container=[", "_fault_containers"),
         ("--interface=[", "_fault_interfaces"),
         ("-i+[", "_fault_interfaces"),
+        ("'*-r+[", "_fault_rules"),
+        ("'*--rule=[", "_fault_rules"),
+        ("':rule -- ", "_fault_rules"),
+        ("':kind -- ", "_fault_toxics"),
+        ("'*::attributes -- ", "_fault_attributes"),
         ("'*::command -- ", "_normal"),
     ];
     let line = |line: &str| {
@@ -113,13 +166,13 @@ impl ManArgs {
     pub fn execute(self) -> Outcome {
         if let Some(folder) = self.out {
             clap_mangen::generate_to(Cli::command(), &folder)
-                .and_then(|()| std::fs::write(folder.join("fault-rules.7"), rules()))
+                .and_then(|()| std::fs::write(folder.join("fault-rules.7"), rules_page()))
                 .with_context(|| format!("can't write to {}", folder.display()))?;
             return Ok(exit::SUCCESS);
         }
         let page = match self.page.as_deref() {
             None => rendered(Cli::command())?,
-            Some("rules") => rules(),
+            Some("rules") => rules_page(),
             Some(name) => rendered(help::command(&[name.to_owned()])?)?,
         };
         tell::data(&String::from_utf8(page)?)?;
@@ -138,7 +191,7 @@ pub(super) fn rendered(command: Command) -> anyhow::Result<Vec<u8>> {
 }
 
 /// The page fault-rules(7): the text of `fault help rules`, as it is.
-fn rules() -> Vec<u8> {
+fn rules_page() -> Vec<u8> {
     const WIDTH: usize = 76;
     let mut page = Roff::new();
     page.control("TH", ["fault-rules", "7"]).control("nf", []);

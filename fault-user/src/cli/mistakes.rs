@@ -51,6 +51,16 @@ const OPTIONS: &[(&str, &[&str], &str)] = &[
         "the events are JSON already: fault events",
     ),
     (
+        "events",
+        &["-f", "--follow", "--watch", "-w"],
+        "`fault events` prints them as they come, until Ctrl-C: fault events",
+    ),
+    (
+        "stats",
+        &["--watch", "-w", "--follow", "-f"],
+        "`fault top` shows the figures live",
+    ),
+    (
         "explore",
         &["-r", "--rule"],
         "`fault explore` chooses the faults: leave -r out, or give rules of your own in a file with -f",
@@ -197,6 +207,11 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
             {
                 return Some((*instead).to_owned());
             }
+            if let ("remove", Some("all")) =
+                (command.as_str(), arguments.get(2).map(String::as_str))
+            {
+                return Some("`fault reset` removes every toxic and every packet rule".to_owned());
+            }
             if let ("remove", Some(name)) = (command.as_str(), arguments.get(2)) {
                 return Some(format!("say what to remove: fault remove proxy {name}"));
             }
@@ -211,6 +226,9 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
             let ContextValue::Strings(missing) = error.get(ContextKind::InvalidArg)? else {
                 return None;
             };
+            if let Some(form) = form(command, arguments) {
+                return Some(form);
+            }
             if let Some(options) = missing.iter().find(|one| one.contains("--")) {
                 let options = options.replace(['<', '>'], "").replace('|', ", ");
                 return Some(format!("give one of these as well: {options}"));
@@ -239,13 +257,22 @@ fn help(error: &clap::Error, arguments: &[String]) -> Option<String> {
             let ContextValue::String(wrong) = error.get(ContextKind::InvalidArg)? else {
                 return None;
             };
-            early(command, arguments)
+            dashed_rule(wrong, arguments)
+                .or_else(|| early(command, arguments))
                 .or_else(|| negative(wrong, arguments))
                 .or_else(|| option(command, wrong, arguments))
                 .or_else(|| words(command, wrong, arguments))
         }
         _ => None,
     }
+}
+
+/// The help for a rule that begins with a dash, as the options of iptables do.
+fn dashed_rule(wrong: &str, arguments: &[String]) -> Option<String> {
+    let at = arguments.iter().position(|word| word.starts_with(wrong))?;
+    let before = arguments[..at].last()?;
+    matches!(before.as_str(), "-r" | "--rule")
+        .then(|| "a rule is TARGET FAULT, without options: -r 'tcp:80 drop'".to_owned())
 }
 
 /// The help for options in front of their subcommand.
@@ -272,6 +299,11 @@ fn added(words: &[String]) -> Option<String> {
     let [proxy, fault, ..] = words else {
         return None;
     };
+    let is_kind = |word: &str| crate::relay::RelayFault::of_kind(word).is_some();
+    if is_kind(proxy) && !is_kind(fault.split('=').next()?) {
+        // The type came first.
+        return added(&[&[fault.clone(), proxy.clone()], &words[2..]].concat());
+    }
     let kind = fault.split('=').next()?;
     let names = crate::relay::RelayFault::of_kind(kind)?.attribute_names();
     let attributes = words[1..].iter().filter_map(|word| {
@@ -308,6 +340,26 @@ fn negative(wrong: &str, arguments: &[String]) -> Option<String> {
     Some((*help).to_owned())
 }
 
+/// The form of `fault add` and `fault remove` for a proxy, a toxic or a rule.
+fn form(command: &str, arguments: &[String]) -> Option<String> {
+    let form = match (command, arguments.get(2)?.as_str()) {
+        ("add", "proxy") => {
+            "fault add proxy NAME LISTEN UPSTREAM, such as fault add proxy redis 127.0.0.1:26379 127.0.0.1:6379"
+        }
+        ("add", "toxic") => {
+            "fault add toxic PROXY TYPE NAME=VALUE, such as fault add toxic redis latency latency=200"
+        }
+        ("add", "rule") => "fault add rule RULE, such as fault add rule 'tcp:5432 loss=30%'",
+        ("remove", "proxy") => "fault remove proxy NAME, such as fault remove proxy redis",
+        ("remove", "toxic") => {
+            "fault remove toxic PROXY NAME, such as fault remove toxic redis latency_downstream"
+        }
+        ("remove", "rule") => "fault remove rule NUMBER, such as fault remove rule 1",
+        _ => return None,
+    };
+    Some(form.to_owned())
+}
+
 fn option(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
     let name = wrong.split(['=', ' ']).next().unwrap_or(wrong);
     let mut rows = OPTIONS.iter();
@@ -315,17 +367,10 @@ fn option(command: &str, wrong: &str, arguments: &[String]) -> Option<String> {
     {
         return Some((*help).to_owned());
     }
-    if command == "add" && wrong.starts_with('-') {
-        let form = match arguments.get(2)?.as_str() {
-            "proxy" => {
-                "fault add proxy NAME LISTEN UPSTREAM, such as fault add proxy redis 127.0.0.1:26379 127.0.0.1:6379"
-            }
-            "toxic" => {
-                "fault add toxic PROXY TYPE NAME=VALUE, such as fault add toxic redis latency latency=200"
-            }
-            _ => return None,
-        };
-        return Some(form.to_owned());
+    if wrong.starts_with('-')
+        && let Some(form) = form(command, arguments)
+    {
+        return Some(form);
     }
     if !matches!(command, "run" | "inject") {
         return None;
@@ -571,6 +616,25 @@ mod tests {
         (&["daemon", "--listen", "8474"], "--listen 127.0.0.1:8474"),
         (&["remove", "rule", "x"], "fault remove rule 1"),
         (&["doctor", "now"], "`fault doctor --help`"),
+        (
+            &["run", "-r", "-p tcp --dport 80", "--", "x"],
+            "-r 'tcp:80 drop'",
+        ),
+        (&["remove", "all"], "`fault reset`"),
+        (
+            &["remove", "toxic", "redis"],
+            "fault remove toxic PROXY NAME",
+        ),
+        (
+            &["add", "proxy", "r", "26380"],
+            "fault add proxy NAME LISTEN UPSTREAM",
+        ),
+        (
+            &["add", "latency", "redis"],
+            "fault add toxic redis latency",
+        ),
+        (&["events", "-f"], "until Ctrl-C"),
+        (&["stats", "--watch"], "`fault top`"),
     ];
 
     #[test]

@@ -43,7 +43,7 @@ use crate::tell;
 )]
 pub struct Cli {
     /// Print more: the causes of an error, the verifier's log, how long each step of the
-    /// start and the end takes. `-vv` with `run` and `inject`
+    /// start and the end takes. `-vv` with `run`, `inject` and `daemon`
     /// prints a line for each packet that reaches a rule's port: what each rule did with it, and why.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -147,7 +147,7 @@ impl Cli {
             Command::Doctor(doctor) => doctor.execute(),
             Command::Clean(clean) => clean.execute(),
             Command::Demo(demo) => demo.execute(),
-            Command::Daemon(args) => Ok(daemon::run(&args).map(|()| exit::SUCCESS)?),
+            Command::Daemon(args) => Ok(daemon::run(&args, self.verbose).map(|()| exit::SUCCESS)?),
             Command::List(args) => Ok(client::list(&args).map(|()| exit::SUCCESS)?),
             Command::Add(args) => client::add(&args).map(|()| exit::SUCCESS),
             Command::Remove(args) => Ok(client::remove(&args).map(|()| exit::SUCCESS)?),
@@ -201,8 +201,9 @@ fn ours(arguments: impl IntoIterator<Item = OsString>, is_secured: bool) -> Vec<
     if arguments.get(1).is_some_and(|command| command == "daemon") {
         for argument in &mut arguments[2..] {
             let text = argument.to_string_lossy();
+            let is_verbose = text.trim_end_matches('v') == "-";
             let is_go = text.starts_with('-') && text[1..].starts_with(|c: char| c.is_alphabetic());
-            let dashed = if is_go && text.len() > 2 {
+            let dashed = if is_go && !is_verbose && text.len() > 2 {
                 format!("-{text}")
             } else {
                 text.into_owned()
@@ -307,8 +308,9 @@ mod tests {
             "--seed=-15",
             "-15",
             "-h",
+            "-vv",
         ];
-        let expected = ["--port", "9000", "--seed=-15", "-15", "-h"];
+        let expected = ["--port", "9000", "--seed=-15", "-15", "-h", "-vv"];
         assert_eq!(ours_of(&arguments)[2..], expected);
         let others = ["fault", "list", "-url", "x"];
         assert_eq!(ours_of(&others), others);

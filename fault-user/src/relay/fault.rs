@@ -228,9 +228,13 @@ impl RelayFault {
         let wrong = given
             .iter()
             .find(|one| self.of_same_kind(self.merged([*one])).is_err());
+        let error = error
+            .replace("expected f64", "expected a number")
+            .replace("expected i64", "expected a whole number")
+            .replace("expected u64", "expected a whole number");
         match wrong {
             Some((name, _)) => format!("attributes.{name}: {error}"),
-            None => error.to_owned(),
+            None => error,
         }
     }
 

@@ -54,7 +54,7 @@ svg text.broke { fill: var(--broke); font-weight: 600; } svg.narrow { display: n
   .cards td { border: 0; padding: .1rem 0 .1rem 1.5rem; text-align: left !important; overflow-wrap: anywhere; }
   .cards td.mark { position: absolute; left: .3rem; padding: .1rem 0; width: auto; } .cards td:empty { display: none; }
   .cards td[data-label]::before { content: attr(data-label) ' '; color: var(--dim); font-size: .85rem; }
-  .cards td br { display: none; } .cards td br + .dim { margin-left: .4rem; } .cards tr.failed { background: var(--badpaper); }
+  .cards td br { display: none; } .cards td br + span { margin-left: .4rem; } .cards tr.failed { background: var(--badpaper); }
   .cards tr.failed td { background: none; } .cards td.n { display: inline-block; }
 }
 ";

@@ -155,7 +155,7 @@ impl<'a> Args<'a> {
         value: Piece<'a>,
         piece: Piece<'a>,
     ) -> Result<(), RuleError> {
-        let value = read(param, value)?;
+        let value = read(param, value).map_err(|error| with_unit(value, param.kind, error))?;
         self.insert(param, value, piece)
     }
 
@@ -335,12 +335,26 @@ pub(super) fn read(param: &'static Param, piece: Piece<'_>) -> Result<Value, Rul
                         .expected(one_of(words))
                         .nearest(piece.text(), words.iter().copied())
                         .suggest_some(
-                            dictionary::look_up(dictionary::REPLIES, piece.text())
+                            dictionary::look_up(dictionary::WORDS, piece.text())
                                 .filter(|meant| words.contains(meant)),
                         )
                 })
         }
     }
+}
+
+/// The error for a value without a unit, with the one that is most probably meant.
+fn with_unit(value: Piece<'_>, kind: ValueKind, error: RuleError) -> RuleError {
+    let unit = match kind {
+        ValueKind::Duration => "ms",
+        // As Toxiproxy's rates.
+        ValueKind::Rate => "kB/s",
+        _ => return error,
+    };
+    if error.message.ends_with("has no unit") {
+        return error.suggest(format!("{}{unit}", value.text()));
+    }
+    error
 }
 
 /// `a, b or c`.

@@ -31,7 +31,60 @@ pub(super) const FAULTS: &[Hint] = &[
     ("mangle", "corrupt"),
     ("fail", "error"),
     ("http_delay", "latency"),
+    ("fixed_delay", "latency"),
+    ("fixedDelay", "latency"),
     ("replace", "substitute"),
+    ("network_delay", "delay"),
+    ("networkdelay", "delay"),
+    ("network_loss", "loss"),
+    ("networkloss", "loss"),
+    ("network_corrupt", "corrupt"),
+    ("network_duplicate", "duplicate"),
+    ("network_partition", "blackhole"),
+    ("network_bandwidth", "rate"),
+    ("ratelimit", "rate"),
+    ("rate_limit", "rate"),
+    ("speed", "rate"),
+    ("mss", "mtu"),
+    ("disable", "down"),
+    ("enabled", "down"),
+    ("stop", "down"),
+    ("crash", "down"),
+    ("restart", "down for=5s"),
+    ("fin", "slow_close=200ms"),
+];
+
+/// Faults on streams, and the one that does so to queries of DNS.
+pub(super) const DNS_FAULTS: &[Hint] = &[
+    ("error", "servfail"),
+    ("fail", "servfail"),
+    ("random", "servfail"),
+    ("latency", "delay"),
+    ("timeout", "blackhole"),
+    ("redirect", "answer"),
+    ("a", "answer"),
+    ("aaaa", "answer"),
+];
+
+/// Words that introduce the name of a fault: `action=delay`, `toxic=latency`.
+pub(super) const INTRODUCTIONS: &[&str] = &["fault", "action", "toxic", "type", "effect", "chaos"];
+
+/// What stands in front of a port elsewhere, and the protocol that carries it.
+pub(super) const OVER: &[Hint] = &[
+    ("http", "tcp"),
+    ("https", "tcp"),
+    ("http2", "tcp"),
+    ("h2", "tcp"),
+    ("tls", "tcp"),
+    ("ssl", "tcp"),
+    ("ws", "tcp"),
+    ("wss", "tcp"),
+    ("grpc", "tcp"),
+    ("http3", "udp"),
+    ("h3", "udp"),
+    ("quic", "udp"),
+    ("dtls", "udp"),
+    ("ip", "any"),
 ];
 
 /// Faults that need an argument, each with one.
@@ -46,16 +99,22 @@ pub(super) const EXAMPLES: &[Hint] = &[
     ("slot", "slot=10ms,50ms"),
     ("mtu", "mtu=1400"),
     ("profile", "profile=lte"),
+    ("answer", "answer=10.0.0.9"),
+    ("error", "error=http:503"),
+    ("coalesce", "coalesce=4KiB,20ms"),
+    ("substitute", "substitute=old,new"),
 ];
 
-/// What `reject` answers.
-pub(super) const REPLIES: &[Hint] = &[
+/// Values of arguments that are words: what `reject` answers, how delays are distributed.
+pub(super) const WORDS: &[Hint] = &[
     ("tcp-reset", "rst"),
     ("reset", "rst"),
     ("icmp-port-unreachable", "icmp-port"),
     ("icmp-host-unreachable", "icmp-host"),
     ("icmp-net-unreachable", "icmp-host"),
     ("icmp-admin-prohibited", "icmp-admin"),
+    ("gaussian", "normal"),
+    ("gauss", "normal"),
 ];
 
 /// Faults with an argument that is another fault's; `{}` stands for it.
@@ -66,6 +125,9 @@ pub(super) const FORMS: &[Hint] = &[
     ("http", "error=http:{}"),
     ("status", "error=http:{}"),
     ("abort", "error=http:{}"),
+    ("httpStatus", "error=http:{}"),
+    ("http_status", "error=http:{}"),
+    ("code", "error=http:{}"),
 ];
 
 /// Link profiles.
@@ -82,6 +144,15 @@ pub(super) const MODIFIERS: &[Hint] = &[
     ("chance", "p"),
     ("prob", "p"),
     ("percent", "p"),
+    ("percentage", "p"),
+    ("share", "p"),
+    ("max", "first"),
+    ("once", "first=1"),
+    ("twice", "first=2"),
+    ("tcp_flags", "match"),
+    ("flag", "match"),
+    ("state", "match=syn"),
+    ("ctstate", "match=syn"),
     ("duration", "for"),
     ("during", "for"),
     ("start", "at"),
@@ -97,6 +168,63 @@ pub(super) const MODIFIERS: &[Hint] = &[
     ("distribution", "dist"),
     ("repeat", "period"),
     ("gemodel", "loss=ge(1%,10%)"),
+];
+
+/// What stands elsewhere than behind the fault: the words for it, and where it stands.
+pub(super) const ELSEWHERE: &[(&[&str], &str)] = &[
+    (
+        &[
+            "src",
+            "source",
+            "saddr",
+            "from",
+            "dst",
+            "destination",
+            "daddr",
+            "to",
+            "ip",
+            "address",
+            "addr",
+            "cidr",
+            "remote",
+        ],
+        "the address in the target, such as `tcp:10.0.0.5:80 drop`",
+    ),
+    (
+        &["port", "ports", "dport", "sport"],
+        "the port in the target, such as `tcp:80 drop`",
+    ),
+    (
+        &["proto", "protocol"],
+        "the protocol in the target, such as `udp:53 drop`",
+    ),
+    (
+        &["target", "selector", "name"],
+        "the target in front of the fault; `--target NAME=TARGET` gives it a name",
+    ),
+    (&["seed"], "the option `--seed 42` for all rules"),
+    (
+        &["container", "pod"],
+        "the option `--container NAME` for all rules",
+    ),
+    (
+        &["pid", "process", "uid", "user", "owner"],
+        "the option `--pid PID` or `--cgroup DIR` for all rules",
+    ),
+    (
+        &["interface", "iface", "dev", "device"],
+        "the option `-i NAME` for all rules",
+    ),
+    (
+        &[
+            "path", "url", "uri", "method", "route", "endpoint", "header",
+        ],
+        "`error=http:503,query:/api`, the only fault that selects requests by their text",
+    ),
+    (
+        &["cron", "schedule"],
+        "a period and the length of each repetition, such as `period=1m for=5s`",
+    ),
 ];
 
 /// Modifiers that count packets, and the one that takes a time in their place.
@@ -162,6 +290,22 @@ pub(super) const SIZE_UNITS: &[Hint] = &[
     ("gi", "GiB"),
     ("byte", ""),
     ("bytes", ""),
+];
+
+/// Fields of scenario files.
+pub(super) const FIELDS: &[Hint] = &[
+    ("faults", "rules"),
+    ("toxics", "rules"),
+    ("experiments", "rules"),
+    ("duration", "for"),
+    ("length", "for"),
+    ("timeout", "for"),
+    ("exit_code", "exit"),
+    ("exitcode", "exit"),
+    ("probes", "probe"),
+    ("health", "probe"),
+    ("assert", "expect"),
+    ("expectations", "expect"),
 ];
 
 /// Well-known services and their ports: the names of the IANA registry, and those that people use.
@@ -234,6 +378,18 @@ pub(super) fn look_up(table: &[Hint], word: &str) -> Option<&'static str> {
 pub(super) fn service_port(name: &str) -> Option<&'static str> {
     let (_, port) = service(name)?.split_once(':')?;
     Some(port)
+}
+
+/// The well-known services with a port, each port once, and that port as a target.
+pub(super) fn ports() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let is_port = |(_, target): &&Hint| target.contains(':');
+    let all = SERVICES.iter().enumerate();
+    let first =
+        |(at, (_, target)): &(usize, &Hint)| SERVICES[..*at].iter().all(|one| one.1 != *target);
+    all.filter(first)
+        .map(|(_, hint)| hint)
+        .filter(is_port)
+        .copied()
 }
 
 /// The usual target of a well-known service, such as `tcp:80`, or of all traffic.

@@ -9,6 +9,8 @@ mod asked;
 pub mod catalog;
 mod check;
 mod complaint;
+pub mod complete;
+
 pub mod conflict;
 mod dictionary;
 mod error;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::asked::{self, Asked, NamePattern};
+use super::catalog;
 use super::complaint::{Complaint, MAX_TIME_NS};
 use super::error::{Piece, RuleError};
 use super::sample::HostShare;
@@ -258,7 +259,7 @@ impl PacketKinds {
     pub const RST: Self = Self(1 << 4);
 
     /// The kinds and their words.
-    const ALL: [(Self, &'static str); 5] = [
+    pub(super) const ALL: [(Self, &'static str); 5] = [
         (Self::SYN, "syn"),
         (Self::DATA, "data"),
         (Self::ACK, "ack"),
@@ -507,6 +508,17 @@ pub(super) fn modifier(key: &str) -> Option<&'static ModifierSpec> {
     MODIFIERS.iter().find(|m| m.key == key || m.name == key)
 }
 
+/// The words that are the values of a key; none where it takes others.
+pub(super) fn words(key: &str) -> Vec<&'static str> {
+    match key {
+        "count" => CountScope::WORDS.to_vec(),
+        "match" => PacketKinds::ALL.map(|(_, word)| word).to_vec(),
+        "type" => QueryType::WORDS.to_vec(),
+        "dir" => Direction::WORDS.to_vec(),
+        _ => Vec::new(),
+    }
+}
+
 /// Modifiers while they are read.
 #[derive(Default)]
 pub(super) struct ModifierReader<'a> {
@@ -562,12 +574,16 @@ impl<'a> ModifierReader<'a> {
             "size" => to.size = Some(Bounds::read(value, 0, units::size)?),
             "type" => {
                 let find = |word: &str| QueryType::from_word(&word.to_ascii_uppercase());
-                to.query_type = Some(word(value, QueryType::WORDS, find)?);
+                let is_fault = catalog::spec(value.text()).is_some();
+                // As Toxiproxy has it.
+                let meant = is_fault.then(|| format!("fault: {}", value.text()));
+                let kind = word(value, QueryType::WORDS, find);
+                to.query_type = Some(kind.map_err(|error| error.suggest_some(meant))?);
             }
             "dir" => to.direction = word(value, Direction::WORDS, Direction::from_word)?,
-            "at" => to.at_ns = units::duration(value)?,
-            "for" => to.for_ns = Some(units::duration(value)?),
-            "period" => to.period_ns = Some(units::duration(value)?),
+            "at" => to.at_ns = units::seconds(value)?,
+            "for" => to.for_ns = Some(units::seconds(value)?),
+            "period" => to.period_ns = Some(units::seconds(value)?),
             "duty" => to.duty = Some(units::probability(value)?),
             _ => {
                 if !matches!(value.text(), "" | "true") {

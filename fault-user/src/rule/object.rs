@@ -12,6 +12,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::args::{self, Args, Value};
 use super::catalog::{self, MIX};
+use super::dictionary::{FAULTS, MODIFIERS as MODIFIERS_MEANT, look_up};
 use super::error::{Piece, RuleError, nearest};
 use super::faults::Fault;
 use super::modifier::{MODIFIERS, ModifierReader, ModifierSpec, modifier};
@@ -121,7 +122,12 @@ fn told<E: serde::de::Error>(error: &RuleError) -> E {
 
 /// The error for a field that there is none of.
 fn unknown_field<E: serde::de::Error>(field: &str, known: &[&'static str]) -> E {
-    let near = nearest(field, known.iter().copied());
+    // Its name here, not the short one of the one-line form.
+    let other = look_up(MODIFIERS_MEANT, field).and_then(modifier);
+    let other = other
+        .map(|spec| spec.name)
+        .filter(|name| known.contains(name));
+    let near = other.or_else(|| nearest(field, known.iter().copied()));
     let hint = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
     E::custom(format!(
         "unknown field `{field}`: expected {}{hint}",
@@ -292,7 +298,7 @@ impl<'de> Visitor<'de> for FaultVisitor {
             fault
         } else {
             let Some(spec) = catalog::spec(&name) else {
-                let near = nearest(&name, catalog::names());
+                let near = look_up(FAULTS, &name).or_else(|| nearest(&name, catalog::names()));
                 let hint = near.map_or(String::new(), |near| format!(": did you mean `{near}`?"));
                 return Err(A::Error::custom(format!("unknown fault `{name}`{hint}")));
             };

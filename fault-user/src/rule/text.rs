@@ -7,7 +7,6 @@ use super::args::{self, Args};
 use super::catalog::{self, MIX};
 use super::check;
 use super::complaint::Complaint;
-use super::dictionary;
 use super::error::{Piece, RuleError};
 use super::faults::Fault;
 use super::hints;
@@ -233,8 +232,18 @@ pub(super) fn fault(piece: Piece<'_>) -> Result<Fault, RuleError> {
 }
 
 /// The error for a word that is no modifier; `before` are the fault and what belongs to it.
-fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>, before: Piece<'_>) -> RuleError {
-    let key = word.split_once(&['=']).map_or(word, |(key, _)| key);
+fn unknown_modifier(
+    word: Piece<'_>,
+    next: Option<&Piece<'_>>,
+    reader: &FaultReader<'_>,
+    before: Piece<'_>,
+) -> RuleError {
+    let (key, value) = match word.split_once(&['=']) {
+        Some((key, value)) => (key, Some(value.text())),
+        None => (word, None),
+    };
+    let value = value.or(next.map(Piece::text));
+    let meant = hints::modifier_for(key.text(), value);
     let keys = MODIFIERS.iter().map(|m| m.key);
     let names: Vec<_> = keys.chain(reader.names()).collect();
     if let Some(spec) = catalog::spec(key.text()) {
@@ -245,11 +254,13 @@ fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>, before: Piece<'_>
     if let Some(spec) = modifier(key.text()) {
         if spec.key != key.text() {
             let message = format!("`{}` is the name in the object form", spec.name);
-            return key.error(message).suggest(spec.key);
+            return word.error(message).suggest_some(meant);
         }
+        let example = format!("{}={}", spec.key, spec.value);
+        let meant = meant.filter(|meant| meant.contains('=')).unwrap_or(example);
         return key
             .error(format!("`{}` needs a value", spec.key))
-            .suggest(format!("{}={}", spec.key, spec.value));
+            .suggest(meant);
     }
     if let Some(error) = hints::detached(before, word) {
         return error;
@@ -258,11 +269,16 @@ fn unknown_modifier(word: Piece<'_>, reader: &FaultReader<'_>, before: Piece<'_>
         let error = word.error(format!("a second target `{}` in one rule", word.text()));
         return error.expected("a rule for each target");
     }
-    key.error(format!("unknown modifier `{}`", key.text()))
-        .expected("p, first, after, nth, every, range, count, conn, hosts, sni, host, alpn, match, size, dir, at, for, period, duty or reconnect")
-        .nearest(key.text(), names)
-        .suggest_some(dictionary::look_up(dictionary::MODIFIERS, key.text()))
-        .suggest_some(hints::bare_value(word.text()))
+    let message = format!("unknown modifier `{}`", key.text());
+    let meant = hints::bare_value(word.text()).or(meant);
+    if let Some(meant) = meant {
+        return word.error(message).suggest(meant);
+    }
+    let error = key.error(message).nearest(key.text(), names);
+    if error.suggestion.is_some() {
+        return error;
+    }
+    hints::elsewhere(key, error.expected("p, first, after, nth, every, range, count, conn, hosts, sni, host, alpn, match, size, dir, at, for, period, duty or reconnect"))
 }
 
 /// The error for a fault in front of its target, and for a target of two words.
@@ -347,6 +363,10 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
         return Err(error);
     }
     let target = target_ref(target_word)?;
+    let is_dns = target_word.text() == "dns" || target_word.text().starts_with("dns:");
+    if is_dns && let Some(error) = hints::dns_fault(fault_word) {
+        return Err(error);
+    }
     let (fault_reader, reader) = with_modifiers(fault_word, rest)?;
     let rule = Rule {
         target,
@@ -364,6 +384,11 @@ pub(super) fn rule(text: &str) -> Result<Rule, RuleError> {
             Err(complaint.at(piece))
         }
     }
+}
+
+/// Whether a text is a rule.
+pub(super) fn reads_rule(text: &str) -> bool {
+    rule(text).is_ok()
 }
 
 /// Reads a fault with modifiers, without a target.
@@ -387,7 +412,7 @@ fn with_modifiers<'a>(
             .collect();
         hints::early_modifiers(&words)
             .or_else(|| hints::superfluous(&words))
-            .unwrap_or_else(|| hints::fault(fault_word, error))
+            .unwrap_or_else(|| hints::fault(fault_word, rest.first(), error))
     })?;
     let mut reader = ModifierReader::default();
     for (at, word) in rest.iter().enumerate() {
@@ -401,20 +426,22 @@ fn with_modifiers<'a>(
                     .set(spec, value.unwrap_or(key.slice(0..0)), *word)
                     .map_err(|error| hints::modifier_value(spec.key, *word, error))?;
             }
-            _ if fault_reader
-                .take(*word)
-                .map_err(|error| hints::argument(*word, error))? => {}
+            _ if fault_reader.take(*word)? => {}
             Some(spec) if spec.value.is_empty() => {
                 return Err(word
                     .error(format!("`{}` takes no value", spec.key))
                     .suggest(spec.key));
             }
             _ => {
-                let error = unknown_modifier(*word, &fault_reader, fault_word);
+                if let Some(error) = hints::values(fault_word, &rest[at..]) {
+                    return Err(error);
+                }
+                let error = unknown_modifier(*word, rest.get(at + 1), &fault_reader, fault_word);
                 // `delay time=3000`, `loss random 10%`, `latency = 200ms`.
                 let value = value.filter(|value| !value.text().is_empty());
                 let value = value.or(rest.get(at + 1).copied());
-                let value = value.filter(|_| error.suggestion.is_none());
+                let is_value = error.suggestion.is_none() && !hints::is_elsewhere(key.text());
+                let value = value.filter(|_| is_value);
                 let joined = value.and_then(|value| hints::detached(fault_word, value));
                 return Err(joined.unwrap_or(error));
             }
@@ -455,7 +482,11 @@ impl FromStr for Rule {
     type Err = RuleError;
 
     fn from_str(text: &str) -> Result<Self, RuleError> {
-        rule(text).map_err(|error| hints::several_rules(text).unwrap_or(error))
+        rule(text).map_err(|error| {
+            hints::several_rules(text)
+                .or_else(|| hints::several_faults(text))
+                .unwrap_or(error)
+        })
     }
 }
 

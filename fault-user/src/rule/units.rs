@@ -75,14 +75,45 @@ pub(super) fn probability(piece: Piece<'_>) -> Result<u32, RuleError> {
             .expected("at most four digits after the decimal point of a percentage")),
         _ if unit.text().is_empty() => Err(over(piece.error("this probability is more than 1"))
             .suggest(format!("{}%", piece.text()))),
-        _ => Err(over(piece.error("this probability is more than 100%"))),
+        _ => Err(over(piece.error("this probability is more than 100%")).suggest("100%")),
     }
 }
 
 /// A duration in nanoseconds: `200ms`, `5s`, `2m`, `10us`, `1h`, `1.5s`, `0`.
 pub(super) fn duration(piece: Piece<'_>) -> Result<u64, RuleError> {
     let expected = "a duration such as `200ms`, `5s` or `2m`";
-    with_unit(piece, DURATIONS, expected, "finer than a nanosecond")
+    let read = with_unit(piece, DURATIONS, expected, "finer than a nanosecond");
+    read.map_err(|error| match sum(piece.text()) {
+        Some(meant) => piece
+            .error("a duration is one number and one unit")
+            .suggest(meant),
+        None => error,
+    })
+}
+
+/// `90s` for `1m30s` and `PT1M30S`.
+fn sum(text: &str) -> Option<String> {
+    let lower = text.to_lowercase();
+    let (mut rest, mut total_ns) = (lower.strip_prefix("pt").unwrap_or(&lower), 0_u64);
+    let is_iso = rest.len() < text.len();
+    let mut parts = 0;
+    while !rest.is_empty() {
+        let unit = rest.find(char::is_alphabetic)?;
+        let length = rest[unit..].find(|c: char| c.is_ascii_digit());
+        let (part, more) = rest.split_at(length.map_or(rest.len(), |length| unit + length));
+        let ns = with_unit(Piece::whole(part), DURATIONS, "", "").ok()?;
+        (total_ns, rest, parts) = (total_ns.checked_add(ns)?, more, parts + 1);
+    }
+    ((is_iso || parts > 1) && total_ns != 0).then(|| show_duration(total_ns))
+}
+
+/// A duration that is the length of something: without a unit, seconds are meant.
+pub(super) fn seconds(piece: Piece<'_>) -> Result<u64, RuleError> {
+    let text = format!("{}s", piece.text());
+    duration(piece).map_err(|error| match duration(Piece::whole(&text)) {
+        Ok(_) if error.suggestion.is_none() => error.suggest(text),
+        _ => error,
+    })
 }
 
 /// A duration on its own, such as `30s`, in nanoseconds.
@@ -90,12 +121,7 @@ pub(super) fn duration(piece: Piece<'_>) -> Result<u64, RuleError> {
 /// # Errors
 /// What is wrong with it.
 pub fn parse_duration(text: &str) -> Result<u64, RuleError> {
-    // Alone it is mostly the length of something: seconds.
-    let seconds = format!("{text}s");
-    duration(Piece::whole(text)).map_err(|error| match duration(Piece::whole(&seconds)) {
-        Ok(_) if error.suggestion.is_none() => error.suggest(seconds),
-        _ => error,
-    })
+    seconds(Piece::whole(text))
 }
 
 /// A size in bytes: `64KiB`, `1500`, `10kB`, `1MiB`.

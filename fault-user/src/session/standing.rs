@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::machine::ThisMachine;
-use crate::inject::injection::{Hits, Injection, InjectionOptions};
+use crate::inject::injection::{Hits, Injection, InjectionOptions, PreparedInjection};
 use crate::inject::preparation::prepare;
 use crate::plan::mechanism::choose;
 use crate::plan::{Plan, guard_host};
@@ -143,6 +143,8 @@ struct Now {
     next_id: u64,
     entries: Vec<Entry>,
     applied: Option<Applied>,
+    /// Whether what is done with each packet is printed (`-vv`).
+    trace: bool,
 }
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -172,12 +174,12 @@ pub struct RulesChange {
 }
 
 impl StandingRules {
-    /// Starts without rules. `seed` is the random seed, `api_port` the port of the API. The rules' thread keeps the
-    /// capabilities of the calling thread.
+    /// Starts without rules. `seed` is the random seed, `api_port` the port of the API; with `trace` a line for each
+    /// packet says what the rules do with it. The rules' thread keeps the capabilities of the calling thread.
     ///
     /// # Errors
     /// The thread can't be started.
-    pub fn new(seed: u64, api_port: Option<u16>) -> anyhow::Result<Self> {
+    pub fn new(seed: u64, api_port: Option<u16>, trace: bool) -> anyhow::Result<Self> {
         let (hand, works) = mpsc::channel::<Work>();
         // The thread ends when the sender is dropped.
         std::thread::Builder::new()
@@ -193,7 +195,10 @@ impl StandingRules {
         Ok(Self {
             seed,
             api_port,
-            now: Mutex::default(),
+            now: Mutex::new(Now {
+                trace,
+                ..Now::default()
+            }),
             hand,
         })
     }
@@ -341,7 +346,7 @@ impl Now {
         }
         let plan = plan(&entries, seed)?;
         let Some(mut applied) = self.applied.take() else {
-            self.applied = Some(begin(plan)?);
+            self.applied = Some(self.begin(plan)?);
             self.entries = entries;
             return Ok(());
         };
@@ -369,14 +374,29 @@ impl Now {
         Ok(())
     }
 
+    fn begin(&self, plan: Plan) -> Result<Applied, RulesError> {
+        let begun = || self.prepared(&plan)?.start();
+        let injection = begun()?;
+        Ok(Applied::new(injection, plan))
+    }
+
+    fn prepared(&self, plan: &Plan) -> anyhow::Result<PreparedInjection> {
+        let options = InjectionOptions {
+            live: true,
+            trace: self.trace,
+            later_interfaces: Some(Selection::Default),
+            ..InjectionOptions::default()
+        };
+        prepare(plan, &everywhere()?, &options)
+    }
+
     /// Reloads the programs; the rules' time continues. On failure the old rules are restored; if that fails too, no
     /// rules remain.
     fn begin_anew(&mut self, mut old: Applied, mut plan: Plan) -> Result<(), RulesError> {
         old.injection.follow(&old.plan, &mut plan)?;
         // Resources outside the process exist only once.
         old.injection.settle()?;
-        let started =
-            |plan: &Plan| prepare(plan, &everywhere()?, &live())?.start_after(&old.injection);
+        let started = |plan: &Plan| self.prepared(plan)?.start_after(&old.injection);
         let error = match started(&plan) {
             Ok(injection) => {
                 self.applied = Some(Applied::new(injection, plan));
@@ -414,22 +434,8 @@ fn plan(entries: &[Entry], seed: u64) -> Result<Plan, RulesError> {
     Ok(plan)
 }
 
-fn begin(plan: Plan) -> Result<Applied, RulesError> {
-    let begun = || prepare(&plan, &everywhere()?, &live())?.start();
-    let injection = begun()?;
-    Ok(Applied::new(injection, plan))
-}
-
 fn everywhere() -> anyhow::Result<Vec<Interface>> {
     interfaces::select(&interfaces::list()?, &Selection::Default)
-}
-
-fn live() -> InjectionOptions {
-    InjectionOptions {
-        live: true,
-        later_interfaces: Some(Selection::Default),
-        ..InjectionOptions::default()
-    }
 }
 
 /// What holds packets, and what divides super-packets, is set up together with the programs.

@@ -1,4 +1,4 @@
-//! Completions in real shells: of the command after `--`, of containers and of interfaces.
+//! Completions in real shells: of the command after `--`, of rules and toxics, of containers and interfaces.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,8 +16,8 @@ fn programs() -> tempfile::TempDir {
     let script = format!(
         r#"#!/bin/sh
 case "$*" in
-"completions --names containers") printf 'db-main\nweb\n' ;;
-"completions --names interfaces") printf 'veth-unique\n' ;;
+"completions --names containers"*) printf 'db-main\nweb\n' ;;
+"completions --names interfaces"*) printf 'veth-unique\n' ;;
 completions*) exec {real} "$@" ;;
 *) printf 'got'; printf '<%s>' "$@"; echo ;;
 esac
@@ -74,7 +74,12 @@ impl Shell {
 
     /// Types a line in which a tab completes a word; `fault` then gets these words.
     fn completes(&mut self, line: &str, words: &[&str]) {
-        self.types(&format!("{line}\t\n"));
+        self.becomes(&format!("{line}\t"), words);
+    }
+
+    /// Types a line that has tabs of its own.
+    fn becomes(&mut self, line: &str, words: &[&str]) {
+        self.types(&format!("{line}\n"));
         self.shows(&format!("got<{}>", words.join("><")));
     }
 
@@ -90,11 +95,27 @@ impl Shell {
         let file = ["run", "--", "quite-unique", "unique-file"];
         self.completes("fault run -- quite-unique unique-f", &file);
         self.completes("fault inject --allow-u", &["inject", "--allow-unfired"]);
+        self.becomes(
+            "fault run -r 'tcp:543\t lat\t5ms dir=to-c\t' -- x",
+            &["run", "-r", "tcp:5432 latency=5ms dir=to-client", "--", "x"],
+        );
+        self.becomes(
+            "fault add rule 'tcp:80 reject=icmp-h\t'",
+            &["add", "rule", "tcp:80 reject=icmp-host"],
+        );
+        self.becomes(
+            "fault inject --rule '* profile=lt\t'",
+            &["inject", "--rule", "* profile=lte"],
+        );
+        self.becomes(
+            "fault add toxic redis laten\tjit\t5",
+            &["add", "toxic", "redis", "latency", "jitter=5"],
+        );
     }
 }
 
 #[test]
-fn bash_completes_commands_containers_and_interfaces() {
+fn bash_completes_commands_rules_and_names() {
     if !is_installed("bash") {
         return;
     }
@@ -124,7 +145,7 @@ fn bash_completes_commands_containers_and_interfaces() {
 }
 
 #[test]
-fn zsh_completes_commands_containers_and_interfaces() {
+fn zsh_completes_commands_rules_and_names() {
     if !is_installed("zsh") {
         return;
     }
@@ -138,7 +159,7 @@ fn zsh_completes_commands_containers_and_interfaces() {
 }
 
 #[test]
-fn fish_completes_commands_containers_and_interfaces() {
+fn fish_completes_commands_rules_and_names() {
     if !is_installed("fish") {
         return;
     }
@@ -166,6 +187,17 @@ fn fish_completes_commands_containers_and_interfaces() {
         ["unique-file"]
     );
     assert_eq!(offered("fault inject --allow-u"), ["--allow-unfired"]);
+    assert_eq!(offered("fault check -r \"tcp:543"), ["tcp:5432"]);
+    assert_eq!(
+        offered("fault add rule \"tcp:80 lat"),
+        ["tcp:80 latency=", "tcp:80 latency=200ms"]
+    );
+    assert_eq!(
+        offered("fault run --rule \"* profile=lt"),
+        ["* profile=lte"]
+    );
+    assert_eq!(offered("fault add toxic redis laten"), ["latency"]);
+    assert_eq!(offered("fault add toxic redis latency jit"), ["jitter="]);
     let commands = offered("fault run -- ");
     assert!(
         commands.iter().any(|word| word == "quite-unique"),

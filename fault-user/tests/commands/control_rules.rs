@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::daemon::Daemon;
@@ -362,6 +363,7 @@ fn other_users_of_the_host_have_plain_proxies_and_no_more() {
             .expect("a text")
             .parse()
             .expect("an address"),
+        said: Arc::default(),
     };
     let (status, answer) = by_proxy.call("POST", "/v1/rules", &rule.to_string());
     assert_eq!(status, 403, "{answer}");

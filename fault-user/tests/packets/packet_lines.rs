@@ -3,8 +3,11 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 
+use crate::support::daemon::Daemon;
 use crate::support::echo::{connected, udp_echo};
-use crate::support::place::{AppliedRules, PATIENCE, Peer, enter_fresh, hierarchy, set_option};
+use crate::support::place::{
+    AppliedRules, PATIENCE, Peer, enter_fresh, hierarchy, set_option, wait_for,
+};
 use fault_user::sys::process::netns::NetworkNamespace;
 use fault_user::sys::version;
 
@@ -150,6 +153,39 @@ fn packets_of_another_process_are_explained() {
         ],
         "{summary}"
     );
+}
+
+#[test]
+fn a_daemon_explains_the_packets_of_its_rules() {
+    enter_fresh();
+    let receiver = receiver(5001);
+    let daemon = Daemon::with(&["-vv", "--seed", "1"]);
+    let rules = ["udp:5001 drop nth=2", "udp:5001 drop size=1000.."];
+    for rule in rules {
+        let (code, text) = daemon.client(&["add", "rule", rule]);
+        assert_eq!(code, Some(0), "{text}");
+    }
+    let client = send(&receiver, &[1, 1, 1], 2);
+    let about = |rule: &str| {
+        let said = lines(&daemon.said(), client);
+        let said = said.into_iter().filter(|line| line.contains(rule));
+        said.collect::<Vec<_>>()
+    };
+    wait_for(
+        || {
+            rules
+                .iter()
+                .all(|rule| about(rule).len() == 3 - usize::from(*rule != rules[0]))
+        },
+        "lines about the packets",
+    );
+    assert!(about(rules[0])[1].ends_with("packet 2: 'udp:5001 drop nth=2' dropped"));
+    for line in about(rules[1]) {
+        assert!(
+            line.ends_with("passed: size= does not select 29 bytes"),
+            "{line}"
+        );
+    }
 }
 
 #[test]

@@ -765,7 +765,7 @@ fn the_command_line_drives_the_daemon_over_tcp_and_a_socket_that_only_we_may_ope
             (code, error.as_str()),
             (
                 Some(125),
-                "fault: error: the daemon rejected the request: proxy not found\n"
+                "fault: error: the daemon rejected the request: proxy not found\nhelp: `fault list` shows what there is\n"
             )
         );
         assert_eq!(run(&["add", "proxy"]).0, Some(2));

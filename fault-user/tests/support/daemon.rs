@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use serde_json::Value;
@@ -15,6 +16,7 @@ const ANY_PORT: &str = "127.0.0.1:0";
 pub struct Daemon {
     pub child: Child,
     pub api: SocketAddr,
+    pub said: Arc<Mutex<String>>,
 }
 
 impl Drop for Daemon {
@@ -78,8 +80,20 @@ impl Daemon {
             .parse()
             .expect("an address");
         // What else it says must not fill the pipe.
-        thread::spawn(move || std::io::copy(&mut lines, &mut std::io::stderr()));
-        Self { child, api }
+        let said = Arc::new(Mutex::new(String::new()));
+        let all = Arc::clone(&said);
+        thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                eprintln!("{line}");
+                all.lock().unwrap().extend([line.as_str(), "\n"]);
+            }
+        });
+        Self { child, api, said }
+    }
+
+    /// What it has said so far, behind its first line.
+    pub fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
     }
 
     /// The whole answer, with its head.

@@ -4,6 +4,7 @@
 //! of a rule, or between two rules. So the path to the wrong value is kept, and the file is walked once
 //! more along it, with the format's own parser telling where the value begins.
 
+use super::super::dictionary::{FIELDS, look_up};
 use super::super::{Fault, Rule, RuleError, Target, TargetRef, nearest};
 use std::fmt;
 use std::marker::PhantomData;
@@ -116,7 +117,8 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, format: Format) -> Result<T,
             show(&path)
         },
         error: Box::new(
-            in_value.unwrap_or_else(|| RuleError::of_line(String::new(), &advised(native.message))),
+            in_value
+                .unwrap_or_else(|| RuleError::of_line(String::new(), &advised(&native.message))),
         ),
     })
 }
@@ -157,17 +159,27 @@ pub(super) fn excerpt(text: &str, place: Option<Position>, error: RuleError) -> 
 }
 
 /// A reader's message with the nearest of the fields that it lists, or with the form of a list.
-fn advised(message: String) -> String {
+fn advised(message: &str) -> String {
     // YAML's reader, and those of JSON and TOML.
     if message.ends_with("expected sequence start") || message.ends_with("expected a sequence") {
         return format!("{message}: write each rule on a line of its own, after `- `");
     }
+    if message.ends_with("expected mapping start") || message.ends_with("expected a map") {
+        return format!(
+            "{message}: write a value for each target, such as `{{ \"tcp:5432\": VALUE }}`"
+        );
+    }
+    let message = message.replace("expected u64", "expected a whole number, 0 or more");
     let named = message
         .strip_prefix("unknown field `")
         .and_then(|rest| rest.split_once("`, expected one of "));
     let found = named.and_then(|(field, names)| {
-        let fields = names.split(", ").map(|name| name.trim_matches('`'));
-        nearest(field, fields)
+        let fields: Vec<_> = names
+            .split(", ")
+            .map(|name| name.trim_matches('`'))
+            .collect();
+        let known = look_up(FIELDS, field).filter(|name| fields.contains(name));
+        known.or_else(|| nearest(field, fields.iter().copied()))
     });
     match found {
         Some(name) => format!("{message}; did you mean `{name}`?"),

@@ -150,6 +150,13 @@ impl Scenario {
                 error
             }),
         };
+        if format == Format::Json && text.trim_start().starts_with('[') {
+            let error = RuleError::of_line(
+                String::new(),
+                "a scenario is no list: expected an object with the list in it: `{ \"rules\": [\"tcp:5432 loss=30%\"] }`",
+            );
+            return Err(refuse(None, String::new(), error));
+        }
         let scenario: Self = locate::read(text, format)
             .map_err(|error| refuse(error.place, error.field, *error.error))?;
         match scenario.flaws().into_iter().next() {

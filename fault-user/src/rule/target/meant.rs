@@ -1,5 +1,7 @@
 //! The target that is most probably meant by a text that can't be read as one.
 
+use std::net::Ipv4Addr;
+
 use super::super::dictionary::service_port;
 use super::{Protocol, is_plain, looks_like_ports};
 
@@ -30,11 +32,27 @@ pub(super) fn target(text: &str) -> Option<String> {
         text.split_once('/')
             .map(|(target, _)| target.to_owned())
             .filter(|target| target.contains(':')),
+        Some(text.trim_end_matches('.').to_owned()),
+        of_stars(text),
+        (text == "*:*").then(|| "*".to_owned()),
+        // A port behind the wrong sign: no prefix is that long.
+        text.split_once('/')
+            .filter(|(host, _)| host.parse::<Ipv4Addr>().is_ok())
+            .filter(|(_, port)| port.parse::<u16>().is_ok_and(|port| port >= 80))
+            .map(|(host, port)| format!("{host}:{port}")),
         Some(text.replace(['"', '\''], "")),
         Some(text.to_ascii_lowercase()),
     ];
     let mut candidates = candidates.into_iter().flatten();
     candidates.find(|meant| is_plain(meant))
+}
+
+/// `10.0.0.0/24` for `10.0.0.*`.
+fn of_stars(text: &str) -> Option<String> {
+    let fixed = text.trim_end_matches(".*");
+    let stars = (text.len() - fixed.len()) / 2;
+    let prefix = 32 - 8 * stars.min(4);
+    (stars > 0).then(|| format!("{fixed}{}/{prefix}", ".0".repeat(stars)))
 }
 
 /// `tcp:80-90` for `tcp:80:90`, as iptables writes ranges.

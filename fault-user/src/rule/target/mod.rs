@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use super::dictionary;
+use super::dictionary::{self, OVER, look_up};
 use super::error::{Piece, RuleError, nearest};
 use super::words::words;
 
@@ -365,9 +365,19 @@ fn host_and_ports(
     }
     match text.matches(':').count() {
         0 => Ok((Some(rest), None)),
-        1 => Ok(rest
-            .split_once(&[':'])
-            .map_or((Some(rest), None), |(host, port)| (Some(host), Some(port)))),
+        1 => match rest.split_once(&[':']) {
+            Some((word, ports)) if !has_protocol && looks_like_ports(ports.text()) => {
+                match look_up(OVER, word.text()) {
+                    Some(protocol) => Err(word
+                        .error(format!("`{}` is no protocol of packets", word.text()))
+                        .expected(format!("`any:{}` for a host of this name", rest.text()))
+                        .suggest(format!("{protocol}:{}", ports.text()))),
+                    None => Ok((Some(word), Some(ports))),
+                }
+            }
+            Some((host, ports)) => Ok((Some(host), Some(ports))),
+            None => Ok((Some(rest), None)),
+        },
         _ if text
             .split('/')
             .next()
