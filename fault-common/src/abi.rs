@@ -197,6 +197,16 @@ pub mod modifier {
     pub const QUERY_TYPE: u32 = 512;
 }
 
+/// What rules concern; bits of the programs' constant `PROTOCOLS`, by the index of [`SetHeader::portless`].
+pub mod protocol {
+    /// TCP.
+    pub const TCP: u32 = 1;
+    /// UDP.
+    pub const UDP: u32 = 2;
+    /// ICMP and `ICMPv6`.
+    pub const ICMP: u32 = 4;
+}
+
 /// One compiled rule. Times are nanoseconds since [`SetHeader::epoch_ns`]; thresholds are of 2^32.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -382,11 +392,11 @@ pub struct Control {
     /// Past this `CLOCK_MONOTONIC` time every packet passes; 0 before the first rules and after the last.
     /// `u64::MAX` where the kernel takes the programs away with the process.
     pub lease_until_ns: u64,
-    /// Which of the two rule sets is in force: 0 or 1.
+    /// Which of the two rule sets is active: 0 or 1.
     pub generation: u32,
     /// 1 when events are wanted.
     pub events: u32,
-    /// Index of the device that divides super-packets; 0 without one, when each is judged as one packet.
+    /// Index of the device that divides super-packets; 0 without one, when each is treated as one packet.
     pub divider: u32,
     /// Zero.
     pub padding: u32,
@@ -667,10 +677,10 @@ pub const QDISC_MAJOR: u16 = 0xfa17;
 /// How many netem qdiscs there can be below one prio qdisc, whose first band is for packets that are not held.
 pub const LEAVES: u32 = 15;
 
-/// How many targets can be watched, or have their connections led to the relay: bits of an entry of `STEER_PORTS`.
+/// How many targets can be watched, or have their connections redirected to the relay: bits of an entry of `STEER_PORTS`.
 pub const STEERS: u32 = 64;
 
-/// A target that is watched, or whose connections are led to the relay.
+/// A target that is watched, or whose connections are redirected to the relay.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Steer {
@@ -1108,7 +1118,7 @@ pub enum Counter {
     EchoForgotten,
     /// No packet: a [`Trace`] for which the ring buffer had no room.
     TraceLost,
-    /// A super-packet that was judged as one packet, because nothing came back from the device that divides them.
+    /// A super-packet that was treated as one packet, because nothing came back from the device that divides them.
     Undivided,
     /// No packet, and counted by the daemon: a connection was removed from the table though its end had not been seen,
     /// because there were too many.

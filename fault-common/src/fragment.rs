@@ -41,7 +41,7 @@ pub struct FollowedKey {
 
 /// What a fragment is to the table of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum FragmentKind {
     /// The first one of its datagram: rules judge it by its own ports.
     First,
     /// A later one, which has got the ports of the first.
@@ -80,14 +80,14 @@ pub fn meet(
     time_ns: u64,
     packet: &mut Packet,
     now: &mut Datagram,
-) -> Place {
+) -> FragmentKind {
     let known = known.filter(|known| time_ns.saturating_sub(known.time_ns) < REASSEMBLY_NS);
     if packet.fragment != 0
         && let Some(known) = known
         && known.state != datagram::EARLY
     {
         if known.state == datagram::UNCONCERNED {
-            return Place::Unconcerned;
+            return FragmentKind::Unconcerned;
         }
         *now = *known;
         packet.follows = true;
@@ -95,7 +95,7 @@ pub fn meet(
         packet.destination_port = now.destination_port;
         packet.protocol = now.protocol;
         packet.icmp_type = now.icmp_type;
-        return Place::Follows;
+        return FragmentKind::Follows;
     }
     let early_bytes = match known {
         Some(known) if known.state == datagram::EARLY => known.early_bytes,
@@ -111,9 +111,9 @@ pub fn meet(
     now.state = datagram::EARLY;
     now.rules = 0;
     if packet.fragment == 0 {
-        Place::First
+        FragmentKind::First
     } else {
-        Place::Orphan
+        FragmentKind::Orphan
     }
 }
 
@@ -165,14 +165,17 @@ mod tests {
         for ipv6 in [false, true] {
             let mut now = Datagram::NONE;
             let mut first = fragment(0, ipv6);
-            assert_eq!(meet(None, 5, &mut first, &mut now), Place::First);
+            assert_eq!(meet(None, 5, &mut first, &mut now), FragmentKind::First);
             now.rules = 2;
             keep(&mut now, &first, datagram::JUDGED);
             let known = now;
             let mut later = fragment(185, ipv6);
             assert_eq!(datagram_of(&first), datagram_of(&later));
             let mut now = Datagram::NONE;
-            assert_eq!(meet(Some(&known), 6, &mut later, &mut now), Place::Follows);
+            assert_eq!(
+                meet(Some(&known), 6, &mut later, &mut now),
+                FragmentKind::Follows
+            );
             assert_eq!((later.source_port, later.destination_port), (4000, 7000));
             assert_eq!((later.protocol, later.has_transport), (17, false));
             assert_eq!(now, known);
@@ -181,7 +184,7 @@ mod tests {
             let late_ns = 5 + REASSEMBLY_NS;
             assert_eq!(
                 meet(Some(&known), late_ns, &mut late, &mut now),
-                Place::Orphan
+                FragmentKind::Orphan
             );
             assert_eq!(now.rules, 0);
         }
@@ -191,14 +194,20 @@ mod tests {
     fn what_comes_before_the_first_is_added_to_it() {
         let mut now = Datagram::NONE;
         let (mut one, mut other) = (fragment(185, false), fragment(370, false));
-        assert_eq!(meet(None, 1, &mut one, &mut now), Place::Orphan);
+        assert_eq!(meet(None, 1, &mut one, &mut now), FragmentKind::Orphan);
         keep(&mut now, &one, datagram::EARLY);
         let known = now;
-        assert_eq!(meet(Some(&known), 2, &mut other, &mut now), Place::Orphan);
+        assert_eq!(
+            meet(Some(&known), 2, &mut other, &mut now),
+            FragmentKind::Orphan
+        );
         keep(&mut now, &other, datagram::EARLY);
         let known = now;
         let mut first = fragment(0, false);
-        assert_eq!(meet(Some(&known), 3, &mut first, &mut now), Place::First);
+        assert_eq!(
+            meet(Some(&known), 3, &mut first, &mut now),
+            FragmentKind::First
+        );
         assert_eq!(now.early_bytes, 2 * 1514);
         keep(&mut now, &first, datagram::JUDGED);
         assert_eq!(now.early_bytes, 0, "they are counted once");
@@ -208,12 +217,12 @@ mod tests {
     fn datagrams_that_no_rule_concerns_are_known_as_such() {
         let mut now = Datagram::NONE;
         let mut first = fragment(0, false);
-        assert_eq!(meet(None, 1, &mut first, &mut now), Place::First);
+        assert_eq!(meet(None, 1, &mut first, &mut now), FragmentKind::First);
         keep(&mut now, &first, datagram::UNCONCERNED);
         let (known, mut later) = (now, fragment(185, false));
         assert_eq!(
             meet(Some(&known), 2, &mut later, &mut now),
-            Place::Unconcerned
+            FragmentKind::Unconcerned
         );
     }
 

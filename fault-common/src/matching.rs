@@ -246,9 +246,10 @@ pub struct Query {
     names: [u64; 2],
     questions: u64,
     scope: [u16; 2],
-    has_hosts: bool,
-    has_scopes: bool,
-    has_portless: bool,
+    /// As the header has them: a comparison here would be one more branch to the verifier.
+    has_hosts: u8,
+    has_scopes: u8,
+    has_portless: u8,
     guess: u8,
 }
 
@@ -303,9 +304,9 @@ pub fn query<T: Tables>(
         names,
         questions: connection.questions,
         scope,
-        has_hosts: header.has_hosts != 0,
-        has_scopes: header.has_scopes != 0,
-        has_portless: header.has_portless != 0,
+        has_hosts: header.has_hosts,
+        has_scopes: header.has_scopes,
+        has_portless: header.has_portless,
         guess,
     }
 }
@@ -323,11 +324,11 @@ impl Query {
             names => tables.joined(names, about, word),
         };
         let mut both = [bits(self.to_server[0]), bits(self.to_client[0])];
-        if self.has_portless {
+        if self.has_portless != 0 {
             both[0] |= bits(self.to_server[1]);
             both[1] |= bits(self.to_client[1]);
         }
-        if self.has_hosts {
+        if self.has_hosts != 0 {
             both[0] &= bits(self.hosts[0]) | named(self.names[0], about::HOST);
             both[1] &= bits(self.hosts[1]) | named(self.names[1], about::HOST);
         }
@@ -337,7 +338,7 @@ impl Query {
             both[0] &= any | named(self.questions, about::QUESTION);
             both[1] &= any;
         }
-        if self.has_scopes {
+        if self.has_scopes != 0 {
             let scope = bits(self.scope[0]) | bits(self.scope[1]);
             both[0] &= scope;
             both[1] &= scope;

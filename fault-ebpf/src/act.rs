@@ -7,7 +7,7 @@ use fault_common::packet::{
     Load, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
 };
 
-use crate::maps::{ACTIONS, CORRUPT_BITS, SCRATCH, Scratch, count};
+use crate::maps::{ACTIONS, CORRUPT_BITS, MATCHES, SCRATCH, Scratch, count};
 use crate::skb::{Any, NEXT, Skb};
 use crate::{answer, classify, dns, hold, trace};
 
@@ -15,6 +15,12 @@ use crate::{answer, classify, dns, hold, trace};
 #[inline(always)]
 pub fn is_drop(verdict: &Verdict) -> bool {
     verdict.end == action::DROP || verdict.end == action::DROP_CHECKSUM
+}
+
+/// Whether [`is_drop`] tells all that rules do.
+#[inline(always)]
+pub fn may_only_drop() -> bool {
+    ACTIONS.load() & !(1 << action::DROP | 1 << action::DROP_CHECKSUM) == 0
 }
 
 /// Does what the rules decided, unless [`is_drop`]. A change that the kernel refuses leaves the packet to pass, and is no
@@ -34,6 +40,9 @@ pub fn carry_out<C: Counting, const EGRESS: bool, const LINK: u32>(
         count(Counter::ActionFailed);
         trace::passed(scratch, Counter::ActionFailed);
         for index in 0..MATCHES_MAX as u32 {
+            if index >= MATCHES.load() {
+                break;
+            }
             withdraw_hit(scratch, index);
         }
         NEXT

@@ -5,11 +5,12 @@ use aya_ebpf::maps::lpm_trie::Key;
 use fault_common::abi::{
     Control, Counter, Event, FLOW_SLOTS, Flow, FlowRule, Known, MATCHES_MAX, NAMES_MAX,
     PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader, WORDS_MAX, clock, datagram,
-    step,
+    protocol, step,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
+use fault_common::dns::DockerPorts;
 use fault_common::flow::Address;
-use fault_common::fragment::Place;
+use fault_common::fragment::FragmentKind;
 use fault_common::matching::{Match, Ports, Tables, join, ports, query};
 use fault_common::packet::{
     Bytes as _, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Unparsed,
@@ -17,13 +18,13 @@ use fault_common::packet::{
 };
 
 use crate::counting::{Fetch, InKernel, Judging, NoFetch};
-use crate::flows::Entered;
+use crate::flows::expose;
 use crate::fragments::{self, fault_keep_fragment, fault_meet_fragment};
 use crate::frame::{Frame, Losing};
 use crate::maps::{
-    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, FLOWS, HOSTS, HostKey, LEARNED, MATCHES,
-    NAME_CLASSES, NAME_COUNT, PORTS, RULE_STATES, RULE_STATS, RULES, SCOPES, SCRATCH, SETS,
-    SUMMARIES, Scratch, Sight, VECTORS, WORDS, count,
+    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, DOCKER_PORTS, EVENTS, FLOWS, HOSTS, HostKey, LEARNED,
+    MATCHES, NAME_CLASSES, NAME_COUNT, PORTS, RULE_STATES, RULE_STATS, RULES, SCOPES, SCRATCH,
+    SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, concerns, count,
 };
 use crate::skb::{NEXT, Skb};
 use crate::{act, dns, flows, hold, split, trace};
@@ -62,18 +63,18 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     let control = CONTROL.get(0).ok_or(Counter::Internal)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation).ok_or(Counter::Internal)?;
-    let glance = glance(skb, header, generation);
-    if matches!(glance, Glance::NoRule) {
+    let Some(ports) = glance(skb, header, generation) else {
         if trace::is_on() {
             trace_other_way(skb, header, generation);
         }
         // Policy: no rule can concern this packet. Nearly all packets end here.
         return Ok(NEXT);
-    }
+    };
     let shared = SCRATCH.get_ptr_mut(0).ok_or(Counter::Internal)?;
     // SAFETY: see `Scratch`.
     let scratch = unsafe { &mut *shared };
-    let mut passes = read(skb, header, scratch, generation, glance);
+    scratch.ports = ports;
+    let mut passes = read(skb, header, scratch, generation);
     if passes == FRAGMENT {
         passes = read_fragment(header, shared, generation);
     }
@@ -93,14 +94,15 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     // SAFETY: as above; a fresh reference, since `read_fragment` writes through another one.
     let scratch = unsafe { &mut *shared };
     see(skb, header, scratch, now_ns, generation);
-    let flow = match flows::enter(skb, header, scratch) {
-        Entered::Flow(flow) => flow,
-        Entered::Nobody => {
+    let Some(flow) = flows::enter(skb, header, scratch) else {
+        // SAFETY: as above; a fresh reference, since `enter` has its socket asked through another one.
+        let scratch = unsafe { &mut *shared };
+        if flows::is_nobodys(header, scratch) {
             // Policy: it belongs to nobody whom the rules are limited to.
             trace::packet(scratch, step::NOBODY);
             return Ok(NEXT);
         }
-        Entered::Full => return Err(Counter::FlowTableFull),
+        return Err(Counter::FlowTableFull);
     };
     if NAME_COUNT.load() != 0 && header.has_questions != 0 && dns::may_ask(&scratch.packet) {
         dns::fault_read_query(skb.raw());
@@ -157,6 +159,13 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
     if act::is_drop(&scratch.verdict) {
         return Ok(Skb::<EGRESS, LINK>::vanish());
     }
+    if act::may_only_drop() {
+        // Policy: there is nothing else to be done; for the verifier alone.
+        return Ok(NEXT);
+    }
+    if DOCKER_PORTS.load() != 0 {
+        DockerPorts::unpacked(DOCKER_PORTS.load()).translate(&mut scratch.packet);
+    }
     Ok(act::carry_out::<C, EGRESS, LINK>(skb, scratch))
 }
 
@@ -192,22 +201,17 @@ pub fn is_lost<C: Judging, F: Losing>(frame: F) -> Option<bool> {
     let control = CONTROL.get(0)?;
     let generation = control.generation & 1;
     let header = SETS.get(generation)?;
-    let glance = glance(frame, header, generation);
-    if matches!(glance, Glance::NoRule) {
-        return None;
-    }
+    let ports = glance(frame, header, generation)?;
     let shared = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: see `Scratch`.
     let scratch = unsafe { &mut *shared };
-    if read(frame, header, scratch, generation, glance) != 0 || !frame.is_concerned(&scratch.packet)
-    {
+    scratch.ports = ports;
+    if read(frame, header, scratch, generation) != 0 || !frame.is_concerned(&scratch.packet) {
         return None;
     }
     let now_ns = leased_ns(control)?;
     see(frame, header, scratch, now_ns, generation);
-    let Entered::Flow(flow) = flows::enter(frame, header, scratch) else {
-        return None;
-    };
+    let flow = flows::enter(frame, header, scratch)?;
     let any = if WORDS.load() == 1 {
         list_one_word(header, scratch)
     } else {
@@ -227,7 +231,7 @@ pub fn is_lost<C: Judging, F: Losing>(frame: F) -> Option<bool> {
     Some(is_hit && act::is_drop(unsafe { &(*shared).verdict }))
 }
 
-/// The time, as long as the rules are in force.
+/// The time, as long as the rules act.
 #[inline(always)]
 pub fn leased_ns(control: &Control) -> Option<u64> {
     if control.lease_until_ns == 0 {
@@ -244,47 +248,49 @@ pub fn leased_ns(control: &Control) -> Option<u64> {
     (now_ns <= control.lease_until_ns).then_some(now_ns)
 }
 
-/// What a glance at a packet's ports tells.
-#[derive(Clone, Copy)]
-pub enum Glance {
-    /// No rule can concern it.
-    NoRule,
-    /// It is not plain TCP or UDP, and is looked at in full.
-    Unknown,
-    /// These classes.
-    Ports(Ports),
-}
-
-/// Takes a glance at the ports.
+/// Takes a glance at the ports: their classes, or nothing when no rule can concern the packet. A packet that is not plain
+/// TCP or UDP has none, and is looked at in full.
 #[inline(always)]
-pub fn glance<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> Glance {
+fn glance<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> Option<Ports> {
+    let not_plain = Some(Ports::default());
     let (protocol, from, to) = match frame.ethertype() {
         ETHERTYPE_IPV4 => {
             let Some(bytes) = frame.glance::<24>() else {
-                return Glance::Unknown;
+                return not_plain;
             };
             // No options, and no fragment.
             if bytes.byte::<0>() != 0x45 || bytes.half::<6>() & 0x3fff != 0 {
-                return Glance::Unknown;
+                return not_plain;
             }
             (bytes.byte::<9>(), bytes.half::<20>(), bytes.half::<22>())
         }
         ETHERTYPE_IPV6 => {
             let Some(bytes) = frame.glance::<44>() else {
-                return Glance::Unknown;
+                return not_plain;
             };
             (bytes.byte::<6>(), bytes.half::<40>(), bytes.half::<42>())
         }
-        _ => return Glance::Unknown,
+        _ => return not_plain,
     };
     let index = match protocol {
-        PROTOCOL_TCP => 0,
-        PROTOCOL_UDP => 1,
-        _ => return Glance::Unknown,
+        PROTOCOL_TCP if concerns(protocol::TCP) => 0,
+        PROTOCOL_UDP if concerns(protocol::UDP) => 1,
+        PROTOCOL_TCP | PROTOCOL_UDP => return None,
+        _ => return not_plain,
     };
+    if is_docker_port(to) {
+        return not_plain;
+    }
     let maps = Maps { header, generation };
     let (from, to) = (maps.port(from), maps.port(to));
-    Ports::of(index, header, to, from).map_or(Glance::NoRule, Glance::Ports)
+    Ports::of(index, header, to, from)
+}
+
+/// Whether a port may be one that Docker's DNS server really has.
+#[inline(always)]
+fn is_docker_port(port: u16) -> bool {
+    let ports = DockerPorts::unpacked(DOCKER_PORTS.load());
+    DOCKER_PORTS.load() != 0 && (port == ports.udp || port == ports.tcp)
 }
 
 /// [`read`] found no rule that can concern the packet.
@@ -297,18 +303,9 @@ const NOT_PLAIN: u32 = 8;
 /// Reads the headers, and looks the ports up where the glance at them did not. 0 when rules may concern the packet,
 /// else [`NO_RULE`] or a code for [`reason`].
 #[inline(always)]
-pub fn read<F: Frame>(
-    frame: F,
-    header: &SetHeader,
-    scratch: &mut Scratch,
-    generation: u32,
-    glance: Glance,
-) -> u32 {
+fn read<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, generation: u32) -> u32 {
     let code = read_plain(frame, scratch);
-    if code == 0
-        && let Glance::Ports(ports) = glance
-    {
-        scratch.ports = ports;
+    if code == 0 && scratch.ports != Ports::default() {
         return 0;
     }
     if code != NOT_PLAIN && code != 0 {
@@ -329,7 +326,10 @@ fn read_rest<F: Frame>(
     if code != 0 {
         return code;
     }
-    let packet = &scratch.packet;
+    let packet = &mut scratch.packet;
+    if DOCKER_PORTS.load() != 0 {
+        DockerPorts::unpacked(DOCKER_PORTS.load()).name(packet);
+    }
     if packet.is_fragment {
         return FRAGMENT;
     }
@@ -345,12 +345,12 @@ fn read_rest<F: Frame>(
 #[inline(never)]
 fn read_fragment(header: &SetHeader, scratch: *mut Scratch, generation: u32) -> u32 {
     let place = fault_meet_fragment();
-    if place == Place::Unconcerned as u32 {
+    if place == FragmentKind::Unconcerned as u32 {
         return NO_RULE;
     }
     // SAFETY: see `Scratch`; no reference lives across a call of a global function.
     let (packet, known) = unsafe { (&(*scratch).packet, &mut (*scratch).ports) };
-    let orphan = place == Place::Orphan as u32;
+    let orphan = place == FragmentKind::Orphan as u32;
     if let Some(ports) = ports(&Maps { header, generation }, header, packet) {
         *known = ports;
         if orphan {
@@ -510,10 +510,12 @@ pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
     // Volatile: see `ask`.
     // SAFETY: a valid reference.
     let ports = unsafe { core::ptr::read_volatile(&raw const scratch.ports) };
-    let query = query(&maps, &scratch.packet, ports, &scratch.connection);
+    scratch.query = query(&maps, &scratch.packet, ports, &scratch.connection);
+    // What is read from there is one unknown value to the verifier. In a register it would go on once for each combination.
+    expose(scratch);
     if MATCHES.load() == 1 {
         // Then there is no other rule.
-        let direction = query.only(&maps);
+        let direction = scratch.query.only(&maps);
         scratch.matches.count = u32::from(direction.is_some());
         scratch.matches.items[0] = Match {
             rule: 0,
@@ -523,10 +525,7 @@ pub fn list_one_word(header: &SetHeader, scratch: &mut Scratch) -> bool {
     }
     scratch.matches.count = 0;
     scratch.matches.overflow = 0;
-    query.collect(&maps, 0, &mut scratch.matches);
-    if MATCHES.load() > MATCHES_MAX as u32 && scratch.matches.overflow != 0 {
-        keep_query(header, scratch);
-    }
+    scratch.query.collect(&maps, 0, &mut scratch.matches);
     scratch.matches.count != 0
 }
 
@@ -541,16 +540,6 @@ fn begin_list(header: &SetHeader, scratch: &mut Scratch) -> u64 {
     scratch.matches.count = 0;
     scratch.matches.overflow = 0;
     scratch.query.summary(&maps)
-}
-
-/// Keeps the packet's classes for the rules that did not fit the list. Looked up again: there is no room on the stack.
-#[inline(never)]
-fn keep_query(header: &SetHeader, scratch: &mut Scratch) {
-    let maps = Maps {
-        header,
-        generation: scratch.sight.generation,
-    };
-    scratch.query = query(&maps, &scratch.packet, scratch.ports, &scratch.connection);
 }
 
 /// Lists the matching rules of one word. A global function, which the verifier looks at once and not
@@ -730,7 +719,7 @@ fn judge_found<C: Counting>(found: u32) -> u32 {
     0
 }
 
-/// A rule of the set in force, with what it counts and remembers.
+/// A rule of the active set, with what it counts and remembers.
 #[inline(always)]
 pub fn rule_at(
     scratch: &Scratch,
@@ -862,7 +851,7 @@ fn hit(scratch: &mut Scratch, rule: &RuleEntry, stats: &mut RuleStats, events: u
     }
 }
 
-/// The rule set in force, as maps.
+/// The active rule set, as maps.
 struct Maps<'a> {
     header: &'a SetHeader,
     generation: u32,
@@ -930,7 +919,7 @@ impl Tables for Maps<'_> {
             generation: self.generation,
             padding: 0,
         };
-        // SAFETY: the value is copied at once; a stale one belongs to a set no longer in force.
+        // SAFETY: the value is copied at once; a stale one belongs to a set that is no longer active.
         unsafe { SCOPES.get(key) }.map(|class| *class as u16)
     }
 

@@ -3,6 +3,7 @@
 use core::ptr::NonNull;
 
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 
 use fault_common::abi::{
     Counter, Flow, FlowRule, FlowRuleKey, NAMED_WORDS, RuleEntry, RuleState, SetHeader, direction,
@@ -14,32 +15,30 @@ use fault_common::matching::{Connection, Hints, Service, service};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_FIN, TCP_RST};
 
 use crate::counting::{Advance as _, NoFetch};
-use crate::frame::Frame;
-use crate::maps::{BIRTHS, FLOW_RULES, FLOWS, NAMED, ROUND, SCOPED, SCRATCH, Scratch, count};
+use crate::frame::{Frame, Sockets};
+use crate::maps::{
+    BIRTHS, FLOW_RULES, FLOWS, MATCHES, NAMED, ROUND, SCOPED, SCRATCH, SETS, Scratch, count, is_tcp,
+};
 use crate::scope;
 
 const BPF_NOEXIST: u64 = 1;
 
-/// What [`enter`] finds out about a packet.
-pub enum Entered {
-    /// Its connection.
-    Flow(NonNull<Flow>),
-    /// It belongs to nobody whom the rules are limited to.
-    Nobody,
-    /// There is no room for its connection.
-    Full,
-}
-
-/// The connection of a packet, entered when it is new, begun anew when its ports are used again.
-#[inline(always)]
-pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Entered {
+/// The connection of a packet, entered when it is new, begun anew when its ports are used again. Nothing where there is no
+/// room for it, or where [`is_nobodys`]. A function of its own: what it leaves on the stack ends with it, and the verifier
+/// goes on once.
+#[inline(never)]
+pub fn enter<F: Frame>(
+    frame: F,
+    header: &SetHeader,
+    scratch: &mut Scratch,
+) -> Option<NonNull<Flow>> {
     let side = flow_into(&scratch.packet, &mut scratch.key);
     frame.single_out(&mut scratch.key);
     scratch.side = side as u32;
-    if is_scoped(header) && scratch.packet.protocol != PROTOCOL_TCP {
+    if is_scoped(header) && !is_tcp(&scratch.packet) {
         ask(frame, scratch, frame.ends());
-        if header.any_scope == 0 && scratch.packet.tells_sockets() && !scratch.told.has_scope() {
-            return Entered::Nobody;
+        if is_nobodys(header, scratch) {
+            return None;
         }
     }
     // A reference: a copy would not fit the stack.
@@ -48,17 +47,18 @@ pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> E
         Some(found) => {
             // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst
             // costs an ordinal.
-            let flow = unsafe { &mut *found };
-            if is_stale(frame, header, scratch, flow) {
-                renew(frame, header, scratch, flow);
+            if is_stale(frame, header, scratch, unsafe { &*found }) {
+                expose(scratch);
+                frame.renew();
             }
             NonNull::new(found)
         }
-        None => insert(frame, header, scratch),
-    };
-    let Some(entry) = entry else {
-        return Entered::Full;
-    };
+        None => {
+            expose(scratch);
+            frame.insert();
+            FLOWS.get_ptr_mut(&scratch.key).and_then(NonNull::new)
+        }
+    }?;
     // SAFETY: as above.
     let flow = unsafe { &mut *entry.as_ptr() };
     touch(flow, &scratch.packet, side);
@@ -75,18 +75,28 @@ pub fn enter<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> E
         ],
         questions: 0,
     };
-    Entered::Flow(entry)
+    Some(entry)
+}
+
+/// Whether a packet whose sockets have been asked belongs to nobody whom the rules are limited to.
+#[inline(always)]
+pub fn is_nobodys(header: &SetHeader, scratch: &Scratch) -> bool {
+    is_scoped(header)
+        && !is_tcp(&scratch.packet)
+        && header.any_scope == 0
+        && scratch.packet.tells_sockets()
+        && !scratch.told.has_scope()
 }
 
 /// Notes when the connection's last packet came, and whether it has ended: what its removal from the table depends on.
-#[inline(never)]
+#[inline(always)]
 fn touch(flow: &mut Flow, packet: &Packet, side: Side) {
     if let Some(round) = ROUND.get(0)
         && flow.touched != *round
     {
         flow.touched = *round;
     }
-    if packet.protocol == PROTOCOL_TCP && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+    if is_tcp(packet) && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
         let other = u8::from(packet.tcp_flags & TCP_RST != 0);
         // A byte for each side: two CPUs write to different ones.
         let [low, high] = &mut flow.ended;
@@ -108,11 +118,11 @@ fn is_scoped(header: &SetHeader) -> bool {
 /// Asks the sockets at a packet's ends whose it is. The answer is left in the scratch, which comes as a plain pointer
 /// because a global function writes it: see `classify::list_rules`.
 #[inline(always)]
-fn ask<F: Frame>(frame: F, scratch: *mut Scratch, ends: u32) {
+fn ask<S: Sockets>(sockets: S, scratch: *mut Scratch, ends: u32) {
     // SAFETY: see `Scratch`.
     unsafe { (*scratch).told = Told::default() };
     expose(scratch);
-    frame.ask(scratch, ends);
+    sockets.ask(scratch, ends);
 }
 
 /// Whether a packet tells something of its connection that is not remembered.
@@ -126,19 +136,73 @@ fn is_stale<F: Frame>(frame: F, header: &SetHeader, scratch: &Scratch, flow: &Fl
         return false;
     }
     let sender = side(scratch);
-    if packet.protocol == PROTOCOL_TCP {
+    if is_tcp(packet) {
         flow.unresolved(sender, frame.ends()) != 0
     } else {
         !flow.knows(&scratch.told, sender)
     }
 }
 
-/// Brings a known connection up to date: begins it anew when its ports are used again, and looks up what depends on
-/// rules when these have changed.
+/// What the sockets at the ends of a socket buffer tell.
+#[derive(Clone, Copy)]
+struct Buffer {
+    skb: *mut __sk_buff,
+    ends: u32,
+}
+
+impl Sockets for Buffer {
+    #[inline(always)]
+    fn ends(&self) -> u32 {
+        self.ends
+    }
+
+    #[inline(always)]
+    fn ask(&self, _scratch: *mut Scratch, ends: u32) {
+        scope::fault_ask(self.skb, ends);
+    }
+
+    #[inline(always)]
+    fn find_service(&self) {
+        fault_find_service(self.skb, self.ends);
+    }
+}
+
+/// [`renew`] for a socket buffer with these [`Sockets::ends`]. A global function: see `fault_collect`.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, flow: &mut Flow) {
+pub extern "C" fn fault_renew(skb: *mut __sk_buff, ends: u32) -> u32 {
+    renew(Buffer { skb, ends });
+    0
+}
+
+/// [`insert`] for a socket buffer with these [`Sockets::ends`]. A global function: see `fault_collect`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fault_insert(skb: *mut __sk_buff, ends: u32) -> u32 {
+    insert(Buffer { skb, ends });
+    0
+}
+
+/// Brings the known connection of the packet in the scratch up to date: begins it anew when its ports are used again, and
+/// looks up what depends on rules when these have changed.
+#[inline(never)]
+pub fn renew<S: Sockets>(sockets: S) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let key = &scratch.key;
+    let (Some(header), Some(flow)) = (
+        SETS.get(scratch.sight.generation & 1),
+        FLOWS.get_ptr_mut(key),
+    ) else {
+        return;
+    };
+    // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst costs an ordinal.
+    let flow = unsafe { &mut *flow };
     let sender = side(scratch);
-    let is_tcp = scratch.packet.protocol == PROTOCOL_TCP;
+    let is_tcp = is_tcp(&scratch.packet);
     let is_new = if is_tcp {
         flow.is_begun_anew(&scratch.packet)
     } else {
@@ -149,7 +213,7 @@ fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, flow: &m
     let changed = flow.scope_version != header.scope_version;
     if is_new || (changed && flow.is_certain == 0) {
         expose(scratch);
-        frame.find_service();
+        sockets.find_service();
         if is_new {
             fault_begin(1);
         } else {
@@ -164,8 +228,8 @@ fn renew<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch, flow: &m
         return;
     }
     if is_tcp {
-        let ends = flow.unresolved(sender, frame.ends());
-        ask(frame, scratch, ends);
+        let ends = flow.unresolved(sender, sockets.ends());
+        ask(sockets, scratch, ends);
         flow.resolve(&scratch.told, sender);
     } else {
         flow.remember(&scratch.told, sender);
@@ -297,19 +361,28 @@ fn begin(flow: &mut Flow, packet: &Packet, service: Service) {
 /// Tells the compiler that a global function, which is called next, may write to the scratch: to it the pointer would
 /// otherwise be known to the caller alone.
 #[inline(always)]
-fn expose(scratch: *mut Scratch) {
+pub fn expose(scratch: *mut Scratch) {
     // SAFETY: the instruction does nothing.
     unsafe { core::arch::asm!("{0} = {0}", in(reg) scratch, options(nostack)) }
 }
 
+/// Enters the connection of the packet in the scratch into the table.
 #[inline(never)]
-fn insert<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Option<NonNull<Flow>> {
-    let is_tcp = scratch.packet.protocol == PROTOCOL_TCP;
+pub fn insert<S: Sockets>(sockets: S) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let Some(header) = SETS.get(scratch.sight.generation & 1) else {
+        return;
+    };
+    let is_tcp = is_tcp(&scratch.packet);
     if is_scoped(header) && is_tcp {
-        ask(frame, scratch, frame.ends());
+        ask(sockets, scratch, sockets.ends());
     }
     expose(scratch);
-    frame.find_service();
+    sockets.find_service();
     fault_begin(0);
     let sender = side(scratch);
     let (flow, key) = (&mut scratch.flow, &scratch.key);
@@ -322,7 +395,6 @@ fn insert<F: Frame>(frame: F, header: &SetHeader, scratch: &mut Scratch) -> Opti
         }
     }
     store(key, flow);
-    NonNull::new(FLOWS.get_ptr_mut(key)?)
 }
 
 /// Enters a connection into the table. A function of its own for the sake of the stack.
@@ -346,6 +418,10 @@ pub fn find_slot<C: Counting>(
     // SAFETY: map values live until the program ends.
     let (flow, state) = unsafe { (&mut *flow, &mut *state) };
     for (index, slot) in (0..).zip(flow.rules.iter_mut()) {
+        if index >= MATCHES.load() {
+            // As many rules there are, and no more take slots.
+            break;
+        }
         let mut uid = uid_of(slot);
         if uid == 0 {
             claim::<C>(rule, state, slot);
@@ -381,17 +457,21 @@ fn claim<C: Counting>(rule: &RuleEntry, state: &mut RuleState, slot: &mut FlowRu
     is_ours
 }
 
-/// Waits for the CPU that has claimed what a rule remembers to have told the connection's ordinal.
+/// Waits for the CPU that has claimed what a rule remembers to have told the connection's ordinal: for some hundreds of
+/// nanoseconds. Few turns that take long, because the verifier walks each of them.
 #[inline(always)]
 pub fn settle(memory: &FlowRule) {
-    const ATTEMPTS: u32 = 256;
+    const ATTEMPTS: u32 = 16;
     for _ in 0..ATTEMPTS {
-        // SAFETY: a valid reference; volatile, as another CPU writes it.
-        if unsafe { core::ptr::read_volatile(&raw const memory.connection) } != 0 {
-            return;
+        // SAFETY: a valid reference; volatile, as another CPU writes it. The helper has no preconditions.
+        unsafe {
+            if core::ptr::read_volatile(&raw const memory.connection) != 0 {
+                return;
+            }
+            bpf_ktime_get_ns();
         }
     }
-    // Policy: the packet is judged as one of no known connection.
+    // Policy: the packet is treated as one of no known connection.
     count(Counter::Contended);
 }
 

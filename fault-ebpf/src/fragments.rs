@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use fault_common::abi::{Counter, Followed};
-use fault_common::fragment::{FollowedKey, Place, datagram_of, keep, meet};
+use fault_common::fragment::{FollowedKey, FragmentKind, datagram_of, keep, meet};
 use fault_common::packet::Packet;
 
 use crate::maps::{DATAGRAMS, FOLLOWED, SCRATCH, Scratch, count};
@@ -13,12 +13,12 @@ pub fn is_tracked(packet: &Packet) -> bool {
     packet.is_fragment && (packet.follows || packet.fragment == 0)
 }
 
-/// Looks the fragment in the scratch up, and gives its [`Place`]. A global function: see `fault_collect`.
+/// Looks the fragment in the scratch up, and gives its [`FragmentKind`]. A global function: see `fault_collect`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn fault_meet_fragment() -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return Place::Orphan as u32;
+        return FragmentKind::Orphan as u32;
     };
     // SAFETY: see `Scratch`; the caller holds no reference to it meanwhile.
     let scratch = unsafe { &mut *scratch };

@@ -5,14 +5,27 @@ use core::arch::asm;
 use fault_common::flow::FlowKey;
 use fault_common::packet::{Bytes, Load, Packet};
 
+use crate::flows;
 use crate::maps::Scratch;
 
 /// Upper half of the metadata that an XDP program puts before a packet that it has judged; `NETNS_MARK` is the lower one.
 /// An interface has one XDP program at most.
 pub const JUDGED: u32 = 0xfa17_0000;
 
+/// What the sockets at a packet's ends tell.
+pub trait Sockets: Copy {
+    /// At which ends of the packet there may be a socket of this host: bits of [`fault_common::flow::end`].
+    fn ends(&self) -> u32;
+
+    /// Asks the sockets at those of `ends` whose the packet in the scratch is, and leaves the answer there.
+    fn ask(&self, scratch: *mut Scratch, ends: u32);
+
+    /// Finds out which end of the packet's connection the service is: see `flows::fault_find_service`.
+    fn find_service(&self);
+}
+
 /// A packet as a program is given it.
-pub trait Frame: Load + Copy {
+pub trait Frame: Load + Sockets {
     /// Bytes of the link layer header.
     const LINK: u32;
 
@@ -32,14 +45,17 @@ pub trait Frame: Load + Copy {
     /// Bytes of the largest wire packet in this buffer, from its IP header on.
     fn segment_size(&self, packet: &Packet) -> u32;
 
-    /// At which ends of the packet there may be a socket of this host: bits of [`fault_common::flow::end`].
-    fn ends(&self) -> u32;
+    /// Brings the connection of the packet in the scratch up to date: see `flows::renew`.
+    #[inline(always)]
+    fn renew(&self) {
+        flows::renew(*self);
+    }
 
-    /// Asks the sockets at those of `ends` whose the packet in the scratch is, and leaves the answer there.
-    fn ask(&self, scratch: *mut Scratch, ends: u32);
-
-    /// Finds out which end of the packet's connection the service is: see `flows::fault_find_service`.
-    fn find_service(&self);
+    /// Enters the connection of the packet in the scratch: see `flows::insert`.
+    #[inline(always)]
+    fn insert(&self) {
+        flows::insert(*self);
+    }
 
     /// Makes the connection that of one receiver, where each of them is given the packet.
     #[inline(always)]

@@ -9,7 +9,7 @@ use fault_common::abi::{Counter, MATCHES_MAX};
 use fault_common::flow::{FlowKey, end};
 use fault_common::packet::{Load, Packet};
 
-use crate::frame::{Frame, Losing, Near};
+use crate::frame::{Frame, Losing, Near, Sockets};
 use crate::maps::{MATCHES, SETS, Scratch, count};
 use crate::skb::Skb;
 use crate::{classify, flows, scope, split, trace};
@@ -34,6 +34,32 @@ impl Load for Received {
     #[inline(always)]
     fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         self.0.load_words(offset)
+    }
+}
+
+impl Sockets for Received {
+    #[inline(always)]
+    fn ends(&self) -> u32 {
+        end::RECEIVER
+    }
+
+    #[inline(always)]
+    fn ask(&self, scratch: *mut Scratch, ends: u32) {
+        // SAFETY: see `Scratch`.
+        let (generation, told) = unsafe { ((*scratch).sight.generation & 1, &mut (*scratch).told) };
+        told.asked = ends;
+        let Some(header) = SETS.get(generation) else {
+            return;
+        };
+        if scope::holder(self.0, header, generation, &mut told.owners[1]) {
+            told.found = end::RECEIVER;
+        }
+    }
+
+    /// A datagram has no listener.
+    #[inline(always)]
+    fn find_service(&self) {
+        flows::find_service(|_, _| false);
     }
 }
 
@@ -63,30 +89,6 @@ impl Frame for Received {
     #[inline(always)]
     fn segment_size(&self, packet: &Packet) -> u32 {
         self.0.segment_size(packet)
-    }
-
-    #[inline(always)]
-    fn ends(&self) -> u32 {
-        end::RECEIVER
-    }
-
-    #[inline(always)]
-    fn ask(&self, scratch: *mut Scratch, ends: u32) {
-        // SAFETY: see `Scratch`.
-        let (generation, told) = unsafe { ((*scratch).sight.generation & 1, &mut (*scratch).told) };
-        told.asked = ends;
-        let Some(header) = SETS.get(generation) else {
-            return;
-        };
-        if scope::holder(self.0, header, generation, &mut told.owners[1]) {
-            told.found = end::RECEIVER;
-        }
-    }
-
-    /// A datagram has no listener.
-    #[inline(always)]
-    fn find_service(&self) {
-        flows::find_service(|_, _| false);
     }
 
     /// The counts of one receiver are not those of another.

@@ -160,7 +160,7 @@ pub fn fault_socket(ctx: SockContext) -> i32 {
     1
 }
 
-/// connect(2) over IPv4 in a cgroup whose connections are led to the relay.
+/// connect(2) over IPv4 in a cgroup whose connections are redirected to the relay.
 #[cgroup_sock_addr(connect4)]
 pub fn fault_connect4(ctx: SockAddrContext) -> i32 {
     steer::connect4(&ctx)

@@ -14,7 +14,7 @@ use fault_common::abi::{
     DecisionKey, Destination, ENDPOINTS_MAX, Endpoint, FOLLOWED as FOLLOWED_MAX, Flow, FlowRule,
     FlowRuleKey, Followed, Handshake, Hold, Known, MATCHES_MAX, NAMED_WORDS, NAMES_MAX, Original,
     Owner, PLACES, PortClasses, Prompt, Release, RuleEntry, RuleState, RuleStats, STEERS, ScopeKey,
-    SetHeader, Steer, Trace, Watched,
+    SetHeader, Steer, Trace, Watched, protocol,
 };
 use fault_common::decide::Verdict;
 use fault_common::delay::{TABLE_ENTRIES, distribution};
@@ -22,7 +22,7 @@ use fault_common::dns::{Message, NameKey};
 use fault_common::flow::{Address, FlowKey, Told};
 use fault_common::fragment::{DatagramKey, FollowedKey};
 use fault_common::matching::{Connection, Matches, Ports, Query};
-use fault_common::packet::Packet;
+use fault_common::packet::{PROTOCOL_TCP, Packet};
 use fault_common::random::Ordinals;
 
 /// Words of a rule vector.
@@ -46,6 +46,9 @@ pub static FAULTS: Global<u32> = Global::new(u32::MAX);
 /// What they have beside: bits of [`fault_common::abi::modifier`].
 #[unsafe(no_mangle)]
 pub static MODIFIERS: Global<u32> = Global::new(u32::MAX);
+/// The protocols that rules concern: bits of [`protocol`]. Packets of others end at their ports.
+#[unsafe(no_mangle)]
+pub static PROTOCOLS: Global<u32> = Global::new(u32::MAX);
 /// The most bits that a rule flips in one packet.
 #[unsafe(no_mangle)]
 pub static CORRUPT_BITS: Global<u32> = Global::new(CORRUPT_BITS_MAX);
@@ -92,6 +95,9 @@ pub static NETNS_MARK: Global<u32> = Global::new(1);
 /// The same in 32 bits.
 #[unsafe(no_mangle)]
 pub static NETNS_TAG: Global<u32> = Global::new(1);
+/// The ports of Docker's DNS server in this network namespace: see [`fault_common::dns::DockerPorts::packed`].
+#[unsafe(no_mangle)]
+pub static DOCKER_PORTS: Global<u32> = Global::new(0);
 /// 1 when the XDP program may have judged what arrives.
 #[unsafe(no_mangle)]
 pub static XDP: Global<u32> = Global::new(0);
@@ -275,7 +281,7 @@ pub static ORDERS: HashMap<u64, u64> = HashMap::with_max_entries(1, BPF_F_NO_PRE
 #[map]
 pub static LEAVES: HashMap<u64, u32> = HashMap::with_max_entries(fault_common::abi::LEAVES, 0);
 
-/// Ports whose connections may be led to the relay, or are watched: a bit for each entry of [`STEER_TABLE`].
+/// Ports whose connections may be redirected to the relay, or are watched: a bit for each entry of [`STEER_TABLE`].
 #[map]
 pub static STEER_PORTS: Array<u64> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
 /// Over which protocols, and where to.
@@ -445,8 +451,20 @@ pub struct Sight {
     pub size: u32,
     /// Bytes on the wire.
     pub bytes: u32,
-    /// Which rule set is in force.
+    /// Which rule set is active.
     pub generation: u32,
+}
+
+/// Whether rules concern a protocol, one of [`protocol`].
+#[inline(always)]
+pub fn concerns(protocol: u32) -> bool {
+    PROTOCOLS.load() & protocol != 0
+}
+
+/// Whether a packet that rules concern is TCP.
+#[inline(always)]
+pub fn is_tcp(packet: &Packet) -> bool {
+    PROTOCOLS.load() == protocol::TCP || packet.protocol == PROTOCOL_TCP
 }
 
 /// Counts one packet that passes for a reason worth telling.

@@ -17,13 +17,13 @@ use aya_ebpf::helpers::{
     bpf_skc_to_mptcp_sock,
 };
 use aya_ebpf::programs::SockContext;
-use fault_common::abi::{Counter, Owner, SCOPE_LEVELS_MAX, ScopeKey, SetHeader};
+use fault_common::abi::{Counter, Owner, SCOPE_LEVELS_MAX, ScopeKey, SetHeader, protocol};
 use fault_common::flow::{Address, FlowKey, end};
-use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet};
+use fault_common::packet::{PROTOCOL_UDP, Packet};
 
 use crate::maps::{
     CONTROL, ECHOES, Echo, FLOWS, MPTCP, SCOPED, SCOPES, SCRATCH, SETS, SOCKET_SCOPES, Scratch,
-    count,
+    concerns, count, is_tcp,
 };
 use crate::skb::{Any, Skb};
 
@@ -58,11 +58,11 @@ fn ask(skb: Any, scratch: &mut Scratch, header: &SetHeader, generation: u32, end
     told.asked = ends;
     if ends & end::SENDER != 0 && holder(skb, header, generation, &mut told.owners[0]) {
         told.found |= end::SENDER;
-        if packet.is_echo_request() {
+        if concerns(protocol::ICMP) && packet.is_echo_request() {
             note_echo(packet, key, &told.owners[0]);
         }
     }
-    if skb.is_group(packet) {
+    if concerns(protocol::UDP) && skb.is_group(packet) {
         // Who receives it is known where it is received: see `group`.
         if ends & end::SENDER == 0
             && skb.is_looped_back()
@@ -229,7 +229,7 @@ fn note_echo(packet: &Packet, key: &FlowKey, owner: &Owner) {
 /// Whose the socket is that is going to receive the packet; false where there is none, or none that can be looked up.
 #[inline(always)]
 fn receiver(skb: Any, packet: &Packet, key: &FlowKey, generation: u32, owner: &mut Owner) -> bool {
-    if packet.is_echo_reply() {
+    if concerns(protocol::ICMP) && packet.is_echo_reply() {
         let echo = Echo {
             flow: *key,
             sequence: packet.sequence,
@@ -245,8 +245,7 @@ fn receiver(skb: Any, packet: &Packet, key: &FlowKey, generation: u32, owner: &m
         *owner = *asked;
         return true;
     }
-    if !packet.has_transport || (packet.protocol != PROTOCOL_TCP && packet.protocol != PROTOCOL_UDP)
-    {
+    if !packet.has_transport || (!is_tcp(packet) && packet.protocol != PROTOCOL_UDP) {
         return false;
     }
     looked_up(skb, packet, end::RECEIVER, generation, owner)
@@ -316,7 +315,7 @@ unsafe fn look_up(context: *mut c_void, packet: &Packet, end: u32, port: u16) ->
     // SAFETY: the tuple is `size` bytes long; -1 is the device's own network namespace.
     unsafe {
         let tuple = &raw mut tuple;
-        if packet.protocol == PROTOCOL_TCP {
+        if is_tcp(packet) {
             bpf_sk_lookup_tcp(context, tuple, size as u32, u64::MAX, 0)
         } else {
             bpf_sk_lookup_udp(context, tuple, size as u32, u64::MAX, 0)

@@ -110,7 +110,7 @@ fn is_stream(ctx: &SockAddrContext) -> bool {
     kind == SOCK_STREAM && protocol as u8 == PROTOCOL_TCP
 }
 
-/// Where a connection is to be led, if it is; what it was meant for is remembered.
+/// Where a connection is redirected to, if it is; what it was meant for is remembered.
 #[inline(always)]
 fn wanted(ctx: &SockAddrContext, address: &Address) -> Option<Redirect> {
     let port = unsafe {
@@ -286,7 +286,7 @@ pub unsafe fn is_the_relays(ctx: &SockAddrContext) -> bool {
 }
 
 /// Gives a new connection to the relay: one from outside, or with [`OWN_SERVERS`] one to a server of the cgroup.
-/// Those that clients of the cgroup open are led by the hooks of connect(2), and the relay's own ones go straight.
+/// Those that clients of the cgroup open are redirected by the hooks of connect(2), and the relay's own ones bypass it.
 #[inline(always)]
 pub fn lookup(ctx: &SkLookupContext) -> u32 {
     /// What the verdicts are called in `enum sk_action`.
@@ -330,7 +330,7 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
         return SK_DROP;
     }
     let listener = index * 2 + u32::from(family != AF_INET);
-    // Policy: where the relay has no listener of this kind the connection goes straight.
+    // Policy: where the relay has no listener of this kind the connection bypasses the relay.
     let _led = LISTENERS.redirect_sk_lookup(ctx, listener, 0);
     SK_PASS
 }
@@ -342,7 +342,7 @@ const fn is_alias(address: u32) -> bool {
     first == 127 && second & alias::MASK == alias::FIRST
 }
 
-/// The service that a connection is for, or `STEERS` for none or one that goes straight.
+/// The service that a connection is for, or `STEERS` for none or one that bypasses the relay.
 #[inline(never)]
 fn lookup4(ctx: &SkLookupContext, candidates: u64) -> u32 {
     let (from, to) = unsafe { ((*ctx.lookup).remote_ip4, (*ctx.lookup).local_ip4) };
@@ -368,7 +368,7 @@ fn lookup6(ctx: &SkLookupContext, candidates: u64) -> u32 {
     service(candidates, &to, steered::TCP)
 }
 
-/// Whether neither the hooks of connect(2) have let the connection go straight, nor is it the relay's own, nor do they only
+/// Whether neither the hooks of connect(2) have let the connection bypass the relay, nor is it the relay's own, nor do they only
 /// ask who listens: from port 0.
 #[inline(always)]
 fn may_be_led(ctx: &SkLookupContext, is_local: bool) -> bool {

@@ -15,7 +15,7 @@ use fault_common::packet::{Load, Packet};
 use crate::classify;
 use crate::counting::Judging;
 use crate::flows;
-use crate::frame::{Frame, JUDGED, Losing, Near};
+use crate::frame::{Frame, JUDGED, Losing, Near, Sockets};
 use crate::maps::{NETNS_MARK, Scratch};
 use crate::scope;
 
@@ -101,6 +101,24 @@ impl Load for Raw {
     }
 }
 
+impl Sockets for Raw {
+    #[inline(always)]
+    fn ends(&self) -> u32 {
+        end::RECEIVER
+    }
+
+    /// No rule is limited to a cgroup.
+    #[inline(always)]
+    fn ask(&self, _scratch: *mut Scratch, _ends: u32) {}
+
+    #[inline(always)]
+    fn find_service(&self) {
+        flows::find_service(|packet, at| {
+            at == end::RECEIVER && scope::listens(self.0.cast(), packet, at)
+        });
+    }
+}
+
 impl Frame for Raw {
     const LINK: u32 = 14;
 
@@ -134,22 +152,6 @@ impl Frame for Raw {
     #[inline(always)]
     fn segment_size(&self, packet: &Packet) -> u32 {
         packet.length()
-    }
-
-    #[inline(always)]
-    fn ends(&self) -> u32 {
-        end::RECEIVER
-    }
-
-    /// No rule is limited to a cgroup.
-    #[inline(always)]
-    fn ask(&self, _scratch: *mut Scratch, _ends: u32) {}
-
-    #[inline(always)]
-    fn find_service(&self) {
-        flows::find_service(|packet, at| {
-            at == end::RECEIVER && scope::listens(self.0.cast(), packet, at)
-        });
     }
 }
 

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use fault_user::inject::connections;
 use fault_user::inject::injection::{InjectionOptions, PreparedInjection};
-use fault_user::inject::injector::Side;
 use fault_user::inject::preparation::prepare;
 use fault_user::plan::tables::compile;
 use fault_user::sys::clock::monotonic_ns;
+use fault_user::sys::net::clsact::TcHook;
 use fault_user::sys::net::interfaces::{Selection, list, select};
 use fault_user::sys::process::netns::NetworkNamespace;
 use nix::sched::{CloneFlags, unshare};
@@ -31,7 +31,7 @@ const ROUNDS: usize = 5;
 fn nanoseconds(rules: &[String]) -> f64 {
     let mut injector = injector(&plan(rules), connections::capacity());
     let frame = segment(0, 5432);
-    let program = injector.program(Side::Egress, true).expect("the program");
+    let program = injector.program(TcHook::Egress, true).expect("the program");
     let rounds = (0..ROUNDS).map(|_| support::nanoseconds(program, &frame, REPEAT));
     rounds.fold(f64::INFINITY, f64::min)
 }
@@ -106,7 +106,7 @@ fn names() {
         let rounds = (0..ROUNDS).map(|_| support::nanoseconds(program, frame, repeat));
         rounds.fold(f64::INFINITY, f64::min)
     };
-    let response = run(&learned(0, 4), Side::Ingress, REPEAT);
+    let response = run(&learned(0, 4), TcHook::Ingress, REPEAT);
     measure(
         "DNS response with 4 addresses",
         response,
@@ -116,11 +116,11 @@ fn names() {
         response <= 2000.0,
     );
     let frame = segment(0, 5432);
-    let few = run(&frame, Side::Egress, REPEAT);
+    let few = run(&frame, TcHook::Egress, REPEAT);
     for first in (4..4096).step_by(62) {
-        run(&learned(first, 62), Side::Ingress, 1);
+        run(&learned(first, 62), TcHook::Ingress, 1);
     }
-    let many = run(&frame, Side::Egress, REPEAT);
+    let many = run(&frame, TcHook::Egress, REPEAT);
     measure(
         "matched loss by host name, 4,096 addresses",
         many,
@@ -142,7 +142,7 @@ fn installing() {
     injector.install(&tables, monotonic_ns()).expect("rules");
     let took = start.elapsed().as_secs_f64() * 1e3;
     measure(
-        "putting 4,096 rules in force",
+        "applying 4,096 rules",
         took,
         "ms",
         None,

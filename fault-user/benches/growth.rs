@@ -10,8 +10,8 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use fault_user::inject::injection::{Injection, InjectionOptions, PreparedInjection};
-use fault_user::inject::injector::Side;
 use fault_user::inject::preparation::prepare;
+use fault_user::sys::net::clsact::TcHook;
 use fault_user::sys::net::interfaces::{Selection, list, select};
 use nix::sched::{CloneFlags, unshare};
 use support::{injector, ip, measure, nanoseconds, plan, segment};
@@ -44,7 +44,7 @@ fn rules() {
             .collect();
         rules.push(format!("tcp:{PORT} loss=30%"));
         let mut injector = injector(&plan(&rules), 1024);
-        let program = injector.program(Side::Egress, true).expect("the program");
+        let program = injector.program(TcHook::Egress, true).expect("the program");
         let mut of = |port| best(|| nanoseconds(program, &segment(0, port), REPEAT));
         let (other, matched) = (of(6000), of(PORT));
         show(
@@ -68,7 +68,7 @@ fn connections() {
     const SAMPLE: u32 = 4096;
     let plan = plan(&[format!("tcp:{PORT} loss=30%")]);
     let mut injector = injector(&plan, 2 * MOST);
-    let program = injector.program(Side::Egress, true).expect("the program");
+    let program = injector.program(TcHook::Egress, true).expect("the program");
     let (mut first, mut known) = (None, 0);
     for count in [1, 1024, 16_384, 65_536, MOST] {
         for number in known..count {

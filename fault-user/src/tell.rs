@@ -67,23 +67,23 @@ pub fn show_steps() {
 
 /// A step of starting or ending. Its time is printed when it is dropped.
 #[must_use]
-pub(crate) struct Step {
+pub(crate) struct TimedStep {
     what: String,
     since: Instant,
     began: Instant,
 }
 
 /// Begins a step; `None` unless times are printed.
-pub(crate) fn step(what: Arguments<'_>) -> Option<Step> {
+pub(crate) fn step(what: Arguments<'_>) -> Option<TimedStep> {
     let since = *STEPS_SINCE.get()?;
-    Some(Step {
+    Some(TimedStep {
         what: what.to_string(),
         since,
         began: Instant::now(),
     })
 }
 
-impl Drop for Step {
+impl Drop for TimedStep {
     fn drop(&mut self) {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         tell!(

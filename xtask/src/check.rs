@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::{
-    build_ebpf, layers,
+    build_ebpf, layers, names, words,
     workspace::{cargo, root, run as run_command},
 };
 
@@ -19,6 +19,8 @@ pub struct Arguments {}
 /// Fails at the first check that does.
 pub fn run(_: &Arguments) -> Result<()> {
     layers::check()?;
+    names::check()?;
+    words::check()?;
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
     format_of_faults()?;
     run_command(cargo().args([

@@ -34,7 +34,7 @@ pub fn check() -> Result<()> {
 }
 
 /// A module's path, such as `["sys", "net"]`.
-type Module = Vec<String>;
+pub type Module = Vec<String>;
 
 /// Each module with those that it imports from.
 type Imports = BTreeMap<Module, BTreeSet<Module>>;
@@ -64,8 +64,7 @@ fn table(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
 
 /// Reads all modules below a folder, without their tests.
 fn modules(folder: &Path) -> Result<Imports> {
-    let mut files = Vec::new();
-    collect(folder, &mut Vec::new(), &mut files)?;
+    let files = sources(folder)?;
     let known: BTreeSet<Module> = files.iter().map(|(module, _)| module.clone()).collect();
     let mut imports = Imports::new();
     for (module, text) in files {
@@ -81,6 +80,13 @@ fn modules(folder: &Path) -> Result<Imports> {
         imports.insert(module, found);
     }
     Ok(imports)
+}
+
+/// Every module below a folder with its text, without `main.rs` and `lib.rs`.
+pub fn sources(folder: &Path) -> Result<Vec<(Module, String)>> {
+    let mut files = Vec::new();
+    collect(folder, &mut Vec::new(), &mut files)?;
+    Ok(files)
 }
 
 fn collect(folder: &Path, at: &mut Module, files: &mut Vec<(Module, String)>) -> Result<()> {
@@ -176,11 +182,15 @@ impl<'ast> Visit<'ast> for Reader<'_> {
 
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
         // Tests may look at everything; the child modules of a file are read by themselves.
-        let is_test = item.attrs.iter().any(|one| one.path().is_ident("cfg"));
-        if !is_test {
+        if !is_test(item) {
             syn::visit::visit_item_mod(self, item);
         }
     }
+}
+
+/// Whether a module is built for tests only.
+pub fn is_test(item: &syn::ItemMod) -> bool {
+    item.attrs.iter().any(|one| one.path().is_ident("cfg"))
 }
 
 /// Imports that the table does not allow, and folders that it does not know.

@@ -6,6 +6,7 @@ mod check;
 mod dist;
 mod fuzz;
 mod layers;
+mod names;
 mod run;
 mod setup;
 mod skip;
@@ -13,6 +14,7 @@ mod stack;
 mod test;
 mod vm;
 mod watchdog;
+mod words;
 mod workspace;
 
 use std::process::ExitCode;

@@ -7,10 +7,11 @@ pub mod dns;
 use std::process::Command;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use fault_user::inject::injector::{Capacity, Clock, Injector, Options};
+use fault_common::dns::DockerPorts;
+use fault_user::inject::injector::{Capacity, ClockResolution, Injector, LoadOptions};
 use fault_user::plan::Plan;
 use fault_user::plan::needs::Needs;
-use fault_user::plan::tables::{Tables, compile};
+use fault_user::plan::tables::{RuleTables, compile};
 use fault_user::rule::{Rule, SystemResolver, Targets};
 use fault_user::sys::clock::monotonic_ns;
 use fault_user::undo::instance::Marks;
@@ -51,8 +52,8 @@ pub fn injector(plan: &Plan, connections: u32) -> Injector {
 }
 
 /// The same without rules.
-pub fn load(plan: &Plan, tables: &Tables, connections: u32) -> Injector {
-    Injector::load(&Options {
+pub fn load(plan: &Plan, tables: &RuleTables, connections: u32) -> Injector {
+    Injector::load(&LoadOptions {
         capacity: Capacity {
             connections,
             ..Capacity::of(tables).expect("a capacity")
@@ -70,7 +71,8 @@ pub fn load(plan: &Plan, tables: &Tables, connections: u32) -> Injector {
         divider: None,
         replay: None,
         xdp: false,
-        clock: Clock::Tick,
+        docker_ports: DockerPorts::default(),
+        clock: ClockResolution::Tick,
         number: 0,
         marks: Marks::NONE,
     })

@@ -26,7 +26,7 @@ use regex::Regex;
 /// How often a recovery is looked for.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A world with servers that can be hurt.
+/// A world with servers that faults can be injected into.
 pub trait Faulty: World {
     /// Its servers.
     fn network(&mut self) -> &mut Network;
@@ -35,7 +35,7 @@ pub trait Faulty: World {
     fn works(&mut self, name: &str) -> impl Future<Output = bool>;
 }
 
-/// Named servers, and what hurts them.
+/// Named servers, and the faults injected into them.
 #[derive(Debug)]
 pub struct Network {
     program: PathBuf,
@@ -60,8 +60,8 @@ impl Network {
         }
     }
 
-    /// Hurts a server.
-    fn hurt(&mut self, name: &str, fault: &str) {
+    /// Injects a fault into a server.
+    fn inject(&mut self, name: &str, fault: &str) {
         let target = self.targets.get(name);
         let target = target.unwrap_or_else(|| {
             panic!("nobody knows '{name}': say `Given '{name}' is at tcp:PORT` before")
@@ -70,9 +70,9 @@ impl Network {
         self.faults.push((name.to_owned(), fault));
     }
 
-    /// Lifts all that hurts a server.
-    fn heal(&mut self, name: &str) {
-        for (_, fault) in self.faults.extract_if(.., |(hurt, _)| hurt == name) {
+    /// Removes all faults of a server.
+    fn restore(&mut self, name: &str) {
+        for (_, fault) in self.faults.extract_if(.., |(faulty, _)| faulty == name) {
             fault.lift();
         }
     }
@@ -176,26 +176,30 @@ fn is_at<W: Faulty>(world: &mut W, context: Context) -> Doing<'_> {
 }
 
 fn is_down<W: Faulty>(world: &mut W, context: Context) -> Doing<'_> {
-    Box::pin(async move { world.network().hurt(part(&context, 1), "down") })
+    Box::pin(async move { world.network().inject(part(&context, 1), "down") })
 }
 
 fn is_up<W: Faulty>(world: &mut W, context: Context) -> Doing<'_> {
-    Box::pin(async move { world.network().heal(part(&context, 1)) })
+    Box::pin(async move { world.network().restore(part(&context, 1)) })
 }
 
 fn is_slow<W: Faulty>(world: &mut W, context: Context) -> Doing<'_> {
     Box::pin(async move {
         let fault = format!("delay={} dir=to-client", part(&context, 2));
-        world.network().hurt(part(&context, 1), &fault);
+        world.network().inject(part(&context, 1), &fault);
     })
 }
 
 fn times_out<W: Faulty>(world: &mut W, context: Context) -> Doing<'_> {
-    Box::pin(async move { world.network().hurt(part(&context, 1), "blackhole") })
+    Box::pin(async move { world.network().inject(part(&context, 1), "blackhole") })
 }
 
 fn resets<W: Faulty>(world: &mut W, context: Context) -> Doing<'_> {
-    Box::pin(async move { world.network().hurt(part(&context, 1), "reset match=data") })
+    Box::pin(async move {
+        world
+            .network()
+            .inject(part(&context, 1), "reset match=data");
+    })
 }
 
 fn recovers<W: Faulty>(world: &mut W, context: Context) -> Doing<'_> {

@@ -20,7 +20,7 @@ def test_a_test_may_leave_a_fault_on(fault, database):
     assert seconds(database) >= 1.8
 
 
-def test_the_next_test_is_not_hurt(database):
+def test_the_next_test_is_unaffected(database):
     assert seconds(database) < 1.8
 
 
@@ -29,7 +29,7 @@ def test_a_test_may_leave_a_toxic_on(proxy, proxied):
     assert seconds(proxied) >= 1.8
 
 
-def test_the_next_test_is_not_hurt_through_the_proxy(proxied):
+def test_the_next_test_is_unaffected_through_the_proxy(proxied):
     assert seconds(proxied) < 1.8
 
 
@@ -45,7 +45,7 @@ def test_a_session_goes_on_when_a_test_is_reset(fault_session, fault, database):
     assert seconds(database) < 1.8
 
 
-def test_a_fault_that_hurts_nothing_is_an_error(fault, database):
+def test_a_fault_that_never_fires_is_an_error(fault, database):
     with pytest.raises(UnfiredError, match="never fired"):
         with fault("tcp:1 latency=1s"):
             assert database.ask("select 1") == "1"

@@ -10,11 +10,11 @@ const BEHIND: usize = 1024;
 
 /// A channel to all watchers.
 #[derive(Clone, Debug)]
-pub struct Events {
+pub struct EventChannel {
     sender: broadcast::Sender<String>,
 }
 
-impl Default for Events {
+impl Default for EventChannel {
     fn default() -> Self {
         Self {
             sender: broadcast::Sender::new(BEHIND),
@@ -22,7 +22,7 @@ impl Default for Events {
     }
 }
 
-impl Events {
+impl EventChannel {
     /// Sends an event to all watchers; does nothing without watchers.
     pub fn tell(&self, event: &str, proxy: &str, about: &Value) {
         if self.sender.receiver_count() == 0 {

@@ -18,6 +18,7 @@ use super::body::{Fields, collect};
 use super::error::ApiError;
 use super::proxies::Proxies;
 use super::security::Caller;
+use super::{Api, ApiResult};
 use crate::relay::CloseMode;
 
 /// Default time limit of a wait in milliseconds.
@@ -26,9 +27,6 @@ const DEFAULT_WAIT_MS: u64 = 10_000;
 const LONGEST_WAIT_MS: u64 = 3_600_000;
 /// Interval of heartbeats in a stream of events.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-
-type Api = State<Arc<Proxies>>;
-type Answer = Result<Response, ApiError>;
 
 pub(crate) fn routes() -> Router<Arc<Proxies>> {
     Router::new()
@@ -55,11 +53,11 @@ async fn all_stats(State(proxies): Api) -> Response {
     Json(all).into_response()
 }
 
-async fn stats(State(proxies): Api, Path(name): Path<String>) -> Answer {
+async fn stats(State(proxies): Api, Path(name): Path<String>) -> ApiResult {
     Ok(Json(json!(proxies.get(&name)?.relay().stats())).into_response())
 }
 
-async fn connections(State(proxies): Api, Path(name): Path<String>) -> Answer {
+async fn connections(State(proxies): Api, Path(name): Path<String>) -> ApiResult {
     let proxy = proxies.get(&name)?;
     let connections = proxy.relay().connections();
     let accepted = proxy.relay().stats().accepted;
@@ -80,7 +78,7 @@ async fn fields(body: Body) -> Result<Fields, ApiError> {
 }
 
 /// Waits for at least `open` connections, for exactly `exactly`, or for `accepted` ones since the start.
-async fn wait(State(proxies): Api, Path(name): Path<String>, body: Body) -> Answer {
+async fn wait(State(proxies): Api, Path(name): Path<String>, body: Body) -> ApiResult {
     let proxy = proxies.get(&name)?;
     let fields = fields(body).await?;
     let (open, exactly, accepted) = (
@@ -126,7 +124,7 @@ async fn close(
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     body: Body,
-) -> Answer {
+) -> ApiResult {
     let proxy = proxies.get_for(&name, caller)?;
     let fields = fields(body).await?;
     let count = fields.count("count")?.map_or(usize::MAX, |count| {
@@ -151,7 +149,7 @@ async fn accept(
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     body: Body,
-) -> Answer {
+) -> ApiResult {
     let proxy = proxies.get_for(&name, caller)?;
     let accept = fields(body)
         .await?

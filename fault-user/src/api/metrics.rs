@@ -9,7 +9,7 @@ use nix::sys::time::TimeValLike as _;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::proxies::Proxies;
-use crate::relay::{Direction, RelayStats};
+use crate::relay::{RelayStats, StreamDirection};
 use crate::session::standing::RuleStatus;
 
 struct Series {
@@ -150,7 +150,7 @@ fn bytes(
 ) {
     head(text, name, "counter", help);
     for series in all {
-        for direction in Direction::ALL {
+        for direction in StreamDirection::ALL {
             let value = of(&series.stats)[direction as usize];
             line(
                 text,

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::read_rule;
 use super::error::ApiError;
-use crate::relay::Direction;
+use crate::relay::StreamDirection;
 use crate::rule::{Layer, MODIFIERS, catalog};
 use crate::session::standing::NewRule;
 
@@ -17,7 +17,7 @@ pub(crate) struct PacketToxic {
     /// The fault's name.
     pub(crate) kind: &'static str,
     /// The direction under which it is listed.
-    pub(crate) direction: Direction,
+    pub(crate) direction: StreamDirection,
     /// The direction as given by the client; without it the rule acts in both.
     pub(crate) stream: Option<String>,
     /// The fraction of connections that it applies to.
@@ -95,8 +95,8 @@ impl PacketToxic {
         rule.insert("target".to_owned(), json!(format!("tcp:{upstream}")));
         if self.stream.is_some() && !rule.contains_key("dir") && !rule.contains_key("direction") {
             let direction = match self.direction {
-                Direction::Upstream => "to-server",
-                Direction::Downstream => "to-client",
+                StreamDirection::Upstream => "to-server",
+                StreamDirection::Downstream => "to-client",
             };
             rule.insert("direction".to_owned(), json!(direction));
         }

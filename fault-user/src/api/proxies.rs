@@ -10,15 +10,15 @@ use tokio::sync::Mutex;
 
 use super::body::{Fields, number};
 use super::error::ApiError;
-use super::events::Events;
+use super::events::EventChannel;
 use super::packet::{self, PacketToxic};
 use super::security::Caller;
 use crate::relay::{
-    Decisions, Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig,
-    Transport, Upstream, resolve_listen, resolve_name,
+    Decisions, Engine, GreetingFilter, Listen, Picked, Relay, RelayFault, Settings,
+    StreamDirection, ToxicConfig, Transport, Upstream, resolve_listen, resolve_name,
 };
 use crate::rule::{Asked, NamePattern, is_alpn};
-use crate::session::standing::{Rules, RulesChange, off_the_runtime};
+use crate::session::standing::{RulesChange, StandingRules, off_the_runtime};
 use crate::steer::front::{ProxiedService, TransparentProxies};
 
 /// A relay and its addresses as texts.
@@ -28,7 +28,7 @@ pub struct Proxy {
     /// The redirection of a transparent proxy, whose listen address equals its upstream.
     place: Option<Arc<ProxiedService>>,
     /// The packet rules of the daemon, some of which implement toxics.
-    rules: Arc<Rules>,
+    rules: Arc<StandingRules>,
     packets: std::sync::Mutex<Vec<PacketToxic>>,
     /// Serializes changes of one proxy.
     changing: Mutex<()>,
@@ -216,7 +216,7 @@ impl Proxy {
                 .map(toxic_json)
                 .chain(rules.map(PacketToxic::json))
         };
-        Direction::ALL.into_iter().flat_map(shown).collect()
+        StreamDirection::ALL.into_iter().flat_map(shown).collect()
     }
 
     fn packets(&self) -> MutexGuard<'_, Vec<PacketToxic>> {
@@ -336,10 +336,10 @@ impl Proxy {
         );
         let stream = fields.text("stream")?.unwrap_or("downstream");
         let toxicity = fields.number("toxicity")?.unwrap_or(1.0);
-        let direction = Direction::parse(stream)
+        let direction = StreamDirection::parse(stream)
             .ok_or_else(|| invalid("stream was invalid, can be either upstream or downstream"))?;
         let packet = packet::kind(kind);
-        let fault = Fault::of_kind(kind);
+        let fault = RelayFault::of_kind(kind);
         if fault.is_none() && packet.is_none() {
             return Err(invalid("invalid toxic type"));
         }
@@ -504,7 +504,7 @@ fn invalid(message: &str) -> ApiError {
 }
 
 /// Which connections a toxic acts on, by what their clients ask for.
-fn filter(fields: &Fields) -> Result<Filter, ApiError> {
+fn filter(fields: &Fields) -> Result<GreetingFilter, ApiError> {
     let name = |key: &str| {
         let Some(text) = fields.text(key)? else {
             return Ok(None);
@@ -513,7 +513,7 @@ fn filter(fields: &Fields) -> Result<Filter, ApiError> {
         let wrong = || invalid(&format!("{key}: {text:?} is no host name"));
         pattern.ok_or_else(wrong).map(Some)
     };
-    Ok(Filter {
+    Ok(GreetingFilter {
         asked: Asked {
             sni: name("sni")?,
             host: name("host")?,
@@ -536,9 +536,9 @@ pub struct Proxies {
     engine: Arc<Engine>,
     seed: u64,
     udp_idle: Duration,
-    events: Events,
+    events: EventChannel,
     /// The packet rules, with and without toxics.
-    rules: Arc<Rules>,
+    rules: Arc<StandingRules>,
     /// The hooks of transparent proxies, attached with the first one.
     front: Mutex<Option<Arc<TransparentProxies>>>,
     by_name: RwLock<BTreeMap<String, Arc<Proxy>>>,
@@ -556,7 +556,7 @@ impl Proxies {
         engine: Arc<Engine>,
         seed: u64,
         udp_idle: Duration,
-        events: Events,
+        events: EventChannel,
         api_port: Option<u16>,
     ) -> anyhow::Result<Self> {
         Ok(Self {
@@ -564,7 +564,7 @@ impl Proxies {
             seed,
             udp_idle,
             events,
-            rules: Arc::new(Rules::new(seed, api_port)?),
+            rules: Arc::new(StandingRules::new(seed, api_port)?),
             front: Mutex::new(None),
             by_name: RwLock::default(),
             changing: Mutex::new(()),
@@ -573,13 +573,13 @@ impl Proxies {
 
     /// The events of all proxies.
     #[must_use]
-    pub const fn events(&self) -> &Events {
+    pub const fn events(&self) -> &EventChannel {
         &self.events
     }
 
     /// The packet rules.
     #[must_use]
-    pub const fn rules(&self) -> &Arc<Rules> {
+    pub const fn rules(&self) -> &Arc<StandingRules> {
         &self.rules
     }
 
@@ -824,7 +824,7 @@ impl Proxies {
             first = first.and(reset.await);
         }
         first = first.and(
-            off_the_runtime(&self.rules, Rules::clear)
+            off_the_runtime(&self.rules, StandingRules::clear)
                 .await
                 .map_err(ApiError::from),
         );
@@ -839,7 +839,7 @@ impl Proxies {
                 log::warn!("{}: {error}", proxy.relay.name());
             }
         }
-        if let Err(error) = off_the_runtime(&self.rules, Rules::clear).await {
+        if let Err(error) = off_the_runtime(&self.rules, StandingRules::clear).await {
             log::error!("{error}");
         }
     }

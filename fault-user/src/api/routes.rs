@@ -12,18 +12,14 @@ use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
 use super::body::collect;
-use super::error::ApiError;
 use super::proxies::Proxies;
-use super::security::{self, Caller, Guard};
+use super::security::{self, Guard};
+use super::{Api, ApiResult, By};
 use super::{gate, metrics, rules};
-use crate::session::standing::{Rules, off_the_runtime};
+use crate::session::standing::{StandingRules, off_the_runtime};
 
 /// The compatible version of Toxiproxy; clients choose their requests by it.
 pub const VERSION: &str = "2.12.0";
-
-type Api = State<Arc<Proxies>>;
-type By = Extension<Caller>;
-type Answer = Result<Response, ApiError>;
 
 /// The API for a listener with this guard. With `has_runtime_metrics`, `/metrics` includes this process.
 pub fn router(proxies: Arc<Proxies>, guard: Guard, has_runtime_metrics: bool) -> Router {
@@ -81,12 +77,12 @@ async fn index(State(proxies): Api) -> Response {
     Json(all).into_response()
 }
 
-async fn create(State(proxies): Api, Extension(caller): By, body: Body) -> Answer {
+async fn create(State(proxies): Api, Extension(caller): By, body: Body) -> ApiResult {
     let proxy = proxies.create(&collect(body).await?, caller).await?;
     Ok((StatusCode::CREATED, Json(proxy.json())).into_response())
 }
 
-async fn populate(State(proxies): Api, Extension(caller): By, body: Body) -> Answer {
+async fn populate(State(proxies): Api, Extension(caller): By, body: Body) -> ApiResult {
     let (made, error) = proxies.populate(&collect(body).await?, caller).await;
     let made: Vec<Value> = made.iter().map(|proxy| proxy.json()).collect();
     let (status, mut answer) = match error {
@@ -97,7 +93,7 @@ async fn populate(State(proxies): Api, Extension(caller): By, body: Body) -> Ans
     Ok((status, Json(answer)).into_response())
 }
 
-async fn show(State(proxies): Api, Path(name): Path<String>) -> Answer {
+async fn show(State(proxies): Api, Path(name): Path<String>) -> ApiResult {
     Ok(Json(proxies.get(&name)?.json()).into_response())
 }
 
@@ -106,7 +102,7 @@ async fn update(
     Extension(caller): By,
     Path(name): Path<String>,
     body: Body,
-) -> Answer {
+) -> ApiResult {
     // An unknown proxy is reported before an invalid body.
     proxies.get(&name)?;
     let body = collect(body).await?;
@@ -114,12 +110,12 @@ async fn update(
     Ok(Json(proxy.json()).into_response())
 }
 
-async fn delete(State(proxies): Api, Extension(caller): By, Path(name): Path<String>) -> Answer {
+async fn delete(State(proxies): Api, Extension(caller): By, Path(name): Path<String>) -> ApiResult {
     proxies.delete(&name, caller).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn toxics(State(proxies): Api, Path(name): Path<String>) -> Answer {
+async fn toxics(State(proxies): Api, Path(name): Path<String>) -> ApiResult {
     Ok(Json(proxies.get(&name)?.toxics()).into_response())
 }
 
@@ -128,14 +124,14 @@ async fn add_toxic(
     Extension(caller): By,
     Path(name): Path<String>,
     body: Body,
-) -> Answer {
+) -> ApiResult {
     proxies.get(&name)?;
     let body = collect(body).await?;
     let toxic = proxies.add_toxic(&name, &body, caller).await?;
     Ok(Json(toxic).into_response())
 }
 
-async fn toxic(State(proxies): Api, Path((name, toxic)): Path<(String, String)>) -> Answer {
+async fn toxic(State(proxies): Api, Path((name, toxic)): Path<(String, String)>) -> ApiResult {
     Ok(Json(proxies.get(&name)?.toxic(&toxic)?).into_response())
 }
 
@@ -144,7 +140,7 @@ async fn update_toxic(
     Extension(caller): By,
     Path((name, toxic)): Path<(String, String)>,
     body: Body,
-) -> Answer {
+) -> ApiResult {
     proxies.get(&name)?.toxic(&toxic)?;
     let body = collect(body).await?;
     let toxic = proxies.update_toxic(&name, &toxic, &body, caller).await?;
@@ -155,12 +151,12 @@ async fn remove_toxic(
     State(proxies): Api,
     Extension(caller): By,
     Path((name, toxic)): Path<(String, String)>,
-) -> Answer {
+) -> ApiResult {
     proxies.remove_toxic(&name, &toxic, caller).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn reset(State(proxies): Api, Extension(caller): By) -> Answer {
+async fn reset(State(proxies): Api, Extension(caller): By) -> ApiResult {
     proxies.reset(caller).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -171,8 +167,8 @@ async fn version() -> Response {
     ([kind], format!("{{\"version\": \"{VERSION}\"}}\n")).into_response()
 }
 
-async fn show_metrics(State(proxies): Api, has_runtime_metrics: bool) -> Answer {
-    let rules = off_the_runtime(proxies.rules(), Rules::list).await?;
+async fn show_metrics(State(proxies): Api, has_runtime_metrics: bool) -> ApiResult {
+    let rules = off_the_runtime(proxies.rules(), StandingRules::list).await?;
     let kind = (
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use axum::routing::get;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,28 +17,24 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::body::{self, collect, read_rule};
 use super::error::ApiError;
-use super::events::Events;
+use super::events::EventChannel;
 use super::proxies::{PACKET_RULES, Proxies};
-use super::security::Caller;
-use crate::doctor::Report;
+use super::{Api, ApiResult, By};
+use crate::doctor::DoctorReport;
 use crate::rule::Rule;
-use crate::session::standing::{NewRule, RuleStatus, Rules, RulesChange, off_the_runtime};
+use crate::session::standing::{NewRule, RuleStatus, RulesChange, StandingRules, off_the_runtime};
 
 /// Interval of events about hits.
 const TELL: Duration = Duration::from_millis(200);
 
-type Api = State<Arc<Proxies>>;
-type By = Extension<Caller>;
-type Answer = Result<Response, ApiError>;
-
 /// Sends events about hits, forever.
-pub async fn tell_hits(rules: Arc<Rules>, events: Events) {
+pub async fn tell_hits(rules: Arc<StandingRules>, events: EventChannel) {
     let mut told: HashMap<u64, u64> = HashMap::new();
     let mut ticks = interval(TELL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let hits = match off_the_runtime(&rules, Rules::hits).await {
+        let hits = match off_the_runtime(&rules, StandingRules::hits).await {
             Ok(hits) => hits,
             Err(error) => {
                 log::debug!("{error}");
@@ -65,13 +61,13 @@ pub(crate) fn routes() -> Router<Arc<Proxies>> {
         .route("/v1/doctor", get(doctor))
 }
 
-async fn index(State(proxies): Api) -> Answer {
-    let rules = off_the_runtime(proxies.rules(), Rules::list).await?;
+async fn index(State(proxies): Api) -> ApiResult {
+    let rules = off_the_runtime(proxies.rules(), StandingRules::list).await?;
     Ok(Json(rules).into_response())
 }
 
 #[derive(Deserialize)]
-struct Options {
+struct AddQuery {
     /// Accept rules that match SSH or the API.
     #[serde(default)]
     force: bool,
@@ -81,9 +77,9 @@ struct Options {
 async fn add(
     State(proxies): Api,
     Extension(caller): By,
-    Query(options): Query<Options>,
+    Query(options): Query<AddQuery>,
     body: Body,
-) -> Answer {
+) -> ApiResult {
     caller.require(PACKET_RULES)?;
     let body = collect(body).await?;
     let value = body::value(&body).map_err(|error| unquoted(&body).unwrap_or(error))?;
@@ -138,7 +134,7 @@ fn unquoted(body: &[u8]) -> Option<ApiError> {
 
 /// The rule with this number.
 async fn find(proxies: &Proxies, id: &str) -> Result<(u64, RuleStatus), ApiError> {
-    let rules = off_the_runtime(proxies.rules(), Rules::list).await?;
+    let rules = off_the_runtime(proxies.rules(), StandingRules::list).await?;
     let number = id.parse::<u64>().ok();
     let found = number.and_then(|id| {
         let rule = rules.into_iter().find(|rule| rule.id == id)?;
@@ -147,11 +143,11 @@ async fn find(proxies: &Proxies, id: &str) -> Result<(u64, RuleStatus), ApiError
     found.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "rule not found"))
 }
 
-async fn show(State(proxies): Api, Path(id): Path<String>) -> Answer {
+async fn show(State(proxies): Api, Path(id): Path<String>) -> ApiResult {
     Ok(Json(find(&proxies, &id).await?.1).into_response())
 }
 
-async fn remove(State(proxies): Api, Extension(caller): By, Path(id): Path<String>) -> Answer {
+async fn remove(State(proxies): Api, Extension(caller): By, Path(id): Path<String>) -> ApiResult {
     caller.require(PACKET_RULES)?;
     let (id, rule) = find(&proxies, &id).await?;
     if let Some(toxic) = &rule.toxic {
@@ -161,14 +157,14 @@ async fn remove(State(proxies): Api, Extension(caller): By, Path(id): Path<Strin
     take_away(&proxies, vec![id]).await
 }
 
-async fn clear(State(proxies): Api, Extension(caller): By) -> Answer {
+async fn clear(State(proxies): Api, Extension(caller): By) -> ApiResult {
     caller.require(PACKET_RULES)?;
-    let rules = off_the_runtime(proxies.rules(), Rules::list).await?;
+    let rules = off_the_runtime(proxies.rules(), StandingRules::list).await?;
     let own = rules.iter().filter(|rule| rule.toxic.is_none());
     take_away(&proxies, own.map(|rule| rule.id).collect()).await
 }
 
-async fn take_away(proxies: &Proxies, ids: Vec<u64>) -> Answer {
+async fn take_away(proxies: &Proxies, ids: Vec<u64>) -> ApiResult {
     let gone = ids.clone();
     off_the_runtime(proxies.rules(), |rules| rules.remove(ids)).await?;
     for id in gone {
@@ -180,7 +176,7 @@ async fn take_away(proxies: &Proxies, ids: Vec<u64>) -> Answer {
 }
 
 /// The output of `fault doctor --json`.
-async fn doctor(State(proxies): Api) -> Answer {
-    let report = off_the_runtime(proxies.rules(), |_rules| Report::gather()).await?;
+async fn doctor(State(proxies): Api) -> ApiResult {
+    let report = off_the_runtime(proxies.rules(), |_rules| DoctorReport::gather()).await?;
     Ok(Json(json!(report)).into_response())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::rules::Rules;
+use super::rules::RuleArgs;
 use super::{Failure, Outcome, exit, print_json};
 use crate::plan::Plan;
 use crate::report::expectations;
@@ -37,9 +37,9 @@ Examples:
 /// The arguments of `fault check`.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
-pub struct Check {
+pub struct CheckArgs {
     #[command(flatten)]
-    rules: Rules,
+    rules: RuleArgs,
     /// The scenario file (.json, .yaml, .toml).
     #[arg(value_name = "FILE", conflicts_with = "file")]
     scenario: Option<PathBuf>,
@@ -48,7 +48,7 @@ pub struct Check {
     json: bool,
 }
 
-impl Check {
+impl CheckArgs {
     /// Runs the subcommand.
     ///
     /// # Errors

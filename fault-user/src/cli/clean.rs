@@ -23,13 +23,13 @@ Examples:
 /// The arguments of `fault clean`.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
-pub struct Clean {
+pub struct CleanArgs {
     /// Print what was found as JSON.
     #[arg(long)]
     json: bool,
 }
 
-impl Clean {
+impl CleanArgs {
     /// Runs the subcommand.
     ///
     /// # Errors

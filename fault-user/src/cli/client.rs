@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::relay::Fault;
+use crate::relay::RelayFault;
 use crate::rule::units::parse_duration;
 use crate::rule::{Rule, RuleError, catalog, nearest};
 use crate::session::outcome::Failure;
@@ -18,7 +18,7 @@ use crate::tell;
 
 /// The daemon to talk to.
 #[derive(Debug, clap::Args)]
-pub struct Target {
+pub struct ClientArgs {
     /// The daemon's API: http://HOST:PORT, HOST:PORT, or unix:PATH
     #[arg(
         long,
@@ -42,7 +42,7 @@ pub struct Target {
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {
     #[command(flatten)]
-    target: Target,
+    target: ClientArgs,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
@@ -52,7 +52,7 @@ pub struct ListArgs {
 #[derive(Debug, clap::Args)]
 pub struct StatsArgs {
     #[command(flatten)]
-    target: Target,
+    target: ClientArgs,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
@@ -62,7 +62,7 @@ pub struct StatsArgs {
 #[derive(Debug, clap::Args)]
 pub struct AddArgs {
     #[command(flatten)]
-    target: Target,
+    target: ClientArgs,
     #[command(subcommand)]
     what: Add,
 }
@@ -130,7 +130,7 @@ struct AskedArgs {
 #[derive(Debug, clap::Args)]
 pub struct RemoveArgs {
     #[command(flatten)]
-    target: Target,
+    target: ClientArgs,
     #[command(subcommand)]
     what: Remove,
 }
@@ -275,15 +275,15 @@ pub fn add(args: &AddArgs) -> Result<(), Failure> {
 }
 
 /// The stream fault of a toxic type; `None` for a packet fault, whose attributes the daemon validates.
-fn known_kind(kind: &str) -> anyhow::Result<Option<Fault>> {
-    let fault = Fault::of_kind(kind);
+fn known_kind(kind: &str) -> anyhow::Result<Option<RelayFault>> {
+    let fault = RelayFault::of_kind(kind);
     if fault.is_some() || catalog::spec(kind).is_some() {
         return Ok(fault);
     }
     bail!(
         "unknown toxic type `{kind}`{}: {}",
-        did_you_mean(kind, Fault::KINDS),
-        Fault::KINDS.join(", ")
+        did_you_mean(kind, RelayFault::KINDS),
+        RelayFault::KINDS.join(", ")
     )
 }
 
@@ -294,7 +294,7 @@ fn did_you_mean(wrong: &str, names: &[&str]) -> String {
 }
 
 /// Parses NAME=VALUE. The value is JSON if it parses as JSON, otherwise a string. A time may have a unit.
-fn attribute(text: &str, fault: Option<&Fault>) -> anyhow::Result<(String, Value)> {
+fn attribute(text: &str, fault: Option<&RelayFault>) -> anyhow::Result<(String, Value)> {
     let (name, value) = text
         .split_once('=')
         .with_context(|| format!("{text:?} is not an attribute: expected NAME=VALUE"))?;
@@ -325,9 +325,9 @@ fn attribute(text: &str, fault: Option<&Fault>) -> anyhow::Result<(String, Value
 }
 
 /// The unit of an attribute that is a time: its name, and its nanoseconds.
-fn unit_of(fault: &Fault, attribute: &str) -> Option<(&'static str, u64)> {
+fn unit_of(fault: &RelayFault, attribute: &str) -> Option<(&'static str, u64)> {
     match (fault, attribute) {
-        (Fault::Slicer(_), "delay") => Some(("microseconds", 1_000)),
+        (RelayFault::Slicer(_), "delay") => Some(("microseconds", 1_000)),
         (_, "latency" | "jitter" | "delay" | "timeout" | "time" | "max_wait") => {
             Some(("milliseconds", 1_000_000))
         }
@@ -395,7 +395,7 @@ pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
 /// # Errors
 ///
 /// The daemon can't be reached or rejects the request.
-pub fn reset(target: &Target) -> anyhow::Result<()> {
+pub fn reset(target: &ClientArgs) -> anyhow::Result<()> {
     call(target, Method::POST, "/reset", None).map(|_| ())
 }
 
@@ -444,7 +444,7 @@ pub fn stats(args: &StatsArgs) -> anyhow::Result<()> {
 /// # Errors
 ///
 /// The daemon can't be reached or rejects the request.
-pub fn events(target: &Target) -> anyhow::Result<()> {
+pub fn events(target: &ClientArgs) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let mut answer = send(target, Method::GET, "/v1/events", None).await?;
         let mut pending = String::new();
@@ -498,7 +498,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 /// # Errors
 /// The daemon can't be reached or rejects the request.
 pub(super) fn call(
-    target: &Target,
+    target: &ClientArgs,
     method: Method,
     path: &str,
     body: Option<&Value>,
@@ -535,7 +535,7 @@ fn split_password(url: &str) -> (&str, Option<&str>) {
 
 /// Sends a request. An error status becomes an error with the daemon's message.
 async fn send(
-    target: &Target,
+    target: &ClientArgs,
     method: Method,
     path: &str,
     body: Option<&Value>,

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use clap::builder::{BoolishValueParser, FalseyValueParser};
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::api::{self, Caller, Events, Guard, Proxies, VERSION, tell_hits};
+use crate::api::{self, Caller, EventChannel, Guard, Proxies, VERSION, tell_hits};
 use crate::relay::Engine;
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::files;
@@ -41,7 +41,7 @@ Examples:
 /// The arguments of `fault daemon`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER)]
-pub struct Args {
+pub struct DaemonArgs {
     /// A JSON file with an array of proxies, as for toxiproxy-server; toxics may be included
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -99,7 +99,7 @@ const RIGHTS: [Capability; 5] = [
     Capability::NetRaw,
 ];
 
-impl Args {
+impl DaemonArgs {
     /// The capabilities that the daemon keeps: in open mode only the one for low ports.
     fn rights(&self) -> &'static [Capability] {
         if self.open { &RIGHTS[..1] } else { &RIGHTS }
@@ -139,7 +139,8 @@ fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
 /// # Errors
 ///
 /// The daemon can't start: an address is in use, or the config file is invalid.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub fn run(args: &DaemonArgs) -> anyhow::Result<()> {
+    EndSignals::heed()?;
     if args.toxiproxy_version == Some(true) {
         return tell::data(&format!("toxiproxy-server version {VERSION}\n"));
     }
@@ -162,7 +163,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let listener = listen(args)?;
     let port = listener.local_addr()?.port();
     let udp_idle = Duration::from_secs(args.udp_idle);
-    let proxies = Proxies::new(engine, seed, udp_idle, Events::default(), Some(port))?;
+    let proxies = Proxies::new(engine, seed, udp_idle, EventChannel::default(), Some(port))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -170,7 +171,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn serve(
-    args: &Args,
+    args: &DaemonArgs,
     seed: u64,
     proxies: Arc<Proxies>,
     listener: std::net::TcpListener,
@@ -214,7 +215,7 @@ async fn serve(
     socket.map_or(Ok(()), Socket::remove)
 }
 
-fn listen(args: &Args) -> anyhow::Result<std::net::TcpListener> {
+fn listen(args: &DaemonArgs) -> anyhow::Result<std::net::TcpListener> {
     let address = match args.listen {
         Some(address) => address,
         None => resolve(&args.host, args.port)?,

@@ -25,13 +25,13 @@ const SEED: u64 = 42;
 
 /// Demonstrate a fault: a client and a server before, during and after it.
 #[derive(Debug, Args)]
-pub struct Demo {
+pub struct DemoArgs {
     /// The fault to demonstrate, without a target.
     #[arg(long, default_value = "loss=30%")]
     fault: String,
 }
 
-impl Demo {
+impl DemoArgs {
     /// Runs the subcommand.
     ///
     /// # Errors

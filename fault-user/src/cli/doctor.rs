@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Outcome, exit, print_json};
-use crate::doctor::Report;
+use crate::doctor::DoctorReport;
 use crate::tell;
 
 /// What follows the options in `fault doctor --help`.
@@ -21,19 +21,19 @@ Examples:
 /// The arguments of `fault doctor`.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
-pub struct Doctor {
+pub struct DoctorArgs {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
-impl Doctor {
+impl DoctorArgs {
     /// Runs the subcommand. The exit code is 1 when nothing works here.
     ///
     /// # Errors
     /// The machine can't be examined.
     pub fn execute(self) -> Outcome {
-        let report = Report::gather()?;
+        let report = DoctorReport::gather()?;
         if self.json {
             print_json(&report)?;
         } else {

@@ -9,7 +9,7 @@ use clap::{ArgGroup, Args};
 use super::parse_time;
 use crate::explore;
 use crate::inject::reach::IngressMechanism;
-use crate::session::options::Options;
+use crate::session::options::SessionOptions;
 use crate::session::outcome::{Failure, Outcome};
 use crate::sys::net::interfaces::Selection;
 
@@ -35,7 +35,7 @@ Examples:
 /// The arguments of `fault explore`.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER, group(ArgGroup::new("service").args(["container", "pid", "cgroup"])))]
-pub struct Explore {
+pub struct ExploreArgs {
     /// Faults apply to this running container (Docker, Podman or containerd; by name or id).
     #[arg(long, value_name = "NAME")]
     container: Option<String>,
@@ -116,7 +116,7 @@ pub struct Explore {
     command: Vec<OsString>,
 }
 
-impl Explore {
+impl ExploreArgs {
     /// Does it.
     ///
     /// # Errors
@@ -125,8 +125,8 @@ impl Explore {
         let time = |option, text: Option<String>| -> Result<_, Failure> {
             text.map(|text| parse_time(option, &text)).transpose()
         };
-        let explore = explore::Explore {
-            options: Options {
+        let explore = explore::ExploreOptions {
+            options: SessionOptions {
                 pid: self.pid,
                 cgroup: self.cgroup,
                 container: self.container,

@@ -14,33 +14,35 @@ use crate::tell;
 
 /// Print completions for a shell.
 #[derive(Debug, Args)]
-pub struct Completions {
+pub struct CompletionsArgs {
     /// The shell.
     #[arg(required_unless_present = "names")]
     shell: Option<Shell>,
     /// Print names instead, one a line: what the completions ask for.
     #[arg(long, value_name = "KIND", hide = true, conflicts_with = "shell")]
-    names: Option<Names>,
+    names: Option<CompletedNames>,
 }
 
 /// Names that completions offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Names {
+pub enum CompletedNames {
     /// The running containers.
     Containers,
     /// The interfaces.
     Interfaces,
 }
 
-impl Completions {
+impl CompletionsArgs {
     /// Runs the subcommand.
     ///
     /// # Errors
     /// Standard output is closed, or the interfaces can't be listed.
     pub fn execute(self) -> Outcome {
         let text = match (self.names, self.shell) {
-            (Some(Names::Containers), _) => lines(container::running(&RuntimePaths::default())),
-            (Some(Names::Interfaces), _) => {
+            (Some(CompletedNames::Containers), _) => {
+                lines(container::running(&RuntimePaths::default()))
+            }
+            (Some(CompletedNames::Interfaces), _) => {
                 lines(interfaces::list()?.into_iter().map(|one| one.name))
             }
             (None, Some(shell)) => completions(shell)?,
@@ -95,7 +97,7 @@ fn for_zsh(text: &str) -> String {
 
 /// Print a manual page, or write all of them to a folder.
 #[derive(Debug, Args)]
-pub struct Man {
+pub struct ManArgs {
     /// The page: a subcommand, or `rules`; default: the page of fault itself.
     page: Option<String>,
     /// Write all pages to this folder instead.
@@ -103,7 +105,7 @@ pub struct Man {
     out: Option<PathBuf>,
 }
 
-impl Man {
+impl ManArgs {
     /// Runs the subcommand.
     ///
     /// # Errors

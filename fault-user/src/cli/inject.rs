@@ -4,9 +4,10 @@ use clap::Args;
 
 use super::options::TrafficOptions;
 use super::parse_time;
-use super::rules::Rules;
-use crate::session::inject::{self, Watched};
+use super::rules::RuleArgs;
+use crate::session::inject::{self, WatchedFile};
 use crate::session::outcome::Outcome;
+use crate::session::signals::EndSignals;
 
 /// What follows the options in `fault inject --help`.
 const AFTER: &str = "\
@@ -26,9 +27,9 @@ Examples:
 /// The arguments of `fault inject`.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
-pub struct Inject {
+pub struct InjectArgs {
     #[command(flatten)]
-    rules: Rules,
+    rules: RuleArgs,
     #[command(flatten)]
     traffic: TrafficOptions,
     /// Remove the rules after this time, e.g. 30s.
@@ -43,21 +44,22 @@ pub struct Inject {
     allow_unfired: bool,
 }
 
-impl Inject {
+impl InjectArgs {
     /// Runs the subcommand. `verbose` is the number of `-v`.
     ///
     /// # Errors
     /// Wrong arguments, or the rules can't be applied; then nothing is changed.
     pub fn execute(self, verbose: u8) -> Outcome {
+        EndSignals::heed()?;
         let length = self.length.as_deref();
         let length = length.map(|text| parse_time("--for", text)).transpose()?;
         // Before it is read: what is written from here on is a change.
         let watched = self.rules.file().filter(|_| self.watch).map(|path| {
             let rules = self.rules.clone();
-            Watched::new(path, Box::new(move || rules.parse()))
+            WatchedFile::new(path, Box::new(move || rules.parse()))
         });
         let rules = self.rules.parse()?;
-        let inject = inject::Inject {
+        let inject = inject::InjectOptions {
             options: self.traffic.read(verbose)?,
             length,
             watched,

@@ -273,7 +273,7 @@ fn added(words: &[String]) -> Option<String> {
         return None;
     };
     let kind = fault.split('=').next()?;
-    let names = crate::relay::Fault::of_kind(kind)?.attribute_names();
+    let names = crate::relay::RelayFault::of_kind(kind)?.attribute_names();
     let attributes = words[1..].iter().filter_map(|word| {
         let (name, value) = word.split_once('=')?;
         // `bandwidth=1000` is the first of its attributes, `rate`.

@@ -59,7 +59,7 @@ pub enum Command {
     ///
     /// Rules apply only to traffic of the command and its descendants. The exit code is the command's own; 120 when it
     /// succeeded but a rule never fired; 125 when fault itself failed; 126 and 127 as in env(1).
-    Run(run::Run),
+    Run(run::RunArgs),
     /// Find what makes a command fail: one fault on one of its dependencies at a time.
     ///
     /// The command runs without faults first, to see what it talks to. Then it runs once with each kind of fault on
@@ -67,45 +67,45 @@ pub enum Command {
     /// long as the command fails. The exit code is 0 when the command survived all faults, 121 when it did not, 125 when it fails
     /// without faults. With --container, --pid or --cgroup the faults apply to the traffic of a running service. The
     /// command exercises it under each fault, and again when the fault is over.
-    Explore(explore::Explore),
+    Explore(explore::ExploreArgs),
     /// Repeat the decisions of an earlier run, from its report.
     ///
     /// A packet is identified by its position in its connection, and a connection by its order: the same sequence of
     /// requests gets the same faults, whatever its timing. A warning says what did not come again.
-    Replay(replay::Replay),
+    Replay(replay::ReplayArgs),
     /// Apply rules until Ctrl-C, SIGTERM or --for.
     ///
     /// Rules apply to the whole host, unless --container, --pid, --cgroup or --netns limits them. Rules on a container
     /// are removed when it ends, unless --follow is given.
-    Inject(inject::Inject),
+    Inject(inject::InjectArgs),
     /// Check a scenario file or rules without applying them.
     ///
     /// Prints the timeline, and the mechanism of each rule on this machine. Nothing is changed, and no privileges are
     /// needed. Drawn faults (`random`) have one line for each rule that they are drawn from; --json lists all of them.
-    Check(check::Check),
+    Check(check::CheckArgs),
     /// List the link profiles (`profile=NAME`) with their figures and sources.
-    Profiles(profiles::List),
+    Profiles(profiles::ProfilesArgs),
     /// Show what this machine supports.
     ///
     /// The first line is the verdict. Below are the kernel's features and the capabilities of this process, each with
     /// what to do if it is missing, the mechanism of each group of faults, and what killed instances left behind. Every
     /// feature is tried, in a network namespace and a cgroup of its own. What could not be checked without more
     /// privileges is marked by `?`.
-    Doctor(doctor::Doctor),
+    Doctor(doctor::DoctorArgs),
 
     /// Remove everything that a killed instance may have left behind.
     ///
     /// This is safe at any time: what a running instance uses stays as it is. Programs, filters, qdiscs and cgroups are
     /// removed, and settings that the killed instance changed are restored.
-    Clean(clean::Clean),
+    Clean(clean::CleanArgs),
     /// Demonstrate a fault: a client and a server before, during and after it.
-    Demo(demo::Demo),
+    Demo(demo::DemoArgs),
     /// Run the control API (compatible with Toxiproxy) and its proxies until interrupted.
     ///
     /// It replaces toxiproxy-server: the same API on 127.0.0.1:8474, the same config file and options. As root it also
     /// offers transparent proxies, at the service's own address, and packet rules (`fault add rule`). Everything ends
     /// with the process.
-    Daemon(daemon::Args),
+    Daemon(daemon::DaemonArgs),
     /// List the daemon's proxies with their toxics, and its packet rules.
     List(client::ListArgs),
     /// Add a packet rule, a proxy or a toxic to the daemon.
@@ -113,22 +113,22 @@ pub enum Command {
     /// Remove a packet rule, a proxy or a toxic from the daemon.
     Remove(client::RemoveArgs),
     /// Enable every proxy of the daemon, remove every toxic and every packet rule.
-    Reset(client::Target),
+    Reset(client::ClientArgs),
     /// Show the traffic of the daemon's proxies and the hits of its toxics.
     Stats(client::StatsArgs),
     /// Print the daemon's events, one line each, until interrupted.
-    Events(client::Target),
+    Events(client::ClientArgs),
     /// Watch rules, hits, throughput and connections live; turn rules off and on.
     ///
     /// Shows every `fault run` and `fault inject` of this user in this network namespace, and the daemon if one
     /// answers. A rule that is turned off stays off until it is turned on again or its instance ends.
-    Top(top::Top),
+    Top(top::TopArgs),
     /// Print completions for a shell.
-    Completions(generate::Completions),
+    Completions(generate::CompletionsArgs),
     /// Print a manual page, or write all of them to a folder.
-    Man(generate::Man),
+    Man(generate::ManArgs),
     /// Print the help of a subcommand, or with `rules` the reference of the rule language.
-    Help(help::Help),
+    Help(help::HelpArgs),
 }
 
 impl Cli {

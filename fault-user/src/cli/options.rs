@@ -9,7 +9,7 @@ use super::parse_time;
 use crate::inject::injector::Attachment;
 use crate::inject::reach::IngressMechanism;
 use crate::plan::mechanism::Mechanism;
-use crate::session::options::Options;
+use crate::session::options::SessionOptions;
 use crate::session::outcome::Failure;
 use crate::sys::net::interfaces::Selection;
 
@@ -41,7 +41,7 @@ pub struct TrafficOptions {
     /// Repeatable. Default: tc (xdp on an interface that was named and supports it natively, if the rules only drop
     /// packets), and the delay line where a tap device is available.
     #[arg(long, value_name = "WHAT")]
-    mechanism: Vec<Choice>,
+    mechanism: Vec<MechanismChoice>,
     /// When the rules end, wait at most this long for data still in the relay to be delivered, e.g. 30s. The rest is
     /// counted, and its connections are reset. Default: the rules' own delays plus 10 s.
     #[arg(long, value_name = "TIME")]
@@ -62,7 +62,7 @@ pub enum Attach {
 
 /// The values of `--mechanism`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Choice {
+pub enum MechanismChoice {
     /// Only the tc programs.
     Tc,
     /// The XDP program in front of them, native where the driver supports it, otherwise generic. It drops packets;
@@ -81,8 +81,8 @@ impl TrafficOptions {
     ///
     /// # Errors
     /// An invalid time.
-    pub fn read(self, verbose: u8) -> Result<Options, Failure> {
-        Ok(Options {
+    pub fn read(self, verbose: u8) -> Result<SessionOptions, Failure> {
+        Ok(SessionOptions {
             selection: self.selection(),
             attachment: self.attachment(),
             front: self.front(),
@@ -101,11 +101,11 @@ impl TrafficOptions {
     /// The requested mechanism to hold packets; the last one counts.
     fn mechanism(&self) -> Option<Mechanism> {
         let mut injection_options = self.mechanism.iter().rev();
-        injection_options.find_map(|wish| match wish {
-            Choice::DelayLine => Some(Mechanism::DelayLine),
-            Choice::Fq => Some(Mechanism::Fq),
-            Choice::Netem => Some(Mechanism::Netem),
-            Choice::Tc | Choice::Xdp => None,
+        injection_options.find_map(|requested| match requested {
+            MechanismChoice::DelayLine => Some(Mechanism::DelayLine),
+            MechanismChoice::Fq => Some(Mechanism::Fq),
+            MechanismChoice::Netem => Some(Mechanism::Netem),
+            MechanismChoice::Tc | MechanismChoice::Xdp => None,
         })
     }
 
@@ -121,12 +121,12 @@ impl TrafficOptions {
     /// peer send without segmentation offload, so it is only the default on an interface that was named.
     fn front(&self) -> IngressMechanism {
         let mut injection_options = self.mechanism.iter().rev();
-        let wish = injection_options.find_map(|wish| match wish {
-            Choice::Tc => Some(IngressMechanism::Tc),
-            Choice::Xdp => Some(IngressMechanism::Xdp),
+        let requested = injection_options.find_map(|requested| match requested {
+            MechanismChoice::Tc => Some(IngressMechanism::Tc),
+            MechanismChoice::Xdp => Some(IngressMechanism::Xdp),
             _ => None,
         });
-        wish.unwrap_or(if self.interfaces.is_empty() {
+        requested.unwrap_or(if self.interfaces.is_empty() {
             IngressMechanism::Tc
         } else {
             IngressMechanism::NativeXdp

@@ -4,18 +4,18 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Outcome, exit, print_json};
-use crate::rule::{PROFILES, Profile};
+use crate::rule::{LinkProfile, PROFILES};
 use crate::tell;
 
 /// List the profiles: kinds of links by their names, with their figures and where these come from.
 #[derive(Debug, Args)]
-pub struct List {
+pub struct ProfilesArgs {
     /// Print it as JSON.
     #[arg(long)]
     json: bool,
 }
 
-impl List {
+impl ProfilesArgs {
     /// Does it.
     ///
     /// # Errors
@@ -34,8 +34,8 @@ impl List {
     }
 }
 
-fn text(profile: &Profile) -> String {
-    let Profile {
+fn text(profile: &LinkProfile) -> String {
+    let LinkProfile {
         name,
         title,
         rules,
@@ -48,7 +48,7 @@ fn text(profile: &Profile) -> String {
     )
 }
 
-fn object(profile: &Profile) -> serde_json::Value {
+fn object(profile: &LinkProfile) -> serde_json::Value {
     json!({
         "name": profile.name,
         "title": profile.title,

@@ -8,11 +8,11 @@ use clap::Args;
 use fault_common::abi::MATCHES_MAX;
 
 use super::options::TrafficOptions;
-use super::rules::Rules;
-use crate::report::file::{Report, decisions};
+use super::rules::RuleArgs;
+use crate::report::file::{RunReport, decisions};
 use crate::report::record::Recorded;
 use crate::session::outcome::{Failure, Outcome};
-use crate::session::run::{self, Run};
+use crate::session::run::{self, RunOptions};
 use crate::tell::tell;
 
 /// What follows the options in `fault replay --help`.
@@ -32,7 +32,7 @@ Examples:
 /// The arguments of `fault replay`.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
-pub struct Replay {
+pub struct ReplayArgs {
     /// The folder that `fault run --report` wrote.
     report: PathBuf,
     #[command(flatten)]
@@ -51,13 +51,13 @@ pub struct Replay {
     command: Vec<OsString>,
 }
 
-impl Replay {
+impl ReplayArgs {
     /// Runs the subcommand.
     ///
     /// # Errors
     /// The report can't be read; otherwise as `fault run`.
     pub fn execute(self) -> Outcome {
-        let report = Report::read(&self.report).map_err(Failure::usage)?;
+        let report = RunReport::read(&self.report).map_err(Failure::usage)?;
         let decisions = decisions(&self.report).map_err(Failure::usage)?;
         tell!("fault: replaying {} decisions", decisions.len());
         let (mut packets, mut streams) = (Vec::new(), Vec::new());
@@ -67,7 +67,7 @@ impl Replay {
                 Recorded::Stream(decision) => streams.push(decision),
             }
         }
-        let replay = run::Replay {
+        let replay = run::ReplayedDecisions {
             packets: packets.into(),
             streams: Arc::new(streams.into_iter().collect()),
             connections: report.rules.iter().map(|rule| rule.seen.packets).collect(),
@@ -95,8 +95,8 @@ impl Replay {
             .into_iter()
             .map(|(name, target)| format!("{name}={target}"))
             .collect();
-        let rules = Rules::again(texts, targets, drawn, report.seed).parse()?;
-        let run = Run {
+        let rules = RuleArgs::again(texts, targets, drawn, report.seed).parse()?;
+        let run = RunOptions {
             options: self.traffic.read(0)?,
             host: report.host,
             user: self.user,

@@ -17,7 +17,7 @@ use crate::session::rules::{RuleSet, draw_seed};
 
 /// Where rules come from.
 #[derive(Clone, Debug, Args)]
-pub struct Rules {
+pub struct RuleArgs {
     /// A rule: TARGET FAULT[=ARGS] [MODIFIER…], e.g. 'tcp:5432 loss=30%'. Repeatable; rules apply in order.
     #[arg(short = 'r', long = "rule", value_name = "RULE")]
     texts: Vec<String>,
@@ -46,7 +46,7 @@ pub struct Rules {
     own_seed: Arc<OnceLock<u64>>,
 }
 
-impl Rules {
+impl RuleArgs {
     /// Rules of a report, the last `drawn` of which were drawn.
     #[must_use]
     pub fn again(texts: Vec<String>, targets: Vec<String>, drawn: usize, seed: u64) -> Self {
@@ -79,7 +79,7 @@ impl Rules {
     /// Reads all rules, with those of `file` first.
     ///
     /// # Errors
-    /// As [`Rules::parse`].
+    /// As [`RuleArgs::parse`].
     pub fn parse_with(&self, file: Option<&PathBuf>) -> Result<RuleSet, Failure> {
         let scenario = match file {
             Some(path) => Scenario::load(path).map_err(Failure::usage)?,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::options::TrafficOptions;
-use super::rules::Rules;
+use super::rules::RuleArgs;
 use crate::session::outcome::Outcome;
 use crate::session::run;
 
@@ -31,9 +31,9 @@ Examples:
 /// The arguments of `fault run`.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
-pub struct Run {
+pub struct RunArgs {
     #[command(flatten)]
-    rules: Rules,
+    rules: RuleArgs,
     /// The traffic that rules apply to: the command's, or the whole host's.
     #[arg(long, value_name = "WHOSE", default_value = "command")]
     scope: ScopeKind,
@@ -65,14 +65,14 @@ enum ScopeKind {
     Host,
 }
 
-impl Run {
+impl RunArgs {
     /// Runs the subcommand. `verbose` is the number of `-v`.
     ///
     /// # Errors
     /// Wrong arguments, or the rules can't be applied; then nothing is changed.
     pub fn execute(self, verbose: u8) -> Outcome {
         let rules = self.rules.parse()?;
-        let run = run::Run {
+        let run = run::RunOptions {
             options: self.traffic.read(verbose)?,
             host: self.scope == ScopeKind::Host,
             user: self.user,

@@ -73,7 +73,7 @@ fn is_forbidden(error: &anyhow::Error) -> bool {
 
 /// The mechanism of a group of faults on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Mechanism {
+pub struct FaultSupport {
     /// The names of the faults.
     pub faults: &'static str,
     /// The mechanism; `None` if they are unsupported.
@@ -100,16 +100,16 @@ pub enum Level {
 
 /// The result in one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Verdict {
+pub struct DoctorVerdict {
     /// Whether fault works here.
     pub level: Level,
     /// One line that says so, and what to do.
     pub text: String,
 }
 
-impl Verdict {
+impl DoctorVerdict {
     /// Sums up what was found.
-    fn of(mechanisms: &[Mechanism], cgroup: Option<&Check>, leftovers: Option<usize>) -> Self {
+    fn of(mechanisms: &[FaultSupport], cgroup: Option<&Check>, leftovers: Option<usize>) -> Self {
         let [packets, holding, ..] = mechanisms else {
             unreachable!("there is a row for packets, and one for those that are held");
         };
@@ -166,9 +166,9 @@ impl Verdict {
 
 /// The report of `fault doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct DoctorReport {
     /// The result in one line.
-    pub verdict: Verdict,
+    pub verdict: DoctorVerdict,
     /// Kernel release and architecture.
     pub kernel: String,
     /// Kernel, BTF, cgroups, restrictions of bpf(2).
@@ -180,12 +180,12 @@ pub struct Report {
     /// Qdiscs and devices.
     pub traffic: Vec<Check>,
     /// Faults and their mechanisms.
-    pub mechanisms: Vec<Mechanism>,
+    pub mechanisms: Vec<FaultSupport>,
     /// Leftovers of killed instances; `None` if they can't be listed.
     pub leftovers: Option<Vec<Leftover>>,
 }
 
-impl Report {
+impl DoctorReport {
     /// Runs all checks. They use their own network namespace and cgroup and change nothing else. If no namespace can be
     /// created, a program that lets everything through is attached to `lo` for an instant.
     ///
@@ -213,7 +213,7 @@ impl Report {
         let system = system_checks(&rights);
         let cgroup = system.iter().find(|check| check.name == name::CGROUP);
         Ok(Self {
-            verdict: Verdict::of(&mechanisms, cgroup, leftovers.as_ref().map(Vec::len)),
+            verdict: DoctorVerdict::of(&mechanisms, cgroup, leftovers.as_ref().map(Vec::len)),
             system,
             capabilities: capability_checks(&rights),
             mechanisms,
@@ -383,7 +383,7 @@ fn traffic_checks() -> Vec<Check> {
 }
 
 /// The mechanism of each group of faults. `look` returns whether a feature is available, if known.
-fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
+fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<FaultSupport> {
     let has = |name| look(name) == Some(true);
     let tc = match (has(name::TCX), has(name::CLSACT)) {
         (true, _) => Some("eBPF at tc (TCX)"),
@@ -397,7 +397,7 @@ fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
         } else {
             "run with sudo, or with the capabilities listed under Capabilities"
         };
-        Mechanism {
+        FaultSupport {
             faults,
             mechanism,
             tried,
@@ -444,7 +444,7 @@ fn mechanisms(look: impl Fn(&str) -> Option<bool>) -> Vec<Mechanism> {
     ]
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for DoctorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.verdict.text)?;
         writeln!(f, "\nLinux {}", self.kernel)?;
@@ -521,8 +521,8 @@ mod tests {
     fn the_verdict_is_one_line() {
         let all = mechanisms(|_| Some(true));
         let cgroup = |found| Check::new("cgroup2", found, "mount it");
-        let verdict = |mechanisms: &[Mechanism], found, leftovers| {
-            let verdict = Verdict::of(mechanisms, Some(&cgroup(found)), leftovers);
+        let verdict = |mechanisms: &[FaultSupport], found, leftovers| {
+            let verdict = DoctorVerdict::of(mechanisms, Some(&cgroup(found)), leftovers);
             assert_eq!(verdict.text.lines().count(), 1);
             (verdict.level, verdict.text)
         };
@@ -571,7 +571,7 @@ mod tests {
             return;
         }
         let before = crate::sys::net::interfaces::list().unwrap();
-        let report = Report::gather().unwrap();
+        let report = DoctorReport::gather().unwrap();
         assert!(report.works(), "{report}");
         assert_eq!(crate::sys::net::interfaces::list().unwrap(), before);
         let own = format!("fault-{}-", std::process::id());

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cell::Cell;
 use super::dependency::Dependency;
 use super::faults::{Experiment, FaultKind, experiment, kinds_of_pair};
-use super::verdict::Verdict;
+use super::verdict::ExperimentVerdict;
 use crate::rule::Rule;
 use crate::sys::process::files::{self, Writer};
 
@@ -30,7 +30,7 @@ struct Entry {
     /// The kind of fault.
     fault: String,
     /// The worst verdict that is accepted.
-    verdict: Verdict,
+    verdict: ExperimentVerdict,
     /// Why it is accepted.
     #[serde(default)]
     reason: String,
@@ -114,7 +114,7 @@ impl AcceptFile {
 
     /// The verdict that is accepted of a cell, if one is.
     #[must_use]
-    pub fn accepted(&self, dependencies: &[Dependency], cell: &Cell) -> Option<Verdict> {
+    pub fn accepted(&self, dependencies: &[Dependency], cell: &Cell) -> Option<ExperimentVerdict> {
         let target = cell.experiment.target(dependencies);
         let fault = cell.experiment.name();
         let is_it = |entry: &&Entry| entry.target == target && entry.fault == fault;
@@ -225,22 +225,22 @@ mod tests {
     use super::super::cell::Standing;
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::cell_of;
-    use super::super::kind::Kind;
-    use super::super::verdict::End;
+    use super::super::kind::ApplicationProtocol;
+    use super::super::verdict::RunEnd;
     use super::super::verdict::tests::seen;
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    fn cell(verdict: Verdict) -> Cell {
-        let one = example(Kind::Redis, 6379);
+    fn cell(verdict: ExperimentVerdict) -> Cell {
+        let one = example(ApplicationProtocol::Redis, 6379);
         let experiment = experiment(0, &one, FaultKind::Silent, LIMIT);
-        cell_of(experiment.unwrap(), verdict, seen(End::TimedOut, 77))
+        cell_of(experiment.unwrap(), verdict, seen(RunEnd::TimedOut, 77))
     }
 
     #[test]
     fn only_what_is_worse_than_accepted_fails() {
-        use Verdict::{Broken, Failed, Hung, NoRecovery, NotReached, Survived};
+        use ExperimentVerdict::{Broken, Failed, Hung, NoRecovery, NotReached, Survived};
         for (verdict, accepted, standing) in [
             (Survived, None, Standing::Well),
             (Failed, None, Standing::New),
@@ -268,10 +268,10 @@ mod tests {
     fn what_is_written_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resilience.toml");
-        let dependencies = [example(Kind::Redis, 6379)];
+        let dependencies = [example(ApplicationProtocol::Redis, 6379)];
         let mut first = AcceptFile::open(&path).unwrap();
         assert!(first.is_new() && !path.exists());
-        let cells = [cell(Verdict::Hung)];
+        let cells = [cell(ExperimentVerdict::Hung)];
         assert_eq!(first.accepted(&dependencies, &cells[0]), None);
         first.write(&dependencies, &cells).unwrap();
         let second = AcceptFile::open(&path).unwrap();
@@ -279,10 +279,10 @@ mod tests {
         second.check(&dependencies, &[], LIMIT).unwrap();
         assert_eq!(
             second.accepted(&dependencies, &cells[0]),
-            Some(Verdict::Hung)
+            Some(ExperimentVerdict::Hung)
         );
         assert_eq!(second.without_reason(), 1);
-        let other = [example(Kind::Redis, 1)];
+        let other = [example(ApplicationProtocol::Redis, 1)];
         let error = second.check(&other, &[], LIMIT).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("does not talk to `tcp:6379`"), "{error}");
@@ -292,7 +292,7 @@ mod tests {
     fn what_is_never_tried_can_t_be_accepted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resilience.toml");
-        let dependencies = [example(Kind::Unknown, 6379)];
+        let dependencies = [example(ApplicationProtocol::Unknown, 6379)];
         let checked = |fault: &str| {
             let text =
                 format!("[[accepted]]\ntarget = 'tcp:6379'\nfault = '{fault}'\nverdict = 'hung'\n");

@@ -1,7 +1,7 @@
 //! The command line that does a cell again.
 
 use super::cell::Cell;
-use super::verdict::Verdict;
+use super::verdict::ExperimentVerdict;
 use crate::report::file::shell_line;
 
 /// What all cells have in common.
@@ -34,7 +34,7 @@ impl Again {
             None => String::new(),
         };
         line.push_str(&shell_line(&self.run(cell.rules())));
-        let is_broken = cell.first.verdict == Verdict::Broken;
+        let is_broken = cell.first.verdict == ExperimentVerdict::Broken;
         let check = self.check.as_ref().filter(|_| is_broken);
         if cell.first.seen.unrecovered.is_some() {
             // Whether it is well afterwards.
@@ -109,15 +109,15 @@ mod tests {
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::cell_of;
     use super::super::faults::{FaultKind, experiment};
-    use super::super::kind::Kind;
-    use super::super::verdict::End;
+    use super::super::kind::ApplicationProtocol;
+    use super::super::verdict::RunEnd;
     use super::super::verdict::tests::seen;
     use super::*;
 
-    fn silent(verdict: Verdict) -> Cell {
-        let one = example(Kind::Redis, 6379);
+    fn silent(verdict: ExperimentVerdict) -> Cell {
+        let one = example(ApplicationProtocol::Redis, 6379);
         let experiment = experiment(0, &one, FaultKind::Silent, Duration::from_secs(10));
-        cell_of(experiment.unwrap(), verdict, seen(End::Exited(1), 9))
+        cell_of(experiment.unwrap(), verdict, seen(RunEnd::Exited(1), 9))
     }
 
     #[test]
@@ -128,7 +128,7 @@ mod tests {
             ..Again::default()
         };
         let plain = "sudo fault run --seed 7 -r 'tcp:6379 blackhole' -- sh -c 'x y'";
-        assert_eq!(again.line(&silent(Verdict::Failed)), plain);
+        assert_eq!(again.line(&silent(ExperimentVerdict::Failed)), plain);
         again.user = Some("app:33".to_owned());
         again.job = Some("FAULT_JOB=1".to_owned());
         again.before = Some("make db".to_owned());
@@ -137,11 +137,11 @@ mod tests {
         let run = "sudo fault run --seed 7 --user app:33 -r 'tcp:6379 blackhole' -- env FAULT_JOB=1 sh -c 'x y'";
         let beside = "sudo -u app -g '#33' env FAULT_JOB=1 sh -c ";
         assert_eq!(
-            again.line(&silent(Verdict::Failed)),
+            again.line(&silent(ExperimentVerdict::Failed)),
             format!("{beside}'make db' && {run}; {beside}'rm -r db'")
         );
         assert_eq!(
-            again.line(&silent(Verdict::Broken)),
+            again.line(&silent(ExperimentVerdict::Broken)),
             format!("{beside}'make db' && {run}; {beside}'test -e db'; {beside}'rm -r db'")
         );
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::dependency::Dependency;
 use super::faults::Experiment;
-use super::verdict::{Measure, Observation, Verdict};
+use super::verdict::{ExperimentVerdict, Measure, Observation};
 
 /// Runs the command.
 pub trait Runner {
@@ -36,7 +36,7 @@ pub struct Measured<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// What it came to.
-    pub verdict: Verdict,
+    pub verdict: ExperimentVerdict,
     /// What was seen.
     pub seen: Observation,
 }
@@ -58,7 +58,7 @@ pub async fn attempt(
         over: experiment.over,
     };
     Ok(seen.map(|seen| Attempt {
-        verdict: Verdict::of(&seen, &measure),
+        verdict: ExperimentVerdict::of(&seen, &measure),
         seen,
     }))
 }

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::flows::{Flow, Flows};
+use super::flows::{Conversation, Flows};
 use crate::sys::process::rights::be_helper;
 
 /// How long the thread waits for packets before it looks whether it is to end, in milliseconds.
@@ -58,7 +58,7 @@ impl Capture {
     ///
     /// # Errors
     /// Packets can't be read.
-    pub fn finish(self) -> Result<Vec<Flow>> {
+    pub fn finish(self) -> Result<Vec<Conversation>> {
         self.stop.store(true, Ordering::Release);
         let flows = self
             .thread

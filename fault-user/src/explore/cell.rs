@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::attempt::Attempt;
 use super::faults::Experiment;
 use super::shrink::Smallest;
-use super::verdict::Verdict;
+use super::verdict::ExperimentVerdict;
 
 /// What an experiment came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Cell {
     /// Its first run.
     pub first: Attempt,
     /// What the second run with the same seed came to, where that is something else.
-    pub differs: Option<Verdict>,
+    pub differs: Option<ExperimentVerdict>,
     /// The smallest fault that fails.
     pub smallest: Option<Smallest>,
     /// The largest magnitude that was survived, in milliseconds, where the fault has one.
@@ -118,13 +118,15 @@ impl Standing {
 
     /// Of a cell, where a failure with this verdict was accepted.
     #[must_use]
-    pub fn of(cell: &Cell, accepted: Option<Verdict>) -> Self {
+    pub fn of(cell: &Cell, accepted: Option<ExperimentVerdict>) -> Self {
         let verdict = cell.first.verdict;
         match accepted {
             None if cell.is_failure() => Self::New,
             None => Self::Well,
             // A second run that came to something else, or a fault that never hit, shows nothing.
-            Some(_) if cell.differs.is_some() || verdict == Verdict::NotReached => Self::Accepted,
+            Some(_) if cell.differs.is_some() || verdict == ExperimentVerdict::NotReached => {
+                Self::Accepted
+            }
             Some(accepted) if verdict.agrees_with(accepted) => Self::Accepted,
             Some(accepted) if verdict > accepted => Self::Worse,
             Some(_) => Self::Better,

@@ -89,21 +89,21 @@ mod tests {
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::cell_of;
     use super::super::faults::{FaultKind, experiment};
-    use super::super::kind::Kind;
+    use super::super::kind::ApplicationProtocol;
     use super::super::verdict::tests::seen;
-    use super::super::verdict::{End, Verdict};
+    use super::super::verdict::{ExperimentVerdict, RunEnd};
     use super::*;
 
     #[test]
     fn what_no_experiment_reached_is_told_with_the_reason() {
-        let mut many = example(Kind::Redis, 1);
+        let mut many = example(ApplicationProtocol::Redis, 1);
         many.connections = 4;
         let found = Found {
             dependencies: vec![
                 many,
-                example(Kind::Redis, 2),
-                example(Kind::Redis, 3),
-                example(Kind::Redis, 4),
+                example(ApplicationProtocol::Redis, 2),
+                example(ApplicationProtocol::Redis, 3),
+                example(ApplicationProtocol::Redis, 4),
             ],
             out_of_reach: Vec::new(),
         };
@@ -111,10 +111,18 @@ mod tests {
             let one = &found.dependencies[number];
             experiment(number, one, FaultKind::Silent, Duration::from_secs(10)).unwrap()
         };
-        let mut hit = cell_of(of(0), Verdict::Survived, seen(End::Exited(0), 9));
+        let mut hit = cell_of(
+            of(0),
+            ExperimentVerdict::Survived,
+            seen(RunEnd::Exited(0), 9),
+        );
         hit.first.seen.reached = [1, 2].into();
         hit.first.seen.connects = vec![2, 0, 2, 0];
-        let mut missed = cell_of(of(1), Verdict::NotReached, seen(End::Exited(0), 9));
+        let mut missed = cell_of(
+            of(1),
+            ExperimentVerdict::NotReached,
+            seen(RunEnd::Exited(0), 9),
+        );
         missed.first.seen.hits = 0;
         missed.first.seen.connects = vec![4, 0, 2, 0];
         let mut explored = Explored {

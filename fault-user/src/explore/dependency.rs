@@ -5,23 +5,23 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::flows::Flow;
-use super::kind::{self, Kind};
-use super::names::Names;
-use crate::inject::endpoints::Endpoint;
+use super::flows::Conversation;
+use super::kind::{self, ApplicationProtocol};
+use super::names::HostNames;
+use crate::inject::endpoints::EndpointUse;
 use crate::rule::Protocol;
 
 /// What was seen of one run without faults.
 #[derive(Clone, Debug, Default)]
 pub struct Sighting {
     /// Where the command connected to, sent datagrams to and bound sockets.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<EndpointUse>,
     /// How often it connected to a Unix socket.
     pub unix: u64,
     /// Its conversations.
-    pub flows: Vec<Flow>,
+    pub flows: Vec<Conversation>,
     /// The names of addresses.
-    pub names: Names,
+    pub names: HostNames,
     /// The servers of connections that were open before.
     pub kept: Vec<SocketAddr>,
 }
@@ -39,7 +39,7 @@ pub struct Dependency {
     /// Its port.
     pub port: u16,
     /// What it speaks.
-    pub kind: Kind,
+    pub kind: ApplicationProtocol,
     /// How a rule names it.
     pub target: String,
     /// Connects, or calls that sent a datagram.
@@ -149,7 +149,7 @@ enum Host {
 }
 
 impl Host {
-    fn of(address: IpAddr, names: &Names) -> Self {
+    fn of(address: IpAddr, names: &HostNames) -> Self {
         if address == Ipv4Addr::LOCALHOST || address == Ipv6Addr::LOCALHOST {
             return Self::Loopback;
         }
@@ -165,7 +165,7 @@ impl Host {
 #[must_use]
 pub fn find(seen: &Sighting, internal: bool) -> Found {
     let mut found = Found::default();
-    let mut groups: BTreeMap<(bool, u16, Host), Vec<&Endpoint>> = BTreeMap::new();
+    let mut groups: BTreeMap<(bool, u16, Host), Vec<&EndpointUse>> = BTreeMap::new();
     for one in seen
         .endpoints
         .iter()
@@ -214,7 +214,7 @@ pub fn find(seen: &Sighting, internal: bool) -> Found {
 }
 
 /// The names that were looked up with success. What has no record without faults can't be missed.
-fn looked_up(flows: &[Flow]) -> Vec<Dependency> {
+fn looked_up(flows: &[Conversation]) -> Vec<Dependency> {
     let mut names: Vec<Dependency> = Vec::new();
     for flow in flows {
         for lookup in flow.lookups.iter().filter(|lookup| lookup.is_found) {
@@ -237,13 +237,13 @@ fn looked_up(flows: &[Flow]) -> Vec<Dependency> {
 }
 
 /// A name that was first looked up in this conversation.
-fn name(name: &str, flow: &Flow) -> Dependency {
+fn name(name: &str, flow: &Conversation) -> Dependency {
     Dependency {
         protocol: Protocol::Dns,
         name: Some(name.to_owned()),
         addresses: BTreeSet::new(),
         port: flow.server.port(),
-        kind: Kind::Dns,
+        kind: ApplicationProtocol::Dns,
         target: format!("dns:{name}"),
         connections: 0,
         is_kept: false,
@@ -256,7 +256,7 @@ fn name(name: &str, flow: &Flow) -> Dependency {
 
 /// Whether the command itself listens there.
 #[must_use]
-pub fn is_own(one: &Endpoint, all: &[Endpoint]) -> bool {
+pub fn is_own(one: &EndpointUse, all: &[EndpointUse]) -> bool {
     all.iter().any(|other| {
         other.is_bound
             && (other.protocol, other.port) == (one.protocol, one.port)
@@ -267,29 +267,31 @@ pub fn is_own(one: &Endpoint, all: &[Endpoint]) -> bool {
 
 fn dependency(
     host: &Host,
-    endpoints: &[&Endpoint],
-    flows: &[Flow],
+    endpoints: &[&EndpointUse],
+    flows: &[Conversation],
     kept: &[SocketAddr],
 ) -> Dependency {
     let (protocol, port) = (endpoints[0].protocol, endpoints[0].port);
-    let is_own = |flow: &&Flow| {
+    let is_own = |flow: &&Conversation| {
         let mut endpoints = endpoints.iter();
         flow.protocol == protocol
             && flow.server.port() == port
             && endpoints.any(|one| one.address == flow.server.ip())
     };
-    let own: Vec<&Flow> = flows.iter().filter(is_own).collect();
+    let own: Vec<&Conversation> = flows.iter().filter(is_own).collect();
     let kinds = own.iter().map(|flow| match protocol {
         Protocol::Udp => kind::of_datagram(port, &flow.to_server.start),
         _ => kind::of_stream(&flow.to_server.start, &flow.to_client.start),
     });
-    let mut kinds = kinds.filter(|kind| *kind != Kind::Unknown);
+    let mut kinds = kinds.filter(|kind| *kind != ApplicationProtocol::Unknown);
     let kind = kinds.next().unwrap_or_default();
     let name = match (host, &kind) {
         (Host::Named(name), _) => Some(name.clone()),
         (Host::Loopback, _) => Some("localhost".to_owned()),
-        (_, Kind::Tls(name)) => name.clone(),
-        (_, Kind::Http(name)) => name.clone().filter(|name| name.parse::<IpAddr>().is_err()),
+        (_, ApplicationProtocol::Tls(name)) => name.clone(),
+        (_, ApplicationProtocol::Http(name)) => {
+            name.clone().filter(|name| name.parse::<IpAddr>().is_err())
+        }
         _ => None,
     };
     // An address that is only tried, as ::1 for localhost, is none of the service's.
@@ -314,11 +316,11 @@ fn dependency(
     }
 }
 
-fn is_answered(flow: &Flow) -> bool {
+fn is_answered(flow: &Conversation) -> bool {
     flow.connect.is_some() || flow.to_client.packets != 0
 }
 
-fn usage(flows: &[&Flow]) -> Usage {
+fn usage(flows: &[&Conversation]) -> Usage {
     let mut usage = Usage::default();
     let answered = flows.iter().filter(|flow| is_answered(flow));
     for (number, flow) in answered.enumerate() {
@@ -348,7 +350,7 @@ fn usage(flows: &[&Flow]) -> Usage {
 
 /// Names each as a rule does: `tcp:6379` on localhost, else with its address. What has several addresses is named by
 /// its port alone where no other one has that, else by its name.
-fn name_targets(dependencies: &mut [Dependency], endpoints: &[Endpoint]) {
+fn name_targets(dependencies: &mut [Dependency], endpoints: &[EndpointUse]) {
     let places: Vec<_> = dependencies
         .iter()
         .map(|one| (one.protocol, one.port))
@@ -397,7 +399,7 @@ pub(super) mod tests {
     use crate::explore::names::Lookup;
 
     /// A dependency on TCP with two connections of one request each.
-    pub(crate) fn example(kind: Kind, port: u16) -> Dependency {
+    pub(crate) fn example(kind: ApplicationProtocol, port: u16) -> Dependency {
         Dependency {
             protocol: Protocol::Tcp,
             name: None,
@@ -419,8 +421,8 @@ pub(super) mod tests {
         }
     }
 
-    fn endpoint(address: &str, port: u16, is_bound: bool) -> Endpoint {
-        Endpoint {
+    fn endpoint(address: &str, port: u16, is_bound: bool) -> EndpointUse {
+        EndpointUse {
             protocol: Protocol::Tcp,
             address: address.parse().unwrap(),
             port,
@@ -430,8 +432,9 @@ pub(super) mod tests {
         }
     }
 
-    fn flow(server: &str, began_ms: u64, request: &[u8]) -> Flow {
-        let mut flow = Flow::example(server.parse().unwrap(), Duration::from_millis(began_ms));
+    fn flow(server: &str, began_ms: u64, request: &[u8]) -> Conversation {
+        let mut flow =
+            Conversation::example(server.parse().unwrap(), Duration::from_millis(began_ms));
         flow.to_server = Way::example(request);
         flow
     }
@@ -454,7 +457,7 @@ pub(super) mod tests {
                 flow("10.0.0.5:80", 2, b""),
                 flow("127.0.0.1:6379", 3, b"*1\r\n$4\r\nPING\r\n"),
             ],
-            names: Names::of_hosts("10.0.0.5 a.internal\n127.0.0.1 box"),
+            names: HostNames::of_hosts("10.0.0.5 a.internal\n127.0.0.1 box"),
             kept: vec!["10.0.0.5:80".parse().unwrap()],
         };
         let found = find(&seen, false);
@@ -518,7 +521,10 @@ pub(super) mod tests {
 
     #[test]
     fn runs_that_use_different_services_differ() {
-        let [a, b] = [example(Kind::Redis, 1), example(Kind::Unknown, 2)];
+        let [a, b] = [
+            example(ApplicationProtocol::Redis, 1),
+            example(ApplicationProtocol::Unknown, 2),
+        ];
         assert!(differences(&[a.clone(), b.clone()], &[b.clone(), a.clone()]).is_empty());
         assert_eq!(
             differences(&[a], &[b]),

@@ -259,9 +259,9 @@ pub(super) mod tests {
 
     use super::super::dependency::tests::example;
     use super::super::faults::{FAULTS, experiments};
-    use super::super::kind::Kind;
+    use super::super::kind::ApplicationProtocol;
     use super::super::verdict::tests::seen;
-    use super::super::verdict::{End, Observation, Verdict};
+    use super::super::verdict::{ExperimentVerdict, Observation, RunEnd};
     use super::*;
     use crate::relay::StreamDecision;
     use crate::report::record::Decision;
@@ -303,7 +303,7 @@ pub(super) mod tests {
                 .iter()
                 .map(|text| text.parse::<Rule>().expect("a rule"));
             let fails = rules.into_iter().any(|rule| (self.fails)(&rule));
-            let mut run = seen(End::Exited(u8::from(fails)), 50);
+            let mut run = seen(RunEnd::Exited(u8::from(fails)), 50);
             run.connects = vec![self.connects];
             run.retries = vec![self.retries];
             run.decisions.clone_from(&self.decisions);
@@ -313,7 +313,11 @@ pub(super) mod tests {
     }
 
     /// A cell that came to this at once.
-    pub(crate) fn cell_of(experiment: Experiment, verdict: Verdict, seen: Observation) -> Cell {
+    pub(crate) fn cell_of(
+        experiment: Experiment,
+        verdict: ExperimentVerdict,
+        seen: Observation,
+    ) -> Cell {
         Cell {
             experiment,
             first: Attempt { verdict, seen },
@@ -341,7 +345,7 @@ pub(super) mod tests {
         runner: &mut Fake<F>,
         manner: Manner,
     ) -> Explored {
-        let dependencies = [example(Kind::Redis, 1)];
+        let dependencies = [example(ApplicationProtocol::Redis, 1)];
         let limit = Duration::from_secs(10);
         let measured = Measured {
             dependencies: &dependencies,

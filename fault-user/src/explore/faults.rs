@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::dependency::Dependency;
-use super::kind::Kind;
+use super::kind::ApplicationProtocol;
 use crate::rule::units::show_duration;
 use crate::rule::{Protocol, nearest};
 
@@ -519,23 +519,23 @@ fn middle(response_bytes: u64) -> Option<u64> {
 }
 
 /// What an error is called in the service's own protocol; nothing where there is no such error.
-fn error_of(kind: &Kind, fault: FaultKind) -> Option<&'static str> {
+fn error_of(kind: &ApplicationProtocol, fault: FaultKind) -> Option<&'static str> {
     Some(match (kind, fault) {
-        (Kind::Http(_), FaultKind::Error) => "http",
-        (Kind::Http(_), FaultKind::Busy) => "http:503",
-        (Kind::Redis, FaultKind::Error) => "redis",
-        (Kind::Redis, FaultKind::Busy) => "redis:LOADING",
-        (Kind::Redis, FaultKind::ReadOnly) => "redis:READONLY",
-        (Kind::Postgres, FaultKind::Error) => "postgres",
-        (Kind::Postgres, FaultKind::Busy) => "postgres:53300",
-        (Kind::Postgres, FaultKind::Conflict) => "postgres:40001",
-        (Kind::Postgres, FaultKind::ReadOnly) => "postgres:25006",
-        (Kind::Mysql, FaultKind::Error) => "mysql",
-        (Kind::Mysql, FaultKind::Busy) => "mysql:1040",
-        (Kind::Mysql, FaultKind::Conflict) => "mysql:1213",
-        (Kind::Mysql, FaultKind::ReadOnly) => "mysql:1290",
-        (Kind::Smtp, FaultKind::Error) => "smtp",
-        (Kind::Memcached, FaultKind::Error) => "memcache",
+        (ApplicationProtocol::Http(_), FaultKind::Error) => "http",
+        (ApplicationProtocol::Http(_), FaultKind::Busy) => "http:503",
+        (ApplicationProtocol::Redis, FaultKind::Error) => "redis",
+        (ApplicationProtocol::Redis, FaultKind::Busy) => "redis:LOADING",
+        (ApplicationProtocol::Redis, FaultKind::ReadOnly) => "redis:READONLY",
+        (ApplicationProtocol::Postgres, FaultKind::Error) => "postgres",
+        (ApplicationProtocol::Postgres, FaultKind::Busy) => "postgres:53300",
+        (ApplicationProtocol::Postgres, FaultKind::Conflict) => "postgres:40001",
+        (ApplicationProtocol::Postgres, FaultKind::ReadOnly) => "postgres:25006",
+        (ApplicationProtocol::Mysql, FaultKind::Error) => "mysql",
+        (ApplicationProtocol::Mysql, FaultKind::Busy) => "mysql:1040",
+        (ApplicationProtocol::Mysql, FaultKind::Conflict) => "mysql:1213",
+        (ApplicationProtocol::Mysql, FaultKind::ReadOnly) => "mysql:1290",
+        (ApplicationProtocol::Smtp, FaultKind::Error) => "smtp",
+        (ApplicationProtocol::Memcached, FaultKind::Error) => "memcache",
         _ => return None,
     })
 }
@@ -570,7 +570,10 @@ mod tests {
 
     #[test]
     fn experiments_are_ordinary_rules_and_the_most_telling_come_first() {
-        let [mut one, two] = [example(Kind::Redis, 1), example(Kind::Unknown, 2)];
+        let [mut one, two] = [
+            example(ApplicationProtocol::Redis, 1),
+            example(ApplicationProtocol::Unknown, 2),
+        ];
         let all = experiments(&[(0, &one), (1, &two)], &every(), LIMIT);
         for text in all.iter().flat_map(|one| &one.rules) {
             let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
@@ -606,7 +609,10 @@ mod tests {
 
     #[test]
     fn pairs_are_of_two_dependencies_and_the_most_telling_come_first() {
-        let dependencies = [example(Kind::Redis, 1), example(Kind::Unknown, 2)];
+        let dependencies = [
+            example(ApplicationProtocol::Redis, 1),
+            example(ApplicationProtocol::Unknown, 2),
+        ];
         let numbered: Vec<_> = dependencies.iter().enumerate().collect();
         let faults = [FaultKind::Refused, FaultKind::Outage];
         let pairs = pairs(&dependencies, &experiments(&numbered, &faults, LIMIT));
@@ -638,13 +644,13 @@ mod tests {
             FaultKind::ReadOnly,
         ];
         for (kind, expected) in [
-            (Kind::Postgres, 4),
-            (Kind::Mysql, 4),
-            (Kind::Redis, 3),
-            (Kind::Http(None), 2),
-            (Kind::Smtp, 1),
-            (Kind::Memcached, 1),
-            (Kind::Kafka, 0),
+            (ApplicationProtocol::Postgres, 4),
+            (ApplicationProtocol::Mysql, 4),
+            (ApplicationProtocol::Redis, 3),
+            (ApplicationProtocol::Http(None), 2),
+            (ApplicationProtocol::Smtp, 1),
+            (ApplicationProtocol::Memcached, 1),
+            (ApplicationProtocol::Kafka, 0),
         ] {
             let one = example(kind, 1);
             let all = experiments(&[(0, &one)], &errors, LIMIT);
@@ -658,7 +664,7 @@ mod tests {
 
     #[test]
     fn names_have_the_errors_of_name_servers() {
-        let mut one = example(Kind::Dns, 53);
+        let mut one = example(ApplicationProtocol::Dns, 53);
         one.protocol = Protocol::Dns;
         one.target = "dns:db.internal".to_owned();
         let all = experiments(&[(0, &one)], &every(), LIMIT);
@@ -682,7 +688,7 @@ mod tests {
 
     #[test]
     fn connections_that_are_kept_come_back_through_the_relay() {
-        let mut one = example(Kind::Redis, 1);
+        let mut one = example(ApplicationProtocol::Redis, 1);
         one.is_kept = true;
         assert_eq!(
             text(&one, FaultKind::Cut),
@@ -705,7 +711,7 @@ mod tests {
 
     #[test]
     fn faults_that_come_later_let_two_thirds_pass() {
-        let mut one = example(Kind::Redis, 1);
+        let mut one = example(ApplicationProtocol::Redis, 1);
         let later = |one: &Dependency| text(one, FaultKind::RefusedLater);
         assert!(later(&one).contains("after=2 "));
         one.usage.answered = 1;
@@ -720,7 +726,7 @@ mod tests {
 
     #[test]
     fn an_outage_begins_in_the_middle_of_what_lasts() {
-        let mut one = example(Kind::Redis, 1);
+        let mut one = example(ApplicationProtocol::Redis, 1);
         assert_eq!(text(&one, FaultKind::Outage), "tcp:1 down for=2s");
         one.usage.first = Duration::from_millis(206);
         one.usage.last = Duration::from_millis(300);
@@ -733,7 +739,7 @@ mod tests {
 
     #[test]
     fn many_requests_are_each_less_late() {
-        let mut one = example(Kind::Redis, 1);
+        let mut one = example(ApplicationProtocol::Redis, 1);
         one.usage.turns = 1;
         let late = |one: &Dependency| {
             let experiment = experiment(0, one, FaultKind::Slow, LIMIT).unwrap();

@@ -34,7 +34,7 @@ pub struct Way {
 
 /// A connection over TCP, or the datagrams between two sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Flow {
+pub struct Conversation {
     /// By what the programs in the kernel know it.
     pub key: FlowKey,
     /// TCP or UDP.
@@ -69,7 +69,7 @@ type Key = (Protocol, SocketAddr, SocketAddr);
 /// All conversations so far.
 #[derive(Debug, Default)]
 pub struct Flows {
-    flows: HashMap<Key, Flow>,
+    flows: HashMap<Key, Conversation>,
     /// Connections that were open before, by client and server.
     open: HashSet<(SocketAddr, SocketAddr)>,
 }
@@ -109,7 +109,7 @@ impl Flows {
 
     /// The conversations, in the order in which they began.
     #[must_use]
-    pub fn finish(self) -> Vec<Flow> {
+    pub fn finish(self) -> Vec<Conversation> {
         let mut flows: Vec<_> = self.flows.into_values().collect();
         flows.sort_by_key(|flow| (flow.began, flow.server));
         flows
@@ -174,12 +174,12 @@ impl Flows {
     }
 
     /// The conversation, which begins now unless it has begun; nothing where there are too many.
-    fn begin(&mut self, key: Key, packet: &Packet, at: Duration) -> Option<&mut Flow> {
+    fn begin(&mut self, key: Key, packet: &Packet, at: Duration) -> Option<&mut Conversation> {
         let is_full = self.flows.len() >= FLOWS_MAX;
         if is_full && !self.flows.contains_key(&key) {
             return None;
         }
-        Some(self.flows.entry(key).or_insert_with(|| Flow {
+        Some(self.flows.entry(key).or_insert_with(|| Conversation {
             key: flow_of(packet).0,
             protocol: key.0,
             server: key.2,
@@ -229,7 +229,7 @@ impl Way {
     }
 }
 
-impl Flow {
+impl Conversation {
     fn client_spoke(&mut self, at: Duration) {
         self.last = at;
         if self.is_clients_turn {
@@ -262,7 +262,7 @@ impl Way {
 }
 
 #[cfg(test)]
-impl Flow {
+impl Conversation {
     /// A connection that was answered.
     pub fn example(server: SocketAddr, began: Duration) -> Self {
         let mut flows = Flows::default();

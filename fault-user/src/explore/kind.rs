@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A protocol of applications.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum ApplicationProtocol {
     /// None that is known here.
     #[default]
     Unknown,
@@ -36,7 +36,7 @@ pub enum Kind {
     Dns,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ApplicationProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unknown => "unknown",
@@ -59,7 +59,7 @@ impl fmt::Display for Kind {
 
 /// The protocol of a TCP connection, by the first bytes of each direction.
 #[must_use]
-pub fn of_stream(to_server: &[u8], to_client: &[u8]) -> Kind {
+pub fn of_stream(to_server: &[u8], to_client: &[u8]) -> ApplicationProtocol {
     by_client(to_server)
         .or_else(|| by_server(to_client, to_server))
         .unwrap_or_default()
@@ -67,63 +67,63 @@ pub fn of_stream(to_server: &[u8], to_client: &[u8]) -> Kind {
 
 /// The protocol of datagrams, by the server's port and the first datagram.
 #[must_use]
-pub fn of_datagram(port: u16, to_server: &[u8]) -> Kind {
+pub fn of_datagram(port: u16, to_server: &[u8]) -> ApplicationProtocol {
     // A header of twelve bytes that asks one question.
     if port == 53 && to_server.len() > 12 && to_server[4..6] == [0, 1] {
-        Kind::Dns
+        ApplicationProtocol::Dns
     } else {
-        Kind::Unknown
+        ApplicationProtocol::Unknown
     }
 }
 
-fn by_client(data: &[u8]) -> Option<Kind> {
+fn by_client(data: &[u8]) -> Option<ApplicationProtocol> {
     if let Some(http) = http(data) {
         return Some(http);
     }
     if data.starts_with(b"PRI * HTTP/2") {
-        return Some(Kind::Grpc);
+        return Some(ApplicationProtocol::Grpc);
     }
     if data.starts_with(&[0x16, 3]) {
-        return Some(Kind::Tls(server_name(data)));
+        return Some(ApplicationProtocol::Tls(server_name(data)));
     }
     if data.starts_with(b"AMQP\0") {
-        return Some(Kind::Amqp);
+        return Some(ApplicationProtocol::Amqp);
     }
     let is_redis = matches!(data, [b'*', b'0'..=b'9', ..]) || data.starts_with(b"PING\r\n");
     if is_redis {
-        return Some(Kind::Redis);
+        return Some(ApplicationProtocol::Redis);
     }
     if is_postgres(data) {
-        return Some(Kind::Postgres);
+        return Some(ApplicationProtocol::Postgres);
     }
     if is_mongo(data) {
-        return Some(Kind::Mongo);
+        return Some(ApplicationProtocol::Mongo);
     }
     if is_kafka(data) {
-        return Some(Kind::Kafka);
+        return Some(ApplicationProtocol::Kafka);
     }
-    is_memcached(data).then_some(Kind::Memcached)
+    is_memcached(data).then_some(ApplicationProtocol::Memcached)
 }
 
 /// Protocols in which the server speaks first.
-fn by_server(data: &[u8], to_server: &[u8]) -> Option<Kind> {
+fn by_server(data: &[u8], to_server: &[u8]) -> Option<ApplicationProtocol> {
     if data.starts_with(b"INFO {") {
-        return Some(Kind::Nats);
+        return Some(ApplicationProtocol::Nats);
     }
     let greets = [&b"EHLO"[..], b"HELO", b"ehlo", b"helo"];
     let is_smtp = data.starts_with(b"220") && greets.iter().any(|word| to_server.starts_with(word));
     if is_smtp {
-        return Some(Kind::Smtp);
+        return Some(ApplicationProtocol::Smtp);
     }
     // A packet of number 0 that begins with the version of the protocol and the server's in digits.
     match data {
-        [_, _, 0, 0, 10, b'0'..=b'9', ..] => Some(Kind::Mysql),
+        [_, _, 0, 0, 10, b'0'..=b'9', ..] => Some(ApplicationProtocol::Mysql),
         _ => None,
     }
 }
 
 /// HTTP/1, where it is that.
-fn http(data: &[u8]) -> Option<Kind> {
+fn http(data: &[u8]) -> Option<ApplicationProtocol> {
     const METHODS: [&str; 8] = [
         "GET ", "POST ", "PUT ", "HEAD ", "DELETE ", "PATCH ", "OPTIONS ", "CONNECT ",
     ];
@@ -139,7 +139,7 @@ fn http(data: &[u8]) -> Option<Kind> {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("host").then(|| value.trim())
     });
-    Some(Kind::Http(host.map(without_port)))
+    Some(ApplicationProtocol::Http(host.map(without_port)))
 }
 
 fn without_port(host: &str) -> String {
@@ -210,38 +210,56 @@ fn half(data: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn client(data: &[u8]) -> Kind {
+    fn client(data: &[u8]) -> ApplicationProtocol {
         of_stream(data, b"")
     }
 
     #[test]
     fn protocols_are_told_by_what_clients_say_first() {
-        let host = Kind::Http(Some("shop.internal".to_owned()));
+        let host = ApplicationProtocol::Http(Some("shop.internal".to_owned()));
         assert_eq!(
             client(b"GET / HTTP/1.1\r\nHost: shop.internal:8080\r\n\r\n"),
             host
         );
-        assert_eq!(client(b"GET / HTTP/1.0\r\n\r\n"), Kind::Http(None));
-        assert_eq!(client(b"*1\r\n$4\r\nPING\r\n"), Kind::Redis);
+        assert_eq!(
+            client(b"GET / HTTP/1.0\r\n\r\n"),
+            ApplicationProtocol::Http(None)
+        );
+        assert_eq!(client(b"*1\r\n$4\r\nPING\r\n"), ApplicationProtocol::Redis);
         assert_eq!(
             client(&[0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f]),
-            Kind::Postgres,
+            ApplicationProtocol::Postgres,
             "a request for TLS"
         );
-        assert_eq!(client(b"\0\0\0\x21\0\x03\0\0user\0me\0\0"), Kind::Postgres);
-        assert_eq!(client(b"AMQP\0\0\x09\x01"), Kind::Amqp);
-        assert_eq!(client(b"get key\r\n"), Kind::Memcached);
-        assert_eq!(client(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Kind::Grpc);
-        assert_eq!(client(b"get out"), Kind::Unknown);
-        assert_eq!(client(b""), Kind::Unknown);
+        assert_eq!(
+            client(b"\0\0\0\x21\0\x03\0\0user\0me\0\0"),
+            ApplicationProtocol::Postgres
+        );
+        assert_eq!(client(b"AMQP\0\0\x09\x01"), ApplicationProtocol::Amqp);
+        assert_eq!(client(b"get key\r\n"), ApplicationProtocol::Memcached);
+        assert_eq!(
+            client(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            ApplicationProtocol::Grpc
+        );
+        assert_eq!(client(b"get out"), ApplicationProtocol::Unknown);
+        assert_eq!(client(b""), ApplicationProtocol::Unknown);
     }
 
     #[test]
     fn protocols_are_told_by_what_servers_say_first() {
-        assert_eq!(of_stream(b"", b"INFO {\"server_id\":1}"), Kind::Nats);
-        assert_eq!(of_stream(b"EHLO me\r\n", b"220 mail\r\n"), Kind::Smtp);
-        assert_eq!(of_stream(b"", b"\x4a\0\0\0\x0a8.0.36\0"), Kind::Mysql);
-        assert_eq!(of_stream(b"", b"220 ftp"), Kind::Unknown);
+        assert_eq!(
+            of_stream(b"", b"INFO {\"server_id\":1}"),
+            ApplicationProtocol::Nats
+        );
+        assert_eq!(
+            of_stream(b"EHLO me\r\n", b"220 mail\r\n"),
+            ApplicationProtocol::Smtp
+        );
+        assert_eq!(
+            of_stream(b"", b"\x4a\0\0\0\x0a8.0.36\0"),
+            ApplicationProtocol::Mysql
+        );
+        assert_eq!(of_stream(b"", b"220 ftp"), ApplicationProtocol::Unknown);
     }
 
     #[test]
@@ -254,8 +272,8 @@ mod tests {
         hello.extend([0, 3]);
         hello.extend(b"db.");
         // Extensions: server_name of nine bytes.
-        assert_eq!(client(&hello[..20]), Kind::Tls(None));
-        let Kind::Tls(_) = client(&hello) else {
+        assert_eq!(client(&hello[..20]), ApplicationProtocol::Tls(None));
+        let ApplicationProtocol::Tls(_) = client(&hello) else {
             panic!("it is TLS");
         };
     }

@@ -16,18 +16,18 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::attempt::Runner;
 use super::capture::Capture;
 use super::dependency::{Dependency, Sighting, is_own};
-use super::names::Names;
-use super::service::{Kept, Service};
-use super::verdict::{End, Observation, retries_without_backoff};
-use crate::inject::endpoints::{Endpoint, Endpoints};
+use super::names::HostNames;
+use super::service::{Kept, RunningService};
+use super::verdict::{Observation, RunEnd, retries_without_backoff};
+use crate::inject::endpoints::{EndpointUse, Endpoints};
 use crate::inject::injection::{Hits, InjectionOptions};
-use crate::inject::records::Events;
+use crate::inject::records::DecisionEvents;
 use crate::plan::mechanism::Mechanism;
 use crate::relay::{DecisionLog, Decisions, StreamDecision};
 use crate::report::record::Decision;
 use crate::rule::Protocol;
 use crate::session::live::LiveSession;
-use crate::session::options::Options;
+use crate::session::options::SessionOptions;
 use crate::session::outcome::Failure;
 use crate::session::rules::RuleSet;
 use crate::session::signals::EndSignals;
@@ -37,7 +37,7 @@ use crate::sys::clock::monotonic_ns;
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running};
 use crate::sys::process::proc::ProcessId;
-use crate::sys::process::sockets::{self, OpenSocket, State};
+use crate::sys::process::sockets::{self, OpenSocket, TcpState};
 use crate::sys::process::user::Identity;
 use crate::tell::tell;
 use crate::watch::history::{Connect, History};
@@ -80,40 +80,40 @@ impl Commands {
 }
 
 /// Where the command runs, and the programs around it. Dropping it takes everything back.
-pub struct Lane<'a> {
+pub struct ExperimentLane<'a> {
     commands: &'a Commands,
     /// The longest that a command beside the explored one may take.
     patience: Duration,
     /// What is counted for each run.
     dependencies: Vec<Dependency>,
     /// What is used without faults, dependency or not.
-    usual: Vec<Endpoint>,
+    usual: Vec<EndpointUse>,
     /// What the rules decide about packets.
-    events: Events,
+    events: DecisionEvents,
     /// What they decide about connections.
     log: Arc<DecisionLog>,
     ends: EndSignals,
     session: LiveSession<'a>,
     cgroup: CommandCgroup,
     /// Whose traffic the rules apply to in the command's place.
-    service: Option<Service>,
+    service: Option<RunningService>,
     /// Of `--before`, `--after` and `--check`, which no rule concerns.
     beside: CommandCgroup,
 }
 
 /// A rule that never acts. It has the programs and the delay line ready for all others.
-pub struct Idle {
+pub struct IdleRule {
     rules: RuleSet,
     mechanism: Mechanism,
     seed: u64,
 }
 
-impl Idle {
+impl IdleRule {
     /// Chooses what holds packets.
     ///
     /// # Errors
     /// The machine has nothing to hold packets with.
-    pub fn new(options: &Options, seed: u64) -> Result<Self> {
+    pub fn new(options: &SessionOptions, seed: u64) -> Result<Self> {
         let mut rules = RuleSet::of(&["udp:9 delay=1ms first=1 dir=to-client".to_owned()])?;
         let mechanism = choose_mechanism(&mut rules, options)?;
         Ok(Self {
@@ -126,7 +126,7 @@ impl Idle {
 
 /// The cgroup that a command runs in.
 #[derive(Clone, Copy)]
-enum Place {
+enum LaneCgroup {
     /// That of the explored command.
     Main,
     /// That of the commands before and after it.
@@ -135,7 +135,7 @@ enum Place {
 
 /// How a command ended, unless a signal for `fault` came first.
 struct Ran {
-    end: End,
+    end: RunEnd,
     took: Duration,
     /// Remote ends, and how far the connections had come.
     waited_for: Vec<(SocketAddr, &'static str)>,
@@ -143,15 +143,15 @@ struct Ran {
     output: String,
 }
 
-impl<'a> Lane<'a> {
+impl<'a> ExperimentLane<'a> {
     /// Loads and attaches the programs.
     ///
     /// # Errors
     /// The kernel refuses; then nothing has changed.
     pub async fn open(
         commands: &'a Commands,
-        options: &'a Options,
-        idle: &'a Idle,
+        options: &'a SessionOptions,
+        idle: &'a IdleRule,
         patience: Duration,
         recovery: Duration,
     ) -> Result<Self, Failure> {
@@ -161,7 +161,7 @@ impl<'a> Lane<'a> {
         let hierarchy = Hierarchy::find()?;
         let cgroup = CommandCgroup::create(&hierarchy, Leftovers::Kill)?;
         let beside = CommandCgroup::create(&hierarchy, Leftovers::Kill)?;
-        let service = Service::of(options, &subject, recovery)?;
+        let service = RunningService::of(options, &subject, recovery)?;
         let scope = match &service {
             Some(_) => subject.scope(),
             None => Some(scope_of(cgroup.cgroup())?),
@@ -199,13 +199,13 @@ impl<'a> Lane<'a> {
 
     /// The service that is explored, where it is not the command itself.
     #[must_use]
-    pub fn service(&self) -> Option<&Service> {
+    pub fn service(&self) -> Option<&RunningService> {
         self.service.as_ref()
     }
 
     /// From now on connects to these are counted and watched in each run, and what is not `usual` is told. Where they
     /// can't be watched a warning says so.
-    pub fn count(&mut self, dependencies: &[Dependency], usual: &[Endpoint]) {
+    pub fn count(&mut self, dependencies: &[Dependency], usual: &[EndpointUse]) {
         self.dependencies = dependencies.to_vec();
         self.usual = usual.to_vec();
         let streams = dependencies.iter().filter(|one| is_stream(one));
@@ -339,7 +339,7 @@ impl<'a> Lane<'a> {
             if let Some(own) = self.session.own_flows()? {
                 flows.retain(|flow| own.contains(&flow.key));
             }
-            let mut names = Names::default();
+            let mut names = HostNames::default();
             for lookup in flows.iter().flat_map(|flow| &flow.lookups) {
                 names.learn(lookup);
             }
@@ -366,7 +366,7 @@ impl<'a> Lane<'a> {
             output: ran.output,
             waited_for: in_words(&ran.waited_for, &self.dependencies, rules),
             unrecovered,
-            broken: (check.end != End::Exited(0)).then(|| check.why()),
+            broken: (check.end != RunEnd::Exited(0)).then(|| check.why()),
             left_behind: ran.left_behind,
         }))
     }
@@ -385,13 +385,14 @@ impl<'a> Lane<'a> {
     }
 
     /// What was connected to, and is no dependency.
-    fn others(&self, used: &[Endpoint]) -> Vec<String> {
-        let place = |one: &Endpoint| (one.protocol, one.address, one.port, one.is_bound);
-        let is_usual = |one: &&Endpoint| self.usual.iter().any(|usual| place(usual) == place(one));
+    fn others(&self, used: &[EndpointUse]) -> Vec<String> {
+        let place = |one: &EndpointUse| (one.protocol, one.address, one.port, one.is_bound);
+        let is_usual =
+            |one: &&EndpointUse| self.usual.iter().any(|usual| place(usual) == place(one));
         let others = used
             .iter()
             .filter(|one| !one.is_bound && one.protocol == Protocol::Tcp);
-        let is_known = |one: &&Endpoint| {
+        let is_known = |one: &&EndpointUse| {
             let remote = SocketAddr::new(one.address, one.port);
             self.dependencies.iter().any(|known| is_of(known, remote))
         };
@@ -450,12 +451,12 @@ impl<'a> Lane<'a> {
                 .saturating_duration_since(Instant::now())
                 .max(PAUSE);
             let ran = self
-                .wait(waiting.go()?, Place::Main, limit, &output)
+                .wait(waiting.go()?, LaneCgroup::Main, limit, &output)
                 .await?;
             let Some(ran) = ran else {
                 return Ok(None);
             };
-            if ran.end == End::Exited(0) {
+            if ran.end == RunEnd::Exited(0) {
                 break None;
             }
             if Instant::now() + PAUSE >= deadline {
@@ -486,7 +487,7 @@ impl<'a> Lane<'a> {
         let applied = self.session.apply(RuleSet::of(rules)?).await;
         applied.map_err(|failure| failure.error)?;
         let running = waiting.go()?;
-        let ran = self.wait(running, Place::Main, limit, &output).await?;
+        let ran = self.wait(running, LaneCgroup::Main, limit, &output).await?;
         let hits = self.session.hits()?;
         self.session.stop_streams().await?;
         Ok(ran.map(|ran| (ran, hits)))
@@ -495,7 +496,7 @@ impl<'a> Lane<'a> {
     /// Runs a command beside the explored one; nothing when it was interrupted.
     async fn beside(&mut self, command: Option<&PreparedCommand>) -> Result<Option<Ran>> {
         let Some(command) = command else {
-            let (end, took) = (End::Exited(0), Duration::ZERO);
+            let (end, took) = (RunEnd::Exited(0), Duration::ZERO);
             return Ok(Some(Ran {
                 end,
                 took,
@@ -508,7 +509,7 @@ impl<'a> Lane<'a> {
         let running = command
             .begin_writing(Some(&self.beside), Some(&output))?
             .go()?;
-        self.wait(running, Place::Beside, self.patience, &output)
+        self.wait(running, LaneCgroup::Beside, self.patience, &output)
             .await
     }
 
@@ -516,13 +517,13 @@ impl<'a> Lane<'a> {
     async fn wait(
         &mut self,
         mut running: Running,
-        place: Place,
+        place: LaneCgroup,
         limit: Duration,
         output: &File,
     ) -> Result<Option<Ran>> {
         let cgroup = match place {
-            Place::Main => &self.cgroup,
-            Place::Beside => &self.beside,
+            LaneCgroup::Main => &self.cgroup,
+            LaneCgroup::Beside => &self.beside,
         };
         let started = Instant::now();
         let ended = tokio::select! {
@@ -539,13 +540,13 @@ impl<'a> Lane<'a> {
         let took = started.elapsed();
         let (end, waited_for) = match ended {
             Ok(ended) => match ended? {
-                Ended::Exited(code) => (End::Exited(code), Vec::new()),
-                Ended::Signalled(signal) => (End::Signalled(signal), Vec::new()),
+                Ended::Exited(code) => (RunEnd::Exited(code), Vec::new()),
+                Ended::Signalled(signal) => (RunEnd::Signalled(signal), Vec::new()),
             },
-            Err(_) => (End::TimedOut, self.open_connections(cgroup)?),
+            Err(_) => (RunEnd::TimedOut, self.open_connections(cgroup)?),
         };
         let left_behind = cgroup.empty()?;
-        if end == End::TimedOut {
+        if end == RunEnd::TimedOut {
             running.wait().await?;
         }
         // A signal for the command alone would have ended fault without it.
@@ -553,7 +554,11 @@ impl<'a> Lane<'a> {
             return Ok(None);
         }
         Ok(Some(Ran {
-            left_behind: if end == End::TimedOut { 0 } else { left_behind },
+            left_behind: if end == RunEnd::TimedOut {
+                0
+            } else {
+                left_behind
+            },
             output: last_of(output)?,
             end,
             took,
@@ -583,7 +588,7 @@ impl<'a> Lane<'a> {
     ) -> Result<Option<()>> {
         let ran = self.beside(command).await?;
         match ran {
-            Some(ran) if ran.end != End::Exited(0) => {
+            Some(ran) if ran.end != RunEnd::Exited(0) => {
                 anyhow::bail!("{option} failed: {}", ran.why())
             }
             ran => Ok(ran.map(|_| ())),
@@ -591,7 +596,7 @@ impl<'a> Lane<'a> {
     }
 }
 
-impl Runner for Lane<'_> {
+impl Runner for ExperimentLane<'_> {
     async fn run(&mut self, rules: &[String], limit: Duration) -> Result<Option<Observation>> {
         self.attempt(rules, limit, None).await
     }
@@ -601,9 +606,9 @@ impl Ran {
     /// Why it is no success.
     fn why(&self) -> String {
         let end = match self.end {
-            End::Exited(code) => format!("exit code {code}"),
-            End::Signalled(signal) => format!("signal {signal}"),
-            End::TimedOut => "it took too long".to_owned(),
+            RunEnd::Exited(code) => format!("exit code {code}"),
+            RunEnd::Signalled(signal) => format!("signal {signal}"),
+            RunEnd::TimedOut => "it took too long".to_owned(),
         };
         match self
             .output
@@ -645,19 +650,20 @@ fn reached(hits: &[Hits], decisions: &[Decision]) -> BTreeSet<u32> {
 }
 
 /// What was used between two looks.
-fn since(before: &Endpoints, after: &Endpoints) -> Vec<Endpoint> {
-    let is_same =
-        |a: &Endpoint, b: &Endpoint| Endpoint { times: 0, ..*a } == Endpoint { times: 0, ..*b };
+fn since(before: &Endpoints, after: &Endpoints) -> Vec<EndpointUse> {
+    let is_same = |a: &EndpointUse, b: &EndpointUse| {
+        EndpointUse { times: 0, ..*a } == EndpointUse { times: 0, ..*b }
+    };
     let used = after.known.iter().map(|one| {
         let known = before.known.iter().find(|other| is_same(one, other));
         let times = one.times - known.map_or(0, |other| other.times);
-        Endpoint { times, ..*one }
+        EndpointUse { times, ..*one }
     });
     used.filter(|one| one.times != 0).collect()
 }
 
 /// How often a dependency was connected or sent to.
-fn connects(dependency: &Dependency, used: &[Endpoint]) -> u64 {
+fn connects(dependency: &Dependency, used: &[EndpointUse]) -> u64 {
     let own = used.iter().filter(|one| {
         !one.is_bound
             && (one.protocol, one.port) == (dependency.protocol, dependency.port)
@@ -671,14 +677,14 @@ fn in_states(sockets: &[OpenSocket]) -> Vec<(SocketAddr, &'static str)> {
     let mut open = Vec::new();
     for socket in sockets {
         let state = match socket.state {
-            State::SynSent => "connecting",
-            State::Established => "connected",
-            State::CloseWait => "closed by the server",
+            TcpState::SynSent => "connecting",
+            TcpState::Established => "connected",
+            TcpState::CloseWait => "closed by the server",
             _ => continue,
         };
         if let Some(remote) = socket
             .remote
-            .filter(|_| socket.protocol == sockets::Protocol::Tcp)
+            .filter(|_| socket.protocol == sockets::Transport::Tcp)
         {
             open.push((remote, state));
         }

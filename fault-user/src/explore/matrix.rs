@@ -7,7 +7,7 @@ use super::cell::Cell;
 use super::dependency::{Dependency, Found};
 use super::faults::{Experiment, FAULTS, FaultKind};
 use super::shrink::Smallest;
-use super::verdict::End;
+use super::verdict::RunEnd;
 use crate::report::summary::{counted, human_bytes};
 use crate::rule::units::show_duration;
 
@@ -154,10 +154,10 @@ fn painted(symbol: &str, has_color: bool) -> String {
 pub fn happened(dependencies: &[Dependency], cell: &Cell) -> String {
     let seen = &cell.first.seen;
     let end = match seen.end {
-        End::Exited(0) => "exit code 0".to_owned(),
-        End::Exited(code) => format!("exit code {code}"),
-        End::Signalled(signal) => format!("ended by signal {signal}"),
-        End::TimedOut => "killed".to_owned(),
+        RunEnd::Exited(0) => "exit code 0".to_owned(),
+        RunEnd::Exited(code) => format!("exit code {code}"),
+        RunEnd::Signalled(signal) => format!("ended by signal {signal}"),
+        RunEnd::TimedOut => "killed".to_owned(),
     };
     let mut text = format!(
         "{} {}: {}, {end} after {}",
@@ -221,24 +221,27 @@ mod tests {
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::cell_of;
     use super::super::faults::{Own, experiment};
-    use super::super::kind::Kind;
-    use super::super::shrink::Part;
-    use super::super::verdict::Verdict;
+    use super::super::kind::ApplicationProtocol;
+    use super::super::shrink::MinimalFault;
+    use super::super::verdict::ExperimentVerdict;
     use super::super::verdict::tests::seen;
     use super::*;
 
-    fn cell(number: usize, one: &Dependency, fault: FaultKind, verdict: Verdict) -> Cell {
+    fn cell(number: usize, one: &Dependency, fault: FaultKind, verdict: ExperimentVerdict) -> Cell {
         let experiment = experiment(number, one, fault, Duration::from_secs(10));
-        cell_of(experiment.unwrap(), verdict, seen(End::TimedOut, 10_020))
+        cell_of(experiment.unwrap(), verdict, seen(RunEnd::TimedOut, 10_020))
     }
 
     #[test]
     fn the_matrix_has_a_column_for_each_fault_that_was_tried() {
-        let all = [example(Kind::Redis, 6379), example(Kind::Unknown, 80)];
+        let all = [
+            example(ApplicationProtocol::Redis, 6379),
+            example(ApplicationProtocol::Unknown, 80),
+        ];
         let cells = [
-            cell(0, &all[0], FaultKind::Refused, Verdict::Survived),
-            cell(1, &all[1], FaultKind::Refused, Verdict::Failed),
-            cell(1, &all[1], FaultKind::Slow, Verdict::Hung),
+            cell(0, &all[0], FaultKind::Refused, ExperimentVerdict::Survived),
+            cell(1, &all[1], FaultKind::Refused, ExperimentVerdict::Failed),
+            cell(1, &all[1], FaultKind::Slow, ExperimentVerdict::Hung),
         ];
         let text = matrix(&all, &cells, false);
         let lines: Vec<_> = text.lines().collect();
@@ -262,14 +265,14 @@ mod tests {
 
     #[test]
     fn a_failure_is_told_in_words() {
-        let one = example(Kind::Redis, 6379);
-        let mut cell = cell(0, &one, FaultKind::Silent, Verdict::Hung);
+        let one = example(ApplicationProtocol::Redis, 6379);
+        let mut cell = cell(0, &one, FaultKind::Silent, ExperimentVerdict::Hung);
         cell.first.seen.waited_for = vec!["tcp:6379 (connecting)".to_owned()];
         cell.smallest = Some(Smallest {
             rules: vec!["tcp:6379 blackhole conn=2".to_owned()],
-            parts: vec![Part {
+            parts: vec![MinimalFault {
                 connection: Some(2),
-                ..Part::default()
+                ..MinimalFault::default()
             }],
         });
         assert_eq!(
@@ -277,7 +280,7 @@ mod tests {
             "tcp:6379 silent: hung, killed after 10.0 s; it waited for tcp:6379 (connecting); connection 2 is \
              enough"
         );
-        let mut slow = super::tests::cell(0, &one, FaultKind::Slow, Verdict::Survived);
+        let mut slow = super::tests::cell(0, &one, FaultKind::Slow, ExperimentVerdict::Survived);
         slow.survives_ms = Some(2500);
         let told = happened(std::slice::from_ref(&one), &slow);
         assert!(told.ends_with("; it survives up to 2.5s"), "{told}");

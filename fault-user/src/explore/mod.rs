@@ -41,16 +41,16 @@ use self::cell::{Cell, Standing};
 use self::dependency::{Dependency, Found, Sighting, differences, find};
 use self::experimenter::{Cells, Explored, Manner, Stop, explore};
 use self::faults::{Experiment, FaultKind, experiments, pairs};
-use self::lane::{Commands, Idle, Lane};
-use self::names::Names;
+use self::lane::{Commands, ExperimentLane, IdleRule};
+use self::names::HostNames;
 use self::own::OwnRules;
-use self::report::{About, Report};
-use self::verdict::{End, Observation};
-use crate::inject::endpoints::Endpoint;
+use self::report::{About, ExploreReport};
+use self::verdict::{Observation, RunEnd};
+use crate::inject::endpoints::EndpointUse;
 use crate::report::file;
 use crate::report::summary::counted;
 use crate::session::files::{Files, GrowingList, HTML, JUNIT};
-use crate::session::options::Options;
+use crate::session::options::SessionOptions;
 use crate::session::outcome::{Failure, Outcome, exit};
 use crate::session::rules::draw_seed;
 use crate::session::{require, runtime};
@@ -73,9 +73,9 @@ const INTERRUPTED: u8 = 130;
 
 /// What is explored, and how.
 #[derive(Debug)]
-pub struct Explore {
+pub struct ExploreOptions {
     /// How programs are put on interfaces.
-    pub options: Options,
+    pub options: SessionOptions,
     /// Who runs the command, where that was asked for.
     pub user: Option<String>,
     /// Runs without faults.
@@ -126,7 +126,7 @@ pub struct Explore {
 struct Baseline {
     found: Found,
     /// All that was connected to.
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<EndpointUse>,
     took: Duration,
 }
 
@@ -136,7 +136,7 @@ struct Progress<'a> {
     list: &'a mut GrowingList,
     about: About<'a>,
     accept: Option<&'a AcceptFile>,
-    earlier: Option<&'a Report>,
+    earlier: Option<&'a ExploreReport>,
     /// The number of experiments, and of those that were known before.
     count: usize,
     known: usize,
@@ -172,7 +172,7 @@ impl Progress<'_> {
     }
 }
 
-impl Explore {
+impl ExploreOptions {
     /// Does it.
     ///
     /// # Errors
@@ -191,7 +191,7 @@ impl Explore {
         let own = own.transpose().map_err(Failure::usage)?;
         require(&[Need::Programs, Need::Cgroup])?;
         let earlier = self.earlier().map_err(Failure::usage)?;
-        let given = earlier.as_ref().map(Report::seed).or(self.seed);
+        let given = earlier.as_ref().map(ExploreReport::seed).or(self.seed);
         let seed = given.map_or_else(draw_seed, Ok)?;
         // Before hours of work are lost for want of a folder.
         let folder = self.report.clone().or(self.resume.clone());
@@ -200,7 +200,7 @@ impl Explore {
         let commands: Vec<_> = jobs
             .map(|job| self.commands(job))
             .collect::<Result<_, _>>()?;
-        let idle = Idle::new(&self.options, seed)?;
+        let idle = IdleRule::new(&self.options, seed)?;
         runtime()?.block_on(async {
             let mut lanes = self.lanes(&commands, &idle).await?;
             let outcome = self
@@ -220,13 +220,13 @@ impl Explore {
     async fn lanes<'a>(
         &'a self,
         commands: &'a [Commands],
-        idle: &'a Idle,
-    ) -> Result<Vec<Lane<'a>>, Failure> {
+        idle: &'a IdleRule,
+    ) -> Result<Vec<ExperimentLane<'a>>, Failure> {
         let _patience = Patience::start("setting up");
         let mut lanes = Vec::with_capacity(commands.len());
         for commands in commands {
             let (longest, recovery) = (self.longest(), self.recovery);
-            let lane = Lane::open(commands, &self.options, idle, longest, recovery);
+            let lane = ExperimentLane::open(commands, &self.options, idle, longest, recovery);
             lanes.push(lane.await?);
         }
         Ok(lanes)
@@ -261,7 +261,7 @@ impl Explore {
 
     /// The options that name a running service.
     fn whose(&self) -> Vec<String> {
-        let Options {
+        let SessionOptions {
             pid,
             cgroup,
             container,
@@ -282,11 +282,11 @@ impl Explore {
     }
 
     /// The report to go on from.
-    fn earlier(&self) -> anyhow::Result<Option<Report>> {
+    fn earlier(&self) -> anyhow::Result<Option<ExploreReport>> {
         let Some(folder) = &self.resume else {
             return Ok(None);
         };
-        let read = Report::read(&folder.join(file::REPORT)).and_then(|report| {
+        let read = ExploreReport::read(&folder.join(file::REPORT)).and_then(|report| {
             report.check_command(&self.words())?;
             Ok(report)
         });
@@ -332,11 +332,11 @@ impl Explore {
 
     async fn explore(
         &self,
-        lanes: &mut [Lane<'_>],
+        lanes: &mut [ExperimentLane<'_>],
         (faults, own): (&[FaultKind], Option<OwnRules>),
         seed: u64,
         files: &Files,
-        (mut accept, earlier): (Option<AcceptFile>, Option<Report>),
+        (mut accept, earlier): (Option<AcceptFile>, Option<ExploreReport>),
     ) -> Outcome {
         let begun = Instant::now();
         let Some(baseline) = self.baseline(lanes).await? else {
@@ -432,7 +432,10 @@ impl Explore {
     }
 
     /// Runs the command without faults; nothing when it was interrupted.
-    async fn baseline(&self, lanes: &mut [Lane<'_>]) -> Result<Option<Baseline>, Failure> {
+    async fn baseline(
+        &self,
+        lanes: &mut [ExperimentLane<'_>],
+    ) -> Result<Option<Baseline>, Failure> {
         let hosts = hosts(lanes);
         let mut baseline: Option<Baseline> = None;
         let mut shortest = Duration::MAX;
@@ -508,7 +511,10 @@ impl Explore {
 
     /// Runs the command as often at once as there are jobs, without faults: how long that takes. Nothing when it was
     /// interrupted.
-    async fn together(&self, lanes: &mut [Lane<'_>]) -> Result<Option<Duration>, Failure> {
+    async fn together(
+        &self,
+        lanes: &mut [ExperimentLane<'_>],
+    ) -> Result<Option<Duration>, Failure> {
         tell!("fault: {} runs at once without faults", self.jobs);
         let runs = lanes.iter_mut().map(|lane| lane.run(&[], self.longest()));
         let mut longest = Duration::ZERO;
@@ -551,10 +557,10 @@ impl Explore {
 
 /// Experiments in the making, and what they have in common.
 struct Trial<'a, 'l> {
-    explore: &'a Explore,
-    lanes: &'a mut [Lane<'l>],
+    explore: &'a ExploreOptions,
+    lanes: &'a mut [ExperimentLane<'l>],
     /// What is connected to without faults.
-    usual: &'a [Endpoint],
+    usual: &'a [EndpointUse],
     files: &'a Files,
     list: GrowingList,
     again: &'a Again,
@@ -563,7 +569,7 @@ struct Trial<'a, 'l> {
     started: Option<Instant>,
     /// When no further experiment begins.
     until: Option<Instant>,
-    earlier: Option<&'a Report>,
+    earlier: Option<&'a ExploreReport>,
 }
 
 impl Trial<'_, '_> {
@@ -776,13 +782,13 @@ fn is_told(cell: &Cell) -> bool {
 
 fn must_succeed(seen: &Observation, how: &str) -> Result<(), Failure> {
     let end = match seen.end {
-        End::Exited(0) => match &seen.broken {
+        RunEnd::Exited(0) => match &seen.broken {
             None => return Ok(()),
             Some(why) => return Err(anyhow!("--check fails {how}: {why}").into()),
         },
-        End::Exited(code) => format!("ends with exit code {code}"),
-        End::Signalled(signal) => format!("ends by signal {signal}"),
-        End::TimedOut => "does not end in time (--timeout)".to_owned(),
+        RunEnd::Exited(code) => format!("ends with exit code {code}"),
+        RunEnd::Signalled(signal) => format!("ends by signal {signal}"),
+        RunEnd::TimedOut => "does not end in time (--timeout)".to_owned(),
     };
     Err(anyhow!(
         "{how} the command {end}, and must succeed (it has no terminal, and its standard input is empty). It wrote: {}",
@@ -801,7 +807,7 @@ fn tell_of_leftovers(seen: &Observation) {
 }
 
 /// The text of the hosts file; empty where there is none.
-fn hosts(lanes: &[Lane<'_>]) -> String {
+fn hosts(lanes: &[ExperimentLane<'_>]) -> String {
     let hosts = match lanes[0].service() {
         Some(service) => service.hosts(),
         None => std::fs::read_to_string("/etc/hosts").ok(),
@@ -811,7 +817,7 @@ fn hosts(lanes: &[Lane<'_>]) -> String {
 
 /// Names that the command did not ask a DNS server for.
 fn add_names(sighting: &mut Sighting, hosts: &str) {
-    let known = std::mem::replace(&mut sighting.names, Names::of_hosts(hosts));
+    let known = std::mem::replace(&mut sighting.names, HostNames::of_hosts(hosts));
     sighting.names.add(known);
 }
 

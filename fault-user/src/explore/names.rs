@@ -9,11 +9,11 @@ use crate::sys::net::ip_address;
 
 /// The names by address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names {
+pub struct HostNames {
     by_address: HashMap<IpAddr, String>,
 }
 
-impl Names {
+impl HostNames {
     /// Those of a hosts file (hosts(5)). The first name of an address counts.
     #[must_use]
     pub fn of_hosts(text: &str) -> Self {
@@ -110,7 +110,8 @@ mod tests {
 
     #[test]
     fn hosts_files_name_addresses() {
-        let names = Names::of_hosts("127.0.0.1 localhost me # x\n# 10.0.0.1 no\n::1 ip6 ip6-b\n");
+        let names =
+            HostNames::of_hosts("127.0.0.1 localhost me # x\n# 10.0.0.1 no\n::1 ip6 ip6-b\n");
         assert_eq!(names.of("127.0.0.1".parse().unwrap()), Some("localhost"));
         assert_eq!(names.of("::1".parse().unwrap()), Some("ip6"));
         assert_eq!(names.of("10.0.0.1".parse().unwrap()), None);
@@ -130,7 +131,7 @@ mod tests {
     fn an_answer_names_its_addresses_by_what_was_asked() {
         let lookup = Lookup::read(&datagram()).unwrap();
         assert!(lookup.is_found);
-        let mut names = Names::default();
+        let mut names = HostNames::default();
         names.learn(&lookup);
         assert_eq!(names.of("10.0.0.5".parse().unwrap()), Some("db.internal"));
     }

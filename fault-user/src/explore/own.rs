@@ -115,7 +115,7 @@ fn concerned(rule: &Rule, dependencies: &[Dependency]) -> Result<Option<usize>> 
 #[cfg(test)]
 mod tests {
     use super::super::dependency::tests::example;
-    use super::super::kind::Kind;
+    use super::super::kind::ApplicationProtocol;
     use super::*;
 
     fn load(text: &str) -> Result<OwnRules> {
@@ -128,7 +128,10 @@ mod tests {
     #[test]
     fn each_rule_is_an_experiment_on_what_it_concerns() {
         let text = "targets = { db = 'tcp:2' }\nrules = ['db loss=5%', '10.0.0.0/8:1 delay=1s p=50%', '* profile=lte']";
-        let dependencies = [example(Kind::Redis, 1), example(Kind::Unknown, 2)];
+        let dependencies = [
+            example(ApplicationProtocol::Redis, 1),
+            example(ApplicationProtocol::Unknown, 2),
+        ];
         let own = load(text).unwrap().experiments(&dependencies).unwrap();
         let told: Vec<_> = own
             .iter()
@@ -148,7 +151,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_told() {
-        let dependencies = [example(Kind::Redis, 1)];
+        let dependencies = [example(ApplicationProtocol::Redis, 1)];
         for (text, part) in [
             ("rules = []", "there are no rules in it"),
             ("rules = ['tcp:1 los=5%']", "unknown fault `los`\n"),

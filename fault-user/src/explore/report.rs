@@ -16,8 +16,8 @@ use super::dependency::{Dependency, Found};
 use super::experimenter::{Cells, Explored, Stop};
 use super::faults::{Experiment, kinds_of_pair};
 use super::matrix;
-use super::shrink::{Part, Smallest};
-use super::verdict::{End, Observation, Verdict};
+use super::shrink::{MinimalFault, Smallest};
+use super::verdict::{ExperimentVerdict, Observation, RunEnd};
 use crate::report::chart::SIZES;
 use crate::report::file::{shell_line, versions};
 use crate::report::html::page;
@@ -32,7 +32,7 @@ const VERSION: u32 = 1;
 
 /// What an exploration found; docs/explore.schema.json describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Report {
+pub struct ExploreReport {
     version: u32,
     fault: String,
     kernel: String,
@@ -76,9 +76,9 @@ struct DependencyReport {
 struct CellReport {
     target: String,
     fault: String,
-    verdict: Verdict,
+    verdict: ExperimentVerdict,
     /// What a second run with the same seed came to, where that was something else.
-    differs: Option<Verdict>,
+    differs: Option<ExperimentVerdict>,
     is_failure: bool,
     /// How it compares with `--accept`.
     standing: Standing,
@@ -187,7 +187,7 @@ impl SmallestReport {
 }
 
 impl PartReport {
-    fn new(part: &Part) -> Self {
+    fn new(part: &MinimalFault) -> Self {
         Self {
             from_ms: part.from_ms,
             connection: part.connection,
@@ -198,8 +198,8 @@ impl PartReport {
         }
     }
 
-    fn restored(&self, of: Option<&String>) -> Part {
-        Part {
+    fn restored(&self, of: Option<&String>) -> MinimalFault {
+        MinimalFault {
             of: of.cloned(),
             from_ms: self.from_ms,
             connection: self.connection,
@@ -215,14 +215,14 @@ impl PartReport {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct TimelineReport {
     target: String,
-    connects: Vec<ConnectReport>,
+    connects: Vec<ConnectionReport>,
     /// Further ones that are not listed.
     left_out: usize,
 }
 
 /// One connection. Times are in microseconds since the start of the run.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct ConnectReport {
+struct ConnectionReport {
     at_us: u64,
     established_us: Option<u64>,
     /// When it first received something.
@@ -231,7 +231,7 @@ struct ConnectReport {
     reset: bool,
 }
 
-impl ConnectReport {
+impl ConnectionReport {
     fn new(connect: &Connect) -> Self {
         let us = |ns: u64| ns / 1000;
         Self {
@@ -304,7 +304,7 @@ impl About<'_> {
     ///
     /// # Errors
     /// Never: it is written to memory.
-    pub fn growing(&self, earlier: Option<&Report>) -> Result<(Vec<u8>, Vec<u8>)> {
+    pub fn growing(&self, earlier: Option<&ExploreReport>) -> Result<(Vec<u8>, Vec<u8>)> {
         const TAIL: &[u8] = b"]}";
         let none = [].iter();
         let mut report = self.report(
@@ -335,7 +335,7 @@ impl About<'_> {
 
     /// The report in the end. If it ended early, what an earlier report has beyond that stays in it.
     #[must_use]
-    pub fn whole(&self, explored: &Explored, earlier: Option<&Report>) -> Report {
+    pub fn whole(&self, explored: &Explored, earlier: Option<&ExploreReport>) -> ExploreReport {
         let stopped = explored.stopped.as_ref().map(|stop| match stop {
             Stop::Interrupted => "interrupted".to_owned(),
             Stop::Error(error) => format!("{error:#}"),
@@ -358,14 +358,14 @@ impl About<'_> {
         cells: impl Iterator<Item = &'a Cell>,
         left_out: impl Iterator<Item = &'a Experiment>,
         stopped: Option<String>,
-    ) -> Report {
+    ) -> ExploreReport {
         let (_, fault, kernel) = versions();
         let dependencies = &self.found.dependencies;
         let left_out = left_out.map(|one| LeftOut {
             target: one.target(dependencies).to_owned(),
             fault: one.name().to_owned(),
         });
-        Report {
+        ExploreReport {
             version: VERSION,
             fault,
             kernel,
@@ -387,7 +387,7 @@ impl About<'_> {
     }
 }
 
-impl Report {
+impl ExploreReport {
     /// Reads an earlier `report.json`.
     ///
     /// # Errors
@@ -616,11 +616,11 @@ impl CellReport {
             rules: experiment.rules.clone(),
             took_ms: ms(run.took),
             exit_code: match run.end {
-                End::Exited(code) => Some(code),
+                RunEnd::Exited(code) => Some(code),
                 _ => None,
             },
             signal: match run.end {
-                End::Signalled(signal) => Some(signal),
+                RunEnd::Signalled(signal) => Some(signal),
                 _ => None,
             },
             hits: run.hits,
@@ -675,9 +675,9 @@ impl CellReport {
     /// The cell that this is about.
     fn restored(&self, experiment: &Experiment) -> Cell {
         let end = match (self.exit_code, self.signal) {
-            (Some(code), _) => End::Exited(code),
-            (None, Some(signal)) => End::Signalled(signal),
-            (None, None) => End::TimedOut,
+            (Some(code), _) => RunEnd::Exited(code),
+            (None, Some(signal)) => RunEnd::Signalled(signal),
+            (None, None) => RunEnd::TimedOut,
         };
         let seen = Observation {
             end,
@@ -718,7 +718,7 @@ impl CellReport {
     /// The connections, as far as the file has them.
     fn watched(&self) -> Vec<Vec<Connect>> {
         let ns = |us: u64| us.saturating_mul(1000);
-        let connect = |one: &ConnectReport| Connect {
+        let connect = |one: &ConnectionReport| Connect {
             at_ns: ns(one.at_us),
             established_ns: one.established_us.map(ns),
             received_ns: one.received_us.map(ns),
@@ -783,7 +783,11 @@ fn timeline(dependencies: &[Dependency], watched: &[Vec<Connect>]) -> Vec<Timeli
     let all = dependencies.iter().zip(watched);
     let timeline = all.map(|(one, connects)| TimelineReport {
         target: one.target.clone(),
-        connects: connects.iter().take(MOST).map(ConnectReport::new).collect(),
+        connects: connects
+            .iter()
+            .take(MOST)
+            .map(ConnectionReport::new)
+            .collect(),
         left_out: connects.len().saturating_sub(MOST),
     });
     timeline.collect()
@@ -794,13 +798,13 @@ mod tests {
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::cell_of;
     use super::super::faults::{FaultKind, experiment, experiments};
-    use super::super::kind::Kind;
+    use super::super::kind::ApplicationProtocol;
     use super::super::verdict::tests::seen;
     use super::*;
 
-    fn report() -> Report {
+    fn report() -> ExploreReport {
         let found = Found {
-            dependencies: vec![example(Kind::Redis, 6379)],
+            dependencies: vec![example(ApplicationProtocol::Redis, 6379)],
             out_of_reach: vec!["Unix sockets".to_owned()],
         };
         let limit = Duration::from_secs(10);
@@ -808,7 +812,7 @@ mod tests {
             let experiment = experiment(0, &found.dependencies[0], fault, limit);
             cell_of(experiment.unwrap(), verdict, seen(end, 77))
         };
-        let mut hung = cell(FaultKind::Silent, End::TimedOut, Verdict::Hung);
+        let mut hung = cell(FaultKind::Silent, RunEnd::TimedOut, ExperimentVerdict::Hung);
         hung.standing = Standing::New;
         hung.first.seen.watched = vec![vec![Connect {
             at_ns: 3_000_000,
@@ -822,15 +826,19 @@ mod tests {
         hung.first.seen.output = "<waiting & waiting>".to_owned();
         hung.smallest = Some(Smallest {
             rules: hung.experiment.rules.clone(),
-            parts: vec![Part {
+            parts: vec![MinimalFault {
                 of: Some("tcp:6379 silent".to_owned()),
                 packets: Some(2),
-                ..Part::default()
+                ..MinimalFault::default()
             }],
         });
         let explored = Explored {
             cells: vec![
-                cell(FaultKind::Refused, End::Exited(0), Verdict::Survived),
+                cell(
+                    FaultKind::Refused,
+                    RunEnd::Exited(0),
+                    ExperimentVerdict::Survived,
+                ),
                 hung,
             ],
             left_out: Vec::new(),
@@ -873,11 +881,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("report.json");
         std::fs::write(&path, report().json().unwrap()).unwrap();
-        let read = Report::read(&path).unwrap();
+        let read = ExploreReport::read(&path).unwrap();
         read.check_command(&["./app".to_owned()]).unwrap();
         let error = read.check_command(&["./other".to_owned()]).unwrap_err();
         assert!(error.to_string().contains("another command, `./app`"));
-        let dependencies = [example(Kind::Redis, 6379)];
+        let dependencies = [example(ApplicationProtocol::Redis, 6379)];
         let faults = [FaultKind::Refused, FaultKind::Outage, FaultKind::Silent];
         let limit = Duration::from_secs(10);
         let all = experiments(&[(0, &dependencies[0])], &faults, limit);
@@ -887,11 +895,11 @@ mod tests {
         let expected = [(0, "survived".to_owned()), (2, "hung".to_owned())];
         assert_eq!(verdicts, expected);
         assert_eq!(known[&2].first.seen.output, "<waiting & waiting>");
-        let error = read.check_targets(&[example(Kind::Redis, 1)], &[]);
+        let error = read.check_targets(&[example(ApplicationProtocol::Redis, 1)], &[]);
         let error = error.unwrap_err().to_string();
         assert!(error.contains("no longer talks to `tcp:6379`"), "{error}");
         std::fs::write(&path, "{}").unwrap();
-        let error = Report::read(&path).unwrap_err().to_string();
+        let error = ExploreReport::read(&path).unwrap_err().to_string();
         assert!(error.contains("is no report of `fault explore`"), "{error}");
     }
 
@@ -901,10 +909,10 @@ mod tests {
         let old: SmallestReport = serde_json::from_str(old).unwrap();
         let words = "connection 2 is enough, one packet is enough";
         assert_eq!(old.restored().in_words(), words);
-        let part = |of: &str, packets| Part {
+        let part = |of: &str, packets| MinimalFault {
             of: Some(of.to_owned()),
             packets,
-            ..Part::default()
+            ..MinimalFault::default()
         };
         let pair = Smallest {
             rules: vec!["tcp:1 reject".to_owned()],

@@ -7,18 +7,18 @@ use anyhow::{Context as _, Result};
 use nix::unistd::Pid;
 
 use super::dependency::Sighting;
-use super::flows::Flow;
-use crate::inject::endpoints::Endpoint;
+use super::flows::Conversation;
+use crate::inject::endpoints::EndpointUse;
 use crate::rule::Protocol;
-use crate::session::options::Options;
+use crate::session::options::SessionOptions;
 use crate::session::subject::Subject;
 use crate::sys::process::cgroup::{Cgroup, Hierarchy};
 use crate::sys::process::netns::NetworkNamespace;
 use crate::sys::process::proc::ProcessId;
-use crate::sys::process::sockets::{self, OpenSocket, State};
+use crate::sys::process::sockets::{self, OpenSocket, TcpState};
 
 /// A running service.
-pub struct Service {
+pub struct RunningService {
     /// Where its processes are.
     cgroup: Cgroup,
     /// Its network namespace, where that is another one.
@@ -38,12 +38,16 @@ pub struct Kept {
     listens: Vec<(Protocol, SocketAddr)>,
 }
 
-impl Service {
+impl RunningService {
     /// The service that the options are about; nothing where they are about none.
     ///
     /// # Errors
     /// It is gone, or there is no cgroup2.
-    pub fn of(options: &Options, subject: &Subject, recovery: Duration) -> Result<Option<Self>> {
+    pub fn of(
+        options: &SessionOptions,
+        subject: &Subject,
+        recovery: Duration,
+    ) -> Result<Option<Self>> {
         if !options.is_given() {
             return Ok(None);
         }
@@ -89,14 +93,14 @@ impl Service {
     /// Its processes or sockets can't be listed.
     pub fn kept(&self) -> Result<Kept> {
         let open = self.sockets()?;
-        let listens = open.iter().filter(|one| one.state == State::Listen);
+        let listens = open.iter().filter(|one| one.state == TcpState::Listen);
         let listens: Vec<_> = listens.map(|one| (protocol(one), one.local)).collect();
         let is_served = |one: &OpenSocket| {
             let mut listens = listens.iter();
             listens.any(|(of, at)| (*of, at.port()) == (protocol(one), one.local.port()))
         };
         let own = open.iter().filter(|one| !is_served(one));
-        let own = own.filter(|one| one.state == State::Established);
+        let own = own.filter(|one| one.state == TcpState::Established);
         Ok(Kept {
             connections: own
                 .filter_map(|one| Some((protocol(one), one.local, one.remote?)))
@@ -134,15 +138,15 @@ fn first_of(cgroup: &Cgroup) -> Option<i32> {
 
 fn protocol(socket: &OpenSocket) -> Protocol {
     match socket.protocol {
-        sockets::Protocol::Tcp => Protocol::Tcp,
-        sockets::Protocol::Udp => Protocol::Udp,
+        sockets::Transport::Tcp => Protocol::Tcp,
+        sockets::Transport::Udp => Protocol::Udp,
     }
 }
 
 impl Kept {
     /// Adds what was open before to what was opened since.
     pub fn complete(&self, seen: &mut Sighting) {
-        let endpoint = |protocol, at: SocketAddr, is_bound| Endpoint {
+        let endpoint = |protocol, at: SocketAddr, is_bound| EndpointUse {
             protocol,
             address: at.ip(),
             port: at.port(),
@@ -154,8 +158,8 @@ impl Kept {
             seen.endpoints.push(endpoint(*protocol, *at, true));
         }
         for (protocol, _, server) in &self.connections {
-            let is_it = |flow: &Flow| (flow.protocol, flow.server) == (*protocol, *server);
-            let is_known = |one: &Endpoint| {
+            let is_it = |flow: &Conversation| (flow.protocol, flow.server) == (*protocol, *server);
+            let is_known = |one: &EndpointUse| {
                 let same: (Protocol, IpAddr, u16) = (one.protocol, one.address, one.port);
                 !one.is_bound && same == (*protocol, server.ip(), server.port())
             };

@@ -36,12 +36,12 @@ pub struct Smallest {
     /// Its rules.
     pub rules: Vec<String>,
     /// What is left of each fault.
-    pub parts: Vec<Part>,
+    pub parts: Vec<MinimalFault>,
 }
 
 /// What is left of one fault.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Part {
+pub struct MinimalFault {
     /// Target and name of the fault, where it is one of a pair.
     pub of: Option<String>,
     /// From where on it fails, in milliseconds, where it has a magnitude.
@@ -60,7 +60,7 @@ impl Smallest {
     /// In words, such as `from 640ms, connection 2 is enough`.
     #[must_use]
     pub fn in_words(&self) -> String {
-        if let [Part { of: Some(of), .. }] = self.parts.as_slice() {
+        if let [MinimalFault { of: Some(of), .. }] = self.parts.as_slice() {
             let alone = format!("{of} alone is enough");
             let words = self.parts[0].in_words();
             return [alone, words].join(", ").trim_end_matches(", ").to_owned();
@@ -77,7 +77,7 @@ impl Smallest {
     }
 }
 
-impl Part {
+impl MinimalFault {
     fn in_words(&self) -> String {
         let mut parts = Vec::new();
         if let Some(ms) = self.from_ms {
@@ -263,7 +263,7 @@ impl<'a, R: Runner> Shrinking<'a, R> {
     }
 
     /// Makes one fault smaller.
-    async fn reduce(&mut self, smallest: &mut Experiment) -> Result<Part> {
+    async fn reduce(&mut self, smallest: &mut Experiment) -> Result<MinimalFault> {
         let dependency = &self.measured.dependencies[smallest.dependency];
         if let Some(magnitude) = smallest.magnitude {
             let range = (0, magnitude.ms);
@@ -283,7 +283,7 @@ impl<'a, R: Runner> Shrinking<'a, R> {
             None => self.connections(smallest).await?,
             Some(_) => None,
         };
-        Ok(Part {
+        Ok(MinimalFault {
             of: None,
             from_ms,
             connection,
@@ -596,17 +596,17 @@ mod tests {
     use super::super::dependency::tests::example;
     use super::super::experimenter::tests::{Fake, block_on};
     use super::super::faults::experiment;
-    use super::super::kind::Kind;
+    use super::super::kind::ApplicationProtocol;
     use super::super::verdict::tests::seen;
-    use super::super::verdict::{End, Observation};
+    use super::super::verdict::{Observation, RunEnd};
     use super::*;
-    use crate::relay::{Direction, StreamDecision};
+    use crate::relay::{StreamDecision, StreamDirection};
     use crate::rule::Fault;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
     fn smallest(fault: FaultKind, fails: impl Fn(&Rule) -> bool + 'static) -> Option<Smallest> {
-        let dependencies = [example(Kind::Redis, 1)];
+        let dependencies = [example(ApplicationProtocol::Redis, 1)];
         let measured = Measured {
             dependencies: &dependencies,
             baseline: Duration::from_millis(50),
@@ -698,7 +698,7 @@ mod tests {
 
     #[test]
     fn the_packets_that_matter_are_found() {
-        let dependencies = [example(Kind::Redis, 1)];
+        let dependencies = [example(ApplicationProtocol::Redis, 1)];
         let measured = Measured {
             dependencies: &dependencies,
             baseline: Duration::from_millis(50),
@@ -731,14 +731,14 @@ mod tests {
         let decision = |connection| StreamDecision {
             rule: 1,
             connection,
-            direction: Direction::Downstream,
+            direction: StreamDirection::Downstream,
             action: "limit_data".into(),
             arm: 0,
             at: None,
             value: None,
             time_ns: 0,
         };
-        let dependencies = [example(Kind::Redis, 1)];
+        let dependencies = [example(ApplicationProtocol::Redis, 1)];
         let measured = Measured {
             dependencies: &dependencies,
             baseline: Duration::from_millis(50),
@@ -807,7 +807,7 @@ mod tests {
                 let mut own = rules.iter().filter(|rule| rule.starts_with(target));
                 own.any(|rule| !rule.contains("range=") || rule.contains(packets))
             });
-            let mut run = seen(End::Exited(u8::from(fails)), 50);
+            let mut run = seen(RunEnd::Exited(u8::from(fails)), 50);
             run.decisions.clone_from(&self.decisions);
             Ok(Some(run))
         }
@@ -815,7 +815,10 @@ mod tests {
 
     #[test]
     fn each_fault_of_a_pair_is_made_smaller_and_told_of() {
-        let dependencies = [example(Kind::Redis, 1), example(Kind::Redis, 2)];
+        let dependencies = [
+            example(ApplicationProtocol::Redis, 1),
+            example(ApplicationProtocol::Redis, 2),
+        ];
         let measured = Measured {
             dependencies: &dependencies,
             baseline: Duration::from_millis(50),
@@ -860,7 +863,7 @@ mod tests {
 
     #[test]
     fn of_very_many_packets_a_bounded_number_of_sets_is_tried() {
-        let dependencies = [example(Kind::Redis, 1)];
+        let dependencies = [example(ApplicationProtocol::Redis, 1)];
         let measured = Measured {
             dependencies: &dependencies,
             baseline: Duration::from_millis(50),
@@ -886,7 +889,7 @@ mod tests {
 
     #[test]
     fn what_was_found_is_kept_when_no_further_run_is_made() {
-        let dependencies = [example(Kind::Redis, 1)];
+        let dependencies = [example(ApplicationProtocol::Redis, 1)];
         let measured = Measured {
             dependencies: &dependencies,
             baseline: Duration::from_millis(50),
@@ -908,7 +911,7 @@ mod tests {
 
     #[test]
     fn what_is_survived_is_told_up_to_the_timeout() {
-        let mut one = example(Kind::Redis, 1);
+        let mut one = example(ApplicationProtocol::Redis, 1);
         one.usage.turns = 1;
         let dependencies = [one];
         let measured = |limit| Measured {

@@ -17,7 +17,7 @@ const UNNOTICED: Duration = Duration::from_millis(100);
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum RunEnd {
     /// With this code.
     Exited(u8),
     /// By this signal.
@@ -30,7 +30,7 @@ pub enum End {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
     /// How it ended.
-    pub end: End,
+    pub end: RunEnd,
     /// How long it took.
     pub took: Duration,
     /// What the rules did something to.
@@ -88,7 +88,7 @@ pub fn retries_without_backoff(pauses_ns: &[u64]) -> u64 {
 /// What it comes to, from good to bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum ExperimentVerdict {
     /// The fault never came to act.
     NotReached,
     /// It succeeded.
@@ -116,7 +116,7 @@ pub struct Measure {
     pub over: Option<Duration>,
 }
 
-impl Verdict {
+impl ExperimentVerdict {
     /// Judges a run.
     #[must_use]
     pub fn of(seen: &Observation, measure: &Measure) -> Self {
@@ -129,11 +129,11 @@ impl Verdict {
         let slow = (measure.baseline * 3).max(measure.baseline + UNNOTICED);
         let is_over = measure.over.is_some_and(|over| seen.took > over + GRACE);
         match seen.end {
-            End::TimedOut if is_over => Self::NoRecovery,
-            End::TimedOut => Self::Hung,
-            End::Exited(0) if seen.hits == 0 => Self::NotReached,
-            End::Exited(0) if seen.took > slow + measure.adds => Self::Slow,
-            End::Exited(0) => Self::Survived,
+            RunEnd::TimedOut if is_over => Self::NoRecovery,
+            RunEnd::TimedOut => Self::Hung,
+            RunEnd::Exited(0) if seen.hits == 0 => Self::NotReached,
+            RunEnd::Exited(0) if seen.took > slow + measure.adds => Self::Slow,
+            RunEnd::Exited(0) => Self::Survived,
             _ if is_over => Self::NoRecovery,
             _ => Self::Failed,
         }
@@ -192,7 +192,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A run that was hit and ended like this after so many milliseconds.
-    pub(crate) fn seen(end: End, took_ms: u64) -> Observation {
+    pub(crate) fn seen(end: RunEnd, took_ms: u64) -> Observation {
         Observation {
             end,
             took: Duration::from_millis(took_ms),
@@ -212,13 +212,13 @@ pub(super) mod tests {
         }
     }
 
-    fn judged(seen: &Observation, over_ms: Option<u64>) -> Verdict {
+    fn judged(seen: &Observation, over_ms: Option<u64>) -> ExperimentVerdict {
         let measure = Measure {
             baseline: Duration::from_millis(100),
             adds: Duration::from_millis(over_ms.unwrap_or(0)),
             over: over_ms.map(Duration::from_millis),
         };
-        Verdict::of(seen, &measure)
+        ExperimentVerdict::of(seen, &measure)
     }
 
     #[test]
@@ -241,17 +241,37 @@ pub(super) mod tests {
     #[test]
     fn runs_are_judged_by_how_they_end() {
         for (end, took_ms, over_ms, verdict) in [
-            (End::Exited(0), 300, None, Verdict::Survived),
-            (End::Exited(0), 301, None, Verdict::Slow),
-            (End::Exited(0), 2301, Some(2000), Verdict::Slow),
-            (End::Exited(0), 2300, Some(2000), Verdict::Survived),
-            (End::Exited(3), 50, None, Verdict::Failed),
-            (End::Exited(3), 50, Some(2000), Verdict::Failed),
-            (End::Exited(3), 2450, Some(2000), Verdict::Failed),
-            (End::Exited(3), 2550, Some(2000), Verdict::NoRecovery),
-            (End::Signalled(11), 50, None, Verdict::Failed),
-            (End::TimedOut, 9000, None, Verdict::Hung),
-            (End::TimedOut, 9000, Some(2000), Verdict::NoRecovery),
+            (RunEnd::Exited(0), 300, None, ExperimentVerdict::Survived),
+            (RunEnd::Exited(0), 301, None, ExperimentVerdict::Slow),
+            (RunEnd::Exited(0), 2301, Some(2000), ExperimentVerdict::Slow),
+            (
+                RunEnd::Exited(0),
+                2300,
+                Some(2000),
+                ExperimentVerdict::Survived,
+            ),
+            (RunEnd::Exited(3), 50, None, ExperimentVerdict::Failed),
+            (RunEnd::Exited(3), 50, Some(2000), ExperimentVerdict::Failed),
+            (
+                RunEnd::Exited(3),
+                2450,
+                Some(2000),
+                ExperimentVerdict::Failed,
+            ),
+            (
+                RunEnd::Exited(3),
+                2550,
+                Some(2000),
+                ExperimentVerdict::NoRecovery,
+            ),
+            (RunEnd::Signalled(11), 50, None, ExperimentVerdict::Failed),
+            (RunEnd::TimedOut, 9000, None, ExperimentVerdict::Hung),
+            (
+                RunEnd::TimedOut,
+                9000,
+                Some(2000),
+                ExperimentVerdict::NoRecovery,
+            ),
         ] {
             assert_eq!(
                 judged(&seen(end, took_ms), over_ms),
@@ -263,19 +283,25 @@ pub(super) mod tests {
 
     #[test]
     fn a_broken_invariant_is_the_worst_and_what_is_fast_is_not_slow() {
-        let mut one = seen(End::Exited(0), 99);
+        let mut one = seen(RunEnd::Exited(0), 99);
         let measure = Measure {
             baseline: Duration::ZERO,
             adds: Duration::ZERO,
             over: None,
         };
-        assert_eq!(Verdict::of(&one, &measure), Verdict::Survived);
+        assert_eq!(
+            ExperimentVerdict::of(&one, &measure),
+            ExperimentVerdict::Survived
+        );
         one.hits = 0;
-        assert_eq!(judged(&one, None), Verdict::NotReached);
+        assert_eq!(judged(&one, None), ExperimentVerdict::NotReached);
         one.unrecovered = Some("exit code 1".to_owned());
-        assert_eq!(judged(&one, None), Verdict::NoRecovery);
+        assert_eq!(judged(&one, None), ExperimentVerdict::NoRecovery);
         one.broken = Some("two rows".to_owned());
-        assert_eq!(judged(&one, None), Verdict::Broken);
-        assert!(Verdict::Broken > Verdict::NoRecovery && !Verdict::Slow.is_failure());
+        assert_eq!(judged(&one, None), ExperimentVerdict::Broken);
+        assert!(
+            ExperimentVerdict::Broken > ExperimentVerdict::NoRecovery
+                && !ExperimentVerdict::Slow.is_failure()
+        );
     }
 }

@@ -14,10 +14,10 @@ use fault_common::abi::{HOLDS, Hold, Release, hold_flag, line};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc::error::TrySendError;
 
-use crate::hold::schedule::Schedule;
+use crate::hold::schedule::HoldSchedule;
 use crate::hold::ways::{WayNumbers, number_of};
 use crate::plan::shapers::Shapers;
-use crate::relay::exchange::{Exchange, Packet};
+use crate::relay::exchange::{Exchange, TapPacket};
 use crate::sys::bpf::lease::{RENEWAL, deadline_ns, tell_lapse};
 use crate::sys::bpf::mapped::MappedArray;
 use crate::sys::clock::monotonic_ns;
@@ -74,7 +74,7 @@ impl Figures {
 /// A running delay line.
 pub struct DelayLine {
     figures: Arc<Figures>,
-    schedule: Arc<Mutex<Schedule>>,
+    schedule: Arc<Mutex<HoldSchedule>>,
     stop: Arc<AtomicBool>,
     wake: Arc<EventFd>,
     exchange: Arc<Exchange>,
@@ -92,7 +92,7 @@ impl DelayLine {
     pub fn start(tap: Tap, maps: LineMaps, places: WayNumbers, shapers: &Shapers) -> Result<Self> {
         let tap_index = tap.index();
         let figures = Arc::new(Figures::default());
-        let schedule = Arc::new(Mutex::new(Schedule::new(shapers)));
+        let schedule = Arc::new(Mutex::new(HoldSchedule::new(shapers)));
         let stop = Arc::new(AtomicBool::new(false));
         let wake = Arc::new(EventFd::from_flags(
             EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
@@ -178,20 +178,20 @@ impl DelayLine {
     ///
     /// # Errors
     /// The thread can't be woken.
-    pub fn finish(mut self) -> Result<Ending> {
+    pub fn finish(mut self) -> Result<ClosingLine> {
         self.end()
     }
 
-    fn end(&mut self) -> Result<Ending> {
+    fn end(&mut self) -> Result<ClosingLine> {
         let Some(thread) = self.thread.take() else {
-            return Ok(Ending { thread: None });
+            return Ok(ClosingLine { thread: None });
         };
         self.stop.store(true, Ordering::Release);
         self.wake.write(1)?;
         let _step = step(format_args!("releasing held packets"));
         // An error: the thread has ended without saying so, which is as good.
         let _released = self.drained.recv();
-        Ok(Ending {
+        Ok(ClosingLine {
             thread: Some(thread),
         })
     }
@@ -200,11 +200,11 @@ impl DelayLine {
 /// A delay line whose packets are released, and whose network device is being removed: the kernel takes some tens of
 /// milliseconds for that. Dropping this waits for it.
 #[derive(Debug)]
-pub struct Ending {
+pub struct ClosingLine {
     thread: Option<JoinHandle<()>>,
 }
 
-impl Drop for Ending {
+impl Drop for ClosingLine {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             let _step = step(format_args!("removing the delay line's device"));
@@ -238,7 +238,7 @@ fn be_punctual() {
     }
 }
 
-fn locked(schedule: &Mutex<Schedule>) -> MutexGuard<'_, Schedule> {
+fn locked(schedule: &Mutex<HoldSchedule>) -> MutexGuard<'_, HoldSchedule> {
     schedule.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -269,7 +269,7 @@ struct Line {
     ticket: u16,
     places: WayNumbers,
     /// Changed by other threads when the rules are replaced.
-    schedule: Arc<Mutex<Schedule>>,
+    schedule: Arc<Mutex<HoldSchedule>>,
     exchange: Arc<Exchange>,
     /// Frames by release time; a sequence number orders those with the same time.
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
@@ -463,7 +463,7 @@ impl Line {
 
     /// Gives a frame to its relay, or releases it if the relay has ended or does not keep up.
     fn give(&mut self, frame: Vec<u8>, onward: Onward) {
-        let packet = Packet {
+        let packet = TapPacket {
             frame: Bytes::from(frame),
             release: onward.release,
             to_client: onward.to_client,

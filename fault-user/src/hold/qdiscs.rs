@@ -14,7 +14,9 @@ use crate::sys::net::interfaces;
 use crate::sys::net::interfaces::Interface;
 use crate::sys::net::netlink::Netlink;
 use crate::sys::net::own_links::link_name;
-use crate::sys::net::qdisc::{HANDLE, Queue, ROOT, add_fq, add_netem, add_veth, queues, root_of};
+use crate::sys::net::qdisc::{
+    HANDLE, QdiscQueue, ROOT, add_fq, add_netem, add_veth, queues, root_of,
+};
 use crate::sys::net::tap::be_quiet;
 use crate::undo::change::SystemChange;
 
@@ -55,7 +57,7 @@ pub struct Qdiscs {
 
 /// Packets dropped by a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loss {
+pub struct QdiscDrops {
     /// The interface.
     pub interface: String,
     /// The number of packets.
@@ -133,7 +135,7 @@ impl Qdiscs {
         self.detour.as_ref().map(|(near, far)| (near, far))
     }
 
-    fn queues(&self) -> Result<Vec<(&Interface, Queue)>> {
+    fn queues(&self) -> Result<Vec<(&Interface, QdiscQueue)>> {
         let mut netlink = self.netlink.lock().unwrap_or_else(PoisonError::into_inner);
         let all = queues(&mut netlink)?;
         let ours = self.places.iter().map(|(interface, _)| interface);
@@ -150,7 +152,7 @@ impl Qdiscs {
     ///
     /// # Errors
     /// The qdiscs can't be listed.
-    pub fn losses(&self) -> Result<Vec<Loss>> {
+    pub fn losses(&self) -> Result<Vec<QdiscDrops>> {
         let all = self.queues()?;
         Ok(losses(all, |queue| queue.lost))
     }
@@ -160,7 +162,7 @@ impl Qdiscs {
     ///
     /// # Errors
     /// The qdiscs can't be listed.
-    pub fn drain(&self) -> Result<Vec<Loss>> {
+    pub fn drain(&self) -> Result<Vec<QdiscDrops>> {
         let end = Instant::now() + DRAIN_MAX;
         loop {
             let all = self.queues()?;
@@ -211,10 +213,10 @@ fn make_detour(
     Ok((find(&names[0])?, find(&names[1])?))
 }
 
-fn losses(all: Vec<(&Interface, Queue)>, of: impl Fn(&Queue) -> u32) -> Vec<Loss> {
+fn losses(all: Vec<(&Interface, QdiscQueue)>, of: impl Fn(&QdiscQueue) -> u32) -> Vec<QdiscDrops> {
     all.into_iter()
         .filter(|(_, queue)| of(queue) != 0)
-        .map(|(interface, queue)| Loss {
+        .map(|(interface, queue)| QdiscDrops {
             interface: interface.name.clone(),
             packets: of(&queue),
         })

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use fault_common::abi::{Hold, hold_flag};
 use fault_common::random::mix;
 
-use crate::plan::shapers::{Rate, Shapers, Slots};
+use crate::plan::shapers::{RateShaper, Shapers, Slots};
 
 /// Nanoseconds per second.
 const SECOND_NS: u128 = 1_000_000_000;
@@ -16,7 +16,7 @@ const ORDERED: usize = 65_536;
 /// The state of a rate: a virtual clock with the time when the wire is free again. Source: Zhang, "Virtual clock: a new
 /// traffic control algorithm for packet switching networks", SIGCOMM 1990.
 struct Wire {
-    rate: Rate,
+    rate: RateShaper,
     free_ns: u64,
     /// For each waiting packet the time when it will have been sent, and its number of wire packets.
     waiting: VecDeque<(u64, u16)>,
@@ -24,7 +24,7 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(rate: Rate) -> Self {
+    fn new(rate: RateShaper) -> Self {
         Self {
             rate,
             free_ns: 0,
@@ -124,7 +124,7 @@ impl Medium {
 }
 
 /// The state of all rules that hold packets.
-pub struct Schedule {
+pub struct HoldSchedule {
     wires: HashMap<(u16, bool), Wire>,
     media: HashMap<(u16, bool), Medium>,
     /// The release time of the last packet in each connection and direction.
@@ -133,7 +133,7 @@ pub struct Schedule {
     ordered_next: usize,
 }
 
-impl Schedule {
+impl HoldSchedule {
     /// Creates a schedule with free wires.
     #[must_use]
     pub fn new(shapers: &Shapers) -> Self {
@@ -218,8 +218,8 @@ mod tests {
         }
     }
 
-    fn rate(bits_per_second: u64, burst_bytes: u64, limit_packets: u32) -> Schedule {
-        let rate = Rate {
+    fn rate(bits_per_second: u64, burst_bytes: u64, limit_packets: u32) -> HoldSchedule {
+        let rate = RateShaper {
             bits_per_second,
             burst_bytes,
             overhead_bytes: 0,
@@ -227,7 +227,7 @@ mod tests {
             cell_overhead_bytes: 0,
             limit_packets,
         };
-        Schedule::new(&Shapers {
+        HoldSchedule::new(&Shapers {
             rates: HashMap::from([(0, rate)]),
             ..Shapers::default()
         })
@@ -263,8 +263,8 @@ mod tests {
                 .collect(),
             ..Shapers::default()
         };
-        let mut schedule = Schedule::new(&rates(&[(0, 8_000_000), (1, 8_000_000)]));
-        let send = |schedule: &mut Schedule, state: u16| {
+        let mut schedule = HoldSchedule::new(&rates(&[(0, 8_000_000), (1, 8_000_000)]));
+        let send = |schedule: &mut HoldSchedule, state: u16| {
             let hold = Hold {
                 rate: state + 1,
                 ..hold(0, 1000)
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn cells_round_packets_up() {
-        let mut wire = Wire::new(Rate {
+        let mut wire = Wire::new(RateShaper {
             bits_per_second: 1,
             burst_bytes: 0,
             overhead_bytes: 4,
@@ -322,7 +322,7 @@ mod tests {
             packets: 2,
             bytes: u64::MAX,
         };
-        let mut schedule = Schedule::new(&Shapers {
+        let mut schedule = HoldSchedule::new(&Shapers {
             slots: HashMap::from([(4, slots)]),
             ..Shapers::default()
         });
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_kept_order_is_never_overtaken() {
-        let mut schedule = Schedule::new(&Shapers::default());
+        let mut schedule = HoldSchedule::new(&Shapers::default());
         let mut send = |now_ns, delay_ns, flow| {
             let hold = Hold {
                 delay_ns,
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn any_number_of_connections_is_kept_in_order() {
-        let mut schedule = Schedule::new(&Shapers::default());
+        let mut schedule = HoldSchedule::new(&Shapers::default());
         let connections = 4 * ORDERED as u64;
         for (now_ns, delay_ns) in [(0, 100 * MS), (MS, MS)] {
             for flow in 1..=connections {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::{CgroupSock, CgroupSockAddr};
-use fault_common::abi::{Endpoint as Key, endpoint};
+use fault_common::abi::{Endpoint, endpoint};
 use nix::errno::Errno;
 
 use crate::rule::Protocol;
@@ -21,7 +21,7 @@ use crate::sys::net::ip_address;
 
 /// An endpoint and how often it was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct EndpointUse {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// Its address.
@@ -40,7 +40,7 @@ pub struct Endpoint {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
     /// Endpoints that are counted individually.
-    pub known: Vec<Endpoint>,
+    pub known: Vec<EndpointUse>,
     /// The number of uses of endpoints that did not fit into the map.
     pub left_out: u64,
     /// The number of connects to Unix sockets (counted from Linux 6.7 on).
@@ -97,7 +97,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> 
 /// # Errors
 /// A map can't be accessed.
 pub(super) fn read(ebpf: &Ebpf, netns: u64, only_here: bool) -> Result<Endpoints> {
-    let known: HashMap<&MapData, Key, u64> = map(ebpf, "ENDPOINTS")?.try_into()?;
+    let known: HashMap<&MapData, Endpoint, u64> = map(ebpf, "ENDPOINTS")?.try_into()?;
     let first = |name| -> Result<u64> {
         let array: Array<&MapData, u64> = map(ebpf, name)?.try_into()?;
         Ok(array.get(&0, 0)?)
@@ -117,8 +117,8 @@ pub(super) fn read(ebpf: &Ebpf, netns: u64, only_here: bool) -> Result<Endpoints
         let (key, times) = entry?;
         // Of a whole host, sockets at a port of the kernel's choice are no services. Many of them are `fault`'s own.
         let is_left_out =
-            |one: &Endpoint| one.is_elsewhere || one.is_bound && ephemeral.contains(&one.port);
-        let one = Endpoint::of(&key, times, netns);
+            |one: &EndpointUse| one.is_elsewhere || one.is_bound && ephemeral.contains(&one.port);
+        let one = EndpointUse::of(&key, times, netns);
         endpoints
             .known
             .extend(one.filter(|one| !(only_here && is_left_out(one))));
@@ -142,9 +142,9 @@ fn map<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Map> {
         .with_context(|| format!("the eBPF object has no map {name}"))
 }
 
-impl Endpoint {
+impl EndpointUse {
     /// Decodes a key; `None` for protocols other than TCP and UDP.
-    fn of(key: &Key, times: u64, netns: u64) -> Option<Self> {
+    fn of(key: &Endpoint, times: u64, netns: u64) -> Option<Self> {
         let protocol = match i32::from(key.protocol) {
             libc::IPPROTO_TCP => Protocol::Tcp,
             libc::IPPROTO_UDP => Protocol::Udp,

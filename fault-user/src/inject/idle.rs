@@ -24,7 +24,7 @@ use crate::sys::process::capabilities::Capability;
 use crate::sys::process::proc::take_sockets;
 use crate::sys::process::rights::be_helper_beside_others;
 use crate::sys::process::sockets::set_tcp;
-use crate::sys::process::sockets::{Protocol, State, list_by};
+use crate::sys::process::sockets::{TcpState, Transport, list_by};
 use crate::tell::tell;
 
 /// The thread that waits for windows to open. Dropping this ends it.
@@ -207,9 +207,10 @@ fn wake(netlink: &mut Netlink, rules: &[&PacketRule]) -> Result<()> {
                 && (rule.has_any_host() || rule.hosts.iter().any(|host| host.contains(&network)))
         })
     };
-    let sockets = list_by(netlink, Protocol::Tcp)?;
+    let sockets = list_by(netlink, Transport::Tcp)?;
     let open = sockets.iter().filter(|one| {
-        one.state == State::Established && (is_meant(one.local) || one.remote.is_some_and(is_meant))
+        one.state == TcpState::Established
+            && (is_meant(one.local) || one.remote.is_some_and(is_meant))
     });
     let wanted: HashMap<_, _> = open.map(|one| (one.inode, one.local)).collect();
     take_sockets(wanted, |pid, socket, local| {

@@ -12,18 +12,18 @@ use fault_common::flow::FlowKey;
 use nix::errno::Errno;
 
 use crate::hold::line::{DelayLine, Figures};
-use crate::hold::qdiscs::{Loss, Qdiscs};
+use crate::hold::qdiscs::{QdiscDrops, Qdiscs};
 use crate::inject::endpoints::Endpoints;
 use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
 use crate::inject::injector::{Attachment, Injector, Marker};
 use crate::inject::names::{LearnedAddresses, LearnedName};
 use crate::inject::reach::{IngressMechanism, InterfaceSet};
-use crate::inject::records::Events;
+use crate::inject::records::DecisionEvents;
 use crate::inject::tracer::Tracer;
 use crate::inject::xdp::Mode;
 use crate::plan::needs::Needs;
-use crate::plan::tables::{PacketRule, Scope, compile};
+use crate::plan::tables::{CgroupScope, PacketRule, compile};
 use crate::plan::{Plan, PlannedRule};
 use crate::relay::Decisions;
 use crate::relay::exchange::Exchange;
@@ -67,7 +67,7 @@ pub struct PreparedInjection {
     pub(super) entries: Vec<PacketRule>,
     pub(super) reach: Arc<Mutex<InterfaceSet>>,
     /// The cgroup whose sockets are marked.
-    pub(super) scope: Option<Scope>,
+    pub(super) scope: Option<CgroupScope>,
     /// The names whose addresses are learned.
     pub(super) names: BTreeSet<String>,
     /// Whether these rules, or later ones in their place, may concern datagrams of UDP.
@@ -101,14 +101,14 @@ struct Removed {
 
 /// The hooks at which the programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hooks {
+pub struct PacketHooks {
     /// The attachment of the tc programs.
     pub attachment: Attachment,
     /// The mode of the XDP program in front of them, if there is one.
     pub xdp: Option<Mode>,
 }
 
-impl std::fmt::Display for Hooks {
+impl std::fmt::Display for PacketHooks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let Some(mode) = self.xdp {
             write!(f, "xdp ({mode}), ")?;
@@ -159,7 +159,7 @@ impl PreparedInjection {
     ///
     /// # Errors
     /// A system call fails.
-    pub fn watch(&mut self, scope: &Scope) -> Result<()> {
+    pub fn watch(&mut self, scope: &CgroupScope) -> Result<()> {
         if !self.has_packets {
             return Ok(());
         }
@@ -189,7 +189,7 @@ impl PreparedInjection {
     ///
     /// # Errors
     /// The processes can't be listed.
-    pub fn adopt(&mut self, cgroup: &Cgroup, scope: &Scope) -> Result<()> {
+    pub fn adopt(&mut self, cgroup: &Cgroup, scope: &CgroupScope) -> Result<()> {
         if !self.has_packets {
             return Ok(());
         }
@@ -208,7 +208,7 @@ impl PreparedInjection {
     ///
     /// # Errors
     /// It was already called.
-    pub fn marker(&mut self, scope: &Scope) -> Result<Marker> {
+    pub fn marker(&mut self, scope: &CgroupScope) -> Result<Marker> {
         self.reach().injector.take_marker(scope.cgroup)
     }
 
@@ -289,7 +289,7 @@ impl PreparedInjection {
     ///
     /// # Errors
     /// They were already taken.
-    pub fn take_events(&mut self) -> Result<Events> {
+    pub fn take_events(&mut self) -> Result<DecisionEvents> {
         self.reach().injector.take_events()
     }
 }
@@ -351,9 +351,9 @@ impl Injection {
 
     /// The hooks at which the programs are attached.
     #[must_use]
-    pub fn hooks(&self) -> Hooks {
+    pub fn hooks(&self) -> PacketHooks {
         let reach = self.prepared.reach();
-        Hooks {
+        PacketHooks {
             attachment: reach.injector.attachment(),
             xdp: reach.xdp.first().map(|link| link.mode),
         }
@@ -674,7 +674,7 @@ impl Injection {
     ///
     /// # Errors
     /// They can't be listed.
-    pub fn losses(&self) -> Result<Vec<Loss>> {
+    pub fn losses(&self) -> Result<Vec<QdiscDrops>> {
         let reach = self.prepared.reach();
         let qdiscs = reach.qdiscs.as_ref();
         Ok(qdiscs.map(Qdiscs::losses).transpose()?.unwrap_or_default())

@@ -12,24 +12,24 @@ use aya::programs::{CgroupSkb, CgroupSock, SchedClassifier, Xdp};
 use fault_common::abi::{
     COUNTERS, Counter, DecisionKey, Flow, FlowRule, FlowRuleKey, HOLDS, LEARNED_MAX, MATCHES_MAX,
     NAMED_WORDS, Owner, PLACES, PortClasses, RuleEntry, RuleState, RuleStats, ScopeKey, SetHeader,
-    clock, holder, line,
+    clock, holder, line, protocol,
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
+use fault_common::dns::DockerPorts;
 use fault_common::flow::FlowKey;
 
 use super::connections;
 use super::distributions;
 use super::endpoints;
-pub use super::places::Side;
-use super::places::{self, Place, Reservation, unless_vanished};
+use super::places::{self, HookPoint, RELEASE, Reservation, unless_vanished};
 use crate::hold::line::LineMaps;
 use crate::inject::connections::Connections;
 use crate::inject::endpoints::Endpoints;
-use crate::inject::names::{LearnedAddresses, LearnedName, Names};
-use crate::inject::records::{Events, Traces};
+use crate::inject::names::{LearnedAddresses, LearnedName, NumberedNames};
+use crate::inject::records::{DecisionEvents, Traces};
 use crate::plan::needs::Needs;
-use crate::plan::tables::Tables;
+use crate::plan::tables::RuleTables;
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::grace;
 use crate::sys::bpf::lease::Lease;
@@ -37,7 +37,7 @@ use crate::sys::bpf::link;
 use crate::sys::bpf::mapped::MappedArray;
 use crate::sys::bpf::object::{self, OBJECT, check_abi, mapped, new_loader};
 use crate::sys::clock::monotonic_ns;
-use crate::sys::net::clsact;
+use crate::sys::net::clsact::{self, TcHook};
 use crate::sys::net::interfaces::Interface;
 use crate::sys::version;
 use crate::tell::step;
@@ -75,7 +75,7 @@ impl std::fmt::Display for Attachment {
 
 /// The resolution of the programs' clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Clock {
+pub enum ClockResolution {
     /// To the nanosecond, for rules with windows.
     Exact,
     /// The kernel's last tick, a few milliseconds: sufficient for the lease, and faster. With links instead of the
@@ -105,7 +105,7 @@ impl Capacity {
     ///
     /// # Errors
     /// None for tables that [`crate::plan::tables::compile`] made.
-    pub fn of(tables: &Tables) -> Result<Self> {
+    pub fn of(tables: &RuleTables) -> Result<Self> {
         Ok(Self {
             rules: u32::try_from(tables.words() * 64)?,
             classes: u32::try_from(tables.classes.len())?,
@@ -124,7 +124,7 @@ impl Capacity {
 /// The options for loading the programs.
 #[expect(clippy::struct_excessive_bools, reason = "each says something else")]
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct LoadOptions {
     /// Map sizes.
     pub capacity: Capacity,
     /// Whether decisions that fire are reported as events.
@@ -153,8 +153,10 @@ pub struct Options {
     pub replay: Option<u32>,
     /// Whether an XDP program may be attached in front of the tc programs.
     pub xdp: bool,
+    /// The ports of Docker's DNS server in this network namespace.
+    pub docker_ports: DockerPorts,
     /// The resolution of the programs' clock.
-    pub clock: Clock,
+    pub clock: ClockResolution,
     /// The number of this instance among those of the network namespace.
     pub number: u32,
     /// The marks by which a packet carries that this instance has processed it.
@@ -169,14 +171,17 @@ const ECHOES: u32 = 65_536;
 /// The size of the ring buffer that tells what was done with packets: a power of two.
 const TRACE_BYTES: u32 = 1 << 20;
 
-/// The program at the delay line's tap and at the far end of the detour.
-pub(super) const RELEASE: &str = "fault_release";
-
-/// The program at the far end of the device that divides super-packets.
-pub(super) const DIVIDED: &str = "fault_divided";
-
 /// The program for XDP.
 const XDP: &str = "fault_xdp";
+
+/// Large maps of the object's other programs, which are loaded with maps of their own, and the smallest sizes that they
+/// may have here.
+const ELSEWHERE: [(&str, u32); 4] = [
+    ("STEER_PORTS", 1),
+    ("RELAY_PORTS", 1),
+    ("HANDSHAKE_EVENTS", 1 << 12),
+    ("WITNESSES", 1 << 12),
+];
 
 /// Key of the map of hosts.
 #[repr(C)]
@@ -218,7 +223,7 @@ pub struct Injector {
     endpoints_of: Option<(u64, bool)>,
     /// The links of programs attached by TCX, with the indexes of their interfaces.
     links: Vec<(u32, OwnedFd)>,
-    names: Names,
+    names: NumberedNames,
     ebpf: Ebpf,
 }
 
@@ -228,7 +233,7 @@ impl Injector {
     ///
     /// # Errors
     /// The object has another version, privileges are missing, or the kernel has no BPF.
-    pub fn load(options: &Options) -> Result<Self> {
+    pub fn load(options: &LoadOptions) -> Result<Self> {
         let _step = step(format_args!("creating the maps"));
         check_abi(OBJECT)?;
         let attachment = options.attachment.unwrap_or_else(Attachment::of_kernel);
@@ -260,7 +265,7 @@ impl Injector {
             cgroup_links: Vec::new(),
             endpoints_of: None,
             links: Vec::new(),
-            names: Names::default(),
+            names: NumberedNames::default(),
             ebpf,
         })
     }
@@ -272,7 +277,7 @@ impl Injector {
     }
 
     /// The name of the program for one side of an interface.
-    fn program_name(&self, side: Side, link_header: bool) -> &'static str {
+    fn program_name(&self, side: TcHook, link_header: bool) -> &'static str {
         program_name(side, link_header, self.old)
     }
 
@@ -281,27 +286,28 @@ impl Injector {
     ///
     /// # Errors
     /// The kernel rejects the program; the error is one line.
-    pub fn program(&mut self, side: Side, link_header: bool) -> Result<&mut SchedClassifier> {
+    pub fn program(&mut self, side: TcHook, link_header: bool) -> Result<&mut SchedClassifier> {
         let name = self.program_name(side, link_header);
         let program: &mut SchedClassifier = object::program(&mut self.ebpf, name)?;
         load_classifier(name, program)?;
         Ok(program)
     }
 
-    /// Attaches the programs of all these places: to those that are reserved, or else as [`Injector::attach`] does. The
-    /// programs are verified in parallel. Interfaces that have disappeared are left out.
+    /// Attaches the programs of all these places: to those that are reserved, or else as [`Injector::attach`] does. Those
+    /// on devices of this process are not reserved. The programs are verified in parallel. Interfaces that have
+    /// disappeared are left out.
     ///
     /// # Errors
     /// As [`Injector::attach`].
     pub(super) fn attach_all(
         &mut self,
-        places: &[Place],
+        places: &[HookPoint],
         reservation: Option<Reservation>,
     ) -> Result<()> {
         self.load_all(places)?;
         let Some(reservation) = reservation else {
             for place in places {
-                let Place {
+                let HookPoint {
                     interface, side, ..
                 } = place;
                 let attached = self.attach_at(place.program, interface, *side);
@@ -313,7 +319,12 @@ impl Injector {
             let _step = step(format_args!("waiting until all are attached"));
             reservation.links()?
         };
-        for (place, link) in places.iter().zip(links) {
+        let (own, others): (Vec<_>, Vec<_>) = places.iter().partition(|one| one.is_on_own_device());
+        for place in own {
+            let attached = self.attach_to_own_device(place);
+            unless_vanished(&place.interface, attached)?;
+        }
+        for (place, link) in others.into_iter().zip(links) {
             let Some(link) = link else {
                 continue;
             };
@@ -327,8 +338,20 @@ impl Injector {
         Ok(())
     }
 
+    /// Attaches to a device of this process by a netlink filter, which waits for no grace period; by TCX on a kernel that
+    /// has no such filters.
+    fn attach_to_own_device(&mut self, place: &HookPoint) -> Result<()> {
+        let (name, device) = (place.program, &place.interface);
+        let filtered = clsact::ensure(device.index)
+            .and_then(|_created| self.attach_by(Attachment::Clsact, name, device, place.side));
+        filtered.or_else(|error| {
+            log::debug!("{} gets no filter: {error:#}", device.name);
+            self.attach_by(Attachment::Tcx, name, device, place.side)
+        })
+    }
+
     /// Loads the programs of these places, each in a thread of its own.
-    fn load_all(&mut self, places: &[Place]) -> Result<()> {
+    fn load_all(&mut self, places: &[HookPoint]) -> Result<()> {
         let mut programs = Vec::new();
         for (name, program) in self.ebpf.programs_mut() {
             if let Some(place) = places.iter().find(|place| place.program == name) {
@@ -355,7 +378,7 @@ impl Injector {
     ///
     /// # Errors
     /// The interface has disappeared, or a system call fails.
-    pub fn attach(&mut self, interface: &Interface, side: Side) -> Result<()> {
+    pub fn attach(&mut self, interface: &Interface, side: TcHook) -> Result<()> {
         let name = self.program_name(side, interface.ethernet);
         self.attach_at(name, interface, side)
     }
@@ -473,30 +496,36 @@ impl Injector {
     /// # Errors
     /// A system call fails.
     pub fn serve_detour(&mut self, near: &Interface, far: &Interface, stamped: bool) -> Result<()> {
-        self.attach_at(RELEASE, far, Side::Ingress)?;
+        self.attach_at(RELEASE, far, TcHook::Ingress)?;
         if stamped {
-            self.attach_at(DETOUR, near, Side::Egress)?;
+            self.attach_at(DETOUR, near, TcHook::Egress)?;
         }
         Ok(())
     }
 
-    fn attach_at(&mut self, name: &str, device: &Interface, side: Side) -> Result<()> {
+    fn attach_at(&mut self, name: &str, device: &Interface, side: TcHook) -> Result<()> {
+        self.attach_by(self.attachment, name, device, side)
+    }
+
+    fn attach_by(
+        &mut self,
+        attachment: Attachment,
+        name: &str,
+        device: &Interface,
+        side: TcHook,
+    ) -> Result<()> {
         let program: &mut SchedClassifier = object::program(&mut self.ebpf, name)?;
         load_classifier(name, program)?;
         let program = program.fd()?.as_fd();
         let failed = || format!("attaching to {}", device.name);
         let _step = step(format_args!("attaching to {} ({side:?})", device.name));
-        match self.attachment {
+        match attachment {
             Attachment::Tcx => {
                 let link = places::link(program, device, side).with_context(failed)?;
                 self.links.push((device.index, link));
             }
             Attachment::Clsact => {
-                let direction = match side {
-                    Side::Egress => clsact::Direction::Egress,
-                    Side::Ingress => clsact::Direction::Ingress,
-                };
-                clsact::attach(device.index, direction, program, name, self.number)
+                clsact::attach(device.index, side, program, name, self.number)
                     .with_context(failed)?;
             }
         }
@@ -518,7 +547,7 @@ impl Injector {
     /// Passes the decisions to replay to the programs.
     ///
     /// # Errors
-    /// There are more than [`Options::replay`].
+    /// There are more than [`LoadOptions::replay`].
     pub fn repeat(&mut self, decisions: &[(DecisionKey, u64)]) -> Result<()> {
         let mut known: HashMap<&mut MapData, DecisionKey, u64> =
             self.map_mut("DECISIONS")?.try_into()?;
@@ -677,7 +706,7 @@ impl Injector {
     ///
     /// # Errors
     /// The tables exceed the capacity of the maps; then the old set stays applied.
-    pub fn install(&mut self, tables: &Tables, epoch_ns: u64) -> Result<()> {
+    pub fn install(&mut self, tables: &RuleTables, epoch_ns: u64) -> Result<()> {
         let generation = 1 - self.lease.generation();
         self.check_capacity(tables)?;
         if self.scope_version != 0 {
@@ -709,7 +738,7 @@ impl Injector {
         Ok(())
     }
 
-    fn check_capacity(&self, tables: &Tables) -> Result<()> {
+    fn check_capacity(&self, tables: &RuleTables) -> Result<()> {
         let needed = Capacity::of(tables)?;
         let has = self.capacity;
         for (what, needed, has) in [
@@ -726,7 +755,7 @@ impl Injector {
         Ok(())
     }
 
-    fn write_vectors(&mut self, tables: &Tables, generation: u32) {
+    fn write_vectors(&mut self, tables: &RuleTables, generation: u32) {
         let words = self.capacity.words() as usize;
         let generation = generation as usize;
         let first = generation * self.capacity.classes as usize;
@@ -751,7 +780,7 @@ impl Injector {
         }
     }
 
-    fn write_hosts(&mut self, tables: &Tables, generation: u32) -> Result<()> {
+    fn write_hosts(&mut self, tables: &RuleTables, generation: u32) -> Result<()> {
         let mut hosts: LpmTrie<&mut MapData, HostKey, u32> = self.map_mut("HOSTS")?.try_into()?;
         let stale: Vec<_> = hosts
             .keys()
@@ -777,7 +806,7 @@ impl Injector {
         Ok(())
     }
 
-    fn write_scopes(&mut self, tables: &Tables, generation: u32) -> Result<()> {
+    fn write_scopes(&mut self, tables: &RuleTables, generation: u32) -> Result<()> {
         let mut scopes: HashMap<&mut MapData, ScopeKey, u32> =
             self.map_mut("SCOPES")?.try_into()?;
         let stale: Vec<_> = scopes
@@ -897,8 +926,8 @@ impl Injector {
     ///
     /// # Errors
     /// They were already taken.
-    pub fn take_events(&mut self) -> Result<Events> {
-        Events::take(&mut self.ebpf, "EVENTS")
+    pub fn take_events(&mut self) -> Result<DecisionEvents> {
+        DecisionEvents::take(&mut self.ebpf, "EVENTS")
     }
 
     /// Takes the ring buffer of what was done with packets.
@@ -951,16 +980,16 @@ fn knows_mptcp() -> bool {
 }
 
 /// The name of the program for one side of an interface; `old` for kernels before 5.12.
-pub(super) fn program_name(side: Side, link_header: bool, old: bool) -> &'static str {
+pub(super) fn program_name(side: TcHook, link_header: bool, old: bool) -> &'static str {
     match (side, link_header, old) {
-        (Side::Egress, true, false) => "fault_egress",
-        (Side::Ingress, true, false) => "fault_ingress",
-        (Side::Egress, false, false) => "fault_egress_l3",
-        (Side::Ingress, false, false) => "fault_ingress_l3",
-        (Side::Egress, true, true) => "fault_egress_old",
-        (Side::Ingress, true, true) => "fault_ingress_old",
-        (Side::Egress, false, true) => "fault_egress_l3_old",
-        (Side::Ingress, false, true) => "fault_ingress_l3_old",
+        (TcHook::Egress, true, false) => "fault_egress",
+        (TcHook::Ingress, true, false) => "fault_ingress",
+        (TcHook::Egress, false, false) => "fault_egress_l3",
+        (TcHook::Ingress, false, false) => "fault_ingress_l3",
+        (TcHook::Egress, true, true) => "fault_egress_old",
+        (TcHook::Ingress, true, true) => "fault_ingress_old",
+        (TcHook::Egress, false, true) => "fault_egress_l3_old",
+        (TcHook::Ingress, false, true) => "fault_ingress_l3_old",
     }
 }
 
@@ -978,7 +1007,7 @@ fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
     Ok(())
 }
 
-fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
+fn create_maps(options: &LoadOptions, attachment: Attachment) -> Result<Ebpf> {
     let capacity = options.capacity;
     let words = capacity.words();
     let scoped = u32::from(options.scoped);
@@ -991,19 +1020,22 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
     };
     let tcx = u32::from(attachment == Attachment::Tcx);
     let clock = match options.clock {
-        Clock::Tick if options.events => clock::EXACT,
-        Clock::Tick if attachment == Attachment::Tcx => clock::NONE,
-        Clock::Tick if version::at_least(5, 11) => clock::TICK,
-        Clock::Tick | Clock::Exact => clock::EXACT,
+        ClockResolution::Tick if options.events => clock::EXACT,
+        ClockResolution::Tick if attachment == Attachment::Tcx => clock::NONE,
+        ClockResolution::Tick if version::at_least(5, 11) => clock::TICK,
+        ClockResolution::Tick | ClockResolution::Exact => clock::EXACT,
     };
     let mut loader = new_loader();
-    if options.scoped {
+    if options.scoped && options.needs.protocols & protocol::ICMP != 0 {
         loader.map_max_entries("ECHOES", ECHOES);
     }
     if options.tap.is_none() {
         // Unused here, and several megabytes large.
         loader.map_max_entries("HOLDS", 1);
         loader.map_max_entries("RELEASED", 1);
+    }
+    for (name, smallest) in ELSEWHERE {
+        loader.map_max_entries(name, smallest);
     }
     if options.trace {
         loader.map_max_entries("TRACES", TRACE_BYTES);
@@ -1025,6 +1057,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("ACTIONS", &options.needs.actions, true)
         .override_global("FAULTS", &options.needs.faults, true)
         .override_global("MODIFIERS", &options.needs.modifiers, true)
+        .override_global("PROTOCOLS", &options.needs.protocols, true)
         .override_global("CORRUPT_BITS", &options.needs.corrupt_bits, true)
         .override_global("SCOPED", &scoped, true)
         .override_global("ASKS_DEVICE", &u32::from(version::at_least(5, 12)), true)
@@ -1037,6 +1070,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("FORESEES", &u32::from(version::at_least(6, 12)), true)
         .override_global("TRACE", &u32::from(options.trace), true)
         .override_global("XDP", &u32::from(options.xdp), true)
+        .override_global("DOCKER_PORTS", &options.docker_ports.packed(), true)
         .override_global("REPLAY", &u32::from(options.replay.is_some()), true)
         .map_max_entries("DECISIONS", options.replay.unwrap_or(0).max(1))
         .override_global("TAP", &options.tap.unwrap_or(0), true)

@@ -13,7 +13,7 @@ use aya::util::nr_cpus;
 use fault_common::abi::{Known, NAMES_MAX};
 use fault_common::dns::{NameKey, key_of};
 
-use crate::plan::tables::{NameClasses, Tables};
+use crate::plan::tables::{NameClasses, RuleTables};
 use crate::rule::ResolvedTarget;
 
 /// A name that rules are aimed at, and what has been learned of it.
@@ -74,14 +74,14 @@ impl LearnedAddresses {
 /// The names that the programs know, by their number. A name keeps its number, which its addresses are stored with, until
 /// another name needs it.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(super) struct NumberedNames {
     /// The names; an empty one is being replaced.
     numbered: Vec<String>,
     /// Those of the rule set that was written last.
     applied: BTreeSet<String>,
 }
 
-impl Names {
+impl NumberedNames {
     /// Writes the names of a rule set, which is not applied yet.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Names {
     pub(super) fn write(
         &mut self,
         ebpf: &mut Ebpf,
-        tables: &Tables,
+        tables: &RuleTables,
         generation: u32,
     ) -> Result<()> {
         let names = tables.named();
@@ -119,7 +119,7 @@ impl Names {
     /// The addresses of these names, which are learned once the rules are applied.
     ///
     /// # Errors
-    /// As [`Names::write`].
+    /// As [`NumberedNames::write`].
     pub(super) fn share(
         &mut self,
         ebpf: &mut Ebpf,
@@ -307,7 +307,7 @@ mod tests {
             "*.eu.example.com",
             "example.com",
         ];
-        let names = Names {
+        let names = NumberedNames {
             numbered: names.map(str::to_owned).to_vec(),
             applied: BTreeSet::new(),
         };

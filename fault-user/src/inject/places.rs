@@ -3,7 +3,7 @@
 //! Attaching by TCX waits for a grace period of RCU (some milliseconds), and holds the kernel's lock of all network
 //! interfaces meanwhile: several threads would wait one for the other. Therefore a program that lets everything pass
 //! takes the places, in a thread of its own, while the maps are created and the programs are verified. To replace it
-//! takes no grace period.
+//! takes no grace period. Nor does a netlink filter, which does on a device of this process: both disappear with it.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
@@ -11,27 +11,32 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::sys::bpf::features::{self, attach_type, program_type};
+use crate::sys::net::clsact::TcHook;
 use crate::sys::net::interfaces::Interface;
 use crate::tell::step;
 
-/// The direction of the packets that a program processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Packets that leave through the interface.
-    Egress,
-    /// Packets that arrive at the interface.
-    Ingress,
-}
+/// The program at the delay line's tap and at the far end of the detour.
+pub(super) const RELEASE: &str = "fault_release";
+
+/// The program at the far end of the device that divides super-packets.
+pub(super) const DIVIDED: &str = "fault_divided";
 
 /// A hook of an interface, and the program for it.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct HookPoint {
     /// The interface.
     pub interface: Interface,
     /// The side of it.
-    pub side: Side,
+    pub side: TcHook,
     /// The name of the program.
     pub program: &'static str,
+}
+
+impl HookPoint {
+    /// Whether the interface is a device of this process, which disappears with it.
+    pub(super) fn is_on_own_device(&self) -> bool {
+        [RELEASE, DIVIDED].contains(&self.program)
+    }
 }
 
 /// Attaches a program by TCX, in front of all others, until the returned link is closed.
@@ -41,12 +46,12 @@ pub struct Place {
 pub(super) fn link(
     program: BorrowedFd<'_>,
     interface: &Interface,
-    side: Side,
+    side: TcHook,
 ) -> std::io::Result<OwnedFd> {
     const BPF_F_BEFORE: u32 = 1 << 3;
     let hook = match side {
-        Side::Egress => attach_type::TCX_EGRESS,
-        Side::Ingress => attach_type::TCX_INGRESS,
+        TcHook::Egress => attach_type::TCX_EGRESS,
+        TcHook::Ingress => attach_type::TCX_INGRESS,
     };
     features::link(program, interface.index, hook, BPF_F_BEFORE)
 }
@@ -64,7 +69,7 @@ impl Reservation {
     ///
     /// # Errors
     /// The thread can't be started.
-    pub(super) fn start(places: Vec<Place>) -> Result<Self> {
+    pub(super) fn start(places: Vec<HookPoint>) -> Result<Self> {
         let thread = std::thread::Builder::new()
             .name("places".to_owned())
             .spawn(move || take(&places))
@@ -96,13 +101,13 @@ impl Drop for Reservation {
     }
 }
 
-fn take(places: &[Place]) -> Result<Links> {
+fn take(places: &[HookPoint]) -> Result<Links> {
     /// `TCX_NEXT`.
     const NEXT: i32 = -1;
     let program = features::load(program_type::SCHED_CLS, 0, NEXT)
         .context("loading a program that lets everything pass")?;
-    let take_one = |place: &Place| {
-        let Place {
+    let take_one = |place: &HookPoint| {
+        let HookPoint {
             interface, side, ..
         } = place;
         let _step = step(format_args!("attaching to {} ({side:?})", interface.name));

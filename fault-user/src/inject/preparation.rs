@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, ensure};
 use fault_common::abi::{NAMES_MAX, PLACES, RULES_MAX, holder, modifier};
+use fault_common::dns::{DOCKER, DockerPorts};
 use nix::errno::Errno;
 
 use super::connections;
@@ -15,16 +16,18 @@ use crate::hold::qdiscs::Qdiscs;
 use crate::inject::follow::InterfaceWatcher;
 use crate::inject::idle::Idle;
 use crate::inject::injection::{InjectionOptions, PreparedInjection};
-use crate::inject::injector::{Attachment, Capacity, Clock, Injector, Options};
+use crate::inject::injector::{Attachment, Capacity, ClockResolution, Injector, LoadOptions};
 use crate::inject::reach::IngressMechanism;
-use crate::inject::reach::{InterfaceSet, note, places};
+use crate::inject::reach::{InterfaceSet, may_let_loopback_come_back, note, places};
 use crate::inject::tracer::Tracer;
 use crate::plan::Plan;
 use crate::plan::needs::Needs;
-use crate::plan::tables::{PacketRule, Protocol, Tables, compile};
+use crate::plan::tables::{PacketRule, ProtocolClass, RuleTables, compile};
 use crate::sys::net::interfaces::{Interface, list};
+use crate::sys::net::ip_address;
 use crate::sys::net::own_links::link_name;
 use crate::sys::net::tap::Tap;
+use crate::sys::process::sockets;
 use crate::sys::version;
 use crate::tell::step;
 use crate::undo::change::join;
@@ -109,10 +112,13 @@ fn prepare_behind(
         .attachment
         .unwrap_or_else(Attachment::of_kernel);
     let reservation = (attachment == Attachment::Tcx)
-        .then(|| Reservation::start(places.clone()))
+        .then(|| {
+            let others = places.iter().filter(|one| !one.is_on_own_device());
+            Reservation::start(others.cloned().collect())
+        })
         .transpose()?;
     let front = choose_front(&entries, injection_options);
-    let options = Options {
+    let mut options = LoadOptions {
         tap: tap.as_ref().map(Tap::index),
         divider: divider.as_ref().map(Divider::index),
         xdp: front.is_ok_and(|front| front != IngressMechanism::Tc),
@@ -120,10 +126,14 @@ fn prepare_behind(
         marks: instance.marks(),
         ..options(plan, &entries, &tables, injection_options, qdiscs.as_ref())?
     };
+    let unmatched = find_docker(&mut options, interfaces)?;
     let mut injector = Injector::load(&options)?;
     injector.repeat(injection_options.replay.as_deref().unwrap_or_default())?;
     let mut reach = InterfaceSet::new(injector, interfaces, qdiscs, journal, instance)?;
     (reach.divider, reach.undivided) = (divider, undivided);
+    if options.docker_ports != DockerPorts::default() && options.needs.answers() {
+        reach.let_loopback_come_back("answered")?;
+    }
     if plan.holds() && (injection_options.live || distributions::are_needed(&entries)) {
         let _step = step(format_args!("computing the tables of distributions"));
         reach.injector.write_spreads()?;
@@ -158,13 +168,11 @@ fn prepare_behind(
         Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
     }
     reach.notes.extend(unheld);
-    let tracer = if injection_options.trace {
-        Some(Tracer::start(reach.injector.take_traces()?, plan)?)
-    } else {
-        None
-    };
+    reach.notes.extend(unmatched);
+    let start = |reach: &mut InterfaceSet| Tracer::start(reach.injector.take_traces()?, plan);
+    let traced = injection_options.trace.then(|| start(&mut reach));
     let mut named = entries.iter().flat_map(|rule| &rule.protocols);
-    let concern_datagrams = injection_options.live || named.any(|one| *one == Protocol::Udp);
+    let concern_datagrams = injection_options.live || named.any(|one| *one == ProtocolClass::Udp);
     let reach = Arc::new(Mutex::new(reach));
     let later_interfaces = injection_options
         .later_interfaces
@@ -181,7 +189,7 @@ fn prepare_behind(
         names: tables.named(),
         concern_datagrams,
         has_packets,
-        tracer,
+        tracer: traced.transpose()?,
     })
 }
 
@@ -248,10 +256,10 @@ fn choose_front(
 fn options(
     plan: &Plan,
     entries: &[PacketRule],
-    tables: &Tables,
+    tables: &RuleTables,
     injection_options: &InjectionOptions,
     qdiscs: Option<&Qdiscs>,
-) -> Result<Options> {
+) -> Result<LoadOptions> {
     let mut options = fixed_options(plan, entries, tables, injection_options)?;
     if injection_options.live {
         options = live_options(options);
@@ -273,11 +281,11 @@ fn options(
 fn fixed_options(
     plan: &Plan,
     entries: &[PacketRule],
-    tables: &Tables,
+    tables: &RuleTables,
     injection_options: &InjectionOptions,
-) -> Result<Options> {
+) -> Result<LoadOptions> {
     let needs = Needs::of(entries);
-    Ok(Options {
+    Ok(LoadOptions {
         capacity: Capacity {
             connections: if entries.is_empty() {
                 1
@@ -293,9 +301,9 @@ fn fixed_options(
         scoped: entries.iter().any(|rule| rule.scope.is_some()),
         matches: entries.len(),
         clock: if plan.holds() || needs.modifiers & modifier::WINDOW != 0 {
-            Clock::Exact
+            ClockResolution::Exact
         } else {
-            Clock::Tick
+            ClockResolution::Tick
         },
         number: 0,
         marks: Marks::NONE,
@@ -306,15 +314,49 @@ fn fixed_options(
         divider: None,
         replay: None,
         xdp: false,
+        docker_ports: DockerPorts::default(),
     })
 }
 
+/// Tells the programs the ports of Docker's DNS server. Says so if rules can't match there.
+fn find_docker(options: &mut LoadOptions, interfaces: &[Interface]) -> Result<Option<String>> {
+    if !interfaces.iter().any(|interface| interface.loopback) {
+        return Ok(None);
+    }
+    let ports = docker_ports()?;
+    let is_there = ports != DockerPorts::default();
+    if is_there && options.needs.answers() && !may_let_loopback_come_back() {
+        return Ok(Some(
+            "no rule matches queries to Docker's DNS server, because they can't be answered: \
+             /proc/sys is read-only"
+                .to_owned(),
+        ));
+    }
+    options.docker_ports = ports;
+    Ok(None)
+}
+
+/// The ports of Docker's DNS server in the calling thread's network namespace. Nothing else is expected to have sockets at
+/// its address.
+fn docker_ports() -> Result<DockerPorts> {
+    let mut ports = DockerPorts::default();
+    for socket in sockets::list()? {
+        if socket.remote.is_none() && socket.local.ip() == ip_address(DOCKER) {
+            match socket.protocol {
+                sockets::Transport::Udp => ports.udp = socket.local.port(),
+                sockets::Transport::Tcp => ports.tcp = socket.local.port(),
+            }
+        }
+    }
+    Ok(ports)
+}
+
 /// Options for rules that may be replaced.
-fn live_options(first: Options) -> Options {
+fn live_options(first: LoadOptions) -> LoadOptions {
     /// The maps are this many times larger than the first rules need.
     const ROOM: u32 = 4;
     let needed = first.capacity;
-    Options {
+    LoadOptions {
         capacity: Capacity {
             rules: (needed.rules * ROOM).clamp(256, RULES_MAX),
             classes: (needed.classes * ROOM).max(1024),
@@ -326,7 +368,7 @@ fn live_options(first: Options) -> Options {
         needs: Needs::ALL,
         scoped: true,
         matches: usize::MAX,
-        clock: Clock::Exact,
+        clock: ClockResolution::Exact,
         ..first
     }
 }

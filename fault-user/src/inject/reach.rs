@@ -8,15 +8,15 @@ use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 
 use super::divider::Divider;
-use super::places::{Place, Reservation};
+use super::places::{DIVIDED, HookPoint, RELEASE, Reservation};
 use crate::hold::line::DelayLine;
-use crate::hold::qdiscs::{Loss, Qdiscs};
+use crate::hold::qdiscs::{QdiscDrops, Qdiscs};
 use crate::hold::ways::Ways;
-use crate::inject::injector::{Attachment, DIVIDED, Injector, RELEASE, Side, is_old, program_name};
+use crate::inject::injector::{Attachment, Injector, is_old, program_name};
 use crate::inject::xdp::{Mode, XdpLink};
 use crate::plan::mechanism::HoldingQdiscs;
 use crate::plan::shapers::Shapers;
-use crate::sys::net::clsact;
+use crate::sys::net::clsact::{self, TcHook};
 use crate::sys::net::interfaces;
 use crate::sys::net::interfaces::{Interface, Selection, list_by};
 use crate::sys::net::netlink::Netlink;
@@ -27,6 +27,20 @@ use crate::undo::change::SystemChange;
 use crate::undo::instance;
 use crate::undo::instance::Instance;
 use crate::undo::journal::Journal;
+
+/// What loopback needs to take packets that come in there again: see [`InterfaceSet::let_loopback_come_back`].
+const LOOPBACK_COMES_BACK: [&str; 2] = [
+    "net/ipv4/conf/lo/accept_local",
+    "net/ipv4/conf/lo/route_localnet",
+];
+
+/// Whether [`InterfaceSet::let_loopback_come_back`] can set them: `/proc/sys` is read-only in many containers.
+pub(super) fn may_let_loopback_come_back() -> bool {
+    LOOPBACK_COMES_BACK.iter().all(|name| {
+        let path = Path::new("/proc/sys").join(name);
+        std::fs::OpenOptions::new().write(true).open(path).is_ok()
+    })
+}
 
 /// The mechanism for incoming packets, if the rules support the choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +71,8 @@ pub(super) struct InterfaceSet {
     pub(super) divider: Option<Divider>,
     /// Why there is none although rules may need it, until that is reported.
     pub(super) undivided: Option<anyhow::Error>,
+    /// Whether loopback takes packets that come in there again: see [`InterfaceSet::let_loopback_come_back`].
+    loopback_comes_back: bool,
     pub(super) xdp: Vec<XdpLink>,
     pub(super) notes: Vec<String>,
     /// A socket of this network namespace.
@@ -86,6 +102,7 @@ impl InterfaceSet {
             delay_line: None,
             divider: None,
             undivided: None,
+            loopback_comes_back: false,
             netlink: Netlink::route()?,
             xdp: Vec::new(),
             notes: Vec::new(),
@@ -97,7 +114,7 @@ impl InterfaceSet {
         &mut self,
         tap: Option<Tap>,
         shapers: &Shapers,
-        places: &[Place],
+        places: &[HookPoint],
         reservation: Option<Reservation>,
     ) -> Result<()> {
         if self.injector.attachment() == Attachment::Clsact {
@@ -303,7 +320,7 @@ impl InterfaceSet {
         };
         for interface in &self.interfaces {
             let virtually = front == IngressMechanism::NativeXdp && interface.kind.is_some();
-            let arrives = sides(interface, &self.interfaces).any(|side| side == Side::Ingress);
+            let arrives = sides(interface, &self.interfaces).any(|side| side == TcHook::Ingress);
             if !arrives || !interface.ethernet || virtually {
                 continue;
             }
@@ -340,22 +357,22 @@ impl InterfaceSet {
         }
         let maps = self.injector.serve_delay_line()?;
         if self.interfaces.iter().any(|interface| interface.loopback) {
-            self.let_loopback_come_back()?;
+            self.let_loopback_come_back("held")?;
         }
         let ways = self.ways.get_or_insert_default();
         self.delay_line = Some(DelayLine::start(tap, maps, ways.places(), shapers)?);
         Ok(())
     }
 
-    /// A loopback packet loses its route in the delay line. Without a route the kernel rejects local IPv4 addresses as
-    /// sources unless this sysctl is set.
-    fn let_loopback_come_back(&mut self) -> Result<()> {
-        for name in [
-            "net/ipv4/conf/lo/accept_local",
-            "net/ipv4/conf/lo/route_localnet",
-        ] {
+    /// A loopback packet loses its route in the delay line, as does an answer that comes in there. Without a route the
+    /// kernel rejects local IPv4 addresses as sources unless this sysctl is set. An error says what `can't be` done.
+    pub(super) fn let_loopback_come_back(&mut self, done: &str) -> Result<()> {
+        if std::mem::replace(&mut self.loopback_comes_back, true) {
+            return Ok(());
+        }
+        for name in LOOPBACK_COMES_BACK {
             self.switch_on(name).with_context(|| {
-                format!("loopback's packets can't be held without {name}: name another interface with --interface")
+                format!("loopback's packets can't be {done} without {name}: name another interface with --interface")
             })?;
         }
         Ok(())
@@ -395,7 +412,7 @@ impl InterfaceSet {
         // No more packets are passed to the delay line; held packets are released at once.
         let ending = self.delay_line.take().map(DelayLine::finish).transpose()?;
         if let Some(qdiscs) = self.qdiscs.take() {
-            for Loss { interface, packets } in qdiscs.drain()? {
+            for QdiscDrops { interface, packets } in qdiscs.drain()? {
                 tell!("fault: warning: {packets} packets still held by {interface} were dropped");
             }
         }
@@ -427,20 +444,20 @@ pub(super) fn places(
     interfaces: &[Interface],
     tap: Option<&Interface>,
     divider: Option<&Divider>,
-) -> Vec<Place> {
+) -> Vec<HookPoint> {
     let old = is_old();
-    let released = tap.map(|tap| Place {
+    let released = tap.map(|tap| HookPoint {
         interface: tap.clone(),
-        side: Side::Ingress,
+        side: TcHook::Ingress,
         program: RELEASE,
     });
-    let far = divider.map(|divider| Place {
+    let far = divider.map(|divider| HookPoint {
         interface: divider.far().clone(),
-        side: Side::Egress,
+        side: TcHook::Egress,
         program: DIVIDED,
     });
     let judged = interfaces.iter().flat_map(|interface| {
-        sides(interface, interfaces).map(move |side| Place {
+        sides(interface, interfaces).map(move |side| HookPoint {
             interface: interface.clone(),
             side,
             program: program_name(side, interface.ethernet, old),
@@ -454,15 +471,15 @@ pub(super) fn places(
 /// The sides of an interface at which packets are processed. Packets that arrive at a bridge, or at a VLAN on one,
 /// were processed at the bridge's ports: `br_netfilter` may have translated them since, and they must not be held
 /// before their connection is tracked.
-fn sides(interface: &Interface, all: &[Interface]) -> impl Iterator<Item = Side> + use<> {
+fn sides(interface: &Interface, all: &[Interface]) -> impl Iterator<Item = TcHook> + use<> {
     let has_bridge = interface
         .bridge
         .is_some_and(|bridge| all.iter().any(|one| one.index == bridge));
     // A packet on loopback leaves before it arrives: it is processed when it leaves.
     let is_seen_before = interface.loopback || has_bridge;
-    [Side::Egress]
+    [TcHook::Egress]
         .into_iter()
-        .chain((!is_seen_before).then_some(Side::Ingress))
+        .chain((!is_seen_before).then_some(TcHook::Ingress))
 }
 
 /// Records a change that outlives this process, before it is made. Holds a share of resources that other instances may

@@ -15,7 +15,7 @@ pub struct Records<T> {
 }
 
 /// The decisions that fired.
-pub type Events = Records<Event>;
+pub type DecisionEvents = Records<Event>;
 /// What was done with packets that reached a rule's port.
 pub type Traces = Records<Trace>;
 

@@ -40,14 +40,14 @@ const HANDSHAKES: u32 = 16_384;
 const HOSTS_LEAST: usize = 4096;
 
 /// A target in the programs' format.
-pub struct Service {
+pub struct ServiceEntry {
     /// The destination that its connections are redirected to, if any.
     pub steer: Steer,
     /// Its hosts; empty for all.
     pub hosts: Vec<Network>,
 }
 
-impl Service {
+impl ServiceEntry {
     /// The number of hosts of some services.
     #[must_use]
     pub fn hosts_of(services: &[Self]) -> usize {
@@ -180,7 +180,11 @@ impl Table {
     ///
     /// # Errors
     /// As [`Table::set`].
-    pub fn fill(&mut self, services: &[Service], learned: Option<&LearnedAddresses>) -> Result<()> {
+    pub fn fill(
+        &mut self,
+        services: &[ServiceEntry],
+        learned: Option<&LearnedAddresses>,
+    ) -> Result<()> {
         // Setting it waits for running programs, which takes some milliseconds.
         if let Some(learned) = learned
             && services.iter().any(|service| service.steer.names != 0)
@@ -196,7 +200,7 @@ impl Table {
     ///
     /// # Errors
     /// A host can't be added to the map.
-    pub fn set(&mut self, index: u32, service: &Service) -> Result<()> {
+    pub fn set(&mut self, index: u32, service: &ServiceEntry) -> Result<()> {
         for network in &service.hosts {
             self.hosts
                 .insert(&host_key(index, network), 1, 0)
@@ -212,7 +216,7 @@ impl Table {
     }
 
     /// Removes the hosts of service `index`.
-    pub fn clear(&mut self, index: u32, service: &Service) {
+    pub fn clear(&mut self, index: u32, service: &ServiceEntry) {
         for network in &service.hosts {
             // An entry that does not exist needs no removal.
             let _gone = self.hosts.remove(&host_key(index, network));

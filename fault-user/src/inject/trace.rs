@@ -12,7 +12,7 @@ use fault_common::packet::{
 };
 
 use crate::plan::Plan;
-use crate::plan::tables::{Network, PacketRule, Protocol};
+use crate::plan::tables::{Network, PacketRule, ProtocolClass};
 use crate::sys::net::ip_address;
 
 /// A rule of the programs with its text.
@@ -315,12 +315,12 @@ fn is_in_scope(rules: &[TracedRule], rule: &PacketRule, trace: &Trace) -> bool {
     scopes.any(|one| trace.scopes.contains(&one.cgroup) && one.path.starts_with(&scope.path))
 }
 
-fn protocol_of(trace: &Trace) -> Protocol {
+fn protocol_of(trace: &Trace) -> ProtocolClass {
     match trace.protocol {
-        PROTOCOL_TCP => Protocol::Tcp,
-        PROTOCOL_UDP => Protocol::Udp,
-        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => Protocol::Icmp,
-        _ => Protocol::Other,
+        PROTOCOL_TCP => ProtocolClass::Tcp,
+        PROTOCOL_UDP => ProtocolClass::Udp,
+        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => ProtocolClass::Icmp,
+        _ => ProtocolClass::Other,
     }
 }
 
@@ -328,13 +328,14 @@ fn protocol_of(trace: &Trace) -> Protocol {
 fn packet(trace: &Trace) -> String {
     let protocol = protocol_of(trace);
     let name = match protocol {
-        Protocol::Tcp => "tcp".to_owned(),
-        Protocol::Udp => "udp".to_owned(),
-        Protocol::Icmp => "icmp".to_owned(),
-        Protocol::Other => format!("protocol {}", trace.protocol),
+        ProtocolClass::Tcp => "tcp".to_owned(),
+        ProtocolClass::Udp => "udp".to_owned(),
+        ProtocolClass::Icmp => "icmp".to_owned(),
+        ProtocolClass::Other => format!("protocol {}", trace.protocol),
     };
     let known = trace_flag::TRANSPORT | trace_flag::FOLLOWS;
-    let has_ports = matches!(protocol, Protocol::Tcp | Protocol::Udp) && trace.flags & known != 0;
+    let has_ports =
+        matches!(protocol, ProtocolClass::Tcp | ProtocolClass::Udp) && trace.flags & known != 0;
     let end = |address, port| {
         let address = ip_address(address);
         if has_ports {

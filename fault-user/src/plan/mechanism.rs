@@ -112,18 +112,18 @@ pub(super) fn netem_delays<'a>(entries: impl Iterator<Item = &'a RuleEntry>) -> 
 /// # Errors
 /// None for supported rules; unsupported ones are rejected later, by the mechanism.
 pub fn choose(
-    wish: Option<Mechanism>,
+    requested: Option<Mechanism>,
     rules: &mut [(Rule, ResolvedRule)],
     machine: &dyn Machine,
 ) -> Result<Mechanism> {
     let holds = rules.iter().any(|(_, rule)| holds(&rule.fault));
-    let Some(wish) = wish else {
+    let Some(requested) = requested else {
         if !holds || machine.has_tap() {
             return Ok(Mechanism::DelayLine);
         }
         return Ok(without_tap(rules, machine));
     };
-    Ok(wish)
+    Ok(requested)
 }
 
 fn without_tap(rules: &mut [(Rule, ResolvedRule)], machine: &dyn Machine) -> Mechanism {

@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 use fault_common::abi::{LEAVES, RuleEntry, action};
 
 use crate::plan::needs::Needs;
-use crate::plan::tables::{PacketRule, Scope, Shaper};
+use crate::plan::tables::{CgroupScope, PacketRule, Shaper};
 use crate::relay::{Queries, Transport};
 use crate::rule::{Layer, Protocol, ResolvedRule, ResolvedTarget, Rule, TargetRef};
 use mechanism::HoldingQdiscs;
@@ -120,7 +120,7 @@ impl Plan {
     pub fn new(
         rules: &[(Rule, ResolvedRule)],
         seed: u64,
-        scope: Option<&Scope>,
+        scope: Option<&CgroupScope>,
         length_ns: Option<u64>,
     ) -> Result<Self> {
         let mut planned = Vec::with_capacity(rules.len());
@@ -173,7 +173,7 @@ impl Plan {
     }
 
     /// Has the addresses of further names learned, from the responses in `scope`: those that other programs match by.
-    pub fn learn(&mut self, names: impl IntoIterator<Item = String>, scope: Option<&Scope>) {
+    pub fn learn(&mut self, names: impl IntoIterator<Item = String>, scope: Option<&CgroupScope>) {
         let names: BTreeSet<_> = names.into_iter().collect();
         if names.is_empty() {
             return;
@@ -184,8 +184,8 @@ impl Plan {
         let learner = self
             .learner
             .get_or_insert_with(|| packet::learner(state, scope, true));
-        if !learner.protocols.contains(&tables::Protocol::Udp) {
-            learner.protocols.push(tables::Protocol::Udp);
+        if !learner.protocols.contains(&tables::ProtocolClass::Udp) {
+            learner.protocols.push(tables::ProtocolClass::Udp);
         }
         learner.learned.extend(names);
     }

@@ -1,7 +1,7 @@
 //! The program features that a rule set needs. They are constants of the programs, so that the verifier removes unused
 //! code. Runs start faster, and packets are processed faster.
 
-use fault_common::abi::{CORRUPT_BITS_MAX, RuleEntry, fault, modifier, rule_flag};
+use fault_common::abi::{CORRUPT_BITS_MAX, RuleEntry, action, fault, modifier, rule_flag};
 use fault_common::random::ALWAYS;
 
 use crate::plan::tables::PacketRule;
@@ -15,6 +15,8 @@ pub struct Needs {
     pub faults: u32,
     /// Bits of [`modifier`].
     pub modifiers: u32,
+    /// The protocols that rules concern: bits by [`fault_common::abi::protocol`].
+    pub protocols: u32,
     /// Maximum number of bits that are flipped in a packet.
     pub corrupt_bits: u32,
 }
@@ -25,6 +27,7 @@ impl Needs {
         actions: u32::MAX,
         faults: u32::MAX,
         modifiers: u32::MAX,
+        protocols: u32::MAX,
         corrupt_bits: CORRUPT_BITS_MAX,
     };
 
@@ -35,14 +38,22 @@ impl Needs {
             actions: 0,
             faults: 0,
             modifiers: 0,
+            protocols: 0,
             corrupt_bits: 0,
         };
         rules.iter().fold(nothing, |all, rule| Self {
             actions: all.actions | actions(&rule.entry),
             faults: all.faults | 1 << rule.entry.fault,
             modifiers: all.modifiers | modifiers(&rule.entry),
+            protocols: all.protocols | protocols(rule),
             corrupt_bits: all.corrupt_bits.max(corrupt_bits(&rule.entry)),
         })
+    }
+
+    /// Whether packets may be answered.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.actions & ANSWERS != 0
     }
 
     /// Whether super-packets may have to be divided.
@@ -50,6 +61,17 @@ impl Needs {
     pub fn divides(&self) -> bool {
         self.modifiers & modifier::PER_SEGMENT != 0
     }
+}
+
+/// The actions by which a packet is answered instead of passed on.
+const ANSWERS: u32 =
+    1 << action::REJECT_RST | 1 << action::REJECT_ICMP | 1 << action::RESET | 1 << action::ANSWER;
+
+/// The protocols that a rule concerns, as bits by [`fault_common::abi::protocol`].
+fn protocols(rule: &PacketRule) -> u32 {
+    rule.protocols
+        .iter()
+        .fold(0, |all, one| all | 1 << *one as u32)
 }
 
 /// The actions that a rule may take, as bits by [`fault_common::abi::action`].

@@ -8,11 +8,11 @@ use fault_common::dns;
 use fault_common::packet::kind;
 use fault_common::random::{ALWAYS, rule_key, threshold_from_ppm};
 
-use crate::plan::shapers::{Rate, Slots};
-use crate::plan::tables::{Network, PacketRule, Protocol, Scope, Shaper};
+use crate::plan::shapers::{RateShaper, Slots};
+use crate::plan::tables::{CgroupScope, Network, PacketRule, ProtocolClass, Shaper};
 use crate::rule::{
-    self, CountScope, Direction, Fault, MixArm, Modifiers, PacketAction, Protocol as Named,
-    QueryType, ResolvedRule, ResolvedTarget,
+    self, CountScope, Direction, Fault, MixArm, Modifiers, PacketAction, Protocol, QueryType,
+    ResolvedRule, ResolvedTarget,
 };
 
 /// Distinguishes the key of a mix's draw from those of its arms.
@@ -30,7 +30,7 @@ pub fn compile(
     seed: u64,
     ordinal: u32,
     first_state: u32,
-    scope: Option<&Scope>,
+    scope: Option<&CgroupScope>,
 ) -> Result<Vec<PacketRule>> {
     let key = rule_key(seed, ordinal);
     let whole = [MixArm {
@@ -75,7 +75,7 @@ pub fn to_relay(
     rule: &ResolvedRule,
     number: usize,
     state: u32,
-    scope: Option<&Scope>,
+    scope: Option<&CgroupScope>,
 ) -> PacketRule {
     let modifiers = times(&rule.modifiers);
     let action = PacketAction::new(fault::RELAY, [number as u64]).per_wire_packet(false);
@@ -83,7 +83,7 @@ pub fn to_relay(
     entry.state = state;
     entry.uid = rule_uid(1, state);
     PacketRule {
-        protocols: vec![Protocol::Udp],
+        protocols: vec![ProtocolClass::Udp],
         ..aimed(&rule.target, entry, scope)
     }
 }
@@ -103,7 +103,7 @@ pub fn times(modifiers: &Modifiers) -> Modifiers {
 /// What reads DNS responses for the addresses of the names that rules are aimed at, if there are any, and counts
 /// connections to DNS servers over TCP.
 #[must_use]
-pub fn learner(state: u32, scope: Option<&Scope>, has_names: bool) -> PacketRule {
+pub fn learner(state: u32, scope: Option<&CgroupScope>, has_names: bool) -> PacketRule {
     let modifiers = Modifiers {
         direction: Direction::ToClient,
         ..Modifiers::default()
@@ -112,9 +112,9 @@ pub fn learner(state: u32, scope: Option<&Scope>, has_names: bool) -> PacketRule
     let mut entry = entry_of(&modifiers, &action);
     entry.state = state;
     entry.uid = rule_uid(1, state);
-    let mut protocols = vec![Protocol::Tcp];
+    let mut protocols = vec![ProtocolClass::Tcp];
     if has_names {
-        protocols.push(Protocol::Udp);
+        protocols.push(ProtocolClass::Udp);
     }
     PacketRule {
         protocols,
@@ -130,7 +130,7 @@ pub fn learner(state: u32, scope: Option<&Scope>, has_names: bool) -> PacketRule
     }
 }
 
-fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> PacketRule {
+fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&CgroupScope>) -> PacketRule {
     let ports = target.ports.iter();
     let hosts = target.hosts.iter();
     PacketRule {
@@ -149,31 +149,31 @@ fn aimed(target: &ResolvedTarget, entry: RuleEntry, scope: Option<&Scope>) -> Pa
     }
 }
 
-fn protocols(target: &ResolvedTarget) -> Vec<Protocol> {
+fn protocols(target: &ResolvedTarget) -> Vec<ProtocolClass> {
     match target.protocol {
-        Named::Tcp => vec![Protocol::Tcp],
+        Protocol::Tcp => vec![ProtocolClass::Tcp],
         // Queries over UDP are what a target of DNS becomes.
-        Named::Udp | Named::Dns => vec![Protocol::Udp],
-        Named::Icmp => vec![Protocol::Icmp],
+        Protocol::Udp | Protocol::Dns => vec![ProtocolClass::Udp],
+        Protocol::Icmp => vec![ProtocolClass::Icmp],
         // A port is one of TCP or of UDP.
-        Named::Any if !target.ports.is_empty() && target.portless.is_empty() => {
-            vec![Protocol::Tcp, Protocol::Udp]
+        Protocol::Any if !target.ports.is_empty() && target.portless.is_empty() => {
+            vec![ProtocolClass::Tcp, ProtocolClass::Udp]
         }
-        Named::Any => vec![
-            Protocol::Tcp,
-            Protocol::Udp,
-            Protocol::Icmp,
-            Protocol::Other,
+        Protocol::Any => vec![
+            ProtocolClass::Tcp,
+            ProtocolClass::Udp,
+            ProtocolClass::Icmp,
+            ProtocolClass::Other,
         ],
     }
 }
 
-fn portless(target: &ResolvedTarget) -> Vec<Protocol> {
-    let of = |named: &Named| match named {
-        Named::Tcp => Protocol::Tcp,
-        Named::Udp | Named::Dns => Protocol::Udp,
-        Named::Icmp => Protocol::Icmp,
-        Named::Any => Protocol::Other,
+fn portless(target: &ResolvedTarget) -> Vec<ProtocolClass> {
+    let of = |named: &Protocol| match named {
+        Protocol::Tcp => ProtocolClass::Tcp,
+        Protocol::Udp | Protocol::Dns => ProtocolClass::Udp,
+        Protocol::Icmp => ProtocolClass::Icmp,
+        Protocol::Any => ProtocolClass::Other,
     };
     target.portless.iter().map(of).collect()
 }
@@ -195,9 +195,9 @@ fn action_of(fault: &Fault) -> Result<PacketAction> {
 const QUEUE_PACKETS: u32 = 1000;
 
 /// Converts a shaper to the delay line's format.
-fn shaper_of(shaper: &rule::Shaper, key: u64) -> Shaper {
+fn shaper_of(shaper: &rule::PacketShaper, key: u64) -> Shaper {
     match shaper {
-        rule::Shaper::Rate(rate) => Shaper::Rate(Rate {
+        rule::PacketShaper::Rate(rate) => Shaper::Rate(RateShaper {
             bits_per_second: rate.bits_per_second,
             burst_bytes: rate.burst_bytes.unwrap_or(0),
             overhead_bytes: rate.overhead_bytes,
@@ -205,7 +205,7 @@ fn shaper_of(shaper: &rule::Shaper, key: u64) -> Shaper {
             cell_overhead_bytes: rate.cell_overhead_bytes,
             limit_packets: rate.limit_packets.unwrap_or(QUEUE_PACKETS),
         }),
-        rule::Shaper::Slot(slot) => Shaper::Slots(Slots {
+        rule::PacketShaper::Slot(slot) => Shaper::Slots(Slots {
             key,
             min_ns: slot.min_ns,
             max_ns: slot.max_ns,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 /// The rate of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub struct RateShaper {
     /// Bits per second of the wire.
     pub bits_per_second: u64,
     /// Bytes that may be sent at once after a pause.
@@ -38,7 +38,7 @@ pub struct Slots {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shapers {
     /// Rates.
-    pub rates: HashMap<u16, Rate>,
+    pub rates: HashMap<u16, RateShaper>,
     /// Slots.
     pub slots: HashMap<u16, Slots>,
 }

@@ -7,7 +7,7 @@ use fault_common::random::rule_key;
 
 use super::packet;
 use super::tables::PacketRule;
-use crate::relay::{Datagrams, Fault as Relayed, Filter, Picked, Queries, Transport};
+use crate::relay::{Datagrams, GreetingFilter, Picked, Queries, RelayFault, Transport};
 use crate::rule::{
     Acts, Bounds, CountScope, Direction, Fault, Modifiers, Protocol, ResolvedRule, ResolvedTarget,
     Triggers,
@@ -26,7 +26,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
         Protocol::Icmp => bail!(
             "`{name}` does not support ICMP: use a packet fault such as `loss`, `delay` or `rate`"
         ),
-        Protocol::Udp if !Relayed::of_rule(&rule.fault)?.acts_on(Transport::Udp) => {
+        Protocol::Udp if !RelayFault::of_rule(&rule.fault)?.acts_on(Transport::Udp) => {
             bail!("`{name}` does not support UDP: `fault help rules` lists the faults that do")
         }
         _ => {}
@@ -40,7 +40,7 @@ pub fn check(rule: &ResolvedRule) -> Result<()> {
             rule.fault.name()
         );
     }
-    Relayed::of_rule(&rule.fault)?;
+    RelayFault::of_rule(&rule.fault)?;
     if rule.modifiers.size.is_some() {
         bail!("`size` selects packets, but `{name}` is a stream fault: leave `size` out");
     }
@@ -83,7 +83,7 @@ pub struct RelayRule {
     /// The rule with its names looked up.
     pub resolved: ResolvedRule,
     /// What the relay does for it.
-    pub fault: Relayed,
+    pub fault: RelayFault,
 }
 
 impl RelayRule {
@@ -94,7 +94,7 @@ impl RelayRule {
     pub fn of_stream(rule: ResolvedRule) -> Result<Self> {
         check(&rule)?;
         Ok(Self {
-            fault: Relayed::of_rule(&rule.fault)?,
+            fault: RelayFault::of_rule(&rule.fault)?,
             resolved: rule,
         })
     }
@@ -114,7 +114,7 @@ impl RelayRule {
             period_ns: 0,
             ..part.entry
         });
-        let fault = Relayed::Queries(Queries::answered(question, entries)?);
+        let fault = RelayFault::Queries(Queries::answered(question, entries)?);
         let resolved = ResolvedRule {
             name: format!("tcp:{}", dns::PORT),
             target: ResolvedTarget {
@@ -136,7 +136,7 @@ impl RelayRule {
     #[must_use]
     pub const fn queries(&self) -> Option<&Queries> {
         match &self.fault {
-            Relayed::Queries(queries) => Some(queries),
+            RelayFault::Queries(queries) => Some(queries),
             _ => None,
         }
     }
@@ -178,11 +178,11 @@ pub fn datagrams(modifiers: &Modifiers, transport: Transport) -> Option<Datagram
 /// The connections that a rule selects by what their clients ask for. A rule for a host does not apply to clients that
 /// ask for another one at the same address.
 #[must_use]
-pub fn filter(rule: &ResolvedRule, transport: Transport) -> Filter {
+pub fn filter(rule: &ResolvedRule, transport: Transport) -> GreetingFilter {
     if transport == Transport::Udp {
-        return Filter::default();
+        return GreetingFilter::default();
     }
-    Filter {
+    GreetingFilter {
         asked: rule.modifiers.asked.clone(),
         server: rule.server.clone(),
     }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 
-use crate::plan::shapers::{Rate, Slots};
+use crate::plan::shapers::{RateShaper, Slots};
 use fault_common::abi::{
     NAMED_WORDS, PortClasses, RULES_MAX, RuleEntry, SCOPE_LEVELS_MAX, SetHeader, direction,
     named_at,
@@ -16,7 +16,7 @@ use fault_common::abi::{
 
 /// The protocols a rule can name; indexes of [`SetHeader::portless`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub enum ProtocolClass {
     /// TCP.
     Tcp = 0,
     /// UDP.
@@ -29,7 +29,7 @@ pub enum Protocol {
 
 /// A cgroup that a rule is limited to, with everything below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scope {
+pub struct CgroupScope {
     /// The cgroup's id: the inode number of its directory.
     pub cgroup: u64,
     /// Its depth; the root is 0.
@@ -80,11 +80,11 @@ impl Network {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacketRule {
     /// The protocols concerned.
-    pub protocols: Vec<Protocol>,
+    pub protocols: Vec<ProtocolClass>,
     /// The service's ports, both ends included; empty for all, and for protocols without ports.
     pub ports: Vec<(u16, u16)>,
     /// Those of `protocols` that are meant at every port, although there are ports.
-    pub portless: Vec<Protocol>,
+    pub portless: Vec<ProtocolClass>,
     /// The service's addresses; empty for all, unless there is a name.
     pub hosts: Vec<Network>,
     /// The name whose addresses are learned: a host's, or `*.` and a domain.
@@ -94,7 +94,7 @@ pub struct PacketRule {
     /// The name that a query of DNS asks for, `*.` and a domain, or `*`; nothing for other packets too.
     pub question: Option<String>,
     /// The cgroup concerned; nothing for the whole host.
-    pub scope: Option<Scope>,
+    pub scope: Option<CgroupScope>,
     /// Its entry. `directions` is also used for the tables.
     pub entry: RuleEntry,
     /// Its rate or slots for the delay line.
@@ -113,7 +113,7 @@ impl PacketRule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shaper {
     /// A rate.
-    Rate(Rate),
+    Rate(RateShaper),
     /// Slots.
     Slots(Slots),
 }
@@ -131,7 +131,7 @@ pub struct NameClasses {
 
 /// The tables of one rule set.
 #[derive(Clone, Debug)]
-pub struct Tables {
+pub struct RuleTables {
     /// What all rules share; `epoch_ns` and `scope_version` are set when it is installed.
     pub header: SetHeader,
     /// The rules, in their order.
@@ -150,7 +150,7 @@ pub struct Tables {
     pub scopes: Vec<(u64, u16)>,
 }
 
-impl Tables {
+impl RuleTables {
     /// The names, without their classes.
     #[must_use]
     pub fn named(&self) -> BTreeSet<String> {
@@ -211,7 +211,7 @@ fn set(vector: &mut [u64], rule: usize) {
 ///
 /// # Errors
 /// There are more rules, classes or scope levels than the programs support.
-pub fn compile(rules: &[PacketRule], scope: Option<&Scope>) -> Result<Tables> {
+pub fn compile(rules: &[PacketRule], scope: Option<&CgroupScope>) -> Result<RuleTables> {
     if rules.len() > RULES_MAX as usize {
         bail!(
             "{} rules are too many, at most {RULES_MAX} are possible: use fewer or wider rules",
@@ -249,7 +249,7 @@ pub fn compile(rules: &[PacketRule], scope: Option<&Scope>) -> Result<Tables> {
     let hosts = host_classes(rules, words, &mut classes)?;
     let names = name_classes(rules, words, &mut classes)?;
     let scopes = scope_classes(rules, scope, words, &mut classes, &mut header)?;
-    Ok(Tables {
+    Ok(RuleTables {
         header,
         rules: rules.iter().map(|rule| rule.entry).collect(),
         ports,
@@ -304,7 +304,7 @@ fn goes(rule: &PacketRule, direction: usize) -> bool {
 /// The set of the ports that rules give by themselves.
 fn named_ports(rules: &[PacketRule]) -> Vec<u64> {
     let mut set = vec![0; NAMED_WORDS as usize];
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
+    for protocol in [ProtocolClass::Tcp, ProtocolClass::Udp] {
         let ports = rules
             .iter()
             .filter(|rule| names(rule, protocol as usize))
@@ -324,7 +324,7 @@ fn port_classes(
     classes: &mut Classes,
 ) -> Result<Vec<PortClasses>> {
     let mut ports = vec![PortClasses::default(); 1 << 16];
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
+    for protocol in [ProtocolClass::Tcp, ProtocolClass::Udp] {
         for direction in 0..2 {
             // What changes at a port: (port, rule, +1 or -1 ranges of it).
             let mut changes: Vec<(u32, usize, i32)> = Vec::new();
@@ -342,7 +342,7 @@ fn port_classes(
             sweep(&changes, rules.len(), words, classes, |from, to, class| {
                 for entry in &mut ports[from as usize..to as usize] {
                     let by_direction = match protocol {
-                        Protocol::Tcp => &mut entry.tcp,
+                        ProtocolClass::Tcp => &mut entry.tcp,
                         _ => &mut entry.udp,
                     };
                     by_direction[direction] = class;
@@ -452,7 +452,7 @@ fn name_classes(
 /// rules that are limited to it.
 fn scope_classes(
     rules: &[PacketRule],
-    watched: Option<&Scope>,
+    watched: Option<&CgroupScope>,
     words: usize,
     classes: &mut Classes,
     header: &mut SetHeader,
@@ -462,7 +462,7 @@ fn scope_classes(
         .enumerate()
         .filter(|(_, rule)| rule.scope.is_none());
     header.any_scope = classes.of_rules(words, unscoped.map(|(index, _)| index))?;
-    let mut scopes: Vec<&Scope> = rules
+    let mut scopes: Vec<&CgroupScope> = rules
         .iter()
         .filter_map(|rule| rule.scope.as_ref())
         .chain(watched)

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 pub use crate::rule::CloseHow as CloseMode;
+pub use crate::sys::process::sockets::Transport;
 
 /// A probability, 0 to 1; read from a number in that range or from a text such as `"20%"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -49,9 +50,9 @@ impl<'de> Deserialize<'de> for Probability {
 /// Kilobytes (1000 bytes) per second. Whole numbers are shown as integers, as Toxiproxy does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(transparent)]
-pub struct Rate(pub f64);
+pub struct BitRate(pub f64);
 
-impl Rate {
+impl BitRate {
     /// That of so many bits per second.
     #[expect(
         clippy::cast_precision_loss,
@@ -69,7 +70,7 @@ impl Rate {
     }
 }
 
-impl Serialize for Rate {
+impl Serialize for BitRate {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0.fract() != 0.0 {
             return serializer.serialize_f64(self.0);
@@ -95,7 +96,7 @@ macro_rules! attributes {
 pub(super) use attributes;
 
 /// A fault as docs/relay.md describes it, in Markdown.
-pub struct Help {
+pub struct FaultHelp {
     /// Its attributes with their units.
     pub attributes: &'static str,
     /// What it does to a stream; nothing where it has no meaning.
@@ -107,7 +108,7 @@ pub struct Help {
 /// The protocol in which an error is put.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Protocol {
+pub enum ErrorProtocol {
     /// Guessed from the first bytes of each request.
     #[default]
     #[serde(alias = "")]
@@ -118,7 +119,7 @@ pub enum Protocol {
     Redis,
     /// The client/server protocol of `MySQL` and `MariaDB`, unencrypted.
     Mysql,
-    /// The frontend/backend protocol of `PostgreSQL`, unencrypted: a wish for TLS is answered with no.
+    /// The frontend/backend protocol of `PostgreSQL`, unencrypted: a request for TLS is answered with no.
     #[serde(alias = "postgresql")]
     Postgres,
     /// memcached's text and binary protocols.
@@ -132,21 +133,10 @@ pub enum Protocol {
     None,
 }
 
-/// What a relay carries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Transport {
-    /// Streams.
-    #[default]
-    Tcp,
-    /// Datagrams.
-    Udp,
-}
-
 /// A direction of a stream, as Toxiproxy names them.
 /// In records they are `to-server` and `to-client`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Direction {
+pub enum StreamDirection {
     /// From the client to the server.
     #[serde(rename = "to-server")]
     Upstream,
@@ -155,7 +145,7 @@ pub enum Direction {
     Downstream,
 }
 
-impl Direction {
+impl StreamDirection {
     /// Both, upstream first.
     pub const ALL: [Self; 2] = [Self::Upstream, Self::Downstream];
 

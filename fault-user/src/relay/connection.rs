@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use super::attributes::{CloseMode, Direction};
-use super::control::{Control, SILENCE};
+use super::attributes::{CloseMode, StreamDirection};
+use super::control::{ConnectionControl, SILENCE};
 use super::greeting::{self, Greeted, Greeting, Progress};
 use super::inner::Inner;
-use super::lane::{Ending, Lane, Ports, WaitsFor};
-use super::pipeline::Owner;
+use super::lane::{Ending, LaneEnds, StreamLane, WaitsFor};
+use super::pipeline::PipelineOwner;
 use super::socket::unread;
 use super::timer::{Timer, sleep_until};
 
@@ -31,12 +31,12 @@ const CONNECTS: Duration = Duration::from_millis(50);
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// The task's side of a connection.
-pub(crate) struct Connection {
+pub(crate) struct RelayedConnection {
     pub(crate) relay: Arc<Inner>,
-    pub(crate) control: Arc<Control>,
+    pub(crate) control: Arc<ConnectionControl>,
     pub(crate) client: Arc<TcpStream>,
     pub(crate) server: Arc<TcpStream>,
-    lanes: [Lane; 2],
+    lanes: [StreamLane; 2],
     /// What the client asks for.
     greeted: Greeted,
     /// When a greeting of which a part has come is taken for another protocol.
@@ -51,10 +51,10 @@ pub(crate) struct Connection {
     is_reset: [bool; 2],
 }
 
-impl Connection {
+impl RelayedConnection {
     pub(crate) fn new(
         relay: Arc<Inner>,
-        control: Arc<Control>,
+        control: Arc<ConnectionControl>,
         client: TcpStream,
         server: TcpStream,
     ) -> Self {
@@ -166,7 +166,7 @@ impl Connection {
             self.relay.changed.notify_waiters();
         }
         let polled = self.poll_lanes(context);
-        let concerns = self.lanes.each_mut().map(Lane::take_concern);
+        let concerns = self.lanes.each_mut().map(StreamLane::take_concern);
         if concerns.contains(&true) {
             self.relay.wake_all();
         }
@@ -230,14 +230,17 @@ impl Connection {
         if moves != self.moved.0 {
             self.moved = (moves, Instant::now());
         }
-        let waits = self.lanes.each_ref().map(Lane::waits_for);
+        let waits = self.lanes.each_ref().map(StreamLane::waits_for);
         let silence = if self.lanes.iter().any(|lane| lane.finished) {
             ANSWER
         } else {
             SILENCE
         };
         let since = self.moved.1.max(drain.since);
-        let until = if waits.contains(&WaitsFor::Time) {
+        // On a busy machine bytes may lie there longer than others are silent.
+        let reads = self.lanes[0].is_about_to_read(&self.client)
+            || self.lanes[1].is_about_to_read(&self.server);
+        let until = if reads || waits.contains(&WaitsFor::Time) {
             drain.until
         } else if waits.contains(&WaitsFor::Change) {
             drain.change_until
@@ -258,8 +261,8 @@ impl Connection {
         let (version, toxics) = self.control.declare(&self.relay.toxics);
         self.version = Some(version);
         let now = Instant::now();
-        for direction in Direction::ALL {
-            let owner = Owner {
+        for direction in StreamDirection::ALL {
+            let owner = PipelineOwner {
                 direction,
                 relay_key: self.relay.key,
                 connection: self.control.ordinal,
@@ -281,16 +284,16 @@ impl Connection {
     }
 
     fn poll_lanes(&mut self, context: &mut Context<'_>) -> Result<(), Ending> {
-        for direction in Direction::ALL {
+        for direction in StreamDirection::ALL {
             let index = direction.index();
-            if direction == Direction::Downstream && self.lanes[0].is_aborting() {
+            if direction == StreamDirection::Downstream && self.lanes[0].is_aborting() {
                 return Ok(());
             }
             let (source, sink) = match direction {
-                Direction::Upstream => (&self.client, &self.server),
-                Direction::Downstream => (&self.server, &self.client),
+                StreamDirection::Upstream => (&self.client, &self.server),
+                StreamDirection::Downstream => (&self.server, &self.client),
             };
-            let ports = Ports {
+            let ports = LaneEnds {
                 source,
                 sink,
                 // It is known first which toxics act on what is read.
@@ -362,13 +365,13 @@ pub(crate) async fn close_in_order(socket: TcpStream) {
 }
 
 /// Ends a connection of which only this socket was opened, by a reset.
-pub(crate) async fn close_by_reset(client: TcpStream, control: &Control) {
+pub(crate) async fn close_by_reset(client: TcpStream, control: &ConnectionControl) {
     await_connect(&client, control).await;
     reset(&client);
 }
 
 /// Waits until the client's connect(2) has returned, as far as that can be known.
-async fn await_connect(client: &TcpStream, control: &Control) {
+async fn await_connect(client: &TcpStream, control: &ConnectionControl) {
     let until = control.opened + CONNECTS;
     if Instant::now() < until {
         tokio::select! {

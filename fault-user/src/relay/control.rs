@@ -75,7 +75,7 @@ const CLOSE_RST: u8 = 2;
 
 /// What others see of a connection and tell it.
 #[derive(Debug)]
-pub(crate) struct Control {
+pub(crate) struct ConnectionControl {
     /// The ordinal in its relay, from 1.
     pub(crate) ordinal: u64,
     pub(crate) client: SocketAddr,
@@ -90,7 +90,7 @@ pub(crate) struct Control {
     waker: AtomicWaker,
 }
 
-impl Control {
+impl ConnectionControl {
     pub(crate) fn new(ordinal: u64, client: SocketAddr) -> Self {
         Self {
             ordinal,

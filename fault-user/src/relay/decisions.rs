@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::attributes::Direction;
+use super::attributes::StreamDirection;
 use crate::sys::clock::monotonic_ns;
 
 /// How many decisions may wait to be taken off a [`DecisionLog`]. What was drawn for chunks takes half of that, so that
@@ -24,7 +24,7 @@ pub struct StreamDecision {
     /// client's.
     pub connection: u64,
     /// The direction that the fault acts on.
-    pub direction: Direction,
+    pub direction: StreamDirection,
     /// The fault.
     pub action: Cow<'static, str>,
     /// Which of a mix's faults that is, from 1; otherwise 0 and omitted.
@@ -81,7 +81,7 @@ impl DecisionLog {
 }
 
 /// Whose decisions they are: rule, connection, direction.
-type Key = (u32, u64, Direction);
+type Key = (u32, u64, StreamDirection);
 
 /// What was decided about one direction of a connection.
 #[derive(Debug, Default)]
@@ -160,7 +160,7 @@ impl Decisions {
     pub(super) fn arm(
         &self,
         connection: u64,
-        direction: Direction,
+        direction: StreamDirection,
         draw: impl FnOnce() -> Option<usize>,
     ) -> Option<usize> {
         let Some(replay) = &self.replay else {
@@ -176,7 +176,7 @@ impl Decisions {
 pub(crate) struct Notes {
     pub(super) decisions: Decisions,
     pub(super) connection: u64,
-    pub(super) direction: Direction,
+    pub(super) direction: StreamDirection,
     pub(super) action: &'static str,
     pub(super) arm: usize,
 }
@@ -187,7 +187,7 @@ impl Notes {
         Self {
             decisions: Decisions::default(),
             connection: 1,
-            direction: Direction::Upstream,
+            direction: StreamDirection::Upstream,
             action: "",
             arm: 0,
         }
@@ -255,7 +255,7 @@ pub(super) mod tests {
         let decision = |at| StreamDecision {
             rule: 1,
             connection: 1,
-            direction: Direction::Upstream,
+            direction: StreamDirection::Upstream,
             action: "noop".into(),
             arm: 0,
             at,
@@ -299,7 +299,7 @@ pub(super) mod tests {
         let decision = StreamDecision {
             rule: 3,
             connection: 7,
-            direction: Direction::Downstream,
+            direction: StreamDirection::Downstream,
             action: "latency".into(),
             arm: 2,
             at: Some(1200),

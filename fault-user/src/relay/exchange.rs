@@ -12,7 +12,7 @@ const WAITING: usize = 1 << 14;
 
 /// A packet as it passes the tap, and where it goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packet {
+pub struct TapPacket {
     /// The frame, with what the tap puts in front of it.
     pub frame: Bytes,
     /// Where it goes on.
@@ -23,8 +23,8 @@ pub struct Packet {
 
 /// The one end is the delay line's thread, the other one the relays.
 pub struct Exchange {
-    relays: Mutex<Vec<Option<mpsc::Sender<Packet>>>>,
-    returned: Mutex<Vec<Packet>>,
+    relays: Mutex<Vec<Option<mpsc::Sender<TapPacket>>>>,
+    returned: Mutex<Vec<TapPacket>>,
     /// Wakes the delay line.
     wake: Arc<EventFd>,
 }
@@ -46,7 +46,7 @@ impl Exchange {
 
     /// From now on the packets for relay `number` come here, until the receiver is gone.
     #[must_use]
-    pub fn subscribe(&self, number: usize) -> mpsc::Receiver<Packet> {
+    pub fn subscribe(&self, number: usize) -> mpsc::Receiver<TapPacket> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let mut relays = locked(&self.relays);
         if relays.len() <= number {
@@ -60,7 +60,7 @@ impl Exchange {
     ///
     /// # Errors
     /// The relay is not there, or does not keep up: the packet comes back.
-    pub fn give(&self, number: usize, packet: Packet) -> Result<(), TrySendError<Packet>> {
+    pub fn give(&self, number: usize, packet: TapPacket) -> Result<(), TrySendError<TapPacket>> {
         match locked(&self.relays).get(number) {
             Some(Some(relay)) => relay.try_send(packet),
             _ => Err(TrySendError::Closed(packet)),
@@ -68,7 +68,7 @@ impl Exchange {
     }
 
     /// Takes a packet back, to be sent on.
-    pub fn give_back(&self, packet: Packet) {
+    pub fn give_back(&self, packet: TapPacket) {
         let mut returned = locked(&self.returned);
         returned.push(packet);
         if returned.len() == 1
@@ -80,7 +80,7 @@ impl Exchange {
 
     /// All that have come back since the last time.
     #[must_use]
-    pub fn returned(&self) -> Vec<Packet> {
+    pub fn returned(&self) -> Vec<TapPacket> {
         std::mem::take(&mut *locked(&self.returned))
     }
 }

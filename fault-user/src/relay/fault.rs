@@ -9,24 +9,24 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::attributes::{Help, Probability, Protocol, Transport, attributes};
+use super::attributes::{ErrorProtocol, FaultHelp, Probability, Transport, attributes};
 use super::handling::{self, Handling};
 use super::protocol::Wording;
 use super::queries::Queries;
 use super::requests::RequestStage;
-use super::stage::{Place, Stage, StreamFault};
+use super::stage::{Stage, StageContext, StreamFault};
 use crate::rule::{self, Acts, MixArm};
 
 /// One alternative of a `mix`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Share {
+pub struct MixShare {
     /// The share of connections that get it.
     pub share: Probability,
     /// What they get: any fault that acts on a single connection.
-    pub fault: Fault,
+    pub fault: RelayFault,
 }
 
-impl Serialize for Share {
+impl Serialize for MixShare {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serde_json::json!({
             "share": self.share.0,
@@ -37,7 +37,7 @@ impl Serialize for Share {
     }
 }
 
-impl<'de> Deserialize<'de> for Share {
+impl<'de> Deserialize<'de> for MixShare {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         struct Raw {
@@ -48,7 +48,7 @@ impl<'de> Deserialize<'de> for Share {
             attributes: Value,
         }
         let raw = Raw::deserialize(deserializer)?;
-        let fault = Fault::of_kind(&raw.kind)
+        let fault = RelayFault::of_kind(&raw.kind)
             .ok_or_else(|| D::Error::custom(format!("{:?} is no toxic type", raw.kind)))?
             .with_attributes(&raw.attributes)
             .map_err(D::Error::custom)?;
@@ -64,7 +64,7 @@ attributes! {
     Mix {
         /// The alternatives; their shares add up to 1 at most, the rest of the connections is untouched.
         #[serde(alias = "choices")]
-        faults: Vec<Share>,
+        faults: Vec<MixShare>,
     }
 }
 
@@ -74,7 +74,7 @@ macro_rules! declare {
 
         /// What is done to a stream or to datagrams.
         #[derive(Clone, Debug, PartialEq)]
-        pub enum Fault {
+        pub enum RelayFault {
             $($(#[$cfg])* #[doc = concat!("`", $name, "`.")] $variant($variant),)*
             /// One of several faults.
             Mix(Mix),
@@ -82,7 +82,7 @@ macro_rules! declare {
             Queries(Queries),
         }
 
-        impl Fault {
+        impl RelayFault {
             /// The names of all faults, as toxics are typed.
             pub const KINDS: &[&str] = &[$($(#[$cfg])* $name,)* "mix"];
 
@@ -163,11 +163,11 @@ each_stage!(declare);
 #[must_use]
 pub fn reference() -> String {
     let rank = |kind: &&&str| rule::catalog::spec(kind).map_or(u16::MAX, |spec| spec.rank);
-    let mut kinds: Vec<_> = Fault::KINDS.iter().collect();
+    let mut kinds: Vec<_> = RelayFault::KINDS.iter().collect();
     kinds.sort_by_key(rank);
     let head = "| type | attributes | TCP | UDP |\n|---|---|---|---|\n";
     let rows = kinds.into_iter().filter_map(|kind| {
-        let help = Fault::of_kind(kind)?.definition().help();
+        let help = RelayFault::of_kind(kind)?.definition().help();
         let cell = |text: Option<&'static str>| text.unwrap_or("-");
         let (attributes, tcp, udp) = (help.attributes, cell(help.tcp), cell(help.udp));
         Some(format!("| `{kind}` | {attributes} | {tcp} | {udp} |\n"))
@@ -175,7 +175,7 @@ pub fn reference() -> String {
     rows.fold(head.to_owned(), |table, row| table + &row)
 }
 
-impl Fault {
+impl RelayFault {
     /// The attributes as a JSON object.
     ///
     /// # Panics
@@ -276,7 +276,7 @@ impl Fault {
     }
 
     /// What carries it out on one direction of one connection; nothing where the relay does.
-    pub(crate) fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    pub(crate) fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         match self.handling() {
             Some(handling) => Some(Box::new(RequestStage::new(handling, place))),
             None => self.definition().stage(place),
@@ -302,8 +302,8 @@ impl Fault {
 }
 
 impl StreamFault for Mix {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`faults`: list of `{share, type, attributes}`",
             tcp: Some(
                 "one draw per connection gives it one of them or none; the shares (`0.1` or `\"10%\"`) add up to 1 at most",
@@ -317,14 +317,14 @@ impl StreamFault for Mix {
             return Ok(None);
         };
         let share = |arm: &MixArm| {
-            let fault = Fault::of_rule(&arm.fault)?;
+            let fault = RelayFault::of_rule(&arm.fault)?;
             if fault.is_proxy_wide() {
                 bail!(
                     "`{}` acts on the service as a whole: it can't be part of a mix",
                     arm.fault.name()
                 );
             }
-            Ok(Share {
+            Ok(MixShare {
                 share: Probability::of_ppm(arm.probability),
                 fault,
             })
@@ -345,7 +345,8 @@ impl StreamFault for Mix {
                 total * 100.0
             ));
         }
-        let unfit = |fault: &Fault| fault.is_proxy_wide() || matches!(fault, Fault::Mix(_));
+        let unfit =
+            |fault: &RelayFault| fault.is_proxy_wide() || matches!(fault, RelayFault::Mix(_));
         match self.faults.iter().find(|share| unfit(&share.fault)) {
             Some(share) => Err(format!(
                 "{} cannot be part of a mix: it does not act on one connection",
@@ -357,8 +358,8 @@ impl StreamFault for Mix {
 }
 
 impl StreamFault for Queries {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "-",
             tcp: Some("queries of DNS are answered"),
             udp: None,
@@ -368,8 +369,8 @@ impl StreamFault for Queries {
     fn handling(&self) -> Option<Handling> {
         Some(Handling {
             fault: "dns",
-            rule: handling::Rule::Always,
-            protocol: Protocol::Auto,
+            rule: handling::RequestRule::Always,
+            protocol: ErrorProtocol::Auto,
             wording: Wording::default(),
             query: None,
             queries: Some(self.clone()),
@@ -398,8 +399,8 @@ mod tests {
 
     #[test]
     fn every_kind_has_defaults_that_survive_json() {
-        for kind in Fault::KINDS {
-            let fault = Fault::of_kind(kind).expect("a listed kind");
+        for kind in RelayFault::KINDS {
+            let fault = RelayFault::of_kind(kind).expect("a listed kind");
             assert_eq!(fault.kind(), *kind);
             assert_eq!(
                 fault.with_attributes(&fault.attributes()),
@@ -407,12 +408,16 @@ mod tests {
             );
             assert_eq!(fault.with_attributes(&Value::Null), Ok(fault));
         }
-        assert_eq!(Fault::of_kind("latenci"), None);
+        assert_eq!(RelayFault::of_kind("latenci"), None);
     }
 
     #[test]
     fn toxiproxys_attributes_are_all_that_a_default_shows() {
-        let shown = |kind: &str| Fault::of_kind(kind).expect("a listed kind").attributes();
+        let shown = |kind: &str| {
+            RelayFault::of_kind(kind)
+                .expect("a listed kind")
+                .attributes()
+        };
         assert_eq!(shown("latency"), json!({"latency": 0, "jitter": 0}));
         assert_eq!(shown("bandwidth"), json!({"rate": 0}));
         assert_eq!(
@@ -425,7 +430,7 @@ mod tests {
     #[test]
     fn a_rate_may_be_a_fraction_and_a_whole_one_is_shown_as_an_integer() {
         let rate = |value: Value| {
-            let fault = Fault::Bandwidth(Bandwidth::default());
+            let fault = RelayFault::Bandwidth(Bandwidth::default());
             let changed = fault.with_attributes(&json!({ "rate": value }));
             changed.map(|fault| fault.attributes()["rate"].clone())
         };
@@ -438,7 +443,7 @@ mod tests {
 
     #[test]
     fn attributes_merge_without_regard_to_case_and_skip_nulls() {
-        let fault = Fault::Latency(Latency {
+        let fault = RelayFault::Latency(Latency {
             latency: 5,
             jitter: 6,
         });
@@ -446,7 +451,7 @@ mod tests {
             fault.with_attributes(&json!({"Latency": 7, "jitter": null, "colour": "red"}));
         assert_eq!(
             changed,
-            Ok(Fault::Latency(Latency {
+            Ok(RelayFault::Latency(Latency {
                 latency: 7,
                 jitter: 6
             }))
@@ -457,7 +462,7 @@ mod tests {
 
     #[test]
     fn an_alias_changes_the_attribute_that_it_stands_for() {
-        let fault = Fault::Lifetime(Lifetime {
+        let fault = RelayFault::Lifetime(Lifetime {
             time: 5,
             ..Lifetime::default()
         });
@@ -466,7 +471,7 @@ mod tests {
             .expect("valid");
         assert_eq!(
             changed,
-            Fault::Lifetime(Lifetime {
+            RelayFault::Lifetime(Lifetime {
                 time: 9,
                 mode: CloseMode::Rst,
                 ..Lifetime::default()
@@ -476,9 +481,10 @@ mod tests {
 
     #[test]
     fn a_mix_is_checked_and_chosen_from_by_share() {
-        let mix =
-            |faults: Value| Fault::Mix(Mix::default()).with_attributes(&json!({"faults": faults}));
-        let Ok(Fault::Mix(mixed)) = mix(json!([
+        let mix = |faults: Value| {
+            RelayFault::Mix(Mix::default()).with_attributes(&json!({"faults": faults}))
+        };
+        let Ok(RelayFault::Mix(mixed)) = mix(json!([
             {"share": "10%", "type": "timeout"},
             {"share": 0.2, "type": "latency", "attributes": {"latency": 1000}},
         ])) else {

@@ -5,30 +5,30 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::attributes::Protocol;
+use super::attributes::ErrorProtocol;
 use super::decisions::Notes;
 use super::greeting;
-use super::handling::{Handling, Rule};
+use super::handling::{Handling, RequestRule};
 use super::postgres::{Answers, TOKEN};
 use super::protocol::{self, Wording};
 use super::queries::Queries;
 use super::random::Draws;
 use super::requests::RequestStage;
-use super::stage::{Chunk, End, Place, Pop, Stage, StreamFault as _};
+use super::stage::{Chunk, Pop, Stage, StageContext, StreamEnd, StreamFault as _};
 use super::trouble::Trouble;
 use crate::rule::servers::PostgresError;
 
 /// Each kind of trouble is told once, and not once for each input.
 static TROUBLE: LazyLock<Arc<Trouble>> = LazyLock::new(Arc::default);
 
-const PROTOCOLS: [Protocol; 7] = [
-    Protocol::Auto,
-    Protocol::Http,
-    Protocol::Redis,
-    Protocol::Mysql,
-    Protocol::Memcache,
-    Protocol::Smtp,
-    Protocol::Random,
+const PROTOCOLS: [ErrorProtocol; 7] = [
+    ErrorProtocol::Auto,
+    ErrorProtocol::Http,
+    ErrorProtocol::Redis,
+    ErrorProtocol::Mysql,
+    ErrorProtocol::Memcache,
+    ErrorProtocol::Smtp,
+    ErrorProtocol::Random,
 ];
 
 /// Reads the bytes as what clients and servers say, cut in two where the first byte says.
@@ -51,7 +51,7 @@ pub fn fuzz(data: &[u8]) {
         assert_eq!(whole, told(requests(message, None), &pieces), "{message}");
     }
     let (passed, replies) = told(requests("40001", Some("$a")), &pieces);
-    // Each letter answers a wish for encryption of 8 bytes.
+    // Each letter answers a request for encryption of 8 bytes.
     assert_eq!(passed.len() + 8 * replies.len(), data.len());
     let is_ours = data
         .windows(TOKEN.len())
@@ -114,8 +114,8 @@ pub(super) fn asked(queries: &Queries, pieces: &[&[u8]]) -> (Vec<u8>, Vec<u8>) {
 fn requests(message: &str, query: Option<&str>) -> Box<dyn Stage> {
     stage(Handling {
         fault: "error",
-        rule: Rule::Always,
-        protocol: Protocol::Postgres,
+        rule: RequestRule::Always,
+        protocol: ErrorProtocol::Postgres,
         wording: Wording {
             message: Some(message.to_owned()),
             ..Wording::default()
@@ -128,7 +128,7 @@ fn requests(message: &str, query: Option<&str>) -> Box<dyn Stage> {
 /// The stage that handles requests in this way.
 fn stage(handling: Handling) -> Box<dyn Stage> {
     let now = Instant::now();
-    let place = Place {
+    let place = StageContext {
         key: 1,
         opened: now,
         now,
@@ -147,7 +147,7 @@ fn told(mut stage: Box<dyn Stage>, pieces: &[&[u8]]) -> (Vec<u8>, Vec<u8>) {
     for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
         stage.push(Chunk::new(Bytes::copy_from_slice(piece), now));
     }
-    stage.end(End::Fin, now);
+    stage.end(StreamEnd::Fin, now);
     let (mut passed, mut replies) = (Vec::new(), Vec::new());
     loop {
         match stage.pop(now) {

@@ -91,7 +91,7 @@ pub(crate) enum Progress {
 
 /// Which connections a toxic acts on, by what their clients ask for.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Filter {
+pub struct GreetingFilter {
     /// What they must ask for.
     pub asked: Asked,
     /// The name of the server. The toxic does not act on clients that ask for another one; it acts on those that ask for
@@ -99,7 +99,7 @@ pub struct Filter {
     pub server: Option<NamePattern>,
 }
 
-impl Filter {
+impl GreetingFilter {
     /// Whether it selects every connection.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -569,15 +569,15 @@ mod tests {
         let tls = known(HELLO);
         let http = known(b"GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
         let silent = Greeted::Known(Greeting::default());
-        let selects = |filter: &Filter| {
+        let selects = |filter: &GreetingFilter| {
             [&tls, &http, &silent, &Greeted::Awaited, &Greeted::Unread]
                 .map(|greeted| filter.selects(greeted))
         };
-        let asked = |asked| Filter {
+        let asked = |asked| GreetingFilter {
             asked,
             server: None,
         };
-        assert_eq!(selects(&Filter::default()), [true; 5]);
+        assert_eq!(selects(&GreetingFilter::default()), [true; 5]);
         let sni = |text| Asked {
             sni: pattern(text),
             ..Asked::default()
@@ -607,7 +607,7 @@ mod tests {
     #[test]
     fn a_rule_for_a_host_does_not_select_who_asks_for_another_one() {
         let selects = |server: &str, host: &str| {
-            let filter = Filter {
+            let filter = GreetingFilter {
                 asked: Asked::default(),
                 server: NamePattern::of_name(server),
             };
@@ -623,7 +623,7 @@ mod tests {
         }
         assert!(selects("api.default", "api.default.svc.cluster.local"));
         assert!(!selects("api.default.svc.cluster.local", "api.de"));
-        let filter = Filter {
+        let filter = GreetingFilter {
             asked: Asked::default(),
             server: NamePattern::of_name("api.example.com"),
         };

@@ -2,7 +2,7 @@
 
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::attributes::{CloseMode, Protocol};
+use super::attributes::{CloseMode, ErrorProtocol};
 use super::protocol::Wording;
 use super::queries::Queries;
 use crate::rule::servers::PostgresError;
@@ -12,9 +12,9 @@ pub(crate) struct Handling {
     /// The fault's name.
     pub(crate) fault: &'static str,
     /// Which requests, and what becomes of them.
-    pub(crate) rule: Rule,
+    pub(crate) rule: RequestRule,
     /// Their protocol.
-    pub(crate) protocol: Protocol,
+    pub(crate) protocol: ErrorProtocol,
     /// What is answered.
     pub(crate) wording: Wording,
     /// Only requests that this regular expression matches.
@@ -26,7 +26,8 @@ pub(crate) struct Handling {
 impl Handling {
     /// Whether it is carried out on what the server answers as well.
     pub(crate) const fn reads_answers(&self) -> bool {
-        matches!(self.protocol, Protocol::Postgres) && !matches!(self.rule, Rule::Abort(_))
+        matches!(self.protocol, ErrorProtocol::Postgres)
+            && !matches!(self.rule, RequestRule::Abort(_))
     }
 
     /// The error of `PostgreSQL`.
@@ -51,7 +52,7 @@ pub(crate) fn selection(query: &str) -> Result<Regex, regex::Error> {
 }
 
 /// What is done with a request.
-pub(crate) enum Rule {
+pub(crate) enum RequestRule {
     /// Each is answered.
     Always,
     /// The first so many are answered, by all connections together or by each.

@@ -24,7 +24,7 @@ const HOPS: u8 = 64;
 
 /// What a relay is told about clients that connect to it.
 #[derive(Debug)]
-pub enum HandshakeEvent {
+pub enum ClientEvent {
     /// A client wants to connect; or wants it still, having got no answer.
     Syn(HeldSyn),
     /// A client has given up, or knows that it is refused.
@@ -37,7 +37,7 @@ pub struct TcpInlet {
     /// Where clients connect.
     pub listener: std::net::TcpListener,
     /// What becomes of its clients' SYNs; none where the kernel lets them in at once.
-    pub handshakes: Option<mpsc::UnboundedReceiver<HandshakeEvent>>,
+    pub handshakes: Option<mpsc::UnboundedReceiver<ClientEvent>>,
 }
 
 /// Lets every SYN of a connection in from now on, for when the one that is sent again gets lost.

@@ -11,11 +11,11 @@ use nix::libc;
 use tokio::sync::Notify;
 
 use super::attributes::CloseMode;
-use super::control::{Control, Cut, Drain};
+use super::control::{ConnectionControl, Cut, Drain};
 use super::openings::Openings;
 use super::toxic::ToxicSet;
 use super::trouble::Trouble;
-use super::upstream::{Target, Upstream};
+use super::upstream::{Upstream, UpstreamTarget};
 
 /// What a relay has carried.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ pub(crate) struct Inner {
     pub(crate) upstream: Upstream,
     /// Counts accepted connections over restarts, so that their ordinals go on.
     pub(crate) ordinals: Arc<AtomicU64>,
-    pub(crate) open: Mutex<BTreeMap<u64, Arc<Control>>>,
+    pub(crate) open: Mutex<BTreeMap<u64, Arc<ConnectionControl>>>,
     /// Those that are being opened while their clients' SYNs are held.
     pub(crate) openings: Mutex<Openings>,
     /// How connections end that are opened from now on, if the relay comes to its end.
@@ -105,12 +105,14 @@ impl Inner {
     pub(crate) fn failed(&self, error: &io::Error) {
         self.count_failure(error);
         match &self.upstream.target {
-            Target::Name(_) if lack(error).is_some() => {}
-            Target::Name(name) => {
+            UpstreamTarget::Name(_) if lack(error).is_some() => {}
+            UpstreamTarget::Name(name) => {
                 let what = format_args!("can't reach its upstream {name}: {error}");
                 self.trouble.tell("upstream", what);
             }
-            Target::Hook(_) | Target::OriginalDestination => log::info!("upstream: {error}"),
+            UpstreamTarget::Hook(_) | UpstreamTarget::OriginalDestination => {
+                log::info!("upstream: {error}");
+            }
         }
     }
 
@@ -129,7 +131,7 @@ impl Inner {
         }
     }
 
-    pub(crate) fn controls(&self) -> Vec<Arc<Control>> {
+    pub(crate) fn controls(&self) -> Vec<Arc<ConnectionControl>> {
         self.open
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -138,9 +140,9 @@ impl Inner {
             .collect()
     }
 
-    pub(crate) fn register(&self, client: SocketAddr) -> Arc<Control> {
+    pub(crate) fn register(&self, client: SocketAddr) -> Arc<ConnectionControl> {
         let ordinal = self.ordinals.fetch_add(1, Ordering::Relaxed) + 1;
-        let control = Arc::new(Control::new(ordinal, client));
+        let control = Arc::new(ConnectionControl::new(ordinal, client));
         {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             open.insert(ordinal, Arc::clone(&control));
@@ -155,7 +157,7 @@ impl Inner {
         control
     }
 
-    pub(crate) fn unregister(&self, control: &Control) {
+    pub(crate) fn unregister(&self, control: &ConnectionControl) {
         self.open
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

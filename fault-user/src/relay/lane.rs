@@ -19,9 +19,9 @@ use tokio::net::TcpStream;
 use super::attributes::CloseMode;
 use super::budget::{self, Counted};
 use super::pipe::Pipe;
-use super::pipeline::{Item, Output, Owner, Pipeline};
+use super::pipeline::{Item, Output, Pipeline, PipelineOwner};
 use super::socket::{has_peer_ended, unread};
-use super::stage::{Chunk, End, ROOM};
+use super::stage::{Chunk, ROOM, StreamEnd};
 use super::toxic::Toxic;
 
 /// What a read of a bare lane asks for; one that fills it says that splicing pays.
@@ -197,7 +197,7 @@ const SIOCATMARK: libc::Ioctl = 0x8905;
     clippy::struct_excessive_bools,
     reason = "they are independent of each other: no state machine has them for its states"
 )]
-pub(crate) struct Lane {
+pub(crate) struct StreamLane {
     pipeline: Pipeline,
     urgent: Urgent,
     output: Output,
@@ -231,7 +231,7 @@ pub(crate) enum WaitsFor {
 }
 
 /// The ends of a lane and where it counts.
-pub(crate) struct Ports<'a> {
+pub(crate) struct LaneEnds<'a> {
     pub(crate) source: &'a Arc<TcpStream>,
     pub(crate) sink: &'a Arc<TcpStream>,
     /// Nothing is read from the source yet.
@@ -240,12 +240,12 @@ pub(crate) struct Ports<'a> {
     pub(crate) sent: &'a AtomicU64,
 }
 
-impl Lane {
+impl StreamLane {
     /// Fits the stages to the toxics; what lies in the pipe goes through the new ones.
     pub(crate) fn reconcile(
         &mut self,
         toxics: &[Arc<Toxic>],
-        owner: &Owner<'_>,
+        owner: &PipelineOwner<'_>,
         now: Instant,
     ) -> io::Result<()> {
         self.pipeline
@@ -337,6 +337,14 @@ impl Lane {
         }
     }
 
+    /// Whether it is about to read: there is something at the source that it has not been woken for yet.
+    pub(crate) fn is_about_to_read(&self, source: &TcpStream) -> bool {
+        !self.finished
+            && self.source != Source::Ended
+            && self.waits_for() == WaitsFor::Source
+            && (unread(source) > 0 || has_peer_ended(source))
+    }
+
     /// Bytes that are on their way, those that wait to be read from the source included.
     pub(crate) fn undelivered(&self, source: &TcpStream) -> usize {
         if self.finished {
@@ -363,7 +371,7 @@ impl Lane {
     pub(crate) fn poll(
         &mut self,
         context: &mut Context<'_>,
-        ports: &Ports<'_>,
+        ports: &LaneEnds<'_>,
     ) -> Result<(), Option<Ending>> {
         self.deadline = None;
         self.is_paused = false;
@@ -414,7 +422,7 @@ impl Lane {
     fn flush(
         &mut self,
         context: &mut Context<'_>,
-        ports: &Ports<'_>,
+        ports: &LaneEnds<'_>,
         writes: &mut usize,
     ) -> Result<Flushed, Option<Ending>> {
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
@@ -472,16 +480,18 @@ impl Lane {
     /// The sink takes nothing. If the source has reset the connection nobody waits for the rest.
     fn blocked(&self) -> Result<Flushed, Option<Ending>> {
         match self.output.items.back() {
-            Some(Item::End(End::Close(CloseMode::Rst))) => Err(Some(Ending::Close(CloseMode::Rst))),
+            Some(Item::End(StreamEnd::Close(CloseMode::Rst))) => {
+                Err(Some(Ending::Close(CloseMode::Rst)))
+            }
             _ => Ok(Flushed::Blocked),
         }
     }
 
-    fn pass_end(&mut self, end: End, ports: &Ports<'_>) -> Result<(), Option<Ending>> {
+    fn pass_end(&mut self, end: StreamEnd, ports: &LaneEnds<'_>) -> Result<(), Option<Ending>> {
         match end {
-            End::Close(mode) => Err(Some(Ending::Close(mode))),
-            End::Abort(mode) => Err(Some(Ending::Abort(mode))),
-            End::Fin => {
+            StreamEnd::Close(mode) => Err(Some(Ending::Close(mode))),
+            StreamEnd::Abort(mode) => Err(Some(Ending::Abort(mode))),
+            StreamEnd::Fin => {
                 self.finished = true;
                 let socket = socket2::SockRef::from(&**ports.sink);
                 socket
@@ -504,7 +514,7 @@ impl Lane {
     fn fill(
         &mut self,
         context: &mut Context<'_>,
-        ports: &Ports<'_>,
+        ports: &LaneEnds<'_>,
         is_blocked: bool,
         now: Option<Instant>,
     ) -> Step {
@@ -539,9 +549,9 @@ impl Lane {
         match read {
             Ok(0) => {
                 let end = if self.source == Source::Broken {
-                    End::Close(CloseMode::Rst)
+                    StreamEnd::Close(CloseMode::Rst)
                 } else {
-                    End::Fin
+                    StreamEnd::Fin
                 };
                 self.source_ends(end);
                 Step::Moved
@@ -561,13 +571,13 @@ impl Lane {
             }
             Err(error) => {
                 log::trace!("a read failed: {error}");
-                self.source_ends(End::Close(CloseMode::Rst));
+                self.source_ends(StreamEnd::Close(CloseMode::Rst));
                 Step::Moved
             }
         }
     }
 
-    fn source_ends(&mut self, end: End) {
+    fn source_ends(&mut self, end: StreamEnd) {
         self.has_read = true;
         self.source = Source::Ended;
         self.pipeline.end(end, Instant::now(), &mut self.output);
@@ -575,7 +585,7 @@ impl Lane {
 
     /// Nothing is read now, so a reset can only be learnt from the socket's error. It ends the connection
     /// unless a stage still has bytes that it holds on purpose.
-    fn watch_for_reset(&mut self, context: &mut Context<'_>, ports: &Ports<'_>) -> Step {
+    fn watch_for_reset(&mut self, context: &mut Context<'_>, ports: &LaneEnds<'_>) -> Step {
         if !self.reset_seen {
             let watch = self.watch.get_or_insert_with(|| {
                 let source = Arc::clone(ports.source);
@@ -597,7 +607,7 @@ impl Lane {
     }
 
     /// Reads into memory and tries to write it at once.
-    fn copy(&mut self, ports: &Ports<'_>) -> io::Result<usize> {
+    fn copy(&mut self, ports: &LaneEnds<'_>) -> io::Result<usize> {
         SCRATCH.with_borrow_mut(|scratch| {
             let scratch = &mut scratch[..SMALL_READ];
             let count = ports.source.try_read(scratch)?;
@@ -614,7 +624,7 @@ impl Lane {
         })
     }
 
-    fn splice(&mut self, ports: &Ports<'_>) -> io::Result<usize> {
+    fn splice(&mut self, ports: &LaneEnds<'_>) -> io::Result<usize> {
         let pipe = match &mut self.pipe {
             Some(pipe) => pipe,
             None => match Pipe::take() {
@@ -639,7 +649,7 @@ impl Lane {
     }
 
     /// Reads the urgent byte that comes next.
-    fn read_urgent(&mut self, ports: &Ports<'_>, now: Option<Instant>) -> io::Result<usize> {
+    fn read_urgent(&mut self, ports: &LaneEnds<'_>, now: Option<Instant>) -> io::Result<usize> {
         let mut byte = [0];
         let count = ports.source.try_read(&mut byte)?;
         if count == 0 {
@@ -655,7 +665,7 @@ impl Lane {
     }
 
     /// Reads into memory, for the stages.
-    fn read(&mut self, ports: &Ports<'_>, room: usize, now: Instant) -> io::Result<usize> {
+    fn read(&mut self, ports: &LaneEnds<'_>, room: usize, now: Instant) -> io::Result<usize> {
         let data = SCRATCH.with_borrow_mut(|scratch| {
             let count = ports.source.try_read(&mut scratch[..room])?;
             Ok::<_, io::Error>(keep(scratch, count))
@@ -691,9 +701,9 @@ mod tests {
         let (_server, sink) = pair().await.expect("loopback");
         client.write_all(b"hello").await.expect("write");
         source.readable().await.expect("it comes");
-        let mut lane = Lane::default();
+        let mut lane = StreamLane::default();
         for (is_withheld, left) in [(true, 5), (false, 0)] {
-            let ports = Ports {
+            let ports = LaneEnds {
                 source: &source,
                 sink: &sink,
                 is_withheld,

@@ -1,6 +1,6 @@
 //! The relay in user space: TCP streams and UDP datagrams with every stream fault.
 //!
-//! A [`Relay`] listens, connects each client to its [`Upstream`] and puts [`Fault`]s on what passes. Faults can
+//! A [`Relay`] listens, connects each client to its [`Upstream`] and puts [`RelayFault`]s on what passes. Faults can
 //! be added, changed and removed while connections are open. It needs no privileges and no HTTP: the control
 //! API is a layer on top. `docs/relay.md` says what each fault does.
 
@@ -52,24 +52,24 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
-pub use attributes::{CloseMode, Direction, Transport};
+pub use attributes::{CloseMode, StreamDirection, Transport};
 pub use control::{Cut, Drain};
 pub use decisions::{DecisionLog, Decisions, StreamDecision, StreamReplay};
 pub use engine::Engine;
-pub use fault::Fault;
+pub use fault::RelayFault;
 pub use fuzz::{fuzz, fuzz_greeting, fuzz_queries};
-pub use greeting::Filter;
-pub use handshake::{HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
+pub use greeting::GreetingFilter;
+pub use handshake::{ClientEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
 pub use packets::Pair;
 pub use picked::{Datagrams, Picked};
 pub use queries::Queries;
 pub use toxic::{ToxicConfig, ToxicError};
-pub use upstream::{Accepted, Answered, Prepare, Resolve, Target, Upstream};
+pub use upstream::{Accepted, Answered, Prepare, Resolve, Upstream, UpstreamTarget};
 pub(crate) use upstream::{bind, resolve_name};
 
 use crate::relay::exchange::Exchange;
 use inner::{Inner, Stats};
-use tcp::Command;
+use tcp::ListenerCommand;
 use toxic::ToxicSet;
 use trouble::Trouble;
 
@@ -146,16 +146,16 @@ impl Settings {
 enum Running {
     Tcp {
         inner: Arc<Inner>,
-        commands: mpsc::UnboundedSender<Command>,
+        commands: mpsc::UnboundedSender<ListenerCommand>,
     },
     Udp {
         inner: Arc<Inner>,
-        commands: mpsc::UnboundedSender<Command>,
+        commands: mpsc::UnboundedSender<ListenerCommand>,
     },
 }
 
 impl Running {
-    const fn parts(&self) -> (&Arc<Inner>, &mpsc::UnboundedSender<Command>) {
+    const fn parts(&self) -> (&Arc<Inner>, &mpsc::UnboundedSender<ListenerCommand>) {
         match self {
             Self::Tcp { inner, commands } | Self::Udp { inner, commands } => (inner, commands),
         }
@@ -330,7 +330,7 @@ impl Relay {
         self.apply(&mut state).await
     }
 
-    fn has(&self, wanted: impl Fn(&Fault) -> bool) -> bool {
+    fn has(&self, wanted: impl Fn(&RelayFault) -> bool) -> bool {
         self.toxics
             .snapshot()
             .1
@@ -348,19 +348,23 @@ impl Relay {
     }
 
     async fn try_apply(&self, state: &mut State) -> io::Result<()> {
-        let listens = state.enabled && !self.has(|fault| matches!(fault, Fault::Down(_)));
+        let listens = state.enabled && !self.has(|fault| matches!(fault, RelayFault::Down(_)));
         if !listens {
             self.stop(state).await;
             return Ok(());
         }
-        let accepts = state.gate_open && !self.has(|fault| matches!(fault, Fault::NoAccept(_)));
+        let accepts =
+            state.gate_open && !self.has(|fault| matches!(fault, RelayFault::NoAccept(_)));
         let Some(running) = &state.running else {
             state.accepts = accepts;
             return self.start(state).await;
         };
         if state.accepts != accepts {
             state.accepts = accepts;
-            tell(running.parts().1, |done| Command::Accept(accepts, done)).await;
+            tell(running.parts().1, |done| {
+                ListenerCommand::Accept(accepts, done)
+            })
+            .await;
         }
         Ok(())
     }
@@ -391,11 +395,11 @@ impl Relay {
                 let socket = bind_udp(address).await?;
                 socket.set_nonblocking(true)?;
                 let address = socket.local_addr()?;
-                let source = udp::Source::Socket(socket, address);
+                let source = udp::DatagramSource::Socket(socket, address);
                 (Some(address), self.start_udp(&inner, source, state.accepts))
             }
             Listen::Packets(exchange, number) => {
-                let source = udp::Source::Packets(Arc::clone(exchange), *number);
+                let source = udp::DatagramSource::Packets(Arc::clone(exchange), *number);
                 (None, self.start_udp(&inner, source, state.accepts))
             }
         };
@@ -433,7 +437,7 @@ impl Relay {
         ))
     }
 
-    fn start_udp(&self, inner: &Arc<Inner>, source: udp::Source, accepts: bool) -> Running {
+    fn start_udp(&self, inner: &Arc<Inner>, source: udp::DatagramSource, accepts: bool) -> Running {
         Running::Udp {
             inner: Arc::clone(inner),
             commands: udp::start(&self.engine, inner, source, self.udp_idle, accepts),
@@ -450,7 +454,7 @@ impl Relay {
         for control in inner.controls() {
             control.close(CloseMode::Fin);
         }
-        tell(commands, Command::Stop).await;
+        tell(commands, ListenerCommand::Stop).await;
         inner.close(usize::MAX, CloseMode::Fin).await;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -464,7 +468,7 @@ impl Relay {
             state.enabled = false;
             let running = state.running.take();
             if let Some(running) = &running {
-                tell(running.parts().1, Command::Finish).await;
+                tell(running.parts().1, ListenerCommand::Finish).await;
             }
             *self.address.write().unwrap_or_else(PoisonError::into_inner) = None;
             running
@@ -522,7 +526,9 @@ impl Relay {
     /// When its name is taken or its fault does not fit the transport.
     pub async fn add_toxic(&self, config: ToxicConfig) -> Result<(), ToxicError> {
         let close = match &config.fault {
-            Fault::Close(close) => Some((usize::try_from(close.count).unwrap_or(0), close.mode)),
+            RelayFault::Close(close) => {
+                Some((usize::try_from(close.count).unwrap_or(0), close.mode))
+            }
             _ => None,
         };
         let is_proxy_wide = config.fault.is_proxy_wide();
@@ -548,7 +554,7 @@ impl Relay {
     pub async fn update_toxic(
         &self,
         name: &str,
-        fault: Option<Fault>,
+        fault: Option<RelayFault>,
         toxicity: Option<f64>,
     ) -> Result<ToxicConfig, ToxicError> {
         let config = self.toxics.update(name, fault, toxicity)?;
@@ -628,7 +634,7 @@ impl Relay {
         let controls = self
             .current()
             .map_or_else(Vec::new, |inner| inner.controls());
-        let info = |control: &Arc<control::Control>| ConnectionInfo {
+        let info = |control: &Arc<control::ConnectionControl>| ConnectionInfo {
             ordinal: control.ordinal,
             client: SocketAddr::new(control.client.ip().to_canonical(), control.client.port()),
             age_ms: control.opened.elapsed().as_millis(),
@@ -695,8 +701,8 @@ impl Relay {
 
 /// Tells the accepting task something and waits until it is done.
 async fn tell(
-    commands: &mpsc::UnboundedSender<Command>,
-    command: impl FnOnce(oneshot::Sender<()>) -> Command,
+    commands: &mpsc::UnboundedSender<ListenerCommand>,
+    command: impl FnOnce(oneshot::Sender<()>) -> ListenerCommand,
 ) {
     let (done, is_done) = oneshot::channel();
     // Either way the task is gone when this fails, and with it its listener.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::control::Control;
+use super::control::ConnectionControl;
 use super::packets::Pair;
 
 /// Connections that are being opened, by their ends.
@@ -22,7 +22,7 @@ pub(crate) struct Opening {
     /// Its initial sequence number.
     sequence: u32,
     /// The task that has the server takes the client. Dropping the sender ends it.
-    client: oneshot::Sender<Client>,
+    client: oneshot::Sender<AcceptedClient>,
 }
 
 /// Initial sequence numbers of the connections that were accepted last: a SYN that was sent a second time may be told of
@@ -54,7 +54,11 @@ impl LastAccepted {
 
 impl Openings {
     /// Begins one unless it has begun already, or is over; another of the same ends is given up. Who is to take the client.
-    pub(crate) fn begin(&mut self, pair: Pair, sequence: u32) -> Option<oneshot::Receiver<Client>> {
+    pub(crate) fn begin(
+        &mut self,
+        pair: Pair,
+        sequence: u32,
+    ) -> Option<oneshot::Receiver<AcceptedClient>> {
         let is_known = |opening: &Opening| opening.sequence == sequence;
         if self.held.get(&pair).is_some_and(is_known) || self.accepted.has(pair, sequence) {
             return None;
@@ -69,7 +73,7 @@ impl Openings {
     }
 
     /// Takes the one that has been accepted.
-    pub(crate) fn accept(&mut self, pair: Pair) -> Option<oneshot::Sender<Client>> {
+    pub(crate) fn accept(&mut self, pair: Pair) -> Option<oneshot::Sender<AcceptedClient>> {
         let opening = self.held.remove(&pair)?;
         self.accepted.note(pair, opening.sequence);
         Some(opening.client)
@@ -86,4 +90,4 @@ impl Openings {
 }
 
 /// An accepted connection.
-pub(crate) type Client = (std::net::TcpStream, Arc<Control>);
+pub(crate) type AcceptedClient = (std::net::TcpStream, Arc<ConnectionControl>);

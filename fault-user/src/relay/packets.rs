@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 
-use super::attributes::Direction;
-use crate::relay::exchange::Packet;
+use super::attributes::StreamDirection;
+use crate::relay::exchange::TapPacket;
 use crate::sys::net::tap::{HEADER_BYTES, TAG_AT, TAG_BYTES};
 
 /// Bytes of a UDP header.
@@ -42,7 +42,7 @@ pub(crate) struct Carrier(Arc<Carried>);
 
 #[derive(Debug, PartialEq, Eq)]
 struct Carried {
-    packet: Packet,
+    packet: TapPacket,
     headers: Headers,
     /// Its place among those of a super-packet; nothing for the only one.
     place: Option<u16>,
@@ -61,7 +61,7 @@ struct Headers {
 /// What a packet carries.
 pub(crate) struct Unpacked {
     pub(crate) pair: Pair,
-    pub(crate) direction: Direction,
+    pub(crate) direction: StreamDirection,
     pub(crate) datagrams: Vec<(Bytes, Carrier)>,
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct Unpacked {
 ///
 /// # Errors
 /// A packet that carries none, or a part of one: it comes back.
-pub(crate) fn unpack(packet: Packet) -> Result<Unpacked, Packet> {
+pub(crate) fn unpack(packet: TapPacket) -> Result<Unpacked, TapPacket> {
     let Some(headers) = Headers::find(&packet.frame) else {
         return Err(packet);
     };
@@ -78,13 +78,13 @@ pub(crate) fn unpack(packet: Packet) -> Result<Unpacked, Packet> {
             client: headers.to,
             local: headers.from,
         };
-        (Direction::Downstream, pair)
+        (StreamDirection::Downstream, pair)
     } else {
         let pair = Pair {
             client: headers.from,
             local: headers.to,
         };
-        (Direction::Upstream, pair)
+        (StreamDirection::Upstream, pair)
     };
     let data = packet.frame.slice(headers.payload.clone());
     let size = segment_size(&packet.frame);
@@ -206,7 +206,7 @@ impl Carrier {
     ///
     /// # Errors
     /// No datagram can be so large.
-    pub(crate) fn carry(&self, data: &Bytes, mut send: impl FnMut(Packet)) -> io::Result<()> {
+    pub(crate) fn carry(&self, data: &Bytes, mut send: impl FnMut(TapPacket)) -> io::Result<()> {
         let Carried {
             packet,
             headers,
@@ -223,7 +223,7 @@ impl Carrier {
         let mut load = udp_header(data, headers.from, headers.to)?.to_vec();
         load.extend_from_slice(data);
         let mut emit = |frame: Vec<u8>| {
-            send(Packet {
+            send(TapPacket {
                 frame: frame.into(),
                 ..packet.clone()
             });
@@ -377,7 +377,7 @@ mod tests {
     const V6: [&str; 2] = ["[fd00::1]:9", "[fd00::2]:53"];
 
     /// A packet between these ends, with an option of IPv4 or a header of IPv6 between, and a VLAN's tag.
-    fn packet([from, to]: [&str; 2], data: &[u8]) -> Packet {
+    fn packet([from, to]: [&str; 2], data: &[u8]) -> TapPacket {
         let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let mut frame = vec![0; TAG_AT + TAG_BYTES - 2];
         frame.extend([0x81, 0x00, 0, 7]);
@@ -403,7 +403,7 @@ mod tests {
             }
             _ => unreachable!("both ends have one version"),
         }
-        Packet {
+        TapPacket {
             frame: frame.into(),
             release: Release {
                 judges: 1,
@@ -413,7 +413,7 @@ mod tests {
         }
     }
 
-    fn carried(carrier: &Carrier, data: &[u8]) -> Vec<Packet> {
+    fn carried(carrier: &Carrier, data: &[u8]) -> Vec<TapPacket> {
         let mut sent = Vec::new();
         let data = Bytes::copy_from_slice(data);
         carrier.carry(&data, |packet| sent.push(packet)).unwrap();
@@ -445,7 +445,7 @@ mod tests {
         for ends in [V4, V6] {
             let packet = packet(ends, b"question");
             let unpacked = unpack(packet.clone()).unwrap();
-            assert_eq!(unpacked.direction, Direction::Upstream);
+            assert_eq!(unpacked.direction, StreamDirection::Upstream);
             assert_eq!(unpacked.pair.client, ends[0].parse().unwrap());
             assert_eq!(unpacked.pair.local, ends[1].parse().unwrap());
             let [(data, carrier)] = &unpacked.datagrams[..] else {
@@ -558,7 +558,7 @@ mod tests {
     fn what_is_no_datagram_comes_back() {
         let whole = packet(V4, b"question").frame;
         for length in 0..whole.len() {
-            let packet = Packet {
+            let packet = TapPacket {
                 frame: whole.slice(..length),
                 release: Release::default(),
                 to_client: false,

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::decisions::Notes;
-use super::shared::Shared;
-use super::stage::{Chunk, End, Pop, Queue, ROOM, Rest, Stage, StreamFault};
+use super::shared::ToxicShared;
+use super::stage::{Chunk, ChunkQueue, Pop, ROOM, Rest, Stage, StreamEnd, StreamFault};
 
 /// Numbers from `first` to `last`, both included, of which every `step`-th is picked, beginning to count after `base`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +55,10 @@ pub(super) struct PickedStage {
     /// Those of this client in this direction.
     count: u64,
     /// What may go on.
-    ready: Queue,
+    ready: ChunkQueue,
     /// What else the stage gave.
     told: Option<Pop>,
-    shared: Arc<Shared>,
+    shared: Arc<ToxicShared>,
     notes: Notes,
 }
 
@@ -67,14 +67,14 @@ impl PickedStage {
     pub(super) fn new(
         stage: Box<dyn Stage>,
         datagrams: Datagrams,
-        shared: &Arc<Shared>,
+        shared: &Arc<ToxicShared>,
         notes: Notes,
     ) -> Self {
         Self {
             stage,
             datagrams,
             count: 0,
-            ready: Queue::default(),
+            ready: ChunkQueue::default(),
             told: None,
             shared: Arc::clone(shared),
             notes,
@@ -120,7 +120,7 @@ impl Stage for PickedStage {
         self.ready.push(chunk);
     }
 
-    fn end(&mut self, end: End, at: Instant) {
+    fn end(&mut self, end: StreamEnd, at: Instant) {
         self.stage.end(end, at);
     }
 
@@ -163,16 +163,16 @@ impl Stage for PickedStage {
 mod tests {
     use super::*;
     use crate::relay::decisions::tests::{noted, repeating};
-    use crate::relay::fault::Fault;
+    use crate::relay::fault::RelayFault;
     use crate::relay::fault::{CorruptData, Latency};
-    use crate::relay::stage::Place;
+    use crate::relay::stage::StageContext;
     use crate::rule::CorruptDataMode;
     use bytes::Bytes;
     use std::time::Duration;
 
-    fn picked(fault: &Fault, numbers: Picked, notes: Notes) -> (PickedStage, Instant) {
+    fn picked(fault: &RelayFault, numbers: Picked, notes: Notes) -> (PickedStage, Instant) {
         let now = Instant::now();
-        let place = Place {
+        let place = StageContext {
             key: 1,
             opened: now,
             now,
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_is_not_held_stays_in_order() {
-        let fault = Fault::CorruptData(CorruptData {
+        let fault = RelayFault::CorruptData(CorruptData {
             mode: CorruptDataMode::Zero,
             probability: None,
             offset: None,
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn what_was_picked_of_a_client_is_picked_again() {
-        let fault = Fault::CorruptData(CorruptData {
+        let fault = RelayFault::CorruptData(CorruptData {
             mode: CorruptDataMode::Zero,
             probability: None,
             offset: None,
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn what_is_held_is_overtaken() {
-        let fault = Fault::Latency(Latency {
+        let fault = RelayFault::Latency(Latency {
             latency: 10,
             jitter: 0,
         });

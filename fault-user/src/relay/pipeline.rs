@@ -6,30 +6,34 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::attributes::{CloseMode, Direction};
+use super::attributes::{CloseMode, StreamDirection};
 use super::decisions::Notes;
-use super::fault::Fault;
+use super::fault::RelayFault;
 use super::greeting::Greeted;
 use super::packets::Carrier;
 use super::picked::PickedStage;
 use super::requests::answers;
-use super::stage::{Chunk, End, PassStage, Place, Pop, ROOM, Stage};
+use super::stage::{Chunk, PassStage, Pop, ROOM, Stage, StageContext, StreamEnd};
 use super::toxic::Toxic;
 use super::trouble::Trouble;
 
 /// Creates the stage of a fault for a direction that it [acts on](acts_on).
-fn stage_on(fault: &Fault, direction: Direction, place: &Place) -> Option<Box<dyn Stage>> {
+fn stage_on(
+    fault: &RelayFault,
+    direction: StreamDirection,
+    place: &StageContext,
+) -> Option<Box<dyn Stage>> {
     match fault.handling() {
-        Some(handling) if direction == Direction::Downstream => answers(&handling),
+        Some(handling) if direction == StreamDirection::Downstream => answers(&handling),
         _ => fault.stage(place),
     }
 }
 
 /// Whether a fault acts on this direction. Those that answer in the server's name read requests, and some read answers
 /// too, whatever direction was asked for.
-fn acts_on(fault: &Fault, asked: Direction, direction: Direction) -> bool {
+fn acts_on(fault: &RelayFault, asked: StreamDirection, direction: StreamDirection) -> bool {
     match fault.handling() {
-        Some(handling) => direction == Direction::Upstream || handling.reads_answers(),
+        Some(handling) => direction == StreamDirection::Upstream || handling.reads_answers(),
         None => asked == direction,
     }
 }
@@ -47,8 +51,8 @@ struct Slot {
 
 /// Which connection a pipeline belongs to.
 #[derive(Clone, Copy)]
-pub(crate) struct Owner<'a> {
-    pub(crate) direction: Direction,
+pub(crate) struct PipelineOwner<'a> {
+    pub(crate) direction: StreamDirection,
     /// The relay's key: its seed and name.
     pub(crate) relay_key: u64,
     /// The connection's ordinal in the relay, from 1.
@@ -82,7 +86,7 @@ pub(crate) enum Item {
     Data(Bytes),
     /// A datagram in the headers of the packet that it came in.
     Packet(Bytes, Carrier),
-    End(End),
+    End(StreamEnd),
 }
 
 impl Output {
@@ -149,7 +153,7 @@ impl Pipeline {
     }
 
     /// Puts the end in at the front.
-    pub(crate) fn end(&mut self, end: End, at: Instant, output: &mut Output) {
+    pub(crate) fn end(&mut self, end: StreamEnd, at: Instant, output: &mut Output) {
         self.end_at(0, end, at, output);
     }
 
@@ -163,8 +167,8 @@ impl Pipeline {
         }
     }
 
-    fn end_at(&mut self, index: usize, end: End, at: Instant, output: &mut Output) {
-        if matches!(end, End::Abort(_)) {
+    fn end_at(&mut self, index: usize, end: StreamEnd, at: Instant, output: &mut Output) {
+        if matches!(end, StreamEnd::Abort(_)) {
             output.aborting = true;
         }
         match self.slots.get_mut(index) {
@@ -237,11 +241,11 @@ impl Pipeline {
     pub(crate) fn reconcile(
         &mut self,
         toxics: &[Arc<Toxic>],
-        owner: &Owner<'_>,
+        owner: &PipelineOwner<'_>,
         now: Instant,
         output: &mut Output,
     ) {
-        let wanted: Vec<(&Arc<Toxic>, (usize, &Fault))> = toxics
+        let wanted: Vec<(&Arc<Toxic>, (usize, &RelayFault))> = toxics
             .iter()
             .filter_map(|toxic| {
                 let chosen =
@@ -265,7 +269,7 @@ impl Pipeline {
             }
             let notes = toxic.notes(owner.connection, chosen);
             let datagrams = toxic.config.datagrams;
-            let place = Place {
+            let place = StageContext {
                 key: toxic.key(owner.relay_key, owner.connection),
                 opened: owner.opened,
                 now,
@@ -280,7 +284,7 @@ impl Pipeline {
             };
             if let Some(stage) = stage_on(fault, owner.direction, &place) {
                 // One that looks at answers too is on the connection once.
-                if fault.handling().is_none() || owner.direction == Direction::Upstream {
+                if fault.handling().is_none() || owner.direction == StreamDirection::Upstream {
                     let connections = &toxic.shared.counters.connections;
                     connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     notes.begin();
@@ -308,7 +312,7 @@ impl Pipeline {
     }
 
     /// Takes away the stages of toxics that are gone; what they held goes on.
-    fn retire(&mut self, wanted: &[(&Arc<Toxic>, (usize, &Fault))], output: &mut Output) {
+    fn retire(&mut self, wanted: &[(&Arc<Toxic>, (usize, &RelayFault))], output: &mut Output) {
         let is_wanted = |slot: &Slot| {
             wanted
                 .iter()
@@ -338,22 +342,22 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::attributes::{Probability, Rate};
-    use crate::relay::fault::{Bandwidth, Latency, Mix, Share, Slicer, Stall};
+    use crate::relay::attributes::{BitRate, Probability};
+    use crate::relay::fault::{Bandwidth, Latency, Mix, MixShare, Slicer, Stall};
     use crate::relay::picked::Picked;
     use crate::relay::toxic::{ToxicConfig, ToxicSet};
     use crate::relay::{DecisionLog, Decisions, StreamDecision, StreamReplay, Transport};
     use proptest::prelude::*;
     use std::time::Duration;
 
-    fn config(name: &str, fault: Fault) -> ToxicConfig {
+    fn config(name: &str, fault: RelayFault) -> ToxicConfig {
         ToxicConfig {
             name: name.to_owned(),
-            direction: Direction::Upstream,
+            direction: StreamDirection::Upstream,
             stream: String::new(),
             toxicity: 1.0,
             connections: Picked::ALL,
-            filter: crate::relay::Filter::default(),
+            filter: crate::relay::GreetingFilter::default(),
             datagrams: None,
             fault,
             decisions: Decisions::default(),
@@ -361,14 +365,14 @@ mod tests {
     }
 
     /// A pipeline on which time is only what a test says.
-    struct Bench {
+    struct PipelineBench {
         toxics: ToxicSet,
         pipeline: Pipeline,
         output: Output,
     }
 
-    impl Bench {
-        fn new(faults: Vec<Fault>, now: Instant) -> Self {
+    impl PipelineBench {
+        fn new(faults: Vec<RelayFault>, now: Instant) -> Self {
             let toxics = ToxicSet::default();
             for (number, fault) in faults.into_iter().enumerate() {
                 let config = config(&number.to_string(), fault);
@@ -384,8 +388,8 @@ mod tests {
         }
 
         fn reconcile(&mut self, now: Instant) {
-            let owner = Owner {
-                direction: Direction::Upstream,
+            let owner = PipelineOwner {
+                direction: StreamDirection::Upstream,
                 relay_key: 1,
                 connection: 1,
                 opened: now,
@@ -426,7 +430,7 @@ mod tests {
 
     /// The number of the fault that each of a hundred connections gets, and what was decided.
     fn chosen(toxicity: f64, relay_key: u64, replay: Option<StreamReplay>) -> Chosen {
-        let share = |fault| Share {
+        let share = |fault| MixShare {
             share: Probability(0.5),
             fault,
         };
@@ -434,7 +438,7 @@ mod tests {
         let toxics = ToxicSet::default();
         let config = ToxicConfig {
             toxicity,
-            direction: Direction::Downstream,
+            direction: StreamDirection::Downstream,
             decisions: Decisions {
                 log: Some(Arc::clone(&log)),
                 replay: replay.map(Arc::new),
@@ -442,8 +446,8 @@ mod tests {
             },
             ..config(
                 "0@downstream",
-                Fault::Mix(Mix {
-                    faults: vec![share(bandwidth(1.0)), share(Fault::Stall(Stall {}))],
+                RelayFault::Mix(Mix {
+                    faults: vec![share(bandwidth(1.0)), share(RelayFault::Stall(Stall {}))],
                 }),
             )
         };
@@ -451,8 +455,8 @@ mod tests {
         let now = Instant::now();
         let kinds = (1..=100).map(|connection| {
             let mut pipeline = Pipeline::default();
-            for direction in Direction::ALL {
-                let owner = Owner {
+            for direction in StreamDirection::ALL {
+                let owner = PipelineOwner {
                     direction,
                     relay_key,
                     connection,
@@ -491,9 +495,9 @@ mod tests {
         }
     }
 
-    fn bandwidth(rate: f64) -> Fault {
-        Fault::Bandwidth(Bandwidth {
-            rate: Rate(rate),
+    fn bandwidth(rate: f64) -> RelayFault {
+        RelayFault::Bandwidth(Bandwidth {
+            rate: BitRate(rate),
             shared: false,
         })
     }
@@ -505,7 +509,7 @@ mod tests {
             late_ms in proptest::collection::vec(0_u64..400, 20..60),
         ) {
             let start = Instant::now();
-            let mut bench = Bench::new(vec![bandwidth(rate)], start);
+            let mut bench = PipelineBench::new(vec![bandwidth(rate)], start);
             let mut now = start;
             let mut sent = bench.turn(&mut usize::MAX.clone(), now);
             for late in late_ms {
@@ -523,7 +527,7 @@ mod tests {
     #[test]
     fn an_idle_link_saves_nothing_up() {
         let start = Instant::now();
-        let mut bench = Bench::new(vec![bandwidth(1000.0)], start);
+        let mut bench = PipelineBench::new(vec![bandwidth(1000.0)], start);
         bench.turn(&mut 20_000, start);
         assert_eq!(
             bench.turn(&mut 0, start + Duration::from_millis(20)),
@@ -539,7 +543,7 @@ mod tests {
     #[test]
     fn a_rate_below_a_byte_in_a_quantum_is_kept() {
         let start = Instant::now();
-        let mut bench = Bench::new(vec![bandwidth(0.002)], start);
+        let mut bench = PipelineBench::new(vec![bandwidth(0.002)], start);
         let mut sent = 0;
         for second in 0..=10 {
             sent += bench.turn(&mut 1000, start + Duration::from_secs(second));
@@ -550,15 +554,15 @@ mod tests {
     #[test]
     fn a_turn_moves_no_more_pieces_than_it_may() {
         let start = Instant::now();
-        let slicer = Fault::Slicer(Slicer {
+        let slicer = RelayFault::Slicer(Slicer {
             average_size: 1,
             ..Slicer::default()
         });
-        let latency = Fault::Latency(Latency {
+        let latency = RelayFault::Latency(Latency {
             latency: 1000,
             jitter: 0,
         });
-        let mut bench = Bench::new(vec![slicer, latency], start);
+        let mut bench = PipelineBench::new(vec![slicer, latency], start);
         bench.push(50_000, start);
         for turn in 1..=10 {
             let mut pieces = 256;
@@ -584,8 +588,8 @@ mod tests {
     #[test]
     fn what_is_left_of_a_toxic_stays_in_order_and_vanishes() {
         let start = Instant::now();
-        let latency = |latency| Fault::Latency(Latency { latency, jitter: 0 });
-        let mut bench = Bench::new(vec![latency(50), latency(1000)], start);
+        let latency = |latency| RelayFault::Latency(Latency { latency, jitter: 0 });
+        let mut bench = PipelineBench::new(vec![latency(50), latency(1000)], start);
         bench.push(1, start);
         let mut pieces = usize::MAX;
         let later = start + Duration::from_millis(50);
@@ -596,7 +600,7 @@ mod tests {
         bench.toxics.clear();
         bench.reconcile(later);
         bench.push(3, later);
-        bench.pipeline.end(End::Fin, later, &mut bench.output);
+        bench.pipeline.end(StreamEnd::Fin, later, &mut bench.output);
         bench
             .pipeline
             .advance(later, &mut bench.output, &mut pieces);

@@ -10,9 +10,9 @@ use std::time::Instant;
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::attributes::CloseMode;
-use super::protocol::{Answer, Frame, TEXT_MAX, beginning};
+use super::protocol::{RequestFailure, RequestFrame, TEXT_MAX, beginning};
 use super::random::fold_text;
-use super::stage::{Chunk, End, Pop, Queue, ROOM, Rest, Stage, StreamFault};
+use super::stage::{Chunk, ChunkQueue, Pop, ROOM, Rest, Stage, StreamEnd, StreamFault};
 use crate::rule::servers::{Moment, PostgresError};
 
 /// A message's type and length.
@@ -80,8 +80,9 @@ impl Client {
     }
 
     /// Is told that the request of the last frame fails.
-    pub(crate) fn failed(&mut self, answer: &Answer) {
-        self.skips = matches!(answer, Answer::Instead(bytes) if bytes.first() == Some(&b'P'));
+    pub(crate) fn failed(&mut self, answer: &RequestFailure) {
+        self.skips =
+            matches!(answer, RequestFailure::Instead(bytes) if bytes.first() == Some(&b'P'));
     }
 
     /// Whether there were too many names to keep the texts of all.
@@ -90,49 +91,49 @@ impl Client {
     }
 
     /// Reads the first message.
-    pub(crate) fn frame(&mut self, data: &[u8]) -> Frame {
+    pub(crate) fn frame(&mut self, data: &[u8]) -> RequestFrame {
         match data.first() {
-            None => Frame::Partial,
+            None => RequestFrame::Partial,
             Some(0) => self.login(data),
             Some(kind) if FROM_CLIENT.contains(kind) => self.message(data),
-            Some(_) => Frame::Foreign,
+            Some(_) => RequestFrame::Foreign,
         }
     }
 
-    fn login(&self, data: &[u8]) -> Frame {
+    fn login(&self, data: &[u8]) -> RequestFrame {
         let (Some(length), Some(code)) = (number(data, 0), number(data, 4)) else {
-            return Frame::Partial;
+            return RequestFrame::Partial;
         };
         if !(8..=LONGEST_LOGIN).contains(&length) {
-            return Frame::Foreign;
+            return RequestFrame::Foreign;
         }
         let length = u64::from(length);
         match code {
-            SSL_REQUEST | GSS_REQUEST if length == REQUEST_LENGTH => Frame::Answered {
+            SSL_REQUEST | GSS_REQUEST if length == REQUEST_LENGTH => RequestFrame::Answered {
                 length,
                 reply: b"N".to_vec(),
             },
-            CANCEL_REQUEST => Frame::Through { length },
-            _ if code >> 16 != 3 => Frame::Foreign,
-            _ if self.error.moment == Moment::Login => Frame::Request {
+            CANCEL_REQUEST => RequestFrame::Through { length },
+            _ if code >> 16 != 3 => RequestFrame::Foreign,
+            _ if self.error.moment == Moment::Login => RequestFrame::Request {
                 length,
-                answer: Answer::Last(error_response(&self.error)),
+                answer: RequestFailure::Last(error_response(&self.error)),
                 text: String::new(),
             },
-            _ => Frame::Through { length },
+            _ => RequestFrame::Through { length },
         }
     }
 
-    fn message(&mut self, data: &[u8]) -> Frame {
+    fn message(&mut self, data: &[u8]) -> RequestFrame {
         let Some(length) = message_length(data) else {
-            return Frame::Partial;
+            return RequestFrame::Partial;
         };
         if length < HEADER as u64 {
-            return Frame::Foreign;
+            return RequestFrame::Foreign;
         }
         let here = usize::try_from(length).unwrap_or(usize::MAX);
         if data.len() < here.min(HEADER + 2 * TEXT_MAX) && b"QPBEC".contains(&data[0]) {
-            return Frame::Partial;
+            return RequestFrame::Partial;
         }
         let body = &data[HEADER..here.min(data.len())];
         let failing = match data[0] {
@@ -152,12 +153,12 @@ impl Client {
             }
         };
         match failing {
-            Some((text, instead)) if self.may_fail(&text) => Frame::Request {
+            Some((text, instead)) if self.may_fail(&text) => RequestFrame::Request {
                 length,
-                answer: Answer::Instead(instead),
+                answer: RequestFailure::Instead(instead),
                 text,
             },
-            _ => Frame::Through { length },
+            _ => RequestFrame::Through { length },
         }
     }
 
@@ -292,7 +293,7 @@ pub(crate) struct Answers {
     has_begun: bool,
     /// It is not this protocol: it passes.
     is_foreign: bool,
-    queue: Queue,
+    queue: ChunkQueue,
 }
 
 /// The longest error that is looked at, in bytes.
@@ -307,7 +308,7 @@ impl Answers {
             rest: 0,
             has_begun: false,
             is_foreign: false,
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
         }
     }
 
@@ -369,7 +370,7 @@ impl Answers {
             self.put(error_response(&self.error).into(), at);
             if self.error.moment == Moment::Farewell {
                 self.buffer.clear();
-                self.queue.end(End::Close(CloseMode::Fin), at);
+                self.queue.end(StreamEnd::Close(CloseMode::Fin), at);
             }
             return true;
         }
@@ -404,7 +405,7 @@ impl Stage for Answers {
     }
 
     fn push(&mut self, chunk: Chunk) {
-        // The answer to the wish for encryption is a letter without a length.
+        // The answer to the request for encryption is a letter without a length.
         let is_letter = matches!(&chunk.data[..], b"N" | b"S" | b"G");
         if !self.has_begun && self.buffer.is_empty() && is_letter {
             self.queue.push(chunk);
@@ -415,7 +416,7 @@ impl Stage for Answers {
         self.look(chunk.at);
     }
 
-    fn end(&mut self, end: End, at: Instant) {
+    fn end(&mut self, end: StreamEnd, at: Instant) {
         self.is_foreign = true;
         self.look(at);
         self.queue.end(end, at);
@@ -464,17 +465,17 @@ mod tests {
     }
 
     /// The frames of what a client sends; a request that may fail does.
-    fn frames(client: &mut Client, mut data: &[u8]) -> Vec<Frame> {
+    fn frames(client: &mut Client, mut data: &[u8]) -> Vec<RequestFrame> {
         let mut frames = Vec::new();
         while !data.is_empty() {
             let frame = client.frame(data);
             let length = match &frame {
-                Frame::Request { length, answer, .. } => {
+                RequestFrame::Request { length, answer, .. } => {
                     client.failed(answer);
                     *length
                 }
-                Frame::Through { length } | Frame::Answered { length, .. } => *length,
-                Frame::Partial | Frame::Foreign => data.len() as u64,
+                RequestFrame::Through { length } | RequestFrame::Answered { length, .. } => *length,
+                RequestFrame::Partial | RequestFrame::Foreign => data.len() as u64,
             };
             data = &data[usize::try_from(length).expect("short")..];
             frames.push(frame);
@@ -482,24 +483,27 @@ mod tests {
         frames
     }
 
-    fn through(length: u64) -> Frame {
-        Frame::Through { length }
+    fn through(length: u64) -> RequestFrame {
+        RequestFrame::Through { length }
     }
 
-    fn instead(length: u64, bytes: &[u8], text: &str) -> Frame {
-        Frame::Request {
+    fn instead(length: u64, bytes: &[u8], text: &str) -> RequestFrame {
+        RequestFrame::Request {
             length,
-            answer: Answer::Instead(bytes.to_vec()),
+            answer: RequestFailure::Instead(bytes.to_vec()),
             text: text.to_owned(),
         }
     }
 
     #[test]
-    fn a_wish_for_tls_is_denied_and_the_login_passes() {
+    fn a_request_for_tls_is_denied_and_the_login_passes() {
         let mut client = Client::new(error("40001"), false);
         let reply = b"N".to_vec();
-        assert_eq!(client.frame(SSL), Frame::Answered { length: 8, reply });
-        assert_eq!(client.frame(&SSL[..7]), Frame::Partial);
+        assert_eq!(
+            client.frame(SSL),
+            RequestFrame::Answered { length: 8, reply }
+        );
+        assert_eq!(client.frame(&SSL[..7]), RequestFrame::Partial);
         assert_eq!(client.frame(STARTUP), through(63));
         let cancel = b"\x00\x00\x00\x10\x04\xd2\x16\x2e\x00\x00\x00\x01\x00\x00\x00\x02";
         assert_eq!(client.frame(cancel), through(16));
@@ -508,9 +512,9 @@ mod tests {
     #[test]
     fn an_error_of_the_login_ends_it_and_lets_statements_pass() {
         let mut client = Client::new(error("53300"), false);
-        let Frame::Request {
+        let RequestFrame::Request {
             length: 63,
-            answer: Answer::Last(reply),
+            answer: RequestFailure::Last(reply),
             ..
         } = client.frame(STARTUP)
         else {
@@ -527,7 +531,7 @@ mod tests {
         let mut client = Client::new(error("40001"), false);
         let failing = query("SELECT \"injected_by_fault_40001_b2b2409b\"");
         assert_eq!(client.frame(QUERY), instead(14, &failing, "select 1"));
-        assert_eq!(client.frame(&QUERY[..13]), Frame::Partial);
+        assert_eq!(client.frame(&QUERY[..13]), RequestFrame::Partial);
         let length = failing.len() as u64;
         assert_eq!(client.frame(&failing), through(length), "another rule's");
     }
@@ -577,7 +581,7 @@ mod tests {
         let close = message(b'C', b"SP_0\0");
         frames(&mut client, &close);
         let found = frames(&mut client, EXECUTE);
-        assert!(matches!(&found[2], Frame::Request { text, .. } if text.is_empty()));
+        assert!(matches!(&found[2], RequestFrame::Request { text, .. } if text.is_empty()));
         for number in 0..2000 {
             frames(&mut client, &parse(&number.to_string(), "select 1"));
         }
@@ -594,7 +598,7 @@ mod tests {
             b"\x00\x00\x00\x08\x00\x02\x00\x00",
             b"Q\x00\x00\x00\x03",
         ] {
-            assert_eq!(client.frame(data), Frame::Foreign, "{data:?}");
+            assert_eq!(client.frame(data), RequestFrame::Foreign, "{data:?}");
         }
     }
 

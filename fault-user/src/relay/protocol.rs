@@ -1,6 +1,6 @@
 //! Just enough of each protocol to know where a request ends and how its server says that something failed.
 
-use super::attributes::Protocol;
+use super::attributes::ErrorProtocol;
 use super::random::Draws;
 use crate::rule::servers::{MysqlError, redis_error};
 
@@ -11,14 +11,14 @@ const LONGEST_HEAD: usize = 64 * 1024;
 
 /// What stands at the beginning of the bytes that a client sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Frame {
+pub(crate) enum RequestFrame {
     /// Not enough to tell.
     Partial,
     /// A request of this length in bytes (more may be on its way than is here), its error answer, and the beginning of
     /// what it says.
     Request {
         length: u64,
-        answer: Answer,
+        answer: RequestFailure,
         text: String,
     },
     /// Bytes that are no request, such as a login: they must pass.
@@ -31,7 +31,7 @@ pub(crate) enum Frame {
 
 /// What becomes of a request that fails.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum RequestFailure {
     /// The client gets this; nothing when it expects none.
     Reply(Vec<u8>),
     /// The client gets this, and the server the end of the connection.
@@ -40,7 +40,7 @@ pub(crate) enum Answer {
     Instead(Vec<u8>),
 }
 
-impl Answer {
+impl RequestFailure {
     /// The status in an answer of HTTP.
     pub(crate) fn status(&self) -> Option<u64> {
         let (Self::Reply(text) | Self::Last(text)) = self else {
@@ -60,16 +60,16 @@ pub(crate) fn beginning(text: &[u8]) -> String {
 }
 
 /// A request that is answered.
-fn request(length: u64, reply: Vec<u8>, text: &[u8]) -> Frame {
-    Frame::Request {
+fn request(length: u64, reply: Vec<u8>, text: &[u8]) -> RequestFrame {
+    RequestFrame::Request {
         length,
-        answer: Answer::Reply(reply),
+        answer: RequestFailure::Reply(reply),
         text: beginning(text),
     }
 }
 
 /// Guesses the protocol from the first bytes of a client.
-pub(crate) fn guess(data: &[u8]) -> Protocol {
+pub(crate) fn guess(data: &[u8]) -> ErrorProtocol {
     let line = data.split(|byte| *byte == b'\n').next().unwrap_or(data);
     let word: Vec<u8> = line
         .iter()
@@ -81,15 +81,15 @@ pub(crate) fn guess(data: &[u8]) -> Protocol {
         .iter()
         .any(|version| line.trim_ascii_end().ends_with(version));
     match (data.first(), &*word) {
-        _ if is_http => Protocol::Http,
-        (Some(b'*'), _) | (_, "PING" | "HELLO") => Protocol::Redis,
-        (Some(0x80), _) => Protocol::Memcache,
-        (_, "EHLO" | "HELO" | "LHLO" | "ehlo" | "helo" | "MAIL" | "mail") => Protocol::Smtp,
-        (_, word) if MEMCACHE_COMMANDS.contains(&word) => Protocol::Memcache,
+        _ if is_http => ErrorProtocol::Http,
+        (Some(b'*'), _) | (_, "PING" | "HELLO") => ErrorProtocol::Redis,
+        (Some(0x80), _) => ErrorProtocol::Memcache,
+        (_, "EHLO" | "HELO" | "LHLO" | "ehlo" | "helo" | "MAIL" | "mail") => ErrorProtocol::Smtp,
+        (_, word) if MEMCACHE_COMMANDS.contains(&word) => ErrorProtocol::Memcache,
         _ if mysql_length(data).is_some_and(|length| length == data.len() as u64) => {
-            Protocol::Mysql
+            ErrorProtocol::Mysql
         }
-        _ => Protocol::Random,
+        _ => ErrorProtocol::Random,
     }
 }
 
@@ -118,34 +118,34 @@ impl Wording {
 
 /// Reads the first request.
 pub(crate) fn frame(
-    protocol: Protocol,
+    protocol: ErrorProtocol,
     data: &[u8],
     wording: &Wording,
     draws: &mut Draws,
-) -> Frame {
+) -> RequestFrame {
     if data.is_empty() {
-        return Frame::Partial;
+        return RequestFrame::Partial;
     }
     let frame = match protocol {
-        Protocol::Http => http(data, wording, draws),
-        Protocol::Redis => redis(data, wording),
-        Protocol::Mysql => mysql(data, wording),
-        Protocol::Memcache if data[0] == 0x80 => memcache_binary(data, wording),
-        Protocol::Memcache => memcache(data, wording),
-        Protocol::Smtp => smtp(data, wording),
-        Protocol::None => request(data.len() as u64, Vec::new(), b""),
+        ErrorProtocol::Http => http(data, wording, draws),
+        ErrorProtocol::Redis => redis(data, wording),
+        ErrorProtocol::Mysql => mysql(data, wording),
+        ErrorProtocol::Memcache if data[0] == 0x80 => memcache_binary(data, wording),
+        ErrorProtocol::Memcache => memcache(data, wording),
+        ErrorProtocol::Smtp => smtp(data, wording),
+        ErrorProtocol::None => request(data.len() as u64, Vec::new(), b""),
         // Its frames depend on what came before.
-        Protocol::Postgres => Frame::Foreign,
-        Protocol::Auto | Protocol::Random => random(data, wording, draws),
+        ErrorProtocol::Postgres => RequestFrame::Foreign,
+        ErrorProtocol::Auto | ErrorProtocol::Random => random(data, wording, draws),
     };
     match frame {
         // What never ends is not this protocol: it gets the error all the same.
-        Frame::Partial if data.len() > LONGEST_HEAD => random(data, wording, draws),
+        RequestFrame::Partial if data.len() > LONGEST_HEAD => random(data, wording, draws),
         frame => frame,
     }
 }
 
-fn random(data: &[u8], wording: &Wording, draws: &mut Draws) -> Frame {
+fn random(data: &[u8], wording: &Wording, draws: &mut Draws) -> RequestFrame {
     let size = wording.size.unwrap_or_else(|| 16 + draws.below(112));
     let reply = (0..size)
         .map(|_| u8::try_from(draws.below(256)).unwrap_or(0))
@@ -160,10 +160,10 @@ fn line_length(data: &[u8]) -> Option<usize> {
         .map(|position| position + 1)
 }
 
-fn http(data: &[u8], wording: &Wording, draws: &mut Draws) -> Frame {
+fn http(data: &[u8], wording: &Wording, draws: &mut Draws) -> RequestFrame {
     let status = wording.status.as_slice();
     let Some(head_end) = data.windows(4).position(|window| window == b"\r\n\r\n") else {
-        return Frame::Partial;
+        return RequestFrame::Partial;
     };
     let head = String::from_utf8_lossy(&data[..head_end]);
     let header = |name: &str| {
@@ -185,7 +185,7 @@ fn http(data: &[u8], wording: &Wording, draws: &mut Draws) -> Frame {
     } else if is_chunked {
         match chunked_length(&data[head_length..]) {
             Some(length) => length,
-            None => return Frame::Partial,
+            None => return RequestFrame::Partial,
         }
     } else {
         header("content-length")
@@ -248,12 +248,12 @@ fn http_reply(status: u16, is_head: bool, closes: bool) -> Vec<u8> {
     reply.into_bytes()
 }
 
-fn redis(data: &[u8], wording: &Wording) -> Frame {
+fn redis(data: &[u8], wording: &Wording) -> RequestFrame {
     let error = wording.message_or(MESSAGE);
     let error = redis_error(error).unwrap_or_else(|_unknown| error.to_owned());
     let reply = format!("-{error}\r\n").into_bytes();
     let Some(mut at) = line_length(data) else {
-        return Frame::Partial;
+        return RequestFrame::Partial;
     };
     let mut text = data[..at].trim_ascii().to_vec();
     if data[0] == b'*' {
@@ -261,7 +261,7 @@ fn redis(data: &[u8], wording: &Wording) -> Frame {
         let count = number(&data[1..at]).unwrap_or(0);
         for _ in 0..count {
             let Some(line) = data.get(at..).and_then(line_length) else {
-                return Frame::Partial;
+                return RequestFrame::Partial;
             };
             let size = number(data.get(at + 1..at + line).unwrap_or(&[])).unwrap_or(0);
             at += line;
@@ -269,7 +269,7 @@ fn redis(data: &[u8], wording: &Wording) -> Frame {
                 .ok()
                 .and_then(|size| data.get(at..at.checked_add(size + 2)?))
             else {
-                return Frame::Partial;
+                return RequestFrame::Partial;
             };
             at += word.len();
             if text.len() < TEXT_MAX {
@@ -291,20 +291,20 @@ fn mysql_length(data: &[u8]) -> Option<u64> {
     Some(u64::from(u32::from_le_bytes([header[0], header[1], header[2], 0])) + 4)
 }
 
-fn mysql(data: &[u8], wording: &Wording) -> Frame {
+fn mysql(data: &[u8], wording: &Wording) -> RequestFrame {
     let (Some(length), Some(command)) = (mysql_length(data), data.get(4)) else {
-        return Frame::Partial;
+        return RequestFrame::Partial;
     };
     // A sequence number other than 0 belongs to a login or to the data of a command. COM_QUIT,
     // COM_STMT_SEND_LONG_DATA and COM_STMT_CLOSE are not answered.
     if data[3] != 0 || [0x01, 0x18, 0x19].contains(command) {
-        return Frame::Through { length };
+        return RequestFrame::Through { length };
     }
     // COM_QUERY and COM_STMT_PREPARE have a text. A client that may send attributes of a query says first that it has none.
     let text = if [0x03, 0x16].contains(command) {
         let end = usize::try_from(length).unwrap_or(usize::MAX);
         if data.len() < end.min(5 + TEXT_MAX) {
-            return Frame::Partial;
+            return RequestFrame::Partial;
         }
         let text = &data[5..end.min(data.len()).max(5)];
         text.strip_prefix(&[0, 1]).unwrap_or(text)
@@ -314,7 +314,7 @@ fn mysql(data: &[u8], wording: &Wording) -> Frame {
     let error = wording.message_or(MESSAGE);
     let Ok(error) = MysqlError::meant_by(error).or_else(|_unknown| MysqlError::meant_by(MESSAGE))
     else {
-        return Frame::Foreign;
+        return RequestFrame::Foreign;
     };
     // ERR_Packet: 0xff, the code, '#' and the SQLSTATE, the text.
     let mut payload = vec![0xff];
@@ -355,9 +355,9 @@ const MEMCACHE_COMMANDS: &[&str] = &[
     "me",
 ];
 
-fn memcache(data: &[u8], wording: &Wording) -> Frame {
+fn memcache(data: &[u8], wording: &Wording) -> RequestFrame {
     let Some(line) = line_length(data) else {
-        return Frame::Partial;
+        return RequestFrame::Partial;
     };
     let text = String::from_utf8_lossy(&data[..line]);
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -365,7 +365,7 @@ fn memcache(data: &[u8], wording: &Wording) -> Frame {
         Some("set" | "add" | "replace" | "append" | "prepend" | "cas") => words.get(4),
         Some("ms") => words.get(2),
         Some("quit") => {
-            return Frame::Through {
+            return RequestFrame::Through {
                 length: line as u64,
             };
         }
@@ -383,9 +383,9 @@ fn memcache(data: &[u8], wording: &Wording) -> Frame {
     request(line as u64 + block, reply, data[..line].trim_ascii())
 }
 
-fn memcache_binary(data: &[u8], wording: &Wording) -> Frame {
+fn memcache_binary(data: &[u8], wording: &Wording) -> RequestFrame {
     let Some(header) = data.get(..24) else {
-        return Frame::Partial;
+        return RequestFrame::Partial;
     };
     let body = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
     let message = wording.message_or(MESSAGE);
@@ -401,13 +401,13 @@ fn memcache_binary(data: &[u8], wording: &Wording) -> Frame {
     request(u64::from(body) + 24, reply, b"")
 }
 
-fn smtp(data: &[u8], wording: &Wording) -> Frame {
+fn smtp(data: &[u8], wording: &Wording) -> RequestFrame {
     let Some(line) = line_length(data) else {
-        return Frame::Partial;
+        return RequestFrame::Partial;
     };
     let length = line as u64;
     if data[..line].trim_ascii().eq_ignore_ascii_case(b"QUIT") {
-        return Frame::Through { length };
+        return RequestFrame::Through { length };
     }
     let usual = format!("451 4.3.0 Requested action aborted: {MESSAGE}");
     let reply = format!("{}\r\n", wording.message_or(&usual)).into_bytes();
@@ -419,7 +419,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn request(protocol: Protocol, data: &[u8]) -> (u64, String) {
+    fn request(protocol: ErrorProtocol, data: &[u8]) -> (u64, String) {
         let wording = Wording {
             status: vec![503],
             ..Wording::default()
@@ -427,11 +427,11 @@ mod tests {
         worded(protocol, data, &wording)
     }
 
-    fn worded(protocol: Protocol, data: &[u8], wording: &Wording) -> (u64, String) {
+    fn worded(protocol: ErrorProtocol, data: &[u8], wording: &Wording) -> (u64, String) {
         match frame(protocol, data, wording, &mut Draws::new(1)) {
-            Frame::Request {
+            RequestFrame::Request {
                 length,
-                answer: Answer::Reply(reply),
+                answer: RequestFailure::Reply(reply),
                 ..
             } => (length, String::from_utf8_lossy(&reply).into_owned()),
             other => panic!("{other:?}"),
@@ -440,24 +440,28 @@ mod tests {
 
     #[test]
     fn each_protocol_knows_where_a_request_ends() {
-        let cases: &[(Protocol, &[u8], u64)] = &[
-            (Protocol::Http, b"GET / HTTP/1.1\r\n\r\nGET /", 18),
+        let cases: &[(ErrorProtocol, &[u8], u64)] = &[
+            (ErrorProtocol::Http, b"GET / HTTP/1.1\r\n\r\nGET /", 18),
             (
-                Protocol::Http,
+                ErrorProtocol::Http,
                 b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nabcdeX",
                 43,
             ),
             (
-                Protocol::Http,
+                ErrorProtocol::Http,
                 b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nX",
                 60,
             ),
-            (Protocol::Redis, b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n*1", 20),
-            (Protocol::Redis, b"PING\r\nPING\r\n", 6),
-            (Protocol::Mysql, b"\x05\x00\x00\x00\x03abcdX", 9),
-            (Protocol::Memcache, b"set k 0 0 3\r\nabc\r\nget", 18),
-            (Protocol::Memcache, b"get k\r\nget", 7),
-            (Protocol::Smtp, b"EHLO me\r\nMAIL", 9),
+            (
+                ErrorProtocol::Redis,
+                b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n*1",
+                20,
+            ),
+            (ErrorProtocol::Redis, b"PING\r\nPING\r\n", 6),
+            (ErrorProtocol::Mysql, b"\x05\x00\x00\x00\x03abcdX", 9),
+            (ErrorProtocol::Memcache, b"set k 0 0 3\r\nabc\r\nget", 18),
+            (ErrorProtocol::Memcache, b"get k\r\nget", 7),
+            (ErrorProtocol::Smtp, b"EHLO me\r\nMAIL", 9),
         ];
         for (protocol, data, length) in cases {
             assert_eq!(
@@ -471,12 +475,12 @@ mod tests {
 
     #[test]
     fn each_protocol_is_guessed_from_its_first_bytes() {
-        assert_eq!(guess(b"GET / HTTP/1.1\r\n"), Protocol::Http);
-        assert_eq!(guess(b"*1\r\n$4\r\nPING\r\n"), Protocol::Redis);
-        assert_eq!(guess(b"get key\r\n"), Protocol::Memcache);
-        assert_eq!(guess(b"EHLO host\r\n"), Protocol::Smtp);
-        assert_eq!(guess(b"\x05\x00\x00\x01\x03abcd"), Protocol::Mysql);
-        assert_eq!(guess(b"hello world"), Protocol::Random);
+        assert_eq!(guess(b"GET / HTTP/1.1\r\n"), ErrorProtocol::Http);
+        assert_eq!(guess(b"*1\r\n$4\r\nPING\r\n"), ErrorProtocol::Redis);
+        assert_eq!(guess(b"get key\r\n"), ErrorProtocol::Memcache);
+        assert_eq!(guess(b"EHLO host\r\n"), ErrorProtocol::Smtp);
+        assert_eq!(guess(b"\x05\x00\x00\x01\x03abcd"), ErrorProtocol::Mysql);
+        assert_eq!(guess(b"hello world"), ErrorProtocol::Random);
     }
 
     #[test]
@@ -497,15 +501,21 @@ mod tests {
         let frame =
             |protocol, data: &[u8]| frame(protocol, data, &Wording::default(), &mut Draws::new(1));
         assert_eq!(
-            frame(Protocol::Mysql, b"\x05\x00\x00\x01login"),
-            Frame::Through { length: 9 }
+            frame(ErrorProtocol::Mysql, b"\x05\x00\x00\x01login"),
+            RequestFrame::Through { length: 9 }
         );
         assert_eq!(
-            frame(Protocol::Smtp, b"quit\r\n"),
-            Frame::Through { length: 6 }
+            frame(ErrorProtocol::Smtp, b"quit\r\n"),
+            RequestFrame::Through { length: 6 }
         );
-        assert_eq!(frame(Protocol::Http, b"GET / HTTP/1.1\r\n"), Frame::Partial);
-        assert_eq!(frame(Protocol::Redis, b"*1\r\n$4\r\nPI"), Frame::Partial);
+        assert_eq!(
+            frame(ErrorProtocol::Http, b"GET / HTTP/1.1\r\n"),
+            RequestFrame::Partial
+        );
+        assert_eq!(
+            frame(ErrorProtocol::Redis, b"*1\r\n$4\r\nPI"),
+            RequestFrame::Partial
+        );
     }
 
     #[test]
@@ -518,22 +528,22 @@ mod tests {
             };
             worded(protocol, data, &wording).1
         };
-        let redis = said(Protocol::Redis, b"PING\r\n", "LOADING wait");
+        let redis = said(ErrorProtocol::Redis, b"PING\r\n", "LOADING wait");
         assert_eq!(redis, "-LOADING wait\r\n");
-        let smtp = said(Protocol::Smtp, b"MAIL\r\n", "421 later");
+        let smtp = said(ErrorProtocol::Smtp, b"MAIL\r\n", "421 later");
         assert_eq!(smtp, "421 later\r\n");
-        let memcache = said(Protocol::Memcache, b"get k\r\n", "full");
+        let memcache = said(ErrorProtocol::Memcache, b"get k\r\n", "full");
         assert_eq!(memcache, "SERVER_ERROR full\r\n");
         let long = "x".repeat(300);
-        let mysql = said(Protocol::Mysql, b"\x01\x00\x00\x00\x03", &long);
+        let mysql = said(ErrorProtocol::Mysql, b"\x01\x00\x00\x00\x03", &long);
         assert!(mysql.ends_with(&format!("#HY000{long}")), "{mysql}");
         let wording = Wording {
             size: Some(5),
             ..Wording::default()
         };
-        match frame(Protocol::Random, b"x", &wording, &mut Draws::new(1)) {
-            Frame::Request {
-                answer: Answer::Reply(reply),
+        match frame(ErrorProtocol::Random, b"x", &wording, &mut Draws::new(1)) {
+            RequestFrame::Request {
+                answer: RequestFailure::Reply(reply),
                 ..
             } => assert_eq!(reply.len(), 5),
             other => panic!("{other:?}"),
@@ -544,13 +554,13 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(data in proptest::collection::vec(any::<u8>(), 0..200), which in 0..7_usize) {
             let protocol = [
-                Protocol::Auto, Protocol::Http, Protocol::Redis, Protocol::Mysql, Protocol::Memcache, Protocol::Smtp,
-                Protocol::Random,
+                ErrorProtocol::Auto, ErrorProtocol::Http, ErrorProtocol::Redis, ErrorProtocol::Mysql, ErrorProtocol::Memcache, ErrorProtocol::Smtp,
+                ErrorProtocol::Random,
             ][which];
             guess(&data);
             match frame(protocol, &data, &Wording::default(), &mut Draws::new(1)) {
-                Frame::Partial | Frame::Foreign => {}
-                Frame::Answered { length, .. } | Frame::Request { length, .. } | Frame::Through { length } => prop_assert!(length > 0),
+                RequestFrame::Partial | RequestFrame::Foreign => {}
+                RequestFrame::Answered { length, .. } | RequestFrame::Request { length, .. } | RequestFrame::Through { length } => prop_assert!(length > 0),
             }
         }
     }

@@ -7,7 +7,7 @@ use fault_common::decide::{Plain, Sample, Verdict, judge, open};
 use fault_common::dns::{FLAG_TRUNCATED, Message, NameKey, Reply, key_of};
 use fault_common::packet::{Packet, kind};
 
-use super::protocol::{Answer, Frame};
+use super::protocol::{RequestFailure, RequestFrame};
 
 /// Bytes of the length before each message (RFC 1035, section 4.2.2).
 const LENGTH_BYTES: usize = 2;
@@ -141,36 +141,36 @@ impl QueryReader {
     }
 
     /// What stands at the beginning of what a client sent. A query that may be answered is waited for in full.
-    pub(super) fn frame(&mut self, data: &[u8]) -> Frame {
+    pub(super) fn frame(&mut self, data: &[u8]) -> RequestFrame {
         let Some((length, rest)) = data.split_first_chunk::<LENGTH_BYTES>() else {
-            return Frame::Partial;
+            return RequestFrame::Partial;
         };
         let bytes = u16::from_be_bytes(*length);
         let length = LENGTH_BYTES as u64 + u64::from(bytes);
         let here = &rest[..rest.len().min(bytes.into())];
         let is_whole = here.len() == usize::from(bytes);
         if !is_whole && here.len() < Message::QUESTION as usize {
-            return Frame::Partial;
+            return RequestFrame::Partial;
         }
         let mut message = Message::EMPTY;
         message.fill(here);
         let head = message.head();
         if head.is_some_and(|head| !head.is_query()) {
-            return Frame::Through { length };
+            return RequestFrame::Through { length };
         }
         let end = match head.map_or(0, |_| message.read_name(Message::QUESTION)) {
             0 => 0,
             end => message.after_question(end),
         };
         if end != 0 && !message.is_named(&self.queries.0.pattern) {
-            return Frame::Through { length };
+            return RequestFrame::Through { length };
         }
         if head.is_some() && !is_whole {
-            return Frame::Partial;
+            return RequestFrame::Partial;
         }
         if end == 0 {
             self.queries.totals_now().unread += 1;
-            return Frame::Through { length };
+            return RequestFrame::Through { length };
         }
         let query = Packet {
             kinds: kind::DATA,
@@ -179,14 +179,14 @@ impl QueryReader {
         };
         let size = HEADERS_BYTES + u32::from(bytes);
         let Some(reply) = self.queries.judge(&mut self.flows, &query, size) else {
-            return Frame::Through { length };
+            return RequestFrame::Through { length };
         };
         let end = message.answer(end, &reply) as usize;
         let mut response = u16::try_from(end).unwrap_or(0).to_be_bytes().to_vec();
         response.extend_from_slice(&message.bytes[..end]);
-        Frame::Request {
+        RequestFrame::Request {
             length,
-            answer: Answer::Reply(response),
+            answer: RequestFailure::Reply(response),
             text: String::new(),
         }
     }

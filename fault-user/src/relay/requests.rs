@@ -9,15 +9,15 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use regex::bytes::Regex;
 
-use super::attributes::{CloseMode, Protocol};
+use super::attributes::{CloseMode, ErrorProtocol};
 use super::decisions::Notes;
-use super::handling::{Handling, Rule};
+use super::handling::{Handling, RequestRule};
 use super::postgres::{Answers, Client};
-use super::protocol::{self, Answer, Frame};
+use super::protocol::{self, RequestFailure, RequestFrame};
 use super::queries::QueryReader;
 use super::random::{Draws, fold};
-use super::shared::Shared;
-use super::stage::{Chunk, End, Place, Pop, ROOM, Rest, Stage, StreamFault};
+use super::shared::ToxicShared;
+use super::stage::{Chunk, Pop, ROOM, Rest, Stage, StageContext, StreamEnd, StreamFault};
 use super::trouble::Trouble;
 
 /// Looks at what a client sends.
@@ -53,14 +53,14 @@ pub(crate) struct RequestStage {
     has_ended: bool,
     ready: VecDeque<Pop>,
     at: Instant,
-    shared: Arc<Shared>,
+    shared: Arc<ToxicShared>,
     notes: Notes,
     trouble: Arc<Trouble>,
 }
 
 impl RequestStage {
     /// The stage that handles requests in this way.
-    pub(super) fn new(handling: Handling, place: &Place) -> Self {
+    pub(super) fn new(handling: Handling, place: &StageContext) -> Self {
         Self {
             selection: handling.selection(),
             postgres: client(&handling),
@@ -89,14 +89,14 @@ impl RequestStage {
     fn claims(&mut self) -> bool {
         self.selected += 1;
         match self.handling.rule {
-            Rule::Always => true,
-            Rule::Abort(_) => false,
-            Rule::First {
+            RequestRule::Always => true,
+            RequestRule::Abort(_) => false,
+            RequestRule::First {
                 count,
                 per_connection: true,
             } => self.selected <= count,
             // Which connections have the first requests is chance. Those that are repeated end by `is_used_up`.
-            Rule::First {
+            RequestRule::First {
                 count,
                 per_connection: false,
             } => {
@@ -109,12 +109,12 @@ impl RequestStage {
     /// Whether every request that is to be answered has been, by this connection or others.
     fn is_used_up(&self) -> bool {
         match self.handling.rule {
-            Rule::Always | Rule::Abort(_) => false,
-            Rule::First {
+            RequestRule::Always | RequestRule::Abort(_) => false,
+            RequestRule::First {
                 count,
                 per_connection: true,
             } => self.selected >= count,
-            Rule::First {
+            RequestRule::First {
                 count,
                 per_connection: false,
             } => match self.notes.recorded_places() {
@@ -149,9 +149,10 @@ impl RequestStage {
         }
         if self.rest_passes
             && self.is_over
-            && let Rule::Abort(mode) = self.handling.rule
+            && let RequestRule::Abort(mode) = self.handling.rule
         {
-            self.ready.push_back(Pop::End(End::Abort(mode), self.at));
+            self.ready
+                .push_back(Pop::End(StreamEnd::Abort(mode), self.at));
         }
     }
 
@@ -178,9 +179,9 @@ impl RequestStage {
                 continue;
             }
             match self.frame() {
-                Frame::Partial => return,
-                Frame::Through { length } => self.let_through(length),
-                Frame::Answered { length, reply } => {
+                RequestFrame::Partial => return,
+                RequestFrame::Through { length } => self.let_through(length),
+                RequestFrame::Answered { length, reply } => {
                     self.trouble.tell(
                         "no-tls",
                         format_args!(
@@ -189,14 +190,14 @@ impl RequestStage {
                             self.handling.fault
                         ),
                     );
-                    self.answer(length, Answer::Reply(reply));
+                    self.answer(length, RequestFailure::Reply(reply));
                 }
-                Frame::Request {
+                RequestFrame::Request {
                     length,
                     answer,
                     text,
                 } => self.request(length, answer, &text),
-                Frame::Foreign => self.give_up(
+                RequestFrame::Foreign => self.give_up(
                     "foreign",
                     "does not understand a connection, which passes: it is encrypted or of another protocol",
                 ),
@@ -205,7 +206,7 @@ impl RequestStage {
     }
 
     /// What stands at the beginning of what is here.
-    fn frame(&mut self) -> Frame {
+    fn frame(&mut self) -> RequestFrame {
         if let Some(client) = &mut self.postgres {
             let frame = client.frame(&self.buffer);
             if self.selection.is_some() && client.is_full() {
@@ -220,7 +221,7 @@ impl RequestStage {
             return queries.frame(&self.buffer);
         }
         let protocol = match self.handling.protocol {
-            Protocol::Auto => protocol::guess(&self.buffer),
+            ErrorProtocol::Auto => protocol::guess(&self.buffer),
             protocol => protocol,
         };
         // What is drawn for a request depends on where it begins, not on how often it was looked at.
@@ -247,12 +248,15 @@ impl RequestStage {
 
     /// Whether the connection ends by a request that it has seen.
     fn has_aborted(&self) -> bool {
-        self.is_reset || self.is_over && matches!(self.handling.rule, Rule::Abort(_))
+        self.is_reset || self.is_over && matches!(self.handling.rule, RequestRule::Abort(_))
     }
 
     /// Whether what it does depends on what the requests say.
     const fn reads_requests(&self) -> bool {
-        !matches!(self.handling.protocol, Protocol::Random | Protocol::None)
+        !matches!(
+            self.handling.protocol,
+            ErrorProtocol::Random | ErrorProtocol::None
+        )
     }
 
     /// Whether a request is one that is looked for.
@@ -261,7 +265,7 @@ impl RequestStage {
         selection.is_none_or(|selection| selection.is_match(text.trim_start().as_bytes()))
     }
 
-    fn request(&mut self, length: u64, answer: Answer, text: &str) {
+    fn request(&mut self, length: u64, answer: RequestFailure, text: &str) {
         if !self.selects(text) {
             self.let_through(length);
             return;
@@ -269,9 +273,9 @@ impl RequestStage {
         if self.claims() {
             self.shared.counters.hit();
             self.notes.note(self.selected, answer.status());
-            if self.handling.protocol == Protocol::None {
+            if self.handling.protocol == ErrorProtocol::None {
                 // The server, which has not seen the request, is not to blame: it gets an orderly end.
-                let end = End::Abort(CloseMode::Rst);
+                let end = StreamEnd::Abort(CloseMode::Rst);
                 self.ready.push_back(Pop::End(end, self.at));
                 self.buffer.clear();
                 self.is_over = true;
@@ -285,7 +289,7 @@ impl RequestStage {
             return;
         }
         self.is_over = true;
-        if matches!(self.handling.rule, Rule::Abort(_)) {
+        if matches!(self.handling.rule, RequestRule::Abort(_)) {
             self.shared.counters.hit();
             self.notes.note(self.selected, None);
             self.let_through(length);
@@ -293,15 +297,15 @@ impl RequestStage {
     }
 
     /// Answers a request of which so many bytes do not go to the server.
-    fn answer(&mut self, length: u64, answer: Answer) {
+    fn answer(&mut self, length: u64, answer: RequestFailure) {
         self.rest = length;
         self.rest_passes = false;
         match answer {
-            Answer::Reply(reply) => self.reply = Some(reply.into()),
-            Answer::Instead(other) => self.pass(BytesMut::from(&other[..])),
-            Answer::Last(reply) => {
+            RequestFailure::Reply(reply) => self.reply = Some(reply.into()),
+            RequestFailure::Instead(other) => self.pass(BytesMut::from(&other[..])),
+            RequestFailure::Last(reply) => {
                 self.ready.push_back(Pop::Reply(reply.into()));
-                self.ready.push_back(Pop::End(End::Fin, self.at));
+                self.ready.push_back(Pop::End(StreamEnd::Fin, self.at));
                 self.has_ended = true;
             }
         }
@@ -320,7 +324,7 @@ pub(super) fn answers(handling: &Handling) -> Option<Box<dyn Stage>> {
 fn client(handling: &Handling) -> Option<Client> {
     let error = handling
         .postgres()
-        .filter(|_| handling.protocol == Protocol::Postgres)?;
+        .filter(|_| handling.protocol == ErrorProtocol::Postgres)?;
     Some(Client::new(error, handling.query.is_some()))
 }
 
@@ -336,7 +340,7 @@ impl Stage for RequestStage {
         self.look();
     }
 
-    fn end(&mut self, end: End, at: Instant) {
+    fn end(&mut self, end: StreamEnd, at: Instant) {
         let data = self.buffer.split();
         if self.has_ended {
             return;
@@ -358,7 +362,7 @@ impl Stage for RequestStage {
                 (_, client) => client,
             };
             self.handling = handling;
-            self.is_over &= matches!(self.handling.rule, Rule::Abort(_));
+            self.is_over &= matches!(self.handling.rule, RequestRule::Abort(_));
         }
     }
 

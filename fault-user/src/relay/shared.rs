@@ -27,7 +27,7 @@ impl ToxicCounters {
 
 /// What a toxic has in common over all connections and all its changes.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct ToxicShared {
     pub(crate) counters: ToxicCounters,
     /// When it was added.
     pub(crate) added: Instant,
@@ -43,7 +43,7 @@ pub(crate) struct Shared {
     pub(crate) datagrams: AtomicU64,
 }
 
-impl Default for Shared {
+impl Default for ToxicShared {
     fn default() -> Self {
         Self {
             counters: ToxicCounters::default(),

@@ -15,18 +15,18 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::attributes::CloseMode;
-use super::connection::{Connection, close_by_reset, close_in_order};
-use super::control::Control;
+use super::connection::{RelayedConnection, close_by_reset, close_in_order};
+use super::control::ConnectionControl;
 use super::engine::Engine;
-use super::handshake::{Delivery, HandshakeEvent, HeldSyn, TcpInlet, pair};
+use super::handshake::{ClientEvent, Delivery, HeldSyn, TcpInlet, pair};
 use super::inner::Inner;
-use super::openings::Client;
+use super::openings::AcceptedClient;
 use super::socket::unread;
 use super::timer::sleep_until;
 use super::upstream::Accepted;
 
 /// What an accepting task is told.
-pub(crate) enum Command {
+pub(crate) enum ListenerCommand {
     Accept(bool, oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
     /// What has come by then is still taken in, and clients whose SYNs are held. It stops when there are none.
@@ -39,7 +39,7 @@ pub(crate) fn start(
     inner: &Arc<Inner>,
     inlet: TcpInlet,
     accepts: bool,
-) -> mpsc::UnboundedSender<Command> {
+) -> mpsc::UnboundedSender<ListenerCommand> {
     let (commands, receiver) = mpsc::unbounded_channel();
     let is_held = inlet.handshakes.is_some();
     let (worker, inner) = (Arc::downgrade(engine), Arc::clone(inner));
@@ -80,8 +80,8 @@ type Reached = Result<std::net::TcpStream, CloseMode>;
 impl Door {
     async fn serve(
         self,
-        mut handshakes: Option<mpsc::UnboundedReceiver<HandshakeEvent>>,
-        mut commands: mpsc::UnboundedReceiver<Command>,
+        mut handshakes: Option<mpsc::UnboundedReceiver<ClientEvent>>,
+        mut commands: mpsc::UnboundedReceiver<ListenerCommand>,
         mut accepts: bool,
     ) {
         let mut is_last = false;
@@ -92,12 +92,12 @@ impl Door {
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
-                    Some(Command::Accept(wanted, done)) => {
+                    Some(ListenerCommand::Accept(wanted, done)) => {
                         accepts = wanted;
                         acknowledge(done);
                     }
-                    Some(Command::Stop(done)) => break Some(done),
-                    Some(Command::Finish(done)) => {
+                    Some(ListenerCommand::Stop(done)) => break Some(done),
+                    Some(ListenerCommand::Finish(done)) => {
                         if accepts {
                             self.accept_waiting(handshakes.is_some());
                         }
@@ -143,19 +143,19 @@ impl Door {
         }
     }
 
-    fn shake(&self, event: HandshakeEvent, accepts: bool) {
+    fn shake(&self, event: ClientEvent, accepts: bool) {
         match event {
-            HandshakeEvent::Gone(pair) => {
+            ClientEvent::Gone(pair) => {
                 self.inner
                     .change_openings(|openings| openings.held.remove(&pair));
             }
             // Nobody is to accept it: it waits in the kernel's queue.
-            HandshakeEvent::Syn(syn) if !accepts => {
+            ClientEvent::Syn(syn) if !accepts => {
                 if let Err(error) = syn.admit() {
                     log::warn!("{syn:?} can't be let in: {error}");
                 }
             }
-            HandshakeEvent::Syn(syn) => {
+            ClientEvent::Syn(syn) => {
                 if let Err(error) = self.hold(syn) {
                     log::warn!("a SYN can't be read: {error}");
                 }
@@ -209,7 +209,7 @@ impl Door {
         &self,
         client: &std::net::TcpStream,
         address: SocketAddr,
-    ) -> Option<oneshot::Sender<Client>> {
+    ) -> Option<oneshot::Sender<AcceptedClient>> {
         if let Err(error) = socket2::SockRef::from(client).detach_filter() {
             log::debug!("a connection keeps its filter: {error}");
         }
@@ -238,8 +238,8 @@ fn accept(listener: &TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr
 
 /// The next event; none ever where no SYN is held.
 async fn next(
-    handshakes: &mut Option<mpsc::UnboundedReceiver<HandshakeEvent>>,
-) -> Option<HandshakeEvent> {
+    handshakes: &mut Option<mpsc::UnboundedReceiver<ClientEvent>>,
+) -> Option<ClientEvent> {
     match handshakes {
         Some(handshakes) => handshakes.recv().await,
         None => std::future::pending().await,
@@ -260,7 +260,7 @@ async fn open(
     engine: Weak<Engine>,
     inner: Arc<Inner>,
     syn: HeldSyn,
-    mut client: oneshot::Receiver<Client>,
+    mut client: oneshot::Receiver<AcceptedClient>,
 ) -> bool {
     let accepted = || {
         Ok(Accepted {
@@ -298,7 +298,12 @@ async fn open(
 }
 
 /// Has a worker carry an accepted connection, which belongs to it from then on: its sockets are registered there anew.
-fn hand_over(engine: &Weak<Engine>, inner: Arc<Inner>, client: Client, server: Option<Reached>) {
+fn hand_over(
+    engine: &Weak<Engine>,
+    inner: Arc<Inner>,
+    client: AcceptedClient,
+    server: Option<Reached>,
+) {
     if let Some(engine) = engine.upgrade() {
         engine.spawn(async move { carry(inner, client, server).await });
     }
@@ -311,8 +316,8 @@ fn is_reset_by(error: &io::Error) -> bool {
 
 async fn admit(
     syn: &HeldSyn,
-    mut client: oneshot::Receiver<Client>,
-) -> Option<Result<Client, oneshot::error::RecvError>> {
+    mut client: oneshot::Receiver<AcceptedClient>,
+) -> Option<Result<AcceptedClient, oneshot::error::RecvError>> {
     let sent = syn.admit();
     if sent.is_ok() {
         tokio::select! {
@@ -328,7 +333,11 @@ async fn admit(
     tokio::time::timeout(KEPT, client).await.ok()
 }
 
-async fn refuse(syn: &HeldSyn, error: &io::Error, client: &mut oneshot::Receiver<Client>) -> bool {
+async fn refuse(
+    syn: &HeldSyn,
+    error: &io::Error,
+    client: &mut oneshot::Receiver<AcceptedClient>,
+) -> bool {
     for attempt in 0..ERRORS {
         match syn.refuse(error) {
             Ok(Delivery::Certain) => return false,
@@ -369,7 +378,7 @@ async fn pause_after(inner: &Inner, error: &io::Error) {
     }
 }
 
-fn unwatched(inner: &Inner, control: &Control, error: &io::Error) {
+fn unwatched(inner: &Inner, control: &ConnectionControl, error: &io::Error) {
     log::error!("a connection can't be watched: {error}");
     inner.unregister(control);
 }
@@ -378,7 +387,11 @@ fn unwatched(inner: &Inner, control: &Control, error: &io::Error) {
 const LAST_CHANCE: Duration = Duration::from_millis(10);
 
 /// Connects to the server of a client, else says how that is to be closed.
-async fn reach(inner: &Inner, control: &Control, client: &std::net::TcpStream) -> Reached {
+async fn reach(
+    inner: &Inner,
+    control: &ConnectionControl,
+    client: &std::net::TcpStream,
+) -> Reached {
     let accepted = || {
         Ok(Accepted {
             client: control.client,
@@ -427,7 +440,7 @@ async fn reach(inner: &Inner, control: &Control, client: &std::net::TcpStream) -
 }
 
 /// Carries a connection to a server that has been reached already, or is to be.
-async fn carry(inner: Arc<Inner>, (client, control): Client, server: Option<Reached>) {
+async fn carry(inner: Arc<Inner>, (client, control): AcceptedClient, server: Option<Reached>) {
     let reached = match server {
         Some(reached) => reached,
         None => reach(&inner, &control, &client).await,
@@ -451,8 +464,14 @@ async fn carry(inner: Arc<Inner>, (client, control): Client, server: Option<Reac
 }
 
 /// Carries what a client and its server send.
-async fn carry_on(inner: Arc<Inner>, control: Arc<Control>, client: TcpStream, server: TcpStream) {
-    let mut connection = Connection::new(Arc::clone(&inner), Arc::clone(&control), client, server);
+async fn carry_on(
+    inner: Arc<Inner>,
+    control: Arc<ConnectionControl>,
+    client: TcpStream,
+    server: TcpStream,
+) {
+    let mut connection =
+        RelayedConnection::new(Arc::clone(&inner), Arc::clone(&control), client, server);
     let lingers = connection.run().await;
     if lingers {
         inner.unregister(&control);

@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::attributes::{Direction, Transport};
+use super::attributes::{StreamDirection, Transport};
 use super::decisions::{Decisions, Notes};
-use super::fault::Fault;
-use super::greeting::{Filter, Greeted};
+use super::fault::RelayFault;
+use super::greeting::{Greeted, GreetingFilter};
 use super::picked::{Datagrams, Picked};
 use super::random;
-use super::shared::Shared;
+use super::shared::ToxicShared;
 
 /// What a user says of a toxic.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +18,7 @@ pub struct ToxicConfig {
     /// Unique in its relay, over both directions.
     pub name: String,
     /// Where it acts.
-    pub direction: Direction,
+    pub direction: StreamDirection,
     /// The direction as the user wrote it, to be shown again.
     pub stream: String,
     /// The share of connections that it acts on; drawn once per connection, 0 to 1.
@@ -26,11 +26,11 @@ pub struct ToxicConfig {
     /// Of which connections that share is, by their ordinals.
     pub connections: Picked,
     /// And by what their clients ask for.
-    pub filter: Filter,
+    pub filter: GreetingFilter,
     /// Of their datagrams; nothing for all.
     pub datagrams: Option<Datagrams>,
     /// What it does.
-    pub fault: Fault,
+    pub fault: RelayFault,
     /// What becomes of its decisions.
     pub decisions: Decisions,
 }
@@ -71,7 +71,7 @@ pub(crate) struct Toxic {
     /// Grows with each change.
     pub(crate) revision: u64,
     pub(crate) config: ToxicConfig,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<ToxicShared>,
 }
 
 impl Toxic {
@@ -82,7 +82,7 @@ impl Toxic {
         relay_key: u64,
         connection: u64,
         greeted: &Greeted,
-    ) -> Option<(usize, &Fault)> {
+    ) -> Option<(usize, &RelayFault)> {
         let ToxicConfig {
             filter, decisions, ..
         } = &self.config;
@@ -92,7 +92,7 @@ impl Toxic {
         let draw = || self.draw(relay_key, connection);
         let arm = decisions.arm(connection, self.config.direction, draw)?;
         let fault = match &self.config.fault {
-            Fault::Mix(mix) => &mix.faults.get(arm.checked_sub(1)?)?.fault,
+            RelayFault::Mix(mix) => &mix.faults.get(arm.checked_sub(1)?)?.fault,
             fault => fault,
         };
         Some((arm, fault))
@@ -107,13 +107,13 @@ impl Toxic {
             return None;
         }
         match &self.config.fault {
-            Fault::Mix(mix) => mix.choose(random::unit(random::fold(key, 2))),
+            RelayFault::Mix(mix) => mix.choose(random::unit(random::fold(key, 2))),
             _ => Some(0),
         }
     }
 
     /// Keeps what it decides about a connection on which this fault acts.
-    pub(crate) fn notes(&self, connection: u64, (arm, fault): (usize, &Fault)) -> Notes {
+    pub(crate) fn notes(&self, connection: u64, (arm, fault): (usize, &RelayFault)) -> Notes {
         Notes {
             decisions: self.config.decisions.clone(),
             connection,
@@ -224,7 +224,7 @@ impl ToxicSet {
     pub(crate) fn update(
         &self,
         name: &str,
-        fault: Option<Fault>,
+        fault: Option<RelayFault>,
         toxicity: Option<f64>,
     ) -> Result<ToxicConfig, ToxicError> {
         self.change(|toxics, _| {
@@ -272,13 +272,13 @@ mod tests {
     fn config(name: &str, toxicity: f64) -> ToxicConfig {
         ToxicConfig {
             name: name.to_owned(),
-            direction: Direction::Downstream,
+            direction: StreamDirection::Downstream,
             stream: "downstream".to_owned(),
             toxicity,
             connections: Picked::ALL,
-            filter: Filter::default(),
+            filter: GreetingFilter::default(),
             datagrams: None,
-            fault: Fault::Latency(Latency::default()),
+            fault: RelayFault::Latency(Latency::default()),
             decisions: Decisions::default(),
         }
     }

@@ -17,18 +17,18 @@ use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 
-use super::attributes::{CloseMode, Direction};
-use super::control::Control;
+use super::attributes::{CloseMode, StreamDirection};
+use super::control::ConnectionControl;
 use super::engine::Engine;
 use super::greeting::Greeted;
 use super::inner::Inner;
 use super::packets::{self, Carrier, Pair, Unpacked};
-use super::pipeline::{Item, Output, Owner, Pipeline};
+use super::pipeline::{Item, Output, Pipeline, PipelineOwner};
 use super::stage::Chunk;
-use super::tcp::{Command, acknowledge};
+use super::tcp::{ListenerCommand, acknowledge};
 use super::timer::Timer;
 use super::upstream::Accepted;
-use crate::relay::exchange::{Exchange, Packet};
+use crate::relay::exchange::{Exchange, TapPacket};
 
 /// The largest datagram, in bytes.
 const LARGEST: usize = 65_536;
@@ -42,7 +42,7 @@ const PIECES: usize = 1024;
 const RETRY: Duration = Duration::from_micros(500);
 
 /// Where datagrams come from.
-pub(crate) enum Source {
+pub(crate) enum DatagramSource {
     /// Clients send to this socket, which has this address.
     Socket(std::net::UdpSocket, SocketAddr),
     /// Packets on their way, which come by this number of the exchange.
@@ -53,10 +53,10 @@ pub(crate) enum Source {
 pub(crate) fn start(
     engine: &Arc<Engine>,
     inner: &Arc<Inner>,
-    source: Source,
+    source: DatagramSource,
     idle: Duration,
     accepts: bool,
-) -> mpsc::UnboundedSender<Command> {
+) -> mpsc::UnboundedSender<ListenerCommand> {
     let (commands, receiver) = mpsc::unbounded_channel();
     let (state, accepts) = watch::channel(accepts);
     // The listener holds the sender: nothing more comes when it has ended.
@@ -69,14 +69,14 @@ pub(crate) fn start(
         sessions: HashMap::new(),
     };
     match source {
-        Source::Socket(socket, local) => engine.spawn(async move {
+        DatagramSource::Socket(socket, local) => engine.spawn(async move {
             match UdpSocket::from_std(socket) {
                 Ok(socket) => listener.serve(&Arc::new(socket), local).await,
                 Err(error) => log::error!("a socket can't be watched: {error}"),
             }
             drop(alive);
         }),
-        Source::Packets(exchange, number) => {
+        DatagramSource::Packets(exchange, number) => {
             let packets = exchange.subscribe(number);
             engine.spawn(async move {
                 listener.serve_packets(&exchange, packets).await;
@@ -91,23 +91,23 @@ pub(crate) fn start(
 /// Carries out what the relay is told.
 async fn command(
     inner: Arc<Inner>,
-    mut commands: mpsc::UnboundedReceiver<Command>,
+    mut commands: mpsc::UnboundedReceiver<ListenerCommand>,
     state: watch::Sender<bool>,
     mut ended: mpsc::Receiver<()>,
 ) {
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Accept(accepts, done) => {
+            ListenerCommand::Accept(accepts, done) => {
                 state.send_replace(accepts);
                 acknowledge(done);
             }
-            Command::Stop(done) => {
+            ListenerCommand::Stop(done) => {
                 end(state, &mut ended).await;
                 inner.close(usize::MAX, CloseMode::Fin).await;
                 acknowledge(done);
                 return;
             }
-            Command::Finish(done) => {
+            ListenerCommand::Finish(done) => {
                 end(state, &mut ended).await;
                 acknowledge(done);
                 return;
@@ -125,7 +125,7 @@ async fn end(state: watch::Sender<bool>, ended: &mut mpsc::Receiver<()>) {
 
 /// A datagram on its way.
 struct Datagram {
-    direction: Direction,
+    direction: StreamDirection,
     data: Bytes,
     carrier: Option<Carrier>,
 }
@@ -199,7 +199,7 @@ impl Listener {
     async fn serve_packets(
         &mut self,
         exchange: &Arc<Exchange>,
-        mut packets: mpsc::Receiver<Packet>,
+        mut packets: mpsc::Receiver<TapPacket>,
     ) {
         let (closed, mut closings) = mpsc::unbounded_channel();
         loop {
@@ -219,7 +219,7 @@ impl Listener {
     }
 
     /// Takes the datagrams out of a packet.
-    fn take(&mut self, exchange: &Arc<Exchange>, packet: Packet, closed: &Closed) {
+    fn take(&mut self, exchange: &Arc<Exchange>, packet: TapPacket, closed: &Closed) {
         match packets::unpack(packet) {
             Ok(Unpacked {
                 pair,
@@ -302,7 +302,7 @@ impl Listener {
 
 fn from_client(data: &[u8]) -> Datagram {
     Datagram {
-        direction: Direction::Upstream,
+        direction: StreamDirection::Upstream,
         data: Bytes::copy_from_slice(data),
         carrier: None,
     }
@@ -310,7 +310,7 @@ fn from_client(data: &[u8]) -> Datagram {
 
 async fn carry(
     inner: &Arc<Inner>,
-    control: &Arc<Control>,
+    control: &Arc<ConnectionControl>,
     way: Way,
     pair: Pair,
     datagrams: mpsc::Receiver<Datagram>,
@@ -388,7 +388,7 @@ enum Ends {
 /// One client.
 struct Session {
     inner: Arc<Inner>,
-    control: Arc<Control>,
+    control: Arc<ConnectionControl>,
     ends: Ends,
     pair: Pair,
     datagrams: mpsc::Receiver<Datagram>,
@@ -423,7 +423,7 @@ impl Session {
         }
         let mut deadline = None;
         self.retry = false;
-        for direction in Direction::ALL {
+        for direction in StreamDirection::ALL {
             let index = direction.index();
             let mut pieces = PIECES;
             let due = self.pipelines[index].advance(now, &mut self.outputs[index], &mut pieces);
@@ -499,8 +499,8 @@ impl Session {
         let (version, toxics) = self.control.declare(&self.inner.toxics);
         self.version = Some(version);
         self.inner.changed.notify_waiters();
-        for direction in Direction::ALL {
-            let owner = Owner {
+        for direction in StreamDirection::ALL {
+            let owner = PipelineOwner {
                 direction,
                 relay_key: self.inner.key,
                 connection: self.control.ordinal,
@@ -561,7 +561,7 @@ impl Session {
                 Poll::Ready(Ok(data)) => {
                     moved = true;
                     let datagram = Datagram {
-                        direction: Direction::Downstream,
+                        direction: StreamDirection::Downstream,
                         data,
                         carrier: None,
                     };
@@ -577,7 +577,7 @@ impl Session {
     }
 
     /// Sends what came out; what a full socket does not take waits.
-    fn send(&mut self, direction: Direction) -> bool {
+    fn send(&mut self, direction: StreamDirection) -> bool {
         let index = direction.index();
         let mut moved = false;
         while let Some(item) = self.outputs[index].items.front() {
@@ -590,8 +590,8 @@ impl Session {
                     .carry(data, |packet| exchange.give_back(packet))
                     .map(|()| data.len()),
                 (Ends::Sockets { client, server }, _) => match direction {
-                    Direction::Upstream => server.try_send(data),
-                    Direction::Downstream => client.try_send_to(data, self.pair.client),
+                    StreamDirection::Upstream => server.try_send(data),
+                    StreamDirection::Downstream => client.try_send_to(data, self.pair.client),
                 },
                 // No stage makes up datagrams.
                 (Ends::Packets(_), _) => Ok(0),

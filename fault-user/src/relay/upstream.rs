@@ -36,7 +36,7 @@ pub type Answered = Arc<dyn Fn(SocketAddr, bool) + Send + Sync>;
 
 /// The server of a relay.
 #[derive(Clone)]
-pub enum Target {
+pub enum UpstreamTarget {
     /// `host:port`; a name is resolved anew for each connection.
     Name(String),
     /// Asked for each connection.
@@ -49,7 +49,7 @@ pub enum Target {
 #[derive(Clone)]
 pub struct Upstream {
     /// Where to.
-    pub target: Target,
+    pub target: UpstreamTarget,
     /// What is done to the socket before.
     pub prepare: Option<Prepare>,
     /// Who is to know what servers answer.
@@ -59,9 +59,11 @@ pub struct Upstream {
 impl fmt::Debug for Upstream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
-            Target::Name(name) => write!(formatter, "Upstream({name})"),
-            Target::Hook(_) => formatter.write_str("Upstream(hook)"),
-            Target::OriginalDestination => formatter.write_str("Upstream(original destination)"),
+            UpstreamTarget::Name(name) => write!(formatter, "Upstream({name})"),
+            UpstreamTarget::Hook(_) => formatter.write_str("Upstream(hook)"),
+            UpstreamTarget::OriginalDestination => {
+                formatter.write_str("Upstream(original destination)")
+            }
         }
     }
 }
@@ -70,7 +72,7 @@ impl Upstream {
     /// A server by `host:port`.
     pub fn name(name: impl Into<String>) -> Self {
         Self {
-            target: Target::Name(name.into()),
+            target: UpstreamTarget::Name(name.into()),
             prepare: None,
             answered: None,
         }
@@ -86,12 +88,12 @@ impl Upstream {
         accepted: impl Fn() -> io::Result<Accepted>,
     ) -> io::Result<Vec<SocketAddr>> {
         match &self.target {
-            Target::Name(name) => match name.parse() {
+            UpstreamTarget::Name(name) => match name.parse() {
                 Ok(address) => Ok(vec![address]),
                 Err(_not_literal) => resolve_name(name).await,
             },
-            Target::Hook(hook) => hook(accepted()?).map(|address| vec![address]),
-            Target::OriginalDestination => Ok(vec![accepted()?.local]),
+            UpstreamTarget::Hook(hook) => hook(accepted()?).map(|address| vec![address]),
+            UpstreamTarget::OriginalDestination => Ok(vec![accepted()?.local]),
         }
     }
 
@@ -100,7 +102,7 @@ impl Upstream {
     /// fail. One that dialled the server gets what is nearest to a refusal.
     pub(crate) const fn unreachable(&self) -> CloseMode {
         match (&self.target, &self.prepare) {
-            (Target::Name(_), None) => CloseMode::Fin,
+            (UpstreamTarget::Name(_), None) => CloseMode::Fin,
             _ => CloseMode::Rst,
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 
-use super::file::{ConnectReport, Expectation, Report, RuleReport};
+use super::file::{ConnectReport, Expectation, RuleReport, RunReport};
 use super::fold::{Folded, fold};
 use crate::rule::timeline::round_step;
 
@@ -67,17 +67,17 @@ const SAMPLE_MS: u64 = 100;
 const SHORTEST_US: f64 = 10.0;
 
 /// The data of a chart.
-pub struct Target<'a> {
+pub struct TargetChart<'a> {
     /// Its name.
     pub name: &'a str,
-    report: &'a Report,
+    report: &'a RunReport,
     rules: Vec<(usize, &'a RuleReport)>,
     connects: Vec<&'a ConnectReport>,
 }
 
 /// The targets of rules and connections, in the order of the rules.
 #[must_use]
-pub fn targets(report: &Report) -> Vec<Target<'_>> {
+pub fn targets(report: &RunReport) -> Vec<TargetChart<'_>> {
     let rules = report.rules.iter().map(|rule| rule.target.as_str());
     let connects = report.connects.iter().map(|one| one.target.as_str());
     let mut names: Vec<&str> = Vec::new();
@@ -86,7 +86,7 @@ pub fn targets(report: &Report) -> Vec<Target<'_>> {
             names.push(name);
         }
     }
-    let of = |name| Target {
+    let of = |name| TargetChart {
         name,
         report,
         rules: (0..)
@@ -116,7 +116,7 @@ const TIMES: [(&str, Took); 2] = [
 /// A value at a time in milliseconds since the start.
 type Point = (f64, f64);
 
-impl Target<'_> {
+impl TargetChart<'_> {
     /// The figures in one line.
     #[must_use]
     pub fn figures(&self) -> String {
@@ -184,7 +184,7 @@ impl Target<'_> {
     }
 
     /// The lines of the rules, with what they do to the target.
-    fn lines(&self) -> Vec<Line<'_>> {
+    fn lines(&self) -> Vec<ChartLine<'_>> {
         let mut lines = lines(self.rules.iter().map(|(_, rule)| *rule));
         for line in &mut lines {
             if let Some(rest) = line.text.strip_prefix(self.name) {
@@ -367,19 +367,19 @@ pub(super) struct Canvas {
 }
 
 /// The line of a rule, or of all faults that were drawn from one.
-pub(super) struct Line<'a> {
+pub(super) struct ChartLine<'a> {
     pub text: String,
     windows: Vec<(&'a RuleReport, (u64, u64))>,
 }
 
 /// The lines of rules, in their order; drawn faults share one.
-pub(super) fn lines<'a>(rules: impl Iterator<Item = &'a RuleReport>) -> Vec<Line<'a>> {
+pub(super) fn lines<'a>(rules: impl Iterator<Item = &'a RuleReport>) -> Vec<ChartLine<'a>> {
     let rules: Vec<_> = rules.collect();
     let folded = fold(rules.iter().map(|rule| rule.name()));
     let line = |group: &Folded| {
         let members = group.members.iter().map(|index| rules[*index]);
         let windows = members.flat_map(|rule| rule.windows_ms.iter().map(move |one| (rule, *one)));
-        Line {
+        ChartLine {
             text: group.to_string(),
             windows: windows.collect(),
         }
@@ -396,7 +396,7 @@ pub(super) struct Mark {
 }
 
 /// The marks of the expectations that are wanted, ordered by time.
-pub(super) fn marks(report: &Report, wanted: impl Fn(&Expectation) -> bool) -> Vec<Mark> {
+pub(super) fn marks(report: &RunReport, wanted: impl Fn(&Expectation) -> bool) -> Vec<Mark> {
     let numbered = (1..).zip(&report.expectations);
     let mut marks: Vec<Mark> = numbered
         .filter(|(_, one)| !one.holds && wanted(one))
@@ -528,7 +528,7 @@ impl Canvas {
     }
 
     /// The windows of a rule: bars with its text. With `bottom` they are shaded down to there.
-    pub(super) fn windows(&self, line: &Line<'_>, top: f64, bottom: Option<f64>) -> Markup {
+    pub(super) fn windows(&self, line: &ChartLine<'_>, top: f64, bottom: Option<f64>) -> Markup {
         let first = line
             .windows
             .first()

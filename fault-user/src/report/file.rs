@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::fold::Name;
+use super::fold::RuleName;
 use super::record::Recorded;
 use crate::inject::injection::Hits;
 use crate::watch::history::History;
@@ -24,7 +24,7 @@ pub const DECISIONS: &str = "decisions.jsonl";
 /// A run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Report {
+pub struct RunReport {
     /// The version of the file format.
     pub version: u32,
     /// The version of fault.
@@ -58,10 +58,10 @@ pub struct Report {
     /// The probes and their tries.
     pub probes: Vec<ProbeReport>,
     /// Samples over time.
-    pub samples: Vec<Sample>,
+    pub samples: Vec<CounterSample>,
     /// The traffic of the targets, at the times of the samples.
     #[serde(default)]
-    pub traffic: Vec<Traffic>,
+    pub traffic: Vec<TargetTraffic>,
     /// Connects to the targets.
     #[serde(default)]
     pub connects: Vec<ConnectReport>,
@@ -73,7 +73,7 @@ pub struct Report {
 /// The traffic of a target in both directions, with or without a fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Traffic {
+pub struct TargetTraffic {
     /// The target's name.
     pub target: String,
     /// Bytes since the start, one figure for each sample.
@@ -185,10 +185,10 @@ impl TryReport {
 impl RuleReport {
     /// The rule, or the one that it was drawn from.
     #[must_use]
-    pub fn name(&self) -> Name<'_> {
+    pub fn name(&self) -> RuleName<'_> {
         match &self.drawn_from {
-            Some(rule) => Name::Drawn(rule),
-            None => Name::Written(&self.rule),
+            Some(rule) => RuleName::Drawn(rule),
+            None => RuleName::Written(&self.rule),
         }
     }
 
@@ -254,7 +254,7 @@ pub fn connects(history: &History) -> Vec<ConnectReport> {
 /// The counters of all rules at one time, since the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sample {
+pub struct CounterSample {
     /// Milliseconds since the start.
     pub at_ms: u64,
     /// Matched bytes of each rule.
@@ -265,7 +265,7 @@ pub struct Sample {
     pub connections: Vec<u64>,
 }
 
-impl Sample {
+impl CounterSample {
     /// Takes a sample.
     #[must_use]
     pub fn of(at_ms: u64, hits: &[Hits]) -> Self {
@@ -284,7 +284,7 @@ struct Format {
     version: u32,
 }
 
-/// The versions of fault, the kernel and the format, for [`Report::fault`], [`Report::kernel`] and [`Report::version`].
+/// The versions of fault, the kernel and the format, for [`RunReport::fault`], [`RunReport::kernel`] and [`RunReport::version`].
 #[must_use]
 pub fn versions() -> (u32, String, String) {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -320,7 +320,7 @@ pub fn unix_s() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-impl Report {
+impl RunReport {
     /// Whether the run succeeded.
     #[must_use]
     pub fn is_good(&self) -> bool {

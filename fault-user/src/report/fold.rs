@@ -15,7 +15,7 @@ pub struct Folded {
 
 /// The name of a rule in a summary.
 #[derive(Clone, Copy, Debug)]
-pub enum Name<'a> {
+pub enum RuleName<'a> {
     /// A rule as it was written.
     Written(&'a str),
     /// The rule that a fault was drawn from.
@@ -23,12 +23,12 @@ pub enum Name<'a> {
 }
 
 /// Folds rules, in the order of their first appearance. Written rules stay apart.
-pub fn fold<'a>(names: impl Iterator<Item = Name<'a>>) -> Vec<Folded> {
+pub fn fold<'a>(names: impl Iterator<Item = RuleName<'a>>) -> Vec<Folded> {
     let mut lines: Vec<Folded> = Vec::new();
     for (index, name) in names.enumerate() {
         let (rule, is_drawn) = match name {
-            Name::Written(rule) => (rule, false),
-            Name::Drawn(rule) => (rule, true),
+            RuleName::Written(rule) => (rule, false),
+            RuleName::Drawn(rule) => (rule, true),
         };
         let mut known = lines.iter_mut();
         match known.find(|line| is_drawn && line.is_drawn && line.rule == rule) {
@@ -61,11 +61,11 @@ mod tests {
     #[test]
     fn only_drawn_faults_share_a_line() {
         let names = [
-            Name::Written("a drop"),
-            Name::Drawn("a drop"),
-            Name::Drawn("b down"),
-            Name::Drawn("a drop"),
-            Name::Written("a drop"),
+            RuleName::Written("a drop"),
+            RuleName::Drawn("a drop"),
+            RuleName::Drawn("b down"),
+            RuleName::Drawn("a drop"),
+            RuleName::Written("a drop"),
         ];
         let lines = fold(names.into_iter());
         let shown: Vec<String> = lines.iter().map(ToString::to_string).collect();

@@ -9,7 +9,7 @@ use crate::sys::process::files::{Writer, append};
 use crate::tell;
 use anyhow::{Context as _, Result};
 
-use super::file::{Report, RuleReport, shell_line};
+use super::file::{RuleReport, RunReport, shell_line};
 use super::fold::fold;
 use super::summary::human_bytes;
 
@@ -23,7 +23,7 @@ pub fn summary_file() -> Option<PathBuf> {
 ///
 /// # Errors
 /// The file can't be written.
-pub fn tell(report: &Report, path: PathBuf, writer: &Writer) -> Result<()> {
+pub fn tell(report: &RunReport, path: PathBuf, writer: &Writer) -> Result<()> {
     let table = table(report);
     writer.run(move || {
         let written = append(&path)?.write_all(table.as_bytes());
@@ -37,7 +37,7 @@ pub fn tell(report: &Report, path: PathBuf, writer: &Writer) -> Result<()> {
 
 /// The table, as Markdown.
 #[must_use]
-pub fn table(report: &Report) -> String {
+pub fn table(report: &RunReport) -> String {
     let mark = |good: bool| if good { "✅" } else { "❌" };
     let mut text = format!(
         "### fault: `{}` {}\n\nSeed {}, {}.{} s, exit code {}.\n\n| rule | matched | hit | connections | by | \
@@ -87,7 +87,7 @@ fn cell(text: &str) -> String {
 
 /// The errors, one line each, escaped for GitHub.
 #[must_use]
-pub fn errors(report: &Report) -> Vec<String> {
+pub fn errors(report: &RunReport) -> Vec<String> {
     let escaped = |text: String| {
         text.replace('%', "%25")
             .replace('\r', "%0D")

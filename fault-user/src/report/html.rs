@@ -6,7 +6,7 @@ use fault_common::abi::MATCHES_MAX;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{self, SIZES, seconds};
-use super::file::{Report, RuleReport, shell_line};
+use super::file::{RuleReport, RunReport, shell_line};
 use super::fold::{Folded, fold};
 use super::summary::{counted, human_bytes};
 use super::timeline;
@@ -61,7 +61,7 @@ svg text.broke { fill: var(--broke); font-weight: 600; } svg.narrow { display: n
 
 /// The whole file of a run.
 #[must_use]
-pub fn render(report: &Report) -> String {
+pub fn render(report: &RunReport) -> String {
     let title = format!(
         "{} fault: {}",
         if report.is_good() { "✓" } else { "✗" },
@@ -88,7 +88,7 @@ pub fn page(title: &str, body: &Markup) -> String {
     .into_string()
 }
 
-fn body(report: &Report) -> Markup {
+fn body(report: &RunReport) -> Markup {
     let command = shell_line(&report.command);
     html! {
         (head(report))
@@ -129,7 +129,7 @@ fn body(report: &Report) -> Markup {
 }
 
 /// The head of the report.
-fn head(report: &Report) -> Markup {
+fn head(report: &RunReport) -> Markup {
     let good = report.is_good();
     let started = UNIX_EPOCH + Duration::from_secs(report.started_unix_s);
     html! {
@@ -148,7 +148,7 @@ fn head(report: &Report) -> Markup {
 }
 
 /// The result in one sentence.
-fn verdict(report: &Report) -> String {
+fn verdict(report: &RunReport) -> String {
     let failed = report.expectations.iter().filter(|one| !one.holds).count();
     let folded = fold(report.rules.iter().map(RuleReport::name));
     let unfired = folded
@@ -178,7 +178,7 @@ fn verdict(report: &Report) -> String {
     )
 }
 
-fn expectations(report: &Report) -> Markup {
+fn expectations(report: &RunReport) -> Markup {
     html! {
         table.cards {
             tr { th {} th.n { "no." } th { "expected" } th { "found" } th { "broke" } }
@@ -201,7 +201,7 @@ fn mark(good: bool) -> Markup {
     }
 }
 
-fn rules(report: &Report) -> Markup {
+fn rules(report: &RunReport) -> Markup {
     let lines = fold(report.rules.iter().map(RuleReport::name));
     html! {
         div.scroll { table.cards {
@@ -239,7 +239,7 @@ fn rule(line: &Folded, rules: &[RuleReport]) -> Markup {
 }
 
 /// The legend of colours.
-fn legend(report: &Report) -> Markup {
+fn legend(report: &RunReport) -> Markup {
     let broke = report.expectations.iter().any(|one| one.broke_ms.is_some());
     let parts = [
         ("--fault", "fault active (shaded below)", true),

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::inject::endpoints::{Endpoint, Endpoints};
+use crate::inject::endpoints::{EndpointUse, Endpoints};
 use crate::rule::{Protocol, ResolvedTarget};
 
 /// Maximum number of endpoints that are listed.
@@ -19,7 +19,7 @@ pub fn instead(
     who: &str,
     endpoints: &Endpoints,
 ) -> Option<String> {
-    let used = |one: &&Endpoint| is_target(target, one);
+    let used = |one: &&EndpointUse| is_target(target, one);
     if endpoints
         .known
         .iter()
@@ -61,7 +61,7 @@ pub fn instead(
 }
 
 /// Whether an endpoint belongs to the target.
-fn is_target(target: &ResolvedTarget, one: &Endpoint) -> bool {
+fn is_target(target: &ResolvedTarget, one: &EndpointUse) -> bool {
     let protocol = match target.protocol {
         Protocol::Tcp | Protocol::Udp => one.protocol == target.protocol,
         Protocol::Dns => one.protocol == Protocol::Udp,
@@ -155,8 +155,8 @@ mod tests {
             .target
     }
 
-    fn endpoint(protocol: Protocol, address: &str, port: u16, times: u64) -> Endpoint {
-        Endpoint {
+    fn endpoint(protocol: Protocol, address: &str, port: u16, times: u64) -> EndpointUse {
+        EndpointUse {
             protocol,
             address: address.parse().unwrap(),
             port,
@@ -166,7 +166,7 @@ mod tests {
         }
     }
 
-    fn told(text: &str, known: Vec<Endpoint>, unix: u64) -> Option<String> {
+    fn told(text: &str, known: Vec<EndpointUse>, unix: u64) -> Option<String> {
         let endpoints = Endpoints {
             known,
             left_out: 0,

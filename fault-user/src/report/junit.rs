@@ -7,7 +7,7 @@ use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
 use super::expectations::EXIT;
-use super::file::{Report, RuleReport, shell_line};
+use super::file::{RuleReport, RunReport, shell_line};
 use super::fold::{Folded, fold};
 
 /// One test of the suite.
@@ -27,7 +27,7 @@ pub struct Case {
 ///
 /// # Errors
 /// None: it is written to memory.
-pub fn render(report: &Report) -> Result<Vec<u8>> {
+pub fn render(report: &RunReport) -> Result<Vec<u8>> {
     suite(&cases(report), report.length_ms)
 }
 
@@ -84,7 +84,7 @@ pub fn suite(cases: &[Case], length_ms: u64) -> Result<Vec<u8>> {
 
 /// The tests of a run. Their names are the same in every run of the same command and rules: what was measured, and which
 /// faults were drawn, is not part of them.
-fn cases(report: &Report) -> Vec<Case> {
+fn cases(report: &RunReport) -> Vec<Case> {
     let code = report.command_exit;
     let expected = report
         .expectations

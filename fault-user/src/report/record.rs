@@ -13,7 +13,7 @@ use fault_common::abi::{DecisionKey, Event, action, direction, rule_uid, state_o
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::inject::records::Events;
+use crate::inject::records::DecisionEvents;
 use crate::relay::{DecisionLog, StreamDecision};
 use crate::sys::process::rights::be_helper;
 
@@ -128,7 +128,12 @@ impl Recorder {
     ///
     /// # Errors
     /// The thread can't be started.
-    pub fn start(events: Events, log: Arc<DecisionLog>, file: File, path: PathBuf) -> Result<Self> {
+    pub fn start(
+        events: DecisionEvents,
+        log: Arc<DecisionLog>,
+        file: File,
+        path: PathBuf,
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
@@ -156,7 +161,7 @@ impl Recorder {
 }
 
 fn record(
-    mut events: Events,
+    mut events: DecisionEvents,
     log: &DecisionLog,
     mut file: BufWriter<File>,
     stop: &AtomicBool,

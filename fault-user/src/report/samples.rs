@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::file::{Sample, Traffic};
+use super::file::{CounterSample, TargetTraffic};
 use crate::inject::injection::Hits;
 
 /// The sampling interval of a short run.
@@ -15,9 +15,9 @@ const MOST: usize = 6000;
 #[derive(Clone, Debug)]
 pub struct Samples {
     /// The samples of rules.
-    pub rules: Vec<Sample>,
+    pub rules: Vec<CounterSample>,
     /// The samples of targets.
-    pub traffic: Vec<Traffic>,
+    pub traffic: Vec<TargetTraffic>,
     every: Duration,
 }
 
@@ -50,10 +50,10 @@ impl Samples {
         if self.rules.len() >= MOST {
             self.thin();
         }
-        self.rules.push(Sample::of(at_ms, hits));
+        self.rules.push(CounterSample::of(at_ms, hits));
         for (place, (target, bytes)) in targets.enumerate() {
             if place == self.traffic.len() {
-                self.traffic.push(Traffic {
+                self.traffic.push(TargetTraffic {
                     target: target.to_owned(),
                     bytes: Vec::new(),
                 });

@@ -9,7 +9,7 @@ use fault_common::abi::{Counter, fault};
 
 use super::fold::Folded;
 use super::instead::instead;
-use crate::hold::qdiscs::Loss;
+use crate::hold::qdiscs::QdiscDrops;
 use crate::inject::endpoints::Endpoints;
 use crate::inject::injection::{Hits, Injection};
 use crate::inject::names::LearnedName;
@@ -211,7 +211,7 @@ fn held(text: &mut String, injection: &Injection) {
 fn interfaces(text: &mut String, injection: &Injection) {
     match (injection.losses(), injection.vanished()) {
         (Ok(losses), Ok(vanished)) => {
-            for Loss { interface, packets } in losses {
+            for QdiscDrops { interface, packets } in losses {
                 let _ = writeln!(
                     text,
                     "  {packets} packets were dropped in the full queue of {interface}"

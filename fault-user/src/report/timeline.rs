@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use maud::{Markup, html};
 
 use super::chart::{Canvas, GAP, RULE, Size, lines, marks, number, real, seconds, short};
-use super::file::{ProbeReport, Report};
+use super::file::{ProbeReport, RunReport};
 
 /// The picture.
 #[must_use]
-pub fn picture(report: &Report, size: Size) -> Markup {
+pub fn picture(report: &RunReport, size: Size) -> Markup {
     let marks = marks(report, |_| true);
     let rules = lines(report.rules.iter());
     let head = if marks.is_empty() { 0.0 } else { RULE };

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use super::dictionary;
 use super::error::{Piece, RuleError};
-use super::spec::{Kind, Param, Spec};
+use super::spec::{Param, Spec, ValueKind};
 use super::units;
 
 /// The value of an argument.
@@ -97,12 +97,17 @@ impl<'a> Args<'a> {
         let word = piece.text().replace('_', "-");
         for param in self.spec.params {
             let value = match param.kind {
-                Kind::Flag | Kind::OptionalText | Kind::OptionalSize | Kind::Statuses => self
+                ValueKind::Flag
+                | ValueKind::OptionalText
+                | ValueKind::OptionalSize
+                | ValueKind::Statuses => self
                     .spec
                     .param(piece.text())
                     .filter(|p| p.name == param.name)
                     .map(|_| Value::Bare),
-                Kind::Word(words) => words.iter().find(|w| **w == word).map(|w| Value::Word(w)),
+                ValueKind::Word(words) => {
+                    words.iter().find(|w| **w == word).map(|w| Value::Word(w))
+                }
                 _ => None,
             };
             if let Some(value) = value {
@@ -116,7 +121,7 @@ impl<'a> Args<'a> {
     pub fn add_positional(&mut self, piece: Piece<'a>) -> Result<(), RuleError> {
         // Words were tried before; only where nothing else is left a wrong word is reported as one.
         let free = |p: &&'static Param| p.positional && self.piece(p.name).is_none();
-        let word = |p: &&'static Param| matches!(p.kind, Kind::Word(_));
+        let word = |p: &&'static Param| matches!(p.kind, ValueKind::Word(_));
         let mut params = self.spec.params.iter().filter(free);
         let Some(param) = params.clone().find(|p| !word(p)).or_else(|| params.next()) else {
             return Err(self.unknown(piece));
@@ -124,7 +129,7 @@ impl<'a> Args<'a> {
         // A word where a number belongs is most probably a misspelt word of another argument.
         let letter = piece.text().starts_with(|c: char| c.is_ascii_alphabetic());
         if letter
-            && param.kind != Kind::Text
+            && param.kind != ValueKind::Text
             && self.spec.params.iter().any(|p| word(&p))
             && !word(&param)
         {
@@ -195,14 +200,14 @@ impl<'a> Args<'a> {
             return Ok(false);
         };
         match self.spec.param(name.text()) {
-            Some(param) if matches!(param.kind, Kind::Call { .. }) => {
+            Some(param) if matches!(param.kind, ValueKind::Call { .. }) => {
                 self.put(param, piece, piece).map(|()| true)
             }
             _ if self
                 .spec
                 .params
                 .iter()
-                .any(|p| matches!(p.kind, Kind::Call { .. })) =>
+                .any(|p| matches!(p.kind, ValueKind::Call { .. })) =>
             {
                 Err(self.unknown(name))
             }
@@ -215,7 +220,7 @@ impl<'a> Args<'a> {
         self.spec
             .params
             .iter()
-            .any(|p| p.positional && p.kind == Kind::Text)
+            .any(|p| p.positional && p.kind == ValueKind::Text)
     }
 
     /// The error for a word that is no argument of the fault.
@@ -226,7 +231,7 @@ impl<'a> Args<'a> {
             format!("`{}` has no argument `{}`", self.spec.name, piece.text())
         });
         let words = self.spec.params.iter().flat_map(|param| match param.kind {
-            Kind::Word(words) => words,
+            ValueKind::Word(words) => words,
             _ => &[],
         });
         let names = self.spec.params.iter().map(|param| param.text);
@@ -250,22 +255,22 @@ pub(super) fn expected(spec: &Spec) -> String {
     let leads = spec.params.first().is_some_and(|param| param.positional);
     for param in spec.params {
         let item = match param.kind {
-            Kind::Flag => param.text.to_owned(),
-            Kind::Word(words) if param.positional => words.join("|"),
-            Kind::Word(words) => format!("{}:{}", param.text, words.join("|")),
-            Kind::Call { names, .. } => format!("{}({})", param.text, names.join(",")),
+            ValueKind::Flag => param.text.to_owned(),
+            ValueKind::Word(words) if param.positional => words.join("|"),
+            ValueKind::Word(words) => format!("{}:{}", param.text, words.join("|")),
+            ValueKind::Call { names, .. } => format!("{}({})", param.text, names.join(",")),
             _ if param.positional => param.text.to_uppercase(),
             _ => format!("{}:{}", param.text, unit_name(param.kind)),
         };
         let reply = matches!(
             param.kind,
-            Kind::Statuses | Kind::OptionalText | Kind::OptionalSize
+            ValueKind::Statuses | ValueKind::OptionalText | ValueKind::OptionalSize
         );
-        let alternative = matches!(param.kind, Kind::Call { .. }) || (reply && !leads);
+        let alternative = matches!(param.kind, ValueKind::Call { .. }) || (reply && !leads);
         text = match text.as_str() {
             "" => item,
             _ if alternative => format!("{text} or {item}"),
-            _ if param.positional && !matches!(param.kind, Kind::Word(_)) => {
+            _ if param.positional && !matches!(param.kind, ValueKind::Word(_)) => {
                 format!("{text},{item}")
             }
             _ => format!("{text}[,{item}]"),
@@ -275,14 +280,14 @@ pub(super) fn expected(spec: &Spec) -> String {
 }
 
 /// What stands behind the colon of a named argument.
-pub(super) fn unit_name(kind: Kind) -> &'static str {
+pub(super) fn unit_name(kind: ValueKind) -> &'static str {
     match kind {
-        Kind::Probability => "P%",
-        Kind::Duration => "TIME",
-        Kind::Size | Kind::OptionalSize => "SIZE",
-        Kind::Rate => "RATE",
-        Kind::Count | Kind::Signed => "N",
-        Kind::Statuses => "STATUS/STATUS",
+        ValueKind::Probability => "P%",
+        ValueKind::Duration => "TIME",
+        ValueKind::Size | ValueKind::OptionalSize => "SIZE",
+        ValueKind::Rate => "RATE",
+        ValueKind::Count | ValueKind::Signed => "N",
+        ValueKind::Statuses => "STATUS/STATUS",
         _ => "TEXT",
     }
 }
@@ -299,22 +304,22 @@ fn is_key(text: &str) -> bool {
 /// Reads the value of an argument.
 pub(super) fn read(param: &'static Param, piece: Piece<'_>) -> Result<Value, RuleError> {
     match param.kind {
-        Kind::Probability => units::probability(piece).map(Value::Probability),
-        Kind::Duration => units::duration(piece).map(Value::Duration),
-        Kind::Size | Kind::OptionalSize => units::size(piece).map(Value::Size),
-        Kind::Rate => units::rate(piece).map(Value::Rate),
-        Kind::Count => units::count(piece).map(Value::Count),
-        Kind::Signed => units::signed(piece).map(Value::Signed),
-        Kind::Text | Kind::OptionalText => unquote(piece).map(Value::Text),
-        Kind::Statuses => statuses(piece).map(Value::Statuses),
-        Kind::Call { names, required } => call(piece, names, required).map(Value::Call),
-        Kind::Flag => match piece.text() {
+        ValueKind::Probability => units::probability(piece).map(Value::Probability),
+        ValueKind::Duration => units::duration(piece).map(Value::Duration),
+        ValueKind::Size | ValueKind::OptionalSize => units::size(piece).map(Value::Size),
+        ValueKind::Rate => units::rate(piece).map(Value::Rate),
+        ValueKind::Count => units::count(piece).map(Value::Count),
+        ValueKind::Signed => units::signed(piece).map(Value::Signed),
+        ValueKind::Text | ValueKind::OptionalText => unquote(piece).map(Value::Text),
+        ValueKind::Statuses => statuses(piece).map(Value::Statuses),
+        ValueKind::Call { names, required } => call(piece, names, required).map(Value::Call),
+        ValueKind::Flag => match piece.text() {
             "" | "true" | "yes" => Ok(Value::Bare),
             _ => Err(piece
                 .error(format!("`{}` takes no value", param.text))
                 .expected("the name alone")),
         },
-        Kind::Word(words) => {
+        ValueKind::Word(words) => {
             let word = piece.text().replace('_', "-");
             words
                 .iter()
@@ -494,7 +499,7 @@ pub(super) fn show(spec: &Spec, args: &[(&'static str, Value)]) -> String {
         };
         let mut text = match (given, param.kind) {
             (Value::Bare, _) => param.text.to_owned(),
-            (_, Kind::Call { .. }) => format!("{}{}", param.text, given.show()),
+            (_, ValueKind::Call { .. }) => format!("{}{}", param.text, given.show()),
             (Value::Word(word), _) if param.positional => (*word).to_owned(),
             _ if param.positional && !skipped(spec, param, &value) => given.show(),
             _ => format!("{}:{}", param.text, given.show()),
@@ -515,5 +520,5 @@ fn skipped<'v>(spec: &Spec, param: &Param, value: &impl Fn(&str) -> Option<&'v V
     spec.params
         .iter()
         .take_while(|p| p.name != param.name)
-        .any(|p| p.positional && !matches!(p.kind, Kind::Word(_)) && value(p.name).is_none())
+        .any(|p| p.positional && !matches!(p.kind, ValueKind::Word(_)) && value(p.name).is_none())
 }

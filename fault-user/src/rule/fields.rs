@@ -3,8 +3,8 @@
 use super::args::{Args, Value};
 use super::dictionary;
 use super::error::RuleError;
-use super::spec::{Kind, Param};
-use super::words::Word;
+use super::spec::{Param, ValueKind};
+use super::words::Keyword;
 
 /// The arguments of a fault that differ from their defaults, by their names in the object form.
 pub(super) type Given = Vec<(&'static str, Value)>;
@@ -15,7 +15,7 @@ pub(super) trait Field: Sized {
     fn read(args: &Args<'_>, name: &str) -> Result<Option<Self>, RuleError>;
 
     /// The value as an argument of this kind; nothing where it stands for none.
-    fn value(&self, kind: Kind) -> Option<Value>;
+    fn value(&self, kind: ValueKind) -> Option<Value>;
 }
 
 impl Field for u64 {
@@ -28,11 +28,11 @@ impl Field for u64 {
         })
     }
 
-    fn value(&self, kind: Kind) -> Option<Value> {
+    fn value(&self, kind: ValueKind) -> Option<Value> {
         Some(match kind {
-            Kind::Duration => Value::Duration(*self),
-            Kind::Size | Kind::OptionalSize => Value::Size(*self),
-            Kind::Rate => Value::Rate(*self),
+            ValueKind::Duration => Value::Duration(*self),
+            ValueKind::Size | ValueKind::OptionalSize => Value::Size(*self),
+            ValueKind::Rate => Value::Rate(*self),
             _ => Value::Count(*self),
         })
     }
@@ -48,9 +48,9 @@ impl Field for u32 {
         u64::read(args, name)?.map(narrow).transpose()
     }
 
-    fn value(&self, kind: Kind) -> Option<Value> {
+    fn value(&self, kind: ValueKind) -> Option<Value> {
         match kind {
-            Kind::Probability => Some(Value::Probability(*self)),
+            ValueKind::Probability => Some(Value::Probability(*self)),
             kind => u64::from(*self).value(kind),
         }
     }
@@ -71,7 +71,7 @@ impl Field for i32 {
         })
     }
 
-    fn value(&self, _kind: Kind) -> Option<Value> {
+    fn value(&self, _kind: ValueKind) -> Option<Value> {
         Some(Value::Signed((*self).into()))
     }
 }
@@ -81,7 +81,7 @@ impl Field for bool {
         Ok(args.value(name).map(|_| true))
     }
 
-    fn value(&self, _kind: Kind) -> Option<Value> {
+    fn value(&self, _kind: ValueKind) -> Option<Value> {
         self.then_some(Value::Bare)
     }
 }
@@ -94,12 +94,12 @@ impl Field for String {
         })
     }
 
-    fn value(&self, _kind: Kind) -> Option<Value> {
+    fn value(&self, _kind: ValueKind) -> Option<Value> {
         Some(Value::Text(self.clone()))
     }
 }
 
-impl<T: Word> Field for T {
+impl<T: Keyword> Field for T {
     fn read(args: &Args<'_>, name: &str) -> Result<Option<Self>, RuleError> {
         Ok(match args.value(name) {
             Some(Value::Word(word)) => T::of(word),
@@ -107,7 +107,7 @@ impl<T: Word> Field for T {
         })
     }
 
-    fn value(&self, _kind: Kind) -> Option<Value> {
+    fn value(&self, _kind: ValueKind) -> Option<Value> {
         Some(Value::Word(self.text()))
     }
 }
@@ -117,7 +117,7 @@ impl<T: Field> Field for Option<T> {
         Ok(T::read(args, name)?.map(Some))
     }
 
-    fn value(&self, kind: Kind) -> Option<Value> {
+    fn value(&self, kind: ValueKind) -> Option<Value> {
         self.as_ref()?.value(kind)
     }
 }

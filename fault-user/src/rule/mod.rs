@@ -38,14 +38,14 @@ pub(crate) use error::nearest;
 pub use faults::{
     CloseHow, CorruptAt, CorruptDataMode, CorruptMode, Distribution, ErrorReply, Fault,
     LifetimeFrom, MAX_CORRUPT_BITS, MAX_DELAY_NS, MAX_LATENCY_NS, Mix, MixArm, Overlap,
-    PacketAction, RejectWith, Shaper,
+    PacketAction, PacketShaper, RejectWith,
 };
 pub use fuzz::fuzz;
 pub use modifier::{
     Bounds, CountScope, Direction, MODIFIERS, ModifierSpec, Modifiers, PacketKinds, QueryType,
     Schedule, Triggers,
 };
-pub use profile::{PROFILES, Part, Profile, Profiles};
+pub use profile::{LinkProfile, PROFILES, ProfileRule, Profiles};
 pub use resolve::{ResolvedRule, ResolvedTarget, Resolver, SystemResolver};
 pub use sample::HostShare;
 pub use scenario::{Scenario, ScenarioError};

@@ -15,7 +15,7 @@ use super::catalog::{self, MIX};
 use super::error::{Piece, RuleError, nearest};
 use super::faults::Fault;
 use super::modifier::{MODIFIERS, ModifierReader, ModifierSpec, modifier};
-use super::spec::{Kind, Param, same};
+use super::spec::{Param, ValueKind, same};
 use super::target::{self, Protocol, Target, TargetRef};
 use super::{Mix, MixArm};
 use super::{Rule, text, units};
@@ -140,19 +140,22 @@ impl<'de> DeserializeSeed<'de> for ParamSeed {
         let param = self.0;
         let value = match (param.kind, loose) {
             (
-                Kind::Flag | Kind::OptionalText | Kind::OptionalSize | Kind::Statuses,
+                ValueKind::Flag
+                | ValueKind::OptionalText
+                | ValueKind::OptionalSize
+                | ValueKind::Statuses,
                 Loose::Bool(yes),
             ) => {
                 return Ok(yes.then_some(Value::Bare));
             }
             // A text is itself here; only the one-line form needs quotes.
-            (Kind::Text | Kind::OptionalText, Loose::Text(text)) => {
+            (ValueKind::Text | ValueKind::OptionalText, Loose::Text(text)) => {
                 return Ok(Some(Value::Text(text)));
             }
-            (Kind::Call { names, .. }, Loose::Object(entries)) => {
+            (ValueKind::Call { names, .. }, Loose::Object(entries)) => {
                 call(&entries, names).map_err(D::Error::custom)?
             }
-            (Kind::Call { .. }, loose) => loose.into_text(",").map_err(D::Error::custom)?,
+            (ValueKind::Call { .. }, loose) => loose.into_text(",").map_err(D::Error::custom)?,
             (_, loose) => loose.into_text("/").map_err(D::Error::custom)?,
         };
         args::read(param, Piece::whole(&value))

@@ -14,7 +14,7 @@ use super::object::read_text;
 use super::{Modifiers, Rule};
 
 /// A kind of link.
-pub struct Profile {
+pub struct LinkProfile {
     /// Its name.
     pub name: &'static str,
     /// What it is.
@@ -29,8 +29,8 @@ const WEBPAGETEST: &str = "WebPageTest's connectivity settings";
 const STARLINK: &str = "Michel et al., A First Look at Starlink Performance, IMC 2022";
 
 /// Every profile that is known everywhere, from slow to fast.
-pub const PROFILES: &[Profile] = &[
-    Profile {
+pub const PROFILES: &[LinkProfile] = &[
+    LinkProfile {
         name: "edge",
         title: "a phone on EDGE (2.5G)",
         rules: &[
@@ -40,13 +40,13 @@ pub const PROFILES: &[Profile] = &[
         ],
         source: WEBPAGETEST,
     },
-    Profile {
+    LinkProfile {
         name: "slow-3g",
         title: "a phone on slow 3G",
         rules: &["delay=200ms", "rate=400kbit"],
         source: WEBPAGETEST,
     },
-    Profile {
+    LinkProfile {
         name: "3g",
         title: "a phone on 3G",
         rules: &[
@@ -56,7 +56,7 @@ pub const PROFILES: &[Profile] = &[
         ],
         source: WEBPAGETEST,
     },
-    Profile {
+    LinkProfile {
         name: "fast-3g",
         title: "a phone on fast 3G",
         rules: &[
@@ -66,13 +66,13 @@ pub const PROFILES: &[Profile] = &[
         ],
         source: WEBPAGETEST,
     },
-    Profile {
+    LinkProfile {
         name: "lte",
         title: "a phone on LTE (4G)",
         rules: &["delay=35ms~5ms,dist:normal,keep-order", "rate=12mbit"],
         source: "WebPageTest's connectivity settings; jitter: our choice",
     },
-    Profile {
+    LinkProfile {
         name: "5g",
         title: "a phone on 5G",
         rules: &[
@@ -82,7 +82,7 @@ pub const PROFILES: &[Profile] = &[
         ],
         source: "rates: Ookla, global medians of the third quarter of 2021; delay and jitter: our choice",
     },
-    Profile {
+    LinkProfile {
         name: "dsl",
         title: "a home on DSL",
         rules: &[
@@ -92,7 +92,7 @@ pub const PROFILES: &[Profile] = &[
         ],
         source: WEBPAGETEST,
     },
-    Profile {
+    LinkProfile {
         name: "cable",
         title: "a home on cable",
         rules: &[
@@ -102,7 +102,7 @@ pub const PROFILES: &[Profile] = &[
         ],
         source: WEBPAGETEST,
     },
-    Profile {
+    LinkProfile {
         name: "wifi-lossy",
         title: "a laptop far from its access point",
         rules: &[
@@ -112,7 +112,7 @@ pub const PROFILES: &[Profile] = &[
         ],
         source: "our choice: 2% of the packets are lost, two in a row on average",
     },
-    Profile {
+    LinkProfile {
         name: "starlink",
         title: "satellites in low orbit",
         rules: &[
@@ -123,7 +123,7 @@ pub const PROFILES: &[Profile] = &[
         ],
         source: STARLINK,
     },
-    Profile {
+    LinkProfile {
         name: "geo-satellite",
         title: "a geostationary satellite; `satellite` is the same",
         rules: &[
@@ -133,13 +133,13 @@ pub const PROFILES: &[Profile] = &[
         ],
         source: "Michel et al., A First Look at Starlink Performance, IMC 2022; jitter: our choice",
     },
-    Profile {
+    LinkProfile {
         name: "transatlantic",
         title: "London to New York",
         rules: &["delay=45ms~1ms,dist:normal,keep-order"],
         source: "Verizon's network latency guarantee, 90 ms; jitter: our choice",
     },
-    Profile {
+    LinkProfile {
         name: "intercontinental",
         title: "Singapore to the United States",
         rules: &["delay=130ms~3ms,dist:normal,keep-order"],
@@ -147,12 +147,12 @@ pub const PROFILES: &[Profile] = &[
     },
 ];
 
-impl Profile {
+impl LinkProfile {
     /// The rules that it stands for, without their target.
     ///
     /// # Panics
     /// Never: a test reads all of them.
-    pub fn parts(&self) -> impl Iterator<Item = Part> {
+    pub fn parts(&self) -> impl Iterator<Item = ProfileRule> {
         let rules = self.rules.iter();
         rules.map(|part| part.parse().expect("a test reads it"))
     }
@@ -160,14 +160,14 @@ impl Profile {
 
 /// One of the rules that a profile stands for, without its target: a fault, and which way it acts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+pub struct ProfileRule {
     /// What it does.
     pub fault: Fault,
     /// Which way.
     pub direction: Direction,
 }
 
-impl FromStr for Part {
+impl FromStr for ProfileRule {
     type Err = RuleError;
 
     fn from_str(text: &str) -> Result<Self, RuleError> {
@@ -192,7 +192,7 @@ impl FromStr for Part {
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for ProfileRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let modifiers = Modifiers {
             direction: self.direction,
@@ -204,20 +204,20 @@ impl fmt::Display for Part {
     }
 }
 
-impl Serialize for Part {
+impl Serialize for ProfileRule {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Part {
+impl<'de> Deserialize<'de> for ProfileRule {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         read_text(deserializer, |piece| piece.text().parse())
     }
 }
 
 /// Profiles that a scenario defines, by their names. They come before those that are known everywhere.
-pub type Profiles = BTreeMap<String, Vec<Part>>;
+pub type Profiles = BTreeMap<String, Vec<ProfileRule>>;
 
 impl Rule {
     /// The rules that a profile stands for, or this one. A direction that the rule has is the only one that is left.
@@ -247,7 +247,7 @@ impl Rule {
     }
 
     /// The rule with a part of its profile; nothing where the two act in different directions.
-    fn with(&self, part: &Part) -> Option<Self> {
+    fn with(&self, part: &ProfileRule) -> Option<Self> {
         let direction = match (self.modifiers.direction, part.direction) {
             (one, other) if one == other => one,
             (Direction::Both, one) | (one, Direction::Both) => one,
@@ -283,7 +283,7 @@ impl Rule {
 const SATELLITE: &str = "satellite";
 
 /// A profile that is known everywhere.
-fn known(name: &str) -> Option<&'static Profile> {
+fn known(name: &str) -> Option<&'static LinkProfile> {
     let name = match name {
         SATELLITE => "geo-satellite",
         name => name,
@@ -354,7 +354,7 @@ mod tests {
             "{error}"
         );
         for wrong in ["loss=1% p=5%", "profile=lte", "", "rate"] {
-            assert!(wrong.parse::<Part>().is_err(), "{wrong}");
+            assert!(wrong.parse::<ProfileRule>().is_err(), "{wrong}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::args::unit_name;
 use super::catalog::FAULTS;
-use super::spec::{Kind, Layer, Param, Spec};
+use super::spec::{Layer, Param, Spec, ValueKind};
 
 /// The tables of docs/rules.md, by the name that their place in the file has.
 #[must_use]
@@ -44,8 +44,8 @@ pub(super) fn row(spec: &Spec) -> String {
 /// How an argument is written; a `|` would end the cell.
 fn syntax(spec: &Spec, param: &Param) -> String {
     let unit = match param.kind {
-        Kind::Flag => return param.text.to_owned(),
-        Kind::Call { names, required } => {
+        ValueKind::Flag => return param.text.to_owned(),
+        ValueKind::Call { names, required } => {
             let (must, may) = names.split_at(required);
             let open: Vec<_> = may.iter().map(|name| format!("[,{name}")).collect();
             return format!(
@@ -56,10 +56,10 @@ fn syntax(spec: &Spec, param: &Param) -> String {
                 "]".repeat(may.len())
             );
         }
-        Kind::Statuses | Kind::OptionalText | Kind::OptionalSize => {
+        ValueKind::Statuses | ValueKind::OptionalText | ValueKind::OptionalSize => {
             return format!("{}[:{}]", param.text, unit_name(param.kind));
         }
-        Kind::Word(words) => words.join("\\|"),
+        ValueKind::Word(words) => words.join("\\|"),
         kind => unit_name(kind).to_owned(),
     };
     if !param.positional {

@@ -34,7 +34,7 @@ pub enum Acts {
 
 /// What an argument's value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     /// A probability.
     Probability,
     /// A duration.
@@ -76,7 +76,7 @@ pub struct Param {
     /// Its name in the one-line form.
     pub text: &'static str,
     /// What its value is.
-    pub kind: Kind,
+    pub kind: ValueKind,
     /// It needs no name in the one-line form.
     pub positional: bool,
     /// Its spread, which may be written behind it with `~`.
@@ -145,7 +145,7 @@ pub(super) fn same(a: &str, b: &str) -> bool {
 }
 
 /// An argument that goes by its name.
-pub(super) const fn named(name: &'static str, kind: Kind, help: &'static str) -> Param {
+pub(super) const fn named(name: &'static str, kind: ValueKind, help: &'static str) -> Param {
     Param {
         name,
         text: name,
@@ -157,7 +157,7 @@ pub(super) const fn named(name: &'static str, kind: Kind, help: &'static str) ->
 }
 
 /// An argument that needs no name.
-pub(super) const fn first(name: &'static str, kind: Kind, help: &'static str) -> Param {
+pub(super) const fn first(name: &'static str, kind: ValueKind, help: &'static str) -> Param {
     Param {
         positional: true,
         ..named(name, kind, help)
@@ -167,7 +167,7 @@ pub(super) const fn first(name: &'static str, kind: Kind, help: &'static str) ->
 /// An argument that needs no name and may be followed by `~` and its spread.
 pub(super) const fn spread(
     name: &'static str,
-    kind: Kind,
+    kind: ValueKind,
     by: &'static str,
     help: &'static str,
 ) -> Param {
@@ -236,7 +236,7 @@ pub(super) const LIMIT: Param = short(
     "limit",
     named(
         "limit_packets",
-        Kind::Count,
+        ValueKind::Count,
         "the most packets held at once; more are lost and counted",
     ),
 );
@@ -244,7 +244,7 @@ pub(super) const LIMIT: Param = short(
 /// One count or rate for the whole relay.
 pub(super) const SHARED: Param = named(
     "shared",
-    Kind::Flag,
+    ValueKind::Flag,
     "one for the whole relay instead of one per connection",
 );
 

@@ -1,7 +1,7 @@
 //! Enumerations whose values are words of the language.
 
 /// A value that a word of the language stands for.
-pub(super) trait Word: Copy {
+pub(super) trait Keyword: Copy {
     /// The value of a word.
     fn of(word: &str) -> Option<Self>;
     /// The word of the value.
@@ -34,7 +34,7 @@ macro_rules! words {
             }
         }
 
-        impl $crate::rule::words::Word for $name {
+        impl $crate::rule::words::Keyword for $name {
             fn of(word: &str) -> Option<Self> {
                 Self::from_word(word)
             }

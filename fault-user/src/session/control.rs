@@ -2,7 +2,7 @@
 //!
 //! It is an abstract Unix socket: it disappears with the process and belongs to its network namespace. Only the
 //! process's own user and root get answers. Each line received is a [`Request`], each line sent a [`Snapshot`] or a
-//! [`Refusal`].
+//! [`Rejection`].
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -90,20 +90,20 @@ pub struct RuleLine {
 
 /// The reason for rejecting a request.
 #[derive(Debug, Deserialize, Serialize)]
-pub struct Refusal {
+pub struct Rejection {
     /// One line.
     pub error: String,
 }
 
 /// A request and the channel for its answer.
-pub struct Asked {
+pub struct PendingRequest {
     request: Request,
     answer: oneshot::Sender<String>,
 }
 
 /// The control socket of this process.
-pub struct Control {
-    asked: mpsc::Receiver<Asked>,
+pub struct ControlSocket {
+    asked: mpsc::Receiver<PendingRequest>,
     /// The indexes of the rules that are turned off.
     off: BTreeSet<usize>,
     windows: Windows,
@@ -115,14 +115,14 @@ pub struct Control {
 }
 
 /// An event to handle.
-pub enum Event {
+pub enum ControlEvent {
     /// A client sent a request.
-    Asked(Asked),
+    Asked(PendingRequest),
     /// The window of a rule opens or closes soon.
     WindowDue,
 }
 
-impl Control {
+impl ControlSocket {
     /// Starts listening. Must be called within a runtime. A failure only disables `fault top`.
     #[must_use]
     pub fn open(title: String, windows: Windows, sockets: Option<Sockets>) -> Self {
@@ -152,10 +152,10 @@ impl Control {
     }
 
     /// Waits for the next event.
-    pub async fn next(&mut self) -> Event {
+    pub async fn next(&mut self) -> ControlEvent {
         tokio::select! {
-            Some(asked) = self.asked.recv() => Event::Asked(asked),
-            () = self.windows.wait() => Event::WindowDue,
+            Some(asked) = self.asked.recv() => ControlEvent::Asked(asked),
+            () = self.windows.wait() => ControlEvent::WindowDue,
             else => std::future::pending().await,
         }
     }
@@ -218,14 +218,14 @@ impl Control {
     /// A rule can't be loaded or unloaded. Errors of a request are only reported to its client.
     pub async fn handle(
         &mut self,
-        event: Event,
+        event: ControlEvent,
         injection: &mut Injection,
         plan: &Plan,
         steering: Option<&Steering>,
     ) -> Result<()> {
         match event {
-            Event::Asked(asked) => self.answer(asked, injection, plan, steering).await,
-            Event::WindowDue => self.turn(injection, plan, steering)?,
+            ControlEvent::Asked(asked) => self.answer(asked, injection, plan, steering).await,
+            ControlEvent::WindowDue => self.turn(injection, plan, steering)?,
         }
         Ok(())
     }
@@ -243,7 +243,7 @@ impl Control {
 
     async fn answer(
         &mut self,
-        asked: Asked,
+        asked: PendingRequest,
         injection: &mut Injection,
         plan: &Plan,
         steering: Option<&Steering>,
@@ -255,7 +255,7 @@ impl Control {
         let answer = done.and_then(|()| self.snapshot(injection, plan, steering));
         let text = match answer {
             Ok(snapshot) => serde_json::to_string(&snapshot),
-            Err(error) => serde_json::to_string(&Refusal {
+            Err(error) => serde_json::to_string(&Rejection {
                 error: format!("{error:#}"),
             }),
         };
@@ -348,7 +348,7 @@ fn listen() -> std::io::Result<UnixListener> {
 }
 
 /// Serves one client until it disconnects.
-async fn serve(stream: UnixStream, asked: mpsc::Sender<Asked>) {
+async fn serve(stream: UnixStream, asked: mpsc::Sender<PendingRequest>) {
     let allowed = stream
         .peer_cred()
         .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw());
@@ -375,15 +375,15 @@ async fn serve(stream: UnixStream, asked: mpsc::Sender<Asked>) {
 }
 
 /// Answers one line. Returns `None` if the instance ends in the meantime.
-async fn ask(line: &str, asked: &mpsc::Sender<Asked>) -> Option<String> {
+async fn ask(line: &str, asked: &mpsc::Sender<PendingRequest>) -> Option<String> {
     let request = match serde_json::from_str(line) {
         Ok(request) => request,
         Err(error) => {
             let error = format!("invalid request: {error}");
-            return serde_json::to_string(&Refusal { error }).ok();
+            return serde_json::to_string(&Rejection { error }).ok();
         }
     };
     let (answer, answered) = oneshot::channel();
-    asked.send(Asked { request, answer }).await.ok()?;
+    asked.send(PendingRequest { request, answer }).await.ok()?;
     answered.await.ok()
 }

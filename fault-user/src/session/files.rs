@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::report::file::{self, Report};
+use crate::report::file::{self, RunReport};
 use crate::report::{github, html, junit};
 use crate::sys::process::files::{self, Folder, Growing, Writer};
 
@@ -82,7 +82,7 @@ impl Files {
     ///
     /// # Errors
     /// One of them can't be written.
-    pub fn report(&self, report: &Report) -> anyhow::Result<()> {
+    pub fn report(&self, report: &RunReport) -> anyhow::Result<()> {
         let Some(writer) = &self.writer else {
             return Ok(());
         };

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Interval;
 
 use super::many;
-use super::options::Options;
+use super::options::SessionOptions;
 use super::rules::RuleSet;
 use super::subject::Subject;
 use crate::inject::injection::{Injection, InjectionOptions};
@@ -50,7 +50,7 @@ impl Follower {
     ///
     /// # Errors
     /// The container's process can't be watched.
-    pub fn of(options: &Options, subject: &Subject) -> Result<Option<Self>> {
+    pub fn of(options: &SessionOptions, subject: &Subject) -> Result<Option<Self>> {
         let (Some(name), Some(container)) = (&options.container, &subject.container) else {
             return Ok(None);
         };
@@ -135,7 +135,7 @@ impl Follower {
 /// Moves rules from one container to another.
 pub struct Relocation<'a> {
     /// The options that select traffic.
-    pub options: &'a Options,
+    pub options: &'a SessionOptions,
     /// The rules.
     pub rules: &'a RuleSet,
     /// The indexes of those that are not applied now.

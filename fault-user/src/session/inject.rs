@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::options::Options;
+use super::options::SessionOptions;
 use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
 use super::signals::EndSignals;
@@ -21,13 +21,13 @@ use crate::tell::{self, Patience, tell};
 const REFRESH: Duration = Duration::from_millis(500);
 
 /// A file of rules that is reloaded when it changes.
-pub struct Watched {
+pub struct WatchedFile {
     path: PathBuf,
     seen: Option<(SystemTime, u64)>,
     read: Box<dyn Fn() -> Result<RuleSet, Failure>>,
 }
 
-impl Watched {
+impl WatchedFile {
     /// Records the current state of the file; `read` parses its rules.
     #[must_use]
     pub fn new(path: &Path, read: Box<dyn Fn() -> Result<RuleSet, Failure>>) -> Self {
@@ -53,18 +53,18 @@ impl Watched {
 }
 
 /// The options of `fault inject`.
-pub struct Inject {
+pub struct InjectOptions {
     /// The options of the session.
-    pub options: Options,
+    pub options: SessionOptions,
     /// The time after which the rules are removed.
     pub length: Option<Duration>,
     /// The file to reload rules from.
-    pub watched: Option<Watched>,
+    pub watched: Option<WatchedFile>,
     /// Rules that never fired are accepted.
     pub allow_unfired: bool,
 }
 
-impl Inject {
+impl InjectOptions {
     /// Applies the rules until the end.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Inject {
     async fn inject(
         &self,
         rules: &RuleSet,
-        watched: Option<Watched>,
+        watched: Option<WatchedFile>,
         subject: Subject,
         plan: Plan,
     ) -> Outcome {
@@ -131,7 +131,7 @@ impl Inject {
 }
 
 /// Rejects what `fault inject` can't do with rules, the first ones and those of a changed file.
-fn check(rules: &RuleSet, options: &Options, is_watched: bool) -> Result<(), Failure> {
+fn check(rules: &RuleSet, options: &SessionOptions, is_watched: bool) -> Result<(), Failure> {
     if !rules.expect.is_empty() {
         return Err(Failure::usage(anyhow::anyhow!(
             "the scenario has expectations, which only `fault run` checks: use `fault run`, or remove `expect`"
@@ -150,8 +150,8 @@ fn check(rules: &RuleSet, options: &Options, is_watched: bool) -> Result<(), Fai
 
 /// The state while the rules are applied.
 struct ActiveInjection<'a> {
-    options: &'a Options,
-    watched: Option<Watched>,
+    options: &'a SessionOptions,
+    watched: Option<WatchedFile>,
     session: Session<'a>,
     allow_unfired: bool,
 }
@@ -187,7 +187,7 @@ impl ActiveInjection<'_> {
 
     /// Updates the live line if `live`, and reloads the file if it has changed.
     fn tick(&mut self, live: bool) -> anyhow::Result<()> {
-        if self.watched.as_mut().is_some_and(Watched::has_changed) {
+        if self.watched.as_mut().is_some_and(WatchedFile::has_changed) {
             match self.reload() {
                 Ok(()) => tell!("fault: {} reloaded", many(self.session.plan.rules.len())),
                 Err(failure) => {

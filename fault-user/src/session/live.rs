@@ -16,7 +16,7 @@ use crate::inject::injector::Marker;
 use crate::inject::names::LearnedName;
 use crate::inject::services::Room;
 use crate::plan::PlannedRule;
-use crate::plan::tables::Scope;
+use crate::plan::tables::CgroupScope;
 use crate::relay::exchange::Exchange;
 use crate::report::record::Decision;
 use crate::steer::Redirection;
@@ -27,7 +27,7 @@ use crate::watch::history::History;
 /// A session that began with rules without streams, and takes any others.
 pub struct LiveSession<'a> {
     session: Session<'a>,
-    scope: Option<Scope>,
+    scope: Option<CgroupScope>,
     marker: Option<Marker>,
     exchange: Option<Arc<Exchange>>,
     /// Attached for the first stream rule, and kept.

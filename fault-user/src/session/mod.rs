@@ -27,20 +27,20 @@ use anyhow::{Context as _, Result};
 use fault_common::abi::Counter;
 use nix::unistd::Uid;
 
-use self::control::{Control, Event};
+use self::control::{ControlEvent, ControlSocket};
 use self::follow::{ContainerEvent, Follower, Relocation};
 use self::machine::ThisMachine;
 use self::observe::{Observer, WatchList};
-use self::options::Options;
+use self::options::SessionOptions;
 use self::outcome::Failure;
 use self::rules::RuleSet;
 use self::signals::EndSignals;
 use self::subject::Subject;
 use self::windows::Windows;
 use crate::inject::injection::{Hits, Injection, InjectionOptions, PreparedInjection};
-use crate::inject::records::Events;
+use crate::inject::records::DecisionEvents;
 use crate::plan::mechanism::{Mechanism, choose};
-use crate::plan::tables::Scope;
+use crate::plan::tables::CgroupScope;
 use crate::plan::{Plan, guard_host};
 use crate::relay::Cut;
 use crate::report::fold::Folded;
@@ -67,7 +67,7 @@ pub fn require(needs: &[Need]) -> Result<()> {
 ///
 /// # Errors
 /// The first such rule.
-pub fn guard(rules: &RuleSet, options: &Options) -> Result<(), Failure> {
+pub fn guard(rules: &RuleSet, options: &SessionOptions) -> Result<(), Failure> {
     if options.force {
         return Ok(());
     }
@@ -79,7 +79,7 @@ pub fn guard(rules: &RuleSet, options: &Options) -> Result<(), Failure> {
 ///
 /// # Errors
 /// As [`choose`].
-pub fn choose_mechanism(rules: &mut RuleSet, options: &Options) -> Result<Mechanism> {
+pub fn choose_mechanism(rules: &mut RuleSet, options: &SessionOptions) -> Result<Mechanism> {
     choose(options.mechanism, &mut rules.rules, &ThisMachine)
 }
 
@@ -89,7 +89,7 @@ pub fn choose_mechanism(rules: &mut RuleSet, options: &Options) -> Result<Mechan
 /// A rule is unsupported, or no seed can be drawn.
 pub fn plan(
     rules: &RuleSet,
-    scope: Option<&Scope>,
+    scope: Option<&CgroupScope>,
     mechanism: Mechanism,
     seed: u64,
 ) -> Result<Plan, Failure> {
@@ -128,11 +128,11 @@ fn warn_of_names(plan: &Plan) {
 
 /// Attached programs whose rules are not applied yet.
 pub struct Loaded<'a> {
-    options: &'a Options,
+    options: &'a SessionOptions,
     rules: &'a RuleSet,
     injection_options: InjectionOptions,
     plan: Plan,
-    scope: Option<Scope>,
+    scope: Option<CgroupScope>,
     // Declared first: the programs are dropped before the subject.
     prepared: PreparedInjection,
     /// The traffic that the rules apply to.
@@ -145,10 +145,10 @@ impl<'a> Loaded<'a> {
     /// # Errors
     /// A system call fails; then nothing is changed.
     pub fn load(
-        options: &'a Options,
+        options: &'a SessionOptions,
         rules: &'a RuleSet,
         mut subject: Subject,
-        scope: Option<Scope>,
+        scope: Option<CgroupScope>,
         mut plan: Plan,
         injection_options: InjectionOptions,
     ) -> Result<Self> {
@@ -176,7 +176,7 @@ impl<'a> Loaded<'a> {
 
     /// The cgroup that the rules are limited to.
     #[must_use]
-    pub fn scope(&self) -> Option<&Scope> {
+    pub fn scope(&self) -> Option<&CgroupScope> {
         self.scope.as_ref()
     }
 
@@ -184,7 +184,7 @@ impl<'a> Loaded<'a> {
     ///
     /// # Errors
     /// Events were not requested.
-    pub fn take_events(&mut self) -> Result<Events> {
+    pub fn take_events(&mut self) -> Result<DecisionEvents> {
         self.prepared.take_events()
     }
 
@@ -235,7 +235,7 @@ impl<'a> Loaded<'a> {
         } else {
             Windows::none(started)
         };
-        let mut control = Control::open(title, windows, sockets);
+        let mut control = ControlSocket::open(title, windows, sockets);
         control.begin(&mut injection, &self.plan)?;
         Ok(Session {
             who: self.subject.who(scope),
@@ -255,14 +255,14 @@ impl<'a> Loaded<'a> {
 /// A task of a session.
 pub enum Task {
     /// An event of the control socket or of the rules' windows.
-    Control(Event),
+    Control(ControlEvent),
     /// The container has ended or restarted.
     Container(ContainerEvent),
 }
 
 /// A session with its rules applied.
 pub struct Session<'a> {
-    options: &'a Options,
+    options: &'a SessionOptions,
     rules: &'a RuleSet,
     injection_options: InjectionOptions,
     /// The applied plan.
@@ -277,7 +277,7 @@ pub struct Session<'a> {
     /// A name for the subject in messages.
     who: &'static str,
     /// The control socket for `fault top`.
-    pub control: Control,
+    pub control: ControlSocket,
     follower: Option<Follower>,
 }
 
@@ -342,7 +342,7 @@ impl Session<'_> {
 
     /// The cgroup that the rules are limited to now, if it was selected.
     #[must_use]
-    pub fn scope(&self) -> Option<Scope> {
+    pub fn scope(&self) -> Option<CgroupScope> {
         self.subject.scope()
     }
 

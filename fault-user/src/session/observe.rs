@@ -10,7 +10,7 @@ use super::rules::RuleSet;
 use super::subject::Subject;
 use crate::inject::injection::PreparedInjection;
 use crate::inject::names::LearnedAddresses;
-use crate::plan::tables::Scope;
+use crate::plan::tables::CgroupScope;
 use crate::report::expectations;
 use crate::rule::scenario::{Probe, place_of_probe};
 use crate::rule::{Protocol, ResolvedTarget, timeline::windows};
@@ -115,7 +115,7 @@ impl<'a> WatchList<'a> {
     pub fn watch(
         self,
         subject: &Subject,
-        scope: Option<&Scope>,
+        scope: Option<&CgroupScope>,
         prepared: &PreparedInjection,
     ) -> Result<Observer<'a>> {
         let watch = if self.targets.is_empty() {
@@ -139,7 +139,7 @@ impl<'a> WatchList<'a> {
 /// As [`Watch::start`].
 pub(super) fn watch(
     subject: &Subject,
-    scope: Option<&Scope>,
+    scope: Option<&CgroupScope>,
     targets: &[(String, ResolvedTarget)],
     learned: Option<&LearnedAddresses>,
 ) -> Result<Watch> {

@@ -13,7 +13,7 @@ use crate::sys::net::interfaces::{self, Interface, Selection};
 
 /// Selects the traffic that rules apply to, the interfaces and the mechanisms.
 #[derive(Debug)]
-pub struct Options {
+pub struct SessionOptions {
     /// Only traffic of this process and its descendants.
     pub pid: Option<i32>,
     /// Only traffic of the processes in this cgroup.
@@ -40,7 +40,7 @@ pub struct Options {
     pub trace: bool,
 }
 
-impl Options {
+impl SessionOptions {
     /// Converts to the options of an injection.
     #[must_use]
     pub fn injection_options(&self) -> InjectionOptions {

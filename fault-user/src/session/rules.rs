@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::windows::Windows;
 use crate::plan::Plan;
-use crate::report::fold::{Folded, Name, fold};
+use crate::report::fold::{Folded, RuleName, fold};
 use crate::rule::scenario::{Expect, ProbeCheck};
 use crate::rule::{ResolvedRule, ResolvedTarget, Rule, SystemResolver, Targets};
 
@@ -95,8 +95,8 @@ impl RuleSet {
             .collect();
         let names = plan.rules.iter().zip(&drawn);
         fold(names.map(|(rule, drawn)| match drawn {
-            Some(drawn) => Name::Drawn(drawn),
-            None => Name::Written(&rule.text),
+            Some(drawn) => RuleName::Drawn(drawn),
+            None => RuleName::Written(&rule.text),
         }))
     }
 

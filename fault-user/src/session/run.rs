@@ -9,7 +9,7 @@ use fault_common::abi::{Counter, DecisionKey};
 
 use super::files::Files;
 use super::observe::{Observer, WatchList};
-use super::options::Options;
+use super::options::SessionOptions;
 use super::outcome::{Failure, Outcome, exit, give_up};
 use super::rules::RuleSet;
 use super::subject::{Subject, scope_of};
@@ -19,7 +19,9 @@ use crate::plan::PlannedRule;
 use crate::plan::mechanism::Mechanism;
 use crate::relay::{Decisions, StreamReplay};
 use crate::report::expectations::{self, Facts};
-use crate::report::file::{self, Amount, Expectation, ProbeReport, Report, RuleReport, TryReport};
+use crate::report::file::{
+    self, Amount, Expectation, ProbeReport, RuleReport, RunReport, TryReport,
+};
 use crate::report::record::Recorder;
 use crate::report::samples::{SAMPLING, Samples};
 use crate::rule::windows;
@@ -27,7 +29,7 @@ use crate::sys::preflight::Need;
 use crate::sys::process::caller;
 use crate::sys::process::capabilities::Capability;
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
-use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand as ReadyCommand, Running};
+use crate::sys::process::command::{CommandSpec, Ended, PreparedCommand, Running};
 use crate::sys::process::user::Identity;
 use crate::tell::{Patience, tell};
 use crate::watch::probe;
@@ -37,7 +39,7 @@ const MS_NS: u64 = 1_000_000;
 
 /// Decisions of an earlier run, to be repeated.
 #[derive(Clone, Debug)]
-pub struct Replay {
+pub struct ReplayedDecisions {
     /// Those about packets.
     pub packets: Arc<[(DecisionKey, u64)]>,
     /// Those about connections.
@@ -48,9 +50,9 @@ pub struct Replay {
 
 /// The options of `fault run`.
 #[derive(Debug)]
-pub struct Run {
+pub struct RunOptions {
     /// The options of the session.
-    pub options: Options,
+    pub options: SessionOptions,
     /// Rules apply to the whole host.
     pub host: bool,
     /// The user to run the command as, if given.
@@ -62,12 +64,12 @@ pub struct Run {
     /// The folder of the report.
     pub report: Option<PathBuf>,
     /// Decisions to replay.
-    pub replay: Option<Replay>,
+    pub replay: Option<ReplayedDecisions>,
     /// The command and its arguments.
     pub command: Vec<OsString>,
 }
 
-impl Run {
+impl RunOptions {
     /// Runs the command with the rules applied.
     ///
     /// # Errors
@@ -119,7 +121,7 @@ impl Run {
         rules: &RuleSet,
         watch_list: WatchList<'_>,
         mechanism: Mechanism,
-        command: &ReadyCommand,
+        command: &PreparedCommand,
     ) -> Outcome {
         watch_list.before(rules).await?;
         let patience = Patience::start("setting up");
@@ -231,7 +233,7 @@ impl Run {
         facts: &Facts<'_>,
         judged: Judged,
         decisions_lost: u64,
-    ) -> Report {
+    ) -> RunReport {
         let length_ms = facts.history.length_ns / MS_NS;
         let (version, fault, kernel) = file::versions();
         let command: Vec<String> = self
@@ -245,7 +247,7 @@ impl Run {
             .iter()
             .map(|(name, target)| (name.clone(), target.to_string()))
             .collect();
-        Report {
+        RunReport {
             version,
             fault,
             kernel,
@@ -273,7 +275,7 @@ impl Run {
     }
 }
 
-impl Replay {
+impl ReplayedDecisions {
     /// Warns of what was recorded and not repeated, and of what came beyond it.
     fn tell_differences(&self, facts: &Facts<'_>) {
         for ((index, rule), hits) in (0..).zip(&facts.plan.rules).zip(facts.hits) {
@@ -322,7 +324,7 @@ struct Judged {
 
 /// The state while the command runs.
 struct ActiveRun<'a> {
-    run: &'a Run,
+    run: &'a RunOptions,
     files: Files,
     session: Session<'a>,
     observer: Observer<'a>,
@@ -431,7 +433,7 @@ impl ActiveRun<'_> {
 /// The capabilities needed while the command runs and to restore everything.
 fn rights(
     session: &Session<'_>,
-    command: &ReadyCommand,
+    command: &PreparedCommand,
     own: Option<&CommandCgroup>,
 ) -> Vec<Capability> {
     let mut rights = session.rights();

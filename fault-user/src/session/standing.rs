@@ -148,7 +148,7 @@ struct Now {
 type Work = Box<dyn FnOnce() + Send>;
 
 /// The packet rules of a daemon.
-pub struct Rules {
+pub struct StandingRules {
     seed: u64,
     /// The port of the API. Rules that match it need `force`.
     api_port: Option<u16>,
@@ -171,7 +171,7 @@ pub struct RulesChange {
     pub force: bool,
 }
 
-impl Rules {
+impl StandingRules {
     /// Starts without rules. `seed` is the random seed, `api_port` the port of the API. The rules' thread keeps the
     /// capabilities of the calling thread.
     ///
@@ -445,8 +445,8 @@ fn must_begin_anew(applied: &Applied, plan: &Plan) -> Result<bool, RulesError> {
 /// # Errors
 /// The thread has ended; otherwise as `work`.
 pub async fn off_the_runtime<T, E>(
-    rules: &Arc<Rules>,
-    work: impl FnOnce(&Rules) -> Result<T, E> + Send + 'static,
+    rules: &Arc<StandingRules>,
+    work: impl FnOnce(&StandingRules) -> Result<T, E> + Send + 'static,
 ) -> Result<T, E>
 where
     T: Send + 'static,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use fault_common::abi::STEERS;
 use nix::unistd::Pid;
 
-use super::options::Options;
+use super::options::SessionOptions;
 use super::rules::RuleSet;
 use super::tree::ProcessTree as Tree;
 use crate::inject::injection::{Injection, InjectionOptions, PreparedInjection};
@@ -15,7 +15,7 @@ use crate::inject::injector::Marker;
 use crate::inject::preparation::prepare_noting;
 use crate::inject::services::Room;
 use crate::plan::Plan;
-use crate::plan::tables::Scope;
+use crate::plan::tables::CgroupScope;
 use crate::relay::Decisions;
 use crate::relay::exchange::Exchange;
 use crate::steer::{Redirection, Steering, SteeringScope};
@@ -47,7 +47,7 @@ impl Subject {
     ///
     /// # Errors
     /// No such container, namespace, process or cgroup.
-    pub fn find(options: &Options) -> Result<Self> {
+    pub fn find(options: &SessionOptions) -> Result<Self> {
         let container = options.container.as_deref();
         let container = container.map(|name| container::find(&RuntimePaths::default(), name));
         Self::of(options, container.transpose()?)
@@ -57,7 +57,7 @@ impl Subject {
     ///
     /// # Errors
     /// As [`Subject::find`].
-    pub fn of(options: &Options, container: Option<Container>) -> Result<Self> {
+    pub fn of(options: &SessionOptions, container: Option<Container>) -> Result<Self> {
         let namespace = if let Some(netns) = &options.netns {
             Some(NetworkNamespace::open(netns)?)
         } else if let Some(container) = &container {
@@ -90,7 +90,7 @@ impl Subject {
 
     /// The scope of the cgroup.
     #[must_use]
-    pub fn scope(&self) -> Option<Scope> {
+    pub fn scope(&self) -> Option<CgroupScope> {
         self.group.as_ref().map(|group| group.scope.clone())
     }
 
@@ -101,7 +101,7 @@ impl Subject {
     pub fn load(
         &mut self,
         plan: &Plan,
-        options: &Options,
+        options: &SessionOptions,
         injection_options: &InjectionOptions,
     ) -> Result<PreparedInjection> {
         let journal = self.journal.take();
@@ -130,7 +130,12 @@ impl Subject {
 
 impl Subject {
     /// Leaves DNS queries over TCP alone if the relay can't be used for them: the plan's rules need it for nothing else.
-    pub fn leave_tcp_if_need_be(&self, options: &Options, plan: &mut Plan, scope: Option<&Scope>) {
+    pub fn leave_tcp_if_need_be(
+        &self,
+        options: &SessionOptions,
+        plan: &mut Plan,
+        scope: Option<&CgroupScope>,
+    ) {
         let knows_namespaces = || scope.is_some() || netns_cookie() != 0;
         let can_redirect = || {
             !options.follow
@@ -149,9 +154,9 @@ impl Subject {
     /// The container is followed, there is no cgroup2, or a system call fails.
     pub async fn steer(
         &self,
-        options: &Options,
+        options: &SessionOptions,
         plan: &Plan,
-        scope: Option<&Scope>,
+        scope: Option<&CgroupScope>,
         prepared: &mut PreparedInjection,
         decisions: &Decisions,
     ) -> Result<Option<Steering>> {
@@ -192,7 +197,7 @@ impl Subject {
     /// There is no cgroup2, or a system call fails.
     pub fn redirect(
         &self,
-        scope: Option<&Scope>,
+        scope: Option<&CgroupScope>,
         marker: Option<Marker>,
         exchange: Option<Arc<Exchange>>,
         room: Room,
@@ -220,8 +225,8 @@ impl Subject {
     #[must_use]
     pub fn sockets(
         &self,
-        options: &Options,
-        scope: Option<&Scope>,
+        options: &SessionOptions,
+        scope: Option<&CgroupScope>,
         rules: &RuleSet,
     ) -> Option<Sockets> {
         if options.follow {
@@ -242,7 +247,7 @@ impl Subject {
 
     /// Counts the endpoints that the selected processes connect to, for [`Injection::endpoints`]. A failure does not
     /// affect the rules.
-    pub fn count_endpoints(&self, scope: Option<&Scope>, prepared: &mut PreparedInjection) {
+    pub fn count_endpoints(&self, scope: Option<&CgroupScope>, prepared: &mut PreparedInjection) {
         if let Err(error) = self.try_to_count_endpoints(scope, prepared) {
             log::info!(
                 "for a rule that never matches, the summary can't show what was used instead: {error:#}"
@@ -252,7 +257,7 @@ impl Subject {
 
     fn try_to_count_endpoints(
         &self,
-        scope: Option<&Scope>,
+        scope: Option<&CgroupScope>,
         prepared: &mut PreparedInjection,
     ) -> Result<()> {
         let here = match &self.namespace {
@@ -267,7 +272,7 @@ impl Subject {
 
     /// A name for the selected processes in messages.
     #[must_use]
-    pub fn who(&self, scope: Option<&Scope>) -> &'static str {
+    pub fn who(&self, scope: Option<&CgroupScope>) -> &'static str {
         match (&self.group, &self.container, &self.namespace, scope) {
             (_, Some(_), ..) => "the container",
             (Some(_), ..) => "the selected processes",
@@ -282,7 +287,7 @@ impl Subject {
     #[must_use]
     pub fn rights(
         &self,
-        options: &Options,
+        options: &SessionOptions,
         injection: &Injection,
         steering: Option<&Steering>,
     ) -> Vec<Capability> {
@@ -319,7 +324,7 @@ impl Subject {
 #[derive(Debug)]
 pub struct Group {
     /// The scope.
-    pub scope: Scope,
+    pub scope: CgroupScope,
     /// The cgroup.
     pub cgroup: Cgroup,
     /// The process tree of `--pid`; dropping it moves the processes back.
@@ -332,7 +337,7 @@ impl Group {
     /// # Errors
     /// No such process or cgroup, no cgroup2, or missing privileges.
     pub fn find(
-        options: &Options,
+        options: &SessionOptions,
         container: Option<&Container>,
         journal: &mut Option<Journal>,
     ) -> Result<Option<Self>> {
@@ -374,8 +379,8 @@ impl Group {
 ///
 /// # Errors
 /// The cgroup is nested too deep.
-pub fn scope_of(cgroup: &Cgroup) -> Result<Scope> {
-    Ok(Scope {
+pub fn scope_of(cgroup: &Cgroup) -> Result<CgroupScope> {
+    Ok(CgroupScope {
         cgroup: cgroup.id(),
         level: u8::try_from(cgroup.level()).context("the cgroup is nested too deep")?,
         path: cgroup.path().to_owned(),

@@ -11,10 +11,10 @@ use anyhow::{Result, bail, ensure};
 use fault_common::abi::{STEERS, steered};
 use socket2::{Domain, Socket, Type};
 
-use super::hooks::{HookScope, Hooks};
+use super::hooks::{HookScope, SteeringHooks};
 use super::prepare;
 use super::relays::listener;
-use crate::inject::services::{Room, Service, relay_mark};
+use crate::inject::services::{Room, ServiceEntry, relay_mark};
 use crate::plan::tables::Network;
 use crate::relay::{Engine, Prepare, TcpInlet};
 use crate::rule::PortRange;
@@ -27,7 +27,7 @@ pub struct TransparentProxies {
 }
 
 struct State {
-    hooks: Hooks,
+    hooks: SteeringHooks,
     /// Bit mask of the service indexes in use.
     taken: u64,
 }
@@ -37,7 +37,7 @@ pub struct ProxiedService {
     front: Arc<TransparentProxies>,
     index: u32,
     ports: [PortRange; 1],
-    service: Mutex<Service>,
+    service: Mutex<ServiceEntry>,
     is_v4: bool,
     /// A bound socket that does not listen: connections are redirected to it while the proxy is disabled.
     nobody: Socket,
@@ -55,7 +55,7 @@ impl TransparentProxies {
             all_servers: true,
         };
         let (hooks, _originals, events) =
-            Hooks::attach(Hierarchy::find()?.path(), reach, Room::LATER)?;
+            SteeringHooks::attach(Hierarchy::find()?.path(), reach, Room::LATER)?;
         events.follow(engine);
         Ok(Arc::new(Self {
             state: Mutex::new(State { hooks, taken: 0 }),
@@ -84,7 +84,7 @@ impl TransparentProxies {
             .iter()
             .map(|one| Network::new(one.ip(), if one.is_ipv4() { 32 } else { 128 }))
             .collect();
-        let mut service = Service {
+        let mut service = ServiceEntry {
             steer: fault_common::abi::Steer::default(),
             hosts,
         };
@@ -116,7 +116,7 @@ impl TransparentProxies {
     }
 }
 
-impl Service {
+impl ServiceEntry {
     fn lead_to(&mut self, is_v4: bool, port: u16) {
         if is_v4 {
             self.steer.port4 = port;

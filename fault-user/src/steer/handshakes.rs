@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::originals::{Originals, address};
 use crate::inject::services::relay_mark;
-use crate::relay::{Engine, HandshakeEvent, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
+use crate::relay::{ClientEvent, Engine, HeldSyn, RawSockets, StopHolding, TcpInlet, pair};
 use crate::sys::bpf::object::{loaded, program};
 use crate::sys::process::sockets::set_mark;
 use crate::tell::tell;
@@ -37,16 +37,16 @@ struct Shared {
 /// A relay that receives handshake events.
 struct Listening {
     address: SocketAddr,
-    events: UnboundedSender<HandshakeEvent>,
+    events: UnboundedSender<ClientEvent>,
 }
 
 impl Handshakes {
-    /// Loads the filter for this thread's network namespace. The caller must call [`Events::follow`] to process its
+    /// Loads the filter for this thread's network namespace. The caller must call [`HandshakeEvents::follow`] to process its
     /// events.
     ///
     /// # Errors
     /// A system call fails.
-    pub fn load(ebpf: &mut Ebpf, originals: &Originals) -> Result<(Self, Events)> {
+    pub fn load(ebpf: &mut Ebpf, originals: &Originals) -> Result<(Self, HandshakeEvents)> {
         const NAME: &str = "fault_admit";
         let ring = ebpf
             .take_map("HANDSHAKE_EVENTS")
@@ -72,7 +72,7 @@ impl Handshakes {
             stop_holding: Arc::new(move |pair| originals.stop_holding(pair)),
             relays: Mutex::default(),
         });
-        let events = Events {
+        let events = HandshakeEvents {
             ring: RingBuf::try_from(ring)?,
             shared: Arc::clone(&shared),
         };
@@ -144,7 +144,7 @@ impl Shared {
                 stop_holding: Arc::clone(&self.stop_holding),
             };
             if let Some(relay) = relays.get(&event.listener)
-                && relay.events.send(HandshakeEvent::Syn(syn)).is_err()
+                && relay.events.send(ClientEvent::Syn(syn)).is_err()
             {
                 // The relay has stopped listening.
                 relays.remove(&event.listener);
@@ -156,19 +156,19 @@ impl Shared {
             };
             for relay in relays.values().filter(is_theirs) {
                 // A relay that has stopped has no waiting clients.
-                let _stopped = relay.events.send(HandshakeEvent::Gone(pair));
+                let _stopped = relay.events.send(ClientEvent::Gone(pair));
             }
         }
     }
 }
 
 /// Handshake events of the programs.
-pub struct Events {
+pub struct HandshakeEvents {
     ring: RingBuf<MapData>,
     shared: Arc<Shared>,
 }
 
-impl Events {
+impl HandshakeEvents {
     /// Passes the events to the relays, on one of their workers.
     pub fn follow(self, engine: &Engine) {
         engine.spawn_beside_handshakes(async move {

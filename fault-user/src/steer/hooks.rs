@@ -10,8 +10,8 @@ use aya::maps::{HashMap, MapData, SockMap};
 use aya::programs::{CgroupSockAddr, SkLookup, SockOps};
 use aya::{Ebpf, Pod};
 
-use super::handshakes::{Events, Handshakes};
-use super::originals::{Originals, Shared};
+use super::handshakes::{HandshakeEvents, Handshakes};
+use super::originals::{Originals, SharedMap};
 use super::prompt::Prompts;
 use super::served::Served;
 use crate::inject::services;
@@ -24,7 +24,7 @@ use crate::sys::process::netns::netns_cookie;
 use crate::tell::step;
 
 /// Programs attached to a cgroup. They are detached when this value is dropped or the process ends.
-pub struct Hooks {
+pub struct SteeringHooks {
     table: Table,
     listeners: SockMap<MapData>,
     handshakes: Handshakes,
@@ -45,8 +45,9 @@ pub struct HookScope {
     pub all_servers: bool,
 }
 
-impl Hooks {
-    /// Loads the programs and attaches them to a cgroup, for this thread's network namespace. Nothing is redirected before [`Hooks::switch`]. The caller must process the handshake events.
+impl SteeringHooks {
+    /// Loads the programs and attaches them to a cgroup, for this thread's network namespace. Nothing is redirected before
+    /// [`SteeringHooks::switch`]. The caller must process the handshake events.
     ///
     /// # Errors
     /// The kernel does not support the hooks (Linux 5.8).
@@ -54,7 +55,7 @@ impl Hooks {
         cgroup: &Path,
         reach: HookScope,
         room: Room,
-    ) -> Result<(Self, Originals, Events)> {
+    ) -> Result<(Self, Originals, HandshakeEvents)> {
         let _step = step(format_args!("attaching the hooks of the relay"));
         let netns = netns_cookie();
         // Without the cookie the connections of every container would be redirected to a relay that they can't reach.
@@ -136,7 +137,7 @@ impl Hooks {
     }
 }
 
-fn shared<K: Pod, V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Shared<K, V>> {
+fn shared<K: Pod, V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<SharedMap<K, V>> {
     let map = ebpf
         .take_map(name)
         .with_context(|| format!("the eBPF object has no map {name}"))?;

@@ -27,14 +27,13 @@ use crate::inject::names::LearnedAddresses;
 use crate::plan::stream::{self, RelayRule};
 use crate::relay::attributes::Probability;
 use crate::relay::{
-    Cut, Decisions, Direction as Way, Drain, Engine, Fault as Relayed, Relay, ToxicConfig,
-    Transport,
+    Cut, Decisions, Drain, Engine, Relay, RelayFault, StreamDirection, ToxicConfig, Transport,
 };
 use crate::rule::{Acts, Cidr, Direction, Fault, ResolvedTarget};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
-use hooks::Hooks;
+use hooks::SteeringHooks;
 use redirection::Registered;
 pub use redirection::{Redirection, SteeringScope};
 pub(crate) use relays::prepare;
@@ -125,7 +124,7 @@ impl RuleSwitch {
 
 /// The traffic of a target through the relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct RelayTraffic {
     /// Bytes in both directions.
     pub bytes: u64,
     /// Open connections.
@@ -443,7 +442,7 @@ impl RedirectedTarget {
     }
 
     /// Registers the listeners at the hooks.
-    fn show(&self, index: u32, hooks: &mut Hooks) -> Result<()> {
+    fn show(&self, index: u32, hooks: &mut SteeringHooks) -> Result<()> {
         let mut listeners = self.listeners.iter();
         listeners.try_for_each(|listener| hooks.listen(index, listener))
     }
@@ -475,12 +474,14 @@ impl Shared {
             resolved: rule,
             fault,
         } = rule;
-        let ways: &[Way] = match rule.modifiers.direction {
-            Direction::ToServer => &[Way::Upstream],
-            Direction::Both if rule.fault.part_that(Acts::OneWay).is_some() => &Way::ALL,
-            Direction::ToClient | Direction::Both => &[Way::Downstream],
+        let ways: &[StreamDirection] = match rule.modifiers.direction {
+            Direction::ToServer => &[StreamDirection::Upstream],
+            Direction::Both if rule.fault.part_that(Acts::OneWay).is_some() => {
+                &StreamDirection::ALL
+            }
+            Direction::ToClient | Direction::Both => &[StreamDirection::Downstream],
         };
-        let config = |way: &Way| {
+        let config = |way: &StreamDirection| {
             Ok(ToxicConfig {
                 name: format!("{number}@{}", way.name()),
                 direction: *way,
@@ -489,8 +490,8 @@ impl Shared {
                 connections: stream::connections(&rule.modifiers, transport),
                 filter: stream::filter(rule, transport),
                 datagrams: stream::datagrams(&rule.modifiers, transport),
-                fault: if ways.len() == 2 && *way == Way::Upstream {
-                    Relayed::one_way_part(&rule.fault)?
+                fault: if ways.len() == 2 && *way == StreamDirection::Upstream {
+                    RelayFault::one_way_part(&rule.fault)?
                 } else {
                     fault.clone()
                 },
@@ -698,9 +699,9 @@ impl Steering {
 
     /// The relay traffic of each stream rule's target, with the rule's index among all rules.
     #[must_use]
-    pub fn traffic(&self) -> Vec<(usize, Traffic)> {
+    pub fn traffic(&self) -> Vec<(usize, RelayTraffic)> {
         let of = |(_, rule): (_, &StreamRule)| {
-            let mut sum = Traffic::default();
+            let mut sum = RelayTraffic::default();
             for relay in &self.shared.redirected[rule.target].relays {
                 let stats = relay.stats();
                 sum.bytes += stats.sent_bytes.iter().sum::<u64>();

@@ -12,13 +12,13 @@ use crate::relay::{Accepted, Pair};
 use crate::sys::net::ip_address;
 
 /// A map of the programs, shared.
-pub(super) type Shared<K, V> = Arc<Mutex<HashMap<MapData, K, V>>>;
+pub(super) type SharedMap<K, V> = Arc<Mutex<HashMap<MapData, K, V>>>;
 
 /// Looks up the original destinations of redirected connections.
 #[derive(Clone)]
 pub struct Originals {
     /// The original destinations of connections that are being opened.
-    pub(super) handshakes: Shared<Handshake, Original>,
+    pub(super) handshakes: SharedMap<Handshake, Original>,
 }
 
 impl Originals {
@@ -55,7 +55,7 @@ impl Originals {
             .map_err(io::Error::other)
     }
 
-    fn look_up<K: Pod, V: Pod>(known: &Shared<K, V>, key: &K) -> io::Result<V> {
+    fn look_up<K: Pod, V: Pod>(known: &SharedMap<K, V>, key: &K) -> io::Result<V> {
         let known = known.lock().unwrap_or_else(PoisonError::into_inner);
         known
             .get(key, 0)

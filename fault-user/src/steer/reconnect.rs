@@ -32,7 +32,7 @@ const MARK: u16 = 15;
 const CGROUP_ID: u16 = 21;
 
 /// One end of a connection in this network namespace.
-pub struct End {
+pub struct SocketEnd {
     family: u8,
     id: SocketId,
     /// Its address.
@@ -58,13 +58,14 @@ pub fn reset(
     target: &ResolvedTarget,
     cgroup: Option<&Path>,
 ) -> Result<u64> {
-    let scope = cgroup.map(Scope::of).transpose()?;
+    let scope = cgroup.map(SocketScope::of).transpose()?;
     let mut states = StateFlags::all();
     states.remove(StateFlags::LISTEN | StateFlags::TIME_WAIT);
     let ends = list(netlink, &states)?;
     let mut count = 0;
     let mut alone = HashMap::new();
-    let is_redirected = |end: &End| !end.ours && scope.as_ref().is_none_or(|scope| scope.has(end));
+    let is_redirected =
+        |end: &SocketEnd| !end.ours && scope.as_ref().is_none_or(|scope| scope.has(end));
     for end in ends.iter().filter(|end| is_redirected(end)) {
         let other = ends
             .iter()
@@ -80,7 +81,7 @@ pub fn reset(
         }
     }
     count += u64::try_from(alone.len())?;
-    let mut left: HashMap<u64, &End> = alone.clone();
+    let mut left: HashMap<u64, &SocketEnd> = alone.clone();
     take_sockets(alone, |pid, socket, end| {
         match socket.and_then(|socket| peers.reset(&socket, end)) {
             Ok(true) => drop(left.remove(&u64::from(end.inode))),
@@ -127,7 +128,7 @@ impl Peers {
 
     /// Resets both ends of a connection, one of which is `socket`. Returns `false` if the socket did not notice the
     /// RST.
-    fn reset(&self, socket: &OwnedFd, end: &End) -> std::io::Result<bool> {
+    fn reset(&self, socket: &OwnedFd, end: &SocketEnd) -> std::io::Result<bool> {
         let [sent, received] = sequences(socket)?;
         self.send_rst(end.local, end.remote, sent)?;
         self.send_rst(end.remote, end.local, received)?;
@@ -218,7 +219,7 @@ fn rst(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
 /// # Errors
 /// The kernel can't list sockets of other processes, or the cgroup has been removed.
 pub fn listeners(cgroup: &Path) -> Result<Vec<SocketAddr>> {
-    let scope = Scope::of(cgroup)?;
+    let scope = SocketScope::of(cgroup)?;
     if scope.is_empty {
         return Ok(Vec::new());
     }
@@ -239,14 +240,14 @@ pub fn is_aimed(target: &ResolvedTarget, address: SocketAddr) -> bool {
 }
 
 /// The sockets of a cgroup: those created in it or below it, and those open in its current processes.
-pub struct Scope {
+pub struct SocketScope {
     cgroups: HashSet<u64>,
     inodes: HashSet<u64>,
     /// The cgroup has no processes.
     is_empty: bool,
 }
 
-impl Scope {
+impl SocketScope {
     /// Reads the current processes and sockets of a cgroup.
     ///
     /// # Errors
@@ -289,7 +290,7 @@ impl Scope {
 
     /// Whether a socket belongs to the cgroup.
     #[must_use]
-    pub fn has(&self, end: &End) -> bool {
+    pub fn has(&self, end: &SocketEnd) -> bool {
         end.cgroup
             .is_some_and(|cgroup| self.cgroups.contains(&cgroup))
             || self.inodes.contains(&end.inode.into())
@@ -310,7 +311,7 @@ fn below(path: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// The kernel can't list them.
-pub fn list(netlink: &mut Netlink, states: &StateFlags) -> Result<Vec<End>> {
+pub fn list(netlink: &mut Netlink, states: &StateFlags) -> Result<Vec<SocketEnd>> {
     let mut ends = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let request = SockDiagMessage::InetRequest(InetRequest {
@@ -330,10 +331,10 @@ pub fn list(netlink: &mut Netlink, states: &StateFlags) -> Result<Vec<End>> {
     Ok(ends)
 }
 
-fn decode(family: u8, payload: &[u8]) -> Result<End> {
+fn decode(family: u8, payload: &[u8]) -> Result<SocketEnd> {
     let header = InetResponseHeader::parse(payload).context("a malformed sock_diag answer")?;
     let id = header.socket_id;
-    let mut end = End {
+    let mut end = SocketEnd {
         family,
         local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
         remote: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
@@ -353,7 +354,7 @@ fn decode(family: u8, payload: &[u8]) -> Result<End> {
 }
 
 /// Closes one end. Returns `false` if it no longer exists.
-fn close(netlink: &mut Netlink, end: &End) -> Result<bool> {
+fn close(netlink: &mut Netlink, end: &SocketEnd) -> Result<bool> {
     let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(InetRequest {
         family: end.family,
         protocol: IPPROTO_TCP,

@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::handshakes::Events;
-use super::hooks::{HookScope, Hooks};
+use super::handshakes::HandshakeEvents;
+use super::hooks::{HookScope, SteeringHooks};
 use super::originals::Originals;
 use super::reconnect;
 use super::relays::{Maker, prepare};
 use super::{Steering, WORKERS};
 use crate::inject::injector::Marker;
 use crate::inject::names::LearnedAddresses;
-use crate::inject::services::{Room, Service, relay_mark};
+use crate::inject::services::{Room, ServiceEntry, relay_mark};
 use crate::plan::stream::RelayRule;
 use crate::relay::exchange::Exchange;
 use crate::relay::{Decisions, Engine};
@@ -39,7 +39,7 @@ pub struct Redirection {
     /// The cgroup whose connections are redirected; `None` for every process of the network namespace.
     pub(super) scope: Option<PathBuf>,
     pub(super) engine: Arc<Engine>,
-    hooks: Arc<Mutex<Hooks>>,
+    hooks: Arc<Mutex<SteeringHooks>>,
     originals: Originals,
     marker: Option<Marker>,
     exchange: Option<Arc<Exchange>>,
@@ -49,8 +49,8 @@ pub struct Redirection {
 
 /// The services that the programs know; they are removed when this is dropped.
 pub(super) struct Registered {
-    hooks: Arc<Mutex<Hooks>>,
-    services: Vec<Service>,
+    hooks: Arc<Mutex<SteeringHooks>>,
+    services: Vec<ServiceEntry>,
 }
 
 impl Redirection {
@@ -98,14 +98,14 @@ impl Redirection {
         Steering::begin(self, rules, draws, namespace, learned).await
     }
 
-    pub(super) fn hooks(&self) -> MutexGuard<'_, Hooks> {
+    pub(super) fn hooks(&self) -> MutexGuard<'_, SteeringHooks> {
         lock(&self.hooks)
     }
 
     /// Makes services known to the programs, which do not match them yet.
     pub(super) fn register(
         &self,
-        services: Vec<Service>,
+        services: Vec<ServiceEntry>,
         learned: Option<&LearnedAddresses>,
     ) -> Result<Registered> {
         ensure!(
@@ -142,7 +142,7 @@ impl Redirection {
 }
 
 impl Registered {
-    pub(super) fn hooks(&self) -> MutexGuard<'_, Hooks> {
+    pub(super) fn hooks(&self) -> MutexGuard<'_, SteeringHooks> {
         lock(&self.hooks)
     }
 }
@@ -156,13 +156,17 @@ impl Drop for Registered {
     }
 }
 
-fn lock(hooks: &Mutex<Hooks>) -> MutexGuard<'_, Hooks> {
+fn lock(hooks: &Mutex<SteeringHooks>) -> MutexGuard<'_, SteeringHooks> {
     hooks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Attaches the hooks, and shows them the servers that listen already.
-fn attach(cgroup: &Path, reach: HookScope, room: Room) -> Result<(Hooks, Originals, Events)> {
-    let attached = Hooks::attach(cgroup, reach, room)?;
+fn attach(
+    cgroup: &Path,
+    reach: HookScope,
+    room: Room,
+) -> Result<(SteeringHooks, Originals, HandshakeEvents)> {
+    let attached = SteeringHooks::attach(cgroup, reach, room)?;
     if !reach.all_servers {
         for listener in reconnect::listeners(cgroup)? {
             attached.0.served().add(listener)?;

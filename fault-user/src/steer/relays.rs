@@ -17,9 +17,9 @@ use super::prompt::{PromptService, Prompts};
 use super::served::Served;
 use crate::inject::injector::Marker;
 use crate::inject::names::LearnedAddresses;
-use crate::inject::services::{Service, relay_mark};
+use crate::inject::services::{ServiceEntry, relay_mark};
 use crate::relay::exchange::Exchange;
-use crate::relay::{BACKLOG, Engine, Listen, Prepare, Relay, Settings, Target, Upstream};
+use crate::relay::{BACKLOG, Engine, Listen, Prepare, Relay, Settings, Upstream, UpstreamTarget};
 use crate::rule::ResolvedTarget;
 use crate::sys::process::sockets::set_mark;
 
@@ -79,13 +79,13 @@ impl RelayListeners {
         &self,
         target: &ResolvedTarget,
         learned: Option<&LearnedAddresses>,
-    ) -> Result<Service> {
+    ) -> Result<ServiceEntry> {
         let port = |listener: &Option<TcpListener>| match listener {
             Some(listener) => Ok(listener.local_addr()?.port()),
             None => io::Result::Ok(0),
         };
         let [v4, v6] = &self.streams;
-        let mut service = Service::new(target, [port(v4)?, port(v6)?], learned)?;
+        let mut service = ServiceEntry::new(target, [port(v4)?, port(v6)?], learned)?;
         service.steer.protocols = if v4.is_some() { steered::TCP } else { 0 };
         Ok(service)
     }
@@ -113,7 +113,7 @@ impl RelayListeners {
             let own = listener.local_addr()?;
             let originals = maker.originals.clone();
             let clients = Arc::clone(&prompt);
-            let target = Target::Hook(Arc::new(move |accepted| {
+            let target = UpstreamTarget::Hook(Arc::new(move |accepted| {
                 let (server, at_once) = originals.of(accepted, own)?;
                 clients.begins(at_once);
                 Ok(server)
@@ -130,7 +130,7 @@ impl RelayListeners {
             relays.push(maker.relay(
                 (number, title),
                 listen,
-                (Target::OriginalDestination, &prompt),
+                (UpstreamTarget::OriginalDestination, &prompt),
                 &ordinals,
             ));
         }
@@ -166,7 +166,7 @@ impl Maker<'_> {
         &self,
         (number, title): (usize, &str),
         listen: Listen,
-        (target, prompt): (Target, &Arc<PromptService>),
+        (target, prompt): (UpstreamTarget, &Arc<PromptService>),
         ordinals: &Arc<AtomicU64>,
     ) -> Arc<Relay> {
         let settings = Settings {

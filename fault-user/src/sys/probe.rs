@@ -6,7 +6,7 @@
 use crate::sys::bpf::features as bpf;
 use crate::sys::bpf::features::{XDP_GENERIC, attach_type, program_type};
 use crate::sys::net::clsact;
-use crate::sys::net::clsact::Direction;
+use crate::sys::net::clsact::TcHook;
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers};
 use anyhow::{Context, Result, anyhow};
@@ -55,7 +55,7 @@ pub(crate) fn tc_hooks() -> Result<(Result<()>, Result<()>)> {
     let tcx = tcx.map(drop).map_err(anyhow::Error::from);
     let clsact = clsact::ensure(LOOPBACK).and_then(|_| {
         let name = "fault_probe";
-        clsact::attach(LOOPBACK, Direction::Egress, program.as_fd(), name, 0)
+        clsact::attach(LOOPBACK, TcHook::Egress, program.as_fd(), name, 0)
     });
     Ok((tcx, clsact))
 }

@@ -18,7 +18,7 @@ use crate::sys::net::own_links::{link_owner, remove_link, remove_stale};
 use crate::sys::process::cgroup;
 use crate::sys::process::cgroup::Hierarchy;
 use crate::sys::process::proc::ProcessId;
-use crate::undo::instance::{Instance, Share, current_netns};
+use crate::undo::instance::{Instance, SettingShare, current_netns};
 use crate::undo::leftover::{Fate, Leftover};
 
 /// A change that outlives the process.
@@ -74,7 +74,7 @@ pub enum SystemChange {
 
 /// A change and its network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct JournalEntry {
     /// The inode of the network namespace (`/proc/thread-self/ns/net`).
     pub netns: u64,
     /// The change.
@@ -86,14 +86,14 @@ pub struct Entry {
 #[derive(Debug)]
 pub(super) enum Undoing {
     /// The instance that made it, releasing its share if it holds one.
-    Own(Option<Share>),
+    Own(Option<SettingShare>),
     /// Another instance, after the owner's death.
     Dead,
 }
 
 /// Undoes changes in reverse order.
 pub(super) fn undo_entries(
-    entries: impl DoubleEndedIterator<Item = (Entry, Undoing)>,
+    entries: impl DoubleEndedIterator<Item = (JournalEntry, Undoing)>,
     report: &mut Vec<Leftover>,
 ) {
     for (entry, undoing) in entries.rev() {

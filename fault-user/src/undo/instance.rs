@@ -136,16 +136,16 @@ pub fn lock() -> Result<Lock> {
 
 /// A share of a setting, until it is dropped.
 #[derive(Debug)]
-pub struct Share(#[expect(dead_code, reason = "held, so that others see it")] UnixDatagram);
+pub struct SettingShare(#[expect(dead_code, reason = "held, so that others see it")] UnixDatagram);
 
 /// Takes a share of `what`, with a value for other holders.
 ///
 /// # Errors
 /// A socket can't be created.
-pub fn hold(_lock: &Lock, what: &str, told: &str) -> Result<Share> {
+pub fn hold(_lock: &Lock, what: &str, told: &str) -> Result<SettingShare> {
     for number in 0.. {
         if let Some(socket) = bind(&format!("share/{what}/{number}/{told}"))? {
-            return Ok(Share(socket));
+            return Ok(SettingShare(socket));
         }
     }
     bail!("too many instances share {what}")

@@ -1,7 +1,7 @@
 //! The journal of changes that outlive this process, for a later instance to undo.
 //!
 //! The file is `/run/fault/<pid>.json` (or `<pid>-1.json` if that exists), with one JSON value per line: a [`Header`],
-//! then an [`Entry`] for each change, written *before* the change is made. A truncated last line is a change that was
+//! then a [`JournalEntry`] for each change, written *before* the change is made. A truncated last line is a change that was
 //! not made. The owner holds a `flock` on the file until it ends. So a journal that can be locked belongs to a dead
 //! instance, even if its process id was reused.
 
@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::process::proc::ProcessId;
 use crate::tell::tell;
-use crate::undo::change::{Entry, SystemChange, Undoing, undo_entries};
-use crate::undo::instance::{Share, current_netns};
+use crate::undo::change::{JournalEntry, SystemChange, Undoing, undo_entries};
+use crate::undo::instance::{SettingShare, current_netns};
 use crate::undo::leftover::{Fate, Leftover};
 
 /// The folder of journals. Only root can read it, and a reboot clears it.
@@ -42,7 +42,7 @@ pub struct Header {
 pub struct Journal {
     file: Flock<File>,
     path: PathBuf,
-    entries: Vec<(Entry, Undoing)>,
+    entries: Vec<(JournalEntry, Undoing)>,
     is_undone: bool,
 }
 
@@ -91,9 +91,13 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Self::record`].
-    pub fn record_share(&mut self, change: SystemChange, share: Option<Share>) -> Result<()> {
+    pub fn record_share(
+        &mut self,
+        change: SystemChange,
+        share: Option<SettingShare>,
+    ) -> Result<()> {
         let netns = current_netns()?;
-        let entry = Entry { netns, change };
+        let entry = JournalEntry { netns, change };
         self.append(&entry)?;
         self.entries.push((entry, Undoing::Own(share)));
         Ok(())
@@ -210,7 +214,7 @@ fn undo_dead(folder: &Path) -> Result<()> {
 /// The journal of a dead instance, locked against concurrent undoing.
 pub(super) struct Dead {
     path: PathBuf,
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<JournalEntry>,
     /// Why the journal can't be read.
     broken: Option<String>,
     _lock: Flock<File>,
@@ -279,7 +283,7 @@ impl Dead {
 }
 
 /// Parses a journal. A truncated last line is a change that was not made.
-pub(super) fn parse(text: &str) -> Result<Vec<Entry>> {
+pub(super) fn parse(text: &str) -> Result<Vec<JournalEntry>> {
     let whole = text.rsplit_once('\n').map_or("", |(whole, _torn)| whole);
     let mut lines = whole.lines();
     let Some(header) = lines.next() else {
@@ -312,8 +316,8 @@ mod tests {
         }
     }
 
-    fn entry() -> Entry {
-        Entry {
+    fn entry() -> JournalEntry {
+        JournalEntry {
             netns: 3,
             change: SystemChange::Sysctl {
                 name: "net/ipv4/conf/lo/accept_local".into(),

@@ -243,7 +243,7 @@ mod tests {
     use super::*;
     use crate::sys::net::netlink::in_own_netns;
     use crate::sys::process::proc::ProcessId;
-    use crate::undo::change::Entry;
+    use crate::undo::change::JournalEntry;
     use crate::undo::change::SystemChange;
     use crate::undo::instance::current_netns;
     use crate::undo::journal::{Header, VERSION};
@@ -277,7 +277,7 @@ mod tests {
             let clsact = SystemChange::Clsact {
                 interface_index: lo,
             };
-            let entry = Entry {
+            let entry = JournalEntry {
                 netns,
                 change: clsact,
             };
@@ -290,7 +290,7 @@ mod tests {
             };
 
             assert!(clsact::ensure(lo).unwrap() && !clsact::ensure(lo).unwrap());
-            let direction = clsact::Direction::Egress;
+            let direction = clsact::TcHook::Egress;
             for owner in [dead, alive] {
                 clsact::attach(lo, direction, program.as_fd(), "fault_egress", owner).unwrap();
             }

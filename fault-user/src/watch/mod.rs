@@ -20,7 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::inject::names::LearnedAddresses;
 use crate::inject::services;
-use crate::inject::services::{Room, Service};
+use crate::inject::services::{Room, ServiceEntry};
 use crate::rule::{Protocol, ResolvedTarget};
 use crate::sys::bpf::cgroup_link::{CgroupLink, Hook};
 use crate::sys::bpf::object::{loaded, program};
@@ -95,11 +95,11 @@ impl Watch {
         }
         let services: Vec<_> = targets
             .iter()
-            .map(|(_, target)| Service::new(target, [0, 0], learned))
+            .map(|(_, target)| ServiceEntry::new(target, [0, 0], learned))
             .collect::<Result<_>>()?;
         let room = Room {
             services: u32::try_from(services.len())?,
-            hosts: Service::hosts_of(&services),
+            hosts: ServiceEntry::hosts_of(&services),
         };
         let (mut ebpf, mut table) = services::load(room, whose.netns, false)?;
         table.fill(&services, learned)?;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use netlink_packet_sock_diag::inet::StateFlags;
 
 use crate::rule::{Protocol, ResolvedTarget};
-use crate::steer::reconnect::{End, Scope, is_aimed, list};
+use crate::steer::reconnect::{SocketEnd, SocketScope, is_aimed, list};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 
@@ -61,9 +61,10 @@ impl Sockets {
             &mut self.netlink,
             &(StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT),
         )?;
-        let scope = self.cgroup.as_deref().map(Scope::of).transpose()?;
-        let (ours, others): (Vec<&End>, Vec<&End>) = ends.iter().partition(|end| end.ours);
-        let own: Vec<&End> = others
+        let scope = self.cgroup.as_deref().map(SocketScope::of).transpose()?;
+        let (ours, others): (Vec<&SocketEnd>, Vec<&SocketEnd>) =
+            ends.iter().partition(|end| end.ours);
+        let own: Vec<&SocketEnd> = others
             .into_iter()
             .filter(|end| scope.as_ref().is_none_or(|scope| scope.has(end)))
             .collect();
@@ -78,7 +79,11 @@ impl Sockets {
 
 /// Counts connections with an end in `own`. A connection with both ends in it counts once; `relayed` are ends whose
 /// peer is the relay.
-fn open(target: &ResolvedTarget, own: &[&End], relayed: &HashSet<(SocketAddr, SocketAddr)>) -> u64 {
+fn open(
+    target: &ResolvedTarget,
+    own: &[&SocketEnd],
+    relayed: &HashSet<(SocketAddr, SocketAddr)>,
+) -> u64 {
     let clients: HashSet<_> = own
         .iter()
         .filter(|end| is_aimed(target, end.remote))

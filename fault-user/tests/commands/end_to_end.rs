@@ -20,7 +20,7 @@ fn is_well(host: &str, port: u16) {
     assert_eq!(&redis.ping().expect("an answer"), PONG);
 }
 
-/// Hurts an old and a new connection to Redis by each fault, and looks at both again after the rules are removed.
+/// Injects each fault into an old and a new connection to Redis, and looks at both again after the rules are removed.
 fn inject_and_restore(host: &str, port: u16, options: &str) {
     let rule = |fault: &str| format!("tcp:{port} {fault}");
     let old = || {

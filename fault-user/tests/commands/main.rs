@@ -10,7 +10,7 @@ mod end_to_end;
 mod expectations;
 mod explore;
 mod instances;
-mod newcomers;
+mod later_interfaces;
 mod random;
 mod replay;
 mod rights;

@@ -56,7 +56,7 @@ fn replay_hits_the_same_packets_at_any_time() {
         "udp:7000 loss=30%",
         "udp:7000 loss=ge(20%,40%)",
         "udp:7000 drop p=40% after=3",
-        // Without the windows of the first run the draws alone would hurt other packets.
+        // Without the windows of the first run the draws alone would drop other packets.
         "udp:7000 drop p=50% at=10us period=100us duty=50%",
     ] {
         let first = go(&["run", "-r", rule, "--report", "REPORT"], &report);

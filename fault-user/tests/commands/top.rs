@@ -11,7 +11,7 @@ use crate::support::dns::{RCODE, ask_over_tcp, serve_streams};
 use crate::support::echo::echo_server;
 use crate::support::late;
 use crate::support::place::{
-    AppliedRules, PATIENCE, Peer, can_lead_the_host, enter_fresh, fault, has_bash, wait_for,
+    AppliedRules, PATIENCE, Peer, can_redirect_the_host, enter_fresh, fault, has_bash, wait_for,
 };
 use crate::support::servers::{Redis, Server};
 use crate::support::terminal::Terminal;
@@ -125,7 +125,7 @@ fn a_connection_made_while_all_rules_are_off_is_the_commands_when_they_are_on() 
 
 #[test]
 fn answers_to_queries_over_tcp_are_switched_with_their_rule() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();

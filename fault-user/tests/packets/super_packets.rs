@@ -568,7 +568,7 @@ fn a_device_that_is_down_loses_few_super_packets() {
     ip(&format!("link set {device} down"));
     let came: Vec<_> = (0..64).map(|_| send()).collect();
     let lost: Vec<_> = (0..64).filter(|at| came[*at] == 0).collect();
-    // The 40th of those that are judged as one packet, too.
+    // The 40th of those that are treated as one packet, too.
     let hit = 40 + LOST.len() - 1;
     assert!(
         lost.iter().all(|at| LOST.contains(at) || *at == hit),

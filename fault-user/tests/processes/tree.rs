@@ -9,7 +9,7 @@ use fault_user::sys::process::cgroup::{CommandCgroup, Hierarchy, Leftovers, move
 use fault_user::sys::process::command::CommandSpec;
 use fault_user::sys::process::proc::ProcessId;
 use fault_user::sys::process::sockets;
-use fault_user::sys::process::sockets::{Protocol, State};
+use fault_user::sys::process::sockets::{TcpState, Transport};
 use fault_user::undo::change::SystemChange;
 use fault_user::undo::instance::Instance;
 use fault_user::undo::journal::Journal;
@@ -580,23 +580,29 @@ fn the_sockets_of_a_process_are_found_with_addresses_and_states() {
         };
         let listening = listener.local_addr().unwrap();
         let calling = client.local_addr().unwrap();
-        assert_eq!(one(listening, Protocol::Tcp, None), State::Listen);
+        assert_eq!(one(listening, Transport::Tcp, None), TcpState::Listen);
         assert_eq!(
-            one(calling, Protocol::Tcp, Some(listening)),
-            State::Established
+            one(calling, Transport::Tcp, Some(listening)),
+            TcpState::Established
         );
         assert_eq!(
-            one(listening, Protocol::Tcp, Some(calling)),
-            State::Established
+            one(listening, Transport::Tcp, Some(calling)),
+            TcpState::Established
         );
         let mapped = mapped.local_addr().unwrap();
         let port = dual.local_addr().unwrap().port();
         // The server's side is an IPv6 socket, whose packets are IPv4.
         let local = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        assert_eq!(one(local, Protocol::Tcp, Some(mapped)), State::Established);
+        assert_eq!(
+            one(local, Transport::Tcp, Some(mapped)),
+            TcpState::Established
+        );
         let (udp, connected) = (udp.local_addr().unwrap(), connected.local_addr().unwrap());
-        assert_eq!(one(udp, Protocol::Udp, None), State::Close);
-        assert_eq!(one(connected, Protocol::Udp, Some(udp)), State::Established);
+        assert_eq!(one(udp, Transport::Udp, None), TcpState::Close);
+        assert_eq!(
+            one(connected, Transport::Udp, Some(udp)),
+            TcpState::Established
+        );
         drop((server, mapped_server));
         // A process without any.
         let other = Tree::start();

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use crate::support::place::PATIENCE;
 use crate::support::relay::*;
-use fault_user::relay::{CloseMode, Cut, Direction, Drain, Target, Upstream};
+use fault_user::relay::{CloseMode, Cut, Drain, StreamDirection, Upstream, UpstreamTarget};
 use fault_user::rule::{Asked, NamePattern};
 use serde_json::json;
 
 #[test]
 fn bytes_pass_unchanged_both_ways_and_half_close_keeps_the_other_way() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (mut client, mut server) = bed.pair();
         let (writer, reader) = ends(direction, &mut client, &mut server);
         let sent = pattern(20_000_000);
@@ -71,7 +71,7 @@ fn a_reset_is_passed_on_while_the_other_end_does_not_read() {
     let bed = Bed::tcp();
     for kind in [None, Some("latency")] {
         if let Some(kind) = kind {
-            bed.add(Direction::Upstream, kind, &json!({}));
+            bed.add(StreamDirection::Upstream, kind, &json!({}));
         }
         let (mut client, mut server) = bed.pair();
         fill(&mut client);
@@ -113,7 +113,7 @@ fn fill(writer: &mut TcpStream) -> usize {
 fn a_slow_reader_slows_the_writer_and_gets_everything() {
     let bed = Bed::tcp();
     for kind in [None, Some("latency"), Some("slicer"), Some("corrupt_data")] {
-        for direction in Direction::ALL {
+        for direction in StreamDirection::ALL {
             if let Some(kind) = kind {
                 bed.add(direction, kind, &json!({"probability": 0, "latency": 5}));
             }
@@ -154,7 +154,7 @@ fn a_client_of_the_relay_gets_an_orderly_end_when_the_upstream_refuses() {
 fn a_client_of_the_server_is_reset_when_that_refuses() {
     let bed = Bed::tcp();
     rewire_to_nobody(&bed, |closed| Upstream {
-        target: Target::Hook(Arc::new(move |_| Ok(closed))),
+        target: UpstreamTarget::Hook(Arc::new(move |_| Ok(closed))),
         prepare: None,
         answered: None,
     });
@@ -183,7 +183,7 @@ fn names_are_resolved_and_ipv6_works() {
 fn latency_shifts_each_direction_and_goes_at_once() {
     let bed = Bed::tcp();
     let (mut client, mut server) = bed.pair();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         bed.add(direction, "latency", &json!({"latency": 100}));
         let (writer, reader) = ends(direction, &mut client, &mut server);
         let start = Instant::now();
@@ -202,7 +202,7 @@ fn latency_shifts_each_direction_and_goes_at_once() {
 fn latency_does_not_slow_a_stream_and_jitter_keeps_order() {
     let bed = Bed::tcp();
     bed.add(
-        Direction::Downstream,
+        StreamDirection::Downstream,
         "latency",
         &json!({"latency": 100, "jitter": 50}),
     );
@@ -221,17 +221,21 @@ fn latency_does_not_slow_a_stream_and_jitter_keeps_order() {
 #[test]
 fn a_latency_in_the_next_test_is_the_sum_of_several() {
     let bed = Bed::tcp();
-    bed.add(Direction::Upstream, "latency", &json!({"latency": 40}));
+    bed.add(
+        StreamDirection::Upstream,
+        "latency",
+        &json!({"latency": 40}),
+    );
     let (mut client, mut server) = bed.pair();
     let config = fault_user::relay::ToxicConfig {
         name: "second".to_owned(),
-        direction: Direction::Upstream,
+        direction: StreamDirection::Upstream,
         stream: "upstream".to_owned(),
         toxicity: 1.0,
         connections: fault_user::relay::Picked::ALL,
-        filter: fault_user::relay::Filter::default(),
+        filter: fault_user::relay::GreetingFilter::default(),
         datagrams: None,
-        fault: fault_user::relay::Fault::Latency(fault_user::relay::fault::Latency {
+        fault: fault_user::relay::RelayFault::Latency(fault_user::relay::fault::Latency {
             latency: 60,
             jitter: 0,
         }),
@@ -247,7 +251,7 @@ fn a_latency_in_the_next_test_is_the_sum_of_several() {
 #[test]
 fn bandwidth_paces_each_direction() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         bed.add(direction, "bandwidth", &json!({"rate": 1000}));
         let (mut client, mut server) = bed.pair();
         let (writer, reader) = ends(direction, &mut client, &mut server);
@@ -269,7 +273,7 @@ fn bandwidth_paces_each_direction() {
 fn a_shared_bandwidth_is_shared_and_a_rate_of_zero_stalls() {
     let bed = Bed::tcp();
     bed.add(
-        Direction::Upstream,
+        StreamDirection::Upstream,
         "bandwidth",
         &json!({"rate": 1000, "shared": true}),
     );
@@ -298,7 +302,7 @@ fn a_shared_bandwidth_is_shared_and_a_rate_of_zero_stalls() {
 #[test]
 fn slow_close_holds_the_end_back_and_nothing_else() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         bed.add(direction, "slow_close", &json!({"delay": 100}));
         let (mut client, mut server) = bed.pair();
         let (writer, reader) = ends(direction, &mut client, &mut server);
@@ -317,7 +321,7 @@ fn slow_close_holds_the_end_back_and_nothing_else() {
 #[test]
 fn timeout_swallows_data_then_closes_and_removing_it_closes() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (mut client, mut server) = bed.pair();
         bed.add(direction, "timeout", &json!({"timeout": 100}));
         let start = Instant::now();
@@ -342,7 +346,7 @@ fn timeout_swallows_data_then_closes_and_removing_it_closes() {
 #[test]
 fn reset_peer_resets_an_idle_connection_that_was_open_before() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (mut client, mut server) = bed.pair();
         bed.add(direction, "reset_peer", &json!({"timeout": 80}));
         let start = Instant::now();
@@ -382,7 +386,7 @@ fn a_reset_at_once_meets_the_first_read_and_not_the_connect() {
     let bed = Bed::tcp();
     for timeout in [0, 1] {
         bed.add(
-            Direction::Downstream,
+            StreamDirection::Downstream,
             "reset_peer",
             &json!({ "timeout": timeout }),
         );
@@ -392,7 +396,7 @@ fn a_reset_at_once_meets_the_first_read_and_not_the_connect() {
         bed.remove("reset_peer");
         // As in Toxiproxy a request is not forwarded that a toxic on its way resets.
         bed.add(
-            Direction::Upstream,
+            StreamDirection::Upstream,
             "reset_peer",
             &json!({ "timeout": timeout }),
         );
@@ -410,7 +414,7 @@ fn a_reset_at_once_meets_the_first_read_and_not_the_connect() {
 #[test]
 fn slicer_cuts_and_pauses() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (mut client, mut server) = bed.pair();
         bed.add(
             direction,
@@ -439,7 +443,7 @@ fn slicer_cuts_and_pauses() {
 #[test]
 fn limit_data_lets_exactly_so_many_through_and_keeps_count_over_an_update() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         bed.add(direction, "limit_data", &json!({"bytes": 100}));
         let (mut client, mut server) = bed.pair();
         let (writer, reader) = ends(direction, &mut client, &mut server);
@@ -461,7 +465,7 @@ fn limit_data_lets_exactly_so_many_through_and_keeps_count_over_an_update() {
 fn a_shared_limit_counts_over_all_connections() {
     let bed = Bed::tcp();
     bed.add(
-        Direction::Upstream,
+        StreamDirection::Upstream,
         "limit_data",
         &json!({"bytes": 100, "shared": true}),
     );
@@ -483,7 +487,7 @@ fn assert_ended(ends: &mut [&mut TcpStream]) {
 #[test]
 fn a_shared_limit_closes_all_connections_when_it_is_reached() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         bed.add(
             direction,
             "limit_data",
@@ -515,7 +519,7 @@ fn a_shared_limit_closes_all_connections_when_it_is_reached() {
 fn all_connections_are_closed_every_so_many_bytes() {
     let bed = Bed::tcp();
     bed.add(
-        Direction::Upstream,
+        StreamDirection::Upstream,
         "limit_data",
         &json!({"bytes": 8, "every": true}),
     );
@@ -540,7 +544,7 @@ fn down_refuses_and_closes_and_comes_back_on_the_same_port() {
     let bed = Bed::tcp();
     let (mut client, mut server) = bed.pair();
     let address = bed.address();
-    bed.add(Direction::Downstream, "down", &json!({}));
+    bed.add(StreamDirection::Downstream, "down", &json!({}));
     assert_eq!(read_to_end(&mut client), b"");
     assert_eq!(read_to_end(&mut server), b"");
     let refused = TcpStream::connect(address).map_err(|error| error.kind());
@@ -554,7 +558,7 @@ fn down_refuses_and_closes_and_comes_back_on_the_same_port() {
 fn no_accept_completes_handshakes_and_serves_later() {
     let bed = Bed::tcp();
     let (mut old_client, mut old_server) = bed.pair();
-    bed.add(Direction::Downstream, "no_accept", &json!({}));
+    bed.add(StreamDirection::Downstream, "no_accept", &json!({}));
     let mut client = bed.connect();
     client.write_all(b"anyone?").expect("write");
     assert_silent(&client, Duration::from_millis(50));
@@ -568,7 +572,7 @@ fn no_accept_completes_handshakes_and_serves_later() {
 #[test]
 fn stall_closes_the_window_and_loses_nothing() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (mut client, mut server) = bed.pair();
         bed.add(direction, "stall", &json!({}));
         {
@@ -587,12 +591,12 @@ fn a_reset_while_stalled_is_passed_on_after_the_data() {
     let bed = Bed::tcp();
     for kind in ["stall", "reset_peer"] {
         let (mut client, mut server) = bed.pair();
-        bed.add(Direction::Upstream, kind, &json!({"timeout": 60_000}));
+        bed.add(StreamDirection::Upstream, kind, &json!({"timeout": 60_000}));
         client.write_all(b"last words").expect("write");
         assert_silent(&server, Duration::from_millis(20));
         abort(client);
         // Changes of other toxics make the relay look at the dead connection again.
-        bed.add(Direction::Downstream, "noop", &json!({}));
+        bed.add(StreamDirection::Downstream, "noop", &json!({}));
         bed.remove("noop");
         assert_silent(&server, Duration::from_millis(20));
         bed.remove(kind);
@@ -609,7 +613,7 @@ fn a_toxic_that_is_added_while_a_connection_opens_is_acknowledged() {
     let bed = Bed::tcp();
     for _ in 0..2000 {
         let client = bed.connect();
-        bed.add(Direction::Upstream, "noop", &json!({}));
+        bed.add(StreamDirection::Upstream, "noop", &json!({}));
         bed.remove("noop");
         drop((client, bed.accept()));
     }
@@ -618,7 +622,7 @@ fn a_toxic_that_is_added_while_a_connection_opens_is_acknowledged() {
 #[test]
 fn discard_reads_and_throws_away() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (mut client, mut server) = bed.pair();
         bed.add(direction, "discard", &json!({}));
         {
@@ -634,7 +638,7 @@ fn discard_reads_and_throws_away() {
 #[test]
 fn close_on_data_closes_on_the_first_byte() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         for mode in ["fin", "rst"] {
             let (mut client, mut server) = bed.pair();
             bed.add(direction, "close_on_data", &json!({"mode": mode}));
@@ -659,7 +663,7 @@ fn close_closes_the_oldest_once_and_now() {
     let bed = Bed::tcp();
     let mut pairs: Vec<_> = (0..3).map(|_| bed.pair()).collect();
     bed.add(
-        Direction::Downstream,
+        StreamDirection::Downstream,
         "close",
         &json!({"count": 2, "mode": "rst"}),
     );
@@ -683,7 +687,7 @@ fn close_closes_the_oldest_once_and_now() {
 #[test]
 fn corrupt_data_changes_bytes_in_each_mode() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (mut client, mut server) = bed.pair();
         let check = |mode: serde_json::Value, client: &mut TcpStream, server: &mut TcpStream| {
             bed.add(direction, "corrupt_data", &mode);
@@ -716,7 +720,7 @@ fn corrupt_data_changes_bytes_in_each_mode() {
 #[test]
 fn lifetime_is_a_timer_and_not_a_check() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         bed.add(direction, "lifetime", &json!({"time": 100, "mode": "rst"}));
         let start = Instant::now();
         let (mut client, mut server) = bed.pair();
@@ -739,7 +743,7 @@ fn lifetime_is_a_timer_and_not_a_check() {
 #[test]
 fn coalesce_collects_until_there_is_enough_or_time_is_up() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (mut client, mut server) = bed.pair();
         bed.add(
             direction,
@@ -768,7 +772,7 @@ fn coalesce_collects_until_there_is_enough_or_time_is_up() {
 #[test]
 fn substitute_works_across_chunks() {
     let bed = Bed::tcp();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (mut client, mut server) = bed.pair();
         bed.add(
             direction,
@@ -826,7 +830,7 @@ fn error_answers_in_the_servers_name_and_the_server_sees_nothing() {
             let (mut client, mut server) = bed.pair();
             assert_echo(&mut client, &mut server);
             bed.add(
-                Direction::Downstream,
+                StreamDirection::Downstream,
                 "error",
                 &json!({"protocol": protocol, "status": [503]}),
             );
@@ -864,7 +868,7 @@ fn drain(client: &mut TcpStream, at_most: usize) {
 fn transient_fails_the_first_requests_and_then_passes() {
     let bed = Bed::tcp();
     bed.add(
-        Direction::Downstream,
+        StreamDirection::Downstream,
         "transient",
         &json!({"count": 2, "protocol": "redis"}),
     );
@@ -884,7 +888,7 @@ fn transient_fails_the_first_requests_and_then_passes() {
 fn transient_without_an_answer_resets() {
     let bed = Bed::tcp();
     bed.add(
-        Direction::Downstream,
+        StreamDirection::Downstream,
         "transient",
         &json!({"count": 2, "protocol": "none"}),
     );
@@ -905,7 +909,7 @@ fn encrypted_connections_pass_what_reads_requests() {
     for kind in ["error", "transient", "abort"] {
         for protocol in protocols {
             let attributes = json!({"protocol": protocol, "count": 1});
-            bed.add(Direction::Downstream, kind, &attributes);
+            bed.add(StreamDirection::Downstream, kind, &attributes);
             let (mut client, mut server) = bed.pair();
             client.write_all(hello).expect("write");
             assert_eq!(read_exactly(&mut server, hello.len()), hello);
@@ -920,7 +924,7 @@ fn abort_breaks_after_the_request_has_reached_the_server() {
     let bed = Bed::tcp();
     for mode in ["rst", "fin"] {
         bed.add(
-            Direction::Downstream,
+            StreamDirection::Downstream,
             "abort",
             &json!({"protocol": "redis", "mode": mode}),
         );
@@ -944,7 +948,7 @@ fn abort_breaks_after_the_request_has_reached_the_server() {
 fn drawn_by_mix(seed: u64, count: usize) -> Vec<char> {
     let bed = Bed::seeded(seed);
     bed.add(
-        Direction::Downstream,
+        StreamDirection::Downstream,
         "mix",
         &json!({"faults": [
             {"share": "20%", "type": "discard"},
@@ -981,7 +985,7 @@ fn a_mix_is_one_draw_per_connection_from_the_seed() {
 #[test]
 fn toxicity_is_per_connection_and_follows_an_update() {
     let bed = Bed::tcp();
-    bed.add_with(Direction::Upstream, "discard", &json!({}), 0.5);
+    bed.add_with(StreamDirection::Upstream, "discard", &json!({}), 0.5);
     let mut pairs: Vec<_> = (0..60).map(|_| bed.pair()).collect();
     let hit = |pairs: &mut Vec<(TcpStream, TcpStream)>| -> usize {
         let mut hit = 0;
@@ -1030,7 +1034,7 @@ fn changing_toxics_under_load_loses_no_byte() {
     ];
     while !sending.is_finished() {
         for (kind, attributes) in &kinds {
-            bed.add(Direction::Downstream, kind, attributes);
+            bed.add(StreamDirection::Downstream, kind, attributes);
         }
         for (kind, _) in &kinds {
             bed.remove(kind);
@@ -1046,13 +1050,13 @@ fn a_toxic_acts_on_open_connections_within_5_ms() {
     let (mut client, mut server) = bed.pair();
     for _ in 0..20 {
         assert_echo(&mut client, &mut server);
-        bed.add(Direction::Upstream, "discard", &json!({}));
+        bed.add(StreamDirection::Upstream, "discard", &json!({}));
         client.write_all(b"x").expect("write");
         assert_silent(&server, Duration::from_millis(5));
         bed.remove("discard");
     }
     bed.add(
-        Direction::Upstream,
+        StreamDirection::Upstream,
         "close_on_data",
         &json!({"mode": "rst"}),
     );
@@ -1167,7 +1171,7 @@ fn read_until_the_end(mut reader: TcpStream) -> (Vec<u8>, bool) {
 /// Sends `sent` through a fault while the relay comes to its end; what the reader saw.
 fn end_meanwhile(
     (kind, attributes): &(&str, serde_json::Value),
-    direction: Direction,
+    direction: StreamDirection,
     closing: Closing,
     end: TheEnd,
     sent: &[u8],
@@ -1176,8 +1180,8 @@ fn end_meanwhile(
     bed.add(direction, kind, attributes);
     let (client, server) = bed.pair();
     let (mut writer, reader) = match direction {
-        Direction::Upstream => (client, server),
-        Direction::Downstream => (server, client),
+        StreamDirection::Upstream => (client, server),
+        StreamDirection::Downstream => (server, client),
     };
     if matches!(closing, Closing::ReaderFirst) {
         reader.shutdown(Shutdown::Write).expect("shutdown");
@@ -1212,7 +1216,7 @@ fn end_meanwhile(
 fn no_end_of_the_relay_loses_a_byte_in_silence() {
     let sent = pattern(60_000);
     for fault in patient_faults() {
-        for direction in Direction::ALL {
+        for direction in StreamDirection::ALL {
             for closing in [
                 Closing::Writer,
                 Closing::WriterGone,
@@ -1250,7 +1254,11 @@ fn no_end_of_the_relay_loses_a_byte_in_silence() {
 #[test]
 fn what_is_lost_at_the_end_is_counted() {
     let bed = Bed::tcp();
-    bed.add(Direction::Upstream, "latency", &json!({"latency": 60_000}));
+    bed.add(
+        StreamDirection::Upstream,
+        "latency",
+        &json!({"latency": 60_000}),
+    );
     let (mut client, mut server) = bed.pair();
     client.write_all(&pattern(5000)).expect("write");
     drop(client);
@@ -1403,7 +1411,11 @@ fn a_greeting_that_does_not_end_is_passed_on() {
 #[test]
 fn other_toxics_act_while_a_client_is_silent() {
     let bed = bed_for_names();
-    bed.add(Direction::Upstream, "timeout", &json!({"timeout": 50}));
+    bed.add(
+        StreamDirection::Upstream,
+        "timeout",
+        &json!({"timeout": 50}),
+    );
     let (mut client, mut server) = bed.pair();
     assert_eq!(read_to_end(&mut client), b"");
     assert_eq!(read_to_end(&mut server), b"");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::place::PATIENCE;
 use crate::support::relay::*;
-use fault_user::relay::{Cut, Direction, Drain, Transport};
+use fault_user::relay::{Cut, Drain, StreamDirection, Transport};
 use serde_json::json;
 
 /// A client that the server has heard of, and its address as the server sees it.
@@ -24,22 +24,22 @@ fn client(bed: &Bed) -> (UdpSocket, SocketAddr) {
     (client, from)
 }
 
-fn send(bed: &Bed, direction: Direction, client: &(UdpSocket, SocketAddr), data: &[u8]) {
+fn send(bed: &Bed, direction: StreamDirection, client: &(UdpSocket, SocketAddr), data: &[u8]) {
     let sent = match direction {
-        Direction::Upstream => client.0.send(data),
-        Direction::Downstream => bed.datagrams.send_to(data, client.1),
+        StreamDirection::Upstream => client.0.send(data),
+        StreamDirection::Downstream => bed.datagrams.send_to(data, client.1),
     };
     assert_eq!(sent.expect("send"), data.len());
 }
 
 fn receiver<'a>(
     bed: &'a Bed,
-    direction: Direction,
+    direction: StreamDirection,
     client: &'a (UdpSocket, SocketAddr),
 ) -> &'a UdpSocket {
     match direction {
-        Direction::Upstream => &bed.datagrams,
-        Direction::Downstream => &client.0,
+        StreamDirection::Upstream => &bed.datagrams,
+        StreamDirection::Downstream => &client.0,
     }
 }
 
@@ -61,13 +61,13 @@ fn assert_nothing(socket: &UdpSocket, time: Duration) {
 }
 
 /// Runs a check in both directions, and afterwards that an old and a new client are served.
-fn both_ways(check: impl Fn(&Bed, Direction, &(UdpSocket, SocketAddr), &UdpSocket)) {
-    for direction in Direction::ALL {
+fn both_ways(check: impl Fn(&Bed, StreamDirection, &(UdpSocket, SocketAddr), &UdpSocket)) {
+    for direction in StreamDirection::ALL {
         let bed = Bed::udp();
         let old = client(&bed);
         check(&bed, direction, &old, receiver(&bed, direction, &old));
         for client in [old, client(&bed)] {
-            for direction in Direction::ALL {
+            for direction in StreamDirection::ALL {
                 send(&bed, direction, &client, b"are you well?");
                 assert_eq!(
                     receive(receiver(&bed, direction, &client)),
@@ -95,7 +95,7 @@ fn many_clients_are_kept_apart() {
     for (index, client) in clients.iter().enumerate() {
         send(
             &bed,
-            Direction::Downstream,
+            StreamDirection::Downstream,
             client,
             format!("for {index}").as_bytes(),
         );
@@ -170,7 +170,7 @@ fn loss_loses_its_share() {
         for index in 0..100_u8 {
             send(bed, direction, client, &[index]);
         }
-        let index = usize::from(direction == Direction::Downstream);
+        let index = usize::from(direction == StreamDirection::Downstream);
         let before = if index == 0 { b"hello".len() as u64 } else { 0 };
         while bed.relay.stats().received_bytes[index] < before + 100 {
             std::thread::yield_now();
@@ -275,14 +275,14 @@ fn stall_keeps_datagrams_and_lets_them_go() {
 fn down_closes_the_socket_and_no_accept_ignores_new_clients() {
     let bed = Bed::udp();
     let old = client(&bed);
-    bed.add(Direction::Upstream, "no_accept", &json!({}));
+    bed.add(StreamDirection::Upstream, "no_accept", &json!({}));
     let new = UdpSocket::bind("127.0.0.1:0").expect("loopback");
     new.connect(bed.address()).expect("connect");
     new.send(b"ignored").expect("send");
-    send(&bed, Direction::Upstream, &old, b"known");
+    send(&bed, StreamDirection::Upstream, &old, b"known");
     assert_eq!(receive(&bed.datagrams), b"known");
     bed.remove("no_accept");
-    bed.add(Direction::Upstream, "down", &json!({}));
+    bed.add(StreamDirection::Upstream, "down", &json!({}));
     old.0.send(b"x").expect("send");
     let kind = old.0.recv(&mut [0; 10]).map_err(|error| error.kind());
     assert_eq!(kind, Err(ErrorKind::ConnectionRefused));
@@ -293,7 +293,7 @@ fn down_closes_the_socket_and_no_accept_ignores_new_clients() {
 
 #[test]
 fn close_on_data_forgets_the_client_and_drops_the_datagram() {
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let bed = Bed::udp();
         let old = client(&bed);
         bed.add(direction, "close_on_data", &json!({"mode": "fin"}));
@@ -309,8 +309,12 @@ fn close_on_data_forgets_the_client_and_drops_the_datagram() {
 fn datagrams_on_their_way_arrive_at_the_end() {
     let bed = Bed::udp();
     let client = client(&bed);
-    bed.add(Direction::Upstream, "latency", &json!({"latency": 100}));
-    send(&bed, Direction::Upstream, &client, b"last words");
+    bed.add(
+        StreamDirection::Upstream,
+        "latency",
+        &json!({"latency": 100}),
+    );
+    send(&bed, StreamDirection::Upstream, &client, b"last words");
     let drain = Drain::within(Duration::from_secs(20));
     let cut = bed.run(bed.relay.drain(drain));
     assert_eq!(cut, Cut::default());
@@ -322,13 +326,13 @@ fn a_fault_of_streams_is_refused() {
     let bed = Bed::udp();
     let config = fault_user::relay::ToxicConfig {
         name: "s".to_owned(),
-        direction: Direction::Upstream,
+        direction: StreamDirection::Upstream,
         stream: "upstream".to_owned(),
         toxicity: 1.0,
         connections: fault_user::relay::Picked::ALL,
-        filter: fault_user::relay::Filter::default(),
+        filter: fault_user::relay::GreetingFilter::default(),
         datagrams: None,
-        fault: fault_user::relay::Fault::of_kind("slicer").expect("a kind"),
+        fault: fault_user::relay::RelayFault::of_kind("slicer").expect("a kind"),
         decisions: fault_user::relay::Decisions::default(),
     };
     let error = bed

@@ -174,7 +174,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("tcp:5432 drop conn=0-3", "did you mean `conn=1..3`?"),
     ("tcp:5432 drop count=0", "expected connection or rule"),
     ("tcp:5432 p=x drop", "besides, `x` is not a number"),
-    // What newcomers from other tools type.
+    // What those who know other tools type.
     (
         "tcp:80 toxicity=0.5 latency=200ms",
         "did you mean `latency=200ms`?",

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 use crate::support::place::{
-    AppliedRules, PATIENCE, can_lead_the_host, enter_fresh, fault, ip, run, wait_for,
+    AppliedRules, PATIENCE, can_redirect_the_host, enter_fresh, fault, ip, run, wait_for,
 };
 use crate::support::servers::{Server, certify};
 use nix::sys::signal::{Signal, kill};
@@ -18,7 +18,7 @@ const PYTHON: &str = "/usr/bin/python3";
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/client.py");
 const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/server.py");
 
-/// What is slower is hurt.
+/// What is slower is delayed by the rule.
 const SLOW_MS: u64 = 500;
 
 /// Holds both ways of one round trip so long.
@@ -81,7 +81,7 @@ impl Client {
         self.took(order) >= SLOW_MS
     }
 
-    /// A busy machine is slow now and then, what is hurt always is.
+    /// A busy machine is slow now and then, what a rule delays always is.
     fn is_quick(&mut self, order: &str) -> bool {
         (0..5).any(|_| self.took(order) < SLOW_MS)
     }
@@ -225,7 +225,7 @@ fn two_addresses() {
     }
 }
 
-/// Hurts new connections, then cuts all: before, meanwhile and afterwards.
+/// Delays new connections, then closes all: before, meanwhile and afterwards.
 fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
     let mut client = Client::connect(protocol, port);
     assert!(
@@ -233,7 +233,10 @@ fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
         "{protocol}"
     );
     let applied = AppliedRules::begin(&[&format!("tcp:{port} {latency}")], "--scope host");
-    assert!(client.is_slow("new"), "{protocol} hurts");
+    assert!(
+        client.is_slow("new"),
+        "{protocol}: a new connection is delayed"
+    );
     assert!(
         client.is_quick("kept"),
         "{protocol}: an open connection stays as it is"
@@ -241,7 +244,7 @@ fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
     let mut redirected = Client::connect(protocol, port);
     assert!(
         redirected.is_slow("kept"),
-        "{protocol} hurts for as long as it lasts"
+        "{protocol}: it is delayed for as long as it lasts"
     );
     let summary = applied.end();
     assert!(
@@ -254,7 +257,7 @@ fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
     );
     assert!(
         redirected.is_quick("again"),
-        "{protocol}: who was led reconnects, straight"
+        "{protocol}: who was redirected reconnects and bypasses the relay"
     );
     let applied = AppliedRules::begin(&[&format!("tcp:{port} down")], "--scope host");
     for order in ["kept", "new", "again"] {
@@ -271,7 +274,7 @@ fn injects_and_restores(protocol: &str, port: u16, latency: &str) {
 
 #[test]
 fn small_services_recover_from_stream_faults() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -300,7 +303,7 @@ fn small_services_recover_from_stream_faults() {
 
 #[test]
 fn databases_and_a_pool_recover_from_stream_faults() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -461,7 +464,7 @@ fn a_rule_for_a_host_leaves_another_one_at_its_address_alone() {
 
 #[test]
 fn a_server_under_fault_on_a_second_address_is_reached_once() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -541,7 +544,7 @@ fn listeners() -> usize {
 
 #[test]
 fn fifty_kills_leave_nothing() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();

@@ -12,7 +12,7 @@ use crate::support::place::{
     set_option, wait_for,
 };
 use fault_user::relay::{
-    Engine, HandshakeEvent, HeldSyn, Listen, Pair, RawSockets, Relay, Settings, TcpInlet, Upstream,
+    ClientEvent, Engine, HeldSyn, Listen, Pair, RawSockets, Relay, Settings, TcpInlet, Upstream,
     pair,
 };
 use fault_user::sys::process::netns::NetworkNamespace;
@@ -22,8 +22,8 @@ use nix::unistd::{Pid, Uid};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-/// Whether the kernel tells network namespaces apart (Linux 5.14), without which the whole host can't be led.
-fn can_lead_the_host() -> bool {
+/// Whether the kernel tells network namespaces apart (Linux 5.14), without which the whole host can't be redirected.
+fn can_redirect_the_host() -> bool {
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     let (mut cookie, mut length) = (0_u64, 8);
@@ -59,7 +59,7 @@ fn exchange(stream: &mut TcpStream) -> std::io::Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// A round trip over a new connection, which must look as if it went straight.
+/// A round trip over a new connection, which must look as if it bypassed the relay.
 fn round_trip(address: SocketAddr) -> std::io::Result<Duration> {
     let mut stream = TcpStream::connect(address)?;
     assert_eq!(stream.peer_addr()?, address, "who was dialled");
@@ -75,7 +75,7 @@ fn is_slow(address: SocketAddr) -> bool {
 
 #[test]
 fn a_hosts_connections_are_redirected_while_the_rule_is_applied() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -96,14 +96,14 @@ fn a_hosts_connections_are_redirected_while_the_rule_is_applied() {
         assert!(!is_slow(address), "{host} restored");
         assert!(
             exchange(&mut redirected).is_err(),
-            "what was led ends, and does not hang"
+            "what was redirected ends, and does not hang"
         );
     }
 }
 
 #[test]
 fn a_listener_for_both_versions_and_a_mapped_address() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -117,7 +117,7 @@ fn a_listener_for_both_versions_and_a_mapped_address() {
 
 #[test]
 fn a_server_elsewhere_is_reached_through_the_relay() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -148,14 +148,14 @@ fn only_the_command_is_redirected_and_two_instances_do_not_interfere() {
     let script =
         "exec 3<>/dev/tcp/127.0.0.1/7000; echo hello >&3; read -t 5 -r line <&3; echo \"$line\"";
     let output = run(
-        &["tcp:7000 substitute=hello,hurt!"],
+        &["tcp:7000 substitute=hello,fault"],
         "",
         &["bash", "-c", script],
     );
     let stderr_text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
-        "hurt!\n",
+        "fault\n",
         "{stderr_text}"
     );
     assert_eq!(output.status.code(), Some(0), "{stderr_text}");
@@ -163,7 +163,7 @@ fn only_the_command_is_redirected_and_two_instances_do_not_interfere() {
 
 #[test]
 fn several_faults_on_one_target_add_up() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -218,7 +218,7 @@ fn packet_faults_act_behind_the_relay_once() {
 
 #[test]
 fn a_mix_draws_once_for_a_connection() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -235,7 +235,7 @@ fn a_mix_draws_once_for_a_connection() {
 
 #[test]
 fn connections_are_picked_by_their_order() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -264,7 +264,7 @@ fn connections_are_picked_by_their_order() {
 
 #[test]
 fn a_mix_acts_on_both_directions_as_its_faults_do() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -282,7 +282,7 @@ fn a_mix_acts_on_both_directions_as_its_faults_do() {
 
 #[test]
 fn a_window_leads_connections_only_while_it_is_open() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -297,7 +297,7 @@ fn a_window_leads_connections_only_while_it_is_open() {
 
 #[test]
 fn what_a_client_has_asked_for_is_known_to_a_rule_that_starts_later() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -327,7 +327,7 @@ fn what_a_client_has_asked_for_is_known_to_a_rule_that_starts_later() {
 
 #[test]
 fn a_killed_instance_redirects_nothing() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -351,10 +351,10 @@ fn a_killed_instance_redirects_nothing() {
         );
         wait_for(
             || {
-                let straight = TcpStream::connect(address).and_then(|mut one| exchange(&mut one));
-                straight.is_ok_and(|took| took < SLOW)
+                let direct = TcpStream::connect(address).and_then(|mut one| exchange(&mut one));
+                direct.is_ok_and(|took| took < SLOW)
             },
-            "connections to go straight",
+            "connections to bypass the relay",
         );
         client.set_read_timeout(Some(SLOW)).unwrap();
         wait_for(
@@ -365,7 +365,7 @@ fn a_killed_instance_redirects_nothing() {
                     .recv_from(&mut [0; 9])
                     .is_ok_and(|(_, from)| from == server)
             },
-            "datagrams to go straight",
+            "datagrams to bypass the relay",
         );
     }
 }
@@ -384,7 +384,7 @@ fn ask(client: &UdpSocket, server: SocketAddr, text: &str) -> (String, Duration)
 
 #[test]
 fn datagrams_are_redirected_with_connect_and_without() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -421,7 +421,7 @@ fn datagrams_are_redirected_with_connect_and_without() {
 
 #[test]
 fn one_socket_with_several_servers_and_many_clients() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -660,7 +660,7 @@ fn what_can_t_be_done_is_said_in_one_line() {
 
 #[test]
 fn a_rule_on_an_unused_connection_has_fired() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -680,7 +680,7 @@ fn a_rule_on_an_unused_connection_has_fired() {
 
 #[test]
 fn reconnect_brings_open_connections_through_the_relay() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -705,7 +705,7 @@ fn reconnect_brings_open_connections_through_the_relay() {
 
 #[test]
 fn another_network_namespace_with_its_clients_inside_and_outside() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -897,7 +897,7 @@ fn what_is_missing_is_said_in_one_line() {
 
 #[test]
 fn nobody_listens_and_every_port_is_the_rules() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -989,7 +989,7 @@ fn the_last_words_of_a_server_in_the_command_arrive() {
 
 #[test]
 fn no_end_of_inject_is_an_orderly_end_after_missing_bytes() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1045,7 +1045,7 @@ fn refusal(address: &str) -> std::io::Error {
 
 #[test]
 fn a_connection_fails_as_it_does_without_a_rule() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1106,7 +1106,7 @@ fn a_connection_fails_as_it_does_without_a_rule() {
 /// A relay whose clients' SYNs are told of by the test; nothing holds them.
 struct AnnouncingRelay {
     _relay: std::sync::Arc<Relay>,
-    events: UnboundedSender<HandshakeEvent>,
+    events: UnboundedSender<ClientEvent>,
     sockets: std::sync::Arc<RawSockets>,
     address: SocketAddr,
     /// Tells that a server waits for its client.
@@ -1162,7 +1162,7 @@ impl AnnouncingRelay {
                 Ok(())
             }),
         };
-        self.events.send(HandshakeEvent::Syn(syn)).unwrap();
+        self.events.send(ClientEvent::Syn(syn)).unwrap();
     }
 
     /// Connects as that client, whose server the relay has reached.
@@ -1218,7 +1218,7 @@ fn a_syn_that_is_told_of_twice_opens_one_connection() {
 
 #[test]
 fn a_port_that_is_used_again_at_once_connects() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1245,7 +1245,7 @@ fn a_port_that_is_used_again_at_once_connects() {
 
 #[test]
 fn a_server_that_resets_at_once_has_accepted() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1269,7 +1269,7 @@ fn a_server_that_resets_at_once_has_accepted() {
 
 #[test]
 fn clients_from_outside_are_refused_at_a_closed_port() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1287,7 +1287,7 @@ fn clients_from_outside_are_refused_at_a_closed_port() {
 
 #[test]
 fn sockets_have_the_addresses_that_they_would_have() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1349,7 +1349,7 @@ fn sockets_have_the_addresses_that_they_would_have() {
 
 #[test]
 fn a_client_that_waits_for_its_server_connects_when_the_rules_end() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1399,7 +1399,7 @@ fn connecting(address: SocketAddr) -> TcpStream {
 
 #[test]
 fn connections_in_a_row_do_not_wait_for_the_relay() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1425,7 +1425,7 @@ fn connections_in_a_row_do_not_wait_for_the_relay() {
 
 #[test]
 fn servers_see_connections_in_the_order_in_which_they_are_opened() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1446,7 +1446,7 @@ fn servers_see_connections_in_the_order_in_which_they_are_opened() {
 fn a_full_queue_takes_no_more_clients_than_without_a_rule() {
     // The kernel lets one more in than it is asked for.
     const BACKLOG: i32 = 60;
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1475,7 +1475,7 @@ fn a_full_queue_takes_no_more_clients_than_without_a_rule() {
 
 #[test]
 fn a_server_that_is_gone_refuses_at_once() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1497,7 +1497,7 @@ fn a_server_that_is_gone_refuses_at_once() {
 
 #[test]
 fn servers_see_the_ports_of_their_clients() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1550,7 +1550,7 @@ fn servers_see_the_ports_of_their_clients() {
 
 #[test]
 fn a_datagram_that_closes_is_lost() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1751,7 +1751,7 @@ fn use_broadcast(client: &UdpSocket, server: &UdpSocket) {
 
 #[test]
 fn datagrams_are_what_they_are_without_a_rule() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1778,7 +1778,7 @@ fn datagrams_are_what_they_are_without_a_rule() {
 
 #[test]
 fn an_urgent_byte_stays_out_of_the_stream() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();
@@ -1814,7 +1814,7 @@ fn an_urgent_byte_stays_out_of_the_stream() {
 
 #[test]
 fn more_clients_than_a_short_queue_and_few_files_allow() {
-    if !can_lead_the_host() {
+    if !can_redirect_the_host() {
         return;
     }
     enter_fresh();

@@ -3,12 +3,12 @@
 use std::future::Future;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use fault_user::relay::{
-    Decisions, Direction, Engine, Fault, Filter, Listen, Picked, Relay, Settings, ToxicConfig,
-    Transport, Upstream,
+    Decisions, Engine, GreetingFilter, Listen, Picked, Relay, RelayFault, Settings,
+    StreamDirection, ToxicConfig, Transport, Upstream,
 };
 use fault_user::rule::Asked;
 use serde_json::Value;
@@ -36,6 +36,7 @@ impl Bed {
     }
 
     pub fn new(transport: Transport, udp_idle: Duration, seed: u64) -> Self {
+        LazyLock::force(&LATENESS);
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
         let datagrams = UdpSocket::bind("127.0.0.1:0").expect("loopback");
         datagrams
@@ -94,11 +95,17 @@ impl Bed {
         prepared(self.listener.accept().expect("the relay connects").0)
     }
 
-    pub fn add(&self, direction: Direction, kind: &str, attributes: &Value) {
+    pub fn add(&self, direction: StreamDirection, kind: &str, attributes: &Value) {
         self.add_with(direction, kind, attributes, 1.0);
     }
 
-    pub fn add_with(&self, direction: Direction, kind: &str, attributes: &Value, toxicity: f64) {
+    pub fn add_with(
+        &self,
+        direction: StreamDirection,
+        kind: &str,
+        attributes: &Value,
+        toxicity: f64,
+    ) {
         self.add_config(ToxicConfig {
             toxicity,
             ..config(direction, kind, attributes)
@@ -108,11 +115,11 @@ impl Bed {
     /// Adds a toxic that acts on connections whose clients ask for this.
     pub fn add_filtered(&self, kind: &str, attributes: &Value, asked: Asked) {
         self.add_config(ToxicConfig {
-            filter: Filter {
+            filter: GreetingFilter {
                 asked,
                 server: None,
             },
-            ..config(Direction::Downstream, kind, attributes)
+            ..config(StreamDirection::Downstream, kind, attributes)
         });
     }
 
@@ -121,7 +128,7 @@ impl Bed {
     }
 
     pub fn update(&self, kind: &str, attributes: &Value) {
-        let fault = Fault::of_kind(kind)
+        let fault = RelayFault::of_kind(kind)
             .expect("a kind")
             .with_attributes(attributes)
             .expect("valid attributes");
@@ -143,15 +150,15 @@ impl Bed {
     }
 }
 
-fn config(direction: Direction, kind: &str, attributes: &Value) -> ToxicConfig {
-    let fault = Fault::of_kind(kind).expect("a kind");
+fn config(direction: StreamDirection, kind: &str, attributes: &Value) -> ToxicConfig {
+    let fault = RelayFault::of_kind(kind).expect("a kind");
     ToxicConfig {
         name: kind.to_owned(),
         direction,
         stream: direction.name().to_owned(),
         toxicity: 1.0,
         connections: Picked::ALL,
-        filter: Filter::default(),
+        filter: GreetingFilter::default(),
         datagrams: None,
         fault: fault.with_attributes(attributes).expect("valid attributes"),
         decisions: Decisions::default(),
@@ -167,19 +174,19 @@ fn prepared(stream: TcpStream) -> TcpStream {
 
 /// The ends in the order of a direction: who writes, who reads.
 pub fn ends<'a>(
-    direction: Direction,
+    direction: StreamDirection,
     client: &'a mut TcpStream,
     server: &'a mut TcpStream,
 ) -> (&'a mut TcpStream, &'a mut TcpStream) {
     match direction {
-        Direction::Upstream => (client, server),
-        Direction::Downstream => (server, client),
+        StreamDirection::Upstream => (client, server),
+        StreamDirection::Downstream => (server, client),
     }
 }
 
 pub fn assert_echo(client: &mut TcpStream, server: &mut TcpStream) {
     let start = Instant::now();
-    for direction in Direction::ALL {
+    for direction in StreamDirection::ALL {
         let (writer, reader) = ends(direction, client, server);
         writer.write_all(b"are you well?").expect("write");
         assert_eq!(read_exactly(reader, 13), b"are you well?");
@@ -231,12 +238,49 @@ pub fn abort(stream: TcpStream) {
     drop(stream);
 }
 
+/// Asserts how long something took that has just ended. On a busy machine it may take longer: by as much as a thread that
+/// only sleeps was woken late meanwhile, at each of the relay's three threads and the test's own.
 pub fn assert_between(time: Duration, from_ms: u64, to_ms: u64) {
-    let range = Duration::from_millis(from_ms)..=Duration::from_millis(to_ms);
+    let lateness = LATENESS.within(time) * 4;
+    let range = Duration::from_millis(from_ms)..=Duration::from_millis(to_ms) + lateness;
     assert!(
         range.contains(&time),
-        "{time:?} is not in {from_ms}..={to_ms} ms"
+        "{time:?} is not in {from_ms}..={to_ms} ms, threads being woken {lateness:?} late"
     );
+}
+
+/// By how much threads are woken late on this machine. It begins with the first [`Bed`].
+static LATENESS: LazyLock<Lateness> = LazyLock::new(Lateness::watch);
+
+/// When a sleeping thread was woken, and how much too late.
+struct Lateness(Arc<Mutex<Vec<(Instant, Duration)>>>);
+
+impl Lateness {
+    /// How long the thread sleeps at a time.
+    const NAP: Duration = Duration::from_millis(2);
+
+    fn watch() -> Self {
+        let wakes = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&wakes);
+        std::thread::spawn(move || {
+            loop {
+                let start = Instant::now();
+                std::thread::sleep(Self::NAP);
+                let late = start.elapsed().saturating_sub(Self::NAP);
+                noted.lock().expect("no panic").push((start, late));
+            }
+        });
+        Self(wakes)
+    }
+
+    /// The sum of the last `time`.
+    fn within(&self, time: Duration) -> Duration {
+        let since = Instant::now().checked_sub(time);
+        let wakes = self.0.lock().expect("no panic");
+        let recent = wakes.iter().rev();
+        let recent = recent.take_while(|(start, _)| since.is_none_or(|since| *start > since));
+        recent.map(|(_, late)| *late).sum()
+    }
 }
 
 /// Bytes that differ from their neighbours, so that a loss or a swap is seen.

@@ -22,13 +22,13 @@ const MAX_WIDTH: usize = 110;
 
 /// Print the help of a subcommand, or with `rules` the reference of the rule language.
 #[derive(Debug, Args)]
-pub struct Help {
+pub struct HelpArgs {
     /// `rules`, or a subcommand; default: all subcommands.
     #[arg(value_name = "TOPIC")]
     topic: Vec<String>,
 }
 
-impl Help {
+impl HelpArgs {
     /// Runs the subcommand.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 
-use super::client::Target;
+use super::client::ClientArgs;
 use super::{Failure, Outcome, exit, print_json};
 use crate::rule::units::parse_duration;
 
@@ -41,9 +41,9 @@ Examples:
 /// The arguments of `fault top`.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
-pub struct Top {
+pub struct TopArgs {
     #[command(flatten)]
-    daemon: Target,
+    daemon: ClientArgs,
     /// Only the instance with this process id.
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
@@ -55,7 +55,7 @@ pub struct Top {
     json: bool,
 }
 
-impl Top {
+impl TopArgs {
     /// Runs the subcommand.
     ///
     /// # Errors

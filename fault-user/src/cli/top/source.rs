@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, bail};
 use axum::http::Method;
 use serde_json::{Value, json};
 
-use crate::cli::client::{Target, call, escaped};
-use crate::session::control::{NAME, Refusal, Request, RuleLine, Snapshot, Switch, TargetLine};
+use crate::cli::client::{ClientArgs, call, escaped};
+use crate::session::control::{NAME, Rejection, Request, RuleLine, Snapshot, Switch, TargetLine};
 
 /// An instance must answer within this time.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -79,7 +79,7 @@ impl Shown {
 
 /// All sources.
 pub struct Sources {
-    daemon: Target,
+    daemon: ClientArgs,
     only: Option<u32>,
     /// The toxicities of toxics that were turned off here, by proxy and name.
     before: Mutex<HashMap<(String, String), Value>>,
@@ -87,7 +87,7 @@ pub struct Sources {
 
 impl Sources {
     /// Creates the sources: the daemon at this address, and all instances or one.
-    pub fn new(daemon: Target, only: Option<u32>) -> Self {
+    pub fn new(daemon: ClientArgs, only: Option<u32>) -> Self {
         Self {
             daemon,
             only,
@@ -212,7 +212,7 @@ fn ask(pid: u32, request: &Request) -> Result<Snapshot> {
     BufReader::new(&stream)
         .read_line(&mut answer)
         .with_context(|| format!("process {pid} does not answer"))?;
-    if let Ok(refusal) = serde_json::from_str::<Refusal>(&answer) {
+    if let Ok(refusal) = serde_json::from_str::<Rejection>(&answer) {
         bail!("process {pid} rejected the request: {}", refusal.error);
     }
     serde_json::from_str(&answer)

@@ -1,14 +1,14 @@
 //! `abort`: a break between a request and its answer.
 
 use super::prelude::*;
-use crate::relay::handling::{Handling, Rule};
+use crate::relay::handling::{Handling, RequestRule};
 use crate::relay::protocol::Wording;
 
 attributes! {
     /// Breaks the connection after a request has reached the server and before its answer is seen.
     Abort {
         /// Whose language says where a request ends.
-        protocol: Protocol,
+        protocol: ErrorProtocol,
         /// What the client gets; unset means a reset.
         #[serde(skip_serializing_if = "Option::is_none", alias = "how")]
         mode: Option<CloseMode>,
@@ -16,8 +16,8 @@ attributes! {
 }
 
 impl StreamFault for Abort {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`protocol`, `mode` (default `rst`)",
             tcp: Some(
                 "the first request reaches the server, the client gets a reset instead of its answer",
@@ -37,7 +37,7 @@ impl StreamFault for Abort {
     fn handling(&self) -> Option<Handling> {
         Some(Handling {
             fault: "abort",
-            rule: Rule::Abort(self.mode.unwrap_or(CloseMode::Rst)),
+            rule: RequestRule::Abort(self.mode.unwrap_or(CloseMode::Rst)),
             protocol: self.protocol,
             wording: Wording::default(),
             query: None,

@@ -3,13 +3,13 @@
 use std::sync::PoisonError;
 
 use super::prelude::*;
-use crate::relay::attributes::Rate;
+use crate::relay::attributes::BitRate;
 
 attributes! {
     /// Paces the stream.
     Bandwidth {
         /// Kilobytes (1000 bytes) per second, also fractions; 0 lets nothing through.
-        rate: Rate,
+        rate: BitRate,
         /// All connections share the rate instead of having it each.
         #[serde(skip_serializing_if = "is_default")]
         shared: bool,
@@ -17,8 +17,8 @@ attributes! {
 }
 
 impl StreamFault for Bandwidth {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`rate` KB/s (1000 bytes; fractions too, `0.5`), `shared`",
             tcp: Some(
                 "per connection, or with `shared: true` for all together; 0 lets nothing through and reads nothing. Late timers are compensated; an idle link accumulates no credit",
@@ -32,17 +32,17 @@ impl StreamFault for Bandwidth {
             return Ok(None);
         };
         Ok(Some(Self {
-            rate: Rate::of_bits(rule.bits_per_second),
+            rate: BitRate::of_bits(rule.bits_per_second),
             shared: rule.shared,
         }))
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(BandwidthStage {
             rate: self.rate.bytes_per_second(),
             is_shared: self.shared,
             is_datagram: place.is_datagram,
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             free_at: place.now,
             was_idle: true,
             booked: None,
@@ -67,13 +67,13 @@ struct BandwidthStage {
     rate: f64,
     is_shared: bool,
     is_datagram: bool,
-    queue: Queue,
+    queue: ChunkQueue,
     free_at: Instant,
     /// The link waited for bytes when there were none: it has nothing to catch up with.
     was_idle: bool,
     /// The next quantum and when it has been carried.
     booked: Option<(usize, Instant)>,
-    shared: Arc<Shared>,
+    shared: Arc<ToxicShared>,
 }
 
 impl BandwidthStage {

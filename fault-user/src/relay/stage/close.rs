@@ -14,8 +14,8 @@ attributes! {
 }
 
 impl StreamFault for Close {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`count` (0: all), `mode`",
             tcp: Some("closes connections, the oldest first, once, when it is added"),
             udp: Some("forgets clients"),

@@ -12,8 +12,8 @@ attributes! {
 }
 
 impl StreamFault for CloseOnData {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`mode` `fin`/`rst`",
             tcp: Some("the first byte closes the connection and is not forwarded"),
             udp: Some("the client is forgotten, the datagram is not forwarded"),
@@ -31,11 +31,11 @@ impl StreamFault for CloseOnData {
         (name == "how").then_some("mode")
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(CloseOnDataStage {
             mode: self.mode,
             is_datagram: place.is_datagram,
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             fired: false,
             shared: Arc::clone(&place.shared),
         }))
@@ -46,9 +46,9 @@ impl StreamFault for CloseOnData {
 struct CloseOnDataStage {
     mode: CloseMode,
     is_datagram: bool,
-    queue: Queue,
+    queue: ChunkQueue,
     fired: bool,
-    shared: Arc<Shared>,
+    shared: Arc<ToxicShared>,
 }
 
 impl Queued for CloseOnDataStage {
@@ -72,7 +72,7 @@ impl Queued for CloseOnDataStage {
         if self.is_datagram {
             return Pop::Now(self.mode);
         }
-        Pop::End(End::Close(self.mode), chunk.at)
+        Pop::End(StreamEnd::Close(self.mode), chunk.at)
     }
 
     fn change(&mut self, fault: &dyn StreamFault, _now: Instant) {

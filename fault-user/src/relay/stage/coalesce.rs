@@ -17,8 +17,8 @@ attributes! {
 }
 
 impl StreamFault for Coalesce {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`min_bytes` (at most 16 MiB), `max_wait` ms",
             tcp: Some(
                 "collects until there are enough, the first has waited so long (0: for ever), or the stream ends",
@@ -45,10 +45,10 @@ impl StreamFault for Coalesce {
         }
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(CoalesceStage {
             attributes: self.clone(),
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             shared: Arc::clone(&place.shared),
         }))
     }
@@ -60,8 +60,8 @@ const COALESCE_LIMIT: usize = 16 << 20;
 /// Collects bytes until there are enough, the first has waited long enough, or the stream ends.
 struct CoalesceStage {
     attributes: Coalesce,
-    queue: Queue,
-    shared: Arc<Shared>,
+    queue: ChunkQueue,
+    shared: Arc<ToxicShared>,
 }
 
 impl CoalesceStage {

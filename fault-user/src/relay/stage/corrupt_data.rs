@@ -21,8 +21,8 @@ attributes! {
 }
 
 impl StreamFault for CorruptData {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`mode` `flip`/`zero`/`random`; `probability` per byte, or `offset`",
             tcp: Some(
                 "`flip` inverts one bit of a byte, `random` always gives another value. Neither given: every byte. `offset` counts from the beginning of the stream (from where the toxic came on)",
@@ -46,13 +46,13 @@ impl StreamFault for CorruptData {
         }))
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(CorruptStage {
             attributes: self.clone(),
             draws: Draws::new(place.key),
             passed: 0,
             is_datagram: place.is_datagram,
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             shared: Arc::clone(&place.shared),
             notes: place.notes.clone(),
         }))
@@ -66,8 +66,8 @@ struct CorruptStage {
     /// Bytes that came before.
     passed: u64,
     is_datagram: bool,
-    queue: Queue,
-    shared: Arc<Shared>,
+    queue: ChunkQueue,
+    shared: Arc<ToxicShared>,
     notes: Notes,
 }
 

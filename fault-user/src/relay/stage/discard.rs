@@ -8,8 +8,8 @@ attributes! {
 }
 
 impl StreamFault for Discard {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "-",
             tcp: Some("read and discarded; the end passes"),
             udp: Some("discarded"),
@@ -24,21 +24,21 @@ impl StreamFault for Discard {
         false
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(DiscardStage::new(place)))
     }
 }
 
 /// Reads everything and keeps nothing but the end.
 pub(super) struct DiscardStage {
-    queue: Queue,
-    shared: Arc<Shared>,
+    queue: ChunkQueue,
+    shared: Arc<ToxicShared>,
 }
 
 impl DiscardStage {
-    pub(super) fn new(place: &Place) -> Self {
+    pub(super) fn new(place: &StageContext) -> Self {
         Self {
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             shared: Arc::clone(&place.shared),
         }
     }

@@ -8,8 +8,8 @@ attributes! {
 }
 
 impl StreamFault for Down {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "-",
             tcp: Some(
                 "as `enabled: false`: refused, open connections closed. Acts on the whole proxy, whatever the toxicity",

@@ -9,8 +9,8 @@ attributes! {
 }
 
 impl StreamFault for Drop {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "-",
             tcp: None,
             udp: Some("dropped"),
@@ -21,7 +21,7 @@ impl StreamFault for Drop {
         false
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(DiscardStage::new(place)))
     }
 }

@@ -11,19 +11,19 @@ attributes! {
 }
 
 impl StreamFault for Duplicate {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`probability`",
             tcp: None,
             udp: Some("per datagram"),
         }
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(DuplicateStage {
             probability: self.probability.0,
             draws: Draws::new(place.key),
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             shared: Arc::clone(&place.shared),
         }))
     }
@@ -33,8 +33,8 @@ impl StreamFault for Duplicate {
 struct DuplicateStage {
     probability: f64,
     draws: Draws,
-    queue: Queue,
-    shared: Arc<Shared>,
+    queue: ChunkQueue,
+    shared: Arc<ToxicShared>,
 }
 
 impl Queued for DuplicateStage {

@@ -1,7 +1,7 @@
 //! `error`: requests are answered with an error in the server's name.
 
 use super::prelude::*;
-use crate::relay::handling::{self, Handling, Rule};
+use crate::relay::handling::{self, Handling, RequestRule};
 use crate::relay::protocol::Wording;
 use crate::rule::ErrorReply;
 use crate::rule::servers::{MysqlError, PostgresError, redis_error};
@@ -10,7 +10,7 @@ attributes! {
     /// Answers requests with an error in the server's name; the server does not see them.
     Error {
         /// Whose language the error is in.
-        protocol: Protocol,
+        protocol: ErrorProtocol,
         /// HTTP status codes to choose from; none means 500, 502, 503 and 504.
         #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
         status: Vec<u16>,
@@ -35,13 +35,13 @@ impl Error {
     /// The attributes for a rule's reply.
     pub(super) fn of_reply(reply: &ErrorReply, query: Option<&String>) -> Result<Self> {
         let (protocol, message) = match reply {
-            ErrorReply::Http(_) => (Protocol::Http, &None),
-            ErrorReply::Redis(text) => (Protocol::Redis, text),
-            ErrorReply::Mysql(text) => (Protocol::Mysql, text),
-            ErrorReply::Postgres(text) => (Protocol::Postgres, text),
-            ErrorReply::Smtp(text) => (Protocol::Smtp, text),
-            ErrorReply::Memcache(text) => (Protocol::Memcache, text),
-            ErrorReply::Random(_) => (Protocol::Random, &None),
+            ErrorReply::Http(_) => (ErrorProtocol::Http, &None),
+            ErrorReply::Redis(text) => (ErrorProtocol::Redis, text),
+            ErrorReply::Mysql(text) => (ErrorProtocol::Mysql, text),
+            ErrorReply::Postgres(text) => (ErrorProtocol::Postgres, text),
+            ErrorReply::Smtp(text) => (ErrorProtocol::Smtp, text),
+            ErrorReply::Memcache(text) => (ErrorProtocol::Memcache, text),
+            ErrorReply::Random(_) => (ErrorProtocol::Random, &None),
         };
         let mut error = Self {
             protocol,
@@ -69,8 +69,8 @@ impl Error {
 }
 
 impl StreamFault for Error {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`protocol`, `status`, `message`, `size`, `query`",
             tcp: Some("each request is answered with an error, see below"),
             udp: None,
@@ -104,16 +104,16 @@ impl StreamFault for Error {
         }
         if let Some(query) = &self.query {
             handling::selection(query).map_err(|error| error.to_string())?;
-            if matches!(self.protocol, Protocol::Random | Protocol::None) {
+            if matches!(self.protocol, ErrorProtocol::Random | ErrorProtocol::None) {
                 return Err("`query` reads requests: name their protocol".to_owned());
             }
         }
         let text = self.message.as_deref().unwrap_or_default();
         let unknown = match self.protocol {
             _ if text.is_empty() => None,
-            Protocol::Redis => redis_error(text).err(),
-            Protocol::Mysql => MysqlError::meant_by(text).err(),
-            Protocol::Postgres => PostgresError::meant_by(text).err(),
+            ErrorProtocol::Redis => redis_error(text).err(),
+            ErrorProtocol::Mysql => MysqlError::meant_by(text).err(),
+            ErrorProtocol::Postgres => PostgresError::meant_by(text).err(),
             _ => None,
         };
         unknown.map_or(Ok(()), |unknown| Err(unknown.to_string()))
@@ -122,7 +122,7 @@ impl StreamFault for Error {
     fn handling(&self) -> Option<Handling> {
         Some(Handling {
             fault: "error",
-            rule: Rule::Always,
+            rule: RequestRule::Always,
             protocol: self.protocol,
             wording: self.wording(),
             query: self.query.clone(),

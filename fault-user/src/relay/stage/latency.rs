@@ -17,8 +17,8 @@ attributes! {
 }
 
 impl StreamFault for Latency {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`latency` ms, `jitter` ms",
             tcp: Some(
                 "each chunk leaves `latency` ± a uniform `jitter` after it came, in order: the stream is shifted, not slowed. The end of the stream is shifted too. Up to 64 MiB per direction are in flight",
@@ -37,7 +37,7 @@ impl StreamFault for Latency {
         }))
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(LatencyStage {
             latency: milliseconds(self.latency),
             jitter: milliseconds(self.jitter),
@@ -64,7 +64,7 @@ struct Flight {
     unit: f64,
     due: Instant,
     at: Instant,
-    load: Result<Chunk, End>,
+    load: Result<Chunk, StreamEnd>,
 }
 
 /// Shifts the stream in time, and does not slow it.
@@ -79,7 +79,7 @@ struct LatencyStage {
     pieces: Pieces,
     last_due: Option<Instant>,
     ended: bool,
-    shared: Arc<Shared>,
+    shared: Arc<ToxicShared>,
     notes: Notes,
 }
 
@@ -95,7 +95,7 @@ impl LatencyStage {
     }
 
     /// The draw depends on where in the stream the chunk begins, not on how many chunks came before.
-    fn add(&mut self, at: Instant, load: Result<Chunk, End>) {
+    fn add(&mut self, at: Instant, load: Result<Chunk, StreamEnd>) {
         let unit = if self.jitter.is_zero() {
             0.5
         } else {
@@ -134,7 +134,7 @@ impl Stage for LatencyStage {
         self.passed += size as u64;
     }
 
-    fn end(&mut self, end: End, at: Instant) {
+    fn end(&mut self, end: StreamEnd, at: Instant) {
         self.ended = true;
         self.add(at, Err(end));
     }

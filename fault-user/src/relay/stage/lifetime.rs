@@ -22,8 +22,8 @@ attributes! {
 }
 
 impl StreamFault for Lifetime {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`time` ms, `jitter` ms, `from` `connect`/`first-data`, `mode`",
             tcp: Some(
                 "a timer, which fires on an idle connection too; `first-data` is the first byte in the toxic's direction",
@@ -52,13 +52,13 @@ impl StreamFault for Lifetime {
         }
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         let stage = LifetimeStage {
             attributes: self.clone(),
             unit: Draws::new(place.key).unit(),
             opened: place.opened,
             first_data: None,
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             shared: Arc::clone(&place.shared),
         };
         if self.jitter > 0 {
@@ -75,8 +75,8 @@ struct LifetimeStage {
     unit: f64,
     opened: Instant,
     first_data: Option<Instant>,
-    queue: Queue,
-    shared: Arc<Shared>,
+    queue: ChunkQueue,
+    shared: Arc<ToxicShared>,
 }
 
 impl LifetimeStage {

@@ -20,8 +20,8 @@ attributes! {
 }
 
 impl StreamFault for LimitData {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`bytes`, `shared`, `every`",
             tcp: Some(
                 "exactly this many bytes, then the connection is closed; the count survives an update. `shared`: all connections together; when the limit is reached all are closed. `every`: the same, and counting begins anew",
@@ -41,7 +41,7 @@ impl StreamFault for LimitData {
         }))
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         // What is shared is used up by whichever connections are faster: each is repeated by itself.
         let limit = match place.notes.recorded_places() {
             Some(places) if self.is_shared() && !place.is_datagram => Self {
@@ -55,7 +55,7 @@ impl StreamFault for LimitData {
             is_datagram: place.is_datagram,
             passed: 0,
             closings: place.shared.closings.load(Ordering::Relaxed),
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             closed: false,
             shared: Arc::clone(&place.shared),
             notes: place.notes.clone(),
@@ -81,9 +81,9 @@ struct LimitDataStage {
     passed: u64,
     /// How often the shared bytes had been used up when the connection began.
     closings: u64,
-    queue: Queue,
+    queue: ChunkQueue,
     closed: bool,
-    shared: Arc<Shared>,
+    shared: Arc<ToxicShared>,
     notes: Notes,
 }
 
@@ -158,7 +158,7 @@ impl LimitDataStage {
         self.queue.clear();
         self.shared.counters.hit();
         self.notes.note(self.passed, None);
-        Pop::End(End::Close(CloseMode::Fin), at)
+        Pop::End(StreamEnd::Close(CloseMode::Fin), at)
     }
 }
 
@@ -185,7 +185,7 @@ impl Queued for LimitDataStage {
         }
     }
 
-    fn accept_end(&mut self, end: End, at: Instant) {
+    fn accept_end(&mut self, end: StreamEnd, at: Instant) {
         if !self.closed {
             self.queue.end(end, at);
         }

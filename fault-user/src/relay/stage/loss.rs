@@ -12,15 +12,15 @@ attributes! {
 }
 
 impl StreamFault for Loss {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`probability`",
             tcp: None,
             udp: Some("per datagram"),
         }
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(LossStage::new(self, place)))
     }
 }

@@ -11,12 +11,12 @@ use std::time::Instant;
 use anyhow::Result;
 use bytes::Bytes;
 
-use super::attributes::{CloseMode, Help};
+use super::attributes::{CloseMode, FaultHelp};
 use super::budget::PIECE_COST;
 use super::decisions::Notes;
 use super::handling::Handling;
 use super::packets::Carrier;
-use super::shared::Shared;
+use super::shared::ToxicShared;
 use super::trouble::Trouble;
 use crate::rule;
 
@@ -27,25 +27,27 @@ mod prelude {
 
     pub(super) use anyhow::Result;
 
-    pub(super) use super::{Chunk, End, Place, Pop, Queue, Queued, ROOM, Rest, Stage, StreamFault};
+    pub(super) use super::{
+        Chunk, ChunkQueue, Pop, Queued, ROOM, Rest, Stage, StageContext, StreamEnd, StreamFault,
+    };
     pub(super) use crate::relay::attributes::{
-        CloseMode, Help, Probability, Protocol, attributes, is_default, milliseconds, one_or_many,
-        whole, whole_milliseconds,
+        CloseMode, ErrorProtocol, FaultHelp, Probability, attributes, is_default, milliseconds,
+        one_or_many, whole, whole_milliseconds,
     };
     pub(super) use crate::relay::decisions::Notes;
     pub(super) use crate::relay::random::Draws;
-    pub(super) use crate::relay::shared::Shared;
+    pub(super) use crate::relay::shared::ToxicShared;
     pub(super) use crate::rule;
 }
 
 /// Says that a [`Queued`] stage has what it holds in its field `queue`.
 macro_rules! held {
     () => {
-        fn queue(&mut self) -> &mut Queue {
+        fn queue(&mut self) -> &mut ChunkQueue {
             &mut self.queue
         }
 
-        fn queued(&self) -> &Queue {
+        fn queued(&self) -> &ChunkQueue {
             &self.queue
         }
     };
@@ -81,7 +83,7 @@ impl Chunk {
 
 /// What comes after the last byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum StreamEnd {
     /// The end of this direction: the other one goes on.
     Fin,
     /// The end of the connection.
@@ -98,7 +100,7 @@ pub(crate) enum Pop {
     /// The same, and the toxic's other connections must look at what it has come to.
     Last(Chunk),
     /// The end goes on, and when it did so.
-    End(End, Instant),
+    End(StreamEnd, Instant),
     /// An answer in the other end's name.
     Reply(Bytes),
     /// The connection ends now, whatever else is on its way.
@@ -111,7 +113,7 @@ pub(crate) enum Pop {
 #[derive(Debug, Default)]
 pub(crate) struct Rest {
     pub(crate) chunks: VecDeque<Chunk>,
-    pub(crate) end: Option<(End, Instant)>,
+    pub(crate) end: Option<(StreamEnd, Instant)>,
     /// The connection must be closed, because bytes of it are lost.
     pub(crate) close: bool,
 }
@@ -123,7 +125,7 @@ pub(crate) trait Stage: Send + Sync {
     /// Takes a chunk in; also beyond its room, when the stage before it was taken away.
     fn push(&mut self, chunk: Chunk);
     /// Takes the end in: no chunk follows.
-    fn end(&mut self, end: End, at: Instant);
+    fn end(&mut self, end: StreamEnd, at: Instant);
     /// Gives what may go on.
     fn pop(&mut self, now: Instant) -> Pop;
     /// What its own timer says, also while nothing can go on; only stages that end connections have one.
@@ -142,15 +144,15 @@ pub(crate) trait Stage: Send + Sync {
     fn bytes(&self) -> usize;
 }
 
-/// A stage that keeps what it holds in a [`Queue`], and passes it on as it came where it says nothing else.
+/// A stage that keeps what it holds in a [`ChunkQueue`], and passes it on as it came where it says nothing else.
 pub(crate) trait Queued: Send + Sync {
     /// Bytes of it are lost when it is taken away, so that the connection must be closed.
     const LOSES: bool = false;
 
     /// What it holds.
-    fn queue(&mut self) -> &mut Queue;
+    fn queue(&mut self) -> &mut ChunkQueue;
     /// What it holds.
-    fn queued(&self) -> &Queue;
+    fn queued(&self) -> &ChunkQueue;
     /// How many bytes it takes in while it is empty.
     fn takes(&self) -> usize {
         ROOM
@@ -164,7 +166,7 @@ pub(crate) trait Queued: Send + Sync {
         self.queue().push(chunk);
     }
     /// See [`Stage::end`].
-    fn accept_end(&mut self, end: End, at: Instant) {
+    fn accept_end(&mut self, end: StreamEnd, at: Instant) {
         self.queue().end(end, at);
     }
     /// See [`Stage::pop`].
@@ -190,7 +192,7 @@ impl<T: Queued> Stage for T {
         self.accept(chunk);
     }
 
-    fn end(&mut self, end: End, at: Instant) {
+    fn end(&mut self, end: StreamEnd, at: Instant) {
         self.accept_end(end, at);
     }
 
@@ -228,19 +230,19 @@ impl<T: Queued> Stage for T {
 
 /// Chunks in order, and the end behind them.
 #[derive(Debug, Default)]
-pub(crate) struct Queue {
+pub(crate) struct ChunkQueue {
     chunks: VecDeque<Chunk>,
     bytes: usize,
-    end: Option<(End, Instant)>,
+    end: Option<(StreamEnd, Instant)>,
 }
 
-impl Queue {
+impl ChunkQueue {
     pub(crate) fn push(&mut self, chunk: Chunk) {
         self.bytes += chunk.data.len();
         self.chunks.push_back(chunk);
     }
 
-    pub(crate) fn end(&mut self, end: End, at: Instant) {
+    pub(crate) fn end(&mut self, end: StreamEnd, at: Instant) {
         self.end.get_or_insert((end, at));
     }
 
@@ -285,7 +287,7 @@ impl Queue {
     }
 
     /// The end, once all chunks are gone.
-    fn pop_end(&mut self) -> Option<(End, Instant)> {
+    fn pop_end(&mut self) -> Option<(StreamEnd, Instant)> {
         if self.chunks.is_empty() {
             self.end.take()
         } else {
@@ -317,11 +319,11 @@ impl Queue {
 }
 
 /// What is left of a toxic that was taken away: what it held goes on as fast as the next stage takes it.
-pub(super) struct PassStage(Queue);
+pub(super) struct PassStage(ChunkQueue);
 
 impl From<Rest> for PassStage {
     fn from(rest: Rest) -> Self {
-        Self(Queue {
+        Self(ChunkQueue {
             bytes: rest.chunks.iter().map(|chunk| chunk.data.len()).sum(),
             chunks: rest.chunks,
             end: rest.end,
@@ -330,11 +332,11 @@ impl From<Rest> for PassStage {
 }
 
 impl Queued for PassStage {
-    fn queue(&mut self) -> &mut Queue {
+    fn queue(&mut self) -> &mut ChunkQueue {
         &mut self.0
     }
 
-    fn queued(&self) -> &Queue {
+    fn queued(&self) -> &ChunkQueue {
         &self.0
     }
 }
@@ -342,7 +344,7 @@ impl Queued for PassStage {
 /// A fault, by its attributes. The defaults are right for most faults.
 pub(crate) trait StreamFault: Any {
     /// What it does, and on which transports it has a meaning.
-    fn help(&self) -> Help;
+    fn help(&self) -> FaultHelp;
 
     /// The attributes for a rule's fault; nothing where that is another one.
     ///
@@ -382,7 +384,7 @@ pub(crate) trait StreamFault: Any {
 
     /// What carries it out on one direction of one connection; nothing where the relay does, or where it looks at
     /// requests.
-    fn stage(&self, _place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, _place: &StageContext) -> Option<Box<dyn Stage>> {
         None
     }
 }
@@ -397,7 +399,7 @@ impl dyn StreamFault {
 
 /// What a stage is told about where it stands.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct StageContext {
     /// The key of its draws.
     pub(crate) key: u64,
     /// When the connection was accepted.
@@ -407,7 +409,7 @@ pub(crate) struct Place {
     pub(crate) is_new: bool,
     /// Chunks are datagrams, which are neither cut nor joined.
     pub(crate) is_datagram: bool,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<ToxicShared>,
     pub(crate) trouble: Arc<Trouble>,
     pub(crate) notes: Notes,
 }
@@ -420,14 +422,14 @@ pub(crate) mod testing {
     use serde_json::Value;
 
     use super::*;
-    use crate::relay::fault::Fault;
+    use crate::relay::fault::RelayFault;
 
     /// A stage and the time at which it began.
     pub(crate) struct Bench {
         pub(crate) stage: Box<dyn Stage>,
         pub(crate) start: Instant,
-        shared: Arc<Shared>,
-        fault: Fault,
+        shared: Arc<ToxicShared>,
+        fault: RelayFault,
     }
 
     impl Bench {
@@ -447,11 +449,11 @@ pub(crate) mod testing {
         }
 
         fn at(kind: &str, attributes: &Value, (is_datagram, notes): (bool, Notes)) -> Self {
-            let fault = Fault::of_kind(kind).expect("a kind");
+            let fault = RelayFault::of_kind(kind).expect("a kind");
             let fault = fault.with_attributes(attributes).expect("valid attributes");
             let start = Instant::now();
-            let shared = Arc::<Shared>::default();
-            let place = Place {
+            let shared = Arc::<ToxicShared>::default();
+            let place = StageContext {
                 key: 1,
                 opened: start,
                 now: start,
@@ -481,7 +483,7 @@ pub(crate) mod testing {
 
         /// Puts the end in.
         pub(crate) fn fin(&mut self, ms: u64) {
-            self.stage.end(End::Fin, self.time(ms));
+            self.stage.end(StreamEnd::Fin, self.time(ms));
         }
 
         /// Changes attributes.
@@ -502,9 +504,9 @@ pub(crate) mod testing {
                 given.push(match self.stage.pop(self.time(ms)) {
                     Pop::Chunk(chunk) => String::from_utf8_lossy(&chunk.data).into_owned(),
                     Pop::Last(chunk) => format!("{}|", String::from_utf8_lossy(&chunk.data)),
-                    Pop::End(End::Fin, _) => "+fin".to_owned(),
-                    Pop::End(End::Close(mode), _) => format!("+close-{mode}"),
-                    Pop::End(End::Abort(mode), _) => format!("+abort-{mode}"),
+                    Pop::End(StreamEnd::Fin, _) => "+fin".to_owned(),
+                    Pop::End(StreamEnd::Close(mode), _) => format!("+close-{mode}"),
+                    Pop::End(StreamEnd::Abort(mode), _) => format!("+abort-{mode}"),
                     Pop::Reply(reply) => format!("<{}", String::from_utf8_lossy(&reply)),
                     Pop::Now(mode) => {
                         given.push(format!("!{mode}"));

@@ -8,8 +8,8 @@ attributes! {
 }
 
 impl StreamFault for NoAccept {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "-",
             tcp: Some(
                 "handshakes complete in the kernel, but connections are not served until it is removed. Acts on the whole proxy",

@@ -8,8 +8,8 @@ attributes! {
 }
 
 impl StreamFault for Noop {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "-",
             tcp: Some("nothing"),
             udp: Some("nothing"),

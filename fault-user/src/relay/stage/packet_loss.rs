@@ -13,8 +13,8 @@ attributes! {
 }
 
 impl StreamFault for PacketLoss {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`loss_rate` 0 to 1, `correlation` 0 to 1",
             tcp: Some(
                 "each chunk is lost with this chance, after a loss with the sum of both; the client misses those bytes, as with Toxiproxy's toxic",
@@ -23,7 +23,7 @@ impl StreamFault for PacketLoss {
         }
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(LossStage::new(self, place)))
     }
 }
@@ -61,12 +61,12 @@ pub(super) struct LossStage {
     /// The last one was dropped.
     has_lost: bool,
     draws: Draws,
-    queue: Queue,
-    shared: Arc<Shared>,
+    queue: ChunkQueue,
+    shared: Arc<ToxicShared>,
 }
 
 impl LossStage {
-    pub(super) fn new<F: StreamFault>(fault: &F, place: &Place) -> Self
+    pub(super) fn new<F: StreamFault>(fault: &F, place: &StageContext) -> Self
     where
         for<'a> Chances: From<&'a F>,
     {
@@ -75,7 +75,7 @@ impl LossStage {
             read: |fault| fault.of::<F>().map(Chances::from),
             has_lost: false,
             draws: Draws::new(place.key),
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             shared: Arc::clone(&place.shared),
         }
     }

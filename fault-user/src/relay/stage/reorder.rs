@@ -18,8 +18,8 @@ attributes! {
 }
 
 impl StreamFault for Reorder {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`probability`, `gap`, `max_wait` ms",
             tcp: None,
             udp: Some(
@@ -28,12 +28,12 @@ impl StreamFault for Reorder {
         }
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(ReorderStage {
             attributes: self.clone(),
             draws: Draws::new(place.key),
             held: VecDeque::new(),
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             shared: Arc::clone(&place.shared),
         }))
     }
@@ -54,8 +54,8 @@ struct ReorderStage {
     attributes: Reorder,
     draws: Draws,
     held: VecDeque<Held>,
-    queue: Queue,
-    shared: Arc<Shared>,
+    queue: ChunkQueue,
+    shared: Arc<ToxicShared>,
 }
 
 impl ReorderStage {
@@ -100,7 +100,7 @@ impl Stage for ReorderStage {
         self.release(1);
     }
 
-    fn end(&mut self, end: End, at: Instant) {
+    fn end(&mut self, end: StreamEnd, at: Instant) {
         self.release(u64::MAX);
         self.queue.end(end, at);
     }

@@ -11,8 +11,8 @@ attributes! {
 }
 
 impl StreamFault for ResetPeer {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`timeout` ms",
             tcp: Some(
                 "a reset at both ends, on idle connections and on those that were open before, too; until then data waits. On a new connection it waits for the first data in its direction (250 ms at most), so that connect succeeds and, downstream, the request arrives",
@@ -29,12 +29,12 @@ impl StreamFault for ResetPeer {
         Ok(Some(Self { timeout }))
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(ResetPeerStage {
             timeout: milliseconds(self.timeout),
             since: place.now,
             is_new: place.is_new,
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             shared: Arc::clone(&place.shared),
         }))
     }
@@ -50,8 +50,8 @@ struct ResetPeerStage {
     since: Instant,
     /// The connection was opened while the toxic was there.
     is_new: bool,
-    queue: Queue,
-    shared: Arc<Shared>,
+    queue: ChunkQueue,
+    shared: Arc<ToxicShared>,
 }
 
 impl ResetPeerStage {

@@ -16,8 +16,8 @@ attributes! {
 }
 
 impl StreamFault for Slicer {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`average_size` B, `size_variation` B, `delay` µs",
             tcp: Some("pieces of that size, a pause after each; size 0 cuts nothing"),
             udp: None,
@@ -35,13 +35,13 @@ impl StreamFault for Slicer {
         }))
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(SlicerStage {
             attributes: self.clone(),
             draws: Draws::new(place.key),
             passed: 0,
             left: 0,
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             next_at: None,
             shared: Arc::clone(&place.shared),
             notes: place.notes.clone(),
@@ -58,9 +58,9 @@ struct SlicerStage {
     passed: u64,
     /// Bytes to the next cut; 0 right behind one.
     left: usize,
-    queue: Queue,
+    queue: ChunkQueue,
     next_at: Option<Instant>,
-    shared: Arc<Shared>,
+    shared: Arc<ToxicShared>,
     notes: Notes,
 }
 

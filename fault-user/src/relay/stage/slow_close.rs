@@ -11,8 +11,8 @@ attributes! {
 }
 
 impl StreamFault for SlowClose {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`delay` ms",
             tcp: Some("the FIN comes later; a reset does not"),
             udp: None,
@@ -27,10 +27,10 @@ impl StreamFault for SlowClose {
         Ok(Some(Self { delay }))
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(SlowCloseStage {
             delay: milliseconds(self.delay),
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             counted: false,
             shared: Arc::clone(&place.shared),
         }))
@@ -40,9 +40,9 @@ impl StreamFault for SlowClose {
 /// Lets everything through, the end of the stream later.
 struct SlowCloseStage {
     delay: Duration,
-    queue: Queue,
+    queue: ChunkQueue,
     counted: bool,
-    shared: Arc<Shared>,
+    shared: Arc<ToxicShared>,
 }
 
 impl Queued for SlowCloseStage {
@@ -54,9 +54,9 @@ impl Queued for SlowCloseStage {
         }
         let due = match self.queue.end {
             None => return Pop::Wait(None),
-            Some((End::Fin, at)) => at + self.delay,
+            Some((StreamEnd::Fin, at)) => at + self.delay,
             // A reset is no orderly end: it is not slowed.
-            Some((End::Close(_) | End::Abort(_), at)) => at,
+            Some((StreamEnd::Close(_) | StreamEnd::Abort(_), at)) => at,
         };
         if due > now {
             return Pop::Wait(Some(due));

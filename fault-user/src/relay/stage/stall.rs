@@ -8,8 +8,8 @@ attributes! {
 }
 
 impl StreamFault for Stall {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "-",
             tcp: Some("nothing is read, the sender's window closes; it resumes without loss"),
             udp: Some("kept up to 4 MiB per direction, then dropped"),
@@ -20,12 +20,12 @@ impl StreamFault for Stall {
         Ok(matches!(rule, rule::Fault::Stall(_)).then_some(Self {}))
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         // What it does is to read nothing, from now on: there is no later moment to count.
         place.shared.counters.hit();
         Some(Box::new(StallStage {
             is_datagram: place.is_datagram,
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
         }))
     }
 }
@@ -36,7 +36,7 @@ const STALLED_DATAGRAMS: usize = 4 << 20;
 /// Reads nothing and keeps what was on its way.
 struct StallStage {
     is_datagram: bool,
-    queue: Queue,
+    queue: ChunkQueue,
 }
 
 impl Queued for StallStage {

@@ -27,8 +27,8 @@ attributes! {
 }
 
 impl StreamFault for Substitute {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`regex`, `replacement` (`$1`), `max_wait` ms",
             tcp: Some("across chunk borders, see below"),
             udp: Some("in each datagram"),
@@ -56,7 +56,7 @@ impl StreamFault for Substitute {
         false
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(SubstituteStage {
             replacer: Replacer::new(self)?,
             max_wait: max_wait(self),
@@ -64,7 +64,7 @@ impl StreamFault for Substitute {
             held_at: place.now,
             fresh: false,
             is_datagram: place.is_datagram,
-            datagrams: Queue::default(),
+            datagrams: ChunkQueue::default(),
             end: None,
             shared: Arc::clone(&place.shared),
         }))
@@ -198,9 +198,9 @@ struct SubstituteStage {
     /// Each chunk is looked at for itself.
     is_datagram: bool,
     /// Datagrams that have been looked at.
-    datagrams: Queue,
-    end: Option<(End, Instant)>,
-    shared: Arc<Shared>,
+    datagrams: ChunkQueue,
+    end: Option<(StreamEnd, Instant)>,
+    shared: Arc<ToxicShared>,
 }
 
 impl SubstituteStage {
@@ -251,7 +251,7 @@ impl Stage for SubstituteStage {
         self.fresh = true;
     }
 
-    fn end(&mut self, end: End, at: Instant) {
+    fn end(&mut self, end: StreamEnd, at: Instant) {
         self.end = Some((end, at));
     }
 

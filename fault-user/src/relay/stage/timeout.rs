@@ -11,8 +11,8 @@ attributes! {
 }
 
 impl StreamFault for Timeout {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`timeout` ms",
             tcp: Some("data is discarded, then the connection is closed; 0 never closes"),
             udp: Some("the client is forgotten when the time is over"),
@@ -27,10 +27,10 @@ impl StreamFault for Timeout {
         Ok(Some(Self { timeout }))
     }
 
-    fn stage(&self, place: &Place) -> Option<Box<dyn Stage>> {
+    fn stage(&self, place: &StageContext) -> Option<Box<dyn Stage>> {
         Some(Box::new(TimeoutStage {
             deadline: self.deadline(place.now),
-            queue: Queue::default(),
+            queue: ChunkQueue::default(),
             shared: Arc::clone(&place.shared),
         }))
     }
@@ -46,8 +46,8 @@ impl Timeout {
 struct TimeoutStage {
     deadline: Option<Instant>,
     /// The end: data is never kept.
-    queue: Queue,
-    shared: Arc<Shared>,
+    queue: ChunkQueue,
+    shared: Arc<ToxicShared>,
 }
 
 impl Queued for TimeoutStage {

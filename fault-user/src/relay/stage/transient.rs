@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::prelude::*;
-use crate::relay::handling::{Handling, Rule};
+use crate::relay::handling::{Handling, RequestRule};
 
 attributes! {
     /// Answers the first requests with an error, then lets everything through.
@@ -11,7 +11,7 @@ attributes! {
         #[serde(alias = "errors", alias = "n")]
         count: i64,
         /// Whose language the error is in.
-        protocol: Protocol,
+        protocol: ErrorProtocol,
         /// HTTP status codes to choose from; none means 500, 502, 503 and 504.
         #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
         status: Vec<u16>,
@@ -44,8 +44,8 @@ impl Transient {
 }
 
 impl StreamFault for Transient {
-    fn help(&self) -> Help {
-        Help {
+    fn help(&self) -> FaultHelp {
+        FaultHelp {
             attributes: "`count`, `protocol`, `status`, `message`, `size`, `query`, `per_connection`",
             tcp: Some(
                 "the first `count` requests (of all connections together) are, then everything passes",
@@ -61,7 +61,7 @@ impl StreamFault for Transient {
         let error = match &rule.reply {
             Some(reply) => Error::of_reply(reply, rule.query.as_ref())?,
             None => Error {
-                protocol: Protocol::None,
+                protocol: ErrorProtocol::None,
                 ..Error::default()
             },
         };
@@ -87,7 +87,7 @@ impl StreamFault for Transient {
     fn handling(&self) -> Option<Handling> {
         Some(Handling {
             fault: "transient",
-            rule: Rule::First {
+            rule: RequestRule::First {
                 count: self.count.max(0).unsigned_abs(),
                 per_connection: self.per_connection,
             },

@@ -11,7 +11,7 @@ fault! {
     Answer: query("answer", "DNS queries are answered with this address; those for other types than its own with no record").listed(205);
 
     /// The address; of IPv6 in brackets.
-    address: String => first("address", Kind::Text, "an IPv4 address, or an IPv6 address in brackets");
+    address: String => first("address", ValueKind::Text, "an IPv4 address, or an IPv6 address in brackets");
 }
 
 impl Answer {

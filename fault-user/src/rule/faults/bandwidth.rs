@@ -7,7 +7,7 @@ fault! {
     Bandwidth: datagram("bandwidth", "the stream is slowed, each connection or with `shared` all together").listed(150);
 
     /// The rate in bits per second.
-    bits_per_second: u64 => first("rate", Kind::Rate, "the rate");
+    bits_per_second: u64 => first("rate", ValueKind::Rate, "the rate");
     /// One rate for the whole relay, not one for each connection.
     shared: bool = false => SHARED;
 }

@@ -19,7 +19,11 @@ words! {
 
 impl CloseHow {
     /// The argument of the faults that end connections.
-    pub(super) const PARAM: Param = first("how", Kind::Word(Self::WORDS), "how; `fin` when absent");
+    pub(super) const PARAM: Param = first(
+        "how",
+        ValueKind::Word(Self::WORDS),
+        "how; `fin` when absent",
+    );
 }
 
 fault! {
@@ -27,7 +31,7 @@ fault! {
     Close: stream("close", "open connections are closed, once, the oldest first").listed(260).acting(Acts::OnService);
 
     /// How many of them, the oldest first; all where it was not given.
-    count: Option<u64> = None => first("count", Kind::Count, "how many; all when absent");
+    count: Option<u64> = None => first("count", ValueKind::Count, "how many; all when absent");
     /// How.
     how: CloseHow = CloseHow::default() => CloseHow::PARAM;
 }

@@ -8,9 +8,9 @@ fault! {
     Coalesce: stream("coalesce", "small parts are gathered into large ones").listed(290).acting(Acts::OneWay);
 
     /// What is waited for.
-    min_bytes: u64 => short("min", first("min_bytes", Kind::Size, "how many bytes to collect"));
+    min_bytes: u64 => short("min", first("min_bytes", ValueKind::Size, "how many bytes to collect"));
     /// For how long at most, in nanoseconds.
-    max_wait_ns: u64 => short("wait", first("max_wait", Kind::Duration, "the longest time to collect them"));
+    max_wait_ns: u64 => short("wait", first("max_wait", ValueKind::Duration, "the longest time to collect them"));
 }
 
 impl Definition for Coalesce {

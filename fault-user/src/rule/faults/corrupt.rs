@@ -22,13 +22,13 @@ fault! {
     Corrupt: packet("corrupt", "payload bits are inverted, never headers").listed(60);
 
     /// The share of the packets, in parts per million.
-    probability: u32 => first("probability", Kind::Probability, "share of the packets");
+    probability: u32 => first("probability", ValueKind::Probability, "share of the packets");
     /// Bits per packet, 1 to 64.
-    bits: u32 = 1 => named("bits", Kind::Count, "bits per packet, 1 to 64; 1 when absent");
+    bits: u32 = 1 => named("bits", ValueKind::Count, "bits per packet, 1 to 64; 1 when absent");
     /// Who notices.
     mode: CorruptMode = CorruptMode::default() => first(
         "mode",
-        Kind::Word(CorruptMode::WORDS),
+        ValueKind::Word(CorruptMode::WORDS),
         "`visible` (default): with the right checksum, the application reads wrong bytes; `link`: without, the receiver drops the packet",
     );
 }

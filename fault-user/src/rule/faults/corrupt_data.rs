@@ -39,17 +39,17 @@ pub enum CorruptAt {
 
 const MODE: Param = first(
     "mode",
-    Kind::Word(CorruptDataMode::WORDS),
+    ValueKind::Word(CorruptDataMode::WORDS),
     "what becomes of a byte; `flip` when absent",
 );
 const PROBABILITY: Param = first(
     "probability",
-    Kind::Probability,
+    ValueKind::Probability,
     "chance of each byte; 100% when absent",
 );
 const OFFSET: Param = named(
     "offset",
-    Kind::Count,
+    ValueKind::Count,
     "the one byte at this offset of the stream or datagram, from 0",
 );
 

@@ -30,27 +30,27 @@ fault! {
     Delay: packet("delay", "every packet is held, the handshake included").listed(90), check: spread_needs_jitter;
 
     /// The middle of the delay in nanoseconds, at most 60 s.
-    delay_ns: u64 => spread("delay", Kind::Duration, "jitter", "middle of the delay, at most 60s");
+    delay_ns: u64 => spread("delay", ValueKind::Duration, "jitter", "middle of the delay, at most 60s");
     /// How far it spreads, in nanoseconds; at most the delay.
-    jitter_ns: u64 = 0 => named("jitter", Kind::Duration, "how far it spreads, at most the delay");
+    jitter_ns: u64 = 0 => named("jitter", ValueKind::Duration, "how far it spreads, at most the delay");
     /// How it spreads.
     distribution: Distribution = Distribution::default() => short(
         "dist",
         named(
             "distribution",
-            Kind::Word(Distribution::WORDS),
+            ValueKind::Word(Distribution::WORDS),
             "how it spreads; `uniform` when absent",
         ),
     );
     /// How much one delay resembles the one before, in parts per million.
     correlation: u32 = 0 => short(
         "corr",
-        named("correlation", Kind::Probability, "how much a delay resembles the one before"),
+        named("correlation", ValueKind::Probability, "how much a delay resembles the one before"),
     );
     /// Packets of one flow never overtake each other.
     keep_order: bool = false => short(
         "keep-order",
-        named("keep_order", Kind::Flag, "packets of one flow never overtake each other"),
+        named("keep_order", ValueKind::Flag, "packets of one flow never overtake each other"),
     );
 }
 

@@ -7,7 +7,7 @@ fault! {
     Duplicate: either("duplicate", "the same packet twice").listed(70);
 
     /// The share of the packets, in parts per million.
-    probability: u32 => first("probability", Kind::Probability, "share of the packets");
+    probability: u32 => first("probability", ValueKind::Probability, "share of the packets");
 }
 
 impl Definition for Duplicate {

@@ -7,7 +7,7 @@ fault! {
     Ecn: packet("ecn", "ECT packets are marked CE").listed(120);
 
     /// The share of the packets, in parts per million.
-    probability: u32 => first("probability", Kind::Probability, "share of the ECT packets");
+    probability: u32 => first("probability", ValueKind::Probability, "share of the ECT packets");
 }
 
 impl Definition for Ecn {

@@ -40,35 +40,39 @@ impl ErrorReply {
     pub(super) const PARAMS: [Param; 7] = [
         named(
             "http",
-            Kind::Statuses,
+            ValueKind::Statuses,
             "HTTP statuses, one drawn per request; 500 when absent",
         ),
         named(
             "redis",
-            Kind::OptionalText,
+            ValueKind::OptionalText,
             "a Redis error, with its prefix or its text",
         ),
         named(
             "mysql",
-            Kind::OptionalText,
+            ValueKind::OptionalText,
             "a MySQL error packet, with its code or its text",
         ),
         named(
             "postgres",
-            Kind::OptionalText,
+            ValueKind::OptionalText,
             "a PostgreSQL error, with its SQLSTATE",
         ),
         named(
             "smtp",
-            Kind::OptionalText,
+            ValueKind::OptionalText,
             "an SMTP error reply, with its text",
         ),
         named(
             "memcache",
-            Kind::OptionalText,
+            ValueKind::OptionalText,
             "a memcached error reply, with its text",
         ),
-        named("random", Kind::OptionalSize, "random bytes, 64 when absent"),
+        named(
+            "random",
+            ValueKind::OptionalSize,
+            "random bytes, 64 when absent",
+        ),
     ];
 
     /// The reply that is named, if one is.
@@ -168,7 +172,7 @@ impl ErrorReply {
 /// Which requests get the error, by what they say.
 pub(super) const QUERY: Param = named(
     "query",
-    Kind::Text,
+    ValueKind::Text,
     "a regular expression: only requests that match (an SQL statement, a Redis command with its arguments, the first line of others), in upper or lower case",
 );
 

@@ -7,7 +7,7 @@ fault! {
     Example: packet("example", "packets above a size are dropped");
 
     /// The largest packet that passes, in bytes.
-    bytes: u32 = 1500 => first("bytes", Kind::Size, "the largest packet that passes; 1500 when absent");
+    bytes: u32 = 1500 => first("bytes", ValueKind::Size, "the largest packet that passes; 1500 when absent");
 }
 
 impl Definition for Example {

@@ -10,11 +10,11 @@ fault! {
     Latency: datagram("latency", "the stream is shifted in time, not slowed").listed(140);
 
     /// The middle of the latency in nanoseconds, at most an hour.
-    latency_ns: u64 => spread("latency", Kind::Duration, "jitter", "middle of the latency, at most 1h");
+    latency_ns: u64 => spread("latency", ValueKind::Duration, "jitter", "middle of the latency, at most 1h");
     /// How far it spreads to both sides, in nanoseconds; at most the latency.
     jitter_ns: u64 = 0 => named(
         "jitter",
-        Kind::Duration,
+        ValueKind::Duration,
         "how far it spreads to both sides, at most the latency",
     );
 }

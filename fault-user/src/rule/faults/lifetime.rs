@@ -23,17 +23,17 @@ fault! {
     Lifetime: stream("lifetime", "the connection ends when its time is over, idle or not").listed(280);
 
     /// The middle of its time, in nanoseconds.
-    time_ns: u64 => spread("time", Kind::Duration, "jitter", "middle of the time");
+    time_ns: u64 => spread("time", ValueKind::Duration, "jitter", "middle of the time");
     /// How far it spreads to both sides, in nanoseconds; at most the time.
     jitter_ns: u64 = 0 => named(
         "jitter",
-        Kind::Duration,
+        ValueKind::Duration,
         "how far it spreads to both sides, at most the time",
     );
     /// From when it is counted.
     from: LifetimeFrom = LifetimeFrom::default() => named(
         "from",
-        Kind::Word(LifetimeFrom::WORDS),
+        ValueKind::Word(LifetimeFrom::WORDS),
         "from when it counts; `connect` when absent",
     );
 }

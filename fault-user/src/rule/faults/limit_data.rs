@@ -7,7 +7,7 @@ fault! {
     LimitData: datagram("limit_data", "the connection ends after exactly this many bytes; with `shared` all connections do").listed(200);
 
     /// How many.
-    bytes: u64 => first("bytes", Kind::Size, "how many");
+    bytes: u64 => first("bytes", ValueKind::Size, "how many");
     /// One count for the whole relay, not one for each connection.
     shared: bool = false => SHARED;
 }

@@ -37,12 +37,12 @@ pub enum Loss {
 
 const PROBABILITY: Param = first(
     "probability",
-    Kind::Probability,
+    ValueKind::Probability,
     "share of the packets, each on its own",
 );
 const GILBERT_ELLIOTT: Param = named(
     "ge",
-    Kind::Call {
+    ValueKind::Call {
         names: &["p", "r", "one_minus_h", "one_minus_k"],
         required: 2,
     },
@@ -50,7 +50,7 @@ const GILBERT_ELLIOTT: Param = named(
 );
 const STATE: Param = named(
     "state",
-    Kind::Call {
+    ValueKind::Call {
         names: &["p13", "p31", "p32", "p23", "p14"],
         required: 1,
     },

@@ -9,7 +9,7 @@ use super::fields::Given;
 use super::spec::{Acts, Layer, Spec, ranked};
 
 pub use mix::{Mix, MixArm};
-pub use packet::{PacketAction, Shaper};
+pub use packet::{PacketAction, PacketShaper};
 
 mod mix;
 mod packet;
@@ -21,7 +21,7 @@ mod prelude {
     pub(super) use fault_common::abi::fault;
     pub(super) use fault_common::random::threshold_from_ppm;
 
-    pub(super) use super::{Arguments, Definition, Fault, Overlap, PacketAction, Shaper};
+    pub(super) use super::{Arguments, Definition, Fault, Overlap, PacketAction, PacketShaper};
     pub(super) use crate::rule::args::{Args, Value};
     pub(super) use crate::rule::complaint::{
         Complaint, MAX_TIME_NS, SECOND, bad_rate, bad_regex, complain, jittered, longer, no_queue,
@@ -29,7 +29,7 @@ mod prelude {
     pub(super) use crate::rule::error::RuleError;
     pub(super) use crate::rule::fields::{Field as _, Given, fault, give};
     pub(super) use crate::rule::spec::{
-        Acts, Kind, LIMIT, Layer, Param, SHARED, Spec, datagram, either, first, named, packet,
+        Acts, LIMIT, Layer, Param, SHARED, Spec, ValueKind, datagram, either, first, named, packet,
         query, short, spread, stream,
     };
     pub(super) use crate::rule::units::PPM;

@@ -7,9 +7,9 @@ fault! {
     Mtu: packet("mtu", "larger packets are dropped: a path-MTU black hole").listed(110);
 
     /// The largest IP packet that passes, 68 to 65,535 bytes.
-    bytes: u32 => first("bytes", Kind::Size, "the largest IP packet that passes, 68 to 65535");
+    bytes: u32 => first("bytes", ValueKind::Size, "the largest IP packet that passes, 68 to 65535");
     /// With ICMP "too big" instead of silence.
-    icmp: bool = false => named("icmp", Kind::Flag, "answer with ICMP \"too big\" instead of silence");
+    icmp: bool = false => named("icmp", ValueKind::Flag, "answer with ICMP \"too big\" instead of silence");
 }
 
 impl Definition for Mtu {

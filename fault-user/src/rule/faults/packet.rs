@@ -17,12 +17,12 @@ pub struct PacketAction {
     /// What it does may differ from one wire packet to the next, so that a super-packet must be divided.
     pub is_per_wire_packet: bool,
     /// What is shaped outside of the programs.
-    pub shaper: Option<Shaper>,
+    pub shaper: Option<PacketShaper>,
 }
 
 /// What holds packets for longer than the programs say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Shaper {
+pub enum PacketShaper {
     /// The wire of a rate.
     Rate(Rate),
     /// The slots of a shared medium.
@@ -73,7 +73,7 @@ impl PacketAction {
 
     /// With something that is shaped outside of the programs.
     #[must_use]
-    pub fn shaped(self, shaper: Shaper) -> Self {
+    pub fn shaped(self, shaper: PacketShaper) -> Self {
         Self {
             shaper: Some(shaper),
             ..self

@@ -7,7 +7,7 @@ fault! {
     Profile: packet("profile", "a kind of link by its name, such as `lte`: delay, jitter, loss and rate; `fault profiles` lists them").listed(5);
 
     /// The profile's name.
-    name: String => first("name", Kind::Text, "a profile of `fault profiles` or of the scenario's `profiles`");
+    name: String => first("name", ValueKind::Text, "a profile of `fault profiles` or of the scenario's `profiles`");
 }
 
 impl Definition for Profile {

@@ -7,26 +7,26 @@ fault! {
     Rate: packet("rate", "shaping at the wire rate, counting wire bytes").listed(100);
 
     /// The rate in bits per second.
-    bits_per_second: u64 => first("rate", Kind::Rate, "the rate of the wire");
+    bits_per_second: u64 => first("rate", ValueKind::Rate, "the rate of the wire");
     /// How much may pass at once after a pause; the plan chooses where it was not given.
     burst_bytes: Option<u64> = None => short(
         "burst",
-        named("burst_bytes", Kind::Size, "how much may pass at once after a pause"),
+        named("burst_bytes", ValueKind::Size, "how much may pass at once after a pause"),
     );
     /// Bytes that the link adds to each packet (negative: headers that are not counted).
     overhead_bytes: i32 = 0 => short(
         "overhead",
-        named("overhead_bytes", Kind::Signed, "bytes that the link adds to each packet"),
+        named("overhead_bytes", ValueKind::Signed, "bytes that the link adds to each packet"),
     );
     /// The cell size of a link such as ATM; 0 for none.
     cell_bytes: u32 = 0 => short(
         "cell",
-        named("cell_bytes", Kind::Count, "size of a link cell; 0 for none"),
+        named("cell_bytes", ValueKind::Count, "size of a link cell; 0 for none"),
     );
     /// Bytes that each cell adds.
     cell_overhead_bytes: i32 = 0 => short(
         "cell-overhead",
-        named("cell_overhead_bytes", Kind::Signed, "bytes that each cell adds"),
+        named("cell_overhead_bytes", ValueKind::Signed, "bytes that each cell adds"),
     );
     /// The most packets that wait; more are lost and counted.
     limit_packets: Option<u32> = None => LIMIT;
@@ -63,7 +63,7 @@ impl Definition for Rate {
         Some(
             PacketAction::new(fault::RATE, [])
                 .per_wire_packet(self.bits_per_second < WHOLE_FROM)
-                .shaped(Shaper::Rate(self.clone())),
+                .shaped(PacketShaper::Rate(self.clone())),
         )
     }
 

@@ -25,7 +25,7 @@ fault! {
     /// How; where it was not given RST for TCP, port unreachable for UDP, host unreachable for ICMP.
     with: Option<RejectWith> = None => first(
         "with",
-        Kind::Word(RejectWith::WORDS),
+        ValueKind::Word(RejectWith::WORDS),
         "how; RST for TCP, port unreachable for UDP, host unreachable for ICMP when absent",
     );
 }

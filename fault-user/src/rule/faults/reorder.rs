@@ -7,9 +7,9 @@ fault! {
     Reorder: either("reorder", "picked packets overtake those that are held; without a `delay` on the same packets the others are held for 10 ms").listed(80);
 
     /// The chance of a candidate, in parts per million.
-    probability: u32 => first("probability", Kind::Probability, "chance of a candidate");
+    probability: u32 => first("probability", ValueKind::Probability, "chance of a candidate");
     /// Every gap-th packet is a candidate.
-    gap: u32 = 1 => first("gap", Kind::Count, "every gap-th packet is a candidate; 1 when absent");
+    gap: u32 = 1 => first("gap", ValueKind::Count, "every gap-th packet is a candidate; 1 when absent");
 }
 
 impl Definition for Reorder {

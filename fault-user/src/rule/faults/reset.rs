@@ -14,7 +14,7 @@ fault! {
     /// means with the next packet.
     bytes: Option<u32> = None => first(
         "bytes",
-        Kind::Size,
+        ValueKind::Size,
         "on the packet that completes so much payload in its direction since the rule began; at once when absent",
     );
 }

@@ -9,7 +9,7 @@ fault! {
     /// How long after the connection's start, in nanoseconds; 0 at once.
     timeout_ns: u64 = 0 => first(
         "timeout",
-        Kind::Duration,
+        ValueKind::Duration,
         "how long after the connection's start; absent or 0: at once",
     );
 }

@@ -10,19 +10,19 @@ fault! {
     /// The average size of a part, at least 1.
     average_size_bytes: u64 => short(
         "average_size",
-        spread("average_size_bytes", Kind::Size, "size_variation_bytes", "average size of a part"),
+        spread("average_size_bytes", ValueKind::Size, "size_variation_bytes", "average size of a part"),
     );
     /// How far the size spreads; less than the average.
     size_variation_bytes: u64 = 0 => short(
         "size_variation",
         named(
             "size_variation_bytes",
-            Kind::Size,
+            ValueKind::Size,
             "how far the size spreads, less than the average",
         ),
     );
     /// The pause after each part, in nanoseconds.
-    delay_ns: u64 = 0 => named("delay", Kind::Duration, "pause after each part");
+    delay_ns: u64 = 0 => named("delay", ValueKind::Duration, "pause after each part");
 }
 
 impl Definition for Slicer {

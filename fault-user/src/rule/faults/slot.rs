@@ -17,14 +17,18 @@ pub struct Slot {
     pub bytes: Option<u64>,
 }
 
-const MIN: Param = first("min", Kind::Duration, "shortest time between two bursts");
+const MIN: Param = first(
+    "min",
+    ValueKind::Duration,
+    "shortest time between two bursts",
+);
 const MAX: Param = first(
     "max",
-    Kind::Duration,
+    ValueKind::Duration,
     "longest time between two bursts; the shortest when absent",
 );
-const PACKETS: Param = named("packets", Kind::Count, "the most packets in a burst");
-const BYTES: Param = named("bytes", Kind::Size, "the most bytes in a burst");
+const PACKETS: Param = named("packets", ValueKind::Count, "the most packets in a burst");
+const BYTES: Param = named("bytes", ValueKind::Size, "the most bytes in a burst");
 
 impl Arguments for Slot {
     const SPEC: Spec = Spec {
@@ -69,7 +73,7 @@ impl Definition for Slot {
     }
 
     fn packet(&self) -> Option<PacketAction> {
-        Some(PacketAction::new(fault::SLOT, []).shaped(Shaper::Slot(self.clone())))
+        Some(PacketAction::new(fault::SLOT, []).shaped(PacketShaper::Slot(self.clone())))
     }
 
     fn overlap(&self) -> Overlap {

@@ -7,7 +7,7 @@ fault! {
     SlowClose: stream("slow_close", "the FIN is held back").listed(160).acting(Acts::OneWay);
 
     /// For how long, in nanoseconds.
-    delay_ns: u64 => first("delay", Kind::Duration, "for how long");
+    delay_ns: u64 => first("delay", ValueKind::Duration, "for how long");
 }
 
 impl Definition for SlowClose {

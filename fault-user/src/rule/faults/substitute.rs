@@ -7,11 +7,11 @@ fault! {
     Substitute: datagram("substitute", "matching bytes are replaced, across chunk borders too").listed(300);
 
     /// A regular expression of the `regex` crate over bytes.
-    regex: String => first("regex", Kind::Text, "a regular expression over bytes");
+    regex: String => first("regex", ValueKind::Text, "a regular expression over bytes");
     /// What replaces each match; `$1` and `${name}` stand for groups.
     replacement: String => first(
         "replacement",
-        Kind::Text,
+        ValueKind::Text,
         "what replaces a match; `$1` stands for a group",
     );
 }

@@ -9,7 +9,7 @@ fault! {
     /// After how long, in nanoseconds; 0 hangs until the rule is removed.
     timeout_ns: u64 = 0 => first(
         "timeout",
-        Kind::Duration,
+        ValueKind::Duration,
         "after how long; absent or 0: hangs until the rule is removed",
     );
 }

@@ -15,7 +15,7 @@ pub struct Transient {
     pub query: Option<String>,
 }
 
-const ERRORS: Param = first("errors", Kind::Count, "how many");
+const ERRORS: Param = first("errors", ValueKind::Count, "how many");
 
 impl Arguments for Transient {
     const SPEC: Spec = Spec {

@@ -40,7 +40,7 @@ impl Format {
 
 /// A line and a column, both from 1; columns count characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// The line.
     pub line: usize,
     /// The column.
@@ -72,7 +72,7 @@ pub(super) fn show(path: &[Segment]) -> String {
 /// A mistake with its place.
 pub(super) struct Located {
     /// Where the wrong value begins.
-    pub place: Option<Place>,
+    pub place: Option<Position>,
     /// The path to it.
     pub field: String,
     /// What is wrong; without a text where that is not of a rule.
@@ -82,7 +82,7 @@ pub(super) struct Located {
 /// What a format's parser says about a mistake.
 struct Native {
     message: String,
-    place: Option<Place>,
+    place: Option<Position>,
     /// The text is no JSON, YAML or TOML, so there is nothing to walk along.
     syntax: bool,
 }
@@ -137,7 +137,7 @@ fn in_text(text: &str, message: &str) -> Option<RuleError> {
 const MAX_EXCERPT: usize = 160;
 
 /// A mistake with the line of the file that it stands in, unless that is long.
-pub(super) fn excerpt(text: &str, place: Option<Place>, error: RuleError) -> RuleError {
+pub(super) fn excerpt(text: &str, place: Option<Position>, error: RuleError) -> RuleError {
     let Some(place) = place else {
         return error;
     };
@@ -193,7 +193,7 @@ fn segments(path: &serde_path_to_error::Path) -> Vec<Segment> {
 fn read_json<T: DeserializeOwned>(text: &str) -> Result<T, Failed> {
     let native = |error: &serde_json::Error| Native {
         message: without_place(&error.to_string()),
-        place: (error.line() > 0).then(|| Place {
+        place: (error.line() > 0).then(|| Position {
             line: error.line(),
             column: error.column().max(1),
         }),
@@ -220,7 +220,7 @@ fn read_yaml<T: DeserializeOwned>(text: &str) -> Result<T, Failed> {
     result.map_err(|error| {
         let place = error.location().and_then(|at| {
             let line = usize::try_from(at.line()).ok().filter(|line| *line > 0)?;
-            Some(Place {
+            Some(Position {
                 line,
                 column: usize::try_from(at.column()).ok()?.max(1),
             })
@@ -263,24 +263,24 @@ fn without_place(message: &str) -> String {
 }
 
 /// The line and column of a byte of a text.
-fn place_of(text: &str, offset: usize) -> Place {
+fn place_of(text: &str, offset: usize) -> Position {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-    Place {
+    Position {
         line: before.matches('\n').count() + 1,
         column: before[line_start..].chars().count() + 1,
     }
 }
 
 /// Where the value at a path begins, or the nearest value around it that there is.
-pub(super) fn place(text: &str, format: Format, path: &[Segment]) -> Option<Place> {
+pub(super) fn place(text: &str, format: Format, path: &[Segment]) -> Option<Position> {
     (0..=path.len())
         .rev()
         .find_map(|length| exact_place(text, format, &path[..length]))
 }
 
 /// Where the value at a path begins.
-fn exact_place(text: &str, format: Format, path: &[Segment]) -> Option<Place> {
+fn exact_place(text: &str, format: Format, path: &[Segment]) -> Option<Position> {
     match format {
         Format::Json => {
             let mut deserializer = serde_json::Deserializer::from_str(text);
@@ -298,7 +298,7 @@ fn exact_place(text: &str, format: Format, path: &[Segment]) -> Option<Place> {
         .flatten()
         .and_then(|at| {
             let line = usize::try_from(at.line()).ok().filter(|line| *line > 0)?;
-            Some(Place {
+            Some(Position {
                 line,
                 column: usize::try_from(at.column()).ok()?.max(1),
             })

@@ -19,8 +19,8 @@ use super::{Rule, units};
 
 pub use expect::{ConnectRate, During, Expect, NoTraffic, Probe, ProbeCheck};
 use locate::Located;
-pub use locate::{Format, Place, Segment};
-pub use random::{Choice, Random, SpanNs};
+pub use locate::{Format, Position, Segment};
+pub use random::{Random, SpanNs, WeightedRule};
 pub use schema::schema;
 pub use validate::not_watchable;
 
@@ -108,7 +108,7 @@ pub struct ScenarioError {
     /// The file as it was named.
     pub file: String,
     /// The line and the column, where they are known.
-    pub place: Option<Place>,
+    pub place: Option<Position>,
     /// The field, such as `rules[1].fault`; empty for the whole file.
     pub field: String,
     /// What is wrong and what would be right, at its place in a rule or in the line of the file.

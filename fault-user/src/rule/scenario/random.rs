@@ -65,14 +65,14 @@ impl<'de> Deserialize<'de> for SpanNs {
 
 /// One entry of the list: `{ "weight": 3, "rule": "mysql down" }`, or the rule alone for weight 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Choice {
+pub struct WeightedRule {
     /// How often it is drawn, compared with the others.
     pub weight: u32,
     /// The rule, without a timeline of its own.
     pub rule: Rule,
 }
 
-impl<'de> Deserialize<'de> for Choice {
+impl<'de> Deserialize<'de> for WeightedRule {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         /// The object form.
         #[derive(Deserialize)]
@@ -107,7 +107,7 @@ fn one() -> u32 {
 #[serde(deny_unknown_fields)]
 pub struct Random {
     /// The weighted list.
-    pub choices: Vec<Choice>,
+    pub choices: Vec<WeightedRule>,
     /// How long a drawn fault acts.
     pub length: SpanNs,
     /// How long it is quiet before and between faults.
@@ -120,20 +120,20 @@ pub struct Random {
     pub total: Nanoseconds,
     /// The blast radius: the largest share of a target's connections that a drawn fault touches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub connections: Option<Share>,
+    pub connections: Option<TextProbability>,
 }
 
 /// A probability in parts per million that is written as in the one-line form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Share(pub u32);
+pub struct TextProbability(pub u32);
 
-impl Serialize for Share {
+impl Serialize for TextProbability {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&units::show_probability(self.0))
     }
 }
 
-impl<'de> Deserialize<'de> for Share {
+impl<'de> Deserialize<'de> for TextProbability {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         read_text(deserializer, |piece| units::probability(piece).map(Self))
     }
@@ -216,7 +216,8 @@ impl Random {
 
     /// One of the rules whose target has no fault, by weight.
     fn pick(&self, numbers: &mut Numbers, busy: &[(TargetRef, u64)]) -> Option<&Rule> {
-        let free = |choice: &&Choice| !busy.iter().any(|(target, _)| *target == choice.rule.target);
+        let free =
+            |choice: &&WeightedRule| !busy.iter().any(|(target, _)| *target == choice.rule.target);
         let sum: u64 = self
             .choices
             .iter()
@@ -241,7 +242,7 @@ impl Random {
         let mut rule = rule.clone();
         rule.modifiers.at_ns = at;
         rule.modifiers.for_ns = Some(length);
-        if let Some(Share(share)) = self.connections.filter(|share| share.0 < PPM) {
+        if let Some(TextProbability(share)) = self.connections.filter(|share| share.0 < PPM) {
             rule.fault = narrowed(rule.fault, share);
         }
         rule
@@ -277,7 +278,7 @@ mod tests {
 
     /// A list with three targets.
     fn random(at_a_time: u32) -> Random {
-        let choice = |weight, rule: &str| Choice {
+        let choice = |weight, rule: &str| WeightedRule {
             weight,
             rule: rule.parse().unwrap(),
         };
@@ -365,7 +366,7 @@ mod tests {
     #[test]
     fn blast_radius() {
         let narrow = Random {
-            connections: Some(Share(200_000)),
+            connections: Some(TextProbability(200_000)),
             ..random(1)
         };
         for rule in narrow.draw(1) {

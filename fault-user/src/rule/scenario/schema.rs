@@ -4,7 +4,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::super::catalog::{FAULTS, MIX};
 use super::super::modifier::{MODIFIERS, ModifierSpec};
-use super::super::spec::{Kind, Param, Spec};
+use super::super::spec::{Param, Spec, ValueKind};
 use super::super::target::Protocol;
 use super::During;
 
@@ -225,27 +225,27 @@ fn one_fault(spec: &Spec) -> Json {
 fn argument(param: &Param) -> Json {
     let help = param.help;
     match param.kind {
-        Kind::Probability => reference("probability", help),
-        Kind::Duration => reference("duration", help),
-        Kind::Size => reference("size", help),
-        Kind::Rate => reference("rate", help),
-        Kind::Count => json!({ "type": "integer", "minimum": 0, "description": help }),
-        Kind::Signed => json!({ "type": "integer", "description": help }),
-        Kind::Word(words) => json!({ "enum": words, "description": help }),
-        Kind::Flag => json!({ "type": "boolean", "description": help }),
-        Kind::Text => json!({ "type": "string", "description": help }),
-        Kind::OptionalText => json!({ "type": ["string", "boolean"], "description": help }),
-        Kind::OptionalSize => {
+        ValueKind::Probability => reference("probability", help),
+        ValueKind::Duration => reference("duration", help),
+        ValueKind::Size => reference("size", help),
+        ValueKind::Rate => reference("rate", help),
+        ValueKind::Count => json!({ "type": "integer", "minimum": 0, "description": help }),
+        ValueKind::Signed => json!({ "type": "integer", "description": help }),
+        ValueKind::Word(words) => json!({ "enum": words, "description": help }),
+        ValueKind::Flag => json!({ "type": "boolean", "description": help }),
+        ValueKind::Text => json!({ "type": "string", "description": help }),
+        ValueKind::OptionalText => json!({ "type": ["string", "boolean"], "description": help }),
+        ValueKind::OptionalSize => {
             json!({ "description": help, "anyOf": [{ "type": "boolean" }, { "$ref": "#/$defs/size" }] })
         }
-        Kind::Statuses => {
+        ValueKind::Statuses => {
             let status = json!({ "type": "integer", "minimum": 200, "maximum": 599 });
             json!({ "description": help, "anyOf": [
                 { "type": "boolean" }, status, { "type": "array", "minItems": 1, "items": status },
                 { "type": "string", "pattern": "^[2-5][0-9][0-9](/[2-5][0-9][0-9])*$" }
             ] })
         }
-        Kind::Call { names, required } => {
+        ValueKind::Call { names, required } => {
             let properties: Map<_, _> = names
                 .iter()
                 .map(|name| ((*name).to_owned(), json!({ "$ref": "#/$defs/probability" })))

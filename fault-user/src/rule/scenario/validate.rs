@@ -88,7 +88,7 @@ impl Scenario {
     fn expect_flaws(&self, flaws: &mut Vec<Flaw>) {
         for (index, name) in self.expect.fired.iter().enumerate() {
             let path = [key("expect"), key("fired"), Segment::Index(index)];
-            if !self.is_hurt(name) {
+            if !self.is_aimed_at(name) {
                 flaws.push(flaw(path, format!("no rule is aimed at `{name}`, so none can fire: expected the target of a rule")));
             }
         }
@@ -110,7 +110,7 @@ impl Scenario {
     }
 
     /// Whether a fault may act on a target.
-    fn is_hurt(&self, name: &str) -> bool {
+    fn is_aimed_at(&self, name: &str) -> bool {
         let choices = self.random.iter().flat_map(|random| &random.choices);
         let drawn = choices.map(|choice| &choice.rule);
         let mut rules = self.rules.iter().chain(drawn);
@@ -125,7 +125,7 @@ impl Scenario {
 
     /// Why a target can't recover as is expected of it.
     fn never_recovers(&self, name: &str) -> Option<String> {
-        if !self.is_hurt(name) {
+        if !self.is_aimed_at(name) {
             return Some(format!(
                 "no rule is aimed at `{name}`: there is nothing to recover from"
             ));
@@ -169,7 +169,7 @@ impl Scenario {
     /// Why nothing is checked of the quiet that is expected of a target.
     fn never_quiet(&self, name: &str, quiet: &NoTraffic) -> Option<String> {
         let faulted = quiet.faulted.as_deref().unwrap_or(name);
-        if !self.is_hurt(faulted) {
+        if !self.is_aimed_at(faulted) {
             return Some(format!(
                 "no rule is aimed at `{faulted}`: there is no while"
             ));

@@ -45,16 +45,16 @@ mod attribute {
     pub const BPF_ID: u16 = 11;
 }
 
-/// Which way packets go, seen from the host.
+/// A tc hook of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// Coming in.
+pub enum TcHook {
+    /// Packets that arrive at the interface.
     Ingress,
-    /// Going out.
+    /// Packets that leave through the interface.
     Egress,
 }
 
-impl Direction {
+impl TcHook {
     /// The class of the clsact qdisc that stands for it.
     fn parent(self) -> TcHandle {
         TcHandle {
@@ -82,11 +82,11 @@ pub struct Qdisc {
 
 /// A filter on a clsact qdisc.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
+pub struct TcFilter {
     /// The interface that it is on.
     pub interface_index: u32,
     /// Which way.
-    pub direction: Direction,
+    pub direction: TcHook,
     /// Lower ones run first.
     pub priority: u16,
     /// The ethertype that it is for, in network byte order as the kernel has it.
@@ -101,7 +101,7 @@ pub struct Filter {
     pub program_id: Option<u32>,
 }
 
-impl Filter {
+impl TcFilter {
     /// It carries the whole mark of `fault`, whichever instance it is of.
     #[must_use]
     pub fn is_ours(&self) -> bool {
@@ -159,10 +159,10 @@ fn decode_qdisc(payload: &[u8]) -> Result<Qdisc> {
 ///
 /// # Errors
 /// When the kernel refuses the list or answers what can't be read.
-pub fn filters(interface_index: u32) -> Result<Vec<Filter>> {
+pub fn filters(interface_index: u32) -> Result<Vec<TcFilter>> {
     let mut netlink = Netlink::route()?;
     let mut found = Vec::new();
-    for direction in [Direction::Ingress, Direction::Egress] {
+    for direction in [TcHook::Ingress, TcHook::Egress] {
         let request = message(interface_index, |header| header.parent = direction.parent())?;
         let request = RouteNetlinkMessage::GetTrafficFilter(request);
         let listed = netlink.dump(&request, |payload| decode_filter(direction, payload));
@@ -172,10 +172,10 @@ pub fn filters(interface_index: u32) -> Result<Vec<Filter>> {
 }
 
 /// `None` for the entry that stands for a whole priority.
-fn decode_filter(direction: Direction, payload: &[u8]) -> Result<Option<Filter>> {
+fn decode_filter(direction: TcHook, payload: &[u8]) -> Result<Option<TcFilter>> {
     // The upper half is the priority, the lower the protocol (TC_H_MAKE in tc's own sources).
     let info = TcHandle::from(header_u32(payload, 16)?);
-    let mut filter = Filter {
+    let mut filter = TcFilter {
         interface_index: header_u32(payload, 4)?,
         direction,
         priority: info.major,
@@ -254,7 +254,7 @@ pub fn ensure(interface_index: u32) -> Result<bool> {
 /// When the name is not ours, or the kernel refuses (no `cls_bpf`).
 pub fn attach(
     interface_index: u32,
-    direction: Direction,
+    direction: TcHook,
     program: BorrowedFd<'_>,
     name: &str,
     owner: u32,
@@ -296,7 +296,7 @@ pub fn attach(
 ///
 /// # Errors
 /// When it is not ours, or the kernel refuses.
-pub fn remove(filter: &Filter) -> Result<bool> {
+pub fn remove(filter: &TcFilter) -> Result<bool> {
     if !filter.is_ours() {
         bail!("a filter of somebody else's is not to be removed");
     }
@@ -418,10 +418,10 @@ fn is_gone(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    fn filter(priority: u16, handle: u32, kind: &str, name: Option<&str>) -> Filter {
-        Filter {
+    fn filter(priority: u16, handle: u32, kind: &str, name: Option<&str>) -> TcFilter {
+        TcFilter {
             interface_index: 1,
-            direction: Direction::Egress,
+            direction: TcHook::Egress,
             priority,
             protocol_be: 0x0300,
             handle,
@@ -451,7 +451,7 @@ mod tests {
     fn truncated_answers_are_errors_and_no_panic() {
         for length in 0..HEADER_BYTES {
             assert!(decode_qdisc(&vec![1; length]).is_err());
-            assert!(decode_filter(Direction::Ingress, &vec![1; length]).is_err());
+            assert!(decode_filter(TcHook::Ingress, &vec![1; length]).is_err());
         }
     }
 }

@@ -128,7 +128,7 @@ fn add(interface_index: u32, parent: u32, handle: u32, kind: &str, options: Vec<
 
 /// The queue of one of fault's root qdiscs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Queue {
+pub struct QdiscQueue {
     /// Packets that are waiting in it.
     pub waiting: u32,
     /// Packets that it dropped.
@@ -139,7 +139,7 @@ pub struct Queue {
 ///
 /// # Errors
 /// The kernel refuses the list.
-pub fn queues(netlink: &mut Netlink) -> Result<Vec<(u32, Queue)>> {
+pub fn queues(netlink: &mut Netlink) -> Result<Vec<(u32, QdiscQueue)>> {
     let request = RouteNetlinkMessage::GetQueueDiscipline(message(0, |_| {})?);
     netlink
         .dump(&request, |payload| {
@@ -154,7 +154,7 @@ pub fn queues(netlink: &mut Netlink) -> Result<Vec<(u32, Queue)>> {
 }
 
 /// Reads `struct gnet_stats_queue`: packets that wait, their bytes, packets lost.
-fn decode_queue(payload: &[u8]) -> Result<Queue> {
+fn decode_queue(payload: &[u8]) -> Result<QdiscQueue> {
     const STATS2: u16 = 7;
     const STATS_QUEUE: u16 = 3;
     for (kind, value) in attributes(payload, HEADER_BYTES)? {
@@ -163,14 +163,14 @@ fn decode_queue(payload: &[u8]) -> Result<Queue> {
         }
         for (kind, value) in nested(value)? {
             if kind == STATS_QUEUE {
-                return Ok(Queue {
+                return Ok(QdiscQueue {
                     waiting: header_u32(value, 0)?,
                     lost: header_u32(value, 8)?,
                 });
             }
         }
     }
-    Ok(Queue::default())
+    Ok(QdiscQueue::default())
 }
 
 /// Creates a veth pair and sets it up.

@@ -14,24 +14,27 @@ use netlink_packet_sock_diag::inet::{
 };
 use nix::errno::Errno;
 use nix::libc;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 /// TCP or UDP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
     /// TCP.
+    #[default]
     Tcp,
     /// UDP.
     Udp,
 }
 
 /// A TCP state as the kernel numbers them (`tcp_states.h`). A connected UDP socket is
-/// [`State::Established`], another one [`State::Close`].
+/// [`TcpState::Established`], another one [`TcpState::Close`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the states of RFC 9293 under their own names")]
-pub enum State {
+pub enum TcpState {
     Established,
     SynSent,
     SynReceived,
@@ -48,7 +51,7 @@ pub enum State {
     Other(u8),
 }
 
-impl From<u8> for State {
+impl From<u8> for TcpState {
     fn from(number: u8) -> Self {
         match number {
             1 => Self::Established,
@@ -72,13 +75,13 @@ impl From<u8> for State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OpenSocket {
     /// Its protocol.
-    pub protocol: Protocol,
+    pub protocol: Transport,
     /// Its own address. IPv4 on a dual-stack socket is given as IPv4: that is what its packets are.
     pub local: SocketAddr,
     /// The other end; `None` for a listener and an unconnected UDP socket.
     pub remote: Option<SocketAddr>,
     /// Its state.
-    pub state: State,
+    pub state: TcpState,
     /// The inode by which `/proc/PID/fd` names it.
     pub inode: u64,
 }
@@ -105,7 +108,7 @@ pub fn of_processes(processes: &[ProcessId]) -> Result<Vec<OpenSocket>> {
 pub fn list() -> Result<Vec<OpenSocket>> {
     let mut netlink = Netlink::sock_diag()?;
     let mut found = Vec::new();
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
+    for protocol in [Transport::Tcp, Transport::Udp] {
         found.extend(list_by(&mut netlink, protocol)?);
     }
     Ok(found)
@@ -115,7 +118,7 @@ pub fn list() -> Result<Vec<OpenSocket>> {
 ///
 /// # Errors
 /// As [`list`].
-pub fn list_by(netlink: &mut Netlink, protocol: Protocol) -> Result<Vec<OpenSocket>> {
+pub fn list_by(netlink: &mut Netlink, protocol: Transport) -> Result<Vec<OpenSocket>> {
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let listed = netlink.dump(&request(protocol, family), |payload| {
@@ -128,7 +131,7 @@ pub fn list_by(netlink: &mut Netlink, protocol: Protocol) -> Result<Vec<OpenSock
 
 /// Whose socket it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
+pub struct SocketOwner {
     /// The user who made it.
     pub uid: u32,
     /// The inode by which `/proc/PID/fd` names it.
@@ -140,13 +143,13 @@ pub struct Owner {
 ///
 /// # Errors
 /// When the kernel can't be asked (no `CONFIG_INET_DIAG`) or answers what can't be read.
-pub fn owner(local: SocketAddr, remote: SocketAddr) -> Result<Option<Owner>> {
+pub fn owner(local: SocketAddr, remote: SocketAddr) -> Result<Option<SocketOwner>> {
     let header = find(&mut Netlink::sock_diag()?, local, remote)?;
     let exact = header.filter(|header| {
         let id = &header.socket_id;
         header.inode != 0 && (id.source_port, id.destination_port) == (local.port(), remote.port())
     });
-    Ok(exact.map(|header| Owner {
+    Ok(exact.map(|header| SocketOwner {
         uid: header.uid,
         inode: header.inode.into(),
     }))
@@ -161,7 +164,7 @@ pub fn room_at(netlink: &mut Netlink, address: SocketAddr) -> Result<Option<u32>
     // No connection comes from port 0, so only a listener is found.
     let nobody = SocketAddr::new(address.ip(), 0);
     let header = find(netlink, address, nobody)?;
-    let listener = header.filter(|header| State::from(header.state) == State::Listen);
+    let listener = header.filter(|header| TcpState::from(header.state) == TcpState::Listen);
     // Of a listener the kernel gives the length of its queue, and its limit, in these fields.
     Ok(listener.map(|header| header.send_queue.saturating_sub(header.recv_queue)))
 }
@@ -199,12 +202,12 @@ fn find(
     found.context("can't look a socket up (CONFIG_INET_DIAG)")
 }
 
-fn request(protocol: Protocol, family: u8) -> SockDiagMessage {
+fn request(protocol: Transport, family: u8) -> SockDiagMessage {
     SockDiagMessage::InetRequest(InetRequest {
         family,
         protocol: match protocol {
-            Protocol::Tcp => IPPROTO_TCP,
-            Protocol::Udp => IPPROTO_UDP,
+            Transport::Tcp => IPPROTO_TCP,
+            Transport::Udp => IPPROTO_UDP,
         },
         extensions: ExtensionFlags::empty(),
         states: StateFlags::all(),
@@ -216,7 +219,7 @@ fn request(protocol: Protocol, family: u8) -> SockDiagMessage {
     })
 }
 
-fn decode(protocol: Protocol, payload: &[u8]) -> Result<OpenSocket> {
+fn decode(protocol: Transport, payload: &[u8]) -> Result<OpenSocket> {
     let header = InetResponseHeader::parse(payload).context("a malformed sock_diag answer")?;
     let id = header.socket_id;
     let local = SocketAddr::new(id.source_address.to_canonical(), id.source_port);
@@ -225,7 +228,7 @@ fn decode(protocol: Protocol, payload: &[u8]) -> Result<OpenSocket> {
         protocol,
         local,
         remote: (remote.port() != 0).then_some(remote),
-        state: State::from(header.state),
+        state: TcpState::from(header.state),
         inode: header.inode.into(),
     })
 }

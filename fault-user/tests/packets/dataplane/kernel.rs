@@ -2,13 +2,15 @@
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use fault_common::abi::{COUNTERS, Counter, Event, NAMES_MAX, rule_uid};
-use fault_user::inject::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
-use fault_user::inject::records::Events;
+use fault_common::dns::DockerPorts;
+use fault_user::inject::injector::{Attachment, Capacity, ClockResolution, Injector, LoadOptions};
+use fault_user::inject::records::DecisionEvents;
 use fault_user::plan::Plan;
 use fault_user::plan::needs::Needs;
 use fault_user::plan::tables::{PacketRule, compile};
 use fault_user::rule::{Rule, Targets};
 use fault_user::sys::clock::monotonic_ns;
+use fault_user::sys::net::clsact::TcHook;
 use fault_user::undo::instance::Marks;
 
 use crate::support::place::{enter_fresh, ip};
@@ -26,7 +28,7 @@ pub const XDP_PASS: u32 = 2;
 
 pub struct Kernel {
     pub injector: Injector,
-    pub events: Events,
+    pub events: DecisionEvents,
     /// A device that is not loopback.
     device: u32,
     capacity: Capacity,
@@ -96,7 +98,7 @@ impl Kernel {
     }
 
     fn load(device: u32, capacity: Capacity, needs: Needs, matches: usize, trace: bool) -> Self {
-        let mut injector = Injector::load(&Options {
+        let mut injector = Injector::load(&LoadOptions {
             capacity,
             events: true,
             trace,
@@ -112,7 +114,8 @@ impl Kernel {
             divider: None,
             replay: None,
             xdp: false,
-            clock: Clock::Exact,
+            docker_ports: DockerPorts::default(),
+            clock: ClockResolution::Exact,
             number: 0,
             marks: Marks {
                 instance: 1,
@@ -151,7 +154,7 @@ impl Kernel {
     }
 
     /// Runs a program on a frame as if it passed loopback (egress) or a veth device.
-    pub fn run(&mut self, side: Side, loopback: bool, frame: &[u8]) -> Ran {
+    pub fn run(&mut self, side: TcHook, loopback: bool, frame: &[u8]) -> Ran {
         let mut context = [0_u8; 192];
         let device = if loopback { 1 } else { self.device };
         context[40..44].copy_from_slice(&device.to_ne_bytes());
@@ -187,7 +190,7 @@ impl Kernel {
 
     /// Runs the egress program of loopback.
     pub fn out(&mut self, frame: &[u8]) -> Ran {
-        self.run(Side::Egress, true, frame)
+        self.run(TcHook::Egress, true, frame)
     }
 
     pub fn take_events(&mut self) -> Vec<Event> {

@@ -12,13 +12,13 @@ use fault_common::abi::{
 };
 use fault_common::decide::{Fired, Plain, Sample, Verdict, judge, open};
 use fault_common::flow::{FlowKey, Side as End, flow_of};
-use fault_common::fragment::{DatagramKey, FollowedKey, Place, datagram_of, keep, meet};
+use fault_common::fragment::{DatagramKey, FollowedKey, FragmentKind, datagram_of, keep, meet};
 use fault_common::matching::{Hints, Service, service};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, parse};
-use fault_user::inject::injector::Side;
 use fault_user::inject::xdp;
-use fault_user::plan::tables::{Network, PacketRule, Protocol};
+use fault_user::plan::tables::{Network, PacketRule, ProtocolClass};
 use fault_user::rule::{ResolvedRule, Rule, SystemResolver, Targets};
+use fault_user::sys::net::clsact::TcHook;
 
 use super::kernel::{Kernel, NEXT, VANISHED, XDP_DROP, XDP_PASS};
 use super::packets::Recipe;
@@ -61,10 +61,10 @@ struct Model {
 
 impl Model {
     /// What is known of a fragment's datagram, before rules are asked. What is not a fragment is the first of its own.
-    fn meet(&self, packet: &mut Packet) -> (Place, Datagram) {
+    fn meet(&self, packet: &mut Packet) -> (FragmentKind, Datagram) {
         let mut now = Datagram::NONE;
         if !packet.is_fragment {
-            return (Place::First, now);
+            return (FragmentKind::First, now);
         }
         let known = self.datagrams.get(&datagram_of(packet));
         (meet(known, 1, packet, &mut now), now)
@@ -84,11 +84,11 @@ impl Model {
         let ethertype = u16::from_be_bytes([frame[12], frame[13]]);
         let mut packet = parse(&frame, ethertype, 14, u32::try_from(frame.len()).unwrap()).unwrap();
         let (place, mut now) = self.meet(&mut packet);
-        if place == Place::Unconcerned {
+        if place == FragmentKind::Unconcerned {
             return (verdict, events);
         }
         if !rules.iter().any(|rule| may_concern(rule, &packet)) {
-            let state = if place == Place::First {
+            let state = if place == FragmentKind::First {
                 datagram::UNCONCERNED
             } else {
                 datagram::EARLY
@@ -155,11 +155,11 @@ impl Model {
                 &mut verdict,
             );
             events.extend(fired.map(|fired| event(entry, &fired, bytes)));
-            if packet.is_fragment && place != Place::Orphan {
+            if packet.is_fragment && place != FragmentKind::Orphan {
                 self.followed.insert(name, followed);
             }
         }
-        if place != Place::Orphan {
+        if place != FragmentKind::Orphan {
             let state = if judged == 0 {
                 datagram::UNCONCERNED
             } else {
@@ -209,12 +209,12 @@ fn memory<'a>(flow: &'a mut Flow, entry: &RuleEntry, state: &mut RuleState) -> &
     &mut flow.rules[at]
 }
 
-fn protocol_of(packet: &Packet) -> Protocol {
+fn protocol_of(packet: &Packet) -> ProtocolClass {
     match packet.protocol {
-        PROTOCOL_TCP => Protocol::Tcp,
-        PROTOCOL_UDP => Protocol::Udp,
-        _ if packet.is_icmp() => Protocol::Icmp,
-        _ => Protocol::Other,
+        PROTOCOL_TCP => ProtocolClass::Tcp,
+        PROTOCOL_UDP => ProtocolClass::Udp,
+        _ if packet.is_icmp() => ProtocolClass::Icmp,
+        _ => ProtocolClass::Other,
     }
 }
 
@@ -533,7 +533,7 @@ impl At {
 
     fn run(self, kernel: &mut Kernel, frame: &[u8]) -> u32 {
         match self {
-            Self::Egress | Self::Fitted => kernel.run(Side::Egress, true, frame).code,
+            Self::Egress | Self::Fitted => kernel.run(TcHook::Egress, true, frame).code,
             Self::Xdp => kernel.run_xdp(frame),
         }
     }

@@ -93,7 +93,7 @@ fn a_bridged_container_is_faulted_from_the_host_by_name_without_its_neighbour() 
         let applied = Watched::inject(&[options, &["-r", SWALLOW]].concat());
         assert_ne!(attached(engine.pid("web")).len(), 0);
         ask(&mut old);
-        assert!(!engine.fetch("client", &web), "hurt");
+        assert!(!engine.fetch("client", &web), "the rule applies");
         assert!(engine.fetch("client", &other), "the neighbour is not");
         let (code, stderr_text) = applied.end();
         assert_eq!(code, Some(0), "{stderr_text}");
@@ -286,8 +286,14 @@ fn a_sidecar_with_minimal_capabilities_faults_the_application_in_its_network() {
         "press Ctrl-C",
     );
     ask(&mut old);
-    assert!(!engine.fetch("client", &address), "hurt from outside");
-    assert!(!engine.fetch("app", "127.0.0.1"), "hurt on its loopback");
+    assert!(
+        !engine.fetch("client", &address),
+        "the rule applies from outside"
+    );
+    assert!(
+        !engine.fetch("app", "127.0.0.1"),
+        "the rule applies on its loopback"
+    );
     engine.podman(&["stop", "sidecar"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
@@ -310,7 +316,7 @@ fn a_sidecar_that_is_killed_leaves_nothing() {
         &["fault", "inject", "-r", SWALLOW],
         "press Ctrl-C",
     );
-    assert!(!engine.fetch("client", &address), "hurt");
+    assert!(!engine.fetch("client", &address), "the rule applies");
     engine.podman(&["kill", "--signal", "KILL", "sidecar"]);
     assert_eq!(applied.finish().0, Some(137));
     // At once by TCX; on kernels without it when the lease is over.
@@ -480,7 +486,7 @@ fn a_container_with_host_networking_is_faulted_by_its_cgroup() {
     }
     let address = engine.address("web");
     let applied = Watched::inject(&["--container", "one", "-r", SWALLOW]);
-    assert!(!engine.fetch("one", &address), "hurt");
+    assert!(!engine.fetch("one", &address), "the rule applies");
     assert!(engine.fetch("two", &address), "not the other one");
     let (code, stderr_text) = applied.end();
     assert_eq!(code, Some(0), "{stderr_text}");
@@ -513,7 +519,7 @@ fn a_container_aims_at_another_one_by_name() {
         &inject,
         "press Ctrl-C",
     );
-    assert!(!engine.fetch("client", &address), "hurt");
+    assert!(!engine.fetch("client", &address), "the rule applies");
     engine.podman(&["stop", "agent"]);
     let (code, stderr_text) = applied.finish();
     assert_eq!(code, Some(0), "{stderr_text}");
@@ -557,7 +563,10 @@ fn rules_follow_a_container_that_is_restarted() {
     for options in [&[][..], &["--attach", "clsact"]] {
         let words = [&["--container", "web", "--follow", "-r", SWALLOW], options].concat();
         let mut applied = Watched::inject(&words);
-        assert!(!engine.fetch("client", &engine.address("web")), "hurt");
+        assert!(
+            !engine.fetch("client", &engine.address("web")),
+            "the rule applies"
+        );
         for round in 0..2 {
             let before = engine.pid("web");
             engine.podman(&["kill", "--signal", "KILL", "web"]);
@@ -567,7 +576,10 @@ fn rules_follow_a_container_that_is_restarted() {
             applied.until("the container `web` is running again: 1 rule applied");
             assert_ne!(engine.pid("web"), before);
             let address = engine.address("web");
-            assert!(!engine.fetch("client", &address), "hurt again, {round}");
+            assert!(
+                !engine.fetch("client", &address),
+                "the rule applies again, {round}"
+            );
         }
         let (code, stderr_text) = applied.end();
         assert_eq!(code, Some(0), "{stderr_text}");
@@ -639,10 +651,10 @@ fn rules_follow_a_restarted_container_on_the_hosts_network() {
             .args(["sh", "-c", "echo ready >&2; exec sleep 1000"]),
         "ready",
     );
-    assert!(!engine.fetch("client", &address), "hurt");
+    assert!(!engine.fetch("client", &address), "the rule applies");
     engine.podman(&["restart", "--time", "0", "client"]);
     applied.until("is running again");
-    assert!(!engine.fetch("client", &address), "hurt again");
+    assert!(!engine.fetch("client", &address), "the rule applies again");
     let (code, stderr_text) = applied.end();
     assert_eq!(code, Some(143), "its command was ended: {stderr_text}");
     assert!(engine.fetch("client", &address), "restored");
@@ -808,7 +820,7 @@ fn the_kubernetes_agent_faults_the_pods_that_the_api_lists() {
     for name in ["one", "two"] {
         assert!(
             !engine.fetch("client", &engine.address(name)),
-            "{name}: hurt"
+            "{name}: the rule applies"
         );
     }
     assert!(
@@ -826,11 +838,11 @@ fn the_kubernetes_agent_faults_the_pods_that_the_api_lists() {
     );
     wait_for(
         || !engine.fetch("client", &engine.address("other")),
-        "it to be hurt",
+        "the rule to apply to it",
     );
     assert!(
         !engine.fetch("client", &engine.address("one")),
-        "still hurt"
+        "the rule still applies"
     );
     engine.podman(&["stop", "agent"]);
     let (code, stderr_text) = agent.finish();

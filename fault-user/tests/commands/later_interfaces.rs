@@ -70,7 +70,7 @@ fn rules_go_on_to_an_interface_that_appears() {
     }
 }
 
-/// What `fault` tells when `wa` is removed and made again, hurt in between and afterwards.
+/// What `fault` tells when `wa` is removed and made again, with the rule applied in between and afterwards.
 fn made_again(options: &str) -> String {
     enter_fresh();
     let peer = Peer::joined();
