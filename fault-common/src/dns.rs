@@ -4,10 +4,13 @@
 //! verifier that is one unknown value, so the paths through a name do not multiply.
 
 use crate::flow::{Address, mapped};
+use crate::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet};
 use crate::reply::sum_word;
 
 /// The port of DNS servers.
 pub const PORT: u16 = 53;
+/// Where Docker's DNS server is, as the containers of a network that a user has created see it.
+pub const DOCKER: Address = mapped(u32::from_ne_bytes([127, 0, 0, 11]));
 /// Bytes of a message that are read; what lies behind is cut off.
 pub const MESSAGE_BYTES: usize = 4096;
 /// Bytes of a header.
@@ -28,6 +31,81 @@ const NAME_MAX: u32 = 254;
 pub const STEPS_MAX: u32 = NAME_MAX + 1 + 32;
 /// Most answers of one message that are read: more of them do not fit [`MESSAGE_BYTES`].
 pub const ANSWERS_MAX: u32 = 256;
+
+/// The ports that Docker's DNS server ([`DOCKER`]) really has. Docker has iptables translate port 53 to them on the way
+/// out (`DNAT` in `OUTPUT`, and the source of responses back to 53), so a query is on loopback translated already, while
+/// its response is so no more. Rules name the port that the client named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DockerPorts {
+    /// UDP's, in host byte order; 0 where there is none.
+    pub udp: u16,
+    /// TCP's, likewise.
+    pub tcp: u16,
+}
+
+impl DockerPorts {
+    /// As one number that a program is given at its start: UDP's in the lower half.
+    #[must_use]
+    pub const fn packed(self) -> u32 {
+        (self.tcp as u32) << 16 | self.udp as u32
+    }
+
+    /// The reverse of [`DockerPorts::packed`].
+    #[must_use]
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "each half on its own")]
+    pub const fn unpacked(ports: u32) -> Self {
+        Self {
+            udp: ports as u16,
+            tcp: (ports >> 16) as u16,
+        }
+    }
+
+    #[inline(always)]
+    fn of(self, protocol: u8) -> u16 {
+        match protocol {
+            PROTOCOL_UDP => self.udp,
+            PROTOCOL_TCP => self.tcp,
+            _ => 0,
+        }
+    }
+
+    /// Gives a translated query the port that its client named.
+    #[inline(always)]
+    pub fn name(self, packet: &mut Packet) {
+        let port = self.of(packet.protocol);
+        if port != 0 && packet.destination_port == port && packet.destination == DOCKER {
+            packet.destination_port = PORT;
+        }
+    }
+
+    /// Gives a query that [`DockerPorts::name`] has changed the port that it has on loopback.
+    #[inline(always)]
+    pub fn translate(self, packet: &mut Packet) {
+        let port = self.of(packet.protocol);
+        if port != 0 && packet.destination_port == PORT && packet.destination == DOCKER {
+            packet.destination_port = port;
+        }
+    }
+
+    /// What must be written into a packet that comes in on loopback a second time, without what connection tracking knew
+    /// of it: the offset in the transport header, the port there and the port to write. So it is the same connection
+    /// again, and is translated as it was before: a query has port 53 there, a response the server's own.
+    #[must_use]
+    #[inline(always)]
+    pub fn rewrite(self, packet: &Packet) -> Option<(u32, u16, u16)> {
+        let port = self.of(packet.protocol);
+        if port == 0 || !packet.has_transport {
+            None
+        } else if packet.destination_port == port && packet.destination == DOCKER {
+            Some((2, port, PORT))
+        } else if packet.source_port == PORT && packet.source == DOCKER {
+            Some((0, PORT, port))
+        } else {
+            None
+        }
+    }
+}
 
 /// Types of records.
 pub mod record {
@@ -594,6 +672,48 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn docker_s_server_is_at_port_53_for_rules_and_for_connection_tracking() {
+        let ports = DockerPorts {
+            udp: 41_231,
+            tcp: 35_601,
+        };
+        assert_eq!(DockerPorts::unpacked(ports.packed()), ports);
+        let query = crate::packet::Packet {
+            source: mapped(u32::from_ne_bytes([127, 0, 0, 1])),
+            destination: DOCKER,
+            source_port: 5000,
+            destination_port: 41_231,
+            protocol: PROTOCOL_UDP,
+            has_transport: true,
+            ..crate::packet::Packet::default()
+        };
+        let mut named = query;
+        ports.name(&mut named);
+        assert_eq!(named.destination_port, PORT);
+        ports.translate(&mut named);
+        assert_eq!(named, query);
+        assert_eq!(ports.rewrite(&query), Some((2, 41_231, PORT)));
+        let response = crate::packet::Packet {
+            source: DOCKER,
+            destination: query.source,
+            source_port: PORT,
+            destination_port: 5000,
+            protocol: PROTOCOL_TCP,
+            ..query
+        };
+        assert_eq!(ports.rewrite(&response), Some((0, PORT, 35_601)));
+        // Somebody else's port of that number.
+        let mut other = crate::packet::Packet {
+            destination: query.source,
+            ..query
+        };
+        ports.name(&mut other);
+        assert_eq!(other.destination_port, 41_231);
+        assert_eq!(ports.rewrite(&other), None);
+        assert_eq!(DockerPorts::default().rewrite(&query), None);
+    }
 
     /// What a message tells: the names of question and owners as they are looked up, and the addresses.
     #[derive(Debug, PartialEq, Eq)]

@@ -12,9 +12,9 @@ use crate::maps::Scratch;
 use crate::skb::Skb;
 
 /// Offset of the checksum in a TCP header.
-const TCP_CHECKSUM: u32 = 16;
+pub const TCP_CHECKSUM: u32 = 16;
 /// The same in a UDP header.
-const UDP_CHECKSUM: u32 = 6;
+pub const UDP_CHECKSUM: u32 = 6;
 /// Words of the largest quote: an IPv4 header with all its options, or an IPv6 header with a few
 /// extension headers, and the ports.
 const QUOTE_WORDS_MAX: u32 = 32;

@@ -8,6 +8,7 @@ use fault_common::abi::{
     protocol, step,
 };
 use fault_common::decide::{Counting, Sample, Verdict, judge};
+use fault_common::dns::DockerPorts;
 use fault_common::flow::Address;
 use fault_common::fragment::Place;
 use fault_common::matching::{Match, Ports, Tables, join, ports, query};
@@ -21,9 +22,9 @@ use crate::flows::expose;
 use crate::fragments::{self, fault_keep_fragment, fault_meet_fragment};
 use crate::frame::{Frame, Losing};
 use crate::maps::{
-    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, EVENTS, FLOWS, HOSTS, HostKey, LEARNED, MATCHES,
-    NAME_CLASSES, NAME_COUNT, PORTS, RULE_STATES, RULE_STATS, RULES, SCOPES, SCRATCH, SETS,
-    SUMMARIES, Scratch, Sight, VECTORS, WORDS, concerns, count,
+    BRIDGE_PORTS, CLASSES, CLOCK, CONTROL, DOCKER_PORTS, EVENTS, FLOWS, HOSTS, HostKey, LEARNED,
+    MATCHES, NAME_CLASSES, NAME_COUNT, PORTS, RULE_STATES, RULE_STATS, RULES, SCOPES, SCRATCH,
+    SETS, SUMMARIES, Scratch, Sight, VECTORS, WORDS, concerns, count,
 };
 use crate::skb::{NEXT, Skb};
 use crate::{act, dns, flows, hold, split, trace};
@@ -162,6 +163,9 @@ fn try_handle<C: Judging, const EGRESS: bool, const LINK: u32>(
         // Policy: there is nothing else to be done; for the verifier alone.
         return Ok(NEXT);
     }
+    if DOCKER_PORTS.load() != 0 {
+        DockerPorts::unpacked(DOCKER_PORTS.load()).translate(&mut scratch.packet);
+    }
     Ok(act::carry_out::<C, EGRESS, LINK>(skb, scratch))
 }
 
@@ -274,9 +278,19 @@ fn glance<F: Frame>(frame: F, header: &SetHeader, generation: u32) -> Option<Por
         PROTOCOL_TCP | PROTOCOL_UDP => return None,
         _ => return not_plain,
     };
+    if is_docker_port(to) {
+        return not_plain;
+    }
     let maps = Maps { header, generation };
     let (from, to) = (maps.port(from), maps.port(to));
     Ports::of(index, header, to, from)
+}
+
+/// Whether a port may be one that Docker's DNS server really has.
+#[inline(always)]
+fn is_docker_port(port: u16) -> bool {
+    let ports = DockerPorts::unpacked(DOCKER_PORTS.load());
+    DOCKER_PORTS.load() != 0 && (port == ports.udp || port == ports.tcp)
 }
 
 /// [`read`] found no rule that can concern the packet.
@@ -312,7 +326,10 @@ fn read_rest<F: Frame>(
     if code != 0 {
         return code;
     }
-    let packet = &scratch.packet;
+    let packet = &mut scratch.packet;
+    if DOCKER_PORTS.load() != 0 {
+        DockerPorts::unpacked(DOCKER_PORTS.load()).name(packet);
+    }
     if packet.is_fragment {
         return FRAGMENT;
     }

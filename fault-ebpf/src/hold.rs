@@ -15,11 +15,14 @@
 
 use fault_common::abi::{Counter, Hold, PLACES, QDISC_MAJOR, WAITING_MAX, hold_flag, holder, line};
 use fault_common::decide::{Counting, holding};
+use fault_common::dns::DockerPorts;
+use fault_common::packet::{PROTOCOL_UDP, Packet};
 use fault_common::random::mix;
 
+use crate::answer::{TCP_CHECKSUM, UDP_CHECKSUM};
 use crate::maps::{
-    DEPARTURE, DETOUR, HOLDER, HOLDS, LEAVES, LINE, ORDERS, RELEASED, RELEASES, Scratch, TAP, WAYS,
-    count,
+    DEPARTURE, DETOUR, DOCKER_PORTS, HOLDER, HOLDS, LEAVES, LINE, ORDERS, RELEASED, RELEASES,
+    Scratch, TAP, WAYS, count,
 };
 use crate::skb::{NEXT, Skb};
 
@@ -205,9 +208,29 @@ fn into_delay_line<C: Counting, const EGRESS: bool, const LINK: u32>(
             judges: skb.judges(),
         };
     }
+    if DOCKER_PORTS.load() != 0 {
+        rewrite_docker_port(skb, &scratch.packet)?;
+    }
     skb.push_link_header()?;
     skb.push_tag(ticket as u16)?;
     Ok(Skb::<EGRESS, LINK>::redirect(TAP.load(), 0))
+}
+
+/// Has connection tracking take the packet for one of the same connection when it comes in on loopback again.
+#[inline(always)]
+fn rewrite_docker_port<const EGRESS: bool, const LINK: u32>(
+    skb: Skb<EGRESS, LINK>,
+    packet: &Packet,
+) -> Result<(), ()> {
+    let ports = DockerPorts::unpacked(DOCKER_PORTS.load());
+    let Some((offset, from, to)) = ports.rewrite(packet) else {
+        return Ok(());
+    };
+    let at = packet.transport_offset;
+    let is_udp = packet.protocol == PROTOCOL_UDP;
+    let sum = if is_udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
+    skb.replace_l4_sum(at + sum, from.to_be(), to.to_be(), is_udp)?;
+    skb.store(at + offset, &to.to_be_bytes())
 }
 
 /// The number by which a packet that is received here goes on after it was held. An error where none can be held.

@@ -95,6 +95,9 @@ pub static NETNS_MARK: Global<u32> = Global::new(1);
 /// The same in 32 bits.
 #[unsafe(no_mangle)]
 pub static NETNS_TAG: Global<u32> = Global::new(1);
+/// The ports of Docker's DNS server in this network namespace: see [`fault_common::dns::DockerPorts::packed`].
+#[unsafe(no_mangle)]
+pub static DOCKER_PORTS: Global<u32> = Global::new(0);
 /// 1 when the XDP program may have judged what arrives.
 #[unsafe(no_mangle)]
 pub static XDP: Global<u32> = Global::new(0);

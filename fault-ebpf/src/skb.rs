@@ -16,7 +16,9 @@ use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, PROTOCOL_UDP, Packet};
 
 use crate::flows;
 use crate::frame::{Frame, JUDGED, Near, Sockets};
-use crate::maps::{ASKS_DEVICE, INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, Scratch, TCX, XDP};
+use crate::maps::{
+    ASKS_DEVICE, DOCKER_PORTS, INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, Scratch, TCX, XDP,
+};
 use crate::scope;
 
 /// The next program or filter decides: `TCX_NEXT` and `TC_ACT_UNSPEC` are the same.
@@ -548,8 +550,7 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         done(unsafe { bpf_clone_redirect(self.0, ifindex, 0) })
     }
 
-    /// Sends a copy back to where this packet came from, as an answer of ours. On loopback both ways are the same, and only
-    /// the way out keeps the route that 127.0.0.0/8 needs.
+    /// Sends a copy back to where this packet came from, as an answer of ours.
     #[inline(always)]
     pub fn clone_back(&self) -> Result<(), ()> {
         let judges = self.judges();
@@ -566,9 +567,16 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
         self.set_judges(INSTANCE.load(), self.ifindex(), egress);
     }
 
+    /// On loopback both ways are the same, and only the way out keeps the route that 127.0.0.0/8 needs. It also keeps what
+    /// connection tracking knows, which would send an answer about a translated query on to the server.
+    #[inline(always)]
+    fn goes_on(&self) -> bool {
+        EGRESS && self.is_loopback() && DOCKER_PORTS.load() == 0
+    }
+
     #[inline(always)]
     fn back_flags(&self) -> u64 {
-        if EGRESS && !self.is_loopback() {
+        if EGRESS && !self.goes_on() {
             BPF_F_INGRESS
         } else {
             0
@@ -644,7 +652,7 @@ impl<const EGRESS: bool, const LINK: u32> Skb<EGRESS, LINK> {
     #[inline(always)]
     pub fn send_back(&self) -> i32 {
         self.set_answer();
-        if EGRESS && self.is_loopback() {
+        if self.goes_on() {
             return NEXT;
         }
         unsafe { bpf_redirect(self.ifindex(), self.back_flags()) as i32 }

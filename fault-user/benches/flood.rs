@@ -98,8 +98,9 @@ impl Source {
         Self(unsafe { OwnedFd::from_raw_fd(program) })
     }
 
-    /// Nanoseconds for each frame that arrived.
-    fn flood(&self, frame: &[u8], peer: &NetworkNamespace) -> f64 {
+    /// Nanoseconds for each frame that arrived; none where a tenth was lost on the way, as on a machine that does other
+    /// work.
+    fn flood(&self, frame: &[u8], peer: &NetworkNamespace) -> Option<f64> {
         /// `union bpf_attr` for `BPF_PROG_TEST_RUN`.
         #[repr(C)]
         #[derive(Default)]
@@ -137,8 +138,11 @@ impl Source {
         bpf(BPF_PROG_TEST_RUN, &mut attributes).expect("live frames (Linux 5.18)");
         let took = start.elapsed().as_secs_f64();
         let count = arrived(peer) - before;
-        assert!(count > f64::from(FRAMES) * 0.9, "{count} frames arrived");
-        took * 1e9 / count
+        if count < f64::from(FRAMES) * 0.9 {
+            eprintln!("{count} of {FRAMES} frames arrived: this round is left out");
+            return None;
+        }
+        Some(took * 1e9 / count)
     }
 }
 
@@ -314,7 +318,9 @@ fn measure(name: &str, peer: &NetworkNamespace, source: &Source) {
     for _ in 0..ROUNDS {
         for (best, (_, obstacle)) in best.iter_mut().zip(&obstacles) {
             let remove = obstacle.put(peer);
-            *best = best.min(source.flood(&frame, peer));
+            if let Some(nanoseconds) = source.flood(&frame, peer) {
+                *best = best.min(nanoseconds);
+            }
             remove();
         }
     }
@@ -324,6 +330,7 @@ fn measure(name: &str, peer: &NetworkNamespace, source: &Source) {
             .zip(&best)
             .find(|((other, _), _)| *other == name)
             .map(|(_, best)| *best)
+            .filter(|best| best.is_finite())
     };
     report(of);
 }

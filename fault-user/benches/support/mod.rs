@@ -7,6 +7,7 @@ pub mod dns;
 use std::process::Command;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use fault_common::dns::DockerPorts;
 use fault_user::inject::injector::{Capacity, Clock, Injector, Options};
 use fault_user::plan::Plan;
 use fault_user::plan::needs::Needs;
@@ -70,6 +71,7 @@ pub fn load(plan: &Plan, tables: &Tables, connections: u32) -> Injector {
         divider: None,
         replay: None,
         xdp: false,
+        docker_ports: DockerPorts::default(),
         clock: Clock::Tick,
         number: 0,
         marks: Marks::NONE,

@@ -140,6 +140,7 @@ fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
 ///
 /// The daemon can't start: an address is in use, or the config file is invalid.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    EndSignals::heed()?;
     if args.toxiproxy_version == Some(true) {
         return tell::data(&format!("toxiproxy-server version {VERSION}\n"));
     }

@@ -7,6 +7,7 @@ use super::parse_time;
 use super::rules::Rules;
 use crate::session::inject::{self, Watched};
 use crate::session::outcome::Outcome;
+use crate::session::signals::EndSignals;
 
 /// What follows the options in `fault inject --help`.
 const AFTER: &str = "\
@@ -49,6 +50,7 @@ impl Inject {
     /// # Errors
     /// Wrong arguments, or the rules can't be applied; then nothing is changed.
     pub fn execute(self, verbose: u8) -> Outcome {
+        EndSignals::heed()?;
         let length = self.length.as_deref();
         let length = length.map(|text| parse_time("--for", text)).transpose()?;
         // Before it is read: what is written from here on is a change.

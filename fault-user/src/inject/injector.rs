@@ -16,6 +16,7 @@ use fault_common::abi::{
 };
 
 use fault_common::delay::{TABLE_ENTRIES, distribution};
+use fault_common::dns::DockerPorts;
 use fault_common::flow::FlowKey;
 
 use super::connections;
@@ -153,6 +154,8 @@ pub struct Options {
     pub replay: Option<u32>,
     /// Whether an XDP program may be attached in front of the tc programs.
     pub xdp: bool,
+    /// The ports of Docker's DNS server in this network namespace.
+    pub docker_ports: DockerPorts,
     /// The resolution of the programs' clock.
     pub clock: Clock,
     /// The number of this instance among those of the network namespace.
@@ -1072,6 +1075,7 @@ fn create_maps(options: &Options, attachment: Attachment) -> Result<Ebpf> {
         .override_global("FORESEES", &u32::from(version::at_least(6, 12)), true)
         .override_global("TRACE", &u32::from(options.trace), true)
         .override_global("XDP", &u32::from(options.xdp), true)
+        .override_global("DOCKER_PORTS", &options.docker_ports.packed(), true)
         .override_global("REPLAY", &u32::from(options.replay.is_some()), true)
         .map_max_entries("DECISIONS", options.replay.unwrap_or(0).max(1))
         .override_global("TAP", &options.tap.unwrap_or(0), true)

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, ensure};
 use fault_common::abi::{NAMES_MAX, PLACES, RULES_MAX, holder, modifier};
+use fault_common::dns::{DOCKER, DockerPorts};
 use nix::errno::Errno;
 
 use super::connections;
@@ -17,14 +18,16 @@ use crate::inject::idle::Idle;
 use crate::inject::injection::{InjectionOptions, PreparedInjection};
 use crate::inject::injector::{Attachment, Capacity, Clock, Injector, Options};
 use crate::inject::reach::IngressMechanism;
-use crate::inject::reach::{InterfaceSet, note, places};
+use crate::inject::reach::{InterfaceSet, may_let_loopback_come_back, note, places};
 use crate::inject::tracer::Tracer;
 use crate::plan::Plan;
 use crate::plan::needs::Needs;
 use crate::plan::tables::{PacketRule, Protocol, Tables, compile};
 use crate::sys::net::interfaces::{Interface, list};
+use crate::sys::net::ip_address;
 use crate::sys::net::own_links::link_name;
 use crate::sys::net::tap::Tap;
+use crate::sys::process::sockets;
 use crate::sys::version;
 use crate::tell::step;
 use crate::undo::change::join;
@@ -115,7 +118,7 @@ fn prepare_behind(
         })
         .transpose()?;
     let front = choose_front(&entries, injection_options);
-    let options = Options {
+    let mut options = Options {
         tap: tap.as_ref().map(Tap::index),
         divider: divider.as_ref().map(Divider::index),
         xdp: front.is_ok_and(|front| front != IngressMechanism::Tc),
@@ -123,10 +126,14 @@ fn prepare_behind(
         marks: instance.marks(),
         ..options(plan, &entries, &tables, injection_options, qdiscs.as_ref())?
     };
+    let unmatched = find_docker(&mut options, interfaces)?;
     let mut injector = Injector::load(&options)?;
     injector.repeat(injection_options.replay.as_deref().unwrap_or_default())?;
     let mut reach = InterfaceSet::new(injector, interfaces, qdiscs, journal, instance)?;
     (reach.divider, reach.undivided) = (divider, undivided);
+    if options.docker_ports != DockerPorts::default() && options.needs.answers() {
+        reach.let_loopback_come_back("answered")?;
+    }
     if plan.holds() && (injection_options.live || distributions::are_needed(&entries)) {
         let _step = step(format_args!("computing the tables of distributions"));
         reach.injector.write_spreads()?;
@@ -161,11 +168,9 @@ fn prepare_behind(
         Err(reason) => reach.notes.push(format!("XDP is not used: {reason}")),
     }
     reach.notes.extend(unheld);
-    let tracer = if injection_options.trace {
-        Some(Tracer::start(reach.injector.take_traces()?, plan)?)
-    } else {
-        None
-    };
+    reach.notes.extend(unmatched);
+    let start = |reach: &mut InterfaceSet| Tracer::start(reach.injector.take_traces()?, plan);
+    let traced = injection_options.trace.then(|| start(&mut reach));
     let mut named = entries.iter().flat_map(|rule| &rule.protocols);
     let concern_datagrams = injection_options.live || named.any(|one| *one == Protocol::Udp);
     let reach = Arc::new(Mutex::new(reach));
@@ -184,7 +189,7 @@ fn prepare_behind(
         names: tables.named(),
         concern_datagrams,
         has_packets,
-        tracer,
+        tracer: traced.transpose()?,
     })
 }
 
@@ -309,7 +314,41 @@ fn fixed_options(
         divider: None,
         replay: None,
         xdp: false,
+        docker_ports: DockerPorts::default(),
     })
+}
+
+/// Tells the programs the ports of Docker's DNS server. Says so if rules can't match there.
+fn find_docker(options: &mut Options, interfaces: &[Interface]) -> Result<Option<String>> {
+    if !interfaces.iter().any(|interface| interface.loopback) {
+        return Ok(None);
+    }
+    let ports = docker_ports()?;
+    let is_there = ports != DockerPorts::default();
+    if is_there && options.needs.answers() && !may_let_loopback_come_back() {
+        return Ok(Some(
+            "no rule matches queries to Docker's DNS server, because they can't be answered: \
+             /proc/sys is read-only"
+                .to_owned(),
+        ));
+    }
+    options.docker_ports = ports;
+    Ok(None)
+}
+
+/// The ports of Docker's DNS server in the calling thread's network namespace. Nothing else is expected to have sockets at
+/// its address.
+fn docker_ports() -> Result<DockerPorts> {
+    let mut ports = DockerPorts::default();
+    for socket in sockets::list()? {
+        if socket.remote.is_none() && socket.local.ip() == ip_address(DOCKER) {
+            match socket.protocol {
+                sockets::Protocol::Udp => ports.udp = socket.local.port(),
+                sockets::Protocol::Tcp => ports.tcp = socket.local.port(),
+            }
+        }
+    }
+    Ok(ports)
 }
 
 /// Options for rules that may be replaced.

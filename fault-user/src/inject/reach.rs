@@ -28,6 +28,20 @@ use crate::undo::instance;
 use crate::undo::instance::Instance;
 use crate::undo::journal::Journal;
 
+/// What loopback needs to take packets that come in there again: see [`InterfaceSet::let_loopback_come_back`].
+const LOOPBACK_COMES_BACK: [&str; 2] = [
+    "net/ipv4/conf/lo/accept_local",
+    "net/ipv4/conf/lo/route_localnet",
+];
+
+/// Whether [`InterfaceSet::let_loopback_come_back`] can set them: `/proc/sys` is read-only in many containers.
+pub(super) fn may_let_loopback_come_back() -> bool {
+    LOOPBACK_COMES_BACK.iter().all(|name| {
+        let path = Path::new("/proc/sys").join(name);
+        std::fs::OpenOptions::new().write(true).open(path).is_ok()
+    })
+}
+
 /// The mechanism for incoming packets, if the rules support the choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IngressMechanism {
@@ -57,6 +71,8 @@ pub(super) struct InterfaceSet {
     pub(super) divider: Option<Divider>,
     /// Why there is none although rules may need it, until that is reported.
     pub(super) undivided: Option<anyhow::Error>,
+    /// Whether loopback takes packets that come in there again: see [`InterfaceSet::let_loopback_come_back`].
+    loopback_comes_back: bool,
     pub(super) xdp: Vec<XdpLink>,
     pub(super) notes: Vec<String>,
     /// A socket of this network namespace.
@@ -86,6 +102,7 @@ impl InterfaceSet {
             delay_line: None,
             divider: None,
             undivided: None,
+            loopback_comes_back: false,
             netlink: Netlink::route()?,
             xdp: Vec::new(),
             notes: Vec::new(),
@@ -340,22 +357,22 @@ impl InterfaceSet {
         }
         let maps = self.injector.serve_delay_line()?;
         if self.interfaces.iter().any(|interface| interface.loopback) {
-            self.let_loopback_come_back()?;
+            self.let_loopback_come_back("held")?;
         }
         let ways = self.ways.get_or_insert_default();
         self.delay_line = Some(DelayLine::start(tap, maps, ways.places(), shapers)?);
         Ok(())
     }
 
-    /// A loopback packet loses its route in the delay line. Without a route the kernel rejects local IPv4 addresses as
-    /// sources unless this sysctl is set.
-    fn let_loopback_come_back(&mut self) -> Result<()> {
-        for name in [
-            "net/ipv4/conf/lo/accept_local",
-            "net/ipv4/conf/lo/route_localnet",
-        ] {
+    /// A loopback packet loses its route in the delay line, as does an answer that comes in there. Without a route the
+    /// kernel rejects local IPv4 addresses as sources unless this sysctl is set. An error says what `can't be` done.
+    pub(super) fn let_loopback_come_back(&mut self, done: &str) -> Result<()> {
+        if std::mem::replace(&mut self.loopback_comes_back, true) {
+            return Ok(());
+        }
+        for name in LOOPBACK_COMES_BACK {
             self.switch_on(name).with_context(|| {
-                format!("loopback's packets can't be held without {name}: name another interface with --interface")
+                format!("loopback's packets can't be {done} without {name}: name another interface with --interface")
             })?;
         }
         Ok(())

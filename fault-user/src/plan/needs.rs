@@ -1,7 +1,7 @@
 //! The program features that a rule set needs. They are constants of the programs, so that the verifier removes unused
 //! code. Runs start faster, and packets are processed faster.
 
-use fault_common::abi::{CORRUPT_BITS_MAX, RuleEntry, fault, modifier, rule_flag};
+use fault_common::abi::{CORRUPT_BITS_MAX, RuleEntry, action, fault, modifier, rule_flag};
 use fault_common::random::ALWAYS;
 
 use crate::plan::tables::PacketRule;
@@ -50,12 +50,22 @@ impl Needs {
         })
     }
 
+    /// Whether packets may be answered.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.actions & ANSWERS != 0
+    }
+
     /// Whether super-packets may have to be divided.
     #[must_use]
     pub fn divides(&self) -> bool {
         self.modifiers & modifier::PER_SEGMENT != 0
     }
 }
+
+/// The actions by which a packet is answered instead of passed on.
+const ANSWERS: u32 =
+    1 << action::REJECT_RST | 1 << action::REJECT_ICMP | 1 << action::RESET | 1 << action::ANSWER;
 
 /// The protocols that a rule concerns, as bits by [`fault_common::abi::protocol`].
 fn protocols(rule: &PacketRule) -> u32 {

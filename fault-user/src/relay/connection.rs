@@ -237,7 +237,10 @@ impl Connection {
             SILENCE
         };
         let since = self.moved.1.max(drain.since);
-        let until = if waits.contains(&WaitsFor::Time) {
+        // On a busy machine bytes may lie there longer than others are silent.
+        let reads = self.lanes[0].is_about_to_read(&self.client)
+            || self.lanes[1].is_about_to_read(&self.server);
+        let until = if reads || waits.contains(&WaitsFor::Time) {
             drain.until
         } else if waits.contains(&WaitsFor::Change) {
             drain.change_until

@@ -337,6 +337,14 @@ impl Lane {
         }
     }
 
+    /// Whether it is about to read: there is something at the source that it has not been woken for yet.
+    pub(crate) fn is_about_to_read(&self, source: &TcpStream) -> bool {
+        !self.finished
+            && self.source != Source::Ended
+            && self.waits_for() == WaitsFor::Source
+            && (unread(source) > 0 || has_peer_ended(source))
+    }
+
     /// Bytes that are on their way, those that wait to be read from the source included.
     pub(crate) fn undelivered(&self, source: &TcpStream) -> usize {
         if self.finished {

@@ -13,6 +13,19 @@ pub struct EndSignals {
 }
 
 impl EndSignals {
+    /// Has SIGINT end the process until [`EndSignals::listen`], also where it is switched off: a shell script does that
+    /// to what it starts in the background, and one that came before the rules are applied would be lost. What runs in
+    /// the background is ended by `kill -INT` all the same.
+    ///
+    /// # Errors
+    /// There is no such signal.
+    pub fn heed() -> anyhow::Result<()> {
+        if signals::is_ignored(libc::SIGINT)? {
+            signals::reset(libc::SIGINT)?;
+        }
+        Ok(())
+    }
+
     /// Handles the signals from now on.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -18,8 +18,9 @@ use crate::support::place::{
     AppliedRules, PATIENCE, enter_fresh, fault, has_tcx, hide_run, hierarchy, run, wait_for,
 };
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use socket2::{Domain, Socket, Type};
 
 const SETTINGS: [&str; 2] = [
@@ -472,6 +473,23 @@ impl Dice {
     fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
         from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
+}
+
+/// As in a shell script that starts it in the background, where SIGINT is switched off.
+#[test]
+fn an_injection_in_the_background_is_interrupted_before_it_is_set_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = folder.path().join("rules.yaml");
+    mkfifo(&rules, Mode::S_IRWXU).unwrap();
+    let mut command = fault();
+    // SAFETY: one system call between fork and exec.
+    unsafe { command.pre_exec(|| Ok(signal(Signal::SIGINT, SigHandler::SigIgn).map(drop)?)) };
+    let mut injection = command.args(["inject", "-f"]).arg(&rules).spawn().unwrap();
+    // Opened when there is who reads it.
+    let _reading = std::fs::File::create(&rules).unwrap();
+    kill(Pid::from_raw(injection.id().cast_signed()), Signal::SIGINT).unwrap();
+    let ended = injection.wait().unwrap();
+    assert_eq!(ended.signal(), Some(Signal::SIGINT as i32));
 }
 
 #[test]

@@ -638,6 +638,85 @@ fn after_a_truncated_answer_the_real_one_comes_over_tcp() {
     );
 }
 
+/// Has iptables translate port 53 of 127.0.0.11 as Docker does in its containers; false where it can't.
+fn translate_as_docker(udp: u16, tcp: u16) -> bool {
+    let rules = [
+        format!("OUTPUT -d 127.0.0.11 -p udp --dport 53 -j DNAT --to 127.0.0.11:{udp}"),
+        format!("OUTPUT -d 127.0.0.11 -p tcp --dport 53 -j DNAT --to 127.0.0.11:{tcp}"),
+        format!("POSTROUTING -s 127.0.0.11 -p udp --sport {udp} -j SNAT --to :53"),
+        format!("POSTROUTING -s 127.0.0.11 -p tcp --sport {tcp} -j SNAT --to :53"),
+    ];
+    let translates = rules.iter().all(|rule| {
+        let words = format!("-t nat -A {rule}");
+        let done = Command::new("iptables").args(words.split(' ')).output();
+        done.is_ok_and(|done| done.status.success())
+    });
+    if !translates {
+        eprintln!("skipped: there is no NAT by iptables");
+    }
+    translates
+}
+
+#[test]
+fn docker_s_dns_server_is_at_port_53() {
+    enter_fresh();
+    serve("127.0.0.11:4100".parse().unwrap());
+    serve_streams("127.0.0.11:4200".parse().unwrap());
+    // Where nothing translates the programs can still be loaded.
+    AppliedRules::begin(&["udp:53 delay=1ms", "53 reject"], "--scope host").end();
+    if !translate_as_docker(4100, 4200) {
+        return;
+    }
+    let server: SocketAddr = "127.0.0.11:53".parse().unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.connect(server).unwrap();
+    let name = "127-0-0-2.example";
+    let ask = || {
+        client.send(&query_for(name, TYPE::A)).unwrap();
+        let mut response = [0; 512];
+        let length = client.recv(&mut response)?;
+        Ok::<_, std::io::Error>(response[..length].to_vec())
+    };
+    for options in ["--scope host", "--scope host --attach clsact"] {
+        let applied = AppliedRules::begin(&["dns:*.example nxdomain"], options);
+        assert_eq!(
+            read_response(&ask().unwrap()).0,
+            RCODE::NameError,
+            "{options}"
+        );
+        applied.end();
+        for rule in [
+            "udp:53 delay=60ms",
+            "udp:53 delay=60ms dir=to-client",
+            "*,!22,8474 delay=60ms",
+        ] {
+            let applied = AppliedRules::begin(&[rule], options);
+            let start = Instant::now();
+            look_up(&client, name);
+            assert!(start.elapsed() >= Duration::from_millis(60), "{rule}");
+            let start = Instant::now();
+            assert_eq!(ask_over_tcp(server, &[name])[name].1, ["127.0.0.2"]);
+            let is_late = start.elapsed() >= Duration::from_millis(240);
+            assert!(is_late || rule.starts_with("udp"), "{rule}");
+            applied.end();
+        }
+        let applied = AppliedRules::begin(&["53 reject"], options);
+        for refused in [ask().map(drop), connect(server).map(drop)] {
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        }
+        applied.end();
+        let applied = AppliedRules::begin(&["tcp:53 reset match=data"], options);
+        let mut stream = connect(server).unwrap();
+        assert_eq!(
+            exchange(&mut stream).unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        applied.end();
+        look_up(&client, name);
+    }
+}
+
 /// Whether programs can look names up. Those of the virtual machines are static, and glibc's resolver is not.
 fn has_resolver() -> bool {
     if is_emulated() {

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use fault_user::sys::process::cgroup::Hierarchy;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::Uid;
 
 /// A test fails when something takes longer than this.
@@ -150,9 +152,11 @@ pub fn can_lead_the_host() -> bool {
     can
 }
 
-/// The binary under test.
+/// The binary under test. SIGINT ends it from its start on, also where a shell has started the tests in the background.
 pub fn fault() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fault"));
+    // SAFETY: one system call between fork and exec.
+    unsafe { command.pre_exec(|| Ok(signal(Signal::SIGINT, SigHandler::SigDfl).map(drop)?)) };
     command
         .stdin(Stdio::null())
         .env_remove("SUDO_UID")

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use fault_user::relay::{
@@ -36,6 +36,7 @@ impl Bed {
     }
 
     pub fn new(transport: Transport, udp_idle: Duration, seed: u64) -> Self {
+        LazyLock::force(&LATENESS);
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
         let datagrams = UdpSocket::bind("127.0.0.1:0").expect("loopback");
         datagrams
@@ -231,12 +232,49 @@ pub fn abort(stream: TcpStream) {
     drop(stream);
 }
 
+/// Asserts how long something took that has just ended. On a busy machine it may take longer: by as much as a thread that
+/// only sleeps was woken late meanwhile, at each of the relay's three threads and the test's own.
 pub fn assert_between(time: Duration, from_ms: u64, to_ms: u64) {
-    let range = Duration::from_millis(from_ms)..=Duration::from_millis(to_ms);
+    let lateness = LATENESS.within(time) * 4;
+    let range = Duration::from_millis(from_ms)..=Duration::from_millis(to_ms) + lateness;
     assert!(
         range.contains(&time),
-        "{time:?} is not in {from_ms}..={to_ms} ms"
+        "{time:?} is not in {from_ms}..={to_ms} ms, threads being woken {lateness:?} late"
     );
+}
+
+/// By how much threads are woken late on this machine. It begins with the first [`Bed`].
+static LATENESS: LazyLock<Lateness> = LazyLock::new(Lateness::watch);
+
+/// When a sleeping thread was woken, and how much too late.
+struct Lateness(Arc<Mutex<Vec<(Instant, Duration)>>>);
+
+impl Lateness {
+    /// How long the thread sleeps at a time.
+    const NAP: Duration = Duration::from_millis(2);
+
+    fn watch() -> Self {
+        let wakes = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&wakes);
+        std::thread::spawn(move || {
+            loop {
+                let start = Instant::now();
+                std::thread::sleep(Self::NAP);
+                let late = start.elapsed().saturating_sub(Self::NAP);
+                noted.lock().expect("no panic").push((start, late));
+            }
+        });
+        Self(wakes)
+    }
+
+    /// The sum of the last `time`.
+    fn within(&self, time: Duration) -> Duration {
+        let since = Instant::now().checked_sub(time);
+        let wakes = self.0.lock().expect("no panic");
+        let recent = wakes.iter().rev();
+        let recent = recent.take_while(|(start, _)| since.is_none_or(|since| *start > since));
+        recent.map(|(_, late)| *late).sum()
+    }
 }
 
 /// Bytes that differ from their neighbours, so that a loss or a swap is seen.

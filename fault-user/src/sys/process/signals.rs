@@ -153,6 +153,18 @@ pub fn is_ignored(signal: c_int) -> io::Result<bool> {
     }
 }
 
+/// Has a signal do what it does to a program that does not handle it.
+///
+/// # Errors
+/// There is no such signal.
+pub fn reset(signal: c_int) -> io::Result<()> {
+    // SAFETY: no handler is installed, so none can be missed.
+    if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// `pidfd_send_signal` (Linux 5.1). It can only fail when the process has ended, which its own wait
 /// reports.
 fn send(pidfd: RawFd, signal: c_int) {

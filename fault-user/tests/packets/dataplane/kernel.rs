@@ -2,6 +2,7 @@
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use fault_common::abi::{COUNTERS, Counter, Event, NAMES_MAX, rule_uid};
+use fault_common::dns::DockerPorts;
 use fault_user::inject::injector::{Attachment, Capacity, Clock, Injector, Options, Side};
 use fault_user::inject::records::Events;
 use fault_user::plan::Plan;
@@ -112,6 +113,7 @@ impl Kernel {
             divider: None,
             replay: None,
             xdp: false,
+            docker_ports: DockerPorts::default(),
             clock: Clock::Exact,
             number: 0,
             marks: Marks {
