@@ -8,6 +8,7 @@ mod handshakes;
 mod hooks;
 mod originals;
 mod prompt;
+mod queue;
 pub mod reconnect;
 mod redirection;
 mod relays;
@@ -34,10 +35,11 @@ use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
 use crate::tell::tell;
 use hooks::SteeringHooks;
+use queue::queue;
 use redirection::Registered;
 pub use redirection::{Redirection, SteeringScope};
+use relays::RelayListeners;
 pub(crate) use relays::prepare;
-use relays::{RelayListeners, queue};
 
 /// Two threads suffice for the connections of one command.
 const WORKERS: usize = 2;

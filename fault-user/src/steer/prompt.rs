@@ -9,7 +9,7 @@ use aya::Ebpf;
 use fault_common::abi::{Prompt, STEERS};
 
 use super::originals::destination;
-use super::relays::{Queue, queue};
+use super::queue::{Queue, queue};
 use crate::relay::Answered;
 use crate::sys::bpf::mapped::MappedArray;
 use crate::sys::bpf::object::mapped;
