@@ -15,7 +15,7 @@ use fault_common::matching::{Connection, Hints, Service, service};
 use fault_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_FIN, TCP_RST};
 
 use crate::counting::{Advance as _, NoFetch};
-use crate::frame::{Frame, Sockets};
+use crate::frame::{Frame, PacketEnds};
 use crate::maps::{
     BIRTHS, FLOW_RULES, FLOWS, MATCHES, NAMED, ROUND, SCOPED, SCRATCH, SETS, Scratch, count, is_tcp,
 };
@@ -43,21 +43,18 @@ pub fn enter<F: Frame>(
     }
     // A reference: a copy would not fit the stack.
     let key = &scratch.key;
-    let entry = match FLOWS.get_ptr_mut(key) {
-        Some(found) => {
-            // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst
-            // costs an ordinal.
-            if is_stale(frame, header, scratch, unsafe { &*found }) {
-                expose(scratch);
-                frame.renew();
-            }
-            NonNull::new(found)
-        }
-        None => {
+    let entry = if let Some(found) = FLOWS.get_ptr_mut(key) {
+        // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst
+        // costs an ordinal.
+        if is_stale(frame, header, scratch, unsafe { &*found }) {
             expose(scratch);
-            frame.insert();
-            FLOWS.get_ptr_mut(&scratch.key).and_then(NonNull::new)
+            frame.renew();
         }
+        NonNull::new(found)
+    } else {
+        expose(scratch);
+        frame.insert();
+        FLOWS.get_ptr_mut(&scratch.key).and_then(NonNull::new)
     }?;
     // SAFETY: as above.
     let flow = unsafe { &mut *entry.as_ptr() };
@@ -118,7 +115,7 @@ fn is_scoped(header: &SetHeader) -> bool {
 /// Asks the sockets at a packet's ends whose it is. The answer is left in the scratch, which comes as a plain pointer
 /// because a global function writes it: see `classify::list_rules`.
 #[inline(always)]
-fn ask<S: Sockets>(sockets: S, scratch: *mut Scratch, ends: u32) {
+fn ask<S: PacketEnds>(sockets: S, scratch: *mut Scratch, ends: u32) {
     // SAFETY: see `Scratch`.
     unsafe { (*scratch).told = Told::default() };
     expose(scratch);
@@ -150,7 +147,7 @@ struct Buffer {
     ends: u32,
 }
 
-impl Sockets for Buffer {
+impl PacketEnds for Buffer {
     #[inline(always)]
     fn ends(&self) -> u32 {
         self.ends
@@ -167,7 +164,7 @@ impl Sockets for Buffer {
     }
 }
 
-/// [`renew`] for a socket buffer with these [`Sockets::ends`]. A global function: see `fault_collect`.
+/// [`renew`] for a socket buffer with these [`PacketEnds::ends`]. A global function: see `fault_collect`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn fault_renew(skb: *mut __sk_buff, ends: u32) -> u32 {
@@ -175,7 +172,7 @@ pub extern "C" fn fault_renew(skb: *mut __sk_buff, ends: u32) -> u32 {
     0
 }
 
-/// [`insert`] for a socket buffer with these [`Sockets::ends`]. A global function: see `fault_collect`.
+/// [`insert`] for a socket buffer with these [`PacketEnds::ends`]. A global function: see `fault_collect`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn fault_insert(skb: *mut __sk_buff, ends: u32) -> u32 {
@@ -186,7 +183,7 @@ pub extern "C" fn fault_insert(skb: *mut __sk_buff, ends: u32) -> u32 {
 /// Brings the known connection of the packet in the scratch up to date: begins it anew when its ports are used again, and
 /// looks up what depends on rules when these have changed.
 #[inline(never)]
-pub fn renew<S: Sockets>(sockets: S) {
+pub fn renew<S: PacketEnds>(sockets: S) {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return;
     };
@@ -368,7 +365,7 @@ pub fn expose(scratch: *mut Scratch) {
 
 /// Enters the connection of the packet in the scratch into the table.
 #[inline(never)]
-pub fn insert<S: Sockets>(sockets: S) {
+pub fn insert<S: PacketEnds>(sockets: S) {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return;
     };

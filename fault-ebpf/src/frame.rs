@@ -13,7 +13,7 @@ use crate::maps::Scratch;
 pub const JUDGED: u32 = 0xfa17_0000;
 
 /// What the sockets at a packet's ends tell.
-pub trait Sockets: Copy {
+pub trait PacketEnds: Copy {
     /// At which ends of the packet there may be a socket of this host: bits of [`fault_common::flow::end`].
     fn ends(&self) -> u32;
 
@@ -25,7 +25,7 @@ pub trait Sockets: Copy {
 }
 
 /// A packet as a program is given it.
-pub trait Frame: Load + Sockets {
+pub trait Frame: Load + PacketEnds {
     /// Bytes of the link layer header.
     const LINK: u32;
 

@@ -9,7 +9,7 @@ use fault_common::abi::{Counter, MATCHES_MAX};
 use fault_common::flow::{FlowKey, end};
 use fault_common::packet::{Load, Packet};
 
-use crate::frame::{Frame, Losing, Near, Sockets};
+use crate::frame::{Frame, Losing, Near, PacketEnds};
 use crate::maps::{MATCHES, SETS, Scratch, count};
 use crate::skb::Skb;
 use crate::{classify, flows, scope, split, trace};
@@ -37,7 +37,7 @@ impl Load for Received {
     }
 }
 
-impl Sockets for Received {
+impl PacketEnds for Received {
     #[inline(always)]
     fn ends(&self) -> u32 {
         end::RECEIVER

@@ -15,7 +15,7 @@ use fault_common::flow::end;
 use fault_common::packet::{ETHERTYPE_SERVICE_VLAN, Load, PROTOCOL_UDP, Packet};
 
 use crate::flows;
-use crate::frame::{Frame, JUDGED, Near, Sockets};
+use crate::frame::{Frame, JUDGED, Near, PacketEnds};
 use crate::maps::{
     ASKS_DEVICE, DOCKER_PORTS, INSTANCE, NETNS_MARK, NETNS_TAG, STAMPS, Scratch, TCX, XDP,
 };
@@ -70,7 +70,7 @@ impl<const EGRESS: bool, const LINK: u32> Load for Skb<EGRESS, LINK> {
     }
 }
 
-impl<const EGRESS: bool, const LINK: u32> Sockets for Skb<EGRESS, LINK> {
+impl<const EGRESS: bool, const LINK: u32> PacketEnds for Skb<EGRESS, LINK> {
     #[inline(always)]
     fn ends(&self) -> u32 {
         if !EGRESS {

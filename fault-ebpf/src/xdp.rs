@@ -15,7 +15,7 @@ use fault_common::packet::{Load, Packet};
 use crate::classify;
 use crate::counting::Judging;
 use crate::flows;
-use crate::frame::{Frame, JUDGED, Losing, Near, Sockets};
+use crate::frame::{Frame, JUDGED, Losing, Near, PacketEnds};
 use crate::maps::{NETNS_MARK, Scratch};
 use crate::scope;
 
@@ -101,7 +101,7 @@ impl Load for Raw {
     }
 }
 
-impl Sockets for Raw {
+impl PacketEnds for Raw {
     #[inline(always)]
     fn ends(&self) -> u32 {
         end::RECEIVER

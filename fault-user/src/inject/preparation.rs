@@ -87,16 +87,10 @@ fn prepare_behind(
 ) -> Result<PreparedInjection> {
     let entries = plan.entries();
     let tables = compile(&entries, None)?;
-    let unheld = if plan.holds() {
-        check_holding(interfaces)?
-    } else {
-        None
-    };
-    let tap = if plan.needs_delay_line() {
-        Some(Tap::create(&link_name(instance.number()), "a delay")?)
-    } else {
-        None
-    };
+    let unheld = plan.holds().then(|| check_holding(interfaces));
+    let unheld = unheld.transpose()?.flatten();
+    let create_tap = || Tap::create(&link_name(instance.number()), "a delay");
+    let tap = plan.needs_delay_line().then(create_tap).transpose()?;
     // Streams need no packet program. Rules that may be replaced may become rules for packets.
     let has_packets = !entries.is_empty() || injection_options.live;
     let interfaces = if has_packets { interfaces } else { &[] };
@@ -111,12 +105,11 @@ fn prepare_behind(
     let attachment = injection_options
         .attachment
         .unwrap_or_else(Attachment::of_kernel);
-    let reservation = (attachment == Attachment::Tcx)
-        .then(|| {
-            let others = places.iter().filter(|one| !one.is_on_own_device());
-            Reservation::start(others.cloned().collect())
-        })
-        .transpose()?;
+    let reserve = || {
+        let others = places.iter().filter(|one| !one.is_on_own_device());
+        Reservation::start(others.cloned().collect())
+    };
+    let reserved = (attachment == Attachment::Tcx).then(reserve).transpose()?;
     let front = choose_front(&entries, injection_options);
     let mut options = LoadOptions {
         tap: tap.as_ref().map(Tap::index),
@@ -138,7 +131,7 @@ fn prepare_behind(
         let _step = step(format_args!("computing the tables of distributions"));
         reach.injector.write_spreads()?;
     }
-    let attached = reach.attach_all(tap, &plan.shapers(), &places, reservation);
+    let attached = reach.attach_all(tap, &plan.shapers(), &places, reserved);
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
         && injection_options.attachment.is_none()
