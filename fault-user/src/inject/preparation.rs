@@ -112,10 +112,7 @@ fn prepare_behind(
         .attachment
         .unwrap_or_else(Attachment::of_kernel);
     let reservation = (attachment == Attachment::Tcx)
-        .then(|| {
-            let others = places.iter().filter(|one| !one.is_on_own_device());
-            Reservation::start(others.cloned().collect())
-        })
+        .then(|| Reservation::start(&places))
         .transpose()?;
     let front = choose_front(&entries, injection_options);
     let mut options = Options {
