@@ -65,11 +65,13 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
-    /// Begins to take places, in the caller's network namespace.
+    /// Begins to take those of these places that are not on own devices, in the caller's network namespace.
     ///
     /// # Errors
     /// The thread can't be started.
-    pub(super) fn start(places: Vec<HookPoint>) -> Result<Self> {
+    pub(super) fn start(places: &[HookPoint]) -> Result<Self> {
+        let others = places.iter().filter(|one| !one.is_on_own_device());
+        let places: Vec<_> = others.cloned().collect();
         let thread = std::thread::Builder::new()
             .name("places".to_owned())
             .spawn(move || take(&places))

@@ -105,11 +105,9 @@ fn prepare_behind(
     let attachment = injection_options
         .attachment
         .unwrap_or_else(Attachment::of_kernel);
-    let reserve = || {
-        let others = places.iter().filter(|one| !one.is_on_own_device());
-        Reservation::start(others.cloned().collect())
-    };
-    let reserved = (attachment == Attachment::Tcx).then(reserve).transpose()?;
+    let reservation = (attachment == Attachment::Tcx)
+        .then(|| Reservation::start(&places))
+        .transpose()?;
     let front = choose_front(&entries, injection_options);
     let mut options = LoadOptions {
         tap: tap.as_ref().map(Tap::index),
@@ -131,7 +129,7 @@ fn prepare_behind(
         let _step = step(format_args!("computing the tables of distributions"));
         reach.injector.write_spreads()?;
     }
-    let attached = reach.attach_all(tap, &plan.shapers(), &places, reserved);
+    let attached = reach.attach_all(tap, &plan.shapers(), &places, reservation);
     // Some vendors' kernels have the version of TCX but not TCX itself.
     if attached.is_err()
         && injection_options.attachment.is_none()
