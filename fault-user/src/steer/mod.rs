@@ -32,12 +32,13 @@ use crate::relay::{
 use crate::rule::{Acts, Cidr, Direction, Fault, ResolvedTarget};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
+use crate::sys::process::sockets::queue;
 use crate::tell::tell;
 use hooks::SteeringHooks;
 use redirection::Registered;
 pub use redirection::{Redirection, SteeringScope};
+use relays::RelayListeners;
 pub(crate) use relays::prepare;
-use relays::{RelayListeners, queue};
 
 /// Two threads suffice for the connections of one command.
 const WORKERS: usize = 2;
