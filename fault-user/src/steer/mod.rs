@@ -8,7 +8,6 @@ mod handshakes;
 mod hooks;
 mod originals;
 mod prompt;
-mod queue;
 pub mod reconnect;
 mod redirection;
 mod relays;
@@ -33,9 +32,9 @@ use crate::relay::{
 use crate::rule::{Acts, Cidr, Direction, Fault, ResolvedTarget};
 use crate::sys::net::netlink::Netlink;
 use crate::sys::process::netns::NetworkNamespace;
+use crate::sys::process::sockets::queue;
 use crate::tell::tell;
 use hooks::SteeringHooks;
-use queue::queue;
 use redirection::Registered;
 pub use redirection::{Redirection, SteeringScope};
 use relays::RelayListeners;

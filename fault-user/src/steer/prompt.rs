@@ -9,13 +9,12 @@ use aya::Ebpf;
 use fault_common::abi::{Prompt, STEERS};
 
 use super::originals::destination;
-use super::queue::{Queue, queue};
 use crate::relay::Answered;
 use crate::sys::bpf::mapped::MappedArray;
 use crate::sys::bpf::object::mapped;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::net::netlink::Netlink;
-use crate::sys::process::sockets::room_at;
+use crate::sys::process::sockets::{ListenerQueue, queue, room_at};
 
 /// After this time without a look at the server's queue its clients' SYNs are held again.
 const LASTS_NS: u64 = 100_000_000;
@@ -104,7 +103,7 @@ impl PromptService {
         }
     }
 
-    fn queues(&self) -> impl Iterator<Item = Queue> {
+    fn queues(&self) -> impl Iterator<Item = ListenerQueue> {
         self.listeners.iter().map(queue)
     }
 

@@ -1453,16 +1453,23 @@ fn a_full_queue_takes_no_more_clients_than_without_a_rule() {
     let (_server, address) = queueing(BACKLOG);
     let applied = AppliedRules::begin(&["tcp:7000 latency=1ms"], "--scope host --drain 0s");
     let table = || std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-    let is_opening = |line: &str| line.contains("0100007F:1B58 02 ");
+    // Its SYN is lost: it has been sent again.
+    let is_lost = |line: &str| {
+        let retransmitted = line.split_whitespace().nth(6);
+        line.contains("0100007F:1B58 02 ") && retransmitted != Some("00000000")
+    };
     let mut clients = Vec::new();
     loop {
         let client = connecting(address);
         let mut is_connected = false;
         let is_answered = || {
             is_connected = client.peer_addr().is_ok();
-            is_connected || table().lines().any(is_opening)
+            is_connected || table().lines().any(is_lost)
         };
-        wait_for(is_answered, "the client's connection or the relay's SYN");
+        wait_for(
+            is_answered,
+            "the client's connection, or the relay's SYN to be lost",
+        );
         if !is_connected {
             break;
         }

@@ -17,7 +17,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// TCP or UDP.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -153,6 +153,40 @@ pub fn owner(local: SocketAddr, remote: SocketAddr) -> Result<Option<SocketOwner
         uid: header.uid,
         inode: header.inode.into(),
     }))
+}
+
+/// The connections that wait at a listener to be accepted.
+#[derive(Default)]
+pub struct ListenerQueue {
+    /// How many there are.
+    pub length: u64,
+    /// How many there may be.
+    pub limit: u64,
+}
+
+/// The queue of a listener; an empty one without room if unknown.
+pub fn queue(listener: &impl AsRawFd) -> ListenerQueue {
+    // SAFETY: all zeros is a value of this structure of integers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = u32::try_from(size_of_val(&info)).unwrap_or(0);
+    // SAFETY: room for the structure, and a length that says so.
+    let status = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if status != 0 {
+        return ListenerQueue::default();
+    }
+    // For a listening socket the kernel reports the queue in these fields.
+    ListenerQueue {
+        length: info.tcpi_unacked.into(),
+        limit: info.tcpi_sacked.into(),
+    }
 }
 
 /// How many more connections fit into the queue of the TCP socket that listens at `address` (or at all addresses), in the
