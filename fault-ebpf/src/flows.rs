@@ -43,21 +43,18 @@ pub fn enter<F: Frame>(
     }
     // A reference: a copy would not fit the stack.
     let key = &scratch.key;
-    let entry = match FLOWS.get_ptr_mut(key) {
-        Some(found) => {
-            // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst
-            // costs an ordinal.
-            if is_stale(frame, header, scratch, unsafe { &*found }) {
-                expose(scratch);
-                frame.renew();
-            }
-            NonNull::new(found)
-        }
-        None => {
+    let entry = if let Some(found) = FLOWS.get_ptr_mut(key) {
+        // SAFETY: a map value lives until the program ends; other CPUs may write to it, which at worst
+        // costs an ordinal.
+        if is_stale(frame, header, scratch, unsafe { &*found }) {
             expose(scratch);
-            frame.insert();
-            FLOWS.get_ptr_mut(&scratch.key).and_then(NonNull::new)
+            frame.renew();
         }
+        NonNull::new(found)
+    } else {
+        expose(scratch);
+        frame.insert();
+        FLOWS.get_ptr_mut(&scratch.key).and_then(NonNull::new)
     }?;
     // SAFETY: as above.
     let flow = unsafe { &mut *entry.as_ptr() };
