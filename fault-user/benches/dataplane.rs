@@ -64,8 +64,8 @@ fn packets() {
         matched,
         "ns",
         None,
-        "at most 120",
-        matched <= 120.0,
+        "at most 90",
+        matched <= 90.0,
     );
     let corrupted = nanoseconds(&["tcp:5432 corrupt=100%".to_owned()]);
     measure(
@@ -73,8 +73,8 @@ fn packets() {
         corrupted,
         "ns",
         None,
-        "at most 250",
-        corrupted <= 250.0,
+        "at most 170",
+        corrupted <= 170.0,
     );
 }
 

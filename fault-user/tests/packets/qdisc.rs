@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support::echo::connected;
 use crate::support::late::{assert_about, delays_all, echo, exchange, order, timed};
 use crate::support::place::{
-    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, ip, run, wait_for,
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, ip, is_emulated, run, wait_for,
 };
 use fault_user::sys::process::netns::NetworkNamespace;
 
@@ -141,7 +141,10 @@ fn fq_remembers_the_order_of_what_it_holds_and_then_no_more() {
         return;
     }
     let socket = connected(echo(None, "127.0.0.1"));
-    let applied = AppliedRules::begin(&["udp:7000 delay=3s~1s,keep-order"], FQ);
+    // An emulated processor takes seconds to start what reads the map.
+    let seconds = if is_emulated() { 20 } else { 3 };
+    let rule = format!("udp:7000 delay={seconds}s~1s,keep-order dir=to-server");
+    let applied = AppliedRules::begin(&[&rule], FQ);
     socket.send(b"x").unwrap();
     wait_for(
         || entries_of("ORDERS").contains("key"),
