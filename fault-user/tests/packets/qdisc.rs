@@ -3,13 +3,13 @@
 use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::support::echo::connected;
 use crate::support::late::{assert_about, delays_all, echo, exchange, order, timed};
 use crate::support::place::{
-    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, ip, is_emulated, run, wait_for,
+    AppliedRules, PATIENCE, Peer, count_lines, enter_fresh, fault, hide_run, ip, is_emulated, run,
+    wait_for,
 };
 use fault_user::sys::process::netns::NetworkNamespace;
 
@@ -265,9 +265,8 @@ fn a_foreign_qdisc_is_named_and_stays() {
 
 /// Packets pass again, and `clean` finds the qdiscs and the veth pair, by the journal or without it.
 fn killed(options: &str) {
-    // What one of them lacks a journal for, another one's `clean` must not look at.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Each start elsewhere cleans up after the killed instances of its /run.
+    hide_run();
     let peer = Peer::joined();
     let before = roots();
     let namespace = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
