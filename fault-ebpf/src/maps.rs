@@ -188,9 +188,13 @@ pub static NAMES: LpmTrie<NameKey, u64> = LpmTrie::with_max_entries(1, BPF_F_NO_
 /// Classes of names: generation x [`NAMES_MAX`], 16 bits for each value of [`fault_common::matching::about`].
 #[map]
 pub static NAME_CLASSES: Array<u32> = Array::with_max_entries(2 * NAMES_MAX as u32, 0);
-/// The addresses of names.
-#[map]
-pub static LEARNED: HashMap<Address, Known> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// A map of the addresses of names.
+type NameAddresses = btf_maps::HashMap<Address, Known, 1, { BPF_F_NO_PREALLOC as usize }>;
+
+/// The addresses of names. Defined by BTF as in [`STEER_LEARNED`]: from Linux 5.15 to 6.1 a map with it and one without
+/// are not of the same kind.
+#[btf_map]
+pub static LEARNED: NameAddresses = NameAddresses::new();
 /// How often each name was looked up.
 #[map]
 pub static LOOKUPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(NAMES_MAX as u32, 0);
@@ -292,10 +296,7 @@ pub static STEER_TABLE: Array<Steer> = Array::with_max_entries(STEERS, BPF_F_MMA
 pub static STEER_HOSTS: LpmTrie<HostKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// The addresses of names that another loaded object learns: its [`LEARNED`], if there is one.
 #[btf_map]
-pub static STEER_LEARNED: btf_maps::ArrayOfMaps<
-    btf_maps::HashMap<Address, Known, 1, { BPF_F_NO_PREALLOC as usize }>,
-    1,
-> = btf_maps::ArrayOfMaps::new();
+pub static STEER_LEARNED: btf_maps::ArrayOfMaps<NameAddresses, 1> = btf_maps::ArrayOfMaps::new();
 /// The relay's listeners for what comes from outside: for each entry of [`STEER_TABLE`] one of IPv4 and one of IPv6.
 #[map]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * STEERS, 0);
