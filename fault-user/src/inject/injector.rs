@@ -398,7 +398,7 @@ impl Injector {
     pub fn xdp_program(&mut self) -> Result<&mut Xdp> {
         let program: &mut Xdp = object::program(&mut self.ebpf, XDP)?;
         if program.fd().is_err() {
-            object::loaded(XDP, program.load())?;
+            object::loaded(XDP, || program.load())?;
         }
         Ok(program)
     }
@@ -573,7 +573,7 @@ impl Injector {
         const NAME: &str = "fault_socket";
         let program: &mut CgroupSock = object::program(&mut self.ebpf, NAME)?;
         if program.fd().is_err() {
-            object::loaded(NAME, program.load())?;
+            object::loaded(NAME, || program.load())?;
         }
         let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::SocketCreate)?;
         self.cgroup_links.push(link);
@@ -593,7 +593,7 @@ impl Injector {
         };
         let program: &mut CgroupSkb = object::program(&mut self.ebpf, name)?;
         if program.fd().is_err() {
-            object::loaded(name, program.load())?;
+            object::loaded(name, || program.load())?;
         }
         let link = CgroupLink::attach(program.fd()?.as_fd(), cgroup, Hook::Ingress)?;
         self.cgroup_links.push(link);
@@ -1002,7 +1002,7 @@ pub(super) fn is_old() -> bool {
 fn load_classifier(name: &str, program: &mut SchedClassifier) -> Result<()> {
     if program.fd().is_err() {
         let _step = step(format_args!("verifying {name}"));
-        object::loaded(name, program.load())?;
+        object::loaded(name, || program.load())?;
     }
     Ok(())
 }

@@ -52,7 +52,7 @@ impl Handshakes {
             .take_map("HANDSHAKE_EVENTS")
             .context("the eBPF object has no map HANDSHAKE_EVENTS")?;
         let filter: &mut SocketFilter = program(ebpf, NAME)?;
-        loaded(NAME, filter.load())?;
+        loaded(NAME, || filter.load())?;
         let filter = filter.fd()?.as_fd().try_clone_to_owned()?;
         let sockets = match RawSockets::open(|socket| set_mark(socket, relay_mark())) {
             Ok(sockets) => Some(Arc::new(sockets)),

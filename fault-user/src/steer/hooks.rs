@@ -155,11 +155,11 @@ fn attach_all(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
         ("fault_peer6", Hook::PeerName6),
     ] {
         let hook: &mut CgroupSockAddr = program(ebpf, name)?;
-        loaded(name, hook.load())?;
+        loaded(name, || hook.load())?;
         links.push(CgroupLink::attach(hook.fd()?.as_fd(), cgroup, at)?);
     }
     let opening: &mut SockOps = program(ebpf, "fault_opening")?;
-    loaded("fault_opening", opening.load())?;
+    loaded("fault_opening", || opening.load())?;
     let opening = opening.fd()?.as_fd();
     links.push(CgroupLink::attach(opening, cgroup, Hook::SocketOperations)?);
     Ok(links)
@@ -170,7 +170,7 @@ fn attach_lookup(ebpf: &mut Ebpf) -> Result<OwnedFd> {
     const BPF_SK_LOOKUP: u32 = 36;
     const NAME: &str = "fault_lookup";
     let lookup: &mut SkLookup = program(ebpf, NAME)?;
-    loaded(NAME, lookup.load())?;
+    loaded(NAME, || lookup.load())?;
     let namespace = std::fs::File::open("/proc/thread-self/ns/net")?;
     link::create(
         lookup.fd()?.as_fd(),

@@ -219,7 +219,7 @@ fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
     let mut links = Vec::new();
     // The program for ends comes first: otherwise the start of a connection could be recorded without its end.
     let state: &mut SockOps = program(ebpf, "fault_watch_state")?;
-    loaded("fault_watch_state", state.load())?;
+    loaded("fault_watch_state", || state.load())?;
     links.push(CgroupLink::attach(
         state.fd()?.as_fd(),
         cgroup,
@@ -230,7 +230,7 @@ fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
         ("fault_watch_received", Hook::Ingress),
     ] {
         let packets: &mut CgroupSkb = program(ebpf, name)?;
-        loaded(name, packets.load())?;
+        loaded(name, || packets.load())?;
         links.push(CgroupLink::attach(packets.fd()?.as_fd(), cgroup, hook)?);
     }
     for (name, hook) in [
@@ -238,7 +238,7 @@ fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<CgroupLink>> {
         ("fault_watch6", Hook::Connect6),
     ] {
         let connect: &mut CgroupSockAddr = program(ebpf, name)?;
-        loaded(name, connect.load())?;
+        loaded(name, || connect.load())?;
         links.push(CgroupLink::attach(connect.fd()?.as_fd(), cgroup, hook)?);
     }
     Ok(links)

@@ -74,11 +74,24 @@ where
         .with_context(|| format!("{name} is a program of another kind"))
 }
 
-/// Converts the result of loading a program; the error is one line.
+/// Loads a program; the error is one line. The verifier gives up when a signal comes (`EAGAIN`): then it is tried again, a
+/// few times as libbpf does.
 ///
 /// # Errors
 /// The kernel rejected the program.
-pub fn loaded(name: &str, status: Result<(), ProgramError>) -> Result<()> {
+pub fn loaded(name: &str, mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<()> {
+    const ATTEMPTS: usize = 5;
+    let is_interrupted = |status: &Result<(), ProgramError>| {
+        matches!(status, Err(ProgramError::LoadError { io_error, .. })
+            if io_error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let mut status = load();
+    for _ in 1..ATTEMPTS {
+        if !is_interrupted(&status) {
+            break;
+        }
+        status = load();
+    }
     status.map_err(|error| {
         let summary = verifier::summary(name, &error);
         anyhow!(error).context(summary)
