@@ -1,21 +1,29 @@
 //! Packet rules by the daemon's API: `/v1/rules`, their events, and `/v1/doctor`.
 
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Read as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::daemon::Daemon;
-use crate::support::echo::echo_server;
+use crate::support::echo::{echo_server, tcp_echo};
 use crate::support::place::{PATIENCE, Peer, enter_fresh, fault, wait_for};
 use fault_user::sys::process::netns::NetworkNamespace;
 use serde_json::{Value, json};
 
 /// What a connect to this address brings.
 fn dial(address: SocketAddr) -> Result<(), ErrorKind> {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE);
-    stream.map(drop).map_err(|error| error.kind())
+    let talk = || {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        // To its end, so that none of its packets meets a rule that comes later.
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.shutdown(Shutdown::Write)?;
+        stream.read_to_end(&mut Vec::new())
+    };
+    talk()
+        .map(drop)
+        .map_err(|error: std::io::Error| error.kind())
 }
 
 fn add(daemon: &Daemon, rule: &Value) -> Value {
@@ -138,7 +146,7 @@ fn rules_go_on_to_an_interface_that_appears() {
     let peer = Peer::joined();
     let there = NetworkNamespace::open(Path::new(&peer.name)).unwrap();
     let address: SocketAddr = "10.77.0.2:7000".parse().unwrap();
-    let _listener = there.enter(|| Ok(TcpListener::bind(address)?)).unwrap();
+    tcp_echo(there.enter(|| Ok(TcpListener::bind(address)?)).unwrap());
     wait_for(
         || dial(address) == Err(ErrorKind::ConnectionRefused),
         "the rule to act on the new device",
